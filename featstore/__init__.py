@@ -1,0 +1,31 @@
+"""featstore: run an audio encoder once, keep its embeddings, answer every later question from the store."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from featstore.store import Store
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "open"]
+
+
+def open(url: str) -> Store:  # the name users type: featstore.open(...)
+    """Open a store for reading.
+
+    Parameters
+    ----------
+    url : str
+        A folder, or any URL that zarr can read.
+
+    Raises
+    ------
+    featstore.errors.StoreNotFound
+        There is no store there.
+    featstore.errors.StoreVersionError
+        A newer featstore wrote it.
+    """
+    from featstore.store import open_store
+
+    return open_store(url)

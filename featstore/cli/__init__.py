@@ -1,0 +1,76 @@
+"""The command line. Commands parse, call and print; everything heavy is imported when a command runs."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from featstore import __version__
+from featstore.cli.demo import demo
+from featstore.cli.extract import extract
+from featstore.cli.probe import probe
+from featstore.cli.report import report
+from featstore.cli.retrieve import retrieve
+from featstore.cli.tasks import tasks
+from featstore.cli.upkeep import compact, gc, verify
+from featstore.errors import FeatstoreError
+
+__all__ = ["cli", "main"]
+
+_INTERRUPTED = 130
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="featstore")
+@click.option("--traceback", is_flag=True, help="Show where an error was raised, for a bug report.")
+def cli(*, traceback: bool) -> None:  # read in `main`
+    """Run an audio encoder once, keep its embeddings, answer every later question from the store.
+
+    \b
+    featstore demo                                             see all of it on audio made here
+    featstore extract  TASK... --encoder E --data D --store S  encode shards (GPU box)
+    featstore probe    TASK... --store S                       Track A: a linear layer per task (laptop)
+    featstore retrieve TASK... --store S                       Track B: nearest neighbours (laptop)
+    featstore report   --results R                             leaderboard
+    """
+
+
+for command in (demo, extract, probe, retrieve, report, tasks, verify, gc, compact):
+    cli.add_command(command)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point: run a command, and end with its exit code; an error is one line."""
+    try:
+        code = cli.main(args=arguments, prog_name="featstore", standalone_mode=False)
+    except click.exceptions.Exit as done:
+        code = done.exit_code
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except FeatstoreError as error:
+        _raise_if_asked(arguments)
+        code = _fail(str(error), error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        code = _fail(
+            "interrupted; whatever was committed is kept, and the same command goes on from there", _INTERRUPTED
+        )
+    except BrokenPipeError:
+        code = 1
+    except OSError as error:
+        _raise_if_asked(arguments)
+        where = f" ({error.filename})" if error.filename else ""
+        code = _fail(f"{error.strerror or error}{where}", 1)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str, code: int) -> int:
+    click.secho("featstore: ", fg="red", err=True, nl=False)
+    click.echo(message, err=True)
+    return code
+
+
+def _raise_if_asked(arguments: list[str] | None) -> None:
+    if "--traceback" in (sys.argv[1:] if arguments is None else arguments):
+        raise  # noqa: PLE0704 - called while an error is handled

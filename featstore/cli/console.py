@@ -1,0 +1,226 @@
+"""The one door of rich: progress on stderr, and tables. Imported by a command when it has something to show.
+
+On a terminal a run is a live bar; in a log it is a plain line every ten seconds, as a bar would be thousands there.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TextIO
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from featstore.report import Grid, GridCell, GridRow, grid
+
+if TYPE_CHECKING:
+    from rich.progress import Task, TaskID
+
+    from featstore.extract.progress import Progress as Watcher
+    from featstore.report import Leaderboard
+
+__all__ = ["PlainProgress", "RichProgress", "counting", "leaderboard_tables", "plain_table", "progress_bar", "show"]
+
+PLAIN_EVERY_SECONDS = 10.0
+FILE_COLUMNS = 10_000
+
+
+@contextmanager
+def progress_bar(*, stream: TextIO | None = None) -> Iterator[Watcher]:
+    """Watch extraction on stderr (or `stream`): a bar for each split on a terminal, plain lines elsewhere."""
+    console = Console(file=sys.stderr if stream is None else stream, highlight=False)
+    if not console.is_terminal:
+        yield PlainProgress(console.file.write, clock=time.monotonic)
+        return
+    columns: tuple[ProgressColumn, ...] = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.completed:.0f}/{task.total:.0f} shards"),
+        _Throughput(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(compact=True),
+    )
+    with Progress(*columns, console=console) as bars:
+        yield RichProgress(bars)
+
+
+class RichProgress:
+    """One line of a live display for each split."""
+
+    def __init__(self, bars: Progress) -> None:
+        self._bars = bars
+        self._task: TaskID | None = None
+        self._clips = 0
+        self._audio_seconds = 0.0
+
+    def begin(self, *, label: str, shards_total: int, shards_reused: int) -> None:
+        """Add a line for a split."""
+        self._clips, self._audio_seconds = 0, 0.0
+        reused = f" [dim]({shards_reused} reused)[/]" if shards_reused else ""
+        # Reused shards are no part of the bar: its estimate of the time left would take them for speed.
+        self._task = self._bars.add_task(
+            escape(label) + reused, total=shards_total - shards_reused, clips=0, audio_seconds=0.0
+        )
+
+    def advance(self, *, clips: int, audio_seconds: float) -> None:
+        """Count clips."""
+        if self._task is not None:
+            self._clips += clips
+            self._audio_seconds += audio_seconds
+            self._bars.update(self._task, clips=self._clips, audio_seconds=self._audio_seconds)
+
+    def shard_done(self) -> None:
+        """Move the bar."""
+        if self._task is not None:
+            self._bars.advance(self._task)
+
+    def end(self) -> None:
+        """Stop the line's clock."""
+        if self._task is not None:
+            self._bars.stop_task(self._task)
+            self._task = None
+
+
+class _Throughput(ProgressColumn):
+    """Clips, clips a second, and seconds of audio a second."""
+
+    def render(self, task: Task) -> Text:
+        return Text(
+            _throughput(task.fields["clips"], task.fields["audio_seconds"], task.elapsed or 0.0),
+            style="progress.data.speed",
+        )
+
+
+class PlainProgress:
+    """A line when a split begins and ends, and at most every ten seconds between.
+
+    Parameters
+    ----------
+    write : callable
+        Takes text.
+    clock : callable
+        Seconds that only go forward.
+    """
+
+    def __init__(self, write: Callable[[str], object], *, clock: Callable[[], float]) -> None:
+        self._write = write
+        self._clock = clock
+        self._label = ""
+        self._shards_total = self._shards_done = self._clips = 0
+        self._audio_seconds = self._began = self._told = 0.0
+
+    def begin(self, *, label: str, shards_total: int, shards_reused: int) -> None:
+        """Tell what is to be done."""
+        self._label, self._shards_total, self._shards_done = label, shards_total - shards_reused, 0
+        self._clips, self._audio_seconds = 0, 0.0
+        self._began = self._told = self._clock()
+        reused = f", {shards_reused} reused" if shards_reused else ""
+        self._write(f"{label}: {self._shards_total} shards to encode{reused}\n")
+
+    def advance(self, *, clips: int, audio_seconds: float) -> None:
+        """Count clips, and tell about them when the last line is old enough."""
+        self._clips += clips
+        self._audio_seconds += audio_seconds
+        if self._clock() - self._told >= PLAIN_EVERY_SECONDS:
+            self._tell()
+
+    def shard_done(self) -> None:
+        """Count a shard."""
+        self._shards_done += 1
+
+    def end(self) -> None:
+        """Tell how it went, where anything was done."""
+        if self._clips or self._shards_done:
+            self._tell()
+
+    def _tell(self) -> None:
+        self._told = self._clock()
+        rate = _throughput(self._clips, self._audio_seconds, self._told - self._began)
+        self._write(f"{self._label}: {self._shards_done}/{self._shards_total} shards, {rate}\n")
+
+
+@contextmanager
+def counting(what: str) -> Iterator[Callable[[], None]]:
+    """Count something on stderr where it is a terminal; the callable counts one."""
+    console = Console(file=sys.stderr, highlight=False)
+    if not console.is_terminal:
+        yield lambda: None
+        return
+    columns = (SpinnerColumn(), TextColumn("{task.completed:,.0f} {task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as bars:
+        task = bars.add_task(what, total=None)
+        yield lambda: bars.advance(task)
+
+
+def _throughput(clips: int, audio_seconds: float, elapsed_seconds: float) -> str:
+    if elapsed_seconds <= 0 or not clips:
+        return f"{clips:,} clips"
+    return (
+        f"{clips:,} clips, {clips / elapsed_seconds:,.0f} clips/s, {audio_seconds / elapsed_seconds:,.0f} x real time"
+    )
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+
+def show(*renderables: RenderableType, stream: TextIO | None = None) -> None:
+    """Print on stdout (or `stream`): in colour on a terminal, and in a file as wide as it takes."""
+    console = Console(file=sys.stdout if stream is None else stream, highlight=False)
+    if not console.is_terminal:
+        console.width = FILE_COLUMNS  # a table is no wider than its content: nothing is cut, nothing is padded
+    for renderable in renderables:
+        console.print(renderable)
+
+
+def leaderboard_tables(board: Leaderboard) -> Group:
+    """Paint every table of a leaderboard."""
+    return Group(*(_painted(grid(table)) for table in board.tables))
+
+
+def _painted(laid_out: Grid) -> Group:
+    table = Table(title=laid_out.title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    for index, heading in enumerate(laid_out.header):
+        table.add_column(Text(heading), justify="left" if index < 2 else "right", overflow="fold")
+    for row in laid_out.rows:
+        table.add_row(*_entries(row))
+    table.add_section()
+    for row in laid_out.averages:
+        table.add_row(*_entries(row), style="bold" if len(laid_out.averages) == 1 else None)
+    notes = (Text(f"  {note}", style="dim") for note in laid_out.notes)
+    return Group(table, *notes, Text())
+
+
+def _entries(row: GridRow) -> tuple[Text, ...]:
+    return (Text(row.head), Text(row.metric, style="dim"), *map(_entry, row.cells))
+
+
+def _entry(cell: GridCell) -> Text:
+    # The mark is a letter of the text as well as a colour: a log and a colour-blind reader see it too.
+    return Text(f"▸ {cell.text}", style="bold green") if cell.best else Text(cell.text)
+
+
+def plain_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, title: str | None = None) -> Table:
+    """Lay out rows of text. A column whose every entry begins with a digit is set flush right."""
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    for index, heading in enumerate(header):
+        numeric = bool(rows) and all(row[index][:1].isdigit() for row in rows)
+        table.add_column(Text(heading), justify="right" if numeric else "left")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    return table

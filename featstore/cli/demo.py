@@ -1,0 +1,46 @@
+"""`featstore demo`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from featstore.cli.options import emit_json, json_option
+
+__all__ = ["demo"]
+
+
+@click.command()
+@click.option(
+    "--dir",
+    "directory",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("featstore-demo"),
+    show_default=True,
+    metavar="DIR",
+    help="Gets data/, embeddings.zarr and results/.",
+)
+@json_option
+def demo(*, directory: Path, as_json: bool) -> None:
+    """Make labelled audio, extract it with two encoders, probe, retrieve, and print the leaderboard.
+
+    Nothing is downloaded. A second run finds everything there.
+    """
+    from featstore.cli.console import leaderboard_tables, progress_bar, show
+    from featstore.demo import run_demo
+
+    def say(line: str) -> None:
+        click.echo(line, err=as_json)
+
+    with progress_bar() as progress:
+        outcome = run_demo(directory, say=say, progress=progress)
+    if as_json:
+        emit_json(outcome.scores)
+        return
+    show(leaderboard_tables(outcome.leaderboard))
+    total = sum(outcome.seconds.values())
+    click.echo(f"{total:.1f} s in all. Look further:")
+    click.echo(f"  python -c \"import featstore; print(featstore.open('{outcome.store_path}'))\"")
+    click.echo(f"  featstore probe demo-scenes --store {outcome.store_path} --protocol xares")
+    click.echo(f"  featstore report --results {outcome.results_dir} --format markdown")

@@ -1,0 +1,154 @@
+"""`featstore extract`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from featstore.cli.options import emit_json, json_option, parse_arguments, store_option, tasks_argument
+
+if TYPE_CHECKING:
+    from featstore.records import ExtractRecord
+
+__all__ = ["extract"]
+
+
+@click.command()
+@tasks_argument
+@click.option(
+    "--encoder", "spec", metavar="SPEC", required=True, help="logmel, mfcc, ./file.py[:Class] or package.module:Class."
+)
+@click.option(
+    "--encoder-arg",
+    "encoder_args",
+    metavar="NAME=VALUE",
+    multiple=True,
+    help="Constructor argument of the encoder; may be repeated.",
+)
+@click.option(
+    "--data",
+    "data_dir",
+    type=click.Path(path_type=Path),
+    required=True,
+    metavar="DIR",
+    help="Holds one folder of shards for each dataset.",
+)
+@store_option
+@click.option("--split", "splits", metavar="NAME", multiple=True, help="Only this split or fold; may be repeated.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option(
+    "--precision",
+    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+    default="auto",
+    show_default=True,
+    help="Arithmetic of the encoder. auto: bfloat16 for an encoder with weights on a GPU, else float32.",
+)
+@click.option(
+    "--dtype",
+    "frame_dtype",
+    type=click.Choice(["float16", "float32"]),
+    default="float16",
+    show_default=True,
+    help="What frames are stored as; utterance vectors are always float32.",
+)
+@click.option(
+    "--frames",
+    type=click.Choice(["auto", "always", "never"]),
+    default="auto",
+    show_default=True,
+    help="Store frames. auto: where the task scores frames.",
+)
+@click.option(
+    "--padding",
+    metavar="SECONDS|exact|xares",
+    default="0.25",
+    show_default=True,
+    help="Round a window's length up to a multiple; to nothing; or pad as X-ARES does.",
+)
+@click.option(
+    "--batch-seconds",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    help="Audio in a batch.  [default: 64 on a CPU, 640 on a GPU]",
+)
+@click.option(
+    "--workers", type=click.IntRange(min=0), default=0, help="Decoding threads.  [default: one per core, at most 16]"
+)
+@click.option(
+    "--max-clip-seconds",
+    type=click.FloatRange(min=0, min_open=True),
+    default=3600.0,
+    show_default=True,
+    help="Leave out clips that claim to be longer.",
+)
+@click.option("--fail-on-skip", is_flag=True, help="Exit with 1 if any clip was left out.")
+@json_option
+def extract(
+    *,
+    tasks: tuple[str, ...],
+    spec: str,
+    encoder_args: tuple[str, ...],
+    data_dir: Path,
+    store_url: str,
+    splits: tuple[str, ...],
+    fail_on_skip: bool,
+    as_json: bool,
+    **settings: Any,
+) -> None:
+    """Encode the shards of tasks into a store, each shard once.
+
+    What the store has already, under the same encoder and settings, is not encoded again. A run that was killed goes on
+    where it was.
+    """
+    from featstore.cli.console import progress_bar
+    from featstore.encoders import load_encoder
+    from featstore.extract import ExtractOptions, extract_task
+    from featstore.manifest import find_task
+
+    options = ExtractOptions(**settings)
+    manifests = [find_task(task) for task in tasks]
+    encoder = load_encoder(spec, arguments=parse_arguments(encoder_args))
+    records: list[ExtractRecord] = []
+    for manifest in manifests:
+        with progress_bar() as progress:
+            done = extract_task(
+                manifest,
+                encoder,
+                data_dir=data_dir,
+                store_url=store_url,
+                options=options,
+                splits=splits,
+                progress=progress,
+            )
+        records += done
+        if not as_json:
+            for record in done:
+                _tell(record)
+    if as_json:
+        emit_json(records)
+    n_skipped = sum(len(record.skipped) for record in records)
+    if fail_on_skip and n_skipped:
+        click.echo(f"featstore: {n_skipped} clips were left out, and --fail-on-skip was given", err=True)
+        raise click.exceptions.Exit(1)
+
+
+def _tell(record: ExtractRecord) -> None:
+    what = f"{record.encoder}@{record.fingerprint}  {record.dataset}/{record.split}"
+    click.echo(
+        f"{what}: {record.clips:,} clips, {record.windows:,} windows, {record.audio_seconds / 60:,.1f} min; "
+        f"{record.shards_done} shards encoded, {record.shards_reused} reused"
+    )
+    if record.shards_done:
+        seconds = record.seconds
+        click.echo(
+            f"  {seconds['total']:.1f} s, {record.bytes_written / 1e6:,.1f} MB written; the run waited on {record.bottleneck} "
+            f"(encode {seconds['encode']:.1f} s, waiting for clips {seconds['wait_clips']:.1f} s, "
+            f"for the store {seconds['wait_write']:.1f} s)"
+        )
+    shown = 10
+    for clip in record.skipped[:shown]:
+        click.echo(f"  left out: {clip.shard} {clip.key!r}: {clip.reason}")
+    if len(record.skipped) > shown:
+        click.echo(f"  left out: {len(record.skipped) - shown} more (all of them with --json)")

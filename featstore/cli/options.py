@@ -1,0 +1,98 @@
+"""Options and arguments that several commands share, and how results are printed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+__all__ = [
+    "emit_json",
+    "encoder_names",
+    "json_option",
+    "parse_arguments",
+    "protocol_option",
+    "results_option",
+    "store_option",
+    "tasks_argument",
+]
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def tasks_argument(function: _F) -> _F:
+    """``TASK...``: built-in names or paths."""
+    return click.argument("tasks", metavar="TASK...", nargs=-1, required=True)(function)
+
+
+def store_option(function: _F) -> _F:
+    """``--store URL``."""
+    return click.option("--store", "store_url", metavar="URL", required=True, help="Folder or URL of the store.")(
+        function
+    )
+
+
+def json_option(function: _F) -> _F:
+    """``--json``."""
+    return click.option(
+        "--json", "as_json", is_flag=True, help="Print one JSON array on stdout, and nothing else there."
+    )(function)
+
+
+def protocol_option(function: _F) -> _F:
+    """``--protocol``."""
+    return click.option(
+        "--protocol",
+        type=click.Choice(["strict", "xares"]),
+        default="strict",
+        show_default=True,
+        help="strict: sound evaluation. xares: X-ARES's own rules, comparable with its published scores.",
+    )(function)
+
+
+def results_option(function: _F) -> _F:
+    """``--results DIR``."""
+    return click.option(
+        "--results",
+        "results_dir",
+        type=click.Path(file_okay=False, path_type=Path),
+        metavar="DIR",
+        help="Also write each score there, for `featstore report`.",
+    )(function)
+
+
+def encoder_names(function: _F) -> _F:
+    """``--encoder NAME``, of a store."""
+    return click.option(
+        "--encoder",
+        "encoders",
+        metavar="NAME",
+        multiple=True,
+        help="Encoder in the store (`logmel`, or `logmel@3f9c2a71`); may be repeated. Default: every one that has the task.",
+    )(function)
+
+
+def parse_arguments(pairs: Iterable[str]) -> dict[str, Any]:
+    """Read ``name=value`` pairs; a value is JSON where it can be, else text.
+
+    >>> parse_arguments(["mels=64", "name=base"])
+    {'mels': 64, 'name': 'base'}
+    """
+    arguments: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not name.isidentifier():
+            raise click.BadParameter(f"--encoder-arg takes name=value: got {pair!r}")
+        try:
+            arguments[name] = json.loads(value)
+        except ValueError:
+            arguments[name] = value
+    return arguments
+
+
+def emit_json(records: Iterable[Any]) -> None:
+    """Print records that know their JSON as one array."""
+    click.echo(json.dumps([record.as_json() for record in records], indent=1, ensure_ascii=False, allow_nan=False))

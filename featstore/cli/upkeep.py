@@ -1,0 +1,81 @@
+"""`featstore verify`, `gc` and `compact`: the upkeep of a store."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from featstore.cli.options import emit_json, json_option, store_option
+
+__all__ = ["compact", "gc", "verify"]
+
+
+@click.command()
+@store_option
+@click.option("--repair", is_flag=True, help="Drop damaged parts (the next extract makes them again), mend documents.")
+@json_option
+def verify(store_url: str, repair: bool, as_json: bool) -> None:
+    """Read everything in a store through its checksums, and name each damaged part.
+
+    Exits with 1 if anything is wrong that was not repaired.
+    """
+    from featstore.cli.console import counting
+    from featstore.store.verify import verify_store
+
+    with counting("parts verified") as tick:
+        report = verify_store(store_url, repair=repair, on_part=lambda _: tick())
+    if as_json:
+        click.echo(json.dumps([report.as_json()], indent=1))
+    else:
+        for finding in report.findings:
+            done = f" [repaired: {finding.remedy}]" if finding.repaired else ""
+            click.echo(f"{finding.where or store_url}: {finding.problem}{done}")
+        state = "sound" if not report.findings else "repaired" if report.sound else "DAMAGED"
+        click.echo(
+            f"{store_url}: {state}; {report.parts:,} parts, {report.objects:,} objects, "
+            f"{report.bytes_read / 1e6:,.1f} MB read, {len(report.findings)} findings"
+        )
+        if report.findings and not repair:
+            click.echo(
+                "run `featstore verify --repair` to drop what is damaged, then the same `featstore extract` again"
+            )
+    if not report.sound:
+        raise click.exceptions.Exit(1)
+
+
+@click.command()
+@store_option
+@json_option
+def gc(store_url: str, as_json: bool) -> None:
+    """Delete superseded parts and what killed runs left."""
+    from featstore.store.maintenance import gc_store
+
+    records = gc_store(store_url)
+    if as_json:
+        emit_json(records)
+        return
+    for record in records:
+        for name in record.deleted:
+            click.echo(f"deleted {record.path}/{name}" if record.path else f"deleted {name}")
+    click.echo(f"{store_url}: {sum(len(record.deleted) for record in records)} deleted")
+
+
+@click.command()
+@store_option
+@click.option(
+    "--part-megabytes", type=click.FloatRange(min=1), default=256.0, show_default=True, help="Size to aim at."
+)
+@json_option
+def compact(store_url: str, part_megabytes: float, as_json: bool) -> None:
+    """Make one part of many small ones that stand together. Nothing is encoded again afterwards."""
+    from featstore.store.maintenance import compact_store
+
+    records = compact_store(store_url, part_bytes=round(part_megabytes * 1e6))
+    if as_json:
+        emit_json(records)
+        return
+    for record in records:
+        click.echo(f"{record.path}: {record.parts_before} parts are now {record.parts_after}")
+    if not records:
+        click.echo(f"{store_url}: nothing to do")

@@ -1,0 +1,141 @@
+"""The demo: make shards, extract them with two encoders, probe, retrieve, and set up the leaderboard."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from featstore.demo.shards import make_shards
+from featstore.demo.synth import COLLECTIONS, Collection
+from featstore.encoders import load_encoder
+from featstore.extract import ExtractOptions, extract_task
+from featstore.manifest import Manifest, find_task
+from featstore.probe import probe_task
+from featstore.records import ExtractRecord, ScoreRecord
+from featstore.report import Leaderboard, build, write_score
+from featstore.retrieve import retrieve_task
+from featstore.store import open_store
+
+if TYPE_CHECKING:
+    from featstore.extract.progress import Progress
+
+__all__ = ["DemoOutcome", "run_demo"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DemoOutcome:
+    """Everything the demo made. ``seconds`` is wall time by stage: synthesise, extract, probe, retrieve."""
+
+    data_dir: Path
+    store_path: Path
+    results_dir: Path
+    extracts: tuple[ExtractRecord, ...]
+    scores: tuple[ScoreRecord, ...]
+    leaderboard: Leaderboard
+    seconds: dict[str, float]
+
+
+def run_demo(
+    directory: Path,
+    *,
+    encoders: Sequence[str] = ("logmel", "mfcc"),
+    collections: Sequence[Collection] = COLLECTIONS,
+    say: Callable[[str], None],
+    progress: Progress | None = None,
+) -> DemoOutcome:
+    """Go the whole way once, in `directory`; a second run finds its shards and its embeddings there.
+
+    Parameters
+    ----------
+    directory : Path
+        Gets ``data/``, ``embeddings.zarr`` and ``results/``.
+    encoders : sequence of str
+        Encoder specs.
+    collections : sequence of Collection
+        What is made; a dataset's task has its name.
+    say : callable
+        Takes one line at a time for whoever watches.
+    """
+    data_dir, store_path, results_dir = directory / "data", directory / "embeddings.zarr", directory / "results"
+    tasks = [find_task(collection.dataset) for collection in collections]
+    stopwatch = _Stopwatch()
+
+    with stopwatch.stage("synthesise"):
+        shards = make_shards(data_dir, collections=collections)
+    say(
+        f"audio: {shards.made} shards made, {shards.reused} reused "
+        f"({shards.clips} clips, {shards.audio_seconds:.0f} s, {shards.bytes_written / 1e6:.0f} MB "
+        f"in {stopwatch.seconds['synthesise']:.1f} s)"
+    )
+
+    with stopwatch.stage("extract"):
+        extracts = _extract(tasks, encoders, data_dir=data_dir, store_path=store_path, progress=progress)
+    done, reused = (sum(getattr(record, name) for record in extracts) for name in ("shards_done", "shards_reused"))
+    audio_seconds, seconds = sum(record.audio_seconds for record in extracts), stopwatch.seconds["extract"]
+    speed = f", {audio_seconds / seconds:.0f} x real time" if done else ""
+    say(f"embeddings: {done} shards encoded, {reused} reused ({seconds:.1f} s{speed})")
+
+    store = open_store(str(store_path))
+    names = list(dict.fromkeys(record.encoder for record in extracts))
+    with stopwatch.stage("probe"):
+        probed = [
+            probe_task(store, task, encoder=name, protocol="strict", seeds=None) for task in tasks for name in names
+        ]
+    say(f"track A: {len(probed)} linear probes trained ({stopwatch.seconds['probe']:.1f} s)")
+
+    with stopwatch.stage("retrieve"):
+        retrieved = [
+            retrieve_task(store, task, encoder=name, protocol="strict")
+            for task in tasks
+            if task.retrieve.enabled
+            for name in names
+        ]
+    say(f"track B: {len(retrieved)} nearest-neighbour scores ({stopwatch.seconds['retrieve']:.1f} s)")
+
+    scores = (*probed, *retrieved)
+    for score in scores:
+        write_score(score, results_dir)
+    return DemoOutcome(
+        data_dir=data_dir,
+        store_path=store_path,
+        results_dir=results_dir,
+        extracts=extracts,
+        scores=scores,
+        leaderboard=build(scores),
+        seconds=dict(stopwatch.seconds),
+    )
+
+
+def _extract(
+    tasks: Sequence[Manifest], encoders: Sequence[str], *, data_dir: Path, store_path: Path, progress: Progress | None
+) -> tuple[ExtractRecord, ...]:
+    records: list[ExtractRecord] = []
+    for spec in encoders:
+        encoder = load_encoder(spec)
+        for task in tasks:
+            records += extract_task(
+                task,
+                encoder,
+                data_dir=data_dir,
+                store_url=str(store_path),
+                options=ExtractOptions(),
+                progress=progress,
+            )
+    return tuple(records)
+
+
+class _Stopwatch:
+    """Wall seconds by stage."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self.seconds[name] = time.perf_counter() - began

@@ -1,0 +1,139 @@
+"""Finds and builds the encoder that a spec names."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from torch import nn
+
+from featstore.encoders.fingerprint import encoder_identity
+from featstore.encoders.running import Encoder
+from featstore.encoders.spectral import LogMelEncoder, MfccEncoder
+from featstore.errors import EncoderContractError, EncoderError
+from featstore.records import canonical_json
+
+__all__ = ["load"]
+
+_BUILT_IN: Mapping[str, type[nn.Module]] = {"logmel": LogMelEncoder, "mfcc": MfccEncoder}
+
+
+def load(spec: str, *, arguments: Mapping[str, Any]) -> Encoder:
+    """Build an encoder; see `featstore.encoders.load_encoder`."""
+    _check_arguments(arguments)
+    with _importable(_folder_of(spec)):
+        if spec in _BUILT_IN:
+            kind, name = _BUILT_IN[spec], spec
+        else:
+            kind = _class_in_file(spec) if _is_file_spec(spec) else _class_by_import(spec)
+            name = kind.__name__
+        module = _build(kind, arguments)
+        return Encoder(module=module, name=name, spec=spec, identity=encoder_identity(module, arguments=arguments))
+
+
+def _check_arguments(arguments: Mapping[str, Any]) -> None:
+    """Arguments are part of the recipe, which is JSON."""
+    for name, value in arguments.items():
+        try:
+            canonical_json(value)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise EncoderError(
+                f"argument {name} of an encoder must be a JSON value, for it is hashed: {error}"
+            ) from error
+
+
+def _build(kind: type[nn.Module], arguments: Mapping[str, Any]) -> nn.Module:
+    try:
+        module = kind(**arguments)
+    except (Exception, SystemExit) as error:
+        given = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
+        raise EncoderError(f"{kind.__name__}({given}) could not be built: {_told(error)}") from error
+    if not isinstance(module, nn.Module):
+        raise EncoderContractError(f"an encoder is a torch.nn.Module: {kind.__name__} is none")
+    return module.eval()
+
+
+def _is_file_spec(spec: str) -> bool:
+    return re.search(r"\.py(:\w+)?$", spec) is not None
+
+
+def _split_file_spec(spec: str) -> tuple[Path, str]:
+    text, _, wanted = spec.rpartition(":") if re.search(r"\.py:\w+$", spec) else (spec, "", "")
+    return Path(text), wanted
+
+
+def _folder_of(spec: str) -> Path:
+    """Where the files are that an encoder may import without being installed."""
+    return _split_file_spec(spec)[0].resolve().parent if _is_file_spec(spec) else Path.cwd()
+
+
+def _class_in_file(spec: str) -> type[nn.Module]:
+    path, wanted = _split_file_spec(spec)
+    if not path.is_file():
+        raise EncoderError(f"there is no encoder file {path}: check the path in --encoder {spec}")
+    module_name = f"featstore_encoder_{re.sub(r'[^A-Za-z0-9_]', '_', path.stem)}"
+    module_spec = importlib.util.spec_from_file_location(module_name, path)
+    if module_spec is None or module_spec.loader is None:
+        raise EncoderError(f"{path} is not a Python file")
+    module = importlib.util.module_from_spec(module_spec)
+    sys.modules[module_name] = module
+    try:
+        module_spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        del sys.modules[module_name]
+        raise EncoderError(f"{path} could not be imported: {_told(error)}") from error
+    return _pick_class(module, wanted, where=str(path))
+
+
+def _class_by_import(spec: str) -> type[nn.Module]:
+    name, _, wanted = spec.partition(":")
+    if not wanted or not re.fullmatch(r"[A-Za-z_][\w.]*", name):
+        known = ", ".join(_BUILT_IN)
+        raise EncoderError(
+            f"no encoder is called {spec!r}: give a built-in ({known}), ./file.py[:Class] or package.module:Class"
+        )
+    try:
+        module = importlib.import_module(name)
+    except (Exception, SystemExit) as error:
+        raise EncoderError(f"module {name} of --encoder {spec} could not be imported: {_told(error)}") from error
+    return _pick_class(module, wanted, where=name)
+
+
+def _pick_class(module: ModuleType, wanted: str, *, where: str) -> type[nn.Module]:
+    """The class asked for; else the one module class defined there, by X-ARES's rule that its name ends in Encoder."""
+    if wanted:
+        kind = getattr(module, wanted, None)
+        if not isinstance(kind, type):
+            raise EncoderError(f"{where} has no class {wanted}")
+        return kind
+    classes = [kind for kind in vars(module).values() if isinstance(kind, type) and kind.__name__.endswith("Encoder")]
+    own = [kind for kind in classes if kind.__module__ == module.__name__] or classes
+    if len(own) == 1:
+        return own[0]
+    if not own:
+        raise EncoderError(f"{where} has no class whose name ends in Encoder: name one, as in {where}:MyModel")
+    names = ", ".join(sorted(kind.__name__ for kind in own))
+    raise EncoderError(f"{where} has several encoders: say which, as in {where}:{own[0].__name__} (there are {names})")
+
+
+@contextmanager
+def _importable(folder: Path) -> Iterator[None]:
+    """Let a user's class import the files beside it, while its file is imported and while it is built."""
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        if str(folder) in sys.path:
+            sys.path.remove(str(folder))
+
+
+def _told(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__

@@ -1,0 +1,149 @@
+"""Built-in encoders without weights: log-mel spectra, and cepstra with their deltas.
+
+They are baselines that a trained encoder must beat, and the default of the demo. Both work at 16 kHz and 25 frames a
+second; neither lets padding reach a real frame.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["LogMelEncoder", "MfccEncoder", "dct_matrix", "deltas", "slaney_mel_filters"]
+
+SAMPLE_RATE_HZ = 16_000
+FFT_SIZE = 512
+WINDOW_SAMPLES = 400
+STEP_SAMPLES = 160
+STEPS_PER_FRAME = 4
+FRAME_SAMPLES = STEP_SAMPLES * STEPS_PER_FRAME
+POWER_FLOOR = 1e-8
+
+
+def slaney_mel_filters(*, mels: int, fft_size: int = FFT_SIZE, sample_rate_hz: int = SAMPLE_RATE_HZ) -> Tensor:
+    """Triangular filters on the Slaney mel scale, each of unit area.
+
+    The scale is linear below 1 kHz and logarithmic above (Slaney, Auditory Toolbox, Interval Research Technical Report
+    1998-010), the default of librosa.
+
+    Returns
+    -------
+    Tensor
+        float32 (fft_size // 2 + 1, mels)
+    """
+    hz_per_mel, break_hz, log_step = 200.0 / 3.0, 1000.0, math.log(6.4) / 27.0
+    break_mel = break_hz / hz_per_mel
+    top_hz = sample_rate_hz / 2
+    top_mel = break_mel + math.log(top_hz / break_hz) / log_step
+    points = torch.linspace(0.0, top_mel, mels + 2, dtype=torch.float64)
+    hz = torch.where(points < break_mel, points * hz_per_mel, break_hz * torch.exp(log_step * (points - break_mel)))
+    bins = torch.linspace(0.0, top_hz, fft_size // 2 + 1, dtype=torch.float64)
+    rising = (bins[:, None] - hz[None, :-2]) / (hz[1:-1] - hz[:-2])
+    falling = (hz[None, 2:] - bins[:, None]) / (hz[2:] - hz[1:-1])
+    triangles = torch.minimum(rising, falling).clamp(min=0.0)
+    return (triangles * (2.0 / (hz[2:] - hz[:-2]))).float()
+
+
+def dct_matrix(*, inputs: int, outputs: int) -> Tensor:
+    """Orthonormal DCT-II as a matrix, float32 (inputs, outputs): ``x @ dct_matrix(...)``."""
+    n = torch.arange(inputs, dtype=torch.float64)[:, None]
+    k = torch.arange(outputs, dtype=torch.float64)[None, :]
+    matrix = torch.cos(math.pi / inputs * (n + 0.5) * k) * math.sqrt(2.0 / inputs)
+    matrix[:, 0] /= math.sqrt(2.0)
+    return matrix.float()
+
+
+def deltas(features: Tensor, *, n_frames: Tensor, reach: int = 2) -> Tensor:
+    """Regression slope of each feature over 2 * `reach` + 1 frames; a row's first and last real frame are repeated.
+
+    Young et al., The HTK Book, equation 5.16.
+
+    Parameters
+    ----------
+    features : Tensor
+        (batch, frames, dim)
+    n_frames : Tensor
+        int64 (batch,): frames of each row that are real; frames after them are not looked at.
+    """
+    at = torch.arange(features.shape[1], device=features.device)
+    last = (n_frames - 1).clamp(min=0)[:, None]
+    slope = torch.zeros_like(features)
+    for distance in range(1, reach + 1):
+        ahead = torch.minimum(at[None, :] + distance, last)
+        behind = torch.minimum((at[None, :] - distance).clamp(min=0), last)
+        spread = features.shape[2]
+        later = features.gather(1, ahead[:, :, None].expand(-1, -1, spread))
+        earlier = features.gather(1, behind[:, :, None].expand(-1, -1, spread))
+        slope += distance * (later - earlier)
+    return slope / (2 * sum(d * d for d in range(1, reach + 1)))
+
+
+class LogMelEncoder(nn.Module):
+    """Log of the mel power spectrum: 25 ms Hann windows every 10 ms, the power of four averaged to a frame of 40 ms.
+
+    Parameters
+    ----------
+    mels : int
+        Bands, and the width of a frame.
+    """
+
+    sampling_rate = SAMPLE_RATE_HZ
+    hop_size_in_ms = 1000.0 * FRAME_SAMPLES / SAMPLE_RATE_HZ
+
+    filters: Tensor
+    window: Tensor
+
+    def __init__(self, mels: int = 128) -> None:
+        super().__init__()
+        self.output_dim = mels
+        self.register_buffer("filters", slaney_mel_filters(mels=mels))
+        self.register_buffer("window", torch.hann_window(WINDOW_SAMPLES))
+
+    def forward(self, audio: Tensor) -> Tensor:
+        """float32 (batch, samples) -> (batch, ceil(samples / 640), mels)."""
+        missing = -audio.shape[-1] % FRAME_SAMPLES or (FRAME_SAMPLES if audio.shape[-1] == 0 else 0)
+        # a window is centred on the middle of its 10 ms step, so that frame j covers samples [640 j, 640 (j + 1))
+        margin = (FFT_SIZE - STEP_SAMPLES) // 2
+        padded = nn.functional.pad(audio, (margin, margin + missing))
+        spectrum = torch.stft(
+            padded, FFT_SIZE, STEP_SAMPLES, WINDOW_SAMPLES, self.window, center=False, return_complex=True
+        )
+        power = torch.view_as_real(spectrum).square().sum(-1)
+        frames = power.reshape(*power.shape[:2], -1, STEPS_PER_FRAME).mean(3).transpose(1, 2)
+        mels: Tensor = frames @ self.filters
+        return mels.clamp(min=POWER_FLOOR).log()
+
+
+class MfccEncoder(nn.Module):
+    """Mel-frequency cepstra with first and second differences (Davis and Mermelstein, 1980; Furui, 1986).
+
+    Parameters
+    ----------
+    coefficients : int
+        Cepstral coefficients; a frame is three times as wide.
+    mels : int
+        Bands of the log-mel spectrum that they are the DCT of.
+    """
+
+    sampling_rate = SAMPLE_RATE_HZ
+    hop_size_in_ms = LogMelEncoder.hop_size_in_ms
+
+    dct: Tensor
+
+    def __init__(self, coefficients: int = 20, mels: int = 64) -> None:
+        super().__init__()
+        self.output_dim = 3 * coefficients
+        self.spectrum = LogMelEncoder(mels)
+        self.register_buffer("dct", dct_matrix(inputs=mels, outputs=coefficients))
+
+    def forward(self, audio: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """float32 (batch, samples) -> (batch, ceil(samples / 640), 3 * coefficients)."""
+        cepstra = self.spectrum(audio) @ self.dct
+        frames = cepstra.shape[1]
+        if lengths is None:
+            lengths = torch.full((audio.shape[0],), audio.shape[1], device=audio.device)
+        real = torch.round(lengths / FRAME_SAMPLES).long().clamp(1, frames)
+        first = deltas(cepstra, n_frames=real)
+        return torch.cat([cepstra, first, deltas(first, n_frames=real)], dim=2)

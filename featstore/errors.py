@@ -1,0 +1,128 @@
+"""Every error that featstore raises on purpose.
+
+FeatstoreError
+|-- UsageError                  the call asks for something that cannot be: fix the call          (exit code 2)
+|   |-- UnknownTask             no manifest of that name                                          (also a KeyError)
+|   |-- UnknownFeatureSet       nothing in the store matches the selection                        (also a KeyError)
+|   `-- AmbiguousSelection      several things in the store match the selection
+|-- ManifestError               a manifest breaks its format: all of its problems at once
+|-- DataError                   the audio data or their labels are not as the manifest says
+|   |-- ShardError              a tar is missing or cannot be read
+|   |-- LabelError              a sample's JSON has no usable label
+|   `-- UnusableClip            one clip cannot be decoded: it is recorded, left out, and the run goes on
+|-- EncoderError                an encoder cannot be loaded
+|   `-- EncoderContractError    an encoder does not keep the contract: rank, width, finiteness, hop
+`-- StoreError                  the store cannot be read or written
+    |-- StoreNotFound           there is no store at the URL                                 (a FileNotFoundError too)
+    |-- StoreVersionError       the store was written by a newer format
+    `-- DamagedPart             a part does not hold what its commit record says
+
+A message is one line: the rule, what came, what to do.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "AmbiguousSelection",
+    "DamagedPart",
+    "DataError",
+    "EncoderContractError",
+    "EncoderError",
+    "FeatstoreError",
+    "LabelError",
+    "ManifestError",
+    "ShardError",
+    "StoreError",
+    "StoreNotFound",
+    "StoreVersionError",
+    "UnknownFeatureSet",
+    "UnknownTask",
+    "UnusableClip",
+    "UsageError",
+]
+
+
+class FeatstoreError(Exception):
+    """Base of every error that featstore raises on purpose."""
+
+    exit_code = 1
+
+    def __str__(self) -> str:
+        # KeyError's own __str__ shows the repr of its argument; a message is a sentence.
+        return str(self.args[0]) if self.args else ""
+
+
+class UsageError(FeatstoreError):
+    """The call asks for something that cannot be."""
+
+    exit_code = 2
+
+
+class UnknownTask(UsageError, KeyError):
+    """No manifest of that name."""
+
+
+class UnknownFeatureSet(UsageError, KeyError):
+    """Nothing in the store matches the selection."""
+
+
+class AmbiguousSelection(UsageError):
+    """Several things in the store match the selection."""
+
+
+class ManifestError(FeatstoreError):
+    """A manifest breaks its format.
+
+    Attributes
+    ----------
+    problems : tuple of str
+        Every problem of the file, each with its place, such as ``"probe.epochs: must be at least 1, got 0"``.
+    """
+
+    exit_code = 2
+
+    def __init__(self, where: str, problems: tuple[str, ...]) -> None:
+        self.problems = problems
+        super().__init__(f"{where}: " + "; ".join(problems))
+
+
+class DataError(FeatstoreError):
+    """The audio data or their labels are not as the manifest says."""
+
+
+class ShardError(DataError):
+    """A tar is missing or cannot be read."""
+
+
+class LabelError(DataError):
+    """A sample's JSON has no usable label."""
+
+
+class UnusableClip(DataError):
+    """One clip cannot be decoded."""
+
+
+class EncoderError(FeatstoreError):
+    """An encoder cannot be loaded."""
+
+
+class EncoderContractError(EncoderError):
+    """An encoder does not keep the contract."""
+
+
+class StoreError(FeatstoreError):
+    """The store cannot be read or written."""
+
+
+class StoreNotFound(StoreError, FileNotFoundError):
+    """There is no store at the URL."""
+
+    exit_code = 2
+
+
+class StoreVersionError(StoreError):
+    """The store was written by a newer format."""
+
+
+class DamagedPart(StoreError):
+    """A part does not hold what its commit record says."""

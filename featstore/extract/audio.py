@@ -1,0 +1,121 @@
+"""The one door of soundfile and soxr: bytes of an audio file <-> waveforms. Both release the GIL while they work."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featstore.errors import UnusableClip
+
+if TYPE_CHECKING:
+    from soundfile import SoundFile
+
+__all__ = ["MAX_AMPLITUDE", "MAX_CHANNELS", "RESAMPLER", "SAMPLE_RATES_HZ", "decode", "encode_flac"]
+
+RESAMPLER = "soxr-HQ"
+MAX_CHANNELS = 64
+SAMPLE_RATES_HZ = (100, 768_000)
+MAX_AMPLITUDE = 2.0**31  # audio is within [-1, 1], or counts of an integer type that somebody stored as floats
+_BLOCK_BYTES = 16 << 20
+
+
+def decode(
+    data: bytes, *, sample_rate_hz: int, max_seconds: float, admit: Callable[[int], None] = lambda _: None
+) -> NDArray[np.float32]:
+    """Decode an audio file to one channel at `sample_rate_hz`: channels are averaged, then resampled.
+
+    The file is read block by block, so that beside the result only a block is in memory, whatever its rate.
+
+    Parameters
+    ----------
+    data : bytes
+        wav, flac, ogg, mp3 or whatever else libsndfile reads.
+    max_seconds : float
+        A clip whose header claims more is not decoded.
+    admit : callable
+        Told, between the header and the first sample, the bytes that the result will take; may wait.
+
+    Returns
+    -------
+    float32 (samples,)
+
+    Raises
+    ------
+    UnusableClip
+        It cannot be read, is empty, too long, has too many channels, or holds numbers that are no audio.
+    """
+    import soundfile
+
+    try:
+        with soundfile.SoundFile(io.BytesIO(data)) as file:
+            rate = _checked_rate(file, max_seconds)
+            admit(round(file.frames / rate * sample_rate_hz) * 4)
+            blocks = _mono_blocks(file, most_frames=int(max_seconds * rate) if max_seconds < np.inf else None)
+            samples = _joined(blocks) if rate == sample_rate_hz else _resampled(blocks, rate, sample_rate_hz)
+    except (soundfile.SoundFileError, RuntimeError, ValueError, TypeError, OverflowError) as error:
+        raise UnusableClip(f"it cannot be decoded: {' '.join(str(error).split())[:160]}") from error
+    if not len(samples):
+        raise UnusableClip("it has no samples")
+    largest = float(np.abs(samples).max())
+    if not np.isfinite(largest):
+        raise UnusableClip("it holds samples that are NaN or infinite")
+    if largest > MAX_AMPLITUDE:
+        raise UnusableClip(f"it holds samples as large as {largest:.3g}: audio is within [-1, 1]")
+    return samples
+
+
+def encode_flac(samples: NDArray[np.float32], sample_rate_hz: int) -> bytes:
+    """Encode a waveform, float32 (samples,) or (samples, channels) in [-1, 1], as 16-bit FLAC."""
+    import soundfile
+
+    out = io.BytesIO()
+    soundfile.write(out, samples, sample_rate_hz, format="FLAC", subtype="PCM_16")
+    return out.getvalue()
+
+
+def _checked_rate(file: SoundFile, max_seconds: float) -> int:
+    """The sample rate, where the header claims nothing that would not be decoded."""
+    rate = int(file.samplerate)
+    if not SAMPLE_RATES_HZ[0] <= rate <= SAMPLE_RATES_HZ[1]:
+        lowest, highest = SAMPLE_RATES_HZ
+        raise UnusableClip(
+            f"its header claims a sample rate of {rate:,} Hz, which is not within {lowest} to {highest:,}"
+        )
+    if file.frames > max_seconds * rate:
+        raise UnusableClip(
+            f"its header claims {file.frames / rate:,.0f} s, more than --max-clip-seconds {max_seconds:g}"
+        )
+    if file.channels > MAX_CHANNELS:
+        raise UnusableClip(f"it has {file.channels:,} channels, more than {MAX_CHANNELS}")
+    return rate
+
+
+def _mono_blocks(file: SoundFile, *, most_frames: int | None) -> Iterator[tuple[NDArray[np.float32], bool]]:
+    """The file's channels averaged, float32 (frames,), and whether this block is the last. At least one comes."""
+    block_frames = max(1, _BLOCK_BYTES // (4 * file.channels))
+    frames, last = 0, False
+    while not last:
+        block = file.read(block_frames, dtype="float32", always_2d=True)
+        frames += len(block)
+        if most_frames is not None and frames > most_frames:
+            raise UnusableClip("it holds more than --max-clip-seconds, and more than its header claims")
+        last = len(block) < block_frames
+        yield np.ascontiguousarray(block[:, 0]) if block.shape[1] == 1 else block.mean(axis=1, dtype=np.float32), last
+
+
+def _joined(blocks: Iterator[tuple[NDArray[np.float32], bool]]) -> NDArray[np.float32]:
+    pieces = [block for block, _ in blocks]
+    return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
+
+def _resampled(blocks: Iterator[tuple[NDArray[np.float32], bool]], rate_hz: int, wanted_hz: int) -> NDArray[np.float32]:
+    """Resample block by block; the numbers are those of one call over the whole (a test holds soxr to that)."""
+    import soxr
+
+    stream = soxr.ResampleStream(rate_hz, wanted_hz, 1, dtype="float32", quality="HQ")
+    pieces = [np.asarray(stream.resample_chunk(block, last=last), np.float32) for block, last in blocks]
+    return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)

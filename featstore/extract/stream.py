@@ -1,0 +1,228 @@
+"""Reads shards ahead of the encoder: one thread walks the tars, a pool of threads decodes, and clips come out in order.
+
+What is read ahead is bounded in clips and in bytes, so that memory does not grow with the data.
+"""
+
+from __future__ import annotations
+
+import json
+import queue
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featstore.errors import DataError, UnusableClip
+from featstore.extract.audio import decode
+from featstore.extract.room import Room
+from featstore.extract.shards import Shard, sha256_of_file
+from featstore.extract.tars import Sample, read_samples
+from featstore.store import ShardIdentity
+
+__all__ = ["ClipRead", "ClipStream", "DecodedClip", "ShardBegins", "ShardBreaks", "ShardEnds"]
+
+_CLIPS_AHEAD = 64
+_STORED_BYTES_AHEAD = 256 << 20
+_DECODED_BYTES_AHEAD = 256 << 20
+MAX_KEY_CHARACTERS = 1024
+MAX_META_BYTES = 4 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecodedClip:
+    """A clip ready for its windows: samples float32 (n,) at the encoder's rate."""
+
+    key: str
+    meta: str
+    samples: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class ShardBegins:
+    """The clips that follow are of this shard, which was as `identity` says before its first byte was read."""
+
+    shard: Shard
+    identity: ShardIdentity
+
+
+@dataclass(frozen=True, slots=True)
+class ClipRead:
+    """One clip; `decoded` raises UnusableClip where it is left out."""
+
+    key: str
+    decoded: Future[DecodedClip]
+
+
+@dataclass(frozen=True, slots=True)
+class ShardEnds:
+    """The shard was read to its end."""
+
+    shard: Shard
+    sha256: Future[str]
+
+
+@dataclass(frozen=True, slots=True)
+class ShardBreaks:
+    """The shard cannot be read to its end, or not at all: nothing of it counts."""
+
+    shard: Shard
+    error: DataError
+
+
+Event = ShardBegins | ClipRead | ShardEnds | ShardBreaks
+
+
+@dataclass(slots=True)
+class _Spent:
+    read: float = 0.0
+    decode: float = 0.0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+class ClipStream:
+    """Iterates over the events of `shards` while threads read ahead. A context manager: leaving it stops them."""
+
+    def __init__(
+        self, shards: Sequence[Shard], *, sample_rate_hz: int, max_clip_seconds: float, decode_threads: int
+    ) -> None:
+        self._shards = shards
+        self._sample_rate_hz = sample_rate_hz
+        self._max_clip_seconds = max_clip_seconds
+        self._pool = ThreadPoolExecutor(decode_threads, thread_name_prefix="decode")
+        self._events: queue.Queue[Event | BaseException | None] = queue.Queue()
+        self._stored = Room(most_bytes=_STORED_BYTES_AHEAD, most_things=_CLIPS_AHEAD)
+        self._decoded = Room(most_bytes=_DECODED_BYTES_AHEAD, most_things=_CLIPS_AHEAD)
+        self._clips = 0
+        self._stopped = False
+        self._spent = _Spent()
+        self._reader = threading.Thread(target=self._read, name="read", daemon=True)
+
+    @property
+    def read_seconds(self) -> float:
+        """Time the reading thread was busy."""
+        return self._spent.read
+
+    @property
+    def decode_seconds(self) -> float:
+        """Time the decoding threads were busy, added up."""
+        return self._spent.decode
+
+    def __enter__(self) -> Self:
+        self._reader.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stopped = True
+        self._stored.close()
+        self._decoded.close()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._reader.join()
+
+    def __iter__(self) -> Iterator[Event]:
+        while (event := self._events.get()) is not None:
+            if isinstance(event, BaseException):
+                raise event
+            yield event
+            if isinstance(event, ClipRead):
+                self._stored.leave()
+                self._decoded.leave()
+
+    def _read(self) -> None:
+        try:
+            for shard in self._shards:
+                self._events.put(self._read_shard(shard))
+                if self._stopped:
+                    return
+            self._events.put(None)
+        except BaseException as error:  # noqa: BLE001 - the thread's end is the reader's: it is raised where clips are taken
+            self._events.put(error)
+
+    def _read_shard(self, shard: Shard) -> Event:
+        try:
+            self._events.put(ShardBegins(shard, shard.identity()))
+            sha256 = self._pool.submit(sha256_of_file, shard.path)
+            self._read_clips(shard)
+        except DataError as error:
+            return ShardBreaks(shard, error)
+        return ShardEnds(shard, sha256)
+
+    def _read_clips(self, shard: Shard) -> None:
+        seen: set[str] = set()
+        began = time.perf_counter()
+        for sample in read_samples(shard.path):
+            problem = _problem(sample, seen)
+            seen.add(sample.key)
+            self._spent.read += time.perf_counter() - began
+            number, self._clips = self._clips, self._clips + 1
+            if not self._stored.enter(number, len(sample.audio) + len(sample.meta)):
+                return
+            decoded = self._pool.submit(self._decode, number, sample, problem)
+            self._events.put(ClipRead(_printable(sample.key), decoded))
+            began = time.perf_counter()
+        self._spent.read += time.perf_counter() - began
+
+    def _decode(self, number: int, sample: Sample, problem: str) -> DecodedClip:
+        if problem:
+            raise UnusableClip(problem)
+        began = time.perf_counter()
+        waited = 0.0
+
+        def admit(n_bytes: int) -> None:
+            nonlocal waited
+            asked = time.perf_counter()
+            self._decoded.enter(number, n_bytes)
+            waited = time.perf_counter() - asked
+
+        try:
+            meta = _checked_json(sample.meta)
+            samples = decode(
+                sample.audio, sample_rate_hz=self._sample_rate_hz, max_seconds=self._max_clip_seconds, admit=admit
+            )
+        finally:
+            with self._spent.lock:
+                self._spent.decode += time.perf_counter() - began - waited
+        return DecodedClip(key=sample.key, meta=meta, samples=samples)
+
+
+def _problem(sample: Sample, seen: set[str]) -> str:
+    """Why a sample's words alone rule it out."""
+    if sample.problem:
+        return sample.problem
+    if sample.key in seen:
+        return "a clip of this key came before it in the shard"
+    if len(sample.key) > MAX_KEY_CHARACTERS:
+        return f"its key has {len(sample.key):,} characters, more than {MAX_KEY_CHARACTERS:,}"
+    if _printable(sample.key) != sample.key:
+        return "its key is not UTF-8 text"
+    if len(sample.meta) > MAX_META_BYTES:
+        return f"its JSON has {len(sample.meta):,} bytes, more than {MAX_META_BYTES:,}"
+    return ""
+
+
+def _printable(key: str) -> str:
+    """A key that UTF-8 can hold, shortened to what a record can bear."""
+    text = key.encode("utf-8", "backslashreplace").decode()
+    return text if len(text) <= MAX_KEY_CHARACTERS else f"{text[:64]}... ({len(text):,} characters)"
+
+
+def _checked_json(raw: bytes) -> str:
+    """JSON text as it stands in the shard.
+
+    Raises
+    ------
+    UnusableClip
+        It is no JSON.
+    """
+    try:
+        text = raw.decode("utf-8")
+        json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UnusableClip(f"its .json is no JSON: {' '.join(str(error).split())[:120]}") from error
+    return text

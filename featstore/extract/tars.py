@@ -1,0 +1,227 @@
+"""The one door of webdataset: reads the samples of a tar shard, and writes shards.
+
+Members are read by the standard library's tarfile, which can be asked whether an archive ended where it says it does
+(webdataset's own reader takes a broken archive for a short one); samples are grouped by webdataset's rule. Nothing of a
+tar is unpickled, executed or used as a file name.
+"""
+
+from __future__ import annotations
+
+import tarfile
+import uuid
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from featstore.errors import ShardError
+from featstore.extract.tarbytes import MAX_HEADER_BYTES, TarBytes, open_tar_bytes
+
+__all__ = ["AUDIO_EXTENSIONS", "MAX_MEMBER_BYTES", "Sample", "read_samples", "write_shard"]
+
+# in this order where a sample has several (the order of X-ARES 0.1.3, then more that libsndfile reads)
+AUDIO_EXTENSIONS = ("flac", "mp3", "sox", "wav", "m4a", "ogg", "wma", "opus", "aiff", "aif", "au", "w64", "caf")
+MAX_MEMBER_BYTES = 1 << 30
+_BROKEN_TAR = (tarfile.TarError, OSError, EOFError, ValueError, OverflowError, zlib.error, RecursionError)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One sample of a shard. ``problem`` says why it cannot be used, where the tar alone shows it."""
+
+    key: str
+    audio: bytes
+    extension: str
+    meta: bytes
+    problem: str = ""
+
+
+def read_samples(path: Path) -> Iterator[Sample]:
+    """Read a shard's samples in order.
+
+    Raises
+    ------
+    ShardError
+        The file is no tar, plain or gzipped, or breaks off: a shard that is half there is no shard.
+    """
+    from webdataset.tariterators import base_plus_ext, group_by_keys
+
+    unusual: list[Sample] = []
+    with _open_tar(path) as (tar, source):
+        members = _Members(tar, source, path, split_name=base_plus_ext, unusual=unusual)
+        for group in group_by_keys(members, keys=base_plus_ext, handler=members.on_duplicate):
+            yield from _drain(unusual)
+            yield _sample(group)
+        yield from _drain(unusual)
+        _check_end(tar, source, path)
+
+
+class _Members:
+    """The files of a tar that make up its samples, as webdataset's grouping takes them."""
+
+    def __init__(
+        self,
+        tar: tarfile.TarFile,
+        source: TarBytes,
+        path: Path,
+        *,
+        split_name: Callable[[str], tuple[str | None, str | None]],
+        unusual: list[Sample],
+    ) -> None:
+        self._tar = tar
+        self._source = source
+        self._path = path
+        self._split_name = split_name
+        self._unusual = unusual
+        self._current = ""
+        self._at = -1
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        while True:
+            with _as_shard_error(self._path):
+                member = self._next()
+                if member is None:
+                    return
+                data = self._read(member)
+            if data is not None:
+                self._current = member.name
+                yield {"fname": member.name, "data": data, "__url__": ""}
+
+    def _next(self) -> tarfile.TarInfo | None:
+        self._source.allow(MAX_HEADER_BYTES)
+        member = self._tar.next()
+        self._tar.members.clear()  # type: ignore[attr-defined]  # tarfile would keep every header of the shard
+        self._tar.pax_headers = {}  # nor do a shard's global headers say anything of its samples
+        if member is not None and (member.size < 0 or self._tar.offset <= self._at):
+            raise tarfile.ReadError(f"a member that claims {member.size:,} bytes")  # it would be read again for ever
+        self._at = self._tar.offset
+        return member
+
+    def _read(self, member: tarfile.TarInfo) -> bytes | None:
+        """Content of a member that a sample needs, b"" of one that only needs a name, None of one that is passed over."""
+        _, suffix = self._split_name(member.name)
+        extension = member.name.rpartition(".")[2].lower()
+        wanted = extension in AUDIO_EXTENSIONS or extension == "json"
+        if suffix is None or suffix.startswith("__"):
+            if wanted and member.isfile() and not member.name.rpartition("/")[2].startswith("."):
+                self._report(member.name, "no key can be made of its name")
+            return None
+        if not member.isreg() or member.issparse():
+            if wanted:
+                self._report(member.name, "it is a link, a sparse file or a device: a member must be a plain file")
+            return None
+        if not wanted:
+            return b""
+        if member.size > MAX_MEMBER_BYTES:
+            self._report(member.name, f"a member of {member.size:,} bytes is larger than {MAX_MEMBER_BYTES:,}")
+            return None
+        self._source.allow(member.size)
+        file = self._tar.extractfile(member)
+        return None if file is None else file.read()
+
+    def on_duplicate(self, error: Exception) -> bool:
+        """Called by webdataset's grouping; it keeps the first of two members of one name."""
+        if isinstance(error, ShardError):
+            raise error
+        self._report(self._current, "a second member of this name was left out")
+        return True
+
+    def _report(self, name: str, problem: str) -> None:
+        self._unusual.append(Sample(key=name, audio=b"", extension="", meta=b"", problem=problem))
+
+
+def _drain(samples: list[Sample]) -> Iterator[Sample]:
+    while samples:
+        yield samples.pop(0)
+
+
+def _sample(group: Mapping[str, Any]) -> Sample:
+    suffixes = [name for name in group if not name.startswith("__")]
+    by_extension: dict[str, list[str]] = {}
+    for suffix in suffixes:
+        by_extension.setdefault(suffix.rpartition(".")[2], []).append(suffix)
+    extension = next((extension for extension in AUDIO_EXTENSIONS if extension in by_extension), "")
+    problem = ""
+    if not extension:
+        problem = f"it has no audio member (found: {_listed(suffixes)})"
+    elif len(by_extension[extension]) > 1:
+        problem = f"it has more than one {extension} member ({_listed(by_extension[extension])}): which one is meant?"
+    elif "json" not in group:
+        problem = f"it has no .json member (found: {_listed(suffixes)}); a key ends at the first dot of the name"
+    if problem:
+        return Sample(key=group["__key__"], audio=b"", extension=extension, meta=b"", problem=problem)
+    return Sample(
+        key=group["__key__"], audio=group[by_extension[extension][0]], extension=extension, meta=group["json"]
+    )
+
+
+def _listed(suffixes: Iterable[str]) -> str:
+    text = ", ".join(sorted(suffixes))
+    return text.encode("utf-8", "backslashreplace").decode()[:200]
+
+
+@contextmanager
+def _open_tar(path: Path) -> Iterator[tuple[tarfile.TarFile, TarBytes]]:
+    with _as_shard_error(path):
+        source = open_tar_bytes(path)
+    with source:
+        with _as_shard_error(path):
+            source.allow(MAX_HEADER_BYTES)
+            # the encoding of names is said here, for else the machine's locale would decide about keys
+            tar = tarfile.TarFile(path.name, "r", fileobj=source, encoding="utf-8")  # type: ignore[arg-type]
+        with tar:
+            yield tar, source
+
+
+@contextmanager
+def _as_shard_error(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise ShardError(f"there is no shard {path}") from error
+    except _BROKEN_TAR as error:
+        told = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ShardError(f"{path} is no whole tar: {told}; make or download it again") from error
+
+
+def _check_end(tar: tarfile.TarFile, source: TarBytes, path: Path) -> None:
+    """A tar ends in blocks of zeros. tarfile stops without a word at anything else: damage, a cut, a second archive."""
+    step = 1 << 20
+    with _as_shard_error(path):
+        source.seek(tar.offset)
+        source.allow(tarfile.BLOCKSIZE)
+        rest = source.read(tarfile.BLOCKSIZE)
+        if len(rest) < tarfile.BLOCKSIZE:
+            raise ShardError(f"{path} breaks off at byte {tar.offset:,}, without a tar's end mark: download it again")
+        while rest:
+            if rest.count(0) != len(rest):
+                raise ShardError(
+                    f"{path} is damaged at byte {tar.offset:,}: neither a member nor the end mark stands there"
+                )
+            source.allow(step)
+            rest = source.read(step)
+
+
+def write_shard(path: Path, samples: Iterable[Mapping[str, bytes | str]]) -> None:
+    """Write a WebDataset shard whose bytes depend on nothing but its samples.
+
+    Parameters
+    ----------
+    path : Path
+        Appears when it is whole: the tar is written under another name beside it, then renamed.
+    samples : iterable of mapping
+        ``__key__``, then one entry for each member: extension -> bytes.
+    """
+    from webdataset.writer import TarWriter
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        with temporary.open("wb") as file, TarWriter(file, mtime=0.0, encoder=False) as writer:
+            for sample in samples:
+                writer.write(dict(sample))
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

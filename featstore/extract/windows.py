@@ -1,0 +1,92 @@
+"""Plans the windows of a clip: where each begins and ends, and what it is padded to. Pure."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from featstore.errors import UsageError
+
+__all__ = ["Padding", "Window", "plan_windows"]
+
+MAX_QUANTUM_SECONDS = 3600.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Padding:
+    """The rule by which windows are padded.
+
+    ``quantum`` rounds a window's length up to a multiple of `quantum_seconds`; ``exact`` adds nothing; ``xares`` leaves
+    the length to the batch, as X-ARES does.
+    """
+
+    kind: Literal["quantum", "exact", "xares"]
+    quantum_seconds: float = 0.0
+
+    @classmethod
+    def parse(cls, text: str) -> Padding:
+        """Read ``--padding``.
+
+        >>> Padding.parse("0.25")
+        Padding(kind='quantum', quantum_seconds=0.25)
+        """
+        if text == "exact":
+            return cls(kind="exact")
+        if text == "xares":
+            return cls(kind="xares")
+        try:
+            quantum = float(text)
+        except ValueError:
+            quantum = math.nan
+        if not 0.0 < quantum <= MAX_QUANTUM_SECONDS:
+            raise UsageError(
+                f"--padding must be 'exact', 'xares', or seconds above 0 and at most {MAX_QUANTUM_SECONDS:g}: "
+                f"got {text!r}"
+            )
+        return cls(kind="quantum", quantum_seconds=quantum)
+
+    def __str__(self) -> str:
+        return f"{self.quantum_seconds:.9g}" if self.kind == "quantum" else self.kind
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Samples [start, stop) of a clip, to be padded to `padded` samples before they are encoded."""
+
+    start: int
+    stop: int
+    padded: int
+
+
+def plan_windows(
+    n_samples: int, *, crop_seconds: float | None, padding: Padding, sample_rate_hz: int
+) -> tuple[Window, ...]:
+    """The windows of a clip of `n_samples`, at least 1.
+
+    Without a crop the clip is one window. With one, windows follow each other; a clip shorter than one is padded to
+    one; what is left of a longer clip is a window of its own, save under ``xares``, which drops it.
+
+    >>> plan_windows(12, crop_seconds=5.0, padding=Padding.parse("exact"), sample_rate_hz=1)
+    (Window(start=0, stop=5, padded=5), Window(start=5, stop=10, padded=5), Window(start=10, stop=12, padded=2))
+    >>> plan_windows(12, crop_seconds=5.0, padding=Padding.parse("xares"), sample_rate_hz=1)
+    (Window(start=0, stop=5, padded=5), Window(start=5, stop=10, padded=5))
+    """
+    if crop_seconds is None:
+        return (Window(0, n_samples, _padded(n_samples, padding, sample_rate_hz)),)
+    crop = max(1, round(crop_seconds * sample_rate_hz))
+    if n_samples < crop:
+        return (Window(0, n_samples, crop),)
+    whole = tuple(Window(start, start + crop, crop) for start in range(0, n_samples - crop + 1, crop))
+    left = n_samples % crop
+    if not left or padding.kind == "xares":
+        return whole
+    rest = Window(n_samples - left, n_samples, min(crop, _padded(left, padding, sample_rate_hz)))
+    return (*whole, rest)
+
+
+def _padded(n_samples: int, padding: Padding, sample_rate_hz: int) -> int:
+    if padding.kind != "quantum":
+        return n_samples
+    quantum = max(1, round(padding.quantum_seconds * sample_rate_hz))
+    return -(-n_samples // quantum) * quantum

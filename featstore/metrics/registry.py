@@ -1,0 +1,61 @@
+"""What a metric is, and which there are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featstore.errors import UsageError
+from featstore.metrics.accuracy import Accuracy
+from featstore.metrics.average_precision import MeanAveragePrecision
+from featstore.records import Protocol as EvaluationProtocol
+
+__all__ = ["Metric", "find_metric"]
+
+
+class Metric(Protocol):
+    """A score of predictions, and the same score of weighted samples."""
+
+    @property
+    def name(self) -> str:
+        """As manifests call it."""
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Which way a model is selected."""
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """Lowest and highest score there can be."""
+
+    @property
+    def libraries(self) -> tuple[str, ...]:
+        """Modules that it computes with, NumPy apart: their versions are part of a score's record."""
+
+    def score(self, y_true: NDArray[Any], y_score: NDArray[np.floating[Any]]) -> float:
+        """Score of samples (n, ...) against scores ``(n, n_classes)``; DataError where it is undefined."""
+
+    def weighted(
+        self, y_true: NDArray[Any], y_score: NDArray[np.floating[Any]], weights: NDArray[np.float32]
+    ) -> NDArray[np.float64]:
+        """Score once per column of ``weights`` (n, resamples), the times that each sample counts."""
+
+    def per_class(self, y_true: NDArray[Any], y_score: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+        """Score of each class ``(n_classes,)``, NaN for a class that is not there."""
+
+
+METRICS: Mapping[str, Callable[[EvaluationProtocol], Metric]] = {
+    "accuracy": lambda _: Accuracy(),
+    # The peer averages over every class, and scikit-learn gives a class without a positive sample 0.
+    "mAP": lambda protocol: MeanAveragePrecision(absent_class="zero" if protocol == "xares" else "left out"),
+}
+
+
+def find_metric(name: str, protocol: EvaluationProtocol) -> Metric:
+    """Return the metric of that name as a protocol defines it. Raises UsageError for a name there is not."""
+    if name not in METRICS:
+        raise UsageError(f"metric {name!r} is not available here; there are {', '.join(sorted(METRICS))}")
+    return METRICS[name](protocol)

@@ -1,0 +1,214 @@
+"""Frozen records that pass between stages, and their JSON."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+Track = Literal["A", "B"]
+Protocol = Literal["strict", "xares"]
+
+__all__ = [
+    "ExtractRecord",
+    "Protocol",
+    "Recipe",
+    "ScoreRecord",
+    "SkippedClip",
+    "Track",
+    "canonical_json",
+    "dataset_group",
+    "sha256_of",
+]
+
+
+def canonical_json(value: object) -> str:
+    """One text for one value: sorted keys, no spaces, no NaN.
+
+    >>> canonical_json({"b": 1, "a": [1.0, None]})
+    '{"a":[1.0,null],"b":1}'
+    """
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
+
+
+def sha256_of(value: object) -> str:
+    """Hexadecimal SHA-256 of a value's canonical JSON."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+def dataset_group(dataset: str, crop_seconds: float | None) -> str:
+    """Name of a dataset in a store; a crop is part of it.
+
+    >>> dataset_group("librispeech", 5.0), dataset_group("words", None)
+    ('librispeech+crop5s', 'words')
+    """
+    return dataset if crop_seconds is None else f"{dataset}+crop{repr(float(crop_seconds)).removesuffix('.0')}s"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """Everything that decides the numbers of an embedding, the crop of its windows apart.
+
+    The crop belongs to the dataset's name (``librispeech+crop5s``), so that one encoder under one recipe is one group
+    of a store whatever its tasks crop to.
+
+    Attributes
+    ----------
+    encoder : str
+        Short name: ``"logmel"``, or the class name of an encoder that a user wrote.
+    encoder_identity : mapping
+        What the encoder is: ``class``, ``source_sha256``, ``state_sha256``, ``arguments``. No path is part of it.
+    sample_rate_hz : int
+        What the waveforms are resampled to before they are encoded.
+    dim : int
+        Width of a frame and of an utterance vector.
+    hop_seconds : float
+        Time from one frame to the next.
+    padding : str
+        ``"0.25"`` (a quantum in seconds), ``"exact"`` or ``"xares"``.
+    precision : str
+        Arithmetic of the forward pass: ``"float32"``, ``"bfloat16"`` or ``"float16"``.
+    frame_dtype : str
+        What frames are stored as.
+    resampler : str
+        Library and quality.
+    format_version : int
+        Of the store.
+    """
+
+    encoder: str
+    encoder_identity: Mapping[str, Any]
+    sample_rate_hz: int
+    dim: int
+    hop_seconds: float
+    padding: str
+    precision: str
+    frame_dtype: str
+    resampler: str
+    format_version: int
+
+    def as_json(self) -> dict[str, Any]:
+        """The recipe as plain JSON, the form that is hashed and stored."""
+        return asdict(self)
+
+    @property
+    def fingerprint(self) -> str:
+        """First eight hexadecimal digits of the SHA-256 of the recipe's canonical JSON."""
+        return sha256_of(self.as_json())[:8]
+
+    @property
+    def group_name(self) -> str:
+        """Name of the recipe's group in a store: ``logmel@3f9c2a71``."""
+        return f"{self.encoder}@{self.fingerprint}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SkippedClip:
+    """A clip that was left out, and why. ``key`` is empty where the shard itself broke off."""
+
+    shard: str
+    key: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExtractRecord:
+    """What one extraction of one dataset split did."""
+
+    task: str
+    dataset: str
+    split: str
+    encoder: str
+    fingerprint: str
+    shards_total: int
+    shards_done: int
+    shards_reused: int
+    clips: int
+    windows: int
+    frames: int
+    skipped: tuple[SkippedClip, ...]
+    audio_seconds: float
+    bytes_written: int
+    seconds: Mapping[str, float]
+    bottleneck: str
+
+    def as_json(self) -> dict[str, Any]:
+        """The record as plain JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreRecord:
+    """One score of one encoder on one task, with everything that made it.
+
+    Attributes
+    ----------
+    value, std, ci_low, ci_high : float
+        Mean over seeds, standard deviation over seeds (0 for one seed), bootstrap 95 % interval by clip.
+    seeds : tuple of int
+        Empty where nothing is random.
+    n_train, n_valid, n_test, n_skipped : int
+        Clips; of a task with folds, ``n_test`` counts every clip once and the others are means over folds.
+    seconds : mapping
+        Wall time by stage.
+    settings : mapping
+        Hyper-parameters in force: head, epochs, k, temperature, index...
+    features : mapping
+        Feature set -> content hash of the parts that were read.
+    details : mapping
+        What the report draws beside the value: scores per fold and per seed, per-class scores...
+    """
+
+    task: str
+    title: str
+    track: Track
+    protocol: Protocol
+    encoder: str
+    fingerprint: str
+    metric: str
+    value: float
+    std: float
+    ci_low: float
+    ci_high: float
+    seeds: tuple[int, ...]
+    n_train: int
+    n_valid: int
+    n_test: int
+    n_skipped: int
+    eval_weight: float
+    private: bool
+    seconds: Mapping[str, float]
+    manifest_sha256: str
+    versions: Mapping[str, str]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    features: Mapping[str, str] = field(default_factory=dict)
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """The record as plain JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any]) -> ScoreRecord:
+        """The inverse of `as_json`. Raises TypeError where a field is missing or unknown."""
+        return cls(**{**raw, "seeds": tuple(raw["seeds"])})
+
+    @property
+    def key(self) -> str:
+        """Sixteen hexadecimal digits of everything that made the score: two scores of one key are one score."""
+        made_by = {
+            "task": self.task,
+            "track": self.track,
+            "protocol": self.protocol,
+            "encoder": self.encoder,
+            "fingerprint": self.fingerprint,
+            "metric": self.metric,
+            "seeds": self.seeds,
+            "manifest_sha256": self.manifest_sha256,
+            "versions": dict(self.versions),
+            "settings": dict(self.settings),
+            "features": dict(self.features),
+        }
+        return sha256_of(made_by)[:16]

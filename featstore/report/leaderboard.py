@@ -1,0 +1,250 @@
+"""Leaderboards: what scores add up to. Pure: records in, frozen tables out, nothing rounded and nothing read.
+
+One table per protocol and track; a row is a task, a column an encoder. What was not scored is missing, never zero, and
+an average says over how many tasks it was taken.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from featstore.errors import UsageError
+from featstore.records import Protocol, ScoreRecord, Track
+from featstore.report.results import CHOSEN_SETTINGS
+
+__all__ = ["LOWER_IS_BETTER", "Average", "Cell", "Column", "Leaderboard", "Row", "Table", "build"]
+
+LOWER_IS_BETTER = frozenset({"eer", "mae", "mse", "wer"})
+"""Metrics that are errors: the least is best, and they are part of no average."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """One score in a table.
+
+    Attributes
+    ----------
+    half_width : float or None
+        Half of the 95 % interval; the standard deviation over seeds where there is no interval; None where neither is.
+    """
+
+    value: float
+    half_width: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Column:
+    """One encoder under one recipe and one choice of settings. Labels of a table are unique."""
+
+    encoder: str
+    fingerprint: str
+    settings: tuple[tuple[str, Any], ...]
+    label: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One task.
+
+    Attributes
+    ----------
+    cells : tuple of Cell or None
+        One per column; None where there is no score.
+    best : frozenset of int
+        Columns with the best score; empty where fewer than two have one.
+    manifests : int
+        Number of different manifests that the row's scores were made under: above 1 they do not compare.
+    """
+
+    task: str
+    title: str
+    metric: str
+    eval_weight: float
+    private: bool
+    cells: tuple[Cell | None, ...]
+    best: frozenset[int]
+    manifests: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Average:
+    """Mean over tasks, weighted by ``eval_weight``.
+
+    Attributes
+    ----------
+    over : str
+        ``"public"`` or ``"all"``.
+    values : tuple of float or None
+        One per column; None where no task of it was scored.
+    n_scored : tuple of int
+        Tasks in each column's mean.
+    n_tasks : int
+        Tasks that a complete column has.
+    best : frozenset of int
+        The best among the complete columns; empty where fewer than two are.
+    """
+
+    over: str
+    values: tuple[float | None, ...]
+    n_scored: tuple[int, ...]
+    n_tasks: int
+    best: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """One protocol and track: rows by task, columns by encoder, then the averages."""
+
+    track: Track
+    protocol: Protocol
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+    averages: tuple[Average, ...]
+    """Over public tasks, where some are private, and over all."""
+
+    def __post_init__(self) -> None:
+        labels = [column.label for column in self.columns]
+        if len(set(labels)) < len(labels):
+            raise UsageError(f"the columns of a table have different labels, got {', '.join(labels)}")
+        for line in (*(row.cells for row in self.rows), *(average.values for average in self.averages)):
+            if len(line) != len(self.columns):
+                raise UsageError(f"a line of a table has one entry per column ({len(self.columns)}), got {len(line)}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Leaderboard:
+    """Every table that the scores make up: strict before xares, track A before track B."""
+
+    tables: tuple[Table, ...]
+
+
+def build(records: Iterable[ScoreRecord]) -> Leaderboard:
+    """Set up the tables of these scores.
+
+    Raises
+    ------
+    UsageError
+        Two scores are for one place of a table: `featstore.report.read_scores` keeps the newest of such.
+    """
+    of_table: dict[tuple[Protocol, Track], list[ScoreRecord]] = {}
+    for record in records:
+        of_table.setdefault((record.protocol, record.track), []).append(record)
+    return Leaderboard(
+        tables=tuple(_table(of_table[place], protocol=place[0], track=place[1]) for place in sorted(of_table))
+    )
+
+
+def _table(records: Sequence[ScoreRecord], *, protocol: Protocol, track: Track) -> Table:
+    columns, column_of = _columns(records)
+    placed: dict[tuple[str, str], dict[int, ScoreRecord]] = {}
+    for record, column in zip(records, column_of, strict=True):
+        row = placed.setdefault((record.task, record.metric), {})
+        if column in row:
+            place = f"{record.task} by {columns[column].label} (track {track}, {protocol})"
+            raise UsageError(f"a table has one score for each task and encoder, got two for {place}: give the newest")
+        row[column] = record
+    rows = tuple(_row(placed[place], n_columns=len(columns)) for place in sorted(placed))
+    spans = ("public", "all") if any(row.private for row in rows) else ("all",)
+    averages = tuple(_average(rows, over=span, n_columns=len(columns)) for span in spans)
+    return Table(track=track, protocol=protocol, columns=columns, rows=rows, averages=averages)
+
+
+# --- columns ----------------------------------------------------------------------------------------------------------
+
+
+def _columns(records: Sequence[ScoreRecord]) -> tuple[tuple[Column, ...], tuple[int, ...]]:
+    """Columns of a table, sorted by label, and the index of each record's column."""
+    telling = _telling_settings(records)
+    places = [
+        (record.encoder, record.fingerprint, tuple((name, record.settings.get(name)) for name in telling))
+        for record in records
+    ]
+    fingerprints: dict[str, set[str]] = {}
+    for record in records:
+        fingerprints.setdefault(record.encoder, set()).add(record.fingerprint)
+    columns = {
+        place: Column(
+            encoder=place[0],
+            fingerprint=place[1],
+            settings=place[2],
+            label=_label(*place, alone=len(fingerprints[place[0]]) == 1),
+        )
+        for place in places
+    }
+    ordered = sorted(columns.values(), key=lambda column: column.label)
+    return tuple(ordered), tuple(ordered.index(columns[place]) for place in places)
+
+
+def _telling_settings(records: Sequence[ScoreRecord]) -> tuple[str, ...]:
+    """Name the settings that some task has several values of by one encoder: without them its scores would collide."""
+    values: dict[tuple[str, ...], set[str]] = {}
+    for record in records:
+        for name in CHOSEN_SETTINGS:
+            place = (name, record.task, record.metric, record.encoder, record.fingerprint)
+            values.setdefault(place, set()).add(json.dumps(record.settings.get(name)))
+    telling = {place[0] for place, seen in values.items() if len(seen) > 1}
+    return tuple(name for name in CHOSEN_SETTINGS if name in telling)
+
+
+def _label(encoder: str, fingerprint: str, settings: tuple[tuple[str, Any], ...], *, alone: bool) -> str:
+    name = encoder if alone else f"{encoder}@{fingerprint}"
+    told = ", ".join(f"{setting}={value}" for setting, value in settings if value is not None)
+    return f"{name} ({told})" if told else name
+
+
+# --- rows and averages ------------------------------------------------------------------------------------------------
+
+
+def _row(scored: dict[int, ScoreRecord], *, n_columns: int) -> Row:
+    first = scored[min(scored)]
+    values = [scored[column].value if column in scored else None for column in range(n_columns)]
+    return Row(
+        task=first.task,
+        title=first.title,
+        metric=first.metric,
+        eval_weight=first.eval_weight,
+        private=first.private,
+        cells=tuple(_cell(scored[column]) if column in scored else None for column in range(n_columns)),
+        best=_best(values, lower_is_better=first.metric in LOWER_IS_BETTER),
+        manifests=len({record.manifest_sha256 for record in scored.values()}),
+    )
+
+
+def _cell(record: ScoreRecord) -> Cell:
+    if record.ci_high > record.ci_low:
+        return Cell(value=record.value, half_width=(record.ci_high - record.ci_low) / 2)
+    return Cell(value=record.value, half_width=record.std if record.std > 0 else None)
+
+
+def _average(rows: Sequence[Row], *, over: str, n_columns: int) -> Average:
+    counted = [
+        row
+        for row in rows
+        if row.eval_weight > 0 and row.metric not in LOWER_IS_BETTER and (over == "all" or not row.private)
+    ]
+    values: list[float | None] = []
+    n_scored: list[int] = []
+    for column in range(n_columns):
+        scored = [(row.eval_weight, cell.value) for row in counted if (cell := row.cells[column]) is not None]
+        weight = sum(weight for weight, _ in scored)
+        values.append(sum(weight * value for weight, value in scored) / weight if scored else None)
+        n_scored.append(len(scored))
+    complete = [value if n == len(counted) else None for value, n in zip(values, n_scored, strict=True)]
+    return Average(
+        over=over,
+        values=tuple(values),
+        n_scored=tuple(n_scored),
+        n_tasks=len(counted),
+        best=_best(complete, lower_is_better=False),
+    )
+
+
+def _best(values: Sequence[float | None], *, lower_is_better: bool) -> frozenset[int]:
+    there = [value for value in values if value is not None]
+    if len(there) < 2:
+        return frozenset()
+    best = min(there) if lower_is_better else max(there)
+    return frozenset(column for column, value in enumerate(values) if value == best)

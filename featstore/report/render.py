@@ -1,0 +1,186 @@
+"""Leaderboards as text. What a table says is decided once, in `grid`; Markdown and the terminal only paint it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from featstore.records import ScoreRecord
+from featstore.report.leaderboard import LOWER_IS_BETTER, Average, Cell, Leaderboard, Row, Table
+
+__all__ = ["MISSING", "Grid", "GridCell", "GridRow", "grid", "to_csv", "to_json", "to_markdown"]
+
+MISSING = "–"
+TRACK_TITLES = {"A": "Track A, linear probe", "B": "Track B, k nearest neighbours"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GridCell:
+    """One entry as text, and whether it is marked as the best of its row."""
+
+    text: str
+    best: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GridRow:
+    """One line: the task (or the average), the metric, then one entry per encoder."""
+
+    head: str
+    metric: str
+    cells: tuple[GridCell, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grid:
+    """A table laid out as text: every painter shows the same words."""
+
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[GridRow, ...]
+    averages: tuple[GridRow, ...]
+    notes: tuple[str, ...]
+
+
+def grid(table: Table) -> Grid:
+    """Lay out a table: three decimals, the half-width of the interval behind a value, a dash for what is missing."""
+    return Grid(
+        title=f"{TRACK_TITLES[table.track]} ({table.protocol} protocol)",
+        header=("Task", "Metric", *(column.label for column in table.columns)),
+        rows=tuple(_row(row) for row in table.rows),
+        averages=tuple(_average(average) for average in table.averages),
+        notes=_notes(table),
+    )
+
+
+def _row(row: Row) -> GridRow:
+    marks = ("*" if row.private else "") + ("†" if row.manifests > 1 else "")
+    cells = tuple(GridCell(text=_shown(cell), best=column in row.best) for column, cell in enumerate(row.cells))
+    return GridRow(head=row.title + marks, metric=row.metric, cells=cells)
+
+
+def _shown(cell: Cell | None) -> str:
+    if cell is None:
+        return MISSING
+    return f"{cell.value:.3f}" if cell.half_width is None else f"{cell.value:.3f} ±{cell.half_width:.3f}"
+
+
+def _average(average: Average) -> GridRow:
+    cells = []
+    for column, (value, n_scored) in enumerate(zip(average.values, average.n_scored, strict=True)):
+        if value is None:
+            text = MISSING
+        elif n_scored < average.n_tasks:
+            text = f"{value:.3f} ({n_scored} of {average.n_tasks} tasks)"
+        else:
+            text = f"{value:.3f}"
+        cells.append(GridCell(text=text, best=column in average.best))
+    tasks = f"{average.n_tasks} task" if average.n_tasks == 1 else f"{average.n_tasks} tasks"
+    kinds = "public " if average.over == "public" else ""
+    return GridRow(head=f"Weighted average, {kinds}{tasks}", metric="", cells=tuple(cells))
+
+
+def _notes(table: Table) -> tuple[str, ...]:
+    notes = []
+    if any(cell is not None and cell.half_width is not None for row in table.rows for cell in row.cells):
+        notes.append("±: half of the 95 % bootstrap interval, or the deviation over seeds where there is none")
+    if any(row.private for row in table.rows):
+        notes.append("*: a private task, left out of the average over public tasks")
+    if any(row.manifests > 1 for row in table.rows):
+        notes.append("†: scored under different manifests, so these values do not compare: score them again")
+    errors = sorted({row.metric for row in table.rows} & LOWER_IS_BETTER)
+    if errors:
+        notes.append(f"less is better for {', '.join(errors)}, which no average includes")
+    return tuple(notes)
+
+
+def to_markdown(board: Leaderboard) -> str:
+    """Every table as GitHub-flavoured Markdown, the best entries in bold."""
+    return "\n".join(_markdown(grid(table)) for table in board.tables)
+
+
+def _markdown(laid_out: Grid) -> str:
+    lines = [f"### {laid_out.title}", "", _markdown_line(laid_out.header)]
+    lines.append(_markdown_line(("---", "---", *("---:" for _ in laid_out.header[2:]))))
+    for row in (*laid_out.rows, *laid_out.averages):
+        lines.append(_markdown_line((row.head, row.metric, *(_bold(cell) for cell in row.cells))))
+    if laid_out.notes:
+        lines += ["", *(f"{note}  " for note in laid_out.notes)]
+    return "\n".join([*lines, ""])
+
+
+def _bold(cell: GridCell) -> str:
+    return f"**{cell.text}**" if cell.best else cell.text
+
+
+def _markdown_line(entries: Iterable[str]) -> str:
+    return "| " + " | ".join(entry.replace("|", "\\|") for entry in entries) + " |"
+
+
+CSV_HEADER = (
+    "line",
+    "protocol",
+    "track",
+    "task",
+    "metric",
+    "encoder",
+    "value",
+    "half_width",
+    "eval_weight",
+    "private",
+    "best",
+    "n_scored",
+    "n_tasks",
+)
+
+
+def to_csv(board: Leaderboard) -> str:
+    """Every entry of every table on a line of its own, unrounded.
+
+    The column ``line`` is ``score`` or ``average``; of an average, ``task`` is ``public`` or ``all``. What is missing
+    has no line.
+    """
+    text = io.StringIO()
+    writer = csv.DictWriter(text, CSV_HEADER, lineterminator="\n")
+    writer.writeheader()
+    for table in board.tables:
+        writer.writerows(_csv_lines(table))
+    return text.getvalue()
+
+
+def _csv_lines(table: Table) -> Iterable[dict[str, object]]:
+    place = {"protocol": table.protocol, "track": table.track}
+    for row in table.rows:
+        for index, cell in enumerate(row.cells):
+            if cell is not None:
+                yield place | {
+                    "line": "score",
+                    "task": row.task,
+                    "metric": row.metric,
+                    "encoder": table.columns[index].label,
+                    "value": cell.value,
+                    "half_width": "" if cell.half_width is None else cell.half_width,
+                    "eval_weight": row.eval_weight,
+                    "private": str(row.private).lower(),
+                    "best": str(index in row.best).lower(),
+                }
+    for average in table.averages:
+        for index, value in enumerate(average.values):
+            if value is not None:
+                yield place | {
+                    "line": "average",
+                    "task": average.over,
+                    "encoder": table.columns[index].label,
+                    "value": value,
+                    "best": str(index in average.best).lower(),
+                    "n_scored": average.n_scored[index],
+                    "n_tasks": average.n_tasks,
+                }
+
+
+def to_json(records: Iterable[ScoreRecord]) -> str:
+    """Score records as one JSON array."""
+    return json.dumps([record.as_json() for record in records], indent=1, allow_nan=False, ensure_ascii=False) + "\n"

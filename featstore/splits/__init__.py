@@ -1,0 +1,8 @@
+"""Who trains, who selects and who is tested: plans made from names, without reading a single embedding."""
+
+from __future__ import annotations
+
+from featstore.splits.hashing import stratified_folds, stratified_tenth
+from featstore.splits.rounds import Round, plan_rounds
+
+__all__ = ["Round", "plan_rounds", "stratified_folds", "stratified_tenth"]

@@ -1,0 +1,23 @@
+"""The store: format, writer and reader. Never torch; zarr only through `zarr_io`."""
+
+from featstore.store.format import FORMAT_VERSION, Commit, Member, Segment, ShardIdentity, is_group_name
+from featstore.store.part import EmbeddedWindow, PartWriter
+from featstore.store.reader import FeatureSet, Frames, Store, open_store
+from featstore.store.writer import SplitWriter, open_split_writer
+
+__all__ = [
+    "FORMAT_VERSION",
+    "Commit",
+    "EmbeddedWindow",
+    "FeatureSet",
+    "Frames",
+    "Member",
+    "PartWriter",
+    "Segment",
+    "ShardIdentity",
+    "SplitWriter",
+    "Store",
+    "is_group_name",
+    "open_split_writer",
+    "open_store",
+]

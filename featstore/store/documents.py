@@ -1,0 +1,104 @@
+"""The group documents above the parts: store, encoder, dataset and split.
+
+A split's document repeats what the documents above it say, so that one that is damaged can be made again from another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from featstore.errors import DamagedPart
+from featstore.records import Recipe, dataset_group
+from featstore.store.format import (
+    FORMAT_VERSION,
+    GROUP_DOCUMENT,
+    Commit,
+    DamagedDocument,
+    recipe_from_json,
+    seal,
+    unseal,
+)
+from featstore.store.objects import Objects
+
+__all__ = ["SplitAddress", "read_document", "write_document"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SplitAddress:
+    """Where a feature set is, and all that the documents above its parts say."""
+
+    recipe: Recipe
+    spec: str
+    dataset: str
+    crop_seconds: float | None
+    split: str
+
+    @property
+    def path(self) -> str:
+        """Path of the split's group: ``logmel@3f9c2a71/words/train``."""
+        return f"{self.recipe.group_name}/{dataset_group(self.dataset, self.crop_seconds)}/{self.split}"
+
+    def documents(self) -> dict[str, dict[str, Any]]:
+        """Contents of every document from the store's own down to the split's, by path."""
+        encoder, group, _ = self.path.split("/")
+        return {
+            "": {"format": FORMAT_VERSION},
+            encoder: self._about_encoder(),
+            f"{encoder}/{group}": self._about_dataset(),
+            self.path: self.split_document(()),
+        }
+
+    def split_document(self, commits: Iterable[Commit]) -> dict[str, Any]:
+        """Content of the split's document with a catalogue of `commits`."""
+        catalogue = [commit.as_catalogue_json() for commit in commits]
+        return {**self._about_encoder(), **self._about_dataset(), "split": self.split, "catalogue": catalogue}
+
+    def _about_encoder(self) -> dict[str, Any]:
+        return {"recipe": self.recipe.as_json(), "fingerprint": self.recipe.fingerprint, "spec": self.spec}
+
+    def _about_dataset(self) -> dict[str, Any]:
+        return {"dataset": self.dataset, "crop_seconds": self.crop_seconds}
+
+    @classmethod
+    def from_document(cls, content: Mapping[str, Any]) -> SplitAddress:
+        """Read a split's document; DamagedDocument where it is not one."""
+        try:
+            return cls(
+                recipe=recipe_from_json(content["recipe"]),
+                spec=content["spec"],
+                dataset=content["dataset"],
+                crop_seconds=content["crop_seconds"],
+                split=content["split"],
+            )
+        except KeyError as error:
+            raise DamagedDocument(f"it does not say {error}") from error
+
+
+def read_document(objects: Objects, group: str) -> dict[str, Any] | None:
+    """Content of a group's document; None where it is missing or bare.
+
+    Raises
+    ------
+    DamagedPart
+        There is a document, but not as featstore wrote it.
+    """
+    raw = objects.read(f"{group}/{GROUP_DOCUMENT}" if group else GROUP_DOCUMENT)
+    if raw is None:
+        return None
+    try:
+        return unseal(raw)
+    except DamagedDocument as error:
+        raise DamagedPart(
+            f"{objects.url}/{group} is damaged: {error}; "
+            f"`featstore verify --store {objects.url} --repair` mends or drops what is damaged"
+        ) from error
+
+
+def write_document(objects: Objects, group: str, content: Mapping[str, Any]) -> None:
+    """Put a group's document in one step, unless it is there word for word."""
+    key = f"{group}/{GROUP_DOCUMENT}" if group else GROUP_DOCUMENT
+    document = seal(content)
+    if objects.read(key) != document:
+        objects.write(key, document)

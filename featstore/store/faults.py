@@ -1,0 +1,39 @@
+"""Fault points: named moments of the commit protocol at which a test can kill the process.
+
+``FEATSTORE_FAULT_POINT=arrays-settled`` kills the process with SIGKILL when it first comes to that point, and
+``arrays-settled:3`` when it comes there for the third time. Without the variable a fault point costs one look-up.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+
+__all__ = ["FAULT_POINTS", "fault_point"]
+
+FAULT_POINTS = (
+    "part-begun",
+    "frames-written",
+    "arrays-written",
+    "arrays-settled",
+    "document-written",
+    "committed",
+    "catalogue-written",
+    "deleting-document",
+    "deleting-arrays",
+    "swept",
+)
+
+_passed: dict[str, int] = {}
+
+
+def fault_point(name: str) -> None:
+    """Die here, if a test asked for it."""
+    wanted = os.environ.get("FEATSTORE_FAULT_POINT")
+    if wanted is None:
+        return
+    point, _, times = wanted.partition(":")
+    if point == name:
+        _passed[name] = _passed.get(name, 0) + 1
+        if _passed[name] == int(times or 1):
+            os.kill(os.getpid(), signal.SIGKILL)

@@ -1,0 +1,232 @@
+"""Format 1 of the store: names, documents and the commit record. Pure: no I/O.
+
+A store is a tree of Zarr v3 groups. What featstore says about a group stands in the attributes of its group document
+(``zarr.json``), sealed by a hash so that damage to the words is found as surely as damage to the numbers.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from featstore.errors import StoreError
+from featstore.records import Recipe, SkippedClip, sha256_of
+
+__all__ = [
+    "FORMAT_VERSION",
+    "GROUP_DOCUMENT",
+    "Commit",
+    "DamagedDocument",
+    "Member",
+    "ObjectSeal",
+    "Segment",
+    "ShardIdentity",
+    "Writing",
+    "counted_segments",
+    "is_group_name",
+    "part_stem",
+    "recipe_from_json",
+    "seal",
+    "unseal",
+]
+
+FORMAT_VERSION = 1
+GROUP_DOCUMENT = "zarr.json"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+@=-]*")
+
+
+class DamagedDocument(StoreError):
+    """A group document is not what featstore wrote."""
+
+
+def seal(content: Mapping[str, Any]) -> bytes:
+    """Make the group document that carries `content` in its attributes.
+
+    >>> unseal(seal({"format": 1}))
+    {'format': 1}
+    """
+    attributes = {"featstore": content, "featstore_sha256": sha256_of(content)}
+    document = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
+    return json.dumps(document, ensure_ascii=False, allow_nan=False, indent=1).encode()
+
+
+def unseal(raw: bytes) -> dict[str, Any] | None:
+    """Read what `seal` wrote; None for a bare group, such as zarr-python makes for a parent.
+
+    Raises
+    ------
+    DamagedDocument
+        The document is no JSON group, or its hash does not match its words.
+    """
+    try:
+        document = json.loads(raw)
+        attributes = document["attributes"]
+        if document["zarr_format"] != 3 or document["node_type"] != "group":
+            raise DamagedDocument("it is no Zarr v3 group document")
+        if not attributes:
+            return None
+        content, stated = attributes["featstore"], attributes["featstore_sha256"]
+        if sha256_of(content) != stated:
+            raise DamagedDocument("its hash does not match its words")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DamagedDocument(f"it is no group document of featstore ({type(error).__name__})") from error
+    if not isinstance(content, dict):
+        raise DamagedDocument("its content is no object")
+    return content
+
+
+def is_group_name(name: str) -> bool:
+    """Whether a dataset, split or encoder may be called so in a store."""
+    return _NAME.fullmatch(name) is not None
+
+
+def part_stem(shard: str) -> str:
+    """Readable head of a part's name: the shard's own name in characters that every store can hold.
+
+    >>> part_stem("en/wds-audio-train-000000.tar")
+    'en-wds-audio-train-000000'
+    """
+    stem = re.sub(r"\.tar(\.gz)?$", "", shard)
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-.")[-80:] or "shard"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardIdentity:
+    """What tells one state of a shard from another.
+
+    ``mtime_ns`` is of a local file, ``etag`` of an object; ``sha256`` is of the bytes, taken while they were encoded.
+    """
+
+    name: str
+    size: int
+    mtime_ns: int | None = None
+    etag: str | None = None
+    sha256: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectSeal:
+    """Size in bytes and CRC-32C of one stored object, as it was handed to the store."""
+
+    size: int
+    crc32c: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Writing:
+    """Who is writing a part that has no commit record yet."""
+
+    host: str
+    pid: int
+    process_started: int | None
+    began_at: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Member:
+    """One shard's share of a part: the windows that follow those of the member before it.
+
+    A part that an extraction wrote has one member; one that `compact_split` made of many has as many.
+    """
+
+    shard: ShardIdentity
+    clips: int
+    windows: int
+    frames: int
+    audio_seconds: float
+    skipped: tuple[SkippedClip, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Commit:
+    """The commit record of a part: its members, what every object must look like, and how it came to be.
+
+    ``part`` is the name of the part's group. ``objects`` maps each object of the part, its own group document apart,
+    to its seal; it is empty in a record that was read from a catalogue.
+    """
+
+    part: str
+    members: tuple[Member, ...]
+    frames_stored: bool
+    recipe_fingerprint: str
+    crop_seconds: float | None
+    committed_at: str
+    seconds: float
+    versions: Mapping[str, str]
+    objects: Mapping[str, ObjectSeal]
+
+    @property
+    def order(self) -> tuple[str, str]:
+        """What decides between two parts that hold one shard: the greatest counts."""
+        return (self.committed_at, self.part)
+
+    @property
+    def windows(self) -> int:
+        """Rows of the part's arrays."""
+        return sum(member.windows for member in self.members)
+
+    @property
+    def frames(self) -> int:
+        """Rows of its frames."""
+        return sum(member.frames for member in self.members)
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain JSON, as it stands in the part's group document."""
+        raw = asdict(self)
+        for member in raw["members"]:
+            member["skipped"] = [[clip["key"], clip["reason"]] for clip in member["skipped"]]
+        raw["objects"] = {name: [entry.size, entry.crc32c] for name, entry in sorted(self.objects.items())}
+        return raw
+
+    def as_catalogue_json(self) -> dict[str, Any]:
+        """The same without the seals, which only `verify` needs."""
+        return replace(self, objects={}).as_json()
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any]) -> Commit:
+        """Inverse of `as_json`; DamagedDocument where a field is missing, unknown or of the wrong form."""
+        try:
+            members = tuple(_member_from_json(member) for member in raw["members"])
+            objects = {name: ObjectSeal(size, crc) for name, (size, crc) in raw["objects"].items()}
+            return cls(**{**raw, "members": members, "objects": objects})
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise DamagedDocument(f"its commit record is not of format {FORMAT_VERSION}: {error}") from error
+
+
+def _member_from_json(raw: Mapping[str, Any]) -> Member:
+    shard = ShardIdentity(**raw["shard"])
+    skipped = tuple(SkippedClip(shard=shard.name, key=key, reason=reason) for key, reason in raw["skipped"])
+    return Member(**{**raw, "shard": shard, "skipped": skipped})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Segment:
+    """One shard's rows of the part that counts for it: windows [start, start + member.windows)."""
+
+    commit: Commit
+    member: Member
+    start: int
+
+
+def counted_segments(commits: Iterable[Commit]) -> tuple[Segment, ...]:
+    """The rows that a reader takes: one part per shard, the greatest by `Commit.order`, in order of shard name."""
+    chosen: dict[str, Segment] = {}
+    for commit in commits:
+        start = 0
+        for member in commit.members:
+            rival = chosen.get(member.shard.name)
+            if rival is None or commit.order > rival.commit.order:
+                chosen[member.shard.name] = Segment(commit=commit, member=member, start=start)
+            start += member.windows
+    return tuple(chosen[name] for name in sorted(chosen))
+
+
+def recipe_from_json(raw: Mapping[str, Any]) -> Recipe:
+    """Read the recipe of an encoder's group; DamagedDocument where it is not one."""
+    try:
+        return Recipe(**raw)
+    except TypeError as error:
+        raise DamagedDocument(f"its recipe is not of format {FORMAT_VERSION}: {error}") from error

@@ -1,0 +1,152 @@
+"""Keeps a store tidy: deletes what counts for nothing, and makes one part of many small ones."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from featstore.store.catalogue import SplitEntry, check_root, read_splits, split_paths
+from featstore.store.documents import SplitAddress, read_document
+from featstore.store.format import Commit, Segment
+from featstore.store.objects import Objects, open_objects
+from featstore.store.part import EmbeddedWindow
+from featstore.store.reader import FeatureSet
+from featstore.store.writer import SplitWriter
+
+__all__ = ["CompactRecord", "GcRecord", "compact_store", "gc_store"]
+
+_TEMPORARY_IS_DEAD_AFTER_SECONDS = 3600.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GcRecord:
+    """What was deleted of one feature set: names of its parts and orphans."""
+
+    path: str
+    deleted: tuple[str, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompactRecord:
+    """How many parts one feature set had, and has now."""
+
+    path: str
+    parts_before: int
+    parts_after: int
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain JSON."""
+        return asdict(self)
+
+
+def gc_store(url: str) -> tuple[GcRecord, ...]:
+    """Delete superseded parts, orphans of writers that are gone, and temporary files an hour old; rewrite catalogues.
+
+    What a live writer is making stays. One record for each feature set that lost anything.
+    """
+    objects = open_objects(url)
+    check_root(objects)
+    records = []
+    for path in split_paths(objects):
+        content = read_document(objects, path)
+        if content is None or "split" not in content:
+            continue
+        writer = SplitWriter(objects, SplitAddress.from_document(content))
+        deleted = writer.sweep()
+        writer.write_catalogue()
+        if deleted:
+            records.append(GcRecord(path=path, deleted=deleted))
+    temporary = tuple(_delete_dead_temporaries(objects))
+    if temporary:
+        records.append(GcRecord(path="", deleted=temporary))
+    return tuple(records)
+
+
+def compact_store(url: str, *, part_bytes: int) -> tuple[CompactRecord, ...]:
+    """Make parts of about `part_bytes` from the small parts of each feature set that stand together.
+
+    A new part is committed like any other, and the parts it was made of are deleted afterwards; a killed run leaves the
+    old parts, or both, never less. One record for each feature set that changed.
+    """
+    objects = open_objects(url)
+    check_root(objects)
+    records = []
+    for entry in read_splits(objects):
+        groups = [group for group in _groups(entry, part_bytes) if len({each.commit.part for each in group}) > 1]
+        if not groups:
+            continue
+        writer = SplitWriter(objects, entry.address)
+        before = len({segment.commit.part for segment in entry.segments})
+        for group in groups:
+            _write_together(objects, writer, entry, group)
+        writer.sweep()
+        writer.write_catalogue()
+        after = len({segment.commit.part for segment in writer.committed().values()})
+        records.append(CompactRecord(path=entry.path, parts_before=before, parts_after=after))
+    return tuple(records)
+
+
+def _groups(entry: SplitEntry, part_bytes: int) -> Iterator[tuple[Segment, ...]]:
+    """Neighbours that fit into one part; with and without frames apart."""
+    group: list[Segment] = []
+    size = 0
+    for segment in entry.segments:
+        cost = _numbers_bytes(entry, segment)
+        if group and (size + cost > part_bytes or group[-1].commit.frames_stored != segment.commit.frames_stored):
+            yield tuple(group)
+            group, size = [], 0
+        group.append(segment)
+        size += cost
+    if group:
+        yield tuple(group)
+
+
+def _numbers_bytes(entry: SplitEntry, segment: Segment) -> int:
+    recipe = entry.address.recipe
+    itemsize = 2 if recipe.frame_dtype == "float16" else 4
+    return recipe.dim * (4 * segment.member.windows + itemsize * segment.member.frames)
+
+
+def _write_together(objects: Objects, writer: SplitWriter, entry: SplitEntry, group: Sequence[Segment]) -> Commit:
+    source = FeatureSet(objects, SplitEntry(address=entry.address, segments=tuple(group)))
+    frames = source.frames if source.has_frames else None
+    with writer.begin_part(f"compacted-{group[0].member.shard.name}") as part:
+        for at in range(len(source)):
+            part.add(
+                EmbeddedWindow(
+                    key=str(source.key[at]),
+                    meta=str(source.meta[at]),
+                    start_seconds=float(source.start_seconds[at]),
+                    seconds=float(source.seconds[at]),
+                    utterance=source.utterance[at],
+                    frames=None if frames is None else frames[at],
+                )
+            )
+        members = [segment.member for segment in group]
+        return part.commit(members, frames_stored=frames is not None, versions=_common_versions(group))
+
+
+def _common_versions(group: Sequence[Segment]) -> Mapping[str, str]:
+    """Each library's version, or its versions where the parts were made with several."""
+    found: dict[str, set[str]] = {}
+    for segment in group:
+        for name, version in segment.commit.versions.items():
+            found.setdefault(name, set()).add(version)
+    return {name: " and ".join(sorted(versions)) for name, versions in found.items()}
+
+
+def _delete_dead_temporaries(objects: Objects) -> Iterator[str]:
+    """Temporary files that a killed process left beside a document; an object store has none."""
+    if objects.root is None:
+        return
+    dead = time.time() - _TEMPORARY_IS_DEAD_AFTER_SECONDS
+    for path in objects.root.rglob(".zarr.json.*"):
+        if path.is_file() and path.stat().st_mtime < dead:
+            path.unlink(missing_ok=True)
+            yield path.relative_to(objects.root).as_posix()

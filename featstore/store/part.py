@@ -1,0 +1,230 @@
+"""Writes one part: windows in, objects out, one commit record at the end."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featstore.errors import StoreError
+from featstore.records import Recipe
+from featstore.store import codecs
+from featstore.store.faults import fault_point
+from featstore.store.format import GROUP_DOCUMENT, Commit, Member, ObjectSeal, Writing, seal
+from featstore.store.layout import ArrayLayout, plain_layout, sharded_layout, strings_document
+from featstore.store.objects import Objects
+
+__all__ = ["EmbeddedWindow", "PartWriter", "process_started", "telling_what_to_do"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbeddedWindow:
+    """One window, ready to be stored: ``utterance`` float32 (dim,), ``frames`` (n, dim) or None."""
+
+    key: str
+    meta: str
+    start_seconds: float
+    seconds: float
+    utterance: NDArray[np.float32]
+    frames: NDArray[Any] | None
+
+
+class PartWriter:
+    """One part in the making. As a context manager it deletes what it wrote when it is left without a commit."""
+
+    def __init__(self, objects: Objects, path: str, *, recipe: Recipe, crop_seconds: float | None) -> None:
+        self._objects = objects
+        self._path = path
+        self._recipe = recipe
+        self._crop_seconds = crop_seconds
+        self._began = datetime.now(UTC)
+        self._keys: list[str] = []
+        self._metas: list[str] = []
+        self._starts: list[float] = []
+        self._seconds: list[float] = []
+        self._utterances: list[NDArray[np.float32]] = []
+        self._frame_counts: list[int] = []
+        self._pending: list[NDArray[Any]] = []
+        self._pending_rows = 0
+        self._frame_files = 0
+        self._seals: dict[str, ObjectSeal] = {}
+        self._committed = False
+        self._frame_layout = sharded_layout((0, recipe.dim), recipe.frame_dtype)
+        with telling_what_to_do(objects):
+            objects.write(f"{path}/{GROUP_DOCUMENT}", seal({"writing": asdict(_this_writer(self._began))}))
+        fault_point("part-begun")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.abort()
+
+    def abort(self) -> None:
+        """Delete what was written, for it was never a part. After the commit it does nothing."""
+        if self._committed:
+            return
+        with contextlib.suppress(OSError):
+            self._objects.delete(self._path, first=(GROUP_DOCUMENT,))
+
+    @property
+    def windows(self) -> int:
+        """Windows added so far."""
+        return len(self._keys)
+
+    @property
+    def frames(self) -> int:
+        """Frames added so far."""
+        return sum(self._frame_counts)
+
+    def add(self, window: EmbeddedWindow) -> None:
+        """Append one window, in the order of the store."""
+        self._keys.append(window.key)
+        self._metas.append(window.meta)
+        self._starts.append(window.start_seconds)
+        self._seconds.append(window.seconds)
+        self._utterances.append(window.utterance)
+        if window.frames is not None:
+            self._frame_counts.append(len(window.frames))
+            self._pending.append(window.frames)
+            self._pending_rows += len(window.frames)
+            if self._pending_rows >= self._frame_layout.file_rows:
+                self._flush_whole_files()
+
+    def commit(self, members: Sequence[Member], *, frames_stored: bool, versions: Mapping[str, str]) -> Commit:
+        """Write the small arrays, settle everything, and commit.
+
+        Parameters
+        ----------
+        members : sequence of Member
+            Shards whose windows these are, in order; their counts add up to what was added.
+        frames_stored : bool
+            Whether every window brought its frames.
+        versions : mapping
+            Of the software that made the numbers.
+
+        Raises
+        ------
+        StoreError
+            The disk is full or broken. What was written is no part, and the parts before it are untouched.
+        """
+        with telling_what_to_do(self._objects):
+            self._put_arrays(frames_stored=frames_stored)
+            fault_point("arrays-written")
+            self._objects.settle(self._path)
+            fault_point("arrays-settled")
+            now = datetime.now(UTC)
+            commit = Commit(
+                part=self._path.rsplit("/", 1)[-1],
+                members=tuple(members),
+                frames_stored=frames_stored,
+                recipe_fingerprint=self._recipe.fingerprint,
+                crop_seconds=self._crop_seconds,
+                committed_at=now.isoformat(timespec="microseconds"),
+                seconds=round((now - self._began).total_seconds(), 6),
+                versions=dict(versions),
+                objects=self._seals,
+            )
+            if (commit.windows, commit.frames) != (self.windows, self.frames):
+                raise StoreError(
+                    f"members of {commit.part} claim {commit.windows} windows and {commit.frames} frames: "
+                    f"{self.windows} and {self.frames} were added"
+                )
+            self._objects.write(f"{self._path}/{GROUP_DOCUMENT}", seal({"commit": commit.as_json()}))
+            self._committed = True
+            fault_point("committed")
+        return commit
+
+    def _put_arrays(self, *, frames_stored: bool) -> None:
+        shape = (len(self._keys), self._recipe.dim)
+        self._put_strings("key", self._keys)
+        self._put_strings("meta", self._metas)
+        self._put_numbers("start_seconds", np.asarray(self._starts, np.float64))
+        self._put_numbers("seconds", np.asarray(self._seconds, np.float64))
+        utterances = np.stack(self._utterances) if self._utterances else np.empty(shape, np.float32)
+        self._put_numbers("utterance", utterances)
+        if frames_stored:
+            self._put_numbers("frame_offsets", np.cumsum([0, *self._frame_counts], dtype=np.int64))
+            self._flush_whole_files()
+            if self._pending_rows:
+                self._put_frames(np.concatenate(self._pending))
+            layout = sharded_layout((self.frames, self._recipe.dim), self._recipe.frame_dtype)
+            self._put("frames/zarr.json", [layout.document()])
+
+    def _put_strings(self, name: str, values: list[str]) -> None:
+        self._put(f"{name}/zarr.json", [strings_document(len(values))])
+        if values:
+            self._put(f"{name}/c/0", [codecs.encode_strings(values)])
+
+    def _put_numbers(self, name: str, values: NDArray[Any]) -> None:
+        layout = plain_layout(values.shape, values.dtype)
+        self._put(f"{name}/zarr.json", [layout.document()])
+        for key, start, stop in layout.files():
+            self._put(f"{name}/{key}", codecs.encode_file(layout, values[start:stop]))
+
+    def _flush_whole_files(self) -> None:
+        """Write the frames that fill files whole, and keep the rest."""
+        file_rows = self._frame_layout.file_rows
+        if self._pending_rows < file_rows:
+            return
+        rows = np.concatenate(self._pending)
+        whole = len(rows) // file_rows * file_rows
+        with telling_what_to_do(self._objects):
+            for start in range(0, whole, file_rows):
+                self._put_frames(rows[start : start + file_rows])
+        self._pending = [rows[whole:].copy()] if whole < len(rows) else []
+        self._pending_rows = len(rows) - whole
+        fault_point("frames-written")
+
+    def _put_frames(self, rows: NDArray[Any]) -> None:
+        layout: ArrayLayout = self._frame_layout
+        self._put(f"frames/{layout.file_key(self._frame_files)}", codecs.encode_file(layout, rows))
+        self._frame_files += 1
+
+    def _put(self, name: str, buffers: codecs.Buffers) -> None:
+        crc = size = 0
+        for buffer in buffers:
+            crc = codecs.extend_crc32c(crc, buffer)
+            size += memoryview(buffer).nbytes
+        self._objects.put(f"{self._path}/{name}", buffers)
+        self._seals[name] = ObjectSeal(size, crc)
+
+
+@contextlib.contextmanager
+def telling_what_to_do(objects: Objects) -> Iterator[None]:
+    """Turn what the operating system says about a write into one line with the remedy."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, StoreError):
+            raise
+        raise StoreError(
+            f"cannot write to {objects.url}: {error.strerror or error}; what is committed is safe: "
+            "make room or mend the disk, and run the same command again"
+        ) from error
+
+
+def process_started(pid: int) -> int | None:
+    """Clock ticks from boot to the start of a process, where the system tells: a number for a pid used twice."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    fields = stat.rsplit(")", 1)[-1].split()
+    return -1 if fields[0] in "ZX" else int(fields[19])  # a zombie writes no more
+
+
+def _this_writer(began: datetime) -> Writing:
+    pid = os.getpid()
+    return Writing(host=socket.gethostname(), pid=pid, process_started=process_started(pid), began_at=began.isoformat())

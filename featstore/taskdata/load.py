@@ -1,0 +1,149 @@
+"""Everything that a probe or a search needs of a task, in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featstore.errors import DataError, LabelError
+from featstore.records import Protocol, Recipe
+from featstore.splits import Round, plan_rounds
+from featstore.taskdata.pool import read_pool
+from featstore.taskdata.samples import Samples
+from featstore.taskdata.targets import Targets, read_targets
+
+if TYPE_CHECKING:
+    from featstore.manifest import Manifest
+    from featstore.store import Store
+
+__all__ = ["TaskData", "load_task"]
+
+# A window without duration still has a say, or a clip of nothing else would have no score.
+SHORTEST_SECONDS = 1e-6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskData:
+    """A task's windows, their labels, and who trains, selects and is tested.
+
+    Attributes
+    ----------
+    X : float32 (windows, dim)
+        Utterance vectors of one pool that all rounds share; owned, and writable.
+    seconds : float64 (windows,)
+        True durations.
+    clip : int64 (windows,)
+        Clip of each window; rising.
+    clip_id : tuple of str (n_clips,)
+        ``set/key``.
+    targets : Targets
+        By clip.
+    rounds : tuple of Round
+        Of clips.
+    features : mapping
+        Name of a feature set -> content hash of what was read.
+    """
+
+    manifest: Manifest
+    protocol: Protocol
+    recipe: Recipe
+    X: NDArray[np.float32]
+    seconds: NDArray[np.float64]
+    clip: NDArray[np.int64]
+    clip_id: tuple[str, ...]
+    targets: Targets
+    rounds: tuple[Round, ...]
+    features: Mapping[str, str]
+    n_skipped: int
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of their indices."""
+        return self.targets.classes
+
+    def windows_of(self, clips: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Rows of ``X`` that belong to some clips, clip after clip in rising order."""
+        wanted = np.zeros(len(self.clip_id), bool)
+        wanted[clips] = True
+        return np.flatnonzero(wanted[self.clip])
+
+    def samples(self, clips: NDArray[np.int64]) -> Samples:
+        """Group the windows of some clips: by clip under ``strict``, each by itself under ``xares``."""
+        windows = self.windows_of(clips)
+        clip = self.clip[windows]
+        starts = np.arange(len(windows)) if self.protocol == "xares" else np.flatnonzero(np.diff(clip, prepend=-1))
+        return Samples(
+            windows=windows,
+            weights=np.maximum(self.seconds[windows], SHORTEST_SECONDS).astype(np.float32),
+            starts=starts,
+            clip=clip[starts],
+            y_true=self.targets.values[clip[starts]],
+        )
+
+
+def load_task(store: Store, manifest: Manifest, *, encoder: str | None, protocol: Protocol) -> TaskData:
+    """Read a task's embeddings and labels and plan its rounds.
+
+    Parameters
+    ----------
+    store : Store
+    manifest : Manifest
+    encoder : str or None
+        ``"logmel"``, ``"logmel@3f9c2a71"``, or None where the store holds one encoder.
+    protocol : "strict" or "xares"
+
+    Raises
+    ------
+    UnknownFeatureSet, AmbiguousSelection
+        The store does not hold what the task needs; the message says what to run.
+    LabelError
+        A clip has no usable label, or the training clips of a round show fewer than two classes.
+    DataError
+        A split has no clip, or an embedding is not finite.
+    UsageError
+        The kind of the task is not one that can be scored.
+    """
+    pool = read_pool(store, manifest, encoder=encoder)
+    targets = read_targets(manifest, pool)
+    roles = manifest.feature_sets
+    rounds = plan_rounds(
+        protocol=protocol,
+        members=pool.members,
+        roles=None if manifest.folds is not None else roles,
+        ids=pool.ids,
+        strata=targets.strata,
+    )
+    for each in rounds:
+        _check_round(each, targets, task=manifest.name)
+    return TaskData(
+        manifest=manifest,
+        protocol=protocol,
+        recipe=pool.recipe,
+        X=pool.X,
+        seconds=pool.seconds,
+        clip=pool.clip,
+        clip_id=pool.ids,
+        targets=targets,
+        rounds=rounds,
+        features=pool.features,
+        n_skipped=pool.n_skipped,
+    )
+
+
+def _check_round(each: Round, targets: Targets, *, task: str) -> None:
+    for part, clips in (("training", each.train), ("test", each.test)):
+        if not len(clips):
+            raise DataError(
+                f"task {task}, round {each.name!r}: no {part} clip is left; it takes more clips or fewer folds"
+            )
+    present = targets.present(each.train)
+    if len(present) < 2:
+        only = targets.classes[present[0]] if len(present) else "none"
+        raise LabelError(
+            f"task {task}, round {each.name!r}: {len(each.train)} training clips show {len(present)} class ({only}); "
+            "a score takes two or more"
+        )

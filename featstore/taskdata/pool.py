@@ -1,0 +1,130 @@
+"""One pool of windows: every feature set of a task, read once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featstore.errors import DataError, UnknownFeatureSet
+from featstore.records import Recipe
+
+if TYPE_CHECKING:
+    from featstore.manifest import Manifest
+    from featstore.store import FeatureSet, Store
+
+__all__ = ["Pool", "read_pool"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pool:
+    """Windows of several feature sets behind one another.
+
+    Attributes
+    ----------
+    X : float32 (windows, dim)
+    seconds : float64 (windows,)
+    clip : int64 (windows,)
+        Rising from 0 to ``n_clips - 1``: the windows of a clip are neighbours.
+    keys, metas : tuple of str (n_clips,)
+    ids : tuple of str (n_clips,)
+        ``set/key``: unique, where a key is unique in its set only.
+    members : mapping
+        Name of a feature set -> int64 (n,), its clips.
+    features : mapping
+        Name of a feature set -> its content hash.
+    """
+
+    recipe: Recipe
+    X: NDArray[np.float32]
+    seconds: NDArray[np.float64]
+    clip: NDArray[np.int64]
+    keys: tuple[str, ...]
+    metas: tuple[str, ...]
+    ids: tuple[str, ...]
+    members: Mapping[str, NDArray[np.int64]]
+    features: Mapping[str, str]
+    n_skipped: int
+
+
+def read_pool(store: Store, manifest: Manifest, *, encoder: str | None) -> Pool:
+    """Read each distinct feature set of a task once.
+
+    Raises
+    ------
+    UnknownFeatureSet
+        The store lacks some of them, or the encoder; the message says what to run.
+    DataError
+        A set has no clip, or an embedding is not finite.
+    """
+    recipe = store.resolve_encoder(encoder)
+    sets = _select_all(store, manifest, recipe)
+    for name, feature_set in sets.items():
+        if not len(feature_set):
+            raise DataError(f"task {manifest.name}: {name!r} holds no clip; {len(feature_set.skipped)} were left out")
+
+    X = np.empty((sum(map(len, sets.values())), recipe.dim), np.float32)
+    seconds, clips, members = [], [], {}
+    keys: list[str] = []
+    metas: list[str] = []
+    ids: list[str] = []
+    first_window = 0
+    for name, feature_set in sets.items():
+        windows = slice(first_window, first_window + len(feature_set))
+        X[windows] = feature_set.utterance
+        seconds.append(feature_set.seconds)
+        clips.append(feature_set.clip + len(keys))
+        clip_keys = [str(key) for key in feature_set.clip_key]
+        members[name] = np.arange(len(keys), len(keys) + len(clip_keys))
+        first_of_clip = np.flatnonzero(np.diff(feature_set.clip, prepend=-1))
+        keys += clip_keys
+        metas += [str(meta) for meta in feature_set.meta[first_of_clip]]
+        ids += [f"{name}/{key}" for key in clip_keys]
+        first_window = windows.stop
+    clip = np.concatenate(clips)
+    _check_finite(X, clip, ids=ids, task=manifest.name)
+    return Pool(
+        recipe=recipe,
+        X=X,
+        seconds=np.concatenate(seconds),
+        clip=clip,
+        keys=tuple(keys),
+        metas=tuple(metas),
+        ids=tuple(ids),
+        members=members,
+        features={name: feature_set.content_hash for name, feature_set in sets.items()},
+        n_skipped=sum(len(feature_set.skipped) for feature_set in sets.values()),
+    )
+
+
+def _select_all(store: Store, manifest: Manifest, recipe: Recipe) -> dict[str, FeatureSet]:
+    found: dict[str, FeatureSet] = {}
+    missing: list[str] = []
+    for name in dict.fromkeys(manifest.feature_sets.values()):
+        try:
+            found[name] = store.select(encoder=recipe.group_name, dataset=manifest.feature_dataset, split=name)
+        except UnknownFeatureSet:
+            missing.append(name)
+    if missing:
+        splits = "".join(f" --split {name}" for name in missing) if found else ""
+        raise UnknownFeatureSet(
+            f"task {manifest.name}: {store.url} has no {manifest.feature_dataset} {', '.join(missing)} by "
+            f"{recipe.group_name}: run `featstore extract {manifest.name}{splits} --encoder {recipe.encoder} "
+            f"--store {store.url}`"
+        )
+    return found
+
+
+def _check_finite(X: NDArray[np.float32], clip: NDArray[np.int64], *, ids: Sequence[str], task: str) -> None:
+    # A finite sum proves a row finite without a mask as large as the pool; the few other rows are looked at closely.
+    with np.errstate(over="ignore", invalid="ignore"):
+        suspects = np.flatnonzero(~np.isfinite(X.sum(axis=1)))
+    broken = suspects[~np.isfinite(X[suspects]).all(axis=1)]
+    if len(broken):
+        raise DataError(
+            f"task {task}: {len(broken)} of {len(X)} embeddings are not finite, the first in clip "
+            f"{ids[clip[broken[0]]]}: `featstore verify --repair` drops damaged parts, extracting makes them again"
+        )

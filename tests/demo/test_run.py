@@ -1,0 +1,41 @@
+"""The demo, small: from nothing to a leaderboard, and a second time for nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from featstore.demo import Collection, run_demo
+from featstore.report import read_scores
+
+FOLDS = tuple(f"fold{number}" for number in range(1, 6))
+SMALL = (
+    Collection(
+        dataset="demo-instruments",
+        clips={"train": 60, "valid": 24, "test": 24},
+        shards={"train": 2, "valid": 1, "test": 1},
+    ),
+    Collection(dataset="demo-scenes", clips=dict.fromkeys(FOLDS, 8), shards=dict.fromkeys(FOLDS, 1)),
+)
+
+
+def test_a_demo_ends_in_scores_above_chance_and_a_second_one_encodes_nothing(tmp_path: Path) -> None:
+    said: list[str] = []
+    first = run_demo(tmp_path, encoders=("logmel",), collections=SMALL, say=said.append)
+    assert {(score.task, score.track) for score in first.scores} == {
+        (collection.dataset, track) for collection in SMALL for track in "AB"
+    }
+    assert all(score.value > 0.2 for score in first.scores)
+    assert [(table.track, len(table.rows)) for table in first.leaderboard.tables] == [("A", 2), ("B", 2)]
+    assert sum(record.shards_done for record in first.extracts) == 9
+    assert "9 shards made, 0 reused" in said[0]
+
+    said.clear()
+    second = run_demo(tmp_path, encoders=("logmel",), collections=SMALL, say=said.append)
+    assert sum(record.shards_done for record in second.extracts) == 0
+    assert "0 shards made, 9 reused" in said[0]
+    assert "0 shards encoded, 9 reused" in said[1]
+    assert [score.value for score in second.scores] == pytest.approx([score.value for score in first.scores])
+    assert [score.key for score in second.scores] == [score.key for score in first.scores]
+    assert len(read_scores(first.results_dir)) == len(first.scores)

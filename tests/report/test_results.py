@@ -1,0 +1,158 @@
+"""Scores on disk: what is written is read, what is stale is not, what is damaged is named."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from featstore.errors import FeatstoreError, UsageError
+from featstore.records import ScoreRecord
+from featstore.report import read_scores, write_score
+
+Score = Callable[..., ScoreRecord]
+NOON = datetime(2025, 6, 1, 12, tzinfo=UTC)
+
+
+def test_what_is_written_is_read_back_to_the_last_bit(tmp_path: Path, score: Score) -> None:
+    written = score(value=0.1 + 0.2, std=1e-17, ci_low=1 / 3, title="Wörter, “said”", details={"per_seed": [0.1, None]})
+    path = write_score(written, tmp_path / "results")
+    assert read_scores(tmp_path / "results") == (written,)
+    assert path.name == f"words.A.strict.logmel.{written.key}.json"
+    assert [each.name for each in path.parent.iterdir()] == [path.name]
+
+
+@given(
+    value=st.floats(allow_nan=False, allow_infinity=False),
+    counts=st.lists(st.integers(0, 10**12), min_size=4, max_size=4),
+    seeds=st.lists(st.integers(0, 2**63)),
+    title=st.text(st.characters(exclude_categories=("Cs",))),
+)
+def test_any_score_survives_its_json(value: float, counts: list[int], seeds: list[int], title: str) -> None:
+    import tempfile
+
+    names = ("n_train", "n_valid", "n_test", "n_skipped")
+    record = ScoreRecord(
+        task="t", title=title, track="B", protocol="xares", encoder="my/own encoder", fingerprint="0" * 8, metric="mAP",
+        value=value, std=value, ci_low=value, ci_high=value, seeds=tuple(seeds), eval_weight=value, private=True,
+        seconds={}, manifest_sha256="", versions={}, **dict(zip(names, counts, strict=True)),
+    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        write_score(record, Path(folder))
+        assert read_scores(Path(folder)) == (record,)
+
+
+def test_a_score_that_was_made_again_takes_the_place_of_the_old_one_whatever_order_files_are_in(
+    tmp_path: Path, score: Score
+) -> None:
+    remade = [
+        score(value=index / 10, features={"words/test": str(index)}, versions={"featstore": f"0.{index}.0"})
+        for index in range(6)
+    ]
+    for index in (3, 5, 0, 1, 4, 2):
+        write_score(remade[index], tmp_path, written_at=NOON + timedelta(minutes=index))
+    assert len(list(tmp_path.iterdir())) == 6
+    assert read_scores(tmp_path) == (remade[5],)
+
+
+def test_the_same_score_made_again_has_the_same_file(tmp_path: Path, score: Score) -> None:
+    paths = {write_score(score(seconds={"train": seconds}), tmp_path) for seconds in (1.0, 2.0)}
+    assert len(paths) == 1
+    assert read_scores(tmp_path)[0].seconds == {"train": 2.0}
+
+
+def test_the_newest_is_the_newest_in_any_time_zone(tmp_path: Path, score: Score) -> None:
+    later = NOON.astimezone(timezone(timedelta(hours=-9))) + timedelta(minutes=1)
+    write_score(score(value=0.9, versions={"new": "1"}), tmp_path, written_at=later)
+    write_score(score(value=0.1, versions={"old": "1"}), tmp_path, written_at=NOON)
+    assert [record.value for record in read_scores(tmp_path)] == [0.9]
+
+
+@pytest.mark.parametrize(
+    "difference",
+    [
+        {"task": "noises"},
+        {"track": "B"},
+        {"protocol": "xares"},
+        {"encoder": "mfcc"},
+        {"fingerprint": "00000000"},
+        {"settings": {"head": "sweep"}},
+        {"settings": {"k": 5}},
+        {"settings": {"k": 5, "index": "hnsw"}},
+    ],
+    ids=str,
+)
+def test_scores_that_answer_different_questions_stand_side_by_side(
+    tmp_path: Path, score: Score, difference: dict
+) -> None:
+    write_score(score(), tmp_path)
+    write_score(score(**difference), tmp_path)
+    assert len(read_scores(tmp_path)) == 2
+
+
+def _changed(path: Path, change: Callable[[dict], None]) -> str:
+    envelope = json.loads(path.read_text())
+    change(envelope)
+    return json.dumps(envelope)
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], str], str]] = {
+    "it breaks off": (lambda path: path.read_text()[:200], "Expecting|Unterminated"),
+    "it is empty": (lambda _: "", "Expecting value"),
+    "it is a list": (lambda _: "[]", "JSON object"),
+    "it is another JSON": (lambda _: '{"name": 1}', "'results_format' is missing"),
+    "it is of a later format": (lambda path: _changed(path, lambda raw: raw.update(results_format=2)), "format 2"),
+    "a field is missing": (lambda path: _changed(path, lambda raw: raw["score"].pop("std")), "'std' is missing"),
+    "a field is unknown": (lambda path: _changed(path, lambda raw: raw["score"].update(rank=1)), "rank"),
+    "a number is text": (lambda path: _changed(path, lambda raw: raw["score"].update(value="0.5")), "value: a finite"),
+    "a number is NaN": (lambda path: path.read_text().replace('"value": 0.5', '"value": NaN'), "NaN"),
+    "a count is negative": (lambda path: _changed(path, lambda raw: raw["score"].update(n_test=-1)), "n_test: a count"),
+    "a track is unknown": (lambda path: _changed(path, lambda raw: raw["score"].update(track="C")), "one of A, B"),
+    "it has no time zone": (
+        lambda path: _changed(path, lambda raw: raw.update(written_at="2025-06-01T12:00:00")),
+        "time zone",
+    ),
+    "its encoder was changed by hand": (
+        lambda path: _changed(path, lambda raw: raw["score"].update(encoder="mine")),
+        "changed by hand",
+    ),
+}
+
+
+@pytest.mark.parametrize(("damage", "says"), DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_file_is_one_error_that_names_it_and_says_what_is_wrong(
+    tmp_path: Path, score: Score, damage: Callable[[Path], str], says: str
+) -> None:
+    write_score(score(task="noises"), tmp_path)
+    path = write_score(score(), tmp_path)
+    path.write_text(damage(path))
+    with pytest.raises(FeatstoreError, match=says) as caught:
+        read_scores(tmp_path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_not_text_is_named_too(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(FeatstoreError, match=r"x\.json is not a score"):
+        read_scores(tmp_path)
+
+
+def test_a_score_that_is_not_a_number_is_not_written(tmp_path: Path, score: Score) -> None:
+    with pytest.raises(FeatstoreError, match="words by logmel"):
+        write_score(score(value=float("nan")), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_files_in_the_folder_do_not_matter_and_no_folder_is_told(tmp_path: Path, score: Score) -> None:
+    write_score(score(), tmp_path)
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / ".words.json.0.tmp").write_text("{")
+    assert len(read_scores(tmp_path)) == 1
+    with pytest.raises(UsageError, match="featstore probe"):
+        read_scores(tmp_path / "nowhere")

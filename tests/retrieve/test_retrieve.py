@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import average_precision_score
+
+import tiny
+from featstore.errors import UsageError
+from featstore.retrieve import retrieve_task
+from featstore.retrieve.scaling import unit_columns, unit_rows
+from featstore.retrieve.vote import neighbour_vote
+
+SETS = {
+    name: tiny.TinySet(tiny.clips(name, n, dim=16, spread=2.0, windows=windows, n_classes=4))
+    for name, n, windows in (("train", 80, 2), ("valid", 20, 1), ("test", 40, 3))
+}
+
+
+def retrieve(sets=SETS, *, changes=None, **options):
+    return retrieve_task(tiny.TinyStore(sets), tiny.task(**(changes or {})), **options)
+
+
+def class_of(tiny_set):
+    return np.array([int(tiny_set.clips[at].label[-1]) for at in tiny_set.clip])
+
+
+def naive_votes(train, classes, queries, *, k, temperature):
+    """Votes (queries, 4), one query and one neighbour at a time."""
+    votes = np.zeros((len(queries), 4))
+    for at, query in enumerate(queries):
+        similarity = train.astype(np.float64) @ query
+        nearest = np.argsort(-similarity)[:k]
+        weights = np.exp(similarity[nearest] / temperature)
+        for neighbour, weight in zip(nearest, weights / weights.sum(), strict=True):
+            votes[at, classes[neighbour]] += weight
+    return votes.astype(np.float32)
+
+
+@pytest.mark.parametrize("k", [1, 7, 10])
+def test_strict_is_cosine_and_the_windows_of_a_clip_vote_by_their_seconds(k):
+    train, test = SETS["train"], SETS["test"]
+    unit = [each.utterance / np.linalg.norm(each.utterance, axis=1, keepdims=True) for each in (train, test)]
+    votes = naive_votes(unit[0], class_of(train), unit[1], k=k, temperature=0.07)
+    right = []
+    for clip in range(len(test.clips)):
+        mine = test.clip == clip
+        right.append(np.average(votes[mine], axis=0, weights=test.seconds[mine]).argmax() == class_of(test)[mine][0])
+    assert retrieve(k=k).value == pytest.approx(np.mean(right))
+
+
+def test_xares_scores_as_x_ares_does():
+    train, test = (torch.from_numpy(SETS[name].utterance.copy()) for name in ("train", "test"))
+    memory = torch.nn.functional.normalize(train.T, dim=1)  # (dim, windows): each feature over all windows
+    similarity, nearest = (torch.nn.functional.normalize(test, dim=1) @ memory).topk(10)
+    classes = torch.from_numpy(class_of(SETS["train"]))[nearest]
+    votes = (torch.eye(4)[classes] * torch.softmax(similarity / 0.07, dim=1).unsqueeze(2)).sum(dim=1)
+    expected = (votes.argmax(dim=1).numpy() == class_of(SETS["test"])).mean()
+    assert retrieve(protocol="xares").value == pytest.approx(expected)
+
+
+def test_xares_scaling_is_published_as_it_is_and_is_no_cosine():
+    X = SETS["train"].utterance
+    np.testing.assert_allclose(np.linalg.norm(unit_columns(X), axis=0), 1, rtol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(unit_rows(X), axis=1), 1, rtol=1e-5)
+    assert not unit_rows(np.zeros((2, 3), np.float32)).any()
+
+
+@pytest.mark.parametrize("protocol", ["strict", "xares"])
+def test_folds_are_searched_in_all_other_folds(protocol):
+    record = retrieve(protocol=protocol, changes=tiny.folds("train", "valid", "test"))
+    assert record.n_test == 140
+    assert record.n_train == round(2 * 140 / 3)
+    train, test = ("valid", "test"), "train"
+    if protocol == "strict":
+        X = np.concatenate([unit_rows(SETS[name].utterance) for name in train])
+        classes = np.concatenate([class_of(SETS[name]) for name in train])
+        votes = naive_votes(X, classes, unit_rows(SETS[test].utterance), k=10, temperature=0.07)
+        seconds = SETS[test].seconds[:, None]
+        votes = np.add.reduceat(votes * seconds, np.arange(0, 160, 2))
+        assert record.details["by_round"]["train"] == pytest.approx(
+            (votes.argmax(1) == class_of(SETS[test])[::2]).mean()
+        )
+
+
+@pytest.mark.parametrize("protocol", ["strict", "xares"])
+def test_label_sets_are_scored_by_the_mean_of_the_neighbours_sets(protocol):
+    # Where every set has one label, the mean of sets is the vote of classes.
+    train, test = SETS["train"], SETS["test"]
+    memory = unit_rows(train.utterance) if protocol == "strict" else unit_columns(train.utterance)
+    votes = naive_votes(memory, class_of(train), unit_rows(test.utterance), k=5, temperature=0.07)
+    y_true = np.eye(4)[class_of(test)]
+    if protocol == "strict":
+        seconds, first = test.seconds[:, None].astype(np.float32), np.arange(0, len(test), 3)
+        votes = np.add.reduceat(votes * seconds, first) / np.add.reduceat(seconds, first)
+        y_true = y_true[first]
+    # A manifest of label sets has the track switched off unless it is asked for.
+    searched = tiny.task(retrieve={"k": 5}).retrieve
+    manifest = tiny.task(kind="multilabel", metric="mAP").model_copy(update={"retrieve": searched})
+    record = retrieve_task(tiny.TinyStore(SETS), manifest, protocol=protocol)
+    assert record.value == pytest.approx(average_precision_score(y_true, votes), abs=1e-6)
+    assert "scikit-learn" in record.versions
+
+
+def test_two_labels_of_a_neighbour_both_get_its_weight():
+    sets = np.array([[[1, 1, 0], [0, 0, 1]]])
+    votes = neighbour_vote(np.ones((1, 2), np.float32), sets, n_classes=3, temperature=0.07)
+    np.testing.assert_allclose(votes, [[0.5, 0.5, 0.5]])
+
+
+def test_a_tie_goes_to_the_lowest_class():
+    votes = neighbour_vote(np.ones((1, 4), np.float32), np.array([[2, 1, 2, 1]]), n_classes=3, temperature=0.07)
+    assert votes.argmax() == 1
+
+
+def test_neighbours_who_agree_say_exactly_one():
+    similarities = np.random.default_rng(0).random((500, 10), dtype=np.float32)
+    votes = neighbour_vote(similarities, np.ones((500, 10), np.int64), n_classes=2, temperature=0.07)
+    np.testing.assert_array_equal(votes, [[0.0, 1.0]] * 500)
+
+
+def test_large_similarities_do_not_overflow():
+    votes = neighbour_vote(np.array([[900.0, 899.0]], np.float32), np.array([[0, 1]]), n_classes=2, temperature=0.07)
+    np.testing.assert_allclose(votes, [[1, 0]], atol=1e-5)
+
+
+def test_k_is_clamped_to_the_training_windows_and_the_record_tells():
+    record = retrieve(k=1000)
+    assert record.settings == {"k": 160, "temperature": 0.07, "index": "flat"}
+    assert record.details["k_asked"] == 1000
+
+
+def test_nothing_is_random_and_the_record_is_complete():
+    one, two = retrieve(), retrieve()
+    assert {**one.as_json(), "seconds": {}} == {**two.as_json(), "seconds": {}}
+    assert (one.track, one.seeds, one.std, one.n_train, one.n_valid, one.n_test) == ("B", (), 0.0, 80, 0, 40)
+    assert set(one.seconds) == {"read", "index", "search", "score"}
+    assert set(one.versions) == {"featstore", "numpy", "faiss"}
+    assert one.ci_low <= one.value <= one.ci_high
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "says"),
+    [
+        pytest.param({"retrieve": {"enabled": False}}, {}, "says retrieve.enabled = false", id="switched off"),
+        pytest.param({"kind": "regression", "metric": "pearson"}, {}, "of kind 'regression'", id="kind"),
+        pytest.param({}, {"k": 0}, "k must be at least 1, got 0", id="k"),
+        pytest.param({}, {"index": "tree"}, "there is no index 'tree'; there are flat", id="index"),
+    ],
+)
+def test_what_cannot_be_searched_is_a_usage_error(changes, options, says):
+    with pytest.raises(UsageError, match=says):
+        retrieve(changes=changes, **options)

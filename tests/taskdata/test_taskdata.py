@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+import tiny
+from featstore.errors import DataError, LabelError, UnknownFeatureSet, UsageError
+from featstore.metrics import find_metric
+from featstore.records import ScoreRecord, SkippedClip
+from featstore.taskdata import Outcome, load_task, score_outcomes, score_record
+
+SPLITS = {"train": tiny.clips("train", 30), "valid": tiny.clips("valid", 6), "test": tiny.clips("test", 9)}
+
+
+def load(sets=SPLITS, protocol="strict", **changes):
+    return load_task(tiny.TinyStore(sets), tiny.task(**changes), encoder=None, protocol=protocol)
+
+
+def test_a_task_holds_every_window_with_the_label_of_its_clip():
+    sets = {**SPLITS, "test": tiny.clips("test", 9, windows=3)}
+    task = load(sets)
+    assert task.X.shape == (30 + 6 + 27, 8)
+    assert task.classes == ("class-0", "class-1", "class-2")
+    for window in range(len(task.X)):
+        name, _, key = task.clip_id[task.clip[window]].partition("/")
+        clip = next(each for each in sets[name] if each.key == key)
+        assert np.abs(clip.vectors.astype(np.float32) - task.X[window]).sum(axis=1).min() == 0
+        assert task.classes[task.targets.values[task.clip[window]]] == clip.label
+
+
+def test_splits_with_one_pattern_are_read_once():
+    store = tiny.TinyStore({"train": tiny.clips("train", 30), "test": tiny.clips("test", 9)})
+    patterns = {"train": "train*.tar", "valid": "test*.tar", "test": "test*.tar"}
+    task = load_task(store, tiny.task(splits=patterns), encoder=None, protocol="strict")
+    assert store.read == ["train", "test"]
+    assert set(task.features) == {"train", "test"}
+    assert len(task.rounds[0].train) == 27
+    assert len(task.rounds[0].valid) == 3
+
+
+def test_folds_share_one_pool():
+    names = ("1", "2", "3")
+    store = tiny.TinyStore({name: tiny.clips(name, 12) for name in names})
+    task = load_task(store, tiny.task(**tiny.folds(*names)), encoder=None, protocol="strict")
+    assert store.read == list(names)
+    assert len(task.rounds) == 3
+    assert len(task.X) == 36
+
+
+@pytest.mark.parametrize(
+    ("there", "remedy"),
+    [
+        pytest.param(("train", "test"), "`featstore extract tiny --split valid --encoder tiny --store", id="one"),
+        pytest.param(("train",), "`featstore extract tiny --split valid --split test --encoder tiny", id="two"),
+        pytest.param(("other",), "`featstore extract tiny --encoder tiny --store tiny.zarr`", id="all"),
+    ],
+)
+def test_a_missing_feature_set_is_one_line_that_says_what_to_run(there, remedy):
+    with pytest.raises(UnknownFeatureSet) as caught:
+        load({name: tiny.clips(name, 9) for name in there})
+    assert remedy in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_windows_of_a_clip_vote_by_their_seconds_under_strict_and_stand_alone_under_xares():
+    clips = [
+        tiny.Clip("a", "class-0", np.zeros((2, 8)), seconds=(3.0, 1.0)),
+        tiny.Clip("b", "class-1", np.ones((1, 8)), seconds=(2.0,)),
+        tiny.Clip("c", "class-1", np.ones((3, 8)), seconds=(1.0, 1.0, 2.0)),
+    ]
+    sets = {**SPLITS, "test": clips}
+    scores = np.array([[1.0, 0], [0, 1], [0.5, 0.5], [1, 0], [1, 0], [0, 1]])
+    strict, xares = (load(sets, protocol=protocol) for protocol in ("strict", "xares"))
+    voting = strict.samples(strict.rounds[0].test)
+    np.testing.assert_allclose(voting.vote(scores), [[0.75, 0.25], [0.5, 0.5], [0.5, 0.5]])
+    assert voting.y_true.tolist() == [0, 1, 1]
+    alone = xares.samples(xares.rounds[0].test)
+    np.testing.assert_array_equal(alone.vote(scores), scores)
+    assert alone.y_true.tolist() == [0, 0, 1, 1, 1, 1]
+    assert len(set(alone.clip)) == 3
+
+
+def test_label_sets_become_rows_of_zeros_and_ones():
+    sets = {
+        "train": [tiny.Clip(str(at), text, np.zeros((1, 8))) for at, text in enumerate(["a;b", "c", "", "b"] * 5)],
+        "valid": [tiny.Clip("v", "a", np.zeros((1, 8)))],
+        "test": [tiny.Clip("t", "d;a", np.zeros((1, 8)))],
+    }
+    task = load(sets, kind="multilabel", metric="mAP", label={"field": "label", "separator": ";"})
+    assert task.classes == ("a", "b", "c", "d")
+    np.testing.assert_array_equal(
+        task.targets.values[[0, 1, 2, -1]], [[1, 1, 0, 0], [0, 0, 1, 0], [0] * 4, [1, 0, 0, 1]]
+    )
+
+
+def test_a_class_that_only_the_test_shows_is_a_class_and_is_told():
+    sets = {**SPLITS, "test": [*SPLITS["test"], tiny.Clip("odd", "unheard", np.zeros((1, 8)))]}
+    task = load(sets)
+    assert task.classes[-1] == "unheard"
+    samples = task.samples(task.rounds[0].test)
+    outcome = Outcome(n_train=30, n_valid=6, samples=samples, y_scores=(np.eye(4)[samples.y_true],))
+    assert score_outcomes(task, [outcome]).details["classes_not_in_training"] == ["unheard"]
+
+
+@pytest.mark.parametrize(
+    ("sets", "error", "says"),
+    [
+        pytest.param({**SPLITS, "valid": tiny.TinySet([], [SkippedClip(shard="s", key="k", reason="r")])}, DataError,
+                     "'valid' holds no clip; 1 were left out", id="a split without clips"),
+        pytest.param({**SPLITS, "train": tiny.clips("train", 9, n_classes=1)}, LabelError,
+                     "9 training clips show 1 class (class-0)", id="a single class"),
+        pytest.param({**SPLITS, "test": [tiny.Clip("bad", "class-0", np.array([[1.0] * 7 + [np.nan]]))]}, DataError,
+                     "1 of 37 embeddings are not finite, the first in clip test/bad", id="not a number"),
+        pytest.param({**SPLITS, "test": [tiny.Clip("t", None, np.zeros((1, 8)))]}, LabelError, "t", id="no label"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_scored_is_one_clear_line(sets, error, says):
+    with pytest.raises(error) as caught:
+        load(sets)
+    assert says in str(caught.value)
+    assert "tiny" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_numbers_whose_sum_overflows_are_still_finite():
+    large = [tiny.Clip("large", "class-0", np.full((1, 8), 3e38))]
+    assert load({**SPLITS, "test": large}).X.max() == np.float32(3e38)
+
+
+def test_a_kind_that_is_not_scored_yet_is_a_usage_error():
+    with pytest.raises(UsageError, match="of kind 'regression'"):
+        load(kind="regression", metric="pearson")
+
+
+@pytest.mark.parametrize("protocol", ["strict", "xares"])
+def test_a_record_says_everything_and_survives_json(protocol):
+    names = ("1", "2")
+    sets = {name: tiny.clips(name, 12, windows=2) for name in names}
+    task = load(sets, protocol=protocol, **tiny.folds(*names))
+    rng = np.random.default_rng(0)
+    outcomes = []
+    for each in task.rounds:
+        samples = task.samples(each.test)
+        y_scores = tuple(np.eye(3)[samples.y_true] + rng.standard_normal((len(samples.y_true), 3)) for _ in range(2))
+        outcomes.append(Outcome(n_train=12, n_valid=1, samples=samples, y_scores=y_scores))
+    scores = score_outcomes(task, outcomes)
+    record = score_record(
+        task, outcomes, scores, track="A", seeds=(0, 1), settings={"head": "linear"}, seconds={"read": 1.0},
+        libraries=("torch",), details={},
+    )  # fmt: skip
+    metric = find_metric("accuracy", protocol)
+    table = np.array([[metric.score(each.samples.y_true, y) for y in each.y_scores] for each in outcomes])
+    assert record.value == pytest.approx(table.mean())
+    assert record.std == pytest.approx(table.mean(axis=0).std(ddof=1))
+    assert record.ci_low <= record.value <= record.ci_high
+    assert record.details["by_round"] == {"1": pytest.approx(table[0].mean()), "2": pytest.approx(table[1].mean())}
+    assert record.details["by_seed"]["1"] == pytest.approx(table[:, 1].mean())
+    assert (record.n_train, record.n_valid, record.n_test) == (12, 1, 24)
+    assert np.sum(record.details["confusion"]) == sum(len(each.samples.y_true) for each in outcomes)
+    assert set(record.versions) == {"featstore", "numpy", "torch"}
+    assert score_outcomes(task, outcomes) == scores
+    assert ScoreRecord.from_json(json.loads(json.dumps(record.as_json(), allow_nan=False))).key == record.key
