@@ -11,13 +11,15 @@ __version__ = "0.1.0"
 __all__ = ["__version__", "open"]
 
 
-def open(url: str) -> Store:  # the name users type: featstore.open(...)
+def open(url: str, *, verify: bool = False) -> Store:  # the name users type: featstore.open(...)
     """Open a store for reading.
 
     Parameters
     ----------
     url : str
         A folder, or any URL that zarr can read.
+    verify : bool
+        Read everything through its checksums first. Without it, numbers are read through a memory map, unchecked.
 
     Raises
     ------
@@ -25,7 +27,13 @@ def open(url: str) -> Store:  # the name users type: featstore.open(...)
         There is no store there.
     featstore.errors.StoreVersionError
         A newer featstore wrote it.
+    featstore.errors.DamagedPart
+        `verify` found damage.
     """
+    if verify:
+        from featstore.store.verify import require_sound
+
+        require_sound(url)
     from featstore.store import open_store
 
     return open_store(url)

@@ -15,7 +15,7 @@ __all__ = ["compact", "gc", "verify"]
 @store_option
 @click.option("--repair", is_flag=True, help="Drop damaged parts (the next extract makes them again), mend documents.")
 @json_option
-def verify(store_url: str, repair: bool, as_json: bool) -> None:
+def verify(*, store_url: str, repair: bool, as_json: bool) -> None:
     """Read everything in a store through its checksums, and name each damaged part.
 
     Exits with 1 if anything is wrong that was not repaired.
@@ -47,7 +47,7 @@ def verify(store_url: str, repair: bool, as_json: bool) -> None:
 @click.command()
 @store_option
 @json_option
-def gc(store_url: str, as_json: bool) -> None:
+def gc(*, store_url: str, as_json: bool) -> None:
     """Delete superseded parts and what killed runs left."""
     from featstore.store.maintenance import gc_store
 
@@ -67,7 +67,7 @@ def gc(store_url: str, as_json: bool) -> None:
     "--part-megabytes", type=click.FloatRange(min=1), default=256.0, show_default=True, help="Size to aim at."
 )
 @json_option
-def compact(store_url: str, part_megabytes: float, as_json: bool) -> None:
+def compact(*, store_url: str, part_megabytes: float, as_json: bool) -> None:
     """Make one part of many small ones that stand together. Nothing is encoded again afterwards."""
     from featstore.store.maintenance import compact_store
 

@@ -69,14 +69,18 @@ class SplitEntry:
 
 
 def check_root(objects: Objects) -> None:
-    """Make sure that there is a store of a format this featstore can read."""
+    """Make sure that there is a store of a format this featstore can read.
+
+    The store's own document is the first that a writer makes: while there is nothing beside it, there is no store yet.
+    """
+    is_empty = not group_names(objects, "")
     try:
         content = read_document(objects, "")
     except DamagedPart as error:
         raise StoreError(f"{objects.url} is not a featstore store: {error.__cause__}") from error
+    if content is None and is_empty and objects.read(GROUP_DOCUMENT) is None:
+        raise StoreNotFound(f"there is no store at {objects.url}: `featstore extract` makes one, or check the path")
     if content is None or "format" not in content:
-        if not objects.children(""):
-            raise StoreNotFound(f"there is no store at {objects.url}: `featstore extract` makes one, or check the path")
         raise StoreError(f"{objects.url} is not a featstore store: its {GROUP_DOCUMENT} says nothing of featstore")
     if content["format"] != FORMAT_VERSION:
         raise StoreVersionError(

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from featstore.store.layout import ZSTD_LEVEL, ArrayLayout
 
 __all__ = ["CRC_BYTES", "INDEX_ENTRY_BYTES", "Buffers", "crc32c", "decode_strings", "encode_file", "encode_strings",
-           "extend_crc32c"]  # fmt: skip
+           "seal_crc32c"]  # fmt: skip
 
 CRC_BYTES = 4
 INDEX_ENTRY_BYTES = 16
@@ -28,9 +28,18 @@ def crc32c(data: Any) -> int:
     return int(google_crc32c.value(np.frombuffer(data, np.uint8)))
 
 
-def extend_crc32c(crc: int, data: Any) -> int:
-    """CRC-32C of what came before, followed by `data`."""
-    return int(google_crc32c.extend(crc, np.frombuffer(data, np.uint8)))
+def seal_crc32c(buffers: Buffers) -> int:
+    """CRC-32C of an object with its last four bytes put first.
+
+    The plain CRC of a chunk that ends in its own CRC is the same number whatever the chunk holds; turned round, it
+    tells two such chunks apart.
+    """
+    *before, last = (memoryview(buffer).cast("B") for buffer in buffers)
+    turned = (last[-CRC_BYTES:], *before, last[:-CRC_BYTES])
+    crc = 0
+    for piece in turned:
+        crc = int(google_crc32c.extend(crc, np.frombuffer(piece, np.uint8))) if len(piece) else crc
+    return crc
 
 
 def encode_file(layout: ArrayLayout, rows: NDArray[Any]) -> Buffers:

@@ -109,7 +109,7 @@ class ShardIdentity:
 
 @dataclass(frozen=True, slots=True)
 class ObjectSeal:
-    """Size in bytes and CRC-32C of one stored object, as it was handed to the store."""
+    """Size in bytes and turned CRC-32C (`codecs.seal_crc32c`) of one stored object, as it was handed to the store."""
 
     size: int
     crc32c: int

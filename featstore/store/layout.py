@@ -16,7 +16,15 @@ from typing import Any, Literal
 
 import numpy as np
 
-__all__ = ["ArrayLayout", "parse_layout", "plain_layout", "rows_per_block", "sharded_layout", "strings_document"]
+__all__ = [
+    "ArrayLayout",
+    "one_file_layout",
+    "parse_layout",
+    "plain_layout",
+    "rows_per_block",
+    "sharded_layout",
+    "strings_document",
+]
 
 PLAIN_CHUNK_BYTES = 16 << 20
 BLOCK_BYTES = 1 << 20
@@ -122,6 +130,14 @@ def sharded_layout(shape: tuple[int, ...], dtype: Any) -> ArrayLayout:
     rows = rows_per_block(row_bytes, block_bytes=BLOCK_BYTES)
     blocks = max(1, FILE_BYTES // (rows * row_bytes))
     return ArrayLayout(shape=shape, dtype=dtype, block_rows=rows, file_rows=rows * blocks, kind="sharded")
+
+
+def one_file_layout(shape: tuple[int, ...], dtype: Any) -> ArrayLayout:
+    """Lay an array that fits into one file out in blocks of equal size, so that hardly a row of padding is stored."""
+    usual = sharded_layout(shape, dtype)
+    blocks = max(1, usual.n_blocks)
+    rows = max(1, -(-shape[0] // blocks))
+    return ArrayLayout(shape=shape, dtype=usual.dtype, block_rows=rows, file_rows=rows * blocks, kind="sharded")
 
 
 def strings_document(n: int) -> bytes:

@@ -9,7 +9,7 @@ from typing import Any
 
 from featstore.store.catalogue import SplitEntry, check_root, read_splits, split_paths
 from featstore.store.documents import SplitAddress, read_document
-from featstore.store.format import Commit, Segment
+from featstore.store.format import GROUP_DOCUMENT, Commit, Segment
 from featstore.store.objects import Objects, open_objects
 from featstore.store.part import EmbeddedWindow
 from featstore.store.reader import FeatureSet
@@ -142,11 +142,16 @@ def _common_versions(group: Sequence[Segment]) -> Mapping[str, str]:
 
 
 def _delete_dead_temporaries(objects: Objects) -> Iterator[str]:
-    """Temporary files that a killed process left beside a document; an object store has none."""
+    """Temporary files that a killed process left beside a document, and folders that it left empty.
+
+    An object store has neither.
+    """
     if objects.root is None:
         return
     dead = time.time() - _TEMPORARY_IS_DEAD_AFTER_SECONDS
-    for path in objects.root.rglob(".zarr.json.*"):
-        if path.is_file() and path.stat().st_mtime < dead:
-            path.unlink(missing_ok=True)
+    for path in sorted(objects.root.rglob("*"), reverse=True):  # what is in a folder comes before it
+        is_temporary = path.name.startswith(f".{GROUP_DOCUMENT}.") and path.is_file()
+        is_empty = path.is_dir() and not any(path.iterdir())
+        if (is_temporary or is_empty) and path.stat().st_mtime < dead:
+            path.unlink() if is_temporary else path.rmdir()
             yield path.relative_to(objects.root).as_posix()

@@ -6,7 +6,7 @@ import contextlib
 import os
 import socket
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -20,7 +20,7 @@ from featstore.records import Recipe
 from featstore.store import codecs
 from featstore.store.faults import fault_point
 from featstore.store.format import GROUP_DOCUMENT, Commit, Member, ObjectSeal, Writing, seal
-from featstore.store.layout import ArrayLayout, plain_layout, sharded_layout, strings_document
+from featstore.store.layout import one_file_layout, plain_layout, sharded_layout, strings_document
 from featstore.store.objects import Objects
 
 __all__ = ["EmbeddedWindow", "PartWriter", "process_started", "telling_what_to_do"]
@@ -59,8 +59,12 @@ class PartWriter:
         self._seals: dict[str, ObjectSeal] = {}
         self._committed = False
         self._frame_layout = sharded_layout((0, recipe.dim), recipe.frame_dtype)
-        with telling_what_to_do(objects):
-            objects.write(f"{path}/{GROUP_DOCUMENT}", seal({"writing": asdict(_this_writer(self._began))}))
+        try:
+            with telling_what_to_do(objects):
+                objects.write(f"{path}/{GROUP_DOCUMENT}", seal({"writing": asdict(_this_writer(self._began))}))
+        except StoreError:
+            self.abort()
+            raise
         fault_point("part-begun")
 
     def __enter__(self) -> Self:
@@ -156,11 +160,13 @@ class PartWriter:
         self._put_numbers("utterance", utterances)
         if frames_stored:
             self._put_numbers("frame_offsets", np.cumsum([0, *self._frame_counts], dtype=np.int64))
-            self._flush_whole_files()
+            if self._frame_files == 0:
+                self._frame_layout = one_file_layout((self.frames, self._recipe.dim), self._recipe.frame_dtype)
+            else:
+                self._frame_layout = replace(self._frame_layout, shape=(self.frames, self._recipe.dim))
             if self._pending_rows:
                 self._put_frames(np.concatenate(self._pending))
-            layout = sharded_layout((self.frames, self._recipe.dim), self._recipe.frame_dtype)
-            self._put("frames/zarr.json", [layout.document()])
+            self._put("frames/zarr.json", [self._frame_layout.document()])
 
     def _put_strings(self, name: str, values: list[str]) -> None:
         self._put(f"{name}/zarr.json", [strings_document(len(values))])
@@ -188,17 +194,14 @@ class PartWriter:
         fault_point("frames-written")
 
     def _put_frames(self, rows: NDArray[Any]) -> None:
-        layout: ArrayLayout = self._frame_layout
-        self._put(f"frames/{layout.file_key(self._frame_files)}", codecs.encode_file(layout, rows))
+        key = self._frame_layout.file_key(self._frame_files)
+        self._put(f"frames/{key}", codecs.encode_file(self._frame_layout, rows))
         self._frame_files += 1
 
     def _put(self, name: str, buffers: codecs.Buffers) -> None:
-        crc = size = 0
-        for buffer in buffers:
-            crc = codecs.extend_crc32c(crc, buffer)
-            size += memoryview(buffer).nbytes
         self._objects.put(f"{self._path}/{name}", buffers)
-        self._seals[name] = ObjectSeal(size, crc)
+        size = sum(memoryview(buffer).nbytes for buffer in buffers)
+        self._seals[name] = ObjectSeal(size, codecs.seal_crc32c(buffers))
 
 
 @contextlib.contextmanager

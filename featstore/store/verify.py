@@ -31,7 +31,7 @@ from featstore.store.objects import Objects, open_objects
 from featstore.store.rows import open_rows
 from featstore.store.writer import SplitWriter
 
-__all__ = ["Finding", "VerifyReport", "damage_in_parts", "verify_store"]
+__all__ = ["Finding", "VerifyReport", "require_sound", "verify_store"]
 
 Remedy = Literal["drop the part", "write the document again", "delete the object", "none"]
 
@@ -90,9 +90,20 @@ def verify_store(url: str, *, repair: bool, on_part: Callable[[str], None] = lam
     )
 
 
-def damage_in_parts(objects: Objects) -> tuple[Finding, ...]:
-    """Everything wrong with a store, for a reader that wants to be sure before it maps a file."""
-    return tuple(_Verification(objects, lambda _: None).run())
+def require_sound(url: str) -> None:
+    """Verify a store for a reader that wants to be sure before it maps a file.
+
+    Raises
+    ------
+    DamagedPart
+        Names the first thing that is wrong, and how many there are.
+    """
+    findings = verify_store(url, repair=False).findings
+    if findings:
+        raise DamagedPart(
+            f"{url} is damaged: {findings[0].where}: {findings[0].problem} ({len(findings)} findings); "
+            f"`featstore verify --store {url} --repair` drops what is damaged"
+        )
 
 
 class _Verification:
@@ -214,7 +225,7 @@ class _Verification:
                 data = self._objects.read(f"{where}/{name}") or b""
                 self.objects_read += 1
                 self.bytes_read += len(data)
-                if codecs.crc32c(data) != entry.crc32c:
+                if codecs.seal_crc32c([data]) != entry.crc32c:
                     says = f"{name} is not what was written: its checksum differs"
                     yield Finding(where=where, problem=says, remedy="drop the part")
         for name in sizes:

@@ -53,7 +53,7 @@ def open_split_writer(
     address = SplitAddress(recipe=recipe, spec=spec, dataset=dataset, crop_seconds=crop_seconds, split=split)
     with telling_what_to_do(objects):
         documents = address.documents()
-        if not objects.children(""):
+        if not group_names(objects, "") and objects.read(GROUP_DOCUMENT) is None:
             write_document(objects, "", documents[""])
         check_root(objects)
         for path, content in documents.items():

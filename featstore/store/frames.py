@@ -1,0 +1,190 @@
+"""Frames of a feature set, window by window: one as a view, many as one batch."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from itertools import accumulate
+from typing import Any, NamedTuple, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featstore.errors import UsageError
+from featstore.store.rows import Rows
+from featstore.store.runs import Run
+
+__all__ = ["Frames", "PaddedFrames", "RaggedFrames", "WindowIndices"]
+
+WindowIndices = Sequence[int] | Sequence[bool] | NDArray[np.integer[Any]] | NDArray[np.bool_]
+
+
+class PaddedFrames(NamedTuple):
+    """A batch of windows of different lengths.
+
+    ``values`` (n, T_max, dim) is zero beyond the frames of each window; ``lengths`` int64 (n,) counts these.
+    """
+
+    values: NDArray[Any]
+    lengths: NDArray[np.int64]
+
+
+class RaggedFrames(NamedTuple):
+    """The same without padding: ``values`` (sum of lengths, dim), one window after another; ``lengths`` int64 (n,)."""
+
+    values: NDArray[Any]
+    lengths: NDArray[np.int64]
+
+
+class _Source(NamedTuple):
+    """Frames of one run's part, and where in them each window of the run begins: int64 (windows + 1,)."""
+
+    rows: Rows
+    offsets: NDArray[np.int64]
+
+
+class _Span(NamedTuple):
+    """Where the frames of one window lie: rows [start, stop)."""
+
+    rows: Rows
+    start: int
+    stop: int
+
+
+class Frames(Sequence[NDArray[Any]]):
+    """Frames by window, of the stored type.
+
+    ``frames[7]``
+        The frames of window 7, (T, dim): a read-only view of the file, or a copy where they straddle two blocks of it.
+    ``frames[10:20]``
+        A list of these.
+    ``frames[[3, 1, 2]]``, ``frames[mask]``
+        Several windows as one padded batch: `PaddedFrames`, which is ``values, lengths``.
+    """
+
+    def __init__(self, runs: Sequence[Run]) -> None:
+        self._runs = tuple(runs)
+        self._firsts = [0, *accumulate(len(run) for run in self._runs)]
+        self._sources: list[_Source | None] = [None] * len(self._runs)
+
+    def __reduce__(self) -> tuple[type[Frames], tuple[tuple[Run, ...]]]:
+        return Frames, (self._runs,)
+
+    def __len__(self) -> int:
+        return self._firsts[-1]
+
+    @overload
+    def __getitem__(self, index: int) -> NDArray[Any]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[NDArray[Any]]: ...
+    @overload
+    def __getitem__(self, index: WindowIndices) -> PaddedFrames: ...
+    def __getitem__(self, index: int | slice | WindowIndices) -> NDArray[Any] | list[NDArray[Any]] | PaddedFrames:
+        if isinstance(index, (int, np.integer)):
+            rows, start, stop = self._span(int(index))
+            return rows.slice(start, stop)
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        return self.padded(index)
+
+    def __iter__(self) -> Iterator[NDArray[Any]]:
+        return (self[i] for i in range(len(self)))
+
+    @cached_property
+    def lengths(self) -> NDArray[np.int64]:
+        """Frames of each window, int64 (windows,)."""
+        pieces = [np.diff(self._source(number).offsets) for number in range(len(self._runs))]
+        return np.concatenate(pieces) if pieces else np.empty(0, np.int64)
+
+    def padded(self, index: WindowIndices, *, out: NDArray[Any] | None = None) -> PaddedFrames:
+        """Several windows as one padded batch.
+
+        Parameters
+        ----------
+        index : sequence or array of int, or of bool
+            Windows, or a mask over all of them.
+        out : array, optional
+            C-contiguous, of the stored type, with room for the batch. The batch is laid at its head, and what is
+            returned is a view: a loop that keeps one is spared the system's clearing of fresh memory for every batch.
+
+        Raises
+        ------
+        IndexError
+            A window is out of range, or a mask is not as long as the set.
+        UsageError
+            `out` does not fit.
+        """
+        spans, lengths = self._spans(index)
+        longest = int(lengths.max(initial=0))
+        values = self._room((len(spans), longest, self._dim), out)
+        for row, (rows, start, stop) in zip(values, spans, strict=True):
+            n = stop - start
+            rows.read_into(row[:n], start=start)
+            row[n:] = 0
+        return PaddedFrames(values, lengths)
+
+    def ragged(self, index: WindowIndices, *, out: NDArray[Any] | None = None) -> RaggedFrames:
+        """Several windows one after another, without padding; parameters and errors as of `padded`."""
+        spans, lengths = self._spans(index)
+        values = self._room((int(lengths.sum()), self._dim), out)
+        at = 0
+        for rows, start, stop in spans:
+            rows.read_into(values[at : at + stop - start], start=start)
+            at += stop - start
+        return RaggedFrames(values, lengths)
+
+    def _source(self, number: int) -> _Source:
+        source = self._sources[number]
+        if source is None:
+            run = self._runs[number]
+            offsets = run.part.rows("frame_offsets").slice(run.start, run.stop + 1)
+            source = self._sources[number] = _Source(run.part.rows("frames"), offsets)
+        return source
+
+    def _span(self, at: int) -> _Span:
+        if at < 0:
+            at += self._firsts[-1]
+        if not 0 <= at < self._firsts[-1]:
+            asked = at if at >= 0 else at - self._firsts[-1]
+            raise IndexError(f"there are {len(self)} windows: got index {asked}")
+        number = bisect_right(self._firsts, at) - 1
+        rows, offsets = self._sources[number] or self._source(number)
+        at -= self._firsts[number]
+        return _Span(rows, offsets.item(at), offsets.item(at + 1))
+
+    def _spans(self, index: WindowIndices) -> tuple[list[_Span], NDArray[np.int64]]:
+        spans = [self._span(at) for at in self._positions(index)]
+        return spans, np.fromiter((stop - start for _, start, stop in spans), np.int64, len(spans))
+
+    def _positions(self, index: WindowIndices) -> list[int]:
+        wanted = np.asarray(index)
+        if wanted.ndim != 1 or (wanted.size and wanted.dtype.kind not in "iub"):
+            raise IndexError(
+                f"frames take one index, a slice, a list of indices or a mask: got {wanted.dtype} {wanted.shape}"
+            )
+        if wanted.dtype.kind == "b":
+            if len(wanted) != len(self):
+                raise IndexError(f"a mask has one entry for each of {len(self)} windows: got {len(wanted)}")
+            wanted = np.flatnonzero(wanted)
+        positions: list[int] = wanted.tolist()
+        return positions
+
+    @property
+    def _dim(self) -> int:
+        return self._source(0).rows.shape[1]
+
+    def _room(self, shape: tuple[int, ...], out: NDArray[Any] | None) -> NDArray[Any]:
+        dtype = self._source(0).rows.dtype
+        if out is None:
+            return np.empty(shape, dtype)
+        size = int(np.prod(shape))
+        if not out.flags.c_contiguous or out.dtype != dtype or out.size < size:
+            raise UsageError(
+                f"`out` must be C-contiguous {dtype} with room for {shape}: got {out.dtype} {out.shape}"
+                f"{'' if out.flags.c_contiguous else ', not contiguous'}"
+            )
+        return out.reshape(-1)[:size].reshape(shape)
+
+    def __repr__(self) -> str:
+        return f"Frames({len(self):,} windows, {int(self.lengths.sum()):,} frames)"

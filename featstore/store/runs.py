@@ -1,0 +1,120 @@
+"""Windows of a feature set, as runs of the parts that hold them; a part's arrays are opened when they are first read.
+
+Everything here can be pickled: what travels is where the numbers are, and whoever gets it maps the files again.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featstore.errors import DamagedPart
+from featstore.store.codecs import decode_strings
+from featstore.store.objects import Objects
+from featstore.store.rows import Rows, open_rows
+
+if TYPE_CHECKING:
+    from featstore.store.catalogue import SplitEntry
+
+__all__ = ["Part", "Run", "WindowRows", "runs_of"]
+
+
+class Part:
+    """Arrays of one part, opened when they are first asked for."""
+
+    def __init__(self, objects: Objects, path: str) -> None:
+        self._objects = objects
+        self._path = path
+        self._opened: dict[str, Rows] = {}
+
+    def rows(self, name: str) -> Rows:
+        """A numeric array."""
+        if name not in self._opened:
+            self._opened[name] = open_rows(self._objects, f"{self._path}/{name}")
+        return self._opened[name]
+
+    def strings(self, name: str) -> NDArray[np.object_]:
+        """An array of strings, object (rows,)."""
+        path = f"{self._path}/{name}"
+        chunk = self._objects.read(f"{path}/c/0")
+        if chunk is None:
+            return np.empty(0, dtype=object)
+        try:
+            return decode_strings(chunk)
+        except ValueError as error:
+            raise DamagedPart(
+                f"{self._objects.url}/{path} is damaged: {error}; "
+                f"`featstore verify --store {self._objects.url} --repair` drops the part"
+            ) from error
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Windows [start, stop) of one part."""
+
+    part: Part
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+def runs_of(objects: Objects, entry: SplitEntry) -> tuple[Run, ...]:
+    """The windows of a feature set, shards that follow each other in one part taken together."""
+    parts: dict[str, Part] = {}
+    runs: list[Run] = []
+    for segment in entry.segments:
+        name = segment.commit.part
+        part = parts.setdefault(name, Part(objects, f"{entry.path}/{name}"))
+        stop = segment.start + segment.member.windows
+        if runs and runs[-1].part is part and runs[-1].stop == segment.start:
+            runs[-1] = Run(part, runs[-1].start, stop)
+        else:
+            runs.append(Run(part, segment.start, stop))
+    return tuple(runs)
+
+
+class WindowRows:
+    """A numeric array with one row for each window of a feature set, read where its parts lie."""
+
+    def __init__(self, runs: Sequence[Run], name: str) -> None:
+        self._runs = tuple(runs)
+        self._name = name
+        self._firsts = [0, *accumulate(len(run) for run in runs)]
+
+    def __len__(self) -> int:
+        return self._firsts[-1]
+
+    def slice(self, start: int, stop: int) -> NDArray[Any]:
+        """Rows [start, stop): a read-only view where they lie in one block of a file, else a copy."""
+        number = bisect_right(self._firsts, start) - 1
+        if number < len(self._runs) and stop <= self._firsts[number + 1]:
+            run = self._runs[number]
+            offset = run.start - self._firsts[number]
+            return run.part.rows(self._name).slice(start + offset, stop + offset)
+        out = self._empty(stop - start)
+        while start < stop:
+            number = bisect_right(self._firsts, start) - 1
+            first, until = self._firsts[number], min(stop, self._firsts[number + 1])
+            run, done = self._runs[number], len(out) - (stop - start)
+            run.part.rows(self._name).read_into(out[done : done + until - start], start=run.start + start - first)
+            start = until
+        return out
+
+    def take(self, positions: Sequence[int]) -> NDArray[Any]:
+        """A copy of the rows at `positions`, which lie in range."""
+        out = self._empty(len(positions))
+        for at, position in enumerate(positions):
+            out[at] = self.slice(position, position + 1)[0]
+        return out
+
+    def _empty(self, n: int) -> NDArray[Any]:
+        rows = self._runs[0].part.rows(self._name)
+        return np.empty((n, *rows.shape[1:]), rows.dtype)

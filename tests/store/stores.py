@@ -1,0 +1,138 @@
+"""Small stores with known contents, and a reader of them that knows nothing of featstore."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+import zarr.errors
+
+from featstore.records import Recipe, SkippedClip
+from featstore.store import EmbeddedWindow, Member, ShardIdentity, SplitWriter, open_split_writer
+
+DIM = 6
+Contents = Mapping[str, Mapping[str, Any]]
+
+
+def recipe(**changes: Any) -> Recipe:
+    fields: dict[str, Any] = {
+        "encoder": "tiny",
+        "encoder_identity": {"class": "Tiny"},
+        "sample_rate_hz": 16000,
+        "dim": DIM,
+        "hop_seconds": 0.02,
+        "padding": "0.25",
+        "precision": "float32",
+        "frame_dtype": "float16",
+        "resampler": "none",
+        "format_version": 1,
+    }
+    return Recipe(**{**fields, **changes})
+
+
+def window(name: str, *, n_frames: int, seed: int, dim: int = DIM, start: float = 0.0) -> EmbeddedWindow:
+    frames = np.random.default_rng(seed).standard_normal((n_frames, dim)).astype(np.float16)
+    return EmbeddedWindow(
+        key=name,
+        meta=f'{{"label": "é{seed % 3}", "n": {seed}}}',
+        start_seconds=start,
+        seconds=n_frames * 0.02,
+        utterance=frames.astype(np.float32).mean(axis=0),
+        frames=frames,
+    )
+
+
+def shard_windows(shard: str, *, n: int = 5, seed: int = 0, dim: int = DIM) -> list[EmbeddedWindow]:
+    first = sum(shard.encode()) * 100 + seed
+    rng = np.random.default_rng(first)
+    return [window(f"{shard}-{at}", n_frames=int(rng.integers(1, 9)), seed=first + at, dim=dim) for at in range(n)]
+
+
+def split_writer(url: str | Path, *, split: str = "train", **changes: Any) -> SplitWriter:
+    made = recipe(**changes)
+    return open_split_writer(str(url), recipe=made, spec="tiny", dataset="words", crop_seconds=None, split=split)
+
+
+def write_part(
+    writer: SplitWriter,
+    shard: str,
+    windows: Sequence[EmbeddedWindow],
+    *,
+    size: int = 1,
+    skipped: Sequence[SkippedClip] = (),
+    frames_stored: bool = True,
+) -> None:
+    with writer.begin_part(shard) as part:
+        for each in windows:
+            part.add(each)
+        member = Member(
+            shard=ShardIdentity(name=shard, size=size, mtime_ns=7, sha256=f"{shard}:{size}"),
+            clips=sum(each.start_seconds == 0 for each in windows),
+            windows=part.windows,
+            frames=part.frames,
+            audio_seconds=float(sum(each.seconds for each in windows)),
+            skipped=tuple(skipped),
+        )
+        part.commit([member], frames_stored=frames_stored, versions={"featstore": "test"})
+
+
+def make_store(url: str | Path, *, shards: Sequence[str] = ("a.tar", "b.tar", "c.tar"), n: int = 5) -> None:
+    writer = split_writer(url)
+    for shard in shards:
+        write_part(writer, shard, shard_windows(shard, n=n))
+    writer.write_catalogue()
+
+
+def contents_by_plain_zarr(url: str | Path) -> Contents:
+    """Every committed part's arrays and members, by the names of its shards; read by zarr alone."""
+    with warnings.catch_warnings():
+        # zarr warns of a file that is no part of a hierarchy, such as a killed process may leave; it reads on
+        warnings.simplefilter("ignore", zarr.errors.ZarrUserWarning)
+        return _contents(zarr.open_group(str(url), mode="r"))
+
+
+def _contents(root: zarr.Group) -> Contents:
+    found: dict[str, Mapping[str, Any]] = {}
+    for encoder_name, encoder in root.groups():
+        for dataset_name, dataset in encoder.groups():
+            for split_name, split in dataset.groups():
+                for _, part in split.groups():
+                    commit = part.attrs.get("featstore", {}).get("commit")
+                    if commit is None:
+                        continue
+                    shards = "+".join(member["shard"]["name"] for member in commit["members"])
+                    name = f"{encoder_name}/{dataset_name}/{split_name}/{shards}"
+                    if name in found:
+                        raise AssertionError(f"two parts of {name}")
+                    arrays = {key: np.asarray(array[...]) for key, array in part.arrays()}
+                    found[name] = {**arrays, "members": commit["members"]}
+    return found
+
+
+def assert_same_contents(one: str | Path, other: str | Path, *, ignoring: Sequence[str] = ("mtime_ns",)) -> None:
+    """Two stores hold the same, bit for bit."""
+    assert_equal_contents(contents_by_plain_zarr(one), contents_by_plain_zarr(other), ignoring=ignoring)
+
+
+def assert_equal_contents(left: Contents, right: Contents, *, ignoring: Sequence[str] = ("mtime_ns",)) -> None:
+    """What two stores hold is the same, bit for bit."""
+    assert sorted(left) == sorted(right)
+    for name, arrays in left.items():
+        assert sorted(arrays) == sorted(right[name])
+        for key, values in arrays.items():
+            if key == "members":
+                for mine, theirs in zip(values, right[name][key], strict=True):
+                    drop = set(ignoring)
+                    assert {k: v for k, v in mine["shard"].items() if k not in drop} == {
+                        k: v for k, v in theirs["shard"].items() if k not in drop
+                    }
+                    assert {k: v for k, v in mine.items() if k != "shard"} == {
+                        k: v for k, v in theirs.items() if k != "shard"
+                    }
+            else:
+                assert values.dtype == right[name][key].dtype
+                assert values.tobytes() == right[name][key].tobytes() or values.tolist() == right[name][key].tolist()

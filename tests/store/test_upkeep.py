@@ -1,0 +1,103 @@
+"""`gc` deletes what counts for nothing; `compact` makes few parts of many and loses nothing on the way."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+from stores import contents_by_plain_zarr, make_store, shard_windows, split_writer, write_part
+
+import featstore
+from featstore.store import maintenance
+from featstore.store.maintenance import compact_store, gc_store
+from featstore.store.verify import verify_store
+
+SHARDS = tuple(f"{letter}.tar" for letter in "abcdefgh")
+
+
+@pytest.fixture
+def url(tmp_path):
+    make_store(tmp_path / "embeddings.zarr", shards=SHARDS)
+    return str(tmp_path / "embeddings.zarr")
+
+
+def read(url):
+    fs = featstore.open(url).select()
+    return fs.key.tolist(), fs.utterance.copy(), [frames.copy() for frames in fs.frames], fs.content_hash
+
+
+def assert_same(one, other):
+    assert one[0] == other[0]
+    np.testing.assert_array_equal(one[1], other[1])
+    assert all((a == b).all() for a, b in zip(one[2], other[2], strict=True))
+    assert one[3] == other[3]
+
+
+def test_a_compacted_store_reads_as_before_from_fewer_parts(url):
+    before = read(url)
+    [record] = compact_store(url, part_bytes=1 << 20)
+    assert (record.parts_before, record.parts_after) == (8, 1)
+    assert_same(read(url), before)
+    assert verify_store(url, repair=False).sound
+    assert len(contents_by_plain_zarr(url)) == 1
+    assert compact_store(url, part_bytes=1 << 20) == ()
+
+
+def test_parts_are_gathered_up_to_the_size_asked_for(url):
+    compact_store(url, part_bytes=1500)
+    sizes = [len(arrays["key"]) for arrays in contents_by_plain_zarr(url).values()]
+    assert 1 < len(sizes) < 8
+    assert sum(sizes) == 40
+
+
+def test_a_shard_that_changes_after_compaction_is_superseded_alone(url):
+    compact_store(url, part_bytes=1 << 20)
+    writer = split_writer(url)
+    changed = shard_windows("c.tar", seed=9)
+    write_part(writer, "c.tar", changed, size=2)
+    writer.sweep()
+    writer.write_catalogue()
+    expected = [w.key for shard in SHARDS for w in (changed if shard == "c.tar" else shard_windows(shard))]
+    keys, utterance, frames, _ = read(url)
+    assert keys == expected
+    np.testing.assert_array_equal(utterance[10:15], np.stack([each.utterance for each in changed]))
+    assert all((a == b.frames).all() for a, b in zip(frames[10:15], changed, strict=True))
+    assert verify_store(url, repair=False).sound
+    before = read(url)
+    compact_store(url, part_bytes=1 << 20)
+    assert_same(read(url), before)
+    assert verify_store(url, repair=False).sound
+
+
+def test_a_compaction_that_dies_before_its_commit_changes_nothing(url, monkeypatch):
+    before = read(url)
+
+    def dies(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(maintenance.SplitWriter, "sweep", dies)
+    with pytest.raises(KeyboardInterrupt):
+        compact_store(url, part_bytes=1 << 20)
+    assert_same(read(url), before)  # the new part and the old ones are both there, and one of each counts
+    monkeypatch.undo()
+    assert gc_store(url)[0].deleted
+    assert_same(read(url), before)
+
+
+def test_gc_deletes_superseded_parts_orphans_and_old_temporary_files_only(url, tmp_path):
+    before = read(url)
+    writer = split_writer(url)
+    write_part(writer, "a.tar", shard_windows("a.tar"))
+    live = writer.begin_part("z.tar")
+    old, new = (tmp_path / "embeddings.zarr" / f".zarr.json.{name}" for name in ("old", "new"))
+    for path in (old, new):
+        path.write_bytes(b"{")
+    os.utime(old, (0, 0))
+    records = gc_store(url)
+    assert [len(record.deleted) for record in records] == [1, 1]
+    assert not old.exists()
+    assert new.exists()
+    live.abort()
+    assert_same(read(url), before)
+    assert gc_store(url) == ()

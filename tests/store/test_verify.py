@@ -1,0 +1,212 @@
+"""`verify` finds whatever harm is done to the bytes of a store, and `repair` loses nothing but what was harmed."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from stores import (
+    assert_equal_contents,
+    assert_same_contents,
+    contents_by_plain_zarr,
+    make_store,
+    shard_windows,
+    split_writer,
+    window,
+    write_part,
+)
+
+import featstore
+from featstore.errors import DamagedPart, StoreNotFound
+from featstore.store.format import GROUP_DOCUMENT
+from featstore.store.verify import verify_store
+
+FLIPS = 200
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory):
+    path = tmp_path_factory.mktemp("sound") / "embeddings.zarr"
+    make_store(path)
+    writer = split_writer(path, split="test")
+    write_part(writer, "t.tar", shard_windows("t.tar"))
+    writer.write_catalogue()
+    return path
+
+
+@pytest.fixture(autouse=True)
+def a_disk_that_never_loses_power(monkeypatch):
+    """These tests do harm to files that lie still: waiting for the disk a thousand times would show nothing."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+
+
+@pytest.fixture(scope="module")
+def sound_contents(sound):
+    return contents_by_plain_zarr(sound)
+
+
+@pytest.fixture
+def store(sound, tmp_path):
+    return Path(shutil.copytree(sound, tmp_path / "embeddings.zarr"))
+
+
+def files(store: Path) -> list[Path]:
+    return sorted(path for path in store.rglob("*") if path.is_file())
+
+
+def extract_again(store: Path) -> None:
+    """What an extraction does: make the parts that are not there."""
+    for split, shards in (("train", ("a.tar", "b.tar", "c.tar")), ("test", ("t.tar",))):
+        writer = split_writer(store, split=split)
+        for shard in shards:
+            if shard not in writer.committed():
+                write_part(writer, shard, shard_windows(shard))
+        writer.write_catalogue()
+
+
+def test_a_sound_store_has_no_findings(sound):
+    report = verify_store(str(sound), repair=False)
+    assert (report.findings, report.parts, report.sound) == ((), 4, True)
+    documents = [path for path in files(sound) if len(path.relative_to(sound).parts) < 6]  # down to the parts' own
+    assert report.bytes_read == sum(path.stat().st_size for path in files(sound) if path not in documents)
+
+
+def test_every_single_bit_flip_is_found_and_its_part_is_named_and_repair_brings_everything_back(
+    sound, sound_contents, tmp_path
+):
+    """Flips over all files, metadata included. Whatever is found is repaired; what was harmed is made again."""
+    rng = random.Random(20261123)
+    whole = [(path, path.stat().st_size) for path in files(sound)]
+    for number in range(FLIPS):
+        # files by turns and not by size alone: a document is as likely to be hit as an array
+        path, size = rng.choice(whole)
+        bit = rng.randrange(size * 8)
+        store = tmp_path / "flipped.zarr"
+        shutil.copytree(sound, store)
+        victim = store / path.relative_to(sound)
+        raw = bytearray(victim.read_bytes())
+        raw[bit // 8] ^= 1 << (bit % 8)
+        victim.write_bytes(raw)
+        report = verify_store(str(store), repair=False)
+        where = path.relative_to(sound).as_posix()
+        if raw.strip() == path.read_bytes().strip():
+            continue
+        assert report.findings, f"flip {number}: bit {bit} of {where} was not found"
+        named = report.findings[0].where
+        assert where.startswith("" if named == GROUP_DOCUMENT else named), (where, named)
+        assert verify_store(str(store), repair=True).sound, (where, report.findings)
+        extract_again(store)
+        assert verify_store(str(store), repair=False).sound
+        assert_equal_contents(sound_contents, contents_by_plain_zarr(store))
+        shutil.rmtree(store)
+
+
+@pytest.mark.parametrize("harm", ["cut", "empty", "missing"])
+def test_a_file_that_is_cut_or_missing_is_found_wherever_it_is(sound, sound_contents, tmp_path, harm):
+    for path in files(sound):
+        store = tmp_path / "harmed.zarr"
+        shutil.copytree(sound, store)
+        victim = store / path.relative_to(sound)
+        if harm == "missing":
+            victim.unlink()
+        else:
+            victim.write_bytes(victim.read_bytes()[: -1 if harm == "cut" else 0])
+        assert verify_store(str(store), repair=False).findings, path
+        assert verify_store(str(store), repair=True).sound
+        extract_again(store)
+        assert verify_store(str(store), repair=False).sound
+        assert_equal_contents(sound_contents, contents_by_plain_zarr(store))
+        shutil.rmtree(store)
+
+
+def test_an_extra_file_is_found_and_repair_deletes_it_and_nothing_else(store, sound):
+    [part] = store.glob("*/*/train/b.*")
+    (part / "utterance" / "c" / "0" / "1").write_bytes(b"x")
+    [finding] = verify_store(str(store), repair=False).findings
+    assert finding.where.endswith("utterance/c/0/1")
+    assert "belongs to nothing" in finding.problem
+    assert verify_store(str(store), repair=True).sound
+    assert_same_contents(sound, store)
+
+
+def test_two_chunks_of_one_size_that_changed_places_are_found(store):
+    one, other = (next(store.glob(f"*/*/train/{name}.*/utterance/c/0/0")) for name in "ab")
+    first, second = one.read_bytes(), other.read_bytes()
+    assert len(first) == len(second)
+    one.write_bytes(second)
+    other.write_bytes(first)
+    assert len(verify_store(str(store), repair=False).findings) == 2
+
+
+def test_repair_never_deletes_a_file_that_lies_beside_the_encoders(store):
+    (store / "notes.txt").write_text("mine")
+    report = verify_store(str(store), repair=True)
+    assert [finding.where for finding in report.findings] == ["notes.txt"]
+    assert (store / "notes.txt").read_text() == "mine"
+
+
+def test_repair_drops_the_damaged_part_alone(store):
+    [chunk] = store.glob("*/*/train/b.*/frames/c/0/0")
+    raw = bytearray(chunk.read_bytes())
+    raw[3] ^= 1
+    chunk.write_bytes(raw)
+    report = verify_store(str(store), repair=True)
+    assert [finding.problem for finding in report.findings] == [
+        "frames/c/0/0 is not what was written: its checksum differs"
+    ]
+    assert featstore.open(str(store)).select(split="train").key.tolist() == [
+        each.key for shard in ("a.tar", "c.tar") for each in shard_windows(shard)
+    ]
+
+
+def test_opening_with_verify_checks_first_and_opening_without_does_not(store):
+    [chunk] = store.glob("*/*/test/t.*/utterance/c/0/0")
+    raw = bytearray(chunk.read_bytes())
+    raw[0] ^= 1
+    chunk.write_bytes(raw)
+    assert len(featstore.open(str(store)).select(split="test").utterance) == 5
+    with pytest.raises(DamagedPart, match=r"test/t\..*checksum differs"):
+        featstore.open(str(store), verify=True)
+
+
+def test_what_a_defective_writer_would_store_is_found(tmp_path):
+    for number, harm in enumerate(("nan", "twice")):
+        writer = split_writer(tmp_path / f"{number}.zarr")
+        windows = shard_windows("a.tar")
+        if harm == "nan":
+            windows[2].utterance[1] = np.nan
+            write_part(writer, "a.tar", windows)
+            expected = "not all finite"
+        else:
+            write_part(writer, "a.tar", windows)
+            write_part(writer, "b.tar", [window(windows[0].key, n_frames=2, seed=1)])
+            expected = "more than once"
+        [finding] = verify_store(str(tmp_path / f"{number}.zarr"), repair=False).findings
+        assert expected in finding.problem
+
+
+def test_a_store_of_another_kind_is_verified_the_same(tmp_path):
+    url = f"memory://verify-{tmp_path.name}.zarr"
+    make_store(url)
+    assert verify_store(url, repair=False).sound
+    from featstore.store.objects import open_objects
+
+    objects = open_objects(url)
+    part = split_writer(url).committed()["b.tar"].commit.part
+    key = f"{split_writer(url).path}/{part}/utterance/c/0/0"
+    raw = bytearray(objects.read(key))
+    raw[5] ^= 4
+    objects.write(key, bytes(raw))
+    [finding] = verify_store(url, repair=False).findings
+    assert part in finding.where
+    assert verify_store(url, repair=True).sound
+    assert len(contents_by_plain_zarr(url)) == 2
+
+
+def test_a_folder_that_is_not_there_is_said_in_one_line(tmp_path):
+    with pytest.raises(StoreNotFound):
+        verify_store(str(tmp_path / "nowhere"), repair=False)

@@ -1,0 +1,308 @@
+"""What is written is what is read, by featstore and by plain zarr; and only whole parts are seen."""
+
+from __future__ import annotations
+
+import json
+import socket
+
+import numpy as np
+import pytest
+import zarr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from stores import DIM, contents_by_plain_zarr, make_store, recipe, shard_windows, split_writer, window, write_part
+
+import featstore
+from featstore.errors import (
+    AmbiguousSelection,
+    DamagedPart,
+    LabelError,
+    StoreError,
+    StoreNotFound,
+    StoreVersionError,
+    UnknownFeatureSet,
+)
+from featstore.records import SkippedClip
+from featstore.store import layout
+from featstore.store.format import GROUP_DOCUMENT, seal
+
+SHARDS = ("a.tar", "b.tar", "c.tar")
+
+
+@pytest.fixture
+def url(tmp_path):
+    path = tmp_path / "embeddings.zarr"
+    make_store(path)
+    return str(path)
+
+
+def all_windows():
+    return [each for shard in SHARDS for each in shard_windows(shard)]
+
+
+def test_every_array_reads_back_as_it_was_written(url):
+    fs = featstore.open(url).select(encoder="tiny", dataset="words", split="train")
+    written = all_windows()
+    assert fs.key.tolist() == [each.key for each in written]
+    assert fs.meta.tolist() == [each.meta for each in written]
+    np.testing.assert_array_equal(fs.utterance, np.stack([each.utterance for each in written]))
+    np.testing.assert_array_equal(fs.seconds, [each.seconds for each in written])
+    np.testing.assert_array_equal(fs.start_seconds, 0.0)
+    assert len(fs.frames) == len(fs) == len(written)
+    for mine, theirs in zip(fs.frames, written, strict=True):
+        np.testing.assert_array_equal(mine, theirs.frames)
+    assert (fs.utterance.dtype, fs.frames[0].dtype) == (np.float32, np.float16)
+
+
+def test_plain_zarr_opens_every_array_and_finds_the_same_numbers(url):
+    parts = contents_by_plain_zarr(url)
+    assert len(parts) == len(SHARDS)
+    for shard in SHARDS:
+        [arrays] = [arrays for name, arrays in parts.items() if name.endswith(shard)]
+        written = shard_windows(shard)
+        assert arrays["key"].tolist() == [each.key for each in written]
+        assert arrays["meta"].tolist() == [each.meta for each in written]
+        np.testing.assert_array_equal(arrays["utterance"], np.stack([each.utterance for each in written]))
+        np.testing.assert_array_equal(arrays["frames"], np.concatenate([each.frames for each in written]))
+        np.testing.assert_array_equal(arrays["frame_offsets"], np.cumsum([0, *(len(each.frames) for each in written)]))
+
+
+@pytest.mark.parametrize("scheme", ["memory://"])
+def test_a_store_that_is_no_folder_holds_the_same(url, tmp_path, scheme):
+    other = f"{scheme}{tmp_path.name}.zarr"
+    make_store(other)
+    mine, theirs = (featstore.open(each).select() for each in (url, other))
+    np.testing.assert_array_equal(mine.utterance, theirs.utterance)
+    assert mine.key.tolist() == theirs.key.tolist()
+    for one, two in zip(mine.frames, theirs.frames, strict=True):
+        np.testing.assert_array_equal(one, two)
+    assert mine.content_hash == theirs.content_hash
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    rows=st.integers(0, 40),
+    dim=st.integers(1, 5),
+    block_rows=st.integers(1, 7),
+    blocks=st.integers(1, 4),
+    kind=st.sampled_from(["plain", "sharded"]),
+    dtype=st.sampled_from(["float16", "float32", "float64", "int64"]),
+    data=st.data(),
+)
+def test_every_layout_reads_through_the_map_and_through_zarr(
+    tmp_path_factory, rows, dim, block_rows, blocks, kind, dtype, data
+):
+    from featstore.store import codecs
+    from featstore.store.objects import LocalObjects
+    from featstore.store.rows import MappedRows, open_rows
+
+    values = np.random.default_rng(rows).integers(-9, 9, (rows, dim)).astype(dtype)
+    folder = tmp_path_factory.mktemp("array")
+    laid_out = layout.ArrayLayout(
+        shape=values.shape,
+        dtype=np.dtype(dtype).newbyteorder("<"),
+        block_rows=block_rows,
+        file_rows=block_rows * (blocks if kind == "sharded" else 1),
+        kind=kind,
+    )
+    objects = LocalObjects(folder)
+    objects.put("x/zarr.json", [laid_out.document()])
+    for key, start, stop in laid_out.files():
+        objects.put(f"x/{key}", codecs.encode_file(laid_out, values[start:stop]))
+    mapped = open_rows(objects, "x")
+    assert isinstance(mapped, MappedRows)
+    np.testing.assert_array_equal(mapped.slice(0, rows), values)
+    np.testing.assert_array_equal(zarr.open_array(str(folder / "x"), mode="r")[...], values)
+    if rows:
+        start = data.draw(st.integers(0, rows))
+        stop = data.draw(st.integers(start, rows))
+        np.testing.assert_array_equal(mapped.slice(start, stop), values[start:stop])
+
+
+def test_a_row_and_a_window_are_views_of_the_file_and_cannot_be_written(tmp_path):
+    writer = split_writer(tmp_path / "s.zarr")
+    write_part(writer, "a.tar", shard_windows("a.tar"))
+    fs = featstore.open(str(tmp_path / "s.zarr")).select()
+    for array in (fs.utterance, fs.frames[1]):
+        assert not array.flags.owndata
+        assert not array.flags.writeable
+
+
+def test_frames_that_straddle_blocks_and_files_are_joined(tmp_path, monkeypatch):
+    monkeypatch.setattr(layout, "BLOCK_BYTES", 4 * DIM * 2)
+    monkeypatch.setattr(layout, "FILE_BYTES", 12 * DIM * 2)
+    writer = split_writer(tmp_path / "s.zarr")
+    windows = [window(f"k{at}", n_frames=1 + at * 3 % 11, seed=at) for at in range(30)]
+    write_part(writer, "a.tar", windows)
+    fs = featstore.open(str(tmp_path / "s.zarr")).select()
+    for mine, theirs in zip(fs.frames, windows, strict=True):
+        np.testing.assert_array_equal(mine, theirs.frames)
+    [arrays] = contents_by_plain_zarr(tmp_path / "s.zarr").values()
+    np.testing.assert_array_equal(arrays["frames"], np.concatenate([each.frames for each in windows]))
+
+
+def test_a_part_without_windows_is_a_part(tmp_path):
+    writer = split_writer(tmp_path / "s.zarr")
+    left_out = [SkippedClip(shard="a.tar", key="k", reason="it has no samples")]
+    write_part(writer, "a.tar", [], skipped=left_out)
+    fs = featstore.open(str(tmp_path / "s.zarr")).select()
+    assert (len(fs), fs.n_clips, fs.utterance.shape, len(fs.frames)) == (0, 0, (0, DIM), 0)
+    assert fs.key.tolist() == []
+    assert fs.skipped == tuple(left_out)
+
+
+def test_windows_of_one_clip_share_its_index(tmp_path):
+    writer = split_writer(tmp_path / "s.zarr")
+    starts = [("a", 0.0), ("a#2", 5.0), ("b#2", 0.0), ("c", 0.0), ("c#2", 5.0), ("c#3", 10.0)]
+    windows = [window(key, n_frames=2, seed=at, start=start) for at, (key, start) in enumerate(starts)]
+    write_part(writer, "a.tar", windows)
+    fs = featstore.open(str(tmp_path / "s.zarr")).select()
+    assert fs.clip.tolist() == [0, 0, 1, 2, 2, 2]
+    assert fs.clip_key.tolist() == ["a", "b#2", "c"]
+    assert fs.n_clips == 3
+
+
+def test_xy_goes_straight_into_scikit_learn(url):
+    from sklearn.neighbors import KNeighborsClassifier
+
+    fs = featstore.open(url).select()
+    X, y = fs.xy("label")
+    assert KNeighborsClassifier(1).fit(X, y).score(X, y) == 1.0
+    assert fs.xy("n")[1].dtype.kind == "i"
+    with pytest.raises(LabelError, match=r"has no field 'nope' in its JSON, which has: label, n"):
+        fs.xy("nope")
+
+
+# --- which parts count ------------------------------------------------------------------------------------------------
+
+
+def test_an_uncommitted_part_is_not_seen_and_is_deleted_when_it_is_given_up(url, tmp_path):
+    writer = split_writer(url)
+    before = featstore.open(url).select().key.tolist()
+    with writer.begin_part("d.tar") as part:
+        for each in shard_windows("d.tar"):
+            part.add(each)
+        assert featstore.open(url).select().key.tolist() == before
+    assert not list((tmp_path / "embeddings.zarr").rglob("d.*"))
+
+
+def test_a_newer_part_of_a_shard_takes_the_place_of_the_older_before_and_after_the_sweep(url):
+    writer = split_writer(url)
+    changed = shard_windows("b.tar", seed=50)
+    write_part(writer, "b.tar", changed, size=2)
+    for _ in range(2):
+        fs = featstore.open(url).select()
+        assert fs.key.tolist()[5:10] == [each.key for each in changed]
+        np.testing.assert_array_equal(fs.utterance[5:10], np.stack([each.utterance for each in changed]))
+        writer.sweep()
+    assert len(contents_by_plain_zarr(url)) == 3
+
+
+def test_a_catalogue_that_is_behind_hides_nothing_and_shows_nothing_that_is_gone(url):
+    writer = split_writer(url)
+    write_part(writer, "d.tar", shard_windows("d.tar"))  # the catalogue does not know it
+    assert len(featstore.open(url).select()) == 20
+    writer.delete([writer.committed()["a.tar"].commit.part])
+    assert len(featstore.open(url).select()) == 15
+    assert featstore.open(url).select().key[0] == "b.tar-0"
+
+
+def test_the_sweep_keeps_what_a_live_writer_is_making(url):
+    writer = split_writer(url)
+    part = writer.begin_part("d.tar")
+    part.add(shard_windows("d.tar")[0])
+    assert writer.sweep() == ()
+    part.abort()
+
+
+def test_the_sweep_deletes_what_a_dead_writer_left(url, tmp_path):
+    orphan = tmp_path / "embeddings.zarr" / split_writer(url).path / "d.00000000"
+    began = "2026-01-01T00:00:00+00:00"
+    writing = {"host": socket.gethostname(), "pid": 2**22 + 1, "process_started": 1, "began_at": began}
+    (orphan / "utterance").mkdir(parents=True)
+    (orphan / GROUP_DOCUMENT).write_bytes(seal({"writing": writing}))
+    assert split_writer(url).sweep() == ("d.00000000",)
+    assert not orphan.exists()
+
+
+def test_feature_sets_of_one_content_have_one_hash_wherever_and_whenever_they_were_made(url, tmp_path):
+    make_store(tmp_path / "again.zarr")
+    make_store(tmp_path / "other.zarr", shards=("a.tar", "b.tar"))
+    urls = (url, str(tmp_path / "again.zarr"), str(tmp_path / "other.zarr"))
+    first, again, other = (featstore.open(each).select().content_hash for each in urls)
+    assert first == again != other
+
+
+# --- selecting --------------------------------------------------------------------------------------------------------
+
+
+def test_selecting_names_what_there_is_when_it_is_not_one_thing(url):
+    writer = split_writer(url, padding="exact")
+    write_part(writer, "a.tar", shard_windows("a.tar"))
+    store = featstore.open(url)
+    assert len(store.feature_sets()) == len(store.encoders()) == 2
+    with pytest.raises(AmbiguousSelection, match=rf"say which of .*{recipe(padding='exact').group_name}"):
+        store.select(encoder="tiny", split="train")
+    with pytest.raises(AmbiguousSelection):
+        store.resolve_encoder("tiny")
+    assert store.resolve_encoder(recipe().group_name) == recipe()
+    with pytest.raises(UnknownFeatureSet, match="featstore inspect"):
+        store.select(split="nope")
+    with pytest.raises(KeyError):
+        store.select(split="nope")
+
+
+def test_the_representations_are_tables_that_a_person_can_read(url):
+    text = repr(featstore.open(url))
+    assert "1 feature set" in text
+    assert "words" in text.splitlines()[2]
+    assert "(15, 6)" in repr(featstore.open(url).select())
+
+
+def test_frames_that_were_not_stored_are_asked_for_by_name(tmp_path):
+    writer = split_writer(tmp_path / "s.zarr")
+    bare = [window("k", n_frames=3, seed=1)]
+    object.__setattr__(bare[0], "frames", None)
+    write_part(writer, "a.tar", bare, frames_stored=False)
+    fs = featstore.open(str(tmp_path / "s.zarr")).select()
+    assert not fs.has_frames
+    with pytest.raises(UnknownFeatureSet, match="--frames always"):
+        _ = fs.frames
+
+
+# --- what is no store -------------------------------------------------------------------------------------------------
+
+
+def test_what_is_no_store_is_said_in_one_line(tmp_path):
+    with pytest.raises(StoreNotFound, match="there is no store at"):
+        featstore.open(str(tmp_path / "nowhere"))
+    with pytest.raises(FileNotFoundError):
+        featstore.open(str(tmp_path / "nowhere"))
+    zarr.create_group(str(tmp_path / "plain.zarr"))
+    with pytest.raises(StoreError, match="not a featstore store"):
+        featstore.open(str(tmp_path / "plain.zarr"))
+    with pytest.raises(StoreError, match="not a featstore store"):
+        split_writer(tmp_path / "plain.zarr")
+
+
+def test_a_store_of_a_newer_format_is_neither_read_nor_written(url, tmp_path):
+    (tmp_path / "embeddings.zarr" / GROUP_DOCUMENT).write_bytes(seal({"format": 2}))
+    for attempt in (lambda: featstore.open(url), lambda: split_writer(url)):
+        with pytest.raises(StoreVersionError, match="has store format 2, and this featstore reads format 1"):
+            attempt()
+
+
+def test_a_name_that_cannot_be_a_group_is_refused(tmp_path):
+    with pytest.raises(StoreError, match=r"got '\.\./up'"):
+        split_writer(tmp_path / "s.zarr", split="../up")
+
+
+def test_a_damaged_document_is_named_with_the_remedy(url, tmp_path):
+    [document] = (tmp_path / "embeddings.zarr").glob("*/*/*/b.*/zarr.json")
+    raw = json.loads(document.read_bytes())
+    raw["attributes"]["featstore"]["commit"]["frames_stored"] = False
+    document.write_text(json.dumps(raw))
+    (document.parent.parent / GROUP_DOCUMENT).unlink()  # without the catalogue, its own document is read
+    split_writer(url)
+    with pytest.raises(DamagedPart, match=r"verify --store .* --repair"):
+        featstore.open(url).select()
