@@ -6,7 +6,7 @@ A split's document repeats what the documents above it say, so that one that is 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from featstore.errors import DamagedPart
@@ -27,18 +27,21 @@ __all__ = ["SplitAddress", "read_document", "write_document"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SplitAddress:
-    """Where a feature set is, and all that the documents above its parts say."""
+    """Where a feature set is, and all that the documents above its parts say.
+
+    ``path`` is that of the split's group: ``logmel@3f9c2a71/words/train``.
+    """
 
     recipe: Recipe
     spec: str
     dataset: str
     crop_seconds: float | None
     split: str
+    path: str = field(init=False)
 
-    @property
-    def path(self) -> str:
-        """Path of the split's group: ``logmel@3f9c2a71/words/train``."""
-        return f"{self.recipe.group_name}/{dataset_group(self.dataset, self.crop_seconds)}/{self.split}"
+    def __post_init__(self) -> None:
+        path = f"{self.recipe.group_name}/{dataset_group(self.dataset, self.crop_seconds)}/{self.split}"
+        object.__setattr__(self, "path", path)
 
     def documents(self) -> dict[str, dict[str, Any]]:
         """Contents of every document from the store's own down to the split's, by path."""
