@@ -12,10 +12,12 @@ FeatstoreError
 |   `-- UnusableClip            one clip cannot be decoded: it is recorded, left out, and the run goes on
 |-- EncoderError                an encoder cannot be loaded
 |   `-- EncoderContractError    an encoder does not keep the contract: rank, width, finiteness, hop
-`-- StoreError                  the store cannot be read or written
-    |-- StoreNotFound           there is no store at the URL                                 (a FileNotFoundError too)
-    |-- StoreVersionError       the store was written by a newer format
-    `-- DamagedPart             a part does not hold what its commit record says
+|-- StoreError                  the store cannot be read or written
+|   |-- StoreNotFound           there is no store at the URL                                 (a FileNotFoundError too)
+|   |-- StoreVersionError       the store was written by a newer format
+|   `-- DamagedPart             a part does not hold what its commit record says
+|-- ResultsError                a file of results is damaged, or a score cannot be written
+`-- FetchError                  a download failed, or is not what its record says
 
 A message is one line: the rule, what came, what to do.
 """
@@ -29,8 +31,10 @@ __all__ = [
     "EncoderContractError",
     "EncoderError",
     "FeatstoreError",
+    "FetchError",
     "LabelError",
     "ManifestError",
+    "ResultsError",
     "ShardError",
     "StoreError",
     "StoreNotFound",
@@ -126,3 +130,11 @@ class StoreVersionError(StoreError):
 
 class DamagedPart(StoreError):
     """A part does not hold what its commit record says."""
+
+
+class ResultsError(FeatstoreError):
+    """A file of results is damaged, or a score cannot be written."""
+
+
+class FetchError(FeatstoreError):
+    """A download failed, or is not what its record says."""

@@ -115,7 +115,11 @@ class SkippedClip:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExtractRecord:
-    """What one extraction of one dataset split did."""
+    """What one extraction of one dataset split did.
+
+    ``clips``, ``windows``, ``frames``, ``audio_seconds`` and ``skipped`` are of the split as it stands afterwards,
+    reused shards included. ``gone`` names shards whose embeddings are in the store and whose files no longer match.
+    """
 
     task: str
     dataset: str
@@ -129,6 +133,7 @@ class ExtractRecord:
     windows: int
     frames: int
     skipped: tuple[SkippedClip, ...]
+    gone: tuple[str, ...]
     audio_seconds: float
     bytes_written: int
     seconds: Mapping[str, float]

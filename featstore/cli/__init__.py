@@ -8,7 +8,9 @@ import click
 
 from featstore import __version__
 from featstore.cli.demo import demo
+from featstore.cli.export import export
 from featstore.cli.extract import extract
+from featstore.cli.inspect import inspect
 from featstore.cli.probe import probe
 from featstore.cli.report import report
 from featstore.cli.retrieve import retrieve
@@ -25,7 +27,7 @@ _INTERRUPTED = 130
 @click.version_option(__version__, prog_name="featstore")
 @click.option("--traceback", is_flag=True, help="Show where an error was raised, for a bug report.")
 def cli(*, traceback: bool) -> None:  # read in `main`
-    """Run an audio encoder once, keep its embeddings, answer every later question from the store.
+    r"""Run an audio encoder once, keep its embeddings, answer every later question from the store.
 
     \b
     featstore demo                                             see all of it on audio made here
@@ -36,7 +38,7 @@ def cli(*, traceback: bool) -> None:  # read in `main`
     """
 
 
-for command in (demo, extract, probe, retrieve, report, tasks, verify, gc, compact):
+for command in (demo, extract, probe, retrieve, report, tasks, inspect, export, verify, gc, compact):
     cli.add_command(command)
 
 
@@ -46,9 +48,11 @@ def main(arguments: list[str] | None = None) -> None:
         code = cli.main(args=arguments, prog_name="featstore", standalone_mode=False)
     except click.exceptions.Exit as done:
         code = done.exit_code
+    except click.exceptions.NoArgsIsHelpError as asked:
+        asked.show()
+        code = asked.exit_code
     except click.ClickException as error:
-        error.show()
-        code = error.exit_code
+        code = _fail(_with_help(error), error.exit_code)
     except FeatstoreError as error:
         _raise_if_asked(arguments)
         code = _fail(str(error), error.exit_code)
@@ -66,9 +70,16 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _fail(message: str, code: int) -> int:
-    click.secho("featstore: ", fg="red", err=True, nl=False)
-    click.echo(message, err=True)
+    line = " ".join(message.split())
+    click.echo(click.style("featstore: ", fg="red") + line, err=True)
     return code
+
+
+def _with_help(error: click.ClickException) -> str:
+    """What click has to say, on one line, with where to read more."""
+    said = error.format_message().rstrip(".")
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    return f"{said}; `{context.command_path} --help` tells more" if context is not None else said
 
 
 def _raise_if_asked(arguments: list[str] | None) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
@@ -34,7 +34,16 @@ if TYPE_CHECKING:
     from featstore.extract.progress import Progress as Watcher
     from featstore.report import Leaderboard
 
-__all__ = ["PlainProgress", "RichProgress", "counting", "leaderboard_tables", "plain_table", "progress_bar", "show"]
+__all__ = [
+    "PlainProgress",
+    "RichProgress",
+    "counting",
+    "leaderboard_tables",
+    "painted",
+    "plain_table",
+    "progress_bar",
+    "show",
+]
 
 PLAIN_EVERY_SECONDS = 10.0
 FILE_COLUMNS = 10_000
@@ -190,7 +199,12 @@ def show(*renderables: RenderableType, stream: TextIO | None = None) -> None:
 
 def leaderboard_tables(board: Leaderboard) -> Group:
     """Paint every table of a leaderboard."""
-    return Group(*(_painted(grid(table)) for table in board.tables))
+    return painted(grid(table) for table in board.tables)
+
+
+def painted(grids: Iterable[Grid]) -> Group:
+    """Paint tables."""
+    return Group(*map(_painted, grids))
 
 
 def _painted(laid_out: Grid) -> Group:

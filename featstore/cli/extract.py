@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
 from featstore.cli.options import emit_json, json_option, parse_arguments, store_option, tasks_argument
+from featstore.errors import DataError
 
 if TYPE_CHECKING:
     from featstore.records import ExtractRecord
@@ -83,6 +86,7 @@ __all__ = ["extract"]
     show_default=True,
     help="Leave out clips that claim to be longer.",
 )
+@click.option("--prune", is_flag=True, help="Drop embeddings of shards whose files are no longer there.")
 @click.option("--fail-on-skip", is_flag=True, help="Exit with 1 if any clip was left out.")
 @json_option
 def extract(
@@ -109,10 +113,12 @@ def extract(
 
     options = ExtractOptions(**settings)
     manifests = [find_task(task) for task in tasks]
-    encoder = load_encoder(spec, arguments=parse_arguments(encoder_args))
+    arguments = parse_arguments(encoder_args)
+    with _its_prints_on_stderr():
+        encoder = load_encoder(spec, arguments=arguments)
     records: list[ExtractRecord] = []
     for manifest in manifests:
-        with progress_bar() as progress:
+        with progress_bar() as progress, _its_prints_on_stderr():
             done = extract_task(
                 manifest,
                 encoder,
@@ -130,8 +136,14 @@ def extract(
         emit_json(records)
     n_skipped = sum(len(record.skipped) for record in records)
     if fail_on_skip and n_skipped:
-        click.echo(f"featstore: {n_skipped} clips were left out, and --fail-on-skip was given", err=True)
-        raise click.exceptions.Exit(1)
+        raise DataError(
+            f"{n_skipped} clips were left out, and --fail-on-skip was given: `featstore extract ... --json` lists them"
+        )
+
+
+def _its_prints_on_stderr() -> redirect_stdout[TextIO]:
+    """An encoder is somebody's own code and may print, but stdout is for what the command has to say."""
+    return redirect_stdout(sys.stderr)
 
 
 def _tell(record: ExtractRecord) -> None:
@@ -143,12 +155,17 @@ def _tell(record: ExtractRecord) -> None:
     if record.shards_done:
         seconds = record.seconds
         click.echo(
-            f"  {seconds['total']:.1f} s, {record.bytes_written / 1e6:,.1f} MB written; the run waited on {record.bottleneck} "
-            f"(encode {seconds['encode']:.1f} s, waiting for clips {seconds['wait_clips']:.1f} s, "
-            f"for the store {seconds['wait_write']:.1f} s)"
+            f"  {seconds['total']:.1f} s, {record.bytes_written / 1e6:,.1f} MB written; "
+            f"the run waited on {record.bottleneck} (encode {seconds['encode']:.1f} s, "
+            f"waiting for clips {seconds['wait_clips']:.1f} s, for the store {seconds['wait_write']:.1f} s)"
         )
     shown = 10
     for clip in record.skipped[:shown]:
         click.echo(f"  left out: {clip.shard} {clip.key!r}: {clip.reason}")
+    if record.gone:
+        click.echo(
+            f"  {len(record.gone)} shards are in the store and no longer in --data, {record.gone[0]} among them: "
+            "they count as before; --prune drops them"
+        )
     if len(record.skipped) > shown:
         click.echo(f"  left out: {len(record.skipped) - shown} more (all of them with --json)")

@@ -9,13 +9,18 @@ from typing import Any, TypeVar
 
 import click
 
+from featstore.errors import UsageError
+
 __all__ = [
     "emit_json",
     "encoder_names",
+    "jobs_option",
     "json_option",
     "parse_arguments",
+    "parse_numbers",
     "protocol_option",
     "results_option",
+    "shots_option",
     "store_option",
     "tasks_argument",
 ]
@@ -71,8 +76,44 @@ def encoder_names(function: _F) -> _F:
         "encoders",
         metavar="NAME",
         multiple=True,
-        help="Encoder in the store (`logmel`, or `logmel@3f9c2a71`); may be repeated. Default: every one that has the task.",
+        help="Encoder in the store (`logmel`, or `logmel@3f9c2a71`); may be repeated.  "
+        "[default: every one that has the task]",
     )(function)
+
+
+def jobs_option(function: _F) -> _F:
+    """``--jobs N``."""
+    return click.option(
+        "--jobs",
+        type=click.IntRange(min=1),
+        default=1,
+        show_default=True,
+        metavar="N",
+        help="Processes that score pairs of task and encoder at a time; they share the cores.",
+    )(function)
+
+
+def shots_option(function: _F) -> _F:
+    """``--shots 1,5,10``."""
+    return click.option(
+        "--shots",
+        callback=parse_numbers,
+        metavar="N,N",
+        help="Few-shot curve: also score with so many training clips of each class, over 20 draws of them.",
+    )(function)
+
+
+def parse_numbers(_: click.Context, option: click.Parameter, value: str | None) -> tuple[int, ...]:
+    """Read whole numbers from 1 on, with commas between, as click's callback of an option: none without one."""
+    if value is None:
+        return ()
+    parts = [part.strip() for part in value.split(",")]
+    if not all(part.isascii() and part.isdigit() and int(part) for part in parts):
+        raise click.BadParameter(f"{value!r} is not a list of whole numbers from 1 on, such as 1,5,10", param=option)
+    numbers = tuple(int(part) for part in parts)
+    if len(set(numbers)) < len(numbers):
+        raise click.BadParameter(f"{value!r} has a number twice", param=option)
+    return numbers
 
 
 def parse_arguments(pairs: Iterable[str]) -> dict[str, Any]:
@@ -85,12 +126,19 @@ def parse_arguments(pairs: Iterable[str]) -> dict[str, Any]:
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not equals or not name.isidentifier():
-            raise click.BadParameter(f"--encoder-arg takes name=value: got {pair!r}")
+            raise UsageError(f"--encoder-arg takes name=value: got {pair!r}")
+        if name in arguments:
+            raise UsageError(f"--encoder-arg {name} is given twice: say it once")
         try:
-            arguments[name] = json.loads(value)
-        except ValueError:
+            arguments[name] = json.loads(value, parse_constant=_no_constant)
+        except (ValueError, RecursionError):
             arguments[name] = value
     return arguments
+
+
+def _no_constant(text: str) -> None:
+    """NaN and Infinity are no JSON, though Python reads them."""
+    raise ValueError(text)
 
 
 def emit_json(records: Iterable[Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,9 +10,11 @@ import click
 
 from featstore.cli.options import (
     encoder_names,
+    jobs_option,
     json_option,
     protocol_option,
     results_option,
+    shots_option,
     store_option,
     tasks_argument,
 )
@@ -25,15 +28,48 @@ if TYPE_CHECKING:
 __all__ = ["probe"]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProbeScorer:
+    """`featstore.probe.probe_task` with its options."""
+
+    protocol: Protocol
+    seeds: tuple[int, ...] | None
+    head: str
+    shots: tuple[int, ...]
+
+    def __call__(self, store: Store, manifest: Manifest, encoder: str | None) -> ScoreRecord:
+        """Score one task by one encoder."""
+        from featstore.probe import probe_task
+
+        return probe_task(
+            store,
+            manifest,
+            encoder=encoder,
+            protocol=self.protocol,
+            seeds=self.seeds,
+            head=self.head,
+            shots=self.shots,
+        )
+
+
 @click.command()
 @tasks_argument
 @store_option
 @encoder_names
 @protocol_option
-@click.option("--head", type=click.Choice(["linear"]), default="linear", show_default=True, help="What is trained.")
+@click.option(
+    "--head",
+    type=click.Choice(["linear", "sweep", "logreg"]),
+    default="linear",
+    show_default=True,
+    help="linear: one layer, as the manifest says. sweep: a grid of learning rates and weight decays. logreg: "
+    "scikit-learn's, with a sweep of C. Both choose by validation.",
+)
 @click.option(
     "--seeds", type=click.IntRange(min=1), metavar="N", help="Seeds 0 to N - 1.  [default: 3; under xares one, 42]"
 )
+@shots_option
+@jobs_option
 @results_option
 @json_option
 def probe(
@@ -44,16 +80,14 @@ def probe(
     protocol: Protocol,
     head: str,
     seeds: int | None,
+    shots: tuple[int, ...],
+    jobs: int,
     results_dir: Path | None,
     as_json: bool,
 ) -> None:
     """Track A: train a linear layer on the cached embeddings of each task, and score it."""
-
-    def score(store: Store, manifest: Manifest, encoder: str | None) -> ScoreRecord:
-        from featstore.probe import probe_task
-
-        chosen = tuple(range(seeds)) if seeds is not None else None
-        return probe_task(store, manifest, encoder=encoder, protocol=protocol, seeds=chosen, head=head)
-
-    scores = score_tasks(tasks, store_url=store_url, encoders=encoders, score=score, results_dir=results_dir)
+    score = ProbeScorer(
+        protocol=protocol, seeds=tuple(range(seeds)) if seeds is not None else None, head=head, shots=shots
+    )
+    scores = score_tasks(tasks, store_url=store_url, encoders=encoders, score=score, results_dir=results_dir, jobs=jobs)
     tell_scores(scores, as_json=as_json)

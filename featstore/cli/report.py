@@ -3,8 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 import click
+
+from featstore.errors import UsageError
+
+if TYPE_CHECKING:
+    from featstore.records import ScoreRecord
+    from featstore.report import Grid, PublishedScores
+
+Form = Literal["table", "markdown", "csv", "json"]
 
 __all__ = ["report"]
 
@@ -28,25 +37,72 @@ __all__ = ["report"]
     metavar="FILE",
     help="Write there instead of to the terminal.",
 )
-def report(*, results_dir: Path, form: str, out_path: Path | None) -> None:
+@click.option(
+    "--published", is_flag=True, help="Add the published scores of X-ARES to tables of protocol xares, for reference."
+)
+@click.option(
+    "--compare",
+    "pair",
+    nargs=2,
+    metavar="A B",
+    help="Instead: differences between two encoders, with 95 % intervals by paired bootstrap.",
+)
+def report(
+    *, results_dir: Path, form: Form, out_path: Path | None, published: bool, pair: tuple[str, str] | None
+) -> None:
     """Leaderboard: tasks by encoders for each track and protocol, with weighted averages."""
-    from featstore.cli.console import leaderboard_tables, show
-    from featstore.report import build, read_scores, to_csv, to_json, to_markdown
+    from featstore.report import published_scores, read_scores
 
+    if pair and published:
+        raise UsageError("--compare and --published do not go together: published scores have no clips to pair")
     scores = read_scores(results_dir)
-    if form == "table":
-        if out_path is None:
-            show(leaderboard_tables(build(scores)))
-            return
-        with out_path.open("w", encoding="utf-8") as file:
-            show(leaderboard_tables(build(scores)), stream=file)
+    if pair:
+        _write(*_comparison(scores, pair, form), out_path)
         return
-    text = {
-        "markdown": lambda: to_markdown(build(scores)),
-        "csv": lambda: to_csv(build(scores)),
-        "json": lambda: to_json(scores),
-    }[form]()
-    if out_path is None:
+    known = published_scores() if published else None
+    if known is not None and not any(score.protocol == known.protocol for score in scores):
+        nothing = f"nothing here was scored with --protocol {known.protocol}, so --published adds nothing"
+        click.echo(f"featstore: {nothing}", err=True)
+        known = None
+    _write(*_leaderboard(scores, known, form), out_path)
+
+
+def _leaderboard(
+    scores: tuple[ScoreRecord, ...], published: PublishedScores | None, form: Form
+) -> tuple[str, tuple[Grid, ...]]:
+    """Text, or the tables to paint."""
+    from featstore.report import build, grid, to_csv, to_json, to_markdown
+
+    if form == "json":
+        return to_json(scores), ()
+    board = build(scores, published=published)
+    if form == "table":
+        return "", tuple(grid(table) for table in board.tables)
+    return to_csv(board) if form == "csv" else to_markdown(board), ()
+
+
+def _comparison(scores: tuple[ScoreRecord, ...], pair: tuple[str, str], form: Form) -> tuple[str, tuple[Grid, ...]]:
+    """Text, or the tables to paint."""
+    from featstore.report import compare, comparison_grids, comparison_to_csv, comparison_to_json, grids_to_markdown
+
+    found = compare(scores, *pair)
+    if form == "table":
+        return "", comparison_grids(found)
+    if form == "markdown":
+        return grids_to_markdown(comparison_grids(found)), ()
+    return comparison_to_csv(found) if form == "csv" else comparison_to_json(found), ()
+
+
+def _write(text: str, grids: tuple[Grid, ...], out_path: Path | None) -> None:
+    """Print, or write to a file."""
+    from featstore.cli.console import painted, show
+
+    if out_path is not None:
+        with out_path.open("w", encoding="utf-8") as file:
+            file.write(text)
+            if grids:
+                show(painted(grids), stream=file)
+    elif grids:
+        show(painted(grids))
+    elif text:
         click.echo(text.rstrip("\n"))
-    else:
-        out_path.write_text(text, encoding="utf-8")

@@ -1,19 +1,67 @@
-"""What `probe` and `retrieve` have in common: every task with every encoder of the store, written and printed."""
+"""What `probe` and `retrieve` have in common: every task with every encoder of the store, written and printed.
+
+A pair of task and encoder is scored here or in a process of its own, and comes back as a score or as a failure: what
+fails is told by name when the others are done.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import multiprocessing
+import os
+import signal
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
+
+import click
 
 from featstore.cli.options import emit_json
+from featstore.errors import FeatstoreError
 
 if TYPE_CHECKING:
     from featstore.manifest import Manifest
     from featstore.records import ScoreRecord
     from featstore.store import Store
 
-__all__ = ["encoders_with", "score_tasks", "tell_scores"]
+__all__ = ["Scorer", "encoders_with", "score_tasks", "tell_scores"]
+
+_THREAD_SETTINGS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+class Scorer(Protocol):
+    """Scores one task by one encoder. It is sent to other processes, so it is picklable: a dataclass of options."""
+
+    def __call__(self, store: Store, manifest: Manifest, encoder: str | None) -> ScoreRecord:
+        """Score; a FeatstoreError says why not."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Pair:
+    """What is scored at one go. ``task`` is as on the command line; ``name`` as its manifest says."""
+
+    task: str
+    name: str
+    encoder: str | None
+    store_url: str
+
+    def __str__(self) -> str:
+        return f"{self.name} by {self.encoder}" if self.encoder else self.name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Failure:
+    """Why a pair has no score; an error itself may not survive the way between processes."""
+
+    pair: _Pair
+    message: str
+    exit_code: int
+    trace: str
 
 
 def score_tasks(
@@ -21,24 +69,44 @@ def score_tasks(
     *,
     store_url: str,
     encoders: Sequence[str],
-    score: Callable[[Store, Manifest, str | None], ScoreRecord],
+    score: Scorer,
     results_dir: Path | None,
+    jobs: int = 1,
 ) -> tuple[ScoreRecord, ...]:
-    """Score every task with every encoder asked for; each score is written as soon as it is known."""
+    """Score every task with every encoder asked for, in their order; each score is written as soon as it is known.
+
+    Raises
+    ------
+    FeatstoreError
+        At the end: the failures, after the other scores have been written. At once where nothing can be scored.
+    """
     from featstore.manifest import find_task
     from featstore.report import write_score
     from featstore.store import open_store
 
     manifests = [find_task(task) for task in tasks]
     store = open_store(store_url)
-    scores = []
-    for manifest in manifests:
-        for encoder in encoders or encoders_with(store, manifest) or [None]:
-            record = score(store, manifest, encoder)
-            if results_dir is not None:
-                write_score(record, results_dir)
-            scores.append(record)
-    return tuple(scores)
+    pairs = [
+        _Pair(task=task, name=manifest.name, encoder=encoder, store_url=store_url)
+        for task, manifest in zip(tasks, manifests, strict=True)
+        for encoder in encoders or encoders_with(store, manifest) or [None]
+    ]
+    by_name = dict(zip(tasks, manifests, strict=True))
+
+    def here(pair: _Pair) -> ScoreRecord | _Failure:
+        return _attempt(pair, lambda: score(store, by_name[pair.task], pair.encoder))
+
+    found: dict[int, ScoreRecord | _Failure] = {}
+    with _outcomes(pairs, score=score, here=here, jobs=min(jobs, len(pairs))) as outcomes:
+        for number, outcome in outcomes:
+            found[number] = outcome
+            if results_dir is not None and not isinstance(outcome, _Failure):
+                write_score(outcome, results_dir)
+    scores = tuple(outcome for _, outcome in sorted(found.items()) if not isinstance(outcome, _Failure))
+    failures = [outcome for _, outcome in sorted(found.items()) if isinstance(outcome, _Failure)]
+    if failures:
+        _raise(failures, n_scored=len(scores), written=results_dir is not None)
+    return scores
 
 
 def encoders_with(store: Store, manifest: Manifest) -> list[str | None]:
@@ -51,8 +119,108 @@ def encoders_with(store: Store, manifest: Manifest) -> list[str | None]:
     return [encoder for encoder, splits in sorted(held.items()) if needed <= splits]
 
 
+# --- one pair after the other, or several at a time -------------------------------------------------------------------
+
+_Outcomes = Iterator[tuple[int, "ScoreRecord | _Failure"]]
+
+
+@contextmanager
+def _outcomes(
+    pairs: Sequence[_Pair], *, score: Scorer, here: Callable[[_Pair], ScoreRecord | _Failure], jobs: int
+) -> Iterator[_Outcomes]:
+    """Outcomes with the numbers of their pairs, as they come."""
+    if jobs <= 1:
+        yield ((number, here(pair)) for number, pair in enumerate(pairs))
+        return
+    threads = max(1, _cores() // jobs)
+    # Started afresh, for a fork would inherit the threads of torch and of BLAS in whatever state they are.
+    pool = ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"))
+    with _settings_of_children(threads):
+        futures = {pool.submit(_score_there, pair, score): number for number, pair in enumerate(pairs)}
+    try:
+        yield ((futures[future], _outcome_of(future, pairs[futures[future]])) for future in as_completed(futures))
+        pool.shutdown()
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in multiprocessing.active_children():
+            process.terminate()
+        raise
+
+
+def _outcome_of(future: Future[ScoreRecord | _Failure], pair: _Pair) -> ScoreRecord | _Failure:
+    try:
+        return future.result()
+    except BrokenProcessPool:
+        message = "its process was ended from outside, perhaps for want of memory: fewer --jobs take less"
+        return _Failure(pair=pair, message=message, exit_code=1, trace="")
+
+
+@contextmanager
+def _settings_of_children(threads: int) -> Iterator[None]:
+    """Processes that start now have so many threads, and leave Ctrl-C to their parent: both are inherited."""
+    before = {name: os.environ.get(name) for name in _THREAD_SETTINGS}
+    os.environ.update({name: str(threads) for name in _THREAD_SETTINGS})
+    is_main = threading.current_thread() is threading.main_thread()
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN) if is_main else None
+    try:
+        yield
+    finally:
+        if is_main:
+            signal.signal(signal.SIGINT, handler)
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _score_there(pair: _Pair, score: Scorer) -> ScoreRecord | _Failure:
+    """Score a pair in a process that knows nothing yet."""
+
+    def attempt() -> ScoreRecord:
+        from featstore.manifest import find_task
+        from featstore.store import open_store
+
+        return score(open_store(pair.store_url), find_task(pair.task), pair.encoder)
+
+    return _attempt(pair, attempt)
+
+
+def _attempt(pair: _Pair, score: Callable[[], ScoreRecord]) -> ScoreRecord | _Failure:
+    try:
+        return score()
+    except (FeatstoreError, OSError, MemoryError) as error:
+        message = str(error) or type(error).__name__
+        code = error.exit_code if isinstance(error, FeatstoreError) else 1
+        return _Failure(pair=pair, message=message, exit_code=code, trace=traceback.format_exc())
+
+
+def _raise(failures: Sequence[_Failure], *, n_scored: int, written: bool) -> None:
+    """Raise one error for all failures, whose names and reasons are told before."""
+    codes = {failure.exit_code for failure in failures}
+    if len(failures) == 1 and not n_scored:
+        message = failures[0].message
+    else:
+        for failure in failures:
+            click.echo(f"featstore: {failure.pair}: {' '.join(failure.message.split())}", err=True)
+        others = f"; the other {n_scored} are done{' and written' if written else ''}" if n_scored else ""
+        message = f"{len(failures)} of {len(failures) + n_scored} scores failed{others}"
+    error = FeatstoreError(message)
+    error.exit_code = codes.pop() if len(codes) == 1 else 1
+    for failure in failures:
+        error.add_note(f"{failure.pair}:\n{failure.trace}")
+    raise error
+
+
+# --- printing ---------------------------------------------------------------------------------------------------------
+
+
 def tell_scores(scores: Sequence[ScoreRecord], *, as_json: bool) -> None:
-    """Print scores as JSON, or as leaderboards and where the time went."""
+    """Print scores as JSON, or as leaderboards, what was measured beside them, and where the time went."""
     if as_json:
         emit_json(scores)
         return
@@ -60,8 +228,28 @@ def tell_scores(scores: Sequence[ScoreRecord], *, as_json: bool) -> None:
     from featstore.report import build
 
     show(leaderboard_tables(build(scores)))
+    for line in _beside(scores):
+        click.echo(f"  {line}")
     stages: dict[str, float] = {}
     for record in scores:
         for stage, seconds in record.seconds.items():
             stages[stage] = stages.get(stage, 0.0) + seconds
-    show("  " + ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in stages.items()))
+    click.echo("  " + ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in stages.items()))
+
+
+def _beside(scores: Sequence[ScoreRecord]) -> Iterator[str]:
+    """What a score's details add to its value, a line each."""
+    for record in scores:
+        whose = f"{record.task} by {record.encoder}"
+        measured = record.details.get("index_recall")
+        if measured:
+            index, recall, k = record.settings["index"], measured["recall"], measured["k"]
+            yield f"{whose}: index {index} has recall@{k} {recall:.3f} against exact search"
+        curve = record.details.get("k_curve", {})
+        if len(curve) > 1:
+            yield f"{whose}: " + ", ".join(f"k={k} {value:.3f}" for k, value in curve.items())
+        for shots, point in record.details.get("shots", {}).items():
+            yield (
+                f"{whose}: {shots} {'shot' if shots == '1' else 'shots'} {point['mean']:.3f} "
+                f"({point['low']:.3f} to {point['high']:.3f} over {point['support_sets']} support sets)"
+            )

@@ -63,7 +63,7 @@ def contract_facts(module: object) -> ContractFacts:
 def _positive(module: nn.Module, attribute: str, unit: str, problems: list[str], *, whole: bool) -> float:
     """A declared number; NaN, and a line in `problems`, where it is none that makes sense."""
     came = _declared(module, attribute)
-    number = float(came) if isinstance(came, Real) and came is not True and came is not False else math.nan
+    number = math.nan if isinstance(came, bool) or not isinstance(came, Real) else float(came)
     if not 0 < number < math.inf:
         problems.append(f"{attribute} must be a positive number ({unit}), got {came!r}")
     elif whole and number != int(number):

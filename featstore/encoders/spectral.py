@@ -67,16 +67,18 @@ def deltas(features: Tensor, *, n_frames: Tensor, reach: int = 2) -> Tensor:
     n_frames : Tensor
         int64 (batch,): frames of each row that are real; frames after them are not looked at.
     """
-    at = torch.arange(features.shape[1], device=features.device)
-    last = (n_frames - 1).clamp(min=0)[:, None]
+    frames = features.shape[1]
+    at = torch.arange(frames, device=features.device)
+    held = torch.minimum(at[None, :], (n_frames - 1).clamp(min=0)[:, None])
+    features = features.gather(1, held[:, :, None].expand_as(features))  # after its last real frame a row stands still
+    before = features[:, :1].expand(-1, reach, -1)
+    after = features[:, -1:].expand(-1, reach, -1)
+    extended = torch.cat([before, features, after], dim=1)
     slope = torch.zeros_like(features)
     for distance in range(1, reach + 1):
-        ahead = torch.minimum(at[None, :] + distance, last)
-        behind = torch.minimum((at[None, :] - distance).clamp(min=0), last)
-        spread = features.shape[2]
-        later = features.gather(1, ahead[:, :, None].expand(-1, -1, spread))
-        earlier = features.gather(1, behind[:, :, None].expand(-1, -1, spread))
-        slope += distance * (later - earlier)
+        later = extended[:, reach + distance : reach + distance + frames]
+        earlier = extended[:, reach - distance : reach - distance + frames]
+        slope.add_(later - earlier, alpha=distance)
     return slope / (2 * sum(d * d for d in range(1, reach + 1)))
 
 
@@ -98,7 +100,7 @@ class LogMelEncoder(nn.Module):
     def __init__(self, mels: int = 128) -> None:
         super().__init__()
         self.output_dim = mels
-        self.register_buffer("filters", slaney_mel_filters(mels=mels))
+        self.register_buffer("filters", slaney_mel_filters(mels=mels).repeat_interleave(2, dim=0) / STEPS_PER_FRAME)
         self.register_buffer("window", torch.hann_window(WINDOW_SAMPLES))
 
     def forward(self, audio: Tensor) -> Tensor:
@@ -110,9 +112,14 @@ class LogMelEncoder(nn.Module):
         spectrum = torch.stft(
             padded, FFT_SIZE, STEP_SAMPLES, WINDOW_SAMPLES, self.window, center=False, return_complex=True
         )
-        power = torch.view_as_real(spectrum).square().sum(-1)
-        frames = power.reshape(*power.shape[:2], -1, STEPS_PER_FRAME).mean(3).transpose(1, 2)
-        mels: Tensor = frames @ self.filters
+        # (batch, frames, steps, real and imaginary parts by turns): squares are added up over the steps of a frame, and
+        # over the two parts by filters that hold each weight twice; every pass runs along memory
+        parts = torch.view_as_real(spectrum.transpose(1, 2)).flatten(2)
+        steps = parts.reshape(len(parts), -1, STEPS_PER_FRAME, parts.shape[2])
+        power = steps[:, :, 0].square()
+        for step in range(1, STEPS_PER_FRAME):
+            power.addcmul_(steps[:, :, step], steps[:, :, step])
+        mels: Tensor = power @ self.filters
         return mels.clamp(min=POWER_FLOOR).log()
 
 

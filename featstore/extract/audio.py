@@ -57,7 +57,7 @@ def decode(
             blocks = _mono_blocks(file, most_frames=int(max_seconds * rate) if max_seconds < np.inf else None)
             samples = _joined(blocks) if rate == sample_rate_hz else _resampled(blocks, rate, sample_rate_hz)
     except (soundfile.SoundFileError, RuntimeError, ValueError, TypeError, OverflowError) as error:
-        raise UnusableClip(f"it cannot be decoded: {' '.join(str(error).split())[:160]}") from error
+        raise UnusableClip(f"it cannot be decoded: {_told(error)}") from error
     if not len(samples):
         raise UnusableClip("it has no samples")
     largest = float(np.abs(samples).max())
@@ -75,6 +75,12 @@ def encode_flac(samples: NDArray[np.float32], sample_rate_hz: int) -> bytes:
     out = io.BytesIO()
     soundfile.write(out, samples, sample_rate_hz, format="FLAC", subtype="PCM_16")
     return out.getvalue()
+
+
+def _told(error: Exception) -> str:
+    """What libsndfile says, without the address of the object that it was reading: reasons are stored and compared."""
+    text = getattr(error, "error_string", str(error))
+    return " ".join(str(text).split()).removeprefix("Error : ")[:160]
 
 
 def _checked_rate(file: SoundFile, max_seconds: float) -> int:

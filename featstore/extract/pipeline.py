@@ -118,7 +118,15 @@ def encode_shards(
         for event in _timed(stream, times):
             if isinstance(event, ShardBegins):
                 work = _ShardWork(
-                    event, background, writer, encoder, encoder_name, plan, new_batcher(), settings, times
+                    begins=event,
+                    background=background,
+                    writer=writer,
+                    encoder=encoder,
+                    encoder_name=encoder_name,
+                    plan=plan,
+                    batcher=new_batcher(),
+                    settings=settings,
+                    times=times,
                 )
             elif isinstance(event, ClipRead) and work is not None:
                 seconds = work.take(event)

@@ -55,6 +55,8 @@ class ExtractOptions:
         Decoding threads; 0 is one for each core, at most 16.
     max_clip_seconds : float
         Clips that claim to be longer are left out.
+    prune : bool
+        Drop the embeddings of shards whose files are no longer there, or no longer match the manifest's pattern.
     """
 
     device: str = "auto"
@@ -65,6 +67,7 @@ class ExtractOptions:
     batch_seconds: float = 0.0
     workers: int = 0
     max_clip_seconds: float = 3600.0
+    prune: bool = False
 
     def __post_init__(self) -> None:
         for name, value, known in (
@@ -153,6 +156,9 @@ def extract_task(
     return tuple(record for record, _ in outcomes)
 
 
+_NOTHING_TO_DO = EncodeResult(commits=(), broken=(), times=StageTimes())
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Job:
     """One task under one recipe on one device."""
@@ -180,6 +186,10 @@ class _Job:
         )
         writer.sweep()
         cached = writer.committed()
+        gone = sorted(cached.keys() - {shard.name for shard in shards})
+        if gone and self.options.prune:
+            writer.delete(_parts_of_nothing_but(gone, cached))
+            gone = sorted(writer.committed().keys() - {shard.name for shard in shards})
         stale = [s for s in shards if not is_committed(s, cached.get(s.name), wants_frames=self.frames_stored)]
         self.progress.begin(
             label=f"{self.encoder.name} {writer.path.split('/', 1)[1]}",
@@ -187,14 +197,15 @@ class _Job:
             shards_reused=len(shards) - len(stale),
         )
         try:
-            result = self._encode(stale, writer) if stale else EncodeResult(commits=(), broken=(), times=StageTimes())
+            with self.run.threads():
+                result = self._encode(stale, writer) if stale else _NOTHING_TO_DO
         finally:
             self.progress.end()
             if stale:
                 writer.sweep()
             writer.write_catalogue()
         done = {commit.members[0].shard.name: commit for commit in result.commits}
-        record = self._record(split, shards, cached, done, result.times)
+        record = self._record(split, shards, cached=cached, done=done, gone=gone, times=result.times)
         return record, tuple(reason for _, reason in result.broken)
 
     def _encode(self, shards: Sequence[Shard], writer: SplitWriter) -> EncodeResult:
@@ -232,8 +243,10 @@ class _Job:
         self,
         split: str,
         shards: Sequence[Shard],
+        *,
         cached: Mapping[str, Segment],
         done: Mapping[str, Commit],
+        gone: Sequence[str],
         times: StageTimes,
     ) -> ExtractRecord:
         held = {name: segment.member for name, segment in cached.items()}
@@ -252,6 +265,7 @@ class _Job:
             windows=sum(member.windows for member in current),
             frames=sum(member.frames for member in current),
             skipped=tuple(clip for member in current for clip in member.skipped),
+            gone=tuple(gone),
             audio_seconds=round(sum(member.audio_seconds for member in current), 3),
             bytes_written=sum(entry.size for commit in done.values() for entry in commit.objects.values()),
             seconds=times.as_json(),
@@ -269,6 +283,12 @@ def software_versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:  # run from a checkout that was not installed
             versions[name] = "unknown"
     return versions
+
+
+def _parts_of_nothing_but(gone: Sequence[str], cached: Mapping[str, Segment]) -> list[str]:
+    """Parts that hold shards of `gone` alone; a compacted part that holds others too stays."""
+    commits = {segment.commit.part: segment.commit for segment in cached.values()}
+    return [part for part, commit in commits.items() if all(each.shard.name in gone for each in commit.members)]
 
 
 def _chosen_feature_sets(manifest: Manifest, splits: Sequence[str]) -> dict[str, str]:

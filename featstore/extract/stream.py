@@ -30,7 +30,6 @@ _CLIPS_AHEAD = 64
 _STORED_BYTES_AHEAD = 256 << 20
 _DECODED_BYTES_AHEAD = 256 << 20
 MAX_KEY_CHARACTERS = 1024
-MAX_META_BYTES = 4 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,9 +115,7 @@ class ClipStream:
         self._reader.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._stopped = True
         self._stored.close()
         self._decoded.close()
@@ -201,8 +198,6 @@ def _problem(sample: Sample, seen: set[str]) -> str:
         return f"its key has {len(sample.key):,} characters, more than {MAX_KEY_CHARACTERS:,}"
     if _printable(sample.key) != sample.key:
         return "its key is not UTF-8 text"
-    if len(sample.meta) > MAX_META_BYTES:
-        return f"its JSON has {len(sample.meta):,} bytes, more than {MAX_META_BYTES:,}"
     return ""
 
 

@@ -24,6 +24,7 @@ __all__ = ["AUDIO_EXTENSIONS", "MAX_MEMBER_BYTES", "Sample", "read_samples", "wr
 # in this order where a sample has several (the order of X-ARES 0.1.3, then more that libsndfile reads)
 AUDIO_EXTENSIONS = ("flac", "mp3", "sox", "wav", "m4a", "ogg", "wma", "opus", "aiff", "aif", "au", "w64", "caf")
 MAX_MEMBER_BYTES = 1 << 30
+MAX_META_BYTES = 4 << 20
 _BROKEN_TAR = (tarfile.TarError, OSError, EOFError, ValueError, OverflowError, zlib.error, RecursionError)
 
 
@@ -100,7 +101,7 @@ class _Members:
         return member
 
     def _read(self, member: tarfile.TarInfo) -> bytes | None:
-        """Content of a member that a sample needs, b"" of one that only needs a name, None of one that is passed over."""
+        """Content of a member that a sample needs; b"" of one that has only a name; None of one that is passed over."""
         _, suffix = self._split_name(member.name)
         extension = member.name.rpartition(".")[2].lower()
         wanted = extension in AUDIO_EXTENSIONS or extension == "json"
@@ -114,8 +115,9 @@ class _Members:
             return None
         if not wanted:
             return b""
-        if member.size > MAX_MEMBER_BYTES:
-            self._report(member.name, f"a member of {member.size:,} bytes is larger than {MAX_MEMBER_BYTES:,}")
+        most = MAX_META_BYTES if extension == "json" else MAX_MEMBER_BYTES
+        if member.size > most:
+            self._report(member.name, f"it has {member.size:,} bytes, more than {most:,}")
             return None
         self._source.allow(member.size)
         file = self._tar.extractfile(member)

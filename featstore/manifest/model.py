@@ -176,12 +176,24 @@ class MetricArgs(_Table):
 
 
 class Probe(_Table):
-    """Track A: how the linear layer is trained. ``pos_weight`` weighs the positives of a binary cross-entropy."""
+    """Track A: how the linear layer is trained.
+
+    Attributes
+    ----------
+    pos_weight : float, optional
+        Weighs the positives of a binary cross-entropy.
+    tokenizer : str, optional
+        Of a contrastive task: folder or hub name of a transformers tokenizer. Without it words are the tokens.
+    language_model : str, optional
+        Of a task of speech recognition: folder or hub name of a causal language model of transformers.
+    """
 
     epochs: Count = 10
     learning_rate: Positive = 1e-3
     batch_size: Count = 32
     pos_weight: Positive | None = None
+    tokenizer: Line | None = None
+    language_model: Line | None = None
 
 
 class Retrieve(_Table):

@@ -34,6 +34,7 @@ KINDS = tuple(METRICS_BY_KIND)
 
 RETRIEVABLE_KINDS = ("clip", "multilabel")
 SEVERAL_AT_ONCE_KINDS = ("multilabel", "frame")
+KIND_OF_TEXT_MODEL: Mapping[str, str] = {"tokenizer": "contrastive", "language_model": "asr"}
 
 REQUIRED_LABEL_KEYS: Mapping[str, tuple[str, ...]] = {
     "clip": ("field",),
@@ -172,6 +173,9 @@ def _training_fits_kind(raw: Mapping[str, object], kind: str) -> Iterator[Proble
     if "pos_weight" in _table(raw, "probe") and kind not in SEVERAL_AT_ONCE_KINDS:
         says = f"only {' and '.join(SEVERAL_AT_ONCE_KINDS)} tasks weigh positives: remove it"
         yield Problem(place=("probe", "pos_weight"), says=says)
+    for key, its_kind in KIND_OF_TEXT_MODEL.items():
+        if key in _table(raw, "probe") and kind != its_kind:
+            yield Problem(place=("probe", key), says=f"only a task of kind {its_kind} has one: remove it")
     retrieve = _table(raw, "retrieve")
     if retrieve and retrieve.get("enabled", True) is True and kind not in RETRIEVABLE_KINDS:
         says = f"a {kind} task has no nearest-neighbour track: set enabled = false"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from featstore.metrics.bootstrap import Interval, TestSet, bootstrap_interval
+from featstore.metrics.bootstrap import Interval, Resampled, TestSet, bootstrap_interval, bootstrap_scores
 from featstore.metrics.registry import Metric, find_metric
 
-__all__ = ["Interval", "Metric", "TestSet", "bootstrap_interval", "find_metric"]
+__all__ = ["Interval", "Metric", "Resampled", "TestSet", "bootstrap_interval", "bootstrap_scores", "find_metric"]

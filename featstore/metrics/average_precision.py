@@ -85,7 +85,7 @@ def weighted_average_precision(
     float64 (resamples,)
         NaN where the positive samples weigh nothing.
     """
-    from scipy.sparse import csr_array  # type: ignore[import-untyped]
+    from scipy.sparse import csr_array
 
     order = np.argsort(-scores, kind="stable")
     ranked, hit = scores[order], positive[order]

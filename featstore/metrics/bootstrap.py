@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from featstore.metrics.registry import Metric
 
-__all__ = ["Interval", "TestSet", "bootstrap_interval"]
+__all__ = ["Interval", "Resampled", "TestSet", "bootstrap_interval", "bootstrap_scores"]
 
 # Weights of a block of resamples are held at once: 16 MiB of float32.
 MAX_BLOCK_CELLS = 2**22
@@ -46,16 +46,49 @@ class Interval:
     high: float
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resampled:
+    """A score, and what it would have been on resamples of its clips.
+
+    Attributes
+    ----------
+    score : float
+    values : float64 (resamples,)
+        NaN where a resample has no score.
+    bounds : tuple of float
+        Lowest and highest score there can be.
+    """
+
+    score: float
+    values: NDArray[np.float64]
+    bounds: tuple[float, float]
+
+    @property
+    def interval(self) -> Interval:
+        """The 95 % interval: the score, and the percentiles of how far resamples are from their own mean.
+
+        Drawing a positive twice raises average precision, so the percentiles as they are can lie beside the score.
+        """
+        ends = self.score + np.nanpercentile(self.values, (2.5, 97.5)) - np.nanmean(self.values)
+        low, high = np.clip(ends, *self.bounds)
+        return Interval(low=float(low), high=float(high))
+
+
 def bootstrap_interval(
     metric: Metric, test_sets: Sequence[TestSet], *, rng: np.random.Generator, n_resamples: int
 ) -> Interval:
-    """Return the 95 % interval of the mean over test sets and seeds.
+    """Return the 95 % interval of the mean over test sets and seeds: see `bootstrap_scores`."""
+    return bootstrap_scores(metric, test_sets, rng=rng, n_resamples=n_resamples).interval
 
-    Each test set (a fold) is resampled by itself, and all seeds see the same resamples, so that the interval is that
-    of the mean over seeds. Test sets are taken in order from one ``rng``.
 
-    The interval is the score, and the percentiles of how far resamples are from their own mean: drawing a positive
-    twice raises average precision, so the percentiles as they are can lie beside the score.
+def bootstrap_scores(
+    metric: Metric, test_sets: Sequence[TestSet], *, rng: np.random.Generator, n_resamples: int
+) -> Resampled:
+    """Score resamples of the clips: means over test sets and seeds.
+
+    Each test set (a fold) is resampled by itself, and all seeds see the same resamples, so that an interval is that of
+    the mean over seeds. Test sets are taken in order from one ``rng``: which clips are drawn depends on nothing else
+    but their number, so two encoders that are scored on the same clips see the same resamples.
     """
     resampled = np.zeros(n_resamples)
     score = 0.0
@@ -67,10 +100,7 @@ def bootstrap_interval(
         for start in range(0, n_resamples, block):
             weights = _times_drawn(n_clips, min(block, n_resamples - start), rng)[clip]
             resampled[start : start + block] += _mean_over_seeds(metric, test_set, weights)
-    score, resampled = score / len(test_sets), resampled / len(test_sets)
-    ends = score + np.nanpercentile(resampled, (2.5, 97.5)) - np.nanmean(resampled)
-    low, high = np.clip(ends, *metric.bounds)
-    return Interval(low=float(low), high=float(high))
+    return Resampled(score=score / len(test_sets), values=resampled / len(test_sets), bounds=metric.bounds)
 
 
 def _mean_over_seeds(metric: Metric, test_set: TestSet, weights: NDArray[np.float32]) -> NDArray[np.float64]:

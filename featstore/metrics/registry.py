@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 from featstore.errors import UsageError
 from featstore.metrics.accuracy import Accuracy
 from featstore.metrics.average_precision import MeanAveragePrecision
+from featstore.metrics.f1 import CountF1, MacroF1
+from featstore.metrics.ranking import DPrime, EqualErrorRate
+from featstore.metrics.regression import Correlation, MeanError
 from featstore.records import Protocol as EvaluationProtocol
 
 __all__ = ["Metric", "find_metric"]
@@ -47,10 +50,29 @@ class Metric(Protocol):
         """Score of each class ``(n_classes,)``, NaN for a class that is not there."""
 
 
+def _absent(protocol: EvaluationProtocol) -> Literal["left out", "zero"]:
+    return "zero" if protocol == "xares" else "left out"
+
+
 METRICS: Mapping[str, Callable[[EvaluationProtocol], Metric]] = {
     "accuracy": lambda _: Accuracy(),
     # The peer averages over every class, and scikit-learn gives a class without a positive sample 0.
-    "mAP": lambda protocol: MeanAveragePrecision(absent_class="zero" if protocol == "xares" else "left out"),
+    "mAP": lambda protocol: MeanAveragePrecision(absent_class=_absent(protocol)),
+    # Scores are probabilities under strict, and logits under xares: see the tracks.
+    "macro_f1": lambda protocol: MacroF1(threshold=0.0 if protocol == "xares" else 0.5),
+    "eer": lambda _: EqualErrorRate(),
+    "d_prime": lambda _: DPrime(),
+    "segment_f1_macro": lambda protocol: CountF1(
+        name="segment_f1_macro", average="macro", absent_class=_absent(protocol)
+    ),
+    "segment_f1_micro": lambda protocol: CountF1(
+        name="segment_f1_micro", average="micro", absent_class=_absent(protocol)
+    ),
+    "event_f1": lambda protocol: CountF1(name="event_f1", average="macro", absent_class=_absent(protocol)),
+    "mae": lambda _: MeanError(name="mae"),
+    "mse": lambda _: MeanError(name="mse"),
+    "pearson": lambda _: Correlation(name="pearson"),
+    "spearman": lambda _: Correlation(name="spearman"),
 }
 
 

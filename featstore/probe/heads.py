@@ -29,6 +29,7 @@ from torch.optim.adam import adam
 from featstore.probe.schedule import cosine_rate
 
 __all__ = [
+    "Bank",
     "BinaryCrossEntropy",
     "CrossEntropy",
     "Job",
@@ -37,6 +38,7 @@ __all__ = [
     "Validation",
     "predict",
     "standardised",
+    "threads",
     "train_heads",
 ]
 
@@ -181,8 +183,8 @@ def train_heads(
     order = sorted(range(len(jobs)), key=lambda at: (-_steps(jobs[at], batch_size), jobs[at].learning_rate))
     ranked = [jobs[at] for at in order]
     work = len(jobs) * batch_size * n_classes * features.shape[1]
-    with torch.no_grad(), _threads(1 if work < MIN_WORK_FOR_THREADS else torch.get_num_threads()):
-        bank = _Bank(ranked, n_classes=n_classes, dim=features.shape[1], batch_size=batch_size)
+    with torch.no_grad(), threads(1 if work < MIN_WORK_FOR_THREADS else torch.get_num_threads()):
+        bank = Bank(ranked, n_classes=n_classes, dim=features.shape[1], batch_size=batch_size)
         best = _Best(bank, ranked)
         known = torch.from_numpy(targets)
         for epoch in range(epochs):
@@ -193,7 +195,7 @@ def train_heads(
     return tuple(by_job[at] for at in range(len(jobs)))
 
 
-class _Bank:
+class Bank:
     """Parameters, gradients and Adam's moments of all heads: float32 (heads, parameters) each, with named views."""
 
     def __init__(self, jobs: Sequence[Job], *, n_classes: int, dim: int, batch_size: int) -> None:
@@ -235,9 +237,11 @@ class _Bank:
 
     def differentiate(self, inputs: Tensor, d_logits: Tensor) -> None:
         """Gradients of the first heads, from their inputs (heads, batch, dim) and the gradient by their logits."""
-        rows = slice(len(inputs))
-        moments = torch.bmm(d_logits.transpose(1, 2), inputs)
-        total = d_logits.sum(1)
+        self.take(torch.bmm(d_logits.transpose(1, 2), inputs), d_logits.sum(1))
+
+    def take(self, moments: Tensor, total: Tensor) -> None:
+        """Gradients of the first heads, from M (heads, classes, dim), which is overwritten, and g (heads, classes)."""
+        rows = slice(len(moments))
         weight = self.weight[rows]
         torch.mul(moments, self.gamma[rows].unsqueeze(1), out=self.d_weight[rows])
         self.d_weight[rows].addcmul_(total.unsqueeze(2), self.beta[rows].unsqueeze(1))
@@ -282,7 +286,7 @@ class _Block:
 class _Best:
     """The best epoch of each head so far."""
 
-    def __init__(self, bank: _Bank, jobs: Sequence[Job]) -> None:
+    def __init__(self, bank: Bank, jobs: Sequence[Job]) -> None:
         self._weight, self._bias = bank.folded(slice(None))
         self._epoch = [0] * len(jobs)
         self._score = [-np.inf] * len(jobs)
@@ -291,7 +295,7 @@ class _Best:
         for row, job in enumerate(jobs):
             self._validations.setdefault(job.validation, []).append(row)
 
-    def consider(self, bank: _Bank, features: Tensor, *, epoch: int) -> None:
+    def consider(self, bank: Bank, features: Tensor, *, epoch: int) -> None:
         weight, bias = bank.folded(slice(None))
         for validation, rows in self._validations.items():
             inputs = None if validation is None else features[torch.from_numpy(validation.windows)]
@@ -313,7 +317,7 @@ class _Best:
 
 
 def _run_epoch(
-    bank: _Bank,
+    bank: Bank,
     features: Tensor,
     targets: Tensor,
     jobs: Sequence[Job],
@@ -359,7 +363,8 @@ def _steps(job: Job, batch_size: int) -> int:
 
 
 @contextmanager
-def _threads(n_threads: int) -> Iterator[None]:
+def threads(n_threads: int) -> Iterator[None]:
+    """So many threads for torch's operations, until the block ends."""
     before = torch.get_num_threads()
     torch.set_num_threads(n_threads)
     try:

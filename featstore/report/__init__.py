@@ -1,21 +1,44 @@
 """From scores on disk to leaderboards: results, what they add up to, and how that is written as text."""
 
+from featstore.report.compare import Comparison, Difference, compare
 from featstore.report.leaderboard import Average, Cell, Column, Leaderboard, Row, Table, build
-from featstore.report.render import Grid, GridCell, GridRow, grid, to_csv, to_json, to_markdown
+from featstore.report.published import PublishedScores, published_scores
+from featstore.report.render import (
+    Grid,
+    GridCell,
+    GridRow,
+    comparison_grids,
+    comparison_to_csv,
+    comparison_to_json,
+    grid,
+    grids_to_markdown,
+    to_csv,
+    to_json,
+    to_markdown,
+)
 from featstore.report.results import read_scores, write_score
 
 __all__ = [
     "Average",
     "Cell",
     "Column",
+    "Comparison",
+    "Difference",
     "Grid",
     "GridCell",
     "GridRow",
     "Leaderboard",
+    "PublishedScores",
     "Row",
     "Table",
     "build",
+    "compare",
+    "comparison_grids",
+    "comparison_to_csv",
+    "comparison_to_json",
     "grid",
+    "grids_to_markdown",
+    "published_scores",
     "read_scores",
     "to_csv",
     "to_json",

@@ -7,12 +7,13 @@ an average says over how many tasks it was taken.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from featstore.errors import UsageError
 from featstore.records import Protocol, ScoreRecord, Track
+from featstore.report.published import PublishedScores
 from featstore.report.results import CHOSEN_SETTINGS
 
 __all__ = ["LOWER_IS_BETTER", "Average", "Cell", "Column", "Leaderboard", "Row", "Table", "build"]
@@ -37,12 +38,16 @@ class Cell:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Column:
-    """One encoder under one recipe and one choice of settings. Labels of a table are unique."""
+    """One encoder under one recipe and one choice of settings. Labels of a table are unique.
+
+    A published column holds figures that somebody else has printed: it is there for reference, and never the best.
+    """
 
     encoder: str
     fingerprint: str
     settings: tuple[tuple[str, Any], ...]
     label: str
+    published: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +59,7 @@ class Row:
     cells : tuple of Cell or None
         One per column; None where there is no score.
     best : frozenset of int
-        Columns with the best score; empty where fewer than two have one.
+        Columns with the best score, the published ones apart; empty where fewer than two have one.
     manifests : int
         Number of different manifests that the row's scores were made under: above 1 they do not compare.
     """
@@ -84,7 +89,7 @@ class Average:
     n_tasks : int
         Tasks that a complete column has.
     best : frozenset of int
-        The best among the complete columns; empty where fewer than two are.
+        The best among the complete columns, the published ones apart; empty where fewer than two are.
     """
 
     over: str
@@ -121,8 +126,14 @@ class Leaderboard:
     tables: tuple[Table, ...]
 
 
-def build(records: Iterable[ScoreRecord]) -> Leaderboard:
+def build(records: Iterable[ScoreRecord], *, published: PublishedScores | None = None) -> Leaderboard:
     """Set up the tables of these scores.
+
+    Parameters
+    ----------
+    published : PublishedScores, optional
+        Added as reference columns to the tables of its protocol, for the tasks that these have: what was published
+        under one protocol compares with nothing that was scored under another.
 
     Raises
     ------
@@ -133,11 +144,16 @@ def build(records: Iterable[ScoreRecord]) -> Leaderboard:
     for record in records:
         of_table.setdefault((record.protocol, record.track), []).append(record)
     return Leaderboard(
-        tables=tuple(_table(of_table[place], protocol=place[0], track=place[1]) for place in sorted(of_table))
+        tables=tuple(
+            _table(of_table[place], protocol=place[0], track=place[1], published=published)
+            for place in sorted(of_table)
+        )
     )
 
 
-def _table(records: Sequence[ScoreRecord], *, protocol: Protocol, track: Track) -> Table:
+def _table(
+    records: Sequence[ScoreRecord], *, protocol: Protocol, track: Track, published: PublishedScores | None
+) -> Table:
     columns, column_of = _columns(records)
     placed: dict[tuple[str, str], dict[int, ScoreRecord]] = {}
     for record, column in zip(records, column_of, strict=True):
@@ -147,8 +163,15 @@ def _table(records: Sequence[ScoreRecord], *, protocol: Protocol, track: Track) 
             raise UsageError(f"a table has one score for each task and encoder, got two for {place}: give the newest")
         row[column] = record
     rows = tuple(_row(placed[place], n_columns=len(columns)) for place in sorted(placed))
+    if published is not None and published.protocol == protocol:
+        references = _references(rows, published.of_track(track))
+        columns += tuple(column for column, _ in references)
+        rows = tuple(
+            replace(row, cells=(*row.cells, *(cells[at] for _, cells in references))) for at, row in enumerate(rows)
+        )
+    ours = frozenset(at for at, column in enumerate(columns) if not column.published)
     spans = ("public", "all") if any(row.private for row in rows) else ("all",)
-    averages = tuple(_average(rows, over=span, n_columns=len(columns)) for span in spans)
+    averages = tuple(_average(rows, over=span, n_columns=len(columns), ours=ours) for span in spans)
     return Table(track=track, protocol=protocol, columns=columns, rows=rows, averages=averages)
 
 
@@ -195,6 +218,19 @@ def _label(encoder: str, fingerprint: str, settings: tuple[tuple[str, Any], ...]
     return f"{name} ({told})" if told else name
 
 
+def _references(
+    rows: Sequence[Row], by_task: Mapping[str, Mapping[str, float]]
+) -> list[tuple[Column, tuple[Cell | None, ...]]]:
+    """Published columns that have a score of some row, with their cells."""
+    encoders = sorted({encoder for row in rows for encoder in by_task.get(row.task, {})})
+    found = []
+    for encoder in encoders:
+        column = Column(encoder=encoder, fingerprint="", settings=(), label=f"{encoder} (published)", published=True)
+        values = [by_task.get(row.task, {}).get(encoder) for row in rows]
+        found.append((column, tuple(None if value is None else Cell(value=value, half_width=None) for value in values)))
+    return found
+
+
 # --- rows and averages ------------------------------------------------------------------------------------------------
 
 
@@ -219,7 +255,7 @@ def _cell(record: ScoreRecord) -> Cell:
     return Cell(value=record.value, half_width=record.std if record.std > 0 else None)
 
 
-def _average(rows: Sequence[Row], *, over: str, n_columns: int) -> Average:
+def _average(rows: Sequence[Row], *, over: str, n_columns: int, ours: frozenset[int]) -> Average:
     counted = [
         row
         for row in rows
@@ -232,7 +268,10 @@ def _average(rows: Sequence[Row], *, over: str, n_columns: int) -> Average:
         weight = sum(weight for weight, _ in scored)
         values.append(sum(weight * value for weight, value in scored) / weight if scored else None)
         n_scored.append(len(scored))
-    complete = [value if n == len(counted) else None for value, n in zip(values, n_scored, strict=True)]
+    complete = [
+        value if n == len(counted) and column in ours else None
+        for column, (value, n) in enumerate(zip(values, n_scored, strict=True))
+    ]
     return Average(
         over=over,
         values=tuple(values),

@@ -8,10 +8,24 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from featstore.records import ScoreRecord
+from featstore.records import Protocol, ScoreRecord, Track
+from featstore.report.compare import Comparison, Difference
 from featstore.report.leaderboard import LOWER_IS_BETTER, Average, Cell, Leaderboard, Row, Table
 
-__all__ = ["MISSING", "Grid", "GridCell", "GridRow", "grid", "to_csv", "to_json", "to_markdown"]
+__all__ = [
+    "MISSING",
+    "Grid",
+    "GridCell",
+    "GridRow",
+    "comparison_grids",
+    "comparison_to_csv",
+    "comparison_to_json",
+    "grid",
+    "grids_to_markdown",
+    "to_csv",
+    "to_json",
+    "to_markdown",
+]
 
 MISSING = "–"
 TRACK_TITLES = {"A": "Track A, linear probe", "B": "Track B, k nearest neighbours"}
@@ -91,15 +105,65 @@ def _notes(table: Table) -> tuple[str, ...]:
         notes.append("*: a private task, left out of the average over public tasks")
     if any(row.manifests > 1 for row in table.rows):
         notes.append("†: scored under different manifests, so these values do not compare: score them again")
+    if any(column.published for column in table.columns):
+        notes.append("(published): as printed by others, not computed here, and never marked as best")
     errors = sorted({row.metric for row in table.rows} & LOWER_IS_BETTER)
     if errors:
         notes.append(f"less is better for {', '.join(errors)}, which no average includes")
     return tuple(notes)
 
 
+def comparison_grids(comparison: Comparison) -> tuple[Grid, ...]:
+    """Lay out a comparison, one table for each protocol and track: the better of two is marked where it is sure."""
+    places = dict.fromkeys((each.protocol, each.track) for each in comparison.differences)
+    return tuple(_comparison_grid(comparison, protocol=protocol, track=track) for protocol, track in places)
+
+
+def _comparison_grid(comparison: Comparison, *, protocol: Protocol, track: Track) -> Grid:
+    here = [each for each in comparison.differences if (each.protocol, each.track) == (protocol, track)]
+    several = {each.task for each in here if sum(other.task == each.task for other in here) > 1}
+    averages = [each for each in comparison.averages if (each.protocol, each.track) == (protocol, track)]
+    notes = ["95 % intervals: paired bootstrap by clip; the better is marked where its interval leaves zero out"]
+    notes += sorted({f"{each.title}: no interval, {each.unpaired}" for each in (*here, *averages) if each.unpaired})
+    errors = sorted({each.metric for each in here} & LOWER_IS_BETTER)
+    if errors:
+        notes.append(f"less is better for {', '.join(errors)}, which no average includes")
+    alone = ((comparison.only_a, comparison.a), (comparison.only_b, comparison.b))
+    missing = [f"{n} of {name}" for n, name in alone if n]
+    if missing:
+        notes.append(f"scores that only one of the two has are left out: {', '.join(missing)}")
+    return Grid(
+        title=f"{TRACK_TITLES[track]} ({protocol} protocol): {comparison.a} less {comparison.b}",
+        header=("Task", "Metric", comparison.a, comparison.b, "difference", "95 % interval"),
+        rows=tuple(_difference(each, tell_settings=each.task in several) for each in here),
+        averages=tuple(_difference(each, tell_settings=False) for each in averages),
+        notes=tuple(notes),
+    )
+
+
+def _difference(found: Difference, *, tell_settings: bool) -> GridRow:
+    told = ", ".join(f"{name}={value}" for name, value in found.settings) if tell_settings else ""
+    interval = MISSING if found.low is None or found.high is None else f"{found.low:+.3f} to {found.high:+.3f}"
+    return GridRow(
+        head=f"{found.title} ({told})" if told else found.title,
+        metric=found.metric,
+        cells=(
+            GridCell(text=f"{found.value_a:.3f}", best=found.better == "A"),
+            GridCell(text=f"{found.value_b:.3f}", best=found.better == "B"),
+            GridCell(text=f"{found.difference:+.3f}"),
+            GridCell(text=interval),
+        ),
+    )
+
+
 def to_markdown(board: Leaderboard) -> str:
     """Every table as GitHub-flavoured Markdown, the best entries in bold."""
-    return "\n".join(_markdown(grid(table)) for table in board.tables)
+    return grids_to_markdown(grid(table) for table in board.tables)
+
+
+def grids_to_markdown(grids: Iterable[Grid]) -> str:
+    """Tables as GitHub-flavoured Markdown, what is marked in bold."""
+    return "\n".join(_markdown(laid_out) for laid_out in grids)
 
 
 def _markdown(laid_out: Grid) -> str:
@@ -134,6 +198,7 @@ CSV_HEADER = (
     "best",
     "n_scored",
     "n_tasks",
+    "published",
 )
 
 
@@ -166,6 +231,7 @@ def _csv_lines(table: Table) -> Iterable[dict[str, object]]:
                     "eval_weight": row.eval_weight,
                     "private": str(row.private).lower(),
                     "best": str(index in row.best).lower(),
+                    "published": str(table.columns[index].published).lower(),
                 }
     for average in table.averages:
         for index, value in enumerate(average.values):
@@ -178,7 +244,40 @@ def _csv_lines(table: Table) -> Iterable[dict[str, object]]:
                     "best": str(index in average.best).lower(),
                     "n_scored": average.n_scored[index],
                     "n_tasks": average.n_tasks,
+                    "published": str(table.columns[index].published).lower(),
                 }
+
+
+COMPARISON_CSV_HEADER = (
+    "protocol",
+    "track",
+    "task",
+    "metric",
+    "settings",
+    "value_a",
+    "value_b",
+    "difference",
+    "low",
+    "high",
+    "better",
+    "unpaired",
+)
+
+
+def comparison_to_csv(comparison: Comparison) -> str:
+    """One line for each difference, unrounded; an average has no task."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COMPARISON_CSV_HEADER, lineterminator="\n")
+    writer.writeheader()
+    for each in (*comparison.differences, *comparison.averages):
+        writer.writerow({**each.as_json(), "settings": json.dumps(dict(each.settings))})
+    return text.getvalue()
+
+
+def comparison_to_json(comparison: Comparison) -> str:
+    """Differences, then averages, as one JSON array."""
+    found = [each.as_json() for each in (*comparison.differences, *comparison.averages)]
+    return json.dumps(found, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
 
 
 def to_json(records: Iterable[ScoreRecord]) -> str:

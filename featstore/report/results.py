@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, get_args
 from uuid import uuid4
 
-from featstore.errors import FeatstoreError, UsageError
+from featstore.errors import ResultsError, UsageError
 from featstore.records import Protocol, ScoreRecord, Track
 
 __all__ = ["CHOSEN_SETTINGS", "RESULTS_FORMAT", "read_scores", "write_score"]
@@ -54,7 +54,7 @@ def write_score(record: ScoreRecord, results_dir: Path, *, written_at: datetime 
     try:
         text = json.dumps(envelope, indent=1, allow_nan=False, ensure_ascii=False)
     except (TypeError, ValueError) as error:
-        raise FeatstoreError(
+        raise ResultsError(
             f"a score of {record.task} by {record.encoder} cannot be written as JSON: {error}"
         ) from error
     path = results_dir / _file_name(record)
@@ -73,7 +73,7 @@ def read_scores(results_dir: Path) -> tuple[ScoreRecord, ...]:
     ------
     UsageError
         There is no such folder.
-    FeatstoreError
+    ResultsError
         A file is not a score; it is named.
     """
     if not results_dir.is_dir():
@@ -109,7 +109,7 @@ def _read(path: Path) -> _Written:
         return _parsed(envelope, path.name)
     except (OSError, ValueError, TypeError, KeyError) as error:
         told = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
-        raise FeatstoreError(f"{path} is not a score ({told}): delete it, and score again") from error
+        raise ResultsError(f"{path} is not a score ({told}): delete it, and score again") from error
 
 
 def _parsed(envelope: object, name: str) -> _Written:

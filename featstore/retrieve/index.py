@@ -1,38 +1,93 @@
-"""Inner-product search. The one door to FAISS."""
+"""Inner-product search through an index. The one door to FAISS."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
 
 import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Neighbours", "build_index", "search"]
+from featstore.retrieve.neighbours import IndexName, Neighbours
+
+__all__ = ["Searcher"]
+
+HNSW_LINKS = 32
+HNSW_BUILD_BEAM = 80
+HNSW_SEARCH_BEAM = 64
+IVF_ROWS_PER_LIST = 64
+IVF_SHARE_SEARCHED = 1 / 16
+
+# Queries x rows x dim: below it FAISS is done before torch is imported.
+MIN_WORK_TO_ROUND = 10**11
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Neighbours:
-    """The nearest rows of an index, nearest first.
+class Searcher:
+    """Rows to search, by one kind of index.
 
-    Attributes
+    ``flat`` is exact. ``hnsw`` is a graph (Malkov and Yashunin 2018); its links depend on the order in which threads
+    come, so its last neighbours may differ between runs. ``ivf`` searches a sixteenth of the lists of a k-means.
+
+    Parameters
     ----------
-    similarities : float32 (queries, k)
-    rows : int64 (queries, k)
+    X : float32 (n, dim)
     """
 
-    similarities: NDArray[np.float32]
-    rows: NDArray[np.int64]
+    def __init__(self, X: NDArray[np.float32], name: IndexName) -> None:
+        self.X = X
+        self._index = None if name == "flat" else _approximate(X, name)
+        self._flat: faiss.Index | None = None
+
+    def search(self, queries: NDArray[np.float32], *, k: int) -> Neighbours:
+        """Find the ``k`` rows of largest inner product with each query (queries, dim), as the index finds them.
+
+        There are at least ``k`` rows. A query for which an index finds fewer is compared with all of them.
+        """
+        if self._index is None:
+            return self.search_exactly(queries, k=k)
+        if hasattr(self._index, "hnsw"):
+            self._index.hnsw.efSearch = max(HNSW_SEARCH_BEAM, 2 * k)
+        similarities, rows = self._index.search(queries, k)
+        sure = np.asarray(rows >= 0).all(axis=1)
+        return self._completed(Neighbours(similarities=similarities, rows=rows), np.asarray(sure), queries)
+
+    def search_exactly(self, queries: NDArray[np.float32], *, k: int) -> Neighbours:
+        """Search whatever the index; large products are rounded first where that is faster and provably the same."""
+        if len(queries) * self.X.size >= MIN_WORK_TO_ROUND:
+            from featstore.retrieve import exact
+
+            if exact.bfloat16_is_faster(self.X.shape[1]):
+                found = exact.search_rounded(exact.round_rows(self.X), queries, k=k)
+                return self._completed(found.neighbours, found.proved, queries)
+        similarities, rows = self._exact_index().search(queries, k)
+        return Neighbours(similarities=similarities, rows=rows)
+
+    def _exact_index(self) -> faiss.Index:
+        if self._flat is None:
+            self._flat = faiss.IndexFlatIP(self.X.shape[1])
+            self._flat.add(self.X)
+        return self._flat
+
+    def _completed(self, found: Neighbours, sure: NDArray[np.bool_], queries: NDArray[np.float32]) -> Neighbours:
+        """Search again, exactly, for the queries whose neighbours are not sure."""
+        unsure = np.flatnonzero(~sure)
+        if len(unsure):
+            k = found.rows.shape[1]
+            found.similarities[unsure], found.rows[unsure] = self._exact_index().search(queries[unsure], k)
+        return found
 
 
-def build_index(X: NDArray[np.float32]) -> faiss.Index:
-    """Build an exact index of rows (n, dim)."""
-    index = faiss.IndexFlatIP(X.shape[1])
+def _approximate(X: NDArray[np.float32], name: IndexName) -> faiss.Index:
+    n_rows, dim = X.shape
+    index: faiss.Index
+    if name == "hnsw":
+        index = faiss.IndexHNSWFlat(dim, HNSW_LINKS, faiss.METRIC_INNER_PRODUCT)
+        index.hnsw.efConstruction = HNSW_BUILD_BEAM
+    else:
+        n_lists = max(1, n_rows // IVF_ROWS_PER_LIST if n_rows < 2**18 else 4 * math.isqrt(n_rows))
+        index = faiss.IndexIVFFlat(faiss.IndexFlatIP(dim), dim, n_lists, faiss.METRIC_INNER_PRODUCT)
+        index.nprobe = max(1, math.ceil(n_lists * IVF_SHARE_SEARCHED))
+        index.cp.min_points_per_centroid = 1  # a small set is no reason to write to stderr
+        index.train(X)
     index.add(X)
     return index
-
-
-def search(index: faiss.Index, queries: NDArray[np.float32], *, k: int) -> Neighbours:
-    """Find the ``k`` rows of largest inner product with each query (queries, dim); the index holds at least ``k``."""
-    similarities, rows = index.search(queries, k)
-    return Neighbours(similarities=similarities, rows=rows)

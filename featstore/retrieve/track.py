@@ -2,48 +2,75 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from featstore.errors import UsageError
-from featstore.metrics import find_metric
+from featstore.errors import DataError, UsageError
+from featstore.metrics import Metric, find_metric
 from featstore.records import Protocol, ScoreRecord
+from featstore.retrieve.neighbours import IndexName, Neighbours, ranking_scores, without_own
 from featstore.retrieve.scaling import unit_columns, unit_rows
 from featstore.retrieve.vote import neighbour_vote
 from featstore.splits import Round
 from featstore.taskdata import (
     Outcome,
+    Samples,
     Stopwatch,
     TaskData,
+    check_shots,
     load_task,
     score_outcomes,
     score_record,
+    shots_details,
+    support_sets,
 )
 
 if TYPE_CHECKING:
     from featstore.manifest import Manifest
+    from featstore.retrieve.index import Searcher
     from featstore.store import Store
 
 __all__ = ["retrieve_task"]
 
 KINDS = ("clip", "multilabel")
-INDEXES = ("flat",)
+N_RECALL_QUERIES = 1000
 
 Scaling = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 SCALING_OF_TRAIN: Mapping[Protocol, Scaling] = {"strict": unit_rows, "xares": unit_columns}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Search:
-    """How neighbours are looked for: ``k`` as asked for, a round of fewer windows takes them all."""
+class _Search:
+    """How neighbours are looked for: every number of neighbours as asked for, a round of fewer windows takes all."""
 
-    k: int
+    ks: tuple[int, ...]
+    chosen_k: int
     temperature: float
-    index: str
+    index: IndexName
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Found:
+    """What one round's search came to.
+
+    Attributes
+    ----------
+    y_scores : mapping
+        Number of neighbours asked for -> their vote, float (samples, n_classes).
+    ranking : mapping
+        From `featstore.retrieve.neighbours.ranking_scores`.
+    recall : float or None
+        Share of the exact neighbours that the index found; None for the exact index.
+    """
+
+    samples: Samples
+    y_scores: Mapping[int, NDArray[np.floating[Any]]]
+    ranking: Mapping[str, Any]
+    recall: float | None
 
 
 def retrieve_task(
@@ -52,13 +79,15 @@ def retrieve_task(
     *,
     encoder: str | None = None,
     protocol: Protocol = "strict",
-    k: int | None = None,
+    k: int | Sequence[int] | None = None,
     index: str = "flat",
+    shots: tuple[int, ...] = (),
 ) -> ScoreRecord:
     """Score a task's cached embeddings by the vote of their nearest neighbours in the training clips.
 
-    ``strict`` compares by cosine, and the windows of a clip vote together. ``xares`` scales the training embeddings per
-    feature over all samples, and the queries per sample.
+    ``strict`` compares by cosine, the windows of a clip vote together, and a task whose training set is its test set
+    leaves one clip out at a time. ``xares`` scales the training embeddings per feature over all samples, and the
+    queries per sample.
 
     Parameters
     ----------
@@ -67,10 +96,14 @@ def retrieve_task(
     encoder : str, optional
         ``"logmel"`` or ``"logmel@3f9c2a71"``; not needed where the store holds one encoder.
     protocol : "strict" or "xares"
-    k : int, optional
-        Neighbours; the manifest's number by default. Clamped to the training windows; the record's settings tell.
-    index : "flat"
-        Exact search.
+    k : int or several, optional
+        Neighbours; the manifest's number by default. One search answers all: ``details["k_curve"]``. The value is that
+        of the manifest's number where it is among them, else of the first. Clamped to the training windows; the
+        record's settings tell.
+    index : "flat", "hnsw" or "ivf"
+        Exact search, or an approximate one whose recall against it is measured: ``details["index_recall"]``.
+    shots : tuple of int, optional
+        ``details["shots"]`` has the scores with so many training clips of each class.
 
     Raises
     ------
@@ -81,16 +114,29 @@ def retrieve_task(
     LabelError, DataError
         The labels or the embeddings cannot be learned from.
     """
-    search = Search(k=manifest.retrieve.k if k is None else k, temperature=manifest.retrieve.temperature, index=index)
-    _check(manifest, search)
-    find_metric(manifest.metric, protocol)
+    search = _plan(manifest, k=k, index=index)
+    check_shots(shots)
+    metric = find_metric(manifest.metric, protocol)
 
     watch = Stopwatch()
     with watch("read"):
-        task = load_task(store, manifest, encoder=encoder, protocol=protocol)
-    outcomes = [_outcome(task, each, search, watch) for each in task.rounds]
+        task = load_task(store, manifest, encoder=encoder, protocol=protocol, leave_one_out=True)
+    found = [_search_round(task, each, task.windows_of(each.reference), search, watch) for each in task.rounds]
     with watch("score"):
+        outcomes = [
+            Outcome(
+                n_train=len(each.reference) - each.leave_one_out,
+                n_valid=0,
+                samples=one.samples,
+                y_scores=(one.y_scores[search.chosen_k],),
+            )
+            for each, one in zip(task.rounds, found, strict=True)
+        ]
         scores = score_outcomes(task, outcomes)
+        details = _details(task, found, search, metric)
+    if shots:
+        with watch("shots"):
+            details["shots"] = shots_details({n: _few_shot(task, search, metric, shots=n) for n in shots})
     smallest = min(len(task.windows_of(each.reference)) for each in task.rounds)
     return score_record(
         task,
@@ -98,42 +144,138 @@ def retrieve_task(
         scores,
         track="B",
         seeds=(),
-        settings={"k": min(search.k, smallest), "temperature": search.temperature, "index": search.index},
+        settings={
+            "k": min(search.chosen_k, smallest),
+            "temperature": search.temperature,
+            "index": search.index,
+            **({"ks": list(search.ks)} if len(search.ks) > 1 else {}),
+            **({"shots": list(shots)} if shots else {}),
+        },
         seconds=watch.seconds,
         libraries=("faiss",),
-        details={"k_asked": search.k},
+        details=details,
     )
 
 
-def _check(manifest: Manifest, search: Search) -> None:
+def _plan(manifest: Manifest, *, k: int | Sequence[int] | None, index: str) -> _Search:
     if manifest.kind not in KINDS:
         raise UsageError(f"task {manifest.name} is of kind {manifest.kind!r}, which has no nearest-neighbour track")
     if not manifest.retrieve.enabled:
         raise UsageError(
             f"task {manifest.name} has no nearest-neighbour track: its manifest says retrieve.enabled = false"
         )
-    if search.k < 1:
-        raise UsageError(f"k must be at least 1, got {search.k}")
-    if search.index not in INDEXES:
-        raise UsageError(f"there is no index {search.index!r}; there are {', '.join(INDEXES)}")
+    usual = manifest.retrieve.k
+    ks = (usual,) if k is None else (k,) if isinstance(k, int) else tuple(k)
+    if not ks or min(ks) < 1:
+        raise UsageError(f"k must be at least 1, got {min(ks, default='nothing')}")
+    if len(set(ks)) < len(ks):
+        raise UsageError(f"every k once, got {', '.join(map(str, ks))}")
+    if index not in get_args(IndexName):
+        raise UsageError(f"there is no index {index!r}; there are {', '.join(get_args(IndexName))}")
+    return _Search(
+        ks=ks,
+        chosen_k=usual if usual in ks else ks[0],
+        temperature=manifest.retrieve.temperature,
+        index=cast(IndexName, index),
+    )
 
 
-def _outcome(task: TaskData, each: Round, search: Search, watch: Stopwatch) -> Outcome:
+def _search_round(
+    task: TaskData, each: Round, reference: NDArray[np.int64], search: _Search, watch: Stopwatch
+) -> _Found:
+    """Search some windows for the neighbours of a round's test windows, once for every k."""
     with watch("index"):
-        from featstore.retrieve.index import build_index
-        from featstore.retrieve.index import search as nearest
+        from featstore.retrieve.index import Searcher
 
-        reference = task.windows_of(each.reference)
-        built = build_index(SCALING_OF_TRAIN[task.protocol](task.X[reference]))
+        searcher = Searcher(SCALING_OF_TRAIN[task.protocol](task.X[reference]), search.index)
+    samples = task.samples(each.test)
+    queries = unit_rows(task.X[samples.windows])
+    own = int(np.bincount(task.clip[reference]).max()) if each.leave_one_out else 0
+    n_others = len(reference) - own
+    n_wanted = min(max(search.ks), n_others)
+    if n_wanted < 1:
+        raise DataError(f"task {task.manifest.name}, round {each.name!r}: no other clip is left to compare with")
     with watch("search"):
-        samples = task.samples(each.test)
-        found = nearest(built, unit_rows(task.X[samples.windows]), k=min(search.k, len(reference)))
+        nearest = searcher.search(queries, k=n_wanted + own)
+    recall = None
+    if search.index != "flat":
+        with watch("recall"):
+            recall = _recall(searcher, queries, nearest)
+    clip_of_row = task.clip[reference]
+    if each.leave_one_out:
+        nearest = without_own(nearest, own=task.clip[samples.windows], clip_of_row=clip_of_row, k=n_wanted)
     with watch("score"):
-        votes = neighbour_vote(
-            found.similarities,
-            task.targets.values[task.clip[reference[found.rows]]],
-            n_classes=len(task.classes),
-            temperature=search.temperature,
+        targets = task.targets.values[clip_of_row[nearest.rows]]
+        y_scores = {
+            k: samples.vote(
+                neighbour_vote(
+                    nearest.similarities[:, :k],
+                    targets[:, :k],
+                    n_classes=len(task.classes),
+                    temperature=search.temperature,
+                )
+            )
+            for k in search.ks
+        }
+        ranking = _ranking(task, samples, clip_of_row, targets, ks=search.ks, leave_one_out=each.leave_one_out)
+    return _Found(samples=samples, y_scores=y_scores, ranking=ranking, recall=recall)
+
+
+def _recall(searcher: Searcher, queries: NDArray[np.float32], nearest: Neighbours) -> float:
+    """Share of the exact neighbours of some queries that were found."""
+    some = np.unique(np.linspace(0, len(queries) - 1, min(len(queries), N_RECALL_QUERIES)).astype(np.int64))
+    exact = searcher.search_exactly(queries[some], k=nearest.rows.shape[1]).rows
+    found = [np.isin(one, other).mean() for one, other in zip(exact, nearest.rows[some], strict=True)]
+    return float(np.mean(found))
+
+
+def _ranking(
+    task: TaskData,
+    samples: Samples,
+    clip_of_row: NDArray[np.int64],
+    targets: NDArray[Any],
+    *,
+    ks: tuple[int, ...],
+    leave_one_out: bool,
+) -> dict[str, Any]:
+    """Score the neighbours' order: relevant is a window of the query's class, or with a label of the query's."""
+    values = task.targets.values
+    wanted, held = values[task.clip[samples.windows]], values[clip_of_row]
+    if values.ndim == 1:
+        relevant = targets == wanted[:, None]
+        n_relevant = np.bincount(held, minlength=len(task.classes))[wanted]
+    else:
+        relevant = np.einsum("qkc,qc->qk", targets, wanted) > 0
+        n_relevant = np.concatenate(
+            [(block @ held.T > 0).sum(axis=1) for block in np.split(wanted, range(256, len(wanted), 256))]
         )
-        y_scores = samples.vote(votes)
-    return Outcome(n_train=len(each.reference), n_valid=0, samples=samples, y_scores=(y_scores,))
+    if leave_one_out:
+        n_own = np.bincount(clip_of_row, minlength=len(task.clip_id))[task.clip[samples.windows]]
+        n_relevant = n_relevant - n_own * (wanted.any(axis=1) if values.ndim == 2 else 1)
+    return ranking_scores(relevant, n_relevant, ks=tuple(sorted(k for k in ks if k <= relevant.shape[1])))
+
+
+def _details(task: TaskData, found: Sequence[_Found], search: _Search, metric: Metric) -> dict[str, Any]:
+    curve = {
+        str(k): float(np.mean([metric.score(one.samples.y_true, one.y_scores[k]) for one in found])) for k in search.ks
+    }
+    details: dict[str, Any] = {
+        "k_asked": search.chosen_k,
+        "k_curve": curve,
+        "neighbours": {each.name: one.ranking for each, one in zip(task.rounds, found, strict=True)},
+    }
+    recalls = [one.recall for one in found if one.recall is not None]
+    if recalls:
+        details["index_recall"] = {"k": max(search.ks), "recall": float(np.mean(recalls))}
+    return details
+
+
+def _few_shot(task: TaskData, search: _Search, metric: Metric, *, shots: int) -> NDArray[np.float64]:
+    """Scores (rounds, support sets) with the windows of a support set as the only neighbours, by exact search."""
+    alone = _Search(ks=(search.chosen_k,), chosen_k=search.chosen_k, temperature=search.temperature, index="flat")
+    scores = []
+    for each in task.rounds:
+        drawn = [task.windows_of(clips) for clips in support_sets(task, each, shots=shots)]
+        found = [_search_round(task, each, windows, alone, Stopwatch()) for windows in drawn]
+        scores.append([metric.score(one.samples.y_true, one.y_scores[search.chosen_k]) for one in found])
+    return np.array(scores)

@@ -29,6 +29,8 @@ class Round:
         spare (every class has a single one): then nothing is selected, and the last epoch counts.
     reference : int64 (n,)
         Clips that a method without model selection may use: ``train``, and what ``strict`` set aside from it.
+    leave_one_out : bool
+        Every clip is tested, on what all others teach: ``train`` is ``test``, and a clip's own windows never count.
     """
 
     name: str
@@ -37,11 +39,16 @@ class Round:
     valid: NDArray[np.int64]
     test: NDArray[np.int64]
     reference: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    leave_one_out: bool = False
 
     def __post_init__(self) -> None:
         if not len(self.reference):
             object.__setattr__(self, "reference", self.train)
         if self.protocol == "xares":
+            return
+        if self.leave_one_out:
+            if len(self.valid) or not np.array_equal(self.train, self.test):
+                raise ValueError(f"round {self.name!r}: leaving one out tests all of train, and selects nothing")
             return
         parts = {"train": self.train, "valid": self.valid, "test": self.test}
         for one, other in (("train", "valid"), ("train", "test"), ("valid", "test")):
@@ -59,6 +66,7 @@ def plan_rounds(
     roles: Mapping[str, str] | None,
     ids: Sequence[str],
     strata: NDArray[np.int64],
+    leave_one_out: bool = False,
 ) -> tuple[Round, ...]:
     """Plan the rounds of a task.
 
@@ -67,7 +75,8 @@ def plan_rounds(
 
     - with folds, or where the validation set is the test set or the training set, a stratified tenth of the round's
       training clips, chosen by hash, selects;
-    - where the training set is the test set, five stratified hash folds take its place.
+    - where the training set is the test set, five stratified hash folds take its place, or one round that leaves one
+      clip out at a time for a method that can.
 
     Parameters
     ----------
@@ -80,6 +89,8 @@ def plan_rounds(
         Unique names of all clips.
     strata : int64 (n_clips,)
         What the parts of a split keep in proportion.
+    leave_one_out : bool
+        Whether the method can do without a clip at no cost, as a search for neighbours can.
     """
 
     def strict_round(
@@ -106,6 +117,17 @@ def plan_rounds(
     declared = None if roles["valid"] in (roles["train"], roles["test"]) else valid
     if roles["train"] != roles["test"]:
         return (strict_round("test", train, test, declared),)
+    if leave_one_out:
+        return (
+            Round(
+                name="leave-one-out",
+                protocol=protocol,
+                train=train,
+                valid=np.zeros(0, np.int64),
+                test=train,
+                leave_one_out=True,
+            ),
+        )
     folds = stratified_folds(train, ids=ids, strata=strata, n_folds=N_HASH_FOLDS)
     return tuple(
         strict_round(f"hash-{number}", np.setdiff1d(train, fold), fold, declared)

@@ -1,8 +1,9 @@
-"""The store: format, writer and reader. Never torch; zarr only through `zarr_io`."""
+"""The store: format, writer and reader. torch only in `torch_view`, zarr only through `zarr_io`."""
 
 from featstore.store.format import FORMAT_VERSION, Commit, Member, Segment, ShardIdentity, is_group_name
+from featstore.store.frames import Frames, PaddedFrames, RaggedFrames
 from featstore.store.part import EmbeddedWindow, PartWriter
-from featstore.store.reader import FeatureSet, Frames, Store, open_store
+from featstore.store.reader import FeatureSet, FeatureSets, Store, open_store
 from featstore.store.writer import SplitWriter, open_split_writer
 
 __all__ = [
@@ -10,9 +11,12 @@ __all__ = [
     "Commit",
     "EmbeddedWindow",
     "FeatureSet",
+    "FeatureSets",
     "Frames",
     "Member",
+    "PaddedFrames",
     "PartWriter",
+    "RaggedFrames",
     "Segment",
     "ShardIdentity",
     "SplitWriter",

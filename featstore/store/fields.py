@@ -77,7 +77,10 @@ def plain_labels(keys: Sequence[str], metas: Sequence[str], field: str) -> NDArr
         raise LabelError(
             f"{field!r} is of two types: {_says(one)} of clip {one_key!r}, {_says(other)} of clip {other_key!r}"
         )
-    return np.asarray(values, dtype=object if str in kinds else None)
+    if str in kinds:
+        return np.asarray(values, dtype=object)
+    whole = all(isinstance(value, int) and -(2**63) <= value < 2**63 for value in values)
+    return np.asarray(values, dtype=bool if bool in kinds else np.int64 if whole and values else np.float64)
 
 
 def encode_labels(

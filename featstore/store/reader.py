@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-import json
-from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import cached_property
-from itertools import accumulate
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from featstore.errors import AmbiguousSelection, DamagedPart, LabelError, UnknownFeatureSet
+from featstore.errors import AmbiguousSelection, LabelError, UnknownFeatureSet
 from featstore.records import Recipe, SkippedClip, sha256_of
-from featstore.store.catalogue import SplitEntry, check_root, read_splits
-from featstore.store.codecs import decode_strings
+from featstore.store.catalogue import SplitEntry, check_root, read_commit, read_splits
+from featstore.store.fields import encode_labels, field_values
+from featstore.store.frames import Frames
 from featstore.store.objects import Objects, open_objects
-from featstore.store.rows import Rows, open_rows
+from featstore.store.runs import WindowRows, runs_of
+from featstore.store.views import html_table, text_table, utterance_as_dask, utterance_as_xarray
 
 if TYPE_CHECKING:
-    from featstore.store.format import Segment
+    from dask.array import Array as DaskArray
+    from xarray import DataArray
 
-__all__ = ["FeatureSet", "Frames", "Store", "open_store"]
+    from featstore.store.format import Commit, Segment
+    from featstore.store.torch_view import FrameBatch, UtteranceBatch, WindowDataset
+
+__all__ = ["FeatureSet", "FeatureSets", "Store", "open_store"]
 
 _T = TypeVar("_T")
 
@@ -60,9 +62,9 @@ class Store:
     def _entries(self) -> tuple[SplitEntry, ...]:
         return tuple(read_splits(self._objects))
 
-    def feature_sets(self) -> tuple[FeatureSet, ...]:
-        """Every feature set, in order of encoder, dataset and split."""
-        return tuple(FeatureSet(self._objects, entry) for entry in self._entries)
+    def feature_sets(self) -> FeatureSets:
+        """Every feature set, in order of encoder, dataset and split: a tuple that shows itself as a table."""
+        return FeatureSets(FeatureSet(self._objects, entry) for entry in self._entries)
 
     def encoders(self) -> tuple[Recipe, ...]:
         """Every recipe that the store has feature sets of."""
@@ -115,20 +117,14 @@ class Store:
         return FeatureSet(self._objects, _only_one(found, what=what, url=self.url, name=lambda entry: entry.path))
 
     def __repr__(self) -> str:
-        rows = [("encoder", "dataset", "split", "clips", "windows", "dim", "frames", "hours")]
-        for entry in self._entries:
-            recipe = entry.address.recipe
-            numbers = (f"{entry.clips:,}", f"{entry.windows:,}", str(recipe.dim))
-            frames = f"{entry.frames:,}" if entry.has_frames else "-"
-            hours = f"{entry.audio_seconds / 3600:.2f}"
-            rows.append((recipe.group_name, entry.dataset_group, entry.address.split, *numbers, frames, hours))
-        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-        texts = 3  # the first three columns are words, the others are numbers
-        pads = [str.ljust] * texts + [str.rjust] * (len(widths) - texts)
-        lines = ("  ".join(pad(cell, w) for pad, cell, w in zip(pads, row, widths, strict=True)) for row in rows)
+        return f"{self._title()}\n{self.feature_sets()!r}"
+
+    def _repr_html_(self) -> str:
+        return html_table(TABLE_HEADER, [_table_row(fs) for fs in self.feature_sets()], caption=self._title())
+
+    def _title(self) -> str:
         count = len(self._entries)
-        title = f"featstore.Store({self.url!r}): {count} feature set{'' if count == 1 else 's'}"
-        return "\n".join([title, *(f"  {line.rstrip()}" for line in lines)] if count else [title])
+        return f"featstore.Store({self.url!r}): {count} feature set{'' if count == 1 else 's'}"
 
 
 class FeatureSet:
@@ -140,7 +136,10 @@ class FeatureSet:
     def __init__(self, objects: Objects, entry: SplitEntry) -> None:
         self._objects = objects
         self._entry = entry
-        self._runs = _runs(objects, entry)
+        self._runs = runs_of(objects, entry)
+
+    def __reduce__(self) -> tuple[type[FeatureSet], tuple[Objects, SplitEntry]]:
+        return FeatureSet, (self._objects, self._entry)
 
     @property
     def recipe(self) -> Recipe:
@@ -177,6 +176,14 @@ class FeatureSet:
         """What counts for each shard, with its commit record, in order of shard name."""
         return self._entry.segments
 
+    def commits(self) -> tuple[Commit, ...]:
+        """The commit record of each part, whole: with the size and checksum of every object, read from the part."""
+        records = {segment.commit.part: segment.commit for segment in self.segments}
+        return tuple(
+            commit if commit.objects else read_commit(self._objects, self.path, part) or commit
+            for part, commit in records.items()
+        )
+
     @property
     def path(self) -> str:
         """Path of its group in the store."""
@@ -198,17 +205,22 @@ class FeatureSet:
     @cached_property
     def start_seconds(self) -> NDArray[np.float64]:
         """Where each window begins in its clip, float64 (windows,)."""
-        return self._numbers("start_seconds")
+        return self._rows("start_seconds").slice(0, len(self))
 
     @cached_property
     def seconds(self) -> NDArray[np.float64]:
         """True duration of each window without its padding, float64 (windows,)."""
-        return self._numbers("seconds")
+        return self._rows("seconds").slice(0, len(self))
 
     @cached_property
     def utterance(self) -> NDArray[np.float32]:
         """Utterance vectors, float32 (windows, dim); of a set of one part, a read-only view of the file."""
-        return self._numbers("utterance")
+        return self.utterance_rows.slice(0, len(self))
+
+    @cached_property
+    def utterance_rows(self) -> WindowRows:
+        """The same read piece by piece where it lies, for a set larger than memory: ``.slice(start, stop)``."""
+        return self._rows("utterance")
 
     @cached_property
     def clip(self) -> NDArray[np.int64]:
@@ -220,6 +232,21 @@ class FeatureSet:
         """Key of each clip, object (clips,)."""
         keys: NDArray[np.object_] = self.key[self.start_seconds == 0.0]
         return keys
+
+    @property
+    def n_parts(self) -> int:
+        """How many parts its windows lie in."""
+        return len({segment.commit.part for segment in self.segments})
+
+    @property
+    def n_frames(self) -> int:
+        """Frames of all windows, stored or not."""
+        return self._entry.frames
+
+    @property
+    def audio_seconds(self) -> float:
+        """Seconds of audio."""
+        return self._entry.audio_seconds
 
     @property
     def n_clips(self) -> int:
@@ -238,7 +265,7 @@ class FeatureSet:
 
     @cached_property
     def frames(self) -> Frames:
-        """Frames of each window: ``fs.frames[i]`` is (T, dim), of the stored type.
+        """Frames of each window: ``fs.frames[i]`` is (T, dim), ``fs.frames[[3, 1, 2]]`` a padded batch; see `Frames`.
 
         Raises
         ------
@@ -277,25 +304,83 @@ class FeatureSet:
         Raises
         ------
         LabelError
-            A clip's JSON has no such field.
+            A clip's JSON has no such field, or the values of different clips make no array.
         """
-        labelled = zip(self.key, self.meta, strict=True)
-        return self.utterance, np.asarray([_field(str(meta), field, str(key)) for key, meta in labelled])
+        values = field_values(self.key, self.meta, field)
+        try:
+            return self.utterance, np.asarray(values)
+        except ValueError as error:
+            raise LabelError(f"{field!r} of {self.path} makes no array: its lists differ in length") from error
+
+    @overload
+    def as_dataset(
+        self, label: str, *, frames: Literal[False] = False, classes: Sequence[Any] | None = None
+    ) -> WindowDataset[UtteranceBatch]: ...
+    @overload
+    def as_dataset(
+        self, label: str, *, frames: Literal[True], classes: Sequence[Any] | None = None
+    ) -> WindowDataset[FrameBatch]: ...
+    def as_dataset(
+        self, label: str, *, frames: bool = False, classes: Sequence[Any] | None = None
+    ) -> WindowDataset[UtteranceBatch] | WindowDataset[FrameBatch]:
+        """A map-style torch Dataset over the windows, which all workers of a DataLoader read through one map.
+
+        Reading takes no worker: without any, batches come at the speed of memory, and a worker must send them on. Let
+        workers do what comes after it, where that is slow.
+
+        Parameters
+        ----------
+        label : str
+            Field of the clips' JSON. Text becomes codes of classes, numbers stay numbers. Windows of one clip share
+            its label.
+        frames : bool
+            Items are frames (T, dim) of the stored type instead of utterance vectors (dim,).
+        classes : sequence, optional
+            What the codes stand for: give a test set the ``classes`` of its training set.
+
+        Returns
+        -------
+        dataset
+            With ``classes``, and ``collate`` for ``DataLoader(dataset, batch_size=32, collate_fn=dataset.collate)``.
+
+        Raises
+        ------
+        LabelError
+            A clip has no such label, or one that is none of `classes`.
+        UnknownFeatureSet
+            Frames were not stored.
+        """
+        from featstore.store.torch_view import frame_dataset, utterance_dataset
+
+        labels = encode_labels(self.key.tolist(), self.meta.tolist(), label, classes=classes)
+        return frame_dataset(self.frames, labels) if frames else utterance_dataset(self.utterance_rows, labels)
+
+    def to_xarray(self) -> DataArray:
+        """Utterance vectors as a DataArray (window, feature) with coordinates key, start_seconds and seconds.
+
+        Raises
+        ------
+        UsageError
+            xarray is not installed.
+        """
+        return utterance_as_xarray(self)
+
+    def to_dask(self) -> DaskArray:
+        """Utterance vectors as a dask array (windows, dim) of one chunk for each part, read when it is computed.
+
+        Raises
+        ------
+        UsageError
+            dask is not installed.
+        """
+        return utterance_as_dask(self, self._runs)
 
     def _strings(self, name: str) -> NDArray[np.object_]:
         pieces = [run.part.strings(name)[run.start : run.stop] for run in self._runs]
         return np.concatenate(pieces) if len(pieces) > 1 else pieces[0]
 
-    def _numbers(self, name: str) -> NDArray[Any]:
-        rows = [run.part.rows(name) for run in self._runs]
-        if len(rows) == 1:
-            return rows[0].slice(self._runs[0].start, self._runs[0].stop)
-        out = np.empty((len(self), *rows[0].shape[1:]), rows[0].dtype)
-        done = 0
-        for run, source in zip(self._runs, rows, strict=True):
-            source.read_into(out[done : done + run.stop - run.start], start=run.start)
-            done += run.stop - run.start
-        return out
+    def _rows(self, name: str) -> WindowRows:
+        return WindowRows(self._runs, name)
 
     def __repr__(self) -> str:
         frames = "frames" if self.has_frames else "no frames"
@@ -306,99 +391,25 @@ class FeatureSet:
         )
 
 
-class Frames(Sequence[NDArray[Any]]):
-    """Frames by window: a sequence of read-only arrays (T, dim).
+class FeatureSets(tuple[FeatureSet, ...]):
+    """Feature sets that show themselves as a table."""
 
-    A window whose frames lie in one block of the file is a view of it; one that straddles two is copied.
-    """
-
-    def __init__(self, runs: Sequence[_Run]) -> None:
-        self._rows = [run.part.rows("frames") for run in runs]
-        self._offsets = [run.part.rows("frame_offsets").slice(run.start, run.stop + 1).tolist() for run in runs]
-        self._firsts = [0, *accumulate(run.stop - run.start for run in runs)]
-
-    def __len__(self) -> int:
-        return self._firsts[-1]
-
-    @overload
-    def __getitem__(self, index: int) -> NDArray[Any]: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[NDArray[Any]]: ...
-    def __getitem__(self, index: int | slice) -> NDArray[Any] | list[NDArray[Any]]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        at = int(index)
-        if at < 0:
-            at += self._firsts[-1]
-        if not 0 <= at < self._firsts[-1]:
-            raise IndexError(f"there are {len(self)} windows: got index {index}")
-        part = bisect_right(self._firsts, at) - 1
-        offsets = self._offsets[part]
-        at -= self._firsts[part]
-        return self._rows[part].slice(offsets[at], offsets[at + 1])
-
-    def __iter__(self) -> Iterator[NDArray[Any]]:
-        return (self[i] for i in range(len(self)))
-
-    @cached_property
-    def lengths(self) -> NDArray[np.int64]:
-        """Frames of each window, int64 (windows,)."""
-        pieces = [np.diff(np.asarray(offsets, np.int64)) for offsets in self._offsets]
-        return np.concatenate(pieces) if pieces else np.empty(0, np.int64)
+    __slots__ = ()
 
     def __repr__(self) -> str:
-        return f"Frames({len(self):,} windows, {int(self.lengths.sum()):,} frames)"
+        return text_table(TABLE_HEADER, [_table_row(fs) for fs in self])
+
+    def _repr_html_(self) -> str:
+        return html_table(TABLE_HEADER, [_table_row(fs) for fs in self])
 
 
-class _Part:
-    """Arrays of one part, opened when they are first asked for."""
-
-    def __init__(self, objects: Objects, path: str) -> None:
-        self._objects = objects
-        self._path = path
-        self._opened: dict[str, Rows] = {}
-
-    def rows(self, name: str) -> Rows:
-        if name not in self._opened:
-            self._opened[name] = open_rows(self._objects, f"{self._path}/{name}")
-        return self._opened[name]
-
-    def strings(self, name: str) -> NDArray[np.object_]:
-        path = f"{self._path}/{name}"
-        chunk = self._objects.read(f"{path}/c/0")
-        if chunk is None:
-            return np.empty(0, dtype=object)
-        try:
-            return decode_strings(chunk)
-        except ValueError as error:
-            raise DamagedPart(
-                f"{self._objects.url}/{path} is damaged: {error}; "
-                f"`featstore verify --store {self._objects.url} --repair` drops the part"
-            ) from error
+TABLE_HEADER = ("encoder", "dataset", "split", "clips", "windows", "dim", "frames", "hours")
 
 
-@dataclass(frozen=True, slots=True)
-class _Run:
-    """Windows [start, stop) of one part."""
-
-    part: _Part
-    start: int
-    stop: int
-
-
-def _runs(objects: Objects, entry: SplitEntry) -> tuple[_Run, ...]:
-    """The rows of a feature set, shards that follow each other in one part taken together."""
-    parts: dict[str, _Part] = {}
-    runs: list[_Run] = []
-    for segment in entry.segments:
-        name = segment.commit.part
-        part = parts.setdefault(name, _Part(objects, f"{entry.path}/{name}"))
-        stop = segment.start + segment.member.windows
-        if runs and runs[-1].part is part and runs[-1].stop == segment.start:
-            runs[-1] = _Run(part, runs[-1].start, stop)
-        else:
-            runs.append(_Run(part, segment.start, stop))
-    return tuple(runs)
+def _table_row(fs: FeatureSet) -> tuple[str, ...]:
+    names = (fs.recipe.group_name, fs.dataset, fs.split)
+    frames = f"{fs.n_frames:,}" if fs.has_frames else "-"
+    return (*names, f"{fs.n_clips:,}", f"{len(fs):,}", str(fs.recipe.dim), frames, f"{fs.audio_seconds / 3600:.2f}")
 
 
 def _names(asked: str | None, recipe: Recipe) -> bool:
@@ -412,13 +423,3 @@ def _only_one(found: Sequence[_T], *, what: str, url: str, name: Callable[[_T], 
         listed = ", ".join(map(name, found[:6])) + (", ..." if len(found) > 6 else "")
         raise AmbiguousSelection(f"{url} holds more than one {what}: say which of {listed}")
     return found[0]
-
-
-def _field(meta: str, field: str, key: str) -> Any:
-    value = json.loads(meta)
-    for name in field.split("."):
-        if not isinstance(value, dict) or name not in value:
-            known = ", ".join(sorted(value)) if isinstance(value, dict) else type(value).__name__
-            raise LabelError(f"clip {key!r} has no field {field!r} in its JSON, which has: {known}")
-        value = value[name]
-    return value

@@ -93,6 +93,10 @@ class MappedRows:
         self._block_rows = layout.block_rows
         self._blocks: list[NDArray[Any] | None] = [None] * layout.n_blocks
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the maps: another process makes its own, of the same pages."""
+        return {**self.__dict__, "_blocks": [None] * self._layout.n_blocks}
+
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the whole array."""

@@ -256,8 +256,8 @@ class _Verification:
             if not np.isfinite(rows).all():
                 return f"utterance vectors from window {start} on are not all finite"
         if commit.frames_stored:
-            rows = open_rows(self._objects, f"{where}/frame_offsets")
-            offsets = rows.slice(0, rows.shape[0])
+            offset_rows = open_rows(self._objects, f"{where}/frame_offsets")
+            offsets = offset_rows.slice(0, offset_rows.shape[0])
             frames = open_rows(self._objects, f"{where}/frames").shape[0]
             if len(offsets) != commit.windows + 1 or offsets[0] != 0 or not offsets[-1] == frames == commit.frames:
                 return "frame_offsets do not lead from 0 to the number of frames"

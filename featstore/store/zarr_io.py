@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from featstore.store.objects import Objects
 
-__all__ = ["ZarrObjects", "open_array", "zarr_store"]
+__all__ = ["ZarrObjects", "create_local_group", "open_array", "zarr_store"]
 
 
 def zarr_store(objects: Objects) -> Store:
@@ -33,6 +33,11 @@ def zarr_store(objects: Objects) -> Store:
 def open_array(objects: Objects, path: str) -> zarr.Array[Any]:
     """Open one array for reading, through all of its codecs and checksums."""
     return zarr.open_array(zarr_store(objects), path=path, mode="r", zarr_format=3)
+
+
+def create_local_group(folder: Path, *, attributes: Mapping[str, Any]) -> zarr.Group:
+    """Make a group in a folder that does not exist yet, for arrays that are not a store's."""
+    return zarr.create_group(LocalStore(folder), zarr_format=3, attributes=dict(attributes))
 
 
 class ZarrObjects:

@@ -13,17 +13,14 @@ from featstore.errors import DataError, LabelError
 from featstore.records import Protocol, Recipe
 from featstore.splits import Round, plan_rounds
 from featstore.taskdata.pool import read_pool
-from featstore.taskdata.samples import Samples
+from featstore.taskdata.samples import SHORTEST_SECONDS, Samples, group_windows
 from featstore.taskdata.targets import Targets, read_targets
 
 if TYPE_CHECKING:
     from featstore.manifest import Manifest
     from featstore.store import Store
 
-__all__ = ["TaskData", "load_task"]
-
-# A window without duration still has a say, or a clip of nothing else would have no score.
-SHORTEST_SECONDS = 1e-6
+__all__ = ["SHORTEST_SECONDS", "TaskData", "check_round", "load_task"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,19 +70,14 @@ class TaskData:
 
     def samples(self, clips: NDArray[np.int64]) -> Samples:
         """Group the windows of some clips: by clip under ``strict``, each by itself under ``xares``."""
-        windows = self.windows_of(clips)
-        clip = self.clip[windows]
-        starts = np.arange(len(windows)) if self.protocol == "xares" else np.flatnonzero(np.diff(clip, prepend=-1))
-        return Samples(
-            windows=windows,
-            weights=np.maximum(self.seconds[windows], SHORTEST_SECONDS).astype(np.float32),
-            starts=starts,
-            clip=clip[starts],
-            y_true=self.targets.values[clip[starts]],
+        return group_windows(
+            clips, clip=self.clip, seconds=self.seconds, values=self.targets.values, protocol=self.protocol
         )
 
 
-def load_task(store: Store, manifest: Manifest, *, encoder: str | None, protocol: Protocol) -> TaskData:
+def load_task(
+    store: Store, manifest: Manifest, *, encoder: str | None, protocol: Protocol, leave_one_out: bool = False
+) -> TaskData:
     """Read a task's embeddings and labels and plan its rounds.
 
     Parameters
@@ -95,6 +87,8 @@ def load_task(store: Store, manifest: Manifest, *, encoder: str | None, protocol
     encoder : str or None
         ``"logmel"``, ``"logmel@3f9c2a71"``, or None where the store holds one encoder.
     protocol : "strict" or "xares"
+    leave_one_out : bool
+        See `featstore.splits.plan_rounds`.
 
     Raises
     ------
@@ -116,9 +110,10 @@ def load_task(store: Store, manifest: Manifest, *, encoder: str | None, protocol
         roles=None if manifest.folds is not None else roles,
         ids=pool.ids,
         strata=targets.strata,
+        leave_one_out=leave_one_out,
     )
     for each in rounds:
-        _check_round(each, targets, task=manifest.name)
+        check_round(each, targets, task=manifest.name, least=2)
     return TaskData(
         manifest=manifest,
         protocol=protocol,
@@ -134,16 +129,26 @@ def load_task(store: Store, manifest: Manifest, *, encoder: str | None, protocol
     )
 
 
-def _check_round(each: Round, targets: Targets, *, task: str) -> None:
+def check_round(each: Round, targets: Targets, *, task: str, least: int) -> None:
+    """Refuse a round that nothing can be learned from or tested on.
+
+    Raises
+    ------
+    DataError
+        No clip is left to train on or to test.
+    LabelError
+        The training clips show fewer than ``least`` classes (or values, of numbers).
+    """
     for part, clips in (("training", each.train), ("test", each.test)):
         if not len(clips):
             raise DataError(
                 f"task {task}, round {each.name!r}: no {part} clip is left; it takes more clips or fewer folds"
             )
     present = targets.present(each.train)
-    if len(present) < 2:
-        only = targets.classes[present[0]] if len(present) else "none"
+    if len(present) < least:
+        shown = [targets.classes[label] for label in present] if targets.classes else present.tolist()
+        what = "class" if targets.classes else "value"
         raise LabelError(
-            f"task {task}, round {each.name!r}: {len(each.train)} training clips show {len(present)} class ({only}); "
-            "a score takes two or more"
+            f"task {task}, round {each.name!r}: {len(each.train)} training clips show {len(present)} {what} "
+            f"({shown[0] if shown else 'none'}); a score takes {'two' if least == 2 else 'one'} or more"
         )

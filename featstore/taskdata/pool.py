@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,16 +16,17 @@ if TYPE_CHECKING:
     from featstore.manifest import Manifest
     from featstore.store import FeatureSet, Store
 
-__all__ = ["Pool", "read_pool"]
+__all__ = ["Pool", "Windows", "read_pool", "read_windows"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Pool:
-    """Windows of several feature sets behind one another.
+class Windows:
+    """Windows of several feature sets behind one another: whose they are, and not yet what they hold.
 
     Attributes
     ----------
-    X : float32 (windows, dim)
+    sets : tuple of FeatureSet
+        Each distinct one once.
     seconds : float64 (windows,)
     clip : int64 (windows,)
         Rising from 0 to ``n_clips - 1``: the windows of a clip are neighbours.
@@ -39,7 +40,7 @@ class Pool:
     """
 
     recipe: Recipe
-    X: NDArray[np.float32]
+    sets: tuple[FeatureSet, ...]
     seconds: NDArray[np.float64]
     clip: NDArray[np.int64]
     keys: tuple[str, ...]
@@ -48,6 +49,13 @@ class Pool:
     members: Mapping[str, NDArray[np.int64]]
     features: Mapping[str, str]
     n_skipped: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pool(Windows):
+    """Windows with their utterance vectors: ``X`` float32 (windows, dim), owned and writable."""
+
+    X: NDArray[np.float32]
 
 
 def read_pool(store: Store, manifest: Manifest, *, encoder: str | None) -> Pool:
@@ -60,37 +68,51 @@ def read_pool(store: Store, manifest: Manifest, *, encoder: str | None) -> Pool:
     DataError
         A set has no clip, or an embedding is not finite.
     """
+    windows = read_windows(store, manifest, encoder=encoder)
+    X = np.empty((len(windows.clip), windows.recipe.dim), np.float32)
+    first = 0
+    for feature_set in windows.sets:
+        X[first : first + len(feature_set)] = feature_set.utterance
+        first += len(feature_set)
+    _check_finite(X, windows.clip, ids=windows.ids, task=manifest.name)
+    return Pool(**{field.name: getattr(windows, field.name) for field in fields(windows)}, X=X)
+
+
+def read_windows(store: Store, manifest: Manifest, *, encoder: str | None) -> Windows:
+    """Find each distinct feature set of a task, and read whose windows it holds.
+
+    Raises
+    ------
+    UnknownFeatureSet
+        The store lacks some of them, or the encoder; the message says what to run.
+    DataError
+        A set has no clip.
+    """
     recipe = store.resolve_encoder(encoder)
     sets = _select_all(store, manifest, recipe)
     for name, feature_set in sets.items():
         if not len(feature_set):
             raise DataError(f"task {manifest.name}: {name!r} holds no clip; {len(feature_set.skipped)} were left out")
 
-    X = np.empty((sum(map(len, sets.values())), recipe.dim), np.float32)
     seconds, clips, members = [], [], {}
     keys: list[str] = []
     metas: list[str] = []
     ids: list[str] = []
-    first_window = 0
     for name, feature_set in sets.items():
-        windows = slice(first_window, first_window + len(feature_set))
-        X[windows] = feature_set.utterance
         seconds.append(feature_set.seconds)
         clips.append(feature_set.clip + len(keys))
         clip_keys = [str(key) for key in feature_set.clip_key]
+        _check_distinct(clip_keys, name=name, task=manifest.name)
         members[name] = np.arange(len(keys), len(keys) + len(clip_keys))
         first_of_clip = np.flatnonzero(np.diff(feature_set.clip, prepend=-1))
         keys += clip_keys
         metas += [str(meta) for meta in feature_set.meta[first_of_clip]]
         ids += [f"{name}/{key}" for key in clip_keys]
-        first_window = windows.stop
-    clip = np.concatenate(clips)
-    _check_finite(X, clip, ids=ids, task=manifest.name)
-    return Pool(
+    return Windows(
         recipe=recipe,
-        X=X,
+        sets=tuple(sets.values()),
         seconds=np.concatenate(seconds),
-        clip=clip,
+        clip=np.concatenate(clips),
         keys=tuple(keys),
         metas=tuple(metas),
         ids=tuple(ids),
@@ -98,6 +120,18 @@ def read_pool(store: Store, manifest: Manifest, *, encoder: str | None) -> Pool:
         features={name: feature_set.content_hash for name, feature_set in sets.items()},
         n_skipped=sum(len(feature_set.skipped) for feature_set in sets.values()),
     )
+
+
+def _check_distinct(keys: Sequence[str], *, name: str, task: str) -> None:
+    """A clip that stands in a set twice would be tested twice, or be its own neighbour."""
+    seen: set[str] = set()
+    for key in keys:
+        if key in seen:
+            raise DataError(
+                f"task {task}: clip {key!r} stands in {name!r} more than once; if a shard was renamed or taken away, "
+                f"`featstore extract {task} --prune` with the same options drops what is no longer there"
+            )
+        seen.add(key)
 
 
 def _select_all(store: Store, manifest: Manifest, recipe: Recipe) -> dict[str, FeatureSet]:

@@ -8,7 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Samples"]
+from featstore.records import Protocol
+
+__all__ = ["Samples", "group_windows"]
+
+# A window without duration still has a say, or a clip of nothing else would have no score.
+SHORTEST_SECONDS = 1e-6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,3 +47,35 @@ class Samples:
         weights = self.weights[:, None]
         voted = np.add.reduceat(window_scores * weights, self.starts, axis=0)
         return np.asarray(voted / np.add.reduceat(weights, self.starts, axis=0))
+
+
+def group_windows(
+    clips: NDArray[np.int64],
+    *,
+    clip: NDArray[np.int64],
+    seconds: NDArray[np.float64],
+    values: NDArray[Any],
+    protocol: Protocol,
+) -> Samples:
+    """Group the windows of some clips: by clip under ``strict``, each by itself under ``xares``.
+
+    Parameters
+    ----------
+    clips : int64 (n,)
+    clip, seconds : (windows,)
+        Clip of each window, rising, and its true duration.
+    values : (n_clips, ...)
+        Targets by clip.
+    """
+    wanted = np.zeros(len(values), bool)
+    wanted[clips] = True
+    windows = np.flatnonzero(wanted[clip])
+    mine = clip[windows]
+    starts = np.arange(len(windows)) if protocol == "xares" else np.flatnonzero(np.diff(mine, prepend=-1))
+    return Samples(
+        windows=windows,
+        weights=np.maximum(seconds[windows], SHORTEST_SECONDS).astype(np.float32),
+        starts=starts,
+        clip=mine[starts],
+        y_true=values[mine[starts]],
+    )

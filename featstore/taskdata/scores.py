@@ -6,22 +6,61 @@ import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from typing import Protocol as Interface
 
 import numpy as np
 from numpy.typing import NDArray
 
-from featstore.metrics import Interval, Metric, TestSet, bootstrap_interval, find_metric
-from featstore.records import ScoreRecord, Track, sha256_of
+from featstore.metrics import Interval, Metric, Resampled, TestSet, bootstrap_scores, find_metric
+from featstore.records import Protocol, Recipe, ScoreRecord, Track, sha256_of
 
 if TYPE_CHECKING:
-    from featstore.taskdata.load import TaskData
+    from featstore.manifest import Manifest
+    from featstore.splits import Round
     from featstore.taskdata.samples import Samples
+    from featstore.taskdata.targets import Targets
 
-__all__ = ["Outcome", "Scores", "score_outcomes", "score_record"]
+__all__ = ["Outcome", "ScoredTask", "Scores", "bootstrap_details", "clips_hash", "score_outcomes", "score_record"]
 
 N_RESAMPLES = 1000
 MAX_CONFUSION_CLASSES = 60
 DISTRIBUTIONS = {"sklearn": "scikit-learn"}
+
+
+class ScoredTask(Interface):
+    """What a score and its record are made of: `featstore.taskdata.TaskData`, or a task of another kind."""
+
+    @property
+    def manifest(self) -> Manifest:
+        """The task."""
+
+    @property
+    def protocol(self) -> Protocol:
+        """The rules that it is scored under."""
+
+    @property
+    def recipe(self) -> Recipe:
+        """What made the embeddings."""
+
+    @property
+    def rounds(self) -> tuple[Round, ...]:
+        """Of clips, in the order of their outcomes."""
+
+    @property
+    def clip_id(self) -> tuple[str, ...]:
+        """Names of all clips, ``set/key``."""
+
+    @property
+    def targets(self) -> Targets:
+        """By clip."""
+
+    @property
+    def features(self) -> Mapping[str, str]:
+        """Name of a feature set -> content hash of what was read."""
+
+    @property
+    def n_skipped(self) -> int:
+        """Clips that are not in the store."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +74,7 @@ class Outcome:
     samples : Samples
         Of the round's test clips.
     y_scores : tuple of float (samples, n_classes)
-        One per seed, or one.
+        One per seed, or one; (samples, n_classes, 2) where metrics count.
     """
 
     n_train: int
@@ -71,34 +110,55 @@ class Scores:
     libraries: tuple[str, ...]
 
 
-def score_outcomes(task: TaskData, outcomes: Sequence[Outcome]) -> Scores:
+def score_outcomes(task: ScoredTask, outcomes: Sequence[Outcome]) -> Scores:
     """Score what was predicted in each of ``task.rounds``, in their order.
 
-    The interval comes from a generator that is seeded by what was read, so that a run repeats.
+    Resamples come from a generator that is seeded by the names of the test clips, so that a run repeats, and so that
+    two encoders see the same resamples: their differences are paired.
     """
     metric = find_metric(task.manifest.metric, task.protocol)
     scores = np.array([[metric.score(each.samples.y_true, y_score) for y_score in each.y_scores] for each in outcomes])
-    read = {"manifest": task.manifest.sha256, "features": dict(task.features), "protocol": task.protocol}
-    interval = bootstrap_interval(
+    tested = clips_hash(task, [each.samples.clip for each in outcomes])
+    resampled = bootstrap_scores(
         metric,
         [TestSet(y_true=each.samples.y_true, y_scores=each.y_scores, clip=each.samples.clip) for each in outcomes],
-        rng=np.random.default_rng(int(sha256_of(read), 16)),
+        rng=np.random.default_rng(int(tested, 16)),
         n_resamples=N_RESAMPLES,
     )
     by_seed = scores.mean(axis=0)
     return Scores(
         value=float(scores.mean()),
         std=float(by_seed.std(ddof=1)) if len(by_seed) > 1 else 0.0,
-        interval=interval,
+        interval=resampled.interval,
         by_round=tuple(scores.mean(axis=1).tolist()),
         by_seed=tuple(by_seed.tolist()),
-        details=_by_class(task, metric, outcomes),
+        details={**_by_class(task, metric, outcomes), "bootstrap": bootstrap_details(resampled, clips=tested)},
         libraries=metric.libraries,
     )
 
 
+def clips_hash(task: ScoredTask, tested: Sequence[NDArray[np.int64]]) -> str:
+    """Hexadecimal hash of the names of the clips that were tested (samples,), round by round and in order."""
+    return sha256_of([[task.clip_id[clip] for clip in dict.fromkeys(clips.tolist())] for clips in tested])
+
+
+def bootstrap_details(resampled: Resampled, *, clips: str) -> dict[str, Any]:
+    """What `featstore report --compare` pairs two encoders by.
+
+    The same clips are the same draws, so the difference of two encoders' scores on resample number i is a resample of
+    their difference, whatever the metric. That takes a thousand numbers, where the predictions would take millions.
+
+    Parameters
+    ----------
+    clips : str
+        From `clips_hash`; also the seed of the draws.
+    """
+    values = [None if np.isnan(value) else round(value, 6) for value in resampled.values.tolist()]
+    return {"clips": clips[:32], "values": values}
+
+
 def score_record(
-    task: TaskData,
+    task: ScoredTask,
     outcomes: Sequence[Outcome],
     scores: Scores,
     *,
@@ -146,8 +206,10 @@ def _versions(*modules: str) -> dict[str, str]:
     return {DISTRIBUTIONS.get(name, name): str(importlib.import_module(name).__version__) for name in modules}
 
 
-def _by_class(task: TaskData, metric: Metric, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+def _by_class(task: ScoredTask, metric: Metric, outcomes: Sequence[Outcome]) -> dict[str, Any]:
     """Scores per class, a mean over rounds and seeds; null for a class that no test clip shows."""
+    if not task.targets.classes:
+        return {}
     per_class = np.array(
         [metric.per_class(each.samples.y_true, y_score) for each in outcomes for y_score in each.y_scores]
     )
@@ -159,14 +221,14 @@ def _by_class(task: TaskData, metric: Metric, outcomes: Sequence[Outcome]) -> di
         for label in np.setdiff1d(task.targets.present(each.test), task.targets.present(each.train))
     ]
     found: dict[str, Any] = {
-        "classes": list(task.classes),
+        "classes": list(task.targets.classes),
         "by_class": [
             float(mean) if any_known else None for mean, any_known in zip(means, known.any(axis=0), strict=True)
         ],
-        "classes_not_in_training": sorted({task.classes[label] for label in unseen}),
+        "classes_not_in_training": sorted({task.targets.classes[label] for label in unseen}),
     }
-    if task.targets.values.ndim == 1 and len(task.classes) <= MAX_CONFUSION_CLASSES:
-        found["confusion"] = _confusion(len(task.classes), outcomes).tolist()
+    if task.targets.values.ndim == 1 and len(task.targets.classes) <= MAX_CONFUSION_CLASSES:
+        found["confusion"] = _confusion(len(task.targets.classes), outcomes).tolist()
     return found
 
 

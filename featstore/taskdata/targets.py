@@ -13,9 +13,9 @@ from featstore.errors import UsageError
 
 if TYPE_CHECKING:
     from featstore.manifest import Manifest
-    from featstore.taskdata.pool import Pool
+    from featstore.taskdata.pool import Windows
 
-__all__ = ["Targets", "read_targets"]
+__all__ = ["Targets", "rarest_label", "read_targets"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,8 +25,10 @@ class Targets:
     Attributes
     ----------
     values : (n_clips, ...)
-        ``clip``: int64 class indices (n_clips,). ``multilabel``: float32 label sets of 0 and 1 (n_clips, n_classes).
+        ``clip``: int64 class indices (n_clips,). ``multilabel``: float32 label sets of 0 and 1 (n_clips, n_classes);
+        ``frame``: likewise, of the classes that some event is of. ``regression``: float64 numbers (n_clips,).
     classes : tuple of str
+        None for numbers.
     strata : int64 (n_clips,)
         What random parts of a split keep in proportion.
     """
@@ -36,12 +38,12 @@ class Targets:
     strata: NDArray[np.int64]
 
     def present(self, clips: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Classes that some clips show, sorted."""
+        """Classes that some clips show, sorted; of numbers, those that they are."""
         values = self.values[clips]
         return np.unique(values) if values.ndim == 1 else np.flatnonzero(values.any(axis=0))
 
 
-def read_targets(manifest: Manifest, pool: Pool) -> Targets:
+def read_targets(manifest: Manifest, pool: Windows) -> Targets:
     """Read the labels of a pool.
 
     Raises
@@ -58,7 +60,7 @@ def read_targets(manifest: Manifest, pool: Pool) -> Targets:
     return READERS[manifest.kind](manifest, pool)
 
 
-def _one_class(manifest: Manifest, pool: Pool) -> Targets:
+def _one_class(manifest: Manifest, pool: Windows) -> Targets:
     from featstore.manifest import labels
 
     observed = labels.field_values(manifest, pool.keys, pool.metas)
@@ -68,7 +70,7 @@ def _one_class(manifest: Manifest, pool: Pool) -> Targets:
     return Targets(values=values, classes=classes, strata=values)
 
 
-def _label_sets(manifest: Manifest, pool: Pool) -> Targets:
+def _label_sets(manifest: Manifest, pool: Windows) -> Targets:
     from featstore.manifest import labels
 
     observed = labels.field_sets(manifest, pool.keys, pool.metas)
@@ -77,17 +79,28 @@ def _label_sets(manifest: Manifest, pool: Pool) -> Targets:
     values = np.zeros((len(observed), len(classes)), dtype=np.float32)
     for clip, names in enumerate(observed):
         values[clip, [index[name] for name in names]] = 1.0
-    return Targets(values=values, classes=classes, strata=_rarest_label(values))
+    return Targets(values=values, classes=classes, strata=rarest_label(values))
 
 
-def _rarest_label(values: NDArray[np.float32]) -> NDArray[np.int64]:
+def _numbers(manifest: Manifest, pool: Windows) -> Targets:
+    from featstore.manifest import labels
+
+    values = np.array(labels.field_numbers(manifest, pool.keys, pool.metas), dtype=np.float64)
+    tenths = np.quantile(values, np.arange(1, 10) / 10)
+    return Targets(values=values, classes=(), strata=np.searchsorted(tenths, values).astype(np.int64))
+
+
+def rarest_label(values: NDArray[np.float32]) -> NDArray[np.int64]:
     """Find the label of each clip that the fewest clips have; clips without a label are a stratum of their own."""
+    if not values.shape[1]:
+        return np.zeros(len(values), np.int64)
     clips_of_label = values.sum(axis=0)
     rarity = np.where(values > 0, clips_of_label, np.inf)
     return np.asarray(np.where(values.any(axis=1), rarity.argmin(axis=1), values.shape[1]), dtype=np.int64)
 
 
-READERS: Mapping[str, Callable[[Manifest, Pool], Targets]] = {
+READERS: Mapping[str, Callable[[Manifest, Windows], Targets]] = {
     "clip": _one_class,
     "multilabel": _label_sets,
+    "regression": _numbers,
 }

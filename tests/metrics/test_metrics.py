@@ -103,7 +103,7 @@ def test_map_without_any_label_is_one_clear_error():
 
 
 def test_an_unknown_metric_is_a_usage_error_that_lists_those_there_are():
-    with pytest.raises(UsageError, match="'bleu' is not available here; there are accuracy, mAP"):
+    with pytest.raises(UsageError, match="'bleu' is not available here; there are accuracy, d_prime, eer"):
         find_metric("bleu", "strict")
 
 

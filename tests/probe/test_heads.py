@@ -47,7 +47,7 @@ def test_written_out_gradients_are_those_of_autograd(loss, reference):
         heads.Job(windows=np.arange(9), validation=None, rng=np.random.default_rng(at), learning_rate=1e-3)
         for at in range(3)
     ]
-    bank = heads._Bank(jobs, n_classes=CLASSES, dim=DIM, batch_size=BATCH)
+    bank = heads.Bank(jobs, n_classes=CLASSES, dim=DIM, batch_size=BATCH)
     bank.values += 0.3 * torch.from_numpy(rng.standard_normal(bank.values.shape).astype(np.float32))
     batch = torch.from_numpy(rng.integers(len(X), size=(3, BATCH)))
     full = torch.tensor([BATCH, BATCH, 3])

@@ -127,6 +127,7 @@ def test_large_similarities_do_not_overflow():
 def test_k_is_clamped_to_the_training_windows_and_the_record_tells():
     record = retrieve(k=1000)
     assert record.settings == {"k": 160, "temperature": 0.07, "index": "flat"}
+    assert record.value == retrieve(k=160).value
     assert record.details["k_asked"] == 1000
 
 
@@ -145,9 +146,80 @@ def test_nothing_is_random_and_the_record_is_complete():
         pytest.param({"retrieve": {"enabled": False}}, {}, "says retrieve.enabled = false", id="switched off"),
         pytest.param({"kind": "regression", "metric": "pearson"}, {}, "of kind 'regression'", id="kind"),
         pytest.param({}, {"k": 0}, "k must be at least 1, got 0", id="k"),
-        pytest.param({}, {"index": "tree"}, "there is no index 'tree'; there are flat", id="index"),
+        pytest.param({}, {"k": (5, 5)}, "every k once", id="k twice"),
+        pytest.param({}, {"index": "tree"}, "there is no index 'tree'; there are flat, hnsw, ivf", id="index"),
     ],
 )
 def test_what_cannot_be_searched_is_a_usage_error(changes, options, says):
     with pytest.raises(UsageError, match=says):
         retrieve(changes=changes, **options)
+
+
+def test_one_search_answers_every_k_and_the_value_is_the_manifests():
+    record = retrieve(k=(1, 5, 10, 20, 500))
+    assert record.details["k_curve"] == {str(k): retrieve(k=k).value for k in (1, 5, 10, 20, 500)}
+    assert record.value == record.details["k_curve"]["10"]
+    assert retrieve(k=(5, 1)).value == record.details["k_curve"]["5"]
+    assert record.settings["ks"] == [1, 5, 10, 20, 500]
+
+
+WHOLE = {"splits": {"train": "all*.tar", "valid": "all*.tar", "test": "all*.tar"}}
+
+
+@pytest.mark.parametrize("index", ["flat", "hnsw", "ivf"])
+def test_a_set_without_a_split_leaves_one_clip_out_at_a_time(index):
+    whole = tiny.TinySet(tiny.clips("all", 40, dim=16, spread=2.0, windows=3, n_classes=4))
+    record = retrieve({"test": whole}, changes=WHOLE, k=5, index=index)
+    unit = unit_rows(whole.utterance).astype(np.float64)
+    right = []
+    for clip in range(40):
+        mine = whole.clip == clip
+        votes = naive_votes(unit[~mine], class_of(whole)[~mine], unit[mine], k=5, temperature=0.07)
+        right.append(np.average(votes, axis=0, weights=whole.seconds[mine]).argmax() == class_of(whole)[mine][0])
+    assert record.value == pytest.approx(np.mean(right), abs=0 if index == "flat" else 0.1)
+    assert (record.n_train, record.n_test) == (39, 40)
+    assert list(record.details["by_round"]) == ["leave-one-out"]
+    assert retrieve({"test": whole}, changes=WHOLE, protocol="xares", k=1).value > record.value  # it finds itself
+
+
+def test_neighbours_are_also_scored_as_the_answers_of_a_search():
+    train, test = SETS["train"], SETS["test"]
+    found = retrieve(k=(1, 5, 20)).details["neighbours"]["test"]
+    similarity = unit_rows(test.utterance) @ unit_rows(train.utterance).T
+    hits, average = {1: [], 5: [], 20: []}, []
+    for query, row in zip(class_of(test), similarity, strict=True):
+        relevant = class_of(train)[np.argsort(-row)[:20]] == query
+        for k, seen in hits.items():
+            seen.append(relevant[:k].any())
+        precisions = [relevant[: at + 1].mean() for at in np.flatnonzero(relevant)]
+        average.append(sum(precisions) / min(20, (class_of(train) == query).sum()))
+    assert found["recall"] == {str(k): pytest.approx(np.mean(seen)) for k, seen in hits.items()}
+    assert (found["k"], found["queries"], found["map"]) == (20, 120, pytest.approx(np.mean(average)))
+
+
+def test_a_label_set_looks_for_windows_that_share_a_label():
+    searched = tiny.task(retrieve={"k": 5}).retrieve
+    manifest = tiny.task(kind="multilabel", metric="mAP").model_copy(update={"retrieve": searched})
+    sets = retrieve_task(tiny.TinyStore(SETS), manifest).details["neighbours"]
+    assert sets == retrieve(k=5).details["neighbours"]  # of one label each
+
+
+@pytest.mark.parametrize("index", ["hnsw", "ivf"])
+def test_an_approximate_index_tells_the_recall_that_it_measured(index):
+    sets = {
+        name: tiny.TinySet(tiny.clips(name, n, dim=32, spread=3.0, n_classes=4))
+        for name, n in (("train", 1500), ("valid", 10), ("test", 100))
+    }
+    record, exact = retrieve(sets, index=index), retrieve(sets)
+    told = record.details["index_recall"]
+    assert told["k"] == 10
+    assert 0.2 < told["recall"] <= 1.0
+    assert record.settings["index"] == index
+    assert abs(record.value - exact.value) < 0.15
+    assert "index_recall" not in exact.details
+
+
+def test_few_shots_of_neighbours_have_a_curve():
+    curve = retrieve(shots=(1, 15)).details["shots"]
+    assert curve["1"]["mean"] < curve["15"]["mean"]
+    assert retrieve(shots=(1,)).details["shots"]["1"] == curve["1"]

@@ -1,0 +1,217 @@
+"""Track A and Track B on cached embeddings, beside scikit-learn and a plain torch loop on the same arrays.
+
+2,200 training, 300 validation and 600 test vectors of 768 numbers, 20 classes; libraries imported, one run before.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from benchmarks.harness import in_child, timed
+from benchmarks.run import Options, main
+from benchmarks.table import Row, Table, at_most
+
+DIM, CLASSES = 768, 20
+CLIPS = {"train": 2200, "valid": 300, "test": 600}
+EPOCHS, BATCH_SIZE, SEEDS = 10, 32, (0, 1, 2)
+K, TEMPERATURE = 10, 0.07
+
+
+def tables(options: Options) -> Iterator[Table]:
+    repeats = 2 if options.quick else 7
+    with tempfile.TemporaryDirectory(prefix="featstore-bench-") as folder:
+        in_child(make_store, folder=folder)
+        probe = in_child(measure_probe, folder=folder, repeats=repeats)
+        retrieve = in_child(measure_retrieve, folder=folder, repeats=repeats)
+    yield Table(
+        title="Linear probe",
+        measures=f"{CLIPS['train']:,} x {DIM} features, {CLASSES} classes, {EPOCHS} epochs at batch {BATCH_SIZE}, "
+        f"{len(SEEDS)} seeds, the best epoch taken on {CLIPS['valid']} more: medians. The torch loop trains the same "
+        "heads with nn.Module, autograd and Adam, one seed after another, on one thread, where it is fastest; "
+        "LogisticRegression is one fit to convergence.",
+        unit="s",
+        baseline="torch loop",
+        rows=_rows(probe, {"probe_task": (at_most(1.0),)}),
+    )
+    yield Table(
+        title="Nearest neighbours",
+        measures=f"{CLIPS['test']} queries against {CLIPS['train']:,} x {DIM}, k = {K}, cosine: medians. The first row "
+        "scales, indexes and searches; score is the vote, the accuracy and its bootstrap interval.",
+        unit="ms",
+        baseline="KNeighborsClassifier(metric='cosine')",
+        rows=_rows(retrieve, {"retrieve_task: index + search": (at_most(20.0),)}),
+    )
+
+
+def _rows(measured: dict[str, float], targets: dict[str, Any]) -> tuple[Row, ...]:
+    return tuple(Row(what, value, targets.get(what, ())) for what, value in measured.items())
+
+
+# --- what runs in children
+
+
+def make_store(*, folder: str) -> None:
+    """Write the three splits: vectors around class centres, near enough to each other that heads have work to do."""
+    from featstore.records import Recipe
+    from featstore.store import FORMAT_VERSION, EmbeddedWindow, Member, ShardIdentity, open_split_writer
+
+    recipe = Recipe(
+        encoder="noise",
+        encoder_identity={"class": "Noise"},
+        sample_rate_hz=16_000,
+        dim=DIM,
+        hop_seconds=0.04,
+        padding="0.25",
+        precision="float32",
+        frame_dtype="float16",
+        resampler="none",
+        format_version=FORMAT_VERSION,
+    )
+    rng = np.random.default_rng(0)
+    centres = 0.12 * rng.standard_normal((CLASSES, DIM))
+    for split, n_clips in CLIPS.items():
+        writer = open_split_writer(
+            _store(folder), recipe=recipe, spec="noise", dataset="bench", crop_seconds=None, split=split
+        )
+        with writer.begin_part(f"{split}.tar") as part:
+            for i in range(n_clips):
+                label = i % CLASSES
+                vector = (centres[label] + rng.standard_normal(DIM)).astype(np.float32)
+                part.add(
+                    EmbeddedWindow(
+                        key=f"{split}-{i:05d}",
+                        meta=f'{{"label": "class-{label:02d}"}}',
+                        start_seconds=0.0,
+                        seconds=1.0,
+                        utterance=vector,
+                        frames=None,
+                    )
+                )
+            shard = ShardIdentity(name=f"{split}.tar", size=1, mtime_ns=0, sha256="0" * 64)
+            member = Member(shard=shard, clips=n_clips, windows=n_clips, frames=0, audio_seconds=n_clips, skipped=())
+            part.commit([member], frames_stored=False, versions={})
+        writer.write_catalogue()
+
+
+def measure_probe(*, folder: str, repeats: int) -> dict[str, float]:
+    """Seconds of `probe_task` and its stages, and of two peers."""
+    from sklearn.linear_model import LogisticRegression
+
+    import featstore
+    from featstore.probe import probe_task
+
+    X, y = _arrays(folder)
+    whole, stages = _task_seconds(lambda: probe_task(featstore.open(_store(folder)), _manifest()), repeats=repeats)
+    logistic = timed(lambda: LogisticRegression(max_iter=1000).fit(X["train"], y["train"]), repeats=3)
+    return {
+        "probe_task": whole,
+        **{f"probe_task: {stage}": seconds for stage, seconds in stages.items()},
+        "torch loop": timed(lambda: _torch_loop(X, y), repeats=3).median,
+        "LogisticRegression": logistic.median,
+    }
+
+
+def measure_retrieve(*, folder: str, repeats: int) -> dict[str, float]:
+    """Milliseconds of `retrieve_task` and its stages, and of two peers."""
+    from sklearn.neighbors import KNeighborsClassifier
+
+    import featstore
+    from featstore.retrieve import retrieve_task
+
+    X, y = _arrays(folder)
+    whole, stages = _task_seconds(lambda: retrieve_task(featstore.open(_store(folder)), _manifest()), repeats=repeats)
+
+    def neighbours() -> None:
+        KNeighborsClassifier(K, metric="cosine").fit(X["train"], y["train"]).predict(X["test"])
+
+    seconds = {
+        "retrieve_task: index + search": stages["index"] + stages["search"],
+        "retrieve_task": whole,
+        **{f"retrieve_task: {stage}": spent for stage, spent in stages.items()},
+        "KNeighborsClassifier(metric='cosine')": timed(neighbours, repeats=repeats).median,
+        "matrix product and argpartition": timed(lambda: _numpy_neighbours(X), repeats=repeats).median,
+    }
+    return {what: spent * 1e3 for what, spent in seconds.items()}
+
+
+def _task_seconds(task: Callable[[], Any], *, repeats: int) -> tuple[float, dict[str, float]]:
+    """Median wall time of a task, and medians of the stages that its record tells."""
+    records = []
+    whole = timed(lambda: records.append(task()), repeats=repeats, budget_seconds=15.0)
+    stages = [record.seconds for record in records[-len(whole.seconds) :]]
+    return whole.median, {stage: median(each[stage] for each in stages) for stage in stages[0]}
+
+
+def _torch_loop(X: dict[str, np.ndarray], y: dict[str, np.ndarray]) -> None:
+    """LayerNorm and Linear as anyone would train them, the best epoch kept."""
+    import torch
+
+    torch.set_num_threads(1)
+    features = {split: torch.from_numpy(values) for split, values in X.items()}
+    targets = {split: torch.from_numpy(values) for split, values in y.items()}
+    for seed in SEEDS:
+        torch.manual_seed(seed)
+        head = torch.nn.Sequential(torch.nn.LayerNorm(DIM), torch.nn.Linear(DIM, CLASSES))
+        optimizer = torch.optim.Adam(head.parameters(), lr=1e-3)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, EPOCHS, eta_min=1e-4)
+        loss_of, best = torch.nn.CrossEntropyLoss(), -1.0
+        for _ in range(EPOCHS):
+            for batch in torch.randperm(len(features["train"])).split(BATCH_SIZE):
+                optimizer.zero_grad()
+                loss_of(head(features["train"][batch]), targets["train"][batch]).backward()
+                optimizer.step()
+            schedule.step()
+            with torch.inference_mode():
+                accuracy = float((head(features["valid"]).argmax(1) == targets["valid"]).float().mean())
+            if accuracy > best:
+                best, _kept = accuracy, {name: value.clone() for name, value in head.state_dict().items()}
+
+
+def _numpy_neighbours(X: dict[str, np.ndarray]) -> np.ndarray:
+    train, test = (values / np.linalg.norm(values, axis=1, keepdims=True) for values in (X["train"], X["test"]))
+    return np.argpartition(test @ train.T, -K, axis=1)[:, -K:]
+
+
+def _arrays(folder: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Features and class indices by split, through the store's own Python names."""
+    import featstore
+
+    store = featstore.open(_store(folder))
+    found = {split: store.select(split=split).xy("label") for split in CLIPS}
+    return (
+        {split: np.array(X) for split, (X, _) in found.items()},
+        {split: np.unique(labels, return_inverse=True)[1] for split, (_, labels) in found.items()},
+    )
+
+
+def _manifest() -> Any:
+    from featstore.manifest import Manifest
+
+    return Manifest.model_validate(
+        {
+            "name": "bench",
+            "title": "Benchmark",
+            "kind": "clip",
+            "metric": "accuracy",
+            "eval_weight": 1.0,
+            "data": {"dataset": "bench"},
+            "splits": {split: f"{split}.tar" for split in CLIPS},
+            "label": {"field": "label"},
+            "probe": {"epochs": EPOCHS, "learning_rate": 1e-3, "batch_size": BATCH_SIZE},
+            "retrieve": {"k": K, "temperature": TEMPERATURE},
+        }
+    )
+
+
+def _store(folder: str) -> str:
+    return str(Path(folder) / "store.zarr")
+
+
+if __name__ == "__main__":
+    main(only="tracks")

@@ -1,0 +1,65 @@
+"""`featstore export`: a feature set for another program."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from featstore.cli.options import emit_json, json_option, store_option
+
+if TYPE_CHECKING:
+    from featstore.store.export import ExportFormat
+
+__all__ = ["export"]
+
+
+@click.command()
+@click.argument("out", type=click.Path(path_type=Path))
+@store_option
+@click.option("--encoder", metavar="NAME", help="Encoder in the store (`logmel`, or `logmel@3f9c2a71`).")
+@click.option("--dataset", metavar="NAME", help="Dataset in the store (`words`, or `words+crop5s`).")
+@click.option("--split", metavar="NAME", help="Split or fold.")
+@click.option(
+    "--format",
+    "file_format",
+    type=click.Choice(["npz", "parquet", "zarr", "hf"]),
+    required=True,
+    help="npz: one NumPy file. parquet: one table. zarr: one group of dense arrays. hf: a folder of `datasets`.",
+)
+@click.option("--frames", is_flag=True, help="Write the frames too.")
+@click.option("--label", metavar="FIELD", help="Field of the clips' JSON to be a column, `label`; dots reach inside.")
+@click.option("--force", is_flag=True, help="Replace what an earlier export left at OUT.")
+@json_option
+def export(
+    *,
+    out: Path,
+    store_url: str,
+    encoder: str | None,
+    dataset: str | None,
+    split: str | None,
+    file_format: ExportFormat,
+    frames: bool,
+    label: str | None,
+    force: bool,
+    as_json: bool,
+) -> None:
+    r"""Write one feature set to OUT, a file or folder that other programs read.
+
+    \b
+    featstore export words.npz --store S --encoder logmel --dataset words --split train --format npz --label word
+    """
+    from featstore.store import open_store
+    from featstore.store.export import export_feature_set
+
+    fs = open_store(store_url).select(encoder=encoder, dataset=dataset, split=split)
+    record = export_feature_set(fs, out, file_format=file_format, frames=frames, label=label, force=force)
+    if as_json:
+        emit_json([record])
+        return
+    counted = "" if record.frames is None else f" and {record.frames:,} frames"
+    click.echo(
+        f"{record.out}: {record.windows:,} windows{counted} of {record.path}, {record.bytes / 1e6:,.1f} MB "
+        f"({', '.join(record.columns)})"
+    )

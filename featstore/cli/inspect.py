@@ -1,0 +1,225 @@
+"""`featstore inspect`: what a store holds, and how it came to be."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import click
+
+from featstore.cli.options import json_option, store_option
+from featstore.errors import UnknownFeatureSet, UsageError
+
+if TYPE_CHECKING:
+    from featstore.store import FeatureSet, Store
+    from featstore.store.summary import Details, Quartiles, Summary
+
+__all__ = ["inspect"]
+
+_SHOWN = 12
+_TEXT = 120
+
+
+@click.command()
+@click.argument("path", required=False)
+@store_option
+@click.option("--encoder", metavar="NAME", help="Only of this encoder (`logmel`, or `logmel@3f9c2a71`).")
+@click.option("--dataset", metavar="NAME", help="Only of this dataset (`words`, or `words+crop5s`).")
+@click.option("--split", metavar="NAME", help="Only this split or fold.")
+@click.option("--verbose", "-v", is_flag=True, help="Everything about each feature set, and lists in full.")
+@json_option
+def inspect(
+    *,
+    path: str | None,
+    store_url: str,
+    encoder: str | None,
+    dataset: str | None,
+    split: str | None,
+    verbose: bool,
+    as_json: bool,
+) -> None:
+    r"""Show what a store holds: a table, or everything about one feature set.
+
+    PATH is ENCODER[/DATASET[/SPLIT]], as the table shows them; it says what --encoder, --dataset and --split say.
+
+    \b
+    featstore inspect --store S                     every feature set
+    featstore inspect logmel/words --store S        those of one encoder and dataset
+    featstore inspect logmel/words/test --store S   recipe, provenance, clips left out, state of the numbers
+    """
+    from featstore.store import open_store
+    from featstore.store.summary import examine, summarise
+
+    store = open_store(store_url)
+    asked = _selection(path, encoder, dataset, split)
+    chosen = _matching(store, asked)
+    in_full = verbose or (len(chosen) == 1 and any(asked))
+    if as_json:
+        records = [examine(fs).as_json() if in_full else asdict(summarise(fs)) for fs in chosen]
+        click.echo(json.dumps(records, indent=1, ensure_ascii=False, allow_nan=False))
+    elif in_full:
+        for fs in chosen:
+            _tell_details(examine(fs), limit=None if verbose else _SHOWN)
+    else:
+        _tell_table([summarise(fs) for fs in chosen], url=store.url)
+
+
+def _selection(path: str | None, *options: str | None) -> tuple[str | None, ...]:
+    """Encoder, dataset and split that a path and the options ask for."""
+    given = (path or "").strip("/").split("/") if path else []
+    if len(given) > len(options):
+        raise UsageError(f"PATH is ENCODER/DATASET/SPLIT: got {path!r}")
+    named = [*given, *[""] * (len(options) - len(given))]
+    for option, in_path in zip(options, named, strict=True):
+        if option and in_path and option != in_path:
+            raise UsageError(f"PATH says {in_path!r} and the option says {option!r}: say it once")
+    return tuple(option or in_path or None for option, in_path in zip(options, named, strict=True))
+
+
+def _matching(store: Store, asked: Sequence[str | None]) -> list[FeatureSet]:
+    encoder, dataset, split = asked
+    chosen = [
+        fs
+        for fs in store.feature_sets()
+        if encoder in (None, fs.encoder, fs.recipe.group_name)
+        and dataset in (None, fs.dataset)
+        and split in (None, fs.split)
+    ]
+    if not chosen and any(asked):
+        wanted = "/".join(name or "*" for name in asked)
+        raise UnknownFeatureSet(
+            f"{store.url} holds nothing of {wanted}: `featstore inspect --store {store.url}` shows what is there"
+        )
+    return chosen
+
+
+def _tell_table(summaries: Sequence[Summary], *, url: str) -> None:
+    if not summaries:
+        click.echo(f"{url}: a store without feature sets")
+        return
+    from featstore.cli.console import plain_table, show
+
+    header = ("encoder", "dataset", "split", "clips", "windows", "dim", "frames", "hours", "size", "left out")
+    rows = [
+        (
+            f"{s.encoder}@{s.fingerprint}",
+            s.dataset,
+            s.split,
+            f"{s.clips:,}",
+            f"{s.windows:,}",
+            str(s.dim),
+            "0" if s.frames is None else f"{s.frames:,}",
+            f"{s.audio_seconds / 3600:.2f}",
+            _size(s.bytes),
+            f"{s.left_out:,}",
+        )
+        for s in summaries
+    ]
+    show(plain_table(header, rows))
+    hours = sum(s.audio_seconds for s in summaries) / 3600
+    click.echo(f"  {len(summaries)} feature sets, {hours:,.2f} hours, {_size(sum(s.bytes for s in summaries))}")
+
+
+def _tell_details(details: Details, *, limit: int | None) -> None:
+    from featstore.cli.console import plain_table, show
+
+    click.echo(details.summary.path)
+    entries = [*_facts(details), *_provenance(details)]
+    width = max(len(name) for name, _ in entries)
+    for name, text in entries:
+        click.echo(f"  {name:<{width}}  {text}")
+    shards = details.shards[:limit]
+    rows = [
+        (
+            _safe(each.shard),
+            each.sha256[:12],
+            f"{each.clips:,}",
+            f"{each.windows:,}",
+            f"{each.audio_seconds:,.1f}",
+            f"{each.left_out:,}",
+            each.committed_at[:19],
+            f"{each.seconds:.2f}",
+        )
+        for each in shards
+    ]
+    show(plain_table(("shard", "sha256", "clips", "windows", "audio s", "left out", "committed (UTC)", "took s"), rows))
+    _tell_more(len(details.shards) - len(shards), "shards")
+    if details.skipped:
+        _tell_skipped(details, limit=limit)
+
+
+def _tell_skipped(details: Details, *, limit: int | None) -> None:
+    click.echo(f"  {len(details.skipped):,} clips left out:")
+    reasons = Counter(clip.reason for clip in details.skipped)
+    for reason, count in reasons.most_common(limit):
+        clips = [f"{clip.shard}/{clip.key}" for clip in details.skipped if clip.reason == reason]
+        named = ", ".join(map(_safe, clips[: limit and 3]))
+        click.echo(f"    {count:,}  {_safe(reason)}: {named}" + (", ..." if limit and count > 3 else ""))
+    if limit is not None:
+        _tell_more(len(reasons) - limit, "reasons")
+
+
+def _facts(details: Details) -> Iterator[tuple[str, str]]:
+    summary, recipe = details.summary, details.recipe
+    frames = "not stored" if summary.frames is None else f"{summary.frames:,} x {summary.dim} {recipe['frame_dtype']}"
+    yield "clips", f"{summary.clips:,} in {summary.windows:,} windows, {summary.audio_seconds / 3600:.2f} hours"
+    yield "utterance", f"{summary.windows:,} x {summary.dim} float32"
+    yield "frames", f"{frames}, one every {recipe['hop_seconds'] * 1000:g} ms"
+    n_parts = len({each.part for each in details.shards})
+    yield "size", f"{_size(summary.bytes)} in {n_parts:,} part{'' if n_parts == 1 else 's'}"
+    yield "window seconds", _spread(details.window_seconds, "{:.2f}")
+    if summary.frames is not None:
+        yield "frames a window", _spread(details.frame_lengths, "{:,.0f}")
+    yield "norms", _spread(details.norms, "{:.4g}")
+    yield "not finite", _count(details.windows_not_finite, "windows", "NaN or infinity in the utterance vector")
+    yield "repeated vectors", _count(details.repeated_vectors, "windows", "bit for bit as an earlier window")
+    yield "repeated keys", _count(details.repeated_keys, "windows", "run `featstore verify`")
+
+
+def _provenance(details: Details) -> Iterator[tuple[str, str]]:
+    for name, value in details.recipe.items():
+        if name == "encoder_identity":
+            for field, what in value.items():
+                yield f"encoder {field.replace('_', ' ')}", what if isinstance(what, str) else json.dumps(what)
+        elif name not in ("encoder", "dim", "hop_seconds", "frame_dtype"):
+            yield name.replace("_", " "), str(value)
+    yield "content hash", details.content_hash
+    yield "software", ", ".join(f"{name} {' and '.join(found)}" for name, found in details.versions.items())
+    yield "committed", f"{(details.first_commit or '')[:19]} to {(details.last_commit or '')[:19]} UTC"
+    rate = details.audio_seconds_per_second
+    yield "throughput", "not known: the parts were compacted" if rate is None else f"{rate:,.0f} x real time"
+
+
+def _spread(found: Quartiles | None, form: str) -> str:
+    if found is None:
+        return "-"
+    low, q1, median, q3, high = (
+        form.format(value) for value in (found.low, found.q1, found.median, found.q3, found.high)
+    )
+    return f"{median} median, {q1} to {q3} the middle half, {low} to {high} all"
+
+
+def _count(count: int, what: str, says: str) -> str:
+    return f"{count:,} {what}: {says}" if count else "none"
+
+
+def _safe(text: str) -> str:
+    """Text of an audio file's making, fit for a terminal: short, and without control characters."""
+    shown = text if len(text) <= _TEXT else text[: _TEXT - 3] + "..."
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in shown)
+
+
+def _tell_more(count: int, what: str) -> None:
+    if count > 0:
+        click.echo(f"  ... and {count:,} {what} more: --verbose shows all")
+
+
+def _size(n_bytes: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if n_bytes < 1000:
+            return f"{n_bytes:.0f} B" if unit == "B" else f"{n_bytes:.1f} {unit}"
+        n_bytes /= 1000
+    return f"{n_bytes:.1f} TB"

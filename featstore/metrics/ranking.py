@@ -1,0 +1,156 @@
+"""What the order of scores says of two classes: equal error rate, and d'."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featstore.errors import DataError
+
+__all__ = ["DPrime", "EqualErrorRate"]
+
+
+@dataclass(frozen=True, slots=True)
+class EqualErrorRate:
+    """Error rate at the threshold that misses as often as it raises a false alarm; see `featstore.metrics.Metric`.
+
+    Of two classes, the second is what is looked for. The ROC curve is scikit-learn's, drawn straight from point to
+    point: the rate is where it crosses the line of equal errors.
+    """
+
+    name: str = "eer"
+    higher_is_better: bool = False
+    bounds: tuple[float, float] = (0.0, 1.0)
+    libraries: tuple[str, ...] = ("sklearn",)
+
+    def score(self, y_true: NDArray[Any], y_score: NDArray[np.floating[Any]]) -> float:
+        """Rate of ``y_true`` (n,), class indices 0 and 1. Raises DataError unless both classes, and no other, are."""
+        from sklearn.metrics import roc_curve
+
+        positive, scores = _of_two_classes(y_true, y_score)
+        false_alarms, found, _ = roc_curve(positive, scores, drop_intermediate=False)
+        return _crossing(false_alarms[:, None], found[:, None]).item()
+
+    def weighted(
+        self, y_true: NDArray[Any], y_score: NDArray[np.floating[Any]], weights: NDArray[np.float32]
+    ) -> NDArray[np.float64]:
+        """Rate once per column of ``weights``; NaN where one of the classes weighs nothing."""
+        positive, scores = _of_two_classes(y_true, y_score)
+        return _crossing(*_rates(positive, scores, weights))
+
+    def per_class(self, y_true: NDArray[Any], y_score: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+        """Misses and false alarms are equal, so both classes have the one rate."""
+        return np.full(y_score.shape[1], self.score(y_true, y_score))
+
+
+@dataclass(frozen=True, slots=True)
+class DPrime:
+    """Distance of two normal distributions of equal spread whose ROC curve has the same area: sqrt(2) Phi^-1(AUC).
+
+    The area is the mean over the classes that have both positive and negative samples, as AudioSet's is (Gemmeke et al.
+    2017). A class without a single wrong pair would be infinitely far: its area is held below 1 by half a pair, and
+    above 0 likewise.
+    """
+
+    name: str = "d_prime"
+    higher_is_better: bool = True
+    bounds: tuple[float, float] = (-np.inf, np.inf)
+    libraries: tuple[str, ...] = ("sklearn", "scipy")
+
+    def score(self, y_true: NDArray[Any], y_score: NDArray[np.floating[Any]]) -> float:
+        """Distance of the mean area. Raises DataError where no class has both positive and negative samples."""
+        areas = self._areas(y_true, y_score)
+        if np.isnan(areas).all():
+            raise DataError(
+                f"d_prime needs a class that some samples have and some have not; got {len(y_true)} samples"
+            )
+        return _distance(np.array([np.nanmean(areas)])).item()
+
+    def weighted(
+        self, y_true: NDArray[Any], y_score: NDArray[np.floating[Any]], weights: NDArray[np.float32]
+    ) -> NDArray[np.float64]:
+        """Distance once per column of ``weights``; NaN where no class has both positive and negative weight."""
+        label_sets = _as_label_sets(y_true, y_score.shape[1])
+        total = np.zeros(weights.shape[1])
+        n_present = np.zeros(weights.shape[1])
+        for positive, scores in zip(label_sets.T, y_score.T, strict=True):
+            if positive.any() and not positive.all():
+                false_alarms, found = _rates(positive, scores, weights)
+                area = _held(np.asarray(np.trapezoid(found, false_alarms, axis=0)), positive)
+                present = ~np.isnan(area)
+                total[present] += area[present]
+                n_present += present
+        return _distance(np.divide(total, n_present, out=np.full_like(total, np.nan), where=n_present > 0))
+
+    def per_class(self, y_true: NDArray[Any], y_score: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+        """Distance of each class, NaN for one that all samples have or none."""
+        return _distance(self._areas(y_true, y_score))
+
+    def _areas(self, y_true: NDArray[Any], y_score: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+        from sklearn.metrics import roc_auc_score
+
+        label_sets = _as_label_sets(y_true, y_score.shape[1])
+        areas = np.full(y_score.shape[1], np.nan)
+        for label in np.flatnonzero(label_sets.any(axis=0) & ~label_sets.all(axis=0)):
+            area = roc_auc_score(label_sets[:, label], y_score[:, label])
+            areas[label] = _held(np.array([area]), label_sets[:, label]).item()
+        return areas
+
+
+def _of_two_classes(
+    y_true: NDArray[Any], y_score: NDArray[np.floating[Any]]
+) -> tuple[NDArray[np.bool_], NDArray[np.floating[Any]]]:
+    """Whether each sample is of the second class, and how much more its score says so than the first's."""
+    if y_score.shape[1] != 2 or len(np.unique(y_true)) != 2:
+        raise DataError(
+            f"eer tells two classes apart, with samples of both: got {y_score.shape[1]} classes, "
+            f"{len(np.unique(y_true))} of them in {len(y_true)} samples"
+        )
+    return y_true == 1, y_score[:, 1] - y_score[:, 0]
+
+
+def _rates(
+    positive: NDArray[np.bool_], scores: NDArray[np.floating[Any]], weights: NDArray[np.float32]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """False alarms and finds at every threshold, from none to all: float64 (thresholds + 1, resamples) each.
+
+    One sort serves all weightings. NaN where a class weighs nothing.
+    """
+    order = np.argsort(-scores, kind="stable")
+    ends_tie = np.flatnonzero(np.r_[scores[order][1:] != scores[order][:-1], True])
+
+    def share_above(mine: NDArray[np.bool_]) -> NDArray[np.float64]:
+        above = np.cumsum(np.where(mine[order, None], weights[order], 0.0), axis=0, dtype=np.float64)[ends_tie]
+        above = np.concatenate([np.zeros((1, weights.shape[1])), above])
+        total = np.where(above[-1] > 0, above[-1], np.nan)
+        return np.asarray(above / total)
+
+    return share_above(~positive), share_above(positive)
+
+
+def _crossing(false_alarms: NDArray[np.float64], found: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Where misses, 1 - ``found``, come down to false alarms (thresholds, columns), between two thresholds."""
+    ahead = 1.0 - found - false_alarms
+    after = np.argmax(~(ahead > 0), axis=0)[None]
+    before = after - 1
+    start, stop = (np.take_along_axis(ahead, at, axis=0) for at in (before, after))
+    low, high = (np.take_along_axis(false_alarms, at, axis=0) for at in (before, after))
+    return np.asarray((low + (high - low) * start / (start - stop))[0])
+
+
+def _held(area: NDArray[np.float64], positive: NDArray[np.bool_]) -> NDArray[np.float64]:
+    half_pair = 0.5 / (np.count_nonzero(positive) * np.count_nonzero(~positive))
+    return np.clip(area, half_pair, 1.0 - half_pair)
+
+
+def _distance(area: NDArray[np.float64]) -> NDArray[np.float64]:
+    from scipy.special import ndtri
+
+    return np.asarray(np.sqrt(2.0) * ndtri(area), dtype=np.float64)
+
+
+def _as_label_sets(y_true: NDArray[Any], n_classes: int) -> NDArray[np.bool_]:
+    return y_true.astype(bool) if y_true.ndim == 2 else y_true[:, None] == np.arange(n_classes)

@@ -1,0 +1,116 @@
+"""Word and character error rates. The one door to jiwer, an optional library: ``pip install featstore[asr]``."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featstore.errors import DataError, UsageError
+
+__all__ = ["Edits", "InverseErrorRate", "count_edits", "require_jiwer"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Edits:
+    """What it takes to turn each hypothesis into its reference.
+
+    Attributes
+    ----------
+    n_edits : int64 (n,)
+        Substitutions, deletions and insertions of a shortest edit.
+    n_reference : int64 (n,)
+        Words, or characters, of the reference.
+    """
+
+    n_edits: NDArray[np.int64]
+    n_reference: NDArray[np.int64]
+
+    @property
+    def rate(self) -> float:
+        """Edits per word (or character) of all references together; DataError where these are empty."""
+        if not self.n_reference.sum():
+            raise DataError(f"an error rate needs a reference with a word; all {len(self.n_reference)} are empty")
+        return float(self.n_edits.sum() / self.n_reference.sum())
+
+
+def require_jiwer() -> None:
+    """Raise UsageError, with what to install, where jiwer is missing."""
+    _jiwer()
+
+
+def count_edits(references: Sequence[str], hypotheses: Sequence[str], *, unit: Literal["word", "character"]) -> Edits:
+    """Count the edits between references and hypotheses, pair by pair.
+
+    Words are what spaces part. Nothing else is normalised here.
+
+    Raises
+    ------
+    UsageError
+        jiwer is not installed.
+    """
+    jiwer = _jiwer()
+    process = jiwer.process_words if unit == "word" else jiwer.process_characters
+    n_edits = np.zeros(len(references), np.int64)
+    n_reference = np.zeros(len(references), np.int64)
+    # jiwer has no rate for an empty reference: every word said against it is one too many.
+    spoken = [at for at, reference in enumerate(references) if reference.strip()]
+    for at in set(range(len(references))) - set(spoken):
+        said = hypotheses[at].strip()
+        n_edits[at] = len(said.split()) if unit == "word" else len(said)
+    if spoken:
+        found = process([references[at] for at in spoken], [hypotheses[at] for at in spoken])
+        n_edits[spoken] = [sum(map(_cost, chunks)) for chunks in found.alignments]
+        n_reference[spoken] = [len(reference) for reference in found.references]
+    return Edits(n_edits=n_edits, n_reference=n_reference)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InverseErrorRate:
+    """``max(0, 1 - error rate)`` of all samples together, as X-ARES scores speech recognition.
+
+    See `featstore.metrics.Metric`. ``y_true`` (n,) holds the words (or characters) of each reference, ``y_score`` (n,)
+    the edits: see `count_edits`.
+    """
+
+    name: str = "wer_inv"
+    higher_is_better: bool = True
+    bounds: tuple[float, float] = (0.0, 1.0)
+    libraries: tuple[str, ...] = ("jiwer",)
+
+    def score(self, y_true: NDArray[Any], y_score: NDArray[np.floating[Any]]) -> float:
+        """Raise DataError where no reference has a word."""
+        edits = Edits(n_edits=y_score.astype(np.int64), n_reference=y_true.astype(np.int64))
+        return max(0.0, 1.0 - edits.rate)
+
+    def weighted(
+        self, y_true: NDArray[Any], y_score: NDArray[np.floating[Any]], weights: NDArray[np.float32]
+    ) -> NDArray[np.float64]:
+        """One number per column of ``weights``; NaN where a column has no word at all."""
+        counts = weights.astype(np.float64)
+        edits, words = np.asarray(y_score, np.float64) @ counts, np.asarray(y_true, np.float64) @ counts
+        rate = np.divide(edits, words, out=np.full(len(words), np.nan), where=words > 0)
+        return np.asarray(np.maximum(0.0, 1.0 - rate), dtype=np.float64)
+
+    def per_class(self, y_true: NDArray[Any], y_score: NDArray[np.floating[Any]]) -> NDArray[np.float64]:  # noqa: ARG002
+        """Texts have no classes: (0,)."""
+        return np.zeros(0)
+
+
+def _cost(chunk: Any) -> int:
+    if chunk.type == "equal":
+        return 0
+    return int(max(chunk.ref_end_idx - chunk.ref_start_idx, chunk.hyp_end_idx - chunk.hyp_start_idx))
+
+
+def _jiwer() -> Any:
+    try:
+        return importlib.import_module("jiwer")
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            f"word error rates need {error.name}, which is not installed: `pip install featstore[asr]`"
+        ) from None

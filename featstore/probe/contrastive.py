@@ -1,0 +1,300 @@
+"""Audio-text retrieval: find a caption's clip, and a clip's captions, in a space that is learned for both.
+
+Metrics, from cosine similarity, over the test clips of a round and all of their captions:
+
+- text to audio: every caption asks for its clip; audio to text: every clip asks for its captions;
+- recall@k: the share of questions with a right answer among the first k; mAP@10: see `average_precision_at`;
+- ``recall_at_1``, the main metric, is the mean of both directions, as in X-ARES.
+
+X-ARES gives each clip as many copies as it has captions, and undoes that when it scores: the first copy of a clip
+stands for it. With one window and the same number of captions for each clip, which it requires, that is the
+definition above. ``xares`` differs from ``strict`` in what is asked for, which is a window there and a clip here (the
+cosines of its windows are averaged by their seconds), and in what is learned: see
+`featstore.probe.contrastive_model.objective_of`.
+
+A token that no training caption has says nothing: under ``strict`` it is left out, under ``xares`` it keeps the random
+embedding that it began with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featstore.errors import UsageError
+from featstore.metrics import TestSet
+from featstore.metrics.recall import RecallAt, average_precision_at, relevant_ranks
+from featstore.probe.text import words
+from featstore.probe.verdict import RoundResult, plan, refuse_other_heads, verdict
+from featstore.records import Protocol, ScoreRecord
+from featstore.splits import Round
+from featstore.taskdata import Stopwatch
+from featstore.taskdata.load import SHORTEST_SECONDS
+from featstore.taskdata.pool import Pool, read_pool
+
+if TYPE_CHECKING:
+    from featstore.manifest import Manifest
+    from featstore.probe.contrastive_model import Captions, Embedder, Pairs
+    from featstore.probe.fitting import Fitted
+    from featstore.store import Store
+
+__all__ = ["score_contrastive"]
+
+RECALLS = (1, 5, 10)
+MAP_AT = 10
+AUDIO_TO_TEXT, TEXT_TO_AUDIO = 0, 1
+DIRECTIONS = ("audio_to_text", "text_to_audio")
+WORDS = "words"
+NOTHING = 0
+
+
+def score_contrastive(
+    store: Store,
+    manifest: Manifest,
+    *,
+    encoder: str | None,
+    protocol: Protocol,
+    seeds: tuple[int, ...],
+    head: str,
+) -> ScoreRecord:
+    """Score a task of kind ``contrastive`` on its cached utterance vectors.
+
+    Raises
+    ------
+    UnknownFeatureSet, AmbiguousSelection
+        The store does not hold what the task needs; the message says what to run.
+    LabelError, DataError
+        The captions or the embeddings cannot be learned from.
+    UsageError
+        The head is not one of this kind, or the tokenizer cannot be had.
+    """
+    refuse_other_heads(manifest, head)
+    if manifest.metric != "recall_at_1":
+        raise UsageError(f"task {manifest.name}: a contrastive task is scored by recall_at_1, got {manifest.metric!r}")
+    watch = Stopwatch()
+    with watch("read"):
+        pool = read_pool(store, manifest, encoder=encoder)
+        texts = _read_texts(manifest, pool)
+        rounds = plan(manifest, pool, protocol=protocol)
+    tested = []
+    for number, each in enumerate(rounds):
+        captions = texts.known_to(each) if protocol == "strict" else texts.captions
+        material = _Material(pool=pool, texts=texts, captions=captions, protocol=protocol)
+        with watch("train"):
+            trained = [_train(manifest, material, each, seed=(seed, number)) for seed in seeds]
+        with watch("score"):
+            tested.append(_test(material, each, trained))
+    return verdict(
+        manifest,
+        pool,
+        tested,
+        metric=RecallAt(k=1),
+        protocol=protocol,
+        seeds=seeds,
+        settings={"head": head, **manifest.probe.model_dump(exclude_none=True), **texts.settings},
+        seconds=watch.seconds,
+        libraries=("torch", *texts.libraries),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Texts:
+    """Captions of all clips; those of a clip are neighbours.
+
+    Attributes
+    ----------
+    clip : int64 (captions,)
+        Rising.
+    """
+
+    clip: NDArray[np.int64]
+    captions: Captions
+    settings: Mapping[str, Any]
+    libraries: tuple[str, ...]
+
+    def of(self, clip: int) -> NDArray[np.int64]:
+        """Captions of a clip."""
+        return np.arange(*np.searchsorted(self.clip, [clip, clip + 1]))
+
+    def known_to(self, each: Round) -> Captions:
+        """Captions without the tokens that training captions do not have; one that loses all of them says nothing."""
+        all_tokens = self.captions
+        trained = np.flatnonzero(np.isin(self.clip, each.train))
+        seen = np.zeros(all_tokens.n_tokens, bool)
+        seen[all_tokens.take(trained)[0]] = True
+        seen[NOTHING] = False
+        by_caption = np.split(all_tokens.tokens, all_tokens.bounds[1:-1])
+        return _as_captions([tokens[seen[tokens]] for tokens in by_caption], n_tokens=all_tokens.n_tokens)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Material:
+    """What a round is learned and tested from: ``captions`` are those of `texts` as far as the round knows them."""
+
+    pool: Pool
+    texts: _Texts
+    captions: Captions
+    protocol: Protocol
+
+    def windows_of(self, clips: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Rows of the pool."""
+        return np.flatnonzero(np.isin(self.pool.clip, clips))
+
+    def pairs(self, clips: NDArray[np.int64]) -> Pairs:
+        """Every window of some clips with every caption of its clip."""
+        from featstore.probe.contrastive_model import Pairs
+
+        windows = self.windows_of(clips)
+        captions = [self.texts.of(clip) for clip in self.pool.clip[windows].tolist()]
+        window = np.repeat(windows, [len(each) for each in captions])
+        return Pairs(window=window, caption=np.concatenate(captions), clip=self.pool.clip[window])
+
+    def questions(self, clips: NDArray[np.int64]) -> _Questions:
+        """What is asked of some clips."""
+        windows = self.windows_of(clips)
+        clip = self.pool.clip[windows]
+        alone = self.protocol == "xares"
+        starts = np.arange(len(windows)) if alone else np.flatnonzero(np.diff(clip, prepend=-1))
+        captions = [self.texts.of(each) for each in clip[starts].tolist()]
+        return _Questions(
+            windows=windows,
+            starts=starts,
+            weights=np.maximum(self.pool.seconds[windows], SHORTEST_SECONDS).astype(np.float32),
+            clip=clip[starts],
+            caption=np.concatenate(captions),
+            caption_item=np.repeat(np.arange(len(starts)), [len(each) for each in captions]),
+        )
+
+    def ranks(self, model: Embedder, questions: _Questions) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Ranks of the right answers by direction: see `relevant_ranks`."""
+        weights, starts = questions.weights[:, None], questions.starts
+        audio = model.embed_audio(self.pool.X[questions.windows]) * weights
+        audio = (np.add.reduceat(audio, starts, axis=0) / np.add.reduceat(weights, starts, axis=0)).astype(np.float32)
+        text = model.embed_captions(*self.captions.take(questions.caption))
+        items = np.arange(len(questions.clip))
+        return (
+            relevant_ranks(audio, text, query_clip=items, document_clip=questions.caption_item),
+            relevant_ranks(text, audio, query_clip=questions.caption_item, document_clip=items),
+        )
+
+
+def _read_texts(manifest: Manifest, pool: Pool) -> _Texts:
+    from featstore.manifest import labels
+
+    by_clip = labels.captions(manifest, pool.keys, pool.metas)
+    flat = [caption for captions in by_clip for caption in captions]
+    tokenized: Sequence[Sequence[str | int]]
+    if manifest.probe.tokenizer is None:
+        tokenized = [words(caption) for caption in flat]
+        settings: dict[str, Any] = {"tokenizer": WORDS}
+        libraries: tuple[str, ...] = ()
+    else:
+        from featstore.probe.text_models import load_tokenizer
+
+        tokenizer = load_tokenizer(manifest.probe.tokenizer)
+        tokenized = tokenizer.tokens(flat)
+        settings = {"tokenizer": tokenizer.name, "tokenizer_sha256": tokenizer.sha256}
+        libraries = ("transformers",)
+    # Numbers from 1 on, of tokens that some caption has: what none has would never be read nor learned.
+    number: dict[str | int, int] = {}
+    ids = [np.array([number.setdefault(token, len(number) + 1) for token in tokens], np.int64) for tokens in tokenized]
+    return _Texts(
+        clip=np.repeat(np.arange(len(by_clip)), [len(captions) for captions in by_clip]),
+        captions=_as_captions(ids, n_tokens=len(number) + 1),
+        settings=settings,
+        libraries=libraries,
+    )
+
+
+def _as_captions(by_caption: Sequence[NDArray[np.int64]], *, n_tokens: int) -> Captions:
+    """Join the tokens of all captions; one without any has the token that stands for nothing."""
+    from featstore.probe.contrastive_model import Captions
+
+    filled = [tokens if len(tokens) else np.array([NOTHING]) for tokens in by_caption]
+    return Captions(tokens=np.concatenate(filled), bounds=np.cumsum([0, *map(len, filled)]), n_tokens=n_tokens)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Questions:
+    """What is asked in both directions: items (clips, or windows under ``xares``) and the captions of each.
+
+    Attributes
+    ----------
+    windows : int64 (windows,)
+        Rows of the pool; those of an item are neighbours, and begin at ``starts`` (items,).
+    weights : float32 (windows,)
+        True seconds.
+    clip : int64 (items,)
+    caption : int64 (captions,)
+    caption_item : int64 (captions,)
+        Which item each is of; rising.
+    """
+
+    windows: NDArray[np.int64]
+    starts: NDArray[np.int64]
+    weights: NDArray[np.float32]
+    clip: NDArray[np.int64]
+    caption: NDArray[np.int64]
+    caption_item: NDArray[np.int64]
+
+    def answers(self, ranks: tuple[NDArray[np.int64], NDArray[np.int64]]) -> dict[str, dict[str, float]]:
+        """Recalls and mAP@10 by direction."""
+        n_relevant = (np.bincount(self.caption_item), np.ones(len(self.caption), np.int64))
+        return {
+            direction: {
+                **{f"recall_at_{k}": float(np.mean(of[:, 0] <= k)) for k in RECALLS},
+                f"map_at_{MAP_AT}": float(np.mean(average_precision_at(of, k=MAP_AT, n_relevant=number))),
+            }
+            for direction, of, number in zip(DIRECTIONS, ranks, n_relevant, strict=True)
+        }
+
+
+def _train(manifest: Manifest, material: _Material, each: Round, *, seed: tuple[int, int]) -> tuple[Embedder, Fitted]:
+    """Train a model, selected by the mean recall@1 of both directions."""
+    from featstore.probe import contrastive_model
+
+    questions = material.questions(each.valid) if len(each.valid) else None
+
+    def score(model: Embedder) -> float:
+        ranks = () if questions is None else material.ranks(model, questions)
+        return float(np.mean([np.mean(of[:, 0] <= 1) for of in ranks]))
+
+    return contrastive_model.train(
+        material.pool.X,
+        material.captions,
+        material.pairs(each.train),
+        objective=contrastive_model.objective_of(material.protocol),
+        score=None if questions is None else score,
+        seed=seed,
+        epochs=manifest.probe.epochs,
+        batch_size=manifest.probe.batch_size,
+        learning_rate=manifest.probe.learning_rate,
+    )
+
+
+def _test(material: _Material, each: Round, trained: Sequence[tuple[Embedder, Fitted]]) -> RoundResult:
+    questions = material.questions(each.test)
+    ranks = [material.ranks(model, questions) for model, _ in trained]
+    answers = [questions.answers(of) for of in ranks]
+    direction = np.repeat([AUDIO_TO_TEXT, TEXT_TO_AUDIO], [len(questions.clip), len(questions.caption)])
+    return RoundResult(
+        round=each,
+        test_set=TestSet(
+            y_true=direction,
+            y_scores=tuple(np.concatenate([of[:, 0] for of in both]).astype(np.float64) for both in ranks),
+            clip=np.concatenate([questions.clip, questions.clip[questions.caption_item]]),
+        ),
+        best_epoch=tuple(fitted.epoch for _, fitted in trained),
+        validation=tuple(list(fitted.history) for _, fitted in trained),
+        details={
+            "n_captions": len(questions.caption),
+            **{
+                name: {key: float(np.mean([of[name][key] for of in answers])) for key in answers[0][name]}
+                for name in DIRECTIONS
+            },
+        },
+    )

@@ -1,0 +1,172 @@
+"""Audio and text in one space: the model of a contrastive task, and its training. The door to torch of this kind.
+
+After X-ARES's ``RetrivalMLP``: utterance vectors pass LayerNorm and two layers, tokens are embedded and pass two layers
+each, and a caption is the mean of its tokens. A token gives the same vector wherever it stands, so each distinct token
+of a batch passes the layers once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from featstore.probe.fitting import Fitted, fit, initialised
+from featstore.records import Protocol as EvaluationProtocol
+
+__all__ = ["Captions", "Embedder", "Objective", "Pairs", "objective_of", "train"]
+
+WIDTH = 1024
+TEMPERATURE = 0.07
+MAX_SCALE = 100.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Captions:
+    """Tokens of all captions behind one another: those of caption ``i`` are ``bounds[i]`` to ``bounds[i + 1]``."""
+
+    tokens: NDArray[np.int64]
+    bounds: NDArray[np.int64]
+    n_tokens: int
+
+    def take(self, captions: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Tokens of some captions, and where each of them begins."""
+        lengths = (self.bounds[1:] - self.bounds[:-1])[captions]
+        starts = np.cumsum(lengths) - lengths
+        at = np.arange(lengths.sum()) + np.repeat(self.bounds[captions] - starts, lengths)
+        return self.tokens[at], starts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pairs:
+    """What is learned from: a window, a caption of its clip, and which clip that is, int64 (pairs,) each."""
+
+    window: NDArray[np.int64]
+    caption: NDArray[np.int64]
+    clip: NDArray[np.int64]
+
+
+class Embedder(nn.Module):
+    """Two towers and a temperature; `embed_audio` and `embed_captions` give unit vectors."""
+
+    def __init__(self, *, dim: int, n_tokens: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.audio = nn.Sequential(nn.Linear(dim, WIDTH), nn.GELU(), nn.Linear(WIDTH, WIDTH))
+        self.embedding = nn.Embedding(n_tokens, WIDTH)
+        self.text = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.GELU(), nn.Linear(WIDTH, WIDTH))
+        self.log_scale = nn.Parameter(torch.tensor(math.log(1.0 / TEMPERATURE)))
+
+    def project_audio(self, vectors: Tensor) -> Tensor:
+        """Utterance vectors (n, dim) in the shared space, (n, 1024)."""
+        projected: Tensor = self.audio(self.norm(vectors))
+        return projected
+
+    def project_captions(self, tokens: NDArray[np.int64], starts: NDArray[np.int64]) -> Tensor:
+        """Captions in the shared space, (captions, 1024)."""
+        distinct, place = np.unique(tokens, return_inverse=True)
+        projected: Tensor = self.text(self.embedding(torch.from_numpy(distinct)))
+        means: Tensor = functional.embedding_bag(
+            torch.from_numpy(place), projected, torch.from_numpy(starts), mode="mean"
+        )
+        return means
+
+    @torch.no_grad()
+    def embed_audio(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Unit vectors, float32 (n, 1024), of utterance vectors (n, dim)."""
+        return _unit(self.project_audio(torch.from_numpy(vectors)))
+
+    @torch.no_grad()
+    def embed_captions(self, tokens: NDArray[np.int64], starts: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Unit vectors, float32 (captions, 1024)."""
+        return _unit(self.project_captions(tokens, starts))
+
+
+def _unit(projected: Tensor) -> NDArray[np.float32]:
+    unit: NDArray[np.float32] = functional.normalize(projected, dim=1).numpy()
+    return unit
+
+
+class Objective(Protocol):
+    """What a batch of pairs costs."""
+
+    def __call__(self, audio: Tensor, text: Tensor, *, clip: Tensor, log_scale: Tensor) -> Tensor:
+        """Loss of projections (pairs, width), pair by pair of ``clip`` (pairs,)."""
+
+
+def objective_of(protocol: EvaluationProtocol) -> Objective:
+    """Symmetric cross-entropy over a batch.
+
+    ``xares``: of dot products, with the pair itself as the only right answer, though other captions of its clip are in
+    the batch, and with the peer's regulariser of the projections. ``strict``: of cosines, which is what retrieval
+    goes by, with every caption of the clip as a right answer, and a scale of at most 100 (as CLIP has it).
+    """
+    return _as_x_ares if protocol == "xares" else _of_cosines
+
+
+def _of_cosines(audio: Tensor, text: Tensor, *, clip: Tensor, log_scale: Tensor) -> Tensor:
+    scale = log_scale.clamp(max=math.log(MAX_SCALE)).exp()
+    logits = scale * functional.normalize(audio, dim=1) @ functional.normalize(text, dim=1).T
+    right = (clip[:, None] == clip).to(logits.dtype)
+    right /= right.sum(dim=1, keepdim=True)
+    return (functional.cross_entropy(logits, right) + functional.cross_entropy(logits.T, right)) / 2
+
+
+def _as_x_ares(audio: Tensor, text: Tensor, *, clip: Tensor, log_scale: Tensor) -> Tensor:
+    logits = log_scale.exp() * audio @ text.T
+    itself = torch.arange(len(clip))
+    loss = (functional.cross_entropy(logits, itself) + functional.cross_entropy(logits.T, itself)) / 2
+    size = audio.abs().mean() / audio.square().sum().sqrt() + text.abs().mean() / text.square().sum().sqrt()
+    return loss + size
+
+
+def train(
+    features: NDArray[np.float32],
+    captions: Captions,
+    pairs: Pairs,
+    *,
+    objective: Objective,
+    score: Callable[[Embedder], float] | None,
+    seed: tuple[int, int],
+    epochs: int,
+    batch_size: int,
+    learning_rate: float,
+) -> tuple[Embedder, Fitted]:
+    """Train a model; every epoch takes the pairs in a new order, its last batch as small as it comes.
+
+    Parameters
+    ----------
+    features : float32 (windows, dim)
+    score : callable or None
+        Of a model, higher is better; None takes the last epoch.
+    seed : pair of int
+        Seed of the run and number of the round: initial weights, then the order of each epoch.
+    """
+    rng = np.random.default_rng(seed)
+    model = initialised(lambda: Embedder(dim=features.shape[1], n_tokens=captions.n_tokens), rng)
+
+    def batches() -> Iterator[NDArray[np.int64]]:
+        order = rng.permutation(len(pairs.window))
+        return (order[start : start + batch_size] for start in range(0, len(order), batch_size))
+
+    def loss(batch: NDArray[np.int64]) -> Tensor:
+        audio = model.project_audio(torch.from_numpy(features[pairs.window[batch]]))
+        text = model.project_captions(*captions.take(pairs.caption[batch]))
+        return objective(audio, text, clip=torch.from_numpy(pairs.clip[batch]), log_scale=model.log_scale)
+
+    fitted = fit(
+        model,
+        batches=batches,
+        loss=loss,
+        score=None if score is None else lambda: score(model),
+        epochs=epochs,
+        learning_rate=learning_rate,
+    )
+    return model, fitted

@@ -1,0 +1,106 @@
+"""Training by autograd as X-ARES has it: Adam, a cosine by epoch, and the best epoch by validation. Imports torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim.adam import adam
+
+from featstore.probe.heads import ADAM_BETA1, ADAM_BETA2, ADAM_EPS
+from featstore.probe.schedule import cosine_rate
+
+__all__ = ["Fitted", "fit", "initialised"]
+
+Batch = TypeVar("Batch")
+Module = TypeVar("Module", bound=nn.Module)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fitted:
+    """The best epoch, counted from 1, and the validation score after each epoch; empty without validation."""
+
+    epoch: int
+    history: tuple[float, ...]
+
+
+def initialised(build: Callable[[], Module], rng: np.random.Generator) -> Module:
+    """Build a module whose initial weights come from a generator, and leave torch's own generator as it is."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(rng.integers(2**62)))
+        return build()
+
+
+def fit(
+    model: nn.Module,
+    *,
+    batches: Callable[[], Iterable[Batch]],
+    loss: Callable[[Batch], Tensor],
+    score: Callable[[], float] | None,
+    epochs: int,
+    learning_rate: float,
+) -> Fitted:
+    """Train a model in place, and leave it as it was after the first of its best epochs.
+
+    Parameters
+    ----------
+    batches : callable
+        Gives the batches of an epoch, one by one.
+    score : callable or None
+        Of the model as it is, higher is better; None takes the last epoch.
+    """
+    adam_of_model = _Adam(model.parameters())
+    best: dict[str, Tensor] = {}
+    best_score, best_epoch = -math.inf, epochs
+    history: list[float] = []
+    for epoch in range(epochs):
+        rate = cosine_rate(learning_rate, epoch=epoch, epochs=epochs)
+        for batch in batches():
+            adam_of_model.step(loss(batch), learning_rate=rate)
+        if score is None:
+            continue
+        history.append(score())
+        if history[-1] > best_score:
+            best_score, best_epoch = history[-1], epoch + 1
+            best = {name: value.clone() for name, value in model.state_dict().items()}
+    if best:
+        model.load_state_dict(best)
+    return Fitted(epoch=best_epoch, history=tuple(history))
+
+
+class _Adam:
+    """Steps parameters down their gradients.
+
+    The function behind ``torch.optim.Adam``: the class itself would import torch's compiler, for a second.
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
+        self._parameters = list(parameters)
+        self._first = [torch.zeros_like(each) for each in self._parameters]
+        self._second = [torch.zeros_like(each) for each in self._parameters]
+        self._taken = [torch.zeros((), device=each.device) for each in self._parameters]
+
+    def step(self, loss: Tensor, *, learning_rate: float) -> None:
+        gradients = torch.autograd.grad(loss, self._parameters)
+        with torch.no_grad():
+            adam(
+                [each.data for each in self._parameters],
+                [each.contiguous() for each in gradients],
+                self._first,
+                self._second,
+                [],
+                self._taken,
+                fused=True,
+                amsgrad=False,
+                maximize=False,
+                weight_decay=0.0,
+                beta1=ADAM_BETA1,
+                beta2=ADAM_BETA2,
+                eps=ADAM_EPS,
+                lr=learning_rate,
+            )

@@ -1,0 +1,193 @@
+"""Tasks of kind ``frame``: a linear head on every frame, scored by segments and, under ``strict``, by events too."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featstore.metrics import Metric, find_metric
+from featstore.metrics.f1 import Average, CountF1
+from featstore.probe.frame_scoring import Judge, Rows, count_events, counted, judge_of
+from featstore.probe.frame_targets import Excerpts, excerpts_of
+from featstore.records import Protocol, ScoreRecord
+from featstore.splits import Round
+from featstore.taskdata import (
+    FrameTask,
+    Outcome,
+    Samples,
+    Stopwatch,
+    load_frame_task,
+    score_outcomes,
+    score_record,
+)
+
+if TYPE_CHECKING:
+    from featstore.manifest import Manifest
+    from featstore.probe.frame_heads import FrameFeatures
+    from featstore.probe.heads import Trained
+    from featstore.store import Store
+
+__all__ = ["score_frames"]
+
+ONSET_TOLERANCE_SECONDS = 0.2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Part:
+    """The training, validation or test clips of a round, laid out."""
+
+    samples: Samples
+    excerpts: Excerpts
+    judge: Judge
+    true: NDArray[np.int64]
+
+
+def score_frames(
+    store: Store,
+    manifest: Manifest,
+    *,
+    encoder: str | None,
+    protocol: Protocol,
+    seeds: tuple[int, ...],
+    head: str,
+) -> ScoreRecord:
+    """Score a task of kind ``frame``.
+
+    Frames stay on disk and are read through the map, chunk by chunk, so a set may be larger than memory.
+    """
+    metric = find_metric(manifest.metric, protocol)
+    from featstore.probe import frame_heads
+
+    watch = Stopwatch()
+    with watch("read"):
+        task = load_frame_task(store, manifest, encoder=encoder, protocol=protocol)
+    with watch("train"):
+        features = frame_heads.FrameFeatures(task.frames, dim=task.recipe.dim)
+        trained = _train(task, features, metric=metric, seeds=seeds)
+    with watch("score"):
+        outcomes, events = [], []
+        for each, heads_of_round in zip(task.rounds, trained, strict=True):
+            part = _part(task, each.test)
+            found, events_of_round = zip(
+                *frame_heads.side_by_side(partial(_found, task, features, part), heads_of_round), strict=True
+            )
+            events.append([counts for counts in events_of_round if counts is not None])
+            samples = replace(part.samples, y_true=part.true)
+            outcomes.append(Outcome(n_train=len(each.train), n_valid=len(each.valid), samples=samples, y_scores=found))
+        scores = score_outcomes(task, outcomes)
+    by_round = [each.name for each in task.rounds]
+    details: dict[str, Any] = {
+        "best_epoch": {name: [head.epoch for head in of] for name, of in zip(by_round, trained, strict=True)},
+        "validation": {name: [list(head.history) for head in of] for name, of in zip(by_round, trained, strict=True)},
+    }
+    if protocol == "strict":
+        details["event_f1"] = _event_f1(events, average="micro" if manifest.metric.endswith("micro") else "macro")
+    return score_record(
+        task,
+        outcomes,
+        scores,
+        track="A",
+        seeds=seeds,
+        settings={
+            "head": head,
+            **manifest.probe.model_dump(exclude_none=True),
+            **manifest.metric_args.model_dump(exclude_none=True),
+        },
+        seconds=watch.seconds,
+        libraries=("torch",),
+        details=details,
+    )
+
+
+def _part(task: FrameTask, clips: NDArray[np.int64]) -> _Part:
+    samples = task.samples(clips)
+    excerpts = excerpts_of(task, samples)
+    judge = judge_of(task, samples, excerpts)
+    return _Part(samples=samples, excerpts=excerpts, judge=judge, true=judge.true_counts())
+
+
+def _train(
+    task: FrameTask, features: FrameFeatures, *, metric: Metric, seeds: tuple[int, ...]
+) -> list[tuple[Trained, ...]]:
+    """Heads by round and seed."""
+    from featstore.probe import frame_heads, heads
+
+    probe = task.manifest.probe
+    jobs = []
+    for number, each in enumerate(task.rounds):
+        excerpts = excerpts_of(task, task.samples(each.train))
+        score = _validation(task, features, each, metric=metric)
+        jobs += [
+            frame_heads.FrameJob(
+                excerpts=excerpts,
+                padded=task.protocol == "xares",
+                score=score,
+                rng=np.random.default_rng((seed, number)),
+                learning_rate=probe.learning_rate,
+            )
+            for seed in seeds
+        ]
+    trained = frame_heads.train_frame_heads(
+        features,
+        jobs,
+        loss=heads.BinaryCrossEntropy(pos_weight=probe.pos_weight or 1.0),
+        epochs=probe.epochs,
+        batch_size=probe.batch_size,
+    )
+    return [trained[start : start + len(seeds)] for start in range(0, len(trained), len(seeds))]
+
+
+def _validation(
+    task: FrameTask, features: FrameFeatures, each: Round, *, metric: Metric
+) -> Callable[[Trained], float] | None:
+    if not len(each.valid):
+        return None
+    part = _part(task, each.valid)
+
+    def score(head: Trained) -> float:
+        return metric.score(part.true, part.judge.found_counts(lambda group: _rows(features, part, group, head)))
+
+    return score
+
+
+def _rows(features: FrameFeatures, part: _Part, group: range, head: Trained) -> Rows:
+    from featstore.probe import frame_heads
+
+    return frame_heads.frame_logits(features, part.excerpts, group, head)
+
+
+def _found(
+    task: FrameTask, features: FrameFeatures, part: _Part, head: Trained
+) -> tuple[NDArray[np.float64], tuple[NDArray[np.int64], NDArray[np.float64]] | None]:
+    """Counts of segments that a head found, by sample, and under ``strict`` those of events, true and found."""
+    segments, true_events, found_events = [], [], []
+    for group in part.judge.groups:
+        rows = _rows(features, part, group.samples, head)
+        segments.append(counted(group, rows))
+        if task.protocol == "strict":
+            true, found = count_events(
+                task,
+                part.samples,
+                part.excerpts,
+                group.samples,
+                logits=rows.logits,
+                tolerance_seconds=ONSET_TOLERANCE_SECONDS,
+            )
+            true_events.append(true)
+            found_events.append(found)
+    events = (np.concatenate(true_events), np.concatenate(found_events)) if true_events else None
+    return np.concatenate(segments), events
+
+
+def _event_f1(
+    events: Sequence[Sequence[tuple[NDArray[np.int64], NDArray[np.float64]]]], *, average: Average
+) -> Mapping[str, Any]:
+    """Event-based F1 by onset, averaged as the task's segment F1 is: a mean over rounds and seeds."""
+    metric = CountF1(name="event_f1", average=average, absent_class="left out")
+    values = [metric.score(true, found) for of_round in events for true, found in of_round]
+    return {"value": float(np.mean(values)), "average": average, "onset_tolerance_seconds": ONSET_TOLERANCE_SECONDS}

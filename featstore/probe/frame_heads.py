@@ -1,0 +1,258 @@
+"""Linear heads on frames that stay on disk: read chunk by chunk through the map, standardised, used and forgotten.
+
+The loss of a batch is a mean over its frames, so its gradient is a sum over chunks of them: memory holds one window as
+it is stored, and one chunk, which stays in the processor's cache from its forward to its backward pass. A set that fits
+in memory is standardised once, and kept. See `featstore.probe.heads` for the head and its gradient.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from featstore.errors import DataError
+from featstore.probe.frame_scoring import Rows
+from featstore.probe.frame_targets import Excerpts, Span, spans_of
+from featstore.probe.heads import LAYER_NORM_EPS, Bank, Job, Loss, Trained, threads
+from featstore.taskdata.frames import FrameReader
+
+__all__ = ["FrameFeatures", "FrameJob", "frame_logits", "side_by_side", "train_frame_heads"]
+
+CHUNK_ROWS = 1024
+
+KEPT_BYTES = 2**30
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class FrameJob:
+    """One head to train.
+
+    Attributes
+    ----------
+    excerpts : Excerpts
+        What it learns from, every sample of it.
+    padded : bool
+        Whether a batch is padded to its longest sample with frames of zeros, and the loss a mean over these as well, as
+        in X-ARES; else it is a mean over the frames that there are.
+    score : callable or None
+        Validation score of a head (higher is better), which selects an epoch; without one the last is taken.
+    rng : numpy Generator
+        Initial weights, then the order of each epoch.
+    """
+
+    excerpts: Excerpts
+    padded: bool
+    score: Callable[[Trained], float] | None
+    rng: np.random.Generator
+    learning_rate: float
+
+
+def train_frame_heads(
+    features: FrameFeatures, jobs: Sequence[FrameJob], *, loss: Loss, epochs: int, batch_size: int
+) -> tuple[Trained, ...]:
+    """Train every job's head, as many at once as torch has threads.
+
+    Adam with the rate of `featstore.probe.schedule.cosine_rate`; every epoch in a new order, its last batch as small as
+    it comes; the first of the best epochs by validation score wins. A job gives the same head whatever jobs stand
+    beside it.
+
+    Raises
+    ------
+    DataError
+        A head came to numbers that are not finite: so were its frames.
+    """
+
+    def train(job: FrameJob) -> Trained:
+        return _Training(features, job, loss=loss, epochs=epochs, batch_size=batch_size).run()
+
+    return side_by_side(train, jobs)
+
+
+def side_by_side(work: Callable[[T], R], items: Sequence[T]) -> tuple[R, ...]:
+    """Work on every item without gradients, as many at once as torch has threads: an operation is too small for two."""
+
+    def without_gradients(item: T) -> R:
+        with torch.no_grad():
+            return work(item)
+
+    n_threads = min(torch.get_num_threads(), len(items))
+    with threads(1), ThreadPoolExecutor(max_workers=n_threads) as pool:
+        return tuple(pool.map(without_gradients, items))
+
+
+class FrameFeatures:
+    """Frames as LayerNorm makes them before its affine, by window.
+
+    All of them are made once and kept where they fit in ``kept_bytes``; else each is made when it is asked for.
+    """
+
+    def __init__(self, reader: FrameReader, *, dim: int, kept_bytes: int = KEPT_BYTES) -> None:
+        self._reader = reader
+        self.dim = dim
+        self._kept: Tensor | None = None
+        self._firsts: list[int] = []
+        n_rows = int(reader.lengths.sum())
+        if n_rows * dim * 4 <= kept_bytes:
+            self._firsts = (np.cumsum(reader.lengths) - reader.lengths).tolist()
+            # From NumPy, which asks the system for large pages: a seventh of the time of torch's own.
+            with threads(1):
+                self._kept = self._all(torch.from_numpy(np.empty((n_rows, dim), np.float32)))
+
+    def pieces(self, spans: Sequence[Span], scratch: Scratch) -> list[Tensor]:
+        """Rows of the spans of a chunk in order, float32 (rows, dim), until the scratch is used again."""
+        if self._kept is None:
+            return [self._standardised(spans, scratch)]
+        return [self._kept[self._firsts[span.window] + span.start :][: len(span)] for span in spans]
+
+    def _all(self, rows: Tensor) -> Tensor:
+        scratch = Scratch()
+        for window, first in enumerate(self._firsts):
+            length = int(self._reader.lengths[window])
+            for start in range(0, length, CHUNK_ROWS):
+                span = Span(0, window, start, min(length, start + CHUNK_ROWS), start)
+                rows[first + start :][: len(span)] = self._standardised([span], scratch)
+        return rows
+
+    def _standardised(self, spans: Sequence[Span], scratch: Scratch) -> Tensor:
+        row = 0
+        for span in spans:
+            frames = scratch.frames_of(self._reader, span.window)
+            stored = scratch.array("stored", (CHUNK_ROWS, self.dim), frames.dtype)
+            stored[row : row + len(span)] = frames[span.start : span.stop]
+            row += len(span)
+        # NumPy copies out of the map and torch converts: NumPy alone takes five times as long from float16.
+        inputs = torch.from_numpy(scratch.array("inputs", (CHUNK_ROWS, self.dim), np.dtype(np.float32)))[:row]
+        inputs.copy_(torch.from_numpy(stored)[:row])
+        return torch.nn.functional.layer_norm(inputs, (self.dim,), eps=LAYER_NORM_EPS)
+
+
+class Scratch:
+    """What one thread uses again and again."""
+
+    def __init__(self) -> None:
+        self._arrays: dict[str, NDArray[Any]] = {}
+        self._last: tuple[int, NDArray[Any]] | None = None
+
+    def frames_of(self, reader: FrameReader, window: int) -> NDArray[Any]:
+        """Frames of a window, read once for all spans of it that follow each other."""
+        if self._last is None or self._last[0] != window:
+            self._last = window, reader[window]
+        return self._last[1]
+
+    def array(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+        """The array of that name, with whatever it holds."""
+        found = self._arrays.get(name)
+        if found is None or found.dtype != dtype or found.shape != shape:
+            found = self._arrays[name] = np.empty(shape, dtype)
+        return found
+
+
+def frame_logits(features: FrameFeatures, excerpts: Excerpts, samples: Sequence[int], head: Trained) -> Rows:
+    """Logits of the frames of some samples behind one another. Raises DataError where some are not finite."""
+    scratch = Scratch()
+    logits = torch.empty(len(head.bias), int(excerpts.n_rows[list(samples)].sum()))
+    row = 0
+    for spans in spans_of(excerpts, samples, max_rows=CHUNK_ROWS):
+        for inputs in features.pieces(spans, scratch):
+            torch.mm(head.weight, inputs.T, out=logits[:, row : row + len(inputs)])
+            row += len(inputs)
+    logits += head.bias.unsqueeze(1)
+    _check_finite(logits)
+    return Rows(logits=logits.numpy().T, padding=head.bias.numpy())
+
+
+def _check_finite(made_of_frames: Tensor) -> None:
+    if not math.isfinite(float(made_of_frames.sum())):
+        raise DataError(
+            "some frames are not finite: `featstore verify --repair` drops damaged parts, extracting makes them again"
+        )
+
+
+class _Training:
+    """One job at work."""
+
+    def __init__(self, features: FrameFeatures, job: FrameJob, *, loss: Loss, epochs: int, batch_size: int) -> None:
+        self._job, self._loss, self._epochs, self._batch_size = job, loss, epochs, batch_size
+        samples = np.arange(len(job.excerpts))
+        as_job = Job(windows=samples, validation=None, rng=job.rng, learning_rate=job.learning_rate)
+        self._bank = Bank([as_job], n_classes=job.excerpts.n_classes, dim=features.dim, batch_size=batch_size)
+        self._features, self._scratch = features, Scratch()
+        self._moments = torch.zeros(1, job.excerpts.n_classes, features.dim)
+        self._total = torch.zeros(1, job.excerpts.n_classes)
+
+    def run(self) -> Trained:
+        best, history = self._head(epoch=0), []
+        for epoch in range(self._epochs):
+            order = self._job.rng.permutation(len(self._job.excerpts))
+            for at, start in enumerate(range(0, len(order), self._batch_size)):
+                self._differentiate(order[start : start + self._batch_size].tolist())
+                self._bank.step(at=at, epoch=epoch, epochs=self._epochs)
+            head = self._head(epoch=epoch + 1)
+            _check_finite(head.bias)
+            if self._job.score is None:
+                best = head
+                continue
+            history.append(self._job.score(head))
+            if history[-1] > max(history[:-1], default=-np.inf):
+                best = head
+        return Trained(weight=best.weight, bias=best.bias, epoch=best.epoch, history=tuple(history))
+
+    def _head(self, *, epoch: int) -> Trained:
+        weight, bias = self._bank.folded(slice(None))
+        return Trained(weight=weight[0], bias=bias[0], epoch=epoch, history=())
+
+    def _differentiate(self, batch: Sequence[int]) -> None:
+        """Gradients of one batch, chunk by chunk."""
+        excerpts = self._job.excerpts
+        n_rows = excerpts.n_rows[batch]
+        longest = int(n_rows.max())
+        n_counted = len(batch) * longest if self._job.padded else int(n_rows.sum())
+        share = torch.full((1, 1, 1), 1.0 / n_counted)
+        weight, bias = self._bank.folded(slice(None))
+        self._moments.zero_()
+        self._total.zero_()
+        for spans in spans_of(excerpts, batch, max_rows=CHUNK_ROWS):
+            pieces = self._features.pieces(spans, self._scratch)
+            bounds = np.cumsum([0, *map(len, pieces)]).tolist()
+            # Classes by rows: with few classes, a third faster than rows by classes.
+            logits = torch.empty(len(bias[0]), bounds[-1])
+            for inputs, (start, stop) in zip(pieces, pairwise(bounds), strict=True):
+                torch.addmm(bias.T, weight[0], inputs.T, out=logits[:, start:stop])
+            targets = [excerpts.targets(span.sample, start=span.row, stop=span.row + len(span)) for span in spans]
+            known = torch.from_numpy(np.concatenate(targets)).to(torch.float32)
+            gradient = self._loss.gradient(logits.T.unsqueeze(0), known.unsqueeze(0), share)[0].T
+            for inputs, (start, stop) in zip(pieces, pairwise(bounds), strict=True):
+                self._moments[0].addmm_(gradient[:, start:stop], inputs)
+            self._total += gradient.sum(1)
+        n_padded = n_counted - int(n_rows.sum())
+        if n_padded:
+            self._total += self._of_padding(batch, bias, longest=longest, share=n_padded / n_counted)
+        self._bank.take(self._moments, self._total)
+
+    def _of_padding(self, batch: Sequence[int], bias: Tensor, *, longest: int, share: float) -> Tensor:
+        """Gradient by the logits of all padded frames.
+
+        LayerNorm makes zeros of zeros, so each has the logits of the bias, and nothing for the weights. The gradient of
+        the loss is linear in the target: one frame with their mean target stands for all.
+        """
+        excerpts = self._job.excerpts
+        sounds = np.zeros(excerpts.n_classes)
+        n_padded = 0
+        for sample in batch:
+            n_rows = int(excerpts.n_rows[sample])
+            sounds += excerpts.targets(sample, start=n_rows, stop=longest).sum(axis=0)
+            n_padded += longest - n_rows
+        known = torch.from_numpy((sounds / n_padded).astype(np.float32)).view(1, 1, -1)
+        return self._loss.gradient(bias.clone()[None], known, torch.full((1, 1, 1), share))[0]

@@ -1,0 +1,275 @@
+"""From logits of frames to what is counted: segments under either protocol, and events. Pure.
+
+A judge lays the samples of a set out in groups whose logits are held at once, and knows which segments are true. It
+asks for the logits of a group, and answers with counts by sample and class: true, predicted, right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from math import ceil
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featstore.metrics.events import count_matches, onsets_of
+from featstore.metrics.segments import SegmentPlan, covered, plan_segments, segments_of_events
+from featstore.probe.frame_targets import Excerpts
+from featstore.taskdata import FrameTask, Samples
+
+__all__ = ["Group", "Judge", "Rows", "count_events", "counted", "judge_of"]
+
+GROUP_ROWS = 2**15
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rows:
+    """Logits of the samples of a group behind one another, float32 (rows, n_classes), and those of a padded frame."""
+
+    logits: NDArray[np.float32]
+    padding: NDArray[np.float32]
+
+
+class Group(Protocol):
+    """Samples that are judged at once."""
+
+    @property
+    def samples(self) -> range:
+        """Which."""
+
+    @property
+    def truth(self) -> NDArray[np.bool_]:
+        """Segments in which each class sounds, (segments, n_classes)."""
+
+    @property
+    def segment_bounds(self) -> NDArray[np.int64]:
+        """First segment of each sample, and the end: (samples + 1,)."""
+
+    def pooled(self, rows: Rows) -> NDArray[np.float32]:
+        """Highest logits in each segment, (segments, n_classes)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SecondsGroup:
+    """Segments in seconds, as far as each sample lasts."""
+
+    samples: range
+    truth: NDArray[np.bool_]
+    segment_bounds: NDArray[np.int64]
+    plan: SegmentPlan
+
+    def pooled(self, rows: Rows) -> NDArray[np.float32]:
+        """Highest logits of the frames that tell each segment."""
+        return self.plan.pooled(rows.logits)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PaddedGroup:
+    """One batch of X-ARES, padded to its longest sample: as many whole segments of frames for each as fit in that.
+
+    Attributes
+    ----------
+    starts : int64 (pieces,)
+        First row of each stretch of a sample that lies in one segment.
+    slots : int64 (pieces,)
+        The segment of each, -1 where it was dropped.
+    mixed : bool (pieces,)
+        Its segment has padding as well.
+    """
+
+    samples: range
+    truth: NDArray[np.bool_]
+    segment_bounds: NDArray[np.int64]
+    starts: NDArray[np.int64]
+    slots: NDArray[np.int64]
+    mixed: NDArray[np.bool_]
+
+    def pooled(self, rows: Rows) -> NDArray[np.float32]:
+        """Highest logits in each segment, padding included."""
+        found = np.broadcast_to(rows.padding, self.truth.shape).copy()
+        pieces = np.maximum.reduceat(rows.logits, self.starts, axis=0)
+        pieces[self.mixed] = np.maximum(pieces[self.mixed], rows.padding)
+        kept = self.slots >= 0
+        found[self.slots[kept]] = pieces[kept]
+        return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judge:
+    """All samples of a set, in groups."""
+
+    excerpts: Excerpts
+    groups: tuple[Group, ...]
+
+    def true_counts(self) -> NDArray[np.int64]:
+        """How many segments each class sounds in, (samples, n_classes)."""
+        return np.concatenate([_by_sample(group.truth, group.segment_bounds) for group in self.groups])
+
+    def found_counts(self, rows_of: Callable[[range], Rows]) -> NDArray[np.float64]:
+        """How many segments each class was predicted in, and how many of these rightly: (samples, n_classes, 2)."""
+        return np.concatenate([counted(group, rows_of(group.samples)) for group in self.groups])
+
+
+def counted(group: Group, rows: Rows) -> NDArray[np.float64]:
+    """Segments that were predicted, and those predicted rightly, of one group: (samples, n_classes, 2)."""
+    found = decided(group.pooled(rows))
+    counts = [_by_sample(each, group.segment_bounds) for each in (found, found & group.truth)]
+    return np.stack(counts, axis=-1).astype(np.float64)
+
+
+def decided(logits: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Whether a sigmoid rounds to 1: it is above a half in float32, which the least logits above 0 do not reach."""
+    with np.errstate(over="ignore"):
+        return np.asarray(np.float32(1.0) / (np.float32(1.0) + np.exp(-logits)) > np.float32(0.5))
+
+
+def judge_of(task: FrameTask, samples: Samples, excerpts: Excerpts) -> Judge:
+    """Lay the segments of a set out as the task's protocol has them.
+
+    ``strict``: in seconds of the clip, the last one as short as the clip leaves it. ``xares``: of ceil(segment / hop)
+    frames, in batches of the task's batch size in the order of the store; what does not fill a segment is dropped.
+    """
+    if task.protocol == "xares":
+        size = task.manifest.probe.batch_size
+        batches = (range(start, min(start + size, len(excerpts))) for start in range(0, len(excerpts), size))
+        n_frames = ceil(task.manifest.metric_args.segment_seconds / task.hop_seconds)
+        groups: tuple[Group, ...] = tuple(_padded(excerpts, batch, n_frames=n_frames) for batch in batches)
+    else:
+        groups = tuple(_in_seconds(task, samples, excerpts, each) for each in _few_rows(excerpts))
+    return Judge(excerpts=excerpts, groups=groups)
+
+
+def count_events(
+    task: FrameTask,
+    samples: Samples,
+    excerpts: Excerpts,
+    group: range,
+    *,
+    logits: NDArray[np.float32],
+    tolerance_seconds: float,
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Events by their onsets: how many there are (samples, n_classes), and how many were found and matched (..., 2).
+
+    A found event is a run of frames that a class was decided for; it begins with its first frame.
+    """
+    true = np.zeros((len(group), excerpts.n_classes), np.int64)
+    found = np.zeros((len(group), excerpts.n_classes, 2))
+    times = np.concatenate([frame_starts(task, excerpts, sample) for sample in group])
+    sample_of_row = np.repeat(np.arange(len(group)), excerpts.n_rows[group.start : group.stop])
+    frame, label = onsets_of(decided(logits), first_of_clip=np.diff(sample_of_row, prepend=-1) > 0)
+    found_at: dict[tuple[int, int], list[float]] = {}
+    for sample, each, time in zip(sample_of_row[frame].tolist(), label.tolist(), times[frame].tolist(), strict=True):
+        found_at.setdefault((sample, each), []).append(time)
+    for (sample, each), onsets in found_at.items():
+        found[sample, each, 0] = len(onsets)
+    for number, sample in enumerate(group):
+        at = task.events.of(int(samples.clip[sample]))
+        begins, ends = _extent(task, excerpts, sample)
+        onset, name = task.events.onset[at], task.events.label[at]
+        inside = (onset >= begins) & (onset < ends)
+        for each in np.unique(name[inside]).tolist():
+            onsets = np.sort(onset[inside & (name == each)]).tolist()
+            true[number, each] = len(onsets)
+            there = found_at.get((number, each), [])
+            found[number, each, 1] = count_matches(onsets, there, tolerance_seconds=tolerance_seconds)
+    return true, found
+
+
+def frame_starts(task: FrameTask, excerpts: Excerpts, sample: int) -> NDArray[np.float64]:
+    """When each row of a sample begins, in seconds of its clip."""
+    at = slice(int(excerpts.bounds[sample]), int(excerpts.bounds[sample + 1]))
+    windows, lengths = excerpts.windows[at], excerpts.lengths[at]
+    frame = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    return np.repeat(task.start_seconds[windows], lengths) + frame * task.hop_seconds
+
+
+def _extent(task: FrameTask, excerpts: Excerpts, sample: int) -> tuple[float, float]:
+    """Begin and end of a sample in seconds of its clip."""
+    first, last = excerpts.windows[excerpts.bounds[sample]], excerpts.windows[excerpts.bounds[sample + 1] - 1]
+    return float(task.start_seconds[first]), float(task.start_seconds[last] + task.seconds[last])
+
+
+def _few_rows(excerpts: Excerpts) -> Iterator[range]:
+    start = rows = 0
+    for sample, n_rows in enumerate(excerpts.n_rows.tolist()):
+        if rows and rows + n_rows > GROUP_ROWS:
+            yield range(start, sample)
+            start, rows = sample, 0
+        rows += n_rows
+    if rows:
+        yield range(start, len(excerpts))
+
+
+def _in_seconds(task: FrameTask, samples: Samples, excerpts: Excerpts, group: range) -> SecondsGroup:
+    segment_seconds = task.manifest.metric_args.segment_seconds
+    plans, truths = [], []
+    row = 0
+    for sample in group:
+        begins, ends = _extent(task, excerpts, sample)
+        centres = frame_starts(task, excerpts, sample) + task.hop_seconds / 2.0
+        plan = plan_segments(
+            centres - begins,
+            seconds=ends - begins,
+            segment_seconds=segment_seconds,
+            hop_seconds=task.hop_seconds,
+        )
+        at = task.events.of(int(samples.clip[sample]))
+        truths.append(
+            segments_of_events(
+                task.events.onset[at] - begins,
+                np.minimum(task.events.offset[at], ends) - begins,
+                task.events.label[at],
+                n_segments=len(plan.starts),
+                n_classes=excerpts.n_classes,
+                segment_seconds=segment_seconds,
+            )
+        )
+        plans.append(SegmentPlan(starts=plan.starts + row, lone=plan.lone))
+        row += int(excerpts.n_rows[sample])
+    return SecondsGroup(
+        samples=group,
+        truth=np.concatenate(truths),
+        segment_bounds=np.cumsum([0, *(len(plan.starts) for plan in plans)]),
+        plan=SegmentPlan(
+            starts=np.concatenate([plan.starts for plan in plans]), lone=np.concatenate([plan.lone for plan in plans])
+        ),
+    )
+
+
+def _padded(excerpts: Excerpts, batch: range, *, n_frames: int) -> PaddedGroup:
+    n_rows = excerpts.n_rows[batch.start : batch.stop]
+    n_segments = int(n_rows.max()) // n_frames
+    starts, slots, mixed, truths = [], [], [], []
+    row = 0
+    for number, (sample, rows) in enumerate(zip(batch, n_rows.tolist(), strict=True)):
+        piece = np.arange(ceil(rows / n_frames))
+        starts.append(row + piece * n_frames)
+        slots.append(np.where(piece < n_segments, number * n_segments + piece, -1))
+        mixed.append((piece + 1) * n_frames > rows)
+        at = excerpts.ranges(sample)
+        truths.append(
+            covered(
+                excerpts.first[at] // n_frames,
+                -(-excerpts.stop[at] // n_frames),
+                excerpts.label[at],
+                n=n_segments,
+                n_classes=excerpts.n_classes,
+            )
+        )
+        row += rows
+    return PaddedGroup(
+        samples=batch,
+        truth=np.concatenate(truths),
+        segment_bounds=np.arange(len(batch) + 1) * n_segments,
+        starts=np.concatenate(starts),
+        slots=np.concatenate(slots),
+        mixed=np.concatenate(mixed),
+    )
+
+
+def _by_sample(segments: NDArray[np.bool_], bounds: NDArray[np.int64]) -> NDArray[np.int64]:
+    total = np.zeros((len(segments) + 1, segments.shape[1]), np.int64)
+    np.cumsum(segments, axis=0, out=total[1:])
+    return np.asarray(np.diff(total[bounds], axis=0))

@@ -1,0 +1,142 @@
+"""Clips as sequences of frames, with what is said in them: what CTC and speech recognition learn from.
+
+Frames stay in the store until a batch asks for them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featstore.errors import DataError, UnknownFeatureSet
+from featstore.records import Protocol
+from featstore.taskdata.pool import Windows, read_windows
+
+if TYPE_CHECKING:
+    from featstore.manifest import Manifest
+    from featstore.store import Store
+
+__all__ = ["Sequences", "length_batches", "open_sequences"]
+
+MAX_BATCH_FRAMES = 2**17
+"""Frames of one padded batch: 400 MiB of float32 at 768 dimensions."""
+
+LENGTH_JITTER = 0.05
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sequences:
+    """Clips of a task; the windows of a clip make one sequence, in the order of time, under both protocols.
+
+    Attributes
+    ----------
+    windows : Windows
+    window_frames : int64 (windows,)
+        Frames to read of each.
+    n_frames : int64 (n_clips,)
+        Sums of these.
+    transcripts : tuple of str (n_clips,)
+        As they are written.
+    """
+
+    windows: Windows
+    window_frames: NDArray[np.int64]
+    n_frames: NDArray[np.int64]
+    transcripts: tuple[str, ...]
+
+    def frames(self, clip: int) -> NDArray[np.float32]:
+        """Frames of one clip, float32 (n_frames[clip], dim), owned. Raises DataError where one is not finite."""
+        sizes = [len(each) for each in self.windows.sets]
+        firsts = np.cumsum([0, *sizes])
+        begin, end = np.searchsorted(self.windows.clip, [clip, clip + 1])
+        frames = np.empty((int(self.n_frames[clip]), self.windows.recipe.dim), np.float32)
+        done = 0
+        for window in range(int(begin), int(end)):
+            number = int(np.searchsorted(firsts, window, side="right")) - 1
+            count = int(self.window_frames[window])
+            stored = self.windows.sets[number].frames[window - int(firsts[number])]
+            frames[done : done + count] = stored[:count]
+            done += count
+        if not np.isfinite(frames).all():
+            raise DataError(
+                f"clip {self.windows.ids[clip]} has frames that are not finite: `featstore verify --repair` drops "
+                "damaged parts, extracting makes them again"
+            )
+        return frames
+
+
+def open_sequences(store: Store, manifest: Manifest, *, encoder: str | None, protocol: Protocol) -> Sequences:
+    """Find the frames and read the transcripts of a task.
+
+    Under ``strict`` frames that an encoder made of padding are left out, under ``xares`` all that are stored count.
+
+    Raises
+    ------
+    UnknownFeatureSet
+        The store lacks some feature sets, their frames, or the encoder; the message says what to run.
+    LabelError
+        A clip has no usable transcript.
+    DataError
+        A set has no clip, or a window has no frame.
+    """
+    from featstore.manifest import labels
+
+    windows = read_windows(store, manifest, encoder=encoder)
+    without = sorted({each.split for each in windows.sets if not each.has_frames})
+    if without:
+        raise UnknownFeatureSet(
+            f"task {manifest.name}: {store.url} holds no frames of {manifest.feature_dataset} {', '.join(without)}: "
+            f"run `featstore extract {manifest.name} --frames always --encoder {windows.recipe.encoder} "
+            f"--store {store.url}`"
+        )
+    stored = np.concatenate([each.frames.lengths for each in windows.sets])
+    if not stored.all():
+        key = windows.ids[int(windows.clip[int(np.argmin(stored))])]
+        raise DataError(f"task {manifest.name}: clip {key} has a window without frames: extract it again")
+    real = np.maximum(1, np.rint(windows.seconds / windows.recipe.hop_seconds)).astype(np.int64)
+    kept = stored if protocol == "xares" else np.minimum(stored, real)
+    return Sequences(
+        windows=windows,
+        window_frames=kept,
+        n_frames=np.bincount(windows.clip, weights=kept, minlength=len(windows.ids)).astype(np.int64),
+        transcripts=tuple(labels.transcripts(manifest, windows.keys, windows.metas)),
+    )
+
+
+def length_batches(
+    clips: NDArray[np.int64],
+    n_frames: NDArray[np.int64],
+    *,
+    batch_size: int,
+    rng: np.random.Generator | None,
+    max_frames: int = MAX_BATCH_FRAMES,
+) -> list[NDArray[np.int64]]:
+    """Batches of clips that are nearly as long as one another, every clip once.
+
+    Parameters
+    ----------
+    clips : int64 (n,)
+        Indices into ``n_frames``.
+    rng : numpy Generator or None
+        Shuffles which neighbours in length share a batch, and the order of batches; None: by length alone.
+    max_frames : int
+        Of a batch, padding included; a longer clip is a batch of its own.
+    """
+    length = n_frames[clips].astype(np.float64)
+    if rng is not None:
+        length *= rng.uniform(1 - LENGTH_JITTER, 1 + LENGTH_JITTER, len(clips))
+    ranked = clips[np.argsort(length, kind="stable")]
+    batches: list[NDArray[np.int64]] = []
+    start, longest = 0, 0
+    for at, clip in enumerate(ranked):
+        longer = max(longest, int(n_frames[clip]))
+        if at > start and (at - start == batch_size or longer * (at - start + 1) > max_frames):
+            batches.append(ranked[start:at])
+            start, longer = at, int(n_frames[clip])
+        longest = longer
+    if len(ranked):
+        batches.append(ranked[start:])
+    return batches if rng is None else [batches[at] for at in rng.permutation(len(batches))]

@@ -1,0 +1,252 @@
+"""A grid of learning rates by weight decays, trained side by side and chosen by validation.
+
+All heads of a grid see the same batches, so that a step is one product of a batch (batch, dim) with every head's
+weights (heads x classes, dim), and back. A head is Linear over standardised features: LayerNorm's affine would only
+say the same maps in other words. Weight decay is that of AdamW (Loshchilov and Hutter 2019).
+
+A grid that is trained to its end costs what its heads cost. Most of them are far behind after an epoch, so the field
+is cut by validation score as it goes (successive halving, Jamieson and Talwalkar 2016): see `CUTS`.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby, product
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.optim.adamw import adamw
+
+from featstore.probe.heads import ADAM_BETA1, ADAM_BETA2, ADAM_EPS, Job, Loss, Trained
+from featstore.probe.schedule import cosine_rate
+
+__all__ = ["GRID", "Candidate", "Swept", "Tried", "sweep_heads"]
+
+STEPS_PER_EPOCH = 32
+"""Batches grow until an epoch has this many, or `MAX_BATCH` is reached: few large products are what makes it fast."""
+
+MAX_BATCH = 64
+
+CUTS = ((0.1, 24), (0.3, 12), (0.5, 6))
+"""After this share of the epochs, so many heads go on. The cosine schedule is that of the whole run for each.
+
+What weight decay does shows late, so all but the last cut compare learning rates, by the mean of their heads.
+"""
+
+MIN_EPOCHS_TO_CUT = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """One point of a grid."""
+
+    learning_rate: float
+    weight_decay: float
+
+
+LEARNING_RATES = (1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1, 2e-1)
+WEIGHT_DECAYS = (0.0, 0.03, 0.1, 0.3, 1.0, 3.0)
+
+GRID: tuple[Candidate, ...] = tuple(
+    Candidate(learning_rate=rate, weight_decay=decay) for rate, decay in product(LEARNING_RATES, WEIGHT_DECAYS)
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tried:
+    """What became of one candidate: its best validation score, and the epochs that it was trained for."""
+
+    candidate: Candidate
+    score: float | None
+    epochs: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Swept:
+    """The chosen head, its candidate, and what every candidate came to, in the order of the grid."""
+
+    head: Trained
+    chosen: Candidate
+    tried: tuple[Tried, ...]
+
+
+def sweep_heads(
+    features: Tensor,
+    targets: NDArray[Any],
+    job: Job,
+    *,
+    grid: Sequence[Candidate],
+    n_classes: int,
+    loss: Loss,
+    epochs: int,
+    batch_size: int,
+) -> Swept:
+    """Train a head for each candidate and choose by the job's validation.
+
+    The best epoch of the best head is taken; of equals the one that
+    was trained longest, then the first in the order of the grid. Without
+    validation nothing can be chosen: the candidate at the job's own learning rate, or the only one, is trained to the
+    last epoch.
+
+    Parameters
+    ----------
+    features : float32 (windows, dim)
+        From `featstore.probe.heads.standardised`.
+    targets : (windows, ...)
+    job : Job
+        Its learning rate counts only where there is no validation.
+    grid : sequence of Candidate
+    batch_size : int
+        The least; see `STEPS_PER_EPOCH`.
+    """
+    if job.validation is None and len(grid) > 1:
+        grid = [Candidate(learning_rate=job.learning_rate, weight_decay=0.0)]
+    batch = max(batch_size, min(MAX_BATCH, len(job.windows) // STEPS_PER_EPOCH))
+    with torch.no_grad():
+        field = _Field(grid, dim=features.shape[1], n_classes=n_classes, job=job)
+        known = torch.from_numpy(targets)
+        for epoch in range(epochs):
+            field.train(features, known, loss=loss, batch_size=batch, epoch=epoch, epochs=epochs)
+            field.judge(features)
+            field.cut(_places(epoch + 1, epochs=epochs, n_heads=len(grid)))
+        return field.result()
+
+
+def _places(epochs_done: int, *, epochs: int, n_heads: int) -> int:
+    """How many heads go on after some epochs."""
+    if epochs < MIN_EPOCHS_TO_CUT:
+        return n_heads
+    return min([n_heads, *(places for share, places in CUTS if epochs_done >= math.ceil(share * epochs))])
+
+
+class _Field:
+    """The heads that are still at it: parameters float32 (heads, classes x dim), with Adam's moments."""
+
+    def __init__(self, grid: Sequence[Candidate], *, dim: int, n_classes: int, job: Job) -> None:
+        self._grid, self._job = grid, job
+        self._dim, self._n_classes = dim, n_classes
+        self._at_work = sorted(range(len(grid)), key=lambda at: (grid[at].learning_rate, at))
+        bound = dim**-0.5
+        drawn = torch.from_numpy(job.rng.uniform(-bound, bound, (n_classes, dim + 1)).astype(np.float32))
+        n_heads = len(grid)
+        self._weight = drawn[:, :-1].reshape(1, -1).repeat(n_heads, 1)
+        self._bias = drawn[:, -1].repeat(n_heads, 1)
+        self._moments = [torch.zeros_like(each) for each in (self._weight, self._bias) for _ in range(2)]
+        self._taken = 0
+        self._best: dict[int, Trained] = {}
+        self._scores: list[list[float]] = [[] for _ in grid]
+        self._epochs = [0] * n_heads
+
+    def train(self, features: Tensor, targets: Tensor, *, loss: Loss, batch_size: int, epoch: int, epochs: int) -> None:
+        """One epoch of every head at work, in one order of the windows."""
+        n_heads = len(self._at_work)
+        shuffled = torch.from_numpy(self._job.rng.permutation(self._job.windows))
+        d_weight, d_bias = torch.empty_like(self._weight), torch.empty_like(self._bias)
+        rates = [cosine_rate(self._grid[at].learning_rate, epoch=epoch, epochs=epochs) for at in self._at_work]
+        decays = [self._grid[at].weight_decay for at in self._at_work]
+        kept = 1.0 - torch.tensor(rates).mul(torch.tensor(decays)).unsqueeze(1)
+        decaying = any(decays)
+        flat = (n_heads * self._n_classes, self._dim)
+        for rows in torch.split(shuffled, batch_size):
+            inputs = features[rows]
+            logits = torch.addmm(self._bias.view(-1), inputs, self._weight.view(flat).T)
+            # A loss takes (heads, batch, classes) and treats both leading axes alike: here the batch stands first.
+            d_logits = loss.gradient(
+                logits.view(len(rows), n_heads, self._n_classes),
+                targets[rows].unsqueeze(1).expand(-1, n_heads, *targets.shape[1:]),
+                torch.full((len(rows), 1, 1), 1.0 / len(rows)),
+            ).view(len(rows), -1)
+            torch.mm(d_logits.T, inputs, out=d_weight.view(flat))
+            torch.sum(d_logits.view(len(rows), n_heads, -1), 0, out=d_bias)
+            if decaying:
+                self._weight.mul_(kept)
+            self._step(d_weight, d_bias, rates)
+        for at in self._at_work:
+            self._epochs[at] += 1
+
+    def _step(self, d_weight: Tensor, d_bias: Tensor, rates: Sequence[float]) -> None:
+        """Adam, in one call for the heads of one learning rate."""
+        first_weight, second_weight, first_bias, second_bias = self._moments
+        start = 0
+        for rate, group in groupby(rates):
+            rows = slice(start, start + len(list(group)))
+            adamw(
+                [self._weight[rows], self._bias[rows]],
+                [d_weight[rows], d_bias[rows]],
+                [first_weight[rows], first_bias[rows]],
+                [second_weight[rows], second_bias[rows]],
+                [],
+                [torch.tensor(float(self._taken)) for _ in range(2)],
+                fused=True,
+                amsgrad=False,
+                maximize=False,
+                weight_decay=0.0,  # it is done for all heads at once, before
+                beta1=ADAM_BETA1,
+                beta2=ADAM_BETA2,
+                eps=ADAM_EPS,
+                lr=rate,
+            )
+            start = rows.stop
+        self._taken += 1
+
+    def judge(self, features: Tensor) -> None:
+        """Score the heads at work, and keep each as it is where it has never been better."""
+        validation = self._job.validation
+        logits = None
+        if validation is not None:
+            inputs = features[torch.from_numpy(validation.windows)]
+            weight = self._weight.view(-1, self._dim)
+            logits = torch.addmm(self._bias.view(-1), inputs, weight.T).view(len(inputs), -1, self._n_classes)
+        for row, at in enumerate(self._at_work):
+            if validation is not None and logits is not None:
+                score = validation.score(np.ascontiguousarray(logits[:, row].numpy()))
+                behind = not score > max(self._scores[at], default=-math.inf)
+                self._scores[at].append(score)
+                if behind:
+                    continue
+            self._best[at] = Trained(
+                weight=self._weight[row].view(self._n_classes, self._dim).clone(),
+                bias=self._bias[row].clone(),
+                epoch=self._epochs[at],
+                history=(),
+            )
+
+    def cut(self, places: int) -> None:
+        """Let the best go on, in the order that they stand in."""
+        if len(self._at_work) <= places:
+            return
+        best = [max(self._scores[at]) for at in self._at_work]
+        rates = [self._grid[at].learning_rate for at in self._at_work]
+        rivals = best
+        if places > CUTS[-1][1]:
+            rivals = [
+                statistics.fmean(score for score, other in zip(best, rates, strict=True) if other == rate)
+                for rate in rates
+            ]
+        ranked = sorted(range(len(best)), key=lambda row: (-rivals[row], -best[row], row))
+        rows = sorted(ranked[:places])
+        self._at_work = [self._at_work[row] for row in rows]
+        self._weight, self._bias = self._weight[rows], self._bias[rows]
+        self._moments = [moment[rows] for moment in self._moments]
+
+    def result(self) -> Swept:
+        """Choose."""
+        best = max(
+            range(len(self._grid)),
+            key=lambda at: (max(self._scores[at], default=-math.inf), self._epochs[at], -at),
+        )
+        head = self._best[best]
+        return Swept(
+            head=Trained(weight=head.weight, bias=head.bias, epoch=head.epoch, history=tuple(self._scores[best])),
+            chosen=self._grid[best],
+            tried=tuple(
+                Tried(candidate=candidate, score=max(scores, default=None), epochs=epochs)
+                for candidate, scores, epochs in zip(self._grid, self._scores, self._epochs, strict=True)
+            ),
+        )

@@ -1,0 +1,81 @@
+"""What a search finds, and which of it counts: pure NumPy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["IndexName", "Neighbours", "ranking_scores", "without_own"]
+
+
+IndexName = Literal["flat", "hnsw", "ivf"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Neighbours:
+    """The nearest rows of an index, nearest first.
+
+    Attributes
+    ----------
+    similarities : float32 (queries, k)
+    rows : int64 (queries, k)
+    """
+
+    similarities: NDArray[np.float32]
+    rows: NDArray[np.int64]
+
+
+def without_own(found: Neighbours, *, own: NDArray[np.int64], clip_of_row: NDArray[np.int64], k: int) -> Neighbours:
+    """Leave the windows of a query's own clip out, and keep the ``k`` nearest of the rest.
+
+    Parameters
+    ----------
+    found : Neighbours
+        At least ``k`` more than a clip has windows.
+    own : int64 (queries,)
+        Clip of each query.
+    clip_of_row : int64 (n,)
+        Clip of each row of the index.
+    """
+    is_own = clip_of_row[found.rows] == own[:, None]
+    kept = np.argsort(is_own, axis=1, kind="stable")[:, :k]
+    return Neighbours(
+        similarities=np.take_along_axis(found.similarities, kept, axis=1),
+        rows=np.take_along_axis(found.rows, kept, axis=1),
+    )
+
+
+def ranking_scores(
+    relevant: NDArray[np.bool_], n_relevant: NDArray[np.int64], *, ks: tuple[int, ...]
+) -> dict[str, Any]:
+    """Score neighbours as the answer of a search engine.
+
+    Parameters
+    ----------
+    relevant : bool (queries, k)
+        Whether each neighbour is what was looked for, nearest first.
+    n_relevant : int64 (queries,)
+        How many there are among all rows; a query without any is left out.
+
+    Returns
+    -------
+    mapping
+        ``recall``: by k, the share of queries with a relevant one among their first k. ``map``: the mean over queries
+        of average precision at the largest k, with min(n_relevant, k) for the number of hits that there could be.
+    """
+    some = n_relevant > 0
+    if not some.any():
+        return {"queries": 0, "k": relevant.shape[1], "map": None, "recall": {}}
+    relevant, n_relevant = relevant[some], n_relevant[some]
+    ranks = np.arange(1, relevant.shape[1] + 1)
+    precision = np.cumsum(relevant, axis=1) / ranks
+    average = (precision * relevant).sum(axis=1) / np.minimum(n_relevant, relevant.shape[1])
+    return {
+        "queries": int(some.sum()),
+        "k": relevant.shape[1],
+        "map": float(average.mean()),
+        "recall": {str(k): float(relevant[:, :k].any(axis=1).mean()) for k in ks},
+    }

@@ -1,0 +1,53 @@
+"""Few-shot curves: the score of a task by the number of clips of each class that were learned from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featstore.errors import UsageError
+from featstore.records import sha256_of
+from featstore.splits import Round, draw_support
+
+if TYPE_CHECKING:
+    from featstore.taskdata.load import TaskData
+
+__all__ = ["N_SUPPORT_SETS", "check_shots", "shots_details", "support_sets"]
+
+N_SUPPORT_SETS = 20
+
+
+def check_shots(shots: Sequence[int]) -> None:
+    """Raise UsageError unless these are different numbers from 1 on."""
+    if len(set(shots)) < len(shots) or any(each < 1 for each in shots):
+        raise UsageError(f"shots must be different numbers from 1 on, got {', '.join(map(str, shots))}")
+
+
+def support_sets(task: TaskData, each: Round, *, shots: int) -> tuple[NDArray[np.int64], ...]:
+    """Draw the support sets (clips) of a round, the same for every encoder and for both tracks."""
+    drawn_for = {"round": each.name, "shots": shots, "clips": [task.clip_id[clip] for clip in each.train]}
+    rng = np.random.default_rng(int(sha256_of(drawn_for), 16))
+    values = task.targets.values
+    return tuple(draw_support(each.train, values, shots=shots, rng=rng) for _ in range(N_SUPPORT_SETS))
+
+
+def shots_details(scores: Mapping[int, NDArray[np.floating[Any]]]) -> dict[str, Any]:
+    """Build ``details["shots"]`` from scores (rounds, support sets) by number of shots.
+
+    The interval holds the middle 95 % of support sets: how much it matters which clips were drawn.
+    """
+    found = {}
+    for shots, by_round in scores.items():
+        by_set = by_round.mean(axis=0)
+        low, high = np.percentile(by_set, (2.5, 97.5))
+        found[str(shots)] = {
+            "mean": float(by_set.mean()),
+            "std": float(by_set.std(ddof=1)),
+            "low": float(low),
+            "high": float(high),
+            "support_sets": len(by_set),
+        }
+    return found

@@ -1,0 +1,106 @@
+"""A small store written by hand: two encoders, one of them with frames, windows of cropped clips, a clip left out."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from featstore.records import Recipe, SkippedClip
+from featstore.store import EmbeddedWindow, Member, ShardIdentity, open_split_writer
+
+DIM = 8
+LENGTHS = {"a.tar": (3, 1, 4), "b.tar": (1, 5, 9, 2)}
+LEFT_OUT = SkippedClip(shard="b.tar", key="broken\x1b[2J", reason="it has no samples")
+
+
+@dataclass(frozen=True)
+class Cached:
+    """The store, and what is in ``mel/words/train``."""
+
+    url: str
+    windows: tuple[EmbeddedWindow, ...]
+
+    def column(self, name: str) -> list[Any]:
+        return [getattr(window, name) for window in self.windows]
+
+    @property
+    def labels(self) -> list[str]:
+        return [json.loads(window.meta)["label"]["word"] for window in self.windows]
+
+
+def cached(folder: Path, *, dim: int = DIM) -> Cached:
+    url = str(folder / "embeddings.zarr")
+    shards = {
+        shard: [_window(f"{shard[0]}{at}", n_frames=n, dim=dim) for at, n in enumerate(lengths)]
+        for shard, lengths in LENGTHS.items()
+    }
+    _write(url, encoder="mel", split="train", shards=shards, skipped=[LEFT_OUT], frames=True)
+    _write(url, encoder="mel", split="test", shards={"c.tar": [_window("c0", n_frames=2, dim=dim)]}, frames=True)
+    _write(url, encoder="bare", split="train", shards=shards, frames=False)
+    return Cached(url, tuple(window for windows in shards.values() for window in windows))
+
+
+def _window(key: str, *, n_frames: int, dim: int) -> EmbeddedWindow:
+    frames = np.random.default_rng(list(key.encode())).standard_normal((n_frames, dim)).astype(np.float16)
+    return EmbeddedWindow(
+        key=f"é/{key}",
+        meta=json.dumps({"label": {"word": "jä" if n_frames % 2 else "no"}, "n": n_frames}, ensure_ascii=False),
+        start_seconds=0.0,
+        seconds=n_frames * 0.04,
+        utterance=frames.mean(axis=0, dtype=np.float32),
+        frames=frames,
+    )
+
+
+def _write(
+    url: str,
+    *,
+    encoder: str,
+    split: str,
+    shards: dict[str, list[EmbeddedWindow]],
+    frames: bool,
+    skipped: list[SkippedClip] | None = None,
+) -> None:
+    recipe = Recipe(
+        encoder=encoder,
+        encoder_identity={"class": "Mel", "arguments": {"mels": 8}},
+        sample_rate_hz=16000,
+        dim=len(next(iter(shards.values()))[0].utterance),
+        hop_seconds=0.04,
+        padding="0.25",
+        precision="float32",
+        frame_dtype="float16",
+        resampler="none",
+        format_version=1,
+    )
+    writer = open_split_writer(url, recipe=recipe, spec=encoder, dataset="words", crop_seconds=None, split=split)
+    for shard, windows in shards.items():
+        with writer.begin_part(shard) as part:
+            for each in windows:
+                stored = each if frames else _without_frames(each)
+                part.add(stored)
+            member = Member(
+                shard=ShardIdentity(name=shard, size=10_240, mtime_ns=7, sha256="0123456789abcdef" * 4),
+                clips=len(windows),
+                windows=len(windows),
+                frames=part.frames,
+                audio_seconds=sum(each.seconds for each in windows),
+                skipped=tuple(clip for clip in skipped or () if clip.shard == shard),
+            )
+            part.commit([member], frames_stored=frames, versions={"featstore": "test"})
+    writer.write_catalogue()
+
+
+def _without_frames(window: EmbeddedWindow) -> EmbeddedWindow:
+    return EmbeddedWindow(
+        key=window.key,
+        meta=window.meta,
+        start_seconds=window.start_seconds,
+        seconds=window.seconds,
+        utterance=window.utterance,
+        frames=None,
+    )

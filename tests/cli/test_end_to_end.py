@@ -1,0 +1,111 @@
+"""extract -> probe -> retrieve -> report, as a user types it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from featstore.records import ScoreRecord
+from handmade import XARES_ENCODER, Run, run_cli
+
+pytestmark = pytest.mark.usefixtures("folder")
+
+EXTRACT = ("extract", "tiny.toml", "--data", "data", "--store", "store")
+EXTRACT_FIELDS = {
+    "task", "dataset", "split", "encoder", "shards_total", "shards_done", "shards_reused", "clips", "windows", "frames",
+    "skipped", "audio_seconds", "bytes_written", "seconds",
+}  # fmt: skip
+SCORE_FIELDS = {
+    "task", "title", "track", "protocol", "encoder", "fingerprint", "metric", "value", "std", "ci_low", "ci_high",
+    "seeds", "n_train", "n_valid", "n_test", "n_skipped", "eval_weight", "private", "seconds", "manifest_sha256",
+    "versions",
+}  # fmt: skip
+
+
+def test_hand_made_shards_are_extracted_probed_retrieved_and_reported(run: Run, folder: Path) -> None:
+    for encoder in ("logmel", "mfcc"):
+        extracted = run(*EXTRACT, "--encoder", encoder)
+        assert (extracted.code, extracted.error_lines) == (0, [])
+        assert "24 clips" in extracted.out
+    again = run(*EXTRACT, "--encoder", "mfcc")
+    assert "0 shards encoded, 2 reused" in again.out
+    for command in ("probe", "retrieve"):
+        scored = run(command, "tiny.toml", "--store", "store", "--results", "results")
+        assert (scored.code, scored.err) == (0, "")
+        assert "logmel" in scored.out
+        assert "mfcc" in scored.out
+    table = run("report", "--results", "results")
+    assert table.code == 0
+    assert "Tiny" in table.out
+    markdown = run("report", "--results", "results", "--format", "markdown", "--out", "board.md")
+    assert (markdown.code, markdown.out) == (0, "")
+    assert "| " in (folder / "board.md").read_text()
+    scores = json.loads(run("report", "--results", "results", "--format", "json").out)
+    assert {(score["track"], score["encoder"]) for score in scores} == {
+        (track, encoder) for track in "AB" for encoder in ("logmel", "mfcc")
+    }
+    assert min(score["value"] for score in scores) > 0.9
+
+
+def test_json_is_one_array_on_stdout_with_the_designs_fields(run: Run) -> None:
+    extracted = run(*EXTRACT, "--encoder", "logmel", "--json")
+    records = json.loads(extracted.out)
+    assert [record["split"] for record in records] == ["train", "valid", "test"]
+    assert all(record.keys() >= EXTRACT_FIELDS for record in records)
+    for command, track in (("probe", "A"), ("retrieve", "B")):
+        scored = run(command, "tiny.toml", "--store", "store", "--json")
+        assert scored.err == ""
+        [score] = json.loads(scored.out)
+        assert score.keys() >= SCORE_FIELDS
+        assert score["track"] == track
+        assert ScoreRecord.from_json(score).as_json()["value"] == score["value"]
+
+
+def test_json_lists_the_clips_that_were_left_out_and_fail_on_skip_fails(run: Run) -> None:
+    options = ("--encoder", "logmel", "--split", "train", "--max-clip-seconds", "0.6")
+    extracted = run(*EXTRACT, *options, "--json")
+    [record] = json.loads(extracted.out)
+    assert extracted.code == 0
+    assert len(record["skipped"]) == 24 - record["clips"] > 0
+    assert all(left_out.keys() == {"shard", "key", "reason"} for left_out in record["skipped"])
+    plain = run(*EXTRACT, *options)
+    assert "left out: train-000.tar" in plain.out
+    failed = run(*EXTRACT, *options, "--fail-on-skip")
+    assert failed.code == 1
+    assert "--fail-on-skip" in failed.error_lines[-1]
+
+
+def test_what_an_encoder_prints_does_not_spoil_the_json(folder: Path) -> None:
+    noisy = XARES_ENCODER.replace("        padded = torch.nn", "        print('forward')\n        padded = torch.nn", 1)
+    (folder / "my_encoder.py").write_text("print('loading')\n" + noisy)
+    child = run_cli(*EXTRACT, "--encoder", "./my_encoder.py", "--split", "valid", "--json", cwd=folder)
+    assert child.returncode == 0, child.stderr
+    [record] = json.loads(child.stdout)
+    assert record["encoder"] == "MyEncoder"
+    assert "loading" in child.stderr
+    assert "forward" in child.stderr
+
+
+def test_an_encoder_file_with_arguments_goes_the_whole_way(run: Run, folder: Path) -> None:
+    (folder / "my_encoder.py").write_text(XARES_ENCODER)
+    options = ("--encoder", "./my_encoder.py:MyEncoder", "--encoder-arg", "width=32", "--encoder-arg", "seed=4")
+    assert run(*EXTRACT, *options).code == 0
+    [score] = json.loads(run("retrieve", "tiny.toml", "--store", "store", "--json").out)
+    assert score["encoder"] == "MyEncoder"
+    assert score["value"] > 0.5
+
+
+@pytest.mark.parametrize("protocol", ["strict", "xares"])
+def test_both_protocols_score_from_the_same_store(protocol: str, run: Run) -> None:
+    run(*EXTRACT, "--encoder", "logmel")
+    for command in ("probe", "retrieve"):
+        [score] = json.loads(run(command, "tiny.toml", "--store", "store", "--protocol", protocol, "--json").out)
+        assert score["protocol"] == protocol
+
+
+def test_tasks_are_listed_and_shown(run: Run) -> None:
+    assert "esc50" in run("tasks").out
+    [shown] = json.loads(run("tasks", "tiny.toml", "--json").out)
+    assert shown["name"] == "tiny"

@@ -1,0 +1,196 @@
+"""Every bad input is one line that says what is wrong, with the right exit code, and never a traceback."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from featstore.cli import main
+from featstore.errors import UsageError
+from handmade import XARES_ENCODER, Outcome, Run, run_cli, task_toml
+
+pytestmark = pytest.mark.usefixtures("folder")
+
+EXTRACT = ("extract", "tiny.toml", "--encoder", "logmel", "--data", "data", "--store", "store")
+
+
+def told(outcome: Outcome, code: int, *parts: str) -> None:
+    assert outcome.code == code, outcome.err
+    assert outcome.out == ""
+    [line] = outcome.error_lines
+    assert line.startswith("featstore: ")
+    for part in parts:
+        assert part in line
+
+
+def replaced(option: str, value: str | Path) -> tuple[str, ...]:
+    """The extract command with the value of one option changed."""
+    command = list(EXTRACT)
+    command[command.index(option) + 1] = str(value)
+    return tuple(command)
+
+
+def test_a_wrong_path_to_the_data(run: Run) -> None:
+    told(run(*replaced("--data", "nowhere")), 1, "nowhere", "--data")
+
+
+def test_an_empty_pattern(run: Run, folder: Path) -> None:
+    task_toml(folder, splits={"train": "none*.tar", "valid": "valid*.tar", "test": "test*.tar"})
+    told(run(*EXTRACT), 1, "no shard matches 'none*.tar'")
+
+
+def test_an_unreadable_tar_is_named_and_the_others_are_extracted(run: Run, folder: Path) -> None:
+    path = folder / "data/tiny/train-001.tar"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:5000])
+    told(run(*EXTRACT), 1, "1 of 6 shards", "train-001.tar", "download it again")
+    path.write_bytes(whole)
+    records = json.loads(run(*EXTRACT, "--json").out)
+    assert [(record["split"], record["shards_done"]) for record in records] == [("train", 1), ("valid", 0), ("test", 0)]
+
+
+def test_an_unknown_manifest_key(run: Run, folder: Path) -> None:
+    path = folder / "tiny.toml"
+    path.write_text(path.read_text().replace('field = "label"', 'feild = "label"'))
+    told(run(*EXTRACT), 2, "tiny.toml", "feild")
+
+
+def test_a_manifest_that_is_no_toml(run: Run, folder: Path) -> None:
+    (folder / "tiny.toml").write_bytes(b"\xff\x00 = [")
+    told(run(*EXTRACT), 2, "tiny.toml")
+
+
+@pytest.mark.parametrize("command", ["extract", "probe", "retrieve"])
+def test_an_unknown_task(command: str, run: Run) -> None:
+    if command == "extract":
+        outcome = run("extract", "esc5", "--encoder", "logmel", "--data", "data", "--store", "store")
+    else:
+        run(*EXTRACT)
+        outcome = run(command, "esc5", "--store", "store")
+    told(outcome, 2, "esc5", "esc50")
+
+
+def test_a_split_that_the_task_does_not_have(run: Run) -> None:
+    told(run(*EXTRACT, "--split", "dev"), 2, "dev", "train, valid, test")
+
+
+@pytest.mark.parametrize("command", ["probe", "retrieve"])
+def test_a_split_that_was_not_extracted(command: str, run: Run) -> None:
+    run(*EXTRACT, "--split", "train")
+    told(run(command, "tiny.toml", "--store", "store"), 2, "store")
+
+
+@pytest.mark.parametrize("command", ["probe", "retrieve"])
+def test_a_label_outside_the_classes(command: str, run: Run, folder: Path) -> None:
+    run(*EXTRACT)
+    task_toml(folder, classes=["low", "middle"])
+    told(run(command, "tiny.toml", "--store", "store"), 1, "'high'", "low")
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        (".transpose(1, 2)", "(2, 12, 50)"),
+        (".transpose(1, 2)[0]", "(50, 12)"),
+        (".transpose(1, 2).log()", "NaN"),
+        (".transpose(1, 2).no_such()", "no_such"),
+    ],
+    ids=["width", "rank", "NaN", "raises"],
+)
+def test_an_encoder_that_breaks_the_contract(change: str, part: str, run: Run, folder: Path) -> None:
+    new = "" if part == "(2, 12, 50)" else change
+    (folder / "my_encoder.py").write_text(XARES_ENCODER.replace(".transpose(1, 2)", new))
+    told(run(*replaced("--encoder", "./my_encoder.py")), 1, "MyEncoder", part)
+    assert not (folder / "store").exists()
+
+
+@pytest.mark.parametrize("command", ["probe", "retrieve"])
+def test_an_ambiguous_encoder_name(command: str, run: Run) -> None:
+    run(*EXTRACT)
+    run(*EXTRACT, "--padding", "exact")
+    told(run(command, "tiny.toml", "--store", "store", "--encoder", "logmel"), 2, "logmel@", "say which")
+    told(run(command, "tiny.toml", "--store", "store", "--encoder", "nobody"), 2, "nobody")
+
+
+def test_a_store_of_a_newer_format(run: Run, folder: Path) -> None:
+    run(*EXTRACT)
+    from featstore.store.format import seal
+
+    (folder / "store/zarr.json").write_bytes(seal({"format": 2}))
+    for command in (EXTRACT, ("probe", "tiny.toml", "--store", "store"), ("retrieve", "tiny.toml", "--store", "store")):
+        told(run(*command), 1, "format 2", "upgrade featstore")
+
+
+@pytest.mark.parametrize("command", ["probe", "retrieve"])
+def test_a_store_that_is_not_there(command: str, run: Run) -> None:
+    told(run(command, "tiny.toml", "--store", "no-store"), 2, "no-store")
+
+
+def test_a_folder_that_is_no_store_is_not_written_to(run: Run, folder: Path) -> None:
+    outcome = run(*replaced("--store", "data"))
+    told(outcome, 1, "not a featstore store")
+    assert [path.name for path in (folder / "data").iterdir()] == ["tiny"]
+
+
+def test_a_store_in_a_folder_that_cannot_be_made(run: Run, folder: Path) -> None:
+    (folder / "file").write_text("")
+    told(run(*replaced("--store", "file/store")), 1, "file/store")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (("extract",), ["TASK", "extract --help"]),
+        (("extract", "tiny.toml"), ["--encoder"]),
+        (("no-such-command",), ["no-such-command", "--help"]),
+        (("probe", "tiny.toml", "--stroe", "x"), ["--stroe"]),
+        (("probe", "tiny.toml", "--store", "s", "--seeds", "0"), ["--seeds"]),
+        (("retrieve", "tiny.toml", "--store", "s", "--k", "many"), ["--k"]),
+        ((*EXTRACT, "--padding", "much"), ["--padding", "'much'"]),
+        ((*EXTRACT, "--batch-seconds", "nan"), ["batch_seconds"]),
+        ((*EXTRACT, "--device", "tpu"), ["--device", "'tpu'"]),
+        ((*EXTRACT, "--encoder-arg", "mels"), ["name=value", "'mels'"]),
+        ((*EXTRACT, "--encoder-arg", "mels=1", "--encoder-arg", "mels=2"), ["mels", "twice"]),
+    ],
+)
+def test_a_call_that_cannot_be(arguments: tuple[str, ...], parts: list[str], run: Run) -> None:
+    told(run(*arguments), 2, *parts)
+
+
+def test_an_encoder_argument_that_does_not_fit(run: Run) -> None:
+    told(run(*EXTRACT, "--encoder-arg", "depth=3"), 1, "depth")
+    told(run(*EXTRACT, "--encoder-arg", "mels=NaN"), 1, "mels='NaN'")
+
+
+def test_results_that_are_not_there_or_damaged(run: Run, folder: Path) -> None:
+    assert run("report", "--results", "nowhere").error_lines[-1].startswith("featstore: ")
+    results = folder / "results"
+    results.mkdir()
+    (results / "a.json").write_text("{")
+    told(run("report", "--results", "results"), 1, "a.json")
+
+
+def test_traceback_shows_where_an_error_was_raised() -> None:
+    with pytest.raises(UsageError):
+        main(["--traceback", *EXTRACT, "--split", "dev"])
+
+
+def test_a_process_of_its_own_tells_an_error_as_one_line(folder: Path) -> None:
+    child = run_cli(*replaced("--data", "nowhere"), cwd=folder)
+    assert (child.returncode, child.stdout) == (1, "")
+    [line] = child.stderr.splitlines()
+    assert line.startswith("featstore: there is no folder nowhere")
+
+
+def test_an_interrupt_is_one_line_and_exit_code_130(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr("featstore.encoders.load_encoder", interrupted)
+    outcome = run(*EXTRACT)
+    assert outcome.code == 130
+    assert [line for line in outcome.err.splitlines() if line][-1].startswith("featstore: interrupted")

@@ -1,0 +1,141 @@
+"""`featstore inspect` says what is in the store, counted independently."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cached import LEFT_OUT, cached
+from featstore.store.maintenance import compact_store
+from featstore.store.summary import busy_seconds
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return cached(tmp_path_factory.mktemp("store"))
+
+
+def on_disk(url: str, encoder: str, split: str) -> int:
+    """Bytes of the objects of a split's parts, their group documents apart."""
+    [group] = Path(url).glob(f"{encoder}@*/words/{split}")
+    return sum(
+        path.stat().st_size
+        for part in group.iterdir()
+        if part.is_dir()
+        for path in part.glob("*/**/*")
+        if path.is_file()
+    )
+
+
+def test_a_table_lists_every_feature_set(run, store):
+    told = run("inspect", "--store", store.url)
+    assert told.code == 0
+    rows = [line.split() for line in told.out.splitlines()]
+    assert ["encoder", "dataset", "split", "clips", "windows", "dim", "frames", "hours", "size", "left", "out"] in rows
+    listed = [(row[0].partition("@")[0], *row[1:7]) for row in rows if len(row) > 1 and row[1] == "words"]
+    assert listed == [
+        ("bare", "words", "train", "7", "7", "8", "0"),
+        ("mel", "words", "test", "1", "1", "8", "2"),
+        ("mel", "words", "train", "7", "7", "8", "25"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["mel"],
+        ["mel/words"],
+        ["--encoder", "mel"],
+        ["mel", "--dataset", "words"],
+        ["--encoder", "mel", "--dataset", "words"],
+    ],
+)
+def test_a_path_and_options_choose_alike(run, store, arguments):
+    told = json.loads(run("inspect", *arguments, "--store", store.url, "--json").out)
+    assert [(each["encoder"], each["split"]) for each in told] == [("mel", "test"), ("mel", "train")]
+    assert [each["bytes"] for each in told] == [on_disk(store.url, "mel", split) for split in ("test", "train")]
+
+
+def test_one_feature_set_is_told_in_full(run, store):
+    [told] = json.loads(run("inspect", "mel/words/train", "--store", store.url, "--json").out)
+    norms = [float(np.linalg.norm(vector.astype(np.float64))) for vector in store.column("utterance")]
+    lengths = [len(frames) for frames in store.column("frames")]
+    assert told["norms"]["low"] == pytest.approx(min(norms))
+    assert told["norms"]["median"] == pytest.approx(np.median(norms))
+    assert told["norms"]["high"] == pytest.approx(max(norms))
+    assert told["frame_lengths"] == dict(
+        zip(["low", "q1", "median", "q3", "high"], np.percentile(lengths, [0, 25, 50, 75, 100]), strict=True)
+    )
+    assert (told["windows_not_finite"], told["repeated_keys"], told["repeated_vectors"]) == (0, 0, 0)
+    assert [(each["shard"], each["windows"], each["left_out"]) for each in told["shards"]] == [
+        ("a.tar", 3, 0),
+        ("b.tar", 4, 1),
+    ]
+    assert told["skipped"] == [{"shard": "b.tar", "key": LEFT_OUT.key, "reason": LEFT_OUT.reason}]
+    assert told["recipe"]["encoder_identity"]["arguments"] == {"mels": 8}
+    assert told["audio_seconds_per_second"] > 0
+    assert told["versions"] == {"featstore": ["test"]}
+
+
+def test_a_key_cannot_write_on_the_terminal(run, store):
+    told = run("inspect", "mel/words/train", "--store", store.url).out
+    assert "it has no samples: b.tar/broken\\x1b[2J" in told
+    assert "\x1b" not in told
+    assert "7 x 8 float32" in told
+    assert "25 x 8 float16, one every 40 ms" in told
+
+
+def test_compaction_leaves_the_numbers_and_forgets_the_throughput(run, tmp_path):
+    store = cached(tmp_path)
+    [before] = json.loads(run("inspect", "mel/words/train", "--store", store.url, "--json").out)
+    compact_store(store.url, part_bytes=10**9)
+    [after] = json.loads(run("inspect", "mel/words/train", "--store", store.url, "--json").out)
+    assert len({each["part"] for each in after["shards"]}) == 1
+    assert after["bytes"] == on_disk(store.url, "mel", "train")
+    for name in ("clips", "windows", "frames", "norms", "frame_lengths", "content_hash", "skipped"):
+        assert before[name] == after[name]
+    assert after["audio_seconds_per_second"] is None
+
+
+def test_vectors_that_are_no_numbers_or_twice_there_are_counted(tmp_path):
+    from featstore.store import EmbeddedWindow, Member, ShardIdentity, open_split_writer, open_store
+    from featstore.store.summary import examine
+
+    store = cached(tmp_path)
+    recipe = open_store(store.url).resolve_encoder("bare")
+    writer = open_split_writer(store.url, recipe=recipe, spec="bare", dataset="odd", crop_seconds=None, split="all")
+    vectors = np.ones((5, 8), np.float32)
+    vectors[1, 3], vectors[2, 0], vectors[4] = np.nan, np.inf, 2
+    with writer.begin_part("a.tar") as part:
+        for at, vector in enumerate(vectors):
+            part.add(
+                EmbeddedWindow(
+                    key=f"k{at % 4}", meta="{}", start_seconds=0.0, seconds=1.0, utterance=vector, frames=None
+                )
+            )
+        shard = ShardIdentity(name="a.tar", size=1)
+        member = Member(shard=shard, clips=5, windows=5, frames=0, audio_seconds=5.0, skipped=())
+        part.commit([member], frames_stored=False, versions={})
+    details = examine(open_store(store.url).select(dataset="odd"))
+    assert (details.windows_not_finite, details.repeated_vectors, details.repeated_keys) == (2, 1, 1)
+    assert (details.norms.low, details.norms.high) == (pytest.approx(8**0.5), pytest.approx(32**0.5))
+    json.dumps(details.as_json(), allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [(["nobody"], "holds nothing of nobody/*/*"), (["a/b/c/d"], "PATH is ENCODER/DATASET/SPLIT"),
+     (["mel", "--encoder", "bare"], "say it once")],
+)  # fmt: skip
+def test_what_is_not_there_is_one_line(run, store, arguments, says):
+    told = run("inspect", *arguments, "--store", store.url)
+    assert (told.code, told.out, told.err.count("\n")) == (2, "", 1)
+    assert says in told.err
+
+
+def test_time_spent_side_by_side_counts_once():
+    assert busy_seconds([]) == 0
+    assert busy_seconds([(0, 4), (1, 2), (3, 5), (9, 10)]) == 6

@@ -1,0 +1,124 @@
+"""Scoring on the command line: several pairs at a time, what fails is named, and what is asked for is printed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from handmade import Run, environment, task_toml
+
+
+@pytest.fixture
+def store(folder: Path, run: Run) -> Path:
+    """A store of two encoders for tiny.toml."""
+    for encoder in ("logmel", "mfcc"):
+        assert run("extract", "tiny.toml", "--encoder", encoder, "--data", "data", "--store", "s").code == 0
+    return folder / "s"
+
+
+def _without_time(scores: str) -> list[dict]:
+    return [{**each, "seconds": {}} for each in json.loads(scores)]
+
+
+@pytest.mark.usefixtures("store")
+def test_jobs_give_the_scores_of_one_process_in_the_same_order(run: Run) -> None:
+    alone = run("retrieve", "tiny.toml", "--store", "s", "--json")
+    together = run("retrieve", "tiny.toml", "--store", "s", "--json", "--jobs", "2", "--results", "r")
+    assert (alone.code, together.code) == (0, 0)
+    assert _without_time(together.out) == _without_time(alone.out)
+    assert [each["encoder"] for each in json.loads(together.out)] == ["logmel", "mfcc"]
+    assert len(list(Path("r").iterdir())) == 2
+
+
+@pytest.mark.usefixtures("store")
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_a_pair_that_fails_is_named_and_the_others_are_done(run: Run, folder: Path, jobs: str) -> None:
+    broken = folder / "broken"
+    broken.mkdir()
+    task_toml(broken, name="broken", data={"dataset": "elsewhere"})
+    done = run(
+        "retrieve", "broken/broken.toml", "tiny.toml", "--store", "s", "--encoder", "mfcc", "--jobs", jobs,
+        "--results", "r",
+    )  # fmt: skip
+    assert done.code == 2
+    assert "broken by mfcc: " in done.err
+    assert "1 of 2 scores failed; the other 1 are done and written" in done.err
+    assert [path.name.split(".")[0] for path in Path("r").iterdir()] == ["tiny"]
+
+
+@pytest.mark.usefixtures("store")
+@pytest.mark.parametrize("after_seconds", [2, 6])
+def test_ctrl_c_ends_every_process_and_says_so_on_one_line(folder: Path, after_seconds: float) -> None:
+    code = "import sys; from featstore.cli import main; main(sys.argv[1:])"
+    command = [sys.executable, "-c", code, "probe", "tiny.toml", "--store", "s", "--jobs", "2", "--seeds", "2000"]
+    started = subprocess.Popen(
+        command, cwd=folder, env=environment(), stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    time.sleep(after_seconds)
+    os.killpg(started.pid, signal.SIGINT)
+    _, said = started.communicate(timeout=30)
+    assert started.returncode == 130, said
+    assert said.strip().startswith("featstore: interrupted")
+    assert "\n" not in said.strip()
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        try:
+            os.killpg(started.pid, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.1)
+    pytest.fail("a process is left")
+
+
+@pytest.mark.usefixtures("store")
+def test_what_is_measured_beside_a_score_is_printed(run: Run) -> None:
+    told = run(
+        "retrieve",
+        "tiny.toml",
+        "--store",
+        "s",
+        "--encoder",
+        "logmel",
+        "--k",
+        "1,3",
+        "--index",
+        "hnsw",
+        "--shots",
+        "1,2",
+    ).out
+    assert "tiny by logmel: index hnsw has recall@3 1.000 against exact search" in told
+    assert "tiny by logmel: k=1 " in told
+    assert "tiny by logmel: 1 shot " in told
+    assert "over 20 support sets" in told
+    few = run("probe", "tiny.toml", "--store", "s", "--encoder", "logmel", "--head", "logreg", "--shots", "2", "--json")
+    [record] = json.loads(few.out)
+    assert record["settings"]["head"] == "logreg"
+    assert list(record["details"]["shots"]) == ["2"]
+
+
+@pytest.mark.usefixtures("store")
+def test_a_task_without_neighbours_is_left_out_among_several_and_an_error_alone(run: Run, folder: Path) -> None:
+    other = folder / "other"
+    other.mkdir()
+    task_toml(other, name="other", retrieve={"enabled": False})
+    among = run("retrieve", "tiny.toml", "other/other.toml", "--store", "s", "--json")
+    assert among.code == 0
+    assert "other/other.toml has no nearest-neighbour track: left out" in among.err
+    assert {each["task"] for each in json.loads(among.out)} == {"tiny"}
+    alone = run("retrieve", "other/other.toml", "--store", "s")
+    assert alone.code == 2
+    assert "has no nearest-neighbour track" in alone.err
+
+
+@pytest.mark.parametrize(("option", "value"), [("--k", "1,x"), ("--k", "0"), ("--shots", "5,5"), ("--shots", "")])
+def test_a_list_of_numbers_that_is_none_is_a_usage_error(run: Run, folder: Path, option: str, value: str) -> None:
+    done = run("retrieve", "tiny.toml", "--store", str(folder / "s"), option, value)
+    assert done.code == 2
+    assert option in done.err

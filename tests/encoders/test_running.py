@@ -1,0 +1,161 @@
+"""Running an encoder: trimming, pooling, numbers that are none, memory that runs out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from featstore.encoders.running import Encoder, EncoderRun, NonFiniteRow, pick_device, real_frames
+from featstore.errors import EncoderError, UsageError
+from handmade import build
+
+
+class Ramp(torch.nn.Module):
+    """Frame t of a row is t, in both columns; 10 frames a second at 100 Hz."""
+
+    sampling_rate, output_dim, hop_size_in_ms = 100, 2, 100.0
+
+    def forward(self, audio: torch.Tensor) -> Any:
+        frames = torch.arange(max(1, audio.shape[1] // 10), dtype=torch.float32)
+        return frames[None, :, None].expand(len(audio), -1, 2).clone()
+
+
+def start(module: torch.nn.Module, *, padding: str = "0.25", dtype: str = "float16", **more: Any) -> EncoderRun:
+    encoder: Encoder = build(module)
+    recipe = encoder.recipe(padding=padding, precision="float32", frame_dtype=dtype, resampler="none", format_version=1)
+    return encoder.start(recipe, device="cpu", keep_frames=True, **more)
+
+
+def batch(*lengths: int, to: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    audio = np.zeros((len(lengths), to or max(lengths)), np.float32)
+    return audio, np.array(lengths, np.int64)
+
+
+def test_frames_of_padding_are_trimmed_before_pooling_and_storing() -> None:
+    encoded = start(Ramp())(*batch(100, 34, 3))
+    assert [len(frames) for frames in encoded.frames] == [10, 3, 1]
+    np.testing.assert_allclose(encoded.utterance[:, 0], [4.5, 1.0, 0.0])
+    assert encoded.frames[0].dtype == np.float16
+    assert encoded.utterance.dtype == np.float32
+
+
+def test_under_xares_nothing_is_trimmed() -> None:
+    encoded = start(Ramp(), padding="xares")(*batch(100, 34, 3))
+    assert [len(frames) for frames in encoded.frames] == [10, 10, 10]
+    np.testing.assert_allclose(encoded.utterance[:, 0], 4.5)
+
+
+def test_an_encoders_own_utterance_vector_is_kept() -> None:
+    class Own(Ramp):
+        def forward(self, audio: torch.Tensor) -> Any:
+            frames = super().forward(audio)
+            return frames, frames[:, 0] + 7
+
+    np.testing.assert_array_equal(start(Own())(*batch(50, 20)).utterance, 7.0)
+
+
+def test_lengths_are_true_sample_counts_and_are_withheld_under_xares() -> None:
+    class Sees(Ramp):
+        seen: list[Any]
+
+        def forward(self, audio: torch.Tensor, lengths: torch.Tensor | None = None) -> Any:
+            self.seen = [*getattr(self, "seen", []), None if lengths is None else lengths.tolist()]
+            return super().forward(audio)
+
+    masks, blind = Sees(), Sees()
+    start(masks)(*batch(50, 20))
+    start(blind, padding="xares")(*batch(50, 20))
+    assert masks.seen[-1] == [50, 20]
+    assert blind.seen[-1] is None
+
+
+@given(seconds=st.floats(0.0001, 1000), hop=st.sampled_from([0.01, 0.02, 0.04, 0.3]), available=st.integers(1, 5000))
+def test_real_frames_follow_the_designs_formula(seconds: float, hop: float, available: int) -> None:
+    [count] = real_frames(np.array([seconds]), hop_seconds=hop, available=available)
+    assert count == max(1, min(available, round(seconds / hop)))
+
+
+class Spoils(Ramp):
+    """Row 1 of a batch longer than a second comes out spoiled."""
+
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.value = value
+
+    def forward(self, audio: torch.Tensor) -> Any:
+        frames = super().forward(audio)
+        if audio.shape[1] > 100:
+            frames[1, 4] = self.value
+        return frames
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_row_that_is_no_number_is_named(value: float) -> None:
+    with pytest.raises(NonFiniteRow, match="NaN or infinity") as caught:
+        start(Spoils(value))(*batch(200, 200, 200))
+    assert caught.value.row == 1
+
+
+def test_a_frame_that_does_not_fit_float16_is_named_with_the_remedy() -> None:
+    with pytest.raises(NonFiniteRow, match=r"1e\+06 does not fit float16: use --dtype float32") as caught:
+        start(Spoils(1e6))(*batch(200, 200))
+    assert caught.value.row == 1
+    assert start(Spoils(1e6), dtype="float32")(*batch(200, 200)).frames[1].max() == 1e6
+
+
+def test_what_stands_in_padding_does_not_matter() -> None:
+    encoded = start(Spoils(float("nan")))(*batch(200, 34))
+    assert np.isfinite(encoded.utterance).all()
+
+
+def test_a_forward_pass_that_fails_on_a_batch_is_one_line() -> None:
+    class Fails(Ramp):
+        def forward(self, audio: torch.Tensor) -> Any:
+            if audio.shape[1] < 50:
+                raise RuntimeError("Kernel size\ncan't be greater than input")
+            return super().forward(audio)
+
+    with pytest.raises(EncoderError, match=r"forward failed on float32 \(1, 20\): RuntimeError: Kernel size can't"):
+        start(Fails())(*batch(20))
+
+
+class Small(Ramp):
+    """Holds no more than so many samples at once, as a GPU does."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.most = most
+        self.sizes: list[int] = []
+
+    def forward(self, audio: torch.Tensor) -> Any:
+        self.sizes.append(len(audio))
+        if audio.numel() > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return super().forward(audio)
+
+
+def test_a_batch_that_does_not_fit_is_halved_and_later_ones_are_never_so_large() -> None:
+    module = Small(300)
+    run = start(module)
+    encoded = run(*batch(*[100] * 8))
+    np.testing.assert_allclose(encoded.utterance, start(Ramp())(*batch(*[100] * 8)).utterance)
+    assert len(encoded.frames) == 8
+    module.sizes.clear()
+    run(*batch(*[100] * 8))
+    assert max(module.sizes) <= 4
+
+
+def test_one_window_that_does_not_fit_is_an_error_with_the_remedy() -> None:
+    with pytest.raises(EncoderError, match="out of memory on cpu with one window of 400 samples"):
+        start(Small(300))(*batch(400))
+
+
+@pytest.mark.parametrize("asked", ["gpu", "mps", "cuda:99", "meta", ""])
+def test_a_device_that_is_not_there_is_a_usage_error(asked: str) -> None:
+    with pytest.raises(UsageError, match="--device"):
+        pick_device(asked)

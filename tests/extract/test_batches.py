@@ -1,0 +1,64 @@
+"""Batchers lose nothing, repeat nothing and keep their budget."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from featstore.extract.batches import Batch, Batcher, FileOrderBatcher, LengthBatcher, PendingWindow, stack
+
+LENGTHS = st.lists(st.integers(1, 12), max_size=60)
+
+
+def fed(batcher: Batcher, lengths: list[int], *, quantum: int = 4) -> list[Batch]:
+    batches: list[Batch] = []
+    for index, length in enumerate(lengths):
+        samples = np.full(length, index + 1, np.float32)
+        batches += batcher.add(PendingWindow(index, samples, -(-length // quantum) * quantum))
+    return batches + list(batcher.flush())
+
+
+@given(lengths=LENGTHS, budget=st.integers(1, 60), pending=st.integers(1, 200))
+def test_batches_of_one_length_hold_every_window_once_within_the_budget(
+    lengths: list[int], budget: int, pending: int
+) -> None:
+    batches = fed(LengthBatcher(budget_samples=budget, pending_samples=pending), lengths)
+    assert sorted(window.index for batch in batches for window in batch) == list(range(len(lengths)))
+    for batch in batches:
+        assert len({window.padded for window in batch}) == 1
+        assert len(batch) == 1 or len(batch) * batch[0].padded <= budget
+
+
+@given(lengths=LENGTHS, budget=st.integers(1, 60), pending=st.integers(1, 100))
+def test_no_more_than_the_pending_samples_ever_wait(lengths: list[int], budget: int, pending: int) -> None:
+    batcher = LengthBatcher(budget_samples=budget, pending_samples=pending)
+    waiting = 0
+    for index, length in enumerate(lengths):
+        given_out = list(batcher.add(PendingWindow(index, np.zeros(length, np.float32), length)))
+        waiting += length - sum(window.padded for batch in given_out for window in batch)
+        assert waiting <= pending
+
+
+@given(lengths=LENGTHS)
+def test_what_is_batched_with_what_depends_on_the_windows_alone(lengths: list[int]) -> None:
+    one, two = (fed(LengthBatcher(budget_samples=30, pending_samples=80), lengths) for _ in range(2))
+    assert [[w.index for w in batch] for batch in one] == [[w.index for w in batch] for batch in two]
+
+
+@given(lengths=LENGTHS)
+def test_xares_batches_are_sixteen_in_file_order(lengths: list[int]) -> None:
+    batches = fed(FileOrderBatcher(size=16), lengths)
+    assert [window.index for batch in batches for window in batch] == list(range(len(lengths)))
+    assert all(len(batch) == 16 for batch in batches[:-1])
+
+
+@given(lengths=st.lists(st.integers(1, 12), min_size=1, max_size=16))
+def test_a_stacked_batch_is_samples_then_zeros(lengths: list[int]) -> None:
+    for batch in fed(FileOrderBatcher(size=16), lengths):
+        audio, n_samples = stack(batch)
+        assert audio.shape == (len(batch), max(window.padded for window in batch))
+        for row, window in enumerate(batch):
+            assert n_samples[row] == len(window.samples)
+            np.testing.assert_array_equal(audio[row, : n_samples[row]], window.samples)
+            assert not audio[row, n_samples[row] :].any()

@@ -1,0 +1,135 @@
+"""Memory does not grow with the data."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import weakref
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from featstore.encoders.running import Encoded
+from featstore.extract.batches import LengthBatcher
+from featstore.extract.pipeline import EncodeSettings, encode_shards
+from featstore.extract.progress import Silent
+from featstore.extract.shards import find_shards
+from featstore.extract.stream import ClipRead, ClipStream
+from featstore.extract.windows import Padding, plan_windows
+from featstore.store import EmbeddedWindow, Member
+from handmade import audio_bytes, clip, environment, noise, write_split, write_tar
+
+
+class Part:
+    """Holds what it is given, as a part's writer does."""
+
+    def __init__(self) -> None:
+        self.held: list[EmbeddedWindow] = []
+        self.frames = 0
+
+    @property
+    def windows(self) -> int:
+        return len(self.held)
+
+    def add(self, window: EmbeddedWindow) -> None:
+        self.held.append(window)
+
+    def commit(self, members: list[Member], **_: Any) -> Member:
+        return members[0]
+
+    def abort(self) -> None:
+        pass
+
+
+class Writer:
+    """Notes how many parts are alive whenever another begins."""
+
+    def __init__(self) -> None:
+        self.parts: list[weakref.ref[Part]] = []
+        self.most_alive = 0
+
+    def begin_part(self, _: str) -> Part:
+        self.most_alive = max(self.most_alive, sum(part() is not None for part in self.parts))
+        part = Part()
+        self.parts.append(weakref.ref(part))
+        return part
+
+
+def test_parts_that_were_committed_are_let_go(tmp_path: Path) -> None:
+    write_split(tmp_path, "train", [clip(f"c{n}", noise(0.05, seed=n)) for n in range(24)], shards=24)
+    writer = Writer()
+    result = encode_shards(
+        find_shards(tmp_path, "*.tar"),
+        writer=writer,  # type: ignore[arg-type]
+        encoder=lambda audio, _: Encoded(utterance=audio[:, :4].copy(), frames=None),
+        encoder_name="first four",
+        plan=lambda n: plan_windows(n, crop_seconds=None, padding=Padding.parse("exact"), sample_rate_hz=16_000),
+        new_batcher=lambda: LengthBatcher(budget_samples=16_000, pending_samples=160_000),
+        settings=EncodeSettings(
+            sample_rate_hz=16_000, max_clip_seconds=10, decode_threads=2, frames_stored=False, versions={}
+        ),
+        progress=Silent(),
+    )
+    assert len(result.commits) == 24
+    assert writer.most_alive <= 10  # those whose writes wait, not those that were
+
+
+def test_no_more_is_decoded_ahead_than_there_is_room_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from featstore.extract import stream
+
+    monkeypatch.setattr(stream, "_DECODED_BYTES_AHEAD", 4 * 16_000 * 3)  # three seconds
+    quiet = audio_bytes(np.zeros(16_000, np.float32), "flac")
+    members = [m for n in range(40) for m in ((f"c{n:02d}.flac", quiet), (f"c{n:02d}.json", b"{}"))]
+    write_tar(tmp_path / "s.tar", members)
+    shards = find_shards(tmp_path, "*.tar")
+    read: list[ClipRead] = []
+    with ClipStream(shards, sample_rate_hz=16_000, max_clip_seconds=10, decode_threads=4) as clips:
+        for event in clips:
+            if isinstance(event, ClipRead):
+                read.append(event)
+                assert len(event.decoded.result(timeout=20).samples) == 16_000
+                inside = clips._decoded._bytes
+                assert inside <= 4 * 16_000 * 4
+    assert [clip.key for clip in read] == [f"c{n:02d}" for n in range(40)]
+
+
+HOSTILE_CHILD = """
+import resource, sys
+from pathlib import Path
+from handmade import extract
+from tiny import task
+import featstore.encoders.running, featstore.extract.pipeline, soxr, soundfile, zarr
+
+used = int(next(l for l in open("/proc/self/status") if l.startswith("VmSize")).split()[1]) * 1024
+most = {most_bytes}
+resource.setrlimit(resource.RLIMIT_AS, (used + most, used + most))
+folder = Path(sys.argv[1])
+try:
+    extract(task(), folder / "data", folder / "store")
+except featstore.errors.FeatstoreError as error:
+    print(error)
+peak = int(next(l for l in open("/proc/self/status") if l.startswith("VmHWM")).split()[1]) // 1024
+print("peak MB", peak)
+"""
+
+
+def test_a_hostile_shard_is_read_within_bounded_memory(tmp_path: Path) -> None:
+    """Clips that unpack to 0.7 GB each, two at a time, in a child that may take 0.7 GB more than it began with."""
+    import soundfile
+
+    loud = tmp_path / "long.flac"
+    with soundfile.SoundFile(loud, "w", 192_000, 8, format="FLAC", subtype="PCM_16") as file:
+        for _ in range(120):
+            file.write(np.zeros((192_000, 8), np.int16))
+    data = loud.read_bytes()  # two minutes of silence: 0.7 GB as floats
+    assert len(data) < 4 << 20
+    members = [m for n in range(3) for m in ((f"c{n}.flac", data), (f"c{n}.json", b"[" + b"[]," * 900_000 + b"[]]"))]
+    write_tar(tmp_path / "data/tiny/train-0.tar", members)
+    child = subprocess.run(
+        [sys.executable, "-c", HOSTILE_CHILD.format(most_bytes=700 << 20), str(tmp_path)],
+        env=environment(), capture_output=True, text=True, timeout=200, check=False,
+    )  # fmt: skip
+    assert child.returncode == 0, child.stderr[-2000:]
+    assert int(child.stdout.split()[-1]) < 1500

@@ -1,0 +1,94 @@
+"""A run that is killed or interrupted goes on where it was, and the store comes out the same, bit for bit."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from handmade import (
+    XARES_ENCODER,
+    assert_equal_stores,
+    clip,
+    environment,
+    extract,
+    noise,
+    task_toml,
+    write_split,
+)
+from tiny import task
+
+N_SHARDS = 8
+SLOW_ENCODER = XARES_ENCODER.replace("import torch", "import os\nimport time\n\nimport torch", 1).replace(
+    "        padded = torch.nn",
+    '        time.sleep(float(os.environ.get("SLEEP_OF_A_TEST", "0")))\n        padded = torch.nn',
+    1,
+)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    clips = [clip(f"clip-{number:03d}", noise(0.1 + number % 7 / 10, seed=number)) for number in range(48)]
+    write_split(tmp_path / "data/tiny", "train", clips, shards=N_SHARDS)
+    (tmp_path / "my_encoder.py").write_text(SLOW_ENCODER)
+    task_toml(tmp_path)
+    return tmp_path
+
+
+def start(folder: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "featstore", "extract", "tiny.toml", "--encoder", "./my_encoder.py", "--data", "data",
+         "--store", "store", "--split", "train", "--frames", "always"],
+        cwd=folder, env=environment(SLEEP_OF_A_TEST="0.05"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def committed(folder: Path) -> int:
+    return sum('"commit"' in path.read_text() for path in (folder / "store").glob("*/*/*/*/zarr.json"))
+
+
+def wait_for_parts(folder: Path, process: subprocess.Popen[str], n_parts: int) -> None:
+    limit = time.monotonic() + 60
+    while committed(folder) < n_parts:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < limit
+        time.sleep(0.01)
+
+
+def finish(folder: Path, store: str) -> int:
+    """Run to the end in this process; returns the shards that had to be encoded."""
+    [record] = extract(task(), folder / "data", folder / store, encoder=str(folder / "my_encoder.py"), frames="always")
+    assert record.shards_done + record.shards_reused == N_SHARDS
+    return record.shards_done
+
+
+def test_a_run_that_is_killed_in_the_middle_and_run_again_gives_the_same_store(folder: Path) -> None:
+    killed = start(folder)
+    wait_for_parts(folder, killed, 2)
+    time.sleep(0.12)  # into the middle of a shard
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    assert 0 < finish(folder, "store") < N_SHARDS
+    finish(folder, "uninterrupted")
+    assert_equal_stores(folder / "store", folder / "uninterrupted")
+    assert not [path for path in (folder / "store").rglob("*") if path.name.startswith(".")]
+
+
+def test_an_interrupted_run_says_so_in_one_line_and_the_same_command_goes_on(folder: Path) -> None:
+    interrupted = start(folder)
+    wait_for_parts(folder, interrupted, 1)
+    interrupted.send_signal(signal.SIGINT)
+    out, err = interrupted.communicate(timeout=30)
+    assert interrupted.returncode == 130
+    assert out == ""
+    last = err.strip().splitlines()[-1]
+    assert last.startswith("featstore: interrupted")
+    assert "Traceback" not in err
+    assert committed(folder) == len(list((folder / "store").glob("*/*/*/*/")))
+    assert 0 < finish(folder, "store") < N_SHARDS
+    finish(folder, "uninterrupted")
+    assert_equal_stores(folder / "store", folder / "uninterrupted")

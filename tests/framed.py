@@ -1,0 +1,119 @@
+"""Stores with frames and events, small enough to compute by hand: what the tests of frame tasks stand on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import tiny
+from featstore.manifest import Manifest
+from featstore.store import EmbeddedWindow, Member, ShardIdentity, Store, open_split_writer, open_store
+
+HOP = 0.02
+Event = tuple[float, float, str]
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A clip whose ``frames`` are cut into windows of so many frames."""
+
+    key: str
+    frames: np.ndarray
+    events: Sequence[Event]
+    seconds: float | None = None
+    window_frames: int | None = None
+
+
+def task(**changes: Any) -> Manifest:
+    fixed: dict[str, Any] = {
+        "kind": "frame",
+        "metric": "segment_f1_macro",
+        "metric_args": {"segment_seconds": 0.1},
+        "label": {"field": "label", "classes": ["a", "b", "c"]},
+        "retrieve": {"enabled": False},
+    }
+    return tiny.task(**{**fixed, **changes})
+
+
+def write(
+    url: Path | str,
+    sets: Mapping[str, Sequence[Clip]],
+    *,
+    hop: float = HOP,
+    dtype: str = "float16",
+    frames_stored: bool = True,
+) -> Store:
+    """Write feature sets of dataset ``tiny``, two shards each, and open the store."""
+    dim = next(clip.frames.shape[1] for clips in sets.values() for clip in clips)
+    recipe = replace(tiny.recipe(dim=dim), hop_seconds=hop, frame_dtype=dtype)
+    for split, clips in sets.items():
+        writer = open_split_writer(str(url), recipe=recipe, spec="tiny", dataset="tiny", crop_seconds=None, split=split)
+        half = -(-len(clips) // 2)
+        for shard, mine in enumerate((clips[:half], clips[half:])):
+            if mine:
+                _write_part(writer, f"shard-{shard}", mine, hop=hop, dtype=dtype, frames_stored=frames_stored)
+    return open_store(str(url))
+
+
+def _write_part(writer: Any, shard: str, clips: Sequence[Clip], *, hop: float, dtype: str, frames_stored: bool) -> None:
+    with writer.begin_part(shard) as part:
+        for clip in clips:
+            meta = json.dumps([{"onset": on, "offset": off, "label": label} for on, off, label in clip.events])
+            step = clip.window_frames or len(clip.frames)
+            total = len(clip.frames) * hop if clip.seconds is None else clip.seconds
+            for number, start in enumerate(range(0, len(clip.frames), step)):
+                frames = clip.frames[start : start + step].astype(dtype)
+                is_last = start + step >= len(clip.frames)
+                part.add(
+                    EmbeddedWindow(
+                        key=clip.key if number == 0 else f"{clip.key}#{number + 1}",
+                        meta=meta,
+                        start_seconds=start * hop,
+                        seconds=total - start * hop if is_last else step * hop,
+                        utterance=frames.astype(np.float32).mean(axis=0),
+                        frames=frames if frames_stored else None,
+                    )
+                )
+        member = Member(
+            shard=ShardIdentity(name=shard, size=1),
+            clips=len(clips),
+            windows=part.windows,
+            frames=part.frames,
+            audio_seconds=1.0,
+            skipped=(),
+        )
+        part.commit([member], frames_stored=frames_stored, versions={})
+
+
+def clips(
+    name: str,
+    n: int,
+    *,
+    n_frames: int | tuple[int, int] = (30, 60),
+    dim: int = 24,
+    n_classes: int = 3,
+    spread: float = 0.5,
+    hop: float = HOP,
+    n_events: int = 3,
+) -> list[Clip]:
+    """Clips with events of classes ``a``, ``b``..., whose frames lie around the sum of the centres of what sounds."""
+    centres = 2 * np.random.default_rng(99).standard_normal((n_classes, dim))
+    rng = np.random.default_rng([7, *name.encode()])
+    made = []
+    for number in range(n):
+        length = n_frames if isinstance(n_frames, int) else int(rng.integers(*n_frames))
+        frames = spread * rng.standard_normal((length, dim))
+        events = []
+        for _ in range(n_events):
+            label = int(rng.integers(n_classes))
+            first = int(rng.integers(length))
+            last = min(length, first + int(rng.integers(3, 20)))
+            frames[first:last] += centres[label]
+            events.append((round(first * hop, 4), round(last * hop, 4), chr(ord("a") + label)))
+        made.append(Clip(f"{name}-{number}", frames, sorted(events)))
+    return made

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import scipy.stats
+import sklearn.metrics as sk
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from featstore.metrics import TestSet, bootstrap_interval, find_metric
+
+seeds = st.integers(0, 2**32 - 1)
+
+EXPECTED = {
+    "mae": sk.mean_absolute_error,
+    "mse": sk.mean_squared_error,
+    "pearson": lambda y, p: np.corrcoef(y, p)[0, 1],
+    "spearman": lambda y, p: np.corrcoef(scipy.stats.rankdata(y), scipy.stats.rankdata(p))[0, 1],
+}
+
+
+@settings(max_examples=60)
+@given(seed=seeds, n=st.integers(4, 50), levels=st.integers(2, 30), name=st.sampled_from(sorted(EXPECTED)))
+def test_metrics_of_numbers_are_those_of_others_with_ties_and_draws(seed, n, levels, name):
+    rng = np.random.default_rng(seed)
+    y_true, predicted = rng.integers(levels, size=(2, n)).astype(float)
+    y_true[:2], predicted[:2] = (0, levels), (levels, 0)
+    metric = find_metric(name, "strict")
+    assert metric.score(y_true, predicted[:, None]) == pytest.approx(EXPECTED[name](y_true, predicted))
+    weights = rng.multinomial(n, np.full(n, 1 / n), size=6).T.astype(np.float32)
+    weights[:2] += 1
+    expected = [
+        EXPECTED[name](*(np.repeat(each, column.astype(int)) for each in (y_true, predicted))) for column in weights.T
+    ]
+    np.testing.assert_allclose(metric.weighted(y_true, predicted[:, None], weights), expected, atol=1e-6)
+
+
+def test_numbers_by_hand():
+    y_true, y_score = np.array([1.0, 2.0, 3.0]), np.array([[2.0], [2.0], [6.0]])
+    scores = {name: find_metric(name, "strict").score(y_true, y_score) for name in EXPECTED}
+    assert scores["mae"] == pytest.approx(4 / 3)
+    assert scores["mse"] == pytest.approx(10 / 3)
+    assert scores["pearson"] == pytest.approx(np.sqrt(3) / 2)
+    assert scores["spearman"] == pytest.approx(np.sqrt(3) / 2)
+
+
+def test_errors_are_better_when_lower_and_correlations_when_higher():
+    assert [find_metric(name, "strict").higher_is_better for name in EXPECTED] == [False, False, True, True]
+
+
+@pytest.mark.parametrize("name", ["pearson", "spearman"])
+def test_one_number_for_all_correlates_with_nothing(name):
+    metric = find_metric(name, "strict")
+    y_true, y_score = np.array([1.0, 2.0, 4.0]), np.full((3, 1), 0.1, np.float32)
+    assert metric.score(y_true, y_score) == 0.0
+    np.testing.assert_array_equal(metric.weighted(y_true, y_score, np.eye(3, dtype=np.float32) + 1), np.zeros(3))
+    # A resample of one clip alone.
+    np.testing.assert_array_equal(metric.weighted(y_true, y_true, np.eye(3, dtype=np.float32)), np.zeros(3))
+
+
+def test_an_interval_of_correlation_is_about_that_of_fisher():
+    rng = np.random.default_rng(0)
+    y_true = rng.standard_normal(300)
+    y_score = (y_true + rng.standard_normal(300))[:, None]
+    test_set = TestSet(y_true=y_true, y_scores=(y_score,), clip=np.arange(300))
+    interval = bootstrap_interval(
+        find_metric("pearson", "strict"), [test_set], rng=np.random.default_rng(0), n_resamples=2000
+    )
+    fisher = scipy.stats.pearsonr(y_true, y_score[:, 0]).confidence_interval()
+    np.testing.assert_allclose((interval.low, interval.high), (fisher.low, fisher.high), atol=0.02)

@@ -1,0 +1,125 @@
+"""Feature sets as tables, xarray and dask."""
+
+from __future__ import annotations
+
+import builtins
+
+import numpy as np
+import pytest
+from stores import make_store, shard_windows, split_writer, write_part
+
+import featstore
+from featstore.errors import LabelError, UsageError
+
+SHARDS = ("a.tar", "b.tar", "c.tar")
+
+
+@pytest.fixture
+def store(tmp_path):
+    make_store(tmp_path / "s.zarr", shards=SHARDS)
+    write_part(split_writer(tmp_path / "s.zarr", split="test"), "d.tar", shard_windows("d.tar", n=2))
+    return featstore.open(str(tmp_path / "s.zarr"))
+
+
+@pytest.fixture
+def fs(store):
+    return store.select(split="train")
+
+
+def without(monkeypatch, *libraries):
+    real = builtins.__import__
+
+    def refusing(name, *args, **kwargs):
+        if name.partition(".")[0] in libraries:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name.partition(".")[0])
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", refusing)
+
+
+def test_feature_sets_are_a_tuple_that_shows_itself_as_a_table(store):
+    sets = store.feature_sets()
+    assert isinstance(sets, tuple)
+    assert [fs.split for fs in sets] == ["test", "train"]
+    header, *rows = repr(sets).splitlines()
+    assert header.split() == ["encoder", "dataset", "split", "clips", "windows", "dim", "frames", "hours"]
+    assert [row.split()[:6] for row in rows] == [
+        [sets[0].recipe.group_name, "words", "test", "2", "2", "6"],
+        [sets[0].recipe.group_name, "words", "train", "15", "15", "6"],
+    ]
+    assert repr(sets) in repr(store)
+    assert "2 feature sets" in repr(store)
+
+
+def test_a_notebook_gets_the_table_as_html_with_names_escaped(tmp_path):
+    from xml.etree import ElementTree
+
+    from featstore.store.views import html_table
+
+    table = ElementTree.fromstring(html_table(["a<b", "n"], [["&", "1,000"]], caption="s > t"))
+    assert table.find("caption").text == "s > t"
+    assert [cell.text for cell in table.iter("th")] == ["a<b", "n"]
+    assert [cell.text for cell in table.iter("td")] == ["&", "1,000"]
+    make_store(tmp_path / "s.zarr")
+    table = ElementTree.fromstring(featstore.open(str(tmp_path / "s.zarr"))._repr_html_())
+    assert len(table.find("tbody")) == 1
+
+
+def test_an_empty_store_still_has_a_table(tmp_path):
+    split_writer(tmp_path / "s.zarr")
+    store = featstore.open(str(tmp_path / "s.zarr"))
+    assert len(store.feature_sets()) == 0
+    assert "0 feature sets" in repr(store)
+
+
+def test_rows_read_in_pieces_are_those_of_the_whole(fs):
+    for start in range(len(fs) + 1):
+        for stop in range(start, len(fs) + 1):
+            np.testing.assert_array_equal(fs.utterance_rows.slice(start, stop), fs.utterance[start:stop])
+    np.testing.assert_array_equal(fs.utterance_rows.take([14, 0, 7]), fs.utterance[[14, 0, 7]])
+
+
+def test_lists_of_different_lengths_make_no_labels(tmp_path):
+    from featstore.store import EmbeddedWindow
+
+    windows = [
+        EmbeddedWindow(key=str(n), meta=f'{{"x": {[0] * n}}}', start_seconds=0.0, seconds=1.0,
+                       utterance=np.zeros(6, np.float32), frames=np.zeros((1, 6), np.float16))
+        for n in (1, 2)
+    ]  # fmt: skip
+    write_part(split_writer(tmp_path / "s.zarr"), "a.tar", windows)
+    with pytest.raises(LabelError, match="makes no array"):
+        featstore.open(str(tmp_path / "s.zarr")).select().xy("x")
+
+
+# --- xarray and dask --------------------------------------------------------------------------------------------------
+
+
+def test_xarray_has_the_vectors_with_their_coordinates(fs):
+    pytest.importorskip("xarray", reason="xarray is not installed")
+    array = fs.to_xarray()
+    assert array.dims == ("window", "feature")
+    np.testing.assert_array_equal(array.values, fs.utterance)
+    for name in ("key", "start_seconds", "seconds"):
+        assert array[name].values.tolist() == getattr(fs, name).tolist()
+    assert array.attrs["content_hash"] == fs.content_hash
+    chosen = array.set_index(window="key").sel(window="b.tar-3")
+    np.testing.assert_array_equal(chosen, fs.utterance[fs.key.tolist().index("b.tar-3")])
+
+
+def test_dask_reads_each_part_when_it_is_computed(fs):
+    pytest.importorskip("dask.array", reason="dask is not installed")
+    array = fs.to_dask()
+    assert (array.shape, array.dtype, array.chunks[0]) == (fs.utterance.shape, np.float32, (5, 5, 5))
+    np.testing.assert_array_equal(array[6:12].compute(scheduler="synchronous"), fs.utterance[6:12])
+    np.testing.assert_allclose(
+        array.mean(axis=0).compute(scheduler="synchronous"), fs.utterance.mean(axis=0), rtol=1e-6
+    )
+    assert array.name == fs.to_dask().name
+
+
+@pytest.mark.parametrize(("library", "call"), [("xarray", "to_xarray"), ("dask", "to_dask")])
+def test_a_missing_library_is_one_line_with_the_remedy(fs, monkeypatch, library, call):
+    without(monkeypatch, library)
+    with pytest.raises(UsageError, match=f"needs {library}, which is not installed: `pip install"):
+        getattr(fs, call)()

@@ -1,0 +1,192 @@
+"""Who may import whom: read from the source, so that no import has to happen for it."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1] / "featstore"
+
+# from the top down: a module imports from layers below its own, and siblings never import one another
+LAYERS = (
+    {"__main__"},
+    {"cli"},
+    {"demo"},
+    {"report"},
+    {"extract", "probe", "retrieve"},
+    {"taskdata"},
+    {"encoders"},
+    {"store"},
+    {"manifest", "splits", "metrics"},
+    {"records"},
+    {"errors"},
+)
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+
+# each heavy library has one door; a name that ends in * is a package whose modules may all use it
+DOORS = {
+    "webdataset": {"extract/tars"},
+    "soundfile": {"extract/audio"},
+    "soxr": {"extract/audio"},
+    "zarr": {"store/zarr_io"},
+    "torch": {"encoders/*", "probe/*", "retrieve/exact", "store/torch_view"},
+    "sklearn": {"metrics/*", "probe/logreg"},
+    "faiss": {"retrieve/index"},
+    "rich": {"cli/console"},
+    "pydantic": {"manifest/*"},
+    "click": {"cli/*"},
+    "scipy": {"metrics/*"},
+}
+# where numpy, too, is imported only when it is needed: help and manifests must be quick
+LIGHT = ("cli/*", "manifest/*", "errors", "records", "__init__", "__main__")
+HEAVY = {*DOORS, "numpy"} - {"click"}
+
+
+@dataclass(frozen=True)
+class Import:
+    """One import statement: who, of what, and whether it runs when the module is imported."""
+
+    module: str
+    target: str
+    at_import: bool
+    line: int
+
+    def __str__(self) -> str:
+        return f"featstore/{self.module}.py:{self.line} imports {self.target}"
+
+
+def imports_of(path: Path) -> Iterator[Import]:
+    module = path.relative_to(PACKAGE).with_suffix("").as_posix()
+
+    def walk(node: ast.AST, *, at_import: bool) -> Iterator[Import]:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.Import):
+                for alias in child.names:
+                    yield Import(module, alias.name, at_import, child.lineno)
+            elif isinstance(child, ast.ImportFrom):
+                assert child.level == 0, f"{path}:{child.lineno} is a relative import"
+                for alias in child.names:
+                    yield Import(module, f"{child.module}.{alias.name}", at_import, child.lineno)
+            elif isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
+                for statement in child.orelse:
+                    yield from walk(statement, at_import=at_import)
+            else:
+                inside = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+                yield from walk(child, at_import=at_import and not inside)
+
+    yield from walk(ast.parse(path.read_text(encoding="utf-8")), at_import=True)
+
+
+MODULES = {path.relative_to(PACKAGE).with_suffix("").as_posix(): path for path in sorted(PACKAGE.rglob("*.py"))}
+IMPORTS = [each for path in MODULES.values() for each in imports_of(path)]
+
+
+def subpackage(dotted: str) -> str | None:
+    """``featstore.store.reader`` -> ``store``; None for another library and for featstore itself."""
+    parts = dotted.split(".")
+    return parts[1] if parts[0] == "featstore" and len(parts) > 1 and parts[1] in LEVEL else None
+
+
+def is_in(module: str, places: set[str] | tuple[str, ...]) -> bool:
+    return any(module == place or (place.endswith("/*") and module.startswith(place[:-1])) for place in places)
+
+
+def test_every_module_is_in_a_layer() -> None:
+    assert {module.split("/")[0] for module in MODULES} - {"__init__"} == set(LEVEL)
+
+
+def test_imports_point_down_and_siblings_never_import_one_another() -> None:
+    wrong = []
+    for each in IMPORTS:
+        here, there = each.module.split("/")[0], subpackage(each.target)
+        if here in LEVEL and there is not None and there != here and LEVEL[there] <= LEVEL[here]:
+            wrong.append(str(each))
+    assert not wrong
+
+
+def test_of_featstore_itself_only_the_version_is_asked() -> None:
+    of_itself = [
+        each for each in IMPORTS if each.target.split(".")[0] == "featstore" and subpackage(each.target) is None
+    ]
+    wrong = [each for each in of_itself if each.target != "featstore.__version__" and each.at_import]
+    assert not [str(each) for each in wrong]
+
+
+@pytest.mark.parametrize("library", sorted(DOORS))
+def test_a_heavy_library_has_one_door(library: str) -> None:
+    users = {each.module: str(each) for each in IMPORTS if each.target.split(".")[0] == library}
+    assert not [said for module, said in users.items() if not is_in(module, DOORS[library])]
+
+
+def at_import_reachable_from(start: str) -> Iterator[Import]:
+    """Imports that run, one after the other, when module `start` is imported."""
+    seen, waiting = set(), [start]
+    while waiting:
+        module = waiting.pop()
+        if module in seen:
+            continue
+        seen.add(module)
+        for each in IMPORTS:
+            if each.module == module and each.at_import:
+                yield each
+                waiting += modules_run_by(each.target)
+
+
+def modules_run_by(dotted: str) -> list[str]:
+    """Modules of featstore that ``import dotted`` runs: every package on the way, and the module itself."""
+    parts = dotted.split(".")
+    if parts[0] != "featstore":
+        return []
+    names = ["__init__"]
+    for depth in range(2, len(parts) + 1):
+        inner = "/".join(parts[1:depth])
+        names += [name for name in (f"{inner}/__init__", inner) if name in MODULES]
+    return names
+
+
+@pytest.mark.parametrize("start", ["__init__", "cli/__init__", "manifest/__init__", "records"])
+def test_nothing_heavy_is_imported_at_import_time(start: str) -> None:
+    light = HEAVY - {"pydantic"} if start.startswith("manifest") else HEAVY
+    wrong = [str(each) for each in at_import_reachable_from(start) if each.target.split(".")[0] in light]
+    assert not wrong
+
+
+def test_light_modules_import_numpy_only_when_they_need_it() -> None:
+    wrong = [
+        each for each in IMPORTS if each.at_import and each.target.startswith("numpy") and is_in(each.module, LIGHT)
+    ]
+    assert not [str(each) for each in wrong]
+
+
+def test_outside_its_doors_a_heavy_library_is_never_imported_at_module_level() -> None:
+    """A door may, since it is imported lazily itself: by functions, or by modules of which that holds."""
+    for start in ("extract/__init__", "store/__init__", "report/__init__", "splits/__init__", "metrics/__init__"):
+        heavy = {"torch", "sklearn", "faiss", "zarr", "webdataset", "soundfile", "soxr", "scipy", "rich"}
+        allowed = {"torch"} if start.startswith("extract") else set()  # it hands batches to an encoder
+        wrong = [each for each in at_import_reachable_from(start) if each.target.split(".")[0] in heavy - allowed]
+        assert not [str(each) for each in wrong]
+
+
+def test_only_the_command_line_prints() -> None:
+    calls = [
+        f"featstore/{module}.py:{node.lineno}"
+        for module, path in MODULES.items()
+        if not module.startswith("cli/")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+    ]
+    assert not calls
+
+
+def test_no_assert_checks_input() -> None:
+    asserts = [
+        f"featstore/{module}.py:{node.lineno}"
+        for module, path in MODULES.items()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Assert)
+    ]
+    assert not asserts
