@@ -111,21 +111,21 @@ class Featstore:
 
     @staticmethod
     def _write_part(writer: Any, number: int, vectors: Sequence[Any], clips: Sequence[Any] | None) -> None:
-        from featstore.store import EmbeddedWindow, Member, ShardIdentity
+        from featstore.store import Member, ShardIdentity, WindowBlock
 
         shard = f"shard-{number:06d}.tar"
         with writer.begin_part(shard) as part:
-            for at, vector in enumerate(vectors):
-                part.add(
-                    EmbeddedWindow(
-                        key=f"{number:06d}-{at:06d}",
-                        meta='{"label": "a"}',
-                        start_seconds=0.0,
-                        seconds=5.0,
-                        utterance=vector,
-                        frames=None if clips is None else clips[at],
-                    )
+            part.add_block(
+                WindowBlock(
+                    keys=[f"{number:06d}-{at:06d}" for at in range(len(vectors))],
+                    metas=['{"label": "a"}'] * len(vectors),
+                    start_seconds=np.zeros(len(vectors)),
+                    seconds=np.full(len(vectors), 5.0),
+                    utterance=np.asarray(vectors),
+                    frames=None if clips is None else np.concatenate(clips),
+                    frame_counts=None if clips is None else np.array([len(clip) for clip in clips]),
                 )
+            )
             member = Member(
                 shard=ShardIdentity(name=shard, size=1, mtime_ns=0, sha256="0" * 64),
                 clips=len(vectors),

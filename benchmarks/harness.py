@@ -45,11 +45,11 @@ def timed(
 ) -> Timing:
     """Time `work` up to `repeats` times after a warm-up, as often as fits a budget; `before` is not counted.
 
-    Where the warm-up alone takes half of the budget, it is the one time there is.
+    Where the warm-up alone takes the budget, it is the one time there is.
     """
     spent: list[float] = []
     warm_up = _once(work, before)
-    if warm_up > budget_seconds / 2:
+    if warm_up > budget_seconds:
         return Timing((warm_up,))
     while len(spent) < repeats and (not spent or sum(spent) < budget_seconds):
         spent.append(_once(work, before))

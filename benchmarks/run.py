@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import importlib
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ class Benchmark(Protocol):
 def main(arguments: Sequence[str] | None = None, *, only: str | None = None) -> None:
     """Run benchmarks, or the one named `only`, and print their tables."""
     asked = _parse(arguments, only)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that folders in memory go when a run is stopped
     machine, versions = machine_line(), versions_line()
     print(f"{machine}\n{versions}\n")
     done: dict[str, list[Table]] = {}

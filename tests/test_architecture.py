@@ -17,7 +17,7 @@ LAYERS = (
     {"cli"},
     {"demo"},
     {"report"},
-    {"extract", "probe", "retrieve"},
+    {"extract", "fetch", "probe", "retrieve"},
     {"taskdata"},
     {"encoders"},
     {"store"},
@@ -40,6 +40,7 @@ DOORS = {
     "pydantic": {"manifest/*"},
     "click": {"cli/*"},
     "scipy": {"metrics/*"},
+    "urllib3": {"fetch/http"},
 }
 # where numpy, too, is imported only when it is needed: help and manifests must be quick
 LIGHT = ("cli/*", "manifest/*", "errors", "records", "__init__", "__main__")

@@ -10,7 +10,9 @@ from featstore import __version__
 from featstore.cli.demo import demo
 from featstore.cli.export import export
 from featstore.cli.extract import extract
+from featstore.cli.fetch import fetch
 from featstore.cli.inspect import inspect
+from featstore.cli.pack import pack
 from featstore.cli.probe import probe
 from featstore.cli.report import report
 from featstore.cli.retrieve import retrieve
@@ -38,7 +40,7 @@ def cli(*, traceback: bool) -> None:  # read in `main`
     """
 
 
-for command in (demo, extract, probe, retrieve, report, tasks, inspect, export, verify, gc, compact):
+for command in (demo, fetch, pack, extract, probe, retrieve, report, tasks, inspect, export, verify, gc, compact):
     cli.add_command(command)
 
 

@@ -6,6 +6,7 @@ On a terminal a run is a live bar; in a log it is a plain line every ten seconds
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,12 +17,14 @@ from rich.console import Console, Group, RenderableType
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
+    DownloadColumn,
     Progress,
     ProgressColumn,
     SpinnerColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
+    TransferSpeedColumn,
 )
 from rich.table import Table
 from rich.text import Text
@@ -35,9 +38,11 @@ if TYPE_CHECKING:
     from featstore.report import Leaderboard
 
 __all__ = [
+    "Downloads",
     "PlainProgress",
     "RichProgress",
     "counting",
+    "downloading",
     "leaderboard_tables",
     "painted",
     "plain_table",
@@ -175,6 +180,54 @@ def counting(what: str) -> Iterator[Callable[[], None]]:
     with Progress(*columns, console=console, transient=True) as bars:
         task = bars.add_task(what, total=None)
         yield lambda: bars.advance(task)
+
+
+@contextmanager
+def downloading(*, stream: TextIO | None = None) -> Iterator[Downloads]:
+    """Watch a download on stderr (or `stream`): a bar on a terminal, plain lines elsewhere."""
+    console = Console(file=sys.stderr if stream is None else stream, highlight=False)
+    if not console.is_terminal:
+        yield Downloads(None, console.file.write, clock=time.monotonic)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(compact=True),
+    )
+    with Progress(*columns, console=console) as bars:
+        yield Downloads(bars, console.file.write, clock=time.monotonic)
+
+
+class Downloads:
+    """How far a download is: a bar, or a line at most every ten seconds. Told by several threads."""
+
+    def __init__(self, bars: Progress | None, write: Callable[[str], object], *, clock: Callable[[], float]) -> None:
+        self._bars, self._write, self._clock = bars, write, clock
+        self._lock = threading.Lock()
+        self._task: TaskID | None = None
+        self._label = ""
+        self._done = self._total = 0
+        self._told = 0.0
+
+    def begin(self, *, label: str, bytes_total: int) -> None:
+        """Start a bar, or a first line."""
+        self._label, self._done, self._total, self._told = label, 0, bytes_total, self._clock()
+        if self._bars is not None:
+            self._task = self._bars.add_task(escape(label), total=bytes_total)
+        else:
+            self._write(f"{label}: {bytes_total / 1e6:,.1f} MB\n")
+
+    def advance(self, n_bytes: int) -> None:
+        """Count bytes."""
+        with self._lock:
+            self._done += n_bytes
+            if self._bars is not None and self._task is not None:
+                self._bars.update(self._task, completed=self._done)
+            elif self._clock() - self._told >= PLAIN_EVERY_SECONDS:
+                self._told = self._clock()
+                self._write(f"{self._label}: {self._done / 1e6:,.1f} of {self._total / 1e6:,.1f} MB\n")
 
 
 def _throughput(clips: int, audio_seconds: float, elapsed_seconds: float) -> str:

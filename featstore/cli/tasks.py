@@ -3,32 +3,47 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import click
 
 from featstore.cli.options import json_option
+
+if TYPE_CHECKING:
+    from featstore.manifest import Manifest
 
 __all__ = ["tasks"]
 
 
 @click.command()
 @click.argument("name", metavar="[TASK]", required=False)
+@click.option("--store", "store_url", metavar="URL", help="Also tell which encoders have each task cached there.")
 @json_option
-def tasks(*, name: str | None, as_json: bool) -> None:
-    """List the tasks that come with featstore, or show one."""
+def tasks(*, name: str | None, store_url: str | None, as_json: bool) -> None:
+    """List the tasks that come with featstore, by domain, or show one."""
     from featstore.cli.console import plain_table, show
     from featstore.manifest import builtin_tasks, find_task
 
     found = [find_task(name)] if name else list(builtin_tasks())
+    cached = _cached(store_url, found) if store_url else {}
     if as_json:
-        click.echo(json.dumps([task.model_dump(mode="json", exclude_none=True) for task in found], indent=1))
+        told = [
+            {**task.model_dump(mode="json", exclude_none=True), **({"cached": cached[task.name]} if cached else {})}
+            for task in found
+        ]
+        click.echo(json.dumps(told, indent=1, ensure_ascii=False))
         return
     if name:
         [task] = found
         rows = [(key, value) for key, value in _flat(task.model_dump(mode="json", exclude_none=True))]
+        if cached:
+            rows.append(("cached", ", ".join(cached[task.name]) or "by no encoder"))
         show(plain_table(["field", "value"], rows, title=task.title))
         return
     header = ["task", "title", "domain", "kind", "metric", "splits", "weight", "private"]
+    if cached:
+        header.append("cached")
     ordered = sorted(found, key=lambda task: (task.domain or "", task.name))
     table = [
         [
@@ -40,10 +55,20 @@ def tasks(*, name: str | None, as_json: bool) -> None:
             f"{len(task.folds)} folds" if task.folds else "train/valid/test",
             f"{task.eval_weight:g}",
             "private" if task.private else "",
+            *([", ".join(cached[task.name])] if cached else []),
         ]
         for task in ordered
     ]
     show(plain_table(header, table))
+
+
+def _cached(store_url: str, tasks: Sequence[Manifest]) -> dict[str, list[str]]:
+    """By task, the encoders that have all of its feature sets."""
+    from featstore.cli.scoring import encoders_with
+    from featstore.store import open_store
+
+    store = open_store(store_url)
+    return {task.name: [str(encoder) for encoder in encoders_with(store, task)] for task in tasks}
 
 
 def _flat(value: object, prefix: str = "") -> list[tuple[str, str]]:

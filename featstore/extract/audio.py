@@ -110,7 +110,15 @@ def _mono_blocks(file: SoundFile, *, most_frames: int | None) -> Iterator[tuple[
         if most_frames is not None and frames > most_frames:
             raise UnusableClip("it holds more than --max-clip-seconds, and more than its header claims")
         last = len(block) < block_frames
-        yield np.ascontiguousarray(block[:, 0]) if block.shape[1] == 1 else block.mean(axis=1, dtype=np.float32), last
+        yield _downmixed(block), last
+
+
+def _downmixed(block: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Channels averaged, one pass for each: NumPy's mean along a short last axis takes ten times as long."""
+    total = np.array(block[:, 0])
+    for channel in range(1, block.shape[1]):
+        total += block[:, channel]
+    return total if block.shape[1] == 1 else total / np.float32(block.shape[1])
 
 
 def _joined(blocks: Iterator[tuple[NDArray[np.float32], bool]]) -> NDArray[np.float32]:

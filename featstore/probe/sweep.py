@@ -28,7 +28,7 @@ from featstore.probe.schedule import cosine_rate
 
 __all__ = ["GRID", "Candidate", "Swept", "Tried", "sweep_heads"]
 
-STEPS_PER_EPOCH = 32
+STEPS_PER_EPOCH = 8
 """Batches grow until an epoch has this many, or `MAX_BATCH` is reached: few large products are what makes it fast."""
 
 MAX_BATCH = 64

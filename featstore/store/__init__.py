@@ -2,7 +2,7 @@
 
 from featstore.store.format import FORMAT_VERSION, Commit, Member, Segment, ShardIdentity, is_group_name
 from featstore.store.frames import Frames, PaddedFrames, RaggedFrames
-from featstore.store.part import EmbeddedWindow, PartWriter
+from featstore.store.part import EmbeddedWindow, PartWriter, WindowBlock
 from featstore.store.reader import FeatureSet, FeatureSets, Store, open_store
 from featstore.store.writer import SplitWriter, open_split_writer
 
@@ -21,6 +21,7 @@ __all__ = [
     "ShardIdentity",
     "SplitWriter",
     "Store",
+    "WindowBlock",
     "is_group_name",
     "open_split_writer",
     "open_store",

@@ -116,10 +116,11 @@ class ArrayLayout:
 
 
 def plain_layout(shape: tuple[int, ...], dtype: Any) -> ArrayLayout:
-    """Lay an array out in chunks of about 16 MiB; one that is smaller is one chunk."""
+    """Lay an array out in chunks of one size, at most about 16 MiB, so that hardly a row of padding is stored."""
     dtype = np.dtype(dtype).newbyteorder("<")
     row_bytes = int(np.prod(shape[1:], dtype=np.int64)) * dtype.itemsize
-    rows = max(1, min(shape[0], rows_per_block(row_bytes, block_bytes=PLAIN_CHUNK_BYTES)))
+    chunks = max(1, -(-shape[0] // rows_per_block(row_bytes, block_bytes=PLAIN_CHUNK_BYTES)))
+    rows = max(1, -(-shape[0] // chunks))
     return ArrayLayout(shape=shape, dtype=dtype, block_rows=rows, file_rows=rows, kind="plain")
 
 

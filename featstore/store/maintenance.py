@@ -7,16 +7,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+
 from featstore.store.catalogue import SplitEntry, check_root, read_splits, split_paths
 from featstore.store.documents import SplitAddress, read_document
 from featstore.store.format import GROUP_DOCUMENT, Commit, Segment
 from featstore.store.objects import Objects, open_objects
-from featstore.store.part import EmbeddedWindow
+from featstore.store.part import WindowBlock
 from featstore.store.reader import FeatureSet
 from featstore.store.writer import SplitWriter
 
 __all__ = ["CompactRecord", "GcRecord", "compact_store", "gc_store"]
 
+_WINDOWS_AT_ONCE = 256
 _TEMPORARY_IS_DEAD_AFTER_SECONDS = 3600.0
 
 
@@ -117,15 +120,17 @@ def _write_together(objects: Objects, writer: SplitWriter, entry: SplitEntry, gr
     source = FeatureSet(objects, SplitEntry(address=entry.address, segments=tuple(group)))
     frames = source.frames if source.has_frames else None
     with writer.begin_part(f"compacted-{group[0].member.shard.name}") as part:
-        for at in range(len(source)):
-            part.add(
-                EmbeddedWindow(
-                    key=str(source.key[at]),
-                    meta=str(source.meta[at]),
-                    start_seconds=float(source.start_seconds[at]),
-                    seconds=float(source.seconds[at]),
-                    utterance=source.utterance[at],
-                    frames=None if frames is None else frames[at],
+        for start in range(0, len(source), _WINDOWS_AT_ONCE):
+            some = slice(start, start + _WINDOWS_AT_ONCE)
+            part.add_block(
+                WindowBlock(
+                    keys=[str(key) for key in source.key[some]],
+                    metas=[str(meta) for meta in source.meta[some]],
+                    start_seconds=source.start_seconds[some],
+                    seconds=source.seconds[some],
+                    utterance=source.utterance[some],
+                    frames=None if frames is None else np.concatenate(frames[some]),
+                    frame_counts=None if frames is None else frames.lengths[some],
                 )
             )
         members = [segment.member for segment in group]

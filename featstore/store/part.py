@@ -23,7 +23,7 @@ from featstore.store.format import GROUP_DOCUMENT, Commit, Member, ObjectSeal, W
 from featstore.store.layout import one_file_layout, plain_layout, sharded_layout, strings_document
 from featstore.store.objects import Objects
 
-__all__ = ["EmbeddedWindow", "PartWriter", "process_started", "telling_what_to_do"]
+__all__ = ["EmbeddedWindow", "PartWriter", "WindowBlock", "process_started", "telling_what_to_do"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +38,19 @@ class EmbeddedWindow:
     frames: NDArray[Any] | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WindowBlock:
+    """Windows one after another: ``utterance`` float32 (n, dim); ``frames`` (rows, dim) with ``frame_counts`` (n,)."""
+
+    keys: list[str]
+    metas: list[str]
+    start_seconds: NDArray[np.float64]
+    seconds: NDArray[np.float64]
+    utterance: NDArray[np.float32]
+    frames: NDArray[Any] | None
+    frame_counts: NDArray[np.int64] | None
+
+
 class PartWriter:
     """One part in the making. As a context manager it deletes what it wrote when it is left without a commit."""
 
@@ -49,8 +62,8 @@ class PartWriter:
         self._began = datetime.now(UTC)
         self._keys: list[str] = []
         self._metas: list[str] = []
-        self._starts: list[float] = []
-        self._seconds: list[float] = []
+        self._starts: list[NDArray[np.float64]] = []
+        self._seconds: list[NDArray[np.float64]] = []
         self._utterances: list[NDArray[np.float32]] = []
         self._frame_counts: list[int] = []
         self._pending: list[NDArray[Any]] = []
@@ -94,15 +107,29 @@ class PartWriter:
 
     def add(self, window: EmbeddedWindow) -> None:
         """Append one window, in the order of the store."""
-        self._keys.append(window.key)
-        self._metas.append(window.meta)
-        self._starts.append(window.start_seconds)
-        self._seconds.append(window.seconds)
-        self._utterances.append(window.utterance)
-        if window.frames is not None:
-            self._frame_counts.append(len(window.frames))
-            self._pending.append(window.frames)
-            self._pending_rows += len(window.frames)
+        self.add_block(
+            WindowBlock(
+                keys=[window.key],
+                metas=[window.meta],
+                start_seconds=np.array([window.start_seconds]),
+                seconds=np.array([window.seconds]),
+                utterance=window.utterance[None],
+                frames=window.frames,
+                frame_counts=None if window.frames is None else np.array([len(window.frames)]),
+            )
+        )
+
+    def add_block(self, block: WindowBlock) -> None:
+        """Append many windows at once, in the order of the store."""
+        self._keys += block.keys
+        self._metas += block.metas
+        self._starts.append(block.start_seconds)
+        self._seconds.append(block.seconds)
+        self._utterances.append(block.utterance)
+        if block.frames is not None and block.frame_counts is not None:
+            self._frame_counts += block.frame_counts.tolist()
+            self._pending.append(block.frames)
+            self._pending_rows += len(block.frames)
             if self._pending_rows >= self._frame_layout.file_rows:
                 self._flush_whole_files()
 
@@ -154,10 +181,9 @@ class PartWriter:
         shape = (len(self._keys), self._recipe.dim)
         self._put_strings("key", self._keys)
         self._put_strings("meta", self._metas)
-        self._put_numbers("start_seconds", np.asarray(self._starts, np.float64))
-        self._put_numbers("seconds", np.asarray(self._seconds, np.float64))
-        utterances = np.stack(self._utterances) if self._utterances else np.empty(shape, np.float32)
-        self._put_numbers("utterance", utterances)
+        self._put_numbers("start_seconds", _joined(self._starts, np.empty(0)))
+        self._put_numbers("seconds", _joined(self._seconds, np.empty(0)))
+        self._put_numbers("utterance", _joined(self._utterances, np.empty(shape, np.float32)))
         if frames_stored:
             self._put_numbers("frame_offsets", np.cumsum([0, *self._frame_counts], dtype=np.int64))
             if self._frame_files == 0:
@@ -184,7 +210,7 @@ class PartWriter:
         file_rows = self._frame_layout.file_rows
         if self._pending_rows < file_rows:
             return
-        rows = np.concatenate(self._pending)
+        rows = _joined(self._pending, np.empty((0, self._recipe.dim), self._recipe.frame_dtype))
         whole = len(rows) // file_rows * file_rows
         with telling_what_to_do(self._objects):
             for start in range(0, whole, file_rows):
@@ -216,6 +242,13 @@ def telling_what_to_do(objects: Objects) -> Iterator[None]:
             f"cannot write to {objects.url}: {error.strerror or error}; what is committed is safe: "
             "make room or mend the disk, and run the same command again"
         ) from error
+
+
+def _joined(pieces: Sequence[NDArray[Any]], nothing: NDArray[Any]) -> NDArray[Any]:
+    """Pieces end to end; one piece is not copied."""
+    if len(pieces) == 1:
+        return pieces[0]
+    return np.concatenate(pieces) if pieces else nothing
 
 
 def process_started(pid: int) -> int | None:

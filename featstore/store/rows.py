@@ -8,9 +8,12 @@ other store blocks come through zarr. Reads through the map are not checked agai
 
 from __future__ import annotations
 
+import io
 import mmap
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -123,9 +126,33 @@ class MappedRows:
         done = 0
         while done < len(out):
             number, at = divmod(start + done, self._block_rows)
-            piece = self._block(number)[at : at + len(out) - done]
-            out[done : done + len(piece)] = piece
-            done += len(piece)
+            rows = min(self._block_rows - at, len(out) - done)
+            if at == 0 and rows == self._block_rows and self._blocks[number] is None and out.flags.c_contiguous:
+                rows = self._read_whole_blocks(number, out[done:])
+            else:
+                out[done : done + rows] = self._block(number)[at : at + rows]
+            done += rows
+
+    def _read_whole_blocks(self, first: int, out: NDArray[Any]) -> int:
+        """Read whole blocks from `first` on, of one file, straight into `out`; returns how many rows.
+
+        A read costs no page fault for each page of a file that nobody has mapped.
+        """
+        layout = self._layout
+        number = first // layout.blocks_per_file
+        path = self._folder / layout.file_key(number)
+        with _opened(path) as file:
+            offsets = _block_offsets(file, layout, path)
+            slot = first - number * layout.blocks_per_file
+            rows = 0
+            while slot < len(offsets) and rows + self._block_rows <= len(out):
+                target = memoryview(out[rows : rows + self._block_rows]).cast("B")
+                file.seek(offsets[slot])
+                if offsets[slot] < 0 or _read_full(file, target) != len(target):
+                    raise _wrong_size(path)
+                rows += self._block_rows
+                slot += 1
+        return rows
 
     def _block(self, index: int) -> NDArray[Any]:
         block = self._blocks[index]
@@ -136,10 +163,9 @@ class MappedRows:
         layout = self._layout
         number = index // layout.blocks_per_file
         path = self._folder / layout.file_key(number)
-        view = _map_file(path)
-        offsets = _shard_offsets(view, layout, path) if layout.kind == "sharded" else [0]
-        if layout.kind == "plain" and len(view) != layout.block_bytes + CRC_BYTES:
-            raise _wrong_size(path)
+        with _opened(path) as file:
+            offsets = _block_offsets(file, layout, path)
+            view = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         for slot, offset in enumerate(offsets):
             at = number * layout.blocks_per_file + slot
             if at >= len(self._blocks) or offset < 0:
@@ -153,35 +179,52 @@ class MappedRows:
         return block
 
 
-def _map_file(path: Path) -> mmap.mmap:
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    """A file of an array, open for reading; DamagedPart where it is missing or cannot be read."""
     try:
-        with path.open("rb") as file:
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        with path.open("rb", buffering=0) as file:
+            yield cast(BinaryIO, file)
     except FileNotFoundError as error:
         raise DamagedPart(
             f"{path} is missing: the store changed while it was open, or is damaged; open it again, and run "
             "`featstore verify` if it is still missing"
         ) from error
-    except (ValueError, OSError) as error:  # an empty file cannot be mapped
-        raise _wrong_size(path) from error
+    except OSError as error:
+        raise DamagedPart(f"{path} cannot be read: {error.strerror}") from error
 
 
-def _shard_offsets(view: mmap.mmap, layout: ArrayLayout, path: Path) -> list[int]:
-    """Where each inner chunk of a sharded file begins, -1 where it is absent.
+def _block_offsets(file: BinaryIO, layout: ArrayLayout, path: Path) -> list[int]:
+    """Where each block of a file begins, -1 where it is absent.
 
-    The index stands at the end of the file: (offset, nbytes) as little-endian uint64 per inner chunk, then a CRC-32C
-    (Zarr v3 ``sharding_indexed`` codec).
+    The index of a sharded file stands at its end: (offset, nbytes) as little-endian uint64 per inner chunk, then a
+    CRC-32C (Zarr v3 ``sharding_indexed`` codec).
     """
-    size = layout.blocks_per_file * INDEX_ENTRY_BYTES
-    if len(view) < size + CRC_BYTES:
+    file_bytes = file.seek(0, io.SEEK_END)
+    if layout.kind == "plain":
+        if file_bytes != layout.block_bytes + CRC_BYTES:
+            raise _wrong_size(path)
+        return [0]
+    index_bytes = layout.blocks_per_file * INDEX_ENTRY_BYTES
+    index_at = file_bytes - CRC_BYTES - index_bytes
+    if index_at < 0:
         raise _wrong_size(path)
-    index = np.frombuffer(view, "<u8", layout.blocks_per_file * 2, len(view) - CRC_BYTES - size).reshape(-1, 2)
+    file.seek(index_at)
+    index = np.frombuffer(file.read(index_bytes), "<u8").reshape(-1, 2)
     absent = (index == np.iinfo(np.uint64).max).all(axis=1)
-    room = max(0, len(view) - CRC_BYTES - size - layout.block_bytes - CRC_BYTES)
+    room = max(0, index_at - layout.block_bytes - CRC_BYTES)
     fits = (index[:, 1] == layout.block_bytes + CRC_BYTES) & (index[:, 0] <= room)
-    if not (absent | fits).all():
+    if len(index) != layout.blocks_per_file or not (absent | fits).all():
         raise _wrong_size(path)
     return [-1 if gone else int(offset) for gone, offset in zip(absent, index[:, 0], strict=True)]
+
+
+def _read_full(file: BinaryIO, target: memoryview) -> int:
+    """Fill `target`; a read of an unbuffered file may stop short."""
+    done = 0
+    while done < len(target) and (got := cast(io.FileIO, file).readinto(target[done:])):
+        done += got
+    return done
 
 
 def _wrong_size(path: Path) -> DamagedPart:

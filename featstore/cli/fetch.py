@@ -1,0 +1,48 @@
+"""`featstore fetch`: shards from Zenodo."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from featstore.cli.options import emit_json, json_option, tasks_argument
+
+__all__ = ["fetch"]
+
+
+@click.command()
+@tasks_argument
+@click.option(
+    "--data",
+    "data_dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    required=True,
+    metavar="DIR",
+    help="Folder that gets one folder of shards for each dataset.",
+)
+@click.option("--jobs", type=click.IntRange(1, 32), default=4, show_default=True, metavar="N", help="Files at a time.")
+@click.option("--zenodo-url", default="https://zenodo.org", envvar="FEATSTORE_ZENODO_URL", hidden=True)
+@json_option
+def fetch(*, tasks: tuple[str, ...], data_dir: Path, jobs: int, zenodo_url: str, as_json: bool) -> None:
+    """Download the shards of tasks from their Zenodo records.
+
+    What broke off is gone on from, each file is checked against the MD5 of its record, and appears when it is whole.
+    """
+    from featstore.cli.console import downloading
+    from featstore.fetch import fetch_task
+    from featstore.manifest import find_task
+
+    records = []
+    for manifest in [find_task(task) for task in tasks]:
+        with downloading() as watcher:
+            record = fetch_task(manifest, data_dir, watcher=watcher, base_url=zenodo_url, jobs=jobs)
+        records.append(record)
+        if not as_json:
+            n_new = len(record.files) - len(record.reused)
+            click.echo(
+                f"{record.task}: {len(record.shards)} shards in {record.folder}; {n_new} files came "
+                f"({record.bytes_downloaded / 1e6:,.1f} MB), {len(record.reused)} were there"
+            )
+    if as_json:
+        emit_json(records)

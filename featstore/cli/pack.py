@@ -1,0 +1,165 @@
+"""`featstore pack`: shards, and a manifest to start from, of one's own audio files."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from featstore.cli.options import emit_json, json_option
+from featstore.errors import UsageError
+
+if TYPE_CHECKING:
+    from featstore.extract.packing import Clip
+
+__all__ = ["pack"]
+
+
+@click.command()
+@click.argument("out", metavar="OUT", type=click.Path(file_okay=False, path_type=Path))
+@click.option(
+    "--audio",
+    "audio_dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    required=True,
+    metavar="DIR",
+    help="Folder of audio files; without a table, the name of a sub-folder is the label of what is in it.",
+)
+@click.option("--csv", "csv_path", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Table.")
+@click.option("--jsonl", "jsonl_path", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Table.")
+@click.option("--path", "path_field", default="path", show_default=True, metavar="NAME", help="Column of files.")
+@click.option("--key", "key_field", metavar="NAME", help="Column of keys.  [default: the path]")
+@click.option(
+    "--label", "label_field", default="label", show_default=True, metavar="NAME", help="Its column of labels."
+)
+@click.option("--split-column", "split_field", metavar="NAME", help="Column of splits or folds.")
+@click.option("--split", default="all", show_default=True, metavar="NAME", help="The split of everything else.")
+@click.option(
+    "--shard-size", type=click.IntRange(min=1), default=1000, show_default=True, metavar="N", help="Clips in a shard."
+)
+@click.option(
+    "--manifest",
+    "manifest_path",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Where the manifest goes.  [default: OUT.toml]",
+)
+@click.option("--fail-on-skip", is_flag=True, help="Exit with 1 if a file cannot be read.")
+@json_option
+def pack(
+    *,
+    out: Path,
+    audio_dir: Path,
+    csv_path: Path | None,
+    jsonl_path: Path | None,
+    path_field: str,
+    key_field: str | None,
+    label_field: str,
+    split_field: str | None,
+    split: str,
+    shard_size: int,
+    manifest_path: Path | None,
+    fail_on_skip: bool,
+    as_json: bool,
+) -> None:
+    """Make WebDataset shards of audio files in OUT, and a manifest to start from.
+
+    Files go in as they are. One that cannot be decoded is left out and told; nothing is overwritten.
+    """
+    from featstore.cli.console import counting
+    from featstore.extract.packing import Table, pack_clips, plan_folder, plan_table
+    from featstore.manifest import load_manifest
+
+    if csv_path and jsonl_path:
+        raise UsageError("--csv and --jsonl do not go together: one table is read")
+    table_path = csv_path or jsonl_path
+    if table_path is None and (key_field or split_field):
+        raise UsageError("--key and --split-column are columns of a table: give --csv or --jsonl")
+    toml = out.with_name(f"{out.name}.toml") if manifest_path is None else manifest_path
+    if toml.exists():
+        raise UsageError(f"{toml} is there already: nothing is overwritten, name another with --manifest")
+    if table_path is None:
+        clips = plan_folder(audio_dir, split=split)
+    else:
+        table = Table(path=table_path, path_field=path_field, key_field=key_field, split_field=split_field)
+        clips = plan_table(audio_dir, table, split=split)
+    field = "label" if table_path is None else label_field
+    text = _manifest(clips, dataset=out.name, label_field=field)
+    with counting("clips packed") as tick:
+        record = pack_clips(clips, out, clips_per_shard=shard_size, on_clip=tick)
+    toml.parent.mkdir(parents=True, exist_ok=True)
+    toml.write_text(text, encoding="utf-8")
+    load_manifest(toml)
+    if as_json:
+        emit_json([record])
+    else:
+        for skipped in record.skipped:
+            click.echo(f"left out {skipped.key}: {skipped.reason}")
+        for name, n_clips in record.clips.items():
+            click.echo(f"{name}: {n_clips:,} clips in {record.shards[name]} shards")
+        click.echo(f"{toml} is the task: see to its title, kind and metric, then `featstore extract {toml}`")
+    if record.skipped and fail_on_skip:
+        raise click.exceptions.Exit(1)
+
+
+def _manifest(clips: Sequence[Clip], *, dataset: str, label_field: str) -> str:
+    """A manifest to start from: kind by what the labels look like, splits by their names."""
+    labels = [clip.meta.get(label_field) for clip in clips]
+    if all(label is None for label in labels):
+        fields = dict.fromkeys(name for clip in clips for name in clip.meta)
+        raise UsageError(f"no clip has a label at {label_field!r}: name one of {', '.join(fields)} with --label")
+    several = any(isinstance(label, list) for label in labels)
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", dataset).strip("-._") or "task"
+    if name != dataset:
+        raise UsageError(
+            f"{dataset!r} cannot be the name of a dataset: letters, digits, '_', '-' and '.'; try {name!r}"
+        )
+    lines = [
+        f"name = {_toml(name)}",
+        f"title = {_toml(name)}",
+        f"kind = {_toml('multilabel' if several else 'clip')}",
+        f"metric = {_toml('mAP' if several else 'accuracy')}",
+        "eval_weight = 1.0  # in a leaderboard's averages; the peers' tasks have their number of test clips",
+        "",
+        "[data]",
+        f"dataset = {_toml(name)}",
+        "# crop_seconds = 10.0  # cut longer clips into windows",
+        "",
+        *_splits(list(dict.fromkeys(clip.split for clip in clips))),
+        "",
+        "[label]",
+        f"field = {_toml(label_field)}",
+        "",
+        "[probe]",
+        "epochs = 10",
+        "learning_rate = 1e-3",
+        "batch_size = 32",
+        "",
+        "[retrieve]",
+        f"enabled = {'false' if several else 'true'}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _splits(names: Sequence[str]) -> list[str]:
+    if "train" in names and "test" in names:
+        valid = "valid" if "valid" in names else "test"
+        told = (
+            [] if valid == "valid" else ["# without a split of its own, a tenth of training selects (strict protocol)"]
+        )
+        pairs = [("train", "train"), ("valid", valid), ("test", "test")]
+        return ["[splits]", *told, *(f"{role} = {_toml(f'{name}-*.tar')}" for role, name in pairs)]
+    if len(names) > 1:
+        return ["[folds]", *(f"{_toml(name)} = {_toml(f'{name}-*.tar')}" for name in sorted(names))]
+    pattern = _toml(f"{names[0]}-*.tar")
+    whole = "# one set for all: strict tests in five folds, and neighbours leave one clip out"
+    return ["[splits]", whole, *(f"{role} = {pattern}" for role in ("train", "valid", "test"))]
+
+
+def _toml(text: Any) -> str:
+    """A basic string of TOML: that of JSON, for text that can be printed."""
+    return json.dumps(str(text), ensure_ascii=False)

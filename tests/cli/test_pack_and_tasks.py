@@ -1,0 +1,188 @@
+"""`featstore pack`: own files become shards that the rest can use. `featstore tasks --store` tells what is cached."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from featstore.extract import packing
+from featstore.extract.audio import encode_flac
+from featstore.extract.tars import read_samples
+from featstore.manifest import load_manifest
+from handmade import Run
+
+
+@pytest.fixture
+def audio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two classes of six files each, as sub-folders."""
+    rng = np.random.default_rng(0)
+    for label, pitch in (("low", 300), ("high", 2500)):
+        for number in range(6):
+            wave = np.sin(np.arange(4000) * pitch * 2 * np.pi / 8000) * 0.5 + rng.normal(0, 0.05, 4000)
+            path = tmp_path / "sounds" / label / "deeper" / f"take.{number}.flac"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(encode_flac(wave.astype(np.float32), 8000))
+    (tmp_path / "sounds/low/notes.txt").write_text("no audio")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "sounds"
+
+
+def shards(folder: str | Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(Path(folder).glob("*.tar"))}
+
+
+def contents(folder: str | Path) -> dict[str, dict]:
+    return {
+        sample.key: json.loads(sample.meta)
+        for path in sorted(Path(folder).glob("*.tar"))
+        for sample in read_samples(path)
+    }
+
+
+@pytest.mark.usefixtures("audio")
+def test_a_folder_goes_all_the_way_from_files_to_a_score(run: Run) -> None:
+    packed = run("pack", "data/mine", "--audio", "sounds", "--shard-size", "5")
+    assert packed.code == 0, packed.err
+    assert list(shards("data/mine")) == ["all-000000.tar", "all-000001.tar", "all-000002.tar"]
+    assert contents("data/mine")["low_deeper_take_3"] == {"label": "low"}
+    assert len(contents("data/mine")) == 12
+    assert load_manifest(Path("data/mine.toml")).kind == "clip"
+    assert run("extract", "data/mine.toml", "--encoder", "logmel", "--data", "data", "--store", "s").code == 0
+    [score] = json.loads(run("retrieve", "data/mine.toml", "--store", "s", "--k", "3", "--json").out)
+    assert score["value"] == 1.0
+
+    told = run("tasks", "data/mine.toml", "--store", "s", "--json")
+    [task] = json.loads(told.out)
+    assert [name.partition("@")[0] for name in task["cached"]] == ["logmel"]
+    listed = run("tasks", "--store", "s")
+    assert listed.code == 0
+    assert "cached" in listed.out
+    assert "cached" not in run("tasks").out
+
+
+@pytest.mark.usefixtures("audio")
+def test_bytes_depend_on_nothing_but_the_files(run: Run, audio: Path) -> None:
+    run("pack", "one", "--audio", "sounds", "--shard-size", "5")
+    for path in audio.rglob("*.flac"):
+        os.utime(path, (1, 1))
+    run("pack", "two", "--audio", "sounds", "--shard-size", "5")
+    assert shards("one") == shards("two")
+    sample = next(read_samples(Path("one/all-000000.tar")))
+    assert sample.audio == (audio / "high/deeper/take.0.flac").read_bytes()
+
+
+@pytest.mark.usefixtures("audio")
+def test_nothing_is_overwritten(run: Run) -> None:
+    run("pack", "one", "--audio", "sounds")
+    before = shards("one")
+    again = run("pack", "one", "--audio", "sounds")
+    assert (again.code, shards("one")) == (2, before)
+    assert "one.toml is there already" in again.err
+    assert "holds all-000000.tar already" in run("pack", "one", "--audio", "sounds", "--manifest", "b.toml").err
+    assert run("pack", "one", "--audio", "sounds", "--manifest", "b.toml", "--split", "more").code == 0
+
+
+@pytest.mark.usefixtures("audio")
+def test_a_file_that_cannot_be_read_is_left_out_and_told(run: Run, audio: Path) -> None:
+    (audio / "low/broken.wav").write_bytes(b"RIFF nonsense")
+    (audio / "high/empty.flac").write_bytes(b"")
+    done = run("pack", "one", "--audio", "sounds")
+    assert done.code == 0
+    assert "left out sounds/low/broken.wav: it cannot be decoded" in done.out
+    assert "left out sounds/high/empty.flac: " in done.out
+    assert len(contents("one")) == 12
+    assert run("pack", "two", "--audio", "sounds", "--fail-on-skip").code == 1
+
+
+TABLE = [
+    {"file": "low/deeper/take.0.flac", "id": "a.1", "kind": "low", "part": "train"},
+    {"file": "high/deeper/take.0.flac", "id": "b", "kind": "high", "part": "train"},
+    {"file": "low/deeper/take.1.flac", "id": "c", "kind": "low", "part": "test"},
+    {"file": "high/deeper/take.1.flac", "id": "d", "kind": "high", "part": "test"},
+]
+COLUMNS = ("--path", "file", "--key", "id", "--label", "kind", "--split-column", "part")
+
+
+@pytest.mark.usefixtures("audio")
+@pytest.mark.parametrize("form", ["csv", "jsonl"])
+def test_a_table_names_files_keys_labels_and_splits(run: Run, form: str) -> None:
+    lines = (
+        [",".join(TABLE[0]), *(",".join(row.values()) for row in TABLE)]
+        if form == "csv"
+        else [json.dumps(row) for row in TABLE]
+    )
+    Path(f"t.{form}").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    done = run("pack", "one", "--audio", "sounds", f"--{form}", f"t.{form}", *COLUMNS)
+    assert done.code == 0, done.err
+    assert list(shards("one")) == ["test-000000.tar", "train-000000.tar"]
+    assert contents("one")["a_1"] == {"id": "a.1", "kind": "low"}
+    manifest = load_manifest(Path("one.toml"))
+    assert manifest.patterns == {"train": "train-*.tar", "valid": "test-*.tar", "test": "test-*.tar"}
+    assert manifest.label.field == "kind"
+
+
+@pytest.mark.usefixtures("audio")
+def test_splits_of_other_names_are_folds_and_lists_of_labels_are_label_sets(run: Run) -> None:
+    rows = [{**row, "part": f"fold{at}", "kind": [row["kind"]]} for at, row in enumerate(TABLE)]
+    Path("t.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert run("pack", "one", "--audio", "sounds", "--jsonl", "t.jsonl", *COLUMNS).code == 0
+    manifest = load_manifest(Path("one.toml"))
+    assert list(manifest.folds) == ["fold0", "fold1", "fold2", "fold3"]
+    assert (manifest.kind, manifest.metric) == ("multilabel", "mAP")
+
+
+@pytest.mark.usefixtures("audio")
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ({"file": "../outside.wav"}, "line 6: '../outside.wav' must be a path inside"),
+        ({"file": "/etc/x.wav"}, "must be a path inside"),
+        ({"file": ""}, "line 6: there is nothing at 'file'"),
+        ({"id": "b"}, "would both have the key 'b'"),
+        ({"part": "a/b"}, "no name of a split"),
+        ({"file": "notes.txt"}, "no audio file"),
+    ],
+)
+def test_a_line_that_cannot_be_packed_is_named(run: Run, row: dict, says: str) -> None:
+    rows = [*TABLE, {"file": "low/deeper/take.2.flac", "id": "e", "kind": "low", "part": "train", **row}]
+    Path("t.csv").write_text("\n".join([",".join(TABLE[0]), *(",".join(each.values()) for each in rows)]) + "\n")
+    done = run("pack", "one", "--audio", "sounds", "--csv", "t.csv", *COLUMNS)
+    assert done.code == 2
+    assert says in done.err
+    assert not Path("one").exists()
+
+
+@pytest.mark.usefixtures("audio")
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--audio", "nowhere"), "there is no folder"),
+        (("--audio", "sounds/low/deeper"), "stand in no sub-folder, the first is take.0.flac"),
+        (("--audio", "sounds", "--key", "id"), "columns of a table"),
+        (("--audio", "sounds", "--csv", "a", "--jsonl", "b"), "one table"),
+        (("--audio", "sounds", "--csv", "missing.csv"), "cannot be read"),
+    ],
+)
+def test_what_cannot_be_packed_is_one_line(run: Run, arguments: tuple[str, ...], says: str) -> None:
+    done = run("pack", "one", *arguments)
+    assert done.code in (1, 2)
+    assert says in done.err
+
+
+def test_packing_holds_one_clip_at_a_time(audio: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clips = packing.plan_folder(audio, split="all")
+    read = []
+    samples = packing._samples
+
+    def watched(*arguments):
+        for sample in samples(*arguments):
+            read.append(len(list(tmp_path.glob("out/*.tar"))))
+            yield sample
+
+    monkeypatch.setattr(packing, "_samples", watched)
+    packing.pack_clips(clips, tmp_path / "out", clips_per_shard=4)
+    assert read == [0] * 4 + [1] * 4 + [2] * 4  # a shard is written before the next one's clips are read
