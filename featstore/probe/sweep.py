@@ -31,7 +31,7 @@ __all__ = ["GRID", "Candidate", "Swept", "Tried", "sweep_heads"]
 STEPS_PER_EPOCH = 8
 """Batches grow until an epoch has this many, or `MAX_BATCH` is reached: few large products are what makes it fast."""
 
-MAX_BATCH = 64
+MAX_BATCH = 128
 
 CUTS = ((0.1, 24), (0.3, 12), (0.5, 6))
 """After this share of the epochs, so many heads go on. The cosine schedule is that of the whole run for each.
