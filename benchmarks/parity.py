@@ -273,7 +273,7 @@ def _mean_average_precision(predictions: Path) -> float:
     return float(find_metric("mAP", "xares").score(labels.astype(np.float32), logits))
 
 
-def _task(name: str, **patterns: Mapping[str, str]) -> Any:
+def _task(name: str, *, crop_seconds: int | None = None, **patterns: Mapping[str, str]) -> Any:
     from featstore.manifest import Manifest
 
     return Manifest.model_validate(
@@ -283,7 +283,7 @@ def _task(name: str, **patterns: Mapping[str, str]) -> Any:
             "kind": "clip",
             "metric": "accuracy",
             "eval_weight": 1.0,
-            "data": {"dataset": name},
+            "data": {"dataset": name, "crop_seconds": crop_seconds},
             **patterns,
             "label": {"field": "label", "classes": list(CLASSES)},
             "probe": PROBE,

@@ -123,6 +123,7 @@ def _task(root: str, given: dict[str, Any], encoder: dict[str, Any], *, seed: in
             learning_rate=given["learning_rate"],
             epochs=given["epochs"],
             batch_size_train=given["batch_size"],
+            crop_length=given.get("crop_seconds"),
         )
     config.env_root, config.private, config.seed = root, True, seed
     return XaresTask(config)

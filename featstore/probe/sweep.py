@@ -1,8 +1,8 @@
 """A grid of learning rates by weight decays, trained side by side and chosen by validation.
 
-All heads of a grid see the same batches, so that a step is one product of a batch (batch, dim) with every head's
-weights (heads x classes, dim), and back. A head is Linear over standardised features: LayerNorm's affine would only
-say the same maps in other words. Weight decay is that of AdamW (Loshchilov and Hutter 2019).
+All heads of a grid see the same batches, so that a step is one product of a batch (batch, dim) with the weights of a
+group of heads (heads x classes, dim), and back. A head is Linear over standardised features: LayerNorm's affine would
+only say the same maps in other words. Weight decay is that of AdamW (Loshchilov and Hutter 2019).
 
 A grid that is trained to its end costs what its heads cost. Most of them are far behind after an epoch, so the field
 is cut by validation score as it goes (successive halving, Jamieson and Talwalkar 2016): see `CUTS`.
@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby, product
 from typing import Any
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from featstore.probe.heads import ADAM_BETA1, ADAM_BETA2, ADAM_EPS, Job, Loss, Trained
+from featstore.probe.heads import ADAM_BETA1, ADAM_BETA2, ADAM_EPS, Job, Loss, Trained, threads
 from featstore.probe.schedule import cosine_rate
 
 __all__ = ["GRID", "Candidate", "Swept", "Tried", "sweep_heads"]
@@ -32,6 +33,8 @@ STEPS_PER_EPOCH = 8
 """Batches grow until an epoch has this many, or `MAX_BATCH` is reached: few large products are what makes it fast."""
 
 MAX_BATCH = 128
+
+HEADS_PER_GROUP = 6
 
 CUTS = ((0.1, 24), (0.3, 12), (0.5, 6))
 """After this share of the epochs, so many heads go on. The cosine schedule is that of the whole run for each.
@@ -108,11 +111,14 @@ def sweep_heads(
     if job.validation is None and len(grid) > 1:
         grid = [Candidate(learning_rate=job.learning_rate, weight_decay=0.0)]
     batch = max(batch_size, min(MAX_BATCH, len(job.windows) // STEPS_PER_EPOCH))
-    with torch.no_grad():
+    # Threads of Python over groups of heads, one core each: torch's own would wait for one another after every small
+    # product, on a busy machine for longer than the product takes.
+    n_threads = torch.get_num_threads()
+    with torch.no_grad(), threads(1), ThreadPoolExecutor(n_threads) as pool:
         field = _Field(grid, dim=features.shape[1], n_classes=n_classes, job=job)
         known = torch.from_numpy(targets)
         for epoch in range(epochs):
-            field.train(features, known, loss=loss, batch_size=batch, epoch=epoch, epochs=epochs)
+            field.train(features, known, loss=loss, batch_size=batch, epoch=epoch, epochs=epochs, pool=pool)
             field.judge(features)
             field.cut(_places(epoch + 1, epochs=epochs, n_heads=len(grid)))
         return field.result()
@@ -123,6 +129,69 @@ def _places(epochs_done: int, *, epochs: int, n_heads: int) -> int:
     if epochs < MIN_EPOCHS_TO_CUT:
         return n_heads
     return min([n_heads, *(places for share, places in CUTS if epochs_done >= math.ceil(share * epochs))])
+
+
+class _Group:
+    """Some heads of a field, views of their rows: few enough for a processor's cache, and for one thread."""
+
+    def __init__(
+        self,
+        *,
+        weight: Tensor,
+        bias: Tensor,
+        moments: Sequence[Tensor],
+        n_classes: int,
+        rates: Sequence[float],
+        decays: Sequence[float],
+    ) -> None:
+        self._weight, self._bias, self._moments = weight, bias, moments
+        self._n_classes, self._rates = n_classes, rates
+        self._d_weight, self._d_bias = torch.empty_like(weight), torch.empty_like(bias)
+        # As many rows of a matrix as there are classes of heads: one product serves all.
+        self._rows = weight.view(len(rates) * n_classes, -1)
+        self._d_rows = self._d_weight.view(self._rows.shape)
+        self._kept = (1.0 - torch.tensor(rates) * torch.tensor(decays)).unsqueeze(1) if any(decays) else None
+
+    def step(self, inputs: Tensor, targets: Tensor, *, loss: Loss, taken: int) -> None:
+        """One step of AdamW on one batch, after ``taken`` steps."""
+        n_inputs, n_heads = len(inputs), len(self._rates)
+        with torch.no_grad():
+            logits = torch.addmm(self._bias.reshape(-1), inputs, self._rows.T)
+            # A loss takes (heads, batch, classes) and treats both leading axes alike: here the batch stands first.
+            d_logits = loss.gradient(
+                logits.view(n_inputs, n_heads, self._n_classes),
+                targets.unsqueeze(1).expand(-1, n_heads, *targets.shape[1:]),
+                torch.full((n_inputs, 1, 1), 1.0 / n_inputs),
+            ).view(n_inputs, -1)
+            torch.mm(d_logits.T, inputs, out=self._d_rows)
+            torch.sum(d_logits.view(n_inputs, n_heads, -1), 0, out=self._d_bias)
+            if self._kept is not None:
+                self._weight.mul_(self._kept)
+            self._adam(taken)
+
+    def _adam(self, taken: int) -> None:
+        """One call for the heads of one learning rate."""
+        first_weight, second_weight, first_bias, second_bias = self._moments
+        start = 0
+        for rate, alike in groupby(self._rates):
+            rows = slice(start, start + len(list(alike)))
+            adamw(
+                [self._weight[rows], self._bias[rows]],
+                [self._d_weight[rows], self._d_bias[rows]],
+                [first_weight[rows], first_bias[rows]],
+                [second_weight[rows], second_bias[rows]],
+                [],
+                [torch.tensor(float(taken)) for _ in range(2)],
+                fused=True,
+                amsgrad=False,
+                maximize=False,
+                weight_decay=0.0,  # it is done for all heads at once, before
+                beta1=ADAM_BETA1,
+                beta2=ADAM_BETA2,
+                eps=ADAM_EPS,
+                lr=rate,
+            )
+            start = rows.stop
 
 
 class _Field:
@@ -143,57 +212,32 @@ class _Field:
         self._scores: list[list[float]] = [[] for _ in grid]
         self._epochs = [0] * n_heads
 
-    def train(self, features: Tensor, targets: Tensor, *, loss: Loss, batch_size: int, epoch: int, epochs: int) -> None:
-        """One epoch of every head at work, in one order of the windows."""
-        n_heads = len(self._at_work)
+    def train(
+        self, features: Tensor, targets: Tensor, *, loss: Loss, batch_size: int, epoch: int, epochs: int, pool: Executor
+    ) -> None:
+        """One epoch of every head at work, in one order of the windows, a group of heads at a time on each thread."""
         shuffled = torch.from_numpy(self._job.rng.permutation(self._job.windows))
-        d_weight, d_bias = torch.empty_like(self._weight), torch.empty_like(self._bias)
-        rates = [cosine_rate(self._grid[at].learning_rate, epoch=epoch, epochs=epochs) for at in self._at_work]
-        decays = [self._grid[at].weight_decay for at in self._at_work]
-        kept = 1.0 - torch.tensor(rates).mul(torch.tensor(decays)).unsqueeze(1)
-        decaying = any(decays)
-        flat = (n_heads * self._n_classes, self._dim)
-        for rows in torch.split(shuffled, batch_size):
-            inputs = features[rows]
-            logits = torch.addmm(self._bias.view(-1), inputs, self._weight.view(flat).T)
-            # A loss takes (heads, batch, classes) and treats both leading axes alike: here the batch stands first.
-            d_logits = loss.gradient(
-                logits.view(len(rows), n_heads, self._n_classes),
-                targets[rows].unsqueeze(1).expand(-1, n_heads, *targets.shape[1:]),
-                torch.full((len(rows), 1, 1), 1.0 / len(rows)),
-            ).view(len(rows), -1)
-            torch.mm(d_logits.T, inputs, out=d_weight.view(flat))
-            torch.sum(d_logits.view(len(rows), n_heads, -1), 0, out=d_bias)
-            if decaying:
-                self._weight.mul_(kept)
-            self._step(d_weight, d_bias, rates)
+
+        def train_group(first: int) -> None:
+            group = self._group(slice(first, first + HEADS_PER_GROUP), epoch=epoch, epochs=epochs)
+            for number, rows in enumerate(torch.split(shuffled, batch_size)):
+                group.step(features[rows], targets[rows], loss=loss, taken=self._taken + number)
+
+        list(pool.map(train_group, range(0, len(self._at_work), HEADS_PER_GROUP)))
+        self._taken += math.ceil(len(shuffled) / batch_size)
         for at in self._at_work:
             self._epochs[at] += 1
 
-    def _step(self, d_weight: Tensor, d_bias: Tensor, rates: Sequence[float]) -> None:
-        """Adam, in one call for the heads of one learning rate."""
-        first_weight, second_weight, first_bias, second_bias = self._moments
-        start = 0
-        for rate, group in groupby(rates):
-            rows = slice(start, start + len(list(group)))
-            adamw(
-                [self._weight[rows], self._bias[rows]],
-                [d_weight[rows], d_bias[rows]],
-                [first_weight[rows], first_bias[rows]],
-                [second_weight[rows], second_bias[rows]],
-                [],
-                [torch.tensor(float(self._taken)) for _ in range(2)],
-                fused=True,
-                amsgrad=False,
-                maximize=False,
-                weight_decay=0.0,  # it is done for all heads at once, before
-                beta1=ADAM_BETA1,
-                beta2=ADAM_BETA2,
-                eps=ADAM_EPS,
-                lr=rate,
-            )
-            start = rows.stop
-        self._taken += 1
+    def _group(self, rows: slice, *, epoch: int, epochs: int) -> _Group:
+        candidates = [self._grid[at] for at in self._at_work[rows]]
+        return _Group(
+            weight=self._weight[rows],
+            bias=self._bias[rows],
+            moments=[moment[rows] for moment in self._moments],
+            n_classes=self._n_classes,
+            rates=[cosine_rate(each.learning_rate, epoch=epoch, epochs=epochs) for each in candidates],
+            decays=[each.weight_decay for each in candidates],
+        )
 
     def judge(self, features: Tensor) -> None:
         """Score the heads at work, and keep each as it is where it has never been better."""

@@ -35,7 +35,9 @@ __all__ = ["Proposed", "RoundedRows", "bfloat16_is_faster", "round_rows", "searc
 ROWS_PER_ROUNDING = 512
 ROWS_PER_BLOCK = 8192
 QUERIES_PER_BLOCK = 1024
-MIN_CANDIDATES = 32
+MIN_CANDIDATES, MIN_BLOCK_CANDIDATES = 128, 32
+"""Of a search and of one of its blocks; more where many neighbours are asked for. Fewer leave more without a proof."""
+
 PAIRS_PER_BLOCK = 4096
 LEAST_GAIN = 2.0
 WORTH_TRYING = 0.5
@@ -166,7 +168,7 @@ def _candidates(
     rows: RoundedRows, queries: Tensor, *, k: int
 ) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.float64]]:
     """Scores and rows (queries, candidates), best first, and the best score that was dropped (queries,)."""
-    n_kept = max(MIN_CANDIDATES, 2 * k)
+    n_kept, n_of_block = max(MIN_CANDIDATES, 4 * k), max(MIN_BLOCK_CANDIDATES, 2 * k)
     best = torch.empty(len(queries), 0)
     best_rows = torch.empty(len(queries), 0, dtype=torch.int64)
     dropped = torch.full((len(queries),), -torch.inf)
@@ -174,9 +176,9 @@ def _candidates(
     for start in range(0, len(rows.rounded), ROWS_PER_BLOCK):
         block = rows.rounded[start : start + ROWS_PER_BLOCK]
         product = products[: len(queries) * len(block)].view(len(queries), len(block))
-        top = torch.topk(torch.mm(queries, block.T, out=product), min(n_kept, len(block)), dim=1)
+        top = torch.topk(torch.mm(queries, block.T, out=product), min(n_of_block, len(block)), dim=1)
         values = top.values.float()
-        if len(block) > n_kept:
+        if len(block) > n_of_block:
             dropped = torch.maximum(dropped, values[:, -1])
         best = torch.cat([best, values], dim=1)
         best_rows = torch.cat([best_rows, top.indices + start], dim=1)

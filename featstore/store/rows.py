@@ -146,7 +146,7 @@ class MappedRows:
             slot = first - number * layout.blocks_per_file
             rows = 0
             while slot < len(offsets) and rows + self._block_rows <= len(out):
-                target = memoryview(out[rows : rows + self._block_rows]).cast("B")
+                target = out[rows : rows + self._block_rows].data.cast("B")
                 file.seek(offsets[slot])
                 if offsets[slot] < 0 or _read_full(file, target) != len(target):
                     raise _wrong_size(path)
