@@ -17,7 +17,7 @@ from benchmarks.table import Table
 
 __all__ = ["Options", "main"]
 
-NAMES = ("cli", "extract", "store", "tracks")
+NAMES = ("cli", "extract", "store", "tracks", "parity")
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "benchmarks.md"
 
 
@@ -27,6 +27,7 @@ class Options:
 
     quick: bool = False
     frames_clips: int | None = None
+    search_rows: int = 200_000
 
 
 class Benchmark(Protocol):
@@ -46,7 +47,8 @@ def main(arguments: Sequence[str] | None = None, *, only: str | None = None) -> 
     for name in asked.names:
         module: Benchmark = importlib.import_module(f"benchmarks.{name}")
         done[name] = []
-        for table in module.tables(Options(quick=asked.quick, frames_clips=asked.frames_clips)):
+        options = Options(quick=asked.quick, frames_clips=asked.frames_clips, search_rows=asked.search_rows)
+        for table in module.tables(options):
             print(table.as_text() + "\n", flush=True)
             done[name].append(table)
     if asked.write:
@@ -61,6 +63,9 @@ def _parse(arguments: Sequence[str] | None, only: str | None) -> argparse.Namesp
         parser.add_argument("--write", action="store_true", help="write docs/benchmarks.md, with the tables as printed")
     parser.add_argument("--quick", action="store_true", help="little of everything: shows that it runs, no more")
     parser.add_argument("--frames-clips", type=int, metavar="N", help="clips with frames that `store` writes and reads")
+    parser.add_argument(
+        "--search-rows", type=int, metavar="N", default=Options.search_rows, help="rows that `tracks` searches exactly"
+    )
     parser.set_defaults(names=(only,), write=False) if only else None
     asked = parser.parse_args(arguments)
     if asked.write and asked.quick:

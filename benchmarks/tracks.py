@@ -1,6 +1,6 @@
-"""Track A and Track B on cached embeddings, beside scikit-learn and a plain torch loop on the same arrays.
+"""Track A and Track B on cached embeddings, beside X-ARES, scikit-learn, FAISS and a plain torch loop.
 
-2,200 training, 300 validation and 600 test vectors of 768 numbers, 20 classes; libraries imported, one run before.
+Libraries imported, one run before.
 """
 
 from __future__ import annotations
@@ -14,21 +14,27 @@ from typing import Any
 import numpy as np
 
 from benchmarks.harness import in_child, timed
+from benchmarks.peer.grid import Grid
+from benchmarks.peer.speed import beside_xares
 from benchmarks.run import Options, main
-from benchmarks.table import Row, Table, at_most
+from benchmarks.table import Row, Table, at_most, at_most_times
 
 DIM, CLASSES = 768, 20
 CLIPS = {"train": 2200, "valid": 300, "test": 600}
 EPOCHS, BATCH_SIZE, SEEDS = 10, 32, (0, 1, 2)
 K, TEMPERATURE = 10, 0.07
+QUERIES = 4000
 
 
-def tables(options: Options) -> Iterator[Table]:
+def tables(options: Options) -> Iterator[Table | Grid]:
     repeats = 2 if options.quick else 7
+    yield beside_xares(quick=options.quick)
     with tempfile.TemporaryDirectory(prefix="featstore-bench-") as folder:
         in_child(make_store, folder=folder)
         probe = in_child(measure_probe, folder=folder, repeats=repeats)
+        sweep = in_child(measure_sweep, folder=folder, repeats=repeats)
         retrieve = in_child(measure_retrieve, folder=folder, repeats=repeats)
+    search = in_child(measure_search, n_rows=min(options.search_rows, 20_000 if options.quick else options.search_rows))
     yield Table(
         title="Linear probe",
         measures=f"{CLIPS['train']:,} x {DIM} features, {CLASSES} classes, {EPOCHS} epochs at batch {BATCH_SIZE}, "
@@ -40,12 +46,28 @@ def tables(options: Options) -> Iterator[Table]:
         rows=_rows(probe, {"probe_task": (at_most(1.0),)}),
     )
     yield Table(
+        title="A sweep of 48 heads",
+        measures=f"The same task, one seed: eight learning rates x six weight decays, {EPOCHS} epochs: medians of "
+        "training, and of the whole task with reading, test and interval.",
+        unit="s",
+        baseline="one head: training",
+        rows=_rows(sweep, {"48 heads: training": (at_most_times(4.0),)}),
+    )
+    yield Table(
         title="Nearest neighbours",
         measures=f"{CLIPS['test']} queries against {CLIPS['train']:,} x {DIM}, k = {K}, cosine: medians. The first row "
         "scales, indexes and searches; score is the vote, the accuracy and its bootstrap interval.",
         unit="ms",
         baseline="KNeighborsClassifier(metric='cosine')",
         rows=_rows(retrieve, {"retrieve_task: index + search": (at_most(20.0),)}),
+    )
+    yield Table(
+        title=f"Exact search of {search.pop('rows'):,.0f} rows",
+        measures=f"{QUERIES:,} queries x {DIM}, k = {K}, inner product of unit vectors around 1,000 centres, indexing "
+        f"included; neighbours are the same but for ties and rounding: {search.pop('agree'):.5%} of them.",
+        unit="s",
+        baseline="FAISS flat",
+        rows=_rows(search, {"featstore": (at_most_times(1.0),)}),
     )
 
 
@@ -115,6 +137,55 @@ def measure_probe(*, folder: str, repeats: int) -> dict[str, float]:
         "torch loop": timed(lambda: _torch_loop(X, y), repeats=3).median,
         "LogisticRegression": logistic.median,
     }
+
+
+def measure_sweep(*, folder: str, repeats: int) -> dict[str, float]:
+    """Seconds of one head and of the grid."""
+    import featstore
+    from featstore.probe import probe_task
+
+    found = {}
+    for name, head in (("one head", "linear"), ("48 heads", "sweep")):
+        whole, stages = _task_seconds(
+            lambda head=head: probe_task(featstore.open(_store(folder)), _manifest(), seeds=(0,), head=head),
+            repeats=repeats,
+        )
+        found |= {f"{name}: training": stages["train"], f"{name}: whole task": whole}
+    return found
+
+
+def measure_search(*, n_rows: int) -> dict[str, float]:
+    """Seconds of an exact search, and the share of the neighbours that both find."""
+    import faiss
+
+    from featstore.retrieve.index import Searcher
+
+    rng = np.random.default_rng(0)
+    centres = rng.standard_normal((1000, DIM), dtype=np.float32)
+
+    def unit(n: int) -> np.ndarray:
+        X = rng.standard_normal((n, DIM), dtype=np.float32)
+        X += centres[rng.integers(len(centres), size=n)]
+        X /= np.linalg.norm(X, axis=1, keepdims=True)
+        return X
+
+    X, queries = unit(n_rows), unit(QUERIES)
+    found: dict[str, np.ndarray] = {}
+
+    def ours() -> None:
+        found["ours"] = Searcher(X, "flat").search(queries, k=K).rows
+
+    def flat() -> None:
+        index = faiss.IndexFlatIP(DIM)
+        index.add(X)
+        found["faiss"] = index.search(queries, K)[1]
+
+    seconds = {
+        "featstore": timed(ours, repeats=3, budget_seconds=12.0).median,
+        "FAISS flat": timed(flat, repeats=3, budget_seconds=12.0).median,
+    }
+    same = [np.isin(one, other).mean() for one, other in zip(found["ours"], found["faiss"], strict=True)]
+    return {**seconds, "rows": n_rows, "agree": float(np.mean(same))}
 
 
 def measure_retrieve(*, folder: str, repeats: int) -> dict[str, float]:

@@ -29,17 +29,27 @@ __all__ = ["mean_average_precision", "score", "segment_f1"]
 
 
 def score(
-    *, root: str, task: dict[str, Any], encoder: dict[str, Any], stages: Sequence[str], seeds: Sequence[int]
+    *,
+    root: str,
+    task: dict[str, Any],
+    encoder: dict[str, Any],
+    stages: Sequence[str],
+    seeds: Sequence[int],
+    threads: Sequence[int] = (),
 ) -> dict[str, Any]:
-    """Encode where ``stages`` has ``encode``, then train and search once for each seed: scores and seconds."""
+    """Encode where ``stages`` has ``encode``, then train and search once for each seed: scores and seconds.
+
+    ``threads`` are torch's, by seed, where they are not to be the two of X-ARES.
+    """
     found: dict[str, Any] = {stage: [] for stage in stages}
     made = _task(root, task, encoder, seed=seeds[0])
     if "encode" in stages:
         (made.env_dir / made.config.xares_settings.audio_ready_filename).touch()
         found["encode"].append(_timed(made.make_encoded_tar))
     made.encoded_ready_path.touch()
-    for seed in seeds:
+    for at, seed in enumerate(seeds):
         made = _task(root, task, encoder, seed=seed)
+        torch.set_num_threads(threads[at] if threads else made.config.torch_num_threads)
         shutil.rmtree(made.ckpt_dir, ignore_errors=True)
         made.ckpt_dir.mkdir(parents=True)
         for stage, run in (("mlp", made.run_mlp), ("knn", made.run_knn)):

@@ -35,7 +35,7 @@ FOLDS, CLIPS_PER_FOLD = (1, 2, 3, 4, 5), 64
 EVENT_CLASSES = ("Cat", "Speech", "Dishes", "Dog")
 EVENT_SPLITS = {"train": 320, "eval": 64}
 
-ENCODER = '''"""Two strided convolutions of random weights, times a window over the whole input: padding changes every frame."""
+ENCODER = '''"""Two strided convolutions of random weights, times a window over the whole input."""
 import math
 
 import torch

@@ -29,7 +29,7 @@ _INTERRUPTED = 130
 @click.version_option(__version__, prog_name="featstore")
 @click.option("--traceback", is_flag=True, help="Show where an error was raised, for a bug report.")
 def cli(*, traceback: bool) -> None:  # read in `main`
-    r"""Run an audio encoder once, keep its embeddings, answer every later question from the store.
+    """Run an audio encoder once, keep its embeddings, answer every later question from the store.
 
     \b
     featstore demo                                             see all of it on audio made here
@@ -37,7 +37,7 @@ def cli(*, traceback: bool) -> None:  # read in `main`
     featstore probe    TASK... --store S                       Track A: a linear layer per task (laptop)
     featstore retrieve TASK... --store S                       Track B: nearest neighbours (laptop)
     featstore report   --results R                             leaderboard
-    """
+    """  # noqa: D301 - click takes the character itself
 
 
 for command in (demo, fetch, pack, extract, probe, retrieve, report, tasks, inspect, export, verify, gc, compact):

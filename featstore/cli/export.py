@@ -45,11 +45,11 @@ def export(
     force: bool,
     as_json: bool,
 ) -> None:
-    r"""Write one feature set to OUT, a file or folder that other programs read.
+    """Write one feature set to OUT, a file or folder that other programs read.
 
     \b
     featstore export words.npz --store S --encoder logmel --dataset words --split train --format npz --label word
-    """
+    """  # noqa: D301 - click takes the character itself
     from featstore.store import open_store
     from featstore.store.export import export_feature_set
 

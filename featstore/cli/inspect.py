@@ -41,7 +41,7 @@ def inspect(
     verbose: bool,
     as_json: bool,
 ) -> None:
-    r"""Show what a store holds: a table, or everything about one feature set.
+    """Show what a store holds: a table, or everything about one feature set.
 
     PATH is ENCODER[/DATASET[/SPLIT]], as the table shows them; it says what --encoder, --dataset and --split say.
 
@@ -49,7 +49,7 @@ def inspect(
     featstore inspect --store S                     every feature set
     featstore inspect logmel/words --store S        those of one encoder and dataset
     featstore inspect logmel/words/test --store S   recipe, provenance, clips left out, state of the numbers
-    """
+    """  # noqa: D301 - click takes the character itself
     from featstore.store import open_store
     from featstore.store.summary import examine, summarise
 

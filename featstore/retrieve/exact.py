@@ -20,6 +20,7 @@ not within it (a product that rounds more than it should) takes the proof from a
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 
@@ -34,7 +35,7 @@ __all__ = ["Proposed", "RoundedRows", "bfloat16_is_faster", "round_rows", "searc
 
 ROWS_PER_ROUNDING = 512
 ROWS_PER_BLOCK = 8192
-QUERIES_PER_BLOCK = 1024
+QUERIES_PER_BLOCK = 512
 MIN_CANDIDATES, MIN_BLOCK_CANDIDATES = 128, 32
 """Of a search and of one of its blocks; more where many neighbours are asked for. Fewer leave more without a proof."""
 
@@ -117,12 +118,19 @@ def search_rounded(rows: RoundedRows, queries: NDArray[np.float32], *, k: int) -
     proof (rows that are nearly alike), the rest is not tried.
     """
     blocks = [queries[start : start + QUERIES_PER_BLOCK] for start in range(0, len(queries), QUERIES_PER_BLOCK)]
-    found: list[Proposed] = []
-    for block in blocks:
-        if found and found[0].proved.mean() < WORTH_TRYING:
-            found.append(_nothing(len(block), k=k))
-        else:
-            found.append(_search_block(rows, block, k=k))
+    n_threads = torch.get_num_threads()
+    # A block of queries to a core: torch's own threads would wait for one another after every product and every sort.
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(n_threads) as pool:
+            first = pool.submit(_search_block, rows, blocks[0], k=k).result()
+            try_others = first.proved.mean() >= WORTH_TRYING
+            others = pool.map(
+                lambda block: _search_block(rows, block, k=k) if try_others else _nothing(len(block), k=k), blocks[1:]
+            )
+            found = [first, *others]
+    finally:
+        torch.set_num_threads(n_threads)
     return Proposed(
         neighbours=Neighbours(
             similarities=np.concatenate([each.neighbours.similarities for each in found]),
