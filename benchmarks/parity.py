@@ -78,7 +78,7 @@ def tables(options: Options) -> Iterator[Grid]:
         measures=f"Handmade shards, tones of {len(CLASSES)} classes in noise "
         f"({', '.join(map(str, SPLITS.values()))} clips of training, validation and test; {len(FOLDS)} folds of "
         f"{CLIPS_PER_FOLD}), and scenes with events under DESED's task. A random convolutional encoder, every frame of "
-        "which depends on the padding. Everything is of X-ARES's own methods: encoding, training, search, metrics. "
+        "which depends on the padding. X-ARES encodes, trains, searches and scores by its own methods. "
         f"Probes: {len(seeds)} seeds each, mean (least to most).",
         header=("", "X-ARES", "featstore", "to be", "is"),
         rows=tuple(each.cells() for each in found),

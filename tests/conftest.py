@@ -1,1 +1,9 @@
-"""Its place puts this folder on the path, so that every test can import `tiny`."""
+"""What every test may count on."""
+
+from __future__ import annotations
+
+import signal
+
+# A runner that was started in the background ignores Ctrl-C, and its children would inherit that: tests that interrupt
+# a run need what a person at a terminal has.
+signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -74,11 +74,11 @@ def beside_xares(*, quick: bool) -> Grid:
     )
     return Grid(
         title="Beside X-ARES",
-        measures=f"Seconds on the same {DIM}-d features, from the cache to a score. X-ARES ({reason}): its own `run_mlp` "
-        "and `run_knn` on its tars, the fastest of runs with its two threads and with one. featstore: `probe_task` and "
-        "`retrieve_task` on its store under `xares`, medians, reading and bootstrap intervals included. Imports "
-        "count for none. ESC-50's and DESED's tasks are X-ARES's own; 10 epochs at batch 32. In X-ARES's tars a clip "
-        "is one vector, but for the row of frames: what its own cache has of clips of five seconds. scikit-learn, on "
+        measures=f"Seconds on the same {DIM}-d features, from the cache to a score. X-ARES ({reason}): its own "
+        "`run_mlp` and `run_knn` on its tars, the fastest of runs with its two threads and with one. featstore: "
+        "`probe_task` and `retrieve_task` on its store under `xares`, medians, reading and bootstrap "
+        "intervals included. Imports count for none. ESC-50's and DESED's tasks are X-ARES's own; 10 epochs at batch 32. In X-ARES's "
+        "tars a clip is one vector, but for the row of frames: what its own cache has of clips of five seconds. scikit-learn, on "
         "arrays in memory: LogisticRegression to convergence, KNeighborsClassifier, and for frames SGDClassifier, 10 "
         "epochs for each class.",
         header=("", "X-ARES s", "scikit-learn s", "featstore s", "faster", "target", ""),
