@@ -25,7 +25,8 @@ EVENT_CLASSES = ("Cat", "Speech", "Running_water", "Dishes", "Dog", "Frying")
 class Sizes:
     """Clips of each fold, of training, validation and test, of scenes for training and evaluation; frames of a scene.
 
-    ``frames_per_clip`` is what X-ARES keeps of a clip where a second set is written that has more than the vector.
+    ``frames_per_clip`` is what X-ARES keeps of a clip in a second copy of the tars, each frame the vector: in the first
+    it keeps one.
     """
 
     fold: int
@@ -50,7 +51,7 @@ def write_features(*, folder: str, sizes: dict[str, Any]) -> None:
         metas = [{"label": int(label)} for label in labels]
         _write_store(root, "esc50", str(fold), X, metas)
         _write_tar(root / "xares", "esc50", f"fold-{fold}-", [row[None] for row in X], metas)
-        spread = np.zeros((given.frames_per_clip, 1), np.float32)  # frames whose mean is the vector
+        spread = np.zeros((given.frames_per_clip, 1), np.float32)
         _write_tar(root / "frames", "esc50", f"fold-{fold}-", (row[None] + spread for row in X), metas)
     centres = 0.12 * rng.standard_normal((DECLARED_CLASSES, DIM))
     for split, n_clips in zip(("train", "valid", "test"), given.declared, strict=True):
@@ -59,6 +60,8 @@ def write_features(*, folder: str, sizes: dict[str, Any]) -> None:
         metas = [{"label": f"class-{label:02d}"} for label in labels]
         _write_store(root, "declared", split, X, metas)
         _write_tar(root / "xares", "declared", split, [row[None] for row in X], metas)
+        spread = np.zeros((given.frames_per_clip, 1), np.float32)
+        _write_tar(root / "frames", "declared", split, (row[None] + spread for row in X), metas)
     centres = 0.5 * rng.standard_normal((len(EVENT_CLASSES), DIM))
     for split, n_clips, name in zip(("train", "test"), given.scenes, ("train", "eval"), strict=True):
         scenes = [_scene(rng, centres, n_frames=given.frames_per_scene) for _ in range(n_clips)]
