@@ -55,7 +55,7 @@ def beside_xares(*, quick: bool) -> Grid:
         sklearn = in_child(measure_sklearn, folder=folder)
         try:
             make_environment()
-            xares = _measure_xares(Path(folder), threads=(2,) if quick else (2, 1, 2, 1))
+            xares = _measure_xares(Path(folder), threads=(2,) if quick else (2, 1))
         except NoPeerError as problem:
             xares = {}
             reason = str(problem).splitlines()[0]
@@ -83,7 +83,7 @@ def beside_xares(*, quick: bool) -> Grid:
     return Grid(
         title="Beside X-ARES",
         measures=f"Seconds on the same {DIM}-d features, from the cache to a score. X-ARES ({reason}): its own "
-        "`run_mlp` and `run_knn` on its tars, the fastest of runs with its two threads and with one. featstore: "
+        "`run_mlp` and `run_knn` on its tars, the faster of a run with its two threads and one with one. featstore: "
         "`probe_task` and `retrieve_task` on its store under `xares`, medians, reading and bootstrap intervals "
         "included. Imports count for none. ESC-50's and DESED's tasks are X-ARES's own; 10 epochs at batch 32. A clip "
         "is one vector in X-ARES's tars too, which is kind to it: its own cache has frames, 125 of a clip of five "
@@ -116,15 +116,14 @@ def _measure_xares(folder: Path, *, threads: tuple[int, ...]) -> dict[str, float
         ("declared", "frames", declared, ("mlp", "knn")),
         ("scenes", "xares", {"builtin": "desed"}, ("mlp",)),
     ):
-        tried = threads[:2] if root == "frames" else threads
         done = run_xares(
             "score",
             root=str(folder / root),
             task=task,
             encoder=encoder,
             stages=stages,
-            seeds=tuple(range(len(tried))),
-            threads=tried,
+            seeds=tuple(range(len(threads))),
+            threads=threads,
         )
         for stage in stages:
             what = name if stage == "mlp" else f"{name} kNN"
