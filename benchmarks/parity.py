@@ -7,6 +7,7 @@ predictions are.
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.harness import in_child
-from benchmarks.peer.environment import make_environment, run_xares
+from benchmarks.peer.environment import NoPeerError, make_environment, run_xares
 from benchmarks.peer.grid import Grid
 from benchmarks.peer.shards import (
     CLASSES,
@@ -64,12 +65,16 @@ class Parity:
 
 def _told(values: tuple[float, ...]) -> str:
     if len(set(values)) == 1:
-        return f"{values[0]:.6f}" if values[0] > EQUAL or not values[0] else f"{values[0]:.1e}"
+        return f"{values[0]:.6f}" if values[0] > EQUAL else f"{values[0]:.1g}"
     return f"{np.mean(values):.4f} ({min(values):.4f} to {max(values):.4f})"
 
 
 def tables(options: Options) -> Iterator[Grid]:
-    make_environment()
+    try:
+        make_environment()
+    except NoPeerError as problem:
+        print(f"no parity: {problem}", file=sys.stderr)
+        return
     seeds = tuple(range(2 if options.quick else 5))
     with tempfile.TemporaryDirectory(prefix="featstore-bench-") as folder:
         found = parities(Path(folder), seeds=seeds)

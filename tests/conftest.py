@@ -7,3 +7,5 @@ import signal
 # A runner that was started in the background ignores Ctrl-C, and its children would inherit that: tests that interrupt
 # a run need what a person at a terminal has.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+collect_ignore = ["extract/fuzz_target.py"]  # a script: it imports atheris, which is not everywhere
