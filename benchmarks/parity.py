@@ -75,7 +75,7 @@ def tables(options: Options) -> Iterator[Grid]:
     except NoPeerError as problem:
         print(f"no parity: {problem}", file=sys.stderr)
         return
-    seeds = tuple(range(2 if options.quick else 5))
+    seeds = tuple(range(3 if options.quick else 5))
     with tempfile.TemporaryDirectory(prefix="featstore-bench-") as folder:
         found = parities(Path(folder), seeds=seeds)
     yield Grid(
