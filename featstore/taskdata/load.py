@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from featstore.errors import DataError, LabelError
 from featstore.records import Protocol, Recipe
 from featstore.splits import Round, plan_rounds
-from featstore.taskdata.pool import read_pool
+from featstore.taskdata.pool import read_pool, without_overwritten
 from featstore.taskdata.samples import SHORTEST_SECONDS, Samples, group_windows
 from featstore.taskdata.targets import Targets, read_targets
 
@@ -102,6 +102,8 @@ def load_task(
         The kind of the task is not one that can be scored.
     """
     pool = read_pool(store, manifest, encoder=encoder)
+    if protocol == "xares" and pool.recipe.padding == "xares":
+        pool = without_overwritten(pool)
     targets = read_targets(manifest, pool)
     roles = manifest.feature_sets
     rounds = plan_rounds(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from featstore.manifest import Manifest
     from featstore.store import FeatureSet, Store
 
-__all__ = ["Pool", "Windows", "read_pool", "read_windows"]
+__all__ = ["Pool", "Windows", "read_pool", "read_windows", "without_overwritten"]
+
+# Windows that X-ARES encodes at once, and `--padding xares` with it.
+XARES_BATCH = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +79,18 @@ def read_pool(store: Store, manifest: Manifest, *, encoder: str | None) -> Pool:
         first += len(feature_set)
     _check_finite(X, windows.clip, ids=windows.ids, task=manifest.name)
     return Pool(**{field.name: getattr(windows, field.name) for field in fields(windows)}, X=X)
+
+
+def without_overwritten(pool: Pool) -> Pool:
+    """What X-ARES reads back of the windows that it encoded: of those of a clip in one batch, the first.
+
+    It names a window by its clip and the number of its batch, and of entries of one name webdataset yields the first.
+    ``sets`` still has all windows. Each set is to be stored under ``--padding xares``: then its batches are known.
+    """
+    places = [np.arange(segment.member.windows) // XARES_BATCH for each in pool.sets for segment in each.segments]
+    batch = np.concatenate(places)
+    kept = np.flatnonzero((np.diff(pool.clip, prepend=-1) > 0) | (np.diff(batch, prepend=-1) != 0))
+    return replace(pool, X=pool.X[kept], seconds=pool.seconds[kept], clip=pool.clip[kept])
 
 
 def read_windows(store: Store, manifest: Manifest, *, encoder: str | None) -> Windows:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -12,10 +14,9 @@ from featstore.taskdata import load_task
 SETS = {name: tiny.clips(name, 12, windows=windows) for name, windows in (("train", 1), ("valid", 2), ("test", 3))}
 
 
-def write(url, split, clips, *, n_shards):
-    writer = open_split_writer(
-        url, recipe=tiny.recipe(dim=8), spec="tiny", dataset="tiny", crop_seconds=None, split=split
-    )
+def write(url, split, clips, *, n_shards, padding="0.25"):
+    recipe = replace(tiny.recipe(dim=8), padding=padding)
+    writer = open_split_writer(url, recipe=recipe, spec="tiny", dataset="tiny", crop_seconds=None, split=split)
     for shard in range(n_shards):
         mine = clips[shard * len(clips) // n_shards : (shard + 1) * len(clips) // n_shards]
         with writer.begin_part(f"shard-{shard}") as part:
@@ -54,3 +55,23 @@ def test_a_task_read_from_a_real_store_is_the_task_that_was_written(tmp_path, n_
         np.testing.assert_array_equal(getattr(real, name), getattr(believed, name))
     np.testing.assert_array_equal(real.targets.values, believed.targets.values)
     assert (real.clip_id, real.classes) == (believed.clip_id, believed.classes)
+
+
+@pytest.mark.parametrize(
+    ("n_shards", "straddling"),
+    [
+        pytest.param(1, [16, 32], id="a clip that goes on in the next sixteen windows of its shard counts there again"),
+        pytest.param(3, [], id="every shard begins with a new sixteen"),
+    ],
+)
+def test_under_xares_a_window_takes_the_place_of_none_that_was_encoded_with_it(tmp_path, n_shards, straddling):
+    url = str(tmp_path / "store.zarr")
+    for split in SETS:
+        write(url, split, tiny.clips(split, 12, windows=3), n_shards=n_shards, padding="xares")
+    tested = {}
+    for protocol in ("strict", "xares"):
+        task = load_task(open_store(url), tiny.task(), encoder=None, protocol=protocol)
+        tested[protocol] = task.X[task.windows_of(task.rounds[0].test)]
+
+    kept = sorted([*range(0, 36, 3), *straddling])
+    np.testing.assert_array_equal(tested["xares"], tested["strict"][kept])
