@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from featstore.errors import DamagedPart, StoreError, StoreNotFound, StoreVersionError
 from featstore.store.documents import SplitAddress, read_document
@@ -74,12 +75,11 @@ def check_root(objects: Objects) -> None:
     The store's own document is the first that a writer makes: while there is nothing beside it, there is no store yet.
     """
     is_empty = not group_names(objects, "")
-    try:
-        content = read_document(objects, "")
-    except DamagedPart as error:
-        raise StoreError(f"{objects.url} is not a featstore store: {error.__cause__}") from error
-    if content is None and is_empty and objects.read(GROUP_DOCUMENT) is None:
-        raise StoreNotFound(f"there is no store at {objects.url}: `featstore extract` makes one, or check the path")
+    content = _root_document(objects)
+    if content is None and is_empty:
+        if objects.read(GROUP_DOCUMENT) is None:
+            raise StoreNotFound(f"there is no store at {objects.url}: `featstore extract` makes one, or check the path")
+        content = _root_document(objects)  # a writer may have made it since we first looked
     if content is None or "format" not in content:
         raise StoreError(f"{objects.url} is not a featstore store: its {GROUP_DOCUMENT} says nothing of featstore")
     if content["format"] != FORMAT_VERSION:
@@ -87,6 +87,13 @@ def check_root(objects: Objects) -> None:
             f"{objects.url} has store format {content['format']}, and this featstore reads format {FORMAT_VERSION}: "
             "upgrade featstore, or extract into another store"
         )
+
+
+def _root_document(objects: Objects) -> dict[str, Any] | None:
+    try:
+        return read_document(objects, "")
+    except DamagedPart as error:
+        raise StoreError(f"{objects.url} is not a featstore store: {error.__cause__}") from error
 
 
 def group_names(objects: Objects, prefix: str) -> tuple[str, ...]:

@@ -25,6 +25,7 @@ from featstore.errors import (
 from featstore.records import SkippedClip
 from featstore.store import layout
 from featstore.store.format import GROUP_DOCUMENT, seal
+from featstore.store.objects import LocalObjects
 
 SHARDS = ("a.tar", "b.tar", "c.tar")
 
@@ -283,6 +284,30 @@ def test_what_is_no_store_is_said_in_one_line(tmp_path):
         featstore.open(str(tmp_path / "plain.zarr"))
     with pytest.raises(StoreError, match="not a featstore store"):
         split_writer(tmp_path / "plain.zarr")
+
+
+@pytest.mark.parametrize("reads_before", [0, 1, 2])
+def test_a_store_that_comes_to_be_while_it_is_opened_is_found_or_not_there_yet(reads_before, tmp_path, monkeypatch):
+    path = tmp_path / "new.zarr"
+    original, n_reads = LocalObjects.read, 0
+
+    def read(objects, key):
+        nonlocal n_reads
+        n_reads += 1
+        found = original(objects, key)
+        if n_reads == reads_before:
+            with monkeypatch.context() as patched:
+                patched.setattr(LocalObjects, "read", original)
+                make_store(path)
+        return found
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LocalObjects, "read", read)
+        if reads_before == 1:
+            assert len(featstore.open(str(path)).feature_sets()) == 1
+        else:
+            with pytest.raises(StoreNotFound):
+                featstore.open(str(path))
 
 
 def test_a_store_of_a_newer_format_is_neither_read_nor_written(url, tmp_path):
