@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
-from featstore.cli.options import emit_json, json_option, parse_arguments, store_option, tasks_argument
+from featstore.cli.options import (
+    emit_json,
+    json_option,
+    parse_arguments,
+    parse_layers,
+    parse_names,
+    store_option,
+    tasks_argument,
+)
 from featstore.errors import DataError
 
 if TYPE_CHECKING:
@@ -21,7 +29,12 @@ __all__ = ["extract"]
 @click.command()
 @tasks_argument
 @click.option(
-    "--encoder", "spec", metavar="SPEC", required=True, help="logmel, mfcc, ./file.py[:Class] or package.module:Class."
+    "--encoder",
+    "spec",
+    metavar="SPEC",
+    required=True,
+    help="logmel, mfcc, hf:NAME_OR_PATH[#layer=K] (a transformers audio model), dasheng:base|0.6b|1.2b|PATH, "
+    "./file.py[:Class] or package.module:Class.",
 )
 @click.option(
     "--encoder-arg",
@@ -29,6 +42,24 @@ __all__ = ["extract"]
     metavar="NAME=VALUE",
     multiple=True,
     help="Constructor argument of the encoder; may be repeated.",
+)
+@click.option(
+    "--layers",
+    metavar="K,K,last",
+    callback=parse_layers,
+    help="Hidden states to keep, each a feature set NAME.layerK, all from one pass.  [default: last]",
+)
+@click.option(
+    "--pool",
+    "pools",
+    metavar="mean,max,std",
+    default="mean",
+    show_default=True,
+    callback=parse_names,
+    help="Utterance vectors to keep: mean, max or std over frames; the last two are feature sets NAME.max, NAME.std.",
+)
+@click.option(
+    "--trust-remote-code", is_flag=True, help="Run the code that an hf: model brings with it. Read it before."
 )
 @click.option(
     "--data",
@@ -71,6 +102,11 @@ __all__ = ["extract"]
     help="Round a window's length up to a multiple; to nothing; or pad as X-ARES does.",
 )
 @click.option(
+    "--max-window-seconds",
+    type=click.FloatRange(min=0.1),
+    help="Encode longer clips in windows of one length, at most this.  [default: the encoder's own limit]",
+)
+@click.option(
     "--batch-seconds",
     type=click.FloatRange(min=0),
     default=0.0,
@@ -94,6 +130,9 @@ def extract(
     tasks: tuple[str, ...],
     spec: str,
     encoder_args: tuple[str, ...],
+    layers: tuple[int | None, ...],
+    pools: tuple[Any, ...],
+    trust_remote_code: bool,
     data_dir: Path,
     store_url: str,
     splits: tuple[str, ...],
@@ -115,7 +154,9 @@ def extract(
     manifests = [find_task(task) for task in tasks]
     arguments = parse_arguments(encoder_args)
     with _its_prints_on_stderr():
-        encoder = load_encoder(spec, arguments=arguments)
+        encoder = load_encoder(
+            spec, arguments=arguments, layers=layers, pools=pools, trust_remote_code=trust_remote_code
+        )
     records: list[ExtractRecord] = []
     for manifest in manifests:
         with progress_bar() as progress, _its_prints_on_stderr():
@@ -131,7 +172,7 @@ def extract(
         records += done
         if not as_json:
             for record in done:
-                _tell(record)
+                _tell(record, timed=record is done[-1] or record.split != done[done.index(record) + 1].split)
     if as_json:
         emit_json(records)
     n_skipped = sum(len(record.skipped) for record in records)
@@ -146,13 +187,14 @@ def _its_prints_on_stderr() -> redirect_stdout[TextIO]:
     return redirect_stdout(sys.stderr)
 
 
-def _tell(record: ExtractRecord) -> None:
+def _tell(record: ExtractRecord, *, timed: bool) -> None:
+    """Print what was done; the time of the pass that made several feature sets of a split once, after the last."""
     what = f"{record.encoder}@{record.fingerprint}  {record.dataset}/{record.split}"
     click.echo(
         f"{what}: {record.clips:,} clips, {record.windows:,} windows, {record.audio_seconds / 60:,.1f} min; "
         f"{record.shards_done} shards encoded, {record.shards_reused} reused"
     )
-    if record.shards_done:
+    if record.shards_done and timed:
         seconds = record.seconds
         click.echo(
             f"  {seconds['total']:.1f} s, {record.bytes_written / 1e6:,.1f} MB written; "

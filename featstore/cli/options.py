@@ -17,6 +17,8 @@ __all__ = [
     "jobs_option",
     "json_option",
     "parse_arguments",
+    "parse_layers",
+    "parse_names",
     "parse_numbers",
     "protocol_option",
     "results_option",
@@ -114,6 +116,27 @@ def parse_numbers(_: click.Context, option: click.Parameter, value: str | None) 
     if len(set(numbers)) < len(numbers):
         raise click.BadParameter(f"{value!r} has a number twice", param=option)
     return numbers
+
+
+def parse_names(_: click.Context, option: click.Parameter, value: str) -> tuple[str, ...]:
+    """Read names with commas between, as click's callback of an option."""
+    names = tuple(name.strip() for name in value.split(","))
+    if not all(names) or len(set(names)) < len(names):
+        raise click.BadParameter(f"{value!r} is not a list of different names with commas between", param=option)
+    return names
+
+
+def parse_layers(_: click.Context, option: click.Parameter, value: str | None) -> tuple[int | None, ...]:
+    """Read numbers of layers, ``last`` among them as None, as click's callback of an option: none without one."""
+    if value is None:
+        return ()
+    parts = [part.strip() for part in value.split(",")]
+    if not all(part == "last" or (part.isascii() and part.isdigit()) for part in parts):
+        raise click.BadParameter(f"{value!r} is not a list of layers such as 3,6,9,last", param=option)
+    layers = tuple(None if part == "last" else int(part) for part in parts)
+    if len(set(layers)) < len(layers):
+        raise click.BadParameter(f"{value!r} has a layer twice", param=option)
+    return layers
 
 
 def parse_arguments(pairs: Iterable[str]) -> dict[str, Any]:

@@ -12,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from featstore.encoders.contract import ContractFacts, check_output, contract_facts
+from featstore.encoders.contract import ContractFacts, EncoderOutput, check_output, contract_facts
+from featstore.encoders.outputs import Output, pooled
 from featstore.errors import EncoderContractError, EncoderError, UsageError
 from featstore.records import Recipe
 
@@ -23,12 +24,12 @@ _PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Encoded:
-    """What one batch came to.
+    """What one batch came to, of one output of the encoder.
 
     Attributes
     ----------
     utterance : float32 (batch, dim)
-    frames : tuple of (n_frames, dim) in the stored type, or None where frames are not wanted
+    frames : tuple of (n_frames, dim) in the stored type, or None where frames are not wanted of this output
     """
 
     utterance: NDArray[np.float32]
@@ -37,32 +38,76 @@ class Encoded:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Encoder:
-    """A loaded encoder: the module, what it declares, and what it is."""
+    """A loaded encoder: the module, what it declares, what it is, and what is kept of each forward pass."""
 
     module: nn.Module
     name: str
     spec: str
     identity: Mapping[str, Any]
+    outputs: tuple[Output, ...] = (Output(),)
     facts: ContractFacts = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "facts", contract_facts(self.module))
+        self._check_outputs()
         self._check_on_noise()
 
-    def recipe(self, *, padding: str, precision: str, frame_dtype: str, resampler: str, format_version: int) -> Recipe:
-        """Everything that decides the numbers this encoder will make under these settings."""
+    def recipe(
+        self,
+        *,
+        padding: str,
+        precision: str,
+        frame_dtype: str,
+        resampler: str,
+        format_version: int,
+        max_window_seconds: float | None = None,
+        output: Output | None = None,
+    ) -> Recipe:
+        """Everything that decides the numbers this encoder will make of one output, the first, under these settings."""
+        output = output or self.outputs[0]
+        layer = {} if output.layer is None else {"layer": output.layer}
         return Recipe(
-            encoder=self.name,
-            encoder_identity=self.identity,
+            encoder=f"{self.name}{output.suffix}",
+            encoder_identity={**self.identity, **layer},
             sample_rate_hz=self.facts.sample_rate_hz,
-            dim=self.facts.dim,
-            hop_seconds=self.facts.hop_seconds,
+            dim=self.dim_of(output.layer),
+            hop_seconds=self.hop_seconds_of(output.layer),
             padding=padding,
             precision=precision,
             frame_dtype=frame_dtype,
             resampler=resampler,
             format_version=format_version,
+            pool=output.pool,
+            max_window_seconds=self._cut_by_request(max_window_seconds),
         )
+
+    def spec_of(self, output: Output) -> str:
+        """How one output is named on the command line."""
+        base = self.spec.partition("#layer=")[0]
+        return self.spec if output.layer is None else f"{base}#layer={output.layer}"
+
+    def longest_window_seconds(self, asked: float | None) -> float | None:
+        """Audio that a window may hold: the least of what the encoder takes and what is asked for."""
+        limits = [limit for limit in (self.facts.input_seconds, asked) if limit is not None]
+        return min(limits, default=None)
+
+    def _cut_by_request(self, asked: float | None) -> float | None:
+        """What is asked for, where it cuts more than the encoder's own limit, which is the same for every recipe."""
+        own = self.facts.input_seconds
+        return asked if asked is not None and (own is None or asked < own) else None
+
+    def dim_of(self, layer: int | None) -> int:
+        """Width of a layer's frames."""
+        return self.facts.dim if layer is None or self.facts.layers is None else self.facts.layers.dim
+
+    def hop_seconds_of(self, layer: int | None) -> float:
+        """Time from one frame of a layer to the next."""
+        return self.facts.hop_seconds if layer is None or self.facts.layers is None else self.facts.layers.hop_seconds
+
+    @property
+    def layers(self) -> tuple[int | None, ...]:
+        """Layers of its outputs, each once."""
+        return tuple(dict.fromkeys(output.layer for output in self.outputs))
 
     @property
     def has_weights(self) -> bool:
@@ -73,6 +118,32 @@ class Encoder:
         """Move the encoder to a device, ready for batches under `recipe`."""
         return EncoderRun(self, recipe, device=device, keep_frames=keep_frames)
 
+    def forward(self, waves: Tensor, lengths: Tensor | None) -> tuple[EncoderOutput, ...]:
+        """One forward pass: a checked output for each of `layers`. `lengths` goes to an encoder that takes it."""
+        given = {} if lengths is None or not self.facts.takes_lengths else {"lengths": lengths}
+        if self.layers == (None,):
+            found = (self.module(waves, **given),)
+        else:
+            found = tuple(self.module.forward_layers(waves, **given, layers=self.layers))  # type: ignore[operator]
+            if len(found) != len(self.layers):
+                raise EncoderContractError(
+                    f"{self.name}.forward_layers must return an output for each of {len(self.layers)} layers: "
+                    f"got {len(found)}"
+                )
+        return tuple(
+            check_output(output, name=self.name, batch=len(waves), dim=self.dim_of(layer))
+            for output, layer in zip(found, self.layers, strict=True)
+        )
+
+    def _check_outputs(self) -> None:
+        chosen = [layer for layer in self.layers if layer is not None]
+        if chosen and self.facts.layers is None:
+            raise EncoderError(f"{self.name} has no layers to choose from: leave out --layers and #layer")
+        for layer in chosen:
+            most = self.facts.layers.count if self.facts.layers is not None else 0
+            if not 0 <= layer <= most:
+                raise EncoderError(f"{self.name} has layers 0 to {most} and last: got {layer}")
+
     def _check_on_noise(self) -> None:
         """One second of noise and one of silence, so that a broken encoder is found before any shard is read."""
         generator = torch.Generator().manual_seed(0)
@@ -80,16 +151,20 @@ class Encoder:
         noise[1] = 0.0
         try:
             with torch.inference_mode():
-                output = self.module(noise)
+                outputs = self.forward(noise, None)
+        except EncoderContractError:
+            raise
         except Exception as error:
             raise EncoderContractError(f"{self.name}.forward failed on {_shown(noise)}: {_told(error)}") from error
-        frames, utterance = check_output(output, name=self.name, batch=2, dim=self.facts.dim)
-        for row, what in enumerate(("noise", "silence")):
-            vectors = frames[row] if utterance is None else torch.cat([frames[row], utterance[row : row + 1]])
-            if not torch.isfinite(vectors).all():
-                raise EncoderContractError(
-                    f"{self.name}.forward must return finite numbers: NaN or infinity for {what}"
-                )
+        for output in outputs:
+            for row, what in enumerate(("noise", "silence")):
+                vectors = output.frames[row]
+                if output.utterance is not None:
+                    vectors = torch.cat([vectors, output.utterance[row : row + 1]])
+                if not torch.isfinite(vectors).all():
+                    raise EncoderContractError(
+                        f"{self.name}.forward must return finite numbers: NaN or infinity for {what}"
+                    )
 
 
 class EncoderRun:
@@ -99,11 +174,12 @@ class EncoderRun:
     ----------
     encoder : Encoder
     recipe : Recipe
-        Its padding decides whether padding frames are trimmed (all but ``"xares"``), its precision the arithmetic.
+        Of any output. Its padding decides whether padding frames are trimmed (all but ``"xares"``), its precision the
+        arithmetic.
     device : str
         ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
     keep_frames : bool
-        Whether frames come back beside the utterance vectors.
+        Whether frames come back beside the utterance vectors, once for each layer, with its mean.
     """
 
     def __init__(self, encoder: Encoder, recipe: Recipe, *, device: str, keep_frames: bool) -> None:
@@ -136,8 +212,8 @@ class EncoderRun:
         finally:
             torch.set_num_threads(before)
 
-    def __call__(self, audio: NDArray[np.float32], n_samples: NDArray[np.int64]) -> Encoded:
-        """Encode one batch.
+    def __call__(self, audio: NDArray[np.float32], n_samples: NDArray[np.int64]) -> tuple[Encoded, ...]:
+        """Encode one batch: what it came to for each of the encoder's outputs.
 
         Parameters
         ----------
@@ -169,61 +245,72 @@ class EncoderRun:
             torch.cuda.empty_cache()
         return self._in_halves(audio, n_samples)
 
-    def _in_halves(self, audio: NDArray[np.float32], n_samples: NDArray[np.int64]) -> Encoded:
+    def _in_halves(self, audio: NDArray[np.float32], n_samples: NDArray[np.int64]) -> tuple[Encoded, ...]:
         middle = len(audio) // 2
-        first, second = self(audio[:middle], n_samples[:middle]), self(audio[middle:], n_samples[middle:])
-        frames = None if first.frames is None or second.frames is None else first.frames + second.frames
-        return Encoded(utterance=np.concatenate([first.utterance, second.utterance]), frames=frames)
+        halves = zip(self(audio[:middle], n_samples[:middle]), self(audio[middle:], n_samples[middle:]), strict=True)
+        return tuple(_joined(first, second) for first, second in halves)
 
-    def _encode(self, audio: NDArray[np.float32], n_samples: NDArray[np.int64]) -> Encoded:
+    def _encode(self, audio: NDArray[np.float32], n_samples: NDArray[np.int64]) -> tuple[Encoded, ...]:
         waves = torch.from_numpy(audio).to(self._device)
         lengths = torch.from_numpy(n_samples).to(self._device)
         with torch.inference_mode(), self._autocast():
-            output = self._forward(waves, lengths)
-            frames, utterance = check_output(
-                output, name=self._encoder.name, batch=len(waves), dim=self._encoder.facts.dim
-            )
+            found = self._forward(waves, lengths if self._trims else None)
         with torch.inference_mode():
-            frames = frames.float()
-            kept = self._real_frames(n_samples, frames.shape[1])
-            pooled = utterance.float() if utterance is not None else _mean_of_real(frames, kept)
-            stored = frames.to(self._frame_dtype)
-            self._check_finite(frames, stored, pooled, kept)
-            return Encoded(
-                utterance=pooled.cpu().numpy(),
-                frames=self._split(stored, kept) if self._keep_frames else None,
-            )
+            layers = {
+                layer: self._layer(layer, output, n_samples)
+                for layer, output in zip(self._encoder.layers, found, strict=True)
+            }
+            return tuple(self._kept(output, layers[output.layer]) for output in self._encoder.outputs)
 
-    def _forward(self, waves: Tensor, lengths: Tensor) -> object:
-        takes_lengths = self._encoder.facts.takes_lengths and self._trims
+    def _forward(self, waves: Tensor, lengths: Tensor | None) -> tuple[EncoderOutput, ...]:
         try:
-            return self._module(waves, lengths=lengths) if takes_lengths else self._module(waves)
-        except torch.OutOfMemoryError:
+            return self._encoder.forward(waves, lengths)
+        except (torch.OutOfMemoryError, EncoderContractError):
             raise
         except Exception as error:
             raise EncoderError(f"{self._encoder.name}.forward failed on {_shown(waves)}: {_told(error)}") from error
 
-    def _real_frames(self, n_samples: NDArray[np.int64], available: int) -> NDArray[np.int64]:
+    def _layer(self, layer: int | None, output: EncoderOutput, n_samples: NDArray[np.int64]) -> _Layer:
+        return _Layer(
+            frames=output.frames.float(),
+            own=None if output.utterance is None else output.utterance.float(),
+            kept=self._real_frames(layer, output, n_samples),
+        )
+
+    def _kept(self, output: Output, layer: _Layer) -> Encoded:
+        own = layer.own if output.pool == "mean" else None
+        vectors = own if own is not None else pooled(layer.frames, layer.kept, output.pool)
+        keep_frames = self._keep_frames and output.pool == "mean"
+        stored = layer.frames.to(self._frame_dtype) if keep_frames else None
+        self._check_finite(layer, stored, vectors)
+        return Encoded(
+            utterance=vectors.cpu().numpy(), frames=None if stored is None else self._split(stored, layer.kept)
+        )
+
+    def _real_frames(self, layer: int | None, output: EncoderOutput, n_samples: NDArray[np.int64]) -> NDArray[np.int64]:
+        available = output.frames.shape[1]
         if not self._trims:
             return np.full(len(n_samples), available, np.int64)
+        if output.n_frames is not None:
+            return output.n_frames.cpu().numpy()
         seconds = n_samples / self._recipe.sample_rate_hz
-        return real_frames(seconds, hop_seconds=self._recipe.hop_seconds, available=available)
+        return real_frames(seconds, hop_seconds=self._encoder.hop_seconds_of(layer), available=available)
 
     def _autocast(self) -> torch.autocast:
         dtype = _PRECISIONS[self._recipe.precision]
         lower = dtype is not torch.float32
         return torch.autocast(self._device.type, dtype=dtype if lower else torch.bfloat16, enabled=lower)
 
-    def _check_finite(self, frames: Tensor, stored: Tensor, pooled: Tensor, kept: NDArray[np.int64]) -> None:
+    def _check_finite(self, layer: _Layer, stored: Tensor | None, vectors: Tensor) -> None:
         # a sum is finite only if no term is NaN or infinite, and costs one pass; the search for the culprit is rare
-        checked = stored if self._keep_frames else pooled
-        if bool(torch.isfinite(checked.sum(dtype=torch.float32)) & torch.isfinite(pooled.sum())):
+        checked = vectors if stored is None else stored
+        if bool(torch.isfinite(checked.sum(dtype=torch.float32)) & torch.isfinite(vectors.sum())):
             return
-        for row, count in enumerate(kept.tolist()):
-            if not (torch.isfinite(frames[row, :count]).all() and torch.isfinite(pooled[row]).all()):
+        for row, count in enumerate(layer.kept.tolist()):
+            if not (torch.isfinite(layer.frames[row, :count]).all() and torch.isfinite(vectors[row]).all()):
                 raise NonFiniteRow(row, "the encoder returned NaN or infinity")
-            if self._keep_frames and not torch.isfinite(stored[row, :count]).all():
-                largest = float(frames[row, :count].abs().max())
+            if stored is not None and not torch.isfinite(stored[row, :count]).all():
+                largest = float(layer.frames[row, :count].abs().max())
                 raise NonFiniteRow(
                     row, f"a frame value of {largest:.3g} does not fit {self._recipe.frame_dtype}: use --dtype float32"
                 )
@@ -232,6 +319,20 @@ class EncoderRun:
     def _split(stored: Tensor, kept: NDArray[np.int64]) -> tuple[NDArray[Any], ...]:
         host = stored.cpu().numpy()
         return tuple(host[row, :count] for row, count in enumerate(kept.tolist()))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Layer:
+    """A layer of one batch: float32 frames, the encoder's own utterance vectors, and frames of each row to keep."""
+
+    frames: Tensor
+    own: Tensor | None
+    kept: NDArray[np.int64]
+
+
+def _joined(first: Encoded, second: Encoded) -> Encoded:
+    frames = None if first.frames is None or second.frames is None else first.frames + second.frames
+    return Encoded(utterance=np.concatenate([first.utterance, second.utterance]), frames=frames)
 
 
 class NonFiniteRow(EncoderContractError):
@@ -280,13 +381,3 @@ def pick_device(asked: str) -> str:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UsageError(f"--device {asked} is not there: this machine has {torch.cuda.device_count()} CUDA devices")
     return asked
-
-
-def _mean_of_real(frames: Tensor, kept: NDArray[np.int64]) -> Tensor:
-    available = frames.shape[1]
-    if (kept == available).all():
-        return frames.mean(dim=1)
-    counts = torch.from_numpy(kept).to(frames.device)
-    padding = torch.arange(available, device=frames.device)[None, :] >= counts[:, None]
-    total = frames.masked_fill(padding[:, :, None], 0.0).sum(dim=1)
-    return total / counts[:, None]

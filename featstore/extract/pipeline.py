@@ -24,9 +24,9 @@ from featstore.extract.shards import Shard
 from featstore.extract.stream import ClipRead, ClipStream, DecodedClip, ShardBegins, ShardBreaks, ShardEnds
 from featstore.extract.windows import Window
 from featstore.records import SkippedClip
-from featstore.store import Commit, EmbeddedWindow, Member, PartWriter, SplitWriter
+from featstore.store import Commit, EmbeddedWindow, Member, PartWriter, ShardIdentity, SplitWriter
 
-__all__ = ["BatchEncoder", "EncodeResult", "EncodeSettings", "StageTimes", "encode_shards"]
+__all__ = ["BatchEncoder", "EncodeResult", "EncodeSettings", "PartTarget", "StageTimes", "encode_shards"]
 
 _WRITES_AHEAD = 8
 _P = ParamSpec("_P")
@@ -36,8 +36,17 @@ _T = TypeVar("_T")
 class BatchEncoder(Protocol):
     """Encodes one batch: audio float32 (batch, samples), n_samples int64 (batch,)."""
 
-    def __call__(self, audio: NDArray[np.float32], n_samples: NDArray[np.int64]) -> Encoded:
-        """Encode."""
+    def __call__(self, audio: NDArray[np.float32], n_samples: NDArray[np.int64]) -> Sequence[Encoded]:
+        """Encode: what the batch came to for each output."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartTarget:
+    """Where one output of the encoder goes: its place among what `BatchEncoder` returns, and the feature set."""
+
+    output: int
+    writer: SplitWriter
+    frames_stored: bool
 
 
 @dataclass(slots=True)
@@ -70,15 +79,14 @@ class EncodeSettings:
     sample_rate_hz: int
     max_clip_seconds: float
     decode_threads: int
-    frames_stored: bool
     versions: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncodeResult:
-    """What a run over shards came to: commits in order, shards that broke with why, and where the time went."""
+    """What a run over shards came to: commits in order by output, shards that broke with why, and the time by stage."""
 
-    commits: tuple[Commit, ...]
+    commits: Mapping[int, tuple[Commit, ...]]
     broken: tuple[tuple[Shard, str], ...]
     times: StageTimes
 
@@ -86,7 +94,7 @@ class EncodeResult:
 def encode_shards(
     shards: Sequence[Shard],
     *,
-    writer: SplitWriter,
+    targets: Callable[[Shard], Sequence[PartTarget]],
     encoder: BatchEncoder,
     encoder_name: str,
     plan: Callable[[int], tuple[Window, ...]],
@@ -94,7 +102,7 @@ def encode_shards(
     settings: EncodeSettings,
     progress: Progress,
 ) -> EncodeResult:
-    """Encode `shards` and commit a part for each that can be read to its end.
+    """Encode `shards` and commit, for each that can be read to its end, a part to each of its targets.
 
     Raises
     ------
@@ -105,7 +113,7 @@ def encode_shards(
     """
     began = time.perf_counter()
     times = StageTimes()
-    committing: list[tuple[Shard, Future[Commit | ShardError]]] = []
+    committing: list[tuple[Shard, Future[Mapping[int, Commit] | ShardError]]] = []
     broken: list[tuple[Shard, str]] = []
     stream = ClipStream(
         shards,
@@ -120,7 +128,7 @@ def encode_shards(
                 work = _ShardWork(
                     begins=event,
                     background=background,
-                    writer=writer,
+                    targets=targets(event.shard),
                     encoder=encoder,
                     encoder_name=encoder_name,
                     plan=plan,
@@ -142,14 +150,15 @@ def encode_shards(
                 broken.append((event.shard, str(event.error)))
         times.read, times.decode = stream.read_seconds, stream.decode_seconds
     times.total = time.perf_counter() - began
-    commits = []
+    commits: dict[int, tuple[Commit, ...]] = {}
     for shard, future in committing:
         outcome = future.result()
         if isinstance(outcome, ShardError):
             broken.append((shard, str(outcome)))
         else:
-            commits.append(outcome)
-    return EncodeResult(commits=tuple(commits), broken=tuple(broken), times=times)
+            for output, commit in outcome.items():
+                commits[output] = (*commits.get(output, ()), commit)
+    return EncodeResult(commits=commits, broken=tuple(broken), times=times)
 
 
 class _ShardWork:
@@ -160,7 +169,7 @@ class _ShardWork:
         *,
         begins: ShardBegins,
         background: _BackgroundWriter,
-        writer: SplitWriter,
+        targets: Sequence[PartTarget],
         encoder: BatchEncoder,
         encoder_name: str,
         plan: Callable[[int], tuple[Window, ...]],
@@ -177,9 +186,9 @@ class _ShardWork:
         self._batcher = batcher
         self._settings = settings
         self._times = times
-        self._part = background.begin(writer, begins.shard.name)
+        self._parts = [(target, background.begin(target.writer, begins.shard.name)) for target in targets]
         self._described: list[tuple[str, str, float, float]] = []
-        self._encoded: dict[int, tuple[NDArray[np.float32], NDArray[np.generic] | None]] = {}
+        self._encoded: dict[int, list[tuple[NDArray[np.float32], NDArray[np.generic] | None]]] = {}
         self._stored = 0
         self._clips = 0
         self._audio_seconds = 0.0
@@ -209,7 +218,7 @@ class _ShardWork:
         self._audio_seconds += seconds
         return seconds
 
-    def finish(self, sha256: Future[str]) -> Future[Commit | ShardError]:
+    def finish(self, sha256: Future[str]) -> Future[Mapping[int, Commit] | ShardError]:
         """The shard has ended: encode the rest, and commit in the background."""
         for batch in self._batcher.flush():
             self._encode(batch)
@@ -227,7 +236,7 @@ class _ShardWork:
     def _encode(self, batch: Batch) -> None:
         began = time.perf_counter()
         try:
-            encoded = self._encoder(*stack(batch))
+            outputs = self._encoder(*stack(batch))
         except NonFiniteRow as problem:
             key = self._described[batch[problem.row].index][0]
             raise EncoderContractError(
@@ -237,9 +246,12 @@ class _ShardWork:
             key = self._described[batch[0].index][0]
             others = f" or the {len(batch) - 1} batched with it" if len(batch) > 1 else ""
             raise type(problem)(f"{problem}; it was at clip {key!r} of {self._shard.name}{others}") from problem
+        wanted = [outputs[target.output] for target, _ in self._parts]
         for row, window in enumerate(batch):
-            frames = encoded.frames[row] if encoded.frames is not None else None
-            self._encoded[window.index] = (encoded.utterance[row], frames)
+            self._encoded[window.index] = [
+                (encoded.utterance[row], encoded.frames[row] if encoded.frames is not None else None)
+                for encoded in wanted
+            ]
         self._times.encode += time.perf_counter() - began
         self._store_what_is_next()
 
@@ -249,21 +261,25 @@ class _ShardWork:
         while (done := self._encoded.pop(self._stored, None)) is not None:
             key, meta, start, seconds = self._described[self._stored]
             ready.append(
-                EmbeddedWindow(
-                    key=key, meta=meta, start_seconds=start, seconds=seconds, utterance=done[0], frames=done[1]
-                )
+                [
+                    EmbeddedWindow(
+                        key=key, meta=meta, start_seconds=start, seconds=seconds, utterance=utterance, frames=frames
+                    )
+                    for utterance, frames in done
+                ]
             )
             self._stored += 1
         if ready:
             self._background.submit(self._add, ready)
 
-    def _add(self, windows: list[EmbeddedWindow]) -> None:
-        part = self._part.result()
-        for window in windows:
-            part.add(window)
+    def _add(self, windows: list[list[EmbeddedWindow]]) -> None:
+        for number, (_, future) in enumerate(self._parts):
+            part = future.result()
+            for of_each_part in windows:
+                part.add(of_each_part[number])
 
-    def _commit(self, sha256: Future[str]) -> Commit | ShardError:
-        """Commit the part; an error that concerns this shard alone is returned, and the run goes on."""
+    def _commit(self, sha256: Future[str]) -> Mapping[int, Commit] | ShardError:
+        """Commit the parts; an error that concerns this shard alone is returned, and the run goes on."""
         try:
             identity = self._shard.identity(sha256=sha256.result())
         except (OSError, ShardError) as error:
@@ -272,7 +288,10 @@ class _ShardWork:
         if (identity.size, identity.mtime_ns) != (self._identity.size, self._identity.mtime_ns):
             self._abort()
             return ShardError(f"shard {self._shard.name} changed while it was read: run the same command again")
-        part = self._part.result()
+        return {target.output: self._commit_part(target, future, identity) for target, future in self._parts}
+
+    def _commit_part(self, target: PartTarget, future: Future[PartWriter], identity: ShardIdentity) -> Commit:
+        part = future.result()
         member = Member(
             shard=identity,
             clips=self._clips,
@@ -281,13 +300,14 @@ class _ShardWork:
             audio_seconds=round(self._audio_seconds, 6),
             skipped=tuple(self._skipped),
         )
-        commit = part.commit([member], frames_stored=self._settings.frames_stored, versions=self._settings.versions)
-        self._background.end(self._part)
+        commit = part.commit([member], frames_stored=target.frames_stored, versions=self._settings.versions)
+        self._background.end(future)
         return commit
 
     def _abort(self) -> None:
-        self._part.result().abort()
-        self._background.end(self._part)
+        for _, future in self._parts:
+            future.result().abort()
+            self._background.end(future)
 
 
 @dataclass(slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import platform
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 from featstore.errors import ShardError, UsageError
 from featstore.extract.audio import RESAMPLER
 from featstore.extract.batches import Batcher, FileOrderBatcher, LengthBatcher
-from featstore.extract.pipeline import EncodeResult, EncodeSettings, StageTimes, encode_shards
+from featstore.extract.pipeline import EncodeResult, EncodeSettings, PartTarget, StageTimes, encode_shards
 from featstore.extract.progress import Progress, Silent
 from featstore.extract.shards import Shard, find_shards, is_committed
 from featstore.extract.windows import Padding, plan_windows
@@ -23,6 +24,7 @@ from featstore.records import ExtractRecord, dataset_group
 from featstore.store import FORMAT_VERSION, Commit, Segment, SplitWriter, open_split_writer
 
 if TYPE_CHECKING:
+    from featstore.encoders.outputs import Output
     from featstore.encoders.running import Encoder, EncoderRun
     from featstore.manifest import Manifest
     from featstore.records import Recipe
@@ -30,12 +32,13 @@ if TYPE_CHECKING:
 __all__ = ["ExtractOptions", "extract_task"]
 
 XARES_BATCH = 16
+LEAST_WINDOW_SECONDS = 0.1
 _PENDING_BATCHES = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExtractOptions:
-    """How to extract. ``padding``, ``precision`` and ``frame_dtype`` are part of the recipe, the others are not.
+    """How to extract. ``padding``, ``precision``, ``frame_dtype`` and ``max_window_seconds`` are part of the recipe.
 
     Attributes
     ----------
@@ -55,6 +58,8 @@ class ExtractOptions:
         Decoding threads; 0 is one for each core, at most 16.
     max_clip_seconds : float
         Clips that claim to be longer are left out.
+    max_window_seconds : float or None
+        Longer clips are cut into windows of one length; None leaves that to the encoder.
     prune : bool
         Drop the embeddings of shards whose files are no longer there, or no longer match the manifest's pattern.
     """
@@ -67,6 +72,7 @@ class ExtractOptions:
     batch_seconds: float = 0.0
     workers: int = 0
     max_clip_seconds: float = 3600.0
+    max_window_seconds: float | None = None
     prune: bool = False
 
     def __post_init__(self) -> None:
@@ -83,6 +89,10 @@ class ExtractOptions:
             raise UsageError(f"workers must be 0 or more: got {self.workers!r}")
         if not self.max_clip_seconds > 0:
             raise UsageError(f"max_clip_seconds must be above 0: got {self.max_clip_seconds!r}")
+        if self.max_window_seconds is not None and not LEAST_WINDOW_SECONDS <= self.max_window_seconds < math.inf:
+            raise UsageError(
+                f"max_window_seconds must be {LEAST_WINDOW_SECONDS:g} or more: got {self.max_window_seconds!r}"
+            )
         Padding.parse(self.padding)
 
 
@@ -113,7 +123,7 @@ def extract_task(
     Returns
     -------
     tuple of ExtractRecord
-        One for each feature set.
+        One for each feature set: the encoder's outputs of a split, then those of the next.
 
     Raises
     ------
@@ -125,24 +135,26 @@ def extract_task(
     from featstore.encoders.running import pick_device
 
     device = pick_device(options.device)
-    recipe = encoder.recipe(
-        padding=str(Padding.parse(options.padding)),
-        precision=_precision(options.precision, device, encoder),
-        frame_dtype=options.frame_dtype,
-        resampler=RESAMPLER,
-        format_version=FORMAT_VERSION,
-    )
     frames_wanted = options.frames == "always" or (options.frames == "auto" and manifest.wants_frames)
+    outputs = tuple(
+        _Kept(
+            output=output,
+            recipe=_recipe(encoder, output, device=device, options=options),
+            frames_stored=frames_wanted and output.pool == "mean",
+        )
+        for output in encoder.outputs
+    )
+    if frames_wanted and not any(kept.frames_stored for kept in outputs):
+        raise UsageError(f"frames are stored beside the mean: add mean to --pool, or extract {manifest.name} apart")
     chosen = _chosen_feature_sets(manifest, splits)
     # every pattern is looked up before the first shard is encoded: a typo is told now, not after hours
     shards = {name: find_shards(data_dir / manifest.data.dataset, pattern) for name, pattern in chosen.items()}
     job = _Job(
         manifest=manifest,
         encoder=encoder,
-        recipe=recipe,
-        run=encoder.start(recipe, device=device, keep_frames=frames_wanted),
+        outputs=outputs,
+        run=encoder.start(outputs[0].recipe, device=device, keep_frames=frames_wanted),
         device=device,
-        frames_stored=frames_wanted,
         options=options,
         progress=progress or Silent(),
     )
@@ -153,33 +165,77 @@ def extract_task(
             f"{len(broken)} of {sum(map(len, shards.values()))} shards could not be read, all others are in the store: "
             + "; ".join(broken)
         )
-    return tuple(record for record, _ in outcomes)
+    return tuple(record for records, _ in outcomes for record in records)
 
 
-_NOTHING_TO_DO = EncodeResult(commits=(), broken=(), times=StageTimes())
+_NOTHING_TO_DO = EncodeResult(commits={}, broken=(), times=StageTimes())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Kept:
+    """One output of the encoder and the recipe that it is stored under."""
+
+    output: Output
+    recipe: Recipe
+    frames_stored: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _FeatureSet:
+    """One output of one split: where it goes, what the store has of it, and which shards it lacks."""
+
+    kept: _Kept
+    writer: SplitWriter
+    cached: Mapping[str, Segment]
+    gone: tuple[str, ...]
+    stale: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Job:
-    """One task under one recipe on one device."""
+    """One task under the recipes of one encoder on one device."""
 
     manifest: Manifest
     encoder: Encoder
-    recipe: Recipe
+    outputs: tuple[_Kept, ...]
     run: EncoderRun
     device: str
-    frames_stored: bool
     options: ExtractOptions
     progress: Progress
 
     def bring_up_to_date(
         self, split: str, shards: Sequence[Shard], store_url: str
-    ) -> tuple[ExtractRecord, tuple[str, ...]]:
-        """Encode what is missing of one feature set. Returns its record, and what is wrong with shards that broke."""
+    ) -> tuple[tuple[ExtractRecord, ...], tuple[str, ...]]:
+        """Encode what is missing of one split's feature sets. Returns their records, and why shards broke."""
+        sets = tuple(self._feature_set(kept, split, shards, store_url) for kept in self.outputs)
+        stale = [shard for shard in shards if any(shard.name in each.stale for each in sets)]
+        others = f" and {len(sets) - 1} more" if len(sets) > 1 else ""
+        self.progress.begin(
+            label=f"{self.encoder.name}{others} {sets[0].writer.path.split('/', 1)[1]}",
+            shards_total=len(shards),
+            shards_reused=len(shards) - len(stale),
+        )
+        try:
+            with self.run.threads():
+                result = self._encode(stale, sets) if stale else _NOTHING_TO_DO
+        finally:
+            self.progress.end()
+            for each in sets:
+                if stale:
+                    each.writer.sweep()
+                each.writer.write_catalogue()
+        records = tuple(
+            self._record(split, shards, each, result.commits.get(number, ()), result.times)
+            for number, each in enumerate(sets)
+        )
+        return records, tuple(reason for _, reason in result.broken)
+
+    def _feature_set(self, kept: _Kept, split: str, shards: Sequence[Shard], store_url: str) -> _FeatureSet:
+        """Open one output's feature set and see what it lacks."""
         writer = open_split_writer(
             store_url,
-            recipe=self.recipe,
-            spec=self.encoder.spec,
+            recipe=kept.recipe,
+            spec=self.encoder.spec_of(kept.output),
             dataset=self.manifest.data.dataset,
             crop_seconds=self.manifest.data.crop_seconds,
             split=split,
@@ -190,30 +246,23 @@ class _Job:
         if gone and self.options.prune:
             writer.delete(_parts_of_nothing_but(gone, cached))
             gone = sorted(writer.committed().keys() - {shard.name for shard in shards})
-        stale = [s for s in shards if not is_committed(s, cached.get(s.name), wants_frames=self.frames_stored)]
-        self.progress.begin(
-            label=f"{self.encoder.name} {writer.path.split('/', 1)[1]}",
-            shards_total=len(shards),
-            shards_reused=len(shards) - len(stale),
-        )
-        try:
-            with self.run.threads():
-                result = self._encode(stale, writer) if stale else _NOTHING_TO_DO
-        finally:
-            self.progress.end()
-            if stale:
-                writer.sweep()
-            writer.write_catalogue()
-        done = {commit.members[0].shard.name: commit for commit in result.commits}
-        record = self._record(split, shards, cached=cached, done=done, gone=gone, times=result.times)
-        return record, tuple(reason for _, reason in result.broken)
+        stale = [s.name for s in shards if not is_committed(s, cached.get(s.name), wants_frames=kept.frames_stored)]
+        return _FeatureSet(kept=kept, writer=writer, cached=cached, gone=tuple(gone), stale=frozenset(stale))
 
-    def _encode(self, shards: Sequence[Shard], writer: SplitWriter) -> EncodeResult:
-        rate = self.recipe.sample_rate_hz
+    def _encode(self, shards: Sequence[Shard], sets: Sequence[_FeatureSet]) -> EncodeResult:
+        rate = self.encoder.facts.sample_rate_hz
         padding = Padding.parse(self.options.padding)
+
+        def targets(shard: Shard) -> tuple[PartTarget, ...]:
+            return tuple(
+                PartTarget(output=number, writer=each.writer, frames_stored=each.kept.frames_stored)
+                for number, each in enumerate(sets)
+                if shard.name in each.stale
+            )
+
         return encode_shards(
             shards,
-            writer=writer,
+            targets=targets,
             encoder=self.run,
             encoder_name=self.encoder.name,
             plan=partial(
@@ -221,13 +270,14 @@ class _Job:
                 crop_seconds=self.manifest.data.crop_seconds,
                 padding=padding,
                 sample_rate_hz=rate,
+                longest_seconds=self.encoder.longest_window_seconds(self.options.max_window_seconds),
+                input_seconds=self.encoder.facts.input_seconds,
             ),
             new_batcher=partial(_new_batcher, padding, budget_samples=round(self._batch_seconds() * rate)),
             settings=EncodeSettings(
                 sample_rate_hz=rate,
                 max_clip_seconds=self.options.max_clip_seconds,
                 decode_threads=self._decode_threads(),
-                frames_stored=self.frames_stored,
                 versions=software_versions(),
             ),
             progress=self.progress,
@@ -240,24 +290,18 @@ class _Job:
         return self.options.workers or min(16, os.cpu_count() or 1)
 
     def _record(
-        self,
-        split: str,
-        shards: Sequence[Shard],
-        *,
-        cached: Mapping[str, Segment],
-        done: Mapping[str, Commit],
-        gone: Sequence[str],
-        times: StageTimes,
+        self, split: str, shards: Sequence[Shard], each: _FeatureSet, commits: Sequence[Commit], times: StageTimes
     ) -> ExtractRecord:
-        held = {name: segment.member for name, segment in cached.items()}
+        done = {commit.members[0].shard.name: commit for commit in commits}
+        held = {name: segment.member for name, segment in each.cached.items()}
         held |= {name: commit.members[0] for name, commit in done.items()}
         current = [held[shard.name] for shard in shards if shard.name in held]
         return ExtractRecord(
             task=self.manifest.name,
             dataset=dataset_group(self.manifest.data.dataset, self.manifest.data.crop_seconds),
             split=split,
-            encoder=self.encoder.name,
-            fingerprint=self.recipe.fingerprint,
+            encoder=each.kept.recipe.encoder,
+            fingerprint=each.kept.recipe.fingerprint,
             shards_total=len(shards),
             shards_done=len(done),
             shards_reused=len(current) - len(done),
@@ -265,7 +309,7 @@ class _Job:
             windows=sum(member.windows for member in current),
             frames=sum(member.frames for member in current),
             skipped=tuple(clip for member in current for clip in member.skipped),
-            gone=tuple(gone),
+            gone=each.gone,
             audio_seconds=round(sum(member.audio_seconds for member in current), 3),
             bytes_written=sum(entry.size for commit in done.values() for entry in commit.objects.values()),
             seconds=times.as_json(),
@@ -273,9 +317,22 @@ class _Job:
         )
 
 
+def _recipe(encoder: Encoder, output: Output, *, device: str, options: ExtractOptions) -> Recipe:
+    return encoder.recipe(
+        padding=str(Padding.parse(options.padding)),
+        precision=_precision(options.precision, device, encoder),
+        frame_dtype=options.frame_dtype,
+        resampler=RESAMPLER,
+        format_version=FORMAT_VERSION,
+        max_window_seconds=options.max_window_seconds,
+        output=output,
+    )
+
+
 def software_versions() -> dict[str, str]:
     """Versions of what made the numbers."""
-    names = ("featstore", "numpy", "soundfile", "soxr", "torch", "webdataset", "zarr")
+    names = ["featstore", "numpy", "soundfile", "soxr", "torch", "webdataset", "zarr"]
+    names += [name for name in ("dasheng", "transformers") if name in sys.modules]  # where an encoder came from them
     versions = {"python": platform.python_version()}
     for name in names:
         try:

@@ -90,14 +90,20 @@ def test_all_declarations_that_are_wrong_are_named_at_once() -> None:
         (lambda frames: frames.numpy(), "ndarray"),
         (lambda frames: {"frames": frames}, "dict"),
         (lambda frames: (frames, frames), "(2, 25, 4)"),
-        (lambda frames: (frames, None, None), "tuple"),
+        (lambda frames: (frames, None, None, None), "tuple"),
+        (lambda frames: (frames, None, [25, 25]), "list"),
+        (lambda frames: (frames, None, torch.tensor([25.0, 25.0])), "float32"),
+        (lambda frames: (frames, None, torch.tensor([25])), "(1,)"),
+        (lambda frames: (frames, None, torch.tensor([26, 1])), "[26, 1]"),
+        (lambda frames: (frames, None, torch.tensor([25, 0])), "[25, 0]"),
         (lambda frames: frames.long(), "int64"),
         (lambda frames: frames * float("nan"), "NaN"),
         (lambda frames: (frames, frames.mean(1) / 0), "inf"),
     ],
     ids=[
         "no frames axis", "one axis too many", "wrong width", "wrong batch", "no frames", "an array", "a dict",
-        "utterance of wrong shape", "three things", "integers", "NaN frames", "infinite utterance vectors",
+        "utterance of wrong shape", "four things", "counts that are no tensor",
+        "counts that are not whole", "counts of wrong shape", "more frames than there are", "no frame", "integers", "NaN frames", "infinite utterance vectors",
     ],
 )  # fmt: skip
 def test_output_that_breaks_the_contract_is_told_before_any_shard_is_read(make: Any, part: str) -> None:
