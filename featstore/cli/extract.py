@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import redirect_stdout
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -171,8 +172,8 @@ def extract(
             )
         records += done
         if not as_json:
-            for record in done:
-                _tell(record, timed=record is done[-1] or record.split != done[done.index(record) + 1].split)
+            for record, following in zip_longest(done, done[1:]):
+                _tell(record, timed=following is None or following.split != record.split)
     if as_json:
         emit_json(records)
     n_skipped = sum(len(record.skipped) for record in records)

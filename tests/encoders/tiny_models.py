@@ -83,8 +83,8 @@ def _bert() -> tuple[Any, Any]:
 def _clap(*, fusion: bool) -> tuple[Any, Any]:
     audio = {
         "hidden_size": 32, "patch_embeds_hidden_size": 16, "depths": [1, 1], "num_attention_heads": [2, 2],
-        "spec_size": 64, "num_mel_bins": 16, "window_size": 4, "num_hidden_layers": 2, "enable_fusion": fusion, "projection_dim": 10,
-        "fusion_num_hidden_layers": 1, "aff_block_r": 2,
+        "spec_size": 64, "num_mel_bins": 16, "window_size": 4, "num_hidden_layers": 2, "enable_fusion": fusion,
+        "fusion_num_hidden_layers": 1, "aff_block_r": 2, "projection_dim": 10,
     }  # fmt: skip
     text = {**BODY, "vocab_size": 30, "max_position_embeddings": 8, "projection_dim": 10}
     config = transformers.ClapConfig(audio_config=audio, text_config=text, projection_dim=10)

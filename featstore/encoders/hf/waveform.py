@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 import torch
@@ -31,7 +32,8 @@ class WaveformEncoder(nn.Module):
     """A convolution over the waveform, then a transformer.
 
     An attention mask goes in where the feature extractor says that the model was trained with one. Such a model sees no
-    padding at all. One that was not (``feat_extract_norm`` of its configuration is ``group``, as in wav2vec2-base) sees
+    padding, save where its own design reaches into it: the stacked positional convolutions of data2vec-audio, the
+    convolutions of an adapter. One that was not (``feat_extract_norm`` of its configuration is ``group``, as in wav2vec2-base) sees
     zeros after a window, in the statistics of its first layer and in its attention, as it did in training: what comes
     out depends on the window and on its padded length, which the window's own length decides. ``--padding exact`` gives
     it no padding to see.
@@ -77,11 +79,13 @@ class WaveformEncoder(nn.Module):
             waves = normalised(audio, lengths.clamp(min=1)) if self.normalises else audio
         waves = at_least(waves, self._least_samples)
         lengths = lengths.clamp(min=self._least_samples)
-        found = self.model(
-            waves,
-            attention_mask=real(lengths, waves.shape[1]).long() if masks else None,
-            output_hidden_states=any(layer is not None for layer in layers),
-        )
+        with warnings.catch_warnings():  # WavLM's attention: its mask and its bias are of two types, which is no fault
+            warnings.filterwarnings("ignore", message="Support for mismatched key_padding_mask")
+            found = self.model(
+                waves,
+                attention_mask=real(lengths, waves.shape[1]).long() if masks else None,
+                output_hidden_states=any(layer is not None for layer in layers),
+            )
         return tuple(
             (
                 found.last_hidden_state if layer is None else found.hidden_states[layer],
