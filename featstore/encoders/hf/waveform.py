@@ -33,10 +33,12 @@ class WaveformEncoder(nn.Module):
 
     An attention mask goes in where the feature extractor says that the model was trained with one. Such a model sees no
     padding, save where its own design reaches into it: the stacked positional convolutions of data2vec-audio, the
-    convolutions of an adapter. One that was not (``feat_extract_norm`` of its configuration is ``group``, as in wav2vec2-base) sees
-    zeros after a window, in the statistics of its first layer and in its attention, as it did in training: what comes
-    out depends on the window and on its padded length, which the window's own length decides. ``--padding exact`` gives
-    it no padding to see.
+    convolutions of an adapter.
+
+    One that was not (``feat_extract_norm`` of its configuration is ``group``, as in wav2vec2-base) sees zeros after a
+    window, in the statistics of its first layer and in its attention, as it did in training: what comes out depends on
+    the window and on its padded length, which the window's own length decides. ``--padding exact`` gives it no padding
+    to see.
 
     Parameters
     ----------
