@@ -25,12 +25,15 @@ import inspect
 import math
 from dataclasses import dataclass
 from numbers import Real
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from featstore.errors import EncoderContractError
 
-__all__ = ["ContractFacts", "EncoderOutput", "LayerFacts", "check_output", "contract_facts"]
+__all__ = ["ContractFacts", "EncoderOutput", "LayerFacts", "check_counts", "check_output", "contract_facts"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,12 +189,18 @@ def _checked_counts(n_frames: object, frames: Tensor, name: str) -> Tensor | Non
             f"{name}.forward must return counts of frames as whole numbers (batch,) = ({batch},): "
             f"got {_shape(n_frames)}"
         )
-    if bool((n_frames < 1).any() | (n_frames > available).any()):
+    if n_frames.device.type == "cpu":  # elsewhere a look would wait for the device: see `check_counts`
+        check_counts(n_frames.numpy(), available=available, name=name)
+    return n_frames.long()
+
+
+def check_counts(n_frames: NDArray[np.integer[Any]], *, available: int, name: str) -> None:
+    """Raise EncoderContractError where an encoder counts no frame of a row, or more than there are."""
+    if ((n_frames < 1) | (n_frames > available)).any():
         raise EncoderContractError(
             f"{name}.forward must return counts of frames within 1 to {available}, the frames it returns: "
             f"got {n_frames.tolist()}"
         )
-    return n_frames.long()
 
 
 def _shape(came: object) -> str:

@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 __all__ = ["Output", "Pool", "pooled"]
@@ -41,38 +39,28 @@ class Output:
         return layer if self.pool == "mean" else f"{layer}.{self.pool}"
 
 
-def pooled(frames: Tensor, kept: NDArray[np.int64], pool: Pool) -> Tensor:
+def pooled(frames: Tensor, kept: Tensor | None, pool: Pool) -> Tensor:
     """One vector of the first `kept` frames of each row: their mean, maximum or population standard deviation.
 
     Parameters
     ----------
     frames : Tensor
         float32 (batch, frames, dim)
-    kept : int64 (batch,)
-        At least 1.
+    kept : Tensor or None
+        int64 (batch,), at least 1, on the device of the frames; None where all count.
     """
-    available = frames.shape[1]
-    whole = bool((kept == available).all())
     if pool == "max":
-        if whole:
-            return frames.amax(dim=1)
-        return frames.masked_fill(_padding(frames, kept), -torch.inf).amax(dim=1)
-    mean = frames.mean(dim=1) if whole else _sum_of_real(frames, kept) / _counts(frames, kept)
-    if pool == "mean":
-        return mean
-    squares = (frames - mean[:, None]).square()
-    variance = squares.mean(dim=1) if whole else _sum_of_real(squares, kept) / _counts(frames, kept)
-    return variance.sqrt()
+        return (frames if kept is None else frames.masked_fill(_padding(frames, kept), -torch.inf)).amax(dim=1)
+    mean = _mean(frames, kept)
+    return mean if pool == "mean" else _mean((frames - mean[:, None]).square(), kept).sqrt()
 
 
-def _counts(frames: Tensor, kept: NDArray[np.int64]) -> Tensor:
-    return torch.from_numpy(kept).to(frames.device)[:, None]
+def _mean(values: Tensor, kept: Tensor | None) -> Tensor:
+    if kept is None:
+        return values.mean(dim=1)
+    return values.masked_fill(_padding(values, kept), 0.0).sum(dim=1) / kept[:, None]
 
 
-def _padding(frames: Tensor, kept: NDArray[np.int64]) -> Tensor:
+def _padding(frames: Tensor, kept: Tensor) -> Tensor:
     at = torch.arange(frames.shape[1], device=frames.device)
-    return (at[None, :] >= _counts(frames, kept))[:, :, None]
-
-
-def _sum_of_real(values: Tensor, kept: NDArray[np.int64]) -> Tensor:
-    return values.masked_fill(_padding(values, kept), 0.0).sum(dim=1)
+    return (at[None, :] >= kept[:, None])[:, :, None]

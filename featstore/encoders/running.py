@@ -1,8 +1,14 @@
-"""Runs an encoder over batches: forward pass, trimming of padding frames, pooling, checks of what came out."""
+"""Runs an encoder over batches: forward pass, trimming of padding frames, pooling, checks of what came out.
+
+On a GPU a batch is begun and its result asked for later: audio goes up from pinned memory on a stream of its own while
+the batch before it is encoded, and what is kept of it comes down in one transfer. So the device always has work, as
+long as the next batch is begun before the last result is asked for.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,27 +19,20 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from featstore.encoders.contract import ContractFacts, EncoderOutput, check_output, contract_facts
+from featstore.encoders.made import Encoded, Layer, Made, joined
 from featstore.encoders.outputs import Output, pooled
+from featstore.encoders.transfer import to_host
 from featstore.errors import EncoderContractError, EncoderError, UsageError
 from featstore.records import Recipe
 
 __all__ = ["Encoded", "Encoder", "EncoderRun", "pick_device", "real_frames"]
 
-_PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Encoded:
-    """What one batch came to, of one output of the encoder.
-
-    Attributes
-    ----------
-    utterance : float32 (batch, dim)
-    frames : tuple of (n_frames, dim) in the stored type, or None where frames are not wanted of this output
-    """
-
-    utterance: NDArray[np.float32]
-    frames: tuple[NDArray[Any], ...] | None
+_PRECISIONS = {
+    "float32": torch.float32,
+    "tf32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,6 +117,13 @@ class Encoder:
         """Move the encoder to a device, ready for batches under `recipe`."""
         return EncoderRun(self, recipe, device=device, keep_frames=keep_frames)
 
+    def compile(self) -> None:
+        """Compile the forward pass (``torch.compile``) for inputs of any length; the first batches are slow."""
+        self.module.compile(dynamic=True)
+        if self.facts.layers is not None:
+            module: Any = self.module
+            module.forward_layers = torch.compile(module.forward_layers, dynamic=True)
+
     def forward(self, waves: Tensor, lengths: Tensor | None) -> tuple[EncoderOutput, ...]:
         """One forward pass: a checked output for each of `layers`. `lengths` goes to an encoder that takes it."""
         given = {} if lengths is None or not self.facts.takes_lengths else {"lengths": lengths}
@@ -190,6 +196,10 @@ class EncoderRun:
         self._frame_dtype = {"float16": torch.float16, "float32": torch.float32}[recipe.frame_dtype]
         self._trims = recipe.padding != "xares"
         self._most_samples: int | None = None  # what the device was seen to hold, once it ran out of memory
+        self._uploads: torch.cuda.Stream | None = None
+        if self._device.type == "cuda":
+            self._uploads = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        self._busy_seconds = 0.0
         try:
             self._module = encoder.module.to(self._device)
         except (RuntimeError, AssertionError) as error:
@@ -197,20 +207,60 @@ class EncoderRun:
                 f"{encoder.name} cannot run on {device}: {' '.join(str(error).split())[:200]}"
             ) from error
 
+    @property
+    def device(self) -> str:
+        """Where it runs."""
+        return str(self._device)
+
+    @property
+    def batches_ahead(self) -> int:
+        """Batches to begin before the result of the first is asked for, so that the device never waits."""
+        return 1 if self._uploads is not None else 0
+
+    @property
+    def busy_seconds(self) -> float:
+        """Time that the device has spent on batches whose results were asked for."""
+        return self._busy_seconds
+
     @contextmanager
-    def threads(self) -> Iterator[None]:
-        """PyTorch's threads while shards are encoded.
+    def at_work(self) -> Iterator[None]:
+        """PyTorch's settings while shards are encoded: threads, and whether products may be rounded to TF32.
 
         An encoder without weights is many small operations, and on a CPU its second thread waits in each of them for a
         core that decodes: measured on 2 cores, one thread is 4 to 6 times as fast. Matrix products want every core.
         """
-        before = torch.get_num_threads()
+        before = torch.get_num_threads(), torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
         if self._device.type == "cpu" and not self._encoder.has_weights:
             torch.set_num_threads(1)
+        rounds = self._recipe.precision == "tf32"
+        torch.set_float32_matmul_precision("high" if rounds else "highest")
+        torch.backends.cudnn.allow_tf32 = rounds
         try:
             yield
         finally:
-            torch.set_num_threads(before)
+            torch.set_num_threads(before[0])
+            torch.set_float32_matmul_precision(before[1])
+            torch.backends.cudnn.allow_tf32 = before[2]
+
+    def blank(self, shape: tuple[int, int]) -> NDArray[np.float32]:
+        """Zeros for a batch to be laid out in: on a GPU in pinned memory, which uploads do not wait for."""
+        if self._uploads is None:
+            return np.zeros(shape, np.float32)
+        return np.asarray(torch.zeros(shape, pin_memory=True).numpy())
+
+    def begin(self, audio: NDArray[np.float32], n_samples: NDArray[np.int64]) -> Callable[[], tuple[Encoded, ...]]:
+        """Begin one batch. The callable waits for it, and returns or raises what `__call__` would."""
+        if self._uploads is None or self._is_too_large(audio):
+            began = time.perf_counter()
+            encoded = self(audio, n_samples)
+            self._busy_seconds += time.perf_counter() - began
+            return lambda: encoded
+        try:
+            return self._launch(audio, n_samples)
+        except torch.OutOfMemoryError:
+            torch.cuda.synchronize(self._device)  # the batch before this one leaves; then this one is alone
+            encoded = self(audio, n_samples)
+            return lambda: encoded
 
     def __call__(self, audio: NDArray[np.float32], n_samples: NDArray[np.int64]) -> tuple[Encoded, ...]:
         """Encode one batch: what it came to for each of the encoder's outputs.
@@ -230,7 +280,7 @@ class EncoderRun:
             The forward pass fails. Where the device runs out of memory, halves of the batch are tried first, and from
             then on no batch larger than them.
         """
-        if self._most_samples is not None and audio.size > self._most_samples and len(audio) > 1:
+        if self._is_too_large(audio):
             return self._in_halves(audio, n_samples)
         try:
             return self._encode(audio, n_samples)
@@ -245,22 +295,67 @@ class EncoderRun:
             torch.cuda.empty_cache()
         return self._in_halves(audio, n_samples)
 
+    def _is_too_large(self, audio: NDArray[np.float32]) -> bool:
+        return self._most_samples is not None and audio.size > self._most_samples and len(audio) > 1
+
     def _in_halves(self, audio: NDArray[np.float32], n_samples: NDArray[np.int64]) -> tuple[Encoded, ...]:
         middle = len(audio) // 2
         halves = zip(self(audio[:middle], n_samples[:middle]), self(audio[middle:], n_samples[middle:]), strict=True)
-        return tuple(_joined(first, second) for first, second in halves)
+        return tuple(joined(first, second) for first, second in halves)
 
     def _encode(self, audio: NDArray[np.float32], n_samples: NDArray[np.int64]) -> tuple[Encoded, ...]:
-        waves = torch.from_numpy(audio).to(self._device)
-        lengths = torch.from_numpy(n_samples).to(self._device)
-        with torch.inference_mode(), self._autocast():
-            found = self._forward(waves, lengths if self._trims else None)
+        """Encode one batch to its end."""
+        layers = self._layers(torch.from_numpy(audio).to(self._device), n_samples)
         with torch.inference_mode():
-            layers = {
+            made = [self._made(output, layers[output.layer]) for output in self._encoder.outputs]
+            for each in made:
+                self._check_finite(each)
+        return tuple(each.encoded() for each in made)
+
+    def _launch(self, audio: NDArray[np.float32], n_samples: NDArray[np.int64]) -> Callable[[], tuple[Encoded, ...]]:
+        """Begin one batch on a GPU, where nothing may wait for the device before the result is asked for."""
+        began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        waves = self._upload(audio)
+        began.record(torch.cuda.current_stream(self._device))
+        layers = self._layers(waves, n_samples)
+        with torch.inference_mode():
+            made = [self._made(output, layers[output.layer]) for output in self._encoder.outputs]
+            finite = torch.stack([each.is_finite() for each in made])
+            tensors = [tensor for each in made for tensor in each.to_transfer()]
+            ended.record(torch.cuda.current_stream(self._device))
+            copy = to_host([finite, *tensors])
+        receipts = [each.receipt(name=self._encoder.name) for each in made]
+
+        def result() -> tuple[Encoded, ...]:
+            all_finite, *arrays = copy.arrays()
+            self._busy_seconds += began.elapsed_time(ended) / 1e3
+            if not all_finite.all():
+                return self._encode(audio, n_samples)  # once more, step by step: it finds the culprit
+            return tuple(receipt.encoded(arrays) for receipt in receipts)
+
+        return result
+
+    def _upload(self, audio: NDArray[np.float32]) -> Tensor:
+        with torch.cuda.stream(self._uploads):
+            waves = torch.from_numpy(audio).to(self._device, non_blocking=True)
+        stream = torch.cuda.current_stream(self._device)
+        stream.wait_stream(self._uploads)  # type: ignore[arg-type]
+        waves.record_stream(stream)
+        return waves
+
+    def _on_device(self, numbers: NDArray[np.int64]) -> Tensor:
+        """A few numbers, for which the host does not wait."""
+        tensor = torch.from_numpy(numbers)
+        return tensor if self._uploads is None else tensor.pin_memory().to(self._device, non_blocking=True)
+
+    def _layers(self, waves: Tensor, n_samples: NDArray[np.int64]) -> dict[int | None, Layer]:
+        with torch.inference_mode():
+            with self._autocast():
+                found = self._forward(waves, self._on_device(n_samples) if self._trims else None)
+            return {
                 layer: self._layer(layer, output, n_samples)
                 for layer, output in zip(self._encoder.layers, found, strict=True)
             }
-            return tuple(self._kept(output, layers[output.layer]) for output in self._encoder.outputs)
 
     def _forward(self, waves: Tensor, lengths: Tensor | None) -> tuple[EncoderOutput, ...]:
         try:
@@ -270,69 +365,46 @@ class EncoderRun:
         except Exception as error:
             raise EncoderError(f"{self._encoder.name}.forward failed on {_shown(waves)}: {_told(error)}") from error
 
-    def _layer(self, layer: int | None, output: EncoderOutput, n_samples: NDArray[np.int64]) -> _Layer:
-        return _Layer(
+    def _layer(self, layer: int | None, output: EncoderOutput, n_samples: NDArray[np.int64]) -> Layer:
+        available = output.frames.shape[1]
+        kept: NDArray[np.int64] | Tensor | None = output.n_frames if self._trims else None
+        if self._trims and kept is None:
+            seconds = n_samples / self._recipe.sample_rate_hz
+            kept = real_frames(seconds, hop_seconds=self._encoder.hop_seconds_of(layer), available=available)
+        if isinstance(kept, Tensor) and kept.device.type == "cpu":
+            kept = kept.numpy()
+        if isinstance(kept, np.ndarray) and (kept == available).all():
+            kept = None
+        return Layer(
             frames=output.frames.float(),
             own=None if output.utterance is None else output.utterance.float(),
-            kept=self._real_frames(layer, output, n_samples),
+            kept=kept,
+            kept_there=self._on_device(kept) if isinstance(kept, np.ndarray) else kept,
         )
 
-    def _kept(self, output: Output, layer: _Layer) -> Encoded:
+    def _made(self, output: Output, layer: Layer) -> Made:
         own = layer.own if output.pool == "mean" else None
-        vectors = own if own is not None else pooled(layer.frames, layer.kept, output.pool)
+        vectors = own if own is not None else pooled(layer.frames, layer.kept_there, output.pool)
         keep_frames = self._keep_frames and output.pool == "mean"
-        stored = layer.frames.to(self._frame_dtype) if keep_frames else None
-        self._check_finite(layer, stored, vectors)
-        return Encoded(
-            utterance=vectors.cpu().numpy(), frames=None if stored is None else self._split(stored, layer.kept)
-        )
-
-    def _real_frames(self, layer: int | None, output: EncoderOutput, n_samples: NDArray[np.int64]) -> NDArray[np.int64]:
-        available = output.frames.shape[1]
-        if not self._trims:
-            return np.full(len(n_samples), available, np.int64)
-        if output.n_frames is not None:
-            return output.n_frames.cpu().numpy()
-        seconds = n_samples / self._recipe.sample_rate_hz
-        return real_frames(seconds, hop_seconds=self._encoder.hop_seconds_of(layer), available=available)
+        return Made(layer=layer, vectors=vectors, frames=layer.frames.to(self._frame_dtype) if keep_frames else None)
 
     def _autocast(self) -> torch.autocast:
         dtype = _PRECISIONS[self._recipe.precision]
         lower = dtype is not torch.float32
         return torch.autocast(self._device.type, dtype=dtype if lower else torch.bfloat16, enabled=lower)
 
-    def _check_finite(self, layer: _Layer, stored: Tensor | None, vectors: Tensor) -> None:
-        # a sum is finite only if no term is NaN or infinite, and costs one pass; the search for the culprit is rare
-        checked = vectors if stored is None else stored
-        if bool(torch.isfinite(checked.sum(dtype=torch.float32)) & torch.isfinite(vectors.sum())):
+    def _check_finite(self, made: Made) -> None:
+        if bool(made.is_finite()):
             return
-        for row, count in enumerate(layer.kept.tolist()):
-            if not (torch.isfinite(layer.frames[row, :count]).all() and torch.isfinite(vectors[row]).all()):
+        for row, count in enumerate(made.layer.counts().tolist()):
+            frames = made.layer.frames[row, :count]
+            if not (torch.isfinite(frames).all() and torch.isfinite(made.vectors[row]).all()):
                 raise NonFiniteRow(row, "the encoder returned NaN or infinity")
-            if stored is not None and not torch.isfinite(stored[row, :count]).all():
-                largest = float(layer.frames[row, :count].abs().max())
+            if made.frames is not None and not torch.isfinite(made.frames[row, :count]).all():
+                largest = float(frames.abs().max())
                 raise NonFiniteRow(
                     row, f"a frame value of {largest:.3g} does not fit {self._recipe.frame_dtype}: use --dtype float32"
                 )
-
-    @staticmethod
-    def _split(stored: Tensor, kept: NDArray[np.int64]) -> tuple[NDArray[Any], ...]:
-        host = stored.cpu().numpy()
-        return tuple(host[row, :count] for row, count in enumerate(kept.tolist()))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Layer:
-    """A layer of one batch: float32 frames, the encoder's own utterance vectors, and frames of each row to keep."""
-
-    frames: Tensor
-    own: Tensor | None
-    kept: NDArray[np.int64]
-
-
-def _joined(first: Encoded, second: Encoded) -> Encoded:
-    frames = None if first.frames is None or second.frames is None else first.frames + second.frames
-    return Encoded(utterance=np.concatenate([first.utterance, second.utterance]), frames=frames)
 
 
 class NonFiniteRow(EncoderContractError):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 
 from featstore.errors import ShardError, UsageError
 from featstore.extract.audio import RESAMPLER
-from featstore.extract.batches import Batcher, FileOrderBatcher, LengthBatcher
+from featstore.extract.batches import PENDING_BATCHES, Batcher, FileOrderBatcher, LengthBatcher
 from featstore.extract.pipeline import EncodeResult, EncodeSettings, PartTarget, StageTimes, encode_shards
 from featstore.extract.progress import Progress, Silent
 from featstore.extract.shards import Shard, find_shards, is_committed
@@ -33,7 +33,6 @@ __all__ = ["ExtractOptions", "extract_task"]
 
 XARES_BATCH = 16
 LEAST_WINDOW_SECONDS = 0.1
-_PENDING_BATCHES = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -216,7 +215,7 @@ class _Job:
             shards_reused=len(shards) - len(stale),
         )
         try:
-            with self.run.threads():
+            with self.run.at_work():
                 result = self._encode(stale, sets) if stale else _NOTHING_TO_DO
         finally:
             self.progress.end()
@@ -360,7 +359,7 @@ def _chosen_feature_sets(manifest: Manifest, splits: Sequence[str]) -> dict[str,
 def _new_batcher(padding: Padding, *, budget_samples: int) -> Batcher:
     if padding.kind == "xares":
         return FileOrderBatcher(size=XARES_BATCH)
-    return LengthBatcher(budget_samples=budget_samples, pending_samples=_PENDING_BATCHES * budget_samples)
+    return LengthBatcher(budget_samples=budget_samples, pending_samples=PENDING_BATCHES * budget_samples)
 
 
 def _precision(asked: str, device: str, encoder: Encoder) -> str:
