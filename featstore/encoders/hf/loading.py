@@ -99,10 +99,12 @@ def _transformers() -> Any:
 def _source(where: str) -> str:
     """A folder's path, or a hub name."""
     folder = Path(where).expanduser()
-    if folder.is_dir():
+    if where and folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise EncoderError(f"{where} is no model folder: there is no config.json, which save_pretrained writes")
         return str(folder.resolve())
     if not where or where.startswith((".", "/", "~")) or where.count("/") > 1 or folder.exists():
-        raise EncoderError(f"there is no model folder {where}: --encoder hf:PATH is a folder made by save_pretrained")
+        raise EncoderError(f"there is no model folder {where!r}: --encoder hf:PATH is a folder made by save_pretrained")
     return where
 
 
