@@ -12,7 +12,6 @@ import pickle
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +25,11 @@ from featstore.encoders.hf.other import OtherEncoder
 from featstore.encoders.hf.patches import PatchEncoder
 from featstore.encoders.hf.waveform import WaveformEncoder
 from featstore.encoders.hf.whisper import WhisperEncoder
+from featstore.encoders.loaded import LoadedModel
 from featstore.errors import EncoderError
 from featstore.records import sha256_of
 
-__all__ = ["HfModel", "load_hf"]
+__all__ = ["load_hf"]
 
 _WAVEFORM = {
     "data2vec-audio",
@@ -51,16 +51,7 @@ _NOT_DECISIVE = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HfModel:
-    """A model as an encoder module, its short name, and what it is."""
-
-    module: nn.Module
-    name: str
-    identity: Mapping[str, Any]
-
-
-def load_hf(where: str, *, trust_remote_code: bool) -> HfModel:
+def load_hf(where: str, *, trust_remote_code: bool) -> LoadedModel:
     """Load the model in a folder or of a hub name.
 
     Raises
@@ -84,7 +75,7 @@ def load_hf(where: str, *, trust_remote_code: bool) -> HfModel:
             )
         module = _encoder(model.eval(), extractor, where)
         _check_weights(model, module, report, where)
-    return HfModel(module=module.eval(), name=_short_name(source), identity=_identity(module, model, extractor))
+    return LoadedModel(module=module.eval(), name=_short_name(source), identity=_identity(module, model, extractor))
 
 
 def _transformers() -> Any:
