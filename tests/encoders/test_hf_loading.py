@@ -294,8 +294,14 @@ def test_a_layer_is_said_once(model: Path) -> None:
     assert "once" in why(f"{model}#layer=1", UsageError, layers=[2])
 
 
-def test_an_encoder_of_one_vector_has_no_layers(saved: Path) -> None:
+def test_an_encoder_of_one_vector_has_no_layers_and_nothing_to_pool(saved: Path) -> None:
     assert "no layers" in why(saved / "clap", layers=[1])
+    assert "nothing to pool" in why(saved / "clap", pools=["mean", "std"])
+
+
+def test_a_name_beside_a_folder_that_is_there_is_a_path(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(model.parent.parent)
+    assert "no model folder" in why(f"{model.parent.name}/wav2vec2")
 
 
 def test_without_transformers_one_line_names_the_remedy(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ that holds tensors and nothing else (``torch.load(weights_only=True)``); code th
 from __future__ import annotations
 
 import importlib
+import logging
 import pickle
 import re
 from collections.abc import Iterator, Mapping
@@ -94,7 +95,8 @@ def _source(where: str) -> str:
         if not (folder / "config.json").is_file():
             raise EncoderError(f"{where} is no model folder: there is no config.json, which save_pretrained writes")
         return str(folder.resolve())
-    if not where or where.startswith((".", "/", "~")) or where.count("/") > 1 or folder.exists():
+    beside_others = len(folder.parts) > 1 and folder.parent.is_dir()
+    if not where or where.startswith((".", "/", "~")) or where.count("/") > 1 or folder.exists() or beside_others:
         raise EncoderError(f"there is no model folder {where!r}: --encoder hf:PATH is a folder made by save_pretrained")
     return where
 
@@ -227,14 +229,16 @@ def _told(where: str, what: str) -> Iterator[None]:
 
 @contextmanager
 def _quietly(transformers: Any) -> Iterator[None]:
-    """Silence the bar of reading weights and what is said of heads that are not used."""
-    log = transformers.utils.logging
-    shown, level = log.is_progress_bar_enabled(), log.get_verbosity()
+    """Silence the bar of reading weights, what is said of heads that are not used, and each try to reach the hub."""
+    log, hub = transformers.utils.logging, logging.getLogger("huggingface_hub")
+    shown, level, hub_level = log.is_progress_bar_enabled(), log.get_verbosity(), hub.level
     log.disable_progress_bar()
     log.set_verbosity_error()
+    hub.setLevel(logging.ERROR)
     try:
         yield
     finally:
+        hub.setLevel(hub_level)
         log.set_verbosity(level)
         if shown:
             log.enable_progress_bar()
