@@ -42,7 +42,7 @@ DOORS = {
     "scipy": {"metrics/*"},
     "urllib3": {"fetch/http"},
     "transformers": {"encoders/hf/loading", "probe/text_models"},
-    "dasheng": {"encoders/dasheng"},
+    "dasheng": {"encoders/dasheng/loading"},
 }
 # where numpy, too, is imported only when it is needed: help and manifests must be quick
 LIGHT = ("cli/*", "manifest/*", "errors", "records", "__init__", "__main__")

@@ -8,7 +8,6 @@ import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any, get_args
@@ -16,6 +15,7 @@ from typing import Any, get_args
 from torch import nn
 
 from featstore.encoders.fingerprint import encoder_identity
+from featstore.encoders.loaded import LoadedModel
 from featstore.encoders.outputs import Output, Pool
 from featstore.encoders.running import Encoder
 from featstore.encoders.spectral import LogMelEncoder, MfccEncoder
@@ -47,15 +47,6 @@ def load(
         return Encoder(module=found.module, name=found.name, spec=base, identity=found.identity, outputs=outputs)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Found:
-    """A module, the name of its feature sets, and what it is."""
-
-    module: nn.Module
-    name: str
-    identity: Mapping[str, Any]
-
-
 def _split_layer(spec: str) -> tuple[str, int | None]:
     """A spec without its ``#layer=K``, and K; ``#layer=last`` is the spec itself."""
     base, mark, text = spec.rpartition("#layer=")
@@ -80,7 +71,7 @@ def _outputs(layers: tuple[int | None, ...], pools: tuple[Pool, ...], *, said_tw
     return outputs
 
 
-def _of_a_library(spec: str, arguments: Mapping[str, Any], *, trust_remote_code: bool) -> _Found:
+def _of_a_library(spec: str, arguments: Mapping[str, Any], *, trust_remote_code: bool) -> LoadedModel:
     """A model of transformers or of dasheng, by the scheme of its spec."""
     scheme, _, where = spec.partition(":")
     if arguments:
@@ -88,22 +79,20 @@ def _of_a_library(spec: str, arguments: Mapping[str, Any], *, trust_remote_code:
     if scheme == "hf":
         from featstore.encoders.hf.loading import load_hf
 
-        model = load_hf(where, trust_remote_code=trust_remote_code)
-        return _Found(module=model.module, name=model.name, identity=model.identity)
-    from featstore.encoders.dasheng import load_dasheng
+        return load_hf(where, trust_remote_code=trust_remote_code)
+    from featstore.encoders.dasheng.loading import load_dasheng
 
-    module, name = load_dasheng(where)
-    return _Found(module=module, name=name, identity=encoder_identity(module, arguments={}))
+    return load_dasheng(where)
 
 
-def _of_a_class(spec: str, arguments: Mapping[str, Any]) -> _Found:
+def _of_a_class(spec: str, arguments: Mapping[str, Any]) -> LoadedModel:
     if spec in _BUILT_IN:
         kind, name = _BUILT_IN[spec], spec
     else:
         kind = _class_in_file(spec) if _is_file_spec(spec) else _class_by_import(spec)
         name = kind.__name__
     module = _build(kind, arguments)
-    return _Found(module=module, name=name, identity=encoder_identity(module, arguments=arguments))
+    return LoadedModel(module=module, name=name, identity=encoder_identity(module, arguments=arguments))
 
 
 def _check_arguments(arguments: Mapping[str, Any]) -> None:

@@ -162,6 +162,9 @@ class Encoder:
             raise
         except Exception as error:
             raise EncoderContractError(f"{self.name}.forward failed on {_shown(noise)}: {_told(error)}") from error
+        pools = {output.pool for output in self.outputs}
+        if pools != {"mean"} and any(each.utterance is not None and each.frames.shape[1] == 1 for each in outputs):
+            raise EncoderError(f"{self.name} gives one vector for a window, which leaves nothing to pool: --pool mean")
         for output in outputs:
             for row, what in enumerate(("noise", "silence")):
                 vectors = output.frames[row]

@@ -144,7 +144,7 @@ def extract_task(
         for output in encoder.outputs
     )
     if frames_wanted and not any(kept.frames_stored for kept in outputs):
-        raise UsageError(f"frames are stored beside the mean: add mean to --pool, or extract {manifest.name} apart")
+        raise UsageError("frames are stored beside the mean: add mean to --pool, or give --frames never")
     chosen = _chosen_feature_sets(manifest, splits)
     # every pattern is looked up before the first shard is encoded: a typo is told now, not after hours
     shards = {name: find_shards(data_dir / manifest.data.dataset, pattern) for name, pattern in chosen.items()}

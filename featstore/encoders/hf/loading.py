@@ -8,11 +8,11 @@ that holds tensors and nothing else (``torch.load(weights_only=True)``); code th
 from __future__ import annotations
 
 import importlib
+import logging
 import pickle
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,11 @@ from featstore.encoders.hf.other import OtherEncoder
 from featstore.encoders.hf.patches import PatchEncoder
 from featstore.encoders.hf.waveform import WaveformEncoder
 from featstore.encoders.hf.whisper import WhisperEncoder
+from featstore.encoders.loaded import LoadedModel
 from featstore.errors import EncoderError
 from featstore.records import sha256_of
 
-__all__ = ["HfModel", "load_hf"]
+__all__ = ["load_hf"]
 
 _WAVEFORM = {
     "data2vec-audio",
@@ -51,16 +52,7 @@ _NOT_DECISIVE = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HfModel:
-    """A model as an encoder module, its short name, and what it is."""
-
-    module: nn.Module
-    name: str
-    identity: Mapping[str, Any]
-
-
-def load_hf(where: str, *, trust_remote_code: bool) -> HfModel:
+def load_hf(where: str, *, trust_remote_code: bool) -> LoadedModel:
     """Load the model in a folder or of a hub name.
 
     Raises
@@ -84,7 +76,7 @@ def load_hf(where: str, *, trust_remote_code: bool) -> HfModel:
             )
         module = _encoder(model.eval(), extractor, where)
         _check_weights(model, module, report, where)
-    return HfModel(module=module.eval(), name=_short_name(source), identity=_identity(module, model, extractor))
+    return LoadedModel(module=module.eval(), name=_short_name(source), identity=_identity(module, model, extractor))
 
 
 def _transformers() -> Any:
@@ -99,10 +91,13 @@ def _transformers() -> Any:
 def _source(where: str) -> str:
     """A folder's path, or a hub name."""
     folder = Path(where).expanduser()
-    if folder.is_dir():
+    if where and folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise EncoderError(f"{where} is no model folder: there is no config.json, which save_pretrained writes")
         return str(folder.resolve())
-    if not where or where.startswith((".", "/", "~")) or where.count("/") > 1 or folder.exists():
-        raise EncoderError(f"there is no model folder {where}: --encoder hf:PATH is a folder made by save_pretrained")
+    beside_others = len(folder.parts) > 1 and folder.parent.is_dir()
+    if not where or where.startswith((".", "/", "~")) or where.count("/") > 1 or folder.exists() or beside_others:
+        raise EncoderError(f"there is no model folder {where!r}: --encoder hf:PATH is a folder made by save_pretrained")
     return where
 
 
@@ -234,14 +229,16 @@ def _told(where: str, what: str) -> Iterator[None]:
 
 @contextmanager
 def _quietly(transformers: Any) -> Iterator[None]:
-    """Silence the bar of reading weights and what is said of heads that are not used."""
-    log = transformers.utils.logging
-    shown, level = log.is_progress_bar_enabled(), log.get_verbosity()
+    """Silence the bar of reading weights, what is said of heads that are not used, and each try to reach the hub."""
+    log, hub = transformers.utils.logging, logging.getLogger("huggingface_hub")
+    shown, level, hub_level = log.is_progress_bar_enabled(), log.get_verbosity(), hub.level
     log.disable_progress_bar()
     log.set_verbosity_error()
+    hub.setLevel(logging.ERROR)
     try:
         yield
     finally:
+        hub.setLevel(hub_level)
         log.set_verbosity(level)
         if shown:
             log.enable_progress_bar()
