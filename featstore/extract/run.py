@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from featstore.manifest import Manifest
     from featstore.records import Recipe
 
-__all__ = ["ExtractOptions", "extract_task"]
+__all__ = ["ExtractOptions", "extract_task", "plan_recipe"]
 
 XARES_BATCH = 16
 _PENDING_BATCHES = 16
@@ -125,13 +125,7 @@ def extract_task(
     from featstore.encoders.running import pick_device
 
     device = pick_device(options.device)
-    recipe = encoder.recipe(
-        padding=str(Padding.parse(options.padding)),
-        precision=_precision(options.precision, device, encoder),
-        frame_dtype=options.frame_dtype,
-        resampler=RESAMPLER,
-        format_version=FORMAT_VERSION,
-    )
+    recipe = plan_recipe(encoder, options, device=device)
     frames_wanted = options.frames == "always" or (options.frames == "auto" and manifest.wants_frames)
     chosen = _chosen_feature_sets(manifest, splits)
     # every pattern is looked up before the first shard is encoded: a typo is told now, not after hours
@@ -154,6 +148,17 @@ def extract_task(
             + "; ".join(broken)
         )
     return tuple(record for record, _ in outcomes)
+
+
+def plan_recipe(encoder: Encoder, options: ExtractOptions, *, device: str) -> Recipe:
+    """The recipe that an extraction with these options on this device stores under."""
+    return encoder.recipe(
+        padding=str(Padding.parse(options.padding)),
+        precision=_precision(options.precision, device, encoder),
+        frame_dtype=options.frame_dtype,
+        resampler=RESAMPLER,
+        format_version=FORMAT_VERSION,
+    )
 
 
 _NOTHING_TO_DO = EncodeResult(commits=(), broken=(), times=StageTimes())
