@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stdout
+from functools import partial
 from typing import TYPE_CHECKING
 
 import click
@@ -114,13 +115,13 @@ def _checks(encoder: Encoder, options: ExtractOptions, on_step: Callable[[str], 
 
     device = pick_device(options.device)
     recipe = plan_recipe(encoder, options, device=device)
-    padding = Padding.parse(options.padding)
-
-    def pad(n_samples: int) -> int:
-        [window] = plan_windows(n_samples, crop_seconds=None, padding=padding, sample_rate_hz=recipe.sample_rate_hz)
-        return window.padded
-
-    return check_encoder(encoder, recipe=recipe, device=device, pad=pad, budget=Budget(), on_step=on_step)
+    plan = partial(
+        plan_windows,
+        crop_seconds=None,
+        padding=Padding.parse(options.padding),
+        sample_rate_hz=recipe.sample_rate_hz,
+    )
+    return check_encoder(encoder, recipe=recipe, device=device, plan=plan, budget=Budget(), on_step=on_step)
 
 
 def _title(name: str, checks: Sequence[Check]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from featstore.encoders import load_encoder
 from featstore.encoders.checking import Budget, Check, check_encoder
 from featstore.encoders.running import Encoder
 from featstore.extract import ExtractOptions, plan_recipe
-from featstore.extract.windows import Padding, plan_windows
+from featstore.extract.windows import Padding, Window, plan_windows
 from handmade import build
 
 NAMES = [
@@ -41,13 +41,10 @@ def checked(encoder: Encoder | torch.nn.Module, *, budget: Budget = BRIEF, **opt
     settings = ExtractOptions(**options)
     recipe = plan_recipe(ready, settings, device="cpu")
 
-    def pad(n_samples: int) -> int:
-        padding = Padding.parse(settings.padding)
-        return plan_windows(n_samples, crop_seconds=None, padding=padding, sample_rate_hz=recipe.sample_rate_hz)[
-            0
-        ].padded
-
-    checks = check_encoder(ready, recipe=recipe, device="cpu", pad=pad, budget=budget, on_step=lambda _: None)
+    plan = partial(
+        plan_windows, crop_seconds=None, padding=Padding.parse(settings.padding), sample_rate_hz=recipe.sample_rate_hz
+    )
+    checks = check_encoder(ready, recipe=recipe, device="cpu", plan=plan, budget=budget, on_step=lambda _: None)
     return {check.name: check for check in checks}
 
 
@@ -296,10 +293,38 @@ def test_a_right_hop_is_not_doubted_however_an_encoder_rounds(hop: int, rounds: 
 
     encoder = build(Rounds())
     recipe = plan_recipe(encoder, ExtractOptions(), device="cpu")
-    bench = Bench.start(encoder, recipe=recipe, device="cpu", pad=lambda n: n)
+    bench = Bench.start(encoder, recipe=recipe, device="cpu", plan=lambda n: [Window(0, n, n)])
     check = check_hop(bench)
     assert check.verdict == "ok", check
     assert check.figures["measured_hop_seconds"] == pytest.approx(hop / 1000, rel=0.1)
+
+
+def test_an_encoder_of_fixed_input_is_given_that_and_long_clips_are_cut_for_it() -> None:
+    """As extraction may plan: every window is padded to 3 s, and none is longer."""
+
+    class Fixed(Sound):
+        hop_size_in_ms = 30.0
+
+        def forward(self, audio: torch.Tensor) -> Any:
+            if audio.shape[1] != 3000:
+                raise ValueError("expects 3000 samples")
+            return super().forward(audio)
+
+        def __call__(self, audio: torch.Tensor) -> Any:
+            return super().__call__(audio if audio.shape[1] != 1000 else functional.pad(audio, (0, 2000)))
+
+    encoder = build(Fixed())
+    recipe = plan_recipe(encoder, ExtractOptions(), device="cpu")
+
+    def plan(n_samples: int) -> list[Window]:
+        return [Window(start, min(start + 3000, n_samples), 3000) for start in range(0, n_samples, 3000)]
+
+    found = check_encoder(encoder, recipe=recipe, device="cpu", plan=plan, budget=BRIEF, on_step=lambda _: None)
+    checks = {check.name: check for check in found}
+    assert names(checks, "failed") == {"hop"}
+    assert checks["hop"].figures["measured_hop_seconds"] == pytest.approx(0.02)
+    assert checks["10 min of audio"].figures["lengths"][-1]["audio_seconds"] == 600
+    assert checks["speed"].figures["batches"][0]["batch_seconds"] == 3
 
 
 def test_a_check_on_a_bad_encoder_stops_at_a_contract_that_is_broken_on_its_way() -> None:

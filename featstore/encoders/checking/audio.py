@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["clipped", "silence", "tones"]
+__all__ = ["clipped", "tones"]
 
 _REPEATS_AFTER_SECONDS = 20.0
 
@@ -28,11 +28,6 @@ def tones(seconds: float, *, rate_hz: int, seed: int) -> NDArray[np.float32]:
     wave = wave * envelope + 0.03 * rng.standard_normal(len(at))
     wave *= 0.5 / np.abs(wave).max()
     return np.resize(wave[:n_made].astype(np.float32), n_samples)
-
-
-def silence(seconds: float, *, rate_hz: int) -> NDArray[np.float32]:
-    """Digital silence, float32 (samples,)."""
-    return np.zeros(round(seconds * rate_hz), np.float32)
 
 
 def clipped(wave: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +13,23 @@ from featstore.encoders.checking.audio import tones
 from featstore.encoders.running import Encoder, EncoderRun
 from featstore.records import Recipe
 
-__all__ = ["Bench", "Difference", "Embedding", "cosine", "difference", "furthest"]
+__all__ = ["Bench", "Difference", "Embedding", "Planned", "cosine", "difference", "furthest"]
+
+
+class Planned(Protocol):
+    """A window as extraction plans it: samples [start, stop), to be padded to `padded`."""
+
+    @property
+    def start(self) -> int:
+        """First sample."""
+
+    @property
+    def stop(self) -> int:
+        """The sample after its last."""
+
+    @property
+    def padded(self) -> int:
+        """Samples that are encoded."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,8 +65,8 @@ class Bench:
     ----------
     recipe : Recipe
         What extraction would store under.
-    pad : callable
-        Samples of a window -> samples that it is padded to before it is encoded.
+    plan : callable
+        Samples of a clip -> its windows, by the rule of the recipe.
     trimmed : EncoderRun
         As extraction runs it, but frames come back as float32, so that their range can be measured.
     untrimmed : EncoderRun
@@ -59,19 +76,19 @@ class Bench:
     encoder: Encoder
     recipe: Recipe
     device: str
-    pad: Callable[[int], int]
+    plan: Callable[[int], Sequence[Planned]]
     trimmed: EncoderRun
     untrimmed: EncoderRun
 
     @classmethod
-    def start(cls, encoder: Encoder, *, recipe: Recipe, device: str, pad: Callable[[int], int]) -> Bench:
+    def start(cls, encoder: Encoder, *, recipe: Recipe, device: str, plan: Callable[[int], Sequence[Planned]]) -> Bench:
         """Move an encoder to its device."""
         wide = replace(recipe, frame_dtype="float32")
         return cls(
             encoder=encoder,
             recipe=recipe,
             device=device,
-            pad=pad,
+            plan=plan,
             trimmed=encoder.start(wide, device=device, keep_frames=True),
             untrimmed=encoder.start(replace(wide, padding="xares"), device=device, keep_frames=True),
         )
@@ -81,13 +98,33 @@ class Bench:
         """Samples in a second."""
         return self.recipe.sample_rate_hz
 
+    def pad(self, n_samples: int) -> int:
+        """Samples that a clip of so many is padded to; where it is cut into windows, those that its longest is."""
+        return max(window.padded for window in self.plan(n_samples))
+
+    def is_one_window(self, seconds: float) -> bool:
+        """Whether a clip of so many seconds is encoded as a whole."""
+        return len(self.plan(round(seconds * self.rate_hz))) == 1
+
     def tones(self, seconds: float, *, seed: int = 0) -> NDArray[np.float32]:
         """Audio at the encoder's rate."""
         return tones(seconds, rate_hz=self.rate_hz, seed=seed)
 
+    def window(self, seconds: float, *, seed: int = 0) -> NDArray[np.float32]:
+        """Audio of one window: so many seconds, or as many as the recipe leaves in one."""
+        first = self.plan(max(1, round(seconds * self.rate_hz)))[0]
+        return self.tones(seconds, seed=seed)[first.start : first.stop]
+
     def alone(self, wave: NDArray[np.float32]) -> Embedding:
         """Encode one window, padded by the rule of the recipe."""
         return self.together([wave])[0]
+
+    def clip(self, wave: NDArray[np.float32]) -> tuple[Embedding, ...]:
+        """Encode a clip as extraction does: its windows, one after the other."""
+        return tuple(
+            _encode(self.trimmed, [wave[window.start : window.stop]], padded=window.padded)[0]
+            for window in self.plan(len(wave))
+        )
 
     def exactly(self, wave: NDArray[np.float32]) -> Embedding:
         """Encode one window without any padding."""

@@ -27,8 +27,8 @@ def numeric_limit(precision: str) -> float:
 
 def check_determinism(bench: Bench) -> Check:
     """Encode a batch again and again, and once more after another batch."""
-    waves = [bench.tones(1.0, seed=seed) for seed in range(4)]
-    others = [bench.tones(2.0, seed=seed) for seed in range(10, 12)]
+    waves = [bench.window(1.0, seed=seed) for seed in range(4)]
+    others = [bench.window(2.0, seed=seed) for seed in range(10, 12)]
     bench.together(waves)  # so that both of the next two come after the same
     first, second = bench.together(waves), bench.together(waves)
     bench.together(others)
@@ -96,12 +96,12 @@ def _alone_and_batched(bench: Bench, seconds: float) -> Difference:
 
 
 def _of_one_padded_length(bench: Bench, seconds: float) -> list[NDArray[np.float32]]:
-    longest = round(seconds * bench.rate_hz)
+    longest = len(bench.window(seconds))
     waves = []
     for number, gain in enumerate(_GAINS):
         shorter = longest - round(0.03 * number * bench.rate_hz)
         n_samples = shorter if bench.pad(shorter) == bench.pad(longest) else longest
-        waves.append(np.float32(gain) * bench.tones(seconds, seed=number)[:n_samples])
+        waves.append(np.float32(gain) * bench.window(seconds, seed=number)[:n_samples])
     return waves
 
 

@@ -21,7 +21,7 @@ def check_contract(bench: Bench) -> Check:
     seen: list[torch.dtype] = []
     handle = bench.encoder.module.register_forward_hook(lambda _, __, output: seen.extend(_dtypes(output)))
     try:
-        embedding = bench.alone(bench.tones(1.0))
+        embedding = bench.alone(bench.window(1.0))
     finally:
         handle.remove()
     returned = str(seen[0]).removeprefix("torch.") if seen else "unknown"

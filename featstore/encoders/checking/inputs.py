@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from featstore.encoders.checking.audio import clipped, silence
+from featstore.encoders.checking.audio import clipped
 from featstore.encoders.checking.bench import Bench, Embedding, cosine
 from featstore.encoders.checking.records import Check, Verdict
 from featstore.errors import EncoderError
@@ -19,7 +19,7 @@ _NEAR_SHARE = 0.25  # an encoder has heard little here: what it says of other au
 
 def check_short(bench: Bench) -> Check:
     """Encode 10 ms under the padding rule, and, to tell, as they are."""
-    wave = bench.tones(_SHORT_SECONDS)
+    wave = bench.window(_SHORT_SECONDS)
     padded = bench.pad(len(wave)) / bench.rate_hz
     added = f", padded to {padded:g} s," if padded > _SHORT_SECONDS else ""
     n_frames = len(bench.alone(wave).frames)
@@ -39,7 +39,7 @@ def check_short(bench: Bench) -> Check:
 
 def check_silence(bench: Bench) -> Check:
     """Encode digital silence by itself."""
-    embeddings = [bench.alone(silence(seconds, rate_hz=bench.rate_hz)) for seconds in _SECONDS]
+    embeddings = [bench.alone(np.zeros_like(bench.window(seconds))) for seconds in _SECONDS]
     zero = not any(each.utterance.any() for each in embeddings)
     varies = max(_varies(each) for each in embeddings)
     over_time = "the same frame throughout" if varies < 1e-4 else f"frames vary by {varies:.2g} of their size over time"
@@ -60,7 +60,7 @@ def _varies(embedding: Embedding) -> float:
 
 def check_clipped(bench: Bench) -> Check:
     """Encode audio that was recorded far too loud."""
-    waves = [bench.tones(seconds) for seconds in _SECONDS]
+    waves = [bench.window(seconds) for seconds in _SECONDS]
     clean, loud = [[bench.alone(wave) for wave in those] for those in (waves, [clipped(wave) for wave in waves])]
     near = min(cosine(a.utterance, b.utterance) for a, b in zip(clean, loud, strict=True))
     return Check(
@@ -77,8 +77,8 @@ def _listed() -> str:
 
 def check_float16_range(bench: Bench) -> Check:
     """Find the largest frame value over audio of all levels, and silence; float16 ends at 65,504."""
-    wave = bench.tones(4.0)
-    sounds = [0.01 * wave, wave, 1.9 * wave, clipped(wave), silence(4.0, rate_hz=bench.rate_hz)]
+    wave = bench.window(4.0)
+    sounds = [0.01 * wave, wave, 1.9 * wave, clipped(wave), np.zeros_like(wave)]
     largest = 0.0
     for sound in sounds:
         try:

@@ -33,7 +33,7 @@ class Step:
 
 
 def check_long(bench: Bench, *, budget_seconds: float, on_step: Callable[[str], None]) -> Check:
-    """Encode one window of 10 s, 30 s, ... 10 min.
+    """Encode a clip of 10 s, 30 s, ... 10 min.
 
     Parameters
     ----------
@@ -65,7 +65,7 @@ def _encode(bench: Bench, audio_seconds: float) -> Step:
     def work() -> None:
         nonlocal frames, took
         began = time.perf_counter()
-        frames = len(bench.alone(wave).frames)
+        frames = sum(len(window.frames) for window in bench.clip(wave))
         took = time.perf_counter() - began
 
     peak = peak_bytes(work, device=bench.device)

@@ -72,8 +72,8 @@ def check_padding(bench: Bench, *, noise_floor: float) -> Check:
 def _by_length(bench: Bench) -> tuple[dict[float, float], list[float]]:
     """How far padding moves the utterance vector by seconds of the window, and lengths that cannot do without."""
     found, unread = {}, []
-    for seconds in _SECONDS:
-        wave = bench.tones(seconds)
+    for seconds in filter(bench.is_one_window, _SECONDS):
+        wave = bench.window(seconds)
         try:
             exact = bench.exactly(wave)
         except EncoderError:  # it is too short for the encoder: another check tells
@@ -98,13 +98,13 @@ def check_padding_beside_a_longer_clip(bench: Bench) -> Check:
 
     It is not what this project does unless it is asked to, so it fails nothing.
     """
-    wave = bench.tones(_SHORT_SECONDS)
+    wave = bench.window(_SHORT_SECONDS)
     alone = bench.untrimmed_to(wave, padded=len(wave))
     cosines = {
         seconds: cosine(
             alone.utterance, bench.untrimmed_to(wave, padded=bench.pad(round(seconds * bench.rate_hz))).utterance
         )
-        for seconds in _NEIGHBOURS_SECONDS
+        for seconds in filter(bench.is_one_window, _NEIGHBOURS_SECONDS)
     }
     told = " and ".join(f"{each:.3f} beside one of {seconds:g} s" for seconds, each in cosines.items())
     is_used = bench.recipe.padding == "xares"

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from featstore.encoders.checking.bench import Bench
+from featstore.encoders.checking.bench import Bench, Planned
 from featstore.encoders.checking.consistency import check_batch_invariance, check_determinism
 from featstore.encoders.checking.contract import check_contract
 from featstore.encoders.checking.hop import check_hop
@@ -34,7 +34,7 @@ def check_encoder(
     *,
     recipe: Recipe,
     device: str,
-    pad: Callable[[int], int],
+    plan: Callable[[int], Sequence[Planned]],
     budget: Budget,
     on_step: Callable[[str], None],
 ) -> tuple[Check, ...]:
@@ -46,8 +46,8 @@ def check_encoder(
     recipe : Recipe
     device : str
         ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
-    pad : callable
-        Samples of a window -> samples that it is padded to; the padding rule of the recipe.
+    plan : callable
+        Samples of a clip -> its windows, as extraction plans them under the recipe.
     budget : Budget
     on_step : callable
         Told what is begun.
@@ -62,7 +62,7 @@ def check_encoder(
     EncoderError
         The encoder cannot run on the device.
     """
-    bench = Bench.start(encoder, recipe=recipe, device=device, pad=pad)
+    bench = Bench.start(encoder, recipe=recipe, device=device, plan=plan)
     with bench.trimmed.threads():
         contract = _made("contract", lambda: check_contract(bench), on_step)
         if contract.verdict == "failed":

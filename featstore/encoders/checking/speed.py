@@ -26,7 +26,10 @@ _TIMED_RUNS = (2, 10)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchSpeed:
-    """One size of batch: seconds of audio encoded in a second, and peak memory (None where it cannot be told)."""
+    """One size of batch, in seconds with padding, as ``--batch-seconds`` has it.
+
+    ``times_real_time`` counts audio without padding; ``peak_bytes`` is None where it cannot be told.
+    """
 
     batch_seconds: float
     times_real_time: float
@@ -44,6 +47,7 @@ def check_speed(bench: Bench, *, budget_seconds: float, on_step: Callable[[str],
         Told what is begun.
     """
     free = free_bytes(device=bench.device)
+    window_seconds = len(bench.window(_WINDOW_SECONDS)) / bench.rate_hz
     speeds = _speeds(bench, budget_seconds=budget_seconds, free=free, on_step=on_step)
     suggested = suggest_batch_seconds(speeds, free_bytes=free)
     best = max(speeds, key=lambda each: each.times_real_time)
@@ -51,7 +55,7 @@ def check_speed(bench: Bench, *, budget_seconds: float, on_step: Callable[[str],
     left = "" if free is None else f"; {spoken_bytes(free)} are free"
     figures = {
         "batches": [asdict(each) for each in speeds],
-        "window_seconds": _WINDOW_SECONDS,
+        "window_seconds": window_seconds,
         "free_bytes": free,
         "suggested_batch_seconds": suggested,
     }
@@ -63,7 +67,7 @@ def check_speed(bench: Bench, *, budget_seconds: float, on_step: Callable[[str],
             name=NAME,
             verdict="warning",
             measured=measured,
-            advice=f"one window of {_WINDOW_SECONDS:g} s takes over half of the free memory: crop, or a lower "
+            advice=f"one window of {window_seconds:g} s takes over half of the free memory: crop, or a lower "
             "--precision",
             figures=figures,
         )
@@ -95,7 +99,7 @@ def _speeds(
     bench: Bench, *, budget_seconds: float, free: int | None, on_step: Callable[[str], None]
 ) -> list[BatchSpeed]:
     speeds: list[BatchSpeed] = []
-    waves = [bench.tones(_WINDOW_SECONDS, seed=seed) for seed in range(4)]
+    waves = [bench.window(_WINDOW_SECONDS, seed=seed) for seed in range(4)]
     began = last_began = time.perf_counter()
     n_windows = 1
     while n_windows <= _MOST_WINDOWS[bench.device.partition(":")[0]]:
@@ -120,8 +124,11 @@ def _time_batch(bench: Bench, waves: list[NDArray[np.float32]]) -> BatchSpeed:
         began = time.perf_counter()
         bench.together(waves)
         took.append(time.perf_counter() - began)
-    batch_seconds = len(waves) * _WINDOW_SECONDS
-    return BatchSpeed(batch_seconds=batch_seconds, times_real_time=batch_seconds / min(took), peak_bytes=peak)
+    samples = sum(map(len, waves))
+    padded = sum(bench.pad(len(wave)) for wave in waves)
+    return BatchSpeed(
+        batch_seconds=padded / bench.rate_hz, times_real_time=samples / bench.rate_hz / min(took), peak_bytes=peak
+    )
 
 
 def times(factor: float) -> str:
