@@ -34,6 +34,7 @@ def cli(*, traceback: bool) -> None:  # read in `main`
 
     \b
     featstore demo                                             see all of it on audio made here
+    featstore check    ENCODER                                 is it fit to be stored?
     featstore extract  TASK... --encoder E --data D --store S  encode shards (GPU box)
     featstore probe    TASK... --store S                       Track A: a linear layer per task (laptop)
     featstore retrieve TASK... --store S                       Track B: nearest neighbours (laptop)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from functools import cache, partial
 from typing import Any
@@ -13,6 +14,9 @@ from torch.nn import functional
 
 from featstore.encoders import load_encoder
 from featstore.encoders.checking import Budget, Check, check_encoder
+from featstore.encoders.checking.audio import clipped, tones
+from featstore.encoders.checking.bench import Bench
+from featstore.encoders.checking.hop import check_hop
 from featstore.encoders.running import Encoder
 from featstore.extract import ExtractOptions, plan_recipe
 from featstore.extract.windows import Padding, Window, plan_windows
@@ -143,6 +147,13 @@ class NothingLong(Sound):
         return super().forward(audio)
 
 
+class NothingOverSixSeconds(Sound):
+    def forward(self, audio: torch.Tensor) -> Any:
+        if audio.shape[1] > 6000:
+            raise IndexError("index out of range in self")
+        return super().forward(audio)
+
+
 class Truncates(Sound):
     def forward(self, audio: torch.Tensor) -> Any:
         return super().forward(audio[:, :30_000])
@@ -185,6 +196,7 @@ DEFECTS = {
     NoNumberAtFullScale: {"clipped audio"},
     BeyondFloat16: {"float16 range"},
     NothingShort: {"10 ms of audio"},
+    NothingOverSixSeconds: {"10 min of audio"},
     NothingLong: {"10 min of audio"},
     GlobalMean: {"padding"},
     GroupNorm: {"padding"},
@@ -246,8 +258,6 @@ def test_what_the_advice_says_is_a_cure() -> None:
 
 def test_what_a_quantum_does_to_a_global_mean_is_measured_right() -> None:
     """By hand: gates of 1.01 s of frames, and of those with zeros up to 1.25 s, on what both pool, 50 frames."""
-    from featstore.encoders.checking.audio import tones
-
     wave = torch.from_numpy(tones(1.01, rate_hz=1000, seed=0))[None]
     with torch.no_grad():
         exact, padded = Sound()(wave)[0].numpy(), Sound()(functional.pad(wave, (0, 240)))[0].numpy()
@@ -279,7 +289,7 @@ def test_a_number_of_frames_that_is_always_the_same_is_a_warning(count: int) -> 
 
 
 @pytest.mark.parametrize("rounds", ["floor", "ceil"])
-@pytest.mark.parametrize("hop", [10, 20, 37, 960])
+@pytest.mark.parametrize("hop", [10, 20, 30, 37, 70, 960])
 def test_a_right_hop_is_not_doubted_however_an_encoder_rounds(hop: int, rounds: str) -> None:
     class Rounds(Sound):
         hop_size_in_ms = float(hop)
@@ -288,15 +298,27 @@ def test_a_right_hop_is_not_doubted_however_an_encoder_rounds(hop: int, rounds: 
             count = max(1, audio.shape[1] // hop if rounds == "floor" else -(-audio.shape[1] // hop))
             return torch.ones((len(audio), count, 8))
 
-    from featstore.encoders.checking.bench import Bench
-    from featstore.encoders.checking.hop import check_hop
-
-    encoder = build(Rounds())
-    recipe = plan_recipe(encoder, ExtractOptions(), device="cpu")
-    bench = Bench.start(encoder, recipe=recipe, device="cpu", plan=lambda n: [Window(0, n, n)])
-    check = check_hop(bench)
+    check = hop_check(Rounds())
     assert check.verdict == "ok", check
     assert check.figures["measured_hop_seconds"] == pytest.approx(hop / 1000, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("declared_ms", "verdict"), [(20.08, "failed"), (20.01, "ok"), (19.99, "ok"), (19.92, "failed")]
+)
+def test_a_hop_is_wrong_where_it_is_off_by_over_a_frame_in_ten_seconds(declared_ms: float, verdict: str) -> None:
+    """500 frames of 20 ms are in ten seconds; 20.08 ms are 2 fewer."""
+
+    class Slightly(Sound):
+        hop_size_in_ms = declared_ms
+
+    assert hop_check(Slightly()).verdict == verdict
+
+
+def hop_check(module: torch.nn.Module) -> Check:
+    encoder = build(module)
+    recipe = plan_recipe(encoder, ExtractOptions(), device="cpu")
+    return check_hop(Bench.start(encoder, recipe=recipe, device="cpu", plan=lambda n: [Window(0, n, n)]))
 
 
 def test_an_encoder_of_fixed_input_is_given_that_and_long_clips_are_cut_for_it() -> None:
@@ -338,15 +360,11 @@ def test_a_check_on_a_bad_encoder_stops_at_a_contract_that_is_broken_on_its_way(
 
 
 def test_figures_are_json_without_nan() -> None:
-    import json
-
     for check in of_defect(Sound).values():
         assert json.loads(json.dumps(check.as_json(), allow_nan=False)) == check.as_json()
 
 
 def test_audio_is_the_same_for_the_same_seed_and_bounded() -> None:
-    from featstore.encoders.checking.audio import clipped, tones
-
     for seconds in (0.001, 0.31, 65.0):
         wave = tones(seconds, rate_hz=16_000, seed=3)
         assert len(wave) == round(seconds * 16_000)

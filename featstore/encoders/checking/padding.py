@@ -58,7 +58,7 @@ def check_padding(bench: Bench, *, noise_floor: float) -> Check:
         else ", ".join(f"{100 * moved:.2g} % at {seconds:g} s" for seconds, moved in found.items())
     )
     verdict = _verdict(found, limit)
-    note = f" (without padding, forward fails at {max(unread):g} s)" if unread else ""
+    note = f" (forward fails without at {', '.join(f'{each:g}' for each in unread)} s)" if unread else ""
     return Check(
         name=name,
         verdict=verdict,
@@ -76,7 +76,7 @@ def _by_length(bench: Bench) -> tuple[dict[float, float], list[float]]:
         wave = bench.window(seconds)
         try:
             exact = bench.exactly(wave)
-        except EncoderError:  # it is too short for the encoder: another check tells
+        except EncoderError:  # too short or too long for it: other checks tell
             unread.append(seconds)
             continue
         padded = bench.alone(wave)
@@ -100,15 +100,16 @@ def check_padding_beside_a_longer_clip(bench: Bench) -> Check:
     """
     wave = bench.window(_SHORT_SECONDS)
     alone = bench.untrimmed_to(wave, padded=len(wave))
-    cosines = {
-        seconds: cosine(
-            alone.utterance, bench.untrimmed_to(wave, padded=bench.pad(round(seconds * bench.rate_hz))).utterance
-        )
-        for seconds in filter(bench.is_one_window, _NEIGHBOURS_SECONDS)
-    }
+    cosines: dict[float, float] = {}
+    for seconds in filter(bench.is_one_window, _NEIGHBOURS_SECONDS):
+        try:
+            beside = bench.untrimmed_to(wave, padded=bench.pad(round(seconds * bench.rate_hz)))
+        except EncoderError:  # too long for it: the check of long audio tells
+            continue
+        cosines[seconds] = cosine(alone.utterance, beside.utterance)
     told = " and ".join(f"{each:.3f} beside one of {seconds:g} s" for seconds, each in cosines.items())
     is_used = bench.recipe.padding == "xares"
-    moved = is_used and min(cosines.values()) < 1 - _WARNS_AT
+    moved = is_used and min(cosines.values(), default=1.0) < 1 - _WARNS_AT
     return Check(
         name="padding of X-ARES",
         verdict="warning" if moved else "ok",
