@@ -45,7 +45,7 @@ def check_hop(bench: Bench) -> Check:
     return Check(
         name=NAME,
         verdict="failed" if wrong else "ok",
-        measured=f"declared {1000 * declared:g} ms, measured {measured:.4g} ms: {abs(off):.2g} frames off in 10 s",
+        measured=f"declared {1000 * declared:g} ms, measured {measured:.4g} ms: {abs(off):.2f} frames off in 10 s",
         advice=f"events and trimming would go wrong: hop_size_in_ms must be {measured:.4g}" if wrong else "",
         figures=figures,
     )
