@@ -30,7 +30,7 @@ def check_contract(bench: Bench) -> Check:
         name=NAME,
         verdict="ok",
         measured=(
-            f"1 s at {facts.sample_rate_hz:,} Hz gives {len(embedding.frames)} {returned} frames, {facts.dim} wide; "
+            f"1 s at {facts.sample_rate_hz:,} Hz gives {len(embedding.frames)} {returned} frames, {recipe.dim} wide; "
             f"takes lengths: {'yes' if facts.takes_lengths else 'no'}; utterance vector of its own: {own}"
         ),
         figures={
@@ -41,8 +41,8 @@ def check_contract(bench: Bench) -> Check:
             "padding": recipe.padding,
             "frame_dtype": recipe.frame_dtype,
             "sample_rate_hz": facts.sample_rate_hz,
-            "dim": facts.dim,
-            "hop_seconds": facts.hop_seconds,
+            "dim": recipe.dim,
+            "hop_seconds": recipe.hop_seconds,
             "takes_lengths": facts.takes_lengths,
             "own_utterance": not embedding.is_pooled,
             "returned_dtype": returned,

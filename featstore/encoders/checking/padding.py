@@ -17,14 +17,15 @@ _SECONDS = (
     5.01,
     10.01,
 )  # just above a multiple of the usual quantum: nearly all of it is added
+_ROUNDING = 1e-5
 _WARNS_AT = 0.01
 _FAILS_AT = 0.05
 _FAILS_FROM_SECONDS = 1.0
 _SHORT_SECONDS = 1.0
 _NEIGHBOURS_SECONDS = (2.0, 10.0)
 _LEAKS = (
-    "padding leaks into real frames (a mean, norm or attention over all of the input): take `lengths` in forward and "
-    "mask, or extract with --padding exact"
+    "padding leaks into real frames (a mean, norm, attention or stride over all of the input): extract with --padding "
+    "exact, or take `lengths` in forward and mask"
 )
 
 
@@ -52,18 +53,14 @@ def check_padding(bench: Bench, *, noise_floor: float) -> Check:
             verdict="ok",
             measured="cannot be told: forward fails on every window that is not padded; --padding exact is not for it",
         )
-    told = (
-        "nothing"
-        if not any(found.values())
-        else ", ".join(f"{100 * moved:.2g} % at {seconds:g} s" for seconds, moved in found.items())
-    )
+    told = ", ".join(f"{100 * moved:.2g} % at {seconds:g} s" for seconds, moved in found.items())
     verdict = _verdict(found, limit)
     note = f" (forward fails without at {', '.join(f'{each:g}' for each in unread)} s)" if unread else ""
     return Check(
         name=name,
         verdict=verdict,
         measured=f"up to a multiple of {bench.recipe.padding} s, it moves the utterance vector by "
-        f"{told if any(found.values()) else 'nothing'}{note}",
+        f"{told if max(found.values()) > _ROUNDING else 'no more than rounding does'}{note}",
         advice="" if verdict == "ok" else _LEAKS,
         figures={"relative_difference_by_seconds": {f"{seconds:g}": moved for seconds, moved in found.items()}},
     )
