@@ -130,6 +130,7 @@ class ExtractRecord:
 
     ``clips``, ``windows``, ``frames``, ``audio_seconds`` and ``skipped`` are of the split as it stands afterwards,
     reused shards included. ``gone`` names shards whose embeddings are in the store and whose files no longer match.
+    ``settings`` are those in force: device, precision, batch_seconds (None where nothing was encoded) and workers.
     """
 
     task: str
@@ -149,6 +150,7 @@ class ExtractRecord:
     bytes_written: int
     seconds: Mapping[str, float]
     bottleneck: str
+    settings: Mapping[str, Any]
 
     def as_json(self) -> dict[str, Any]:
         """The record as plain JSON."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import redirect_stdout
+from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -12,6 +13,7 @@ import click
 
 from featstore.cli.options import (
     emit_json,
+    encoder_settings,
     json_option,
     parse_arguments,
     parse_layers,
@@ -37,13 +39,7 @@ __all__ = ["extract"]
     help="logmel, mfcc, hf:NAME_OR_PATH[#layer=K] (a transformers audio model), dasheng:base|0.6b|1.2b|PATH, "
     "./file.py[:Class] or package.module:Class.",
 )
-@click.option(
-    "--encoder-arg",
-    "encoder_args",
-    metavar="NAME=VALUE",
-    multiple=True,
-    help="Constructor argument of the encoder; may be repeated.",
-)
+@encoder_settings
 @click.option(
     "--layers",
     metavar="K,K,last",
@@ -60,9 +56,6 @@ __all__ = ["extract"]
     help="Utterance vectors to keep: mean, max or std over frames; the last two are feature sets NAME.max, NAME.std.",
 )
 @click.option(
-    "--trust-remote-code", is_flag=True, help="Run the code that an hf: model brings with it. Read it before."
-)
-@click.option(
     "--data",
     "data_dir",
     type=click.Path(path_type=Path),
@@ -72,22 +65,6 @@ __all__ = ["extract"]
 )
 @store_option
 @click.option("--split", "splits", metavar="NAME", multiple=True, help="Only this split or fold; may be repeated.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-@click.option(
-    "--precision",
-    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
-    default="auto",
-    show_default=True,
-    help="Arithmetic of the encoder. auto: bfloat16 for an encoder with weights on a GPU, else float32.",
-)
-@click.option(
-    "--dtype",
-    "frame_dtype",
-    type=click.Choice(["float16", "float32"]),
-    default="float16",
-    show_default=True,
-    help="What frames are stored as; utterance vectors are always float32.",
-)
 @click.option(
     "--frames",
     type=click.Choice(["auto", "always", "never"]),
@@ -96,22 +73,10 @@ __all__ = ["extract"]
     help="Store frames. auto: where the task scores frames.",
 )
 @click.option(
-    "--padding",
-    metavar="SECONDS|exact|xares",
-    default="0.25",
-    show_default=True,
-    help="Round a window's length up to a multiple; to nothing; or pad as X-ARES does.",
-)
-@click.option(
-    "--max-window-seconds",
-    type=click.FloatRange(min=0.1),
-    help="Encode longer clips in windows of one length, at most this.  [default: the encoder's own limit]",
-)
-@click.option(
     "--batch-seconds",
     type=click.FloatRange(min=0),
     default=0.0,
-    help="Audio in a batch.  [default: 64 on a CPU, 640 on a GPU]",
+    help="Audio in a batch.  [default: what a GPU is measured to be busy with; 16 on a CPU, 64 without weights]",
 )
 @click.option(
     "--workers", type=click.IntRange(min=0), default=0, help="Decoding threads.  [default: one per core, at most 16]"
@@ -122,6 +87,14 @@ __all__ = ["extract"]
     default=3600.0,
     show_default=True,
     help="Leave out clips that claim to be longer.",
+)
+@click.option("--compile", "compiled", is_flag=True, help="Compile the encoder with torch.compile; the start is slow.")
+@click.option(
+    "--profile",
+    "profile_path",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE.json",
+    help="Write a trace of the first batches, to open in chrome://tracing or Perfetto.",
 )
 @click.option("--prune", is_flag=True, help="Drop embeddings of shards whose files are no longer there.")
 @click.option("--fail-on-skip", is_flag=True, help="Exit with 1 if any clip was left out.")
@@ -171,6 +144,7 @@ def extract(
                 progress=progress,
             )
         records += done
+        options = replace(options, profile_path=None)  # the trace is of the first batches
         if not as_json:
             for record, following in zip_longest(done, done[1:]):
                 _tell(record, timed=following is None or following.split != record.split)
@@ -196,9 +170,13 @@ def _tell(record: ExtractRecord, *, timed: bool) -> None:
         f"{record.shards_done} shards encoded, {record.shards_reused} reused"
     )
     if record.shards_done and timed:
-        seconds = record.seconds
+        seconds, settings = record.seconds, record.settings
         click.echo(
-            f"  {seconds['total']:.1f} s, {record.bytes_written / 1e6:,.1f} MB written; "
+            f"  on {settings['device']} in {settings['precision']}, batches of {settings['batch_seconds']:g} s, "
+            f"{settings['workers']} decoding threads; {record.bytes_written / 1e6:,.1f} MB written"
+        )
+        click.echo(
+            f"  {seconds['total']:.1f} s, the device busy {seconds['busy'] / max(seconds['total'], 1e-9):.0%} of them; "
             f"the run waited on {record.bottleneck} (encode {seconds['encode']:.1f} s, "
             f"waiting for clips {seconds['wait_clips']:.1f} s, for the store {seconds['wait_write']:.1f} s)"
         )

@@ -14,6 +14,7 @@ from featstore.errors import UsageError
 __all__ = [
     "emit_json",
     "encoder_names",
+    "encoder_settings",
     "jobs_option",
     "json_option",
     "parse_arguments",
@@ -69,6 +70,56 @@ def results_option(function: _F) -> _F:
         metavar="DIR",
         help="Also write each score there, for `featstore report`.",
     )(function)
+
+
+def encoder_settings(function: _F) -> _F:
+    """How an encoder is loaded and run: what `extract` and `check` have in common."""
+    options = (
+        click.option(
+            "--encoder-arg",
+            "encoder_args",
+            metavar="NAME=VALUE",
+            multiple=True,
+            help="Constructor argument of the encoder; may be repeated.",
+        ),
+        click.option(
+            "--trust-remote-code",
+            is_flag=True,
+            help="Run the code that an hf: model brings with it. Read it before.",
+        ),
+        click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
+        click.option(
+            "--precision",
+            type=click.Choice(["auto", "float32", "tf32", "bfloat16", "float16"]),
+            default="auto",
+            show_default=True,
+            help="Arithmetic of the encoder. auto: bfloat16 for an encoder with weights on a GPU, else float32. "
+            "tf32: float32 whose products a GPU may round.",
+        ),
+        click.option(
+            "--dtype",
+            "frame_dtype",
+            type=click.Choice(["float16", "float32"]),
+            default="float16",
+            show_default=True,
+            help="What frames are stored as; utterance vectors are always float32.",
+        ),
+        click.option(
+            "--padding",
+            metavar="SECONDS|exact|xares",
+            default="0.25",
+            show_default=True,
+            help="Round a window's length up to a multiple; to nothing; or pad as X-ARES does.",
+        ),
+        click.option(
+            "--max-window-seconds",
+            type=click.FloatRange(min=0.1),
+            help="Encode longer clips in windows of one length, at most this.  [default: the encoder's own limit]",
+        ),
+    )
+    for option in reversed(options):
+        function = option(function)
+    return function
 
 
 def encoder_names(function: _F) -> _F:

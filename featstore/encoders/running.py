@@ -118,7 +118,9 @@ class Encoder:
         return EncoderRun(self, recipe, device=device, keep_frames=keep_frames)
 
     def compile(self) -> None:
-        """Compile the forward pass (``torch.compile``) for inputs of any length; the first batches are slow."""
+        """Compile the forward pass (``torch.compile``) for inputs of any length, once; the first batches are slow."""
+        if self.module._compiled_call_impl is not None:
+            return
         self.module.compile(dynamic=True)
         if self.facts.layers is not None:
             module: Any = self.module
@@ -203,6 +205,7 @@ class EncoderRun:
         if self._device.type == "cuda":
             self._uploads = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         self._busy_seconds = 0.0
+        self.after_batch: Callable[[], None] = _nothing
         try:
             self._module = encoder.module.to(self._device)
         except (RuntimeError, AssertionError) as error:
@@ -253,6 +256,12 @@ class EncoderRun:
 
     def begin(self, audio: NDArray[np.float32], n_samples: NDArray[np.int64]) -> Callable[[], tuple[Encoded, ...]]:
         """Begin one batch. The callable waits for it, and returns or raises what `__call__` would."""
+        try:
+            return self._begin(audio, n_samples)
+        finally:
+            self.after_batch()
+
+    def _begin(self, audio: NDArray[np.float32], n_samples: NDArray[np.int64]) -> Callable[[], tuple[Encoded, ...]]:
         if self._uploads is None or self._is_too_large(audio):
             began = time.perf_counter()
             encoded = self(audio, n_samples)
@@ -456,3 +465,7 @@ def pick_device(asked: str) -> str:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UsageError(f"--device {asked} is not there: this machine has {torch.cuda.device_count()} CUDA devices")
     return asked
+
+
+def _nothing() -> None:
+    """What follows a batch that nobody watches."""

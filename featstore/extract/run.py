@@ -6,9 +6,10 @@ import math
 import os
 import platform
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -29,9 +30,11 @@ if TYPE_CHECKING:
     from featstore.manifest import Manifest
     from featstore.records import Recipe
 
-__all__ = ["ExtractOptions", "extract_task"]
+__all__ = ["ExtractOptions", "extract_task", "plan_recipe"]
 
 XARES_BATCH = 16
+CPU_BATCH_SECONDS, WEIGHTLESS_BATCH_SECONDS = 16.0, 64.0
+USUAL_WINDOW_SECONDS, MOST_BATCH_SECONDS = 5.0, 1280.0
 LEAST_WINDOW_SECONDS = 0.1
 
 
@@ -44,7 +47,8 @@ class ExtractOptions:
     device : str
         ``auto`` (a GPU where there is one), ``cpu``, ``cuda`` or ``cuda:1``.
     precision : str
-        ``auto`` (bfloat16 for an encoder with weights on a GPU, else float32), ``float32``, ``bfloat16``, ``float16``.
+        ``auto`` (bfloat16 for an encoder with weights on a GPU, else float32), ``float32``, ``tf32`` (float32 whose
+        products a GPU may round), ``bfloat16``, ``float16``.
     frame_dtype : str
         What frames are stored as.
     frames : str
@@ -52,13 +56,17 @@ class ExtractOptions:
     padding : str
         A quantum in seconds, ``exact`` or ``xares``.
     batch_seconds : float
-        Audio in a batch, padding included; 0 picks for the device.
+        Audio in a batch, padding included; 0 picks for the device: on a GPU by measuring.
     workers : int
         Decoding threads; 0 is one for each core, at most 16.
     max_clip_seconds : float
         Clips that claim to be longer are left out.
     max_window_seconds : float or None
         Longer clips are cut into windows of one length; None leaves that to the encoder.
+    compiled : bool
+        Compile the encoder with ``torch.compile``.
+    profile_path : Path or None
+        Where a trace of the first batches is written.
     prune : bool
         Drop the embeddings of shards whose files are no longer there, or no longer match the manifest's pattern.
     """
@@ -72,11 +80,13 @@ class ExtractOptions:
     workers: int = 0
     max_clip_seconds: float = 3600.0
     max_window_seconds: float | None = None
+    compiled: bool = False
+    profile_path: Path | None = None
     prune: bool = False
 
     def __post_init__(self) -> None:
         for name, value, known in (
-            ("precision", self.precision, ("auto", "float32", "bfloat16", "float16")),
+            ("precision", self.precision, ("auto", "float32", "tf32", "bfloat16", "float16")),
             ("frame_dtype", self.frame_dtype, ("float16", "float32")),
             ("frames", self.frames, ("auto", "always", "never")),
         ):
@@ -131,6 +141,7 @@ def extract_task(
     EncoderContractError, StoreError, UsageError
         See `featstore.errors`.
     """
+    from featstore.encoders.profiling import traced
     from featstore.encoders.running import pick_device
 
     device = pick_device(options.device)
@@ -138,7 +149,7 @@ def extract_task(
     outputs = tuple(
         _Kept(
             output=output,
-            recipe=_recipe(encoder, output, device=device, options=options),
+            recipe=plan_recipe(encoder, output, device=device, options=options),
             frames_stored=frames_wanted and output.pool == "mean",
         )
         for output in encoder.outputs
@@ -148,16 +159,21 @@ def extract_task(
     chosen = _chosen_feature_sets(manifest, splits)
     # every pattern is looked up before the first shard is encoded: a typo is told now, not after hours
     shards = {name: find_shards(data_dir / manifest.data.dataset, pattern) for name, pattern in chosen.items()}
+    if options.compiled:
+        encoder.compile()
+    run = encoder.start(outputs[0].recipe, device=device, keep_frames=frames_wanted)
     job = _Job(
         manifest=manifest,
         encoder=encoder,
         outputs=outputs,
-        run=encoder.start(outputs[0].recipe, device=device, keep_frames=frames_wanted),
+        run=run,
         device=device,
         options=options,
+        batch_seconds=cache(partial(_batch_seconds, encoder, run, options, crop_seconds=manifest.data.crop_seconds)),
         progress=progress or Silent(),
     )
-    outcomes = [job.bring_up_to_date(name, shards[name], store_url) for name in chosen]
+    with nullcontext() if options.profile_path is None else traced(run, options.profile_path):
+        outcomes = [job.bring_up_to_date(name, shards[name], store_url) for name in chosen]
     broken = [reason for _, reasons in outcomes for reason in reasons]
     if broken:
         raise ShardError(
@@ -200,6 +216,7 @@ class _Job:
     run: EncoderRun
     device: str
     options: ExtractOptions
+    batch_seconds: Callable[[], float]
     progress: Progress
 
     def bring_up_to_date(
@@ -272,7 +289,7 @@ class _Job:
                 longest_seconds=self.encoder.longest_window_seconds(self.options.max_window_seconds),
                 input_seconds=self.encoder.facts.input_seconds,
             ),
-            new_batcher=partial(_new_batcher, padding, budget_samples=round(self._batch_seconds() * rate)),
+            new_batcher=partial(_new_batcher, padding, budget_samples=round(self.batch_seconds() * rate)),
             settings=EncodeSettings(
                 sample_rate_hz=rate,
                 max_clip_seconds=self.options.max_clip_seconds,
@@ -281,9 +298,6 @@ class _Job:
             ),
             progress=self.progress,
         )
-
-    def _batch_seconds(self) -> float:
-        return self.options.batch_seconds or (640.0 if self.device.startswith("cuda") else 64.0)
 
     def _decode_threads(self) -> int:
         return self.options.workers or min(16, os.cpu_count() or 1)
@@ -313,10 +327,42 @@ class _Job:
             bytes_written=sum(entry.size for commit in done.values() for entry in commit.objects.values()),
             seconds=times.as_json(),
             bottleneck=times.bottleneck(decode_threads=self._decode_threads()) if done else "",
+            settings={
+                "device": self.device,
+                "precision": each.kept.recipe.precision,
+                "batch_seconds": round(self.batch_seconds(), 2) if done else None,
+                "workers": self._decode_threads(),
+            },
         )
 
 
-def _recipe(encoder: Encoder, output: Output, *, device: str, options: ExtractOptions) -> Recipe:
+def _batch_seconds(encoder: Encoder, run: EncoderRun, options: ExtractOptions, *, crop_seconds: float | None) -> float:
+    """Audio in a batch: what is asked for, what a GPU is measured to be busy with, or what is good on any CPU.
+
+    A CPU is as fast at any size (measured on a transformer), and what is batched with what decides the last bits: there
+    it is not left to a measurement.
+    """
+    if options.batch_seconds:
+        return options.batch_seconds
+    if run.batches_ahead == 0:
+        return CPU_BATCH_SECONDS if encoder.has_weights else WEIGHTLESS_BATCH_SECONDS
+    from featstore.encoders.budget import find_batch_seconds
+
+    longest = encoder.longest_window_seconds(options.max_window_seconds)
+    window = min(each for each in (crop_seconds, longest, USUAL_WINDOW_SECONDS) if each is not None)
+    if encoder.facts.input_seconds is not None:
+        window = encoder.facts.input_seconds
+    found = find_batch_seconds(
+        run,
+        sample_rate_hz=encoder.facts.sample_rate_hz,
+        window_seconds=window,
+        most_seconds=MOST_BATCH_SECONDS,
+    )
+    return found or window
+
+
+def plan_recipe(encoder: Encoder, output: Output, *, device: str, options: ExtractOptions) -> Recipe:
+    """The recipe that an extraction with these options on this device stores one output under."""
     return encoder.recipe(
         padding=str(Padding.parse(options.padding)),
         precision=_precision(options.precision, device, encoder),
@@ -363,6 +409,8 @@ def _new_batcher(padding: Padding, *, budget_samples: int) -> Batcher:
 
 
 def _precision(asked: str, device: str, encoder: Encoder) -> str:
+    if asked == "tf32" and not device.startswith("cuda"):
+        raise UsageError(f"--precision tf32 is for GPUs, and this runs on {device}: use float32")
     if asked != "auto":
         return asked
     return "bfloat16" if device.startswith("cuda") and encoder.has_weights else "float32"
