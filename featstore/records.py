@@ -131,6 +131,7 @@ class ExtractRecord:
     ``clips``, ``windows``, ``frames``, ``audio_seconds`` and ``skipped`` are of the split as it stands afterwards,
     reused shards included. ``gone`` names shards whose embeddings are in the store and whose files no longer match.
     ``settings`` are those in force: device, precision, batch_seconds (None where nothing was encoded) and workers.
+    ``seconds`` are of the pass that made it, and with it the other layers and pools of the same encoder and split.
     """
 
     task: str

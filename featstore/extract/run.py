@@ -19,7 +19,7 @@ from featstore.extract.audio import RESAMPLER
 from featstore.extract.batches import PENDING_BATCHES, Batcher, FileOrderBatcher, LengthBatcher
 from featstore.extract.pipeline import EncodeResult, EncodeSettings, PartTarget, StageTimes, encode_shards
 from featstore.extract.progress import Progress, Silent
-from featstore.extract.shards import Shard, find_shards, is_committed
+from featstore.extract.shards import Shard, find_shards, is_committed, sha256_of_file
 from featstore.extract.windows import Padding, plan_windows
 from featstore.records import ExtractRecord, dataset_group
 from featstore.store import FORMAT_VERSION, Commit, Segment, SplitWriter, open_split_writer
@@ -223,7 +223,8 @@ class _Job:
         self, split: str, shards: Sequence[Shard], store_url: str
     ) -> tuple[tuple[ExtractRecord, ...], tuple[str, ...]]:
         """Encode what is missing of one split's feature sets. Returns their records, and why shards broke."""
-        sets = tuple(self._feature_set(kept, split, shards, store_url) for kept in self.outputs)
+        hashed_once = cache(sha256_of_file)  # a shard that was touched is asked about by every output
+        sets = tuple(self._feature_set(kept, split, shards, store_url, hashed_once) for kept in self.outputs)
         stale = [shard for shard in shards if any(shard.name in each.stale for each in sets)]
         others = f" and {len(sets) - 1} more" if len(sets) > 1 else ""
         self.progress.begin(
@@ -246,7 +247,9 @@ class _Job:
         )
         return records, tuple(reason for _, reason in result.broken)
 
-    def _feature_set(self, kept: _Kept, split: str, shards: Sequence[Shard], store_url: str) -> _FeatureSet:
+    def _feature_set(
+        self, kept: _Kept, split: str, shards: Sequence[Shard], store_url: str, sha256_of: Callable[[Path], str]
+    ) -> _FeatureSet:
         """Open one output's feature set and see what it lacks."""
         writer = open_split_writer(
             store_url,
@@ -262,7 +265,11 @@ class _Job:
         if gone and self.options.prune:
             writer.delete(_parts_of_nothing_but(gone, cached))
             gone = sorted(writer.committed().keys() - {shard.name for shard in shards})
-        stale = [s.name for s in shards if not is_committed(s, cached.get(s.name), wants_frames=kept.frames_stored)]
+        stale = [
+            shard.name
+            for shard in shards
+            if not is_committed(shard, cached.get(shard.name), wants_frames=kept.frames_stored, sha256_of=sha256_of)
+        ]
         return _FeatureSet(kept=kept, writer=writer, cached=cached, gone=tuple(gone), stale=frozenset(stale))
 
     def _encode(self, shards: Sequence[Shard], sets: Sequence[_FeatureSet]) -> EncodeResult:
