@@ -14,10 +14,10 @@ import handmade
 from featstore.errors import DataError, LabelError, UnknownFeatureSet
 from featstore.metrics import find_metric
 from featstore.probe import probe_task
-from featstore.probe.frame_heads import FrameFeatures, FrameJob, frame_logits, train_frame_heads
+from featstore.probe.frame_heads import FrameFeatures, FrameJob, crew, frame_logits, train_frame_heads
 from featstore.probe.frame_scoring import Rows, judge_of
 from featstore.probe.frame_targets import excerpts_of, spans_of
-from featstore.probe.heads import BinaryCrossEntropy
+from featstore.probe.heads import BinaryCrossEntropy, threads
 from featstore.store import open_store
 from featstore.taskdata import load_frame_task
 
@@ -106,15 +106,26 @@ def test_training_is_that_of_x_ares_by_autograd_padding_and_all(store, protocol,
     reader = [np.asarray(task.frames[window]) for window in samples.windows]
     known = [torch.from_numpy(excerpts.targets(at, start=0, stop=90).T).float() for at in range(len(excerpts))]
     model = peer_training(excerpts, reader, known, seed=5, batch_size=5, pos_weight=pos_weight, padded=padded)
-    features = FrameFeatures(task.frames, dim=24, kept_bytes=kept_bytes)
     job = FrameJob(excerpts=excerpts, padded=padded, score=None, rng=np.random.default_rng(5), learning_rate=1e-2)
     loss = BinaryCrossEntropy(pos_weight=pos_weight)
-    (head,) = train_frame_heads(features, [job], loss=loss, epochs=EPOCHS, batch_size=5)
+    with crew() as workers:
+        features = FrameFeatures(task.frames, dim=24, crew=workers, kept_bytes=kept_bytes)
+        (head,) = train_frame_heads(features, [job], crew=workers, loss=loss, epochs=EPOCHS, batch_size=5)
     rows = frame_logits(features, excerpts, range(len(excerpts)), head)
     with torch.no_grad():
         expected = torch.cat([model(torch.from_numpy(each.astype(np.float32))) for each in reader]).numpy()
     np.testing.assert_allclose(rows.logits, expected, atol=2e-4)
     np.testing.assert_allclose(rows.padding, model(torch.zeros(1, 24)).detach().numpy()[0], atol=2e-4)
+
+
+@pytest.mark.parametrize("protocol", ["xares", "strict"])
+def test_frame_scores_are_the_same_whatever_the_number_of_threads(store, protocol):
+    scores = []
+    for n_threads in (1, 3):
+        with threads(n_threads):
+            scores.append(probe_task(store, framed.task(), protocol=protocol))
+    assert scores[0].value == scores[1].value
+    assert scores[0].details == scores[1].details
 
 
 def test_targets_of_xares_are_those_of_its_label_processors(store):
