@@ -67,7 +67,6 @@ def score_frames(
     encoder: str | None,
     protocol: Protocol,
     seeds: tuple[int, ...],
-    head: str,
 ) -> ScoreRecord:
     """Score a task of kind ``frame``.
 
@@ -111,7 +110,7 @@ def score_frames(
         track="A",
         seeds=seeds,
         settings={
-            "head": head,
+            "head": "linear",
             **manifest.probe.model_dump(exclude_none=True),
             **manifest.metric_args.model_dump(exclude_none=True),
         },
