@@ -17,7 +17,7 @@ from benchmarks.table import Table
 
 __all__ = ["Options", "main"]
 
-NAMES = ("cli", "extract", "store", "tracks", "evaluation", "parity")
+NAMES = ("cli", "extract", "encode", "store", "tracks", "evaluation", "parity")
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "benchmarks.md"
 
 

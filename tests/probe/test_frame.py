@@ -17,7 +17,7 @@ from featstore.probe import probe_task
 from featstore.probe.frame_heads import FrameFeatures, FrameJob, crew, frame_logits, train_frame_heads
 from featstore.probe.frame_scoring import Rows, judge_of
 from featstore.probe.frame_targets import excerpts_of, spans_of
-from featstore.probe.heads import BinaryCrossEntropy, threads
+from featstore.probe.heads import BinaryCrossEntropy
 from featstore.store import open_store
 from featstore.taskdata import load_frame_task
 
@@ -116,16 +116,6 @@ def test_training_is_that_of_x_ares_by_autograd_padding_and_all(store, protocol,
         expected = torch.cat([model(torch.from_numpy(each.astype(np.float32))) for each in reader]).numpy()
     np.testing.assert_allclose(rows.logits, expected, atol=2e-4)
     np.testing.assert_allclose(rows.padding, model(torch.zeros(1, 24)).detach().numpy()[0], atol=2e-4)
-
-
-@pytest.mark.parametrize("protocol", ["xares", "strict"])
-def test_frame_scores_are_the_same_whatever_the_number_of_threads(store, protocol):
-    scores = []
-    for n_threads in (1, 3):
-        with threads(n_threads):
-            scores.append(probe_task(store, framed.task(), protocol=protocol))
-    assert scores[0].value == scores[1].value
-    assert scores[0].details == scores[1].details
 
 
 def test_targets_of_xares_are_those_of_its_label_processors(store):
