@@ -13,6 +13,7 @@ import transformers
 from tiny_models import FAMILIES, save
 
 from featstore.encoders import load_encoder
+from featstore.encoders.hf.waveform import normalised
 from featstore.encoders.running import Encoder, EncoderRun
 from handmade import noise
 
@@ -197,6 +198,16 @@ def test_very_short_and_silent_windows_are_finite(family: str, folder: Path) -> 
         [(utterance, frames)] = alone(encoder, wave)
         assert np.isfinite(utterance).all()
         assert len(frames) <= 2 or family == "sew"  # what no extractor cuts shorter than 0.1 s
+
+
+def test_a_waveform_is_normalised_over_its_real_samples_as_its_extractor_does_it_alone() -> None:
+    clips = [noise(seconds, seed=number) * 0.3 + 0.2 for number, seconds in enumerate(SECONDS)]
+    audio, lengths = stacked(clips, to=16_000)
+    found = normalised(torch.from_numpy(audio), torch.from_numpy(lengths)).numpy()
+    for row, wave in zip(found, clips, strict=True):
+        [expected] = transformers.Wav2Vec2FeatureExtractor()(wave, sampling_rate=16_000)["input_values"]
+        np.testing.assert_allclose(row[: len(wave)], expected, rtol=1e-5, atol=1e-5)
+        assert not row[len(wave) :].any()
 
 
 def test_whispers_hop_is_20_ms_though_its_extractor_says_10(folder: Path) -> None:
