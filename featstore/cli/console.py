@@ -278,8 +278,10 @@ def _entries(row: GridRow) -> tuple[Text, ...]:
 
 
 def _entry(cell: GridCell) -> Text:
-    # The mark is a letter of the text as well as a colour: a log and a colour-blind reader see it too.
-    return Text(f"▸ {cell.text}", style="bold green") if cell.best else Text(cell.text)
+    # A mark is a letter of the text as well as a style: a log and a colour-blind reader see it too.
+    if cell.best:
+        return Text(f"▸ {cell.text}", style="bold green")
+    return Text(f"≈ {cell.text}") if cell.inside_noise else Text(cell.text)
 
 
 def plain_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, title: str | None = None) -> Table:
