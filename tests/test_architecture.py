@@ -17,6 +17,7 @@ LAYERS = (
     {"cli"},
     {"demo"},
     {"report"},
+    {"health"},
     {"extract", "fetch", "probe", "retrieve"},
     {"taskdata"},
     {"encoders"},
