@@ -18,13 +18,15 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.image import imsave
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from numpy.typing import NDArray
 
-__all__ = ["N_COLOURS", "Curve", "Point", "curves_svg", "matrix_png"]
+__all__ = ["N_COLOURS", "Curve", "Plotter", "Point", "XScale", "matrix_png"]
+
+XScale = Literal["linear", "log"]
 
 N_COLOURS = 10
 """Series colours that the page's style sheet has, ``--c0`` to ``--c9``."""
@@ -66,35 +68,67 @@ class Curve:
     points: tuple[Point, ...]
 
 
-def curves_svg(
-    curves: Sequence[Curve],
-    *,
-    number: int,
-    title: str,
-    description: str,
-    x_label: str,
-    y_label: str,
-    x_scale: Literal["linear", "log"],
-) -> str:
-    """Draw curves as an ``<svg>`` element to stand in a page.
+class Plotter:
+    """Draws charts one after the other on the same axes: most of what a chart costs is to make axes and their ticks."""
 
-    Parameters
-    ----------
-    number : int
-        Different for every chart of a page: ids begin with it.
-    title, description : str
-        The text alternative.
-    """
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(4.4, 2.5))
-        figure.subplots_adjust(left=0.13, right=0.98, bottom=0.18, top=0.97)  # a layout engine takes most of the time
-        axes = figure.add_subplot()
-        for at, curve in enumerate(curves):
-            _draw(axes, at, curve)
-        _set_axes(axes, curves, x_label=x_label, y_label=y_label, x_scale=x_scale)
-        text = io.StringIO()
-        figure.savefig(text, format="svg", metadata={"Date": None})
-    return _for_a_page(text.getvalue(), curves, number=number, title=title, description=description)
+    def __init__(self) -> None:
+        self._drawn_on: dict[XScale, tuple[Figure, Axes]] = {}
+
+    def curves_svg(
+        self,
+        curves: Sequence[Curve],
+        *,
+        number: int,
+        title: str,
+        description: str,
+        x_label: str,
+        y_label: str,
+        x_scale: XScale,
+    ) -> str:
+        """Draw curves as an ``<svg>`` element to stand in a page.
+
+        Parameters
+        ----------
+        number : int
+            Different for every chart of a page: ids begin with it.
+        title, description : str
+            The text alternative.
+        """
+        with mpl.rc_context(_STYLE):
+            figure, axes = self._cleared(x_scale)
+            for at, curve in enumerate(curves):
+                _draw(axes, at, curve)
+            _set_places(axes, curves, x_scale=x_scale)
+            axes.set_xlabel(x_label)
+            axes.set_ylabel(y_label)
+            text = io.StringIO()
+            figure.savefig(text, format="svg", metadata={"Date": None})
+        return _for_a_page(text.getvalue(), curves, number=number, title=title, description=description)
+
+    def _cleared(self, x_scale: XScale) -> tuple[Figure, Axes]:
+        if x_scale not in self._drawn_on:
+            self._drawn_on[x_scale] = _new_axes(x_scale)
+        figure, axes = self._drawn_on[x_scale]
+        for artist in (*axes.lines, *axes.collections):
+            artist.remove()
+        axes.relim()
+        return figure, axes
+
+
+def _new_axes(x_scale: XScale) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(4.4, 2.5))
+    figure.subplots_adjust(left=0.13, right=0.98, bottom=0.18, top=0.97)
+    figure.patch.set_visible(False)
+    axes = figure.add_subplot()
+    axes.set_xscale(x_scale)
+    axes.grid(axis="y", color=_GRID, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.patch.set_visible(False)
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+    return figure, axes
 
 
 def _draw(axes: Axes, at: int, curve: Curve) -> None:
@@ -109,24 +143,13 @@ def _draw(axes: Axes, at: int, curve: Curve) -> None:
     axes.plot(x, y, "o", color=colour, markersize=4, clip_on=False, gid=f"points-{at}")
 
 
-def _set_axes(axes: Axes, curves: Sequence[Curve], *, x_label: str, y_label: str, x_scale: str) -> None:
-    axes.set_xlabel(x_label)
-    axes.set_ylabel(y_label)
-    axes.grid(axis="y", color=_GRID, linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.patch.set_visible(False)
-    axes.figure.patch.set_visible(False)
-    axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+def _set_places(axes: Axes, curves: Sequence[Curve], *, x_scale: XScale) -> None:
+    """Ticks where the points are, while there is room for them."""
     places = sorted({point.x for curve in curves for point in curve.points})
-    if x_scale == "log":
-        axes.set_xscale("log")
-        axes.xaxis.set_minor_locator(NullLocator())
     if len(places) <= 8:
         axes.xaxis.set_major_locator(FixedLocator(places))
-    elif x_scale == "linear":
-        axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(8, integer=True) if x_scale == "linear" else LogLocator())
 
 
 def _for_a_page(svg: str, curves: Sequence[Curve], *, number: int, title: str, description: str) -> str:
@@ -134,7 +157,8 @@ def _for_a_page(svg: str, curves: Sequence[Curve], *, number: int, title: str, d
     svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     svg = svg.replace(_INK, "currentColor").replace(_GRID, "var(--line)")
     svg = re.sub(r"#fedd([0-9a-f]{2})", lambda found: f"var(--c{int(found[1], 16)})", svg)
-    svg = re.sub(r"'DejaVu Sans'[^;\"]*", "system-ui, sans-serif", svg)
+    svg = re.sub(r"font-family: [^;\"]*; ?|font: [^;\"]*; ?", "", svg)
+    svg = re.sub(r"font-size: 8px; ?|; fill: currentColor(?=\"( x=| transform=))", "", svg)
 
     def named(found: re.Match[str]) -> str:
         says = iter(curves[int(found[1])].points)

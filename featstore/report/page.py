@@ -140,13 +140,16 @@ class _Charts:
     """Draws curves, each chart with a number of its own."""
 
     def __init__(self) -> None:
+        from featstore.report.charts import Plotter
+
+        self._plotter = Plotter()
         self._numbers: Iterator[int] = count(1)
 
     def draw(self, view: CurveView, *, task: str, metric: str) -> Any:
         """The chart as markup that is safe to put into a page as it is."""
         from markupsafe import Markup
 
-        from featstore.report.charts import Curve, Point, curves_svg
+        from featstore.report.charts import Curve, Point
 
         curves = [
             Curve(
@@ -164,7 +167,7 @@ class _Charts:
             f"to {curve.points[-1].y:.3f} at {curve.points[-1].x:g}"
             for curve in curves
         )
-        svg = curves_svg(
+        svg = self._plotter.curves_svg(
             curves,
             number=next(self._numbers),
             title=f"{view.title}: {task}, {metric}",

@@ -401,7 +401,7 @@ def _block(table: Table, row: Row, scored: Mapping[int, ScoreRecord], *, colours
         class_labels=class_labels,
         classes=classes,
         n_classes=n_classes,
-        confusions=tuple(found for at in ranked if (found := _confusion(labels[at], scored[at])) is not None),
+        confusions=_confusions([(labels[at], scored[at]) for at in ranked]),
     )
 
 
@@ -564,6 +564,12 @@ def _classes(scored: Sequence[tuple[str, ScoreRecord]]) -> tuple[tuple[str, ...]
 def _has_classes(record: ScoreRecord) -> bool:
     classes, scores = record.details.get("classes"), record.details.get("by_class")
     return isinstance(classes, list) and isinstance(scores, list) and len(classes) == len(scores) > 0
+
+
+def _confusions(scored: Sequence[tuple[str, ScoreRecord]]) -> tuple[Confusion, ...]:
+    """Matrices of the encoders that were scored on the same classes as the best."""
+    found = [each for label, record in scored if (each := _confusion(label, record)) is not None]
+    return tuple(each for each in found if each.classes == found[0].classes)
 
 
 def _confusion(label: str, record: ScoreRecord) -> Confusion | None:

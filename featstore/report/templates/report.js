@@ -2,12 +2,12 @@
 (() => {
   const all = (selector, root = document) => [...root.querySelectorAll(selector)];
 
-  // Sorting: numbers from data-v, text as it reads; what has no value stays last, and each tbody keeps to itself.
+  // Sorting: numbers from data-v or as they read, text as it reads; what has no value stays last, and each tbody keeps to itself.
   const keyOf = (row, at, numeric) => {
     const cell = row.cells[at];
     if (!numeric) return cell.textContent.trim().toLocaleLowerCase();
-    const value = cell.dataset.v;
-    return value === undefined || value === "" ? null : Number(value);
+    const value = cell.dataset.v ?? cell.textContent;
+    return value === "" || Number.isNaN(Number(value)) ? null : Number(value);
   };
   const sort = (head) => {
     const table = head.closest("table"), at = head.cellIndex, numeric = head.classList.contains("n");
@@ -67,7 +67,7 @@
   const matrix = (image) => {
     if (!matrixOf.has(image)) {
       const counts = image.dataset.counts.split(";").map((line) => line.split(",").map(Number));
-      matrixOf.set(image, { classes: JSON.parse(image.dataset.classes), counts });
+      matrixOf.set(image, { classes: JSON.parse(image.closest("[data-classes]").dataset.classes), counts });
     }
     return matrixOf.get(image);
   };
