@@ -31,6 +31,9 @@ XScale = Literal["linear", "log"]
 N_COLOURS = 10
 """Series colours that the page's style sheet has, ``--c0`` to ``--c9``."""
 
+MAX_BANDS = 4
+"""Curves whose intervals are drawn: of more, bands upon bands would hide them. Points say theirs in any case."""
+
 # Colours that stand for others until the SVG is written: no chart has them for their own sake.
 _INK, _GRID, _SERIES = "#fedc00", "#fedc01", "#fedd{:02x}"
 _DASHES: tuple[str | tuple[int, tuple[int, ...]], ...] = ("-", (0, (4, 2)), (0, (1, 1.5)))  # type: ignore[assignment]
@@ -97,7 +100,7 @@ class Plotter:
         with mpl.rc_context(_STYLE):
             figure, axes = self._cleared(x_scale)
             for at, curve in enumerate(curves):
-                _draw(axes, at, curve)
+                _draw(axes, at, curve, with_band=len(curves) <= MAX_BANDS)
             _set_places(axes, curves, x_scale=x_scale)
             axes.set_xlabel(x_label)
             axes.set_ylabel(y_label)
@@ -131,12 +134,12 @@ def _new_axes(x_scale: XScale) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _draw(axes: Axes, at: int, curve: Curve) -> None:
+def _draw(axes: Axes, at: int, curve: Curve, *, with_band: bool) -> None:
     colour = _SERIES.format(curve.colour % N_COLOURS)
     dashes = _DASHES[curve.colour // N_COLOURS % len(_DASHES)]
     x, y = [point.x for point in curve.points], [point.y for point in curve.points]
     known = [point for point in curve.points if point.low is not None and point.high is not None]
-    if len(known) > 1:
+    if with_band and len(known) > 1:
         low, high = [point.low or 0.0 for point in known], [point.high or 0.0 for point in known]
         axes.fill_between([point.x for point in known], low, high, color=colour, alpha=0.13, linewidth=0)
     axes.plot(x, y, color=colour, linewidth=1.4, linestyle=dashes, clip_on=False)

@@ -20,7 +20,7 @@ from featstore.records import ScoreRecord
 from featstore.report.leaderboard import Leaderboard, build
 from featstore.report.published import PublishedScores
 from featstore.report.render import grid
-from featstore.report.views import Confusion, CurveView, board_view, recipes_of, task_views
+from featstore.report.views import Confusion, CurveView, PointView, board_view, recipes_of, task_views
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -136,6 +136,11 @@ def _picture(found: Confusion) -> _Picture:
     return _Picture(uri=matrix_png(shares), says=says)
 
 
+def _says(point: PointView) -> str:
+    interval = "" if point.low is None or point.high is None else f", {point.low:.4f} to {point.high:.4f}"
+    return f"{point.x:g}: {point.y:.4f}{interval}"
+
+
 class _Charts:
     """Draws curves, each chart with a number of its own."""
 
@@ -156,7 +161,7 @@ class _Charts:
                 label=label,
                 colour=colour,
                 points=tuple(
-                    Point(x=each.x, y=each.y, low=each.low, high=each.high, says=f"{label}, {each.x:g}: {each.y:.4f}")
+                    Point(x=each.x, y=each.y, low=each.low, high=each.high, says=f"{label}, {_says(each)}")
                     for each in points
                 ),
             )
