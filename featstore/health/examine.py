@@ -133,8 +133,9 @@ def health_notes(found: Iterable[Health], *, told_label: bool) -> tuple[str, ...
         notes.append(
             f"near-duplicates: clips with one at a cosine of {shown} or more in another split, vectors whitened"
         )
-    if any(each.space.rows < each.windows for each in everything):
-        notes.append(f"of a set of more than {MAX_ROWS:,} windows a draw is measured, the same each time")
+    drawn = [each.space.rows for each in everything if each.space.rows < each.windows]
+    if drawn:
+        notes.append(f"of a larger set {max(drawn):,} windows are measured, a draw that is the same each time")
     return tuple(notes)
 
 

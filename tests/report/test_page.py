@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -16,6 +17,7 @@ from click.testing import CliRunner
 import featstore
 from cached import cached
 from featstore.cli import cli
+from featstore.errors import UsageError
 from featstore.health import examine_health
 from featstore.report import build, published_scores, write_score
 from featstore.report.charts import Curve, Plotter, Point, matrix_png
@@ -233,3 +235,13 @@ def test_the_command_writes_a_page_and_says_what_does_not_go_together(tmp_path: 
 
 def test_no_score_is_a_page_that_says_so():
     assert "No scores." in render_page([])
+
+
+def test_without_what_it_takes_a_page_is_refused_in_one_line(monkeypatch):
+    for missing in ("jinja2", "matplotlib"):
+        with monkeypatch.context() as without:
+            without.setitem(sys.modules, missing, None)
+            without.delitem(sys.modules, "featstore.report.charts", raising=False)
+            without.delattr("featstore.report.charts", raising=False)
+            with pytest.raises(UsageError, match=rf"needs {missing}, .*pip install 'featstore\[report\]'"):
+                render_page([scored("one", "a", 0.5)])
