@@ -120,8 +120,7 @@ def health_notes(found: Iterable[Health], *, told_label: bool) -> tuple[str, ...
     """What the figures mean, in lines under a table."""
     everything = tuple(found)
     notes = [
-        "norm: the median of Euclidean norms; rank: directions that the vectors vary in (effective rank, Roy and Vetterli "
-        "2007)",
+        "norm: the median; rank: directions that the vectors vary in (effective rank, Roy and Vetterli 2007)",
         "anisotropy: mean cosine of two vectors, 0 is even (Ethayarajh 2019); dead and repeated: dimensions",
         "hubness: skewness of how often a vector is among the ten nearest of another, 0 is even (Radovanovic 2010); "
         "orphans never are",
