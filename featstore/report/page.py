@@ -17,7 +17,7 @@ import numpy as np
 from featstore import __version__
 from featstore.errors import UsageError
 from featstore.records import ScoreRecord
-from featstore.report.leaderboard import Leaderboard, build
+from featstore.report.leaderboard import Leaderboard, build, natural
 from featstore.report.published import PublishedScores
 from featstore.report.render import grid
 from featstore.report.views import Confusion, CurveView, PointView, board_view, recipes_of, task_views
@@ -105,7 +105,7 @@ def _environment() -> Environment:
 def _colours(board: Leaderboard) -> Mapping[str, int]:
     """Number the encoders, in the order of their names: one has one colour in every chart."""
     labels = {column.label for table in board.tables for column in table.columns if not column.published}
-    return {label: number for number, label in enumerate(sorted(labels))}
+    return {label: number for number, label in enumerate(sorted(labels, key=natural))}
 
 
 def _health_notes(health: Sequence[Health]) -> tuple[str, ...]:
