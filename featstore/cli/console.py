@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
 from rich import box
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
@@ -328,16 +328,37 @@ def painted(grids: Iterable[Grid]) -> Group:
 
 
 def _painted(laid_out: Grid) -> Group:
-    table = Table(title=laid_out.title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
-    for index, heading in enumerate(laid_out.header):
-        table.add_column(Text(heading), justify="left" if index < 2 else "right", overflow="fold")
-    for row in laid_out.rows:
-        table.add_row(*_entries(row))
-    table.add_section()
-    for row in laid_out.averages:
-        table.add_row(*_entries(row), style="bold" if len(laid_out.averages) == 1 else None)
     notes = (Text(f"  {note}", style="dim") for note in laid_out.notes)
-    return Group(table, *notes, Text())
+    return Group(_Fitting(laid_out), *notes, Text())
+
+
+class _Fitting:
+    """A table that no terminal is too narrow for: columns that do not fit go into a further one below, unbroken."""
+
+    def __init__(self, laid_out: Grid) -> None:
+        self._grid = laid_out
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        wide = options.update(max_width=FILE_COLUMNS)
+        left = list(range(2, len(self._grid.header)))
+        title: str | None = self._grid.title
+        while left or title is not None:
+            fits = len(left)
+            while fits > 1 and console.measure(self._table(left[:fits]), options=wide).maximum > options.max_width:
+                fits -= 1
+            yield self._table(left[:fits], title=title)
+            left, title = left[fits:], None
+
+    def _table(self, columns: Sequence[int], *, title: str | None = None) -> Table:
+        table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+        for index in (0, 1, *columns):
+            table.add_column(Text(self._grid.header[index]), justify="left" if index < 2 else "right", overflow="fold")
+        for section in (self._grid.rows, self._grid.averages):
+            for row in section:
+                entries = _entries(row)
+                table.add_row(*(entries[index] for index in (0, 1, *columns)))
+            table.add_section()
+        return table
 
 
 def _entries(row: GridRow) -> tuple[Text, ...]:
@@ -345,8 +366,10 @@ def _entries(row: GridRow) -> tuple[Text, ...]:
 
 
 def _entry(cell: GridCell) -> Text:
-    # The mark is a letter of the text as well as a colour: a log and a colour-blind reader see it too.
-    return Text(f"▸ {cell.text}", style="bold green") if cell.best else Text(cell.text)
+    # A mark is a letter of the text as well as a style: a log and a colour-blind reader see it too.
+    if cell.best:
+        return Text(f"▸ {cell.text}", style="bold green")
+    return Text(f"≈ {cell.text}") if cell.inside_noise else Text(cell.text)
 
 
 def plain_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, title: str | None = None) -> Table:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featstore.errors import DataError, LabelError
-from featstore.records import Protocol, Recipe
+from featstore.records import Protocol, Recipe, SkippedClip
 from featstore.splits import Round, plan_rounds
 from featstore.taskdata.pool import read_pool, without_overwritten
 from featstore.taskdata.samples import SHORTEST_SECONDS, Samples, group_windows
@@ -43,6 +43,8 @@ class TaskData:
         Of clips.
     features : mapping
         Name of a feature set -> content hash of what was read.
+    left_out : tuple of SkippedClip
+        Clips that are not in the store, each with its reason.
     """
 
     manifest: Manifest
@@ -55,7 +57,7 @@ class TaskData:
     targets: Targets
     rounds: tuple[Round, ...]
     features: Mapping[str, str]
-    n_skipped: int
+    left_out: tuple[SkippedClip, ...]
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -127,7 +129,7 @@ def load_task(
         targets=targets,
         rounds=rounds,
         features=pool.features,
-        n_skipped=pool.n_skipped,
+        left_out=pool.left_out,
     )
 
 
