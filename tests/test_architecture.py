@@ -23,7 +23,7 @@ LAYERS = (
     {"encoders"},
     {"store"},
     {"manifest", "splits", "metrics"},
-    {"records"},
+    {"records", "shipped"},
     {"errors"},
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
@@ -49,7 +49,7 @@ DOORS = {
     "dasheng": {"encoders/dasheng/loading"},
 }
 # where numpy, too, is imported only when it is needed: help and manifests must be quick
-LIGHT = ("cli/*", "manifest/*", "errors", "records", "__init__", "__main__")
+LIGHT = ("cli/*", "manifest/*", "errors", "records", "shipped", "__init__", "__main__")
 HEAVY = {*DOORS, "numpy"} - {"click"}
 
 
