@@ -30,7 +30,7 @@ def featstore_commands(page: Path) -> Iterator[list[str]]:
     """Arguments of every line that calls featstore, without comments and whatever a shell does with the output."""
     for block in blocks(page):
         for line in block.text.replace("\\\n", " ").splitlines() if block.language in ("", "sh", "bash") else ():
-            words = shlex.split(line, comments=True)
-            if words[:1] == ["featstore"]:
+            if re.match(r"featstore [a-z]", line):
+                words = shlex.split(line, comments=True)
                 end = next((at for at, word in enumerate(words) if word in ("|", ">", "&&", ";")), len(words))
                 yield words[1:end]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Iterator
 
 import click
@@ -58,11 +59,12 @@ def _option_rows(command: click.Command, context: click.Context) -> Iterator[tup
 def _rows(command: click.Command, context: click.Context) -> Iterator[tuple[str, str, str]]:
     for option in command.get_params(context):
         record = option.get_help_record(context)
-        if not isinstance(option, click.Option) or record is None or option.name == "help":
+        if not isinstance(option, click.Option) or record is None or "--help" in option.opts:
             continue
         extra = option.get_help_extra(context)
         # a default that the code finds out is told in the words of the help
         meaning, _, found_out = (option.help or "").partition("  [default: ")
         default = found_out.rstrip("]") or code(extra.get("default", ""))
         limits = f" ({code(extra['range'])})" if "range" in extra else ""
-        yield code(record[0]), f"{meaning}{limits}", "required" if "required" in extra else default
+        names = re.sub(r"(FLOAT|INTEGER) RANGE$", "NUMBER", record[0])
+        yield code(names), f"{meaning}{limits}", "required" if "required" in extra else default

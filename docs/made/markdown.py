@@ -46,8 +46,10 @@ def from_rst(text: str) -> str:
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table. Columns without a word are left out."""
+    """A Markdown table, or nothing where there are no rows. Columns without a word are left out."""
     every = [[_cell(cell) for cell in row] for row in rows]
+    if not every:
+        return ""
     kept = [at for at in range(len(header)) if any(row[at] for row in every)]
     lines = [[header[at] for at in kept], ["---"] * len(kept), *([row[at] for at in kept] for row in every)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"

@@ -152,8 +152,10 @@ class Label(_Table):
         Dotted path of the value; of an event's class, for frame tasks.
     events : str, optional
         Dotted path of the list of events. Without it the JSON itself is that list.
-    onset, offset : str
-        Keys of an event's begin and end, in seconds.
+    onset : str
+        Key of an event's begin, in seconds.
+    offset : str
+        Key of its end.
     separator : str, optional
         Parts several classes that stand in one string.
     mapping : dict, optional
@@ -248,7 +250,7 @@ class Manifest(_Table):
     kind : str
         What is learned and scored.
     metric : str
-        The score; which there are depends on the kind.
+        The score: which there are depends on the kind, see below.
     eval_weight : float
         Weight in a leaderboard's averages. 0: shown, and part of no average.
     private : bool
