@@ -173,6 +173,8 @@ class ScoreRecord:
         The rules that the score was made under.
     encoder, fingerprint : str
         As the store has them.
+    metric : str
+        As the manifest names it.
     value, std, ci_low, ci_high : float
         Mean over seeds, standard deviation over seeds (0 for one seed), bootstrap 95 % interval by clip.
     seeds : tuple of int

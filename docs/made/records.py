@@ -130,12 +130,16 @@ def json_words(hint: Any, shown: Set[type] = frozenset()) -> str:
     return _words_of_several(hint, shown)
 
 
+def _plural(words: str) -> str:
+    return f"{words}s" if words.endswith("number") else words
+
+
 def _words_of_several(hint: Any, shown: Set[type]) -> str:
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin is tuple and inner[-1] is Ellipsis:
-        return f"list of {json_words(inner[0], shown)}"
+        return f"list of {_plural(json_words(inner[0], shown))}"
     if origin is tuple:
         return f"list of {len(inner)}: {', '.join(json_words(each, shown) for each in inner)}"
     if isinstance(origin, type) and issubclass(origin, Mapping):
-        return "object" if inner[1] is Any else f"object of {json_words(inner[1], shown)}"
+        return "object" if inner[1] is Any else f"object of {_plural(json_words(inner[1], shown))}"
     raise TypeError(f"no words for {hint}: add them to docs/made/records.py")

@@ -24,7 +24,7 @@ SITE = pages(ROOT)
 def rows(page: str, heading: str) -> dict[str, list[str]]:
     """Table rows under a heading, by what their first cell holds in code."""
     section = page.split(f"\n{heading}\n", 1)[1].split("\n## ", 1)[0]
-    cells = [re.split(r"(?<!\\) \| ", line.strip("| ")) for line in section.splitlines() if line.startswith("| `")]
+    cells = [re.split(r"(?<!\\) \| ", line[2:-2]) for line in section.splitlines() if line.startswith("| `")]
     return {name: row for row in cells for name in re.findall(r"`([^`]+)`", row[0])}
 
 
@@ -79,7 +79,7 @@ def test_a_score_record_is_told_field_by_field() -> None:
     told = rows(SITE["reference/json.md"], "## ScoreRecord")
     assert list(told) == list(ScoreRecord.__dataclass_fields__)
     assert all(row[2].strip() for row in told.values())
-    assert told["seeds"][1] == "list of whole number"
+    assert told["seeds"][1] == "list of whole numbers"
 
 
 def test_links_from_record_to_record_have_a_target() -> None:
