@@ -21,7 +21,7 @@ LAYERS = (
     {"taskdata"},
     {"encoders"},
     {"store"},
-    {"manifest", "splits", "metrics"},
+    {"manifest", "splits", "metrics", "remote"},
     {"records"},
     {"errors"},
 )
@@ -41,6 +41,9 @@ DOORS = {
     "click": {"cli/*"},
     "scipy": {"metrics/*"},
     "urllib3": {"fetch/http"},
+    "obstore": {"remote/buckets"},
+    "fsspec": {"remote/filesystems"},
+    "aiohttp": {"remote/filesystems"},
 }
 # where numpy, too, is imported only when it is needed: help and manifests must be quick
 LIGHT = ("cli/*", "manifest/*", "errors", "records", "__init__", "__main__")

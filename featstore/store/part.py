@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -54,11 +54,20 @@ class WindowBlock:
 class PartWriter:
     """One part in the making. As a context manager it deletes what it wrote when it is left without a commit."""
 
-    def __init__(self, objects: Objects, path: str, *, recipe: Recipe, crop_seconds: float | None) -> None:
+    def __init__(
+        self,
+        objects: Objects,
+        path: str,
+        *,
+        recipe: Recipe,
+        crop_seconds: float | None,
+        on_commit: Callable[[Commit], None],
+    ) -> None:
         self._objects = objects
         self._path = path
         self._recipe = recipe
         self._crop_seconds = crop_seconds
+        self._on_commit = on_commit
         self._began = datetime.now(UTC)
         self._keys: list[str] = []
         self._metas: list[str] = []
@@ -92,7 +101,7 @@ class PartWriter:
         """Delete what was written, for it was never a part. After the commit it does nothing."""
         if self._committed:
             return
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, StoreError):  # the error that led here says more
             self._objects.delete(self._path, first=(GROUP_DOCUMENT,))
 
     @property
@@ -174,6 +183,7 @@ class PartWriter:
                 )
             self._objects.write(f"{self._path}/{GROUP_DOCUMENT}", seal({"commit": commit.as_json()}))
             self._committed = True
+            self._on_commit(commit)
             fault_point("committed")
         return commit
 
