@@ -7,6 +7,7 @@ import sys
 import click
 
 from featstore import __version__
+from featstore.cli.copy import copy
 from featstore.cli.demo import demo
 from featstore.cli.export import export
 from featstore.cli.extract import extract
@@ -40,7 +41,7 @@ def cli(*, traceback: bool) -> None:  # read in `main`
     """  # noqa: D301 - click takes the character itself
 
 
-for command in (demo, fetch, pack, extract, probe, retrieve, report, tasks, inspect, export, verify, gc, compact):
+for command in (demo, fetch, pack, extract, probe, retrieve, report, tasks, inspect, copy, export, verify, gc, compact):
     cli.add_command(command)
 
 

@@ -20,7 +20,7 @@ from featstore.encoders.running import Encoded, NonFiniteRow
 from featstore.errors import EncoderContractError, EncoderError, ShardError, UnusableClip
 from featstore.extract.batches import Batch, Batcher, PendingWindow, stack
 from featstore.extract.progress import Progress
-from featstore.extract.shards import Shard
+from featstore.extract.shards import AnyShard
 from featstore.extract.stream import ClipRead, ClipStream, DecodedClip, ShardBegins, ShardBreaks, ShardEnds
 from featstore.extract.windows import Window
 from featstore.records import SkippedClip
@@ -79,12 +79,12 @@ class EncodeResult:
     """What a run over shards came to: commits in order, shards that broke with why, and where the time went."""
 
     commits: tuple[Commit, ...]
-    broken: tuple[tuple[Shard, str], ...]
+    broken: tuple[tuple[AnyShard, str], ...]
     times: StageTimes
 
 
 def encode_shards(
-    shards: Sequence[Shard],
+    shards: Sequence[AnyShard],
     *,
     writer: SplitWriter,
     encoder: BatchEncoder,
@@ -105,8 +105,8 @@ def encode_shards(
     """
     began = time.perf_counter()
     times = StageTimes()
-    committing: list[tuple[Shard, Future[Commit | ShardError]]] = []
-    broken: list[tuple[Shard, str]] = []
+    committing: list[tuple[AnyShard, Future[Commit | ShardError]]] = []
+    broken: list[tuple[AnyShard, str]] = []
     stream = ClipStream(
         shards,
         sample_rate_hz=settings.sample_rate_hz,
@@ -269,7 +269,8 @@ class _ShardWork:
         except (OSError, ShardError) as error:
             self._abort()
             return ShardError(f"shard {self._shard.name} went away while it was read: {error}")
-        if (identity.size, identity.mtime_ns) != (self._identity.size, self._identity.mtime_ns):
+        before = self._identity
+        if (identity.size, identity.mtime_ns, identity.etag) != (before.size, before.mtime_ns, before.etag):
             self._abort()
             return ShardError(f"shard {self._shard.name} changed while it was read: run the same command again")
         part = self._part.result()

@@ -39,7 +39,7 @@ class Share:
         return self.world_size == 1
 
     def of(self, things: Sequence[_T]) -> tuple[_T, ...]:
-        """This share of a list that every rank has alike.
+        """Take this share of a list that every rank has alike.
 
         >>> Share(rank=1, world_size=3).of("abcdefg")
         ('b', 'e')
@@ -94,15 +94,11 @@ def local_rank(environment: Mapping[str, str]) -> int | None:
 
 def _pair(environment: Mapping[str, str], rank: str, size: str) -> Share | None:
     given = [name for name in (rank, size) if environment.get(name)]
-    if not given:
-        return None
-    if given == [rank] and rank == "SLURM_PROCID":
-        return None  # SLURM sets it in a plain batch script too, where no number of tasks was asked for
-    if len(given) == 1:
+    if len(given) == 1 and rank == "RANK":
         missing = size if given == [rank] else rank
-        if rank == "SLURM_PROCID":
-            return None
         raise UsageError(f"{given[0]} is set and {missing} is not: set both, or neither")
+    if len(given) < 2:
+        return None  # SLURM sets one of its pair in a plain batch script too
     said = f"{rank} {environment[rank]} of {size} {environment[size]}"
     return Share(rank=_whole(environment, rank), world_size=_whole(environment, size), said_by=said)
 

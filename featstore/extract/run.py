@@ -17,7 +17,8 @@ from featstore.extract.audio import RESAMPLER
 from featstore.extract.batches import Batcher, FileOrderBatcher, LengthBatcher
 from featstore.extract.pipeline import EncodeResult, EncodeSettings, StageTimes, encode_shards
 from featstore.extract.progress import Progress, Silent
-from featstore.extract.shards import Shard, find_shards, is_committed
+from featstore.extract.ranks import Share
+from featstore.extract.shards import AnyShard, dataset_folder, find_shards, is_committed
 from featstore.extract.windows import Padding, plan_windows
 from featstore.records import ExtractRecord, dataset_group
 from featstore.store import FORMAT_VERSION, Commit, Segment, SplitWriter, open_split_writer
@@ -90,11 +91,13 @@ def extract_task(
     manifest: Manifest,
     encoder: Encoder,
     *,
-    data_dir: Path,
+    data_dir: Path | str,
     store_url: str,
     options: ExtractOptions,
     splits: Sequence[str] = (),
     progress: Progress | None = None,
+    share: Share | None = None,
+    local_rank: int | None = None,
 ) -> tuple[ExtractRecord, ...]:
     """Bring a task's feature sets up to date: encode the shards that the store does not have, or not as they are now.
 
@@ -103,12 +106,16 @@ def extract_task(
     manifest : Manifest
     encoder : Encoder
         From `featstore.encoders.load_encoder`.
-    data_dir : Path
-        Holds a folder of shards for each dataset.
+    data_dir : Path or str
+        Folder or URL that holds a folder of shards for each dataset.
     store_url : str
         Folder or URL of the store; it is made where there is none.
     splits : sequence of str
         Splits or folds to extract; empty means all.
+    share : Share, optional
+        Which of the shards are this process's, of several that extract together; all of them without it.
+    local_rank : int, optional
+        Number of this process on its machine: ``device="auto"`` takes the GPU of that number where there are several.
 
     Returns
     -------
@@ -124,7 +131,7 @@ def extract_task(
     """
     from featstore.encoders.running import pick_device
 
-    device = pick_device(options.device)
+    device = pick_device(options.device, local_rank=local_rank)
     recipe = encoder.recipe(
         padding=str(Padding.parse(options.padding)),
         precision=_precision(options.precision, device, encoder),
@@ -134,8 +141,9 @@ def extract_task(
     )
     frames_wanted = options.frames == "always" or (options.frames == "auto" and manifest.wants_frames)
     chosen = _chosen_feature_sets(manifest, splits)
+    folder = dataset_folder(data_dir, manifest.data.dataset)
     # every pattern is looked up before the first shard is encoded: a typo is told now, not after hours
-    shards = {name: find_shards(data_dir / manifest.data.dataset, pattern) for name, pattern in chosen.items()}
+    shards = {name: find_shards(folder, pattern) for name, pattern in chosen.items()}
     job = _Job(
         manifest=manifest,
         encoder=encoder,
@@ -145,12 +153,14 @@ def extract_task(
         frames_stored=frames_wanted,
         options=options,
         progress=progress or Silent(),
+        share=share or Share(),
     )
     outcomes = [job.bring_up_to_date(name, shards[name], store_url) for name in chosen]
     broken = [reason for _, reasons in outcomes for reason in reasons]
     if broken:
+        n_shards = sum(len(job.share.of(found)) for found in shards.values())
         raise ShardError(
-            f"{len(broken)} of {sum(map(len, shards.values()))} shards could not be read, all others are in the store: "
+            f"{len(broken)} of {n_shards} shards could not be read, all others are in the store: "
             + "; ".join(broken)
         )
     return tuple(record for record, _ in outcomes)
@@ -171,9 +181,10 @@ class _Job:
     frames_stored: bool
     options: ExtractOptions
     progress: Progress
+    share: Share
 
     def bring_up_to_date(
-        self, split: str, shards: Sequence[Shard], store_url: str
+        self, split: str, shards: Sequence[AnyShard], store_url: str
     ) -> tuple[ExtractRecord, tuple[str, ...]]:
         """Encode what is missing of one feature set. Returns its record, and what is wrong with shards that broke."""
         writer = open_split_writer(
@@ -184,12 +195,12 @@ class _Job:
             crop_seconds=self.manifest.data.crop_seconds,
             split=split,
         )
-        writer.sweep()
-        cached = writer.committed()
+        cached = writer.begin_run()
         gone = sorted(cached.keys() - {shard.name for shard in shards})
         if gone and self.options.prune:
             writer.delete(_parts_of_nothing_but(gone, cached))
             gone = sorted(writer.committed().keys() - {shard.name for shard in shards})
+        shards = self.share.of(shards)
         stale = [s for s in shards if not is_committed(s, cached.get(s.name), wants_frames=self.frames_stored)]
         self.progress.begin(
             label=f"{self.encoder.name} {writer.path.split('/', 1)[1]}",
@@ -203,12 +214,13 @@ class _Job:
             self.progress.end()
             if stale:
                 writer.sweep()
-            writer.write_catalogue()
+            if stale or not writer.is_catalogued:
+                writer.write_catalogue()
         done = {commit.members[0].shard.name: commit for commit in result.commits}
         record = self._record(split, shards, cached=cached, done=done, gone=gone, times=result.times)
         return record, tuple(reason for _, reason in result.broken)
 
-    def _encode(self, shards: Sequence[Shard], writer: SplitWriter) -> EncodeResult:
+    def _encode(self, shards: Sequence[AnyShard], writer: SplitWriter) -> EncodeResult:
         rate = self.recipe.sample_rate_hz
         padding = Padding.parse(self.options.padding)
         return encode_shards(
@@ -242,7 +254,7 @@ class _Job:
     def _record(
         self,
         split: str,
-        shards: Sequence[Shard],
+        shards: Sequence[AnyShard],
         *,
         cached: Mapping[str, Segment],
         done: Mapping[str, Commit],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 __all__ = ["BucketRemote", "open_bucket", "open_files"]
 
 _T = TypeVar("_T")
+_QUICK_TURNS = 2
+_QUICK_SECONDS = 0.5
 _CREDENTIALS = {
     "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; AWS_SKIP_SIGNATURE=true for a public bucket",
     "gs": "GOOGLE_APPLICATION_CREDENTIALS; GOOGLE_SKIP_SIGNATURE=true for a public bucket",
@@ -186,17 +189,35 @@ class BucketRemote:
 
         where = f"{self._url}/{key}" if key else self._url
         try:
-            return ask()
+            return _asked_again_at_once(ask)
         except FileNotFoundError:
             raise
         except (UnauthenticatedError, PermissionDeniedError) as error:
             raise RemoteError(
-                f"cannot {verb} {where}: the server refuses these credentials: {_told(error)}; it wants {self._credentials}"
+                f"cannot {verb} {where}: the server refuses these credentials: {_told(error)}; "
+                f"it wants {self._credentials}"
             ) from error
         except PreconditionError as error:
             raise RemoteError(f"{where} changed while it was read: run the same command again") from error
         except (BaseError, OSError, ValueError) as error:
             raise RemoteError(f"cannot {verb} {where}: {_told(error)}") from error
+
+
+def _asked_again_at_once(ask: Callable[[], _T]) -> _T:
+    """Ask once more where the client gave up at once: it does not retry an answer that breaks off in its body.
+
+    Every request of ours may be repeated: a whole object is put, or a range is read.
+    """
+    from obstore.exceptions import GenericError
+
+    for _ in range(_QUICK_TURNS):
+        began = time.monotonic()
+        try:
+            return ask()
+        except GenericError:
+            if time.monotonic() - began > _QUICK_SECONDS:
+                raise
+    return ask()
 
 
 def _described(meta: Any) -> RemoteObject:

@@ -77,7 +77,7 @@ class FilesystemRemote:
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
             return None
 
-    def get_range(self, key: str, start: int, stop: int, *, etag: str | None = None) -> bytes:
+    def get_range(self, key: str, start: int, stop: int, *, etag: str | None = None) -> bytes:  # noqa: ARG002
         """Read a range of a file; this client cannot pin an etag, and its caller checks what came."""
         try:
             data = self._asked("read", key, lambda: bytes(self._system.cat_file(self._at(key), start=start, end=stop)))

@@ -41,7 +41,7 @@ class WebRemote:
         """One GET of a range."""
         return self._files.get_range(key, start, stop, etag=etag)
 
-    def put(self, key: str, data: bytes) -> None:
+    def put(self, key: str, data: bytes) -> None:  # noqa: ARG002
         """Refuse."""
         raise self._read_only()
 
@@ -63,7 +63,7 @@ class WebRemote:
             elif (found := self.head(key)) is not None:
                 yield found
 
-    def delete(self, keys: Iterable[str]) -> None:
+    def delete(self, keys: Iterable[str]) -> None:  # noqa: ARG002
         """Refuse."""
         raise self._read_only()
 

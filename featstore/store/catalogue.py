@@ -88,14 +88,9 @@ def check_root(objects: Objects) -> None:
     """
     content = _root_document(objects)
     if content is None:
-        is_empty = not group_names(objects, "")
+        if not group_names(objects, "") and objects.read(GROUP_DOCUMENT) is None:
+            raise StoreNotFound(f"there is no store at {objects.url}: `featstore extract` makes one, or check the path")
         content = _root_document(objects)  # a writer may have made it since we first looked
-        if content is None and is_empty:
-            if objects.read(GROUP_DOCUMENT) is None:
-                raise StoreNotFound(
-                    f"there is no store at {objects.url}: `featstore extract` makes one, or check the path"
-                )
-            content = _root_document(objects)
     if content is None or "format" not in content:
         raise StoreError(f"{objects.url} is not a featstore store: its {GROUP_DOCUMENT} says nothing of featstore")
     if content["format"] != FORMAT_VERSION:
@@ -188,9 +183,7 @@ def look_at_split(
     read = dict(zip(unknown, read_commits(objects, split_path, unknown), strict=True))
     found = (known.get(part) or read[part] for part in present)
     commits = tuple(commit for commit in found if commit is not None)
-    return SplitState(
-        names=names, commits=commits, catalogued={commit.part for commit in commits} == set(catalogue)
-    )
+    return SplitState(names=names, commits=commits, catalogued={commit.part for commit in commits} == set(catalogue))
 
 
 def read_split(objects: Objects, path: str) -> SplitEntry | None:

@@ -23,7 +23,7 @@ from featstore.store.format import GROUP_DOCUMENT, Commit, Member, ObjectSeal, W
 from featstore.store.layout import one_file_layout, plain_layout, sharded_layout, strings_document
 from featstore.store.objects import Objects
 
-__all__ = ["EmbeddedWindow", "PartWriter", "WindowBlock", "process_started", "telling_what_to_do"]
+__all__ = ["EmbeddedWindow", "PartWriter", "WindowBlock", "process_started", "telling_what_to_do", "writing_document"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +83,7 @@ class PartWriter:
         self._frame_layout = sharded_layout((0, recipe.dim), recipe.frame_dtype)
         try:
             with telling_what_to_do(objects):
-                objects.write(f"{path}/{GROUP_DOCUMENT}", seal({"writing": asdict(_this_writer(self._began))}))
+                objects.write(f"{path}/{GROUP_DOCUMENT}", writing_document(self._began))
         except StoreError:
             self.abort()
             raise
@@ -271,6 +271,9 @@ def process_started(pid: int) -> int | None:
     return -1 if fields[0] in "ZX" else int(fields[19])  # a zombie writes no more
 
 
-def _this_writer(began: datetime) -> Writing:
+def writing_document(began: datetime) -> bytes:
+    """The document of a part that this process is making."""
     pid = os.getpid()
-    return Writing(host=socket.gethostname(), pid=pid, process_started=process_started(pid), began_at=began.isoformat())
+    started = process_started(pid)
+    writer = Writing(host=socket.gethostname(), pid=pid, process_started=started, began_at=began.isoformat())
+    return seal({"writing": asdict(writer)})

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from featstore.remote import NETWORK_THREADS, Remote, open_remote
+from featstore.store.ahead import in_order
 from featstore.store.faults import fault_point
 
 __all__ = ["RemoteObjects", "open_remote_objects"]
@@ -57,13 +57,7 @@ class RemoteObjects:
 
     def read_many(self, keys: Iterable[str]) -> Iterator[bytes | None]:
         """Get objects side by side, in order, and no more than a few ahead of whoever takes them."""
-        ahead: deque[Future[bytes | None]] = deque()
-        for key in keys:
-            ahead.append(self._pool.submit(self.remote.get, key))
-            if len(ahead) >= NETWORK_THREADS:
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
+        return in_order(self._pool, self.remote.get, keys, ahead=NETWORK_THREADS)
 
     def write(self, key: str, data: bytes) -> None:
         """Put one object: atomic by the contract of object stores."""

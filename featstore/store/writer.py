@@ -35,13 +35,29 @@ from featstore.store.format import (
     counted_segments,
     is_group_name,
     part_stem,
+    seal,
 )
 from featstore.store.objects import Objects, open_objects
 from featstore.store.part import PartWriter, process_started, telling_what_to_do
 
-__all__ = ["SplitWriter", "open_split_writer"]
+__all__ = ["SplitWriter", "open_split_writer", "open_split_writer_at"]
 
 _FOREIGN_WRITER_IS_DEAD_AFTER = timedelta(hours=24)
+
+
+def open_split_writer_at(objects: Objects, address: SplitAddress) -> SplitWriter:
+    """Open, and where needed make, the feature set at an address. Errors as of `open_split_writer`."""
+    with telling_what_to_do(objects):
+        if objects.root is None and (content := _own_document(objects, address)) is not None:
+            return SplitWriter(objects, address, document=content)
+        documents = address.documents()
+        if not group_names(objects, "") and objects.read(GROUP_DOCUMENT) is None:
+            write_document(objects, "", documents[""])
+        check_root(objects)
+        for path, content in documents.items():
+            if read_document(objects, path) is None:
+                write_document(objects, path, content)
+    return SplitWriter(objects, address)
 
 
 def open_split_writer(
@@ -63,17 +79,7 @@ def open_split_writer(
             raise StoreError(f"a {kind} may have letters, digits and . _ + @ = - in its name: got {name!r}")
     objects = open_objects(url)
     address = SplitAddress(recipe=recipe, spec=spec, dataset=dataset, crop_seconds=crop_seconds, split=split)
-    with telling_what_to_do(objects):
-        if objects.root is None and (content := _own_document(objects, address)) is not None:
-            return SplitWriter(objects, address, document=content)
-        documents = address.documents()
-        if not group_names(objects, "") and objects.read(GROUP_DOCUMENT) is None:
-            write_document(objects, "", documents[""])
-        check_root(objects)
-        for path, content in documents.items():
-            if read_document(objects, path) is None:
-                write_document(objects, path, content)
-    return SplitWriter(objects, address)
+    return open_split_writer_at(objects, address)
 
 
 def _own_document(objects: Objects, address: SplitAddress) -> dict[str, Any] | None:
@@ -159,6 +165,10 @@ class SplitWriter:
         fault_point("swept")
         return (*superseded, *orphans)
 
+    def adopt(self, commit: Commit) -> None:
+        """Count a part that was committed here by other means than `begin_part`."""
+        self._remember(commit)
+
     def delete(self, parts: Iterable[str]) -> None:
         """Delete parts, so that at no moment a half of one looks whole."""
         parts = tuple(parts)
@@ -182,7 +192,7 @@ class SplitWriter:
             content = self._address.split_document(state.commits)
             if document != content:
                 with telling_what_to_do(self._objects):
-                    write_document(self._objects, self.path, content)
+                    self._objects.write(f"{self.path}/{GROUP_DOCUMENT}", seal(content))
             fault_point("catalogue-written")
             # Another writer may have committed since that listing, and written its catalogue before this one was: of
             # all writers the last looks once more, so that its catalogue lists every part there is.
