@@ -124,17 +124,25 @@ class _Files(SimpleHTTPRequestHandler):
     """The standard library's file server, which knows no ranges; `ranges` teaches it these."""
 
     ranges = False
+    first_time = ""  # what happens to the first GET of a path: "500" or "cut"
     requests: list[str]
 
     def log_message(self, format: str, *args: Any) -> None:
         pass
 
     def do_GET(self) -> None:
+        asked_before = f"GET {self.path}" in self.requests
         self.requests.append(f"GET {self.path}")
+        if self.first_time and not asked_before:
+            self._fail()
+            return
         path, asked = Path(self.translate_path(self.path)), self.headers.get("Range")
         if not self.ranges or not asked or not path.is_file():
             super().do_GET()
-            return
+        else:
+            self._range(path, asked)
+
+    def _range(self, path: Path, asked: str, *, cut: bool = False) -> None:
         first, _, last = asked.removeprefix("bytes=").partition("-")
         data = path.read_bytes()
         piece = data[int(first) : int(last) + 1]
@@ -143,14 +151,28 @@ class _Files(SimpleHTTPRequestHandler):
         self.send_header("Content-Length", str(len(piece)))
         self.send_header("Last-Modified", self.date_time_string(path.stat().st_mtime))
         self.end_headers()
-        self.wfile.write(piece)
+        self.wfile.write(piece[: len(piece) // 2] if cut else piece)
+
+    def _fail(self) -> None:
+        if self.first_time == "500":
+            self.send_error(500)
+            return
+        self.close_connection = True
+        if asked := self.headers.get("Range"):
+            self._range(Path(self.translate_path(self.path)), asked, cut=True)
+            return
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html")
+        self.send_header("Content-Length", "4096")
+        self.end_headers()
+        self.wfile.write(b"<html>" * 9)
 
 
 @contextmanager
-def web_server(folder: Path, *, ranges: bool) -> Iterator[tuple[str, list[str]]]:
+def web_server(folder: Path, *, ranges: bool, first_time: str = "") -> Iterator[tuple[str, list[str]]]:
     """A web server of a folder: its URL, and the requests it had."""
     requests: list[str] = []
-    handler = type("Files", (_Files,), {"ranges": ranges, "requests": requests})
+    handler = type("Files", (_Files,), {"ranges": ranges, "first_time": first_time, "requests": requests})
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=str(folder)))
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()

@@ -160,8 +160,7 @@ def extract_task(
     if broken:
         n_shards = sum(len(job.share.of(found)) for found in shards.values())
         raise ShardError(
-            f"{len(broken)} of {n_shards} shards could not be read, all others are in the store: "
-            + "; ".join(broken)
+            f"{len(broken)} of {n_shards} shards could not be read, all others are in the store: " + "; ".join(broken)
         )
     return tuple(record for record, _ in outcomes)
 

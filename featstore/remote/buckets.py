@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
@@ -231,5 +232,12 @@ def _described(meta: Any) -> RemoteObject:
 
 
 def _told(error: Exception) -> str:
-    """The first paragraph of what obstore says; the rest is its own source."""
-    return " ".join(str(error).split("Debug source")[0].split())[:360]
+    """What the server answered, where it did, else the first paragraph of what obstore says; the rest is its source."""
+    text = " ".join(str(error).split("Debug source")[0].split())
+    if (status := re.search(r"non-2xx status code: (\d+[^:]*)", text)) is None:
+        return text[:360]
+    said = [found.group(1) for tag in ("Code", "Message") if (found := re.search(rf"<{tag}>(.*?)</{tag}>", text))]
+    tried = re.search(r"after \d+ retries", text)
+    return ": ".join([f"the server answers {status.group(1).strip()}", *said]) + (
+        f" ({tried.group()})" if tried else ""
+    )

@@ -6,17 +6,18 @@ import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
+from urllib.parse import unquote
 
 from featstore.errors import RemoteError
 from featstore.remote.client import Patience, Remote, RemoteObject, missing_library, open_remote
 
-__all__ = ["FilesystemRemote", "listed_links"]
+__all__ = ["FilesystemRemote", "listed_names"]
 
 _T = TypeVar("_T")
 
 
-def listed_links(url: str, patience: Patience) -> tuple[str, ...]:
-    """URLs that the index page of a folder links to and that lie in it; folders end in a slash.
+def listed_names(url: str, patience: Patience) -> tuple[str, ...]:
+    """Names in a folder, as the links of its index page tell them; those of folders end in a slash.
 
     Nothing where there is no such folder. Asked again as often as `patience` says.
     """
@@ -42,9 +43,15 @@ def listed_links(url: str, patience: Patience) -> tuple[str, ...]:
                 raise RemoteError(f"cannot list {url}: {told}") from error
             time.sleep(min(15.0, 0.1 * 2**attempt))
         else:
-            inside = (link.split("?")[0].split("#")[0] for link in found)
-            return tuple(sorted({link for link in inside if link.startswith(base) and link != base}))
+            return tuple(sorted({name for link in found if (name := _name_below(base, link))}))
     return ()
+
+
+def _name_below(base: str, link: str) -> str:
+    """Name of what a link leads to, where it lies directly in the folder; a folder's ends in a slash."""
+    plain, inside = unquote(base), unquote(link.split("?", maxsplit=1)[0].split("#", maxsplit=1)[0])
+    name, slash, rest = inside.removeprefix(plain).partition("/") if inside.startswith(plain) else ("", "", "")
+    return "" if rest or name in ("", ".", "..") else name + slash
 
 
 class FilesystemRemote:

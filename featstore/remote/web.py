@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from featstore.errors import RemoteError
 from featstore.remote.buckets import open_files
 from featstore.remote.client import Patience, Remote, RemoteObject, open_remote
-from featstore.remote.filesystems import listed_links
+from featstore.remote.filesystems import listed_names
 
 __all__ = ["WebRemote"]
 
@@ -34,8 +34,10 @@ class WebRemote:
         return self._files.store
 
     def get(self, key: str) -> bytes | None:
-        """One GET."""
-        return self._files.get(key)
+        """One GET; an index page is no object, though a server answers with one where a folder is asked for."""
+        data = self._files.get(key)
+        is_page = data is not None and data[:64].lstrip().lower().startswith((b"<!doctype html", b"<html"))
+        return None if is_page else data
 
     def get_range(self, key: str, start: int, stop: int, *, etag: str | None = None) -> bytes:
         """One GET of a range."""
@@ -51,13 +53,12 @@ class WebRemote:
 
     def children(self, prefix: str) -> tuple[str, ...]:
         """One GET of an index page, which a plain server makes of a folder."""
-        links = listed_links(self._at(prefix), self._patience)
-        return tuple(sorted({link.rstrip("/").rsplit("/", 1)[-1] for link in links}))
+        return tuple(sorted({name.rstrip("/") for name in listed_names(self._at(prefix), self._patience)}))
 
     def objects(self, prefix: str) -> Iterator[RemoteObject]:
         """One GET for each folder, and a HEAD for each file."""
-        for link in listed_links(self._at(prefix), self._patience):
-            key = link.removeprefix(self._url + "/")
+        for name in listed_names(self._at(prefix), self._patience):
+            key = f"{prefix}/{name}" if prefix else name
             if key.endswith("/"):
                 yield from self.objects(key.rstrip("/"))
             elif (found := self.head(key)) is not None:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from servers import S3, Request
 from stores import assert_equal_contents, contents_by_plain_zarr, make_store, shard_windows, split_writer, write_part
 
 import featstore
@@ -19,6 +18,7 @@ from featstore.store.format import seal
 from featstore.store.maintenance import compact_store, gc_store
 from featstore.store.objects import open_objects
 from featstore.store.verify import verify_store
+from servers import S3, Request
 
 SHARDS = ("a.tar", "b.tar", "c.tar")
 
@@ -108,7 +108,9 @@ def test_what_was_read_once_is_not_asked_for_again(url, s3, tmp_path):
     again = featstore.open(url).select()
     np.testing.assert_array_equal(again.utterance, vectors)
     assert again.meta.tolist() == first.meta.tolist()
-    assert not [request for request in s3.requests if "/train/" in request.path and "train/zarr.json" not in request.path]
+    assert not [
+        request for request in s3.requests if "/train/" in request.path and "train/zarr.json" not in request.path
+    ]
     # a copy that was damaged on this machine is fetched again
     [copy] = (tmp_path / "cache").glob("parts/a.*/utterance/c/0/0")
     copy.write_bytes(b"\0" * copy.stat().st_size)
@@ -263,7 +265,12 @@ def test_what_a_killed_writer_left_is_no_part_and_is_swept(url, s3):
     # the same, as it looks when its process is gone
     objects = open_objects(url)
     orphan = part._path
-    gone = {"host": __import__("socket").gethostname(), "pid": 2**22 - 1, "process_started": 1, "began_at": "2020-01-01T00:00:00+00:00"}
+    gone = {
+        "host": __import__("socket").gethostname(),
+        "pid": 2**22 - 1,
+        "process_started": 1,
+        "began_at": "2020-01-01T00:00:00+00:00",
+    }
     objects.write(f"{orphan}/zarr.json", seal({"writing": gone}))
     assert sorted(split_writer(url).begin_run()) == list(SHARDS)
     assert not objects.sizes(orphan)
