@@ -1,4 +1,4 @@
-"""A store that a plain web server gives out: read-only, probed from a cache, frames by range where the server knows them."""
+"""A store that a plain web server gives out: read-only, kept in a cache, frames by range where the server can."""
 
 from __future__ import annotations
 
