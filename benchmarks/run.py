@@ -17,7 +17,7 @@ from benchmarks.table import Table
 
 __all__ = ["Options", "main"]
 
-NAMES = ("cli", "extract", "store", "tracks", "parity")
+NAMES = ("cli", "extract", "store", "remote", "tracks", "parity")
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "benchmarks.md"
 
 

@@ -50,5 +50,6 @@ def copy(
         return
     for record in records:
         click.echo(
-            f"{record.path}: {record.copied:,} parts copied ({record.bytes / 1e6:,.1f} MB), {record.there:,} were there"
+            f"{record.path}: {record.copied:,} of {record.parts:,} parts copied ({record.bytes / 1e6:,.1f} MB), "
+            f"{record.there:,} there already"
         )

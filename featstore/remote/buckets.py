@@ -201,7 +201,8 @@ class BucketRemote:
         except PreconditionError as error:
             raise RemoteError(f"{where} changed while it was read: run the same command again") from error
         except (BaseError, OSError, ValueError) as error:
-            raise RemoteError(f"cannot {verb} {where}: {_told(error)}") from error
+            wants = f"; it wants {self._credentials}" if "403 Forbidden" in (told := _told(error)) else ""
+            raise RemoteError(f"cannot {verb} {where}: {told}{wants}") from error
 
 
 def _asked_again_at_once(ask: Callable[[], _T]) -> _T:
@@ -234,10 +235,9 @@ def _described(meta: Any) -> RemoteObject:
 def _told(error: Exception) -> str:
     """What the server answered, where it did, else the first paragraph of what obstore says; the rest is its source."""
     text = " ".join(str(error).split("Debug source")[0].split())
+    tries = re.search(r"after \d+ retries", text)
+    tried = f" ({tries.group()})" if tries else ""
     if (status := re.search(r"non-2xx status code: (\d+[^:]*)", text)) is None:
-        return text[:360]
+        return text.rpartition(" - ")[2][:360] + tried
     said = [found.group(1) for tag in ("Code", "Message") if (found := re.search(rf"<{tag}>(.*?)</{tag}>", text))]
-    tried = re.search(r"after \d+ retries", text)
-    return ": ".join([f"the server answers {status.group(1).strip()}", *said]) + (
-        f" ({tried.group()})" if tried else ""
-    )
+    return ": ".join([f"the server answers {status.group(1).strip()}", *said]) + tried
