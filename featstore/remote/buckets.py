@@ -20,6 +20,7 @@ __all__ = ["BucketRemote", "open_bucket", "open_files"]
 
 _T = TypeVar("_T")
 _QUICK_TURNS = 2
+_runtime_of: dict[str, int] = {}  # the process that obstore's threads, which it has one set of, were started in
 _QUICK_SECONDS = 0.5
 _CREDENTIALS = {
     "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; AWS_SKIP_SIGNATURE=true for a public bucket",
@@ -189,6 +190,7 @@ class BucketRemote:
         from obstore.exceptions import BaseError, PermissionDeniedError, PreconditionError, UnauthenticatedError
 
         where = f"{self._url}/{key}" if key else self._url
+        _require_own_runtime(where)
         try:
             return _asked_again_at_once(ask)
         except FileNotFoundError:
@@ -203,6 +205,15 @@ class BucketRemote:
         except (BaseError, OSError, ValueError) as error:
             wants = f"; it wants {self._credentials}" if "403 Forbidden" in (told := _told(error)) else ""
             raise RemoteError(f"cannot {verb} {where}: {told}{wants}") from error
+
+
+def _require_own_runtime(where: str) -> None:
+    """Refuse in a forked process what would wait for ever: obstore's threads stay behind in the one that had them."""
+    if _runtime_of.setdefault("process", os.getpid()) != os.getpid():
+        raise RemoteError(
+            f"cannot read {where} in a process that was forked after the store was read: start workers with "
+            "multiprocessing_context='spawn', or `featstore copy` the store to a folder first"
+        )
 
 
 def _asked_again_at_once(ask: Callable[[], _T]) -> _T:

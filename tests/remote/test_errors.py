@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import socket
 
 import pytest
@@ -121,6 +122,25 @@ def test_a_cache_that_cannot_be_written_names_the_variable(bucket, monkeypatch, 
     monkeypatch.setenv("FEATSTORE_CACHE", str(tmp_path / "file" / "cache"))
     with pytest.raises(FeatstoreError, match="FEATSTORE_CACHE names another folder"):
         featstore.open(f"{bucket}/x.zarr").select().utterance  # noqa: B018
+
+
+def test_a_forked_worker_is_told_what_to_do_and_does_not_hang(bucket):
+    make_store(f"{bucket}/x.zarr")
+    fs = featstore.open(f"{bucket}/x.zarr").select()
+    assert len(fs.frames[0])
+    answer, ask = multiprocessing.Pipe(duplex=False)
+    child = multiprocessing.get_context("fork").Process(target=_read_frames, args=(fs, ask))
+    child.start()
+    assert answer.poll(20)
+    assert "multiprocessing_context='spawn'" in answer.recv()
+    child.join()
+
+
+def _read_frames(fs, ask) -> None:
+    try:
+        ask.send(str(fs.frames[14].shape))
+    except RemoteError as error:
+        ask.send(str(error))
 
 
 def test_the_command_line_shows_and_verifies_a_bucket(bucket):
