@@ -31,7 +31,8 @@ from featstore.store.writer import SplitWriter, open_split_writer_at
 __all__ = ["CopyRecord", "copy_store", "without_frames"]
 
 _PARTS_AT_A_TIME = 8
-_OBJECTS_AHEAD = 4  # of one part: at 64 MiB each, eight parts hold 2 GiB at the very most
+_SMALL_BYTES = 1 << 20
+_SMALL_AHEAD = 16  # of one part; of large objects, up to 64 MiB each, there is one: eight parts hold half a gigabyte
 _FRAME_ARRAYS = ("frames", "frame_offsets")
 
 
@@ -194,10 +195,13 @@ class _SplitCopy:
         return part.commit
 
     def _objects_of(self, source: str, commit: Commit) -> Iterator[tuple[str, bytes]]:
-        """Each object of a part, whole and as it was committed; a few are on their way at a time."""
-        keys = [(f"{source}/{name}", entry) for name, entry in commit.objects.items()]
-        read = in_order(self._reads, lambda each: sealed_object(self._source, *each), keys, ahead=_OBJECTS_AHEAD)
-        return zip(commit.objects, read, strict=True)
+        """Each object of a part, whole and as it was committed: small ones many at a time, large ones one by one."""
+        small = [name for name, entry in commit.objects.items() if entry.size <= _SMALL_BYTES]
+        large = [name for name in commit.objects if name not in small]
+        for names, ahead in ((small, _SMALL_AHEAD), (large, 1)):
+            keys = [(f"{source}/{name}", commit.objects[name]) for name in names]
+            read = in_order(self._reads, lambda each: sealed_object(self._source, *each), keys, ahead=ahead)
+            yield from zip(names, read, strict=True)
 
     def _finish(self, writer: SplitWriter, commits: Sequence[Commit]) -> None:
         """Write the catalogue; copies without frames go where the same part with them is there now."""

@@ -66,6 +66,9 @@ def test_a_part_costs_its_objects_and_two_documents(url, s3):
     assert len(written) <= 2 + n_objects
     assert written[0].key == written[-1].key
     assert written[-1].key.endswith(f"{commit.part}/zarr.json")  # the commit comes last
+    s3.forget()
+    open_objects(url).write("large", b"\0" * (12 << 20))  # whatever its size, an object is one request
+    assert len(s3.requests) == 1
 
 
 def test_a_thousand_names_are_planned_with_their_catalogue_and_a_listing(url, s3):
