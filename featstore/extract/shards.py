@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -104,13 +104,14 @@ class RemoteShard:
     def _download(self, path: Path) -> None:
         with path.open("wb") as file, ThreadPoolExecutor(_RANGES_AT_A_TIME, thread_name_prefix="range") as pool:
             file.truncate(self.size)
+            one_at_a_time = threading.Lock()
 
-            def copy(at: int) -> None:
-                stop = min(at + _RANGE_BYTES, self.size)
-                view = memoryview(self.remote.get_range(self.name, at, stop, etag=self.etag))
-                while view:
-                    written = os.pwrite(file.fileno(), view, at)
-                    view, at = view[written:], at + written
+            def copy(start: int) -> None:
+                stop = min(start + _RANGE_BYTES, self.size)
+                data = self.remote.get_range(self.name, start, stop, etag=self.etag)
+                with one_at_a_time:
+                    file.seek(start)
+                    file.write(data)
 
             list(pool.map(copy, range(0, self.size, _RANGE_BYTES)))
 

@@ -216,6 +216,8 @@ def _is_abandoned(objects: Objects, path: str) -> bool:
         content = read_document(objects, path)
     except DamagedPart:
         return False  # `verify --repair` decides about damage
+    if content is not None and "commit" in content:
+        return False  # it was committed after the look that took it for an orphan
     if content is None or "writing" not in content:
         # A writer's document comes before its arrays, and goes before them. Arrays without a document are what a killed
         # deletion left; a group with nothing in it yet may be a writer that is just beginning.

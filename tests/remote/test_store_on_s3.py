@@ -8,15 +8,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import zarr
 from stores import assert_equal_contents, contents_by_plain_zarr, make_store, shard_windows, split_writer, write_part
+from zarr.storage import ObjectStore
 
 import featstore
 from featstore.errors import DamagedPart, StoreError
+from featstore.store import Member, ShardIdentity
 from featstore.store.catalogue import look_at_split, read_split
 from featstore.store.documents import read_document
 from featstore.store.format import seal
 from featstore.store.maintenance import compact_store, gc_store
 from featstore.store.objects import open_objects
+from featstore.store.rows import ZarrRows, open_rows
 from featstore.store.verify import verify_store
 from servers import S3, Request
 
@@ -257,6 +261,29 @@ def test_a_catalogue_that_lost_a_race_is_written_again(url, monkeypatch):
     assert sorted(raw["members"][0]["shard"]["name"] for raw in catalogue) == [*SHARDS, "d.tar", "e.tar"]
 
 
+def test_a_part_that_is_committed_while_another_writer_sweeps_stays(url, monkeypatch):
+    """The other has listed the split, and takes the part for one that is still being made."""
+    from featstore.store import writer as module
+
+    mine, other = split_writer(url), split_writer(url)
+    part = mine.begin_part("d.tar")
+    for each in shard_windows("d.tar"):
+        part.add(each)
+    look = module.look_at_split
+
+    def then_the_commit(*args, **kwargs):
+        state = look(*args, **kwargs)
+        monkeypatch.setattr(module, "look_at_split", look)
+        shard = ShardIdentity(name="d.tar", size=1, mtime_ns=1)
+        member = Member(shard=shard, clips=5, windows=5, frames=part.frames, audio_seconds=1.0, skipped=())
+        part.commit([member], frames_stored=True, versions={})
+        return state
+
+    monkeypatch.setattr(module, "look_at_split", then_the_commit)
+    assert other.sweep() == ()
+    assert sorted(split_writer(url).committed()) == [*SHARDS, "d.tar"]
+
+
 def test_what_a_killed_writer_left_is_no_part_and_is_swept(url, s3):
     writer = split_writer(url)
     part = writer.begin_part("d.tar")
@@ -298,6 +325,15 @@ def test_damage_in_a_bucket_is_found_named_and_repaired(url):
     assert {finding.remedy for finding in verify_store(url, repair=False).findings} == {"drop the part"}
     assert verify_store(url, repair=True).sound
     assert [segment.member.shard.name for segment in featstore.open(url).select().segments] == ["a.tar"]
+
+
+def test_an_array_of_another_layout_is_read_by_zarr(url):
+    values = np.arange(60.0).reshape(20, 3)
+    objects = open_objects(url)
+    zarr.create_array(ObjectStore(objects.remote.store), name="odd", data=values, chunks=(7, 2), zarr_format=3)
+    rows = open_rows(objects, "odd")
+    assert isinstance(rows, ZarrRows)
+    np.testing.assert_array_equal(rows.slice(3, 17), values[3:17])
 
 
 def test_a_bucket_is_compacted(url):

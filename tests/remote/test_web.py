@@ -8,6 +8,7 @@ from stores import make_store, split_writer
 
 import featstore
 from featstore.errors import RemoteError, StoreError, StoreNotFound
+from featstore.store.copying import copy_store
 from featstore.store.verify import verify_store
 from servers import web_server
 
@@ -23,6 +24,11 @@ def test_a_plain_web_server_gives_out_a_store(s3, tmp_path):
         for one, two in zip(fs.frames, local.frames, strict=True):
             np.testing.assert_array_equal(one, two)
         assert verify_store(f"{url}/x.zarr", repair=False).sound
+        [copied] = copy_store(
+            f"{url}/x.zarr", str(tmp_path / "copy.zarr"), only="utterance", encoder=None, dataset=None, split=None
+        )
+        assert copied.copied == 3
+        assert verify_store(str(tmp_path / "copy.zarr"), repair=False).sound
         requests.clear()
         np.testing.assert_array_equal(featstore.open(f"{url}/x.zarr").select().utterance, local.utterance)
         assert len(requests) <= 7  # what it takes to see which parts there are
