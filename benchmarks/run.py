@@ -17,7 +17,7 @@ from benchmarks.table import Table
 
 __all__ = ["Options", "document", "main"]
 
-NAMES = ("cli", "extract", "encode", "store", "tracks", "evaluation", "parity")
+NAMES = ("cli", "extract", "encode", "store", "remote", "tracks", "evaluation", "parity")
 HEAD = """# Benchmarks
 
 Written by `python -m benchmarks [NAME ...] --write`; `make bench` prints the same. Every section is of one run on one

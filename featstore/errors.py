@@ -15,6 +15,7 @@ FeatstoreError
 |-- StoreError                  the store cannot be read or written
 |   |-- StoreNotFound           there is no store at the URL                                 (a FileNotFoundError too)
 |   |-- StoreVersionError       the store was written by a newer format
+|   |-- RemoteError             a server could not be reached, refuses, or has no such bucket
 |   `-- DamagedPart             a part does not hold what its commit record says
 |-- ResultsError                a file of results is damaged, or a score cannot be written
 `-- FetchError                  a download failed, or is not what its record says
@@ -34,6 +35,7 @@ __all__ = [
     "FetchError",
     "LabelError",
     "ManifestError",
+    "RemoteError",
     "ResultsError",
     "ShardError",
     "StoreError",
@@ -126,6 +128,10 @@ class StoreNotFound(StoreError, FileNotFoundError):
 
 class StoreVersionError(StoreError):
     """The store was written by a newer format."""
+
+
+class RemoteError(StoreError):
+    """A server could not be reached, refuses, or has no such bucket."""
 
 
 class DamagedPart(StoreError):

@@ -22,7 +22,7 @@ LAYERS = (
     {"taskdata"},
     {"encoders"},
     {"store"},
-    {"manifest", "splits", "metrics"},
+    {"manifest", "splits", "metrics", "remote"},
     {"records"},
     {"errors"},
 )
@@ -47,6 +47,9 @@ DOORS = {
     "urllib3": {"fetch/http"},
     "transformers": {"encoders/hf/loading", "probe/text_models"},
     "dasheng": {"encoders/dasheng/loading"},
+    "obstore": {"remote/buckets"},
+    "fsspec": {"remote/filesystems"},
+    "aiohttp": {"remote/filesystems"},
 }
 # where numpy, too, is imported only when it is needed: help and manifests must be quick
 LIGHT = ("cli/*", "manifest/*", "errors", "records", "__init__", "__main__")

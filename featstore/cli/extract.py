@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from contextlib import redirect_stdout
 from dataclasses import replace
@@ -58,10 +59,9 @@ __all__ = ["extract"]
 @click.option(
     "--data",
     "data_dir",
-    type=click.Path(path_type=Path),
     required=True,
-    metavar="DIR",
-    help="Holds one folder of shards for each dataset.",
+    metavar="DIR|URL",
+    help="Holds one folder of shards for each dataset: a folder, or s3://, gs://, az://, hf:// or https://.",
 )
 @store_option
 @click.option("--split", "splits", metavar="NAME", multiple=True, help="Only this split or fold; may be repeated.")
@@ -97,6 +97,12 @@ __all__ = ["extract"]
     help="Write a trace of the first batches, to open in chrome://tracing or Perfetto.",
 )
 @click.option("--prune", is_flag=True, help="Drop embeddings of shards whose files are no longer there.")
+@click.option(
+    "--share",
+    "share_text",
+    metavar="K/N",
+    help="Encode only the K-th of N shares of the shards.  [default: as RANK and WORLD_SIZE, or SLURM, say]",
+)
 @click.option("--fail-on-skip", is_flag=True, help="Exit with 1 if any clip was left out.")
 @json_option
 def extract(
@@ -107,9 +113,10 @@ def extract(
     layers: tuple[int | None, ...],
     pools: tuple[Any, ...],
     trust_remote_code: bool,
-    data_dir: Path,
+    data_dir: str,
     store_url: str,
     splits: tuple[str, ...],
+    share_text: str | None,
     fail_on_skip: bool,
     as_json: bool,
     **settings: Any,
@@ -122,8 +129,12 @@ def extract(
     from featstore.cli.console import progress_bar
     from featstore.encoders import load_encoder
     from featstore.extract import ExtractOptions, extract_task
+    from featstore.extract.ranks import local_rank, parse_share, share_from_environment
     from featstore.manifest import find_task
 
+    share = parse_share(share_text) if share_text else share_from_environment(os.environ)
+    if not share.is_whole:
+        click.echo(f"{share}: other shards are left to other processes", err=True)
     options = ExtractOptions(**settings)
     manifests = [find_task(task) for task in tasks]
     arguments = parse_arguments(encoder_args)
@@ -142,6 +153,8 @@ def extract(
                 options=options,
                 splits=splits,
                 progress=progress,
+                share=share,
+                local_rank=local_rank(os.environ),
             )
         records += done
         options = replace(options, profile_path=None)  # the trace is of the first batches

@@ -24,7 +24,7 @@ from featstore.encoders.running import NonFiniteRow
 from featstore.errors import EncoderContractError, EncoderError, ShardError, UnusableClip
 from featstore.extract.batches import Batch, Batcher, PendingWindow, stack
 from featstore.extract.progress import Progress
-from featstore.extract.shards import Shard
+from featstore.extract.shards import AnyShard
 from featstore.extract.stream import ClipRead, ClipStream, DecodedClip, ShardBegins, ShardBreaks, ShardEnds
 from featstore.extract.windows import Window
 from featstore.records import SkippedClip
@@ -106,14 +106,14 @@ class EncodeResult:
     """What a run over shards came to: commits in order by output, shards that broke with why, and the time by stage."""
 
     commits: Mapping[int, tuple[Commit, ...]]
-    broken: tuple[tuple[Shard, str], ...]
+    broken: tuple[tuple[AnyShard, str], ...]
     times: StageTimes
 
 
 def encode_shards(
-    shards: Sequence[Shard],
+    shards: Sequence[AnyShard],
     *,
-    targets: Callable[[Shard], Sequence[PartTarget]],
+    targets: Callable[[AnyShard], Sequence[PartTarget]],
     encoder: BatchEncoder,
     encoder_name: str,
     plan: Callable[[int], tuple[Window, ...]],
@@ -133,7 +133,7 @@ def encode_shards(
     began = time.perf_counter()
     times = StageTimes()
     committing: _Committing = []
-    broken: list[tuple[Shard, str]] = []
+    broken: list[tuple[AnyShard, str]] = []
     stream = ClipStream(
         shards,
         sample_rate_hz=settings.sample_rate_hz,
@@ -185,7 +185,7 @@ def encode_shards(
     return EncodeResult(commits=commits, broken=tuple(broken), times=times)
 
 
-_Committing = list[tuple[Shard, "Future[Mapping[int, Commit] | ShardError]"]]
+_Committing = list[tuple[AnyShard, "Future[Mapping[int, Commit] | ShardError]"]]
 
 
 def _commit_later(committing: _Committing, work: _ShardWork, ended: ShardEnds, progress: Progress) -> None:
@@ -367,7 +367,8 @@ class _ShardWork:
         except (OSError, ShardError) as error:
             self._abort()
             return ShardError(f"shard {self._shard.name} went away while it was read: {error}")
-        if (identity.size, identity.mtime_ns) != (self._identity.size, self._identity.mtime_ns):
+        before = self._identity
+        if (identity.size, identity.mtime_ns, identity.etag) != (before.size, before.mtime_ns, before.etag):
             self._abort()
             return ShardError(f"shard {self._shard.name} changed while it was read: run the same command again")
         return {target.output: self._commit_part(target, future, identity) for target, future in self._parts}

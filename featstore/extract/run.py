@@ -19,7 +19,8 @@ from featstore.extract.audio import RESAMPLER
 from featstore.extract.batches import PENDING_BATCHES, Batcher, FileOrderBatcher, LengthBatcher
 from featstore.extract.pipeline import EncodeResult, EncodeSettings, PartTarget, StageTimes, encode_shards
 from featstore.extract.progress import Progress, Silent
-from featstore.extract.shards import Shard, find_shards, is_committed, sha256_of_file
+from featstore.extract.ranks import Share
+from featstore.extract.shards import AnyShard, dataset_folder, find_shards, is_committed, sha256_of_shard
 from featstore.extract.windows import Padding, plan_windows
 from featstore.records import ExtractRecord, dataset_group
 from featstore.store import FORMAT_VERSION, Commit, Segment, SplitWriter, open_split_writer
@@ -109,11 +110,13 @@ def extract_task(
     manifest: Manifest,
     encoder: Encoder,
     *,
-    data_dir: Path,
+    data_dir: Path | str,
     store_url: str,
     options: ExtractOptions,
     splits: Sequence[str] = (),
     progress: Progress | None = None,
+    share: Share | None = None,
+    local_rank: int | None = None,
 ) -> tuple[ExtractRecord, ...]:
     """Bring a task's feature sets up to date: encode the shards that the store does not have, or not as they are now.
 
@@ -122,12 +125,16 @@ def extract_task(
     manifest : Manifest
     encoder : Encoder
         From `featstore.encoders.load_encoder`.
-    data_dir : Path
-        Holds a folder of shards for each dataset.
+    data_dir : Path or str
+        Folder or URL that holds a folder of shards for each dataset.
     store_url : str
         Folder or URL of the store; it is made where there is none.
     splits : sequence of str
         Splits or folds to extract; empty means all.
+    share : Share, optional
+        Which of the shards are this process's, of several that extract together; all of them without it.
+    local_rank : int, optional
+        Number of this process on its machine: ``device="auto"`` takes the GPU of that number where there are several.
 
     Returns
     -------
@@ -144,7 +151,7 @@ def extract_task(
     from featstore.encoders.profiling import traced
     from featstore.encoders.running import pick_device
 
-    device = pick_device(options.device)
+    device = pick_device(options.device, local_rank=local_rank)
     frames_wanted = options.frames == "always" or (options.frames == "auto" and manifest.wants_frames)
     outputs = tuple(
         _Kept(
@@ -157,8 +164,9 @@ def extract_task(
     if frames_wanted and not any(kept.frames_stored for kept in outputs):
         raise UsageError("frames are stored beside the mean: add mean to --pool, or give --frames never")
     chosen = _chosen_feature_sets(manifest, splits)
+    folder = dataset_folder(data_dir, manifest.data.dataset)
     # every pattern is looked up before the first shard is encoded: a typo is told now, not after hours
-    shards = {name: find_shards(data_dir / manifest.data.dataset, pattern) for name, pattern in chosen.items()}
+    shards = {name: find_shards(folder, pattern) for name, pattern in chosen.items()}
     if options.compiled:
         encoder.compile()
     run = encoder.start(outputs[0].recipe, device=device, keep_frames=frames_wanted)
@@ -171,14 +179,15 @@ def extract_task(
         options=options,
         batch_seconds=cache(partial(_batch_seconds, encoder, run, options, crop_seconds=manifest.data.crop_seconds)),
         progress=progress or Silent(),
+        share=share or Share(),
     )
     with nullcontext() if options.profile_path is None else traced(run, options.profile_path):
         outcomes = [job.bring_up_to_date(name, shards[name], store_url) for name in chosen]
     broken = [reason for _, reasons in outcomes for reason in reasons]
     if broken:
+        n_shards = sum(len(job.share.of(found)) for found in shards.values())
         raise ShardError(
-            f"{len(broken)} of {sum(map(len, shards.values()))} shards could not be read, all others are in the store: "
-            + "; ".join(broken)
+            f"{len(broken)} of {n_shards} shards could not be read, all others are in the store: " + "; ".join(broken)
         )
     return tuple(record for records, _ in outcomes for record in records)
 
@@ -218,13 +227,15 @@ class _Job:
     options: ExtractOptions
     batch_seconds: Callable[[], float]
     progress: Progress
+    share: Share
 
     def bring_up_to_date(
-        self, split: str, shards: Sequence[Shard], store_url: str
+        self, split: str, every_shard: Sequence[AnyShard], store_url: str
     ) -> tuple[tuple[ExtractRecord, ...], tuple[str, ...]]:
         """Encode what is missing of one split's feature sets. Returns their records, and why shards broke."""
-        hashed_once = cache(sha256_of_file)  # a shard that was touched is asked about by every output
-        sets = tuple(self._feature_set(kept, split, shards, store_url, hashed_once) for kept in self.outputs)
+        hashed_once = cache(sha256_of_shard)  # a shard that was touched is asked about by every output
+        sets = tuple(self._feature_set(kept, split, every_shard, store_url, hashed_once) for kept in self.outputs)
+        shards = self.share.of(every_shard)
         stale = [shard for shard in shards if any(shard.name in each.stale for each in sets)]
         others = f" and {len(sets) - 1} more" if len(sets) > 1 else ""
         self.progress.begin(
@@ -240,7 +251,8 @@ class _Job:
             for each in sets:
                 if stale:
                     each.writer.sweep()
-                each.writer.write_catalogue()
+                if stale or not each.writer.is_catalogued:
+                    each.writer.write_catalogue()
         records = tuple(
             self._record(split, shards, each, result.commits.get(number, ()), result.times)
             for number, each in enumerate(sets)
@@ -248,9 +260,14 @@ class _Job:
         return records, tuple(reason for _, reason in result.broken)
 
     def _feature_set(
-        self, kept: _Kept, split: str, shards: Sequence[Shard], store_url: str, sha256_of: Callable[[Path], str]
+        self,
+        kept: _Kept,
+        split: str,
+        shards: Sequence[AnyShard],
+        store_url: str,
+        sha256_of: Callable[[AnyShard], str],
     ) -> _FeatureSet:
-        """Open one output's feature set and see what it lacks."""
+        """Open one output's feature set and see what it lacks of this run's share."""
         writer = open_split_writer(
             store_url,
             recipe=kept.recipe,
@@ -259,24 +276,23 @@ class _Job:
             crop_seconds=self.manifest.data.crop_seconds,
             split=split,
         )
-        writer.sweep()
-        cached = writer.committed()
+        cached = writer.begin_run()
         gone = sorted(cached.keys() - {shard.name for shard in shards})
         if gone and self.options.prune:
             writer.delete(_parts_of_nothing_but(gone, cached))
             gone = sorted(writer.committed().keys() - {shard.name for shard in shards})
         stale = [
             shard.name
-            for shard in shards
+            for shard in self.share.of(shards)
             if not is_committed(shard, cached.get(shard.name), wants_frames=kept.frames_stored, sha256_of=sha256_of)
         ]
         return _FeatureSet(kept=kept, writer=writer, cached=cached, gone=tuple(gone), stale=frozenset(stale))
 
-    def _encode(self, shards: Sequence[Shard], sets: Sequence[_FeatureSet]) -> EncodeResult:
+    def _encode(self, shards: Sequence[AnyShard], sets: Sequence[_FeatureSet]) -> EncodeResult:
         rate = self.encoder.facts.sample_rate_hz
         padding = Padding.parse(self.options.padding)
 
-        def targets(shard: Shard) -> tuple[PartTarget, ...]:
+        def targets(shard: AnyShard) -> tuple[PartTarget, ...]:
             return tuple(
                 PartTarget(output=number, writer=each.writer, frames_stored=each.kept.frames_stored)
                 for number, each in enumerate(sets)
@@ -310,7 +326,7 @@ class _Job:
         return self.options.workers or min(16, os.cpu_count() or 1)
 
     def _record(
-        self, split: str, shards: Sequence[Shard], each: _FeatureSet, commits: Sequence[Commit], times: StageTimes
+        self, split: str, shards: Sequence[AnyShard], each: _FeatureSet, commits: Sequence[Commit], times: StageTimes
     ) -> ExtractRecord:
         done = {commit.members[0].shard.name: commit for commit in commits}
         held = {name: segment.member for name, segment in each.cached.items()}
