@@ -24,7 +24,7 @@ LAYERS = (
     {"store"},
     {"manifest", "splits", "metrics", "remote"},
     {"records"},
-    {"errors"},
+    {"errors", "machine"},
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
