@@ -130,6 +130,8 @@ class ExtractRecord:
 
     ``clips``, ``windows``, ``frames``, ``audio_seconds`` and ``skipped`` are of the split as it stands afterwards,
     reused shards included. ``gone`` names shards whose embeddings are in the store and whose files no longer match.
+    ``seconds`` adds up those of all ``workers``, the total apart; ``deaths`` tells of workers that died on the way, and
+    whose shards others encoded.
     """
 
     task: str
@@ -149,6 +151,8 @@ class ExtractRecord:
     bytes_written: int
     seconds: Mapping[str, float]
     bottleneck: str
+    workers: int = 1
+    deaths: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """The record as plain JSON."""

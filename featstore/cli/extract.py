@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from contextlib import redirect_stdout
+from contextlib import ExitStack, redirect_stdout
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -72,7 +72,12 @@ __all__ = ["extract"]
 )
 @store_option
 @click.option("--split", "splits", metavar="NAME", multiple=True, help="Only this split or fold; may be repeated.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    help="auto, cpu, cuda or cuda:N; all (every GPU) or a list such as cuda:0,cuda:2: a process for each.",
+)
 @click.option(
     "--precision",
     type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
@@ -114,7 +119,10 @@ __all__ = ["extract"]
     help="Audio in a batch.  [default: 64 on a CPU, 640 on a GPU]",
 )
 @click.option(
-    "--workers", type=click.IntRange(min=0), default=0, help="Decoding threads.  [default: one per core, at most 16]"
+    "--workers",
+    type=click.IntRange(min=0),
+    default=0,
+    help="Decoding threads, of each process.  [default: one per core that is its share, at most 16]",
 )
 @click.option(
     "--max-clip-seconds",
@@ -147,33 +155,37 @@ def extract(
     where it was.
     """
     from featstore.cli.console import progress_bar
-    from featstore.encoders import load_encoder
-    from featstore.extract import ExtractOptions, extract_task
+    from featstore.extract import EncoderRequest, ExtractOptions, extract_task, open_engine
     from featstore.manifest import find_task
 
     options = ExtractOptions(**settings)
     manifests = [find_task(task) for task in tasks]
-    arguments = parse_arguments(encoder_args)
-    with _its_prints_on_stderr():
-        encoder = load_encoder(
-            spec, arguments=arguments, layers=layers, pools=pools, trust_remote_code=trust_remote_code
-        )
+    request = EncoderRequest(
+        spec=spec,
+        arguments=parse_arguments(encoder_args),
+        layers=layers,
+        pools=pools,
+        trust_remote_code=trust_remote_code,
+    )
     records: list[ExtractRecord] = []
-    for manifest in manifests:
-        with progress_bar() as progress, _its_prints_on_stderr():
-            done = extract_task(
-                manifest,
-                encoder,
-                data_dir=data_dir,
-                store_url=store_url,
-                options=options,
-                splits=splits,
-                progress=progress,
-            )
-        records += done
-        if not as_json:
-            for record, following in zip_longest(done, done[1:]):
-                _tell(record, timed=following is None or following.split != record.split)
+    with ExitStack() as stack:
+        with _its_prints_on_stderr():
+            engine = stack.enter_context(open_engine(request, device=options.device))
+        for manifest in manifests:
+            with progress_bar() as progress, _its_prints_on_stderr():
+                done = extract_task(
+                    manifest,
+                    engine,
+                    data_dir=data_dir,
+                    store_url=store_url,
+                    options=options,
+                    splits=splits,
+                    progress=progress,
+                )
+            records += done
+            if not as_json:
+                for record, following in zip_longest(done, done[1:]):
+                    _tell(record, timed=following is None or following.split != record.split)
     if as_json:
         emit_json(records)
     n_skipped = sum(len(record.skipped) for record in records)
@@ -188,6 +200,10 @@ def _its_prints_on_stderr() -> redirect_stdout[TextIO]:
     return redirect_stdout(sys.stderr)
 
 
+def _who(record: ExtractRecord) -> str:
+    return "the run" if record.workers == 1 else f"{record.workers} workers, their seconds added up,"
+
+
 def _tell(record: ExtractRecord, *, timed: bool) -> None:
     """Print what was done; the time of the pass that made several feature sets of a split once, after the last."""
     what = f"{record.encoder}@{record.fingerprint}  {record.dataset}/{record.split}"
@@ -199,9 +215,11 @@ def _tell(record: ExtractRecord, *, timed: bool) -> None:
         seconds = record.seconds
         click.echo(
             f"  {seconds['total']:.1f} s, {record.bytes_written / 1e6:,.1f} MB written; "
-            f"the run waited on {record.bottleneck} (encode {seconds['encode']:.1f} s, "
+            f"{_who(record)} waited on {record.bottleneck} (encode {seconds['encode']:.1f} s, "
             f"waiting for clips {seconds['wait_clips']:.1f} s, for the store {seconds['wait_write']:.1f} s)"
         )
+        for death in record.deaths:
+            click.echo(f"  {death}")
     shown = 10
     for clip in record.skipped[:shown]:
         click.echo(f"  left out: {clip.shard} {clip.key!r}: {clip.reason}")

@@ -21,7 +21,7 @@ from featstore.errors import EncoderContractError, EncoderError, ShardError, Unu
 from featstore.extract.batches import Batch, Batcher, PendingWindow, stack
 from featstore.extract.progress import Progress
 from featstore.extract.shards import Shard
-from featstore.extract.stream import ClipRead, ClipStream, DecodedClip, ShardBegins, ShardBreaks, ShardEnds
+from featstore.extract.stream import ClipRead, ClipStream, DecodedClip, ShardBegins, ShardBreaks, ShardEnds, ShardFeed
 from featstore.extract.windows import Window
 from featstore.records import SkippedClip
 from featstore.store import Commit, EmbeddedWindow, Member, PartWriter, ShardIdentity, SplitWriter
@@ -84,15 +84,22 @@ class EncodeSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncodeResult:
-    """What a run over shards came to: commits in order by output, shards that broke with why, and the time by stage."""
+    """What a run over shards came to: commits in order by output, shards that broke with why, and the time by stage.
+
+    Where several workers encoded, ``times`` adds up theirs, the total apart, and ``deaths`` tells of those that died on
+    the way: others encoded their shards.
+    """
 
     commits: Mapping[int, tuple[Commit, ...]]
     broken: tuple[tuple[Shard, str], ...]
     times: StageTimes
+    decode_threads: int
+    workers: int = 1
+    deaths: tuple[str, ...] = ()
 
 
 def encode_shards(
-    shards: Sequence[Shard],
+    shards: Sequence[Shard] | ShardFeed,
     *,
     targets: Callable[[Shard], Sequence[PartTarget]],
     encoder: BatchEncoder,
@@ -101,8 +108,12 @@ def encode_shards(
     new_batcher: Callable[[], Batcher],
     settings: EncodeSettings,
     progress: Progress,
+    settled: Callable[[Shard, Future[Mapping[int, Commit] | ShardError]], None] | None = None,
 ) -> EncodeResult:
     """Encode `shards` and commit, for each that can be read to its end, a part to each of its targets.
+
+    `settled` is told of each shard when its commit is on its way, or when it breaks: the future holds its commits by
+    output, or why there are none.
 
     Raises
     ------
@@ -113,8 +124,13 @@ def encode_shards(
     """
     began = time.perf_counter()
     times = StageTimes()
-    committing: list[tuple[Shard, Future[Mapping[int, Commit] | ShardError]]] = []
-    broken: list[tuple[Shard, str]] = []
+    settling: list[tuple[Shard, Future[Mapping[int, Commit] | ShardError]]] = []
+
+    def settle(shard: Shard, outcome: Future[Mapping[int, Commit] | ShardError]) -> None:
+        settling.append((shard, outcome))
+        if settled is not None:
+            settled(shard, outcome)
+
     stream = ClipStream(
         shards,
         sample_rate_hz=settings.sample_rate_hz,
@@ -140,25 +156,32 @@ def encode_shards(
                 seconds = work.take(event)
                 progress.advance(clips=1, audio_seconds=seconds)
             elif isinstance(event, ShardEnds) and work is not None:
-                committing.append((event.shard, work.finish(event.sha256)))
+                settle(event.shard, work.finish(event.sha256))
                 progress.shard_done()
                 work = None
             elif isinstance(event, ShardBreaks):
                 if work is not None:
                     work.give_up()
                     work = None
-                broken.append((event.shard, str(event.error)))
+                settle(event.shard, _known(ShardError(str(event.error))))
         times.read, times.decode = stream.read_seconds, stream.decode_seconds
     times.total = time.perf_counter() - began
     commits: dict[int, tuple[Commit, ...]] = {}
-    for shard, future in committing:
+    broken: list[tuple[Shard, str]] = []
+    for shard, future in settling:
         outcome = future.result()
         if isinstance(outcome, ShardError):
             broken.append((shard, str(outcome)))
         else:
             for output, commit in outcome.items():
                 commits[output] = (*commits.get(output, ()), commit)
-    return EncodeResult(commits=commits, broken=tuple(broken), times=times)
+    return EncodeResult(commits=commits, broken=tuple(broken), times=times, decode_threads=settings.decode_threads)
+
+
+def _known(outcome: ShardError) -> Future[Mapping[int, Commit] | ShardError]:
+    future: Future[Mapping[int, Commit] | ShardError] = Future()
+    future.set_result(outcome)
+    return future
 
 
 class _ShardWork:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Self
+from typing import Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +24,7 @@ from featstore.extract.shards import Shard, sha256_of_file
 from featstore.extract.tars import Sample, read_samples
 from featstore.store import ShardIdentity
 
-__all__ = ["ClipRead", "ClipStream", "DecodedClip", "ShardBegins", "ShardBreaks", "ShardEnds"]
+__all__ = ["ClipRead", "ClipStream", "DecodedClip", "ShardBegins", "ShardBreaks", "ShardEnds", "ShardFeed"]
 
 _CLIPS_AHEAD = 64
 _STORED_BYTES_AHEAD = 256 << 20
@@ -76,6 +76,16 @@ class ShardBreaks:
 Event = ShardBegins | ClipRead | ShardEnds | ShardBreaks
 
 
+class ShardFeed(Protocol):
+    """Hands out shards one after another while others are encoded. The next is asked for by the reading thread."""
+
+    def __iter__(self) -> Iterator[Shard]:
+        """Yield the next shard when there is one; end when there will be none."""
+
+    def close(self) -> None:
+        """Hand out no more: end the reading thread's wait for the next."""
+
+
 @dataclass(slots=True)
 class _Spent:
     read: float = 0.0
@@ -87,7 +97,7 @@ class ClipStream:
     """Iterates over the events of `shards` while threads read ahead. A context manager: leaving it stops them."""
 
     def __init__(
-        self, shards: Sequence[Shard], *, sample_rate_hz: int, max_clip_seconds: float, decode_threads: int
+        self, shards: Sequence[Shard] | ShardFeed, *, sample_rate_hz: int, max_clip_seconds: float, decode_threads: int
     ) -> None:
         self._shards = shards
         self._sample_rate_hz = sample_rate_hz
@@ -119,6 +129,8 @@ class ClipStream:
         self._stopped = True
         self._stored.close()
         self._decoded.close()
+        if not isinstance(self._shards, Sequence):
+            self._shards.close()
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._reader.join()
 

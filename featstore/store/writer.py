@@ -27,7 +27,7 @@ from featstore.store.format import GROUP_DOCUMENT, Segment, Writing, counted_seg
 from featstore.store.objects import Objects, open_objects
 from featstore.store.part import PartWriter, process_started, telling_what_to_do
 
-__all__ = ["SplitWriter", "open_split_writer"]
+__all__ = ["SplitWriter", "is_split_begun", "open_split_writer"]
 
 _FOREIGN_WRITER_IS_DEAD_AFTER = timedelta(hours=24)
 
@@ -60,6 +60,12 @@ def open_split_writer(
             if read_document(objects, path) is None:
                 write_document(objects, path, content)
     return SplitWriter(objects, address)
+
+
+def is_split_begun(url: str, *, recipe: Recipe, dataset: str, crop_seconds: float | None, split: str) -> bool:
+    """Whether the store at `url`, as it is seen from here, has the feature set that somebody opened for writing."""
+    address = SplitAddress(recipe=recipe, spec="", dataset=dataset, crop_seconds=crop_seconds, split=split)
+    return read_document(open_objects(url), address.path) is not None
 
 
 class SplitWriter:
