@@ -83,7 +83,13 @@ class FleetEngine:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._end()
+        self.close()
+
+    def close(self) -> None:
+        """End every worker; a later job would start them afresh."""
+        self._fleet.close()
+        self._started.clear()
+        self._fruitless = 0
 
     def describe(self, options: ExtractOptions) -> EncoderCard:
         """Ask the first worker that can say: the encoder is never loaded in this process, which needs no second one."""
@@ -101,7 +107,7 @@ class FleetEngine:
                         if worker == 0:
                             self._ask(0, Describe(options=options))
         except BaseException:
-            self._end()
+            self.close()
             raise
 
     def encode(self, job: EncodeJob, shards: Sequence[StaleShard], *, progress: Progress) -> EncodeResult:
@@ -117,15 +123,9 @@ class FleetEngine:
                     self._hear(worker, event, session, job=job, progress=progress)
                 self._answer(session)
         except BaseException:
-            self._end()
+            self.close()
             raise
         return session.result(shards, seconds=time.perf_counter() - began)
-
-    def _end(self) -> None:
-        """End every worker; a later job would start them afresh."""
-        self._fleet.close()
-        self._started.clear()
-        self._fruitless = 0
 
     def _ask(self, worker: int, message: Message) -> None:
         if worker not in self._started:
