@@ -91,5 +91,5 @@ def n_committed(store: Path) -> int:
 
 
 def n_parts(store: Path) -> int:
-    """Parts and what is left of them; a folder of one that was only begun may be anybody's, and is for a later sweep."""
+    """Parts and what is left of them; a folder that was only begun may be anybody's, and is for a later sweep."""
     return sum(any(not path.name.startswith(".") for path in part.iterdir()) for part in store.glob("*/*/*/*/"))

@@ -43,6 +43,7 @@ DOORS = {
     "urllib3": {"fetch/http"},
     "transformers": {"encoders/hf/loading", "probe/text_models"},
     "dasheng": {"encoders/dasheng"},
+    "ray": {"extract/engines/ray"},
 }
 # where numpy, too, is imported only when it is needed: help and manifests must be quick
 LIGHT = ("cli/*", "manifest/*", "errors", "records", "__init__", "__main__")

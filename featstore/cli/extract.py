@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
-from contextlib import ExitStack, redirect_stdout
+from collections.abc import Sequence
+from contextlib import redirect_stdout
 from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 import click
 
@@ -79,6 +80,19 @@ __all__ = ["extract"]
     help="auto, cpu, cuda or cuda:N; all (every GPU) or a list such as cuda:0,cuda:2: a process for each.",
 )
 @click.option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="local: this machine. ray: a Ray cluster, a worker for each GPU; every node must reach --data and --store.",
+)
+@click.option(
+    "--ray-address", metavar="auto|HOST:PORT", help="Ray cluster to use.  [default: one is started on this machine]"
+)
+@click.option(
+    "--cpus-per-worker", type=click.IntRange(min=1), help="Cores of each Ray worker.  [default: its share, or 4]"
+)
+@click.option(
     "--precision",
     type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
     default="auto",
@@ -145,6 +159,9 @@ def extract(
     data_dir: Path,
     store_url: str,
     splits: tuple[str, ...],
+    engine: Literal["local", "ray"],
+    ray_address: str | None,
+    cpus_per_worker: int | None,
     fail_on_skip: bool,
     as_json: bool,
     **settings: Any,
@@ -168,14 +185,22 @@ def extract(
         trust_remote_code=trust_remote_code,
     )
     records: list[ExtractRecord] = []
-    with ExitStack() as stack:
-        with _its_prints_on_stderr():
-            engine = stack.enter_context(open_engine(request, device=options.device))
+    stdout = sys.stdout
+    with (
+        _other_prints_on_stderr(),
+        open_engine(
+            request,
+            device=options.device,
+            engine=engine,
+            ray_address=ray_address,
+            cpus_per_worker=cpus_per_worker,
+        ) as encoding,
+    ):
         for manifest in manifests:
-            with progress_bar() as progress, _its_prints_on_stderr():
+            with progress_bar() as progress:
                 done = extract_task(
                     manifest,
-                    engine,
+                    encoding,
                     data_dir=data_dir,
                     store_url=store_url,
                     options=options,
@@ -184,8 +209,8 @@ def extract(
                 )
             records += done
             if not as_json:
-                for record, following in zip_longest(done, done[1:]):
-                    _tell(record, timed=following is None or following.split != record.split)
+                with redirect_stdout(stdout):
+                    _tell_all(done)
     if as_json:
         emit_json(records)
     n_skipped = sum(len(record.skipped) for record in records)
@@ -195,9 +220,14 @@ def extract(
         )
 
 
-def _its_prints_on_stderr() -> redirect_stdout[TextIO]:
-    """An encoder is somebody's own code and may print, but stdout is for what the command has to say."""
+def _other_prints_on_stderr() -> redirect_stdout[TextIO]:
+    """An encoder is somebody's own code and may print, as may Ray; but stdout is for what the command has to say."""
     return redirect_stdout(sys.stderr)
+
+
+def _tell_all(done: Sequence[ExtractRecord]) -> None:
+    for record, following in zip_longest(done, done[1:]):
+        _tell(record, timed=following is None or following.split != record.split)
 
 
 def _who(record: ExtractRecord) -> str:

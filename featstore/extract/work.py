@@ -43,13 +43,13 @@ __all__ = [
     "Workplace",
     "card_of",
     "cores",
-    "default_decode_threads",
     "plan_recipe",
     "software_versions",
 ]
 
 XARES_BATCH = 16
 _PENDING_BATCHES = 16
+_MOST_DECODE_THREADS = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,14 +133,14 @@ class Workplace:
     encoder : Encoder
     device : str
         ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
-    workers_here : int
-        Workers that share this machine's cores: decoding threads are shared out among them.
+    cores : int
+        Cores that are this worker's share: so many threads decode, at most 16, unless a job says otherwise.
     """
 
-    def __init__(self, encoder: Encoder, *, device: str, workers_here: int) -> None:
+    def __init__(self, encoder: Encoder, *, device: str, cores: int) -> None:
         self._encoder = encoder
         self._device = device
-        self._workers_here = workers_here
+        self._cores = cores
         self._started: tuple[tuple[str, bool], EncoderRun] | None = None
 
     def card(self, options: ExtractOptions) -> EncoderCard:
@@ -224,7 +224,7 @@ class Workplace:
                 settings=EncodeSettings(
                     sample_rate_hz=rate,
                     max_clip_seconds=job.options.max_clip_seconds,
-                    decode_threads=job.options.workers or default_decode_threads(self._workers_here),
+                    decode_threads=job.options.workers or min(_MOST_DECODE_THREADS, self._cores),
                     versions=software_versions(),
                 ),
                 progress=progress,
@@ -284,11 +284,6 @@ def software_versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:  # run from a checkout that was not installed
             versions[name] = "unknown"
     return versions
-
-
-def default_decode_threads(workers_here: int) -> int:
-    """Decoding threads of each of so many workers on this machine."""
-    return max(1, min(16, cores() // workers_here))
 
 
 def cores() -> int:

@@ -146,7 +146,7 @@ def test_a_worker_with_other_weights_is_told_apart_before_it_encodes(
     engine.describe(OPTIONS)  # the first worker has loaded the encoder; the second will only when it is needed
     for fault in ("skewed", "slow"):
         (folder / "faults" / fault).touch()
-    with pytest.raises(EncoderError, match="every worker must have the same encoder, files and featstore: on .* it"):
+    with pytest.raises(EncoderError, match=r"every worker must have the same encoder, files and featstore: on .* it"):
         extract(engine, folder, tmp_path / "store")
 
 

@@ -9,7 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from featstore.errors import UsageError
 
 if TYPE_CHECKING:
     from featstore.encoders.outputs import Pool
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["EncoderRequest", "Engine", "open_engine"]
 
 _ATTEMPTS = 2
+_ATTEMPTS_ON_RAY = 3  # a node that is taken away is nobody's fault
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +68,14 @@ class Engine(Protocol):
 
 
 @contextmanager
-def open_engine(request: EncoderRequest, *, device: str) -> Iterator[Engine]:
+def open_engine(
+    request: EncoderRequest,
+    *,
+    device: str = "auto",
+    engine: Literal["local", "ray"] = "local",
+    ray_address: str | None = None,
+    cpus_per_worker: int | None = None,
+) -> Iterator[Engine]:
     """Open an engine, to be handed to `featstore.extract.extract_task`; its workers end when it is left.
 
     Parameters
@@ -74,12 +84,25 @@ def open_engine(request: EncoderRequest, *, device: str) -> Iterator[Engine]:
     device : str
         ``auto``, ``cpu``, ``cuda`` or ``cuda:1``: this process encodes. ``all``, or several with commas between, such
         as ``cuda:0,cuda:1``: a process for each.
+    engine : str
+        ``local``: this machine. ``ray``: a Ray cluster, with a worker for each GPU, or on each `cpus_per_worker` cores
+        where it has none or `device` is ``cpu``.
+    ray_address : str, optional
+        ``auto`` or ``host:port``; None starts a cluster on this machine.
+    cpus_per_worker : int, optional
+        Cores of a Ray worker; None picks.
 
     Raises
     ------
     UsageError
-        A device is not there.
+        A device or a cluster is not there.
     """
+    if engine == "ray":
+        with _on_ray(request, device=device, address=ray_address, cpus_per_worker=cpus_per_worker) as opened:
+            yield opened
+        return
+    if ray_address is not None or cpus_per_worker is not None:
+        raise UsageError("--ray-address and --cpus-per-worker go with --engine ray")
     from featstore.encoders.devices import pick_devices
 
     devices = pick_devices(device)
@@ -89,8 +112,26 @@ def open_engine(request: EncoderRequest, *, device: str) -> Iterator[Engine]:
     from featstore.extract.engines.fleet import FleetEngine
     from featstore.extract.engines.processes import Processes
 
-    with FleetEngine(Processes(request, devices=devices), attempts=_ATTEMPTS) as engine:
-        yield engine
+    with FleetEngine(Processes(request, devices=devices), attempts=_ATTEMPTS) as several:
+        yield several
+
+
+@contextmanager
+def _on_ray(
+    request: EncoderRequest, *, device: str, address: str | None, cpus_per_worker: int | None
+) -> Iterator[Engine]:
+    try:
+        from featstore.extract.engines.ray import RayWorkers, connected, seats
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            f"--engine ray needs {error.name}, which is not installed: pip install 'featstore[ray]'"
+        ) from error
+    from featstore.extract.engines.fleet import FleetEngine
+
+    with connected(address):
+        workers = RayWorkers(request, seats=seats(device=device, cpus_per_worker=cpus_per_worker))
+        with FleetEngine(workers, attempts=_ATTEMPTS_ON_RAY) as engine:
+            yield engine
 
 
 def _local(request: EncoderRequest, *, device: str) -> Engine:

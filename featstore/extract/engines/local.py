@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from featstore.extract.pipeline import EncodeResult
 from featstore.extract.progress import Progress
-from featstore.extract.work import EncodeJob, EncoderCard, StaleShard, Workplace
+from featstore.extract.work import EncodeJob, EncoderCard, StaleShard, Workplace, cores
 
 if TYPE_CHECKING:
     from featstore.encoders.running import Encoder
@@ -20,7 +20,7 @@ class LocalEngine:
     """An encoder of this process."""
 
     def __init__(self, encoder: Encoder, *, device: str) -> None:
-        self._workplace = Workplace(encoder, device=device, workers_here=1)
+        self._workplace = Workplace(encoder, device=device, cores=cores())
 
     def describe(self, options: ExtractOptions) -> EncoderCard:
         """Of the encoder that was given."""

@@ -53,13 +53,12 @@ class Processes:
 
     def start(self, worker: int) -> None:
         """Start a process."""
-        threads = max(1, cores() // self.size)
-        settings = WorkerSettings(device=self._devices[worker], torch_threads=threads, workers_here=self.size)
+        settings = WorkerSettings(device=self._devices[worker], cores=max(1, cores() // self.size))
         ours, theirs = self._context.Pipe()
         process = self._context.Process(
             target=_serve, args=(theirs, self._request, settings), name=f"featstore {settings.device}", daemon=True
         )
-        with _inherited(threads):
+        with _inherited(settings.cores):
             process.start()
         theirs.close()  # the child's end is the child's alone: when it dies, ours says so
         self._running[worker] = _Running(process=process, connection=ours)

@@ -46,11 +46,10 @@ _ADVANCE_EVERY_SECONDS = 0.2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerSettings:
-    """Where a worker encodes: its device, PyTorch's threads, and how many workers share the machine's cores."""
+    """Where a worker encodes: on which device, and with how many of the machine's cores."""
 
     device: str
-    torch_threads: int
-    workers_here: int
+    cores: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +112,7 @@ class Worker:
                 "lead: run the command from a folder that every node has"
             )
         os.chdir(request.folder)
-        torch.set_num_threads(self._settings.torch_threads)
+        torch.set_num_threads(self._settings.cores)
         encoder = load_encoder(
             request.spec,
             arguments=request.arguments,
@@ -121,7 +120,7 @@ class Worker:
             pools=request.pools,
             trust_remote_code=request.trust_remote_code,
         )
-        return Workplace(encoder, device=self._settings.device, workers_here=self._settings.workers_here)
+        return Workplace(encoder, device=self._settings.device, cores=self._settings.cores)
 
     def _encode(self, workplace: Workplace, begin: Begin) -> None:
         workplace.check(begin.job)
