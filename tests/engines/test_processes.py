@@ -119,7 +119,9 @@ def test_what_a_killed_worker_held_is_encoded_by_others_and_the_store_is_the_sam
     engine: Engine, folder: Path, alone: Path, tmp_path: Path
 ) -> None:
     (folder / "faults/killed-once").touch()
-    record = extract(engine, folder, tmp_path / "store")
+    counting = Counting()
+    record = extract(engine, folder, tmp_path / "store", progress=counting)
+    assert (counting.clips, counting.shards) == (N_SHARDS * CLIPS_PER_SHARD, N_SHARDS)
     [death] = record.deaths
     assert death.startswith("the process for cpu was killed (SIGKILL); others encoded train-")
     assert_same_contents(alone, tmp_path / "store", ignoring=())

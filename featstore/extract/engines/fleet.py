@@ -137,17 +137,19 @@ class FleetEngine:
         if isinstance(event, Failed):
             raise event.error
         if isinstance(event, Advanced):
+            session.tally.advance(worker, event)
             progress.advance(clips=event.clips, audio_seconds=event.audio_seconds)
         elif isinstance(event, Gone):
             self._started.discard(worker)
-            self._note_loss(worker, event, session)
+            self._note_loss(worker, event, session, progress=progress)
             if not session.deal.is_done:
                 self._ask(worker, Begin(number=session.number, job=job))
         elif isinstance(event, Wants | Encoded | Settled | Ended) and event.number == session.number:
             session.note(worker, event)
-            if isinstance(event, Encoded):
+            if isinstance(event, Settled):
                 self._fruitless = 0
-                progress.shard_done()
+                if not event.broken:
+                    progress.shard_done()
 
     def _answer(self, session: _Session) -> None:
         """Hand out what can be handed out; at the end say so to all, those too that are still loading."""
@@ -158,9 +160,11 @@ class FleetEngine:
             for worker in self._started:
                 self._fleet.tell(worker, NoMore())
 
-    def _note_loss(self, worker: int, event: Gone, session: _Session) -> None:
+    def _note_loss(self, worker: int, event: Gone, session: _Session, *, progress: Progress) -> None:
         """Let others encode what a dead worker held, unless that has killed too many."""
         lost = session.lost(worker, event.why)
+        undone = session.tally.take_back(worker, lost)
+        progress.advance(clips=-undone.clips, audio_seconds=-undone.audio_seconds)
         if not lost:
             self._note_fruitless(event)
         for shard in lost:
@@ -178,6 +182,33 @@ class FleetEngine:
             raise WorkerError(f"{event.why} before it encoded anything, and so did others: {event.advice}")
 
 
+class _Tally:
+    """Clips that progress was told of and that count for nothing if their worker dies."""
+
+    def __init__(self) -> None:
+        self._under_way: dict[int, Advanced] = {}
+        self._by_shard: dict[str, Advanced] = {}
+
+    def advance(self, worker: int, event: Advanced) -> None:
+        self._under_way[worker] = _sum(self._under_way.get(worker, _NOTHING), event)
+
+    def end_of_shard(self, worker: int, name: str) -> None:
+        self._by_shard[name] = self._under_way.pop(worker, _NOTHING)
+
+    def take_back(self, worker: int, lost: Iterable[StaleShard]) -> Advanced:
+        undone = self._under_way.pop(worker, _NOTHING)
+        for shard in lost:
+            undone = _sum(undone, self._by_shard.pop(shard.shard.name, _NOTHING))
+        return undone
+
+
+_NOTHING = Advanced(clips=0, audio_seconds=0.0)
+
+
+def _sum(one: Advanced, other: Advanced) -> Advanced:
+    return Advanced(clips=one.clips + other.clips, audio_seconds=one.audio_seconds + other.audio_seconds)
+
+
 @dataclass(slots=True, kw_only=True)
 class _Session:
     """One job on its way: who takes part, and what has come of it."""
@@ -189,6 +220,7 @@ class _Session:
     settled: dict[str, Settled] = field(default_factory=dict)
     ended: list[Ended] = field(default_factory=list)
     deaths: list[str] = field(default_factory=list)
+    tally: _Tally = field(default_factory=_Tally)
     told_the_end: bool = False
 
     @property
@@ -202,8 +234,11 @@ class _Session:
             self.present.add(worker)
         elif isinstance(event, Encoded):
             self.deal.encoded(worker, event.name)
+            self.tally.end_of_shard(worker, event.name)
         elif isinstance(event, Settled):
             self.deal.settled(worker, event.name)
+            if event.broken:
+                self.tally.end_of_shard(worker, event.name)
             self.settled[event.name] = event
             self.took_part.add(worker)
         else:

@@ -113,6 +113,8 @@ class Worker:
             )
         os.chdir(request.folder)
         torch.set_num_threads(self._settings.cores)
+        if ":" in self._settings.device:
+            torch.cuda.set_device(self._settings.device)  # else each would hold some of the first GPU
         encoder = load_encoder(
             request.spec,
             arguments=request.arguments,
@@ -130,6 +132,7 @@ class Worker:
 
         def settled(shard: Shard, outcome: Future[Mapping[int, Commit] | ShardError]) -> None:
             feed.last_done = time.perf_counter()
+            reporting.flush()  # what is counted from here on is of the next shard
             if not _is_broken(outcome):
                 self._say(Encoded(number=begin.number, name=shard.name))
             outcome.add_done_callback(lambda done: self._settled(begin.number, shard, done, feed))
@@ -222,10 +225,6 @@ class _Reporting(Silent):
         self._audio_seconds += audio_seconds
         if time.monotonic() - self._said >= _ADVANCE_EVERY_SECONDS:
             self.flush()
-
-    def shard_done(self) -> None:
-        """Tell what was counted, so that a shard's clips are known before it is."""
-        self.flush()
 
     def flush(self) -> None:
         """Tell what was counted."""
