@@ -94,7 +94,8 @@ class FleetEngine:
     def describe(self, options: ExtractOptions) -> EncoderCard:
         """Ask the first worker that can say: the encoder is never loaded in this process, which needs no second one."""
         try:
-            self._ask(0, Describe(options=options))
+            for worker in self._enough(1):
+                self._ask(worker, Describe(options=options))
             while True:
                 for worker, event in self._fleet.events():
                     if isinstance(event, Described):
@@ -104,8 +105,7 @@ class FleetEngine:
                     if isinstance(event, Gone):
                         self._started.discard(worker)
                         self._note_fruitless(event)
-                        if worker == 0:
-                            self._ask(0, Describe(options=options))
+                        self._ask(worker, Describe(options=options))
         except BaseException:
             self.close()
             raise
@@ -116,7 +116,7 @@ class FleetEngine:
         session = _Session(number=self._number, deal=Deal(shards))
         began = time.perf_counter()
         try:
-            for worker in range(min(self._fleet.size, len(shards))):
+            for worker in self._enough(len(shards)):
                 self._ask(worker, Begin(number=self._number, job=job))
             while not session.is_over:
                 for worker, event in self._fleet.events():
@@ -126,6 +126,11 @@ class FleetEngine:
             self.close()
             raise
         return session.result(shards, seconds=time.perf_counter() - began)
+
+    def _enough(self, n_workers: int) -> tuple[int, ...]:
+        """All that are started, for some may be waiting for room; and others, to so many where there are so many."""
+        others = [worker for worker in range(self._fleet.size) if worker not in self._started]
+        return (*sorted(self._started), *others[: max(0, n_workers - len(self._started))])
 
     def _ask(self, worker: int, message: Message) -> None:
         if worker not in self._started:
