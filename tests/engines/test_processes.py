@@ -249,3 +249,11 @@ def test_devices_that_cannot_be_are_a_usage_error(folder: Path, asked: str, told
         pytest.skip("they are there")
     with pytest.raises(UsageError, match=told), open_engine(request_of(folder), device=asked):
         pass
+
+
+def test_what_is_for_ray_alone_is_a_usage_error_without_it(folder: Path) -> None:
+    with (
+        pytest.raises(UsageError, match="--ray-address and --cpus-per-worker go with --engine ray"),
+        open_engine(request_of(folder), ray_address="auto"),
+    ):
+        pass

@@ -198,7 +198,8 @@ class _Tally:
         self._under_way[worker] = _sum(self._under_way.get(worker, _NOTHING), event)
 
     def end_of_shard(self, worker: int, name: str) -> None:
-        self._by_shard[name] = self._under_way.pop(worker, _NOTHING)
+        if name not in self._by_shard:  # a shard may break after it was encoded, when its worker is at the next
+            self._by_shard[name] = self._under_way.pop(worker, _NOTHING)
 
     def take_back(self, worker: int, lost: Iterable[StaleShard]) -> Advanced:
         undone = self._under_way.pop(worker, _NOTHING)
@@ -242,8 +243,7 @@ class _Session:
             self.tally.end_of_shard(worker, event.name)
         elif isinstance(event, Settled):
             self.deal.settled(worker, event.name)
-            if event.broken:
-                self.tally.end_of_shard(worker, event.name)
+            self.tally.end_of_shard(worker, event.name)
             self.settled[event.name] = event
             self.took_part.add(worker)
         else:

@@ -34,6 +34,7 @@ _CONNECT_WITHIN_SECONDS = 10.0
 _QUIT_WITHIN_SECONDS = 10.0
 _ROOM_WITHIN_SECONDS = 300.0
 _DEFAULT_CPUS = 4
+_OBJECT_STORE_BYTES = 128 << 20  # Ray would take a third of the memory; what goes through it here are commit records
 
 
 @contextmanager
@@ -49,10 +50,12 @@ def connected(address: str | None) -> Iterator[None]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # what Ray will do by itself, and warns of
     if address not in (None, "auto"):
         _check_somebody_answers(address)
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
     try:
-        ray.init(
-            address=address or "local", include_dashboard=False, log_to_driver=False, logging_level=logging.CRITICAL
-        )
+        if address is None:
+            ray.init(address="local", include_dashboard=False, object_store_memory=_OBJECT_STORE_BYTES, **quiet)
+        else:
+            ray.init(address=address, **quiet)
     except ConnectionError as error:
         raise UsageError(
             f"--ray-address {address} leads to no Ray cluster: `ray start --head` begins one on this machine, and "
