@@ -12,6 +12,7 @@ FeatstoreError
 |   `-- UnusableClip            one clip cannot be decoded: it is recorded, left out, and the run goes on
 |-- EncoderError                an encoder cannot be loaded
 |   `-- EncoderContractError    an encoder does not keep the contract: rank, width, finiteness, hop
+|-- WorkerError                 processes or nodes that encode died over and over, or none could be had
 |-- StoreError                  the store cannot be read or written
 |   |-- StoreNotFound           there is no store at the URL                                 (a FileNotFoundError too)
 |   |-- StoreVersionError       the store was written by a newer format
@@ -45,6 +46,7 @@ __all__ = [
     "UnknownTask",
     "UnusableClip",
     "UsageError",
+    "WorkerError",
 ]
 
 
@@ -114,6 +116,10 @@ class EncoderError(FeatstoreError):
 
 class EncoderContractError(EncoderError):
     """An encoder does not keep the contract."""
+
+
+class WorkerError(FeatstoreError):
+    """Workers died over and over, or none could be had."""
 
 
 class StoreError(FeatstoreError):

@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import NamedTuple, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,7 @@ from featstore.extract.shards import AnyShard, RemoteShard, ShardFile, sha256_of
 from featstore.extract.tars import Sample, read_samples
 from featstore.store import ShardIdentity
 
-__all__ = ["ClipRead", "ClipStream", "DecodedClip", "ShardBegins", "ShardBreaks", "ShardEnds"]
+__all__ = ["ClipRead", "ClipStream", "DecodedClip", "ShardBegins", "ShardBreaks", "ShardEnds", "ShardFeed"]
 
 _CLIPS_AHEAD = 64
 _STORED_BYTES_AHEAD = 256 << 20
@@ -78,6 +78,16 @@ class ShardBreaks:
 Event = ShardBegins | ClipRead | ShardEnds | ShardBreaks
 
 
+class ShardFeed(Protocol):
+    """Hands out shards one after another while others are encoded. The next is asked for by the reading thread."""
+
+    def __iter__(self) -> Iterator[AnyShard]:
+        """Yield the next shard when there is one; end when there will be none."""
+
+    def close(self) -> None:
+        """Hand out no more: end the reading thread's wait for the next."""
+
+
 @dataclass(slots=True)
 class _Spent:
     read: float = 0.0
@@ -89,7 +99,12 @@ class ClipStream:
     """Iterates over the events of `shards` while threads read ahead. A context manager: leaving it stops them."""
 
     def __init__(
-        self, shards: Sequence[AnyShard], *, sample_rate_hz: int, max_clip_seconds: float, decode_threads: int
+        self,
+        shards: Sequence[AnyShard] | ShardFeed,
+        *,
+        sample_rate_hz: int,
+        max_clip_seconds: float,
+        decode_threads: int,
     ) -> None:
         self._shards = shards
         self._sample_rate_hz = sample_rate_hz
@@ -121,6 +136,8 @@ class ClipStream:
         self._stopped = True
         self._stored.close()
         self._decoded.close()
+        if not isinstance(self._shards, Sequence):
+            self._shards.close()
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._reader.join()
 
@@ -137,7 +154,7 @@ class ClipStream:
         fetcher = ThreadPoolExecutor(1, thread_name_prefix="fetch")
         try:
             ahead: Future[_Fetched] | None = None
-            for shard, after in zip_longest(self._shards, self._shards[1:]):
+            for shard, after in _with_next(self._shards):
                 coming = ahead or fetcher.submit(_fetch, shard)
                 # one remote shard is on its way while the one before it is read, and takes its room on disk
                 ahead = fetcher.submit(_fetch, after) if isinstance(after, RemoteShard) else None
@@ -206,6 +223,14 @@ class ClipStream:
             with self._spent.lock:
                 self._spent.decode += time.perf_counter() - began - waited
         return DecodedClip(key=sample.key, meta=meta, samples=samples)
+
+
+def _with_next(shards: Sequence[AnyShard] | ShardFeed) -> Iterator[tuple[AnyShard, AnyShard | None]]:
+    """Each shard with the one after it, where that is known: a feed hands out none before it is asked for."""
+    if isinstance(shards, Sequence):
+        yield from zip_longest(shards, shards[1:])
+    else:
+        yield from ((shard, None) for shard in shards)
 
 
 class _Fetched(NamedTuple):

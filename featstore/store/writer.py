@@ -40,7 +40,7 @@ from featstore.store.format import (
 from featstore.store.objects import Objects, open_objects
 from featstore.store.part import PartWriter, process_started, telling_what_to_do
 
-__all__ = ["SplitWriter", "open_split_writer", "open_split_writer_at"]
+__all__ = ["SplitWriter", "is_split_begun", "open_split_writer", "open_split_writer_at"]
 
 _FOREIGN_WRITER_IS_DEAD_AFTER = timedelta(hours=24)
 
@@ -91,6 +91,12 @@ def _own_document(objects: Objects, address: SplitAddress) -> dict[str, Any] | N
         return content if SplitAddress.from_document(content).path == address.path else None
     except (DamagedPart, DamagedDocument):
         return None  # what reads it next says so
+
+
+def is_split_begun(url: str, *, recipe: Recipe, dataset: str, crop_seconds: float | None, split: str) -> bool:
+    """Whether the store at `url`, as it is seen from here, has the feature set that somebody opened for writing."""
+    address = SplitAddress(recipe=recipe, spec="", dataset=dataset, crop_seconds=crop_seconds, split=split)
+    return read_document(open_objects(url), address.path) is not None
 
 
 class SplitWriter:
