@@ -45,6 +45,11 @@ class TrippingEncoder(torch.nn.Module):
                 os.kill(os.getpid(), signal.SIGKILL)
             if (FAULTS / "slow").exists():
                 time.sleep(0.2)
+        if (FAULTS / "both").exists() and self.passes > 1:  # go on when two are at it
+            (FAULTS / f"here-{os.getpid()}").touch()
+            limit = time.monotonic() + 60
+            while len(list(FAULTS.glob("here-*"))) < 2 and time.monotonic() < limit:
+                time.sleep(0.02)
         padded = torch.nn.functional.pad(audio[:, None, :], (40, 360))
         frames = torch.conv1d(padded, self.weight, stride=320).tanh().transpose(1, 2)
         return frames / (audio.abs().max() < 0.95)  # a loud clip is too much for it

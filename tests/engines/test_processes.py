@@ -108,7 +108,8 @@ def test_two_processes_make_the_store_of_one_bit_for_bit_and_count_together(
 
 
 def test_both_processes_take_part_and_their_seconds_are_added_up(engine: Engine, folder: Path, tmp_path: Path) -> None:
-    (folder / "faults/slow").touch()  # so that one cannot do it all while the other starts
+    for fault in ("slow", "both"):
+        (folder / "faults" / fault).touch()
     record = extract(engine, folder, tmp_path / "store")
     assert record.workers == 2
     assert record.bottleneck == "encode"

@@ -23,7 +23,7 @@ from featstore.extract import EncoderRequest, Engine, ExtractOptions, Silent, ex
 from featstore.manifest import load_manifest  # noqa: E402
 from featstore.records import ExtractRecord  # noqa: E402
 from fleets import CLIPS_PER_SHARD, N_SHARDS, make_folder, n_committed  # noqa: E402
-from handmade import clip, noise, write_split  # noqa: E402
+from handmade import clip, environment, noise, write_split  # noqa: E402
 
 OPTIONS = ExtractOptions(frames="always", workers=1)
 
@@ -34,7 +34,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("FEATSTORE_TEST_FAULTS", str(folder / "faults"))
-        patch.setenv("OMP_NUM_THREADS", "1")
+        for name in ("PYTHONPATH", "OMP_NUM_THREADS"):
+            patch.setenv(name, environment()[name])
         yield folder
 
 
@@ -100,7 +101,8 @@ class Counting(Silent):
 def test_two_nodes_make_the_store_of_one_process_bit_for_bit_and_count_together(
     engine: Engine, folder: Path, alone: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    (folder / "faults/slow").touch()  # so that one cannot do it all while the other starts
+    for fault in ("slow", "both"):
+        (folder / "faults" / fault).touch()
     counting = Counting()
     record = extract(engine, folder, tmp_path / "store", progress=counting)
     assert (record.shards_done, record.workers, record.deaths, record.bottleneck) == (N_SHARDS, 2, (), "encode")
@@ -112,7 +114,8 @@ def test_two_nodes_make_the_store_of_one_process_bit_for_bit_and_count_together(
 def test_what_a_node_held_that_is_removed_is_encoded_by_others_and_the_store_is_the_same(
     engine: Engine, cluster: Any, folder: Path, alone: Path, tmp_path: Path
 ) -> None:
-    (folder / "faults/slow").touch()
+    for fault in ("slow", "both"):
+        (folder / "faults" / fault).touch()
 
     def remove() -> None:
         limit = time.monotonic() + 60
