@@ -185,6 +185,11 @@ class FeatureSet:
         )
 
     @property
+    def store_url(self) -> str:
+        """Where its store is."""
+        return self._objects.url
+
+    @property
     def path(self) -> str:
         """Path of its group in the store."""
         return self._entry.path
