@@ -18,6 +18,9 @@ from benchmarks.table import Table
 __all__ = ["Options", "main"]
 
 NAMES = ("cli", "extract", "encode", "store", "tracks", "evaluation", "parity")
+BY_NAME_ONLY = ("scale", "simulate")
+"""Ten minutes and 20 GB of disk, and three minutes: run when they are asked for."""
+
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "benchmarks.md"
 
 
@@ -28,6 +31,8 @@ class Options:
     quick: bool = False
     frames_clips: int | None = None
     search_rows: int = 200_000
+    scale_rows: int = 5_000_000
+    simulated_commits: int = 10_000_000
 
 
 class Benchmark(Protocol):
@@ -47,7 +52,13 @@ def main(arguments: Sequence[str] | None = None, *, only: str | None = None) -> 
     for name in asked.names:
         module: Benchmark = importlib.import_module(f"benchmarks.{name}")
         done[name] = []
-        options = Options(quick=asked.quick, frames_clips=asked.frames_clips, search_rows=asked.search_rows)
+        options = Options(
+            quick=asked.quick,
+            frames_clips=asked.frames_clips,
+            search_rows=asked.search_rows,
+            scale_rows=asked.scale_rows,
+            simulated_commits=asked.simulated_commits,
+        )
         for table in module.tables(options):
             print(table.as_text() + "\n", flush=True)
             done[name].append(table)
@@ -59,7 +70,9 @@ def main(arguments: Sequence[str] | None = None, *, only: str | None = None) -> 
 def _parse(arguments: Sequence[str] | None, only: str | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks{f'.{only}' if only else ''}", description=__doc__)
     if only is None:
-        parser.add_argument("names", nargs="*", choices=NAMES, default=NAMES, metavar="NAME", help=", ".join(NAMES))
+        known = (*NAMES, *BY_NAME_ONLY)
+        told = f"{', '.join(NAMES)} (all of these by default), {', '.join(BY_NAME_ONLY)}"
+        parser.add_argument("names", nargs="*", choices=known, default=NAMES, metavar="NAME", help=told)
         parser.add_argument("--write", action="store_true", help="write docs/benchmarks.md, with the tables as printed")
     parser.add_argument("--quick", action="store_true", help="little of everything: shows that it runs, no more")
     parser.add_argument("--frames-clips", type=int, metavar="N", help="clips with frames that `store` writes and reads")
@@ -69,6 +82,20 @@ def _parse(arguments: Sequence[str] | None, only: str | None) -> argparse.Namesp
         metavar="N",
         default=Options().search_rows,
         help="rows that `tracks` searches exactly",
+    )
+    parser.add_argument(
+        "--scale-rows",
+        type=int,
+        metavar="N",
+        default=Options().scale_rows,
+        help="vectors that `scale` indexes",
+    )
+    parser.add_argument(
+        "--simulated-commits",
+        type=int,
+        metavar="N",
+        default=Options().simulated_commits,
+        help="commit records that `simulate` plans",
     )
     parser.set_defaults(names=(only,), write=False) if only else None
     asked = parser.parse_args(arguments)

@@ -63,10 +63,14 @@ def write_block(index: faiss.IndexIVF, rows: NDArray[np.float32], *, first: int,
         It cannot be written.
     """
     index.add_with_ids(rows, np.arange(first, first + len(rows)))
+    centroids, none = index.quantizer, faiss.IndexFlatIP(index.d)
+    index.quantizer = none  # of a billion rows, they would be most of a block
     try:
         faiss.write_index(index, str(folder / f"block-{first:012d}.faiss"))
     except RuntimeError as error:  # FAISS has no other for a file that it cannot write
         raise StoreError(f"FAISS cannot write to {folder.parent}: {str(error).splitlines()[-1].strip()}") from error
+    finally:
+        index.quantizer = centroids
     index.reset()
 
 

@@ -2,8 +2,9 @@
 
 The numbers follow FAISS's own guidelines (its wiki, "Guidelines to choose an index"): four times the square root of the
 rows in lists, 30 to 256 training vectors a list, product codes of at most 64 bytes, and a graph over the centroids
-where there are many. One rule is ours: what is held in memory is bounded whatever the rows. Past some 70 million rows
-of 256 numbers the bound keeps the training sample, and with it the number of lists, from growing.
+where there are many. One rule is ours: what is held in memory is bounded whatever the rows, by a number of bytes. The
+training sample lies in a file; what bounds the lists is that their centroids are in memory. At the default of 1 GiB
+that is 174,762 lists of 256 numbers, and 58,254 of 768: enough for 1.9 billion rows, and for 212 million.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ TARGET_RECALL = 0.95
 LISTS_PER_ROOT = 4
 MIN_ROWS_PER_LIST = 64
 SAMPLE_PER_LIST = 64
-MIN_SAMPLE_PER_LIST = 32
+MIN_SAMPLE_ROWS = 256 * 256
 MAX_CODES = 64
 MIN_DIMS_PER_CODE = 4
 GRAPH_FROM_LISTS = 4096
@@ -88,8 +89,8 @@ class IvfPlan:
 
     @property
     def making_bytes(self) -> int:
-        """Bytes on disk while it is made: every row is in a block of lists, then in the merged lists, at once."""
-        return self.index_bytes + self.rows * self.row_bytes
+        """Bytes on disk while it is made: the sample, then every row in a block of lists and in the merged lists."""
+        return self.index_bytes + max(self.rows * self.row_bytes, 4 * self.padded_dim * self.sample_rows)
 
     @property
     def n_blocks(self) -> int:
@@ -113,11 +114,11 @@ def plan_ivf(rows: int, dim: int, kind: IvfKind, *, memory_bytes: int = MEMORY_B
         raise UsageError(f"there is no saved index of kind {kind!r}; there are ivf and ivfpq")
     if rows < 1 or dim < 1:
         raise UsageError(f"an index takes at least one row of at least one number: got {rows} of {dim}")
-    # Three eighths for the sample, an eighth for a block: raw, scaled, and in lists that have grown by doubling.
     per_code = max(MIN_DIMS_PER_CODE, -(-dim // MAX_CODES)) if kind == "ivfpq" else 1
     padded_dim = -(-dim // per_code) * per_code
-    most_sample = max(256, memory_bytes * 3 // 8 // (4 * padded_dim))
-    most_lists = max(1, min(rows // MIN_ROWS_PER_LIST, most_sample // MIN_SAMPLE_PER_LIST))
+    # Half for the centroids, which are there three times while they are learned. Then an eighth for a block: there
+    # are the rows as they are stored, at unit length, and in lists that have grown by doubling.
+    most_lists = max(1, min(rows // MIN_ROWS_PER_LIST, memory_bytes // 2 // (3 * 4 * padded_dim)))
     n_lists = min(LISTS_PER_ROOT * math.isqrt(rows), most_lists)
     return IvfPlan(
         kind=kind,
@@ -127,7 +128,7 @@ def plan_ivf(rows: int, dim: int, kind: IvfKind, *, memory_bytes: int = MEMORY_B
         n_lists=n_lists,
         graph_links=GRAPH_LINKS if n_lists >= GRAPH_FROM_LISTS else 0,
         n_codes=padded_dim // per_code if kind == "ivfpq" else 0,
-        sample_rows=min(rows, most_sample, max(SAMPLE_PER_LIST * n_lists, 256 * 256)),
+        sample_rows=min(rows, max(SAMPLE_PER_LIST * n_lists, MIN_SAMPLE_ROWS)),
         block_rows=max(1, min(rows, memory_bytes // 8 // (4 * padded_dim))),
         n_probes=tuple(2**power for power in range(n_lists.bit_length()) if 2**power <= max(1, n_lists // 4)),
         candidates_per_neighbour=CANDIDATES_PER_NEIGHBOUR if kind == "ivfpq" else 0,

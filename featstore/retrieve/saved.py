@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 __all__ = ["IndexRecord", "JoinedIndexes", "SavedIndex", "index_folders", "make_index", "open_index"]
 
 INDEX_FORMAT = 1
-RECORD_FILE = "index.json"
+RECORD_FILE, SAMPLE_FILE = "index.json", "sample.float32"
 RECALL_K = 10
 N_RECALL_QUERIES = 200
 MIN_CANDIDATES = 100
@@ -253,11 +253,12 @@ def _build(feature_set: FeatureSet, plan: IvfPlan, folder: Path) -> IndexRecord:
 
     seconds: dict[str, float] = {}
     with _timed(seconds, "train"):
-        sample_rows, sample = _sample(feature_set, plan)
+        sample_rows, sample = _sample(feature_set, plan, folder / SAMPLE_FILE)
         index = ivf.train_index(plan, sample)
         some = _evenly(len(sample), N_RECALL_QUERIES)
-        own, queries = sample_rows[some], sample[some]
+        own, queries = sample_rows[some], np.array(sample[some])
         del sample
+        (folder / SAMPLE_FILE).unlink()
     exact = ivf.ExactHeap(queries, k=min(RECALL_K + 1, plan.rows))
     with _timed(seconds, "add"):
         for first, rows in _unit_blocks(feature_set, plan):
@@ -299,19 +300,19 @@ def _unit_blocks(feature_set: FeatureSet, plan: IvfPlan) -> Iterator[tuple[int, 
         yield first, _padded(_checked_unit(rows, feature_set), plan)
 
 
-def _sample(feature_set: FeatureSet, plan: IvfPlan) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Evenly drawn rows: their numbers, and themselves at unit length, float32 (sample_rows, padded_dim).
+def _sample(feature_set: FeatureSet, plan: IvfPlan, path: Path) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Evenly drawn rows: their numbers, and themselves at unit length, float32 (sample_rows, padded_dim), in a file.
 
     They are read in order, block by block: of a store by URL a single row costs as much as its chunk.
     """
     drawn = _evenly(plan.rows, plan.sample_rows)
-    sample = np.empty((len(drawn), plan.padded_dim), np.float32)
-    for first in range(0, plan.rows, plan.block_rows):
-        until = min(first + plan.block_rows, plan.rows)
-        begin, end = np.searchsorted(drawn, [first, until])
-        rows = feature_set.utterance_rows.slice(first, until)
-        sample[begin:end] = _padded(_checked_unit(rows[drawn[begin:end] - first], feature_set), plan)
-    return drawn, sample
+    with path.open("wb") as file:
+        for first in range(0, plan.rows, plan.block_rows):
+            until = min(first + plan.block_rows, plan.rows)
+            begin, end = np.searchsorted(drawn, [first, until])
+            rows = feature_set.utterance_rows.slice(first, until)[drawn[begin:end] - first]
+            _padded(_checked_unit(rows, feature_set), plan).tofile(file)
+    return drawn, np.memmap(path, np.float32, mode="r", shape=(len(drawn), plan.padded_dim))
 
 
 def _evenly(n: int, wanted: int) -> NDArray[np.int64]:
