@@ -4,12 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-slow lint format bench clean
+.PHONY: demo test test-slow lint format bench clean browser
 
 demo: $(VENV)/.installed
 	$(BIN)/featstore demo
 
-test: $(VENV)/.test
+test: $(VENV)/.test browser
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m "not slow"
 
 test-slow: $(VENV)/.test
@@ -27,6 +27,10 @@ format: $(VENV)/.lint
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks
 
+# Chromium for the tests of pages; where it cannot be installed, they are skipped and say so.
+browser:
+	@sh tests/report/install-chromium.sh
+
 clean:
 	rm -rf $(VENV) featstore-demo
 
@@ -34,7 +38,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: $(BIN)/python pyproject.toml constraints.txt
-	$(PIP) --constraint constraints.txt --editable .
+	$(PIP) --constraint constraints.txt --editable '.[report]'
 	touch $@
 
 $(VENV)/.test: $(VENV)/.installed

@@ -17,6 +17,7 @@ LAYERS = (
     {"cli"},
     {"demo"},
     {"report"},
+    {"health"},
     {"extract", "fetch", "probe", "retrieve"},
     {"taskdata"},
     {"encoders"},
@@ -37,10 +38,15 @@ DOORS = {
     "sklearn": {"metrics/*", "probe/logreg"},
     "faiss": {"retrieve/index", "retrieve/ivf"},
     "rich": {"cli/console"},
+    "matplotlib": {"report/charts"},
+    "jinja2": {"report/page"},
+    "markupsafe": {"report/page"},
     "pydantic": {"manifest/*"},
     "click": {"cli/*"},
     "scipy": {"metrics/*"},
     "urllib3": {"fetch/http"},
+    "transformers": {"encoders/hf/loading", "probe/text_models"},
+    "dasheng": {"encoders/dasheng/loading"},
 }
 # where numpy, too, is imported only when it is needed: help and manifests must be quick
 LIGHT = ("cli/*", "manifest/*", "errors", "records", "__init__", "__main__")
@@ -60,6 +66,14 @@ class Import:
         return f"featstore/{self.module}.py:{self.line} imports {self.target}"
 
 
+def imported_by_name(node: ast.AST) -> str | None:
+    """Name of the module in ``importlib.import_module("name")``."""
+    if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module") and node.args:
+        [name, *_] = node.args
+        return name.value if isinstance(name, ast.Constant) and isinstance(name.value, str) else None
+    return None
+
+
 def imports_of(path: Path) -> Iterator[Import]:
     module = path.relative_to(PACKAGE).with_suffix("").as_posix()
 
@@ -72,6 +86,8 @@ def imports_of(path: Path) -> Iterator[Import]:
                 assert child.level == 0, f"{path}:{child.lineno} is a relative import"
                 for alias in child.names:
                     yield Import(module, f"{child.module}.{alias.name}", at_import, child.lineno)
+            elif (named := imported_by_name(child)) is not None:
+                yield Import(module, named, at_import, child.lineno)  # type: ignore[attr-defined]
             elif isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
                 for statement in child.orelse:
                     yield from walk(statement, at_import=at_import)

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
 from rich import box
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Downloads",
     "PlainProgress",
+    "PlainSteps",
     "RichProgress",
     "counting",
     "downloading",
@@ -49,6 +50,8 @@ __all__ = [
     "progress_bar",
     "scoring",
     "show",
+    "steps",
+    "verdict_table",
 ]
 
 PLAIN_EVERY_SECONDS = 10.0
@@ -184,6 +187,36 @@ def counting(what: str) -> Iterator[Callable[[], None]]:
 
 
 @contextmanager
+def steps(*, stream: TextIO | None = None) -> Iterator[Callable[[str], None]]:
+    """Tell on stderr (or `stream`) which step is going on: a live line on a terminal, elsewhere few plain ones.
+
+    The callable takes what is begun.
+    """
+    console = Console(file=sys.stderr if stream is None else stream, highlight=False)
+    if not console.is_terminal:
+        yield PlainSteps(console.file.write, clock=time.monotonic).begin
+        return
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as bars:
+        task = bars.add_task("", total=None)
+        yield lambda step: bars.update(task, description=escape(step))
+
+
+class PlainSteps:
+    """A line for the step that begins, where the last line is ten seconds old or the work has gone on for as long."""
+
+    def __init__(self, write: Callable[[str], object], *, clock: Callable[[], float]) -> None:
+        self._write, self._clock = write, clock
+        self._told = clock()
+
+    def begin(self, step: str) -> None:
+        """A step begins."""
+        if self._clock() - self._told >= PLAIN_EVERY_SECONDS:
+            self._told = self._clock()
+            self._write(f"checking: {step}\n")
+
+
+@contextmanager
 def scoring(
     total: int, *, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic
 ) -> Iterator[Callable[[str], None]]:
@@ -295,16 +328,37 @@ def painted(grids: Iterable[Grid]) -> Group:
 
 
 def _painted(laid_out: Grid) -> Group:
-    table = Table(title=laid_out.title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
-    for index, heading in enumerate(laid_out.header):
-        table.add_column(Text(heading), justify="left" if index < 2 else "right", overflow="fold")
-    for row in laid_out.rows:
-        table.add_row(*_entries(row))
-    table.add_section()
-    for row in laid_out.averages:
-        table.add_row(*_entries(row), style="bold" if len(laid_out.averages) == 1 else None)
     notes = (Text(f"  {note}", style="dim") for note in laid_out.notes)
-    return Group(table, *notes, Text())
+    return Group(_Fitting(laid_out), *notes, Text())
+
+
+class _Fitting:
+    """A table that no terminal is too narrow for: columns that do not fit go into a further one below, unbroken."""
+
+    def __init__(self, laid_out: Grid) -> None:
+        self._grid = laid_out
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        wide = options.update(max_width=FILE_COLUMNS)
+        left = list(range(2, len(self._grid.header)))
+        title: str | None = self._grid.title
+        while left or title is not None:
+            fits = len(left)
+            while fits > 1 and console.measure(self._table(left[:fits]), options=wide).maximum > options.max_width:
+                fits -= 1
+            yield self._table(left[:fits], title=title)
+            left, title = left[fits:], None
+
+    def _table(self, columns: Sequence[int], *, title: str | None = None) -> Table:
+        table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+        for index in (0, 1, *columns):
+            table.add_column(Text(self._grid.header[index]), justify="left" if index < 2 else "right", overflow="fold")
+        for section in (self._grid.rows, self._grid.averages):
+            for row in section:
+                entries = _entries(row)
+                table.add_row(*(entries[index] for index in (0, 1, *columns)))
+            table.add_section()
+        return table
 
 
 def _entries(row: GridRow) -> tuple[Text, ...]:
@@ -312,8 +366,10 @@ def _entries(row: GridRow) -> tuple[Text, ...]:
 
 
 def _entry(cell: GridCell) -> Text:
-    # The mark is a letter of the text as well as a colour: a log and a colour-blind reader see it too.
-    return Text(f"▸ {cell.text}", style="bold green") if cell.best else Text(cell.text)
+    # A mark is a letter of the text as well as a style: a log and a colour-blind reader see it too.
+    if cell.best:
+        return Text(f"▸ {cell.text}", style="bold green")
+    return Text(f"≈ {cell.text}") if cell.inside_noise else Text(cell.text)
 
 
 def plain_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, title: str | None = None) -> Table:
@@ -324,4 +380,23 @@ def plain_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, title: 
         table.add_column(Text(heading), justify="right" if numeric else "left")
     for row in rows:
         table.add_row(*map(Text, row))
+    return table
+
+
+_VERDICTS = {"ok": "green", "warning": "yellow", "failed": "bold red"}
+_PROSE_COLUMNS = 100
+
+
+def verdict_table(rows: Sequence[tuple[str, str, str, str]], *, title: str) -> Table:
+    """Lay out checks: name, verdict, what was measured, and under it what to do where there is something."""
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    table.add_column("check", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
+    table.add_column("measured", max_width=_PROSE_COLUMNS)
+    for name, verdict, measured, advice in rows:
+        style = _VERDICTS[verdict]
+        told = Text(measured)
+        if advice:
+            told.append(f"\n→ {advice}", style=style)
+        table.add_row(Text(name), Text(verdict.upper() if verdict == "failed" else verdict, style=style), told)
     return table

@@ -19,11 +19,11 @@ __all__ = ["demo"]
     default=Path("featstore-demo"),
     show_default=True,
     metavar="DIR",
-    help="Gets data/, embeddings.zarr and results/.",
+    help="Gets data/, embeddings.zarr, results/ and report.html.",
 )
 @json_option
 def demo(*, directory: Path, as_json: bool) -> None:
-    """Make labelled audio, extract it with two encoders, probe, retrieve, and print the leaderboard.
+    """Make labelled audio, extract it with two encoders, probe, retrieve, print the leaderboard and write the report.
 
     Nothing is downloaded. A second run finds everything there.
     """
@@ -43,4 +43,5 @@ def demo(*, directory: Path, as_json: bool) -> None:
     click.echo(f"{total:.1f} s in all. Look further:")
     click.echo(f"  python -c \"import featstore; print(featstore.open('{outcome.store_path}'))\"")
     click.echo(f"  featstore probe demo-scenes --store {outcome.store_path} --protocol xares")
-    click.echo(f"  featstore report --results {outcome.results_dir} --format markdown")
+    click.echo(f"  featstore inspect --store {outcome.store_path} --health")
+    click.echo(f"Every score, curve and confusion on one page: {outcome.report_path}")

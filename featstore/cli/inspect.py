@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -10,10 +11,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from featstore.cli.options import json_option, store_option
+from featstore.cli.options import emit_json, json_option, store_option
 from featstore.errors import UnknownFeatureSet, UsageError
 
 if TYPE_CHECKING:
+    from featstore.health import Health
     from featstore.store import FeatureSet, Store
     from featstore.store.summary import Details, Quartiles, Summary
 
@@ -29,6 +31,19 @@ _TEXT = 120
 @click.option("--encoder", metavar="NAME", help="Only of this encoder (`logmel`, or `logmel@3f9c2a71`).")
 @click.option("--dataset", metavar="NAME", help="Only of this dataset (`words`, or `words+crop5s`).")
 @click.option("--split", metavar="NAME", help="Only this split or fold.")
+@click.option(
+    "--health",
+    is_flag=True,
+    help="State of each embedding space: norms, effective rank, anisotropy, dead dimensions, hubness, near-duplicates "
+    "in other splits.",
+)
+@click.option("--label", metavar="FIELD", help="With --health: separability of the classes that this field names.")
+@click.option(
+    "--near",
+    type=click.FloatRange(min=0, max=1, min_open=True),
+    metavar="COSINE",
+    help="With --health: from where on two whitened vectors are near-duplicates.  [default: 0.98]",
+)
 @click.option("--verbose", "-v", is_flag=True, help="Everything about each feature set, and lists in full.")
 @json_option
 def inspect(
@@ -38,6 +53,9 @@ def inspect(
     encoder: str | None,
     dataset: str | None,
     split: str | None,
+    health: bool,
+    label: str | None,
+    near: float | None,
     verbose: bool,
     as_json: bool,
 ) -> None:
@@ -49,6 +67,7 @@ def inspect(
     featstore inspect --store S                     every feature set
     featstore inspect logmel/words --store S        those of one encoder and dataset
     featstore inspect logmel/words/test --store S   recipe, provenance, clips left out, state of the numbers
+    featstore inspect logmel/words --store S --health --label word      state of the space, leakage between splits
     """  # noqa: D301 - click takes the character itself
     from featstore.store import open_store
     from featstore.store.summary import examine, summarise
@@ -56,6 +75,11 @@ def inspect(
     store = open_store(store_url)
     asked = _selection(path, encoder, dataset, split)
     chosen = _matching(store, asked)
+    if health:
+        _tell_health(store, chosen, label=label, near=near, verbose=verbose, as_json=as_json)
+        return
+    if label is not None or near is not None:
+        raise UsageError("--label and --near say what --health measures: add --health, or leave them out")
     in_full = verbose or (len(chosen) == 1 and any(asked))
     if as_json:
         records = [examine(fs).as_json() if in_full else asdict(summarise(fs)) for fs in chosen]
@@ -93,7 +117,12 @@ def _matching(store: Store, asked: Sequence[str | None]) -> list[FeatureSet]:
         raise UnknownFeatureSet(
             f"{store.url} holds nothing of {wanted}: `featstore inspect --store {store.url}` shows what is there"
         )
-    return chosen
+    return sorted(chosen, key=lambda fs: (_natural(fs.encoder), fs.recipe.fingerprint))
+
+
+def _natural(name: str) -> tuple[tuple[str, int], ...]:
+    """What names are sorted by, so that layer10 comes after layer9."""
+    return tuple((text, int(number or 0)) for text, number in re.findall(r"(\D*)(\d*)", name))
 
 
 def _tell_table(summaries: Sequence[Summary], *, url: str) -> None:
@@ -121,6 +150,58 @@ def _tell_table(summaries: Sequence[Summary], *, url: str) -> None:
     show(plain_table(header, rows))
     hours = sum(s.audio_seconds for s in summaries) / 3600
     click.echo(f"  {len(summaries)} feature sets, {hours:,.2f} hours, {_size(sum(s.bytes for s in summaries))}")
+
+
+def _tell_health(
+    store: Store, chosen: Sequence[FeatureSet], *, label: str | None, near: float | None, verbose: bool, as_json: bool
+) -> None:
+    from featstore.cli.console import plain_table, show
+    from featstore.health import NEAR_COSINE, examine_health, health_notes
+
+    found = examine_health(
+        chosen, among=store.feature_sets(), label=label, near_cosine=NEAR_COSINE if near is None else near
+    )
+    if as_json:
+        emit_json(found)
+        return
+    header = ["feature set", "windows", "norm", "rank", "anisotropy", "dead", "repeated", "hubness", "orphans"]
+    header += ["separable"] if label is not None else []
+    show(plain_table([*header, "near-duplicates"], [_health_row(each, told_label=label is not None) for each in found]))
+    for note in health_notes(found, told_label=label is not None):
+        click.echo(f"  {note}")
+    pairs = [(each, pair) for each in found if each.overlap is not None for pair in each.overlap.pairs]
+    if pairs:
+        click.echo(f"  Near-duplicates in other splits, {len(pairs):,} named:")
+        for each, pair in pairs if verbose else pairs[:_SHOWN]:
+            click.echo(f"    {pair.cosine:.4f}  {each.path}: {_safe(pair.clip)} is {_safe(pair.other)}")
+        if not verbose:
+            _tell_more(len(pairs) - _SHOWN, "pairs")
+
+
+def _health_row(found: Health, *, told_label: bool) -> tuple[str, ...]:
+    space, overlap = found.space, found.overlap
+    apart = space.separability
+    separable = "-" if apart is None else f"{apart.centroid_accuracy:.2f} ({apart.largest_class:.2f} by chance)"
+    return (
+        found.path,
+        f"{found.windows:,}" + ("" if space.rows == found.windows else f" ({space.rows:,} drawn)"),
+        _number(space.norm_median, "{:.4g}") + ("" if not space.not_finite else f" ({space.not_finite:,} not finite)"),
+        f"{_number(space.effective_rank, '{:.1f}')} of {space.dim}",
+        _number(space.anisotropy, "{:.2f}"),
+        f"{len(space.dead_dimensions):,}",
+        f"{space.n_duplicate_dimensions:,}",
+        "-" if space.hubness is None else f"{space.hubness.skewness:.2f}",
+        "-" if space.hubness is None else f"{space.hubness.orphans:.0%}",
+        *([separable] if told_label else []),
+        "no other split"
+        if overlap is None
+        else f"{overlap.clips:,}"
+        + ("" if overlap.searched == overlap.total else f" ({overlap.searched:,} windows drawn)"),
+    )
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else form.format(value)
 
 
 def _tell_details(details: Details, *, limit: int | None) -> None:

@@ -10,10 +10,11 @@ import click
 from featstore.errors import UsageError
 
 if TYPE_CHECKING:
+    from featstore.health import Health
     from featstore.records import ScoreRecord
     from featstore.report import Grid, PublishedScores
 
-Form = Literal["table", "markdown", "csv", "json"]
+Form = Literal["table", "markdown", "csv", "json", "html"]
 
 __all__ = ["report"]
 
@@ -28,7 +29,12 @@ __all__ = ["report"]
     help="Where `probe` and `retrieve` wrote their scores.",
 )
 @click.option(
-    "--format", "form", type=click.Choice(["table", "markdown", "csv", "json"]), default="table", show_default=True
+    "--format",
+    "form",
+    type=click.Choice(["table", "markdown", "csv", "json", "html"]),
+    default="table",
+    show_default=True,
+    help="html: one page that needs no other file and no network.",
 )
 @click.option(
     "--out",
@@ -41,6 +47,13 @@ __all__ = ["report"]
     "--published", is_flag=True, help="Add the published scores of X-ARES to tables of protocol xares, for reference."
 )
 @click.option(
+    "--store",
+    "store_url",
+    metavar="URL",
+    help="With --format html: also the state of the embedding spaces that the scores were made from.",
+)
+@click.option("--title", metavar="TEXT", default="Audio encoders", show_default=True, help="Of the page.")
+@click.option(
     "--compare",
     "pair",
     nargs=2,
@@ -48,14 +61,28 @@ __all__ = ["report"]
     help="Instead: differences between two encoders, with 95 % intervals by paired bootstrap.",
 )
 def report(
-    *, results_dir: Path, form: Form, out_path: Path | None, published: bool, pair: tuple[str, str] | None
+    *,
+    results_dir: Path,
+    form: Form,
+    out_path: Path | None,
+    published: bool,
+    store_url: str | None,
+    title: str,
+    pair: tuple[str, str] | None,
 ) -> None:
     """Leaderboard: tasks by encoders for each track and protocol, with weighted averages."""
     from featstore.report import published_scores, read_scores
 
     if pair and published:
         raise UsageError("--compare and --published do not go together: published scores have no clips to pair")
+    if store_url is not None and form != "html":
+        raise UsageError("--store is for --format html: `featstore inspect --health` shows a store in a terminal")
     scores = read_scores(results_dir)
+    if form == "html":
+        if pair:
+            raise UsageError("--compare has no page: take --format table, markdown, csv or json")
+        _write(_page(scores, store_url=store_url, title=title), (), out_path)
+        return
     if pair:
         _write(*_comparison(scores, pair, form), out_path)
         return
@@ -65,6 +92,20 @@ def report(
         click.echo(f"featstore: {nothing}", err=True)
         known = None
     _write(*_leaderboard(scores, known, form), out_path)
+
+
+def _page(scores: tuple[ScoreRecord, ...], *, store_url: str | None, title: str) -> str:
+    """Published scores are part of a page that has their protocol: it sets them apart."""
+    from featstore.report import published_scores
+    from featstore.report.page import render_page
+
+    health: tuple[Health, ...] = ()
+    if store_url is not None:
+        from featstore.report.spaces import spaces_of
+        from featstore.store import open_store
+
+        health = spaces_of(open_store(store_url), scores)
+    return render_page(scores, published=published_scores(), health=health, title=title)
 
 
 def _leaderboard(

@@ -12,27 +12,38 @@ from typing import TYPE_CHECKING
 from featstore.demo.shards import make_shards
 from featstore.demo.synth import COLLECTIONS, Collection
 from featstore.encoders import load_encoder
+from featstore.errors import UsageError
 from featstore.extract import ExtractOptions, extract_task
 from featstore.manifest import Manifest, find_task
 from featstore.probe import probe_task
 from featstore.records import ExtractRecord, ScoreRecord
-from featstore.report import Leaderboard, build, write_score
+from featstore.report import Leaderboard, build, to_markdown, write_score
+from featstore.report.page import render_page
+from featstore.report.spaces import spaces_of
 from featstore.retrieve import retrieve_task
 from featstore.store import open_store
 
 if TYPE_CHECKING:
     from featstore.extract.progress import Progress
+    from featstore.store import Store
 
 __all__ = ["DemoOutcome", "run_demo"]
+
+KS = (1, 3, 5, 10, 20, 50)
+SHOTS = (1, 5, 10)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DemoOutcome:
-    """Everything the demo made. ``seconds`` is wall time by stage: synthesise, extract, probe, retrieve."""
+    """Everything the demo made. ``seconds`` is wall time by stage: synthesise, extract, probe, retrieve, report.
+
+    ``report_path`` is an HTML page, or Markdown where what writes pages is not installed.
+    """
 
     data_dir: Path
     store_path: Path
     results_dir: Path
+    report_path: Path
     extracts: tuple[ExtractRecord, ...]
     scores: tuple[ScoreRecord, ...]
     leaderboard: Leaderboard
@@ -52,7 +63,7 @@ def run_demo(
     Parameters
     ----------
     directory : Path
-        Gets ``data/``, ``embeddings.zarr`` and ``results/``.
+        Gets ``data/``, ``embeddings.zarr``, ``results/`` and ``report.html``.
     encoders : sequence of str
         Encoder specs.
     collections : sequence of Collection
@@ -89,25 +100,42 @@ def run_demo(
 
     with stopwatch.stage("retrieve"):
         retrieved = [
-            retrieve_task(store, task, encoder=name, protocol="strict")
+            retrieve_task(store, task, encoder=name, protocol="strict", k=KS, shots=SHOTS)
             for task in tasks
             if task.retrieve.enabled
             for name in names
         ]
-    say(f"track B: {len(retrieved)} nearest-neighbour scores ({stopwatch.seconds['retrieve']:.1f} s)")
+    say(
+        f"track B: {len(retrieved)} nearest-neighbour scores, with curves over k and training clips "
+        f"({stopwatch.seconds['retrieve']:.1f} s)"
+    )
 
     scores = (*probed, *retrieved)
     for score in scores:
         write_score(score, results_dir)
+    with stopwatch.stage("report"):
+        report_path = _write_report(directory, store, scores, say=say)
     return DemoOutcome(
         data_dir=data_dir,
         store_path=store_path,
         results_dir=results_dir,
+        report_path=report_path,
         extracts=extracts,
         scores=scores,
         leaderboard=build(scores),
         seconds=dict(stopwatch.seconds),
     )
+
+
+def _write_report(directory: Path, store: Store, scores: Sequence[ScoreRecord], *, say: Callable[[str], None]) -> Path:
+    """Write the page; where what it takes is not installed, say so and write the leaderboard as Markdown."""
+    try:
+        path, text = directory / "report.html", render_page(scores, health=spaces_of(store, scores), title="The demo")
+    except UsageError as missing:
+        say(str(missing))
+        path, text = directory / "report.md", to_markdown(build(scores))
+    path.write_text(text, encoding="utf-8")
+    return path
 
 
 def _extract(

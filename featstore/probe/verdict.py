@@ -13,7 +13,7 @@ from featstore.errors import DataError
 from featstore.metrics import Metric, TestSet, bootstrap_scores
 from featstore.records import Protocol, ScoreRecord, sha256_of
 from featstore.splits import Round, plan_rounds
-from featstore.taskdata.scores import N_RESAMPLES, bootstrap_details
+from featstore.taskdata.scores import N_RESAMPLES, bootstrap_details, origin_details
 
 if TYPE_CHECKING:
     from featstore.manifest import Manifest
@@ -113,7 +113,7 @@ def verdict(
         n_train=round(float(np.mean([len(each.round.train) for each in tested]))),
         n_valid=round(float(np.mean([len(each.round.valid) for each in tested]))),
         n_test=sum(len(each.round.test) for each in tested),
-        n_skipped=windows.n_skipped,
+        n_skipped=len(windows.left_out),
         eval_weight=float(manifest.eval_weight),
         private=manifest.private,
         seconds=dict(seconds),
@@ -128,6 +128,7 @@ def verdict(
             "validation": {each.round.name: list(each.validation) for each in tested},
             "bootstrap": bootstrap_details(resampled, clips=clips),
             **_by_round(tested),
+            **origin_details(windows.recipe, windows.left_out),
         },
     )
 

@@ -1,10 +1,4 @@
-"""Two encoders side by side: the difference of their scores, with an interval from paired resamples of the clips.
-
-Every score keeps what it would have been on resamples of its test clips (``details["bootstrap"]``). The draws depend on
-the names of the clips alone, so resample number i holds the same clips for both encoders, and the difference of their
-i-th scores is a resample of their difference: what one encoder finds hard, the other mostly does too, and the interval
-of a difference is narrower than two intervals side by side suggest (Efron and Tibshirani 1993, chapter 16).
-"""
+"""Two encoders side by side: the difference of their scores, with an interval from paired resamples of the clips."""
 
 from __future__ import annotations
 
@@ -19,6 +13,7 @@ from numpy.typing import NDArray
 from featstore.errors import UsageError
 from featstore.records import Protocol, ScoreRecord, Track
 from featstore.report.leaderboard import LOWER_IS_BETTER
+from featstore.report.pairing import interval_about, paired_resamples, why_unpaired
 from featstore.report.results import CHOSEN_SETTINGS
 
 __all__ = ["Comparison", "Difference", "compare"]
@@ -172,12 +167,7 @@ class _Pair:
 
 
 def _pair(a: ScoreRecord, b: ScoreRecord) -> _Pair:
-    unpaired = _why_not(a, b)
-    resamples = None
-    if not unpaired:
-        values = [np.array(each.details["bootstrap"]["values"], np.float64) for each in (a, b)]
-        resamples = values[0] - values[1]
-        resamples -= np.nanmean(resamples)
+    resamples = paired_resamples(a, b)
     low, high = _interval(a.value - b.value, resamples)
     return _Pair(
         found=Difference(
@@ -191,41 +181,15 @@ def _pair(a: ScoreRecord, b: ScoreRecord) -> _Pair:
             value_b=b.value,
             low=low,
             high=high,
-            unpaired=unpaired,
+            unpaired=why_unpaired(a, b),
             eval_weight=a.eval_weight,
         ),
         resamples=resamples,
     )
 
 
-def _why_not(a: ScoreRecord, b: ScoreRecord) -> str:
-    """Say why two scores cannot be paired; empty where they can."""
-    if a.manifest_sha256 != b.manifest_sha256:
-        return "scored under different manifests"
-    one: Any = a.details.get("bootstrap")
-    other: Any = b.details.get("bootstrap")
-    if not (_is_kept(one) and _is_kept(other)):
-        return "without resamples: score again"
-    if one["clips"] != other["clips"] or len(one["values"]) != len(other["values"]):
-        return "not the same test clips"
-    return ""
-
-
-def _is_kept(raw: Any) -> bool:
-    return (
-        isinstance(raw, Mapping)
-        and isinstance(raw.get("clips"), str)
-        and isinstance(raw.get("values"), list)
-        and len(raw["values"]) > 0
-        and all(each is None or isinstance(each, int | float) for each in raw["values"])
-    )
-
-
 def _interval(difference: float, resamples: NDArray[np.float64] | None) -> tuple[float | None, float | None]:
-    if resamples is None or np.isnan(resamples).all():
-        return None, None
-    low, high = difference + np.nanpercentile(resamples, (2.5, 97.5))
-    return float(low), float(high)
+    return interval_about(difference, resamples) or (None, None)
 
 
 def _average(pairs: Sequence[_Pair]) -> Difference | None:

@@ -7,16 +7,21 @@ an average says over how many tasks it was taken.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from featstore.errors import UsageError
 from featstore.records import Protocol, ScoreRecord, Track
+from featstore.report.pairing import interval_about, paired_resamples, resamples_of
 from featstore.report.published import PublishedScores
 from featstore.report.results import CHOSEN_SETTINGS
 
-__all__ = ["LOWER_IS_BETTER", "Average", "Cell", "Column", "Leaderboard", "Row", "Table", "build"]
+__all__ = ["LOWER_IS_BETTER", "Average", "Cell", "Column", "Leaderboard", "Row", "Table", "build", "natural"]
 
 LOWER_IS_BETTER = frozenset({"eer", "mae", "mse", "wer"})
 """Metrics that are errors: the least is best, and they are part of no average."""
@@ -30,10 +35,14 @@ class Cell:
     ----------
     half_width : float or None
         Half of the 95 % interval; the standard deviation over seeds where there is no interval; None where neither is.
+    low, high : float or None
+        Its ends, or those of one standard deviation about the value.
     """
 
     value: float
     half_width: float | None
+    low: float | None = None
+    high: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +69,9 @@ class Row:
         One per column; None where there is no score.
     best : frozenset of int
         Columns with the best score, the published ones apart; empty where fewer than two have one.
+    inside_noise : frozenset of int
+        Columns whose difference to the best has zero in its 95 % interval, by paired bootstrap: it may be chance. Where
+        two scores cannot be paired nothing is known, and nothing is said.
     manifests : int
         Number of different manifests that the row's scores were made under: above 1 they do not compare.
     """
@@ -71,6 +83,7 @@ class Row:
     private: bool
     cells: tuple[Cell | None, ...]
     best: frozenset[int]
+    inside_noise: frozenset[int]
     manifests: int
 
 
@@ -90,6 +103,10 @@ class Average:
         Tasks that a complete column has.
     best : frozenset of int
         The best among the complete columns, the published ones apart; empty where fewer than two are.
+    intervals : tuple of (float, float) or None
+        95 % interval of each complete column; resamples of tasks are independent of each other.
+    inside_noise : frozenset of int
+        As of a `Row`.
     """
 
     over: str
@@ -97,6 +114,8 @@ class Average:
     n_scored: tuple[int, ...]
     n_tasks: int
     best: frozenset[int]
+    intervals: tuple[tuple[float, float] | None, ...]
+    inside_noise: frozenset[int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,7 +181,8 @@ def _table(
             place = f"{record.task} by {columns[column].label} (track {track}, {protocol})"
             raise UsageError(f"a table has one score for each task and encoder, got two for {place}: give the newest")
         row[column] = record
-    rows = tuple(_row(placed[place], n_columns=len(columns)) for place in sorted(placed))
+    scored = [placed[place] for place in sorted(placed)]
+    rows = tuple(_row(of_task, n_columns=len(columns)) for of_task in scored)
     if published is not None and published.protocol == protocol:
         references = _references(rows, published.of_track(track))
         columns += tuple(column for column, _ in references)
@@ -171,15 +191,24 @@ def _table(
         )
     ours = frozenset(at for at, column in enumerate(columns) if not column.published)
     spans = ("public", "all") if any(row.private for row in rows) else ("all",)
-    averages = tuple(_average(rows, over=span, n_columns=len(columns), ours=ours) for span in spans)
+    averages = tuple(_average(rows, scored, over=span, n_columns=len(columns), ours=ours) for span in spans)
     return Table(track=track, protocol=protocol, columns=columns, rows=rows, averages=averages)
+
+
+def natural(label: str) -> tuple[tuple[str, int], ...]:
+    """What labels are sorted by, so that ``layer10`` comes after ``layer9``.
+
+    >>> sorted(["b.layer10", "b.layer9", "a"], key=natural)
+    ['a', 'b.layer9', 'b.layer10']
+    """
+    return tuple((text, int(number or 0)) for text, number in re.findall(r"(\D*)([0-9]*)", label))
 
 
 # --- columns ----------------------------------------------------------------------------------------------------------
 
 
 def _columns(records: Sequence[ScoreRecord]) -> tuple[tuple[Column, ...], tuple[int, ...]]:
-    """Columns of a table, sorted by label, and the index of each record's column."""
+    """Columns of a table, sorted by label and layer, and the index of each record's column."""
     telling = _telling_settings(records)
     places = [
         (record.encoder, record.fingerprint, tuple((name, record.settings.get(name)) for name in telling))
@@ -197,7 +226,7 @@ def _columns(records: Sequence[ScoreRecord]) -> tuple[tuple[Column, ...], tuple[
         )
         for place in places
     }
-    ordered = sorted(columns.values(), key=lambda column: column.label)
+    ordered = sorted(columns.values(), key=lambda column: natural(column.label))
     return tuple(ordered), tuple(ordered.index(columns[place]) for place in places)
 
 
@@ -237,6 +266,7 @@ def _references(
 def _row(scored: dict[int, ScoreRecord], *, n_columns: int) -> Row:
     first = scored[min(scored)]
     values = [scored[column].value if column in scored else None for column in range(n_columns)]
+    best = _best(values, lower_is_better=first.metric in LOWER_IS_BETTER)
     return Row(
         task=first.task,
         title=first.title,
@@ -244,41 +274,90 @@ def _row(scored: dict[int, ScoreRecord], *, n_columns: int) -> Row:
         eval_weight=first.eval_weight,
         private=first.private,
         cells=tuple(_cell(scored[column]) if column in scored else None for column in range(n_columns)),
-        best=_best(values, lower_is_better=first.metric in LOWER_IS_BETTER),
+        best=best,
+        inside_noise=_inside_noise([scored], [1.0], best=best, rivals=scored),
         manifests=len({record.manifest_sha256 for record in scored.values()}),
     )
 
 
 def _cell(record: ScoreRecord) -> Cell:
     if record.ci_high > record.ci_low:
-        return Cell(value=record.value, half_width=(record.ci_high - record.ci_low) / 2)
-    return Cell(value=record.value, half_width=record.std if record.std > 0 else None)
+        half_width = (record.ci_high - record.ci_low) / 2
+        return Cell(value=record.value, half_width=half_width, low=record.ci_low, high=record.ci_high)
+    if record.std > 0:
+        low, high = record.value - record.std, record.value + record.std
+        return Cell(value=record.value, half_width=record.std, low=low, high=high)
+    return Cell(value=record.value, half_width=None)
 
 
-def _average(rows: Sequence[Row], *, over: str, n_columns: int, ours: frozenset[int]) -> Average:
-    counted = [
-        row
-        for row in rows
+def _average(
+    rows: Sequence[Row], scored: Sequence[Mapping[int, ScoreRecord]], *, over: str, n_columns: int, ours: frozenset[int]
+) -> Average:
+    at = [
+        index
+        for index, row in enumerate(rows)
         if row.eval_weight > 0 and row.metric not in LOWER_IS_BETTER and (over == "all" or not row.private)
     ]
+    counted, records = [rows[index] for index in at], [scored[index] for index in at]
     values: list[float | None] = []
     n_scored: list[int] = []
     for column in range(n_columns):
-        scored = [(row.eval_weight, cell.value) for row in counted if (cell := row.cells[column]) is not None]
-        weight = sum(weight for weight, _ in scored)
-        values.append(sum(weight * value for weight, value in scored) / weight if scored else None)
-        n_scored.append(len(scored))
+        found = [(row.eval_weight, cell.value) for row in counted if (cell := row.cells[column]) is not None]
+        weight = sum(weight for weight, _ in found)
+        values.append(sum(weight * value for weight, value in found) / weight if found else None)
+        n_scored.append(len(found))
     complete = [
         value if n == len(counted) and column in ours else None
         for column, (value, n) in enumerate(zip(values, n_scored, strict=True))
     ]
+    best = _best(complete, lower_is_better=False)
+    whole = [column for column, value in enumerate(complete) if value is not None]
+    weights = [row.eval_weight for row in counted]
     return Average(
         over=over,
         values=tuple(values),
         n_scored=tuple(n_scored),
         n_tasks=len(counted),
-        best=_best(complete, lower_is_better=False),
+        best=best,
+        intervals=tuple(
+            None
+            if value is None
+            else interval_about(value, _mean([resamples_of(of[column]) for of in records], weights))
+            for column, value in enumerate(complete)
+        ),
+        inside_noise=_inside_noise(records, weights, best=best, rivals=whole),
     )
+
+
+def _inside_noise(
+    scored: Sequence[Mapping[int, ScoreRecord]],
+    weights: Sequence[float],
+    *,
+    best: frozenset[int],
+    rivals: Iterable[int],
+) -> frozenset[int]:
+    """Columns that may be as good as the best: of one task, or in the weighted mean of several."""
+    if not best:
+        return frozenset()
+    leader = min(best)
+    found = set()
+    for rival in rivals:
+        if rival in best:
+            continue
+        resamples = _mean([paired_resamples(of[leader], of[rival]) for of in scored], weights)
+        difference = float(np.average([of[leader].value - of[rival].value for of in scored], weights=weights))
+        ends = interval_about(difference, resamples)
+        if ends is not None and ends[0] <= 0 <= ends[1]:
+            found.add(rival)
+    return frozenset(found)
+
+
+def _mean(resamples: Sequence[NDArray[np.float64] | None], weights: Sequence[float]) -> NDArray[np.float64] | None:
+    """Weighted mean over tasks (resamples,); None unless every task has as many."""
+    there = [each for each in resamples if each is not None]
+    if not there or len(there) < len(resamples) or len({len(each) for each in there}) > 1:
+        return None
+    return np.asarray(np.average(there, axis=0, weights=weights))
 
 
 def _best(values: Sequence[float | None], *, lower_is_better: bool) -> frozenset[int]:

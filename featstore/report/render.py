@@ -33,10 +33,11 @@ TRACK_TITLES = {"A": "Track A, linear probe", "B": "Track B, k nearest neighbour
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GridCell:
-    """One entry as text, and whether it is marked as the best of its row."""
+    """One entry as text, and its mark: the best of its row, or no further from the best than chance may put it."""
 
     text: str
     best: bool = False
+    inside_noise: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +73,10 @@ def grid(table: Table) -> Grid:
 
 def _row(row: Row) -> GridRow:
     marks = ("*" if row.private else "") + ("†" if row.manifests > 1 else "")
-    cells = tuple(GridCell(text=_shown(cell), best=column in row.best) for column, cell in enumerate(row.cells))
+    cells = tuple(
+        GridCell(text=_shown(cell), best=column in row.best, inside_noise=column in row.inside_noise)
+        for column, cell in enumerate(row.cells)
+    )
     return GridRow(head=row.title + marks, metric=row.metric, cells=cells)
 
 
@@ -91,7 +95,7 @@ def _average(average: Average) -> GridRow:
             text = f"{value:.3f} ({n_scored} of {average.n_tasks} tasks)"
         else:
             text = f"{value:.3f}"
-        cells.append(GridCell(text=text, best=column in average.best))
+        cells.append(GridCell(text=text, best=column in average.best, inside_noise=column in average.inside_noise))
     tasks = f"{average.n_tasks} task" if average.n_tasks == 1 else f"{average.n_tasks} tasks"
     kinds = "public " if average.over == "public" else ""
     return GridRow(head=f"Weighted average, {kinds}{tasks}", metric="", cells=tuple(cells))
@@ -101,6 +105,8 @@ def _notes(table: Table) -> tuple[str, ...]:
     notes = []
     if any(cell is not None and cell.half_width is not None for row in table.rows for cell in row.cells):
         notes.append("±: half of the 95 % bootstrap interval, or the deviation over seeds where there is none")
+    if any(row.inside_noise for row in table.rows) or any(each.inside_noise for each in table.averages):
+        notes.append("≈: its difference to the best is inside the noise (95 % interval by paired bootstrap)")
     if any(row.private for row in table.rows):
         notes.append("*: a private task, left out of the average over public tasks")
     if any(row.manifests > 1 for row in table.rows):
@@ -177,7 +183,7 @@ def _markdown(laid_out: Grid) -> str:
 
 
 def _bold(cell: GridCell) -> str:
-    return f"**{cell.text}**" if cell.best else cell.text
+    return f"**{cell.text}**" if cell.best else f"≈ {cell.text}" if cell.inside_noise else cell.text
 
 
 def _markdown_line(entries: Iterable[str]) -> str:
@@ -196,6 +202,7 @@ CSV_HEADER = (
     "eval_weight",
     "private",
     "best",
+    "inside_noise",
     "n_scored",
     "n_tasks",
     "published",
@@ -231,6 +238,7 @@ def _csv_lines(table: Table) -> Iterable[dict[str, object]]:
                     "eval_weight": row.eval_weight,
                     "private": str(row.private).lower(),
                     "best": str(index in row.best).lower(),
+                    "inside_noise": str(index in row.inside_noise).lower(),
                     "published": str(table.columns[index].published).lower(),
                 }
     for average in table.averages:
@@ -242,6 +250,7 @@ def _csv_lines(table: Table) -> Iterable[dict[str, object]]:
                     "encoder": table.columns[index].label,
                     "value": value,
                     "best": str(index in average.best).lower(),
+                    "inside_noise": str(index in average.inside_noise).lower(),
                     "n_scored": average.n_scored[index],
                     "n_tasks": average.n_tasks,
                     "published": str(table.columns[index].published).lower(),

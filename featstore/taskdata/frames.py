@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featstore.errors import DataError
-from featstore.records import Protocol, Recipe
+from featstore.records import Protocol, Recipe, SkippedClip
 from featstore.splits import Round, plan_rounds
 from featstore.taskdata.load import check_round
 from featstore.taskdata.pool import read_windows
@@ -90,6 +90,8 @@ class FrameTask:
         Of clips.
     features : mapping
         Name of a feature set -> content hash of what was read.
+    left_out : tuple of SkippedClip
+        Clips that are not in the store, each with its reason.
     """
 
     manifest: Manifest
@@ -104,7 +106,7 @@ class FrameTask:
     targets: Targets
     rounds: tuple[Round, ...]
     features: Mapping[str, str]
-    n_skipped: int
+    left_out: tuple[SkippedClip, ...]
 
     @property
     def hop_seconds(self) -> float:
@@ -176,7 +178,7 @@ def load_frame_task(store: Store, manifest: Manifest, *, encoder: str | None, pr
         targets=targets,
         rounds=rounds,
         features=windows.features,
-        n_skipped=windows.n_skipped,
+        left_out=windows.left_out,
     )
 
 

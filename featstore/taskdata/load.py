@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featstore.errors import DataError, LabelError
-from featstore.records import Protocol, Recipe
+from featstore.records import Protocol, Recipe, SkippedClip
 from featstore.splits import Round, plan_rounds
 from featstore.taskdata.pool import read_pool, without_overwritten
 from featstore.taskdata.samples import SHORTEST_SECONDS, Samples, group_windows
@@ -47,6 +47,8 @@ class TaskData:
         Those whose windows follow one another in ``X``.
     members : mapping
         Name of a feature set -> int64 (n,), its clips; in the order of ``sets``.
+    left_out : tuple of SkippedClip
+        Clips that are not in the store, each with its reason.
     """
 
     manifest: Manifest
@@ -61,7 +63,7 @@ class TaskData:
     features: Mapping[str, str]
     sets: tuple[FeatureSet, ...]
     members: Mapping[str, NDArray[np.int64]]
-    n_skipped: int
+    left_out: tuple[SkippedClip, ...]
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -135,7 +137,7 @@ def load_task(
         features=pool.features,
         sets=pool.sets,
         members=pool.members,
-        n_skipped=pool.n_skipped,
+        left_out=pool.left_out,
     )
 
 

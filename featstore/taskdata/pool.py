@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featstore.errors import DataError, UnknownFeatureSet
-from featstore.records import Recipe
+from featstore.records import Recipe, SkippedClip
 
 if TYPE_CHECKING:
     from featstore.manifest import Manifest
@@ -40,6 +40,8 @@ class Windows:
         Name of a feature set -> int64 (n,), its clips.
     features : mapping
         Name of a feature set -> its content hash.
+    left_out : tuple of SkippedClip
+        Clips that are not in the store, each with its reason.
     """
 
     recipe: Recipe
@@ -51,7 +53,7 @@ class Windows:
     ids: tuple[str, ...]
     members: Mapping[str, NDArray[np.int64]]
     features: Mapping[str, str]
-    n_skipped: int
+    left_out: tuple[SkippedClip, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,7 +137,7 @@ def read_windows(store: Store, manifest: Manifest, *, encoder: str | None) -> Wi
         ids=tuple(ids),
         members=members,
         features={name: feature_set.content_hash for name, feature_set in sets.items()},
-        n_skipped=sum(len(feature_set.skipped) for feature_set in sets.values()),
+        left_out=tuple(clip for feature_set in sets.values() for clip in feature_set.skipped),
     )
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featstore.metrics import Interval, Metric, Resampled, TestSet, bootstrap_scores, find_metric
-from featstore.records import Protocol, Recipe, ScoreRecord, Track, sha256_of
+from featstore.records import Protocol, Recipe, ScoreRecord, SkippedClip, Track, sha256_of
 
 if TYPE_CHECKING:
     from featstore.manifest import Manifest
@@ -20,10 +20,21 @@ if TYPE_CHECKING:
     from featstore.taskdata.samples import Samples
     from featstore.taskdata.targets import Targets
 
-__all__ = ["Outcome", "ScoredTask", "Scores", "bootstrap_details", "clips_hash", "score_outcomes", "score_record"]
+__all__ = [
+    "Outcome",
+    "ScoredTask",
+    "Scores",
+    "bootstrap_details",
+    "clips_hash",
+    "origin_details",
+    "score_outcomes",
+    "score_record",
+]
 
 N_RESAMPLES = 1000
 MAX_CONFUSION_CLASSES = 60
+MAX_CONFUSED_PAIRS = 100
+MAX_LEFT_OUT_NAMED = 100
 DISTRIBUTIONS = {"sklearn": "scikit-learn"}
 
 
@@ -59,7 +70,7 @@ class ScoredTask(Interface):
         """Name of a feature set -> content hash of what was read."""
 
     @property
-    def n_skipped(self) -> int:
+    def left_out(self) -> tuple[SkippedClip, ...]:
         """Clips that are not in the store."""
 
 
@@ -96,7 +107,8 @@ class Scores:
     interval : Interval
         95 %, bootstrap by clip.
     details : mapping
-        Scores by class, and the confusion counts of a task of few classes.
+        Scores and support by class; where a clip has one class, what it was taken for: the counts of every pair of
+        classes, or, of many classes, of the pairs that are confused most.
     libraries : tuple of str
         Modules that the metric used.
     """
@@ -157,6 +169,12 @@ def bootstrap_details(resampled: Resampled, *, clips: str) -> dict[str, Any]:
     return {"clips": clips[:32], "values": values}
 
 
+def origin_details(recipe: Recipe, left_out: Sequence[SkippedClip]) -> dict[str, Any]:
+    """What the embeddings came from: the recipe, and clips that were left out, of many the first hundred."""
+    named = [[clip.shard, clip.key, clip.reason] for clip in left_out[:MAX_LEFT_OUT_NAMED]]
+    return {"recipe": recipe.as_json(), "left_out": named}
+
+
 def score_record(
     task: ScoredTask,
     outcomes: Sequence[Outcome],
@@ -189,7 +207,7 @@ def score_record(
         n_train=round(float(np.mean([each.n_train for each in outcomes]))),
         n_valid=round(float(np.mean([each.n_valid for each in outcomes]))),
         n_test=sum(len(each.test) for each in task.rounds),
-        n_skipped=task.n_skipped,
+        n_skipped=len(task.left_out),
         eval_weight=float(manifest.eval_weight),
         private=manifest.private,
         seconds=dict(seconds),
@@ -197,7 +215,13 @@ def score_record(
         versions=_versions("featstore", "numpy", *libraries, *scores.libraries),
         settings=dict(settings),
         features=dict(task.features),
-        details={"by_round": by_round, "by_seed": by_seed, **scores.details, **details},
+        details={
+            "by_round": by_round,
+            "by_seed": by_seed,
+            **scores.details,
+            **details,
+            **origin_details(task.recipe, task.left_out),
+        },
     )
 
 
@@ -225,17 +249,37 @@ def _by_class(task: ScoredTask, metric: Metric, outcomes: Sequence[Outcome]) -> 
         "by_class": [
             float(mean) if any_known else None for mean, any_known in zip(means, known.any(axis=0), strict=True)
         ],
+        "support": _support(task, outcomes),
         "classes_not_in_training": sorted({task.targets.classes[label] for label in unseen}),
     }
-    if task.targets.values.ndim == 1 and len(task.targets.classes) <= MAX_CONFUSION_CLASSES:
-        found["confusion"] = _confusion(len(task.targets.classes), outcomes).tolist()
+    if task.targets.values.ndim == 1:
+        cells, counts = _confusion(len(task.targets.classes), outcomes)
+        found |= _confusion_details(len(task.targets.classes), cells, counts)
     return found
 
 
-def _confusion(n_classes: int, outcomes: Sequence[Outcome]) -> NDArray[np.int64]:
-    """Count samples of each class (rows) by predicted class (columns): all rounds, first seed."""
-    counts = np.zeros(n_classes * n_classes, np.int64)
+def _support(task: ScoredTask, outcomes: Sequence[Outcome]) -> list[int]:
+    """Count test clips of each class, or that show it."""
+    n_classes = len(task.targets.classes)
+    support = np.zeros(n_classes, np.int64)
     for each in outcomes:
-        cells = each.samples.y_true * n_classes + each.y_scores[0].argmax(axis=1)
-        counts += np.bincount(cells, minlength=n_classes * n_classes)
-    return counts.reshape(n_classes, n_classes)
+        shown = task.targets.values[np.unique(each.samples.clip)]
+        support += np.bincount(shown, minlength=n_classes) if shown.ndim == 1 else (shown > 0).sum(axis=0)
+    return [int(count) for count in support]
+
+
+def _confusion(n_classes: int, outcomes: Sequence[Outcome]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Count samples by ``true class * n_classes + predicted class``: all rounds, first seed; cells that occur only."""
+    cells = [each.samples.y_true * n_classes + each.y_scores[0].argmax(axis=1) for each in outcomes]
+    return np.unique(np.concatenate(cells), return_counts=True)
+
+
+def _confusion_details(n_classes: int, cells: NDArray[np.int64], counts: NDArray[np.int64]) -> dict[str, Any]:
+    if n_classes <= MAX_CONFUSION_CLASSES:
+        matrix = np.zeros(n_classes * n_classes, np.int64)
+        matrix[cells] = counts
+        return {"confusion": matrix.reshape(n_classes, n_classes).tolist()}
+    true, predicted = np.divmod(cells, n_classes)
+    confused = np.flatnonzero(true != predicted)
+    most = confused[np.argsort(-counts[confused], kind="stable")][:MAX_CONFUSED_PAIRS]
+    return {"confused": np.stack([true, predicted, counts], axis=1)[most].tolist()}

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from featstore.cli import cli
 from featstore.demo import Collection, run_demo
 from featstore.report import read_scores
 
@@ -30,6 +32,12 @@ def test_a_demo_ends_in_scores_above_chance_and_a_second_one_encodes_nothing(tmp
     assert [(table.track, len(table.rows)) for table in first.leaderboard.tables] == [("A", 2), ("B", 2)]
     assert sum(record.shards_done for record in first.extracts) == 9
     assert "9 shards made, 0 reused" in said[0]
+    page = first.report_path.read_text(encoding="utf-8")
+    assert first.report_path == tmp_path / "report.html"
+    assert page.count('<figure class="chart"') == 4  # by k and by training clips, of two tasks
+    assert page.count('<table class="cm">') == 4
+    assert "Embedding spaces" in page
+    assert "by chance" in page
 
     said.clear()
     second = run_demo(tmp_path, encoders=("logmel",), collections=SMALL, say=said.append)
@@ -39,3 +47,12 @@ def test_a_demo_ends_in_scores_above_chance_and_a_second_one_encodes_nothing(tmp
     assert [score.value for score in second.scores] == pytest.approx([score.value for score in first.scores])
     assert [score.key for score in second.scores] == [score.key for score in first.scores]
     assert len(read_scores(first.results_dir)) == len(first.scores)
+
+
+@pytest.mark.slow
+def test_the_last_line_of_the_command_names_the_page_it_wrote(tmp_path: Path) -> None:
+    told = CliRunner().invoke(cli, ["demo", "--dir", str(tmp_path)])
+    assert told.exit_code == 0, told.output
+    page = Path(told.stdout.splitlines()[-1].rpartition(": ")[2])
+    assert page == tmp_path / "report.html"
+    assert "<h1>The demo</h1>" in page.read_text(encoding="utf-8")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from rich.console import Console
 
 import tiny
 from featstore.cli import cli
+from featstore.cli.console import painted
 from featstore.errors import UsageError
 from featstore.manifest import builtin_tasks
 from featstore.records import ScoreRecord
@@ -236,3 +239,57 @@ def test_the_command_compares_and_adds_what_is_published(tmp_path: Path, score: 
     assert "dasheng (published)" in out.read_text()
     both = run(cli, ["report", "--results", str(tmp_path), "--published", "--compare", "a", "b"])
     assert isinstance(both.exception, UsageError)
+
+
+def test_what_a_comparison_cannot_tell_from_the_best_is_marked_as_inside_the_noise() -> None:
+    two_tasks = [
+        _by(encoder, spread=spread, name=name)
+        for name in ("tiny", "tinier")
+        for encoder, spread in (("a", 1.5), ("b", 1.55), ("c", 3.0), ("d", 1.6), ("e", 1.7), ("f", 1.75), ("g", 1.8))
+    ]
+    (table,) = build(two_tasks).tables
+    labels = [column.label for column in table.columns]
+    for line, best in ((row, row.best) for row in (*table.rows, *table.averages)):
+        (leader,) = best
+        expected = set()
+        for at, rival in enumerate(labels):
+            if at == leader:
+                continue
+            found = compare(two_tasks, labels[leader], rival)
+            same = [*(each for each in found.differences if each.task == getattr(line, "task", "")), *found.averages]
+            if not same[0].better:
+                expected.add(at)
+        assert line.inside_noise == expected
+        assert line.inside_noise >= {labels.index("a"), labels.index("b")} - best
+        assert labels.index("c") not in line.inside_noise
+
+
+def test_terminal_and_markdown_show_which_differences_are_noise() -> None:
+    records = [_by(encoder, spread=spread) for encoder, spread in (("a", 1.5), ("b", 1.55), ("c", 3.0))]
+    text = to_markdown(build(records))
+    row = next(line for line in text.splitlines() if line.startswith("| Tiny |"))
+    assert sorted(entry[1:3] for entry in row.split("|")[3:6]) == ["**", "0.", "≈ "]
+    assert "inside the noise" in text
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, width=200, color_system="standard")
+    console.print(painted(grid(table) for table in build(records).tables))
+    bold = re.search(r"\x1b\[1;32m▸ (0\.\d{3}) ±", out.getvalue())
+    assert bold is not None
+    assert float(bold[1]) == pytest.approx(max(record.value for record in records), abs=5e-4)
+
+
+def test_scores_that_cannot_be_paired_are_not_called_noise(score: Score) -> None:
+    records = [score(encoder="a", value=0.5), score(encoder="b", value=0.501)]
+    (table,) = build(records).tables
+    assert not table.rows[0].inside_noise
+    assert table.averages[0].intervals == (None, None)
+
+
+def test_the_interval_of_an_average_is_of_the_weighted_mean_of_resamples() -> None:
+    records = [_by("a", spread=1.5, name=name, eval_weight=weight) for name, weight in (("tiny", 1.0), ("tinier", 3.0))]
+    kept = [np.array(record.details["bootstrap"]["values"]) for record in records]
+    value = (records[0].value + 3 * records[1].value) / 4
+    mean = (kept[0] + 3 * kept[1]) / 4
+    low, high = value + np.percentile(mean - mean.mean(), (2.5, 97.5))
+    (table,) = build(records).tables
+    assert table.averages[0].intervals == ((pytest.approx(low), pytest.approx(high)),)

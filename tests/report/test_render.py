@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Callable
 
 import pytest
@@ -90,6 +91,36 @@ def test_a_wide_leaderboard_loses_nothing_in_a_file(score: Score) -> None:
         assert name in out.getvalue()
         assert f"{value:.3f}" in out.getvalue()
     assert all(line == line.rstrip() or len(line) < 3000 for line in out.getvalue().splitlines())
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 200])
+def test_on_a_narrow_terminal_no_score_is_broken_and_every_table_has_its_tasks(score: Score, width: int) -> None:
+    from rich.console import Console
+
+    from featstore.cli.console import leaderboard_tables
+
+    values = {f"encoder-{index}": 0.1 + 0.01 * index for index in range(8)}
+    board = build([score(encoder=name, value=v, ci_low=v - 0.02, ci_high=v + 0.02) for name, v in values.items()])
+    console = Console(file=io.StringIO(), force_terminal=True, color_system=None, width=width)
+    console.print(leaderboard_tables(board))
+    lines = console.file.getvalue().splitlines()
+    assert max(map(len, lines)) <= width
+    shown = " ".join(line for line in lines if line.strip().startswith("Words "))
+    assert [value for value in values.values() if f"{value:.3f} ±" not in shown] == []
+    tables = sum("Task" in line for line in lines)
+    assert tables == sum(line.strip().startswith("Words ") for line in lines)
+    assert (tables == 1) == (width == 200)
+
+
+def test_on_a_terminal_the_best_and_only_the_best_are_bold(records: list[ScoreRecord]) -> None:
+    from rich.console import Console
+
+    from featstore.cli.console import leaderboard_tables
+
+    console = Console(file=io.StringIO(), force_terminal=True, color_system="standard", width=120)
+    console.print(leaderboard_tables(build(records)))
+    bold = re.findall(r"\x1b\[1[;\d]*m([^\x1b]*\d\.\d{3}[^\x1b]*)", console.file.getvalue())
+    assert [text.strip() for text in bold] == ["▸ 0.750", "▸ 0.750"]
 
 
 def test_a_title_that_looks_like_markup_is_text_to_a_terminal(score: Score) -> None:

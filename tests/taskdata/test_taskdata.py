@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from sklearn.metrics import confusion_matrix
 
 import tiny
 from featstore.errors import DataError, LabelError, UnknownFeatureSet, UsageError
@@ -162,3 +163,47 @@ def test_a_record_says_everything_and_survives_json(protocol):
     assert set(record.versions) == {"featstore", "numpy", "torch"}
     assert score_outcomes(task, outcomes) == scores
     assert ScoreRecord.from_json(json.loads(json.dumps(record.as_json(), allow_nan=False))).key == record.key
+
+
+def scored(sets, *, n_classes, **changes):
+    """A record of predictions that are right but for every third, which names the next class."""
+    task = load(sets, protocol="xares", **changes)
+    [each] = task.rounds
+    samples = task.samples(each.test)
+    said = (samples.y_true + (np.arange(len(samples.y_true)) % 3 == 0)) % n_classes
+    outcomes = [Outcome(n_train=1, n_valid=1, samples=samples, y_scores=(np.eye(n_classes)[said],))]
+    scores = score_outcomes(task, outcomes)
+    record = score_record(
+        task, outcomes, scores, track="A", seeds=(), settings={}, seconds={}, libraries=(), details={}
+    )  # fmt: skip
+    return record, samples.y_true, said
+
+
+def test_support_counts_clips_and_confusion_counts_samples():
+    record, true, said = scored({**SPLITS, "test": tiny.clips("test", 10, windows=2)}, n_classes=3)
+    assert record.details["support"] == [4, 3, 3]
+    assert record.details["confusion"] == confusion_matrix(true, said).tolist()
+    assert "confused" not in record.details
+
+
+def test_of_many_classes_the_pairs_that_are_confused_most_are_kept():
+    sets = {name: tiny.clips(name, 3 * 70, n_classes=70) for name in ("train", "valid", "test")}
+    record, true, said = scored(sets, n_classes=70)
+    counts = confusion_matrix(true, said)
+    np.fill_diagonal(counts, 0)
+    pairs = record.details["confused"]
+    assert "confusion" not in record.details
+    assert sum(count for _, _, count in pairs) == counts.sum()
+    assert all(counts[a, b] == count for a, b, count in pairs)
+    assert [count for _, _, count in pairs] == sorted((count for _, _, count in pairs), reverse=True)
+
+
+def test_a_record_holds_the_recipe_and_names_the_clips_that_were_left_out():
+    sets = {
+        **SPLITS,
+        "train": tiny.TinySet(SPLITS["train"], skipped=(SkippedClip(shard="a.tar", key="x", reason="no"),)),
+    }
+    record, _, _ = scored(sets, n_classes=3)
+    assert record.n_skipped == 1
+    assert record.details["left_out"] == [["a.tar", "x", "no"]]
+    assert record.details["recipe"] == tiny.recipe(dim=8).as_json()

@@ -1,0 +1,18 @@
+"""Health of an embedding space: how it is spread, what of it is dead, and what its splits share."""
+
+from featstore.health.examine import Health, examine_health, health_notes
+from featstore.health.measures import Separability, SpaceHealth, space_health
+from featstore.health.overlap import NEAR_COSINE, NearDuplicate, Overlap, find_overlap
+
+__all__ = [
+    "NEAR_COSINE",
+    "Health",
+    "NearDuplicate",
+    "Overlap",
+    "Separability",
+    "SpaceHealth",
+    "examine_health",
+    "find_overlap",
+    "health_notes",
+    "space_health",
+]

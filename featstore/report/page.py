@@ -1,0 +1,184 @@
+"""The report as one page: everything in one file, which asks for nothing else. The one door of jinja2.
+
+Every text goes through jinja2's autoescaping, and the page itself forbids any request (Content-Security-Policy), so
+what a label holds can neither run nor call anybody.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from featstore import __version__
+from featstore.errors import UsageError
+from featstore.records import ScoreRecord
+from featstore.report.leaderboard import Leaderboard, build, natural
+from featstore.report.published import PublishedScores
+from featstore.report.render import grid
+from featstore.report.views import Confusion, CurveView, PointView, board_view, recipes_of, task_views
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+    from featstore.health import Health
+
+__all__ = ["render_page"]
+
+
+def render_page(
+    records: Iterable[ScoreRecord],
+    *,
+    published: PublishedScores | None = None,
+    health: Sequence[Health] = (),
+    title: str = "Audio encoders",
+    made_at: datetime | None = None,
+) -> str:
+    """Write scores as one HTML page.
+
+    Parameters
+    ----------
+    records : iterable of ScoreRecord
+        The newest of each, from `featstore.report.read_scores`.
+    published : PublishedScores, optional
+        Set apart, in the tables of their protocol and of their tasks.
+    health : sequence of Health
+        Of the feature sets that the scores come from, for a table of its own.
+    title : str
+    made_at : datetime, optional
+        The present, where it is not given.
+
+    Raises
+    ------
+    UsageError
+        jinja2 or matplotlib is not installed.
+    """
+    environment = _environment()
+    scores = tuple(records)
+    board = build(scores, published=published)
+    colours = _colours(board)
+    charts = _Charts()
+    boards = [board_view(table, notes=grid(table).notes, colours=colours) for table in board.tables]
+    page = environment.get_template("report.html.j2").render(
+        title=title,
+        version=__version__,
+        made_at=(made_at or datetime.now(UTC)).strftime("%Y-%m-%d %H:%M UTC"),
+        boards=boards,
+        tasks=task_views(board, scores, colours=colours),
+        recipes=recipes_of(scores),
+        encoders=sorted(colours, key=lambda label: colours[label]),
+        n_scores=len(scores),
+        health=health,
+        health_notes=_health_notes(health),
+        published_source="" if published is None else published.source,
+        draw=charts.draw,
+        picture=_picture,
+    )
+    # A lone surrogate, which JSON can hold, is no text that a file can.
+    return page.encode("utf-8", "replace").decode("utf-8")
+
+
+def _environment() -> Environment:
+    try:
+        import jinja2
+
+        from featstore.report import charts  # noqa: F401 - what the page needs is there, or nothing is begun
+    except ImportError as error:
+        raise UsageError(
+            f"the HTML report needs {error.name}, which is not installed: pip install 'featstore[report]'"
+        ) from error
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("featstore.report", "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["number"] = _number
+    return environment
+
+
+def _colours(board: Leaderboard) -> Mapping[str, int]:
+    """Number the encoders, in the order of their names: one has one colour in every chart."""
+    labels = {column.label for table in board.tables for column in table.columns if not column.published}
+    return {label: number for number, label in enumerate(sorted(labels, key=natural))}
+
+
+def _health_notes(health: Sequence[Health]) -> tuple[str, ...]:
+    from featstore.health import health_notes
+
+    return health_notes(health, told_label=any(each.space.separability is not None for each in health))
+
+
+def _number(value: float | None, form: str) -> str:
+    return "–" if value is None else form.format(value)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Picture:
+    """A matrix as an image, with its text alternative."""
+
+    uri: str
+    says: str
+
+
+def _picture(found: Confusion) -> _Picture:
+    from featstore.report.charts import matrix_png
+
+    counts = np.array(found.counts, np.float64)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    most = "; ".join(f"{true} taken for {said} {n} of {of} times" for true, said, n, of in found.pairs[:3])
+    says = f"Confusion matrix of {found.label}, {len(found.classes)} classes. Most often: {most or 'nothing confused'}."
+    return _Picture(uri=matrix_png(shares), says=says)
+
+
+def _says(point: PointView) -> str:
+    interval = "" if point.low is None or point.high is None else f", {point.low:.4f} to {point.high:.4f}"
+    return f"{point.x:g}: {point.y:.4f}{interval}"
+
+
+class _Charts:
+    """Draws curves, each chart with a number of its own."""
+
+    def __init__(self) -> None:
+        from featstore.report.charts import Plotter
+
+        self._plotter = Plotter()
+        self._numbers: Iterator[int] = count(1)
+
+    def draw(self, view: CurveView, *, task: str, metric: str) -> Any:
+        """The chart as markup that is safe to put into a page as it is."""
+        from markupsafe import Markup
+
+        from featstore.report.charts import Curve, Point
+
+        curves = [
+            Curve(
+                label=label,
+                colour=colour,
+                points=tuple(
+                    Point(x=each.x, y=each.y, low=each.low, high=each.high, says=f"{label}, {_says(each)}")
+                    for each in points
+                ),
+            )
+            for label, colour, points in view.curves
+        ]
+        ends = "; ".join(
+            f"{curve.label} from {curve.points[0].y:.3f} at {curve.points[0].x:g} "
+            f"to {curve.points[-1].y:.3f} at {curve.points[-1].x:g}"
+            for curve in curves
+        )
+        svg = self._plotter.curves_svg(
+            curves,
+            number=next(self._numbers),
+            title=f"{view.title}: {task}, {metric}",
+            description=f"{metric} by {view.x_label}. {ends}.",
+            x_label=view.x_label,
+            y_label="score",
+            x_scale="linear" if view.kind == "layer" else "log",
+        )
+        return Markup(svg)  # drawn here, with every text of others escaped

@@ -1,0 +1,57 @@
+"""Embedding spaces that scores were made from, examined for the page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+from featstore.errors import LabelError, ManifestError, UnknownTask
+
+if TYPE_CHECKING:
+    from featstore.health import Health
+    from featstore.records import ScoreRecord
+    from featstore.store import Store
+
+__all__ = ["spaces_of"]
+
+MAX_ROWS = 4_000
+"""Windows of a set that are measured for a report: it may have hundreds of sets."""
+
+
+def spaces_of(store: Store, records: Iterable[ScoreRecord]) -> tuple[Health, ...]:
+    """Health of the feature sets that some score was made from, by their content hash.
+
+    Classes are those of the built-in task that was scored, where a clip has one class and its name stands in the JSON
+    as it is; of any other task the separability is not known. Of a larger set 4,000 windows are measured.
+    """
+    from featstore.health import examine_health
+
+    scores = tuple(records)
+    read = {content for record in scores for content in record.features.values()}
+    chosen = [each for each in store.feature_sets() if each.content_hash in read]
+    labels = _label_fields(scores)
+    found: list[Health] = []
+    for dataset in dict.fromkeys(each.dataset for each in chosen):
+        sets = [each for each in chosen if each.dataset == dataset]
+        try:
+            found += examine_health(sets, label=labels.get(dataset), max_rows=MAX_ROWS)
+        except LabelError:  # a split that no task scores need not have the label
+            found += examine_health(sets, max_rows=MAX_ROWS)
+    return tuple(sorted(found, key=lambda each: (each.dataset, each.encoder, each.fingerprint, each.split)))
+
+
+def _label_fields(records: Iterable[ScoreRecord]) -> Mapping[str, str]:
+    """Dataset -> field of the JSON that holds the class."""
+    from featstore.manifest import find_task
+
+    fields: dict[str, str] = {}
+    for task, sha256 in {record.task: record.manifest_sha256 for record in records}.items():
+        try:
+            manifest = find_task(task)
+        except (UnknownTask, ManifestError):  # a task of somebody's own, whose manifest is not here
+            continue
+        label = manifest.label
+        plain = manifest.kind == "clip" and label.separator is None and label.mapping is None
+        if plain and manifest.sha256 == sha256 and isinstance(label.field, str):
+            fields.setdefault(manifest.feature_dataset, label.field)
+    return fields

@@ -1,0 +1,101 @@
+"use strict";
+(() => {
+  const all = (selector, root = document) => [...root.querySelectorAll(selector)];
+
+  // Sorting: numbers from data-v or as they read, text as it reads; what has no value stays last, and each tbody keeps to itself.
+  const keyOf = (row, at, numeric) => {
+    const cell = row.cells[at];
+    if (!numeric) return cell.textContent.trim().toLocaleLowerCase();
+    const value = cell.dataset.v ?? cell.textContent;
+    return value === "" || Number.isNaN(Number(value)) ? null : Number(value);
+  };
+  const sort = (head) => {
+    const table = head.closest("table"), at = head.cellIndex, numeric = head.classList.contains("n");
+    const before = head.getAttribute("aria-sort");
+    const down = before ? before === "ascending" : numeric;
+    all("th[aria-sort]", table).forEach((each) => each.removeAttribute("aria-sort"));
+    head.setAttribute("aria-sort", down ? "descending" : "ascending");
+    for (const body of table.tBodies) {
+      const rows = [...body.rows].filter((row) => !("fixed" in row.dataset));
+      const keyed = rows.map((row) => [keyOf(row, at, numeric), row]);
+      keyed.sort(([a], [b]) => {
+        if (a === null || b === null) return (a === null) - (b === null);
+        const order = numeric ? a - b : a.localeCompare(b, undefined, { numeric: true });
+        return down ? -order : order;
+      });
+      body.append(...keyed.map(([, row]) => row));
+    }
+  };
+  document.addEventListener("click", (event) => {
+    const button = event.target.closest("button.sort");
+    if (button) sort(button.closest("th"));
+  });
+
+  // Light or dark: what the reader's system says, until asked.
+  const root = document.documentElement;
+  document.getElementById("theme").addEventListener("click", () => {
+    const dark = root.style.colorScheme ? root.style.colorScheme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
+    root.style.colorScheme = dark ? "light" : "dark";
+  });
+
+  // A printed page shows everything but provenance; on screen it is as it was afterwards.
+  const wanted = "details.task, details.part";
+  let opened = [];
+  addEventListener("beforeprint", () => {
+    opened = all(wanted).filter((each) => !each.open);
+    opened.forEach((each) => { each.open = true; });
+  });
+  addEventListener("afterprint", () => opened.forEach((each) => { each.open = false; }));
+  document.getElementById("print").addEventListener("click", () => print());
+  const setAll = (open) => all("details.task").forEach((each) => { each.open = open; });
+  document.getElementById("open-all")?.addEventListener("click", () => setAll(true));
+  document.getElementById("close-all")?.addEventListener("click", () => setAll(false));
+
+  // A link to something folded away opens it.
+  const reveal = () => {
+    const target = location.hash && document.getElementById(location.hash.slice(1));
+    if (!target) return;
+    for (let each = target; each; each = each.parentElement) if (each.tagName === "DETAILS") each.open = true;
+    target.scrollIntoView();
+  };
+  addEventListener("hashchange", reveal);
+  reveal();
+
+  // Hover: cells of tables say their interval, cells of matrices what was taken for what.
+  const tip = document.getElementById("tip");
+  const matrixOf = new WeakMap();
+  const matrix = (image) => {
+    if (!matrixOf.has(image)) {
+      const counts = image.dataset.counts.split(";").map((line) => line.split(",").map(Number));
+      matrixOf.set(image, { classes: JSON.parse(image.closest("[data-classes]").dataset.classes), counts });
+    }
+    return matrixOf.get(image);
+  };
+  const said = (name, as, n, line) => `${name} taken for ${as}: ${n} of ${line.reduce((sum, each) => sum + each, 0)}`;
+  const says = (event) => {
+    const image = event.target.closest("img.cm");
+    if (image) {
+      const { classes, counts } = matrix(image), box = image.getBoundingClientRect(), last = classes.length - 1;
+      const place = (at, size) => Math.min(last, Math.max(0, Math.floor((at / size) * classes.length)));
+      const row = place(event.clientY - box.top, box.height), column = place(event.clientX - box.left, box.width);
+      return said(classes[row], classes[column], counts[row][column], counts[row]);
+    }
+    const cell = event.target.closest("table.cm tbody td");
+    if (cell) {
+      const line = [...cell.parentElement.cells].slice(1).map((each) => Number(each.textContent || 0));
+      const heads = cell.closest("table").tHead.rows[0].cells;
+      return said(cell.parentElement.cells[0].textContent, heads[cell.cellIndex].textContent, Number(cell.textContent || 0), line);
+    }
+    return event.target.closest("[data-tip]")?.dataset.tip;
+  };
+  document.addEventListener("pointermove", (event) => {
+    const text = event.target.closest ? says(event) : "";
+    tip.hidden = !text;
+    if (!text) return;
+    tip.textContent = text;
+    const box = tip.getBoundingClientRect();
+    tip.style.left = `${Math.max(4, Math.min(event.clientX + 14, innerWidth - box.width - 8))}px`;
+    tip.style.top = `${event.clientY + 18 + box.height > innerHeight ? event.clientY - box.height - 10 : event.clientY + 18}px`;
+  });
+  document.addEventListener("pointerleave", () => { tip.hidden = true; });
+})();
