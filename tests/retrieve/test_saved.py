@@ -158,7 +158,7 @@ def test_an_index_that_is_damaged_is_made_again(tmp_path, damage):
     index = open_index(feature_set(url))
     damage(index.folder)
     said: list[str] = []
-    assert open_index(feature_set(url), tell=said.append).search(vectors(1), 1).rows.tolist() == [[0]]
+    assert open_index(feature_set(url), tell=said.append).search(vectors(300)[:1], 1).rows.tolist() == [[0]]
     assert len(said) == 1
 
 
@@ -185,6 +185,8 @@ def test_a_folder_that_cannot_hold_it_is_told_in_one_line_and_nothing_is_left(tm
     with pytest.raises(StoreError, match=r"takes 0\.0 GB while it is made: .* has 0\.0 GB free"):
         open_index(feature_set(url))
     monkeypatch.undo()
+    assert not list((tmp_path / "s.zarr.index").rglob("*.faiss"))
+    shutil.rmtree(tmp_path / "s.zarr.index")
     (tmp_path / "s.zarr.index").write_text("in the way")
     with pytest.raises(StoreError, match=r"cannot keep an index in .*: .*; FEATSTORE_CACHE names another place"):
         open_index(feature_set(url))
@@ -219,48 +221,55 @@ def test_a_set_of_hardly_any_rows_is_indexed_too(tmp_path, rows, kind):
 
 
 CHILD = """
-import json, resource, sys
-import faiss, numpy as np
-import featstore
-from featstore.retrieve import ivf, saved
-from featstore.retrieve.plan import plan_ivf
+import json, sys, threading
 from pathlib import Path
 
+import faiss
+import numpy as np
+
+import featstore
+from featstore.retrieve.plan import plan_ivf
+from featstore.retrieve.saved import make_index
+
+def own():  # what no file backs
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon")) * 1024
+
 faiss.omp_set_num_threads(1)
+rng = np.random.default_rng(0)
+warm = faiss.Kmeans(96, 64, niter=1)
+warm.train(rng.standard_normal((8192, 96)).astype(np.float32))  # what libraries keep for themselves, whatever the rows
+del warm
+
 fs = featstore.open(sys.argv[1]).select()
-plan = plan_ivf(len(fs), fs.recipe.dim, sys.argv[3], memory_bytes=int(sys.argv[2]))
-warm = np.random.default_rng(0).standard_normal((100, plan.padded_dim)).astype(np.float32)
-faiss.knn(warm, warm, 3, metric=faiss.METRIC_INNER_PRODUCT)  # what a library keeps for itself, whatever the rows
-used = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmData")) * 1024
-limit = used + int(sys.argv[2])
-resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))  # memory of its own: files that it maps do not count
-record = saved.make_index(fs, plan, Path(sys.argv[4]))
-print(json.dumps([record.recall, plan.n_blocks]))
-try:
-    np.concatenate([fs.utterance_rows.slice(at, at + 1000) for at in range(0, len(fs), 1000)])
-except MemoryError:
-    print("and all at once they do not fit")
+plan = plan_ivf(len(fs), fs.recipe.dim, sys.argv[2], memory_bytes=int(sys.argv[3]))
+before, peak, done = own(), [0], threading.Event()
+
+def look():
+    while not done.wait(0.002):
+        peak[0] = max(peak[0], own() - before)
+
+threading.Thread(target=look, daemon=True).start()
+record = make_index(fs, plan, Path(sys.argv[4]))
+done.set()
+print(json.dumps([peak[0], record.recall, plan.n_blocks]))
 """
 
 
 @pytest.mark.parametrize("kind", ["ivf", "ivfpq"])
-def test_an_index_of_twice_the_memory_allowed_is_made_in_it(tmp_path, kind):
-    rows, dim, allowed = 200_000, 64, 24 << 20
+def test_an_index_is_made_in_the_memory_that_was_planned_whatever_the_rows(tmp_path, kind):
+    rows, dim, planned = 150_000, 96, 8 << 20
+    # Whatever the rows, FAISS multiplies blocks of 4,096 x 1,024, and has 32,768 vectors twice to learn codes from.
+    workspace = (16 << 20) + (2 * 4 * dim * 32_768 if kind == "ivfpq" else 0)
     url = tmp_path / "s.zarr"
     write(url, vectors(rows, dim=dim), shards=8)
-    assert rows * dim * 4 > 1.9 * allowed
-    child = subprocess.run(
-        [sys.executable, "-c", CHILD, str(url), str(allowed), kind, str(tmp_path / "index")],
-        env=handmade.environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    lines = child.stdout.splitlines()
-    assert lines[1:] == ["and all at once they do not fit"], child
-    recall, n_blocks = json.loads(lines[0])
+    assert rows * dim * 4 > planned + workspace
+    command = [sys.executable, "-c", CHILD, str(url), kind, str(planned), str(tmp_path / "index")]
+    child = subprocess.run(command, env=handmade.environment(), capture_output=True, text=True, check=False)
+    assert not child.returncode, child
+    peak, recall, n_blocks = json.loads(child.stdout)  # and nothing else was printed
+    assert peak < planned + workspace
     assert recall > 0.9
-    assert n_blocks > 10
+    assert n_blocks > 40
     assert not child.stderr
 
 
@@ -323,7 +332,8 @@ def test_neighbours_of_folds_are_those_of_all_their_windows_in_one(task_store, f
     rows, queries = np.concatenate([one.utterance for one in sets]), vectors(30, seed=9)
     found, exact = joined.search(queries, 10), cosines(queries, rows)
     np.testing.assert_allclose(found.similarities, np.take_along_axis(exact, found.rows, axis=1), atol=1e-5)
-    assert np.mean(found.similarities[:, 9] >= np.sort(exact, axis=1)[:, -10] - 1e-5) > 0.8
+    wanted = np.argsort(-exact, axis=1)[:, :10]
+    assert np.mean([np.isin(one, other).mean() for one, other in zip(wanted, found.rows, strict=True)]) > 0.85
 
 
 @pytest.mark.parametrize("protocol", ["strict", "xares"])
