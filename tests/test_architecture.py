@@ -36,7 +36,7 @@ DOORS = {
     "zarr": {"store/zarr_io"},
     "torch": {"encoders/*", "probe/*", "retrieve/exact", "store/torch_view"},
     "sklearn": {"metrics/*", "probe/logreg"},
-    "faiss": {"retrieve/index"},
+    "faiss": {"retrieve/index", "retrieve/ivf"},
     "rich": {"cli/console"},
     "matplotlib": {"report/charts"},
     "jinja2": {"report/page"},

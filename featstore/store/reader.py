@@ -204,6 +204,11 @@ class FeatureSet:
         return tuple(whole.get(part) or commit for part, commit in records.items())
 
     @property
+    def store_url(self) -> str:
+        """Where its store is."""
+        return self._objects.url
+
+    @property
     def path(self) -> str:
         """Path of its group in the store."""
         return self._entry.path

@@ -13,7 +13,8 @@ import io
 import mmap
 import struct
 import threading
-from collections import OrderedDict
+import weakref
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -200,6 +201,7 @@ class MappedRows:
         with _opened(path) as file:
             offsets = _block_offsets(file, layout, path)
             view = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        wanted = None
         for slot, offset in enumerate(offsets):
             at = number * layout.blocks_per_file + slot
             if at >= len(self._blocks) or offset < 0:
@@ -207,10 +209,50 @@ class MappedRows:
             rows = min(self._block_rows, self._shape[0] - at * self._block_rows)
             flat = np.frombuffer(view, layout.dtype, rows * layout.row_bytes // layout.dtype.itemsize, offset)
             self._blocks[at] = flat.reshape(rows, *self._shape[1:])
-        block = self._blocks[index]
-        if block is None:  # the index says that it was never written
+            wanted = self._blocks[at] if at == index else wanted
+        if wanted is None:  # the index says that it was never written
             raise _wrong_size(path)
-        return block
+        _KEPT_MAPS.add(self, number)
+        return wanted
+
+    def forget(self, number: int) -> None:
+        """Let the map of a file go; whoever has rows of it keeps them."""
+        first = number * self._layout.blocks_per_file
+        until = min(first + self._layout.blocks_per_file, len(self._blocks))
+        self._blocks[first:until] = [None] * (until - first)
+
+
+class _KeptMaps:
+    """Which maps of this process are kept: each holds its file open, of which a process may have a thousand or so.
+
+    A feature set has a file for each part and more. Past half of what the process may open, the oldest map goes.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._kept: deque[tuple[weakref.ref[MappedRows], int]] = deque()
+
+    def add(self, rows: MappedRows, number: int) -> None:
+        """Keep the map of a file."""
+        with self._lock:
+            self._kept.append((weakref.ref(rows), number))
+            while len(self._kept) > _most_maps():
+                oldest, of = self._kept.popleft()
+                if (gone := oldest()) is not None:
+                    gone.forget(of)
+
+
+def _most_maps() -> int:
+    try:
+        import resource
+    except ModuleNotFoundError:  # another system, which counts otherwise
+        return 4096
+    may_open, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # Linux lets a process have 65,530 maps, whatever it may open.
+    return 16_384 if may_open == resource.RLIM_INFINITY else max(16, min(16_384, may_open // 2))
+
+
+_KEPT_MAPS = _KeptMaps()
 
 
 _BLOCKS_KEPT_BYTES = 128 << 20
