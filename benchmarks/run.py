@@ -17,7 +17,10 @@ from benchmarks.table import Table
 
 __all__ = ["Options", "document", "main"]
 
-NAMES = ("cli", "extract", "encode", "store", "tracks", "evaluation", "parity")
+NAMES = ("cli", "extract", "encode", "store", "remote", "tracks", "evaluation", "parity")
+BY_NAME_ONLY = ("scale", "simulate")
+"""Ten minutes and 20 GB of disk, and three minutes: run when they are asked for."""
+
 HEAD = """# Benchmarks
 
 Written by `python -m benchmarks [NAME ...] --write`; `make bench` prints the same. Every section is of one run on one
@@ -32,6 +35,8 @@ class Options:
     quick: bool = False
     frames_clips: int | None = None
     search_rows: int = 200_000
+    scale_rows: int = 5_000_000
+    simulated_commits: int = 10_000_000
 
 
 class Benchmark(Protocol):
@@ -51,7 +56,13 @@ def main(arguments: Sequence[str] | None = None, *, only: str | None = None) -> 
     for name in asked.names:
         module: Benchmark = importlib.import_module(f"benchmarks.{name}")
         done[name] = []
-        options = Options(quick=asked.quick, frames_clips=asked.frames_clips, search_rows=asked.search_rows)
+        options = Options(
+            quick=asked.quick,
+            frames_clips=asked.frames_clips,
+            search_rows=asked.search_rows,
+            scale_rows=asked.scale_rows,
+            simulated_commits=asked.simulated_commits,
+        )
         for table in module.tables(options):
             print(table.as_text() + "\n", flush=True)
             done[name].append(table)
@@ -65,7 +76,9 @@ def main(arguments: Sequence[str] | None = None, *, only: str | None = None) -> 
 def _parse(arguments: Sequence[str] | None, only: str | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks{f'.{only}' if only else ''}", description=__doc__)
     if only is None:
-        parser.add_argument("names", nargs="*", choices=NAMES, default=NAMES, metavar="NAME", help=", ".join(NAMES))
+        known = (*NAMES, *BY_NAME_ONLY)
+        told = f"{', '.join(NAMES)} (all of these by default), {', '.join(BY_NAME_ONLY)}"
+        parser.add_argument("names", nargs="*", choices=known, default=NAMES, metavar="NAME", help=told)
         parser.add_argument("--write", action="store_true", help="put the tables as printed into docs/benchmarks.md")
     parser.add_argument("--quick", action="store_true", help="little of everything: shows that it runs, no more")
     parser.add_argument("--frames-clips", type=int, metavar="N", help="clips with frames that `store` writes and reads")
@@ -75,6 +88,20 @@ def _parse(arguments: Sequence[str] | None, only: str | None) -> argparse.Namesp
         metavar="N",
         default=Options().search_rows,
         help="rows that `tracks` searches exactly",
+    )
+    parser.add_argument(
+        "--scale-rows",
+        type=int,
+        metavar="N",
+        default=Options().scale_rows,
+        help="vectors that `scale` indexes",
+    )
+    parser.add_argument(
+        "--simulated-commits",
+        type=int,
+        metavar="N",
+        default=Options().simulated_commits,
+        help="commit records that `simulate` plans",
     )
     parser.set_defaults(names=(only,), write=False) if only else None
     asked = parser.parse_args(arguments)
@@ -86,7 +113,7 @@ def _parse(arguments: Sequence[str] | None, only: str | None) -> argparse.Namesp
 def document(before: str, measured: Mapping[str, str]) -> str:
     """The page: sections that were measured in place of those before, the others as they stand."""
     sections = {text.partition("\n")[0]: f"## {text.rstrip()}" for text in before.split("\n## ")[1:]} | dict(measured)
-    return "\n\n".join([HEAD, *(sections[name] for name in NAMES if name in sections)]) + "\n"
+    return "\n\n".join([HEAD, *(sections[name] for name in (*NAMES, *BY_NAME_ONLY) if name in sections)]) + "\n"
 
 
 def _section(name: str, tables: Sequence[Table], *, machine: str, versions: str) -> str:

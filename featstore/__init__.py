@@ -17,7 +17,7 @@ def open(url: str, *, verify: bool = False) -> Store:  # the name users type: fe
     Parameters
     ----------
     url : str
-        A folder, or any URL that zarr can read.
+        A folder, or ``s3://``, ``gs://``, ``az://``, ``hf://`` or ``https://``.
     verify : bool
         Read everything through its checksums first. Without it, numbers are read through a memory map, unchecked.
 

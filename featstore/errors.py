@@ -12,9 +12,11 @@ FeatstoreError
 |   `-- UnusableClip            one clip cannot be decoded: it is recorded, left out, and the run goes on
 |-- EncoderError                an encoder cannot be loaded
 |   `-- EncoderContractError    an encoder does not keep the contract: rank, width, finiteness, hop
+|-- WorkerError                 processes or nodes that encode died over and over, or none could be had
 |-- StoreError                  the store cannot be read or written
 |   |-- StoreNotFound           there is no store at the URL                                 (a FileNotFoundError too)
 |   |-- StoreVersionError       the store was written by a newer format
+|   |-- RemoteError             a server could not be reached, refuses, or has no such bucket
 |   `-- DamagedPart             a part does not hold what its commit record says
 |-- ResultsError                a file of results is damaged, or a score cannot be written
 `-- FetchError                  a download failed, or is not what its record says
@@ -34,6 +36,7 @@ __all__ = [
     "FetchError",
     "LabelError",
     "ManifestError",
+    "RemoteError",
     "ResultsError",
     "ShardError",
     "StoreError",
@@ -43,6 +46,7 @@ __all__ = [
     "UnknownTask",
     "UnusableClip",
     "UsageError",
+    "WorkerError",
 ]
 
 
@@ -114,6 +118,10 @@ class EncoderContractError(EncoderError):
     """An encoder does not keep the contract."""
 
 
+class WorkerError(FeatstoreError):
+    """Workers died over and over, or none could be had."""
+
+
 class StoreError(FeatstoreError):
     """The store cannot be read or written."""
 
@@ -126,6 +134,10 @@ class StoreNotFound(StoreError, FileNotFoundError):
 
 class StoreVersionError(StoreError):
     """The store was written by a newer format."""
+
+
+class RemoteError(StoreError):
+    """A server could not be reached, refuses, or has no such bucket."""
 
 
 class DamagedPart(StoreError):

@@ -131,8 +131,10 @@ class ExtractRecord:
 
     ``clips``, ``windows``, ``frames``, ``audio_seconds`` and ``skipped`` are of the split as it stands afterwards,
     reused shards included. ``gone`` names shards whose embeddings are in the store and whose files no longer match.
-    ``settings`` are those in force: device, precision, batch_seconds (None where nothing was encoded) and workers.
-    ``seconds`` are of the pass that made it, and with it the other layers and pools of the same encoder and split.
+    ``settings`` are those in force: device, precision, batch_seconds and workers, the decoding threads; None where
+    nothing was encoded. ``seconds`` are of the pass that made it, and with it the other layers and pools of the same
+    encoder and split: those of all ``workers`` added up, the total apart. ``deaths`` tells of workers that died on the
+    way, and whose shards others encoded.
     """
 
     task: str
@@ -153,6 +155,8 @@ class ExtractRecord:
     seconds: Mapping[str, float]
     bottleneck: str
     settings: Mapping[str, Any]
+    workers: int = 1
+    deaths: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """The record as plain JSON."""

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import tempfile
 
 # A runner that was started in the background ignores Ctrl-C, and its children would inherit that: tests that interrupt
 # a run need what a person at a terminal has.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 collect_ignore = ["extract/fuzz_target.py"]  # a script: it imports atheris, which is not everywhere
+
+# copies of remote stores, and shares of a scheduler that the tests may run under, are nobody's business here
+_cache = tempfile.TemporaryDirectory(prefix="featstore-test-cache-")
+os.environ["FEATSTORE_CACHE"] = _cache.name
+for _name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", *(name for name in os.environ if name.startswith("SLURM_"))):
+    os.environ.pop(_name, None)

@@ -9,6 +9,7 @@ import click
 from featstore import __version__
 from featstore.cli.check import check
 from featstore.cli.completion import completion
+from featstore.cli.copy import copy
 from featstore.cli.demo import demo
 from featstore.cli.export import export
 from featstore.cli.extract import extract
@@ -44,7 +45,8 @@ def cli(*, traceback: bool) -> None:  # read in `main`
 
 
 for command in (
-    demo, fetch, pack, check, extract, probe, retrieve, report, tasks, inspect, export, verify, gc, compact, completion
+    demo, fetch, pack, check, extract, probe, retrieve, report, tasks, inspect, copy, export, verify, gc, compact,
+    completion,
 ):  # fmt: skip
     cli.add_command(command)
 

@@ -26,7 +26,7 @@ __all__ = ["check"]
 
 @click.command()
 @click.argument("spec", metavar="ENCODER", shell_complete=complete_encoders)
-@encoder_settings
+@encoder_settings(device_help="auto, cpu, cuda or cuda:N.")
 @json_option
 def check(
     *,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Sequence
 from contextlib import redirect_stdout
-from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 import click
 
@@ -41,7 +42,9 @@ __all__ = ["extract"]
     help="logmel, mfcc, hf:NAME_OR_PATH[#layer=K] (a transformers audio model), dasheng:base|0.6b|1.2b|PATH, "
     "./file.py[:Class] or package.module:Class.",
 )
-@encoder_settings
+@encoder_settings(
+    device_help="auto, cpu, cuda or cuda:N; all (every GPU) or a list such as cuda:0,cuda:2: a process for each."
+)
 @click.option(
     "--layers",
     metavar="K,K,last",
@@ -60,13 +63,25 @@ __all__ = ["extract"]
 @click.option(
     "--data",
     "data_dir",
-    type=click.Path(path_type=Path),
     required=True,
-    metavar="DIR",
-    help="Holds one folder of shards for each dataset.",
+    metavar="DIR|URL",
+    help="Holds one folder of shards for each dataset: a folder, or s3://, gs://, az://, hf:// or https://.",
 )
 @store_option
 @click.option("--split", "splits", metavar="NAME", multiple=True, help="Only this split or fold; may be repeated.")
+@click.option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="local: this machine. ray: a Ray cluster, a worker for each GPU; every node must reach --data and --store.",
+)
+@click.option(
+    "--ray-address", metavar="auto|HOST:PORT", help="Ray cluster to use.  [default: one is started on this machine]"
+)
+@click.option(
+    "--cpus-per-worker", type=click.IntRange(min=1), help="Cores of each Ray worker.  [default: its share, or 4]"
+)
 @click.option(
     "--frames",
     type=click.Choice(["auto", "always", "never"]),
@@ -81,7 +96,10 @@ __all__ = ["extract"]
     help="Audio in a batch.  [default: what a GPU is measured to be busy with; 16 on a CPU, 64 without weights]",
 )
 @click.option(
-    "--workers", type=click.IntRange(min=0), default=0, help="Decoding threads.  [default: one per core, at most 16]"
+    "--workers",
+    type=click.IntRange(min=0),
+    default=0,
+    help="Decoding threads, of each process.  [default: one per core that is its share, at most 16]",
 )
 @click.option(
     "--max-clip-seconds",
@@ -99,6 +117,12 @@ __all__ = ["extract"]
     help="Write a trace of the first batches, to open in chrome://tracing or Perfetto.",
 )
 @click.option("--prune", is_flag=True, help="Drop embeddings of shards whose files are no longer there.")
+@click.option(
+    "--share",
+    "share_text",
+    metavar="K/N",
+    help="Encode only the K-th of N shares of the shards.  [default: as RANK and WORLD_SIZE, or SLURM, say]",
+)
 @click.option("--fail-on-skip", is_flag=True, help="Exit with 1 if any clip was left out.")
 @json_option
 def extract(
@@ -109,9 +133,13 @@ def extract(
     layers: tuple[int | None, ...],
     pools: tuple[Any, ...],
     trust_remote_code: bool,
-    data_dir: Path,
+    data_dir: str,
     store_url: str,
     splits: tuple[str, ...],
+    share_text: str | None,
+    engine: Literal["local", "ray"],
+    ray_address: str | None,
+    cpus_per_worker: int | None,
     fail_on_skip: bool,
     as_json: bool,
     **settings: Any,
@@ -122,34 +150,51 @@ def extract(
     where it was.
     """
     from featstore.cli.console import progress_bar
-    from featstore.encoders import load_encoder
-    from featstore.extract import ExtractOptions, extract_task
+    from featstore.extract import EncoderRequest, ExtractOptions, extract_task, open_engine
+    from featstore.extract.ranks import local_rank, parse_share, share_from_environment
     from featstore.manifest import find_task
 
+    share = parse_share(share_text) if share_text else share_from_environment(os.environ)
+    if not share.is_whole:
+        click.echo(f"{share}: other shards are left to other processes", err=True)
     options = ExtractOptions(**settings)
     manifests = [find_task(task) for task in tasks]
-    arguments = parse_arguments(encoder_args)
-    with _its_prints_on_stderr():
-        encoder = load_encoder(
-            spec, arguments=arguments, layers=layers, pools=pools, trust_remote_code=trust_remote_code
-        )
+    request = EncoderRequest(
+        spec=spec,
+        arguments=parse_arguments(encoder_args),
+        layers=layers,
+        pools=pools,
+        trust_remote_code=trust_remote_code,
+    )
     records: list[ExtractRecord] = []
-    for manifest in manifests:
-        with progress_bar() as progress, _its_prints_on_stderr():
-            done = extract_task(
-                manifest,
-                encoder,
-                data_dir=data_dir,
-                store_url=store_url,
-                options=options,
-                splits=splits,
-                progress=progress,
-            )
-        records += done
-        options = replace(options, profile_path=None)  # the trace is of the first batches
-        if not as_json:
-            for record, following in zip_longest(done, done[1:]):
-                _tell(record, timed=following is None or following.split != record.split)
+    stdout = sys.stdout
+    with (
+        _other_prints_on_stderr(),
+        open_engine(
+            request,
+            device=options.device,
+            engine=engine,
+            ray_address=ray_address,
+            cpus_per_worker=cpus_per_worker,
+            local_rank=local_rank(os.environ),
+        ) as encoding,
+    ):
+        for manifest in manifests:
+            with progress_bar() as progress:
+                done = extract_task(
+                    manifest,
+                    encoding,
+                    data_dir=data_dir,
+                    store_url=store_url,
+                    options=options,
+                    splits=splits,
+                    progress=progress,
+                    share=share,
+                )
+            records += done
+            if not as_json:
+                with redirect_stdout(stdout):
+                    _tell_all(done)
     if as_json:
         emit_json(records)
     n_skipped = sum(len(record.skipped) for record in records)
@@ -159,9 +204,23 @@ def extract(
         )
 
 
-def _its_prints_on_stderr() -> redirect_stdout[TextIO]:
-    """An encoder is somebody's own code and may print, but stdout is for what the command has to say."""
+def _other_prints_on_stderr() -> redirect_stdout[TextIO]:
+    """An encoder is somebody's own code and may print, as may Ray; but stdout is for what the command has to say."""
     return redirect_stdout(sys.stderr)
+
+
+def _tell_all(done: Sequence[ExtractRecord]) -> None:
+    for record, following in zip_longest(done, done[1:]):
+        _tell(record, timed=following is None or following.split != record.split)
+
+
+def _where(record: ExtractRecord) -> str:
+    device = record.settings["device"]
+    return str(device) if record.workers == 1 else f"{record.workers} devices like {device}"
+
+
+def _who(record: ExtractRecord) -> str:
+    return "the run" if record.workers == 1 else f"{record.workers} workers, their seconds added up,"
 
 
 def _tell(record: ExtractRecord, *, timed: bool) -> None:
@@ -174,14 +233,17 @@ def _tell(record: ExtractRecord, *, timed: bool) -> None:
     if record.shards_done and timed:
         seconds, settings = record.seconds, record.settings
         click.echo(
-            f"  on {settings['device']} in {settings['precision']}, batches of {settings['batch_seconds']:g} s, "
+            f"  on {_where(record)} in {settings['precision']}, batches of {settings['batch_seconds']:g} s, "
             f"{settings['workers']} decoding threads; {record.bytes_written / 1e6:,.1f} MB written"
         )
+        busy = seconds["busy"] / max(seconds["total"] * record.workers, 1e-9)
         click.echo(
-            f"  {seconds['total']:.1f} s, the device busy {seconds['busy'] / max(seconds['total'], 1e-9):.0%} of them; "
-            f"the run waited on {record.bottleneck} (encode {seconds['encode']:.1f} s, "
+            f"  {seconds['total']:.1f} s, the device busy {busy:.0%} of them; "
+            f"{_who(record)} waited on {record.bottleneck} (encode {seconds['encode']:.1f} s, "
             f"waiting for clips {seconds['wait_clips']:.1f} s, for the store {seconds['wait_write']:.1f} s)"
         )
+        for death in record.deaths:
+            click.echo(f"  {death}")
     shown = 10
     for clip in record.skipped[:shown]:
         click.echo(f"  left out: {clip.shard} {clip.key!r}: {clip.reason}")

@@ -78,7 +78,7 @@ def results_option(function: _F) -> _F:
     )(function)
 
 
-def encoder_settings(function: _F) -> _F:
+def encoder_settings(*, device_help: str) -> Callable[[_F], _F]:
     """How an encoder is loaded and run: what `extract` and `check` have in common."""
     options = (
         click.option(
@@ -93,7 +93,7 @@ def encoder_settings(function: _F) -> _F:
             is_flag=True,
             help="Run the code that an hf: model brings with it. Read it before.",
         ),
-        click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
+        click.option("--device", default="auto", show_default=True, help=device_help),
         click.option(
             "--precision",
             type=click.Choice(["auto", "float32", "tf32", "bfloat16", "float16"]),
@@ -123,9 +123,13 @@ def encoder_settings(function: _F) -> _F:
             help="Encode longer clips in windows of one length, at most this.  [default: the encoder's own limit]",
         ),
     )
-    for option in reversed(options):
-        function = option(function)
-    return function
+
+    def with_options(function: _F) -> _F:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return with_options
 
 
 def encoder_names(function: _F) -> _F:

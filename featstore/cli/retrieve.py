@@ -44,7 +44,14 @@ class RetrieveScorer:
         from featstore.retrieve import retrieve_task
 
         return retrieve_task(
-            store, manifest, encoder=encoder, protocol=self.protocol, k=self.ks, index=self.index, shots=self.shots
+            store,
+            manifest,
+            encoder=encoder,
+            protocol=self.protocol,
+            k=self.ks,
+            index=self.index,
+            shots=self.shots,
+            tell=lambda line: click.echo(f"featstore: {line}", err=True),
         )
 
 
@@ -63,10 +70,11 @@ class RetrieveScorer:
 )
 @click.option(
     "--index",
-    type=click.Choice(["flat", "hnsw", "ivf"]),
+    type=click.Choice(["flat", "hnsw", "ivf", "ivfpq"]),
     default="flat",
     show_default=True,
-    help="FAISS index: flat is exact; of the others the recall against it is measured and printed.",
+    help="FAISS index: flat is exact; of the others the recall against it is measured and printed. ivf and ivfpq of "
+    "100,000 windows or more are made once and kept beside the store, in STORE.index.",
 )
 @shots_option
 @jobs_option

@@ -249,7 +249,8 @@ def _beside(scores: Sequence[ScoreRecord]) -> Iterator[str]:
         measured = record.details.get("index_recall")
         if measured:
             index, recall, k = record.settings["index"], measured["recall"], measured["k"]
-            yield f"{whose}: index {index} has recall@{k} {recall:.3f} against exact search"
+            of = f", measured on {measured['of']}" if "of" in measured else ""
+            yield f"{whose}: index {index} has recall@{k} {recall:.3f} against exact search{of}"
         curve = record.details.get("k_curve", {})
         if len(curve) > 1:
             yield f"{whose}: " + ", ".join(f"k={k} {value:.3f}" for k, value in curve.items())

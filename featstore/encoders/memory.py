@@ -15,13 +15,11 @@ from pathlib import Path
 
 import torch
 
+from featstore.machine import free_memory_bytes
+
 __all__ = ["free_bytes", "peak_bytes", "spoken_bytes"]
 
 _STATUS = Path("/proc/self/status")
-_CGROUPS = (  # version 2, version 1: limit, use, and where the use says how much of it is only cached files
-    ("memory.max", "memory.current", "memory.stat"),
-    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
-)
 
 
 def peak_bytes(work: Callable[[], object], *, device: str) -> int | None:
@@ -44,8 +42,7 @@ def free_bytes(*, device: str, root: Path = Path("/")) -> int | None:
     if where.type == "cuda":
         free, _ = torch.cuda.mem_get_info(where)
         return int(free + torch.cuda.memory_reserved(where) - torch.cuda.memory_allocated(where))
-    told = [_kib(root / "proc/meminfo", "MemAvailable"), *(_left_in_cgroup(root, *names) for names in _CGROUPS)]
-    return min((each for each in told if each is not None), default=None)
+    return free_memory_bytes(root=root)
 
 
 def spoken_bytes(n_bytes: float) -> str:
@@ -69,25 +66,8 @@ def _reset_peak() -> int | None:
 
 
 def _status_bytes(name: str) -> int | None:
-    return _kib(_STATUS, name)
-
-
-def _kib(path: Path, name: str) -> int | None:
-    found = re.search(rf"^{name}:\s+(\d+) kB$", _text(path), re.MULTILINE)
-    return int(found[1]) * 1024 if found else None
-
-
-def _left_in_cgroup(root: Path, limit_name: str, used_name: str, stat_name: str) -> int | None:
-    cgroup = root / "sys/fs/cgroup"
-    limit, used = _text(cgroup / limit_name).strip(), _text(cgroup / used_name).strip()
-    if not (limit.isdigit() and used.isdigit()):  # "max", or no such file
-        return None
-    cached = re.search(r"^inactive_file (\d+)$", _text(cgroup / stat_name), re.MULTILINE)
-    return max(0, int(limit) - int(used) + (int(cached[1]) if cached else 0))
-
-
-def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="ascii")
+        found = re.search(rf"^{name}:\s+(\d+) kB$", _STATUS.read_text(encoding="ascii"), re.MULTILINE)
     except OSError:
-        return ""
+        return None
+    return int(found[1]) * 1024 if found else None

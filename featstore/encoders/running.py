@@ -446,8 +446,8 @@ def _told(error: Exception) -> str:
     return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
 
 
-def pick_device(asked: str) -> str:
-    """The device to run on: ``auto`` is a GPU where there is one.
+def pick_device(asked: str, *, local_rank: int | None = None) -> str:
+    """The device to run on: ``auto`` is a GPU where there is one, and where there are several the one of `local_rank`.
 
     Raises
     ------
@@ -455,7 +455,7 @@ def pick_device(asked: str) -> str:
         The device is not there.
     """
     if asked == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        return gpu_of(local_rank, torch.cuda.device_count()) if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(asked)
     except RuntimeError as error:
@@ -465,6 +465,15 @@ def pick_device(asked: str) -> str:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UsageError(f"--device {asked} is not there: this machine has {torch.cuda.device_count()} CUDA devices")
     return asked
+
+
+def gpu_of(local_rank: int | None, n_gpus: int) -> str:
+    """The GPU of a process among those of its machine; a scheduler may show each process its own GPU alone.
+
+    >>> gpu_of(None, 8), gpu_of(3, 8), gpu_of(3, 1), gpu_of(5, 4)
+    ('cuda', 'cuda:3', 'cuda', 'cuda:1')
+    """
+    return "cuda" if local_rank is None or n_gpus < 2 else f"cuda:{local_rank % n_gpus}"
 
 
 def _nothing() -> None:

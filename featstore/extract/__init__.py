@@ -1,6 +1,17 @@
 """Extraction: shards -> decode -> windows -> batches -> encoder -> store."""
 
+from featstore.extract.engines import EncoderRequest, Engine, open_engine
 from featstore.extract.progress import Progress, Silent
-from featstore.extract.run import ExtractOptions, extract_task, plan_recipe
+from featstore.extract.run import ExtractOptions, extract_task
+from featstore.extract.work import plan_recipe
 
-__all__ = ["ExtractOptions", "Progress", "Silent", "extract_task", "plan_recipe"]
+__all__ = [
+    "EncoderRequest",
+    "Engine",
+    "ExtractOptions",
+    "Progress",
+    "Silent",
+    "extract_task",
+    "open_engine",
+    "plan_recipe",
+]

@@ -24,8 +24,8 @@ from featstore.encoders.running import NonFiniteRow
 from featstore.errors import EncoderContractError, EncoderError, ShardError, UnusableClip
 from featstore.extract.batches import Batch, Batcher, PendingWindow, stack
 from featstore.extract.progress import Progress
-from featstore.extract.shards import Shard
-from featstore.extract.stream import ClipRead, ClipStream, DecodedClip, ShardBegins, ShardBreaks, ShardEnds
+from featstore.extract.shards import AnyShard
+from featstore.extract.stream import ClipRead, ClipStream, DecodedClip, ShardBegins, ShardBreaks, ShardEnds, ShardFeed
 from featstore.extract.windows import Window
 from featstore.records import SkippedClip
 from featstore.store import Commit, EmbeddedWindow, Member, PartWriter, ShardIdentity, SplitWriter
@@ -93,8 +93,13 @@ class StageTimes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncodeSettings:
-    """How shards are encoded; none of it decides the numbers beyond the last bits."""
+    """How shards are encoded; none of it decides the numbers beyond the last bits.
 
+    ``device`` and ``batch_seconds`` are for the record: the encoder and the batcher have them.
+    """
+
+    device: str
+    batch_seconds: float
     sample_rate_hz: int
     max_clip_seconds: float
     decode_threads: int
@@ -103,25 +108,36 @@ class EncodeSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncodeResult:
-    """What a run over shards came to: commits in order by output, shards that broke with why, and the time by stage."""
+    """What a run over shards came to: commits in order by output, shards that broke with why, and the time by stage.
+
+    Where several workers encoded, ``times`` adds up theirs, the total apart, and ``deaths`` tells of those that died on
+    the way: others encoded their shards. ``settings`` are None where nothing was to be encoded.
+    """
 
     commits: Mapping[int, tuple[Commit, ...]]
-    broken: tuple[tuple[Shard, str], ...]
+    broken: tuple[tuple[AnyShard, str], ...]
     times: StageTimes
+    settings: EncodeSettings | None
+    workers: int = 1
+    deaths: tuple[str, ...] = ()
 
 
 def encode_shards(
-    shards: Sequence[Shard],
+    shards: Sequence[AnyShard] | ShardFeed,
     *,
-    targets: Callable[[Shard], Sequence[PartTarget]],
+    targets: Callable[[AnyShard], Sequence[PartTarget]],
     encoder: BatchEncoder,
     encoder_name: str,
     plan: Callable[[int], tuple[Window, ...]],
     new_batcher: Callable[[], Batcher],
     settings: EncodeSettings,
     progress: Progress,
+    settled: Callable[[AnyShard, Future[Mapping[int, Commit] | ShardError]], None] | None = None,
 ) -> EncodeResult:
     """Encode `shards` and commit, for each that can be read to its end, a part to each of its targets.
+
+    `settled` is told of each shard when its commit is on its way, or when it breaks: the future holds its commits by
+    output, or why there are none.
 
     Raises
     ------
@@ -132,8 +148,13 @@ def encode_shards(
     """
     began = time.perf_counter()
     times = StageTimes()
-    committing: _Committing = []
-    broken: list[tuple[Shard, str]] = []
+    settling: list[tuple[AnyShard, Future[Mapping[int, Commit] | ShardError]]] = []
+
+    def settle(shard: AnyShard, outcome: Future[Mapping[int, Commit] | ShardError]) -> None:
+        settling.append((shard, outcome))
+        if settled is not None:
+            settled(shard, outcome)
+
     stream = ClipStream(
         shards,
         sample_rate_hz=settings.sample_rate_hz,
@@ -163,33 +184,40 @@ def encode_shards(
                 progress.advance(clips=1, audio_seconds=seconds)
             elif isinstance(event, ShardEnds) and work is not None:
                 work.encode_rest()
-                under_way.then(partial(_commit_later, committing, work, event, progress))
+                under_way.then(partial(_commit, settle, work, event, progress))
                 work = None
             elif isinstance(event, ShardBreaks):
                 if work is not None:
                     under_way.then(work.give_up)
                     work = None
-                broken.append((event.shard, str(event.error)))
+                under_way.then(partial(settle, event.shard, _known(ShardError(str(event.error)))))
         under_way.settle(at_most=0)
         times.read, times.decode = stream.read_seconds, stream.decode_seconds
     times.busy = encoder.busy_seconds - busy_before
     times.total = time.perf_counter() - began
     commits: dict[int, tuple[Commit, ...]] = {}
-    for shard, future in committing:
+    broken: list[tuple[AnyShard, str]] = []
+    for shard, future in settling:
         outcome = future.result()
         if isinstance(outcome, ShardError):
             broken.append((shard, str(outcome)))
         else:
             for output, commit in outcome.items():
                 commits[output] = (*commits.get(output, ()), commit)
-    return EncodeResult(commits=commits, broken=tuple(broken), times=times)
+    return EncodeResult(commits=commits, broken=tuple(broken), times=times, settings=settings)
 
 
-_Committing = list[tuple[Shard, "Future[Mapping[int, Commit] | ShardError]"]]
+def _known(outcome: ShardError) -> Future[Mapping[int, Commit] | ShardError]:
+    future: Future[Mapping[int, Commit] | ShardError] = Future()
+    future.set_result(outcome)
+    return future
 
 
-def _commit_later(committing: _Committing, work: _ShardWork, ended: ShardEnds, progress: Progress) -> None:
-    committing.append((ended.shard, work.commit(ended.sha256)))
+_Settle = Callable[[AnyShard, "Future[Mapping[int, Commit] | ShardError]"], None]
+
+
+def _commit(settle: _Settle, work: _ShardWork, ended: ShardEnds, progress: Progress) -> None:
+    settle(ended.shard, work.commit(ended.sha256))
     progress.shard_done()
 
 
@@ -367,7 +395,8 @@ class _ShardWork:
         except (OSError, ShardError) as error:
             self._abort()
             return ShardError(f"shard {self._shard.name} went away while it was read: {error}")
-        if (identity.size, identity.mtime_ns) != (self._identity.size, self._identity.mtime_ns):
+        before = self._identity
+        if (identity.size, identity.mtime_ns, identity.etag) != (before.size, before.mtime_ns, before.etag):
             self._abort()
             return ShardError(f"shard {self._shard.name} changed while it was read: run the same command again")
         return {target.output: self._commit_part(target, future, identity) for target, future in self._parts}

@@ -3,38 +3,29 @@
 from __future__ import annotations
 
 import math
-import os
-import platform
-import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import cache, partial
-from importlib import metadata
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from featstore.errors import ShardError, UsageError
-from featstore.extract.audio import RESAMPLER
-from featstore.extract.batches import PENDING_BATCHES, Batcher, FileOrderBatcher, LengthBatcher
-from featstore.extract.pipeline import EncodeResult, EncodeSettings, PartTarget, StageTimes, encode_shards
+from featstore.extract.pipeline import EncodeResult, StageTimes
 from featstore.extract.progress import Progress, Silent
-from featstore.extract.shards import Shard, find_shards, is_committed, sha256_of_file
-from featstore.extract.windows import Padding, plan_windows
+from featstore.extract.ranks import Share
+from featstore.extract.shards import AnyShard, dataset_folder, find_shards, is_committed, sha256_of_shard
+from featstore.extract.windows import Padding
+from featstore.extract.work import EncodeJob, EncoderCard, KeptOutput, StaleShard
 from featstore.records import ExtractRecord, dataset_group
-from featstore.store import FORMAT_VERSION, Commit, Segment, SplitWriter, open_split_writer
+from featstore.store import Commit, Segment, SplitWriter
 
 if TYPE_CHECKING:
-    from featstore.encoders.outputs import Output
-    from featstore.encoders.running import Encoder, EncoderRun
+    from featstore.encoders.running import Encoder
+    from featstore.extract.engines import Engine
     from featstore.manifest import Manifest
-    from featstore.records import Recipe
 
-__all__ = ["ExtractOptions", "extract_task", "plan_recipe"]
+__all__ = ["ExtractOptions", "extract_task"]
 
-XARES_BATCH = 16
-CPU_BATCH_SECONDS, WEIGHTLESS_BATCH_SECONDS = 16.0, 64.0
-USUAL_WINDOW_SECONDS, MOST_BATCH_SECONDS = 5.0, 1280.0
 LEAST_WINDOW_SECONDS = 0.1
 
 
@@ -107,27 +98,34 @@ class ExtractOptions:
 
 def extract_task(
     manifest: Manifest,
-    encoder: Encoder,
+    encoder: Encoder | Engine,
     *,
-    data_dir: Path,
+    data_dir: Path | str,
     store_url: str,
     options: ExtractOptions,
     splits: Sequence[str] = (),
     progress: Progress | None = None,
+    share: Share | None = None,
+    local_rank: int | None = None,
 ) -> tuple[ExtractRecord, ...]:
     """Bring a task's feature sets up to date: encode the shards that the store does not have, or not as they are now.
 
     Parameters
     ----------
     manifest : Manifest
-    encoder : Encoder
-        From `featstore.encoders.load_encoder`.
-    data_dir : Path
-        Holds a folder of shards for each dataset.
+    encoder : Encoder or Engine
+        From `featstore.encoders.load_encoder`, to encode in this process; or from `featstore.extract.open_engine`, to
+        encode where that says, whatever the device of `options`.
+    data_dir : Path or str
+        Folder or URL that holds a folder of shards for each dataset.
     store_url : str
         Folder or URL of the store; it is made where there is none.
     splits : sequence of str
         Splits or folds to extract; empty means all.
+    share : Share, optional
+        Which of the shards are this process's, of several that extract together; all of them without it.
+    local_rank : int, optional
+        Number of this process on its machine: ``device="auto"`` takes the GPU of that number where there are several.
 
     Returns
     -------
@@ -141,65 +139,59 @@ def extract_task(
     EncoderContractError, StoreError, UsageError
         See `featstore.errors`.
     """
-    from featstore.encoders.profiling import traced
-    from featstore.encoders.running import pick_device
-
-    device = pick_device(options.device)
+    engine = _as_engine(encoder, options, local_rank=local_rank)
+    chosen = _chosen_feature_sets(manifest, splits)
+    folder = dataset_folder(data_dir, manifest.data.dataset)
+    # every pattern is looked up before the first shard is encoded: a typo is told now, not after hours
+    shards = {name: find_shards(folder, pattern) for name, pattern in chosen.items()}
+    card = engine.describe(options)
     frames_wanted = options.frames == "always" or (options.frames == "auto" and manifest.wants_frames)
     outputs = tuple(
-        _Kept(
-            output=output,
-            recipe=plan_recipe(encoder, output, device=device, options=options),
-            frames_stored=frames_wanted and output.pool == "mean",
-        )
-        for output in encoder.outputs
+        KeptOutput(recipe=output.recipe, spec=output.spec, frames_stored=frames_wanted and output.recipe.pool == "mean")
+        for output in card.outputs
     )
     if frames_wanted and not any(kept.frames_stored for kept in outputs):
         raise UsageError("frames are stored beside the mean: add mean to --pool, or give --frames never")
-    chosen = _chosen_feature_sets(manifest, splits)
-    # every pattern is looked up before the first shard is encoded: a typo is told now, not after hours
-    shards = {name: find_shards(data_dir / manifest.data.dataset, pattern) for name, pattern in chosen.items()}
-    if options.compiled:
-        encoder.compile()
-    run = encoder.start(outputs[0].recipe, device=device, keep_frames=frames_wanted)
-    job = _Job(
+    task = _Task(
         manifest=manifest,
-        encoder=encoder,
+        engine=engine,
+        card=card,
         outputs=outputs,
-        run=run,
-        device=device,
+        frames_wanted=frames_wanted,
+        data_folder=folder,
+        store_url=store_url,
         options=options,
-        batch_seconds=cache(partial(_batch_seconds, encoder, run, options, crop_seconds=manifest.data.crop_seconds)),
         progress=progress or Silent(),
+        share=share or Share(),
     )
-    with nullcontext() if options.profile_path is None else traced(run, options.profile_path):
-        outcomes = [job.bring_up_to_date(name, shards[name], store_url) for name in chosen]
+    outcomes = [task.bring_up_to_date(name, shards[name]) for name in chosen]
     broken = [reason for _, reasons in outcomes for reason in reasons]
     if broken:
+        n_shards = sum(len(task.share.of(found)) for found in shards.values())
         raise ShardError(
-            f"{len(broken)} of {sum(map(len, shards.values()))} shards could not be read, all others are in the store: "
-            + "; ".join(broken)
+            f"{len(broken)} of {n_shards} shards could not be read, all others are in the store: " + "; ".join(broken)
         )
     return tuple(record for records, _ in outcomes for record in records)
 
 
-_NOTHING_TO_DO = EncodeResult(commits={}, broken=(), times=StageTimes())
+def _as_engine(encoder: Encoder | Engine, options: ExtractOptions, *, local_rank: int | None) -> Engine:
+    from featstore.encoders.running import Encoder, pick_device
+
+    if not isinstance(encoder, Encoder):
+        return encoder
+    from featstore.extract.engines.local import LocalEngine
+
+    return LocalEngine(encoder, device=pick_device(options.device, local_rank=local_rank))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Kept:
-    """One output of the encoder and the recipe that it is stored under."""
-
-    output: Output
-    recipe: Recipe
-    frames_stored: bool
+_NOTHING_TO_DO = EncodeResult(commits={}, broken=(), times=StageTimes(), settings=None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _FeatureSet:
     """One output of one split: where it goes, what the store has of it, and which shards it lacks."""
 
-    kept: _Kept
+    kept: KeptOutput
     writer: SplitWriter
     cached: Mapping[str, Segment]
     gone: tuple[str, ...]
@@ -207,111 +199,91 @@ class _FeatureSet:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Job:
-    """One task under the recipes of one encoder on one device."""
+class _Task:
+    """One task under the recipes of one encoder, wherever that is."""
 
     manifest: Manifest
-    encoder: Encoder
-    outputs: tuple[_Kept, ...]
-    run: EncoderRun
-    device: str
+    engine: Engine
+    card: EncoderCard
+    outputs: tuple[KeptOutput, ...]
+    frames_wanted: bool
+    data_folder: Path | str
+    store_url: str
     options: ExtractOptions
-    batch_seconds: Callable[[], float]
     progress: Progress
+    share: Share
 
     def bring_up_to_date(
-        self, split: str, shards: Sequence[Shard], store_url: str
+        self, split: str, every_shard: Sequence[AnyShard]
     ) -> tuple[tuple[ExtractRecord, ...], tuple[str, ...]]:
         """Encode what is missing of one split's feature sets. Returns their records, and why shards broke."""
-        hashed_once = cache(sha256_of_file)  # a shard that was touched is asked about by every output
-        sets = tuple(self._feature_set(kept, split, shards, store_url, hashed_once) for kept in self.outputs)
-        stale = [shard for shard in shards if any(shard.name in each.stale for each in sets)]
+        job = self._job(split)
+        hashed_once = cache(sha256_of_shard)  # a shard that was touched is asked about by every output
+        sets = tuple(self._feature_set(job, kept, every_shard, hashed_once) for kept in self.outputs)
+        shards = self.share.of(every_shard)
+        stale = _stale(shards, sets)
         others = f" and {len(sets) - 1} more" if len(sets) > 1 else ""
         self.progress.begin(
-            label=f"{self.encoder.name}{others} {sets[0].writer.path.split('/', 1)[1]}",
+            label=f"{self.card.name}{others} {sets[0].writer.path.split('/', 1)[1]}",
             shards_total=len(shards),
             shards_reused=len(shards) - len(stale),
         )
         try:
-            with self.run.at_work():
-                result = self._encode(stale, sets) if stale else _NOTHING_TO_DO
+            result = self.engine.encode(job, stale, progress=self.progress) if stale else _NOTHING_TO_DO
         finally:
             self.progress.end()
             for each in sets:
                 if stale:
                     each.writer.sweep()
-                each.writer.write_catalogue()
+                if stale or not each.writer.is_catalogued:
+                    each.writer.write_catalogue()
         records = tuple(
-            self._record(split, shards, each, result.commits.get(number, ()), result.times)
+            self._record(split, shards, each, commits=result.commits.get(number, ()), result=result)
             for number, each in enumerate(sets)
         )
         return records, tuple(reason for _, reason in result.broken)
 
-    def _feature_set(
-        self, kept: _Kept, split: str, shards: Sequence[Shard], store_url: str, sha256_of: Callable[[Path], str]
-    ) -> _FeatureSet:
-        """Open one output's feature set and see what it lacks."""
-        writer = open_split_writer(
-            store_url,
-            recipe=kept.recipe,
-            spec=self.encoder.spec_of(kept.output),
-            dataset=self.manifest.data.dataset,
-            crop_seconds=self.manifest.data.crop_seconds,
+    def _job(self, split: str) -> EncodeJob:
+        data = self.manifest.data
+        return EncodeJob(
+            card=self.card,
+            outputs=self.outputs,
+            options=self.options,
+            frames_wanted=self.frames_wanted,
+            store_url=self.store_url,
+            data_folder=self.data_folder,
+            dataset=data.dataset,
+            crop_seconds=data.crop_seconds,
             split=split,
         )
-        writer.sweep()
-        cached = writer.committed()
+
+    def _feature_set(
+        self, job: EncodeJob, kept: KeptOutput, shards: Sequence[AnyShard], sha256_of: Callable[[AnyShard], str]
+    ) -> _FeatureSet:
+        """Open one output's feature set and see what it lacks of this run's share."""
+        writer = job.open_writer(kept)
+        cached = writer.begin_run()
         gone = sorted(cached.keys() - {shard.name for shard in shards})
         if gone and self.options.prune:
             writer.delete(_parts_of_nothing_but(gone, cached))
             gone = sorted(writer.committed().keys() - {shard.name for shard in shards})
         stale = [
             shard.name
-            for shard in shards
+            for shard in self.share.of(shards)
             if not is_committed(shard, cached.get(shard.name), wants_frames=kept.frames_stored, sha256_of=sha256_of)
         ]
         return _FeatureSet(kept=kept, writer=writer, cached=cached, gone=tuple(gone), stale=frozenset(stale))
 
-    def _encode(self, shards: Sequence[Shard], sets: Sequence[_FeatureSet]) -> EncodeResult:
-        rate = self.encoder.facts.sample_rate_hz
-        padding = Padding.parse(self.options.padding)
-
-        def targets(shard: Shard) -> tuple[PartTarget, ...]:
-            return tuple(
-                PartTarget(output=number, writer=each.writer, frames_stored=each.kept.frames_stored)
-                for number, each in enumerate(sets)
-                if shard.name in each.stale
-            )
-
-        return encode_shards(
-            shards,
-            targets=targets,
-            encoder=self.run,
-            encoder_name=self.encoder.name,
-            plan=partial(
-                plan_windows,
-                crop_seconds=self.manifest.data.crop_seconds,
-                padding=padding,
-                sample_rate_hz=rate,
-                longest_seconds=self.encoder.longest_window_seconds(self.options.max_window_seconds),
-                input_seconds=self.encoder.facts.input_seconds,
-            ),
-            new_batcher=partial(_new_batcher, padding, budget_samples=round(self.batch_seconds() * rate)),
-            settings=EncodeSettings(
-                sample_rate_hz=rate,
-                max_clip_seconds=self.options.max_clip_seconds,
-                decode_threads=self._decode_threads(),
-                versions=software_versions(),
-            ),
-            progress=self.progress,
-        )
-
-    def _decode_threads(self) -> int:
-        return self.options.workers or min(16, os.cpu_count() or 1)
-
     def _record(
-        self, split: str, shards: Sequence[Shard], each: _FeatureSet, commits: Sequence[Commit], times: StageTimes
+        self,
+        split: str,
+        shards: Sequence[AnyShard],
+        each: _FeatureSet,
+        *,
+        commits: Sequence[Commit],
+        result: EncodeResult,
     ) -> ExtractRecord:
+        settings = result.settings
         done = {commit.members[0].shard.name: commit for commit in commits}
         held = {name: segment.member for name, segment in each.cached.items()}
         held |= {name: commit.members[0] for name, commit in done.items()}
@@ -332,66 +304,26 @@ class _Job:
             gone=each.gone,
             audio_seconds=round(sum(member.audio_seconds for member in current), 3),
             bytes_written=sum(entry.size for commit in done.values() for entry in commit.objects.values()),
-            seconds=times.as_json(),
-            bottleneck=times.bottleneck(decode_threads=self._decode_threads()) if done else "",
+            seconds=result.times.as_json(),
+            bottleneck=result.times.bottleneck(decode_threads=settings.decode_threads) if done and settings else "",
             settings={
-                "device": self.device,
+                "device": settings.device if settings else None,
                 "precision": each.kept.recipe.precision,
-                "batch_seconds": round(self.batch_seconds(), 2) if done else None,
-                "workers": self._decode_threads(),
+                "batch_seconds": round(settings.batch_seconds, 2) if settings else None,
+                "workers": settings.decode_threads if settings else None,
             },
+            workers=result.workers,
+            deaths=result.deaths,
         )
 
 
-def _batch_seconds(encoder: Encoder, run: EncoderRun, options: ExtractOptions, *, crop_seconds: float | None) -> float:
-    """Audio in a batch: what is asked for, what a GPU is measured to be busy with, or what is good on any CPU.
-
-    A CPU is as fast at any size (measured on a transformer), and what is batched with what decides the last bits: there
-    it is not left to a measurement.
-    """
-    if options.batch_seconds:
-        return options.batch_seconds
-    if run.batches_ahead == 0:
-        return CPU_BATCH_SECONDS if encoder.has_weights else WEIGHTLESS_BATCH_SECONDS
-    from featstore.encoders.budget import find_batch_seconds
-
-    longest = encoder.longest_window_seconds(options.max_window_seconds)
-    window = min(each for each in (crop_seconds, longest, USUAL_WINDOW_SECONDS) if each is not None)
-    if encoder.facts.input_seconds is not None:
-        window = encoder.facts.input_seconds
-    found = find_batch_seconds(
-        run,
-        sample_rate_hz=encoder.facts.sample_rate_hz,
-        window_seconds=window,
-        most_seconds=MOST_BATCH_SECONDS,
+def _stale(shards: Sequence[AnyShard], sets: Sequence[_FeatureSet]) -> tuple[StaleShard, ...]:
+    """Shards that any of the feature sets lacks, in order, each with the outputs that lack it."""
+    lacking = (
+        StaleShard(shard=shard, outputs=tuple(at for at, each in enumerate(sets) if shard.name in each.stale))
+        for shard in shards
     )
-    return found or window
-
-
-def plan_recipe(encoder: Encoder, output: Output, *, device: str, options: ExtractOptions) -> Recipe:
-    """The recipe that an extraction with these options on this device stores one output under."""
-    return encoder.recipe(
-        padding=str(Padding.parse(options.padding)),
-        precision=_precision(options.precision, device, encoder),
-        frame_dtype=options.frame_dtype,
-        resampler=RESAMPLER,
-        format_version=FORMAT_VERSION,
-        max_window_seconds=options.max_window_seconds,
-        output=output,
-    )
-
-
-def software_versions() -> dict[str, str]:
-    """Versions of what made the numbers."""
-    names = ["featstore", "numpy", "soundfile", "soxr", "torch", "webdataset", "zarr"]
-    names += [name for name in ("dasheng", "transformers") if name in sys.modules]  # where an encoder came from them
-    versions = {"python": platform.python_version()}
-    for name in names:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:  # run from a checkout that was not installed
-            versions[name] = "unknown"
-    return versions
+    return tuple(shard for shard in lacking if shard.outputs)
 
 
 def _parts_of_nothing_but(gone: Sequence[str], cached: Mapping[str, Segment]) -> list[str]:
@@ -407,17 +339,3 @@ def _chosen_feature_sets(manifest: Manifest, splits: Sequence[str]) -> dict[str,
     if unknown:
         raise UsageError(f"task {manifest.name} has no split {unknown[0]!r}: it has {', '.join(patterns)}")
     return {stored_as[name]: patterns[name] for name in (splits or patterns)}
-
-
-def _new_batcher(padding: Padding, *, budget_samples: int) -> Batcher:
-    if padding.kind == "xares":
-        return FileOrderBatcher(size=XARES_BATCH)
-    return LengthBatcher(budget_samples=budget_samples, pending_samples=PENDING_BATCHES * budget_samples)
-
-
-def _precision(asked: str, device: str, encoder: Encoder) -> str:
-    if asked == "tf32" and not device.startswith("cuda"):
-        raise UsageError(f"--precision tf32 is for GPUs, and this runs on {device}: use float32")
-    if asked != "auto":
-        return asked
-    return "bfloat16" if device.startswith("cuda") and encoder.has_weights else "float32"

@@ -1,24 +1,48 @@
-"""Finds the shards of a split and tells one state of a shard from another."""
+"""Finds the shards of a split, in a folder or at a URL, and tells one state of a shard from another."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Callable
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import TypeAlias
 
-from featstore.errors import ShardError
+from featstore.errors import RemoteError, ShardError
+from featstore.remote import Remote, RemoteObject, is_url, open_remote
 from featstore.store import Segment, ShardIdentity
 
-__all__ = ["Shard", "find_shards", "is_committed", "sha256_of_file"]
+__all__ = ["AnyShard", "RemoteShard", "Shard", "ShardFile", "dataset_folder", "find_shards", "is_committed",
+           "matches_glob", "sha256_of_file", "sha256_of_shard"]  # fmt: skip
+
+_RANGE_BYTES = 16 << 20
+_RANGES_AT_A_TIME = 4
+
+
+@dataclass(frozen=True, slots=True)
+class ShardFile:
+    """A shard's bytes as a file of this machine; `close` when nobody reads them any more."""
+
+    path: Path
+    close: Callable[[], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shard:
-    """A tar on disk. ``name`` is its path below the dataset's folder."""
+    """A tar on disk."""
 
     name: str
     path: Path
+
+    @property
+    def where(self) -> str:
+        """Its path."""
+        return str(self.path)
 
     def identity(self, *, sha256: str = "") -> ShardIdentity:
         """Size and modification time now, with the content hash where it is known; ShardError where it has gone."""
@@ -28,29 +52,160 @@ class Shard:
             raise ShardError(f"shard {self.path} cannot be read: {error.strerror}") from error
         return ShardIdentity(name=self.name, size=stat.st_size, mtime_ns=stat.st_mtime_ns, sha256=sha256)
 
+    def fetch(self) -> ShardFile:
+        """The file itself."""
+        return ShardFile(self.path, lambda: None)
 
-def find_shards(folder: Path, pattern: str) -> tuple[Shard, ...]:
-    """Shards below `folder` that match a glob or brace pattern, in order of name.
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemoteShard:
+    """A tar at a URL, as the listing showed it."""
+
+    name: str
+    remote: Remote
+    size: int
+    etag: str | None
+    mtime_ns: int | None
+
+    @property
+    def where(self) -> str:
+        """Its URL."""
+        return f"{self.remote.url}/{self.name}"
+
+    def identity(self, *, sha256: str = "") -> ShardIdentity:
+        """Size and etag as listed; `fetch` gives out no other bytes. The time counts where there is no etag."""
+        mtime_ns = None if self.etag else self.mtime_ns
+        return ShardIdentity(name=self.name, size=self.size, etag=self.etag, mtime_ns=mtime_ns, sha256=sha256)
+
+    def fetch(self) -> ShardFile:
+        """Copy it to a temporary file, in ranges side by side: nothing of a shard is used before all of it is here.
+
+        ``TMPDIR`` says where. Each range is asked for again by the client where a connection drops, under the etag of
+        the listing, so that a shard which changes meanwhile is an error and not a mixture.
+        """
+        folder = tempfile.TemporaryDirectory(prefix="featstore-")
+        path = Path(folder.name) / "shard.tar"
+        try:
+            self._download(path)
+        except RemoteError as error:
+            folder.cleanup()
+            raise ShardError(f"shard {self.where} cannot be read: {error}") from error
+        except OSError as error:
+            folder.cleanup()
+            raise ShardError(
+                f"shard {self.where} has no room in {tempfile.gettempdir()}: {error.strerror}; "
+                "TMPDIR names another folder"
+            ) from error
+        except BaseException:
+            folder.cleanup()
+            raise
+        return ShardFile(path, folder.cleanup)
+
+    def _download(self, path: Path) -> None:
+        with path.open("wb") as file, ThreadPoolExecutor(_RANGES_AT_A_TIME, thread_name_prefix="range") as pool:
+            file.truncate(self.size)
+            one_at_a_time = threading.Lock()
+
+            def copy(start: int) -> None:
+                stop = min(start + _RANGE_BYTES, self.size)
+                data = self.remote.get_range(self.name, start, stop, etag=self.etag)
+                with one_at_a_time:
+                    file.seek(start)
+                    file.write(data)
+
+            list(pool.map(copy, range(0, self.size, _RANGE_BYTES)))
+
+
+AnyShard: TypeAlias = Shard | RemoteShard
+
+
+def find_shards(folder: Path | str, pattern: str) -> tuple[AnyShard, ...]:
+    """Shards below `folder`, a path or URL, that match a glob or brace pattern, in order of name.
 
     Raises
     ------
     ShardError
         The folder is not there, or nothing in it matches: every alternative of a brace pattern must match a shard.
     """
+    if isinstance(folder, str) and is_url(folder):
+        return _find_remote(folder, pattern)
+    return _find_local(Path(folder), pattern)
+
+
+def dataset_folder(data: Path | str, dataset: str) -> Path | str:
+    """Where a dataset's shards are below ``--data``.
+
+    >>> str(dataset_folder("data", "words")), dataset_folder("s3://bucket/data/", "words")
+    ('data/words', 's3://bucket/data/words')
+    """
+    if isinstance(data, str) and is_url(data):
+        return f"{data.rstrip('/')}/{dataset}"
+    return Path(data.removeprefix("file://") if isinstance(data, str) else data) / dataset
+
+
+def _find_local(folder: Path, pattern: str) -> tuple[Shard, ...]:
     if not folder.is_dir():
         raise ShardError(
             f"there is no folder {folder}: --data is the folder that holds one folder of shards for each dataset"
         )
     found = {each: _matches(folder, each) for each in _alternatives(pattern)}
-    missing = [each for each, paths in found.items() if not paths]
-    if missing:
-        what = repr(pattern) if len(missing) == len(found) else f"{missing[0]!r} of {pattern!r}"
-        raise ShardError(f"no shard matches {what} in {folder}: check the manifest's pattern or the download")
+    _require_all(found, pattern, folder)
     named = {path.relative_to(folder).as_posix(): path for paths in found.values() for path in paths}
     for name in named:
         if not _is_utf8(name):
             raise ShardError(f"the name of shard {name!r} in {folder} is not UTF-8: rename it")
     return tuple(Shard(name=name, path=named[name]) for name in sorted(named))
+
+
+def _find_remote(url: str, pattern: str) -> tuple[RemoteShard, ...]:
+    """Names without wildcards are asked for one by one, which needs no listing; for the others there is one."""
+    alternatives = _alternatives(pattern)
+    try:
+        remote = open_remote(url)
+        globs = [each for each in alternatives if any(sign in each for sign in "*?[")]
+        listed = tuple(remote.objects("")) if globs else ()
+        named = [each for each in alternatives if each not in globs]
+        with ThreadPoolExecutor(8, thread_name_prefix="head") as pool:
+            heads = dict(zip(named, pool.map(remote.head, named), strict=True))
+    except RemoteError as error:
+        raise ShardError(f"shards cannot be listed: {error}") from error
+    found: dict[str, tuple[RemoteObject, ...]] = {
+        each: tuple(one for one in listed if matches_glob(one.key, each)) for each in globs
+    }
+    found |= {name: () if head is None else (head,) for name, head in heads.items()}
+    _require_all({each: found[each] for each in alternatives}, pattern, url)
+    by_name = {one.key: one for ones in found.values() for one in ones}
+    return tuple(_remote_shard(remote, by_name[name]) for name in sorted(by_name))
+
+
+def _remote_shard(remote: Remote, found: RemoteObject) -> RemoteShard:
+    if found.size is None:
+        raise ShardError(f"the server does not say how large {remote.url}/{found.key} is: copy it to a folder first")
+    return RemoteShard(name=found.key, remote=remote, size=found.size, etag=found.etag, mtime_ns=found.modified_ns)
+
+
+def _require_all(found: Mapping[str, Sequence[object]], pattern: str, where: object) -> None:
+    missing = [each for each, ones in found.items() if not ones]
+    if missing:
+        what = repr(pattern) if len(missing) == len(found) else f"{missing[0]!r} of {pattern!r}"
+        raise ShardError(f"no shard matches {what} in {where}: check the manifest's pattern or the download")
+
+
+def matches_glob(name: str, pattern: str) -> bool:
+    """Whether a key matches as a path below a folder would: ``*`` stays within a name, ``**`` spans folders.
+
+    >>> matches_glob("en/a-0.tar", "*/a-*.tar"), matches_glob("en/a-0.tar", "*.tar"), matches_glob("a.tar", "**/*.tar")
+    (True, False, True)
+    """
+    return _parts_match(name.split("/"), [part for part in pattern.split("/") if part != "."])
+
+
+def _parts_match(names: Sequence[str], patterns: Sequence[str]) -> bool:
+    if not patterns:
+        return not names
+    if patterns[0] == "**":
+        return any(_parts_match(names[at:], patterns[1:]) for at in range(len(names) + 1))
+    return bool(names) and fnmatchcase(names[0], patterns[0]) and _parts_match(names[1:], patterns[1:])
 
 
 def _alternatives(pattern: str) -> tuple[str, ...]:
@@ -79,12 +234,12 @@ def _is_utf8(text: str) -> bool:
 
 
 def is_committed(
-    shard: Shard, cached: Segment | None, *, wants_frames: bool, sha256_of: Callable[[Path], str] | None = None
+    shard: AnyShard, cached: Segment | None, *, wants_frames: bool, sha256_of: Callable[[AnyShard], str] | None = None
 ) -> bool:
     """Whether a part says all that is wanted of this shard as it is now.
 
-    A shard whose time has changed and whose size has not is read and hashed: a copied data set is not encoded again.
-    `sha256_of` may remember what it has hashed.
+    A shard whose time or etag has changed and whose size has not is read and hashed: a copied data set is not encoded
+    again. `sha256_of` may remember what it has hashed.
     """
     if cached is None or (wants_frames and not cached.commit.frames_stored):
         return False
@@ -92,7 +247,24 @@ def is_committed(
     known = cached.member.shard
     if now.size != known.size:
         return False
-    return now.mtime_ns == known.mtime_ns or (sha256_of or sha256_of_file)(shard.path) == known.sha256
+    if (now.mtime_ns, now.etag) == (known.mtime_ns, known.etag) != (None, None):
+        return True
+    return (sha256_of or sha256_of_shard)(shard) == known.sha256
+
+
+def sha256_of_shard(shard: AnyShard) -> str:
+    """Content hash of a shard, which is fetched for it where it is elsewhere."""
+    with _file_of(shard) as path:
+        return sha256_of_file(path)
+
+
+@contextlib.contextmanager
+def _file_of(shard: AnyShard) -> Iterator[Path]:
+    file = shard.fetch()
+    try:
+        yield file.path
+    finally:
+        file.close()
 
 
 def sha256_of_file(path: Path) -> str:

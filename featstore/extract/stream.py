@@ -12,7 +12,9 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Self
+from itertools import zip_longest
+from pathlib import Path
+from typing import NamedTuple, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,11 +22,11 @@ from numpy.typing import NDArray
 from featstore.errors import DataError, UnusableClip
 from featstore.extract.audio import decode
 from featstore.extract.room import Room
-from featstore.extract.shards import Shard, sha256_of_file
+from featstore.extract.shards import AnyShard, RemoteShard, ShardFile, sha256_of_file
 from featstore.extract.tars import Sample, read_samples
 from featstore.store import ShardIdentity
 
-__all__ = ["ClipRead", "ClipStream", "DecodedClip", "ShardBegins", "ShardBreaks", "ShardEnds"]
+__all__ = ["ClipRead", "ClipStream", "DecodedClip", "ShardBegins", "ShardBreaks", "ShardEnds", "ShardFeed"]
 
 _CLIPS_AHEAD = 64
 _STORED_BYTES_AHEAD = 256 << 20
@@ -45,7 +47,7 @@ class DecodedClip:
 class ShardBegins:
     """The clips that follow are of this shard, which was as `identity` says before its first byte was read."""
 
-    shard: Shard
+    shard: AnyShard
     identity: ShardIdentity
 
 
@@ -61,7 +63,7 @@ class ClipRead:
 class ShardEnds:
     """The shard was read to its end."""
 
-    shard: Shard
+    shard: AnyShard
     sha256: Future[str]
 
 
@@ -69,11 +71,21 @@ class ShardEnds:
 class ShardBreaks:
     """The shard cannot be read to its end, or not at all: nothing of it counts."""
 
-    shard: Shard
+    shard: AnyShard
     error: DataError
 
 
 Event = ShardBegins | ClipRead | ShardEnds | ShardBreaks
+
+
+class ShardFeed(Protocol):
+    """Hands out shards one after another while others are encoded. The next is asked for by the reading thread."""
+
+    def __iter__(self) -> Iterator[AnyShard]:
+        """Yield the next shard when there is one; end when there will be none."""
+
+    def close(self) -> None:
+        """Hand out no more: end the reading thread's wait for the next."""
 
 
 @dataclass(slots=True)
@@ -87,7 +99,12 @@ class ClipStream:
     """Iterates over the events of `shards` while threads read ahead. A context manager: leaving it stops them."""
 
     def __init__(
-        self, shards: Sequence[Shard], *, sample_rate_hz: int, max_clip_seconds: float, decode_threads: int
+        self,
+        shards: Sequence[AnyShard] | ShardFeed,
+        *,
+        sample_rate_hz: int,
+        max_clip_seconds: float,
+        decode_threads: int,
     ) -> None:
         self._shards = shards
         self._sample_rate_hz = sample_rate_hz
@@ -119,6 +136,8 @@ class ClipStream:
         self._stopped = True
         self._stored.close()
         self._decoded.close()
+        if not isinstance(self._shards, Sequence):
+            self._shards.close()
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._reader.join()
 
@@ -132,28 +151,46 @@ class ClipStream:
                 self._decoded.leave()
 
     def _read(self) -> None:
+        fetcher = ThreadPoolExecutor(1, thread_name_prefix="fetch")
         try:
-            for shard in self._shards:
-                self._events.put(self._read_shard(shard))
+            ahead: Future[_Fetched] | None = None
+            for shard, after in _with_next(self._shards):
+                coming = ahead or fetcher.submit(_fetch, shard)
+                # one remote shard is on its way while the one before it is read, and takes its room on disk
+                ahead = fetcher.submit(_fetch, after) if isinstance(after, RemoteShard) else None
+                self._events.put(self._read_shard(shard, coming))
                 if self._stopped:
+                    if ahead is not None and not ahead.cancel():
+                        ahead.add_done_callback(_close)
                     return
             self._events.put(None)
         except BaseException as error:  # noqa: BLE001 - the thread's end is the reader's: it is raised where clips are taken
             self._events.put(error)
+        finally:
+            fetcher.shutdown(wait=True, cancel_futures=True)
 
-    def _read_shard(self, shard: Shard) -> Event:
+    def _read_shard(self, shard: AnyShard, coming: Future[_Fetched]) -> Event:
+        began = time.perf_counter()
         try:
-            self._events.put(ShardBegins(shard, shard.identity()))
-            sha256 = self._pool.submit(sha256_of_file, shard.path)
-            self._read_clips(shard)
+            identity, file = coming.result()
         except DataError as error:
             return ShardBreaks(shard, error)
+        finally:
+            self._spent.read += time.perf_counter() - began
+        self._events.put(ShardBegins(shard, identity))
+        sha256 = self._pool.submit(sha256_of_file, file.path)
+        try:
+            self._read_clips(file.path, where=shard.where)
+        except DataError as error:
+            return ShardBreaks(shard, error)
+        finally:
+            sha256.add_done_callback(lambda _: file.close())
         return ShardEnds(shard, sha256)
 
-    def _read_clips(self, shard: Shard) -> None:
+    def _read_clips(self, path: Path, *, where: str) -> None:
         seen: set[str] = set()
         began = time.perf_counter()
-        for sample in read_samples(shard.path):
+        for sample in read_samples(path, where=where):
             problem = _problem(sample, seen)
             seen.add(sample.key)
             self._spent.read += time.perf_counter() - began
@@ -186,6 +223,30 @@ class ClipStream:
             with self._spent.lock:
                 self._spent.decode += time.perf_counter() - began - waited
         return DecodedClip(key=sample.key, meta=meta, samples=samples)
+
+
+def _with_next(shards: Sequence[AnyShard] | ShardFeed) -> Iterator[tuple[AnyShard, AnyShard | None]]:
+    """Each shard with the one after it, where that is known: a feed hands out none before it is asked for."""
+    if isinstance(shards, Sequence):
+        yield from zip_longest(shards, shards[1:])
+    else:
+        yield from ((shard, None) for shard in shards)
+
+
+class _Fetched(NamedTuple):
+    """A shard's bytes on this machine, and what it was before the first of them was read."""
+
+    identity: ShardIdentity
+    file: ShardFile
+
+
+def _fetch(shard: AnyShard) -> _Fetched:
+    return _Fetched(shard.identity(), shard.fetch())
+
+
+def _close(coming: Future[_Fetched]) -> None:
+    if not coming.cancelled() and coming.exception() is None:
+        coming.result().file.close()
 
 
 def _problem(sample: Sample, seen: set[str]) -> str:

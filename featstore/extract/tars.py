@@ -39,8 +39,8 @@ class Sample:
     problem: str = ""
 
 
-def read_samples(path: Path) -> Iterator[Sample]:
-    """Read a shard's samples in order.
+def read_samples(path: Path, *, where: str = "") -> Iterator[Sample]:
+    """Read a shard's samples in order. ``where`` is what messages call it, if not by its path.
 
     Raises
     ------
@@ -50,13 +50,14 @@ def read_samples(path: Path) -> Iterator[Sample]:
     from webdataset.tariterators import base_plus_ext, group_by_keys
 
     unusual: list[Sample] = []
-    with _open_tar(path) as (tar, source):
-        members = _Members(tar, source, path, split_name=base_plus_ext, unusual=unusual)
+    where = where or str(path)
+    with _open_tar(path, where) as (tar, source):
+        members = _Members(tar, source, where, split_name=base_plus_ext, unusual=unusual)
         for group in group_by_keys(members, keys=base_plus_ext, handler=members.on_duplicate):
             yield from _drain(unusual)
             yield _sample(group)
         yield from _drain(unusual)
-        _check_end(tar, source, path)
+        _check_end(tar, source, where)
 
 
 class _Members:
@@ -66,14 +67,14 @@ class _Members:
         self,
         tar: tarfile.TarFile,
         source: TarBytes,
-        path: Path,
+        where: str,
         *,
         split_name: Callable[[str], tuple[str | None, str | None]],
         unusual: list[Sample],
     ) -> None:
         self._tar = tar
         self._source = source
-        self._path = path
+        self._where = where
         self._split_name = split_name
         self._unusual = unusual
         self._current = ""
@@ -81,7 +82,7 @@ class _Members:
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         while True:
-            with _as_shard_error(self._path):
+            with _as_shard_error(self._where):
                 member = self._next()
                 if member is None:
                     return
@@ -165,11 +166,11 @@ def _listed(suffixes: Iterable[str]) -> str:
 
 
 @contextmanager
-def _open_tar(path: Path) -> Iterator[tuple[tarfile.TarFile, TarBytes]]:
-    with _as_shard_error(path):
+def _open_tar(path: Path, where: str) -> Iterator[tuple[tarfile.TarFile, TarBytes]]:
+    with _as_shard_error(where):
         source = open_tar_bytes(path)
     with source:
-        with _as_shard_error(path):
+        with _as_shard_error(where):
             source.allow(MAX_HEADER_BYTES)
             # the encoding of names is said here, for else the machine's locale would decide about keys
             tar = tarfile.TarFile(path.name, "r", fileobj=source, encoding="utf-8")  # type: ignore[arg-type]
@@ -178,29 +179,29 @@ def _open_tar(path: Path) -> Iterator[tuple[tarfile.TarFile, TarBytes]]:
 
 
 @contextmanager
-def _as_shard_error(path: Path) -> Iterator[None]:
+def _as_shard_error(where: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise ShardError(f"there is no shard {path}") from error
+        raise ShardError(f"there is no shard {where}") from error
     except _BROKEN_TAR as error:
         told = " ".join(str(error).split())[:200] or type(error).__name__
-        raise ShardError(f"{path} is no whole tar: {told}; make or download it again") from error
+        raise ShardError(f"{where} is no whole tar: {told}; make or download it again") from error
 
 
-def _check_end(tar: tarfile.TarFile, source: TarBytes, path: Path) -> None:
+def _check_end(tar: tarfile.TarFile, source: TarBytes, where: str) -> None:
     """A tar ends in blocks of zeros. tarfile stops without a word at anything else: damage, a cut, a second archive."""
     step = 1 << 20
-    with _as_shard_error(path):
+    with _as_shard_error(where):
         source.seek(tar.offset)
         source.allow(tarfile.BLOCKSIZE)
         rest = source.read(tarfile.BLOCKSIZE)
         if len(rest) < tarfile.BLOCKSIZE:
-            raise ShardError(f"{path} breaks off at byte {tar.offset:,}, without a tar's end mark: download it again")
+            raise ShardError(f"{where} breaks off at byte {tar.offset:,}, without a tar's end mark: download it again")
         while rest:
             if rest.count(0) != len(rest):
                 raise ShardError(
-                    f"{path} is damaged at byte {tar.offset:,}: neither a member nor the end mark stands there"
+                    f"{where} is damaged at byte {tar.offset:,}: neither a member nor the end mark stands there"
                 )
             source.allow(step)
             rest = source.read(step)

@@ -1,7 +1,11 @@
-"""Track B: nearest neighbours among cached embeddings; nothing is trained."""
+"""Track B: nearest neighbours among cached embeddings; nothing is trained.
+
+`open_index` opens the saved index of a feature set, for searches of millions of windows.
+"""
 
 from __future__ import annotations
 
+from featstore.retrieve.saved import SavedIndex, open_index
 from featstore.retrieve.track import retrieve_task
 
-__all__ = ["retrieve_task"]
+__all__ = ["SavedIndex", "open_index", "retrieve_task"]

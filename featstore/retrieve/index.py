@@ -1,14 +1,17 @@
-"""Inner-product search through an index. The one door to FAISS."""
+"""Inner-product search of rows in memory, through an index. With `featstore.retrieve.ivf` the door to FAISS."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from featstore.retrieve.neighbours import IndexName, Neighbours
+from featstore.retrieve.ivf import train_index
+from featstore.retrieve.neighbours import IndexName, Neighbours, reranked
+from featstore.retrieve.plan import plan_ivf
 
 __all__ = ["Searcher"]
 
@@ -17,6 +20,8 @@ HNSW_BUILD_BEAM = 80
 HNSW_SEARCH_BEAM = 64
 IVF_ROWS_PER_LIST = 64
 IVF_SHARE_SEARCHED = 1 / 16
+PQ_CANDIDATES = 100
+PQ_CANDIDATES_PER_NEIGHBOUR = 10
 
 # Queries x rows x dim: below it FAISS is done before torch is imported.
 MIN_WORK_TO_ROUND = 10**11
@@ -26,7 +31,8 @@ class Searcher:
     """Rows to search, by one kind of index.
 
     ``flat`` is exact. ``hnsw`` is a graph (Malkov and Yashunin 2018); its links depend on the order in which threads
-    come, so its last neighbours may differ between runs. ``ivf`` searches a sixteenth of the lists of a k-means.
+    come, so its last neighbours may differ between runs. ``ivf`` searches a sixteenth of the lists of a k-means;
+    ``ivfpq`` has short codes in its lists, and compares the best ten for each neighbour (at least a hundred) again.
 
     Parameters
     ----------
@@ -35,7 +41,8 @@ class Searcher:
 
     def __init__(self, X: NDArray[np.float32], name: IndexName) -> None:
         self.X = X
-        self._index = None if name == "flat" else _approximate(X, name)
+        self._name = name
+        self._index: Any = None if name == "flat" else _approximate(X, name)
 
     def search(self, queries: NDArray[np.float32], *, k: int) -> Neighbours:
         """Find the ``k`` rows of largest inner product with each query (queries, dim), as the index finds them.
@@ -44,11 +51,15 @@ class Searcher:
         """
         if self._index is None:
             return self.search_exactly(queries, k=k)
-        if hasattr(self._index, "hnsw"):
+        if self._name == "hnsw":
             self._index.hnsw.efSearch = max(HNSW_SEARCH_BEAM, 2 * k)
-        similarities, rows = self._index.search(queries, k)
-        sure = np.asarray(rows >= 0).all(axis=1)
-        return self._completed(Neighbours(similarities=similarities, rows=rows), np.asarray(sure), queries)
+        if self._name == "ivfpq":
+            found = self._search_codes(queries, k=k)
+        else:
+            similarities, rows = self._index.search(queries, k)
+            found = Neighbours(similarities=similarities, rows=rows)
+        sure = np.asarray(found.rows >= 0).all(axis=1)
+        return self._completed(found, np.asarray(sure), queries)
 
     def search_exactly(self, queries: NDArray[np.float32], *, k: int) -> Neighbours:
         """Search whatever the index; large products are rounded first where that is faster and provably the same."""
@@ -59,6 +70,13 @@ class Searcher:
                 found = exact.search_rounded(exact.round_rows(self.X), queries, k=k)
                 return self._completed(found.neighbours, found.proved, queries)
         return self._compare_all(queries, k=k)
+
+    def _search_codes(self, queries: NDArray[np.float32], *, k: int) -> Neighbours:
+        n_candidates = min(len(self.X), max(PQ_CANDIDATES, PQ_CANDIDATES_PER_NEIGHBOUR * k))
+        dim = self.X.shape[1]
+        padded = np.pad(queries, ((0, 0), (0, self._index.d - dim)))
+        _, candidates = self._index.search(padded, n_candidates)
+        return reranked(candidates, queries, k=k, vectors_of=lambda rows: self.X[rows])
 
     def _compare_all(self, queries: NDArray[np.float32], *, k: int) -> Neighbours:
         """What FAISS's flat index does, without its copy of the rows."""
@@ -78,6 +96,13 @@ class Searcher:
 def _approximate(X: NDArray[np.float32], name: IndexName) -> faiss.Index:
     n_rows, dim = X.shape
     index: faiss.Index
+    if name == "ivfpq":
+        plan = plan_ivf(n_rows, dim, "ivfpq")
+        padded = np.pad(X, ((0, 0), (0, plan.padded_dim - dim)))
+        index = train_index(plan, padded)
+        index.nprobe = max(1, math.ceil(index.nlist * IVF_SHARE_SEARCHED))
+        index.add(padded)
+        return index
     if name == "hnsw":
         index = faiss.IndexHNSWFlat(dim, HNSW_LINKS, faiss.METRIC_INNER_PRODUCT)
         index.hnsw.efConstruction = HNSW_BUILD_BEAM

@@ -13,6 +13,8 @@ from featstore.errors import DataError, UsageError
 from featstore.metrics import Metric, find_metric
 from featstore.records import Protocol, ScoreRecord
 from featstore.retrieve.neighbours import IndexName, Neighbours, ranking_scores, without_own
+from featstore.retrieve.plan import IvfKind
+from featstore.retrieve.saved import RECALL_K, JoinedIndexes, Tell, open_index
 from featstore.retrieve.scaling import unit_columns, unit_rows
 from featstore.retrieve.vote import neighbour_vote
 from featstore.splits import Round
@@ -32,12 +34,14 @@ from featstore.taskdata import (
 if TYPE_CHECKING:
     from featstore.manifest import Manifest
     from featstore.retrieve.index import Searcher
-    from featstore.store import Store
+    from featstore.store import FeatureSet, Store
 
 __all__ = ["retrieve_task"]
 
 KINDS = ("clip", "multilabel")
 N_RECALL_QUERIES = 1000
+MIN_SAVED_WINDOWS = 100_000
+"""From so many reference windows on an inverted-file index is kept beside the store; fewer are indexed in a moment."""
 
 Scaling = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 SCALING_OF_TRAIN: Mapping[Protocol, Scaling] = {"strict": unit_rows, "xares": unit_columns}
@@ -63,14 +67,14 @@ class _Found:
         Number of neighbours asked for -> their vote, float (samples, n_classes).
     ranking : mapping
         From `featstore.retrieve.neighbours.ranking_scores`.
-    recall : float or None
-        Share of the exact neighbours that the index found; None for the exact index.
+    recall : mapping or None
+        Share of the exact neighbours that the index finds, and what it was measured on; None for the exact index.
     """
 
     samples: Samples
     y_scores: Mapping[int, NDArray[np.floating[Any]]]
     ranking: Mapping[str, Any]
-    recall: float | None
+    recall: Mapping[str, Any] | None
 
 
 def retrieve_task(
@@ -82,6 +86,7 @@ def retrieve_task(
     k: int | Sequence[int] | None = None,
     index: str = "flat",
     shots: tuple[int, ...] = (),
+    tell: Tell = lambda _: None,
 ) -> ScoreRecord:
     """Score a task's cached embeddings by the vote of their nearest neighbours in the training clips.
 
@@ -100,10 +105,14 @@ def retrieve_task(
         Neighbours; the manifest's number by default. One search answers all: ``details["k_curve"]``. The value is that
         of the manifest's number where it is among them, else of the first. Clamped to the training windows; the
         record's settings tell.
-    index : "flat", "hnsw" or "ivf"
-        Exact search, or an approximate one whose recall against it is measured: ``details["index_recall"]``.
+    index : "flat", "hnsw", "ivf" or "ivfpq"
+        Exact search, or an approximate one whose recall against it is measured: ``details["index_recall"]``. An ivf or
+        ivfpq of whole feature sets, together of 100,000 windows or more, is kept beside the store
+        (`featstore.retrieve.open_index`): under ``strict``, where no clip is left out.
     shots : tuple of int, optional
         ``details["shots"]`` has the scores with so many training clips of each class.
+    tell : callable
+        Takes a line before an index that is to be kept is made.
 
     Raises
     ------
@@ -121,7 +130,17 @@ def retrieve_task(
     watch = Stopwatch()
     with watch("read"):
         task = load_task(store, manifest, encoder=encoder, protocol=protocol, leave_one_out=True)
-    found = [_search_round(task, each, task.windows_of(each.reference), search, watch) for each in task.rounds]
+    found = [
+        _search_round(
+            task,
+            each,
+            task.windows_of(each.reference),
+            search,
+            watch=watch,
+            saved=_saved(task, each, search, tell, watch),
+        )
+        for each in task.rounds
+    ]
     with watch("score"):
         outcomes = [
             Outcome(
@@ -181,13 +200,23 @@ def _plan(manifest: Manifest, *, k: int | Sequence[int] | None, index: str) -> _
 
 
 def _search_round(
-    task: TaskData, each: Round, reference: NDArray[np.int64], search: _Search, watch: Stopwatch
+    task: TaskData,
+    each: Round,
+    reference: NDArray[np.int64],
+    search: _Search,
+    *,
+    watch: Stopwatch,
+    saved: JoinedIndexes | None,
 ) -> _Found:
-    """Search some windows for the neighbours of a round's test windows, once for every k."""
-    with watch("index"):
-        from featstore.retrieve.index import Searcher
+    """Search some windows for the neighbours of a round's test windows, once for every k: by a saved index of them."""
+    searcher: Searcher | JoinedIndexes
+    if saved is None:
+        with watch("index"):
+            from featstore.retrieve.index import Searcher
 
-        searcher = Searcher(SCALING_OF_TRAIN[task.protocol](task.X[reference]), search.index)
+            searcher = Searcher(SCALING_OF_TRAIN[task.protocol](task.X[reference]), search.index)
+    else:
+        searcher = saved
     samples = task.samples(each.test)
     queries = unit_rows(task.X[samples.windows])
     own = int(np.bincount(task.clip[reference]).max()) if each.leave_one_out else 0
@@ -197,10 +226,12 @@ def _search_round(
         raise DataError(f"task {task.manifest.name}, round {each.name!r}: no other clip is left to compare with")
     with watch("search"):
         nearest = searcher.search(queries, k=n_wanted + own)
-    recall = None
-    if search.index != "flat":
+    recall: Mapping[str, Any] | None = None
+    if isinstance(searcher, JoinedIndexes):
+        recall = {"k": RECALL_K, "recall": searcher.recall, "of": "its own windows"}
+    elif search.index != "flat":
         with watch("recall"):
-            recall = _recall(searcher, queries, nearest)
+            recall = {"k": max(search.ks), "recall": _recall(searcher, queries, nearest)}
     clip_of_row = task.clip[reference]
     if each.leave_one_out:
         nearest = without_own(nearest, own=task.clip[samples.windows], clip_of_row=clip_of_row, k=n_wanted)
@@ -219,6 +250,24 @@ def _search_round(
         }
         ranking = _ranking(task, samples, clip_of_row, targets, ks=search.ks, leave_one_out=each.leave_one_out)
     return _Found(samples=samples, y_scores=y_scores, ranking=ranking, recall=recall)
+
+
+def _saved(task: TaskData, each: Round, search: _Search, tell: Tell, watch: Stopwatch) -> JoinedIndexes | None:
+    """The saved indexes of a round's reference windows, in the order of these; None where they are no whole sets."""
+    if task.protocol != "strict" or each.leave_one_out or search.index not in get_args(IvfKind):
+        return None
+    in_reference = np.zeros(len(task.clip_id), bool)
+    in_reference[each.reference] = True
+    sets: list[FeatureSet] = []
+    for feature_set, clips in zip(task.sets, task.members.values(), strict=True):
+        if in_reference[clips].all():
+            sets.append(feature_set)
+        elif in_reference[clips].any():
+            return None
+    if sum(len(one) for one in sets) < MIN_SAVED_WINDOWS:
+        return None
+    with watch("index"):
+        return JoinedIndexes([open_index(one, cast(IvfKind, search.index), tell=tell) for one in sets])
 
 
 def _recall(searcher: Searcher, queries: NDArray[np.float32], nearest: Neighbours) -> float:
@@ -266,7 +315,7 @@ def _details(task: TaskData, found: Sequence[_Found], search: _Search, metric: M
     }
     recalls = [one.recall for one in found if one.recall is not None]
     if recalls:
-        details["index_recall"] = {"k": max(search.ks), "recall": float(np.mean(recalls))}
+        details["index_recall"] = {**recalls[0], "recall": float(np.mean([each["recall"] for each in recalls]))}
     return details
 
 
@@ -276,6 +325,6 @@ def _few_shot(task: TaskData, search: _Search, metric: Metric, *, shots: int) ->
     scores = []
     for each in task.rounds:
         drawn = [task.windows_of(clips) for clips in support_sets(task, each, shots=shots)]
-        found = [_search_round(task, each, windows, alone, Stopwatch()) for windows in drawn]
+        found = [_search_round(task, each, windows, alone, watch=Stopwatch(), saved=None) for windows in drawn]
         scores.append([metric.score(one.samples.y_true, one.y_scores[search.chosen_k]) for one in found])
     return np.array(scores)

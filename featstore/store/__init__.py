@@ -4,7 +4,7 @@ from featstore.store.format import FORMAT_VERSION, Commit, Member, Segment, Shar
 from featstore.store.frames import Frames, PaddedFrames, RaggedFrames
 from featstore.store.part import EmbeddedWindow, PartWriter, WindowBlock
 from featstore.store.reader import FeatureSet, FeatureSets, Store, open_store
-from featstore.store.writer import SplitWriter, open_split_writer
+from featstore.store.writer import SplitWriter, is_split_begun, open_split_writer
 
 __all__ = [
     "FORMAT_VERSION",
@@ -23,6 +23,7 @@ __all__ = [
     "Store",
     "WindowBlock",
     "is_group_name",
+    "is_split_begun",
     "open_split_writer",
     "open_store",
 ]

@@ -7,12 +7,12 @@ and a part that the catalogue does not know is read from its own document.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from featstore.errors import DamagedPart, StoreError, StoreNotFound, StoreVersionError
-from featstore.store.documents import SplitAddress, read_document
+from featstore.store.documents import SplitAddress, read_document, read_documents
 from featstore.store.format import (
     FORMAT_VERSION,
     GROUP_DOCUMENT,
@@ -23,7 +23,19 @@ from featstore.store.format import (
 )
 from featstore.store.objects import Objects
 
-__all__ = ["SplitEntry", "check_root", "group_names", "read_commit", "read_splits", "split_commits", "split_paths"]
+__all__ = [
+    "SplitEntry",
+    "SplitState",
+    "check_root",
+    "group_names",
+    "look_at_split",
+    "read_commit",
+    "read_commits",
+    "read_split",
+    "read_splits",
+    "split_commits",
+    "split_paths",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,10 +86,9 @@ def check_root(objects: Objects) -> None:
 
     The store's own document is the first that a writer makes: while there is nothing beside it, there is no store yet.
     """
-    is_empty = not group_names(objects, "")
     content = _root_document(objects)
-    if content is None and is_empty:
-        if objects.read(GROUP_DOCUMENT) is None:
+    if content is None:
+        if not group_names(objects, "") and objects.read(GROUP_DOCUMENT) is None:
             raise StoreNotFound(f"there is no store at {objects.url}: `featstore extract` makes one, or check the path")
         content = _root_document(objects)  # a writer may have made it since we first looked
     if content is None or "format" not in content:
@@ -102,42 +113,90 @@ def group_names(objects: Objects, prefix: str) -> tuple[str, ...]:
     return tuple(name for name in names if name != GROUP_DOCUMENT and not name.startswith("."))
 
 
-def split_paths(objects: Objects) -> Iterator[str]:
-    """Path of every group at the depth of a split."""
-    for encoder in group_names(objects, ""):
-        for dataset in group_names(objects, encoder):
-            for split in group_names(objects, f"{encoder}/{dataset}"):
-                yield f"{encoder}/{dataset}/{split}"
+def split_paths(
+    objects: Objects, *, encoder: str | None = None, dataset: str | None = None, split: str | None = None
+) -> Iterator[str]:
+    """Path of every group at the depth of a split; where names are given, only of these, and nothing else is listed.
+
+    `encoder` is ``logmel`` or ``logmel@3f9c2a71``.
+    """
+    for above in group_names(objects, ""):
+        if encoder not in (None, above, above.rpartition("@")[0]):
+            continue
+        for group in group_names(objects, above):
+            if dataset not in (None, group):
+                continue
+            for name in group_names(objects, f"{above}/{group}"):
+                if split in (None, name):
+                    yield f"{above}/{group}/{name}"
 
 
 def read_commit(objects: Objects, split_path: str, part: str) -> Commit | None:
     """Commit record of a part; None where it has none yet."""
-    content = read_document(objects, f"{split_path}/{part}")
-    if content is None or "commit" not in content:
-        return None
-    try:
-        return Commit.from_json(content["commit"])
-    except DamagedDocument as error:
-        raise DamagedPart(f"{objects.url}/{split_path}/{part} is damaged: {error}") from error
+    [commit] = read_commits(objects, split_path, [part])
+    return commit
+
+
+def read_commits(objects: Objects, split_path: str, parts: Sequence[str]) -> Iterator[Commit | None]:
+    """Commit records of parts, in order: None for one that has none yet."""
+    for part, content in zip(parts, read_documents(objects, [f"{split_path}/{part}" for part in parts]), strict=True):
+        if content is None or "commit" not in content:
+            yield None
+            continue
+        try:
+            yield Commit.from_json(content["commit"])
+        except DamagedDocument as error:
+            raise DamagedPart(f"{objects.url}/{split_path}/{part} is damaged: {error}") from error
 
 
 def split_commits(objects: Objects, split_path: str, *, without: Collection[str] = ()) -> tuple[Commit, ...]:
     """Every committed part of a split, superseded ones too, in order of name; parts named in `without` are not read."""
-    known: dict[str, Commit] = {}
-    for raw in (read_document(objects, split_path) or {}).get("catalogue", ()):
-        commit = Commit.from_json(raw)
-        known[commit.part] = commit
-    present = (name for name in group_names(objects, split_path) if name not in without)
-    found = (known.get(part) or read_commit(objects, split_path, part) for part in present)
-    return tuple(commit for commit in found if commit is not None)
+    return look_at_split(objects, split_path, read_document(objects, split_path), without=without).commits
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SplitState:
+    """What is in a split's group at one moment: names of its groups, and the commit records of those that have one.
+
+    ``catalogued`` says whether the catalogue knew just these records.
+    """
+
+    names: tuple[str, ...]
+    commits: tuple[Commit, ...]
+    catalogued: bool
+
+
+def look_at_split(
+    objects: Objects,
+    split_path: str,
+    document: Mapping[str, Any] | None,
+    *,
+    without: Collection[str] = (),
+    also_known: Mapping[str, Commit] | None = None,
+) -> SplitState:
+    """List a split's group, and read what neither its document nor `also_known` says: one request where nothing is."""
+    catalogue = {raw["part"]: raw for raw in (document or {}).get("catalogue", ())}
+    known = {**(also_known or {}), **{part: Commit.from_json(raw) for part, raw in catalogue.items()}}
+    names = group_names(objects, split_path)
+    present = [name for name in names if name not in without]
+    unknown = [name for name in present if name not in known]
+    read = dict(zip(unknown, read_commits(objects, split_path, unknown), strict=True))
+    found = (known.get(part) or read[part] for part in present)
+    commits = tuple(commit for commit in found if commit is not None)
+    return SplitState(names=names, commits=commits, catalogued={commit.part for commit in commits} == set(catalogue))
+
+
+def read_split(objects: Objects, path: str) -> SplitEntry | None:
+    """The feature set at a path, in two requests: its document, and a listing; None where there is none."""
+    content = read_document(objects, path)
+    if content is None or "split" not in content:
+        return None  # a group that featstore did not write
+    segments = counted_segments(look_at_split(objects, path, content).commits)
+    return SplitEntry(address=SplitAddress.from_document(content), segments=segments) if segments else None
 
 
 def read_splits(objects: Objects) -> Iterator[SplitEntry]:
     """Every feature set of the store, in order of path; groups that featstore did not write are passed over."""
     for path in split_paths(objects):
-        content = read_document(objects, path)
-        if content is None or "split" not in content:
-            continue
-        segments = counted_segments(split_commits(objects, path))
-        if segments:
-            yield SplitEntry(address=SplitAddress.from_document(content), segments=segments)
+        if (entry := read_split(objects, path)) is not None:
+            yield entry

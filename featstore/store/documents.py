@@ -5,7 +5,7 @@ A split's document repeats what the documents above it say, so that one that is 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +22,7 @@ from featstore.store.format import (
 )
 from featstore.store.objects import Objects
 
-__all__ = ["SplitAddress", "read_document", "write_document"]
+__all__ = ["SplitAddress", "read_document", "read_documents", "write_document"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +47,7 @@ class SplitAddress:
         """Contents of every document from the store's own down to the split's, by path."""
         encoder, group, _ = self.path.split("/")
         return {
-            "": {"format": FORMAT_VERSION},
+            "": self._about_store(),
             encoder: self._about_encoder(),
             f"{encoder}/{group}": self._about_dataset(),
             self.path: self.split_document(()),
@@ -56,7 +56,12 @@ class SplitAddress:
     def split_document(self, commits: Iterable[Commit]) -> dict[str, Any]:
         """Content of the split's document with a catalogue of `commits`."""
         catalogue = [commit.as_catalogue_json() for commit in commits]
-        return {**self._about_encoder(), **self._about_dataset(), "split": self.split, "catalogue": catalogue}
+        about = {**self._about_store(), **self._about_encoder(), **self._about_dataset()}
+        return {**about, "split": self.split, "catalogue": catalogue}
+
+    @staticmethod
+    def _about_store() -> dict[str, Any]:
+        return {"format": FORMAT_VERSION}
 
     def _about_encoder(self) -> dict[str, Any]:
         return {"recipe": self.recipe.as_json(), "fingerprint": self.recipe.fingerprint, "spec": self.spec}
@@ -87,16 +92,21 @@ def read_document(objects: Objects, group: str) -> dict[str, Any] | None:
     DamagedPart
         There is a document, but not as featstore wrote it.
     """
-    raw = objects.read(f"{group}/{GROUP_DOCUMENT}" if group else GROUP_DOCUMENT)
-    if raw is None:
-        return None
-    try:
-        return unseal(raw)
-    except DamagedDocument as error:
-        raise DamagedPart(
-            f"{objects.url}/{group} is damaged: {error}; "
-            f"`featstore verify --store {objects.url} --repair` mends or drops what is damaged"
-        ) from error
+    [content] = read_documents(objects, [group])
+    return content
+
+
+def read_documents(objects: Objects, groups: Sequence[str]) -> Iterator[dict[str, Any] | None]:
+    """Contents of groups' documents, in order, as `read_document` has them."""
+    keys = [f"{group}/{GROUP_DOCUMENT}" if group else GROUP_DOCUMENT for group in groups]
+    for group, raw in zip(groups, objects.read_many(keys), strict=True):
+        try:
+            yield None if raw is None else unseal(raw)
+        except DamagedDocument as error:
+            raise DamagedPart(
+                f"{objects.url}/{group} is damaged: {error}; "
+                f"`featstore verify --store {objects.url} --repair` mends or drops what is damaged"
+            ) from error
 
 
 def write_document(objects: Objects, group: str, content: Mapping[str, Any]) -> None:

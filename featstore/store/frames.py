@@ -155,6 +155,11 @@ class Frames(Sequence[NDArray[Any]]):
 
     def _spans(self, index: WindowIndices) -> tuple[list[_Span], NDArray[np.int64]]:
         spans = [self._span(at) for at in self._positions(index)]
+        together: dict[int, tuple[Rows, list[tuple[int, int]]]] = {}
+        for rows, start, stop in spans:
+            together.setdefault(id(rows), (rows, []))[1].append((start, stop))
+        for rows, wanted in together.values():
+            rows.fetch(wanted)
         return spans, np.fromiter((stop - start for _, start, stop in spans), np.int64, len(spans))
 
     def _positions(self, index: WindowIndices) -> list[int]:

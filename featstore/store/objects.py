@@ -1,7 +1,7 @@
-"""Where a store's bytes lie: a folder of this machine, or whatever URL zarr can open.
+"""Where a store's bytes lie: a folder of this machine, or a URL.
 
 Reading and writing documents, listing and deleting need four operations. A local store does them with the operating
-system alone, so that opening one imports no zarr; any other store goes through zarr's own store classes.
+system alone; any other goes through `featstore.remote`. Neither imports zarr.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import contextlib
 import os
 import shutil
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from io import FileIO
 from pathlib import Path
 from typing import Any, Protocol
@@ -35,6 +35,9 @@ class Objects(Protocol):
 
     def read(self, key: str) -> bytes | None:
         """The object's bytes, or None where there is none."""
+
+    def read_many(self, keys: Iterable[str]) -> Iterator[bytes | None]:
+        """What `read` says of each key, in order; a server is asked for many at a time."""
 
     def write(self, key: str, data: bytes) -> None:
         """Put the object in one atomic and durable step."""
@@ -75,9 +78,9 @@ def open_objects(url: str) -> Objects:
     root = local_root(url)
     if root is not None:
         return LocalObjects(root)
-    from featstore.store.zarr_io import ZarrObjects
+    from featstore.store.remote import open_remote_objects
 
-    return ZarrObjects(url)
+    return open_remote_objects(url)
 
 
 class LocalObjects:
@@ -104,6 +107,10 @@ class LocalObjects:
             return None
         except OSError as error:
             raise StoreError(f"cannot read {self._root / key}: {error.strerror}") from error
+
+    def read_many(self, keys: Iterable[str]) -> Iterator[bytes | None]:
+        """Read files one after another."""
+        return map(self.read, keys)
 
     def write(self, key: str, data: bytes) -> None:
         """Write a temporary file, fsync it, rename it, fsync the folder."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,7 +23,7 @@ from featstore.store.format import GROUP_DOCUMENT, Commit, Member, ObjectSeal, W
 from featstore.store.layout import one_file_layout, plain_layout, sharded_layout, strings_document
 from featstore.store.objects import Objects
 
-__all__ = ["EmbeddedWindow", "PartWriter", "WindowBlock", "process_started", "telling_what_to_do"]
+__all__ = ["EmbeddedWindow", "PartWriter", "WindowBlock", "process_started", "telling_what_to_do", "writing_document"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,11 +54,20 @@ class WindowBlock:
 class PartWriter:
     """One part in the making. As a context manager it deletes what it wrote when it is left without a commit."""
 
-    def __init__(self, objects: Objects, path: str, *, recipe: Recipe, crop_seconds: float | None) -> None:
+    def __init__(
+        self,
+        objects: Objects,
+        path: str,
+        *,
+        recipe: Recipe,
+        crop_seconds: float | None,
+        on_commit: Callable[[Commit], None],
+    ) -> None:
         self._objects = objects
         self._path = path
         self._recipe = recipe
         self._crop_seconds = crop_seconds
+        self._on_commit = on_commit
         self._began = datetime.now(UTC)
         self._keys: list[str] = []
         self._metas: list[str] = []
@@ -74,7 +83,7 @@ class PartWriter:
         self._frame_layout = sharded_layout((0, recipe.dim), recipe.frame_dtype)
         try:
             with telling_what_to_do(objects):
-                objects.write(f"{path}/{GROUP_DOCUMENT}", seal({"writing": asdict(_this_writer(self._began))}))
+                objects.write(f"{path}/{GROUP_DOCUMENT}", writing_document(self._began))
         except StoreError:
             self.abort()
             raise
@@ -92,7 +101,7 @@ class PartWriter:
         """Delete what was written, for it was never a part. After the commit it does nothing."""
         if self._committed:
             return
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, StoreError):  # the error that led here says more
             self._objects.delete(self._path, first=(GROUP_DOCUMENT,))
 
     @property
@@ -174,6 +183,7 @@ class PartWriter:
                 )
             self._objects.write(f"{self._path}/{GROUP_DOCUMENT}", seal({"commit": commit.as_json()}))
             self._committed = True
+            self._on_commit(commit)
             fault_point("committed")
         return commit
 
@@ -261,6 +271,9 @@ def process_started(pid: int) -> int | None:
     return -1 if fields[0] in "ZX" else int(fields[19])  # a zombie writes no more
 
 
-def _this_writer(began: datetime) -> Writing:
+def writing_document(began: datetime) -> bytes:
+    """The document of a part that this process is making."""
     pid = os.getpid()
-    return Writing(host=socket.gethostname(), pid=pid, process_started=process_started(pid), began_at=began.isoformat())
+    started = process_started(pid)
+    writer = Writing(host=socket.gethostname(), pid=pid, process_started=started, began_at=began.isoformat())
+    return seal({"writing": asdict(writer)})

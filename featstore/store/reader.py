@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from featstore.errors import AmbiguousSelection, LabelError, UnknownFeatureSet
 from featstore.records import Recipe, SkippedClip, sha256_of
-from featstore.store.catalogue import SplitEntry, check_root, read_commit, read_splits
+from featstore.store.catalogue import SplitEntry, check_root, read_commits, read_split, split_paths
 from featstore.store.fields import encode_labels, field_values
 from featstore.store.frames import Frames
 from featstore.store.objects import Objects, open_objects
-from featstore.store.runs import WindowRows, runs_of
+from featstore.store.runs import WindowRows, fetch_ahead, runs_of
 from featstore.store.views import html_table, text_table, utterance_as_dask, utterance_as_xarray
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ class Store:
 
     def __init__(self, objects: Objects) -> None:
         self._objects = objects
+        self._read: dict[str, SplitEntry | None] = {}
 
     @property
     def url(self) -> str:
@@ -59,8 +60,19 @@ class Store:
         return self._objects.url
 
     @cached_property
+    def _paths(self) -> tuple[str, ...]:
+        return tuple(split_paths(self._objects))
+
+    @property
     def _entries(self) -> tuple[SplitEntry, ...]:
-        return tuple(read_splits(self._objects))
+        return self._entries_at(self._paths)
+
+    def _entries_at(self, paths: Iterable[str]) -> tuple[SplitEntry, ...]:
+        """Feature sets at paths, each read when it is first asked for: a server is asked of what is wanted alone."""
+        for path in paths:
+            if path not in self._read:
+                self._read[path] = read_split(self._objects, path)
+        return tuple(entry for path in paths if (entry := self._read[path]) is not None)
 
     def feature_sets(self) -> FeatureSets:
         """Every feature set, in order of encoder, dataset and split: a tuple that shows itself as a table."""
@@ -80,7 +92,14 @@ class Store:
         AmbiguousSelection
             It has several.
         """
-        found = [recipe for recipe in self.encoders() if _names(name, recipe)]
+        groups: dict[str, list[str]] = {}
+        for path in self._paths:
+            if _is_at(path, name, None, None):
+                groups.setdefault(path.partition("/")[0], []).append(path)
+        firsts = (
+            next((entry for path in paths for entry in self._entries_at([path])), None) for paths in groups.values()
+        )
+        found = [first.address.recipe for first in firsts if first is not None and _names(name, first.address.recipe)]
         what = f"encoder {name!r}" if name else "encoder"
         return _only_one(found, what=what, url=self.url, name=lambda recipe: recipe.group_name)
 
@@ -103,9 +122,10 @@ class Store:
         AmbiguousSelection
             Several feature sets match.
         """
+        named = [path for path in self._paths if _is_at(path, encoder, dataset, split)]
         found = [
             entry
-            for entry in self._entries
+            for entry in self._entries_at(named)
             if _names(encoder, entry.address.recipe)
             and dataset in (None, entry.dataset_group)
             and split in (None, entry.address.split)
@@ -179,10 +199,14 @@ class FeatureSet:
     def commits(self) -> tuple[Commit, ...]:
         """The commit record of each part, whole: with the size and checksum of every object, read from the part."""
         records = {segment.commit.part: segment.commit for segment in self.segments}
-        return tuple(
-            commit if commit.objects else read_commit(self._objects, self.path, part) or commit
-            for part, commit in records.items()
-        )
+        bare = [part for part, commit in records.items() if not commit.objects]
+        whole = dict(zip(bare, read_commits(self._objects, self.path, bare), strict=True))
+        return tuple(whole.get(part) or commit for part, commit in records.items())
+
+    @property
+    def store_url(self) -> str:
+        """Where its store is."""
+        return self._objects.url
 
     @property
     def path(self) -> str:
@@ -276,6 +300,8 @@ class FeatureSet:
             raise UnknownFeatureSet(
                 f"{self.path} holds utterance vectors only: extract it again with `--frames always` for its frames"
             )
+        fetch_ahead(self._runs, "frame_offsets")
+        fetch_ahead(self._runs, "frames")
         return Frames(self._runs)
 
     @cached_property
@@ -376,10 +402,12 @@ class FeatureSet:
         return utterance_as_dask(self, self._runs)
 
     def _strings(self, name: str) -> NDArray[np.object_]:
+        fetch_ahead(self._runs, name)
         pieces = [run.part.strings(name)[run.start : run.stop] for run in self._runs]
         return np.concatenate(pieces) if len(pieces) > 1 else pieces[0]
 
     def _rows(self, name: str) -> WindowRows:
+        fetch_ahead(self._runs, name)
         return WindowRows(self._runs, name)
 
     def __repr__(self) -> str:
@@ -410,6 +438,16 @@ def _table_row(fs: FeatureSet) -> tuple[str, ...]:
     names = (fs.recipe.group_name, fs.dataset, fs.split)
     frames = f"{fs.n_frames:,}" if fs.has_frames else "-"
     return (*names, f"{fs.n_clips:,}", f"{len(fs):,}", str(fs.recipe.dim), frames, f"{fs.audio_seconds / 3600:.2f}")
+
+
+def _is_at(path: str, encoder: str | None, dataset: str | None, split: str | None) -> bool:
+    """Whether the names of a split's groups are those asked for."""
+    group, its_dataset, its_split = path.split("/")
+    return (
+        encoder in (None, group, group.rpartition("@")[0])
+        and dataset in (None, its_dataset)
+        and split in (None, its_split)
+    )
 
 
 def _names(asked: str | None, recipe: Recipe) -> bool:

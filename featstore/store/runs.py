@@ -15,34 +15,51 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featstore.errors import DamagedPart
+from featstore.store.cache import CachedPart, fetch_array
 from featstore.store.codecs import decode_strings
+from featstore.store.format import GROUP_DOCUMENT, Commit
 from featstore.store.objects import Objects
-from featstore.store.rows import Rows, open_rows
+from featstore.store.rows import Rows, open_remote_rows, open_rows
 
 if TYPE_CHECKING:
     from featstore.store.catalogue import SplitEntry
 
-__all__ = ["Part", "Run", "WindowRows", "runs_of"]
+__all__ = ["Part", "Run", "WindowRows", "fetch_ahead", "runs_of"]
 
 
 class Part:
     """Arrays of one part, opened when they are first asked for."""
 
-    def __init__(self, objects: Objects, path: str) -> None:
+    def __init__(self, objects: Objects, path: str, commit: Commit) -> None:
         self._objects = objects
         self._path = path
         self._opened: dict[str, Rows] = {}
+        self.copy = CachedPart(objects, path, commit) if objects.root is None else None
 
     def rows(self, name: str) -> Rows:
-        """A numeric array."""
+        """A numeric array: of a remote part a copy of it, but frames, of which only what is asked for is read."""
         if name not in self._opened:
-            self._opened[name] = open_rows(self._objects, f"{self._path}/{name}")
+            self._opened[name] = self._open(name)
         return self._opened[name]
+
+    def _open(self, name: str) -> Rows:
+        if self.copy is None:
+            return open_rows(self._objects, f"{self._path}/{name}")
+        self.copy.fetch(name)
+        if name != "frames":
+            return open_rows(self.copy.local, name)
+        sizes = {key: entry.size for key, entry in self.copy.commit.objects.items()}
+        document = self.copy.local.read(f"{name}/{GROUP_DOCUMENT}")
+        return open_remote_rows(self._objects, f"{self._path}/{name}", document, lambda key: sizes[f"{name}/{key}"])
 
     def strings(self, name: str) -> NDArray[np.object_]:
         """An array of strings, object (rows,)."""
         path = f"{self._path}/{name}"
-        chunk = self._objects.read(f"{path}/c/0")
+        if self.copy is None:
+            chunk = self._objects.read(f"{path}/c/0")
+        else:
+            self.copy.fetch(name)
+            chunk = self.copy.local.read(f"{name}/c/0")
         if chunk is None:
             return np.empty(0, dtype=object)
         try:
@@ -72,13 +89,22 @@ def runs_of(objects: Objects, entry: SplitEntry) -> tuple[Run, ...]:
     runs: list[Run] = []
     for segment in entry.segments:
         name = segment.commit.part
-        part = parts.setdefault(name, Part(objects, f"{entry.path}/{name}"))
+        if name not in parts:
+            parts[name] = Part(objects, f"{entry.path}/{name}", segment.commit)
+        part = parts[name]
         stop = segment.start + segment.member.windows
         if runs and runs[-1].part is part and runs[-1].stop == segment.start:
             runs[-1] = Run(part, runs[-1].start, stop)
         else:
             runs.append(Run(part, segment.start, stop))
     return tuple(runs)
+
+
+def fetch_ahead(runs: Sequence[Run], array: str) -> None:
+    """Have an array of all parts on this machine before it is read part by part; nothing to do of a local store."""
+    copies = {id(run.part): run.part.copy for run in runs}
+    if wanted := [copy for copy in copies.values() if copy is not None]:
+        fetch_array(wanted, array)
 
 
 class WindowRows:

@@ -15,21 +15,49 @@ from __future__ import annotations
 import os
 import secrets
 import socket
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from featstore.errors import DamagedPart, StoreError
 from featstore.records import Recipe
-from featstore.store.catalogue import check_root, group_names, split_commits
+from featstore.store.catalogue import SplitState, check_root, group_names, look_at_split, read_commits
 from featstore.store.documents import SplitAddress, read_document, write_document
 from featstore.store.faults import fault_point
-from featstore.store.format import GROUP_DOCUMENT, Segment, Writing, counted_segments, is_group_name, part_stem
+from featstore.store.format import (
+    FORMAT_VERSION,
+    GROUP_DOCUMENT,
+    Commit,
+    DamagedDocument,
+    Segment,
+    Writing,
+    counted_segments,
+    is_group_name,
+    part_stem,
+    seal,
+)
 from featstore.store.objects import Objects, open_objects
 from featstore.store.part import PartWriter, process_started, telling_what_to_do
 
-__all__ = ["SplitWriter", "open_split_writer"]
+__all__ = ["SplitWriter", "is_split_begun", "open_split_writer", "open_split_writer_at"]
 
 _FOREIGN_WRITER_IS_DEAD_AFTER = timedelta(hours=24)
+
+
+def open_split_writer_at(objects: Objects, address: SplitAddress) -> SplitWriter:
+    """Open, and where needed make, the feature set at an address. Errors as of `open_split_writer`."""
+    with telling_what_to_do(objects):
+        if objects.root is None and (content := _own_document(objects, address)) is not None:
+            return SplitWriter(objects, address, document=content)
+        documents = address.documents()
+        if not group_names(objects, "") and objects.read(GROUP_DOCUMENT) is None:
+            write_document(objects, "", documents[""])
+        check_root(objects)
+        for path, content in documents.items():
+            if read_document(objects, path) is None:
+                write_document(objects, path, content)
+    return SplitWriter(objects, address)
 
 
 def open_split_writer(
@@ -51,41 +79,77 @@ def open_split_writer(
             raise StoreError(f"a {kind} may have letters, digits and . _ + @ = - in its name: got {name!r}")
     objects = open_objects(url)
     address = SplitAddress(recipe=recipe, spec=spec, dataset=dataset, crop_seconds=crop_seconds, split=split)
-    with telling_what_to_do(objects):
-        documents = address.documents()
-        if not group_names(objects, "") and objects.read(GROUP_DOCUMENT) is None:
-            write_document(objects, "", documents[""])
-        check_root(objects)
-        for path, content in documents.items():
-            if read_document(objects, path) is None:
-                write_document(objects, path, content)
-    return SplitWriter(objects, address)
+    return open_split_writer_at(objects, address)
+
+
+def _own_document(objects: Objects, address: SplitAddress) -> dict[str, Any] | None:
+    """The split's document, where it says all that those above it do: a server need not be asked for these."""
+    try:
+        content = read_document(objects, address.path)
+        if content is None or content.get("format") != FORMAT_VERSION:
+            return None
+        return content if SplitAddress.from_document(content).path == address.path else None
+    except (DamagedPart, DamagedDocument):
+        return None  # what reads it next says so
+
+
+def is_split_begun(url: str, *, recipe: Recipe, dataset: str, crop_seconds: float | None, split: str) -> bool:
+    """Whether the store at `url`, as it is seen from here, has the feature set that somebody opened for writing."""
+    address = SplitAddress(recipe=recipe, spec="", dataset=dataset, crop_seconds=crop_seconds, split=split)
+    return read_document(open_objects(url), address.path) is not None
 
 
 class SplitWriter:
     """The feature set of one split, open for writing."""
 
-    def __init__(self, objects: Objects, address: SplitAddress) -> None:
+    def __init__(self, objects: Objects, address: SplitAddress, *, document: dict[str, Any] | None = None) -> None:
         self._objects = objects
         self._address = address
+        self._document = document  # as it was a moment ago, for the first look at the split alone
+        self._written: dict[str, Commit] = {}
+        self._is_catalogued = False
 
     @property
     def path(self) -> str:
         """Path of the split's group in the store."""
         return self._address.path
 
+    @property
+    def is_catalogued(self) -> bool:
+        """Whether the catalogue said just what there was, when this writer last looked."""
+        return self._is_catalogued
+
+    def begin_run(self) -> dict[str, Segment]:
+        """Sweep, and say what counts for each shard: one look at the split, two requests of a server, answers both."""
+        document, self._document = self._document or read_document(self._objects, self.path), None
+        state = self._look(document)
+        self._sweep(state)
+        return _by_shard(state.commits)
+
     def committed(self) -> dict[str, Segment]:
         """What counts for each shard, by shard name."""
-        segments = counted_segments(split_commits(self._objects, self.path))
-        return {segment.member.shard.name: segment for segment in segments}
+        return _by_shard(self._look(read_document(self._objects, self.path)).commits)
+
+    def _look(self, document: dict[str, Any] | None, *, without: Collection[str] = ()) -> SplitState:
+        state = look_at_split(self._objects, self.path, document, without=without, also_known=self._written)
+        self._is_catalogued = state.catalogued
+        return state
 
     def begin_part(self, shard: str) -> PartWriter:
         """Start the part of a shard."""
         part = f"{part_stem(shard)}.{secrets.token_hex(4)}"
         address = self._address
         return PartWriter(
-            self._objects, f"{self.path}/{part}", recipe=address.recipe, crop_seconds=address.crop_seconds
+            self._objects,
+            f"{self.path}/{part}",
+            recipe=address.recipe,
+            crop_seconds=address.crop_seconds,
+            on_commit=self._remember,
         )
+
+    def _remember(self, commit: Commit) -> None:
+        """Keep what a commit says for the catalogue, without its seals, rather than read it back."""
+        self._written[commit.part] = replace(commit, objects={})
 
     def sweep(self) -> tuple[str, ...]:
         """Delete what counts for nothing: superseded parts, and orphans of writers that are gone.
@@ -95,15 +159,21 @@ class SplitWriter:
         tuple of str
             Names of what was deleted.
         """
-        commits = {commit.part: commit for commit in split_commits(self._objects, self.path)}
+        return self._sweep(self._look(read_document(self._objects, self.path)))
+
+    def _sweep(self, state: SplitState) -> tuple[str, ...]:
+        commits = {commit.part: commit for commit in state.commits}
         counted = {segment.commit.part for segment in counted_segments(commits.values())}
-        names = group_names(self._objects, self.path)
-        superseded = [name for name in names if name in commits and name not in counted]
-        unknown = [name for name in names if name not in commits]
+        superseded = [name for name in state.names if name in commits and name not in counted]
+        unknown = [name for name in state.names if name not in commits]
         orphans = [name for name in unknown if _is_abandoned(self._objects, f"{self.path}/{name}")]
         self.delete((*superseded, *orphans))
         fault_point("swept")
         return (*superseded, *orphans)
+
+    def adopt(self, commit: Commit) -> None:
+        """Count a part that was committed here by other means than `begin_part`."""
+        self._remember(commit)
 
     def delete(self, parts: Iterable[str]) -> None:
         """Delete parts, so that at no moment a half of one looks whole."""
@@ -121,10 +191,29 @@ class SplitWriter:
 
         Parts named in `without` are neither read nor listed.
         """
-        commits = split_commits(self._objects, self.path, without=frozenset(without))
-        with telling_what_to_do(self._objects):
-            write_document(self._objects, self.path, self._address.split_document(commits))
-        fault_point("catalogue-written")
+        leave_out = frozenset(without)
+        while True:
+            document = read_document(self._objects, self.path)
+            state = self._look(document, without=leave_out)
+            content = self._address.split_document(state.commits)
+            if document != content:
+                with telling_what_to_do(self._objects):
+                    self._objects.write(f"{self.path}/{GROUP_DOCUMENT}", seal(content))
+            fault_point("catalogue-written")
+            # Another writer may have committed since that listing, and written its catalogue before this one was: of
+            # all writers the last looks once more, so that its catalogue lists every part there is.
+            if document == content or self._is_whole(state, leave_out):
+                self._is_catalogued = True
+                return
+
+    def _is_whole(self, state: SplitState, leave_out: Collection[str]) -> bool:
+        """Whether no part was committed since `state`; parts in the making are passed over."""
+        new = set(group_names(self._objects, self.path)) - set(state.names) - set(leave_out)
+        return not any(read_commits(self._objects, self.path, sorted(new)))
+
+
+def _by_shard(commits: Iterable[Commit]) -> dict[str, Segment]:
+    return {segment.member.shard.name: segment for segment in counted_segments(commits)}
 
 
 def _is_abandoned(objects: Objects, path: str) -> bool:
@@ -133,6 +222,8 @@ def _is_abandoned(objects: Objects, path: str) -> bool:
         content = read_document(objects, path)
     except DamagedPart:
         return False  # `verify --repair` decides about damage
+    if content is not None and "commit" in content:
+        return False  # it was committed after the look that took it for an orphan
     if content is None or "writing" not in content:
         # A writer's document comes before its arrays, and goes before them. Arrays without a document are what a killed
         # deletion left; a group with nothing in it yet may be a writer that is just beginning.

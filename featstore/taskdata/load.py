@@ -18,7 +18,7 @@ from featstore.taskdata.targets import Targets, read_targets
 
 if TYPE_CHECKING:
     from featstore.manifest import Manifest
-    from featstore.store import Store
+    from featstore.store import FeatureSet, Store
 
 __all__ = ["SHORTEST_SECONDS", "TaskData", "check_round", "load_task"]
 
@@ -43,6 +43,10 @@ class TaskData:
         Of clips.
     features : mapping
         Name of a feature set -> content hash of what was read.
+    sets : tuple of FeatureSet
+        Those whose windows follow one another in ``X``.
+    members : mapping
+        Name of a feature set -> int64 (n,), its clips; in the order of ``sets``.
     left_out : tuple of SkippedClip
         Clips that are not in the store, each with its reason.
     """
@@ -57,6 +61,8 @@ class TaskData:
     targets: Targets
     rounds: tuple[Round, ...]
     features: Mapping[str, str]
+    sets: tuple[FeatureSet, ...]
+    members: Mapping[str, NDArray[np.int64]]
     left_out: tuple[SkippedClip, ...]
 
     @property
@@ -129,6 +135,8 @@ def load_task(
         targets=targets,
         rounds=rounds,
         features=pool.features,
+        sets=pool.sets,
+        members=pool.members,
         left_out=pool.left_out,
     )
 

@@ -49,3 +49,34 @@ def test_frames_of_many_times_the_memory_allowed_are_read_batch_by_batch(tmp_pat
     )
     expected = sum(int(each.frames.view(np.uint16).sum(dtype=np.uint64)) for each in windows)
     assert child.stdout.splitlines() == [f"{WINDOWS * FRAMES} {expected}", "and all at once they do not fit"], child
+
+
+MANY_PARTS = """
+import resource, sys
+import featstore
+
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+fs = featstore.open(sys.argv[1]).select()
+rows = fs.utterance_rows
+for _ in range(2):
+    print(rows.take(range(len(fs))).sum(axis=0).tolist())
+first = rows.slice(0, 1)
+rows.take(range(len(fs)))
+print((first == fs.utterance[:1]).all())
+"""
+
+
+def test_a_set_of_more_parts_than_a_process_may_open_files_is_read_row_by_row(tmp_path):
+    writer = split_writer(tmp_path / "s.zarr", dim=4)
+    windows = [window(f"k{at}", n_frames=2, seed=at, dim=4) for at in range(80)]
+    for at, each in enumerate(windows):
+        write_part(writer, f"{at:03d}.tar", [each])
+    child = subprocess.run(
+        [sys.executable, "-c", MANY_PARTS, str(tmp_path / "s.zarr")],
+        env=handmade.environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    total = np.stack([each.utterance for each in windows]).sum(axis=0).tolist()
+    assert child.stdout.splitlines() == [str(total), str(total), "True"], child

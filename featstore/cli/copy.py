@@ -1,0 +1,55 @@
+"""`featstore copy`: feature sets from one store to another."""
+
+from __future__ import annotations
+
+import click
+
+from featstore.cli.options import emit_json, json_option
+
+__all__ = ["copy"]
+
+
+@click.command()
+@click.argument("source", metavar="SRC")
+@click.argument("target", metavar="DST")
+@click.option("--only", type=click.Choice(["utterance"]), help="Leave the frames where they are.")
+@click.option("--encoder", metavar="NAME", help="Only of this encoder (`logmel`, or `logmel@3f9c2a71`).")
+@click.option("--dataset", metavar="NAME", help="Only of this dataset (`words`, or `words+crop5s`).")
+@click.option("--split", metavar="NAME", help="Only this split or fold.")
+@json_option
+def copy(
+    *,
+    source: str,
+    target: str,
+    only: str | None,
+    encoder: str | None,
+    dataset: str | None,
+    split: str | None,
+    as_json: bool,
+) -> None:
+    """Copy feature sets from the store SRC to the store DST: folders, or URLs of any kind.
+
+    Every object is checked on its way, and a part is there whole or not at all: a copy that was interrupted goes on
+    where it was. What DST has already is not copied again.
+    """
+    from featstore.cli.console import counting
+    from featstore.store.copying import copy_store
+
+    with counting("parts in place") as tick:
+        records = copy_store(
+            source,
+            target,
+            only="utterance" if only else "everything",
+            encoder=encoder,
+            dataset=dataset,
+            split=split,
+            on_part=lambda _: tick(),
+        )
+    if as_json:
+        emit_json(records)
+        return
+    for record in records:
+        click.echo(
+            f"{record.path}: {record.copied:,} of {record.parts:,} parts copied ({record.bytes / 1e6:,.1f} MB), "
+            f"{record.there:,} there already"
+        )

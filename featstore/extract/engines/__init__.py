@@ -1,0 +1,151 @@
+"""Engines: where the shards of a run are encoded. In this process, in one process for each device, or on Ray.
+
+A run plans, an engine encodes, and the run writes down what came of it. Each engine is imported when it is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from featstore.errors import UsageError
+
+if TYPE_CHECKING:
+    from featstore.encoders.outputs import Pool
+    from featstore.extract.pipeline import EncodeResult
+    from featstore.extract.progress import Progress
+    from featstore.extract.run import ExtractOptions
+    from featstore.extract.work import EncodeJob, EncoderCard, StaleShard
+
+__all__ = ["EncoderRequest", "Engine", "open_engine"]
+
+_ATTEMPTS = 2
+_ATTEMPTS_ON_RAY = 3  # a node that is taken away is nobody's fault
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncoderRequest:
+    """Which encoder to load: the parameters of `featstore.encoders.load_encoder`.
+
+    ``folder`` is where relative paths begin, of the encoder, the shards and the store alike.
+    """
+
+    spec: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    layers: tuple[int | None, ...] = ()
+    pools: tuple[Pool, ...] = ()
+    trust_remote_code: bool = False
+    folder: str = field(default_factory=lambda: str(Path.cwd()))
+
+
+class Engine(Protocol):
+    """Encodes shards somewhere, with one encoder that it keeps loaded from job to job."""
+
+    def describe(self, options: ExtractOptions) -> EncoderCard:
+        """What the encoder is, and the recipes it will store under; it is loaded for that where it was not yet.
+
+        Raises
+        ------
+        EncoderError, EncoderContractError, UsageError
+            See `featstore.encoders.load_encoder`.
+        """
+
+    def encode(self, job: EncodeJob, shards: Sequence[StaleShard], *, progress: Progress) -> EncodeResult:
+        """Encode `shards` and commit them. Only `advance` and `shard_done` of `progress` are called, in this thread.
+
+        Raises
+        ------
+        EncoderContractError
+            The encoder's output is unusable; the message names the clip.
+        StoreError
+            The store cannot be written.
+        WorkerError
+            Workers died over and over.
+        """
+
+
+@contextmanager
+def open_engine(
+    request: EncoderRequest,
+    *,
+    device: str = "auto",
+    engine: Literal["local", "ray"] = "local",
+    ray_address: str | None = None,
+    cpus_per_worker: int | None = None,
+    local_rank: int | None = None,
+) -> Iterator[Engine]:
+    """Open an engine, to be handed to `featstore.extract.extract_task`; its workers end when it is left.
+
+    Parameters
+    ----------
+    request : EncoderRequest
+    device : str
+        ``auto``, ``cpu``, ``cuda`` or ``cuda:1``: this process encodes. ``all``, or several with commas between, such
+        as ``cuda:0,cuda:1``: a process for each.
+    engine : str
+        ``local``: this machine. ``ray``: a Ray cluster, with a worker for each GPU, or on each `cpus_per_worker` cores
+        where it has none or `device` is ``cpu``.
+    ray_address : str, optional
+        ``auto`` or ``host:port``; None starts a cluster on this machine.
+    cpus_per_worker : int, optional
+        Cores of a Ray worker; None picks.
+    local_rank : int, optional
+        Number of this process among those of its machine, where a scheduler has started several: its GPU.
+
+    Raises
+    ------
+    UsageError
+        A device or a cluster is not there.
+    """
+    if engine == "ray":
+        with _on_ray(request, device=device, address=ray_address, cpus_per_worker=cpus_per_worker) as opened:
+            yield opened
+        return
+    if ray_address is not None or cpus_per_worker is not None:
+        raise UsageError("--ray-address and --cpus-per-worker go with --engine ray")
+    from featstore.encoders.devices import pick_devices
+
+    devices = pick_devices(device, local_rank=local_rank)
+    if len(devices) == 1:
+        yield _local(request, device=devices[0])
+        return
+    from featstore.extract.engines.fleet import FleetEngine
+    from featstore.extract.engines.processes import Processes
+
+    with FleetEngine(Processes(request, devices=devices), attempts=_ATTEMPTS) as several:
+        yield several
+
+
+@contextmanager
+def _on_ray(
+    request: EncoderRequest, *, device: str, address: str | None, cpus_per_worker: int | None
+) -> Iterator[Engine]:
+    try:
+        from featstore.extract.engines.ray import RayWorkers, connected, seats
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            f"--engine ray needs {error.name}, which is not installed: pip install 'featstore[ray]'"
+        ) from error
+    from featstore.extract.engines.fleet import FleetEngine
+
+    with connected(address):
+        workers = RayWorkers(request, seats=seats(device=device, cpus_per_worker=cpus_per_worker))
+        with FleetEngine(workers, attempts=_ATTEMPTS_ON_RAY) as engine:
+            yield engine
+
+
+def _local(request: EncoderRequest, *, device: str) -> Engine:
+    from featstore.encoders import load_encoder
+    from featstore.extract.engines.local import LocalEngine
+
+    encoder = load_encoder(
+        request.spec,
+        arguments=request.arguments,
+        layers=request.layers,
+        pools=request.pools,
+        trust_remote_code=request.trust_remote_code,
+    )
+    return LocalEngine(encoder, device=device)

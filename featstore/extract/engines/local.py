@@ -1,0 +1,36 @@
+"""Encodes in this process, on one device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from featstore.extract.pipeline import EncodeResult
+from featstore.extract.progress import Progress
+from featstore.extract.work import EncodeJob, EncoderCard, StaleShard, Workplace, cores
+
+if TYPE_CHECKING:
+    from featstore.encoders.running import Encoder
+    from featstore.extract.run import ExtractOptions
+
+__all__ = ["LocalEngine"]
+
+
+class LocalEngine:
+    """An encoder of this process."""
+
+    def __init__(self, encoder: Encoder, *, device: str) -> None:
+        self._workplace = Workplace(encoder, device=device, cores=cores())
+
+    def describe(self, options: ExtractOptions) -> EncoderCard:
+        """Of the encoder that was given."""
+        return self._workplace.card(options)
+
+    def encode(self, job: EncodeJob, shards: Sequence[StaleShard], *, progress: Progress) -> EncodeResult:
+        """Encode one shard after another."""
+        return self._workplace.encode(
+            job,
+            tuple(each.shard for each in shards),
+            stale={each.shard.name: each for each in shards},
+            progress=progress,
+        )

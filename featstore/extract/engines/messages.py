@@ -1,0 +1,140 @@
+"""What a fleet's chief tells its workers, and what they say of it. Everything here is pickled on its way."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from featstore.extract.pipeline import EncodeSettings, StageTimes
+from featstore.extract.work import EncodeJob, EncoderCard, StaleShard
+from featstore.store import Commit
+
+if TYPE_CHECKING:
+    from featstore.extract.run import ExtractOptions
+
+__all__ = [
+    "Advanced",
+    "Begin",
+    "Describe",
+    "Described",
+    "Encoded",
+    "Ended",
+    "Event",
+    "Failed",
+    "Gone",
+    "Message",
+    "NoMore",
+    "Quit",
+    "Settled",
+    "Take",
+    "Wants",
+]
+
+
+# --- to a worker ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Describe:
+    """Load the encoder, and say what it is under these options."""
+
+    options: ExtractOptions
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Begin:
+    """Encode shards of this job. ``number`` tells one job from another."""
+
+    number: int
+    job: EncodeJob
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Take:
+    """Encode this shard: the answer to `Wants`."""
+
+    shard: StaleShard
+
+
+@dataclass(frozen=True, slots=True)
+class NoMore:
+    """The job has no more shards: the other answer to `Wants`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Quit:
+    """Give up what is not committed, and end."""
+
+
+Message = Describe | Begin | Take | NoMore | Quit
+
+
+# --- from a worker ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Described:
+    """The answer to `Describe`."""
+
+    card: EncoderCard
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wants:
+    """The worker has read its last shard to the end, and would read the next."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Advanced:
+    """So many more clips have been encoded or left out."""
+
+    clips: int
+    audio_seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Encoded:
+    """A shard has been encoded; its commit is on its way."""
+
+    number: int
+    name: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settled:
+    """A shard has been committed, a part for each output; or it broke, and `broken` says why."""
+
+    number: int
+    name: str
+    commits: Mapping[int, Commit]
+    broken: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """All shards of the job that this worker took are settled."""
+
+    number: int
+    times: StageTimes
+    settings: EncodeSettings | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failed:
+    """What was asked for cannot be done, here or anywhere."""
+
+    error: BaseException
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gone:
+    """The worker has died; its fleet says so, and nothing comes from that worker any more."""
+
+    why: str
+    advice: str
+
+
+Event = Described | Wants | Advanced | Encoded | Settled | Ended | Failed | Gone

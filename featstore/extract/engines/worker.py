@@ -1,0 +1,254 @@
+"""A worker of a fleet: loads the encoder once, then encodes shards as they are handed to it.
+
+It is told things through `tell`, by any thread, and says things through the callable it was made with. What carries
+the two, a pipe or Ray, is not its concern.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import queue
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+
+from featstore.errors import EncoderError, FeatstoreError, ShardError
+from featstore.extract.engines import EncoderRequest
+from featstore.extract.engines.messages import (
+    Advanced,
+    Begin,
+    Describe,
+    Described,
+    Encoded,
+    Ended,
+    Event,
+    Failed,
+    Message,
+    Quit,
+    Settled,
+    Take,
+    Wants,
+)
+from featstore.extract.progress import Silent
+from featstore.extract.shards import AnyShard
+from featstore.extract.work import StaleShard, Workplace
+from featstore.store import Commit
+
+__all__ = ["Worker", "WorkerSettings"]
+
+_ADVANCE_EVERY_SECONDS = 0.2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerSettings:
+    """Where a worker encodes: on which device, and with how many of the machine's cores."""
+
+    device: str
+    cores: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Close:
+    """The feed of that job hands out no more."""
+
+    number: int
+
+
+class _Abandoned(Exception):
+    """The worker is to end, and what it encodes is of no use any more."""
+
+
+class Worker:
+    """Encodes for a fleet. `run` is its life; everything else is called by other threads."""
+
+    def __init__(self, request: EncoderRequest, settings: WorkerSettings, *, say: Callable[[Event], None]) -> None:
+        self._request = request
+        self._settings = settings
+        self._say = say
+        self._inbox: queue.SimpleQueue[Message | _Close] = queue.SimpleQueue()
+        self._quitting = threading.Event()
+        self.is_encoding = False
+
+    def tell(self, message: Message) -> None:
+        """Hand over a message. `Quit` is heard at once, whatever waits before it."""
+        if isinstance(message, Quit):
+            self._quitting.set()
+        self._inbox.put(message)
+
+    def run(self) -> None:
+        """Load the encoder and do as told, until told to quit."""
+        try:
+            self._live()
+        except _Abandoned:
+            return
+        except Exception as error:  # noqa: BLE001 - whatever it is, the chief raises it where the user sees it
+            self._say(Failed(error=_fit_to_travel(error)))
+
+    def _live(self) -> None:
+        workplace = self._load()
+        while True:
+            message = self._inbox.get()
+            if isinstance(message, Quit):
+                return
+            if isinstance(message, Describe):
+                self._say(Described(card=workplace.card(message.options)))
+            elif isinstance(message, Begin):
+                self._encode(workplace, message)
+
+    def _load(self) -> Workplace:
+        import torch
+
+        from featstore.encoders import load_encoder
+
+        request = self._request
+        if not Path(request.folder).is_dir():
+            raise EncoderError(
+                f"a worker has no folder {request.folder}, from which the command was run and where its relative paths "
+                "lead: run the command from a folder that every node has"
+            )
+        os.chdir(request.folder)
+        torch.set_num_threads(self._settings.cores)
+        if ":" in self._settings.device:
+            torch.cuda.set_device(self._settings.device)  # else each would hold some of the first GPU
+        encoder = load_encoder(
+            request.spec,
+            arguments=request.arguments,
+            layers=request.layers,
+            pools=request.pools,
+            trust_remote_code=request.trust_remote_code,
+        )
+        return Workplace(encoder, device=self._settings.device, cores=self._settings.cores)
+
+    def _encode(self, workplace: Workplace, begin: Begin) -> None:
+        workplace.check(begin.job)
+        self.is_encoding = True
+        feed = _Feed(begin.number, inbox=self._inbox, say=self._say)
+        reporting = _Reporting(say=self._say, quitting=self._quitting)
+
+        def settled(shard: AnyShard, outcome: Future[Mapping[int, Commit] | ShardError]) -> None:
+            feed.last_done = time.perf_counter()
+            reporting.flush()  # what is counted from here on is of the next shard
+            if not _is_broken(outcome):
+                self._say(Encoded(number=begin.number, name=shard.name))
+            outcome.add_done_callback(lambda done: self._settled(begin.number, shard, done, feed))
+
+        result = workplace.encode(begin.job, feed, stale=feed.taken, progress=reporting, settled=settled)
+        self.is_encoding = False
+        reporting.flush()
+        result.times.wait_clips = max(0.0, result.times.wait_clips - feed.idle_seconds)
+        self._say(Ended(number=begin.number, times=result.times, settings=result.settings))
+
+    def _settled(
+        self, number: int, shard: AnyShard, done: Future[Mapping[int, Commit] | ShardError], feed: _Feed
+    ) -> None:
+        if done.cancelled() or done.exception() is not None:
+            feed.close()  # it is raised where the shard is encoded, which may be waiting for the next
+            return
+        outcome = done.result()
+        broken = isinstance(outcome, ShardError)
+        self._say(
+            Settled(
+                number=number,
+                name=shard.name,
+                commits={} if isinstance(outcome, ShardError) else outcome,
+                broken=str(outcome) if broken else "",
+            )
+        )
+
+
+class _Feed:
+    """Shards as the chief hands them out: each is asked for when the one before has been read to its end.
+
+    Attributes
+    ----------
+    taken : dict
+        What was handed out, by name.
+    last_done : float
+        When the last shard had been encoded, by `time.perf_counter`; set from outside.
+    idle_seconds : float
+        How long there was nothing left to encode, at the end, while others were still at work.
+    """
+
+    def __init__(
+        self, number: int, *, inbox: queue.SimpleQueue[Message | _Close], say: Callable[[Event], None]
+    ) -> None:
+        self.taken: dict[str, StaleShard] = {}
+        self._number = number
+        self._inbox = inbox
+        self._say = say
+        self._closed = False
+        self.last_done = time.perf_counter()
+        self.idle_seconds = 0.0
+
+    def __iter__(self) -> Iterator[AnyShard]:
+        """Ask, wait, hand on."""
+        while not self._closed:
+            self._say(Wants(number=self._number))
+            message = self._answer()
+            if isinstance(message, Quit):
+                self._inbox.put(message)  # for whoever looks next
+            if not isinstance(message, Take):
+                self.idle_seconds = max(0.0, time.perf_counter() - self.last_done)
+                return
+            self.taken[message.shard.shard.name] = message.shard
+            yield message.shard.shard
+
+    def _answer(self) -> Message | _Close:
+        while isinstance(message := self._inbox.get(), _Close) and message.number != self._number:
+            pass  # an earlier job's, which had ended by itself
+        return message
+
+    def close(self) -> None:
+        """End the wait for an answer."""
+        self._closed = True
+        self._inbox.put(_Close(self._number))
+
+
+class _Reporting(Silent):
+    """Tells of clips a few times a second: thousands may go by."""
+
+    def __init__(self, *, say: Callable[[Event], None], quitting: threading.Event) -> None:
+        self._say = say
+        self._quitting = quitting
+        self._clips = 0
+        self._audio_seconds = 0.0
+        self._said = time.monotonic()
+
+    def advance(self, *, clips: int, audio_seconds: float) -> None:
+        """Count; and leave what is being encoded if the worker is to end."""
+        if self._quitting.is_set():
+            raise _Abandoned
+        self._clips += clips
+        self._audio_seconds += audio_seconds
+        if time.monotonic() - self._said >= _ADVANCE_EVERY_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Tell what was counted."""
+        if self._clips:
+            self._say(Advanced(clips=self._clips, audio_seconds=self._audio_seconds))
+        self._clips, self._audio_seconds, self._said = 0, 0.0, time.monotonic()
+
+
+def _is_broken(outcome: Future[Mapping[int, Commit] | ShardError]) -> bool:
+    return outcome.done() and outcome.exception() is None and isinstance(outcome.result(), ShardError)
+
+
+def _fit_to_travel(error: Exception) -> BaseException:
+    """The error itself where it survives pickling; with where it was raised, which a pickled error forgets."""
+    where = "".join(traceback.format_exception(error))
+    sent: BaseException = error
+    try:
+        survives = type(pickle.loads(pickle.dumps(error))) is type(error)
+    except Exception:  # noqa: BLE001 - somebody's own exception may fail in any way
+        survives = False
+    if not survives:
+        told = " ".join(str(error).split())
+        sent = FeatstoreError(f"a worker failed: {type(error).__name__}: {told}")
+    sent.add_note(f"In a worker:\n{where}")
+    return sent

@@ -1,0 +1,353 @@
+"""What one worker does: an encoder on its device, and the shards of one job after another encoded there.
+
+Everything a job says can be pickled: the worker may be this process, another, or one on another machine.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import socket
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from featstore import __version__
+from featstore.errors import EncoderError, ShardError, StoreError, UsageError
+from featstore.extract.audio import RESAMPLER
+from featstore.extract.batches import PENDING_BATCHES, Batcher, FileOrderBatcher, LengthBatcher
+from featstore.extract.pipeline import EncodeResult, EncodeSettings, PartTarget, encode_shards
+from featstore.extract.progress import Progress
+from featstore.extract.shards import AnyShard
+from featstore.extract.stream import ShardFeed
+from featstore.extract.windows import Padding, plan_windows
+from featstore.records import Recipe
+from featstore.store import FORMAT_VERSION, Commit, SplitWriter, is_split_begun, open_split_writer
+
+if TYPE_CHECKING:
+    from featstore.encoders.outputs import Output
+    from featstore.encoders.running import Encoder, EncoderRun
+    from featstore.extract.run import ExtractOptions
+
+__all__ = [
+    "EncodeJob",
+    "EncoderCard",
+    "KeptOutput",
+    "OutputCard",
+    "StaleShard",
+    "Workplace",
+    "card_of",
+    "cores",
+    "plan_recipe",
+    "software_versions",
+]
+
+XARES_BATCH = 16
+CPU_BATCH_SECONDS, WEIGHTLESS_BATCH_SECONDS = 16.0, 64.0
+USUAL_WINDOW_SECONDS, MOST_BATCH_SECONDS = 5.0, 1280.0
+_MOST_DECODE_THREADS = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputCard:
+    """One output of an encoder: the recipe it is stored under, and how it is named on the command line."""
+
+    recipe: Recipe
+    spec: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncoderCard:
+    """What a run must know of an encoder that may be loaded elsewhere, under its options.
+
+    ``featstore`` is the version that would encode: two versions may make two numbers of one recipe.
+    """
+
+    name: str
+    outputs: tuple[OutputCard, ...]
+    featstore: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeptOutput:
+    """An output as a task keeps it."""
+
+    recipe: Recipe
+    spec: str
+    frames_stored: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncodeJob:
+    """One split of one task, to be encoded: all that a worker must know beside its encoder and the shards."""
+
+    card: EncoderCard
+    outputs: tuple[KeptOutput, ...]
+    options: ExtractOptions
+    frames_wanted: bool
+    store_url: str
+    data_folder: Path | str
+    dataset: str
+    crop_seconds: float | None
+    split: str
+
+    def open_writer(self, output: KeptOutput) -> SplitWriter:
+        """Open the feature set that an output goes to, and make it where it is not there."""
+        return open_split_writer(
+            self.store_url,
+            recipe=output.recipe,
+            spec=output.spec,
+            dataset=self.dataset,
+            crop_seconds=self.crop_seconds,
+            split=self.split,
+        )
+
+    def is_begun(self, output: KeptOutput) -> bool:
+        """Whether that feature set is there, as it is once the run has opened it."""
+        return is_split_begun(
+            self.store_url,
+            recipe=output.recipe,
+            dataset=self.dataset,
+            crop_seconds=self.crop_seconds,
+            split=self.split,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StaleShard:
+    """A shard that the store lacks, and the outputs, by number, whose feature sets lack it."""
+
+    shard: AnyShard
+    outputs: tuple[int, ...]
+
+
+class Workplace:
+    """An encoder on its device.
+
+    Parameters
+    ----------
+    encoder : Encoder
+    device : str
+        ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
+    cores : int
+        Cores that are this worker's share: so many threads decode, at most 16, unless a job says otherwise.
+    """
+
+    def __init__(self, encoder: Encoder, *, device: str, cores: int) -> None:
+        self._encoder = encoder
+        self._device = device
+        self._cores = cores
+        self._started: tuple[tuple[str, bool], EncoderRun] | None = None
+        self._batch_seconds: dict[tuple[str, float, float | None], float] = {}
+        self._traced = False
+
+    def card(self, options: ExtractOptions) -> EncoderCard:
+        """What its encoder would be called and store under these options."""
+        return card_of(self._encoder, device=self._device, options=options)
+
+    def check(self, job: EncodeJob) -> None:
+        """Whether what is made here would be what the job means, and lie where it means.
+
+        Raises
+        ------
+        EncoderError
+            The encoder or featstore are others here.
+        ShardError, StoreError
+            The shards or the store are out of reach.
+        """
+        card = self.card(job.options)
+        here, there = ([output.recipe.group_name for output in each.outputs] for each in (card, job.card))
+        if card != job.card:
+            what = f"{here[0]} by featstore {card.featstore}", f"{there[0]} by featstore {job.card.featstore}"
+            raise EncoderError(
+                f"every worker must have the same encoder, files and featstore: on {socket.gethostname()} it is "
+                f"{what[0]}, where the run began {what[1]}"
+            )
+        if isinstance(job.data_folder, Path) and not job.data_folder.is_dir():
+            raise ShardError(
+                f"{socket.gethostname()} has no folder {job.data_folder}: every worker must reach --data by one path"
+            )
+        if not all(map(job.is_begun, job.outputs)):
+            raise StoreError(
+                f"{socket.gethostname()} does not see the store at {job.store_url} that the run has opened: every "
+                "worker must reach --store by one path or URL"
+            )
+
+    def encode(
+        self,
+        job: EncodeJob,
+        shards: Sequence[AnyShard] | ShardFeed,
+        *,
+        stale: Mapping[str, StaleShard],
+        progress: Progress,
+        settled: Callable[[AnyShard, Future[Mapping[int, Commit] | ShardError]], None] | None = None,
+    ) -> EncodeResult:
+        """Encode shards into the feature sets that lack them.
+
+        Parameters
+        ----------
+        stale : mapping
+            Every shard by name; it may grow until `shards` hands the shard out.
+        settled : callable, optional
+            Is told of each shard's commits as soon as they are on their way.
+        """
+        writers = [job.open_writer(output) for output in job.outputs]
+        rate = self._encoder.facts.sample_rate_hz
+        padding = Padding.parse(job.options.padding)
+
+        def targets(shard: AnyShard) -> tuple[PartTarget, ...]:
+            return tuple(
+                PartTarget(output=number, writer=writers[number], frames_stored=job.outputs[number].frames_stored)
+                for number in stale[shard.name].outputs
+            )
+
+        run = self._start(job)
+        with run.at_work(), self._watched(run, job.options):
+            batch_seconds = self._budget(run, job)
+            return encode_shards(
+                shards,
+                targets=targets,
+                encoder=run,
+                encoder_name=self._encoder.name,
+                plan=partial(
+                    plan_windows,
+                    crop_seconds=job.crop_seconds,
+                    padding=padding,
+                    sample_rate_hz=rate,
+                    longest_seconds=self._encoder.longest_window_seconds(job.options.max_window_seconds),
+                    input_seconds=self._encoder.facts.input_seconds,
+                ),
+                new_batcher=partial(_new_batcher, padding, budget_samples=round(batch_seconds * rate)),
+                settings=EncodeSettings(
+                    sample_rate_hz=rate,
+                    max_clip_seconds=job.options.max_clip_seconds,
+                    decode_threads=job.options.workers or min(_MOST_DECODE_THREADS, self._cores),
+                    device=self._device,
+                    batch_seconds=batch_seconds,
+                    versions=software_versions(),
+                ),
+                progress=progress,
+                settled=settled,
+            )
+
+    def _start(self, job: EncodeJob) -> EncoderRun:
+        """The encoder on its device: kept from job to job, for it learns what the device holds."""
+        recipe = job.outputs[0].recipe
+        key = (recipe.fingerprint, job.frames_wanted)
+        if job.options.compiled:
+            self._encoder.compile()
+        if self._started is None or self._started[0] != key:
+            self._started = (
+                key,
+                self._encoder.start(recipe, device=self._device, keep_frames=job.frames_wanted),
+            )
+        return self._started[1]
+
+    def _budget(self, run: EncoderRun, job: EncodeJob) -> float:
+        """Audio in a batch; what a GPU is busy with is measured once."""
+        key = (job.outputs[0].recipe.fingerprint, job.options.batch_seconds, job.crop_seconds)
+        if key not in self._batch_seconds:
+            self._batch_seconds[key] = _batch_seconds(self._encoder, run, job.options, crop_seconds=job.crop_seconds)
+        return self._batch_seconds[key]
+
+    @contextmanager
+    def _watched(self, run: EncoderRun, options: ExtractOptions) -> Iterator[None]:
+        """Trace the first batches that are ever encoded here, if that is asked for."""
+        if options.profile_path is None or self._traced:
+            yield
+            return
+        from featstore.encoders.profiling import traced
+
+        self._traced = True
+        with traced(run, options.profile_path):
+            yield
+
+
+def _batch_seconds(encoder: Encoder, run: EncoderRun, options: ExtractOptions, *, crop_seconds: float | None) -> float:
+    """Audio in a batch: what is asked for, what a GPU is measured to be busy with, or what is good on any CPU.
+
+    A CPU is as fast at any size (measured on a transformer), and what is batched with what decides the last bits: there
+    it is not left to a measurement.
+    """
+    if options.batch_seconds:
+        return options.batch_seconds
+    if run.batches_ahead == 0:
+        return CPU_BATCH_SECONDS if encoder.has_weights else WEIGHTLESS_BATCH_SECONDS
+    from featstore.encoders.budget import find_batch_seconds
+
+    longest = encoder.longest_window_seconds(options.max_window_seconds)
+    window = min(each for each in (crop_seconds, longest, USUAL_WINDOW_SECONDS) if each is not None)
+    if encoder.facts.input_seconds is not None:
+        window = encoder.facts.input_seconds
+    found = find_batch_seconds(
+        run,
+        sample_rate_hz=encoder.facts.sample_rate_hz,
+        window_seconds=window,
+        most_seconds=MOST_BATCH_SECONDS,
+    )
+    return found or window
+
+
+def card_of(encoder: Encoder, *, device: str, options: ExtractOptions) -> EncoderCard:
+    """What a run must know of an encoder on a device."""
+    return EncoderCard(
+        name=encoder.name,
+        outputs=tuple(
+            OutputCard(
+                recipe=plan_recipe(encoder, output, device=device, options=options), spec=encoder.spec_of(output)
+            )
+            for output in encoder.outputs
+        ),
+        featstore=__version__,
+    )
+
+
+def plan_recipe(encoder: Encoder, output: Output, *, device: str, options: ExtractOptions) -> Recipe:
+    """The recipe that an extraction with these options on this device stores one output under."""
+    return encoder.recipe(
+        padding=str(Padding.parse(options.padding)),
+        precision=_precision(options.precision, device, encoder),
+        frame_dtype=options.frame_dtype,
+        resampler=RESAMPLER,
+        format_version=FORMAT_VERSION,
+        max_window_seconds=options.max_window_seconds,
+        output=output,
+    )
+
+
+def software_versions() -> dict[str, str]:
+    """Versions of what made the numbers."""
+    names = ["featstore", "numpy", "soundfile", "soxr", "torch", "webdataset", "zarr"]
+    names += [name for name in ("dasheng", "transformers") if name in sys.modules]  # where an encoder came from them
+    versions = {"python": platform.python_version()}
+    for name in names:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:  # run from a checkout that was not installed
+            versions[name] = "unknown"
+    return versions
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _new_batcher(padding: Padding, *, budget_samples: int) -> Batcher:
+    if padding.kind == "xares":
+        return FileOrderBatcher(size=XARES_BATCH)
+    return LengthBatcher(budget_samples=budget_samples, pending_samples=PENDING_BATCHES * budget_samples)
+
+
+def _precision(asked: str, device: str, encoder: Encoder) -> str:
+    if asked == "tf32" and not device.startswith("cuda"):
+        raise UsageError(f"--precision tf32 is for GPUs, and this runs on {device}: use float32")
+    if asked != "auto":
+        return asked
+    return "bfloat16" if device.startswith("cuda") and encoder.has_weights else "float32"

@@ -1,0 +1,254 @@
+"""The one door of obstore: buckets of S3, Google Cloud Storage and Azure, and files of a web server."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
+
+from featstore.errors import RemoteError
+from featstore.remote.client import Patience, Remote, RemoteObject, missing_library, open_remote
+
+if TYPE_CHECKING:
+    from obstore.store import ObjectStore
+
+__all__ = ["BucketRemote", "open_bucket", "open_files"]
+
+_T = TypeVar("_T")
+_QUICK_TURNS = 2
+_runtime_of: dict[str, int] = {}  # the process that obstore's threads, which it has one set of, were started in
+_QUICK_SECONDS = 0.5
+_CREDENTIALS = {
+    "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; AWS_SKIP_SIGNATURE=true for a public bucket",
+    "gs": "GOOGLE_APPLICATION_CREDENTIALS; GOOGLE_SKIP_SIGNATURE=true for a public bucket",
+    "az": "AZURE_STORAGE_ACCOUNT_NAME with AZURE_STORAGE_ACCOUNT_KEY or AZURE_STORAGE_SAS_KEY",
+}
+
+
+def open_bucket(url: str, patience: Patience) -> BucketRemote:
+    """Open a bucket with the credentials of the environment."""
+    scheme = urlsplit(url).scheme
+    kind = {"s3a": "s3"}.get(scheme, scheme if scheme in ("s3", "gs") else "az")
+    try:
+        from obstore.exceptions import BaseError
+        from obstore.store import from_url
+    except ImportError as error:
+        raise missing_library(url, "obstore") from error
+    extra: dict[str, Any] = {}
+    if kind == "s3" and not _keys_in_environment():
+        extra["credential_provider"] = _credentials_of_boto3(url)
+    try:
+        store = from_url(url, **_manners(patience), **{name: value for name, value in extra.items() if value})
+    except (BaseError, ValueError) as error:
+        raise RemoteError(f"cannot open {url}: {_told(error)}; it wants {_CREDENTIALS[kind]}") from error
+    return BucketRemote(url, store, credentials=_CREDENTIALS[kind])
+
+
+def open_files(url: str, patience: Patience) -> BucketRemote:
+    """Open the files below a URL of a web server, for reading."""
+    try:
+        from obstore.store import HTTPStore
+    except ImportError as error:
+        raise missing_library(url, "obstore") from error
+    store = HTTPStore.from_url(url.rstrip("/"), **_manners(patience))
+    return BucketRemote(url, store, credentials="a URL that anybody may read")
+
+
+def _manners(patience: Patience) -> dict[str, Any]:
+    quiet = timedelta(seconds=patience.timeout_seconds)
+    return {
+        # A request may take as long as bytes keep coming: what ends it is silence.
+        "client_options": {
+            "allow_http": True,
+            "connect_timeout": min(quiet, timedelta(seconds=10)),
+            "read_timeout": quiet,
+            "timeout": max(quiet, timedelta(minutes=30)),
+        },
+        "retry_config": {
+            "max_retries": patience.retries,
+            "retry_timeout": timedelta(minutes=4),
+            "backoff": {
+                "init_backoff": timedelta(milliseconds=100),
+                "max_backoff": timedelta(seconds=15),
+                "base": 2,
+            },
+        },
+    }
+
+
+def _keys_in_environment() -> bool:
+    """Whether obstore finds credentials by itself, without asking a cloud's own address for them."""
+    names = (
+        "AWS_ACCESS_KEY_ID",
+        "AWS_SKIP_SIGNATURE",
+        "AWS_WEB_IDENTITY_TOKEN_FILE",
+        "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+        "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+    )
+    return any(os.environ.get(name) for name in names)
+
+
+def _credentials_of_boto3(url: str) -> Any:
+    """Profiles, single sign-on and roles, as the AWS command line finds them; None where boto3 is not installed."""
+    try:
+        from obstore.auth.boto3 import Boto3CredentialProvider
+    except ImportError:
+        return None
+    try:
+        return Boto3CredentialProvider()
+    except Exception as error:
+        raise RemoteError(f"there are no credentials for {url}: set {_CREDENTIALS['s3']}") from error
+
+
+class BucketRemote:
+    """Objects that obstore reads and writes."""
+
+    def __init__(self, url: str, store: ObjectStore, *, credentials: str) -> None:
+        self._url = url
+        self._credentials = credentials
+        self.store = store
+
+    def __reduce__(self) -> tuple[Callable[[str], Remote], tuple[str]]:
+        return open_remote, (self._url,)
+
+    @property
+    def url(self) -> str:
+        """The URL as the user gave it."""
+        return self._url
+
+    def get(self, key: str) -> bytes | None:
+        """One GET."""
+        import obstore
+
+        try:
+            return self._asked("read", key, lambda: bytes(obstore.get(self.store, key).bytes()))
+        except FileNotFoundError:
+            return None
+
+    def get_range(self, key: str, start: int, stop: int, *, etag: str | None = None) -> bytes:
+        """One GET of a range."""
+        import obstore
+
+        options: Any = {"range": (start, stop), **({"if_match": etag} if etag else {})}
+        try:
+            data = self._asked("read", key, lambda: bytes(obstore.get(self.store, key, options=options).bytes()))
+        except FileNotFoundError as error:
+            raise RemoteError(f"{self._url}/{key} has gone") from error
+        if len(data) != stop - start:
+            raise RemoteError(f"{self._url}/{key}: bytes {start:,} to {stop:,} were asked for, and {len(data):,} came")
+        return data
+
+    def put(self, key: str, data: bytes) -> None:
+        """One PUT: never in pieces, whatever the size."""
+        import obstore
+
+        try:
+            self._asked("write", key, lambda: obstore.put(self.store, key, data, use_multipart=False))
+        except FileNotFoundError as error:
+            raise RemoteError(f"cannot write to {self._url}: there is no such bucket; make it first") from error
+
+    def head(self, key: str) -> RemoteObject | None:
+        """One HEAD."""
+        import obstore
+
+        try:
+            return _described(self._asked("read", key, lambda: obstore.head(self.store, key)))
+        except FileNotFoundError:
+            return None
+
+    def children(self, prefix: str) -> tuple[str, ...]:
+        """One listing with a delimiter."""
+        import obstore
+
+        found = self._asked("list", prefix, lambda: obstore.list_with_delimiter(self.store, prefix or None))
+        paths = (*found["common_prefixes"], *(each["path"] for each in found["objects"]))
+        return tuple(sorted(path.rsplit("/", 1)[-1] for path in paths))
+
+    def objects(self, prefix: str) -> Iterator[RemoteObject]:
+        """One listing without a delimiter."""
+        import obstore
+
+        listed = self._asked("list", prefix, lambda: obstore.list(self.store, prefix or None).collect())
+        return (_described(each) for each in listed)
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """Delete up to a thousand objects with a request, where the protocol can."""
+        import contextlib
+
+        import obstore
+
+        if keys := list(keys):
+            with contextlib.suppress(FileNotFoundError):
+                self._asked("delete", keys[0], lambda: obstore.delete(self.store, keys))
+
+    def _asked(self, verb: str, key: str, ask: Callable[[], _T]) -> _T:
+        """Ask, and turn what the client says into one line."""
+        from obstore.exceptions import BaseError, PermissionDeniedError, PreconditionError, UnauthenticatedError
+
+        where = f"{self._url}/{key}" if key else self._url
+        _require_own_runtime(where)
+        try:
+            return _asked_again_at_once(ask)
+        except FileNotFoundError:
+            raise
+        except (UnauthenticatedError, PermissionDeniedError) as error:
+            raise RemoteError(
+                f"cannot {verb} {where}: the server refuses these credentials: {_told(error)}; "
+                f"it wants {self._credentials}"
+            ) from error
+        except PreconditionError as error:
+            raise RemoteError(f"{where} changed while it was read: run the same command again") from error
+        except (BaseError, OSError, ValueError) as error:
+            wants = f"; it wants {self._credentials}" if "403 Forbidden" in (told := _told(error)) else ""
+            raise RemoteError(f"cannot {verb} {where}: {told}{wants}") from error
+
+
+def _require_own_runtime(where: str) -> None:
+    """Refuse in a forked process what would wait for ever: obstore's threads stay behind in the one that had them."""
+    if _runtime_of.setdefault("process", os.getpid()) != os.getpid():
+        raise RemoteError(
+            f"cannot read {where} in a process that was forked after the store was read: start workers with "
+            "multiprocessing_context='spawn', or `featstore copy` the store to a folder first"
+        )
+
+
+def _asked_again_at_once(ask: Callable[[], _T]) -> _T:
+    """Ask once more where the client gave up at once: it does not retry an answer that breaks off in its body.
+
+    Every request of ours may be repeated: a whole object is put, or a range is read.
+    """
+    from obstore.exceptions import GenericError
+
+    for _ in range(_QUICK_TURNS):
+        began = time.monotonic()
+        try:
+            return ask()
+        except GenericError:
+            if time.monotonic() - began > _QUICK_SECONDS:
+                raise
+    return ask()
+
+
+def _described(meta: Any) -> RemoteObject:
+    modified = meta["last_modified"]
+    return RemoteObject(
+        key=meta["path"],
+        size=meta["size"],
+        etag=meta["e_tag"],
+        modified_ns=round(modified.timestamp() * 1e9) if modified and modified.year > 1970 else None,
+    )
+
+
+def _told(error: Exception) -> str:
+    """What the server answered, where it did, else the first paragraph of what obstore says; the rest is its source."""
+    text = " ".join(str(error).split("Debug source")[0].split())
+    tries = re.search(r"after \d+ retries", text)
+    tried = f" ({tries.group()})" if tries else ""
+    if (status := re.search(r"non-2xx status code: (\d+[^:]*)", text)) is None:
+        return text.rpartition(" - ")[2][:360] + tried
+    said = [found.group(1) for tag in ("Code", "Message") if (found := re.search(rf"<{tag}>(.*?)</{tag}>", text))]
+    return ": ".join([f"the server answers {status.group(1).strip()}", *said]) + tried

@@ -1,0 +1,129 @@
+"""The protocol of `Remote`, and which client serves which URL."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+from urllib.parse import urlsplit
+
+from featstore.errors import UsageError
+
+__all__ = ["NETWORK_THREADS", "Patience", "Remote", "RemoteObject", "is_url", "missing_library", "open_remote"]
+
+NETWORK_THREADS = 32  # requests on their way at a time: latency is hidden, and no server minds
+_BUCKETS = ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss")
+_WEB = ("http", "https")
+_BY_FSSPEC = ("hf", "memory")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemoteObject:
+    """One object as a listing or its headers show it; None where the server does not say."""
+
+    key: str
+    size: int | None
+    etag: str | None
+    modified_ns: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Patience:
+    """How long a server is waited for, and how often it is asked again. Bounded, so that a run ends and says why."""
+
+    retries: int
+    timeout_seconds: float
+
+    @classmethod
+    def from_environment(cls) -> Patience:
+        """``FEATSTORE_RETRIES`` (8) and ``FEATSTORE_TIMEOUT`` (60 seconds in which nothing comes)."""
+        return cls(
+            retries=int(_number("FEATSTORE_RETRIES", "8", least=0)),
+            timeout_seconds=_number("FEATSTORE_TIMEOUT", "60", least=0.1),
+        )
+
+
+class Remote(Protocol):
+    """Objects under slash-separated keys below a URL. Every failure but "not there" is a RemoteError, of one line."""
+
+    @property
+    def url(self) -> str:
+        """The URL as the user gave it."""
+
+    def get(self, key: str) -> bytes | None:
+        """An object whole, or None where there is none."""
+
+    def get_range(self, key: str, start: int, stop: int, *, etag: str | None = None) -> bytes:
+        """Bytes [start, stop) of an object; RemoteError where it has gone, or its etag is another."""
+
+    def put(self, key: str, data: bytes) -> None:
+        """Put an object in one request, atomically."""
+
+    def head(self, key: str) -> RemoteObject | None:
+        """What the server says of an object, or None where there is none."""
+
+    def children(self, prefix: str) -> tuple[str, ...]:
+        """Names directly under `prefix`, sorted; empty where there are none."""
+
+    def objects(self, prefix: str) -> Iterator[RemoteObject]:
+        """Every object under `prefix`, with keys relative to the URL."""
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """Delete objects; it is no error if one has gone."""
+
+
+def is_url(text: str) -> bool:
+    """Whether it names something that is not of this machine.
+
+    >>> is_url("s3://bucket/store.zarr"), is_url("store.zarr"), is_url("file:///data/store.zarr")
+    (True, False, False)
+    """
+    return "://" in text and urlsplit(text).scheme != "file"
+
+
+def open_remote(url: str) -> Remote:
+    """Open the client of a URL's scheme; nothing is asked of the server yet.
+
+    Raises
+    ------
+    UsageError
+        The scheme is unknown, the URL names no bucket or host, or a client is not installed.
+    RemoteError
+        There are no credentials.
+    """
+    parts = urlsplit(url)
+    if parts.scheme not in (*_BUCKETS, *_WEB, *_BY_FSSPEC):
+        raise UsageError(
+            f"a store or data set is a folder, or at s3://, gs://, az://, hf://, https:// or memory://: got {url!r}"
+        )
+    if not parts.netloc and parts.scheme != "memory":
+        raise UsageError(f"{url!r} does not say which bucket or host: write {parts.scheme}://NAME/path")
+    patience = Patience.from_environment()
+    if parts.scheme in _BUCKETS:
+        from featstore.remote.buckets import open_bucket
+
+        return open_bucket(url, patience)
+    if parts.scheme in _WEB:
+        from featstore.remote.web import WebRemote
+
+        return WebRemote(url, patience)
+    from featstore.remote.filesystems import FilesystemRemote
+
+    return FilesystemRemote(url)
+
+
+def missing_library(url: str, library: str) -> UsageError:
+    """The one line for a client that is not installed."""
+    return UsageError(f"{url} needs {library}, which is not installed: `pip install 'featstore[cloud]'`")
+
+
+def _number(name: str, default: str, *, least: float) -> float:
+    text = os.environ.get(name) or default
+    try:
+        value = float(text)
+    except ValueError:
+        value = least - 1
+    if not least <= value < float("inf"):
+        raise UsageError(f"{name} must be a number of at least {least:g}: got {text!r}")
+    return value

@@ -1,0 +1,100 @@
+"""An encoder that a test can trip while workers run it, and shards for it."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+from handmade import clip, noise, task_toml, write_split
+
+N_SHARDS, CLIPS_PER_SHARD = 8, 6
+
+# What goes wrong is decided by files in a folder that a test names in the environment: the recipe knows nothing of it.
+ENCODER = """
+import os, signal, time
+from pathlib import Path
+
+import torch
+
+FAULTS = Path(os.environ["FEATSTORE_TEST_FAULTS"])
+
+
+def once(name):
+    try:
+        (FAULTS / name).unlink()
+    except FileNotFoundError:
+        return False
+    return True
+
+
+class TrippingEncoder(torch.nn.Module):
+    sampling_rate, output_dim, hop_size_in_ms = 16_000, 8, 20
+
+    def __init__(self):
+        super().__init__()
+        generator = torch.Generator().manual_seed(1 if once("skewed") else 0)
+        self.weight = torch.nn.Parameter(torch.randn(8, 1, 400, generator=generator) / 20)
+        self.passes = 0
+
+    def forward(self, audio):
+        print("an encoder that prints", flush=True)
+        self.passes += 1
+        if self.passes > 4:  # past the pass over noise, and into a second shard
+            if once("killed-once") or (FAULTS / "killed-always").exists():
+                os.kill(os.getpid(), signal.SIGKILL)
+            if (FAULTS / "slow").exists():
+                time.sleep(0.2)
+        if (FAULTS / "both").exists() and self.passes > 1:  # go on when two are at it
+            (FAULTS / f"here-{os.getpid()}").touch()
+            limit = time.monotonic() + 60
+            while len(list(FAULTS.glob("here-*"))) < 2 and time.monotonic() < limit:
+                time.sleep(0.02)
+        padded = torch.nn.functional.pad(audio[:, None, :], (40, 360))
+        frames = torch.conv1d(padded, self.weight, stride=320).tanh().transpose(1, 2)
+        return frames / (audio.abs().max() < 0.95)  # a loud clip is too much for it
+"""
+
+
+def make_folder(folder: Path, *, n_shards: int = N_SHARDS) -> Path:
+    """A task, its shards, and an encoder; made once, for every store of a module."""
+    clips = [
+        clip(f"clip-{number:03d}", noise(0.3 + number % 7 / 10, seed=number), label=f"class-{number % 2}")
+        for number in range(n_shards * CLIPS_PER_SHARD)
+    ]
+    write_split(folder / "data/tiny", "train", clips, shards=n_shards)
+    write_split(folder / "data/tiny", "valid", clips[:4])
+    write_split(folder / "data/tiny", "test", clips[4:8])
+    task_toml(folder)
+    (folder / "tripping.py").write_text(ENCODER)
+    (folder / "faults").mkdir()
+    return folder
+
+
+def processes_of(group: int) -> list[str]:
+    """Command lines of a process group."""
+    found = []
+    for each in Path("/proc").iterdir():
+        if each.name.isdigit():
+            try:
+                if os.getpgid(int(each.name)) == group:
+                    found.append((each / "cmdline").read_text().replace("\0", " "))
+            except (ProcessLookupError, FileNotFoundError):
+                pass
+    return [line for line in found if line]  # a zombie has none
+
+
+def wait_until_nobody_is_left(group: int, *, seconds: float = 15) -> None:
+    limit = time.monotonic() + seconds
+    while left := processes_of(group):
+        assert time.monotonic() < limit, left
+        time.sleep(0.05)
+
+
+def n_committed(store: Path) -> int:
+    return sum('"commit"' in path.read_text() for path in store.glob("*/*/*/*/zarr.json"))
+
+
+def n_parts(store: Path) -> int:
+    """Parts and what is left of them; a folder that was only begun may be anybody's, and is for a later sweep."""
+    return sum(any(not path.name.startswith(".") for path in part.iterdir()) for part in store.glob("*/*/*/*/"))

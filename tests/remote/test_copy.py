@@ -1,0 +1,132 @@
+"""Feature sets moved between folders and buckets: whole, without frames, interrupted, and from damaged stores."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from stores import assert_same_contents, contents_by_plain_zarr, make_store, shard_windows, split_writer, write_part
+
+import featstore
+from featstore.cli import cli
+from featstore.errors import DamagedPart, RemoteError, StoreError, UnknownFeatureSet
+from featstore.store.copying import CopyRecord, copy_store
+from featstore.store.objects import open_objects
+from featstore.store.verify import verify_store
+from servers import S3
+
+
+def copy(source: object, target: object, **asked: str) -> CopyRecord:
+    [record] = copy_store(
+        str(source), str(target), **{"only": "everything", "encoder": None, "dataset": None, "split": None, **asked}
+    )
+    return record
+
+
+@pytest.fixture
+def local(tmp_path):
+    make_store(tmp_path / "local.zarr")
+    return tmp_path / "local.zarr"
+
+
+def test_a_store_goes_to_a_bucket_and_back_bit_for_bit(local, bucket, s3: S3, tmp_path):
+    there = copy(local, f"{bucket}/there.zarr")
+    assert (there.parts, there.copied, there.there) == (3, 3, 0)
+    assert verify_store(f"{bucket}/there.zarr", repair=False).sound
+    back = copy(f"{bucket}/there.zarr", tmp_path / "back.zarr")
+    assert back == there
+    assert_same_contents(tmp_path / "back.zarr", local, ignoring=())
+    assert verify_store(str(tmp_path / "back.zarr"), repair=False).sound
+    assert (
+        featstore.open(str(tmp_path / "back.zarr")).select().content_hash
+        == featstore.open(str(local)).select().content_hash
+    )
+    s3.forget()
+    again = copy(local, f"{bucket}/there.zarr")
+    assert (again.copied, again.there, again.bytes) == (0, 3, 0)
+    assert not s3.asked("PUT", "POST", "DELETE")
+
+
+def test_without_frames_the_vectors_are_the_same_and_scores_name_the_same_content(local, tmp_path):
+    record = copy(local, tmp_path / "small.zarr", only="utterance")
+    mine, theirs = featstore.open(str(tmp_path / "small.zarr")).select(), featstore.open(str(local)).select()
+    assert not mine.has_frames
+    assert (mine.content_hash, mine.n_frames) == (theirs.content_hash, theirs.n_frames)
+    np.testing.assert_array_equal(mine.utterance, theirs.utterance)
+    assert mine.key.tolist() == theirs.key.tolist()
+    assert verify_store(str(tmp_path / "small.zarr"), repair=False).sound
+    assert not list((tmp_path / "small.zarr").rglob("frame*"))
+    assert record.objects == 3 * 10
+    assert all("frames" not in arrays for arrays in contents_by_plain_zarr(tmp_path / "small.zarr").values())
+    assert copy(local, tmp_path / "small.zarr", only="utterance").copied == 0
+
+
+def test_frames_come_after_the_vectors_and_take_their_place(local, tmp_path):
+    copy(local, tmp_path / "other.zarr", only="utterance")
+    assert copy(local, tmp_path / "other.zarr").copied == 3
+    assert_same_contents(tmp_path / "other.zarr", local, ignoring=())
+    assert verify_store(str(tmp_path / "other.zarr"), repair=False).sound
+    assert copy(local, tmp_path / "other.zarr", only="utterance").copied == 0  # what is there says more already
+
+
+def test_a_copy_that_is_cut_short_reads_as_what_is_committed_and_goes_on(local, bucket, s3: S3, monkeypatch):
+    monkeypatch.setenv("FEATSTORE_RETRIES", "0")
+    target = f"{bucket}/half.zarr"
+    s3.fault = lambda request: (
+        "500" if request.method == "PUT" and "/c." in request.path and "/frames/c/" in request.path else ""
+    )
+    with pytest.raises(StoreError, match="500 Internal Server Error"):
+        copy(local, target)
+    s3.forget()
+    half = featstore.open(target).select()
+    assert [segment.member.shard.name for segment in half.segments] == ["a.tar", "b.tar"]
+    assert verify_store(target, repair=False).sound
+    rest = copy(local, target)
+    assert (rest.copied, rest.there) == (1, 2)
+    assert len(featstore.open(target).select()) == 15
+
+
+def test_an_object_that_is_not_what_was_committed_is_not_copied(local, tmp_path):
+    part = split_writer(local).committed()["b.tar"].commit.part
+    [chunk] = local.glob(f"*/*/*/{part}/utterance/c/0/0")
+    chunk.write_bytes(chunk.read_bytes()[:-1] + b"x")
+    with pytest.raises(DamagedPart, match=f"{part}/utterance/c/0/0 is not what was committed"):
+        copy(local, tmp_path / "copy.zarr")
+    assert verify_store(str(tmp_path / "copy.zarr"), repair=False).sound
+    assert "b.tar" not in split_writer(tmp_path / "copy.zarr").committed()
+
+
+def test_a_newer_part_of_the_target_stays(local, tmp_path):
+    copy(local, tmp_path / "copy.zarr")
+    newer = split_writer(tmp_path / "copy.zarr")
+    write_part(newer, "a.tar", shard_windows("a.tar", seed=5), size=2)
+    newer.write_catalogue()
+    assert copy(local, tmp_path / "copy.zarr").copied == 0
+    fs = featstore.open(str(tmp_path / "copy.zarr")).select()
+    np.testing.assert_array_equal(fs.utterance[:5], [each.utterance for each in shard_windows("a.tar", seed=5)])
+
+
+def test_what_cannot_be_copied_is_said_in_one_line(local, tmp_path, bucket, s3):
+    with pytest.raises(StoreError, match="one store"):
+        copy(local, local)
+    with pytest.raises(UnknownFeatureSet, match="holds nothing of other/"):
+        copy(local, tmp_path / "x.zarr", encoder="other")
+    with pytest.raises(RemoteError, match="The specified bucket does not exist"):
+        copy(local, "s3://no-such-bucket-anywhere/x.zarr")
+    with pytest.raises(RemoteError, match="read-only"):
+        copy(local, f"http://127.0.0.1:{s3.port}/x.zarr")
+
+
+def test_the_command_copies_what_is_asked_for_and_says_so(local, bucket):
+    other = split_writer(local, split="test")
+    write_part(other, "t.tar", shard_windows("t.tar"))
+    asked = ["copy", str(local), f"{bucket}/x.zarr", "--only", "utterance", "--split", "test"]
+    told = CliRunner().invoke(cli, asked, catch_exceptions=False)
+    assert "words/test: 1 of 1 parts copied" in told.output
+    again = CliRunner().invoke(cli, [*asked, "--json"], catch_exceptions=False)
+    [record] = json.loads(again.output)
+    assert (record["parts"], record["copied"], record["there"]) == (1, 0, 1)
+    assert [fs.split for fs in featstore.open(f"{bucket}/x.zarr").feature_sets()] == ["test"]
+    assert open_objects(f"{bucket}/x.zarr").children("")[0] == "tiny@f4501fa0"

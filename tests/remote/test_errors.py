@@ -1,0 +1,151 @@
+"""What can be wrong with a URL, each in one line, within seconds, and without a traceback."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import socket
+
+import pytest
+from click.testing import CliRunner
+from stores import make_store, split_writer
+
+import featstore
+from featstore.cli import cli
+from featstore.errors import FeatstoreError, RemoteError, StoreNotFound, UsageError
+from featstore.remote import open_remote
+from servers import S3
+
+
+def told(kind: type[FeatstoreError], url: str) -> str:
+    with pytest.raises(kind) as error:
+        featstore.open(url)
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 700
+    return str(error.value)
+
+
+def test_unknown_schemes_and_urls_without_a_bucket(s3):
+    assert "s3://, gs://, az://, hf://, https:// or memory://: got 'ftp://host/x'" in told(UsageError, "ftp://host/x")
+    assert "does not say which bucket" in told(UsageError, "s3:///x.zarr")
+    assert "does not say which bucket" in told(UsageError, "gs://")
+
+
+def test_a_bucket_that_does_not_exist_and_a_store_that_does_not(s3, bucket):
+    assert "The specified bucket does not exist" in told(RemoteError, "s3://no-such-bucket-here/x.zarr")
+    assert "there is no store at s3://" in told(StoreNotFound, f"{bucket}/nothing.zarr")
+    with pytest.raises(RemoteError, match="bucket does not exist"):
+        split_writer("s3://no-such-bucket-here/x.zarr")
+
+
+def test_no_credentials(s3, bucket, monkeypatch, tmp_path):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    said = told(RemoteError, f"{bucket}/x.zarr")
+    assert "there are no credentials for s3://" in said
+    assert "AWS_ACCESS_KEY_ID" in said
+    assert "AZURE_STORAGE_ACCOUNT_NAME" in told(RemoteError, "az://container/x.zarr")
+
+
+def test_credentials_of_a_profile_are_found(s3, bucket, monkeypatch, tmp_path):
+    make_store(f"{bucket}/x.zarr", shards=["a.tar"])
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    (tmp_path / "credentials").write_text("[work]\naws_access_key_id = key\naws_secret_access_key = secret\n")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    monkeypatch.setenv("AWS_PROFILE", "work")
+    assert len(featstore.open(f"{bucket}/x.zarr").select()) == 5
+
+
+def test_credentials_that_are_refused(s3: S3, bucket):
+    s3.fault = lambda _: "refuse"
+    assert "the server refuses these credentials" in told(RemoteError, f"{bucket}/x.zarr")
+
+
+def test_a_server_that_is_not_there(s3, monkeypatch):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    monkeypatch.setenv("FEATSTORE_RETRIES", "1")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+    assert "cannot read s3://bucket/x.zarr/zarr.json" in told(RemoteError, "s3://bucket/x.zarr")
+    assert "cannot read http://127.0.0.1" in told(RemoteError, f"http://127.0.0.1:{port}/x.zarr")
+
+
+@pytest.mark.parametrize("fault", ["500", "slow down", "stall"])
+def test_a_server_that_fails_for_ever(fault, s3: S3, bucket, monkeypatch):
+    monkeypatch.setenv("FEATSTORE_RETRIES", "2")
+    monkeypatch.setenv("FEATSTORE_TIMEOUT", "0.2")
+    s3.fault = lambda _: fault
+    assert "cannot read s3://" in told(RemoteError, f"{bucket}/x.zarr")
+
+
+def test_what_is_not_installed_is_named(monkeypatch):
+    import sys
+
+    for library, url in (
+        ("obstore", "s3://bucket/x.zarr"),
+        ("fsspec", "memory://x.zarr"),
+        ("aiohttp", "http://127.0.0.1:9/"),
+    ):
+        with monkeypatch.context() as without:
+            for name in [name for name in sys.modules if name.split(".")[0] == library]:
+                without.delitem(sys.modules, name)
+            without.setitem(sys.modules, library, None)
+            with pytest.raises(
+                UsageError, match=rf"needs {library}, which is not installed: `pip install 'featstore\[cloud\]'`"
+            ):
+                open_remote(url).children("")
+
+
+def test_a_number_in_the_environment_that_is_none(monkeypatch, bucket):
+    for name in ("FEATSTORE_RETRIES", "FEATSTORE_TIMEOUT"):
+        with monkeypatch.context() as wrong:
+            wrong.setenv(name, "many")
+            assert f"{name} must be a number" in told(UsageError, f"{bucket}/x.zarr")
+    make_store(f"{bucket}/x.zarr", shards=["a.tar"])
+    monkeypatch.setenv("FEATSTORE_CACHE_GB", "-1")
+    assert "FEATSTORE_CACHE_GB must be" in told_by_reading(f"{bucket}/x.zarr")
+
+
+def told_by_reading(url: str) -> str:
+    with pytest.raises(UsageError) as error:
+        featstore.open(url).select().utterance  # noqa: B018
+    return str(error.value)
+
+
+def test_a_cache_that_cannot_be_written_names_the_variable(bucket, monkeypatch, tmp_path):
+    make_store(f"{bucket}/x.zarr", shards=["a.tar"])
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("FEATSTORE_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(FeatstoreError, match="FEATSTORE_CACHE names another folder"):
+        featstore.open(f"{bucket}/x.zarr").select().utterance  # noqa: B018
+
+
+def test_a_forked_worker_is_told_what_to_do_and_does_not_hang(bucket):
+    make_store(f"{bucket}/x.zarr")
+    fs = featstore.open(f"{bucket}/x.zarr").select()
+    assert len(fs.frames[0])
+    answer, ask = multiprocessing.Pipe(duplex=False)
+    child = multiprocessing.get_context("fork").Process(target=_read_frames, args=(fs, ask))
+    child.start()
+    assert answer.poll(20)
+    assert "multiprocessing_context='spawn'" in answer.recv()
+    child.join()
+
+
+def _read_frames(fs, ask) -> None:
+    try:
+        ask.send(str(fs.frames[14].shape))
+    except RemoteError as error:
+        ask.send(str(error))
+
+
+def test_the_command_line_shows_and_verifies_a_bucket(bucket):
+    make_store(f"{bucket}/x.zarr")
+    shown = CliRunner().invoke(cli, ["inspect", "--store", f"{bucket}/x.zarr", "--json"], catch_exceptions=False)
+    assert [each["windows"] for each in json.loads(shown.output)] == [15]
+    verified = CliRunner().invoke(cli, ["verify", "--store", f"{bucket}/x.zarr"], catch_exceptions=False)
+    assert "sound; 3 parts, 42 objects" in verified.output

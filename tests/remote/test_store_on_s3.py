@@ -1,0 +1,347 @@
+"""A store in a bucket of a real S3 server: what it holds, what it costs in requests, and what it survives."""
+
+from __future__ import annotations
+
+import pickle
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+from stores import assert_equal_contents, contents_by_plain_zarr, make_store, shard_windows, split_writer, write_part
+from zarr.storage import ObjectStore
+
+import featstore
+from featstore.errors import DamagedPart, StoreError
+from featstore.store import Member, ShardIdentity
+from featstore.store.catalogue import look_at_split, read_split
+from featstore.store.documents import read_document
+from featstore.store.format import seal
+from featstore.store.maintenance import compact_store, gc_store
+from featstore.store.objects import open_objects
+from featstore.store.rows import ZarrRows, open_rows
+from featstore.store.verify import verify_store
+from servers import S3, Request
+
+SHARDS = ("a.tar", "b.tar", "c.tar")
+
+
+@pytest.fixture
+def url(s3: S3, bucket: str) -> str:
+    url = f"{bucket}/deep/embeddings.zarr"
+    make_store(url)
+    s3.forget()
+    return url
+
+
+def mirrored(url: str, folder: Path) -> Path:
+    """The objects of a store as files, fetched one by one by the client that is tested elsewhere."""
+    objects = open_objects(url)
+    for key in objects.sizes(""):
+        (folder / key).parent.mkdir(parents=True, exist_ok=True)
+        (folder / key).write_bytes(objects.read(key) or b"")
+    return folder
+
+
+def test_what_a_bucket_holds_is_what_a_folder_would_and_plain_zarr_reads_it(url, tmp_path):
+    make_store(tmp_path / "local.zarr")
+    mirror = mirrored(url, tmp_path / "mirror.zarr")
+    left, right = contents_by_plain_zarr(mirror), contents_by_plain_zarr(tmp_path / "local.zarr")
+    assert_equal_contents(left, right)
+    mine, theirs = featstore.open(url).select(), featstore.open(str(tmp_path / "local.zarr")).select()
+    np.testing.assert_array_equal(mine.utterance, theirs.utterance)
+    assert mine.key.tolist() == theirs.key.tolist()
+    assert mine.meta.tolist() == theirs.meta.tolist()
+    np.testing.assert_array_equal(mine.seconds, theirs.seconds)
+    for one, two in zip(mine.frames, theirs.frames, strict=True):
+        np.testing.assert_array_equal(one, two)
+    np.testing.assert_array_equal(mine.frames[[9, 0, 14]].values, theirs.frames[[9, 0, 14]].values)
+    assert mine.content_hash == theirs.content_hash
+
+
+def test_a_part_costs_its_objects_and_two_documents(url, s3):
+    writer = split_writer(url)
+    s3.forget()
+    write_part(writer, "d.tar", shard_windows("d.tar"))
+    [commit] = [each.commit for name, each in writer.committed().items() if name == "d.tar"]
+    written = s3.asked("PUT", "POST", "DELETE", "HEAD")
+    n_objects = sum(1 for key in open_objects(url).sizes(f"{writer.path}/{commit.part}")) - 1
+    assert len(written) <= 2 + n_objects
+    assert written[0].key == written[-1].key
+    assert written[-1].key.endswith(f"{commit.part}/zarr.json")  # the commit comes last
+    s3.forget()
+    open_objects(url).write("large", b"\0" * (12 << 20))  # whatever its size, an object is one request
+    assert len(s3.requests) == 1
+
+
+def test_a_thousand_names_are_planned_with_their_catalogue_and_a_listing(url, s3):
+    """S3 lists a thousand names at a time: 999 parts and the split's own document come in one answer."""
+    writer, objects = split_writer(url), open_objects(url)
+    document = read_document(objects, writer.path)
+    [like, *_] = document["catalogue"]
+    records = []
+    for number in range(996):
+        shard = {**like["members"][0]["shard"], "name": f"{number:04}.tar"}
+        part = f"{number:04}.0badc0de"
+        records.append({**like, "part": part, "members": [{**like["members"][0], "shard": shard}]})
+        objects.put(f"{writer.path}/{part}/key/zarr.json", [b"{}"])
+    objects.settle(writer.path)
+    document["catalogue"] += records
+    objects.write(f"{writer.path}/zarr.json", seal(document))
+
+    s3.forget()
+    assert len(split_writer(url).begin_run()) == 999
+    assert len(s3.requests) == 2
+
+    s3.forget()
+    assert read_split(open_objects(url), writer.path).clips == 999 * 5
+    assert len(s3.requests) == 2
+
+    document["catalogue"] += [{**record, "part": f"x{record['part']}"} for record in records[:2]]
+    objects.write(f"{writer.path}/zarr.json", seal(document))
+    for record in records[:2]:
+        objects.write(f"{writer.path}/x{record['part']}/key/zarr.json", b"{}")
+    s3.forget()
+    assert read_split(open_objects(url), writer.path).clips == 999 * 5  # of two parts of a shard one counts
+    assert len(s3.requests) == 3  # 1,001 parts are a second page
+
+
+def test_what_was_read_once_is_not_asked_for_again(url, s3, tmp_path):
+    first = featstore.open(url).select()
+    vectors = np.array(first.utterance)
+    assert len(first.key) == len(first.meta) == len(first.seconds) == 15
+    s3.forget()
+    again = featstore.open(url).select()
+    np.testing.assert_array_equal(again.utterance, vectors)
+    assert again.meta.tolist() == first.meta.tolist()
+    assert not [
+        request for request in s3.requests if "/train/" in request.path and "train/zarr.json" not in request.path
+    ]
+    # a copy that was damaged on this machine is fetched again
+    [copy] = (tmp_path / "cache").glob("parts/a.*/utterance/c/0/0")
+    copy.write_bytes(b"\0" * copy.stat().st_size)
+    s3.forget()
+    np.testing.assert_array_equal(featstore.open(url).select().utterance, vectors)
+    assert sum("utterance/c/0/0" in request.path for request in s3.requests) == 1
+
+
+def test_the_cache_forgets_what_was_opened_longest_ago(url, tmp_path, monkeypatch):
+    import os
+
+    from featstore.store.cache import PartCache
+
+    featstore.open(url).select().utterance.sum()
+    cache = PartCache.from_environment()
+    parts = sorted((tmp_path / "cache" / "parts").iterdir())
+    for age, part in enumerate(parts):
+        os.utime(part / "zarr.json", (1000 - age, 1000 - age))
+    size = sum(path.stat().st_size for path in parts[0].rglob("*") if path.is_file())
+    PartCache(cache.folder, most_bytes=round(size * 1.5)).trim(keep_since=2000)
+    assert sorted((tmp_path / "cache" / "parts").iterdir()) == parts[:1]
+    PartCache(cache.folder, most_bytes=0).trim(keep_since=500)  # a process that still runs has opened it
+    assert sorted((tmp_path / "cache" / "parts").iterdir()) == parts[:1]
+    assert featstore.open(url).select().utterance.shape == (15, 6)
+
+
+def test_frames_travel_by_the_blocks_that_a_clip_needs(s3, bucket, monkeypatch):
+    from featstore.store import layout
+
+    monkeypatch.setattr(layout, "BLOCK_BYTES", 2048)
+    monkeypatch.setattr(layout, "FILE_BYTES", 16384)
+    url = f"{bucket}/many.zarr"
+    writer = split_writer(url, dim=64)
+    windows = shard_windows("a.tar", n=200, dim=64)
+    write_part(writer, "a.tar", windows)
+    frames = featstore.open(url).select().frames
+    s3.forget()
+    np.testing.assert_array_equal(frames[150], windows[150].frames)
+    assert len(s3.requests) <= 3  # the index of a file, and a block or two that lie together
+    s3.forget()
+    batch = frames.ragged(range(200))
+    np.testing.assert_array_equal(batch.values, np.concatenate([each.frames for each in windows]))
+    files = {request.path for request in s3.requests}
+    assert len(s3.requests) <= 2 * len(files) + 1
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(frames))[7], windows[7].frames)
+
+
+@pytest.mark.parametrize("fault", ["500", "slow down", "stall", "cut"])
+def test_a_server_that_fails_now_and_then_changes_nothing(fault, s3, bucket, tmp_path, monkeypatch):
+    monkeypatch.setenv("FEATSTORE_TIMEOUT", "1")
+    failed: list[Request] = []
+
+    def every_seventh_once(request: Request) -> str:
+        fails = request.number == 1 and len(s3.requests) % 7 == 3
+        fails = fails and not (fault == "cut" and request.method != "GET")
+        if fails and (fault != "stall" or len(failed) < 3):
+            failed.append(request)
+            return fault
+        return ""
+
+    s3.fault = every_seventh_once
+    url = f"{bucket}/faulty.zarr"
+    make_store(url)
+    fs = featstore.open(url).select()
+    assert fs.utterance.shape == (15, 6)
+    assert verify_store(url, repair=False).sound
+    assert failed
+    s3.forget()
+    make_store(tmp_path / "local.zarr")
+    theirs = featstore.open(str(tmp_path / "local.zarr")).select()
+    np.testing.assert_array_equal(fs.utterance, theirs.utterance)
+    np.testing.assert_array_equal(np.concatenate(fs.frames[:]), np.concatenate(theirs.frames[:]))
+
+
+def test_a_server_that_fails_for_ever_ends_in_one_line_and_loses_nothing(url, s3, monkeypatch):
+    monkeypatch.setenv("FEATSTORE_RETRIES", "1")
+    writer = split_writer(url)
+    s3.fault = lambda request: "500" if request.method == "PUT" and "d." in request.path else ""
+    with pytest.raises(StoreError, match=r"cannot write s3://.*500 Internal Server Error") as told:
+        write_part(writer, "d.tar", shard_windows("d.tar"))
+    assert "\n" not in str(told.value)
+    s3.fault = lambda request: "500" if "utterance/c" in request.path and request.method == "PUT" else ""
+    with pytest.raises(StoreError, match="500 Internal Server Error"):
+        write_part(writer, "d.tar", shard_windows("d.tar"))
+    s3.forget()
+    assert sorted(split_writer(url).committed()) == list(SHARDS)
+    assert verify_store(url, repair=False).sound
+    assert len(open_objects(url).children(writer.path)) == len(SHARDS) + 1  # what was written of it went
+
+
+def test_two_writers_at_once_leave_one_part_for_each_shard(s3, bucket):
+    url = f"{bucket}/two.zarr"
+    errors: list[BaseException] = []
+
+    def write(shards: tuple[str, ...]) -> None:
+        try:
+            writer = split_writer(url)
+            writer.begin_run()
+            for shard in shards:
+                write_part(writer, shard, shard_windows(shard))
+            writer.write_catalogue()
+        except BaseException as error:  # noqa: BLE001 - told by the test
+            errors.append(error)
+
+    threads = [threading.Thread(target=write, args=(some,)) for some in (("a.tar", "b.tar"), ("b.tar", "c.tar"))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+    fs = featstore.open(url).select()
+    assert [segment.member.shard.name for segment in fs.segments] == list(SHARDS)
+    assert fs.key.tolist() == [each.key for shard in SHARDS for each in shard_windows(shard)]
+    objects = open_objects(url)
+    # whoever wrote the catalogue last looked once more: it lists all four parts
+    assert look_at_split(objects, fs.path, read_document(objects, fs.path)).catalogued
+    [record] = gc_store(url)
+    assert len(record.deleted) == 1
+    assert verify_store(url, repair=False).sound
+
+
+def test_a_catalogue_that_lost_a_race_is_written_again(url, monkeypatch):
+    """Another writer commits, and writes its catalogue, between this one's listing and its document."""
+    from featstore.store import writer as module
+
+    mine, other = split_writer(url), split_writer(url)
+    write_part(mine, "d.tar", shard_windows("d.tar"))
+    look = module.look_at_split
+
+    def then_the_other(*args, **kwargs):
+        state = look(*args, **kwargs)
+        monkeypatch.setattr(module, "look_at_split", look)
+        write_part(other, "e.tar", shard_windows("e.tar"))
+        other.write_catalogue()
+        return state
+
+    monkeypatch.setattr(module, "look_at_split", then_the_other)
+    mine.write_catalogue()
+    objects = open_objects(url)
+    catalogue = read_document(objects, mine.path)["catalogue"]
+    assert sorted(raw["members"][0]["shard"]["name"] for raw in catalogue) == [*SHARDS, "d.tar", "e.tar"]
+
+
+def test_a_part_that_is_committed_while_another_writer_sweeps_stays(url, monkeypatch):
+    """The other has listed the split, and takes the part for one that is still being made."""
+    from featstore.store import writer as module
+
+    mine, other = split_writer(url), split_writer(url)
+    part = mine.begin_part("d.tar")
+    for each in shard_windows("d.tar"):
+        part.add(each)
+    look = module.look_at_split
+
+    def then_the_commit(*args, **kwargs):
+        state = look(*args, **kwargs)
+        monkeypatch.setattr(module, "look_at_split", look)
+        shard = ShardIdentity(name="d.tar", size=1, mtime_ns=1)
+        member = Member(shard=shard, clips=5, windows=5, frames=part.frames, audio_seconds=1.0, skipped=())
+        part.commit([member], frames_stored=True, versions={})
+        return state
+
+    monkeypatch.setattr(module, "look_at_split", then_the_commit)
+    assert other.sweep() == ()
+    assert sorted(split_writer(url).committed()) == [*SHARDS, "d.tar"]
+
+
+def test_what_a_killed_writer_left_is_no_part_and_is_swept(url, s3):
+    writer = split_writer(url)
+    part = writer.begin_part("d.tar")
+    for each in shard_windows("d.tar"):
+        part.add(each)
+    part._put_arrays(frames_stored=True)
+    part._objects.settle(part._path)
+    assert len(featstore.open(url).select()) == 15
+    # the same, as it looks when its process is gone
+    objects = open_objects(url)
+    orphan = part._path
+    gone = {
+        "host": __import__("socket").gethostname(),
+        "pid": 2**22 - 1,
+        "process_started": 1,
+        "began_at": "2020-01-01T00:00:00+00:00",
+    }
+    objects.write(f"{orphan}/zarr.json", seal({"writing": gone}))
+    assert sorted(split_writer(url).begin_run()) == list(SHARDS)
+    assert not objects.sizes(orphan)
+
+
+def test_damage_in_a_bucket_is_found_named_and_repaired(url):
+    objects = open_objects(url)
+    writer = split_writer(url)
+    part = writer.committed()["b.tar"].commit.part
+    key = f"{writer.path}/{part}/utterance/c/0/0"
+    raw = bytearray(objects.read(key))
+    raw[5] ^= 4
+    objects.write(key, bytes(raw))
+    with pytest.raises(DamagedPart, match=f"{part}/utterance/c/0/0 is not what was committed"):
+        featstore.open(url).select().utterance  # noqa: B018
+    key = f"{writer.path}/{writer.committed()['c.tar'].commit.part}/frames/c/0/0"
+    raw = bytearray(objects.read(key))
+    raw[5] ^= 4
+    objects.write(key, bytes(raw))
+    with pytest.raises(DamagedPart, match="a checksum does not match"):
+        featstore.open(url).select().frames[12]
+    assert {finding.remedy for finding in verify_store(url, repair=False).findings} == {"drop the part"}
+    assert verify_store(url, repair=True).sound
+    assert [segment.member.shard.name for segment in featstore.open(url).select().segments] == ["a.tar"]
+
+
+def test_an_array_of_another_layout_is_read_by_zarr(url):
+    values = np.arange(60.0).reshape(20, 3)
+    objects = open_objects(url)
+    zarr.create_array(ObjectStore(objects.remote.store), name="odd", data=values, chunks=(7, 2), zarr_format=3)
+    rows = open_rows(objects, "odd")
+    assert isinstance(rows, ZarrRows)
+    np.testing.assert_array_equal(rows.slice(3, 17), values[3:17])
+
+
+def test_a_bucket_is_compacted(url):
+    before = featstore.open(url).select()
+    keys, vectors = before.key.tolist(), np.array(before.utterance)
+    [record] = compact_store(url, part_bytes=1 << 30)
+    assert (record.parts_before, record.parts_after) == (3, 1)
+    after = featstore.open(url).select()
+    assert after.key.tolist() == keys
+    np.testing.assert_array_equal(after.utterance, vectors)
+    assert verify_store(url, repair=False).sound

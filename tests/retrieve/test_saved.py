@@ -1,0 +1,346 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from stores import split_writer
+
+import featstore
+import handmade
+import tiny
+from featstore.errors import DataError, StoreError, UsageError
+from featstore.records import Recipe
+from featstore.retrieve import open_index, retrieve_task
+from featstore.retrieve.plan import plan_ivf
+from featstore.store import FeatureSet, Member, ShardIdentity, WindowBlock, open_split_writer
+
+DIM, ROWS = 24, 3000
+
+
+def vectors(n: int, *, dim: int = DIM, seed: int = 0) -> np.ndarray:
+    """Rows around centres, in a few of their directions, of any length."""
+    rng = np.random.default_rng(seed)
+    plane = np.random.default_rng(99).standard_normal((6, dim))
+    around = np.random.default_rng(98).standard_normal((40, 6))
+    rows = (around[rng.integers(40, size=n)] + 0.4 * rng.standard_normal((n, 6))) @ plane
+    return (rows * rng.uniform(0.2, 5, (n, 1))).astype(np.float32)
+
+
+def write(
+    url: str | Path, rows: np.ndarray, *, shards: int = 2, split: str = "train", recipe: Recipe | None = None
+) -> None:
+    """Rows as the windows of some shards; a shard's hash is of its rows, so that other rows are another content."""
+    if recipe is None:
+        writer = split_writer(url, split=split, dim=rows.shape[1])
+    else:
+        writer = open_split_writer(str(url), recipe=recipe, spec="tiny", dataset="tiny", crop_seconds=None, split=split)
+    for number, some in enumerate(np.array_split(rows, shards)):
+        n, name = len(some), f"{split}-{number}.tar"
+        with writer.begin_part(name) as part:
+            part.add_block(
+                WindowBlock(
+                    keys=[f"{number}-{at}" for at in range(n)],
+                    metas=[json.dumps({"label": f"class-{int(row[0] > 0)}"}) for row in some],
+                    start_seconds=np.zeros(n),
+                    seconds=np.ones(n),
+                    utterance=some,
+                    frames=None,
+                    frame_counts=None,
+                )
+            )
+            shard = ShardIdentity(name=name, size=n, sha256=str(hash(some.tobytes())))
+            member = Member(shard=shard, clips=n, windows=n, frames=0, audio_seconds=n, skipped=())
+            part.commit([member], frames_stored=False, versions={})
+    writer.write_catalogue()
+    writer.sweep()
+
+
+def feature_set(url: str | Path, **selection: str) -> FeatureSet:
+    return featstore.open(str(url)).select(**selection)
+
+
+def cosines(queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    unit = [each.astype(np.float64) / np.linalg.norm(each, axis=1, keepdims=True) for each in (queries, rows)]
+    return unit[0] @ unit[1].T
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> Path:
+    url = tmp_path_factory.mktemp("saved") / "s.zarr"
+    write(url, vectors(ROWS))
+    return url
+
+
+def files_of(folder: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("kind", ["ivf", "ivfpq"])
+def test_an_index_finds_the_nearest_by_cosine_and_is_made_once(store, kind):
+    said: list[str] = []
+    index = open_index(feature_set(store), kind, tell=said.append)
+    assert index.folder == store.with_name("s.zarr.index") / feature_set(store).path / kind
+    assert sorted(files_of(index.folder)) == ["index.faiss", "index.json", "lists.ivfdata"]
+    assert [f"making the {kind} index" in line for line in said] == [True]
+
+    queries = vectors(50, seed=1)
+    exact = cosines(queries, vectors(ROWS))
+    found, sure = index.search(queries, 10), index.search_exactly(queries, 10)
+    np.testing.assert_array_equal(sure.rows, np.argsort(-exact, axis=1)[:, :10])
+    np.testing.assert_allclose(found.similarities, np.take_along_axis(exact, found.rows, axis=1), atol=1e-5)
+    recall = np.mean([np.isin(one, other).mean() for one, other in zip(sure.rows, found.rows, strict=True)])
+    assert index.recall >= 0.95
+    assert recall > 0.85
+
+    before = files_of(index.folder)
+    again = open_index(feature_set(store), kind, tell=said.append)
+    np.testing.assert_array_equal(again.search(queries, 10).rows, found.rows)
+    assert files_of(index.folder) == before
+    assert len(said) == 1
+
+
+def test_the_recall_it_tells_is_that_of_a_search_without_the_querys_own_row(store):
+    index = open_index(feature_set(store), "ivf")
+    record, rows = index.record, vectors(ROWS)
+    own = np.unique(np.linspace(0, ROWS - 1, 200).astype(int))
+    similarity = cosines(rows[own], rows)
+    similarity[np.arange(len(own)), own] = -np.inf
+    wanted = np.argsort(-similarity, axis=1)[:, :10]
+    got = [row[row != at][:10] for at, row in zip(own, index.search(rows[own], 11).rows, strict=True)]
+    recall = np.mean([np.isin(one, other).mean() for one, other in zip(wanted, got, strict=True)])
+    assert record.recall == pytest.approx(recall, abs=0.002)
+    assert (record.recall_k, record.n_probe) == (10, max(map(int, record.recall_by_probes)))
+
+
+def test_more_neighbours_than_the_lists_hold_come_from_an_exact_search(store):
+    index = open_index(feature_set(store), "ivf")
+    for k, expected in ((ROWS, ROWS), (ROWS + 5, ROWS)):
+        found = index.search(vectors(2, seed=2), k)
+        assert [len(set(row)) for row in found.rows.tolist()] == [expected] * 2
+    with pytest.raises(UsageError, match="k must be at least 1, got 0"):
+        index.search(vectors(1), 0)
+
+
+def test_an_index_of_what_the_set_held_before_is_never_used_and_goes(tmp_path):
+    url = tmp_path / "s.zarr"
+    write(url, vectors(600))
+    stale = open_index(feature_set(url))
+    write(url, vectors(600, seed=7))
+    fresh = open_index(feature_set(url))
+    assert fresh.folder == stale.folder
+    assert fresh.record.content_hash != stale.record.content_hash
+    queries = vectors(5, seed=3)
+    np.testing.assert_allclose(
+        fresh.search(queries, 1).similarities[:, 0], cosines(queries, vectors(600, seed=7)).max(axis=1), atol=0.05
+    )
+    assert [path.name for path in fresh.folder.parent.iterdir()] == ["ivf"]
+    assert stale.search(queries, 1).rows.shape == (5, 1)  # whoever has it open keeps it
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(lambda folder: (folder / "lists.ivfdata").write_bytes(b"cut"), id="lists cut short"),
+        pytest.param(lambda folder: (folder / "index.faiss").unlink(), id="a file gone"),
+        pytest.param(lambda folder: (folder / "index.json").write_text("{"), id="record damaged"),
+        pytest.param(lambda folder: (folder / "index.json").write_text('{"format": 9}'), id="another format"),
+    ],
+)
+def test_an_index_that_is_damaged_is_made_again(tmp_path, damage):
+    url = tmp_path / "s.zarr"
+    write(url, vectors(300))
+    index = open_index(feature_set(url))
+    damage(index.folder)
+    said: list[str] = []
+    assert open_index(feature_set(url), tell=said.append).search(vectors(300)[:1], 1).rows.tolist() == [[0]]
+    assert len(said) == 1
+
+
+def test_what_a_killed_process_left_is_swept_and_what_a_live_one_makes_stays(tmp_path):
+    url = tmp_path / "s.zarr"
+    write(url, vectors(300))
+    index = open_index(feature_set(url))
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    host = os.uname().nodename
+    dead, live = (index.folder.with_name(f".ivf~{host}~{pid}~0") for pid in (gone.pid, os.getppid()))
+    for path in (dead, live):
+        (path / "x").mkdir(parents=True)
+    shutil.rmtree(index.folder)
+    open_index(feature_set(url))
+    assert not dead.exists()
+    assert live.exists()
+
+
+def test_a_folder_that_cannot_hold_it_is_told_in_one_line_and_nothing_is_left(tmp_path, monkeypatch):
+    url = tmp_path / "s.zarr"
+    write(url, vectors(300))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 10, 0))
+    with pytest.raises(StoreError, match=r"takes 0\.0 GB while it is made: .* has 0\.0 GB free"):
+        open_index(feature_set(url))
+    monkeypatch.undo()
+    assert not list((tmp_path / "s.zarr.index").rglob("*.faiss"))
+    shutil.rmtree(tmp_path / "s.zarr.index")
+    (tmp_path / "s.zarr.index").write_text("in the way")
+    with pytest.raises(StoreError, match=r"cannot keep an index in .*: .*; FEATSTORE_CACHE names another place"):
+        open_index(feature_set(url))
+
+
+def test_of_a_store_by_url_it_is_kept_in_the_cache_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("FEATSTORE_CACHE", str(tmp_path / "cache"))
+    url, rows = "memory://saved.zarr", vectors(200)
+    write(url, rows)
+    index = open_index(feature_set(url), "ivfpq")
+    assert index.folder.is_relative_to(tmp_path / "cache" / "indexes")
+    assert index.search(rows[:20], 1).rows[:, 0].tolist() == list(range(20))
+
+
+def test_vectors_that_are_not_finite_and_kinds_that_are_not_there_are_told(tmp_path):
+    url, rows = tmp_path / "s.zarr", vectors(50)
+    rows[7, 3] = np.nan
+    write(url, rows)
+    with pytest.raises(DataError, match=r"tiny@\w+/words/train has embeddings that are not finite"):
+        open_index(feature_set(url))
+    assert not list((tmp_path / "s.zarr.index").rglob("*.faiss"))
+    with pytest.raises(UsageError, match="no saved index of kind 'tree'; there are ivf and ivfpq"):
+        open_index(feature_set(url), "tree")
+
+
+@pytest.mark.parametrize("rows", [1, 2, 50])
+@pytest.mark.parametrize("kind", ["ivf", "ivfpq"])
+def test_a_set_of_hardly_any_rows_is_indexed_too(tmp_path, rows, kind):
+    write(tmp_path / "s.zarr", vectors(rows, dim=13), shards=1)
+    index = open_index(feature_set(tmp_path / "s.zarr"), kind)
+    assert index.search(vectors(rows, dim=13), 1).rows[:, 0].tolist() == list(range(rows))
+
+
+CHILD = """
+import json, sys, threading
+from pathlib import Path
+
+import faiss
+import numpy as np
+
+import featstore
+from featstore.retrieve.plan import plan_ivf
+from featstore.retrieve.saved import make_index
+
+def own():  # what no file backs
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon")) * 1024
+
+faiss.omp_set_num_threads(1)
+rng = np.random.default_rng(0)
+warm = faiss.Kmeans(96, 64, niter=1)
+warm.train(rng.standard_normal((8192, 96)).astype(np.float32))  # what libraries keep for themselves, whatever the rows
+del warm
+
+fs = featstore.open(sys.argv[1]).select()
+plan = plan_ivf(len(fs), fs.recipe.dim, sys.argv[2], memory_bytes=int(sys.argv[3]))
+before, peak, done = own(), [0], threading.Event()
+
+def look():
+    while not done.wait(0.002):
+        peak[0] = max(peak[0], own() - before)
+
+threading.Thread(target=look, daemon=True).start()
+record = make_index(fs, plan, Path(sys.argv[4]))
+done.set()
+print(json.dumps([peak[0], record.recall, plan.n_blocks]))
+"""
+
+
+@pytest.mark.parametrize("kind", ["ivf", "ivfpq"])
+def test_an_index_is_made_in_the_memory_that_was_planned_whatever_the_rows(tmp_path, kind):
+    rows, dim, planned = 150_000, 96, 8 << 20
+    # Whatever the rows, FAISS multiplies blocks of 4,096 x 1,024, and has 32,768 vectors twice to learn codes from.
+    workspace = (16 << 20) + (2 * 4 * dim * 32_768 if kind == "ivfpq" else 0)
+    url = tmp_path / "s.zarr"
+    write(url, vectors(rows, dim=dim), shards=8)
+    assert rows * dim * 4 > planned + workspace
+    command = [sys.executable, "-c", CHILD, str(url), kind, str(planned), str(tmp_path / "index")]
+    child = subprocess.run(command, env=handmade.environment(), capture_output=True, text=True, check=False)
+    assert not child.returncode, child
+    peak, recall, n_blocks = json.loads(child.stdout)  # and nothing else was printed
+    assert peak < planned + workspace
+    assert recall > 0.9
+    assert n_blocks > 40
+    assert not child.stderr
+
+
+def test_a_plan_follows_the_rows_and_its_memory_does_not():
+    small, large, huge = (plan_ivf(rows, 256, "ivfpq") for rows in (10_000, 5_000_000, 10**9))
+    assert (small.n_lists, small.graph_links, small.block_rows) == (156, 0, 10_000)
+    assert (large.n_lists, large.n_codes, large.padded_dim) == (8944, 64, 256)
+    assert large.graph_links > 0
+    wide = plan_ivf(10**9, 768, "ivf")
+    assert (huge.n_lists, wide.n_lists) == (126_488, 58_254)
+    for plan in (large, huge, wide):
+        assert plan.sample_rows == 64 * plan.n_lists
+        assert 3 * 4 * plan.padded_dim * plan.n_lists <= 2**29
+        assert 4 * plan.padded_dim * plan.block_rows <= 2**27
+    assert plan_ivf(1000, 527, "ivfpq").padded_dim == 531  # 59 codes of 9 numbers
+    with pytest.raises(UsageError, match="at least one row"):
+        plan_ivf(0, 8, "ivf")
+
+
+# --- of a task --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def task_store(tmp_path_factory) -> Path:
+    url = tmp_path_factory.mktemp("task") / "t.zarr"
+    recipe = tiny.recipe(dim=DIM)
+    for split, n, seed in (("train", 400, 1), ("valid", 100, 2), ("test", 200, 3)):
+        write(url, vectors(n, seed=seed), split=split, recipe=recipe)
+    return url
+
+
+@pytest.fixture
+def few_are_many(monkeypatch):
+    monkeypatch.setattr("featstore.retrieve.track.MIN_SAVED_WINDOWS", 300)
+
+
+@pytest.mark.parametrize("index", ["ivf", "ivfpq"])
+@pytest.mark.parametrize("changes", [{}, tiny.folds("train", "valid", "test")], ids=["splits", "folds"])
+def test_whole_feature_sets_are_searched_by_their_saved_indexes(task_store, few_are_many, index, changes):
+    shutil.rmtree(task_store.with_name("t.zarr.index"), ignore_errors=True)
+    said: list[str] = []
+    store, manifest = featstore.open(str(task_store)), tiny.task(**changes)
+    record = retrieve_task(store, manifest, index=index, tell=said.append)
+    exact = retrieve_task(store, manifest)
+    assert record.value == pytest.approx(exact.value, abs=0.02)
+    told = record.details["index_recall"]
+    assert (told["k"], told["of"]) == (10, "its own windows")
+    assert told["recall"] >= 0.9
+    assert len(said) == (3 if changes else 1)
+    again = retrieve_task(store, manifest, index=index, tell=said.append)
+    assert len(said) == (3 if changes else 1)
+    assert again.details["neighbours"] == record.details["neighbours"]
+
+
+def test_neighbours_of_folds_are_those_of_all_their_windows_in_one(task_store, few_are_many):
+    from featstore.retrieve.saved import JoinedIndexes
+
+    sets = [feature_set(task_store, split=split) for split in ("valid", "train")]
+    joined = JoinedIndexes([open_index(one) for one in sets])
+    rows, queries = np.concatenate([one.utterance for one in sets]), vectors(30, seed=9)
+    found, exact = joined.search(queries, 10), cosines(queries, rows)
+    np.testing.assert_allclose(found.similarities, np.take_along_axis(exact, found.rows, axis=1), atol=1e-5)
+    wanted = np.argsort(-exact, axis=1)[:, :10]
+    assert np.mean([np.isin(one, other).mean() for one, other in zip(wanted, found.rows, strict=True)]) > 0.85
+
+
+@pytest.mark.parametrize("protocol", ["strict", "xares"])
+def test_without_a_saved_index_it_is_made_in_memory_as_before(task_store, protocol):
+    shutil.rmtree(task_store.with_name("t.zarr.index"), ignore_errors=True)
+    store = featstore.open(str(task_store))
+    record = retrieve_task(store, tiny.task(), protocol=protocol, index="ivfpq")
+    assert record.details["index_recall"].keys() == {"k", "recall"}
+    assert record.details["index_recall"]["recall"] > 0.4
+    assert not task_store.with_name("t.zarr.index").exists()
