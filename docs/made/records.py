@@ -35,6 +35,7 @@ PRINTED = (
     Printed(record="featstore.store.verify.VerifyReport", commands=("verify --json",)),
     Printed(record="featstore.store.maintenance.GcRecord", commands=("gc --json",)),
     Printed(record="featstore.store.maintenance.CompactRecord", commands=("compact --json",)),
+    Printed(record="featstore.store.copying.CopyRecord", commands=("copy --json",)),
     Printed(record="featstore.store.export.ExportRecord", commands=("export --json",)),
     Printed(record="featstore.extract.packing.PackRecord", commands=("pack --json",)),
     Printed(record="featstore.fetch.FetchRecord", commands=("fetch --json",)),

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import click
 
+from featstore.cli.completion import complete_folders
 from featstore.cli.options import emit_json, json_option
 
 __all__ = ["copy"]
 
 
 @click.command()
-@click.argument("source", metavar="SRC")
-@click.argument("target", metavar="DST")
+@click.argument("source", metavar="SRC", shell_complete=complete_folders)
+@click.argument("target", metavar="DST", shell_complete=complete_folders)
 @click.option("--only", type=click.Choice(["utterance"]), help="Leave the frames where they are.")
 @click.option("--encoder", metavar="NAME", help="Only of this encoder (`logmel`, or `logmel@3f9c2a71`).")
 @click.option("--dataset", metavar="NAME", help="Only of this dataset (`words`, or `words+crop5s`).")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 import click
 
-from featstore.cli.completion import complete_encoders
+from featstore.cli.completion import complete_encoders, complete_folders
 from featstore.cli.options import (
     emit_json,
     encoder_settings,
@@ -65,6 +65,7 @@ __all__ = ["extract"]
     "data_dir",
     required=True,
     metavar="DIR|URL",
+    shell_complete=complete_folders,
     help="Holds one folder of shards for each dataset: a folder, or s3://, gs://, az://, hf:// or https://.",
 )
 @store_option
