@@ -5,20 +5,41 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+import re
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any, Literal
 
-from docs.made.markdown import code, table, told
+from docs.made.markdown import code, from_rst, table, told
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Printed:
-    """What one command prints as JSON: a record by its module and name, and the commands, as they are typed."""
+    """What commands print as JSON, and where that is not the record's fields as they are.
+
+    Attributes
+    ----------
+    record : str
+        Its module and name.
+    commands : tuple of str
+        As they are typed.
+    beside : tuple of str
+        Fields that are records themselves, whose own fields stand in their place.
+    left_out : tuple of str
+        Fields that are not printed.
+    computed : mapping
+        Properties that are printed after a field.
+    words : mapping
+        Type of a field, where it is printed as another.
+    """
 
     record: str
     commands: tuple[str, ...]
+    beside: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+    computed: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    words: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 PRINTED = (
@@ -26,11 +47,21 @@ PRINTED = (
         record="featstore.records.ScoreRecord",
         commands=("probe --json", "retrieve --json", "demo --json", "report --format json"),
     ),
-    Printed(record="featstore.report.compare.Difference", commands=("report --compare A B --format json",)),
+    Printed(
+        record="featstore.report.compare.Difference",
+        commands=("report --compare A B --format json",),
+        left_out=("title", "eval_weight"),
+        computed={"value_b": ("difference",), "high": ("better",)},
+        words={"settings": "object"},
+    ),
     Printed(record="featstore.records.ExtractRecord", commands=("extract --json",)),
     Printed(record="featstore.encoders.checking.Check", commands=("check --json",)),
     Printed(record="featstore.store.summary.Summary", commands=("inspect --json",)),
-    Printed(record="featstore.store.summary.Details", commands=("inspect PATH --json", "inspect --verbose --json")),
+    Printed(
+        record="featstore.store.summary.Details",
+        commands=("inspect PATH --json", "inspect --verbose --json"),
+        beside=("summary",),
+    ),
     Printed(record="featstore.health.Health", commands=("inspect --health --json",)),
     Printed(record="featstore.store.verify.VerifyReport", commands=("verify --json",)),
     Printed(record="featstore.store.maintenance.GcRecord", commands=("gc --json",)),
@@ -46,13 +77,13 @@ def json_page(printed: Sequence[Printed]) -> str:
     """Every record that a command prints, with the records that are inside it."""
     outer = [_found(each.record) for each in printed]
     inner = dict.fromkeys(kind for each in outer for kind in _inside(each))
-    shown = {*outer, *inner}
+    shown, plain = {*outer, *inner}, Printed(record="", commands=())
     sections = [
-        f"## {kind.__name__}\n\nprinted by {', '.join(code(f'featstore {line}') for line in each.commands)}\n\n"
-        + _record_section(kind, shown)
+        f"## {kind.__name__}\n\nPrinted by {', '.join(code(f'featstore {line}') for line in each.commands)}\n\n"
+        + _record_section(kind, each, shown)
         for kind, each in zip(outer, printed, strict=True)
     ]
-    inside = [f"### {kind.__name__}\n\n{_record_section(kind, shown)}" for kind in inner if kind not in outer]
+    inside = [f"### {kind.__name__}\n\n{_record_section(kind, plain, shown)}" for kind in inner if kind not in outer]
     manifests = ", ".join(code(f"featstore {name} --json") for name in PRINTS_MANIFESTS)
     return "\n".join(
         [
@@ -90,16 +121,32 @@ def _parts(hint: Any) -> Iterator[Any]:
         yield from _parts(inner)
 
 
-def _record_section(kind: type, shown: Set[type]) -> str:
-    known, hints = told(kind), typing.get_type_hints(kind)
+def _record_section(kind: type, printed: Printed, shown: Set[type]) -> str:
     rows: list[tuple[str, str, str]] = []
-    for field in dataclasses.fields(kind):
-        what, meaning = json_words(hints[field.name], shown), known.attributes.get(field.name, "")
+    for name, what, meaning in _rows(kind, printed, shown):
         if rows and meaning and rows[-1][1:] == (what, meaning):  # "value, std : float" says one thing of both
-            rows[-1] = (f"{rows[-1][0]}, {code(field.name)}", what, meaning)
+            rows[-1] = (f"{rows[-1][0]}, {code(name)}", what, meaning)
         else:
-            rows.append((code(field.name), what, meaning))
-    return f"{known.prose}\n\n{table(('field', 'value', 'meaning'), rows)}"
+            rows.append((code(name), what, meaning))
+    return f"{_json(told(kind).prose)}\n\n{table(('field', 'value', 'meaning'), rows)}"
+
+
+def _rows(kind: type, printed: Printed, shown: Set[type]) -> Iterator[tuple[str, str, str]]:
+    known, hints = told(kind), typing.get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        if field.name in printed.beside:
+            yield from _rows(hints[field.name], printed, shown)
+        elif field.name not in printed.left_out:
+            what = printed.words.get(field.name) or json_words(hints[field.name], shown)
+            yield field.name, what, _json(known.attributes.get(field.name, ""))
+        for name in printed.computed.get(field.name, ()):
+            getter = getattr(kind, name).fget
+            yield name, json_words(typing.get_type_hints(getter)["return"], shown), from_rst(getter.__doc__)
+
+
+def _json(text: str) -> str:
+    """Words about a record in Python as words about its JSON."""
+    return re.sub(r"\bNone\b", "null", text)
 
 
 _PLAIN: Mapping[Any, str] = {

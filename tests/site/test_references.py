@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import doctest
 import importlib
 import json
 import re
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any
 
 import click
 import pytest
 
 from docs.made import pages
-from docs.made.records import PRINTED, PRINTS_MANIFESTS
+from docs.made.records import PRINTED, PRINTS_MANIFESTS, Printed
 from featstore.cli import cli
 from featstore.manifest import Manifest, builtin_tasks
 from featstore.manifest.rules import METRICS_BY_KIND
-from featstore.records import ScoreRecord
 from fenced import ROOT
 
 SITE = pages(ROOT)
@@ -75,9 +79,27 @@ def test_every_command_that_prints_json_says_what() -> None:
     assert can == {*documented, *PRINTS_MANIFESTS}
 
 
-def test_a_score_record_is_told_field_by_field() -> None:
+def example(hint: Any) -> Any:
+    """Some value of a type, records of records included."""
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint):
+        hints = typing.get_type_hints(hint)
+        return hint(**{field.name: example(hints[field.name]) for field in dataclasses.fields(hint)})
+    if origin in (typing.Union, types.UnionType, typing.Literal):
+        return None if type(None) in inner else inner[0] if origin is typing.Literal else example(inner[0])
+    return {} if isinstance(origin, type) and issubclass(origin, Mapping) else (origin or hint)()
+
+
+@pytest.mark.parametrize("printed", PRINTED, ids=[each.record for each in PRINTED])
+def test_a_record_is_told_field_by_field_as_it_is_printed(printed: Printed) -> None:
+    module, _, name = printed.record.rpartition(".")
+    record = example(getattr(importlib.import_module(module), name))
+    plain = record.as_json() if hasattr(record, "as_json") else dataclasses.asdict(record)
+    assert sorted(rows(SITE["reference/json.md"], f"## {name}")) == sorted(plain)
+
+
+def test_every_field_of_a_score_has_its_meaning() -> None:
     told = rows(SITE["reference/json.md"], "## ScoreRecord")
-    assert list(told) == list(ScoreRecord.__dataclass_fields__)
     assert all(row[2].strip() for row in told.values())
     assert told["seeds"][1] == "list of whole numbers"
 
