@@ -43,12 +43,16 @@ class Scorer(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Pair:
-    """What is scored at one go. ``task`` is as on the command line; ``name`` as its manifest says."""
+    """What is scored at one go. ``task`` is as on the command line; ``name`` as its manifest says.
+
+    ``work`` is how much there is to do, beside other pairs: rows of features, as often as they are learned from.
+    """
 
     task: str
     name: str
     encoder: str | None
     store_url: str
+    work: int
 
     def __str__(self) -> str:
         return f"{self.name} by {self.encoder}" if self.encoder else self.name
@@ -88,7 +92,13 @@ def score_tasks(
     manifests = [find_task(task) for task in tasks]
     store = open_store(store_url)
     pairs = [
-        _Pair(task=task, name=manifest.name, encoder=encoder, store_url=store_url)
+        _Pair(
+            task=task,
+            name=manifest.name,
+            encoder=encoder,
+            store_url=store_url,
+            work=_work(store, manifest) if jobs > 1 else 0,
+        )
         for task, manifest in zip(tasks, manifests, strict=True)
         for encoder in encoders or encoders_with(store, manifest) or [None]
     ]
@@ -124,6 +134,15 @@ def encoders_with(store: Store, manifest: Manifest) -> list[str | None]:
     return [encoder for encoder, splits in sorted(held.items()) if needed <= splits]
 
 
+def _work(store: Store, manifest: Manifest) -> int:
+    rows = {
+        each.split: sum(of.member.frames for of in each.segments) if manifest.wants_frames else len(each)
+        for each in store.feature_sets()
+        if each.dataset == manifest.feature_dataset
+    }
+    return sum(rows.values()) * manifest.probe.epochs
+
+
 # --- one pair after the other, or several at a time -------------------------------------------------------------------
 
 _Outcomes = Iterator[tuple[int, "ScoreRecord | _Failure"]]
@@ -141,7 +160,9 @@ def _outcomes(
     # Started afresh, for a fork would inherit the threads of torch and of BLAS in whatever state they are.
     pool = ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"))
     with _settings_of_children(threads):
-        futures = {pool.submit(_score_there, pair, score): number for number, pair in enumerate(pairs)}
+        # the longest first: begun last, one would keep a single process busy when all others are done
+        longest_first = sorted(enumerate(pairs), key=lambda numbered: -numbered[1].work)
+        futures = {pool.submit(_score_there, pair, score): number for number, pair in longest_first}
     try:
         yield ((futures[future], _outcome_of(future, pairs[futures[future]])) for future in as_completed(futures))
         pool.shutdown()

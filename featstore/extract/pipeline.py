@@ -285,6 +285,7 @@ class _ShardWork:
         self._described: list[tuple[str, str, float, float]] = []
         self._encoded: dict[int, list[tuple[NDArray[np.float32], NDArray[np.generic] | None]]] = {}
         self._stored = 0
+        self._unwritten = 0
         self._clips = 0
         self._audio_seconds = 0.0
         self._skipped: list[SkippedClip] = []
@@ -383,10 +384,12 @@ class _ShardWork:
             self._background.submit(self._add, ready)
 
     def _add(self, windows: list[list[EmbeddedWindow]]) -> None:
+        self._unwritten += len(windows)
         for number, (_, future) in enumerate(self._parts):
             part = future.result()
             for of_each_part in windows:
                 part.add(of_each_part[number])
+        self._unwritten -= len(windows)
 
     def _commit(self, sha256: Future[str]) -> Mapping[int, Commit] | ShardError:
         """Commit the parts; an error that concerns this shard alone is returned, and the run goes on."""
@@ -399,6 +402,9 @@ class _ShardWork:
         if (identity.size, identity.mtime_ns, identity.etag) != (before.size, before.mtime_ns, before.etag):
             self._abort()
             return ShardError(f"shard {self._shard.name} changed while it was read: run the same command again")
+        if self._unwritten:  # a write failed, which ends the run; this commit was queued behind it by then
+            self._abort()
+            return ShardError(f"shard {self._shard.name} was not written whole: run the same command again")
         return {target.output: self._commit_part(target, future, identity) for target, future in self._parts}
 
     def _commit_part(self, target: PartTarget, future: Future[PartWriter], identity: ShardIdentity) -> Commit:

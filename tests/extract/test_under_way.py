@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -12,11 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+import featstore
 import tiny
 from featstore.encoders.made import Encoded
 from featstore.encoders.running import EncoderRun
-from featstore.errors import EncoderContractError
+from featstore.errors import EncoderContractError, StoreError
 from featstore.extract.pipeline import UnderWay
+from featstore.store import EmbeddedWindow, PartWriter
 from handmade import assert_equal_stores, build, clip, extract, noise, write_split
 
 
@@ -72,6 +75,30 @@ def test_a_store_is_the_same_however_many_batches_are_ahead(data: Path, tmp_path
     assert unsettled[-1] == 0
     assert record.shards_done == 5
     assert_equal_stores(tmp_path / "at-once", tmp_path / "late")
+
+
+def test_a_part_is_never_committed_without_windows_whose_write_failed(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The write of a window fails while the commit of its shard is queued behind it, and the disk is well again."""
+    add, seen = PartWriter.add, []
+
+    def failing_once(part: PartWriter, window: EmbeddedWindow) -> None:
+        seen.append(window.key)
+        if len(seen) == 3:
+            time.sleep(0.3)  # the encoder is done with the shard meanwhile
+            raise StoreError("cannot write to the store: a cable was pulled")
+        add(part, window)
+
+    monkeypatch.setattr(PartWriter, "add", failing_once)
+    with pytest.raises(StoreError, match="a cable was pulled"):
+        extract(tiny.task(), data, tmp_path / "store")
+    monkeypatch.undo()
+    held = [fs.key.tolist() for fs in featstore.open(str(tmp_path / "store")).feature_sets()]
+    assert all(len(keys) % 6 == 0 and "c00" not in keys for keys in held)  # whole shards, and not the one that failed
+    extract(tiny.task(), data, tmp_path / "store")
+    extract(tiny.task(), data, tmp_path / "whole")
+    assert_equal_stores(tmp_path / "store", tmp_path / "whole")
 
 
 class BreaksOnLoud(torch.nn.Module):
