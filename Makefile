@@ -29,7 +29,7 @@ bench: $(VENV)/.bench
 
 # The site, into site/. The variable silences a notice: Material is mended until May 2027, and Zensical follows it.
 docs: $(VENV)/.docs
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 # Chromium for the tests of pages; where it cannot be installed, they are skipped and say so.
 browser:
