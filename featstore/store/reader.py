@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from dask.array import Array as DaskArray
     from xarray import DataArray
 
+    from featstore.store.documents import SplitAddress
     from featstore.store.format import Commit, Segment
     from featstore.store.torch_view import FrameBatch, UtteranceBatch, WindowDataset
 
@@ -165,6 +166,11 @@ class FeatureSet:
     def split(self) -> str:
         """Name of the split or fold."""
         return self._entry.address.split
+
+    @property
+    def address(self) -> SplitAddress:
+        """What the documents above its parts say: how its encoder was named, its dataset's folder, its crop."""
+        return self._entry.address
 
     @property
     def hop_seconds(self) -> float:
