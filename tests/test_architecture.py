@@ -16,6 +16,7 @@ LAYERS = (
     {"__main__"},
     {"cli"},
     {"demo"},
+    {"explore"},
     {"report"},
     {"health"},
     {"extract", "fetch", "probe", "retrieve"},

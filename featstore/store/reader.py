@@ -208,6 +208,10 @@ class FeatureSet:
         """JSON text of each window's clip as it stood in the shard, object (windows,)."""
         return self._strings("meta")
 
+    def metas_of(self, windows: Sequence[int]) -> list[str]:
+        """The same of a few windows, where parts that hold none of them are not read."""
+        return WindowRows(self._runs, "meta").texts(windows)
+
     @cached_property
     def start_seconds(self) -> NDArray[np.float64]:
         """Where each window begins in its clip, float64 (windows,)."""
