@@ -45,7 +45,21 @@ def cli(*, traceback: bool) -> None:  # read in `main`
 
 
 for command in (
-    demo, fetch, pack, extract, probe, retrieve, report, query, explore, tasks, inspect, export, verify, gc, compact,
+    demo,
+    fetch,
+    pack,
+    extract,
+    probe,
+    retrieve,
+    report,
+    query,
+    explore,
+    tasks,
+    inspect,
+    export,
+    verify,
+    gc,
+    compact,
 ):
     cli.add_command(command)
 

@@ -55,7 +55,7 @@ __all__ = ["explore"]
     "n_audio",
     type=click.IntRange(min=1),
     metavar="N",
-    help="With --data and --out: how many clips the page holds the first ten seconds of, classes in turn.  [default: 40]",
+    help="With --data and --out: of how many clips the page holds ten seconds, classes in turn.  [default: 40]",
 )
 @click.option(
     "--serve", is_flag=True, help="Serve the page to this machine alone (127.0.0.1), with the sound of every clip."

@@ -59,8 +59,9 @@ def query(
 ) -> None:
     """Name the cached clips nearest to an audio file or to a cached clip.
 
-    A file is decoded, resampled, cut into windows and encoded exactly as the store's recipe says. A cached clip is named
-    by its key, with `split/` or `dataset/split/` before it where several feature sets have it; no encoder is loaded.
+    A file is decoded, resampled, cut into windows and encoded exactly as the store's recipe says. A cached clip is
+    named by its key, with `split/` or `dataset/split/` before it where several feature sets have it; no encoder
+    is loaded.
     Similarity is the cosine of the two windows that are closest, distance is 1 less that.
 
     \b

@@ -142,7 +142,7 @@ def embed(audio: ClipAudio, numbers: NDArray[np.int64], groups: Sequence[int], *
     for at in order:
         rank[int(at)] = turn.get(groups[at], 0)
         turn[groups[at]] = rank[int(at)] + 1
-    chosen = sorted(rank, key=lambda at: (rank[at]))[:most]
+    chosen = sorted(rank, key=lambda at: rank[at])[:most]
     heard = audio.excerpts([int(numbers[at]) for at in chosen])
     uris: dict[int, str] = {}
     room = MAX_EMBEDDED_BYTES

@@ -67,7 +67,7 @@ def default_colour(columns: Sequence[Column]) -> int:
     ranked = [
         (0 if column.kind == "class" and 2 <= len(column.values) <= 50 else 1, at)
         for at, column in enumerate(columns)
-        if column.kind == "number" or len(column.values) >= 2 and column.kind == "class"
+        if column.kind == "number" or (len(column.values) >= 2 and column.kind == "class")
     ]
     return min(ranked)[1] if ranked else -1
 
@@ -87,7 +87,9 @@ def _flat(value: Any, name: str, depth: int) -> Iterator[tuple[str, Any]]:
 def _column(name: str, raw: list[Any]) -> Column:
     present = [value for value in raw if value is not None]
     if all(isinstance(value, int | float) and not isinstance(value, bool) for value in present):
-        few = len(set(present)) <= MAX_NUMBERS_AS_CLASSES and all(isinstance(value, int) or value.is_integer() for value in present)
+        few = len(set(present)) <= MAX_NUMBERS_AS_CLASSES and all(
+            isinstance(value, int) or value.is_integer() for value in present
+        )
         if not few:
             return Column(name=name, kind="number", numbers=np.array([_number(value) for value in raw]))
     texts = [None if value is None else _text(value) for value in raw]

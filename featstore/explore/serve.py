@@ -73,11 +73,11 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     timeout = _MAX_IDLE_SECONDS
 
-    def do_GET(self) -> None:  # noqa: N802 - the name that http.server calls
+    def do_GET(self) -> None:
         """Answer a request."""
         self._answer(with_body=True)
 
-    def do_HEAD(self) -> None:  # noqa: N802 - the name that http.server calls
+    def do_HEAD(self) -> None:
         """Answer with headers alone."""
         self._answer(with_body=False)
 
@@ -133,5 +133,5 @@ class _Handler(BaseHTTPRequestHandler):
         if with_body:
             self.wfile.write(content)
 
-    def log_message(self, format: str, *arguments: Any) -> None:  # noqa: A002 - the name that http.server calls
+    def log_message(self, format: str, *arguments: Any) -> None:
         """Nothing: a terminal is no place for every sound that is heard."""

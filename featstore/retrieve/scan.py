@@ -53,7 +53,10 @@ def best_cosines(rows: VectorRows, queries: NDArray[np.float32]) -> NDArray[np.f
         cosines = (block @ wanted).max(axis=1) / norms
         best[start : start + len(block)] = np.where(np.isfinite(cosines), np.clip(cosines, -1.0, 1.0), -np.inf)
 
-    with np.errstate(invalid="ignore", over="ignore"), ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1)) as pool:
+    with (
+        np.errstate(invalid="ignore", over="ignore"),
+        ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1)) as pool,
+    ):
         for _ in pool.map(fill, range(0, len(rows), step)):
             pass
     return best
