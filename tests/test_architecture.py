@@ -46,6 +46,7 @@ DOORS = {
     "click": {"cli/*"},
     "scipy": {"metrics/*"},
     "urllib3": {"fetch/http"},
+    "umap": {"explore/projection"},
 }
 # where numpy, too, is imported only when it is needed: help and manifests must be quick
 LIGHT = ("cli/*", "manifest/*", "errors", "records", "__init__", "__main__")

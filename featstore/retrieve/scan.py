@@ -49,14 +49,12 @@ def best_cosines(rows: VectorRows, queries: NDArray[np.float32]) -> NDArray[np.f
 
     def fill(start: int) -> None:
         block = rows.slice(start, min(start + step, len(rows)))
-        norms = np.maximum(np.sqrt(np.einsum("nd,nd->n", block, block)), MIN_NORM)
-        cosines = (block @ wanted).max(axis=1) / norms
+        with np.errstate(invalid="ignore", over="ignore"):
+            norms = np.maximum(np.sqrt(np.einsum("nd,nd->n", block, block)), MIN_NORM)
+            cosines = (block @ wanted).max(axis=1) / norms
         best[start : start + len(block)] = np.where(np.isfinite(cosines), np.clip(cosines, -1.0, 1.0), -np.inf)
 
-    with (
-        np.errstate(invalid="ignore", over="ignore"),
-        ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1)) as pool,
-    ):
+    with ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1)) as pool:
         for _ in pool.map(fill, range(0, len(rows), step)):
             pass
     return best
