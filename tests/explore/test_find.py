@@ -103,8 +103,8 @@ def test_a_key_of_several_splits_must_be_told_apart_and_can_be(tmp_path):
 
 def test_a_key_that_is_not_there_is_met_with_those_that_look_like_it(tmp_path):
     write_set(tmp_path / "s", [Stored(f"speech/yes_{at:04d}", np.eye(DIM)[at % DIM]) for at in range(3000)])
-    with pytest.raises(UnknownFeatureSet, match=r"'speech/yes_01234' in words/train.*did you mean 'speech/yes_0123'"):
-        nearest_to_key(sets_in(tmp_path / "s"), "speech/yes_01234", k=3)
+    with pytest.raises(UnknownFeatureSet, match=r"'speech/yes_2999x' in words/train.*did you mean 'speech/yes_2999'"):
+        nearest_to_key(sets_in(tmp_path / "s"), "speech/yes_2999x", k=3)
     with pytest.raises(UnknownFeatureSet, match="no clip is called 'zzz' in words/train, and no file is"):
         nearest_to_key(sets_in(tmp_path / "s"), "zzz", k=3)
 
@@ -144,7 +144,7 @@ def test_a_file_is_encoded_as_the_store_says_and_finds_itself(tmp_path, crop, pa
     assert found.hits[0].key == "c3"
     assert found.clips_searched == 6
     # Padded among others the vector is another (that is what xares does), else it is the same.
-    assert found.hits[0].similarity > (0.98 if padding == "xares" else 0.999999)
+    assert found.hits[0].similarity > (0.95 if padding == "xares" else 0.999999)
     assert found.windows == (1 if crop is None else 4)
 
 

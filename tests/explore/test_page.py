@@ -117,7 +117,7 @@ def test_principal_components_are_those_of_scikit_learn_and_repeat(rng, monkeypa
     wanted = PCA(2).fit(X)
     for axis in range(2):
         assert abs(np.corrcoef(found.xy[:, axis], wanted.transform(X)[:, axis])[0, 1]) > (
-            0.9999 if fitted > 300 else 0.95
+            0.9999 if fitted > 300 else 0.9
         )
     assert np.array_equal(found.xy, pca(X).xy)
     if fitted > 300:
@@ -179,7 +179,7 @@ def test_a_column_of_very_many_values_is_text_and_no_colour():
 
 
 def test_columns_that_would_make_the_page_too_large_are_named_instead(tmp_path, monkeypatch):
-    monkeypatch.setattr(explore_page, "MAX_COLUMN_BYTES", 4000)
+    monkeypatch.setattr(explore_page, "MAX_COLUMN_BYTES", 3000)
     clips = [
         Stored(f"c{at}", np.eye(DIM)[at % DIM] + at, {"said": f"a long sentence {at}", "word": f"w{at % 3}"})
         for at in range(120)

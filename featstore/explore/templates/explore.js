@@ -41,13 +41,13 @@
   };
 
   // --- colours: eight that every kind of colour vision tells apart (after Okabe and Ito), then the same in other shapes
-  const TOP = 16, OTHER = TOP, NONE = TOP + 1, RAMP = 32;
+  const TOP = 16, OTHER = TOP, NONE = TOP + 1, RAMP = 32, NO_NUMBER = 255, NOT_FOUND = 254;
   const PALETTES = {
     light: ["#0072b2", "#e08a00", "#009e73", "#cc5f9e", "#d55e00", "#3aa5dc", "#a89400", "#2b2f33"],
     dark: ["#4aa3e0", "#e69f00", "#22c295", "#e08bbd", "#f0703a", "#8ad0ff", "#f0e442", "#eef1f4"],
   };
   const SHAPES = ["circle", "square", "triangle", "diamond"];
-  const shapeOf = (style) => (style >= TOP ? "circle" : style < 8 ? "circle" : SHAPES[1 + (style % 3)]);
+  const shapeOf = (style) => (state.column?.numbers || style >= TOP || style < 8 ? "circle" : SHAPES[1 + (style % 3)]);
   // viridis, without the end that the background would swallow
   const VIRIDIS = [[68, 1, 84], [72, 40, 120], [62, 74, 137], [49, 104, 142], [38, 130, 142], [31, 158, 137], [53, 183, 121], [109, 205, 89], [180, 222, 44], [253, 231, 37]];
   const rampAt = (share, dark) => {
@@ -60,8 +60,10 @@
     theme = { dark, palette: PALETTES[dark ? "dark" : "light"], ink: dark ? "#ffffff" : "#000000", back: dark ? "#14171a" : "#ffffff", dim: dark ? "#59636e" : "#c3cad1", none: dark ? "#76818d" : "#98a2ad" };
   };
   const colourOf = (style) => {
-    if (state.column?.numbers) return style === NONE ? theme.none : rampAt(style / (RAMP - 1), theme.dark);
-    return style === OTHER || style === NONE || !state.column ? (state.column ? theme.none : theme.palette[0]) : theme.palette[style % 8];
+    if (style === NO_NUMBER) return theme.none;
+    if (style === NOT_FOUND) return theme.dim;
+    if (state.column?.numbers) return rampAt(style / (RAMP - 1), theme.dark);
+    return style === OTHER || style === NONE ? theme.none : theme.palette[style % 8];
   };
 
   // --- what is shown ----------------------------------------------------------------------------------------------------
@@ -88,8 +90,7 @@
       const span = state.high - state.low || 1;
       for (let at = 0; at < n; at++) {
         const share = (column.numbers[at] - state.low) / span;
-        style[at] = Number.isNaN(share) ? NONE + RAMP : Math.max(0, Math.min(RAMP - 1, Math.floor(share * RAMP)));
-        if (Number.isNaN(share)) style[at] = 255;
+        style[at] = Number.isNaN(share) ? NO_NUMBER : Math.max(0, Math.min(RAMP - 1, Math.floor(share * RAMP)));
       }
     } else {
       const some = column.values.length;
@@ -148,15 +149,15 @@
     else if (shape === "diamond") { to.moveTo(x, y - 1.2 * r); to.lineTo(x + 1.2 * r, y); to.lineTo(x, y + 1.2 * r); to.lineTo(x - 1.2 * r, y); to.closePath(); }
     else to.arc(x, y, r, 0, 7);
   };
-  const sprite = (number, r) => {  // 255: no number, 254: not found by the search
+  const sprite = (number, r) => {
     const name = `${number} ${r}`;
     if (!sprites.has(name)) {
       const half = Math.ceil((1.25 * r + 1) * ratio), made = document.createElement("canvas"), to = made.getContext("2d");
       made.width = made.height = 2 * half;
       to.scale(ratio, ratio);
-      outline(to, state.column?.numbers || number >= TOP ? "circle" : shapeOf(number), half / ratio, half / ratio, r);
-      to.globalAlpha = number === 254 ? 0.45 : n > 4000 ? 0.75 : 0.85;
-      to.fillStyle = number === 254 ? theme.dim : number === 255 ? theme.none : colourOf(number);
+      outline(to, shapeOf(number), half / ratio, half / ratio, r);
+      to.globalAlpha = number === NOT_FOUND ? 0.45 : n > 4000 ? 0.75 : 0.85;
+      to.fillStyle = colourOf(number);
       to.fill();
       sprites.set(name, [made, half]);
     }
@@ -181,7 +182,7 @@
         if (!shown[at] || (matched && matched[at] !== found)) continue;
         const x = left + X[at] * scale, y = top - Y[at] * scale;
         if (x < -20 || y < -20 || x > canvas.width + 20 || y > canvas.height + 20) continue;
-        const [image, half] = sprite(found ? style[at] : 254, r);
+        const [image, half] = sprite(found ? style[at] : NOT_FOUND, r);
         context.drawImage(image, Math.round(x) - half, Math.round(y) - half);
       }
     }
@@ -205,8 +206,8 @@
   };
   const ring = (at, r, thick) => {
     const [x, y] = toScreen(at);
-    outline(context, state.column?.numbers || style[at] >= TOP ? "circle" : shapeOf(style[at]), x, y, Math.max(1, r - 1.5));
-    context.fillStyle = style[at] === 255 ? theme.none : colourOf(style[at]);
+    outline(context, shapeOf(style[at]), x, y, Math.max(1, r - 1.5));
+    context.fillStyle = colourOf(style[at]);
     context.fill();
     context.beginPath();
     context.arc(x, y, r, 0, 7);
@@ -308,9 +309,9 @@
   // --- a clip, its sound, its neighbours ------------------------------------------------------------------------------------
   const mark = (at) => markOf(style[at]);
   const markOf = (number) => {
-    const made = make("i", { className: `mark ${state.column?.numbers || number >= TOP ? "circle" : shapeOf(number)}` });
+    const made = make("i", { className: `mark ${shapeOf(number)}` });
     made.setAttribute("aria-hidden", "true");
-    made.style.setProperty("--c", number === 255 ? theme.none : colourOf(number));
+    made.style.setProperty("--c", colourOf(number));
     return made;
   };
   const entry = (at, says) => {
@@ -381,7 +382,7 @@
         if (named === which) for (let at = 0; at < n; at++) if (valueOf(column, at) === wanted) matched[at] = 1;
         return;
       }
-      const hits = Uint8Array.from([...lowered.values[which].map((value) => (named >= 0 && wanted ? value === wanted || value.includes(wanted) : value.includes(wanted)) ? 1 : 0), 0]);
+      const hits = Uint8Array.from([...lowered.values[which].map((value) => (value.includes(wanted) ? 1 : 0)), 0]);
       if (hits.includes(1)) for (let at = 0; at < n; at++) if (hits[column.codes[at]]) matched[at] = 1;
     });
     if (named < 0) for (let at = 0; at < n; at++) if (lowered.keys[at].includes(wanted)) matched[at] = 1;
