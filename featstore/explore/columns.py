@@ -47,7 +47,7 @@ class Column:
 def columns_of(metas: Sequence[str]) -> tuple[Column, ...]:
     """Columns of the clips' JSON, in the order in which fields first come; dots reach into objects.
 
-    Numbers of few different whole values are classes. A list of text or numbers is one text, its items sorted. What
+    Numbers of few different whole values are classes. A list of text or numbers is one text, words in order of the alphabet. What
     holds lists of objects, or lies deeper, is left out, as are fields beyond the fortieth.
     """
     raw: dict[str, list[Any]] = {}
@@ -79,7 +79,8 @@ def _flat(value: Any, name: str, depth: int) -> Iterator[tuple[str, Any]]:
     elif name and value is not None:
         if isinstance(value, list):
             if value and all(isinstance(each, str | int | float) for each in value):
-                yield name, ", ".join(sorted(map(_text, value)))
+                texts = [_text(each) for each in value]
+                yield name, ", ".join(sorted(texts) if all(isinstance(each, str) for each in value) else texts)
         else:
             yield name, value
 

@@ -377,7 +377,7 @@
     const equals = text.indexOf("="), named = equals > 0 ? columns.findIndex((column) => column.name.toLowerCase() === text.slice(0, equals).trim()) : -1;
     const wanted = named >= 0 ? text.slice(equals + 1).trim() : text;
     columns.forEach((column, which) => {
-      if (named >= 0 && which !== named) return;
+      if (named >= 0 ? which !== named : column.name.startsWith("(")) return;  // every clip of a shard is no answer
       if (!column.codes) {
         if (named === which) for (let at = 0; at < n; at++) if (valueOf(column, at) === wanted) matched[at] = 1;
         return;
