@@ -47,8 +47,8 @@ class Column:
 def columns_of(metas: Sequence[str]) -> tuple[Column, ...]:
     """Columns of the clips' JSON, in the order in which fields first come; dots reach into objects.
 
-    Numbers of few different whole values are classes. A list of text or numbers is one text, words in order of the alphabet. What
-    holds lists of objects, or lies deeper, is left out, as are fields beyond the fortieth.
+    Numbers of few different whole values are classes. A list of text or numbers is one text, words in order of the
+    alphabet. What holds lists of objects, or lies deeper, is left out, as are fields beyond the fortieth.
     """
     raw: dict[str, list[Any]] = {}
     for at, meta in enumerate(metas):

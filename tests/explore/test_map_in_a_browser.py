@@ -117,6 +117,8 @@ def test_it_draws_itself_asks_for_nothing_and_complains_of_nothing(browser: Brow
     )
     assert sorted(row[:2] for row in rows) == [["no", "80"], ["up", "80"], ["yes", "80"]]
     assert all(int(row[2].removesuffix(" %")) > 95 for row in rows)
+    assert page.locator("#only-heard").is_hidden()  # there is no sound
+    assert page.locator("#play").is_hidden()
     page.wait_for_timeout(50)
     assert [url for url in opened.requests if not url.startswith(("file:", "data:"))] == []
     assert opened.problems == []
