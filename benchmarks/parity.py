@@ -235,7 +235,7 @@ def _segment_f1(store: Any, manifest: Any, *, head: Path) -> dict[str, float]:
     import torch
 
     from featstore.metrics import find_metric
-    from featstore.probe.frame_heads import FrameFeatures, frame_logits
+    from featstore.probe.frame_heads import FrameFeatures, crew, frame_logits
     from featstore.probe.frame_scoring import judge_of
     from featstore.probe.frame_targets import excerpts_of
     from featstore.probe.heads import Trained
@@ -248,7 +248,8 @@ def _segment_f1(store: Any, manifest: Any, *, head: Path) -> dict[str, float]:
     samples = task.samples(only.test)
     excerpts = excerpts_of(task, samples)
     judge = judge_of(task, samples, excerpts)
-    features = FrameFeatures(task.frames, dim=task.recipe.dim)
+    with crew() as workers:
+        features = FrameFeatures(task.frames, dim=task.recipe.dim, crew=workers)
     trained = Trained(weight=torch.from_numpy(weight), bias=torch.from_numpy(bias), epoch=1, history=())
     with torch.no_grad():
         counts = judge.found_counts(lambda group: frame_logits(features, excerpts, group, trained))

@@ -17,7 +17,7 @@ from benchmarks.table import Table
 
 __all__ = ["Options", "main"]
 
-NAMES = ("cli", "extract", "store", "tracks", "parity")
+NAMES = ("cli", "extract", "encode", "store", "tracks", "evaluation", "parity")
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "benchmarks.md"
 
 
@@ -64,7 +64,11 @@ def _parse(arguments: Sequence[str] | None, only: str | None) -> argparse.Namesp
     parser.add_argument("--quick", action="store_true", help="little of everything: shows that it runs, no more")
     parser.add_argument("--frames-clips", type=int, metavar="N", help="clips with frames that `store` writes and reads")
     parser.add_argument(
-        "--search-rows", type=int, metavar="N", default=Options.search_rows, help="rows that `tracks` searches exactly"
+        "--search-rows",
+        type=int,
+        metavar="N",
+        default=Options().search_rows,
+        help="rows that `tracks` searches exactly",
     )
     parser.set_defaults(names=(only,), write=False) if only else None
     asked = parser.parse_args(arguments)

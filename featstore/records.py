@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 Track = Literal["A", "B"]
@@ -47,7 +48,7 @@ def dataset_group(dataset: str, crop_seconds: float | None) -> str:
     return dataset if crop_seconds is None else f"{dataset}+crop{repr(float(crop_seconds)).removesuffix('.0')}s"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)  # no slots: the fingerprint is computed once and kept
 class Recipe:
     """Everything that decides the numbers of an embedding, the crop of its windows apart.
 
@@ -93,7 +94,7 @@ class Recipe:
         """The recipe as plain JSON, the form that is hashed and stored."""
         return asdict(self)
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """First eight hexadecimal digits of the SHA-256 of the recipe's canonical JSON."""
         return sha256_of(self.as_json())[:8]

@@ -47,6 +47,7 @@ __all__ = [
     "painted",
     "plain_table",
     "progress_bar",
+    "scoring",
     "show",
 ]
 
@@ -180,6 +181,39 @@ def counting(what: str) -> Iterator[Callable[[], None]]:
     with Progress(*columns, console=console, transient=True) as bars:
         task = bars.add_task(what, total=None)
         yield lambda: bars.advance(task)
+
+
+@contextmanager
+def scoring(
+    total: int, *, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic
+) -> Iterator[Callable[[str], None]]:
+    """Watch so many scores come on stderr (or `stream`); the callable takes the name of one that is done.
+
+    A bar on a terminal, which goes when all are there; elsewhere a line at most every ten seconds.
+    """
+    console = Console(file=sys.stderr if stream is None else stream, highlight=False)
+    if console.is_terminal:
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.completed:.0f}/{task.total:.0f} scores"),
+            BarColumn(bar_width=24),
+            TimeElapsedColumn(),
+            TextColumn("{task.description}"),
+        )
+        with Progress(*columns, console=console, transient=True) as bars:
+            task = bars.add_task("", total=total)
+            yield lambda name: bars.update(task, advance=1, description=escape(f"last: {name}"))
+        return
+    done, told = 0, clock()
+
+    def tell(name: str) -> None:
+        nonlocal done, told
+        done += 1
+        if done < total and clock() - told >= PLAIN_EVERY_SECONDS:
+            told = clock()
+            console.file.write(f"{done}/{total} scores, the last {name}\n")
+
+    yield tell
 
 
 @contextmanager

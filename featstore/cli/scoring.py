@@ -80,6 +80,7 @@ def score_tasks(
     FeatstoreError
         At the end: the failures, after the other scores have been written. At once where nothing can be scored.
     """
+    from featstore.cli.console import scoring
     from featstore.manifest import find_task
     from featstore.report import write_score
     from featstore.store import open_store
@@ -97,9 +98,13 @@ def score_tasks(
         return _attempt(pair, lambda: score(store, by_name[pair.task], pair.encoder))
 
     found: dict[int, ScoreRecord | _Failure] = {}
-    with _outcomes(pairs, score=score, here=here, jobs=min(jobs, len(pairs))) as outcomes:
+    with (
+        scoring(len(pairs)) as tell,
+        _outcomes(pairs, score=score, here=here, jobs=min(jobs, len(pairs))) as outcomes,
+    ):
         for number, outcome in outcomes:
             found[number] = outcome
+            tell(str(pairs[number]))
             if results_dir is not None and not isinstance(outcome, _Failure):
                 write_score(outcome, results_dir)
     scores = tuple(outcome for _, outcome in sorted(found.items()) if not isinstance(outcome, _Failure))

@@ -105,7 +105,10 @@ def run_demo(
             if task.retrieve.enabled
             for name in names
         ]
-    say(f"track B: {len(retrieved)} nearest-neighbour scores ({stopwatch.seconds['retrieve']:.1f} s)")
+    say(
+        f"track B: {len(retrieved)} nearest-neighbour scores, with curves over k and training clips "
+        f"({stopwatch.seconds['retrieve']:.1f} s)"
+    )
 
     scores = (*probed, *retrieved)
     for score in scores:

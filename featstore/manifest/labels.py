@@ -261,4 +261,4 @@ def _sentence(value: object) -> str:
 
 def _is_unicode(text: str) -> bool:
     """Whether the text can be encoded: JSON may spell half a surrogate pair."""
-    return not any("\ud800" <= character <= "\udfff" for character in text)
+    return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)

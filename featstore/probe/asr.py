@@ -30,7 +30,7 @@ from featstore.metrics import TestSet
 from featstore.metrics.wer import InverseErrorRate, count_edits, require_jiwer
 from featstore.probe.sequences import Sequences, length_batches, open_sequences
 from featstore.probe.text import normalised
-from featstore.probe.verdict import RoundResult, plan, refuse_other_heads, verdict
+from featstore.probe.verdict import RoundResult, plan, verdict
 from featstore.records import Protocol, ScoreRecord
 from featstore.splits import Round
 from featstore.taskdata import Stopwatch
@@ -57,7 +57,6 @@ def score_asr(
     encoder: str | None,
     protocol: Protocol,
     seeds: tuple[int, ...],
-    head: str,
 ) -> ScoreRecord:
     """Score a task of kind ``asr`` on its cached frames, with the language model that ``[probe]`` names.
 
@@ -68,9 +67,8 @@ def score_asr(
     LabelError, DataError
         The transcripts or the frames cannot be learned from, or are more than the language model takes.
     UsageError
-        The head is not one of this kind, a library is missing, or the language model cannot be had.
+        A library is missing, or the language model cannot be had.
     """
-    refuse_other_heads(manifest, head)
     require_jiwer()
     if manifest.probe.language_model is None:
         raise UsageError(
@@ -99,7 +97,7 @@ def score_asr(
         protocol=protocol,
         seeds=seeds,
         settings={
-            "head": head,
+            "head": "linear",
             **manifest.probe.model_dump(exclude_none=True),
             "language_model_sha256": language_model.sha256,
         },

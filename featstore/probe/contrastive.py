@@ -29,7 +29,7 @@ from featstore.errors import UsageError
 from featstore.metrics import TestSet
 from featstore.metrics.recall import RecallAt, average_precision_at, relevant_ranks
 from featstore.probe.text import words
-from featstore.probe.verdict import RoundResult, plan, refuse_other_heads, verdict
+from featstore.probe.verdict import RoundResult, plan, verdict
 from featstore.records import Protocol, ScoreRecord
 from featstore.splits import Round
 from featstore.taskdata import Stopwatch
@@ -59,7 +59,6 @@ def score_contrastive(
     encoder: str | None,
     protocol: Protocol,
     seeds: tuple[int, ...],
-    head: str,
 ) -> ScoreRecord:
     """Score a task of kind ``contrastive`` on its cached utterance vectors.
 
@@ -70,9 +69,8 @@ def score_contrastive(
     LabelError, DataError
         The captions or the embeddings cannot be learned from.
     UsageError
-        The head is not one of this kind, or the tokenizer cannot be had.
+        The tokenizer cannot be had.
     """
-    refuse_other_heads(manifest, head)
     if manifest.metric != "recall_at_1":
         raise UsageError(f"task {manifest.name}: a contrastive task is scored by recall_at_1, got {manifest.metric!r}")
     watch = Stopwatch()
@@ -95,7 +93,7 @@ def score_contrastive(
         metric=RecallAt(k=1),
         protocol=protocol,
         seeds=seeds,
-        settings={"head": head, **manifest.probe.model_dump(exclude_none=True), **texts.settings},
+        settings={"head": "linear", **manifest.probe.model_dump(exclude_none=True), **texts.settings},
         seconds=watch.seconds,
         libraries=("torch", *texts.libraries),
     )

@@ -2,7 +2,8 @@
 
 After X-ARES's ``RetrivalMLP``: utterance vectors pass LayerNorm and two layers, tokens are embedded and pass two layers
 each, and a caption is the mean of its tokens. A token gives the same vector wherever it stands, so each distinct token
-of a batch passes the layers once.
+of a batch passes the first layer once; and the second is linear, so it takes the mean of a caption's tokens in place of
+each of them.
 """
 
 from __future__ import annotations
@@ -61,7 +62,8 @@ class Embedder(nn.Module):
         self.norm = nn.LayerNorm(dim)
         self.audio = nn.Sequential(nn.Linear(dim, WIDTH), nn.GELU(), nn.Linear(WIDTH, WIDTH))
         self.embedding = nn.Embedding(n_tokens, WIDTH)
-        self.text = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.GELU(), nn.Linear(WIDTH, WIDTH))
+        self.token = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.GELU())
+        self.caption = nn.Linear(WIDTH, WIDTH)
         self.log_scale = nn.Parameter(torch.tensor(math.log(1.0 / TEMPERATURE)))
 
     def project_audio(self, vectors: Tensor) -> Tensor:
@@ -72,11 +74,10 @@ class Embedder(nn.Module):
     def project_captions(self, tokens: NDArray[np.int64], starts: NDArray[np.int64]) -> Tensor:
         """Captions in the shared space, (captions, 1024)."""
         distinct, place = np.unique(tokens, return_inverse=True)
-        projected: Tensor = self.text(self.embedding(torch.from_numpy(distinct)))
-        means: Tensor = functional.embedding_bag(
-            torch.from_numpy(place), projected, torch.from_numpy(starts), mode="mean"
-        )
-        return means
+        passed: Tensor = self.token(self.embedding(torch.from_numpy(distinct)))
+        means = functional.embedding_bag(torch.from_numpy(place), passed, torch.from_numpy(starts), mode="mean")
+        projected: Tensor = self.caption(means)
+        return projected
 
     @torch.no_grad()
     def embed_audio(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:

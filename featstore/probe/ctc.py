@@ -23,7 +23,7 @@ from featstore.metrics import TestSet
 from featstore.metrics.wer import InverseErrorRate, count_edits, require_jiwer
 from featstore.probe.sequences import Sequences, length_batches, open_sequences
 from featstore.probe.text import Alphabet, normalised
-from featstore.probe.verdict import RoundResult, plan, refuse_other_heads, verdict
+from featstore.probe.verdict import RoundResult, plan, verdict
 from featstore.records import Protocol, ScoreRecord
 from featstore.splits import Round
 from featstore.taskdata import Stopwatch
@@ -48,7 +48,6 @@ def score_ctc(
     encoder: str | None,
     protocol: Protocol,
     seeds: tuple[int, ...],
-    head: str,
 ) -> ScoreRecord:
     """Score a task of kind ``ctc`` on its cached frames.
 
@@ -59,9 +58,8 @@ def score_ctc(
     LabelError, DataError
         The transcripts or the frames cannot be learned from.
     UsageError
-        The head is not one of this kind, or jiwer is not installed.
+        jiwer is not installed.
     """
-    refuse_other_heads(manifest, head)
     require_jiwer()
     watch = Stopwatch()
     with watch("read"):
@@ -82,7 +80,7 @@ def score_ctc(
         metric=InverseErrorRate(),
         protocol=protocol,
         seeds=seeds,
-        settings={"head": head, **manifest.probe.model_dump(exclude_none=True)},
+        settings={"head": "linear", **manifest.probe.model_dump(exclude_none=True)},
         seconds=watch.seconds,
         libraries=("torch",),
     )

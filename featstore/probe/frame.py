@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 
 from featstore.metrics import Metric, find_metric
 from featstore.metrics.f1 import Average, CountF1
-from featstore.probe.frame_scoring import Judge, Rows, count_events, counted, judge_of
+from featstore.probe.frame_scoring import Group, Judge, Rows, count_events, counted, judge_of
 from featstore.probe.frame_targets import Excerpts, excerpts_of
 from featstore.records import Protocol, ScoreRecord
 from featstore.splits import Round
@@ -28,13 +27,27 @@ from featstore.taskdata import (
 
 if TYPE_CHECKING:
     from featstore.manifest import Manifest
-    from featstore.probe.frame_heads import FrameFeatures
+    from featstore.probe.frame_heads import Crew, FrameFeatures
     from featstore.probe.heads import Trained
     from featstore.store import Store
 
 __all__ = ["score_frames"]
 
 ONSET_TOLERANCE_SECONDS = 0.2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Frames:
+    """Frames of a task, and the threads that work on them."""
+
+    features: FrameFeatures
+    crew: Crew
+
+    def rows(self, part: _Part, group: range, head: Trained) -> Rows:
+        """Logits of some samples of a part."""
+        from featstore.probe import frame_heads
+
+        return frame_heads.frame_logits(self.features, part.excerpts, group, head)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +67,6 @@ def score_frames(
     encoder: str | None,
     protocol: Protocol,
     seeds: tuple[int, ...],
-    head: str,
 ) -> ScoreRecord:
     """Score a task of kind ``frame``.
 
@@ -66,19 +78,23 @@ def score_frames(
     watch = Stopwatch()
     with watch("read"):
         task = load_frame_task(store, manifest, encoder=encoder, protocol=protocol)
-    with watch("train"):
-        features = frame_heads.FrameFeatures(task.frames, dim=task.recipe.dim)
-        trained = _train(task, features, metric=metric, seeds=seeds)
+    with frame_heads.crew() as crew:
+        with watch("train"):
+            frames = _Frames(features=frame_heads.FrameFeatures(task.frames, dim=task.recipe.dim, crew=crew), crew=crew)
+            trained = _train(task, frames, metric=metric, seeds=seeds)
+        with watch("score"):
+            outcomes, events = [], []
+            for each, heads_of_round in zip(task.rounds, trained, strict=True):
+                part = _part(task, each.test)
+                found, events_of_round = zip(
+                    *(_found(task, frames, part, head) for head in heads_of_round), strict=True
+                )
+                events.append([counts for counts in events_of_round if counts is not None])
+                samples = replace(part.samples, y_true=part.true)
+                outcomes.append(
+                    Outcome(n_train=len(each.train), n_valid=len(each.valid), samples=samples, y_scores=found)
+                )
     with watch("score"):
-        outcomes, events = [], []
-        for each, heads_of_round in zip(task.rounds, trained, strict=True):
-            part = _part(task, each.test)
-            found, events_of_round = zip(
-                *frame_heads.side_by_side(partial(_found, task, features, part), heads_of_round), strict=True
-            )
-            events.append([counts for counts in events_of_round if counts is not None])
-            samples = replace(part.samples, y_true=part.true)
-            outcomes.append(Outcome(n_train=len(each.train), n_valid=len(each.valid), samples=samples, y_scores=found))
         scores = score_outcomes(task, outcomes)
     by_round = [each.name for each in task.rounds]
     details: dict[str, Any] = {
@@ -94,7 +110,7 @@ def score_frames(
         track="A",
         seeds=seeds,
         settings={
-            "head": head,
+            "head": "linear",
             **manifest.probe.model_dump(exclude_none=True),
             **manifest.metric_args.model_dump(exclude_none=True),
         },
@@ -111,9 +127,7 @@ def _part(task: FrameTask, clips: NDArray[np.int64]) -> _Part:
     return _Part(samples=samples, excerpts=excerpts, judge=judge, true=judge.true_counts())
 
 
-def _train(
-    task: FrameTask, features: FrameFeatures, *, metric: Metric, seeds: tuple[int, ...]
-) -> list[tuple[Trained, ...]]:
+def _train(task: FrameTask, frames: _Frames, *, metric: Metric, seeds: tuple[int, ...]) -> list[tuple[Trained, ...]]:
     """Heads by round and seed."""
     from featstore.probe import frame_heads, heads
 
@@ -121,7 +135,7 @@ def _train(
     jobs = []
     for number, each in enumerate(task.rounds):
         excerpts = excerpts_of(task, task.samples(each.train))
-        score = _validation(task, features, each, metric=metric)
+        score = _validation(task, frames, each, metric=metric)
         jobs += [
             frame_heads.FrameJob(
                 excerpts=excerpts,
@@ -133,8 +147,9 @@ def _train(
             for seed in seeds
         ]
     trained = frame_heads.train_frame_heads(
-        features,
+        frames.features,
         jobs,
+        crew=frames.crew,
         loss=heads.BinaryCrossEntropy(pos_weight=probe.pos_weight or 1.0),
         epochs=probe.epochs,
         batch_size=probe.batch_size,
@@ -142,46 +157,43 @@ def _train(
     return [trained[start : start + len(seeds)] for start in range(0, len(trained), len(seeds))]
 
 
-def _validation(
-    task: FrameTask, features: FrameFeatures, each: Round, *, metric: Metric
-) -> Callable[[Trained], float] | None:
+def _validation(task: FrameTask, frames: _Frames, each: Round, *, metric: Metric) -> Callable[[Trained], float] | None:
     if not len(each.valid):
         return None
     part = _part(task, each.valid)
 
     def score(head: Trained) -> float:
-        return metric.score(part.true, part.judge.found_counts(lambda group: _rows(features, part, group, head)))
+        found = part.judge.found_counts(lambda group: frames.rows(part, group, head), each=frames.crew.map)
+        return metric.score(part.true, found)
 
     return score
 
 
-def _rows(features: FrameFeatures, part: _Part, group: range, head: Trained) -> Rows:
-    from featstore.probe import frame_heads
-
-    return frame_heads.frame_logits(features, part.excerpts, group, head)
-
-
 def _found(
-    task: FrameTask, features: FrameFeatures, part: _Part, head: Trained
+    task: FrameTask, frames: _Frames, part: _Part, head: Trained
 ) -> tuple[NDArray[np.float64], tuple[NDArray[np.int64], NDArray[np.float64]] | None]:
     """Counts of segments that a head found, by sample, and under ``strict`` those of events, true and found."""
-    segments, true_events, found_events = [], [], []
-    for group in part.judge.groups:
-        rows = _rows(features, part, group.samples, head)
-        segments.append(counted(group, rows))
-        if task.protocol == "strict":
-            true, found = count_events(
-                task,
-                part.samples,
-                part.excerpts,
-                group.samples,
-                logits=rows.logits,
-                tolerance_seconds=ONSET_TOLERANCE_SECONDS,
-            )
-            true_events.append(true)
-            found_events.append(found)
-    events = (np.concatenate(true_events), np.concatenate(found_events)) if true_events else None
-    return np.concatenate(segments), events
+
+    def count(group: Group) -> tuple[NDArray[np.float64], tuple[NDArray[np.int64], NDArray[np.float64]] | None]:
+        rows = frames.rows(part, group.samples, head)
+        if task.protocol != "strict":
+            return counted(group, rows), None
+        events = count_events(
+            task,
+            part.samples,
+            part.excerpts,
+            group.samples,
+            logits=rows.logits,
+            tolerance_seconds=ONSET_TOLERANCE_SECONDS,
+        )
+        return counted(group, rows), events
+
+    segments, by_group = zip(*frames.crew.map(count, part.judge.groups), strict=True)
+    events = [each for each in by_group if each is not None]
+    if not events:
+        return np.concatenate(segments), None
+    true, found = zip(*events, strict=True)
+    return np.concatenate(segments), (np.concatenate(true), np.concatenate(found))
 
 
 def _event_f1(

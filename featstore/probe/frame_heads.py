@@ -1,15 +1,16 @@
 """Linear heads on frames that stay on disk: read chunk by chunk through the map, standardised, used and forgotten.
 
-The loss of a batch is a mean over its frames, so its gradient is a sum over chunks of them: memory holds one window as
-it is stored, and one chunk, which stays in the processor's cache from its forward to its backward pass. A set that fits
-in memory is standardised once, and kept. See `featstore.probe.heads` for the head and its gradient.
+The loss of a batch is a mean over its frames, so its gradient is a sum over chunks of them: a thread holds one window
+as it is stored, and one chunk, which stays in the processor's cache from its forward to its backward pass. A set that
+fits in memory is standardised once, and kept. See `featstore.probe.heads` for the head and its gradient.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, TypeVar
@@ -25,9 +26,12 @@ from featstore.probe.frame_targets import Excerpts, Span, spans_of
 from featstore.probe.heads import LAYER_NORM_EPS, Bank, Job, Loss, Trained, threads
 from featstore.taskdata.frames import FrameReader
 
-__all__ = ["FrameFeatures", "FrameJob", "frame_logits", "side_by_side", "train_frame_heads"]
+__all__ = ["Crew", "FrameFeatures", "FrameJob", "crew", "frame_logits", "train_frame_heads"]
 
 CHUNK_ROWS = 1024
+
+SHARES = 4
+"""A batch is differentiated in so many shares, which are added up in order: whatever the cores, the sum is the same."""
 
 KEPT_BYTES = 2**30
 
@@ -59,10 +63,34 @@ class FrameJob:
     learning_rate: float
 
 
+class Crew:
+    """Threads that share the work of one operation after another: each operation is too small for torch's own."""
+
+    def __init__(self, pool: ThreadPoolExecutor) -> None:
+        self._pool = pool
+
+    def map(self, work: Callable[[T], R], items: Iterable[T]) -> tuple[R, ...]:
+        """Work on every item without gradients; results in the order of the items."""
+
+        def without_gradients(item: T) -> R:
+            with torch.no_grad():
+                return work(item)
+
+        return tuple(self._pool.map(without_gradients, items))
+
+
+@contextmanager
+def crew() -> Iterator[Crew]:
+    """As many threads as torch has, which has one meanwhile."""
+    n_threads = torch.get_num_threads()
+    with threads(1), ThreadPoolExecutor(n_threads) as pool:
+        yield Crew(pool)
+
+
 def train_frame_heads(
-    features: FrameFeatures, jobs: Sequence[FrameJob], *, loss: Loss, epochs: int, batch_size: int
+    features: FrameFeatures, jobs: Sequence[FrameJob], *, crew: Crew, loss: Loss, epochs: int, batch_size: int
 ) -> tuple[Trained, ...]:
-    """Train every job's head, as many at once as torch has threads.
+    """Train every job's head, one after another, each by the whole crew.
 
     Adam with the rate of `featstore.probe.schedule.cosine_rate`; every epoch in a new order, its last batch as small as
     it comes; the first of the best epochs by validation score wins. A job gives the same head whatever jobs stand
@@ -73,23 +101,10 @@ def train_frame_heads(
     DataError
         A head came to numbers that are not finite: so were its frames.
     """
-
-    def train(job: FrameJob) -> Trained:
-        return _Training(features, job, loss=loss, epochs=epochs, batch_size=batch_size).run()
-
-    return side_by_side(train, jobs)
-
-
-def side_by_side(work: Callable[[T], R], items: Sequence[T]) -> tuple[R, ...]:
-    """Work on every item without gradients, as many at once as torch has threads: an operation is too small for two."""
-
-    def without_gradients(item: T) -> R:
-        with torch.no_grad():
-            return work(item)
-
-    n_threads = min(torch.get_num_threads(), len(items))
-    with threads(1), ThreadPoolExecutor(max_workers=n_threads) as pool:
-        return tuple(pool.map(without_gradients, items))
+    with torch.no_grad():
+        return tuple(
+            _Training(features, job, crew=crew, loss=loss, epochs=epochs, batch_size=batch_size).run() for job in jobs
+        )
 
 
 class FrameFeatures:
@@ -98,7 +113,7 @@ class FrameFeatures:
     All of them are made once and kept where they fit in ``kept_bytes``; else each is made when it is asked for.
     """
 
-    def __init__(self, reader: FrameReader, *, dim: int, kept_bytes: int = KEPT_BYTES) -> None:
+    def __init__(self, reader: FrameReader, *, dim: int, crew: Crew, kept_bytes: int = KEPT_BYTES) -> None:
         self._reader = reader
         self.dim = dim
         self._kept: Tensor | None = None
@@ -107,8 +122,7 @@ class FrameFeatures:
         if n_rows * dim * 4 <= kept_bytes:
             self._firsts = (np.cumsum(reader.lengths) - reader.lengths).tolist()
             # From NumPy, which asks the system for large pages: a seventh of the time of torch's own.
-            with threads(1):
-                self._kept = self._all(torch.from_numpy(np.empty((n_rows, dim), np.float32)))
+            self._kept = self._all(torch.from_numpy(np.empty((n_rows, dim), np.float32)), crew)
 
     def pieces(self, spans: Sequence[Span], scratch: Scratch) -> list[Tensor]:
         """Rows of the spans of a chunk in order, float32 (rows, dim), until the scratch is used again."""
@@ -116,13 +130,16 @@ class FrameFeatures:
             return [self._standardised(spans, scratch)]
         return [self._kept[self._firsts[span.window] + span.start :][: len(span)] for span in spans]
 
-    def _all(self, rows: Tensor) -> Tensor:
-        scratch = Scratch()
-        for window, first in enumerate(self._firsts):
-            length = int(self._reader.lengths[window])
-            for start in range(0, length, CHUNK_ROWS):
-                span = Span(0, window, start, min(length, start + CHUNK_ROWS), start)
-                rows[first + start :][: len(span)] = self._standardised([span], scratch)
+    def _all(self, rows: Tensor, crew: Crew) -> Tensor:
+        def fill(windows: NDArray[np.int64]) -> None:
+            scratch = Scratch()
+            for window in windows.tolist():
+                first, length = self._firsts[window], int(self._reader.lengths[window])
+                for start in range(0, length, CHUNK_ROWS):
+                    span = Span(0, window, start, min(length, start + CHUNK_ROWS), start)
+                    rows[first + start :][: len(span)] = self._standardised([span], scratch)
+
+        crew.map(fill, np.array_split(np.arange(len(self._firsts)), SHARES))
         return rows
 
     def _standardised(self, spans: Sequence[Span], scratch: Scratch) -> Tensor:
@@ -180,17 +197,28 @@ def _check_finite(made_of_frames: Tensor) -> None:
         )
 
 
+class _Share:
+    """What one share of a batch adds up: M (1, classes, dim) and g (1, classes) of `featstore.probe.heads`."""
+
+    def __init__(self, *, n_classes: int, dim: int) -> None:
+        self.scratch = Scratch()
+        self.moments = torch.zeros(1, n_classes, dim)
+        self.total = torch.zeros(1, n_classes)
+
+
 class _Training:
     """One job at work."""
 
-    def __init__(self, features: FrameFeatures, job: FrameJob, *, loss: Loss, epochs: int, batch_size: int) -> None:
-        self._job, self._loss, self._epochs, self._batch_size = job, loss, epochs, batch_size
+    def __init__(
+        self, features: FrameFeatures, job: FrameJob, *, crew: Crew, loss: Loss, epochs: int, batch_size: int
+    ) -> None:
+        self._job, self._crew, self._loss = job, crew, loss
+        self._epochs, self._batch_size = epochs, batch_size
         samples = np.arange(len(job.excerpts))
         as_job = Job(windows=samples, validation=None, rng=job.rng, learning_rate=job.learning_rate)
         self._bank = Bank([as_job], n_classes=job.excerpts.n_classes, dim=features.dim, batch_size=batch_size)
-        self._features, self._scratch = features, Scratch()
-        self._moments = torch.zeros(1, job.excerpts.n_classes, features.dim)
-        self._total = torch.zeros(1, job.excerpts.n_classes)
+        self._features = features
+        self._shares = [_Share(n_classes=job.excerpts.n_classes, dim=features.dim) for _ in range(SHARES)]
 
     def run(self) -> Trained:
         best, history = self._head(epoch=0), []
@@ -214,32 +242,55 @@ class _Training:
         return Trained(weight=weight[0], bias=bias[0], epoch=epoch, history=())
 
     def _differentiate(self, batch: Sequence[int]) -> None:
-        """Gradients of one batch, chunk by chunk."""
+        """Gradients of one batch, share by share."""
         excerpts = self._job.excerpts
         n_rows = excerpts.n_rows[batch]
         longest = int(n_rows.max())
         n_counted = len(batch) * longest if self._job.padded else int(n_rows.sum())
-        share = torch.full((1, 1, 1), 1.0 / n_counted)
         weight, bias = self._bank.folded(slice(None))
-        self._moments.zero_()
-        self._total.zero_()
-        for spans in spans_of(excerpts, batch, max_rows=CHUNK_ROWS):
-            pieces = self._features.pieces(spans, self._scratch)
+        chunks = list(spans_of(excerpts, batch, max_rows=CHUNK_ROWS))
+        bounds = [len(chunks) * number // SHARES for number in range(SHARES + 1)]
+
+        def add_up(number: int) -> None:
+            self._add_up(
+                self._shares[number],
+                chunks[bounds[number] : bounds[number + 1]],
+                weight=weight[0],
+                bias=bias,
+                of_a_row=1.0 / n_counted,
+            )
+
+        self._crew.map(add_up, range(SHARES))
+        moments, total = self._shares[0].moments, self._shares[0].total
+        for share in self._shares[1:]:
+            moments += share.moments
+            total += share.total
+        n_padded = n_counted - int(n_rows.sum())
+        if n_padded:
+            total += self._of_padding(batch, bias, longest=longest, share=n_padded / n_counted)
+        self._bank.take(moments, total)
+
+    def _add_up(
+        self, share: _Share, chunks: Sequence[Sequence[Span]], *, weight: Tensor, bias: Tensor, of_a_row: float
+    ) -> None:
+        """Gradients of some chunks, into their share."""
+        excerpts = self._job.excerpts
+        counts = torch.full((1, 1, 1), of_a_row)
+        share.moments.zero_()
+        share.total.zero_()
+        for spans in chunks:
+            pieces = self._features.pieces(spans, share.scratch)
             bounds = np.cumsum([0, *map(len, pieces)]).tolist()
             # Classes by rows: with few classes, a third faster than rows by classes.
             logits = torch.empty(len(bias[0]), bounds[-1])
             for inputs, (start, stop) in zip(pieces, pairwise(bounds), strict=True):
-                torch.addmm(bias.T, weight[0], inputs.T, out=logits[:, start:stop])
+                torch.addmm(bias.T, weight, inputs.T, out=logits[:, start:stop])
             targets = [excerpts.targets(span.sample, start=span.row, stop=span.row + len(span)) for span in spans]
             known = torch.from_numpy(np.concatenate(targets)).to(torch.float32)
-            gradient = self._loss.gradient(logits.T.unsqueeze(0), known.unsqueeze(0), share)[0].T
+            gradient = self._loss.gradient(logits.T.unsqueeze(0), known.unsqueeze(0), counts)[0].T
             for inputs, (start, stop) in zip(pieces, pairwise(bounds), strict=True):
-                self._moments[0].addmm_(gradient[:, start:stop], inputs)
-            self._total += gradient.sum(1)
-        n_padded = n_counted - int(n_rows.sum())
-        if n_padded:
-            self._total += self._of_padding(batch, bias, longest=longest, share=n_padded / n_counted)
-        self._bank.take(self._moments, self._total)
+                share.moments[0].addmm_(gradient[:, start:stop], inputs)
+            share.total += gradient.sum(1)
 
     def _of_padding(self, batch: Sequence[int], bias: Tensor, *, longest: int, share: float) -> Tensor:
         """Gradient by the logits of all padded frames.

@@ -6,10 +6,10 @@ asks for the logits of a group, and answers with counts by sample and class: tru
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from math import ceil
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,9 @@ from featstore.taskdata import FrameTask, Samples
 
 __all__ = ["Group", "Judge", "Rows", "count_events", "counted", "judge_of"]
 
-GROUP_ROWS = 2**15
+GROUP_ROWS = 2**13
+
+Map = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,9 +109,12 @@ class Judge:
         """How many segments each class sounds in, (samples, n_classes)."""
         return np.concatenate([_by_sample(group.truth, group.segment_bounds) for group in self.groups])
 
-    def found_counts(self, rows_of: Callable[[range], Rows]) -> NDArray[np.float64]:
-        """How many segments each class was predicted in, and how many of these rightly: (samples, n_classes, 2)."""
-        return np.concatenate([counted(group, rows_of(group.samples)) for group in self.groups])
+    def found_counts(self, rows_of: Callable[[range], Rows], *, each: Map = map) -> NDArray[np.float64]:
+        """How many segments each class was predicted in, and how many of these rightly: (samples, n_classes, 2).
+
+        ``each`` goes through the groups: `map`, or the like of it that has threads.
+        """
+        return np.concatenate(list(each(lambda group: counted(group, rows_of(group.samples)), self.groups)))
 
 
 def counted(group: Group, rows: Rows) -> NDArray[np.float64]:

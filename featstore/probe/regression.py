@@ -61,7 +61,6 @@ def score_regression(
     encoder: str | None,
     protocol: Protocol,
     seeds: tuple[int, ...],
-    head: str,
 ) -> ScoreRecord:
     """Score a task of kind ``regression``.
 
@@ -93,7 +92,7 @@ def score_regression(
         scores,
         track="A",
         seeds=seeds,
-        settings={"head": head, **manifest.probe.model_dump(exclude_none=True)},
+        settings={"head": "linear", **manifest.probe.model_dump(exclude_none=True)},
         seconds=watch.seconds,
         libraries=("torch",),
         details={

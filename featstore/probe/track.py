@@ -33,7 +33,6 @@ class KindScorer(Interface):
         encoder: str | None,
         protocol: Protocol,
         seeds: tuple[int, ...],
-        head: str,
     ) -> ScoreRecord:
         """Score one task; ``seeds`` are one or more different numbers from 0 on."""
 
@@ -103,7 +102,7 @@ def probe_task(
         )
     module, name = SCORERS[manifest.kind]
     scorer: KindScorer = getattr(importlib.import_module(module), name)
-    return scorer(store, manifest, encoder=encoder, protocol=protocol, seeds=seeds, head=head)
+    return scorer(store, manifest, encoder=encoder, protocol=protocol, seeds=seeds)
 
 
 def _check_options(manifest: Manifest, *, head: str, shots: tuple[int, ...]) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from featstore.errors import DataError, UsageError
+from featstore.errors import DataError
 from featstore.metrics import Metric, TestSet, bootstrap_scores
 from featstore.records import Protocol, ScoreRecord, sha256_of
 from featstore.splits import Round, plan_rounds
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from featstore.manifest import Manifest
     from featstore.taskdata.pool import Windows
 
-__all__ = ["RoundResult", "plan", "refuse_other_heads", "verdict"]
+__all__ = ["RoundResult", "plan", "verdict"]
 
 DISTRIBUTIONS = {"sklearn": "scikit-learn"}
 
@@ -45,15 +45,6 @@ class RoundResult:
     best_epoch: tuple[int, ...]
     validation: tuple[list[float], ...]
     details: Mapping[str, Any]
-
-
-def refuse_other_heads(manifest: Manifest, head: str) -> None:
-    """Raise UsageError for a head that tasks of this kind do not have: they have the one of their kind."""
-    if head != "linear":
-        raise UsageError(
-            f"task {manifest.name} is of kind {manifest.kind!r}, which is probed with one model of its own: "
-            f"leave the head at 'linear', got {head!r}"
-        )
 
 
 def plan(manifest: Manifest, windows: Windows, *, protocol: Protocol) -> tuple[Round, ...]:

@@ -7,6 +7,7 @@ an average says over how many tasks it was taken.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,7 +21,7 @@ from featstore.report.pairing import interval_about, paired_resamples, resamples
 from featstore.report.published import PublishedScores
 from featstore.report.results import CHOSEN_SETTINGS
 
-__all__ = ["LOWER_IS_BETTER", "Average", "Cell", "Column", "Leaderboard", "Row", "Table", "build"]
+__all__ = ["LOWER_IS_BETTER", "Average", "Cell", "Column", "Leaderboard", "Row", "Table", "build", "natural"]
 
 LOWER_IS_BETTER = frozenset({"eer", "mae", "mse", "wer"})
 """Metrics that are errors: the least is best, and they are part of no average."""
@@ -194,11 +195,20 @@ def _table(
     return Table(track=track, protocol=protocol, columns=columns, rows=rows, averages=averages)
 
 
+def natural(label: str) -> tuple[tuple[str, int], ...]:
+    """What labels are sorted by, so that ``layer10`` comes after ``layer9``.
+
+    >>> sorted(["b.layer10", "b.layer9", "a"], key=natural)
+    ['a', 'b.layer9', 'b.layer10']
+    """
+    return tuple((text, int(number or 0)) for text, number in re.findall(r"(\D*)([0-9]*)", label))
+
+
 # --- columns ----------------------------------------------------------------------------------------------------------
 
 
 def _columns(records: Sequence[ScoreRecord]) -> tuple[tuple[Column, ...], tuple[int, ...]]:
-    """Columns of a table, sorted by label, and the index of each record's column."""
+    """Columns of a table, sorted by label and layer, and the index of each record's column."""
     telling = _telling_settings(records)
     places = [
         (record.encoder, record.fingerprint, tuple((name, record.settings.get(name)) for name in telling))
@@ -216,7 +226,7 @@ def _columns(records: Sequence[ScoreRecord]) -> tuple[tuple[Column, ...], tuple[
         )
         for place in places
     }
-    ordered = sorted(columns.values(), key=lambda column: column.label)
+    ordered = sorted(columns.values(), key=lambda column: natural(column.label))
     return tuple(ordered), tuple(ordered.index(columns[place]) for place in places)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from featstore import __version__
 from featstore.records import ScoreRecord
-from featstore.report.leaderboard import Leaderboard, build
+from featstore.report.leaderboard import Leaderboard, build, natural
 from featstore.report.published import PublishedScores
 from featstore.report.render import grid
 from featstore.report.templating import as_markup, environment, missing, writable
@@ -91,7 +91,7 @@ def _templates() -> Environment:
 def _colours(board: Leaderboard) -> Mapping[str, int]:
     """Number the encoders, in the order of their names: one has one colour in every chart."""
     labels = {column.label for table in board.tables for column in table.columns if not column.published}
-    return {label: number for number, label in enumerate(sorted(labels))}
+    return {label: number for number, label in enumerate(sorted(labels, key=natural))}
 
 
 def _health_notes(health: Sequence[Health]) -> tuple[str, ...]:

@@ -36,7 +36,8 @@ MAX_CURVES = 12
 MAX_CLASS_ROWS = 60
 MAX_TABLE_CLASSES = 12
 MAX_PAIRS = 8
-LAYER = re.compile(r"(?P<name>.+)\.layer(?P<layer>\d+)")
+LAYER = re.compile(r"(?P<name>.+)\.layer(?P<layer>[0-9]+)(\.(?P<pool>max|std))?")
+"""How one layer of an encoder is called, and one layer pooled otherwise than by its mean."""
 
 CurveKind = Literal["k", "shots", "layer"]
 
@@ -486,7 +487,8 @@ def _layer_curve(scored: Sequence[ScoreRecord]) -> CurveView | None:
     for record in scored:
         found = LAYER.fullmatch(record.encoder)
         if found is not None:
-            by_name.setdefault(found["name"], {}).setdefault(int(found["layer"]), record)
+            name = f"{found['name']} ({found['pool']})" if found["pool"] else found["name"]
+            by_name.setdefault(name, {}).setdefault(int(found["layer"]), record)
     curves = [
         (
             name,

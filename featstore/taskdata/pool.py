@@ -92,6 +92,8 @@ def without_overwritten(pool: Pool) -> Pool:
     places = [np.arange(segment.member.windows) // XARES_BATCH for each in pool.sets for segment in each.segments]
     batch = np.concatenate(places)
     kept = np.flatnonzero((np.diff(pool.clip, prepend=-1) > 0) | (np.diff(batch, prepend=-1) != 0))
+    if len(kept) == len(pool.clip):
+        return pool
     return replace(pool, X=pool.X[kept], seconds=pool.seconds[kept], clip=pool.clip[kept])
 
 
@@ -141,6 +143,8 @@ def read_windows(store: Store, manifest: Manifest, *, encoder: str | None) -> Wi
 
 def _check_distinct(keys: Sequence[str], *, name: str, task: str) -> None:
     """A clip that stands in a set twice would be tested twice, or be its own neighbour."""
+    if len(set(keys)) == len(keys):
+        return
     seen: set[str] = set()
     for key in keys:
         if key in seen:

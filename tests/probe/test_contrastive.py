@@ -129,7 +129,7 @@ def test_the_model_is_the_one_of_x_ares_written_out():
     padded = nn.utils.rnn.pad_sequence([torch.tensor(by_caption[at]) for at in asked], batch_first=True)
     real = torch.tensor([[1.0, 1, 1, 1], [1, 1, 1, 0]]).unsqueeze(2)
     with torch.no_grad():
-        by_token = model.text(model.embedding(padded))
+        by_token = model.caption(model.token(model.embedding(padded)))
         expected = (by_token * real).sum(1) / real.sum(1)
         torch.testing.assert_close(model.project_captions(*bags.take(asked)), expected)
         vectors = torch.randn(4, 6)
@@ -215,7 +215,5 @@ def test_without_transformers_one_line_says_what_to_install(store, monkeypatch):
 
 
 def test_another_head_is_a_usage_error(store):
-    from featstore.probe.contrastive import score_contrastive
-
-    with pytest.raises(UsageError, match="leave the head at 'linear', got 'logreg'"):
-        score_contrastive(store, TASK, encoder=None, protocol="strict", seeds=(0,), head="logreg")
+    with pytest.raises(UsageError, match="--head logreg is for tasks of kind clip and multilabel"):
+        probe_task(store, TASK, head="logreg")

@@ -14,7 +14,7 @@ import handmade
 from featstore.errors import DataError, LabelError, UnknownFeatureSet
 from featstore.metrics import find_metric
 from featstore.probe import probe_task
-from featstore.probe.frame_heads import FrameFeatures, FrameJob, frame_logits, train_frame_heads
+from featstore.probe.frame_heads import FrameFeatures, FrameJob, crew, frame_logits, train_frame_heads
 from featstore.probe.frame_scoring import Rows, judge_of
 from featstore.probe.frame_targets import excerpts_of, spans_of
 from featstore.probe.heads import BinaryCrossEntropy
@@ -106,10 +106,11 @@ def test_training_is_that_of_x_ares_by_autograd_padding_and_all(store, protocol,
     reader = [np.asarray(task.frames[window]) for window in samples.windows]
     known = [torch.from_numpy(excerpts.targets(at, start=0, stop=90).T).float() for at in range(len(excerpts))]
     model = peer_training(excerpts, reader, known, seed=5, batch_size=5, pos_weight=pos_weight, padded=padded)
-    features = FrameFeatures(task.frames, dim=24, kept_bytes=kept_bytes)
     job = FrameJob(excerpts=excerpts, padded=padded, score=None, rng=np.random.default_rng(5), learning_rate=1e-2)
     loss = BinaryCrossEntropy(pos_weight=pos_weight)
-    (head,) = train_frame_heads(features, [job], loss=loss, epochs=EPOCHS, batch_size=5)
+    with crew() as workers:
+        features = FrameFeatures(task.frames, dim=24, crew=workers, kept_bytes=kept_bytes)
+        (head,) = train_frame_heads(features, [job], crew=workers, loss=loss, epochs=EPOCHS, batch_size=5)
     rows = frame_logits(features, excerpts, range(len(excerpts)), head)
     with torch.no_grad():
         expected = torch.cat([model(torch.from_numpy(each.astype(np.float32))) for each in reader]).numpy()

@@ -142,7 +142,7 @@ def test_settings_are_told_only_where_they_tell_scores_apart(score: Score) -> No
     k_by_task = [score(task=task, settings={"k": k, "index": "flat"}) for task, k in (("a", 10), ("b", 5))]
     assert [column.label for column in _only(build(k_by_task)).columns] == ["logmel"]
     asked_twice = [score(settings={"k": k, "index": "flat"}) for k in (10, 5)]
-    assert [column.label for column in _only(build(asked_twice)).columns] == ["logmel (k=10)", "logmel (k=5)"]
+    assert [column.label for column in _only(build(asked_twice)).columns] == ["logmel (k=5)", "logmel (k=10)"]
 
 
 def test_scores_under_different_manifests_are_marked(score: Score) -> None:

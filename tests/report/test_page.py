@@ -127,12 +127,13 @@ def test_a_task_shows_what_its_scores_keep_and_no_more():
         scored("words", encoder, value, track="B", classes=["yes", "no"])
         for encoder, value in (("enc.layer0", 0.5), ("enc.layer3", 0.7), ("enc.layer12", 0.6), ("other", 0.4))
     ]
+    records += [scored("words", f"enc.layer{at}.std", 0.1 + at / 100, track="B") for at in (0, 3)]
     [view] = task_views(build(records), records, colours={})
     [block] = view.blocks
     assert [chart.kind for chart in block.charts] == ["k", "shots", "layer"]
-    [(name, _, points)] = block.charts[2].curves
-    assert (name, [(point.x, point.y) for point in points]) == ("enc", [(0, 0.5), (3, 0.7), (12, 0.6)])
-    assert [score.label for score in block.scores] == ["enc.layer3", "enc.layer12", "enc.layer0", "other"]
+    curves = {name: [(point.x, point.y) for point in points] for name, _, points in block.charts[2].curves}
+    assert curves == {"enc": [(0, 0.5), (3, 0.7), (12, 0.6)], "enc (std)": [(0, 0.1), (3, 0.13)]}
+    assert [score.label for score in block.scores][:4] == ["enc.layer3", "enc.layer12", "enc.layer0", "other"]
     assert [row.support for row in block.classes] == records[1].details["support"]
     assert block.confusions[0].counts == tuple(map(tuple, records[1].details["confusion"]))
     bare = [replace(each, details={}) for each in records]

@@ -154,7 +154,7 @@ def test_27_tasks_by_8_encoders_stay_usable(browser: Browser) -> None:
     html = render_page(records)
     assert len(html.encode()) < 6_000_000
     opened = browser.open(html)
-    assert opened.seconds < 4  # 0.6 on an idle machine; the suite has neighbours
+    assert opened.seconds < 6  # measured: 1.2 on two busy cores; the suite has neighbours
     page = opened.page
     began = time.perf_counter()
     page.locator("#board-strict-A table.matrix thead button").nth(3).click()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 
-from featstore.cli.console import PlainProgress, progress_bar
+from featstore.cli.console import PlainProgress, progress_bar, scoring
 from featstore.extract import Progress
 
 
@@ -58,3 +58,19 @@ def test_a_terminal_gets_a_bar_with_shards_clips_and_speed() -> None:
         _split(watcher, shards=1, reused=1)
     assert "2/2 shards" in out.getvalue()
     assert "200 clips" in out.getvalue()
+
+
+def test_a_log_hears_of_scores_at_most_every_ten_seconds_and_a_terminal_of_each() -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    log, terminal, now = io.StringIO(), Terminal(), [0.0]
+    for out in (log, terminal):
+        with scoring(40, stream=out, clock=lambda: now[0]) as tell:
+            for number in range(40):
+                now[0] += 1.0
+                tell(f"task{number} by [logmel]")
+    assert log.getvalue().splitlines() == [f"{n}/40 scores, the last task{n - 1} by [logmel]" for n in (10, 20, 30)]
+    assert "40/40 scores" in terminal.getvalue()
+    assert "by [logmel]" in terminal.getvalue()
