@@ -7,7 +7,7 @@ import datetime
 import importlib
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -15,9 +15,13 @@ from typing import Protocol
 from benchmarks.machine import machine_line, versions_line
 from benchmarks.table import Table
 
-__all__ = ["Options", "main"]
+__all__ = ["Options", "document", "main"]
 
 NAMES = ("cli", "extract", "encode", "store", "tracks", "evaluation", "parity")
+HEAD = """# Benchmarks
+
+Written by `python -m benchmarks [NAME ...] --write`; `make bench` prints the same. Every section is of one run on one
+machine, which it names, and every ratio is to a row of its own table. The absolute figures are that machine's."""
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "benchmarks.md"
 
 
@@ -52,7 +56,9 @@ def main(arguments: Sequence[str] | None = None, *, only: str | None = None) -> 
             print(table.as_text() + "\n", flush=True)
             done[name].append(table)
     if asked.write:
-        DOCUMENT.write_text(_document(done, machine=machine, versions=versions), encoding="utf-8")
+        measured = {name: _section(name, tables, machine=machine, versions=versions) for name, tables in done.items()}
+        before = DOCUMENT.read_text(encoding="utf-8") if DOCUMENT.exists() else ""
+        DOCUMENT.write_text(document(before, measured), encoding="utf-8")
         print(f"written to docs/{DOCUMENT.name}", file=sys.stderr)
 
 
@@ -60,7 +66,7 @@ def _parse(arguments: Sequence[str] | None, only: str | None) -> argparse.Namesp
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks{f'.{only}' if only else ''}", description=__doc__)
     if only is None:
         parser.add_argument("names", nargs="*", choices=NAMES, default=NAMES, metavar="NAME", help=", ".join(NAMES))
-        parser.add_argument("--write", action="store_true", help="write docs/benchmarks.md, with the tables as printed")
+        parser.add_argument("--write", action="store_true", help="put the tables as printed into docs/benchmarks.md")
     parser.add_argument("--quick", action="store_true", help="little of everything: shows that it runs, no more")
     parser.add_argument("--frames-clips", type=int, metavar="N", help="clips with frames that `store` writes and reads")
     parser.add_argument(
@@ -77,22 +83,17 @@ def _parse(arguments: Sequence[str] | None, only: str | None) -> argparse.Namesp
     return asked
 
 
-def _document(done: dict[str, list[Table]], *, machine: str, versions: str) -> str:
-    """The page: what was measured on, then every table as printed."""
+def document(before: str, measured: Mapping[str, str]) -> str:
+    """The page: sections that were measured in place of those before, the others as they stand."""
+    sections = {text.partition("\n")[0]: f"## {text.rstrip()}" for text in before.split("\n## ")[1:]} | dict(measured)
+    return "\n\n".join([HEAD, *(sections[name] for name in NAMES if name in sections)]) + "\n"
+
+
+def _section(name: str, tables: Sequence[Table], *, machine: str, versions: str) -> str:
+    """One benchmark: what it was measured on, then every table as printed."""
     today = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
-    head = [
-        "# Benchmarks",
-        "",
-        "Written by `python -m benchmarks --write`; `make bench` prints the same. Every table is of one run on one",
-        "machine, and every ratio is to a row of its own table. The absolute figures are this machine's.",
-        "",
-        f"- Machine: {machine}",
-        f"- Versions: {versions}",
-        f"- Date: {today}",
-    ]
-    for name, tables in done.items():
-        module = importlib.import_module(f"benchmarks.{name}")
-        head += ["", f"## {name}", "", " ".join((module.__doc__ or "").split("\n\n")[0].split())]
-        for table in tables:
-            head += ["", table.as_markdown()]
-    return "\n".join(head) + "\n"
+    module = importlib.import_module(f"benchmarks.{name}")
+    about = " ".join((module.__doc__ or "").split("\n\n")[0].split())
+    return "\n\n".join(
+        [f"## {name}", about, f"{today}: {machine}; {versions}.", *(each.as_markdown() for each in tables)]
+    )

@@ -60,7 +60,8 @@ class Recipe:
     encoder : str
         Short name: ``"logmel"``, or the class name of an encoder that a user wrote.
     encoder_identity : mapping
-        What the encoder is: ``class``, ``source_sha256``, ``state_sha256``, ``arguments``. No path is part of it.
+        What the encoder is: ``class``, ``source_sha256``, ``state_sha256``, ``arguments``, and ``layer`` where it is a
+        hidden state. No path is part of it.
     sample_rate_hz : int
         What the waveforms are resampled to before they are encoded.
     dim : int
@@ -77,6 +78,10 @@ class Recipe:
         Library and quality.
     format_version : int
         Of the store.
+    pool : str
+        How frames become an utterance vector: ``"mean"``, ``"max"`` or ``"std"``.
+    max_window_seconds : float or None
+        Longer clips are cut into windows of at most this.
     """
 
     encoder: str
@@ -89,10 +94,16 @@ class Recipe:
     frame_dtype: str
     resampler: str
     format_version: int
+    pool: str = "mean"
+    max_window_seconds: float | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """The recipe as plain JSON, the form that is hashed and stored."""
-        return asdict(self)
+        """The recipe as plain JSON, the form that is hashed and stored; what came later is left out at its default."""
+        raw = asdict(self)
+        for name, default in (("pool", "mean"), ("max_window_seconds", None)):
+            if raw[name] == default:
+                del raw[name]
+        return raw
 
     @cached_property
     def fingerprint(self) -> str:
@@ -120,6 +131,8 @@ class ExtractRecord:
 
     ``clips``, ``windows``, ``frames``, ``audio_seconds`` and ``skipped`` are of the split as it stands afterwards,
     reused shards included. ``gone`` names shards whose embeddings are in the store and whose files no longer match.
+    ``settings`` are those in force: device, precision, batch_seconds (None where nothing was encoded) and workers.
+    ``seconds`` are of the pass that made it, and with it the other layers and pools of the same encoder and split.
     """
 
     task: str
@@ -139,6 +152,7 @@ class ExtractRecord:
     bytes_written: int
     seconds: Mapping[str, float]
     bottleneck: str
+    settings: Mapping[str, Any]
 
     def as_json(self) -> dict[str, Any]:
         """The record as plain JSON."""

@@ -25,7 +25,7 @@ LAYERS = (
     {"store"},
     {"manifest", "splits", "metrics"},
     {"records"},
-    {"errors"},
+    {"errors", "machine"},
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
@@ -47,6 +47,8 @@ DOORS = {
     "scipy": {"metrics/*"},
     "urllib3": {"fetch/http"},
     "umap": {"explore/projection"},
+    "transformers": {"encoders/hf/loading", "probe/text_models"},
+    "dasheng": {"encoders/dasheng/loading"},
 }
 # where numpy, too, is imported only when it is needed: help and manifests must be quick
 LIGHT = ("cli/*", "manifest/*", "errors", "records", "__init__", "__main__")
@@ -66,6 +68,14 @@ class Import:
         return f"featstore/{self.module}.py:{self.line} imports {self.target}"
 
 
+def imported_by_name(node: ast.AST) -> str | None:
+    """Name of the module in ``importlib.import_module("name")``."""
+    if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module") and node.args:
+        [name, *_] = node.args
+        return name.value if isinstance(name, ast.Constant) and isinstance(name.value, str) else None
+    return None
+
+
 def imports_of(path: Path) -> Iterator[Import]:
     module = path.relative_to(PACKAGE).with_suffix("").as_posix()
 
@@ -78,6 +88,8 @@ def imports_of(path: Path) -> Iterator[Import]:
                 assert child.level == 0, f"{path}:{child.lineno} is a relative import"
                 for alias in child.names:
                     yield Import(module, f"{child.module}.{alias.name}", at_import, child.lineno)
+            elif (named := imported_by_name(child)) is not None:
+                yield Import(module, named, at_import, child.lineno)  # type: ignore[attr-defined]
             elif isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
                 for statement in child.orelse:
                     yield from walk(statement, at_import=at_import)

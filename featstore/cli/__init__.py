@@ -7,6 +7,7 @@ import sys
 import click
 
 from featstore import __version__
+from featstore.cli.check import check
 from featstore.cli.demo import demo
 from featstore.cli.explore import explore
 from featstore.cli.export import export
@@ -35,6 +36,7 @@ def cli(*, traceback: bool) -> None:  # read in `main`
 
     \b
     featstore demo                                             see all of it on audio made here
+    featstore check    ENCODER                                 is it fit to be stored?
     featstore extract  TASK... --encoder E --data D --store S  encode shards (GPU box)
     featstore probe    TASK... --store S                       Track A: a linear layer per task (laptop)
     featstore retrieve TASK... --store S                       Track B: nearest neighbours (laptop)
@@ -45,22 +47,8 @@ def cli(*, traceback: bool) -> None:  # read in `main`
 
 
 for command in (
-    demo,
-    fetch,
-    pack,
-    extract,
-    probe,
-    retrieve,
-    report,
-    query,
-    explore,
-    tasks,
-    inspect,
-    export,
-    verify,
-    gc,
-    compact,
-):
+    demo, fetch, pack, check, extract, probe, retrieve, report, query, explore, tasks, inspect, export, verify, gc, compact
+):  # fmt: skip
     cli.add_command(command)
 
 

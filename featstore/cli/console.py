@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Downloads",
     "PlainProgress",
+    "PlainSteps",
     "RichProgress",
     "counting",
     "downloading",
@@ -49,6 +50,8 @@ __all__ = [
     "progress_bar",
     "scoring",
     "show",
+    "steps",
+    "verdict_table",
 ]
 
 PLAIN_EVERY_SECONDS = 10.0
@@ -181,6 +184,36 @@ def counting(what: str) -> Iterator[Callable[[], None]]:
     with Progress(*columns, console=console, transient=True) as bars:
         task = bars.add_task(what, total=None)
         yield lambda: bars.advance(task)
+
+
+@contextmanager
+def steps(*, stream: TextIO | None = None) -> Iterator[Callable[[str], None]]:
+    """Tell on stderr (or `stream`) which step is going on: a live line on a terminal, elsewhere few plain ones.
+
+    The callable takes what is begun.
+    """
+    console = Console(file=sys.stderr if stream is None else stream, highlight=False)
+    if not console.is_terminal:
+        yield PlainSteps(console.file.write, clock=time.monotonic).begin
+        return
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as bars:
+        task = bars.add_task("", total=None)
+        yield lambda step: bars.update(task, description=escape(step))
+
+
+class PlainSteps:
+    """A line for the step that begins, where the last line is ten seconds old or the work has gone on for as long."""
+
+    def __init__(self, write: Callable[[str], object], *, clock: Callable[[], float]) -> None:
+        self._write, self._clock = write, clock
+        self._told = clock()
+
+    def begin(self, step: str) -> None:
+        """A step begins."""
+        if self._clock() - self._told >= PLAIN_EVERY_SECONDS:
+            self._told = self._clock()
+            self._write(f"checking: {step}\n")
 
 
 @contextmanager
@@ -347,4 +380,23 @@ def plain_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, title: 
         table.add_column(Text(heading), justify="right" if numeric else "left")
     for row in rows:
         table.add_row(*map(Text, row))
+    return table
+
+
+_VERDICTS = {"ok": "green", "warning": "yellow", "failed": "bold red"}
+_PROSE_COLUMNS = 100
+
+
+def verdict_table(rows: Sequence[tuple[str, str, str, str]], *, title: str) -> Table:
+    """Lay out checks: name, verdict, what was measured, and under it what to do where there is something."""
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    table.add_column("check", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
+    table.add_column("measured", max_width=_PROSE_COLUMNS)
+    for name, verdict, measured, advice in rows:
+        style = _VERDICTS[verdict]
+        told = Text(measured)
+        if advice:
+            told.append(f"\n→ {advice}", style=style)
+        table.add_row(Text(name), Text(verdict.upper() if verdict == "failed" else verdict, style=style), told)
     return table

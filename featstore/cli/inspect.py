@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -103,7 +104,12 @@ def _matching(store: Store, asked: Sequence[str | None]) -> list[FeatureSet]:
         raise UnknownFeatureSet(
             f"{store.url} holds nothing of {wanted}: `featstore inspect --store {store.url}` shows what is there"
         )
-    return chosen
+    return sorted(chosen, key=lambda fs: (_natural(fs.encoder), fs.recipe.fingerprint))
+
+
+def _natural(name: str) -> tuple[tuple[str, int], ...]:
+    """What names are sorted by, so that layer10 comes after layer9."""
+    return tuple((text, int(number or 0)) for text, number in re.findall(r"(\D*)(\d*)", name))
 
 
 def _tell_table(summaries: Sequence[Summary], *, url: str) -> None:

@@ -14,9 +14,12 @@ from featstore.errors import UsageError
 __all__ = [
     "emit_json",
     "encoder_names",
+    "encoder_settings",
     "jobs_option",
     "json_option",
     "parse_arguments",
+    "parse_layers",
+    "parse_names",
     "parse_numbers",
     "printable",
     "protocol_option",
@@ -71,6 +74,56 @@ def results_option(function: _F) -> _F:
     )(function)
 
 
+def encoder_settings(function: _F) -> _F:
+    """How an encoder is loaded and run: what `extract` and `check` have in common."""
+    options = (
+        click.option(
+            "--encoder-arg",
+            "encoder_args",
+            metavar="NAME=VALUE",
+            multiple=True,
+            help="Constructor argument of the encoder; may be repeated.",
+        ),
+        click.option(
+            "--trust-remote-code",
+            is_flag=True,
+            help="Run the code that an hf: model brings with it. Read it before.",
+        ),
+        click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
+        click.option(
+            "--precision",
+            type=click.Choice(["auto", "float32", "tf32", "bfloat16", "float16"]),
+            default="auto",
+            show_default=True,
+            help="Arithmetic of the encoder. auto: bfloat16 for an encoder with weights on a GPU, else float32. "
+            "tf32: float32 whose products a GPU may round.",
+        ),
+        click.option(
+            "--dtype",
+            "frame_dtype",
+            type=click.Choice(["float16", "float32"]),
+            default="float16",
+            show_default=True,
+            help="What frames are stored as; utterance vectors are always float32.",
+        ),
+        click.option(
+            "--padding",
+            metavar="SECONDS|exact|xares",
+            default="0.25",
+            show_default=True,
+            help="Round a window's length up to a multiple; to nothing; or pad as X-ARES does.",
+        ),
+        click.option(
+            "--max-window-seconds",
+            type=click.FloatRange(min=0.1),
+            help="Encode longer clips in windows of one length, at most this.  [default: the encoder's own limit]",
+        ),
+    )
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
 def encoder_names(function: _F) -> _F:
     """``--encoder NAME``, of a store."""
     return click.option(
@@ -116,6 +169,27 @@ def parse_numbers(_: click.Context, option: click.Parameter, value: str | None) 
     if len(set(numbers)) < len(numbers):
         raise click.BadParameter(f"{value!r} has a number twice", param=option)
     return numbers
+
+
+def parse_names(_: click.Context, option: click.Parameter, value: str) -> tuple[str, ...]:
+    """Read names with commas between, as click's callback of an option."""
+    names = tuple(name.strip() for name in value.split(","))
+    if not all(names) or len(set(names)) < len(names):
+        raise click.BadParameter(f"{value!r} is not a list of different names with commas between", param=option)
+    return names
+
+
+def parse_layers(_: click.Context, option: click.Parameter, value: str | None) -> tuple[int | None, ...]:
+    """Read numbers of layers, ``last`` among them as None, as click's callback of an option: none without one."""
+    if value is None:
+        return ()
+    parts = [part.strip() for part in value.split(",")]
+    if not all(part == "last" or (part.isascii() and part.isdigit()) for part in parts):
+        raise click.BadParameter(f"{value!r} is not a list of layers such as 3,6,9,last", param=option)
+    layers = tuple(None if part == "last" else int(part) for part in parts)
+    if len(set(layers)) < len(layers):
+        raise click.BadParameter(f"{value!r} has a layer twice", param=option)
+    return layers
 
 
 def parse_arguments(pairs: Iterable[str]) -> dict[str, Any]:

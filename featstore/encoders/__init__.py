@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
+    from featstore.encoders.outputs import Pool
     from featstore.encoders.running import Encoder
 
 __all__ = ["BUILT_IN", "load_encoder"]
@@ -14,15 +15,29 @@ __all__ = ["BUILT_IN", "load_encoder"]
 BUILT_IN = ("logmel", "mfcc")
 
 
-def load_encoder(spec: str, *, arguments: Mapping[str, Any] | None = None) -> Encoder:
+def load_encoder(
+    spec: str,
+    *,
+    arguments: Mapping[str, Any] | None = None,
+    layers: Sequence[int | None] = (),
+    pools: Sequence[Pool] = (),
+    trust_remote_code: bool = False,
+) -> Encoder:
     """Load the encoder that `spec` names and check that it keeps the contract.
 
     Parameters
     ----------
     spec : str
-        ``logmel``, ``mfcc``, ``./file.py[:Class]`` or ``package.module:Class``.
+        ``logmel``, ``mfcc``, ``hf:NAME_OR_PATH[#layer=K]``, ``dasheng:base|0.6b|1.2b|PATH``, ``./file.py[:Class]`` or
+        ``package.module:Class``.
     arguments : mapping, optional
         Keyword arguments of the class.
+    layers : sequence of int or None, optional
+        Hidden states to keep of each forward pass; None is what the encoder returns, and the default.
+    pools : sequence of str, optional
+        ``mean``, ``max``, ``std``: utterance vectors to keep of each layer; the default is the mean.
+    trust_remote_code : bool
+        Run code that comes with a transformers model.
 
     Raises
     ------
@@ -30,7 +45,15 @@ def load_encoder(spec: str, *, arguments: Mapping[str, Any] | None = None) -> En
         It cannot be loaded.
     EncoderContractError
         It does not keep the contract of `featstore.encoders.contract`.
+    UsageError
+        A layer or pool is there twice, or a layer is given in `spec` and in `layers`.
     """
     from featstore.encoders.loading import load
 
-    return load(spec, arguments=dict(arguments or {}))
+    return load(
+        spec,
+        arguments=dict(arguments or {}),
+        layers=tuple(layers),
+        pools=tuple(pools),
+        trust_remote_code=trust_remote_code,
+    )

@@ -10,14 +10,16 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, get_args
 
 from torch import nn
 
 from featstore.encoders.fingerprint import encoder_identity
+from featstore.encoders.loaded import LoadedModel
+from featstore.encoders.outputs import Output, Pool
 from featstore.encoders.running import Encoder
 from featstore.encoders.spectral import LogMelEncoder, MfccEncoder
-from featstore.errors import EncoderContractError, EncoderError
+from featstore.errors import EncoderContractError, EncoderError, UsageError
 from featstore.records import canonical_json
 
 __all__ = ["load"]
@@ -25,17 +27,72 @@ __all__ = ["load"]
 _BUILT_IN: Mapping[str, type[nn.Module]] = {"logmel": LogMelEncoder, "mfcc": MfccEncoder}
 
 
-def load(spec: str, *, arguments: Mapping[str, Any]) -> Encoder:
+def load(
+    spec: str,
+    *,
+    arguments: Mapping[str, Any],
+    layers: tuple[int | None, ...],
+    pools: tuple[Pool, ...],
+    trust_remote_code: bool,
+) -> Encoder:
     """Build an encoder; see `featstore.encoders.load_encoder`."""
     _check_arguments(arguments)
-    with _importable(_folder_of(spec)):
-        if spec in _BUILT_IN:
-            kind, name = _BUILT_IN[spec], spec
-        else:
-            kind = _class_in_file(spec) if _is_file_spec(spec) else _class_by_import(spec)
-            name = kind.__name__
-        module = _build(kind, arguments)
-        return Encoder(module=module, name=name, spec=spec, identity=encoder_identity(module, arguments=arguments))
+    base, layer = _split_layer(spec)
+    outputs = _outputs((layer,) if layer is not None else layers, pools, said_twice=layer is not None and bool(layers))
+    if base.partition(":")[0] in ("hf", "dasheng"):
+        found = _of_a_library(base, arguments, trust_remote_code=trust_remote_code)
+        return Encoder(module=found.module, name=found.name, spec=base, identity=found.identity, outputs=outputs)
+    with _importable(_folder_of(base)):
+        found = _of_a_class(base, arguments)
+        return Encoder(module=found.module, name=found.name, spec=base, identity=found.identity, outputs=outputs)
+
+
+def _split_layer(spec: str) -> tuple[str, int | None]:
+    """A spec without its ``#layer=K``, and K; ``#layer=last`` is the spec itself."""
+    base, mark, text = spec.rpartition("#layer=")
+    if not mark:
+        return spec, None
+    if text == "last":
+        return base, None
+    if not (text.isascii() and text.isdigit()):
+        raise UsageError(f"#layer= takes a number from 0 on, or last: got {text!r} in --encoder {spec}")
+    return base, int(text)
+
+
+def _outputs(layers: tuple[int | None, ...], pools: tuple[Pool, ...], *, said_twice: bool) -> tuple[Output, ...]:
+    if said_twice:
+        raise UsageError("a layer is given by #layer= and by --layers: say it once")
+    unknown = [pool for pool in pools if pool not in get_args(Pool)]
+    if unknown:
+        raise UsageError(f"--pool takes {', '.join(get_args(Pool))}: got {unknown[0]!r}")
+    outputs = tuple(Output(layer=layer, pool=pool) for layer in layers or (None,) for pool in pools or ("mean",))
+    if len(set(outputs)) < len(outputs):
+        raise UsageError("--layers or --pool names one thing twice: say it once")
+    return outputs
+
+
+def _of_a_library(spec: str, arguments: Mapping[str, Any], *, trust_remote_code: bool) -> LoadedModel:
+    """A model of transformers or of dasheng, by the scheme of its spec."""
+    scheme, _, where = spec.partition(":")
+    if arguments:
+        raise EncoderError(f"{scheme}: encoders take no --encoder-arg: got {next(iter(arguments))}")
+    if scheme == "hf":
+        from featstore.encoders.hf.loading import load_hf
+
+        return load_hf(where, trust_remote_code=trust_remote_code)
+    from featstore.encoders.dasheng.loading import load_dasheng
+
+    return load_dasheng(where)
+
+
+def _of_a_class(spec: str, arguments: Mapping[str, Any]) -> LoadedModel:
+    if spec in _BUILT_IN:
+        kind, name = _BUILT_IN[spec], spec
+    else:
+        kind = _class_in_file(spec) if _is_file_spec(spec) else _class_by_import(spec)
+        name = kind.__name__
+    module = _build(kind, arguments)
+    return LoadedModel(module=module, name=name, identity=encoder_identity(module, arguments=arguments))
 
 
 def _check_arguments(arguments: Mapping[str, Any]) -> None:
@@ -97,7 +154,8 @@ def _class_by_import(spec: str) -> type[nn.Module]:
     if not wanted or not re.fullmatch(r"[A-Za-z_][\w.]*", name):
         known = ", ".join(_BUILT_IN)
         raise EncoderError(
-            f"no encoder is called {spec!r}: give a built-in ({known}), ./file.py[:Class] or package.module:Class"
+            f"no encoder is called {spec!r}: give a built-in ({known}), hf:NAME_OR_PATH, "
+            "dasheng:base, ./file.py[:Class] or package.module:Class"
         )
     try:
         module = importlib.import_module(name)

@@ -1,14 +1,17 @@
 """Turns shards into parts: clips -> windows -> batches -> encoder -> part, each stage timed.
 
 The encoder runs in the calling thread. Threads of `stream` read and decode ahead of it, and one thread behind it
-writes, so that the device waits for neither.
+writes, so that the device waits for neither. A batch is begun before the result of the one before is asked for, where
+the encoder says so, across the ends of shards too: batches are settled, and shards committed, in the order they began.
 """
 
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ParamSpec, Protocol, TypeVar
@@ -16,7 +19,8 @@ from typing import Any, ParamSpec, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from featstore.encoders.running import Encoded, NonFiniteRow
+from featstore.encoders.made import Encoded
+from featstore.encoders.running import NonFiniteRow
 from featstore.errors import EncoderContractError, EncoderError, ShardError, UnusableClip
 from featstore.extract.batches import Batch, Batcher, PendingWindow, stack
 from featstore.extract.progress import Progress
@@ -24,9 +28,9 @@ from featstore.extract.shards import Shard
 from featstore.extract.stream import ClipRead, ClipStream, DecodedClip, ShardBegins, ShardBreaks, ShardEnds
 from featstore.extract.windows import Window
 from featstore.records import SkippedClip
-from featstore.store import Commit, EmbeddedWindow, Member, PartWriter, SplitWriter
+from featstore.store import Commit, EmbeddedWindow, Member, PartWriter, ShardIdentity, SplitWriter
 
-__all__ = ["BatchEncoder", "EncodeResult", "EncodeSettings", "StageTimes", "encode_shards"]
+__all__ = ["BatchEncoder", "EncodeResult", "EncodeSettings", "PartTarget", "StageTimes", "UnderWay", "encode_shards"]
 
 _WRITES_AHEAD = 8
 _P = ParamSpec("_P")
@@ -34,19 +38,43 @@ _T = TypeVar("_T")
 
 
 class BatchEncoder(Protocol):
-    """Encodes one batch: audio float32 (batch, samples), n_samples int64 (batch,)."""
+    """Encodes batches: see `featstore.encoders.running.EncoderRun`."""
 
-    def __call__(self, audio: NDArray[np.float32], n_samples: NDArray[np.int64]) -> Encoded:
-        """Encode."""
+    @property
+    def batches_ahead(self) -> int:
+        """Batches to begin before the result of the first is asked for."""
+
+    @property
+    def busy_seconds(self) -> float:
+        """Time that the device has spent on batches."""
+
+    def blank(self, shape: tuple[int, int]) -> NDArray[np.float32]:
+        """Zeros for a batch to be laid out in."""
+
+    def begin(self, audio: NDArray[np.float32], n_samples: NDArray[np.int64]) -> Callable[[], Sequence[Encoded]]:
+        """Begin one batch: audio (batch, samples), n_samples int64 (batch,). The callable gives each output."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartTarget:
+    """Where one output of the encoder goes: its place among what `BatchEncoder` returns, and the feature set."""
+
+    output: int
+    writer: SplitWriter
+    frames_stored: bool
 
 
 @dataclass(slots=True)
 class StageTimes:
-    """Seconds by stage. ``wait_*`` are of the encoding thread; reading, decoding and writing run beside it."""
+    """Seconds by stage. ``wait_*`` are of the encoding thread; reading, decoding and writing run beside it.
+
+    ``busy`` is what the device spent on batches, of ``total``.
+    """
 
     read: float = 0.0
     decode: float = 0.0
     encode: float = 0.0
+    busy: float = 0.0
     write: float = 0.0
     wait_clips: float = 0.0
     wait_write: float = 0.0
@@ -70,15 +98,14 @@ class EncodeSettings:
     sample_rate_hz: int
     max_clip_seconds: float
     decode_threads: int
-    frames_stored: bool
     versions: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncodeResult:
-    """What a run over shards came to: commits in order, shards that broke with why, and where the time went."""
+    """What a run over shards came to: commits in order by output, shards that broke with why, and the time by stage."""
 
-    commits: tuple[Commit, ...]
+    commits: Mapping[int, tuple[Commit, ...]]
     broken: tuple[tuple[Shard, str], ...]
     times: StageTimes
 
@@ -86,7 +113,7 @@ class EncodeResult:
 def encode_shards(
     shards: Sequence[Shard],
     *,
-    writer: SplitWriter,
+    targets: Callable[[Shard], Sequence[PartTarget]],
     encoder: BatchEncoder,
     encoder_name: str,
     plan: Callable[[int], tuple[Window, ...]],
@@ -94,7 +121,7 @@ def encode_shards(
     settings: EncodeSettings,
     progress: Progress,
 ) -> EncodeResult:
-    """Encode `shards` and commit a part for each that can be read to its end.
+    """Encode `shards` and commit, for each that can be read to its end, a part to each of its targets.
 
     Raises
     ------
@@ -105,7 +132,7 @@ def encode_shards(
     """
     began = time.perf_counter()
     times = StageTimes()
-    committing: list[tuple[Shard, Future[Commit | ShardError]]] = []
+    committing: _Committing = []
     broken: list[tuple[Shard, str]] = []
     stream = ClipStream(
         shards,
@@ -113,16 +140,19 @@ def encode_shards(
         max_clip_seconds=settings.max_clip_seconds,
         decode_threads=settings.decode_threads,
     )
+    busy_before = encoder.busy_seconds
     with _BackgroundWriter(times) as background, stream:
+        under_way = UnderWay(at_most=encoder.batches_ahead)
         work: _ShardWork | None = None
         for event in _timed(stream, times):
             if isinstance(event, ShardBegins):
                 work = _ShardWork(
                     begins=event,
                     background=background,
-                    writer=writer,
+                    targets=targets(event.shard),
                     encoder=encoder,
                     encoder_name=encoder_name,
+                    under_way=under_way,
                     plan=plan,
                     batcher=new_batcher(),
                     settings=settings,
@@ -132,24 +162,68 @@ def encode_shards(
                 seconds = work.take(event)
                 progress.advance(clips=1, audio_seconds=seconds)
             elif isinstance(event, ShardEnds) and work is not None:
-                committing.append((event.shard, work.finish(event.sha256)))
-                progress.shard_done()
+                work.encode_rest()
+                under_way.then(partial(_commit_later, committing, work, event, progress))
                 work = None
             elif isinstance(event, ShardBreaks):
                 if work is not None:
-                    work.give_up()
+                    under_way.then(work.give_up)
                     work = None
                 broken.append((event.shard, str(event.error)))
+        under_way.settle(at_most=0)
         times.read, times.decode = stream.read_seconds, stream.decode_seconds
+    times.busy = encoder.busy_seconds - busy_before
     times.total = time.perf_counter() - began
-    commits = []
+    commits: dict[int, tuple[Commit, ...]] = {}
     for shard, future in committing:
         outcome = future.result()
         if isinstance(outcome, ShardError):
             broken.append((shard, str(outcome)))
         else:
-            commits.append(outcome)
-    return EncodeResult(commits=tuple(commits), broken=tuple(broken), times=times)
+            for output, commit in outcome.items():
+                commits[output] = (*commits.get(output, ()), commit)
+    return EncodeResult(commits=commits, broken=tuple(broken), times=times)
+
+
+_Committing = list[tuple[Shard, "Future[Mapping[int, Commit] | ShardError]"]]
+
+
+def _commit_later(committing: _Committing, work: _ShardWork, ended: ShardEnds, progress: Progress) -> None:
+    committing.append((ended.shard, work.commit(ended.sha256)))
+    progress.shard_done()
+
+
+class UnderWay:
+    """Batches that were begun, and what is to be done once all before it are settled, in order.
+
+    Parameters
+    ----------
+    at_most : int
+        Batches that may be under way when another thing is asked for.
+    """
+
+    def __init__(self, *, at_most: int) -> None:
+        self._at_most = at_most
+        self._waiting: deque[tuple[Callable[[], None], bool]] = deque()
+        self._batches = 0
+
+    def batch(self, settle: Callable[[], None]) -> None:
+        """A batch was begun; ``settle`` asks for its result."""
+        self._waiting.append((settle, True))
+        self._batches += 1
+        self.settle(at_most=self._at_most)
+
+    def then(self, action: Callable[[], None]) -> None:
+        """Do something after the batches that are under way."""
+        self._waiting.append((action, False))
+        self.settle(at_most=self._at_most)
+
+    def settle(self, *, at_most: int) -> None:
+        """Settle batches until so many are under way, and do what waited for them."""
+        while self._waiting and (self._batches > at_most or not self._waiting[0][1]):
+            action, is_batch = self._waiting.popleft()
+            self._batches -= is_batch
+            action()
 
 
 class _ShardWork:
@@ -160,9 +234,10 @@ class _ShardWork:
         *,
         begins: ShardBegins,
         background: _BackgroundWriter,
-        writer: SplitWriter,
+        targets: Sequence[PartTarget],
         encoder: BatchEncoder,
         encoder_name: str,
+        under_way: UnderWay,
         plan: Callable[[int], tuple[Window, ...]],
         batcher: Batcher,
         settings: EncodeSettings,
@@ -173,13 +248,14 @@ class _ShardWork:
         self._background = background
         self._encoder = encoder
         self._encoder_name = encoder_name
+        self._under_way = under_way
         self._plan = plan
         self._batcher = batcher
         self._settings = settings
         self._times = times
-        self._part = background.begin(writer, begins.shard.name)
+        self._parts = [(target, background.begin(target.writer, begins.shard.name)) for target in targets]
         self._described: list[tuple[str, str, float, float]] = []
-        self._encoded: dict[int, tuple[NDArray[np.float32], NDArray[np.generic] | None]] = {}
+        self._encoded: dict[int, list[tuple[NDArray[np.float32], NDArray[np.generic] | None]]] = {}
         self._stored = 0
         self._clips = 0
         self._audio_seconds = 0.0
@@ -209,10 +285,13 @@ class _ShardWork:
         self._audio_seconds += seconds
         return seconds
 
-    def finish(self, sha256: Future[str]) -> Future[Commit | ShardError]:
-        """The shard has ended: encode the rest, and commit in the background."""
+    def encode_rest(self) -> None:
+        """The shard has ended: begin the batches that are not full."""
         for batch in self._batcher.flush():
             self._encode(batch)
+
+    def commit(self, sha256: Future[str]) -> Future[Mapping[int, Commit] | ShardError]:
+        """All batches are settled: commit in the background."""
         return self._background.submit(self._commit, sha256)
 
     def give_up(self) -> None:
@@ -225,9 +304,27 @@ class _ShardWork:
         return len(self._described) - 1
 
     def _encode(self, batch: Batch) -> None:
+        with self._told_of(batch):
+            result = self._encoder.begin(*stack(batch, blank=self._encoder.blank))
+        self._under_way.batch(partial(self._settle, batch, result))
+
+    def _settle(self, batch: Batch, result: Callable[[], Sequence[Encoded]]) -> None:
+        with self._told_of(batch):
+            outputs = result()
+        wanted = [outputs[target.output] for target, _ in self._parts]
+        for row, window in enumerate(batch):
+            self._encoded[window.index] = [
+                (encoded.utterance[row], encoded.frames[row] if encoded.frames is not None else None)
+                for encoded in wanted
+            ]
+        self._store_what_is_next()
+
+    @contextmanager
+    def _told_of(self, batch: Batch) -> Iterator[None]:
+        """Count the time as the encoder's, and let its errors name the clip."""
         began = time.perf_counter()
         try:
-            encoded = self._encoder(*stack(batch))
+            yield
         except NonFiniteRow as problem:
             key = self._described[batch[problem.row].index][0]
             raise EncoderContractError(
@@ -237,11 +334,8 @@ class _ShardWork:
             key = self._described[batch[0].index][0]
             others = f" or the {len(batch) - 1} batched with it" if len(batch) > 1 else ""
             raise type(problem)(f"{problem}; it was at clip {key!r} of {self._shard.name}{others}") from problem
-        for row, window in enumerate(batch):
-            frames = encoded.frames[row] if encoded.frames is not None else None
-            self._encoded[window.index] = (encoded.utterance[row], frames)
-        self._times.encode += time.perf_counter() - began
-        self._store_what_is_next()
+        finally:
+            self._times.encode += time.perf_counter() - began
 
     def _store_what_is_next(self) -> None:
         """Hand over the windows that are ready in the order of the shard."""
@@ -249,21 +343,25 @@ class _ShardWork:
         while (done := self._encoded.pop(self._stored, None)) is not None:
             key, meta, start, seconds = self._described[self._stored]
             ready.append(
-                EmbeddedWindow(
-                    key=key, meta=meta, start_seconds=start, seconds=seconds, utterance=done[0], frames=done[1]
-                )
+                [
+                    EmbeddedWindow(
+                        key=key, meta=meta, start_seconds=start, seconds=seconds, utterance=utterance, frames=frames
+                    )
+                    for utterance, frames in done
+                ]
             )
             self._stored += 1
         if ready:
             self._background.submit(self._add, ready)
 
-    def _add(self, windows: list[EmbeddedWindow]) -> None:
-        part = self._part.result()
-        for window in windows:
-            part.add(window)
+    def _add(self, windows: list[list[EmbeddedWindow]]) -> None:
+        for number, (_, future) in enumerate(self._parts):
+            part = future.result()
+            for of_each_part in windows:
+                part.add(of_each_part[number])
 
-    def _commit(self, sha256: Future[str]) -> Commit | ShardError:
-        """Commit the part; an error that concerns this shard alone is returned, and the run goes on."""
+    def _commit(self, sha256: Future[str]) -> Mapping[int, Commit] | ShardError:
+        """Commit the parts; an error that concerns this shard alone is returned, and the run goes on."""
         try:
             identity = self._shard.identity(sha256=sha256.result())
         except (OSError, ShardError) as error:
@@ -272,7 +370,10 @@ class _ShardWork:
         if (identity.size, identity.mtime_ns) != (self._identity.size, self._identity.mtime_ns):
             self._abort()
             return ShardError(f"shard {self._shard.name} changed while it was read: run the same command again")
-        part = self._part.result()
+        return {target.output: self._commit_part(target, future, identity) for target, future in self._parts}
+
+    def _commit_part(self, target: PartTarget, future: Future[PartWriter], identity: ShardIdentity) -> Commit:
+        part = future.result()
         member = Member(
             shard=identity,
             clips=self._clips,
@@ -281,13 +382,14 @@ class _ShardWork:
             audio_seconds=round(self._audio_seconds, 6),
             skipped=tuple(self._skipped),
         )
-        commit = part.commit([member], frames_stored=self._settings.frames_stored, versions=self._settings.versions)
-        self._background.end(self._part)
+        commit = part.commit([member], frames_stored=target.frames_stored, versions=self._settings.versions)
+        self._background.end(future)
         return commit
 
     def _abort(self) -> None:
-        self._part.result().abort()
-        self._background.end(self._part)
+        for _, future in self._parts:
+            future.result().abort()
+            self._background.end(future)
 
 
 @dataclass(slots=True)

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from featstore.encoders import BUILT_IN, load_encoder
 from featstore.errors import EncoderError, UnusableClip, UsageError
 from featstore.extract.audio import RESAMPLER, decode
-from featstore.extract.batches import Batch, Batcher, FileOrderBatcher, LengthBatcher, PendingWindow, stack
-from featstore.extract.run import XARES_BATCH
+from featstore.extract.batches import Batch, Batcher, PendingWindow, stack
+from featstore.extract.run import new_batcher
 from featstore.extract.windows import Padding, plan_windows
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ __all__ = ["EncodedFile", "encode_file", "load_encoder_of"]
 
 MAX_SECONDS = 3600.0
 _BATCH_SECONDS = 64.0
+_LIBRARIES = ("hf", "dasheng")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +39,8 @@ class EncodedFile:
 def load_encoder_of(recipe: Recipe, *, stored_spec: str, spec: str | None) -> Encoder:
     """Load the encoder that made a feature set.
 
-    A store is data: what it names is loaded by itself only where that runs no code but featstore's own.
+    A store is data: what it names is loaded by itself only where that runs no code but featstore's and its libraries',
+    as the built-in encoders, and those of transformers and dasheng, of which only weights are read.
 
     Parameters
     ----------
@@ -54,19 +56,27 @@ def load_encoder_of(recipe: Recipe, *, stored_spec: str, spec: str | None) -> En
     EncoderError
         It cannot be loaded, or is no longer the encoder of the recipe.
     """
-    if spec is None and stored_spec not in BUILT_IN:
+    base = stored_spec.partition("#layer=")[0]
+    if spec is None and base not in BUILT_IN and base.partition(":")[0] not in _LIBRARIES:
         raise UsageError(
             f"{recipe.group_name} was made by {stored_spec!r}, and loading that runs its code: "
             f"say that you want it with `--spec {stored_spec}`, or where it is now; a cached key needs no encoder"
         )
     named = stored_spec if spec is None else spec
-    encoder = load_encoder(named, arguments=recipe.encoder_identity.get("arguments") or {})
+    identity = recipe.encoder_identity
+    encoder = load_encoder(
+        named,
+        arguments=identity.get("arguments") or {},
+        layers=(identity["layer"],) if "layer" in identity and "#layer=" not in named else (),
+        pools=(recipe.pool,),
+    )
     made = encoder.recipe(
         padding=recipe.padding,
         precision=recipe.precision,
         frame_dtype=recipe.frame_dtype,
         resampler=RESAMPLER,
         format_version=recipe.format_version,
+        max_window_seconds=recipe.max_window_seconds,
     )
     if made.fingerprint != recipe.fingerprint:
         raise EncoderError(
@@ -113,28 +123,26 @@ def encode_file(
     except UnusableClip as error:
         raise UnusableClip(f"{path} cannot be used: {error}") from error
     padding = Padding.parse(recipe.padding)
-    windows = plan_windows(len(samples), crop_seconds=crop_seconds, padding=padding, sample_rate_hz=rate)
+    windows = plan_windows(
+        len(samples),
+        crop_seconds=crop_seconds,
+        padding=padding,
+        sample_rate_hz=rate,
+        longest_seconds=encoder.longest_window_seconds(recipe.max_window_seconds),
+        input_seconds=encoder.facts.input_seconds,
+    )
     run = encoder.start(recipe, device=pick_device(device), keep_frames=False)
     utterance = np.empty((len(windows), recipe.dim), np.float32)
-    with run.threads():
-        for batch in _batches(
-            [
-                PendingWindow(index, samples[window.start : window.stop], window.padded)
-                for index, window in enumerate(windows)
-            ],
-            padding,
-            budget_samples=round(_BATCH_SECONDS * rate),
-        ):
-            utterance[[window.index for window in batch]] = run(*stack(batch)).utterance
+    pending = [
+        PendingWindow(index, samples[window.start : window.stop], window.padded) for index, window in enumerate(windows)
+    ]
+    with run.at_work():
+        for batch in _batches(pending, new_batcher(padding, budget_samples=round(_BATCH_SECONDS * rate))):
+            utterance[[window.index for window in batch]] = run(*stack(batch))[0].utterance
     return EncodedFile(utterance=utterance, seconds=len(samples) / rate)
 
 
-def _batches(windows: Iterable[PendingWindow], padding: Padding, *, budget_samples: int) -> Iterable[Batch]:
-    batcher: Batcher = (
-        FileOrderBatcher(size=XARES_BATCH)
-        if padding.kind == "xares"
-        else LengthBatcher(budget_samples=budget_samples, pending_samples=16 * budget_samples)
-    )
+def _batches(windows: Iterable[PendingWindow], batcher: Batcher) -> Iterable[Batch]:
     for window in windows:
         yield from batcher.add(window)
     yield from batcher.flush()

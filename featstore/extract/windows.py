@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Literal
 
 from featstore.errors import UsageError
@@ -60,21 +61,50 @@ class Window:
 
 
 def plan_windows(
-    n_samples: int, *, crop_seconds: float | None, padding: Padding, sample_rate_hz: int
+    n_samples: int,
+    *,
+    crop_seconds: float | None,
+    padding: Padding,
+    sample_rate_hz: int,
+    longest_seconds: float | None = None,
+    input_seconds: float | None = None,
 ) -> tuple[Window, ...]:
     """The windows of a clip of `n_samples`, at least 1.
 
     Without a crop the clip is one window. With one, windows follow each other; a clip shorter than one is padded to
     one; what is left of a longer clip is a window of its own, save under ``xares``, which drops it.
 
+    Where `longest_seconds` is less than that, a clip is cut into as few windows as it takes, of one length: there is no
+    sliver at the end. An encoder that always computes on `input_seconds` gets that, save under ``xares``.
+
     >>> plan_windows(12, crop_seconds=5.0, padding=Padding.parse("exact"), sample_rate_hz=1)
     (Window(start=0, stop=5, padded=5), Window(start=5, stop=10, padded=5), Window(start=10, stop=12, padded=2))
     >>> plan_windows(12, crop_seconds=5.0, padding=Padding.parse("xares"), sample_rate_hz=1)
     (Window(start=0, stop=5, padded=5), Window(start=5, stop=10, padded=5))
+    >>> plan_windows(12, crop_seconds=None, padding=Padding.parse("exact"), sample_rate_hz=1, longest_seconds=11)
+    (Window(start=0, stop=6, padded=6), Window(start=6, stop=12, padded=6))
     """
-    if crop_seconds is None:
-        return (Window(0, n_samples, _padded(n_samples, padding, sample_rate_hz)),)
-    crop = max(1, round(crop_seconds * sample_rate_hz))
+    if longest_seconds is not None and (crop_seconds is None or longest_seconds < crop_seconds):
+        windows = _even(n_samples, longest=max(1, round(longest_seconds * sample_rate_hz)))
+        planned = tuple(Window(start, stop, _padded(stop - start, padding, sample_rate_hz)) for start, stop in windows)
+    elif crop_seconds is None:
+        planned = (Window(0, n_samples, _padded(n_samples, padding, sample_rate_hz)),)
+    else:
+        planned = _crops(n_samples, max(1, round(crop_seconds * sample_rate_hz)), padding, sample_rate_hz)
+    if input_seconds is None or padding.kind == "xares":
+        return planned
+    least = round(input_seconds * sample_rate_hz)
+    return tuple(replace(window, padded=max(least, window.padded)) for window in planned)
+
+
+def _even(n_samples: int, *, longest: int) -> tuple[tuple[int, int], ...]:
+    """As few stretches of at most `longest` as it takes, their lengths equal to within one sample."""
+    count = -(-n_samples // longest)
+    bounds = [number * n_samples // count for number in range(count + 1)]
+    return tuple(pairwise(bounds))
+
+
+def _crops(n_samples: int, crop: int, padding: Padding, sample_rate_hz: int) -> tuple[Window, ...]:
     if n_samples < crop:
         return (Window(0, n_samples, crop),)
     whole = tuple(Window(start, start + crop, crop) for start in range(0, n_samples - crop + 1, crop))

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from featstore.errors import DataError
+from featstore.machine import free_memory_bytes
 from featstore.probe.frame_scoring import Rows
 from featstore.probe.frame_targets import Excerpts, Span, spans_of
 from featstore.probe.heads import LAYER_NORM_EPS, Bank, Job, Loss, Trained, threads
@@ -33,7 +34,8 @@ CHUNK_ROWS = 1024
 SHARES = 4
 """A batch is differentiated in so many shares, which are added up in order: whatever the cores, the sum is the same."""
 
-KEPT_BYTES = 2**30
+KEPT_SHARE = 4
+"""Standardised frames are kept where they take no more than one in so many bytes of the memory that is free."""
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -110,16 +112,17 @@ def train_frame_heads(
 class FrameFeatures:
     """Frames as LayerNorm makes them before its affine, by window.
 
-    All of them are made once and kept where they fit in ``kept_bytes``; else each is made when it is asked for.
+    All of them are made once and kept where they fit in ``kept_bytes``, by default a share of what is free; else
+    each is made when it is asked for.
     """
 
-    def __init__(self, reader: FrameReader, *, dim: int, crew: Crew, kept_bytes: int = KEPT_BYTES) -> None:
+    def __init__(self, reader: FrameReader, *, dim: int, crew: Crew, kept_bytes: int | None = None) -> None:
         self._reader = reader
         self.dim = dim
         self._kept: Tensor | None = None
         self._firsts: list[int] = []
         n_rows = int(reader.lengths.sum())
-        if n_rows * dim * 4 <= kept_bytes:
+        if n_rows * dim * 4 <= (_room() if kept_bytes is None else kept_bytes):
             self._firsts = (np.cumsum(reader.lengths) - reader.lengths).tolist()
             # From NumPy, which asks the system for large pages: a seventh of the time of torch's own.
             self._kept = self._all(torch.from_numpy(np.empty((n_rows, dim), np.float32)), crew)
@@ -153,6 +156,11 @@ class FrameFeatures:
         inputs = torch.from_numpy(scratch.array("inputs", (CHUNK_ROWS, self.dim), np.dtype(np.float32)))[:row]
         inputs.copy_(torch.from_numpy(stored)[:row])
         return torch.nn.functional.layer_norm(inputs, (self.dim,), eps=LAYER_NORM_EPS)
+
+
+def _room() -> int:
+    free = free_memory_bytes()
+    return 2**30 if free is None else free // KEPT_SHARE
 
 
 class Scratch:

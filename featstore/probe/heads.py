@@ -9,6 +9,9 @@ has exact gradients that are written out, from G = dloss/dlogits (batch, classes
 
     dW = M * gamma + g beta^T      dgamma = sum over classes of W * M      dbeta = W^T g      db = g
 
+A batch of fewer rows than there are classes is scaled in place of the weights (see `ScaledPass`): one product more, and
+no pass over weights that may be millions.
+
 Folds, seeds and learning rates are heads of one batched problem, with a row of one parameter matrix each.
 """
 
@@ -32,8 +35,10 @@ __all__ = [
     "Bank",
     "BinaryCrossEntropy",
     "CrossEntropy",
+    "FoldedPass",
     "Job",
     "Loss",
+    "ScaledPass",
     "Trained",
     "Validation",
     "predict",
@@ -47,7 +52,7 @@ ADAM_BETA1, ADAM_BETA2, ADAM_EPS = 0.9, 0.999, 1e-8
 
 # Below this many multiply-adds in a step, waking a second thread costs more than it saves, and on a busy machine far
 # more: two threads that spin for one free core took 3 ms for a step of 0.06 ms.
-MIN_WORK_FOR_THREADS = 50_000_000
+MIN_WORK_FOR_THREADS = 20_000_000
 
 
 class Loss(Protocol):
@@ -187,8 +192,11 @@ def train_heads(
         bank = Bank(ranked, n_classes=n_classes, dim=features.shape[1], batch_size=batch_size)
         best = _Best(bank, ranked)
         known = torch.from_numpy(targets)
+        through: Pass = ScaledPass(bank) if n_classes > batch_size else FoldedPass(bank)
         for epoch in range(epochs):
-            _run_epoch(bank, features, known, ranked, loss=loss, batch_size=batch_size, epoch=epoch, epochs=epochs)
+            _run_epoch(
+                bank, through, features, known, ranked, loss=loss, batch_size=batch_size, epoch=epoch, epochs=epochs
+            )
             best.consider(bank, features, epoch=epoch)
         trained = best.heads()
     by_job = dict(zip(order, trained, strict=True))
@@ -235,10 +243,6 @@ class Bank:
         weight = self.weight[rows]
         return weight * self.gamma[rows].unsqueeze(1), (weight * self.beta[rows].unsqueeze(1)).sum(2) + self.bias[rows]
 
-    def differentiate(self, inputs: Tensor, d_logits: Tensor) -> None:
-        """Gradients of the first heads, from their inputs (heads, batch, dim) and the gradient by their logits."""
-        self.take(torch.bmm(d_logits.transpose(1, 2), inputs), d_logits.sum(1))
-
     def take(self, moments: Tensor, total: Tensor) -> None:
         """Gradients of the first heads, from M (heads, classes, dim), which is overwritten, and g (heads, classes)."""
         rows = slice(len(moments))
@@ -271,6 +275,59 @@ class Bank:
                 eps=ADAM_EPS,
                 lr=cosine_rate(block.learning_rate, epoch=epoch, epochs=epochs),
             )
+
+
+class Pass(Protocol):
+    """Forward and backward through the first heads of a bank, for one batch after another."""
+
+    def logits(self, inputs: Tensor) -> Tensor:
+        """Of standardised rows (heads, batch, dim): (heads, batch, classes)."""
+
+    def differentiate(self, inputs: Tensor, d_logits: Tensor) -> None:
+        """Gradients of the bank, from the rows of the last `logits` and the gradient by these."""
+
+
+class FoldedPass:
+    """LayerNorm's affine goes into the weights: least work where classes are few."""
+
+    def __init__(self, bank: Bank) -> None:
+        self._bank = bank
+
+    def logits(self, inputs: Tensor) -> Tensor:
+        """Of standardised rows."""
+        weight, bias = self._bank.folded(slice(len(inputs)))
+        return torch.baddbmm(bias.unsqueeze(1), inputs, weight.transpose(1, 2))
+
+    def differentiate(self, inputs: Tensor, d_logits: Tensor) -> None:
+        """Gradients of the bank."""
+        self._bank.take(torch.bmm(d_logits.transpose(1, 2), inputs), d_logits.sum(1))
+
+
+class ScaledPass:
+    """LayerNorm's affine goes into the rows, as it is written: least work where classes are more than rows.
+
+    With z = x * gamma + beta and Z the rows of a batch: dW = G^T Z, and from dz = G W, dgamma = sum of dz * x and
+    dbeta = sum of dz.
+    """
+
+    def __init__(self, bank: Bank) -> None:
+        self._bank = bank
+        self._scaled = torch.empty(0)
+
+    def logits(self, inputs: Tensor) -> Tensor:
+        """Of standardised rows."""
+        bank, rows = self._bank, slice(len(inputs))
+        self._scaled = torch.addcmul(bank.beta[rows].unsqueeze(1), inputs, bank.gamma[rows].unsqueeze(1))
+        return torch.baddbmm(bank.bias[rows].unsqueeze(1), self._scaled, bank.weight[rows].transpose(1, 2))
+
+    def differentiate(self, inputs: Tensor, d_logits: Tensor) -> None:
+        """Gradients of the bank."""
+        bank, rows = self._bank, slice(len(inputs))
+        torch.bmm(d_logits.transpose(1, 2), self._scaled, out=bank.d_weight[rows])
+        bank.d_bias[rows] = d_logits.sum(1)
+        d_scaled = torch.bmm(d_logits, bank.weight[rows])
+        bank.d_beta[rows] = d_scaled.sum(1)
+        bank.d_gamma[rows] = d_scaled.mul_(inputs).sum(1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -318,6 +375,7 @@ class _Best:
 
 def _run_epoch(
     bank: Bank,
+    through: Pass,
     features: Tensor,
     targets: Tensor,
     jobs: Sequence[Job],
@@ -335,9 +393,8 @@ def _run_epoch(
         batch = batches[:n_active, at]
         windows = batch.reshape(-1)
         inputs = torch.index_select(features, 0, windows, out=gathered[: len(windows)]).view(*batch.shape, -1)
-        weight, bias = bank.folded(slice(n_active))
-        logits = torch.baddbmm(bias.unsqueeze(1), inputs, weight.transpose(1, 2))
-        bank.differentiate(inputs, loss.gradient(logits, targets[batch], weights[:n_active, at]))
+        d_logits = loss.gradient(through.logits(inputs), targets[batch], weights[:n_active, at])
+        through.differentiate(inputs, d_logits)
         bank.step(at=at, epoch=epoch, epochs=epochs)
 
 

@@ -36,7 +36,6 @@ class Searcher:
     def __init__(self, X: NDArray[np.float32], name: IndexName) -> None:
         self.X = X
         self._index = None if name == "flat" else _approximate(X, name)
-        self._flat: faiss.Index | None = None
 
     def search(self, queries: NDArray[np.float32], *, k: int) -> Neighbours:
         """Find the ``k`` rows of largest inner product with each query (queries, dim), as the index finds them.
@@ -59,21 +58,20 @@ class Searcher:
             if exact.bfloat16_is_faster(self.X.shape[1]):
                 found = exact.search_rounded(exact.round_rows(self.X), queries, k=k)
                 return self._completed(found.neighbours, found.proved, queries)
-        similarities, rows = self._exact_index().search(queries, k)
-        return Neighbours(similarities=similarities, rows=rows)
+        return self._compare_all(queries, k=k)
 
-    def _exact_index(self) -> faiss.Index:
-        if self._flat is None:
-            self._flat = faiss.IndexFlatIP(self.X.shape[1])
-            self._flat.add(self.X)
-        return self._flat
+    def _compare_all(self, queries: NDArray[np.float32], *, k: int) -> Neighbours:
+        """What FAISS's flat index does, without its copy of the rows."""
+        similarities, rows = faiss.knn(queries, self.X, k, metric=faiss.METRIC_INNER_PRODUCT)
+        return Neighbours(similarities=similarities, rows=rows)
 
     def _completed(self, found: Neighbours, sure: NDArray[np.bool_], queries: NDArray[np.float32]) -> Neighbours:
         """Search again, exactly, for the queries whose neighbours are not sure."""
         unsure = np.flatnonzero(~sure)
         if len(unsure):
             k = found.rows.shape[1]
-            found.similarities[unsure], found.rows[unsure] = self._exact_index().search(queries[unsure], k)
+            exact = self._compare_all(queries[unsure], k=k)
+            found.similarities[unsure], found.rows[unsure] = exact.similarities, exact.rows
         return found
 
 

@@ -12,7 +12,9 @@ from handmade import environment
 HEAVY = ["numpy", "torch", "sklearn", "faiss", "webdataset", "zarr", "rich", "pydantic", "soundfile", "soxr", "scipy"]
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["extract", "--help"], ["probe", "--help"], []])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--version"], ["extract", "--help"], ["check", "--help"], ["probe", "--help"], []]
+)
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     code = (
         "import sys\n"

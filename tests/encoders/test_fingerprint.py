@@ -127,6 +127,15 @@ def test_batch_seconds_workers_and_device_are_no_part_of_it(tmp_path: Path) -> N
 
 
 def test_every_option_is_either_in_the_recipe_or_named_here_as_not() -> None:
-    in_recipe = {"precision", "frame_dtype", "padding"}
-    elsewhere = {"device", "frames", "batch_seconds", "workers", "max_clip_seconds", "prune"}
+    in_recipe = {"precision", "frame_dtype", "padding", "max_window_seconds"}
+    elsewhere = {
+        "device",
+        "frames",
+        "batch_seconds",
+        "workers",
+        "max_clip_seconds",
+        "prune",
+        "compiled",
+        "profile_path",
+    }
     assert set(ExtractOptions.__dataclass_fields__) == in_recipe | elsewhere

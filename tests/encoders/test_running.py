@@ -37,7 +37,7 @@ def batch(*lengths: int, to: int | None = None) -> tuple[np.ndarray, np.ndarray]
 
 
 def test_frames_of_padding_are_trimmed_before_pooling_and_storing() -> None:
-    encoded = start(Ramp())(*batch(100, 34, 3))
+    [encoded] = start(Ramp())(*batch(100, 34, 3))
     assert [len(frames) for frames in encoded.frames] == [10, 3, 1]
     np.testing.assert_allclose(encoded.utterance[:, 0], [4.5, 1.0, 0.0])
     assert encoded.frames[0].dtype == np.float16
@@ -45,7 +45,7 @@ def test_frames_of_padding_are_trimmed_before_pooling_and_storing() -> None:
 
 
 def test_under_xares_nothing_is_trimmed() -> None:
-    encoded = start(Ramp(), padding="xares")(*batch(100, 34, 3))
+    [encoded] = start(Ramp(), padding="xares")(*batch(100, 34, 3))
     assert [len(frames) for frames in encoded.frames] == [10, 10, 10]
     np.testing.assert_allclose(encoded.utterance[:, 0], 4.5)
 
@@ -56,7 +56,7 @@ def test_an_encoders_own_utterance_vector_is_kept() -> None:
             frames = super().forward(audio)
             return frames, frames[:, 0] + 7
 
-    np.testing.assert_array_equal(start(Own())(*batch(50, 20)).utterance, 7.0)
+    np.testing.assert_array_equal(start(Own())(*batch(50, 20))[0].utterance, 7.0)
 
 
 def test_lengths_are_true_sample_counts_and_are_withheld_under_xares() -> None:
@@ -105,11 +105,11 @@ def test_a_frame_that_does_not_fit_float16_is_named_with_the_remedy() -> None:
     with pytest.raises(NonFiniteRow, match=r"1e\+06 does not fit float16: use --dtype float32") as caught:
         start(Spoils(1e6))(*batch(200, 200))
     assert caught.value.row == 1
-    assert start(Spoils(1e6), dtype="float32")(*batch(200, 200)).frames[1].max() == 1e6
+    assert start(Spoils(1e6), dtype="float32")(*batch(200, 200))[0].frames[1].max() == 1e6
 
 
 def test_what_stands_in_padding_does_not_matter() -> None:
-    encoded = start(Spoils(float("nan")))(*batch(200, 34))
+    [encoded] = start(Spoils(float("nan")))(*batch(200, 34))
     assert np.isfinite(encoded.utterance).all()
 
 
@@ -142,8 +142,8 @@ class Small(Ramp):
 def test_a_batch_that_does_not_fit_is_halved_and_later_ones_are_never_so_large() -> None:
     module = Small(300)
     run = start(module)
-    encoded = run(*batch(*[100] * 8))
-    np.testing.assert_allclose(encoded.utterance, start(Ramp())(*batch(*[100] * 8)).utterance)
+    [encoded] = run(*batch(*[100] * 8))
+    np.testing.assert_allclose(encoded.utterance, start(Ramp())(*batch(*[100] * 8))[0].utterance)
     assert len(encoded.frames) == 8
     module.sizes.clear()
     run(*batch(*[100] * 8))

@@ -6,7 +6,15 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from featstore.extract.batches import Batch, Batcher, FileOrderBatcher, LengthBatcher, PendingWindow, stack
+from featstore.extract.batches import (
+    PENDING_BATCHES,
+    Batch,
+    Batcher,
+    FileOrderBatcher,
+    LengthBatcher,
+    PendingWindow,
+    stack,
+)
 
 LENGTHS = st.lists(st.integers(1, 12), max_size=60)
 
@@ -56,9 +64,27 @@ def test_xares_batches_are_sixteen_in_file_order(lengths: list[int]) -> None:
 @given(lengths=st.lists(st.integers(1, 12), min_size=1, max_size=16))
 def test_a_stacked_batch_is_samples_then_zeros(lengths: list[int]) -> None:
     for batch in fed(FileOrderBatcher(size=16), lengths):
-        audio, n_samples = stack(batch)
+        audio, n_samples = stack(batch, blank=lambda shape: np.zeros(shape, np.float32))
         assert audio.shape == (len(batch), max(window.padded for window in batch))
         for row, window in enumerate(batch):
             assert n_samples[row] == len(window.samples)
             np.testing.assert_array_equal(audio[row, : n_samples[row]], window.samples)
             assert not audio[row, n_samples[row] :].any()
+
+
+def test_batches_are_full_and_padded_by_less_than_the_quantum_while_clips_of_all_lengths_come() -> None:
+    """At a GPU's budget: 640 s in a batch, clips of 1 to 10 s, padded to quarters of a second."""
+    rate, quantum, budget = 100, 25, 64_000
+    rng = np.random.default_rng(0)
+    batcher = LengthBatcher(budget_samples=budget, pending_samples=PENDING_BATCHES * budget)
+    used, real, padded = [], 0, 0
+    for index in range(40_000):
+        length = int(rng.integers(rate, 10 * rate))
+        samples = np.empty(length, np.float32)
+        for batch in batcher.add(PendingWindow(index, samples, -(-length // quantum) * quantum)):
+            used.append(sum(window.padded for window in batch) / budget)
+            real += sum(len(window.samples) for window in batch)
+            padded += sum(window.padded for window in batch)
+            assert all(0 <= window.padded - len(window.samples) < quantum for window in batch)
+    assert np.mean(used) >= 0.9
+    assert padded / real - 1 < quantum / rate / 5.5  # the quantum over the mean length

@@ -5,15 +5,17 @@ from __future__ import annotations
 import subprocess
 import sys
 import weakref
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
-from featstore.encoders.running import Encoded
+from featstore.encoders.made import Encoded
 from featstore.extract.batches import LengthBatcher
-from featstore.extract.pipeline import EncodeSettings, encode_shards
+from featstore.extract.pipeline import EncodeSettings, PartTarget, encode_shards
 from featstore.extract.progress import Silent
 from featstore.extract.shards import find_shards
 from featstore.extract.stream import ClipRead, ClipStream
@@ -57,22 +59,33 @@ class Writer:
         return part
 
 
+class FirstFour:
+    """An encoder that gives the first four samples of a window back."""
+
+    batches_ahead = 1
+    busy_seconds = 0.0
+
+    def blank(self, shape: tuple[int, int]) -> NDArray[np.float32]:
+        return np.zeros(shape, np.float32)
+
+    def begin(self, audio: NDArray[np.float32], n_samples: NDArray[np.int64]) -> Callable[[], Sequence[Encoded]]:
+        return lambda: [Encoded(utterance=audio[:, :4].copy(), frames=None)]
+
+
 def test_parts_that_were_committed_are_let_go(tmp_path: Path) -> None:
     write_split(tmp_path, "train", [clip(f"c{n}", noise(0.05, seed=n)) for n in range(24)], shards=24)
     writer = Writer()
     result = encode_shards(
         find_shards(tmp_path, "*.tar"),
-        writer=writer,  # type: ignore[arg-type]
-        encoder=lambda audio, _: Encoded(utterance=audio[:, :4].copy(), frames=None),
+        targets=lambda _: [PartTarget(output=0, writer=writer, frames_stored=False)],  # type: ignore[arg-type]
+        encoder=FirstFour(),
         encoder_name="first four",
         plan=lambda n: plan_windows(n, crop_seconds=None, padding=Padding.parse("exact"), sample_rate_hz=16_000),
         new_batcher=lambda: LengthBatcher(budget_samples=16_000, pending_samples=160_000),
-        settings=EncodeSettings(
-            sample_rate_hz=16_000, max_clip_seconds=10, decode_threads=2, frames_stored=False, versions={}
-        ),
+        settings=EncodeSettings(sample_rate_hz=16_000, max_clip_seconds=10, decode_threads=2, versions={}),
         progress=Silent(),
     )
-    assert len(result.commits) == 24
+    assert len(result.commits[0]) == 24
     assert writer.most_alive <= 10  # those whose writes wait, not those that were
 
 

@@ -47,6 +47,34 @@ def test_under_xares_the_rest_of_a_clip_is_dropped_and_a_short_clip_is_not(n: in
     assert windows[-1].stop == (n if n < size else n // size * size)
 
 
+@given(n=st.integers(1, 200_000), longest=st.floats(0.1, 30), crop=st.none() | st.floats(0.01, 60), padding=PADDINGS)
+def test_a_clip_longer_than_a_window_may_be_is_cut_as_evenly_as_it_goes(
+    n: int, longest: float, crop: float | None, padding: str
+) -> None:
+    kind = Padding.parse(padding)
+    windows = plan_windows(n, crop_seconds=crop, padding=kind, sample_rate_hz=16_000, longest_seconds=longest)
+    if crop is not None and crop <= longest:
+        assert windows == plan_windows(n, crop_seconds=crop, padding=kind, sample_rate_hz=16_000)
+        return
+    sizes = [window.stop - window.start for window in windows]
+    assert sum(sizes) == n
+    assert len(windows) == -(-n // round(longest * 16_000))
+    assert max(sizes) <= round(longest * 16_000)
+    assert max(sizes) - min(sizes) <= 1
+    assert all(window.stop == after.start for window, after in pairwise(windows))
+
+
+@given(n=st.integers(1, 480_000), padding=PADDINGS)
+def test_an_encoder_of_fixed_input_gets_it_and_under_xares_what_x_ares_gives(n: int, padding: str) -> None:
+    for text, least in ((padding, 480_000), ("xares", n)):
+        [window] = plan_windows(
+            n, crop_seconds=None, padding=Padding.parse(text), sample_rate_hz=16_000, longest_seconds=30.0,
+            input_seconds=30.0,
+        )  # fmt: skip
+        assert window.stop - window.start == n
+        assert least <= window.padded < least + 48_000
+
+
 @given(n=st.integers(1, 200_000))
 def test_a_windows_padded_length_is_the_next_multiple_of_the_quantum(n: int) -> None:
     [window] = plan_windows(n, crop_seconds=None, padding=Padding.parse("0.25"), sample_rate_hz=16_000)

@@ -39,8 +39,9 @@ def share_right(y):
     return lambda logits: float(np.mean(logits.argmax(axis=1) == label))
 
 
+@pytest.mark.parametrize("way", [heads.FoldedPass, heads.ScaledPass])
 @pytest.mark.parametrize(("loss", "reference"), LOSSES)
-def test_written_out_gradients_are_those_of_autograd(loss, reference):
+def test_written_out_gradients_are_those_of_autograd(loss, reference, way):
     X, y = data(loss)
     rng = np.random.default_rng(1)
     jobs = [
@@ -53,9 +54,8 @@ def test_written_out_gradients_are_those_of_autograd(loss, reference):
     full = torch.tensor([BATCH, BATCH, 3])
     weights = ((torch.arange(BATCH) < full[:, None]) / full[:, None]).unsqueeze(2)
     inputs = heads.standardised(X)[batch]
-    weight, bias = bank.folded(slice(3))
-    logits = torch.baddbmm(bias.unsqueeze(1), inputs, weight.transpose(1, 2))
-    bank.differentiate(inputs, loss.gradient(logits, torch.from_numpy(y)[batch], weights))
+    through = way(bank)
+    through.differentiate(inputs, loss.gradient(through.logits(inputs), torch.from_numpy(y)[batch], weights))
 
     for head in range(3):
         norm, linear = nn.LayerNorm(DIM), nn.Linear(DIM, CLASSES)

@@ -1,0 +1,204 @@
+"""An encoder on its device, driven as extraction drives it, and how far apart two of its answers are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featstore.encoders.checking.audio import tones
+from featstore.encoders.running import Encoder, EncoderRun
+from featstore.records import Recipe
+
+__all__ = ["Bench", "Difference", "Embedding", "Planned", "cosine", "difference", "furthest"]
+
+
+class Planned(Protocol):
+    """A window as extraction plans it: samples [start, stop), to be padded to `padded`."""
+
+    @property
+    def start(self) -> int:
+        """First sample."""
+
+    @property
+    def stop(self) -> int:
+        """The sample after its last."""
+
+    @property
+    def padded(self) -> int:
+        """Samples that are encoded."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Embedding:
+    """What would be stored of one window.
+
+    Attributes
+    ----------
+    utterance : float32 (dim,)
+    frames : float32 (n_frames, dim)
+    """
+
+    utterance: NDArray[np.float32]
+    frames: NDArray[np.float32]
+
+    @property
+    def is_pooled(self) -> bool:
+        """Whether the utterance vector is the mean of the frames, and not the encoder's own."""
+        mean = self.frames.mean(axis=0)
+        return bool(np.linalg.norm(self.utterance - mean) <= 1e-3 * np.linalg.norm(self.utterance))
+
+    def first(self, n_frames: int) -> Embedding:
+        """Cut to the first frames, and pooled over them where the utterance vector is pooled."""
+        frames = self.frames[:n_frames]
+        return Embedding(utterance=frames.mean(axis=0) if self.is_pooled else self.utterance, frames=frames)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bench:
+    """An encoder under a recipe, on a device.
+
+    Attributes
+    ----------
+    recipe : Recipe
+        What extraction would store under.
+    plan : callable
+        Samples of a clip -> its windows, by the rule of the recipe.
+    trimmed : EncoderRun
+        As extraction runs it, but frames come back as float32, so that their range can be measured.
+    untrimmed : EncoderRun
+        As under ``--padding xares``: every frame that the encoder returns.
+    """
+
+    encoder: Encoder
+    recipe: Recipe
+    device: str
+    plan: Callable[[int], Sequence[Planned]]
+    trimmed: EncoderRun
+    untrimmed: EncoderRun
+
+    @classmethod
+    def start(cls, encoder: Encoder, *, recipe: Recipe, device: str, plan: Callable[[int], Sequence[Planned]]) -> Bench:
+        """Move an encoder to its device."""
+        wide = replace(recipe, frame_dtype="float32")
+        return cls(
+            encoder=encoder,
+            recipe=recipe,
+            device=device,
+            plan=plan,
+            trimmed=encoder.start(wide, device=device, keep_frames=True),
+            untrimmed=encoder.start(replace(wide, padding="xares"), device=device, keep_frames=True),
+        )
+
+    @property
+    def rate_hz(self) -> int:
+        """Samples in a second."""
+        return self.recipe.sample_rate_hz
+
+    def pad(self, n_samples: int) -> int:
+        """Samples that a clip of so many is padded to; where it is cut into windows, those that its longest is."""
+        return max(window.padded for window in self.plan(n_samples))
+
+    def is_one_window(self, seconds: float) -> bool:
+        """Whether a clip of so many seconds is encoded as a whole."""
+        return len(self.plan(round(seconds * self.rate_hz))) == 1
+
+    def tones(self, seconds: float, *, seed: int = 0) -> NDArray[np.float32]:
+        """Audio at the encoder's rate."""
+        return tones(seconds, rate_hz=self.rate_hz, seed=seed)
+
+    def window(self, seconds: float, *, seed: int = 0) -> NDArray[np.float32]:
+        """Audio of one window: so many seconds, or as many as the recipe leaves in one."""
+        first = self.plan(max(1, round(seconds * self.rate_hz)))[0]
+        return self.tones(seconds, seed=seed)[first.start : first.stop]
+
+    def alone(self, wave: NDArray[np.float32]) -> Embedding:
+        """Encode one window, padded by the rule of the recipe."""
+        return self.together([wave])[0]
+
+    def clip(self, wave: NDArray[np.float32]) -> tuple[Embedding, ...]:
+        """Encode a clip as extraction does: its windows, one after the other."""
+        return tuple(
+            _encode(self.trimmed, [wave[window.start : window.stop]], padded=window.padded)[0]
+            for window in self.plan(len(wave))
+        )
+
+    def exactly(self, wave: NDArray[np.float32]) -> Embedding:
+        """Encode one window without any padding."""
+        return _encode(self.trimmed, [wave], padded=len(wave))[0]
+
+    def together(self, waves: Sequence[NDArray[np.float32]]) -> tuple[Embedding, ...]:
+        """Encode one batch of windows that the rule pads to one length."""
+        return _encode(self.trimmed, waves, padded=max(self.pad(len(wave)) for wave in waves))
+
+    def untrimmed_to(self, wave: NDArray[np.float32], *, padded: int) -> Embedding:
+        """Encode one window padded to a length, and keep every frame."""
+        return _encode(self.untrimmed, [wave], padded=padded)[0]
+
+
+def _encode(run: EncoderRun, waves: Sequence[NDArray[np.float32]], *, padded: int) -> tuple[Embedding, ...]:
+    audio = np.zeros((len(waves), padded), np.float32)
+    for row, wave in enumerate(waves):
+        audio[row, : len(wave)] = wave
+    encoded = run(audio, np.array([len(wave) for wave in waves], np.int64))[0]
+    frames = encoded.frames or ()
+    return tuple(Embedding(utterance=u, frames=f) for u, f in zip(encoded.utterance, frames, strict=True))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """How far one embedding is from another, as shares of the length of the reference's vectors.
+
+    Attributes
+    ----------
+    utterance : float
+        Length of the difference of the utterance vectors.
+    frames : float
+        Length of the largest difference of two frames, against the root mean square length of the reference's; 1 where
+        there are not as many.
+    cosine : float
+        Of the utterance vectors.
+    """
+
+    utterance: float
+    frames: float
+    cosine: float
+
+    @property
+    def largest(self) -> float:
+        """Of the utterance vectors or of a frame."""
+        return max(self.utterance, self.frames)
+
+
+def difference(reference: Embedding, other: Embedding) -> Difference:
+    """Compare two embeddings of one window."""
+    utterance = _share(np.linalg.norm(other.utterance - reference.utterance), np.linalg.norm(reference.utterance))
+    frames = 1.0
+    if len(reference.frames) == len(other.frames):
+        apart = np.linalg.norm(other.frames - reference.frames, axis=1)
+        frames = _share(apart.max(), np.sqrt(np.mean(np.square(reference.frames).sum(axis=1))))
+    return Difference(utterance=utterance, frames=frames, cosine=cosine(reference.utterance, other.utterance))
+
+
+def cosine(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:
+    """Cosine of two vectors; 1 for two that are zero."""
+    a, b = one.astype(np.float64), other.astype(np.float64)
+    norms = float(np.linalg.norm(a) * np.linalg.norm(b))
+    return float(np.clip(a @ b / norms, -1, 1)) if norms else float(not a.any() and not b.any())
+
+
+def _share(apart: float | np.floating, size: float | np.floating) -> float:
+    return float(apart) / (float(size) or 1.0)
+
+
+def furthest(differences: Iterable[Difference]) -> Difference:
+    """The largest difference, and the smallest cosine, of some."""
+    found = tuple(differences)
+    return Difference(
+        utterance=max(each.utterance for each in found),
+        frames=max(each.frames for each in found),
+        cosine=min(each.cosine for each in found),
+    )

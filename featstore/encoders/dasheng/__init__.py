@@ -1,0 +1,1 @@
+"""Dasheng models as encoders, through the package of that name."""

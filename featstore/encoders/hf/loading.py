@@ -1,0 +1,244 @@
+"""Loads a transformers audio model, from a folder or by its hub name. The encoders' one door to transformers.
+
+transformers is an optional library: ``pip install featstore[hf]``. Weights are read from safetensors, or from a pickle
+that holds tensors and nothing else (``torch.load(weights_only=True)``); code that comes with a model is run only by
+``--trust-remote-code``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import pickle
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from featstore.encoders.fingerprint import encoder_identity, source_sha256
+from featstore.encoders.hf.clap import ClapEncoder
+from featstore.encoders.hf.fbank import FbankEncoder
+from featstore.encoders.hf.other import OtherEncoder
+from featstore.encoders.hf.patches import PatchEncoder
+from featstore.encoders.hf.waveform import WaveformEncoder
+from featstore.encoders.hf.whisper import WhisperEncoder
+from featstore.encoders.loaded import LoadedModel
+from featstore.errors import EncoderError
+from featstore.records import sha256_of
+
+__all__ = ["load_hf"]
+
+_WAVEFORM = {
+    "data2vec-audio",
+    "hubert",
+    "unispeech",
+    "unispeech-sat",
+    "wav2vec2",
+    "wav2vec2-conformer",
+    "wavlm",
+}
+_UNUSED_WEIGHTS = re.compile(r"(^|\.)(masked_spec_embed|position_ids)$")
+_NOT_DECISIVE = {
+    "_commit_hash",
+    "_name_or_path",
+    "architectures",
+    "dtype",
+    "torch_dtype",
+    "transformers_version",
+}
+
+
+def load_hf(where: str, *, trust_remote_code: bool) -> LoadedModel:
+    """Load the model in a folder or of a hub name.
+
+    Raises
+    ------
+    EncoderError
+        transformers is missing, or there is no such model, or it is no audio model; the message says what to do.
+    """
+    transformers = _transformers()
+    source = _source(where)
+    with _quietly(transformers), torch.random.fork_rng(devices=[]):
+        _check_config(transformers, source, where, trusts=trust_remote_code)
+        with _told(where, "feature extractor"):
+            extractor = transformers.AutoFeatureExtractor.from_pretrained(source, trust_remote_code=trust_remote_code)
+        with _told(where, "model"):
+            model, report = transformers.AutoModel.from_pretrained(
+                source,
+                trust_remote_code=trust_remote_code,
+                weights_only=True,
+                dtype=torch.float32,
+                output_loading_info=True,
+            )
+        module = _encoder(model.eval(), extractor, where)
+        _check_weights(model, module, report, where)
+    return LoadedModel(module=module.eval(), name=_short_name(source), identity=_identity(module, model, extractor))
+
+
+def _transformers() -> Any:
+    try:
+        return importlib.import_module("transformers")
+    except ModuleNotFoundError as error:
+        raise EncoderError(
+            f"hf: encoders need {error.name}, which is not installed: pip install 'featstore[hf]'"
+        ) from None
+
+
+def _source(where: str) -> str:
+    """A folder's path, or a hub name."""
+    folder = Path(where).expanduser()
+    if where and folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise EncoderError(f"{where} is no model folder: there is no config.json, which save_pretrained writes")
+        return str(folder.resolve())
+    beside_others = len(folder.parts) > 1 and folder.parent.is_dir()
+    if not where or where.startswith((".", "/", "~")) or where.count("/") > 1 or folder.exists() or beside_others:
+        raise EncoderError(f"there is no model folder {where!r}: --encoder hf:PATH is a folder made by save_pretrained")
+    return where
+
+
+def _check_config(transformers: Any, source: str, where: str, *, trusts: bool) -> None:
+    """Say what a configuration asks for before anything is run for it."""
+    with _told(where, "configuration"):
+        raw, _ = transformers.PretrainedConfig.get_config_dict(source)
+    kind = raw.get("model_type")
+    if kind in transformers.CONFIG_MAPPING or trusts:
+        return
+    if "auto_map" in raw:
+        raise EncoderError(
+            f"hf:{where} brings code of its own, which would be run: read it, then add --trust-remote-code"
+        )
+    raise EncoderError(f"hf:{where} is of type {kind!r}, which transformers {transformers.__version__} does not know")
+
+
+def _encoder(model: Any, extractor: Any, where: str) -> nn.Module:
+    """The module that takes audio as this family of models does."""
+    kind = model.config.model_type
+    makes = type(extractor).__name__
+    if not hasattr(extractor, "sampling_rate"):
+        raise EncoderError(f"hf:{where} is no audio model: its feature extractor is a {makes}")
+    if kind in _WAVEFORM and makes == "Wav2Vec2FeatureExtractor":
+        return WaveformEncoder(model, extractor=extractor)
+    if kind == "whisper" and makes == "WhisperFeatureExtractor" and not extractor.dither:
+        return WhisperEncoder(model.get_encoder(), extractor=extractor)
+    if kind == "audio-spectrogram-transformer" and makes == "ASTFeatureExtractor":
+        filters, window = _kaldi(extractor, "hann")
+        return PatchEncoder(model, extractor=extractor, filters=filters, window=window)
+    if kind == "wav2vec2-bert" and makes == "SeamlessM4TFeatureExtractor":
+        filters, window = _kaldi(extractor, "povey")
+        return FbankEncoder(model, extractor=extractor, filters=filters, window=window)
+    if kind == "clap" and makes == "ClapFeatureExtractor":
+        return ClapEncoder(model.audio_model, model.audio_projection, extractor=extractor)
+    half = model.get_encoder() if model.config.is_encoder_decoder else model
+    with _told(where, "model"):
+        return OtherEncoder(half, extractor=extractor)
+
+
+def _kaldi(extractor: Any, window: str) -> tuple[Tensor, Tensor]:
+    """Filters and window of a feature extractor that makes Kaldi's filter banks."""
+    audio_utils = importlib.import_module("transformers.audio_utils")
+    filters = audio_utils.mel_filter_bank(
+        num_frequency_bins=257,
+        num_mel_filters=extractor.num_mel_bins,
+        min_frequency=20,
+        max_frequency=extractor.sampling_rate // 2,
+        sampling_rate=extractor.sampling_rate,
+        norm=None,
+        mel_scale="kaldi",
+        triangularize_in_mel_space=True,
+    )
+    shape = audio_utils.window_function(400, window, periodic=False)
+    return torch.from_numpy(filters).double(), torch.from_numpy(shape).double()
+
+
+def _check_weights(model: nn.Module, module: nn.Module, report: Mapping[str, Any], where: str) -> None:
+    """A weight that the files lack was made up at random: no embedding may come of it."""
+    used = {id(weight) for weight in (*module.parameters(), *module.buffers())}
+    named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    missing = sorted(
+        name
+        for name in report["missing_keys"]
+        if not _UNUSED_WEIGHTS.search(name) and (name not in named or id(named[name]) in used)
+    )
+    if missing:
+        raise EncoderError(
+            f"hf:{where} lacks {len(missing)} weights of {type(model).__name__}, {missing[0]} among them: it holds "
+            "another kind of model, or was not downloaded whole"
+        )
+
+
+def _identity(module: nn.Module, model: Any, extractor: Any) -> dict[str, Any]:
+    """What the encoder is; no path and no hub name is part of it."""
+    config = {name: value for name, value in model.config.to_diff_dict().items() if name not in _NOT_DECISIVE}
+    settings = {name: value for name, value in extractor.to_dict().items() if _is_plain(value)}
+    settings.pop("processor_class", None)
+    identity = encoder_identity(module, arguments={})
+    decides = {
+        "model": type(model).__name__,
+        "config_sha256": sha256_of(_plain(config)),
+        "feature_extractor_sha256": sha256_of({"class": type(extractor).__name__, **settings}),
+    }
+    if type(model).__module__.split(".")[0] != "transformers":  # code that came with the model
+        decides["model_source_sha256"] = source_sha256(type(model))
+    return {**identity, **decides}
+
+
+def _plain(value: object) -> object:
+    """JSON of a configuration, whose keys may be numbers."""
+    if isinstance(value, Mapping):
+        return {str(name): _plain(each) for name, each in value.items() if name not in _NOT_DECISIVE}
+    if isinstance(value, (list, tuple)):
+        return [_plain(each) for each in value]
+    return value if _is_plain(value) else str(value)
+
+
+def _is_plain(value: object) -> bool:
+    return value is None or isinstance(value, (bool, int, float, str))
+
+
+def _short_name(source: str) -> str:
+    """Name of its feature sets: the last part of the path, in characters that a group's name may have."""
+    last = source.rstrip("/").rpartition("/")[2]
+    return re.sub(r"[^A-Za-z0-9._+=-]+", "-", last).lstrip("._+=-") or "hf"
+
+
+@contextmanager
+def _told(where: str, what: str) -> Iterator[None]:
+    """One line of whatever transformers has to say."""
+    try:
+        yield
+    except EncoderError:
+        raise
+    except pickle.UnpicklingError as error:
+        raise EncoderError(
+            f"the weights of hf:{where} are a pickle that holds more than tensors, which is never run: convert them to "
+            "safetensors where you trust them"
+        ) from error
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        shortened = reason if len(reason) <= 200 else f"{reason[:197]}..."
+        raise EncoderError(
+            f"the {what} of hf:{where} cannot be loaded: give the folder of a model that was downloaded before, as in "
+            f"hf:/path/to/model, or run where the hub can be reached ({type(error).__name__}: {shortened})"
+        ) from error
+
+
+@contextmanager
+def _quietly(transformers: Any) -> Iterator[None]:
+    """Silence the bar of reading weights, what is said of heads that are not used, and each try to reach the hub."""
+    log, hub = transformers.utils.logging, logging.getLogger("huggingface_hub")
+    shown, level, hub_level = log.is_progress_bar_enabled(), log.get_verbosity(), hub.level
+    log.disable_progress_bar()
+    log.set_verbosity_error()
+    hub.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        hub.setLevel(hub_level)
+        log.set_verbosity(level)
+        if shown:
+            log.enable_progress_bar()

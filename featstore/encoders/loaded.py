@@ -1,0 +1,20 @@
+"""What a loader hands over."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+__all__ = ["LoadedModel"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedModel:
+    """A module that keeps the contract, the name of its feature sets, and what it is."""
+
+    module: nn.Module
+    name: str
+    identity: Mapping[str, Any]

@@ -1,0 +1,124 @@
+"""What a batch comes to: on its device, on the way to the host, and on the host."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from featstore.encoders.contract import check_counts
+
+__all__ = ["Encoded", "Layer", "Made", "Receipt", "joined"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Encoded:
+    """What one batch came to, of one output of the encoder.
+
+    Attributes
+    ----------
+    utterance : float32 (batch, dim)
+    frames : tuple of (n_frames, dim) in the stored type, or None where frames are not wanted of this output
+    """
+
+    utterance: NDArray[np.float32]
+    frames: tuple[NDArray[Any], ...] | None
+
+
+def joined(first: Encoded, second: Encoded) -> Encoded:
+    """Two halves of a batch as one."""
+    frames = None if first.frames is None or second.frames is None else first.frames + second.frames
+    return Encoded(utterance=np.concatenate([first.utterance, second.utterance]), frames=frames)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layer:
+    """A layer of one batch.
+
+    Attributes
+    ----------
+    frames : Tensor
+        float32 (batch, frames, dim)
+    own : Tensor or None
+        The encoder's own utterance vectors.
+    kept : int64 (batch,) or None
+        Frames of each row that count; None where all do. A Tensor where only the device knows.
+    kept_there : Tensor or None
+        The same on the device.
+    """
+
+    frames: Tensor
+    own: Tensor | None
+    kept: NDArray[np.int64] | Tensor | None
+    kept_there: Tensor | None
+
+    def counts(self) -> NDArray[np.int64]:
+        """Frames of each row that count; waits where only the device knows."""
+        if self.kept is None:
+            return np.full(len(self.frames), self.frames.shape[1], np.int64)
+        return self.kept.cpu().numpy() if isinstance(self.kept, Tensor) else self.kept
+
+
+class Made:
+    """What is kept of one output of a batch, still on its device: vectors, and frames in the stored type or None."""
+
+    def __init__(self, *, layer: Layer, vectors: Tensor, frames: Tensor | None) -> None:
+        self.layer, self.vectors, self.frames = layer, vectors, frames
+
+    def is_finite(self) -> Tensor:
+        """One truth value. A sum is finite only if no term is NaN or infinite, and costs one pass."""
+        finite = torch.isfinite(self.vectors.sum())
+        return finite if self.frames is None else finite & torch.isfinite(self.frames.sum(dtype=torch.float32))
+
+    def to_transfer(self) -> list[Tensor]:
+        """What the host is to have: frames that it can tell from padding without asking are sent without padding."""
+        tensors = [self.vectors]
+        if self.frames is None:
+            return tensors
+        if isinstance(self.layer.kept, Tensor):
+            return [*tensors, self.frames, self.layer.kept]
+        return [*tensors, torch.cat(self._real(self.frames))]
+
+    def receipt(self, *, name: str) -> Receipt:
+        """How the host is to read what `to_transfer` sends."""
+        return Receipt(
+            name=name,
+            frames_sent=self.frames is not None,
+            available=self.layer.frames.shape[1],
+            counts=None if isinstance(self.layer.kept, Tensor) else self.layer.counts(),
+        )
+
+    def encoded(self) -> Encoded:
+        """All of it on the host, waiting for the device."""
+        frames = None if self.frames is None else tuple(each.numpy() for each in self._real(self.frames.cpu()))
+        return Encoded(utterance=self.vectors.cpu().numpy(), frames=frames)
+
+    def _real(self, frames: Tensor) -> list[Tensor]:
+        return [row[:count] for row, count in zip(frames, self.layer.counts().tolist(), strict=True)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Receipt:
+    """How one output of a batch was sent; ``counts`` is None where they are sent too, behind whole frames."""
+
+    name: str
+    frames_sent: bool
+    available: int
+    counts: NDArray[np.int64] | None
+
+    def encoded(self, arrays: list[NDArray[Any]]) -> Encoded:
+        """Take what was sent from the front of the arrays."""
+        vectors = arrays.pop(0)
+        if not self.frames_sent:
+            return Encoded(utterance=vectors, frames=None)
+        frames = arrays.pop(0)
+        if self.counts is not None:
+            return Encoded(utterance=vectors, frames=tuple(np.split(frames, np.cumsum(self.counts)[:-1])))
+        counts = arrays.pop(0)
+        check_counts(counts, available=self.available, name=self.name)
+        rows = tuple(row[:count] for row, count in zip(frames, counts.tolist(), strict=True))
+        return Encoded(utterance=vectors, frames=rows)

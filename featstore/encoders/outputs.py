@@ -1,0 +1,66 @@
+"""What is kept of one forward pass: which layer, and how its frames become an utterance vector."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+__all__ = ["Output", "Pool", "pooled"]
+
+Pool = Literal["mean", "max", "std"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Output:
+    """One thing that is kept of a forward pass.
+
+    Attributes
+    ----------
+    layer : int or None
+        Hidden state, counted from 0, the input of the first block; None is what the encoder's ``forward`` returns.
+    pool : str
+        How frames become an utterance vector. ``mean`` is the encoder's own vector where it returns one.
+    """
+
+    layer: int | None = None
+    pool: Pool = "mean"
+
+    @property
+    def suffix(self) -> str:
+        """What its feature sets are called by, after the encoder's name.
+
+        >>> Output(layer=6).suffix, Output(layer=6, pool="std").suffix, Output().suffix
+        ('.layer6', '.layer6.std', '')
+        """
+        layer = "" if self.layer is None else f".layer{self.layer}"
+        return layer if self.pool == "mean" else f"{layer}.{self.pool}"
+
+
+def pooled(frames: Tensor, kept: Tensor | None, pool: Pool) -> Tensor:
+    """One vector of the first `kept` frames of each row: their mean, maximum or population standard deviation.
+
+    Parameters
+    ----------
+    frames : Tensor
+        float32 (batch, frames, dim)
+    kept : Tensor or None
+        int64 (batch,), at least 1, on the device of the frames; None where all count.
+    """
+    if pool == "max":
+        return (frames if kept is None else frames.masked_fill(_padding(frames, kept), -torch.inf)).amax(dim=1)
+    mean = _mean(frames, kept)
+    return mean if pool == "mean" else _mean((frames - mean[:, None]).square(), kept).sqrt()
+
+
+def _mean(values: Tensor, kept: Tensor | None) -> Tensor:
+    if kept is None:
+        return values.mean(dim=1)
+    return values.masked_fill(_padding(values, kept), 0.0).sum(dim=1) / kept[:, None]
+
+
+def _padding(frames: Tensor, kept: Tensor) -> Tensor:
+    at = torch.arange(frames.shape[1], device=frames.device)
+    return (at[None, :] >= kept[:, None])[:, :, None]

@@ -1,0 +1,68 @@
+"""A trace of the first batches, for chrome://tracing and Perfetto."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from featstore.errors import UsageError
+
+if TYPE_CHECKING:
+    from featstore.encoders.running import EncoderRun
+
+__all__ = ["traced"]
+
+BATCHES = 50
+
+
+@contextmanager
+def traced(run: EncoderRun, path: Path) -> Iterator[None]:
+    """Trace what torch does for the first 50 batches of a run, and write it when they are done.
+
+    Raises
+    ------
+    UsageError
+        The file cannot be written.
+    """
+    if not path.parent.is_dir():
+        raise UsageError(f"--profile {path}: there is no folder {path.parent}")
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if torch.device(run.device).type == "cuda":
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    trace = _Trace(torch.profiler.profile(activities=activities), path)
+    before, run.after_batch = run.after_batch, trace.count
+    try:
+        yield
+    finally:
+        run.after_batch = before
+        trace.end()
+
+
+class _Trace:
+    """A profiler that ends by itself after so many batches, for a trace of a whole run would fill the memory."""
+
+    def __init__(self, profiler: torch.profiler.profile, path: Path) -> None:
+        self._profiler, self._path = profiler, path
+        self._left = BATCHES
+        profiler.start()
+
+    def count(self) -> None:
+        """One batch more."""
+        if self._left:
+            self._left -= 1
+            if not self._left:
+                self._write()
+
+    def end(self) -> None:
+        """No batch comes any more."""
+        if self._left:
+            self._left = 0
+            self._write()
+
+    def _write(self) -> None:
+        self._profiler.stop()
+        self._profiler.export_chrome_trace(str(self._path))

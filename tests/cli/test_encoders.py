@@ -1,0 +1,54 @@
+"""Models of transformers on the command line: layers and pools of one pass, and what is told."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from tiny_models import save
+
+from handmade import Run
+
+
+def test_layers_and_pools_of_one_extraction_are_probed_by_name(run: Run, folder: Path) -> None:
+    save("wav2vec2-layer", folder / "models/wav2vec2-tiny")
+    done = run(
+        "extract", "tiny.toml", "--encoder", "hf:models/wav2vec2-tiny", "--layers", "2,last", "--pool", "mean,std",
+        "--data", "data", "--store", "store",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    assert done.out.count("the run waited on") == 3  # once a split, though it made four feature sets of each
+    listed = json.loads(run("inspect", "--store", "store", "--split", "test", "--json").out)
+    names = [f"wav2vec2-tiny{layer}{pool}" for layer in ("", ".layer2") for pool in ("", ".std")]
+    assert sorted(record["encoder"] for record in listed) == sorted(names)
+    scored = run("probe", "tiny.toml", "--store", "store", "--encoder", "wav2vec2-tiny.layer2.std", "--json")
+    assert [record["encoder"] for record in json.loads(scored.out)] == ["wav2vec2-tiny.layer2.std"]
+
+
+def test_the_table_counts_layers_as_people_do(run: Run, folder: Path) -> None:
+    from featstore.cli.inspect import _natural
+
+    names = ["a.layer10", "a.layer2.std", "a", "a.layer2", "b1"]
+    assert sorted(names, key=_natural) == ["a", "a.layer2", "a.layer2.std", "a.layer10", "b1"]
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        (["--layers", "1,x"], "layers such as 3,6,9,last"),
+        (["--layers", "1,1"], "twice"),
+        (["--layers", "1"], "logmel has no layers"),
+        (["--pool", "median"], "mean, max, std"),
+        (["--pool", "max,"], "different names"),
+        (["--pool", "max", "--frames", "always"], "add mean to --pool"),
+        (["--max-window-seconds", "0"], "x>=0.1"),
+        (["--encoder", "hf:./nowhere"], "no model folder"),
+        (["--encoder", "dasheng:huge"], "base, 0.6b, 1.2b"),
+    ],
+)
+def test_what_makes_no_sense_is_one_line(options: list[str], part: str, run: Run, folder: Path) -> None:
+    done = run("extract", "tiny.toml", "--encoder", "logmel", "--data", "data", "--store", "store", *options)
+    assert done.code in (1, 2)
+    assert part in done.error_lines[-1]
+    assert len(done.error_lines) == 1

@@ -1,0 +1,61 @@
+"""What a batch comes to is the same whether it is read where it was made or sent in one transfer."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from featstore.encoders.made import Layer, Made
+from featstore.encoders.transfer import pack, to_host, unpack
+from featstore.errors import EncoderContractError
+
+COUNTS = np.array([7, 2, 5])
+
+
+def made(kept, *, dtype=torch.float16, with_frames=True):
+    generator = torch.Generator().manual_seed(0)
+    frames = torch.randn((3, 7, 5), generator=generator)
+    there = torch.from_numpy(kept) if isinstance(kept, np.ndarray) else kept
+    layer = Layer(frames=frames, own=None, kept=kept, kept_there=there)
+    return Made(layer=layer, vectors=frames.mean(dim=1), frames=frames.to(dtype) if with_frames else None)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize(
+    "kept",
+    [
+        pytest.param(None, id="all frames count"),
+        pytest.param(COUNTS, id="the host knows which count"),
+        pytest.param(torch.from_numpy(COUNTS), id="the device knows which count"),
+    ],
+)
+def test_what_is_sent_is_what_is_there(kept, dtype):
+    one = made(kept, dtype=dtype)
+    sent = one.receipt(name="tiny").encoded(to_host(one.to_transfer()).arrays())
+    there = one.encoded()
+    np.testing.assert_array_equal(sent.utterance, there.utterance)
+    assert [len(each) for each in sent.frames] == (COUNTS if kept is not None else np.full(3, 7)).tolist()
+    for mine, theirs in zip(sent.frames, there.frames, strict=True):
+        assert mine.dtype == theirs.dtype
+        np.testing.assert_array_equal(mine, theirs)
+
+
+def test_vectors_alone_are_sent_alone():
+    one = made(COUNTS, with_frames=False)
+    assert len(one.to_transfer()) == 1
+    assert one.receipt(name="tiny").encoded(to_host(one.to_transfer()).arrays()).frames is None
+
+
+def test_counts_that_only_the_device_knew_are_checked_when_they_arrive():
+    one = made(torch.tensor([7, 0, 5]))
+    with pytest.raises(EncoderContractError, match="counts of frames within 1 to 7"):
+        one.receipt(name="tiny").encoded(to_host(one.to_transfer()).arrays())
+
+
+def test_a_pack_holds_tensors_of_every_type_byte_for_byte():
+    tensors = [torch.arange(5, dtype=torch.float16), torch.tensor([[True], [False]]), torch.arange(3), torch.ones(2, 0)]
+    packed, segments = pack(tensors)
+    assert all(each.start % 16 == 0 for each in segments)
+    for tensor, array in zip(tensors, unpack(packed, segments), strict=True):
+        np.testing.assert_array_equal(tensor.numpy(), array)

@@ -1,0 +1,77 @@
+"""What an extraction picks by itself, what it says of it, and what can be asked of it beside."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import tiny
+from featstore.errors import UsageError
+from handmade import XARES_ENCODER, assert_equal_stores, build, clip, extract, noise, write_split
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    clips = [clip(f"c{n:02d}", noise(0.2 + 0.1 * (n % 5), seed=n)) for n in range(20)]
+    write_split(tmp_path / "data/tiny", "train", clips, shards=2)
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def encoder_file(tmp_path: Path) -> str:
+    path = tmp_path / "my_encoder.py"
+    path.write_text(XARES_ENCODER)
+    return str(path)
+
+
+def test_a_record_says_what_was_picked(data: Path, tmp_path: Path, encoder_file: str) -> None:
+    (weightless,) = extract(tiny.task(), data, tmp_path / "s", workers=3)
+    assert weightless.settings == {"device": "cpu", "precision": "float32", "batch_seconds": 64.0, "workers": 3}
+    (weighted,) = extract(tiny.task(), data, tmp_path / "s", encoder=encoder_file)
+    assert weighted.settings["batch_seconds"] == 16.0
+    assert 0 < weighted.seconds["busy"] <= weighted.seconds["total"]
+    (again,) = extract(tiny.task(), data, tmp_path / "s", encoder=encoder_file)
+    assert again.settings["batch_seconds"] is None
+    assert again.shards_done == 0
+
+
+def test_a_profile_is_a_trace_of_the_first_batches(data: Path, tmp_path: Path, encoder_file: str) -> None:
+    trace = tmp_path / "trace.json"
+    extract(tiny.task(), data, tmp_path / "s", encoder=encoder_file, profile_path=trace)
+    names = {event.get("name") for event in json.loads(trace.read_text())["traceEvents"]}
+    assert "aten::conv1d" in names
+
+
+def test_a_profile_that_cannot_be_written_is_told_before_anything_is_encoded(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="there is no folder"):
+        extract(tiny.task(), data, tmp_path / "s", profile_path=tmp_path / "none" / "trace.json")
+
+
+def test_tf32_is_for_gpus(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="tf32 is for GPUs, and this runs on cpu"):
+        extract(tiny.task(), data, tmp_path / "s", precision="tf32")
+
+
+def test_settings_of_torch_are_as_before_when_a_run_has_ended(data: Path, tmp_path: Path) -> None:
+    before = torch.get_num_threads(), torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    extract(tiny.task(), data, tmp_path / "s")
+    assert (torch.get_num_threads(), torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == before
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
+def test_a_compiled_encoder_comes_to_the_same_store(data: Path, tmp_path: Path) -> None:
+    class Doubles(torch.nn.Module):
+        sampling_rate, output_dim, hop_size_in_ms = 16_000, 4, 40
+
+        def forward(self, audio: torch.Tensor) -> torch.Tensor:
+            return 2.0 * audio[:, : audio.shape[1] // 640 * 640].reshape(len(audio), -1, 640)[:, :, :4]
+
+    plain, compiled = build(Doubles()), build(Doubles())
+    extract(tiny.task(), data, tmp_path / "plain", encoder=plain, frames="always")
+    extract(tiny.task(), data, tmp_path / "compiled", encoder=compiled, frames="always", compiled=True)
+    assert compiled.module._compiled_call_impl is not None
+    assert_equal_stores(tmp_path / "plain", tmp_path / "compiled")
