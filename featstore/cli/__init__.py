@@ -47,7 +47,8 @@ def cli(*, traceback: bool) -> None:  # read in `main`
 
 
 for command in (
-    demo, fetch, pack, check, extract, probe, retrieve, report, query, explore, tasks, inspect, export, verify, gc, compact
+    demo, fetch, pack, check, extract, probe, retrieve, report, query, explore, tasks, inspect, export, verify, gc,
+    compact,
 ):  # fmt: skip
     cli.add_command(command)
 

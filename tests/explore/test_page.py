@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,25 @@ def test_vectors_that_span_no_plane_still_have_a_place(X):
     found = pca(X.astype(np.float32))
     assert found.xy.shape == (len(X), 2)
     assert np.isfinite(found.xy).all()
+
+
+@pytest.mark.slow
+def test_umap_keeps_clusters_together_and_repeats(rng):
+    pytest.importorskip("umap", reason="umap-learn is not installed")
+    X = np.repeat(np.eye(3, 10), 30, axis=0) * 8 + rng.standard_normal((90, 10))
+    X = (X / np.linalg.norm(X, axis=1, keepdims=True)).astype(np.float32)
+    found = projection.umap(X)
+    assert np.array_equal(found.xy, projection.umap(X).xy)
+    distances = np.linalg.norm(found.xy[:, None] - found.xy[None], axis=2) + np.eye(90) * 1e9
+    assert (distances.argmin(axis=1) // 30 == np.arange(90) // 30).mean() > 0.95
+    for n in (2, 3, 5):
+        assert projection.umap(X[:n]).xy.shape == (n, 2)
+
+
+def test_umap_that_is_not_installed_is_told(monkeypatch):
+    monkeypatch.setitem(sys.modules, "umap", None)
+    with pytest.raises(UsageError, match="--map umap needs umap, which is not installed: .*or take --map pca"):
+        projection.umap(np.eye(4, dtype=np.float32))
 
 
 def test_two_clips_make_a_map_and_one_does_not(tmp_path, rng):
