@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from featstore.extract.run import new_batcher
 from featstore.extract.windows import Padding, plan_windows
 
 if TYPE_CHECKING:
+    from featstore.encoders.outputs import Pool
     from featstore.encoders.running import Encoder
     from featstore.records import Recipe
 
@@ -68,7 +69,7 @@ def load_encoder_of(recipe: Recipe, *, stored_spec: str, spec: str | None) -> En
         named,
         arguments=identity.get("arguments") or {},
         layers=(identity["layer"],) if "layer" in identity and "#layer=" not in named else (),
-        pools=(recipe.pool,),
+        pools=(cast("Pool", recipe.pool),),
     )
     made = encoder.recipe(
         padding=recipe.padding,
@@ -138,7 +139,7 @@ def encode_file(
     ]
     with run.at_work():
         for batch in _batches(pending, new_batcher(padding, budget_samples=round(_BATCH_SECONDS * rate))):
-            utterance[[window.index for window in batch]] = run(*stack(batch))[0].utterance
+            utterance[[window.index for window in batch]] = run(*stack(batch, blank=run.blank))[0].utterance
     return EncodedFile(utterance=utterance, seconds=len(samples) / rate)
 
 

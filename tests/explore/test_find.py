@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import featstore
+from featstore.encoders import load_encoder
 from featstore.errors import AmbiguousSelection, EncoderError, UnknownFeatureSet, UnusableClip, UsageError
 from featstore.explore.find import Found, nearest_to_file, nearest_to_key, sets_of_one_encoder
 from featstore.extract.single import load_encoder_of
@@ -146,6 +147,16 @@ def test_a_file_is_encoded_as_the_store_says_and_finds_itself(tmp_path, crop, pa
     # Padded among others the vector is another (that is what xares does), else it is the same.
     assert found.hits[0].similarity > (0.95 if padding == "xares" else 0.999999)
     assert found.windows == (1 if crop is None else 4)
+
+
+def test_pools_and_cuts_of_the_recipe_hold_for_a_file(tmp_path):
+    waves = shards(tmp_path / "data")
+    encoder = load_encoder("logmel", pools=["std"])
+    extract(task(), tmp_path / "data", tmp_path / "s", encoder=encoder, max_window_seconds=0.8)
+    path = tmp_path / "heard.wav"
+    path.write_bytes(audio_bytes(waves["c4"], rate=22_050))
+    found = nearest_to_file(sets_in(tmp_path / "s"), path, load=load, k=1)
+    assert (found.hits[0].key, found.hits[0].similarity > 0.999999, found.windows) == ("c4", True, 3)
 
 
 def test_an_encoder_that_runs_code_is_loaded_when_the_user_names_it_and_is_still_the_same(tmp_path, monkeypatch):
