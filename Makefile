@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-slow lint format bench clean browser
+.PHONY: demo test test-slow lint format bench docs clean browser
 
 demo: $(VENV)/.installed
 	$(BIN)/featstore demo
@@ -27,12 +27,16 @@ format: $(VENV)/.lint
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks
 
+# The site, into site/. The variable silences a notice: Material is mended until May 2027, and Zensical follows it.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
 # Chromium for the tests of pages; where it cannot be installed, they are skipped and say so.
 browser:
 	@sh tests/report/install-chromium.sh
 
 clean:
-	rm -rf $(VENV) featstore-demo
+	rm -rf $(VENV) featstore-demo site
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -47,6 +51,10 @@ $(VENV)/.test: $(VENV)/.installed
 
 $(VENV)/.lint: $(VENV)/.installed
 	$(PIP) --constraint constraints.txt --editable '.[lint]'
+	touch $@
+
+$(VENV)/.docs: $(VENV)/.installed
+	$(PIP) --constraint constraints.txt --editable '.[docs]'
 	touch $@
 
 $(VENV)/.bench: $(VENV)/.installed

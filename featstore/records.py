@@ -169,14 +169,32 @@ class ScoreRecord:
 
     Attributes
     ----------
+    task, title : str
+        Name and title of the manifest.
+    track : str
+        ``"A"``: a probe is trained; ``"B"``: nearest neighbours.
+    protocol : str
+        The rules that the score was made under.
+    encoder, fingerprint : str
+        As the store has them.
+    metric : str
+        As the manifest names it.
     value, std, ci_low, ci_high : float
         Mean over seeds, standard deviation over seeds (0 for one seed), bootstrap 95 % interval by clip.
     seeds : tuple of int
         Empty where nothing is random.
     n_train, n_valid, n_test, n_skipped : int
         Clips; of a task with folds, ``n_test`` counts every clip once and the others are means over folds.
+    eval_weight : float
+        Weight of the task in averages.
+    private : bool
+        Whether the task is left out of the average over public ones.
     seconds : mapping
         Wall time by stage.
+    manifest_sha256 : str
+        Of what the manifest says.
+    versions : mapping
+        Of the software that computed the score.
     settings : mapping
         Hyper-parameters in force: head, epochs, k, temperature, index...
     features : mapping

@@ -8,6 +8,7 @@ import click
 
 from featstore import __version__
 from featstore.cli.check import check
+from featstore.cli.completion import completion
 from featstore.cli.copy import copy
 from featstore.cli.demo import demo
 from featstore.cli.explore import explore
@@ -49,7 +50,7 @@ def cli(*, traceback: bool) -> None:  # read in `main`
 
 for command in (
     demo, fetch, pack, check, extract, probe, retrieve, report, query, explore, tasks, inspect, copy, export, verify,
-    gc, compact,
+    gc, compact, completion,
 ):  # fmt: skip
     cli.add_command(command)
 

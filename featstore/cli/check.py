@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from featstore.cli.completion import complete_encoders
 from featstore.cli.options import emit_json, encoder_settings, json_option, parse_arguments
 from featstore.errors import EncoderContractError, EncoderError
 
@@ -24,7 +25,7 @@ __all__ = ["check"]
 
 
 @click.command()
-@click.argument("spec", metavar="ENCODER")
+@click.argument("spec", metavar="ENCODER", shell_complete=complete_encoders)
 @encoder_settings(device_help="auto, cpu, cuda or cuda:N.")
 @json_option
 def check(

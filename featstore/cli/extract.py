@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 import click
 
+from featstore.cli.completion import complete_encoders
 from featstore.cli.options import (
     emit_json,
     encoder_settings,
@@ -37,6 +38,7 @@ __all__ = ["extract"]
     "spec",
     metavar="SPEC",
     required=True,
+    shell_complete=complete_encoders,
     help="logmel, mfcc, hf:NAME_OR_PATH[#layer=K] (a transformers audio model), dasheng:base|0.6b|1.2b|PATH, "
     "./file.py[:Class] or package.module:Class.",
 )

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
+from featstore.cli.completion import complete_folders, complete_tasks
 from featstore.errors import UsageError
 
 __all__ = [
@@ -35,14 +36,19 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 def tasks_argument(function: _F) -> _F:
     """``TASK...``: built-in names or paths."""
-    return click.argument("tasks", metavar="TASK...", nargs=-1, required=True)(function)
+    return click.argument("tasks", metavar="TASK...", nargs=-1, required=True, shell_complete=complete_tasks)(function)
 
 
 def store_option(function: _F) -> _F:
     """``--store URL``."""
-    return click.option("--store", "store_url", metavar="URL", required=True, help="Folder or URL of the store.")(
-        function
-    )
+    return click.option(
+        "--store",
+        "store_url",
+        metavar="URL",
+        required=True,
+        shell_complete=complete_folders,
+        help="Folder or URL of the store.",
+    )(function)
 
 
 def json_option(function: _F) -> _F:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
+from featstore.cli.completion import complete_folders
 from featstore.errors import UsageError
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ __all__ = ["report"]
     "--store",
     "store_url",
     metavar="URL",
+    shell_complete=complete_folders,
     help="With --format html: also the state of the embedding spaces that the scores were made from.",
 )
 @click.option("--title", metavar="TEXT", default="Audio encoders", show_default=True, help="Of the page.")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from featstore.cli.completion import complete_folders, complete_tasks
 from featstore.cli.options import json_option
 
 if TYPE_CHECKING:
@@ -17,8 +18,14 @@ __all__ = ["tasks"]
 
 
 @click.command()
-@click.argument("name", metavar="[TASK]", required=False)
-@click.option("--store", "store_url", metavar="URL", help="Also tell which encoders have each task cached there.")
+@click.argument("name", metavar="[TASK]", required=False, shell_complete=complete_tasks)
+@click.option(
+    "--store",
+    "store_url",
+    metavar="URL",
+    shell_complete=complete_folders,
+    help="Also tell which encoders have each task cached there.",
+)
 @json_option
 def tasks(*, name: str | None, store_url: str | None, as_json: bool) -> None:
     """List the tasks that come with featstore, by domain, or show one."""

@@ -8,6 +8,7 @@ from featstore.errors import UnknownTask
 from featstore.manifest.load import load_manifest
 from featstore.manifest.model import Manifest
 from featstore.manifest.wording import did_you_mean, shown
+from featstore.shipped import manifest_files
 
 __all__ = ["builtin_tasks", "find_task"]
 
@@ -27,7 +28,7 @@ def find_task(name_or_path: str) -> Manifest:
     featstore.errors.ManifestError
         The file is not a manifest.
     """
-    builtin = _builtin_files()
+    builtin = manifest_files()
     if name_or_path in builtin:
         return load_manifest(builtin[name_or_path])
     if name_or_path.endswith(".toml") or _is_file(name_or_path):
@@ -39,15 +40,7 @@ def find_task(name_or_path: str) -> Manifest:
 
 def builtin_tasks() -> tuple[Manifest, ...]:
     """Every task that comes with featstore, sorted by name."""
-    return tuple(load_manifest(path) for _, path in sorted(_builtin_files().items()))
-
-
-def _builtin_files() -> dict[str, Path]:
-    """Task name to file: in an installed package beside its modules, in a checkout beside the package."""
-    package = Path(__file__).resolve().parent.parent
-    installed, checkout = package / "manifests", package.parent / "manifests"
-    folder = installed if installed.is_dir() else checkout
-    return {path.stem: path for path in folder.glob("*.toml")}
+    return tuple(load_manifest(path) for _, path in sorted(manifest_files().items()))
 
 
 def _is_file(text: str) -> bool:

@@ -125,7 +125,18 @@ class Data(_Table):
 
 
 class Splits(_Table):
-    """A shard pattern for each split. Two splits may have the same."""
+    """A shard pattern for each split. Two splits may have the same: the protocol then says who selects.
+
+    Attributes
+    ----------
+    train : str
+        Shards that are trained on, or among which neighbours are looked for: a glob such as ``"train-*.tar"``, or
+        ``"train-{000..009}.tar"``.
+    valid : str
+        Shards that select a model.
+    test : str
+        Shards that are scored.
+    """
 
     train: Pattern
     valid: Pattern
@@ -141,8 +152,10 @@ class Label(_Table):
         Dotted path of the value; of an event's class, for frame tasks.
     events : str, optional
         Dotted path of the list of events. Without it the JSON itself is that list.
-    onset, offset : str
-        Keys of an event's begin and end, in seconds.
+    onset : str
+        Key of an event's begin, in seconds.
+    offset : str
+        Key of its end.
     separator : str, optional
         Parts several classes that stand in one string.
     mapping : dict, optional
@@ -180,6 +193,12 @@ class Probe(_Table):
 
     Attributes
     ----------
+    epochs : int
+        Passes over the training clips.
+    learning_rate : float
+        Of the first epoch; it falls along a cosine.
+    batch_size : int
+        Clips in a step.
     pos_weight : float, optional
         Weighs the positives of a binary cross-entropy.
     tokenizer : str, optional
@@ -197,7 +216,17 @@ class Probe(_Table):
 
 
 class Retrieve(_Table):
-    """Track B: k nearest neighbours, each with a softmax weight at ``temperature``."""
+    """Track B: k nearest neighbours vote.
+
+    Attributes
+    ----------
+    enabled : bool
+        Whether the task has this track. Without a table ``[retrieve]`` only tasks of kind ``clip`` do.
+    k : int
+        Neighbours that vote.
+    temperature : float
+        Of the softmax over similarities that weighs a neighbour.
+    """
 
     enabled: Flag = True
     k: Count = 10
@@ -212,10 +241,34 @@ class Manifest(_Table):
 
     Attributes
     ----------
+    name : str
+        As the task is called in scores: letters, digits, ``_``, ``-`` and ``.``.
+    title : str
+        As tables and pages call it.
+    domain : str, optional
+        What `featstore tasks` sorts by.
+    kind : str
+        What is learned and scored.
+    metric : str
+        The score: which there are depends on the kind, see below.
     eval_weight : float
         Weight in a leaderboard's averages. 0: shown, and part of no average.
+    private : bool
+        Left out of the average over public tasks.
+    data : Data
+        Where the shards are.
+    splits : Splits, optional
+        Shard patterns of train, valid and test.
     folds : dict, optional
         Fold name to shard pattern; given in place of ``splits``.
+    label : Label
+        How a label is read.
+    metric_args : MetricArgs
+        What the metric needs.
+    probe : Probe
+        Hyper-parameters of Track A.
+    retrieve : Retrieve
+        Hyper-parameters of Track B.
     """
 
     name: Name

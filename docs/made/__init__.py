@@ -1,0 +1,32 @@
+"""Pages of the site that are made of the code: pure functions from models, records and commands to Markdown."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from docs.made.commands import command_page
+from docs.made.manifest import manifest_page
+from docs.made.notebooks import notebook_page
+from docs.made.records import PRINTED, json_page
+from docs.made.tasks import task_page
+from featstore.cli import cli
+from featstore.manifest import builtin_tasks
+
+__all__ = ["pages"]
+
+
+def pages(root: Path) -> dict[str, str]:
+    """Every generated page by its place in the site."""
+    notebooks = {
+        f"notebooks/{path.stem}.md": notebook_page(json.loads(path.read_text(encoding="utf-8")), name=path.name)
+        for path in sorted((root / "docs" / "notebooks").glob("*.ipynb"))
+    }
+    return {
+        "reference/command-line.md": command_page(cli),
+        "reference/manifest.md": manifest_page(),
+        "reference/tasks.md": task_page(builtin_tasks()),
+        "reference/json.md": json_page(PRINTED),
+        "changelog.md": (root / "CHANGELOG.md").read_text(encoding="utf-8"),
+        **notebooks,
+    }

@@ -1,0 +1,192 @@
+"""The page of what commands print as JSON, from the records and their docstrings."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import re
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence, Set
+from typing import Any, Literal
+
+from docs.made.markdown import code, from_rst, table, told
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Printed:
+    """What commands print as JSON, and where that is not the record's fields as they are.
+
+    Attributes
+    ----------
+    record : str
+        Its module and name.
+    commands : tuple of str
+        As they are typed.
+    beside : tuple of str
+        Fields that are records themselves, whose own fields stand in their place.
+    left_out : tuple of str
+        Fields that are not printed.
+    computed : mapping
+        Properties that are printed after a field.
+    words : mapping
+        Type of a field, where it is printed as another.
+    """
+
+    record: str
+    commands: tuple[str, ...]
+    beside: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+    computed: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    words: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+PRINTED = (
+    Printed(
+        record="featstore.records.ScoreRecord",
+        commands=("probe --json", "retrieve --json", "demo --json", "report --format json"),
+    ),
+    Printed(
+        record="featstore.report.compare.Difference",
+        commands=("report --compare A B --format json",),
+        left_out=("title", "eval_weight"),
+        computed={"value_b": ("difference",), "high": ("better",)},
+        words={"settings": "object"},
+    ),
+    Printed(record="featstore.records.ExtractRecord", commands=("extract --json",)),
+    Printed(record="featstore.encoders.checking.Check", commands=("check --json",)),
+    Printed(record="featstore.store.summary.Summary", commands=("inspect --json",)),
+    Printed(
+        record="featstore.store.summary.Details",
+        commands=("inspect PATH --json", "inspect --verbose --json"),
+        beside=("summary",),
+    ),
+    Printed(record="featstore.health.Health", commands=("inspect --health --json",)),
+    Printed(record="featstore.store.verify.VerifyReport", commands=("verify --json",)),
+    Printed(record="featstore.store.maintenance.GcRecord", commands=("gc --json",)),
+    Printed(record="featstore.store.maintenance.CompactRecord", commands=("compact --json",)),
+    Printed(record="featstore.store.export.ExportRecord", commands=("export --json",)),
+    Printed(record="featstore.extract.packing.PackRecord", commands=("pack --json",)),
+    Printed(record="featstore.fetch.FetchRecord", commands=("fetch --json",)),
+)
+PRINTS_MANIFESTS = ("tasks",)
+
+
+def json_page(printed: Sequence[Printed]) -> str:
+    """Every record that a command prints, with the records that are inside it."""
+    outer = [_found(each.record) for each in printed]
+    inner = dict.fromkeys(kind for each in outer for kind in _inside(each))
+    shown, plain = {*outer, *inner}, Printed(record="", commands=())
+    sections = [
+        f"## {kind.__name__}\n\nPrinted by {', '.join(code(f'featstore {line}') for line in each.commands)}\n\n"
+        + _record_section(kind, each, shown)
+        for kind, each in zip(outer, printed, strict=True)
+    ]
+    inside = [f"### {kind.__name__}\n\n{_record_section(kind, plain, shown)}" for kind in inner if kind not in outer]
+    manifests = ", ".join(code(f"featstore {name} --json") for name in PRINTS_MANIFESTS)
+    return "\n".join(
+        [
+            "# What commands print as JSON\n",
+            "With `--json` a command prints one array on stdout and nothing else there; progress and errors go to "
+            "stderr. `--results DIR` keeps each score there as one such object. "
+            f"{manifests} prints [manifests](manifest.md), as their files have them.\n",
+            *sections,
+            "## Records inside others\n",
+            *inside,
+        ]
+    )
+
+
+def _found(dotted: str) -> type:
+    module, _, name = dotted.rpartition(".")
+    kind = getattr(importlib.import_module(module), name)
+    if not isinstance(kind, type):
+        raise TypeError(f"{dotted} is no class")
+    return kind
+
+
+def _inside(kind: type) -> Iterator[type]:
+    """Records that fields of a record hold, and those that they hold."""
+    for hint in typing.get_type_hints(kind).values():
+        for part in _parts(hint):
+            if dataclasses.is_dataclass(part):
+                yield part
+                yield from _inside(part)
+
+
+def _parts(hint: Any) -> Iterator[Any]:
+    yield hint
+    for inner in typing.get_args(hint):
+        yield from _parts(inner)
+
+
+def _record_section(kind: type, printed: Printed, shown: Set[type]) -> str:
+    rows: list[tuple[str, str, str]] = []
+    for name, what, meaning in _rows(kind, printed, shown):
+        if rows and meaning and rows[-1][1:] == (what, meaning):  # "value, std : float" says one thing of both
+            rows[-1] = (f"{rows[-1][0]}, {code(name)}", what, meaning)
+        else:
+            rows.append((code(name), what, meaning))
+    return f"{_json(told(kind).prose)}\n\n{table(('field', 'value', 'meaning'), rows)}"
+
+
+def _rows(kind: type, printed: Printed, shown: Set[type]) -> Iterator[tuple[str, str, str]]:
+    known, hints = told(kind), typing.get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        if field.name in printed.beside:
+            yield from _rows(hints[field.name], printed, shown)
+        elif field.name not in printed.left_out:
+            what = printed.words.get(field.name) or json_words(hints[field.name], shown)
+            yield field.name, what, _json(known.attributes.get(field.name, ""))
+        for name in printed.computed.get(field.name, ()):
+            getter = getattr(kind, name).fget
+            yield name, json_words(typing.get_type_hints(getter)["return"], shown), from_rst(getter.__doc__)
+
+
+def _json(text: str) -> str:
+    """Words about a record in Python as words about its JSON."""
+    return re.sub(r"\bNone\b", "null", text)
+
+
+_PLAIN: Mapping[Any, str] = {
+    str: "text",
+    int: "whole number",
+    float: "number",
+    bool: "`true`, `false`",
+    types.NoneType: "null",
+    Any: "any",
+}
+
+
+def json_words(hint: Any, shown: Set[type] = frozenset()) -> str:
+    """A field's type as JSON has it, in words; a record of `shown` is linked to.
+
+    >>> json_words(tuple[str, ...]), json_words(float | None), json_words(Literal["A", "B"])
+    ('list of text', 'number or null', '`"A"`, `"B"`')
+    """
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if hint in shown:
+        return f"[{hint.__name__}](#{hint.__name__.lower()})"
+    if hint in _PLAIN:
+        return _PLAIN[hint]
+    if origin is Literal:
+        return ", ".join(code(json.dumps(value)) for value in inner)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(json_words(each, shown) for each in inner)
+    return _words_of_several(hint, shown)
+
+
+def _plural(words: str) -> str:
+    return f"{words}s" if words.endswith("number") else words
+
+
+def _words_of_several(hint: Any, shown: Set[type]) -> str:
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin is tuple and inner[-1] is Ellipsis:
+        return f"list of {_plural(json_words(inner[0], shown))}"
+    if origin is tuple:
+        return f"list of {len(inner)}: {', '.join(json_words(each, shown) for each in inner)}"
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        return "object" if inner[1] is Any else f"object of {_plural(json_words(inner[1], shown))}"
+    raise TypeError(f"no words for {hint}: add them to docs/made/records.py")

@@ -1,0 +1,40 @@
+"""The page of the tasks that come with featstore, from their manifests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from docs.made.markdown import code, table
+from featstore.manifest import Manifest
+
+
+def task_page(tasks: Iterable[Manifest]) -> str:
+    """The tasks that come with featstore, by domain."""
+    header = ("task", "title", "kind", "metric", "splits", "crop", "weight", "shards")
+    by_domain: dict[str, list[tuple[str, ...]]] = {}
+    for task in tasks:
+        by_domain.setdefault(task.domain or "other", []).append(_task_row(task))
+    sections = [f"## {domain.capitalize()}\n\n{table(header, rows)}" for domain, rows in sorted(by_domain.items())]
+    return "\n".join(
+        [
+            "# Tasks that come with featstore\n",
+            "A task is named on the command line, as in `featstore probe esc50`. `featstore fetch esc50 --data data` "
+            "gets the shards of one that has a record on Zenodo. *weight* is a task's in a leaderboard's averages. "
+            "What each kind and metric asks of a manifest is on [its page](manifest.md#what-depends-on-the-kind).\n",
+            *sections,
+        ]
+    )
+
+
+def _task_row(task: Manifest) -> tuple[str, ...]:
+    record = task.data.zenodo
+    return (
+        code(task.name),
+        task.title,
+        task.kind,
+        task.metric,
+        f"{len(task.folds)} folds" if task.folds else "train, valid, test",
+        "" if task.data.crop_seconds is None else f"{task.data.crop_seconds:g} s",
+        f"{task.eval_weight:g}",
+        f"[Zenodo {record}](https://zenodo.org/records/{record})" if record else "private" if task.private else "",
+    )

@@ -1,0 +1,117 @@
+"""Pages that are made of the code say all of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import doctest
+import importlib
+import json
+import re
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+import click
+import pytest
+
+from docs.made import pages
+from docs.made.records import PRINTED, PRINTS_MANIFESTS, Printed
+from featstore.cli import cli
+from featstore.manifest import Manifest, builtin_tasks
+from featstore.manifest.rules import METRICS_BY_KIND
+from fenced import ROOT
+
+SITE = pages(ROOT)
+
+
+def rows(page: str, heading: str) -> dict[str, list[str]]:
+    """Table rows under a heading, by what their first cell holds in code."""
+    section = page.split(f"\n{heading}\n", 1)[1].split("\n## ", 1)[0]
+    cells = [re.split(r"(?<!\\) \| ", line[2:-2]) for line in section.splitlines() if line.startswith("| `")]
+    return {name: row for row in cells for name in re.findall(r"`([^`]+)`", row[0])}
+
+
+def test_every_key_of_a_manifest_is_told_with_its_meaning() -> None:
+    page = SITE["reference/manifest.md"]
+    for heading, model in [("## At the top", Manifest)] + [
+        (f"## [{name}]", type(getattr(manifest, name)))
+        for manifest in [builtin_tasks()[0]]
+        for name in ("data", "label", "metric_args", "probe", "retrieve")
+    ]:
+        told = rows(page, heading)
+        assert list(told) == list(model.model_fields)
+        assert all(len(row) == 4 and row[3].strip() for row in told.values())
+
+
+def test_values_and_defaults_of_a_manifest_are_those_of_the_model() -> None:
+    page = SITE["reference/manifest.md"]
+    assert rows(page, "## [probe]")["learning_rate"][1:3] == ["number above 0", "`0.001`"]
+    assert rows(page, "## [probe]")["epochs"][1:3] == ["whole number from 1 on", "`10`"]
+    assert rows(page, "## [data]")["crop_seconds"][1:3] == ["number above 0", "absent"]
+    assert rows(page, "## At the top")["title"][1:3] == ["text", "required"]
+    assert rows(page, "## At the top")["kind"][1] == ", ".join(f"`{json.dumps(kind)}`" for kind in METRICS_BY_KIND)
+
+
+def test_every_kind_is_told_with_its_metrics() -> None:
+    told = rows(SITE["reference/manifest.md"], "## What depends on the kind")
+    assert {kind: tuple(re.findall(r"`([^`]+)`", row[1])) for kind, row in told.items() if kind in METRICS_BY_KIND} == (
+        METRICS_BY_KIND
+    )
+
+
+def test_every_task_is_listed_once() -> None:
+    listed = re.findall(r"^\| `([^`]+)`", SITE["reference/tasks.md"], flags=re.MULTILINE)
+    assert sorted(listed) == [task.name for task in builtin_tasks()]
+
+
+def test_every_command_and_option_is_on_the_page() -> None:
+    page = SITE["reference/command-line.md"]
+    for name, command in cli.commands.items():
+        told = " ".join(rows(page, f"## {name}"))
+        options = [each for each in command.params if isinstance(each, click.Option) and not each.hidden]
+        assert not [each.opts[0] for each in options if each.opts[0] not in told]
+
+
+def test_every_command_that_prints_json_says_what() -> None:
+    documented = {line.split()[0] for each in PRINTED for line in each.commands if "--json" in line}
+    can = {name for name, command in cli.commands.items() if any(each.name == "as_json" for each in command.params)}
+    assert can == {*documented, *PRINTS_MANIFESTS}
+
+
+def example(hint: Any) -> Any:
+    """Some value of a type, records of records included."""
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint):
+        hints = typing.get_type_hints(hint)
+        return hint(**{field.name: example(hints[field.name]) for field in dataclasses.fields(hint)})
+    if origin in (typing.Union, types.UnionType, typing.Literal):
+        return None if type(None) in inner else inner[0] if origin is typing.Literal else example(inner[0])
+    return {} if isinstance(origin, type) and issubclass(origin, Mapping) else (origin or hint)()
+
+
+@pytest.mark.parametrize("printed", PRINTED, ids=[each.record for each in PRINTED])
+def test_a_record_is_told_field_by_field_as_it_is_printed(printed: Printed) -> None:
+    module, _, name = printed.record.rpartition(".")
+    record = example(getattr(importlib.import_module(module), name))
+    plain = record.as_json() if hasattr(record, "as_json") else dataclasses.asdict(record)
+    assert sorted(rows(SITE["reference/json.md"], f"## {name}")) == sorted(plain)
+
+
+def test_every_field_of_a_score_has_its_meaning() -> None:
+    told = rows(SITE["reference/json.md"], "## ScoreRecord")
+    assert all(row[2].strip() for row in told.values())
+    assert told["seeds"][1] == "list of whole numbers"
+
+
+def test_links_from_record_to_record_have_a_target() -> None:
+    page = SITE["reference/json.md"]
+    headings = {line.lstrip("# ").lower() for line in page.splitlines() if line.startswith("#")}
+    assert not [target for target in re.findall(r"\]\(#([a-z]+)\)", page) if target not in headings]
+
+
+@pytest.mark.parametrize("module", ["markdown", "manifest", "records", "commands"])
+def test_examples_of_the_generators_are_true(module: str) -> None:
+    outcome = doctest.testmod(importlib.import_module(f"docs.made.{module}"))
+    assert outcome.attempted
+    assert not outcome.failed
