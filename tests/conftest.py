@@ -5,6 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import tempfile
+from collections.abc import Iterator
+
+import pytest
+
+from browsing import Browser, launched
 
 # A runner that was started in the background ignores Ctrl-C, and its children would inherit that: tests that interrupt
 # a run need what a person at a terminal has.
@@ -17,3 +22,10 @@ _cache = tempfile.TemporaryDirectory(prefix="featstore-test-cache-")
 os.environ["FEATSTORE_CACHE"] = _cache.name
 for _name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", *(name for name in os.environ if name.startswith("SLURM_"))):
     os.environ.pop(_name, None)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """Chromium; the test is skipped where there is none."""
+    with launched(tmp_path_factory.mktemp("pages")) as found:
+        yield found

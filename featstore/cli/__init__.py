@@ -11,12 +11,14 @@ from featstore.cli.check import check
 from featstore.cli.completion import completion
 from featstore.cli.copy import copy
 from featstore.cli.demo import demo
+from featstore.cli.explore import explore
 from featstore.cli.export import export
 from featstore.cli.extract import extract
 from featstore.cli.fetch import fetch
 from featstore.cli.inspect import inspect
 from featstore.cli.pack import pack
 from featstore.cli.probe import probe
+from featstore.cli.query import query
 from featstore.cli.report import report
 from featstore.cli.retrieve import retrieve
 from featstore.cli.tasks import tasks
@@ -41,12 +43,14 @@ def cli(*, traceback: bool) -> None:  # read in `main`
     featstore probe    TASK... --store S                       Track A: a linear layer per task (laptop)
     featstore retrieve TASK... --store S                       Track B: nearest neighbours (laptop)
     featstore report   --results R                             leaderboard
+    featstore query    AUDIO|KEY --store S                     the nearest cached clips
+    featstore explore  --store S --out map.html                a map of them, to look at and listen to
     """  # noqa: D301 - click takes the character itself
 
 
 for command in (
-    demo, fetch, pack, check, extract, probe, retrieve, report, tasks, inspect, copy, export, verify, gc, compact,
-    completion,
+    demo, fetch, pack, check, extract, probe, retrieve, report, query, explore, tasks, inspect, copy, export, verify,
+    gc, compact, completion,
 ):  # fmt: skip
     cli.add_command(command)
 

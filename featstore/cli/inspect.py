@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from featstore.cli.options import emit_json, json_option, store_option
+from featstore.cli.options import emit_json, json_option, printable, selection, store_option
 from featstore.errors import UnknownFeatureSet, UsageError
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 __all__ = ["inspect"]
 
 _SHOWN = 12
-_TEXT = 120
 
 
 @click.command()
@@ -73,7 +72,7 @@ def inspect(
     from featstore.store.summary import examine, summarise
 
     store = open_store(store_url)
-    asked = _selection(path, encoder, dataset, split)
+    asked = selection(path, encoder, dataset, split)
     chosen = _matching(store, asked)
     if health:
         _tell_health(store, chosen, label=label, near=near, verbose=verbose, as_json=as_json)
@@ -89,18 +88,6 @@ def inspect(
             _tell_details(examine(fs), limit=None if verbose else _SHOWN)
     else:
         _tell_table([summarise(fs) for fs in chosen], url=store.url)
-
-
-def _selection(path: str | None, *options: str | None) -> tuple[str | None, ...]:
-    """Encoder, dataset and split that a path and the options ask for."""
-    given = (path or "").strip("/").split("/") if path else []
-    if len(given) > len(options):
-        raise UsageError(f"PATH is ENCODER/DATASET/SPLIT: got {path!r}")
-    named = [*given, *[""] * (len(options) - len(given))]
-    for option, in_path in zip(options, named, strict=True):
-        if option and in_path and option != in_path:
-            raise UsageError(f"PATH says {in_path!r} and the option says {option!r}: say it once")
-    return tuple(option or in_path or None for option, in_path in zip(options, named, strict=True))
 
 
 def _matching(store: Store, asked: Sequence[str | None]) -> list[FeatureSet]:
@@ -173,7 +160,7 @@ def _tell_health(
     if pairs:
         click.echo(f"  Near-duplicates in other splits, {len(pairs):,} named:")
         for each, pair in pairs if verbose else pairs[:_SHOWN]:
-            click.echo(f"    {pair.cosine:.4f}  {each.path}: {_safe(pair.clip)} is {_safe(pair.other)}")
+            click.echo(f"    {pair.cosine:.4f}  {each.path}: {printable(pair.clip)} is {printable(pair.other)}")
         if not verbose:
             _tell_more(len(pairs) - _SHOWN, "pairs")
 
@@ -215,7 +202,7 @@ def _tell_details(details: Details, *, limit: int | None) -> None:
     shards = details.shards[:limit]
     rows = [
         (
-            _safe(each.shard),
+            printable(each.shard),
             each.sha256[:12],
             f"{each.clips:,}",
             f"{each.windows:,}",
@@ -237,8 +224,8 @@ def _tell_skipped(details: Details, *, limit: int | None) -> None:
     reasons = Counter(clip.reason for clip in details.skipped)
     for reason, count in reasons.most_common(limit):
         clips = [f"{clip.shard}/{clip.key}" for clip in details.skipped if clip.reason == reason]
-        named = ", ".join(map(_safe, clips[: limit and 3]))
-        click.echo(f"    {count:,}  {_safe(reason)}: {named}" + (", ..." if limit and count > 3 else ""))
+        named = ", ".join(map(printable, clips[: limit and 3]))
+        click.echo(f"    {count:,}  {printable(reason)}: {named}" + (", ..." if limit and count > 3 else ""))
     if limit is not None:
         _tell_more(len(reasons) - limit, "reasons")
 
@@ -285,12 +272,6 @@ def _spread(found: Quartiles | None, form: str) -> str:
 
 def _count(count: int, what: str, says: str) -> str:
     return f"{count:,} {what}: {says}" if count else "none"
-
-
-def _safe(text: str) -> str:
-    """Text of an audio file's making, fit for a terminal: short, and without control characters."""
-    shown = text if len(text) <= _TEXT else text[: _TEXT - 3] + "..."
-    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in shown)
 
 
 def _tell_more(count: int, what: str) -> None:

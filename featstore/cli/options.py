@@ -22,8 +22,10 @@ __all__ = [
     "parse_layers",
     "parse_names",
     "parse_numbers",
+    "printable",
     "protocol_option",
     "results_option",
+    "selection",
     "shots_option",
     "store_option",
     "tasks_argument",
@@ -228,3 +230,21 @@ def _no_constant(text: str) -> None:
 def emit_json(records: Iterable[Any]) -> None:
     """Print records that know their JSON as one array."""
     click.echo(json.dumps([record.as_json() for record in records], indent=1, ensure_ascii=False, allow_nan=False))
+
+
+def selection(path: str | None, *options: str | None) -> tuple[str | None, ...]:
+    """Encoder, dataset and split that a path and the options ask for."""
+    given = (path or "").strip("/").split("/") if path else []
+    if len(given) > len(options):
+        raise UsageError(f"PATH is ENCODER/DATASET/SPLIT: got {path!r}")
+    named = [*given, *[""] * (len(options) - len(given))]
+    for option, in_path in zip(options, named, strict=True):
+        if option and in_path and option != in_path:
+            raise UsageError(f"PATH says {in_path!r} and the option says {option!r}: say it once")
+    return tuple(option or in_path or None for option, in_path in zip(options, named, strict=True))
+
+
+def printable(text: str, *, most: int = 120) -> str:
+    """Text of an audio file's making, fit for a terminal: short, and without control characters."""
+    shown = text if len(text) <= most else text[: most - 3] + "..."
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in shown)

@@ -14,7 +14,7 @@ from featstore.errors import UnusableClip
 if TYPE_CHECKING:
     from soundfile import SoundFile
 
-__all__ = ["MAX_AMPLITUDE", "MAX_CHANNELS", "RESAMPLER", "SAMPLE_RATES_HZ", "decode", "encode_flac"]
+__all__ = ["MAX_AMPLITUDE", "MAX_CHANNELS", "RESAMPLER", "SAMPLE_RATES_HZ", "decode", "encode_flac", "encode_ogg"]
 
 RESAMPLER = "soxr-HQ"
 MAX_CHANNELS = 64
@@ -74,6 +74,17 @@ def encode_flac(samples: NDArray[np.float32], sample_rate_hz: int) -> bytes:
 
     out = io.BytesIO()
     soundfile.write(out, samples, sample_rate_hz, format="FLAC", subtype="PCM_16")
+    return out.getvalue()
+
+
+def encode_ogg(samples: NDArray[np.float32], sample_rate_hz: int) -> bytes:
+    """Encode a waveform, float32 (samples,) in [-1, 1], as Ogg Vorbis: a fifth of FLAC, for listening."""
+    import soundfile
+
+    out = io.BytesIO()
+    with soundfile.SoundFile(out, "w", sample_rate_hz, 1, format="OGG", subtype="VORBIS") as file:
+        for start in range(0, len(samples), sample_rate_hz):  # its encoder breaks down at minutes in one call
+            file.write(np.clip(samples[start : start + sample_rate_hz], -1.0, 1.0))
     return out.getvalue()
 
 

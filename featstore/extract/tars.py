@@ -10,7 +10,7 @@ from __future__ import annotations
 import tarfile
 import uuid
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,8 +39,13 @@ class Sample:
     problem: str = ""
 
 
-def read_samples(path: Path, *, where: str = "") -> Iterator[Sample]:
+def read_samples(path: Path, *, where: str = "", only: Collection[str] | None = None) -> Iterator[Sample]:
     """Read a shard's samples in order. ``where`` is what messages call it, if not by its path.
+
+    Parameters
+    ----------
+    only : collection of str, optional
+        Keys of the samples that are wanted: of the others no content is read, nor is the end of the tar.
 
     Raises
     ------
@@ -52,12 +57,17 @@ def read_samples(path: Path, *, where: str = "") -> Iterator[Sample]:
     unusual: list[Sample] = []
     where = where or str(path)
     with _open_tar(path, where) as (tar, source):
-        members = _Members(tar, source, where, split_name=base_plus_ext, unusual=unusual)
+        members = _Members(tar, source, where, split_name=base_plus_ext, unusual=unusual, only=only)
         for group in group_by_keys(members, keys=base_plus_ext, handler=members.on_duplicate):
+            if only is not None:
+                unusual.clear()
+                if group["__key__"] not in only:
+                    continue
             yield from _drain(unusual)
             yield _sample(group)
-        yield from _drain(unusual)
-        _check_end(tar, source, where)
+        if only is None:
+            yield from _drain(unusual)
+            _check_end(tar, source, where)
 
 
 class _Members:
@@ -71,12 +81,14 @@ class _Members:
         *,
         split_name: Callable[[str], tuple[str | None, str | None]],
         unusual: list[Sample],
+        only: Collection[str] | None,
     ) -> None:
         self._tar = tar
         self._source = source
         self._where = where
         self._split_name = split_name
         self._unusual = unusual
+        self._only = only
         self._current = ""
         self._at = -1
 
@@ -103,7 +115,7 @@ class _Members:
 
     def _read(self, member: tarfile.TarInfo) -> bytes | None:
         """Content of a member that a sample needs; b"" of one that has only a name; None of one that is passed over."""
-        _, suffix = self._split_name(member.name)
+        key, suffix = self._split_name(member.name)
         extension = member.name.rpartition(".")[2].lower()
         wanted = extension in AUDIO_EXTENSIONS or extension == "json"
         if suffix is None or suffix.startswith("__"):
@@ -114,7 +126,7 @@ class _Members:
             if wanted:
                 self._report(member.name, "it is a link, a sparse file or a device: a member must be a plain file")
             return None
-        if not wanted:
+        if not wanted or (self._only is not None and key not in self._only):
             return b""
         most = MAX_META_BYTES if extension == "json" else MAX_MEMBER_BYTES
         if member.size > most:

@@ -44,6 +44,7 @@ __all__ = [
     "Workplace",
     "card_of",
     "cores",
+    "new_batcher",
     "plan_recipe",
     "software_versions",
 ]
@@ -223,7 +224,7 @@ class Workplace:
                     longest_seconds=self._encoder.longest_window_seconds(job.options.max_window_seconds),
                     input_seconds=self._encoder.facts.input_seconds,
                 ),
-                new_batcher=partial(_new_batcher, padding, budget_samples=round(batch_seconds * rate)),
+                new_batcher=partial(new_batcher, padding, budget_samples=round(batch_seconds * rate)),
                 settings=EncodeSettings(
                     sample_rate_hz=rate,
                     max_clip_seconds=job.options.max_clip_seconds,
@@ -339,7 +340,8 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _new_batcher(padding: Padding, *, budget_samples: int) -> Batcher:
+def new_batcher(padding: Padding, *, budget_samples: int) -> Batcher:
+    """What gathers the windows of one shard under a padding rule."""
     if padding.kind == "xares":
         return FileOrderBatcher(size=XARES_BATCH)
     return LengthBatcher(budget_samples=budget_samples, pending_samples=PENDING_BATCHES * budget_samples)

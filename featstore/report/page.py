@@ -1,8 +1,4 @@
-"""The report as one page: everything in one file, which asks for nothing else. The one door of jinja2.
-
-Every text goes through jinja2's autoescaping, and the page itself forbids any request (Content-Security-Policy), so
-what a label holds can neither run nor call anybody.
-"""
+"""The report as one page: everything in one file, which asks for nothing else."""
 
 from __future__ import annotations
 
@@ -15,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from featstore import __version__
-from featstore.errors import UsageError
 from featstore.records import ScoreRecord
 from featstore.report.leaderboard import Leaderboard, build, natural
 from featstore.report.published import PublishedScores
 from featstore.report.render import grid
+from featstore.report.templating import as_markup, environment, missing, writable
 from featstore.report.views import Confusion, CurveView, PointView, board_view, recipes_of, task_views
 
 if TYPE_CHECKING:
@@ -57,13 +53,13 @@ def render_page(
     UsageError
         jinja2 or matplotlib is not installed.
     """
-    environment = _environment()
+    templates = _templates()
     scores = tuple(records)
     board = build(scores, published=published)
     colours = _colours(board)
     charts = _Charts()
     boards = [board_view(table, notes=grid(table).notes, colours=colours) for table in board.tables]
-    page = environment.get_template("report.html.j2").render(
+    page = templates.get_template("report.html.j2").render(
         title=title,
         version=__version__,
         made_at=(made_at or datetime.now(UTC)).strftime("%Y-%m-%d %H:%M UTC"),
@@ -76,30 +72,20 @@ def render_page(
         health_notes=_health_notes(health),
         published_source="" if published is None else published.source,
         draw=charts.draw,
+        media="",
         picture=_picture,
     )
-    # A lone surrogate, which JSON can hold, is no text that a file can.
-    return page.encode("utf-8", "replace").decode("utf-8")
+    return writable(page)
 
 
-def _environment() -> Environment:
+def _templates() -> Environment:
     try:
-        import jinja2
-
         from featstore.report import charts  # noqa: F401 - what the page needs is there, or nothing is begun
     except ImportError as error:
-        raise UsageError(
-            f"the HTML report needs {error.name}, which is not installed: pip install 'featstore[report]'"
-        ) from error
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("featstore.report", "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["number"] = _number
-    return environment
+        raise missing(error, what="the HTML report") from error
+    found = environment(what="the HTML report")
+    found.filters["number"] = _number
+    return found
 
 
 def _colours(board: Leaderboard) -> Mapping[str, int]:
@@ -152,8 +138,6 @@ class _Charts:
 
     def draw(self, view: CurveView, *, task: str, metric: str) -> Any:
         """The chart as markup that is safe to put into a page as it is."""
-        from markupsafe import Markup
-
         from featstore.report.charts import Curve, Point
 
         curves = [
@@ -181,4 +165,4 @@ class _Charts:
             y_label="score",
             x_scale="linear" if view.kind == "layer" else "log",
         )
-        return Markup(svg)  # drawn here, with every text of others escaped
+        return as_markup(svg)  # drawn here, with every text of others escaped

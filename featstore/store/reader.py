@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from dask.array import Array as DaskArray
     from xarray import DataArray
 
+    from featstore.store.documents import SplitAddress
     from featstore.store.format import Commit, Segment
     from featstore.store.torch_view import FrameBatch, UtteranceBatch, WindowDataset
 
@@ -187,6 +188,11 @@ class FeatureSet:
         return self._entry.address.split
 
     @property
+    def address(self) -> SplitAddress:
+        """What the documents above its parts say: how its encoder was named, its dataset's folder, its crop."""
+        return self._entry.address
+
+    @property
     def hop_seconds(self) -> float:
         """Time from one frame to the next."""
         return self.recipe.hop_seconds
@@ -225,6 +231,10 @@ class FeatureSet:
     def meta(self) -> NDArray[np.object_]:
         """JSON text of each window's clip as it stood in the shard, object (windows,)."""
         return self._strings("meta")
+
+    def metas_of(self, windows: Sequence[int]) -> list[str]:
+        """The same of a few windows, where parts that hold none of them are not read."""
+        return WindowRows(self._runs, "meta").texts(windows)
 
     @cached_property
     def start_seconds(self) -> NDArray[np.float64]:

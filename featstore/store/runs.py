@@ -134,6 +134,15 @@ class WindowRows:
             start = until
         return out
 
+    def texts(self, positions: Sequence[int]) -> list[str]:
+        """Entries of an array of strings; each part is read once, and those that hold none of them are not."""
+        runs = [bisect_right(self._firsts, position) - 1 for position in positions]
+        read = {number: self._runs[number].part.strings(self._name) for number in set(runs)}
+        return [
+            str(read[number][self._runs[number].start + position - self._firsts[number]])
+            for number, position in zip(runs, positions, strict=True)
+        ]
+
     def take(self, positions: Sequence[int]) -> NDArray[Any]:
         """A copy of the rows at `positions`, which lie in range."""
         out = self._empty(len(positions))

@@ -2,68 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path
 from typing import Any
 
-import pytest
-
+from browsing import Browser
 from featstore.manifest import builtin_tasks
 from featstore.report import published_scores
 from featstore.report.page import render_page
 from scored import HOSTILE, a_full_board, hostile_records, scored
-
-CHROMIUM = os.environ.get("FEATSTORE_CHROMIUM") or shutil.which("chromium")
-ARGUMENTS = (
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-)  # fmt: skip
-
-
-@dataclass
-class Opened:
-    """A page, what it asked for, and what went wrong."""
-
-    page: Any
-    requests: list[str] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
-    seconds: float = 0.0
-
-
-@dataclass
-class Browser:
-    chromium: Any
-    folder: Path
-
-    def open(self, html: str, *, width: int = 1280, scheme: str = "light") -> Opened:
-        path = self.folder / "report.html"
-        path.write_text(html, encoding="utf-8")
-        page = self.chromium.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
-        opened = Opened(page=page)
-        page.on("request", lambda request: opened.requests.append(request.url))
-        page.on("console", lambda message: opened.problems.append(message.text))
-        page.on("pageerror", lambda error: opened.problems.append(str(error)))
-        page.on("dialog", lambda dialog: opened.problems.append(dialog.message))
-        began = time.perf_counter()
-        page.goto(path.as_uri())
-        opened.seconds = time.perf_counter() - began
-        return opened
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if CHROMIUM is None:
-        pytest.skip("no Chromium: `make browser` installs Debian's, or FEATSTORE_CHROMIUM says where one is")
-    with api.sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=list(ARGUMENTS))
-        yield Browser(chromium=chromium, folder=tmp_path_factory.mktemp("pages"))
-        chromium.close()
 
 
 @cache

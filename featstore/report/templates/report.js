@@ -1,5 +1,5 @@
-"use strict";
 (() => {
+  const { showTip } = page;
   const all = (selector, root = document) => [...root.querySelectorAll(selector)];
 
   // Sorting: numbers from data-v or as they read, text as it reads; what has no value stays last, and each tbody keeps to itself.
@@ -31,13 +31,6 @@
     if (button) sort(button.closest("th"));
   });
 
-  // Light or dark: what the reader's system says, until asked.
-  const root = document.documentElement;
-  document.getElementById("theme").addEventListener("click", () => {
-    const dark = root.style.colorScheme ? root.style.colorScheme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
-    root.style.colorScheme = dark ? "light" : "dark";
-  });
-
   // A printed page shows everything but provenance; on screen it is as it was afterwards.
   const wanted = "details.task, details.part";
   let opened = [];
@@ -62,7 +55,6 @@
   reveal();
 
   // Hover: cells of tables say their interval, cells of matrices what was taken for what.
-  const tip = document.getElementById("tip");
   const matrixOf = new WeakMap();
   const matrix = (image) => {
     if (!matrixOf.has(image)) {
@@ -89,13 +81,7 @@
     return event.target.closest("[data-tip]")?.dataset.tip;
   };
   document.addEventListener("pointermove", (event) => {
-    const text = event.target.closest ? says(event) : "";
-    tip.hidden = !text;
-    if (!text) return;
-    tip.textContent = text;
-    const box = tip.getBoundingClientRect();
-    tip.style.left = `${Math.max(4, Math.min(event.clientX + 14, innerWidth - box.width - 8))}px`;
-    tip.style.top = `${event.clientY + 18 + box.height > innerHeight ? event.clientY - box.height - 10 : event.clientY + 18}px`;
+    showTip(event.target.closest ? says(event) : "", event);
   });
-  document.addEventListener("pointerleave", () => { tip.hidden = true; });
+  document.addEventListener("pointerleave", () => showTip(""));
 })();

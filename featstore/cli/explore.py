@@ -1,0 +1,140 @@
+"""`featstore explore`: a map of one feature set, as a page or served to this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import click
+
+from featstore.cli.options import selection, store_option
+from featstore.errors import UsageError
+
+if TYPE_CHECKING:
+    from featstore.explore.audio import ClipAudio
+    from featstore.explore.page import Explorer
+
+__all__ = ["explore"]
+
+
+@click.command()
+@click.argument("path", required=False)
+@store_option
+@click.option("--encoder", metavar="NAME", help="Encoder in the store (`logmel`, or `logmel@3f9c2a71`).")
+@click.option("--dataset", metavar="NAME", help="Dataset in the store (`words`, or `words+crop5s`).")
+@click.option("--split", metavar="NAME", help="Split or fold.")
+@click.option(
+    "--out", "out_path", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Write the page there."
+)
+@click.option(
+    "--map",
+    "method",
+    type=click.Choice(["pca", "umap"]),
+    default="pca",
+    show_default=True,
+    help="How the map is laid out; umap takes `pip install 'featstore[umap]'` and minutes for many clips.",
+)
+@click.option("--colour", "--color", metavar="FIELD", help="Field that colours the map at first.  [default: one found]")
+@click.option(
+    "--points",
+    type=click.IntRange(min=2),
+    default=50_000,
+    show_default=True,
+    metavar="N",
+    help="Draw so many clips at most, chosen at random.",
+)
+@click.option(
+    "--data",
+    "data_dir",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Holds one folder of shards for each dataset: clips can be heard.",
+)
+@click.option(
+    "--audio",
+    "n_audio",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="With --data and --out: of how many clips the page holds ten seconds, classes in turn.  [default: 40]",
+)
+@click.option(
+    "--serve", is_flag=True, help="Serve the page to this machine alone (127.0.0.1), with the sound of every clip."
+)
+@click.option(
+    "--port", type=click.IntRange(0, 65_535), default=8642, show_default=True, help="With --serve; 0 is any free one."
+)
+@click.option("--title", metavar="TEXT", help="Of the page.  [default: DATASET/SPLIT]")
+def explore(
+    *,
+    path: str | None,
+    store_url: str,
+    encoder: str | None,
+    dataset: str | None,
+    split: str | None,
+    out_path: Path | None,
+    method: Literal["pca", "umap"],
+    colour: str | None,
+    points: int,
+    data_dir: Path | None,
+    n_audio: int | None,
+    serve: bool,
+    port: int,
+    title: str | None,
+) -> None:
+    """Map the clips of one feature set: a page to look at, search in and listen to.
+
+    PATH is ENCODER[/DATASET[/SPLIT]], as `featstore inspect` shows them; it says what --encoder, --dataset and --split
+    say. The page is one file that needs no other and no network.
+
+    \b
+    featstore explore logmel/demo-scenes/fold1 --store S --out map.html
+    featstore explore logmel/demo-scenes/fold1 --store S --out map.html --data D --audio 60
+    featstore explore logmel/demo-scenes/fold1 --store S --data D --serve
+    """  # noqa: D301 - click takes the character itself
+    if serve == (out_path is not None):
+        raise UsageError("say --out FILE for a page to keep, or --serve for one to look at now")
+    if n_audio is not None and (data_dir is None or serve):
+        raise UsageError("--audio says how many clips a page of --out holds: it takes --data, and --serve plays all")
+    from featstore.explore.audio import ClipAudio
+    from featstore.explore.page import explore, render_map
+    from featstore.explore.points import take_points
+    from featstore.store import open_store
+
+    encoder, dataset, split = selection(path, encoder, dataset, split)
+    fs = open_store(store_url).select(encoder=encoder, dataset=dataset, split=split)
+    audio = None if data_dir is None else ClipAudio(fs, data_dir)
+    explorer = explore(take_points(fs, max_points=points), method=method, colour=colour)
+    if out_path is None:
+        _serve(render_map(explorer, audio=audio, title=title), audio, port=port)
+        return
+    sounds, said = _embedded(explorer, audio, most=n_audio or 40)
+    page = render_map(explorer, audio=sounds, title=title)
+    out_path.write_text(page, encoding="utf-8")
+    click.echo(f"{out_path}: {len(explorer.points):,} clips, {len(page.encode()) / 1e6:.1f} MB{said}")
+
+
+def _embedded(explorer: Explorer, audio: ClipAudio | None, *, most: int) -> tuple[dict[int, str] | None, str]:
+    """Sounds for the page, and what to say of them."""
+    if audio is None:
+        return None, ""
+    from featstore.explore.audio import embed
+
+    found = embed(audio, explorer.points.numbers, explorer.groups, most=most)
+    left_out = found.wanted - len(found.uris)
+    why = f" ({left_out:,} more are not in --data as they were encoded, or do not fit)" if left_out else ""
+    return dict(found.uris), f", {len(found.uris):,} of them with sound{why}"
+
+
+def _serve(page: str, audio: ClipAudio | None, *, port: int) -> None:
+    from featstore.explore.serve import LOOPBACK, PageServer
+
+    try:
+        server = PageServer(page, audio, port=port)
+    except OSError as error:
+        raise UsageError(f"cannot serve at {LOOPBACK}:{port}: {error.strerror}; --port 0 takes a free port") from error
+    with server:
+        click.echo(f"{server.url}  (Ctrl-C ends it{'' if audio else '; with --data, clips can be heard'})")
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            click.echo("ended", err=True)

@@ -1,0 +1,190 @@
+"""`featstore query`: the cached clips nearest to a clip or a file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from featstore.cli.options import json_option, printable, store_option
+from featstore.errors import LabelError
+
+if TYPE_CHECKING:
+    from featstore.encoders.running import Encoder
+    from featstore.explore.find import ClipHit, Found
+    from featstore.store import FeatureSet
+
+__all__ = ["query"]
+
+_MAX_FIELDS = 4
+_TEXT = 48
+
+
+@click.command()
+@click.argument("wanted", metavar="AUDIO|KEY")
+@store_option
+@click.option("--encoder", metavar="NAME", help="Of this encoder (`logmel`, or `logmel@3f9c2a71`).")
+@click.option("--dataset", metavar="NAME", help="Only in this dataset (`words`, or `words+crop5s`).")
+@click.option("--split", metavar="NAME", help="Only in this split or fold.")
+@click.option("--k", type=click.IntRange(min=1), default=10, show_default=True, help="How many clips to name.")
+@click.option(
+    "--field",
+    "fields",
+    metavar="NAME",
+    multiple=True,
+    help="Field of the clips' JSON to show, dots reach into objects; may be repeated.  [default: the first few]",
+)
+@click.option(
+    "--spec",
+    metavar="SPEC",
+    help="For AUDIO: how to load the encoder, where it is not built in. Its weights and source must be those of the "
+    "store.",
+)
+@click.option("--device", default="auto", show_default=True, help="For AUDIO: auto, cpu, cuda or cuda:N.")
+@json_option
+def query(
+    *,
+    wanted: str,
+    store_url: str,
+    encoder: str | None,
+    dataset: str | None,
+    split: str | None,
+    k: int,
+    fields: tuple[str, ...],
+    spec: str | None,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Name the cached clips nearest to an audio file or to a cached clip.
+
+    A file is decoded, resampled, cut into windows and encoded exactly as the store's recipe says. A cached clip is
+    named by its key, with `split/` or `dataset/split/` before it where several feature sets have it; no encoder
+    is loaded.
+    Similarity is the cosine of the two windows that are closest, distance is 1 less that.
+
+    \b
+    featstore query bark.wav --store S --encoder logmel
+    featstore query scenes-fold1-00003 --store S --encoder logmel --dataset demo-scenes --field scene
+    """  # noqa: D301 - click takes the character itself
+    from featstore.explore.find import nearest_to_file, nearest_to_key, sets_of_one_encoder
+    from featstore.store import open_store
+
+    sets = sets_of_one_encoder(open_store(store_url), encoder=encoder, dataset=dataset, split=split)
+    path = Path(wanted)
+    if path.is_file():
+        found = nearest_to_file(sets, path, load=lambda fs: _load(fs, spec), k=k, device=device)
+    else:
+        found = nearest_to_key(sets, wanted, k=k)
+    shown = _columns(found, fields)
+    if as_json:
+        records = [_record(rank, hit, shown) for rank, hit in enumerate(found.hits, start=1)]
+        click.echo(json.dumps(records, indent=1, ensure_ascii=False, allow_nan=False))
+    else:
+        _tell(found, shown, several=len(sets) > 1)
+
+
+def _load(fs: FeatureSet, spec: str | None) -> Encoder:
+    import sys
+    from contextlib import redirect_stdout
+
+    from featstore.extract.single import load_encoder_of
+
+    with redirect_stdout(sys.stderr):  # an encoder may print, but stdout is for the answer
+        return load_encoder_of(fs.recipe, stored_spec=fs.address.spec, spec=spec)
+
+
+def _columns(found: Found, fields: tuple[str, ...]) -> dict[str, list[Any]]:
+    """Field -> its value for each hit; None where a clip has none.
+
+    Raises
+    ------
+    LabelError
+        A field was asked for that no hit has.
+    """
+    from featstore.explore.find import field_of
+
+    documents = [hit.labels for hit in found.hits]
+    known = dict.fromkeys(
+        name
+        for document in documents
+        if isinstance(document, dict)
+        for name, value in document.items()
+        if isinstance(value, str | int | float | bool)
+    )
+    columns: dict[str, list[Any]] = {}
+    for field in fields or list(known)[:_MAX_FIELDS]:
+        values: list[Any] = []
+        for hit in found.hits:
+            try:
+                values.append(field_of(hit.meta, field))
+            except LabelError:
+                values.append(None)
+        if fields and found.hits and all(value is None for value in values):
+            has = ", ".join(map(printable, known)) or "no plain field"
+            raise LabelError(f"none of the clips found has a field {field!r} in its JSON; they have: {has}")
+        columns[field] = values
+    return columns
+
+
+def _record(rank: int, hit: ClipHit, columns: dict[str, list[Any]]) -> dict[str, Any]:
+    return {
+        "rank": rank,
+        "key": hit.key,
+        "encoder": hit.encoder,
+        "fingerprint": hit.fingerprint,
+        "dataset": hit.dataset,
+        "split": hit.split,
+        "similarity": round(hit.similarity, 6),
+        "distance": round(hit.distance, 6),
+        "start_seconds": hit.start_seconds,
+        "seconds": hit.seconds,
+        "labels": {field: values[rank - 1] for field, values in columns.items()},
+    }
+
+
+def _tell(found: Found, columns: dict[str, list[Any]], *, several: bool) -> None:
+    from featstore.store.views import text_table
+
+    labels = [f"{name}: {_text(value)}" for name, value in _own_labels(found, columns)]
+    said = f" ({', '.join(labels)})" if labels else ""
+    windows = f", {found.windows:,} windows" if found.windows > 1 else ""
+    click.echo(f"Nearest to {printable(found.query)}{said}{windows}")
+    if found.hits:
+        has_windows = any(hit.start_seconds > 0 for hit in found.hits) or found.windows > 1
+        header = ["", "cosine", "distance", "clip"]
+        header += ["where"] if several else []
+        header += ["from s"] if has_windows else []
+        rows = [
+            [
+                str(rank),
+                f"{hit.similarity:.4f}",
+                f"{hit.distance:.4f}",
+                printable(hit.key),
+                *([f"{hit.dataset}/{hit.split}"] if several else []),
+                *([f"{hit.start_seconds:g}"] if has_windows else []),
+                *(_text(values[rank - 1]) for values in columns.values()),
+            ]
+            for rank, hit in enumerate(found.hits, start=1)
+        ]
+        click.echo(text_table([*header, *map(printable, columns)], rows))
+    click.echo(f"  {found.clips_searched:,} clips by {found.encoder} compared in {found.seconds:.2f} s")
+
+
+def _own_labels(found: Found, columns: dict[str, list[Any]]) -> list[tuple[str, Any]]:
+    from featstore.explore.find import field_of
+
+    own = []
+    for field in columns if found.meta else ():
+        try:
+            own.append((field, field_of(found.meta, field)))
+        except LabelError:
+            continue
+    return own
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "-"
+    return printable(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False), most=_TEXT)

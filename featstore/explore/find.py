@@ -1,0 +1,327 @@
+"""The cached clips nearest to a cached clip, or to an audio file.
+
+Two clips are as similar as their two most similar windows: the cosine of those. Of each clip the window that came
+closest is told. Everything is read where it lies, and no index is built.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import time
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featstore.errors import AmbiguousSelection, LabelError, UnknownFeatureSet
+from featstore.retrieve.scan import best_cosines
+
+if TYPE_CHECKING:
+    from featstore.encoders.running import Encoder
+    from featstore.store import FeatureSet, Store
+
+__all__ = ["ClipHit", "Found", "field_of", "nearest_to_file", "nearest_to_key", "sets_of_one_encoder"]
+
+_NAMED = 6
+_ALIKE = 3
+_NEIGHBOURHOOD = 200
+_MAX_CONTAINING = 500
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClipHit:
+    """One clip of an answer.
+
+    Attributes
+    ----------
+    similarity : float
+        Cosine of the two windows that are closest.
+    start_seconds, seconds : float
+        That window of the clip.
+    """
+
+    key: str
+    encoder: str
+    fingerprint: str
+    dataset: str
+    split: str
+    similarity: float
+    start_seconds: float
+    seconds: float
+    meta: str
+
+    @property
+    def distance(self) -> float:
+        """One less the cosine: 0 for the same direction, 2 for the opposite one."""
+        return max(0.0, 1.0 - self.similarity)
+
+    @property
+    def labels(self) -> Any:
+        """The clip's JSON."""
+        return json.loads(self.meta)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """An answer: the query, the clips nearest first, and how many were compared in which time.
+
+    ``meta`` is the JSON of a query that is a cached clip, else empty.
+    """
+
+    query: str
+    meta: str
+    encoder: str
+    windows: int
+    hits: tuple[ClipHit, ...]
+    clips_searched: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Clip:
+    """A cached clip: its feature set, its number there, its windows that ask."""
+
+    fs: FeatureSet
+    number: int
+    rows: range
+
+    @property
+    def name(self) -> str:
+        """Where it is, to be given again."""
+        return f"{self.fs.dataset}/{self.fs.split}/{self.fs.key[self.rows.start]}"
+
+
+def sets_of_one_encoder(
+    store: Store, *, encoder: str | None, dataset: str | None, split: str | None
+) -> tuple[FeatureSet, ...]:
+    """The feature sets that match, which are of one recipe: only their vectors can be compared.
+
+    Raises
+    ------
+    UnknownFeatureSet
+        None matches.
+    AmbiguousSelection
+        They are of several recipes.
+    """
+    found = [
+        fs
+        for fs in store.feature_sets()
+        if encoder in (None, fs.encoder, fs.recipe.group_name)
+        and dataset in (None, fs.dataset)
+        and split in (None, fs.split)
+    ]
+    if not found:
+        raise UnknownFeatureSet(
+            f"{store.url} holds nothing that matches: `featstore inspect --store {store.url}` shows what is there"
+        )
+    recipes = list(dict.fromkeys(fs.recipe.group_name for fs in found))
+    if len(recipes) > 1:
+        raise AmbiguousSelection(
+            f"{store.url} holds embeddings by {len(recipes)} encoders: say whose with --encoder {_listed(recipes)}"
+        )
+    return tuple(found)
+
+
+def nearest_to_key(sets: Sequence[FeatureSet], key: str, *, k: int) -> Found:
+    """The ``k`` clips nearest to a cached one, which is left out itself.
+
+    Parameters
+    ----------
+    sets : sequence of FeatureSet
+        Of one recipe; all of them are searched.
+    key : str
+        Of a clip; of one of its windows, ``clip#2``, which then asks alone; or either behind ``split/`` or
+        ``dataset/split/``, where several feature sets have it.
+
+    Raises
+    ------
+    UnknownFeatureSet
+        No clip is called that.
+    AmbiguousSelection
+        Several are.
+    """
+    began = time.perf_counter()
+    clip = _clip_of(sets, key)
+    queries = np.concatenate([clip.fs.utterance_rows.slice(row, row + 1) for row in clip.rows])
+    hits, searched = _nearest(sets, lambda _: queries, k=k, own=clip)
+    return Found(
+        query=clip.name,
+        meta=clip.fs.metas_of([clip.rows.start])[0],
+        encoder=clip.fs.recipe.group_name,
+        windows=len(clip.rows),
+        hits=hits,
+        clips_searched=searched,
+        seconds=time.perf_counter() - began,
+    )
+
+
+def nearest_to_file(
+    sets: Sequence[FeatureSet], path: Path, *, load: Callable[[FeatureSet], Encoder], k: int, device: str = "auto"
+) -> Found:
+    """The ``k`` clips nearest to an audio file, which is encoded as the clips were, its crop that of each feature set.
+
+    Parameters
+    ----------
+    load : callable
+        Loads the encoder that made a feature set.
+    """
+    from featstore.extract.single import encode_file
+
+    encoder = load(sets[0])
+    encoded = {
+        crop: encode_file(path, encoder=encoder, recipe=sets[0].recipe, crop_seconds=crop, device=device)
+        for crop in {fs.address.crop_seconds for fs in sets}
+    }
+    began = time.perf_counter()
+    hits, searched = _nearest(sets, lambda fs: encoded[fs.address.crop_seconds].utterance, k=k, own=None)
+    return Found(
+        query=str(path),
+        meta="",
+        encoder=sets[0].recipe.group_name,
+        windows=max(len(each.utterance) for each in encoded.values()),
+        hits=hits,
+        clips_searched=searched,
+        seconds=time.perf_counter() - began,
+    )
+
+
+def field_of(meta: str, field: str) -> Any:
+    """One field of a clip's JSON, dots reaching into objects; LabelError where there is none."""
+    value = json.loads(meta)
+    for name in field.split("."):
+        if not isinstance(value, dict) or name not in value:
+            raise LabelError(f"no field {field!r}")
+        value = value[name]
+    return value
+
+
+# --- which clip -------------------------------------------------------------------------------------------------------
+
+
+def _clip_of(sets: Sequence[FeatureSet], name: str) -> _Clip:
+    found = [clip for fs in sets for key in _keys_meant(fs, name) if (clip := _clip_in(fs, key)) is not None]
+    if not found:
+        raise UnknownFeatureSet(
+            f"no clip is called {name!r} in {_listed([f'{fs.dataset}/{fs.split}' for fs in sets])}, and no file is: "
+            + (_did_you_mean(sets, name) or "`featstore explore` shows what is there")
+        )
+    if len(found) > 1:
+        raise AmbiguousSelection(
+            f"{len(found)} clips are called {name!r}: say which of {_listed([clip.name for clip in found])}"
+        )
+    return found[0]
+
+
+def _keys_meant(fs: FeatureSet, name: str) -> Iterator[str]:
+    """What `name` may mean as a key of this feature set."""
+    yield name
+    for place in (f"{fs.split}/", f"{fs.dataset}/{fs.split}/", f"{fs.recipe.group_name}/{fs.dataset}/{fs.split}/"):
+        if name.startswith(place):
+            yield name.removeprefix(place)
+
+
+def _clip_in(fs: FeatureSet, key: str) -> _Clip | None:
+    rows = np.flatnonzero(fs.key == key)
+    if not len(rows):
+        return None
+    row = int(rows[0])
+    number = int(fs.clip[row])
+    is_whole = bool(fs.start_seconds[row] == 0.0)
+    last = row + (int(np.searchsorted(fs.clip, number, side="right")) - row if is_whole else 1)
+    return _Clip(fs=fs, number=number, rows=range(row, last))
+
+
+def _did_you_mean(sets: Sequence[FeatureSet], name: str) -> str:
+    """Keys that look alike: of many, those that contain it or stand beside it in the order of the alphabet."""
+    candidates: dict[str, None] = {}
+    for fs in sets:
+        keys = sorted(fs.clip_key.tolist())
+        at = bisect_left(keys, name)
+        candidates |= dict.fromkeys(keys[max(0, at - _NEIGHBOURHOOD) : at + _NEIGHBOURHOOD])
+        lowered = name.casefold()
+        containing = (key for key in keys if lowered in key.casefold())
+        candidates |= dict.fromkeys(key for key, _ in zip(containing, range(_MAX_CONTAINING), strict=False))
+    alike = difflib.get_close_matches(name, list(candidates), n=_ALIKE, cutoff=0.6)
+    return f"did you mean {' or '.join(map(repr, alike))}?" if alike else ""
+
+
+def _listed(names: Iterable[str]) -> str:
+    known = list(names)
+    return ", ".join(known[:_NAMED]) + (", ..." if len(known) > _NAMED else "")
+
+
+# --- how near ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Near:
+    """A clip of feature set number `place`: its first window, and the one that came closest."""
+
+    similarity: float
+    place: int
+    first: int
+    row: int
+
+
+def _nearest(
+    sets: Sequence[FeatureSet],
+    queries_for: Callable[[FeatureSet], NDArray[np.float32]],
+    *,
+    k: int,
+    own: _Clip | None,
+) -> tuple[tuple[ClipHit, ...], int]:
+    """The nearest clips of all sets, and how many were compared."""
+    near: list[_Near] = []
+    searched = 0
+    for place, fs in enumerate(sets):
+        if not len(fs):
+            continue
+        cosines = best_cosines(fs.utterance_rows, queries_for(fs))
+        firsts = np.flatnonzero(fs.start_seconds == 0.0)
+        of_clip = cosines if len(firsts) == len(fs) else np.maximum.reduceat(cosines, firsts)
+        searched += len(firsts)
+        if own is not None and own.fs is fs:
+            of_clip[own.number] = -np.inf
+            searched -= 1
+        for clip in _largest(of_clip, k):
+            first = int(firsts[clip])
+            stop = int(firsts[clip + 1]) if clip + 1 < len(firsts) else len(fs)
+            row = first + int(np.argmax(cosines[first:stop]))
+            near.append(_Near(similarity=float(of_clip[clip]), place=place, first=first, row=row))
+    near = sorted(near, key=lambda each: (-each.similarity, each.place, each.row))[:k]
+    metas = {
+        place: dict(zip(rows, sets[place].metas_of(rows), strict=True))
+        for place in {each.place for each in near}
+        if (rows := [each.row for each in near if each.place == place])
+    }
+    return tuple(_hit(sets[each.place], each, metas[each.place][each.row]) for each in near), searched
+
+
+def _largest(values: NDArray[np.float32], k: int) -> list[int]:
+    """Places of the ``k`` largest finite values, the largest first, of equals the first."""
+    if len(values) > 4 * k:
+        least = np.partition(values, len(values) - k)[len(values) - k]
+        places = np.flatnonzero(values >= least)
+    else:
+        places = np.arange(len(values))
+    places = places[np.isfinite(values[places])]
+    return [int(place) for place in places[np.argsort(-values[places], kind="stable")][:k]]
+
+
+def _hit(fs: FeatureSet, near: _Near, meta: str) -> ClipHit:
+    return ClipHit(
+        key=str(fs.key[near.first]),
+        encoder=fs.encoder,
+        fingerprint=fs.fingerprint,
+        dataset=fs.dataset,
+        split=fs.split,
+        similarity=near.similarity,
+        start_seconds=float(fs.start_seconds[near.row]),
+        seconds=float(fs.seconds[near.row]),
+        meta=meta,
+    )

@@ -1,0 +1,149 @@
+"""One audio file through a store's own recipe: decoded, resampled, windowed, padded and encoded as its shards were."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featstore.encoders import BUILT_IN, load_encoder
+from featstore.errors import EncoderError, UnusableClip, UsageError
+from featstore.extract.audio import RESAMPLER, decode
+from featstore.extract.batches import Batch, Batcher, PendingWindow, stack
+from featstore.extract.windows import Padding, plan_windows
+from featstore.extract.work import new_batcher
+
+if TYPE_CHECKING:
+    from featstore.encoders.outputs import Pool
+    from featstore.encoders.running import Encoder
+    from featstore.records import Recipe
+
+__all__ = ["EncodedFile", "encode_file", "load_encoder_of"]
+
+MAX_SECONDS = 3600.0
+_BATCH_SECONDS = 64.0
+_LIBRARIES = ("hf", "dasheng")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncodedFile:
+    """Utterance vectors of a file's windows, float32 (windows, dim), and what the file holds in seconds."""
+
+    utterance: NDArray[np.float32]
+    seconds: float
+
+
+def load_encoder_of(recipe: Recipe, *, stored_spec: str, spec: str | None) -> Encoder:
+    """Load the encoder that made a feature set.
+
+    A store is data: what it names is loaded by itself only where that runs no code but featstore's and its libraries',
+    as the built-in encoders, and those of transformers and dasheng, of which only weights are read.
+
+    Parameters
+    ----------
+    stored_spec : str
+        How the encoder was named when the store was made.
+    spec : str, optional
+        How the user names it now.
+
+    Raises
+    ------
+    UsageError
+        It has to be named by the user.
+    EncoderError
+        It cannot be loaded, or is no longer the encoder of the recipe.
+    """
+    base = stored_spec.partition("#layer=")[0]
+    if spec is None and base not in BUILT_IN and base.partition(":")[0] not in _LIBRARIES:
+        raise UsageError(
+            f"{recipe.group_name} was made by {stored_spec!r}, and loading that runs its code: "
+            f"say that you want it with `--spec {stored_spec}`, or where it is now; a cached key needs no encoder"
+        )
+    named = stored_spec if spec is None else spec
+    identity = recipe.encoder_identity
+    encoder = load_encoder(
+        named,
+        arguments=identity.get("arguments") or {},
+        layers=(identity["layer"],) if "layer" in identity and "#layer=" not in named else (),
+        pools=(cast("Pool", recipe.pool),),
+    )
+    made = encoder.recipe(
+        padding=recipe.padding,
+        precision=recipe.precision,
+        frame_dtype=recipe.frame_dtype,
+        resampler=RESAMPLER,
+        format_version=recipe.format_version,
+        max_window_seconds=recipe.max_window_seconds,
+    )
+    if made.fingerprint != recipe.fingerprint:
+        raise EncoderError(
+            f"what {named!r} loads now is not the encoder of {recipe.group_name} "
+            f"({', '.join(_differences(recipe, made))} differ): its vectors would not be comparable; "
+            "name the right one with --spec, or extract again"
+        )
+    return encoder
+
+
+def _differences(recipe: Recipe, made: Recipe) -> Iterable[str]:
+    one, other = recipe.as_json(), made.as_json()
+    for name in one:
+        if one[name] == other[name]:
+            continue
+        if name != "encoder_identity":
+            yield name
+            continue
+        keys = dict.fromkeys([*one[name], *other[name]])
+        yield from (key for key in keys if one[name].get(key) != other[name].get(key))
+
+
+def encode_file(
+    path: Path, *, encoder: Encoder, recipe: Recipe, crop_seconds: float | None, device: str = "auto"
+) -> EncodedFile:
+    """Encode an audio file as a clip of a shard would be: the same windows, padding, precision and pooling.
+
+    Under ``padding="xares"``, where a clip's vector depends on the clips that it is batched with, it is batched alone.
+
+    Raises
+    ------
+    UnusableClip
+        The file cannot be read or decoded, or is longer than an hour.
+    EncoderError
+        The encoder fails on it.
+    """
+    from featstore.encoders.running import pick_device
+
+    rate = recipe.sample_rate_hz
+    try:
+        samples = decode(path.read_bytes(), sample_rate_hz=rate, max_seconds=MAX_SECONDS)
+    except OSError as error:
+        raise UnusableClip(f"{path} cannot be read: {error.strerror}") from error
+    except UnusableClip as error:
+        raise UnusableClip(f"{path} cannot be used: {error}") from error
+    padding = Padding.parse(recipe.padding)
+    windows = plan_windows(
+        len(samples),
+        crop_seconds=crop_seconds,
+        padding=padding,
+        sample_rate_hz=rate,
+        longest_seconds=encoder.longest_window_seconds(recipe.max_window_seconds),
+        input_seconds=encoder.facts.input_seconds,
+    )
+    run = encoder.start(recipe, device=pick_device(device), keep_frames=False)
+    utterance = np.empty((len(windows), recipe.dim), np.float32)
+    pending = [
+        PendingWindow(index, samples[window.start : window.stop], window.padded) for index, window in enumerate(windows)
+    ]
+    with run.at_work():
+        for batch in _batches(pending, new_batcher(padding, budget_samples=round(_BATCH_SECONDS * rate))):
+            utterance[[window.index for window in batch]] = run(*stack(batch, blank=run.blank))[0].utterance
+    return EncodedFile(utterance=utterance, seconds=len(samples) / rate)
+
+
+def _batches(windows: Iterable[PendingWindow], batcher: Batcher) -> Iterable[Batch]:
+    for window in windows:
+        yield from batcher.add(window)
+    yield from batcher.flush()

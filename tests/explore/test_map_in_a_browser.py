@@ -1,0 +1,360 @@
+"""The map in Chromium: hover, click, search, keys, sound, themes, a phone; nothing is asked for, nothing goes wrong."""
+
+from __future__ import annotations
+
+import base64
+import json
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import featstore
+from browsing import Browser, Opened
+from featstore.explore.audio import ClipAudio, embed
+from featstore.explore.page import explore, render_map
+from featstore.explore.points import take_points
+from featstore.explore.serve import PageServer
+from handmade import clip, extract, noise, write_split
+from mapped import HOSTILE, Stored, write_set
+from tiny import task
+
+WORDS = ("yes", "no", "up")
+
+
+@pytest.fixture(scope="module")
+def ordinary(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Three words well apart, twenty speakers, and a number."""
+    rng = np.random.default_rng(1)
+    centres = np.eye(3, 8) * 6
+    clips = [
+        Stored(
+            f"speech/{WORDS[at % 3]}-{at:03d}",
+            centres[at % 3] + rng.standard_normal(8),
+            {"word": WORDS[at % 3], "speaker": {"id": f"s{at % 20}"}, "snr": at / 3},
+        )
+        for at in range(240)
+    ]
+    folder = tmp_path_factory.mktemp("ordinary")
+    write_set(folder / "s", clips)
+    return page_of(folder / "s")
+
+
+def page_of(url: Path) -> str:
+    return render_map(explore(take_points(featstore.open(str(url)).select(), max_points=50_000)))
+
+
+def legend(page: Any) -> dict[str, str]:
+    return dict(
+        page.locator("#legend .marks button[aria-pressed]").evaluate_all(
+            "(all) => all.map((each) => [...each.querySelectorAll('span')].map((part) => part.textContent))"
+        )
+    )
+
+
+def place_of(page: Any, key: str) -> tuple[float, float]:
+    """Where a clip stands on the screen while the whole map is shown, reckoned from the data of the page."""
+    box = page.locator("#map").bounding_box()
+    data = json.loads(page.locator("#data").text_content())
+    low, high = np.array(data["low"]), np.array(data["high"])
+    coded = np.frombuffer(base64.b64decode(data["xy"]), "<u2").reshape(-1, 2)[data["keys"].index(key)]
+    scale = 0.92 * min(box["width"] / (high - low)[0], box["height"] / (high - low)[1])
+    x, y = (coded / 65_535 - 0.5) * (high - low) * scale
+    return box["x"] + box["width"] / 2 + float(x), box["y"] + box["height"] / 2 - float(y)
+
+
+PIXELS = """() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => {
+  const map = document.getElementById('map'), copy = document.createElement('canvas');
+  [copy.width, copy.height] = [map.width, map.height];
+  const to = copy.getContext('2d', { willReadFrequently: true });
+  to.drawImage(map, 0, 0);
+  const { data } = to.getImageData(0, 0, copy.width, copy.height), counts = { blue: 0, orange: 0, green: 0 };
+  for (let at = 0; at < data.length; at += 4) {
+    const [r, g, b] = [data[at], data[at + 1], data[at + 2]];
+    if (b > r + 60 && b > g + 20) counts.blue++;
+    if (r > b + 60 && r > g + 30) counts.orange++;
+    if (g > r + 60 && g > b + 15) counts.green++;
+  }
+  done({ counts, corner: [...data.slice(0, 3)].join() });
+})))"""
+
+
+def coloured(page: Any) -> dict[str, int]:
+    """How many pixels of the map are about of each of the first three colours of the light theme."""
+    return page.evaluate(PIXELS)["counts"]
+
+
+def drawn(page: Any) -> str:
+    """The picture of the map once it is up to date."""
+    return page.evaluate(
+        """() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(
+          () => done(document.getElementById('map').toDataURL())
+        )))"""
+    )
+
+
+def closed(opened: Opened) -> None:
+    assert opened.problems == []
+    opened.page.close()
+
+
+def test_it_draws_itself_asks_for_nothing_and_complains_of_nothing(browser: Browser, ordinary: str) -> None:
+    opened = browser.open(ordinary)
+    page = opened.page
+    assert legend(page) == {"no": "80", "up": "80", "yes": "80"}
+    assert all(count > 300 for count in coloured(page).values())
+    assert (
+        page.locator("#map")
+        .get_attribute("aria-label")
+        .startswith("Map of 240 clips of words/train, coloured by word.")
+    )
+    page.locator("details.part > summary").first.click()
+    rows = page.locator("#table tbody tr").evaluate_all(
+        "(rows) => rows.map((row) => [...row.cells].map((cell) => cell.textContent))"
+    )
+    assert sorted(row[:2] for row in rows) == [["no", "80"], ["up", "80"], ["yes", "80"]]
+    assert all(int(row[2].removesuffix(" %")) > 95 for row in rows)
+    assert page.locator("#only-heard").is_hidden()  # there is no sound
+    assert page.locator("#play").is_hidden()
+    page.wait_for_timeout(50)
+    assert [url for url in opened.requests if not url.startswith(("file:", "data:"))] == []
+    assert opened.problems == []
+    assert page.evaluate("fetch('https://example.org').then(() => 'sent', () => 'refused')") == "refused"
+    page.close()
+
+
+def test_a_hover_says_key_and_label_and_a_click_shows_the_clip_and_its_neighbours(
+    browser: Browser, ordinary: str
+) -> None:
+    opened = browser.open(ordinary)
+    page = opened.page
+    x, y = place_of(page, "speech/no-100")
+    page.mouse.move(x, y)
+    assert page.locator("#tip").text_content() == "speech/no-100\nword: no"
+    page.mouse.click(x, y)
+    assert page.locator("#clip h2").text_content() == "speech/no-100"
+    told = page.locator("#clip dl > *").evaluate_all("(all) => all.map((each) => each.textContent)")
+    assert dict(zip(told[::2], told[1::2], strict=True)) == {
+        "word": "no", "speaker.id": "s0", "snr": "33.3333", "(seconds)": "1", "(shard)": "train-000.tar",
+    }  # fmt: skip
+    neighbours = page.locator("#clip .clips button")
+    assert neighbours.count() == 8
+    cosines = [float(text) for text in page.locator("#clip .clips .n").all_text_contents()]
+    assert cosines == sorted(cosines, reverse=True)
+    first = neighbours.first.locator(".key").text_content()
+    neighbours.first.press("Enter")
+    assert page.locator("#clip h2").text_content() == first
+    page.mouse.move(2, 2)
+    assert page.locator("#tip").is_hidden()
+    closed(opened)
+
+
+def test_search_finds_keys_and_labels_by_the_keyboard_alone(browser: Browser, ordinary: str) -> None:
+    opened = browser.open(ordinary)
+    page = opened.page
+    page.locator("#find").focus()
+    page.keyboard.type("-01")
+    assert page.locator("#count").text_content() == "10 clips found"
+    page.fill("#find", "YES")
+    assert page.locator("#count").text_content() == "80 clips found, the first 60:"
+    blue = coloured(page)
+    assert sum(count > 300 for count in blue.values()) == 1  # the others are dimmed
+    page.fill("#find", "speaker.id=s7")
+    assert page.locator("#count").text_content() == "12 clips found"
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Enter")
+    assert page.locator("#clip h2").text_content() == page.locator("#results button").nth(1).get_attribute("title")
+    page.fill("#find", "nobody")
+    assert page.locator("#count").text_content() == "No clips found"
+    page.fill("#find", "")
+    assert page.locator("#found").is_hidden()
+    closed(opened)
+
+
+def test_the_legend_filters_and_another_field_colours(browser: Browser, ordinary: str) -> None:
+    opened = browser.open(ordinary)
+    page = opened.page
+    before = coloured(page)
+    page.locator("#legend .marks button", has_text="no").first.click()
+    assert coloured(page)["blue"] < before["blue"] / 10
+    page.fill("#find", "speech/")
+    assert page.locator("#count").text_content().startswith("160 clips")
+    page.locator("#legend .marks button", has_text="up").first.dblclick()
+    assert page.locator("#count").text_content().startswith("80 clips")
+    page.locator("#legend .marks button", has_text="all").click()
+    assert page.locator("#count").text_content().startswith("240 clips")
+    page.select_option("#colour", label="speaker.id")
+    names = legend(page)
+    assert (len(names), names["4 others"]) == (17, "48")
+    assert page.locator("#legend .mark.square, #legend .mark.triangle, #legend .mark.diamond").count() == 8
+    page.select_option("#colour", label="snr")
+    assert page.locator("#legend .ends").text_content() == "0.666667snr79"
+    page.locator("#legend input").first.fill("70")
+    assert page.locator("#count").text_content() == "30 clips found"
+    page.select_option("#colour", label="nothing")
+    assert page.locator("#legend").inner_html() == ""
+    closed(opened)
+
+
+def test_the_map_zooms_and_moves_by_wheel_drag_buttons_and_keys(browser: Browser, ordinary: str) -> None:
+    opened = browser.open(ordinary)
+    page = opened.page
+    whole = drawn(page)
+    page.locator("#map").hover()
+    for action in (
+        lambda: page.mouse.wheel(0, -600),
+        lambda: page.locator("#farther").click(),
+        lambda: page.locator("#map").press("ArrowLeft"),
+        lambda: page.locator("#map").press("+"),
+    ):
+        before = drawn(page)
+        action()
+        page.wait_for_timeout(40)
+        assert drawn(page) != before
+    box = page.locator("#map").bounding_box()
+    page.mouse.move(box["x"] + 200, box["y"] + 200)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 260, box["y"] + 230, steps=3)
+    page.mouse.up()
+    assert page.locator("#clip h2").count() == 0  # a drag is no click
+    page.locator("#whole").click()
+    page.mouse.move(2, 2)
+    assert drawn(page) == whole
+    closed(opened)
+
+
+def test_a_phone_and_the_dark_show_it_too(browser: Browser, ordinary: str) -> None:
+    opened = browser.open(ordinary, width=390, scheme="dark")
+    page = opened.page
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    box = page.locator("#map").bounding_box()
+    assert (box["width"] > 350, 300 < box["height"] < 600) == (True, True)
+    assert page.evaluate(PIXELS)["corner"] == "20,23,26"
+    page.locator("#theme").click()
+    assert page.evaluate(PIXELS)["corner"] == "255,255,255"
+    closed(opened)
+
+
+def test_hostile_keys_fields_and_labels_are_shown_and_do_nothing(browser: Browser, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    clips = [
+        Stored(f"{text}{at}", rng.standard_normal(4), {"word": text, text: text}) for text in HOSTILE for at in "ab"
+    ]
+    write_set(tmp_path / "s", clips)
+    opened = browser.open(page_of(tmp_path / "s"))
+    page = opened.page
+    assert set(legend(page)) == set(HOSTILE)
+    for text in HOSTILE:
+        page.fill("#find", f"{text}a"[:60])
+        page.keyboard.press("Enter")
+        assert page.locator("#clip h2").text_content() == f"{text}a"
+    for choice in page.locator("#colour option").all():
+        page.select_option("#colour", value=choice.get_attribute("value"))
+    assert page.evaluate("window.pwned") is None
+    assert page.locator("img").count() == 0
+    closed(opened)
+
+
+# --- sound ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def heard(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("heard")
+    clips = [clip(f"c{at}", noise(0.4, seed=at), label=f"w{at % 2}") for at in range(8)]
+    write_split(folder / "data/tiny", "train", clips)
+    extract(task(), folder / "data", folder / "s")
+    return folder
+
+
+PLAYED = """(audio) => new Promise((done) => {
+  if (audio.readyState >= 1) return done(audio.duration);
+  audio.addEventListener('loadedmetadata', () => done(audio.duration));
+  audio.addEventListener('error', () => done('error'));
+  audio.load();
+})"""
+
+
+def test_sounds_in_the_page_play_and_the_others_are_said_not_to_be_there(browser: Browser, heard: Path) -> None:
+    fs = featstore.open(str(heard / "s")).select()
+    explorer = explore(take_points(fs, max_points=99))
+    sounds = embed(ClipAudio(fs, heard / "data"), explorer.points.numbers, explorer.groups, most=4).uris
+    opened = browser.open(render_map(explorer, audio=sounds))
+    page = opened.page
+    page.fill("#find", explorer.keys[min(sounds)])
+    page.keyboard.press("Enter")
+    assert page.locator("#clip audio").evaluate(PLAYED) == pytest.approx(0.4, abs=0.02)
+    silent = min(set(range(8)) - set(sounds))
+    page.fill("#find", explorer.keys[silent])
+    page.keyboard.press("Enter")
+    assert page.locator("#clip audio").count() == 0
+    assert "not among those of this page" in page.locator("#clip").text_content()
+    page.check("#only-heard")
+    page.fill("#find", "c")
+    assert page.locator("#count").text_content() == "4 clips found"
+    assert [url for url in opened.requests if not url.startswith(("file:", "data:"))] == []
+    closed(opened)
+
+
+def test_a_served_page_plays_every_clip_and_asks_for_nothing_else(browser: Browser, heard: Path) -> None:
+    fs = featstore.open(str(heard / "s")).select()
+    audio = ClipAudio(fs, heard / "data")
+    html = render_map(explore(take_points(fs, max_points=5)), audio=audio)
+    with PageServer(html, audio, port=0) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+        thread.start()
+        opened = browser.go(server.url)
+        page = opened.page
+        page.fill("#find", "c")
+        keys = [each.get_attribute("title") for each in page.locator("#results button").all()]
+        assert len(keys) == 5
+        page.locator("#results button").last.click()
+        assert page.locator("#clip h2").text_content() == keys[-1]
+        assert page.locator("#clip audio").evaluate(PLAYED) == pytest.approx(0.4, abs=0.02)
+        number = fs.clip_key.tolist().index(keys[-1])
+        asked = [url.removeprefix(server.url) for url in opened.requests if not url.startswith("data:")]
+        assert set(asked) == {"", f"audio/{number}"}
+        closed(opened)
+        server.shutdown()
+        thread.join()
+
+
+# --- large ------------------------------------------------------------------------------------------------------------
+
+
+def large(folder: Path) -> str:
+    rng = np.random.default_rng(2)
+    centres = rng.standard_normal((30, 8)) * 3
+    clips = [
+        Stored(
+            f"speech/part-{at // 1000:03d}/clip-{at:06d}",
+            centres[at % 30] + rng.standard_normal(8),
+            {"word": f"word {at % 30}", "speaker": {"id": f"spk{at % 900:04d}"}, "snr": round(at / 777, 2)},
+        )
+        for at in range(50_000)
+    ]
+    write_set(folder / "s", clips, shards=5)
+    return page_of(folder / "s")
+
+
+@pytest.mark.slow
+def test_50_000_clips_are_drawn_within_two_seconds_and_10_mb_and_answer_at_once(
+    browser: Browser, tmp_path: Path
+) -> None:
+    html = large(tmp_path)
+    assert len(html.encode()) < 10_000_000
+    opened = browser.open(html)
+    page = opened.page
+    paint = page.evaluate("performance.getEntriesByType('paint')[0].startTime")
+    assert max(opened.seconds, paint / 1000) < 2
+    began = time.perf_counter()
+    page.fill("#find", "word 7")
+    assert page.locator("#count").text_content().endswith(" clips found, the first 60:")
+    page.keyboard.press("Enter")
+    assert page.locator("#clip .clips button").count() == 8
+    assert time.perf_counter() - began < 2
+    closed(opened)
