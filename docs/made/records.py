@@ -63,6 +63,7 @@ PRINTED = (
         beside=("summary",),
     ),
     Printed(record="featstore.health.Health", commands=("inspect --health --json",)),
+    Printed(record="featstore.explore.find.QueryRecord", commands=("query --json",)),
     Printed(record="featstore.store.verify.VerifyReport", commands=("verify --json",)),
     Printed(record="featstore.store.maintenance.GcRecord", commands=("gc --json",)),
     Printed(record="featstore.store.maintenance.CompactRecord", commands=("compact --json",)),

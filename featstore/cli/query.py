@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from featstore.cli.options import json_option, printable, store_option
+from featstore.cli.options import emit_json, json_option, printable, store_option
 from featstore.errors import LabelError
 
 if TYPE_CHECKING:
     from featstore.encoders.running import Encoder
-    from featstore.explore.find import ClipHit, Found
+    from featstore.explore.find import ClipHit, Found, QueryRecord
     from featstore.store import FeatureSet
 
 __all__ = ["query"]
@@ -79,8 +79,7 @@ def query(
         found = nearest_to_key(sets, wanted, k=k)
     shown = _columns(found, fields)
     if as_json:
-        records = [_record(rank, hit, shown) for rank, hit in enumerate(found.hits, start=1)]
-        click.echo(json.dumps(records, indent=1, ensure_ascii=False, allow_nan=False))
+        emit_json([_record(rank, hit, shown) for rank, hit in enumerate(found.hits, start=1)])
     else:
         _tell(found, shown, several=len(sets) > 1)
 
@@ -128,20 +127,22 @@ def _columns(found: Found, fields: tuple[str, ...]) -> dict[str, list[Any]]:
     return columns
 
 
-def _record(rank: int, hit: ClipHit, columns: dict[str, list[Any]]) -> dict[str, Any]:
-    return {
-        "rank": rank,
-        "key": hit.key,
-        "encoder": hit.encoder,
-        "fingerprint": hit.fingerprint,
-        "dataset": hit.dataset,
-        "split": hit.split,
-        "similarity": round(hit.similarity, 6),
-        "distance": round(hit.distance, 6),
-        "start_seconds": hit.start_seconds,
-        "seconds": hit.seconds,
-        "labels": {field: values[rank - 1] for field, values in columns.items()},
-    }
+def _record(rank: int, hit: ClipHit, columns: dict[str, list[Any]]) -> QueryRecord:
+    from featstore.explore.find import QueryRecord
+
+    return QueryRecord(
+        rank=rank,
+        key=hit.key,
+        encoder=hit.encoder,
+        fingerprint=hit.fingerprint,
+        dataset=hit.dataset,
+        split=hit.split,
+        similarity=round(hit.similarity, 6),
+        distance=round(hit.distance, 6),
+        start_seconds=hit.start_seconds,
+        seconds=hit.seconds,
+        labels={field: values[rank - 1] for field, values in columns.items()},
+    )
 
 
 def _tell(found: Found, columns: dict[str, list[Any]], *, several: bool) -> None:

@@ -10,8 +10,8 @@ import difflib
 import json
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from featstore.encoders.running import Encoder
     from featstore.store import FeatureSet, Store
 
-__all__ = ["ClipHit", "Found", "field_of", "nearest_to_file", "nearest_to_key", "sets_of_one_encoder"]
+__all__ = ["ClipHit", "Found", "QueryRecord", "field_of", "nearest_to_file", "nearest_to_key", "sets_of_one_encoder"]
 
 _NAMED = 6
 _ALIKE = 3
@@ -64,6 +64,41 @@ class ClipHit:
     def labels(self) -> Any:
         """The clip's JSON."""
         return json.loads(self.meta)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueryRecord:
+    """One clip of an answer, as it is printed.
+
+    Attributes
+    ----------
+    rank : int
+        1 is the nearest.
+    similarity : float
+        Cosine of the two windows that are closest.
+    distance : float
+        One less that.
+    start_seconds, seconds : float
+        That window of the clip.
+    labels : mapping
+        Fields of the clip's JSON that are shown; None where the clip has none.
+    """
+
+    rank: int
+    key: str
+    encoder: str
+    fingerprint: str
+    dataset: str
+    split: str
+    similarity: float
+    distance: float
+    start_seconds: float
+    seconds: float
+    labels: Mapping[str, Any]
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain JSON."""
+        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
