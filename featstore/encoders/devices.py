@@ -7,7 +7,7 @@ import torch
 from featstore.encoders.running import pick_device
 from featstore.errors import UsageError
 
-__all__ = ["pick_devices"]
+__all__ = ["pick_devices", "settle_on"]
 
 
 def pick_devices(asked: str, *, local_rank: int | None = None) -> tuple[str, ...]:
@@ -37,3 +37,10 @@ def pick_devices(asked: str, *, local_rank: int | None = None) -> tuple[str, ...
     if twice:
         raise UsageError(f"--device names {twice[0]} twice: one process takes the whole GPU")
     return devices
+
+
+def settle_on(device: str, *, threads: int) -> None:
+    """Let all that this process does with torch be done there: one process for each device."""
+    torch.set_num_threads(threads)
+    if ":" in device:
+        torch.cuda.set_device(device)  # else each would hold some of the first GPU

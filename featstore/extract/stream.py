@@ -138,7 +138,8 @@ class ClipStream:
         self._decoded.close()
         if not isinstance(self._shards, Sequence):
             self._shards.close()
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        # at the end of a whole run only content hashes may be waiting, and commits wait for these
+        self._pool.shutdown(wait=True, cancel_futures=error[0] is not None)
         self._reader.join()
 
     def __iter__(self) -> Iterator[Event]:
@@ -167,7 +168,7 @@ class ClipStream:
         except BaseException as error:  # noqa: BLE001 - the thread's end is the reader's: it is raised where clips are taken
             self._events.put(error)
         finally:
-            fetcher.shutdown(wait=True, cancel_futures=True)
+            fetcher.shutdown(wait=True, cancel_futures=error[0] is not None)
 
     def _read_shard(self, shard: AnyShard, coming: Future[_Fetched]) -> Event:
         began = time.perf_counter()

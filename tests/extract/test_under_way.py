@@ -18,9 +18,10 @@ import tiny
 from featstore.encoders.made import Encoded
 from featstore.encoders.running import EncoderRun
 from featstore.errors import EncoderContractError, StoreError
+from featstore.extract import stream
 from featstore.extract.pipeline import UnderWay
 from featstore.store import EmbeddedWindow, PartWriter
-from handmade import assert_equal_stores, build, clip, extract, noise, write_split
+from handmade import assert_equal_stores, build, clip, extract, noise, write_split, write_tar
 
 
 @given(things=st.lists(st.booleans(), max_size=30), at_most=st.integers(0, 3))
@@ -99,6 +100,16 @@ def test_a_part_is_never_committed_without_windows_whose_write_failed(
     extract(tiny.task(), data, tmp_path / "store")
     extract(tiny.task(), data, tmp_path / "whole")
     assert_equal_stores(tmp_path / "store", tmp_path / "whole")
+
+
+def test_a_content_hash_that_is_still_to_come_when_all_clips_are_encoded_is_waited_for(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_tar(data / "tiny" / "train-9.tar", [])
+    original = stream.sha256_of_file
+    monkeypatch.setattr(stream, "sha256_of_file", lambda path: time.sleep(0.2) or original(path))
+    (record,) = extract(tiny.task(), data, tmp_path / "store", workers=1)
+    assert record.shards_done == 6
 
 
 class BreaksOnLoud(torch.nn.Module):

@@ -101,9 +101,8 @@ class Worker:
                 self._encode(workplace, message)
 
     def _load(self) -> Workplace:
-        import torch
-
         from featstore.encoders import load_encoder
+        from featstore.encoders.devices import settle_on
 
         request = self._request
         if not Path(request.folder).is_dir():
@@ -112,9 +111,7 @@ class Worker:
                 "lead: run the command from a folder that every node has"
             )
         os.chdir(request.folder)
-        torch.set_num_threads(self._settings.cores)
-        if ":" in self._settings.device:
-            torch.cuda.set_device(self._settings.device)  # else each would hold some of the first GPU
+        settle_on(self._settings.device, threads=self._settings.cores)
         encoder = load_encoder(
             request.spec,
             arguments=request.arguments,
