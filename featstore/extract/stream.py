@@ -168,7 +168,7 @@ class ClipStream:
         except BaseException as error:  # noqa: BLE001 - the thread's end is the reader's: it is raised where clips are taken
             self._events.put(error)
         finally:
-            fetcher.shutdown(wait=True, cancel_futures=error[0] is not None)
+            fetcher.shutdown(wait=True, cancel_futures=True)
 
     def _read_shard(self, shard: AnyShard, coming: Future[_Fetched]) -> Event:
         began = time.perf_counter()
