@@ -17,6 +17,7 @@ MAX_FITTED = 20_000
 
 ROWS_PER_BLOCK = 4096
 UMAP_NEIGHBOURS = 15
+MIN_UMAP = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +64,7 @@ def umap(vectors: NDArray[np.float32]) -> Projection:
     Raises
     ------
     UsageError
-        umap-learn is not installed.
+        umap-learn is not installed, or there are fewer rows than its neighbourhoods take.
     """
     try:
         with warnings.catch_warnings():
@@ -73,11 +74,10 @@ def umap(vectors: NDArray[np.float32]) -> Projection:
         raise UsageError(
             f"--map umap needs {error.name}, which is not installed: pip install 'featstore[umap]', or take --map pca"
         ) from error
-    neighbours = min(UMAP_NEIGHBOURS, len(vectors) - 1)
-    # Of three rows or fewer its spectral start cannot be reckoned.
-    start = "spectral" if len(vectors) > neighbours + 2 else "random"
+    if len(vectors) < MIN_UMAP:
+        raise UsageError(f"--map umap takes at least {MIN_UMAP} clips, and here are {len(vectors)}: take --map pca")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        reducer = UMAP(n_components=2, n_neighbors=max(2, neighbours), metric="cosine", init=start, random_state=0)
+        reducer = UMAP(n_components=2, n_neighbors=UMAP_NEIGHBOURS, metric="cosine", random_state=0)
         xy = reducer.fit_transform(vectors)
     return Projection(name="UMAP", xy=np.nan_to_num(np.asarray(xy, np.float32)), axes=("", ""))
