@@ -49,7 +49,7 @@ $(VENV)/.test: $(VENV)/.installed
 	$(PIP) --constraint constraints.txt --editable '.[test]'
 	touch $@
 
-$(VENV)/.lint: $(VENV)/.installed
+$(VENV)/.lint: $(VENV)/.test # mypy looks into the libraries of every extra
 	$(PIP) --constraint constraints.txt --editable '.[lint]'
 	touch $@
 
