@@ -239,7 +239,7 @@ def _tell(record: ExtractRecord, *, timed: bool) -> None:
         )
         busy = seconds["busy"] / max(seconds["total"] * record.workers, 1e-9)
         click.echo(
-            f"  {seconds['total']:.1f} s, the device busy {busy:.0%} of them; "
+            f"  {seconds['total']:.1f} s, for {busy:.0%} of which the device was busy; "
             f"{_who(record)} waited on {record.bottleneck} (encode {seconds['encode']:.1f} s, "
             f"waiting for clips {seconds['wait_clips']:.1f} s, for the store {seconds['wait_write']:.1f} s)"
         )
