@@ -1,4 +1,4 @@
-"""An encoder that a test can trip while workers run it, and shards for it."""
+"""An encoder that a test can trip while workers run it, shards for it, and runs over these."""
 
 from __future__ import annotations
 
@@ -6,9 +6,13 @@ import os
 import time
 from pathlib import Path
 
+from featstore.extract import EncoderRequest, Engine, ExtractOptions, Silent, extract_task
+from featstore.manifest import load_manifest
+from featstore.records import ExtractRecord
 from handmade import clip, noise, task_toml, write_split
 
 N_SHARDS, CLIPS_PER_SHARD = 8, 6
+OPTIONS = ExtractOptions(frames="always", workers=1)
 
 # What goes wrong is decided by files in a folder that a test names in the environment: the recipe knows nothing of it.
 ENCODER = """
@@ -69,6 +73,39 @@ def make_folder(folder: Path, *, n_shards: int = N_SHARDS) -> Path:
     (folder / "tripping.py").write_text(ENCODER)
     (folder / "faults").mkdir()
     return folder
+
+
+def tripping() -> EncoderRequest:
+    """The encoder of the folder that a test runs in."""
+    return EncoderRequest(spec="./tripping.py")
+
+
+def extract(
+    engine: Engine, folder: Path, store: Path, *, data: Path | None = None, progress: Silent | None = None
+) -> ExtractRecord:
+    [record] = extract_task(
+        load_manifest(folder / "tiny.toml"),
+        engine,
+        data_dir=data or folder / "data",
+        store_url=str(store),
+        options=OPTIONS,
+        splits=["train"],
+        progress=progress,
+    )
+    return record
+
+
+class Counting(Silent):
+    def __init__(self) -> None:
+        self.clips = self.shards = 0
+        self.audio_seconds = 0.0
+
+    def advance(self, *, clips: int, audio_seconds: float) -> None:
+        self.clips += clips
+        self.audio_seconds += audio_seconds
+
+    def shard_done(self) -> None:
+        self.shards += 1
 
 
 def processes_of(group: int) -> list[str]:
