@@ -11,12 +11,14 @@ import numpy as np
 
 from featstore.errors import DataError
 from featstore.metrics import Metric, TestSet, bootstrap_scores
+from featstore.probe.selection import selection_details
 from featstore.records import Protocol, ScoreRecord, sha256_of
 from featstore.splits import Round, plan_rounds
 from featstore.taskdata.scores import N_RESAMPLES, bootstrap_details, origin_details
 
 if TYPE_CHECKING:
     from featstore.manifest import Manifest
+    from featstore.probe.fitting import Fitted
     from featstore.taskdata.pool import Windows
 
 __all__ = ["RoundResult", "plan", "verdict"]
@@ -32,18 +34,15 @@ class RoundResult:
     ----------
     test_set : TestSet
         One prediction per seed.
-    best_epoch : tuple of int
+    fits : tuple of Fitted
         By seed.
-    validation : tuple of list of float
-        Scores by epoch, by seed; empty lists without validation.
     details : mapping
         More numbers of the round: means over seeds.
     """
 
     round: Round
     test_set: TestSet
-    best_epoch: tuple[int, ...]
-    validation: tuple[list[float], ...]
+    fits: tuple[Fitted, ...]
     details: Mapping[str, Any]
 
 
@@ -84,7 +83,10 @@ def verdict(
     seconds: Mapping[str, float],
     libraries: Sequence[str],
 ) -> ScoreRecord:
-    """Score every round and build the record; the interval is bootstrapped by clip, as for every other kind."""
+    """Score every round and build the record; the interval is bootstrapped by clip, as for every other kind.
+
+    ``settings`` are those that the manifest's ``[probe]`` does not tell.
+    """
     scores = np.array(
         [[metric.score(each.test_set.y_true, y_score) for y_score in each.test_set.y_scores] for each in tested]
     )
@@ -119,13 +121,12 @@ def verdict(
         seconds=dict(seconds),
         manifest_sha256=manifest.sha256,
         versions=_versions("featstore", "numpy", *libraries, *metric.libraries),
-        settings=dict(settings),
+        settings={"head": "linear", **manifest.probe.model_dump(exclude_none=True), **settings},
         features=dict(windows.features),
         details={
             "by_round": {each.round.name: float(row.mean()) for each, row in zip(tested, scores, strict=True)},
             "by_seed": {str(seed): float(score) for seed, score in zip(seeds, by_seed, strict=True)},
-            "best_epoch": {each.round.name: list(each.best_epoch) for each in tested},
-            "validation": {each.round.name: list(each.validation) for each in tested},
+            **selection_details([each.round for each in tested], [each.fits for each in tested]),
             "bootstrap": bootstrap_details(resampled, clips=clips),
             **_by_round(tested),
             **origin_details(windows.recipe, windows.left_out),

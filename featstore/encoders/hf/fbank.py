@@ -77,7 +77,7 @@ class FbankEncoder(nn.Module):
 
         It normalises in float32, which costs it up to 1e-4 in bands that hardly change; here it is float64.
         """
-        banks = self.banks(at_least(audio, _LEAST_SAMPLES) * _INT16)
+        banks: Tensor = self.banks(at_least(audio, _LEAST_SAMPLES) * _INT16)
         banks = banks.float().double()  # rounded as there
         keep = real(steps, banks.shape[1])[:, :, None]
         mean = banks.masked_fill(~keep, 0.0).sum(dim=1, keepdim=True) / steps[:, None, None]

@@ -66,7 +66,7 @@ class PatchEncoder(nn.Module):
 
     def features(self, audio: Tensor, steps: Tensor) -> Tensor:
         """float32 (batch, samples) -> (batch, steps, mels), as ``ASTFeatureExtractor`` makes them."""
-        banks = self.banks(at_least(audio, WINDOW_SAMPLES))
+        banks: Tensor = self.banks(at_least(audio, WINDOW_SAMPLES))
         banks = banks[:, : self._steps]
         banks = banks.masked_fill(~real(steps, banks.shape[1])[:, :, None], 0.0)
         banks = nn.functional.pad(banks, (0, 0, 0, self._steps - banks.shape[1]))
