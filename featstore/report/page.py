@@ -12,11 +12,14 @@ import numpy as np
 
 from featstore import __version__
 from featstore.records import ScoreRecord
+from featstore.report.boards import board_view
+from featstore.report.classes import Confusion
+from featstore.report.curves import CurveView, PointView
 from featstore.report.leaderboard import Leaderboard, build, natural
 from featstore.report.published import PublishedScores
 from featstore.report.render import grid
+from featstore.report.tasks import recipes_of, task_views
 from featstore.report.templating import as_markup, environment, missing, writable
-from featstore.report.views import Confusion, CurveView, PointView, board_view, recipes_of, task_views
 
 if TYPE_CHECKING:
     from jinja2 import Environment
