@@ -108,22 +108,22 @@ class Counting(Silent):
         self.shards += 1
 
 
-def processes_of(group: int) -> list[str]:
-    """Command lines of a process group."""
+def members_of(group: int) -> list[int]:
+    """Living processes of a group."""
     found = []
     for each in Path("/proc").iterdir():
         if each.name.isdigit():
             try:
-                if os.getpgid(int(each.name)) == group:
-                    found.append((each / "cmdline").read_text().replace("\0", " "))
+                if os.getpgid(int(each.name)) == group and (each / "cmdline").read_bytes():  # a zombie has none
+                    found.append(int(each.name))
             except (ProcessLookupError, FileNotFoundError):
                 pass
-    return [line for line in found if line]  # a zombie has none
+    return found
 
 
 def wait_until_nobody_is_left(group: int, *, seconds: float = 15) -> None:
     limit = time.monotonic() + seconds
-    while left := processes_of(group):
+    while left := members_of(group):
         assert time.monotonic() < limit, left
         time.sleep(0.05)
 

@@ -88,6 +88,7 @@ def _templates() -> Environment:
         raise missing(error, what="the HTML report") from error
     found = environment(what="the HTML report")
     found.filters["number"] = _number
+    found.filters["counts"] = _counts
     return found
 
 
@@ -105,6 +106,11 @@ def _health_notes(health: Sequence[Health]) -> tuple[str, ...]:
 
 def _number(value: float | None, form: str) -> str:
     return "–" if value is None else form.format(value)
+
+
+def _counts(rows: Sequence[Sequence[int]]) -> str:
+    """A matrix in one attribute of a tag: zeros, which are most of it, are left out."""
+    return ";".join(",".join(str(n) if n else "" for n in row) for row in rows)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
