@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from fleets import members_of, wait_until_nobody_is_left
 from handmade import Run, environment, task_toml
+from watched import members_of, wait_until_nobody_is_left
 
 
 @pytest.fixture

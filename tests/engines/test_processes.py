@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,12 +21,10 @@ from fleets import (
     OPTIONS,
     Counting,
     extract,
-    n_committed,
-    n_parts,
     tripping,
-    wait_until_nobody_is_left,
 )
 from handmade import clip, environment, noise, write_split
+from watched import n_committed, n_parts, wait_for_commits, wait_until_nobody_is_left
 
 pytestmark = pytest.mark.usefixtures("no_faults")
 
@@ -140,14 +137,6 @@ def start_cli(folder: Path, store: Path, *more: str) -> subprocess.Popen[str]:
         text=True,
         start_new_session=True,
     )
-
-
-def wait_for_commits(store: Path, started: subprocess.Popen[str], n: int) -> None:
-    limit = time.monotonic() + 60
-    while n_committed(store) < n:
-        assert started.poll() is None, started.communicate()
-        assert time.monotonic() < limit
-        time.sleep(0.01)
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
