@@ -15,7 +15,7 @@ from featstore.errors import UsageError
 
 if TYPE_CHECKING:
     from featstore.encoders.outputs import Pool
-    from featstore.extract.pipeline import EncodeResult
+    from featstore.extract.outcome import EncodeResult
     from featstore.extract.progress import Progress
     from featstore.extract.run import ExtractOptions
     from featstore.extract.work import EncodeJob, EncoderCard, StaleShard
