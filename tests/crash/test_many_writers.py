@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import random
+import urllib.request
 from pathlib import Path
 
 import harness
@@ -85,11 +85,7 @@ def test_writers_of_one_bucket_lose_and_double_nothing(
     with s3_server() as s3:
         for name, value in s3.environment.items():
             monkeypatch.setenv(name, value)
-        import urllib.request
-
-        with urllib.request.urlopen(
-            urllib.request.Request(f"http://127.0.0.1:{s3.port}/bucket-{os.getpid()}-{seed}", method="PUT")
-        ):
-            pass
-        store = f"s3://bucket-{os.getpid()}-{seed}/s.zarr"
+        bucket = urllib.request.Request(f"http://127.0.0.1:{s3.port}/bucket", method="PUT")
+        urllib.request.urlopen(bucket).close()
+        store = "s3://bucket/s.zarr"
         harry(folder, alone, store, rng=random.Random(seed), environment=s3.environment, tmp_path=tmp_path)
