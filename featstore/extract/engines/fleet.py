@@ -235,7 +235,7 @@ class _Session:
 
     def note(self, worker: int, event: Wants | Encoded | Settled | Ended) -> None:
         if isinstance(event, Wants):
-            self.deal.wants(worker)
+            self.deal.wants(worker, nth=event.nth, at_once=event.at_once)
             self.present.add(worker)
         elif isinstance(event, Encoded):
             self.deal.encoded(worker, event.name)

@@ -81,9 +81,15 @@ class Described:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wants:
-    """The worker has read its last shard to the end, and would read the next."""
+    """The worker would have its next shard, of which ``nth`` is the number, from 0 on.
+
+    ``at_once``: it has read the one before to the end. Else it is reading that, and could fetch the next meanwhile from
+    where it lies; it says so again when it waits for it.
+    """
 
     number: int
+    nth: int
+    at_once: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

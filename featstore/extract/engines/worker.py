@@ -157,7 +157,9 @@ class Worker:
 
 
 class _Feed:
-    """Shards as the chief hands them out: each is asked for when the one before has been read to its end.
+    """Shards as the chief hands them out.
+
+    Whoever iterates asks for the next; that it is waited for, and not only fetched ahead, `note_read` says.
 
     Attributes
     ----------
@@ -177,13 +179,17 @@ class _Feed:
         self._inbox = inbox
         self._say = say
         self._closed = False
+        self._asking = threading.Lock()
+        self._read = 0  # the number of the shard that is waited for
+        self._asked = -1  # the number of the shard that was last asked for
+        self._at_once = False
         self.last_done = time.perf_counter()
         self.idle_seconds = 0.0
 
     def __iter__(self) -> Iterator[AnyShard]:
         """Ask, wait, hand on."""
         while not self._closed:
-            self._say(Wants(number=self._number))
+            self._ask(len(self.taken))
             message = self._answer()
             if isinstance(message, Quit):
                 self._inbox.put(message)  # for whoever looks next
@@ -192,6 +198,22 @@ class _Feed:
                 return
             self.taken[message.shard.shard.name] = message.shard
             yield message.shard.shard
+
+    def note_read(self, count: int) -> None:
+        """So many shards have been read to their end: say that the next is waited for, if it is asked for already."""
+        with self._asking:
+            self._read = count
+            if self._asked == count and not self._at_once:
+                self._say_wants()
+
+    def _ask(self, nth: int) -> None:
+        with self._asking:
+            self._asked = nth
+            self._say_wants()
+
+    def _say_wants(self) -> None:
+        self._at_once = self._read >= self._asked
+        self._say(Wants(number=self._number, nth=self._asked, at_once=self._at_once))
 
     def _answer(self) -> Message | _Close:
         while isinstance(message := self._inbox.get(), _Close) and message.number != self._number:
