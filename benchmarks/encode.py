@@ -223,7 +223,9 @@ def _beside_xares(folder: Path, *, n_clips: int, n_light: int) -> Grid:
         ):
             data = DataSet(name=f"{lengths}{clips}", n_clips=clips, seconds=seconds)
             in_child(make_shards, folder=str(folder), data=asdict(data))
-            ours = in_child(measure_ours, folder=str(folder), dataset=data.name, encoder=str(encoder))
+            ours = in_child(
+                measure_ours, folder=str(folder), dataset=data.name, encoder=str(encoder), bfloat16=encoder == heavy
+            )
             theirs = None
             if reason == "X-ARES 0.1.3":
                 theirs = _xares_encodes(folder, data.name, encoder=encoder, kind=kind)
@@ -232,7 +234,8 @@ def _beside_xares(folder: Path, *, n_clips: int, n_light: int) -> Grid:
         title="Beside X-ARES's encode stage",
         measures=f"The same shards and encoder on the CPU, seconds and bytes written. X-ARES ({reason}): its own "
         "`make_encoded_tar`, two threads, batches of 16 padded to their longest. featstore: `extract_task` as it is by "
-        "default, with frames where it says so. Bytes are of the embeddings with all that lies beside them.",
+        "default, with frames or another precision where it says so. Bytes are of the embeddings with all that lies "
+        "beside them.",
         header=("", "X-ARES", "featstore", "ratio", "target", ""),
         rows=tuple(rows),
     )
@@ -244,9 +247,12 @@ def _xares_rows(
     for name, unit, key, least, limit in (
         (what, "s", "seconds", True, faster),
         ("... with frames", "s", "frames_seconds", True, faster),
+        ("... --precision bfloat16", "s", "bfloat16_seconds", True, faster),
         ("... bytes, with frames", "MB", "frames_megabytes", False, smaller),
         ("... bytes, vectors alone", "MB", "megabytes", False, 0.04),
     ):
+        if key not in ours:
+            continue
         mine = ours[key]
         peer = None if theirs is None else theirs["seconds" if unit == "s" else "megabytes"]
         ratio = None if peer is None else peer / mine if least else mine / peer
@@ -277,14 +283,19 @@ def _xares_encodes(folder: Path, dataset: str, *, encoder: Path, kind: str) -> d
     return {"seconds": done["encode"][0]["seconds"], "megabytes": written / 1e6}
 
 
-def measure_ours(*, folder: str, dataset: str, encoder: str) -> dict[str, float]:
+def measure_ours(*, folder: str, dataset: str, encoder: str, bfloat16: bool) -> dict[str, float]:
+    """Seconds and megabytes of each variant. Imports are made before the clock runs, as X-ARES's are."""
     from featstore.encoders import load_encoder
 
+    make_shards(folder=folder, data={"name": "first", "n_clips": 1, "seconds": (1.0, 1.0)})
+    _extract(folder, "first", load_encoder("logmel"), device="cpu", precision="auto", frames="always")
     found: dict[str, float] = {}
-    for prefix, frames in (("", "never"), ("frames_", "always")):
+    variants = [("", "never", "auto"), ("frames_", "always", "auto")]
+    variants += [("bfloat16_", "never", "bfloat16")] if bfloat16 else []
+    for prefix, frames, precision in variants:
         loaded = load_encoder(encoder)
         began = time.perf_counter()
-        _extract(folder, dataset, loaded, device="cpu", precision="auto", frames=frames)
+        _extract(folder, dataset, loaded, device="cpu", precision=precision, frames=frames)
         found[f"{prefix}seconds"] = time.perf_counter() - began
         written = sum(path.stat().st_size for path in (Path(folder) / "store.zarr").rglob("*") if path.is_file())
         found[f"{prefix}megabytes"] = written / 1e6
