@@ -96,7 +96,7 @@ _LONG_SECONDS = 20.0
     "--batch-seconds",
     type=click.FloatRange(min=0),
     default=0.0,
-    help="Audio in a batch.  [default: what a GPU is measured to be busy with; 16 on a CPU, 64 without weights]",
+    help="Audio in a batch.  [default: what a GPU is measured to be busy with; 16 on a CPU, 64 for a light encoder]",
 )
 @click.option(
     "--workers",
