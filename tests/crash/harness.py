@@ -56,6 +56,7 @@ _FORKS.set_forkserver_preload(
         "featstore.extract.run",
         "soundfile",
         "soxr",
+        "torch._dynamo",  # what counts the products of a forward pass imports it
         "webdataset",
     ]
 )

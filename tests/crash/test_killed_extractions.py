@@ -133,13 +133,13 @@ def test_killed_at_random_moments_the_next_run_completes_the_store_bit_for_bit(
         store = tmp_path / f"{number}.zarr"
         number += 1
         with Reader(store) as reader:
-            for _ in range(rng.randrange(2, 6)):
+            for again in range(rng.randrange(2, 6)):
                 with harness.extracting(folder, store) as child:
                     moment = rng.uniform(0, 1.2 * lasts)
                     time.sleep(moment)
                     child.kill()
                     code, _ = child.wait()
-                if code == 0:  # it was through: the machine is quicker than when that was timed
+                if code == 0 and not again:  # a whole extraction took less: the machine is quicker than it was
                     lasts = min(lasts, moment)
                 killed += code == -signal.SIGKILL
             assert harness.run(folder, store) == (0, "")

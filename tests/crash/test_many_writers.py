@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+import signal
+import time
 import urllib.request
+from contextlib import ExitStack
 from pathlib import Path
 
 import harness
 import pytest
-from many_writers import writers
 from stores import Contents, assert_equal_contents, contents_by_plain_zarr
 
 import featstore
@@ -47,26 +49,37 @@ def counted(store: str) -> dict[str, str]:
         return {}
 
 
+def write_together(folder: Path, store: str, *, rng: random.Random, within_seconds: float) -> None:
+    """Run writers of one store side by side to their end, each as likely as not killed at some moment."""
+    with ExitStack() as running:
+        children = [running.enter_context(harness.extracting(folder, store)) for _ in range(N_WRITERS)]
+        began = time.monotonic()
+        for moment, doomed in sorted(
+            (rng.uniform(0, within_seconds), number) for number in range(N_WRITERS) if rng.random() < 0.5
+        ):
+            time.sleep(max(0.0, began + moment - time.monotonic()))
+            children[doomed].kill()
+        ended = [child.wait() for child in children]
+    assert {end for end in ended if end[0] != -signal.SIGKILL} <= {(0, "")}
+
+
 def harry(
-    folder: Path, alone: Contents, store: str, *, rng: random.Random, environment: dict[str, str], tmp_path: Path
-) -> int:
-    """Waves of writers on one store, then one that nobody kills; returns how many were killed."""
-    (told := tmp_path / "told").mkdir()
-    killed, before = 0, set[str]()
+    folder: Path, alone: Contents, store: str, *, rng: random.Random, within_seconds: float, tmp_path: Path
+) -> None:
+    """Waves of writers on one store, then one that nobody kills."""
+    before = set[str]()
     for _ in range(rng.randint(1, AT_MOST_WAVES)):
-        killed += writers(folder, store, n=N_WRITERS, environment=environment, told=told, kill=rng)
+        write_together(folder, store, rng=rng, within_seconds=within_seconds)
         now = set(counted(store))
         assert before <= now  # what counted once counts for ever
         before = now
-    writers(folder, store, n=1, environment=environment, told=told, kill=None)
+    assert harness.run(folder, store) == (0, "")
     gc_store(store)
-    assert [path.read_text() for path in told.iterdir()] == []
     assert len(counted(store)) == harness.N_SHARDS + 1
     report = verify_store(store, repair=False)
     assert (report.findings, report.parts) == ((), harness.N_SHARDS + 1)  # a part for each shard, and nothing else
     copy_store(store, str(tmp_path / "copy.zarr"), only="everything", encoder=None, dataset=None, split=None)
     assert_equal_contents(alone, contents_by_plain_zarr(tmp_path / "copy.zarr"), ignoring=())
-    return killed
 
 
 @pytest.mark.slow
@@ -74,7 +87,8 @@ def harry(
 def test_writers_of_one_folder_lose_and_double_nothing(
     seed: int, folder: Path, alone: Contents, tmp_path: Path
 ) -> None:
-    harry(folder, alone, str(tmp_path / "s.zarr"), rng=random.Random(seed), environment={}, tmp_path=tmp_path)
+    store = str(tmp_path / "s.zarr")
+    harry(folder, alone, store, rng=random.Random(seed), within_seconds=0.8, tmp_path=tmp_path)
 
 
 @pytest.mark.slow
@@ -88,4 +102,4 @@ def test_writers_of_one_bucket_lose_and_double_nothing(
         bucket = urllib.request.Request(f"http://127.0.0.1:{s3.port}/bucket", method="PUT")
         urllib.request.urlopen(bucket).close()
         store = "s3://bucket/s.zarr"
-        harry(folder, alone, store, rng=random.Random(seed), environment=s3.environment, tmp_path=tmp_path)
+        harry(folder, alone, store, rng=random.Random(seed), within_seconds=2.5, tmp_path=tmp_path)
