@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from featstore.cli.options import selection, store_option
+from featstore.cli.options import say, selection, store_option
 from featstore.errors import UsageError
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def explore(
     sounds, said = _embedded(explorer, audio, most=n_audio or 40)
     page = render_map(explorer, audio=sounds, title=title)
     out_path.write_text(page, encoding="utf-8")
-    click.echo(f"{out_path}: {len(explorer.points):,} clips, {len(page.encode()) / 1e6:.1f} MB{said}")
+    say(f"{out_path}: {len(explorer.points):,} clips, {len(page.encode()) / 1e6:.1f} MB{said}")
 
 
 def _embedded(explorer: Explorer, audio: ClipAudio | None, *, most: int) -> tuple[dict[int, str] | None, str]:
@@ -133,8 +133,8 @@ def _serve(page: str, audio: ClipAudio | None, *, port: int) -> None:
     except OSError as error:
         raise UsageError(f"cannot serve at {LOOPBACK}:{port}: {error.strerror}; --port 0 takes a free port") from error
     with server:
-        click.echo(f"{server.url}  (Ctrl-C ends it{'' if audio else '; with --data, clips can be heard'})")
+        say(f"{server.url}  (Ctrl-C ends it{'' if audio else '; with --data, clips can be heard'})")
         try:
             server.serve_forever()
         except KeyboardInterrupt:
-            click.echo("ended", err=True)
+            say("ended", err=True)
