@@ -11,6 +11,7 @@ import typing
 from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any, Literal
 
+from docs.made.details import details_section
 from docs.made.markdown import code, from_rst, table, told
 
 
@@ -91,9 +92,12 @@ def json_page(printed: Sequence[Printed]) -> str:
         [
             "# What commands print as JSON\n",
             "With `--json` a command prints one array on stdout and nothing else there; progress and errors go to "
-            "stderr. `--results DIR` keeps each score there as one such object. "
-            f"{manifests} prints [manifests](manifest.md), as their files have them.\n",
+            "stderr. `--results DIR` keeps each score in a file of its own: the object under `score`, beside "
+            "`results_format`, `written_at` and `key`, a hash of what made it. "
+            f"{manifests} prints [manifests](manifest.md), as their files have them, and with `--store` also `cached`: "
+            "list of text, the encoders that have the task there.\n",
             *sections,
+            details_section(),
             "## Records inside others\n",
             *inside,
         ]

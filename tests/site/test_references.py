@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import doctest
 import importlib
@@ -9,7 +10,7 @@ import json
 import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import click
@@ -20,9 +21,11 @@ from docs.made.records import PRINTED, PRINTS_MANIFESTS, Printed
 from featstore.cli import cli
 from featstore.manifest import Manifest, builtin_tasks
 from featstore.manifest.rules import METRICS_BY_KIND
+from featstore.probe.contrastive import DIRECTIONS
 from fenced import ROOT
 
 SITE = pages(ROOT)
+TRACKS = ("probe", "retrieve", "taskdata")
 
 
 def rows(page: str, heading: str) -> dict[str, list[str]]:
@@ -102,6 +105,36 @@ def test_every_field_of_a_score_has_its_meaning() -> None:
     told = rows(SITE["reference/json.md"], "## ScoreRecord")
     assert all(row[2].strip() for row in told.values())
     assert told["seeds"][1] == "list of whole numbers"
+
+
+def test_every_key_of_the_details_of_a_score_has_its_meaning() -> None:
+    """Every name under which code of the tracks puts something into `details`, wherever it does."""
+    kept = {*DIRECTIONS}  # told apart by a variable
+    for path in (each for folder in TRACKS for each in sorted((ROOT / "featstore" / folder).rglob("*.py"))):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            kept |= set(_kept_by(node))
+    assert kept == set(rows(SITE["reference/json.md"], "## Details of a score"))
+
+
+def _kept_by(node: ast.AST) -> Iterator[str]:
+    """Keys of a dict that is called details, or returned by a function that makes some of them."""
+    match node:
+        case ast.keyword(arg="details", value=ast.Dict(keys=keys)):
+            yield from _texts(keys)
+        case ast.AnnAssign(target=ast.Name(id="details"), value=ast.Dict(keys=keys)):
+            yield from _texts(keys)
+        case ast.Subscript(value=ast.Name(id="details"), slice=ast.Constant(value=str(key))):
+            yield key
+        case ast.Call(func=ast.Name(id="_learned_heads"), args=[*_, ast.Dict(keys=keys)]):
+            yield from _texts(keys)
+        case ast.FunctionDef(name="_by_class" | "_confusion_details" | "origin_details"):
+            for inner in ast.walk(node):
+                if isinstance(inner, ast.Dict):
+                    yield from _texts(inner.keys)
+
+
+def _texts(keys: Sequence[ast.expr | None]) -> Iterator[str]:
+    yield from (each.value for each in keys if isinstance(each, ast.Constant) and isinstance(each.value, str))
 
 
 def test_links_from_record_to_record_have_a_target() -> None:
