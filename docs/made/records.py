@@ -83,10 +83,10 @@ def json_page(printed: Sequence[Printed]) -> str:
     shown, plain = {*outer, *inner}, Printed(record="", commands=())
     sections = [
         f"## {kind.__name__}\n\nPrinted by {', '.join(code(f'featstore {line}') for line in each.commands)}\n\n"
-        + _record_section(kind, each, shown)
+        + record_section(kind, each, shown)
         for kind, each in zip(outer, printed, strict=True)
     ]
-    inside = [f"### {kind.__name__}\n\n{_record_section(kind, plain, shown)}" for kind in inner if kind not in outer]
+    inside = [f"### {kind.__name__}\n\n{record_section(kind, plain, shown)}" for kind in inner if kind not in outer]
     manifests = ", ".join(code(f"featstore {name} --json") for name in PRINTS_MANIFESTS)
     return "\n".join(
         [
@@ -127,7 +127,7 @@ def _parts(hint: Any) -> Iterator[Any]:
         yield from _parts(inner)
 
 
-def _record_section(kind: type, printed: Printed, shown: Set[type]) -> str:
+def record_section(kind: type, printed: Printed, shown: Set[type]) -> str:
     rows: list[tuple[str, str, str]] = []
     for name, what, meaning in _rows(kind, printed, shown):
         if rows and meaning and rows[-1][1:] == (what, meaning):  # "value, std : float" says one thing of both

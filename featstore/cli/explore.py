@@ -24,7 +24,11 @@ __all__ = ["explore"]
 @click.option("--dataset", metavar="NAME", help="Dataset in the store (`words`, or `words+crop5s`).")
 @click.option("--split", metavar="NAME", help="Split or fold.")
 @click.option(
-    "--out", "out_path", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Write the page there."
+    "--out",
+    "out_path",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Write the page there.  [default: ENCODER-DATASET-SPLIT.html]",
 )
 @click.option(
     "--map",
@@ -87,12 +91,12 @@ def explore(
     say. The page is one file that needs no other and no network.
 
     \b
-    featstore explore logmel/demo-scenes/fold1 --store S --out map.html
+    featstore explore logmel/demo-scenes/fold1 --store S
     featstore explore logmel/demo-scenes/fold1 --store S --out map.html --data D --audio 60
     featstore explore logmel/demo-scenes/fold1 --store S --data D --serve
     """  # noqa: D301 - click takes the character itself
-    if serve == (out_path is not None):
-        raise UsageError("say --out FILE for a page to keep, or --serve for one to look at now")
+    if serve and out_path is not None:
+        raise UsageError("--out keeps a page and --serve shows one now: say one of them")
     if n_audio is not None and (data_dir is None or serve):
         raise UsageError("--audio says how many clips a page of --out holds: it takes --data, and --serve plays all")
     from featstore.explore.audio import ClipAudio
@@ -104,13 +108,24 @@ def explore(
     fs = open_store(store_url).select(encoder=encoder, dataset=dataset, split=split)
     audio = None if data_dir is None else ClipAudio(fs, data_dir)
     explorer = explore(take_points(fs, max_points=points), method=method, colour=colour)
-    if out_path is None:
+    if serve:
         _serve(render_map(explorer, audio=audio, title=title), audio, port=port)
         return
     sounds, said = _embedded(explorer, audio, most=n_audio or 40)
     page = render_map(explorer, audio=sounds, title=title)
+    out_path = out_path or Path(_file_name(fs.path))
     out_path.write_text(page, encoding="utf-8")
     say(f"{out_path}: {len(explorer.points):,} clips, {len(page.encode()) / 1e6:.1f} MB{said}")
+
+
+def _file_name(path: str) -> str:
+    """Of groups' names, not of what their documents say: these may hold anything.
+
+    >>> _file_name("logmel@3f9c2a71/words/train")
+    'logmel-words-train.html'
+    """
+    encoder, *place = path.split("/")
+    return "-".join((encoder.partition("@")[0], *place)) + ".html"
 
 
 def _embedded(explorer: Explorer, audio: ClipAudio | None, *, most: int) -> tuple[dict[int, str] | None, str]:

@@ -11,17 +11,22 @@ import re
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import click
 import pytest
 
+from cached import cached
 from docs.made import pages
 from docs.made.records import PRINTED, PRINTS_MANIFESTS, Printed
 from featstore.cli import cli
 from featstore.manifest import Manifest, builtin_tasks
 from featstore.manifest.rules import METRICS_BY_KIND
+from featstore.metrics.registry import METRICS
 from featstore.probe.contrastive import DIRECTIONS
+from featstore.records import Recipe
+from featstore.store.format import Commit, Member, ShardIdentity, Writing
 from fenced import ROOT
 
 SITE = pages(ROOT)
@@ -137,8 +142,34 @@ def _texts(keys: Sequence[ast.expr | None]) -> Iterator[str]:
     yield from (each.value for each in keys if isinstance(each, ast.Constant) and isinstance(each.value, str))
 
 
+@pytest.mark.parametrize("record", [Recipe, Commit, Member, ShardIdentity, Writing])
+def test_a_document_of_a_store_is_told_field_by_field(record: type) -> None:
+    told = rows(SITE["reference/documents.md"], f"## {record.__name__}")
+    assert list(told) == [field.name for field in dataclasses.fields(record)]
+
+
+def test_every_array_of_a_part_is_told_as_it_is_stored(tmp_path: Path) -> None:
+    [split] = Path(cached(tmp_path).url).glob("mel@*/words/train")
+    documents = {path.parent.name: json.loads(path.read_text()) for path in split.glob("*/*/zarr.json")}
+    told = rows(SITE["reference/documents.md"], "## Arrays")
+    assert {name: row[1] for name, row in told.items()} == {name: it["data_type"] for name, it in documents.items()}
+    assert all(f"`{codec['name']}`" in told[name][4] for name, it in documents.items() for codec in it["codecs"])
+
+
+def test_protocols_are_told_by_what_they_plan_and_define() -> None:
+    page = SITE["reference/rules.md"]
+    assert list(rows(page, "## Metrics")) == list(METRICS)
+    assert rows(page, "## Metrics")["mAP"][3:5] == ["absent class: left out", "absent class: zero"]
+    for planned in (
+        "valid is train | A | 90 train, 10 select, 100 tested | 100 train, 100 select, 100 tested",
+        "all three are one | B | 100 tested, each on the other 99 | 100 searched, 100 tested, 100 of them learned from",
+        "seeds of a head | 0, 1, 2 | 42",
+    ):
+        assert f"| {planned} |\n" in page
+
+
 def test_links_from_record_to_record_have_a_target() -> None:
-    page = SITE["reference/json.md"]
+    page = SITE["reference/json.md"] + SITE["reference/documents.md"]
     headings = {line.lstrip("# ").lower() for line in page.splitlines() if line.startswith("#")}
     assert not [target for target in re.findall(r"\]\(#([a-z]+)\)", page) if target not in headings]
 
