@@ -38,7 +38,12 @@ __all__ = ["explore"]
     show_default=True,
     help="How the map is laid out; umap takes `pip install 'featstore[umap]'` and minutes for many clips.",
 )
-@click.option("--colour", "--color", metavar="FIELD", help="Field that colours the map at first.  [default: one found]")
+@click.option(
+    "--colour",
+    "--color",
+    metavar="FIELD",
+    help="Field that colours the map at first.  [default: the label, or the likeliest]",
+)
 @click.option(
     "--points",
     type=click.IntRange(min=2),

@@ -172,7 +172,7 @@ def _health_row(found: Health, *, told_label: bool) -> tuple[str, ...]:
     return (
         found.path,
         f"{found.windows:,}" + ("" if space.rows == found.windows else f" ({space.rows:,} drawn)"),
-        _number(space.norm_median, "{:.4g}") + ("" if not space.not_finite else f" ({space.not_finite:,} not finite)"),
+        _number(space.norm_median, "{:#.4g}") + ("" if not space.not_finite else f" ({space.not_finite:,} not finite)"),
         f"{_number(space.effective_rank, '{:.1f}')} of {space.dim}",
         _number(space.anisotropy, "{:.2f}"),
         f"{len(space.dead_dimensions):,}",

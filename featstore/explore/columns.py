@@ -62,14 +62,22 @@ def columns_of(metas: Sequence[str]) -> tuple[Column, ...]:
     return tuple(_column(name, column + [None] * (len(metas) - len(column))) for name, column in raw.items())
 
 
-def default_colour(columns: Sequence[Column]) -> int:
-    """The first column of 2 to 50 classes of text; else the first that can be a colour; minus one where none can."""
+def default_colour(columns: Sequence[Column], *, label: str | None = None) -> int:
+    """The column called `label`, then one called ``label``, then the first of 2 to 50 classes of text.
+
+    Else the first that can be a colour; minus one where none can.
+    """
     ranked = [
-        (0 if column.kind == "class" and 2 <= len(column.values) <= 50 else 1, at)
+        (
+            column.name != label,
+            column.name != "label",
+            not (column.kind == "class" and 2 <= len(column.values) <= 50),
+            at,
+        )
         for at, column in enumerate(columns)
         if column.kind == "number" or (len(column.values) >= 2 and column.kind == "class")
     ]
-    return min(ranked)[1] if ranked else -1
+    return min(ranked)[-1] if ranked else -1
 
 
 def _flat(value: Any, name: str, depth: int) -> Iterator[tuple[str, Any]]:
