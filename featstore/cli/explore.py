@@ -13,6 +13,7 @@ from featstore.errors import UsageError
 if TYPE_CHECKING:
     from featstore.explore.audio import ClipAudio
     from featstore.explore.page import Explorer
+    from featstore.store import FeatureSet
 
 __all__ = ["explore"]
 
@@ -104,14 +105,13 @@ def explore(
         raise UsageError("--out keeps a page and --serve shows one now: say one of them")
     if n_audio is not None and (data_dir is None or serve):
         raise UsageError("--audio says how many clips a page of --out holds: it takes --data, and --serve plays all")
-    from featstore.explore.audio import ClipAudio
     from featstore.explore.page import explore, render_map
     from featstore.explore.points import take_points
     from featstore.store import open_store
 
     encoder, dataset, split = selection(path, encoder, dataset, split)
     fs = open_store(store_url).select(encoder=encoder, dataset=dataset, split=split)
-    audio = None if data_dir is None else ClipAudio(fs, data_dir)
+    audio = None if data_dir is None else _sounds(fs, data_dir)
     explorer = explore(take_points(fs, max_points=points), method=method, colour=colour)
     if serve:
         _serve(render_map(explorer, audio=audio, title=title), audio, port=port)
@@ -121,6 +121,12 @@ def explore(
     out_path = out_path or Path(_file_name(fs.path))
     out_path.write_text(page, encoding="utf-8")
     say(f"{out_path}: {len(explorer.points):,} clips, {len(page.encode()) / 1e6:.1f} MB{said}")
+
+
+def _sounds(fs: FeatureSet, data_dir: Path) -> ClipAudio:
+    from featstore.explore.audio import ClipAudio  # it reads shards as an extraction does, and so imports torch
+
+    return ClipAudio(fs, data_dir)
 
 
 def _file_name(path: str) -> str:

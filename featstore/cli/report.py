@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -84,6 +85,8 @@ def report(
     if form == "html":
         if pair:
             raise UsageError("--compare has no page: take --format table, markdown, csv or json")
+        if out_path is None and sys.stdout.isatty():
+            raise UsageError("--format html is a page for a browser: say --out FILE for where to write it")
         _write(_page(scores, store_url=store_url, title=title), (), out_path, form)
         return
     if pair:
