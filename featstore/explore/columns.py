@@ -12,6 +12,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from featstore.report.leaderboard import natural
+
 __all__ = ["Column", "columns_of", "default_colour"]
 
 MAX_CLASSES = 1_000
@@ -30,7 +32,7 @@ class Column:
     Attributes
     ----------
     values : tuple of str
-        Of a ``class`` or ``text``: what the codes stand for, the most frequent first.
+        Of a ``class`` or ``text``: what the codes stand for, the most frequent first, equals in their natural order.
     codes : int64 (n,)
         Minus one where a clip has no such field.
     numbers : float64 (n,)
@@ -103,7 +105,7 @@ def _column(name: str, raw: list[Any]) -> Column:
             return Column(name=name, kind="number", numbers=np.array([_number(value) for value in raw]))
     texts = [None if value is None else _text(value) for value in raw]
     counts = Counter(text for text in texts if text is not None)
-    values = sorted(counts, key=lambda text: (-counts[text], text))
+    values = sorted(counts, key=lambda text: (-counts[text], natural(text)))
     codes = {text: code for code, text in enumerate(values)}
     return Column(
         name=name,

@@ -190,6 +190,8 @@ def test_columns_are_what_the_json_holds_whatever_it_holds():
     assert (found["late"].values, found["list"].values) == (("true",), ("2, b",))
     assert len(found["long"].values[0]) == 200
     assert columns_of(["{}", "7"]) == ()
+    [numbered] = columns_of([json.dumps({"word": f"w{at}"}) for at in (10, 9, 2, 10)])
+    assert numbered.values == ("w10", "w2", "w9")
     assert default_colour(()) == -1
 
 
