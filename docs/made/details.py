@@ -1,4 +1,4 @@
-"""What a score keeps beside its value: the keys of `details` in its JSON."""
+"""What records keep beside their fields: the keys of `details` of a score, and of `figures` of a check."""
 
 from __future__ import annotations
 
@@ -68,4 +68,60 @@ def details_section() -> str:
     return (
         "## Details of a score\n\nWhat a [ScoreRecord](#scorerecord) has in `details`. With several folds, numbers of "
         "kinds contrastive, ctc and asr stand by round.\n\n" + table(("key", "of", "value"), rows)
+    )
+
+
+CONSISTENCY = "determinism, batch invariance"
+FIGURES = (
+    ("encoder", "contract", "its name"),
+    ("fingerprint", "contract", "of the recipe that it was checked under"),
+    ("device", "contract", "where it ran"),
+    ("precision", "contract", "arithmetic of the forward pass"),
+    ("padding", "contract", "rule that windows were padded by"),
+    ("frame_dtype", "contract", "what frames would be stored as"),
+    ("sample_rate_hz", "contract", "that it is declared to take"),
+    ("dim", "contract", "width of its frames"),
+    ("hop_seconds", "contract", "that it declares"),
+    ("takes_lengths", "contract", "whether `forward` takes the true lengths"),
+    ("own_utterance", "contract", "whether it returns a vector of the clip itself"),
+    ("returned_dtype", "contract", "of its frames, before they are stored"),
+    ("max_relative_difference", CONSISTENCY, "largest difference, as a share of the size of the vectors"),
+    ("min_cosine", f"{CONSISTENCY}, clipped audio", "least cosine of two vectors that should be alike"),
+    (
+        "relative_difference_by_seconds",
+        "padding",
+        "what padding changes of the utterance vector, by length",
+    ),
+    (
+        "cosine_by_seconds",
+        "padding of X-ARES",
+        "of the vector padded and not, by seconds of the longer window",
+    ),
+    ("declared_hop_seconds", "hop", "as in the contract"),
+    ("measured_hop_seconds", "hop", "by frames of several lengths; absent where all have as many"),
+    ("frames_off_in_10_s", "hop", "what the difference of the two comes to"),
+    ("frames_by_seconds", "hop", "what was measured: frames by seconds of audio"),
+    ("frames", "10 ms of audio, `lengths`", "that came"),
+    ("padded_seconds", "10 ms of audio", "what the recipe pads it to"),
+    ("takes_it_unpadded", "10 ms of audio", "whether it would have done without"),
+    ("lengths", "10 min of audio", "list of what was tried, each with the following three and `frames`"),
+    ("audio_seconds", "`lengths`", "of the clip"),
+    ("seconds", "`lengths`", "that it took"),
+    ("peak_bytes", "`lengths`", "memory at its peak; null where that is not known"),
+    ("is_zero", "silence", "whether a vector of zeros comes of it"),
+    ("frames_vary_by", "silence", "how far frames are from their mean, as a share of its size"),
+    ("largest_frame_value", "float16 range", "over all inputs"),
+    ("share_of_float16", "float16 range", "that value as a share of the largest of float16"),
+    ("batches", "speed", "list by size: `batch_seconds`, `times_real_time` (without padding), `peak_bytes`"),
+    ("window_seconds", "speed", "of the windows in a batch"),
+    ("free_bytes", "speed", "memory that was free; null where that is not known"),
+    ("suggested_batch_seconds", "speed", "the size to take; null where none is small enough"),
+)
+
+
+def figures_section() -> str:
+    """A table of all of them."""
+    rows = [(code(name), where, meaning) for name, where, meaning in FIGURES]
+    return "## Figures of a check\n\nWhat a [Check](#check) has in `figures`, by its name.\n\n" + table(
+        ("key", "of", "value"), rows
     )

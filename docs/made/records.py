@@ -11,7 +11,7 @@ import typing
 from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any, Literal
 
-from docs.made.details import details_section
+from docs.made.details import details_section, figures_section
 from docs.made.markdown import code, from_rst, table, told
 
 
@@ -98,6 +98,7 @@ def json_page(printed: Sequence[Printed]) -> str:
             "list of text, the encoders that have the task there.\n",
             *sections,
             details_section(),
+            figures_section(),
             "## Records inside others\n",
             *inside,
         ]

@@ -121,6 +121,21 @@ def test_every_key_of_the_details_of_a_score_has_its_meaning() -> None:
     assert kept == set(rows(SITE["reference/json.md"], "## Details of a score"))
 
 
+def test_every_key_of_the_figures_of_a_check_has_its_meaning() -> None:
+    kept: set[str] = set()
+    for path in sorted((ROOT / "featstore/encoders/checking").glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            match node:
+                case (
+                    ast.keyword(arg="figures", value=ast.Dict() as found)
+                    | ast.Assign(targets=[ast.Name(id="figures")], value=found)
+                    | ast.AnnAssign(target=ast.Name(id="figures"), value=found)
+                    | ast.AugAssign(target=ast.Name(id="figures"), value=found)
+                ):
+                    kept |= {key for each in ast.walk(found) if isinstance(each, ast.Dict) for key in _texts(each.keys)}
+    assert kept == set(rows(SITE["reference/json.md"], "## Figures of a check"))
+
+
 def _kept_by(node: ast.AST) -> Iterator[str]:
     """Keys of a dict that is called details, or returned by a function that makes some of them."""
     match node:
