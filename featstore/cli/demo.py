@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 
 import click
 
@@ -40,12 +41,10 @@ def demo(*, directory: Path, as_json: bool) -> None:
         return
     show(leaderboard_tables(outcome.leaderboard))
     total = sum(outcome.seconds.values())
+    store, data, page = (quote(str(path)) for path in (outcome.store_path, outcome.data_dir, directory / "map.html"))
     say(f"{total:.1f} s in all. Look further:")
-    say(f"  python -c \"import featstore; print(featstore.open('{outcome.store_path}'))\"")
-    say(f"  featstore probe demo-scenes --store {outcome.store_path} --protocol xares")
-    say(f"  featstore inspect --store {outcome.store_path} --health")
-    say(
-        f"  featstore explore logmel/demo-scenes/fold1 --store {outcome.store_path} --data {outcome.data_dir} "
-        f"--out {outcome.store_path.with_name('map.html')}"
-    )
+    say(f'  python -c "import featstore; print(featstore.open({str(outcome.store_path)!r}))"')
+    say(f"  featstore probe demo-scenes --store {store} --protocol xares")
+    say(f"  featstore inspect --store {store} --health")
+    say(f"  featstore explore logmel/demo-scenes/fold1 --store {store} --data {data} --out {page}")
     say(f"Every score, curve and confusion on one page: {outcome.report_path}")
