@@ -236,6 +236,15 @@ def test_a_phone_and_the_dark_show_it_too(browser: Browser, ordinary: str) -> No
     assert page.evaluate(PIXELS)["corner"] == "20,23,26"
     page.locator("#theme").click()
     assert page.evaluate(PIXELS)["corner"] == "255,255,255"
+    assert page.locator("#legend .by").is_hidden()
+    page.emulate_media(media="print")
+    assert page.locator("#legend .by").text_content() == "Coloured by word"
+    assert page.locator(".controls").is_hidden()
+    box, drawn_as = (
+        page.locator("#map").bounding_box(),
+        page.locator("#map").evaluate("(map) => map.width / map.height"),
+    )
+    assert box["width"] / box["height"] == pytest.approx(drawn_as, rel=0.01)  # a circle stays one
     closed(opened)
 
 

@@ -116,6 +116,15 @@ def test_a_phone_shows_it_without_scrolling_sideways_and_paper_shows_all_of_it(b
     page.evaluate("document.querySelectorAll('details').forEach((each) => { each.open = false; })")
     page.evaluate("dispatchEvent(new Event('beforeprint'))")
     assert page.locator("details.task[open]").count() == 4
+    page.emulate_media(media="print")
+    heads = page.locator("table.scores").first.locator("thead th")
+    assert (heads.first.is_visible(), heads.last.is_visible()) == (True, False)  # paper opens no provenance
+    display = "(each) => getComputedStyle(each).display"
+    assert (
+        heads.first.locator("button").evaluate(display) == "contents"
+    )  # else Chromium drops it on a table's next page
+    assert page.locator("tfoot").first.evaluate(display) == "table-row-group"  # averages stand at the end alone
+    page.emulate_media(media="screen")
     page.evaluate("dispatchEvent(new Event('afterprint'))")
     assert page.locator("details.task[open]").count() == 0
     assert len(page.pdf()) > 20_000
