@@ -6,7 +6,7 @@ import time
 from functools import cache
 from typing import Any
 
-from browsing import Browser
+from browsing import Browser, faint_texts
 from featstore.manifest import builtin_tasks
 from featstore.report import published_scores
 from featstore.report.page import render_page
@@ -101,10 +101,13 @@ def test_hovering_says_intervals_and_what_was_taken_for_what(browser: Browser) -
 def test_light_and_dark_are_the_readers_choice(browser: Browser) -> None:
     opened = browser.open(everything(), scheme="dark")
     page = opened.page
+    page.evaluate("document.querySelectorAll('details').forEach((each) => { each.open = true; })")
     background = "getComputedStyle(document.body).backgroundColor"
     assert page.evaluate(background) == "rgb(20, 23, 26)"
+    assert faint_texts(page) == []
     page.locator("#theme").click()
     assert page.evaluate(background) == "rgb(255, 255, 255)"
+    assert faint_texts(page) == []
     page.close()
 
 
