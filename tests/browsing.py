@@ -92,8 +92,9 @@ _FAINT = """() => {
   while (texts.nextNode()) {
     const text = texts.currentNode.textContent.trim(), element = texts.currentNode.parentElement;
     if (!text || element.closest('svg, script, style') || !element.checkVisibility()) continue;
-    const [one, other] = [luminance(rgba(getComputedStyle(element).color)), luminance(behind(element))].sort((a, b) => a - b);
-    if ((other + 0.05) / (one + 0.05) < 4.5) faint.push(`${element.tagName} ${text.slice(0, 40)}`);
+    const one = luminance(rgba(getComputedStyle(element).color)), other = luminance(behind(element));
+    const contrast = (Math.max(one, other) + 0.05) / (Math.min(one, other) + 0.05);
+    if (contrast < 4.5) faint.push(`${element.tagName} ${text.slice(0, 40)}`);
   }
   return [...new Set(faint)];
 }"""

@@ -99,7 +99,8 @@ def test_hovering_says_intervals_and_what_was_taken_for_what(browser: Browser) -
 
 
 def test_light_and_dark_are_the_readers_choice(browser: Browser) -> None:
-    opened = browser.open(everything(), scheme="dark")
+    records = [*a_full_board(["one"], ["a", "b"], classes=(3,)), scored("two", "a", 0.999, classes=["x", "y"])]
+    opened = browser.open(render_page(records), scheme="dark")
     page = opened.page
     page.evaluate("document.querySelectorAll('details').forEach((each) => { each.open = true; })")
     background = "getComputedStyle(document.body).backgroundColor"
