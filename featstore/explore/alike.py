@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from featstore.report.leaderboard import natural
+
 __all__ = ["closest_names", "edits"]
 
 MAX_NAMES = 1_000_000
@@ -21,11 +23,11 @@ NAMES_PER_BLOCK = 1 << 14
 def closest_names(wanted: str, names: Sequence[str], *, most: int) -> list[str]:
     """Those names, `most` of them, that take the fewest edits: at most a third of the wanted one's letters, or one.
 
-    Of equals those come first that go on longest as it does, then those that are shorter. Where none is that near,
-    names that contain it. Of more than a million names the first are looked at.
+    Of equals one whose numbers are the same comes first (007 is 07), then those that go on longest as it does. Where
+    none is that near, names that contain it. Of more than a million names the first are looked at.
 
     >>> closest_names("yes_07", ["yes_007", "yes_070", "yes_700", "no_07", "up"], most=2)
-    ['yes_070', 'yes_007']
+    ['yes_007', 'yes_070']
     >>> closest_names("00012", ["scenes-fold1-00012", "scenes-fold1-00120"], most=2)
     ['scenes-fold1-00012']
     """
@@ -35,7 +37,9 @@ def closest_names(wanted: str, names: Sequence[str], *, most: int) -> list[str]:
     found = edits(wanted, known)
     if found.min() <= max(1, len(wanted) // 3):
         nearest = [known[at] for at in np.flatnonzero(found == found.min())[:MAX_RANKED]]
-        return sorted(nearest, key=lambda name: (-_shared(wanted, name), len(name), name))[:most]
+        number = natural(wanted)
+        rank = {name: (natural(name) != number, -_shared(wanted, name), len(name), name) for name in nearest}
+        return sorted(nearest, key=rank.__getitem__)[:most]
     lowered = wanted.casefold()
     return sorted((name for name in known if lowered in name.casefold()), key=lambda name: (len(name), name))[:most]
 

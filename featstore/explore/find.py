@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featstore.errors import AmbiguousSelection, LabelError, UnknownFeatureSet
-from featstore.explore.alike import closest_names
 from featstore.retrieve.scan import best_cosines
 
 if TYPE_CHECKING:
@@ -269,6 +268,8 @@ def _clip_in(fs: FeatureSet, key: str) -> _Clip | None:
 
 
 def _did_you_mean(sets: Sequence[FeatureSet], name: str) -> str:
+    from featstore.explore.alike import closest_names
+
     wanted = min((meant for fs in sets for meant in _keys_meant(fs, name)), key=len)
     alike = closest_names(wanted, [key for fs in sets for key in fs.clip_key.tolist()], most=_ALIKE)
     return f"did you mean {' or '.join(map(repr, alike))}?" if alike else ""

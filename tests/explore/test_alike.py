@@ -40,6 +40,7 @@ def test_of_very_long_names_the_beginnings_are_compared():
         ("clip-00070x", ["clip-000700", "clip-000701", "clip-000702"]),
         ("clpi-000123", ["clip-000123"]),
         ("clip-1199", ["clip-001199"]),
+        ("clip-00150", ["clip-000150", "clip-001500", "clip-001501"]),
         ("001199", ["clip-001199"]),
         ("CLIP-00119", ["clip-001190", "clip-001191", "clip-001192"]),
         ("bark.wav", []),
@@ -52,3 +53,4 @@ def test_a_few_names_are_told_the_closest_alone(wanted, found):
 def test_nothing_is_close_to_nothing():
     assert closest_names("", ["a"], most=3) == closest_names("a", [], most=3) == []
     assert closest_names("ab", ["ab-1", "ab-1", "zz"], most=3) == ["ab-1"]
+    assert closest_names("1" * 5000, ["1" * 5001], most=3) == ["1" * 5001]

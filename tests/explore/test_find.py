@@ -107,7 +107,7 @@ def test_a_key_that_is_not_there_is_met_with_those_that_look_like_it(tmp_path):
     write_set(tmp_path / "s", [Stored(f"speech/yes_{at:04d}", np.eye(DIM)[at % DIM]) for at in range(3000)])
     with pytest.raises(UnknownFeatureSet, match=r"'speech/yes_2999x' in words/train.*did you mean 'speech/yes_2999'\?"):
         nearest_to_key(sets_in(tmp_path / "s"), "speech/yes_2999x", k=3)
-    with pytest.raises(UnknownFeatureSet, match=r"mean 'speech/yes_0070' or 'speech/yes_0071' or 'speech/yes_0072'"):
+    with pytest.raises(UnknownFeatureSet, match=r"mean 'speech/yes_0007' or 'speech/yes_0070' or 'speech/yes_0071'"):
         nearest_to_key(sets_in(tmp_path / "s"), "words/train/speech/yes_007", k=3)
     with pytest.raises(UnknownFeatureSet, match="no clip is called 'zzz' in words/train, and no file is"):
         nearest_to_key(sets_in(tmp_path / "s"), "zzz", k=3)
