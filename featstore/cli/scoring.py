@@ -7,9 +7,6 @@ fails is told by name when the others are done.
 from __future__ import annotations
 
 import multiprocessing
-import os
-import signal
-import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
@@ -19,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-import click
-
-from featstore.cli.options import emit_json
+from featstore.children import inheriting
+from featstore.cli.options import emit_json, say
 from featstore.errors import FeatstoreError
+from featstore.machine import cores
 
 if TYPE_CHECKING:
     from featstore.manifest import Manifest
@@ -30,8 +27,6 @@ if TYPE_CHECKING:
     from featstore.store import Store
 
 __all__ = ["Scorer", "encoders_with", "score_tasks", "tell_scores"]
-
-_THREAD_SETTINGS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 class Scorer(Protocol):
@@ -156,10 +151,9 @@ def _outcomes(
     if jobs <= 1:
         yield ((number, here(pair)) for number, pair in enumerate(pairs))
         return
-    threads = max(1, _cores() // jobs)
     # Started afresh, for a fork would inherit the threads of torch and of BLAS in whatever state they are.
     pool = ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"))
-    with _settings_of_children(threads):
+    with inheriting(threads=max(1, cores() // jobs)):
         # the longest first: begun last, one would keep a single process busy when all others are done
         longest_first = sorted(enumerate(pairs), key=lambda numbered: -numbered[1].work)
         futures = {pool.submit(_score_there, pair, score): number for number, pair in longest_first}
@@ -179,29 +173,6 @@ def _outcome_of(future: Future[ScoreRecord | _Failure], pair: _Pair) -> ScoreRec
     except BrokenProcessPool:
         message = "its process was ended from outside, perhaps for want of memory: fewer --jobs take less"
         return _Failure(pair=pair, message=message, exit_code=1, trace="")
-
-
-@contextmanager
-def _settings_of_children(threads: int) -> Iterator[None]:
-    """Processes that start now have so many threads, and leave Ctrl-C to their parent: both are inherited."""
-    before = {name: os.environ.get(name) for name in _THREAD_SETTINGS}
-    os.environ.update({name: str(threads) for name in _THREAD_SETTINGS})
-    is_main = threading.current_thread() is threading.main_thread()
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN) if is_main else None
-    try:
-        yield
-    finally:
-        if is_main:
-            signal.signal(signal.SIGINT, handler)
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _score_there(pair: _Pair, score: Scorer) -> ScoreRecord | _Failure:
@@ -232,7 +203,7 @@ def _raise(failures: Sequence[_Failure], *, n_scored: int, written: bool) -> Non
         message = failures[0].message
     else:
         for failure in failures:
-            click.echo(f"featstore: {failure.pair}: {' '.join(failure.message.split())}", err=True)
+            say(f"featstore: {failure.pair}: {' '.join(failure.message.split())}", err=True)
         others = f"; the other {n_scored} are done{' and written' if written else ''}" if n_scored else ""
         message = f"{len(failures)} of {len(failures) + n_scored} scores failed{others}"
     error = FeatstoreError(message)
@@ -255,12 +226,12 @@ def tell_scores(scores: Sequence[ScoreRecord], *, as_json: bool) -> None:
 
     show(leaderboard_tables(build(scores)))
     for line in _beside(scores):
-        click.echo(f"  {line}")
+        say(f"  {line}")
     stages: dict[str, float] = {}
     for record in scores:
         for stage, seconds in record.seconds.items():
             stages[stage] = stages.get(stage, 0.0) + seconds
-    click.echo("  " + ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in stages.items()))
+    say("  " + ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in stages.items()))
 
 
 def _beside(scores: Sequence[ScoreRecord]) -> Iterator[str]:

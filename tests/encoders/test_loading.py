@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -40,6 +41,15 @@ def test_an_xares_encoder_file_works_unchanged(encoder_file: Path) -> None:
     assert (encoder.name, encoder.facts.dim, encoder.facts.hop_seconds) == ("MyEncoder", 12, 0.02)
     assert encoder.has_weights
     assert not encoder.module.training
+
+
+def test_an_encoder_is_light_by_its_products_and_its_parameters(encoder_file: Path) -> None:
+    assert load_encoder("logmel").is_light
+    assert load_encoder(str(encoder_file)).is_light
+    assert not load_encoder(str(encoder_file), arguments={"width": 1024}).is_light  # 41 MFLOP for a second
+    unused = XARES_ENCODER.replace("generator =", "self.rest = torch.nn.Linear(1024, 1024)\n        generator =")
+    encoder_file.write_text(unused)  # what its counter cannot see may still be there
+    assert not load_encoder(str(encoder_file)).is_light
 
 
 def test_a_class_of_a_file_is_chosen_by_name(encoder_file: Path) -> None:
@@ -110,6 +120,18 @@ def test_a_file_that_holds_no_encoder_is_told_in_one_line(source: str, parts: li
     path.write_text(source)
     message = why(path)
     assert all(part in message for part in parts)
+
+
+def test_a_file_that_is_edited_within_a_second_is_run_as_it_reads(
+    encoder_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    encoder_file.write_text(XARES_ENCODER)
+    before, written = load_encoder(str(encoder_file)), encoder_file.stat().st_mtime_ns
+    encoder_file.write_text(XARES_ENCODER.replace("/ 20", "/ 21"))
+    os.utime(encoder_file, ns=(written, written))
+    after = load_encoder(str(encoder_file))
+    assert after.identity["state_sha256"] != before.identity["state_sha256"]
 
 
 def test_an_argument_that_the_class_does_not_take_is_told(encoder_file: Path) -> None:

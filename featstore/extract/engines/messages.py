@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from featstore.extract.pipeline import EncodeSettings, StageTimes
+from featstore.extract.outcome import EncodeSettings, StageTimes, StoredShard
 from featstore.extract.work import EncodeJob, EncoderCard, StaleShard
-from featstore.store import Commit
 
 if TYPE_CHECKING:
     from featstore.extract.run import ExtractOptions
@@ -115,7 +114,7 @@ class Settled:
 
     number: int
     name: str
-    commits: Mapping[int, Commit]
+    stored: Mapping[int, StoredShard]
     broken: str
 
 

@@ -12,7 +12,7 @@ import queue
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,10 +34,10 @@ from featstore.extract.engines.messages import (
     Take,
     Wants,
 )
+from featstore.extract.outcome import Outcome
 from featstore.extract.progress import Silent
 from featstore.extract.shards import AnyShard
 from featstore.extract.work import StaleShard, Workplace
-from featstore.store import Commit
 
 __all__ = ["Worker", "WorkerSettings"]
 
@@ -101,7 +101,6 @@ class Worker:
                 self._encode(workplace, message)
 
     def _load(self) -> Workplace:
-        from featstore.encoders import load_encoder
         from featstore.encoders.devices import settle_on
 
         request = self._request
@@ -112,14 +111,7 @@ class Worker:
             )
         os.chdir(request.folder)
         settle_on(self._settings.device, threads=self._settings.cores)
-        encoder = load_encoder(
-            request.spec,
-            arguments=request.arguments,
-            layers=request.layers,
-            pools=request.pools,
-            trust_remote_code=request.trust_remote_code,
-        )
-        return Workplace(encoder, device=self._settings.device, cores=self._settings.cores)
+        return Workplace(request.load(), device=self._settings.device, cores=self._settings.cores)
 
     def _encode(self, workplace: Workplace, begin: Begin) -> None:
         workplace.check(begin.job)
@@ -127,7 +119,7 @@ class Worker:
         feed = _Feed(begin.number, inbox=self._inbox, say=self._say)
         reporting = _Reporting(say=self._say, quitting=self._quitting)
 
-        def settled(shard: AnyShard, outcome: Future[Mapping[int, Commit] | ShardError]) -> None:
+        def settled(shard: AnyShard, outcome: Future[Outcome]) -> None:
             feed.last_done = time.perf_counter()
             reporting.flush()  # what is counted from here on is of the next shard
             if not _is_broken(outcome):
@@ -140,9 +132,7 @@ class Worker:
         result.times.wait_clips = max(0.0, result.times.wait_clips - feed.idle_seconds)
         self._say(Ended(number=begin.number, times=result.times, settings=result.settings))
 
-    def _settled(
-        self, number: int, shard: AnyShard, done: Future[Mapping[int, Commit] | ShardError], feed: _Feed
-    ) -> None:
+    def _settled(self, number: int, shard: AnyShard, done: Future[Outcome], feed: _Feed) -> None:
         if done.cancelled() or done.exception() is not None:
             feed.close()  # it is raised where the shard is encoded, which may be waiting for the next
             return
@@ -152,7 +142,7 @@ class Worker:
             Settled(
                 number=number,
                 name=shard.name,
-                commits={} if isinstance(outcome, ShardError) else outcome,
+                stored={} if isinstance(outcome, ShardError) else outcome,
                 broken=str(outcome) if broken else "",
             )
         )
@@ -254,7 +244,7 @@ class _Reporting(Silent):
         self._clips, self._audio_seconds, self._said = 0, 0.0, time.monotonic()
 
 
-def _is_broken(outcome: Future[Mapping[int, Commit] | ShardError]) -> bool:
+def _is_broken(outcome: Future[Outcome]) -> bool:
     return outcome.done() and outcome.exception() is None and isinstance(outcome.result(), ShardError)
 
 
