@@ -18,7 +18,7 @@ import soundfile
 import torch
 
 from featstore.encoders import load_encoder
-from featstore.encoders.running import Encoder
+from featstore.encoders.encoder import Encoder
 from featstore.extract import ExtractOptions, extract_task
 from featstore.manifest import Manifest
 from featstore.records import ExtractRecord

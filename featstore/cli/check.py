@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from featstore.encoders.checking import Check
-    from featstore.encoders.running import Encoder
+    from featstore.encoders.encoder import Encoder
     from featstore.extract import ExtractOptions
 
 __all__ = ["check"]
@@ -79,7 +79,7 @@ def _alone(check: Check) -> tuple[Check, ...]:
 def _checks(encoder: Encoder, options: ExtractOptions, on_step: Callable[[str], None]) -> tuple[Check, ...]:
     """Every check, under the recipe and the padding rule of an extraction with these options."""
     from featstore.encoders.checking import Budget, check_encoder
-    from featstore.encoders.running import pick_device
+    from featstore.encoders.devices import pick_device
     from featstore.extract import plan_recipe
     from featstore.extract.windows import Padding, plan_windows
 

@@ -12,7 +12,7 @@ from featstore.cli.options import emit_json, json_option, printable, say, store_
 from featstore.errors import LabelError
 
 if TYPE_CHECKING:
-    from featstore.encoders.running import Encoder
+    from featstore.encoders.encoder import Encoder
     from featstore.explore.find import ClipHit, Found, QueryRecord
     from featstore.store import FeatureSet
 

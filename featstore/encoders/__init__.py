@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from featstore.encoders.encoder import Encoder
     from featstore.encoders.outputs import Pool
-    from featstore.encoders.running import Encoder
 
 __all__ = ["BUILT_IN", "load_encoder"]
 

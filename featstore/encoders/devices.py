@@ -4,10 +4,39 @@ from __future__ import annotations
 
 import torch
 
-from featstore.encoders.running import pick_device
 from featstore.errors import UsageError
 
-__all__ = ["pick_devices", "settle_on"]
+__all__ = ["cpu_multiplies_bfloat16", "pick_device", "pick_devices", "settle_on"]
+
+
+def pick_device(asked: str, *, local_rank: int | None = None) -> str:
+    """The device to run on: ``auto`` is a GPU where there is one, and where there are several the one of `local_rank`.
+
+    Raises
+    ------
+    UsageError
+        The device is not there.
+    """
+    if asked == "auto":
+        return gpu_of(local_rank, torch.cuda.device_count()) if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(asked)
+    except RuntimeError as error:
+        raise UsageError(f"--device must be auto, cpu, cuda or cuda:N: got {asked!r}") from error
+    if device.type not in ("cpu", "cuda"):
+        raise UsageError(f"--device must be auto, cpu, cuda or cuda:N: got {asked!r}")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UsageError(f"--device {asked} is not there: this machine has {torch.cuda.device_count()} CUDA devices")
+    return asked
+
+
+def gpu_of(local_rank: int | None, n_gpus: int) -> str:
+    """The GPU of a process among those of its machine; a scheduler may show each process its own GPU alone.
+
+    >>> gpu_of(None, 8), gpu_of(3, 8), gpu_of(3, 1), gpu_of(5, 4)
+    ('cuda', 'cuda:3', 'cuda', 'cuda:1')
+    """
+    return "cuda" if local_rank is None or n_gpus < 2 else f"cuda:{local_rank % n_gpus}"
 
 
 def pick_devices(asked: str, *, local_rank: int | None = None) -> tuple[str, ...]:
@@ -44,3 +73,9 @@ def settle_on(device: str, *, threads: int) -> None:
     torch.set_num_threads(threads)
     if ":" in device:
         torch.cuda.set_device(device)  # else each would hold some of the first GPU
+
+
+def cpu_multiplies_bfloat16() -> bool:
+    """Whether this machine's CPU has instructions for it, which take half the time of float32's."""
+    found = torch.cpu.get_capabilities()
+    return any(found.get(name) for name in ("amx_bf16", "avx512_bf16", "sve_bf16"))

@@ -14,10 +14,10 @@ from typing import Any, get_args
 
 from torch import nn
 
+from featstore.encoders.encoder import Encoder
 from featstore.encoders.fingerprint import encoder_identity
 from featstore.encoders.loaded import LoadedModel
 from featstore.encoders.outputs import Output, Pool
-from featstore.encoders.running import Encoder
 from featstore.encoders.spectral import LogMelEncoder, MfccEncoder
 from featstore.errors import EncoderContractError, EncoderError, UsageError
 from featstore.records import canonical_json

@@ -8,24 +8,23 @@ long as the next batch is begun before the last result is asked for.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from featstore.encoders.contract import ContractFacts, EncoderOutput, check_output, contract_facts
+from featstore.encoders.contract import EncoderOutput
+from featstore.encoders.encoder import Encoder, told_failure
 from featstore.encoders.made import Encoded, Layer, Made, joined
 from featstore.encoders.outputs import Output, pooled
 from featstore.encoders.transfer import to_host
-from featstore.errors import EncoderContractError, EncoderError, UsageError
+from featstore.errors import EncoderContractError, EncoderError
 from featstore.records import Recipe
 
-__all__ = ["Encoded", "Encoder", "EncoderRun", "pick_device", "real_frames"]
+__all__ = ["EncoderRun", "NonFiniteRow", "real_frames"]
 
 _PRECISIONS = {
     "float32": torch.float32,
@@ -33,149 +32,6 @@ _PRECISIONS = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Encoder:
-    """A loaded encoder: the module, what it declares, what it is, and what is kept of each forward pass."""
-
-    module: nn.Module
-    name: str
-    spec: str
-    identity: Mapping[str, Any]
-    outputs: tuple[Output, ...] = (Output(),)
-    facts: ContractFacts = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "facts", contract_facts(self.module))
-        self._check_outputs()
-        self._check_on_noise()
-
-    def recipe(
-        self,
-        *,
-        padding: str,
-        precision: str,
-        frame_dtype: str,
-        resampler: str,
-        format_version: int,
-        max_window_seconds: float | None = None,
-        output: Output | None = None,
-    ) -> Recipe:
-        """Everything that decides the numbers this encoder will make of one output, the first, under these settings."""
-        output = output or self.outputs[0]
-        layer = {} if output.layer is None else {"layer": output.layer}
-        return Recipe(
-            encoder=f"{self.name}{output.suffix}",
-            encoder_identity={**self.identity, **layer},
-            sample_rate_hz=self.facts.sample_rate_hz,
-            dim=self.dim_of(output.layer),
-            hop_seconds=self.hop_seconds_of(output.layer),
-            padding=padding,
-            precision=precision,
-            frame_dtype=frame_dtype,
-            resampler=resampler,
-            format_version=format_version,
-            pool=output.pool,
-            max_window_seconds=self._cut_by_request(max_window_seconds),
-        )
-
-    def spec_of(self, output: Output) -> str:
-        """How one output is named on the command line."""
-        base = self.spec.partition("#layer=")[0]
-        return self.spec if output.layer is None else f"{base}#layer={output.layer}"
-
-    def longest_window_seconds(self, asked: float | None) -> float | None:
-        """Audio that a window may hold: the least of what the encoder takes and what is asked for."""
-        limits = [limit for limit in (self.facts.input_seconds, asked) if limit is not None]
-        return min(limits, default=None)
-
-    def _cut_by_request(self, asked: float | None) -> float | None:
-        """What is asked for, where it cuts more than the encoder's own limit, which is the same for every recipe."""
-        own = self.facts.input_seconds
-        return asked if asked is not None and (own is None or asked < own) else None
-
-    def dim_of(self, layer: int | None) -> int:
-        """Width of a layer's frames."""
-        return self.facts.dim if layer is None or self.facts.layers is None else self.facts.layers.dim
-
-    def hop_seconds_of(self, layer: int | None) -> float:
-        """Time from one frame of a layer to the next."""
-        return self.facts.hop_seconds if layer is None or self.facts.layers is None else self.facts.layers.hop_seconds
-
-    @property
-    def layers(self) -> tuple[int | None, ...]:
-        """Layers of its outputs, each once."""
-        return tuple(dict.fromkeys(output.layer for output in self.outputs))
-
-    @property
-    def has_weights(self) -> bool:
-        """Whether it has parameters, and so gains from a lower precision on a GPU."""
-        return any(True for _ in self.module.parameters())
-
-    def start(self, recipe: Recipe, *, device: str, keep_frames: bool) -> EncoderRun:
-        """Move the encoder to a device, ready for batches under `recipe`."""
-        return EncoderRun(self, recipe, device=device, keep_frames=keep_frames)
-
-    def compile(self) -> None:
-        """Compile the forward pass (``torch.compile``) for inputs of any length, once; the first batches are slow."""
-        if self.module._compiled_call_impl is not None:
-            return
-        self.module.compile(dynamic=True)
-        if self.facts.layers is not None:
-            module: Any = self.module
-            module.forward_layers = torch.compile(module.forward_layers, dynamic=True)
-
-    def forward(self, waves: Tensor, lengths: Tensor | None) -> tuple[EncoderOutput, ...]:
-        """One forward pass: a checked output for each of `layers`. `lengths` goes to an encoder that takes it."""
-        given = {} if lengths is None or not self.facts.takes_lengths else {"lengths": lengths}
-        if self.layers == (None,):
-            found = (self.module(waves, **given),)
-        else:
-            found = tuple(self.module.forward_layers(waves, **given, layers=self.layers))  # type: ignore[operator]
-            if len(found) != len(self.layers):
-                raise EncoderContractError(
-                    f"{self.name}.forward_layers must return an output for each of {len(self.layers)} layers: "
-                    f"got {len(found)}"
-                )
-        return tuple(
-            check_output(output, name=self.name, batch=len(waves), dim=self.dim_of(layer))
-            for output, layer in zip(found, self.layers, strict=True)
-        )
-
-    def _check_outputs(self) -> None:
-        chosen = [layer for layer in self.layers if layer is not None]
-        if chosen and self.facts.layers is None:
-            raise EncoderError(f"{self.name} has no layers to choose from: leave out --layers and #layer")
-        for layer in chosen:
-            most = self.facts.layers.count if self.facts.layers is not None else 0
-            if not 0 <= layer <= most:
-                raise EncoderError(f"{self.name} has layers 0 to {most} and last: got {layer}")
-
-    def _check_on_noise(self) -> None:
-        """One second of noise and one of silence, so that a broken encoder is found before any shard is read."""
-        generator = torch.Generator().manual_seed(0)
-        noise = torch.rand((2, self.facts.sample_rate_hz), generator=generator) - 0.5
-        noise[1] = 0.0
-        try:
-            with torch.inference_mode():
-                outputs = self.forward(noise, None)
-        except EncoderContractError:
-            raise
-        except Exception as error:
-            raise EncoderContractError(f"{self.name}.forward failed on {_shown(noise)}: {_told(error)}") from error
-        pools = {output.pool for output in self.outputs}
-        if pools != {"mean"} and any(each.utterance is not None and each.frames.shape[1] == 1 for each in outputs):
-            raise EncoderError(f"{self.name} gives one vector for a window, which leaves nothing to pool: --pool mean")
-        for output in outputs:
-            for row, what in enumerate(("noise", "silence")):
-                vectors = output.frames[row]
-                if output.utterance is not None:
-                    vectors = torch.cat([vectors, output.utterance[row : row + 1]])
-                if not torch.isfinite(vectors).all():
-                    raise EncoderContractError(
-                        f"{self.name}.forward must return finite numbers: NaN or infinity for {what}"
-                    )
 
 
 class EncoderRun:
@@ -232,11 +88,11 @@ class EncoderRun:
     def at_work(self) -> Iterator[None]:
         """PyTorch's settings while shards are encoded: threads, and whether products may be rounded to TF32.
 
-        An encoder without weights is many small operations, and on a CPU its second thread waits in each of them for a
-        core that decodes: measured on 2 cores, one thread is 4 to 6 times as fast. Matrix products want every core.
+        A light encoder is many small operations, and on a CPU its second thread waits in each of them for a core that
+        decodes: measured on 2 cores, one thread is 1.6 to 6 times as fast. Large matrix products want every core.
         """
         before = torch.get_num_threads(), torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-        if self._device.type == "cpu" and not self._encoder.has_weights:
+        if self._device.type == "cpu" and self._encoder.is_light:
             torch.set_num_threads(1)
         rounds = self._recipe.precision == "tf32"
         torch.set_float32_matmul_precision("high" if rounds else "highest")
@@ -375,7 +231,7 @@ class EncoderRun:
         except (torch.OutOfMemoryError, EncoderContractError):
             raise
         except Exception as error:
-            raise EncoderError(f"{self._encoder.name}.forward failed on {_shown(waves)}: {_told(error)}") from error
+            raise EncoderError(told_failure(self._encoder.name, waves, error)) from error
 
     def _layer(self, layer: int | None, output: EncoderOutput, n_samples: NDArray[np.int64]) -> Layer:
         available = output.frames.shape[1]
@@ -435,45 +291,6 @@ def real_frames(seconds: NDArray[np.float64], *, hop_seconds: float, available: 
     """
     counts = np.rint(np.asarray(seconds, np.float64) / hop_seconds).astype(np.int64)
     return np.clip(counts, 1, available)
-
-
-def _shown(waves: Tensor) -> str:
-    return f"float32 {tuple(waves.shape)}"
-
-
-def _told(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
-
-
-def pick_device(asked: str, *, local_rank: int | None = None) -> str:
-    """The device to run on: ``auto`` is a GPU where there is one, and where there are several the one of `local_rank`.
-
-    Raises
-    ------
-    UsageError
-        The device is not there.
-    """
-    if asked == "auto":
-        return gpu_of(local_rank, torch.cuda.device_count()) if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(asked)
-    except RuntimeError as error:
-        raise UsageError(f"--device must be auto, cpu, cuda or cuda:N: got {asked!r}") from error
-    if device.type not in ("cpu", "cuda"):
-        raise UsageError(f"--device must be auto, cpu, cuda or cuda:N: got {asked!r}")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UsageError(f"--device {asked} is not there: this machine has {torch.cuda.device_count()} CUDA devices")
-    return asked
-
-
-def gpu_of(local_rank: int | None, n_gpus: int) -> str:
-    """The GPU of a process among those of its machine; a scheduler may show each process its own GPU alone.
-
-    >>> gpu_of(None, 8), gpu_of(3, 8), gpu_of(3, 1), gpu_of(5, 4)
-    ('cuda', 'cuda:3', 'cuda', 'cuda:1')
-    """
-    return "cuda" if local_rank is None or n_gpus < 2 else f"cuda:{local_rank % n_gpus}"
 
 
 def _nothing() -> None:

@@ -20,7 +20,7 @@ from featstore.errors import AmbiguousSelection, LabelError, UnknownFeatureSet
 from featstore.retrieve.scan import best_cosines
 
 if TYPE_CHECKING:
-    from featstore.encoders.running import Encoder
+    from featstore.encoders.encoder import Encoder
     from featstore.store import FeatureSet, Store
 
 __all__ = ["ClipHit", "Found", "QueryRecord", "field_of", "nearest_to_file", "nearest_to_key", "sets_of_one_encoder"]

@@ -10,17 +10,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from featstore.errors import ShardError, UsageError
-from featstore.extract.pipeline import EncodeResult, StageTimes
+from featstore.extract.outcome import EncodeResult, StageTimes, StoredShard
 from featstore.extract.progress import Progress, Silent
 from featstore.extract.ranks import Share
 from featstore.extract.shards import AnyShard, dataset_folder, find_shards, is_committed, sha256_of_shard
 from featstore.extract.windows import Padding
 from featstore.extract.work import EncodeJob, EncoderCard, KeptOutput, StaleShard
 from featstore.records import ExtractRecord, dataset_group
-from featstore.store import Commit, Segment, SplitWriter
+from featstore.store import Segment, SplitWriter
 
 if TYPE_CHECKING:
-    from featstore.encoders.running import Encoder
+    from featstore.encoders.encoder import Encoder
     from featstore.extract.engines import Engine
     from featstore.manifest import Manifest
 
@@ -175,7 +175,8 @@ def extract_task(
 
 
 def _as_engine(encoder: Encoder | Engine, options: ExtractOptions, *, local_rank: int | None) -> Engine:
-    from featstore.encoders.running import Encoder, pick_device
+    from featstore.encoders.devices import pick_device
+    from featstore.encoders.encoder import Encoder
 
     if not isinstance(encoder, Encoder):
         return encoder
@@ -184,7 +185,7 @@ def _as_engine(encoder: Encoder | Engine, options: ExtractOptions, *, local_rank
     return LocalEngine(encoder, device=pick_device(options.device, local_rank=local_rank))
 
 
-_NOTHING_TO_DO = EncodeResult(commits={}, broken=(), times=StageTimes(), settings=None)
+_NOTHING_TO_DO = EncodeResult(stored={}, broken=(), times=StageTimes(), settings=None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -238,7 +239,7 @@ class _Task:
                 if stale or not each.writer.is_catalogued:
                     each.writer.write_catalogue()
         records = tuple(
-            self._record(split, shards, each, commits=result.commits.get(number, ()), result=result)
+            self._record(split, shards, each, stored=result.stored.get(number, ()), result=result)
             for number, each in enumerate(sets)
         )
         return records, tuple(reason for _, reason in result.broken)
@@ -280,13 +281,12 @@ class _Task:
         shards: Sequence[AnyShard],
         each: _FeatureSet,
         *,
-        commits: Sequence[Commit],
+        stored: Sequence[StoredShard],
         result: EncodeResult,
     ) -> ExtractRecord:
         settings = result.settings
-        done = {commit.members[0].shard.name: commit for commit in commits}
-        held = {name: segment.member for name, segment in each.cached.items()}
-        held |= {name: commit.members[0] for name, commit in done.items()}
+        done = {shard.member.shard.name: shard.member for shard in stored}
+        held = {name: segment.member for name, segment in each.cached.items()} | done
         current = [held[shard.name] for shard in shards if shard.name in held]
         return ExtractRecord(
             task=self.manifest.name,
@@ -303,7 +303,7 @@ class _Task:
             skipped=tuple(clip for member in current for clip in member.skipped),
             gone=each.gone,
             audio_seconds=round(sum(member.audio_seconds for member in current), 3),
-            bytes_written=sum(entry.size for commit in done.values() for entry in commit.objects.values()),
+            bytes_written=sum(shard.n_bytes for shard in stored),
             seconds=result.times.as_json(),
             bottleneck=result.times.bottleneck(decode_threads=settings.decode_threads) if done and settings else "",
             settings={

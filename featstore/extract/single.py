@@ -18,8 +18,8 @@ from featstore.extract.windows import Padding, plan_windows
 from featstore.extract.work import new_batcher
 
 if TYPE_CHECKING:
+    from featstore.encoders.encoder import Encoder
     from featstore.encoders.outputs import Pool
-    from featstore.encoders.running import Encoder
     from featstore.records import Recipe
 
 __all__ = ["EncodedFile", "encode_file", "load_encoder_of"]
@@ -114,7 +114,8 @@ def encode_file(
     EncoderError
         The encoder fails on it.
     """
-    from featstore.encoders.running import pick_device
+    from featstore.encoders.devices import pick_device
+    from featstore.encoders.running import EncoderRun
 
     rate = recipe.sample_rate_hz
     try:
@@ -132,7 +133,7 @@ def encode_file(
         longest_seconds=encoder.longest_window_seconds(recipe.max_window_seconds),
         input_seconds=encoder.facts.input_seconds,
     )
-    run = encoder.start(recipe, device=pick_device(device), keep_frames=False)
+    run = EncoderRun(encoder, recipe, device=pick_device(device), keep_frames=False)
     utterance = np.empty((len(windows), recipe.dim), np.float32)
     pending = [
         PendingWindow(index, samples[window.start : window.stop], window.padded) for index, window in enumerate(windows)

@@ -5,6 +5,7 @@ What is read ahead is bounded in clips and in bytes, so that memory does not gro
 
 from __future__ import annotations
 
+import itertools
 import json
 import queue
 import threading
@@ -12,7 +13,6 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple, Protocol, Self
 
@@ -79,10 +79,17 @@ Event = ShardBegins | ClipRead | ShardEnds | ShardBreaks
 
 
 class ShardFeed(Protocol):
-    """Hands out shards one after another while others are encoded. The next is asked for by the reading thread."""
+    """Hands out shards one after another while others are encoded.
+
+    The next is asked for when the one before has been read to its end; where that was fetched from elsewhere, when its
+    reading begins, so that the next can be fetched meanwhile.
+    """
 
     def __iter__(self) -> Iterator[AnyShard]:
         """Yield the next shard when there is one; end when there will be none."""
+
+    def note_read(self, count: int) -> None:
+        """So many shards have been read to their end: the next is waited for. Called by another thread."""
 
     def close(self) -> None:
         """Hand out no more: end the reading thread's wait for the next."""
@@ -153,31 +160,38 @@ class ClipStream:
 
     def _read(self) -> None:
         fetcher = ThreadPoolExecutor(1, thread_name_prefix="fetch")
+        shards = iter(self._shards)
+        ahead: Future[_Coming | None] | None = None
         try:
-            ahead: Future[_Fetched] | None = None
-            for shard, after in _with_next(self._shards):
-                coming = ahead or fetcher.submit(_fetch, shard)
-                # one remote shard is on its way while the one before it is read, and takes its room on disk
-                ahead = fetcher.submit(_fetch, after) if isinstance(after, RemoteShard) else None
-                self._events.put(self._read_shard(shard, coming))
+            for count in itertools.count():
+                if not isinstance(self._shards, Sequence):
+                    self._shards.note_read(count)
+                asked = time.perf_counter()
+                coming = (ahead or fetcher.submit(_next, shards)).result()
+                ahead = None
+                if coming is None:
+                    break
+                self._spent.read += time.perf_counter() - max(asked, coming.known_at)
                 if self._stopped:
-                    if ahead is not None and not ahead.cancel():
-                        ahead.add_done_callback(_close)
+                    coming.close()
+                    return
+                # one remote shard is on its way while the one before it is read, and takes its room on disk
+                ahead = fetcher.submit(_next, shards) if isinstance(coming.shard, RemoteShard) else None
+                self._events.put(self._read_shard(coming.shard, coming.fetched))
+                if self._stopped:
                     return
             self._events.put(None)
         except BaseException as error:  # noqa: BLE001 - the thread's end is the reader's: it is raised where clips are taken
             self._events.put(error)
         finally:
+            if ahead is not None and not ahead.cancel():
+                ahead.add_done_callback(_close)
             fetcher.shutdown(wait=True, cancel_futures=True)
 
-    def _read_shard(self, shard: AnyShard, coming: Future[_Fetched]) -> Event:
-        began = time.perf_counter()
-        try:
-            identity, file = coming.result()
-        except DataError as error:
-            return ShardBreaks(shard, error)
-        finally:
-            self._spent.read += time.perf_counter() - began
+    def _read_shard(self, shard: AnyShard, fetched: _Fetched | DataError) -> Event:
+        if isinstance(fetched, DataError):
+            return ShardBreaks(shard, fetched)
+        identity, file = fetched
         self._events.put(ShardBegins(shard, identity))
         sha256 = self._pool.submit(sha256_of_file, file.path)
         try:
@@ -226,14 +240,6 @@ class ClipStream:
         return DecodedClip(key=sample.key, meta=meta, samples=samples)
 
 
-def _with_next(shards: Sequence[AnyShard] | ShardFeed) -> Iterator[tuple[AnyShard, AnyShard | None]]:
-    """Each shard with the one after it, where that is known: a feed hands out none before it is asked for."""
-    if isinstance(shards, Sequence):
-        yield from zip_longest(shards, shards[1:])
-    else:
-        yield from ((shard, None) for shard in shards)
-
-
 class _Fetched(NamedTuple):
     """A shard's bytes on this machine, and what it was before the first of them was read."""
 
@@ -241,13 +247,34 @@ class _Fetched(NamedTuple):
     file: ShardFile
 
 
-def _fetch(shard: AnyShard) -> _Fetched:
-    return _Fetched(shard.identity(), shard.fetch())
+@dataclass(frozen=True, slots=True)
+class _Coming:
+    """A shard, when it was known that it is the next, and what came of fetching it."""
+
+    shard: AnyShard
+    known_at: float
+    fetched: _Fetched | DataError
+
+    def close(self) -> None:
+        if not isinstance(self.fetched, DataError):
+            self.fetched.file.close()
 
 
-def _close(coming: Future[_Fetched]) -> None:
-    if not coming.cancelled() and coming.exception() is None:
-        coming.result().file.close()
+def _next(shards: Iterator[AnyShard]) -> _Coming | None:
+    """Wait for the next shard and fetch it; None where there will be none."""
+    shard = next(shards, None)
+    if shard is None:
+        return None
+    known_at = time.perf_counter()
+    try:
+        return _Coming(shard, known_at, _Fetched(shard.identity(), shard.fetch()))
+    except DataError as error:
+        return _Coming(shard, known_at, error)
+
+
+def _close(coming: Future[_Coming | None]) -> None:
+    if not coming.cancelled() and coming.exception() is None and (unread := coming.result()) is not None:
+        unread.close()
 
 
 def _problem(sample: Sample, seen: set[str]) -> str:

@@ -22,17 +22,20 @@ from featstore import __version__
 from featstore.errors import EncoderError, ShardError, StoreError, UsageError
 from featstore.extract.audio import RESAMPLER
 from featstore.extract.batches import PENDING_BATCHES, Batcher, FileOrderBatcher, LengthBatcher
-from featstore.extract.pipeline import EncodeResult, EncodeSettings, PartTarget, encode_shards
+from featstore.extract.outcome import EncodeResult, EncodeSettings, Outcome
+from featstore.extract.pipeline import encode_shards
 from featstore.extract.progress import Progress
+from featstore.extract.shard_work import PartTarget
 from featstore.extract.shards import AnyShard
 from featstore.extract.stream import ShardFeed
 from featstore.extract.windows import Padding, plan_windows
 from featstore.records import Recipe
-from featstore.store import FORMAT_VERSION, Commit, SplitWriter, is_split_begun, open_split_writer
+from featstore.store import FORMAT_VERSION, SplitWriter, is_split_begun, open_split_writer
 
 if TYPE_CHECKING:
+    from featstore.encoders.encoder import Encoder
     from featstore.encoders.outputs import Output
-    from featstore.encoders.running import Encoder, EncoderRun
+    from featstore.encoders.running import EncoderRun
     from featstore.extract.run import ExtractOptions
 
 __all__ = [
@@ -50,7 +53,7 @@ __all__ = [
 ]
 
 XARES_BATCH = 16
-CPU_BATCH_SECONDS, WEIGHTLESS_BATCH_SECONDS = 16.0, 64.0
+CPU_BATCH_SECONDS, LIGHT_BATCH_SECONDS = 16.0, 64.0
 USUAL_WINDOW_SECONDS, MOST_BATCH_SECONDS = 5.0, 1280.0
 _MOST_DECODE_THREADS = 16
 
@@ -187,7 +190,7 @@ class Workplace:
         *,
         stale: Mapping[str, StaleShard],
         progress: Progress,
-        settled: Callable[[AnyShard, Future[Mapping[int, Commit] | ShardError]], None] | None = None,
+        settled: Callable[[AnyShard, Future[Outcome]], None] | None = None,
     ) -> EncodeResult:
         """Encode shards into the feature sets that lack them.
 
@@ -239,6 +242,8 @@ class Workplace:
 
     def _start(self, job: EncodeJob) -> EncoderRun:
         """The encoder on its device: kept from job to job, for it learns what the device holds."""
+        from featstore.encoders.running import EncoderRun
+
         recipe = job.outputs[0].recipe
         key = (recipe.fingerprint, job.frames_wanted)
         if job.options.compiled:
@@ -246,7 +251,7 @@ class Workplace:
         if self._started is None or self._started[0] != key:
             self._started = (
                 key,
-                self._encoder.start(recipe, device=self._device, keep_frames=job.frames_wanted),
+                EncoderRun(self._encoder, recipe, device=self._device, keep_frames=job.frames_wanted),
             )
         return self._started[1]
 
@@ -279,7 +284,7 @@ def _batch_seconds(encoder: Encoder, run: EncoderRun, options: ExtractOptions, *
     if options.batch_seconds:
         return options.batch_seconds
     if run.batches_ahead == 0:
-        return CPU_BATCH_SECONDS if encoder.has_weights else WEIGHTLESS_BATCH_SECONDS
+        return LIGHT_BATCH_SECONDS if encoder.is_light else CPU_BATCH_SECONDS
     from featstore.encoders.budget import find_batch_seconds
 
     longest = encoder.longest_window_seconds(options.max_window_seconds)

@@ -10,7 +10,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
-from featstore.errors import RemoteError
+from featstore.errors import RemoteError, UsageError
 from featstore.remote.client import Patience, Remote, RemoteObject, missing_library, open_remote
 
 if TYPE_CHECKING:
@@ -27,12 +27,18 @@ _CREDENTIALS = {
     "gs": "GOOGLE_APPLICATION_CREDENTIALS; GOOGLE_SKIP_SIGNATURE=true for a public bucket",
     "az": "AZURE_STORAGE_ACCOUNT_NAME with AZURE_STORAGE_ACCOUNT_KEY or AZURE_STORAGE_SAS_KEY",
 }
+_ENDPOINTS = {
+    "s3": ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT"),
+    "gs": ("GOOGLE_BASE_URL",),
+    "az": ("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT"),
+}
 
 
 def open_bucket(url: str, patience: Patience) -> BucketRemote:
     """Open a bucket with the credentials of the environment."""
     scheme = urlsplit(url).scheme
     kind = {"s3a": "s3"}.get(scheme, scheme if scheme in ("s3", "gs") else "az")
+    _check_endpoint(kind)
     try:
         from obstore.exceptions import BaseError
         from obstore.store import from_url
@@ -78,6 +84,14 @@ def _manners(patience: Patience) -> dict[str, Any]:
             },
         },
     }
+
+
+def _check_endpoint(kind: str) -> None:
+    """Refuse a host without a scheme, on which the client would break with a page of its own."""
+    for name in _ENDPOINTS[kind]:
+        parts = urlsplit(text := os.environ.get(name) or "http://localhost")
+        if parts.scheme not in ("http", "https") or not parts.netloc:
+            raise UsageError(f"{name} must be a URL such as http://localhost:9000: got {text!r}")
 
 
 def _keys_in_environment() -> bool:
@@ -245,10 +259,21 @@ def _described(meta: Any) -> RemoteObject:
 
 def _told(error: Exception) -> str:
     """What the server answered, where it did, else the first paragraph of what obstore says; the rest is its source."""
-    text = " ".join(str(error).split("Debug source")[0].split())
+    text, _, source = str(error).partition("Debug source")
+    text = " ".join(text.split())
     tries = re.search(r"after \d+ retries", text)
     tried = f" ({tries.group()})" if tries else ""
     if (status := re.search(r"non-2xx status code: (\d+[^:]*)", text)) is None:
-        return text.rpartition(" - ")[2][:360] + tried
+        return (_no_answer(text, source) or text.rpartition(" - ")[2][:360]) + tried
     said = [found.group(1) for tag in ("Code", "Message") if (found := re.search(rf"<{tag}>(.*?)</{tag}>", text))]
     return ": ".join([f"the server answers {status.group(1).strip()}", *said]) + tried
+
+
+def _no_answer(text: str, source: str) -> str:
+    """Which server did not answer, and what the operating system says of it; the client's first line says neither."""
+    server = re.search(r"performing [A-Z]+ (https?://[^/\s]+)", text)
+    if server is None or "error sending request" not in text:
+        return ""
+    cause = re.search(r'(?:message|error): "([^"]+)"', source)
+    why = cause.group(1) if cause else "it took too long" if re.search(r"\b(Timeout|TimedOut)\b", source) else ""
+    return f"no answer from {server.group(1)}" + (f": {why}" if why else "")

@@ -8,7 +8,7 @@
 An index holds the utterance vectors of one feature set at unit length, so that what it finds is nearest by cosine. It
 belongs to the set's fingerprint and content hash; one of another is never used, and is replaced. It is made under a
 temporary name, settled, and renamed. Of a store by URL, or in a folder that cannot be written, it is kept in the cache
-folder instead: ``FEATSTORE_CACHE``, else ``featstore`` in the user's cache folder (``XDG_CACHE_HOME``).
+folder instead (`featstore.store.cache.cache_folder`).
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from featstore.errors import DataError, StoreError, UsageError
 from featstore.retrieve.neighbours import Neighbours, reranked
 from featstore.retrieve.plan import TARGET_RECALL, IvfKind, IvfPlan, plan_ivf
 from featstore.retrieve.scaling import unit_rows
+from featstore.store.cache import cache_folder
 from featstore.store.objects import LocalObjects, local_root
 
 if TYPE_CHECKING:
@@ -200,7 +201,7 @@ def index_folders(feature_set: FeatureSet, kind: IvfKind) -> tuple[Path, ...]:
     """Where a feature set's index may be, the best place first."""
     root = local_root(feature_set.store_url)
     url = feature_set.store_url if root is None else str(root.resolve())
-    cached = _cache_folder() / "indexes" / hashlib.sha256(url.encode()).hexdigest()[:16] / feature_set.path / kind
+    cached = cache_folder() / "indexes" / hashlib.sha256(url.encode()).hexdigest()[:16] / feature_set.path / kind
     if root is None:
         return (cached,)
     root = root.resolve()
@@ -435,9 +436,3 @@ def _sweep(folder: Path) -> None:
 def _is_writable(folder: Path) -> bool:
     there = next(path for path in folder.parents if path.exists())
     return os.access(there, os.W_OK)
-
-
-def _cache_folder() -> Path:
-    if named := os.environ.get("FEATSTORE_CACHE"):
-        return Path(named)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "featstore"

@@ -31,7 +31,7 @@ from featstore.store.catalogue import read_commit
 from featstore.store.format import GROUP_DOCUMENT, Commit, DamagedDocument, ObjectSeal, seal, unseal
 from featstore.store.objects import LocalObjects, Objects
 
-__all__ = ["CachedPart", "PartCache", "fetch_array", "sealed_object"]
+__all__ = ["CachedPart", "PartCache", "cache_folder", "fetch_array", "sealed_object"]
 
 _PARTS_AT_A_TIME = 16
 _DEFAULT_GB = "20"
@@ -55,8 +55,7 @@ class PartCache:
             most_bytes = -1
         if most_bytes < 0:
             raise UsageError(f"FEATSTORE_CACHE_GB must be a number of gigabytes, 0 or more: got {text!r}")
-        named = os.environ.get("FEATSTORE_CACHE")
-        return cls(Path(named) if named else _user_cache() / "featstore", most_bytes)
+        return cls(cache_folder(), most_bytes)
 
     def folder_of(self, part_path: str, commit: Commit) -> Path:
         """Where a part's copies lie: by its name, and by what its record says, seals apart, which it may not hold."""
@@ -182,6 +181,12 @@ def fetch_array(parts: Sequence[CachedPart], array: str) -> None:
         list(pool.map(CachedPart.note_use, parts))
     if travelled:
         parts[0].cache.trim(keep_since=_PROCESS_BEGAN)
+
+
+def cache_folder() -> Path:
+    """Where featstore keeps what it can make or fetch again: ``FEATSTORE_CACHE``, else its own in the user's cache."""
+    named = os.environ.get("FEATSTORE_CACHE")
+    return Path(named) if named else _user_cache() / "featstore"
 
 
 def _user_cache() -> Path:

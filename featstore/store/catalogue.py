@@ -92,7 +92,10 @@ def check_root(objects: Objects) -> None:
             raise StoreNotFound(f"there is no store at {objects.url}: `featstore extract` makes one, or check the path")
         content = _root_document(objects)  # a writer may have made it since we first looked
     if content is None or "format" not in content:
-        raise StoreError(f"{objects.url} is not a featstore store: its {GROUP_DOCUMENT} says nothing of featstore")
+        says = (
+            "has no" if content is None and objects.read(GROUP_DOCUMENT) is None else "says nothing of featstore in its"
+        )
+        raise StoreError(f"{objects.url} is not a featstore store: it {says} {GROUP_DOCUMENT}")
     if content["format"] != FORMAT_VERSION:
         raise StoreVersionError(
             f"{objects.url} has store format {content['format']}, and this featstore reads format {FORMAT_VERSION}: "

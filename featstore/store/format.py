@@ -6,14 +6,15 @@ A store is a tree of Zarr v3 groups. What featstore says about a group stands in
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields
 from typing import Any
 
 from featstore.errors import StoreError
-from featstore.records import Recipe, SkippedClip, sha256_of
+from featstore.records import Recipe, SkippedClip, canonical_json, sha256_of
 
 __all__ = [
     "FORMAT_VERSION",
@@ -35,6 +36,9 @@ __all__ = [
 
 FORMAT_VERSION = 1
 GROUP_DOCUMENT = "zarr.json"
+_HEAD = b'{"zarr_format":3,"node_type":"group","attributes":{"featstore":'
+_BETWEEN, _TAIL = b',"featstore_sha256":"', b'"}}'
+_HASH_CHARACTERS = 64
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+@=-]*")
 
 
@@ -45,12 +49,14 @@ class DamagedDocument(StoreError):
 def seal(content: Mapping[str, Any]) -> bytes:
     """Make the group document that carries `content` in its attributes.
 
+    The content stands in it as canonical JSON, byte for byte what is hashed: it is put into words once, and a reader
+    that finds it so need not do that again. Of a hundred thousand commits that is most of the time.
+
     >>> unseal(seal({"format": 1}))
     {'format': 1}
     """
-    attributes = {"featstore": content, "featstore_sha256": sha256_of(content)}
-    document = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
-    return json.dumps(document, ensure_ascii=False, allow_nan=False, indent=1).encode()
+    words = canonical_json(content).encode()
+    return b"".join((_HEAD, words, _BETWEEN, hashlib.sha256(words).hexdigest().encode(), _TAIL))
 
 
 def unseal(raw: bytes) -> dict[str, Any] | None:
@@ -62,6 +68,8 @@ def unseal(raw: bytes) -> dict[str, Any] | None:
         The document is no JSON group, or its hash does not match its words.
     """
     try:
+        if (words := _sealed_words(raw)) is not None:
+            return _object(json.loads(words))
         document = json.loads(raw)
         attributes = document["attributes"]
         if document["zarr_format"] != 3 or document["node_type"] != "group":
@@ -73,6 +81,18 @@ def unseal(raw: bytes) -> dict[str, Any] | None:
             raise DamagedDocument("its hash does not match its words")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DamagedDocument(f"it is no group document of featstore ({type(error).__name__})") from error
+    return _object(content)
+
+
+def _sealed_words(raw: bytes) -> bytes | None:
+    """The content's JSON where the document is as `seal` makes it and the hash is of these very bytes."""
+    end = len(raw) - len(_BETWEEN) - _HASH_CHARACTERS - len(_TAIL)
+    words = raw[len(_HEAD) : end]
+    stated = hashlib.sha256(words).hexdigest().encode()
+    return words if raw.startswith(_HEAD) and raw[end:] == _BETWEEN + stated + _TAIL else None
+
+
+def _object(content: Any) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise DamagedDocument("its content is no object")
     return content
@@ -175,15 +195,13 @@ class Commit:
 
     def as_json(self) -> dict[str, Any]:
         """Plain JSON, as it stands in the part's group document."""
-        raw = asdict(self)
-        for member in raw["members"]:
-            member["skipped"] = [[clip["key"], clip["reason"]] for clip in member["skipped"]]
-        raw["objects"] = {name: [entry.size, entry.crc32c] for name, entry in sorted(self.objects.items())}
-        return raw
+        seals = {name: [entry.size, entry.crc32c] for name, entry in sorted(self.objects.items())}
+        return {**self.as_catalogue_json(), "objects": seals}
 
     def as_catalogue_json(self) -> dict[str, Any]:
         """The same without the seals, which only `verify` needs."""
-        return replace(self, objects={}).as_json()
+        members = [_member_as_json(member) for member in self.members]
+        return {**_flat(self), "members": members, "versions": dict(self.versions), "objects": {}}
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> Commit:
@@ -194,6 +212,16 @@ class Commit:
             return cls(**{**raw, "members": members, "objects": objects})
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DamagedDocument(f"its commit record is not of format {FORMAT_VERSION}: {error}") from error
+
+
+def _flat(record: Commit | Member | ShardIdentity) -> dict[str, Any]:
+    """Fields and their values; `dataclasses.asdict` copies to the bottom, ten times as slowly."""
+    return {each.name: getattr(record, each.name) for each in fields(record)}
+
+
+def _member_as_json(member: Member) -> dict[str, Any]:
+    skipped = [[clip.key, clip.reason] for clip in member.skipped]
+    return {**_flat(member), "shard": _flat(member.shard), "skipped": skipped}
 
 
 def _member_from_json(raw: Mapping[str, Any]) -> Member:

@@ -173,7 +173,7 @@ class PartWriter:
                 crop_seconds=self._crop_seconds,
                 committed_at=now.isoformat(timespec="microseconds"),
                 seconds=round((now - self._began).total_seconds(), 6),
-                versions=dict(versions),
+                versions=versions,  # one mapping for all commits of a run
                 objects=self._seals,
             )
             if (commit.windows, commit.frames) != (self.windows, self.frames):

@@ -25,12 +25,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featstore.errors import DamagedPart
-from featstore.remote import NETWORK_THREADS, Remote
+from featstore.remote import NETWORK_THREADS
 from featstore.store.codecs import CRC_BYTES, INDEX_ENTRY_BYTES, crc32c
 from featstore.store.layout import ArrayLayout, parse_layout
 from featstore.store.objects import Objects
 
-__all__ = ["MappedRows", "RangedRows", "Rows", "ZarrRows", "open_remote_rows", "open_rows"]
+__all__ = ["MappedRows", "RangedRows", "Ranges", "Rows", "ZarrRows", "open_remote_rows", "open_rows"]
 
 
 class Rows(Protocol):
@@ -52,6 +52,17 @@ class Rows(Protocol):
 
     def fetch(self, spans: Sequence[tuple[int, int]]) -> None:
         """Rows [start, stop) of each span are about to be read; rows that travel are asked for together."""
+
+
+class Ranges(Protocol):
+    """Bytes of objects by range; `featstore.remote.Remote` has them."""
+
+    @property
+    def url(self) -> str:
+        """Where the objects are."""
+
+    def get_range(self, key: str, start: int, stop: int) -> bytes:
+        """Bytes [start, stop) of an object."""
 
 
 def open_rows(objects: Objects, path: str) -> Rows:
@@ -266,7 +277,7 @@ class RangedRows:
     request, and the last 128 MiB of them are kept, since windows that are read together lie together.
     """
 
-    def __init__(self, remote: Remote, path: str, layout: ArrayLayout, size_of: Callable[[str], int]) -> None:
+    def __init__(self, remote: Ranges, path: str, layout: ArrayLayout, size_of: Callable[[str], int]) -> None:
         self._remote = remote
         self._path = path
         self._layout = layout
@@ -276,7 +287,7 @@ class RangedRows:
         self._lock = threading.Lock()
         self._most_kept = max(2, _BLOCKS_KEPT_BYTES // max(1, layout.block_bytes))
 
-    def __reduce__(self) -> tuple[type[RangedRows], tuple[Remote, str, ArrayLayout, Callable[[str], int]]]:
+    def __reduce__(self) -> tuple[type[RangedRows], tuple[Ranges, str, ArrayLayout, Callable[[str], int]]]:
         sizes = {self._layout.file_key(n): self._size_of(self._layout.file_key(n)) for n in range(self._layout.n_files)}
         return RangedRows, (self._remote, self._path, self._layout, sizes.__getitem__)
 

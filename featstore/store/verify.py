@@ -6,10 +6,14 @@ documents above it. Whatever is missing, cut, changed by a bit or not ours is fo
 
 from __future__ import annotations
 
+import contextlib
 import json
+import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -17,6 +21,7 @@ import numpy as np
 from featstore.errors import DamagedPart, FeatstoreError, StoreNotFound
 from featstore.records import canonical_json
 from featstore.store import codecs
+from featstore.store.ahead import in_order
 from featstore.store.catalogue import group_names, read_commit, split_paths
 from featstore.store.documents import SplitAddress, read_document, write_document
 from featstore.store.format import (
@@ -27,11 +32,18 @@ from featstore.store.format import (
     counted_segments,
     recipe_from_json,
 )
+from featstore.store.layout import ArrayLayout, parse_layout
 from featstore.store.objects import Objects, open_objects
-from featstore.store.rows import open_rows
+from featstore.store.rows import RangedRows, Ranges, Rows, open_rows
 from featstore.store.writer import SplitWriter
 
 __all__ = ["Finding", "VerifyReport", "require_sound", "verify_store"]
+
+_PARTS_AT_A_TIME = 16
+_SMALL_BYTES = 1 << 20
+_LARGE_AT_A_TIME = 4  # of all parts together: objects of up to 64 MiB
+_KEPT_BYTES = 8 << 20  # of a part
+_LOOKED_INTO = ("start_seconds", "seconds", "utterance", "frame_offsets", "frames")
 
 Remedy = Literal["drop the part", "write the document again", "delete the object", "none"]
 
@@ -76,7 +88,7 @@ def verify_store(url: str, *, repair: bool, on_part: Callable[[str], None] = lam
         Drop damaged parts, so that the next extraction makes them again; write damaged group documents again from what
         the others say; delete objects that belong to nothing.
     on_part : callable
-        Told the path of each part before it is read.
+        Told the path of each part when it has been read.
     """
     objects = open_objects(url)
     if not objects.children(""):
@@ -106,10 +118,29 @@ def require_sound(url: str) -> None:
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Checked:
+    """What came of one group of a split: its commit record where it is a part, its keys, and what it took."""
+
+    findings: tuple[Finding, ...]
+    commit: Commit | None = None
+    keys: bytes | None = None
+    objects: int = 0
+    bytes: int = 0
+
+    @property
+    def is_sound(self) -> bool:
+        return self.commit is not None and all(finding.remedy != "drop the part" for finding in self.findings)
+
+
 class _Verification:
+    """Reads a store. Of a remote one parts are read side by side, and what is found is told in their order."""
+
     def __init__(self, objects: Objects, on_part: Callable[[str], None]) -> None:
         self._objects = objects
         self._on_part = on_part
+        self._parts_at_a_time = 1 if objects.root is not None else _PARTS_AT_A_TIME
+        self._large = threading.Semaphore(_LARGE_AT_A_TIME)
         self.parts = 0
         self.objects_read = 0
         self.bytes_read = 0
@@ -122,7 +153,6 @@ class _Verification:
             for dataset in group_names(self._objects, encoder):
                 yield from self._document(f"{encoder}/{dataset}", self._is_dataset)
         for path in split_paths(self._objects):
-            yield from self._document(path, self._is_split)
             yield from self._split(path)
 
     # --- documents ----------------------------------------------------------------------------------------------------
@@ -159,18 +189,16 @@ class _Verification:
     def _is_dataset(path: str, content: dict[str, Any]) -> str:
         return "" if "dataset" in content else f"it does not say which dataset {path} is"
 
-    def _is_split(self, path: str, content: dict[str, Any]) -> str:
+    def _is_split(self, path: str, content: dict[str, Any], *, checked: Mapping[str, _Checked]) -> str:
         if (stated := SplitAddress.from_document(content).path) != path:
             return f"it is the document of {stated}"
-        present = set(group_names(self._objects, path))
         for raw in content["catalogue"]:
             listed = Commit.from_json(raw)
-            if listed.part not in present:
-                return f"its catalogue lists {listed.part}, which is gone"
-            try:
-                held = read_commit(self._objects, path, listed.part)
-            except DamagedPart:
-                continue  # the part's own finding tells it
+            if listed.part not in checked:
+                if listed.part not in group_names(self._objects, path):  # it may have come since
+                    return f"its catalogue lists {listed.part}, which is gone"
+                continue
+            held = checked[listed.part].commit
             if held is not None and canonical_json(held.as_catalogue_json()) != canonical_json(raw):
                 return f"its catalogue does not agree with the commit record of {listed.part}"
         return ""
@@ -178,26 +206,42 @@ class _Verification:
     # --- parts --------------------------------------------------------------------------------------------------------
 
     def _split(self, path: str) -> Iterator[Finding]:
-        sound: list[Commit] = []
-        for part in group_names(self._objects, path):
-            where = f"{path}/{part}"
-            try:
-                commit = read_commit(self._objects, path, part)
-            except DamagedPart as error:
-                yield Finding(where=where, problem=str(error.__cause__ or error), remedy="drop the part")
-                continue
-            if commit is None:
-                yield from self._stray(where)
-                continue
-            self._on_part(where)
-            self.parts += 1
-            findings = [*self._sealed_objects(where, commit)]
-            if all(finding.remedy != "drop the part" for finding in findings):
-                findings += self._contents(where, commit)
-            if all(finding.remedy != "drop the part" for finding in findings):
-                sound.append(commit)
-            yield from findings
-        yield from self._keys(path, sound)
+        names = group_names(self._objects, path)
+        checked: dict[str, _Checked] = {}
+        with ThreadPoolExecutor(self._parts_at_a_time, thread_name_prefix="verify") as pool:
+            found = in_order(pool, lambda name: self._group(path, name), names, ahead=self._parts_at_a_time)
+            for name, each in zip(names, found, strict=True):
+                checked[name] = each
+                if each.commit is not None:
+                    self.parts += 1
+                    self._on_part(f"{path}/{name}")
+                self.objects_read += each.objects
+                self.bytes_read += each.bytes
+        yield from self._document(path, partial(self._is_split, checked=checked))
+        for each in checked.values():
+            yield from each.findings
+        yield from self._keys(path, checked)
+
+    def _group(self, path: str, part: str) -> _Checked:
+        where = f"{path}/{part}"
+        try:
+            commit = read_commit(self._objects, path, part)
+        except DamagedPart as error:
+            problem = str(error.__cause__ or error)
+            return _Checked(findings=(Finding(where=where, problem=problem, remedy="drop the part"),))
+        if commit is None:
+            return _Checked(findings=tuple(self._stray(where)))
+        reading = _PartReading(self._objects, where, commit, large=self._large)
+        findings = [*reading.sealed_objects()]
+        if all(finding.remedy != "drop the part" for finding in findings):
+            findings += reading.contents()
+        return _Checked(
+            findings=tuple(findings),
+            commit=commit,
+            keys=reading.keys,
+            objects=reading.objects_read,
+            bytes=reading.bytes_read,
+        )
 
     def _stray(self, where: str) -> Iterator[Finding]:
         """A file where groups should be, or arrays that nothing vouches for.
@@ -210,66 +254,11 @@ class _Verification:
             says = "it has arrays and no commit record: the record was lost, or a deletion was cut short"
             yield Finding(where=where, problem=says, remedy="drop the part")
 
-    def _sealed_objects(self, where: str, commit: Commit) -> Iterator[Finding]:
-        """Every object that the commit record names is there as it was written, and no other."""
-        sizes = self._objects.sizes(where)
-        sizes.pop(GROUP_DOCUMENT, None)
-        for name, entry in commit.objects.items():
-            size = sizes.pop(name, None)
-            if size is None:
-                yield Finding(where=where, problem=f"{name} is missing", remedy="drop the part")
-            elif size != entry.size:
-                says = f"{name} has {size:,} bytes, and {entry.size:,} were written"
-                yield Finding(where=where, problem=says, remedy="drop the part")
-            else:
-                data = self._objects.read(f"{where}/{name}") or b""
-                self.objects_read += 1
-                self.bytes_read += len(data)
-                if codecs.seal_crc32c([data]) != entry.crc32c:
-                    says = f"{name} is not what was written: its checksum differs"
-                    yield Finding(where=where, problem=says, remedy="drop the part")
-        for name in sizes:
-            yield Finding(where=f"{where}/{name}", problem="this object belongs to nothing", remedy="delete the object")
-
-    def _contents(self, where: str, commit: Commit) -> Iterator[Finding]:
-        """What the arrays say of one another; only a defect of the writer could break it."""
-        try:
-            problem = self._wrong_contents(where, commit)
-        except FeatstoreError as error:
-            problem = str(error)
-        if problem:
-            yield Finding(where=where, problem=problem, remedy="drop the part")
-
-    def _wrong_contents(self, where: str, commit: Commit) -> str:
-        if commit.recipe_fingerprint != where.split("/", maxsplit=1)[0].rpartition("@")[2]:
-            return f"it was made under another recipe, {commit.recipe_fingerprint}"
-        lengths = {
-            name: open_rows(self._objects, f"{where}/{name}").shape[0]
-            for name in ("start_seconds", "seconds", "utterance")
-        }
-        wrong = {name: length for name, length in lengths.items() if length != commit.windows}
-        if wrong:
-            return f"arrays have other lengths than its {commit.windows} windows: {wrong}"
-        utterance = open_rows(self._objects, f"{where}/utterance")
-        for start in range(0, commit.windows, 4096):
-            rows = utterance.slice(start, min(start + 4096, commit.windows))
-            if not np.isfinite(rows).all():
-                return f"utterance vectors from window {start} on are not all finite"
-        if commit.frames_stored:
-            offset_rows = open_rows(self._objects, f"{where}/frame_offsets")
-            offsets = offset_rows.slice(0, offset_rows.shape[0])
-            frames = open_rows(self._objects, f"{where}/frames").shape[0]
-            if len(offsets) != commit.windows + 1 or offsets[0] != 0 or not offsets[-1] == frames == commit.frames:
-                return "frame_offsets do not lead from 0 to the number of frames"
-            if (np.diff(offsets) < 1).any():
-                return "frame_offsets do not rise: a window has no frames"
-        return ""
-
-    def _keys(self, path: str, commits: Sequence[Commit]) -> Iterator[Finding]:
+    def _keys(self, path: str, checked: Mapping[str, _Checked]) -> Iterator[Finding]:
         """Keys are unique among the windows that count."""
         counts: Counter[str] = Counter()
-        for segment in counted_segments(commits):
-            chunk = self._objects.read(f"{path}/{segment.commit.part}/key/c/0")
+        for segment in counted_segments(each.commit for each in checked.values() if each.commit and each.is_sound):
+            chunk = checked[segment.commit.part].keys
             if chunk is not None:
                 keys = codecs.decode_strings(chunk)
                 counts.update(keys[segment.start : segment.start + segment.member.windows].tolist())
@@ -277,6 +266,136 @@ class _Verification:
         if twice:
             says = f"{len(twice)} keys stand there more than once, {json.dumps(twice[0])} among them"
             yield Finding(where=path, problem=says, remedy="none")
+
+
+class _PartReading:
+    """One part, read through its seals; `sealed_objects` comes first.
+
+    Attributes
+    ----------
+    keys : bytes or None
+        The chunk of its keys.
+    """
+
+    def __init__(self, objects: Objects, where: str, commit: Commit, *, large: threading.Semaphore) -> None:
+        self._objects = objects
+        self._where = where
+        self._commit = commit
+        self._large = large
+        self._kept: dict[str, bytes] = {}
+        self._kept_bytes = 0
+        self.keys: bytes | None = None
+        self.objects_read = 0
+        self.bytes_read = 0
+
+    def sealed_objects(self) -> Iterator[Finding]:
+        """Every object that the commit record names is there as it was written, and no other."""
+        where, seals = self._where, self._commit.objects
+        sizes = self._objects.sizes(where)
+        sizes.pop(GROUP_DOCUMENT, None)
+        whole = [name for name, entry in seals.items() if sizes.get(name) == entry.size]
+        differ = {name for name, data in self._read(whole) if codecs.seal_crc32c([data]) != seals[name].crc32c}
+        for name, entry in seals.items():
+            size = sizes.pop(name, None)
+            if size is None:
+                yield Finding(where=where, problem=f"{name} is missing", remedy="drop the part")
+            elif size != entry.size:
+                says = f"{name} has {size:,} bytes, and {entry.size:,} were written"
+                yield Finding(where=where, problem=says, remedy="drop the part")
+            elif name in differ:
+                says = f"{name} is not what was written: its checksum differs"
+                yield Finding(where=where, problem=says, remedy="drop the part")
+        for name in sizes:
+            yield Finding(where=f"{where}/{name}", problem="this object belongs to nothing", remedy="delete the object")
+
+    def _read(self, names: Sequence[str]) -> Iterator[tuple[str, bytes]]:
+        """Small objects many at a time, large ones one by one, and few of them of all parts together."""
+        small = [name for name in names if self._commit.objects[name].size <= _SMALL_BYTES]
+        for name, data in zip(small, self._objects.read_many(f"{self._where}/{name}" for name in small), strict=True):
+            yield name, self._noted(name, data or b"")
+        for name in names:
+            if self._commit.objects[name].size > _SMALL_BYTES:
+                with self._large:
+                    yield name, self._noted(name, self._objects.read(f"{self._where}/{name}") or b"")
+
+    def _noted(self, name: str, data: bytes) -> bytes:
+        """Count an object; and keep it where it is looked into, for it would travel once more."""
+        self.objects_read += 1
+        self.bytes_read += len(data)
+        if name == "key/c/0":
+            self.keys = data
+        is_looked_into = name.split("/", maxsplit=1)[0] in _LOOKED_INTO and not name.startswith("frames/c/")
+        if is_looked_into and self._objects.root is None and self._kept_bytes + len(data) <= _KEPT_BYTES:
+            self._kept[f"{self._where}/{name}"] = data
+            self._kept_bytes += len(data)
+        return data
+
+    def contents(self) -> Iterator[Finding]:
+        """What the arrays say of one another; only a defect of the writer could break it."""
+        try:
+            problem = self._wrong_contents()
+        except FeatstoreError as error:
+            problem = str(error)
+        if problem:
+            yield Finding(where=self._where, problem=problem, remedy="drop the part")
+
+    def _wrong_contents(self) -> str:
+        commit = self._commit
+        if commit.recipe_fingerprint != self._where.split("/", maxsplit=1)[0].rpartition("@")[2]:
+            return f"it was made under another recipe, {commit.recipe_fingerprint}"
+        lengths = {name: self._rows(name).shape[0] for name in ("start_seconds", "seconds", "utterance")}
+        wrong = {name: length for name, length in lengths.items() if length != commit.windows}
+        if wrong:
+            return f"arrays have other lengths than its {commit.windows} windows: {wrong}"
+        with contextlib.ExitStack() as held:
+            if commit.windows and f"{self._where}/utterance/c/0/0" not in self._kept and self._objects.root is None:
+                held.enter_context(self._large)  # it travels again
+            utterance = self._rows("utterance")
+            for start in range(0, commit.windows, 4096):
+                rows = utterance.slice(start, min(start + 4096, commit.windows))
+                if not np.isfinite(rows).all():
+                    return f"utterance vectors from window {start} on are not all finite"
+        if commit.frames_stored:
+            offset_rows = self._rows("frame_offsets")
+            offsets = offset_rows.slice(0, offset_rows.shape[0])
+            frames = self._rows("frames").shape[0]
+            if len(offsets) != commit.windows + 1 or offsets[0] != 0 or not offsets[-1] == frames == commit.frames:
+                return "frame_offsets do not lead from 0 to the number of frames"
+            if (np.diff(offsets) < 1).any():
+                return "frame_offsets do not rise: a window has no frames"
+        return ""
+
+    def _rows(self, name: str) -> Rows:
+        path = f"{self._where}/{name}"
+        document, remote = self._kept.get(f"{path}/{GROUP_DOCUMENT}"), getattr(self._objects, "remote", None)
+        layout = None if document is None or remote is None else self._layout(document)
+        if layout is None:
+            return open_rows(self._objects, path)
+        sizes = {key: entry.size for key, entry in self._commit.objects.items()}
+        return RangedRows(_Recalled(remote, self._kept), path, layout, lambda key: sizes.get(f"{name}/{key}", 0))
+
+    @staticmethod
+    def _layout(document: bytes) -> ArrayLayout | None:
+        try:
+            return parse_layout(document)
+        except ValueError:
+            return None  # `open_rows` says what is wrong
+
+
+@dataclass(frozen=True, slots=True)
+class _Recalled:
+    """Ranges of a remote's objects, of those that were kept without asking."""
+
+    remote: Ranges
+    kept: Mapping[str, bytes]
+
+    @property
+    def url(self) -> str:
+        return self.remote.url
+
+    def get_range(self, key: str, start: int, stop: int) -> bytes:
+        data = self.kept.get(key)
+        return self.remote.get_range(key, start, stop) if data is None else data[start:stop]
 
 
 def _repair(objects: Objects, findings: Sequence[Finding]) -> Iterator[Finding]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 from tiny_models import save
 
-from handmade import Run
+import tiny
+from handmade import XARES_ENCODER, Run, clip, extract, noise, write_split
 
 
 def test_layers_and_pools_of_one_extraction_are_probed_by_name(run: Run, folder: Path) -> None:
@@ -24,6 +27,26 @@ def test_layers_and_pools_of_one_extraction_are_probed_by_name(run: Run, folder:
     assert sorted(record["encoder"] for record in listed) == sorted(names)
     scored = run("probe", "tiny.toml", "--store", "store", "--encoder", "wav2vec2-tiny.layer2.std", "--json")
     assert [record["encoder"] for record in json.loads(scored.out)] == ["wav2vec2-tiny.layer2.std"]
+
+
+def test_a_long_run_on_a_cpu_that_has_bfloat16_is_told_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from featstore.encoders import devices
+
+    gains = import_module("featstore.cli.extract")._would_gain_from_bfloat16
+    write_split(tmp_path / "data/tiny", "train", [clip("a", noise(0.3))])
+    encoder = tmp_path / "my_encoder.py"
+    encoder.write_text(XARES_ENCODER)
+    (short,) = extract(tiny.task(), tmp_path / "data", tmp_path / "store", encoder=str(encoder))
+    long = replace(short, bottleneck="encode", seconds={**short.seconds, "encode": 60.0})
+    monkeypatch.setattr(devices, "cpu_multiplies_bfloat16", lambda: True)
+    assert gains(long)
+    assert not gains(short)
+    assert not gains(replace(long, bottleneck="read"))
+    assert not gains(replace(long, encoder="logmel"))
+    assert not gains(replace(long, settings={**long.settings, "precision": "bfloat16"}))
+    assert not gains(replace(long, settings={**long.settings, "device": "cuda"}))
+    monkeypatch.setattr(devices, "cpu_multiplies_bfloat16", lambda: False)
+    assert not gains(long)
 
 
 def test_the_table_counts_layers_as_people_do(run: Run, folder: Path) -> None:

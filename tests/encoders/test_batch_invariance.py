@@ -11,7 +11,7 @@ import torch
 
 import featstore
 from featstore.encoders import load_encoder
-from featstore.encoders.running import Encoder
+from featstore.encoders.encoder import Encoder
 from handmade import build, clip, extract, noise, write_tar
 from tiny import task
 

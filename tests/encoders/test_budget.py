@@ -7,6 +7,7 @@ import torch
 
 from featstore.encoders import budget
 from featstore.encoders.budget import find_batch_seconds
+from featstore.encoders.running import EncoderRun
 from handmade import build
 
 RATE = 1000
@@ -42,7 +43,7 @@ def started(module: torch.nn.Module):
     recipe = encoder.recipe(
         padding="0.25", precision="float32", frame_dtype="float16", resampler="none", format_version=1
     )
-    return encoder.start(recipe, device="cpu", keep_frames=False)
+    return EncoderRun(encoder, recipe, device="cpu", keep_frames=False)
 
 
 @pytest.mark.parametrize("free", [None, 10**12])

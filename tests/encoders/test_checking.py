@@ -17,7 +17,7 @@ from featstore.encoders.checking import Budget, Check, check_encoder
 from featstore.encoders.checking.audio import clipped, tones
 from featstore.encoders.checking.bench import Bench
 from featstore.encoders.checking.hop import check_hop
-from featstore.encoders.running import Encoder
+from featstore.encoders.encoder import Encoder
 from featstore.extract import ExtractOptions, plan_recipe
 from featstore.extract.windows import Padding, Window, plan_windows
 from handmade import build

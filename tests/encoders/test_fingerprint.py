@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from featstore.encoders import load_encoder
+from featstore.encoders.encoder import Encoder
 from featstore.encoders.fingerprint import state_sha256
-from featstore.encoders.running import Encoder
 from featstore.extract import ExtractOptions
 from featstore.records import Recipe
 from handmade import XARES_ENCODER, clip, extract, noise, write_split

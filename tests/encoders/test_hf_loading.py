@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from tiny_models import save
 
 from featstore.encoders import load_encoder
-from featstore.encoders.running import Encoder
+from featstore.encoders.encoder import Encoder
 from featstore.errors import EncoderError, FeatstoreError, UsageError
 
 SETTINGS: dict[str, Any] = {

@@ -13,8 +13,9 @@ import transformers
 from tiny_models import FAMILIES, save
 
 from featstore.encoders import load_encoder
+from featstore.encoders.encoder import Encoder
 from featstore.encoders.hf.waveform import normalised
-from featstore.encoders.running import Encoder, EncoderRun
+from featstore.encoders.running import EncoderRun
 from handmade import noise
 
 MASKED = {"wav2vec2-layer", "wav2vec2-adapter", "data2vec-audio", "hubert", "wavlm", "wav2vec2-bert"}
@@ -36,7 +37,7 @@ def start(encoder: Encoder, *, padding: str = "0.25") -> EncoderRun:
     recipe = encoder.recipe(
         padding=padding, precision="float32", frame_dtype="float32", resampler="none", format_version=1
     )
-    return encoder.start(recipe, device="cpu", keep_frames=True)
+    return EncoderRun(encoder, recipe, device="cpu", keep_frames=True)
 
 
 def stacked(waves: list[np.ndarray], *, to: int) -> tuple[np.ndarray, np.ndarray]:

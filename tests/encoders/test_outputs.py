@@ -10,8 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from featstore.encoders.encoder import Encoder
 from featstore.encoders.outputs import Output, Pool, pooled
-from featstore.encoders.running import Encoder, EncoderRun
+from featstore.encoders.running import EncoderRun
 from featstore.errors import EncoderContractError, EncoderError
 from layered import Layered
 
@@ -26,7 +27,7 @@ def start(encoder: Encoder, **options: Any) -> EncoderRun:
     recipe = encoder.recipe(
         padding="exact", precision="float32", frame_dtype="float32", resampler="none", format_version=1
     )
-    return encoder.start(recipe, device="cpu", keep_frames=True, **options)
+    return EncoderRun(encoder, recipe, device="cpu", keep_frames=True, **options)
 
 
 def batch(*lengths: int) -> tuple[np.ndarray, np.ndarray]:

@@ -10,7 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from featstore.encoders.running import Encoder, EncoderRun, NonFiniteRow, pick_device, real_frames
+from featstore.encoders.devices import pick_device
+from featstore.encoders.encoder import Encoder
+from featstore.encoders.running import EncoderRun, NonFiniteRow, real_frames
 from featstore.errors import EncoderError, UsageError
 from handmade import build
 
@@ -28,7 +30,7 @@ class Ramp(torch.nn.Module):
 def start(module: torch.nn.Module, *, padding: str = "0.25", dtype: str = "float16", **more: Any) -> EncoderRun:
     encoder: Encoder = build(module)
     recipe = encoder.recipe(padding=padding, precision="float32", frame_dtype=dtype, resampler="none", format_version=1)
-    return encoder.start(recipe, device="cpu", keep_frames=True, **more)
+    return EncoderRun(encoder, recipe, device="cpu", keep_frames=True, **more)
 
 
 def batch(*lengths: int, to: int | None = None) -> tuple[np.ndarray, np.ndarray]:

@@ -27,6 +27,7 @@ from fleets import (
     wait_until_nobody_is_left,
 )
 from handmade import clip, environment, noise, write_split
+from servers import web_server
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +59,7 @@ OPTIONS = ExtractOptions(frames="always", workers=1)
 
 
 def extract(
-    engine: Engine, folder: Path, store: Path, *, data: Path | None = None, progress: Silent | None = None
+    engine: Engine, folder: Path, store: Path, *, data: Path | str | None = None, progress: Silent | None = None
 ) -> ExtractRecord:
     [record] = extract_task(
         load_manifest(folder / "tiny.toml"),
@@ -105,6 +106,16 @@ def test_two_processes_make_the_store_of_one_bit_for_bit_and_count_together(
     assert (record.shards_done, record.clips, record.deaths) == (N_SHARDS, N_SHARDS * CLIPS_PER_SHARD, ())
     again = extract(engine, folder, tmp_path / "store")
     assert (again.shards_done, again.shards_reused) == (0, N_SHARDS)
+
+
+def test_shards_of_a_url_that_are_fetched_ahead_make_the_same_store(
+    engine: Engine, folder: Path, alone: Path, tmp_path: Path
+) -> None:
+    with web_server(folder / "data", ranges=True) as (url, requests):
+        record = extract(engine, folder, tmp_path / "store", data=url)
+    assert (record.shards_done, record.deaths) == (N_SHARDS, ())
+    assert len([each for each in requests if each.endswith(".tar")]) == N_SHARDS  # each travels once
+    assert_same_contents(alone, tmp_path / "store", ignoring=("mtime_ns", "etag"))
 
 
 def test_both_processes_take_part_and_their_seconds_are_added_up(engine: Engine, folder: Path, tmp_path: Path) -> None:

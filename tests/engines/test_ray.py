@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
+from featstore.extract.engines import RAY_SETTINGS
+
+os.environ |= RAY_SETTINGS
 ray = pytest.importorskip("ray")
-os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
 
 from ray.cluster_utils import Cluster  # noqa: E402
 from stores import assert_same_contents  # noqa: E402
@@ -136,7 +137,7 @@ def test_what_a_node_held_that_is_removed_is_encoded_by_others_and_the_store_is_
 
 
 def test_what_a_killed_actor_held_is_encoded_by_others_and_the_store_is_the_same(
-    engine: Engine, folder: Path, alone: Path, tmp_path: Path
+    engine: Engine, folder: Path, alone: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (folder / "faults/killed-once").touch()
     record = extract(engine, folder, tmp_path / "store")
@@ -144,6 +145,7 @@ def test_what_a_killed_actor_held_is_encoded_by_others_and_the_store_is_the_same
     assert death.startswith("a Ray worker on ")
     assert "died; others encoded train-" in death
     assert_same_contents(alone, tmp_path / "store", ignoring=())
+    assert capfd.readouterr() == ("", "")  # Ray has a paragraph on it
 
 
 def test_an_encoder_that_fails_on_a_node_fails_as_it_would_here(engine: Engine, folder: Path, tmp_path: Path) -> None:

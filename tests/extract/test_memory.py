@@ -7,6 +7,7 @@ import sys
 import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,10 @@ from numpy.typing import NDArray
 
 from featstore.encoders.made import Encoded
 from featstore.extract.batches import LengthBatcher
-from featstore.extract.pipeline import EncodeSettings, PartTarget, encode_shards
+from featstore.extract.outcome import EncodeSettings
+from featstore.extract.pipeline import encode_shards
 from featstore.extract.progress import Silent
+from featstore.extract.shard_work import PartTarget
 from featstore.extract.shards import find_shards
 from featstore.extract.stream import ClipRead, ClipStream
 from featstore.extract.windows import Padding, plan_windows
@@ -38,8 +41,8 @@ class Part:
     def add(self, window: EmbeddedWindow) -> None:
         self.held.append(window)
 
-    def commit(self, members: list[Member], **_: Any) -> Member:
-        return members[0]
+    def commit(self, members: list[Member], **_: Any) -> SimpleNamespace:
+        return SimpleNamespace(members=members, objects={})
 
     def abort(self) -> None:
         pass
@@ -87,7 +90,7 @@ def test_parts_that_were_committed_are_let_go(tmp_path: Path) -> None:
         ),
         progress=Silent(),
     )
-    assert len(result.commits[0]) == 24
+    assert len(result.stored[0]) == 24
     assert writer.most_alive <= 10  # those whose writes wait, not those that were
 
 

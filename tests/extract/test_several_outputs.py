@@ -11,8 +11,8 @@ from tiny_models import save
 
 import featstore
 from featstore.encoders import load_encoder
+from featstore.encoders.encoder import Encoder
 from featstore.encoders.outputs import Output
-from featstore.encoders.running import Encoder
 from featstore.errors import UsageError
 from featstore.store import open_store
 from featstore.store.verify import verify_store
@@ -80,9 +80,9 @@ def test_outputs_that_a_shard_has_are_not_written_again(data: Path, tmp_path: Pa
 def test_a_run_that_ends_between_two_outputs_of_a_shard_goes_on_with_the_other(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from featstore.extract import pipeline
+    from featstore.extract.shard_work import ShardWork
 
-    committed = pipeline._ShardWork._commit_part
+    committed = ShardWork._commit_part
     calls = 0
 
     def breaks(*given: Any) -> Any:
@@ -92,7 +92,7 @@ def test_a_run_that_ends_between_two_outputs_of_a_shard_goes_on_with_the_other(
             raise OSError("the machine went away")
         return committed(*given)
 
-    monkeypatch.setattr(pipeline._ShardWork, "_commit_part", breaks)
+    monkeypatch.setattr(ShardWork, "_commit_part", breaks)
     with pytest.raises(OSError, match="went away"):
         extract(task(), data, tmp_path / "store", encoder=layered(*OUTPUTS))
     monkeypatch.undo()

@@ -70,8 +70,19 @@ def test_a_server_that_is_not_there(s3, monkeypatch):
         port = free.getsockname()[1]
     monkeypatch.setenv("FEATSTORE_RETRIES", "1")
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
-    assert "cannot read s3://bucket/x.zarr/zarr.json" in told(RemoteError, "s3://bucket/x.zarr")
+    said = told(RemoteError, "s3://bucket/x.zarr")
+    assert "cannot read s3://bucket/x.zarr/zarr.json: no answer from http://127.0.0.1:" in said
+    assert said.endswith("Connection refused (after 1 retries)")
     assert "cannot read http://127.0.0.1" in told(RemoteError, f"http://127.0.0.1:{port}/x.zarr")
+
+
+@pytest.mark.parametrize(
+    ("name", "url"),
+    [("AWS_ENDPOINT_URL", "s3://b/x"), ("GOOGLE_BASE_URL", "gs://b/x"), ("AZURE_STORAGE_ENDPOINT", "az://c/x")],
+)
+def test_the_address_of_a_server_without_its_scheme(name, url, monkeypatch):
+    monkeypatch.setenv(name, "minio:9000")
+    assert told(UsageError, url) == f"{name} must be a URL such as http://localhost:9000: got 'minio:9000'"
 
 
 @pytest.mark.parametrize("fault", ["500", "slow down", "stall"])

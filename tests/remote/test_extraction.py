@@ -12,7 +12,7 @@ from stores import assert_equal_contents, contents_by_plain_zarr
 
 import featstore
 from featstore.encoders import load_encoder
-from featstore.encoders.running import Encoder
+from featstore.encoders.encoder import Encoder
 from featstore.errors import ShardError
 from featstore.extract import ExtractOptions, extract_task
 from featstore.extract.ranks import Share

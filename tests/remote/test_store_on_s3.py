@@ -17,7 +17,7 @@ from featstore.errors import DamagedPart, StoreError
 from featstore.store import Member, ShardIdentity
 from featstore.store.catalogue import look_at_split, read_split
 from featstore.store.documents import read_document
-from featstore.store.format import seal
+from featstore.store.format import GROUP_DOCUMENT, seal
 from featstore.store.maintenance import compact_store, gc_store
 from featstore.store.objects import open_objects
 from featstore.store.rows import ZarrRows, open_rows
@@ -98,13 +98,12 @@ def test_a_thousand_names_are_planned_with_their_catalogue_and_a_listing(url, s3
     assert read_split(open_objects(url), writer.path).clips == 999 * 5
     assert len(s3.requests) == 2
 
-    document["catalogue"] += [{**record, "part": f"x{record['part']}"} for record in records[:2]]
+    document["catalogue"].append({**records[0], "part": f"x{records[0]['part']}"})
     objects.write(f"{writer.path}/zarr.json", seal(document))
-    for record in records[:2]:
-        objects.write(f"{writer.path}/x{record['part']}/key/zarr.json", b"{}")
+    objects.write(f"{writer.path}/x{records[0]['part']}/key/zarr.json", b"{}")
     s3.forget()
     assert read_split(open_objects(url), writer.path).clips == 999 * 5  # of two parts of a shard one counts
-    assert len(s3.requests) == 3  # 1,001 parts are a second page
+    assert len(s3.requests) == 3  # with the thousandth part the document is on a second page
 
 
 def test_what_was_read_once_is_not_asked_for_again(url, s3, tmp_path):
@@ -325,6 +324,30 @@ def test_damage_in_a_bucket_is_found_named_and_repaired(url):
     assert {finding.remedy for finding in verify_store(url, repair=False).findings} == {"drop the part"}
     assert verify_store(url, repair=True).sound
     assert [segment.member.shard.name for segment in featstore.open(url).select().segments] == ["a.tar"]
+
+
+def test_a_bucket_is_verified_with_one_request_an_object_and_reported_as_a_folder_is(s3, bucket, tmp_path):
+    folder, url = tmp_path / "local.zarr", f"{bucket}/same.zarr"
+    make_store(folder, shards=[f"{letter}.tar" for letter in "abcdef"])
+    parts = {path.name.split(".")[0]: path for path in folder.glob("*/*/*/*.*/")}
+    for victim in (parts["b"] / "utterance/c/0/0", parts["c"] / "frames/c/0/0", parts["d"] / GROUP_DOCUMENT):
+        raw = bytearray(victim.read_bytes())
+        raw[len(raw) // 2] ^= 4
+        victim.write_bytes(raw)
+    (parts["e"] / "key/c/0").unlink()
+    (parts["f"] / "stray").write_bytes(b"x")
+    objects = open_objects(url)
+    for path in folder.rglob("*"):
+        if path.is_file():
+            objects.write(path.relative_to(folder).as_posix(), path.read_bytes())
+    s3.forget()
+    there, here = (verify_store(str(store), repair=False).as_json() for store in (url, folder))
+    assert len(there["findings"]) == 5
+    assert {**there, "url": ""} == {**here, "url": ""}
+    read = [request.path for request in s3.asked("GET") if not request.query]
+    assert not [path for path in read if "/c/" in path and read.count(path) > 1]
+    listings = [request for request in s3.asked("GET") if "list-type" in request.query]
+    assert len(listings) <= 6 + 2 + 2 * 4  # one a part; the rest is of groups and of what is no part
 
 
 def test_an_array_of_another_layout_is_read_by_zarr(url):

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 import featstore
+from featstore.store.format import DamagedDocument, seal, unseal
 from featstore.store.verify import verify_store
 
 FIXTURE = Path(__file__).with_name("format-1.zarr")
@@ -28,6 +31,19 @@ def test_the_store_that_was_committed_with_format_1_still_reads_number_for_numbe
 
 def test_the_store_that_was_committed_with_format_1_still_verifies():
     assert verify_store(str(FIXTURE), repair=False).sound
+
+
+def test_a_document_stands_in_canonical_json_and_reads_alike_with_white_space_between() -> None:
+    content = {"split": "träin", "numbers": [1.5, None, 2**60], "a": {"b": []}}
+    document = seal(content)
+    parsed = json.loads(document)
+    words = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    assert words in document
+    assert parsed["attributes"] == {"featstore": content, "featstore_sha256": hashlib.sha256(words).hexdigest()}
+    for other in (document, json.dumps(parsed, indent=1).encode(), json.dumps(parsed, sort_keys=True).encode()):
+        assert unseal(other) == content
+        with pytest.raises(DamagedDocument):
+            unseal(other.replace(b"1.5", b"1.6"))
 
 
 LENGTHS = [3, 2, 4, 3, 6]

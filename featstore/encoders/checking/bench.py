@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featstore.encoders.checking.audio import tones
-from featstore.encoders.running import Encoder, EncoderRun
+from featstore.encoders.encoder import Encoder
+from featstore.encoders.running import EncoderRun
 from featstore.records import Recipe
 
 __all__ = ["Bench", "Difference", "Embedding", "Planned", "cosine", "difference", "furthest"]
@@ -89,8 +90,8 @@ class Bench:
             recipe=recipe,
             device=device,
             plan=plan,
-            trimmed=encoder.start(wide, device=device, keep_frames=True),
-            untrimmed=encoder.start(replace(wide, padding="xares"), device=device, keep_frames=True),
+            trimmed=EncoderRun(encoder, wide, device=device, keep_frames=True),
+            untrimmed=EncoderRun(encoder, replace(wide, padding="xares"), device=device, keep_frames=True),
         )
 
     @property

@@ -14,7 +14,7 @@ from featstore.encoders.checking.long import check_long
 from featstore.encoders.checking.padding import check_padding, check_padding_beside_a_longer_clip
 from featstore.encoders.checking.records import Check
 from featstore.encoders.checking.speed import check_speed
-from featstore.encoders.running import Encoder
+from featstore.encoders.encoder import Encoder
 from featstore.errors import EncoderError
 from featstore.records import Recipe
 

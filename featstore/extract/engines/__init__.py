@@ -5,6 +5,7 @@ A run plans, an engine encodes, and the run writes down what came of it. Each en
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,12 +16,19 @@ from featstore.errors import UsageError
 
 if TYPE_CHECKING:
     from featstore.encoders.outputs import Pool
-    from featstore.extract.pipeline import EncodeResult
+    from featstore.extract.outcome import EncodeResult
     from featstore.extract.progress import Progress
     from featstore.extract.run import ExtractOptions
     from featstore.extract.work import EncodeJob, EncoderCard, StaleShard
 
-__all__ = ["EncoderRequest", "Engine", "open_engine"]
+__all__ = ["RAY_SETTINGS", "EncoderRequest", "Engine", "open_engine"]
+
+RAY_SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # what Ray will do by itself, and warns of
+    "RAY_DEDUP_LOGS_SKIP_REGEX": ".",  # of a worker that dies it tells in a paragraph, and a run in a line
+}
+"""Of the environment, where it says nothing else; Ray reads some of them when it is imported."""
 
 _ATTEMPTS = 2
 _ATTEMPTS_ON_RAY = 3  # a node that is taken away is nobody's fault
@@ -123,6 +131,8 @@ def open_engine(
 def _on_ray(
     request: EncoderRequest, *, device: str, address: str | None, cpus_per_worker: int | None
 ) -> Iterator[Engine]:
+    for name, value in RAY_SETTINGS.items():
+        os.environ.setdefault(name, value)
     try:
         from featstore.extract.engines.ray import RayWorkers, connected, seats
     except ModuleNotFoundError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Literal
 
 from featstore.extract.work import StaleShard
 
@@ -23,9 +24,14 @@ class Dealt:
 
 @dataclass(slots=True)
 class _Hand:
-    """What a worker has: shards that it reads or encodes, and those that it commits."""
+    """What a worker has: shards that it reads or encodes, and those that it commits.
 
-    wants: bool = False
+    ``dealt`` is how many it was ever given; the last of them, while it is only fetched, is ``ahead``.
+    """
+
+    wants: Literal["nothing", "ahead", "at once"] = "nothing"
+    dealt: int = 0
+    ahead: str | None = None
     shards: dict[str, StaleShard] = field(default_factory=dict)
     committing: dict[str, StaleShard] = field(default_factory=dict)
 
@@ -34,12 +40,14 @@ class Deal:
     """One queue of shards for all workers.
 
     A worker is given a shard when it asks for one: when it has read the one before to its end. So it reads ahead into
-    its next shard, and none sits on shards that another could begin. What a worker held that died goes to the front.
+    its next shard, and none sits on shards that another could begin. A shard that lies elsewhere it may be given while
+    it reads the one before, to fetch it meanwhile; but only while there are more shards than workers, so that at the
+    end none waits for what another has fetched and not begun. What a worker held that died goes to the front.
 
     >>> from pathlib import Path
     >>> from featstore.extract.shards import Shard
     >>> deal = Deal(StaleShard(shard=Shard(name=name, path=Path(name)), outputs=(0,)) for name in ("a", "b"))
-    >>> deal.wants(7)
+    >>> deal.wants(7, nth=0, at_once=True)
     >>> [(dealt.worker, dealt.shard.shard.name) for dealt in deal.hand_out()]
     [(7, 'a')]
     >>> [shard.shard.name for shard in deal.lost(7)]
@@ -51,19 +59,28 @@ class Deal:
         self._hands: dict[int, _Hand] = {}
         self._losses: dict[str, int] = {}
 
-    def wants(self, worker: int) -> None:
-        """Note that a worker would begin a shard."""
-        self._hands.setdefault(worker, _Hand()).wants = True
+    def wants(self, worker: int, *, nth: int, at_once: bool) -> None:
+        """Note that a worker would begin its `nth` shard, or fetch it ahead. It has begun the one before."""
+        hand = self._hands.setdefault(worker, _Hand())
+        if nth == hand.dealt:  # else the answer was on its way already
+            hand.wants, hand.ahead = "at once" if at_once else "ahead", None
 
     def hand_out(self) -> Iterator[Dealt]:
-        """Give shards to those who want one; first to those who hold none."""
-        for worker in sorted(self._hands, key=lambda worker: (len(self._hands[worker].shards), worker)):
-            hand = self._hands[worker]
-            if self._waiting and hand.wants and len(hand.shards) < _MOST_AT_A_TIME:
-                shard = self._waiting.popleft()
-                hand.wants = False
-                hand.shards[shard.shard.name] = shard
-                yield Dealt(worker=worker, shard=shard)
+        """Give shards to those who wait for one, first to those who hold none; then to those who would fetch ahead."""
+        in_turn = sorted(self._hands, key=lambda worker: (len(self._hands[worker].shards), worker))
+        for wish, left_for_others in (("at once", 0), ("ahead", len(self._hands))):
+            for worker in in_turn:
+                hand = self._hands[worker]
+                is_free = hand.wants == wish and len(hand.shards) < _MOST_AT_A_TIME
+                if is_free and len(self._waiting) > left_for_others:
+                    yield self._dealt(worker, hand)
+
+    def _dealt(self, worker: int, hand: _Hand) -> Dealt:
+        shard = self._waiting.popleft()
+        hand.ahead = shard.shard.name if hand.wants == "ahead" else None
+        hand.wants, hand.dealt = "nothing", hand.dealt + 1
+        hand.shards[shard.shard.name] = shard
+        return Dealt(worker=worker, shard=shard)
 
     def encoded(self, worker: int, name: str) -> None:
         """A shard is on its way to the store, and the worker may take another."""
@@ -77,11 +94,13 @@ class Deal:
         hand.committing.pop(name, None)
 
     def lost(self, worker: int) -> tuple[StaleShard, ...]:
-        """The worker has died: what it held waits for others. Returns that."""
+        """The worker has died: what it held waits for others. Returns that. What it had not begun did not kill it."""
         hand = self._hands.pop(worker, _Hand())
         held = (*hand.committing.values(), *hand.shards.values())
         self._waiting.extendleft(reversed(held))
         for shard in held:
+            if shard.shard.name == hand.ahead:
+                continue
             self._losses[shard.shard.name] = self._losses.get(shard.shard.name, 0) + 1
         return held
 

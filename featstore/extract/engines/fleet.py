@@ -25,10 +25,9 @@ from featstore.extract.engines.messages import (
     Take,
     Wants,
 )
-from featstore.extract.pipeline import EncodeResult, StageTimes
+from featstore.extract.outcome import EncodeResult, StageTimes, StoredShard
 from featstore.extract.progress import Progress
 from featstore.extract.work import EncodeJob, EncoderCard, StaleShard
-from featstore.store import Commit
 
 if TYPE_CHECKING:
     from featstore.extract.run import ExtractOptions
@@ -236,7 +235,7 @@ class _Session:
 
     def note(self, worker: int, event: Wants | Encoded | Settled | Ended) -> None:
         if isinstance(event, Wants):
-            self.deal.wants(worker)
+            self.deal.wants(worker, nth=event.nth, at_once=event.at_once)
             self.present.add(worker)
         elif isinstance(event, Encoded):
             self.deal.encoded(worker, event.name)
@@ -259,12 +258,12 @@ class _Session:
 
     def result(self, shards: Iterable[StaleShard], *, seconds: float) -> EncodeResult:
         outcomes = [(each.shard, self.settled[each.shard.name]) for each in shards]
-        commits: dict[int, tuple[Commit, ...]] = {}
+        stored: dict[int, list[StoredShard]] = {}
         for _, outcome in outcomes:
-            for output, commit in outcome.commits.items():
-                commits[output] = (*commits.get(output, ()), commit)
+            for output, shard in outcome.stored.items():
+                stored.setdefault(output, []).append(shard)
         return EncodeResult(
-            commits=commits,
+            stored={output: tuple(shards) for output, shards in stored.items()},
             broken=tuple((shard, outcome.broken) for shard, outcome in outcomes if outcome.broken),
             times=_added_up((ended.times for ended in self.ended), total=seconds),
             settings=next((ended.settings for ended in self.ended if ended.settings is not None), None),

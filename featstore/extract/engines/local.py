@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from featstore.extract.pipeline import EncodeResult
+from featstore.extract.outcome import EncodeResult
 from featstore.extract.progress import Progress
 from featstore.extract.work import EncodeJob, EncoderCard, StaleShard, Workplace, cores
 
 if TYPE_CHECKING:
-    from featstore.encoders.running import Encoder
+    from featstore.encoders.encoder import Encoder
     from featstore.extract.run import ExtractOptions
 
 __all__ = ["LocalEngine"]

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from featstore.extract.pipeline import EncodeSettings, StageTimes
+from featstore.extract.outcome import EncodeSettings, StageTimes, StoredShard
 from featstore.extract.work import EncodeJob, EncoderCard, StaleShard
-from featstore.store import Commit
 
 if TYPE_CHECKING:
     from featstore.extract.run import ExtractOptions
@@ -82,9 +81,15 @@ class Described:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wants:
-    """The worker has read its last shard to the end, and would read the next."""
+    """The worker would have its next shard, of which ``nth`` is the number, from 0 on.
+
+    ``at_once``: it has read the one before to the end. Else it is reading that, and could fetch the next meanwhile from
+    where it lies; it says so again when it waits for it.
+    """
 
     number: int
+    nth: int
+    at_once: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,7 +114,7 @@ class Settled:
 
     number: int
     name: str
-    commits: Mapping[int, Commit]
+    stored: Mapping[int, StoredShard]
     broken: str
 
 

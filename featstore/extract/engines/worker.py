@@ -12,7 +12,7 @@ import queue
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,10 +34,10 @@ from featstore.extract.engines.messages import (
     Take,
     Wants,
 )
+from featstore.extract.outcome import Outcome
 from featstore.extract.progress import Silent
 from featstore.extract.shards import AnyShard
 from featstore.extract.work import StaleShard, Workplace
-from featstore.store import Commit
 
 __all__ = ["Worker", "WorkerSettings"]
 
@@ -127,7 +127,7 @@ class Worker:
         feed = _Feed(begin.number, inbox=self._inbox, say=self._say)
         reporting = _Reporting(say=self._say, quitting=self._quitting)
 
-        def settled(shard: AnyShard, outcome: Future[Mapping[int, Commit] | ShardError]) -> None:
+        def settled(shard: AnyShard, outcome: Future[Outcome]) -> None:
             feed.last_done = time.perf_counter()
             reporting.flush()  # what is counted from here on is of the next shard
             if not _is_broken(outcome):
@@ -140,9 +140,7 @@ class Worker:
         result.times.wait_clips = max(0.0, result.times.wait_clips - feed.idle_seconds)
         self._say(Ended(number=begin.number, times=result.times, settings=result.settings))
 
-    def _settled(
-        self, number: int, shard: AnyShard, done: Future[Mapping[int, Commit] | ShardError], feed: _Feed
-    ) -> None:
+    def _settled(self, number: int, shard: AnyShard, done: Future[Outcome], feed: _Feed) -> None:
         if done.cancelled() or done.exception() is not None:
             feed.close()  # it is raised where the shard is encoded, which may be waiting for the next
             return
@@ -152,14 +150,16 @@ class Worker:
             Settled(
                 number=number,
                 name=shard.name,
-                commits={} if isinstance(outcome, ShardError) else outcome,
+                stored={} if isinstance(outcome, ShardError) else outcome,
                 broken=str(outcome) if broken else "",
             )
         )
 
 
 class _Feed:
-    """Shards as the chief hands them out: each is asked for when the one before has been read to its end.
+    """Shards as the chief hands them out.
+
+    Whoever iterates asks for the next; that it is waited for, and not only fetched ahead, `note_read` says.
 
     Attributes
     ----------
@@ -179,13 +179,17 @@ class _Feed:
         self._inbox = inbox
         self._say = say
         self._closed = False
+        self._asking = threading.Lock()
+        self._read = 0  # the number of the shard that is waited for
+        self._asked = -1  # the number of the shard that was last asked for
+        self._at_once = False
         self.last_done = time.perf_counter()
         self.idle_seconds = 0.0
 
     def __iter__(self) -> Iterator[AnyShard]:
         """Ask, wait, hand on."""
         while not self._closed:
-            self._say(Wants(number=self._number))
+            self._ask(len(self.taken))
             message = self._answer()
             if isinstance(message, Quit):
                 self._inbox.put(message)  # for whoever looks next
@@ -194,6 +198,22 @@ class _Feed:
                 return
             self.taken[message.shard.shard.name] = message.shard
             yield message.shard.shard
+
+    def note_read(self, count: int) -> None:
+        """So many shards have been read to their end: say that the next is waited for, if it is asked for already."""
+        with self._asking:
+            self._read = count
+            if self._asked == count and not self._at_once:
+                self._say_wants()
+
+    def _ask(self, nth: int) -> None:
+        with self._asking:
+            self._asked = nth
+            self._say_wants()
+
+    def _say_wants(self) -> None:
+        self._at_once = self._read >= self._asked
+        self._say(Wants(number=self._number, nth=self._asked, at_once=self._at_once))
 
     def _answer(self) -> Message | _Close:
         while isinstance(message := self._inbox.get(), _Close) and message.number != self._number:
@@ -232,7 +252,7 @@ class _Reporting(Silent):
         self._clips, self._audio_seconds, self._said = 0, 0.0, time.monotonic()
 
 
-def _is_broken(outcome: Future[Mapping[int, Commit] | ShardError]) -> bool:
+def _is_broken(outcome: Future[Outcome]) -> bool:
     return outcome.done() and outcome.exception() is None and isinstance(outcome.result(), ShardError)
 
 

@@ -1,0 +1,193 @@
+"""An encoder as it was loaded: what it declares, what it is, and one checked forward pass."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from featstore.encoders.contract import ContractFacts, EncoderOutput, check_output, contract_facts
+from featstore.encoders.outputs import Output
+from featstore.errors import EncoderContractError, EncoderError
+from featstore.records import Recipe
+
+__all__ = ["Encoder", "told_failure"]
+
+_LIGHT_PARAMETERS, _LIGHT_FLOPS_PER_SECOND = 1_000_000, 20e6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Encoder:
+    """A loaded encoder: the module, what it declares, what it is, and what is kept of each forward pass.
+
+    ``flops_per_second`` is what a second of audio costs by PyTorch's own counter; infinite where it cannot watch.
+    """
+
+    module: nn.Module
+    name: str
+    spec: str
+    identity: Mapping[str, Any]
+    outputs: tuple[Output, ...] = (Output(),)
+    facts: ContractFacts = field(init=False)
+    flops_per_second: float = field(init=False, default=math.inf)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "facts", contract_facts(self.module))
+        self._check_outputs()
+        self._check_on_noise()
+
+    def recipe(
+        self,
+        *,
+        padding: str,
+        precision: str,
+        frame_dtype: str,
+        resampler: str,
+        format_version: int,
+        max_window_seconds: float | None = None,
+        output: Output | None = None,
+    ) -> Recipe:
+        """Everything that decides the numbers this encoder will make of one output, the first, under these settings."""
+        output = output or self.outputs[0]
+        layer = {} if output.layer is None else {"layer": output.layer}
+        return Recipe(
+            encoder=f"{self.name}{output.suffix}",
+            encoder_identity={**self.identity, **layer},
+            sample_rate_hz=self.facts.sample_rate_hz,
+            dim=self.dim_of(output.layer),
+            hop_seconds=self.hop_seconds_of(output.layer),
+            padding=padding,
+            precision=precision,
+            frame_dtype=frame_dtype,
+            resampler=resampler,
+            format_version=format_version,
+            pool=output.pool,
+            max_window_seconds=self._cut_by_request(max_window_seconds),
+        )
+
+    def spec_of(self, output: Output) -> str:
+        """How one output is named on the command line."""
+        base = self.spec.partition("#layer=")[0]
+        return self.spec if output.layer is None else f"{base}#layer={output.layer}"
+
+    def longest_window_seconds(self, asked: float | None) -> float | None:
+        """Audio that a window may hold: the least of what the encoder takes and what is asked for."""
+        limits = [limit for limit in (self.facts.input_seconds, asked) if limit is not None]
+        return min(limits, default=None)
+
+    def _cut_by_request(self, asked: float | None) -> float | None:
+        """What is asked for, where it cuts more than the encoder's own limit, which is the same for every recipe."""
+        own = self.facts.input_seconds
+        return asked if asked is not None and (own is None or asked < own) else None
+
+    def dim_of(self, layer: int | None) -> int:
+        """Width of a layer's frames."""
+        return self.facts.dim if layer is None or self.facts.layers is None else self.facts.layers.dim
+
+    def hop_seconds_of(self, layer: int | None) -> float:
+        """Time from one frame of a layer to the next."""
+        return self.facts.hop_seconds if layer is None or self.facts.layers is None else self.facts.layers.hop_seconds
+
+    @property
+    def layers(self) -> tuple[int | None, ...]:
+        """Layers of its outputs, each once."""
+        return tuple(dict.fromkeys(output.layer for output in self.outputs))
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether it has parameters, and so gains from a lower precision on a GPU."""
+        return any(True for _ in self.module.parameters())
+
+    @property
+    def is_light(self) -> bool:
+        """Whether one core of a CPU encodes about as fast as another decodes: so few parameters, and so few products.
+
+        They are counted on a second of noise, so that every machine says the same. A counter may overlook what an
+        encoder keeps to itself, such as a fused layer, and so few products alone are not enough.
+        """
+        n_parameters = sum(parameter.numel() for parameter in self.module.parameters())
+        return n_parameters <= _LIGHT_PARAMETERS and self.flops_per_second <= _LIGHT_FLOPS_PER_SECOND
+
+    def compile(self) -> None:
+        """Compile the forward pass (``torch.compile``) for inputs of any length, once; the first batches are slow."""
+        if self.module._compiled_call_impl is not None:
+            return
+        self.module.compile(dynamic=True)
+        if self.facts.layers is not None:
+            module: Any = self.module
+            module.forward_layers = torch.compile(module.forward_layers, dynamic=True)
+
+    def forward(self, waves: Tensor, lengths: Tensor | None) -> tuple[EncoderOutput, ...]:
+        """One forward pass: a checked output for each of `layers`. `lengths` goes to an encoder that takes it."""
+        given = {} if lengths is None or not self.facts.takes_lengths else {"lengths": lengths}
+        if self.layers == (None,):
+            found = (self.module(waves, **given),)
+        else:
+            found = tuple(self.module.forward_layers(waves, **given, layers=self.layers))  # type: ignore[operator]
+            if len(found) != len(self.layers):
+                raise EncoderContractError(
+                    f"{self.name}.forward_layers must return an output for each of {len(self.layers)} layers: "
+                    f"got {len(found)}"
+                )
+        return tuple(
+            check_output(output, name=self.name, batch=len(waves), dim=self.dim_of(layer))
+            for output, layer in zip(found, self.layers, strict=True)
+        )
+
+    def _check_outputs(self) -> None:
+        chosen = [layer for layer in self.layers if layer is not None]
+        if chosen and self.facts.layers is None:
+            raise EncoderError(f"{self.name} has no layers to choose from: leave out --layers and #layer")
+        for layer in chosen:
+            most = self.facts.layers.count if self.facts.layers is not None else 0
+            if not 0 <= layer <= most:
+                raise EncoderError(f"{self.name} has layers 0 to {most} and last: got {layer}")
+
+    def _check_on_noise(self) -> None:
+        """One second of noise and one of silence, so that a broken encoder is found before any shard is read."""
+        generator = torch.Generator().manual_seed(0)
+        noise = torch.rand((2, self.facts.sample_rate_hz), generator=generator) - 0.5
+        noise[1] = 0.0
+        try:
+            outputs = self._counted_forward(noise)
+        except EncoderContractError:
+            raise
+        except Exception as error:
+            raise EncoderContractError(told_failure(self.name, noise, error)) from error
+        pools = {output.pool for output in self.outputs}
+        if pools != {"mean"} and any(each.utterance is not None and each.frames.shape[1] == 1 for each in outputs):
+            raise EncoderError(f"{self.name} gives one vector for a window, which leaves nothing to pool: --pool mean")
+        for output in outputs:
+            for row, what in enumerate(("noise", "silence")):
+                vectors = output.frames[row]
+                if output.utterance is not None:
+                    vectors = torch.cat([vectors, output.utterance[row : row + 1]])
+                if not torch.isfinite(vectors).all():
+                    raise EncoderContractError(
+                        f"{self.name}.forward must return finite numbers: NaN or infinity for {what}"
+                    )
+
+    def _counted_forward(self, waves: Tensor) -> tuple[EncoderOutput, ...]:
+        """One forward pass, its products counted; without counting where the encoder cannot be watched."""
+        from torch.utils.flop_counter import FlopCounterMode
+
+        try:
+            with torch.no_grad(), FlopCounterMode(display=False) as counter:
+                outputs = self.forward(waves, None)
+        except Exception:  # noqa: BLE001 - whosever fault it is: the encoder's own is raised again by the next line
+            with torch.inference_mode():
+                return self.forward(waves, None)
+        seconds = waves.numel() / self.facts.sample_rate_hz
+        object.__setattr__(self, "flops_per_second", counter.get_total_flops() / seconds)
+        return outputs
+
+
+def told_failure(name: str, waves: Tensor, error: Exception) -> str:
+    """One line about a forward pass that failed."""
+    text = " ".join(str(error).split())
+    reason = f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
+    return f"{name}.forward failed on float32 {tuple(waves.shape)}: {reason}"
