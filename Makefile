@@ -9,8 +9,9 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 demo: $(VENV)/.installed
 	$(BIN)/featstore demo
 
+# The tests start a hundred interpreters: byte code is kept for them, whatever the environment says.
 test: $(VENV)/.test browser
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m "not slow"
+	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --dist worksteal -m "not slow"
 
 test-slow: $(VENV)/.test
 	$(PIP) --constraint constraints.txt --editable '.[umap]' # maps by UMAP are tested here alone

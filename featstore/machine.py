@@ -1,17 +1,23 @@
-"""What this machine has left: memory, within the limits of the process and of its control group."""
+"""What this process may use of the machine: cores, and memory within its limits and those of its control group."""
 
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 from pathlib import Path
 
-__all__ = ["free_memory_bytes"]
+__all__ = ["cores", "free_memory_bytes"]
 
 _CGROUPS = (  # version 2, version 1: limit, use, and where the use says how much of it is only cached files
     ("memory.max", "memory.current", "memory.stat"),
     ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
 )
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def free_memory_bytes(*, root: Path = Path("/")) -> int | None:

@@ -1,14 +1,16 @@
-"""An encoder that a test can trip while workers run it, and shards for it."""
+"""An encoder that a test can trip while workers run it, shards for it, and runs over these."""
 
 from __future__ import annotations
 
-import os
-import time
 from pathlib import Path
 
+from featstore.extract import EncoderRequest, Engine, ExtractOptions, Silent, extract_task
+from featstore.manifest import load_manifest
+from featstore.records import ExtractRecord
 from handmade import clip, noise, task_toml, write_split
 
 N_SHARDS, CLIPS_PER_SHARD = 8, 6
+OPTIONS = ExtractOptions(frames="always", workers=1)
 
 # What goes wrong is decided by files in a folder that a test names in the environment: the recipe knows nothing of it.
 ENCODER = """
@@ -71,30 +73,34 @@ def make_folder(folder: Path, *, n_shards: int = N_SHARDS) -> Path:
     return folder
 
 
-def processes_of(group: int) -> list[str]:
-    """Command lines of a process group."""
-    found = []
-    for each in Path("/proc").iterdir():
-        if each.name.isdigit():
-            try:
-                if os.getpgid(int(each.name)) == group:
-                    found.append((each / "cmdline").read_text().replace("\0", " "))
-            except (ProcessLookupError, FileNotFoundError):
-                pass
-    return [line for line in found if line]  # a zombie has none
+def tripping() -> EncoderRequest:
+    """The encoder of the folder that a test runs in."""
+    return EncoderRequest(spec="./tripping.py")
 
 
-def wait_until_nobody_is_left(group: int, *, seconds: float = 15) -> None:
-    limit = time.monotonic() + seconds
-    while left := processes_of(group):
-        assert time.monotonic() < limit, left
-        time.sleep(0.05)
+def extract(
+    engine: Engine, folder: Path, store: Path, *, data: Path | str | None = None, progress: Silent | None = None
+) -> ExtractRecord:
+    [record] = extract_task(
+        load_manifest(folder / "tiny.toml"),
+        engine,
+        data_dir=data or folder / "data",
+        store_url=str(store),
+        options=OPTIONS,
+        splits=["train"],
+        progress=progress,
+    )
+    return record
 
 
-def n_committed(store: Path) -> int:
-    return sum('"commit"' in path.read_text() for path in store.glob("*/*/*/*/zarr.json"))
+class Counting(Silent):
+    def __init__(self) -> None:
+        self.clips = self.shards = 0
+        self.audio_seconds = 0.0
 
+    def advance(self, *, clips: int, audio_seconds: float) -> None:
+        self.clips += clips
+        self.audio_seconds += audio_seconds
 
-def n_parts(store: Path) -> int:
-    """Parts and what is left of them; a folder that was only begun may be anybody's, and is for a later sweep."""
-    return sum(any(not path.name.startswith(".") for path in part.iterdir()) for part in store.glob("*/*/*/*/"))
+    def shard_done(self) -> None:
+        self.shards += 1

@@ -25,7 +25,7 @@ LAYERS = (
     {"store"},
     {"manifest", "splits", "metrics", "remote"},
     {"records", "shipped"},
-    {"errors", "machine"},
+    {"children", "errors", "machine"},
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 

@@ -7,9 +7,6 @@ fails is told by name when the others are done.
 from __future__ import annotations
 
 import multiprocessing
-import os
-import signal
-import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
@@ -19,8 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from featstore.children import inheriting
 from featstore.cli.options import emit_json, say
 from featstore.errors import FeatstoreError
+from featstore.machine import cores
 
 if TYPE_CHECKING:
     from featstore.manifest import Manifest
@@ -28,8 +27,6 @@ if TYPE_CHECKING:
     from featstore.store import Store
 
 __all__ = ["Scorer", "encoders_with", "score_tasks", "tell_scores"]
-
-_THREAD_SETTINGS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 class Scorer(Protocol):
@@ -154,10 +151,9 @@ def _outcomes(
     if jobs <= 1:
         yield ((number, here(pair)) for number, pair in enumerate(pairs))
         return
-    threads = max(1, _cores() // jobs)
     # Started afresh, for a fork would inherit the threads of torch and of BLAS in whatever state they are.
     pool = ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"))
-    with _settings_of_children(threads):
+    with inheriting(threads=max(1, cores() // jobs)):
         # the longest first: begun last, one would keep a single process busy when all others are done
         longest_first = sorted(enumerate(pairs), key=lambda numbered: -numbered[1].work)
         futures = {pool.submit(_score_there, pair, score): number for number, pair in longest_first}
@@ -177,29 +173,6 @@ def _outcome_of(future: Future[ScoreRecord | _Failure], pair: _Pair) -> ScoreRec
     except BrokenProcessPool:
         message = "its process was ended from outside, perhaps for want of memory: fewer --jobs take less"
         return _Failure(pair=pair, message=message, exit_code=1, trace="")
-
-
-@contextmanager
-def _settings_of_children(threads: int) -> Iterator[None]:
-    """Processes that start now have so many threads, and leave Ctrl-C to their parent: both are inherited."""
-    before = {name: os.environ.get(name) for name in _THREAD_SETTINGS}
-    os.environ.update({name: str(threads) for name in _THREAD_SETTINGS})
-    is_main = threading.current_thread() is threading.main_thread()
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN) if is_main else None
-    try:
-        yield
-    finally:
-        if is_main:
-            signal.signal(signal.SIGINT, handler)
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _score_there(pair: _Pair, score: Scorer) -> ScoreRecord | _Failure:

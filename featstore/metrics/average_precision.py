@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featstore.errors import DataError
+from featstore.metrics.label_sets import as_label_sets
 
 __all__ = ["MeanAveragePrecision"]
 
@@ -42,7 +43,7 @@ class MeanAveragePrecision:
         self, y_true: NDArray[Any], y_score: NDArray[np.floating[Any]], weights: NDArray[np.float32]
     ) -> NDArray[np.float64]:
         """Mean over classes, one number per column of ``weights``; NaN where a column has no positive sample at all."""
-        label_sets = _as_label_sets(y_true, y_score.shape[1])
+        label_sets = as_label_sets(y_true, y_score.shape[1])
         total = np.zeros(weights.shape[1])
         n_present = np.zeros(weights.shape[1])
         for positive, scores in zip(label_sets.T, y_score.T, strict=True):
@@ -58,7 +59,7 @@ class MeanAveragePrecision:
         """Average precision of each class by scikit-learn, NaN where the class has no positive sample."""
         from sklearn.metrics import average_precision_score
 
-        label_sets = _as_label_sets(y_true, y_score.shape[1])
+        label_sets = as_label_sets(y_true, y_score.shape[1])
         per_class = np.full(y_score.shape[1], np.nan)
         for label in np.flatnonzero(label_sets.any(axis=0)):
             per_class[label] = average_precision_score(label_sets[:, label], y_score[:, label])
@@ -107,7 +108,3 @@ def weighted_average_precision(
     total = hits.sum(axis=0)
     area = (hits * precision).sum(axis=0)
     return np.asarray(np.divide(area, total, out=np.full_like(total, np.nan), where=total > 0))
-
-
-def _as_label_sets(y_true: NDArray[Any], n_classes: int) -> NDArray[np.bool_]:
-    return y_true.astype(bool) if y_true.ndim == 2 else y_true[:, None] == np.arange(n_classes)

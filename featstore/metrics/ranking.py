@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featstore.errors import DataError
+from featstore.metrics.label_sets import as_label_sets
 
 __all__ = ["DPrime", "EqualErrorRate"]
 
@@ -73,7 +74,7 @@ class DPrime:
         self, y_true: NDArray[Any], y_score: NDArray[np.floating[Any]], weights: NDArray[np.float32]
     ) -> NDArray[np.float64]:
         """Distance once per column of ``weights``; NaN where no class has both positive and negative weight."""
-        label_sets = _as_label_sets(y_true, y_score.shape[1])
+        label_sets = as_label_sets(y_true, y_score.shape[1])
         total = np.zeros(weights.shape[1])
         n_present = np.zeros(weights.shape[1])
         for positive, scores in zip(label_sets.T, y_score.T, strict=True):
@@ -92,7 +93,7 @@ class DPrime:
     def _areas(self, y_true: NDArray[Any], y_score: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
         from sklearn.metrics import roc_auc_score
 
-        label_sets = _as_label_sets(y_true, y_score.shape[1])
+        label_sets = as_label_sets(y_true, y_score.shape[1])
         areas = np.full(y_score.shape[1], np.nan)
         for label in np.flatnonzero(label_sets.any(axis=0) & ~label_sets.all(axis=0)):
             area = roc_auc_score(label_sets[:, label], y_score[:, label])
@@ -150,7 +151,3 @@ def _distance(area: NDArray[np.float64]) -> NDArray[np.float64]:
     from scipy.special import ndtri
 
     return np.asarray(np.sqrt(2.0) * ndtri(area), dtype=np.float64)
-
-
-def _as_label_sets(y_true: NDArray[Any], n_classes: int) -> NDArray[np.bool_]:
-    return y_true.astype(bool) if y_true.ndim == 2 else y_true[:, None] == np.arange(n_classes)

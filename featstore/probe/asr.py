@@ -20,14 +20,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from featstore.errors import DataError, UsageError
-from featstore.metrics import TestSet
 from featstore.metrics.wer import InverseErrorRate, count_edits, require_jiwer
+from featstore.probe.error_rates import compare_texts
 from featstore.probe.sequences import Sequences, length_batches, open_sequences
 from featstore.probe.text import normalised
 from featstore.probe.verdict import RoundResult, plan, verdict
@@ -47,7 +47,6 @@ __all__ = ["score_asr"]
 XARES_MAX_NEW_TOKENS = 200
 XARES_REPETITION_PENALTY = 1.1
 SPARE_TOKENS = 10
-N_EXAMPLES = 5
 
 
 def score_asr(
@@ -96,11 +95,7 @@ def score_asr(
         metric=InverseErrorRate(),
         protocol=protocol,
         seeds=seeds,
-        settings={
-            "head": "linear",
-            **manifest.probe.model_dump(exclude_none=True),
-            "language_model_sha256": language_model.sha256,
-        },
+        settings={"language_model_sha256": language_model.sha256},
         seconds=watch.seconds,
         libraries=("torch", "transformers"),
     )
@@ -133,10 +128,9 @@ class _Spoken:
         """Give a text the form that words are compared in."""
         return text.lower() if self.protocol == "xares" else normalised(text)
 
-    def edits(self, clips: NDArray[np.int64], said: Sequence[str], *, unit: Any) -> Any:
-        """Count what separates the texts of some clips from what was made of them."""
-        references = [self.scored(self.texts[clip]) for clip in clips]
-        return count_edits(references, [self.scored(text) for text in said], unit=unit)
+    def references(self, clips: NDArray[np.int64]) -> list[str]:
+        """Texts of some clips, in that form."""
+        return [self.scored(self.texts[clip]) for clip in clips]
 
 
 def _spoken(manifest: Manifest, sequences: Sequences, language_model: LanguageModel, *, protocol: Protocol) -> _Spoken:
@@ -194,8 +188,8 @@ def _told_words_right(spoken: _Spoken, listener: Listener, planned: Sequence[NDA
     """Score teacher-forced texts, cut off where the true ones end, as X-ARES selects."""
     clips = np.concatenate(planned)
     said = [text for batch in planned for text in listener.told_texts(spoken.utterances(batch))]
-    cut = [text[: len(spoken.texts[clip])] for clip, text in zip(clips, said, strict=True)]
-    return max(0.0, 1.0 - float(spoken.edits(clips, cut, unit="word").rate))
+    cut = [spoken.scored(text[: len(spoken.texts[clip])]) for clip, text in zip(clips, said, strict=True)]
+    return max(0.0, 1.0 - count_edits(spoken.references(clips), cut, unit="word").rate)
 
 
 def _test(
@@ -212,7 +206,7 @@ def _test(
     most = XARES_MAX_NEW_TOKENS if protocol == "xares" else longest + SPARE_TOKENS
     said = [
         [
-            text
+            spoken.scored(text)
             for batch in batches
             for text in listener.listen(
                 spoken.utterances(batch).frames,
@@ -222,23 +216,11 @@ def _test(
         ]
         for listener, _ in trained
     ]
-    words = [spoken.edits(clips, texts, unit="word") for texts in said]
-    characters = [spoken.edits(clips, texts, unit="character") for texts in said]
-    return RoundResult(
-        round=each,
-        test_set=TestSet(
-            y_true=words[0].n_reference,
-            y_scores=tuple(of.n_edits.astype(np.float64) for of in words),
-            clip=clips,
-        ),
-        best_epoch=tuple(fitted.epoch for _, fitted in trained),
-        validation=tuple(list(fitted.history) for _, fitted in trained),
-        details={
-            "wer": float(np.mean([of.rate for of in words])),
-            "cer": float(np.mean([of.rate for of in characters])),
-            "examples": [
-                [spoken.scored(spoken.texts[clip]), spoken.scored(text)]
-                for clip, text in zip(clips[:N_EXAMPLES], said[0][:N_EXAMPLES], strict=True)
-            ],
-        },
+    return compare_texts(
+        each,
+        clips=clips,
+        references=spoken.references(clips),
+        said=said,
+        fits=[fitted for _, fitted in trained],
+        details={},
     )

@@ -93,7 +93,7 @@ def score_contrastive(
         metric=RecallAt(k=1),
         protocol=protocol,
         seeds=seeds,
-        settings={"head": "linear", **manifest.probe.model_dump(exclude_none=True), **texts.settings},
+        settings=texts.settings,
         seconds=watch.seconds,
         libraries=("torch", *texts.libraries),
     )
@@ -286,8 +286,7 @@ def _test(material: _Material, each: Round, trained: Sequence[tuple[Embedder, Fi
             y_scores=tuple(np.concatenate([of[:, 0] for of in both]).astype(np.float64) for both in ranks),
             clip=np.concatenate([questions.clip, questions.clip[questions.caption_item]]),
         ),
-        best_epoch=tuple(fitted.epoch for _, fitted in trained),
-        validation=tuple(list(fitted.history) for _, fitted in trained),
+        fits=tuple(fitted for _, fitted in trained),
         details={
             "n_captions": len(questions.caption),
             **{

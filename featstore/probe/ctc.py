@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featstore.errors import DataError
-from featstore.metrics import TestSet
 from featstore.metrics.wer import InverseErrorRate, count_edits, require_jiwer
+from featstore.probe.error_rates import compare_texts
 from featstore.probe.sequences import Sequences, length_batches, open_sequences
 from featstore.probe.text import Alphabet, normalised
 from featstore.probe.verdict import RoundResult, plan, verdict
@@ -38,7 +38,6 @@ __all__ = ["rows_needed", "score_ctc", "upsampling_for"]
 
 MAX_UPSAMPLING = 8
 SHARE_THAT_FITS = 0.99
-N_EXAMPLES = 5
 
 
 def score_ctc(
@@ -80,7 +79,7 @@ def score_ctc(
         metric=InverseErrorRate(),
         protocol=protocol,
         seeds=seeds,
-        settings={"head": "linear", **manifest.probe.model_dump(exclude_none=True)},
+        settings={},
         seconds=watch.seconds,
         libraries=("torch",),
     )
@@ -175,27 +174,17 @@ def _train(manifest: Manifest, speller: _Speller, each: Round, *, seed: tuple[in
 
 
 def _test(speller: _Speller, each: Round, trained: list[tuple[CtcHead, Fitted]]) -> RoundResult:
-    references = [speller.texts[clip] for clip in each.test]
-    said = [speller.read_aloud(head, each.test) for head, _ in trained]
-    words = [count_edits(references, hypotheses, unit="word") for hypotheses in said]
-    characters = [count_edits(references, hypotheses, unit="character") for hypotheses in said]
     needed = np.array([rows_needed(speller.symbols[clip]) for clip in each.train])
     too_short = needed > speller.sequences.n_frames[each.train] * speller.upsampling
-    return RoundResult(
-        round=each,
-        test_set=TestSet(
-            y_true=words[0].n_reference,
-            y_scores=tuple(of.n_edits.astype(np.float64) for of in words),
-            clip=each.test,
-        ),
-        best_epoch=tuple(fitted.epoch for _, fitted in trained),
-        validation=tuple(list(fitted.history) for _, fitted in trained),
+    return compare_texts(
+        each,
+        clips=each.test,
+        references=[speller.texts[clip] for clip in each.test],
+        said=[speller.read_aloud(head, each.test) for head, _ in trained],
+        fits=[fitted for _, fitted in trained],
         details={
-            "wer": float(np.mean([of.rate for of in words])),
-            "cer": float(np.mean([of.rate for of in characters])),
             "alphabet": "".join(speller.alphabet.characters),
             "upsampling": speller.upsampling,
             "train_clips_too_short": int(too_short.sum()),
-            "examples": [list(pair) for pair in zip(references[:N_EXAMPLES], said[0][:N_EXAMPLES], strict=True)],
         },
     )

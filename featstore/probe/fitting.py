@@ -10,9 +10,8 @@ from typing import TypeVar
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim.adam import adam
 
-from featstore.probe.heads import ADAM_BETA1, ADAM_BETA2, ADAM_EPS
+from featstore.probe.adam import adam_step
 from featstore.probe.schedule import cosine_rate
 
 __all__ = ["Fitted", "fit", "initialised"]
@@ -74,10 +73,7 @@ def fit(
 
 
 class _Adam:
-    """Steps parameters down their gradients.
-
-    The function behind ``torch.optim.Adam``: the class itself would import torch's compiler, for a second.
-    """
+    """Steps the parameters of a module down their gradients."""
 
     def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
         self._parameters = list(parameters)
@@ -88,19 +84,11 @@ class _Adam:
     def step(self, loss: Tensor, *, learning_rate: float) -> None:
         gradients = torch.autograd.grad(loss, self._parameters)
         with torch.no_grad():
-            adam(
+            adam_step(
                 [each.data for each in self._parameters],
                 [each.contiguous() for each in gradients],
-                self._first,
-                self._second,
-                [],
-                self._taken,
-                fused=True,
-                amsgrad=False,
-                maximize=False,
-                weight_decay=0.0,
-                beta1=ADAM_BETA1,
-                beta2=ADAM_BETA2,
-                eps=ADAM_EPS,
-                lr=learning_rate,
+                first_moments=self._first,
+                second_moments=self._second,
+                taken=self._taken,
+                learning_rate=learning_rate,
             )

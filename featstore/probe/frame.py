@@ -13,6 +13,7 @@ from featstore.metrics import Metric, find_metric
 from featstore.metrics.f1 import Average, CountF1
 from featstore.probe.frame_scoring import Group, Judge, Rows, count_events, counted, judge_of
 from featstore.probe.frame_targets import Excerpts, excerpts_of
+from featstore.probe.selection import selection_details
 from featstore.records import Protocol, ScoreRecord
 from featstore.splits import Round
 from featstore.taskdata import (
@@ -96,11 +97,7 @@ def score_frames(
                 )
     with watch("score"):
         scores = score_outcomes(task, outcomes)
-    by_round = [each.name for each in task.rounds]
-    details: dict[str, Any] = {
-        "best_epoch": {name: [head.epoch for head in of] for name, of in zip(by_round, trained, strict=True)},
-        "validation": {name: [list(head.history) for head in of] for name, of in zip(by_round, trained, strict=True)},
-    }
+    details = selection_details(task.rounds, trained)
     if protocol == "strict":
         details["event_f1"] = _event_f1(events, average="micro" if manifest.metric.endswith("micro") else "macro")
     return score_record(

@@ -27,8 +27,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.optim.adam import adam
 
+from featstore.probe.adam import adam_step
 from featstore.probe.schedule import cosine_rate
 
 __all__ = [
@@ -48,7 +48,6 @@ __all__ = [
 ]
 
 LAYER_NORM_EPS = 1e-5
-ADAM_BETA1, ADAM_BETA2, ADAM_EPS = 0.9, 0.999, 1e-8
 
 # Below this many multiply-adds in a step, waking a second thread costs more than it saves, and on a busy machine far
 # more: two threads that spin for one free core took 3 ms for a step of 0.06 ms.
@@ -258,22 +257,13 @@ class Bank:
         for block in self._blocks:
             if at >= block.n_steps:
                 break
-            # The function behind torch.optim.Adam: the class itself would import torch's compiler, for a second.
-            adam(
+            adam_step(
                 [self.values[block.rows]],
                 [self.gradients[block.rows]],
-                [self._first_moments[block.rows]],
-                [self._second_moments[block.rows]],
-                [],
-                [block.taken],
-                fused=True,
-                amsgrad=False,
-                maximize=False,
-                weight_decay=0.0,
-                beta1=ADAM_BETA1,
-                beta2=ADAM_BETA2,
-                eps=ADAM_EPS,
-                lr=cosine_rate(block.learning_rate, epoch=epoch, epochs=epochs),
+                first_moments=[self._first_moments[block.rows]],
+                second_moments=[self._second_moments[block.rows]],
+                taken=[block.taken],
+                learning_rate=cosine_rate(block.learning_rate, epoch=epoch, epochs=epochs),
             )
 
 

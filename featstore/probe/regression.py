@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featstore.metrics import Metric, find_metric
+from featstore.probe.selection import selection_details
 from featstore.records import Protocol, ScoreRecord
 from featstore.splits import Round
 from featstore.taskdata import (
@@ -85,7 +86,6 @@ def score_regression(
             for each, heads_of_round, loss in zip(task.rounds, trained, losses, strict=True)
         ]
         scores = score_outcomes(task, outcomes)
-    names = [each.name for each in task.rounds]
     return score_record(
         task,
         outcomes,
@@ -96,8 +96,7 @@ def score_regression(
         seconds=watch.seconds,
         libraries=("torch",),
         details={
-            "best_epoch": {name: [each.epoch for each in of] for name, of in zip(names, trained, strict=True)},
-            "validation": {name: [list(each.history) for each in of] for name, of in zip(names, trained, strict=True)},
+            **selection_details(task.rounds, trained),
             "metrics": {name: _mean_score(find_metric(name, protocol), outcomes) for name in METRICS},
         },
     )

@@ -22,9 +22,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.optim.adamw import adamw
 
-from featstore.probe.heads import ADAM_BETA1, ADAM_BETA2, ADAM_EPS, Job, Loss, Trained, threads
+from featstore.probe.adam import adam_step
+from featstore.probe.heads import Job, Loss, Trained, threads
 from featstore.probe.schedule import cosine_rate
 
 __all__ = ["GRID", "Candidate", "Swept", "Tried", "sweep_heads"]
@@ -175,21 +175,13 @@ class _Group:
         start = 0
         for rate, alike in groupby(self._rates):
             rows = slice(start, start + len(list(alike)))
-            adamw(
+            adam_step(
                 [self._weight[rows], self._bias[rows]],
                 [self._d_weight[rows], self._d_bias[rows]],
-                [first_weight[rows], first_bias[rows]],
-                [second_weight[rows], second_bias[rows]],
-                [],
-                [torch.tensor(float(taken)) for _ in range(2)],
-                fused=True,
-                amsgrad=False,
-                maximize=False,
-                weight_decay=0.0,  # it is done for all heads at once, before
-                beta1=ADAM_BETA1,
-                beta2=ADAM_BETA2,
-                eps=ADAM_EPS,
-                lr=rate,
+                first_moments=[first_weight[rows], first_bias[rows]],
+                second_moments=[second_weight[rows], second_bias[rows]],
+                taken=[torch.tensor(float(taken)) for _ in range(2)],
+                learning_rate=rate,
             )
             start = rows.stop
 

@@ -4,24 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from featstore.errors import DataError
-from featstore.metrics import Metric, TestSet, bootstrap_scores
-from featstore.records import Protocol, ScoreRecord, sha256_of
+from featstore.metrics import Metric, TestSet
+from featstore.probe.selection import selection_details
+from featstore.records import Protocol, ScoreRecord
 from featstore.splits import Round, plan_rounds
-from featstore.taskdata.scores import N_RESAMPLES, bootstrap_details, origin_details
+from featstore.taskdata.scores import build_record, score_test_sets
 
 if TYPE_CHECKING:
     from featstore.manifest import Manifest
+    from featstore.probe.fitting import Fitted
     from featstore.taskdata.pool import Windows
 
 __all__ = ["RoundResult", "plan", "verdict"]
-
-DISTRIBUTIONS = {"sklearn": "scikit-learn"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,18 +31,15 @@ class RoundResult:
     ----------
     test_set : TestSet
         One prediction per seed.
-    best_epoch : tuple of int
+    fits : tuple of Fitted
         By seed.
-    validation : tuple of list of float
-        Scores by epoch, by seed; empty lists without validation.
     details : mapping
         More numbers of the round: means over seeds.
     """
 
     round: Round
     test_set: TestSet
-    best_epoch: tuple[int, ...]
-    validation: tuple[list[float], ...]
+    fits: tuple[Fitted, ...]
     details: Mapping[str, Any]
 
 
@@ -84,52 +80,25 @@ def verdict(
     seconds: Mapping[str, float],
     libraries: Sequence[str],
 ) -> ScoreRecord:
-    """Score every round and build the record; the interval is bootstrapped by clip, as for every other kind."""
-    scores = np.array(
-        [[metric.score(each.test_set.y_true, y_score) for y_score in each.test_set.y_scores] for each in tested]
-    )
-    names = [[windows.ids[clip] for clip in dict.fromkeys(each.test_set.clip.tolist())] for each in tested]
-    clips = sha256_of(names)
-    resampled = bootstrap_scores(
-        metric,
-        [each.test_set for each in tested],
-        rng=np.random.default_rng(int(clips, 16)),
-        n_resamples=N_RESAMPLES,
-    )
-    by_seed = scores.mean(axis=0)
-    return ScoreRecord(
-        task=manifest.name,
-        title=manifest.title,
+    """Score every round and build the record; the interval is bootstrapped by clip, as for every other kind.
+
+    ``settings`` are those that the manifest's ``[probe]`` does not tell.
+    """
+    rounds = [each.round for each in tested]
+    return build_record(
+        manifest,
+        windows,
+        score_test_sets(metric, [each.test_set for each in tested], clip_ids=windows.ids),
         track="A",
         protocol=protocol,
-        encoder=windows.recipe.encoder,
-        fingerprint=windows.recipe.fingerprint,
-        metric=manifest.metric,
-        value=float(scores.mean()),
-        std=float(by_seed.std(ddof=1)) if len(by_seed) > 1 else 0.0,
-        ci_low=resampled.interval.low,
-        ci_high=resampled.interval.high,
+        rounds=rounds,
+        n_train=[len(each.train) for each in rounds],
+        n_valid=[len(each.valid) for each in rounds],
         seeds=seeds,
-        n_train=round(float(np.mean([len(each.round.train) for each in tested]))),
-        n_valid=round(float(np.mean([len(each.round.valid) for each in tested]))),
-        n_test=sum(len(each.round.test) for each in tested),
-        n_skipped=len(windows.left_out),
-        eval_weight=float(manifest.eval_weight),
-        private=manifest.private,
-        seconds=dict(seconds),
-        manifest_sha256=manifest.sha256,
-        versions=_versions("featstore", "numpy", *libraries, *metric.libraries),
-        settings=dict(settings),
-        features=dict(windows.features),
-        details={
-            "by_round": {each.round.name: float(row.mean()) for each, row in zip(tested, scores, strict=True)},
-            "by_seed": {str(seed): float(score) for seed, score in zip(seeds, by_seed, strict=True)},
-            "best_epoch": {each.round.name: list(each.best_epoch) for each in tested},
-            "validation": {each.round.name: list(each.validation) for each in tested},
-            "bootstrap": bootstrap_details(resampled, clips=clips),
-            **_by_round(tested),
-            **origin_details(windows.recipe, windows.left_out),
-        },
+        settings={"head": "linear", **manifest.probe.model_dump(exclude_none=True), **settings},
+        seconds=seconds,
+        libraries=libraries,
+        details={**selection_details(rounds, [each.fits for each in tested]), **_by_round(tested)},
     )
 
 
@@ -139,10 +108,3 @@ def _by_round(tested: Sequence[RoundResult]) -> dict[str, Any]:
         return dict(tested[0].details)
     names = dict.fromkeys(name for each in tested for name in each.details)
     return {name: {each.round.name: each.details[name] for each in tested} for name in names}
-
-
-def _versions(*modules: str) -> dict[str, str]:
-    import featstore
-
-    distributions = {DISTRIBUTIONS.get(name, name) for name in modules} - {"featstore"}
-    return {"featstore": featstore.__version__, **{name: metadata.version(name) for name in sorted(distributions)}}

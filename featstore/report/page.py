@@ -12,11 +12,14 @@ import numpy as np
 
 from featstore import __version__
 from featstore.records import ScoreRecord
+from featstore.report.boards import board_view
+from featstore.report.classes import Confusion
+from featstore.report.curves import CurveView, PointView
 from featstore.report.leaderboard import Leaderboard, build, natural
 from featstore.report.published import PublishedScores
 from featstore.report.render import grid
+from featstore.report.tasks import recipes_of, task_views
 from featstore.report.templating import as_markup, environment, missing, writable
-from featstore.report.views import Confusion, CurveView, PointView, board_view, recipes_of, task_views
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -85,6 +88,7 @@ def _templates() -> Environment:
         raise missing(error, what="the HTML report") from error
     found = environment(what="the HTML report")
     found.filters["number"] = _number
+    found.filters["counts"] = _counts
     return found
 
 
@@ -102,6 +106,11 @@ def _health_notes(health: Sequence[Health]) -> tuple[str, ...]:
 
 def _number(value: float | None, form: str) -> str:
     return "–" if value is None else form.format(value)
+
+
+def _counts(rows: Sequence[Sequence[int]]) -> str:
+    """A matrix in one attribute of a tag: zeros, which are most of it, are left out."""
+    return ";".join(",".join(str(n) if n else "" for n in row) for row in rows)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

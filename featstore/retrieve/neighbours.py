@@ -9,8 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["IndexName", "Neighbours", "ranking_scores", "reranked", "without_own"]
-
+__all__ = ["IndexName", "Neighbours", "evenly", "ranking_scores", "reranked", "share_found", "without_own"]
 
 IndexName = Literal["flat", "hnsw", "ivf", "ivfpq"]
 
@@ -114,3 +113,15 @@ def reranked(
     return Neighbours(
         similarities=np.take_along_axis(similarities, order, axis=1), rows=np.take_along_axis(rows, order, axis=1)
     )
+
+
+def evenly(n: int, *, wanted: int) -> NDArray[np.int64]:
+    """As many of ``n`` rows as are wanted, or all where there are no more, in even steps from the first to the last."""
+    return np.unique(np.linspace(0, n - 1, min(n, wanted)).astype(np.int64))
+
+
+def share_found(wanted: NDArray[np.int64], found: NDArray[np.int64]) -> float:
+    """Share of the wanted rows (queries, k) that are among those found for their query; 1 where nothing is wanted."""
+    if not wanted.size:
+        return 1.0
+    return float(np.mean([np.isin(one, other).mean() for one, other in zip(wanted, found, strict=True)]))

@@ -30,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featstore.errors import DataError, StoreError, UsageError
-from featstore.retrieve.neighbours import Neighbours, reranked
+from featstore.retrieve.neighbours import Neighbours, evenly, reranked, share_found
 from featstore.retrieve.plan import TARGET_RECALL, IvfKind, IvfPlan, plan_ivf
 from featstore.retrieve.scaling import unit_rows
 from featstore.store.cache import cache_folder
@@ -256,7 +256,7 @@ def _build(feature_set: FeatureSet, plan: IvfPlan, folder: Path) -> IndexRecord:
     with _timed(seconds, "train"):
         sample_rows, sample = _sample(feature_set, plan, folder / SAMPLE_FILE)
         index = ivf.train_index(plan, sample)
-        some = _evenly(len(sample), N_RECALL_QUERIES)
+        some = evenly(len(sample), wanted=N_RECALL_QUERIES)
         own, queries = sample_rows[some], np.array(sample[some])
         del sample
         (folder / SAMPLE_FILE).unlink()
@@ -274,7 +274,7 @@ def _build(feature_set: FeatureSet, plan: IvfPlan, folder: Path) -> IndexRecord:
         for n_probe in plan.n_probes:
             k = min(RECALL_K + 1, plan.rows)
             found = _search(lists, plan, queries[:, : plan.dim], k=k, n_probe=n_probe, feature_set=feature_set)
-            by_probes[n_probe] = _recall(wanted, _others(found.rows, own))
+            by_probes[n_probe] = share_found(wanted, _others(found.rows, own))
             if by_probes[n_probe] >= TARGET_RECALL:
                 break
     best = max(by_probes)
@@ -306,7 +306,7 @@ def _sample(feature_set: FeatureSet, plan: IvfPlan, path: Path) -> tuple[NDArray
 
     They are read in order, block by block: of a store by URL a single row costs as much as its chunk.
     """
-    drawn = _evenly(plan.rows, plan.sample_rows)
+    drawn = evenly(plan.rows, wanted=plan.sample_rows)
     with path.open("wb") as file:
         for first in range(0, plan.rows, plan.block_rows):
             until = min(first + plan.block_rows, plan.rows)
@@ -314,10 +314,6 @@ def _sample(feature_set: FeatureSet, plan: IvfPlan, path: Path) -> tuple[NDArray
             rows = feature_set.utterance_rows.slice(first, until)[drawn[begin:end] - first]
             _padded(_checked_unit(rows, feature_set), plan).tofile(file)
     return drawn, np.memmap(path, np.float32, mode="r", shape=(len(drawn), plan.padded_dim))
-
-
-def _evenly(n: int, wanted: int) -> NDArray[np.int64]:
-    return np.unique(np.linspace(0, n - 1, min(n, wanted)).astype(np.int64))
 
 
 def _checked_unit(rows: NDArray[np.float32], feature_set: FeatureSet) -> NDArray[np.float32]:
@@ -343,12 +339,6 @@ def _others(rows: NDArray[np.int64], own: NDArray[np.int64]) -> NDArray[np.int64
     is_own = rows == own[:, None]
     kept = np.argsort(is_own, axis=1, kind="stable")[:, : rows.shape[1] - 1]
     return np.take_along_axis(rows, kept, axis=1)
-
-
-def _recall(wanted: NDArray[np.int64], found: NDArray[np.int64]) -> float:
-    if not wanted.size:
-        return 1.0
-    return float(np.mean([np.isin(one, other).mean() for one, other in zip(wanted, found, strict=True)]))
 
 
 @contextlib.contextmanager

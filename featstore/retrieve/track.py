@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from featstore.errors import DataError, UsageError
 from featstore.metrics import Metric, find_metric
 from featstore.records import Protocol, ScoreRecord
-from featstore.retrieve.neighbours import IndexName, Neighbours, ranking_scores, without_own
+from featstore.retrieve.neighbours import IndexName, Neighbours, evenly, ranking_scores, share_found, without_own
 from featstore.retrieve.plan import IvfKind
 from featstore.retrieve.saved import RECALL_K, JoinedIndexes, Tell, open_index
 from featstore.retrieve.scaling import unit_columns, unit_rows
@@ -272,10 +272,9 @@ def _saved(task: TaskData, each: Round, search: _Search, tell: Tell, watch: Stop
 
 def _recall(searcher: Searcher, queries: NDArray[np.float32], nearest: Neighbours) -> float:
     """Share of the exact neighbours of some queries that were found."""
-    some = np.unique(np.linspace(0, len(queries) - 1, min(len(queries), N_RECALL_QUERIES)).astype(np.int64))
+    some = evenly(len(queries), wanted=N_RECALL_QUERIES)
     exact = searcher.search_exactly(queries[some], k=nearest.rows.shape[1]).rows
-    found = [np.isin(one, other).mean() for one, other in zip(exact, nearest.rows[some], strict=True)]
-    return float(np.mean(found))
+    return share_found(exact, nearest.rows[some])
 
 
 def _ranking(

@@ -8,8 +8,6 @@ from featstore.taskdata.samples import Samples
 from featstore.taskdata.scores import (
     Outcome,
     Scores,
-    bootstrap_details,
-    clips_hash,
     score_outcomes,
     score_record,
 )
@@ -23,9 +21,7 @@ __all__ = [
     "Scores",
     "Stopwatch",
     "TaskData",
-    "bootstrap_details",
     "check_shots",
-    "clips_hash",
     "load_frame_task",
     "load_task",
     "score_outcomes",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib import metadata
 from typing import TYPE_CHECKING, Any
 from typing import Protocol as Interface
 
@@ -21,14 +22,14 @@ if TYPE_CHECKING:
     from featstore.taskdata.targets import Targets
 
 __all__ = [
+    "Origin",
     "Outcome",
     "ScoredTask",
     "Scores",
-    "bootstrap_details",
-    "clips_hash",
-    "origin_details",
+    "build_record",
     "score_outcomes",
     "score_record",
+    "score_test_sets",
 ]
 
 N_RESAMPLES = 1000
@@ -38,7 +39,23 @@ MAX_LEFT_OUT_NAMED = 100
 DISTRIBUTIONS = {"sklearn": "scikit-learn"}
 
 
-class ScoredTask(Interface):
+class Origin(Interface):
+    """What was scored came from here: `featstore.taskdata.pool.Windows`, or a task."""
+
+    @property
+    def recipe(self) -> Recipe:
+        """What made the embeddings."""
+
+    @property
+    def features(self) -> Mapping[str, str]:
+        """Name of a feature set -> content hash of what was read."""
+
+    @property
+    def left_out(self) -> tuple[SkippedClip, ...]:
+        """Clips that are not in the store."""
+
+
+class ScoredTask(Origin, Interface):
     """What a score and its record are made of: `featstore.taskdata.TaskData`, or a task of another kind."""
 
     @property
@@ -48,10 +65,6 @@ class ScoredTask(Interface):
     @property
     def protocol(self) -> Protocol:
         """The rules that it is scored under."""
-
-    @property
-    def recipe(self) -> Recipe:
-        """What made the embeddings."""
 
     @property
     def rounds(self) -> tuple[Round, ...]:
@@ -64,14 +77,6 @@ class ScoredTask(Interface):
     @property
     def targets(self) -> Targets:
         """By clip."""
-
-    @property
-    def features(self) -> Mapping[str, str]:
-        """Name of a feature set -> content hash of what was read."""
-
-    @property
-    def left_out(self) -> tuple[SkippedClip, ...]:
-        """Clips that are not in the store."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +101,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scores:
-    """What the outcomes of a task come to.
+    """What the predictions of a task come to.
 
     Attributes
     ----------
@@ -107,8 +112,8 @@ class Scores:
     interval : Interval
         95 %, bootstrap by clip.
     details : mapping
-        Scores and support by class; where a clip has one class, what it was taken for: the counts of every pair of
-        classes, or, of many classes, of the pairs that are confused most.
+        The resamples. Of outcomes also scores and support by class; where a clip has one class, what it was taken for:
+        the counts of every pair of classes, or, of many classes, of the pairs that are confused most.
     libraries : tuple of str
         Modules that the metric used.
     """
@@ -123,20 +128,25 @@ class Scores:
 
 
 def score_outcomes(task: ScoredTask, outcomes: Sequence[Outcome]) -> Scores:
-    """Score what was predicted in each of ``task.rounds``, in their order.
+    """Score what was predicted in each of ``task.rounds``, in their order."""
+    metric = find_metric(task.manifest.metric, task.protocol)
+    found = score_test_sets(
+        metric,
+        [TestSet(y_true=each.samples.y_true, y_scores=each.y_scores, clip=each.samples.clip) for each in outcomes],
+        clip_ids=task.clip_id,
+    )
+    return replace(found, details={**_by_class(task, metric, outcomes), **found.details})
+
+
+def score_test_sets(metric: Metric, tested: Sequence[TestSet], *, clip_ids: Sequence[str]) -> Scores:
+    """Score what was predicted in each round.
 
     Resamples come from a generator that is seeded by the names of the test clips, so that a run repeats, and so that
     two encoders see the same resamples: their differences are paired.
     """
-    metric = find_metric(task.manifest.metric, task.protocol)
-    scores = np.array([[metric.score(each.samples.y_true, y_score) for y_score in each.y_scores] for each in outcomes])
-    tested = clips_hash(task, [each.samples.clip for each in outcomes])
-    resampled = bootstrap_scores(
-        metric,
-        [TestSet(y_true=each.samples.y_true, y_scores=each.y_scores, clip=each.samples.clip) for each in outcomes],
-        rng=np.random.default_rng(int(tested, 16)),
-        n_resamples=N_RESAMPLES,
-    )
+    scores = np.array([[metric.score(each.y_true, y_score) for y_score in each.y_scores] for each in tested])
+    clips = sha256_of([[clip_ids[clip] for clip in dict.fromkeys(each.clip.tolist())] for each in tested])
+    resampled = bootstrap_scores(metric, tested, rng=np.random.default_rng(int(clips, 16)), n_resamples=N_RESAMPLES)
     by_seed = scores.mean(axis=0)
     return Scores(
         value=float(scores.mean()),
@@ -144,17 +154,12 @@ def score_outcomes(task: ScoredTask, outcomes: Sequence[Outcome]) -> Scores:
         interval=resampled.interval,
         by_round=tuple(scores.mean(axis=1).tolist()),
         by_seed=tuple(by_seed.tolist()),
-        details={**_by_class(task, metric, outcomes), "bootstrap": bootstrap_details(resampled, clips=tested)},
+        details={"bootstrap": _bootstrap_details(resampled, clips=clips)},
         libraries=metric.libraries,
     )
 
 
-def clips_hash(task: ScoredTask, tested: Sequence[NDArray[np.int64]]) -> str:
-    """Hexadecimal hash of the names of the clips that were tested (samples,), round by round and in order."""
-    return sha256_of([[task.clip_id[clip] for clip in dict.fromkeys(clips.tolist())] for clips in tested])
-
-
-def bootstrap_details(resampled: Resampled, *, clips: str) -> dict[str, Any]:
+def _bootstrap_details(resampled: Resampled, *, clips: str) -> dict[str, Any]:
     """What `featstore report --compare` pairs two encoders by.
 
     The same clips are the same draws, so the difference of two encoders' scores on resample number i is a resample of
@@ -163,16 +168,16 @@ def bootstrap_details(resampled: Resampled, *, clips: str) -> dict[str, Any]:
     Parameters
     ----------
     clips : str
-        From `clips_hash`; also the seed of the draws.
+        Hash of the names of the clips that were tested, round by round and in order; also the seed of the draws.
     """
     values = [None if np.isnan(value) else round(value, 6) for value in resampled.values.tolist()]
     return {"clips": clips[:32], "values": values}
 
 
-def origin_details(recipe: Recipe, left_out: Sequence[SkippedClip]) -> dict[str, Any]:
+def _origin_details(origin: Origin) -> dict[str, Any]:
     """What the embeddings came from: the recipe, and clips that were left out, of many the first hundred."""
-    named = [[clip.shard, clip.key, clip.reason] for clip in left_out[:MAX_LEFT_OUT_NAMED]]
-    return {"recipe": recipe.as_json(), "left_out": named}
+    named = [[clip.shard, clip.key, clip.reason] for clip in origin.left_out[:MAX_LEFT_OUT_NAMED]]
+    return {"recipe": origin.recipe.as_json(), "left_out": named}
 
 
 def score_record(
@@ -188,46 +193,82 @@ def score_record(
     details: Mapping[str, Any],
 ) -> ScoreRecord:
     """Build the record of a task's scores; ``libraries`` are the modules that the track used."""
-    manifest = task.manifest
-    by_round = {each.name: score for each, score in zip(task.rounds, scores.by_round, strict=True)}
-    by_seed = {str(seed): score for seed, score in zip(seeds, scores.by_seed, strict=False)}
+    return build_record(
+        task.manifest,
+        task,
+        scores,
+        track=track,
+        protocol=task.protocol,
+        rounds=task.rounds,
+        n_train=[each.n_train for each in outcomes],
+        n_valid=[each.n_valid for each in outcomes],
+        seeds=seeds,
+        settings=settings,
+        seconds=seconds,
+        libraries=libraries,
+        details=details,
+    )
+
+
+def build_record(
+    manifest: Manifest,
+    origin: Origin,
+    scores: Scores,
+    *,
+    track: Track,
+    protocol: Protocol,
+    rounds: Sequence[Round],
+    n_train: Sequence[int],
+    n_valid: Sequence[int],
+    seeds: tuple[int, ...],
+    settings: Mapping[str, Any],
+    seconds: Mapping[str, float],
+    libraries: Sequence[str],
+    details: Mapping[str, Any],
+) -> ScoreRecord:
+    """Build the record of scores, whatever was predicted; ``n_train`` and ``n_valid`` count clips by round."""
     return ScoreRecord(
         task=manifest.name,
         title=manifest.title,
         track=track,
-        protocol=task.protocol,
-        encoder=task.recipe.encoder,
-        fingerprint=task.recipe.fingerprint,
+        protocol=protocol,
+        encoder=origin.recipe.encoder,
+        fingerprint=origin.recipe.fingerprint,
         metric=manifest.metric,
         value=scores.value,
         std=scores.std,
         ci_low=scores.interval.low,
         ci_high=scores.interval.high,
         seeds=seeds,
-        n_train=round(float(np.mean([each.n_train for each in outcomes]))),
-        n_valid=round(float(np.mean([each.n_valid for each in outcomes]))),
-        n_test=sum(len(each.test) for each in task.rounds),
-        n_skipped=len(task.left_out),
+        n_train=round(float(np.mean(n_train))),
+        n_valid=round(float(np.mean(n_valid))),
+        n_test=sum(len(each.test) for each in rounds),
+        n_skipped=len(origin.left_out),
         eval_weight=float(manifest.eval_weight),
         private=manifest.private,
         seconds=dict(seconds),
         manifest_sha256=manifest.sha256,
         versions=_versions("featstore", "numpy", *libraries, *scores.libraries),
         settings=dict(settings),
-        features=dict(task.features),
+        features=dict(origin.features),
         details={
-            "by_round": by_round,
-            "by_seed": by_seed,
+            "by_round": {each.name: score for each, score in zip(rounds, scores.by_round, strict=True)},
+            "by_seed": {str(seed): score for seed, score in zip(seeds, scores.by_seed, strict=False)},
             **scores.details,
             **details,
-            **origin_details(task.recipe, task.left_out),
+            **_origin_details(origin),
         },
     )
 
 
 def _versions(*modules: str) -> dict[str, str]:
     """Name of a distribution -> version of the module that was used."""
-    return {DISTRIBUTIONS.get(name, name): str(importlib.import_module(name).__version__) for name in modules}
+    return {DISTRIBUTIONS.get(name, name): _version(name) for name in modules}
+
+
+def _version(module: str) -> str:
+    own = getattr(importlib.import_module(module), "__version__", None)
+    return metadata.version(module) if own is None else str(own)
 
 
 def _by_class(task: ScoredTask, metric: Metric, outcomes: Sequence[Outcome]) -> dict[str, Any]:

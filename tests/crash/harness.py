@@ -4,14 +4,26 @@ from __future__ import annotations
 
 import io
 import json
+import multiprocessing
 import os
-import subprocess
 import sys
 import tarfile
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import numpy as np
 import soundfile
+
+from featstore.encoders import load_encoder
+from featstore.errors import FeatstoreError
+from featstore.extract import ExtractOptions, extract_task
+from featstore.manifest import load_manifest
+from featstore.store import layout
 
 N_SHARDS = 4
 CLIPS_PER_SHARD = 6
@@ -34,25 +46,19 @@ test = "test-*.tar"
 field = "label"
 """
 
-CHILD = """
-import os, sys
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-from pathlib import Path
-from featstore.encoders import load_encoder
-from featstore.errors import FeatstoreError
-from featstore.extract import ExtractOptions, extract_task
-from featstore.manifest import load_manifest
-from featstore.store import layout
-layout.BLOCK_BYTES, layout.FILE_BYTES = 4096, 16384  # several files of frames to a part
-folder, store = Path(sys.argv[1]), sys.argv[2]
-options = ExtractOptions(frames="always", workers=2, device="cpu")
-print("ready", flush=True)
-try:
-    extract_task(load_manifest(folder / "harm.toml"), load_encoder("logmel"), data_dir=folder / "data",
-                 store_url=store, options=options)
-except FeatstoreError as error:
-    sys.exit(f"{type(error).__name__}: {error}")
-"""
+# What an extraction imports takes longer than the extraction: one process has done it, and every child is its fork.
+_FORKS = multiprocessing.get_context("forkserver")
+_FORKS.set_forkserver_preload(
+    [
+        "featstore.encoders.loading",
+        "featstore.encoders.spectral",
+        "featstore.extract.engines.local",
+        "featstore.extract.run",
+        "soundfile",
+        "soxr",
+        "webdataset",
+    ]
+)
 
 
 def make_shards(folder: Path) -> Path:
@@ -72,19 +78,55 @@ def make_shards(folder: Path) -> Path:
     return folder
 
 
-def start(folder: Path, store: Path | str, **environment: str) -> subprocess.Popen[str]:
-    """Begin an extraction; it says "ready" when its imports are done."""
-    return subprocess.Popen(
-        [sys.executable, "-c", CHILD, str(folder), str(store)],
-        env={**os.environ, **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+@dataclass(frozen=True)
+class Child:
+    """An extraction under way. ``errors`` is its standard error."""
+
+    process: ForkServerProcess
+    errors: Path
+
+    def kill(self) -> None:
+        self.process.kill()
+
+    def wait(self) -> tuple[int | None, str]:
+        """Exit code, which is that of a signal with a minus, and standard error."""
+        self.process.join(timeout=120)
+        return self.process.exitcode, self.errors.read_text()
 
 
-def run(folder: Path, store: Path | str, **environment: str) -> tuple[int, str]:
+@contextmanager
+def extracting(folder: Path, store: Path | str, **environment: str) -> Iterator[Child]:
+    """Begin an extraction, and go on when it has all it needs and will open the store next. It ends with the body."""
+    with tempfile.NamedTemporaryFile("r") as errors:
+        ours, theirs = _FORKS.Pipe()
+        process = _FORKS.Process(
+            target=_extract, args=(folder, str(store), {**os.environ, **environment}, errors.name, theirs)
+        )
+        process.start()
+        theirs.close()
+        ours.recv()
+        try:
+            yield Child(process, Path(errors.name))
+        finally:
+            process.kill()
+            process.join()
+
+
+def run(folder: Path, store: Path | str, **environment: str) -> tuple[int | None, str]:
     """Extract to the end, one way or another: exit code and standard error."""
-    with start(folder, store, **environment) as child:
-        _, errors = child.communicate(timeout=120)
-    return child.returncode, errors
+    with extracting(folder, store, **environment) as child:
+        return child.wait()
+
+
+def _extract(folder: Path, store: str, environment: dict[str, str], errors: str, ready: Connection) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
+    os.dup2(os.open(errors, os.O_WRONLY), 2)
+    layout.BLOCK_BYTES, layout.FILE_BYTES = 4096, 16384  # several files of frames to a part
+    options = ExtractOptions(frames="always", workers=2, device="cpu")
+    encoder, manifest = load_encoder("logmel"), load_manifest(folder / "harm.toml")
+    ready.send("ready")
+    try:
+        extract_task(manifest, encoder, data_dir=folder / "data", store_url=store, options=options)
+    except FeatstoreError as error:
+        sys.exit(f"{type(error).__name__}: {error}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -119,6 +120,18 @@ def test_a_file_that_holds_no_encoder_is_told_in_one_line(source: str, parts: li
     path.write_text(source)
     message = why(path)
     assert all(part in message for part in parts)
+
+
+def test_a_file_that_is_edited_within_a_second_is_run_as_it_reads(
+    encoder_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    encoder_file.write_text(XARES_ENCODER)
+    before, written = load_encoder(str(encoder_file)), encoder_file.stat().st_mtime_ns
+    encoder_file.write_text(XARES_ENCODER.replace("/ 20", "/ 21"))
+    os.utime(encoder_file, ns=(written, written))
+    after = load_encoder(str(encoder_file))
+    assert after.identity["state_sha256"] != before.identity["state_sha256"]
 
 
 def test_an_argument_that_the_class_does_not_take_is_told(encoder_file: Path) -> None:

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,85 +13,27 @@ import pytest
 from stores import assert_same_contents
 
 from featstore.errors import EncoderContractError, EncoderError, ShardError, UsageError, WorkerError
-from featstore.extract import EncoderRequest, Engine, ExtractOptions, Silent, extract_task, open_engine
+from featstore.extract import Engine, open_engine
 from featstore.extract.engines.fleet import FleetEngine
-from featstore.manifest import load_manifest
-from featstore.records import ExtractRecord
 from fleets import (
     CLIPS_PER_SHARD,
     N_SHARDS,
-    make_folder,
-    n_committed,
-    n_parts,
-    wait_until_nobody_is_left,
+    OPTIONS,
+    Counting,
+    extract,
+    tripping,
 )
 from handmade import clip, environment, noise, write_split
 from servers import web_server
+from watched import n_committed, n_parts, wait_for_commits, wait_until_nobody_is_left
 
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    folder = make_folder(tmp_path_factory.mktemp("fleet"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setenv("FEATSTORE_TEST_FAULTS", str(folder / "faults"))
-        yield folder
-
-
-def request_of(folder: Path) -> EncoderRequest:
-    return EncoderRequest(spec=str(folder / "tripping.py"))
+pytestmark = pytest.mark.usefixtures("no_faults")
 
 
 @pytest.fixture(scope="module")
 def engine(folder: Path) -> Iterator[FleetEngine]:
-    with open_engine(request_of(folder), device="cpu,cpu") as engine:
+    with open_engine(tripping(), device="cpu,cpu") as engine:
         yield engine
-
-
-@pytest.fixture(autouse=True)
-def no_faults(folder: Path) -> None:
-    for path in (folder / "faults").iterdir():
-        path.unlink()
-
-
-OPTIONS = ExtractOptions(frames="always", workers=1)
-
-
-def extract(
-    engine: Engine, folder: Path, store: Path, *, data: Path | str | None = None, progress: Silent | None = None
-) -> ExtractRecord:
-    [record] = extract_task(
-        load_manifest(folder / "tiny.toml"),
-        engine,
-        data_dir=data or folder / "data",
-        store_url=str(store),
-        options=OPTIONS,
-        splits=["train"],
-        progress=progress,
-    )
-    return record
-
-
-@pytest.fixture(scope="module")
-def alone(folder: Path) -> Path:
-    """What one process makes."""
-    with open_engine(request_of(folder), device="cpu") as engine:
-        record = extract(engine, folder, folder / "alone")
-    assert (record.shards_done, record.workers, record.deaths) == (N_SHARDS, 1, ())
-    return folder / "alone"
-
-
-class Counting(Silent):
-    def __init__(self) -> None:
-        self.clips = self.shards = 0
-        self.audio_seconds = 0.0
-
-    def advance(self, *, clips: int, audio_seconds: float) -> None:
-        self.clips += clips
-        self.audio_seconds += audio_seconds
-
-    def shard_done(self) -> None:
-        self.shards += 1
 
 
 def test_two_processes_make_the_store_of_one_bit_for_bit_and_count_together(
@@ -169,7 +110,7 @@ def test_an_encoder_that_fails_in_a_worker_fails_as_it_would_here_and_names_the_
 ) -> None:
     write_split(tmp_path / "data/tiny", "train", [clip("loud", noise(0.5) / abs(noise(0.5)).max())])
     said = []
-    with open_engine(request_of(folder), device="cpu") as local:
+    with open_engine(tripping(), device="cpu") as local:
         for each in (local, engine):
             with pytest.raises(EncoderContractError) as caught:
                 extract(each, folder, tmp_path / "store", data=tmp_path / "data")
@@ -207,14 +148,6 @@ def start_cli(folder: Path, store: Path, *more: str) -> subprocess.Popen[str]:
         text=True,
         start_new_session=True,
     )
-
-
-def wait_for_commits(store: Path, started: subprocess.Popen[str], n: int) -> None:
-    limit = time.monotonic() + 60
-    while n_committed(store) < n:
-        assert started.poll() is None, started.communicate()
-        assert time.monotonic() < limit
-        time.sleep(0.01)
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
@@ -259,13 +192,13 @@ def test_devices_that_cannot_be_are_a_usage_error(folder: Path, asked: str, told
 
     if torch.cuda.is_available() and "cpu" not in asked:
         pytest.skip("they are there")
-    with pytest.raises(UsageError, match=told), open_engine(request_of(folder), device=asked):
+    with pytest.raises(UsageError, match=told), open_engine(tripping(), device=asked):
         pass
 
 
 def test_what_is_for_ray_alone_is_a_usage_error_without_it(folder: Path) -> None:
     with (
         pytest.raises(UsageError, match="--ray-address and --cpus-per-worker go with --engine ray"),
-        open_engine(request_of(folder), ray_address="auto"),
+        open_engine(tripping(), ray_address="auto"),
     ):
         pass

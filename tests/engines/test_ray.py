@@ -20,24 +20,12 @@ from ray.cluster_utils import Cluster  # noqa: E402
 from stores import assert_same_contents  # noqa: E402
 
 from featstore.errors import EncoderContractError, UsageError  # noqa: E402
-from featstore.extract import EncoderRequest, Engine, ExtractOptions, Silent, extract_task, open_engine  # noqa: E402
-from featstore.manifest import load_manifest  # noqa: E402
-from featstore.records import ExtractRecord  # noqa: E402
-from fleets import CLIPS_PER_SHARD, N_SHARDS, make_folder, n_committed  # noqa: E402
-from handmade import clip, environment, noise, write_split  # noqa: E402
+from featstore.extract import EncoderRequest, Engine, open_engine  # noqa: E402
+from fleets import CLIPS_PER_SHARD, N_SHARDS, Counting, extract, tripping  # noqa: E402
+from handmade import clip, noise, write_split  # noqa: E402
+from watched import n_committed  # noqa: E402
 
-OPTIONS = ExtractOptions(frames="always", workers=1)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    folder = make_folder(tmp_path_factory.mktemp("ray"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setenv("FEATSTORE_TEST_FAULTS", str(folder / "faults"))
-        for name in ("PYTHONPATH", "OMP_NUM_THREADS"):
-            patch.setenv(name, environment()[name])
-        yield folder
+pytestmark = pytest.mark.usefixtures("no_faults")
 
 
 @pytest.fixture(scope="module")
@@ -54,49 +42,8 @@ def cluster(folder: Path) -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def engine(folder: Path, cluster: Any) -> Iterator[Engine]:
-    request = EncoderRequest(spec="./tripping.py")
-    with open_engine(request, engine="ray", ray_address=cluster.address, cpus_per_worker=1) as engine:
+    with open_engine(tripping(), engine="ray", ray_address=cluster.address, cpus_per_worker=1) as engine:
         yield engine
-
-
-@pytest.fixture(autouse=True)
-def no_faults(folder: Path) -> None:
-    for path in (folder / "faults").iterdir():
-        path.unlink()
-
-
-def extract(
-    engine: Engine, folder: Path, store: Path, *, data: Path | None = None, progress: Silent | None = None
-) -> ExtractRecord:
-    [record] = extract_task(
-        load_manifest(folder / "tiny.toml"),
-        engine,
-        data_dir=data or folder / "data",
-        store_url=str(store),
-        options=OPTIONS,
-        splits=["train"],
-        progress=progress,
-    )
-    return record
-
-
-@pytest.fixture(scope="module")
-def alone(folder: Path) -> Path:
-    """What one process makes."""
-    with open_engine(EncoderRequest(spec="./tripping.py"), device="cpu") as engine:
-        extract(engine, folder, folder / "alone")
-    return folder / "alone"
-
-
-class Counting(Silent):
-    def __init__(self) -> None:
-        self.clips = self.shards = 0
-
-    def advance(self, *, clips: int, audio_seconds: float) -> None:
-        self.clips += clips
-
-    def shard_done(self) -> None:
-        self.shards += 1
 
 
 def test_two_nodes_make_the_store_of_one_process_bit_for_bit_and_count_together(

@@ -21,6 +21,7 @@ from handmade import (
     write_split,
 )
 from tiny import task
+from watched import n_committed, wait_for_commits
 
 N_SHARDS = 8
 SLOW_ENCODER = XARES_ENCODER.replace("import torch", "import os\nimport time\n\nimport torch", 1).replace(
@@ -47,18 +48,6 @@ def start(folder: Path) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
-def committed(folder: Path) -> int:
-    return sum('"commit"' in path.read_text() for path in (folder / "store").glob("*/*/*/*/zarr.json"))
-
-
-def wait_for_parts(folder: Path, process: subprocess.Popen[str], n_parts: int) -> None:
-    limit = time.monotonic() + 60
-    while committed(folder) < n_parts:
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < limit
-        time.sleep(0.01)
-
-
 def finish(folder: Path, store: str) -> int:
     """Run to the end in this process; returns the shards that had to be encoded."""
     [record] = extract(task(), folder / "data", folder / store, encoder=str(folder / "my_encoder.py"), frames="always")
@@ -68,7 +57,7 @@ def finish(folder: Path, store: str) -> int:
 
 def test_a_run_that_is_killed_in_the_middle_and_run_again_gives_the_same_store(folder: Path) -> None:
     killed = start(folder)
-    wait_for_parts(folder, killed, 2)
+    wait_for_commits(folder / "store", killed, 2)
     time.sleep(0.12)  # into the middle of a shard
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
@@ -80,7 +69,7 @@ def test_a_run_that_is_killed_in_the_middle_and_run_again_gives_the_same_store(f
 
 def test_an_interrupted_run_says_so_in_one_line_and_the_same_command_goes_on(folder: Path) -> None:
     interrupted = start(folder)
-    wait_for_parts(folder, interrupted, 1)
+    wait_for_commits(folder / "store", interrupted, 1)
     interrupted.send_signal(signal.SIGINT)
     out, err = interrupted.communicate(timeout=30)
     assert interrupted.returncode == 130
@@ -88,7 +77,7 @@ def test_an_interrupted_run_says_so_in_one_line_and_the_same_command_goes_on(fol
     last = err.strip().splitlines()[-1]
     assert last.startswith("featstore: interrupted")
     assert "Traceback" not in err
-    assert committed(folder) == len(list((folder / "store").glob("*/*/*/*/")))
+    assert n_committed(folder / "store") == len(list((folder / "store").glob("*/*/*/*/")))
     assert 0 < finish(folder, "store") < N_SHARDS
     finish(folder, "uninterrupted")
     assert_equal_stores(folder / "store", folder / "uninterrupted")

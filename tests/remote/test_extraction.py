@@ -7,7 +7,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from harness import N_SHARDS, make_shards, start
+from harness import N_SHARDS, make_shards, run
 from stores import assert_equal_contents, contents_by_plain_zarr
 
 import featstore
@@ -165,9 +165,8 @@ def test_shards_at_a_url_are_found_as_in_a_folder(s3, bucket, folder):
 
 def test_a_killed_run_goes_on_in_the_bucket(s3, bucket, folder, manifest, encoder, expected, tmp_path):
     store = f"{bucket}/killed.zarr"
-    child = start(folder, store, FEATSTORE_FAULT_POINT="arrays-settled:3")
-    child.communicate(timeout=120)
-    assert child.returncode == -signal.SIGKILL
+    code, _ = run(folder, store, FEATSTORE_FAULT_POINT="arrays-settled:3")
+    assert code == -signal.SIGKILL
     assert len(featstore.open(store).select().segments) == 2
     assert verify_store(store, repair=False).sound
     records = extract(manifest, encoder, folder / "data", store)

@@ -75,13 +75,14 @@ def test_a_part_costs_its_objects_and_two_documents(url, s3):
     assert len(s3.requests) == 1
 
 
-def test_a_thousand_names_are_planned_with_their_catalogue_and_a_listing(url, s3):
-    """S3 lists a thousand names at a time: 999 parts and the split's own document come in one answer."""
+def test_names_that_one_answer_holds_are_planned_with_their_catalogue_and_a_listing(url, s3, monkeypatch):
+    """S3 lists a thousand names at a time, and this one a hundred: 99 parts and the split's document are one answer."""
+    monkeypatch.setenv("MOTO_S3_DEFAULT_MAX_KEYS", "100")
     writer, objects = split_writer(url), open_objects(url)
     document = read_document(objects, writer.path)
     [like, *_] = document["catalogue"]
     records = []
-    for number in range(996):
+    for number in range(96):
         shard = {**like["members"][0]["shard"], "name": f"{number:04}.tar"}
         part = f"{number:04}.0badc0de"
         records.append({**like, "part": part, "members": [{**like["members"][0], "shard": shard}]})
@@ -91,19 +92,19 @@ def test_a_thousand_names_are_planned_with_their_catalogue_and_a_listing(url, s3
     objects.write(f"{writer.path}/zarr.json", seal(document))
 
     s3.forget()
-    assert len(split_writer(url).begin_run()) == 999
+    assert len(split_writer(url).begin_run()) == 99
     assert len(s3.requests) == 2
 
     s3.forget()
-    assert read_split(open_objects(url), writer.path).clips == 999 * 5
+    assert read_split(open_objects(url), writer.path).clips == 99 * 5
     assert len(s3.requests) == 2
 
     document["catalogue"].append({**records[0], "part": f"x{records[0]['part']}"})
     objects.write(f"{writer.path}/zarr.json", seal(document))
     objects.write(f"{writer.path}/x{records[0]['part']}/key/zarr.json", b"{}")
     s3.forget()
-    assert read_split(open_objects(url), writer.path).clips == 999 * 5  # of two parts of a shard one counts
-    assert len(s3.requests) == 3  # with the thousandth part the document is on a second page
+    assert read_split(open_objects(url), writer.path).clips == 99 * 5  # of two parts of a shard one counts
+    assert len(s3.requests) == 3  # with the hundredth part the document is on a second page
 
 
 def test_what_was_read_once_is_not_asked_for_again(url, s3, tmp_path):

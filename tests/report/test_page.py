@@ -20,9 +20,10 @@ from featstore.cli import cli
 from featstore.errors import UsageError
 from featstore.health import examine_health
 from featstore.report import build, published_scores, write_score
+from featstore.report.boards import board_view
 from featstore.report.charts import Curve, Plotter, Point, matrix_png
 from featstore.report.page import render_page
-from featstore.report.views import board_view, task_views
+from featstore.report.tasks import task_views
 from scored import HOSTILE, a_full_board, hostile_records, scored
 
 VOID = {"meta", "link", "img", "br"}
@@ -134,13 +135,13 @@ def test_a_task_shows_what_its_scores_keep_and_no_more():
     curves = {name: [(point.x, point.y) for point in points] for name, _, points in block.charts[2].curves}
     assert curves == {"enc": [(0, 0.5), (3, 0.7), (12, 0.6)], "enc (std)": [(0, 0.1), (3, 0.13)]}
     assert [score.label for score in block.scores][:4] == ["enc.layer3", "enc.layer12", "enc.layer0", "other"]
-    assert [row.support for row in block.classes] == records[1].details["support"]
+    assert [row.support for row in block.classes.rows] == records[1].details["support"]
     assert block.confusions[0].counts == tuple(map(tuple, records[1].details["confusion"]))
     bare = [replace(each, details={}) for each in records]
     [view] = task_views(build(bare), bare, colours={})
     [block] = view.blocks
     assert [chart.kind for chart in block.charts] == ["layer"]
-    assert (block.classes, block.confusions) == ((), ())
+    assert (block.classes.rows, block.confusions) == ((), ())
     assert "not kept by these scores" in render_page(bare)
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from stores import (
-    assert_equal_contents,
     assert_same_contents,
+    bytes_of_parts,
     contents_by_plain_zarr,
     make_store,
     shard_windows,
@@ -26,12 +26,13 @@ from featstore.store.format import GROUP_DOCUMENT
 from featstore.store.verify import verify_store
 
 FLIPS = 200
+TRAIN = ("a.tar", "b.tar")
 
 
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory):
     path = tmp_path_factory.mktemp("sound") / "embeddings.zarr"
-    make_store(path)
+    make_store(path, shards=TRAIN)
     writer = split_writer(path, split="test")
     write_part(writer, "t.tar", shard_windows("t.tar"))
     writer.write_catalogue()
@@ -45,8 +46,8 @@ def a_disk_that_never_loses_power(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def sound_contents(sound):
-    return contents_by_plain_zarr(sound)
+def sound_bytes(sound):
+    return bytes_of_parts(sound)
 
 
 @pytest.fixture
@@ -58,9 +59,21 @@ def files(store: Path) -> list[Path]:
     return sorted(path for path in store.rglob("*") if path.is_file())
 
 
+def harmed_copy(sound: Path, store: Path, harmed: Path, content: bytes | None) -> Path:
+    """A copy with one file as it is said, or without it: links but for that, as nothing is written over in a store."""
+    if store.exists():
+        shutil.rmtree(store)
+    shutil.copytree(sound, store, copy_function=os.link)
+    victim = store / harmed.relative_to(sound)
+    victim.unlink()
+    if content is not None:
+        victim.write_bytes(content)
+    return store
+
+
 def extract_again(store: Path) -> None:
     """What an extraction does: make the parts that are not there."""
-    for split, shards in (("train", ("a.tar", "b.tar", "c.tar")), ("test", ("t.tar",))):
+    for split, shards in (("train", TRAIN), ("test", ("t.tar",))):
         writer = split_writer(store, split=split)
         for shard in shards:
             if shard not in writer.committed():
@@ -70,13 +83,13 @@ def extract_again(store: Path) -> None:
 
 def test_a_sound_store_has_no_findings(sound):
     report = verify_store(str(sound), repair=False)
-    assert (report.findings, report.parts, report.sound) == ((), 4, True)
+    assert (report.findings, report.parts, report.sound) == ((), 3, True)
     documents = [path for path in files(sound) if len(path.relative_to(sound).parts) < 6]  # down to the parts' own
     assert report.bytes_read == sum(path.stat().st_size for path in files(sound) if path not in documents)
 
 
 def test_every_single_bit_flip_is_found_and_its_part_is_named_and_repair_brings_everything_back(
-    sound, sound_contents, tmp_path
+    sound, sound_bytes, tmp_path
 ):
     """Flips over all files, metadata included. Whatever is found is repaired; what was harmed is made again."""
     rng = random.Random(20261123)
@@ -85,12 +98,9 @@ def test_every_single_bit_flip_is_found_and_its_part_is_named_and_repair_brings_
         # files by turns and not by size alone: a document is as likely to be hit as an array
         path, size = rng.choice(whole)
         bit = rng.randrange(size * 8)
-        store = tmp_path / "flipped.zarr"
-        shutil.copytree(sound, store)
-        victim = store / path.relative_to(sound)
-        raw = bytearray(victim.read_bytes())
+        raw = bytearray(path.read_bytes())
         raw[bit // 8] ^= 1 << (bit % 8)
-        victim.write_bytes(raw)
+        store = harmed_copy(sound, tmp_path / "flipped.zarr", path, bytes(raw))
         report = verify_store(str(store), repair=False)
         where = path.relative_to(sound).as_posix()
         if raw.strip() == path.read_bytes().strip():
@@ -101,26 +111,22 @@ def test_every_single_bit_flip_is_found_and_its_part_is_named_and_repair_brings_
         assert verify_store(str(store), repair=True).sound, (where, report.findings)
         extract_again(store)
         assert verify_store(str(store), repair=False).sound
-        assert_equal_contents(sound_contents, contents_by_plain_zarr(store))
-        shutil.rmtree(store)
+        assert bytes_of_parts(store) == sound_bytes
+    assert bytes_of_parts(sound) == sound_bytes  # the copies harmed themselves alone
 
 
-@pytest.mark.parametrize("harm", ["cut", "empty", "missing"])
-def test_a_file_that_is_cut_or_missing_is_found_wherever_it_is(sound, sound_contents, tmp_path, harm):
+@pytest.mark.parametrize("harm", ["cut", "missing"])
+def test_a_file_that_is_cut_or_missing_is_found_wherever_it_is(sound, sound_bytes, tmp_path, harm):
+    rng = random.Random(20261125)
     for path in files(sound):
-        store = tmp_path / "harmed.zarr"
-        shutil.copytree(sound, store)
-        victim = store / path.relative_to(sound)
-        if harm == "missing":
-            victim.unlink()
-        else:
-            victim.write_bytes(victim.read_bytes()[: -1 if harm == "cut" else 0])
+        whole = path.read_bytes()
+        left = whole[: rng.choice([0, rng.randrange(len(whole)), len(whole) - 1])] if harm == "cut" else None
+        store = harmed_copy(sound, tmp_path / "harmed.zarr", path, left)
         assert verify_store(str(store), repair=False).findings, path
         assert verify_store(str(store), repair=True).sound
         extract_again(store)
         assert verify_store(str(store), repair=False).sound
-        assert_equal_contents(sound_contents, contents_by_plain_zarr(store))
-        shutil.rmtree(store)
+        assert bytes_of_parts(store) == sound_bytes
 
 
 def test_an_extra_file_is_found_and_repair_deletes_it_and_nothing_else(store, sound):
@@ -159,8 +165,9 @@ def test_repair_drops_the_damaged_part_alone(store):
         "frames/c/0/0 is not what was written: its checksum differs"
     ]
     assert featstore.open(str(store)).select(split="train").key.tolist() == [
-        each.key for shard in ("a.tar", "c.tar") for each in shard_windows(shard)
+        each.key for each in shard_windows("a.tar")
     ]
+    assert len(featstore.open(str(store)).select(split="test").key) == 5
 
 
 def test_opening_with_verify_checks_first_and_opening_without_does_not(store):

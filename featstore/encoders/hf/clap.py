@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from featstore.encoders.hf.spectra import full_precision, power_spectrum
+from featstore.encoders.hf.spectra import full_precision, given_or_whole, power_spectrum
 
 __all__ = ["ClapEncoder"]
 
@@ -48,8 +48,7 @@ class ClapEncoder(nn.Module):
 
     def forward(self, audio: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """float32 (batch, samples) -> (batch, 1, output_dim), (batch, output_dim), ones int64 (batch,)."""
-        if lengths is None:
-            lengths = torch.full((len(audio),), audio.shape[1], device=audio.device)
+        lengths = given_or_whole(audio, lengths)
         with full_precision(audio):
             features = self.features(audio, lengths)
         longer = torch.zeros((len(audio), 1), dtype=torch.bool, device=audio.device)

@@ -4,22 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from featstore.encoders.hf.spectra import (
-    FBANK_HOP_SAMPLES,
-    FBANK_WINDOW_SAMPLES,
-    at_least,
-    fbank_frames,
-    full_precision,
-    kaldi_fbank,
-    real,
-)
+from featstore.encoders.hf.kaldi import HOP_SAMPLES, WINDOW_SAMPLES, FilterBanks, steps_of
+from featstore.encoders.hf.spectra import at_least, full_precision, given_or_whole, real
 
 __all__ = ["FbankEncoder"]
 
-_LEAST_SAMPLES = FBANK_WINDOW_SAMPLES + FBANK_HOP_SAMPLES  # two steps: a deviation over one is no number
+_LEAST_SAMPLES = WINDOW_SAMPLES + HOP_SAMPLES  # two steps: a deviation over one is no number
 _INT16 = 2.0**15
 
 
@@ -34,29 +26,25 @@ class FbankEncoder(nn.Module):
         ``Wav2Vec2BertModel``.
     extractor
         Its feature extractor.
-    filters, window : Tensor
-        float64 (257, mels) and (400,), as the feature extractor has them.
+    banks : FilterBanks
+        As that extractor makes them.
     """
 
-    filters: Tensor
-    window: Tensor
-
-    def __init__(self, model: Any, *, extractor: Any, filters: Tensor, window: Tensor) -> None:
+    def __init__(self, model: Any, *, extractor: Any, banks: FilterBanks) -> None:
         super().__init__()
         self.model = model
+        self.banks = banks
         config = model.config
         self.sampling_rate = int(extractor.sampling_rate)
         self.n_layers = int(config.num_hidden_layers)
         self.layer_dim = int(config.hidden_size)
         self._stack = int(extractor.stride)
-        self.layer_hop_in_ms = 1000.0 * self._stack * FBANK_HOP_SAMPLES / self.sampling_rate
+        self.layer_hop_in_ms = 1000.0 * self._stack * HOP_SAMPLES / self.sampling_rate
         self._adapted = bool(config.add_adapter)
         self.output_dim = int(config.output_hidden_size) if self._adapted else self.layer_dim
         self.hop_size_in_ms = self.layer_hop_in_ms * (
             config.adapter_stride**config.num_adapter_layers if self._adapted else 1
         )
-        self.register_buffer("filters", filters, persistent=False)
-        self.register_buffer("window", window, persistent=False)
 
     def forward(self, audio: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, None, Tensor]:
         """float32 (batch, samples) -> (batch, frames, output_dim), None, int64 (batch,)."""
@@ -66,9 +54,8 @@ class FbankEncoder(nn.Module):
         self, audio: Tensor, lengths: Tensor | None = None, *, layers: tuple[int | None, ...]
     ) -> tuple[tuple[Tensor, None, Tensor], ...]:
         """One pass: frames and their counts for each hidden state, and for None the model's own output."""
-        if lengths is None:
-            lengths = torch.full((len(audio),), audio.shape[1], device=audio.device)
-        steps = fbank_frames(lengths.clamp(min=_LEAST_SAMPLES))
+        lengths = given_or_whole(audio, lengths)
+        steps = steps_of(lengths.clamp(min=_LEAST_SAMPLES))
         with full_precision(audio):
             features = self.features(audio, steps)
         n_frames = steps // self._stack
@@ -90,7 +77,7 @@ class FbankEncoder(nn.Module):
 
         It normalises in float32, which costs it up to 1e-4 in bands that hardly change; here it is float64.
         """
-        banks = kaldi_fbank(at_least(audio, _LEAST_SAMPLES) * _INT16, filters=self.filters, window=self.window)
+        banks: Tensor = self.banks(at_least(audio, _LEAST_SAMPLES) * _INT16)
         banks = banks.float().double()  # rounded as there
         keep = real(steps, banks.shape[1])[:, :, None]
         mean = banks.masked_fill(~keep, 0.0).sum(dim=1, keepdim=True) / steps[:, None, None]

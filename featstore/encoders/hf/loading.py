@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from featstore.encoders.fingerprint import encoder_identity, source_sha256
 from featstore.encoders.hf.clap import ClapEncoder
 from featstore.encoders.hf.fbank import FbankEncoder
+from featstore.encoders.hf.kaldi import WINDOW_SAMPLES, FilterBanks
 from featstore.encoders.hf.other import OtherEncoder
 from featstore.encoders.hf.patches import PatchEncoder
 from featstore.encoders.hf.waveform import WaveformEncoder
@@ -126,11 +127,9 @@ def _encoder(model: Any, extractor: Any, where: str) -> nn.Module:
     if kind == "whisper" and makes == "WhisperFeatureExtractor" and not extractor.dither:
         return WhisperEncoder(model.get_encoder(), extractor=extractor)
     if kind == "audio-spectrogram-transformer" and makes == "ASTFeatureExtractor":
-        filters, window = _kaldi(extractor, "hann")
-        return PatchEncoder(model, extractor=extractor, filters=filters, window=window)
+        return PatchEncoder(model, extractor=extractor, banks=_filter_banks(extractor, "hann"))
     if kind == "wav2vec2-bert" and makes == "SeamlessM4TFeatureExtractor":
-        filters, window = _kaldi(extractor, "povey")
-        return FbankEncoder(model, extractor=extractor, filters=filters, window=window)
+        return FbankEncoder(model, extractor=extractor, banks=_filter_banks(extractor, "povey"))
     if kind == "clap" and makes == "ClapFeatureExtractor":
         return ClapEncoder(model.audio_model, model.audio_projection, extractor=extractor)
     half = model.get_encoder() if model.config.is_encoder_decoder else model
@@ -138,8 +137,8 @@ def _encoder(model: Any, extractor: Any, where: str) -> nn.Module:
         return OtherEncoder(half, extractor=extractor)
 
 
-def _kaldi(extractor: Any, window: str) -> tuple[Tensor, Tensor]:
-    """Filters and window of a feature extractor that makes Kaldi's filter banks."""
+def _filter_banks(extractor: Any, window: str) -> FilterBanks:
+    """Kaldi's filter banks as a feature extractor has them, under a window of that name."""
     audio_utils = importlib.import_module("transformers.audio_utils")
     filters = audio_utils.mel_filter_bank(
         num_frequency_bins=257,
@@ -151,8 +150,8 @@ def _kaldi(extractor: Any, window: str) -> tuple[Tensor, Tensor]:
         mel_scale="kaldi",
         triangularize_in_mel_space=True,
     )
-    shape = audio_utils.window_function(400, window, periodic=False)
-    return torch.from_numpy(filters).double(), torch.from_numpy(shape).double()
+    shape = audio_utils.window_function(WINDOW_SAMPLES, window, periodic=False)
+    return FilterBanks(filters=torch.from_numpy(filters).double(), window=torch.from_numpy(shape).double())
 
 
 def _check_weights(model: nn.Module, module: nn.Module, report: Mapping[str, Any], where: str) -> None:

@@ -4,18 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from featstore.encoders.hf.spectra import (
-    FBANK_HOP_SAMPLES,
-    FBANK_WINDOW_SAMPLES,
-    at_least,
-    fbank_frames,
-    full_precision,
-    kaldi_fbank,
-    real,
-)
+from featstore.encoders.hf.kaldi import HOP_SAMPLES, WINDOW_SAMPLES, FilterBanks, steps_of
+from featstore.encoders.hf.spectra import at_least, full_precision, given_or_whole, real
 
 __all__ = ["PatchEncoder"]
 
@@ -31,30 +23,24 @@ class PatchEncoder(nn.Module):
         ``ASTModel``.
     extractor
         Its feature extractor.
-    filters, window : Tensor
-        float64 (257, mels) and (400,), as the feature extractor has them.
+    banks : FilterBanks
+        As that extractor makes them.
     """
 
-    filters: Tensor
-    window: Tensor
-
-    def __init__(self, model: Any, *, extractor: Any, filters: Tensor, window: Tensor) -> None:
+    def __init__(self, model: Any, *, extractor: Any, banks: FilterBanks) -> None:
         super().__init__()
         self.model = model
+        self.banks = banks
         config = model.config
         self.sampling_rate = int(extractor.sampling_rate)
-        self.input_seconds = int(extractor.max_length) * FBANK_HOP_SAMPLES / self.sampling_rate
+        self.input_seconds = int(extractor.max_length) * HOP_SAMPLES / self.sampling_rate
         self.output_dim = self.layer_dim = int(config.hidden_size)
         self.n_layers = int(config.num_hidden_layers)
-        self.hop_size_in_ms = self.layer_hop_in_ms = (
-            1000.0 * config.time_stride * FBANK_HOP_SAMPLES / self.sampling_rate
-        )
+        self.hop_size_in_ms = self.layer_hop_in_ms = 1000.0 * config.time_stride * HOP_SAMPLES / self.sampling_rate
         self._steps = int(extractor.max_length)
         self._shift = (float(extractor.mean), 2.0 * float(extractor.std)) if extractor.do_normalize else (0.0, 1.0)
         self._rows = (config.num_mel_bins - config.patch_size) // config.frequency_stride + 1
         self._patch, self._stride = int(config.patch_size), int(config.time_stride)
-        self.register_buffer("filters", filters, persistent=False)
-        self.register_buffer("window", window, persistent=False)
 
     def forward(self, audio: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """float32 (batch, samples) -> (batch, frames, output_dim), (batch, output_dim), int64 (batch,)."""
@@ -64,9 +50,8 @@ class PatchEncoder(nn.Module):
         self, audio: Tensor, lengths: Tensor | None = None, *, layers: tuple[int | None, ...]
     ) -> tuple[tuple[Tensor, Tensor, Tensor], ...]:
         """One pass: frames, own vectors and counts for each hidden state, and for None the model's own output."""
-        if lengths is None:
-            lengths = torch.full((len(audio),), audio.shape[1], device=audio.device)
-        steps = fbank_frames(lengths.clamp(min=FBANK_WINDOW_SAMPLES)).clamp(max=self._steps)
+        lengths = given_or_whole(audio, lengths)
+        steps = steps_of(lengths.clamp(min=WINDOW_SAMPLES)).clamp(max=self._steps)
         with full_precision(audio):
             features = self.features(audio, steps)
         found = self.model(features, output_hidden_states=any(layer is not None for layer in layers))
@@ -81,7 +66,7 @@ class PatchEncoder(nn.Module):
 
     def features(self, audio: Tensor, steps: Tensor) -> Tensor:
         """float32 (batch, samples) -> (batch, steps, mels), as ``ASTFeatureExtractor`` makes them."""
-        banks = kaldi_fbank(at_least(audio, FBANK_WINDOW_SAMPLES), filters=self.filters, window=self.window)
+        banks: Tensor = self.banks(at_least(audio, WINDOW_SAMPLES))
         banks = banks[:, : self._steps]
         banks = banks.masked_fill(~real(steps, banks.shape[1])[:, :, None], 0.0)
         banks = nn.functional.pad(banks, (0, 0, 0, self._steps - banks.shape[1]))

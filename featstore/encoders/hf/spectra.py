@@ -8,22 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = [
-    "FBANK_HOP_SAMPLES",
-    "FBANK_WINDOW_SAMPLES",
-    "at_least",
-    "fbank_frames",
-    "full_precision",
-    "kaldi_fbank",
-    "power_spectrum",
-    "real",
-]
-
-FBANK_WINDOW_SAMPLES = 400
-FBANK_HOP_SAMPLES = 160
-_FBANK_FFT = 512
-_FBANK_FLOOR = 1.192092955078125e-07
-_PREEMPHASIS = 0.97
+__all__ = ["at_least", "full_precision", "given_or_whole", "power_spectrum", "real"]
 
 
 def full_precision(audio: Tensor) -> torch.autocast:
@@ -36,37 +21,14 @@ def at_least(audio: Tensor, samples: int) -> Tensor:
     return torch.nn.functional.pad(audio, (0, max(0, samples - audio.shape[1])))
 
 
+def given_or_whole(audio: Tensor, lengths: Tensor | None) -> Tensor:
+    """Samples of each row, int64 (batch,): those that are given, or else all of them."""
+    return torch.full((len(audio),), audio.shape[1], device=audio.device) if lengths is None else lengths
+
+
 def real(lengths: Tensor, available: int) -> Tensor:
     """Which of so many places are within the length of each row, bool (batch, available)."""
     return torch.arange(available, device=lengths.device)[None, :] < lengths[:, None]
-
-
-def fbank_frames(lengths: Tensor) -> Tensor:
-    """Frames of `kaldi_fbank` that so many samples, at least 400, make."""
-    return (lengths - FBANK_WINDOW_SAMPLES) // FBANK_HOP_SAMPLES + 1
-
-
-def kaldi_fbank(audio: Tensor, *, filters: Tensor, window: Tensor) -> Tensor:
-    """Log-mel filter banks as Kaldi makes them: 25 ms every 10 ms, pre-emphasis in each frame, nothing padded.
-
-    Parameters
-    ----------
-    audio : Tensor
-        (batch, samples), at least 400 samples
-    filters, window : Tensor
-        float64 (257, mels) and (400,)
-
-    Returns
-    -------
-    float64 (batch, frames, mels)
-    """
-    frames = audio.double().unfold(1, FBANK_WINDOW_SAMPLES, FBANK_HOP_SAMPLES)
-    frames = frames - frames.mean(dim=2, keepdim=True)
-    before = torch.cat([frames[:, :, :1], frames[:, :, :-1]], dim=2)
-    frames = (frames - _PREEMPHASIS * before) * window
-    power = torch.fft.rfft(frames, n=_FBANK_FFT).abs().square()
-    banks: Tensor = (power @ filters).clamp(min=_FBANK_FLOOR).log()
-    return banks
 
 
 def power_spectrum(audio: Tensor, *, window: Tensor, hop_samples: int) -> Tensor:

@@ -6,10 +6,9 @@ import math
 import warnings
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from featstore.encoders.hf.spectra import at_least, full_precision, real
+from featstore.encoders.hf.spectra import at_least, full_precision, given_or_whole, real
 
 __all__ = ["WaveformEncoder", "normalised"]
 
@@ -75,8 +74,7 @@ class WaveformEncoder(nn.Module):
     ) -> tuple[tuple[Tensor, None, Tensor], ...]:
         """One pass: frames and their counts for each hidden state, and for None the model's own output."""
         masks = self.masks and lengths is not None
-        if lengths is None:
-            lengths = torch.full((len(audio),), audio.shape[1], device=audio.device)
+        lengths = given_or_whole(audio, lengths)
         with full_precision(audio):
             waves = normalised(audio, lengths.clamp(min=1)) if self.normalises else audio
         waves = at_least(waves, self._least_samples)

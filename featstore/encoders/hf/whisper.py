@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from featstore.encoders.hf.spectra import at_least, full_precision, power_spectrum
+from featstore.encoders.hf.spectra import at_least, full_precision, given_or_whole, power_spectrum
 
 __all__ = ["WhisperEncoder"]
 
@@ -51,8 +51,7 @@ class WhisperEncoder(nn.Module):
         self, audio: Tensor, lengths: Tensor | None = None, *, layers: tuple[int | None, ...]
     ) -> tuple[tuple[Tensor, None, Tensor], ...]:
         """One pass: frames and their counts for each hidden state, and for None the encoder's own output."""
-        if lengths is None:
-            lengths = torch.full((len(audio),), audio.shape[1], device=audio.device)
+        lengths = given_or_whole(audio, lengths)
         with full_precision(audio):
             features = self.features(audio)
         found = self.model(features, output_hidden_states=any(layer is not None for layer in layers))

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from featstore.errors import UsageError
 
 if TYPE_CHECKING:
+    from featstore.encoders.encoder import Encoder
     from featstore.encoders.outputs import Pool
     from featstore.extract.outcome import EncodeResult
     from featstore.extract.progress import Progress
@@ -47,6 +48,18 @@ class EncoderRequest:
     pools: tuple[Pool, ...] = ()
     trust_remote_code: bool = False
     folder: str = field(default_factory=lambda: str(Path.cwd()))
+
+    def load(self) -> Encoder:
+        """Load it here; for what may be raised see `featstore.encoders.load_encoder`."""
+        from featstore.encoders import load_encoder
+
+        return load_encoder(
+            self.spec,
+            arguments=self.arguments,
+            layers=self.layers,
+            pools=self.pools,
+            trust_remote_code=self.trust_remote_code,
+        )
 
 
 class Engine(Protocol):
@@ -148,14 +161,6 @@ def _on_ray(
 
 
 def _local(request: EncoderRequest, *, device: str) -> Engine:
-    from featstore.encoders import load_encoder
     from featstore.extract.engines.local import LocalEngine
 
-    encoder = load_encoder(
-        request.spec,
-        arguments=request.arguments,
-        layers=request.layers,
-        pools=request.pools,
-        trust_remote_code=request.trust_remote_code,
-    )
-    return LocalEngine(encoder, device=device)
+    return LocalEngine(request.load(), device=device)

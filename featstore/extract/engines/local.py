@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from featstore.extract.outcome import EncodeResult
 from featstore.extract.progress import Progress
-from featstore.extract.work import EncodeJob, EncoderCard, StaleShard, Workplace, cores
+from featstore.extract.work import EncodeJob, EncoderCard, StaleShard, Workplace
+from featstore.machine import cores
 
 if TYPE_CHECKING:
     from featstore.encoders.encoder import Encoder

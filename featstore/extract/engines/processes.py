@@ -7,20 +7,20 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 
+from featstore.children import inheriting
 from featstore.extract.engines import EncoderRequest
 from featstore.extract.engines.messages import Event, Failed, Gone, Message, Quit
 from featstore.extract.engines.worker import Worker, WorkerSettings
-from featstore.extract.work import cores
+from featstore.machine import cores
 
 __all__ = ["Processes"]
 
-_THREAD_SETTINGS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 _QUIT_WITHIN_SECONDS = 10.0
 
 
@@ -58,7 +58,7 @@ class Processes:
         process = self._context.Process(
             target=_serve, args=(theirs, self._request, settings), name=f"featstore {settings.device}", daemon=True
         )
-        with _inherited(settings.cores):
+        with inheriting(threads=settings.cores):
             process.start()
         theirs.close()  # the child's end is the child's alone: when it dies, ours says so
         self._running[worker] = _Running(process=process, connection=ours)
@@ -125,25 +125,6 @@ def _drain(running: _Running, *, until: float) -> None:
     with suppress(EOFError, OSError):
         while running.connection.poll(max(0.0, until - time.monotonic())):
             running.connection.recv_bytes()
-
-
-@contextmanager
-def _inherited(threads: int) -> Iterator[None]:
-    """A process that starts now has so many threads, and leaves Ctrl-C to its parent."""
-    before = {name: os.environ.get(name) for name in _THREAD_SETTINGS}
-    os.environ.update({name: str(threads) for name in _THREAD_SETTINGS})
-    is_main = threading.current_thread() is threading.main_thread()
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN) if is_main else None
-    try:
-        yield
-    finally:
-        if is_main:
-            signal.signal(signal.SIGINT, handler)
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 # --- in the process ---------------------------------------------------------------------------------------------------

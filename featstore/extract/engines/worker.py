@@ -101,7 +101,6 @@ class Worker:
                 self._encode(workplace, message)
 
     def _load(self) -> Workplace:
-        from featstore.encoders import load_encoder
         from featstore.encoders.devices import settle_on
 
         request = self._request
@@ -112,14 +111,7 @@ class Worker:
             )
         os.chdir(request.folder)
         settle_on(self._settings.device, threads=self._settings.cores)
-        encoder = load_encoder(
-            request.spec,
-            arguments=request.arguments,
-            layers=request.layers,
-            pools=request.pools,
-            trust_remote_code=request.trust_remote_code,
-        )
-        return Workplace(encoder, device=self._settings.device, cores=self._settings.cores)
+        return Workplace(request.load(), device=self._settings.device, cores=self._settings.cores)
 
     def _encode(self, workplace: Workplace, begin: Begin) -> None:
         workplace.check(begin.job)
