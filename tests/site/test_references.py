@@ -147,7 +147,7 @@ def _kept_by(node: ast.AST) -> Iterator[str]:
             yield key
         case ast.Call(func=ast.Name(id="_learned_heads"), args=[*_, ast.Dict(keys=keys)]):
             yield from _texts(keys)
-        case ast.FunctionDef(name="_by_class" | "_confusion_details" | "origin_details"):
+        case ast.FunctionDef(name=name) if name.strip("_") in {"by_class", "confusion_details", "origin_details"}:
             for inner in ast.walk(node):
                 if isinstance(inner, ast.Dict):
                     yield from _texts(inner.keys)
