@@ -14,6 +14,7 @@ test: $(VENV)/.test browser
 	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --dist worksteal -m "not slow"
 
 test-slow: $(VENV)/.test
+	$(PIP) --constraint constraints.txt --editable '.[umap]' # maps by UMAP are tested here alone
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m slow
 
 lint: $(VENV)/.lint

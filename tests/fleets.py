@@ -79,7 +79,7 @@ def tripping() -> EncoderRequest:
 
 
 def extract(
-    engine: Engine, folder: Path, store: Path, *, data: Path | str | None = None, progress: Silent | None = None
+    engine: Engine, folder: Path, store: Path | str, *, data: Path | str | None = None, progress: Silent | None = None
 ) -> ExtractRecord:
     [record] = extract_task(
         load_manifest(folder / "tiny.toml"),

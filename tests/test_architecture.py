@@ -205,6 +205,18 @@ def test_only_the_command_line_prints() -> None:
     assert not calls
 
 
+def test_what_commands_print_goes_through_what_leaves_nothing_for_a_terminal_to_obey() -> None:
+    may = {"cli/options", "cli/completion", "cli/__init__"}  # the last two print a script, and one line with a colour
+    echoes = [
+        f"featstore/{module}.py:{node.lineno}"
+        for module, path in MODULES.items()
+        if module.startswith("cli/") and module not in may
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in {"print", "click.echo", "click.secho"}
+    ]
+    assert not echoes
+
+
 def test_no_assert_checks_input() -> None:
     asserts = [
         f"featstore/{module}.py:{node.lineno}"

@@ -6,9 +6,11 @@ import json
 from pathlib import Path
 
 from docs.made.commands import command_page
+from docs.made.documents import documents_page
 from docs.made.manifest import manifest_page
 from docs.made.notebooks import notebook_page
 from docs.made.records import PRINTED, json_page
+from docs.made.rules import rules_page
 from docs.made.tasks import task_page
 from featstore.cli import cli
 from featstore.manifest import builtin_tasks
@@ -27,6 +29,8 @@ def pages(root: Path) -> dict[str, str]:
         "reference/manifest.md": manifest_page(),
         "reference/tasks.md": task_page(builtin_tasks()),
         "reference/json.md": json_page(PRINTED),
+        "reference/documents.md": documents_page(),
+        "reference/rules.md": rules_page(),
         "changelog.md": (root / "CHANGELOG.md").read_text(encoding="utf-8"),
         **notebooks,
     }

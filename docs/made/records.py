@@ -11,6 +11,7 @@ import typing
 from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any, Literal
 
+from docs.made.details import details_section, figures_section
 from docs.made.markdown import code, from_rst, table, told
 
 
@@ -82,18 +83,22 @@ def json_page(printed: Sequence[Printed]) -> str:
     shown, plain = {*outer, *inner}, Printed(record="", commands=())
     sections = [
         f"## {kind.__name__}\n\nPrinted by {', '.join(code(f'featstore {line}') for line in each.commands)}\n\n"
-        + _record_section(kind, each, shown)
+        + record_section(kind, each, shown)
         for kind, each in zip(outer, printed, strict=True)
     ]
-    inside = [f"### {kind.__name__}\n\n{_record_section(kind, plain, shown)}" for kind in inner if kind not in outer]
+    inside = [f"### {kind.__name__}\n\n{record_section(kind, plain, shown)}" for kind in inner if kind not in outer]
     manifests = ", ".join(code(f"featstore {name} --json") for name in PRINTS_MANIFESTS)
     return "\n".join(
         [
             "# What commands print as JSON\n",
             "With `--json` a command prints one array on stdout and nothing else there; progress and errors go to "
-            "stderr. `--results DIR` keeps each score there as one such object. "
-            f"{manifests} prints [manifests](manifest.md), as their files have them.\n",
+            "stderr. `--results DIR` keeps each score in a file of its own: the object under `score`, beside "
+            "`results_format`, `written_at` and `key`, a hash of what made it. "
+            f"{manifests} prints [manifests](manifest.md), as their files have them, and with `--store` also `cached`: "
+            "list of text, the encoders that have the task there.\n",
             *sections,
+            details_section(),
+            figures_section(),
             "## Records inside others\n",
             *inside,
         ]
@@ -123,7 +128,7 @@ def _parts(hint: Any) -> Iterator[Any]:
         yield from _parts(inner)
 
 
-def _record_section(kind: type, printed: Printed, shown: Set[type]) -> str:
+def record_section(kind: type, printed: Printed, shown: Set[type]) -> str:
     rows: list[tuple[str, str, str]] = []
     for name, what, meaning in _rows(kind, printed, shown):
         if rows and meaning and rows[-1][1:] == (what, meaning):  # "value, std : float" says one thing of both

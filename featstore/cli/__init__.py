@@ -16,6 +16,7 @@ from featstore.cli.export import export
 from featstore.cli.extract import extract
 from featstore.cli.fetch import fetch
 from featstore.cli.inspect import inspect
+from featstore.cli.options import harmless
 from featstore.cli.pack import pack
 from featstore.cli.probe import probe
 from featstore.cli.query import query
@@ -84,7 +85,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _fail(message: str, code: int) -> int:
     line = " ".join(message.split())
-    click.echo(click.style("featstore: ", fg="red") + line, err=True)
+    click.echo(click.style("featstore: ", fg="red") + harmless(line), err=True)
     return code
 
 

@@ -29,6 +29,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from featstore.cli.options import harmless, printable
 from featstore.report import Grid, GridCell, GridRow, grid
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ class RichProgress:
         reused = f" [dim]({shards_reused} reused)[/]" if shards_reused else ""
         # Reused shards are no part of the bar: its estimate of the time left would take them for speed.
         self._task = self._bars.add_task(
-            escape(label) + reused, total=shards_total - shards_reused, clips=0, audio_seconds=0.0
+            escape(printable(label)) + reused, total=shards_total - shards_reused, clips=0, audio_seconds=0.0
         )
 
     def advance(self, *, clips: int, audio_seconds: float) -> None:
@@ -149,7 +150,7 @@ class PlainProgress:
         self._clips, self._audio_seconds = 0, 0.0
         self._began = self._told = self._clock()
         reused = f", {shards_reused} reused" if shards_reused else ""
-        self._write(f"{label}: {self._shards_total} shards to encode{reused}\n")
+        self._write(f"{printable(label)}: {self._shards_total} shards to encode{reused}\n")
 
     def advance(self, *, clips: int, audio_seconds: float) -> None:
         """Count clips, and tell about them when the last line is old enough."""
@@ -170,7 +171,7 @@ class PlainProgress:
     def _tell(self) -> None:
         self._told = self._clock()
         rate = _throughput(self._clips, self._audio_seconds, self._told - self._began)
-        self._write(f"{self._label}: {self._shards_done}/{self._shards_total} shards, {rate}\n")
+        self._write(f"{printable(self._label)}: {self._shards_done}/{self._shards_total} shards, {rate}\n")
 
 
 @contextmanager
@@ -199,7 +200,7 @@ def steps(*, stream: TextIO | None = None) -> Iterator[Callable[[str], None]]:
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as bars:
         task = bars.add_task("", total=None)
-        yield lambda step: bars.update(task, description=escape(step))
+        yield lambda step: bars.update(task, description=escape(printable(step)))
 
 
 class PlainSteps:
@@ -213,7 +214,7 @@ class PlainSteps:
         """A step begins."""
         if self._clock() - self._told >= PLAIN_EVERY_SECONDS:
             self._told = self._clock()
-            self._write(f"checking: {step}\n")
+            self._write(f"checking: {printable(step)}\n")
 
 
 @contextmanager
@@ -235,7 +236,7 @@ def scoring(
         )
         with Progress(*columns, console=console, transient=True) as bars:
             task = bars.add_task("", total=total)
-            yield lambda name: bars.update(task, advance=1, description=escape(f"last: {name}"))
+            yield lambda name: bars.update(task, advance=1, description=escape(printable(f"last: {name}")))
         return
     done, told = 0, clock()
 
@@ -244,7 +245,7 @@ def scoring(
         done += 1
         if done < total and clock() - told >= PLAIN_EVERY_SECONDS:
             told = clock()
-            console.file.write(f"{done}/{total} scores, the last {name}\n")
+            console.file.write(f"{done}/{total} scores, the last {printable(name)}\n")
 
     yield tell
 
@@ -282,9 +283,9 @@ class Downloads:
         """Start a bar, or a first line."""
         self._label, self._done, self._total, self._told = label, 0, bytes_total, self._clock()
         if self._bars is not None:
-            self._task = self._bars.add_task(escape(label), total=bytes_total)
+            self._task = self._bars.add_task(escape(printable(label)), total=bytes_total)
         else:
-            self._write(f"{label}: {bytes_total / 1e6:,.1f} MB\n")
+            self._write(f"{printable(label)}: {bytes_total / 1e6:,.1f} MB\n")
 
     def advance(self, n_bytes: int) -> None:
         """Count bytes."""
@@ -294,7 +295,7 @@ class Downloads:
                 self._bars.update(self._task, completed=self._done)
             elif self._clock() - self._told >= PLAIN_EVERY_SECONDS:
                 self._told = self._clock()
-                self._write(f"{self._label}: {self._done / 1e6:,.1f} of {self._total / 1e6:,.1f} MB\n")
+                self._write(f"{printable(self._label)}: {self._done / 1e6:,.1f} of {self._total / 1e6:,.1f} MB\n")
 
 
 def _throughput(clips: int, audio_seconds: float, elapsed_seconds: float) -> str:
@@ -317,6 +318,16 @@ def show(*renderables: RenderableType, stream: TextIO | None = None) -> None:
         console.print(renderable)
 
 
+def _text(text: str, *, style: str = "") -> Text:
+    """Words of others, of which neither rich nor a terminal takes any for a command."""
+    return Text(harmless(text, keep="\n"), style=style)
+
+
+def _table(title: str | None) -> Table:
+    told = None if title is None else _text(title, style="bold")
+    return Table(title=told, title_justify="left", box=box.SIMPLE_HEAD)
+
+
 def leaderboard_tables(board: Leaderboard) -> Group:
     """Paint every table of a leaderboard."""
     return painted(grid(table) for table in board.tables)
@@ -328,7 +339,7 @@ def painted(grids: Iterable[Grid]) -> Group:
 
 
 def _painted(laid_out: Grid) -> Group:
-    notes = (Text(f"  {note}", style="dim") for note in laid_out.notes)
+    notes = (_text(f"  {note}", style="dim") for note in laid_out.notes)
     return Group(_Fitting(laid_out), *notes, Text())
 
 
@@ -350,9 +361,9 @@ class _Fitting:
             left, title = left[fits:], None
 
     def _table(self, columns: Sequence[int], *, title: str | None = None) -> Table:
-        table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+        table = _table(title)
         for index in (0, 1, *columns):
-            table.add_column(Text(self._grid.header[index]), justify="left" if index < 2 else "right", overflow="fold")
+            table.add_column(_text(self._grid.header[index]), justify="left" if index < 2 else "right", overflow="fold")
         for section in (self._grid.rows, self._grid.averages):
             for row in section:
                 entries = _entries(row)
@@ -362,7 +373,7 @@ class _Fitting:
 
 
 def _entries(row: GridRow) -> tuple[Text, ...]:
-    return (Text(row.head), Text(row.metric, style="dim"), *map(_entry, row.cells))
+    return (_text(row.head), _text(row.metric, style="dim"), *map(_entry, row.cells))
 
 
 def _entry(cell: GridCell) -> Text:
@@ -374,12 +385,12 @@ def _entry(cell: GridCell) -> Text:
 
 def plain_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, title: str | None = None) -> Table:
     """Lay out rows of text. A column whose every entry begins with a digit is set flush right."""
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    table = _table(title)
     for index, heading in enumerate(header):
         numeric = bool(rows) and all(row[index][:1].isdigit() for row in rows)
-        table.add_column(Text(heading), justify="right" if numeric else "left")
+        table.add_column(_text(heading), justify="right" if numeric else "left")
     for row in rows:
-        table.add_row(*map(Text, row))
+        table.add_row(*map(_text, row))
     return table
 
 
@@ -389,14 +400,14 @@ _PROSE_COLUMNS = 100
 
 def verdict_table(rows: Sequence[tuple[str, str, str, str]], *, title: str) -> Table:
     """Lay out checks: name, verdict, what was measured, and under it what to do where there is something."""
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    table = _table(title)
     table.add_column("check", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
     table.add_column("measured", max_width=_PROSE_COLUMNS)
     for name, verdict, measured, advice in rows:
         style = _VERDICTS[verdict]
-        told = Text(measured)
+        told = _text(measured)
         if advice:
-            told.append(f"\n→ {advice}", style=style)
-        table.add_row(Text(name), Text(verdict.upper() if verdict == "failed" else verdict, style=style), told)
+            told.append(f"\n→ {harmless(advice)}", style=style)
+        table.add_row(_text(name), Text(verdict.upper() if verdict == "failed" else verdict, style=style), told)
     return table

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from featstore.cli.completion import complete_folders
-from featstore.cli.options import emit_json, json_option
+from featstore.cli.options import emit_json, json_option, say
 
 __all__ = ["copy"]
 
@@ -50,7 +50,7 @@ def copy(
         emit_json(records)
         return
     for record in records:
-        click.echo(
+        say(
             f"{record.path}: {record.copied:,} of {record.parts:,} parts copied ({record.bytes / 1e6:,.1f} MB), "
             f"{record.there:,} there already"
         )

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 
 import click
 
-from featstore.cli.options import emit_json, json_option
+from featstore.cli.options import emit_json, json_option, say
 
 __all__ = ["demo"]
 
@@ -30,18 +31,20 @@ def demo(*, directory: Path, as_json: bool) -> None:
     from featstore.cli.console import leaderboard_tables, progress_bar, show
     from featstore.demo import run_demo
 
-    def say(line: str) -> None:
-        click.echo(line, err=as_json)
+    def tell(line: str) -> None:
+        say(line, err=as_json)
 
     with progress_bar() as progress:
-        outcome = run_demo(directory, say=say, progress=progress)
+        outcome = run_demo(directory, say=tell, progress=progress)
     if as_json:
         emit_json(outcome.scores)
         return
     show(leaderboard_tables(outcome.leaderboard))
     total = sum(outcome.seconds.values())
-    click.echo(f"{total:.1f} s in all. Look further:")
-    click.echo(f"  python -c \"import featstore; print(featstore.open('{outcome.store_path}'))\"")
-    click.echo(f"  featstore probe demo-scenes --store {outcome.store_path} --protocol xares")
-    click.echo(f"  featstore inspect --store {outcome.store_path} --health")
-    click.echo(f"Every score, curve and confusion on one page: {outcome.report_path}")
+    store, data, page = (quote(str(path)) for path in (outcome.store_path, outcome.data_dir, directory / "map.html"))
+    say(f"{total:.1f} s in all. Look further:")
+    say(f'  python -c "import featstore; print(featstore.open({str(outcome.store_path)!r}))"')
+    say(f"  featstore probe demo-scenes --store {store} --protocol xares")
+    say(f"  featstore inspect --store {store} --health")
+    say(f"  featstore explore logmel/demo-scenes/fold1 --store {store} --data {data} --out {page}")
+    say(f"Every score, curve and confusion on one page: {outcome.report_path}")

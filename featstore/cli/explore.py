@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from featstore.cli.options import selection, store_option
+from featstore.cli.options import say, selection, store_option
 from featstore.errors import UsageError
 
 if TYPE_CHECKING:
     from featstore.explore.audio import ClipAudio
     from featstore.explore.page import Explorer
+    from featstore.store import FeatureSet
 
 __all__ = ["explore"]
 
@@ -24,7 +25,11 @@ __all__ = ["explore"]
 @click.option("--dataset", metavar="NAME", help="Dataset in the store (`words`, or `words+crop5s`).")
 @click.option("--split", metavar="NAME", help="Split or fold.")
 @click.option(
-    "--out", "out_path", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Write the page there."
+    "--out",
+    "out_path",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Write the page there.  [default: ENCODER-DATASET-SPLIT.html]",
 )
 @click.option(
     "--map",
@@ -34,7 +39,12 @@ __all__ = ["explore"]
     show_default=True,
     help="How the map is laid out; umap takes `pip install 'featstore[umap]'` and minutes for many clips.",
 )
-@click.option("--colour", "--color", metavar="FIELD", help="Field that colours the map at first.  [default: one found]")
+@click.option(
+    "--colour",
+    "--color",
+    metavar="FIELD",
+    help="Field that colours the map at first.  [default: the label, or the likeliest]",
+)
 @click.option(
     "--points",
     type=click.IntRange(min=2),
@@ -87,30 +97,46 @@ def explore(
     say. The page is one file that needs no other and no network.
 
     \b
-    featstore explore logmel/demo-scenes/fold1 --store S --out map.html
+    featstore explore logmel/demo-scenes/fold1 --store S
     featstore explore logmel/demo-scenes/fold1 --store S --out map.html --data D --audio 60
     featstore explore logmel/demo-scenes/fold1 --store S --data D --serve
     """  # noqa: D301 - click takes the character itself
-    if serve == (out_path is not None):
-        raise UsageError("say --out FILE for a page to keep, or --serve for one to look at now")
+    if serve and out_path is not None:
+        raise UsageError("--out keeps a page and --serve shows one now: say one of them")
     if n_audio is not None and (data_dir is None or serve):
         raise UsageError("--audio says how many clips a page of --out holds: it takes --data, and --serve plays all")
-    from featstore.explore.audio import ClipAudio
     from featstore.explore.page import explore, render_map
     from featstore.explore.points import take_points
     from featstore.store import open_store
 
     encoder, dataset, split = selection(path, encoder, dataset, split)
     fs = open_store(store_url).select(encoder=encoder, dataset=dataset, split=split)
-    audio = None if data_dir is None else ClipAudio(fs, data_dir)
+    audio = None if data_dir is None else _sounds(fs, data_dir)
     explorer = explore(take_points(fs, max_points=points), method=method, colour=colour)
-    if out_path is None:
+    if serve:
         _serve(render_map(explorer, audio=audio, title=title), audio, port=port)
         return
     sounds, said = _embedded(explorer, audio, most=n_audio or 40)
     page = render_map(explorer, audio=sounds, title=title)
+    out_path = out_path or Path(_file_name(fs.path))
     out_path.write_text(page, encoding="utf-8")
-    click.echo(f"{out_path}: {len(explorer.points):,} clips, {len(page.encode()) / 1e6:.1f} MB{said}")
+    say(f"{out_path}: {len(explorer.points):,} clips, {len(page.encode()) / 1e6:.1f} MB{said}")
+
+
+def _sounds(fs: FeatureSet, data_dir: Path) -> ClipAudio:
+    from featstore.explore.audio import ClipAudio  # it reads shards as an extraction does, and so imports torch
+
+    return ClipAudio(fs, data_dir)
+
+
+def _file_name(path: str) -> str:
+    """Of groups' names, not of what their documents say: these may hold anything.
+
+    >>> _file_name("logmel@3f9c2a71/words/train")
+    'logmel-words-train.html'
+    """
+    encoder, *place = path.split("/")
+    return "-".join((encoder.partition("@")[0], *place)) + ".html"
 
 
 def _embedded(explorer: Explorer, audio: ClipAudio | None, *, most: int) -> tuple[dict[int, str] | None, str]:
@@ -133,8 +159,8 @@ def _serve(page: str, audio: ClipAudio | None, *, port: int) -> None:
     except OSError as error:
         raise UsageError(f"cannot serve at {LOOPBACK}:{port}: {error.strerror}; --port 0 takes a free port") from error
     with server:
-        click.echo(f"{server.url}  (Ctrl-C ends it{'' if audio else '; with --data, clips can be heard'})")
+        say(f"{server.url}  (Ctrl-C ends it{'' if audio else '; with --data, clips can be heard'})")
         try:
             server.serve_forever()
         except KeyboardInterrupt:
-            click.echo("ended", err=True)
+            say("ended", err=True)

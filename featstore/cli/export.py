@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from featstore.cli.options import emit_json, json_option, store_option
+from featstore.cli.options import emit_json, json_option, say, store_option
 
 if TYPE_CHECKING:
     from featstore.store.export import ExportFormat
@@ -59,7 +59,7 @@ def export(
         emit_json([record])
         return
     counted = "" if record.frames is None else f" and {record.frames:,} frames"
-    click.echo(
+    say(
         f"{record.out}: {record.windows:,} windows{counted} of {record.path}, {record.bytes / 1e6:,.1f} MB "
         f"({', '.join(record.columns)})"
     )

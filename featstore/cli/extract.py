@@ -20,6 +20,7 @@ from featstore.cli.options import (
     parse_arguments,
     parse_layers,
     parse_names,
+    say,
     store_option,
     tasks_argument,
 )
@@ -159,7 +160,7 @@ def extract(
 
     share = parse_share(share_text) if share_text else share_from_environment(os.environ)
     if not share.is_whole:
-        click.echo(f"{share}: other shards are left to other processes", err=True)
+        say(f"{share}: other shards are left to other processes", err=True)
     options = ExtractOptions(**settings)
     manifests = [find_task(task) for task in tasks]
     request = EncoderRequest(
@@ -241,36 +242,36 @@ def _would_gain_from_bfloat16(record: ExtractRecord) -> bool:
 def _tell(record: ExtractRecord, *, timed: bool) -> None:
     """Print what was done; the time of the pass that made several feature sets of a split once, after the last."""
     what = f"{record.encoder}@{record.fingerprint}  {record.dataset}/{record.split}"
-    click.echo(
+    say(
         f"{what}: {record.clips:,} clips, {record.windows:,} windows, {record.audio_seconds / 60:,.1f} min; "
         f"{record.shards_done} shards encoded, {record.shards_reused} reused"
     )
     if record.shards_done and timed:
         seconds, settings = record.seconds, record.settings
-        click.echo(
+        say(
             f"  on {_where(record)} in {settings['precision']}, batches of {settings['batch_seconds']:g} s, "
             f"{settings['workers']} decoding threads; {record.bytes_written / 1e6:,.1f} MB written"
         )
         busy = seconds["busy"] / max(seconds["total"] * record.workers, 1e-9)
-        click.echo(
+        say(
             f"  {seconds['total']:.1f} s, for {busy:.0%} of which the device was busy; "
             f"{_who(record)} waited on {record.bottleneck} (encode {seconds['encode']:.1f} s, "
             f"waiting for clips {seconds['wait_clips']:.1f} s, for the store {seconds['wait_write']:.1f} s)"
         )
         for death in record.deaths:
-            click.echo(f"  {death}")
+            say(f"  {death}")
         if _would_gain_from_bfloat16(record):
-            click.echo(
+            say(
                 "  this CPU multiplies in bfloat16 about twice as fast: --precision bfloat16 makes a feature set of "
                 "its own, as a GPU would by itself"
             )
     shown = 10
     for clip in record.skipped[:shown]:
-        click.echo(f"  left out: {clip.shard} {clip.key!r}: {clip.reason}")
+        say(f"  left out: {clip.shard} {clip.key!r}: {clip.reason}")
     if record.gone:
-        click.echo(
+        say(
             f"  {len(record.gone)} shards are in the store and no longer in --data, {record.gone[0]} among them: "
             "they count as before; --prune drops them"
         )
     if len(record.skipped) > shown:
-        click.echo(f"  left out: {len(record.skipped) - shown} more (all of them with --json)")
+        say(f"  left out: {len(record.skipped) - shown} more (all of them with --json)")

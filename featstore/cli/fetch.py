@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from featstore.cli.options import emit_json, json_option, tasks_argument
+from featstore.cli.options import emit_json, json_option, say, tasks_argument
 
 __all__ = ["fetch"]
 
@@ -40,7 +40,7 @@ def fetch(*, tasks: tuple[str, ...], data_dir: Path, jobs: int, zenodo_url: str,
         records.append(record)
         if not as_json:
             n_new = len(record.files) - len(record.reused)
-            click.echo(
+            say(
                 f"{record.task}: {len(record.shards)} shards in {record.folder}; {n_new} files came "
                 f"({record.bytes_downloaded / 1e6:,.1f} MB), {len(record.reused)} were there"
             )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from featstore.cli.options import emit_json, json_option, printable, selection, store_option
+from featstore.cli.options import emit_json, json_option, printable, say, say_json, selection, store_option
 from featstore.errors import UnknownFeatureSet, UsageError
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def inspect(
     in_full = verbose or (len(chosen) == 1 and any(asked))
     if as_json:
         records = [examine(fs).as_json() if in_full else asdict(summarise(fs)) for fs in chosen]
-        click.echo(json.dumps(records, indent=1, ensure_ascii=False, allow_nan=False))
+        say_json(records)
     elif in_full:
         for fs in chosen:
             _tell_details(examine(fs), limit=None if verbose else _SHOWN)
@@ -114,7 +114,7 @@ def _natural(name: str) -> tuple[tuple[str, int], ...]:
 
 def _tell_table(summaries: Sequence[Summary], *, url: str) -> None:
     if not summaries:
-        click.echo(f"{url}: a store without feature sets")
+        say(f"{url}: a store without feature sets")
         return
     from featstore.cli.console import plain_table, show
 
@@ -136,7 +136,7 @@ def _tell_table(summaries: Sequence[Summary], *, url: str) -> None:
     ]
     show(plain_table(header, rows))
     hours = sum(s.audio_seconds for s in summaries) / 3600
-    click.echo(f"  {len(summaries)} feature sets, {hours:,.2f} hours, {_size(sum(s.bytes for s in summaries))}")
+    say(f"  {len(summaries)} feature sets, {hours:,.2f} hours, {_size(sum(s.bytes for s in summaries))}")
 
 
 def _tell_health(
@@ -155,12 +155,12 @@ def _tell_health(
     header += ["separable"] if label is not None else []
     show(plain_table([*header, "near-duplicates"], [_health_row(each, told_label=label is not None) for each in found]))
     for note in health_notes(found, told_label=label is not None):
-        click.echo(f"  {note}")
+        say(f"  {note}")
     pairs = [(each, pair) for each in found if each.overlap is not None for pair in each.overlap.pairs]
     if pairs:
-        click.echo(f"  Near-duplicates in other splits, {len(pairs):,} named:")
+        say(f"  Near-duplicates in other splits, {len(pairs):,} named:")
         for each, pair in pairs if verbose else pairs[:_SHOWN]:
-            click.echo(f"    {pair.cosine:.4f}  {each.path}: {printable(pair.clip)} is {printable(pair.other)}")
+            say(f"    {pair.cosine:.4f}  {each.path}: {printable(pair.clip)} is {printable(pair.other)}")
         if not verbose:
             _tell_more(len(pairs) - _SHOWN, "pairs")
 
@@ -172,7 +172,7 @@ def _health_row(found: Health, *, told_label: bool) -> tuple[str, ...]:
     return (
         found.path,
         f"{found.windows:,}" + ("" if space.rows == found.windows else f" ({space.rows:,} drawn)"),
-        _number(space.norm_median, "{:.4g}") + ("" if not space.not_finite else f" ({space.not_finite:,} not finite)"),
+        _number(space.norm_median, "{:#.4g}") + ("" if not space.not_finite else f" ({space.not_finite:,} not finite)"),
         f"{_number(space.effective_rank, '{:.1f}')} of {space.dim}",
         _number(space.anisotropy, "{:.2f}"),
         f"{len(space.dead_dimensions):,}",
@@ -194,11 +194,11 @@ def _number(value: float | None, form: str) -> str:
 def _tell_details(details: Details, *, limit: int | None) -> None:
     from featstore.cli.console import plain_table, show
 
-    click.echo(details.summary.path)
+    say(details.summary.path)
     entries = [*_facts(details), *_provenance(details)]
     width = max(len(name) for name, _ in entries)
     for name, text in entries:
-        click.echo(f"  {name:<{width}}  {text}")
+        say(f"  {name:<{width}}  {text}")
     shards = details.shards[:limit]
     rows = [
         (
@@ -220,12 +220,12 @@ def _tell_details(details: Details, *, limit: int | None) -> None:
 
 
 def _tell_skipped(details: Details, *, limit: int | None) -> None:
-    click.echo(f"  {len(details.skipped):,} clips left out:")
+    say(f"  {len(details.skipped):,} clips left out:")
     reasons = Counter(clip.reason for clip in details.skipped)
     for reason, count in reasons.most_common(limit):
         clips = [f"{clip.shard}/{clip.key}" for clip in details.skipped if clip.reason == reason]
         named = ", ".join(map(printable, clips[: limit and 3]))
-        click.echo(f"    {count:,}  {printable(reason)}: {named}" + (", ..." if limit and count > 3 else ""))
+        say(f"    {count:,}  {printable(reason)}: {named}" + (", ..." if limit and count > 3 else ""))
     if limit is not None:
         _tell_more(len(reasons) - limit, "reasons")
 
@@ -276,7 +276,7 @@ def _count(count: int, what: str, says: str) -> str:
 
 def _tell_more(count: int, what: str) -> None:
     if count > 0:
-        click.echo(f"  ... and {count:,} {what} more: --verbose shows all")
+        say(f"  ... and {count:,} {what} more: --verbose shows all")
 
 
 def _size(n_bytes: float) -> str:

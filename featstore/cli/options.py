@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +17,7 @@ __all__ = [
     "emit_json",
     "encoder_names",
     "encoder_settings",
+    "harmless",
     "jobs_option",
     "json_option",
     "parse_arguments",
@@ -25,6 +27,9 @@ __all__ = [
     "printable",
     "protocol_option",
     "results_option",
+    "say",
+    "say_json",
+    "say_json_text",
     "selection",
     "shots_option",
     "store_option",
@@ -229,7 +234,7 @@ def _no_constant(text: str) -> None:
 
 def emit_json(records: Iterable[Any]) -> None:
     """Print records that know their JSON as one array."""
-    click.echo(json.dumps([record.as_json() for record in records], indent=1, ensure_ascii=False, allow_nan=False))
+    say_json([record.as_json() for record in records])
 
 
 def selection(path: str | None, *options: str | None) -> tuple[str | None, ...]:
@@ -244,7 +249,43 @@ def selection(path: str | None, *options: str | None) -> tuple[str | None, ...]:
     return tuple(option or in_path or None for option, in_path in zip(options, named, strict=True))
 
 
+# --- what is printed --------------------------------------------------------------------------------------------------
+# A key, a label or a path may hold whatever a file held: an escape sequence that repaints the terminal, a mark that
+# turns the rest of a line round, half a surrogate pair that no stream can write. So everything goes out by these.
+
+
+def say(text: str, *, err: bool = False) -> None:
+    """Print lines, on stdout or on stderr, with nothing in them that a terminal would obey."""
+    click.echo(harmless(text, keep="\n"), err=err)
+
+
+def say_json(value: Any) -> None:
+    """Print a value as JSON."""
+    say_json_text(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False))
+
+
+def say_json_text(text: str) -> None:
+    """Print JSON as JSON that says the same, and in which a terminal finds nothing to obey either."""
+    click.echo(text.translate({ord(each): json.dumps(each)[1:-1] for each in _commands_in(text, keep="\n")}))
+
+
+def harmless(text: str, *, keep: str = "") -> str:
+    r"""Text in which each character that is not printed, but for those to `keep`, is told by its escape.
+
+    >>> harmless("left \x1b[2J \u202e right")
+    'left \\x1b[2J \\u202e right'
+    """
+    return text.translate({ord(each): repr(each)[1:-1] for each in _commands_in(text, keep=keep)})
+
+
+def _commands_in(text: str, *, keep: str) -> Iterator[str]:
+    """Characters that are not to be seen but do something: controls, marks of direction, halves of pairs."""
+    if not text.isprintable():
+        for each in set(text):
+            if not each.isprintable() and each not in keep and unicodedata.category(each) != "Zs":
+                yield each
+
+
 def printable(text: str, *, most: int = 120) -> str:
-    """Text of an audio file's making, fit for a terminal: short, and without control characters."""
-    shown = text if len(text) <= most else text[: most - 3] + "..."
-    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in shown)
+    """Text of an audio file's making, fit for a line of a table: short, and harmless."""
+    return harmless(text if len(text) <= most else text[: most - 3] + "...")

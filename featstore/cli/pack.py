@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from featstore.cli.options import emit_json, json_option
+from featstore.cli.options import emit_json, json_option, say
 from featstore.errors import UsageError
 
 if TYPE_CHECKING:
@@ -98,10 +98,10 @@ def pack(
         emit_json([record])
     else:
         for skipped in record.skipped:
-            click.echo(f"left out {skipped.key}: {skipped.reason}")
+            say(f"left out {skipped.key}: {skipped.reason}")
         for name, n_clips in record.clips.items():
-            click.echo(f"{name}: {n_clips:,} clips in {record.shards[name]} shards")
-        click.echo(f"{toml} is the task: see to its title, kind and metric, then `featstore extract {toml}`")
+            say(f"{name}: {n_clips:,} clips in {record.shards[name]} shards")
+        say(f"{toml} is the task: see to its title, kind and metric, then `featstore extract {toml}`")
     if record.skipped and fail_on_skip:
         raise click.exceptions.Exit(1)
 

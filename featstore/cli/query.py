@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from featstore.cli.options import emit_json, json_option, printable, store_option
+from featstore.cli.options import emit_json, json_option, printable, say, store_option
 from featstore.errors import LabelError
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ def _tell(found: Found, columns: dict[str, list[Any]], *, several: bool) -> None
     labels = [f"{name}: {_text(value)}" for name, value in _own_labels(found, columns)]
     said = f" ({', '.join(labels)})" if labels else ""
     windows = f", {found.windows:,} windows" if found.windows > 1 else ""
-    click.echo(f"Nearest to {printable(found.query)}{said}{windows}")
+    say(f"Nearest to {printable(found.query)}{said}{windows}")
     if found.hits:
         has_windows = any(hit.start_seconds > 0 for hit in found.hits) or found.windows > 1
         header = ["", "cosine", "distance", "clip"]
@@ -169,8 +169,8 @@ def _tell(found: Found, columns: dict[str, list[Any]], *, several: bool) -> None
             ]
             for rank, hit in enumerate(found.hits, start=1)
         ]
-        click.echo(text_table([*header, *map(printable, columns)], rows))
-    click.echo(f"  {found.clips_searched:,} clips by {found.encoder} compared in {found.seconds:.2f} s")
+        say(text_table([*header, *map(printable, columns)], rows))
+    say(f"  {found.clips_searched:,} clips by {found.encoder} compared in {found.seconds:.2f} s")
 
 
 def _own_labels(found: Found, columns: dict[str, list[Any]]) -> list[tuple[str, Any]]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import click
 
 from featstore.cli.completion import complete_folders
+from featstore.cli.options import say, say_json_text
 from featstore.errors import UsageError
 
 if TYPE_CHECKING:
@@ -83,17 +85,19 @@ def report(
     if form == "html":
         if pair:
             raise UsageError("--compare has no page: take --format table, markdown, csv or json")
-        _write(_page(scores, store_url=store_url, title=title), (), out_path)
+        if out_path is None and sys.stdout.isatty():
+            raise UsageError("--format html is a page for a browser: say --out FILE for where to write it")
+        _write(_page(scores, store_url=store_url, title=title), (), out_path, form)
         return
     if pair:
-        _write(*_comparison(scores, pair, form), out_path)
+        _write(*_comparison(scores, pair, form), out_path, form)
         return
     known = published_scores() if published else None
     if known is not None and not any(score.protocol == known.protocol for score in scores):
         nothing = f"nothing here was scored with --protocol {known.protocol}, so --published adds nothing"
-        click.echo(f"featstore: {nothing}", err=True)
+        say(f"featstore: {nothing}", err=True)
         known = None
-    _write(*_leaderboard(scores, known, form), out_path)
+    _write(*_leaderboard(scores, known, form), out_path, form)
 
 
 def _page(scores: tuple[ScoreRecord, ...], *, store_url: str | None, title: str) -> str:
@@ -136,16 +140,17 @@ def _comparison(scores: tuple[ScoreRecord, ...], pair: tuple[str, str], form: Fo
     return comparison_to_csv(found) if form == "csv" else comparison_to_json(found), ()
 
 
-def _write(text: str, grids: tuple[Grid, ...], out_path: Path | None) -> None:
+def _write(text: str, grids: tuple[Grid, ...], out_path: Path | None, form: Form) -> None:
     """Print, or write to a file."""
     from featstore.cli.console import painted, show
 
     if out_path is not None:
-        with out_path.open("w", encoding="utf-8") as file:
+        with out_path.open("w", encoding="utf-8", errors="backslashreplace") as file:  # a label may be half a letter
             file.write(text)
             if grids:
                 show(painted(grids), stream=file)
     elif grids:
         show(painted(grids))
     elif text:
-        click.echo(text.rstrip("\n"))
+        tell = say_json_text if form == "json" else say
+        tell(text.rstrip("\n"))

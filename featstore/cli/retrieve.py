@@ -15,6 +15,7 @@ from featstore.cli.options import (
     parse_numbers,
     protocol_option,
     results_option,
+    say,
     shots_option,
     store_option,
     tasks_argument,
@@ -51,7 +52,7 @@ class RetrieveScorer:
             k=self.ks,
             index=self.index,
             shots=self.shots,
-            tell=lambda line: click.echo(f"featstore: {line}", err=True),
+            tell=lambda line: say(f"featstore: {line}", err=True),
         )
 
 
@@ -113,7 +114,7 @@ def _with_neighbours(tasks: tuple[str, ...]) -> tuple[str, ...]:
         return tasks
     without = [task for task in tasks if not find_task(task).retrieve.enabled]
     for task in without:
-        click.echo(f"featstore: {task} has no nearest-neighbour track: left out", err=True)
+        say(f"featstore: {task} has no nearest-neighbour track: left out", err=True)
     if len(without) == len(tasks):
         raise UsageError("none of these tasks has a nearest-neighbour track: `featstore probe` scores them")
     return tuple(task for task in tasks if task not in without)

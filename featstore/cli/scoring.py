@@ -16,10 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-import click
-
 from featstore.children import inheriting
-from featstore.cli.options import emit_json
+from featstore.cli.options import emit_json, say
 from featstore.errors import FeatstoreError
 from featstore.machine import cores
 
@@ -205,7 +203,7 @@ def _raise(failures: Sequence[_Failure], *, n_scored: int, written: bool) -> Non
         message = failures[0].message
     else:
         for failure in failures:
-            click.echo(f"featstore: {failure.pair}: {' '.join(failure.message.split())}", err=True)
+            say(f"featstore: {failure.pair}: {' '.join(failure.message.split())}", err=True)
         others = f"; the other {n_scored} are done{' and written' if written else ''}" if n_scored else ""
         message = f"{len(failures)} of {len(failures) + n_scored} scores failed{others}"
     error = FeatstoreError(message)
@@ -228,12 +226,12 @@ def tell_scores(scores: Sequence[ScoreRecord], *, as_json: bool) -> None:
 
     show(leaderboard_tables(build(scores)))
     for line in _beside(scores):
-        click.echo(f"  {line}")
+        say(f"  {line}")
     stages: dict[str, float] = {}
     for record in scores:
         for stage, seconds in record.seconds.items():
             stages[stage] = stages.get(stage, 0.0) + seconds
-    click.echo("  " + ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in stages.items()))
+    say("  " + ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in stages.items()))
 
 
 def _beside(scores: Sequence[ScoreRecord]) -> Iterator[str]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import click
 
 from featstore.cli.completion import complete_folders, complete_tasks
-from featstore.cli.options import json_option
+from featstore.cli.options import json_option, say_json
 
 if TYPE_CHECKING:
     from featstore.manifest import Manifest
@@ -39,7 +38,7 @@ def tasks(*, name: str | None, store_url: str | None, as_json: bool) -> None:
             {**task.model_dump(mode="json", exclude_none=True), **({"cached": cached[task.name]} if cached else {})}
             for task in found
         ]
-        click.echo(json.dumps(told, indent=1, ensure_ascii=False))
+        say_json(told)
         return
     if name:
         [task] = found

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
-
 import click
 
-from featstore.cli.options import emit_json, json_option, store_option
+from featstore.cli.options import emit_json, json_option, say, store_option
 
 __all__ = ["compact", "gc", "verify"]
 
@@ -26,20 +24,18 @@ def verify(*, store_url: str, repair: bool, as_json: bool) -> None:
     with counting("parts verified") as tick:
         report = verify_store(store_url, repair=repair, on_part=lambda _: tick())
     if as_json:
-        click.echo(json.dumps([report.as_json()], indent=1))
+        emit_json([report])
     else:
         for finding in report.findings:
             done = f" [repaired: {finding.remedy}]" if finding.repaired else ""
-            click.echo(f"{finding.where or store_url}: {finding.problem}{done}")
+            say(f"{finding.where or store_url}: {finding.problem}{done}")
         state = "sound" if not report.findings else "repaired" if report.sound else "DAMAGED"
-        click.echo(
+        say(
             f"{store_url}: {state}; {report.parts:,} parts, {report.objects:,} objects, "
             f"{report.bytes_read / 1e6:,.1f} MB read, {len(report.findings)} findings"
         )
         if report.findings and not repair:
-            click.echo(
-                "run `featstore verify --repair` to drop what is damaged, then the same `featstore extract` again"
-            )
+            say("run `featstore verify --repair` to drop what is damaged, then the same `featstore extract` again")
     if not report.sound:
         raise click.exceptions.Exit(1)
 
@@ -57,8 +53,8 @@ def gc(*, store_url: str, as_json: bool) -> None:
         return
     for record in records:
         for name in record.deleted:
-            click.echo(f"deleted {record.path}/{name}" if record.path else f"deleted {name}")
-    click.echo(f"{store_url}: {sum(len(record.deleted) for record in records)} deleted")
+            say(f"deleted {record.path}/{name}" if record.path else f"deleted {name}")
+    say(f"{store_url}: {sum(len(record.deleted) for record in records)} deleted")
 
 
 @click.command()
@@ -76,6 +72,6 @@ def compact(*, store_url: str, part_megabytes: float, as_json: bool) -> None:
         emit_json(records)
         return
     for record in records:
-        click.echo(f"{record.path}: {record.parts_before} parts are now {record.parts_after}")
+        say(f"{record.path}: {record.parts_before} parts are now {record.parts_after}")
     if not records:
-        click.echo(f"{store_url}: nothing to do")
+        say(f"{store_url}: nothing to do")

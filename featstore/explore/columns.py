@@ -12,6 +12,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from featstore.report.leaderboard import natural
+
 __all__ = ["Column", "columns_of", "default_colour"]
 
 MAX_CLASSES = 1_000
@@ -30,7 +32,7 @@ class Column:
     Attributes
     ----------
     values : tuple of str
-        Of a ``class`` or ``text``: what the codes stand for, the most frequent first.
+        Of a ``class`` or ``text``: what the codes stand for, the most frequent first, equals in their natural order.
     codes : int64 (n,)
         Minus one where a clip has no such field.
     numbers : float64 (n,)
@@ -62,14 +64,22 @@ def columns_of(metas: Sequence[str]) -> tuple[Column, ...]:
     return tuple(_column(name, column + [None] * (len(metas) - len(column))) for name, column in raw.items())
 
 
-def default_colour(columns: Sequence[Column]) -> int:
-    """The first column of 2 to 50 classes of text; else the first that can be a colour; minus one where none can."""
+def default_colour(columns: Sequence[Column], *, label: str | None = None) -> int:
+    """The column called `label`, then one called ``label``, then the first of 2 to 50 classes of text.
+
+    Else the first that can be a colour; minus one where none can.
+    """
     ranked = [
-        (0 if column.kind == "class" and 2 <= len(column.values) <= 50 else 1, at)
+        (
+            column.name != label,
+            column.name != "label",
+            not (column.kind == "class" and 2 <= len(column.values) <= 50),
+            at,
+        )
         for at, column in enumerate(columns)
         if column.kind == "number" or (len(column.values) >= 2 and column.kind == "class")
     ]
-    return min(ranked)[1] if ranked else -1
+    return min(ranked)[-1] if ranked else -1
 
 
 def _flat(value: Any, name: str, depth: int) -> Iterator[tuple[str, Any]]:
@@ -95,7 +105,7 @@ def _column(name: str, raw: list[Any]) -> Column:
             return Column(name=name, kind="number", numbers=np.array([_number(value) for value in raw]))
     texts = [None if value is None else _text(value) for value in raw]
     counts = Counter(text for text in texts if text is not None)
-    values = sorted(counts, key=lambda text: (-counts[text], text))
+    values = sorted(counts, key=lambda text: (-counts[text], natural(text)))
     codes = {text: code for code, text in enumerate(values)}
     return Column(
         name=name,

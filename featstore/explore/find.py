@@ -6,10 +6,8 @@ closest is told. Everything is read where it lies, and no index is built.
 
 from __future__ import annotations
 
-import difflib
 import json
 import time
-from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,8 +27,6 @@ __all__ = ["ClipHit", "Found", "QueryRecord", "field_of", "nearest_to_file", "ne
 
 _NAMED = 6
 _ALIKE = 3
-_NEIGHBOURHOOD = 200
-_MAX_CONTAINING = 500
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -272,16 +268,10 @@ def _clip_in(fs: FeatureSet, key: str) -> _Clip | None:
 
 
 def _did_you_mean(sets: Sequence[FeatureSet], name: str) -> str:
-    """Keys that look alike: of many, those that contain it or stand beside it in the order of the alphabet."""
-    candidates: dict[str, None] = {}
-    for fs in sets:
-        keys = sorted(fs.clip_key.tolist())
-        at = bisect_left(keys, name)
-        candidates |= dict.fromkeys(keys[max(0, at - _NEIGHBOURHOOD) : at + _NEIGHBOURHOOD])
-        lowered = name.casefold()
-        containing = (key for key in keys if lowered in key.casefold())
-        candidates |= dict.fromkeys(key for key, _ in zip(containing, range(_MAX_CONTAINING), strict=False))
-    alike = difflib.get_close_matches(name, list(candidates), n=_ALIKE, cutoff=0.6)
+    from featstore.explore.alike import closest_names
+
+    wanted = min((meant for fs in sets for meant in _keys_meant(fs, name)), key=len)
+    alike = closest_names(wanted, [key for fs in sets for key in fs.clip_key.tolist()], most=_ALIKE)
     return f"did you mean {' or '.join(map(repr, alike))}?" if alike else ""
 
 

@@ -65,7 +65,7 @@ def explore(points: Points, *, method: Literal["pca", "umap"] = "pca", colour: s
     Parameters
     ----------
     colour : str, optional
-        Field that colours the map at first.
+        Field that colours the map at first; the label of the dataset's task, or the likeliest, where it is not given.
 
     Raises
     ------
@@ -80,7 +80,7 @@ def explore(points: Points, *, method: Literal["pca", "umap"] = "pca", colour: s
     names = [column.name for column in found]
     if colour is not None and colour not in names:
         raise LabelError(f"no clip of {points.fs.path} has a field {colour!r} to colour by: there are {_listed(names)}")
-    first = default_colour(found) if colour is None else names.index(colour)
+    first = default_colour(found, label=_label_field(points)) if colour is None else names.index(colour)
     kept, left_out = _those_that_fit(found, first)
     near = nearest_points(points.vectors, k=NEIGHBOURS)
     return Explorer(
@@ -193,6 +193,14 @@ def _own_columns(points: Points) -> tuple[Column, ...]:
         Column(name="(seconds)", kind="number", numbers=points.seconds),
         Column(name="(shard)", kind="class", values=names, codes=np.array([codes[name] for name in shards], np.int64)),
     )
+
+
+def _label_field(points: Points) -> str | None:
+    """Field that a built-in task of the dataset takes its classes from."""
+    from featstore.manifest import builtin_tasks
+
+    of_dataset = [task.label.field for task in builtin_tasks() if task.feature_dataset == points.fs.dataset]
+    return next((field for field in of_dataset if isinstance(field, str)), None)
 
 
 def _those_that_fit(columns: Sequence[Column], first: int) -> tuple[tuple[Column, ...], tuple[str, ...]]:

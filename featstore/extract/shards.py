@@ -247,9 +247,14 @@ def is_committed(
     known = cached.member.shard
     if now.size != known.size:
         return False
-    if (now.mtime_ns, now.etag) == (known.mtime_ns, known.etag) != (None, None):
+    if (now.mtime_ns, _bare(now.etag)) == (known.mtime_ns, _bare(known.etag)) != (None, None):
         return True
     return (sha256_of or sha256_of_shard)(shard) == known.sha256
+
+
+def _bare(etag: str | None) -> str | None:
+    """An etag without quotes: some servers put them around it in a header, and not in a listing."""
+    return etag.strip('"') if etag else None
 
 
 def sha256_of_shard(shard: AnyShard) -> str:

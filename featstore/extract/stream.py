@@ -121,7 +121,7 @@ class ClipStream:
         self._stored = Room(most_bytes=_STORED_BYTES_AHEAD, most_things=_CLIPS_AHEAD)
         self._decoded = Room(most_bytes=_DECODED_BYTES_AHEAD, most_things=_CLIPS_AHEAD)
         self._clips = 0
-        self._stopped = False
+        self._stopped = threading.Event()
         self._spent = _Spent()
         self._reader = threading.Thread(target=self._read, name="read", daemon=True)
 
@@ -140,7 +140,7 @@ class ClipStream:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._stopped = True
+        self._stopped.set()
         self._stored.close()
         self._decoded.close()
         if not isinstance(self._shards, Sequence):
@@ -172,13 +172,13 @@ class ClipStream:
                 if coming is None:
                     break
                 self._spent.read += time.perf_counter() - max(asked, coming.known_at)
-                if self._stopped:
+                if self._stopped.is_set():
                     coming.close()
                     return
                 # one remote shard is on its way while the one before it is read, and takes its room on disk
                 ahead = fetcher.submit(_next, shards) if isinstance(coming.shard, RemoteShard) else None
                 self._events.put(self._read_shard(coming.shard, coming.fetched))
-                if self._stopped:
+                if self._stopped.is_set():
                     return
             self._events.put(None)
         except BaseException as error:  # noqa: BLE001 - the thread's end is the reader's: it is raised where clips are taken

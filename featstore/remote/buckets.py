@@ -266,6 +266,7 @@ def _told(error: Exception) -> str:
     if (status := re.search(r"non-2xx status code: (\d+[^:]*)", text)) is None:
         return (_no_answer(text, source) or text.rpartition(" - ")[2][:360]) + tried
     said = [found.group(1) for tag in ("Code", "Message") if (found := re.search(rf"<{tag}>(.*?)</{tag}>", text))]
+    said = [re.sub(r"\s*RequestId:.*", "", each) for each in said]  # Azure's, for its own staff
     return ": ".join([f"the server answers {status.group(1).strip()}", *said]) + tried
 
 

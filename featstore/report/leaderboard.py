@@ -195,13 +195,14 @@ def _table(
     return Table(track=track, protocol=protocol, columns=columns, rows=rows, averages=averages)
 
 
-def natural(label: str) -> tuple[tuple[str, int], ...]:
-    """What labels are sorted by, so that ``layer10`` comes after ``layer9``.
+def natural(label: str) -> tuple[tuple[str, int, str], ...]:
+    """What labels are sorted by, so that ``layer10`` comes after ``layer9``; ``09`` is 9, however long a number is.
 
     >>> sorted(["b.layer10", "b.layer9", "a"], key=natural)
     ['a', 'b.layer9', 'b.layer10']
     """
-    return tuple((text, int(number or 0)) for text, number in re.findall(r"(\D*)([0-9]*)", label))
+    parts = ((text, number.lstrip("0")) for text, number in re.findall(r"([^0-9]*)([0-9]*)", label))
+    return tuple((text, len(number), number) for text, number in parts)
 
 
 # --- columns ----------------------------------------------------------------------------------------------------------

@@ -175,7 +175,7 @@ def _write_in_one_step(path: Path, text: str) -> None:
     """Write beside the file, then take its place: a reader sees the old file or the new one, whole."""
     unfinished = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
     try:
-        with unfinished.open("w", encoding="utf-8") as file:
+        with unfinished.open("w", encoding="utf-8", errors="backslashreplace") as file:  # half a pair, as JSON says it
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

@@ -101,7 +101,8 @@ class IvfPlan:
 def plan_ivf(rows: int, dim: int, kind: IvfKind, *, memory_bytes: int = MEMORY_BYTES) -> IvfPlan:
     """Plan an index of `rows` vectors of `dim` numbers that is made in `memory_bytes`, mapped files apart.
 
-    At the least it takes what FAISS works with: 16 MiB of products, and 32,768 vectors twice where it learns codes.
+    At the least it takes what FAISS works with: 16 MiB of products, 8 MiB or so for each core up to 16, and 32,768
+    vectors twice where it learns codes.
 
     >>> plan = plan_ivf(5_000_000, 256, "ivfpq")
     >>> plan.n_lists, plan.n_codes, f"{plan.index_bytes / 1e9:.2f} GB"

@@ -367,9 +367,10 @@ class _PartReading:
 
     def _rows(self, name: str) -> Rows:
         path = f"{self._where}/{name}"
-        document, remote = self._kept.get(f"{path}/{GROUP_DOCUMENT}"), getattr(self._objects, "remote", None)
-        layout = None if document is None or remote is None else self._layout(document)
-        if layout is None:
+        remote: Ranges | None = getattr(self._objects, "remote", None)
+        document = self._kept.get(f"{path}/{GROUP_DOCUMENT}")
+        layout = None if document is None else self._layout(document)
+        if remote is None or layout is None:
             return open_rows(self._objects, path)
         sizes = {key: entry.size for key, entry in self._commit.objects.items()}
         return RangedRows(_Recalled(remote, self._kept), path, layout, lambda key: sizes.get(f"{name}/{key}", 0))

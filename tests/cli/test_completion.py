@@ -64,15 +64,32 @@ def test_bash_completes(tmp_path: Path) -> None:
     assert dict(zip(COMPLETED, told, strict=True)) == COMPLETED
 
 
-def test_zsh_takes_the_script(tmp_path: Path) -> None:
-    script = 'autoload -U compinit; compinit -D\neval "$(featstore completion zsh)"\nprint $_comps[featstore]'
-    assert shell("zsh", script, tmp_path).split() == ["_featstore_completion"]
+FOR_ANY_SHELL = ("featstore ret", "featstore probe esc50 gtzan_g", "featstore probe esc50 --protocol x")
+
+
+def test_zsh_completes(tmp_path: Path) -> None:
+    """As a user has it: an interactive zsh, into which lines are typed up to a Tab; it says what it would have run."""
+    typed = "".join(
+        f"zpty -n -w typed $'{line}\\t\\n'\nzpty -r typed told '*/end*' && print -r -- ${{${{told##*ran/}}%%/end*}}\n"
+        for line in FOR_ANY_SHELL
+    )
+    script = (
+        "zmodload zsh/zpty\n"
+        "zpty typed zsh -f -i\n"
+        "zpty -w typed 'PS1=; autoload -U compinit; compinit -D; eval \"$(featstore completion zsh)\"'\n"
+        'zpty -w typed \'featstore() { print -r -- ra""n/"$*"/en""d }\'\n'  # what is typed is echoed, too
+        f"{typed}zpty -d typed\n"
+    )
+    told = [line.split()[-1:] for line in shell("zsh", script, tmp_path).splitlines()]
+    assert told == [COMPLETED[line] for line in FOR_ANY_SHELL]
 
 
 def test_fish_completes(tmp_path: Path) -> None:
-    script = 'featstore completion fish | source\ncomplete -C "featstore probe es"\ncomplete -C "featstore ret"'
-    told = shell("fish", script, tmp_path).splitlines()
-    assert [line.split("\t")[0] for line in told] == ["esc50", "retrieve"]  # what follows is the command's help
+    asked = [*FOR_ANY_SHELL, "featstore probe ./mine"]
+    lines = "".join(f'complete -C "{line}"\necho ---\n' for line in asked)
+    told = shell("fish", f"featstore completion fish | source\n{lines}", tmp_path).split("---\n")[:-1]
+    names = [[line.split("\t")[0] for line in of.splitlines()] for of in told]  # behind a tab is the help of a command
+    assert names == [COMPLETED[line] for line in asked]
 
 
 @pytest.mark.parametrize("name", ["bash", "zsh", "fish"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,12 @@ def test_an_unknown_task(command: str, run: Run) -> None:
         run(*EXTRACT)
         outcome = run(command, "esc5", "--store", "store")
     told(outcome, 2, "esc5", "esc50")
+
+
+def test_a_page_is_not_poured_into_a_terminal(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "results").mkdir()
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    told(run("report", "--results", "results", "--format", "html"), 2, "is a page for a browser: say --out FILE")
 
 
 def test_a_split_that_the_task_does_not_have(run: Run) -> None:

@@ -105,13 +105,16 @@ def test_explore_writes_a_page_and_says_how_large_it_is(run: Run, store: Path) -
     )
     assert re.fullmatch(r"map\.html: 14 clips, 0\.\d MB\n", outcome.out)
     assert "<title>Mine: featstore map</title>" in Path("map.html").read_text(encoding="utf-8")
+    assert run("explore", "mel/words/train", "--store", store).out.startswith("mel-words-train.html: 14 clips")
+    assert Path("mel-words-train.html").is_file()
 
 
 def test_what_cannot_be_explored_is_told_in_one_line(run: Run, store: Path) -> None:
     one_line(run, "explore", "--store", store, "--out", "x.html", code=2, says="more than one feature set")
     page = ("explore", "mel/words/train", "--store", store)
-    one_line(run, *page, code=2, says="say --out FILE for a page to keep, or --serve")
-    one_line(run, *page, "--serve", "--out", "x.html", code=2, says="say --out FILE for a page to keep, or --serve")
+    one_line(
+        run, *page, "--serve", "--out", "x.html", code=2, says="--out keeps a page and --serve shows one now: say one"
+    )
     one_line(run, *page, "--out", "x.html", "--audio", "3", code=2, says="it takes --data")
     one_line(run, *page, "--out", "x.html", "--data", "nowhere", code=1, says="there is no folder nowhere/words")
     one_line(run, *page, "--out", "x.html", "--colour", "wrod", code=1, says="no clip of .* has a field 'wrod'")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -51,8 +52,14 @@ def test_a_demo_ends_in_scores_above_chance_and_a_second_one_encodes_nothing(tmp
 
 @pytest.mark.slow
 def test_the_last_line_of_the_command_names_the_page_it_wrote(tmp_path: Path) -> None:
-    told = CliRunner().invoke(cli, ["demo", "--dir", str(tmp_path)])
+    folder = tmp_path / "the demo"
+    told = CliRunner().invoke(cli, ["demo", "--dir", str(folder)])
     assert told.exit_code == 0, told.output
     page = Path(told.stdout.splitlines()[-1].rpartition(": ")[2])
-    assert page == tmp_path / "report.html"
+    assert page == folder / "report.html"
     assert "<h1>The demo</h1>" in page.read_text(encoding="utf-8")
+    further = [shlex.split(line) for line in told.stdout.splitlines() if line.startswith("  featstore ")]
+    assert [words[1] for words in further] == ["probe", "inspect", "explore"]
+    for words in further:
+        assert CliRunner().invoke(cli, words[1:]).exit_code == 0
+    assert "<title>demo-scenes/fold1" in (folder / "map.html").read_text(encoding="utf-8")

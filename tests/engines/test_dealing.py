@@ -61,17 +61,26 @@ def test_who_holds_nothing_comes_first() -> None:
     assert table.names() == [(1, "01"), (0, "02")]
 
 
-def test_a_shard_is_fetched_ahead_only_while_there_are_more_than_workers() -> None:
-    table = Table(5)
+def test_a_shard_is_fetched_ahead_only_while_one_is_left_for_every_other_worker() -> None:
+    table = Table(4)
     for worker in (0, 1):
         table.want(worker)
     assert table.names() == [(0, "00"), (1, "01")]
     table.want(0, at_once=False)
     assert table.names() == [(0, "02")]
     table.want(1, at_once=False)
-    assert table.names() == []  # two are left, and two workers: they go to whoever is first done
-    table.want(1)
-    assert table.names() == [(1, "03")]
+    assert table.names() == []  # one is left: it goes to whoever is first done
+    table.deal.encoded(0, "00")
+    table.want(0)
+    assert table.names() == [(0, "03")]
+
+
+def test_a_worker_alone_fetches_its_last_shard_ahead_too() -> None:
+    table = Table(2)
+    table.want(0)
+    assert table.names() == [(0, "00")]
+    table.want(0, at_once=False)
+    assert table.names() == [(0, "01")]
 
 
 def test_a_wish_that_crosses_its_own_answer_is_no_second_wish() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,11 @@ ray = pytest.importorskip("ray")
 from ray.cluster_utils import Cluster  # noqa: E402
 from stores import assert_same_contents  # noqa: E402
 
-from featstore.errors import EncoderContractError, UsageError  # noqa: E402
+from featstore.errors import EncoderContractError, RemoteError, UsageError  # noqa: E402
 from featstore.extract import EncoderRequest, Engine, open_engine  # noqa: E402
 from fleets import CLIPS_PER_SHARD, N_SHARDS, Counting, extract, tripping  # noqa: E402
 from handmade import clip, noise, write_split  # noqa: E402
+from servers import s3_server  # noqa: E402
 from watched import n_committed  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("no_faults")
@@ -93,6 +95,20 @@ def test_what_a_killed_actor_held_is_encoded_by_others_and_the_store_is_the_same
     assert "died; others encoded train-" in death
     assert_same_contents(alone, tmp_path / "store", ignoring=())
     assert capfd.readouterr() == ("", "")  # Ray has a paragraph on it
+
+
+def test_credentials_that_only_the_command_has_are_missed_on_a_node_that_is_named(
+    engine: Engine, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with s3_server() as s3:
+        for name, value in s3.environment.items():
+            monkeypatch.setenv(name, value)
+        bucket = urllib.request.Request(f"http://127.0.0.1:{s3.port}/bucket", method="PUT")
+        urllib.request.urlopen(bucket).close()
+        with pytest.raises(
+            RemoteError, match=r"^a Ray worker on .*: there are no credentials for s3://bucket/x.zarr: set AWS_"
+        ):
+            extract(engine, folder, "s3://bucket/x.zarr")
 
 
 def test_an_encoder_that_fails_on_a_node_fails_as_it_would_here(engine: Engine, folder: Path, tmp_path: Path) -> None:

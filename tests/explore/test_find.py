@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -104,8 +105,10 @@ def test_a_key_of_several_splits_must_be_told_apart_and_can_be(tmp_path):
 
 def test_a_key_that_is_not_there_is_met_with_those_that_look_like_it(tmp_path):
     write_set(tmp_path / "s", [Stored(f"speech/yes_{at:04d}", np.eye(DIM)[at % DIM]) for at in range(3000)])
-    with pytest.raises(UnknownFeatureSet, match=r"'speech/yes_2999x' in words/train.*did you mean 'speech/yes_2999'"):
+    with pytest.raises(UnknownFeatureSet, match=r"'speech/yes_2999x' in words/train.*did you mean 'speech/yes_2999'\?"):
         nearest_to_key(sets_in(tmp_path / "s"), "speech/yes_2999x", k=3)
+    with pytest.raises(UnknownFeatureSet, match=r"mean 'speech/yes_0007' or 'speech/yes_0070' or 'speech/yes_0071'"):
+        nearest_to_key(sets_in(tmp_path / "s"), "words/train/speech/yes_007", k=3)
     with pytest.raises(UnknownFeatureSet, match="no clip is called 'zzz' in words/train, and no file is"):
         nearest_to_key(sets_in(tmp_path / "s"), "zzz", k=3)
 
@@ -118,6 +121,21 @@ def test_vectors_of_two_encoders_are_never_compared(tmp_path):
     assert len(sets_in(tmp_path / "s", encoder="other")) == 1
     with pytest.raises(UnknownFeatureSet, match="holds nothing that matches"):
         sets_in(tmp_path / "s", encoder="third")
+
+
+@pytest.mark.slow
+def test_a_key_among_200_000_vectors_is_answered_within_a_fifth_of_a_second(tmp_path):
+    rng = np.random.default_rng(0)
+    clips = [Stored(f"part-{at // 1000}/clip-{at}", rng.standard_normal(768, np.float32)) for at in range(200_000)]
+    write_set(tmp_path / "s", clips, shards=20)
+    del clips
+    found = [nearest_to_key(sets_in(tmp_path / "s"), "part-3/clip-3007", k=10) for _ in range(3)]
+    assert found[0].clips_searched == 199_999
+    assert min(each.seconds for each in found) < 0.2  # 0.14 on two cores; the first comes from the disk
+    began = time.perf_counter()
+    with pytest.raises(UnknownFeatureSet, match="did you mean 'part-3/clip-3007'"):
+        nearest_to_key(sets_in(tmp_path / "s"), "part-3/clip-3007x", k=10)
+    assert time.perf_counter() - began < 2
 
 
 # --- a file -----------------------------------------------------------------------------------------------------------

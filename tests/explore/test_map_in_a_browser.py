@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import featstore
-from browsing import Browser, Opened
+from browsing import Browser, Opened, faint_texts
 from featstore.explore.audio import ClipAudio, embed
 from featstore.explore.page import explore, render_map
 from featstore.explore.points import take_points
@@ -234,8 +234,19 @@ def test_a_phone_and_the_dark_show_it_too(browser: Browser, ordinary: str) -> No
     box = page.locator("#map").bounding_box()
     assert (box["width"] > 350, 300 < box["height"] < 600) == (True, True)
     assert page.evaluate(PIXELS)["corner"] == "20,23,26"
+    assert faint_texts(page) == []
     page.locator("#theme").click()
+    assert faint_texts(page) == []
     assert page.evaluate(PIXELS)["corner"] == "255,255,255"
+    assert page.locator("#legend .by").is_hidden()
+    page.emulate_media(media="print")
+    assert page.locator("#legend .by").text_content() == "Coloured by word"
+    assert page.locator(".controls").is_hidden()
+    box, drawn_as = (
+        page.locator("#map").bounding_box(),
+        page.locator("#map").evaluate("(map) => map.width / map.height"),
+    )
+    assert box["width"] / box["height"] == pytest.approx(drawn_as, rel=0.01)  # a circle stays one
     closed(opened)
 
 

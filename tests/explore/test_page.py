@@ -190,6 +190,8 @@ def test_columns_are_what_the_json_holds_whatever_it_holds():
     assert (found["late"].values, found["list"].values) == (("true",), ("2, b",))
     assert len(found["long"].values[0]) == 200
     assert columns_of(["{}", "7"]) == ()
+    [numbered] = columns_of([json.dumps({"word": f"w{at}"}) for at in (10, 9, 2, 10)])
+    assert numbered.values == ("w10", "w2", "w9")
     assert default_colour(()) == -1
 
 
@@ -197,6 +199,17 @@ def test_a_column_of_very_many_values_is_text_and_no_colour():
     columns = columns_of([json.dumps({"said": f"sentence {at}", "x": at / 2}) for at in range(1001)])
     assert [column.kind for column in columns] == ["text", "number"]
     assert default_colour(columns) == 1
+
+
+def test_the_colour_at_first_is_the_label_of_the_task_or_what_is_called_so(tmp_path):
+    clips = [
+        Stored(f"c{at}", np.eye(DIM)[at % DIM], {"behind": f"b{at % 3}", "label": at % 2, "scene": f"s{at % 4}"})
+        for at in range(24)
+    ]
+    for dataset, named in (("demo-scenes", "scene"), ("words", "label")):
+        write_set(tmp_path / dataset, clips, dataset=dataset)
+        explorer = explore(take_points(opened(tmp_path / dataset), max_points=99))
+        assert explorer.columns[explorer.colour].name == named
 
 
 def test_columns_that_would_make_the_page_too_large_are_named_instead(tmp_path, monkeypatch):

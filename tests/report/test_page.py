@@ -155,6 +155,10 @@ def test_matrices_are_tables_pictures_or_pairs_by_their_size():
         }
         assert found == {"table": classes == 3, "picture": classes == 40, "pairs": classes > 3}, expected
     assert "the 60 hardest" in html
+    [single] = a_full_board(["t"], ["a"], classes=(3,))[:1]
+    several = replace(single, details={name: it for name, it in single.details.items() if name != "confusion"})
+    told = "No confusion: several classes may hold at once."
+    assert (told in render_page([several]), told in render_page([single])) == (True, False)
 
 
 def test_a_chart_is_well_formed_takes_the_pages_colours_and_says_what_it_shows():

@@ -6,7 +6,7 @@ import time
 from functools import cache
 from typing import Any
 
-from browsing import Browser
+from browsing import Browser, faint_texts
 from featstore.manifest import builtin_tasks
 from featstore.report import published_scores
 from featstore.report.page import render_page
@@ -99,12 +99,16 @@ def test_hovering_says_intervals_and_what_was_taken_for_what(browser: Browser) -
 
 
 def test_light_and_dark_are_the_readers_choice(browser: Browser) -> None:
-    opened = browser.open(everything(), scheme="dark")
+    records = [*a_full_board(["one"], ["a", "b"], classes=(3,)), scored("two", "a", 0.999, classes=["x", "y"])]
+    opened = browser.open(render_page(records), scheme="dark")
     page = opened.page
+    page.evaluate("document.querySelectorAll('details').forEach((each) => { each.open = true; })")
     background = "getComputedStyle(document.body).backgroundColor"
     assert page.evaluate(background) == "rgb(20, 23, 26)"
+    assert faint_texts(page) == []
     page.locator("#theme").click()
     assert page.evaluate(background) == "rgb(255, 255, 255)"
+    assert faint_texts(page) == []
     page.close()
 
 
@@ -116,6 +120,15 @@ def test_a_phone_shows_it_without_scrolling_sideways_and_paper_shows_all_of_it(b
     page.evaluate("document.querySelectorAll('details').forEach((each) => { each.open = false; })")
     page.evaluate("dispatchEvent(new Event('beforeprint'))")
     assert page.locator("details.task[open]").count() == 4
+    page.emulate_media(media="print")
+    heads = page.locator("table.scores").first.locator("thead th")
+    assert (heads.first.is_visible(), heads.last.is_visible()) == (True, False)  # paper opens no provenance
+    display = "(each) => getComputedStyle(each).display"
+    assert (
+        heads.first.locator("button").evaluate(display) == "contents"
+    )  # else Chromium drops it on a table's next page
+    assert page.locator("tfoot").first.evaluate(display) == "table-row-group"  # averages stand at the end alone
+    page.emulate_media(media="screen")
     page.evaluate("dispatchEvent(new Event('afterprint'))")
     assert page.locator("details.task[open]").count() == 0
     assert len(page.pdf()) > 20_000

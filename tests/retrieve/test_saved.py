@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import faiss
 import numpy as np
 import pytest
 from stores import split_writer
@@ -16,7 +17,7 @@ import handmade
 import tiny
 from featstore.errors import DataError, StoreError, UsageError
 from featstore.records import Recipe
-from featstore.retrieve import open_index, retrieve_task
+from featstore.retrieve import ivf, open_index, retrieve_task
 from featstore.retrieve.plan import plan_ivf
 from featstore.store import FeatureSet, Member, ShardIdentity, WindowBlock, open_split_writer
 
@@ -103,6 +104,29 @@ def test_an_index_finds_the_nearest_by_cosine_and_is_made_once(store, kind):
     np.testing.assert_array_equal(again.search(queries, 10).rows, found.rows)
     assert files_of(index.folder) == before
     assert len(said) == 1
+
+
+def test_codes_are_those_that_faiss_would_learn_itself_and_its_threads_are_left_as_they_were():
+    rows = vectors(40_000)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    plan = plan_ivf(len(rows), DIM, "ivfpq")
+    threads = faiss.omp_get_max_threads()
+    mine = ivf.train_index(plan, rows)
+    assert faiss.omp_get_max_threads() == threads
+    centroids = mine.quantizer.reconstruct_n(0, mine.nlist)
+    quantizer = faiss.IndexFlatIP(DIM)
+    quantizer.add(centroids)
+    theirs = faiss.IndexIVFPQ(quantizer, DIM, mine.nlist, plan.n_codes, 8, faiss.METRIC_INNER_PRODUCT)
+    theirs.pq.cp.niter = ivf.ITERATIONS
+    theirs.train(rows[np.linspace(0, len(rows) - 1, ivf.PQ_SAMPLE).astype(int)])
+    np.testing.assert_array_equal(*(faiss.vector_to_array(index.pq.centroids) for index in (mine, theirs)))
+    found = []
+    for index in (mine, theirs):
+        index.add(rows)
+        index.nprobe = 4
+        found.append(index.search(rows[:100], 10))
+    np.testing.assert_array_equal(found[0][1], found[1][1])
+    np.testing.assert_array_equal(found[0][0], found[1][0])
 
 
 def test_the_recall_it_tells_is_that_of_a_search_without_the_querys_own_row(store):

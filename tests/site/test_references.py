@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import doctest
 import importlib
@@ -9,20 +10,27 @@ import json
 import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import click
 import pytest
 
+from cached import cached
 from docs.made import pages
 from docs.made.records import PRINTED, PRINTS_MANIFESTS, Printed
 from featstore.cli import cli
 from featstore.manifest import Manifest, builtin_tasks
 from featstore.manifest.rules import METRICS_BY_KIND
+from featstore.metrics.registry import METRICS
+from featstore.probe.contrastive import DIRECTIONS
+from featstore.records import Recipe
+from featstore.store.format import Commit, Member, ShardIdentity, Writing
 from fenced import ROOT
 
 SITE = pages(ROOT)
+TRACKS = ("probe", "retrieve", "taskdata")
 
 
 def rows(page: str, heading: str) -> dict[str, list[str]]:
@@ -104,8 +112,79 @@ def test_every_field_of_a_score_has_its_meaning() -> None:
     assert told["seeds"][1] == "list of whole numbers"
 
 
+def test_every_key_of_the_details_of_a_score_has_its_meaning() -> None:
+    """Every name under which code of the tracks puts something into `details`, wherever it does."""
+    kept = {*DIRECTIONS}  # told apart by a variable
+    for path in (each for folder in TRACKS for each in sorted((ROOT / "featstore" / folder).rglob("*.py"))):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            kept |= set(_kept_by(node))
+    assert kept == set(rows(SITE["reference/json.md"], "## Details of a score"))
+
+
+def test_every_key_of_the_figures_of_a_check_has_its_meaning() -> None:
+    kept: set[str] = set()
+    for path in sorted((ROOT / "featstore/encoders/checking").glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            match node:
+                case (
+                    ast.keyword(arg="figures", value=ast.Dict() as found)
+                    | ast.Assign(targets=[ast.Name(id="figures")], value=found)
+                    | ast.AnnAssign(target=ast.Name(id="figures"), value=found)
+                    | ast.AugAssign(target=ast.Name(id="figures"), value=found)
+                ):
+                    kept |= {key for each in ast.walk(found) if isinstance(each, ast.Dict) for key in _texts(each.keys)}
+    assert kept == set(rows(SITE["reference/json.md"], "## Figures of a check"))
+
+
+def _kept_by(node: ast.AST) -> Iterator[str]:
+    """Keys of a dict that is called details, or returned by a function that makes some of them."""
+    match node:
+        case ast.keyword(arg="details", value=ast.Dict(keys=keys)):
+            yield from _texts(keys)
+        case ast.AnnAssign(target=ast.Name(id="details"), value=ast.Dict(keys=keys)):
+            yield from _texts(keys)
+        case ast.Subscript(value=ast.Name(id="details"), slice=ast.Constant(value=str(key))):
+            yield key
+        case ast.Call(func=ast.Name(id="_learned_heads"), args=[*_, ast.Dict(keys=keys)]):
+            yield from _texts(keys)
+        case ast.FunctionDef(name=name) if name.strip("_") in {"by_class", "confusion_details", "origin_details"}:
+            for inner in ast.walk(node):
+                if isinstance(inner, ast.Dict):
+                    yield from _texts(inner.keys)
+
+
+def _texts(keys: Sequence[ast.expr | None]) -> Iterator[str]:
+    yield from (each.value for each in keys if isinstance(each, ast.Constant) and isinstance(each.value, str))
+
+
+@pytest.mark.parametrize("record", [Recipe, Commit, Member, ShardIdentity, Writing])
+def test_a_document_of_a_store_is_told_field_by_field(record: type) -> None:
+    told = rows(SITE["reference/documents.md"], f"## {record.__name__}")
+    assert list(told) == [field.name for field in dataclasses.fields(record)]
+
+
+def test_every_array_of_a_part_is_told_as_it_is_stored(tmp_path: Path) -> None:
+    [split] = Path(cached(tmp_path).url).glob("mel@*/words/train")
+    documents = {path.parent.name: json.loads(path.read_text()) for path in split.glob("*/*/zarr.json")}
+    told = rows(SITE["reference/documents.md"], "## Arrays")
+    assert {name: row[1] for name, row in told.items()} == {name: it["data_type"] for name, it in documents.items()}
+    assert all(f"`{codec['name']}`" in told[name][4] for name, it in documents.items() for codec in it["codecs"])
+
+
+def test_protocols_are_told_by_what_they_plan_and_define() -> None:
+    page = SITE["reference/rules.md"]
+    assert list(rows(page, "## Metrics")) == list(METRICS)
+    assert rows(page, "## Metrics")["mAP"][3:5] == ["absent class: left out", "absent class: zero"]
+    for planned in (
+        "valid is train | A | 90 train, 10 select, 100 tested | 100 train, 100 select, 100 tested",
+        "all three are one | B | 100 tested, each on the other 99 | 100 searched, 100 tested, 100 of them learned from",
+        "seeds of a head | 0, 1, 2 | 42",
+    ):
+        assert f"| {planned} |\n" in page
+
+
 def test_links_from_record_to_record_have_a_target() -> None:
-    page = SITE["reference/json.md"]
+    page = SITE["reference/json.md"] + SITE["reference/documents.md"]
     headings = {line.lstrip("# ").lower() for line in page.splitlines() if line.startswith("#")}
     assert not [target for target in re.findall(r"\]\(#([a-z]+)\)", page) if target not in headings]
 

@@ -425,6 +425,7 @@
     const legend = $("legend"), column = state.column;
     legend.replaceChildren();
     if (!column) return;
+    legend.append(make("p", { className: "by", textContent: `Coloured by ${column.name}` }));  // on paper, where no choice is
     if (column.numbers) {
       const ramp = make("div", { className: "ramp" }), box = (name, which) => {
         const input = make("input", { type: "number", step: "any" });
@@ -456,7 +457,7 @@
       const all = make("button", { type: "button", textContent: "all" }), none = make("button", { type: "button", textContent: "none" });
       all.addEventListener("click", () => { state.hidden.clear(); pressed(); });
       none.addEventListener("click", () => { state.hidden = new Set(counts.keys()); pressed(); });
-      marks.append(make("li", {}, all), make("li", {}, none));
+      marks.append(make("li", { className: "choose" }, all), make("li", { className: "choose" }, none));
     }
     legend.append(marks);
   };
@@ -478,7 +479,7 @@
     }
     const title = (text, kind) => { const cell = make("th", { textContent: text, className: kind }); cell.scope = "col"; return cell; };
     head.append(make("tr", {}, title(column.name, "t"), title("Clips", "n"), title("Neighbours of its class", "n")));
-    const rows = [...clips].sort((a, b) => b[1] - a[1]).slice(0, 200).map(([code, count]) => {
+    const rows = [...clips].sort((a, b) => b[1] - a[1] || a[0] - b[0]).slice(0, 200).map(([code, count]) => {
       const name = make("th", { textContent: column.values[code] ?? "no value" });
       name.scope = "row";
       return make("tr", {}, name, make("td", { className: "n", textContent: withCommas(count) }), make("td", { className: "n", textContent: `${Math.round((100 * alike.get(code)) / count)} %` }));

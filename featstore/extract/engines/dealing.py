@@ -41,7 +41,7 @@ class Deal:
 
     A worker is given a shard when it asks for one: when it has read the one before to its end. So it reads ahead into
     its next shard, and none sits on shards that another could begin. A shard that lies elsewhere it may be given while
-    it reads the one before, to fetch it meanwhile; but only while there are more shards than workers, so that at the
+    it reads the one before, to fetch it meanwhile; but only while one is left for every other worker, so that at the
     end none waits for what another has fetched and not begun. What a worker held that died goes to the front.
 
     >>> from pathlib import Path
@@ -68,7 +68,7 @@ class Deal:
     def hand_out(self) -> Iterator[Dealt]:
         """Give shards to those who wait for one, first to those who hold none; then to those who would fetch ahead."""
         in_turn = sorted(self._hands, key=lambda worker: (len(self._hands[worker].shards), worker))
-        for wish, left_for_others in (("at once", 0), ("ahead", len(self._hands))):
+        for wish, left_for_others in (("at once", 0), ("ahead", len(self._hands) - 1)):
             for worker in in_turn:
                 hand = self._hands[worker]
                 is_free = hand.wants == wish and len(hand.shards) < _MOST_AT_A_TIME

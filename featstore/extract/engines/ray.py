@@ -21,7 +21,7 @@ from typing import Any
 import ray
 import ray.exceptions
 
-from featstore.errors import UsageError, WorkerError
+from featstore.errors import RemoteError, UsageError, WorkerError
 from featstore.extract.engines import EncoderRequest
 from featstore.extract.engines.messages import Event, Failed, Gone, Message, Quit
 from featstore.extract.engines.worker import Worker, WorkerSettings
@@ -194,7 +194,7 @@ class RayWorkers:
             return (self._gone(held, error),)
         held.call, held.host, held.node = None, answer.host, answer.node
         self._last_answer = time.monotonic()
-        return answer.events
+        return tuple(_placed(event, host=answer.host) for event in answer.events)
 
     def _gone(self, held: _Held, error: ray.exceptions.RayError) -> Gone:
         if not held.host:
@@ -231,6 +231,13 @@ class _Held:
     call: Any = None
     host: str = ""
     node: str = ""
+
+
+def _placed(event: Event, *, host: str) -> Event:
+    """Say where it is that a server does not let a worker in, or cannot be reached: not where the command was run."""
+    if not isinstance(event, Failed) or not isinstance(event.error, RemoteError):
+        return event
+    return Failed(error=RemoteError(f"a Ray worker on {host}, with the environment of its node: {event.error}"))
 
 
 def _alive_nodes() -> list[dict[str, Any]]:

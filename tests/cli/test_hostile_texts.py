@@ -1,0 +1,76 @@
+"""Whatever keys, labels, names and paths hold, nothing that a command prints moves a cursor or turns a line round."""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from featstore.report import write_score
+from handmade import Outcome, Run
+from mapped import Stored, write_set
+from scored import scored
+
+ESCAPES = "\x1b[2J\x1b]0;owned\x07\x9b31m\x7f\u202eback\u2066\u200f\u2028\ud800"
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Every text that a store lets be anything is hostile; a surrogate stands in the JSON alone, as text has none."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(4)
+    written = ESCAPES[:-1]
+    for split in ("train", "test"):
+        clips = [Stored(f"{at}{written}", rng.standard_normal(6), {"word": written, written: at}) for at in range(9)]
+        write_set(tmp_path / "s", clips, split=split)
+    return tmp_path / "s"
+
+
+def harmless(outcome: Outcome) -> Outcome:
+    said = outcome.out + outcome.err
+    assert said
+    assert [
+        each for each in said if unicodedata.category(each) in ("Cc", "Cf", "Cs", "Zl", "Zp") and each != "\n"
+    ] == []
+    return outcome
+
+
+def test_clips_of_a_store(run: Run, store: Path) -> None:
+    key = f"train/3{ESCAPES[:-1]}"
+    asked = ("query", key, "--store", store, "--k", "3")
+    told = harmless(run(*asked))
+    told_escapes = told.out.count("\\x1b[2J\\x1b]0;owned\\x07\\x9b31m\\x7f\\u202eback")
+    assert (told.code, told_escapes) == (0, 10)  # in the line of the query 3, in the head 1, of each clip key and word
+    [first, *_] = json.loads(harmless(run(*asked, "--json")).out)
+    assert first["key"][1:] == first["labels"]["word"] == ESCAPES[:-1]  # as JSON it is what it was
+    for wrong in ([key.removeprefix("train/")], [f"x{key}"], [key, "--field", f"no{ESCAPES[:-1]}"]):
+        told = harmless(run("query", *wrong, "--store", store))
+        assert (told.code > 0, told.out, told.err.count("\n")) == (True, "", 1)
+    for more in ([], ["mel/words/train"], ["mel", "--health", "--near", "0.01"], ["--json"]):
+        assert harmless(run("inspect", *more, "--store", store)).code == 0
+    out = f"{ESCAPES[:6]}.html"
+    assert (
+        harmless(run("explore", "mel/words/train", "--store", store, "--title", ESCAPES[:-1], "--out", out)).code == 0
+    )
+
+
+@pytest.mark.parametrize("form", ["table", "markdown", "csv", "json", "html"])
+def test_a_report_in_every_format(run: Run, tmp_path: Path, form: str) -> None:
+    for encoder in "ab":
+        record = scored(
+            f"task {ESCAPES[:3]}", f"{encoder}{ESCAPES[:-1]}", 0.5, title=f"[/red]{ESCAPES}", classes=["x", ESCAPES]
+        )
+        write_score(record, tmp_path / "results")
+    told = harmless(run("report", "--results", tmp_path / "results", "--format", form))
+    assert told.code == 0
+    if form == "json":
+        assert {record["title"] for record in json.loads(told.out)} == {f"[/red]{ESCAPES}"}
+    assert run("report", "--results", tmp_path / "results", "--format", form, "--out", tmp_path / "out").code == 0
+    if form != "html":
+        pair = (f"a{ESCAPES[:-1]}", f"b{ESCAPES[:-1]}")
+        assert (
+            harmless(run("report", "--results", tmp_path / "results", "--compare", *pair, "--format", form)).code == 0
+        )
