@@ -6,7 +6,7 @@ import torch
 
 from featstore.errors import UsageError
 
-__all__ = ["cpu_multiplies_bfloat16", "pick_device", "pick_devices", "settle_on"]
+__all__ = ["cpu_multiplies_bfloat16", "gpu_multiplies_bfloat16", "pick_device", "pick_devices", "settle_on"]
 
 
 def pick_device(asked: str, *, local_rank: int | None = None) -> str:
@@ -79,3 +79,9 @@ def cpu_multiplies_bfloat16() -> bool:
     """Whether this machine's CPU has instructions for it, which take half the time of float32's."""
     found = torch.cpu.get_capabilities()
     return any(found.get(name) for name in ("amx_bf16", "avx512_bf16", "sve_bf16"))
+
+
+def gpu_multiplies_bfloat16(device: str) -> bool:
+    """Whether a GPU has instructions for it; older ones than NVIDIA's Ampere make it of others, slower than float32."""
+    with torch.cuda.device(device):
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
