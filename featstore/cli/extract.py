@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["extract"]
 
 _LONG_SECONDS = 20.0
+_THIN_BATCHES = 0.5
 
 
 @click.command()
@@ -238,6 +239,18 @@ def _would_gain_from_bfloat16(record: ExtractRecord) -> bool:
     return multiplies and record.seconds["encode"] >= _LONG_SECONDS and cpu_multiplies_bfloat16()
 
 
+def _filled(record: ExtractRecord) -> str:
+    fill = record.settings["batch_fill"]
+    return "" if fill is None else f", {fill:.0%} full"
+
+
+def _would_gain_from_larger_shards(record: ExtractRecord) -> bool:
+    """Whether a GPU was given batches much smaller than it is good at; a CPU is as fast at any size."""
+    fill = record.settings["batch_fill"]
+    is_long = record.bottleneck == "encode" and record.seconds["encode"] >= _LONG_SECONDS
+    return is_long and record.settings["device"] != "cpu" and fill is not None and fill < _THIN_BATCHES
+
+
 def _tell(record: ExtractRecord, *, timed: bool) -> None:
     """Print what was done; the time of the pass that made several feature sets of a split once, after the last."""
     what = f"{record.encoder}@{record.fingerprint}  {record.dataset}/{record.split}"
@@ -248,7 +261,8 @@ def _tell(record: ExtractRecord, *, timed: bool) -> None:
     if record.shards_done and timed:
         seconds, settings = record.seconds, record.settings
         click.echo(
-            f"  on {_where(record)} in {settings['precision']}, batches of {settings['batch_seconds']:g} s, "
+            f"  on {_where(record)} in {settings['precision']}, "
+            f"batches of {settings['batch_seconds']:g} s{_filled(record)}, "
             f"{settings['workers']} decoding threads; {record.bytes_written / 1e6:,.1f} MB written"
         )
         busy = seconds["busy"] / max(seconds["total"] * record.workers, 1e-9)
@@ -263,6 +277,11 @@ def _tell(record: ExtractRecord, *, timed: bool) -> None:
             click.echo(
                 "  this CPU multiplies in bfloat16 about twice as fast: --precision bfloat16 makes a feature set of "
                 "its own, as a GPU would by itself"
+            )
+        if _would_gain_from_larger_shards(record):
+            click.echo(
+                "  a batch holds windows of one shard and of one padded length, and these shards have too few to fill "
+                "it: shards of more clips are encoded faster"
             )
     shown = 10
     for clip in record.skipped[:shown]:

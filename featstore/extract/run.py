@@ -311,10 +311,16 @@ class _Task:
                 "precision": each.kept.recipe.precision,
                 "batch_seconds": round(settings.batch_seconds, 2) if settings else None,
                 "workers": settings.decode_threads if settings else None,
+                "batch_fill": self._batch_fill(result),
             },
             workers=result.workers,
             deaths=result.deaths,
         )
+
+    def _batch_fill(self, result: EncodeResult) -> float | None:
+        """Of batches that have a budget: those of X-ARES are of so many windows, whatever these hold."""
+        fill = result.times.batch_fill
+        return None if fill is None or self.options.padding == "xares" else round(fill, 3)
 
 
 def _stale(shards: Sequence[AnyShard], sets: Sequence[_FeatureSet]) -> tuple[StaleShard, ...]:

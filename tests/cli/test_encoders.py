@@ -49,6 +49,20 @@ def test_a_long_run_on_a_cpu_that_has_bfloat16_is_told_of_it(tmp_path: Path, mon
     assert not gains(long)
 
 
+def test_a_long_run_on_a_gpu_whose_batches_were_far_from_full_is_told_why(tmp_path: Path) -> None:
+    gains = import_module("featstore.cli.extract")._would_gain_from_larger_shards
+    write_split(tmp_path / "data/tiny", "train", [clip("a", noise(0.3))])
+    (short,) = extract(tiny.task(), tmp_path / "data", tmp_path / "store")
+    on_gpu = {**short.settings, "device": "cuda", "batch_fill": 0.2}
+    long = replace(short, bottleneck="encode", seconds={**short.seconds, "encode": 60.0}, settings=on_gpu)
+    assert gains(long)
+    assert not gains(replace(long, seconds=short.seconds))
+    assert not gains(replace(long, bottleneck="decode"))
+    assert not gains(replace(long, settings={**on_gpu, "device": "cpu"}))
+    assert not gains(replace(long, settings={**on_gpu, "batch_fill": 0.8}))
+    assert not gains(replace(long, settings={**on_gpu, "batch_fill": None}))
+
+
 def test_the_table_counts_layers_as_people_do(run: Run, folder: Path) -> None:
     from featstore.cli.inspect import _natural
 

@@ -63,13 +63,17 @@ def load_hf(where: str, *, trust_remote_code: bool) -> LoadedModel:
     transformers = _transformers()
     source = _source(where)
     with _quietly(transformers), torch.random.fork_rng(devices=[]):
-        _check_config(transformers, source, where, trusts=trust_remote_code)
+        is_here = Path(source).is_dir() or _is_here_alone(where)
+        _check_config(transformers, source, where, trusts=trust_remote_code, is_here=is_here)
         with _told(where, "feature extractor"):
-            extractor = transformers.AutoFeatureExtractor.from_pretrained(source, trust_remote_code=trust_remote_code)
+            extractor = transformers.AutoFeatureExtractor.from_pretrained(
+                source, trust_remote_code=trust_remote_code, local_files_only=is_here
+            )
         with _told(where, "model"):
             model, report = transformers.AutoModel.from_pretrained(
                 source,
                 trust_remote_code=trust_remote_code,
+                local_files_only=is_here,
                 weights_only=True,
                 dtype=torch.float32,
                 output_loading_info=True,
@@ -101,10 +105,33 @@ def _source(where: str) -> str:
     return where
 
 
-def _check_config(transformers: Any, source: str, where: str, *, trusts: bool) -> None:
+def _is_here_alone(name: str) -> bool:
+    """Whether a hub name is to be taken from what was downloaded before, for the hub does not give it.
+
+    The hub is asked once: transformers would try for half a minute, for each file that a model may lack, and say
+    nothing of it.
+    """
+    hub = importlib.import_module("huggingface_hub")
+    unknown = importlib.import_module("huggingface_hub.errors").RepositoryNotFoundError
+    with _told(name, "configuration"):
+        try:
+            hub.get_hf_file_metadata(hub.hf_hub_url(name, "config.json"))
+        except Exception as error:
+            if isinstance(hub.try_to_load_from_cache(name, "config.json"), str):
+                return True
+            if isinstance(error, unknown):
+                raise EncoderError(
+                    f"the hub has no model {name}, or one that is not for everybody: see that the name is right, or "
+                    "let `hf auth login` say who you are"
+                ) from error
+            raise
+    return False
+
+
+def _check_config(transformers: Any, source: str, where: str, *, trusts: bool, is_here: bool) -> None:
     """Say what a configuration asks for before anything is run for it."""
     with _told(where, "configuration"):
-        raw, _ = transformers.PretrainedConfig.get_config_dict(source)
+        raw, _ = transformers.PretrainedConfig.get_config_dict(source, local_files_only=is_here)
     kind = raw.get("model_type")
     if kind in transformers.CONFIG_MAPPING or trusts:
         return
@@ -201,8 +228,12 @@ def _is_plain(value: object) -> bool:
 
 
 def _short_name(source: str) -> str:
-    """Name of its feature sets: the last part of the path, in characters that a group's name may have."""
-    last = source.rstrip("/").rpartition("/")[2]
+    """Name of its feature sets: the last part of the path or hub name, in characters that a group's name may have.
+
+    A folder of the hub's own cache is called by a commit; the model's name stands above it.
+    """
+    cached = re.search(r"/models--(?:[^/]+--)?([^/]+)/snapshots/[^/]+$", source)
+    last = cached[1] if cached else source.rstrip("/").rpartition("/")[2]
     return re.sub(r"[^A-Za-z0-9._+=-]+", "-", last).lstrip("._+=-") or "hf"
 
 
