@@ -199,6 +199,10 @@ def extract(
             if not as_json:
                 with redirect_stdout(stdout):
                     _tell_all(done)
+    if options.profile_path is not None:
+        encoded = any(record.shards_done for record in records)
+        told = f"trace in {options.profile_path}" if encoded else "nothing was encoded, so there is no trace"
+        click.echo(told, err=True)
     if as_json:
         emit_json(records)
     n_skipped = sum(len(record.skipped) for record in records)
@@ -240,12 +244,13 @@ def _would_gain_from_bfloat16(record: ExtractRecord) -> bool:
 
 
 def _filled(record: ExtractRecord) -> str:
+    """How full batches were, where it matters: a CPU is as fast at any size."""
     fill = record.settings["batch_fill"]
-    return "" if fill is None else f", {fill:.0%} full"
+    return "" if fill is None or record.settings["device"] == "cpu" else f", {fill:.0%} full"
 
 
 def _would_gain_from_larger_shards(record: ExtractRecord) -> bool:
-    """Whether a GPU was given batches much smaller than it is good at; a CPU is as fast at any size."""
+    """Whether a GPU was given batches much smaller than it is good at."""
     fill = record.settings["batch_fill"]
     is_long = record.bottleneck == "encode" and record.seconds["encode"] >= _LONG_SECONDS
     return is_long and record.settings["device"] != "cpu" and fill is not None and fill < _THIN_BATCHES

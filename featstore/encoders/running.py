@@ -8,6 +8,7 @@ long as the next batch is begun before the last result is asked for.
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 
@@ -100,7 +101,12 @@ class EncoderRun:
         torch.set_float32_matmul_precision("high" if rounds else "highest")
         torch.backends.cudnn.allow_tf32 = rounds
         try:
-            with torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext():
+            with (
+                torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext(),
+                warnings.catch_warnings(),
+            ):
+                # of a compiled encoder: how transformers caches what it asks of the system, which is no fault
+                warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru_cache`")
                 yield
         finally:
             torch.set_num_threads(before[0])

@@ -196,6 +196,25 @@ def test_weights_that_are_missing_are_told_and_not_made_up(model: Path) -> None:
     assert "encoder.layers.1.attention.k_proj.weight" in why(model)
 
 
+def test_weights_of_other_shapes_than_the_configuration_says_are_told(model: Path) -> None:
+    edit(model / "config.json", intermediate_size=32)
+    message = why(model)
+    assert "weights of other shapes than its config.json says" in message
+    assert "feed_forward" in message
+
+
+@pytest.mark.parametrize("content", [None, b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"])
+def test_a_folder_whose_weights_were_not_downloaded_is_not_told_to_be_a_folder(
+    content: bytes | None, model: Path
+) -> None:
+    (model / "model.safetensors").unlink()
+    if content is not None:
+        (model / "model.safetensors").write_bytes(content)
+    message = why(model)
+    assert "see that the folder is whole" in message
+    assert "hub" not in message
+
+
 REMOTE_CODE = """
 from pathlib import Path
 
@@ -273,7 +292,7 @@ def test_a_model_of_text_is_told(tmp_path: Path) -> None:
         hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, vocab_size=20
     )
     transformers.BertModel(config).save_pretrained(tmp_path / "bert")
-    assert "feature extractor" in why(tmp_path / "bert")
+    assert "no feature extractor (preprocessor_config.json)" in why(tmp_path / "bert")
 
 
 def test_a_type_that_transformers_does_not_know_is_told(model: Path) -> None:
