@@ -256,6 +256,15 @@ def _would_gain_from_larger_shards(record: ExtractRecord) -> bool:
     return is_long and record.settings["device"] != "cpu" and fill is not None and fill < _THIN_BATCHES
 
 
+def _idle_gpus(record: ExtractRecord) -> int:
+    """GPUs that a long run left alone."""
+    if record.settings["device"] != "cuda" or record.workers > 1 or record.seconds["encode"] < _LONG_SECONDS:
+        return 0
+    from featstore.encoders.devices import idle_gpus
+
+    return idle_gpus(record.settings["device"])
+
+
 def _tell(record: ExtractRecord, *, timed: bool) -> None:
     """Print what was done; the time of the pass that made several feature sets of a split once, after the last."""
     what = f"{record.encoder}@{record.fingerprint}  {record.dataset}/{record.split}"
@@ -282,6 +291,10 @@ def _tell(record: ExtractRecord, *, timed: bool) -> None:
             click.echo(
                 "  this CPU multiplies in bfloat16 about twice as fast: --precision bfloat16 makes a feature set of "
                 "its own, as a GPU would by itself"
+            )
+        if idle := _idle_gpus(record):
+            click.echo(
+                f"  {idle} more GPU{'s' * (idle > 1)} of this machine had nothing to do: --device all takes every one"
             )
         if _would_gain_from_larger_shards(record):
             click.echo(

@@ -6,7 +6,14 @@ import torch
 
 from featstore.errors import UsageError
 
-__all__ = ["cpu_multiplies_bfloat16", "gpu_multiplies_bfloat16", "pick_device", "pick_devices", "settle_on"]
+__all__ = [
+    "cpu_multiplies_bfloat16",
+    "gpu_multiplies_bfloat16",
+    "idle_gpus",
+    "pick_device",
+    "pick_devices",
+    "settle_on",
+]
 
 
 def pick_device(asked: str, *, local_rank: int | None = None) -> str:
@@ -66,6 +73,11 @@ def pick_devices(asked: str, *, local_rank: int | None = None) -> tuple[str, ...
     if twice:
         raise UsageError(f"--device names {twice[0]} twice: one process takes the whole GPU")
     return devices
+
+
+def idle_gpus(device: str) -> int:
+    """GPUs of this machine beside the one that a run took by itself; none where it was told which."""
+    return max(0, torch.cuda.device_count() - 1) if device == "cuda" else 0
 
 
 def settle_on(device: str, *, threads: int) -> None:

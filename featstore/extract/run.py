@@ -38,8 +38,8 @@ class ExtractOptions:
     device : str
         ``auto`` (a GPU where there is one), ``cpu``, ``cuda`` or ``cuda:1``.
     precision : str
-        ``auto`` (bfloat16 for an encoder with weights on a GPU, else float32), ``float32``, ``tf32`` (float32 whose
-        products a GPU may round), ``bfloat16``, ``float16``.
+        ``auto`` (bfloat16 for an encoder with weights on a GPU that multiplies in it, else float32), ``float32``,
+        ``tf32`` (float32 whose products a GPU may round), ``bfloat16``, ``float16``.
     frame_dtype : str
         What frames are stored as.
     frames : str

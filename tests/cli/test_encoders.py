@@ -63,6 +63,23 @@ def test_a_long_run_on_a_gpu_whose_batches_were_far_from_full_is_told_why(tmp_pa
     assert not gains(replace(long, settings={**on_gpu, "batch_fill": None}))
 
 
+def test_a_long_run_on_one_gpu_of_several_is_told_of_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    idle = import_module("featstore.cli.extract")._idle_gpus
+    write_split(tmp_path / "data/tiny", "train", [clip("a", noise(0.3))])
+    (short,) = extract(tiny.task(), tmp_path / "data", tmp_path / "store")
+    on_gpu = {**short.settings, "device": "cuda"}
+    long = replace(short, seconds={**short.seconds, "encode": 60.0}, settings=on_gpu)
+    assert idle(long) == 0
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 8)
+    assert idle(long) == 7
+    assert idle(replace(long, seconds=short.seconds)) == 0
+    assert idle(replace(long, workers=8)) == 0
+    assert idle(replace(long, settings={**on_gpu, "device": "cuda:3"})) == 0
+    assert idle(replace(long, settings=short.settings)) == 0
+
+
 def test_the_table_counts_layers_as_people_do(run: Run, folder: Path) -> None:
     from featstore.cli.inspect import _natural
 

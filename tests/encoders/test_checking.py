@@ -244,8 +244,8 @@ def test_a_defect_fails_the_check_that_is_for_it_and_no_other(kind: type[Sound])
         (PeakOfTheBatch, "batch invariance", "for each row by itself"),
         (WrongHop, "hop", "hop_size_in_ms must be 20"),
         (BeyondFloat16, "float16 range", "--dtype float32"),
-        (NothingLong, "10 min of audio", "--max-clip-seconds 60"),
-        (Truncates, "10 min of audio", "--max-clip-seconds 30"),
+        (NothingLong, "10 min of audio", "--max-window-seconds 60"),
+        (Truncates, "10 min of audio", "--max-window-seconds 30"),
         (GroupNorm, "padding", "--padding exact"),
     ],
 )

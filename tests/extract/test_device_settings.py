@@ -9,7 +9,9 @@ import pytest
 import torch
 
 import tiny
+from featstore.encoders import load_encoder
 from featstore.errors import UsageError
+from featstore.extract import ExtractOptions, plan_recipe
 from handmade import XARES_ENCODER, assert_equal_stores, build, clip, extract, noise, write_split
 
 
@@ -58,6 +60,25 @@ def test_a_profile_that_cannot_be_written_is_told_before_anything_is_encoded(dat
 def test_tf32_is_for_gpus(data: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="tf32 is for GPUs, and this runs on cpu"):
         extract(tiny.task(), data, tmp_path / "s", precision="tf32")
+
+
+@pytest.mark.parametrize(
+    ("device", "multiplies", "encoder", "precision"),
+    [
+        ("cuda", True, "weights", "bfloat16"),
+        ("cuda:1", True, "weights", "bfloat16"),
+        ("cuda", False, "weights", "float32"),
+        ("cuda", True, "logmel", "float32"),
+        ("cpu", True, "weights", "float32"),
+    ],
+)
+def test_bfloat16_is_picked_for_weights_on_a_gpu_that_multiplies_in_it(
+    device: str, *, multiplies: bool, encoder: str, precision: str, encoder_file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("featstore.encoders.devices.gpu_multiplies_bfloat16", lambda device: multiplies)
+    loaded = load_encoder(encoder_file if encoder == "weights" else encoder)
+    recipe = plan_recipe(loaded, loaded.outputs[0], device=device, options=ExtractOptions())
+    assert recipe.precision == precision
 
 
 def test_settings_of_torch_are_as_before_when_a_run_has_ended(data: Path, tmp_path: Path) -> None:
