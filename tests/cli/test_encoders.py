@@ -21,7 +21,9 @@ def test_layers_and_pools_of_one_extraction_are_probed_by_name(run: Run, folder:
         "--data", "data", "--store", "store",
     )  # fmt: skip
     assert done.code == 0, done.err
-    assert done.out.count("the run waited on") == 3  # once a split, though it made four feature sets of each
+    assert (
+        done.out.count("of which the device was busy; the run waited on") == 3
+    )  # once a split, though it made four feature sets of each
     listed = json.loads(run("inspect", "--store", "store", "--split", "test", "--json").out)
     names = [f"wav2vec2-tiny{layer}{pool}" for layer in ("", ".layer2") for pool in ("", ".std")]
     assert sorted(record["encoder"] for record in listed) == sorted(names)

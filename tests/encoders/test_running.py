@@ -160,6 +160,17 @@ def test_one_window_that_does_not_fit_is_an_error_with_the_remedy() -> None:
         start(Small(300))(*batch(400))
 
 
+def test_products_are_rounded_to_tf32_where_that_is_asked_for_and_nowhere_else() -> None:
+    """cuDNN would by itself."""
+    for precision, said in (
+        ("tf32", ("high", True)),
+        ("float32", ("highest", False)),
+        ("bfloat16", ("highest", False)),
+    ):
+        with start(Ramp(), precision=precision).at_work():
+            assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == said
+
+
 class Held:
     """What a forward pass has on its device while it runs."""
 

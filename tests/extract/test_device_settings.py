@@ -10,9 +10,13 @@ import torch
 
 import tiny
 from featstore.encoders import load_encoder
+from featstore.encoders.encoder import Encoder
+from featstore.encoders.outputs import Output
 from featstore.errors import UsageError
 from featstore.extract import ExtractOptions, plan_recipe
+from featstore.extract.work import cores
 from handmade import XARES_ENCODER, assert_equal_stores, build, clip, extract, noise, write_split
+from layered import Layered
 
 
 @pytest.fixture
@@ -39,6 +43,7 @@ def test_a_record_says_what_was_picked(data: Path, tmp_path: Path, encoder_file:
     wide.write_text(XARES_ENCODER.replace("width: int = 12", "width: int = 1024"))
     (heavy,) = extract(tiny.task(), data, tmp_path / "s", encoder=str(wide))
     assert heavy.settings["batch_seconds"] == 16.0
+    assert heavy.settings["workers"] == min(16, cores())
     assert 0 < heavy.seconds["busy"] <= heavy.seconds["total"]
     (again,) = extract(tiny.task(), data, tmp_path / "s", encoder=encoder_file)
     assert (again.settings["batch_seconds"], again.settings["batch_fill"]) == (None, None)
@@ -100,4 +105,14 @@ def test_a_compiled_encoder_comes_to_the_same_store(data: Path, tmp_path: Path) 
     extract(tiny.task(), data, tmp_path / "plain", encoder=plain, frames="always")
     extract(tiny.task(), data, tmp_path / "compiled", encoder=compiled, frames="always", compiled=True)
     assert compiled.module._compiled_call_impl is not None
+    assert_equal_stores(tmp_path / "plain", tmp_path / "compiled")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
+def test_layers_of_a_compiled_encoder_come_to_the_same_store(data: Path, tmp_path: Path) -> None:
+    outputs = (Output(layer=1), Output(layer=2, pool="std"), Output())
+    for name, compiled in (("plain", False), ("compiled", True)):
+        encoder = Encoder(module=Layered().eval(), name="layered", spec="layered", identity={}, outputs=outputs)
+        extract(tiny.task(), data, tmp_path / name, encoder=encoder, compiled=compiled)
     assert_equal_stores(tmp_path / "plain", tmp_path / "compiled")
