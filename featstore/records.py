@@ -131,10 +131,10 @@ class ExtractRecord:
 
     ``clips``, ``windows``, ``frames``, ``audio_seconds`` and ``skipped`` are of the split as it stands afterwards,
     reused shards included. ``gone`` names shards whose embeddings are in the store and whose files no longer match.
-    ``settings`` are those in force: device, precision, batch_seconds and workers, the decoding threads; None where
-    nothing was encoded. ``seconds`` are of the pass that made it, and with it the other layers and pools of the same
-    encoder and split: those of all ``workers`` added up, the total apart. ``deaths`` tells of workers that died on the
-    way, and whose shards others encoded.
+    ``settings`` are those in force: device, precision, batch_seconds and workers, the decoding threads, and batch_fill,
+    the share of ``batch_seconds`` that a batch held in the mean; None where nothing was encoded. ``seconds`` are of the
+    pass that made it, and with it the other layers and pools of the same encoder and split: those of all ``workers``
+    added up, the total apart. ``deaths`` tells of workers that died on the way, and whose shards others encoded.
     """
 
     task: str

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["extract"]
 
 _LONG_SECONDS = 20.0
+_THIN_BATCHES = 0.5
 
 
 @click.command()
@@ -199,6 +200,10 @@ def extract(
             if not as_json:
                 with redirect_stdout(stdout):
                     _tell_all(done)
+    if options.profile_path is not None:
+        encoded = any(record.shards_done for record in records)
+        told = f"trace in {options.profile_path}" if encoded else "nothing was encoded, so there is no trace"
+        say(told, err=True)
     if as_json:
         emit_json(records)
     n_skipped = sum(len(record.skipped) for record in records)
@@ -239,6 +244,28 @@ def _would_gain_from_bfloat16(record: ExtractRecord) -> bool:
     return multiplies and record.seconds["encode"] >= _LONG_SECONDS and cpu_multiplies_bfloat16()
 
 
+def _filled(record: ExtractRecord) -> str:
+    """How full batches were, where it matters: a CPU is as fast at any size."""
+    fill = record.settings["batch_fill"]
+    return "" if fill is None or record.settings["device"] == "cpu" else f", {fill:.0%} full"
+
+
+def _would_gain_from_larger_shards(record: ExtractRecord) -> bool:
+    """Whether a GPU was given batches much smaller than it is good at."""
+    fill = record.settings["batch_fill"]
+    is_long = record.bottleneck == "encode" and record.seconds["encode"] >= _LONG_SECONDS
+    return is_long and record.settings["device"] != "cpu" and fill is not None and fill < _THIN_BATCHES
+
+
+def _idle_gpus(record: ExtractRecord) -> int:
+    """GPUs that a long run left alone."""
+    if record.settings["device"] != "cuda" or record.workers > 1 or record.seconds["encode"] < _LONG_SECONDS:
+        return 0
+    from featstore.encoders.devices import idle_gpus
+
+    return idle_gpus(record.settings["device"])
+
+
 def _tell(record: ExtractRecord, *, timed: bool) -> None:
     """Print what was done; the time of the pass that made several feature sets of a split once, after the last."""
     what = f"{record.encoder}@{record.fingerprint}  {record.dataset}/{record.split}"
@@ -249,7 +276,8 @@ def _tell(record: ExtractRecord, *, timed: bool) -> None:
     if record.shards_done and timed:
         seconds, settings = record.seconds, record.settings
         say(
-            f"  on {_where(record)} in {settings['precision']}, batches of {settings['batch_seconds']:g} s, "
+            f"  on {_where(record)} in {settings['precision']}, "
+            f"batches of {settings['batch_seconds']:g} s{_filled(record)}, "
             f"{settings['workers']} decoding threads; {record.bytes_written / 1e6:,.1f} MB written"
         )
         busy = seconds["busy"] / max(seconds["total"] * record.workers, 1e-9)
@@ -264,6 +292,13 @@ def _tell(record: ExtractRecord, *, timed: bool) -> None:
             say(
                 "  this CPU multiplies in bfloat16 about twice as fast: --precision bfloat16 makes a feature set of "
                 "its own, as a GPU would by itself"
+            )
+        if idle := _idle_gpus(record):
+            say(f"  {idle} more GPU{'s' * (idle > 1)} of this machine had nothing to do: --device all takes every one")
+        if _would_gain_from_larger_shards(record):
+            say(
+                "  a batch holds windows of one shard and of one padded length, and these shards have too few to fill "
+                "it: shards of more clips are encoded faster"
             )
     shown = 10
     for clip in record.skipped[:shown]:

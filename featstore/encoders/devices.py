@@ -6,7 +6,14 @@ import torch
 
 from featstore.errors import UsageError
 
-__all__ = ["cpu_multiplies_bfloat16", "pick_device", "pick_devices", "settle_on"]
+__all__ = [
+    "cpu_multiplies_bfloat16",
+    "gpu_multiplies_bfloat16",
+    "idle_gpus",
+    "pick_device",
+    "pick_devices",
+    "settle_on",
+]
 
 
 def pick_device(asked: str, *, local_rank: int | None = None) -> str:
@@ -68,6 +75,11 @@ def pick_devices(asked: str, *, local_rank: int | None = None) -> tuple[str, ...
     return devices
 
 
+def idle_gpus(device: str) -> int:
+    """GPUs of this machine beside the one that a run took by itself; none where it was told which."""
+    return max(0, torch.cuda.device_count() - 1) if device == "cuda" else 0
+
+
 def settle_on(device: str, *, threads: int) -> None:
     """Let all that this process does with torch be done there: one process for each device."""
     torch.set_num_threads(threads)
@@ -79,3 +91,9 @@ def cpu_multiplies_bfloat16() -> bool:
     """Whether this machine's CPU has instructions for it, which take half the time of float32's."""
     found = torch.cpu.get_capabilities()
     return any(found.get(name) for name in ("amx_bf16", "avx512_bf16", "sve_bf16"))
+
+
+def gpu_multiplies_bfloat16(device: str) -> bool:
+    """Whether a GPU has instructions for it; older ones than NVIDIA's Ampere make it of others, slower than float32."""
+    with torch.cuda.device(device):
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))

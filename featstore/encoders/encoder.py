@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -157,7 +157,7 @@ class Encoder:
         except EncoderContractError:
             raise
         except Exception as error:
-            raise EncoderContractError(told_failure(self.name, noise, error)) from error
+            raise EncoderContractError(told_failure(self.name, noise.shape, error)) from error
         pools = {output.pool for output in self.outputs}
         if pools != {"mean"} and any(each.utterance is not None and each.frames.shape[1] == 1 for each in outputs):
             raise EncoderError(f"{self.name} gives one vector for a window, which leaves nothing to pool: --pool mean")
@@ -186,8 +186,8 @@ class Encoder:
         return outputs
 
 
-def told_failure(name: str, waves: Tensor, error: Exception) -> str:
+def told_failure(name: str, shape: Sequence[int], error: Exception) -> str:
     """One line about a forward pass that failed."""
     text = " ".join(str(error).split())
     reason = f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
-    return f"{name}.forward failed on float32 {tuple(waves.shape)}: {reason}"
+    return f"{name}.forward failed on float32 {tuple(shape)}: {reason}"

@@ -112,7 +112,7 @@ class Receipt:
 
     def encoded(self, arrays: list[NDArray[Any]]) -> Encoded:
         """Take what was sent from the front of the arrays."""
-        vectors = arrays.pop(0)
+        vectors = arrays.pop(0).copy()  # kept until its shard is committed; a view would keep all that was sent with it
         if not self.frames_sent:
             return Encoded(utterance=vectors, frames=None)
         frames = arrays.pop(0)

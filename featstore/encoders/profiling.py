@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +31,8 @@ def traced(run: EncoderRun, path: Path) -> Iterator[None]:
     """
     if not path.parent.is_dir():
         raise UsageError(f"--profile {path}: there is no folder {path.parent}")
+    if not os.access(path.parent, os.W_OK):
+        raise UsageError(f"--profile {path}: {path.parent} is not a folder to write in")
     activities = [torch.profiler.ProfilerActivity.CPU]
     if torch.device(run.device).type == "cuda":
         activities.append(torch.profiler.ProfilerActivity.CUDA)
@@ -64,5 +67,8 @@ class _Trace:
             self._write()
 
     def _write(self) -> None:
+        """Several processes may trace to one path: the last whole trace stays."""
         self._profiler.stop()
-        self._profiler.export_chrome_trace(str(self._path))
+        begun = self._path.with_name(f".{os.getpid()}.{self._path.name}")
+        self._profiler.export_chrome_trace(str(begun))
+        begun.replace(self._path)

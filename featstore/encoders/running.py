@@ -8,8 +8,9 @@ long as the next batch is begun before the last result is asked for.
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import torch
@@ -58,11 +59,11 @@ class EncoderRun:
         self._trims = recipe.padding != "xares"
         self._most_samples: int | None = None  # what the device was seen to hold, once it ran out of memory
         self._uploads: torch.cuda.Stream | None = None
-        if self._device.type == "cuda":
-            self._uploads = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         self._busy_seconds = 0.0
         self.after_batch: Callable[[], None] = _nothing
         try:
+            if self._device.type == "cuda":
+                self._uploads = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
             self._module = encoder.module.to(self._device)
         except (RuntimeError, AssertionError) as error:
             raise EncoderError(
@@ -86,7 +87,9 @@ class EncoderRun:
 
     @contextmanager
     def at_work(self) -> Iterator[None]:
-        """PyTorch's settings while shards are encoded: threads, and whether products may be rounded to TF32.
+        """PyTorch's settings while shards are encoded: threads, the GPU, and whether products may be rounded to TF32.
+
+        An encoder that makes a tensor on ``"cuda"`` means the GPU that it is on, whichever that is.
 
         A light encoder is many small operations, and on a CPU its second thread waits in each of them for a core that
         decodes: measured on 2 cores, one thread is 1.6 to 6 times as fast. Large matrix products want every core.
@@ -98,7 +101,13 @@ class EncoderRun:
         torch.set_float32_matmul_precision("high" if rounds else "highest")
         torch.backends.cudnn.allow_tf32 = rounds
         try:
-            yield
+            with (
+                torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext(),
+                warnings.catch_warnings(),
+            ):
+                # of a compiled encoder: how transformers caches what it asks of the system, which is no fault
+                warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru_cache`")
+                yield
         finally:
             torch.set_num_threads(before[0])
             torch.set_float32_matmul_precision(before[1])
@@ -118,17 +127,24 @@ class EncoderRun:
             self.after_batch()
 
     def _begin(self, audio: NDArray[np.float32], n_samples: NDArray[np.int64]) -> Callable[[], tuple[Encoded, ...]]:
-        if self._uploads is None or self._is_too_large(audio):
-            began = time.perf_counter()
-            encoded = self(audio, n_samples)
-            self._busy_seconds += time.perf_counter() - began
-            return lambda: encoded
+        if self._uploads is not None and not self._is_too_large(audio):
+            launched = self._launch_if_it_fits(audio, n_samples)
+            if launched is not None:
+                return launched
+            torch.cuda.synchronize(self._device)  # the batch before this one leaves; then this one is alone
+        began = time.perf_counter()
+        encoded = self(audio, n_samples)
+        self._busy_seconds += time.perf_counter() - began
+        return lambda: encoded
+
+    def _launch_if_it_fits(
+        self, audio: NDArray[np.float32], n_samples: NDArray[np.int64]
+    ) -> Callable[[], tuple[Encoded, ...]] | None:
+        """None where it does not. By then the exception is gone, and with it all that its traceback held there."""
         try:
             return self._launch(audio, n_samples)
         except torch.OutOfMemoryError:
-            torch.cuda.synchronize(self._device)  # the batch before this one leaves; then this one is alone
-            encoded = self(audio, n_samples)
-            return lambda: encoded
+            return None
 
     def __call__(self, audio: NDArray[np.float32], n_samples: NDArray[np.int64]) -> tuple[Encoded, ...]:
         """Encode one batch: what it came to for each of the encoder's outputs.
@@ -156,7 +172,7 @@ class EncoderRun:
             if len(audio) == 1:
                 raise EncoderError(
                     f"{self._encoder.name} runs out of memory on {self._device} with one window of {audio.shape[1]:,} "
-                    "samples: crop the clips, or use a lower --precision"
+                    "samples: cut long clips with --max-window-seconds, or use a lower --precision"
                 ) from error
         self._most_samples = audio.size // 2
         if self._device.type == "cuda":
@@ -168,8 +184,12 @@ class EncoderRun:
 
     def _in_halves(self, audio: NDArray[np.float32], n_samples: NDArray[np.int64]) -> tuple[Encoded, ...]:
         middle = len(audio) // 2
-        halves = zip(self(audio[:middle], n_samples[:middle]), self(audio[middle:], n_samples[middle:]), strict=True)
-        return tuple(joined(first, second) for first, second in halves)
+        upper = self(audio[:middle], n_samples[:middle])
+        try:
+            lower = self(audio[middle:], n_samples[middle:])
+        except NonFiniteRow as problem:
+            raise NonFiniteRow(middle + problem.row, str(problem)) from problem
+        return tuple(joined(first, second) for first, second in zip(upper, lower, strict=True))
 
     def _encode(self, audio: NDArray[np.float32], n_samples: NDArray[np.int64]) -> tuple[Encoded, ...]:
         """Encode one batch to its end."""
@@ -195,10 +215,13 @@ class EncoderRun:
         receipts = [each.receipt(name=self._encoder.name) for each in made]
 
         def result() -> tuple[Encoded, ...]:
-            all_finite, *arrays = copy.arrays()
+            try:
+                all_finite, *arrays = copy.arrays()
+            except RuntimeError as error:  # what goes wrong on the device is told when it is waited for
+                raise EncoderError(told_failure(self._encoder.name, audio.shape, error)) from error
             self._busy_seconds += began.elapsed_time(ended) / 1e3
             if not all_finite.all():
-                return self._encode(audio, n_samples)  # once more, step by step: it finds the culprit
+                return self(audio, n_samples)  # once more, step by step: it finds the culprit
             return tuple(receipt.encoded(arrays) for receipt in receipts)
 
         return result
@@ -231,7 +254,7 @@ class EncoderRun:
         except (torch.OutOfMemoryError, EncoderContractError):
             raise
         except Exception as error:
-            raise EncoderError(told_failure(self._encoder.name, waves, error)) from error
+            raise EncoderError(told_failure(self._encoder.name, waves.shape, error)) from error
 
     def _layer(self, layer: int | None, output: EncoderOutput, n_samples: NDArray[np.int64]) -> Layer:
         available = output.frames.shape[1]
@@ -267,12 +290,17 @@ class EncoderRun:
         for row, count in enumerate(made.layer.counts().tolist()):
             frames = made.layer.frames[row, :count]
             if not (torch.isfinite(frames).all() and torch.isfinite(made.vectors[row]).all()):
-                raise NonFiniteRow(row, "the encoder returned NaN or infinity")
+                raise NonFiniteRow(row, f"the encoder returned NaN or infinity{self._beyond_its_range()}")
             if made.frames is not None and not torch.isfinite(made.frames[row, :count]).all():
                 largest = float(frames.abs().max())
                 raise NonFiniteRow(
                     row, f"a frame value of {largest:.3g} does not fit {self._recipe.frame_dtype}: use --dtype float32"
                 )
+
+    def _beyond_its_range(self) -> str:
+        if self._recipe.precision != "float16":
+            return ""
+        return ", and float16 ends at 65,504: use --precision bfloat16 or float32"
 
 
 class NonFiniteRow(EncoderContractError):

@@ -46,7 +46,8 @@ def to_host(tensors: Sequence[Tensor]) -> HostCopy:
         return HostCopy(packed=packed, segments=segments, arrived=None)
     host = torch.empty(packed.shape, dtype=torch.uint8, pin_memory=True)
     host.copy_(packed, non_blocking=True)
-    arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    # blocking: whoever waits sleeps, where a spinning wait would keep a core from decoding
+    arrived = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
     arrived.record(torch.cuda.current_stream(packed.device))
     return HostCopy(packed=host, segments=segments, arrived=arrived)
 

@@ -16,7 +16,8 @@ __all__ = ["EncodeResult", "EncodeSettings", "Outcome", "StageTimes", "StoredSha
 class StageTimes:
     """Seconds by stage. ``wait_*`` are of the encoding thread; reading, decoding and writing run beside it.
 
-    ``busy`` is what the device spent on batches, of ``total``.
+    ``busy`` is what the device spent on batches, of ``total``. There were ``batches`` of them, and ``budgets`` adds up
+    which share of its budget each of them held, at most 1.
     """
 
     read: float = 0.0
@@ -27,10 +28,17 @@ class StageTimes:
     wait_clips: float = 0.0
     wait_write: float = 0.0
     total: float = 0.0
+    batches: int = 0
+    budgets: float = 0.0
 
     def as_json(self) -> dict[str, float]:
         """Seconds by name, rounded to the millisecond."""
-        return {name: round(getattr(self, name), 3) for name in self.__slots__}
+        return {name: round(getattr(self, name), 3) for name in self.__slots__ if name not in ("batches", "budgets")}
+
+    @property
+    def batch_fill(self) -> float | None:
+        """How much of its budget a batch held in the mean, 0 to 1."""
+        return self.budgets / self.batches if self.batches else None
 
     def bottleneck(self, *, decode_threads: int) -> str:
         """The stage that held the run back: what the encoding thread spent most of its time on or waiting for."""

@@ -38,8 +38,8 @@ class ExtractOptions:
     device : str
         ``auto`` (a GPU where there is one), ``cpu``, ``cuda`` or ``cuda:1``.
     precision : str
-        ``auto`` (bfloat16 for an encoder with weights on a GPU, else float32), ``float32``, ``tf32`` (float32 whose
-        products a GPU may round), ``bfloat16``, ``float16``.
+        ``auto`` (bfloat16 for an encoder with weights on a GPU that multiplies in it, else float32), ``float32``,
+        ``tf32`` (float32 whose products a GPU may round), ``bfloat16``, ``float16``.
     frame_dtype : str
         What frames are stored as.
     frames : str
@@ -311,10 +311,16 @@ class _Task:
                 "precision": each.kept.recipe.precision,
                 "batch_seconds": round(settings.batch_seconds, 2) if settings else None,
                 "workers": settings.decode_threads if settings else None,
+                "batch_fill": self._batch_fill(result),
             },
             workers=result.workers,
             deaths=result.deaths,
         )
+
+    def _batch_fill(self, result: EncodeResult) -> float | None:
+        """Of batches that have a budget: those of X-ARES are of so many windows, whatever these hold."""
+        fill = result.times.batch_fill
+        return None if fill is None or self.options.padding == "xares" else round(fill, 3)
 
 
 def _stale(shards: Sequence[AnyShard], sets: Sequence[_FeatureSet]) -> tuple[StaleShard, ...]:

@@ -135,7 +135,10 @@ class ShardWork:
 
     def _encode(self, batch: Batch) -> None:
         with self._told_of(batch):
-            result = self._encoder.begin(*stack(batch, blank=self._encoder.blank))
+            audio, n_samples = stack(batch, blank=self._encoder.blank)
+            result = self._encoder.begin(audio, n_samples)
+        self._times.batches += 1
+        self._times.budgets += min(1.0, audio.size / (self._settings.batch_seconds * self._settings.sample_rate_hz))
         self._under_way.batch(partial(self._settle, batch, result))
 
     def _settle(self, batch: Batch, result: Callable[[], Sequence[Encoded]]) -> None:

@@ -212,33 +212,34 @@ class Workplace:
             )
 
         run = self._start(job)
-        with run.at_work(), self._watched(run, job.options):
+        with run.at_work():
             batch_seconds = self._budget(run, job)
-            return encode_shards(
-                shards,
-                targets=targets,
-                encoder=run,
-                encoder_name=self._encoder.name,
-                plan=partial(
-                    plan_windows,
-                    crop_seconds=job.crop_seconds,
-                    padding=padding,
-                    sample_rate_hz=rate,
-                    longest_seconds=self._encoder.longest_window_seconds(job.options.max_window_seconds),
-                    input_seconds=self._encoder.facts.input_seconds,
-                ),
-                new_batcher=partial(new_batcher, padding, budget_samples=round(batch_seconds * rate)),
-                settings=EncodeSettings(
-                    sample_rate_hz=rate,
-                    max_clip_seconds=job.options.max_clip_seconds,
-                    decode_threads=job.options.workers or min(_MOST_DECODE_THREADS, self._cores),
-                    device=self._device,
-                    batch_seconds=batch_seconds,
-                    versions=software_versions(),
-                ),
-                progress=progress,
-                settled=settled,
-            )
+            with self._watched(run, job.options):
+                return encode_shards(
+                    shards,
+                    targets=targets,
+                    encoder=run,
+                    encoder_name=self._encoder.name,
+                    plan=partial(
+                        plan_windows,
+                        crop_seconds=job.crop_seconds,
+                        padding=padding,
+                        sample_rate_hz=rate,
+                        longest_seconds=self._encoder.longest_window_seconds(job.options.max_window_seconds),
+                        input_seconds=self._encoder.facts.input_seconds,
+                    ),
+                    new_batcher=partial(new_batcher, padding, budget_samples=round(batch_seconds * rate)),
+                    settings=EncodeSettings(
+                        sample_rate_hz=rate,
+                        max_clip_seconds=job.options.max_clip_seconds,
+                        decode_threads=job.options.workers or min(_MOST_DECODE_THREADS, self._cores),
+                        device=self._device,
+                        batch_seconds=batch_seconds,
+                        versions=software_versions(),
+                    ),
+                    progress=progress,
+                    settled=settled,
+                )
 
     def _start(self, job: EncodeJob) -> EncoderRun:
         """The encoder on its device: kept from job to job, for it learns what the device holds."""
@@ -357,4 +358,8 @@ def _precision(asked: str, device: str, encoder: Encoder) -> str:
         raise UsageError(f"--precision tf32 is for GPUs, and this runs on {device}: use float32")
     if asked != "auto":
         return asked
-    return "bfloat16" if device.startswith("cuda") and encoder.has_weights else "float32"
+    if not device.startswith("cuda") or not encoder.has_weights:
+        return "float32"
+    from featstore.encoders.devices import gpu_multiplies_bfloat16
+
+    return "bfloat16" if gpu_multiplies_bfloat16(device) else "float32"

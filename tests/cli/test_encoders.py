@@ -21,7 +21,9 @@ def test_layers_and_pools_of_one_extraction_are_probed_by_name(run: Run, folder:
         "--data", "data", "--store", "store",
     )  # fmt: skip
     assert done.code == 0, done.err
-    assert done.out.count("the run waited on") == 3  # once a split, though it made four feature sets of each
+    assert (
+        done.out.count("of which the device was busy; the run waited on") == 3
+    )  # once a split, though it made four feature sets of each
     listed = json.loads(run("inspect", "--store", "store", "--split", "test", "--json").out)
     names = [f"wav2vec2-tiny{layer}{pool}" for layer in ("", ".layer2") for pool in ("", ".std")]
     assert sorted(record["encoder"] for record in listed) == sorted(names)
@@ -47,6 +49,37 @@ def test_a_long_run_on_a_cpu_that_has_bfloat16_is_told_of_it(tmp_path: Path, mon
     assert not gains(replace(long, settings={**long.settings, "device": "cuda"}))
     monkeypatch.setattr(devices, "cpu_multiplies_bfloat16", lambda: False)
     assert not gains(long)
+
+
+def test_a_long_run_on_a_gpu_whose_batches_were_far_from_full_is_told_why(tmp_path: Path) -> None:
+    gains = import_module("featstore.cli.extract")._would_gain_from_larger_shards
+    write_split(tmp_path / "data/tiny", "train", [clip("a", noise(0.3))])
+    (short,) = extract(tiny.task(), tmp_path / "data", tmp_path / "store")
+    on_gpu = {**short.settings, "device": "cuda", "batch_fill": 0.2}
+    long = replace(short, bottleneck="encode", seconds={**short.seconds, "encode": 60.0}, settings=on_gpu)
+    assert gains(long)
+    assert not gains(replace(long, seconds=short.seconds))
+    assert not gains(replace(long, bottleneck="decode"))
+    assert not gains(replace(long, settings={**on_gpu, "device": "cpu"}))
+    assert not gains(replace(long, settings={**on_gpu, "batch_fill": 0.8}))
+    assert not gains(replace(long, settings={**on_gpu, "batch_fill": None}))
+
+
+def test_a_long_run_on_one_gpu_of_several_is_told_of_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    idle = import_module("featstore.cli.extract")._idle_gpus
+    write_split(tmp_path / "data/tiny", "train", [clip("a", noise(0.3))])
+    (short,) = extract(tiny.task(), tmp_path / "data", tmp_path / "store")
+    on_gpu = {**short.settings, "device": "cuda"}
+    long = replace(short, seconds={**short.seconds, "encode": 60.0}, settings=on_gpu)
+    assert idle(long) == 0
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 8)
+    assert idle(long) == 7
+    assert idle(replace(long, seconds=short.seconds)) == 0
+    assert idle(replace(long, workers=8)) == 0
+    assert idle(replace(long, settings={**on_gpu, "device": "cuda:3"})) == 0
+    assert idle(replace(long, settings=short.settings)) == 0
 
 
 def test_the_table_counts_layers_as_people_do(run: Run, folder: Path) -> None:

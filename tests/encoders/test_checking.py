@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache, partial
 from typing import Any
 
@@ -16,7 +17,9 @@ from featstore.encoders import load_encoder
 from featstore.encoders.checking import Budget, Check, check_encoder
 from featstore.encoders.checking.audio import clipped, tones
 from featstore.encoders.checking.bench import Bench
+from featstore.encoders.checking.consistency import check_batch_invariance, check_determinism
 from featstore.encoders.checking.hop import check_hop
+from featstore.encoders.checking.padding import check_padding
 from featstore.encoders.encoder import Encoder
 from featstore.extract import ExtractOptions, plan_recipe
 from featstore.extract.windows import Padding, Window, plan_windows
@@ -241,8 +244,8 @@ def test_a_defect_fails_the_check_that_is_for_it_and_no_other(kind: type[Sound])
         (PeakOfTheBatch, "batch invariance", "for each row by itself"),
         (WrongHop, "hop", "hop_size_in_ms must be 20"),
         (BeyondFloat16, "float16 range", "--dtype float32"),
-        (NothingLong, "10 min of audio", "--max-clip-seconds 60"),
-        (Truncates, "10 min of audio", "--max-clip-seconds 30"),
+        (NothingLong, "10 min of audio", "--max-window-seconds 60"),
+        (Truncates, "10 min of audio", "--max-window-seconds 30"),
         (GroupNorm, "padding", "--padding exact"),
     ],
 )
@@ -357,6 +360,23 @@ def test_a_check_on_a_bad_encoder_stops_at_a_contract_that_is_broken_on_its_way(
     [contract] = checked(NoNumberForTones()).values()
     assert (contract.name, contract.verdict) == ("contract", "failed")
     assert "NaN" in contract.measured
+
+
+@pytest.mark.parametrize("precision", ["float32", "tf32", "bfloat16", "float16"])
+def test_an_encoder_is_checked_in_every_precision(precision: str) -> None:
+    encoder = build(Sound())
+    recipe = replace(
+        plan_recipe(encoder, encoder.outputs[0], device="cpu", options=ExtractOptions()), precision=precision
+    )
+
+    def plan(n_samples: int) -> tuple[Window, ...]:
+        return plan_windows(n_samples, crop_seconds=None, padding=Padding.parse("0.25"), sample_rate_hz=1000)
+
+    bench = Bench.start(encoder, recipe=recipe, device="cpu", plan=plan)
+    with bench.trimmed.at_work():
+        assert check_determinism(bench).verdict == "ok"
+        assert check_batch_invariance(bench, noise_floor=0.0).verdict == "ok"
+        assert check_padding(bench, noise_floor=0.0).verdict == "ok"
 
 
 def test_figures_are_json_without_nan() -> None:

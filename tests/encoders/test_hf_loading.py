@@ -5,7 +5,13 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
+import socket
 import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -90,13 +96,17 @@ def test_last_is_what_no_layer_is(model: Path) -> None:
 # what the fingerprint changes with, and what not
 
 
-def test_the_fingerprint_is_the_same_wherever_the_model_lies_and_whatever_it_is_called(
-    model: Path, tmp_path: Path
-) -> None:
+def test_the_fingerprint_is_the_same_wherever_the_model_lies(model: Path, tmp_path: Path) -> None:
     before = load_encoder(f"hf:{model}")
-    moved = load_encoder(f"hf:{model.rename(tmp_path / 'elsewhere')}")
-    assert before.identity == moved.identity
+    moved = load_encoder(f"hf:{shutil.copytree(model, tmp_path / 'elsewhere' / model.name)}")
+    assert fingerprint(before) == fingerprint(moved)
     assert str(tmp_path) not in json.dumps(before.recipe(**SETTINGS).as_json())
+
+
+def test_a_model_under_another_name_is_the_same_encoder_by_another_name(model: Path, tmp_path: Path) -> None:
+    before = load_encoder(f"hf:{model}").recipe(**SETTINGS)
+    renamed = load_encoder(f"hf:{model.rename(tmp_path / 'elsewhere')}").recipe(**SETTINGS)
+    assert replace(renamed, encoder=before.encoder) == before
 
 
 def test_one_bit_of_one_weight_changes_it(model: Path) -> None:
@@ -186,6 +196,25 @@ def test_weights_that_are_missing_are_told_and_not_made_up(model: Path) -> None:
     assert "encoder.layers.1.attention.k_proj.weight" in why(model)
 
 
+def test_weights_of_other_shapes_than_the_configuration_says_are_told(model: Path) -> None:
+    edit(model / "config.json", intermediate_size=32)
+    message = why(model)
+    assert "weights of other shapes than its config.json says" in message
+    assert "feed_forward" in message
+
+
+@pytest.mark.parametrize("content", [None, b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"])
+def test_a_folder_whose_weights_were_not_downloaded_is_not_told_to_be_a_folder(
+    content: bytes | None, model: Path
+) -> None:
+    (model / "model.safetensors").unlink()
+    if content is not None:
+        (model / "model.safetensors").write_bytes(content)
+    message = why(model)
+    assert "see that the folder is whole" in message
+    assert "hub" not in message
+
+
 REMOTE_CODE = """
 from pathlib import Path
 
@@ -263,7 +292,7 @@ def test_a_model_of_text_is_told(tmp_path: Path) -> None:
         hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, vocab_size=20
     )
     transformers.BertModel(config).save_pretrained(tmp_path / "bert")
-    assert "feature extractor" in why(tmp_path / "bert")
+    assert "no feature extractor (preprocessor_config.json)" in why(tmp_path / "bert")
 
 
 def test_a_type_that_transformers_does_not_know_is_told(model: Path) -> None:
@@ -314,3 +343,62 @@ def test_a_hub_name_without_a_network_is_one_line_with_the_remedy(monkeypatch: p
     message = why("facebook/wav2vec2-base")
     assert "hf:facebook/wav2vec2-base cannot be loaded: give the folder of a model" in message
     assert "where the hub can be reached" in message
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    def point_to(address: str) -> None:
+        monkeypatch.setattr(
+            "huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE",
+            address + "/{repo_id}/resolve/{revision}/{filename}",
+        )
+
+    return point_to
+
+
+def test_a_hub_that_cannot_be_reached_is_told_at_once(hub: Callable[[str], None]) -> None:
+    with socket.socket() as unheard:
+        unheard.bind(("127.0.0.1", 0))
+        hub(f"http://127.0.0.1:{unheard.getsockname()[1]}")
+        began = time.monotonic()
+        assert "where the hub can be reached (ConnectError" in why("facebook/wav2vec2-base")
+    assert time.monotonic() - began < 10.0
+
+
+def test_a_name_that_the_hub_does_not_know_is_told_as_such(hub: Callable[[str], None], tmp_path: Path) -> None:
+    class Unknown(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.send_response(404)
+            self.send_header("X-Error-Code", "RepoNotFound")
+            self.end_headers()
+
+        def log_message(self, *said: object) -> None: ...
+
+    with HTTPServer(("127.0.0.1", 0), Unknown) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        hub(f"http://127.0.0.1:{server.server_port}")
+        try:
+            assert "the hub has no model facebook/wav2vec3" in why("facebook/wav2vec3")
+        finally:
+            server.shutdown()
+
+
+def test_a_model_that_was_downloaded_before_needs_no_hub(
+    model: Path, hub: Callable[[str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hub's own layout of its cache: files of a commit, and which commit is main."""
+    cache = tmp_path / "cache"
+    commit = "0" * 40
+    snapshot = cache / "models--somebody--wav2vec2-group/snapshots" / commit
+    shutil.copytree(model, snapshot)
+    (cache / "models--somebody--wav2vec2-group/refs").mkdir()
+    (cache / "models--somebody--wav2vec2-group/refs/main").write_text(commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    with socket.socket() as unheard:
+        unheard.bind(("127.0.0.1", 0))
+        hub(f"http://127.0.0.1:{unheard.getsockname()[1]}")
+        began = time.monotonic()
+        by_name = load_encoder("hf:somebody/wav2vec2-group")
+    assert time.monotonic() - began < 10.0  # transformers by itself tries for a minute
+    assert fingerprint(by_name) == fingerprint(load_encoder(f"hf:{model}"))
+    assert fingerprint(by_name) == fingerprint(load_encoder(f"hf:{snapshot}"))

@@ -41,6 +41,13 @@ def test_what_is_sent_is_what_is_there(kept, dtype):
         np.testing.assert_array_equal(mine, theirs)
 
 
+def test_vectors_that_wait_for_the_commit_of_their_shard_do_not_keep_the_frames_that_were_sent_with_them():
+    one = made(COUNTS)
+    copy = to_host(one.to_transfer())
+    sent = one.receipt(name="tiny").encoded(copy.arrays())
+    assert not np.shares_memory(sent.utterance, copy.packed.numpy())
+
+
 def test_vectors_alone_are_sent_alone():
     one = made(COUNTS, with_frames=False)
     assert len(one.to_transfer()) == 1

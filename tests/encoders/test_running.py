@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import numpy as np
@@ -27,10 +28,12 @@ class Ramp(torch.nn.Module):
         return frames[None, :, None].expand(len(audio), -1, 2).clone()
 
 
-def start(module: torch.nn.Module, *, padding: str = "0.25", dtype: str = "float16", **more: Any) -> EncoderRun:
+def start(
+    module: torch.nn.Module, *, padding: str = "0.25", dtype: str = "float16", precision: str = "float32"
+) -> EncoderRun:
     encoder: Encoder = build(module)
-    recipe = encoder.recipe(padding=padding, precision="float32", frame_dtype=dtype, resampler="none", format_version=1)
-    return EncoderRun(encoder, recipe, device="cpu", keep_frames=True, **more)
+    recipe = encoder.recipe(padding=padding, precision=precision, frame_dtype=dtype, resampler="none", format_version=1)
+    return EncoderRun(encoder, recipe, device="cpu", keep_frames=True)
 
 
 def batch(*lengths: int, to: int | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -155,6 +158,77 @@ def test_a_batch_that_does_not_fit_is_halved_and_later_ones_are_never_so_large()
 def test_one_window_that_does_not_fit_is_an_error_with_the_remedy() -> None:
     with pytest.raises(EncoderError, match="out of memory on cpu with one window of 400 samples"):
         start(Small(300))(*batch(400))
+
+
+def test_products_are_rounded_to_tf32_where_that_is_asked_for_and_nowhere_else() -> None:
+    """cuDNN would by itself."""
+    for precision, said in (
+        ("tf32", ("high", True)),
+        ("float32", ("highest", False)),
+        ("bfloat16", ("highest", False)),
+    ):
+        with start(Ramp(), precision=precision).at_work():
+            assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == said
+
+
+class Held:
+    """What a forward pass has on its device while it runs."""
+
+
+class FullGpu(EncoderRun):
+    """A GPU on which a batch fits only when nothing of the last attempt is left."""
+
+    held: weakref.ref[Held] | None = None
+
+    def _launch(self, audio: np.ndarray, n_samples: np.ndarray) -> Any:
+        activations = Held()
+        self.held = weakref.ref(activations)
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    def __call__(self, audio: np.ndarray, n_samples: np.ndarray) -> Any:
+        self.held_at_the_next_attempt = self.held is not None and self.held() is not None
+        return super().__call__(audio, n_samples)
+
+
+def test_a_batch_is_tried_again_when_what_the_failed_attempt_held_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = build(Ramp())
+    recipe = encoder.recipe(
+        padding="0.25", precision="float32", frame_dtype="float16", resampler="none", format_version=1
+    )
+    run = FullGpu(encoder, recipe, device="cpu", keep_frames=True)
+    [alone] = run(*batch(100, 34))
+    run._uploads = object()  # type: ignore[assignment]
+    monkeypatch.setattr(run, "_on_device", torch.from_numpy)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    [encoded] = run.begin(*batch(100, 34))()
+    assert run.held is not None
+    assert not run.held_at_the_next_attempt
+    np.testing.assert_array_equal(encoded.utterance, alone.utterance)
+    assert run.busy_seconds > 0
+
+
+def test_a_row_that_is_no_number_is_named_by_its_place_in_the_batch_and_not_in_its_half() -> None:
+    class SmallAndSpoils(Small):
+        def forward(self, audio: torch.Tensor) -> Any:
+            frames = super().forward(audio)
+            return torch.where(audio[:, :1, None] > 0.9, torch.nan, frames)
+
+    audio, n_samples = batch(*[100] * 8)
+    audio[6] = 1.0
+    with pytest.raises(NonFiniteRow, match="NaN") as caught:
+        start(SmallAndSpoils(300))(audio, n_samples)
+    assert caught.value.row == 6
+
+
+def test_what_float16_cannot_hold_on_its_way_is_told_with_the_remedy() -> None:
+    class Overflows(Ramp):
+        def forward(self, audio: torch.Tensor) -> Any:
+            loud = audio[:, :200].abs().amax(dim=1, keepdim=True) * torch.full((1, 2), 1e5)
+            return super().forward(audio) + loud[:, None].half()
+
+    loud = np.ones((1, 300), np.float32)
+    with pytest.raises(NonFiniteRow, match="float16 ends at 65,504: use --precision bfloat16 or float32"):
+        start(Overflows(), precision="float16")(loud, np.array([300]))
 
 
 @pytest.mark.parametrize("asked", ["gpu", "mps", "cuda:99", "meta", ""])

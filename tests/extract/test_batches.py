@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -88,3 +89,24 @@ def test_batches_are_full_and_padded_by_less_than_the_quantum_while_clips_of_all
             assert all(0 <= window.padded - len(window.samples) < quantum for window in batch)
     assert np.mean(used) >= 0.9
     assert padded / real - 1 < quantum / rate / 5.5  # the quantum over the mean length
+
+
+@pytest.mark.parametrize(
+    ("n_clips", "seconds", "least", "most"),
+    [
+        pytest.param(100, (1, 10), 0.02, 0.05, id="a hundred clips of all lengths are one batch for each length"),
+        pytest.param(1000, (1, 10), 0.2, 0.3, id="a thousand of all lengths fill a quarter"),
+        pytest.param(10_000, (1, 10), 0.78, 0.86, id="ten thousand of all lengths fill four fifths"),
+        pytest.param(1000, (5, 5), 0.95, 1.0, id="a thousand of one length fill them all"),
+    ],
+)
+def test_what_shards_of_so_many_clips_leave_of_a_gpus_budget(
+    n_clips: int, seconds: tuple[int, int], least: float, most: float
+) -> None:
+    """The figures of the documentation: 640 s in a batch, which never reaches past its shard."""
+    budget, quantum = 64_000, 25
+    rng = np.random.default_rng(0)
+    batcher = LengthBatcher(budget_samples=budget, pending_samples=PENDING_BATCHES * budget)
+    lengths = rng.integers(100 * seconds[0], 100 * seconds[1] + 1, n_clips)
+    batches = fed(batcher, lengths.tolist(), quantum=quantum)
+    assert least <= np.mean([sum(window.padded for window in batch) / budget for batch in batches]) <= most

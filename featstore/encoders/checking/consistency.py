@@ -13,8 +13,8 @@ from featstore.encoders.checking.records import Check, Verdict
 __all__ = ["check_batch_invariance", "check_determinism", "numeric_limit"]
 
 # The share of a vector's length that arithmetic alone may move it by: a kernel that is picked by the batch's shape adds
-# up in another order. Float32 covers convolutions in TF32, which is cuDNN's default. Ten times as much is a failure.
-_LIMITS: Mapping[str, float] = {"float32": 1e-3, "float16": 1e-2, "bfloat16": 5e-2}
+# up in another order. TF32 keeps as many digits of a factor as float16. Ten times as much is a failure.
+_LIMITS: Mapping[str, float] = {"float32": 1e-3, "tf32": 1e-2, "float16": 1e-2, "bfloat16": 5e-2}
 _FAILS_AT = 10.0
 _SECONDS = (1.0, 4.0)
 _GAINS = (1.0, 0.1, 0.001, 1.8, 0.5, 0.02)

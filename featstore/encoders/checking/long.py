@@ -164,7 +164,7 @@ def _told(step: Step) -> str:
 
 
 def _crop(most_seconds: float) -> str:
-    return f"crop longer clips (crop_seconds in the manifest), or leave them out: --max-clip-seconds {most_seconds:g}"
+    return f"have longer clips cut: --max-window-seconds {most_seconds:g}; or leave them out: --max-clip-seconds"
 
 
 def _spoken(seconds: float) -> str:

@@ -11,7 +11,7 @@ import importlib
 import logging
 import pickle
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ _WAVEFORM = {
     "wavlm",
 }
 _UNUSED_WEIGHTS = re.compile(r"(^|\.)(masked_spec_embed|position_ids)$")
+_EXTRACTOR_FILES = ("preprocessor_config.json", "processor_config.json")
 _NOT_DECISIVE = {
     "_commit_hash",
     "_name_or_path",
@@ -64,14 +65,20 @@ def load_hf(where: str, *, trust_remote_code: bool) -> LoadedModel:
     transformers = _transformers()
     source = _source(where)
     with _quietly(transformers), torch.random.fork_rng(devices=[]):
-        _check_config(transformers, source, where, trusts=trust_remote_code)
+        is_here = Path(source).is_dir() or _is_here_alone(where)
+        _check_config(transformers, source, where, trusts=trust_remote_code, is_here=is_here)
+        _check_takes_audio(source, where)
         with _told(where, "feature extractor"):
-            extractor = transformers.AutoFeatureExtractor.from_pretrained(source, trust_remote_code=trust_remote_code)
+            extractor = transformers.AutoFeatureExtractor.from_pretrained(
+                source, trust_remote_code=trust_remote_code, local_files_only=is_here
+            )
         with _told(where, "model"):
             model, report = transformers.AutoModel.from_pretrained(
                 source,
                 trust_remote_code=trust_remote_code,
+                local_files_only=is_here,
                 weights_only=True,
+                ignore_mismatched_sizes=True,  # `_check_weights` tells of them, by name
                 dtype=torch.float32,
                 output_loading_info=True,
             )
@@ -102,10 +109,33 @@ def _source(where: str) -> str:
     return where
 
 
-def _check_config(transformers: Any, source: str, where: str, *, trusts: bool) -> None:
+def _is_here_alone(name: str) -> bool:
+    """Whether a hub name is to be taken from what was downloaded before, for the hub does not give it.
+
+    The hub is asked once: transformers would try for half a minute, for each file that a model may lack, and say
+    nothing of it.
+    """
+    hub = importlib.import_module("huggingface_hub")
+    unknown = importlib.import_module("huggingface_hub.errors").RepositoryNotFoundError
+    with _told(name, "configuration"):
+        try:
+            hub.get_hf_file_metadata(hub.hf_hub_url(name, "config.json"))
+        except Exception as error:
+            if isinstance(hub.try_to_load_from_cache(name, "config.json"), str):
+                return True
+            if isinstance(error, unknown):
+                raise EncoderError(
+                    f"the hub has no model {name}, or one that is not for everybody: see that the name is right, or "
+                    "let `hf auth login` say who you are"
+                ) from error
+            raise
+    return False
+
+
+def _check_config(transformers: Any, source: str, where: str, *, trusts: bool, is_here: bool) -> None:
     """Say what a configuration asks for before anything is run for it."""
     with _told(where, "configuration"):
-        raw, _ = transformers.PretrainedConfig.get_config_dict(source)
+        raw, _ = transformers.PretrainedConfig.get_config_dict(source, local_files_only=is_here)
     kind = raw.get("model_type")
     if kind in transformers.CONFIG_MAPPING or trusts:
         return
@@ -114,6 +144,16 @@ def _check_config(transformers: Any, source: str, where: str, *, trusts: bool) -
             f"hf:{where} brings code of its own, which would be run: read it, then add --trust-remote-code"
         )
     raise EncoderError(f"hf:{where} is of type {kind!r}, which transformers {transformers.__version__} does not know")
+
+
+def _check_takes_audio(source: str, where: str) -> None:
+    """A folder without the settings of a feature extractor holds a model of text, or not all of a model of audio."""
+    folder = Path(source)
+    if folder.is_dir() and not any((folder / name).is_file() for name in _EXTRACTOR_FILES):
+        raise EncoderError(
+            f"hf:{where} has no feature extractor ({_EXTRACTOR_FILES[0]}), which every model of audio brings: it is "
+            "one of something else, or was not saved whole"
+        )
 
 
 def _encoder(model: Any, extractor: Any, where: str) -> nn.Module:
@@ -158,11 +198,21 @@ def _check_weights(model: nn.Module, module: nn.Module, report: Mapping[str, Any
     """A weight that the files lack was made up at random: no embedding may come of it."""
     used = {id(weight) for weight in (*module.parameters(), *module.buffers())}
     named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    missing = sorted(
-        name
-        for name in report["missing_keys"]
-        if not _UNUSED_WEIGHTS.search(name) and (name not in named or id(named[name]) in used)
-    )
+
+    def matter(names: Iterable[str]) -> list[str]:
+        return sorted(
+            name
+            for name in names
+            if not _UNUSED_WEIGHTS.search(name) and (name not in named or id(named[name]) in used)
+        )
+
+    other = matter(name for name, *_ in report["mismatched_keys"])
+    if other:
+        raise EncoderError(
+            f"hf:{where} has {len(other)} weights of other shapes than its config.json says, {other[0]} among them: "
+            "the two are of different models"
+        )
+    missing = matter(report["missing_keys"])
     if missing:
         raise EncoderError(
             f"hf:{where} lacks {len(missing)} weights of {type(model).__name__}, {missing[0]} among them: it holds "
@@ -200,8 +250,12 @@ def _is_plain(value: object) -> bool:
 
 
 def _short_name(source: str) -> str:
-    """Name of its feature sets: the last part of the path, in characters that a group's name may have."""
-    last = source.rstrip("/").rpartition("/")[2]
+    """Name of its feature sets: the last part of the path or hub name, in characters that a group's name may have.
+
+    A folder of the hub's own cache is called by a commit; the model's name stands above it.
+    """
+    cached = re.search(r"/models--(?:[^/]+--)?([^/]+)/snapshots/[^/]+$", source)
+    last = cached[1] if cached else source.rstrip("/").rpartition("/")[2]
     return re.sub(r"[^A-Za-z0-9._+=-]+", "-", last).lstrip("._+=-") or "hf"
 
 
@@ -220,9 +274,14 @@ def _told(where: str, what: str) -> Iterator[None]:
     except Exception as error:
         reason = " ".join(str(error).split())
         shortened = reason if len(reason) <= 200 else f"{reason[:197]}..."
+        advice = (
+            "see that the folder is whole, as save_pretrained or a finished download leaves it"
+            if Path(where).expanduser().is_dir()
+            else "give the folder of a model that was downloaded before, as in hf:/path/to/model, or run where the hub "
+            "can be reached"
+        )
         raise EncoderError(
-            f"the {what} of hf:{where} cannot be loaded: give the folder of a model that was downloaded before, as in "
-            f"hf:/path/to/model, or run where the hub can be reached ({type(error).__name__}: {shortened})"
+            f"the {what} of hf:{where} cannot be loaded: {advice} ({type(error).__name__}: {shortened})"
         ) from error
 
 

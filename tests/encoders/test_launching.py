@@ -1,0 +1,99 @@
+"""Batches that are begun on a GPU and asked for later: the same path, on a CPU that plays its streams and events."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from featstore.encoders.encoder import Encoder
+from featstore.encoders.outputs import Output
+from featstore.encoders.running import EncoderRun, NonFiniteRow
+from featstore.encoders.transfer import HostCopy
+from featstore.errors import EncoderError
+from layered import Layered
+
+
+class AnEvent:
+    """A CPU is done when it says so."""
+
+    def __init__(self, **kind: bool) -> None:
+        self.kind = kind
+
+    def record(self, stream: object) -> None: ...
+
+    def elapsed_time(self, other: object) -> float:
+        return 5.0
+
+
+class Counts(Layered):
+    """Tells how many frames are real, as models with a length function of their own do."""
+
+    def forward_layers(self, audio: torch.Tensor, lengths: torch.Tensor | None = None, *, layers: Any) -> list[object]:
+        counts = torch.full((len(audio),), audio.shape[1]) if lengths is None else lengths
+        return [(frames, None, -(-counts // 320)) for frames in super().forward_layers(audio, lengths, layers=layers)]  # type: ignore[misc]
+
+
+OUTPUTS = (Output(layer=0), Output(layer=1, pool="std"), Output(layer=1), Output(pool="max"))
+
+
+def launching(module: torch.nn.Module, monkeypatch: pytest.MonkeyPatch, *, padding: str = "0.25") -> EncoderRun:
+    encoder = Encoder(module=module.eval(), name="tiny", spec="tiny", identity={}, outputs=OUTPUTS)
+    recipe = encoder.recipe(
+        padding=padding, precision="bfloat16", frame_dtype="float16", resampler="none", format_version=1
+    )
+    run = EncoderRun(encoder, recipe, device="cpu", keep_frames=True)
+    run._uploads = object()  # type: ignore[assignment]
+    monkeypatch.setattr(run, "_upload", torch.from_numpy)
+    monkeypatch.setattr(run, "_on_device", torch.from_numpy)
+    monkeypatch.setattr(torch.cuda, "Event", AnEvent)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
+    return run
+
+
+def batch(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    n_samples = np.array([4000, 3500, 2100], np.int64)
+    audio = np.random.default_rng(seed).uniform(-1, 1, (3, 4000)).astype(np.float32)
+    return np.where(np.arange(4000) < n_samples[:, None], audio, 0).astype(np.float32), n_samples
+
+
+@pytest.mark.parametrize("padding", ["0.25", "xares"])
+@pytest.mark.parametrize("kind", [Layered, Counts])
+def test_a_batch_that_was_begun_comes_to_what_one_that_is_waited_for_does(
+    kind: type[Layered], padding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = launching(kind(), monkeypatch, padding=padding)
+    first, second = run.begin(*batch()), run.begin(*batch(1))
+    for result, seed in ((first, 0), (second, 1)):
+        for begun, waited_for in zip(result(), run(*batch(seed)), strict=True):
+            np.testing.assert_array_equal(begun.utterance, waited_for.utterance)
+            assert (begun.frames is None) == (waited_for.frames is None)
+            for mine, theirs in zip(begun.frames or (), waited_for.frames or (), strict=True):
+                np.testing.assert_array_equal(mine, theirs)
+                assert mine.dtype == np.float16
+    assert run.busy_seconds == pytest.approx(0.01)
+    assert run.batches_ahead == 1
+
+
+def test_a_row_of_a_begun_batch_that_is_no_number_is_named_when_it_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    audio, n_samples = batch()
+    audio[1, 2] = np.nan
+    spoiled = launching(Layered(), monkeypatch).begin(audio, n_samples)
+    with pytest.raises(NonFiniteRow) as caught:
+        spoiled()
+    assert caught.value.row == 1
+
+
+def test_what_goes_wrong_on_the_device_is_one_line_when_it_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = launching(Layered(), monkeypatch).begin(*batch())
+
+    def fails(copy: HostCopy) -> None:
+        raise RuntimeError("CUDA error: device-side assert triggered\nCUDA kernel errors might be reported later")
+
+    monkeypatch.setattr(HostCopy, "arrays", fails)
+    with pytest.raises(EncoderError, match=r"tiny.forward failed on float32 \(3, 4000\): RuntimeError: CUDA error"):
+        begun()
