@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 import click
 
+from featstore.cli.advice import advice
 from featstore.cli.completion import complete_encoders, complete_folders
 from featstore.cli.options import (
     emit_json,
@@ -30,9 +31,6 @@ if TYPE_CHECKING:
     from featstore.records import ExtractRecord
 
 __all__ = ["extract"]
-
-_LONG_SECONDS = 20.0
-_THIN_BATCHES = 0.5
 
 
 @click.command()
@@ -232,38 +230,10 @@ def _who(record: ExtractRecord) -> str:
     return "the run" if record.workers == 1 else f"{record.workers} workers, their seconds added up,"
 
 
-def _would_gain_from_bfloat16(record: ExtractRecord) -> bool:
-    """Whether a run was long, on a CPU that could have been faster; float32 is what any CPU has, and so the default."""
-    settings = record.settings
-    if (settings["device"], settings["precision"], record.bottleneck) != ("cpu", "float32", "encode"):
-        return False
-    from featstore.encoders import BUILT_IN
-    from featstore.encoders.devices import cpu_multiplies_bfloat16
-
-    multiplies = record.encoder not in BUILT_IN  # these are Fourier transforms
-    return multiplies and record.seconds["encode"] >= _LONG_SECONDS and cpu_multiplies_bfloat16()
-
-
 def _filled(record: ExtractRecord) -> str:
     """How full batches were, where it matters: a CPU is as fast at any size."""
     fill = record.settings["batch_fill"]
     return "" if fill is None or record.settings["device"] == "cpu" else f", {fill:.0%} full"
-
-
-def _would_gain_from_larger_shards(record: ExtractRecord) -> bool:
-    """Whether a GPU was given batches much smaller than it is good at."""
-    fill = record.settings["batch_fill"]
-    is_long = record.bottleneck == "encode" and record.seconds["encode"] >= _LONG_SECONDS
-    return is_long and record.settings["device"] != "cpu" and fill is not None and fill < _THIN_BATCHES
-
-
-def _idle_gpus(record: ExtractRecord) -> int:
-    """GPUs that a long run left alone."""
-    if record.settings["device"] != "cuda" or record.workers > 1 or record.seconds["encode"] < _LONG_SECONDS:
-        return 0
-    from featstore.encoders.devices import idle_gpus
-
-    return idle_gpus(record.settings["device"])
 
 
 def _tell(record: ExtractRecord, *, timed: bool) -> None:
@@ -288,18 +258,8 @@ def _tell(record: ExtractRecord, *, timed: bool) -> None:
         )
         for death in record.deaths:
             say(f"  {death}")
-        if _would_gain_from_bfloat16(record):
-            say(
-                "  this CPU multiplies in bfloat16 about twice as fast: --precision bfloat16 makes a feature set of "
-                "its own, as a GPU would by itself"
-            )
-        if idle := _idle_gpus(record):
-            say(f"  {idle} more GPU{'s' * (idle > 1)} of this machine had nothing to do: --device all takes every one")
-        if _would_gain_from_larger_shards(record):
-            say(
-                "  a batch holds windows of one shard and of one padded length, and these shards have too few to fill "
-                "it: shards of more clips are encoded faster"
-            )
+        for line in advice(record):
+            say(f"  {line}")
     shown = 10
     for clip in record.skipped[:shown]:
         say(f"  left out: {clip.shard} {clip.key!r}: {clip.reason}")

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 
 import pytest
 from tiny_models import save
 
-import tiny
-from handmade import XARES_ENCODER, Run, clip, extract, noise, write_split
+from handmade import Run
 
 
 def test_layers_and_pools_of_one_extraction_are_probed_by_name(run: Run, folder: Path) -> None:
@@ -29,57 +26,6 @@ def test_layers_and_pools_of_one_extraction_are_probed_by_name(run: Run, folder:
     assert sorted(record["encoder"] for record in listed) == sorted(names)
     scored = run("probe", "tiny.toml", "--store", "store", "--encoder", "wav2vec2-tiny.layer2.std", "--json")
     assert [record["encoder"] for record in json.loads(scored.out)] == ["wav2vec2-tiny.layer2.std"]
-
-
-def test_a_long_run_on_a_cpu_that_has_bfloat16_is_told_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from featstore.encoders import devices
-
-    gains = import_module("featstore.cli.extract")._would_gain_from_bfloat16
-    write_split(tmp_path / "data/tiny", "train", [clip("a", noise(0.3))])
-    encoder = tmp_path / "my_encoder.py"
-    encoder.write_text(XARES_ENCODER)
-    (short,) = extract(tiny.task(), tmp_path / "data", tmp_path / "store", encoder=str(encoder))
-    long = replace(short, bottleneck="encode", seconds={**short.seconds, "encode": 60.0})
-    monkeypatch.setattr(devices, "cpu_multiplies_bfloat16", lambda: True)
-    assert gains(long)
-    assert not gains(short)
-    assert not gains(replace(long, bottleneck="read"))
-    assert not gains(replace(long, encoder="logmel"))
-    assert not gains(replace(long, settings={**long.settings, "precision": "bfloat16"}))
-    assert not gains(replace(long, settings={**long.settings, "device": "cuda"}))
-    monkeypatch.setattr(devices, "cpu_multiplies_bfloat16", lambda: False)
-    assert not gains(long)
-
-
-def test_a_long_run_on_a_gpu_whose_batches_were_far_from_full_is_told_why(tmp_path: Path) -> None:
-    gains = import_module("featstore.cli.extract")._would_gain_from_larger_shards
-    write_split(tmp_path / "data/tiny", "train", [clip("a", noise(0.3))])
-    (short,) = extract(tiny.task(), tmp_path / "data", tmp_path / "store")
-    on_gpu = {**short.settings, "device": "cuda", "batch_fill": 0.2}
-    long = replace(short, bottleneck="encode", seconds={**short.seconds, "encode": 60.0}, settings=on_gpu)
-    assert gains(long)
-    assert not gains(replace(long, seconds=short.seconds))
-    assert not gains(replace(long, bottleneck="decode"))
-    assert not gains(replace(long, settings={**on_gpu, "device": "cpu"}))
-    assert not gains(replace(long, settings={**on_gpu, "batch_fill": 0.8}))
-    assert not gains(replace(long, settings={**on_gpu, "batch_fill": None}))
-
-
-def test_a_long_run_on_one_gpu_of_several_is_told_of_the_others(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    idle = import_module("featstore.cli.extract")._idle_gpus
-    write_split(tmp_path / "data/tiny", "train", [clip("a", noise(0.3))])
-    (short,) = extract(tiny.task(), tmp_path / "data", tmp_path / "store")
-    on_gpu = {**short.settings, "device": "cuda"}
-    long = replace(short, seconds={**short.seconds, "encode": 60.0}, settings=on_gpu)
-    assert idle(long) == 0
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 8)
-    assert idle(long) == 7
-    assert idle(replace(long, seconds=short.seconds)) == 0
-    assert idle(replace(long, workers=8)) == 0
-    assert idle(replace(long, settings={**on_gpu, "device": "cuda:3"})) == 0
-    assert idle(replace(long, settings=short.settings)) == 0
 
 
 def test_the_table_counts_layers_as_people_do(run: Run, folder: Path) -> None:
