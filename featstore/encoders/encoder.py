@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,15 +16,12 @@ from featstore.records import Recipe
 
 __all__ = ["Encoder", "told_failure"]
 
-_LIGHT_PARAMETERS, _LIGHT_FLOPS_PER_SECOND = 1_000_000, 20e6
+_LIGHT_PARAMETERS = 20_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Encoder:
-    """A loaded encoder: the module, what it declares, what it is, and what is kept of each forward pass.
-
-    ``flops_per_second`` is what a second of audio costs by PyTorch's own counter; infinite where it cannot watch.
-    """
+    """A loaded encoder: the module, what it declares, what it is, and what is kept of each forward pass."""
 
     module: nn.Module
     name: str
@@ -33,7 +29,6 @@ class Encoder:
     identity: Mapping[str, Any]
     outputs: tuple[Output, ...] = (Output(),)
     facts: ContractFacts = field(init=False)
-    flops_per_second: float = field(init=False, default=math.inf)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "facts", contract_facts(self.module))
@@ -104,13 +99,12 @@ class Encoder:
 
     @property
     def is_light(self) -> bool:
-        """Whether one core of a CPU encodes about as fast as another decodes: so few parameters, and so few products.
+        """Whether it has so few parameters, or none, that one core of a CPU encodes about as fast as another decodes.
 
-        They are counted on a second of noise, so that every machine says the same. A counter may overlook what an
-        encoder keeps to itself, such as a fused layer, and so few products alone are not enough.
+        Were each of them used at every sample of a second, that would be some hundred million products, which a core
+        does in a hundredth of it; mostly they are used far less often.
         """
-        n_parameters = sum(parameter.numel() for parameter in self.module.parameters())
-        return n_parameters <= _LIGHT_PARAMETERS and self.flops_per_second <= _LIGHT_FLOPS_PER_SECOND
+        return sum(parameter.numel() for parameter in self.module.parameters()) <= _LIGHT_PARAMETERS
 
     def compile(self) -> None:
         """Compile the forward pass (``torch.compile``) for inputs of any length, once; the first batches are slow."""
@@ -153,7 +147,8 @@ class Encoder:
         noise = torch.rand((2, self.facts.sample_rate_hz), generator=generator) - 0.5
         noise[1] = 0.0
         try:
-            outputs = self._counted_forward(noise)
+            with torch.inference_mode():
+                outputs = self.forward(noise, None)
         except EncoderContractError:
             raise
         except Exception as error:
@@ -170,20 +165,6 @@ class Encoder:
                     raise EncoderContractError(
                         f"{self.name}.forward must return finite numbers: NaN or infinity for {what}"
                     )
-
-    def _counted_forward(self, waves: Tensor) -> tuple[EncoderOutput, ...]:
-        """One forward pass, its products counted; without counting where the encoder cannot be watched."""
-        from torch.utils.flop_counter import FlopCounterMode
-
-        try:
-            with torch.no_grad(), FlopCounterMode(display=False) as counter:
-                outputs = self.forward(waves, None)
-        except Exception:  # noqa: BLE001 - whosever fault it is: the encoder's own is raised again by the next line
-            with torch.inference_mode():
-                return self.forward(waves, None)
-        seconds = waves.numel() / self.facts.sample_rate_hz
-        object.__setattr__(self, "flops_per_second", counter.get_total_flops() / seconds)
-        return outputs
 
 
 def told_failure(name: str, shape: Sequence[int], error: Exception) -> str:

@@ -56,7 +56,6 @@ _FORKS.set_forkserver_preload(
         "featstore.extract.run",
         "soundfile",
         "soxr",
-        "torch._dynamo",  # what counts the products of a forward pass imports it
         "webdataset",
     ]
 )

@@ -43,13 +43,10 @@ def test_an_xares_encoder_file_works_unchanged(encoder_file: Path) -> None:
     assert not encoder.module.training
 
 
-def test_an_encoder_is_light_by_its_products_and_its_parameters(encoder_file: Path) -> None:
+def test_an_encoder_is_light_by_its_parameters(encoder_file: Path) -> None:
     assert load_encoder("logmel").is_light
-    assert load_encoder(str(encoder_file)).is_light
-    assert not load_encoder(str(encoder_file), arguments={"width": 1024}).is_light  # 41 MFLOP for a second
-    unused = XARES_ENCODER.replace("generator =", "self.rest = torch.nn.Linear(1024, 1024)\n        generator =")
-    encoder_file.write_text(unused)  # what its counter cannot see may still be there
-    assert not load_encoder(str(encoder_file)).is_light
+    assert load_encoder(str(encoder_file), arguments={"width": 50}).is_light  # 20,000
+    assert not load_encoder(str(encoder_file), arguments={"width": 51}).is_light
 
 
 def test_a_class_of_a_file_is_chosen_by_name(encoder_file: Path) -> None:
