@@ -106,7 +106,7 @@ def encoder_settings(*, device_help: str) -> Callable[[_F], _F]:
             type=click.Choice(["auto", "float32", "tf32", "bfloat16", "float16"]),
             default="auto",
             show_default=True,
-            help="Arithmetic of the encoder. auto: bfloat16 for an encoder with weights on a GPU, else float32. "
+            help="Arithmetic of the encoder. auto: bfloat16 for weights on a GPU that multiplies in it, else float32. "
             "tf32: float32 whose products a GPU may round.",
         ),
         click.option(

@@ -35,6 +35,9 @@ _PRECISIONS = {
 }
 
 
+_Encode = Callable[[NDArray[np.float32], NDArray[np.int64]], Callable[[], tuple[Encoded, ...]]]
+
+
 class EncoderRun:
     """An encoder on its device.
 
@@ -127,7 +130,9 @@ class EncoderRun:
             self.after_batch()
 
     def _begin(self, audio: NDArray[np.float32], n_samples: NDArray[np.int64]) -> Callable[[], tuple[Encoded, ...]]:
-        if self._uploads is not None and not self._is_too_large(audio):
+        if self._uploads is not None:
+            if self._is_too_large(audio):
+                return self._in_halves(audio, n_samples, encode=self._begin)
             launched = self._launch_if_it_fits(audio, n_samples)
             if launched is not None:
                 return launched
@@ -165,7 +170,7 @@ class EncoderRun:
             then on no batch larger than them.
         """
         if self._is_too_large(audio):
-            return self._in_halves(audio, n_samples)
+            return self._in_halves(audio, n_samples, encode=self._later)()
         try:
             return self._encode(audio, n_samples)
         except torch.OutOfMemoryError as error:
@@ -177,19 +182,29 @@ class EncoderRun:
         self._most_samples = audio.size // 2
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
-        return self._in_halves(audio, n_samples)
+        return self._in_halves(audio, n_samples, encode=self._later)()
 
     def _is_too_large(self, audio: NDArray[np.float32]) -> bool:
         return self._most_samples is not None and audio.size > self._most_samples and len(audio) > 1
 
-    def _in_halves(self, audio: NDArray[np.float32], n_samples: NDArray[np.int64]) -> tuple[Encoded, ...]:
+    def _later(self, audio: NDArray[np.float32], n_samples: NDArray[np.int64]) -> Callable[[], tuple[Encoded, ...]]:
+        return lambda: self(audio, n_samples)
+
+    def _in_halves(
+        self, audio: NDArray[np.float32], n_samples: NDArray[np.int64], *, encode: _Encode
+    ) -> Callable[[], tuple[Encoded, ...]]:
         middle = len(audio) // 2
-        upper = self(audio[:middle], n_samples[:middle])
-        try:
-            lower = self(audio[middle:], n_samples[middle:])
-        except NonFiniteRow as problem:
-            raise NonFiniteRow(middle + problem.row, str(problem)) from problem
-        return tuple(joined(first, second) for first, second in zip(upper, lower, strict=True))
+        upper = encode(audio[:middle], n_samples[:middle])
+        with _rows_from(middle):
+            lower = encode(audio[middle:], n_samples[middle:])
+
+        def result() -> tuple[Encoded, ...]:
+            first = upper()
+            with _rows_from(middle):
+                second = lower()
+            return tuple(joined(one, other) for one, other in zip(first, second, strict=True))
+
+        return result
 
     def _encode(self, audio: NDArray[np.float32], n_samples: NDArray[np.int64]) -> tuple[Encoded, ...]:
         """Encode one batch to its end."""
@@ -309,6 +324,15 @@ class NonFiniteRow(EncoderContractError):
     def __init__(self, row: int, reason: str) -> None:
         self.row = row
         super().__init__(reason)
+
+
+@contextmanager
+def _rows_from(first: int) -> Iterator[None]:
+    """Let a row that is no number be named by its place in the whole batch."""
+    try:
+        yield
+    except NonFiniteRow as problem:
+        raise NonFiniteRow(first + problem.row, str(problem)) from problem
 
 
 def real_frames(seconds: NDArray[np.float64], *, hop_seconds: float, available: int) -> NDArray[np.int64]:

@@ -88,6 +88,23 @@ def test_a_row_of_a_begun_batch_that_is_no_number_is_named_when_it_is_asked_for(
     assert caught.value.row == 1
 
 
+def test_halves_of_a_batch_that_is_known_not_to_fit_are_begun_like_any_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = launching(Layered(), monkeypatch)
+    whole = run(*batch())
+    run._most_samples = 8000
+    launched = []
+    monkeypatch.setattr(run, "_launch", lambda *of, launch=run._launch: launched.append(len(of[0])) or launch(*of))
+    for begun, expected in zip(run.begin(*batch())(), whole, strict=True):
+        np.testing.assert_array_equal(begun.utterance, expected.utterance)
+    assert launched == [1, 2]
+    audio, n_samples = batch()
+    audio[2, 2] = np.nan
+    spoiled = run.begin(audio, n_samples)
+    with pytest.raises(NonFiniteRow) as caught:
+        spoiled()
+    assert caught.value.row == 2
+
+
 def test_what_goes_wrong_on_the_device_is_one_line_when_it_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     begun = launching(Layered(), monkeypatch).begin(*batch())
 
