@@ -5,7 +5,6 @@ Everything a job says can be pickled: the worker may be this process, another, o
 
 from __future__ import annotations
 
-import os
 import platform
 import socket
 import sys
@@ -46,7 +45,6 @@ __all__ = [
     "StaleShard",
     "Workplace",
     "card_of",
-    "cores",
     "new_batcher",
     "plan_recipe",
     "software_versions",
@@ -339,11 +337,6 @@ def software_versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:  # run from a checkout that was not installed
             versions[name] = "unknown"
     return versions
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def new_batcher(padding: Padding, *, budget_samples: int) -> Batcher:
