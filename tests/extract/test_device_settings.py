@@ -14,7 +14,7 @@ from featstore.encoders.encoder import Encoder
 from featstore.encoders.outputs import Output
 from featstore.errors import UsageError
 from featstore.extract import ExtractOptions, plan_recipe
-from featstore.extract.work import cores
+from featstore.machine import cores
 from handmade import XARES_ENCODER, assert_equal_stores, build, clip, extract, noise, write_split
 from layered import Layered
 
