@@ -328,7 +328,8 @@ def count_requests(*, folder: str) -> dict[str, float]:
     objects, n = CountedObjects(Path(url)), CLIPS_PER_SHARD
     record = next(commits(0, 1))
     meta = '{"label": "speech", "title": "a clip of ten seconds", "license": "CC-BY-4.0"}'
-    with PartWriter(objects, f"{writer.path}/{record.part}", recipe=where.recipe, crop_seconds=None) as part:
+    path = f"{writer.path}/{record.part}"
+    with PartWriter(objects, path, recipe=where.recipe, crop_seconds=None, on_commit=writer.adopt) as part:
         part.add_block(
             WindowBlock(
                 keys=[f"clip-{number:010d}" for number in range(n)],
@@ -341,7 +342,7 @@ def count_requests(*, folder: str) -> dict[str, float]:
             )
         )
         part.commit(record.members, frames_stored=False, versions=VERSIONS)
-    puts, sizes = objects.counts["put"], objects.sizes(f"{writer.path}/{record.part}")
+    puts, sizes = objects.counts["put"], objects.sizes(path)
     writer.write_catalogue()
     opened = CountedObjects(Path(url))
     Store(opened).feature_sets()
