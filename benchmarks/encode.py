@@ -159,11 +159,11 @@ def _recorded_batches(folder: str, dataset: str, encoder: Any, **settings: Any) 
         taken.append((audio.copy(), n_samples.copy()))
         return call(run, audio, n_samples)
 
-    EncoderRun.__call__ = note  # type: ignore[method-assign]
+    EncoderRun.__call__ = note
     try:
         _extract(folder, dataset, encoder, frames="never", **settings)
     finally:
-        EncoderRun.__call__ = call  # type: ignore[method-assign]
+        EncoderRun.__call__ = call
     return taken
 
 

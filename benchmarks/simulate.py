@@ -171,7 +171,7 @@ def _catalogue_grid(constants: Constants) -> Grid:
 def _index_grid() -> Grid:
     from featstore.retrieve.plan import plan_ivf
 
-    plans = [(clips, *(plan_ivf(clips, DIM, kind) for kind in ("ivf", "ivfpq"))) for clips in CLIPS]
+    plans = [(clips, plan_ivf(clips, DIM, "ivf"), plan_ivf(clips, DIM, "ivfpq")) for clips in CLIPS]
     return Grid(
         title="The saved index",
         measures=f"As planned for vectors of {DIM} numbers. Sizes are on disk: lists are mapped, and what a search looks "
