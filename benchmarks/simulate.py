@@ -151,7 +151,7 @@ def _catalogue_grid(constants: Constants) -> Grid:
     return Grid(
         title="Opening it as one split",
         measures=f"A listing request for each {KEYS_PER_LISTING:,} names, which are the parts and the split's own document; "
-        f"and {constants.gets_to_open:.0f} documents with that one. Time and memory by the slope of the largest document above; without a catalogue every "
+        f"and {constants.gets_to_open:.0f} for documents. Time and memory by the slope of the largest document above; without a catalogue every "
         "part's own document is one request more.",
         header=("clips", "listings", "catalogue, MB", "read, s", "memory, MB", "without catalogue, requests"),
         rows=tuple(
