@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.recipes import made_up_recipe
+
 __all__ = ["ASSUMED", "SIZES", "Sizes", "write_challenge"]
 
 DIM, HOP_SECONDS = 768, 0.04
@@ -166,21 +168,8 @@ def _commit(part: Any, name: str, *, clips: int, with_frames: bool) -> None:
 
 
 def _recipe() -> Any:
-    from featstore.records import Recipe
-    from featstore.store import FORMAT_VERSION
 
-    return Recipe(
-        encoder="random",
-        encoder_identity={"class": "Random"},
-        sample_rate_hz=16_000,
-        dim=DIM,
-        hop_seconds=HOP_SECONDS,
-        padding="0.25",
-        precision="float32",
-        frame_dtype="float16",
-        resampler="none",
-        format_version=FORMAT_VERSION,
-    )
+    return made_up_recipe("random", dim=DIM, hop_seconds=HOP_SECONDS)
 
 
 def _meta(manifest: Any, classes: Sequence[str], label: int, seconds: float, rng: np.random.Generator) -> Any:

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.arrays import DIM, Ragged, padded
+from benchmarks.recipes import made_up_recipe
 
 __all__ = ["CONTESTANTS", "Contestant", "Reader"]
 
@@ -90,21 +91,9 @@ class Featstore:
 
     @staticmethod
     def _writer(folder: Path, split: str) -> Any:
-        from featstore.records import Recipe
-        from featstore.store import FORMAT_VERSION, open_split_writer
+        from featstore.store import open_split_writer
 
-        recipe = Recipe(
-            encoder="noise",
-            encoder_identity={"class": "Noise"},
-            sample_rate_hz=16_000,
-            dim=DIM,
-            hop_seconds=0.04,
-            padding="0.25",
-            precision="float32",
-            frame_dtype="float16",
-            resampler="none",
-            format_version=FORMAT_VERSION,
-        )
+        recipe = made_up_recipe("noise", dim=DIM)
         return open_split_writer(
             _store(folder), recipe=recipe, spec="noise", dataset="bench", crop_seconds=None, split=split
         )

@@ -16,9 +16,9 @@ import numpy as np
 
 import featstore
 from benchmarks.arrays import DIM
+from benchmarks.recipes import made_up_recipe
 from benchmarks.run import Options, main
 from benchmarks.table import Row, Table, at_most_times
-from featstore.records import Recipe
 from featstore.store import Member, ShardIdentity, WindowBlock, open_split_writer
 
 CLIPS_PER_PART = 50
@@ -70,18 +70,7 @@ def _probed(url: str, sent: list[int]) -> tuple[int, int]:
 
 
 def _write_store(url: str, n_parts: int) -> None:
-    recipe = Recipe(
-        encoder="noise",
-        encoder_identity={"class": "Noise"},
-        sample_rate_hz=16000,
-        dim=DIM,
-        hop_seconds=0.02,
-        padding="0.25",
-        precision="float32",
-        frame_dtype="float16",
-        resampler="none",
-        format_version=1,
-    )
+    recipe = made_up_recipe("noise", dim=DIM, hop_seconds=0.02)
     writer = open_split_writer(url, recipe=recipe, spec="noise", dataset="noise", crop_seconds=None, split="train")
     rng = np.random.default_rng(0)
     for number in range(n_parts):

@@ -18,6 +18,7 @@ import numpy as np
 
 from benchmarks.harness import PeakMemory, in_child
 from benchmarks.peer.grid import Grid
+from benchmarks.recipes import made_up_recipe
 from benchmarks.run import Options, main
 from benchmarks.table import figure
 
@@ -93,21 +94,9 @@ def _searching_row(kind: str, found: dict[str, Any], *, exact: float) -> tuple[s
 
 def make_store(*, folder: str, n_rows: int) -> dict[str, float]:
     """Write the vectors part by part, and a file of queries."""
-    from featstore.records import Recipe
-    from featstore.store import FORMAT_VERSION, Member, ShardIdentity, WindowBlock, open_split_writer
+    from featstore.store import Member, ShardIdentity, WindowBlock, open_split_writer
 
-    recipe = Recipe(
-        encoder="mixture",
-        encoder_identity={"class": "Mixture"},
-        sample_rate_hz=16_000,
-        dim=DIM,
-        hop_seconds=0.04,
-        padding="0.25",
-        precision="float32",
-        frame_dtype="float16",
-        resampler="none",
-        format_version=FORMAT_VERSION,
-    )
+    recipe = made_up_recipe("mixture", dim=DIM)
     rng = np.random.default_rng(0)
     centres = rng.standard_normal((CLUSTERS, LATENT_DIM), dtype=np.float32)
     spread = rng.standard_normal((LATENT_DIM, DIM), dtype=np.float32) / np.float32(LATENT_DIM**0.5)

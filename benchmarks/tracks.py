@@ -16,6 +16,7 @@ import numpy as np
 from benchmarks.harness import in_child, timed
 from benchmarks.peer.grid import Grid
 from benchmarks.peer.speed import beside_xares
+from benchmarks.recipes import made_up_recipe
 from benchmarks.run import Options, main
 from benchmarks.table import Row, Table, at_most, at_most_times
 
@@ -80,21 +81,9 @@ def _rows(measured: dict[str, float], targets: dict[str, Any]) -> tuple[Row, ...
 
 def make_store(*, folder: str) -> None:
     """Write the three splits: vectors around class centres, near enough to each other that heads have work to do."""
-    from featstore.records import Recipe
-    from featstore.store import FORMAT_VERSION, EmbeddedWindow, Member, ShardIdentity, open_split_writer
+    from featstore.store import EmbeddedWindow, Member, ShardIdentity, open_split_writer
 
-    recipe = Recipe(
-        encoder="noise",
-        encoder_identity={"class": "Noise"},
-        sample_rate_hz=16_000,
-        dim=DIM,
-        hop_seconds=0.04,
-        padding="0.25",
-        precision="float32",
-        frame_dtype="float16",
-        resampler="none",
-        format_version=FORMAT_VERSION,
-    )
+    recipe = made_up_recipe("noise", dim=DIM)
     rng = np.random.default_rng(0)
     centres = 0.12 * rng.standard_normal((CLASSES, DIM))
     for split, n_clips in CLIPS.items():

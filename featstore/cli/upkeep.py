@@ -34,7 +34,7 @@ def verify(*, store_url: str, repair: bool, as_json: bool) -> None:
             f"{store_url}: {state}; {report.parts:,} parts, {report.objects:,} objects, "
             f"{report.bytes_read / 1e6:,.1f} MB read, {len(report.findings)} findings"
         )
-        if report.findings and not repair:
+        if not repair and any(finding.remedy != "none" for finding in report.findings):
             say("run `featstore verify --repair` to drop what is damaged, then the same `featstore extract` again")
     if not report.sound:
         raise click.exceptions.Exit(1)

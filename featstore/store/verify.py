@@ -264,7 +264,10 @@ class _Verification:
                 counts.update(keys[segment.start : segment.start + segment.member.windows].tolist())
         twice = [key for key, count in counts.items() if count > 1]
         if twice:
-            says = f"{len(twice)} keys stand there more than once, {json.dumps(twice[0])} among them"
+            says = (
+                f"{len(twice)} keys stand there more than once, {json.dumps(twice[0])} among them: shards hold the "
+                "same clips; take those away that are too many, and `featstore extract --prune`"
+            )
             yield Finding(where=path, problem=says, remedy="none")
 
 

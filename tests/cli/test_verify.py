@@ -1,0 +1,37 @@
+"""`featstore verify` advises what helps, and only that."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import tiny
+from handmade import Run, clip, extract, noise, write_split
+
+
+def test_clips_that_stand_in_two_shards_are_told_with_what_to_do_and_no_repair_is_advised(
+    tmp_path: Path, run: Run
+) -> None:
+    data = tmp_path / "data/tiny"
+    write_split(data, "train", [clip("a", noise(0.3))])
+    [shard] = data.glob("*.tar")
+    again = data / shard.name.replace("0", "1", 1)
+    shutil.copy(shard, again)
+    extract(tiny.task(), tmp_path / "data", tmp_path / "store")
+    told = run("verify", "--store", tmp_path / "store")
+    assert told.code == 1
+    assert "extract --prune" in told.out
+    assert "--repair" not in told.out
+    again.unlink()
+    extract(tiny.task(), tmp_path / "data", tmp_path / "store", prune=True)
+    assert run("verify", "--store", tmp_path / "store").code == 0
+
+
+def test_a_damaged_part_is_told_with_the_repair(tmp_path: Path, run: Run) -> None:
+    write_split(tmp_path / "data/tiny", "train", [clip("a", noise(0.3))])
+    extract(tiny.task(), tmp_path / "data", tmp_path / "store")
+    [vectors] = (tmp_path / "store").glob("*/*/*/*/utterance/c/0/0")
+    vectors.write_bytes(vectors.read_bytes()[:-1])
+    told = run("verify", "--store", tmp_path / "store")
+    assert told.code == 1
+    assert "--repair" in told.out
