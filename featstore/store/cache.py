@@ -28,6 +28,7 @@ from featstore.errors import DamagedPart, StoreError, UsageError
 from featstore.records import canonical_json
 from featstore.store import codecs
 from featstore.store.catalogue import read_commit
+from featstore.store.damage import damaged
 from featstore.store.format import GROUP_DOCUMENT, Commit, DamagedDocument, ObjectSeal, seal, unseal
 from featstore.store.objects import LocalObjects, Objects
 
@@ -169,9 +170,7 @@ def sealed_object(objects: Objects, key: str, entry: ObjectSeal) -> bytes:
         if data is not None and len(data) == entry.size and codecs.seal_crc32c([data]) == entry.crc32c:
             return data
     says = "is missing" if data is None else "is not what was committed: its size or checksum differs"
-    raise DamagedPart(
-        f"{objects.url}/{key} {says}; `featstore verify --store {objects.url} --repair` drops what is damaged"
-    )
+    raise damaged(objects.url, key, says)
 
 
 def fetch_array(parts: Sequence[CachedPart], array: str) -> None:

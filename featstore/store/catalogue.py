@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from featstore.errors import DamagedPart, StoreError, StoreNotFound, StoreVersionError
+from featstore.store.damage import damaged
 from featstore.store.documents import SplitAddress, read_document, read_documents
 from featstore.store.format import (
     FORMAT_VERSION,
@@ -149,7 +150,7 @@ def read_commits(objects: Objects, split_path: str, parts: Sequence[str]) -> Ite
         try:
             yield Commit.from_json(content["commit"])
         except DamagedDocument as error:
-            raise DamagedPart(f"{objects.url}/{split_path}/{part} is damaged: {error}") from error
+            raise damaged(objects.url, f"{split_path}/{part}", f"is damaged: {error}") from error
 
 
 def split_commits(objects: Objects, split_path: str, *, without: Collection[str] = ()) -> tuple[Commit, ...]:

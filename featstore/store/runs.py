@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featstore.errors import DamagedPart
 from featstore.store.cache import CachedPart, fetch_array
 from featstore.store.codecs import decode_strings
+from featstore.store.damage import damaged
 from featstore.store.format import GROUP_DOCUMENT, Commit
 from featstore.store.objects import Objects
 from featstore.store.rows import Rows, open_remote_rows, open_rows
@@ -65,10 +65,7 @@ class Part:
         try:
             return decode_strings(chunk)
         except ValueError as error:
-            raise DamagedPart(
-                f"{self._objects.url}/{path} is damaged: {error}; "
-                f"`featstore verify --store {self._objects.url} --repair` drops the part"
-            ) from error
+            raise damaged(self._objects.url, path, f"is damaged: {error}") from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -94,8 +94,9 @@ def test_every_layout_reads_through_the_map_and_through_zarr(
     tmp_path_factory, rows, dim, block_rows, blocks, kind, dtype, data
 ):
     from featstore.store import codecs
+    from featstore.store.mapped_rows import MappedRows
     from featstore.store.objects import LocalObjects
-    from featstore.store.rows import MappedRows, open_rows
+    from featstore.store.rows import open_rows
 
     values = np.random.default_rng(rows).integers(-9, 9, (rows, dim)).astype(dtype)
     folder = tmp_path_factory.mktemp("array")
@@ -118,6 +119,35 @@ def test_every_layout_reads_through_the_map_and_through_zarr(
         start = data.draw(st.integers(0, rows))
         stop = data.draw(st.integers(start, rows))
         np.testing.assert_array_equal(mapped.slice(start, stop), values[start:stop])
+
+
+def test_an_index_that_names_the_wrong_block_is_not_believed(tmp_path, monkeypatch):
+    """One bit of it, and the map would hand out the rows of another block, each with a checksum that is right."""
+    monkeypatch.setattr(layout, "BLOCK_BYTES", 5 * DIM * 2)  # with its checksum, 64 bytes: a bit leads to another
+    writer = split_writer(tmp_path / "s.zarr")
+    write_part(writer, "a.tar", [window(f"k{at}", n_frames=5, seed=at) for at in range(4)])
+    [chunk] = tmp_path.glob("s.zarr/*/*/*/*/frames/c/0/0")
+    raw = bytearray(chunk.read_bytes())
+    index_at = 4 * 64
+    assert len(raw) == index_at + 4 * 16 + 4
+    raw[index_at + 16] ^= 64  # block 1 is said to begin where block 0 does
+    chunk.write_bytes(raw)
+    with pytest.raises(DamagedPart, match="checksum of its index"):
+        featstore.open(str(tmp_path / "s.zarr")).select().frames[1]
+
+
+def test_a_file_that_may_not_be_read_is_not_called_damaged(tmp_path, monkeypatch):
+    writer = split_writer(tmp_path / "s.zarr")
+    write_part(writer, "a.tar", shard_windows("a.tar"))
+    fs = featstore.open(str(tmp_path / "s.zarr")).select()
+
+    def refuses(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("featstore.store.mapped_rows.Path.open", refuses)
+    with pytest.raises(StoreError, match=r"cannot read .*: Permission denied") as error:
+        fs.frames[0]
+    assert not isinstance(error.value, DamagedPart)
 
 
 def test_a_row_and_a_window_are_views_of_the_file_and_cannot_be_written(tmp_path):
