@@ -19,10 +19,12 @@ def verify(*, store_url: str, repair: bool, as_json: bool) -> None:
     Exits with 1 if anything is wrong that was not repaired.
     """
     from featstore.cli.console import counting
+    from featstore.store.repair import repair_store
     from featstore.store.verify import verify_store
 
+    read = repair_store if repair else verify_store
     with counting("parts verified") as tick:
-        report = verify_store(store_url, repair=repair, on_part=lambda _: tick())
+        report = read(store_url, on_part=lambda _: tick())
     if as_json:
         emit_json([report])
     else:
@@ -35,7 +37,10 @@ def verify(*, store_url: str, repair: bool, as_json: bool) -> None:
             f"{report.bytes_read / 1e6:,.1f} MB read, {len(report.findings)} findings"
         )
         if not repair and any(finding.remedy != "none" for finding in report.findings):
-            say("run `featstore verify --repair` to drop what is damaged, then the same `featstore extract` again")
+            say(
+                f"run `featstore verify --store {store_url} --repair` to drop or mend what is damaged, then the same "
+                "`featstore extract` again"
+            )
     if not report.sound:
         raise click.exceptions.Exit(1)
 

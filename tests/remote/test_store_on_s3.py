@@ -20,6 +20,7 @@ from featstore.store.documents import read_document
 from featstore.store.format import GROUP_DOCUMENT, seal
 from featstore.store.maintenance import compact_store, gc_store
 from featstore.store.objects import open_objects
+from featstore.store.repair import repair_store
 from featstore.store.rows import ZarrRows, open_rows
 from featstore.store.verify import verify_store
 from servers import S3, Request
@@ -183,7 +184,7 @@ def test_a_server_that_fails_now_and_then_changes_nothing(fault, s3, bucket, tmp
     make_store(url)
     fs = featstore.open(url).select()
     assert fs.utterance.shape == (15, 6)
-    assert verify_store(url, repair=False).sound
+    assert verify_store(url).sound
     assert failed
     s3.forget()
     make_store(tmp_path / "local.zarr")
@@ -204,7 +205,7 @@ def test_a_server_that_fails_for_ever_ends_in_one_line_and_loses_nothing(url, s3
         write_part(writer, "d.tar", shard_windows("d.tar"))
     s3.forget()
     assert sorted(split_writer(url).committed()) == list(SHARDS)
-    assert verify_store(url, repair=False).sound
+    assert verify_store(url).sound
     assert len(open_objects(url).children(writer.path)) == len(SHARDS) + 1  # what was written of it went
 
 
@@ -236,7 +237,7 @@ def test_two_writers_at_once_leave_one_part_for_each_shard(s3, bucket):
     assert look_at_split(objects, fs.path, read_document(objects, fs.path)).catalogued
     [record] = gc_store(url)
     assert len(record.deleted) == 1
-    assert verify_store(url, repair=False).sound
+    assert verify_store(url).sound
 
 
 def test_a_catalogue_that_lost_a_race_is_written_again(url, monkeypatch):
@@ -322,8 +323,8 @@ def test_damage_in_a_bucket_is_found_named_and_repaired(url):
     objects.write(key, bytes(raw))
     with pytest.raises(DamagedPart, match="a checksum does not match"):
         featstore.open(url).select().frames[12]
-    assert {finding.remedy for finding in verify_store(url, repair=False).findings} == {"drop the part"}
-    assert verify_store(url, repair=True).sound
+    assert {finding.remedy for finding in verify_store(url).findings} == {"drop the part"}
+    assert repair_store(url).sound
     assert [segment.member.shard.name for segment in featstore.open(url).select().segments] == ["a.tar"]
 
 
@@ -342,7 +343,7 @@ def test_a_bucket_is_verified_with_one_request_an_object_and_reported_as_a_folde
         if path.is_file():
             objects.write(path.relative_to(folder).as_posix(), path.read_bytes())
     s3.forget()
-    there, here = (verify_store(str(store), repair=False).as_json() for store in (url, folder))
+    there, here = (verify_store(str(store)).as_json() for store in (url, folder))
     assert len(there["findings"]) == 5
     assert {**there, "url": ""} == {**here, "url": ""}
     read = [request.path for request in s3.asked("GET") if not request.query]
@@ -368,4 +369,4 @@ def test_a_bucket_is_compacted(url):
     after = featstore.open(url).select()
     assert after.key.tolist() == keys
     np.testing.assert_array_equal(after.utterance, vectors)
-    assert verify_store(url, repair=False).sound
+    assert verify_store(url).sound

@@ -39,7 +39,7 @@ def test_a_compacted_store_reads_as_before_from_fewer_parts(url):
     [record] = compact_store(url, part_bytes=1 << 20)
     assert (record.parts_before, record.parts_after) == (8, 1)
     assert_same(read(url), before)
-    assert verify_store(url, repair=False).sound
+    assert verify_store(url).sound
     assert len(contents_by_plain_zarr(url)) == 1
     assert compact_store(url, part_bytes=1 << 20) == ()
 
@@ -63,11 +63,11 @@ def test_a_shard_that_changes_after_compaction_is_superseded_alone(url):
     assert keys == expected
     np.testing.assert_array_equal(utterance[10:15], np.stack([each.utterance for each in changed]))
     assert all((a == b.frames).all() for a, b in zip(frames[10:15], changed, strict=True))
-    assert verify_store(url, repair=False).sound
+    assert verify_store(url).sound
     before = read(url)
     compact_store(url, part_bytes=1 << 20)
     assert_same(read(url), before)
-    assert verify_store(url, repair=False).sound
+    assert verify_store(url).sound
 
 
 def test_a_compaction_that_dies_before_its_commit_changes_nothing(url, monkeypatch):
