@@ -6,6 +6,7 @@ import click
 
 from featstore.cli.completion import complete_folders
 from featstore.cli.options import emit_json, json_option, say
+from featstore.wording import spoken_bytes
 
 __all__ = ["copy"]
 
@@ -51,6 +52,6 @@ def copy(
         return
     for record in records:
         say(
-            f"{record.path}: {record.copied:,} of {record.parts:,} parts copied ({record.bytes / 1e6:,.1f} MB), "
+            f"{record.path}: {record.copied:,} of {record.parts:,} parts copied ({spoken_bytes(record.bytes)}), "
             f"{record.there:,} there already"
         )

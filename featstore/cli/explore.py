@@ -9,6 +9,7 @@ import click
 
 from featstore.cli.options import say, selection, store_option
 from featstore.errors import UsageError
+from featstore.wording import spoken_bytes
 
 if TYPE_CHECKING:
     from featstore.explore.audio import ClipAudio
@@ -120,7 +121,7 @@ def explore(
     page = render_map(explorer, audio=sounds, title=title)
     out_path = out_path or Path(_file_name(fs.path))
     out_path.write_text(page, encoding="utf-8")
-    say(f"{out_path}: {len(explorer.points):,} clips, {len(page.encode()) / 1e6:.1f} MB{said}")
+    say(f"{out_path}: {len(explorer.points):,} clips, {spoken_bytes(len(page.encode()))}{said}")
 
 
 def _sounds(fs: FeatureSet, data_dir: Path) -> ClipAudio:

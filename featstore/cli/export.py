@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from featstore.cli.options import emit_json, json_option, say, store_option
+from featstore.wording import spoken_bytes
 
 if TYPE_CHECKING:
     from featstore.store.export import ExportFormat
@@ -60,6 +61,6 @@ def export(
         return
     counted = "" if record.frames is None else f" and {record.frames:,} frames"
     say(
-        f"{record.out}: {record.windows:,} windows{counted} of {record.path}, {record.bytes / 1e6:,.1f} MB "
+        f"{record.out}: {record.windows:,} windows{counted} of {record.path}, {spoken_bytes(record.bytes)} "
         f"({', '.join(record.columns)})"
     )

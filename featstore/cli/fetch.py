@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from featstore.cli.options import emit_json, json_option, say, tasks_argument
+from featstore.wording import spoken_bytes
 
 __all__ = ["fetch"]
 
@@ -42,7 +43,7 @@ def fetch(*, tasks: tuple[str, ...], data_dir: Path, jobs: int, zenodo_url: str,
             n_new = len(record.files) - len(record.reused)
             say(
                 f"{record.task}: {len(record.shards)} shards in {record.folder}; {n_new} files came "
-                f"({record.bytes_downloaded / 1e6:,.1f} MB), {len(record.reused)} were there"
+                f"({spoken_bytes(record.bytes_downloaded)}), {len(record.reused)} were there"
             )
     if as_json:
         emit_json(records)

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from featstore.cli.options import emit_json, json_option, printable, say, say_json, selection, store_option
+from featstore.cli.options import emit_json, json_option, say, say_json, selection, store_option
 from featstore.errors import UnknownFeatureSet, UsageError
+from featstore.wording import printable, spoken_bytes
 
 if TYPE_CHECKING:
     from featstore.health import Health
@@ -129,14 +130,14 @@ def _tell_table(summaries: Sequence[Summary], *, url: str) -> None:
             str(s.dim),
             "0" if s.frames is None else f"{s.frames:,}",
             f"{s.audio_seconds / 3600:.2f}",
-            _size(s.bytes),
+            spoken_bytes(s.bytes),
             f"{s.left_out:,}",
         )
         for s in summaries
     ]
     show(plain_table(header, rows))
     hours = sum(s.audio_seconds for s in summaries) / 3600
-    say(f"  {len(summaries)} feature sets, {hours:,.2f} hours, {_size(sum(s.bytes for s in summaries))}")
+    say(f"  {len(summaries)} feature sets, {hours:,.2f} hours, {spoken_bytes(sum(s.bytes for s in summaries))}")
 
 
 def _tell_health(
@@ -237,7 +238,7 @@ def _facts(details: Details) -> Iterator[tuple[str, str]]:
     yield "utterance", f"{summary.windows:,} x {summary.dim} float32"
     yield "frames", f"{frames}, one every {recipe['hop_seconds'] * 1000:g} ms"
     n_parts = len({each.part for each in details.shards})
-    yield "size", f"{_size(summary.bytes)} in {n_parts:,} part{'' if n_parts == 1 else 's'}"
+    yield "size", f"{spoken_bytes(summary.bytes)} in {n_parts:,} part{'' if n_parts == 1 else 's'}"
     yield "window seconds", _spread(details.window_seconds, "{:.2f}")
     if summary.frames is not None:
         yield "frames a window", _spread(details.frame_lengths, "{:,.0f}")
@@ -277,11 +278,3 @@ def _count(count: int, what: str, says: str) -> str:
 def _tell_more(count: int, what: str) -> None:
     if count > 0:
         say(f"  ... and {count:,} {what} more: --verbose shows all")
-
-
-def _size(n_bytes: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if n_bytes < 1000:
-            return f"{n_bytes:.0f} B" if unit == "B" else f"{n_bytes:.1f} {unit}"
-        n_bytes /= 1000
-    return f"{n_bytes:.1f} TB"

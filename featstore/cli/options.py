@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import unicodedata
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,19 +11,18 @@ import click
 
 from featstore.cli.completion import complete_folders, complete_tasks
 from featstore.errors import UsageError
+from featstore.wording import harmless, harmless_json
 
 __all__ = [
     "emit_json",
     "encoder_names",
     "encoder_settings",
-    "harmless",
     "jobs_option",
     "json_option",
     "parse_arguments",
     "parse_layers",
     "parse_names",
     "parse_numbers",
-    "printable",
     "protocol_option",
     "results_option",
     "say",
@@ -249,9 +247,7 @@ def selection(path: str | None, *options: str | None) -> tuple[str | None, ...]:
     return tuple(option or in_path or None for option, in_path in zip(options, named, strict=True))
 
 
-# --- what is printed --------------------------------------------------------------------------------------------------
-# A key, a label or a path may hold whatever a file held: an escape sequence that repaints the terminal, a mark that
-# turns the rest of a line round, half a surrogate pair that no stream can write. So everything goes out by these.
+# --- what is printed: everything goes out by these --------------------------------------------------------------------
 
 
 def say(text: str, *, err: bool = False) -> None:
@@ -266,26 +262,4 @@ def say_json(value: Any) -> None:
 
 def say_json_text(text: str) -> None:
     """Print JSON as JSON that says the same, and in which a terminal finds nothing to obey either."""
-    click.echo(text.translate({ord(each): json.dumps(each)[1:-1] for each in _commands_in(text, keep="\n")}))
-
-
-def harmless(text: str, *, keep: str = "") -> str:
-    r"""Text in which each character that is not printed, but for those to `keep`, is told by its escape.
-
-    >>> harmless("left \x1b[2J \u202e right")
-    'left \\x1b[2J \\u202e right'
-    """
-    return text.translate({ord(each): repr(each)[1:-1] for each in _commands_in(text, keep=keep)})
-
-
-def _commands_in(text: str, *, keep: str) -> Iterator[str]:
-    """Characters that are not to be seen but do something: controls, marks of direction, halves of pairs."""
-    if not text.isprintable():
-        for each in set(text):
-            if not each.isprintable() and each not in keep and unicodedata.category(each) != "Zs":
-                yield each
-
-
-def printable(text: str, *, most: int = 120) -> str:
-    """Text of an audio file's making, fit for a line of a table: short, and harmless."""
-    return harmless(text if len(text) <= most else text[: most - 3] + "...")
+    click.echo(harmless_json(text))

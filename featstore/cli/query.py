@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from featstore.cli.options import emit_json, json_option, printable, say, store_option
+from featstore.cli.options import emit_json, json_option, say, store_option
 from featstore.errors import LabelError
+from featstore.wording import printable
 
 if TYPE_CHECKING:
     from featstore.encoders.encoder import Encoder

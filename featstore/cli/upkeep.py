@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from featstore.cli.options import emit_json, json_option, say, store_option
+from featstore.wording import spoken_bytes
 
 __all__ = ["compact", "gc", "verify"]
 
@@ -34,7 +35,7 @@ def verify(*, store_url: str, repair: bool, as_json: bool) -> None:
         state = "sound" if not report.findings else "repaired" if report.sound else "DAMAGED"
         say(
             f"{store_url}: {state}; {report.parts:,} parts, {report.objects:,} objects, "
-            f"{report.bytes_read / 1e6:,.1f} MB read, {len(report.findings)} findings"
+            f"{spoken_bytes(report.bytes_read)} read, {len(report.findings)} findings"
         )
         if not repair and any(finding.remedy != "none" for finding in report.findings):
             say(

@@ -17,7 +17,7 @@ import torch
 
 from featstore.machine import free_memory_bytes
 
-__all__ = ["free_bytes", "peak_bytes", "spoken_bytes"]
+__all__ = ["free_bytes", "peak_bytes"]
 
 _STATUS = Path("/proc/self/status")
 
@@ -43,15 +43,6 @@ def free_bytes(*, device: str, root: Path = Path("/")) -> int | None:
         free, _ = torch.cuda.mem_get_info(where)
         return int(free + torch.cuda.memory_reserved(where) - torch.cuda.memory_allocated(where))
     return free_memory_bytes(root=root)
-
-
-def spoken_bytes(n_bytes: float) -> str:
-    """A size as it is read.
-
-    >>> spoken_bytes(9_200_000), spoken_bytes(2_345_000_000)
-    ('9 MB', '2.3 GB')
-    """
-    return f"{n_bytes / 1e9:,.1f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:,.0f} MB"
 
 
 def _reset_peak() -> int | None:

@@ -35,6 +35,7 @@ from featstore.retrieve.plan import TARGET_RECALL, IvfKind, IvfPlan, plan_ivf
 from featstore.retrieve.scaling import unit_rows
 from featstore.store.cache import cache_folder
 from featstore.store.objects import LocalObjects, local_root
+from featstore.wording import spoken_bytes
 
 if TYPE_CHECKING:
     from featstore.retrieve.ivf import MappedLists
@@ -191,7 +192,7 @@ def open_index(feature_set: FeatureSet, kind: IvfKind = "ivf", *, tell: Tell = l
             return SavedIndex(feature_set, folder, record)
     folder = next((each for each in folders if _is_writable(each)), folders[-1])
     tell(
-        f"making the {kind} index of {feature_set.path}, {plan.rows:,} x {plan.dim}, {plan.index_bytes / 1e9:.2f} GB: "
+        f"making the {kind} index of {feature_set.path}, {plan.rows:,} x {plan.dim}, {spoken_bytes(plan.index_bytes)}: "
         f"{folder}"
     )
     return SavedIndex(feature_set, folder, make_index(feature_set, plan, folder))
@@ -226,8 +227,8 @@ def make_index(feature_set: FeatureSet, plan: IvfPlan, folder: Path) -> IndexRec
         room = shutil.disk_usage(folder.parent).free
         if room < plan.making_bytes:  # a mapped file that a disk has no room for ends the process
             raise StoreError(
-                f"the {plan.kind} index of {feature_set.path} takes {plan.making_bytes / 1e9:.1f} GB while it is made: "
-                f"{folder.parent} has {room / 1e9:.1f} GB free"
+                f"the {plan.kind} index of {feature_set.path} takes {spoken_bytes(plan.making_bytes)} while it is "
+                f"made: {folder.parent} has {spoken_bytes(room)} free"
             )
         temporary = _temporary(folder)
         temporary.mkdir()

@@ -6,10 +6,13 @@ import builtins
 
 import numpy as np
 import pytest
-from stores import make_store, shard_windows, split_writer, write_part
+from stores import make_store, recipe, shard_windows, split_writer, write_part
 
 import featstore
 from featstore.errors import LabelError, UsageError
+from featstore.store.documents import SplitAddress
+from featstore.store.objects import open_objects
+from featstore.store.writer import open_split_writer_at
 
 SHARDS = ("a.tar", "b.tar", "c.tar")
 
@@ -63,6 +66,17 @@ def test_a_notebook_gets_the_table_as_html_with_names_escaped(tmp_path):
     make_store(tmp_path / "s.zarr")
     table = ElementTree.fromstring(featstore.open(str(tmp_path / "s.zarr"))._repr_html_())
     assert len(table.find("tbody")) == 1
+
+
+def test_names_that_a_terminal_would_obey_are_told_by_their_escapes(tmp_path):
+    address = SplitAddress(recipe=recipe(), spec="tiny", dataset="a\x1b[2J", crop_seconds=None, split="\u202eniart")
+    writer = open_split_writer_at(open_objects(str(tmp_path / "s.zarr")), address)
+    write_part(writer, "a.tar", shard_windows("a.tar"))
+    store = featstore.open(str(tmp_path / "s.zarr"))
+    for shown in (repr(store), repr(store.feature_sets()), repr(store.select()), store._repr_html_()):
+        assert r"a\x1b[2J" in shown
+        assert r"\u202eniart" in shown
+        assert shown.replace("\n", "").isprintable()
 
 
 def test_an_empty_store_still_has_a_table(tmp_path):

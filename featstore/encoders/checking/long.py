@@ -11,8 +11,9 @@ import torch
 
 from featstore.encoders.checking.bench import Bench
 from featstore.encoders.checking.records import Check, Verdict
-from featstore.encoders.memory import free_bytes, peak_bytes, spoken_bytes
+from featstore.encoders.memory import free_bytes, peak_bytes
 from featstore.errors import EncoderError
+from featstore.wording import spoken_bytes
 
 __all__ = ["Step", "check_long", "foresee", "why_stop"]
 
