@@ -93,13 +93,7 @@ def inspect(
 
 def _matching(store: Store, asked: Sequence[str | None]) -> list[FeatureSet]:
     encoder, dataset, split = asked
-    chosen = [
-        fs
-        for fs in store.feature_sets()
-        if encoder in (None, fs.encoder, fs.recipe.group_name)
-        and dataset in (None, fs.dataset)
-        and split in (None, fs.split)
-    ]
+    chosen = store.feature_sets(encoder=encoder, dataset=dataset, split=split)
     if not chosen and any(asked):
         wanted = "/".join(name or "*" for name in asked)
         raise UnknownFeatureSet(

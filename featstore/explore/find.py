@@ -139,13 +139,7 @@ def sets_of_one_encoder(
     AmbiguousSelection
         They are of several recipes.
     """
-    found = [
-        fs
-        for fs in store.feature_sets()
-        if encoder in (None, fs.encoder, fs.recipe.group_name)
-        and dataset in (None, fs.dataset)
-        and split in (None, fs.split)
-    ]
+    found = store.feature_sets(encoder=encoder, dataset=dataset, split=split)
     if not found:
         raise UnknownFeatureSet(
             f"{store.url} holds nothing that matches: `featstore inspect --store {store.url}` shows what is there"
@@ -155,7 +149,7 @@ def sets_of_one_encoder(
         raise AmbiguousSelection(
             f"{store.url} holds embeddings by {len(recipes)} encoders: say whose with --encoder {_listed(recipes)}"
         )
-    return tuple(found)
+    return found
 
 
 def nearest_to_key(sets: Sequence[FeatureSet], key: str, *, k: int) -> Found:

@@ -11,10 +11,10 @@ import numpy as np
 
 from featstore.store.catalogue import SplitEntry, check_root, read_splits, split_paths
 from featstore.store.documents import SplitAddress, read_document
+from featstore.store.feature_set import FeatureSet
 from featstore.store.format import GROUP_DOCUMENT, Commit, Segment
 from featstore.store.objects import Objects, open_objects
 from featstore.store.part import WindowBlock
-from featstore.store.reader import FeatureSet
 from featstore.store.writer import SplitWriter
 
 __all__ = ["CompactRecord", "GcRecord", "compact_store", "gc_store"]

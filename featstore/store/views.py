@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from dask.array import Array as DaskArray
     from xarray import DataArray
 
-    from featstore.store.reader import FeatureSet
+    from featstore.store.feature_set import FeatureSet
 
 __all__ = ["html_table", "text_table", "utterance_as_dask", "utterance_as_xarray"]
 

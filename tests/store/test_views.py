@@ -50,6 +50,9 @@ def test_feature_sets_are_a_tuple_that_shows_itself_as_a_table(store):
         [sets[0].recipe.group_name, "words", "test", "2", "2", "6"],
         [sets[0].recipe.group_name, "words", "train", "15", "15", "6"],
     ]
+    assert [fs.split for fs in store.feature_sets(encoder="tiny", split="train")] == ["train"]
+    assert [fs.split for fs in store.feature_sets(encoder=sets[0].recipe.group_name)] == ["test", "train"]
+    assert store.feature_sets(dataset="other") == ()
     assert repr(sets) in repr(store)
     assert "2 feature sets" in repr(store)
 
