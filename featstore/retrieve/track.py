@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from featstore.errors import DataError, UsageError
 from featstore.metrics import Metric, find_metric
 from featstore.records import Protocol, ScoreRecord
+from featstore.retrieve.making import RECALL_K
 from featstore.retrieve.neighbours import IndexName, Neighbours, evenly, ranking_scores, share_found, without_own
 from featstore.retrieve.plan import IvfKind
-from featstore.retrieve.saved import RECALL_K, JoinedIndexes, Tell, open_index
+from featstore.retrieve.saved import JoinedIndexes, Tell, open_index
 from featstore.retrieve.scaling import unit_columns, unit_rows
 from featstore.retrieve.vote import neighbour_vote
 from featstore.splits import Round

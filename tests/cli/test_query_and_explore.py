@@ -103,7 +103,7 @@ def test_explore_writes_a_page_and_says_how_large_it_is(run: Run, store: Path) -
     outcome = run(
         "explore", "mel/words/train", "--store", store, "--out", "map.html", "--color", "by.id", "--title", "Mine"
     )
-    assert re.fullmatch(r"map\.html: 14 clips, \d+ kB\n", outcome.out)
+    assert re.fullmatch(r"map\.html: 14 clips, [\d.]+ kB\n", outcome.out)
     assert "<title>Mine: featstore map</title>" in Path("map.html").read_text(encoding="utf-8")
     assert run("explore", "mel/words/train", "--store", store).out.startswith("mel-words-train.html: 14 clips")
     assert Path("mel-words-train.html").is_file()
