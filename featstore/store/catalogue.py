@@ -34,6 +34,7 @@ __all__ = [
     "read_commits",
     "read_split",
     "read_splits",
+    "split_address",
     "split_commits",
     "split_paths",
 ]
@@ -191,12 +192,30 @@ def look_at_split(
 
 
 def read_split(objects: Objects, path: str) -> SplitEntry | None:
-    """The feature set at a path, in two requests: its document, and a listing; None where there is none."""
+    """The feature set at a path, in two requests: its document, and a listing; None where there is none.
+
+    Raises
+    ------
+    DamagedPart
+        Its document, or the record of one of its parts, is not as featstore writes it.
+    """
     content = read_document(objects, path)
     if content is None or "split" not in content:
         return None  # a group that featstore did not write
-    segments = counted_segments(look_at_split(objects, path, content).commits)
-    return SplitEntry(address=SplitAddress.from_document(content), segments=segments) if segments else None
+    address = split_address(objects, path, content)
+    try:
+        segments = counted_segments(look_at_split(objects, path, content).commits)
+    except DamagedDocument as error:
+        raise damaged(objects.url, path, f"is damaged: in its catalogue, {error}") from error
+    return SplitEntry(address=address, segments=segments) if segments else None
+
+
+def split_address(objects: Objects, path: str, content: Mapping[str, Any]) -> SplitAddress:
+    """What the document of the split at a path says; DamagedPart where that is no split's."""
+    try:
+        return SplitAddress.from_document(content)
+    except DamagedDocument as error:
+        raise damaged(objects.url, path, f"is damaged: {error}") from error
 
 
 def read_splits(objects: Objects) -> Iterator[SplitEntry]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from featstore.errors import DamagedPart
 
-__all__ = ["damaged"]
+__all__ = ["damaged", "gone"]
 
 
 def damaged(url: str, where: str, says: str) -> DamagedPart:
@@ -15,4 +17,12 @@ def damaged(url: str, where: str, says: str) -> DamagedPart:
     """
     return DamagedPart(
         f"{url}/{where} {says}; `featstore verify --store {url} --repair` drops or mends what is damaged"
+    )
+
+
+def gone(where: Path | str) -> DamagedPart:
+    """What to raise of an object that the store had when it was opened: most often a writer has replaced its part."""
+    return DamagedPart(
+        f"{where} is missing: the store changed while it was open, or is damaged; open it again, and run "
+        "`featstore verify` if it is still missing"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -9,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from featstore.store.catalogue import SplitEntry, check_root, read_splits, split_paths
-from featstore.store.documents import SplitAddress, read_document
+from featstore.store.catalogue import SplitEntry, check_root, read_splits, split_address, split_paths
+from featstore.store.documents import read_document
 from featstore.store.feature_set import FeatureSet
 from featstore.store.format import GROUP_DOCUMENT, Commit, Segment
 from featstore.store.objects import Objects, open_objects
@@ -60,7 +61,7 @@ def gc_store(url: str) -> tuple[GcRecord, ...]:
         content = read_document(objects, path)
         if content is None or "split" not in content:
             continue
-        writer = SplitWriter(objects, SplitAddress.from_document(content))
+        writer = SplitWriter(objects, split_address(objects, path, content))
         deleted = writer.sweep()
         writer.write_catalogue()
         if deleted:
@@ -113,7 +114,8 @@ def _groups(entry: SplitEntry, part_bytes: int) -> Iterator[tuple[Segment, ...]]
 def _numbers_bytes(entry: SplitEntry, segment: Segment) -> int:
     recipe = entry.address.recipe
     itemsize = 2 if recipe.frame_dtype == "float16" else 4
-    return recipe.dim * (4 * segment.member.windows + itemsize * segment.member.frames)
+    frames = segment.member.frames if segment.commit.frames_stored else 0  # it counts those that a copy left behind
+    return recipe.dim * (4 * segment.member.windows + itemsize * frames)
 
 
 def _write_together(objects: Objects, writer: SplitWriter, entry: SplitEntry, group: Sequence[Segment]) -> Commit:
@@ -155,8 +157,9 @@ def _delete_dead_temporaries(objects: Objects) -> Iterator[str]:
         return
     dead = time.time() - _TEMPORARY_IS_DEAD_AFTER_SECONDS
     for path in sorted(objects.root.rglob("*"), reverse=True):  # what is in a folder comes before it
-        is_temporary = path.name.startswith(f".{GROUP_DOCUMENT}.") and path.is_file()
-        is_empty = path.is_dir() and not any(path.iterdir())
-        if (is_temporary or is_empty) and path.stat().st_mtime < dead:
-            path.unlink() if is_temporary else path.rmdir()
-            yield path.relative_to(objects.root).as_posix()
+        with contextlib.suppress(FileNotFoundError):  # a writer that lives has renamed it, or deleted it, meanwhile
+            is_temporary = path.name.startswith(f".{GROUP_DOCUMENT}.") and path.is_file()
+            is_empty = path.is_dir() and not any(path.iterdir())
+            if (is_temporary or is_empty) and path.stat().st_mtime < dead:
+                path.unlink() if is_temporary else path.rmdir()
+                yield path.relative_to(objects.root).as_posix()

@@ -19,8 +19,9 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from featstore.errors import DamagedPart, StoreError
+from featstore.errors import StoreError
 from featstore.store.blocks import block_offsets, wrong_size
+from featstore.store.damage import gone
 from featstore.store.layout import ArrayLayout
 
 __all__ = ["MappedRows"]
@@ -90,8 +91,10 @@ class MappedRows:
             rows = 0
             while slot < len(offsets) and rows + self._block_rows <= len(out):
                 target = out[rows : rows + self._block_rows].data.cast("B")
+                if offsets[slot] < 0:
+                    raise wrong_size(path)
                 file.seek(offsets[slot])
-                if offsets[slot] < 0 or _read_full(file, target) != len(target):
+                if _read_full(file, target) != len(target):
                     raise wrong_size(path)
                 rows += self._block_rows
                 slot += 1
@@ -170,10 +173,7 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
         with path.open("rb", buffering=0) as file:
             yield cast(BinaryIO, file)
     except FileNotFoundError as error:
-        raise DamagedPart(
-            f"{path} is missing: the store changed while it was open, or is damaged; open it again, and run "
-            "`featstore verify` if it is still missing"
-        ) from error
+        raise gone(path) from error
     except OSError as error:
         raise StoreError(f"cannot read {path}: {error.strerror}") from error
 

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from featstore.store.damage import damaged
+from featstore.store.damage import damaged, gone
 from featstore.store.layout import ArrayLayout, parse_layout
 from featstore.store.mapped_rows import MappedRows
 from featstore.store.objects import Objects
@@ -70,7 +70,7 @@ def open_remote_rows(objects: Objects, path: str, document: bytes | None, size_o
 
 def _layout(objects: Objects, path: str, document: bytes | None) -> ArrayLayout | None:
     if document is None:
-        raise damaged(objects.url, path, "is missing")
+        raise gone(f"{objects.url}/{path}")
     try:
         return parse_layout(document)
     except ValueError as error:

@@ -99,11 +99,14 @@ def utterance_as_dask(fs: FeatureSet, runs: Sequence[Run]) -> DaskArray:
     dim = fs.recipe.dim
     chunks = [
         da.from_delayed(
-            delayed(_utterance_of)(run, dask_key_name=f"featstore-{fs.content_hash}-{number}"),
+            # Arrays that meet in one graph need different names: the same content may lie in other pieces.
+            delayed(_utterance_of)(
+                run, dask_key_name=f"featstore-{fs.content_hash}-{run.part.path}-{run.start}-{run.stop}"
+            ),
             shape=(len(run), dim),
             dtype=np.float32,
         )
-        for number, run in enumerate(runs)
+        for run in runs
         if len(run)
     ]
     whole: DaskArray = da.concatenate(chunks) if chunks else da.empty((0, dim), dtype=np.float32)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import shutil
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +18,7 @@ from zarr.storage import ObjectStore
 import featstore
 from featstore.errors import DamagedPart, StoreError
 from featstore.store import Member, ShardIdentity
+from featstore.store.cache import PartCache
 from featstore.store.catalogue import look_at_split, read_split
 from featstore.store.documents import read_document
 from featstore.store.format import GROUP_DOCUMENT, seal
@@ -127,11 +131,7 @@ def test_what_was_read_once_is_not_asked_for_again(url, s3, tmp_path):
     assert sum("utterance/c/0/0" in request.path for request in s3.requests) == 1
 
 
-def test_the_cache_forgets_what_was_opened_longest_ago(url, tmp_path, monkeypatch):
-    import os
-
-    from featstore.store.cache import PartCache
-
+def test_the_cache_forgets_what_was_opened_longest_ago(url, tmp_path):
     featstore.open(url).select().utterance.sum()
     cache = PartCache.from_environment()
     parts = sorted((tmp_path / "cache" / "parts").iterdir())
@@ -143,6 +143,39 @@ def test_the_cache_forgets_what_was_opened_longest_ago(url, tmp_path, monkeypatc
     PartCache(cache.folder, most_bytes=0).trim(keep_since=500)  # a process that still runs has opened it
     assert sorted((tmp_path / "cache" / "parts").iterdir()) == parts[:1]
     assert featstore.open(url).select().utterance.shape == (15, 6)
+
+
+def test_the_cache_counts_and_forgets_what_a_killed_process_left_without_a_record(url, tmp_path):
+    featstore.open(url).select().utterance.sum()
+    cache = PartCache.from_environment()
+    [left, *rest] = sorted((cache.folder / "parts").iterdir())
+    (left / "zarr.json").unlink()
+    for path in left.rglob("*"):
+        os.utime(path, (1000, 1000))
+    cache.trim(keep_since=0)
+    assert left.exists()
+    size = sum(path.stat().st_size for part in rest for path in part.rglob("*") if path.is_file())
+    PartCache(cache.folder, most_bytes=size).trim(keep_since=2000)
+    assert sorted((cache.folder / "parts").iterdir()) == rest
+
+
+def test_a_copy_that_another_process_made_room_of_is_fetched_again(url, tmp_path):
+    fs = featstore.open(url).select()
+    keys = fs.key.tolist()
+    shutil.rmtree(tmp_path / "cache")
+    assert fs.metas_of([0, 14])
+    del fs.key
+    assert fs.key.tolist() == keys
+
+
+def test_a_cache_on_a_disk_that_cannot_be_written_is_read_all_the_same(url, monkeypatch):
+    vectors = np.array(featstore.open(url).select().utterance)
+
+    def refuses(*_, **__):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("featstore.store.cache.os.utime", refuses)
+    np.testing.assert_array_equal(featstore.open(url).select().utterance, vectors)
 
 
 def test_frames_travel_by_the_blocks_that_a_clip_needs(s3, bucket, monkeypatch):
@@ -305,6 +338,23 @@ def test_what_a_killed_writer_left_is_no_part_and_is_swept(url, s3):
     objects.write(f"{orphan}/zarr.json", seal({"writing": gone}))
     assert sorted(split_writer(url).begin_run()) == list(SHARDS)
     assert not objects.sizes(orphan)
+
+
+def test_of_a_part_that_could_not_be_put_nothing_lands_after_it_was_deleted(url, s3: S3):
+    def fault(request: Request) -> str:
+        if request.method == "PUT" and "/d." in request.path:
+            if request.path.endswith("key/c/0"):
+                return "refuse"
+            if request.path.endswith("utterance/c/0/0"):
+                time.sleep(0.3)
+        return ""
+
+    writer = split_writer(url)
+    s3.fault = fault
+    with pytest.raises(StoreError, match="refuses"):
+        write_part(writer, "d.tar", shard_windows("d.tar"))
+    time.sleep(0.4)
+    assert not [key for key in open_objects(url).sizes(writer.path) if key.startswith("d.")]
 
 
 def test_damage_in_a_bucket_is_found_named_and_repaired(url):

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
-from stores import contents_by_plain_zarr, make_store, shard_windows, split_writer, write_part
+from stores import DIM, contents_by_plain_zarr, make_store, shard_windows, split_writer, write_part
 
 import featstore
+from featstore.errors import StoreError
 from featstore.store import maintenance
+from featstore.store.copying import copy_store
 from featstore.store.maintenance import compact_store, gc_store
 from featstore.store.verify import verify_store
 
@@ -49,6 +52,17 @@ def test_parts_are_gathered_up_to_the_size_asked_for(url):
     sizes = [len(arrays["key"]) for arrays in contents_by_plain_zarr(url).values()]
     assert 1 < len(sizes) < 8
     assert sum(sizes) == 40
+
+
+def test_a_copy_without_frames_is_compacted_by_the_size_of_what_it_holds(url, tmp_path):
+    bare = str(tmp_path / "bare.zarr")
+    copy_store(url, bare, only="utterance", encoder=None, dataset=None, split=None)
+    [record] = compact_store(bare, part_bytes=40 * 4 * DIM)  # its 40 vectors, which are means of many more frames
+    assert (record.parts_before, record.parts_after) == (8, 1)
+    copied, whole = (featstore.open(each).select() for each in (bare, url))
+    np.testing.assert_array_equal(copied.utterance, whole.utterance)
+    assert copied.content_hash == whole.content_hash
+    assert verify_store(bare).sound
 
 
 def test_a_shard_that_changes_after_compaction_is_superseded_alone(url):
@@ -101,3 +115,25 @@ def test_gc_deletes_superseded_parts_orphans_and_old_temporary_files_only(url, t
     live.abort()
     assert_same(read(url), before)
     assert gc_store(url) == ()
+
+
+def test_gc_passes_over_a_temporary_file_that_a_live_writer_renames_meanwhile(url, tmp_path, monkeypatch):
+    passing = tmp_path / "embeddings.zarr" / ".zarr.json.passing"
+    passing.write_bytes(b"{")
+    os.utime(passing, (0, 0))
+    is_file = Path.is_file
+
+    def then_it_goes(path):
+        found = is_file(path)
+        if path == passing:
+            path.unlink()
+        return found
+
+    monkeypatch.setattr(Path, "is_file", then_it_goes)
+    assert gc_store(url) == ()
+
+
+def test_a_store_is_not_copied_onto_itself_however_it_is_named(url, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(StoreError, match="source and target are one store"):
+        copy_store(url, "./embeddings.zarr", only="everything", encoder=None, dataset=None, split=None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import shutil
 
 import numpy as np
 import pytest
@@ -94,6 +95,10 @@ def test_rows_read_in_pieces_are_those_of_the_whole(fs):
         for stop in range(start, len(fs) + 1):
             np.testing.assert_array_equal(fs.utterance_rows.slice(start, stop), fs.utterance[start:stop])
     np.testing.assert_array_equal(fs.utterance_rows.take([14, 0, 7]), fs.utterance[[14, 0, 7]])
+    assert fs.metas_of([14, 0, 7]) == fs.meta[[14, 0, 7]].tolist()
+    for wrong in (15, -1):
+        with pytest.raises(IndexError, match=f"there are 15 windows, numbered from 0: got {wrong}"):
+            fs.metas_of([0, wrong])
 
 
 def test_lists_of_different_lengths_make_no_labels(tmp_path):
@@ -133,6 +138,19 @@ def test_dask_reads_each_part_when_it_is_computed(fs):
         array.mean(axis=0).compute(scheduler="synchronous"), fs.utterance.mean(axis=0), rtol=1e-6
     )
     assert array.name == fs.to_dask().name
+
+
+def test_dask_tells_one_content_in_other_pieces_apart(store, tmp_path):
+    da = pytest.importorskip("dask.array", reason="dask is not installed")
+    from featstore.store.maintenance import compact_store
+
+    shutil.copytree(tmp_path / "s.zarr", tmp_path / "one.zarr")
+    compact_store(str(tmp_path / "one.zarr"), part_bytes=1 << 20)
+    apart = store.select(split="train")
+    together = featstore.open(str(tmp_path / "one.zarr")).select(split="train")
+    assert (apart.content_hash, apart.n_parts, together.n_parts) == (together.content_hash, 3, 1)
+    both = da.concatenate([apart.to_dask(), together.to_dask()]).compute(scheduler="synchronous")
+    np.testing.assert_array_equal(both, np.concatenate([apart.utterance, together.utterance]))
 
 
 @pytest.mark.parametrize(("library", "call"), [("xarray", "to_xarray"), ("dask", "to_dask")])
