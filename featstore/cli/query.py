@@ -103,7 +103,7 @@ def _columns(found: Found, fields: tuple[str, ...]) -> dict[str, list[Any]]:
     LabelError
         A field was asked for that no hit has.
     """
-    from featstore.explore.find import field_of
+    from featstore.store.fields import field_of
 
     documents = [hit.labels for hit in found.hits]
     known = dict.fromkeys(
@@ -118,7 +118,7 @@ def _columns(found: Found, fields: tuple[str, ...]) -> dict[str, list[Any]]:
         values: list[Any] = []
         for hit in found.hits:
             try:
-                values.append(field_of(hit.meta, field))
+                values.append(field_of(hit.meta, field, key=hit.key))
             except LabelError:
                 values.append(None)
         if fields and found.hits and all(value is None for value in values):
@@ -175,12 +175,12 @@ def _tell(found: Found, columns: dict[str, list[Any]], *, several: bool) -> None
 
 
 def _own_labels(found: Found, columns: dict[str, list[Any]]) -> list[tuple[str, Any]]:
-    from featstore.explore.find import field_of
+    from featstore.store.fields import field_of
 
     own = []
     for field in columns if found.meta else ():
         try:
-            own.append((field, field_of(found.meta, field)))
+            own.append((field, field_of(found.meta, field, key=found.query)))
         except LabelError:
             continue
     return own

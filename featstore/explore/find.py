@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featstore.errors import AmbiguousSelection, LabelError, UnknownFeatureSet
+from featstore.errors import AmbiguousSelection, UnknownFeatureSet
 from featstore.retrieve.scan import best_cosines
 
 if TYPE_CHECKING:
     from featstore.encoders.encoder import Encoder
     from featstore.store import FeatureSet, Store
 
-__all__ = ["ClipHit", "Found", "QueryRecord", "field_of", "nearest_to_file", "nearest_to_key", "sets_of_one_encoder"]
+__all__ = ["ClipHit", "Found", "QueryRecord", "nearest_to_file", "nearest_to_key", "sets_of_one_encoder"]
 
 _NAMED = 6
 _ALIKE = 3
@@ -213,16 +213,6 @@ def nearest_to_file(
         clips_searched=searched,
         seconds=time.perf_counter() - began,
     )
-
-
-def field_of(meta: str, field: str) -> Any:
-    """One field of a clip's JSON, dots reaching into objects; LabelError where there is none."""
-    value = json.loads(meta)
-    for name in field.split("."):
-        if not isinstance(value, dict) or name not in value:
-            raise LabelError(f"no field {field!r}")
-        value = value[name]
-    return value
 
 
 # --- which clip -------------------------------------------------------------------------------------------------------

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 __all__ = ["padded", "search_lists", "unit_block", "unit_blocks"]
 
-MIN_CANDIDATES = 100
-
 
 def unit_blocks(feature_set: FeatureSet, plan: IvfPlan) -> Iterator[tuple[int, NDArray[np.float32]]]:
     """Number of a block's first row, and its rows at unit length: float32 (n, padded_dim).
@@ -62,7 +60,6 @@ def search_lists(
     wide = padded(queries, plan)
     if not plan.n_codes:
         return lists.search(wide, k=k, n_probe=n_probe)
-    wanted = min(plan.rows, max(MIN_CANDIDATES, k * plan.candidates_per_neighbour))
-    candidates = lists.search(wide, k=wanted, n_probe=n_probe).rows
+    candidates = lists.search(wide, k=plan.n_candidates(k), n_probe=n_probe).rows
     stored = feature_set.utterance_rows
     return reranked(candidates, queries, k=k, vectors_of=lambda rows: unit_rows(stored.take(rows.tolist())))
