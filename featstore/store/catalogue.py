@@ -29,6 +29,7 @@ __all__ = [
     "SplitState",
     "check_root",
     "group_names",
+    "known_address",
     "look_at_split",
     "read_commit",
     "read_commits",
@@ -216,6 +217,25 @@ def split_address(objects: Objects, path: str, content: Mapping[str, Any]) -> Sp
         return SplitAddress.from_document(content)
     except DamagedDocument as error:
         raise damaged(objects.url, path, f"is damaged: {error}") from error
+
+
+def known_address(objects: Objects, path: str) -> SplitAddress | None:
+    """Address of a split, from its own document, or from those above it where its own is damaged.
+
+    None where none of them says that featstore made a split there: whatever lies there may be anybody's.
+    """
+    encoder, dataset, split = path.split("/")
+    for sources in ((path,), (encoder, f"{encoder}/{dataset}")):
+        try:
+            content: dict[str, Any] = {"split": split}
+            for source in sources:
+                content |= read_document(objects, source) or {}
+            address = SplitAddress.from_document(content)
+        except (DamagedPart, DamagedDocument):
+            continue
+        if address.path == path:
+            return address
+    return None
 
 
 def read_splits(objects: Objects) -> Iterator[SplitEntry]:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
-from featstore.errors import DamagedPart
-from featstore.store.catalogue import split_paths
-from featstore.store.documents import SplitAddress, read_document, write_document
+from featstore.store.catalogue import known_address, split_paths
+from featstore.store.documents import SplitAddress, write_document
 from featstore.store.findings import Finding, VerifyReport
-from featstore.store.format import GROUP_DOCUMENT, DamagedDocument
+from featstore.store.format import GROUP_DOCUMENT
 from featstore.store.objects import Objects, open_objects
 from featstore.store.part import telling_what_to_do
 from featstore.store.verify import verify_store
@@ -38,7 +36,8 @@ def repair_store(url: str, *, on_part: Callable[[str], None] = lambda _: None) -
 
 def _repaired(objects: Objects, findings: Sequence[Finding]) -> Iterator[Finding]:
     """Act on findings: documents first, from the store's own down, since dropping parts rewrites their split's."""
-    addresses = _addresses(objects)
+    known = ((path, known_address(objects, path)) for path in split_paths(objects))
+    addresses = {path: address for path, address in known if address is not None}
     damaged = _parts_to_drop(findings)
     order = ("write the document again", "delete the object", "drop the part", "none")
     for finding in sorted(findings, key=lambda finding: (order.index(finding.remedy), finding.where)):
@@ -65,25 +64,6 @@ def _parts_to_drop(findings: Sequence[Finding]) -> dict[str, tuple[str, ...]]:
             path, _, part = finding.where.rpartition("/")
             found.setdefault(path, {})[part] = None
     return {path: tuple(parts) for path, parts in found.items()}
-
-
-def _addresses(objects: Objects) -> dict[str, SplitAddress]:
-    """Address of every split, from its own document, or from those above it where its own is damaged."""
-    found: dict[str, SplitAddress] = {}
-    for path in split_paths(objects):
-        encoder, dataset, split = path.split("/")
-        for sources in ((path,), (encoder, f"{encoder}/{dataset}")):
-            try:
-                content: dict[str, Any] = {"split": split}
-                for source in sources:
-                    content |= read_document(objects, source) or {}
-                address = SplitAddress.from_document(content)
-            except (DamagedPart, DamagedDocument):
-                continue
-            if address.path == path:
-                found[path] = address
-                break
-    return found
 
 
 def _write_again(

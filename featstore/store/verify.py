@@ -11,15 +11,15 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from featstore.errors import DamagedPart, StoreNotFound
+from featstore.errors import DamagedPart, RemoteError, StoreError, StoreNotFound, StoreVersionError
 from featstore.records import canonical_json
 from featstore.store import codecs
 from featstore.store.ahead import in_order
-from featstore.store.catalogue import group_names, read_commit, split_paths
+from featstore.store.catalogue import check_root, group_names, known_address, read_commit, split_paths
 from featstore.store.documents import SplitAddress, read_document
 from featstore.store.findings import Finding, VerifyReport
 from featstore.store.format import (
@@ -52,17 +52,33 @@ def verify_store(url: str, *, on_part: Callable[[str], None] = lambda _: None) -
     ------
     StoreNotFound
         There is nothing at the URL.
+    StoreVersionError
+        A newer featstore wrote it.
     StoreError
-        Something cannot be read, which says nothing of what it holds: a server does not answer, a file is forbidden.
+        What is there is no store; or something cannot be read, which says nothing of what it holds: a server does not
+        answer, a file is forbidden.
     """
     objects = open_objects(url)
-    if not objects.children(""):
-        raise StoreNotFound(f"there is no store at {url}: check the path")
+    _check_ours(objects)
     check = _Verification(objects, on_part)
     findings = tuple(check.run())
     return VerifyReport(
         url=url, parts=check.parts, objects=check.objects_read, bytes_read=check.bytes_read, findings=findings
     )
+
+
+def _check_ours(objects: Objects) -> None:
+    """Make sure that featstore made what is there, even where the store's own document is damaged or gone.
+
+    Of a folder that is no store everything would be "damaged", and a repair would delete files of somebody's.
+    """
+    try:
+        check_root(objects)
+    except (StoreNotFound, StoreVersionError, RemoteError):
+        raise
+    except StoreError:
+        if not any(known_address(objects, path) for path in split_paths(objects)):
+            raise
 
 
 def require_sound(url: str) -> None:
@@ -172,8 +188,8 @@ class _Verification:
         names = group_names(self._objects, path)
         checked: dict[str, _Checked] = {}
         with ThreadPoolExecutor(self._parts_at_a_time, thread_name_prefix="verify") as pool:
-            found = in_order(pool, lambda name: self._group(path, name), names, ahead=self._parts_at_a_time)
-            for name, each in zip(names, found, strict=True):
+            groups = in_order(pool, lambda name: self._group(path, name), names, ahead=self._parts_at_a_time)
+            for name, each in zip(names, groups, strict=True):
                 checked[name] = each
                 if each.commit is not None:
                     self.parts += 1
@@ -181,8 +197,10 @@ class _Verification:
                 self.objects_read += each.objects
                 self.bytes_read += each.bytes
         yield from self._document(path, partial(self._is_split, checked=checked))
-        for each in checked.values():
-            yield from each.findings
+        found = [finding for each in checked.values() for finding in each.findings]
+        if found and known_address(self._objects, path) is None:
+            found = [replace(finding, remedy="none") for finding in found]  # whose it is, nothing says
+        yield from found
         yield from self._keys(path, checked)
 
     def _group(self, path: str, part: str) -> _Checked:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import zarr
 from stores import (
     assert_same_contents,
     bytes_of_parts,
@@ -21,8 +22,8 @@ from stores import (
 )
 
 import featstore
-from featstore.errors import DamagedPart, RemoteError, StoreError, StoreNotFound
-from featstore.store.format import GROUP_DOCUMENT
+from featstore.errors import DamagedPart, RemoteError, StoreError, StoreNotFound, StoreVersionError
+from featstore.store.format import GROUP_DOCUMENT, seal
 from featstore.store.repair import repair_store
 from featstore.store.verify import verify_store
 
@@ -160,6 +161,44 @@ def test_repair_never_deletes_a_file_that_lies_beside_the_encoders(store):
     report = repair_store(str(store))
     assert [finding.where for finding in report.findings] == ["notes.txt"]
     assert (store / "notes.txt").read_text() == "mine"
+
+
+def test_repair_touches_nothing_where_there_is_no_store(tmp_path):
+    """A path mistyped beside --repair: each file four folders deep belongs to nothing that featstore knows."""
+    file = tmp_path / "project" / "src" / "pkg" / "sub" / "file.py"
+    file.parent.mkdir(parents=True)
+    file.write_text("mine")
+    for verify in (verify_store, repair_store):
+        with pytest.raises(StoreError, match="is not a featstore store"):
+            verify(str(tmp_path / "project"))
+    zarr.create_array(str(tmp_path / "other.zarr"), name="x", data=np.ones((4, 4, 4)))
+    before = files(tmp_path)
+    with pytest.raises(StoreError, match="is not a featstore store"):
+        repair_store(str(tmp_path / "other.zarr"))
+    assert files(tmp_path) == before
+
+
+def test_repair_touches_nothing_of_folders_that_somebody_put_into_a_store(store):
+    mine = store / "notes" / "2026" / "november" / "list.txt"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    array = zarr.create_array(str(store / "other"), name="a/b/c", data=np.ones(4))
+    report = repair_store(str(store))
+    assert {finding.remedy for finding in report.findings if finding.where.endswith("list.txt")} == {"none"}
+    assert mine.read_text() == "mine"
+    np.testing.assert_array_equal(array[...], np.ones(4))
+    assert len(featstore.open(str(store)).feature_sets()) == 2
+
+
+def test_a_store_whose_own_document_is_lost_is_repaired_and_one_of_a_newer_format_is_left(store):
+    (store / GROUP_DOCUMENT).unlink()
+    assert repair_store(str(store)).sound
+    assert len(featstore.open(str(store)).feature_sets()) == 2
+    newer = seal({"format": 2})
+    (store / GROUP_DOCUMENT).write_bytes(newer)
+    with pytest.raises(StoreVersionError, match="upgrade featstore"):
+        repair_store(str(store))
+    assert (store / GROUP_DOCUMENT).read_bytes() == newer
 
 
 def test_repair_drops_the_damaged_part_alone(store):
