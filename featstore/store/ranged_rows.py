@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import struct
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from featstore.machine import free_memory_bytes
 from featstore.remote import NETWORK_THREADS
 from featstore.store.blocks import block_offsets, wrong_size
 from featstore.store.codecs import CRC_BYTES, crc32c
@@ -21,7 +23,7 @@ from featstore.store.layout import ArrayLayout
 
 __all__ = ["RangedRows", "Ranges"]
 
-_BLOCKS_KEPT_BYTES = 128 << 20
+_BLOCKS_AT_ONCE_BYTES = 128 << 20
 _MOST_BYTES_A_REQUEST = 16 << 20
 
 
@@ -39,8 +41,9 @@ class Ranges(Protocol):
 class RangedRows:
     """Rows of a remote array of one of format 1's layouts: only the blocks that are asked for travel.
 
-    Each is held against its CRC-32C. The index of a file is read once, blocks that follow one another come in one
-    request, and the last 128 MiB of them are kept, since windows that are read together lie together.
+    Each is held against its CRC-32C. The index of a file is read once, and blocks that follow one another come in one
+    request. Those that were asked for last are kept, since windows that are read together lie together: of all arrays
+    of this process at most an eighth of the memory that is free, from 128 MiB to 1 GiB.
     """
 
     def __init__(self, remote: Ranges, path: str, layout: ArrayLayout, size_of: Callable[[str], int]) -> None:
@@ -49,9 +52,8 @@ class RangedRows:
         self._layout = layout
         self._size_of = size_of
         self._offsets: dict[int, list[int]] = {}
-        self._kept: OrderedDict[int, NDArray[Any]] = OrderedDict()
-        self._lock = threading.Lock()
-        self._most_kept = max(2, _BLOCKS_KEPT_BYTES // max(1, layout.block_bytes))
+        self._kept: dict[int, NDArray[Any]] = {}
+        self._most_at_once = max(2, _BLOCKS_AT_ONCE_BYTES // max(1, layout.block_bytes))
 
     def __reduce__(self) -> tuple[type[RangedRows], tuple[Ranges, str, ArrayLayout, Callable[[str], int]]]:
         sizes = {self._layout.file_key(n): self._size_of(self._layout.file_key(n)) for n in range(self._layout.n_files)}
@@ -78,8 +80,8 @@ class RangedRows:
         rows = self._layout.block_rows
         done = 0
         while done < len(out):
-            # as many blocks at a time as are kept: of a long stretch the first would be gone before the last came
-            stop = min(len(out), (start + done) // rows * rows + self._most_kept * rows - start)
+            # so many blocks at a time, for until they are copied they are all in memory
+            stop = min(len(out), (start + done) // rows * rows + self._most_at_once * rows - start)
             blocks = self._blocks(range((start + done) // rows, -(-(start + stop) // rows)))
             while done < stop:
                 number, at = divmod(start + done, rows)
@@ -91,12 +93,11 @@ class RangedRows:
         """Ask for the blocks of many spans together, as far as they are kept."""
         rows = self._layout.block_rows
         wanted = dict.fromkeys(n for start, stop in spans for n in range(start // rows, -(-stop // rows)))
-        self._blocks(list(wanted)[: self._most_kept])
+        self._blocks(list(wanted)[: self._most_at_once])
 
     def _blocks(self, numbers: Iterable[int]) -> dict[int, NDArray[Any]]:
         numbers = list(numbers)
-        with self._lock:
-            found = {number: self._kept[number] for number in numbers if number in self._kept}
+        found = {number: block for number in numbers if (block := self._kept.get(number)) is not None}
         ranges = self._plan(sorted(set(numbers) - set(found)))
         if len(ranges) == 1:
             found |= self._read(ranges[0])
@@ -104,13 +105,13 @@ class RangedRows:
             with ThreadPoolExecutor(min(len(ranges), NETWORK_THREADS)) as pool:
                 for some in pool.map(self._read, ranges):
                     found |= some
-        with self._lock:
-            for number in numbers:
-                self._kept[number] = found[number]
-                self._kept.move_to_end(number)
-            while len(self._kept) > self._most_kept:
-                self._kept.popitem(last=False)
+        self._kept |= found
+        _KEPT_BLOCKS.note(self, numbers, block_bytes=self._layout.block_bytes)
         return found
+
+    def forget(self, number: int) -> None:
+        """Let a block go; whoever has rows of it keeps them."""
+        self._kept.pop(number, None)
 
     def _plan(self, numbers: Sequence[int]) -> list[_Range]:
         """Requests for blocks, those that lie one after another in one file taken together."""
@@ -157,6 +158,36 @@ class RangedRows:
 
     def _url(self, file: int) -> str:
         return f"{self._remote.url}/{self._key(file)}"
+
+
+class _KeptBlocks:
+    """Which blocks this process keeps, of all of its remote arrays: a feature set has one for each of its parts."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._bytes = 0
+        self._last_used: OrderedDict[tuple[weakref.ref[RangedRows], int], int] = OrderedDict()
+
+    def note(self, rows: RangedRows, numbers: Sequence[int], *, block_bytes: int) -> None:
+        """Keep blocks that were asked for now, and let those go that were longest ago."""
+        of = weakref.ref(rows)
+        with self._lock:
+            for number in numbers:
+                self._bytes += block_bytes - self._last_used.pop((of, number), 0)
+                self._last_used[of, number] = block_bytes
+            while self._bytes > _most_bytes_kept():
+                (oldest, number), gone_bytes = self._last_used.popitem(last=False)
+                self._bytes -= gone_bytes
+                if (there := oldest()) is not None:
+                    there.forget(number)
+
+
+@cache
+def _most_bytes_kept() -> int:
+    return min(1 << 30, max(128 << 20, (free_memory_bytes() or 0) // 8))
+
+
+_KEPT_BLOCKS = _KeptBlocks()
 
 
 class _Range(NamedTuple):

@@ -17,7 +17,7 @@ from zarr.storage import ObjectStore
 
 import featstore
 from featstore.errors import DamagedPart, StoreError
-from featstore.store import Member, ShardIdentity
+from featstore.store import Member, ShardIdentity, ranged_rows
 from featstore.store.cache import PartCache
 from featstore.store.catalogue import look_at_split, read_split
 from featstore.store.documents import read_document
@@ -176,6 +176,26 @@ def test_a_cache_on_a_disk_that_cannot_be_written_is_read_all_the_same(url, monk
 
     monkeypatch.setattr("featstore.store.cache.os.utime", refuses)
     np.testing.assert_array_equal(featstore.open(url).select().utterance, vectors)
+
+
+def test_blocks_of_frames_are_kept_within_one_bound_whatever_the_parts(s3, bucket, monkeypatch):
+    url = f"{bucket}/many.zarr"
+    make_store(url, shards=[f"{letter}.tar" for letter in "abcdef"])
+    frames = featstore.open(url).select().frames
+    whole = sum(each.nbytes for each in frames)
+    kept = ranged_rows._KeptBlocks()
+    monkeypatch.setattr(ranged_rows, "_KEPT_BLOCKS", kept)
+    monkeypatch.setattr(ranged_rows, "_most_bytes_kept", lambda: whole // 2)
+    again = featstore.open(url).select().frames
+    for mine, theirs in zip(again, frames, strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+    held = [block for source in again._sources for block in source.rows._kept.values()]
+    assert 0 < sum(block.nbytes for block in held) <= whole // 2
+    s3.forget()
+    np.testing.assert_array_equal(again[29], frames[29])  # the last is here
+    assert not s3.requests
+    np.testing.assert_array_equal(again[0], frames[0])
+    assert s3.requests
 
 
 def test_frames_travel_by_the_blocks_that_a_clip_needs(s3, bucket, monkeypatch):
