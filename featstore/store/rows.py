@@ -7,12 +7,14 @@ are read by byte range, and checked (`featstore.store.ranged_rows`). Arrays of a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from featstore.errors import FeatstoreError
 from featstore.store.damage import damaged, gone
 from featstore.store.layout import ArrayLayout, parse_layout
 from featstore.store.mapped_rows import MappedRows
@@ -83,7 +85,9 @@ class ZarrRows:
     def __init__(self, objects: Objects, path: str) -> None:
         from featstore.store.zarr_io import open_array
 
-        self._array = open_array(objects, path)
+        self._url, self._path = objects.url, path
+        with self._telling():
+            self._array = open_array(objects, path)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -100,8 +104,19 @@ class ZarrRows:
 
     def slice(self, start: int, stop: int) -> NDArray[Any]:
         """Rows [start, stop)."""
-        return np.asarray(self._array[start:stop])
+        with self._telling():
+            return np.asarray(self._array[start:stop])
 
     def read_into(self, out: NDArray[Any], *, start: int = 0) -> None:
         """Copy the rows from `start` on that fill `out`."""
-        out[...] = np.asarray(self._array[start : start + len(out)])
+        out[...] = self.slice(start, start + len(out))
+
+    @contextmanager
+    def _telling(self) -> Iterator[None]:
+        """Say where it is that zarr, or one of its codecs, cannot make sense of: damage raises whatever it raises."""
+        try:
+            yield
+        except (FeatstoreError, OSError):
+            raise
+        except Exception as error:
+            raise damaged(self._url, self._path, f"is damaged, or of a kind that zarr cannot read: {error}") from error

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from featstore.errors import DamagedPart
 from featstore.store.cache import CachedPart, fetch_array
 from featstore.store.codecs import decode_strings
 from featstore.store.damage import damaged, gone
@@ -34,14 +35,22 @@ class Part:
         self.path = path
         self._objects = objects
         self._windows = commit.windows
+        self._lengths = {"frames": commit.frames, "frame_offsets": commit.windows + 1}
         self._opened: dict[str, Rows] = {}
         self.copy = CachedPart(objects, path, commit) if objects.root is None else None
 
     def rows(self, name: str) -> Rows:
         """A numeric array: of a remote part a copy of it, but frames, of which only what is asked for is read."""
         if name not in self._opened:
-            self._opened[name] = self._open(name)
+            rows, length = self._open(name), self._lengths.get(name, self._windows)
+            if rows.shape[:1] != (length,):
+                raise self.damaged(name, f"it is of shape {rows.shape}, and {length} rows were committed")
+            self._opened[name] = rows
         return self._opened[name]
+
+    def damaged(self, name: str, problem: str) -> DamagedPart:
+        """What to raise of an array."""
+        return damaged(self._objects.url, f"{self.path}/{name}", f"is damaged: {problem}")
 
     def _open(self, name: str) -> Rows:
         if self.copy is None:
@@ -68,9 +77,9 @@ class Part:
         try:
             values = decode_strings(chunk)
         except ValueError as error:
-            raise damaged(self._objects.url, path, f"is damaged: {error}") from error
+            raise self.damaged(name, str(error)) from error
         if len(values) != self._windows:
-            raise damaged(self._objects.url, path, f"is damaged: it has {len(values)} rows for {self._windows} windows")
+            raise self.damaged(name, f"it has {len(values)} rows, and {self._windows} were committed")
         return values
 
 

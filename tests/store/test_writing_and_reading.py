@@ -176,6 +176,38 @@ def test_a_file_that_may_not_be_read_is_not_called_damaged(tmp_path, monkeypatch
     assert not isinstance(error.value, DamagedPart)
 
 
+@pytest.mark.parametrize(
+    ("array", "was", "becomes", "says"),
+    [
+        pytest.param("utterance", b'"name": "crc32c"', b'"name": "crc32k"', "zarr cannot read", id="a codec"),
+        pytest.param("utterance", b'"float32"', b'"float64"', "does not have the size", id="a type"),
+        pytest.param("seconds", b'"shape": [\n  5', b'"shape": [\n  4', "and 5 rows were committed", id="fewer rows"),
+        pytest.param(
+            "seconds", b'"chunk_shape": [\n    5', b'"chunk_shape": [\n    0', "no array document", id="no rows"
+        ),
+    ],
+)
+def test_an_array_document_that_was_changed_is_told_with_its_place(tmp_path, array, was, becomes, says):
+    make_store(tmp_path / "s.zarr", shards=["a.tar"])
+    [document] = tmp_path.glob(f"s.zarr/*/*/*/*/{array}/zarr.json")
+    assert was in document.read_bytes()
+    document.write_bytes(document.read_bytes().replace(was, becomes))
+    with pytest.raises(DamagedPart, match=says) as error:
+        getattr(featstore.open(str(tmp_path / "s.zarr")).select(), array).sum()
+    assert array in str(error.value)
+
+
+@pytest.mark.parametrize("byte", [7, 8, 8 * 5 + 7], ids=["below zero", "beyond the next", "beyond the last"])
+def test_offsets_that_lead_beyond_the_frames_are_told_with_their_place(tmp_path, byte):
+    make_store(tmp_path / "s.zarr", shards=["a.tar"])
+    [chunk] = tmp_path.glob("s.zarr/*/*/*/*/frame_offsets/c/0")
+    raw = bytearray(chunk.read_bytes())
+    raw[byte] ^= 128
+    chunk.write_bytes(raw)
+    with pytest.raises(DamagedPart, match="frame_offsets is damaged: it leads to frames that there are not"):
+        featstore.open(str(tmp_path / "s.zarr")).select().frames[4]
+
+
 def test_a_row_and_a_window_are_views_of_the_file_and_cannot_be_written(tmp_path):
     writer = split_writer(tmp_path / "s.zarr")
     write_part(writer, "a.tar", shard_windows("a.tar"))
