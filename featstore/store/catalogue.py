@@ -155,9 +155,9 @@ def read_commits(objects: Objects, split_path: str, parts: Sequence[str]) -> Ite
             raise damaged(objects.url, f"{split_path}/{part}", f"is damaged: {error}") from error
 
 
-def split_commits(objects: Objects, split_path: str, *, without: Collection[str] = ()) -> tuple[Commit, ...]:
-    """Every committed part of a split, superseded ones too, in order of name; parts named in `without` are not read."""
-    return look_at_split(objects, split_path, read_document(objects, split_path), without=without).commits
+def split_commits(objects: Objects, split_path: str) -> tuple[Commit, ...]:
+    """Every committed part of a split, superseded ones too, in order of name."""
+    return look_at_split(objects, split_path, read_document(objects, split_path)).commits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
