@@ -37,7 +37,7 @@ def verify(*, store_url: str, repair: bool, as_json: bool) -> None:
             f"{store_url}: {state}; {report.parts:,} parts, {report.objects:,} objects, "
             f"{spoken_bytes(report.bytes_read)} read, {len(report.findings)} findings"
         )
-        if not repair and any(finding.remedy != "none" for finding in report.findings):
+        if not repair and report.repairable:
             say(
                 f"run `featstore verify --store {store_url} --repair` to drop or mend what is damaged, then the same "
                 "`featstore extract` again"

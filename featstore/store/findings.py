@@ -35,6 +35,11 @@ class VerifyReport:
         """Whether nothing is wrong that was not repaired."""
         return all(finding.repaired for finding in self.findings)
 
+    @property
+    def repairable(self) -> bool:
+        """Whether a repair would do anything."""
+        return any(finding.remedy != "none" and not finding.repaired for finding in self.findings)
+
     def as_json(self) -> dict[str, Any]:
         """Plain JSON."""
         return asdict(self)

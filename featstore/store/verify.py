@@ -89,11 +89,13 @@ def require_sound(url: str) -> None:
     DamagedPart
         Names the first thing that is wrong, and how many there are.
     """
-    findings = verify_store(url).findings
-    if findings:
+    report = verify_store(url)
+    if report.findings:
+        first = report.findings[0]
+        command = f"`featstore verify --store {url}{' --repair' if report.repairable else ''}`"
         raise DamagedPart(
-            f"{url} is damaged: {findings[0].where}: {findings[0].problem} ({len(findings)} findings); "
-            f"`featstore verify --store {url} --repair` drops or mends what is damaged"
+            f"{url} is damaged: {first.where}: {first.problem} ({len(report.findings)} findings); "
+            f"{command} {'drops or mends what is damaged' if report.repairable else 'names each of them'}"
         )
 
 

@@ -161,6 +161,9 @@ def test_repair_never_deletes_a_file_that_lies_beside_the_encoders(store):
     report = repair_store(str(store))
     assert [finding.where for finding in report.findings] == ["notes.txt"]
     assert (store / "notes.txt").read_text() == "mine"
+    with pytest.raises(DamagedPart, match=r"notes\.txt: .* delete it by hand .*names each of them") as told:
+        featstore.open(str(store), verify=True)
+    assert "--repair" not in str(told.value)  # which would not help
 
 
 def test_repair_touches_nothing_where_there_is_no_store(tmp_path):
