@@ -8,8 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-
 from featstore.store.catalogue import SplitEntry, check_root, read_splits, split_address, split_paths
 from featstore.store.documents import read_document
 from featstore.store.feature_set import FeatureSet
@@ -123,7 +121,7 @@ def _write_together(objects: Objects, writer: SplitWriter, entry: SplitEntry, gr
     frames = source.frames if source.has_frames else None
     with writer.begin_part(f"compacted-{group[0].member.shard.name}") as part:
         for start in range(0, len(source), _WINDOWS_AT_ONCE):
-            some = slice(start, start + _WINDOWS_AT_ONCE)
+            some = slice(start, min(start + _WINDOWS_AT_ONCE, len(source)))
             part.add_block(
                 WindowBlock(
                     keys=[str(key) for key in source.key[some]],
@@ -131,7 +129,7 @@ def _write_together(objects: Objects, writer: SplitWriter, entry: SplitEntry, gr
                     start_seconds=source.start_seconds[some],
                     seconds=source.seconds[some],
                     utterance=source.utterance[some],
-                    frames=None if frames is None else np.concatenate(frames[some]),
+                    frames=None if frames is None else frames.ragged(range(some.start, some.stop)).values,
                     frame_counts=None if frames is None else frames.lengths[some],
                 )
             )

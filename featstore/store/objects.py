@@ -1,7 +1,7 @@
 """Where a store's bytes lie: a folder of this machine, or a URL.
 
-Reading and writing documents, listing and deleting need four operations. A local store does them with the operating
-system alone; any other goes through `featstore.remote`. Neither imports zarr.
+Reading and writing documents and arrays, listing and deleting: a local store does them with the operating system alone;
+any other goes through `featstore.remote`. Neither imports zarr.
 """
 
 from __future__ import annotations
