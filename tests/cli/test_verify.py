@@ -34,4 +34,4 @@ def test_a_damaged_part_is_told_with_the_repair(tmp_path: Path, run: Run) -> Non
     vectors.write_bytes(vectors.read_bytes()[:-1])
     told = run("verify", "--store", tmp_path / "store")
     assert told.code == 1
-    assert "--repair" in told.out
+    assert f"`featstore verify --store {tmp_path / 'store'} --repair`" in told.out
