@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from featstore.store.catalogue import SplitEntry, check_root, read_splits, split_address, split_paths
+from featstore.store.catalogue import SplitEntry, check_root, read_commits, read_splits, split_address, split_paths
+from featstore.store.damage import damaged, gone
 from featstore.store.documents import read_document
 from featstore.store.feature_set import FeatureSet
 from featstore.store.format import GROUP_DOCUMENT, Commit, Segment
 from featstore.store.objects import Objects, open_objects
 from featstore.store.part import WindowBlock
+from featstore.store.part_check import PartReading
 from featstore.store.writer import SplitWriter
 
 __all__ = ["CompactRecord", "GcRecord", "compact_store", "gc_store"]
@@ -75,6 +78,11 @@ def compact_store(url: str, *, part_bytes: int) -> tuple[CompactRecord, ...]:
 
     A new part is committed like any other, and the parts it was made of are deleted afterwards; a killed run leaves the
     old parts, or both, never less. One record for each feature set that changed.
+
+    Raises
+    ------
+    DamagedPart
+        A part is not what was committed; what was compacted before it is.
     """
     objects = open_objects(url)
     check_root(objects)
@@ -86,6 +94,7 @@ def compact_store(url: str, *, part_bytes: int) -> tuple[CompactRecord, ...]:
         writer = SplitWriter(objects, entry.address)
         before = len({segment.commit.part for segment in entry.segments})
         for group in groups:
+            _check_sound(objects, entry, group)
             _write_together(objects, writer, entry, group)
         writer.sweep()
         writer.write_catalogue()
@@ -114,6 +123,23 @@ def _numbers_bytes(entry: SplitEntry, segment: Segment) -> int:
     itemsize = 2 if recipe.frame_dtype == "float16" else 4
     frames = segment.member.frames if segment.commit.frames_stored else 0  # it counts those that a copy left behind
     return recipe.dim * (4 * segment.member.windows + itemsize * frames)
+
+
+def _check_sound(objects: Objects, entry: SplitEntry, group: Sequence[Segment]) -> None:
+    """Hold the parts of a group against their seals: a map checks nothing, and the new part's seals would vouch for it.
+
+    What is read of a remote store is checked as it comes.
+    """
+    if objects.root is None:
+        return
+    names = list(dict.fromkeys(segment.commit.part for segment in group))
+    for name, commit in zip(names, read_commits(objects, entry.path, names), strict=True):
+        where = f"{entry.path}/{name}"
+        if commit is None:
+            raise gone(f"{objects.url}/{where}")
+        for finding in PartReading(objects, where, commit, large=threading.Semaphore()).sealed_objects():
+            if finding.remedy == "drop the part":
+                raise damaged(objects.url, where, f"is damaged: {finding.problem}")
 
 
 def _write_together(objects: Objects, writer: SplitWriter, entry: SplitEntry, group: Sequence[Segment]) -> Commit:

@@ -10,7 +10,7 @@ import pytest
 from stores import DIM, contents_by_plain_zarr, make_store, shard_windows, split_writer, write_part
 
 import featstore
-from featstore.errors import StoreError
+from featstore.errors import DamagedPart, StoreError
 from featstore.store import maintenance
 from featstore.store.copying import copy_store
 from featstore.store.maintenance import compact_store, gc_store
@@ -52,6 +52,18 @@ def test_parts_are_gathered_up_to_the_size_asked_for(url):
     sizes = [len(arrays["key"]) for arrays in contents_by_plain_zarr(url).values()]
     assert 1 < len(sizes) < 8
     assert sum(sizes) == 40
+
+
+@pytest.mark.parametrize("array", ["utterance", "frames", "seconds"])
+def test_compaction_does_not_put_its_seal_on_damage(url, tmp_path, array):
+    [chunk] = (path for path in tmp_path.glob(f"*/*/*/*/d.*/{array}/c/**/0") if path.is_file())
+    raw = bytearray(chunk.read_bytes())
+    raw[2] ^= 1
+    chunk.write_bytes(raw)
+    with pytest.raises(DamagedPart, match=rf"/d\.\w+ is damaged: {array}/c/0.* checksum differs; `featstore verify"):
+        compact_store(url, part_bytes=1 << 20)
+    [finding] = verify_store(url).findings
+    assert finding.remedy == "drop the part"
 
 
 def test_a_copy_without_frames_is_compacted_by_the_size_of_what_it_holds(url, tmp_path):
