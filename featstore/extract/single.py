@@ -136,10 +136,12 @@ def encode_file(
     run = EncoderRun(encoder, recipe, device=pick_device(device), keep_frames=False)
     utterance = np.empty((len(windows), recipe.dim), np.float32)
     pending = [
-        PendingWindow(index, samples[window.start : window.stop], window.padded) for index, window in enumerate(windows)
+        PendingWindow(0, index, samples[window.start : window.stop], window.padded)
+        for index, window in enumerate(windows)
     ]
     with run.at_work():
-        for batch in _batches(pending, new_batcher(padding, budget_samples=round(_BATCH_SECONDS * rate))):
+        batcher = new_batcher(padding, budget_samples=round(_BATCH_SECONDS * rate), shards_ahead=0)
+        for batch in _batches(pending, batcher):
             utterance[[window.index for window in batch]] = run(*stack(batch, blank=run.blank))[0].utterance
     return EncodedFile(utterance=utterance, seconds=len(samples) / rate)
 
