@@ -219,6 +219,9 @@ def _other_prints_on_stderr() -> redirect_stdout[TextIO]:
 def _tell_all(done: Sequence[ExtractRecord]) -> None:
     for record, following in zip_longest(done, done[1:]):
         _tell(record, timed=following is None or following.split != record.split)
+    held = dict.fromkeys(f"{record.encoder}@{record.fingerprint}" for record in done if record.asked_as)
+    if held:
+        say(f"  the store has this encoder as {', '.join(held)}")
 
 
 def _where(record: ExtractRecord) -> str:

@@ -107,6 +107,7 @@ def test_a_model_under_another_name_is_the_same_encoder_by_another_name(model: P
     before = load_encoder(f"hf:{model}").recipe(**SETTINGS)
     renamed = load_encoder(f"hf:{model.rename(tmp_path / 'elsewhere')}").recipe(**SETTINGS)
     assert replace(renamed, encoder=before.encoder) == before
+    assert (renamed.encoder, renamed.fingerprint) == ("elsewhere", before.fingerprint)
 
 
 def test_one_bit_of_one_weight_changes_it(model: Path) -> None:

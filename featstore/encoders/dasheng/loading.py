@@ -58,7 +58,8 @@ def load_dasheng(which: str) -> LoadedModel:
         ) from error
     module = DashengEncoder(model.eval())
     identity = {**encoder_identity(module, arguments={}), "config_sha256": sha256_of(_plain(settings))}
-    return LoadedModel(module=module, name=f"dasheng-{size}" if size in SIZES else _name(path), identity=identity)
+    name = f"dasheng-{size}" if size in SIZES else _name(path)
+    return LoadedModel(module=module, name=name, named_by="place", identity=identity)
 
 
 def _package() -> Any:
