@@ -68,8 +68,8 @@ def _package() -> Any:
     except (ImportError, OSError) as error:  # a torchaudio of another release than torch's fails at its libraries
         missing = getattr(error, "name", None) or " ".join(str(error).split())[:160]
         raise EncoderError(
-            "dasheng: encoders need the dasheng package, and the torchaudio that fits torch "
-            f"{torch.__version__.partition('+')[0]}: pip install 'featstore[dasheng]' (not usable: {missing})"
+            f"dasheng: encoders need the dasheng package, and the torchaudio that fits torch {torch.__version__}, from "
+            f"where that came: pip install 'featstore[dasheng]' (not usable: {missing})"
         ) from error
 
 
