@@ -65,12 +65,17 @@ def load_encoder_of(recipe: Recipe, *, stored_spec: str, spec: str | None) -> En
         )
     named = stored_spec if spec is None else spec
     identity = recipe.encoder_identity
-    encoder = load_encoder(
-        named,
-        arguments=identity.get("arguments") or {},
-        layers=(identity["layer"],) if "layer" in identity and "#layer=" not in named else (),
-        pools=(cast("Pool", recipe.pool),),
-    )
+    try:
+        encoder = load_encoder(
+            named,
+            arguments=identity.get("arguments") or {},
+            layers=(identity["layer"],) if "layer" in identity and "#layer=" not in named else (),
+            pools=(cast("Pool", recipe.pool),),
+        )
+    except EncoderError as error:
+        if spec is not None:
+            raise
+        raise EncoderError(f"{error}; if it lies elsewhere now, say where with --spec") from error
     made = encoder.recipe(
         padding=recipe.padding,
         precision=recipe.precision,

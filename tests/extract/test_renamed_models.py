@@ -144,6 +144,10 @@ def test_a_file_is_encoded_by_the_model_under_its_new_name_for_a_store_that_has_
     [made] = recipes(load_encoder(now))
     for stored in (replace(made, encoder="before"), replace(made, encoder="before", named_by="class")):
         assert load_encoder_of(stored, stored_spec="hf:before", spec=now).name == "now"
+    with pytest.raises(
+        EncoderError, match=r"no model folder '\./before'.*; if it lies elsewhere now, say where with --spec"
+    ):
+        load_encoder_of(made, stored_spec="hf:./before", spec=None)
     other = replace(made, encoder="before", encoder_identity={**made.encoder_identity, "state_sha256": "0"})
     with pytest.raises(EncoderError, match=r"is not the encoder of before@\w+ \(state_sha256 differ\)"):
         load_encoder_of(other, stored_spec="hf:before", spec=now)
