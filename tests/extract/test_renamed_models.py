@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny_models import save
@@ -134,6 +135,21 @@ def test_a_class_is_looked_for_by_its_own_name_alone() -> None:
     assert mine.named_as(f"Yours@{mine.fingerprint}") is None
     assert mine.fingerprint != recipes(model("Yours", named_by="class"))[0].fingerprint
     assert "named_by" not in mine.as_json()
+
+
+def test_every_field_of_a_recipe_decides_its_fingerprint_but_the_name_of_a_place() -> None:
+    others: dict[str, Any] = {
+        "encoder": "another", "encoder_identity": {"class": "y"}, "sample_rate_hz": 8000, "dim": 3, "hop_seconds": 0.01,
+        "padding": "exact", "precision": "bfloat16", "frame_dtype": "float32", "resampler": "none", "format_version": 2,
+        "pool": "max", "max_window_seconds": 1.0, "named_by": "class",
+    }  # fmt: skip
+    assert set(others) == {field.name for field in fields(Recipe)}
+    for named_by, idle in (("place", {"encoder"}), ("class", {"named_by"})):
+        [mine] = recipes(model("one", named_by=named_by))  # type: ignore[arg-type]
+        same = {
+            name for name, value in others.items() if replace(mine, **{name: value}).fingerprint == mine.fingerprint
+        }
+        assert same == idle
 
 
 # as a user meets it
