@@ -8,13 +8,11 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from featstore.encoders.made import Encoded
-from featstore.encoders.running import NonFiniteRow
 from featstore.errors import EncoderContractError, EncoderError, ShardError, UnusableClip
 from featstore.extract.background import BackgroundWriter
 from featstore.extract.batches import Batch, Batcher, PendingWindow, stack
@@ -24,6 +22,9 @@ from featstore.extract.under_way import UnderWay
 from featstore.extract.windows import Window
 from featstore.records import SkippedClip
 from featstore.store import EmbeddedWindow, Member, PartWriter, ShardIdentity, SplitWriter
+
+if TYPE_CHECKING:
+    from featstore.encoders.made import Encoded
 
 __all__ = ["BatchEncoder", "PartTarget", "ShardWork"]
 
@@ -155,6 +156,8 @@ class ShardWork:
     @contextmanager
     def _told_of(self, batch: Batch) -> Iterator[None]:
         """Count the time as the encoder's, and let its errors name the clip."""
+        from featstore.encoders.running import NonFiniteRow  # it imports torch: whoever encodes has that already
+
         began = time.perf_counter()
         try:
             yield
