@@ -22,7 +22,7 @@ from featstore.errors import DamagedPart, FeatstoreError, StoreNotFound
 from featstore.records import canonical_json
 from featstore.store import codecs
 from featstore.store.ahead import in_order
-from featstore.store.catalogue import group_names, read_commit, split_paths
+from featstore.store.catalogue import check_root, group_names, read_commit, split_paths
 from featstore.store.documents import SplitAddress, read_document, write_document
 from featstore.store.format import (
     FORMAT_VERSION,
@@ -89,12 +89,21 @@ def verify_store(url: str, *, repair: bool, on_part: Callable[[str], None] = lam
         the others say; delete objects that belong to nothing.
     on_part : callable
         Told the path of each part when it has been read.
+
+    Raises
+    ------
+    StoreNotFound
+        There is nothing there.
+    StoreError
+        There is something, and nothing of it is a store's: a repair would take somebody's files for strays.
     """
     objects = open_objects(url)
     if not objects.children(""):
         raise StoreNotFound(f"there is no store at {url}: check the path")
     check = _Verification(objects, on_part)
     findings = list(check.run())
+    if not check.parts and any(finding.where == GROUP_DOCUMENT for finding in findings) and not _addresses(objects):
+        check_root(objects)
     if repair:
         findings = list(_repair(objects, findings))
     return VerifyReport(
