@@ -14,6 +14,7 @@ from featstore.cli.completion import complete_folders, complete_tasks
 from featstore.errors import UsageError
 
 __all__ = [
+    "counted",
     "emit_json",
     "encoder_names",
     "encoder_settings",
@@ -252,6 +253,15 @@ def selection(path: str | None, *options: str | None) -> tuple[str | None, ...]:
 # --- what is printed --------------------------------------------------------------------------------------------------
 # A key, a label or a path may hold whatever a file held: an escape sequence that repaints the terminal, a mark that
 # turns the rest of a line round, half a surrogate pair that no stream can write. So everything goes out by these.
+
+
+def counted(number: int, what: str) -> str:
+    """So many of something.
+
+    >>> counted(1, "shard"), counted(1200, "shard")
+    ('1 shard', '1,200 shards')
+    """
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def say(text: str, *, err: bool = False) -> None:

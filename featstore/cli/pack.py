@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from featstore.cli.options import emit_json, json_option, say
-from featstore.errors import UsageError
+from featstore.cli.options import counted, emit_json, json_option, say
+from featstore.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from featstore.extract.packing import Clip
 
 __all__ = ["pack"]
+
+_BATCH_SIZE, _EPOCHS, _STEPS = 32, 10, 200
+_VALID_NAMES = ("valid", "validation", "val", "dev")
 
 
 @click.command()
@@ -79,6 +83,10 @@ def pack(
     table_path = csv_path or jsonl_path
     if table_path is None and (key_field or split_field):
         raise UsageError("--key and --split-column are columns of a table: give --csv or --jsonl")
+    if not out.name:
+        raise UsageError(
+            f"OUT is a folder whose name will be that of the dataset: got '{out}'; try data/{audio_dir.name}"
+        )
     toml = out.with_name(f"{out.name}.toml") if manifest_path is None else manifest_path
     if toml.exists():
         raise UsageError(f"{toml} is there already: nothing is overwritten, name another with --manifest")
@@ -91,6 +99,11 @@ def pack(
     text = _manifest(clips, dataset=out.name, label_field=field)
     with counting("clips packed") as tick:
         record = pack_clips(clips, out, clips_per_shard=shard_size, on_clip=tick)
+    if not any(record.clips.values()):
+        first = record.skipped[0]
+        raise DataError(
+            f"none of {counted(len(record.skipped), 'file')} can be packed; the first, {first.key}: {first.reason}"
+        )
     toml.parent.mkdir(parents=True, exist_ok=True)
     toml.write_text(text, encoding="utf-8")
     load_manifest(toml)
@@ -100,7 +113,7 @@ def pack(
         for skipped in record.skipped:
             say(f"left out {skipped.key}: {skipped.reason}")
         for name, n_clips in record.clips.items():
-            say(f"{name}: {n_clips:,} clips in {record.shards[name]} shards")
+            say(f"{name}: {counted(n_clips, 'clip')} in {counted(record.shards[name], 'shard')}")
         say(f"{toml} is the task: see to its title, kind and metric, then `featstore extract {toml}`")
     if record.skipped and fail_on_skip:
         raise click.exceptions.Exit(1)
@@ -108,9 +121,11 @@ def pack(
 
 def _manifest(clips: Sequence[Clip], *, dataset: str, label_field: str) -> str:
     """A manifest to start from: kind by what the labels look like, splits by their names."""
-    labels = [clip.meta.get(label_field) for clip in clips]
+    labels = [_at(clip.meta, label_field) for clip in clips]
     if all(label is None for label in labels):
         fields = dict.fromkeys(name for clip in clips for name in clip.meta)
+        if label_field in fields:
+            raise UsageError(f"{label_field!r} cannot be the column of labels: a dot reaches into an object, rename it")
         raise UsageError(f"no clip has a label at {label_field!r}: name one of {', '.join(fields)} with --label")
     several = any(isinstance(label, list) for label in labels)
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", dataset).strip("-._") or "task"
@@ -135,9 +150,9 @@ def _manifest(clips: Sequence[Clip], *, dataset: str, label_field: str) -> str:
         f"field = {_toml(label_field)}",
         "",
         "[probe]",
-        "epochs = 10",
+        *_epochs(clips),
         "learning_rate = 1e-3",
-        "batch_size = 32",
+        f"batch_size = {_BATCH_SIZE}",
         "",
         "[retrieve]",
         f"enabled = {'false' if several else 'true'}",
@@ -145,12 +160,29 @@ def _manifest(clips: Sequence[Clip], *, dataset: str, label_field: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _at(meta: Mapping[str, Any], path: str) -> Any:
+    """What stands at a dotted path; None where nothing does."""
+    value: Any = meta
+    for step in path.split("."):
+        value = value.get(step) if isinstance(value, Mapping) else None
+    return value
+
+
+def _epochs(clips: Sequence[Clip]) -> list[str]:
+    """Ten, or as many as make some steps of few clips: ten epochs of one batch would teach a head nothing."""
+    n_train = sum(clip.split == "train" for clip in clips) or len(clips)
+    n_epochs = max(_EPOCHS, math.ceil(_STEPS / math.ceil(n_train / _BATCH_SIZE)))
+    why = "" if n_epochs == _EPOCHS else "  # few clips are few batches: so many passes make some 200 steps"
+    return [f"epochs = {n_epochs}{why}"]
+
+
 def _splits(names: Sequence[str]) -> list[str]:
     if "train" in names and "test" in names:
-        valid = "valid" if "valid" in names else "test"
+        valid = next((name for name in _VALID_NAMES if name in names), "test")
         told = (
-            [] if valid == "valid" else ["# without a split of its own, a tenth of training selects (strict protocol)"]
+            ["# without a split of its own, a tenth of training selects (strict protocol)"] if valid == "test" else []
         )
+        told += [f"# no part of the task: {name}" for name in names if name not in ("train", valid, "test")]
         pairs = [("train", "train"), ("valid", valid), ("test", "test")]
         return ["[splits]", *told, *(f"{role} = {_toml(f'{name}-*.tar')}" for role, name in pairs)]
     if len(names) > 1:
