@@ -236,7 +236,7 @@ def write_shard(path: Path, samples: Iterable[Mapping[str, bytes | str]]) -> Non
         with temporary.open("wb") as file, tarfile.open(fileobj=file, mode="w|", format=tarfile.PAX_FORMAT) as tar:
             for sample in samples:
                 for extension in sorted(sample.keys() - {"__key__"}):
-                    _add(tar, f"{sample['__key__']}.{extension}", sample[extension])
+                    _add(tar, str(sample["__key__"]) + f".{extension}", sample[extension])
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -220,7 +220,8 @@ def test_odd_and_long_names_and_labels_inside_objects_come_through(run: Run) -> 
 @pytest.mark.usefixtures("audio")
 def test_a_manifest_to_start_from_has_epochs_enough_for_few_clips_and_knows_validation_by_other_names(run: Run) -> None:
     parts = ["train", "dev", "test", "rest"]
-    Path("t.jsonl").write_text("\n".join(json.dumps({**row, "part": part}) for row, part in zip(TABLE, parts)))
+    rows = [{**row, "part": part} for row, part in zip(TABLE, parts, strict=True)]
+    Path("t.jsonl").write_text("\n".join(map(json.dumps, rows)))
     assert run("pack", "one", "--audio", "sounds", "--jsonl", "t.jsonl", *COLUMNS).code == 0
     manifest = load_manifest(Path("one.toml"))
     assert manifest.patterns == {"train": "train-*.tar", "valid": "dev-*.tar", "test": "test-*.tar"}
