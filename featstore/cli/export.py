@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from featstore.cli.options import emit_json, json_option, say, store_option
+from featstore.cli.options import counted, emit_json, json_option, say, sized, store_option
 
 if TYPE_CHECKING:
     from featstore.store.export import ExportFormat
@@ -58,8 +58,8 @@ def export(
     if as_json:
         emit_json([record])
         return
-    counted = "" if record.frames is None else f" and {record.frames:,} frames"
+    frames_too = "" if record.frames is None else f" and {counted(record.frames, 'frame')}"
     say(
-        f"{record.out}: {record.windows:,} windows{counted} of {record.path}, {record.bytes / 1e6:,.1f} MB "
+        f"{record.out}: {counted(record.windows, 'window')}{frames_too} of {record.path}, {sized(record.bytes)} "
         f"({', '.join(record.columns)})"
     )

@@ -23,6 +23,7 @@ from featstore.cli.options import (
     parse_layers,
     parse_names,
     say,
+    sized,
     store_option,
     tasks_argument,
 )
@@ -250,7 +251,7 @@ def _tell(record: ExtractRecord, *, timed: bool) -> None:
         say(
             f"  on {_where(record)} in {settings['precision']}, "
             f"batches of {settings['batch_seconds']:g} s{_filled(record)}, "
-            f"{settings['workers']} decoding threads; {record.bytes_written / 1e6:,.1f} MB written"
+            f"{settings['workers']} decoding threads; {sized(record.bytes_written)} written"
         )
         busy = seconds["busy"] / max(seconds["total"] * record.workers, 1e-9)
         say(

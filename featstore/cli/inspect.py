@@ -11,7 +11,18 @@ from typing import TYPE_CHECKING
 
 import click
 
-from featstore.cli.options import emit_json, json_option, printable, say, say_json, selection, store_option
+from featstore.cli.options import (
+    counted,
+    emit_json,
+    json_option,
+    lasting,
+    printable,
+    say,
+    say_json,
+    selection,
+    sized,
+    store_option,
+)
 from featstore.errors import UnknownFeatureSet, UsageError
 
 if TYPE_CHECKING:
@@ -128,15 +139,20 @@ def _tell_table(summaries: Sequence[Summary], *, url: str) -> None:
             f"{s.windows:,}",
             str(s.dim),
             "0" if s.frames is None else f"{s.frames:,}",
-            f"{s.audio_seconds / 3600:.2f}",
-            _size(s.bytes),
+            _hours(s.audio_seconds),
+            sized(s.bytes),
             f"{s.left_out:,}",
         )
         for s in summaries
     ]
     show(plain_table(header, rows))
-    hours = sum(s.audio_seconds for s in summaries) / 3600
-    say(f"  {len(summaries)} feature sets, {hours:,.2f} hours, {_size(sum(s.bytes for s in summaries))}")
+    audio_seconds, n_bytes = sum(s.audio_seconds for s in summaries), sum(s.bytes for s in summaries)
+    say(f"  {counted(len(summaries), 'feature set')}, {lasting(audio_seconds)}, {sized(n_bytes)}")
+
+
+def _hours(seconds: float) -> str:
+    hours = seconds / 3600
+    return f"{hours:,.2f}" if hours >= 1 else f"{hours:.2g}"
 
 
 def _tell_health(
@@ -233,11 +249,11 @@ def _tell_skipped(details: Details, *, limit: int | None) -> None:
 def _facts(details: Details) -> Iterator[tuple[str, str]]:
     summary, recipe = details.summary, details.recipe
     frames = "not stored" if summary.frames is None else f"{summary.frames:,} x {summary.dim} {recipe['frame_dtype']}"
-    yield "clips", f"{summary.clips:,} in {summary.windows:,} windows, {summary.audio_seconds / 3600:.2f} hours"
+    yield "clips", f"{summary.clips:,} in {counted(summary.windows, 'window')}, {lasting(summary.audio_seconds)}"
     yield "utterance", f"{summary.windows:,} x {summary.dim} float32"
     yield "frames", f"{frames}, one every {recipe['hop_seconds'] * 1000:g} ms"
     n_parts = len({each.part for each in details.shards})
-    yield "size", f"{_size(summary.bytes)} in {n_parts:,} part{'' if n_parts == 1 else 's'}"
+    yield "size", f"{sized(summary.bytes)} in {counted(n_parts, 'part')}"
     yield "window seconds", _spread(details.window_seconds, "{:.2f}")
     if summary.frames is not None:
         yield "frames a window", _spread(details.frame_lengths, "{:,.0f}")
@@ -277,11 +293,3 @@ def _count(count: int, what: str, says: str) -> str:
 def _tell_more(count: int, what: str) -> None:
     if count > 0:
         say(f"  ... and {count:,} {what} more: --verbose shows all")
-
-
-def _size(n_bytes: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if n_bytes < 1000:
-            return f"{n_bytes:.0f} B" if unit == "B" else f"{n_bytes:.1f} {unit}"
-        n_bytes /= 1000
-    return f"{n_bytes:.1f} TB"

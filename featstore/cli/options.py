@@ -21,18 +21,22 @@ __all__ = [
     "harmless",
     "jobs_option",
     "json_option",
+    "lasting",
     "parse_arguments",
     "parse_layers",
     "parse_names",
     "parse_numbers",
+    "parse_store",
     "printable",
     "protocol_option",
+    "require_folder_of",
     "results_option",
     "say",
     "say_json",
     "say_json_text",
     "selection",
     "shots_option",
+    "sized",
     "store_option",
     "tasks_argument",
 ]
@@ -52,6 +56,7 @@ def store_option(function: _F) -> _F:
         "store_url",
         metavar="URL",
         required=True,
+        callback=parse_store,
         shell_complete=complete_folders,
         help="Folder or URL of the store.",
     )(function)
@@ -174,6 +179,13 @@ def shots_option(function: _F) -> _F:
     )(function)
 
 
+def parse_store(_: click.Context, option: click.Parameter, value: str | None) -> str | None:
+    """Refuse a file, as click's callback of an option or argument: a store is a folder, or a URL."""
+    if value is not None and Path(value).is_file():
+        raise click.BadParameter(f"{value!r} is a file: a store is a folder, or a URL", param=option)
+    return value
+
+
 def parse_numbers(_: click.Context, option: click.Parameter, value: str | None) -> tuple[int, ...]:
     """Read whole numbers from 1 on, with commas between, as click's callback of an option: none without one."""
     if value is None:
@@ -250,6 +262,12 @@ def selection(path: str | None, *options: str | None) -> tuple[str | None, ...]:
     return tuple(option or in_path or None for option, in_path in zip(options, named, strict=True))
 
 
+def require_folder_of(path: Path | None) -> None:
+    """Raise UsageError where a file is to be written into a folder that is not there: before the work, not after it."""
+    if path is not None and not path.parent.is_dir():
+        raise UsageError(f"{path.parent} is no folder: make it first, or give another name for {path.name}")
+
+
 # --- what is printed --------------------------------------------------------------------------------------------------
 # A key, a label or a path may hold whatever a file held: an escape sequence that repaints the terminal, a mark that
 # turns the rest of a line round, half a surrogate pair that no stream can write. So everything goes out by these.
@@ -262,6 +280,30 @@ def counted(number: int, what: str) -> str:
     ('1 shard', '1,200 shards')
     """
     return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def sized(n_bytes: float) -> str:
+    """Bytes in the unit that they are read in.
+
+    >>> sized(0), sized(12_345), sized(3.2e12)
+    ('0 B', '12.3 kB', '3.2 TB')
+    """
+    for unit in ("B", "kB", "MB", "GB"):
+        if n_bytes < 1000:
+            return f"{n_bytes:.0f} B" if unit == "B" else f"{n_bytes:.1f} {unit}"
+        n_bytes /= 1000
+    return f"{n_bytes:.1f} TB"
+
+
+def lasting(seconds: float) -> str:
+    """Seconds in the unit that they are read in.
+
+    >>> lasting(12.5), lasting(600), lasting(7200)
+    ('12.5 s', '10.0 min', '2.00 hours')
+    """
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 3600 else f"{seconds / 3600:,.2f} hours"
 
 
 def say(text: str, *, err: bool = False) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from featstore.cli.completion import complete_folders, complete_tasks
-from featstore.cli.options import json_option, say_json
+from featstore.cli.options import json_option, parse_store, say_json
 
 if TYPE_CHECKING:
     from featstore.manifest import Manifest
@@ -22,6 +22,7 @@ __all__ = ["tasks"]
     "--store",
     "store_url",
     metavar="URL",
+    callback=parse_store,
     shell_complete=complete_folders,
     help="Also tell which encoders have each task cached there.",
 )

@@ -72,13 +72,16 @@ def read_scores(results_dir: Path) -> tuple[ScoreRecord, ...]:
     Raises
     ------
     UsageError
-        There is no such folder.
+        There is no such folder, or no score in it.
     ResultsError
         A file is not a score; it is named.
     """
     if not results_dir.is_dir():
-        raise UsageError(f"there are no results in {results_dir}: run `featstore probe` or `featstore retrieve` first")
-    return _newest(_read(path) for path in sorted(results_dir.glob("*.json")))
+        raise UsageError(f"there is no folder {results_dir}: `featstore probe` and `retrieve` write to --results DIR")
+    scores = _newest(_read(path) for path in sorted(results_dir.glob("*.json")))
+    if not scores:
+        raise UsageError(f"there is no score in {results_dir}: `featstore probe` and `retrieve` write to --results DIR")
+    return scores
 
 
 def _newest(written: Iterable[_Written]) -> tuple[ScoreRecord, ...]:
