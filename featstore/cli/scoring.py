@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from featstore.records import ScoreRecord
     from featstore.store import Store
 
-__all__ = ["Scorer", "encoders_with", "score_tasks", "tell_scores"]
+__all__ = ["Scored", "Scorer", "encoders_with", "score_tasks", "tell_scores"]
 
 
 class Scorer(Protocol):
@@ -63,6 +63,21 @@ class _Failure:
     trace: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scored:
+    """What came of all pairs, in their order; ``written`` says whether scores are on disk as well."""
+
+    scores: tuple[ScoreRecord, ...]
+    failures: tuple[_Failure, ...]
+    written: bool
+
+    def whole(self) -> tuple[ScoreRecord, ...]:
+        """The scores; a FeatstoreError tells the failures, where there are any."""
+        if self.failures:
+            _raise(self.failures, n_scored=len(self.scores), written=self.written)
+        return self.scores
+
+
 def score_tasks(
     tasks: Sequence[str],
     *,
@@ -71,13 +86,13 @@ def score_tasks(
     score: Scorer,
     results_dir: Path | None,
     jobs: int = 1,
-) -> tuple[ScoreRecord, ...]:
+) -> Scored:
     """Score every task with every encoder asked for, in their order; each score is written as soon as it is known.
 
     Raises
     ------
     FeatstoreError
-        At the end: the failures, after the other scores have been written. At once where nothing can be scored.
+        Nothing can be scored. What one pair fails by is part of the outcome.
     """
     from featstore.cli.console import scoring
     from featstore.manifest import find_task
@@ -112,11 +127,12 @@ def score_tasks(
             tell(str(pairs[number]))
             if results_dir is not None and not isinstance(outcome, _Failure):
                 write_score(outcome, results_dir)
-    scores = tuple(outcome for _, outcome in sorted(found.items()) if not isinstance(outcome, _Failure))
-    failures = [outcome for _, outcome in sorted(found.items()) if isinstance(outcome, _Failure)]
-    if failures:
-        _raise(failures, n_scored=len(scores), written=results_dir is not None)
-    return scores
+    outcomes_in_order = [found[number] for number in sorted(found)]
+    return Scored(
+        scores=tuple(each for each in outcomes_in_order if not isinstance(each, _Failure)),
+        failures=tuple(each for each in outcomes_in_order if isinstance(each, _Failure)),
+        written=results_dir is not None,
+    )
 
 
 def encoders_with(store: Store, manifest: Manifest) -> list[str | None]:
@@ -216,11 +232,23 @@ def _raise(failures: Sequence[_Failure], *, n_scored: int, written: bool) -> Non
 # --- printing ---------------------------------------------------------------------------------------------------------
 
 
-def tell_scores(scores: Sequence[ScoreRecord], *, as_json: bool) -> None:
-    """Print scores as JSON, or as leaderboards, what was measured beside them, and where the time went."""
-    if as_json:
-        emit_json(scores)
-        return
+def tell_scores(scored: Scored, *, as_json: bool) -> None:
+    """Print what was scored, and raise what failed.
+
+    Raises
+    ------
+    FeatstoreError
+        Some pair has no score: those of the others are printed before.
+    """
+    if scored.scores and as_json:
+        emit_json(scored.scores)
+    elif scored.scores:
+        _tell(scored.scores)
+    scored.whole()
+
+
+def _tell(scores: Sequence[ScoreRecord]) -> None:
+    """Print leaderboards, what was measured beside them, and where the time went."""
     from featstore.cli.console import leaderboard_tables, show
     from featstore.report import build
 
