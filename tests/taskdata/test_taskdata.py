@@ -8,9 +8,10 @@ from sklearn.metrics import confusion_matrix
 
 import tiny
 from featstore.errors import DataError, LabelError, UnknownFeatureSet, UsageError
-from featstore.metrics import find_metric
+from featstore.metrics import TestSet, find_metric
 from featstore.records import ScoreRecord, SkippedClip
 from featstore.taskdata import Outcome, load_task, score_outcomes, score_record
+from featstore.taskdata.scores import score_test_sets
 
 SPLITS = {"train": tiny.clips("train", 30), "valid": tiny.clips("valid", 6), "test": tiny.clips("test", 9)}
 
@@ -207,3 +208,13 @@ def test_a_record_holds_the_recipe_and_names_the_clips_that_were_left_out():
     assert record.n_skipped == 1
     assert record.details["left_out"] == [["a.tar", "x", "no"]]
     assert record.details["recipe"] == tiny.recipe(dim=8).as_json()
+
+
+@pytest.mark.parametrize("protocol", ["strict", "xares"])
+@pytest.mark.parametrize("name", ["segment_f1_micro", "segment_f1_macro", "macro_f1"])
+def test_a_test_set_without_anything_to_count_is_an_error_and_no_score(name, protocol):
+    """Not even a NaN, which no file of results can hold."""
+    y_true, y_score = np.zeros((4, 3)), np.full((4, 3, 2) if name.startswith("segment") else (4, 3), 0.0)
+    test_set = TestSet(y_true=y_true, y_scores=(y_score,), clip=np.arange(4))
+    with pytest.raises(DataError, match=f"{name} has nothing to count: no clip shows a class"):
+        score_test_sets(find_metric(name, protocol), [test_set], clip_ids=list("abcd"))
