@@ -54,9 +54,11 @@ def test_folds_share_one_pool():
 @pytest.mark.parametrize(
     ("there", "remedy"),
     [
-        pytest.param(("train", "test"), "`featstore extract tiny --split valid --encoder tiny --store", id="one"),
-        pytest.param(("train",), "`featstore extract tiny --split valid --split test --encoder tiny", id="two"),
-        pytest.param(("other",), "`featstore extract tiny --encoder tiny --store tiny.zarr`", id="all"),
+        pytest.param(
+            ("train", "test"), "`featstore extract MANIFEST --split valid --encoder tiny --data DIR --store", id="one"
+        ),
+        pytest.param(("train",), "`featstore extract MANIFEST --split valid --split test --encoder tiny", id="two"),
+        pytest.param(("other",), "`featstore extract MANIFEST --encoder tiny --data DIR --store tiny.zarr`", id="all"),
     ],
 )
 def test_a_missing_feature_set_is_one_line_that_says_what_to_run(there, remedy):
@@ -64,6 +66,8 @@ def test_a_missing_feature_set_is_one_line_that_says_what_to_run(there, remedy):
         load({name: tiny.clips(name, 9) for name in there})
     assert remedy in str(caught.value)
     assert "\n" not in str(caught.value)
+    with pytest.raises(UnknownFeatureSet, match="run `featstore extract esc50 "):  # of a built-in task its name will do
+        load({name: tiny.clips(name, 9) for name in there}, name="esc50")
 
 
 def test_windows_of_a_clip_vote_by_their_seconds_under_strict_and_stand_alone_under_xares():
