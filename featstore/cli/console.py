@@ -29,7 +29,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from featstore.cli.options import harmless, printable
+from featstore.cli.options import counted, harmless, printable
 from featstore.report import Grid, GridCell, GridRow, grid
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ class PlainProgress:
         self._clips, self._audio_seconds = 0, 0.0
         self._began = self._told = self._clock()
         reused = f", {shards_reused} reused" if shards_reused else ""
-        self._write(f"{printable(label)}: {self._shards_total} shards to encode{reused}\n")
+        self._write(f"{printable(label)}: {counted(self._shards_total, 'shard')} to encode{reused}\n")
 
     def advance(self, *, clips: int, audio_seconds: float) -> None:
         """Count clips, and tell about them when the last line is old enough."""

@@ -113,6 +113,8 @@ def score_tasks(
         for encoder in encoders or encoders_with(store, manifest) or [None]
     ]
     by_name = dict(zip(tasks, manifests, strict=True))
+    if results_dir is not None:
+        results_dir.mkdir(parents=True, exist_ok=True)  # or it is told now that it cannot be
 
     def here(pair: _Pair) -> ScoreRecord | _Failure:
         return _attempt(pair, lambda: score(store, by_name[pair.task], pair.encoder))
