@@ -19,6 +19,7 @@ from featstore.cli.options import (
     emit_json,
     encoder_settings,
     json_option,
+    lasting,
     parse_arguments,
     parse_layers,
     parse_names,
@@ -243,7 +244,7 @@ def _tell(record: ExtractRecord, *, timed: bool) -> None:
     what = f"{record.encoder}@{record.fingerprint}  {record.dataset}/{record.split}"
     say(
         f"{what}: {counted(record.clips, 'clip')}, {counted(record.windows, 'window')}, "
-        f"{record.audio_seconds / 60:,.1f} min; "
+        f"{lasting(record.audio_seconds)}; "
         f"{counted(record.shards_done, 'shard')} encoded, {record.shards_reused:,} reused"
     )
     if record.shards_done and timed:

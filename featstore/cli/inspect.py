@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -115,12 +114,9 @@ def _matching(store: Store, asked: Sequence[str | None]) -> list[FeatureSet]:
         raise UnknownFeatureSet(
             f"{store.url} holds nothing of {wanted}: `featstore inspect --store {store.url}` shows what is there"
         )
-    return sorted(chosen, key=lambda fs: (_natural(fs.encoder), fs.recipe.fingerprint))
+    from featstore.report.leaderboard import natural
 
-
-def _natural(name: str) -> tuple[tuple[str, int], ...]:
-    """What names are sorted by, so that layer10 comes after layer9."""
-    return tuple((text, int(number or 0)) for text, number in re.findall(r"(\D*)(\d*)", name))
+    return sorted(chosen, key=lambda fs: (natural(fs.encoder), fs.recipe.fingerprint))
 
 
 def _tell_table(summaries: Sequence[Summary], *, url: str) -> None:
@@ -241,7 +237,7 @@ def _tell_skipped(details: Details, *, limit: int | None) -> None:
     for reason, count in reasons.most_common(limit):
         clips = [f"{clip.shard}/{clip.key}" for clip in details.skipped if clip.reason == reason]
         named = ", ".join(map(printable, clips[: limit and 3]))
-        say(f"    {count:,}  {printable(reason)}: {named}" + (", ..." if limit and count > 3 else ""))
+        say(f"    {count:,}  {printable(reason).rstrip('.')}: {named}" + (", ..." if limit and count > 3 else ""))
     if limit is not None:
         _tell_more(len(reasons) - limit, "reasons")
 

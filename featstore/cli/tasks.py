@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 __all__ = ["tasks"]
 
+_MOST = 200
+
 
 @click.command()
 @click.argument("name", metavar="[TASK]", required=False, shell_complete=complete_tasks)
@@ -81,5 +83,8 @@ def _cached(store_url: str, tasks: Sequence[Manifest]) -> dict[str, list[str]]:
 def _flat(value: object, prefix: str = "") -> list[tuple[str, str]]:
     if isinstance(value, dict):
         return [row for key, inner in value.items() for row in _flat(inner, f"{prefix}.{key}" if prefix else str(key))]
-    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-    return [(prefix, text if len(text) <= 200 else f"{text[:200]}... ({text.count(',') + 1} in all)")]
+    if isinstance(value, list):
+        text, how_many = ", ".join(map(str, value)), f" ({len(value):,} in all)"
+    else:
+        text, how_many = str(value), ""
+    return [(prefix, text if len(text) <= _MOST else f"{text[:_MOST]}...{how_many}")]
