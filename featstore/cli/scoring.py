@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from featstore.children import inheriting
 from featstore.cli.options import emit_json, say
-from featstore.errors import FeatstoreError
+from featstore.errors import FeatstoreError, UsageError
 from featstore.machine import cores
 
 if TYPE_CHECKING:
@@ -99,8 +99,9 @@ def score_tasks(
     from featstore.report import write_score
     from featstore.store import open_store
 
-    manifests = [find_task(task) for task in tasks]
+    by_task = _distinct_tasks({task: find_task(task) for task in tasks})
     store = open_store(store_url)
+    asked = _distinct_encoders(store, encoders)
     pairs = [
         _Pair(
             task=task,
@@ -109,15 +110,14 @@ def score_tasks(
             store_url=store_url,
             work=_work(store, manifest) if jobs > 1 else 0,
         )
-        for task, manifest in zip(tasks, manifests, strict=True)
-        for encoder in encoders or encoders_with(store, manifest) or [None]
+        for task, manifest in by_task.items()
+        for encoder in asked or encoders_with(store, manifest) or [None]
     ]
-    by_name = dict(zip(tasks, manifests, strict=True))
     if results_dir is not None:
         results_dir.mkdir(parents=True, exist_ok=True)  # or it is told now that it cannot be
 
     def here(pair: _Pair) -> ScoreRecord | _Failure:
-        return _attempt(pair, lambda: score(store, by_name[pair.task], pair.encoder))
+        return _attempt(pair, lambda: score(store, by_task[pair.task], pair.encoder))
 
     found: dict[int, ScoreRecord | _Failure] = {}
     with (
@@ -135,6 +135,37 @@ def score_tasks(
         failures=tuple(each for each in outcomes_in_order if isinstance(each, _Failure)),
         written=results_dir is not None,
     )
+
+
+def _distinct_tasks(by_task: Mapping[str, Manifest]) -> dict[str, Manifest]:
+    """Tasks as they were asked for, each once; a score is known by the name of its task, so two of one name cannot be.
+
+    Raises
+    ------
+    UsageError
+        Two different tasks have one name.
+    """
+    found: dict[str, Manifest] = {}
+    by_name: dict[str, str] = {}
+    for task, manifest in by_task.items():
+        other = by_name.setdefault(manifest.name, task)
+        if other == task:
+            found[task] = manifest
+        elif by_task[other].sha256 != manifest.sha256:
+            raise UsageError(f"{other} and {task} are different tasks, and both are called {manifest.name}: rename one")
+    return found
+
+
+def _distinct_encoders(store: Store, encoders: Sequence[str]) -> list[str]:
+    """Encoders as they were asked for, each once, by whatever names: `logmel` may be `logmel@3f9c2a71`."""
+    found: dict[str, str] = {}
+    for name in encoders:
+        try:
+            place = store.resolve_encoder(name).group_name
+        except FeatstoreError:  # told when it is scored
+            place = name
+        found.setdefault(place, name)
+    return list(found.values())
 
 
 def encoders_with(store: Store, manifest: Manifest) -> list[str | None]:

@@ -65,6 +65,20 @@ def test_scores_that_are_not_written_are_printed_whatever_else_fails(run: Run, f
     assert done.err.splitlines()[-1] == "featstore: 1 of 2 scores failed; the other 1 are done"
 
 
+@pytest.mark.usefixtures("store")
+def test_what_is_asked_for_twice_is_scored_once_and_two_tasks_of_one_name_are_an_error(run: Run, folder: Path) -> None:
+    [name] = [path.name for path in Path("s").iterdir() if path.name.startswith("mfcc@")]
+    twice = run(
+        "retrieve", "tiny.toml", "./tiny.toml", "--store", "s", "--encoder", "mfcc", "--encoder", name, "--json"
+    )
+    assert [each["encoder"] for each in json.loads(twice.out)] == ["mfcc"]
+    (folder / "other").mkdir()
+    task_toml(folder / "other", probe={"epochs": 3})
+    told = run("retrieve", "tiny.toml", "other/tiny.toml", "--store", "s")
+    assert (told.code, told.out) == (2, "")
+    assert "tiny.toml and other/tiny.toml are different tasks, and both are called tiny: rename one" in told.err
+
+
 def has_begun(group: int) -> bool:
     """Whether there is a process beside the first and what tracks the resources of both."""
     return len(members_of(group)) > 2
