@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -114,7 +115,11 @@ def pack(
             say(f"left out {skipped.key}: {skipped.reason}")
         for name, n_clips in record.clips.items():
             say(f"{name}: {counted(n_clips, 'clip')} in {counted(record.shards[name], 'shard')}")
-        say(f"{toml} is the task: see to its title, kind and metric, then `featstore extract {toml}`")
+        task, data = quote(str(toml)), quote(str(out.parent))
+        say(
+            f"{toml} is the task: see to its title, kind and metric, then "
+            f"`featstore extract {task} --encoder logmel --data {data} --store embeddings.zarr`"
+        )
     if record.skipped and fail_on_skip:
         raise click.exceptions.Exit(1)
 

@@ -147,8 +147,9 @@ def sets_of_one_encoder(
         and split in (None, fs.split)
     ]
     if not found:
+        wanted = "/".join(name or "*" for name in (encoder, dataset, split))
         raise UnknownFeatureSet(
-            f"{store.url} holds nothing that matches: `featstore inspect --store {store.url}` shows what is there"
+            f"{store.url} holds nothing of {wanted}: `featstore inspect --store {store.url}` shows what is there"
         )
     recipes = list(dict.fromkeys(fs.recipe.group_name for fs in found))
     if len(recipes) > 1:
