@@ -110,7 +110,7 @@ def _read(path: Path) -> _Written:
     try:
         envelope = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constant)
         return _parsed(envelope, path.name)
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         told = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
         raise ResultsError(f"{path} is not a score ({told}): delete it, and score again") from error
 
