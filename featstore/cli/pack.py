@@ -16,7 +16,7 @@ from featstore.cli.options import counted, emit_json, json_option, say
 from featstore.errors import DataError, UsageError
 
 if TYPE_CHECKING:
-    from featstore.extract.packing import Clip
+    from featstore.extract.packing import Clip, PackRecord
 
 __all__ = ["pack"]
 
@@ -84,44 +84,50 @@ def pack(
     table_path = csv_path or jsonl_path
     if table_path is None and (key_field or split_field):
         raise UsageError("--key and --split-column are columns of a table: give --csv or --jsonl")
-    if not out.name:
-        raise UsageError(
-            f"OUT is a folder whose name will be that of the dataset: got '{out}'; try data/{audio_dir.name}"
-        )
-    toml = out.with_name(f"{out.name}.toml") if manifest_path is None else manifest_path
-    if toml.exists():
-        raise UsageError(f"{toml} is there already: nothing is overwritten, name another with --manifest")
+    toml = _manifest_path(out, asked=manifest_path)
     if table_path is None:
-        clips = plan_folder(audio_dir, split=split)
+        clips, label_field = plan_folder(audio_dir, split=split), "label"
     else:
         table = Table(path=table_path, path_field=path_field, key_field=key_field, split_field=split_field)
         clips = plan_table(audio_dir, table, split=split)
-    field = "label" if table_path is None else label_field
-    text = _manifest(clips, dataset=out.name, label_field=field)
+    text = _manifest(clips, dataset=out.name, label_field=label_field)
     with counting("clips packed") as tick:
         record = pack_clips(clips, out, clips_per_shard=shard_size, on_clip=tick)
     if not any(record.clips.values()):
-        first = record.skipped[0]
-        raise DataError(
-            f"none of {counted(len(record.skipped), 'file')} can be packed; the first, {first.key}: {first.reason}"
-        )
+        n_files, first = counted(len(record.skipped), "file"), record.skipped[0]
+        raise DataError(f"none of {n_files} can be packed; the first, {first.key}: {first.reason}")
     toml.parent.mkdir(parents=True, exist_ok=True)
     toml.write_text(text, encoding="utf-8")
     load_manifest(toml)
     if as_json:
         emit_json([record])
     else:
-        for skipped in record.skipped:
-            say(f"left out {skipped.key}: {skipped.reason}")
-        for name, n_clips in record.clips.items():
-            say(f"{name}: {counted(n_clips, 'clip')} in {counted(record.shards[name], 'shard')}")
-        task, data = quote(str(toml)), quote(str(out.parent))
-        say(
-            f"{toml} is the task: see to its title, kind and metric, then "
-            f"`featstore extract {task} --encoder logmel --data {data} --store embeddings.zarr`"
-        )
+        _tell(record, out=out, toml=toml)
     if record.skipped and fail_on_skip:
         raise click.exceptions.Exit(1)
+
+
+def _manifest_path(out: Path, *, asked: Path | None) -> Path:
+    """Where the manifest goes. Raises UsageError where one is, or where OUT cannot be a dataset's folder."""
+    if not out.name:
+        raise UsageError(f"OUT is a folder whose name will be that of the dataset: got '{out}'; try data/NAME")
+    toml = out.with_name(f"{out.name}.toml") if asked is None else asked
+    if toml.exists():
+        raise UsageError(f"{toml} is there already: nothing is overwritten, name another with --manifest")
+    return toml
+
+
+def _tell(record: PackRecord, *, out: Path, toml: Path) -> None:
+    """Print what was packed and left out, and what to do next."""
+    for skipped in record.skipped:
+        say(f"left out {skipped.key}: {skipped.reason}")
+    for name, n_clips in record.clips.items():
+        say(f"{name}: {counted(n_clips, 'clip')} in {counted(record.shards[name], 'shard')}")
+    task, data = quote(str(toml)), quote(str(out.parent))
+    say(
+        f"{toml} is the task: see to its title, kind and metric, then "
+        f"`featstore extract {task} --encoder logmel --data {data} --store embeddings.zarr`"
+    )
 
 
 def _manifest(clips: Sequence[Clip], *, dataset: str, label_field: str) -> str:

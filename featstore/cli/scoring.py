@@ -101,18 +101,7 @@ def score_tasks(
 
     by_task = _distinct_tasks({task: find_task(task) for task in tasks})
     store = open_store(store_url)
-    asked = _distinct_encoders(store, encoders)
-    pairs = [
-        _Pair(
-            task=task,
-            name=manifest.name,
-            encoder=encoder,
-            store_url=store_url,
-            work=_work(store, manifest) if jobs > 1 else 0,
-        )
-        for task, manifest in by_task.items()
-        for encoder in asked or encoders_with(store, manifest) or [None]
-    ]
+    pairs = _pairs(store, by_task, encoders, store_url=store_url, jobs=jobs)
     if results_dir is not None:
         results_dir.mkdir(parents=True, exist_ok=True)  # or it is told now that it cannot be
 
@@ -135,6 +124,24 @@ def score_tasks(
         failures=tuple(each for each in outcomes_in_order if isinstance(each, _Failure)),
         written=results_dir is not None,
     )
+
+
+def _pairs(
+    store: Store, by_task: Mapping[str, Manifest], encoders: Sequence[str], *, store_url: str, jobs: int
+) -> list[_Pair]:
+    """Every task with every encoder that was asked for, or that has it; with none, so that scoring says why."""
+    asked = _distinct_encoders(store, encoders)
+    return [
+        _Pair(
+            task=task,
+            name=manifest.name,
+            encoder=encoder,
+            store_url=store_url,
+            work=_work(store, manifest) if jobs > 1 else 0,
+        )
+        for task, manifest in by_task.items()
+        for encoder in asked or encoders_with(store, manifest) or [None]
+    ]
 
 
 def _distinct_tasks(by_task: Mapping[str, Manifest]) -> dict[str, Manifest]:

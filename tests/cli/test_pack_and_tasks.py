@@ -177,7 +177,7 @@ def test_what_cannot_be_packed_is_one_line(run: Run, arguments: tuple[str, ...],
 def test_a_folder_without_a_name_of_its_own_is_no_dataset(run: Run) -> None:
     done = run("pack", ".", "--audio", "sounds")
     assert done.code == 2
-    assert "name will be that of the dataset: got '.'; try data/sounds" in done.err
+    assert "name will be that of the dataset: got '.'; try data/NAME" in done.err
 
 
 @pytest.mark.usefixtures("audio")
