@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -317,8 +318,13 @@ def say_json(value: Any) -> None:
 
 
 def say_json_text(text: str) -> None:
-    """Print JSON as JSON that says the same, and in which a terminal finds nothing to obey either."""
-    click.echo(text.translate({ord(each): json.dumps(each)[1:-1] for each in _commands_in(text, keep="\n")}))
+    """Print JSON as JSON that says the same, in letters that stdout has; a terminal finds nothing to obey either."""
+    told = text.translate({ord(each): json.dumps(each)[1:-1] for each in _commands_in(text, keep="\n")})
+    try:
+        told.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        told = told.translate({ord(each): json.dumps(each)[1:-1] for each in set(told) if not each.isascii()})
+    click.echo(told)
 
 
 def harmless(text: str, *, keep: str = "") -> str:

@@ -215,3 +215,11 @@ def test_an_interrupt_is_one_line_and_exit_code_130(run: Run, monkeypatch: pytes
     outcome = run(*EXTRACT)
     assert outcome.code == 130
     assert [line for line in outcome.err.splitlines() if line][-1].startswith("featstore: interrupted")
+
+
+def test_too_little_memory_is_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def greedy(*_: object) -> None:
+        raise MemoryError("unable to allocate 30 GiB")
+
+    monkeypatch.setattr("featstore.store.open_store", greedy)
+    told(run("inspect", "--store", "s"), 1, "there is not enough memory: unable to allocate 30 GiB")
