@@ -103,6 +103,13 @@ def pack(
         emit_json([record])
     else:
         _tell(record, out=out, toml=toml)
+    without = [clip.key for clip in clips if _at(clip.meta, label_field) is None]
+    if without:
+        some = f"{len(without):,} of {counted(len(clips), 'clip')}"
+        say(
+            f"featstore: {some} have no label at {label_field!r}, {without[0]} among them: scoring takes one of each",
+            err=True,
+        )
     if record.skipped and fail_on_skip:
         raise click.exceptions.Exit(1)
 

@@ -213,6 +213,10 @@ def test_odd_and_long_names_and_labels_inside_objects_come_through(run: Run) -> 
     assert done.code == 0, done.err
     assert contents("one") == {"long" * 40: {name: value for name, value in row.items() if name != "path"}}
     Path("t.csv").write_text("path,who.age\nlow/deeper/take.0.flac,7\n")
+    assert done.err == ""
+    Path("t.jsonl").write_text("\n".join(json.dumps(each) for each in (row, {**row, "key": "x", "who": None})))
+    some = run("pack", "some", "--audio", "sounds", "--jsonl", "t.jsonl", "--key", "key", "--label", "who.age")
+    assert "1 of 2 clips have no label at 'who.age', x among them" in some.err
     dotted = run("pack", "two", "--audio", "sounds", "--csv", "t.csv", "--label", "who.age")
     assert "'who.age' cannot be the column of labels: a dot reaches into an object" in dotted.err
 
