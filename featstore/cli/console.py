@@ -5,6 +5,7 @@ On a terminal a run is a live bar; in a log it is a plain line every ten seconds
 
 from __future__ import annotations
 
+import re
 import sys
 import threading
 import time
@@ -383,11 +384,14 @@ def _entry(cell: GridCell) -> Text:
     return Text(f"≈ {cell.text}") if cell.inside_noise else Text(cell.text)
 
 
+_NUMBER = re.compile(r"[0-9][0-9.,]*(?=[\s%]|$)")
+
+
 def plain_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, title: str | None = None) -> Table:
-    """Lay out rows of text. A column whose every entry begins with a digit is set flush right."""
+    """Lay out rows of text. A column whose every entry begins with a number (a hash is none) is set flush right."""
     table = _table(title)
     for index, heading in enumerate(header):
-        numeric = bool(rows) and all(row[index][:1].isdigit() for row in rows)
+        numeric = bool(rows) and all(_NUMBER.match(row[index]) for row in rows)
         table.add_column(_text(heading), justify="right" if numeric else "left")
     for row in rows:
         table.add_row(*map(_text, row))
