@@ -49,6 +49,7 @@ $(VENV)/.installed: $(BIN)/python pyproject.toml constraints.txt
 
 $(VENV)/.test: $(VENV)/.installed
 	$(PIP) --constraint constraints.txt --editable '.[test]'
+	$(PIP) --constraint constraints.txt --no-deps dasheng # its torchaudio fails beside a torch without CUDA, and transformers with it
 	touch $@
 
 $(VENV)/.lint: $(VENV)/.test # mypy looks into the libraries of every extra

@@ -5,15 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
 Track = Literal["A", "B"]
 Protocol = Literal["strict", "xares"]
+NamedBy = Literal["class", "place"]
 
 __all__ = [
     "ExtractRecord",
+    "NamedBy",
     "Protocol",
     "Recipe",
     "ScoreRecord",
@@ -58,7 +60,8 @@ class Recipe:
     Attributes
     ----------
     encoder : str
-        Short name: ``"logmel"``, or the class name of an encoder that a user wrote.
+        Short name: ``"logmel"``, the class name of an encoder that a user wrote, or the last part of the path or hub
+        name that a model was found at.
     encoder_identity : mapping
         What the encoder is: ``class``, ``source_sha256``, ``state_sha256``, ``arguments``, and ``layer`` where it is a
         hidden state. No path is part of it.
@@ -82,6 +85,9 @@ class Recipe:
         How frames become an utterance vector: ``"mean"``, ``"max"`` or ``"std"``.
     max_window_seconds : float or None
         Longer clips are cut into windows of at most this.
+    named_by : str
+        ``"class"``: the name says what the encoder is, and is part of the fingerprint. ``"place"``: it says where the
+        encoder was found, and is not.
     """
 
     encoder: str
@@ -96,24 +102,39 @@ class Recipe:
     format_version: int
     pool: str = "mean"
     max_window_seconds: float | None = None
+    named_by: NamedBy = "class"
 
     def as_json(self) -> dict[str, Any]:
         """The recipe as plain JSON, the form that is hashed and stored; what came later is left out at its default."""
         raw = asdict(self)
-        for name, default in (("pool", "mean"), ("max_window_seconds", None)):
+        for name, default in (("pool", "mean"), ("max_window_seconds", None), ("named_by", "class")):
             if raw[name] == default:
                 del raw[name]
         return raw
 
     @cached_property
     def fingerprint(self) -> str:
-        """First eight hexadecimal digits of the SHA-256 of the recipe's canonical JSON."""
-        return sha256_of(self.as_json())[:8]
+        """First eight hexadecimal digits of the SHA-256 of the recipe's canonical JSON, a place's name left out."""
+        decisive = self.as_json()
+        if self.named_by == "place":
+            del decisive["encoder"]
+        return sha256_of(decisive)[:8]
 
     @property
     def group_name(self) -> str:
         """Name of the recipe's group in a store: ``logmel@3f9c2a71``."""
         return f"{self.encoder}@{self.fingerprint}"
+
+    def named_as(self, group_name: str) -> Recipe | None:
+        """Return this recipe under the name that a group of a store has; None where that group is of another recipe.
+
+        Before there was `named_by`, the name of a place was part of the fingerprint: a group of that time is known too.
+        """
+        if self.named_by == "class":
+            return self if self.group_name == group_name else None
+        name = group_name.rpartition("@")[0]
+        both = (replace(self, encoder=name), replace(self, encoder=name, named_by="class"))
+        return next((recipe for recipe in both if recipe.group_name == group_name), None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,6 +156,7 @@ class ExtractRecord:
     the share of ``batch_seconds`` that a batch held in the mean; None where nothing was encoded. ``seconds`` are of the
     pass that made it, and with it the other layers and pools of the same encoder and split: those of all ``workers``
     added up, the total apart. ``deaths`` tells of workers that died on the way, and whose shards others encoded.
+    ``asked_as`` is what the encoder was asked for by, where the store has it under another name; else it is empty.
     """
 
     task: str
@@ -157,6 +179,7 @@ class ExtractRecord:
     settings: Mapping[str, Any]
     workers: int = 1
     deaths: tuple[str, ...] = ()
+    asked_as: str = ""
 
     def as_json(self) -> dict[str, Any]:
         """The record as plain JSON."""

@@ -42,6 +42,8 @@ class TrippingEncoder(torch.nn.Module):
     def forward(self, audio):
         print("an encoder that prints", flush=True)
         self.passes += 1
+        while self.passes > 1 and (FAULTS / "skewed").exists():  # whoever is to have other weights has not loaded them
+            time.sleep(0.02)
         if self.passes > 4:  # past the pass over noise, and into a second shard
             if once("killed-once") or (FAULTS / "killed-always").exists():
                 os.kill(os.getpid(), signal.SIGKILL)

@@ -11,7 +11,6 @@ if TYPE_CHECKING:
 __all__ = ["advice"]
 
 _LONG_SECONDS = 20.0
-_THIN_BATCHES = 0.5
 
 
 def advice(record: ExtractRecord) -> Iterator[str]:
@@ -25,11 +24,6 @@ def advice(record: ExtractRecord) -> Iterator[str]:
         )
     if idle := _idle_gpus(record):
         yield f"{idle} more GPU{'s' * (idle > 1)} of this machine had nothing to do: --device all takes every one"
-    if _gains_from_larger_shards(record):
-        yield (
-            "a batch holds windows of one shard and of one padded length, and these shards have too few to fill it: "
-            "shards of more clips are encoded faster"
-        )
 
 
 def _gains_from_bfloat16(record: ExtractRecord) -> bool:
@@ -42,13 +36,6 @@ def _gains_from_bfloat16(record: ExtractRecord) -> bool:
 
     multiplies = record.encoder not in BUILT_IN  # these are Fourier transforms
     return multiplies and cpu_multiplies_bfloat16()
-
-
-def _gains_from_larger_shards(record: ExtractRecord) -> bool:
-    """Whether a GPU was given batches much smaller than it is good at."""
-    fill = record.settings["batch_fill"]
-    is_gpu = record.settings["device"] != "cpu"
-    return is_gpu and record.bottleneck == "encode" and fill is not None and fill < _THIN_BATCHES
 
 
 def _idle_gpus(record: ExtractRecord) -> int:

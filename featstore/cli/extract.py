@@ -44,8 +44,8 @@ __all__ = ["extract"]
     metavar="SPEC",
     required=True,
     shell_complete=complete_encoders,
-    help="logmel, mfcc, hf:NAME_OR_PATH[#layer=K] (a transformers audio model), dasheng:base|0.6b|1.2b|PATH, "
-    "./file.py[:Class] or package.module:Class.",
+    help="logmel, mfcc, hf:NAME_OR_PATH (a transformers audio model) or dasheng:base|0.6b|1.2b|PATH, both with "
+    "#layer=K for a hidden state, ./file.py[:Class] or package.module:Class.",
 )
 @encoder_settings(
     device_help="auto, cpu, cuda or cuda:N; all (every GPU) or a list such as cuda:0,cuda:2: a process for each."
@@ -222,6 +222,9 @@ def _other_prints_on_stderr() -> redirect_stdout[TextIO]:
 def _tell_all(done: Sequence[ExtractRecord]) -> None:
     for record, following in zip_longest(done, done[1:]):
         _tell(record, timed=following is None or following.split != record.split)
+    held = dict.fromkeys(f"{record.encoder}@{record.fingerprint}" for record in done if record.asked_as)
+    if held:
+        say(f"  the store has this encoder as {', '.join(held)}")
 
 
 def _where(record: ExtractRecord) -> str:

@@ -28,8 +28,8 @@ def load_encoder(
     Parameters
     ----------
     spec : str
-        ``logmel``, ``mfcc``, ``hf:NAME_OR_PATH[#layer=K]``, ``dasheng:base|0.6b|1.2b|PATH``, ``./file.py[:Class]`` or
-        ``package.module:Class``.
+        ``logmel``, ``mfcc``, ``hf:NAME_OR_PATH[#layer=K]``, ``dasheng:base|0.6b|1.2b|PATH[#layer=K]``,
+        ``./file.py[:Class]`` or ``package.module:Class``.
     arguments : mapping, optional
         Keyword arguments of the class.
     layers : sequence of int or None, optional

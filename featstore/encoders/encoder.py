@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from featstore.encoders.contract import ContractFacts, EncoderOutput, check_output, contract_facts
 from featstore.encoders.outputs import Output
 from featstore.errors import EncoderContractError, EncoderError
-from featstore.records import Recipe
+from featstore.records import NamedBy, Recipe
 
 __all__ = ["Encoder", "told_failure"]
 
@@ -28,6 +28,7 @@ class Encoder:
     spec: str
     identity: Mapping[str, Any]
     outputs: tuple[Output, ...] = (Output(),)
+    named_by: NamedBy = "class"
     facts: ContractFacts = field(init=False)
 
     def __post_init__(self) -> None:
@@ -62,6 +63,7 @@ class Encoder:
             format_version=format_version,
             pool=output.pool,
             max_window_seconds=self._cut_by_request(max_window_seconds),
+            named_by=self.named_by,
         )
 
     def spec_of(self, output: Output) -> str:

@@ -8,13 +8,16 @@ from typing import Any
 
 from torch import nn
 
+from featstore.records import NamedBy
+
 __all__ = ["LoadedModel"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedModel:
-    """A module that keeps the contract, the name of its feature sets, and what it is."""
+    """A module that keeps the contract, the name of its feature sets, what that was taken from, and what it is."""
 
     module: nn.Module
     name: str
+    named_by: NamedBy
     identity: Mapping[str, Any]

@@ -41,11 +41,20 @@ def load(
     base, layer = _split_layer(spec)
     outputs = _outputs((layer,) if layer is not None else layers, pools, said_twice=layer is not None and bool(layers))
     if base.partition(":")[0] in ("hf", "dasheng"):
-        found = _of_a_library(base, arguments, trust_remote_code=trust_remote_code)
-        return Encoder(module=found.module, name=found.name, spec=base, identity=found.identity, outputs=outputs)
+        return _encoder(_of_a_library(base, arguments, trust_remote_code=trust_remote_code), base, outputs)
     with _importable(_folder_of(base)):
-        found = _of_a_class(base, arguments)
-        return Encoder(module=found.module, name=found.name, spec=base, identity=found.identity, outputs=outputs)
+        return _encoder(_of_a_class(base, arguments), base, outputs)
+
+
+def _encoder(found: LoadedModel, spec: str, outputs: tuple[Output, ...]) -> Encoder:
+    return Encoder(
+        module=found.module,
+        name=found.name,
+        named_by=found.named_by,
+        spec=spec,
+        identity=found.identity,
+        outputs=outputs,
+    )
 
 
 def _split_layer(spec: str) -> tuple[str, int | None]:
@@ -93,7 +102,8 @@ def _of_a_class(spec: str, arguments: Mapping[str, Any]) -> LoadedModel:
         kind = _class_in_file(spec) if _is_file_spec(spec) else _class_by_import(spec)
         name = kind.__name__
     module = _build(kind, arguments)
-    return LoadedModel(module=module, name=name, identity=encoder_identity(module, arguments=arguments))
+    identity = encoder_identity(module, arguments=arguments)
+    return LoadedModel(module=module, name=name, named_by="class", identity=identity)
 
 
 def _check_arguments(arguments: Mapping[str, Any]) -> None:

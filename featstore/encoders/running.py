@@ -20,6 +20,7 @@ from torch import Tensor
 from featstore.encoders.contract import EncoderOutput
 from featstore.encoders.encoder import Encoder, told_failure
 from featstore.encoders.made import Encoded, Layer, Made, joined
+from featstore.encoders.memory import is_out_of_memory
 from featstore.encoders.outputs import Output, pooled
 from featstore.encoders.transfer import to_host
 from featstore.errors import EncoderContractError, EncoderError
@@ -137,6 +138,7 @@ class EncoderRun:
             if launched is not None:
                 return launched
             torch.cuda.synchronize(self._device)  # the batch before this one leaves; then this one is alone
+            torch.cuda.empty_cache()  # what PyTorch keeps for later is of no use to cuBLAS and the like
         began = time.perf_counter()
         encoded = self(audio, n_samples)
         self._busy_seconds += time.perf_counter() - began
@@ -148,7 +150,9 @@ class EncoderRun:
         """None where it does not. By then the exception is gone, and with it all that its traceback held there."""
         try:
             return self._launch(audio, n_samples)
-        except torch.OutOfMemoryError:
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):  # of the device, which the batch before this one may have left so
+                raise EncoderError(told_failure(self._encoder.name, audio.shape, error)) from error
             return None
 
     def __call__(self, audio: NDArray[np.float32], n_samples: NDArray[np.int64]) -> tuple[Encoded, ...]:
@@ -173,11 +177,13 @@ class EncoderRun:
             return self._in_halves(audio, n_samples, encode=self._later)()
         try:
             return self._encode(audio, n_samples)
-        except torch.OutOfMemoryError as error:
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise EncoderError(told_failure(self._encoder.name, audio.shape, error)) from error
             if len(audio) == 1:
                 raise EncoderError(
                     f"{self._encoder.name} runs out of memory on {self._device} with one window of {audio.shape[1]:,} "
-                    "samples: cut long clips with --max-window-seconds, or use a lower --precision"
+                    f"samples: cut long clips with --max-window-seconds, or use a lower --precision{_in_words(error)}"
                 ) from error
         self._most_samples = audio.size // 2
         if self._device.type == "cuda":
@@ -233,10 +239,14 @@ class EncoderRun:
             try:
                 all_finite, *arrays = copy.arrays()
             except RuntimeError as error:  # what goes wrong on the device is told when it is waited for
-                raise EncoderError(told_failure(self._encoder.name, audio.shape, error)) from error
-            self._busy_seconds += began.elapsed_time(ended) / 1e3
-            if not all_finite.all():
-                return self(audio, n_samples)  # once more, step by step: it finds the culprit
+                if not is_out_of_memory(error):
+                    raise EncoderError(told_failure(self._encoder.name, audio.shape, error)) from error
+                is_of_use = False
+            else:
+                self._busy_seconds += began.elapsed_time(ended) / 1e3
+                is_of_use = bool(all_finite.all())
+            if not is_of_use:
+                return self(audio, n_samples)  # once more, step by step: it finds the culprit, or what fits
             return tuple(receipt.encoded(arrays) for receipt in receipts)
 
         return result
@@ -266,9 +276,11 @@ class EncoderRun:
     def _forward(self, waves: Tensor, lengths: Tensor | None) -> tuple[EncoderOutput, ...]:
         try:
             return self._encoder.forward(waves, lengths)
-        except (torch.OutOfMemoryError, EncoderContractError):
+        except EncoderContractError:
             raise
         except Exception as error:
+            if is_out_of_memory(error):
+                raise
             raise EncoderError(told_failure(self._encoder.name, waves.shape, error)) from error
 
     def _layer(self, layer: int | None, output: EncoderOutput, n_samples: NDArray[np.int64]) -> Layer:
@@ -343,6 +355,12 @@ def real_frames(seconds: NDArray[np.float64], *, hop_seconds: float, available: 
     """
     counts = np.rint(np.asarray(seconds, np.float64) / hop_seconds).astype(np.int64)
     return np.clip(counts, 1, available)
+
+
+def _in_words(error: BaseException) -> str:
+    """What a library said, in brackets; PyTorch's own figures of a device say no more than that it is full."""
+    text = " ".join(str(error).split())
+    return "" if isinstance(error, torch.OutOfMemoryError) or not text else f" ({text[:200]})"
 
 
 def _nothing() -> None:

@@ -2,26 +2,38 @@
 
 The encoder runs in the calling thread. Threads of `stream` read and decode ahead of it, and one thread behind it
 writes, so that the device waits for neither. A batch is begun before the result of the one before is asked for, where
-the encoder says so, across the ends of shards too: batches are settled, and shards committed, in the order they began.
+the encoder says so, across the ends of shards too. Batches are settled in the order they began, and a shard is
+committed once the last that holds a window of it is settled.
 """
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass, field
 from functools import partial
 
 from featstore.errors import ShardError
 from featstore.extract.background import BackgroundWriter
+from featstore.extract.batch_work import BatchEncoder, BatchWork
 from featstore.extract.batches import Batcher
 from featstore.extract.outcome import EncodeResult, EncodeSettings, Outcome, StageTimes, StoredShard
 from featstore.extract.progress import Progress
-from featstore.extract.shard_work import BatchEncoder, PartTarget, ShardWork
+from featstore.extract.shard_work import PartTarget, ShardWork
 from featstore.extract.shards import AnyShard
-from featstore.extract.stream import ClipRead, ClipStream, ShardBegins, ShardBreaks, ShardEnds, ShardFeed
-from featstore.extract.under_way import UnderWay
+from featstore.extract.stream import (
+    ClipRead,
+    ClipStream,
+    Event,
+    ShardAwaited,
+    ShardBegins,
+    ShardBreaks,
+    ShardEnds,
+    ShardFeed,
+)
 from featstore.extract.windows import Window
 
 __all__ = ["encode_shards"]
@@ -34,15 +46,16 @@ def encode_shards(
     encoder: BatchEncoder,
     encoder_name: str,
     plan: Callable[[int], tuple[Window, ...]],
-    new_batcher: Callable[[], Batcher],
+    batcher: Batcher,
     settings: EncodeSettings,
     progress: Progress,
+    gathered: Callable[[AnyShard], None] | None = None,
     settled: Callable[[AnyShard, Future[Outcome]], None] | None = None,
 ) -> EncodeResult:
     """Encode `shards` and commit, for each that can be read to its end, a part to each of its targets.
 
-    `settled` is told of each shard when its commit is on its way, or when it breaks: the future holds its commits by
-    output, or why there are none.
+    `gathered` is told of each shard when its last clip was taken, or when it breaks. `settled` is told of each when its
+    commit is on its way, or when it breaks: the future holds its commits by output, or why there are none.
 
     Raises
     ------
@@ -60,6 +73,10 @@ def encode_shards(
         if settled is not None:
             settled(shard, outcome)
 
+    def commit(work: ShardWork, sha256: Future[str]) -> None:
+        settle(work.shard, work.commit(sha256))
+        progress.shard_done()
+
     stream = ClipStream(
         shards,
         sample_rate_hz=settings.sample_rate_hz,
@@ -68,35 +85,31 @@ def encode_shards(
     )
     busy_before = encoder.busy_seconds
     with BackgroundWriter(times) as background, stream:
-        under_way = UnderWay(at_most=encoder.batches_ahead)
-        work: ShardWork | None = None
+        run = _Run(
+            batches=BatchWork(
+                encoder=encoder,
+                encoder_name=encoder_name,
+                batcher=batcher,
+                commit=commit,
+                settings=settings,
+                times=times,
+            ),
+            open_shard=partial(
+                ShardWork,
+                background=background,
+                plan=plan,
+                sample_rate_hz=settings.sample_rate_hz,
+                versions=settings.versions,
+                times=times,
+            ),
+            targets=targets,
+            progress=progress,
+            gathered=gathered or _tell_nobody,
+            settle=settle,
+        )
         for event in _timed(stream, times):
-            if isinstance(event, ShardBegins):
-                work = ShardWork(
-                    begins=event,
-                    background=background,
-                    targets=targets(event.shard),
-                    encoder=encoder,
-                    encoder_name=encoder_name,
-                    under_way=under_way,
-                    plan=plan,
-                    batcher=new_batcher(),
-                    settings=settings,
-                    times=times,
-                )
-            elif isinstance(event, ClipRead) and work is not None:
-                seconds = work.take(event)
-                progress.advance(clips=1, audio_seconds=seconds)
-            elif isinstance(event, ShardEnds) and work is not None:
-                work.encode_rest()
-                under_way.then(partial(_commit, settle, work, event, progress))
-                work = None
-            elif isinstance(event, ShardBreaks):
-                if work is not None:
-                    under_way.then(work.give_up)
-                    work = None
-                under_way.then(partial(settle, event.shard, _known(ShardError(str(event.error)))))
-        under_way.settle(at_most=0)
+            run.heed(event)
+        run.batches.settle_all()
         times.read, times.decode = stream.read_seconds, stream.decode_seconds
     times.busy = encoder.busy_seconds - busy_before
     times.total = time.perf_counter() - began
@@ -107,6 +120,50 @@ def encode_shards(
         times=times,
         settings=settings,
     )
+
+
+@dataclass(slots=True, kw_only=True)
+class _Run:
+    """What each event of the stream leads to. At most one shard is read at a time."""
+
+    batches: BatchWork
+    open_shard: Callable[..., ShardWork]
+    targets: Callable[[AnyShard], Sequence[PartTarget]]
+    progress: Progress
+    gathered: Callable[[AnyShard], None]
+    settle: Callable[[AnyShard, Future[Outcome]], None]
+    _read: ShardWork | None = None
+    _numbers: Iterator[int] = field(default_factory=itertools.count)
+
+    def heed(self, event: Event) -> None:
+        if isinstance(event, ShardBegins):
+            self._read = self.open_shard(number=next(self._numbers), begins=event, targets=self.targets(event.shard))
+            self.batches.open(self._read)
+        elif isinstance(event, ClipRead) and self._read is not None:
+            self._take(event, self._read)
+        elif isinstance(event, ShardEnds) and self._read is not None:
+            self.batches.end_shard(self._read)
+            self.gathered(event.shard)
+            self.batches.close(self._read, event)
+            self._read = None
+        elif isinstance(event, ShardBreaks):
+            if self._read is not None:
+                self.batches.give_up(self._read)
+                self._read = None
+            self.gathered(event.shard)
+            self.batches.then(partial(self.settle, event.shard, _known(ShardError(str(event.error)))))
+        elif isinstance(event, ShardAwaited):
+            self.batches.settle_all()
+
+    def _take(self, event: ClipRead, work: ShardWork) -> None:
+        clip = work.take(event)
+        for window in work.windows(clip) if clip is not None else ():
+            self.batches.add(window)
+        self.progress.advance(clips=1, audio_seconds=0.0 if clip is None else work.seconds_of(clip))
+
+
+def _tell_nobody(shard: AnyShard) -> None:
+    """Nobody waits to be told."""
 
 
 class _Outcomes:
@@ -143,15 +200,7 @@ def _known(outcome: ShardError) -> Future[Outcome]:
     return future
 
 
-_Settle = Callable[[AnyShard, "Future[Outcome]"], None]
-
-
-def _commit(settle: _Settle, work: ShardWork, ended: ShardEnds, progress: Progress) -> None:
-    settle(ended.shard, work.commit(ended.sha256))
-    progress.shard_done()
-
-
-def _timed(stream: ClipStream, times: StageTimes) -> Iterator[object]:
+def _timed(stream: ClipStream, times: StageTimes) -> Iterator[Event]:
     """The stream's events; waiting for one counts as waiting for clips."""
     events = iter(stream)
     while True:

@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from featstore.errors import ShardError, UsageError
+from featstore.extract.held import named_as_held
 from featstore.extract.outcome import EncodeResult, StageTimes, StoredShard
 from featstore.extract.progress import Progress, Silent
 from featstore.extract.ranks import Share
 from featstore.extract.shards import AnyShard, dataset_folder, find_shards, is_committed, sha256_of_shard
 from featstore.extract.windows import Padding
 from featstore.extract.work import EncodeJob, EncoderCard, KeptOutput, StaleShard
-from featstore.records import ExtractRecord, dataset_group
-from featstore.store import Segment, SplitWriter
+from featstore.records import ExtractRecord, Recipe, dataset_group
+from featstore.store import Segment, SplitWriter, recipe_groups
 
 if TYPE_CHECKING:
     from featstore.encoders.encoder import Encoder
@@ -147,8 +148,8 @@ def extract_task(
     card = engine.describe(options)
     frames_wanted = options.frames == "always" or (options.frames == "auto" and manifest.wants_frames)
     outputs = tuple(
-        KeptOutput(recipe=output.recipe, spec=output.spec, frames_stored=frames_wanted and output.recipe.pool == "mean")
-        for output in card.outputs
+        KeptOutput(recipe=recipe, spec=output.spec, frames_stored=frames_wanted and recipe.pool == "mean")
+        for output, recipe in zip(card.outputs, _recipes(card, store_url), strict=True)
     )
     if frames_wanted and not any(kept.frames_stored for kept in outputs):
         raise UsageError("frames are stored beside the mean: add mean to --pool, or give --frames never")
@@ -172,6 +173,14 @@ def extract_task(
             f"{len(broken)} of {n_shards} shards could not be read, all others are in the store: " + "; ".join(broken)
         )
     return tuple(record for records, _ in outcomes for record in records)
+
+
+def _recipes(card: EncoderCard, store_url: str) -> tuple[Recipe, ...]:
+    """Recipes of the encoder's outputs, as the store has them. It is asked only where a name is that of a place."""
+    recipes = tuple(output.recipe for output in card.outputs)
+    if all(recipe.named_by == "class" for recipe in recipes):
+        return recipes
+    return named_as_held(recipes, name=card.name, groups=recipe_groups(store_url))
 
 
 def _as_engine(encoder: Encoder | Engine, options: ExtractOptions, *, local_rank: int | None) -> Engine:
@@ -239,8 +248,8 @@ class _Task:
                 if stale or not each.writer.is_catalogued:
                     each.writer.write_catalogue()
         records = tuple(
-            self._record(split, shards, each, stored=result.stored.get(number, ()), result=result)
-            for number, each in enumerate(sets)
+            self._record(split, shards, each, asked=asked.recipe, stored=result.stored.get(number, ()), result=result)
+            for number, (each, asked) in enumerate(zip(sets, self.card.outputs, strict=True))
         )
         return records, tuple(reason for _, reason in result.broken)
 
@@ -281,6 +290,7 @@ class _Task:
         shards: Sequence[AnyShard],
         each: _FeatureSet,
         *,
+        asked: Recipe,
         stored: Sequence[StoredShard],
         result: EncodeResult,
     ) -> ExtractRecord:
@@ -315,6 +325,7 @@ class _Task:
             },
             workers=result.workers,
             deaths=result.deaths,
+            asked_as=asked.encoder if asked.encoder != each.kept.recipe.encoder else "",
         )
 
     def _batch_fill(self, result: EncodeResult) -> float | None:

@@ -65,12 +65,17 @@ def load_encoder_of(recipe: Recipe, *, stored_spec: str, spec: str | None) -> En
         )
     named = stored_spec if spec is None else spec
     identity = recipe.encoder_identity
-    encoder = load_encoder(
-        named,
-        arguments=identity.get("arguments") or {},
-        layers=(identity["layer"],) if "layer" in identity and "#layer=" not in named else (),
-        pools=(cast("Pool", recipe.pool),),
-    )
+    try:
+        encoder = load_encoder(
+            named,
+            arguments=identity.get("arguments") or {},
+            layers=(identity["layer"],) if "layer" in identity and "#layer=" not in named else (),
+            pools=(cast("Pool", recipe.pool),),
+        )
+    except EncoderError as error:
+        if spec is not None:
+            raise
+        raise EncoderError(f"{error}; if it lies elsewhere now, say where with --spec") from error
     made = encoder.recipe(
         padding=recipe.padding,
         precision=recipe.precision,
@@ -79,7 +84,7 @@ def load_encoder_of(recipe: Recipe, *, stored_spec: str, spec: str | None) -> En
         format_version=recipe.format_version,
         max_window_seconds=recipe.max_window_seconds,
     )
-    if made.fingerprint != recipe.fingerprint:
+    if made.named_as(recipe.group_name) is None:
         raise EncoderError(
             f"what {named!r} loads now is not the encoder of {recipe.group_name} "
             f"({', '.join(_differences(recipe, made))} differ): its vectors would not be comparable; "
@@ -90,8 +95,9 @@ def load_encoder_of(recipe: Recipe, *, stored_spec: str, spec: str | None) -> En
 
 def _differences(recipe: Recipe, made: Recipe) -> Iterable[str]:
     one, other = recipe.as_json(), made.as_json()
+    says_no_more_than_where = {"named_by", "encoder"} if made.named_by == "place" else {"named_by"}
     for name in one:
-        if one[name] == other[name]:
+        if name in says_no_more_than_where or one[name] == other.get(name):
             continue
         if name != "encoder_identity":
             yield name
@@ -136,10 +142,12 @@ def encode_file(
     run = EncoderRun(encoder, recipe, device=pick_device(device), keep_frames=False)
     utterance = np.empty((len(windows), recipe.dim), np.float32)
     pending = [
-        PendingWindow(index, samples[window.start : window.stop], window.padded) for index, window in enumerate(windows)
+        PendingWindow(0, index, samples[window.start : window.stop], window.padded)
+        for index, window in enumerate(windows)
     ]
     with run.at_work():
-        for batch in _batches(pending, new_batcher(padding, budget_samples=round(_BATCH_SECONDS * rate))):
+        batcher = new_batcher(padding, budget_samples=round(_BATCH_SECONDS * rate), shards_ahead=0)
+        for batch in _batches(pending, batcher):
             utterance[[window.index for window in batch]] = run(*stack(batch, blank=run.blank))[0].utterance
     return EncodedFile(utterance=utterance, seconds=len(samples) / rate)
 

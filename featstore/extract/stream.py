@@ -11,7 +11,7 @@ import queue
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Protocol, Self
@@ -26,9 +26,20 @@ from featstore.extract.shards import AnyShard, RemoteShard, ShardFile, sha256_of
 from featstore.extract.tars import Sample, read_samples
 from featstore.store import ShardIdentity
 
-__all__ = ["ClipRead", "ClipStream", "DecodedClip", "ShardBegins", "ShardBreaks", "ShardEnds", "ShardFeed"]
+__all__ = [
+    "ClipRead",
+    "ClipStream",
+    "DecodedClip",
+    "Event",
+    "ShardAwaited",
+    "ShardBegins",
+    "ShardBreaks",
+    "ShardEnds",
+    "ShardFeed",
+]
 
 _CLIPS_AHEAD = 64
+_PATIENCE_SECONDS = 1.0
 _STORED_BYTES_AHEAD = 256 << 20
 _DECODED_BYTES_AHEAD = 256 << 20
 MAX_KEY_CHARACTERS = 1024
@@ -75,7 +86,12 @@ class ShardBreaks:
     error: DataError
 
 
-Event = ShardBegins | ClipRead | ShardEnds | ShardBreaks
+@dataclass(frozen=True, slots=True)
+class ShardAwaited:
+    """The next shard is not at hand, and may be long in coming: others may hold it, or it is being fetched."""
+
+
+Event = ShardBegins | ClipRead | ShardEnds | ShardBreaks | ShardAwaited
 
 
 class ShardFeed(Protocol):
@@ -167,7 +183,7 @@ class ClipStream:
                 if not isinstance(self._shards, Sequence):
                     self._shards.note_read(count)
                 asked = time.perf_counter()
-                coming = (ahead or fetcher.submit(_next, shards)).result()
+                coming = self._when_it_comes(ahead or fetcher.submit(_next, shards))
                 ahead = None
                 if coming is None:
                     break
@@ -187,6 +203,12 @@ class ClipStream:
             if ahead is not None and not ahead.cancel():
                 ahead.add_done_callback(_close)
             fetcher.shutdown(wait=True, cancel_futures=True)
+
+    def _when_it_comes(self, ahead: Future[_Coming | None]) -> _Coming | None:
+        """Wait for the next shard, and say so if it takes its time: whoever hands it out may wait for those before."""
+        if not wait([ahead], timeout=_PATIENCE_SECONDS).done:
+            self._events.put(ShardAwaited())
+        return ahead.result()
 
     def _read_shard(self, shard: AnyShard, fetched: _Fetched | DataError) -> Event:
         if isinstance(fetched, DataError):

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from featstore import __version__
 from featstore.errors import EncoderError, ShardError, StoreError, UsageError
 from featstore.extract.audio import RESAMPLER
-from featstore.extract.batches import PENDING_BATCHES, Batcher, FileOrderBatcher, LengthBatcher
+from featstore.extract.batches import Batcher, FileOrderBatcher, LengthBatcher
 from featstore.extract.outcome import EncodeResult, EncodeSettings, Outcome
 from featstore.extract.pipeline import encode_shards
 from featstore.extract.progress import Progress
@@ -54,6 +54,7 @@ XARES_BATCH = 16
 CPU_BATCH_SECONDS, LIGHT_BATCH_SECONDS = 16.0, 64.0
 USUAL_WINDOW_SECONDS, MOST_BATCH_SECONDS = 5.0, 1280.0
 _MOST_DECODE_THREADS = 16
+_GPU_SHARDS_AHEAD = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,6 +189,7 @@ class Workplace:
         *,
         stale: Mapping[str, StaleShard],
         progress: Progress,
+        gathered: Callable[[AnyShard], None] | None = None,
         settled: Callable[[AnyShard, Future[Outcome]], None] | None = None,
     ) -> EncodeResult:
         """Encode shards into the feature sets that lack them.
@@ -196,8 +198,8 @@ class Workplace:
         ----------
         stale : mapping
             Every shard by name; it may grow until `shards` hands the shard out.
-        settled : callable, optional
-            Is told of each shard's commits as soon as they are on their way.
+        gathered, settled : callable, optional
+            Are told of each shard: when its last clip was taken, and when its commits are on their way.
         """
         writers = [job.open_writer(output) for output in job.outputs]
         rate = self._encoder.facts.sample_rate_hz
@@ -226,7 +228,11 @@ class Workplace:
                         longest_seconds=self._encoder.longest_window_seconds(job.options.max_window_seconds),
                         input_seconds=self._encoder.facts.input_seconds,
                     ),
-                    new_batcher=partial(new_batcher, padding, budget_samples=round(batch_seconds * rate)),
+                    batcher=new_batcher(
+                        padding,
+                        budget_samples=round(batch_seconds * rate),
+                        shards_ahead=_GPU_SHARDS_AHEAD if run.batches_ahead else 0,
+                    ),
                     settings=EncodeSettings(
                         sample_rate_hz=rate,
                         max_clip_seconds=job.options.max_clip_seconds,
@@ -236,6 +242,7 @@ class Workplace:
                         versions=software_versions(),
                     ),
                     progress=progress,
+                    gathered=gathered,
                     settled=settled,
                 )
 
@@ -339,11 +346,15 @@ def software_versions() -> dict[str, str]:
     return versions
 
 
-def new_batcher(padding: Padding, *, budget_samples: int) -> Batcher:
-    """What gathers the windows of one shard under a padding rule."""
+def new_batcher(padding: Padding, *, budget_samples: int, shards_ahead: int) -> Batcher:
+    """What gathers windows under a padding rule.
+
+    A CPU is as fast at any size of batch, so that there none reaches past its shard (``shards_ahead=0``), and a part is
+    the same, bit for bit, whatever came before it. A GPU is not, and no two of its runs are the same to the last bit.
+    """
     if padding.kind == "xares":
         return FileOrderBatcher(size=XARES_BATCH)
-    return LengthBatcher(budget_samples=budget_samples, pending_samples=PENDING_BATCHES * budget_samples)
+    return LengthBatcher(budget_samples=budget_samples, shards_ahead=shards_ahead)
 
 
 def _precision(asked: str, device: str, encoder: Encoder) -> str:

@@ -4,7 +4,7 @@ from featstore.store.format import FORMAT_VERSION, Commit, Member, Segment, Shar
 from featstore.store.frames import Frames, PaddedFrames, RaggedFrames
 from featstore.store.part import EmbeddedWindow, PartWriter, WindowBlock
 from featstore.store.reader import FeatureSet, FeatureSets, Store, open_store
-from featstore.store.writer import SplitWriter, is_split_begun, open_split_writer
+from featstore.store.writer import SplitWriter, is_split_begun, open_split_writer, recipe_groups
 
 __all__ = [
     "FORMAT_VERSION",
@@ -26,4 +26,5 @@ __all__ = [
     "is_split_begun",
     "open_split_writer",
     "open_store",
+    "recipe_groups",
 ]

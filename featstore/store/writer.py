@@ -40,7 +40,7 @@ from featstore.store.format import (
 from featstore.store.objects import Objects, open_objects
 from featstore.store.part import PartWriter, process_started, telling_what_to_do
 
-__all__ = ["SplitWriter", "is_split_begun", "open_split_writer", "open_split_writer_at"]
+__all__ = ["SplitWriter", "is_split_begun", "open_split_writer", "open_split_writer_at", "recipe_groups"]
 
 _FOREIGN_WRITER_IS_DEAD_AFTER = timedelta(hours=24)
 
@@ -91,6 +91,13 @@ def _own_document(objects: Objects, address: SplitAddress) -> dict[str, Any] | N
         return content if SplitAddress.from_document(content).path == address.path else None
     except (DamagedPart, DamagedDocument):
         return None  # what reads it next says so
+
+
+def recipe_groups(url: str) -> tuple[str, ...]:
+    """Names of the groups of recipes in the store at `url`, ``logmel@3f9c2a71``; none where there is no store yet."""
+    objects = open_objects(url)
+    with telling_what_to_do(objects):
+        return tuple(name for name in group_names(objects, "") if "@" in name)
 
 
 def is_split_begun(url: str, *, recipe: Recipe, dataset: str, crop_seconds: float | None, split: str) -> bool:

@@ -41,22 +41,12 @@ def test_a_cpu_that_has_bfloat16_is_told_of_it(short: ExtractRecord, monkeypatch
     assert not list(advice(long))
 
 
-def test_a_gpu_whose_batches_were_far_from_full_is_told_why(short: ExtractRecord) -> None:
-    long = lasting_a_minute(short, device="cuda", batch_fill=0.2)
-    [line] = advice(long)
-    assert "shards of more clips" in line
-    assert not list(advice(replace(long, seconds=short.seconds)))
-    assert not list(advice(replace(long, bottleneck="decode")))
-    assert not list(advice(lasting_a_minute(short, device="cuda", batch_fill=0.8)))
-    assert not list(advice(lasting_a_minute(short, device="cuda", batch_fill=None)))
-
-
 def test_one_gpu_of_several_is_told_of_the_others(short: ExtractRecord, monkeypatch: pytest.MonkeyPatch) -> None:
-    long = lasting_a_minute(short, device="cuda", batch_fill=0.9)
+    long = lasting_a_minute(short, device="cuda")
     assert not list(advice(long))
     monkeypatch.setattr("torch.cuda.device_count", lambda: 8)
     [line] = advice(long)
     assert "7 more GPUs" in line
     assert not list(advice(replace(long, seconds=short.seconds)))
     assert not list(advice(replace(long, workers=8)))
-    assert not list(advice(lasting_a_minute(short, device="cuda:3", batch_fill=0.9)))
+    assert not list(advice(lasting_a_minute(short, device="cuda:3")))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,18 @@ def test_layers_and_pools_of_one_extraction_are_probed_by_name(run: Run, folder:
     assert sorted(record["encoder"] for record in listed) == sorted(names)
     scored = run("probe", "tiny.toml", "--store", "store", "--encoder", "wav2vec2-tiny.layer2.std", "--json")
     assert [record["encoder"] for record in json.loads(scored.out)] == ["wav2vec2-tiny.layer2.std"]
+
+
+def test_the_command_line_says_under_which_name_the_store_has_it(run: Run, folder: Path) -> None:
+    save("wav2vec2-group", folder / "first")
+    common = ("--data", "data", "--store", "store", "--split", "train", "--split", "test", "--layers", "1,last")
+    assert run("extract", "tiny.toml", "--encoder", "hf:first", *common).code == 0
+    (folder / "first").rename(folder / "second")
+    done = run("extract", "tiny.toml", "--encoder", "hf:second", *common)
+    assert done.code == 0, done.err
+    assert done.out.count("0 shards encoded, 2 reused") == 4
+    [told] = [line for line in done.out.splitlines() if "the store has this encoder as" in line]
+    assert re.fullmatch(r"  the store has this encoder as first\.layer1@\w{8}, first@\w{8}", told)
 
 
 def test_the_table_counts_layers_as_people_do(run: Run, tmp_path: Path) -> None:

@@ -107,6 +107,7 @@ def test_a_model_under_another_name_is_the_same_encoder_by_another_name(model: P
     before = load_encoder(f"hf:{model}").recipe(**SETTINGS)
     renamed = load_encoder(f"hf:{model.rename(tmp_path / 'elsewhere')}").recipe(**SETTINGS)
     assert replace(renamed, encoder=before.encoder) == before
+    assert (renamed.encoder, renamed.fingerprint) == ("elsewhere", before.fingerprint)
 
 
 def test_one_bit_of_one_weight_changes_it(model: Path) -> None:
@@ -258,6 +259,8 @@ def test_code_that_comes_with_a_model_is_run_only_when_told_so(tmp_path: Path, m
     assert not list(tmp_path.rglob("ran"))
     encoder = load_encoder(f"hf:{folder}", trust_remote_code=True)
     assert (encoder.facts.dim, encoder.facts.hop_seconds, encoder.facts.layers) == (6, 0.02, None)
+    folder = folder.rename(tmp_path / "under-another-name")
+    assert fingerprint(load_encoder(f"hf:{folder}", trust_remote_code=True)) == fingerprint(encoder)
     (folder / "theirs.py").write_text(REMOTE_CODE.replace("self.lift(steps)", "self.lift(2 * steps)"))
     assert fingerprint(load_encoder(f"hf:{folder}", trust_remote_code=True)) != fingerprint(encoder)
 

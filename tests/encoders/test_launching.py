@@ -105,6 +105,44 @@ def test_halves_of_a_batch_that_is_known_not_to_fit_are_begun_like_any_other(mon
     assert caught.value.row == 2
 
 
+CUBLAS = "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"
+
+
+@pytest.mark.parametrize("when", ["_launch", "arrays"])
+def test_a_batch_for_which_a_library_has_no_room_is_encoded_by_itself_when_the_one_before_has_left(
+    when: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = launching(Layered(), monkeypatch)
+    whole = run(*batch())
+    freed: list[str] = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: freed.append("the batch before"))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: freed.append("what was kept"))
+
+    def fails(*given: object) -> None:
+        raise RuntimeError(CUBLAS)
+
+    monkeypatch.setattr(*((run, when) if when == "_launch" else (HostCopy, when)), fails)
+    for begun, expected in zip(run.begin(*batch())(), whole, strict=True):
+        np.testing.assert_array_equal(begun.utterance, expected.utterance)
+    assert freed == (["the batch before", "what was kept"] if when == "_launch" else [])
+
+
+@pytest.mark.parametrize("step", ["_launch", "_encode"])
+def test_a_device_that_fails_before_or_after_the_forward_pass_is_one_line_too(
+    step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = launching(Layered(), monkeypatch)
+
+    def fails(*given: object) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(run, step, fails)
+    with pytest.raises(
+        EncoderError, match=r"tiny.forward failed on float32 \(3, 4000\): RuntimeError: CUDA error: an ill"
+    ):
+        (run.begin if step == "_launch" else run)(*batch())
+
+
 def test_what_goes_wrong_on_the_device_is_one_line_when_it_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     begun = launching(Layered(), monkeypatch).begin(*batch())
 

@@ -121,7 +121,11 @@ def test_an_example_by_transformers_runs_as_a_file(example: str, data: Path, tmp
     assert np.isfinite(fs.utterance).all()
 
 
-def test_the_example_by_dasheng_runs_as_a_file(data: Path, tmp_path: Path, dasheng_package: Path) -> None:
+def test_the_example_by_dasheng_runs_as_a_file(
+    data: Path, tmp_path: Path, dasheng_package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny = sys.modules["dasheng.pretrained.pretrained"].Dasheng.from_pretrained
+    monkeypatch.setattr("dasheng.dasheng_base", lambda: tiny(str(dasheng_package)))
     (tmp_path / "dasheng_encoder.py").write_text(BY_DASHENG)
     extract(task(), data, tmp_path / "store", encoder="./dasheng_encoder.py", frames="always")
     fs = featstore.open(str(tmp_path / "store")).select(encoder="DashengEncoder")

@@ -48,7 +48,7 @@ def test_a_worker_is_given_a_shard_when_it_asks_and_at_most_two_that_are_not_enc
     assert table.names() == [(0, "01")]
     table.want(0)
     assert table.names() == []
-    table.deal.encoded(0, "00")  # its commit is on its way, and the next may be read
+    table.deal.gathered(0, "00")  # its commit is on its way, and the next may be read
     assert table.names() == [(0, "02")]
 
 
@@ -70,7 +70,7 @@ def test_a_shard_is_fetched_ahead_only_while_one_is_left_for_every_other_worker(
     assert table.names() == [(0, "02")]
     table.want(1, at_once=False)
     assert table.names() == []  # one is left: it goes to whoever is first done
-    table.deal.encoded(0, "00")
+    table.deal.gathered(0, "00")
     table.want(0)
     assert table.names() == [(0, "03")]
 
@@ -90,7 +90,7 @@ def test_a_wish_that_crosses_its_own_answer_is_no_second_wish() -> None:
     table.want(0, at_once=False)
     assert table.names() == [(0, "01")]
     table.deal.wants(0, nth=1, at_once=True)  # said before the answer came
-    table.deal.encoded(0, "00")
+    table.deal.gathered(0, "00")
     assert table.names() == []
 
 
@@ -99,7 +99,7 @@ def test_what_a_dead_worker_held_is_next_in_order_and_counted() -> None:
     for _ in range(2):
         table.want(0)
         assert table.names()
-    table.deal.encoded(0, "00")
+    table.deal.gathered(0, "00")
     assert table.lost(0) == ["00", "01"]
     assert [table.deal.losses(shard) for shard in shards(4)] == [1, 1, 0, 0]
     table.want(1)
@@ -142,7 +142,7 @@ def test_every_shard_is_settled_once_and_never_held_by_two(n: int, n_workers: in
         else:
             name = held[worker].pop(0)
             if data.draw(st.booleans()):
-                deal.encoded(worker, name)
+                deal.gathered(worker, name)
             deal.settled(worker, name)
             settled.append(name)
     assert sorted(settled) == [shard.shard.name for shard in shards(n)]

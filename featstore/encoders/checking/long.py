@@ -7,11 +7,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
-
 from featstore.encoders.checking.bench import Bench
 from featstore.encoders.checking.records import Check, Verdict
-from featstore.encoders.memory import free_bytes, peak_bytes, spoken_bytes
+from featstore.encoders.memory import free_bytes, is_out_of_memory, peak_bytes, spoken_bytes
 from featstore.errors import EncoderError
 
 __all__ = ["Step", "check_long", "foresee", "why_stop"]
@@ -134,7 +132,7 @@ def _stopped(steps: Sequence[Step], why: str) -> Check:
 def _broke(steps: Sequence[Step], audio_seconds: float, error: EncoderError) -> Check:
     if not steps:
         raise error
-    out_of_memory = isinstance(error.__cause__, torch.OutOfMemoryError | MemoryError)
+    out_of_memory = error.__cause__ is not None and is_out_of_memory(error.__cause__)
     return _check(
         steps,
         verdict="warning" if out_of_memory else "failed",

@@ -58,7 +58,8 @@ def load_dasheng(which: str) -> LoadedModel:
         ) from error
     module = DashengEncoder(model.eval())
     identity = {**encoder_identity(module, arguments={}), "config_sha256": sha256_of(_plain(settings))}
-    return LoadedModel(module=module, name=f"dasheng-{size}" if size in SIZES else _name(path), identity=identity)
+    name = f"dasheng-{size}" if size in SIZES else _name(path)
+    return LoadedModel(module=module, name=name, named_by="place", identity=identity)
 
 
 def _package() -> Any:
@@ -67,8 +68,8 @@ def _package() -> Any:
     except (ImportError, OSError) as error:  # a torchaudio of another release than torch's fails at its libraries
         missing = getattr(error, "name", None) or " ".join(str(error).split())[:160]
         raise EncoderError(
-            "dasheng: encoders need the dasheng package, and the torchaudio that fits torch "
-            f"{torch.__version__.partition('+')[0]}: pip install 'featstore[dasheng]' (not usable: {missing})"
+            f"dasheng: encoders need the dasheng package, and the torchaudio that fits torch {torch.__version__}, from "
+            f"where that came: pip install 'featstore[dasheng]' (not usable: {missing})"
         ) from error
 
 

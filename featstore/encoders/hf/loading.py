@@ -84,7 +84,8 @@ def load_hf(where: str, *, trust_remote_code: bool) -> LoadedModel:
             )
         module = _encoder(model.eval(), extractor, where)
         _check_weights(model, module, report, where)
-    return LoadedModel(module=module.eval(), name=_short_name(source), identity=_identity(module, model, extractor))
+    identity = _identity(module, model, extractor)
+    return LoadedModel(module=module.eval(), name=_short_name(source), named_by="place", identity=identity)
 
 
 def _transformers() -> Any:

@@ -24,7 +24,7 @@ class Dealt:
 
 @dataclass(slots=True)
 class _Hand:
-    """What a worker has: shards that it reads or encodes, and those that it commits.
+    """What a worker has: shards that it reads, and those that it has read, whose batches or commits are on their way.
 
     ``dealt`` is how many it was ever given; the last of them, while it is only fetched, is ``ahead``.
     """
@@ -33,7 +33,7 @@ class _Hand:
     dealt: int = 0
     ahead: str | None = None
     shards: dict[str, StaleShard] = field(default_factory=dict)
-    committing: dict[str, StaleShard] = field(default_factory=dict)
+    gathered: dict[str, StaleShard] = field(default_factory=dict)
 
 
 class Deal:
@@ -82,21 +82,21 @@ class Deal:
         hand.shards[shard.shard.name] = shard
         return Dealt(worker=worker, shard=shard)
 
-    def encoded(self, worker: int, name: str) -> None:
-        """A shard is on its way to the store, and the worker may take another."""
+    def gathered(self, worker: int, name: str) -> None:
+        """All of a shard was read: it waits for its batches or for its commit, and the worker may take another."""
         hand = self._hands[worker]
-        hand.committing[name] = hand.shards.pop(name)
+        hand.gathered[name] = hand.shards.pop(name)
 
     def settled(self, worker: int, name: str) -> None:
         """A shard is in the store, or broken: nobody need encode it again."""
         hand = self._hands[worker]
         hand.shards.pop(name, None)
-        hand.committing.pop(name, None)
+        hand.gathered.pop(name, None)
 
     def lost(self, worker: int) -> tuple[StaleShard, ...]:
         """The worker has died: what it held waits for others. Returns that. What it had not begun did not kill it."""
         hand = self._hands.pop(worker, _Hand())
-        held = (*hand.committing.values(), *hand.shards.values())
+        held = (*hand.gathered.values(), *hand.shards.values())
         self._waiting.extendleft(reversed(held))
         for shard in held:
             if shard.shard.name == hand.ahead:
@@ -111,4 +111,4 @@ class Deal:
     @property
     def is_done(self) -> bool:
         """Whether every shard is settled."""
-        return not self._waiting and not any(hand.shards or hand.committing for hand in self._hands.values())
+        return not self._waiting and not any(hand.shards or hand.gathered for hand in self._hands.values())

@@ -14,10 +14,10 @@ from featstore.extract.engines.messages import (
     Begin,
     Describe,
     Described,
-    Encoded,
     Ended,
     Event,
     Failed,
+    Gathered,
     Gone,
     Message,
     NoMore,
@@ -148,7 +148,7 @@ class FleetEngine:
             self._note_loss(worker, event, session, progress=progress)
             if not session.deal.is_done:
                 self._ask(worker, Begin(number=session.number, job=job))
-        elif isinstance(event, Wants | Encoded | Settled | Ended) and event.number == session.number:
+        elif isinstance(event, Wants | Gathered | Settled | Ended) and event.number == session.number:
             session.note(worker, event)
             if isinstance(event, Settled):
                 self._fruitless = 0
@@ -171,13 +171,13 @@ class FleetEngine:
         progress.advance(clips=-undone.clips, audio_seconds=-undone.audio_seconds)
         if not lost:
             self._note_fruitless(event)
-        for shard in lost:
-            if session.deal.losses(shard) >= self._attempts:
-                name = shard.shard.name
-                raise WorkerError(
-                    f"{event.why} while it encoded {name}, the last of {self._attempts} workers that died over that "
-                    f"shard: {event.advice}; what is committed is kept, and the same command goes on from there"
-                )
+        fatal = [shard.shard.name for shard in lost if session.deal.losses(shard) >= self._attempts]
+        if fatal:
+            others = f" or one of {len(fatal) - 1} more" if len(fatal) > 1 else ""
+            raise WorkerError(
+                f"{event.why} while it encoded {fatal[0]}{others}, the last of {self._attempts} workers that died over "
+                f"that shard: {event.advice}; what is committed is kept, and the same command goes on from there"
+            )
 
     def _note_fruitless(self, event: Gone) -> None:
         """A worker died that had nothing to encode: it may have died of loading the encoder."""
@@ -233,12 +233,12 @@ class _Session:
         """Whether every shard is settled, and every worker that has taken part has said how long it took."""
         return self.told_the_end and not self.present
 
-    def note(self, worker: int, event: Wants | Encoded | Settled | Ended) -> None:
+    def note(self, worker: int, event: Wants | Gathered | Settled | Ended) -> None:
         if isinstance(event, Wants):
             self.deal.wants(worker, nth=event.nth, at_once=event.at_once)
             self.present.add(worker)
-        elif isinstance(event, Encoded):
-            self.deal.encoded(worker, event.name)
+        elif isinstance(event, Gathered):
+            self.deal.gathered(worker, event.name)
             self.tally.end_of_shard(worker, event.name)
         elif isinstance(event, Settled):
             self.deal.settled(worker, event.name)

@@ -17,10 +17,10 @@ __all__ = [
     "Begin",
     "Describe",
     "Described",
-    "Encoded",
     "Ended",
     "Event",
     "Failed",
+    "Gathered",
     "Gone",
     "Message",
     "NoMore",
@@ -101,8 +101,8 @@ class Advanced:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Encoded:
-    """A shard has been encoded; its commit is on its way."""
+class Gathered:
+    """All of a shard was read: it waits for its batches or for its commit, and the worker may read another."""
 
     number: int
     name: str
@@ -142,4 +142,4 @@ class Gone:
     advice: str
 
 
-Event = Described | Wants | Advanced | Encoded | Settled | Ended | Failed | Gone
+Event = Described | Wants | Advanced | Gathered | Settled | Ended | Failed | Gone

@@ -24,10 +24,10 @@ from featstore.extract.engines.messages import (
     Begin,
     Describe,
     Described,
-    Encoded,
     Ended,
     Event,
     Failed,
+    Gathered,
     Message,
     Quit,
     Settled,
@@ -119,14 +119,17 @@ class Worker:
         feed = _Feed(begin.number, inbox=self._inbox, say=self._say)
         reporting = _Reporting(say=self._say, quitting=self._quitting)
 
+        def gathered(shard: AnyShard) -> None:
+            reporting.flush()  # what is counted from here on is of the next shard
+            self._say(Gathered(number=begin.number, name=shard.name))
+
         def settled(shard: AnyShard, outcome: Future[Outcome]) -> None:
             feed.last_done = time.perf_counter()
-            reporting.flush()  # what is counted from here on is of the next shard
-            if not _is_broken(outcome):
-                self._say(Encoded(number=begin.number, name=shard.name))
             outcome.add_done_callback(lambda done: self._settled(begin.number, shard, done, feed))
 
-        result = workplace.encode(begin.job, feed, stale=feed.taken, progress=reporting, settled=settled)
+        result = workplace.encode(
+            begin.job, feed, stale=feed.taken, progress=reporting, gathered=gathered, settled=settled
+        )
         self.is_encoding = False
         reporting.flush()
         result.times.wait_clips = max(0.0, result.times.wait_clips - feed.idle_seconds)
@@ -242,10 +245,6 @@ class _Reporting(Silent):
         if self._clips:
             self._say(Advanced(clips=self._clips, audio_seconds=self._audio_seconds))
         self._clips, self._audio_seconds, self._said = 0, 0.0, time.monotonic()
-
-
-def _is_broken(outcome: Future[Outcome]) -> bool:
-    return outcome.done() and outcome.exception() is None and isinstance(outcome.result(), ShardError)
 
 
 def _fit_to_travel(error: Exception) -> BaseException:

@@ -1,0 +1,183 @@
+"""On a GPU a batch may hold windows of several shards: what is stored is the same, and no shard waits for ever.
+
+A CPU plays the GPU: it has batches under way, and is told how much audio a batch is to hold.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import featstore
+from featstore.encoders.running import EncoderRun
+from featstore.errors import EncoderContractError, ShardError
+from featstore.extract import EncoderRequest
+from featstore.extract.engines.fleet import FleetEngine
+from featstore.extract.engines.messages import Event, Message, Quit
+from featstore.extract.engines.worker import Worker, WorkerSettings
+from featstore.records import ExtractRecord
+from handmade import assert_equal_stores, build, clip, extract, noise, read_with_plain_zarr, write_split
+from tiny import task
+
+N_SHARDS = 6
+
+
+class Batched(torch.nn.Module):
+    """Remembers the size of each batch. A loud clip is too much for it."""
+
+    sampling_rate, output_dim, hop_size_in_ms = 16_000, 2, 10.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+
+    def forward(self, audio: torch.Tensor) -> torch.Tensor:
+        self.sizes.append(len(audio))
+        steps = torch.nn.functional.pad(audio, (0, -audio.shape[1] % 160)).unflatten(1, (-1, 160))
+        frames = torch.stack([steps.mean(2), steps.amax(2)], dim=2)
+        return frames / (audio.abs().amax(1) < 0.95)[:, None, None]
+
+
+@pytest.fixture
+def as_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(EncoderRun, "batches_ahead", 1)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Six shards of three clips, each of another length."""
+    clips = [clip(f"c{n:02d}", noise((1 + n // N_SHARDS) * 0.25, seed=n)) for n in range(3 * N_SHARDS)]
+    write_split(tmp_path / "data/tiny", "train", clips, shards=N_SHARDS)
+    return tmp_path / "data"
+
+
+def run(data: Path, store: Path, module: torch.nn.Module | None = None, *, batch_seconds: float = 3.0) -> ExtractRecord:
+    [record] = extract(
+        task(), data, store, encoder=build(module or Batched()), frames="always", batch_seconds=batch_seconds
+    )
+    return record
+
+
+def assert_same(one: Path, other: Path) -> None:
+    first, second = read_with_plain_zarr(one), read_with_plain_zarr(other)
+    assert first.keys() == second.keys()
+    for name, array in first.items():
+        if array.dtype.kind == "f":
+            np.testing.assert_allclose(array, second[name], rtol=1e-3, err_msg=name)
+        else:
+            np.testing.assert_array_equal(array, second[name], err_msg=name)
+
+
+def test_windows_of_several_shards_share_batches_and_every_part_is_what_it_was(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone, together = Batched(), Batched()
+    run(data, tmp_path / "alone", alone)
+    monkeypatch.setattr(EncoderRun, "batches_ahead", 1)
+    record = run(data, tmp_path / "together", together)
+    assert alone.sizes[1:] == [1] * 18  # each length is there once in a shard; the first pass is over noise
+    assert sorted(together.sizes[1:]) == [2, 4, 6, 6]  # 3 s hold six of the short, six of half a second, four of 0.75 s
+    assert (record.shards_done, record.clips) == (N_SHARDS, 18)
+    assert_same(tmp_path / "alone", tmp_path / "together")
+
+
+def test_on_a_cpu_a_part_is_bit_for_bit_what_it_is_alone(data: Path, tmp_path: Path) -> None:
+    run(data, tmp_path / "together")
+    for number in range(N_SHARDS):
+        for shard in (tmp_path / "apart/tiny").glob("*.tar"):
+            shard.unlink()
+        (tmp_path / "apart/tiny").mkdir(parents=True, exist_ok=True)
+        name = f"train-{number:03d}.tar"
+        (tmp_path / "apart/tiny" / name).write_bytes((data / "tiny" / name).read_bytes())
+        run(tmp_path / "apart", tmp_path / "store")
+    assert_equal_stores(tmp_path / "together", tmp_path / "store")
+
+
+@pytest.mark.usefixtures("as_a_gpu")
+def test_a_shard_that_breaks_off_takes_no_other_with_it(data: Path, tmp_path: Path) -> None:
+    broken = data / "tiny/train-002.tar"
+    whole = broken.read_bytes()
+    broken.write_bytes(whole[: len(whole) // 2 + 512])
+    with pytest.raises(ShardError, match=r"1 of 6 shards could not be read.*train-002\.tar"):
+        run(data, tmp_path / "store")
+    kept = set(featstore.open(str(tmp_path / "store")).select().key)
+    assert kept == {f"c{n:02d}" for n in range(3 * N_SHARDS) if n % N_SHARDS != 2}
+    broken.write_bytes(whole)
+    assert run(data, tmp_path / "store").shards_done == 1
+    run(data, tmp_path / "at once")
+    assert_same(tmp_path / "store", tmp_path / "at once")
+
+
+@pytest.mark.usefixtures("as_a_gpu")
+def test_a_clip_that_spoils_a_batch_is_named_with_its_own_shard(tmp_path: Path) -> None:
+    wave = noise(0.25)
+    clips = [clip("a", wave), clip("b", wave), clip("loud", wave / abs(wave).max()), clip("d", wave)]
+    write_split(tmp_path / "data/tiny", "train", clips, shards=4)
+    with pytest.raises(EncoderContractError, match=r"failed on clip 'loud' of train-002\.tar"):
+        run(tmp_path / "data", tmp_path / "store")
+
+
+@pytest.mark.usefixtures("as_a_gpu")
+def test_a_run_that_ends_early_keeps_the_shards_that_were_whole_and_goes_on(data: Path, tmp_path: Path) -> None:
+    last = data / "tiny/train-005.tar"
+    whole = last.read_bytes()
+    wave = noise(0.5)
+    write_split(data / "tiny", "zz", [clip("loud", wave / abs(wave).max())])
+    (data / "tiny/zz-000.tar").replace(last)
+    with pytest.raises(EncoderContractError, match="loud"):
+        run(data, tmp_path / "store", batch_seconds=0.75)
+    kept = len(list((tmp_path / "store").glob("*/*/*/*/utterance")))
+    assert 0 < kept < N_SHARDS
+    last.write_bytes(whole)
+    assert run(data, tmp_path / "store").shards_done == N_SHARDS - kept
+    run(data, tmp_path / "at once")
+    assert_same(tmp_path / "store", tmp_path / "at once")
+
+
+@dataclass
+class Threads:
+    """A fleet whose workers are threads of this process."""
+
+    request: EncoderRequest
+    size: int = 2
+    _workers: dict[int, Worker] = field(default_factory=dict)
+    _said: queue.SimpleQueue[tuple[int, Event]] = field(default_factory=queue.SimpleQueue)
+
+    def start(self, worker: int) -> None:
+        new = Worker(
+            self.request,
+            WorkerSettings(device="cpu", cores=1),
+            say=lambda event: self._said.put((worker, event)),
+        )
+        self._workers[worker] = new
+        threading.Thread(target=new.run, daemon=True).start()
+
+    def tell(self, worker: int, message: Message) -> None:
+        self._workers[worker].tell(message)
+
+    def events(self) -> Sequence[tuple[int, Event]]:
+        return [self._said.get(timeout=20)]  # a fleet that waits for itself fails here
+
+    def close(self) -> None:
+        for worker in self._workers.values():
+            worker.tell(Quit())
+
+
+@pytest.mark.usefixtures("as_a_gpu")
+@pytest.mark.parametrize("n_workers", [1, 2])
+def test_workers_that_wait_for_others_settle_what_they_have_and_so_the_run_ends(
+    data: Path, tmp_path: Path, n_workers: int
+) -> None:
+    fleet = Threads(EncoderRequest(spec="logmel"), size=n_workers)
+    with FleetEngine(fleet, attempts=2) as engine:
+        [record] = extract(task(), data, tmp_path / "fleet", encoder=engine, batch_seconds=3.0)  # type: ignore[arg-type]
+    assert (record.shards_done, record.clips) == (N_SHARDS, 18)
+    extract(task(), data, tmp_path / "alone")
+    assert_same(tmp_path / "fleet", tmp_path / "alone")
