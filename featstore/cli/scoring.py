@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from featstore.children import inheriting
-from featstore.cli.options import emit_json, say
-from featstore.errors import FeatstoreError, UsageError
+from featstore.cli.options import counted, emit_json, say
+from featstore.errors import FeatstoreError, ResultsError, UsageError
 from featstore.machine import cores
 
 if TYPE_CHECKING:
@@ -65,16 +65,24 @@ class _Failure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scored:
-    """What came of all pairs, in their order; ``written`` says whether scores are on disk as well."""
+    """What came of all pairs, in their order.
+
+    ``written`` says whether scores are on disk as well, ``unwritten`` which of them are not, and why.
+    """
 
     scores: tuple[ScoreRecord, ...]
     failures: tuple[_Failure, ...]
     written: bool
+    unwritten: tuple[str, ...]
 
     def whole(self) -> tuple[ScoreRecord, ...]:
         """The scores; a FeatstoreError tells the failures, where there are any."""
         if self.failures:
-            _raise(self.failures, n_scored=len(self.scores), written=self.written)
+            _raise(self.failures, n_scored=len(self.scores), written=self.written and not self.unwritten)
+        if self.unwritten:
+            raise ResultsError(
+                f"{counted(len(self.unwritten), 'score')} could not be written, the first of {self.unwritten[0]}"
+            )
         return self.scores
 
 
@@ -109,6 +117,7 @@ def score_tasks(
         return _attempt(pair, lambda: score(store, by_task[pair.task], pair.encoder))
 
     found: dict[int, ScoreRecord | _Failure] = {}
+    unwritten: list[str] = []
     with (
         scoring(len(pairs)) as tell,
         _outcomes(pairs, score=score, here=here, jobs=min(jobs, len(pairs))) as outcomes,
@@ -117,12 +126,16 @@ def score_tasks(
             found[number] = outcome
             tell(str(pairs[number]))
             if results_dir is not None and not isinstance(outcome, _Failure):
-                write_score(outcome, results_dir)
+                try:
+                    write_score(outcome, results_dir)
+                except OSError as error:  # a full disk: the score is printed, and others are made
+                    unwritten.append(f"{pairs[number]} ({(error.strerror or str(error)).lower()})")
     outcomes_in_order = [found[number] for number in sorted(found)]
     return Scored(
         scores=tuple(each for each in outcomes_in_order if not isinstance(each, _Failure)),
         failures=tuple(each for each in outcomes_in_order if isinstance(each, _Failure)),
         written=results_dir is not None,
+        unwritten=tuple(unwritten),
     )
 
 

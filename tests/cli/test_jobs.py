@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -77,6 +78,19 @@ def test_what_is_asked_for_twice_is_scored_once_and_two_tasks_of_one_name_are_an
     told = run("retrieve", "tiny.toml", "other/tiny.toml", "--store", "s")
     assert (told.code, told.out) == (2, "")
     assert "tiny.toml and other/tiny.toml are different tasks, and both are called tiny: rename one" in told.err
+
+
+@pytest.mark.usefixtures("store")
+def test_a_score_that_finds_no_room_on_the_disk_is_printed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("featstore.report.write_score", full)
+    done = run("retrieve", "tiny.toml", "--store", "s", "--json", "--results", "r")
+    assert (done.code, len(json.loads(done.out))) == (1, 2)
+    says = "featstore: 2 scores could not be written, the first of tiny by logmel@"
+    assert done.err.splitlines()[-1].startswith(says)
+    assert done.err.endswith("(no space left on device)\n")
 
 
 def has_begun(group: int) -> bool:
