@@ -189,8 +189,7 @@ def test_outside_its_doors_a_heavy_library_is_never_imported_at_module_level() -
     """A door may, since it is imported lazily itself: by functions, or by modules of which that holds."""
     for start in ("extract/__init__", "store/__init__", "report/__init__", "splits/__init__", "metrics/__init__"):
         heavy = {"torch", "sklearn", "faiss", "zarr", "webdataset", "soundfile", "soxr", "scipy", "rich", "ray"}
-        allowed = {"torch"} if start.startswith("extract") else set()  # it hands batches to an encoder
-        wrong = [each for each in at_import_reachable_from(start) if each.target.split(".")[0] in heavy - allowed]
+        wrong = [each for each in at_import_reachable_from(start) if each.target.split(".")[0] in heavy]
         assert not [str(each) for each in wrong]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from io import TextIOWrapper
 
 import click
 
@@ -58,6 +59,9 @@ for command in (
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point: run a command, and end with its exit code; an error is one line."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # what a terminal or a log has no letter for is told by its escape
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = cli.main(args=arguments, prog_name="featstore", standalone_mode=False)
     except click.exceptions.Exit as done:
@@ -76,6 +80,9 @@ def main(arguments: list[str] | None = None) -> None:
         )
     except BrokenPipeError:
         code = 1
+    except MemoryError as error:
+        _raise_if_asked(arguments)
+        code = _fail(f"there is not enough memory: {error}", 1)
     except OSError as error:
         _raise_if_asked(arguments)
         where = f" ({error.filename})" if error.filename else ""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from featstore.cli.options import emit_json, json_option, say, store_option
+from featstore.cli.options import counted, emit_json, json_option, say, store_option
 from featstore.wording import spoken_bytes
 
 if TYPE_CHECKING:
@@ -59,8 +59,8 @@ def export(
     if as_json:
         emit_json([record])
         return
-    counted = "" if record.frames is None else f" and {record.frames:,} frames"
+    frames_too = "" if record.frames is None else f" and {counted(record.frames, 'frame')}"
     say(
-        f"{record.out}: {record.windows:,} windows{counted} of {record.path}, {spoken_bytes(record.bytes)} "
+        f"{record.out}: {counted(record.windows, 'window')}{frames_too} of {record.path}, {spoken_bytes(record.bytes)} "
         f"({', '.join(record.columns)})"
     )

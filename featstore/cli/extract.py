@@ -15,9 +15,11 @@ import click
 from featstore.cli.advice import advice
 from featstore.cli.completion import complete_encoders, complete_folders
 from featstore.cli.options import (
+    counted,
     emit_json,
     encoder_settings,
     json_option,
+    lasting,
     parse_arguments,
     parse_layers,
     parse_names,
@@ -244,8 +246,9 @@ def _tell(record: ExtractRecord, *, timed: bool) -> None:
     """Print what was done; the time of the pass that made several feature sets of a split once, after the last."""
     what = f"{record.encoder}@{record.fingerprint}  {record.dataset}/{record.split}"
     say(
-        f"{what}: {record.clips:,} clips, {record.windows:,} windows, {record.audio_seconds / 60:,.1f} min; "
-        f"{record.shards_done} shards encoded, {record.shards_reused} reused"
+        f"{what}: {counted(record.clips, 'clip')}, {counted(record.windows, 'window')}, "
+        f"{lasting(record.audio_seconds)}; "
+        f"{counted(record.shards_done, 'shard')} encoded, {record.shards_reused:,} reused"
     )
     if record.shards_done and timed:
         seconds, settings = record.seconds, record.settings

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,16 +15,20 @@ from featstore.errors import UsageError
 from featstore.wording import harmless, harmless_json
 
 __all__ = [
+    "counted",
     "emit_json",
     "encoder_names",
     "encoder_settings",
     "jobs_option",
     "json_option",
+    "lasting",
     "parse_arguments",
     "parse_layers",
     "parse_names",
     "parse_numbers",
+    "parse_store",
     "protocol_option",
+    "require_folder_of",
     "results_option",
     "say",
     "say_json",
@@ -49,6 +54,7 @@ def store_option(function: _F) -> _F:
         "store_url",
         metavar="URL",
         required=True,
+        callback=parse_store,
         shell_complete=complete_folders,
         help="Folder or URL of the store.",
     )(function)
@@ -171,6 +177,13 @@ def shots_option(function: _F) -> _F:
     )(function)
 
 
+def parse_store(_: click.Context, option: click.Parameter, value: str | None) -> str | None:
+    """Refuse a file, as click's callback of an option or argument: a store is a folder, or a URL."""
+    if value is not None and Path(value).is_file():
+        raise click.BadParameter(f"{value!r} is a file: a store is a folder, or a URL", param=option)
+    return value
+
+
 def parse_numbers(_: click.Context, option: click.Parameter, value: str | None) -> tuple[int, ...]:
     """Read whole numbers from 1 on, with commas between, as click's callback of an option: none without one."""
     if value is None:
@@ -247,7 +260,33 @@ def selection(path: str | None, *options: str | None) -> tuple[str | None, ...]:
     return tuple(option or in_path or None for option, in_path in zip(options, named, strict=True))
 
 
+def require_folder_of(path: Path | None) -> None:
+    """Raise UsageError where a file is to be written into a folder that is not there: before the work, not after it."""
+    if path is not None and not path.parent.is_dir():
+        raise UsageError(f"{path.parent} is no folder: make it first, or give another name for {path.name}")
+
+
 # --- what is printed: everything goes out by these --------------------------------------------------------------------
+
+
+def counted(number: int, what: str) -> str:
+    """So many of something.
+
+    >>> counted(1, "shard"), counted(1200, "shard")
+    ('1 shard', '1,200 shards')
+    """
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def lasting(seconds: float) -> str:
+    """Seconds in the unit that they are read in.
+
+    >>> lasting(12.5), lasting(600), lasting(7200)
+    ('12.5 s', '10.0 min', '2.00 hours')
+    """
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 3600 else f"{seconds / 3600:,.2f} hours"
 
 
 def say(text: str, *, err: bool = False) -> None:
@@ -261,5 +300,10 @@ def say_json(value: Any) -> None:
 
 
 def say_json_text(text: str) -> None:
-    """Print JSON as JSON that says the same, and in which a terminal finds nothing to obey either."""
-    click.echo(harmless_json(text))
+    """Print JSON as JSON that says the same, in letters that stdout has; a terminal finds nothing to obey either."""
+    told = harmless_json(text)
+    try:
+        told.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        told = told.translate({ord(each): json.dumps(each)[1:-1] for each in set(told) if not each.isascii()})
+    click.echo(told)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,9 +74,8 @@ def query(
     from featstore.store import open_store
 
     sets = sets_of_one_encoder(open_store(store_url), encoder=encoder, dataset=dataset, split=split)
-    path = Path(wanted)
-    if path.is_file():
-        found = nearest_to_file(sets, path, load=lambda fs: _load(fs, spec), k=k, device=device)
+    if os.path.isfile(wanted):  # noqa: PTH113 - a key may be longer than the name of a file, for which Path raises
+        found = nearest_to_file(sets, Path(wanted), load=lambda fs: _load(fs, spec), k=k, device=device)
     else:
         found = nearest_to_key(sets, wanted, k=k)
     shown = _columns(found, fields)

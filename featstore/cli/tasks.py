@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 import click
 
 from featstore.cli.completion import complete_folders, complete_tasks
-from featstore.cli.options import json_option, say_json
+from featstore.cli.options import json_option, parse_store, say_json
 
 if TYPE_CHECKING:
     from featstore.manifest import Manifest
 
 __all__ = ["tasks"]
+
+_MOST = 200
 
 
 @click.command()
@@ -22,6 +24,7 @@ __all__ = ["tasks"]
     "--store",
     "store_url",
     metavar="URL",
+    callback=parse_store,
     shell_complete=complete_folders,
     help="Also tell which encoders have each task cached there.",
 )
@@ -80,5 +83,8 @@ def _cached(store_url: str, tasks: Sequence[Manifest]) -> dict[str, list[str]]:
 def _flat(value: object, prefix: str = "") -> list[tuple[str, str]]:
     if isinstance(value, dict):
         return [row for key, inner in value.items() for row in _flat(inner, f"{prefix}.{key}" if prefix else str(key))]
-    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-    return [(prefix, text if len(text) <= 200 else f"{text[:200]}... ({text.count(',') + 1} in all)")]
+    if isinstance(value, list):
+        text, how_many = ", ".join(map(str, value)), f" ({len(value):,} in all)"
+    else:
+        text, how_many = str(value), ""
+    return [(prefix, text if len(text) <= _MOST else f"{text[:_MOST]}...{how_many}")]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from featstore.cli.options import emit_json, json_option, say, store_option
+from featstore.cli.options import counted, emit_json, json_option, say, store_option
 from featstore.wording import spoken_bytes
 
 __all__ = ["compact", "gc", "verify"]
@@ -34,8 +34,8 @@ def verify(*, store_url: str, repair: bool, as_json: bool) -> None:
             say(f"{finding.where or store_url}: {finding.problem}{done}")
         state = "sound" if not report.findings else "repaired" if report.sound else "DAMAGED"
         say(
-            f"{store_url}: {state}; {report.parts:,} parts, {report.objects:,} objects, "
-            f"{spoken_bytes(report.bytes_read)} read, {len(report.findings)} findings"
+            f"{store_url}: {state}; {counted(report.parts, 'part')}, {counted(report.objects, 'object')}, "
+            f"{spoken_bytes(report.bytes_read)} read, {counted(len(report.findings), 'finding')}"
         )
         if not repair and report.repairable:
             say(

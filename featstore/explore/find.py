@@ -141,8 +141,9 @@ def sets_of_one_encoder(
     """
     found = store.feature_sets(encoder=encoder, dataset=dataset, split=split)
     if not found:
+        wanted = "/".join(name or "*" for name in (encoder, dataset, split))
         raise UnknownFeatureSet(
-            f"{store.url} holds nothing that matches: `featstore inspect --store {store.url}` shows what is there"
+            f"{store.url} holds nothing of {wanted}: `featstore inspect --store {store.url}` shows what is there"
         )
     recipes = list(dict.fromkeys(fs.recipe.group_name for fs in found))
     if len(recipes) > 1:
