@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from featstore.cli.completion import complete_folders
-from featstore.cli.options import counted, emit_json, json_option, parse_store, say
+from featstore.cli.options import counted, emit_json, feature_set_options, json_option, parse_store, say
 from featstore.wording import spoken_bytes
 
 __all__ = ["copy"]
@@ -15,9 +15,7 @@ __all__ = ["copy"]
 @click.argument("source", metavar="SRC", callback=parse_store, shell_complete=complete_folders)
 @click.argument("target", metavar="DST", callback=parse_store, shell_complete=complete_folders)
 @click.option("--only", type=click.Choice(["utterance"]), help="Leave the frames where they are.")
-@click.option("--encoder", metavar="NAME", help="Only of this encoder (`logmel`, or `logmel@3f9c2a71`).")
-@click.option("--dataset", metavar="NAME", help="Only of this dataset (`words`, or `words+crop5s`).")
-@click.option("--split", metavar="NAME", help="Only this split or fold.")
+@feature_set_options
 @json_option
 def copy(
     *,

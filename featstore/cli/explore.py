@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from featstore.cli.options import counted, require_folder_of, say, selection, store_option
+from featstore.cli.options import counted, feature_set_options, require_folder_of, say, selection, store_option
 from featstore.errors import UsageError
 from featstore.wording import spoken_bytes
 
@@ -22,9 +22,7 @@ __all__ = ["explore"]
 @click.command()
 @click.argument("path", required=False)
 @store_option
-@click.option("--encoder", metavar="NAME", help="Encoder in the store (`logmel`, or `logmel@3f9c2a71`).")
-@click.option("--dataset", metavar="NAME", help="Dataset in the store (`words`, or `words+crop5s`).")
-@click.option("--split", metavar="NAME", help="Split or fold.")
+@feature_set_options
 @click.option(
     "--out",
     "out_path",

@@ -13,6 +13,7 @@ import click
 from featstore.cli.options import (
     counted,
     emit_json,
+    feature_set_options,
     json_option,
     lasting,
     say,
@@ -36,9 +37,7 @@ _SHOWN = 12
 @click.command()
 @click.argument("path", required=False)
 @store_option
-@click.option("--encoder", metavar="NAME", help="Only of this encoder (`logmel`, or `logmel@3f9c2a71`).")
-@click.option("--dataset", metavar="NAME", help="Only of this dataset (`words`, or `words+crop5s`).")
-@click.option("--split", metavar="NAME", help="Only this split or fold.")
+@feature_set_options
 @click.option(
     "--health",
     is_flag=True,

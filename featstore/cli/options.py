@@ -19,9 +19,11 @@ __all__ = [
     "emit_json",
     "encoder_names",
     "encoder_settings",
+    "feature_set_options",
     "jobs_option",
     "json_option",
     "lasting",
+    "optional_store_option",
     "parse_arguments",
     "parse_layers",
     "parse_names",
@@ -49,15 +51,44 @@ def tasks_argument(function: _F) -> _F:
 
 def store_option(function: _F) -> _F:
     """``--store URL``."""
+    return _store("Folder or URL of the store.", required=True)(function)
+
+
+def optional_store_option(meaning: str) -> Callable[[_F], _F]:
+    """``--store URL``, for a command that can do without; ``meaning`` says what comes of it."""
+    return _store(meaning, required=False)
+
+
+def _store(meaning: str, *, required: bool) -> Callable[[_F], _F]:
     return click.option(
         "--store",
         "store_url",
         metavar="URL",
-        required=True,
+        required=required,
         callback=parse_store,
         shell_complete=complete_folders,
-        help="Folder or URL of the store.",
+        help=meaning,
+    )
+
+
+def feature_set_options(function: _F) -> _F:
+    """``--encoder``, ``--dataset`` and ``--split``: which feature sets of a store are meant."""
+    return _with(
+        click.option("--encoder", metavar="NAME", help="Of this encoder (`logmel`, or `logmel@3f9c2a71`)."),
+        click.option("--dataset", metavar="NAME", help="Of this dataset (`words`, or `words+crop5s`)."),
+        click.option("--split", metavar="NAME", help="Of this split or fold."),
     )(function)
+
+
+def _with(*options: Callable[[_F], _F]) -> Callable[[_F], _F]:
+    """Several options as one decorator, in their order."""
+
+    def with_options(function: _F) -> _F:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return with_options
 
 
 def json_option(function: _F) -> _F:
@@ -91,7 +122,7 @@ def results_option(function: _F) -> _F:
 
 def encoder_settings(*, device_help: str) -> Callable[[_F], _F]:
     """How an encoder is loaded and run: what `extract` and `check` have in common."""
-    options = (
+    return _with(
         click.option(
             "--encoder-arg",
             "encoder_args",
@@ -134,13 +165,6 @@ def encoder_settings(*, device_help: str) -> Callable[[_F], _F]:
             help="Encode longer clips in windows of one length, at most this.  [default: the encoder's own limit]",
         ),
     )
-
-    def with_options(function: _F) -> _F:
-        for option in reversed(options):
-            function = option(function)
-        return function
-
-    return with_options
 
 
 def encoder_names(function: _F) -> _F:

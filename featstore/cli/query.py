@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from featstore.cli.options import emit_json, json_option, say, store_option
+from featstore.cli.options import emit_json, feature_set_options, json_option, say, store_option
 from featstore.errors import LabelError
 from featstore.wording import printable
 
@@ -27,9 +27,7 @@ _TEXT = 48
 @click.command()
 @click.argument("wanted", metavar="AUDIO|KEY")
 @store_option
-@click.option("--encoder", metavar="NAME", help="Of this encoder (`logmel`, or `logmel@3f9c2a71`).")
-@click.option("--dataset", metavar="NAME", help="Only in this dataset (`words`, or `words+crop5s`).")
-@click.option("--split", metavar="NAME", help="Only in this split or fold.")
+@feature_set_options
 @click.option("--k", type=click.IntRange(min=1), default=10, show_default=True, help="How many clips to name.")
 @click.option(
     "--field",

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from featstore.cli.completion import complete_folders
-from featstore.cli.options import parse_store, require_folder_of, say, say_json_text
+from featstore.cli.options import optional_store_option, require_folder_of, say, say_json_text
 from featstore.errors import UsageError
 from featstore.wording import spoken_bytes
 
@@ -50,14 +49,7 @@ __all__ = ["report"]
 @click.option(
     "--published", is_flag=True, help="Add the published scores of X-ARES to tables of protocol xares, for reference."
 )
-@click.option(
-    "--store",
-    "store_url",
-    metavar="URL",
-    callback=parse_store,
-    shell_complete=complete_folders,
-    help="With --format html: also the state of the embedding spaces that the scores were made from.",
-)
+@optional_store_option("With --format html: also the state of the embedding spaces that the scores were made from.")
 @click.option("--title", metavar="TEXT", default="Audio encoders", show_default=True, help="Of the page.")
 @click.option(
     "--compare",

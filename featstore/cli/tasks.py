@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from featstore.cli.completion import complete_folders, complete_tasks
-from featstore.cli.options import json_option, parse_store, say_json
+from featstore.cli.completion import complete_tasks
+from featstore.cli.options import json_option, optional_store_option, say_json
 
 if TYPE_CHECKING:
     from featstore.manifest import Manifest
@@ -20,14 +20,7 @@ _MOST = 200
 
 @click.command()
 @click.argument("name", metavar="[TASK]", required=False, shell_complete=complete_tasks)
-@click.option(
-    "--store",
-    "store_url",
-    metavar="URL",
-    callback=parse_store,
-    shell_complete=complete_folders,
-    help="Also tell which encoders have each task cached there.",
-)
+@optional_store_option("Also tell which encoders have each task cached there.")
 @json_option
 def tasks(*, name: str | None, store_url: str | None, as_json: bool) -> None:
     """List the tasks that come with featstore, by domain, or show one."""
