@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.recipes import made_up_recipe
+from benchmarks.recipes import commit_made_up, made_up_recipe
 
 __all__ = ["ASSUMED", "SIZES", "Sizes", "write_challenge"]
 
@@ -109,7 +109,7 @@ def _write_split(
 
     writer = open_split_writer(
         url,
-        recipe=_recipe(),
+        recipe=made_up_recipe("random", dim=DIM, hop_seconds=HOP_SECONDS),
         spec="random",
         dataset=manifest.data.dataset,
         crop_seconds=manifest.data.crop_seconds,
@@ -147,29 +147,10 @@ def _write_split(
                             frames=frames,
                         )
                     )
-            _commit(part, name, clips=ends - begins, with_frames=with_frames)
+            commit_made_up(part, name, clips=ends - begins, audio_seconds=float(seconds[begins:ends].sum()))
         begins = ends
     writer.write_catalogue()
     return int(bounds[-1])
-
-
-def _commit(part: Any, name: str, *, clips: int, with_frames: bool) -> None:
-    from featstore.store import Member, ShardIdentity
-
-    member = Member(
-        shard=ShardIdentity(name=name, size=1, mtime_ns=0, sha256="0" * 64),
-        clips=clips,
-        windows=part.windows,
-        frames=part.frames,
-        audio_seconds=float(clips),
-        skipped=(),
-    )
-    part.commit([member], frames_stored=with_frames, versions={})
-
-
-def _recipe() -> Any:
-
-    return made_up_recipe("random", dim=DIM, hop_seconds=HOP_SECONDS)
 
 
 def _meta(manifest: Any, classes: Sequence[str], label: int, seconds: float, rng: np.random.Generator) -> Any:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.arrays import DIM, Ragged, padded
-from benchmarks.recipes import made_up_recipe
+from benchmarks.recipes import commit_made_up, made_up_recipe
 
 __all__ = ["CONTESTANTS", "Contestant", "Reader"]
 
@@ -100,7 +100,7 @@ class Featstore:
 
     @staticmethod
     def _write_part(writer: Any, number: int, vectors: Sequence[Any], clips: Sequence[Any] | None) -> None:
-        from featstore.store import Member, ShardIdentity, WindowBlock
+        from featstore.store import WindowBlock
 
         shard = f"shard-{number:06d}.tar"
         with writer.begin_part(shard) as part:
@@ -115,15 +115,7 @@ class Featstore:
                     frame_counts=None if clips is None else np.array([len(clip) for clip in clips]),
                 )
             )
-            member = Member(
-                shard=ShardIdentity(name=shard, size=1, mtime_ns=0, sha256="0" * 64),
-                clips=len(vectors),
-                windows=part.windows,
-                frames=part.frames,
-                audio_seconds=5.0 * len(vectors),
-                skipped=(),
-            )
-            part.commit([member], frames_stored=clips is not None, versions={})
+            commit_made_up(part, shard, clips=len(vectors), audio_seconds=5.0 * len(vectors))
 
 
 class _FeatstoreReader:

@@ -60,7 +60,8 @@ def measure_tasks(*, url: str, names: list[str], jobs: int) -> dict[str, float]:
     found: dict[str, float] = {}
     began = time.perf_counter()
     for track, tasks, scorer in scorers:
-        for record in score_tasks(tasks, store_url=url, encoders=(), score=scorer, results_dir=None, jobs=jobs):
+        scored = score_tasks(tasks, store_url=url, encoders=(), score=scorer, results_dir=None, jobs=jobs)
+        for record in scored.whole():
             found[f"{record.task}: {track}"] = sum(record.seconds.values())
     found["all of it"] = time.perf_counter() - began
     return found

@@ -1,16 +1,18 @@
-"""The recipe of vectors that a benchmark makes up."""
+"""What a benchmark makes up beside its vectors: a recipe, and the shards that they would be of."""
 
 from __future__ import annotations
 
+import hashlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from featstore.records import Recipe
+    from featstore.store import PartWriter
 
-__all__ = ["made_up_recipe"]
+__all__ = ["commit_made_up", "made_up_recipe"]
 
 
-def made_up_recipe(encoder: str, *, dim: int, hop_seconds: float = 0.04) -> Recipe:
+def made_up_recipe(encoder: str, *, dim: int, hop_seconds: float = 0.04, padding: str = "0.25") -> Recipe:
     """Of an encoder that there is not; everything else as an extraction has it by default."""
     from featstore.records import Recipe
     from featstore.store import FORMAT_VERSION
@@ -21,9 +23,24 @@ def made_up_recipe(encoder: str, *, dim: int, hop_seconds: float = 0.04) -> Reci
         sample_rate_hz=16_000,
         dim=dim,
         hop_seconds=hop_seconds,
-        padding="0.25",
+        padding=padding,
         precision="float32",
         frame_dtype="float16",
         resampler="none",
         format_version=FORMAT_VERSION,
     )
+
+
+def commit_made_up(part: PartWriter, shard: str, *, clips: int, audio_seconds: float) -> None:
+    """Commit what a part was given, as of a shard that there is not."""
+    from featstore.store import Member, ShardIdentity
+
+    member = Member(
+        shard=ShardIdentity(name=shard, size=1, mtime_ns=0, sha256=hashlib.sha256(shard.encode()).hexdigest()),
+        clips=clips,
+        windows=part.windows,
+        frames=part.frames,
+        audio_seconds=audio_seconds,
+        skipped=(),
+    )
+    part.commit([member], frames_stored=part.frames > 0, versions={})

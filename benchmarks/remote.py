@@ -16,10 +16,10 @@ import numpy as np
 
 import featstore
 from benchmarks.arrays import DIM
-from benchmarks.recipes import made_up_recipe
+from benchmarks.recipes import commit_made_up, made_up_recipe
 from benchmarks.run import Options, main
 from benchmarks.table import Row, Table, at_most_times
-from featstore.store import Member, ShardIdentity, WindowBlock, open_split_writer
+from featstore.store import WindowBlock, open_split_writer
 
 CLIPS_PER_PART = 50
 FRAMES_PER_CLIP = 500  # ten seconds at 20 ms
@@ -87,15 +87,7 @@ def _write_store(url: str, n_parts: int) -> None:
                     frame_counts=np.full(CLIPS_PER_PART, FRAMES_PER_CLIP),
                 )
             )
-            member = Member(
-                shard=ShardIdentity(name=f"noise-{number:06}.tar", size=1, mtime_ns=1, sha256=str(number)),
-                clips=CLIPS_PER_PART,
-                windows=CLIPS_PER_PART,
-                frames=CLIPS_PER_PART * FRAMES_PER_CLIP,
-                audio_seconds=10.0 * CLIPS_PER_PART,
-                skipped=(),
-            )
-            part.commit([member], frames_stored=True, versions={})
+            commit_made_up(part, f"noise-{number:06}.tar", clips=CLIPS_PER_PART, audio_seconds=10.0 * CLIPS_PER_PART)
     writer.write_catalogue()
 
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from benchmarks.harness import PeakMemory, in_child
 from benchmarks.peer.grid import Grid
-from benchmarks.recipes import made_up_recipe
+from benchmarks.recipes import commit_made_up, made_up_recipe
 from benchmarks.run import Options, main
 from benchmarks.table import figure
 
@@ -94,7 +94,7 @@ def _searching_row(kind: str, found: dict[str, Any], *, exact: float) -> tuple[s
 
 def make_store(*, folder: str, n_rows: int) -> dict[str, float]:
     """Write the vectors part by part, and a file of queries."""
-    from featstore.store import Member, ShardIdentity, WindowBlock, open_split_writer
+    from featstore.store import WindowBlock, open_split_writer
 
     recipe = made_up_recipe("mixture", dim=DIM)
     rng = np.random.default_rng(0)
@@ -130,9 +130,7 @@ def make_store(*, folder: str, n_rows: int) -> dict[str, float]:
                     frame_counts=None,
                 )
             )
-            shard = ShardIdentity(name=name, size=1, mtime_ns=0, sha256=f"{first:064d}")
-            member = Member(shard=shard, clips=n, windows=n, frames=0, audio_seconds=n, skipped=())
-            part.commit([member], frames_stored=False, versions={})
+            commit_made_up(part, name, clips=n, audio_seconds=n)
     writer.write_catalogue()
     seconds = time.perf_counter() - began
     np.save(_queries(folder), mixture(QUERIES))

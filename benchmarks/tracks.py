@@ -16,7 +16,7 @@ import numpy as np
 from benchmarks.harness import in_child, timed
 from benchmarks.peer.grid import Grid
 from benchmarks.peer.speed import beside_xares
-from benchmarks.recipes import made_up_recipe
+from benchmarks.recipes import commit_made_up, made_up_recipe
 from benchmarks.run import Options, main
 from benchmarks.table import Row, Table, at_most, at_most_times
 
@@ -81,7 +81,7 @@ def _rows(measured: dict[str, float], targets: dict[str, Any]) -> tuple[Row, ...
 
 def make_store(*, folder: str) -> None:
     """Write the three splits: vectors around class centres, near enough to each other that heads have work to do."""
-    from featstore.store import EmbeddedWindow, Member, ShardIdentity, open_split_writer
+    from featstore.store import EmbeddedWindow, open_split_writer
 
     recipe = made_up_recipe("noise", dim=DIM)
     rng = np.random.default_rng(0)
@@ -104,9 +104,7 @@ def make_store(*, folder: str) -> None:
                         frames=None,
                     )
                 )
-            shard = ShardIdentity(name=f"{split}.tar", size=1, mtime_ns=0, sha256="0" * 64)
-            member = Member(shard=shard, clips=n_clips, windows=n_clips, frames=0, audio_seconds=n_clips, skipped=())
-            part.commit([member], frames_stored=False, versions={})
+            commit_made_up(part, f"{split}.tar", clips=n_clips, audio_seconds=n_clips)
         writer.write_catalogue()
 
 

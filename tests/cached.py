@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from featstore.records import Recipe, SkippedClip
+import tiny
+from featstore.records import SkippedClip
 from featstore.store import EmbeddedWindow, Member, ShardIdentity, open_split_writer
 
 DIM = 8
@@ -65,17 +66,11 @@ def _write(
     frames: bool,
     skipped: list[SkippedClip] | None = None,
 ) -> None:
-    recipe = Recipe(
+    recipe = replace(
+        tiny.recipe(dim=len(next(iter(shards.values()))[0].utterance)),
         encoder=encoder,
         encoder_identity={"class": "Mel", "arguments": {"mels": 8}},
-        sample_rate_hz=16000,
-        dim=len(next(iter(shards.values()))[0].utterance),
         hop_seconds=0.04,
-        padding="0.25",
-        precision="float32",
-        frame_dtype="float16",
-        resampler="none",
-        format_version=1,
     )
     writer = open_split_writer(url, recipe=recipe, spec=encoder, dataset="words", crop_seconds=None, split=split)
     for shard, windows in shards.items():

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from featstore.records import Recipe
+import tiny
 from featstore.store import Member, ShardIdentity, WindowBlock, open_split_writer
 
 HOSTILE = (
@@ -47,17 +47,11 @@ def write_set(
     crop_seconds: float | None = None,
     shards: int = 1,
 ) -> None:
-    recipe = Recipe(
+    recipe = replace(
+        tiny.recipe(dim=clips[0].rows.shape[1]),
         encoder=encoder,
         encoder_identity={"class": encoder, "arguments": {}},
-        sample_rate_hz=16000,
-        dim=clips[0].rows.shape[1],
         hop_seconds=0.04,
-        padding="0.25",
-        precision="float32",
-        frame_dtype="float16",
-        resampler="none",
-        format_version=1,
     )
     writer = open_split_writer(
         str(url), recipe=recipe, spec=encoder, dataset=dataset, crop_seconds=crop_seconds, split=split

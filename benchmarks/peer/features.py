@@ -134,21 +134,10 @@ def _write_store(
     *,
     frames: Sequence[NDArray[np.float32]] | None = None,
 ) -> None:
-    from featstore.records import Recipe
-    from featstore.store import FORMAT_VERSION, EmbeddedWindow, Member, ShardIdentity, open_split_writer
+    from benchmarks.recipes import commit_made_up, made_up_recipe
+    from featstore.store import EmbeddedWindow, open_split_writer
 
-    recipe = Recipe(
-        encoder="given",
-        encoder_identity={"class": ENCODER},
-        sample_rate_hz=16_000,
-        dim=DIM,
-        hop_seconds=HOP_SECONDS,
-        padding="xares",
-        precision="float32",
-        frame_dtype="float16",
-        resampler="none",
-        format_version=FORMAT_VERSION,
-    )
+    recipe = made_up_recipe("given", dim=DIM, hop_seconds=HOP_SECONDS, padding="xares")
     writer = open_split_writer(
         store_url(folder), recipe=recipe, spec="given", dataset=dataset, crop_seconds=None, split=split
     )
@@ -165,13 +154,5 @@ def _write_store(
                     frames=None if frames is None else frames[number].astype(np.float16),
                 )
             )
-        member = Member(
-            shard=ShardIdentity(name=f"{split}.tar", size=1, mtime_ns=0, sha256="0" * 64),
-            clips=len(X),
-            windows=part.windows,
-            frames=part.frames,
-            audio_seconds=seconds * len(X),
-            skipped=(),
-        )
-        part.commit([member], frames_stored=frames is not None, versions={})
+        commit_made_up(part, f"{split}.tar", clips=len(X), audio_seconds=seconds * len(X))
     writer.write_catalogue()

@@ -12,7 +12,7 @@ from docs.made.markdown import code, table, told
 from featstore.manifest.rules import METRICS_BY_KIND
 from featstore.metrics import find_metric
 from featstore.metrics.registry import METRICS
-from featstore.probe.asr import XARES_MAX_NEW_TOKENS, XARES_REPETITION_PENALTY
+from featstore.probe.asr import SPARE_TOKENS, XARES_MAX_NEW_TOKENS, XARES_REPETITION_PENALTY
 from featstore.probe.clips import SUPPORT_STEPS
 from featstore.probe.ctc import MAX_UPSAMPLING
 from featstore.probe.frame import ONSET_TOLERANCE_SECONDS
@@ -131,7 +131,8 @@ def _number_rows() -> Iterator[tuple[str, ...]]:
     )
     for what, value in both:
         yield what, str(value), str(value)
-    yield "tokens generated (asr)", "as many as the longest transcript, and 10", str(XARES_MAX_NEW_TOKENS)
+    longest = f"as many as the longest transcript, and {SPARE_TOKENS}"
+    yield "tokens generated (asr)", longest, str(XARES_MAX_NEW_TOKENS)
     yield "repetition penalty (asr)", "none", str(XARES_REPETITION_PENALTY)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from io import TextIOWrapper
 
 import click
 
@@ -16,7 +17,6 @@ from featstore.cli.export import export
 from featstore.cli.extract import extract
 from featstore.cli.fetch import fetch
 from featstore.cli.inspect import inspect
-from featstore.cli.options import harmless
 from featstore.cli.pack import pack
 from featstore.cli.probe import probe
 from featstore.cli.query import query
@@ -25,6 +25,7 @@ from featstore.cli.retrieve import retrieve
 from featstore.cli.tasks import tasks
 from featstore.cli.upkeep import compact, gc, verify
 from featstore.errors import FeatstoreError
+from featstore.wording import harmless
 
 __all__ = ["cli", "main"]
 
@@ -58,6 +59,9 @@ for command in (
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point: run a command, and end with its exit code; an error is one line."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # what a terminal or a log has no letter for is told by its escape
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = cli.main(args=arguments, prog_name="featstore", standalone_mode=False)
     except click.exceptions.Exit as done:
@@ -76,6 +80,9 @@ def main(arguments: list[str] | None = None) -> None:
         )
     except BrokenPipeError:
         code = 1
+    except MemoryError as error:
+        _raise_if_asked(arguments)
+        code = _fail(f"there is not enough memory: {error}", 1)
     except OSError as error:
         _raise_if_asked(arguments)
         where = f" ({error.filename})" if error.filename else ""

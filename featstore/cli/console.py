@@ -5,6 +5,7 @@ On a terminal a run is a live bar; in a log it is a plain line every ten seconds
 
 from __future__ import annotations
 
+import re
 import sys
 import threading
 import time
@@ -29,8 +30,9 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from featstore.cli.options import harmless, printable
+from featstore.cli.options import counted
 from featstore.report import Grid, GridCell, GridRow, grid
+from featstore.wording import harmless, printable, spoken_bytes
 
 if TYPE_CHECKING:
     from rich.progress import Task, TaskID
@@ -150,7 +152,7 @@ class PlainProgress:
         self._clips, self._audio_seconds = 0, 0.0
         self._began = self._told = self._clock()
         reused = f", {shards_reused} reused" if shards_reused else ""
-        self._write(f"{printable(label)}: {self._shards_total} shards to encode{reused}\n")
+        self._write(f"{printable(label)}: {counted(self._shards_total, 'shard')} to encode{reused}\n")
 
     def advance(self, *, clips: int, audio_seconds: float) -> None:
         """Count clips, and tell about them when the last line is old enough."""
@@ -285,7 +287,7 @@ class Downloads:
         if self._bars is not None:
             self._task = self._bars.add_task(escape(printable(label)), total=bytes_total)
         else:
-            self._write(f"{printable(label)}: {bytes_total / 1e6:,.1f} MB\n")
+            self._write(f"{printable(label)}: {spoken_bytes(bytes_total)}\n")
 
     def advance(self, n_bytes: int) -> None:
         """Count bytes."""
@@ -295,7 +297,7 @@ class Downloads:
                 self._bars.update(self._task, completed=self._done)
             elif self._clock() - self._told >= PLAIN_EVERY_SECONDS:
                 self._told = self._clock()
-                self._write(f"{printable(self._label)}: {self._done / 1e6:,.1f} of {self._total / 1e6:,.1f} MB\n")
+                self._write(f"{printable(self._label)}: {spoken_bytes(self._done)} of {spoken_bytes(self._total)}\n")
 
 
 def _throughput(clips: int, audio_seconds: float, elapsed_seconds: float) -> str:
@@ -383,11 +385,14 @@ def _entry(cell: GridCell) -> Text:
     return Text(f"≈ {cell.text}") if cell.inside_noise else Text(cell.text)
 
 
+_NUMBER = re.compile(r"[0-9][0-9.,]*(?=[\s%]|$)")
+
+
 def plain_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, title: str | None = None) -> Table:
-    """Lay out rows of text. A column whose every entry begins with a digit is set flush right."""
+    """Lay out rows of text. A column whose every entry begins with a number (a hash is none) is set flush right."""
     table = _table(title)
     for index, heading in enumerate(header):
-        numeric = bool(rows) and all(row[index][:1].isdigit() for row in rows)
+        numeric = bool(rows) and all(_NUMBER.match(row[index]) for row in rows)
         table.add_column(_text(heading), justify="right" if numeric else "left")
     for row in rows:
         table.add_row(*map(_text, row))

@@ -5,18 +5,17 @@ from __future__ import annotations
 import click
 
 from featstore.cli.completion import complete_folders
-from featstore.cli.options import emit_json, json_option, say
+from featstore.cli.options import counted, emit_json, feature_set_options, json_option, parse_store, say
+from featstore.wording import spoken_bytes
 
 __all__ = ["copy"]
 
 
 @click.command()
-@click.argument("source", metavar="SRC", shell_complete=complete_folders)
-@click.argument("target", metavar="DST", shell_complete=complete_folders)
+@click.argument("source", metavar="SRC", callback=parse_store, shell_complete=complete_folders)
+@click.argument("target", metavar="DST", callback=parse_store, shell_complete=complete_folders)
 @click.option("--only", type=click.Choice(["utterance"]), help="Leave the frames where they are.")
-@click.option("--encoder", metavar="NAME", help="Only of this encoder (`logmel`, or `logmel@3f9c2a71`).")
-@click.option("--dataset", metavar="NAME", help="Only of this dataset (`words`, or `words+crop5s`).")
-@click.option("--split", metavar="NAME", help="Only this split or fold.")
+@feature_set_options
 @json_option
 def copy(
     *,
@@ -51,6 +50,6 @@ def copy(
         return
     for record in records:
         say(
-            f"{record.path}: {record.copied:,} of {record.parts:,} parts copied ({record.bytes / 1e6:,.1f} MB), "
-            f"{record.there:,} there already"
+            f"{record.path}: {record.copied:,} of {counted(record.parts, 'part')} copied "
+            f"({spoken_bytes(record.bytes)}), {record.there:,} there already"
         )

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from featstore.cli.options import say, selection, store_option
+from featstore.cli.options import counted, feature_set_options, require_folder_of, say, selection, store_option
 from featstore.errors import UsageError
+from featstore.wording import spoken_bytes
 
 if TYPE_CHECKING:
     from featstore.explore.audio import ClipAudio
@@ -21,9 +22,7 @@ __all__ = ["explore"]
 @click.command()
 @click.argument("path", required=False)
 @store_option
-@click.option("--encoder", metavar="NAME", help="Encoder in the store (`logmel`, or `logmel@3f9c2a71`).")
-@click.option("--dataset", metavar="NAME", help="Dataset in the store (`words`, or `words+crop5s`).")
-@click.option("--split", metavar="NAME", help="Split or fold.")
+@feature_set_options
 @click.option(
     "--out",
     "out_path",
@@ -105,6 +104,7 @@ def explore(
         raise UsageError("--out keeps a page and --serve shows one now: say one of them")
     if n_audio is not None and (data_dir is None or serve):
         raise UsageError("--audio says how many clips a page of --out holds: it takes --data, and --serve plays all")
+    require_folder_of(out_path)
     from featstore.explore.page import explore, render_map
     from featstore.explore.points import take_points
     from featstore.store import open_store
@@ -120,11 +120,11 @@ def explore(
     page = render_map(explorer, audio=sounds, title=title)
     out_path = out_path or Path(_file_name(fs.path))
     out_path.write_text(page, encoding="utf-8")
-    say(f"{out_path}: {len(explorer.points):,} clips, {len(page.encode()) / 1e6:.1f} MB{said}")
+    say(f"{out_path}: {counted(len(explorer.points), 'clip')}, {spoken_bytes(len(page.encode()))}{said}")
 
 
 def _sounds(fs: FeatureSet, data_dir: Path) -> ClipAudio:
-    from featstore.explore.audio import ClipAudio  # it reads shards as an extraction does, and so imports torch
+    from featstore.explore.audio import ClipAudio
 
     return ClipAudio(fs, data_dir)
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from featstore.cli.options import emit_json, json_option, say, store_option
+from featstore.cli.options import counted, emit_json, feature_set_options, json_option, say, store_option
+from featstore.wording import spoken_bytes
 
 if TYPE_CHECKING:
     from featstore.store.export import ExportFormat
@@ -18,9 +19,7 @@ __all__ = ["export"]
 @click.command()
 @click.argument("out", type=click.Path(path_type=Path))
 @store_option
-@click.option("--encoder", metavar="NAME", help="Encoder in the store (`logmel`, or `logmel@3f9c2a71`).")
-@click.option("--dataset", metavar="NAME", help="Dataset in the store (`words`, or `words+crop5s`).")
-@click.option("--split", metavar="NAME", help="Split or fold.")
+@feature_set_options
 @click.option(
     "--format",
     "file_format",
@@ -58,8 +57,8 @@ def export(
     if as_json:
         emit_json([record])
         return
-    counted = "" if record.frames is None else f" and {record.frames:,} frames"
+    frames_too = "" if record.frames is None else f" and {counted(record.frames, 'frame')}"
     say(
-        f"{record.out}: {record.windows:,} windows{counted} of {record.path}, {record.bytes / 1e6:,.1f} MB "
+        f"{record.out}: {counted(record.windows, 'window')}{frames_too} of {record.path}, {spoken_bytes(record.bytes)} "
         f"({', '.join(record.columns)})"
     )

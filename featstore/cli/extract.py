@@ -15,9 +15,11 @@ import click
 from featstore.cli.advice import advice
 from featstore.cli.completion import complete_encoders, complete_folders
 from featstore.cli.options import (
+    counted,
     emit_json,
     encoder_settings,
     json_option,
+    lasting,
     parse_arguments,
     parse_layers,
     parse_names,
@@ -26,6 +28,7 @@ from featstore.cli.options import (
     tasks_argument,
 )
 from featstore.errors import DataError
+from featstore.wording import spoken_bytes
 
 if TYPE_CHECKING:
     from featstore.records import ExtractRecord
@@ -243,15 +246,16 @@ def _tell(record: ExtractRecord, *, timed: bool) -> None:
     """Print what was done; the time of the pass that made several feature sets of a split once, after the last."""
     what = f"{record.encoder}@{record.fingerprint}  {record.dataset}/{record.split}"
     say(
-        f"{what}: {record.clips:,} clips, {record.windows:,} windows, {record.audio_seconds / 60:,.1f} min; "
-        f"{record.shards_done} shards encoded, {record.shards_reused} reused"
+        f"{what}: {counted(record.clips, 'clip')}, {counted(record.windows, 'window')}, "
+        f"{lasting(record.audio_seconds)}; "
+        f"{counted(record.shards_done, 'shard')} encoded, {record.shards_reused:,} reused"
     )
     if record.shards_done and timed:
         seconds, settings = record.seconds, record.settings
         say(
             f"  on {_where(record)} in {settings['precision']}, "
             f"batches of {settings['batch_seconds']:g} s{_filled(record)}, "
-            f"{settings['workers']} decoding threads; {record.bytes_written / 1e6:,.1f} MB written"
+            f"{settings['workers']} decoding threads; {spoken_bytes(record.bytes_written)} written"
         )
         busy = seconds["busy"] / max(seconds["total"] * record.workers, 1e-9)
         say(

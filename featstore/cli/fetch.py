@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from featstore.cli.options import emit_json, json_option, say, tasks_argument
+from featstore.cli.options import counted, emit_json, json_option, say, tasks_argument
+from featstore.wording import spoken_bytes
 
 __all__ = ["fetch"]
 
@@ -41,8 +42,9 @@ def fetch(*, tasks: tuple[str, ...], data_dir: Path, jobs: int, zenodo_url: str,
         if not as_json:
             n_new = len(record.files) - len(record.reused)
             say(
-                f"{record.task}: {len(record.shards)} shards in {record.folder}; {n_new} files came "
-                f"({record.bytes_downloaded / 1e6:,.1f} MB), {len(record.reused)} were there"
+                f"{record.task}: {counted(len(record.shards), 'shard')} in {record.folder}; "
+                f"{counted(n_new, 'file')} came "
+                f"({spoken_bytes(record.bytes_downloaded)}), {len(record.reused)} were there"
             )
     if as_json:
         emit_json(records)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -11,8 +10,19 @@ from typing import TYPE_CHECKING
 
 import click
 
-from featstore.cli.options import emit_json, json_option, printable, say, say_json, selection, store_option
+from featstore.cli.options import (
+    counted,
+    emit_json,
+    feature_set_options,
+    json_option,
+    lasting,
+    say,
+    say_json,
+    selection,
+    store_option,
+)
 from featstore.errors import UnknownFeatureSet, UsageError
+from featstore.wording import printable, spoken_bytes
 
 if TYPE_CHECKING:
     from featstore.health import Health
@@ -27,9 +37,7 @@ _SHOWN = 12
 @click.command()
 @click.argument("path", required=False)
 @store_option
-@click.option("--encoder", metavar="NAME", help="Only of this encoder (`logmel`, or `logmel@3f9c2a71`).")
-@click.option("--dataset", metavar="NAME", help="Only of this dataset (`words`, or `words+crop5s`).")
-@click.option("--split", metavar="NAME", help="Only this split or fold.")
+@feature_set_options
 @click.option(
     "--health",
     is_flag=True,
@@ -92,24 +100,15 @@ def inspect(
 
 def _matching(store: Store, asked: Sequence[str | None]) -> list[FeatureSet]:
     encoder, dataset, split = asked
-    chosen = [
-        fs
-        for fs in store.feature_sets()
-        if encoder in (None, fs.encoder, fs.recipe.group_name)
-        and dataset in (None, fs.dataset)
-        and split in (None, fs.split)
-    ]
+    chosen = store.feature_sets(encoder=encoder, dataset=dataset, split=split)
     if not chosen and any(asked):
         wanted = "/".join(name or "*" for name in asked)
         raise UnknownFeatureSet(
             f"{store.url} holds nothing of {wanted}: `featstore inspect --store {store.url}` shows what is there"
         )
-    return sorted(chosen, key=lambda fs: (_natural(fs.encoder), fs.recipe.fingerprint))
+    from featstore.report.leaderboard import natural
 
-
-def _natural(name: str) -> tuple[tuple[str, int], ...]:
-    """What names are sorted by, so that layer10 comes after layer9."""
-    return tuple((text, int(number or 0)) for text, number in re.findall(r"(\D*)(\d*)", name))
+    return sorted(chosen, key=lambda fs: (natural(fs.encoder), fs.recipe.fingerprint))
 
 
 def _tell_table(summaries: Sequence[Summary], *, url: str) -> None:
@@ -128,15 +127,20 @@ def _tell_table(summaries: Sequence[Summary], *, url: str) -> None:
             f"{s.windows:,}",
             str(s.dim),
             "0" if s.frames is None else f"{s.frames:,}",
-            f"{s.audio_seconds / 3600:.2f}",
-            _size(s.bytes),
+            _hours(s.audio_seconds),
+            spoken_bytes(s.bytes),
             f"{s.left_out:,}",
         )
         for s in summaries
     ]
     show(plain_table(header, rows))
-    hours = sum(s.audio_seconds for s in summaries) / 3600
-    say(f"  {len(summaries)} feature sets, {hours:,.2f} hours, {_size(sum(s.bytes for s in summaries))}")
+    audio_seconds, n_bytes = sum(s.audio_seconds for s in summaries), sum(s.bytes for s in summaries)
+    say(f"  {counted(len(summaries), 'feature set')}, {lasting(audio_seconds)}, {spoken_bytes(n_bytes)}")
+
+
+def _hours(seconds: float) -> str:
+    hours = seconds / 3600
+    return f"{hours:,.2f}" if hours >= 1 else f"{hours:.2g}"
 
 
 def _tell_health(
@@ -225,7 +229,7 @@ def _tell_skipped(details: Details, *, limit: int | None) -> None:
     for reason, count in reasons.most_common(limit):
         clips = [f"{clip.shard}/{clip.key}" for clip in details.skipped if clip.reason == reason]
         named = ", ".join(map(printable, clips[: limit and 3]))
-        say(f"    {count:,}  {printable(reason)}: {named}" + (", ..." if limit and count > 3 else ""))
+        say(f"    {count:,}  {printable(reason).rstrip('.')}: {named}" + (", ..." if limit and count > 3 else ""))
     if limit is not None:
         _tell_more(len(reasons) - limit, "reasons")
 
@@ -233,11 +237,11 @@ def _tell_skipped(details: Details, *, limit: int | None) -> None:
 def _facts(details: Details) -> Iterator[tuple[str, str]]:
     summary, recipe = details.summary, details.recipe
     frames = "not stored" if summary.frames is None else f"{summary.frames:,} x {summary.dim} {recipe['frame_dtype']}"
-    yield "clips", f"{summary.clips:,} in {summary.windows:,} windows, {summary.audio_seconds / 3600:.2f} hours"
+    yield "clips", f"{summary.clips:,} in {counted(summary.windows, 'window')}, {lasting(summary.audio_seconds)}"
     yield "utterance", f"{summary.windows:,} x {summary.dim} float32"
     yield "frames", f"{frames}, one every {recipe['hop_seconds'] * 1000:g} ms"
     n_parts = len({each.part for each in details.shards})
-    yield "size", f"{_size(summary.bytes)} in {n_parts:,} part{'' if n_parts == 1 else 's'}"
+    yield "size", f"{spoken_bytes(summary.bytes)} in {counted(n_parts, 'part')}"
     yield "window seconds", _spread(details.window_seconds, "{:.2f}")
     if summary.frames is not None:
         yield "frames a window", _spread(details.frame_lengths, "{:,.0f}")
@@ -277,11 +281,3 @@ def _count(count: int, what: str, says: str) -> str:
 def _tell_more(count: int, what: str) -> None:
     if count > 0:
         say(f"  ... and {count:,} {what} more: --verbose shows all")
-
-
-def _size(n_bytes: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if n_bytes < 1000:
-            return f"{n_bytes:.0f} B" if unit == "B" else f"{n_bytes:.1f} {unit}"
-        n_bytes /= 1000
-    return f"{n_bytes:.1f} TB"

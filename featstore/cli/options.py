@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import unicodedata
-from collections.abc import Callable, Iterable, Iterator
+import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,20 +12,25 @@ import click
 
 from featstore.cli.completion import complete_folders, complete_tasks
 from featstore.errors import UsageError
+from featstore.wording import harmless, harmless_json
 
 __all__ = [
+    "counted",
     "emit_json",
     "encoder_names",
     "encoder_settings",
-    "harmless",
+    "feature_set_options",
     "jobs_option",
     "json_option",
+    "lasting",
+    "optional_store_option",
     "parse_arguments",
     "parse_layers",
     "parse_names",
     "parse_numbers",
-    "printable",
+    "parse_store",
     "protocol_option",
+    "require_folder_of",
     "results_option",
     "say",
     "say_json",
@@ -46,14 +51,44 @@ def tasks_argument(function: _F) -> _F:
 
 def store_option(function: _F) -> _F:
     """``--store URL``."""
+    return _store("Folder or URL of the store.", required=True)(function)
+
+
+def optional_store_option(meaning: str) -> Callable[[_F], _F]:
+    """``--store URL``, for a command that can do without; ``meaning`` says what comes of it."""
+    return _store(meaning, required=False)
+
+
+def _store(meaning: str, *, required: bool) -> Callable[[_F], _F]:
     return click.option(
         "--store",
         "store_url",
         metavar="URL",
-        required=True,
+        required=required,
+        callback=parse_store,
         shell_complete=complete_folders,
-        help="Folder or URL of the store.",
+        help=meaning,
+    )
+
+
+def feature_set_options(function: _F) -> _F:
+    """``--encoder``, ``--dataset`` and ``--split``: which feature sets of a store are meant."""
+    return _with(
+        click.option("--encoder", metavar="NAME", help="Of this encoder (`logmel`, or `logmel@3f9c2a71`)."),
+        click.option("--dataset", metavar="NAME", help="Of this dataset (`words`, or `words+crop5s`)."),
+        click.option("--split", metavar="NAME", help="Of this split or fold."),
     )(function)
+
+
+def _with(*options: Callable[[_F], _F]) -> Callable[[_F], _F]:
+    """Several options as one decorator, in their order."""
+
+    def with_options(function: _F) -> _F:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return with_options
 
 
 def json_option(function: _F) -> _F:
@@ -87,7 +122,7 @@ def results_option(function: _F) -> _F:
 
 def encoder_settings(*, device_help: str) -> Callable[[_F], _F]:
     """How an encoder is loaded and run: what `extract` and `check` have in common."""
-    options = (
+    return _with(
         click.option(
             "--encoder-arg",
             "encoder_args",
@@ -131,13 +166,6 @@ def encoder_settings(*, device_help: str) -> Callable[[_F], _F]:
         ),
     )
 
-    def with_options(function: _F) -> _F:
-        for option in reversed(options):
-            function = option(function)
-        return function
-
-    return with_options
-
 
 def encoder_names(function: _F) -> _F:
     """``--encoder NAME``, of a store."""
@@ -171,6 +199,13 @@ def shots_option(function: _F) -> _F:
         metavar="N,N",
         help="Few-shot curve: also score with so many training clips of each class, over 20 draws of them.",
     )(function)
+
+
+def parse_store(_: click.Context, option: click.Parameter, value: str | None) -> str | None:
+    """Refuse a file, as click's callback of an option or argument: a store is a folder, or a URL."""
+    if value is not None and Path(value).is_file():
+        raise click.BadParameter(f"{value!r} is a file: a store is a folder, or a URL", param=option)
+    return value
 
 
 def parse_numbers(_: click.Context, option: click.Parameter, value: str | None) -> tuple[int, ...]:
@@ -249,9 +284,33 @@ def selection(path: str | None, *options: str | None) -> tuple[str | None, ...]:
     return tuple(option or in_path or None for option, in_path in zip(options, named, strict=True))
 
 
-# --- what is printed --------------------------------------------------------------------------------------------------
-# A key, a label or a path may hold whatever a file held: an escape sequence that repaints the terminal, a mark that
-# turns the rest of a line round, half a surrogate pair that no stream can write. So everything goes out by these.
+def require_folder_of(path: Path | None) -> None:
+    """Raise UsageError where a file is to be written into a folder that is not there: before the work, not after it."""
+    if path is not None and not path.parent.is_dir():
+        raise UsageError(f"{path.parent} is no folder: make it first, or give another name for {path.name}")
+
+
+# --- what is printed: everything goes out by these --------------------------------------------------------------------
+
+
+def counted(number: int, what: str) -> str:
+    """So many of something.
+
+    >>> counted(1, "shard"), counted(1200, "shard")
+    ('1 shard', '1,200 shards')
+    """
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def lasting(seconds: float) -> str:
+    """Seconds in the unit that they are read in.
+
+    >>> lasting(12.5), lasting(600), lasting(7200)
+    ('12.5 s', '10.0 min', '2.00 hours')
+    """
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 3600 else f"{seconds / 3600:,.2f} hours"
 
 
 def say(text: str, *, err: bool = False) -> None:
@@ -265,27 +324,10 @@ def say_json(value: Any) -> None:
 
 
 def say_json_text(text: str) -> None:
-    """Print JSON as JSON that says the same, and in which a terminal finds nothing to obey either."""
-    click.echo(text.translate({ord(each): json.dumps(each)[1:-1] for each in _commands_in(text, keep="\n")}))
-
-
-def harmless(text: str, *, keep: str = "") -> str:
-    r"""Text in which each character that is not printed, but for those to `keep`, is told by its escape.
-
-    >>> harmless("left \x1b[2J \u202e right")
-    'left \\x1b[2J \\u202e right'
-    """
-    return text.translate({ord(each): repr(each)[1:-1] for each in _commands_in(text, keep=keep)})
-
-
-def _commands_in(text: str, *, keep: str) -> Iterator[str]:
-    """Characters that are not to be seen but do something: controls, marks of direction, halves of pairs."""
-    if not text.isprintable():
-        for each in set(text):
-            if not each.isprintable() and each not in keep and unicodedata.category(each) != "Zs":
-                yield each
-
-
-def printable(text: str, *, most: int = 120) -> str:
-    """Text of an audio file's making, fit for a line of a table: short, and harmless."""
-    return harmless(text if len(text) <= most else text[: most - 3] + "...")
+    """Print JSON as JSON that says the same, in letters that stdout has; a terminal finds nothing to obey either."""
+    told = harmless_json(text)
+    try:
+        told.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        told = told.translate({ord(each): json.dumps(each)[1:-1] for each in set(told) if not each.isascii()})
+    click.echo(told)

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from featstore.cli.options import emit_json, json_option, say
-from featstore.errors import UsageError
+from featstore.cli.options import counted, emit_json, json_option, say
+from featstore.errors import DataError, UsageError
 
 if TYPE_CHECKING:
-    from featstore.extract.packing import Clip
+    from featstore.extract.packing import Clip, PackRecord
 
 __all__ = ["pack"]
+
+_BATCH_SIZE, _EPOCHS, _STEPS = 32, 10, 200
+_VALID_NAMES = ("valid", "validation", "val", "dev")
 
 
 @click.command()
@@ -79,38 +84,66 @@ def pack(
     table_path = csv_path or jsonl_path
     if table_path is None and (key_field or split_field):
         raise UsageError("--key and --split-column are columns of a table: give --csv or --jsonl")
-    toml = out.with_name(f"{out.name}.toml") if manifest_path is None else manifest_path
-    if toml.exists():
-        raise UsageError(f"{toml} is there already: nothing is overwritten, name another with --manifest")
+    toml = _manifest_path(out, asked=manifest_path)
     if table_path is None:
-        clips = plan_folder(audio_dir, split=split)
+        clips, label_field = plan_folder(audio_dir, split=split), "label"
     else:
         table = Table(path=table_path, path_field=path_field, key_field=key_field, split_field=split_field)
         clips = plan_table(audio_dir, table, split=split)
-    field = "label" if table_path is None else label_field
-    text = _manifest(clips, dataset=out.name, label_field=field)
+    text = _manifest(clips, dataset=out.name, label_field=label_field)
     with counting("clips packed") as tick:
         record = pack_clips(clips, out, clips_per_shard=shard_size, on_clip=tick)
+    if not any(record.clips.values()):
+        n_files, first = counted(len(record.skipped), "file"), record.skipped[0]
+        raise DataError(f"none of {n_files} can be packed; the first, {first.key}: {first.reason}")
     toml.parent.mkdir(parents=True, exist_ok=True)
     toml.write_text(text, encoding="utf-8")
     load_manifest(toml)
     if as_json:
         emit_json([record])
     else:
-        for skipped in record.skipped:
-            say(f"left out {skipped.key}: {skipped.reason}")
-        for name, n_clips in record.clips.items():
-            say(f"{name}: {n_clips:,} clips in {record.shards[name]} shards")
-        say(f"{toml} is the task: see to its title, kind and metric, then `featstore extract {toml}`")
+        _tell(record, out=out, toml=toml)
+    without = [clip.key for clip in clips if _at(clip.meta, label_field) is None]
+    if without:
+        some = f"{len(without):,} of {counted(len(clips), 'clip')}"
+        say(
+            f"featstore: {some} have no label at {label_field!r}, {without[0]} among them: scoring takes one of each",
+            err=True,
+        )
     if record.skipped and fail_on_skip:
         raise click.exceptions.Exit(1)
 
 
+def _manifest_path(out: Path, *, asked: Path | None) -> Path:
+    """Where the manifest goes. Raises UsageError where one is, or where OUT cannot be a dataset's folder."""
+    if not out.name:
+        raise UsageError(f"OUT is a folder whose name will be that of the dataset: got '{out}'; try data/NAME")
+    toml = out.with_name(f"{out.name}.toml") if asked is None else asked
+    if toml.exists():
+        raise UsageError(f"{toml} is there already: nothing is overwritten, name another with --manifest")
+    return toml
+
+
+def _tell(record: PackRecord, *, out: Path, toml: Path) -> None:
+    """Print what was packed and left out, and what to do next."""
+    for skipped in record.skipped:
+        say(f"left out {skipped.key}: {skipped.reason}")
+    for name, n_clips in record.clips.items():
+        say(f"{name}: {counted(n_clips, 'clip')} in {counted(record.shards[name], 'shard')}")
+    task, data = quote(str(toml)), quote(str(out.parent))
+    say(
+        f"{toml} is the task: see to its title, kind and metric, then "
+        f"`featstore extract {task} --encoder logmel --data {data} --store embeddings.zarr`"
+    )
+
+
 def _manifest(clips: Sequence[Clip], *, dataset: str, label_field: str) -> str:
     """A manifest to start from: kind by what the labels look like, splits by their names."""
-    labels = [clip.meta.get(label_field) for clip in clips]
+    labels = [_at(clip.meta, label_field) for clip in clips]
     if all(label is None for label in labels):
         fields = dict.fromkeys(name for clip in clips for name in clip.meta)
+        if label_field in fields:
+            raise UsageError(f"{label_field!r} cannot be the column of labels: a dot reaches into an object, rename it")
         raise UsageError(f"no clip has a label at {label_field!r}: name one of {', '.join(fields)} with --label")
     several = any(isinstance(label, list) for label in labels)
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", dataset).strip("-._") or "task"
@@ -135,9 +168,9 @@ def _manifest(clips: Sequence[Clip], *, dataset: str, label_field: str) -> str:
         f"field = {_toml(label_field)}",
         "",
         "[probe]",
-        "epochs = 10",
+        *_epochs(clips),
         "learning_rate = 1e-3",
-        "batch_size = 32",
+        f"batch_size = {_BATCH_SIZE}",
         "",
         "[retrieve]",
         f"enabled = {'false' if several else 'true'}",
@@ -145,12 +178,29 @@ def _manifest(clips: Sequence[Clip], *, dataset: str, label_field: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _at(meta: Mapping[str, Any], path: str) -> Any:
+    """What stands at a dotted path; None where nothing does."""
+    value: Any = meta
+    for step in path.split("."):
+        value = value.get(step) if isinstance(value, Mapping) else None
+    return value
+
+
+def _epochs(clips: Sequence[Clip]) -> list[str]:
+    """Ten, or as many as make some steps of few clips: ten epochs of one batch would teach a head nothing."""
+    n_train = sum(clip.split == "train" for clip in clips) or len(clips)
+    n_epochs = max(_EPOCHS, math.ceil(_STEPS / math.ceil(n_train / _BATCH_SIZE)))
+    why = "" if n_epochs == _EPOCHS else "  # few clips are few batches: so many passes make some 200 steps"
+    return [f"epochs = {n_epochs}{why}"]
+
+
 def _splits(names: Sequence[str]) -> list[str]:
     if "train" in names and "test" in names:
-        valid = "valid" if "valid" in names else "test"
+        valid = next((name for name in _VALID_NAMES if name in names), "test")
         told = (
-            [] if valid == "valid" else ["# without a split of its own, a tenth of training selects (strict protocol)"]
+            ["# without a split of its own, a tenth of training selects (strict protocol)"] if valid == "test" else []
         )
+        told += [f"# no part of the task: {name}" for name in names if name not in ("train", valid, "test")]
         pairs = [("train", "train"), ("valid", valid), ("test", "test")]
         return ["[splits]", *told, *(f"{role} = {_toml(f'{name}-*.tar')}" for role, name in pairs)]
     if len(names) > 1:

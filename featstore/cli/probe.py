@@ -89,5 +89,5 @@ def probe(
     score = ProbeScorer(
         protocol=protocol, seeds=tuple(range(seeds)) if seeds is not None else None, head=head, shots=shots
     )
-    scores = score_tasks(tasks, store_url=store_url, encoders=encoders, score=score, results_dir=results_dir, jobs=jobs)
-    tell_scores(scores, as_json=as_json)
+    scored = score_tasks(tasks, store_url=store_url, encoders=encoders, score=score, results_dir=results_dir, jobs=jobs)
+    tell_scores(scored, as_json=as_json)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from featstore.cli.options import emit_json, json_option, printable, say, store_option
+from featstore.cli.options import emit_json, feature_set_options, json_option, say, store_option
 from featstore.errors import LabelError
+from featstore.wording import printable
 
 if TYPE_CHECKING:
     from featstore.encoders.encoder import Encoder
@@ -25,9 +27,7 @@ _TEXT = 48
 @click.command()
 @click.argument("wanted", metavar="AUDIO|KEY")
 @store_option
-@click.option("--encoder", metavar="NAME", help="Of this encoder (`logmel`, or `logmel@3f9c2a71`).")
-@click.option("--dataset", metavar="NAME", help="Only in this dataset (`words`, or `words+crop5s`).")
-@click.option("--split", metavar="NAME", help="Only in this split or fold.")
+@feature_set_options
 @click.option("--k", type=click.IntRange(min=1), default=10, show_default=True, help="How many clips to name.")
 @click.option(
     "--field",
@@ -72,9 +72,8 @@ def query(
     from featstore.store import open_store
 
     sets = sets_of_one_encoder(open_store(store_url), encoder=encoder, dataset=dataset, split=split)
-    path = Path(wanted)
-    if path.is_file():
-        found = nearest_to_file(sets, path, load=lambda fs: _load(fs, spec), k=k, device=device)
+    if os.path.isfile(wanted):  # noqa: PTH113 - a key may be longer than the name of a file, for which Path raises
+        found = nearest_to_file(sets, Path(wanted), load=lambda fs: _load(fs, spec), k=k, device=device)
     else:
         found = nearest_to_key(sets, wanted, k=k)
     shown = _columns(found, fields)
@@ -102,7 +101,7 @@ def _columns(found: Found, fields: tuple[str, ...]) -> dict[str, list[Any]]:
     LabelError
         A field was asked for that no hit has.
     """
-    from featstore.explore.find import field_of
+    from featstore.store.fields import field_of
 
     documents = [hit.labels for hit in found.hits]
     known = dict.fromkeys(
@@ -117,7 +116,7 @@ def _columns(found: Found, fields: tuple[str, ...]) -> dict[str, list[Any]]:
         values: list[Any] = []
         for hit in found.hits:
             try:
-                values.append(field_of(hit.meta, field))
+                values.append(field_of(hit.meta, field, key=hit.key))
             except LabelError:
                 values.append(None)
         if fields and found.hits and all(value is None for value in values):
@@ -174,12 +173,12 @@ def _tell(found: Found, columns: dict[str, list[Any]], *, several: bool) -> None
 
 
 def _own_labels(found: Found, columns: dict[str, list[Any]]) -> list[tuple[str, Any]]:
-    from featstore.explore.find import field_of
+    from featstore.store.fields import field_of
 
     own = []
     for field in columns if found.meta else ():
         try:
-            own.append((field, field_of(found.meta, field)))
+            own.append((field, field_of(found.meta, field, key=found.query)))
         except LabelError:
             continue
     return own

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from featstore.cli.completion import complete_folders
-from featstore.cli.options import say, say_json_text
+from featstore.cli.options import optional_store_option, require_folder_of, say, say_json_text
 from featstore.errors import UsageError
+from featstore.wording import spoken_bytes
 
 if TYPE_CHECKING:
     from featstore.health import Health
@@ -49,13 +49,7 @@ __all__ = ["report"]
 @click.option(
     "--published", is_flag=True, help="Add the published scores of X-ARES to tables of protocol xares, for reference."
 )
-@click.option(
-    "--store",
-    "store_url",
-    metavar="URL",
-    shell_complete=complete_folders,
-    help="With --format html: also the state of the embedding spaces that the scores were made from.",
-)
+@optional_store_option("With --format html: also the state of the embedding spaces that the scores were made from.")
 @click.option("--title", metavar="TEXT", default="Audio encoders", show_default=True, help="Of the page.")
 @click.option(
     "--compare",
@@ -77,16 +71,17 @@ def report(
     """Leaderboard: tasks by encoders for each track and protocol, with weighted averages."""
     from featstore.report import published_scores, read_scores
 
+    require_folder_of(out_path)
     if pair and published:
         raise UsageError("--compare and --published do not go together: published scores have no clips to pair")
     if store_url is not None and form != "html":
         raise UsageError("--store is for --format html: `featstore inspect --health` shows a store in a terminal")
+    if form == "html" and pair:
+        raise UsageError("--compare has no page: take --format table, markdown, csv or json")
+    if form == "html" and out_path is None and sys.stdout.isatty():
+        raise UsageError("--format html is a page for a browser: say --out FILE for where to write it")
     scores = read_scores(results_dir)
     if form == "html":
-        if pair:
-            raise UsageError("--compare has no page: take --format table, markdown, csv or json")
-        if out_path is None and sys.stdout.isatty():
-            raise UsageError("--format html is a page for a browser: say --out FILE for where to write it")
         _write(_page(scores, store_url=store_url, title=title), (), out_path, form)
         return
     if pair:
@@ -149,6 +144,7 @@ def _write(text: str, grids: tuple[Grid, ...], out_path: Path | None, form: Form
             file.write(text)
             if grids:
                 show(painted(grids), stream=file)
+        say(f"{out_path}: {spoken_bytes(out_path.stat().st_size)}", err=True)
     elif grids:
         show(painted(grids))
     elif text:

@@ -95,7 +95,7 @@ def retrieve(
     as_json: bool,
 ) -> None:
     """Track B: let the nearest cached neighbours of each test clip vote on its label. Nothing is trained."""
-    scores = score_tasks(
+    scored = score_tasks(
         _with_neighbours(tasks),
         store_url=store_url,
         encoders=encoders,
@@ -103,7 +103,7 @@ def retrieve(
         results_dir=results_dir,
         jobs=jobs,
     )
-    tell_scores(scores, as_json=as_json)
+    tell_scores(scored, as_json=as_json)
 
 
 def _with_neighbours(tasks: tuple[str, ...]) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from featstore.children import inheriting
-from featstore.cli.options import emit_json, say
-from featstore.errors import FeatstoreError
+from featstore.cli.options import counted, emit_json, say
+from featstore.errors import FeatstoreError, ResultsError, UsageError
 from featstore.machine import cores
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from featstore.records import ScoreRecord
     from featstore.store import Store
 
-__all__ = ["Scorer", "encoders_with", "score_tasks", "tell_scores"]
+__all__ = ["Scored", "Scorer", "encoders_with", "score_tasks", "tell_scores"]
 
 
 class Scorer(Protocol):
@@ -63,6 +63,29 @@ class _Failure:
     trace: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scored:
+    """What came of all pairs, in their order.
+
+    ``written`` says whether scores are on disk as well, ``unwritten`` which of them are not, and why.
+    """
+
+    scores: tuple[ScoreRecord, ...]
+    failures: tuple[_Failure, ...]
+    written: bool
+    unwritten: tuple[str, ...]
+
+    def whole(self) -> tuple[ScoreRecord, ...]:
+        """The scores; a FeatstoreError tells the failures, where there are any."""
+        if self.failures:
+            _raise(self.failures, n_scored=len(self.scores), written=self.written and not self.unwritten)
+        if self.unwritten:
+            raise ResultsError(
+                f"{counted(len(self.unwritten), 'score')} could not be written, the first of {self.unwritten[0]}"
+            )
+        return self.scores
+
+
 def score_tasks(
     tasks: Sequence[str],
     *,
@@ -71,38 +94,30 @@ def score_tasks(
     score: Scorer,
     results_dir: Path | None,
     jobs: int = 1,
-) -> tuple[ScoreRecord, ...]:
+) -> Scored:
     """Score every task with every encoder asked for, in their order; each score is written as soon as it is known.
 
     Raises
     ------
     FeatstoreError
-        At the end: the failures, after the other scores have been written. At once where nothing can be scored.
+        Nothing can be scored. What one pair fails by is part of the outcome.
     """
     from featstore.cli.console import scoring
     from featstore.manifest import find_task
     from featstore.report import write_score
     from featstore.store import open_store
 
-    manifests = [find_task(task) for task in tasks]
+    by_task = _distinct_tasks({task: find_task(task) for task in tasks})
     store = open_store(store_url)
-    pairs = [
-        _Pair(
-            task=task,
-            name=manifest.name,
-            encoder=encoder,
-            store_url=store_url,
-            work=_work(store, manifest) if jobs > 1 else 0,
-        )
-        for task, manifest in zip(tasks, manifests, strict=True)
-        for encoder in encoders or encoders_with(store, manifest) or [None]
-    ]
-    by_name = dict(zip(tasks, manifests, strict=True))
+    pairs = _pairs(store, by_task, encoders, store_url=store_url, jobs=jobs)
+    if results_dir is not None:
+        results_dir.mkdir(parents=True, exist_ok=True)  # or it is told now that it cannot be
 
     def here(pair: _Pair) -> ScoreRecord | _Failure:
-        return _attempt(pair, lambda: score(store, by_name[pair.task], pair.encoder))
+        return _attempt(pair, lambda: score(store, by_task[pair.task], pair.encoder))
 
     found: dict[int, ScoreRecord | _Failure] = {}
+    unwritten: list[str] = []
     with (
         scoring(len(pairs)) as tell,
         _outcomes(pairs, score=score, here=here, jobs=min(jobs, len(pairs))) as outcomes,
@@ -111,29 +126,81 @@ def score_tasks(
             found[number] = outcome
             tell(str(pairs[number]))
             if results_dir is not None and not isinstance(outcome, _Failure):
-                write_score(outcome, results_dir)
-    scores = tuple(outcome for _, outcome in sorted(found.items()) if not isinstance(outcome, _Failure))
-    failures = [outcome for _, outcome in sorted(found.items()) if isinstance(outcome, _Failure)]
-    if failures:
-        _raise(failures, n_scored=len(scores), written=results_dir is not None)
-    return scores
+                try:
+                    write_score(outcome, results_dir)
+                except OSError as error:  # a full disk: the score is printed, and others are made
+                    unwritten.append(f"{pairs[number]} ({(error.strerror or str(error)).lower()})")
+    outcomes_in_order = [found[number] for number in sorted(found)]
+    return Scored(
+        scores=tuple(each for each in outcomes_in_order if not isinstance(each, _Failure)),
+        failures=tuple(each for each in outcomes_in_order if isinstance(each, _Failure)),
+        written=results_dir is not None,
+        unwritten=tuple(unwritten),
+    )
+
+
+def _pairs(
+    store: Store, by_task: Mapping[str, Manifest], encoders: Sequence[str], *, store_url: str, jobs: int
+) -> list[_Pair]:
+    """Every task with every encoder that was asked for, or that has it; with none, so that scoring says why."""
+    asked = _distinct_encoders(store, encoders)
+    return [
+        _Pair(
+            task=task,
+            name=manifest.name,
+            encoder=encoder,
+            store_url=store_url,
+            work=_work(store, manifest) if jobs > 1 else 0,
+        )
+        for task, manifest in by_task.items()
+        for encoder in asked or encoders_with(store, manifest) or [None]
+    ]
+
+
+def _distinct_tasks(by_task: Mapping[str, Manifest]) -> dict[str, Manifest]:
+    """Tasks as they were asked for, each once; a score is known by the name of its task, so two of one name cannot be.
+
+    Raises
+    ------
+    UsageError
+        Two different tasks have one name.
+    """
+    found: dict[str, Manifest] = {}
+    by_name: dict[str, str] = {}
+    for task, manifest in by_task.items():
+        other = by_name.setdefault(manifest.name, task)
+        if other == task:
+            found[task] = manifest
+        elif by_task[other].sha256 != manifest.sha256:
+            raise UsageError(f"{other} and {task} are different tasks, and both are called {manifest.name}: rename one")
+    return found
+
+
+def _distinct_encoders(store: Store, encoders: Sequence[str]) -> list[str]:
+    """Encoders as they were asked for, each once, by whatever names: `logmel` may be `logmel@3f9c2a71`."""
+    found: dict[str, str] = {}
+    for name in encoders:
+        try:
+            place = store.resolve_encoder(name).group_name
+        except FeatstoreError:  # told when it is scored
+            place = name
+        found.setdefault(place, name)
+    return list(found.values())
 
 
 def encoders_with(store: Store, manifest: Manifest) -> list[str | None]:
     """Group names of the encoders that have every feature set of a task."""
     needed = set(manifest.feature_sets.values())
     held: dict[str, set[str]] = {}
-    for feature_set in store.feature_sets():
-        if feature_set.dataset == manifest.feature_dataset:
-            held.setdefault(feature_set.recipe.group_name, set()).add(feature_set.split)
+    for feature_set in store.feature_sets(dataset=manifest.feature_dataset):
+        held.setdefault(feature_set.recipe.group_name, set()).add(feature_set.split)
     return [encoder for encoder, splits in sorted(held.items()) if needed <= splits]
 
 
 def _work(store: Store, manifest: Manifest) -> int:
     rows = {
         each.split: sum(of.member.frames for of in each.segments) if manifest.wants_frames else len(each)
-        for each in store.feature_sets()
-        if each.dataset == manifest.feature_dataset
+        for each in store.feature_sets(dataset=manifest.feature_dataset)
     }
     return sum(rows.values()) * manifest.probe.epochs
 
@@ -216,11 +283,23 @@ def _raise(failures: Sequence[_Failure], *, n_scored: int, written: bool) -> Non
 # --- printing ---------------------------------------------------------------------------------------------------------
 
 
-def tell_scores(scores: Sequence[ScoreRecord], *, as_json: bool) -> None:
-    """Print scores as JSON, or as leaderboards, what was measured beside them, and where the time went."""
-    if as_json:
-        emit_json(scores)
-        return
+def tell_scores(scored: Scored, *, as_json: bool) -> None:
+    """Print what was scored, and raise what failed.
+
+    Raises
+    ------
+    FeatstoreError
+        Some pair has no score: those of the others are printed before.
+    """
+    if scored.scores and as_json:
+        emit_json(scored.scores)
+    elif scored.scores:
+        _tell(scored.scores)
+    scored.whole()
+
+
+def _tell(scores: Sequence[ScoreRecord]) -> None:
+    """Print leaderboards, what was measured beside them, and where the time went."""
     from featstore.cli.console import leaderboard_tables, show
     from featstore.report import build
 

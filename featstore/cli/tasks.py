@@ -7,24 +7,20 @@ from typing import TYPE_CHECKING
 
 import click
 
-from featstore.cli.completion import complete_folders, complete_tasks
-from featstore.cli.options import json_option, say_json
+from featstore.cli.completion import complete_tasks
+from featstore.cli.options import json_option, optional_store_option, say_json
 
 if TYPE_CHECKING:
     from featstore.manifest import Manifest
 
 __all__ = ["tasks"]
 
+_MOST = 200
+
 
 @click.command()
 @click.argument("name", metavar="[TASK]", required=False, shell_complete=complete_tasks)
-@click.option(
-    "--store",
-    "store_url",
-    metavar="URL",
-    shell_complete=complete_folders,
-    help="Also tell which encoders have each task cached there.",
-)
+@optional_store_option("Also tell which encoders have each task cached there.")
 @json_option
 def tasks(*, name: str | None, store_url: str | None, as_json: bool) -> None:
     """List the tasks that come with featstore, by domain, or show one."""
@@ -80,5 +76,8 @@ def _cached(store_url: str, tasks: Sequence[Manifest]) -> dict[str, list[str]]:
 def _flat(value: object, prefix: str = "") -> list[tuple[str, str]]:
     if isinstance(value, dict):
         return [row for key, inner in value.items() for row in _flat(inner, f"{prefix}.{key}" if prefix else str(key))]
-    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-    return [(prefix, text if len(text) <= 200 else f"{text[:200]}... ({text.count(',') + 1} in all)")]
+    if isinstance(value, list):
+        text, how_many = ", ".join(map(str, value)), f" ({len(value):,} in all)"
+    else:
+        text, how_many = str(value), ""
+    return [(prefix, text if len(text) <= _MOST else f"{text[:_MOST]}...{how_many}")]

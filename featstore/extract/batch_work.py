@@ -7,19 +7,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import partial
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from featstore.encoders.made import Encoded
-from featstore.encoders.running import NonFiniteRow
 from featstore.errors import EncoderContractError, EncoderError
 from featstore.extract.batches import Batch, Batcher, PendingWindow, stack
 from featstore.extract.outcome import EncodeSettings, StageTimes
 from featstore.extract.shard_work import ShardWork
 from featstore.extract.stream import ShardEnds
 from featstore.extract.under_way import UnderWay
+
+if TYPE_CHECKING:
+    from featstore.encoders.made import Encoded
 
 __all__ = ["BatchEncoder", "BatchWork"]
 
@@ -135,6 +136,8 @@ class BatchWork:
     @contextmanager
     def _told_of(self, batch: Batch, shards: Mapping[int, ShardWork]) -> Iterator[None]:
         """Count the time as the encoder's, and let its errors name the clip."""
+        from featstore.encoders.running import NonFiniteRow  # it imports torch: whoever encodes has that already
+
         began = time.perf_counter()
         try:
             yield

@@ -171,7 +171,8 @@ def _samples(clips: Sequence[Clip], skipped: list[SkippedClip]) -> Iterator[dict
             skipped.append(SkippedClip(shard="", key=str(clip.path), reason=reason))
             continue
         meta = json.dumps(clip.meta, ensure_ascii=False, allow_nan=False)
-        yield {"__key__": clip.key, clip.path.suffix[1:].lower(): data, "json": meta.encode()}
+        # half a surrogate pair goes out as the escape that it came in as
+        yield {"__key__": clip.key, clip.path.suffix[1:].lower(): data, "json": meta.encode(errors="backslashreplace")}
 
 
 def _is_audio(path: Path) -> bool:
@@ -181,11 +182,13 @@ def _is_audio(path: Path) -> bool:
 def _key_of(text: str, *, keep_suffix: bool = False) -> str:
     """A key from a path or from what a table says: WebDataset ends a key at its first dot, and takes / for a folder.
 
+    What no name of a file may hold, controls and halves of surrogate pairs, goes the way of these.
+
     >>> _key_of("dog/bark 1.take.wav"), _key_of("a.b", keep_suffix=True)
     ('dog_bark 1_take', 'a_b')
     """
     stem = text if keep_suffix else text.rpartition(".")[0]
-    return re.sub(r"[./\\]+", "_", stem).strip("_") or "_"
+    return re.sub(r"[./\\\x00-\x1f\x7f\ud800-\udfff]+", "_", stem).strip("_") or "_"
 
 
 def _checked(clips: Sequence[Clip]) -> tuple[Clip, ...]:
@@ -214,7 +217,8 @@ def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
                     raise DataError(f"{path}, line {reader.line_num}: it has more or fewer columns than the first line")
                 yield reader.line_num, row
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path} cannot be read: {error}") from error
+        told = error.strerror.lower() if isinstance(error, OSError) and error.strerror else error
+        raise DataError(f"{path} cannot be read: {told}") from error
 
 
 def _json_lines(file: Iterator[str] | Any, path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
@@ -222,12 +226,17 @@ def _json_lines(file: Iterator[str] | Any, path: Path) -> Iterator[tuple[int, Ma
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except ValueError as error:
+            row = json.loads(line, parse_constant=_no_constant)
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{path}, line {number}: it is no JSON ({error})") from error
         if not isinstance(row, dict):
             raise DataError(f"{path}, line {number}: it must be a JSON object")
         yield number, row
+
+
+def _no_constant(text: str) -> None:
+    """NaN and Infinity are no JSON, though Python reads them."""
+    raise ValueError(f"{text} is no number of JSON")
 
 
 def _text(row: Mapping[str, Any], field: str, *, where: str) -> str:

@@ -6,11 +6,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from featstore.encoders.made import Encoded
 from featstore.errors import ShardError, UnusableClip
 from featstore.extract.background import BackgroundWriter
 from featstore.extract.batches import PendingWindow
@@ -19,6 +19,9 @@ from featstore.extract.stream import ClipRead, DecodedClip, ShardBegins
 from featstore.extract.windows import Window
 from featstore.records import SkippedClip
 from featstore.store import EmbeddedWindow, Member, PartWriter, ShardIdentity, SplitWriter
+
+if TYPE_CHECKING:
+    from featstore.encoders.made import Encoded
 
 __all__ = ["PartTarget", "ShardWork"]
 

@@ -7,6 +7,7 @@ tar is unpickled, executed or used as a file name.
 
 from __future__ import annotations
 
+import io
 import tarfile
 import uuid
 import zlib
@@ -229,14 +230,21 @@ def write_shard(path: Path, samples: Iterable[Mapping[str, bytes | str]]) -> Non
     samples : iterable of mapping
         ``__key__``, then one entry for each member: extension -> bytes.
     """
-    from webdataset.writer import TarWriter
-
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
-        with temporary.open("wb") as file, TarWriter(file, mtime=0.0, encoder=False) as writer:
+        with temporary.open("wb") as file, tarfile.open(fileobj=file, mode="w|", format=tarfile.PAX_FORMAT) as tar:
             for sample in samples:
-                writer.write(dict(sample))
+                for extension in sorted(sample.keys() - {"__key__"}):
+                    _add(tar, str(sample["__key__"]) + f".{extension}", sample[extension])
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _add(tar: tarfile.TarFile, name: str, content: bytes | str) -> None:
+    """Add a member as webdataset's own writer has it, owner and all; to import that would be to import torch."""
+    data = content.encode() if isinstance(content, str) else content
+    info = tarfile.TarInfo(name)
+    info.size, info.mode, info.uname, info.gname = len(data), 0o444, "bigdata", "bigdata"
+    tar.addfile(info, io.BytesIO(data))

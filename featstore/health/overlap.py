@@ -83,7 +83,7 @@ def find_overlap(
     from featstore.retrieve.scaling import unit_rows
 
     if not len(X) or not len(others):
-        return Overlap(clips=0, searched=0, total=len(X), cosine=cosine, pairs=())
+        return Overlap(clips=0, searched=len(X), total=len(X), cosine=cosine, pairs=())
     most = max(1, MAX_WORK // max(1, others.size))
     rows = np.arange(len(X))
     if len(X) > most:

@@ -68,7 +68,10 @@ class Resampled:
         """The 95 % interval: the score, and the percentiles of how far resamples are from their own mean.
 
         Drawing a positive twice raises average precision, so the percentiles as they are can lie beside the score.
+        Where no resample has a score nothing is known of its spread: both ends are the score.
         """
+        if np.isnan(self.values).all():
+            return Interval(low=self.score, high=self.score)
         ends = self.score + np.nanpercentile(self.values, (2.5, 97.5)) - np.nanmean(self.values)
         low, high = np.clip(ends, *self.bounds)
         return Interval(low=float(low), high=float(high))

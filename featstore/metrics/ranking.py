@@ -107,8 +107,8 @@ def _of_two_classes(
     """Whether each sample is of the second class, and how much more its score says so than the first's."""
     if y_score.shape[1] != 2 or len(np.unique(y_true)) != 2:
         raise DataError(
-            f"eer tells two classes apart, with samples of both: got {y_score.shape[1]} classes, "
-            f"{len(np.unique(y_true))} of them in {len(y_true)} samples"
+            f"eer tells two classes apart, and takes samples of both: the {len(y_true)} here show "
+            f"{len(np.unique(y_true))} of {y_score.shape[1]} classes"
         )
     return y_true == 1, y_score[:, 1] - y_score[:, 0]
 

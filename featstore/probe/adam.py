@@ -1,16 +1,21 @@
 """Steps of Adam with the defaults of ``torch.optim.Adam``, for parameters and moments that lie in plain tensors.
 
+`require_finite` is asked after each epoch whether they came to anything.
+
 The function behind that class is called: the class itself would import torch's compiler, for a second.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 
 from torch import Tensor
 from torch.optim.adam import adam
 
-__all__ = ["adam_step"]
+from featstore.errors import DataError
+
+__all__ = ["adam_step", "require_finite"]
 
 _BETA1, _BETA2, _EPS = 0.9, 0.999, 1e-8
 
@@ -41,3 +46,11 @@ def adam_step(
         eps=_EPS,
         lr=learning_rate,
     )
+
+
+def require_finite(learned: Iterable[Tensor]) -> None:
+    """Raise DataError where what was learned is, in part, no number: sums tell, and cost next to nothing."""
+    if not all(math.isfinite(each.detach().sum().item()) for each in learned):
+        raise DataError(
+            "training came to numbers that are not finite: lower the manifest's [probe] learning_rate, or scale labels"
+        )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from featstore.errors import DataError
 from featstore.metrics import Metric, find_metric
 from featstore.records import Protocol, ScoreRecord
 from featstore.splits import Round
@@ -182,11 +183,8 @@ def _learn_logreg(bench: _Bench) -> list[_Learned]:
         windows = task.windows_of(each.train)
         samples = task.samples(each.valid) if len(each.valid) else None
 
-        def score(model: logreg.Affine, samples: Samples | None = samples) -> float:
-            if samples is None:
-                return 0.0
-            y_score = _sample_scores(bench, samples, model(task.X[samples.windows]))
-            return _sign(bench.metric) * bench.metric.score(samples.y_true, y_score)
+        def score(model: logreg.Affine, each: Round = each, samples: Samples | None = samples) -> float:
+            return 0.0 if samples is None else _selecting_score(bench, each, samples, model(task.X[samples.windows]))
 
         tried = logreg.regress(
             task.X[windows],
@@ -268,13 +266,22 @@ def _validation(bench: _Bench, each: Round) -> Validation | None:
     samples = bench.task.samples(each.valid)
 
     def score(logits: NDArray[np.float32]) -> float:
-        return _sign(bench.metric) * bench.metric.score(samples.y_true, _sample_scores(bench, samples, logits))
+        return _selecting_score(bench, each, samples, logits)
 
     return heads.Validation(windows=samples.windows, score=score)
 
 
-def _sign(metric: Metric) -> float:
-    return 1.0 if metric.higher_is_better else -1.0
+def _selecting_score(bench: _Bench, each: Round, samples: Samples, logits: NDArray[np.float32]) -> float:
+    """Validation score of a round, higher is better. Raises DataError where its clips cannot select by the metric."""
+    y_score = _sample_scores(bench, samples, logits)
+    sign = 1.0 if bench.metric.higher_is_better else -1.0
+    try:
+        return sign * bench.metric.score(samples.y_true, y_score)
+    except DataError as error:
+        raise DataError(
+            f"task {bench.task.manifest.name}, round {each.name!r}: its {len(each.valid)} validation clips cannot "
+            f"select: {error}; it takes more clips, or a split of their own"
+        ) from error
 
 
 def _head_logits(features: Tensor, head: Trained, windows: NDArray[np.int64]) -> NDArray[np.float32]:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from featstore.probe.adam import adam_step
+from featstore.probe.adam import adam_step, require_finite
 from featstore.probe.schedule import cosine_rate
 
 __all__ = ["Fitted", "fit", "initialised"]
@@ -52,6 +52,11 @@ def fit(
         Gives the batches of an epoch, one by one.
     score : callable or None
         Of the model as it is, higher is better; None takes the last epoch.
+
+    Raises
+    ------
+    DataError
+        The model came to numbers that are not finite.
     """
     adam_of_model = _Adam(model.parameters())
     best: dict[str, Tensor] = {}
@@ -61,6 +66,7 @@ def fit(
         rate = cosine_rate(learning_rate, epoch=epoch, epochs=epochs)
         for batch in batches():
             adam_of_model.step(loss(batch), learning_rate=rate)
+        require_finite(model.parameters())
         if score is None:
             continue
         history.append(score())

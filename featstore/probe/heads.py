@@ -28,7 +28,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from featstore.probe.adam import adam_step
+from featstore.probe.adam import adam_step, require_finite
 from featstore.probe.schedule import cosine_rate
 
 __all__ = [
@@ -182,6 +182,11 @@ def train_heads(
     targets : (windows, ...)
         Of all windows.
     jobs : sequence of Job
+
+    Raises
+    ------
+    DataError
+        A head came to numbers that are not finite.
     """
     # Heads with more steps stand first, so that those still at work in an epoch are always the first rows.
     order = sorted(range(len(jobs)), key=lambda at: (-_steps(jobs[at], batch_size), jobs[at].learning_rate))
@@ -344,6 +349,7 @@ class _Best:
 
     def consider(self, bank: Bank, features: Tensor, *, epoch: int) -> None:
         weight, bias = bank.folded(slice(None))
+        require_finite([bias])  # every weight is in it
         for validation, rows in self._validations.items():
             inputs = None if validation is None else features[torch.from_numpy(validation.windows)]
             for row in rows:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from featstore.errors import LabelError
 from featstore.metrics import Metric, find_metric
 from featstore.probe.selection import selection_details
 from featstore.records import Protocol, ScoreRecord
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["SquaredError", "score_regression"]
 
 METRICS = ("mae", "mse", "pearson", "spearman")
+LARGEST_NUMBER = 1e30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +76,7 @@ def score_regression(
     watch = Stopwatch()
     with watch("read"):
         task = load_task(store, manifest, encoder=encoder, protocol=protocol)
+        _check_size(task)
     with watch("train"):
         features = heads.standardised(task.X)
         losses = [_loss_of(task, each) for each in task.rounds]
@@ -100,6 +103,16 @@ def score_regression(
             "metrics": {name: _mean_score(find_metric(name, protocol), outcomes) for name in METRICS},
         },
     )
+
+
+def _check_size(task: TaskData) -> None:
+    too_large = np.flatnonzero(np.abs(task.targets.values) > LARGEST_NUMBER)
+    if len(too_large):
+        clip, number = task.clip_id[too_large[0]], task.targets.values[too_large[0]]
+        raise LabelError(
+            f"task {task.manifest.name}: clip {clip} has the number {number:g}; a head computes in float32, and takes "
+            f"numbers of at most {LARGEST_NUMBER:g} in size: scale them"
+        )
 
 
 def _loss_of(task: TaskData, each: Round) -> SquaredError:

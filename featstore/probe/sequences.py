@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from featstore.errors import DataError, UnknownFeatureSet
 from featstore.records import Protocol
-from featstore.taskdata.pool import Windows, read_windows
+from featstore.taskdata.pool import Windows, extract_command, read_windows
 
 if TYPE_CHECKING:
     from featstore.manifest import Manifest
@@ -89,8 +89,7 @@ def open_sequences(store: Store, manifest: Manifest, *, encoder: str | None, pro
     if without:
         raise UnknownFeatureSet(
             f"task {manifest.name}: {store.url} holds no frames of {manifest.feature_dataset} {', '.join(without)}: "
-            f"run `featstore extract {manifest.name} --frames always --encoder {windows.recipe.encoder} "
-            f"--store {store.url}`"
+            f"run `{extract_command(manifest, windows.recipe, store, options=' --frames always')}`"
         )
     stored = np.concatenate([each.frames.lengths for each in windows.sets])
     if not stored.all():

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from featstore.errors import DataError
 from featstore.metrics import Metric, TestSet
 from featstore.probe.selection import selection_details
 from featstore.records import Protocol, ScoreRecord
 from featstore.splits import Round, plan_rounds
+from featstore.taskdata.load import check_parts
 from featstore.taskdata.scores import build_record, score_test_sets
 
 if TYPE_CHECKING:
@@ -59,12 +59,7 @@ def plan(manifest: Manifest, windows: Windows, *, protocol: Protocol) -> tuple[R
         strata=np.zeros(len(windows.ids), np.int64),
     )
     for each in rounds:
-        for part, clips in (("training", each.train), ("test", each.test)):
-            if not len(clips):
-                raise DataError(
-                    f"task {manifest.name}, round {each.name!r}: no {part} clip is left; it takes more clips or fewer "
-                    "folds"
-                )
+        check_parts(each, task=manifest.name)
     return rounds
 
 

@@ -124,6 +124,7 @@ def board_view(table: Table, *, notes: Sequence[str], colours: Mapping[str, int]
                 tuple(_average_entry(table, span, at, axis=(0.0, 1.0)) for at in range(len(table.columns))),
             )
             for span, average in enumerate(table.averages)
+            if average.n_tasks
         ),
         notes=tuple(notes),
     )

@@ -38,6 +38,17 @@ class CurveView:
     curves: tuple[tuple[str, int, tuple[PointView, ...]], ...]
     left_out: int
 
+    @property
+    def xs(self) -> tuple[float, ...]:
+        """Where any of the curves has a point: columns of the chart as a table."""
+        return tuple(sorted({point.x for _, _, points in self.curves for point in points}))
+
+    @property
+    def rows(self) -> tuple[tuple[str, tuple[float | None, ...]], ...]:
+        """Label of each curve and its score at each of ``xs``; None where it has no point."""
+        known = [(label, {point.x: point.y for point in points}) for label, _, points in self.curves]
+        return tuple((label, tuple(y.get(x) for x in self.xs)) for label, y in known)
+
 
 def curves_of(scored: Sequence[tuple[str, int, ScoreRecord]]) -> tuple[CurveView, ...]:
     """Every chart that some scores of a task, with their labels and colours, have two points for."""

@@ -66,7 +66,7 @@ def grid(table: Table) -> Grid:
         title=f"{TRACK_TITLES[table.track]} ({table.protocol} protocol)",
         header=("Task", "Metric", *(column.label for column in table.columns)),
         rows=tuple(_row(row) for row in table.rows),
-        averages=tuple(_average(average) for average in table.averages),
+        averages=tuple(_average(average) for average in table.averages if average.n_tasks),
         notes=_notes(table),
     )
 

@@ -72,13 +72,16 @@ def read_scores(results_dir: Path) -> tuple[ScoreRecord, ...]:
     Raises
     ------
     UsageError
-        There is no such folder.
+        There is no such folder, or no score in it.
     ResultsError
         A file is not a score; it is named.
     """
     if not results_dir.is_dir():
-        raise UsageError(f"there are no results in {results_dir}: run `featstore probe` or `featstore retrieve` first")
-    return _newest(_read(path) for path in sorted(results_dir.glob("*.json")))
+        raise UsageError(f"there is no folder {results_dir}: `featstore probe` and `retrieve` write to --results DIR")
+    scores = _newest(_read(path) for path in sorted(results_dir.glob("*.json")))
+    if not scores:
+        raise UsageError(f"there is no score in {results_dir}: `featstore probe` and `retrieve` write to --results DIR")
+    return scores
 
 
 def _newest(written: Iterable[_Written]) -> tuple[ScoreRecord, ...]:
@@ -107,7 +110,7 @@ def _read(path: Path) -> _Written:
     try:
         envelope = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constant)
         return _parsed(envelope, path.name)
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         told = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
         raise ResultsError(f"{path} is not a score ({told}): delete it, and score again") from error
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from featstore.manifest import Manifest
     from featstore.store import FeatureSet, Store
 
-__all__ = ["SHORTEST_SECONDS", "TaskData", "check_round", "load_task"]
+__all__ = ["SHORTEST_SECONDS", "TaskData", "check_parts", "check_round", "load_task"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,6 +141,15 @@ def load_task(
     )
 
 
+def check_parts(each: Round, *, task: str) -> None:
+    """Raise DataError unless a round has clips to train on and to test."""
+    for part, clips in (("training", each.train), ("test", each.test)):
+        if not len(clips):
+            raise DataError(
+                f"task {task}, round {each.name!r}: no {part} clip is left; it takes more clips or fewer folds"
+            )
+
+
 def check_round(each: Round, targets: Targets, *, task: str, least: int) -> None:
     """Refuse a round that nothing can be learned from or tested on.
 
@@ -151,11 +160,7 @@ def check_round(each: Round, targets: Targets, *, task: str, least: int) -> None
     LabelError
         The training clips show fewer than ``least`` classes (or values, of numbers).
     """
-    for part, clips in (("training", each.train), ("test", each.test)):
-        if not len(clips):
-            raise DataError(
-                f"task {task}, round {each.name!r}: no {part} clip is left; it takes more clips or fewer folds"
-            )
+    check_parts(each, task=task)
     present = targets.present(each.train)
     if len(present) < least:
         shown = [targets.classes[label] for label in present] if targets.classes else present.tolist()

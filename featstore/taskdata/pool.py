@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 
 from featstore.errors import DataError, UnknownFeatureSet
 from featstore.records import Recipe, SkippedClip
+from featstore.shipped import manifest_files
 
 if TYPE_CHECKING:
     from featstore.manifest import Manifest
     from featstore.store import FeatureSet, Store
 
-__all__ = ["Pool", "Windows", "read_pool", "read_windows", "without_overwritten"]
+__all__ = ["Pool", "Windows", "extract_command", "read_pool", "read_windows", "without_overwritten"]
 
 # Windows that X-ARES encodes at once, and `--padding xares` with it.
 XARES_BATCH = 16
@@ -150,7 +151,7 @@ def _check_distinct(keys: Sequence[str], *, name: str, task: str) -> None:
         if key in seen:
             raise DataError(
                 f"task {task}: clip {key!r} stands in {name!r} more than once; if a shard was renamed or taken away, "
-                f"`featstore extract {task} --prune` with the same options drops what is no longer there"
+                "`featstore extract --prune` with the options that it was extracted with drops what is no longer there"
             )
         seen.add(key)
 
@@ -167,10 +168,15 @@ def _select_all(store: Store, manifest: Manifest, recipe: Recipe) -> dict[str, F
         splits = "".join(f" --split {name}" for name in missing) if found else ""
         raise UnknownFeatureSet(
             f"task {manifest.name}: {store.url} has no {manifest.feature_dataset} {', '.join(missing)} by "
-            f"{recipe.group_name}: run `featstore extract {manifest.name}{splits} --encoder {recipe.encoder} "
-            f"--store {store.url}`"
+            f"{recipe.group_name}: run `{extract_command(manifest, recipe, store, options=splits)}`"
         )
     return found
+
+
+def extract_command(manifest: Manifest, recipe: Recipe, store: Store, *, options: str) -> str:
+    """What to type for embeddings that are not there. Where the manifest of a task of one's own lies is not known."""
+    task = manifest.name if manifest.name in manifest_files() else "MANIFEST"
+    return f"featstore extract {task}{options} --encoder {recipe.encoder} --data DIR --store {store.url}"
 
 
 def _check_finite(X: NDArray[np.float32], clip: NDArray[np.int64], *, ids: Sequence[str], task: str) -> None:

@@ -12,6 +12,7 @@ from typing import Protocol as Interface
 import numpy as np
 from numpy.typing import NDArray
 
+from featstore.errors import DataError
 from featstore.metrics import Interval, Metric, Resampled, TestSet, bootstrap_scores, find_metric
 from featstore.records import Protocol, Recipe, ScoreRecord, SkippedClip, Track, sha256_of
 
@@ -128,13 +129,19 @@ class Scores:
 
 
 def score_outcomes(task: ScoredTask, outcomes: Sequence[Outcome]) -> Scores:
-    """Score what was predicted in each of ``task.rounds``, in their order."""
+    """Score what was predicted in each of ``task.rounds``, in their order.
+
+    Raises
+    ------
+    DataError
+        The test clips cannot be scored by the task's metric.
+    """
     metric = find_metric(task.manifest.metric, task.protocol)
-    found = score_test_sets(
-        metric,
-        [TestSet(y_true=each.samples.y_true, y_scores=each.y_scores, clip=each.samples.clip) for each in outcomes],
-        clip_ids=task.clip_id,
-    )
+    tested = [TestSet(y_true=each.samples.y_true, y_scores=each.y_scores, clip=each.samples.clip) for each in outcomes]
+    try:
+        found = score_test_sets(metric, tested, clip_ids=task.clip_id)
+    except DataError as error:
+        raise DataError(f"task {task.manifest.name}: its test clips cannot be scored: {error}") from error
     return replace(found, details={**_by_class(task, metric, outcomes), **found.details})
 
 
@@ -143,10 +150,17 @@ def score_test_sets(metric: Metric, tested: Sequence[TestSet], *, clip_ids: Sequ
 
     Resamples come from a generator that is seeded by the names of the test clips, so that a run repeats, and so that
     two encoders see the same resamples: their differences are paired.
+
+    Raises
+    ------
+    DataError
+        There is nothing that the metric could score.
     """
     scores = np.array([[metric.score(each.y_true, y_score) for y_score in each.y_scores] for each in tested])
     clips = sha256_of([[clip_ids[clip] for clip in dict.fromkeys(each.clip.tolist())] for each in tested])
     resampled = bootstrap_scores(metric, tested, rng=np.random.default_rng(int(clips, 16)), n_resamples=N_RESAMPLES)
+    if np.isnan(resampled.score):
+        raise DataError(f"{metric.name} has nothing to count: no clip shows a class, and none was found in one")
     by_seed = scores.mean(axis=0)
     return Scores(
         value=float(scores.mean()),

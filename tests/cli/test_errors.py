@@ -143,6 +143,16 @@ def test_a_folder_that_is_no_store_is_not_written_to(run: Run, folder: Path) -> 
     assert [path.name for path in (folder / "data").iterdir()] == ["tiny"]
 
 
+@pytest.mark.parametrize("command", [EXTRACT[:-2], ("inspect",), ("gc",), ("verify",), ("tasks",)])
+def test_a_file_in_place_of_a_store(command: tuple[str, ...], run: Run) -> None:
+    told(run(*command, "--store", "tiny.toml"), 2, "--store", "'tiny.toml' is a file: a store is a folder, or a URL")
+    told(run("copy", "store", "tiny.toml"), 2, "DST", "'tiny.toml' is a file")
+
+
+def test_a_page_for_a_folder_that_is_not_there_is_refused_before_it_is_made(run: Run) -> None:
+    told(run("report", "--results", "nowhere", "--out", "no/board.html", "--format", "html"), 2, "no is no folder")
+
+
 def test_a_store_in_a_folder_that_cannot_be_made(run: Run, folder: Path) -> None:
     (folder / "file").write_text("")
     told(run(*replaced("--store", "file/store")), 1, "file/store")
@@ -174,9 +184,13 @@ def test_an_encoder_argument_that_does_not_fit(run: Run) -> None:
 
 
 def test_results_that_are_not_there_or_damaged(run: Run, folder: Path) -> None:
-    assert run("report", "--results", "nowhere").error_lines[-1].startswith("featstore: ")
+    told(run("report", "--results", "nowhere"), 2, "there is no folder nowhere: `featstore probe`", "--results DIR")
     results = folder / "results"
     results.mkdir()
+    for form in ("table", "json", "html"):
+        told(
+            run("report", "--results", "results", "--format", form), 2, "there is no score in results", "--results DIR"
+        )
     (results / "a.json").write_text("{")
     told(run("report", "--results", "results"), 1, "a.json")
 
@@ -201,3 +215,11 @@ def test_an_interrupt_is_one_line_and_exit_code_130(run: Run, monkeypatch: pytes
     outcome = run(*EXTRACT)
     assert outcome.code == 130
     assert [line for line in outcome.err.splitlines() if line][-1].startswith("featstore: interrupted")
+
+
+def test_too_little_memory_is_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def greedy(*_: object) -> None:
+        raise MemoryError("unable to allocate 30 GiB")
+
+    monkeypatch.setattr("featstore.store.open_store", greedy)
+    told(run("inspect", "--store", "s"), 1, "there is not enough memory: unable to allocate 30 GiB")

@@ -178,7 +178,7 @@ def test_what_is_there_is_kept_unless_forced(export, run, store, file_format):
     assert (told.code, told.err.count("\n")) == (2, 1)
     assert "is there already: give another name, or --force" in told.err
     assert run(*again, "--force").code == 0
-    assert "1 windows" in run(*again, "--force").out
+    assert "1 window of" in run(*again, "--force").out
     assert hidden_in(out.parent) == []
 
 

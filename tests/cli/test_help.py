@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 
-from handmade import environment
+from handmade import audio_bytes, environment, noise
+from mapped import Stored, write_set
 
 HEAVY = ["numpy", "torch", "sklearn", "faiss", "webdataset", "zarr", "rich", "pydantic", "soundfile", "soxr", "scipy"]
 
@@ -27,6 +30,49 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
         [sys.executable, "-c", code], env=environment(), capture_output=True, text=True, timeout=60, check=True
     )
     assert child.stdout.splitlines()[-1].startswith("loaded: [] exit")
+
+
+def test_what_needs_no_heavy_library_imports_none(tmp_path: Path) -> None:
+    """One process, one command after the other: what is loaded after the last, some of them have loaded."""
+    clips = [Stored(f"clip-{at}", np.eye(4)[at % 4] + 1, {"label": str(at % 2)}) for at in range(12)]
+    for split in ("train", "test"):
+        write_set(tmp_path / "s", clips, split=split)
+    (tmp_path / "audio/a").mkdir(parents=True)
+    (tmp_path / "audio/a/b.wav").write_bytes(audio_bytes(noise(0.1)))
+    commands = [
+        ["pack", "data/mine", "--audio", "audio"],
+        ["tasks", "data/mine.toml", "--store", "s"],
+        ["inspect", "--store", "s"],
+        ["inspect", "mel/words/train", "--store", "s"],
+        ["query", "train/clip-1", "--store", "s"],
+        ["export", "x.npz", "--store", "s", "--split", "train", "--format", "npz", "--label", "label"],
+        ["copy", "s", "t"],
+        ["verify", "--store", "s"],
+        ["compact", "--store", "s"],
+        ["gc", "--store", "s"],
+        ["report", "--results", "audio"],
+    ]
+    heavy = ["torch", "sklearn", "faiss", "webdataset", "zarr", "scipy", "matplotlib", "transformers", "jinja2"]
+    code = (
+        "import sys\n"
+        "from featstore.cli import main\n"
+        f"for command in {commands!r}:\n"
+        "    try:\n        main(command)\n"
+        "    except SystemExit as done:\n        print('exit', done.code)\n"
+        f"print('loaded:', [name for name in {heavy!r} if name in sys.modules])\n"
+    )
+    child = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    codes = [line for line in child.stdout.splitlines() if line.startswith("exit ")]
+    assert codes == ["exit 0"] * (len(commands) - 1) + ["exit 2"], child.stdout + child.stderr
+    assert child.stdout.splitlines()[-1] == "loaded: []"
 
 
 def test_importing_featstore_imports_nothing_heavy() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import unicodedata
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 
 from featstore.report import write_score
-from handmade import Outcome, Run
+from handmade import Outcome, Run, environment
 from mapped import Stored, write_set
 from scored import scored
 
@@ -74,3 +76,21 @@ def test_a_report_in_every_format(run: Run, tmp_path: Path, form: str) -> None:
         assert (
             harmless(run("report", "--results", tmp_path / "results", "--compare", *pair, "--format", form)).code == 0
         )
+
+
+def test_a_stream_of_few_letters_gets_escapes_and_json_that_says_the_same(tmp_path: Path) -> None:
+    write_score(scored("words", "a", 0.5, title="Wörter 🎵"), tmp_path / "results")
+    code = (
+        "from featstore.cli import main\n"
+        "for form in ('table', 'json'):\n"
+        "    try:\n        main(['report', '--results', 'results', '--format', form])\n"
+        "    except SystemExit as done:\n        print('exit', done.code)\n"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment(PYTHONIOENCODING="ascii"),
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    table, records, _ = told.stdout.split("exit 0\n")
+    assert "W\\xf6rter \\U0001f3b5" in table
+    assert "0.500 \\xb10.030" in table
+    assert json.loads(records)[0]["title"] == "Wörter 🎵"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -53,6 +54,43 @@ def test_a_pair_that_fails_is_named_and_the_others_are_done(run: Run, folder: Pa
     assert "broken by mfcc: " in done.err
     assert "1 of 2 scores failed; the other 1 are done and written" in done.err
     assert [path.name.split(".")[0] for path in Path("r").iterdir()] == ["tiny"]
+    assert "Tiny" in done.out
+
+
+@pytest.mark.usefixtures("store")
+def test_scores_that_are_not_written_are_printed_whatever_else_fails(run: Run, folder: Path) -> None:
+    (folder / "broken").mkdir()
+    task_toml(folder / "broken", name="broken", data={"dataset": "elsewhere"})
+    done = run("retrieve", "broken/broken.toml", "tiny.toml", "--store", "s", "--encoder", "mfcc", "--json")
+    assert (done.code, [each["task"] for each in json.loads(done.out)]) == (2, ["tiny"])
+    assert done.err.splitlines()[-1] == "featstore: 1 of 2 scores failed; the other 1 are done"
+
+
+@pytest.mark.usefixtures("store")
+def test_what_is_asked_for_twice_is_scored_once_and_two_tasks_of_one_name_are_an_error(run: Run, folder: Path) -> None:
+    [name] = [path.name for path in Path("s").iterdir() if path.name.startswith("mfcc@")]
+    twice = run(
+        "retrieve", "tiny.toml", "./tiny.toml", "--store", "s", "--encoder", "mfcc", "--encoder", name, "--json"
+    )
+    assert [each["encoder"] for each in json.loads(twice.out)] == ["mfcc"]
+    (folder / "other").mkdir()
+    task_toml(folder / "other", probe={"epochs": 3})
+    told = run("retrieve", "tiny.toml", "other/tiny.toml", "--store", "s")
+    assert (told.code, told.out) == (2, "")
+    assert "tiny.toml and other/tiny.toml are different tasks, and both are called tiny: rename one" in told.err
+
+
+@pytest.mark.usefixtures("store")
+def test_a_score_that_finds_no_room_on_the_disk_is_printed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("featstore.report.write_score", full)
+    done = run("retrieve", "tiny.toml", "--store", "s", "--json", "--results", "r")
+    assert (done.code, len(json.loads(done.out))) == (1, 2)
+    says = "featstore: 2 scores could not be written, the first of tiny by logmel@"
+    assert done.err.splitlines()[-1].startswith(says)
+    assert done.err.endswith("(no space left on device)\n")
 
 
 def has_begun(group: int) -> bool:

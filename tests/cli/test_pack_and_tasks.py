@@ -164,13 +164,73 @@ def test_a_line_that_cannot_be_packed_is_named(run: Run, row: dict, says: str) -
         (("--audio", "sounds/low/deeper"), "stand in no sub-folder, the first is take.0.flac"),
         (("--audio", "sounds", "--key", "id"), "columns of a table"),
         (("--audio", "sounds", "--csv", "a", "--jsonl", "b"), "one table"),
-        (("--audio", "sounds", "--csv", "missing.csv"), "cannot be read"),
+        (("--audio", "sounds", "--csv", "missing.csv"), "missing.csv cannot be read: no such file or directory\n"),
     ],
 )
 def test_what_cannot_be_packed_is_one_line(run: Run, arguments: tuple[str, ...], says: str) -> None:
     done = run("pack", "one", *arguments)
     assert done.code in (1, 2)
     assert says in done.err
+
+
+@pytest.mark.usefixtures("audio")
+def test_a_folder_without_a_name_of_its_own_is_no_dataset(run: Run) -> None:
+    done = run("pack", ".", "--audio", "sounds")
+    assert done.code == 2
+    assert "name will be that of the dataset: got '.'; try data/NAME" in done.err
+
+
+@pytest.mark.usefixtures("audio")
+def test_files_of_which_none_can_be_read_make_no_task(run: Run, audio: Path) -> None:
+    for path in audio.rglob("*.flac"):
+        path.write_bytes(b"nonsense")
+    done = run("pack", "one", "--audio", "sounds")
+    assert done.code == 1
+    assert "none of 12 files can be packed; the first, sounds/high/deeper/take.0.flac: " in done.err
+    assert not Path("one.toml").exists()
+
+
+@pytest.mark.usefixtures("audio")
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ('"loudness": NaN', "line 1: it is no JSON (NaN is no number"),
+        ('"deep": ' + "[" * 100_000, "line 1: it is no JSON"),
+    ],
+)
+def test_a_line_of_what_only_python_takes_for_json_is_named(run: Run, more: str, says: str) -> None:
+    Path("t.jsonl").write_text(f'{{"path": "low/deeper/take.0.flac", "label": "low", {more}}}\n')
+    done = run("pack", "one", "--audio", "sounds", "--jsonl", "t.jsonl")
+    assert done.code == 1
+    assert says in done.err
+
+
+@pytest.mark.usefixtures("audio")
+def test_odd_and_long_names_and_labels_inside_objects_come_through(run: Run) -> None:
+    row = {"path": "low/deeper/take.0.flac", "key": "long" * 40 + "\ud800\0", "note": "\ud800", "who": {"age": 7}}
+    Path("t.jsonl").write_text(json.dumps(row))
+    done = run("pack", "one", "--audio", "sounds", "--jsonl", "t.jsonl", "--key", "key", "--label", "who.age")
+    assert done.code == 0, done.err
+    assert contents("one") == {"long" * 40: {name: value for name, value in row.items() if name != "path"}}
+    Path("t.csv").write_text("path,who.age\nlow/deeper/take.0.flac,7\n")
+    assert done.err == ""
+    Path("t.jsonl").write_text("\n".join(json.dumps(each) for each in (row, {**row, "key": "x", "who": None})))
+    some = run("pack", "some", "--audio", "sounds", "--jsonl", "t.jsonl", "--key", "key", "--label", "who.age")
+    assert "1 of 2 clips have no label at 'who.age', x among them" in some.err
+    dotted = run("pack", "two", "--audio", "sounds", "--csv", "t.csv", "--label", "who.age")
+    assert "'who.age' cannot be the column of labels: a dot reaches into an object" in dotted.err
+
+
+@pytest.mark.usefixtures("audio")
+def test_a_manifest_to_start_from_has_epochs_enough_for_few_clips_and_knows_validation_by_other_names(run: Run) -> None:
+    parts = ["train", "dev", "test", "rest"]
+    rows = [{**row, "part": part} for row, part in zip(TABLE, parts, strict=True)]
+    Path("t.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert run("pack", "one", "--audio", "sounds", "--jsonl", "t.jsonl", *COLUMNS).code == 0
+    manifest = load_manifest(Path("one.toml"))
+    assert manifest.patterns == {"train": "train-*.tar", "valid": "dev-*.tar", "test": "test-*.tar"}
+    assert "# no part of the task: rest" in Path("one.toml").read_text()
+    assert manifest.probe.epochs == 200  # of one batch each
 
 
 def test_packing_holds_one_clip_at_a_time(audio: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

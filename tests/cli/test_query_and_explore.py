@@ -77,10 +77,11 @@ def test_what_cannot_be_asked_is_told_in_one_line(run: Run, store: Path) -> None
     one_line(
         run, "query", "trian-3", "--store", store, code=2, says="no clip is called 'trian-3'.*did you mean 'train-3'"
     )
-    one_line(run, "query", "both", "--store", store, "--split", "dev", code=2, says="holds nothing that matches")
+    one_line(run, "query", "both", "--store", store, "--split", "dev", code=2, says=r"holds nothing of \*/\*/dev: ")
     one_line(
         run, "query", "train-3", "--store", store, "--field", "wrod", code=1, says="has a field 'wrod'.*they have: word"
     )
+    one_line(run, "query", "x" * 300, "--store", store, code=2, says="no clip is called 'xxx")
     one_line(run, "query", "train-3", "--store", "nowhere", code=2, says="there is no store at nowhere")
     Path("bark.wav").write_bytes(b"no audio")
     one_line(run, "query", "bark.wav", "--store", store, code=2, says="made by 'mel', and loading that runs its code")
@@ -103,7 +104,7 @@ def test_explore_writes_a_page_and_says_how_large_it_is(run: Run, store: Path) -
     outcome = run(
         "explore", "mel/words/train", "--store", store, "--out", "map.html", "--color", "by.id", "--title", "Mine"
     )
-    assert re.fullmatch(r"map\.html: 14 clips, 0\.\d MB\n", outcome.out)
+    assert re.fullmatch(r"map\.html: 14 clips, \d+\.\d kB\n", outcome.out)
     assert "<title>Mine: featstore map</title>" in Path("map.html").read_text(encoding="utf-8")
     assert run("explore", "mel/words/train", "--store", store).out.startswith("mel-words-train.html: 14 clips")
     assert Path("mel-words-train.html").is_file()
@@ -118,7 +119,7 @@ def test_what_cannot_be_explored_is_told_in_one_line(run: Run, store: Path) -> N
     one_line(run, *page, "--out", "x.html", "--audio", "3", code=2, says="it takes --data")
     one_line(run, *page, "--out", "x.html", "--data", "nowhere", code=1, says="there is no folder nowhere/words")
     one_line(run, *page, "--out", "x.html", "--colour", "wrod", code=1, says="no clip of .* has a field 'wrod'")
-    one_line(run, *page, "--out", "no/folder/x.html", code=1, says="No such file or directory")
+    one_line(run, *page, "--out", "no/folder/x.html", code=2, says="no/folder is no folder: make it first")
     assert not Path("x.html").exists()
 
 

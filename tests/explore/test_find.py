@@ -119,7 +119,7 @@ def test_vectors_of_two_encoders_are_never_compared(tmp_path):
     with pytest.raises(AmbiguousSelection, match="2 encoders: say whose with --encoder mel@"):
         sets_in(tmp_path / "s")
     assert len(sets_in(tmp_path / "s", encoder="other")) == 1
-    with pytest.raises(UnknownFeatureSet, match="holds nothing that matches"):
+    with pytest.raises(UnknownFeatureSet, match="holds nothing of "):
         sets_in(tmp_path / "s", encoder="third")
 
 

@@ -327,6 +327,6 @@ def test_the_command_prints_a_line_and_json(server: Server, tmp_path: Path) -> N
     arguments = ["fetch", "esc50", "--data", str(tmp_path), "--zenodo-url", server.url]
     told = CliRunner().invoke(cli, arguments)
     assert told.exit_code == 0, told.output
-    assert "esc50: 1 shards in " in told.stdout
+    assert "esc50: 1 shard in " in told.stdout
     [record] = json.loads(CliRunner().invoke(cli, [*arguments, "--json"]).stdout)
     assert record["reused"] == ["ESC-50.tar"]

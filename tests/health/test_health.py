@@ -139,6 +139,12 @@ def test_very_many_rows_are_drawn_from_and_the_draw_is_told(rng, monkeypatch):
     assert all(pair.clip == pair.other for pair in told.pairs)
 
 
+def test_where_no_other_split_has_a_vector_every_window_was_looked_up_and_none_found(rng):
+    X = rng.standard_normal((5, 4)).astype(np.float32)
+    told = find_overlap(X, X[:0], keys=list("abcde"), other_keys=[])
+    assert (told.clips, told.searched, told.total) == (0, 5, 5)
+
+
 def test_feature_sets_of_a_store_are_examined_with_what_their_splits_share(tmp_path: Path):
     store = featstore.open(cached(tmp_path).url)
     found = {each.path.partition("@")[0] + each.path[12:]: each for each in examine_health(store.feature_sets())}

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featstore.errors import DataError, UsageError
-from featstore.metrics import TestSet, bootstrap_interval, find_metric
+from featstore.metrics import Resampled, TestSet, bootstrap_interval, find_metric
 from featstore.metrics.average_precision import weighted_average_precision
 
 seeds = st.integers(0, 2**32 - 1)
@@ -178,3 +178,9 @@ def test_many_clips_are_resampled_block_by_block(monkeypatch):
     interval = bootstrap_interval(metric, [test_set], rng=np.random.default_rng(0), n_resamples=1000)
     error = np.sqrt(metric.score(y_true, y_score) * (1 - metric.score(y_true, y_score)) / 50)
     assert interval.high - interval.low == pytest.approx(2 * 1.96 * error, rel=0.15)
+
+
+def test_where_no_resample_has_a_score_the_interval_is_the_score():
+    """Many small folds, each without a positive clip in some resamples: none may be left that has all."""
+    found = Resampled(score=0.25, values=np.full(10, np.nan), bounds=(0.0, 1.0)).interval
+    assert (found.low, found.high) == (0.25, 0.25)

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 import beeps
 import tiny
-from featstore.errors import UsageError
+from featstore.errors import DataError, UsageError
 from featstore.probe import probe_task
 from featstore.probe.contrastive_model import Captions, Embedder, objective_of
 from featstore.probe.text import words
@@ -217,3 +217,9 @@ def test_without_transformers_one_line_says_what_to_install(store, monkeypatch):
 def test_another_head_is_a_usage_error(store):
     with pytest.raises(UsageError, match="--head logreg is for tasks of kind clip and multilabel"):
         probe_task(store, TASK, head="logreg")
+
+
+def test_a_model_that_diverged_is_one_line_with_a_remedy(store):
+    task = TASK.model_copy(update={"probe": TASK.probe.model_copy(update={"epochs": 1, "learning_rate": 1e30})})
+    with pytest.raises(DataError, match=r"not finite: lower the manifest's \[probe\] learning_rate"):
+        probe_task(store, task, seeds=(0,))

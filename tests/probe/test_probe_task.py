@@ -6,7 +6,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 import tiny
-from featstore.errors import UsageError
+from featstore.errors import DataError, UsageError
 from featstore.probe import probe_task
 
 SETS = {
@@ -18,7 +18,7 @@ PROBE = {"epochs": 15, "learning_rate": 1e-2}
 
 def probe(sets=SETS, **options):
     changes = options.pop("changes", {})
-    return probe_task(tiny.TinyStore(sets), tiny.task(probe=PROBE, **changes), **options)
+    return probe_task(tiny.TinyStore(sets), tiny.task(**{"probe": PROBE, **changes}), **options)
 
 
 def test_a_probe_scores_as_logistic_regression_does():
@@ -100,3 +100,23 @@ def test_a_record_names_what_it_was_made_with():
 def test_what_cannot_be_probed_is_a_usage_error(options, says):
     with pytest.raises(UsageError, match=says):
         probe(**options)
+
+
+@pytest.mark.parametrize("changes", [{"metric": "mAP"}, {"kind": "multilabel", "metric": "mAP"}])
+def test_a_head_that_diverged_is_one_line_with_a_remedy(changes):
+    with pytest.raises(DataError, match=r"not finite: lower the manifest's \[probe\] learning_rate"):
+        probe(changes={**changes, "probe": {"epochs": 2, "learning_rate": 1e30}})
+
+
+@pytest.mark.parametrize("head", ["linear", "logreg"])
+def test_validation_clips_that_cannot_select_are_named_with_their_round(head):
+    alone = {**SETS, "valid": tiny.TinySet([clip for clip in SETS["valid"].clips if clip.label == "class-0"])}
+    says = r"task tiny, round 'test': its 10 validation clips cannot select: d_prime needs .* more clips"
+    with pytest.raises(DataError, match=says):
+        probe(alone, changes={"metric": "d_prime"}, head=head)
+
+
+def test_test_clips_that_cannot_be_scored_are_told_as_such():
+    alone = {**SETS, "test": tiny.TinySet([clip for clip in SETS["test"].clips if clip.label == "class-0"])}
+    with pytest.raises(DataError, match="task tiny: its test clips cannot be scored: d_prime needs"):
+        probe(alone, changes={"metric": "d_prime"})

@@ -124,3 +124,11 @@ def test_from_audio_to_a_score(tmp_path):
     store = open_store(str(tmp_path / "store.zarr"))
     for protocol in ("strict", "xares"):
         assert probe_task(store, task, protocol=protocol).value > 0.8
+
+
+def test_a_number_that_float32_cannot_hold_is_named_with_its_clip():
+    far = [tiny.Clip("far", 1e300, np.zeros((1, 16)))]
+    with pytest.raises(
+        LabelError, match=r"clip test/far has the number 1e\+300; .* at most 1e\+30 in size: scale them"
+    ):
+        probe({**SETS, "test": [*SETS["test"], *far]})

@@ -11,8 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from featstore.errors import UsageError
+from featstore.metrics.registry import METRICS
 from featstore.records import ScoreRecord
 from featstore.report import Leaderboard, Table, build
+from featstore.report.leaderboard import LOWER_IS_BETTER
 
 Score = Callable[..., ScoreRecord]
 
@@ -153,3 +155,8 @@ def test_scores_under_different_manifests_are_marked(score: Score) -> None:
 def test_two_scores_for_one_place_are_refused(score: Score) -> None:
     with pytest.raises(UsageError, match="words by logmel"):
         build([score(), score(value=0.6)])
+
+
+def test_tables_and_metrics_agree_on_what_is_better() -> None:
+    for name, make in METRICS.items():
+        assert (name in LOWER_IS_BETTER) != make("strict").higher_is_better, name

@@ -134,6 +134,8 @@ def test_a_task_shows_what_its_scores_keep_and_no_more():
     assert [chart.kind for chart in block.charts] == ["k", "shots", "layer"]
     curves = {name: [(point.x, point.y) for point in points] for name, _, points in block.charts[2].curves}
     assert curves == {"enc": [(0, 0.5), (3, 0.7), (12, 0.6)], "enc (std)": [(0, 0.1), (3, 0.13)]}
+    assert block.charts[2].xs == (0, 3, 12)
+    assert block.charts[2].rows == (("enc", (0.5, 0.7, 0.6)), ("enc (std)", (0.1, 0.13, None)))
     assert [score.label for score in block.scores][:4] == ["enc.layer3", "enc.layer12", "enc.layer0", "other"]
     assert [row.support for row in block.classes.rows] == records[1].details["support"]
     assert block.confusions[0].counts == tuple(map(tuple, records[1].details["confusion"]))
@@ -231,7 +233,8 @@ def test_the_command_writes_a_page_and_says_what_does_not_go_together(tmp_path: 
     run = ["report", "--results", str(tmp_path / "results")]
     out = tmp_path / "r.html"
     told = CliRunner().invoke(cli, [*run, "--format", "html", "--title", "Mine & yours", "--out", str(out)])
-    assert (told.exit_code, told.output) == (0, "")
+    assert (told.exit_code, told.stdout) == (0, "")
+    assert re.fullmatch(rf"{re.escape(str(out))}: \d+\.\d kB\n", told.stderr)
     assert "<h1>Mine &amp; yours</h1>" in out.read_text(encoding="utf-8")
     assert Page(CliRunner().invoke(cli, [*run, "--format", "html"]).output).texts
     for wrong in (["--store", "x.zarr"], ["--format", "html", "--compare", "a", "b"]):
@@ -251,3 +254,19 @@ def test_without_what_it_takes_a_page_is_refused_in_one_line(monkeypatch):
             without.delattr("featstore.report.charts", raising=False)
             with pytest.raises(UsageError, match=rf"needs {missing}, .*pip install 'featstore\[report\]'"):
                 render_page([scored("one", "a", 0.5)])
+
+
+def test_a_chart_as_a_table_has_each_score_below_its_own_place() -> None:
+    layers = {"a": {3: 0.75, 12: 0.5}, "b": {0: 0.25, 12: 0.625}}
+    records = [
+        scored("words", f"{name}.layer{layer}", value, curves=False)
+        for name, of in layers.items()
+        for layer, value in of.items()
+    ]
+    [table] = re.findall(r"As a table</summary>.*?</table>", render_page(records), flags=re.DOTALL)
+    rows = [re.findall(r">([^<>]+)</t[hd]>", row) for row in table.split("<tr>")[1:]]
+    assert rows == [
+        ["layer of the encoder", "0", "3", "12"],
+        ["a", "–", "0.750", "0.500"],
+        ["b", "0.250", "–", "0.625"],
+    ]

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import pytest
 
 from featstore.records import ScoreRecord
-from featstore.report import build, to_csv, to_json, to_markdown
+from featstore.report import build, grid, to_csv, to_json, to_markdown
 
 Score = Callable[..., ScoreRecord]
 
@@ -130,3 +130,12 @@ def test_a_title_that_looks_like_markup_is_text_to_a_terminal(score: Score) -> N
     show(leaderboard_tables(build([score(title="[red]x[/nope]")])), plain_table(["a"], [["[bold]1"]]), stream=out)
     assert "[red]x[/nope]" in out.getvalue()
     assert "[bold]1" in out.getvalue()
+
+
+def test_a_table_of_errors_marks_the_least_and_has_no_average(score: Score) -> None:
+    board = build([score(encoder=name, metric="eer", value=value) for name, value in (("a", 0.2), ("b", 0.1))])
+    laid_out = grid(board.tables[0])
+    assert [cell.best for cell in laid_out.rows[0].cells] == [False, True]
+    assert laid_out.averages == ()
+    assert "less is better for eer, which no average includes" in laid_out.notes
+    assert "average" not in to_markdown(board).lower().replace("no average", "")

@@ -121,6 +121,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], str], str]] = {
         lambda path: _changed(path, lambda raw: raw["score"].update(encoder="mine")),
         "changed by hand",
     ),
+    "it is nested too deeply": (lambda _: "[" * 100_000, "recursion"),
 }
 
 

@@ -8,9 +8,10 @@ from sklearn.metrics import confusion_matrix
 
 import tiny
 from featstore.errors import DataError, LabelError, UnknownFeatureSet, UsageError
-from featstore.metrics import find_metric
+from featstore.metrics import TestSet, find_metric
 from featstore.records import ScoreRecord, SkippedClip
 from featstore.taskdata import Outcome, load_task, score_outcomes, score_record
+from featstore.taskdata.scores import score_test_sets
 
 SPLITS = {"train": tiny.clips("train", 30), "valid": tiny.clips("valid", 6), "test": tiny.clips("test", 9)}
 
@@ -53,9 +54,11 @@ def test_folds_share_one_pool():
 @pytest.mark.parametrize(
     ("there", "remedy"),
     [
-        pytest.param(("train", "test"), "`featstore extract tiny --split valid --encoder tiny --store", id="one"),
-        pytest.param(("train",), "`featstore extract tiny --split valid --split test --encoder tiny", id="two"),
-        pytest.param(("other",), "`featstore extract tiny --encoder tiny --store tiny.zarr`", id="all"),
+        pytest.param(
+            ("train", "test"), "`featstore extract MANIFEST --split valid --encoder tiny --data DIR --store", id="one"
+        ),
+        pytest.param(("train",), "`featstore extract MANIFEST --split valid --split test --encoder tiny", id="two"),
+        pytest.param(("other",), "`featstore extract MANIFEST --encoder tiny --data DIR --store tiny.zarr`", id="all"),
     ],
 )
 def test_a_missing_feature_set_is_one_line_that_says_what_to_run(there, remedy):
@@ -63,6 +66,8 @@ def test_a_missing_feature_set_is_one_line_that_says_what_to_run(there, remedy):
         load({name: tiny.clips(name, 9) for name in there})
     assert remedy in str(caught.value)
     assert "\n" not in str(caught.value)
+    with pytest.raises(UnknownFeatureSet, match="run `featstore extract esc50 "):  # of a built-in task its name will do
+        load({name: tiny.clips(name, 9) for name in there}, name="esc50")
 
 
 def test_windows_of_a_clip_vote_by_their_seconds_under_strict_and_stand_alone_under_xares():
@@ -207,3 +212,13 @@ def test_a_record_holds_the_recipe_and_names_the_clips_that_were_left_out():
     assert record.n_skipped == 1
     assert record.details["left_out"] == [["a.tar", "x", "no"]]
     assert record.details["recipe"] == tiny.recipe(dim=8).as_json()
+
+
+@pytest.mark.parametrize("protocol", ["strict", "xares"])
+@pytest.mark.parametrize("name", ["segment_f1_micro", "segment_f1_macro", "macro_f1"])
+def test_a_test_set_without_anything_to_count_is_an_error_and_no_score(name, protocol):
+    """Not even a NaN, which no file of results can hold."""
+    y_true, y_score = np.zeros((4, 3)), np.full((4, 3, 2) if name.startswith("segment") else (4, 3), 0.0)
+    test_set = TestSet(y_true=y_true, y_scores=(y_score,), clip=np.arange(4))
+    with pytest.raises(DataError, match=f"{name} has nothing to count: no clip shows a class"):
+        score_test_sets(find_metric(name, protocol), [test_set], clip_ids=list("abcd"))
