@@ -17,7 +17,6 @@ from featstore.cli.export import export
 from featstore.cli.extract import extract
 from featstore.cli.fetch import fetch
 from featstore.cli.inspect import inspect
-from featstore.cli.options import harmless
 from featstore.cli.pack import pack
 from featstore.cli.probe import probe
 from featstore.cli.query import query
@@ -26,6 +25,7 @@ from featstore.cli.retrieve import retrieve
 from featstore.cli.tasks import tasks
 from featstore.cli.upkeep import compact, gc, verify
 from featstore.errors import FeatstoreError
+from featstore.wording import harmless
 
 __all__ = ["cli", "main"]
 

@@ -30,8 +30,9 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from featstore.cli.options import counted, harmless, printable
+from featstore.cli.options import counted
 from featstore.report import Grid, GridCell, GridRow, grid
+from featstore.wording import harmless, printable, spoken_bytes
 
 if TYPE_CHECKING:
     from rich.progress import Task, TaskID
@@ -286,7 +287,7 @@ class Downloads:
         if self._bars is not None:
             self._task = self._bars.add_task(escape(printable(label)), total=bytes_total)
         else:
-            self._write(f"{printable(label)}: {bytes_total / 1e6:,.1f} MB\n")
+            self._write(f"{printable(label)}: {spoken_bytes(bytes_total)}\n")
 
     def advance(self, n_bytes: int) -> None:
         """Count bytes."""
@@ -296,7 +297,7 @@ class Downloads:
                 self._bars.update(self._task, completed=self._done)
             elif self._clock() - self._told >= PLAIN_EVERY_SECONDS:
                 self._told = self._clock()
-                self._write(f"{printable(self._label)}: {self._done / 1e6:,.1f} of {self._total / 1e6:,.1f} MB\n")
+                self._write(f"{printable(self._label)}: {spoken_bytes(self._done)} of {spoken_bytes(self._total)}\n")
 
 
 def _throughput(clips: int, audio_seconds: float, elapsed_seconds: float) -> str:

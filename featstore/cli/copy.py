@@ -5,7 +5,8 @@ from __future__ import annotations
 import click
 
 from featstore.cli.completion import complete_folders
-from featstore.cli.options import counted, emit_json, feature_set_options, json_option, parse_store, say, sized
+from featstore.cli.options import counted, emit_json, feature_set_options, json_option, parse_store, say
+from featstore.wording import spoken_bytes
 
 __all__ = ["copy"]
 
@@ -49,6 +50,6 @@ def copy(
         return
     for record in records:
         say(
-            f"{record.path}: {record.copied:,} of {counted(record.parts, 'part')} copied ({sized(record.bytes)}), "
-            f"{record.there:,} there already"
+            f"{record.path}: {record.copied:,} of {counted(record.parts, 'part')} copied "
+            f"({spoken_bytes(record.bytes)}), {record.there:,} there already"
         )

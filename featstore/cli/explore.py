@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from featstore.cli.options import counted, feature_set_options, require_folder_of, say, selection, sized, store_option
+from featstore.cli.options import counted, feature_set_options, require_folder_of, say, selection, store_option
 from featstore.errors import UsageError
+from featstore.wording import spoken_bytes
 
 if TYPE_CHECKING:
     from featstore.explore.audio import ClipAudio
@@ -119,7 +120,7 @@ def explore(
     page = render_map(explorer, audio=sounds, title=title)
     out_path = out_path or Path(_file_name(fs.path))
     out_path.write_text(page, encoding="utf-8")
-    say(f"{out_path}: {counted(len(explorer.points), 'clip')}, {sized(len(page.encode()))}{said}")
+    say(f"{out_path}: {counted(len(explorer.points), 'clip')}, {spoken_bytes(len(page.encode()))}{said}")
 
 
 def _sounds(fs: FeatureSet, data_dir: Path) -> ClipAudio:

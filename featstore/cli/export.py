@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from featstore.cli.options import counted, emit_json, feature_set_options, json_option, say, sized, store_option
+from featstore.cli.options import counted, emit_json, feature_set_options, json_option, say, store_option
+from featstore.wording import spoken_bytes
 
 if TYPE_CHECKING:
     from featstore.store.export import ExportFormat
@@ -58,6 +59,6 @@ def export(
         return
     frames_too = "" if record.frames is None else f" and {counted(record.frames, 'frame')}"
     say(
-        f"{record.out}: {counted(record.windows, 'window')}{frames_too} of {record.path}, {sized(record.bytes)} "
+        f"{record.out}: {counted(record.windows, 'window')}{frames_too} of {record.path}, {spoken_bytes(record.bytes)} "
         f"({', '.join(record.columns)})"
     )

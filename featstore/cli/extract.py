@@ -24,11 +24,11 @@ from featstore.cli.options import (
     parse_layers,
     parse_names,
     say,
-    sized,
     store_option,
     tasks_argument,
 )
 from featstore.errors import DataError
+from featstore.wording import spoken_bytes
 
 if TYPE_CHECKING:
     from featstore.records import ExtractRecord
@@ -255,7 +255,7 @@ def _tell(record: ExtractRecord, *, timed: bool) -> None:
         say(
             f"  on {_where(record)} in {settings['precision']}, "
             f"batches of {settings['batch_seconds']:g} s{_filled(record)}, "
-            f"{settings['workers']} decoding threads; {sized(record.bytes_written)} written"
+            f"{settings['workers']} decoding threads; {spoken_bytes(record.bytes_written)} written"
         )
         busy = seconds["busy"] / max(seconds["total"] * record.workers, 1e-9)
         say(

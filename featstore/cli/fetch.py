@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from featstore.cli.options import counted, emit_json, json_option, say, tasks_argument
+from featstore.wording import spoken_bytes
 
 __all__ = ["fetch"]
 
@@ -43,7 +44,7 @@ def fetch(*, tasks: tuple[str, ...], data_dir: Path, jobs: int, zenodo_url: str,
             say(
                 f"{record.task}: {counted(len(record.shards), 'shard')} in {record.folder}; "
                 f"{counted(n_new, 'file')} came "
-                f"({record.bytes_downloaded / 1e6:,.1f} MB), {len(record.reused)} were there"
+                f"({spoken_bytes(record.bytes_downloaded)}), {len(record.reused)} were there"
             )
     if as_json:
         emit_json(records)

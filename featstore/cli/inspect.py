@@ -16,14 +16,13 @@ from featstore.cli.options import (
     feature_set_options,
     json_option,
     lasting,
-    printable,
     say,
     say_json,
     selection,
-    sized,
     store_option,
 )
 from featstore.errors import UnknownFeatureSet, UsageError
+from featstore.wording import printable, spoken_bytes
 
 if TYPE_CHECKING:
     from featstore.health import Health
@@ -101,13 +100,7 @@ def inspect(
 
 def _matching(store: Store, asked: Sequence[str | None]) -> list[FeatureSet]:
     encoder, dataset, split = asked
-    chosen = [
-        fs
-        for fs in store.feature_sets()
-        if encoder in (None, fs.encoder, fs.recipe.group_name)
-        and dataset in (None, fs.dataset)
-        and split in (None, fs.split)
-    ]
+    chosen = store.feature_sets(encoder=encoder, dataset=dataset, split=split)
     if not chosen and any(asked):
         wanted = "/".join(name or "*" for name in asked)
         raise UnknownFeatureSet(
@@ -135,14 +128,14 @@ def _tell_table(summaries: Sequence[Summary], *, url: str) -> None:
             str(s.dim),
             "0" if s.frames is None else f"{s.frames:,}",
             _hours(s.audio_seconds),
-            sized(s.bytes),
+            spoken_bytes(s.bytes),
             f"{s.left_out:,}",
         )
         for s in summaries
     ]
     show(plain_table(header, rows))
     audio_seconds, n_bytes = sum(s.audio_seconds for s in summaries), sum(s.bytes for s in summaries)
-    say(f"  {counted(len(summaries), 'feature set')}, {lasting(audio_seconds)}, {sized(n_bytes)}")
+    say(f"  {counted(len(summaries), 'feature set')}, {lasting(audio_seconds)}, {spoken_bytes(n_bytes)}")
 
 
 def _hours(seconds: float) -> str:
@@ -248,7 +241,7 @@ def _facts(details: Details) -> Iterator[tuple[str, str]]:
     yield "utterance", f"{summary.windows:,} x {summary.dim} float32"
     yield "frames", f"{frames}, one every {recipe['hop_seconds'] * 1000:g} ms"
     n_parts = len({each.part for each in details.shards})
-    yield "size", f"{sized(summary.bytes)} in {counted(n_parts, 'part')}"
+    yield "size", f"{spoken_bytes(summary.bytes)} in {counted(n_parts, 'part')}"
     yield "window seconds", _spread(details.window_seconds, "{:.2f}")
     if summary.frames is not None:
         yield "frames a window", _spread(details.frame_lengths, "{:,.0f}")

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-import unicodedata
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,6 +12,7 @@ import click
 
 from featstore.cli.completion import complete_folders, complete_tasks
 from featstore.errors import UsageError
+from featstore.wording import harmless, harmless_json
 
 __all__ = [
     "counted",
@@ -20,7 +20,6 @@ __all__ = [
     "encoder_names",
     "encoder_settings",
     "feature_set_options",
-    "harmless",
     "jobs_option",
     "json_option",
     "lasting",
@@ -30,7 +29,6 @@ __all__ = [
     "parse_names",
     "parse_numbers",
     "parse_store",
-    "printable",
     "protocol_option",
     "require_folder_of",
     "results_option",
@@ -39,7 +37,6 @@ __all__ = [
     "say_json_text",
     "selection",
     "shots_option",
-    "sized",
     "store_option",
     "tasks_argument",
 ]
@@ -293,9 +290,7 @@ def require_folder_of(path: Path | None) -> None:
         raise UsageError(f"{path.parent} is no folder: make it first, or give another name for {path.name}")
 
 
-# --- what is printed --------------------------------------------------------------------------------------------------
-# A key, a label or a path may hold whatever a file held: an escape sequence that repaints the terminal, a mark that
-# turns the rest of a line round, half a surrogate pair that no stream can write. So everything goes out by these.
+# --- what is printed: everything goes out by these --------------------------------------------------------------------
 
 
 def counted(number: int, what: str) -> str:
@@ -305,19 +300,6 @@ def counted(number: int, what: str) -> str:
     ('1 shard', '1,200 shards')
     """
     return f"{number:,} {what}{'' if number == 1 else 's'}"
-
-
-def sized(n_bytes: float) -> str:
-    """Bytes in the unit that they are read in.
-
-    >>> sized(0), sized(12_345), sized(3.2e12)
-    ('0 B', '12.3 kB', '3.2 TB')
-    """
-    for unit in ("B", "kB", "MB", "GB"):
-        if n_bytes < 1000:
-            return f"{n_bytes:.0f} B" if unit == "B" else f"{n_bytes:.1f} {unit}"
-        n_bytes /= 1000
-    return f"{n_bytes:.1f} TB"
 
 
 def lasting(seconds: float) -> str:
@@ -343,31 +325,9 @@ def say_json(value: Any) -> None:
 
 def say_json_text(text: str) -> None:
     """Print JSON as JSON that says the same, in letters that stdout has; a terminal finds nothing to obey either."""
-    told = text.translate({ord(each): json.dumps(each)[1:-1] for each in _commands_in(text, keep="\n")})
+    told = harmless_json(text)
     try:
         told.encode(sys.stdout.encoding or "utf-8")
     except UnicodeEncodeError:
         told = told.translate({ord(each): json.dumps(each)[1:-1] for each in set(told) if not each.isascii()})
     click.echo(told)
-
-
-def harmless(text: str, *, keep: str = "") -> str:
-    r"""Text in which each character that is not printed, but for those to `keep`, is told by its escape.
-
-    >>> harmless("left \x1b[2J \u202e right")
-    'left \\x1b[2J \\u202e right'
-    """
-    return text.translate({ord(each): repr(each)[1:-1] for each in _commands_in(text, keep=keep)})
-
-
-def _commands_in(text: str, *, keep: str) -> Iterator[str]:
-    """Characters that are not to be seen but do something: controls, marks of direction, halves of pairs."""
-    if not text.isprintable():
-        for each in set(text):
-            if not each.isprintable() and each not in keep and unicodedata.category(each) != "Zs":
-                yield each
-
-
-def printable(text: str, *, most: int = 120) -> str:
-    """Text of an audio file's making, fit for a line of a table: short, and harmless."""
-    return harmless(text if len(text) <= most else text[: most - 3] + "...")

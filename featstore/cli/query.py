@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from featstore.cli.options import emit_json, feature_set_options, json_option, printable, say, store_option
+from featstore.cli.options import emit_json, feature_set_options, json_option, say, store_option
 from featstore.errors import LabelError
+from featstore.wording import printable
 
 if TYPE_CHECKING:
     from featstore.encoders.encoder import Encoder
@@ -100,7 +101,7 @@ def _columns(found: Found, fields: tuple[str, ...]) -> dict[str, list[Any]]:
     LabelError
         A field was asked for that no hit has.
     """
-    from featstore.explore.find import field_of
+    from featstore.store.fields import field_of
 
     documents = [hit.labels for hit in found.hits]
     known = dict.fromkeys(
@@ -115,7 +116,7 @@ def _columns(found: Found, fields: tuple[str, ...]) -> dict[str, list[Any]]:
         values: list[Any] = []
         for hit in found.hits:
             try:
-                values.append(field_of(hit.meta, field))
+                values.append(field_of(hit.meta, field, key=hit.key))
             except LabelError:
                 values.append(None)
         if fields and found.hits and all(value is None for value in values):
@@ -172,12 +173,12 @@ def _tell(found: Found, columns: dict[str, list[Any]], *, several: bool) -> None
 
 
 def _own_labels(found: Found, columns: dict[str, list[Any]]) -> list[tuple[str, Any]]:
-    from featstore.explore.find import field_of
+    from featstore.store.fields import field_of
 
     own = []
     for field in columns if found.meta else ():
         try:
-            own.append((field, field_of(found.meta, field)))
+            own.append((field, field_of(found.meta, field, key=found.query)))
         except LabelError:
             continue
     return own

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from featstore.cli.options import optional_store_option, require_folder_of, say, say_json_text, sized
+from featstore.cli.options import optional_store_option, require_folder_of, say, say_json_text
 from featstore.errors import UsageError
+from featstore.wording import spoken_bytes
 
 if TYPE_CHECKING:
     from featstore.health import Health
@@ -143,7 +144,7 @@ def _write(text: str, grids: tuple[Grid, ...], out_path: Path | None, form: Form
             file.write(text)
             if grids:
                 show(painted(grids), stream=file)
-        say(f"{out_path}: {sized(out_path.stat().st_size)}", err=True)
+        say(f"{out_path}: {spoken_bytes(out_path.stat().st_size)}", err=True)
     elif grids:
         show(painted(grids))
     elif text:

@@ -192,17 +192,15 @@ def encoders_with(store: Store, manifest: Manifest) -> list[str | None]:
     """Group names of the encoders that have every feature set of a task."""
     needed = set(manifest.feature_sets.values())
     held: dict[str, set[str]] = {}
-    for feature_set in store.feature_sets():
-        if feature_set.dataset == manifest.feature_dataset:
-            held.setdefault(feature_set.recipe.group_name, set()).add(feature_set.split)
+    for feature_set in store.feature_sets(dataset=manifest.feature_dataset):
+        held.setdefault(feature_set.recipe.group_name, set()).add(feature_set.split)
     return [encoder for encoder, splits in sorted(held.items()) if needed <= splits]
 
 
 def _work(store: Store, manifest: Manifest) -> int:
     rows = {
         each.split: sum(of.member.frames for of in each.segments) if manifest.wants_frames else len(each)
-        for each in store.feature_sets()
-        if each.dataset == manifest.feature_dataset
+        for each in store.feature_sets(dataset=manifest.feature_dataset)
     }
     return sum(rows.values()) * manifest.probe.epochs
 

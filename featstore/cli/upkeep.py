@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import click
 
-from featstore.cli.options import counted, emit_json, json_option, say, sized, store_option
+from featstore.cli.options import counted, emit_json, json_option, say, store_option
+from featstore.wording import spoken_bytes
 
 __all__ = ["compact", "gc", "verify"]
 
@@ -19,10 +20,12 @@ def verify(*, store_url: str, repair: bool, as_json: bool) -> None:
     Exits with 1 if anything is wrong that was not repaired.
     """
     from featstore.cli.console import counting
+    from featstore.store.repair import repair_store
     from featstore.store.verify import verify_store
 
+    read = repair_store if repair else verify_store
     with counting("parts verified") as tick:
-        report = verify_store(store_url, repair=repair, on_part=lambda _: tick())
+        report = read(store_url, on_part=lambda _: tick())
     if as_json:
         emit_json([report])
     else:
@@ -32,10 +35,13 @@ def verify(*, store_url: str, repair: bool, as_json: bool) -> None:
         state = "sound" if not report.findings else "repaired" if report.sound else "DAMAGED"
         say(
             f"{store_url}: {state}; {counted(report.parts, 'part')}, {counted(report.objects, 'object')}, "
-            f"{sized(report.bytes_read)} read, {counted(len(report.findings), 'finding')}"
+            f"{spoken_bytes(report.bytes_read)} read, {counted(len(report.findings), 'finding')}"
         )
-        if not repair and any(finding.remedy != "none" for finding in report.findings):
-            say("run `featstore verify --repair` to drop what is damaged, then the same `featstore extract` again")
+        if not repair and report.repairable:
+            say(
+                f"run `featstore verify --store {store_url} --repair` to drop or mend what is damaged, then the same "
+                "`featstore extract` again"
+            )
     if not report.sound:
         raise click.exceptions.Exit(1)
 

@@ -17,7 +17,7 @@ import torch
 
 from featstore.machine import free_memory_bytes
 
-__all__ = ["free_bytes", "is_out_of_memory", "peak_bytes", "spoken_bytes"]
+__all__ = ["free_bytes", "is_out_of_memory", "peak_bytes"]
 
 _STATUS = Path("/proc/self/status")
 _TOO_LITTLE = re.compile(
@@ -64,15 +64,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and _TOO_LITTLE.search(str(error)) is not None
-
-
-def spoken_bytes(n_bytes: float) -> str:
-    """A size as it is read.
-
-    >>> spoken_bytes(9_200_000), spoken_bytes(2_345_000_000)
-    ('9 MB', '2.3 GB')
-    """
-    return f"{n_bytes / 1e9:,.1f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:,.0f} MB"
 
 
 def _reset_peak() -> int | None:

@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featstore.errors import AmbiguousSelection, LabelError, UnknownFeatureSet
+from featstore.errors import AmbiguousSelection, UnknownFeatureSet
 from featstore.retrieve.scan import best_cosines
 
 if TYPE_CHECKING:
     from featstore.encoders.encoder import Encoder
     from featstore.store import FeatureSet, Store
 
-__all__ = ["ClipHit", "Found", "QueryRecord", "field_of", "nearest_to_file", "nearest_to_key", "sets_of_one_encoder"]
+__all__ = ["ClipHit", "Found", "QueryRecord", "nearest_to_file", "nearest_to_key", "sets_of_one_encoder"]
 
 _NAMED = 6
 _ALIKE = 3
@@ -139,13 +139,7 @@ def sets_of_one_encoder(
     AmbiguousSelection
         They are of several recipes.
     """
-    found = [
-        fs
-        for fs in store.feature_sets()
-        if encoder in (None, fs.encoder, fs.recipe.group_name)
-        and dataset in (None, fs.dataset)
-        and split in (None, fs.split)
-    ]
+    found = store.feature_sets(encoder=encoder, dataset=dataset, split=split)
     if not found:
         wanted = "/".join(name or "*" for name in (encoder, dataset, split))
         raise UnknownFeatureSet(
@@ -156,7 +150,7 @@ def sets_of_one_encoder(
         raise AmbiguousSelection(
             f"{store.url} holds embeddings by {len(recipes)} encoders: say whose with --encoder {_listed(recipes)}"
         )
-    return tuple(found)
+    return found
 
 
 def nearest_to_key(sets: Sequence[FeatureSet], key: str, *, k: int) -> Found:
@@ -220,16 +214,6 @@ def nearest_to_file(
         clips_searched=searched,
         seconds=time.perf_counter() - began,
     )
-
-
-def field_of(meta: str, field: str) -> Any:
-    """One field of a clip's JSON, dots reaching into objects; LabelError where there is none."""
-    value = json.loads(meta)
-    for name in field.split("."):
-        if not isinstance(value, dict) or name not in value:
-            raise LabelError(f"no field {field!r}")
-        value = value[name]
-    return value
 
 
 # --- which clip -------------------------------------------------------------------------------------------------------

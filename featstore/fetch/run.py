@@ -15,6 +15,7 @@ from featstore.errors import FetchError, UsageError
 from featstore.fetch.download import download, is_right
 from featstore.fetch.listing import RemoteFile, parse_record
 from featstore.fetch.unpack import unpack_tars
+from featstore.wording import spoken_bytes
 
 if TYPE_CHECKING:
     from featstore.fetch.http import Connection
@@ -140,7 +141,7 @@ class _Fetch:
         needed -= sum(_size(self._folder / f".{file.name}.part") for file in missing)
         free = shutil.disk_usage(self._folder).free
         if needed > free:
-            raise FetchError(f"{self._folder} has {free / 1e9:.1f} GB left, and {needed / 1e9:.1f} GB are to come")
+            raise FetchError(f"{self._folder} has {spoken_bytes(free)} left, and {spoken_bytes(needed)} are to come")
 
     def _bring(self, file: RemoteFile) -> int:
         if self._stop.is_set():

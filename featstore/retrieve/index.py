@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from featstore.retrieve.ivf import train_index
 from featstore.retrieve.neighbours import IndexName, Neighbours, reranked
-from featstore.retrieve.plan import plan_ivf
+from featstore.retrieve.plan import IvfPlan, plan_ivf
+from featstore.retrieve.unit_vectors import padded
 
 __all__ = ["Searcher"]
 
@@ -20,8 +21,6 @@ HNSW_BUILD_BEAM = 80
 HNSW_SEARCH_BEAM = 64
 IVF_ROWS_PER_LIST = 64
 IVF_SHARE_SEARCHED = 1 / 16
-PQ_CANDIDATES = 100
-PQ_CANDIDATES_PER_NEIGHBOUR = 10
 
 # Queries x rows x dim: below it FAISS is done before torch is imported.
 MIN_WORK_TO_ROUND = 10**11
@@ -72,10 +71,8 @@ class Searcher:
         return self._compare_all(queries, k=k)
 
     def _search_codes(self, queries: NDArray[np.float32], *, k: int) -> Neighbours:
-        n_candidates = min(len(self.X), max(PQ_CANDIDATES, PQ_CANDIDATES_PER_NEIGHBOUR * k))
-        dim = self.X.shape[1]
-        padded = np.pad(queries, ((0, 0), (0, self._index.d - dim)))
-        _, candidates = self._index.search(padded, n_candidates)
+        plan = _plan_of_codes(self.X)
+        _, candidates = self._index.search(padded(queries, plan), plan.n_candidates(k))
         return reranked(candidates, queries, k=k, vectors_of=lambda rows: self.X[rows])
 
     def _compare_all(self, queries: NDArray[np.float32], *, k: int) -> Neighbours:
@@ -93,15 +90,19 @@ class Searcher:
         return found
 
 
+def _plan_of_codes(X: NDArray[np.float32]) -> IvfPlan:
+    return plan_ivf(len(X), X.shape[1], "ivfpq")
+
+
 def _approximate(X: NDArray[np.float32], name: IndexName) -> faiss.Index:
     n_rows, dim = X.shape
     index: faiss.Index
     if name == "ivfpq":
-        plan = plan_ivf(n_rows, dim, "ivfpq")
-        padded = np.pad(X, ((0, 0), (0, plan.padded_dim - dim)))
-        index = train_index(plan, padded)
+        plan = _plan_of_codes(X)
+        wide = padded(X, plan)
+        index = train_index(plan, wide)
         index.nprobe = max(1, math.ceil(index.nlist * IVF_SHARE_SEARCHED))
-        index.add(padded)
+        index.add(wide)
         return index
     if name == "hnsw":
         index = faiss.IndexHNSWFlat(dim, HNSW_LINKS, faiss.METRIC_INNER_PRODUCT)

@@ -72,9 +72,7 @@ def write_block(index: faiss.IndexIVF, rows: NDArray[np.float32], *, first: int,
     centroids, none = index.quantizer, faiss.IndexFlatIP(index.d)
     index.quantizer = none  # of a billion rows, they would be most of a block
     try:
-        faiss.write_index(index, str(folder / f"block-{first:012d}.faiss"))
-    except RuntimeError as error:  # FAISS has no other for a file that it cannot write
-        raise StoreError(f"FAISS cannot write to {folder.parent}: {str(error).splitlines()[-1].strip()}") from error
+        _write(index, folder / f"block-{first:012d}.faiss")
     finally:
         index.quantizer = centroids
     index.reset()
@@ -91,7 +89,7 @@ def merge_blocks(index: faiss.IndexIVF, folder: Path) -> None:
     StoreError
         It failed.
     """
-    faiss.write_index(index, str(folder / INDEX_FILE))
+    _write(index, folder / INDEX_FILE)
     path = os.pathsep.join(filter(None, sys.path))
     child = subprocess.run(
         [sys.executable, "-c", _MERGE, BLOCKS, INDEX_FILE, LISTS_FILE],
@@ -109,6 +107,17 @@ def merge_blocks(index: faiss.IndexIVF, folder: Path) -> None:
         block.unlink()
 
 
+def _write(index: faiss.Index, path: Path) -> None:
+    try:
+        faiss.write_index(index, str(path))
+    except RuntimeError as error:  # FAISS has no other for a file that it cannot write
+        raise StoreError(f"FAISS cannot write to {path.parent.parent}: {_last_line(error)}") from error
+
+
+def _last_line(error: RuntimeError) -> str:
+    return str(error).splitlines()[-1].strip()
+
+
 _MERGE = """
 import glob, sys
 import faiss
@@ -122,16 +131,26 @@ faiss.write_index(index, index_file)
 
 
 class MappedLists:
-    """A merged index, read only, whose lists stay in their file."""
+    """A merged index, read only, whose lists stay in their file.
+
+    Raises
+    ------
+    StoreError
+        The folder holds none that FAISS can read.
+    """
 
     def __init__(self, folder: Path) -> None:
-        self._index = faiss.read_index(str(folder / INDEX_FILE), faiss.IO_FLAG_SKIP_IVF_DATA | faiss.IO_FLAG_READ_ONLY)
-        # The index knows its lists by the folder where it was made.
-        index: Any = self._index
-        lists: Any = faiss.downcast_InvertedLists(index.invlists)
-        lists.filename = str(folder / LISTS_FILE)
-        lists.read_only = True
-        lists.do_mmap()
+        flags = faiss.IO_FLAG_SKIP_IVF_DATA | faiss.IO_FLAG_READ_ONLY
+        try:
+            index: Any = faiss.read_index(str(folder / INDEX_FILE), flags)
+            # The index knows its lists by the folder where it was made.
+            lists: Any = faiss.downcast_InvertedLists(index.invlists)
+            lists.filename = str(folder / LISTS_FILE)
+            lists.read_only = True
+            lists.do_mmap()
+        except RuntimeError as error:
+            raise StoreError(f"FAISS cannot read the index in {folder}: {_last_line(error)}") from error
+        self._index = index
 
     def search(self, queries: NDArray[np.float32], *, k: int, n_probe: int) -> Neighbours:
         """Find the ``k`` best rows of the `n_probe` lists nearest to each query; a row is -1 where they hold fewer."""

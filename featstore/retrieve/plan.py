@@ -34,6 +34,7 @@ GRAPH_FROM_LISTS = 4096
 
 GRAPH_LINKS = 32
 ID_BYTES = 8
+MIN_CANDIDATES = 100
 CANDIDATES_PER_NEIGHBOUR = 10
 
 
@@ -91,6 +92,10 @@ class IvfPlan:
     def making_bytes(self) -> int:
         """Bytes on disk while it is made: the sample, then every row in a block of lists and in the merged lists."""
         return self.index_bytes + max(self.rows * self.row_bytes, 4 * self.padded_dim * self.sample_rows)
+
+    def n_candidates(self, k: int) -> int:
+        """Rows that are compared again for the ``k`` nearest."""
+        return min(self.rows, max(MIN_CANDIDATES, k * self.candidates_per_neighbour))
 
     @property
     def n_blocks(self) -> int:

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from featstore.errors import DataError, UsageError
 from featstore.metrics import Metric, find_metric
 from featstore.records import Protocol, ScoreRecord
+from featstore.retrieve.making import RECALL_K
 from featstore.retrieve.neighbours import IndexName, Neighbours, evenly, ranking_scores, share_found, without_own
 from featstore.retrieve.plan import IvfKind
-from featstore.retrieve.saved import RECALL_K, JoinedIndexes, Tell, open_index
+from featstore.retrieve.saved import JoinedIndexes, Tell, open_index
 from featstore.retrieve.scaling import unit_columns, unit_rows
 from featstore.retrieve.vote import neighbour_vote
 from featstore.splits import Round
@@ -65,6 +66,8 @@ class _Found:
     ----------
     y_scores : mapping
         Number of neighbours asked for -> their vote, float (samples, n_classes).
+    n_neighbours : int
+        The most that there were, those of a query's own clip left out.
     ranking : mapping
         From `featstore.retrieve.neighbours.ranking_scores`.
     recall : mapping or None
@@ -73,6 +76,7 @@ class _Found:
 
     samples: Samples
     y_scores: Mapping[int, NDArray[np.floating[Any]]]
+    n_neighbours: int
     ranking: Mapping[str, Any]
     recall: Mapping[str, Any] | None
 
@@ -156,7 +160,6 @@ def retrieve_task(
     if shots:
         with watch("shots"):
             details["shots"] = shots_details({n: _few_shot(task, search, metric, shots=n) for n in shots})
-    smallest = min(len(task.windows_of(each.reference)) for each in task.rounds)
     return score_record(
         task,
         outcomes,
@@ -164,7 +167,7 @@ def retrieve_task(
         track="B",
         seeds=(),
         settings={
-            "k": min(search.chosen_k, smallest),
+            "k": min(search.chosen_k, *(one.n_neighbours for one in found)),
             "temperature": search.temperature,
             "index": search.index,
             **({"ks": list(search.ks)} if len(search.ks) > 1 else {}),
@@ -249,7 +252,7 @@ def _search_round(
             for k in search.ks
         }
         ranking = _ranking(task, samples, clip_of_row, targets, ks=search.ks, leave_one_out=each.leave_one_out)
-    return _Found(samples=samples, y_scores=y_scores, ranking=ranking, recall=recall)
+    return _Found(samples=samples, y_scores=y_scores, n_neighbours=n_wanted, ranking=ranking, recall=recall)
 
 
 def _saved(task: TaskData, each: Round, search: _Search, tell: Tell, watch: Stopwatch) -> JoinedIndexes | None:

@@ -1,9 +1,10 @@
 """The store: format, writer and reader. torch only in `torch_view`, zarr only through `zarr_io`."""
 
+from featstore.store.feature_set import FeatureSet
 from featstore.store.format import FORMAT_VERSION, Commit, Member, Segment, ShardIdentity, is_group_name
 from featstore.store.frames import Frames, PaddedFrames, RaggedFrames
 from featstore.store.part import EmbeddedWindow, PartWriter, WindowBlock
-from featstore.store.reader import FeatureSet, FeatureSets, Store, open_store
+from featstore.store.reader import FeatureSets, Store, open_store
 from featstore.store.writer import SplitWriter, is_split_begun, open_split_writer, recipe_groups
 
 __all__ = [

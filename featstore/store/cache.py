@@ -5,8 +5,8 @@ what its commit record says; it holds the record with its seals, against which e
 the objects under their own keys, so that they are mapped like those of a local store.
 
 ``FEATSTORE_CACHE`` names the folder (default: ``featstore`` in the user's cache folder) and ``FEATSTORE_CACHE_GB`` how
-large it may grow (default: 20). Past that, the parts that were opened longest ago go; what a process that still runs
-has opened stays.
+large it may grow (default: 20). Past that, the parts that were opened longest ago go, but none that was opened since
+the process that makes room began.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from featstore.errors import DamagedPart, StoreError, UsageError
 from featstore.records import canonical_json
 from featstore.store import codecs
 from featstore.store.catalogue import read_commit
+from featstore.store.damage import damaged
 from featstore.store.format import GROUP_DOCUMENT, Commit, DamagedDocument, ObjectSeal, seal, unseal
 from featstore.store.objects import LocalObjects, Objects
 
@@ -67,10 +68,13 @@ class PartCache:
         found: list[tuple[float, int, Path]] = []
         for folder in (self.folder / "parts").glob("*"):
             try:
-                size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-                found.append(((folder / GROUP_DOCUMENT).stat().st_mtime, size, folder))
-            except OSError:  # another process is deleting it, or has not put its record yet
+                files = {path: path.stat() for path in folder.rglob("*") if path.is_file()}
+                record = files.get(folder / GROUP_DOCUMENT)
+                # A killed process leaves copies without a record: these were opened when the last of them came.
+                opened = max(about.st_mtime for about in ([record] if record else files.values()))
+            except (OSError, ValueError):  # another process is deleting it, or has just made it
                 continue
+            found.append((opened, sum(about.st_size for about in files.values()), folder))
         total = sum(size for _, size, _ in found)
         for opened, size, folder in sorted(found):
             if total <= self.most_bytes or opened >= keep_since:
@@ -102,7 +106,7 @@ class CachedPart:
         """Have the objects of an array here, of frames their document alone; returns the bytes that travelled."""
         seals = self.commit.objects
         names = [name for name in seals if name.startswith(f"{array}/") and not name.startswith("frames/c/")]
-        missing = [name for name in names if name not in self._checked and not self._has(name, seals[name])]
+        missing = [name for name in names if not self._is_here(name, seals[name])]
         for name in missing:
             data = sealed_object(self._objects, f"{self._path}/{name}", seals[name])
             self._put(name, data)
@@ -112,15 +116,16 @@ class CachedPart:
     def note_use(self) -> None:
         """Say that the part was opened now, for the cache to keep it."""
         try:
-            if (self.folder / GROUP_DOCUMENT).exists():
-                os.utime(self.folder / GROUP_DOCUMENT)
-            else:
-                self._put(GROUP_DOCUMENT, seal({"commit": self.commit.as_json()}))
-        except PermissionError:  # a cache that somebody else fills is read all the same
+            os.utime(self.folder / GROUP_DOCUMENT)
+        except FileNotFoundError:
+            self._put(GROUP_DOCUMENT, seal({"commit": self.commit.as_json()}))
+        except OSError:  # a cache that somebody else fills is read all the same
             return
 
-    def _has(self, name: str, entry: ObjectSeal) -> bool:
+    def _is_here(self, name: str, entry: ObjectSeal) -> bool:
         """Whether a sound copy is here: a power cut may have left another, and reading it once costs little."""
+        if name in self._checked:  # and is here still: another process may have made room
+            return (self.folder / name).exists()
         data = self.local.read(name)
         return data is not None and len(data) == entry.size and codecs.seal_crc32c([data]) == entry.crc32c
 
@@ -169,9 +174,7 @@ def sealed_object(objects: Objects, key: str, entry: ObjectSeal) -> bytes:
         if data is not None and len(data) == entry.size and codecs.seal_crc32c([data]) == entry.crc32c:
             return data
     says = "is missing" if data is None else "is not what was committed: its size or checksum differs"
-    raise DamagedPart(
-        f"{objects.url}/{key} {says}; `featstore verify --store {objects.url} --repair` drops what is damaged"
-    )
+    raise damaged(objects.url, key, says)
 
 
 def fetch_array(parts: Sequence[CachedPart], array: str) -> None:

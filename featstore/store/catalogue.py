@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from featstore.errors import DamagedPart, StoreError, StoreNotFound, StoreVersionError
+from featstore.store.damage import damaged
 from featstore.store.documents import SplitAddress, read_document, read_documents
 from featstore.store.format import (
     FORMAT_VERSION,
@@ -28,11 +29,13 @@ __all__ = [
     "SplitState",
     "check_root",
     "group_names",
+    "known_address",
     "look_at_split",
     "read_commit",
     "read_commits",
     "read_split",
     "read_splits",
+    "split_address",
     "split_commits",
     "split_paths",
 ]
@@ -149,12 +152,12 @@ def read_commits(objects: Objects, split_path: str, parts: Sequence[str]) -> Ite
         try:
             yield Commit.from_json(content["commit"])
         except DamagedDocument as error:
-            raise DamagedPart(f"{objects.url}/{split_path}/{part} is damaged: {error}") from error
+            raise damaged(objects.url, f"{split_path}/{part}", f"is damaged: {error}") from error
 
 
-def split_commits(objects: Objects, split_path: str, *, without: Collection[str] = ()) -> tuple[Commit, ...]:
-    """Every committed part of a split, superseded ones too, in order of name; parts named in `without` are not read."""
-    return look_at_split(objects, split_path, read_document(objects, split_path), without=without).commits
+def split_commits(objects: Objects, split_path: str) -> tuple[Commit, ...]:
+    """Every committed part of a split, superseded ones too, in order of name."""
+    return look_at_split(objects, split_path, read_document(objects, split_path)).commits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,12 +193,49 @@ def look_at_split(
 
 
 def read_split(objects: Objects, path: str) -> SplitEntry | None:
-    """The feature set at a path, in two requests: its document, and a listing; None where there is none."""
+    """The feature set at a path, in two requests: its document, and a listing; None where there is none.
+
+    Raises
+    ------
+    DamagedPart
+        Its document, or the record of one of its parts, is not as featstore writes it.
+    """
     content = read_document(objects, path)
     if content is None or "split" not in content:
         return None  # a group that featstore did not write
-    segments = counted_segments(look_at_split(objects, path, content).commits)
-    return SplitEntry(address=SplitAddress.from_document(content), segments=segments) if segments else None
+    address = split_address(objects, path, content)
+    try:
+        segments = counted_segments(look_at_split(objects, path, content).commits)
+    except DamagedDocument as error:
+        raise damaged(objects.url, path, f"is damaged: in its catalogue, {error}") from error
+    return SplitEntry(address=address, segments=segments) if segments else None
+
+
+def split_address(objects: Objects, path: str, content: Mapping[str, Any]) -> SplitAddress:
+    """What the document of the split at a path says; DamagedPart where that is no split's."""
+    try:
+        return SplitAddress.from_document(content)
+    except DamagedDocument as error:
+        raise damaged(objects.url, path, f"is damaged: {error}") from error
+
+
+def known_address(objects: Objects, path: str) -> SplitAddress | None:
+    """Address of a split, from its own document, or from those above it where its own is damaged.
+
+    None where none of them says that featstore made a split there: whatever lies there may be anybody's.
+    """
+    encoder, dataset, split = path.split("/")
+    for sources in ((path,), (encoder, f"{encoder}/{dataset}")):
+        try:
+            content: dict[str, Any] = {"split": split}
+            for source in sources:
+                content |= read_document(objects, source) or {}
+            address = SplitAddress.from_document(content)
+        except (DamagedPart, DamagedDocument):
+            continue
+        if address.path == path:
+            return address
+    return None
 
 
 def read_splits(objects: Objects) -> Iterator[SplitEntry]:

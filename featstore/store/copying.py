@@ -85,7 +85,7 @@ def copy_store(
         A store cannot be read or written; what is committed is safe, and the same call goes on.
     """
     source, target = open_objects(source_url), open_objects(target_url)
-    if source.url.rstrip("/") == target.url.rstrip("/"):
+    if _place(source) == _place(target):
         raise StoreError(f"source and target are one store: {source.url}")
     check_root(source)
     paths = split_paths(source, encoder=encoder, dataset=dataset, split=split)
@@ -96,6 +96,10 @@ def copy_store(
             f"`featstore inspect --store {source.url}` shows what is there"
         )
     return tuple(_SplitCopy(source, target, entry, only=only, on_part=on_part).run() for entry in entries)
+
+
+def _place(objects: Objects) -> str:
+    return objects.url.rstrip("/") if objects.root is None else str(objects.root.resolve())
 
 
 def without_frames(commit: Commit) -> Commit:
@@ -140,10 +144,12 @@ class _SplitCopy:
         parts = self._parts()
         writer = open_split_writer_at(self._target, self._entry.address)
         counted = writer.begin_run()
-        wanted = [part for part in parts if not self._is_there(part.commit, counted)]
+        wanted: list[_Part] = []
         for part in parts:
-            if part not in wanted:
+            if self._is_there(part.commit, counted):
                 self._on_part(f"{self._entry.path}/{part.commit.part}")
+            else:
+                wanted.append(part)
         try:
             with ThreadPoolExecutor(_PARTS_AT_A_TIME, thread_name_prefix="copy") as pool, self._reads:
                 for commit in in_order(pool, self._copy, wanted, ahead=_PARTS_AT_A_TIME):
@@ -197,7 +203,7 @@ class _SplitCopy:
     def _objects_of(self, source: str, commit: Commit) -> Iterator[tuple[str, bytes]]:
         """Each object of a part, whole and as it was committed: small ones many at a time, large ones one by one."""
         small = [name for name, entry in commit.objects.items() if entry.size <= _SMALL_BYTES]
-        large = [name for name in commit.objects if name not in small]
+        large = [name for name, entry in commit.objects.items() if entry.size > _SMALL_BYTES]
         for names, ahead in ((small, _SMALL_AHEAD), (large, 1)):
             keys = [(f"{source}/{name}", commit.objects[name]) for name in names]
             read = in_order(self._reads, lambda each: sealed_object(self._source, *each), keys, ahead=ahead)

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from featstore.errors import DamagedPart
 from featstore.records import Recipe, dataset_group
+from featstore.store.damage import damaged
 from featstore.store.format import (
     FORMAT_VERSION,
     GROUP_DOCUMENT,
@@ -103,10 +103,7 @@ def read_documents(objects: Objects, groups: Sequence[str]) -> Iterator[dict[str
         try:
             yield None if raw is None else unseal(raw)
         except DamagedDocument as error:
-            raise DamagedPart(
-                f"{objects.url}/{group} is damaged: {error}; "
-                f"`featstore verify --store {objects.url} --repair` mends or drops what is damaged"
-            ) from error
+            raise damaged(objects.url, group, f"is damaged: {error}") from error
 
 
 def write_document(objects: Objects, group: str, content: Mapping[str, Any]) -> None:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from featstore.errors import LabelError
 
-__all__ = ["Labels", "encode_labels", "field_values", "plain_labels"]
+__all__ = ["Labels", "encode_labels", "field_of", "field_values", "plain_labels"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +29,17 @@ class Labels:
 
     values: NDArray[Any]
     classes: tuple[Any, ...] | None
+
+
+def field_of(meta: str, field: str, *, key: str) -> Any:
+    """One field of the JSON of the clip `key`, dots reaching into objects; LabelError where there is none."""
+    value = json.loads(meta)
+    for name in field.split("."):
+        if not isinstance(value, dict) or name not in value:
+            known = ", ".join(sorted(value)) if isinstance(value, dict) else type(value).__name__
+            raise LabelError(f"clip {key!r} has no field {field!r} in its JSON, which has: {known}")
+        value = value[name]
+    return value
 
 
 def field_values(keys: Iterable[str], metas: Iterable[str], field: str) -> list[Any]:
@@ -50,7 +61,7 @@ def field_values(keys: Iterable[str], metas: Iterable[str], field: str) -> list[
     last_meta, value = None, None
     for key, meta in zip(keys, metas, strict=True):
         if meta != last_meta:  # windows of one clip stand together and share its JSON
-            last_meta, value = meta, _field(meta, field, key)
+            last_meta, value = meta, field_of(meta, field, key=key)
         values.append(value)
     return values
 
@@ -111,16 +122,6 @@ def encode_labels(
             raise LabelError(f"clip {key!r}: {field} {value!r} is none of the {len(classes)} classes {shown}")
     coded = np.fromiter((codes[value] for value in values.tolist()), np.int64, len(values))
     return Labels(values=coded, classes=tuple(classes))
-
-
-def _field(meta: str, field: str, key: str) -> Any:
-    value = json.loads(meta)
-    for name in field.split("."):
-        if not isinstance(value, dict) or name not in value:
-            known = ", ".join(sorted(value)) if isinstance(value, dict) else type(value).__name__
-            raise LabelError(f"clip {key!r} has no field {field!r} in its JSON, which has: {known}")
-        value = value[name]
-    return value
 
 
 def _says(kind: type) -> str:

@@ -149,7 +149,7 @@ class Writing:
 class Member:
     """One shard's share of a part: the windows that follow those of the member before it.
 
-    A part that an extraction wrote has one member; one that `compact_split` made of many has as many.
+    A part that an extraction wrote has one member; one that `compact_store` made of many has as many.
     """
 
     shard: ShardIdentity

@@ -139,7 +139,10 @@ class Frames(Sequence[NDArray[Any]]):
         if source is None:
             run = self._runs[number]
             offsets = run.part.rows("frame_offsets").slice(run.start, run.stop + 1)
-            source = self._sources[number] = _Source(run.part.rows("frames"), offsets)
+            rows = run.part.rows("frames")
+            if offsets[0] < 0 or offsets[-1] > rows.shape[0] or (offsets[1:] < offsets[:-1]).any():
+                raise run.part.damaged("frame_offsets", "it leads to frames that there are not")
+            source = self._sources[number] = _Source(rows, offsets)
         return source
 
     def _span(self, at: int) -> _Span:

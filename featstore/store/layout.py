@@ -173,7 +173,9 @@ def parse_layout(raw: bytes) -> ArrayLayout | None:
         data_type = meta["data_type"]
     except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
         raise ValueError(f"no array document ({type(error).__name__})") from error
-    whole_rows = bool(shape) and grid[1:] == shape[1:] == inner[1:] and min(grid) > 0
+    if not len(shape) == len(grid) == len(inner) or min((*shape, *grid, *inner), default=0) < 0 or 0 in (*grid, *inner):
+        raise ValueError(f"no array document (shape {shape} in chunks {grid} of {inner})")
+    whole_rows = bool(shape) and grid[1:] == shape[1:] == inner[1:]
     ours = _without_defaults(codecs) == [_LITTLE, _CRC] == _without_defaults(index)
     if not (whole_rows and ours and standard_keys and data_type in _NUMBERS) or grid[0] % inner[0]:
         return None

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-
-from featstore.store.catalogue import SplitEntry, check_root, read_splits, split_paths
-from featstore.store.documents import SplitAddress, read_document
+from featstore.store.catalogue import SplitEntry, check_root, read_commits, read_splits, split_address, split_paths
+from featstore.store.damage import damaged, gone
+from featstore.store.documents import read_document
+from featstore.store.feature_set import FeatureSet
 from featstore.store.format import GROUP_DOCUMENT, Commit, Segment
 from featstore.store.objects import Objects, open_objects
 from featstore.store.part import WindowBlock
-from featstore.store.reader import FeatureSet
+from featstore.store.part_check import PartReading
 from featstore.store.writer import SplitWriter
 
 __all__ = ["CompactRecord", "GcRecord", "compact_store", "gc_store"]
@@ -60,7 +62,7 @@ def gc_store(url: str) -> tuple[GcRecord, ...]:
         content = read_document(objects, path)
         if content is None or "split" not in content:
             continue
-        writer = SplitWriter(objects, SplitAddress.from_document(content))
+        writer = SplitWriter(objects, split_address(objects, path, content))
         deleted = writer.sweep()
         writer.write_catalogue()
         if deleted:
@@ -76,6 +78,11 @@ def compact_store(url: str, *, part_bytes: int) -> tuple[CompactRecord, ...]:
 
     A new part is committed like any other, and the parts it was made of are deleted afterwards; a killed run leaves the
     old parts, or both, never less. One record for each feature set that changed.
+
+    Raises
+    ------
+    DamagedPart
+        A part is not what was committed; what was compacted before it is.
     """
     objects = open_objects(url)
     check_root(objects)
@@ -87,6 +94,7 @@ def compact_store(url: str, *, part_bytes: int) -> tuple[CompactRecord, ...]:
         writer = SplitWriter(objects, entry.address)
         before = len({segment.commit.part for segment in entry.segments})
         for group in groups:
+            _check_sound(objects, entry, group)
             _write_together(objects, writer, entry, group)
         writer.sweep()
         writer.write_catalogue()
@@ -113,7 +121,25 @@ def _groups(entry: SplitEntry, part_bytes: int) -> Iterator[tuple[Segment, ...]]
 def _numbers_bytes(entry: SplitEntry, segment: Segment) -> int:
     recipe = entry.address.recipe
     itemsize = 2 if recipe.frame_dtype == "float16" else 4
-    return recipe.dim * (4 * segment.member.windows + itemsize * segment.member.frames)
+    frames = segment.member.frames if segment.commit.frames_stored else 0  # it counts those that a copy left behind
+    return recipe.dim * (4 * segment.member.windows + itemsize * frames)
+
+
+def _check_sound(objects: Objects, entry: SplitEntry, group: Sequence[Segment]) -> None:
+    """Hold the parts of a group against their seals: a map checks nothing, and the new part's seals would vouch for it.
+
+    What is read of a remote store is checked as it comes.
+    """
+    if objects.root is None:
+        return
+    names = list(dict.fromkeys(segment.commit.part for segment in group))
+    for name, commit in zip(names, read_commits(objects, entry.path, names), strict=True):
+        where = f"{entry.path}/{name}"
+        if commit is None:
+            raise gone(f"{objects.url}/{where}")
+        for finding in PartReading(objects, where, commit, large=threading.Semaphore()).sealed_objects():
+            if finding.remedy == "drop the part":
+                raise damaged(objects.url, where, f"is damaged: {finding.problem}")
 
 
 def _write_together(objects: Objects, writer: SplitWriter, entry: SplitEntry, group: Sequence[Segment]) -> Commit:
@@ -121,7 +147,7 @@ def _write_together(objects: Objects, writer: SplitWriter, entry: SplitEntry, gr
     frames = source.frames if source.has_frames else None
     with writer.begin_part(f"compacted-{group[0].member.shard.name}") as part:
         for start in range(0, len(source), _WINDOWS_AT_ONCE):
-            some = slice(start, start + _WINDOWS_AT_ONCE)
+            some = slice(start, min(start + _WINDOWS_AT_ONCE, len(source)))
             part.add_block(
                 WindowBlock(
                     keys=[str(key) for key in source.key[some]],
@@ -129,7 +155,7 @@ def _write_together(objects: Objects, writer: SplitWriter, entry: SplitEntry, gr
                     start_seconds=source.start_seconds[some],
                     seconds=source.seconds[some],
                     utterance=source.utterance[some],
-                    frames=None if frames is None else np.concatenate(frames[some]),
+                    frames=None if frames is None else frames.ragged(range(some.start, some.stop)).values,
                     frame_counts=None if frames is None else frames.lengths[some],
                 )
             )
@@ -155,8 +181,9 @@ def _delete_dead_temporaries(objects: Objects) -> Iterator[str]:
         return
     dead = time.time() - _TEMPORARY_IS_DEAD_AFTER_SECONDS
     for path in sorted(objects.root.rglob("*"), reverse=True):  # what is in a folder comes before it
-        is_temporary = path.name.startswith(f".{GROUP_DOCUMENT}.") and path.is_file()
-        is_empty = path.is_dir() and not any(path.iterdir())
-        if (is_temporary or is_empty) and path.stat().st_mtime < dead:
-            path.unlink() if is_temporary else path.rmdir()
-            yield path.relative_to(objects.root).as_posix()
+        with contextlib.suppress(FileNotFoundError):  # a writer that lives has renamed it, or deleted it, meanwhile
+            is_temporary = path.name.startswith(f".{GROUP_DOCUMENT}.") and path.is_file()
+            is_empty = path.is_dir() and not any(path.iterdir())
+            if (is_temporary or is_empty) and path.stat().st_mtime < dead:
+                path.unlink() if is_temporary else path.rmdir()
+                yield path.relative_to(objects.root).as_posix()

@@ -1,7 +1,7 @@
 """Where a store's bytes lie: a folder of this machine, or a URL.
 
-Reading and writing documents, listing and deleting need four operations. A local store does them with the operating
-system alone; any other goes through `featstore.remote`. Neither imports zarr.
+Reading and writing documents and arrays, listing and deleting: a local store does them with the operating system alone;
+any other goes through `featstore.remote`. Neither imports zarr.
 """
 
 from __future__ import annotations
@@ -9,12 +9,13 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Iterable, Iterator
 from io import FileIO
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from featstore.errors import StoreError
 from featstore.store.faults import fault_point
@@ -64,12 +65,12 @@ class Objects(Protocol):
 def local_root(url: str) -> Path | None:
     """The folder that a URL names, or None where it is not of this machine.
 
-    >>> str(local_root("embeddings.zarr")), local_root("s3://bucket/embeddings.zarr")
-    ('embeddings.zarr', None)
+    >>> str(local_root("file:///my%20data/e.zarr")), local_root("s3://bucket/e.zarr")
+    ('/my data/e.zarr', None)
     """
     parts = urlsplit(url)
     if parts.scheme == "file":
-        return Path(parts.path)
+        return Path(unquote(parts.path))
     return Path(url) if "://" not in url else None
 
 
@@ -101,12 +102,10 @@ class LocalObjects:
 
     def read(self, key: str) -> bytes | None:
         """Read a file whole."""
-        try:
-            return (self._root / key).read_bytes()
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-            return None
-        except OSError as error:
-            raise StoreError(f"cannot read {self._root / key}: {error.strerror}") from error
+        path = self._root / key
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError), _telling(path):
+            return path.read_bytes()
+        return None
 
     def read_many(self, keys: Iterable[str]) -> Iterator[bytes | None]:
         """Read files one after another."""
@@ -139,16 +138,21 @@ class LocalObjects:
 
     def children(self, prefix: str) -> tuple[str, ...]:
         """List a folder."""
-        try:
-            with os.scandir(self._root / prefix) as entries:
-                return tuple(sorted(entry.name for entry in entries))
-        except (FileNotFoundError, NotADirectoryError):
-            return ()
+        path = self._root / prefix
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError), _telling(path), os.scandir(path) as entries:
+            return tuple(sorted(entry.name for entry in entries))
+        return ()
 
     def sizes(self, prefix: str) -> dict[str, int]:
-        """Walk a folder."""
+        """Walk a folder; what somebody deletes meanwhile is not there."""
         base = self._root / prefix
-        return {path.relative_to(base).as_posix(): path.stat().st_size for path in base.rglob("*") if path.is_file()}
+        found: dict[str, int] = {}
+        with _telling(base):
+            for path in base.rglob("*"):
+                with contextlib.suppress(FileNotFoundError):
+                    if stat.S_ISREG((about := path.stat()).st_mode):
+                        found[path.relative_to(base).as_posix()] = about.st_size
+        return found
 
     def settle(self, prefix: str) -> None:
         """Fsync every file and folder under `prefix`, and the folders above it up to the root."""
@@ -182,6 +186,17 @@ class LocalObjects:
             with contextlib.suppress(FileNotFoundError):
                 shutil.rmtree(base)
                 return
+
+
+@contextlib.contextmanager
+def _telling(path: Path) -> Iterator[None]:
+    """Say in one line that something is there and cannot be read."""
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        raise
+    except OSError as error:
+        raise StoreError(f"cannot read {path}: {error.strerror}") from error
 
 
 def _write_all(file: FileIO, view: memoryview) -> None:

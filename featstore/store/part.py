@@ -148,7 +148,8 @@ class PartWriter:
         Parameters
         ----------
         members : sequence of Member
-            Shards whose windows these are, in order; their counts add up to what was added.
+            Shards whose windows these are, in order; their counts add up to what was added, those of frames where they
+            are stored.
         frames_stored : bool
             Whether every window brought its frames.
         versions : mapping
@@ -176,7 +177,7 @@ class PartWriter:
                 versions=versions,  # one mapping for all commits of a run
                 objects=self._seals,
             )
-            if (commit.windows, commit.frames) != (self.windows, self.frames):
+            if commit.windows != self.windows or (frames_stored and commit.frames != self.frames):
                 raise StoreError(
                     f"members of {commit.part} claim {commit.windows} windows and {commit.frames} frames: "
                     f"{self.windows} and {self.frames} were added"

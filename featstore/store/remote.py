@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +91,9 @@ class RemoteObjects:
 
     def settle(self, prefix: str) -> None:
         """Wait for every object under `prefix` that was put; an object store is durable when it answers."""
-        for write in self._taken(prefix):
+        writes = self._taken(prefix)
+        wait(writes)  # for all of them where one has failed: none may land after what a deletion finds
+        for write in writes:
             write.result()
 
     def remove(self, key: str) -> None:
@@ -100,8 +102,7 @@ class RemoteObjects:
 
     def delete(self, prefix: str, *, first: Iterable[str] = ()) -> None:
         """Delete the objects named in `first`, then the rest."""
-        for write in self._taken(prefix):
-            write.exception()  # what is still on its way must not land after the deletion
+        wait(self._taken(prefix))  # what is still on its way must not land after the deletion
         for name in first:
             self.remove(f"{prefix}/{name}")
             fault_point("deleting-arrays")

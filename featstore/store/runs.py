@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from featstore.errors import DamagedPart
 from featstore.store.cache import CachedPart, fetch_array
 from featstore.store.codecs import decode_strings
+from featstore.store.damage import damaged, gone
 from featstore.store.format import GROUP_DOCUMENT, Commit
 from featstore.store.objects import Objects
 from featstore.store.rows import Rows, open_remote_rows, open_rows
@@ -31,44 +32,55 @@ class Part:
     """Arrays of one part, opened when they are first asked for."""
 
     def __init__(self, objects: Objects, path: str, commit: Commit) -> None:
+        self.path = path
         self._objects = objects
-        self._path = path
+        self._windows = commit.windows
+        self._lengths = {"frames": commit.frames, "frame_offsets": commit.windows + 1}
         self._opened: dict[str, Rows] = {}
         self.copy = CachedPart(objects, path, commit) if objects.root is None else None
 
     def rows(self, name: str) -> Rows:
         """A numeric array: of a remote part a copy of it, but frames, of which only what is asked for is read."""
         if name not in self._opened:
-            self._opened[name] = self._open(name)
+            rows, length = self._open(name), self._lengths.get(name, self._windows)
+            if rows.shape[:1] != (length,):
+                raise self.damaged(name, f"it is of shape {rows.shape}, and {length} rows were committed")
+            self._opened[name] = rows
         return self._opened[name]
+
+    def damaged(self, name: str, problem: str) -> DamagedPart:
+        """What to raise of an array."""
+        return damaged(self._objects.url, f"{self.path}/{name}", f"is damaged: {problem}")
 
     def _open(self, name: str) -> Rows:
         if self.copy is None:
-            return open_rows(self._objects, f"{self._path}/{name}")
+            return open_rows(self._objects, f"{self.path}/{name}")
         self.copy.fetch(name)
         if name != "frames":
             return open_rows(self.copy.local, name)
         sizes = {key: entry.size for key, entry in self.copy.commit.objects.items()}
         document = self.copy.local.read(f"{name}/{GROUP_DOCUMENT}")
-        return open_remote_rows(self._objects, f"{self._path}/{name}", document, lambda key: sizes[f"{name}/{key}"])
+        return open_remote_rows(self._objects, f"{self.path}/{name}", document, lambda key: sizes[f"{name}/{key}"])
 
     def strings(self, name: str) -> NDArray[np.object_]:
-        """An array of strings, object (rows,)."""
-        path = f"{self._path}/{name}"
+        """An array of strings, object (windows,)."""
+        if not self._windows:
+            return np.empty(0, dtype=object)
+        path = f"{self.path}/{name}"
         if self.copy is None:
             chunk = self._objects.read(f"{path}/c/0")
         else:
             self.copy.fetch(name)
             chunk = self.copy.local.read(f"{name}/c/0")
         if chunk is None:
-            return np.empty(0, dtype=object)
+            raise gone(f"{self._objects.url}/{path}")
         try:
-            return decode_strings(chunk)
+            values = decode_strings(chunk)
         except ValueError as error:
-            raise DamagedPart(
-                f"{self._objects.url}/{path} is damaged: {error}; "
-                f"`featstore verify --store {self._objects.url} --repair` drops the part"
-            ) from error
+            raise self.damaged(name, str(error)) from error
+        if len(values) != self._windows:
+            raise self.damaged(name, f"it has {len(values)} rows, and {self._windows} were committed")
+        return values
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +148,8 @@ class WindowRows:
 
     def texts(self, positions: Sequence[int]) -> list[str]:
         """Entries of an array of strings; each part is read once, and those that hold none of them are not."""
+        if wrong := [position for position in positions if not 0 <= position < len(self)]:
+            raise IndexError(f"there are {len(self)} windows, numbered from 0: got {wrong[0]}")
         runs = [bisect_right(self._firsts, position) - 1 for position in positions]
         read = {number: self._runs[number].part.strings(self._name) for number in set(runs)}
         return [

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featstore.records import SkippedClip
+from featstore.store.feature_set import FeatureSet
 from featstore.store.format import Commit
-from featstore.store.reader import FeatureSet
 
 __all__ = ["Details", "Quartiles", "ShardSummary", "Summary", "busy_seconds", "examine", "summarise"]
 

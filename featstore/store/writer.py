@@ -227,14 +227,16 @@ def _is_abandoned(objects: Objects, path: str) -> bool:
     """Whether the writer of a part without commit record is gone."""
     try:
         content = read_document(objects, path)
+        if content is None or not content.keys() & {"commit", "writing"}:
+            # A writer's document comes before its arrays, and goes before them. Arrays without a document are what a
+            # killed deletion left; a group with nothing in it yet may be a writer that is just beginning, and may have
+            # begun since we asked.
+            has_arrays = any(not name.startswith(".") for name in objects.children(path))
+            return has_arrays and read_document(objects, path) == content
     except DamagedPart:
         return False  # `verify --repair` decides about damage
-    if content is not None and "commit" in content:
+    if "commit" in content:
         return False  # it was committed after the look that took it for an orphan
-    if content is None or "writing" not in content:
-        # A writer's document comes before its arrays, and goes before them. Arrays without a document are what a killed
-        # deletion left; a group with nothing in it yet may be a writer that is just beginning.
-        return any(not name.startswith(".") for name in objects.children(path))
     writer = Writing(**content["writing"])
     if writer.host == socket.gethostname():
         return not _is_alive(writer)

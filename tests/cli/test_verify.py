@@ -34,7 +34,7 @@ def test_a_damaged_part_is_told_with_the_repair(tmp_path: Path, run: Run) -> Non
     vectors.write_bytes(vectors.read_bytes()[:-1])
     told = run("verify", "--store", tmp_path / "store")
     assert told.code == 1
-    assert "--repair" in told.out
+    assert f"`featstore verify --store {tmp_path / 'store'} --repair`" in told.out
 
 
 def test_a_folder_that_is_no_store_is_told_as_such_and_a_repair_deletes_nothing_of_it(tmp_path: Path, run: Run) -> None:

@@ -92,7 +92,7 @@ def test_an_input_output_error_is_one_line_and_what_was_committed_stays(broken, 
     assert_equal_contents(before, {name: now[name] for name in before}, ignoring=())
     write_shards(writer, [name for name in "bcdefgh" if f"{name}.tar" not in writer.committed()])
     writer.sweep()
-    assert verify_store(str(store), repair=False).sound
+    assert verify_store(str(store)).sound
     assert len(featstore.open(str(store)).select()) == 8 * 5
 
 
@@ -109,4 +109,4 @@ def test_a_write_that_stops_short_is_taken_up_again(tmp_path, monkeypatch):
     original = objects._write_all
     monkeypatch.setattr(objects, "_write_all", lambda file, view: original(Dribbling(file), view))
     write_part(split_writer(tmp_path / "s.zarr"), "a.tar", shard_windows("a.tar"))
-    assert verify_store(str(tmp_path / "s.zarr"), repair=False).sound
+    assert verify_store(str(tmp_path / "s.zarr")).sound

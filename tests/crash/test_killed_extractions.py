@@ -96,7 +96,7 @@ def test_killed_at_a_fault_point_the_next_run_completes_the_store_bit_for_bit(
     assert reader.wrong == []
     assert_equal_contents(uninterrupted, contents_by_plain_zarr(store), ignoring=())
     gc_store(str(store))
-    assert verify_store(str(store), repair=False).sound
+    assert verify_store(str(store)).sound
 
 
 @pytest.mark.parametrize("point", AT_THE_END)
@@ -119,7 +119,7 @@ def test_killed_while_a_superseded_part_is_deleted_the_next_run_deletes_the_rest
         os.utime(shard, ns=(times.st_atime_ns, times.st_mtime_ns))
     now = contents_by_plain_zarr(store)
     assert sorted(now) == sorted(uninterrupted)
-    assert verify_store(str(store), repair=False).sound
+    assert verify_store(str(store)).sound
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -145,7 +145,7 @@ def test_killed_at_random_moments_the_next_run_completes_the_store_bit_for_bit(
             assert harness.run(folder, store) == (0, "")
         assert reader.wrong == []
         assert_equal_contents(uninterrupted, contents_by_plain_zarr(store), ignoring=())
-        assert verify_store(str(store), repair=False).sound
+        assert verify_store(str(store)).sound
 
 
 def test_two_writers_on_one_split_make_the_store_that_one_would(folder, uninterrupted, tmp_path):
@@ -156,4 +156,4 @@ def test_two_writers_on_one_split_make_the_store_that_one_would(folder, uninterr
     assert reader.wrong == []
     gc_store(str(store))
     assert_equal_contents(uninterrupted, contents_by_plain_zarr(store), ignoring=())
-    assert verify_store(str(store), repair=False).sound
+    assert verify_store(str(store)).sound

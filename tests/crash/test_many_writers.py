@@ -76,7 +76,7 @@ def harry(
     assert harness.run(folder, store) == (0, "")
     gc_store(store)
     assert len(counted(store)) == harness.N_SHARDS + 1
-    report = verify_store(store, repair=False)
+    report = verify_store(store)
     assert (report.findings, report.parts) == ((), harness.N_SHARDS + 1)  # a part for each shard, and nothing else
     copy_store(store, str(tmp_path / "copy.zarr"), only="everything", encoder=None, dataset=None, split=None)
     assert_equal_contents(alone, contents_by_plain_zarr(tmp_path / "copy.zarr"), ignoring=())

@@ -52,7 +52,7 @@ def test_one_extraction_writes_a_feature_set_for_each_output(data: Path, tmp_pat
     np.testing.assert_allclose(
         found["layered.layer2.std"].utterance[1], found["layered.layer2"].frames[1].std(0), rtol=1e-2
     )
-    assert verify_store(str(tmp_path / "store"), repair=False).sound
+    assert verify_store(str(tmp_path / "store")).sound
 
 
 def test_each_output_is_bit_for_bit_what_an_extraction_of_it_alone_gives(data: Path, tmp_path: Path) -> None:

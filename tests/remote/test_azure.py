@@ -85,7 +85,7 @@ def test_a_container_holds_what_a_folder_would(container: str, tmp_path: Path) -
     np.testing.assert_array_equal(mine.utterance, theirs.utterance)
     assert mine.key.tolist() == theirs.key.tolist()
     np.testing.assert_array_equal(mine.frames[9], theirs.frames[9])
-    assert verify_store(url, repair=False).sound
+    assert verify_store(url).sound
     copy_store(url, str(tmp_path / "back.zarr"), only="everything", encoder=None, dataset=None, split=None)
     assert_same_contents(tmp_path / "back.zarr", tmp_path / "local.zarr", ignoring=())
 
@@ -97,7 +97,7 @@ def test_a_newer_part_of_a_shard_takes_the_place_of_the_old_one(container: str) 
     write_part(writer, "a.tar", shard_windows("a.tar", seed=5), size=2)
     [record] = gc_store(url)
     assert [name.split(".")[0] for name in record.deleted] == ["a"]
-    assert (verify_store(url, repair=False).parts, len(featstore.open(url).select())) == (3, 15)
+    assert (verify_store(url).parts, len(featstore.open(url).select())) == (3, 15)
 
 
 def test_a_shard_is_the_same_listed_or_asked_for_by_name(container: str) -> None:

@@ -87,7 +87,7 @@ def test_from_a_bucket_into_a_bucket_comes_to_the_same(s3, bucket, folder, manif
     s3.forget()
     assert sum(record.shards_done for record in first) == N_SHARDS + 1
     assert_equal_contents(contents(store, tmp_path), expected, ignoring=("mtime_ns", "etag"))
-    assert verify_store(store, repair=False).sound
+    assert verify_store(store).sound
     member = featstore.open(store).select(split="train").segments[0].member
     assert (member.shard.mtime_ns, bool(member.shard.etag)) == (None, True)
     s3.forget()
@@ -100,7 +100,7 @@ def test_from_a_bucket_into_a_bucket_comes_to_the_same(s3, bucket, folder, manif
     put(s3, bucket, "data/harm/train-0.tar", changed.path.read_bytes() + b"\0" * 10240)
     changed.close()
     assert [record.shards_done for record in extract(manifest, encoder, data, store)] == [1, 0]
-    assert verify_store(store, repair=False).sound
+    assert verify_store(store).sound
 
 
 def test_a_shard_copied_to_another_bucket_is_not_encoded_again(s3, bucket, folder, manifest, encoder, tmp_path):
@@ -168,7 +168,7 @@ def test_a_killed_run_goes_on_in_the_bucket(s3, bucket, folder, manifest, encode
     code, _ = run(folder, store, FEATSTORE_FAULT_POINT="arrays-settled:3")
     assert code == -signal.SIGKILL
     assert len(featstore.open(store).select().segments) == 2
-    assert verify_store(store, repair=False).sound
+    assert verify_store(store).sound
     records = extract(manifest, encoder, folder / "data", store)
     assert sum(record.shards_reused for record in records) == 2
     assert_equal_contents(contents(store, tmp_path), expected)

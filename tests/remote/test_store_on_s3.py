@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import shutil
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +17,14 @@ from zarr.storage import ObjectStore
 
 import featstore
 from featstore.errors import DamagedPart, StoreError
-from featstore.store import Member, ShardIdentity
+from featstore.store import Member, ShardIdentity, ranged_rows
+from featstore.store.cache import PartCache
 from featstore.store.catalogue import look_at_split, read_split
 from featstore.store.documents import read_document
 from featstore.store.format import GROUP_DOCUMENT, seal
 from featstore.store.maintenance import compact_store, gc_store
 from featstore.store.objects import open_objects
+from featstore.store.repair import repair_store
 from featstore.store.rows import ZarrRows, open_rows
 from featstore.store.verify import verify_store
 from servers import S3, Request
@@ -126,11 +131,7 @@ def test_what_was_read_once_is_not_asked_for_again(url, s3, tmp_path):
     assert sum("utterance/c/0/0" in request.path for request in s3.requests) == 1
 
 
-def test_the_cache_forgets_what_was_opened_longest_ago(url, tmp_path, monkeypatch):
-    import os
-
-    from featstore.store.cache import PartCache
-
+def test_the_cache_forgets_what_was_opened_longest_ago(url, tmp_path):
     featstore.open(url).select().utterance.sum()
     cache = PartCache.from_environment()
     parts = sorted((tmp_path / "cache" / "parts").iterdir())
@@ -142,6 +143,59 @@ def test_the_cache_forgets_what_was_opened_longest_ago(url, tmp_path, monkeypatc
     PartCache(cache.folder, most_bytes=0).trim(keep_since=500)  # a process that still runs has opened it
     assert sorted((tmp_path / "cache" / "parts").iterdir()) == parts[:1]
     assert featstore.open(url).select().utterance.shape == (15, 6)
+
+
+def test_the_cache_counts_and_forgets_what_a_killed_process_left_without_a_record(url, tmp_path):
+    featstore.open(url).select().utterance.sum()
+    cache = PartCache.from_environment()
+    [left, *rest] = sorted((cache.folder / "parts").iterdir())
+    (left / "zarr.json").unlink()
+    for path in left.rglob("*"):
+        os.utime(path, (1000, 1000))
+    cache.trim(keep_since=0)
+    assert left.exists()
+    size = sum(path.stat().st_size for part in rest for path in part.rglob("*") if path.is_file())
+    PartCache(cache.folder, most_bytes=size).trim(keep_since=2000)
+    assert sorted((cache.folder / "parts").iterdir()) == rest
+
+
+def test_a_copy_that_another_process_made_room_of_is_fetched_again(url, tmp_path):
+    fs = featstore.open(url).select()
+    keys = fs.key.tolist()
+    shutil.rmtree(tmp_path / "cache")
+    assert fs.metas_of([0, 14])
+    del fs.key
+    assert fs.key.tolist() == keys
+
+
+def test_a_cache_on_a_disk_that_cannot_be_written_is_read_all_the_same(url, monkeypatch):
+    vectors = np.array(featstore.open(url).select().utterance)
+
+    def refuses(*_, **__):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("featstore.store.cache.os.utime", refuses)
+    np.testing.assert_array_equal(featstore.open(url).select().utterance, vectors)
+
+
+def test_blocks_of_frames_are_kept_within_one_bound_whatever_the_parts(s3, bucket, monkeypatch):
+    url = f"{bucket}/many.zarr"
+    make_store(url, shards=[f"{letter}.tar" for letter in "abcdef"])
+    frames = featstore.open(url).select().frames
+    whole = sum(each.nbytes for each in frames)
+    kept = ranged_rows._KeptBlocks()
+    monkeypatch.setattr(ranged_rows, "_KEPT_BLOCKS", kept)
+    monkeypatch.setattr(ranged_rows, "_most_bytes_kept", lambda: whole // 2)
+    again = featstore.open(url).select().frames
+    for mine, theirs in zip(again, frames, strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+    held = [block for source in again._sources for block in source.rows._kept.values()]
+    assert 0 < sum(block.nbytes for block in held) <= whole // 2
+    s3.forget()
+    np.testing.assert_array_equal(again[29], frames[29])  # the last is here
+    assert not s3.requests
+    np.testing.assert_array_equal(again[0], frames[0])
+    assert s3.requests
 
 
 def test_frames_travel_by_the_blocks_that_a_clip_needs(s3, bucket, monkeypatch):
@@ -183,7 +237,7 @@ def test_a_server_that_fails_now_and_then_changes_nothing(fault, s3, bucket, tmp
     make_store(url)
     fs = featstore.open(url).select()
     assert fs.utterance.shape == (15, 6)
-    assert verify_store(url, repair=False).sound
+    assert verify_store(url).sound
     assert failed
     s3.forget()
     make_store(tmp_path / "local.zarr")
@@ -204,7 +258,7 @@ def test_a_server_that_fails_for_ever_ends_in_one_line_and_loses_nothing(url, s3
         write_part(writer, "d.tar", shard_windows("d.tar"))
     s3.forget()
     assert sorted(split_writer(url).committed()) == list(SHARDS)
-    assert verify_store(url, repair=False).sound
+    assert verify_store(url).sound
     assert len(open_objects(url).children(writer.path)) == len(SHARDS) + 1  # what was written of it went
 
 
@@ -236,7 +290,7 @@ def test_two_writers_at_once_leave_one_part_for_each_shard(s3, bucket):
     assert look_at_split(objects, fs.path, read_document(objects, fs.path)).catalogued
     [record] = gc_store(url)
     assert len(record.deleted) == 1
-    assert verify_store(url, repair=False).sound
+    assert verify_store(url).sound
 
 
 def test_a_catalogue_that_lost_a_race_is_written_again(url, monkeypatch):
@@ -306,6 +360,23 @@ def test_what_a_killed_writer_left_is_no_part_and_is_swept(url, s3):
     assert not objects.sizes(orphan)
 
 
+def test_of_a_part_that_could_not_be_put_nothing_lands_after_it_was_deleted(url, s3: S3):
+    def fault(request: Request) -> str:
+        if request.method == "PUT" and "/d." in request.path:
+            if request.path.endswith("key/c/0"):
+                return "refuse"
+            if request.path.endswith("utterance/c/0/0"):
+                time.sleep(0.3)
+        return ""
+
+    writer = split_writer(url)
+    s3.fault = fault
+    with pytest.raises(StoreError, match="refuses"):
+        write_part(writer, "d.tar", shard_windows("d.tar"))
+    time.sleep(0.4)
+    assert not [key for key in open_objects(url).sizes(writer.path) if key.startswith("d.")]
+
+
 def test_damage_in_a_bucket_is_found_named_and_repaired(url):
     objects = open_objects(url)
     writer = split_writer(url)
@@ -322,8 +393,8 @@ def test_damage_in_a_bucket_is_found_named_and_repaired(url):
     objects.write(key, bytes(raw))
     with pytest.raises(DamagedPart, match="a checksum does not match"):
         featstore.open(url).select().frames[12]
-    assert {finding.remedy for finding in verify_store(url, repair=False).findings} == {"drop the part"}
-    assert verify_store(url, repair=True).sound
+    assert {finding.remedy for finding in verify_store(url).findings} == {"drop the part"}
+    assert repair_store(url).sound
     assert [segment.member.shard.name for segment in featstore.open(url).select().segments] == ["a.tar"]
 
 
@@ -342,7 +413,7 @@ def test_a_bucket_is_verified_with_one_request_an_object_and_reported_as_a_folde
         if path.is_file():
             objects.write(path.relative_to(folder).as_posix(), path.read_bytes())
     s3.forget()
-    there, here = (verify_store(str(store), repair=False).as_json() for store in (url, folder))
+    there, here = (verify_store(str(store)).as_json() for store in (url, folder))
     assert len(there["findings"]) == 5
     assert {**there, "url": ""} == {**here, "url": ""}
     read = [request.path for request in s3.asked("GET") if not request.query]
@@ -368,4 +439,4 @@ def test_a_bucket_is_compacted(url):
     after = featstore.open(url).select()
     assert after.key.tolist() == keys
     np.testing.assert_array_equal(after.utterance, vectors)
-    assert verify_store(url, repair=False).sound
+    assert verify_store(url).sound

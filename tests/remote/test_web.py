@@ -23,12 +23,12 @@ def test_a_plain_web_server_gives_out_a_store(s3, tmp_path):
         assert fs.key.tolist() == local.key.tolist()
         for one, two in zip(fs.frames, local.frames, strict=True):
             np.testing.assert_array_equal(one, two)
-        assert verify_store(f"{url}/x.zarr", repair=False).sound
+        assert verify_store(f"{url}/x.zarr").sound
         [copied] = copy_store(
             f"{url}/x.zarr", str(tmp_path / "copy.zarr"), only="utterance", encoder=None, dataset=None, split=None
         )
         assert copied.copied == 3
-        assert verify_store(str(tmp_path / "copy.zarr"), repair=False).sound
+        assert verify_store(str(tmp_path / "copy.zarr")).sound
         requests.clear()
         np.testing.assert_array_equal(featstore.open(f"{url}/x.zarr").select().utterance, local.utterance)
         assert len(requests) <= 7  # what it takes to see which parts there are

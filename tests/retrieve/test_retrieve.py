@@ -180,6 +180,7 @@ def test_a_set_without_a_split_leaves_one_clip_out_at_a_time(index):
     assert (record.n_train, record.n_test) == (39, 40)
     assert list(record.details["by_round"]) == ["leave-one-out"]
     assert retrieve({"test": whole}, changes=WHOLE, protocol="xares", k=1).value > record.value  # it finds itself
+    assert retrieve({"test": whole}, changes=WHOLE, k=1000).settings["k"] == 3 * 39  # its own windows are none of them
 
 
 def test_neighbours_are_also_scored_as_the_answers_of_a_search():

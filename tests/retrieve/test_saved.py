@@ -167,6 +167,12 @@ def test_an_index_of_what_the_set_held_before_is_never_used_and_goes(tmp_path):
     assert stale.search(queries, 1).rows.shape == (5, 1)  # whoever has it open keeps it
 
 
+def tell(folder: Path, **changes: object) -> None:
+    """Write what stands beside an index anew."""
+    record = json.loads((folder / "index.json").read_text())
+    (folder / "index.json").write_text(json.dumps({**record, **changes}))
+
+
 @pytest.mark.parametrize(
     "damage",
     [
@@ -174,6 +180,11 @@ def test_an_index_of_what_the_set_held_before_is_never_used_and_goes(tmp_path):
         pytest.param(lambda folder: (folder / "index.faiss").unlink(), id="a file gone"),
         pytest.param(lambda folder: (folder / "index.json").write_text("{"), id="record damaged"),
         pytest.param(lambda folder: (folder / "index.json").write_text('{"format": 9}'), id="another format"),
+        pytest.param(lambda folder: tell(folder, plan={"kind": "ivf"}), id="the plan of another featstore"),
+        pytest.param(
+            lambda folder: (folder / "index.faiss").write_bytes(bytes((folder / "index.faiss").stat().st_size)),
+            id="a file of nothing but zeros",
+        ),
     ],
 )
 def test_an_index_that_is_damaged_is_made_again(tmp_path, damage):
@@ -184,6 +195,39 @@ def test_an_index_that_is_damaged_is_made_again(tmp_path, damage):
     said: list[str] = []
     assert open_index(feature_set(url), tell=said.append).search(vectors(300)[:1], 1).rows.tolist() == [[0]]
     assert len(said) == 1
+
+
+def test_an_index_that_is_replaced_while_it_is_opened_is_not_taken_for_either(tmp_path, monkeypatch):
+    url = tmp_path / "s.zarr"
+    write(url, vectors(300))
+    open_index(feature_set(url))
+    opened: list[Path] = []
+
+    class Replaced(ivf.MappedLists):
+        def __init__(self, folder: Path) -> None:
+            super().__init__(folder)
+            opened.append(folder)
+            if len(opened) == 1:
+                tell(folder, seconds={"train": 9.0})  # as of another process's making
+
+    monkeypatch.setattr(ivf, "MappedLists", Replaced)
+    said: list[str] = []
+    open_index(feature_set(url), tell=said.append)
+    assert len(said) == 1
+
+
+def test_queries_of_another_width_are_told_in_one_line(store):
+    index = open_index(feature_set(store))
+    for search in (index.search, index.search_exactly):
+        with pytest.raises(UsageError, match=r"queries are \(queries, 24\), as wide as the set: got \(3, 7\)"):
+            search(vectors(3, dim=7), 1)
+
+
+def test_a_disk_that_fills_up_while_lists_are_joined_is_told_in_one_line(tmp_path):
+    plan = plan_ivf(300, DIM, "ivf")
+    rows = vectors(300)
+    with pytest.raises(StoreError, match="FAISS cannot write to"):
+        ivf.merge_blocks(ivf.train_index(plan, rows), tmp_path / "gone" / "index")
 
 
 def test_what_a_killed_process_left_is_swept_and_what_a_live_one_makes_stays(tmp_path):
@@ -206,7 +250,7 @@ def test_a_folder_that_cannot_hold_it_is_told_in_one_line_and_nothing_is_left(tm
     url = tmp_path / "s.zarr"
     write(url, vectors(300))
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 10, 0))
-    with pytest.raises(StoreError, match=r"takes 0\.0 GB while it is made: .* has 0\.0 GB free"):
+    with pytest.raises(StoreError, match=r"takes [\d.]+ kB while it is made: .* has 0 B free"):
         open_index(feature_set(url))
     monkeypatch.undo()
     assert not list((tmp_path / "s.zarr.index").rglob("*.faiss"))
@@ -253,7 +297,7 @@ import numpy as np
 
 import featstore
 from featstore.retrieve.plan import plan_ivf
-from featstore.retrieve.saved import make_index
+from featstore.retrieve.making import make_index
 
 def own():  # what no file backs
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon")) * 1024

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,11 @@ def make_store(url: str | Path, *, shards: Sequence[str] = ("a.tar", "b.tar", "c
     for shard in shards:
         write_part(writer, shard, shard_windows(shard, n=n))
     writer.write_catalogue()
+
+
+def make_bare_store(url: str | Path) -> None:
+    """One clip, without its frames."""
+    write_part(split_writer(url), "a.tar", [replace(window("k", n_frames=2, seed=0), frames=None)], frames_stored=False)
 
 
 def contents_by_plain_zarr(url: str | Path) -> Contents:

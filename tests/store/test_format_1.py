@@ -30,7 +30,7 @@ def test_the_store_that_was_committed_with_format_1_still_reads_number_for_numbe
 
 
 def test_the_store_that_was_committed_with_format_1_still_verifies():
-    assert verify_store(str(FIXTURE), repair=False).sound
+    assert verify_store(str(FIXTURE)).sound
 
 
 def test_a_document_stands_in_canonical_json_and_reads_alike_with_white_space_between() -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stores import DIM, make_store, recipe, split_writer, window, write_part
+from stores import DIM, make_bare_store, make_store, recipe, split_writer, window, write_part
 
 import featstore
 from featstore.errors import LabelError, UnknownFeatureSet, UsageError
@@ -230,10 +230,7 @@ def test_windows_of_a_cropped_clip_share_its_label(tmp_path):
 
 
 def test_a_set_without_frames_says_how_to_get_them(tmp_path):
-    writer = split_writer(tmp_path / "s.zarr")
-    bare = [window("k", n_frames=2, seed=0)]
-    object.__setattr__(bare[0], "frames", None)
-    write_part(writer, "a.tar", bare, frames_stored=False)
+    make_bare_store(tmp_path / "s.zarr")
     fs = featstore.open(str(tmp_path / "s.zarr")).select()
     with pytest.raises(UnknownFeatureSet, match="--frames always"):
         fs.as_dataset("label", frames=True)

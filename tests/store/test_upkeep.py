@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
-from stores import contents_by_plain_zarr, make_store, shard_windows, split_writer, write_part
+from stores import DIM, contents_by_plain_zarr, make_store, shard_windows, split_writer, write_part
 
 import featstore
+from featstore.errors import DamagedPart, StoreError
 from featstore.store import maintenance
+from featstore.store.copying import copy_store
 from featstore.store.maintenance import compact_store, gc_store
 from featstore.store.verify import verify_store
 
@@ -39,7 +42,7 @@ def test_a_compacted_store_reads_as_before_from_fewer_parts(url):
     [record] = compact_store(url, part_bytes=1 << 20)
     assert (record.parts_before, record.parts_after) == (8, 1)
     assert_same(read(url), before)
-    assert verify_store(url, repair=False).sound
+    assert verify_store(url).sound
     assert len(contents_by_plain_zarr(url)) == 1
     assert compact_store(url, part_bytes=1 << 20) == ()
 
@@ -49,6 +52,29 @@ def test_parts_are_gathered_up_to_the_size_asked_for(url):
     sizes = [len(arrays["key"]) for arrays in contents_by_plain_zarr(url).values()]
     assert 1 < len(sizes) < 8
     assert sum(sizes) == 40
+
+
+@pytest.mark.parametrize("array", ["utterance", "frames", "seconds"])
+def test_compaction_does_not_put_its_seal_on_damage(url, tmp_path, array):
+    [chunk] = (path for path in tmp_path.glob(f"*/*/*/*/d.*/{array}/c/**/0") if path.is_file())
+    raw = bytearray(chunk.read_bytes())
+    raw[2] ^= 1
+    chunk.write_bytes(raw)
+    with pytest.raises(DamagedPart, match=rf"/d\.\w+ is damaged: {array}/c/0.* checksum differs; `featstore verify"):
+        compact_store(url, part_bytes=1 << 20)
+    [finding] = verify_store(url).findings
+    assert finding.remedy == "drop the part"
+
+
+def test_a_copy_without_frames_is_compacted_by_the_size_of_what_it_holds(url, tmp_path):
+    bare = str(tmp_path / "bare.zarr")
+    copy_store(url, bare, only="utterance", encoder=None, dataset=None, split=None)
+    [record] = compact_store(bare, part_bytes=40 * 4 * DIM)  # its 40 vectors, which are means of many more frames
+    assert (record.parts_before, record.parts_after) == (8, 1)
+    copied, whole = (featstore.open(each).select() for each in (bare, url))
+    np.testing.assert_array_equal(copied.utterance, whole.utterance)
+    assert copied.content_hash == whole.content_hash
+    assert verify_store(bare).sound
 
 
 def test_a_shard_that_changes_after_compaction_is_superseded_alone(url):
@@ -63,11 +89,11 @@ def test_a_shard_that_changes_after_compaction_is_superseded_alone(url):
     assert keys == expected
     np.testing.assert_array_equal(utterance[10:15], np.stack([each.utterance for each in changed]))
     assert all((a == b.frames).all() for a, b in zip(frames[10:15], changed, strict=True))
-    assert verify_store(url, repair=False).sound
+    assert verify_store(url).sound
     before = read(url)
     compact_store(url, part_bytes=1 << 20)
     assert_same(read(url), before)
-    assert verify_store(url, repair=False).sound
+    assert verify_store(url).sound
 
 
 def test_a_compaction_that_dies_before_its_commit_changes_nothing(url, monkeypatch):
@@ -101,3 +127,25 @@ def test_gc_deletes_superseded_parts_orphans_and_old_temporary_files_only(url, t
     live.abort()
     assert_same(read(url), before)
     assert gc_store(url) == ()
+
+
+def test_gc_passes_over_a_temporary_file_that_a_live_writer_renames_meanwhile(url, tmp_path, monkeypatch):
+    passing = tmp_path / "embeddings.zarr" / ".zarr.json.passing"
+    passing.write_bytes(b"{")
+    os.utime(passing, (0, 0))
+    is_file = Path.is_file
+
+    def then_it_goes(path):
+        found = is_file(path)
+        if path == passing:
+            path.unlink()
+        return found
+
+    monkeypatch.setattr(Path, "is_file", then_it_goes)
+    assert gc_store(url) == ()
+
+
+def test_a_store_is_not_copied_onto_itself_however_it_is_named(url, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(StoreError, match="source and target are one store"):
+        copy_store(url, "./embeddings.zarr", only="everything", encoder=None, dataset=None, split=None)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import zarr
 from stores import (
     assert_same_contents,
     bytes_of_parts,
@@ -21,8 +22,9 @@ from stores import (
 )
 
 import featstore
-from featstore.errors import DamagedPart, StoreNotFound
-from featstore.store.format import GROUP_DOCUMENT
+from featstore.errors import DamagedPart, RemoteError, StoreError, StoreNotFound, StoreVersionError
+from featstore.store.format import GROUP_DOCUMENT, seal
+from featstore.store.repair import repair_store
 from featstore.store.verify import verify_store
 
 FLIPS = 200
@@ -59,6 +61,12 @@ def files(store: Path) -> list[Path]:
     return sorted(path for path in store.rglob("*") if path.is_file())
 
 
+def flip(path: Path, *, byte: int) -> None:
+    raw = bytearray(path.read_bytes())
+    raw[byte] ^= 1
+    path.write_bytes(raw)
+
+
 def harmed_copy(sound: Path, store: Path, harmed: Path, content: bytes | None) -> Path:
     """A copy with one file as it is said, or without it: links but for that, as nothing is written over in a store."""
     if store.exists():
@@ -82,7 +90,7 @@ def extract_again(store: Path) -> None:
 
 
 def test_a_sound_store_has_no_findings(sound):
-    report = verify_store(str(sound), repair=False)
+    report = verify_store(str(sound))
     assert (report.findings, report.parts, report.sound) == ((), 3, True)
     documents = [path for path in files(sound) if len(path.relative_to(sound).parts) < 6]  # down to the parts' own
     assert report.bytes_read == sum(path.stat().st_size for path in files(sound) if path not in documents)
@@ -101,16 +109,16 @@ def test_every_single_bit_flip_is_found_and_its_part_is_named_and_repair_brings_
         raw = bytearray(path.read_bytes())
         raw[bit // 8] ^= 1 << (bit % 8)
         store = harmed_copy(sound, tmp_path / "flipped.zarr", path, bytes(raw))
-        report = verify_store(str(store), repair=False)
+        report = verify_store(str(store))
         where = path.relative_to(sound).as_posix()
         if raw.strip() == path.read_bytes().strip():
             continue
         assert report.findings, f"flip {number}: bit {bit} of {where} was not found"
         named = report.findings[0].where
         assert where.startswith("" if named == GROUP_DOCUMENT else named), (where, named)
-        assert verify_store(str(store), repair=True).sound, (where, report.findings)
+        assert repair_store(str(store)).sound, (where, report.findings)
         extract_again(store)
-        assert verify_store(str(store), repair=False).sound
+        assert verify_store(str(store)).sound
         assert bytes_of_parts(store) == sound_bytes
     assert bytes_of_parts(sound) == sound_bytes  # the copies harmed themselves alone
 
@@ -122,20 +130,20 @@ def test_a_file_that_is_cut_or_missing_is_found_wherever_it_is(sound, sound_byte
         whole = path.read_bytes()
         left = whole[: rng.choice([0, rng.randrange(len(whole)), len(whole) - 1])] if harm == "cut" else None
         store = harmed_copy(sound, tmp_path / "harmed.zarr", path, left)
-        assert verify_store(str(store), repair=False).findings, path
-        assert verify_store(str(store), repair=True).sound
+        assert verify_store(str(store)).findings, path
+        assert repair_store(str(store)).sound
         extract_again(store)
-        assert verify_store(str(store), repair=False).sound
+        assert verify_store(str(store)).sound
         assert bytes_of_parts(store) == sound_bytes
 
 
 def test_an_extra_file_is_found_and_repair_deletes_it_and_nothing_else(store, sound):
     [part] = store.glob("*/*/train/b.*")
     (part / "utterance" / "c" / "0" / "1").write_bytes(b"x")
-    [finding] = verify_store(str(store), repair=False).findings
+    [finding] = verify_store(str(store)).findings
     assert finding.where.endswith("utterance/c/0/1")
     assert "belongs to nothing" in finding.problem
-    assert verify_store(str(store), repair=True).sound
+    assert repair_store(str(store)).sound
     assert_same_contents(sound, store)
 
 
@@ -145,22 +153,61 @@ def test_two_chunks_of_one_size_that_changed_places_are_found(store):
     assert len(first) == len(second)
     one.write_bytes(second)
     other.write_bytes(first)
-    assert len(verify_store(str(store), repair=False).findings) == 2
+    assert len(verify_store(str(store)).findings) == 2
 
 
 def test_repair_never_deletes_a_file_that_lies_beside_the_encoders(store):
     (store / "notes.txt").write_text("mine")
-    report = verify_store(str(store), repair=True)
+    report = repair_store(str(store))
     assert [finding.where for finding in report.findings] == ["notes.txt"]
     assert (store / "notes.txt").read_text() == "mine"
+    with pytest.raises(DamagedPart, match=r"notes\.txt: .* delete it by hand .*names each of them") as told:
+        featstore.open(str(store), verify=True)
+    assert "--repair" not in str(told.value)  # which would not help
+
+
+def test_repair_touches_nothing_where_there_is_no_store(tmp_path):
+    """A path mistyped beside --repair: each file four folders deep belongs to nothing that featstore knows."""
+    file = tmp_path / "project" / "src" / "pkg" / "sub" / "file.py"
+    file.parent.mkdir(parents=True)
+    file.write_text("mine")
+    for verify in (verify_store, repair_store):
+        with pytest.raises(StoreError, match="is not a featstore store"):
+            verify(str(tmp_path / "project"))
+    zarr.create_array(str(tmp_path / "other.zarr"), name="x", data=np.ones((4, 4, 4)))
+    before = files(tmp_path)
+    with pytest.raises(StoreError, match="is not a featstore store"):
+        repair_store(str(tmp_path / "other.zarr"))
+    assert files(tmp_path) == before
+
+
+def test_repair_touches_nothing_of_folders_that_somebody_put_into_a_store(store):
+    mine = store / "notes" / "2026" / "november" / "list.txt"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    array = zarr.create_array(str(store / "other"), name="a/b/c", data=np.ones(4))
+    report = repair_store(str(store))
+    assert {finding.remedy for finding in report.findings if finding.where.endswith("list.txt")} == {"none"}
+    assert mine.read_text() == "mine"
+    np.testing.assert_array_equal(array[...], np.ones(4))
+    assert len(featstore.open(str(store)).feature_sets()) == 2
+
+
+def test_a_store_whose_own_document_is_lost_is_repaired_and_one_of_a_newer_format_is_left(store):
+    (store / GROUP_DOCUMENT).unlink()
+    assert repair_store(str(store)).sound
+    assert len(featstore.open(str(store)).feature_sets()) == 2
+    newer = seal({"format": 2})
+    (store / GROUP_DOCUMENT).write_bytes(newer)
+    with pytest.raises(StoreVersionError, match="upgrade featstore"):
+        repair_store(str(store))
+    assert (store / GROUP_DOCUMENT).read_bytes() == newer
 
 
 def test_repair_drops_the_damaged_part_alone(store):
     [chunk] = store.glob("*/*/train/b.*/frames/c/0/0")
-    raw = bytearray(chunk.read_bytes())
-    raw[3] ^= 1
-    chunk.write_bytes(raw)
-    report = verify_store(str(store), repair=True)
+    flip(chunk, byte=3)
+    report = repair_store(str(store))
     assert [finding.problem for finding in report.findings] == [
         "frames/c/0/0 is not what was written: its checksum differs"
     ]
@@ -170,11 +217,46 @@ def test_repair_drops_the_damaged_part_alone(store):
     assert len(featstore.open(str(store)).select(split="test").key) == 5
 
 
+def test_a_split_whose_document_and_parts_are_all_damaged_is_repaired_in_one_go(store):
+    for document in store.glob("*/*/train/*/zarr.json"):
+        flip(document, byte=100)
+    flip(next(store.glob("*/*/train/zarr.json")), byte=100)
+    report = repair_store(str(store))
+    assert len(report.findings) == 3
+    assert report.sound
+    assert verify_store(str(store)).sound
+    assert [fs.split for fs in featstore.open(str(store)).feature_sets()] == ["test"]
+
+
+def test_a_part_is_not_dropped_because_a_server_did_not_answer(tmp_path, monkeypatch):
+    url = f"memory://silent-{tmp_path.name}.zarr"
+    make_store(url)
+
+    def silent(*_):
+        raise RemoteError("no answer")
+
+    monkeypatch.setattr("featstore.store.ranged_rows.RangedRows.slice", silent)
+    with pytest.raises(RemoteError, match="no answer"):
+        repair_store(url)
+    monkeypatch.undo()
+    assert len(featstore.open(url).select()) == 15
+
+
+def test_a_disk_that_cannot_be_written_is_told_in_one_line(store, monkeypatch):
+    [chunk] = store.glob("*/*/train/b.*/frames/c/0/0")
+    chunk.with_name("stray").write_bytes(b"x")
+
+    def refuses(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "unlink", refuses)
+    with pytest.raises(StoreError, match=r"cannot write to .*: Permission denied"):
+        repair_store(str(store))
+
+
 def test_opening_with_verify_checks_first_and_opening_without_does_not(store):
     [chunk] = store.glob("*/*/test/t.*/utterance/c/0/0")
-    raw = bytearray(chunk.read_bytes())
-    raw[0] ^= 1
-    chunk.write_bytes(raw)
+    flip(chunk, byte=0)
     assert len(featstore.open(str(store)).select(split="test").utterance) == 5
     with pytest.raises(DamagedPart, match=r"test/t\..*checksum differs"):
         featstore.open(str(store), verify=True)
@@ -192,14 +274,14 @@ def test_what_a_defective_writer_would_store_is_found(tmp_path):
             write_part(writer, "a.tar", windows)
             write_part(writer, "b.tar", [window(windows[0].key, n_frames=2, seed=1)])
             expected = "more than once"
-        [finding] = verify_store(str(tmp_path / f"{number}.zarr"), repair=False).findings
+        [finding] = verify_store(str(tmp_path / f"{number}.zarr")).findings
         assert expected in finding.problem
 
 
 def test_a_store_of_another_kind_is_verified_the_same(tmp_path):
     url = f"memory://verify-{tmp_path.name}.zarr"
     make_store(url)
-    assert verify_store(url, repair=False).sound
+    assert verify_store(url).sound
     from featstore.store.objects import open_objects
 
     objects = open_objects(url)
@@ -208,12 +290,12 @@ def test_a_store_of_another_kind_is_verified_the_same(tmp_path):
     raw = bytearray(objects.read(key))
     raw[5] ^= 4
     objects.write(key, bytes(raw))
-    [finding] = verify_store(url, repair=False).findings
+    [finding] = verify_store(url).findings
     assert part in finding.where
-    assert verify_store(url, repair=True).sound
+    assert repair_store(url).sound
     assert len(contents_by_plain_zarr(url)) == 2
 
 
 def test_a_folder_that_is_not_there_is_said_in_one_line(tmp_path):
     with pytest.raises(StoreNotFound):
-        verify_store(str(tmp_path / "nowhere"), repair=False)
+        verify_store(str(tmp_path / "nowhere"))

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import builtins
+import shutil
 
 import numpy as np
 import pytest
-from stores import make_store, shard_windows, split_writer, write_part
+from stores import make_store, recipe, shard_windows, split_writer, write_part
 
 import featstore
 from featstore.errors import LabelError, UsageError
+from featstore.store.documents import SplitAddress
+from featstore.store.objects import open_objects
+from featstore.store.writer import open_split_writer_at
 
 SHARDS = ("a.tar", "b.tar", "c.tar")
 
@@ -47,6 +51,9 @@ def test_feature_sets_are_a_tuple_that_shows_itself_as_a_table(store):
         [sets[0].recipe.group_name, "words", "test", "2", "2", "6"],
         [sets[0].recipe.group_name, "words", "train", "15", "15", "6"],
     ]
+    assert [fs.split for fs in store.feature_sets(encoder="tiny", split="train")] == ["train"]
+    assert [fs.split for fs in store.feature_sets(encoder=sets[0].recipe.group_name)] == ["test", "train"]
+    assert store.feature_sets(dataset="other") == ()
     assert repr(sets) in repr(store)
     assert "2 feature sets" in repr(store)
 
@@ -65,6 +72,17 @@ def test_a_notebook_gets_the_table_as_html_with_names_escaped(tmp_path):
     assert len(table.find("tbody")) == 1
 
 
+def test_names_that_a_terminal_would_obey_are_told_by_their_escapes(tmp_path):
+    address = SplitAddress(recipe=recipe(), spec="tiny", dataset="a\x1b[2J", crop_seconds=None, split="\u202eniart")
+    writer = open_split_writer_at(open_objects(str(tmp_path / "s.zarr")), address)
+    write_part(writer, "a.tar", shard_windows("a.tar"))
+    store = featstore.open(str(tmp_path / "s.zarr"))
+    for shown in (repr(store), repr(store.feature_sets()), repr(store.select()), store._repr_html_()):
+        assert r"a\x1b[2J" in shown
+        assert r"\u202eniart" in shown
+        assert shown.replace("\n", "").isprintable()
+
+
 def test_an_empty_store_still_has_a_table(tmp_path):
     split_writer(tmp_path / "s.zarr")
     store = featstore.open(str(tmp_path / "s.zarr"))
@@ -77,6 +95,10 @@ def test_rows_read_in_pieces_are_those_of_the_whole(fs):
         for stop in range(start, len(fs) + 1):
             np.testing.assert_array_equal(fs.utterance_rows.slice(start, stop), fs.utterance[start:stop])
     np.testing.assert_array_equal(fs.utterance_rows.take([14, 0, 7]), fs.utterance[[14, 0, 7]])
+    assert fs.metas_of([14, 0, 7]) == fs.meta[[14, 0, 7]].tolist()
+    for wrong in (15, -1):
+        with pytest.raises(IndexError, match=f"there are 15 windows, numbered from 0: got {wrong}"):
+            fs.metas_of([0, wrong])
 
 
 def test_lists_of_different_lengths_make_no_labels(tmp_path):
@@ -116,6 +138,19 @@ def test_dask_reads_each_part_when_it_is_computed(fs):
         array.mean(axis=0).compute(scheduler="synchronous"), fs.utterance.mean(axis=0), rtol=1e-6
     )
     assert array.name == fs.to_dask().name
+
+
+def test_dask_tells_one_content_in_other_pieces_apart(store, tmp_path):
+    da = pytest.importorskip("dask.array", reason="dask is not installed")
+    from featstore.store.maintenance import compact_store
+
+    shutil.copytree(tmp_path / "s.zarr", tmp_path / "one.zarr")
+    compact_store(str(tmp_path / "one.zarr"), part_bytes=1 << 20)
+    apart = store.select(split="train")
+    together = featstore.open(str(tmp_path / "one.zarr")).select(split="train")
+    assert (apart.content_hash, apart.n_parts, together.n_parts) == (together.content_hash, 3, 1)
+    both = da.concatenate([apart.to_dask(), together.to_dask()]).compute(scheduler="synchronous")
+    np.testing.assert_array_equal(both, np.concatenate([apart.utterance, together.utterance]))
 
 
 @pytest.mark.parametrize(("library", "call"), [("xarray", "to_xarray"), ("dask", "to_dask")])

@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
+import struct
+from datetime import UTC, datetime
+from pathlib import Path
 
 import numpy as np
 import pytest
 import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stores import DIM, contents_by_plain_zarr, make_store, recipe, shard_windows, split_writer, window, write_part
+from stores import (
+    DIM,
+    contents_by_plain_zarr,
+    make_bare_store,
+    make_store,
+    recipe,
+    shard_windows,
+    split_writer,
+    window,
+    write_part,
+)
 
 import featstore
 from featstore.errors import (
@@ -23,9 +37,13 @@ from featstore.errors import (
     UnknownFeatureSet,
 )
 from featstore.records import SkippedClip
-from featstore.store import layout
+from featstore.store import codecs, layout
 from featstore.store.format import GROUP_DOCUMENT, seal
-from featstore.store.objects import LocalObjects
+from featstore.store.maintenance import gc_store
+from featstore.store.mapped_rows import MappedRows
+from featstore.store.objects import LocalObjects, open_objects
+from featstore.store.part import writing_document
+from featstore.store.rows import open_rows
 
 SHARDS = ("a.tar", "b.tar", "c.tar")
 
@@ -93,10 +111,6 @@ def test_a_store_that_is_no_folder_holds_the_same(url, tmp_path, scheme):
 def test_every_layout_reads_through_the_map_and_through_zarr(
     tmp_path_factory, rows, dim, block_rows, blocks, kind, dtype, data
 ):
-    from featstore.store import codecs
-    from featstore.store.objects import LocalObjects
-    from featstore.store.rows import MappedRows, open_rows
-
     values = np.random.default_rng(rows).integers(-9, 9, (rows, dim)).astype(dtype)
     folder = tmp_path_factory.mktemp("array")
     laid_out = layout.ArrayLayout(
@@ -118,6 +132,80 @@ def test_every_layout_reads_through_the_map_and_through_zarr(
         start = data.draw(st.integers(0, rows))
         stop = data.draw(st.integers(start, rows))
         np.testing.assert_array_equal(mapped.slice(start, stop), values[start:stop])
+
+
+def test_an_index_that_names_the_wrong_block_is_not_believed(tmp_path, monkeypatch):
+    """One bit of it, and the map would hand out the rows of another block, each with a checksum that is right."""
+    monkeypatch.setattr(layout, "BLOCK_BYTES", 5 * DIM * 2)  # with its checksum, 64 bytes: a bit leads to another
+    writer = split_writer(tmp_path / "s.zarr")
+    write_part(writer, "a.tar", [window(f"k{at}", n_frames=5, seed=at) for at in range(4)])
+    [chunk] = tmp_path.glob("s.zarr/*/*/*/*/frames/c/0/0")
+    raw = bytearray(chunk.read_bytes())
+    index_at = 4 * 64
+    assert len(raw) == index_at + 4 * 16 + 4
+    raw[index_at + 16] ^= 64  # block 1 is said to begin where block 0 does
+    chunk.write_bytes(raw)
+    with pytest.raises(DamagedPart, match="checksum of its index"):
+        featstore.open(str(tmp_path / "s.zarr")).select().frames[1]
+
+
+def test_a_block_that_an_index_says_is_absent_is_damage(tmp_path):
+    rows = np.arange(8, dtype="<i8").reshape(4, 2)
+    laid_out = layout.ArrayLayout(shape=(4, 2), dtype=rows.dtype, block_rows=2, file_rows=4, kind="sharded")
+    *blocks, _, _ = codecs.encode_file(laid_out, rows)
+    index = struct.pack("<4Q", 2**64 - 1, 2**64 - 1, 36, 36)
+    objects = LocalObjects(tmp_path)
+    objects.put("x/zarr.json", [laid_out.document()])
+    objects.put("x/c/0/0", [*blocks, index, struct.pack("<I", codecs.crc32c(index))])
+    for read in (lambda opened: opened.slice(1, 2), lambda opened: opened.read_into(np.empty_like(rows))):
+        with pytest.raises(DamagedPart, match="does not have the size"):
+            read(open_rows(objects, "x"))
+
+
+def test_a_file_that_may_not_be_read_is_not_called_damaged(tmp_path, monkeypatch):
+    writer = split_writer(tmp_path / "s.zarr")
+    write_part(writer, "a.tar", shard_windows("a.tar"))
+    fs = featstore.open(str(tmp_path / "s.zarr")).select()
+
+    def refuses(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("featstore.store.mapped_rows.Path.open", refuses)
+    with pytest.raises(StoreError, match=r"cannot read .*: Permission denied") as error:
+        fs.frames[0]
+    assert not isinstance(error.value, DamagedPart)
+
+
+@pytest.mark.parametrize(
+    ("array", "was", "becomes", "says"),
+    [
+        pytest.param("utterance", b'"name": "crc32c"', b'"name": "crc32k"', "zarr cannot read", id="a codec"),
+        pytest.param("utterance", b'"float32"', b'"float64"', "does not have the size", id="a type"),
+        pytest.param("seconds", b'"shape": [\n  5', b'"shape": [\n  4', "and 5 rows were committed", id="fewer rows"),
+        pytest.param(
+            "seconds", b'"chunk_shape": [\n    5', b'"chunk_shape": [\n    0', "no array document", id="no rows"
+        ),
+    ],
+)
+def test_an_array_document_that_was_changed_is_told_with_its_place(tmp_path, array, was, becomes, says):
+    make_store(tmp_path / "s.zarr", shards=["a.tar"])
+    [document] = tmp_path.glob(f"s.zarr/*/*/*/*/{array}/zarr.json")
+    assert was in document.read_bytes()
+    document.write_bytes(document.read_bytes().replace(was, becomes))
+    with pytest.raises(DamagedPart, match=says) as error:
+        getattr(featstore.open(str(tmp_path / "s.zarr")).select(), array).sum()
+    assert array in str(error.value)
+
+
+@pytest.mark.parametrize("byte", [7, 8, 8 * 5 + 7], ids=["below zero", "beyond the next", "beyond the last"])
+def test_offsets_that_lead_beyond_the_frames_are_told_with_their_place(tmp_path, byte):
+    make_store(tmp_path / "s.zarr", shards=["a.tar"])
+    [chunk] = tmp_path.glob("s.zarr/*/*/*/*/frame_offsets/c/0")
+    raw = bytearray(chunk.read_bytes())
+    raw[byte] ^= 128
+    chunk.write_bytes(raw)
+    with pytest.raises(DamagedPart, match="frame_offsets is damaged: it leads to frames that there are not"):
+        featstore.open(str(tmp_path / "s.zarr")).select().frames[4]
 
 
 def test_a_row_and_a_window_are_views_of_the_file_and_cannot_be_written(tmp_path):
@@ -216,6 +304,24 @@ def test_the_sweep_keeps_what_a_live_writer_is_making(url):
     part.abort()
 
 
+def test_the_sweep_keeps_what_a_writer_begins_while_it_looks(url, monkeypatch):
+    writer = split_writer(url)
+    objects = open_objects(url)
+    part = f"{writer.path}/d.00000000"
+    children = LocalObjects.children
+
+    def then_it_begins(self, prefix):
+        if prefix == part:  # its document was not there a moment ago
+            objects.write(f"{part}/{GROUP_DOCUMENT}", writing_document(datetime.now(UTC)))
+            objects.put(f"{part}/key/zarr.json", [b"{}"])
+        return children(self, prefix)
+
+    (Path(url) / part).mkdir()
+    monkeypatch.setattr(LocalObjects, "children", then_it_begins)
+    assert writer.sweep() == ()
+    assert objects.read(f"{part}/key/zarr.json")
+
+
 def test_the_sweep_deletes_what_a_dead_writer_left(url, tmp_path):
     orphan = tmp_path / "embeddings.zarr" / split_writer(url).path / "d.00000000"
     began = "2026-01-01T00:00:00+00:00"
@@ -224,6 +330,39 @@ def test_the_sweep_deletes_what_a_dead_writer_left(url, tmp_path):
     (orphan / GROUP_DOCUMENT).write_bytes(seal({"writing": writing}))
     assert split_writer(url).sweep() == ("d.00000000",)
     assert not orphan.exists()
+
+
+def test_keys_of_a_part_that_a_writer_replaced_since_are_not_silently_left_out(url):
+    fs = featstore.open(url).select()
+    writer = split_writer(url)
+    write_part(writer, "b.tar", shard_windows("b.tar", seed=1), size=2)
+    writer.sweep()
+    for read in (lambda: fs.key, lambda: fs.metas_of([7]), lambda: fs.utterance):
+        with pytest.raises(DamagedPart, match="is missing: the store changed while it was open, or is damaged"):
+            read()
+    assert len(featstore.open(url).select().key) == 15
+
+
+def test_a_folder_that_may_not_be_listed_is_told_in_one_line(url, monkeypatch):
+    def refuses(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "scandir", refuses)
+    with pytest.raises(StoreError, match=r"cannot read .*: Permission denied"):
+        featstore.open(url).select()
+
+
+def test_a_document_that_does_not_say_enough_is_told_with_its_place(url):
+    path = split_writer(url).path
+    LocalObjects(Path(url)).write(f"{path}/{GROUP_DOCUMENT}", seal({"split": "train"}))
+    for look in (lambda: featstore.open(url).select(), lambda: gc_store(url)):
+        with pytest.raises(DamagedPart, match=rf"{path} is damaged: it does not say 'recipe'; `featstore verify"):
+            look()
+
+
+def test_a_url_of_a_file_names_a_folder_with_spaces_too(tmp_path):
+    make_store(tmp_path / "my data")
+    assert len(featstore.open((tmp_path / "my data").as_uri()).select()) == 15
 
 
 def test_feature_sets_of_one_content_have_one_hash_wherever_and_whenever_they_were_made(url, tmp_path):
@@ -261,10 +400,7 @@ def test_the_representations_are_tables_that_a_person_can_read(url):
 
 
 def test_frames_that_were_not_stored_are_asked_for_by_name(tmp_path):
-    writer = split_writer(tmp_path / "s.zarr")
-    bare = [window("k", n_frames=3, seed=1)]
-    object.__setattr__(bare[0], "frames", None)
-    write_part(writer, "a.tar", bare, frames_stored=False)
+    make_bare_store(tmp_path / "s.zarr")
     fs = featstore.open(str(tmp_path / "s.zarr")).select()
     assert not fs.has_frames
     with pytest.raises(UnknownFeatureSet, match="--frames always"):

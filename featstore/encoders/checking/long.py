@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 from featstore.encoders.checking.bench import Bench
 from featstore.encoders.checking.records import Check, Verdict
-from featstore.encoders.memory import free_bytes, is_out_of_memory, peak_bytes, spoken_bytes
+from featstore.encoders.memory import free_bytes, is_out_of_memory, peak_bytes
 from featstore.errors import EncoderError
+from featstore.wording import spoken_bytes
 
 __all__ = ["Step", "check_long", "foresee", "why_stop"]
 

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from featstore.encoders.budget import MEMORY_SHARE, BatchSpeed, suggest_batch_seconds
 from featstore.encoders.checking.bench import Bench
 from featstore.encoders.checking.records import Check
-from featstore.encoders.memory import free_bytes, peak_bytes, spoken_bytes
+from featstore.encoders.memory import free_bytes, peak_bytes
+from featstore.wording import spoken_bytes
 
 __all__ = ["check_speed", "times"]
 

@@ -17,8 +17,8 @@ from typing import Any, Literal
 
 from featstore.errors import UsageError
 from featstore.store.export.contents import Contents
+from featstore.store.feature_set import FeatureSet
 from featstore.store.fields import plain_labels
-from featstore.store.reader import FeatureSet
 
 __all__ = ["ExportFormat", "ExportRecord", "export_feature_set"]
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featstore.store.reader import FeatureSet
+from featstore.store.feature_set import FeatureSet
 
 __all__ = ["Contents", "Piece", "plan_pieces"]
 

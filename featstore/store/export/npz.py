@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from featstore.errors import UsageError
 from featstore.store.export.contents import Contents
+from featstore.wording import spoken_bytes
 
 __all__ = ["write_npz"]
 
@@ -55,7 +56,7 @@ def _put_texts(archive: zipfile.ZipFile, name: str, texts: NDArray[np.object_]) 
     if dtype.itemsize * len(texts) > _MAX_STRINGS_BYTES:
         raise UsageError(
             f"npz holds text at the width of the longest, and a {name} of {width:,} characters makes that "
-            f"{dtype.itemsize * len(texts) / 1e9:.1f} GB: export to parquet, zarr or hf"
+            f"{spoken_bytes(dtype.itemsize * len(texts))}: export to parquet, zarr or hf"
         )
     pieces = (texts[at : at + _STRINGS_A_PIECE].astype(dtype) for at in range(0, len(texts), _STRINGS_A_PIECE))
     _put(archive, name, texts.shape, dtype, pieces, deflated=True)

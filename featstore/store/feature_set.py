@@ -1,0 +1,310 @@
+"""One feature set as NumPy arrays: `FeatureSet`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featstore.errors import LabelError, UnknownFeatureSet
+from featstore.records import Recipe, SkippedClip, sha256_of
+from featstore.store.catalogue import SplitEntry, read_commits
+from featstore.store.fields import encode_labels, field_values
+from featstore.store.frames import Frames
+from featstore.store.objects import Objects
+from featstore.store.runs import WindowRows, fetch_ahead, runs_of
+from featstore.store.views import utterance_as_dask, utterance_as_xarray
+
+if TYPE_CHECKING:
+    from dask.array import Array as DaskArray
+    from xarray import DataArray
+
+    from featstore.store.documents import SplitAddress
+    from featstore.store.format import Commit, Segment
+    from featstore.store.torch_view import FrameBatch, UtteranceBatch, WindowDataset
+
+__all__ = ["FeatureSet"]
+
+
+class FeatureSet:
+    """The embeddings of one dataset split under one recipe, as arrays over its windows.
+
+    A feature set is a snapshot: it goes on showing the parts that counted when the store was opened.
+    """
+
+    def __init__(self, objects: Objects, entry: SplitEntry) -> None:
+        self._objects = objects
+        self._entry = entry
+        self._runs = runs_of(objects, entry)
+
+    def __reduce__(self) -> tuple[type[FeatureSet], tuple[Objects, SplitEntry]]:
+        return FeatureSet, (self._objects, self._entry)
+
+    @property
+    def recipe(self) -> Recipe:
+        """Everything that decided the numbers."""
+        return self._entry.address.recipe
+
+    @property
+    def encoder(self) -> str:
+        """Short name of the encoder."""
+        return self.recipe.encoder
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of the recipe."""
+        return self.recipe.fingerprint
+
+    @property
+    def dataset(self) -> str:
+        """The dataset's name in the store; a crop is part of it."""
+        return self._entry.dataset_group
+
+    @property
+    def split(self) -> str:
+        """Name of the split or fold."""
+        return self._entry.address.split
+
+    @property
+    def address(self) -> SplitAddress:
+        """What the documents above its parts say: how its encoder was named, its dataset's folder, its crop."""
+        return self._entry.address
+
+    @property
+    def hop_seconds(self) -> float:
+        """Time from one frame to the next."""
+        return self.recipe.hop_seconds
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        """What counts for each shard, with its commit record, in order of shard name."""
+        return self._entry.segments
+
+    def commits(self) -> tuple[Commit, ...]:
+        """The commit record of each part, whole: with the size and checksum of every object, read from the part."""
+        records = {segment.commit.part: segment.commit for segment in self.segments}
+        bare = [part for part, commit in records.items() if not commit.objects]
+        whole = dict(zip(bare, read_commits(self._objects, self.path, bare), strict=True))
+        return tuple(whole.get(part) or commit for part, commit in records.items())
+
+    @property
+    def store_url(self) -> str:
+        """Where its store is."""
+        return self._objects.url
+
+    @property
+    def path(self) -> str:
+        """Path of its group in the store."""
+        return self._entry.path
+
+    def __len__(self) -> int:
+        return self._entry.windows
+
+    @cached_property
+    def key(self) -> NDArray[np.object_]:
+        """Key of each window, object (windows,): ``clip``, and ``clip#2`` for a clip's second window."""
+        return self._strings("key")
+
+    @cached_property
+    def meta(self) -> NDArray[np.object_]:
+        """JSON text of each window's clip as it stood in the shard, object (windows,)."""
+        return self._strings("meta")
+
+    def metas_of(self, windows: Sequence[int]) -> list[str]:
+        """The same of a few windows, where parts that hold none of them are not read."""
+        return WindowRows(self._runs, "meta").texts(windows)
+
+    @cached_property
+    def start_seconds(self) -> NDArray[np.float64]:
+        """Where each window begins in its clip, float64 (windows,)."""
+        return self._rows("start_seconds").slice(0, len(self))
+
+    @cached_property
+    def seconds(self) -> NDArray[np.float64]:
+        """True duration of each window without its padding, float64 (windows,)."""
+        return self._rows("seconds").slice(0, len(self))
+
+    @cached_property
+    def utterance(self) -> NDArray[np.float32]:
+        """Utterance vectors, float32 (windows, dim); of a set of one part, a read-only view of the file."""
+        return self.utterance_rows.slice(0, len(self))
+
+    @cached_property
+    def utterance_rows(self) -> WindowRows:
+        """The same read piece by piece where it lies, for a set larger than memory: ``.slice(start, stop)``."""
+        return self._rows("utterance")
+
+    @cached_property
+    def clip(self) -> NDArray[np.int64]:
+        """Index of each window's clip, int64 (windows,): 0 to `n_clips` - 1, in the order of the store."""
+        return np.cumsum(self.start_seconds == 0.0, dtype=np.int64) - 1
+
+    @cached_property
+    def clip_key(self) -> NDArray[np.object_]:
+        """Key of each clip, object (clips,)."""
+        keys: NDArray[np.object_] = self.key[self.start_seconds == 0.0]
+        return keys
+
+    @property
+    def n_parts(self) -> int:
+        """How many parts its windows lie in."""
+        return len({segment.commit.part for segment in self.segments})
+
+    @property
+    def n_frames(self) -> int:
+        """Frames of all windows, stored or not."""
+        return self._entry.frames
+
+    @property
+    def audio_seconds(self) -> float:
+        """Seconds of audio."""
+        return self._entry.audio_seconds
+
+    @property
+    def n_clips(self) -> int:
+        """How many clips the windows are of."""
+        return self._entry.clips
+
+    @property
+    def skipped(self) -> tuple[SkippedClip, ...]:
+        """Clips that were left out, each with its reason."""
+        return tuple(clip for segment in self.segments for clip in segment.member.skipped)
+
+    @property
+    def has_frames(self) -> bool:
+        """Whether frames were stored."""
+        return self._entry.has_frames
+
+    @cached_property
+    def frames(self) -> Frames:
+        """Frames of each window: ``fs.frames[i]`` is (T, dim), ``fs.frames[[3, 1, 2]]`` a padded batch; see `Frames`.
+
+        Raises
+        ------
+        UnknownFeatureSet
+            Frames were not stored.
+        """
+        if not self.has_frames:
+            raise UnknownFeatureSet(
+                f"{self.path} holds utterance vectors only: extract it again with `--frames always` for its frames"
+            )
+        fetch_ahead(self._runs, "frame_offsets")
+        fetch_ahead(self._runs, "frames")
+        return Frames(self._runs)
+
+    @cached_property
+    def content_hash(self) -> str:
+        """Sixteen hexadecimal digits of what the set was made from: shards' contents and recipe."""
+        made_from = [
+            (segment.member.shard.name, segment.member.shard.sha256, segment.member.windows, segment.member.frames)
+            for segment in self.segments
+        ]
+        return sha256_of([self.fingerprint, made_from])[:16]
+
+    def xy(self, field: str) -> tuple[NDArray[np.float32], NDArray[Any]]:
+        """Utterance vectors and one field of the clips' JSON, ready for scikit-learn.
+
+        Parameters
+        ----------
+        field : str
+            Key in the JSON; dots reach into objects: ``"speaker.gender"``.
+
+        Returns
+        -------
+        X : float32 (windows, dim)
+        y : (windows,)
+            NumPy's own type for the values found.
+
+        Raises
+        ------
+        LabelError
+            A clip's JSON has no such field, or the values of different clips make no array.
+        """
+        values = field_values(self.key, self.meta, field)
+        try:
+            return self.utterance, np.asarray(values)
+        except ValueError as error:
+            raise LabelError(f"{field!r} of {self.path} makes no array: its lists differ in length") from error
+
+    @overload
+    def as_dataset(
+        self, label: str, *, frames: Literal[False] = False, classes: Sequence[Any] | None = None
+    ) -> WindowDataset[UtteranceBatch]: ...
+    @overload
+    def as_dataset(
+        self, label: str, *, frames: Literal[True], classes: Sequence[Any] | None = None
+    ) -> WindowDataset[FrameBatch]: ...
+    def as_dataset(
+        self, label: str, *, frames: bool = False, classes: Sequence[Any] | None = None
+    ) -> WindowDataset[UtteranceBatch] | WindowDataset[FrameBatch]:
+        """A map-style torch Dataset over the windows, which all workers of a DataLoader read through one map.
+
+        Reading takes no worker: without any, batches come at the speed of memory, and a worker must send them on. Let
+        workers do what comes after it, where that is slow.
+
+        Parameters
+        ----------
+        label : str
+            Field of the clips' JSON. Text becomes codes of classes, numbers stay numbers. Windows of one clip share
+            its label.
+        frames : bool
+            Items are frames (T, dim) of the stored type instead of utterance vectors (dim,).
+        classes : sequence, optional
+            What the codes stand for: give a test set the ``classes`` of its training set.
+
+        Returns
+        -------
+        dataset
+            With ``classes``, and ``collate`` for ``DataLoader(dataset, batch_size=32, collate_fn=dataset.collate)``.
+
+        Raises
+        ------
+        LabelError
+            A clip has no such label, or one that is none of `classes`.
+        UnknownFeatureSet
+            Frames were not stored.
+        """
+        from featstore.store.torch_view import frame_dataset, utterance_dataset
+
+        labels = encode_labels(self.key.tolist(), self.meta.tolist(), label, classes=classes)
+        return frame_dataset(self.frames, labels) if frames else utterance_dataset(self.utterance_rows, labels)
+
+    def to_xarray(self) -> DataArray:
+        """Utterance vectors as a DataArray (window, feature) with coordinates key, start_seconds and seconds.
+
+        Raises
+        ------
+        UsageError
+            xarray is not installed.
+        """
+        return utterance_as_xarray(self)
+
+    def to_dask(self) -> DaskArray:
+        """Utterance vectors as a dask array (windows, dim) of one chunk for each part, read when it is computed.
+
+        Raises
+        ------
+        UsageError
+            dask is not installed.
+        """
+        return utterance_as_dask(self, self._runs)
+
+    def _strings(self, name: str) -> NDArray[np.object_]:
+        fetch_ahead(self._runs, name)
+        pieces = [run.part.strings(name)[run.start : run.stop] for run in self._runs]
+        return np.concatenate(pieces) if len(pieces) > 1 else pieces[0]
+
+    def _rows(self, name: str) -> WindowRows:
+        fetch_ahead(self._runs, name)
+        return WindowRows(self._runs, name)
+
+    def __repr__(self) -> str:
+        frames = "frames" if self.has_frames else "no frames"
+        skipped = f", {len(self.skipped)} left out" if self.skipped else ""
+        return (
+            f"featstore.FeatureSet({self.path!r}: {self.n_clips:,} clips, {len(self):,} windows, "
+            f"utterance float32 ({len(self):,}, {self.recipe.dim}), {frames}{skipped})"
+        )

@@ -1,0 +1,194 @@
+"""Rows of a local array, through maps of its files: a row is a NumPy view into the page cache.
+
+What is read through a map is not checked against the CRC-32C that follows each block: `featstore verify`, or
+``featstore.open(url, verify=True)``, checks first.
+"""
+
+from __future__ import annotations
+
+import io
+import mmap
+import threading
+import weakref
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featstore.errors import StoreError
+from featstore.store.blocks import block_offsets, wrong_size
+from featstore.store.damage import gone
+from featstore.store.layout import ArrayLayout
+
+__all__ = ["MappedRows"]
+
+
+class MappedRows:
+    """Rows of a local array of one of format 1's layouts."""
+
+    def __init__(self, folder: Path, layout: ArrayLayout) -> None:
+        self._folder = folder
+        self._layout = layout
+        self._shape = layout.shape
+        self._block_rows = layout.block_rows
+        self._blocks: list[NDArray[Any] | None] = [None] * layout.n_blocks
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the maps: another process makes its own, of the same pages."""
+        return {**self.__dict__, "_blocks": [None] * self._layout.n_blocks}
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the whole array."""
+        return self._shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of its numbers."""
+        return self._layout.dtype
+
+    def fetch(self, spans: Sequence[tuple[int, int]]) -> None:
+        """Nothing to do: what is mapped is at hand."""
+
+    def slice(self, start: int, stop: int) -> NDArray[Any]:
+        """Rows [start, stop): a view where they lie in one block, else a copy."""
+        if stop <= start:
+            return np.empty((0, *self._shape[1:]), self._layout.dtype)
+        first, at = divmod(start, self._block_rows)
+        if at + (stop - start) <= self._block_rows:
+            return self._block(first)[at : at + (stop - start)]
+        out = np.empty((stop - start, *self._shape[1:]), self._layout.dtype)
+        self.read_into(out, start=start)
+        return out
+
+    def read_into(self, out: NDArray[Any], *, start: int = 0) -> None:
+        """Copy the rows from `start` on that fill `out`, block by block."""
+        done = 0
+        while done < len(out):
+            number, at = divmod(start + done, self._block_rows)
+            rows = min(self._block_rows - at, len(out) - done)
+            if at == 0 and rows == self._block_rows and self._blocks[number] is None and out.flags.c_contiguous:
+                rows = self._read_whole_blocks(number, out[done:])
+            else:
+                out[done : done + rows] = self._block(number)[at : at + rows]
+            done += rows
+
+    def _read_whole_blocks(self, first: int, out: NDArray[Any]) -> int:
+        """Read whole blocks from `first` on, of one file, straight into `out`; returns how many rows.
+
+        A read costs no page fault for each page of a file that nobody has mapped.
+        """
+        layout = self._layout
+        number = first // layout.blocks_per_file
+        path = self._folder / layout.file_key(number)
+        with _opened(path) as file:
+            offsets = _offsets_in(file, layout, path)
+            slot = first - number * layout.blocks_per_file
+            rows = 0
+            while slot < len(offsets) and rows + self._block_rows <= len(out):
+                target = out[rows : rows + self._block_rows].data.cast("B")
+                if offsets[slot] < 0:
+                    raise wrong_size(path)
+                file.seek(offsets[slot])
+                if _read_full(file, target) != len(target):
+                    raise wrong_size(path)
+                rows += self._block_rows
+                slot += 1
+        return rows
+
+    def _block(self, index: int) -> NDArray[Any]:
+        block = self._blocks[index]
+        return self._map(index) if block is None else block
+
+    def _map(self, index: int) -> NDArray[Any]:
+        """Map the file that holds a block, and with it every block of that file."""
+        layout = self._layout
+        number = index // layout.blocks_per_file
+        path = self._folder / layout.file_key(number)
+        with _opened(path) as file:
+            offsets = _offsets_in(file, layout, path)
+            view = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        wanted = None
+        for slot, offset in enumerate(offsets):
+            at = number * layout.blocks_per_file + slot
+            if at >= len(self._blocks) or offset < 0:
+                continue
+            rows = min(self._block_rows, self._shape[0] - at * self._block_rows)
+            flat = np.frombuffer(view, layout.dtype, rows * layout.row_bytes // layout.dtype.itemsize, offset)
+            self._blocks[at] = flat.reshape(rows, *self._shape[1:])
+            wanted = self._blocks[at] if at == index else wanted
+        if wanted is None:  # the index says that it was never written
+            raise wrong_size(path)
+        _KEPT_MAPS.add(self, number)
+        return wanted
+
+    def forget(self, number: int) -> None:
+        """Let the map of a file go; whoever has rows of it keeps them."""
+        first = number * self._layout.blocks_per_file
+        until = min(first + self._layout.blocks_per_file, len(self._blocks))
+        self._blocks[first:until] = [None] * (until - first)
+
+
+class _KeptMaps:
+    """Which maps of this process are kept: each holds its file open, of which a process may have a thousand or so.
+
+    A feature set has a file for each part and more. Past half of what the process may open, the oldest map goes.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._kept: deque[tuple[weakref.ref[MappedRows], int]] = deque()
+
+    def add(self, rows: MappedRows, number: int) -> None:
+        """Keep the map of a file."""
+        with self._lock:
+            self._kept.append((weakref.ref(rows), number))
+            while len(self._kept) > _most_maps():
+                oldest, of = self._kept.popleft()
+                if (gone := oldest()) is not None:
+                    gone.forget(of)
+
+
+def _most_maps() -> int:
+    try:
+        import resource
+    except ModuleNotFoundError:  # another system, which counts otherwise
+        return 4096
+    may_open, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # Linux lets a process have 65,530 maps, whatever it may open.
+    return 16_384 if may_open == resource.RLIM_INFINITY else max(16, min(16_384, may_open // 2))
+
+
+_KEPT_MAPS = _KeptMaps()
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    """A file of an array, open for reading; DamagedPart where it is missing, StoreError where it cannot be read."""
+    try:
+        with path.open("rb", buffering=0) as file:
+            yield cast(BinaryIO, file)
+    except FileNotFoundError as error:
+        raise gone(path) from error
+    except OSError as error:
+        raise StoreError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _offsets_in(file: BinaryIO, layout: ArrayLayout, path: Path) -> list[int]:
+    def read(start: int, stop: int) -> bytes:
+        file.seek(start)
+        return file.read(stop - start)
+
+    return block_offsets(layout, file_bytes=file.seek(0, io.SEEK_END), read=read, where=path)
+
+
+def _read_full(file: BinaryIO, target: memoryview) -> int:
+    """Fill `target`; a read of an unbuffered file may stop short."""
+    done = 0
+    while done < len(target) and (got := cast(io.FileIO, file).readinto(target[done:])):
+        done += got
+    return done

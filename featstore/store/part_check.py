@@ -1,0 +1,156 @@
+"""One part held against its commit record: every object through its seal, then what the arrays say of one another."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from featstore.errors import DamagedPart
+from featstore.store import codecs
+from featstore.store.findings import Finding
+from featstore.store.format import GROUP_DOCUMENT, Commit
+from featstore.store.layout import ArrayLayout, parse_layout
+from featstore.store.objects import Objects
+from featstore.store.ranged_rows import RangedRows, Ranges
+from featstore.store.rows import Rows, open_rows
+
+__all__ = ["PartReading"]
+
+_SMALL_BYTES = 1 << 20
+_KEPT_BYTES = 8 << 20  # of a part
+_LOOKED_INTO = ("start_seconds", "seconds", "utterance", "frame_offsets", "frames")
+
+
+class PartReading:
+    """One part, read through its seals; `sealed_objects` comes first.
+
+    Attributes
+    ----------
+    keys : bytes or None
+        The chunk of its keys.
+    """
+
+    def __init__(self, objects: Objects, where: str, commit: Commit, *, large: threading.Semaphore) -> None:
+        self._objects = objects
+        self._where = where
+        self._commit = commit
+        self._large = large
+        self._kept: dict[str, bytes] = {}
+        self._kept_bytes = 0
+        self.keys: bytes | None = None
+        self.objects_read = 0
+        self.bytes_read = 0
+
+    def sealed_objects(self) -> Iterator[Finding]:
+        """Every object that the commit record names is there as it was written, and no other."""
+        where, seals = self._where, self._commit.objects
+        sizes = self._objects.sizes(where)
+        sizes.pop(GROUP_DOCUMENT, None)
+        whole = [name for name, entry in seals.items() if sizes.get(name) == entry.size]
+        differ = {name for name, data in self._read(whole) if codecs.seal_crc32c([data]) != seals[name].crc32c}
+        for name, entry in seals.items():
+            size = sizes.pop(name, None)
+            if size is None:
+                yield Finding(where=where, problem=f"{name} is missing", remedy="drop the part")
+            elif size != entry.size:
+                says = f"{name} has {size:,} bytes, and {entry.size:,} were written"
+                yield Finding(where=where, problem=says, remedy="drop the part")
+            elif name in differ:
+                says = f"{name} is not what was written: its checksum differs"
+                yield Finding(where=where, problem=says, remedy="drop the part")
+        for name in sizes:
+            yield Finding(where=f"{where}/{name}", problem="this object belongs to nothing", remedy="delete the object")
+
+    def _read(self, names: Sequence[str]) -> Iterator[tuple[str, bytes]]:
+        """Small objects many at a time, large ones one by one, and few of them of all parts together."""
+        small = [name for name in names if self._commit.objects[name].size <= _SMALL_BYTES]
+        for name, data in zip(small, self._objects.read_many(f"{self._where}/{name}" for name in small), strict=True):
+            yield name, self._noted(name, data or b"")
+        for name in names:
+            if self._commit.objects[name].size > _SMALL_BYTES:
+                with self._large:
+                    yield name, self._noted(name, self._objects.read(f"{self._where}/{name}") or b"")
+
+    def _noted(self, name: str, data: bytes) -> bytes:
+        """Count an object; and keep it where it is looked into, for it would travel once more."""
+        self.objects_read += 1
+        self.bytes_read += len(data)
+        if name == "key/c/0":
+            self.keys = data
+        is_looked_into = name.split("/", maxsplit=1)[0] in _LOOKED_INTO and not name.startswith("frames/c/")
+        if is_looked_into and self._objects.root is None and self._kept_bytes + len(data) <= _KEPT_BYTES:
+            self._kept[f"{self._where}/{name}"] = data
+            self._kept_bytes += len(data)
+        return data
+
+    def contents(self) -> Iterator[Finding]:
+        """What the arrays say of one another; only a defect of the writer could break it."""
+        try:
+            problem = self._wrong_contents()
+        except DamagedPart as error:  # and no other: that a server did not answer is no reason to drop the part
+            problem = str(error)
+        if problem:
+            yield Finding(where=self._where, problem=problem, remedy="drop the part")
+
+    def _wrong_contents(self) -> str:
+        commit = self._commit
+        if commit.recipe_fingerprint != self._where.split("/", maxsplit=1)[0].rpartition("@")[2]:
+            return f"it was made under another recipe, {commit.recipe_fingerprint}"
+        lengths = {name: self._rows(name).shape[0] for name in ("start_seconds", "seconds", "utterance")}
+        wrong = {name: length for name, length in lengths.items() if length != commit.windows}
+        if wrong:
+            return f"arrays have other lengths than its {commit.windows} windows: {wrong}"
+        with contextlib.ExitStack() as held:
+            if commit.windows and f"{self._where}/utterance/c/0/0" not in self._kept and self._objects.root is None:
+                held.enter_context(self._large)  # it travels again
+            utterance = self._rows("utterance")
+            for start in range(0, commit.windows, 4096):
+                rows = utterance.slice(start, min(start + 4096, commit.windows))
+                if not np.isfinite(rows).all():
+                    return f"utterance vectors from window {start} on are not all finite"
+        if commit.frames_stored:
+            offset_rows = self._rows("frame_offsets")
+            offsets = offset_rows.slice(0, offset_rows.shape[0])
+            frames = self._rows("frames").shape[0]
+            if len(offsets) != commit.windows + 1 or offsets[0] != 0 or not offsets[-1] == frames == commit.frames:
+                return "frame_offsets do not lead from 0 to the number of frames"
+            if (np.diff(offsets) < 1).any():
+                return "frame_offsets do not rise: a window has no frames"
+        return ""
+
+    def _rows(self, name: str) -> Rows:
+        path = f"{self._where}/{name}"
+        remote: Ranges | None = getattr(self._objects, "remote", None)
+        document = self._kept.get(f"{path}/{GROUP_DOCUMENT}")
+        layout = None if document is None else self._layout(document)
+        if remote is None or layout is None:
+            return open_rows(self._objects, path)
+        sizes = {key: entry.size for key, entry in self._commit.objects.items()}
+        return RangedRows(_Recalled(remote, self._kept), path, layout, lambda key: sizes.get(f"{name}/{key}", 0))
+
+    @staticmethod
+    def _layout(document: bytes) -> ArrayLayout | None:
+        try:
+            return parse_layout(document)
+        except ValueError:
+            return None  # `open_rows` says what is wrong
+
+
+@dataclass(frozen=True, slots=True)
+class _Recalled:
+    """Ranges of a remote's objects, of those that were kept without asking."""
+
+    remote: Ranges
+    kept: Mapping[str, bytes]
+
+    @property
+    def url(self) -> str:
+        return self.remote.url
+
+    def get_range(self, key: str, start: int, stop: int) -> bytes:
+        data = self.kept.get(key)
+        return self.remote.get_range(key, start, stop) if data is None else data[start:stop]

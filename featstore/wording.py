@@ -1,0 +1,55 @@
+r"""How what a person reads is put: sizes, and text of others' making, with nothing in it that a terminal would obey.
+
+A key, a label or a path may hold whatever a file held: an escape sequence that repaints the terminal, a mark that turns
+the rest of a line round, half a surrogate pair that no stream can write.
+"""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from collections.abc import Iterator
+
+__all__ = ["harmless", "harmless_json", "printable", "spoken_bytes"]
+
+
+def spoken_bytes(n_bytes: float) -> str:
+    """A size as it is read, to three digits.
+
+    >>> [spoken_bytes(size) for size in (0, 999, 12_345, 9_200_000, 138_400_000, 999_960_000, 2.3e15)]
+    ['0 B', '999 B', '12.3 kB', '9.2 MB', '138 MB', '1.0 GB', '2,300 TB']
+    """
+    size = n_bytes
+    for unit in ("B", "kB", "MB", "GB"):
+        told = f"{size:.0f}" if unit == "B" or size >= 99.95 else f"{size:.1f}"
+        if float(told) < 1000:
+            return f"{told} {unit}"
+        size /= 1000
+    return f"{size:,.0f} TB" if size >= 99.95 else f"{size:.1f} TB"
+
+
+def harmless(text: str, *, keep: str = "") -> str:
+    r"""Text in which each character that is not printed, but for those to `keep`, is told by its escape.
+
+    >>> harmless("left \x1b[2J \u202e right")
+    'left \\x1b[2J \\u202e right'
+    """
+    return text.translate({ord(each): repr(each)[1:-1] for each in _commands_in(text, keep=keep)})
+
+
+def harmless_json(text: str) -> str:
+    """JSON that says the same as the JSON `text`, and in which a terminal finds nothing to obey either."""
+    return text.translate({ord(each): json.dumps(each)[1:-1] for each in _commands_in(text, keep="\n")})
+
+
+def printable(text: str, *, most: int = 120) -> str:
+    """Text of an audio file's making, fit for a line of a table: short, and harmless."""
+    return harmless(text if len(text) <= most else text[: most - 3] + "...")
+
+
+def _commands_in(text: str, *, keep: str) -> Iterator[str]:
+    """Characters that are not to be seen but do something: controls, marks of direction, halves of pairs."""
+    if not text.isprintable():
+        for each in set(text):
+            if not each.isprintable() and each not in keep and unicodedata.category(each) != "Zs":
+                yield each
