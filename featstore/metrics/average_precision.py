@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featstore.errors import DataError
+from featstore.metrics.f1 import mean_of_classes
 from featstore.metrics.label_sets import as_label_sets
 
 __all__ = ["MeanAveragePrecision"]
@@ -44,16 +45,10 @@ class MeanAveragePrecision:
     ) -> NDArray[np.float64]:
         """Mean over classes, one number per column of ``weights``; NaN where a column has no positive sample at all."""
         label_sets = as_label_sets(y_true, y_score.shape[1])
-        total = np.zeros(weights.shape[1])
-        n_present = np.zeros(weights.shape[1])
-        for positive, scores in zip(label_sets.T, y_score.T, strict=True):
-            if positive.any():
-                precision = weighted_average_precision(positive, scores, weights)
-                present = ~np.isnan(precision)
-                total[present] += precision[present]
-                n_present += present
-        n_classes = np.full_like(total, y_score.shape[1]) if self.absent_class == "zero" else n_present
-        return np.divide(total, n_classes, out=np.full_like(total, np.nan), where=n_present > 0)
+        per_class = np.full((y_score.shape[1], weights.shape[1]), np.nan)
+        for label in np.flatnonzero(label_sets.any(axis=0)):
+            per_class[label] = weighted_average_precision(label_sets[:, label], y_score[:, label], weights)
+        return mean_of_classes(per_class, absent_class=self.absent_class)
 
     def per_class(self, y_true: NDArray[Any], y_score: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
         """Average precision of each class by scikit-learn, NaN where the class has no positive sample."""

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featstore.errors import DataError
+from featstore.metrics.f1 import mean_of_classes
 from featstore.metrics.label_sets import as_label_sets
 
 __all__ = ["DPrime", "EqualErrorRate"]
@@ -75,16 +76,13 @@ class DPrime:
     ) -> NDArray[np.float64]:
         """Distance once per column of ``weights``; NaN where no class has both positive and negative weight."""
         label_sets = as_label_sets(y_true, y_score.shape[1])
-        total = np.zeros(weights.shape[1])
-        n_present = np.zeros(weights.shape[1])
-        for positive, scores in zip(label_sets.T, y_score.T, strict=True):
-            if positive.any() and not positive.all():
-                false_alarms, found = _rates(positive, scores, weights)
-                area = _held(np.asarray(np.trapezoid(found, false_alarms, axis=0)), positive)
-                present = ~np.isnan(area)
-                total[present] += area[present]
-                n_present += present
-        return _distance(np.divide(total, n_present, out=np.full_like(total, np.nan), where=n_present > 0))
+        areas = np.full((y_score.shape[1], weights.shape[1]), np.nan)
+        for label in np.flatnonzero(label_sets.any(axis=0) & ~label_sets.all(axis=0)):
+            positive = label_sets[:, label]
+            false_alarms, found = _rates(positive, y_score[:, label], weights)
+            pairs = weights[positive].sum(axis=0, dtype=np.float64) * weights[~positive].sum(axis=0, dtype=np.float64)
+            areas[label] = _held(np.asarray(np.trapezoid(found, false_alarms, axis=0)), pairs)
+        return _distance(mean_of_classes(areas, absent_class="left out"))
 
     def per_class(self, y_true: NDArray[Any], y_score: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
         """Distance of each class, NaN for one that all samples have or none."""
@@ -96,8 +94,8 @@ class DPrime:
         label_sets = as_label_sets(y_true, y_score.shape[1])
         areas = np.full(y_score.shape[1], np.nan)
         for label in np.flatnonzero(label_sets.any(axis=0) & ~label_sets.all(axis=0)):
-            area = roc_auc_score(label_sets[:, label], y_score[:, label])
-            areas[label] = _held(np.array([area]), label_sets[:, label]).item()
+            area, n_positive = roc_auc_score(label_sets[:, label], y_score[:, label]), label_sets[:, label].sum()
+            areas[label] = _held(np.array([area]), n_positive * (len(y_true) - n_positive)).item()
         return areas
 
 
@@ -142,8 +140,9 @@ def _crossing(false_alarms: NDArray[np.float64], found: NDArray[np.float64]) -> 
     return np.asarray((low + (high - low) * start / (start - stop))[0])
 
 
-def _held(area: NDArray[np.float64], positive: NDArray[np.bool_]) -> NDArray[np.float64]:
-    half_pair = 0.5 / (np.count_nonzero(positive) * np.count_nonzero(~positive))
+def _held(area: NDArray[np.float64], pairs: NDArray[np.float64] | np.integer[Any]) -> NDArray[np.float64]:
+    """Areas (columns,) at least half a pair from 0 and 1, of so many pairs; NaN stays, where there are none."""
+    half_pair = 0.5 / np.maximum(pairs, 1)
     return np.clip(area, half_pair, 1.0 - half_pair)
 
 

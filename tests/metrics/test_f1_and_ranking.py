@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import sklearn.metrics as sk
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.optimize import brentq
 from scipy.stats import norm
@@ -153,6 +153,7 @@ def test_eer_of_other_than_two_classes_is_one_clear_error():
 
 @settings(max_examples=50)
 @given(seed=seeds, n=st.integers(8, 60), levels=st.integers(2, 30))
+@example(seed=759, n=8, levels=2)  # a wrong pair that counts once among others that count up to nine times
 def test_d_prime_is_that_of_the_mean_area_by_scikit_learn(seed, n, levels):
     rng = np.random.default_rng(seed)
     y_true = (rng.random((n, 4)) < 0.4).astype(np.float32)
@@ -166,6 +167,13 @@ def test_d_prime_is_that_of_the_mean_area_by_scikit_learn(seed, n, levels):
     weights = rng.choice(MULTIPLES, (n, 4)).astype(np.float32)
     areas = [sk.roc_auc_score(y_true, y_score, average="macro", sample_weight=column) for column in weights.T]
     np.testing.assert_allclose(metric.weighted(y_true, y_score, weights), np.sqrt(2) * norm.ppf(areas), atol=1e-5)
+    assert_weights_are_repeats(metric, y_true, y_score, weights)
+
+
+def test_a_weighted_d_prime_without_a_wrong_pair_is_held_as_that_of_the_samples_so_often():
+    y_true, y_score = np.array([[0.0], [0.0], [1.0], [1.0]]), np.array([[0.1], [0.2], [0.3], [0.4]])
+    weights = np.array([[1, 3], [1, 2], [1, 1], [1, 3]], np.float32)
+    assert_weights_are_repeats(find_metric("d_prime", "strict"), y_true, y_score, weights)
 
 
 def test_d_prime_by_hand_and_where_it_would_be_infinite():
