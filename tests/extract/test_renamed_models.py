@@ -64,7 +64,7 @@ def test_a_model_under_another_name_is_found_and_its_shards_are_not_encoded_agai
     [after] = extract(task(), data, store, encoder=renamed)  # the first shard is another now
     assert (after.shards_done, after.shards_reused) == (1, 1)
     assert recipe_groups(str(store)) == (f"old@{before.fingerprint}",)
-    assert verify_store(str(store), repair=False).sound
+    assert verify_store(str(store)).sound
 
 
 def test_layers_that_the_store_lacks_stand_beside_those_that_it_has(data: Path, tmp_path: Path) -> None:
