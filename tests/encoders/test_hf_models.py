@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from tiny_models import FAMILIES, save
 from featstore.encoders import load_encoder
 from featstore.encoders.encoder import Encoder
 from featstore.encoders.hf.waveform import normalised
+from featstore.encoders.moving import move
 from featstore.encoders.running import EncoderRun
 from handmade import noise
 
@@ -199,6 +201,32 @@ def test_very_short_and_silent_windows_are_finite(family: str, folder: Path) -> 
         [(utterance, frames)] = alone(encoder, wave)
         assert np.isfinite(utterance).all()
         assert len(frames) <= 2 or family == "sew"  # what no extractor cuts shorter than 0.1 s
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES.keys() - {"sew", "clap-fusion"}))
+def test_a_model_leaves_no_tensor_behind_when_it_is_moved_and_looks_at_none_on_its_device(
+    family: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tensors of the device ``meta`` have no values: to look at one, or to mix it with one of the CPU, is an error.
+
+    transformers looks whether a mask hides anything, and so does its fusion of CLAP; a model without a module of its
+    own prepares its input on the CPU.
+    """
+    encoder = encoder_of(folder, family, layers=(1, None) if family in WITH_LAYERS else ())
+    run, device = start(encoder), torch.device("meta")
+    move(encoder.module, device)
+    for name in ("clap", "fbank", "patches", "waveform", "whisper"):
+        monkeypatch.setattr(f"featstore.encoders.hf.{name}.full_precision", lambda _: nullcontext())
+    monkeypatch.setattr("transformers.masking_utils.is_tracing", lambda _=None: True)
+    for name, value in {"_device": device, "_autocast": nullcontext, "_uploads": object()}.items():
+        monkeypatch.setattr(run, name, value)
+    monkeypatch.setattr(run, "_on_device", lambda numbers: torch.from_numpy(numbers).to(device))
+    rate = encoder.facts.sample_rate_hz  # a second is what loading has run it on: what it keeps of that is found again
+    layers = run._layers(torch.empty((3, rate), device=device), np.array([rate, rate - 99, rate // 2]))
+    with torch.inference_mode():
+        made = [run._made(output, layers[output.layer]) for output in encoder.outputs]
+        sent = [tensor for each in made for tensor in (each.is_finite(), *each.to_transfer())]
+    assert {tensor.device for tensor in sent} == {device}
 
 
 def test_a_waveform_is_normalised_over_its_real_samples_as_its_extractor_does_it_alone() -> None:

@@ -114,3 +114,31 @@ def test_what_goes_wrong_on_the_device_is_one_line_when_it_is_waited_for(monkeyp
     monkeypatch.setattr(HostCopy, "arrays", fails)
     with pytest.raises(EncoderError, match=r"tiny.forward failed on float32 \(3, 4000\): RuntimeError: CUDA error"):
         begun()
+
+
+def test_what_went_wrong_with_the_batch_before_is_one_line_when_the_next_is_begun(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = launching(Layered(), monkeypatch)
+
+    def fails(audio: np.ndarray) -> torch.Tensor:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(run, "_upload", fails)
+    with pytest.raises(EncoderError, match=r"failed on .*: RuntimeError: CUDA error: an illegal memory access"):
+        run.begin(*batch())
+
+
+def test_a_batch_is_laid_out_all_the_same_where_no_memory_can_be_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here none can, for there is no GPU; on a machine that has one, a container may let a process pin little."""
+    run = launching(Layered(), monkeypatch)
+    zeros = torch.zeros
+
+    def refuses(*shape: Any, pin_memory: bool = False, **kind: Any) -> torch.Tensor:
+        if pin_memory:
+            raise RuntimeError("CUDA error: out of memory")
+        return zeros(*shape, **kind)
+
+    monkeypatch.setattr(torch, "zeros", refuses)
+    blank = run.blank((2, 3))
+    assert (blank.shape, blank.dtype, blank.any()) == ((2, 3), np.float32, False)

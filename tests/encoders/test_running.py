@@ -11,8 +11,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from featstore.encoders.contract import EncoderOutput
 from featstore.encoders.devices import pick_device
 from featstore.encoders.encoder import Encoder
+from featstore.encoders.outputs import Output
 from featstore.encoders.running import EncoderRun, NonFiniteRow, real_frames
 from featstore.errors import EncoderError, UsageError
 from handmade import build
@@ -169,6 +171,61 @@ def test_products_are_rounded_to_tf32_where_that_is_asked_for_and_nowhere_else()
     ):
         with start(Ramp(), precision=precision).at_work():
             assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == said
+
+
+@pytest.fixture
+def newer_names() -> Any:
+    if not hasattr(torch.backends, "fp32_precision"):
+        pytest.skip("PyTorch has them from 2.9 on")
+    yield
+    torch.backends.fp32_precision = "none"
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = True
+
+
+@pytest.mark.usefixtures("newer_names")
+@pytest.mark.parametrize("where", ["fp32_precision", "cuda.matmul.fp32_precision", "cudnn.fp32_precision"])
+def test_an_encoder_that_asks_for_tf32_by_torchs_newer_names_is_run_as_the_recipe_says(where: str) -> None:
+    """PyTorch refuses to read by the older names what was set by the newer; and a name for all reaches cuDNN."""
+    module = torch.backends
+    for name in where.split(".")[:-1]:
+        module = getattr(module, name)
+    module.fp32_precision = "tf32"
+    operations = (torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn)
+    before = [each.fp32_precision for each in operations]
+    for precision, said in (("float32", ("highest", False, "ieee")), ("tf32", ("high", True, "tf32"))):
+        with start(Ramp(), precision=precision).at_work():
+            assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == said[:2]
+            assert {each.fp32_precision for each in operations} == {said[2]}
+        assert [each.fp32_precision for each in operations] == before
+
+
+def test_what_an_encoder_returns_on_another_device_is_brought_to_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Encoders that end in ``.cpu()`` are run by X-ARES. Here ``meta``, which mixes with no other, is the GPU."""
+    run = start(Ramp())
+    device = torch.device("meta")
+    monkeypatch.setattr(run, "_device", device)
+    monkeypatch.setattr(run, "_on_device", lambda numbers: torch.from_numpy(numbers).to(device))
+    for own, counts in ((None, None), (torch.ones(2, 2), None), (None, torch.tensor([3, 1]))):
+        output = EncoderOutput(frames=torch.ones(2, 5, 2), utterance=own, n_frames=counts)
+        with torch.inference_mode():
+            made = run._made(Output(), run._layer(None, output, np.array([50, 20])))
+        assert {tensor.device for tensor in made.to_transfer()} == {device}
+
+
+class FailsLater:
+    """A kernel that is broken: the call that launches it returns, and the next that touches the device raises."""
+
+    def is_finite(self) -> Any:
+        raise torch.AcceleratorError("CUDA error: device-side assert triggered\nCUDA kernel errors might be ...")
+
+
+def test_what_goes_wrong_on_a_device_is_one_line_wherever_it_comes_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = start(Ramp())
+    monkeypatch.setattr(run, "_made", lambda output, layer: FailsLater())
+    for encode in (run, run.begin):
+        with pytest.raises(EncoderError, match=r"handmade.forward failed on float32 \(2, 50\): AcceleratorError: CUDA"):
+            encode(*batch(50, 20))
 
 
 class Held:
