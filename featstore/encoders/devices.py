@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
-from featstore.errors import UsageError
+from featstore.errors import EncoderError, UsageError
 
 __all__ = [
     "cpu_multiplies_bfloat16",
@@ -22,7 +25,7 @@ def pick_device(asked: str, *, local_rank: int | None = None) -> str:
     Raises
     ------
     UsageError
-        The device is not there.
+        The device is not there, or torch cannot use it.
     """
     if asked == "auto":
         return gpu_of(local_rank, torch.cuda.device_count()) if torch.cuda.is_available() else "cpu"
@@ -32,8 +35,8 @@ def pick_device(asked: str, *, local_rank: int | None = None) -> str:
         raise UsageError(f"--device must be auto, cpu, cuda or cuda:N: got {asked!r}") from error
     if device.type not in ("cpu", "cuda"):
         raise UsageError(f"--device must be auto, cpu, cuda or cuda:N: got {asked!r}")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UsageError(f"--device {asked} is not there: this machine has {torch.cuda.device_count()} CUDA devices")
+    if device.type == "cuda" and (device.index or 0) >= (count := _gpus_for(asked)):
+        raise UsageError(f"--device {asked} is not there: this machine has {count} CUDA devices")
     return asked
 
 
@@ -55,7 +58,7 @@ def pick_devices(asked: str, *, local_rank: int | None = None) -> tuple[str, ...
         A device is not there, is named twice, or is of another kind than its neighbours.
     """
     if asked == "all":
-        count = torch.cuda.device_count()
+        count = _gpus_for(asked)
         if not count:
             raise UsageError("--device all takes every CUDA device, and this machine has none: leave it out")
         return tuple(f"cuda:{number}" for number in range(count))
@@ -75,6 +78,18 @@ def pick_devices(asked: str, *, local_rank: int | None = None) -> tuple[str, ...
     return devices
 
 
+def _gpus_for(asked: str) -> int:
+    """CUDA devices. The driver's own library counts them, whether or not this torch can use them."""
+    count = torch.cuda.device_count()
+    if count and not torch.cuda.is_available():
+        raise UsageError(
+            f"--device {asked}: PyTorch {torch.__version__} cannot use the GPUs of this machine, mostly because their "
+            f"driver is older than its CUDA {torch.version.cuda}: update the driver, or install the PyTorch for the "
+            "CUDA that `nvidia-smi` tells"
+        )
+    return count
+
+
 def idle_gpus(device: str) -> int:
     """GPUs of this machine beside the one that a run took by itself; none where it was told which."""
     return max(0, torch.cuda.device_count() - 1) if device == "cuda" else 0
@@ -84,7 +99,8 @@ def settle_on(device: str, *, threads: int) -> None:
     """Let all that this process does with torch be done there: one process for each device."""
     torch.set_num_threads(threads)
     if ":" in device:
-        torch.cuda.set_device(device)  # else each would hold some of the first GPU
+        with _refusal_told(device):
+            torch.cuda.set_device(device)  # else each would hold some of the first GPU
 
 
 def cpu_multiplies_bfloat16() -> bool:
@@ -95,5 +111,14 @@ def cpu_multiplies_bfloat16() -> bool:
 
 def gpu_multiplies_bfloat16(device: str) -> bool:
     """Whether a GPU has instructions for it; older ones than NVIDIA's Ampere make it of others, slower than float32."""
-    with torch.cuda.device(device):
+    with _refusal_told(device), torch.cuda.device(device):
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+
+
+@contextmanager
+def _refusal_told(device: str) -> Iterator[None]:
+    """One line where a GPU lets nobody in: another process may have it for itself, or it may be broken."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise EncoderError(f"{device} cannot be used: {' '.join(str(error).split())[:200]}") from error

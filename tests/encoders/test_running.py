@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from featstore.encoders.contract import EncoderOutput
-from featstore.encoders.devices import pick_device
+from featstore.encoders.devices import gpu_multiplies_bfloat16, pick_device, pick_devices, settle_on
 from featstore.encoders.encoder import Encoder
 from featstore.encoders.outputs import Output
 from featstore.encoders.running import EncoderRun, NonFiniteRow, real_frames
@@ -292,3 +292,27 @@ def test_what_float16_cannot_hold_on_its_way_is_told_with_the_remedy() -> None:
 def test_a_device_that_is_not_there_is_a_usage_error(asked: str) -> None:
     with pytest.raises(UsageError, match="--device"):
         pick_device(asked)
+
+
+@pytest.mark.parametrize("asked", ["cuda", "cuda:1", "all", "cuda:0,cuda:1"])
+def test_gpus_that_the_driver_counts_and_torch_cannot_use_are_a_usage_error(
+    asked: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with a driver that is too old: NVML counts, and the first call of CUDA fails."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UsageError, match=r"--device (cuda|cuda:[01]|all): PyTorch .* cannot use the GPUs"):
+        pick_devices(asked)
+    assert pick_devices("auto") == ("cpu",)
+
+
+def test_a_gpu_that_lets_nobody_in_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(device: str) -> None:
+        raise RuntimeError("CUDA error: CUDA-capable device(s) is/are busy or unavailable\nCUDA kernel errors ...")
+
+    monkeypatch.setattr(torch.cuda, "set_device", refuses)
+    monkeypatch.setattr(torch.cuda, "device", refuses)
+    with pytest.raises(EncoderError, match=r"cuda:1 cannot be used: CUDA error: CUDA-capable device\(s\) is/are busy"):
+        settle_on("cuda:1", threads=torch.get_num_threads())
+    with pytest.raises(EncoderError, match="cuda cannot be used: CUDA error"):
+        gpu_multiplies_bfloat16("cuda")
