@@ -266,3 +266,20 @@ def test_spectra_are_made_in_full_precision_whatever_the_models_is(folder: Path)
     with torch.autocast("cpu", dtype=torch.bfloat16), torch.inference_mode():
         encoder.module(audio)
     torch.testing.assert_close(seen[0], expected)
+
+
+def test_a_feature_extractor_works_in_full_precision_whatever_the_models_is(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some are written in torch, whose products a lower precision would reach on a CPU."""
+    module: Any = encoder_of(folder, "sew").module
+    extractor, lowered = module._extractor, []
+
+    def notes(*of: Any, **settings: Any) -> Any:
+        lowered.append(torch.is_autocast_enabled("cpu"))
+        return extractor(*of, **settings)
+
+    monkeypatch.setattr(module, "_extractor", notes)
+    with torch.autocast("cpu", dtype=torch.bfloat16), torch.inference_mode():
+        module(torch.zeros(2, 16_000))
+    assert lowered == [False, False]
