@@ -20,7 +20,10 @@ __all__ = [
 
 
 def pick_device(asked: str, *, local_rank: int | None = None) -> str:
-    """The device to run on: ``auto`` is a GPU where there is one, and where there are several the one of `local_rank`.
+    """The device to run on: ``auto`` is a GPU where there is one.
+
+    Where there are several, ``auto`` and ``cuda`` are that of `local_rank`: else all processes of a machine would take
+    the first.
 
     Raises
     ------
@@ -37,7 +40,7 @@ def pick_device(asked: str, *, local_rank: int | None = None) -> str:
         raise UsageError(f"--device must be auto, cpu, cuda or cuda:N: got {asked!r}")
     if device.type == "cuda" and (device.index or 0) >= (count := _gpus_for(asked)):
         raise UsageError(f"--device {asked} is not there: this machine has {count} CUDA devices")
-    return asked
+    return gpu_of(local_rank, count) if asked == "cuda" else asked
 
 
 def gpu_of(local_rank: int | None, n_gpus: int) -> str:

@@ -7,6 +7,7 @@ long as the next batch is begun before the last result is asked for.
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -23,7 +24,7 @@ from featstore.encoders.made import Encoded, Layer, Made, joined
 from featstore.encoders.moving import move
 from featstore.encoders.outputs import Output, pooled
 from featstore.encoders.rounding import float32_products
-from featstore.encoders.transfer import to_host
+from featstore.encoders.transfer import host_memory, to_host
 from featstore.errors import EncoderContractError, EncoderError
 from featstore.records import Recipe
 
@@ -115,16 +116,10 @@ class EncoderRun:
             torch.set_num_threads(threads)
 
     def blank(self, shape: tuple[int, int]) -> NDArray[np.float32]:
-        """Zeros for a batch to be laid out in: on a GPU in pinned memory, which uploads do not wait for.
-
-        A system may let a process pin less than it has, as containers do: what is not pinned is uploaded all the same.
-        """
+        """Zeros for a batch to be laid out in: on a GPU in pinned memory, which uploads do not wait for."""
         if self._uploads is None:
             return np.zeros(shape, np.float32)
-        try:
-            return np.asarray(torch.zeros(shape, pin_memory=True).numpy())
-        except RuntimeError:  # one of the device, too: the upload that follows tells it
-            return np.zeros(shape, np.float32)
+        return host_memory(4 * math.prod(shape)).zero_().numpy().view(np.float32).reshape(shape)
 
     def begin(self, audio: NDArray[np.float32], n_samples: NDArray[np.int64]) -> Callable[[], tuple[Encoded, ...]]:
         """Begin one batch. The callable waits for it, and returns or raises what `__call__` would."""

@@ -132,13 +132,14 @@ def test_what_went_wrong_with_the_batch_before_is_one_line_when_the_next_is_begu
 def test_a_batch_is_laid_out_all_the_same_where_no_memory_can_be_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
     """Here none can, for there is no GPU; on a machine that has one, a container may let a process pin little."""
     run = launching(Layered(), monkeypatch)
-    zeros = torch.zeros
+    empty = torch.empty
 
     def refuses(*shape: Any, pin_memory: bool = False, **kind: Any) -> torch.Tensor:
         if pin_memory:
             raise RuntimeError("CUDA error: out of memory")
-        return zeros(*shape, **kind)
+        return empty(*shape, **kind).fill_(7)
 
-    monkeypatch.setattr(torch, "zeros", refuses)
+    monkeypatch.setattr(torch, "empty", refuses)
     blank = run.blank((2, 3))
     assert (blank.shape, blank.dtype, blank.any()) == ((2, 3), np.float32, False)
+    blank[1, 2] = 1.0

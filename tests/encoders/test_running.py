@@ -316,3 +316,15 @@ def test_a_gpu_that_lets_nobody_in_is_one_line(monkeypatch: pytest.MonkeyPatch) 
         settle_on("cuda:1", threads=torch.get_num_threads())
     with pytest.raises(EncoderError, match="cuda cannot be used: CUDA error"):
         gpu_multiplies_bfloat16("cuda")
+
+
+@pytest.mark.parametrize(
+    ("asked", "rank", "device"),
+    [("auto", 3, "cuda:3"), ("cuda", 3, "cuda:3"), ("cuda", None, "cuda"), ("cuda:1", 3, "cuda:1"), ("cpu", 3, "cpu")],
+)
+def test_processes_of_one_machine_take_a_gpu_each_unless_they_are_told_which(
+    asked: str, rank: int | None, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert pick_device(asked, local_rank=rank) == device
