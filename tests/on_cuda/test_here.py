@@ -23,7 +23,7 @@ def test_all_that_needs_a_gpu() -> None:
     if SHOWN == "all":
         del shown["CUDA_VISIBLE_DEVICES"]
     cases = [str(path) for path in sorted(Path(__file__).parent.glob("test_*.py")) if path != Path(__file__)]
-    command = [sys.executable, "-m", "pytest", "-n0", "-q", "-p", "no:cacheprovider", *cases]
+    command = [sys.executable, "-m", "pytest", "-n0", "-q", "-W", "default", "-p", "no:cacheprovider", *cases]
     root = Path(__file__).parents[2]
     done = subprocess.run(command, cwd=root, env=shown, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stdout[-20_000:] + done.stderr[-4_000:]
