@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 
@@ -13,6 +13,7 @@ __all__ = [
     "cpu_multiplies_bfloat16",
     "gpu_multiplies_bfloat16",
     "idle_gpus",
+    "meant_by_cuda",
     "pick_device",
     "pick_devices",
     "settle_on",
@@ -104,6 +105,16 @@ def settle_on(device: str, *, threads: int) -> None:
     if ":" in device:
         with _refusal_told(device):
             torch.cuda.set_device(device)  # else each would hold some of the first GPU
+
+
+@contextmanager
+def meant_by_cuda(device: str) -> Iterator[None]:
+    """While it lasts, ``"cuda"`` is the GPU of that number, where it has one: an encoder may go there as it is made."""
+    with ExitStack() as stack:
+        if ":" in device:
+            with _refusal_told(device):
+                stack.enter_context(torch.cuda.device(device))
+        yield
 
 
 def cpu_multiplies_bfloat16() -> bool:

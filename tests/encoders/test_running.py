@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ from featstore.encoders.encoder import Encoder
 from featstore.encoders.outputs import Output
 from featstore.encoders.running import EncoderRun, NonFiniteRow, real_frames
 from featstore.errors import EncoderError, UsageError
+from featstore.extract import EncoderRequest, open_engine
 from handmade import build
 
 
@@ -328,3 +331,25 @@ def test_processes_of_one_machine_take_a_gpu_each_unless_they_are_told_which(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert pick_device(asked, local_rank=rank) == device
+
+
+@pytest.mark.parametrize(("device", "entered"), [("cuda:3", ["cuda:3"]), ("cuda", []), ("cpu", [])])
+def test_an_encoder_that_goes_to_cuda_as_it_is_made_goes_to_the_gpu_of_its_process(
+    device: str, entered: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the processes of one machine, each with its own GPU, would all begin on the first."""
+    current: list[str] = []
+
+    @contextmanager
+    def sets(device: str) -> Iterator[None]:
+        current.append(device)
+        yield
+        current.pop()
+
+    seen: list[list[str]] = []
+    monkeypatch.setattr(torch.cuda, "device", sets)
+    monkeypatch.setattr("featstore.encoders.devices.pick_devices", lambda asked, *, local_rank: (device,))
+    monkeypatch.setattr(EncoderRequest, "load", lambda request: seen.append([*current]))
+    with open_engine(EncoderRequest(spec="logmel"), device=device, local_rank=3):
+        assert seen == [entered]
+        assert current == []
