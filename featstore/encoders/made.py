@@ -116,14 +116,17 @@ class Receipt:
     counts: NDArray[np.int64] | None
 
     def encoded(self, arrays: list[NDArray[Any]]) -> Encoded:
-        """Take what was sent from the front of the arrays."""
-        vectors = arrays.pop(0).copy()  # kept until its shard is committed; a view would keep all that was sent with it
+        """Take what was sent from the front of the arrays.
+
+        Copies: what is kept until its part is written would else hold pinned memory, of which there should be little.
+        """
+        vectors = arrays.pop(0).copy()
         counts = self.counts if self.counts is not None else arrays.pop(0)
         if self.counts is None:
             check_counts(counts, available=self.available, name=self.name)
         if not self.frames_sent:
             return Encoded(utterance=vectors, frames=None)
-        frames = arrays.pop(0)
+        frames = arrays.pop(0).copy()
         if self.counts is not None:
             return Encoded(utterance=vectors, frames=tuple(np.split(frames, np.cumsum(counts)[:-1])))
         rows = tuple(row[:count] for row, count in zip(frames, counts.tolist(), strict=True))

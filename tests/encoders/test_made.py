@@ -41,11 +41,13 @@ def test_what_is_sent_is_what_is_there(kept, dtype):
         np.testing.assert_array_equal(mine, theirs)
 
 
-def test_vectors_that_wait_for_the_commit_of_their_shard_do_not_keep_the_frames_that_were_sent_with_them():
-    one = made(COUNTS)
+@pytest.mark.parametrize("kept", [COUNTS, torch.from_numpy(COUNTS)])
+def test_what_waits_for_its_part_to_be_written_holds_none_of_the_memory_that_it_was_sent_in(kept):
+    one = made(kept)
     copy = to_host(one.to_transfer())
     sent = one.receipt(name="tiny").encoded(copy.arrays())
-    assert not np.shares_memory(sent.utterance, copy.packed.numpy())
+    for each in (sent.utterance, *sent.frames):
+        assert not np.shares_memory(each, copy.packed.numpy())
 
 
 def test_vectors_alone_are_sent_alone():
