@@ -76,9 +76,10 @@ def _beside_forward(folder: Path, *, n_clips: int, quick: bool) -> Iterator[Tabl
             precision=precision, repeats=1 if quick else 2,
         )  # fmt: skip
         what, share, told = measured.pop("device"), measured.pop("busy"), measured.pop("batches")
+        after = ", after one that found the size of batches," if device == "cuda" else ""
         yield Table(
             title=f"Extraction with a transformer of wav2vec2-{size}'s size, {device}",
-            measures=f"{data.told()}, {precision}, on {what}: the best of {1 if quick else 2} runs into an empty store, beside the forward passes "
+            measures=f"{data.told()}, {precision}, on {what}: the best of {1 if quick else 2} runs into an empty store{after or ','} beside the forward passes "
             f"alone of the same batches, which lie ready in memory ({told}). The device was busy for {share:.1%} of the run.",
             unit="s",
             baseline="bare forward passes",
@@ -113,18 +114,19 @@ def measure_forward(
 
     loaded = load_encoder(encoder)
     found: dict[str, Any] = {}
-    batches: list[tuple[np.ndarray, np.ndarray]] = []
+    settings: dict[str, Any] = {"device": device, "precision": precision}
     for frames in ("never", "always"):
         seconds, records = [], []
-        for _ in range(repeats):
+        for _ in range(repeats + (device == "cuda")):  # the first on a GPU finds the size of batches for the others
             began = time.perf_counter()
-            records.append(_extract(folder, dataset, loaded, device=device, precision=precision, frames=frames))
+            records.append(_extract(folder, dataset, loaded, frames=frames, **settings))
             seconds.append(time.perf_counter() - began)
+            settings["batch_seconds"] = records[-1].settings["batch_seconds"]
         found["extract" if frames == "never" else "extract_frames"] = min(seconds)
         if frames == "never":
             best = records[int(np.argmin(seconds))]
-            found["busy"] = best.seconds["encode"] / best.seconds["total"]
-    batches = _recorded_batches(folder, dataset, loaded, device=device, precision=precision)
+            found["busy"] = best.seconds["busy"] / best.seconds["total"]
+    batches = _recorded_batches(folder, dataset, loaded, **settings)
     module = loaded.module.to(device)
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision]
     ready = [torch.from_numpy(audio).to(device) for audio, _ in batches]
@@ -151,21 +153,21 @@ def measure_forward(
 
 
 def _recorded_batches(folder: str, dataset: str, encoder: Any, **settings: Any) -> list[tuple[np.ndarray, np.ndarray]]:
-    """The batches of an extraction, taken down by its own encoder run."""
+    """The batches of an extraction, taken down as its own encoder run begins them."""
     from featstore.encoders.running import EncoderRun
 
     taken: list[tuple[np.ndarray, np.ndarray]] = []
-    call = EncoderRun.__call__
+    begin = EncoderRun.begin
 
     def note(run: Any, audio: np.ndarray, n_samples: np.ndarray) -> Any:
         taken.append((audio.copy(), n_samples.copy()))
-        return call(run, audio, n_samples)
+        return begin(run, audio, n_samples)
 
-    EncoderRun.__call__ = note
+    EncoderRun.begin = note
     try:
         _extract(folder, dataset, encoder, frames="never", **settings)
     finally:
-        EncoderRun.__call__ = call
+        EncoderRun.begin = begin
     return taken
 
 

@@ -23,6 +23,12 @@ os.environ["FEATSTORE_CACHE"] = _cache.name
 for _name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", *(name for name in os.environ if name.startswith("SLURM_"))):
     os.environ.pop(_name, None)
 
+# Tests compare, bit for bit, what a CPU makes, where there is a GPU too: none sees it, nor a process that one starts,
+# but those that `on_cuda/test_here.py` shows it to, one after the other
+if "FEATSTORE_TEST_GPUS" not in os.environ:
+    os.environ["FEATSTORE_TEST_GPUS"] = os.environ.get("CUDA_VISIBLE_DEVICES", "all")
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
 import torch
 
-from featstore.errors import UsageError
+from featstore.errors import EncoderError, UsageError
 
 __all__ = [
     "cpu_multiplies_bfloat16",
     "gpu_multiplies_bfloat16",
     "idle_gpus",
+    "meant_by_cuda",
     "pick_device",
     "pick_devices",
     "settle_on",
@@ -17,12 +21,15 @@ __all__ = [
 
 
 def pick_device(asked: str, *, local_rank: int | None = None) -> str:
-    """The device to run on: ``auto`` is a GPU where there is one, and where there are several the one of `local_rank`.
+    """The device to run on: ``auto`` is a GPU where there is one.
+
+    Where there are several, ``auto`` and ``cuda`` are that of `local_rank`: else all processes of a machine would take
+    the first.
 
     Raises
     ------
     UsageError
-        The device is not there.
+        The device is not there, or torch cannot use it.
     """
     if asked == "auto":
         return gpu_of(local_rank, torch.cuda.device_count()) if torch.cuda.is_available() else "cpu"
@@ -32,9 +39,9 @@ def pick_device(asked: str, *, local_rank: int | None = None) -> str:
         raise UsageError(f"--device must be auto, cpu, cuda or cuda:N: got {asked!r}") from error
     if device.type not in ("cpu", "cuda"):
         raise UsageError(f"--device must be auto, cpu, cuda or cuda:N: got {asked!r}")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UsageError(f"--device {asked} is not there: this machine has {torch.cuda.device_count()} CUDA devices")
-    return asked
+    if device.type == "cuda" and (device.index or 0) >= (count := _gpus_for(asked)):
+        raise UsageError(f"--device {asked} is not there: this machine has {count} CUDA devices")
+    return gpu_of(local_rank, count) if asked == "cuda" else asked
 
 
 def gpu_of(local_rank: int | None, n_gpus: int) -> str:
@@ -55,7 +62,7 @@ def pick_devices(asked: str, *, local_rank: int | None = None) -> tuple[str, ...
         A device is not there, is named twice, or is of another kind than its neighbours.
     """
     if asked == "all":
-        count = torch.cuda.device_count()
+        count = _gpus_for(asked)
         if not count:
             raise UsageError("--device all takes every CUDA device, and this machine has none: leave it out")
         return tuple(f"cuda:{number}" for number in range(count))
@@ -75,6 +82,18 @@ def pick_devices(asked: str, *, local_rank: int | None = None) -> tuple[str, ...
     return devices
 
 
+def _gpus_for(asked: str) -> int:
+    """CUDA devices. The driver's own library counts them, whether or not this torch can use them."""
+    count = torch.cuda.device_count()
+    if count and not torch.cuda.is_available():
+        raise UsageError(
+            f"--device {asked}: PyTorch {torch.__version__} cannot use the GPUs of this machine, mostly because their "
+            f"driver is older than its CUDA {torch.version.cuda}: update the driver, or install the PyTorch for the "
+            "CUDA that `nvidia-smi` tells"
+        )
+    return count
+
+
 def idle_gpus(device: str) -> int:
     """GPUs of this machine beside the one that a run took by itself; none where it was told which."""
     return max(0, torch.cuda.device_count() - 1) if device == "cuda" else 0
@@ -84,7 +103,18 @@ def settle_on(device: str, *, threads: int) -> None:
     """Let all that this process does with torch be done there: one process for each device."""
     torch.set_num_threads(threads)
     if ":" in device:
-        torch.cuda.set_device(device)  # else each would hold some of the first GPU
+        with _refusal_told(device):
+            torch.cuda.set_device(device)  # else each would hold some of the first GPU
+
+
+@contextmanager
+def meant_by_cuda(device: str) -> Iterator[None]:
+    """While it lasts, ``"cuda"`` is the GPU of that number, where it has one: an encoder may go there as it is made."""
+    with ExitStack() as stack:
+        if ":" in device:
+            with _refusal_told(device):
+                stack.enter_context(torch.cuda.device(device))
+        yield
 
 
 def cpu_multiplies_bfloat16() -> bool:
@@ -95,5 +125,14 @@ def cpu_multiplies_bfloat16() -> bool:
 
 def gpu_multiplies_bfloat16(device: str) -> bool:
     """Whether a GPU has instructions for it; older ones than NVIDIA's Ampere make it of others, slower than float32."""
-    with torch.cuda.device(device):
+    with _refusal_told(device), torch.cuda.device(device):
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+
+
+@contextmanager
+def _refusal_told(device: str) -> Iterator[None]:
+    """One line where a GPU lets nobody in: another process may have it for itself, or it may be broken."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise EncoderError(f"{device} cannot be used: {' '.join(str(error).split())[:200]}") from error

@@ -75,13 +75,16 @@ class Made:
         return finite if self.frames is None else finite & torch.isfinite(self.frames.sum(dtype=torch.float32))
 
     def to_transfer(self) -> list[Tensor]:
-        """What the host is to have: frames that it can tell from padding without asking are sent without padding."""
+        """What the host is to have: frames that it can tell from padding without asking are sent without padding.
+
+        Counts that only the device knows are sent in any case, for nobody has looked at them yet.
+        """
         tensors = [self.vectors]
+        if isinstance(self.layer.kept, Tensor):
+            tensors.append(self.layer.kept)
         if self.frames is None:
             return tensors
-        if isinstance(self.layer.kept, Tensor):
-            return [*tensors, self.frames, self.layer.kept]
-        return [*tensors, torch.cat(self._real(self.frames))]
+        return [*tensors, self.frames if isinstance(self.layer.kept, Tensor) else torch.cat(self._real(self.frames))]
 
     def receipt(self, *, name: str) -> Receipt:
         """How the host is to read what `to_transfer` sends."""
@@ -92,8 +95,10 @@ class Made:
             counts=None if isinstance(self.layer.kept, Tensor) else self.layer.counts(),
         )
 
-    def encoded(self) -> Encoded:
-        """All of it on the host, waiting for the device."""
+    def encoded(self, *, name: str) -> Encoded:
+        """All of it on the host, waiting for the device. EncoderContractError where the encoder's counts cannot be."""
+        if isinstance(self.layer.kept, Tensor):
+            check_counts(self.layer.counts(), available=self.layer.frames.shape[1], name=name)
         frames = None if self.frames is None else tuple(each.numpy() for each in self._real(self.frames.cpu()))
         return Encoded(utterance=self.vectors.cpu().numpy(), frames=frames)
 
@@ -103,7 +108,7 @@ class Made:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Receipt:
-    """How one output of a batch was sent; ``counts`` is None where they are sent too, behind whole frames."""
+    """How one output of a batch was sent; ``counts`` is None where they are sent too, and frames with their padding."""
 
     name: str
     frames_sent: bool
@@ -111,14 +116,18 @@ class Receipt:
     counts: NDArray[np.int64] | None
 
     def encoded(self, arrays: list[NDArray[Any]]) -> Encoded:
-        """Take what was sent from the front of the arrays."""
-        vectors = arrays.pop(0).copy()  # kept until its shard is committed; a view would keep all that was sent with it
+        """Take what was sent from the front of the arrays.
+
+        Copies: what is kept until its part is written would else hold pinned memory, of which there should be little.
+        """
+        vectors = arrays.pop(0).copy()
+        counts = self.counts if self.counts is not None else arrays.pop(0)
+        if self.counts is None:
+            check_counts(counts, available=self.available, name=self.name)
         if not self.frames_sent:
             return Encoded(utterance=vectors, frames=None)
-        frames = arrays.pop(0)
+        frames = arrays.pop(0).copy()
         if self.counts is not None:
-            return Encoded(utterance=vectors, frames=tuple(np.split(frames, np.cumsum(self.counts)[:-1])))
-        counts = arrays.pop(0)
-        check_counts(counts, available=self.available, name=self.name)
+            return Encoded(utterance=vectors, frames=tuple(np.split(frames, np.cumsum(counts)[:-1])))
         rows = tuple(row[:count] for row, count in zip(frames, counts.tolist(), strict=True))
         return Encoded(utterance=vectors, frames=rows)

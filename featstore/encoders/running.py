@@ -7,6 +7,7 @@ long as the next batch is begun before the last result is asked for.
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -21,8 +22,10 @@ from featstore.encoders.contract import EncoderOutput
 from featstore.encoders.encoder import Encoder, told_failure
 from featstore.encoders.made import Encoded, Layer, Made, joined
 from featstore.encoders.memory import is_out_of_memory
+from featstore.encoders.moving import move
 from featstore.encoders.outputs import Output, pooled
-from featstore.encoders.transfer import to_host
+from featstore.encoders.rounding import float32_products
+from featstore.encoders.transfer import host_memory, to_host
 from featstore.errors import EncoderContractError, EncoderError
 from featstore.records import Recipe
 
@@ -68,7 +71,7 @@ class EncoderRun:
         try:
             if self._device.type == "cuda":
                 self._uploads = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
-            self._module = encoder.module.to(self._device)
+            move(encoder.module, self._device)
         except (RuntimeError, AssertionError) as error:
             raise EncoderError(
                 f"{encoder.name} cannot run on {device}: {' '.join(str(error).split())[:200]}"
@@ -98,35 +101,32 @@ class EncoderRun:
         A light encoder is many small operations, and on a CPU its second thread waits in each of them for a core that
         decodes: measured on 2 cores, one thread is 1.6 to 6 times as fast. Large matrix products want every core.
         """
-        before = torch.get_num_threads(), torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+        threads = torch.get_num_threads()
         if self._device.type == "cpu" and self._encoder.is_light:
             torch.set_num_threads(1)
-        rounds = self._recipe.precision == "tf32"
-        torch.set_float32_matmul_precision("high" if rounds else "highest")
-        torch.backends.cudnn.allow_tf32 = rounds
         try:
             with (
                 torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext(),
+                float32_products(self._recipe.precision),
                 warnings.catch_warnings(),
             ):
                 # of a compiled encoder: how transformers caches what it asks of the system, which is no fault
                 warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru_cache`")
                 yield
         finally:
-            torch.set_num_threads(before[0])
-            torch.set_float32_matmul_precision(before[1])
-            torch.backends.cudnn.allow_tf32 = before[2]
+            torch.set_num_threads(threads)
 
     def blank(self, shape: tuple[int, int]) -> NDArray[np.float32]:
         """Zeros for a batch to be laid out in: on a GPU in pinned memory, which uploads do not wait for."""
         if self._uploads is None:
             return np.zeros(shape, np.float32)
-        return np.asarray(torch.zeros(shape, pin_memory=True).numpy())
+        return host_memory(4 * math.prod(shape)).zero_().numpy().view(np.float32).reshape(shape)
 
     def begin(self, audio: NDArray[np.float32], n_samples: NDArray[np.int64]) -> Callable[[], tuple[Encoded, ...]]:
         """Begin one batch. The callable waits for it, and returns or raises what `__call__` would."""
         try:
-            return self._begin(audio, n_samples)
+            with self._device_failures_told(audio):
+                return self._begin(audio, n_samples)
         finally:
             self.after_batch()
 
@@ -151,8 +151,8 @@ class EncoderRun:
         try:
             return self._launch(audio, n_samples)
         except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):  # of the device, which the batch before this one may have left so
-                raise EncoderError(told_failure(self._encoder.name, audio.shape, error)) from error
+            if not is_out_of_memory(error):
+                raise
             return None
 
     def __call__(self, audio: NDArray[np.float32], n_samples: NDArray[np.int64]) -> tuple[Encoded, ...]:
@@ -176,10 +176,9 @@ class EncoderRun:
         if self._is_too_large(audio):
             return self._in_halves(audio, n_samples, encode=self._later)()
         try:
-            return self._encode(audio, n_samples)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise EncoderError(told_failure(self._encoder.name, audio.shape, error)) from error
+            with self._device_failures_told(audio):
+                return self._encode(audio, n_samples)
+        except (RuntimeError, MemoryError) as error:  # memory ran out: anything else has been told as it is
             if len(audio) == 1:
                 raise EncoderError(
                     f"{self._encoder.name} runs out of memory on {self._device} with one window of {audio.shape[1]:,} "
@@ -219,7 +218,7 @@ class EncoderRun:
             made = [self._made(output, layers[output.layer]) for output in self._encoder.outputs]
             for each in made:
                 self._check_finite(each)
-        return tuple(each.encoded() for each in made)
+        return tuple(each.encoded(name=self._encoder.name) for each in made)
 
     def _launch(self, audio: NDArray[np.float32], n_samples: NDArray[np.int64]) -> Callable[[], tuple[Encoded, ...]]:
         """Begin one batch on a GPU, where nothing may wait for the device before the result is asked for."""
@@ -237,10 +236,9 @@ class EncoderRun:
 
         def result() -> tuple[Encoded, ...]:
             try:
-                all_finite, *arrays = copy.arrays()
-            except RuntimeError as error:  # what goes wrong on the device is told when it is waited for
-                if not is_out_of_memory(error):
-                    raise EncoderError(told_failure(self._encoder.name, audio.shape, error)) from error
+                with self._device_failures_told(audio):
+                    all_finite, *arrays = copy.arrays()
+            except (RuntimeError, MemoryError):  # memory ran out, which the device says when it is waited for
                 is_of_use = False
             else:
                 self._busy_seconds += began.elapsed_time(ended) / 1e3
@@ -250,6 +248,19 @@ class EncoderRun:
             return tuple(receipt.encoded(arrays) for receipt in receipts)
 
         return result
+
+    @contextmanager
+    def _device_failures_told(self, audio: NDArray[np.float32]) -> Iterator[None]:
+        """One line of what went wrong on a GPU, which works behind the host: whichever call comes next raises it.
+
+        That memory ran out is passed on as it is, for half a batch may fit.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise
+            raise EncoderError(told_failure(self._encoder.name, audio.shape, error)) from error
 
     def _upload(self, audio: NDArray[np.float32]) -> Tensor:
         with torch.cuda.stream(self._uploads):
@@ -289,16 +300,20 @@ class EncoderRun:
         if self._trims and kept is None:
             seconds = n_samples / self._recipe.sample_rate_hz
             kept = real_frames(seconds, hop_seconds=self._encoder.hop_seconds_of(layer), available=available)
-        if isinstance(kept, Tensor) and kept.device.type == "cpu":
-            kept = kept.numpy()
+        if isinstance(kept, Tensor):
+            kept = kept.numpy() if kept.device.type == "cpu" else kept.to(self._device)
         if isinstance(kept, np.ndarray) and (kept == available).all():
             kept = None
         return Layer(
-            frames=output.frames.float(),
-            own=None if output.utterance is None else output.utterance.float(),
+            frames=self._brought(output.frames),
+            own=None if output.utterance is None else self._brought(output.utterance),
             kept=kept,
             kept_there=self._on_device(kept) if isinstance(kept, np.ndarray) else kept,
         )
+
+    def _brought(self, values: Tensor) -> Tensor:
+        """As float32 on the device: an encoder may hand out what it made on the CPU."""
+        return values.to(self._device, torch.float32)
 
     def _made(self, output: Output, layer: Layer) -> Made:
         own = layer.own if output.pool == "mean" else None

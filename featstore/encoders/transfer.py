@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["HostCopy", "pack", "to_host", "unpack"]
+__all__ = ["HostCopy", "host_memory", "pack", "to_host", "unpack"]
 
 ALIGNMENT = 16
 """Bytes: each tensor of a pack begins at a multiple, so that it can be viewed in its own type."""
@@ -44,12 +44,23 @@ def to_host(tensors: Sequence[Tensor]) -> HostCopy:
     packed, segments = pack(tensors)
     if packed.device.type != "cuda":
         return HostCopy(packed=packed, segments=segments, arrived=None)
-    host = torch.empty(packed.shape, dtype=torch.uint8, pin_memory=True)
+    host = host_memory(len(packed))
     host.copy_(packed, non_blocking=True)
     # blocking: whoever waits sleeps, where a spinning wait would keep a core from decoding
     arrived = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
     arrived.record(torch.cuda.current_stream(packed.device))
     return HostCopy(packed=host, segments=segments, arrived=arrived)
+
+
+def host_memory(n_bytes: int) -> Tensor:
+    """Memory that a GPU copies to and from by itself, uint8 (bytes,); plain where the system lets no more be pinned.
+
+    To or from plain memory a copy is waited for as it is made.
+    """
+    try:
+        return torch.empty(n_bytes, dtype=torch.uint8, pin_memory=True)
+    except RuntimeError:  # one that the device is in, too: the next call tells it
+        return torch.empty(n_bytes, dtype=torch.uint8)
 
 
 def pack(tensors: Sequence[Tensor]) -> tuple[Tensor, tuple[_Segment, ...]]:

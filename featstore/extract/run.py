@@ -126,7 +126,8 @@ def extract_task(
     share : Share, optional
         Which of the shards are this process's, of several that extract together; all of them without it.
     local_rank : int, optional
-        Number of this process on its machine: ``device="auto"`` takes the GPU of that number where there are several.
+        Number of this process on its machine: ``device="auto"``, or ``"cuda"``, takes the GPU of that number where
+        there are several.
 
     Returns
     -------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from tiny_models import FAMILIES, save
 from featstore.encoders import load_encoder
 from featstore.encoders.encoder import Encoder
 from featstore.encoders.hf.waveform import normalised
+from featstore.encoders.moving import move
 from featstore.encoders.running import EncoderRun
 from handmade import noise
 
@@ -201,6 +203,32 @@ def test_very_short_and_silent_windows_are_finite(family: str, folder: Path) -> 
         assert len(frames) <= 2 or family == "sew"  # what no extractor cuts shorter than 0.1 s
 
 
+@pytest.mark.parametrize("family", sorted(FAMILIES.keys() - {"sew", "clap-fusion"}))
+def test_a_model_leaves_no_tensor_behind_when_it_is_moved_and_looks_at_none_on_its_device(
+    family: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tensors of the device ``meta`` have no values: to look at one, or to mix it with one of the CPU, is an error.
+
+    transformers looks whether a mask hides anything, and so does its fusion of CLAP; a model without a module of its
+    own prepares its input on the CPU.
+    """
+    encoder = encoder_of(folder, family, layers=(1, None) if family in WITH_LAYERS else ())
+    run, device = start(encoder), torch.device("meta")
+    move(encoder.module, device)
+    for name in ("clap", "fbank", "patches", "waveform", "whisper"):
+        monkeypatch.setattr(f"featstore.encoders.hf.{name}.full_precision", lambda _: nullcontext())
+    monkeypatch.setattr("transformers.masking_utils.is_tracing", lambda _=None: True)
+    for name, value in {"_device": device, "_autocast": nullcontext, "_uploads": object()}.items():
+        monkeypatch.setattr(run, name, value)
+    monkeypatch.setattr(run, "_on_device", lambda numbers: torch.from_numpy(numbers).to(device))
+    rate = encoder.facts.sample_rate_hz  # a second is what loading has run it on: what it keeps of that is found again
+    layers = run._layers(torch.empty((3, rate), device=device), np.array([rate, rate - 99, rate // 2]))
+    with torch.inference_mode():
+        made = [run._made(output, layers[output.layer]) for output in encoder.outputs]
+        sent = [tensor for each in made for tensor in (each.is_finite(), *each.to_transfer())]
+    assert {tensor.device for tensor in sent} == {device}
+
+
 def test_a_waveform_is_normalised_over_its_real_samples_as_its_extractor_does_it_alone() -> None:
     clips = [noise(seconds, seed=number) * 0.3 + 0.2 for number, seconds in enumerate(SECONDS)]
     audio, lengths = stacked(clips, to=16_000)
@@ -238,3 +266,20 @@ def test_spectra_are_made_in_full_precision_whatever_the_models_is(folder: Path)
     with torch.autocast("cpu", dtype=torch.bfloat16), torch.inference_mode():
         encoder.module(audio)
     torch.testing.assert_close(seen[0], expected)
+
+
+def test_a_feature_extractor_works_in_full_precision_whatever_the_models_is(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some are written in torch, whose products a lower precision would reach on a CPU."""
+    module: Any = encoder_of(folder, "sew").module
+    extractor, lowered = module._extractor, []
+
+    def notes(*of: Any, **settings: Any) -> Any:
+        lowered.append(torch.is_autocast_enabled("cpu"))
+        return extractor(*of, **settings)
+
+    monkeypatch.setattr(module, "_extractor", notes)
+    with torch.autocast("cpu", dtype=torch.bfloat16), torch.inference_mode():
+        module(torch.zeros(2, 16_000))
+    assert lowered == [False, False]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,21 +13,49 @@ import torch
 from featstore.encoders.encoder import Encoder
 from featstore.encoders.outputs import Output
 from featstore.encoders.running import EncoderRun, NonFiniteRow
-from featstore.encoders.transfer import HostCopy
+from featstore.encoders.transfer import HostCopy, to_host
 from featstore.errors import EncoderError
 from layered import Layered
 
 
+class AStream:
+    """What was recorded on it is reached when something that was sent after it is waited for, as on a GPU."""
+
+    def __init__(self) -> None:
+        self.recorded: list[AnEvent] = []
+
+    def event(self, **kind: bool) -> AnEvent:
+        return AnEvent(self)
+
+    def to_host(self, tensors: Sequence[torch.Tensor]) -> Sent:
+        return Sent(copy=to_host(tensors), after=tuple(self.recorded))
+
+
 class AnEvent:
-    """A CPU is done when it says so."""
+    def __init__(self, stream: AStream) -> None:
+        self.stream = stream
+        self.is_reached = False
 
-    def __init__(self, **kind: bool) -> None:
-        self.kind = kind
+    def record(self, stream: object) -> None:
+        assert stream is self.stream
+        self.stream.recorded.append(self)
 
-    def record(self, stream: object) -> None: ...
-
-    def elapsed_time(self, other: object) -> float:
+    def elapsed_time(self, other: AnEvent) -> float:
+        if not (self.is_reached and other.is_reached):
+            raise RuntimeError("Both events must be completed before calculating elapsed time.")
         return 5.0
+
+
+@dataclass
+class Sent:
+    copy: HostCopy
+    after: tuple[AnEvent, ...]
+
+    def arrays(self) -> list[np.ndarray]:
+        arrays = self.copy.arrays()
+        for event in self.after:
+            event.is_reached = True
+        return arrays
 
 
 class Counts(Layered):
@@ -48,8 +78,10 @@ def launching(module: torch.nn.Module, monkeypatch: pytest.MonkeyPatch, *, paddi
     run._uploads = object()  # type: ignore[assignment]
     monkeypatch.setattr(run, "_upload", torch.from_numpy)
     monkeypatch.setattr(run, "_on_device", torch.from_numpy)
-    monkeypatch.setattr(torch.cuda, "Event", AnEvent)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
+    stream = AStream()
+    monkeypatch.setattr(torch.cuda, "Event", stream.event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+    monkeypatch.setattr("featstore.encoders.running.to_host", stream.to_host)
     return run
 
 
@@ -152,3 +184,32 @@ def test_what_goes_wrong_on_the_device_is_one_line_when_it_is_waited_for(monkeyp
     monkeypatch.setattr(HostCopy, "arrays", fails)
     with pytest.raises(EncoderError, match=r"tiny.forward failed on float32 \(3, 4000\): RuntimeError: CUDA error"):
         begun()
+
+
+def test_what_went_wrong_with_the_batch_before_is_one_line_when_the_next_is_begun(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = launching(Layered(), monkeypatch)
+
+    def fails(audio: np.ndarray) -> torch.Tensor:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(run, "_upload", fails)
+    with pytest.raises(EncoderError, match=r"failed on .*: RuntimeError: CUDA error: an illegal memory access"):
+        run.begin(*batch())
+
+
+def test_a_batch_is_laid_out_all_the_same_where_no_memory_can_be_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here none can, for there is no GPU; on a machine that has one, a container may let a process pin little."""
+    run = launching(Layered(), monkeypatch)
+    empty = torch.empty
+
+    def refuses(*shape: Any, pin_memory: bool = False, **kind: Any) -> torch.Tensor:
+        if pin_memory:
+            raise RuntimeError("CUDA error: out of memory")
+        return empty(*shape, **kind).fill_(7)
+
+    monkeypatch.setattr(torch, "empty", refuses)
+    blank = run.blank((2, 3))
+    assert (blank.shape, blank.dtype, blank.any()) == ((2, 3), np.float32, False)
+    blank[1, 2] = 1.0

@@ -33,7 +33,7 @@ def made(kept, *, dtype=torch.float16, with_frames=True):
 def test_what_is_sent_is_what_is_there(kept, dtype):
     one = made(kept, dtype=dtype)
     sent = one.receipt(name="tiny").encoded(to_host(one.to_transfer()).arrays())
-    there = one.encoded()
+    there = one.encoded(name="tiny")
     np.testing.assert_array_equal(sent.utterance, there.utterance)
     assert [len(each) for each in sent.frames] == (COUNTS if kept is not None else np.full(3, 7)).tolist()
     for mine, theirs in zip(sent.frames, there.frames, strict=True):
@@ -41,11 +41,13 @@ def test_what_is_sent_is_what_is_there(kept, dtype):
         np.testing.assert_array_equal(mine, theirs)
 
 
-def test_vectors_that_wait_for_the_commit_of_their_shard_do_not_keep_the_frames_that_were_sent_with_them():
-    one = made(COUNTS)
+@pytest.mark.parametrize("kept", [COUNTS, torch.from_numpy(COUNTS)])
+def test_what_waits_for_its_part_to_be_written_holds_none_of_the_memory_that_it_was_sent_in(kept):
+    one = made(kept)
     copy = to_host(one.to_transfer())
     sent = one.receipt(name="tiny").encoded(copy.arrays())
-    assert not np.shares_memory(sent.utterance, copy.packed.numpy())
+    for each in (sent.utterance, *sent.frames):
+        assert not np.shares_memory(each, copy.packed.numpy())
 
 
 def test_vectors_alone_are_sent_alone():
@@ -54,10 +56,15 @@ def test_vectors_alone_are_sent_alone():
     assert one.receipt(name="tiny").encoded(to_host(one.to_transfer()).arrays()).frames is None
 
 
-def test_counts_that_only_the_device_knew_are_checked_when_they_arrive():
-    one = made(torch.tensor([7, 0, 5]))
+@pytest.mark.parametrize("with_frames", [True, False])
+@pytest.mark.parametrize("wrong", [0, 8])
+def test_counts_that_only_the_device_knew_are_checked_when_they_arrive(wrong, with_frames):
+    """Whether frames are stored or not: vectors are means over as many."""
+    one = made(torch.tensor([7, wrong, 5]), with_frames=with_frames)
     with pytest.raises(EncoderContractError, match="counts of frames within 1 to 7"):
         one.receipt(name="tiny").encoded(to_host(one.to_transfer()).arrays())
+    with pytest.raises(EncoderContractError, match="counts of frames within 1 to 7"):
+        one.encoded(name="tiny")
 
 
 def test_a_pack_holds_tensors_of_every_type_byte_for_byte():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -11,10 +13,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from featstore.encoders.devices import pick_device
+from featstore.encoders.contract import EncoderOutput
+from featstore.encoders.devices import gpu_multiplies_bfloat16, pick_device, pick_devices, settle_on
 from featstore.encoders.encoder import Encoder
+from featstore.encoders.outputs import Output
 from featstore.encoders.running import EncoderRun, NonFiniteRow, real_frames
 from featstore.errors import EncoderError, UsageError
+from featstore.extract import EncoderRequest, open_engine
 from handmade import build
 
 
@@ -171,6 +176,61 @@ def test_products_are_rounded_to_tf32_where_that_is_asked_for_and_nowhere_else()
             assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == said
 
 
+@pytest.fixture
+def newer_names() -> Any:
+    if not hasattr(torch.backends, "fp32_precision"):
+        pytest.skip("PyTorch has them from 2.9 on")
+    yield
+    torch.backends.fp32_precision = "none"
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = True
+
+
+@pytest.mark.usefixtures("newer_names")
+@pytest.mark.parametrize("where", ["fp32_precision", "cuda.matmul.fp32_precision", "cudnn.fp32_precision"])
+def test_an_encoder_that_asks_for_tf32_by_torchs_newer_names_is_run_as_the_recipe_says(where: str) -> None:
+    """PyTorch refuses to read by the older names what was set by the newer; and a name for all reaches cuDNN."""
+    module = torch.backends
+    for name in where.split(".")[:-1]:
+        module = getattr(module, name)
+    module.fp32_precision = "tf32"
+    operations = (torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn)
+    before = [each.fp32_precision for each in operations]
+    for precision, said in (("float32", ("highest", False, "ieee")), ("tf32", ("high", True, "tf32"))):
+        with start(Ramp(), precision=precision).at_work():
+            assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == said[:2]
+            assert {each.fp32_precision for each in operations} == {said[2]}
+        assert [each.fp32_precision for each in operations] == before
+
+
+def test_what_an_encoder_returns_on_another_device_is_brought_to_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Encoders that end in ``.cpu()`` are run by X-ARES. Here ``meta``, which mixes with no other, is the GPU."""
+    run = start(Ramp())
+    device = torch.device("meta")
+    monkeypatch.setattr(run, "_device", device)
+    monkeypatch.setattr(run, "_on_device", lambda numbers: torch.from_numpy(numbers).to(device))
+    for own, counts in ((None, None), (torch.ones(2, 2), None), (None, torch.tensor([3, 1]))):
+        output = EncoderOutput(frames=torch.ones(2, 5, 2), utterance=own, n_frames=counts)
+        with torch.inference_mode():
+            made = run._made(Output(), run._layer(None, output, np.array([50, 20])))
+        assert {tensor.device for tensor in made.to_transfer()} == {device}
+
+
+class FailsLater:
+    """A kernel that is broken: the call that launches it returns, and the next that touches the device raises."""
+
+    def is_finite(self) -> Any:
+        raise torch.AcceleratorError("CUDA error: device-side assert triggered\nCUDA kernel errors might be ...")
+
+
+def test_what_goes_wrong_on_a_device_is_one_line_wherever_it_comes_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = start(Ramp())
+    monkeypatch.setattr(run, "_made", lambda output, layer: FailsLater())
+    for encode in (run, run.begin):
+        with pytest.raises(EncoderError, match=r"handmade.forward failed on float32 \(2, 50\): AcceleratorError: CUDA"):
+            encode(*batch(50, 20))
+
+
 class Held:
     """What a forward pass has on its device while it runs."""
 
@@ -235,3 +295,61 @@ def test_what_float16_cannot_hold_on_its_way_is_told_with_the_remedy() -> None:
 def test_a_device_that_is_not_there_is_a_usage_error(asked: str) -> None:
     with pytest.raises(UsageError, match="--device"):
         pick_device(asked)
+
+
+@pytest.mark.parametrize("asked", ["cuda", "cuda:1", "all", "cuda:0,cuda:1"])
+def test_gpus_that_the_driver_counts_and_torch_cannot_use_are_a_usage_error(
+    asked: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with a driver that is too old: NVML counts, and the first call of CUDA fails."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UsageError, match=r"--device (cuda|cuda:[01]|all): PyTorch .* cannot use the GPUs"):
+        pick_devices(asked)
+    assert pick_devices("auto") == ("cpu",)
+
+
+def test_a_gpu_that_lets_nobody_in_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(device: str) -> None:
+        raise RuntimeError("CUDA error: CUDA-capable device(s) is/are busy or unavailable\nCUDA kernel errors ...")
+
+    monkeypatch.setattr(torch.cuda, "set_device", refuses)
+    monkeypatch.setattr(torch.cuda, "device", refuses)
+    with pytest.raises(EncoderError, match=r"cuda:1 cannot be used: CUDA error: CUDA-capable device\(s\) is/are busy"):
+        settle_on("cuda:1", threads=torch.get_num_threads())
+    with pytest.raises(EncoderError, match="cuda cannot be used: CUDA error"):
+        gpu_multiplies_bfloat16("cuda")
+
+
+@pytest.mark.parametrize(
+    ("asked", "rank", "device"),
+    [("auto", 3, "cuda:3"), ("cuda", 3, "cuda:3"), ("cuda", None, "cuda"), ("cuda:1", 3, "cuda:1"), ("cpu", 3, "cpu")],
+)
+def test_processes_of_one_machine_take_a_gpu_each_unless_they_are_told_which(
+    asked: str, rank: int | None, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert pick_device(asked, local_rank=rank) == device
+
+
+@pytest.mark.parametrize(("device", "entered"), [("cuda:3", ["cuda:3"]), ("cuda", []), ("cpu", [])])
+def test_an_encoder_that_goes_to_cuda_as_it_is_made_goes_to_the_gpu_of_its_process(
+    device: str, entered: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the processes of one machine, each with its own GPU, would all begin on the first."""
+    current: list[str] = []
+
+    @contextmanager
+    def sets(device: str) -> Iterator[None]:
+        current.append(device)
+        yield
+        current.pop()
+
+    seen: list[list[str]] = []
+    monkeypatch.setattr(torch.cuda, "device", sets)
+    monkeypatch.setattr("featstore.encoders.devices.pick_devices", lambda asked, *, local_rank: (device,))
+    monkeypatch.setattr(EncoderRequest, "load", lambda request: seen.append([*current]))
+    with open_engine(EncoderRequest(spec="logmel"), device=device, local_rank=3):
+        assert seen == [entered]
+        assert current == []

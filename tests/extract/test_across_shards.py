@@ -179,6 +179,7 @@ class Threads:
     request: EncoderRequest
     size: int = 2
     _workers: dict[int, Worker] = field(default_factory=dict)
+    _threads: list[threading.Thread] = field(default_factory=list)
     _said: queue.SimpleQueue[tuple[int, Event]] = field(default_factory=queue.SimpleQueue)
 
     def start(self, worker: int) -> None:
@@ -188,7 +189,8 @@ class Threads:
             say=lambda event: self._said.put((worker, event)),
         )
         self._workers[worker] = new
-        threading.Thread(target=new.run, daemon=True).start()
+        self._threads.append(threading.Thread(target=new.run, daemon=True))
+        self._threads[-1].start()
 
     def tell(self, worker: int, message: Message) -> None:
         self._workers[worker].tell(message)
@@ -199,6 +201,8 @@ class Threads:
     def close(self) -> None:
         for worker in self._workers.values():
             worker.tell(Quit())
+        for thread in self._threads:  # one that came late has the settings of torch still to put back
+            thread.join(timeout=20)
 
 
 @pytest.mark.usefixtures("as_a_gpu")

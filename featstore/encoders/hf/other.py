@@ -64,7 +64,9 @@ class OtherEncoder(nn.Module):
         """Frames and their counts for each hidden state, and for None the model's own output."""
         counts = [audio.shape[1]] * len(audio) if lengths is None else lengths.tolist()
         rows: dict[int, list[Tensor]] = {}
-        for together in self._by_shape(audio, counts):
+        with full_precision(audio):  # extractors that are written in torch would be lowered on a CPU
+            groups = self._by_shape(audio, counts)
+        for together in groups:
             numbers = [number for number, _ in together]
             states = self._states([inputs for _, inputs in together], audio.device)
             chosen = [states[-1] if layer is None else states[layer] for layer in layers]

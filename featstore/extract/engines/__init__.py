@@ -161,6 +161,8 @@ def _on_ray(
 
 
 def _local(request: EncoderRequest, *, device: str) -> Engine:
+    from featstore.encoders.devices import meant_by_cuda
     from featstore.extract.engines.local import LocalEngine
 
-    return LocalEngine(request.load(), device=device)
+    with meant_by_cuda(device):
+        return LocalEngine(request.load(), device=device)
