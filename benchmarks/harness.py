@@ -86,6 +86,10 @@ class PeakMemory:
     def __exit__(self, *error: object) -> None:
         self.bytes = max(0, _resident("VmHWM") - self._before)
 
+    def resident_bytes(self) -> int:
+        """What is resident now above what was before."""
+        return max(0, _resident("VmRSS") - self._before)
+
 
 def _reset_peak() -> None:
     path = Path("/proc/self/clear_refs")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,6 +23,7 @@ MAX_CHANNELS = 64
 SAMPLE_RATES_HZ = (100, 768_000)
 MAX_AMPLITUDE = 2.0**31  # audio is within [-1, 1], or counts of an integer type that somebody stored as floats
 _BLOCK_BYTES = 16 << 20
+_BYTES_COPIED = (24 << 10, 8 << 20)  # of less it is read in two or three calls; more is not held twice
 
 
 def decode(
@@ -51,7 +54,7 @@ def decode(
     import soundfile
 
     try:
-        with soundfile.SoundFile(io.BytesIO(data)) as file:
+        with _as_file(data) as stored, soundfile.SoundFile(stored, closefd=False) as file:
             rate = _checked_rate(file, max_seconds)
             admit(round(file.frames / rate * sample_rate_hz) * 4)
             blocks = _mono_blocks(file, most_frames=int(max_seconds * rate) if max_seconds < np.inf else None)
@@ -60,12 +63,46 @@ def decode(
         raise UnusableClip(f"it cannot be decoded: {_told(error)}") from error
     if not len(samples):
         raise UnusableClip("it has no samples")
-    largest = float(np.abs(samples).max())
+    largest = max(float(samples.max()), -float(samples.min()))  # both are NaN if any sample is
     if not np.isfinite(largest):
         raise UnusableClip("it holds samples that are NaN or infinite")
     if largest > MAX_AMPLITUDE:
         raise UnusableClip(f"it holds samples as large as {largest:.3g}: audio is within [-1, 1]")
     return samples
+
+
+@contextmanager
+def _as_file(data: bytes) -> Iterator[int | io.BytesIO]:
+    """The bytes as something that libsndfile reads: by itself where it can, else by calls back into Python.
+
+    Each such call waits for the interpreter, which other threads are using: a dozen of them for a clip of five seconds.
+    """
+    least, most = _BYTES_COPIED
+    descriptor = _in_memory(data) if least <= len(data) <= most else None
+    if descriptor is None:
+        yield io.BytesIO(data)
+        return
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _in_memory(data: bytes) -> int | None:
+    """Descriptor of a file in memory that holds `data`; None where the system has none to give."""
+    try:
+        descriptor = os.memfd_create("clip")
+    except (AttributeError, OSError):
+        return None
+    try:
+        whole = os.write(descriptor, data) == len(data)
+        os.lseek(descriptor, 0, os.SEEK_SET)
+    except OSError:
+        whole = False
+    if whole:
+        return descriptor
+    os.close(descriptor)
+    return None
 
 
 def encode_flac(samples: NDArray[np.float32], sample_rate_hz: int) -> bytes:
@@ -126,6 +163,8 @@ def _mono_blocks(file: SoundFile, *, most_frames: int | None) -> Iterator[tuple[
 
 def _downmixed(block: NDArray[np.float32]) -> NDArray[np.float32]:
     """Channels averaged, one pass for each: NumPy's mean along a short last axis takes ten times as long."""
+    if block.shape[1] == 1 and block.base is None:  # no piece of a buffer that was made for what the header claims
+        return block[:, 0]
     total = np.array(block[:, 0])
     for channel in range(1, block.shape[1]):
         total += block[:, channel]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -47,6 +49,47 @@ def test_channels_are_averaged_and_then_resampled(extension: str, rate: int, cha
 def test_lossy_formats_are_read_as_soundfile_reads_them(extension: str) -> None:
     data = audio_bytes(noise(1.0, rate=22_050, channels=2), extension, rate=22_050)
     np.testing.assert_allclose(decoded(data), directly(data), atol=1e-6)
+
+
+@pytest.mark.parametrize("extension", ["wav", "flac", "ogg", "mp3"])
+@pytest.mark.parametrize("cut_at", [None, 30_000, 20])
+def test_a_file_in_memory_and_calls_back_into_python_read_the_same(
+    extension: str, cut_at: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = audio_bytes(noise(6.0, rate=22_050), extension, rate=22_050)[:cut_at]
+
+    def told() -> str | list[float]:
+        try:
+            return decoded(data).tolist()
+        except UnusableClip as reason:
+            return str(reason)
+
+    monkeypatch.setattr(audio, "_BYTES_COPIED", (0, len(data)))
+    in_memory = told()
+    monkeypatch.setattr(audio, "_BYTES_COPIED", (0, 0))
+    assert told() == in_memory
+
+
+def test_where_the_system_gives_no_file_in_memory_a_clip_is_read_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(_: str) -> int:
+        raise OSError(24, "Too many open files")
+
+    data = audio_bytes(noise(3.0), "wav")
+    whole = decoded(data)
+    monkeypatch.setattr(os, "memfd_create", refused, raising=False)
+    np.testing.assert_array_equal(decoded(data), whole)
+
+
+def test_decoding_leaves_no_descriptor_open() -> None:
+    open_ones = Path("/proc/self/fd")
+    if not open_ones.is_dir():
+        pytest.skip("the system does not list open descriptors")
+    data = audio_bytes(noise(3.0), "flac")
+    before = len([*open_ones.iterdir()])
+    for piece in (data, data[:40_000], b"RIFF" + data):
+        with contextlib.suppress(UnusableClip):
+            decoded(piece)
+    assert len([*open_ones.iterdir()]) == before
 
 
 @pytest.mark.parametrize("rate", [16_000, 44_100])
