@@ -1,4 +1,4 @@
-r"""How what a person reads is put: sizes, and text of others' making, with nothing in it that a terminal would obey.
+r"""How what a person reads is put: sizes, times, counts, and what others wrote, which a terminal is not to obey.
 
 A key, a label or a path may hold whatever a file held: an escape sequence that repaints the terminal, a mark that turns
 the rest of a line round, half a surrogate pair that no stream can write.
@@ -10,7 +10,7 @@ import json
 import unicodedata
 from collections.abc import Iterator
 
-__all__ = ["harmless", "harmless_json", "printable", "spoken_bytes"]
+__all__ = ["counted", "harmless", "harmless_json", "lasting", "printable", "spoken_bytes"]
 
 
 def spoken_bytes(n_bytes: float) -> str:
@@ -26,6 +26,26 @@ def spoken_bytes(n_bytes: float) -> str:
             return f"{told} {unit}"
         size /= 1000
     return f"{size:,.0f} TB" if size >= 99.95 else f"{size:.1f} TB"
+
+
+def counted(number: int, what: str) -> str:
+    """So many of something.
+
+    >>> counted(1, "shard"), counted(1200, "shard")
+    ('1 shard', '1,200 shards')
+    """
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def lasting(seconds: float) -> str:
+    """Seconds in the unit that they are read in.
+
+    >>> lasting(12.5), lasting(59.96), lasting(600), lasting(3599), lasting(7200)
+    ('12.5 s', '1.0 min', '10.0 min', '1.00 hours', '2.00 hours')
+    """
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 59.95 * 60 else f"{seconds / 3600:,.2f} hours"
 
 
 def harmless(text: str, *, keep: str = "") -> str:

@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -67,10 +68,15 @@ class TinyStore:
 
     sets: Mapping[str, Sequence[Clip] | TinySet]
     url: str = "tiny.zarr"
+    spec: str = "./my encoder.py"
     read: list[str] = field(default_factory=list)
 
     def resolve_encoder(self, name: str | None) -> Recipe:
         return recipe(dim=next(np.shape(clip.vectors)[-1] for clips in self.sets.values() for clip in _clips(clips)))
+
+    def feature_sets(self, *, encoder: str) -> Sequence[SimpleNamespace]:
+        """As far as it is asked for: how the encoder was named on the command line."""
+        return [SimpleNamespace(address=SimpleNamespace(spec=self.spec))]
 
     def select(self, *, encoder: str | None = None, dataset: str | None = None, split: str | None = None) -> TinySet:
         if split not in self.sets:

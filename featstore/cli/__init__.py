@@ -82,7 +82,7 @@ def main(arguments: list[str] | None = None) -> None:
         code = 1
     except MemoryError as error:
         _raise_if_asked(arguments)
-        code = _fail(f"there is not enough memory: {error}", 1)
+        code = _fail(f"there is not enough memory{f': {error}' if str(error) else ''}", 1)
     except OSError as error:
         _raise_if_asked(arguments)
         where = f" ({error.filename})" if error.filename else ""

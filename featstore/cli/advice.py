@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from featstore.wording import counted
+
 if TYPE_CHECKING:
     from featstore.records import ExtractRecord
 
@@ -23,7 +25,7 @@ def advice(record: ExtractRecord) -> Iterator[str]:
             "as a GPU would by itself"
         )
     if idle := _idle_gpus(record):
-        yield f"{idle} more GPU{'s' * (idle > 1)} of this machine had nothing to do: --device all takes every one"
+        yield f"{counted(idle, 'more GPU')} of this machine had nothing to do: --device all takes every one"
 
 
 def _gains_from_bfloat16(record: ExtractRecord) -> bool:

@@ -30,9 +30,8 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from featstore.cli.options import counted
 from featstore.report import Grid, GridCell, GridRow, grid
-from featstore.wording import harmless, printable, spoken_bytes
+from featstore.wording import counted, harmless, printable, spoken_bytes
 
 if TYPE_CHECKING:
     from rich.progress import Task, TaskID

@@ -5,8 +5,8 @@ from __future__ import annotations
 import click
 
 from featstore.cli.completion import complete_folders
-from featstore.cli.options import counted, emit_json, feature_set_options, json_option, parse_store, say
-from featstore.wording import spoken_bytes
+from featstore.cli.options import emit_json, feature_set_options, json_option, parse_store, say
+from featstore.wording import counted, spoken_bytes
 
 __all__ = ["copy"]
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from featstore.cli.options import counted, feature_set_options, require_folder_of, say, selection, store_option
+from featstore.cli.options import feature_set_options, require_folder_of, say, selection, store_option
 from featstore.errors import UsageError
-from featstore.wording import spoken_bytes
+from featstore.wording import counted, spoken_bytes
 
 if TYPE_CHECKING:
     from featstore.explore.audio import ClipAudio

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from featstore.cli.options import counted, emit_json, feature_set_options, json_option, say, store_option
-from featstore.wording import spoken_bytes
+from featstore.cli.options import emit_json, feature_set_options, json_option, say, store_option
+from featstore.wording import counted, spoken_bytes
 
 if TYPE_CHECKING:
     from featstore.store.export import ExportFormat

@@ -15,11 +15,9 @@ import click
 from featstore.cli.advice import advice
 from featstore.cli.completion import complete_encoders, complete_folders
 from featstore.cli.options import (
-    counted,
     emit_json,
     encoder_settings,
     json_option,
-    lasting,
     parse_arguments,
     parse_layers,
     parse_names,
@@ -28,7 +26,7 @@ from featstore.cli.options import (
     tasks_argument,
 )
 from featstore.errors import DataError
-from featstore.wording import spoken_bytes
+from featstore.wording import counted, lasting, spoken_bytes
 
 if TYPE_CHECKING:
     from featstore.records import ExtractRecord

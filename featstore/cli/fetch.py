@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from featstore.cli.options import counted, emit_json, json_option, say, tasks_argument
-from featstore.wording import spoken_bytes
+from featstore.cli.options import emit_json, json_option, say, tasks_argument
+from featstore.wording import counted, spoken_bytes
 
 __all__ = ["fetch"]
 

@@ -10,19 +10,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from featstore.cli.options import (
-    counted,
-    emit_json,
-    feature_set_options,
-    json_option,
-    lasting,
-    say,
-    say_json,
-    selection,
-    store_option,
-)
+from featstore.cli.options import emit_json, feature_set_options, json_option, say, say_json, selection, store_option
 from featstore.errors import UnknownFeatureSet, UsageError
-from featstore.wording import printable, spoken_bytes
+from featstore.wording import counted, lasting, printable, spoken_bytes
 
 if TYPE_CHECKING:
     from featstore.health import Health
@@ -224,7 +214,7 @@ def _tell_details(details: Details, *, limit: int | None) -> None:
 
 
 def _tell_skipped(details: Details, *, limit: int | None) -> None:
-    say(f"  {len(details.skipped):,} clips left out:")
+    say(f"  {counted(len(details.skipped), 'clip')} left out:")
     reasons = Counter(clip.reason for clip in details.skipped)
     for reason, count in reasons.most_common(limit):
         clips = [f"{clip.shard}/{clip.key}" for clip in details.skipped if clip.reason == reason]

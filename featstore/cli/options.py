@@ -15,14 +15,12 @@ from featstore.errors import UsageError
 from featstore.wording import harmless, harmless_json
 
 __all__ = [
-    "counted",
     "emit_json",
     "encoder_names",
     "encoder_settings",
     "feature_set_options",
     "jobs_option",
     "json_option",
-    "lasting",
     "optional_store_option",
     "parse_arguments",
     "parse_layers",
@@ -291,26 +289,6 @@ def require_folder_of(path: Path | None) -> None:
 
 
 # --- what is printed: everything goes out by these --------------------------------------------------------------------
-
-
-def counted(number: int, what: str) -> str:
-    """So many of something.
-
-    >>> counted(1, "shard"), counted(1200, "shard")
-    ('1 shard', '1,200 shards')
-    """
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
-
-
-def lasting(seconds: float) -> str:
-    """Seconds in the unit that they are read in.
-
-    >>> lasting(12.5), lasting(600), lasting(7200)
-    ('12.5 s', '10.0 min', '2.00 hours')
-    """
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 3600 else f"{seconds / 3600:,.2f} hours"
 
 
 def say(text: str, *, err: bool = False) -> None:

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from featstore.cli.options import counted, emit_json, json_option, say
+from featstore.cli.options import emit_json, json_option, say
 from featstore.errors import DataError, UsageError
+from featstore.wording import counted
 
 if TYPE_CHECKING:
     from featstore.extract.packing import Clip, PackRecord

@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from featstore.children import inheriting
-from featstore.cli.options import counted, emit_json, say
+from featstore.cli.options import emit_json, say
 from featstore.errors import FeatstoreError, ResultsError, UsageError
 from featstore.machine import cores
+from featstore.wording import counted
 
 if TYPE_CHECKING:
     from featstore.manifest import Manifest
@@ -271,7 +272,8 @@ def _raise(failures: Sequence[_Failure], *, n_scored: int, written: bool) -> Non
     else:
         for failure in failures:
             say(f"featstore: {failure.pair}: {' '.join(failure.message.split())}", err=True)
-        others = f"; the other {n_scored} are done{' and written' if written else ''}" if n_scored else ""
+        done = "the other is done" if n_scored == 1 else f"the other {n_scored} are done"
+        others = f"; {done}{' and written' if written else ''}" if n_scored else ""
         message = f"{len(failures)} of {len(failures) + n_scored} scores failed{others}"
     error = FeatstoreError(message)
     error.exit_code = codes.pop() if len(codes) == 1 else 1

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import click
 
-from featstore.cli.options import counted, emit_json, json_option, say, store_option
-from featstore.wording import spoken_bytes
+from featstore.cli.options import emit_json, json_option, say, store_option
+from featstore.wording import counted, spoken_bytes
 
 __all__ = ["compact", "gc", "verify"]
 

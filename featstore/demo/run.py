@@ -22,7 +22,7 @@ from featstore.report.page import render_page
 from featstore.report.spaces import spaces_of
 from featstore.retrieve import retrieve_task
 from featstore.store import open_store
-from featstore.wording import spoken_bytes
+from featstore.wording import counted, lasting, spoken_bytes
 
 if TYPE_CHECKING:
     from featstore.extract.progress import Progress
@@ -80,7 +80,7 @@ def run_demo(
         shards = make_shards(data_dir, collections=collections)
     say(
         f"audio: {shards.made} shards made, {shards.reused} reused "
-        f"({shards.clips} clips, {shards.audio_seconds:.0f} s, {spoken_bytes(shards.bytes_written)} "
+        f"({counted(shards.clips, 'clip')}, {lasting(shards.audio_seconds)}, {spoken_bytes(shards.bytes_written)} "
         f"in {stopwatch.seconds['synthesise']:.1f} s)"
     )
 

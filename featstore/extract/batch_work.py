@@ -50,6 +50,8 @@ class BatchWork:
     ----------
     commit : callable
         Is told of a shard, and of the hash of its file, once all of its windows are encoded.
+    most_held_bytes : int or None
+        When so much of embeddings waits for others, windows wait no longer; None where none outlasts its shard.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class BatchWork:
         encoder_name: str,
         batcher: Batcher,
         commit: Callable[[ShardWork, Future[str]], None],
+        most_held_bytes: int | None,
         settings: EncodeSettings,
         times: StageTimes,
     ) -> None:
@@ -66,6 +69,7 @@ class BatchWork:
         self._encoder_name = encoder_name
         self._batcher = batcher
         self._commit = commit
+        self._most_held_bytes = most_held_bytes
         self._budget_samples = settings.batch_seconds * settings.sample_rate_hz
         self._times = times
         self._under_way = UnderWay(at_most=encoder.batches_ahead)
@@ -80,6 +84,21 @@ class BatchWork:
         """Take a window; begin what has become a batch."""
         for batch in self._batcher.add(window):
             self._begin(batch)
+            self._make_room()
+
+    def _make_room(self) -> None:
+        """Let as many windows as it takes wait no longer, those first that have waited longest."""
+        while self._most_held_bytes is not None and self._held_bytes() > self._most_held_bytes:
+            self._under_way.settle(at_most=0)
+            if not (batches := tuple(self._batcher.oldest())):
+                return
+            for batch in batches:
+                self._begin(batch)
+
+    def _held_bytes(self) -> int:
+        """Embeddings in memory because a window waits: those behind it, and what is unwritten of whole shards."""
+        waiting = sum(shard.waiting_bytes for shard in self._open.values())
+        return waiting + sum(self._open[number].unwritten_bytes for number in self._closed)
 
     def end_shard(self, shard: ShardWork) -> None:
         """No more windows of this shard are to come: begin what is to wait no longer."""

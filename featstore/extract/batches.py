@@ -44,6 +44,9 @@ class Batcher(Protocol):
     def forget(self, shard: int) -> None:
         """Let go of that shard's windows: it broke off."""
 
+    def oldest(self) -> Iterator[Batch]:
+        """Too much waits for what is left: yield what has waited longest."""
+
     def flush(self) -> Iterator[Batch]:
         """Nothing comes for now: yield all that is left."""
 
@@ -102,6 +105,11 @@ class LengthBatcher:
             else:
                 del self._waiting[padded], self._since[padded]
 
+    def oldest(self) -> Iterator[Batch]:
+        """Hand out the length whose first window has waited longest."""
+        if self._waiting:
+            yield self._take(next(iter(self._waiting)))
+
     def flush(self) -> Iterator[Batch]:
         """Hand out every length, the longest first."""
         for padded in sorted(self._waiting, reverse=True):
@@ -135,6 +143,10 @@ class FileOrderBatcher:
     def forget(self, shard: int) -> None:
         """Drop the windows of a shard."""
         self._waiting = [window for window in self._waiting if window.shard != shard]
+
+    def oldest(self) -> Iterator[Batch]:
+        """Hand out what is left."""
+        yield from self.flush()
 
     def flush(self) -> Iterator[Batch]:
         """Hand out what is left."""

@@ -47,6 +47,7 @@ def encode_shards(
     encoder_name: str,
     plan: Callable[[int], tuple[Window, ...]],
     batcher: Batcher,
+    most_held_bytes: int | None,
     settings: EncodeSettings,
     progress: Progress,
     gathered: Callable[[AnyShard], None] | None = None,
@@ -54,6 +55,7 @@ def encode_shards(
 ) -> EncodeResult:
     """Encode `shards` and commit, for each that can be read to its end, a part to each of its targets.
 
+    `most_held_bytes` are of embeddings that wait for a batch of theirs to be full: see `BatchWork`.
     `gathered` is told of each shard when its last clip was taken, or when it breaks. `settled` is told of each when its
     commit is on its way, or when it breaks: the future holds its commits by output, or why there are none.
 
@@ -91,6 +93,7 @@ def encode_shards(
                 encoder_name=encoder_name,
                 batcher=batcher,
                 commit=commit,
+                most_held_bytes=most_held_bytes,
                 settings=settings,
                 times=times,
             ),

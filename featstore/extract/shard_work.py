@@ -19,11 +19,16 @@ from featstore.extract.stream import ClipRead, DecodedClip, ShardBegins
 from featstore.extract.windows import Window
 from featstore.records import SkippedClip
 from featstore.store import EmbeddedWindow, Member, PartWriter, ShardIdentity, SplitWriter
+from featstore.store.layout import FILE_BYTES
 
 if TYPE_CHECKING:
     from featstore.encoders.made import Encoded
 
 __all__ = ["PartTarget", "ShardWork"]
+
+
+_Vectors = tuple[NDArray[np.float32], NDArray[np.generic] | None]
+"""What a window came to, of one output: its utterance vector, and its frames."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,8 +66,10 @@ class ShardWork:
         self._parts = [(target, background.begin(target.writer, begins.shard.name)) for target in targets]
         self._described: list[tuple[str, str, float, float]] = []
         self._begun = 0
-        self._encoded: dict[int, list[tuple[NDArray[np.float32], NDArray[np.generic] | None]]] = {}
+        self._encoded: dict[int, list[_Vectors]] = {}
         self._stored = 0
+        self._encoded_bytes = 0
+        self._stored_bytes = 0
         self._unwritten = 0
         self._clips = 0
         self._audio_seconds = 0.0
@@ -111,18 +118,31 @@ class ShardWork:
         """Whether each of its windows so far is in a batch that was begun."""
         return self._begun == len(self._described)
 
+    @property
+    def waiting_bytes(self) -> int:
+        """Embeddings that wait for those of a window before them."""
+        return self._encoded_bytes
+
+    @property
+    def unwritten_bytes(self) -> int:
+        """Embeddings that may be in memory until the commit: of each part, what is less than a file of frames."""
+        return min(self._stored_bytes, FILE_BYTES * len(self._parts))
+
     def keep(self, index: int, outputs: Sequence[Encoded], *, row: int) -> None:
         """Keep what a window came to, which is a row of each of the encoder's outputs."""
         wanted = [outputs[target.output] for target, _ in self._parts]
         self._encoded[index] = [
             (encoded.utterance[row], encoded.frames[row] if encoded.frames is not None else None) for encoded in wanted
         ]
+        self._encoded_bytes += _n_bytes(self._encoded[index])
 
     def store_what_is_next(self) -> None:
         """Hand over the windows that are ready in the order of the shard."""
         ready = []
         while (done := self._encoded.pop(self._stored, None)) is not None:
             key, meta, start, seconds = self._described[self._stored]
+            self._encoded_bytes -= _n_bytes(done)
+            self._stored_bytes += _n_bytes(done)
             ready.append(
                 [
                     EmbeddedWindow(
@@ -185,3 +205,7 @@ class ShardWork:
         for _, future in self._parts:
             future.result().abort()
             self._background.end(future)
+
+
+def _n_bytes(vectors: Sequence[_Vectors]) -> int:
+    return sum(utterance.nbytes + (0 if frames is None else frames.nbytes) for utterance, frames in vectors)

@@ -28,6 +28,7 @@ from featstore.extract.shard_work import PartTarget
 from featstore.extract.shards import AnyShard
 from featstore.extract.stream import ShardFeed
 from featstore.extract.windows import Padding, plan_windows
+from featstore.machine import cores, free_memory_bytes
 from featstore.records import Recipe
 from featstore.store import FORMAT_VERSION, SplitWriter, is_split_begun, open_split_writer
 
@@ -55,6 +56,7 @@ CPU_BATCH_SECONDS, LIGHT_BATCH_SECONDS = 16.0, 64.0
 USUAL_WINDOW_SECONDS, MOST_BATCH_SECONDS = 5.0, 1280.0
 _MOST_DECODE_THREADS = 16
 _GPU_SHARDS_AHEAD = 64
+_LEAST_HELD_BYTES = 1 << 30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -233,6 +235,7 @@ class Workplace:
                         budget_samples=round(batch_seconds * rate),
                         shards_ahead=_GPU_SHARDS_AHEAD if run.batches_ahead else 0,
                     ),
+                    most_held_bytes=_held_bytes(self._cores) if run.batches_ahead else None,
                     settings=EncodeSettings(
                         sample_rate_hz=rate,
                         max_clip_seconds=job.options.max_clip_seconds,
@@ -355,6 +358,11 @@ def new_batcher(padding: Padding, *, budget_samples: int, shards_ahead: int) -> 
     if padding.kind == "xares":
         return FileOrderBatcher(size=XARES_BATCH)
     return LengthBatcher(budget_samples=budget_samples, shards_ahead=shards_ahead)
+
+
+def _held_bytes(cores_here: int) -> int:
+    """Embeddings that may wait in memory: half of a worker's share, by its cores, of what is free."""
+    return max(_LEAST_HELD_BYTES, (free_memory_bytes() or 0) * cores_here // (2 * cores()))
 
 
 def _precision(asked: str, device: str, encoder: Encoder) -> str:

@@ -92,7 +92,7 @@ def board_view(table: Table, *, notes: Sequence[str], colours: Mapping[str, int]
     rank = {
         at: RankRow(
             label=column.label,
-            anchor=recipe_anchor(column.fingerprint),
+            anchor=recipe_anchor(column.encoder, column.fingerprint),
             colour=colours.get(column.label, -1),
             averages=tuple(_average_entry(table, span, at, axis=axis) for span in range(len(table.averages))),
             n_scored=table.averages[-1].n_scored[at],
@@ -140,9 +140,9 @@ def task_anchor(task: str) -> str:
     return f"task-{sha256_of(task)[:12]}"
 
 
-def recipe_anchor(fingerprint: str) -> str:
-    """Where the page has a recipe."""
-    return f"recipe-{sha256_of(fingerprint)[:12]}"
+def recipe_anchor(encoder: str, fingerprint: str) -> str:
+    """Where the page has a recipe; stores may have one of them under two names."""
+    return f"recipe-{sha256_of([encoder, fingerprint])[:12]}"
 
 
 def entry_of(row: Row, at: int) -> Entry:

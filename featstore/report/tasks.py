@@ -119,7 +119,7 @@ def _block(table: Table, row: Row, scored: Mapping[int, ScoreRecord], *, colours
             colour=colours.get(labels[at], 0),
             entry=entry_of(row, at),
             record=scored[at],
-            recipe=recipe_anchor(scored[at].fingerprint),
+            recipe=recipe_anchor(scored[at].encoder, scored[at].fingerprint),
             left_out=_left_out(scored[at]),
             details=_provenance(scored[at]),
         )
@@ -163,15 +163,14 @@ def _left_out(record: ScoreRecord) -> tuple[tuple[str, str, str], ...]:
 
 def recipes_of(records: Iterable[ScoreRecord]) -> tuple[RecipeView, ...]:
     """Recipe of every encoder, as far as scores keep it."""
-    kept: dict[str, tuple[str, Mapping[str, Any]]] = {}
+    kept: dict[tuple[str, str], Mapping[str, Any]] = {}
     for record in records:
-        raw = record.details.get("recipe")
-        name = f"{record.encoder}@{record.fingerprint}"
-        if record.fingerprint not in kept or not kept[record.fingerprint][1]:
-            kept[record.fingerprint] = (name, raw if isinstance(raw, Mapping) else {})
+        raw, place = record.details.get("recipe"), (record.encoder, record.fingerprint)
+        if not kept.get(place):
+            kept[place] = raw if isinstance(raw, Mapping) else {}
     return tuple(
-        RecipeView(anchor=recipe_anchor(fingerprint), name=name, lines=_recipe_lines(raw))
-        for fingerprint, (name, raw) in sorted(kept.items(), key=lambda item: item[1][0])
+        RecipeView(anchor=recipe_anchor(*place), name="@".join(place), lines=_recipe_lines(raw))
+        for place, raw in sorted(kept.items(), key=lambda item: item[0])
     )
 
 

@@ -118,7 +118,8 @@ class CachedPart:
         try:
             os.utime(self.folder / GROUP_DOCUMENT)
         except FileNotFoundError:
-            self._put(GROUP_DOCUMENT, seal({"commit": self.commit.as_json()}))
+            with contextlib.suppress(StoreError):
+                self._put(GROUP_DOCUMENT, seal({"commit": self.commit.as_json()}))
         except OSError:  # a cache that somebody else fills is read all the same
             return
 

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 __all__ = [
+    "FILE_BYTES",
     "ArrayLayout",
     "one_file_layout",
     "parse_layout",

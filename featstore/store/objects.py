@@ -148,10 +148,11 @@ class LocalObjects:
         base = self._root / prefix
         found: dict[str, int] = {}
         with _telling(base):
-            for path in base.rglob("*"):
-                with contextlib.suppress(FileNotFoundError):
-                    if stat.S_ISREG((about := path.stat()).st_mode):
-                        found[path.relative_to(base).as_posix()] = about.st_size
+            for folder, _, names in os.walk(base, onerror=_raise_unless_gone):  # rglob passes over what is forbidden
+                for path in map(Path(folder).joinpath, names):
+                    with contextlib.suppress(FileNotFoundError):
+                        if stat.S_ISREG((about := path.stat()).st_mode):
+                            found[path.relative_to(base).as_posix()] = about.st_size
         return found
 
     def settle(self, prefix: str) -> None:
@@ -186,6 +187,11 @@ class LocalObjects:
             with contextlib.suppress(FileNotFoundError):
                 shutil.rmtree(base)
                 return
+
+
+def _raise_unless_gone(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise error
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from featstore.store.catalogue import SplitEntry, check_root, read_split, split_
 from featstore.store.feature_set import FeatureSet
 from featstore.store.objects import Objects, open_objects
 from featstore.store.views import html_table, text_table
+from featstore.wording import counted
 
 __all__ = ["FeatureSets", "Store", "open_store"]
 
@@ -136,8 +137,7 @@ class Store:
         return html_table(TABLE_HEADER, [_table_row(fs) for fs in self.feature_sets()], caption=self._title())
 
     def _title(self) -> str:
-        count = len(self._entries_at(self._paths))
-        return f"featstore.Store({self.url!r}): {count} feature set{'' if count == 1 else 's'}"
+        return f"featstore.Store({self.url!r}): {counted(len(self._entries_at(self._paths)), 'feature set')}"
 
 
 class FeatureSets(tuple[FeatureSet, ...]):

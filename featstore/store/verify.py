@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from featstore.errors import DamagedPart, RemoteError, StoreError, StoreNotFound, StoreVersionError
@@ -21,7 +21,7 @@ from featstore.store import codecs
 from featstore.store.ahead import in_order
 from featstore.store.catalogue import check_root, group_names, known_address, read_commit, split_paths
 from featstore.store.documents import SplitAddress, read_document
-from featstore.store.findings import Finding, VerifyReport
+from featstore.store.findings import Finding, Remedy, VerifyReport
 from featstore.store.format import (
     FORMAT_VERSION,
     GROUP_DOCUMENT,
@@ -146,7 +146,7 @@ class _Verification:
         else:
             problem = "it does not say that this is a store"
         if content is None or content.get("format") != FORMAT_VERSION:
-            yield Finding(where=GROUP_DOCUMENT, problem=problem, remedy="write the document again")
+            yield self._of_document("", problem)
 
     def _document(self, path: str, agrees: Callable[[str, dict[str, Any]], str]) -> Iterator[Finding]:
         """A group's own document: there, whole, and of this group."""
@@ -159,7 +159,18 @@ class _Verification:
         except (DamagedPart, DamagedDocument) as error:
             problem = str(error.__cause__ or error)
         if problem:
-            yield Finding(where=path, problem=problem, remedy="write the document again")
+            yield self._of_document(path, problem)
+
+    def _of_document(self, path: str, problem: str) -> Finding:
+        """What is wrong with a group's document, which can be written again where that of a split says what it held."""
+        remedy: Remedy = "write the document again" if path in self._known_documents else "none"
+        return Finding(where=path or GROUP_DOCUMENT, problem=problem, remedy=remedy)
+
+    @cached_property
+    def _known_documents(self) -> frozenset[str]:
+        """Paths of the documents that those of splits, or those above them, say the content of."""
+        addresses = (known_address(self._objects, path) for path in split_paths(self._objects))
+        return frozenset(path for address in addresses if address is not None for path in address.documents())
 
     @staticmethod
     def _is_encoder(path: str, content: dict[str, Any]) -> str:

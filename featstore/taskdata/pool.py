@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from shlex import quote
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -176,7 +177,9 @@ def _select_all(store: Store, manifest: Manifest, recipe: Recipe) -> dict[str, F
 def extract_command(manifest: Manifest, recipe: Recipe, store: Store, *, options: str) -> str:
     """What to type for embeddings that are not there. Where the manifest of a task of one's own lies is not known."""
     task = manifest.name if manifest.name in manifest_files() else "MANIFEST"
-    return f"featstore extract {task}{options} --encoder {recipe.encoder} --data DIR --store {store.url}"
+    spec = store.feature_sets(encoder=recipe.group_name)[0].address.spec  # a name is no spec
+    pool = "" if recipe.pool == "mean" else f" --pool {recipe.pool}"
+    return f"featstore extract {task}{options} --encoder {quote(spec)}{pool} --data DIR --store {store.url}"
 
 
 def _check_finite(X: NDArray[np.float32], clip: NDArray[np.int64], *, ids: Sequence[str], task: str) -> None:

@@ -217,9 +217,16 @@ def test_an_interrupt_is_one_line_and_exit_code_130(run: Run, monkeypatch: pytes
     assert [line for line in outcome.err.splitlines() if line][-1].startswith("featstore: interrupted")
 
 
-def test_too_little_memory_is_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [(MemoryError("unable to allocate 30 GiB"), "memory: unable to allocate 30 GiB\n"), (MemoryError(), "memory\n")],
+)
+def test_too_little_memory_is_one_line(
+    error: MemoryError, says: str, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def greedy(*_: object) -> None:
-        raise MemoryError("unable to allocate 30 GiB")
+        raise error
 
     monkeypatch.setattr("featstore.store.open_store", greedy)
-    told(run("inspect", "--store", "s"), 1, "there is not enough memory: unable to allocate 30 GiB")
+    outcome = run("inspect", "--store", "s")
+    assert (outcome.code, outcome.err) == (1, f"featstore: there is not enough {says}")

@@ -52,7 +52,7 @@ def test_a_pair_that_fails_is_named_and_the_others_are_done(run: Run, folder: Pa
     )  # fmt: skip
     assert done.code == 2
     assert "broken by mfcc: " in done.err
-    assert "1 of 2 scores failed; the other 1 are done and written" in done.err
+    assert "1 of 2 scores failed; the other is done and written" in done.err
     assert [path.name.split(".")[0] for path in Path("r").iterdir()] == ["tiny"]
     assert "Tiny" in done.out
 
@@ -63,7 +63,7 @@ def test_scores_that_are_not_written_are_printed_whatever_else_fails(run: Run, f
     task_toml(folder / "broken", name="broken", data={"dataset": "elsewhere"})
     done = run("retrieve", "broken/broken.toml", "tiny.toml", "--store", "s", "--encoder", "mfcc", "--json")
     assert (done.code, [each["task"] for each in json.loads(done.out)]) == (2, ["tiny"])
-    assert done.err.splitlines()[-1] == "featstore: 1 of 2 scores failed; the other 1 are done"
+    assert done.err.splitlines()[-1] == "featstore: 1 of 2 scores failed; the other is done"
 
 
 @pytest.mark.usefixtures("store")

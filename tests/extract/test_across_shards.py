@@ -10,6 +10,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ import featstore
 from featstore.encoders.running import EncoderRun
 from featstore.errors import EncoderContractError, ShardError
 from featstore.extract import EncoderRequest
+from featstore.extract.batch_work import BatchWork
 from featstore.extract.engines.fleet import FleetEngine
 from featstore.extract.engines.messages import Event, Message, Quit
 from featstore.extract.engines.worker import Worker, WorkerSettings
@@ -86,6 +88,35 @@ def test_windows_of_several_shards_share_batches_and_every_part_is_what_it_was(
     assert sorted(together.sizes[1:]) == [2, 4, 6, 6]  # 3 s hold six of the short, six of half a second, four of 0.75 s
     assert (record.shards_done, record.clips) == (N_SHARDS, 18)
     assert_same(tmp_path / "alone", tmp_path / "together")
+
+
+@pytest.mark.usefixtures("as_a_gpu")
+def test_embeddings_that_wait_for_a_window_before_them_take_no_more_memory_than_they_may(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Six windows fill a batch, and wait for the first of their shard, which is of a length that is seldom."""
+    for shard in range(9):
+        seldom, others = noise(0.25, seed=shard), [noise(0.5, seed=10 * shard + n) for n in range(6)]
+        clips = [clip(f"{shard}-{n}", wave) for n, wave in enumerate([seldom, *others])]
+        write_split(tmp_path / "data/tiny", f"train{shard}", clips)
+    held: list[int] = []
+    settle = BatchWork._settle
+
+    def watched(self: BatchWork, *args: Any) -> None:
+        settle(self, *args)
+        held.append(self._held_bytes())
+
+    monkeypatch.setattr(BatchWork, "_settle", watched)
+    a_batch = 6 * (50 * 2 * 2 + 2 * 4)  # frames, and the utterance vector
+    most = {}
+    for may in (10**9, 3 * a_batch):
+        held.clear()
+        monkeypatch.setattr("featstore.extract.work._held_bytes", lambda _, may=may: may)
+        run(tmp_path / "data", tmp_path / f"{may}", batch_seconds=3.0)
+        most[may] = max(held)
+    assert most[10**9] > 7 * a_batch
+    assert most[3 * a_batch] <= 5 * a_batch  # the one that was too many, and the one under way
+    assert_same(tmp_path / f"{3 * a_batch}", tmp_path / f"{10**9}")
 
 
 def test_on_a_cpu_a_part_is_bit_for_bit_what_it_is_alone(data: Path, tmp_path: Path) -> None:

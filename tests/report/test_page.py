@@ -23,7 +23,7 @@ from featstore.report import build, published_scores, write_score
 from featstore.report.boards import board_view
 from featstore.report.charts import Curve, Plotter, Point, matrix_png
 from featstore.report.page import render_page
-from featstore.report.tasks import task_views
+from featstore.report.tasks import recipes_of, task_views
 from scored import HOSTILE, a_full_board, hostile_records, scored
 
 VOID = {"meta", "link", "img", "br"}
@@ -121,6 +121,19 @@ def test_published_scores_are_set_apart_and_never_the_best():
         .partition("<body>")[2]
         .partition("<script>")[0]
     )
+
+
+def test_a_recipe_that_stores_have_under_two_names_stands_on_the_page_under_each():
+    records = [
+        replace(each, fingerprint="3f9c2a71", details={"recipe": {"encoder": each.encoder}})
+        for each in (scored("words", "old", 0.4), scored("words", "new", 0.5))
+    ]
+    views = recipes_of(records)
+    assert [(view.name, dict(view.lines)) for view in views] == [
+        (f"{name}@3f9c2a71", {"encoder": name}) for name in ("new", "old")
+    ]
+    [block] = task_views(build(records), records, colours={})[0].blocks
+    assert [score.recipe for score in block.scores] == [view.anchor for view in views]
 
 
 def test_a_task_shows_what_its_scores_keep_and_no_more():

@@ -187,7 +187,8 @@ def test_repair_touches_nothing_of_folders_that_somebody_put_into_a_store(store)
     mine.write_text("mine")
     array = zarr.create_array(str(store / "other"), name="a/b/c", data=np.ones(4))
     report = repair_store(str(store))
-    assert {finding.remedy for finding in report.findings if finding.where.endswith("list.txt")} == {"none"}
+    assert {finding.where.split("/")[0] for finding in report.findings} == {"notes", "other"}
+    assert {finding.remedy for finding in report.findings} == {"none"}  # so that nobody is told to run it once more
     assert mine.read_text() == "mine"
     np.testing.assert_array_equal(array[...], np.ones(4))
     assert len(featstore.open(str(store)).feature_sets()) == 2
@@ -240,6 +241,21 @@ def test_a_part_is_not_dropped_because_a_server_did_not_answer(tmp_path, monkeyp
         repair_store(url)
     monkeypatch.undo()
     assert len(featstore.open(url).select()) == 15
+
+
+def test_a_part_is_not_dropped_because_a_folder_may_not_be_read(store, monkeypatch):
+    scandir = os.scandir
+
+    def forbids(path):
+        if str(path).endswith("utterance/c"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", forbids)
+    with pytest.raises(StoreError, match=r"cannot read .*: Permission denied"):
+        repair_store(str(store))
+    monkeypatch.undo()
+    assert verify_store(str(store)).sound
 
 
 def test_a_disk_that_cannot_be_written_is_told_in_one_line(store, monkeypatch):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import tiny
 from featstore.errors import DataError, LabelError, UnknownFeatureSet, UsageError
 from featstore.metrics import TestSet, find_metric
 from featstore.records import ScoreRecord, SkippedClip
+from featstore.store import Member, ShardIdentity, open_split_writer, open_store
 from featstore.taskdata import Outcome, load_task, score_outcomes, score_record
 from featstore.taskdata.scores import score_test_sets
 
@@ -54,20 +56,32 @@ def test_folds_share_one_pool():
 @pytest.mark.parametrize(
     ("there", "remedy"),
     [
-        pytest.param(
-            ("train", "test"), "`featstore extract MANIFEST --split valid --encoder tiny --data DIR --store", id="one"
-        ),
-        pytest.param(("train",), "`featstore extract MANIFEST --split valid --split test --encoder tiny", id="two"),
-        pytest.param(("other",), "`featstore extract MANIFEST --encoder tiny --data DIR --store tiny.zarr`", id="all"),
+        pytest.param(("train", "test"), " --split valid --encoder './my encoder.py' --data DIR", id="one"),
+        pytest.param(("train",), " --split valid --split test --encoder './my encoder.py' --data DIR", id="two"),
+        pytest.param(("other",), " --encoder './my encoder.py' --data DIR --store tiny.zarr`", id="all"),
     ],
 )
 def test_a_missing_feature_set_is_one_line_that_says_what_to_run(there, remedy):
     with pytest.raises(UnknownFeatureSet) as caught:
         load({name: tiny.clips(name, 9) for name in there})
-    assert remedy in str(caught.value)
+    assert f"run `featstore extract MANIFEST{remedy}" in str(caught.value)
     assert "\n" not in str(caught.value)
     with pytest.raises(UnknownFeatureSet, match="run `featstore extract esc50 "):  # of a built-in task its name will do
         load({name: tiny.clips(name, 9) for name in there}, name="esc50")
+
+
+def test_what_is_missing_of_a_layer_or_a_pool_is_asked_for_by_the_spec_that_it_was_made_by(tmp_path):
+    made = replace(tiny.recipe(dim=4), encoder="w2v.layer6.std", encoder_identity={"layer": 6}, pool="std")
+    writer = open_split_writer(
+        str(tmp_path), recipe=made, spec="hf:m/w2v#layer=6", dataset="tiny", crop_seconds=None, split="train"
+    )
+    empty = Member(
+        shard=ShardIdentity(name="a.tar", size=1), clips=0, windows=0, frames=0, audio_seconds=0.0, skipped=()
+    )
+    with writer.begin_part("a.tar") as part:
+        part.commit([empty], frames_stored=False, versions={})
+    with pytest.raises(UnknownFeatureSet, match=r"--encoder 'hf:m/w2v#layer=6' --pool std --data DIR --store "):
+        load_task(open_store(str(tmp_path)), tiny.task(), encoder=None, protocol="strict")
 
 
 def test_windows_of_a_clip_vote_by_their_seconds_under_strict_and_stand_alone_under_xares():

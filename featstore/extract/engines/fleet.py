@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Fleet", "FleetEngine"]
 
+_NAMED = 3  # of the shards that a dead worker held: on a GPU it may have read some sixty that wait for their batches
+
 
 class Fleet(Protocol):
     """Workers by number, from 0 on, wherever they are. A context manager: leaving it ends them all."""
@@ -253,7 +255,9 @@ class _Session:
         self.present.discard(worker)
         lost = self.deal.lost(worker)
         if lost:
-            self.deaths.append(f"{why}; others encoded {', '.join(shard.shard.name for shard in lost)}")
+            names = [shard.shard.name for shard in lost]
+            more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+            self.deaths.append(f"{why}; others encoded {', '.join(names[:_NAMED])}{more}")
         return lost
 
     def result(self, shards: Iterable[StaleShard], *, seconds: float) -> EncodeResult:
