@@ -36,8 +36,8 @@ def encoder_file(tmp_path: Path) -> str:
 def test_a_record_says_what_was_picked(data: Path, tmp_path: Path, encoder_file: str) -> None:
     (light,) = extract(tiny.task(), data, tmp_path / "s", encoder=encoder_file, workers=3)
     assert light.settings == {
-        "device": "cpu", "precision": "float32", "batch_seconds": 64.0, "workers": 3,
-        "batch_fill": round(10 / 6 / 64, 3),  # 10 s with padding, of three padded lengths in each of two shards
+        "device": "cpu", "precision": "float32", "batch_seconds": 32.0, "workers": 3,
+        "batch_fill": round(10 / 6 / 32, 3),  # 10 s with padding, of three padded lengths in each of two shards
     }  # fmt: skip
     wide = tmp_path / "wide_encoder.py"
     wide.write_text(XARES_ENCODER.replace("width: int = 12", "width: int = 1024"))
