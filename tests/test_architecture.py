@@ -38,7 +38,7 @@ DOORS = {
     "torch": {"encoders/*", "probe/*", "retrieve/exact", "store/torch_view"},
     "sklearn": {"metrics/*", "probe/logreg"},
     "faiss": {"retrieve/index", "retrieve/ivf"},
-    "rich": {"cli/console"},
+    "rich": {"cli/console/*"},
     "matplotlib": {"report/charts"},
     "jinja2": {"report/templating"},
     "markupsafe": {"report/templating"},

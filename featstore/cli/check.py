@@ -45,7 +45,8 @@ def check(
 
     Settings mean what they mean to `featstore extract`. Exits with 1 if a check failed; warnings are no failure.
     """  # noqa: D301 - click takes the character itself
-    from featstore.cli.console import show, steps, verdict_table
+    from featstore.cli.console.progress import steps
+    from featstore.cli.console.tables import show, verdict_table
     from featstore.encoders import load_encoder
     from featstore.encoders.checking import broken_contract
     from featstore.extract import ExtractOptions
@@ -105,7 +106,7 @@ def _title(name: str, checks: Sequence[Check]) -> str:
 
 def _speeds(checks: Sequence[Check]) -> Iterator[RenderableType]:
     """A table of sizes of batch, where speed was measured."""
-    from featstore.cli.console import plain_table
+    from featstore.cli.console.tables import plain_table
     from featstore.encoders.checking import times
 
     for figures in (each.figures for each in checks if "batches" in each.figures):

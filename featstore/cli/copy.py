@@ -32,7 +32,7 @@ def copy(
     Every object is checked on its way, and a part is there whole or not at all: a copy that was interrupted goes on
     where it was. What DST has already is not copied again.
     """
-    from featstore.cli.console import counting
+    from featstore.cli.console.progress import counting
     from featstore.store.copying import copy_store
 
     with counting("parts in place") as tick:

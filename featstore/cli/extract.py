@@ -153,7 +153,7 @@ def extract(
     What the store has already, under the same encoder and settings, is not encoded again. A run that was killed goes on
     where it was.
     """
-    from featstore.cli.console import progress_bar
+    from featstore.cli.console.progress import progress_bar
     from featstore.extract import EncoderRequest, ExtractOptions, extract_task, open_engine
     from featstore.extract.ranks import local_rank, parse_share, share_from_environment
     from featstore.manifest import find_task

@@ -30,7 +30,7 @@ def fetch(*, tasks: tuple[str, ...], data_dir: Path, jobs: int, zenodo_url: str,
 
     What broke off is gone on from, each file is checked against the MD5 of its record, and appears when it is whole.
     """
-    from featstore.cli.console import downloading
+    from featstore.cli.console.progress import downloading
     from featstore.fetch import fetch_task
     from featstore.manifest import find_task
 

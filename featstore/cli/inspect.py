@@ -105,7 +105,7 @@ def _tell_table(summaries: Sequence[Summary], *, url: str) -> None:
     if not summaries:
         say(f"{url}: a store without feature sets")
         return
-    from featstore.cli.console import plain_table, show
+    from featstore.cli.console.tables import plain_table, show
 
     header = ("encoder", "dataset", "split", "clips", "windows", "dim", "frames", "hours", "size", "left out")
     rows = [
@@ -136,7 +136,7 @@ def _hours(seconds: float) -> str:
 def _tell_health(
     store: Store, chosen: Sequence[FeatureSet], *, label: str | None, near: float | None, verbose: bool, as_json: bool
 ) -> None:
-    from featstore.cli.console import plain_table, show
+    from featstore.cli.console.tables import plain_table, show
     from featstore.health import NEAR_COSINE, examine_health, health_notes
 
     found = examine_health(
@@ -186,7 +186,7 @@ def _number(value: float | None, form: str) -> str:
 
 
 def _tell_details(details: Details, *, limit: int | None) -> None:
-    from featstore.cli.console import plain_table, show
+    from featstore.cli.console.tables import plain_table, show
 
     say(details.summary.path)
     entries = [*_facts(details), *_provenance(details)]

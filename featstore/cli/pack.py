@@ -76,7 +76,7 @@ def pack(
 
     Files go in as they are. One that cannot be decoded is left out and told; nothing is overwritten.
     """
-    from featstore.cli.console import counting
+    from featstore.cli.console.progress import counting
     from featstore.extract.packing import Table, pack_clips, plan_folder, plan_table
     from featstore.manifest import load_manifest
 

@@ -137,7 +137,7 @@ def _comparison(scores: tuple[ScoreRecord, ...], pair: tuple[str, str], form: Fo
 
 def _write(text: str, grids: tuple[Grid, ...], out_path: Path | None, form: Form) -> None:
     """Print, or write to a file."""
-    from featstore.cli.console import painted, show
+    from featstore.cli.console.tables import painted, show
 
     if out_path is not None:
         with out_path.open("w", encoding="utf-8", errors="backslashreplace") as file:  # a label may be half a letter

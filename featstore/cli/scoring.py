@@ -103,7 +103,7 @@ def score_tasks(
     FeatstoreError
         Nothing can be scored. What one pair fails by is part of the outcome.
     """
-    from featstore.cli.console import scoring
+    from featstore.cli.console.progress import scoring
     from featstore.manifest import find_task
     from featstore.report import write_score
     from featstore.store import open_store
@@ -302,7 +302,7 @@ def tell_scores(scored: Scored, *, as_json: bool) -> None:
 
 def _tell(scores: Sequence[ScoreRecord]) -> None:
     """Print leaderboards, what was measured beside them, and where the time went."""
-    from featstore.cli.console import leaderboard_tables, show
+    from featstore.cli.console.tables import leaderboard_tables, show
     from featstore.report import build
 
     show(leaderboard_tables(build(scores)))

@@ -24,7 +24,7 @@ _MOST = 200
 @json_option
 def tasks(*, name: str | None, store_url: str | None, as_json: bool) -> None:
     """List the tasks that come with featstore, by domain, or show one."""
-    from featstore.cli.console import plain_table, show
+    from featstore.cli.console.tables import plain_table, show
     from featstore.manifest import builtin_tasks, find_task
 
     found = [find_task(name)] if name else list(builtin_tasks())

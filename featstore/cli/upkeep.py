@@ -19,7 +19,7 @@ def verify(*, store_url: str, repair: bool, as_json: bool) -> None:
 
     Exits with 1 if anything is wrong that was not repaired.
     """
-    from featstore.cli.console import counting
+    from featstore.cli.console.progress import counting
     from featstore.store.repair import repair_store
     from featstore.store.verify import verify_store
 

@@ -17,7 +17,7 @@ from rich.console import Console
 
 import tiny
 from featstore.cli import cli
-from featstore.cli.console import painted
+from featstore.cli.console.tables import painted
 from featstore.errors import UsageError
 from featstore.manifest import builtin_tasks
 from featstore.records import ScoreRecord

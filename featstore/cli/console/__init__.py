@@ -1,0 +1,1 @@
+"""The one door of rich. Imported by a command when it has something to show."""
