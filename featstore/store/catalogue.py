@@ -21,6 +21,7 @@ from featstore.store.format import (
     DamagedDocument,
     Segment,
     counted_segments,
+    is_name_of_ours,
 )
 from featstore.store.objects import Objects
 
@@ -28,6 +29,7 @@ __all__ = [
     "SplitEntry",
     "SplitState",
     "check_root",
+    "foreign_names",
     "group_names",
     "known_address",
     "look_at_split",
@@ -114,9 +116,18 @@ def _root_document(objects: Objects) -> dict[str, Any] | None:
 
 
 def group_names(objects: Objects, prefix: str) -> tuple[str, ...]:
-    """Names of the groups directly under `prefix`."""
+    """Names directly under `prefix` that groups of featstore may have; any other name is foreign, and is left alone."""
+    return tuple(filter(_may_be_a_group, objects.children(prefix)))
+
+
+def foreign_names(objects: Objects, prefix: str) -> tuple[str, ...]:
+    """Names directly under `prefix` that no group of featstore has; temporary files of a writer are not among them."""
     names = objects.children(prefix)
-    return tuple(name for name in names if name != GROUP_DOCUMENT and not name.startswith("."))
+    return tuple(name for name in names if not (_may_be_a_group(name) or name == GROUP_DOCUMENT or name[:1] == "."))
+
+
+def _may_be_a_group(name: str) -> bool:
+    return name != GROUP_DOCUMENT and is_name_of_ours(name)
 
 
 def split_paths(
@@ -150,7 +161,7 @@ def read_commits(objects: Objects, split_path: str, parts: Sequence[str]) -> Ite
             yield None
             continue
         try:
-            yield Commit.from_json(content["commit"])
+            yield Commit.from_json(content["commit"], part=part)
         except DamagedDocument as error:
             raise damaged(objects.url, f"{split_path}/{part}", f"is damaged: {error}") from error
 
@@ -181,8 +192,8 @@ def look_at_split(
     also_known: Mapping[str, Commit] | None = None,
 ) -> SplitState:
     """List a split's group, and read what neither its document nor `also_known` says: one request where nothing is."""
-    catalogue = {raw["part"]: raw for raw in (document or {}).get("catalogue", ())}
-    known = {**(also_known or {}), **{part: Commit.from_json(raw) for part, raw in catalogue.items()}}
+    catalogue = _catalogued(objects, split_path, document or {})
+    known = {**(also_known or {}), **catalogue}
     names = group_names(objects, split_path)
     present = [name for name in names if name not in without]
     unknown = [name for name in present if name not in known]
@@ -190,6 +201,18 @@ def look_at_split(
     found = (known.get(part) or read[part] for part in present)
     commits = tuple(commit for commit in found if commit is not None)
     return SplitState(names=names, commits=commits, catalogued={commit.part for commit in commits} == set(catalogue))
+
+
+def _catalogued(objects: Objects, split_path: str, document: Mapping[str, Any]) -> dict[str, Commit]:
+    """Commit records of a split's catalogue, by part; DamagedPart where it is not one."""
+    raw = document.get("catalogue", [])
+    try:
+        if not isinstance(raw, list):
+            raise DamagedDocument("it is no list")
+        commits = map(Commit.from_json, raw)
+        return {commit.part: commit for commit in commits}
+    except DamagedDocument as error:
+        raise damaged(objects.url, split_path, f"is damaged: in its catalogue, {error}") from error
 
 
 def read_split(objects: Objects, path: str) -> SplitEntry | None:
@@ -204,19 +227,19 @@ def read_split(objects: Objects, path: str) -> SplitEntry | None:
     if content is None or "split" not in content:
         return None  # a group that featstore did not write
     address = split_address(objects, path, content)
-    try:
-        segments = counted_segments(look_at_split(objects, path, content).commits)
-    except DamagedDocument as error:
-        raise damaged(objects.url, path, f"is damaged: in its catalogue, {error}") from error
+    segments = counted_segments(look_at_split(objects, path, content).commits)
     return SplitEntry(address=address, segments=segments) if segments else None
 
 
 def split_address(objects: Objects, path: str, content: Mapping[str, Any]) -> SplitAddress:
-    """What the document of the split at a path says; DamagedPart where that is no split's."""
+    """Read the document of the split at a path; DamagedPart where it is no split's, or that of another path."""
     try:
-        return SplitAddress.from_document(content)
+        address = SplitAddress.from_document(content)
+        if address.path != path:
+            raise DamagedDocument(f"it is the document of {address.path}")
     except DamagedDocument as error:
         raise damaged(objects.url, path, f"is damaged: {error}") from error
+    return address
 
 
 def known_address(objects: Objects, path: str) -> SplitAddress | None:

@@ -5,7 +5,7 @@ A split's document repeats what the documents above it say, so that one that is 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,10 @@ from featstore.store.format import (
     GROUP_DOCUMENT,
     Commit,
     DamagedDocument,
+    check_fields,
+    is_amount,
+    is_group_name,
+    is_text,
     recipe_from_json,
     seal,
     unseal,
@@ -72,16 +76,18 @@ class SplitAddress:
     @classmethod
     def from_document(cls, content: Mapping[str, Any]) -> SplitAddress:
         """Read a split's document; DamagedDocument where it is not one."""
-        try:
-            return cls(
-                recipe=recipe_from_json(content["recipe"]),
-                spec=content["spec"],
-                dataset=content["dataset"],
-                crop_seconds=content["crop_seconds"],
-                split=content["split"],
-            )
-        except KeyError as error:
-            raise DamagedDocument(f"it does not say {error}") from error
+        checked = check_fields(content, _SPLIT_RULES, of="document")
+        known = {name: checked[name] for name in ("spec", "dataset", "crop_seconds", "split")}
+        return cls(recipe=recipe_from_json(checked["recipe"]), **known)
+
+
+_SPLIT_RULES: Mapping[str, Callable[[object], bool]] = {
+    "recipe": lambda value: isinstance(value, dict),
+    "spec": is_text,
+    "dataset": is_group_name,
+    "crop_seconds": lambda value: value is None or (is_amount(value) and value != 0),
+    "split": is_group_name,
+}
 
 
 def read_document(objects: Objects, group: str) -> dict[str, Any] | None:

@@ -13,14 +13,16 @@ import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from featstore.errors import StoreError
 from featstore.store.blocks import block_offsets, wrong_size
+from featstore.store.confined import open_regular
 from featstore.store.damage import gone
 from featstore.store.layout import ArrayLayout
 
@@ -30,8 +32,9 @@ __all__ = ["MappedRows"]
 class MappedRows:
     """Rows of a local array of one of format 1's layouts."""
 
-    def __init__(self, folder: Path, layout: ArrayLayout) -> None:
-        self._folder = folder
+    def __init__(self, root: Path, path: str, layout: ArrayLayout) -> None:
+        self._root = root
+        self._path = path
         self._layout = layout
         self._shape = layout.shape
         self._block_rows = layout.block_rows
@@ -84,8 +87,9 @@ class MappedRows:
         """
         layout = self._layout
         number = first // layout.blocks_per_file
-        path = self._folder / layout.file_key(number)
-        with _opened(path) as file:
+        key = f"{self._path}/{layout.file_key(number)}"
+        path = self._root / key
+        with _opened(self._root, key) as file:
             offsets = _offsets_in(file, layout, path)
             slot = first - number * layout.blocks_per_file
             rows = 0
@@ -108,8 +112,9 @@ class MappedRows:
         """Map the file that holds a block, and with it every block of that file."""
         layout = self._layout
         number = index // layout.blocks_per_file
-        path = self._folder / layout.file_key(number)
-        with _opened(path) as file:
+        key = f"{self._path}/{layout.file_key(number)}"
+        path = self._root / key
+        with _opened(self._root, key) as file:
             offsets = _offsets_in(file, layout, path)
             view = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         wanted = None
@@ -167,18 +172,18 @@ _KEPT_MAPS = _KeptMaps()
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
+def _opened(root: Path, key: str) -> Iterator[FileIO]:
     """A file of an array, open for reading; DamagedPart where it is missing, StoreError where it cannot be read."""
     try:
-        with path.open("rb", buffering=0) as file:
-            yield cast(BinaryIO, file)
+        with open_regular(root, key) as file:
+            yield file
     except FileNotFoundError as error:
-        raise gone(path) from error
+        raise gone(root / key) from error
     except OSError as error:
-        raise StoreError(f"cannot read {path}: {error.strerror}") from error
+        raise StoreError(f"cannot read {root / key}: {error.strerror}") from error
 
 
-def _offsets_in(file: BinaryIO, layout: ArrayLayout, path: Path) -> list[int]:
+def _offsets_in(file: FileIO, layout: ArrayLayout, path: Path) -> list[int]:
     def read(start: int, stop: int) -> bytes:
         file.seek(start)
         return file.read(stop - start)
@@ -186,9 +191,9 @@ def _offsets_in(file: BinaryIO, layout: ArrayLayout, path: Path) -> list[int]:
     return block_offsets(layout, file_bytes=file.seek(0, io.SEEK_END), read=read, where=path)
 
 
-def _read_full(file: BinaryIO, target: memoryview) -> int:
+def _read_full(file: FileIO, target: memoryview) -> int:
     """Fill `target`; a read of an unbuffered file may stop short."""
     done = 0
-    while done < len(target) and (got := cast(io.FileIO, file).readinto(target[done:])):
+    while done < len(target) and (got := file.readinto(target[done:])):
         done += got
     return done

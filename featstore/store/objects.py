@@ -18,6 +18,7 @@ from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit
 
 from featstore.errors import StoreError
+from featstore.store.confined import checked_key, confined, open_regular
 from featstore.store.faults import fault_point
 
 __all__ = ["LocalObjects", "Objects", "local_root", "open_objects"]
@@ -50,7 +51,7 @@ class Objects(Protocol):
         """Names directly under `prefix`, sorted; empty where there are none."""
 
     def sizes(self, prefix: str) -> dict[str, int]:
-        """Size in bytes of every object under `prefix`, by key relative to it."""
+        """Size in bytes of every object under `prefix`, by key relative to it; -1 of what is no regular file."""
 
     def settle(self, prefix: str) -> None:
         """Return when everything under `prefix` would survive a power cut."""
@@ -84,8 +85,14 @@ def open_objects(url: str) -> Objects:
     return open_remote_objects(url)
 
 
+_MOST_READ_BYTES = 4 << 30  # no object of a store is larger
+
+
 class LocalObjects:
-    """A folder. Writes are atomic (a temporary name, then a rename) and durable (fsync of file and folder)."""
+    """A folder. Writes are atomic (a temporary name, then a rename) and durable (fsync of file and folder).
+
+    Every key becomes a path by `featstore.store.confined`: nothing outside the folder is read, written or deleted.
+    """
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -103,8 +110,11 @@ class LocalObjects:
     def read(self, key: str) -> bytes | None:
         """Read a file whole."""
         path = self._root / key
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError), _telling(path):
-            return path.read_bytes()
+        gone = contextlib.suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError)
+        with gone, _telling(path), open_regular(self._root, key) as file:
+            if (size := os.fstat(file.fileno()).st_size) > _MOST_READ_BYTES:
+                raise StoreError(f"{path} has {size:,} bytes, more than an object of a store may have")
+            return file.readall()
         return None
 
     def read_many(self, keys: Iterable[str]) -> Iterator[bytes | None]:
@@ -113,7 +123,7 @@ class LocalObjects:
 
     def write(self, key: str, data: bytes) -> None:
         """Write a temporary file, fsync it, rename it, fsync the folder."""
-        path = self._root / key
+        path = confined(self._root, key)
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
         try:
@@ -130,34 +140,43 @@ class LocalObjects:
 
     def put(self, key: str, buffers: Iterable[Any]) -> None:
         """Write a file as it is; nobody looks for it before the commit."""
-        path = self._root / key
+        path = confined(self._root, key)
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("wb", buffering=0) as file:
             for buffer in buffers:
                 _write_all(file, memoryview(buffer).cast("B"))
 
     def children(self, prefix: str) -> tuple[str, ...]:
-        """List a folder."""
-        path = self._root / prefix
+        """List a folder. A link to a folder is refused, for what it leads to would be missed."""
+        path = self._root / checked_key(prefix)
+        if not path.is_dir():
+            return ()
+        path = confined(self._root, prefix)
         with contextlib.suppress(FileNotFoundError, NotADirectoryError), _telling(path), os.scandir(path) as entries:
-            return tuple(sorted(entry.name for entry in entries))
+            found = sorted(entries, key=lambda entry: entry.name)
+            for entry in found:
+                if entry.is_symlink() and entry.is_dir():
+                    confined(self._root, f"{prefix}/{entry.name}" if prefix else entry.name)
+            return tuple(entry.name for entry in found)
         return ()
 
     def sizes(self, prefix: str) -> dict[str, int]:
-        """Walk a folder; what somebody deletes meanwhile is not there."""
-        base = self._root / prefix
+        """Walk a folder; what another process deletes meanwhile is not there. Links are not followed."""
+        base = confined(self._root, prefix)
         found: dict[str, int] = {}
         with _telling(base):
-            for folder, _, names in os.walk(base, onerror=_raise_unless_gone):  # rglob passes over what is forbidden
-                for path in map(Path(folder).joinpath, names):
+            for folder, folders, names in os.walk(base, onerror=_raise_unless_gone):
+                for path in map(Path(folder).joinpath, (*names, *folders)):
                     with contextlib.suppress(FileNotFoundError):
-                        if stat.S_ISREG((about := path.stat()).st_mode):
-                            found[path.relative_to(base).as_posix()] = about.st_size
+                        about = path.lstat()
+                        if not stat.S_ISDIR(about.st_mode):
+                            size = about.st_size if stat.S_ISREG(about.st_mode) else -1
+                            found[path.relative_to(base).as_posix()] = size
         return found
 
     def settle(self, prefix: str) -> None:
         """Fsync every file and folder under `prefix`, and the folders above it up to the root."""
-        base = self._root / prefix
+        base = confined(self._root, prefix)
         for folder, _, names in os.walk(base):
             for name in names:
                 descriptor = os.open(Path(folder) / name, os.O_RDONLY)
@@ -172,14 +191,16 @@ class LocalObjects:
             _fsync_folder(above)
 
     def remove(self, key: str) -> None:
-        """Unlink a file, for good."""
+        """Unlink a file, for good. Of a link it is the link that goes."""
+        folder, _, name = key.rpartition("/")
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            (self._root / key).unlink()
-            _fsync_folder((self._root / key).parent)
+            path = confined(self._root, folder) / checked_key(name)
+            path.unlink()
+            _fsync_folder(path.parent)
 
     def delete(self, prefix: str, *, first: Iterable[str] = ()) -> None:
         """Remove a folder; a file that has gone already is no error."""
-        base = self._root / prefix
+        base = confined(self._root, prefix)
         for name in first:
             self.remove(f"{prefix}/{name}")
             fault_point("deleting-arrays")

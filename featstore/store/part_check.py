@@ -54,7 +54,9 @@ class PartReading:
         differ = {name for name, data in self._read(whole) if codecs.seal_crc32c([data]) != seals[name].crc32c}
         for name, entry in seals.items():
             size = sizes.pop(name, None)
-            if size is None:
+            if size is not None and size < 0:
+                yield Finding(where=where, problem=f"{name} is no regular file", remedy="drop the part")
+            elif size is None:
                 yield Finding(where=where, problem=f"{name} is missing", remedy="drop the part")
             elif size != entry.size:
                 says = f"{name} has {size:,} bytes, and {entry.size:,} were written"

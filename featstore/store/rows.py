@@ -58,7 +58,11 @@ def open_rows(objects: Objects, path: str) -> Rows:
 
         return open_remote_rows(objects, path, document, size_of)
     layout = _layout(objects, path, document)
-    return ZarrRows(objects, path) if layout is None else MappedRows(objects.root / path, layout)
+    if layout is not None:
+        return MappedRows(objects.root, path, layout)
+    if foreign := [name for name, size in objects.sizes(path).items() if size < 0]:  # zarr would follow or open it
+        raise damaged(objects.url, f"{path}/{foreign[0]}", "is no regular file")
+    return ZarrRows(objects, path)
 
 
 def open_remote_rows(objects: Objects, path: str, document: bytes | None, size_of: Callable[[str], int]) -> Rows:

@@ -16,10 +16,10 @@ from functools import cached_property, partial
 from typing import Any
 
 from featstore.errors import DamagedPart, RemoteError, StoreError, StoreNotFound, StoreVersionError
-from featstore.records import canonical_json
 from featstore.store import codecs
 from featstore.store.ahead import in_order
-from featstore.store.catalogue import check_root, group_names, known_address, read_commit, split_paths
+from featstore.store.catalogue import check_root, foreign_names, group_names, known_address, read_commit, split_paths
+from featstore.store.confined import ForeignFile
 from featstore.store.documents import SplitAddress, read_document
 from featstore.store.findings import Finding, Remedy, VerifyReport
 from featstore.store.format import (
@@ -129,12 +129,29 @@ class _Verification:
     def run(self) -> Iterator[Finding]:
         """Findings in order of path."""
         yield from self._root()
+        yield from self._foreign("")
         for encoder in group_names(self._objects, ""):
             yield from self._document(encoder, self._is_encoder)
+            yield from self._foreign(encoder)
             for dataset in group_names(self._objects, encoder):
                 yield from self._document(f"{encoder}/{dataset}", self._is_dataset)
+                yield from self._foreign(f"{encoder}/{dataset}")
         for path in split_paths(self._objects):
+            yield from self._foreign(path)
             yield from self._split(path)
+
+    def _foreign(self, path: str) -> Iterator[Finding]:
+        """What bears a name that featstore gives to nothing: it is listed, and left alone."""
+        for name in foreign_names(self._objects, path):
+            where = f"{path}/{name}" if path else name
+            yield Finding(where=where, problem="featstore did not write this: delete it by hand", remedy="none")
+
+    def _is_object(self, key: str) -> bool:
+        """Whether a file, or something that is no folder either, lies where a group should be."""
+        try:
+            return self._objects.read(key) is not None
+        except ForeignFile:
+            return True
 
     # --- documents ----------------------------------------------------------------------------------------------------
 
@@ -150,7 +167,7 @@ class _Verification:
 
     def _document(self, path: str, agrees: Callable[[str, dict[str, Any]], str]) -> Iterator[Finding]:
         """A group's own document: there, whole, and of this group."""
-        if self._objects.read(path) is not None:
+        if self._is_object(path):
             yield Finding(where=path, problem="this object belongs to nothing: delete it by hand", remedy="none")
             return
         try:
@@ -184,14 +201,14 @@ class _Verification:
     def _is_split(self, path: str, content: dict[str, Any], *, checked: Mapping[str, _Checked]) -> str:
         if (stated := SplitAddress.from_document(content).path) != path:
             return f"it is the document of {stated}"
-        for raw in content.get("catalogue", ()):
-            listed = Commit.from_json(raw)
+        catalogue = content.get("catalogue", [])
+        for listed in map(Commit.from_json, catalogue if isinstance(catalogue, list) else [catalogue]):
             if listed.part not in checked:
                 if listed.part not in group_names(self._objects, path):  # it may have come since
                     return f"its catalogue lists {listed.part}, which is gone"
                 continue
             held = checked[listed.part].commit
-            if held is not None and canonical_json(held.as_catalogue_json()) != canonical_json(raw):
+            if held is not None and replace(held, objects={}) != listed:
                 return f"its catalogue does not agree with the commit record of {listed.part}"
         return ""
 
@@ -242,7 +259,7 @@ class _Verification:
 
         A group whose document says who is writing it is that writer's business, or the next sweep's.
         """
-        if self._objects.read(where) is not None:
+        if self._is_object(where):
             yield Finding(where=where, problem="this object belongs to nothing", remedy="delete the object")
         elif group_names(self._objects, where) and read_document(self._objects, where) is None:
             # Listed first: a writer's document comes before its arrays, so arrays that are there had one.

@@ -170,7 +170,7 @@ def test_a_file_that_may_not_be_read_is_not_called_damaged(tmp_path, monkeypatch
     def refuses(*_, **__):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("featstore.store.mapped_rows.Path.open", refuses)
+    monkeypatch.setattr("featstore.store.mapped_rows.open_regular", refuses)
     with pytest.raises(StoreError, match=r"cannot read .*: Permission denied") as error:
         fs.frames[0]
     assert not isinstance(error.value, DamagedPart)
@@ -356,7 +356,7 @@ def test_a_document_that_does_not_say_enough_is_told_with_its_place(url):
     path = split_writer(url).path
     LocalObjects(Path(url)).write(f"{path}/{GROUP_DOCUMENT}", seal({"split": "train"}))
     for look in (lambda: featstore.open(url).select(), lambda: gc_store(url)):
-        with pytest.raises(DamagedPart, match=rf"{path} is damaged: it does not say 'recipe'; `featstore verify"):
+        with pytest.raises(DamagedPart, match=rf"{path} is damaged: its document has no recipe; `featstore verify"):
             look()
 
 
