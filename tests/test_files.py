@@ -196,5 +196,3 @@ def test_pages_are_one_line_on_a_full_disk_and_the_old_ones_stay(
         assert str(page) in line
         assert page.read_text() == "old"
         assert names(pages) == sorted(f"{at}.html" for at in range(number + 1))
-
-

@@ -83,6 +83,8 @@ def report(
     if form == "html" and out_path is None and sys.stdout.isatty():
         raise UsageError("--format html is a page for a browser: say --out FILE for where to write it")
     results = read_results(results_dir)
+    if not results.scores and len(results.failures) == 1:
+        raise results.failures[0]
     for failure in results.failures:
         say(f"featstore: {failure}", err=True)
     if results.unsealed:

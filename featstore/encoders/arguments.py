@@ -56,8 +56,8 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
             ) from error
         if (place := _secret_place(name, value)) is not None:
             raise EncoderError(
-                f"argument {place} of an encoder looks like a secret, and arguments are stored in every recipe: let the "
-                "encoder read it from an environment variable (os.environ) instead"
+                f"argument {place} of an encoder looks like a secret, and arguments are stored in every recipe: let "
+                "the encoder read it from an environment variable (os.environ) instead"
             )
 
 

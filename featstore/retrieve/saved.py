@@ -153,8 +153,8 @@ def open_index(feature_set: FeatureSet, kind: IvfKind = "ivf", *, tell: Tell = l
             unusable = unusable or (f"the index in {folder} is not used, for {error}: " if str(error) else "")
     folder = writable_one(folders)
     tell(
-        f"{unusable}making the {kind} index of {feature_set.path}, {plan.rows:,} x {plan.dim}, {spoken_bytes(plan.index_bytes)}: "
-        f"{folder}"
+        f"{unusable}making the {kind} index of {feature_set.path}, {plan.rows:,} x {plan.dim}, "
+        f"{spoken_bytes(plan.index_bytes)}: {folder}"
     )
     make_index(feature_set, plan, folder)
     for _ in range(3):  # another process may be putting its own there

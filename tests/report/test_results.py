@@ -117,7 +117,9 @@ def test_a_changed_value_is_found_and_costs_the_other_files_nothing(tmp_path: Pa
     assert "\n" not in str(failure)
 
 
-@pytest.mark.parametrize("change", [{"generation": 99}, {"written_at": "2035-06-01T12:00:00+00:00"}, {"generation": -1}])
+@pytest.mark.parametrize(
+    "change", [{"generation": 99}, {"written_at": "2035-06-01T12:00:00+00:00"}, {"generation": -1}]
+)
 def test_what_is_told_about_a_score_is_sealed_too(tmp_path: Path, score: Score, change: dict) -> None:
     path = write_score(score(), tmp_path)
     path.write_text(_changed(path, lambda raw: raw.update(change)))
