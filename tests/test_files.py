@@ -104,14 +104,14 @@ def test_what_a_killed_process_left_goes_with_the_next_write_and_what_a_live_one
 
 def test_many_writers_of_one_file_leave_one_of_their_contents(tmp_path: Path) -> None:
     page = tmp_path / "page.html"
-    failed: list[BaseException] = []
+    failed: list[OSError] = []
 
     def writes(number: int) -> None:
         try:
             for _ in range(20):
                 write_whole(page, str(number) * 10_000)
                 sweep_leftovers(page)
-        except BaseException as error:
+        except OSError as error:
             failed.append(error)
 
     threads = [threading.Thread(target=writes, args=(number,)) for number in range(6)]
