@@ -98,7 +98,7 @@ def json_page(printed: Sequence[Printed]) -> str:
             "the canonical JSON (sorted keys, no spaces) of all the others. Of two scores of one thing the one of "
             "the higher generation counts, whatever clocks are. `featstore report` skips and names a file whose "
             "seal does not fit, prints the others and exits with 1; files without a seal, of earlier versions, are "
-            "read and counted. `featstore.report.read_results` returns `scores`, `unsealed` (file names) and `failures`. "
+            "read and counted. `featstore.report.read_results` returns `scores`, `unsealed` (files) and `failures`. "
             f"{manifests} prints [manifests](manifest.md), as their files have them, and with `--store` also `cached`: "
             "list of text, the encoders that have the task there.\n",
             *sections,
