@@ -25,7 +25,7 @@ LAYERS = (
     {"store"},
     {"manifest", "splits", "metrics", "remote"},
     {"records", "shipped"},
-    {"children", "errors", "machine", "wording"},
+    {"children", "errors", "files", "machine", "wording"},
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 

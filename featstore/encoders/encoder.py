@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from featstore.encoders.contract import ContractFacts, EncoderOutput, check_output, contract_facts
 from featstore.encoders.outputs import Output
+from featstore.encoders.specs import spec_with_layer
 from featstore.errors import EncoderContractError, EncoderError
 from featstore.records import NamedBy, Recipe
 
@@ -21,7 +22,10 @@ _LIGHT_PARAMETERS = 20_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Encoder:
-    """A loaded encoder: the module, what it declares, what it is, and what is kept of each forward pass."""
+    """A loaded encoder: the module, what it declares, what it is, and what is kept of each forward pass.
+
+    ``spec`` names it without a layer.
+    """
 
     module: nn.Module
     name: str
@@ -68,8 +72,7 @@ class Encoder:
 
     def spec_of(self, output: Output) -> str:
         """How one output is named on the command line."""
-        base = self.spec.partition("#layer=")[0]
-        return self.spec if output.layer is None else f"{base}#layer={output.layer}"
+        return spec_with_layer(self.spec, output.layer)
 
     def longest_window_seconds(self, asked: float | None) -> float | None:
         """Audio that a window may hold: the least of what the encoder takes and what is asked for."""

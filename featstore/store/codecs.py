@@ -23,9 +23,9 @@ INDEX_ENTRY_BYTES = 16
 Buffers = Sequence[Any]  # objects of the buffer protocol, to be written one after another
 
 
-def crc32c(data: Any) -> int:
-    """CRC-32C (Castagnoli) of a contiguous buffer."""
-    return int(google_crc32c.value(np.frombuffer(data, np.uint8)))
+def crc32c(data: Any, crc: int = 0) -> int:
+    """CRC-32C (Castagnoli) of a contiguous buffer, or of what `crc` is of and the buffer after it."""
+    return int(google_crc32c.extend(crc, np.frombuffer(data, np.uint8)))
 
 
 def seal_crc32c(buffers: Buffers) -> int:
