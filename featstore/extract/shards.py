@@ -210,12 +210,12 @@ def _parts_match(names: Sequence[str], patterns: Sequence[str]) -> bool:
 
 def _alternatives(pattern: str) -> tuple[str, ...]:
     """Globs that a brace pattern stands for, each once."""
-    from braceexpand import braceexpand
+    from featstore.manifest.braces import PatternError, expand_braces
 
     try:
-        return tuple(dict.fromkeys(braceexpand(pattern)))
-    except ValueError as error:
-        raise ShardError(f"shard pattern {pattern!r} has unbalanced braces") from error
+        return tuple(dict.fromkeys(expand_braces(pattern)))
+    except PatternError as error:
+        raise ShardError(f"shard pattern {pattern!r} {error}") from error
 
 
 def _matches(folder: Path, pattern: str) -> tuple[Path, ...]:
