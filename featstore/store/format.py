@@ -220,14 +220,22 @@ def _flat(record: Commit | Member | ShardIdentity) -> dict[str, Any]:
 
 
 def _member_as_json(member: Member) -> dict[str, Any]:
-    skipped = [[clip.key, clip.reason] for clip in member.skipped]
+    skipped = [
+        [clip.key, clip.reason] if clip.seconds is None else [clip.key, clip.reason, clip.seconds]
+        for clip in member.skipped
+    ]
     return {**_flat(member), "shard": _flat(member.shard), "skipped": skipped}
 
 
 def _member_from_json(raw: Mapping[str, Any]) -> Member:
     shard = ShardIdentity(**raw["shard"])
-    skipped = tuple(SkippedClip(shard=shard.name, key=key, reason=reason) for key, reason in raw["skipped"])
+    skipped = tuple(_skipped_from_json(shard.name, *entry) for entry in raw["skipped"])
     return Member(**{**raw, "shard": shard, "skipped": skipped})
+
+
+def _skipped_from_json(shard: str, key: str, reason: str, seconds: float | None = None) -> SkippedClip:
+    """One entry of ``skipped``: a pair, or a triple where the clip was too long."""
+    return SkippedClip(shard=shard, key=key, reason=reason, seconds=seconds)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
