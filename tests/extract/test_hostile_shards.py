@@ -240,9 +240,14 @@ def pax(name: str) -> bytes:
 
 @pytest.mark.parametrize(
     ("key", "named"),
-    [("nul\0in it", "nul\\x00in it"), ("line\nbreak", "line\\x0abreak"), ("\x1b[2J", "\\x1b[2J"), ("c1\x9b31m", "c1\\x9b31m"),
-     ("del\x7f", "del\\x7f")],
-)  # fmt: skip
+    [
+        ("nul\0in it", "nul\\x00in it"),
+        ("line\nbreak", "line\\x0abreak"),
+        ("\x1b[2J", "\\x1b[2J"),
+        ("c1\x9b31m", "c1\\x9b31m"),
+        ("del\x7f", "del\\x7f"),
+    ],
+)
 def test_a_key_with_control_characters_is_skipped_and_listed(key: str, named: str, tmp_path: Path) -> None:
     path = tmp_path / "data/tiny/train-0.tar"
     path.parent.mkdir(parents=True)
