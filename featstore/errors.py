@@ -107,7 +107,17 @@ class LabelError(DataError):
 
 
 class UnusableClip(DataError):
-    """One clip cannot be decoded."""
+    """One clip cannot be used.
+
+    Attributes
+    ----------
+    seconds : float or None
+        The length that the clip claims, where that is what rules it out.
+    """
+
+    def __init__(self, message: str, *, seconds: float | None = None) -> None:
+        self.seconds = seconds
+        super().__init__(message)
 
 
 class EncoderError(FeatstoreError):

@@ -14,6 +14,8 @@ Protocol = Literal["strict", "xares"]
 NamedBy = Literal["class", "place"]
 
 __all__ = [
+    "BrokenShard",
+    "ExtractFailure",
     "ExtractRecord",
     "NamedBy",
     "Protocol",
@@ -139,11 +141,37 @@ class Recipe:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SkippedClip:
-    """A clip that was left out, and why. ``key`` is empty where the shard itself broke off."""
+    """A clip that was skipped, and why. ``seconds`` is the length it claims, where it was skipped for that."""
 
     shard: str
     key: str
     reason: str
+    seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BrokenShard:
+    """A shard that could not be read to its end, so that nothing of it was stored, and why."""
+
+    shard: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExtractFailure:
+    """A task that was not extracted, or not to its end. ``error`` is the class of the error, empty if it was not run.
+
+    ``exit_code`` is that of the command if there is no other failure.
+    """
+
+    task: str
+    error: str
+    message: str
+    exit_code: int = 1
+
+    def as_json(self) -> dict[str, Any]:
+        """The record as plain JSON."""
+        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,6 +185,8 @@ class ExtractRecord:
     pass that made it, and with it the other layers and pools of the same encoder and split: those of all ``workers``
     added up, the total apart. ``deaths`` tells of workers that died on the way, and whose shards others encoded.
     ``asked_as`` is what the encoder was asked for by, where the store has it under another name; else it is empty.
+    ``broken`` lists the shards of this run that could not be read: ``shards_done`` and ``shards_reused`` count none of
+    them, and what the store had of one before counts as before.
     """
 
     task: str
@@ -180,6 +210,7 @@ class ExtractRecord:
     workers: int = 1
     deaths: tuple[str, ...] = ()
     asked_as: str = ""
+    broken: tuple[BrokenShard, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """The record as plain JSON."""

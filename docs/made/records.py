@@ -56,6 +56,7 @@ PRINTED = (
         words={"settings": "object"},
     ),
     Printed(record="featstore.records.ExtractRecord", commands=("extract --json",)),
+    Printed(record="featstore.records.ExtractFailure", commands=("extract --json",)),
     Printed(record="featstore.encoders.checking.Check", commands=("check --json",)),
     Printed(record="featstore.store.summary.Summary", commands=("inspect --json",)),
     Printed(

@@ -81,7 +81,9 @@ class ShardWork:
         try:
             decoded = clip.decoded.result()
         except UnusableClip as reason:
-            self._skipped.append(SkippedClip(shard=self.shard.name, key=clip.key, reason=str(reason)))
+            self._skipped.append(
+                SkippedClip(shard=self.shard.name, key=clip.key, reason=str(reason), seconds=reason.seconds)
+            )
             return None
         finally:
             self._times.wait_clips += time.perf_counter() - began

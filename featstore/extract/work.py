@@ -28,7 +28,7 @@ from featstore.extract.shard_work import PartTarget
 from featstore.extract.shards import AnyShard
 from featstore.extract.stream import ShardFeed
 from featstore.extract.windows import Padding, plan_windows
-from featstore.machine import cores, free_memory_bytes
+from featstore.machine import CPU_BATCH_SECONDS, LIGHT_BATCH_SECONDS, cores, free_memory_bytes
 from featstore.records import Recipe
 from featstore.store import FORMAT_VERSION, SplitWriter, is_split_begun, open_split_writer
 
@@ -52,7 +52,6 @@ __all__ = [
 ]
 
 XARES_BATCH = 16
-CPU_BATCH_SECONDS, LIGHT_BATCH_SECONDS = 16.0, 32.0
 USUAL_WINDOW_SECONDS, MOST_BATCH_SECONDS = 5.0, 1280.0
 _MOST_DECODE_THREADS = 16
 _GPU_SHARDS_AHEAD = 64

@@ -325,7 +325,10 @@ def _flat(record: Commit | Member | ShardIdentity) -> dict[str, Any]:
 
 
 def _member_as_json(member: Member) -> dict[str, Any]:
-    skipped = [[clip.key, clip.reason] for clip in member.skipped]
+    skipped = [
+        [clip.key, clip.reason] if clip.seconds is None else [clip.key, clip.reason, clip.seconds]
+        for clip in member.skipped
+    ]
     return {**_flat(member), "shard": _flat(member.shard), "skipped": skipped}
 
 
@@ -366,10 +369,12 @@ def _member_from_json(raw: object) -> Member:
 
 
 def _skipped_from_json(shard: str, raw: object) -> SkippedClip:
-    if not (isinstance(raw, list) and len(raw) == 2 and all(map(is_text, raw))):
-        raise DamagedDocument("its list of skipped clips holds something else than pairs of key and reason")
-    key, reason = raw
-    return SkippedClip(shard=shard, key=key, reason=reason)
+    """One entry of ``skipped``: a pair, or a triple where the clip was too long."""
+    if not (
+        isinstance(raw, list) and len(raw) in (2, 3) and all(map(is_text, raw[:2])) and all(map(is_amount, raw[2:]))
+    ):
+        raise DamagedDocument("its list of skipped clips holds something else than key, reason and perhaps seconds")
+    return SkippedClip(shard=shard, key=raw[0], reason=raw[1], seconds=raw[2] if len(raw) == 3 else None)
 
 
 def _seal_from_json(name: object, raw: object) -> ObjectSeal:
