@@ -7,7 +7,7 @@ and a part that the catalogue does not know is read from its own document.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,14 +21,17 @@ from featstore.store.format import (
     DamagedDocument,
     Segment,
     counted_segments,
+    is_part_name,
+    is_remains_of_part,
 )
-from featstore.store.objects import Objects
+from featstore.store.objects import Objects, is_temporary
 
 __all__ = [
     "SplitEntry",
     "SplitState",
     "check_root",
     "group_names",
+    "is_foreign_group",
     "known_address",
     "look_at_split",
     "read_commit",
@@ -115,8 +118,25 @@ def _root_document(objects: Objects) -> dict[str, Any] | None:
 
 def group_names(objects: Objects, prefix: str) -> tuple[str, ...]:
     """Names of the groups directly under `prefix`."""
-    names = objects.children(prefix)
+    return _visible(objects.children(prefix))
+
+
+def _visible(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(name for name in names if name != GROUP_DOCUMENT and not name.startswith("."))
+
+
+def is_foreign_group(objects: Objects, split_path: str, name: str) -> bool:
+    """Whether what is in a split's group, and is no committed part, is not of featstore: it is never deleted."""
+    path = f"{split_path}/{name}"
+    if not is_part_name(name) or objects.read(path) is not None:
+        return True
+    try:
+        if read_document(objects, path) is not None:
+            return False  # it is being written
+    except DamagedPart:
+        return False  # `verify --repair` decides about damage
+    there = objects.sizes(path)
+    return bool(there) and not is_remains_of_part(name, there)
 
 
 def split_paths(
@@ -164,12 +184,14 @@ def split_commits(objects: Objects, split_path: str) -> tuple[Commit, ...]:
 class SplitState:
     """What is in a split's group at one moment: names of its groups, and the commit records of those that have one.
 
-    ``catalogued`` says whether the catalogue knew just these records.
+    ``catalogued`` says whether the catalogue knew just these records. ``discarded`` are folders whose deletion was cut
+    short, of a local store.
     """
 
     names: tuple[str, ...]
     commits: tuple[Commit, ...]
     catalogued: bool
+    discarded: tuple[str, ...]
 
 
 def look_at_split(
@@ -180,16 +202,26 @@ def look_at_split(
     without: Collection[str] = (),
     also_known: Mapping[str, Commit] | None = None,
 ) -> SplitState:
-    """List a split's group, and read what neither its document nor `also_known` says: one request where nothing is."""
+    """List a split's group, and read what neither its document nor `also_known` says: one request where nothing is.
+
+    A catalogue that lists parts which are gone hides nothing and adds nothing, and a group that is not called as a part
+    is never read: it is not of featstore.
+    """
     catalogue = {raw["part"]: raw for raw in (document or {}).get("catalogue", ())}
     known = {**(also_known or {}), **{part: Commit.from_json(raw) for part, raw in catalogue.items()}}
-    names = group_names(objects, split_path)
-    present = [name for name in names if name not in without]
+    children = objects.children(split_path)
+    names = _visible(children)
+    present = [name for name in names if name not in without and is_part_name(name)]
     unknown = [name for name in present if name not in known]
     read = dict(zip(unknown, read_commits(objects, split_path, unknown), strict=True))
     found = (known.get(part) or read[part] for part in present)
     commits = tuple(commit for commit in found if commit is not None)
-    return SplitState(names=names, commits=commits, catalogued={commit.part for commit in commits} == set(catalogue))
+    return SplitState(
+        names=names,
+        commits=commits,
+        catalogued={commit.part for commit in commits} == set(catalogue),
+        discarded=tuple(name for name in children if is_temporary(name) and is_part_name(name[1:].rpartition(".")[0])),
+    )
 
 
 def read_split(objects: Objects, path: str) -> SplitEntry | None:

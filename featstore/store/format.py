@@ -19,6 +19,7 @@ from featstore.records import Recipe, SkippedClip, canonical_json, sha256_of
 __all__ = [
     "FORMAT_VERSION",
     "GROUP_DOCUMENT",
+    "HEARTBEAT",
     "Commit",
     "DamagedDocument",
     "Member",
@@ -28,6 +29,8 @@ __all__ = [
     "Writing",
     "counted_segments",
     "is_group_name",
+    "is_part_name",
+    "is_remains_of_part",
     "part_stem",
     "recipe_from_json",
     "seal",
@@ -36,10 +39,16 @@ __all__ = [
 
 FORMAT_VERSION = 1
 GROUP_DOCUMENT = "zarr.json"
+HEARTBEAT = ".alive"
+"""Object that the writer of an in-flight part puts again and again on a server; a local document is touched instead."""
+
 _HEAD = b'{"zarr_format":3,"node_type":"group","attributes":{"featstore":'
 _BETWEEN, _TAIL = b',"featstore_sha256":"', b'"}}'
 _HASH_CHARACTERS = 64
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+@=-]*")
+_PART_NAME = re.compile(r"[A-Za-z0-9._-]+\.[0-9a-f]{8}")
+_ARRAYS = ("key", "meta", "start_seconds", "seconds", "utterance", "frame_offsets", "frames")
+_OBJECT_OF_PART = re.compile(rf"({'|'.join(_ARRAYS)})/(zarr\.json|c(/\d+)+)")
 
 
 class DamagedDocument(StoreError):
@@ -60,22 +69,25 @@ def seal(content: Mapping[str, Any]) -> bytes:
 
 
 def unseal(raw: bytes) -> dict[str, Any] | None:
-    """Read what `seal` wrote; None for a bare group, such as zarr-python makes for a parent.
+    """Read what `seal` wrote; None for a document that is not of featstore.
+
+    Such are the bare group that zarr-python makes for a parent, and groups and arrays of other software. They are told
+    apart by the word `featstore`, which a document of ours holds twice: no single damaged byte takes both away.
 
     Raises
     ------
     DamagedDocument
-        The document is no JSON group, or its hash does not match its words.
+        The document is no JSON object, or it is of featstore and its hash does not match its words.
     """
     try:
         if (words := _sealed_words(raw)) is not None:
             return _object(json.loads(words))
         document = json.loads(raw)
+        if b"featstore" not in raw and isinstance(document, dict):
+            return None
         attributes = document["attributes"]
         if document["zarr_format"] != 3 or document["node_type"] != "group":
             raise DamagedDocument("it is no Zarr v3 group document")
-        if not attributes:
-            return None
         content, stated = attributes["featstore"], attributes["featstore_sha256"]
         if sha256_of(content) != stated:
             raise DamagedDocument("its hash does not match its words")
@@ -103,6 +115,25 @@ def is_group_name(name: str) -> bool:
     return _NAME.fullmatch(name) is not None
 
 
+def is_part_name(name: str) -> bool:
+    """Whether a group in a split's group may be a part: it is called ``stem.7d41c0de``.
+
+    >>> is_part_name("train-000000.7d41c0de"), is_part_name("notes")
+    (True, False)
+    """
+    return _PART_NAME.fullmatch(name) is not None
+
+
+def is_remains_of_part(name: str, objects: Iterable[str]) -> bool:
+    """Whether a group without a document is what a killed deletion left of a part, by its name and all of its objects.
+
+    >>> is_remains_of_part("a.7d41c0de", ["key/c/0", "frames/zarr.json"]), is_remains_of_part("a.7d41c0de", ["key.txt"])
+    (True, False)
+    """
+    objects = [each for each in objects if not each.startswith(".")]
+    return is_part_name(name) and bool(objects) and all(_OBJECT_OF_PART.fullmatch(each) for each in objects)
+
+
 def part_stem(shard: str) -> str:
     """Readable head of a part's name: the shard's own name in characters that every store can hold.
 
@@ -110,7 +141,7 @@ def part_stem(shard: str) -> str:
     'en-wds-audio-train-000000'
     """
     stem = re.sub(r"\.tar(\.gz)?$", "", shard)
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-.")[-80:] or "shard"
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-.")[-80:].lstrip("-.") or "shard"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,12 +168,32 @@ class ObjectSeal:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Writing:
-    """Who is writing a part that has no commit record yet."""
+    """Which process is writing a part that has no commit record yet. `featstore.store.liveness` judges if it lives.
+
+    ``boot_id``, ``pid_namespace``, ``pid`` and ``process_started`` identify a process exactly; where a system does not
+    tell the first two they are None, and so they are in documents of older versions. ``writer`` is a random number of
+    the process. ``host`` and ``began_at`` are for display.
+    """
 
     host: str
     pid: int
     process_started: int | None
     began_at: str
+    writer: str = ""
+    boot_id: str | None = None
+    pid_namespace: str | None = None
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any]) -> Writing:
+        """Read it from a document; DamagedDocument where a field is missing, unknown or of the wrong type."""
+        try:
+            writing = cls(**raw)
+        except TypeError as error:
+            raise DamagedDocument(f"its writer is not of format {FORMAT_VERSION}: {error}") from error
+        whole = (writing.pid, *(() if writing.process_started is None else (writing.process_started,)))
+        if not all(type(number) is int for number in whole) or not 0 < writing.pid < 1 << 31:
+            raise DamagedDocument(f"its writer is not of format {FORMAT_VERSION}: {writing.pid!r} is no process id")
+        return writing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,7 +216,8 @@ class Commit:
     """The commit record of a part: its members, what every object must look like, and how it came to be.
 
     ``part`` is the name of the part's group. ``objects`` maps each object of the part, its own group document apart,
-    to its seal; it is empty in a record that was read from a catalogue.
+    to its seal; it is empty in a record that was read from a catalogue. ``generation`` is greater than that of every
+    part that this one was made to replace; 0, which is not written down, where there was none.
     """
 
     part: str
@@ -177,11 +229,15 @@ class Commit:
     seconds: float
     versions: Mapping[str, str]
     objects: Mapping[str, ObjectSeal]
+    generation: int = 0
 
     @property
-    def order(self) -> tuple[str, str]:
-        """What decides between two parts that hold one shard: the greatest counts."""
-        return (self.committed_at, self.part)
+    def order(self) -> tuple[int, str, str]:
+        """What decides between two parts that hold one shard: the greatest counts.
+
+        The time decides only between writers that saw the same parts; no clock can hide a part from its successor.
+        """
+        return (self.generation, self.committed_at, self.part)
 
     @property
     def windows(self) -> int:
@@ -201,7 +257,10 @@ class Commit:
     def as_catalogue_json(self) -> dict[str, Any]:
         """The same without the seals, which only `verify` needs."""
         members = [_member_as_json(member) for member in self.members]
-        return {**_flat(self), "members": members, "versions": dict(self.versions), "objects": {}}
+        flat = {**_flat(self), "members": members, "versions": dict(self.versions), "objects": {}}
+        if not self.generation:
+            del flat["generation"]
+        return flat
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> Commit:
@@ -209,7 +268,10 @@ class Commit:
         try:
             members = tuple(_member_from_json(member) for member in raw["members"])
             objects = {name: ObjectSeal(size, crc) for name, (size, crc) in raw["objects"].items()}
-            return cls(**{**raw, "members": members, "objects": objects})
+            commit = cls(**{**raw, "members": members, "objects": objects})
+            if type(commit.generation) is not int or commit.generation < 0:
+                raise ValueError(f"generation is a whole number from 0 on, got {commit.generation!r}")
+            return commit
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DamagedDocument(f"its commit record is not of format {FORMAT_VERSION}: {error}") from error
 

@@ -12,7 +12,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
-from stores import assert_equal_contents, contents_by_plain_zarr, make_store, shard_windows, split_writer, write_part
+from stores import (
+    DEAD_HERE,
+    assert_equal_contents,
+    contents_by_plain_zarr,
+    make_store,
+    shard_windows,
+    split_writer,
+    write_part,
+    writing,
+)
 from zarr.storage import ObjectStore
 
 import featstore
@@ -354,13 +363,7 @@ def test_what_a_killed_writer_left_is_no_part_and_is_swept(url, s3):
     # the same, as it looks when its process is gone
     objects = open_objects(url)
     orphan = part._path
-    gone = {
-        "host": __import__("socket").gethostname(),
-        "pid": 2**22 - 1,
-        "process_started": 1,
-        "began_at": "2020-01-01T00:00:00+00:00",
-    }
-    objects.write(f"{orphan}/zarr.json", seal({"writing": gone}))
+    objects.write(f"{orphan}/zarr.json", writing(**DEAD_HERE))
     assert sorted(split_writer(url).begin_run()) == list(SHARDS)
     assert not objects.sizes(orphan)
 
