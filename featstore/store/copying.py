@@ -151,10 +151,11 @@ def _plan(parts: Sequence[_Part], counted: Mapping[str, Segment]) -> list[_Part]
     return wanted
 
 
-def _has(there: Segment | None, wanted: Segment, commit: Commit) -> bool:
-    """Whether the target has a shard's content, and as many windows and frames as would come."""
+def _has(there: Segment | None, wanted: Segment, commit: Commit, *, generation: int = 0) -> bool:
+    """Whether the target has a shard's content, as many windows and frames as would come, under that generation."""
     return (
         there is not None
+        and there.commit.generation >= generation
         and _is_same(there.member, wanted.member)
         and there.commit.recipe_fingerprint == commit.recipe_fingerprint
         and there.commit.frames_stored >= commit.frames_stored
@@ -233,7 +234,9 @@ class _SplitCopy:
 
     def _copy(self, writer: SplitWriter, part: _Part) -> bool:
         """Copy a part, unless another run has brought it meanwhile; returns whether it was copied."""
-        if not _plan([part], self._look_again(writer)):
+        counted = self._look_again(writer)
+        there = [(counted.get(each.member.shard.name), each) for each in part.segments]
+        if all(_has(held, each, part.commit, generation=part.commit.generation) for held, each in there):
             return False
         writer.copy_part(part.commit, self._objects_of(f"{self._entry.path}/{part.commit.part}", part.commit))
         return True
