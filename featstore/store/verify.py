@@ -164,7 +164,10 @@ class _Verification:
             return
         try:
             content = read_document(self._objects, path)
-            problem = "its document is missing" if content is None else agrees(path, content)
+            if content is None:
+                problem = "its document is missing" if path in self._known_documents else _FOREIGN
+            else:
+                problem = agrees(path, content)
         except (DamagedPart, DamagedDocument) as error:
             problem = str(error.__cause__ or error)
         if problem:
@@ -213,7 +216,7 @@ class _Verification:
 
     def _split(self, path: str) -> Iterator[Finding]:
         names = group_names(self._objects, path)
-        if names and not any(map(is_part_name, names)) and self._is_without_document(path):
+        if not any(map(is_part_name, names)) and self._is_without_document(path):
             yield Finding(where=path, problem=_FOREIGN, remedy="none")
             return
         checked: dict[str, _Checked] = {}
