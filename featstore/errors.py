@@ -17,7 +17,8 @@ FeatstoreError
 |   |-- StoreNotFound           there is no store at the URL                                 (a FileNotFoundError too)
 |   |-- StoreVersionError       the store was written by a newer format
 |   |-- RemoteError             a server could not be reached, refuses, or has no such bucket
-|   `-- DamagedPart             a part does not hold what its commit record says
+|   |-- DamagedPart             a part does not hold what its commit record says
+|   `-- PartLost                objects of a part went away while it was written: it was not committed
 |-- ResultsError                a file of results is damaged, or a score cannot be written
 `-- FetchError                  a download failed, or is not what its record says
 
@@ -36,6 +37,7 @@ __all__ = [
     "FetchError",
     "LabelError",
     "ManifestError",
+    "PartLost",
     "RemoteError",
     "ResultsError",
     "ShardError",
@@ -152,6 +154,10 @@ class RemoteError(StoreError):
 
 class DamagedPart(StoreError):
     """A part does not hold what its commit record says."""
+
+
+class PartLost(StoreError):
+    """Objects of a part went away, or changed, while it was written: it was not committed."""
 
 
 class ResultsError(FeatstoreError):

@@ -60,6 +60,8 @@ def gc(*, store_url: str, as_json: bool) -> None:
     for record in records:
         for name in record.deleted:
             say(f"deleted {record.path}/{name}" if record.path else f"deleted {name}")
+        for name in record.left:
+            say(f"left {record.path}/{name}, which featstore did not write")
     say(f"{store_url}: {sum(len(record.deleted) for record in records)} deleted")
 
 

@@ -298,6 +298,11 @@ class _FeatureSet:
     gone: tuple[str, ...]
     stale: frozenset[str]
 
+    def generation_of(self, shard: str) -> int:
+        """Generation of a new part of a shard: above that of the part which counts, whatever a clock says."""
+        there = self.cached.get(shard)
+        return 0 if there is None else there.commit.generation + 1
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskPlan:
@@ -457,11 +462,16 @@ class TaskPlan:
 
 def _stale(shards: Sequence[AnyShard], sets: Sequence[_FeatureSet]) -> tuple[StaleShard, ...]:
     """Shards that any of the feature sets lacks, in order, each with the outputs that lack it."""
-    lacking = (
-        StaleShard(shard=shard, outputs=tuple(at for at, each in enumerate(sets) if shard.name in each.stale))
-        for shard in shards
+    lacking = ((shard, [at for at, each in enumerate(sets) if shard.name in each.stale]) for shard in shards)
+    return tuple(
+        StaleShard(
+            shard=shard,
+            outputs=tuple(outputs),
+            generations={at: sets[at].generation_of(shard.name) for at in outputs},
+        )
+        for shard, outputs in lacking
+        if outputs
     )
-    return tuple(shard for shard in lacking if shard.outputs)
 
 
 def _parts_of_nothing_but(gone: Sequence[str], cached: Mapping[str, Segment]) -> list[str]:

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -125,10 +125,14 @@ class EncodeJob:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StaleShard:
-    """A shard that the store lacks, and the outputs, by number, whose feature sets lack it."""
+    """A shard that the store lacks, and the outputs, by number, whose feature sets lack it.
+
+    ``generations`` are of its parts, by output: each is greater than that of the part which the run saw there.
+    """
 
     shard: AnyShard
     outputs: tuple[int, ...]
+    generations: Mapping[int, int] = field(default_factory=dict, hash=False)
 
 
 class Workplace:
@@ -207,9 +211,15 @@ class Workplace:
         padding = Padding.parse(job.options.padding)
 
         def targets(shard: AnyShard) -> tuple[PartTarget, ...]:
+            lacking = stale[shard.name]
             return tuple(
-                PartTarget(output=number, writer=writers[number], frames_stored=job.outputs[number].frames_stored)
-                for number in stale[shard.name].outputs
+                PartTarget(
+                    output=number,
+                    writer=writers[number],
+                    frames_stored=job.outputs[number].frames_stored,
+                    generation=lacking.generations.get(number),
+                )
+                for number in lacking.outputs
             )
 
         run = self._start(job)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from featstore.errors import DamagedPart, StoreError, StoreNotFound, StoreVersionError
+from featstore.store.confined import ForeignFile
 from featstore.store.damage import damaged
 from featstore.store.documents import SplitAddress, read_document, read_documents
 from featstore.store.format import (
@@ -22,8 +23,10 @@ from featstore.store.format import (
     Segment,
     counted_segments,
     is_name_of_ours,
+    is_part_name,
+    is_remains_of_part,
 )
-from featstore.store.objects import Objects
+from featstore.store.objects import Objects, is_temporary
 
 __all__ = [
     "SplitEntry",
@@ -31,6 +34,7 @@ __all__ = [
     "check_root",
     "foreign_names",
     "group_names",
+    "is_foreign_group",
     "known_address",
     "look_at_split",
     "read_commit",
@@ -130,6 +134,25 @@ def _may_be_a_group(name: str) -> bool:
     return name != GROUP_DOCUMENT and is_name_of_ours(name)
 
 
+def is_foreign_group(objects: Objects, split_path: str, name: str) -> bool:
+    """Whether what is in a split's group, and is no committed part, is not of featstore: it is never deleted."""
+    path = f"{split_path}/{name}"
+    if not is_part_name(name):
+        return True
+    try:
+        if objects.read(path) is not None:
+            return True
+    except ForeignFile:
+        return True
+    try:
+        if read_document(objects, path) is not None:
+            return False  # it is being written
+    except DamagedPart:
+        return False  # `verify --repair` decides about damage
+    there = objects.sizes(path)
+    return bool(there) and not is_remains_of_part(name, there)
+
+
 def split_paths(
     objects: Objects, *, encoder: str | None = None, dataset: str | None = None, split: str | None = None
 ) -> Iterator[str]:
@@ -175,12 +198,14 @@ def split_commits(objects: Objects, split_path: str) -> tuple[Commit, ...]:
 class SplitState:
     """What is in a split's group at one moment: names of its groups, and the commit records of those that have one.
 
-    ``catalogued`` says whether the catalogue knew just these records.
+    ``catalogued`` says whether the catalogue knew just these records. ``discarded`` are folders whose deletion was cut
+    short, of a local store.
     """
 
     names: tuple[str, ...]
     commits: tuple[Commit, ...]
     catalogued: bool
+    discarded: tuple[str, ...]
 
 
 def look_at_split(
@@ -191,16 +216,26 @@ def look_at_split(
     without: Collection[str] = (),
     also_known: Mapping[str, Commit] | None = None,
 ) -> SplitState:
-    """List a split's group, and read what neither its document nor `also_known` says: one request where nothing is."""
+    """List a split's group, and read what neither its document nor `also_known` says: one request where nothing is.
+
+    A catalogue that lists parts which are gone hides nothing and adds nothing, and a group that is not called as a part
+    is never read: it is not of featstore.
+    """
     catalogue = _catalogued(objects, split_path, document or {})
     known = {**(also_known or {}), **catalogue}
-    names = group_names(objects, split_path)
-    present = [name for name in names if name not in without]
+    children = objects.children(split_path)
+    names = tuple(filter(_may_be_a_group, children))
+    present = [name for name in names if name not in without and is_part_name(name)]
     unknown = [name for name in present if name not in known]
     read = dict(zip(unknown, read_commits(objects, split_path, unknown), strict=True))
     found = (known.get(part) or read[part] for part in present)
     commits = tuple(commit for commit in found if commit is not None)
-    return SplitState(names=names, commits=commits, catalogued={commit.part for commit in commits} == set(catalogue))
+    return SplitState(
+        names=names,
+        commits=commits,
+        catalogued={commit.part for commit in commits} == set(catalogue),
+        discarded=tuple(name for name in children if is_temporary(name) and is_part_name(name[1:].rpartition(".")[0])),
+    )
 
 
 def _catalogued(objects: Objects, split_path: str, document: Mapping[str, Any]) -> dict[str, Commit]:

@@ -5,6 +5,7 @@ A split's document repeats what the documents above it say, so that one that is 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,7 +27,7 @@ from featstore.store.format import (
 )
 from featstore.store.objects import Objects
 
-__all__ = ["SplitAddress", "read_document", "read_documents", "write_document"]
+__all__ = ["SplitAddress", "is_foreign", "read_document", "read_documents", "write_document"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +92,7 @@ _SPLIT_RULES: Mapping[str, Callable[[object], bool]] = {
 
 
 def read_document(objects: Objects, group: str) -> dict[str, Any] | None:
-    """Content of a group's document; None where it is missing or bare.
+    """Content of a group's document; None where it is missing, bare or not of featstore.
 
     Raises
     ------
@@ -110,6 +111,15 @@ def read_documents(objects: Objects, groups: Sequence[str]) -> Iterator[dict[str
             yield None if raw is None else unseal(raw)
         except DamagedDocument as error:
             raise damaged(objects.url, group, f"is damaged: {error}") from error
+
+
+def is_foreign(objects: Objects, group: str) -> bool:
+    """Whether a path has a document that other software filled; a bare one zarr-python makes for any parent."""
+    raw = objects.read(f"{group}/{GROUP_DOCUMENT}" if group else GROUP_DOCUMENT)
+    if raw is None or unseal(raw) is not None:
+        return False
+    document = json.loads(raw)
+    return document.get("node_type") != "group" or bool(document.get("attributes"))
 
 
 def write_document(objects: Objects, group: str, content: Mapping[str, Any]) -> None:

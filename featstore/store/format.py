@@ -21,6 +21,7 @@ from featstore.records import Recipe, SkippedClip, canonical_json, sha256_of
 __all__ = [
     "FORMAT_VERSION",
     "GROUP_DOCUMENT",
+    "HEARTBEAT",
     "Commit",
     "DamagedDocument",
     "Member",
@@ -34,6 +35,8 @@ __all__ = [
     "is_group_name",
     "is_name_of_ours",
     "is_object_name",
+    "is_part_name",
+    "is_remains_of_part",
     "is_text",
     "part_stem",
     "recipe_from_json",
@@ -43,6 +46,9 @@ __all__ = [
 
 FORMAT_VERSION = 1
 GROUP_DOCUMENT = "zarr.json"
+HEARTBEAT = ".alive"
+"""Object that the writer of an in-flight part puts again and again on a server; a local document is touched instead."""
+
 _HEAD = b'{"zarr_format":3,"node_type":"group","attributes":{"featstore":'
 _BETWEEN, _TAIL = b',"featstore_sha256":"', b'"}}'
 _HASH_CHARACTERS = 64
@@ -50,7 +56,7 @@ _MOST_NAME_CHARACTERS = 255  # what file systems allow
 _MOST_COUNT = 1 << 53  # beyond it a JSON number is not exact
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+@=-]*")
 _STORED_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._+@=-]*")
-_PART = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*\.[0-9a-f]{8}")
+_PART_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*\.[0-9a-f]{8}")
 _FINGERPRINT = re.compile(r"[0-9a-f]{8}")
 _ARRAYS = "key|meta|start_seconds|seconds|utterance|frame_offsets|frames"
 _OBJECT = re.compile(rf"(?:{_ARRAYS})/(?:zarr\.json|c/(?:0|[1-9][0-9]{{0,15}})(?:/0)?)")
@@ -74,22 +80,25 @@ def seal(content: Mapping[str, Any]) -> bytes:
 
 
 def unseal(raw: bytes) -> dict[str, Any] | None:
-    """Read what `seal` wrote; None for a bare group, such as zarr-python makes for a parent.
+    """Read what `seal` wrote; None for a document that is not of featstore.
+
+    Such are the bare group that zarr-python makes for a parent, and groups and arrays of other software. They are told
+    apart by the word `featstore`, which a document of ours holds twice: no single damaged byte takes both away.
 
     Raises
     ------
     DamagedDocument
-        The document is no JSON group, or its hash does not match its words.
+        The document is no JSON object, or it is of featstore and its hash does not match its words.
     """
     try:
         if (words := _sealed_words(raw)) is not None:
             return _object(json.loads(words))
         document = json.loads(raw)
+        if b"featstore" not in raw and isinstance(document, dict):
+            return None
         attributes = document["attributes"]
         if document["zarr_format"] != 3 or document["node_type"] != "group":
             raise DamagedDocument("it is no Zarr v3 group document")
-        if not attributes:
-            return None
         content, stated = attributes["featstore"], attributes["featstore_sha256"]
         if sha256_of(content) != stated:
             raise DamagedDocument("its hash does not match its words")
@@ -153,10 +162,6 @@ def _is_flag(value: object) -> bool:
     return type(value) is bool
 
 
-def _is_part_name(value: object) -> bool:
-    return isinstance(value, str) and len(value) <= _MOST_NAME_CHARACTERS and _PART.fullmatch(value) is not None
-
-
 def _is_fingerprint(value: object) -> bool:
     return isinstance(value, str) and _FINGERPRINT.fullmatch(value) is not None
 
@@ -194,6 +199,25 @@ def check_fields(raw: object, rules: Mapping[str, Callable[[object], bool]], *, 
     return raw
 
 
+def is_part_name(name: object) -> bool:
+    """Whether a group in a split's group may be a part: it is called ``stem.7d41c0de``.
+
+    >>> is_part_name("train-000000.7d41c0de"), is_part_name("notes")
+    (True, False)
+    """
+    return isinstance(name, str) and len(name) <= _MOST_NAME_CHARACTERS and _PART_NAME.fullmatch(name) is not None
+
+
+def is_remains_of_part(name: str, objects: Iterable[str]) -> bool:
+    """Whether a group without a document is what a killed deletion left of a part, by its name and all of its objects.
+
+    >>> is_remains_of_part("a.7d41c0de", ["key/c/0", "frames/zarr.json"]), is_remains_of_part("a.7d41c0de", ["key.txt"])
+    (True, False)
+    """
+    objects = [each for each in objects if not each.startswith(".")]
+    return is_part_name(name) and bool(objects) and all(map(is_object_name, objects))
+
+
 def part_stem(shard: str) -> str:
     """Readable head of a part's name: the shard's own name in characters that every store can hold.
 
@@ -228,12 +252,32 @@ class ObjectSeal:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Writing:
-    """Who is writing a part that has no commit record yet."""
+    """Which process is writing a part that has no commit record yet. `featstore.store.liveness` judges if it lives.
+
+    ``boot_id``, ``pid_namespace``, ``pid`` and ``process_started`` identify a process exactly; where a system does not
+    tell the first two they are None, and so they are in documents of older versions. ``writer`` is a random number of
+    the process. ``host`` and ``began_at`` are for display.
+    """
 
     host: str
     pid: int
     process_started: int | None
     began_at: str
+    writer: str = ""
+    boot_id: str | None = None
+    pid_namespace: str | None = None
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any]) -> Writing:
+        """Read it from a document; DamagedDocument where a field is missing, unknown or of the wrong type."""
+        try:
+            writing = cls(**raw)
+        except TypeError as error:
+            raise DamagedDocument(f"its writer is not of format {FORMAT_VERSION}: {error}") from error
+        whole = (writing.pid, *(() if writing.process_started is None else (writing.process_started,)))
+        if not all(type(number) is int for number in whole) or not 0 < writing.pid < 1 << 31:
+            raise DamagedDocument(f"its writer is not of format {FORMAT_VERSION}: {writing.pid!r} is no process id")
+        return writing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -256,7 +300,8 @@ class Commit:
     """The commit record of a part: its members, what every object must look like, and how it came to be.
 
     ``part`` is the name of the part's group. ``objects`` maps each object of the part, its own group document apart,
-    to its seal; it is empty in a record that was read from a catalogue.
+    to its seal; it is empty in a record that was read from a catalogue. ``generation`` is greater than that of every
+    part that this one was made to replace; 0, which is not written down, where there was none.
     """
 
     part: str
@@ -268,11 +313,15 @@ class Commit:
     seconds: float
     versions: Mapping[str, str]
     objects: Mapping[str, ObjectSeal]
+    generation: int = 0
 
     @property
-    def order(self) -> tuple[str, str]:
-        """What decides between two parts that hold one shard: the greatest counts."""
-        return (self.committed_at, self.part)
+    def order(self) -> tuple[int, str, str]:
+        """What decides between two parts that hold one shard: the greatest counts.
+
+        The time decides only between writers that saw the same parts; no clock can hide a part from its successor.
+        """
+        return (self.generation, self.committed_at, self.part)
 
     @property
     def windows(self) -> int:
@@ -292,7 +341,10 @@ class Commit:
     def as_catalogue_json(self) -> dict[str, Any]:
         """The same without the seals, which only `verify` needs."""
         members = [_member_as_json(member) for member in self.members]
-        return {**_flat(self), "members": members, "versions": dict(self.versions), "objects": {}}
+        flat = {**_flat(self), "members": members, "versions": dict(self.versions), "objects": {}}
+        if not self.generation:
+            del flat["generation"]
+        return flat
 
     @classmethod
     def from_json(cls, raw: object, *, part: str | None = None) -> Commit:
@@ -316,7 +368,10 @@ class Commit:
         members = tuple(_member_from_json(member) for member in checked["members"])
         objects = {name: _seal_from_json(name, entry) for name, entry in checked["objects"].items()}
         known = {name: checked[name] for name in _COMMIT_RULES}
-        return cls(**{**known, "members": members, "objects": objects})
+        generation = checked.get("generation", 0)
+        if not _is_count(generation):
+            raise DamagedDocument(f"its commit record has a value that is not allowed: generation = {generation!r}")
+        return cls(**{**known, "members": members, "objects": objects, "generation": generation})
 
 
 def _flat(record: Commit | Member | ShardIdentity) -> dict[str, Any]:
@@ -348,7 +403,7 @@ _MEMBER_RULES: Mapping[str, Callable[[object], bool]] = {
     "shard": lambda value: isinstance(value, dict),
 }
 _COMMIT_RULES: Mapping[str, Callable[[object], bool]] = {
-    "part": _is_part_name,
+    "part": is_part_name,
     "members": lambda value: isinstance(value, list),
     "frames_stored": _is_flag,
     "recipe_fingerprint": _is_fingerprint,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import stat
 import uuid
@@ -21,7 +22,9 @@ from featstore.errors import StoreError
 from featstore.store.confined import checked_key, confined, open_regular
 from featstore.store.faults import fault_point
 
-__all__ = ["LocalObjects", "Objects", "local_root", "open_objects"]
+__all__ = ["LocalObjects", "Objects", "is_temporary", "local_root", "open_objects"]
+
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}")
 
 
 class Objects(Protocol):
@@ -61,6 +64,15 @@ class Objects(Protocol):
 
     def delete(self, prefix: str, *, first: Iterable[str] = ()) -> None:
         """Delete everything under `prefix`, the objects named in `first` before any other."""
+
+    def touch(self, prefix: str) -> None:
+        """Renew the time of the last change under `prefix`, where a part is being written."""
+
+    def last_change(self, prefix: str) -> float | None:
+        """When anything under `prefix` last changed: seconds of the store's own clock; None where it does not tell."""
+
+    def clock(self, prefix: str) -> float | None:
+        """The store's own time now, in seconds: that of an object made for it directly under `prefix`."""
 
 
 def local_root(url: str) -> Path | None:
@@ -139,10 +151,10 @@ class LocalObjects:
         _fsync_folder(path.parent)
 
     def put(self, key: str, buffers: Iterable[Any]) -> None:
-        """Write a file as it is; nobody looks for it before the commit."""
+        """Write a new file as it is, for nobody looks for it before the commit. One that is there is never opened."""
         path = confined(self._root, key)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("wb", buffering=0) as file:
+        with path.open("xb", buffering=0) as file:
             for buffer in buffers:
                 _write_all(file, memoryview(buffer).cast("B"))
 
@@ -199,15 +211,59 @@ class LocalObjects:
             _fsync_folder(path.parent)
 
     def delete(self, prefix: str, *, first: Iterable[str] = ()) -> None:
-        """Remove a folder; a file that has gone already is no error."""
+        """Remove a folder; one that has gone already is no error.
+
+        It is hidden in one step, which needs no space, and then deleted: no listing shows a half of it.
+        """
         base = confined(self._root, prefix)
-        for name in first:
-            self.remove(f"{prefix}/{name}")
-            fault_point("deleting-arrays")
+        hidden = base if is_temporary(base.name) else base.with_name(f".{base.name}.{uuid.uuid4().hex}")
+        with contextlib.suppress(FileNotFoundError):
+            if hidden != base:
+                base.rename(hidden)
+                _fsync_folder(base.parent)
+            for name in first:
+                (hidden / checked_key(name)).unlink(missing_ok=True)
+                fault_point("deleting-arrays")
         for _ in range(3):  # somebody else may be deleting the same folder, and take a file from under our hands
             with contextlib.suppress(FileNotFoundError):
-                shutil.rmtree(base)
+                shutil.rmtree(hidden)
                 return
+
+    def touch(self, prefix: str) -> None:
+        """Touch the document of a group; no error if it has gone."""
+        with contextlib.suppress(FileNotFoundError):
+            os.utime(confined(self._root, f"{prefix}/zarr.json"))
+
+    def last_change(self, prefix: str) -> float | None:
+        """The latest modification time of any file."""
+        base, latest = confined(self._root, prefix), None
+        for folder, _, names in os.walk(base, onerror=_raise_unless_gone):
+            for name in names:
+                with contextlib.suppress(FileNotFoundError):
+                    changed = (Path(folder) / name).stat(follow_symlinks=False).st_mtime
+                    latest = changed if latest is None else max(latest, changed)
+        return latest
+
+    def clock(self, prefix: str) -> float | None:
+        """Make an empty file, and see what time the file system gives it; None where it takes no file."""
+        probe = confined(self._root, prefix) / f".probe.{uuid.uuid4().hex}"
+        try:
+            with probe.open("xb") as file:
+                return os.fstat(file.fileno()).st_mtime
+        except OSError:
+            return None
+        finally:
+            with contextlib.suppress(OSError):
+                probe.unlink()
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a file or folder of a local store is one that was to be renamed or deleted: ``.NAME.`` and 32 digits.
+
+    >>> is_temporary(f".zarr.json.{uuid.uuid4().hex}"), is_temporary(".zarr.json.bak")
+    (True, False)
+    """
+    return _TEMPORARY.fullmatch(name) is not None
 
 
 def _raise_unless_gone(error: OSError) -> None:

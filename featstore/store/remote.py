@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 from featstore.remote import NETWORK_THREADS, Remote, open_remote
 from featstore.store.ahead import in_order
 from featstore.store.faults import fault_point
+from featstore.store.format import HEARTBEAT
 
 __all__ = ["RemoteObjects", "open_remote_objects"]
 
@@ -107,6 +109,26 @@ class RemoteObjects:
             self.remove(f"{prefix}/{name}")
             fault_point("deleting-arrays")
         self.remote.delete([each.key for each in self.remote.objects(prefix)])
+
+    def touch(self, prefix: str) -> None:
+        """Put an object of its own. A document is not put again for it: late on its way, it might land on a commit."""
+        self.remote.put(f"{prefix}/{HEARTBEAT}", b"")
+
+    def last_change(self, prefix: str) -> float | None:
+        """The latest time in a listing."""
+        times = [each.modified_ns for each in self.remote.objects(prefix)]
+        known = [time for time in times if time is not None]
+        return max(known) / 1e9 if known and len(known) == len(times) else None
+
+    def clock(self, prefix: str) -> float | None:
+        """Put an object, and see what time the server gives it."""
+        key = f"{prefix}/.probe.{uuid.uuid4().hex}"
+        self.remote.put(key, b"")
+        try:
+            about = self.remote.head(key)
+        finally:
+            self.remote.delete([key])
+        return None if about is None or about.modified_ns is None else about.modified_ns / 1e9
 
     def _taken(self, prefix: str) -> list[Future[None]]:
         keys = [key for key in list(self._waiting) if key.startswith(f"{prefix}/")]

@@ -18,7 +18,15 @@ from typing import Any
 from featstore.errors import DamagedPart, RemoteError, StoreError, StoreNotFound, StoreVersionError
 from featstore.store import codecs
 from featstore.store.ahead import in_order
-from featstore.store.catalogue import check_root, foreign_names, group_names, known_address, read_commit, split_paths
+from featstore.store.catalogue import (
+    check_root,
+    foreign_names,
+    group_names,
+    is_foreign_group,
+    known_address,
+    read_commit,
+    split_paths,
+)
 from featstore.store.confined import ForeignFile
 from featstore.store.documents import SplitAddress, read_document
 from featstore.store.findings import Finding, Remedy, VerifyReport
@@ -28,6 +36,7 @@ from featstore.store.format import (
     Commit,
     DamagedDocument,
     counted_segments,
+    is_part_name,
     recipe_from_json,
 )
 from featstore.store.objects import Objects, open_objects
@@ -35,6 +44,7 @@ from featstore.store.part_check import PartReading
 
 __all__ = ["Finding", "VerifyReport", "require_sound", "verify_store"]
 
+_FOREIGN = "featstore did not write it: it is left alone; move it out of the store by hand"
 _PARTS_AT_A_TIME = 16
 _LARGE_AT_A_TIME = 4  # of all parts together: objects of up to 64 MiB
 
@@ -172,7 +182,10 @@ class _Verification:
             return
         try:
             content = read_document(self._objects, path)
-            problem = "its document is missing" if content is None else agrees(path, content)
+            if content is None:
+                problem = "its document is missing" if path in self._known_documents else _FOREIGN
+            else:
+                problem = agrees(path, content)
         except (DamagedPart, DamagedDocument) as error:
             problem = str(error.__cause__ or error)
         if problem:
@@ -201,21 +214,29 @@ class _Verification:
     def _is_split(self, path: str, content: dict[str, Any], *, checked: Mapping[str, _Checked]) -> str:
         if (stated := SplitAddress.from_document(content).path) != path:
             return f"it is the document of {stated}"
+        gone: list[Commit] = []
         catalogue = content.get("catalogue", [])
         for listed in map(Commit.from_json, catalogue if isinstance(catalogue, list) else [catalogue]):
             if listed.part not in checked:
                 if listed.part not in group_names(self._objects, path):  # it may have come since
-                    return f"its catalogue lists {listed.part}, which is gone"
+                    gone.append(listed)
                 continue
             held = checked[listed.part].commit
             if held is not None and replace(held, objects={}) != listed:
                 return f"its catalogue does not agree with the commit record of {listed.part}"
-        return ""
+        # One that would not count was deleted on a full disk: the catalogue is behind, and hides nothing.
+        held_ones = [each.commit for each in checked.values() if each.commit is not None]
+        counted = {segment.commit.part for segment in counted_segments([*held_ones, *gone])}
+        missed = [commit.part for commit in gone if commit.part in counted]
+        return f"its catalogue lists {missed[0]}, which is gone" if missed else ""
 
     # --- parts --------------------------------------------------------------------------------------------------------
 
     def _split(self, path: str) -> Iterator[Finding]:
         names = group_names(self._objects, path)
+        if not any(map(is_part_name, names)) and self._is_without_document(path):
+            yield Finding(where=path, problem=_FOREIGN, remedy="none")
+            return
         checked: dict[str, _Checked] = {}
         with ThreadPoolExecutor(self._parts_at_a_time, thread_name_prefix="verify") as pool:
             groups = in_order(pool, lambda name: self._group(path, name), names, ahead=self._parts_at_a_time)
@@ -235,13 +256,15 @@ class _Verification:
 
     def _group(self, path: str, part: str) -> _Checked:
         where = f"{path}/{part}"
+        if not is_part_name(part):
+            return _Checked(findings=(Finding(where=where, problem=_FOREIGN, remedy="none"),))
         try:
             commit = read_commit(self._objects, path, part)
         except DamagedPart as error:
             problem = str(error.__cause__ or error)
             return _Checked(findings=(Finding(where=where, problem=problem, remedy="drop the part"),))
         if commit is None:
-            return _Checked(findings=tuple(self._stray(where)))
+            return _Checked(findings=tuple(self._stray(path, part)))
         reading = PartReading(self._objects, where, commit, large=self._large)
         findings = [*reading.sealed_objects()]
         if all(finding.remedy != "drop the part" for finding in findings):
@@ -254,13 +277,20 @@ class _Verification:
             bytes=reading.bytes_read,
         )
 
-    def _stray(self, where: str) -> Iterator[Finding]:
-        """A file where groups should be, or arrays that nothing vouches for.
+    def _is_without_document(self, path: str) -> bool:
+        try:
+            return read_document(self._objects, path) is None
+        except DamagedPart:
+            return False
+
+    def _stray(self, path: str, part: str) -> Iterator[Finding]:
+        """What is called as a part and has no commit record.
 
         A group whose document says who is writing it is that writer's business, or the next sweep's.
         """
-        if self._is_object(where):
-            yield Finding(where=where, problem="this object belongs to nothing", remedy="delete the object")
+        where = f"{path}/{part}"
+        if is_foreign_group(self._objects, path, part):
+            yield Finding(where=where, problem=_FOREIGN, remedy="none")
         elif group_names(self._objects, where) and read_document(self._objects, where) is None:
             # Listed first: a writer's document comes before its arrays, so arrays that are there had one.
             says = "it has arrays and no commit record: the record was lost, or a deletion was cut short"

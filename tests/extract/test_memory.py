@@ -55,7 +55,7 @@ class Writer:
         self.parts: list[weakref.ref[Part]] = []
         self.most_alive = 0
 
-    def begin_part(self, _: str) -> Part:
+    def begin_part(self, _: str, *, generation: int | None) -> Part:
         self.most_alive = max(self.most_alive, sum(part() is not None for part in self.parts))
         part = Part()
         self.parts.append(weakref.ref(part))

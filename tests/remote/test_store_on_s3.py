@@ -12,7 +12,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
-from stores import assert_equal_contents, contents_by_plain_zarr, make_store, shard_windows, split_writer, write_part
+from stores import (
+    DEAD_HERE,
+    assert_equal_contents,
+    contents_by_plain_zarr,
+    make_store,
+    shard_windows,
+    split_writer,
+    write_part,
+    writing,
+)
 from zarr.storage import ObjectStore
 
 import featstore
@@ -22,6 +31,7 @@ from featstore.store.cache import PartCache
 from featstore.store.catalogue import look_at_split, read_split
 from featstore.store.documents import read_document
 from featstore.store.format import GROUP_DOCUMENT, seal
+from featstore.store.liveness import SILENCE_SECONDS
 from featstore.store.maintenance import compact_store, gc_store
 from featstore.store.objects import open_objects
 from featstore.store.repair import repair_store
@@ -354,15 +364,22 @@ def test_what_a_killed_writer_left_is_no_part_and_is_swept(url, s3):
     # the same, as it looks when its process is gone
     objects = open_objects(url)
     orphan = part._path
-    gone = {
-        "host": __import__("socket").gethostname(),
-        "pid": 2**22 - 1,
-        "process_started": 1,
-        "began_at": "2020-01-01T00:00:00+00:00",
-    }
-    objects.write(f"{orphan}/zarr.json", seal({"writing": gone}))
+    objects.write(f"{orphan}/zarr.json", writing(**DEAD_HERE))
     assert sorted(split_writer(url).begin_run()) == list(SHARDS)
     assert not objects.sizes(orphan)
+
+
+def test_a_writer_elsewhere_is_judged_by_its_silence_on_the_servers_own_clock(url, monkeypatch):
+    objects, path = open_objects(url), f"{split_writer(url).path}/d.00000000"
+    objects.write(f"{path}/zarr.json", writing(**DEAD_HERE, pid_namespace="pid:[1]"))
+    assert abs(objects.clock(path) - objects.last_change(path)) < 60
+    assert split_writer(url).sweep() == ()
+    clock = type(objects).clock
+    monkeypatch.setattr(type(objects), "clock", lambda *where: clock(*where) + SILENCE_SECONDS + 60)
+    objects.touch(path)
+    assert split_writer(url).sweep() == ("d.00000000",)
+    assert not [name for name in objects.children(split_writer(url).path) if name.startswith(".")]
+    assert not objects.sizes(path)
 
 
 def test_of_a_part_that_could_not_be_put_nothing_lands_after_it_was_deleted(url, s3: S3):

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import struct
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +13,7 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from stores import (
+    DEAD_HERE,
     DIM,
     contents_by_plain_zarr,
     make_bare_store,
@@ -24,6 +23,7 @@ from stores import (
     split_writer,
     window,
     write_part,
+    writing,
 )
 
 import featstore
@@ -39,10 +39,10 @@ from featstore.errors import (
 from featstore.records import SkippedClip
 from featstore.store import codecs, layout
 from featstore.store.format import GROUP_DOCUMENT, seal
+from featstore.store.liveness import writing_document
 from featstore.store.maintenance import gc_store
 from featstore.store.mapped_rows import MappedRows
 from featstore.store.objects import LocalObjects, open_objects
-from featstore.store.part import writing_document
 from featstore.store.rows import open_rows
 
 SHARDS = ("a.tar", "b.tar", "c.tar")
@@ -308,26 +308,25 @@ def test_the_sweep_keeps_what_a_writer_begins_while_it_looks(url, monkeypatch):
     writer = split_writer(url)
     objects = open_objects(url)
     part = f"{writer.path}/d.00000000"
-    children = LocalObjects.children
+    sizes = LocalObjects.sizes
 
     def then_it_begins(self, prefix):
         if prefix == part:  # its document was not there a moment ago
-            objects.write(f"{part}/{GROUP_DOCUMENT}", writing_document(datetime.now(UTC)))
+            objects.write(f"{part}/{GROUP_DOCUMENT}", writing_document())
             objects.put(f"{part}/key/zarr.json", [b"{}"])
-        return children(self, prefix)
+            return {"key/zarr.json": 2}
+        return sizes(self, prefix)
 
     (Path(url) / part).mkdir()
-    monkeypatch.setattr(LocalObjects, "children", then_it_begins)
+    monkeypatch.setattr(LocalObjects, "sizes", then_it_begins)
     assert writer.sweep() == ()
     assert objects.read(f"{part}/key/zarr.json")
 
 
 def test_the_sweep_deletes_what_a_dead_writer_left(url, tmp_path):
     orphan = tmp_path / "embeddings.zarr" / split_writer(url).path / "d.00000000"
-    began = "2026-01-01T00:00:00+00:00"
-    writing = {"host": socket.gethostname(), "pid": 2**22 + 1, "process_started": 1, "began_at": began}
     (orphan / "utterance").mkdir(parents=True)
-    (orphan / GROUP_DOCUMENT).write_bytes(seal({"writing": writing}))
+    (orphan / GROUP_DOCUMENT).write_bytes(writing(**DEAD_HERE))
     assert split_writer(url).sweep() == ("d.00000000",)
     assert not orphan.exists()
 
