@@ -1,7 +1,7 @@
 """What a server may cost: bytes of an object, time of a transfer, names of a listing. Nothing of a server is believed.
 
 A size that a server states is never allocated: bytes are counted as they come, and reading stops past what was asked
-for. A transfer may take the patience of the environment (``FEATSTORE_TIMEOUT``, 60 s), and a second more for every
+for. A transfer may take `client.Patience.transfer_seconds` (five minutes by default), and a second more for every
 `LEAST_BYTES_A_SECOND` that have come: whatever the size, a slow connection that makes progress is not cut off, and a
 server that sends a byte now and then is.
 """
@@ -33,14 +33,14 @@ class TooSlow(Exception):
 class Pace:
     """The clock of one transfer."""
 
-    def __init__(self, timeout_seconds: float) -> None:
-        self._timeout_seconds = timeout_seconds
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
         self._began = time.monotonic()
 
     def check(self, received: int) -> None:
         """Raise TooSlow where less has come than must have by now."""
         seconds = time.monotonic() - self._began
-        if seconds > self._timeout_seconds + received / LEAST_BYTES_A_SECOND:
+        if seconds > self._seconds + received / LEAST_BYTES_A_SECOND:
             raise TooSlow(received, seconds)
 
 

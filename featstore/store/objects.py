@@ -12,6 +12,7 @@ import shutil
 import stat
 import uuid
 from collections.abc import Iterable, Iterator
+from functools import partial
 from io import FileIO
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,16 +29,16 @@ class Objects(Protocol):
 
     @property
     def url(self) -> str:
-        """Where the store is, as the user would write it."""
+        """Where the store is, as the user would write it, without credentials: to show, not to open."""
 
     @property
     def root(self) -> Path | None:
         """The folder of a local store, None for any other."""
 
-    def read(self, key: str) -> bytes | None:
-        """The object's bytes, or None where there is none."""
+    def read(self, key: str, *, most_bytes: int | None = None) -> bytes | None:
+        """The object's bytes, or None where there is none; with `most_bytes`, no more than that and one byte."""
 
-    def read_many(self, keys: Iterable[str]) -> Iterator[bytes | None]:
+    def read_many(self, keys: Iterable[str], *, most_bytes: int | None = None) -> Iterator[bytes | None]:
         """What `read` says of each key, in order; a server is asked for many at a time."""
 
     def write(self, key: str, data: bytes) -> None:
@@ -68,9 +69,8 @@ def local_root(url: str) -> Path | None:
     >>> str(local_root("file:///my%20data/e.zarr")), local_root("s3://bucket/e.zarr")
     ('/my data/e.zarr', None)
     """
-    parts = urlsplit(url)
-    if parts.scheme == "file":
-        return Path(unquote(parts.path))
+    if url.partition(":")[0].lower() == "file":
+        return Path(unquote(urlsplit(url).path))
     return Path(url) if "://" not in url else None
 
 
@@ -100,16 +100,19 @@ class LocalObjects:
         """The folder."""
         return self._root
 
-    def read(self, key: str) -> bytes | None:
-        """Read a file whole."""
+    def read(self, key: str, *, most_bytes: int | None = None) -> bytes | None:
+        """Read a file."""
         path = self._root / key
         with contextlib.suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError), _telling(path):
-            return path.read_bytes()
+            if most_bytes is None:
+                return path.read_bytes()
+            with path.open("rb") as file:
+                return file.read(most_bytes + 1)
         return None
 
-    def read_many(self, keys: Iterable[str]) -> Iterator[bytes | None]:
+    def read_many(self, keys: Iterable[str], *, most_bytes: int | None = None) -> Iterator[bytes | None]:
         """Read files one after another."""
-        return map(self.read, keys)
+        return map(partial(self.read, most_bytes=most_bytes), keys)
 
     def write(self, key: str, data: bytes) -> None:
         """Write a temporary file, fsync it, rename it, fsync the folder."""
