@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featstore.errors import StoreError
-from featstore.store.blocks import block_offsets, wrong_size
+from featstore.store.blocks import UNCHECKED_BYTES, block_offsets, require_files, wrong_size
 from featstore.store.damage import gone
 from featstore.store.layout import ArrayLayout
 
@@ -35,11 +35,11 @@ class MappedRows:
         self._layout = layout
         self._shape = layout.shape
         self._block_rows = layout.block_rows
-        self._blocks: list[NDArray[Any] | None] = [None] * layout.n_blocks
+        self._blocks: dict[int, NDArray[Any]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the maps: another process makes its own, of the same pages."""
-        return {**self.__dict__, "_blocks": [None] * self._layout.n_blocks}
+        return {**self.__dict__, "_blocks": {}}
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -61,9 +61,21 @@ class MappedRows:
         first, at = divmod(start, self._block_rows)
         if at + (stop - start) <= self._block_rows:
             return self._block(first)[at : at + (stop - start)]
+        self.require(start, stop)
         out = np.empty((stop - start, *self._shape[1:]), self._layout.dtype)
         self.read_into(out, start=start)
         return out
+
+    def require(self, start: int, stop: int) -> None:
+        """Make sure that files hold rows [start, stop), where these are many."""
+        if (stop - start) * self._layout.row_bytes > UNCHECKED_BYTES:
+            require_files(self._layout, start, stop, size_of=self._size_of, where=self._folder)
+
+    def _size_of(self, key: str) -> int:
+        try:
+            return (self._folder / key).stat().st_size
+        except OSError:
+            return 0
 
     def read_into(self, out: NDArray[Any], *, start: int = 0) -> None:
         """Copy the rows from `start` on that fill `out`, block by block."""
@@ -71,7 +83,7 @@ class MappedRows:
         while done < len(out):
             number, at = divmod(start + done, self._block_rows)
             rows = min(self._block_rows - at, len(out) - done)
-            if at == 0 and rows == self._block_rows and self._blocks[number] is None and out.flags.c_contiguous:
+            if at == 0 and rows == self._block_rows and number not in self._blocks and out.flags.c_contiguous:
                 rows = self._read_whole_blocks(number, out[done:])
             else:
                 out[done : done + rows] = self._block(number)[at : at + rows]
@@ -101,7 +113,7 @@ class MappedRows:
         return rows
 
     def _block(self, index: int) -> NDArray[Any]:
-        block = self._blocks[index]
+        block = self._blocks.get(index)
         return self._map(index) if block is None else block
 
     def _map(self, index: int) -> NDArray[Any]:
@@ -115,7 +127,7 @@ class MappedRows:
         wanted = None
         for slot, offset in enumerate(offsets):
             at = number * layout.blocks_per_file + slot
-            if at >= len(self._blocks) or offset < 0:
+            if at >= layout.n_blocks or offset < 0:
                 continue
             rows = min(self._block_rows, self._shape[0] - at * self._block_rows)
             flat = np.frombuffer(view, layout.dtype, rows * layout.row_bytes // layout.dtype.itemsize, offset)
@@ -129,8 +141,8 @@ class MappedRows:
     def forget(self, number: int) -> None:
         """Let the map of a file go; whoever has rows of it keeps them."""
         first = number * self._layout.blocks_per_file
-        until = min(first + self._layout.blocks_per_file, len(self._blocks))
-        self._blocks[first:until] = [None] * (until - first)
+        for at in range(first, first + self._layout.blocks_per_file):
+            self._blocks.pop(at, None)
 
 
 class _KeptMaps:

@@ -22,6 +22,7 @@ __all__ = ["PartReading"]
 
 _SMALL_BYTES = 1 << 20
 _KEPT_BYTES = 8 << 20  # of a part
+_STRINGS = ("key/c/0", "meta/c/0")
 _LOOKED_INTO = ("start_seconds", "seconds", "utterance", "frame_offsets", "frames")
 
 
@@ -41,6 +42,7 @@ class PartReading:
         self._large = large
         self._kept: dict[str, bytes] = {}
         self._kept_bytes = 0
+        self._oversized: list[str] = []
         self.keys: bytes | None = None
         self.objects_read = 0
         self.bytes_read = 0
@@ -51,7 +53,11 @@ class PartReading:
         sizes = self._objects.sizes(where)
         sizes.pop(GROUP_DOCUMENT, None)
         whole = [name for name, entry in seals.items() if sizes.get(name) == entry.size]
-        differ = {name for name, data in self._read(whole) if codecs.seal_crc32c([data]) != seals[name].crc32c}
+        differ = {
+            name
+            for name, data in self._read(whole)
+            if (len(data), codecs.seal_crc32c([data])) != (seals[name].size, seals[name].crc32c)
+        }
         for name, entry in seals.items():
             size = sizes.pop(name, None)
             if size is None:
@@ -68,12 +74,14 @@ class PartReading:
     def _read(self, names: Sequence[str]) -> Iterator[tuple[str, bytes]]:
         """Small objects many at a time, large ones one by one, and few of them of all parts together."""
         small = [name for name in names if self._commit.objects[name].size <= _SMALL_BYTES]
-        for name, data in zip(small, self._objects.read_many(f"{self._where}/{name}" for name in small), strict=True):
+        keys = (f"{self._where}/{name}" for name in small)
+        for name, data in zip(small, self._objects.read_many(keys, most_bytes=_SMALL_BYTES), strict=True):
             yield name, self._noted(name, data or b"")
         for name in names:
-            if self._commit.objects[name].size > _SMALL_BYTES:
+            if (size := self._commit.objects[name].size) > _SMALL_BYTES:
                 with self._large:
-                    yield name, self._noted(name, self._objects.read(f"{self._where}/{name}") or b"")
+                    data = self._objects.read(f"{self._where}/{name}", most_bytes=size)
+                    yield name, self._noted(name, data or b"")
 
     def _noted(self, name: str, data: bytes) -> bytes:
         """Count an object; and keep it where it is looked into, for it would travel once more."""
@@ -81,6 +89,11 @@ class PartReading:
         self.bytes_read += len(data)
         if name == "key/c/0":
             self.keys = data
+        if name in _STRINGS:
+            try:
+                codecs.check_strings(data, n=self._commit.windows)
+            except ValueError as error:
+                self._oversized.append(f"{name} cannot be read: {error}")
         is_looked_into = name.split("/", maxsplit=1)[0] in _LOOKED_INTO and not name.startswith("frames/c/")
         if is_looked_into and self._objects.root is None and self._kept_bytes + len(data) <= _KEPT_BYTES:
             self._kept[f"{self._where}/{name}"] = data
@@ -100,6 +113,8 @@ class PartReading:
         commit = self._commit
         if commit.recipe_fingerprint != self._where.split("/", maxsplit=1)[0].rpartition("@")[2]:
             return f"it was made under another recipe, {commit.recipe_fingerprint}"
+        if self._oversized:
+            return self._oversized[0]
         lengths = {name: self._rows(name).shape[0] for name in ("start_seconds", "seconds", "utterance")}
         wrong = {name: length for name, length in lengths.items() if length != commit.windows}
         if wrong:

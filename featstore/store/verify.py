@@ -255,7 +255,12 @@ class _Verification:
         for segment in counted_segments(each.commit for each in checked.values() if each.commit and each.is_sound):
             chunk = checked[segment.commit.part].keys
             if chunk is not None:
-                keys = codecs.decode_strings(chunk)
+                try:
+                    keys = codecs.decode_strings(chunk, n=segment.commit.windows)
+                except ValueError as error:
+                    where = f"{path}/{segment.commit.part}"
+                    yield Finding(where=where, problem=f"its keys cannot be read: {error}", remedy="drop the part")
+                    continue
                 counts.update(keys[segment.start : segment.start + segment.member.windows].tolist())
         twice = [key for key, count in counts.items() if count > 1]
         if twice:
