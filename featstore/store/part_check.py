@@ -130,7 +130,9 @@ class PartReading:
         if commit.frames_stored:
             offset_rows = self._rows("frame_offsets")
             offsets = offset_rows.slice(0, offset_rows.shape[0])
-            frames = self._rows("frames").shape[0]
+            frame_rows = self._rows("frames")
+            frames = frame_rows.shape[0]
+            frame_rows.require(0, frames)
             if len(offsets) != commit.windows + 1 or offsets[0] != 0 or not offsets[-1] == frames == commit.frames:
                 return "frame_offsets do not lead from 0 to the number of frames"
             if (np.diff(offsets) < 1).any():

@@ -63,7 +63,7 @@ def verify_store(url: str, *, on_part: Callable[[str], None] = lambda _: None) -
     check = _Verification(objects, on_part)
     findings = tuple(check.run())
     return VerifyReport(
-        url=url, parts=check.parts, objects=check.objects_read, bytes_read=check.bytes_read, findings=findings
+        url=objects.url, parts=check.parts, objects=check.objects_read, bytes_read=check.bytes_read, findings=findings
     )
 
 
@@ -91,7 +91,7 @@ def require_sound(url: str) -> None:
     """
     report = verify_store(url)
     if report.findings:
-        first = report.findings[0]
+        first, url = report.findings[0], report.url
         command = f"`featstore verify --store {url}{' --repair' if report.repairable else ''}`"
         raise DamagedPart(
             f"{url} is damaged: {first.where}: {first.problem} ({len(report.findings)} findings); "
