@@ -46,14 +46,18 @@ class Request(BaseHTTPRequestHandler):
             time.sleep(0.2)
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    block_on_close = False
+    request_queue_size = 128
+
+
 @contextmanager
 def hostile_server(answer: Answer) -> Iterator[tuple[str, list[str]]]:
     """URL of a server that answers as `answer` does, and the requests that it had."""
     requests: list[str] = []
     handler = type("Handler", (Request,), {"answer": staticmethod(answer), "requests": requests})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    server.daemon_threads = True
-    server.block_on_close = False
+    server = _Server(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
