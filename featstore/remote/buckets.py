@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import re
 import time
+from base64 import b64encode
 from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import unquote_to_bytes, urlsplit
 
 from featstore.errors import RemoteError, UsageError
 from featstore.remote.client import (
@@ -81,11 +82,23 @@ def open_files(url: str, patience: Patience) -> BucketRemote:
         from obstore.store import HTTPStore
     except ImportError as error:
         raise missing_library(url, "obstore") from error
+    manners = _manners(patience, _MOST_SECONDS)
+    place, user = _without_user(url.rstrip("/"))
+    if user:  # which the client does not send by itself
+        manners["client_options"]["default_headers"] = {"authorization": f"Basic {b64encode(user).decode()}"}
     try:
-        store = HTTPStore.from_url(url.rstrip("/"), **_manners(patience, _MOST_SECONDS))
+        store = HTTPStore.from_url(place, **manners)
     except (BaseError, ValueError) as error:
         raise UsageError(f"cannot open {redacted(url)}: {_told(error)}") from hidden_cause(error)
     return BucketRemote(url, store, store, credentials="a URL that anybody may read", patience=patience)
+
+
+def _without_user(url: str) -> tuple[str, bytes]:
+    """A URL without its user and password, and these as they were before they were put into a URL."""
+    scheme, _, rest = url.partition("://")
+    authority, slash, path = rest.partition("/")
+    user, at, host = authority.rpartition("@")
+    return f"{scheme}://{host}{slash}{path}", unquote_to_bytes(user) + (b"" if not at or ":" in user else b":")
 
 
 def _manners(patience: Patience, most: timedelta) -> dict[str, Any]:

@@ -111,6 +111,8 @@ def open_remote(url: str) -> Remote:
     RemoteError
         There are no credentials.
     """
+    if not url.isprintable():
+        raise UsageError(f"{redacted(url)!r} is no URL: it has characters that no URL has")
     try:
         parts = urlsplit(url)
         parts.port  # noqa: B018 - raises where it is no number of a port
@@ -123,6 +125,8 @@ def open_remote(url: str) -> Remote:
         )
     if not parts.netloc and parts.scheme != "memory":
         raise UsageError(f"{redacted(url)!r} does not say which bucket or host: write {parts.scheme}://NAME/path")
+    if parts.scheme in _BY_FSSPEC and parts.password is not None:
+        raise UsageError(f"{redacted(url)} names a user and a password, which {parts.scheme}:// does not take: HF_TOKEN")
     patience = Patience.from_environment()
     if parts.scheme in _BUCKETS:
         from featstore.remote.buckets import open_bucket
