@@ -91,7 +91,9 @@ def _redacted_url(url: str) -> str:
     may_have_port = scheme.lower() in ("http", "https") and (after_colon.isdigit() or host.startswith("["))
     if after_colon and not at and not may_have_port:  # a user and a secret, which may hold a slash or a question mark
         _, at, place = rest.rpartition("@")
-        return _redacted_url(f"{scheme}://{_HIDDEN}@{place}") if at else f"{scheme}://{host.partition(':')[0]}:{_HIDDEN}"
+        return (
+            _redacted_url(f"{scheme}://{_HIDDEN}@{place}") if at else f"{scheme}://{host.partition(':')[0]}:{_HIDDEN}"
+        )
     is_secret = scheme.lower() not in _NAMED_BEFORE_AT or ":" in user
     shown = f"{_HIDDEN}@{host}" if at and is_secret else authority
     query = _BARE_QUERY.sub(f"?{_HIDDEN}", _VALUE.sub(rf"\1{_HIDDEN}", rest[end:]))

@@ -28,7 +28,11 @@ class Request(BaseHTTPRequestHandler):
             type(self).answer(self)
         self.close_connection = True
 
-    do_HEAD = do_PUT = do_GET
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_PUT(self) -> None:
+        self.do_GET()
 
     def send(self, body: bytes, *, kind: str = "application/octet-stream", length: int | None = None) -> None:
         self.send_response(200)

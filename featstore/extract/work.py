@@ -181,8 +181,8 @@ class Workplace:
             )
         if not all(map(job.is_begun, job.outputs)):
             raise StoreError(
-                f"{socket.gethostname()} does not see the store at {redacted(job.store_url)} that the run has opened: every "
-                "worker must reach --store by one path or URL"
+                f"{socket.gethostname()} does not see the store at {redacted(job.store_url)} that the run has opened: "
+                "every worker must reach --store by one path or URL"
             )
 
     def encode(

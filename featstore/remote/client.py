@@ -121,12 +121,15 @@ def open_remote(url: str) -> Remote:
         raise UsageError(f"{redacted(url)!r} is no URL: {problem}") from None
     if parts.scheme not in (*_BUCKETS, *_WEB, *_BY_FSSPEC):
         raise UsageError(
-            f"a store or data set is a folder, or at s3://, gs://, az://, hf://, https:// or memory://: got {redacted(url)!r}"
+            "a store or data set is a folder, or at s3://, gs://, az://, hf://, https:// or memory://: "
+            f"got {redacted(url)!r}"
         )
     if not parts.netloc and parts.scheme != "memory":
         raise UsageError(f"{redacted(url)!r} does not say which bucket or host: write {parts.scheme}://NAME/path")
     if parts.scheme in _BY_FSSPEC and parts.password is not None:
-        raise UsageError(f"{redacted(url)} names a user and a password, which {parts.scheme}:// does not take: HF_TOKEN")
+        raise UsageError(
+            f"{redacted(url)} names a user and a password, which {parts.scheme}:// does not take: HF_TOKEN"
+        )
     patience = Patience.from_environment()
     if parts.scheme in _BUCKETS:
         from featstore.remote.buckets import open_bucket

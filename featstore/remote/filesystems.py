@@ -124,7 +124,7 @@ class FilesystemRemote:
         except ImportError as error:
             library = "huggingface_hub" if url.startswith("hf:") else "fsspec"
             raise missing_library(url, library) from error
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - of whatever client the scheme has
             raise RemoteError(f"cannot open {self._url}: {one_line(error)}") from hidden_cause(error)
 
     def __reduce__(self) -> tuple[Callable[[str], Remote], tuple[str]]:
@@ -222,6 +222,6 @@ class FilesystemRemote:
             return ask()
         except (*_NOT_THERE, FeatstoreError):
             raise
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - of httpx, of the hub's client, of another
             where = f"{self._url}/{key}" if key else self._url
             raise RemoteError(f"cannot {verb} {where}: {one_line(error)}") from hidden_cause(error)

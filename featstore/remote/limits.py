@@ -27,7 +27,9 @@ class TooSlow(Exception):
     """A server sends less than it must."""
 
     def __init__(self, received: int, seconds: float) -> None:
-        super().__init__(f"{received:,} bytes came in {seconds:.0f} s, which is too slow; FEATSTORE_TIMEOUT allows more")
+        super().__init__(
+            f"{received:,} bytes came in {seconds:.0f} s, which is too slow; FEATSTORE_TIMEOUT allows more"
+        )
 
 
 class Pace:
@@ -45,9 +47,7 @@ class Pace:
 
 
 def gathered(chunks: Iterable[Any], *, most_bytes: int, pace: Pace) -> bytes:
-    """Chunks as one, of which no more are taken once more than `most_bytes` have come: the result is that long at most,
-    and one byte more where there is more.
-    """
+    """Chunks as one: at most `most_bytes`, and one byte more where there is more, of which nothing else is taken."""
     taken: list[Any] = []
     received = 0
     for chunk in chunks:

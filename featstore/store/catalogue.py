@@ -139,7 +139,9 @@ def split_paths(
                 if split in (None, name):
                     found += 1
                     if found > MOST_SPLITS:
-                        raise StoreError(f"{objects.url} lists more than {MOST_SPLITS:,} feature sets: name one of them")
+                        raise StoreError(
+                            f"{objects.url} lists more than {MOST_SPLITS:,} feature sets: name one of them"
+                        )
                     yield f"{above}/{group}/{name}"
 
 

@@ -103,7 +103,7 @@ class PartReading:
     def contents(self) -> Iterator[Finding]:
         """What the arrays say of one another; only a defect of the writer could break it."""
         try:
-            problem = self._wrong_contents()
+            problem = self._oversized[0] if self._oversized else self._wrong_contents()
         except DamagedPart as error:  # and no other: that a server did not answer is no reason to drop the part
             problem = str(error)
         if problem:
@@ -113,8 +113,6 @@ class PartReading:
         commit = self._commit
         if commit.recipe_fingerprint != self._where.split("/", maxsplit=1)[0].rpartition("@")[2]:
             return f"it was made under another recipe, {commit.recipe_fingerprint}"
-        if self._oversized:
-            return self._oversized[0]
         lengths = {name: self._rows(name).shape[0] for name in ("start_seconds", "seconds", "utterance")}
         wrong = {name: length for name, length in lengths.items() if length != commit.windows}
         if wrong:

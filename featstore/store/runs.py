@@ -67,7 +67,9 @@ class Part:
             return open_rows(self.copy.local, name)
         sizes = {key: entry.size for key, entry in self.copy.commit.objects.items()}
         document = self.copy.local.read(f"{name}/{GROUP_DOCUMENT}")
-        return open_remote_rows(self._objects, f"{self.path}/{name}", document, lambda key: sizes.get(f"{name}/{key}", 0))
+        return open_remote_rows(
+            self._objects, f"{self.path}/{name}", document, lambda key: sizes.get(f"{name}/{key}", 0)
+        )
 
     def strings(self, name: str) -> NDArray[np.object_]:
         """An array of strings, object (windows,)."""

@@ -37,17 +37,17 @@ class _ObjectsStore(Store):
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _ObjectsStore) and other._objects is self._objects
 
-    async def get(
-        self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
-    ) -> Buffer | None:
+    def __hash__(self) -> int:
+        return id(self._objects)
+
+    async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
         data = await asyncio.to_thread(self._read, key, byte_range)
         return None if data is None else prototype.buffer.from_bytes(data)
 
     def _read(self, key: str, byte_range: ByteRequest | None) -> bytes | None:
         remote: Any = getattr(self._objects, "remote", None)
-        if byte_range is None or remote is None:
-            data = self._objects.read(key)
-            return data if data is None or byte_range is None else data[_span(byte_range, len(data))]
+        if byte_range is None:
+            return self._objects.read(key)
         found = remote.head(key)
         if found is None or found.size is None:
             return None
@@ -89,7 +89,9 @@ class _ObjectsStore(Store):
 def _span(asked: ByteRequest, size: int) -> slice:
     if isinstance(asked, RangeByteRequest):
         return slice(asked.start, min(asked.end, size))
-    return slice(asked.offset, size) if isinstance(asked, OffsetByteRequest) else slice(max(0, size - asked.suffix), size)
+    return (
+        slice(asked.offset, size) if isinstance(asked, OffsetByteRequest) else slice(max(0, size - asked.suffix), size)
+    )
 
 
 class _BoundedZstd(ZstdCodec):
@@ -113,7 +115,7 @@ def _bounded(codecs: Iterable[Any]) -> tuple[Any, ...]:
         elif isinstance(codec, BytesCodec | Crc32cCodec | TransposeCodec):
             found.append(codec)
         else:
-            raise ValueError(f"its codec {type(codec).__name__} is none of bytes, crc32c, transpose, zstd and sharding")
+            raise TypeError(f"its codec {type(codec).__name__} is none of bytes, crc32c, transpose, zstd and sharding")
     return tuple(found)
 
 
@@ -123,7 +125,7 @@ def open_array(objects: Objects, path: str) -> zarr.Array[Any]:
     array = zarr.open_array(store, path=path, mode="r", zarr_format=3)
     metadata = array.metadata
     if not isinstance(metadata, ArrayV3Metadata):
-        raise ValueError("it is no array of Zarr v3")
+        raise TypeError("it is no array of Zarr v3")
     metadata = replace(metadata, codecs=_bounded(metadata.codecs))
     return zarr.Array(AsyncArray(metadata=metadata, store_path=StorePath(store, path)))
 

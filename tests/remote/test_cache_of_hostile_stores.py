@@ -1,4 +1,4 @@
-"""A cache never lies: what it holds of one store is never read for another, and nothing else in its folder is touched."""
+"""A cache never lies: what it holds of one store is never read for another, nor anything else in its folder touched."""
 
 from __future__ import annotations
 
@@ -27,7 +27,6 @@ from servers import web_server
 def cache(monkeypatch, tmp_path) -> PartCache:
     monkeypatch.setenv("FEATSTORE_CACHE", str(tmp_path / "cache"))
     return PartCache.from_environment()
-
 
 
 def change_numbers(store: Path, path: str, *, sealed: bool) -> None:
@@ -79,7 +78,7 @@ def test_what_a_url_gave_once_is_not_read_when_it_gives_something_else(stores, t
 
 def test_copies_that_forge_the_checksum_of_anothers_record_are_kept_apart(stores, tmp_path):
     """CRC-32C is no secret: a hostile store can keep even the seals. Its place is what tells it from another."""
-    good, bad, numbers = stores
+    good, bad, _ = stores
     shutil.rmtree(bad)
     shutil.copytree(good, bad)
     commits = {}
@@ -92,7 +91,8 @@ def test_copies_that_forge_the_checksum_of_anothers_record_are_kept_apart(stores
     with web_server(tmp_path / "web", ranges=True) as (url, _):
         folders = {cache.folder_of(open_objects(f"{url}/{name}.zarr"), path, commits[name]) for name in commits}
         folders |= {
-            cache.folder_of(open_objects(f"{url}/good.zarr{query}"), path, commits["good"]) for query in ("?v=1", "?v=2")
+            cache.folder_of(open_objects(f"{url}/good.zarr{query}"), path, commits["good"])
+            for query in ("?v=1", "?v=2")
         }
         assert len(folders) == 4
         with_user = open_objects(f"{url}/good.zarr".replace("://", "://user:pw@"))
@@ -105,7 +105,10 @@ def test_a_record_that_is_not_what_the_catalogue_lists_is_damaged(stores, tmp_pa
     [path] = [each.parent.relative_to(good).as_posix() for each in good.glob("*/*/*/*/zarr.json")]
     commit = read_commit(objects, *path.rsplit("/", 1))
     objects.write(f"{path}/{GROUP_DOCUMENT}", seal({"commit": replace(commit, seconds=1e9).as_json()}))
-    with web_server(tmp_path / "web", ranges=True) as (url, _), pytest.raises(DamagedPart, match="another commit record"):
+    with (
+        web_server(tmp_path / "web", ranges=True) as (url, _),
+        pytest.raises(DamagedPart, match="another commit record"),
+    ):
         featstore.open(f"{url}/good.zarr").select().utterance  # noqa: B018
 
 
@@ -151,7 +154,7 @@ def test_no_name_of_an_object_leads_out_of_the_cache(name, stores, tmp_path, cac
     with pytest.raises(DamagedPart):
         part._put(name, data)
     assert {each for each in everything(tmp_path) - before if not each.startswith("cache/featstore-parts")} <= {"cache"}
-    assert not Path("/tmp/escaped").exists()  # noqa: S108
+    assert not Path("/tmp/escaped").exists()
 
 
 def everything(folder: Path) -> set[str]:
@@ -217,7 +220,8 @@ def test_a_folder_of_that_name_that_featstore_did_not_make_is_left_alone(stores,
         pytest.raises(StoreError, match="not of featstore's making"),
     ):
         featstore.open(f"{url}/good.zarr").select().utterance  # noqa: B018
-    assert everything(cache.folder) == {"featstore-parts", f"featstore-parts/{'a' * 40}", f"{theirs.relative_to(cache.folder)}/precious"}  # fmt: skip
+    ours = f"featstore-parts/{'a' * 40}"
+    assert everything(cache.folder) == {"featstore-parts", ours, f"{ours}/precious"}
 
 
 def test_processes_that_make_the_folder_at_once_make_one(cache):

@@ -29,7 +29,7 @@ from featstore.wording import redacted
 from hostile import Request, hostile_server
 from servers import S3
 
-SECRET = "hunter2SECRET"  # noqa: S105
+SECRET = "hunter2SECRET"
 URLS = {
     "a password": "http://user:{secret}@{host}/x.zarr",
     "a token for a user": "http://{secret}@{host}/x.zarr",
