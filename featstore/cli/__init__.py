@@ -26,7 +26,7 @@ from featstore.cli.retrieve import retrieve
 from featstore.cli.tasks import tasks
 from featstore.cli.upkeep import compact, gc, verify
 from featstore.errors import FeatstoreError
-from featstore.wording import harmless
+from featstore.wording import harmless, redacted
 
 __all__ = ["cli", "main"]
 
@@ -98,7 +98,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _fail(message: str, code: int) -> int:
-    line = " ".join(message.split())
+    line = redacted(" ".join(message.split()))
     click.echo(click.style("featstore: ", fg="red") + harmless(line), err=True)
     return code
 

@@ -176,7 +176,7 @@ def _find_remote(url: str, pattern: str) -> tuple[RemoteShard, ...]:
         each: tuple(one for one in listed if matches_glob(one.key, each)) for each in globs
     }
     found |= {name: () if head is None else (head,) for name, head in heads.items()}
-    _require_all({each: found[each] for each in alternatives}, pattern, url)
+    _require_all({each: found[each] for each in alternatives}, pattern, remote.url)
     by_name = {one.key: one for ones in found.values() for one in ones}
     return tuple(_remote_shard(remote, by_name[name]) for name in sorted(by_name))
 

@@ -31,6 +31,7 @@ from featstore.extract.windows import Padding, plan_windows
 from featstore.machine import CPU_BATCH_SECONDS, LIGHT_BATCH_SECONDS, cores, free_memory_bytes
 from featstore.records import Recipe
 from featstore.store import FORMAT_VERSION, SplitWriter, is_split_begun, open_split_writer
+from featstore.wording import redacted
 
 if TYPE_CHECKING:
     from featstore.encoders.encoder import Encoder
@@ -183,8 +184,8 @@ class Workplace:
             )
         if not all(map(job.is_begun, job.outputs)):
             raise StoreError(
-                f"{socket.gethostname()} does not see the store at {job.store_url} that the run has opened: every "
-                "worker must reach --store by one path or URL"
+                f"{socket.gethostname()} does not see the store at {redacted(job.store_url)} that the run has opened: "
+                "every worker must reach --store by one path or URL"
             )
 
     def encode(

@@ -46,6 +46,8 @@ __all__ = [
     "split_paths",
 ]
 
+MOST_SPLITS = 100_000  # a server may list names for ever
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SplitEntry:
@@ -160,6 +162,7 @@ def split_paths(
 
     `encoder` is ``logmel`` or ``logmel@3f9c2a71``.
     """
+    found = 0
     for above in group_names(objects, ""):
         if encoder not in (None, above, above.rpartition("@")[0]):
             continue
@@ -168,6 +171,11 @@ def split_paths(
                 continue
             for name in group_names(objects, f"{above}/{group}"):
                 if split in (None, name):
+                    found += 1
+                    if found > MOST_SPLITS:
+                        raise StoreError(
+                            f"{objects.url} lists more than {MOST_SPLITS:,} feature sets: name one of them"
+                        )
                     yield f"{above}/{group}/{name}"
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featstore.errors import StoreError
-from featstore.store.blocks import block_offsets, wrong_size
+from featstore.store.blocks import UNCHECKED_BYTES, block_offsets, require_files, wrong_size
 from featstore.store.confined import open_regular
 from featstore.store.damage import gone
 from featstore.store.layout import ArrayLayout
@@ -38,11 +38,11 @@ class MappedRows:
         self._layout = layout
         self._shape = layout.shape
         self._block_rows = layout.block_rows
-        self._blocks: list[NDArray[Any] | None] = [None] * layout.n_blocks
+        self._blocks: dict[int, NDArray[Any]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the maps: another process makes its own, of the same pages."""
-        return {**self.__dict__, "_blocks": [None] * self._layout.n_blocks}
+        return {**self.__dict__, "_blocks": {}}
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -64,9 +64,21 @@ class MappedRows:
         first, at = divmod(start, self._block_rows)
         if at + (stop - start) <= self._block_rows:
             return self._block(first)[at : at + (stop - start)]
+        self.require(start, stop)
         out = np.empty((stop - start, *self._shape[1:]), self._layout.dtype)
         self.read_into(out, start=start)
         return out
+
+    def require(self, start: int, stop: int) -> None:
+        """Make sure that files hold rows [start, stop), where these are many."""
+        if (stop - start) * self._layout.row_bytes > UNCHECKED_BYTES:
+            require_files(self._layout, start, stop, size_of=self._size_of, where=self._root / self._path)
+
+    def _size_of(self, key: str) -> int:
+        try:
+            return (self._root / self._path / key).stat().st_size
+        except OSError:
+            return 0
 
     def read_into(self, out: NDArray[Any], *, start: int = 0) -> None:
         """Copy the rows from `start` on that fill `out`, block by block."""
@@ -74,7 +86,7 @@ class MappedRows:
         while done < len(out):
             number, at = divmod(start + done, self._block_rows)
             rows = min(self._block_rows - at, len(out) - done)
-            if at == 0 and rows == self._block_rows and self._blocks[number] is None and out.flags.c_contiguous:
+            if at == 0 and rows == self._block_rows and number not in self._blocks and out.flags.c_contiguous:
                 rows = self._read_whole_blocks(number, out[done:])
             else:
                 out[done : done + rows] = self._block(number)[at : at + rows]
@@ -105,7 +117,7 @@ class MappedRows:
         return rows
 
     def _block(self, index: int) -> NDArray[Any]:
-        block = self._blocks[index]
+        block = self._blocks.get(index)
         return self._map(index) if block is None else block
 
     def _map(self, index: int) -> NDArray[Any]:
@@ -120,7 +132,7 @@ class MappedRows:
         wanted = None
         for slot, offset in enumerate(offsets):
             at = number * layout.blocks_per_file + slot
-            if at >= len(self._blocks) or offset < 0:
+            if at >= layout.n_blocks or offset < 0:
                 continue
             rows = min(self._block_rows, self._shape[0] - at * self._block_rows)
             flat = np.frombuffer(view, layout.dtype, rows * layout.row_bytes // layout.dtype.itemsize, offset)
@@ -134,8 +146,8 @@ class MappedRows:
     def forget(self, number: int) -> None:
         """Let the map of a file go; whoever has rows of it keeps them."""
         first = number * self._layout.blocks_per_file
-        until = min(first + self._layout.blocks_per_file, len(self._blocks))
-        self._blocks[first:until] = [None] * (until - first)
+        for at in range(first, first + self._layout.blocks_per_file):
+            self._blocks.pop(at, None)
 
 
 class _KeptMaps:

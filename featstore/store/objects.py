@@ -13,6 +13,7 @@ import shutil
 import stat
 import uuid
 from collections.abc import Iterable, Iterator
+from functools import partial
 from io import FileIO
 from pathlib import Path
 from typing import Any, Protocol
@@ -32,16 +33,16 @@ class Objects(Protocol):
 
     @property
     def url(self) -> str:
-        """Where the store is, as the user would write it."""
+        """Where the store is, as the user would write it, without credentials: to show, not to open."""
 
     @property
     def root(self) -> Path | None:
         """The folder of a local store, None for any other."""
 
-    def read(self, key: str) -> bytes | None:
-        """The object's bytes, or None where there is none."""
+    def read(self, key: str, *, most_bytes: int | None = None) -> bytes | None:
+        """The object's bytes, or None where there is none; with `most_bytes`, no more than that and one byte."""
 
-    def read_many(self, keys: Iterable[str]) -> Iterator[bytes | None]:
+    def read_many(self, keys: Iterable[str], *, most_bytes: int | None = None) -> Iterator[bytes | None]:
         """What `read` says of each key, in order; a server is asked for many at a time."""
 
     def write(self, key: str, data: bytes) -> None:
@@ -81,9 +82,8 @@ def local_root(url: str) -> Path | None:
     >>> str(local_root("file:///my%20data/e.zarr")), local_root("s3://bucket/e.zarr")
     ('/my data/e.zarr', None)
     """
-    parts = urlsplit(url)
-    if parts.scheme == "file":
-        return Path(unquote(parts.path))
+    if url.partition(":")[0].lower() == "file":
+        return Path(unquote(urlsplit(url).path))
     return Path(url) if "://" not in url else None
 
 
@@ -119,19 +119,21 @@ class LocalObjects:
         """The folder."""
         return self._root
 
-    def read(self, key: str) -> bytes | None:
-        """Read a file whole."""
+    def read(self, key: str, *, most_bytes: int | None = None) -> bytes | None:
+        """Read a file."""
         path = self._root / key
         gone = contextlib.suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError)
         with gone, _telling(path), open_regular(self._root, key) as file:
+            if most_bytes is not None:
+                return _read_fully(file, most_bytes + 1)
             if (size := os.fstat(file.fileno()).st_size) > _MOST_READ_BYTES:
                 raise StoreError(f"{path} has {size:,} bytes, more than an object of a store may have")
             return file.readall()
         return None
 
-    def read_many(self, keys: Iterable[str]) -> Iterator[bytes | None]:
+    def read_many(self, keys: Iterable[str], *, most_bytes: int | None = None) -> Iterator[bytes | None]:
         """Read files one after another."""
-        return map(self.read, keys)
+        return map(partial(self.read, most_bytes=most_bytes), keys)
 
     def write(self, key: str, data: bytes) -> None:
         """Write a temporary file, fsync it, rename it, fsync the folder."""
@@ -264,6 +266,15 @@ def is_temporary(name: str) -> bool:
     (True, False)
     """
     return _TEMPORARY.fullmatch(name) is not None
+
+
+def _read_fully(file: FileIO, n_bytes: int) -> bytes:
+    """Read up to `n_bytes`, and fewer only at the end of the file: an unbuffered read may stop short."""
+    pieces: list[bytes] = []
+    while n_bytes > 0 and (piece := file.read(n_bytes)):
+        pieces.append(piece)
+        n_bytes -= len(piece)
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
 def _raise_unless_gone(error: OSError) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,26 +41,31 @@ class RemoteObjects:
         self._waiting_bytes = 0
         self._changed = threading.Condition()
 
-    def __reduce__(self) -> tuple[Callable[[str], RemoteObjects], tuple[str]]:
-        return open_remote_objects, (self.url,)
+    def __reduce__(self) -> tuple[type[RemoteObjects], tuple[Remote]]:
+        return RemoteObjects, (self.remote,)
 
     @property
     def url(self) -> str:
-        """The URL as it was given."""
+        """The URL as it was given, without its credentials."""
         return self.remote.url
+
+    @property
+    def identity(self) -> str:
+        """A hash of where the store is."""
+        return self.remote.identity
 
     @property
     def root(self) -> Path | None:
         """None: there is no folder to map files of."""
         return None
 
-    def read(self, key: str) -> bytes | None:
+    def read(self, key: str, *, most_bytes: int | None = None) -> bytes | None:
         """Get one object."""
-        return self.remote.get(key)
+        return self.remote.get(key, most_bytes=most_bytes)
 
-    def read_many(self, keys: Iterable[str]) -> Iterator[bytes | None]:
+    def read_many(self, keys: Iterable[str], *, most_bytes: int | None = None) -> Iterator[bytes | None]:
         """Get objects side by side, in order, and no more than a few ahead of whoever takes them."""
-        return in_order(self._pool, self.remote.get, keys, ahead=NETWORK_THREADS)
+        return in_order(self._pool, partial(self.remote.get, most_bytes=most_bytes), keys, ahead=NETWORK_THREADS)
 
     def write(self, key: str, data: bytes) -> None:
         """Put one object: atomic by the contract of object stores."""

@@ -73,7 +73,7 @@ def verify_store(url: str, *, on_part: Callable[[str], None] = lambda _: None) -
     check = _Verification(objects, on_part)
     findings = tuple(check.run())
     return VerifyReport(
-        url=url, parts=check.parts, objects=check.objects_read, bytes_read=check.bytes_read, findings=findings
+        url=objects.url, parts=check.parts, objects=check.objects_read, bytes_read=check.bytes_read, findings=findings
     )
 
 
@@ -101,7 +101,7 @@ def require_sound(url: str) -> None:
     """
     report = verify_store(url)
     if report.findings:
-        first = report.findings[0]
+        first, url = report.findings[0], report.url
         command = f"`featstore verify --store {url}{' --repair' if report.repairable else ''}`"
         raise DamagedPart(
             f"{url} is damaged: {first.where}: {first.problem} ({len(report.findings)} findings); "
@@ -302,7 +302,12 @@ class _Verification:
         for segment in counted_segments(each.commit for each in checked.values() if each.commit and each.is_sound):
             chunk = checked[segment.commit.part].keys
             if chunk is not None:
-                keys = codecs.decode_strings(chunk)
+                try:
+                    keys = codecs.decode_strings(chunk, n=segment.commit.windows)
+                except ValueError as error:
+                    where = f"{path}/{segment.commit.part}"
+                    yield Finding(where=where, problem=f"its keys cannot be read: {error}", remedy="drop the part")
+                    continue
                 counts.update(keys[segment.start : segment.start + segment.member.windows].tolist())
         twice = [key for key, count in counts.items() if count > 1]
         if twice:

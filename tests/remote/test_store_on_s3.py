@@ -50,6 +50,10 @@ def url(s3: S3, bucket: str) -> str:
     return url
 
 
+def folders_of(cache: PartCache) -> list[Path]:
+    return sorted(path for path in cache.parts.iterdir() if path.is_dir())
+
+
 def mirrored(url: str, folder: Path) -> Path:
     """The objects of a store as files, fetched one by one by the client that is tested elsewhere."""
     objects = open_objects(url)
@@ -130,11 +134,13 @@ def test_what_was_read_once_is_not_asked_for_again(url, s3, tmp_path):
     again = featstore.open(url).select()
     np.testing.assert_array_equal(again.utterance, vectors)
     assert again.meta.tolist() == first.meta.tolist()
-    assert not [
-        request for request in s3.requests if "/train/" in request.path and "train/zarr.json" not in request.path
-    ]
+    # of the parts their records alone, each once: they vouch for what is here
+    of_parts = [request.key for request in s3.requests if "/train/" in request.path]
+    of_parts = [key for key in of_parts if not key.endswith("/train/zarr.json")]
+    assert len(of_parts) == len(set(of_parts)) == len(SHARDS)
+    assert all(key.endswith("/zarr.json") and key.count("/") == 6 for key in of_parts)
     # a copy that was damaged on this machine is fetched again
-    [copy] = (tmp_path / "cache").glob("parts/a.*/utterance/c/0/0")
+    copy, *_ = (tmp_path / "cache").glob("featstore-parts/*/utterance/c/0/0")
     copy.write_bytes(b"\0" * copy.stat().st_size)
     s3.forget()
     np.testing.assert_array_equal(featstore.open(url).select().utterance, vectors)
@@ -144,21 +150,21 @@ def test_what_was_read_once_is_not_asked_for_again(url, s3, tmp_path):
 def test_the_cache_forgets_what_was_opened_longest_ago(url, tmp_path):
     featstore.open(url).select().utterance.sum()
     cache = PartCache.from_environment()
-    parts = sorted((tmp_path / "cache" / "parts").iterdir())
+    parts = folders_of(PartCache.from_environment())
     for age, part in enumerate(parts):
         os.utime(part / "zarr.json", (1000 - age, 1000 - age))
     size = sum(path.stat().st_size for path in parts[0].rglob("*") if path.is_file())
     PartCache(cache.folder, most_bytes=round(size * 1.5)).trim(keep_since=2000)
-    assert sorted((tmp_path / "cache" / "parts").iterdir()) == parts[:1]
+    assert folders_of(PartCache.from_environment()) == parts[:1]
     PartCache(cache.folder, most_bytes=0).trim(keep_since=500)  # a process that still runs has opened it
-    assert sorted((tmp_path / "cache" / "parts").iterdir()) == parts[:1]
+    assert folders_of(PartCache.from_environment()) == parts[:1]
     assert featstore.open(url).select().utterance.shape == (15, 6)
 
 
 def test_the_cache_counts_and_forgets_what_a_killed_process_left_without_a_record(url, tmp_path):
     featstore.open(url).select().utterance.sum()
     cache = PartCache.from_environment()
-    [left, *rest] = sorted((cache.folder / "parts").iterdir())
+    [left, *rest] = folders_of(cache)
     (left / "zarr.json").unlink()
     for path in left.rglob("*"):
         os.utime(path, (1000, 1000))
@@ -166,7 +172,7 @@ def test_the_cache_counts_and_forgets_what_a_killed_process_left_without_a_recor
     assert left.exists()
     size = sum(path.stat().st_size for part in rest for path in part.rglob("*") if path.is_file())
     PartCache(cache.folder, most_bytes=size).trim(keep_since=2000)
-    assert sorted((cache.folder / "parts").iterdir()) == rest
+    assert folders_of(cache) == rest
 
 
 def test_a_copy_that_another_process_made_room_of_is_fetched_again(url, tmp_path):
@@ -187,7 +193,7 @@ def test_a_cache_on_a_disk_that_cannot_be_written_is_read_all_the_same(url, monk
     with monkeypatch.context() as patch:
         patch.setattr("featstore.store.cache.os.utime", refuses)
         np.testing.assert_array_equal(featstore.open(url).select().utterance, vectors)
-    for record in (PartCache.from_environment().folder / "parts").glob("*/zarr.json"):
+    for record in PartCache.from_environment().parts.glob("*/zarr.json"):
         record.unlink()  # a process was killed before it put one
     monkeypatch.setattr(Path, "write_bytes", refuses)
     np.testing.assert_array_equal(featstore.open(url).select().utterance, vectors)

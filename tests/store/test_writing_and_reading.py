@@ -180,8 +180,10 @@ def test_a_file_that_may_not_be_read_is_not_called_damaged(tmp_path, monkeypatch
     ("array", "was", "becomes", "says"),
     [
         pytest.param("utterance", b'"name": "crc32c"', b'"name": "crc32k"', "zarr cannot read", id="a codec"),
-        pytest.param("utterance", b'"float32"', b'"float64"', "does not have the size", id="a type"),
-        pytest.param("seconds", b'"shape": [\n  5', b'"shape": [\n  4', "and 5 rows were committed", id="fewer rows"),
+        pytest.param("utterance", b'"float32"', b'"float64"', "and float32 .* was committed", id="a type"),
+        pytest.param(
+            "seconds", b'"shape": [\n  5', b'"shape": [\n  4', r"and float64 \(5,\) was committed", id="fewer rows"
+        ),
         pytest.param(
             "seconds", b'"chunk_shape": [\n    5', b'"chunk_shape": [\n    0', "no array document", id="no rows"
         ),
