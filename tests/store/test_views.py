@@ -80,7 +80,7 @@ def test_names_that_a_terminal_would_obey_are_refused_and_shown_by_their_escapes
     assert len(featstore.open(str(tmp_path / "s.zarr")).feature_sets()) == 0  # such a name is foreign
     with pytest.raises(DamagedPart) as caught:
         read_split(open_objects(str(tmp_path / "s.zarr")), address.path)
-    assert str(caught.value).isprintable()
+    assert str(caught.value.__cause__).isprintable()
 
 
 def test_an_empty_store_still_has_a_table(tmp_path):

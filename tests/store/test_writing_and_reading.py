@@ -428,10 +428,10 @@ def test_a_store_that_comes_to_be_while_it_is_opened_is_found_or_not_there_yet(r
     path = tmp_path / "new.zarr"
     original, n_reads = LocalObjects.read, 0
 
-    def read(objects, key):
+    def read(objects, key, **limits):
         nonlocal n_reads
         n_reads += 1
-        found = original(objects, key)
+        found = original(objects, key, **limits)
         if n_reads == reads_before:
             with monkeypatch.context() as patched:
                 patched.setattr(LocalObjects, "read", original)
