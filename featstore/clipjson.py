@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from itertools import islice
 from typing import Any
 
 __all__ = ["MAX_NESTED", "parse_clip_json"]
@@ -32,7 +33,7 @@ def parse_clip_json(text: str) -> Any:
         value = json.loads(text, parse_int=_whole, parse_float=_real, parse_constant=_constant)
     except RecursionError:
         raise ValueError(_TOO_DEEP) from None
-    if len(_OPENING.findall(text)) > MAX_NESTED and _is_nested(value, deeper_than=MAX_NESTED):
+    if next(islice(_OPENING.finditer(text), MAX_NESTED, None), None) and _is_nested(value, deeper_than=MAX_NESTED):
         raise ValueError(_TOO_DEEP)
     if "\\u" in text:  # nothing else makes a surrogate of text that came as UTF-8
         try:
