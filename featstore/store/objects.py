@@ -133,7 +133,7 @@ class LocalObjects:
 
     def read_many(self, keys: Iterable[str], *, most_bytes: int | None = None) -> Iterator[bytes | None]:
         """Read files one after another."""
-        return map(partial(self.read, most_bytes=most_bytes), keys)
+        return map(self.read if most_bytes is None else partial(self.read, most_bytes=most_bytes), keys)
 
     def write(self, key: str, data: bytes) -> None:
         """Write a temporary file, fsync it, rename it, fsync the folder."""

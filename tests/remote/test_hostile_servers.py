@@ -52,6 +52,8 @@ def test_a_content_length_of_a_trillion_is_not_allocated():
 
     def answer(request: Request) -> None:
         request.send(b"x" * 1000, length=TRILLION)
+        time.sleep(0.05)
+        request.wfile.write(b"x" * 1000)  # with a second piece it makes room for all
 
     with hostile_server(answer) as (url, _), bounded():
         with pytest.raises(RemoteError) as error:
