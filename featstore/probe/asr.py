@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from featstore.probe.asr_model import Listener, Utterances
     from featstore.probe.fitting import Fitted
     from featstore.probe.text_models import LanguageModel
+    from featstore.probe.track import Head
     from featstore.store import Store
 
 __all__ = ["score_asr"]
@@ -56,6 +57,7 @@ def score_asr(
     encoder: str | None,
     protocol: Protocol,
     seeds: tuple[int, ...],
+    head: Head,
 ) -> ScoreRecord:
     """Score a task of kind ``asr`` on its cached frames, with the language model that ``[probe]`` names.
 

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from featstore.manifest import Manifest
     from featstore.probe.contrastive_model import Captions, Embedder, Pairs
     from featstore.probe.fitting import Fitted
+    from featstore.probe.track import Head
     from featstore.store import Store
 
 __all__ = ["score_contrastive"]
@@ -59,6 +60,7 @@ def score_contrastive(
     encoder: str | None,
     protocol: Protocol,
     seeds: tuple[int, ...],
+    head: Head,
 ) -> ScoreRecord:
     """Score a task of kind ``contrastive`` on its cached utterance vectors.
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from featstore.manifest import Manifest
     from featstore.probe.ctc_head import CtcHead, Utterances
     from featstore.probe.fitting import Fitted
+    from featstore.probe.track import Head
     from featstore.store import Store
 
 __all__ = ["rows_needed", "score_ctc", "upsampling_for"]
@@ -47,6 +48,7 @@ def score_ctc(
     encoder: str | None,
     protocol: Protocol,
     seeds: tuple[int, ...],
+    head: Head,
 ) -> ScoreRecord:
     """Score a task of kind ``ctc`` on its cached frames.
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from featstore.manifest import Manifest
     from featstore.probe.frame_heads import Crew, FrameFeatures
     from featstore.probe.heads import Trained
+    from featstore.probe.track import Head
     from featstore.store import Store
 
 __all__ = ["score_frames"]
@@ -68,6 +69,7 @@ def score_frames(
     encoder: str | None,
     protocol: Protocol,
     seeds: tuple[int, ...],
+    head: Head,
 ) -> ScoreRecord:
     """Score a task of kind ``frame``.
 

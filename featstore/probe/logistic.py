@@ -28,12 +28,12 @@ from torch import Tensor
 
 from featstore.probe.heads import threads
 from featstore.probe.lbfgs import minimise
+from featstore.probe.selection import strengths_beyond
 from featstore.probe.standardisation import Standardisation
 
-__all__ = ["GRID", "HIGHEST_C", "LOWEST_C", "Affine", "Path", "TrainingSet", "Tried", "fit_paths"]
+__all__ = ["GRID", "HIGHEST_C", "LOWEST_C", "Affine", "Path", "TrainingSet", "Tried", "fit_paths", "fits_full_batch"]
 
 GRID = tuple(10.0**exponent for exponent in (-4.0, -3.5, -3.0, -2.5, -2.0, -1.5, -1.0))
-GRID_STEP = 10.0**0.5
 LOWEST_C, HIGHEST_C = 1e-6, 1e6
 """Where the best strength is the first or the last, the grid goes on, a decade at a time and to here at most: the range
 of CLIP's search (Radford et al. 2021, appendix A.3)."""
@@ -57,6 +57,12 @@ STRENGTHS_AT_ONCE = 3
 
 CERTAIN = 100.0
 """What a class that training never shows, or always shows, has as its logit, either way."""
+
+MAX_PASS = 10_000_000_000
+MAX_VALUES = 2**29
+MAX_RANK = 8192
+"""Multiply-adds of a pass at one strength (windows x dim x classes), values of the features, which are held three times
+in float32, and rows of the matrix whose eigenvectors are found: beyond any of these, minibatches."""
 
 MAX_BATCH_BYTES = 2**30
 CHUNK_ROWS = 1024
@@ -107,11 +113,6 @@ class Tried:
     iterations: int
     gradient_norm: float
 
-    @property
-    def converged(self) -> bool:
-        """Whether the gradient is within the tolerance."""
-        return self.gradient_norm <= TOLERANCE
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Path:
@@ -130,6 +131,20 @@ class Path:
     tried: tuple[Tried, ...]
     extended: bool
     at_edge: bool
+
+    @property
+    def converged(self) -> bool:
+        """Whether the gradient of the chosen model is within the tolerance."""
+        return self.chosen.gradient_norm <= TOLERANCE
+
+
+def fits_full_batch(n: int, dim: int, n_classes: int) -> bool:
+    """Whether full-batch passes suit so many training windows: the rule of size.
+
+    >>> fits_full_batch(289_205, 768, 11), fits_full_batch(138_000, 768, 1251)
+    (True, False)
+    """
+    return n * dim * n_classes <= MAX_PASS and n * dim <= MAX_VALUES and min(n, dim) <= MAX_RANK
 
 
 def fit_paths(
@@ -191,7 +206,7 @@ class _Fold:
             self.n_models = 1 if self.per_class else len(self.shown)
         else:
             self.per_class = True
-            self.shown = np.flatnonzero((of.y.min(axis=0) < of.y.max(axis=0)))
+            self.shown = np.flatnonzero(of.y.min(axis=0) < of.y.max(axis=0))
             self.y = torch.from_numpy(np.ascontiguousarray(of.y[:, self.shown], np.float32))
             self.n_models = len(self.shown)
         self._grid = tuple(sorted(grid)) if of.score is not None else (C_UNSELECTED,)
@@ -235,13 +250,7 @@ class _Fold:
         if not self._pending and self._of.score is not None:
             tried = self._tried()
             best = self._best(tried)
-            beyond = []
-            if best is tried[-1]:
-                beyond = [best.C * GRID_STEP, best.C * GRID_STEP**2]
-            elif best is tried[0]:
-                beyond = [best.C / GRID_STEP, best.C / GRID_STEP**2]
-            slack = 1.0 + 1e-9
-            self._pending = [C for C in beyond if LOWEST_C / slack <= C <= HIGHEST_C * slack]
+            self._pending = strengths_beyond([each.C for each in tried], best.C, bounds=(LOWEST_C, HIGHEST_C))
             self._extended |= bool(self._pending)
         strengths, self._pending = self._pending[:STRENGTHS_AT_ONCE], self._pending[STRENGTHS_AT_ONCE:]
         return strengths
@@ -312,9 +321,7 @@ def _solve(wave: Sequence[tuple[_Fold, float]], pool: Executor, *, tolerance: fl
             _solve_batch(batch, pool, tolerance=tolerance, dtype=dtype)
 
 
-def _solve_batch(
-    wave: Sequence[tuple[_Fold, float]], pool: Executor, *, tolerance: float, dtype: torch.dtype
-) -> None:
+def _solve_batch(wave: Sequence[tuple[_Fold, float]], pool: Executor, *, tolerance: float, dtype: torch.dtype) -> None:
     per_class = wave[0][0].per_class
     problems = _PerClass(wave, pool, dtype) if per_class else _Multinomial(wave, pool, dtype)
     start = torch.cat([fold.start(C).reshape(-1, problems.n_variables) for fold, C in wave]).to(dtype)
@@ -343,7 +350,9 @@ class _Problems:
 
     n_variables: int
 
-    def __init__(self, wave: Sequence[tuple[_Fold, float]], counts: Sequence[int], pool: Executor, dtype: torch.dtype) -> None:
+    def __init__(
+        self, wave: Sequence[tuple[_Fold, float]], counts: Sequence[int], pool: Executor, dtype: torch.dtype
+    ) -> None:
         self._pool = pool
         self._fold_of_strength = [fold for fold, _ in wave]
         self._folds = list(dict.fromkeys(self._fold_of_strength))

@@ -1,5 +1,6 @@
 """Features of mean 0 and variance 1 in each dimension, by the statistics of a training set (scikit-learn's
-``StandardScaler``)."""
+``StandardScaler``).
+"""
 
 from __future__ import annotations
 

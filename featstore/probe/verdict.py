@@ -56,7 +56,7 @@ def plan(manifest: Manifest, windows: Windows, *, protocol: Protocol) -> tuple[R
         members=windows.members,
         roles=None if manifest.folds is not None else manifest.feature_sets,
         ids=windows.ids,
-        strata=np.zeros(len(windows.ids), np.int64),
+        stratify=lambda _: np.zeros(len(windows.ids), np.int64),
     )
     for each in rounds:
         check_parts(each, task=manifest.name)
