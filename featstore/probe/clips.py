@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from featstore.manifest import Manifest
+    from featstore.probe.fitting import Fitted
     from featstore.probe.heads import Job, Loss, Trained
     from featstore.probe.logistic import Path, TrainingSet
     from featstore.probe.track import Head
@@ -228,7 +229,7 @@ def _learn_linear(bench: _Bench) -> _Taught:
         found = heads.train_heads(
             features,
             classes.targets(task)[task.clip],
-            [job for number in numbers for job in _jobs(bench, features, number, classes)],
+            [job for number in numbers for job in _jobs(bench, number, classes)],
             n_classes=len(classes.labels),
             loss=_loss_of(task.manifest),
             epochs=probe.epochs,
@@ -249,34 +250,29 @@ def _learn_linear(bench: _Bench) -> _Taught:
 
 
 def _learn_sweep(bench: _Bench) -> _Taught:
-    """For each round: a sweep of learning rates at the first seed, then the chosen one at the others."""
-    found = []
-    for number, each in enumerate(bench.task.rounds):
-        first = _sweep_round(bench, number, each, seed=bench.seeds[0], rates=None)
-        rates = (first.fit["learning_rate"],) if first.fit is not None else None
-        found.append([first, *(_sweep_round(bench, number, each, seed=seed, rates=rates) for seed in bench.seeds[1:])])
+    """Minibatches on standardised features: see `featstore.probe.plateau`."""
+    from featstore.probe.plateau import over_seeds
+
+    task = bench.task
+    found = [
+        over_seeds(bench.seeds, partial(_sweep_round, bench, number, each), fit_of=lambda trained: trained[1])
+        for number, each in enumerate(task.rounds)
+    ]
     return _Taught(
-        rounds=[_Learned(logits=tuple(head.logits for head in of_round)) for of_round in found],
-        details=selection_details(bench.task.rounds, found),
+        rounds=[_Learned(logits=tuple(partial(_logits_of, task, model) for model, _ in of)) for of in found],
+        details=selection_details(task.rounds, [[fitted for _, fitted in of] for of in found]),
         seeds=bench.seeds,
-        settings=bench.task.manifest.probe.model_dump(exclude_none=True, include={"batch_size", "pos_weight"}),
+        settings=task.manifest.probe.model_dump(exclude_none=True, include={"batch_size", "pos_weight"}),
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Swept:
-    """A head that was trained to a plateau."""
-
-    logits: Callable[[NDArray[np.int64]], NDArray[np.float32]]
-    epoch: int
-    history: tuple[float, ...]
-    fit: Mapping[str, Any] | None
-
-
-def _sweep_round(bench: _Bench, number: int, each: Round, *, seed: int, rates: tuple[float, ...] | None) -> _Swept:
+def _sweep_round(
+    bench: _Bench, number: int, each: Round, *, seed: int, rates: Sequence[float]
+) -> tuple[Callable[[NDArray[np.float32]], NDArray[np.float32]], Fitted]:
+    """Logits of embeddings as they are, and how they were fitted."""
     import torch
 
-    from featstore.probe.plateau import RATES, ModuleTrainee, train_to_plateau
+    from featstore.probe.plateau import sweep_module
     from featstore.probe.standardisation import Standardisation
 
     task, probe = bench.task, bench.task.manifest.probe
@@ -287,49 +283,42 @@ def _sweep_round(bench: _Bench, number: int, each: Round, *, seed: int, rates: t
     y = torch.from_numpy(classes.targets(task)[task.clip[windows]])
     batch_size = max(probe.batch_size, min(MAX_BATCH, len(windows) // STEPS_PER_EPOCH))
     samples = task.samples(each.valid) if len(each.valid) else None
-    X_valid = None if samples is None else standardisation(task.X[samples.windows])
-    loss_of = (
-        torch.nn.functional.cross_entropy
-        if bench.one_class
-        else partial(
-            torch.nn.functional.binary_cross_entropy_with_logits,
-            pos_weight=torch.tensor(probe.pos_weight or 1.0),
-        )
-    )
-    models: list[torch.nn.Linear] = []
+    X_valid = standardisation(task.X[samples.windows]) if samples is not None else X[:0]
+    pos_weight = torch.tensor(probe.pos_weight or 1.0)
 
-    def start() -> ModuleTrainee[Tensor]:
+    def build(_: np.random.Generator) -> torch.nn.Linear:
         model = torch.nn.Linear(X.shape[1], len(classes.labels))
-        torch.nn.init.zeros_(model.weight)  # convex: any start will do, and this one is the same for all classes
+        torch.nn.init.zeros_(model.weight)  # the problem is convex: any start will do
         torch.nn.init.zeros_(model.bias)
-        rng = np.random.default_rng((seed, number))
-        models.append(model)
+        return model
 
-        def batches() -> Iterator[Tensor]:
-            return iter(torch.from_numpy(rng.permutation(len(X))).split(batch_size))
+    def batches(rng: np.random.Generator) -> Iterable[Tensor]:
+        return torch.from_numpy(rng.permutation(len(X))).split(batch_size)
 
-        @torch.no_grad()
-        def score() -> float:
-            if samples is None or X_valid is None:
-                return 0.0
-            return bench.selecting_score(each, samples, classes.expand(model(X_valid).numpy()))
-
-        return ModuleTrainee(model, batches=batches, loss=lambda rows: loss_of(model(X[rows]), y[rows]), score=score)
-
-    if samples is None:
-        trainee = start()
-        for _ in range(probe.epochs):
-            trainee.epoch(probe.learning_rate)
-        model, epoch, history, fit = models[0], probe.epochs, (), None
-    else:
-        found = train_to_plateau(start, rates=RATES if rates is None else rates)
-        model, epoch, history, fit = found.trainee.model, found.epoch, found.history, found.fit
+    def loss(model: torch.nn.Linear, rows: Tensor) -> Tensor:
+        if bench.one_class:
+            return torch.nn.functional.cross_entropy(model(X[rows]), y[rows])
+        return torch.nn.functional.binary_cross_entropy_with_logits(model(X[rows]), y[rows], pos_weight=pos_weight)
 
     @torch.no_grad()
-    def logits(of: NDArray[np.int64]) -> NDArray[np.float32]:
-        return classes.expand(model(standardisation(task.X[of])).numpy())
+    def score(model: torch.nn.Linear) -> float:
+        return 0.0 if samples is None else bench.selecting_score(each, samples, classes.expand(model(X_valid).numpy()))
 
-    return _Swept(logits=logits, epoch=epoch, history=history, fit=fit)
+    model, fitted = sweep_module(
+        build,
+        seed=(seed, number),
+        batches=batches,
+        loss=loss,
+        score=None if samples is None else score,
+        rates=rates,
+        without_validation=(probe.epochs, probe.learning_rate),
+    )
+
+    @torch.no_grad()
+    def logits(embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
+        return classes.expand(model(standardisation(embeddings)).numpy())
+
+    return logits, fitted
 
 
 LEARNERS: Mapping[Head, Callable[[_Bench], _Taught]] = {
@@ -389,7 +378,7 @@ def _loss_of(manifest: Manifest) -> Loss:
     return heads.CrossEntropy()
 
 
-def _jobs(bench: _Bench, features: Tensor, number: int, classes: _Shown) -> list[Job]:
+def _jobs(bench: _Bench, number: int, classes: _Shown) -> list[Job]:
     """One job of a round for each seed."""
     from featstore.probe import heads
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -80,12 +81,18 @@ def score_contrastive(
         pool = read_pool(store, manifest, encoder=encoder)
         texts = _read_texts(manifest, pool)
         rounds = plan(manifest, pool, protocol=protocol)
+    from featstore.probe.plateau import over_seeds
+
     tested = []
     for number, each in enumerate(rounds):
         captions = texts.known_to(each) if protocol == "strict" else texts.captions
         material = _Material(pool=pool, texts=texts, captions=captions, protocol=protocol)
         with watch("train"):
-            trained = [_train(manifest, material, each, seed=(seed, number)) for seed in seeds]
+            trained = over_seeds(
+                seeds,
+                partial(_train, manifest, material, each, number=number, head=head),
+                fit_of=lambda found: found[1],
+            )
         with watch("score"):
             tested.append(_test(material, each, trained))
     return verdict(
@@ -95,6 +102,7 @@ def score_contrastive(
         metric=RecallAt(k=1),
         protocol=protocol,
         seeds=seeds,
+        head=head,
         settings=texts.settings,
         seconds=watch.seconds,
         libraries=("torch", *texts.libraries),
@@ -253,7 +261,16 @@ class _Questions:
         }
 
 
-def _train(manifest: Manifest, material: _Material, each: Round, *, seed: tuple[int, int]) -> tuple[Embedder, Fitted]:
+def _train(
+    manifest: Manifest,
+    material: _Material,
+    each: Round,
+    *,
+    number: int,
+    head: Head,
+    seed: int,
+    rates: Sequence[float],
+) -> tuple[Embedder, Fitted]:
     """Train a model, selected by the mean recall@1 of both directions."""
     from featstore.probe import contrastive_model
 
@@ -269,10 +286,11 @@ def _train(manifest: Manifest, material: _Material, each: Round, *, seed: tuple[
         material.pairs(each.train),
         objective=contrastive_model.objective_of(material.protocol),
         score=None if questions is None else score,
-        seed=seed,
+        seed=(seed, number),
         epochs=manifest.probe.epochs,
         batch_size=manifest.probe.batch_size,
         learning_rate=manifest.probe.learning_rate,
+        rates=rates if head == "sweep" else None,
     )
 
 

@@ -85,7 +85,7 @@ def minimise(
     slope = _dot(g, d)
     step = torch.ones_like(f)
     scale = torch.ones_like(f)
-    memory = _Memory(len(x), x.shape[1])
+    memory = _Memory()
     for iteration in range(1, max_iterations + 1):
         pull = x * penalty[problem]
         norm = (_dot(g, g / h) / _dot(pull, pull / h).clamp(min=SMALLEST)).sqrt()
@@ -124,7 +124,7 @@ def minimise(
 class _Memory:
     """The last steps and changes of gradient of each problem: (MEMORY, problems, variables)."""
 
-    def __init__(self, n_problems: int, n_variables: int) -> None:
+    def __init__(self) -> None:
         self._steps: list[Tensor] = []
         self._bends: list[Tensor] = []
         self._inverse: list[Tensor] = []

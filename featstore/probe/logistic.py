@@ -42,8 +42,8 @@ C_UNSELECTED = 1.0
 """scikit-learn's default, where there is no validation clip to choose by."""
 
 TOLERANCE, PATH_TOLERANCE = 1e-3, 1e-2
-"""Of the gradient, as a share of the penalty's (see `featstore.probe.lbfgs`): of the chosen model, and of those that are
-only compared. Logits are as exact."""
+"""Of the gradient, as a share of the penalty's (see `featstore.probe.lbfgs`): of the chosen model, and of those that
+are only compared. Logits are as exact."""
 
 LARGEST_FLOAT32_C = 3.0
 """Weaker penalties leave a gradient that float32 does not resolve: such fits are in float64."""

@@ -16,13 +16,26 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from featstore.errors import DataError
 from featstore.probe.adam import adam_step
+from featstore.probe.fitting import Fitted, fit
+from featstore.probe.standardisation import Standardisation
 
-__all__ = ["RATES", "ModuleTrainee", "Plateau", "Trainee", "train_to_plateau"]
+__all__ = [
+    "RATES",
+    "WEIGHT_DECAY",
+    "Plateau",
+    "Standardise",
+    "Trainee",
+    "over_seeds",
+    "sweep_module",
+    "train_to_plateau",
+    "unselected",
+]
 
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 LOWEST_RATE, HIGHEST_RATE = 1e-6, 1.0
@@ -154,9 +167,102 @@ class _Run(Generic[T]):
 
 
 Batch = TypeVar("Batch")
+Module = TypeVar("Module", bound=nn.Module)
 
 
-class ModuleTrainee(Generic[Batch]):
+class Standardise(nn.Module):
+    """`Standardisation` as the first layer of a model, where X-ARES has LayerNorm."""
+
+    def __init__(self, by: Standardisation) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.from_numpy(by.mean.astype(np.float32)))
+        self.register_buffer("scale", torch.from_numpy(by.scale.astype(np.float32)))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Rows (..., dim)."""
+        return (features - self.mean) / self.scale
+
+
+def sweep_module(
+    build: Callable[[np.random.Generator], Module],
+    *,
+    seed: tuple[int, int],
+    batches: Callable[[np.random.Generator], Iterable[Batch]],
+    loss: Callable[[Module, Batch], Tensor],
+    score: Callable[[Module], float] | None,
+    rates: Sequence[float],
+    without_validation: tuple[int, float],
+) -> tuple[Module, Fitted]:
+    """Train a module by the rule of this file.
+
+    Parameters
+    ----------
+    build : callable
+        Makes the module, from the generator that then orders the batches.
+    score : callable or None
+        Validation score; without one the schedule of `featstore.probe.fitting.fit` is taken.
+    without_validation : (int, float)
+        Its epochs and learning rate.
+    """
+    if score is None:
+        epochs, rate = without_validation
+        rng = np.random.default_rng(seed)
+        model = build(rng)
+        fit(
+            model,
+            batches=lambda: batches(rng),
+            loss=lambda batch: loss(model, batch),
+            score=None,
+            epochs=epochs,
+            learning_rate=rate,
+        )
+        return model, Fitted(epoch=epochs, history=(), fit=unselected(epochs, rate))
+
+    def start() -> ModuleTrainee[Module, Batch]:
+        rng = np.random.default_rng(seed)
+        model = build(rng)
+        return ModuleTrainee(
+            model,
+            batches=lambda: batches(rng),
+            loss=lambda batch: loss(model, batch),
+            score=lambda: score(model),
+        )
+
+    found = train_to_plateau(start, rates=rates)
+    return found.trainee.model, Fitted(epoch=found.epoch, history=found.history, fit=found.fit)
+
+
+def unselected(epochs: int, learning_rate: float) -> dict[str, Any]:
+    """Build the fit of a record where there was no validation to choose by, or to stop by."""
+    return {
+        "learning_rate": learning_rate,
+        "grid": [learning_rate],
+        "extended": False,
+        "at_edge": False,
+        "epochs": epochs,
+        "gradient_norm": None,
+        "converged": False,
+    }
+
+
+class _HasFit(Protocol):
+    @property
+    def fit(self) -> Mapping[str, Any] | None:
+        """How a learning rate was found."""
+
+
+Found = TypeVar("Found")
+
+
+def over_seeds(seeds: Sequence[int], train: Callable[..., Found], *, fit_of: Callable[[Found], _HasFit]) -> list[Found]:
+    """Train once for each seed, given ``seed`` and ``rates``: the first one chooses the rate, which the others take."""
+    first = train(seed=seeds[0], rates=RATES)
+    fit = fit_of(first).fit
+    rates = RATES if fit is None else (fit["learning_rate"],)
+    return [first, *(train(seed=seed, rates=rates) for seed in seeds[1:])]
+
+
+class ModuleTrainee(Generic[Module, Batch]):
     """A module, by autograd and AdamW (Loshchilov and Hutter 2019).
 
     Parameters
@@ -171,7 +277,7 @@ class ModuleTrainee(Generic[Batch]):
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Module,
         *,
         batches: Callable[[], Iterable[Batch]],
         loss: Callable[[Batch], Tensor],

@@ -1,6 +1,4 @@
-"""Features of mean 0 and variance 1 in each dimension, by the statistics of a training set (scikit-learn's
-``StandardScaler``).
-"""
+"""Features of mean 0 and variance 1 in each dimension of a training set, as scikit-learn's ``StandardScaler``."""
 
 from __future__ import annotations
 

@@ -139,7 +139,7 @@ def _head_of(manifest: Manifest, *, asked: str | None, protocol: Protocol) -> He
     if head not in heads:
         kinds = [kind for kind, its_heads in HEADS.items() if head in its_heads]
         raise UsageError(
-            f"--head {named} is for tasks of kind {' and '.join(kinds)}, and {manifest.name} is of kind {manifest.kind}: "
-            f"take {' or '.join(heads)}"
+            f"--head {named} is for tasks of kind {' and '.join(kinds)}, and {manifest.name} is of kind "
+            f"{manifest.kind}: take {' or '.join(heads)}"
         )
     return cast(Head, head)
