@@ -293,7 +293,7 @@ def _sweep_round(
         return model
 
     def batches(rng: np.random.Generator) -> Iterable[Tensor]:
-        return torch.from_numpy(rng.permutation(len(X))).split(batch_size)
+        return torch.split(torch.from_numpy(rng.permutation(len(X))), batch_size)
 
     def loss(model: torch.nn.Linear, rows: Tensor) -> Tensor:
         if bench.one_class:

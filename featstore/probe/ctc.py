@@ -1,8 +1,8 @@
 """Speech recognition that a laptop can train: a linear head that spells frames out in characters.
 
 ``strict`` trains on standardised frames until validation stops improving (see `featstore.probe.plateau`), ``xares`` by
-X-ARES's schedule, though X-ARES has no such task. Transcripts are learned and scored in the form that `featstore.probe.text.normalised` gives them; decoding is
-greedy, without a language model.
+X-ARES's schedule, though X-ARES has no such task. Transcripts are learned and scored in the form that
+`featstore.probe.text.normalised` gives them; decoding is greedy, without a language model.
 
 CTC needs a row of scores for each character, and one more between two that are equal. Where frames are fewer, the head
 gives several rows for each: the least number, up to `MAX_UPSAMPLING`, that does for 99 % of the training clips. Clips

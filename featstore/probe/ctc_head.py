@@ -1,7 +1,7 @@
 """A linear CTC head over frames. The door to torch of this kind.
 
-LayerNorm (or standardisation) and Linear of each frame by itself, with connectionist temporal classification (Graves et al. 2006) as the
-loss: what it can spell is what the encoder itself put into single frames.
+LayerNorm (standardisation under ``strict``) and Linear of each frame by itself, with connectionist temporal
+classification (Graves et al. 2006) as the loss: what it can spell is what the encoder itself put into single frames.
 """
 
 from __future__ import annotations

@@ -134,7 +134,7 @@ def _frames_of(task: FrameTask, each: Round, crew: Crew, *, head: Head) -> _Fram
     from featstore.probe import frame_heads
     from featstore.probe.standardisation import Standardisation
 
-    normalise = frame_heads.layer_normalised
+    normalise: frame_heads.Normalise = frame_heads.layer_normalised
     if head == "sweep":
         windows = task.samples(each.train).windows.tolist()
         normalise = frame_heads.standardised_by(Standardisation.of_chunks(task.frames[window] for window in windows))

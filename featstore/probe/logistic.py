@@ -220,11 +220,11 @@ class _Fold:
         self._standardisation = Standardisation.of(self._of.X)
         rows = self._standardisation(self._of.X)
         n, dim = rows.shape
-        self._basis = torch.linalg.qr(rows.T).Q if n < dim else None
-        if self._basis is not None:
-            rows = rows @ self._basis
+        basis = torch.linalg.qr(rows.T).Q if n < dim else None
+        if basis is not None:
+            rows = rows @ basis
         eigenvectors = torch.linalg.eigh(rows.T @ rows).eigenvectors
-        self._basis = eigenvectors if self._basis is None else self._basis @ eigenvectors
+        self._basis = eigenvectors if basis is None else basis @ eigenvectors
         self.Z = torch.cat([rows @ eigenvectors, torch.ones(n, 1)], dim=1)
         self.width = self.Z.shape[1]
         self._Z_valid = None
@@ -416,7 +416,7 @@ class _Multinomial(_Problems):
         """Of diag(p) - p p^T, the diagonal of diag(p), which is an upper bound (Böhning 1992)."""
         return torch.bincount(fold.y, minlength=self._n_classes) / len(fold.y)
 
-    def _of_chunk(self, fold: _Fold, rows: slice, x: Tensor, problems: Tensor) -> tuple[Tensor, Tensor]:
+    def _of_chunk(self, fold: _Fold, rows: slice, x: Tensor, problems: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG002
         Z, n = self._Z[fold][rows], len(fold.Z)
         log_shares = torch.log_softmax((Z @ x.view(-1, self._width).T).view(len(Z), len(x), -1), dim=2)
         true = fold.y[rows, None, None].expand(-1, len(x), 1)

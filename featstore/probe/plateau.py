@@ -173,6 +173,9 @@ Module = TypeVar("Module", bound=nn.Module)
 class Standardise(nn.Module):
     """`Standardisation` as the first layer of a model, where X-ARES has LayerNorm."""
 
+    mean: Tensor
+    scale: Tensor
+
     def __init__(self, by: Standardisation) -> None:
         super().__init__()
         self.register_buffer("mean", torch.from_numpy(by.mean.astype(np.float32)))

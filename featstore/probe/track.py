@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal, cast, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 from typing import Protocol as Interface
 
 from featstore.errors import UsageError
@@ -142,4 +142,4 @@ def _head_of(manifest: Manifest, *, asked: str | None, protocol: Protocol) -> He
             f"--head {named} is for tasks of kind {' and '.join(kinds)}, and {manifest.name} is of kind "
             f"{manifest.kind}: take {' or '.join(heads)}"
         )
-    return cast(Head, head)
+    return head
