@@ -39,10 +39,9 @@ DETAILS = (
     (
         "fit",
         "heads logistic, ridge, sweep",
-        "`converged` and `at_edge` (all of the fits, any of them), `extended`, `notes` (what to know before the score "
-        "is used), and `rounds`: by round, for each seed, `strength` (scikit-learn's C or alpha) or `learning_rate`, the "
-        "`grid` that was tried with its validation `scores`, whether it was `extended`, `at_edge`, `iterations` or "
-        "`epochs`, `gradient_norm` and `converged`",
+        "`converged` (all fits), `at_edge` (any of them), `extended`, `notes`, and `rounds`: by round, for each seed, "
+        "`strength` (scikit-learn's C or alpha) or `learning_rate`, the `grid` that was tried with its validation "
+        "`scores`, whether it was `extended`, `at_edge`, `iterations` or `epochs`, `gradient_norm` and `converged`",
     ),
     ("best_epoch", "heads linear, sweep", "by round: the epoch that was chosen, for each seed"),
     ("validation", "heads linear, sweep", "by round: score on validation clips of each epoch, for each seed"),

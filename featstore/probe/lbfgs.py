@@ -26,8 +26,10 @@ SUFFICIENT_DECREASE = 0.1
 ROUNDING = 1e-6
 """Share of the objective that float32 does not resolve: below it the slope decides (Hager and Zhang 2005)."""
 
+RESOLVED_EPS = 4.0
+"""A gradient of so many units of rounding counts as zero: where features say nothing, weights and penalty are zero."""
+
 SHORTEST_STEP = 1e-8
-SMALLEST = 1e-60
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +77,7 @@ def minimise(
         pull = x * penalty[problems]
         return value + 0.5 * _dot(x, pull), gradient.add_(pull)
 
+    resolved = RESOLVED_EPS * torch.finfo(start.dtype).eps
     found = start.clone()
     iterations = torch.zeros(len(start), dtype=torch.int64)
     norms = torch.full((len(start),), torch.inf, dtype=torch.float64)
@@ -88,7 +91,7 @@ def minimise(
     memory = _Memory()
     for iteration in range(1, max_iterations + 1):
         pull = x * penalty[problem]
-        norm = (_dot(g, g / h) / _dot(pull, pull / h).clamp(min=SMALLEST)).sqrt()
+        norm = _dot(g, g / h).sqrt() / _dot(pull, pull / h).sqrt().clamp(min=resolved / tolerance)
         found[problem], norms[problem], iterations[problem] = x, norm, iteration
         going = (norm > tolerance) & (step > SHORTEST_STEP)
         if not bool(going.any()):

@@ -39,6 +39,7 @@ __all__ = [
 
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 LOWEST_RATE, HIGHEST_RATE = 1e-6, 1.0
+SLACK = 1.0 + 1e-9
 TRIAL_EPOCHS = 3
 PATIENCE = 3
 N_DROPS = 2
@@ -112,7 +113,7 @@ def train_to_plateau(start: Callable[[], T], *, rates: Sequence[float] = RATES) 
         pending = [
             rate
             for rate in ([beyond[best]] if best in beyond and len(rates) > 1 else [])
-            if LOWEST_RATE <= rate <= HIGHEST_RATE
+            if LOWEST_RATE / SLACK <= rate <= HIGHEST_RATE * SLACK
         ]
     grid = sorted(runs)
     run = runs[best]

@@ -47,7 +47,7 @@ CASES = {
     "collinear": ({"n_classes": 4, "spread": 0.4}, 300, 30, collinear),
     "constant columns": ({"n_classes": 4, "spread": 0.4}, 300, 30, with_constants),
     "two classes": ({"n_classes": 2, "spread": 0.3}, 300, 30, None),
-    "many classes": ({"n_classes": 40, "spread": 0.7}, 500, 30, None),
+    "many classes": ({"n_classes": 25, "spread": 0.7}, 300, 20, None),
     "tiny classes": ({"n_classes": 4, "spread": 0.6, "shares": [0.9, 0.08, 0.01, 0.01]}, 400, 20, None),
 }
 
