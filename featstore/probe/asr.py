@@ -202,7 +202,7 @@ def _train(
             seed=(seed, number),
             batches=batches,
             loss=lambda adapter, batch: Listener(model, adapter).loss(batch),
-            score=score if len(each.valid) else None,
+            score=(lambda adapter: (score(adapter), 0.0)) if len(each.valid) else None,
             rates=rates,
             without_validation=(probe.epochs, probe.learning_rate),
         )

@@ -301,8 +301,11 @@ def _sweep_round(
         return torch.nn.functional.binary_cross_entropy_with_logits(model(X[rows]), y[rows], pos_weight=pos_weight)
 
     @torch.no_grad()
-    def score(model: torch.nn.Linear) -> float:
-        return 0.0 if samples is None else bench.selecting_score(each, samples, classes.expand(model(X_valid).numpy()))
+    def score(model: torch.nn.Linear) -> tuple[float, float]:
+        if samples is None:
+            return 0.0, 0.0
+        logits = classes.expand(model(X_valid).numpy())
+        return bench.selecting_score(each, samples, logits), -bench.log_loss(samples, logits)
 
     model, fitted = sweep_module(
         build,

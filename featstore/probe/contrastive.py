@@ -276,9 +276,11 @@ def _train(
 
     questions = material.questions(each.valid) if len(each.valid) else None
 
-    def score(model: Embedder) -> float:
+    def score(model: Embedder) -> tuple[float, float]:
+        """Recall@1, and the mean reciprocal rank; of both directions."""
         ranks = () if questions is None else material.ranks(model, questions)
-        return float(np.mean([np.mean(of[:, 0] <= 1) for of in ranks]))
+        recalls, reciprocals = ([np.mean(of[:, 0] <= 1) for of in ranks], [np.mean(1.0 / of[:, 0]) for of in ranks])
+        return float(np.mean(recalls)), float(np.mean(reciprocals))
 
     return contrastive_model.train(
         material.pool.X,

@@ -136,7 +136,7 @@ def train(
     pairs: Pairs,
     *,
     objective: Objective,
-    score: Callable[[Embedder], float] | None,
+    score: Callable[[Embedder], tuple[float, float]] | None,
     seed: tuple[int, int],
     epochs: int,
     batch_size: int,
@@ -149,7 +149,7 @@ def train(
     ----------
     features : float32 (windows, dim)
     score : callable or None
-        Of a model, higher is better; None takes the last epoch.
+        Of a model, and what decides between equals, higher is better; None takes the last epoch.
     seed : pair of int
         Seed of the run and number of the round: initial weights, then the order of each epoch.
     rates : sequence of float or None
@@ -185,7 +185,7 @@ def train(
         model,
         batches=lambda: batches(rng),
         loss=lambda batch: loss(model, batch),
-        score=None if score is None else lambda: score(model),
+        score=None if score is None else lambda: score(model)[0],
         epochs=epochs,
         learning_rate=learning_rate,
     )

@@ -164,6 +164,8 @@ def _train(
     rates: Sequence[float],
 ) -> tuple[CtcHead, Fitted]:
     """A head, selected by word error rate that is not cut off at 1, which would tell no early epoch from another."""
+    import torch
+
     from featstore.probe.ctc_head import CtcHead
     from featstore.probe.fitting import fit, initialised
     from featstore.probe.plateau import Standardise, sweep_module
@@ -185,13 +187,18 @@ def _train(
         references = [speller.texts[clip] for clip in each.valid]
         return 1.0 - count_edits(references, speller.read_aloud(model, each.valid), unit="word").rate
 
+    def loss(model: CtcHead) -> float:
+        planned = length_batches(each.valid, sequences.n_frames, batch_size=probe.batch_size, rng=None)
+        with torch.no_grad():
+            return sum(float(model.loss(speller.utterances(batch))) * len(batch) for batch in planned)
+
     if head == "sweep":
         return sweep_module(
             build,
             seed=(seed, number),
             batches=batches,
             loss=lambda model, batch: model.loss(batch),
-            score=score if len(each.valid) else None,
+            score=(lambda model: (score(model), -loss(model))) if len(each.valid) else None,
             rates=rates,
             without_validation=(probe.epochs, probe.learning_rate),
         )

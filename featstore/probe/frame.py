@@ -150,7 +150,7 @@ def _train(
 
     return frame_heads.train_frame_heads(
         frames.features,
-        [_job(task, frames, number, metric=metric, seed=seed) for seed in seeds],
+        [_job(task, frames, number, metric=metric, seed=seed, head="linear") for seed in seeds],
         crew=frames.crew,
         loss=_loss_of(task),
         epochs=task.manifest.probe.epochs,
@@ -168,7 +168,7 @@ def _sweep(
     def train(*, seed: int, rates: Sequence[float]) -> Trained:
         return frame_heads.train_frame_head(
             frames.features,
-            _job(task, frames, number, metric=metric, seed=seed),
+            _job(task, frames, number, metric=metric, seed=seed, head="sweep"),
             crew=frames.crew,
             loss=_loss_of(task),
             batch_size=task.manifest.probe.batch_size,
@@ -180,14 +180,14 @@ def _sweep(
     return tuple(over_seeds(seeds, train, fit_of=lambda layer: layer))
 
 
-def _job(task: FrameTask, frames: _Frames, number: int, *, metric: Metric, seed: int) -> FrameJob:
+def _job(task: FrameTask, frames: _Frames, number: int, *, metric: Metric, seed: int, head: Head) -> FrameJob:
     from featstore.probe import frame_heads
 
     each = task.rounds[number]
     return frame_heads.FrameJob(
         excerpts=excerpts_of(task, task.samples(each.train)),
         padded=task.protocol == "xares",
-        score=_validation(task, frames, each, metric=metric),
+        score=_validation(task, frames, each, metric=metric, head=head),
         rng=np.random.default_rng((seed, number)),
         learning_rate=task.manifest.probe.learning_rate,
     )
@@ -199,16 +199,35 @@ def _loss_of(task: FrameTask) -> Loss:
     return heads.BinaryCrossEntropy(pos_weight=task.manifest.probe.pos_weight or 1.0)
 
 
-def _validation(task: FrameTask, frames: _Frames, each: Round, *, metric: Metric) -> Callable[[Trained], float] | None:
+def _validation(
+    task: FrameTask, frames: _Frames, each: Round, *, metric: Metric, head: Head
+) -> Callable[[Trained], tuple[float, float]] | None:
+    """The metric of a layer, and what decides between equals: minus the loss, where the head is trained by it."""
     if not len(each.valid):
         return None
     part = _part(task, each.valid)
+    pos_weight = task.manifest.probe.pos_weight or 1.0
 
-    def score(head: Trained) -> float:
-        found = part.judge.found_counts(lambda group: frames.rows(part, group, head), each=frames.crew.map)
-        return metric.score(part.true, found)
+    def score(layer: Trained) -> tuple[float, float]:
+        losses = []
+
+        def rows(group: range) -> Rows:
+            found = frames.rows(part, group, layer)
+            if head == "sweep":
+                losses.append((group.start, _loss_sum(part, group, found.logits, pos_weight=pos_weight)))
+            return found
+
+        found = part.judge.found_counts(rows, each=frames.crew.map)
+        return metric.score(part.true, found), -sum(loss for _, loss in sorted(losses))
 
     return score
+
+
+def _loss_sum(part: _Part, group: range, logits: NDArray[np.float32], *, pos_weight: float) -> float:
+    excerpts = part.excerpts
+    targets = np.concatenate([excerpts.targets(at, start=0, stop=int(excerpts.n_rows[at])) for at in group])
+    losses = np.logaddexp(0.0, np.where(targets, -logits, logits)) * np.where(targets, pos_weight, 1.0)
+    return float(losses.sum(dtype=np.float64))
 
 
 def _found(

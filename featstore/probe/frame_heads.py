@@ -26,7 +26,7 @@ from featstore.probe.adam import adam_step
 from featstore.probe.frame_scoring import Rows
 from featstore.probe.frame_targets import Excerpts, Span, spans_of
 from featstore.probe.heads import LAYER_NORM_EPS, Bank, Job, Loss, Trained, threads
-from featstore.probe.plateau import WEIGHT_DECAY, train_to_plateau, unselected
+from featstore.probe.plateau import DIVERGED, WEIGHT_DECAY, Score, train_to_plateau, unselected
 from featstore.probe.standardisation import Standardisation
 from featstore.taskdata.frames import FrameReader
 
@@ -65,14 +65,15 @@ class FrameJob:
         Whether a batch is padded to its longest sample with frames of zeros, and the loss a mean over these as well, as
         in X-ARES; else it is a mean over the frames that there are.
     score : callable or None
-        Validation score of a head (higher is better), which selects an epoch; without one the last is taken.
+        Validation score of a head, which selects an epoch, and what decides between equals (see
+        `featstore.probe.plateau`); higher is better. Without one the last epoch is taken.
     rng : numpy Generator
         Initial weights, then the order of each epoch.
     """
 
     excerpts: Excerpts
     padded: bool
-    score: Callable[[Trained], float] | None
+    score: Callable[[Trained], tuple[float, float]] | None
     rng: np.random.Generator
     learning_rate: float
 
@@ -307,7 +308,7 @@ class _Training:
             if self._job.score is None:
                 best = head
                 continue
-            history.append(self._job.score(head))
+            history.append(self._job.score(head)[0])
             if history[-1] > max(history[:-1], default=-np.inf):
                 best = head
         return Trained(weight=best.weight, bias=best.bias, epoch=best.epoch, history=tuple(history))
@@ -360,11 +361,11 @@ class FrameTrainee:
                 )
         return math.sqrt(sum(float(each.square().sum()) for each in total)) / len(starts)
 
-    def score(self) -> float:
+    def score(self) -> Score:
         """Validation score; 0 without validation."""
         if not all(math.isfinite(float(each.sum())) for each in self._learned):
-            return -math.inf
-        return 0.0 if self._job.score is None else self._job.score(self.head)
+            return DIVERGED
+        return (0.0, 0.0) if self._job.score is None else self._job.score(self.head)
 
     def state(self) -> list[Tensor]:
         """Weight and bias."""

@@ -7,6 +7,9 @@ large (see `featstore.probe.logistic.fits_full_batch`).
 2. The best one is trained on. After `PATIENCE` epochs without a better validation score it returns to its best epoch
    and goes on at a tenth of the rate; when the rate has fallen `N_DROPS` times and the score stalls once more, training
    has converged.
+
+A better score is a better metric, or an equal one with a lower loss: a head that has not spelled a word yet, or has
+spelled all of them, may still be improving.
 """
 
 from __future__ import annotations
@@ -26,9 +29,11 @@ from featstore.probe.fitting import Fitted, fit
 from featstore.probe.standardisation import Standardisation
 
 __all__ = [
+    "DIVERGED",
     "RATES",
     "WEIGHT_DECAY",
     "Plateau",
+    "Score",
     "Standardise",
     "Trainee",
     "over_seeds",
@@ -47,14 +52,20 @@ MAX_EPOCHS = 200
 WEIGHT_DECAY = 0.01
 
 
+Score = tuple[float, float]
+"""The metric, and what decides between equals; higher is better for both."""
+
+DIVERGED: Score = (-math.inf, -math.inf)
+
+
 class Trainee(Protocol):
     """A model in training."""
 
     def epoch(self, learning_rate: float) -> float:
         """Take every batch once; returns the norm of the mean gradient."""
 
-    def score(self) -> float:
-        """Validation score, higher is better; -inf where the model has numbers that are not finite."""
+    def score(self) -> Score:
+        """Validation score; `DIVERGED` where the model has numbers that are not finite."""
 
     def state(self) -> Any:
         """What it has learned, owned by the caller."""
@@ -119,7 +130,7 @@ def train_to_plateau(start: Callable[[], T], *, rates: Sequence[float] = RATES) 
     run = runs[best]
     while not run.stalled and len(run.history) < MAX_EPOCHS:
         run.step()
-    if run.best_score == -math.inf:
+    if run.best_score == DIVERGED:
         raise DataError("training came to numbers that are not finite at every learning rate: scale the embeddings")
     run.trainee.restore(run.best)
     at_edge = len(grid) > 1 and best in (grid[0], grid[-1])
@@ -145,7 +156,7 @@ class _Run(Generic[T]):
     def __init__(self, trainee: T, rate: float) -> None:
         self.trainee, self._rate = trainee, rate
         self.history: list[float] = []
-        self.best, self.best_score, self.best_epoch = trainee.state(), -math.inf, 1
+        self.best, self.best_score, self.best_epoch = trainee.state(), DIVERGED, 1
         self._waited, self._drops = 0, 0
         self.stalled = False
         self.gradient_norm = math.inf
@@ -155,9 +166,10 @@ class _Run(Generic[T]):
         if self.stalled:
             return
         self.gradient_norm = self.trainee.epoch(self._rate)
-        self.history.append(self.trainee.score())
-        if self.history[-1] > self.best_score:
-            self.best, self.best_score, self.best_epoch = self.trainee.state(), self.history[-1], len(self.history)
+        score = self.trainee.score()
+        self.history.append(score[0])
+        if score > self.best_score:
+            self.best, self.best_score, self.best_epoch = self.trainee.state(), score, len(self.history)
             self._waited = 0
             return
         self._waited += 1
@@ -193,7 +205,7 @@ def sweep_module(
     seed: tuple[int, int],
     batches: Callable[[np.random.Generator], Iterable[Batch]],
     loss: Callable[[Module, Batch], Tensor],
-    score: Callable[[Module], float] | None,
+    score: Callable[[Module], Score] | None,
     rates: Sequence[float],
     without_validation: tuple[int, float],
 ) -> tuple[Module, Fitted]:
@@ -285,7 +297,7 @@ class ModuleTrainee(Generic[Module, Batch]):
         *,
         batches: Callable[[], Iterable[Batch]],
         loss: Callable[[Batch], Tensor],
-        score: Callable[[], float],
+        score: Callable[[], Score],
     ) -> None:
         self.model, self._batches, self._loss, self._score = model, batches, loss, score
         self._parameters = list(model.parameters())
@@ -315,11 +327,11 @@ class ModuleTrainee(Generic[Module, Batch]):
             n_batches += 1
         return math.sqrt(sum(float(each.square().sum()) for each in total)) / max(n_batches, 1)
 
-    def score(self) -> float:
+    def score(self) -> Score:
         """Validation score."""
         finite = all(math.isfinite(each.detach().sum().item()) for each in self._parameters)
-        score = self._score() if finite else -math.inf
-        return score if math.isfinite(score) else -math.inf
+        score = self._score() if finite else DIVERGED
+        return score if all(map(math.isfinite, score)) else DIVERGED
 
     def state(self) -> dict[str, Tensor]:
         """Parameters and buffers."""

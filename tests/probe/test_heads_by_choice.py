@@ -80,7 +80,7 @@ def test_a_plateau_goes_back_lowers_the_rate_and_stops():
             return 0.5
 
         def score(self):
-            return next(told)
+            return next(told), 0.0
 
         def state(self):
             return self.learned
@@ -102,7 +102,7 @@ def test_the_best_rate_is_found_beyond_the_grid_and_rates_that_diverge_lose(monk
             return 0.0
 
         def score(self):
-            return -np.inf if self.rate > 0.9 else -abs(np.log10(self.rate / 0.3))
+            return plateau.DIVERGED if self.rate > 0.9 else (0.5, -abs(np.log10(self.rate / 0.3)))
 
         def state(self):
             return None
@@ -114,7 +114,7 @@ def test_the_best_rate_is_found_beyond_the_grid_and_rates_that_diverge_lose(monk
     assert found.fit["learning_rate"] == pytest.approx(0.316, abs=0.01)
     assert (found.fit["extended"], found.fit["at_edge"]) == (True, False)
     assert plateau.train_to_plateau(Trainee, rates=(1.0,)).epoch == 4  # three epochs in vain, then a tenth of the rate
-    monkeypatch.setattr(Trainee, "score", lambda self: -np.inf)
+    monkeypatch.setattr(Trainee, "score", lambda _: plateau.DIVERGED)
     with pytest.raises(DataError, match="not finite"):
         plateau.train_to_plateau(Trainee, rates=(1.0,))
 
