@@ -54,7 +54,7 @@ def measure_tasks(*, url: str, names: list[str], jobs: int) -> dict[str, float]:
 
     searched = [name for name in names if find_task(name).retrieve.enabled]
     scorers = (
-        ("A", names, ProbeScorer(protocol="strict", seeds=(0,), head="linear", shots=())),
+        ("A", names, ProbeScorer(protocol="strict", seeds=(0,), head=None, shots=())),
         ("B", searched, RetrieveScorer(protocol="strict", ks=None, index="flat", shots=())),
     )
     found: dict[str, float] = {}

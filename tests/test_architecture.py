@@ -36,7 +36,7 @@ DOORS = {
     "soxr": {"extract/audio"},
     "zarr": {"store/zarr_io"},
     "torch": {"encoders/*", "probe/*", "retrieve/exact", "store/torch_view"},
-    "sklearn": {"metrics/*", "probe/logreg"},
+    "sklearn": {"metrics/*"},
     "faiss": {"retrieve/index", "retrieve/ivf"},
     "rich": {"cli/console/*"},
     "matplotlib": {"report/charts"},

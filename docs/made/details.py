@@ -36,14 +36,21 @@ DETAILS = (
         "by round: `recall` by k, `map`, `k`, and the `queries` that have something to find",
     ),
     ("index_recall", "`--index`, but flat", "`recall` of the index at `k` against exact search, `of` what"),
-    ("best_epoch", TRAINED, "by round: the epoch that was chosen, for each seed"),
-    ("validation", TRAINED, "by round: score on validation clips of each epoch, for each seed"),
     (
-        "sweep",
-        "`--head sweep`",
-        "by round: the settings that were `chosen`, and all that were `tried` with their scores",
+        "fit",
+        "heads logistic, ridge, sweep",
+        "`converged` (all fits), `at_edge` (any of them), `extended`, `notes`, and `rounds`: by round, for each seed, "
+        "`strength` (scikit-learn's C or alpha) or `learning_rate`, the `grid` that was tried with its validation "
+        "`scores`, whether it was `extended`, `at_edge`, `iterations` or `epochs`, `gradient_norm` and `converged`",
     ),
-    ("logreg", "`--head logreg`", "by round: the C that was `chosen`, and all that were `tried` with their scores"),
+    ("best_epoch", "heads linear, sweep", "by round: the epoch that was chosen, for each seed"),
+    ("validation", "heads linear, sweep", "by round: score on validation clips of each epoch, for each seed"),
+    ("best_epoch_at_edge", "heads linear, sweep", "whether some best epoch is the first or the last allowed"),
+    (
+        "at_or_below_majority",
+        "track A of kinds clip, multilabel, regression",
+        "whether the score is no better than that of one answer for all: the training shares, or their mean",
+    ),
     ("event_f1", "kind frame, strict", "event-based F1: `value`, `average`, `onset_tolerance_seconds`"),
     ("metrics", "kind regression", "object of numbers: `mae`, `mse`, `pearson`, `spearman`"),
     ("n_captions", "kind contrastive", "captions that were asked with, and for"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
 
 __all__ = ["pack"]
 
-_BATCH_SIZE, _EPOCHS, _STEPS = 32, 10, 200
 _VALID_NAMES = ("valid", "validation", "val", "dev")
 
 
@@ -169,11 +167,6 @@ def _manifest(clips: Sequence[Clip], *, dataset: str, label_field: str) -> str:
         "[label]",
         f"field = {_toml(label_field)}",
         "",
-        "[probe]",
-        *_epochs(clips),
-        "learning_rate = 1e-3",
-        f"batch_size = {_BATCH_SIZE}",
-        "",
         "[retrieve]",
         f"enabled = {'false' if several else 'true'}",
     ]
@@ -186,14 +179,6 @@ def _at(meta: Mapping[str, Any], path: str) -> Any:
     for step in path.split("."):
         value = value.get(step) if isinstance(value, Mapping) else None
     return value
-
-
-def _epochs(clips: Sequence[Clip]) -> list[str]:
-    """Ten, or as many as make some steps of few clips: ten epochs of one batch would teach a head nothing."""
-    n_train = sum(clip.split == "train" for clip in clips) or len(clips)
-    n_epochs = max(_EPOCHS, math.ceil(_STEPS / math.ceil(n_train / _BATCH_SIZE)))
-    why = "" if n_epochs == _EPOCHS else "  # few clips are few batches: so many passes make some 200 steps"
-    return [f"epochs = {n_epochs}{why}"]
 
 
 def _splits(names: Sequence[str]) -> list[str]:

@@ -34,7 +34,7 @@ class ProbeScorer:
 
     protocol: Protocol
     seeds: tuple[int, ...] | None
-    head: str
+    head: str | None
     shots: tuple[int, ...]
 
     def __call__(self, store: Store, manifest: Manifest, encoder: str | None) -> ScoreRecord:
@@ -59,11 +59,10 @@ class ProbeScorer:
 @protocol_option
 @click.option(
     "--head",
-    type=click.Choice(["linear", "sweep", "logreg"]),
-    default="linear",
-    show_default=True,
-    help="linear: one layer, as the manifest says. sweep: a grid of learning rates and weight decays. logreg: "
-    "scikit-learn's, with a sweep of C. Both choose by validation.",
+    type=click.Choice(["logistic", "ridge", "linear", "sweep", "logreg"]),
+    help="logistic, ridge: converged linear models, their strength chosen by validation. sweep: minibatches at a "
+    "learning rate that validation chooses. linear: X-ARES's schedule, as the manifest says. logreg: logistic.  "
+    "[default: the manifest's, else by kind; under xares linear]",
 )
 @click.option(
     "--seeds", type=click.IntRange(min=1), metavar="N", help="Seeds 0 to N - 1.  [default: 3; under xares one, 42]"
@@ -78,14 +77,14 @@ def probe(
     store_url: str,
     encoders: tuple[str, ...],
     protocol: Protocol,
-    head: str,
+    head: str | None,
     seeds: int | None,
     shots: tuple[int, ...],
     jobs: int,
     results_dir: Path | None,
     as_json: bool,
 ) -> None:
-    """Track A: train a linear layer on the cached embeddings of each task, and score it."""
+    """Track A: train a linear model on the cached embeddings of each task, and score it."""
     score = ProbeScorer(
         protocol=protocol, seeds=tuple(range(seeds)) if seeds is not None else None, head=head, shots=shots
     )

@@ -192,10 +192,14 @@ class MetricArgs(_Table):
 
 
 class Probe(_Table):
-    """Track A: how the linear layer is trained.
+    """Track A: how the linear model is trained.
 
     Attributes
     ----------
+    head : str, optional
+        Of the ``strict`` protocol, where it is not the default of the task's kind: ``"logistic"`` for kinds ``clip``
+        and ``multilabel``, ``"ridge"`` for ``regression``, else ``"sweep"``. ``"linear"`` is X-ARES's schedule, to
+        which ``epochs`` and ``learning_rate`` belong.
     epochs : int
         Passes over the training clips.
     learning_rate : float
@@ -210,6 +214,7 @@ class Probe(_Table):
         Of a task of speech recognition: folder or hub name of a causal language model of transformers.
     """
 
+    head: Literal["logistic", "ridge", "linear", "sweep", "logreg"] | None = None
     epochs: Count = 10
     learning_rate: Positive = 1e-3
     batch_size: Count = 32

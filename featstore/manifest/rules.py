@@ -36,6 +36,13 @@ RETRIEVABLE_KINDS = ("clip", "multilabel")
 SEVERAL_AT_ONCE_KINDS = ("multilabel", "frame")
 KIND_OF_TEXT_MODEL: Mapping[str, str] = {"tokenizer": "contrastive", "language_model": "asr"}
 
+KINDS_OF_HEAD: Mapping[str, tuple[str, ...]] = {
+    "logistic": ("clip", "multilabel"),
+    "logreg": ("clip", "multilabel"),
+    "ridge": ("regression",),
+    "sweep": tuple(kind for kind in KINDS if kind != "regression"),
+}
+
 REQUIRED_LABEL_KEYS: Mapping[str, tuple[str, ...]] = {
     "clip": ("field",),
     "multilabel": ("field",),
@@ -174,6 +181,10 @@ def _training_fits_kind(raw: Mapping[str, object], kind: str) -> Iterator[Proble
     for key, its_kind in KIND_OF_TEXT_MODEL.items():
         if key in _table(raw, "probe") and kind != its_kind:
             yield Problem(place=("probe", key), says=f"only a task of kind {its_kind} has one: remove it")
+    head = _table(raw, "probe").get("head")
+    if isinstance(head, str) and kind not in KINDS_OF_HEAD.get(head, KINDS):
+        says = f"{shown(head)} is a head of tasks of kind {' and '.join(KINDS_OF_HEAD[head])}: remove it"
+        yield Problem(place=("probe", "head"), says=says)
     retrieve = _table(raw, "retrieve")
     if retrieve and retrieve.get("enabled", True) is True and kind not in RETRIEVABLE_KINDS:
         says = f"a {kind} task has no nearest-neighbour track: set enabled = false"

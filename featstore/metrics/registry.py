@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -58,7 +59,7 @@ METRICS: Mapping[str, Callable[[EvaluationProtocol], Metric]] = {
     "accuracy": lambda _: Accuracy(),
     # The peer averages over every class, and scikit-learn gives a class without a positive sample 0.
     "mAP": lambda protocol: MeanAveragePrecision(absent_class=_absent(protocol)),
-    # Scores are probabilities under strict, and logits under xares: see the tracks.
+    # Scores are shares under strict, and logits under xares: see the tracks, and `find_metric`.
     "macro_f1": lambda protocol: MacroF1(threshold=0.0 if protocol == "xares" else 0.5),
     "eer": lambda _: EqualErrorRate(),
     "d_prime": lambda _: DPrime(),
@@ -76,8 +77,16 @@ METRICS: Mapping[str, Callable[[EvaluationProtocol], Metric]] = {
 }
 
 
-def find_metric(name: str, protocol: EvaluationProtocol) -> Metric:
-    """Return the metric of that name as a protocol defines it. Raises UsageError for a name there is not."""
+def find_metric(name: str, protocol: EvaluationProtocol, *, log_odds: bool = False) -> Metric:
+    """Return the metric of that name as a protocol defines it. Raises UsageError for a name there is not.
+
+    Parameters
+    ----------
+    log_odds : bool
+        Whether scores are log-odds, 0 where a label is as likely as not. Shares of float32 cannot rank what is nearer
+        to 1 than they resolve.
+    """
     if name not in METRICS:
         raise UsageError(f"metric {name!r} is not available here; there are {', '.join(sorted(METRICS))}")
-    return METRICS[name](protocol)
+    metric = METRICS[name](protocol)
+    return replace(metric, threshold=0.0) if log_odds and isinstance(metric, MacroF1) else metric

@@ -20,6 +20,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from featstore.probe.asr_model import Listener, Utterances
     from featstore.probe.fitting import Fitted
     from featstore.probe.text_models import LanguageModel
+    from featstore.probe.track import Head
     from featstore.store import Store
 
 __all__ = ["score_asr"]
@@ -56,6 +58,7 @@ def score_asr(
     encoder: str | None,
     protocol: Protocol,
     seeds: tuple[int, ...],
+    head: Head,
 ) -> ScoreRecord:
     """Score a task of kind ``asr`` on its cached frames, with the language model that ``[probe]`` names.
 
@@ -82,10 +85,16 @@ def score_asr(
         rounds = plan(manifest, sequences.windows, protocol=protocol)
         language_model = load_language_model(manifest.probe.language_model, device=listening_device())
         spoken = _spoken(manifest, sequences, language_model, protocol=protocol)
+    from featstore.probe.plateau import over_seeds
+
     tested = []
     for number, each in enumerate(rounds):
         with watch("train"):
-            trained = [_train(manifest, spoken, each, seed=(seed, number), protocol=protocol) for seed in seeds]
+            trained = over_seeds(
+                seeds,
+                partial(_train, manifest, spoken, each, number=number, head=head, protocol=protocol),
+                fit_of=lambda found: found[1],
+            )
         with watch("score"):
             tested.append(_test(manifest, spoken, each, trained, protocol=protocol))
     return verdict(
@@ -95,6 +104,7 @@ def score_asr(
         metric=InverseErrorRate(),
         protocol=protocol,
         seeds=seeds,
+        head=head,
         settings={"language_model_sha256": language_model.sha256},
         seconds=watch.seconds,
         libraries=("torch", "transformers"),
@@ -152,34 +162,61 @@ def _spoken(manifest: Manifest, sequences: Sequences, language_model: LanguageMo
 
 
 def _train(
-    manifest: Manifest, spoken: _Spoken, each: Round, *, seed: tuple[int, int], protocol: Protocol
+    manifest: Manifest,
+    spoken: _Spoken,
+    each: Round,
+    *,
+    number: int,
+    head: Head,
+    protocol: Protocol,
+    seed: int,
+    rates: Sequence[float],
 ) -> tuple[Listener, Fitted]:
     from featstore.probe.asr_model import Adapter, Listener
     from featstore.probe.fitting import fit, initialised
+    from featstore.probe.plateau import Standardise, sweep_module
 
-    rng = np.random.default_rng(seed)
-    model, dim = spoken.language_model, spoken.sequences.windows.recipe.dim
-    adapter = initialised(lambda: Adapter(dim=dim, inner_width=model.inner_width, width=model.width), rng)
-    listener = Listener(model, adapter)
-    n_frames, batch_size = spoken.sequences.n_frames, manifest.probe.batch_size
+    probe, sequences, model = manifest.probe, spoken.sequences, spoken.language_model
+    norm = Standardise(sequences.standardisation(each.train)) if head == "sweep" else None
 
-    def batches() -> Iterator[Utterances]:
-        return map(spoken.utterances, length_batches(each.train, n_frames, batch_size=batch_size, rng=rng))
+    def build(rng: np.random.Generator) -> Adapter:
+        dim, inner_width, width = sequences.windows.recipe.dim, model.inner_width, model.width
+        adapter = initialised(lambda: Adapter(dim=dim, inner_width=inner_width, width=width, norm=norm), rng)
+        return adapter.to(model.model.device)
 
-    def score() -> float:
-        planned = length_batches(each.valid, n_frames, batch_size=batch_size, rng=None)
+    def batches(rng: np.random.Generator) -> Iterator[Utterances]:
+        planned = length_batches(each.train, sequences.n_frames, batch_size=probe.batch_size, rng=rng)
+        return map(spoken.utterances, planned)
+
+    def score(adapter: Adapter) -> float:
+        listener = Listener(model, adapter)
+        planned = length_batches(each.valid, sequences.n_frames, batch_size=probe.batch_size, rng=None)
         if protocol == "xares":
             return _told_words_right(spoken, listener, planned)
         sums = [listener.told_loss(spoken.utterances(batch)) for batch in planned]
         return -sum(total for total, _ in sums) / sum(count for _, count in sums)
 
+    if head == "sweep":
+        adapter, fitted = sweep_module(
+            build,
+            seed=(seed, number),
+            batches=batches,
+            loss=lambda adapter, batch: Listener(model, adapter).loss(batch),
+            score=(lambda adapter: (score(adapter), 0.0)) if len(each.valid) else None,
+            rates=rates,
+            without_validation=(probe.epochs, probe.learning_rate),
+        )
+        return Listener(model, adapter), fitted
+    rng = np.random.default_rng((seed, number))
+    adapter = build(rng)
+    listener = Listener(model, adapter)
     fitted = fit(
         adapter,
-        batches=batches,
+        batches=lambda: batches(rng),
         loss=listener.loss,
-        score=score if len(each.valid) else None,
-        epochs=manifest.probe.epochs,
-        learning_rate=manifest.probe.learning_rate,
+        score=(lambda: score(adapter)) if len(each.valid) else None,
+        epochs=probe.epochs,
+        learning_rate=probe.learning_rate,
     )
     return listener, fitted
 

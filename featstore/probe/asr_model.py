@@ -47,14 +47,16 @@ class Utterances:
 class Adapter(nn.Module):
     """Frames (..., dim) to embeddings (..., width), gated (SwiGLU, Shazeer 2020)."""
 
-    def __init__(self, *, dim: int, inner_width: int, width: int) -> None:
+    def __init__(self, *, dim: int, inner_width: int, width: int, norm: nn.Module | None = None) -> None:
         super().__init__()
+        self.norm = nn.Identity() if norm is None else norm
         self.gate = nn.Linear(dim, inner_width)
         self.value = nn.Linear(dim, inner_width)
         self.out = nn.Linear(inner_width, width)
 
     def forward(self, frames: Tensor) -> Tensor:
         """Embeddings."""
+        frames = self.norm(frames)
         embeddings: Tensor = self.out(functional.silu(self.gate(frames)) * self.value(frames))
         return embeddings
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +14,8 @@ from numpy.typing import NDArray
 
 from featstore.errors import DataError
 from featstore.metrics import Metric, find_metric
+from featstore.probe.selection import fit_details, selection_details
+from featstore.probe.votes import log_odds, log_shares_of_one, log_shares_of_sets, mean_log_loss, vote
 from featstore.records import Protocol, ScoreRecord
 from featstore.splits import Round
 from featstore.taskdata import (
@@ -31,8 +34,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from featstore.manifest import Manifest
-    from featstore.probe.heads import Job, Loss, Trained, Validation
-    from featstore.probe.logreg import Affine
+    from featstore.probe.fitting import Fitted
+    from featstore.probe.heads import Job, Loss, Trained
+    from featstore.probe.logistic import Path, TrainingSet
     from featstore.probe.track import Head
     from featstore.store import Store
 
@@ -41,16 +45,48 @@ __all__ = ["score_clips"]
 SUPPORT_STEPS = 200
 """A few-shot head takes at least so many steps: ten epochs of one batch would teach it nothing."""
 
+STEPS_PER_EPOCH = 8
+MAX_BATCH = 256
+"""Batches of the sweep grow until an epoch has so many, or this size is reached."""
+
+CERTAIN = 100.0
+"""What a class that training never shows has as its logit, below zero."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Bench:
-    """What training needs: ``X`` standardised per window, once for all heads."""
+    """What training needs."""
 
     task: TaskData
     metric: Metric
-    loss: Loss
     seeds: tuple[int, ...]
-    features: Tensor
+
+    @property
+    def one_class(self) -> bool:
+        """Whether a clip has one class; else it has a set of labels."""
+        return self.task.targets.values.ndim == 1
+
+    def y_scores(self, samples: Samples, logits: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
+        """Logits under ``xares``, as in X-ARES; under ``strict`` log-odds, for which the windows of a clip vote."""
+        return logits if self.task.protocol == "xares" else log_odds(vote(samples, self._log_shares(logits)))
+
+    def selecting_score(self, each: Round, samples: Samples, logits: NDArray[np.floating[Any]]) -> float:
+        """Validation score of a round, higher is better. Raises DataError where its clips cannot select by it."""
+        sign = 1.0 if self.metric.higher_is_better else -1.0
+        try:
+            return sign * self.metric.score(samples.y_true, self.y_scores(samples, logits))
+        except DataError as error:
+            raise DataError(
+                f"task {self.task.manifest.name}, round {each.name!r}: its {len(each.valid)} validation clips cannot "
+                f"select: {error}; it takes more clips, or a split of their own"
+            ) from error
+
+    def log_loss(self, samples: Samples, logits: NDArray[np.floating[Any]]) -> float:
+        """Validation loss of samples."""
+        return mean_log_loss(samples.y_true, vote(samples, self._log_shares(logits)))
+
+    def _log_shares(self, logits: NDArray[np.floating[Any]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        return log_shares_of_one(logits) if self.one_class else log_shares_of_sets(logits)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,17 +94,16 @@ class _Learned:
     """What one round taught: for each seed, logits float32 (n, classes) of windows of the pool."""
 
     logits: tuple[Callable[[NDArray[np.int64]], NDArray[np.float32]], ...]
-    details: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Trainer:
-    """How a head is trained: every round at once. ``settings`` beside its name go into the record."""
+class _Taught:
+    """What all rounds taught, in their order, and what the record keeps of it."""
 
-    learn: Callable[[_Bench], Sequence[_Learned]]
-    settings: Callable[[Manifest], Mapping[str, Any]]
-    seeded: bool
-    libraries: tuple[str, ...]
+    rounds: Sequence[_Learned]
+    details: Mapping[str, Any]
+    seeds: tuple[int, ...]
+    settings: Mapping[str, Any]
 
 
 def score_clips(
@@ -82,40 +117,32 @@ def score_clips(
     shots: tuple[int, ...],
 ) -> ScoreRecord:
     """Score a task of kind ``clip`` or ``multilabel``: see `featstore.probe.probe_task`."""
-    metric = find_metric(manifest.metric, protocol)
-    trainer = TRAINERS[head]
-    from featstore.probe import heads
+    metric = find_metric(manifest.metric, protocol, log_odds=True)
+    import torch  # noqa: F401  # so that its import is no part of a stage
 
     watch = Stopwatch()
     with watch("read"):
         task = load_task(store, manifest, encoder=encoder, protocol=protocol)
+    bench = _Bench(task=task, metric=metric, seeds=seeds)
     with watch("train"):
-        bench = _Bench(
-            task=task,
-            metric=metric,
-            loss=_loss_of(manifest),
-            seeds=seeds if trainer.seeded else seeds[:1],
-            features=heads.standardised(task.X),
-        )
-        learned = trainer.learn(bench)
+        taught = LEARNERS[head](bench)
     with watch("score"):
-        outcomes = [_outcome(bench, each, found) for each, found in zip(task.rounds, learned, strict=True)]
-        scores = score_outcomes(task, outcomes)
-    details: dict[str, Any] = {
-        name: _by_round(task, [found.details[name] for found in learned]) for name in learned[0].details
-    }
+        outcomes = [_outcome(bench, each, found) for each, found in zip(task.rounds, taught.rounds, strict=True)]
+        scores = score_outcomes(task, outcomes, metric=metric)
+    details = {**taught.details, "at_or_below_majority": _at_or_below_majority(bench, outcomes, value=scores.value)}
     if shots:
         with watch("shots"):
-            details["shots"] = shots_details({number: _few_shot(bench, shots=number) for number in shots})
+            few_shot = _few_shot_logistic if head == "logistic" else _few_shot_linear
+            details["shots"] = shots_details({number: few_shot(bench, shots=number) for number in shots})
     return score_record(
         task,
         outcomes,
         scores,
         track="A",
-        seeds=bench.seeds if trainer.seeded else (),
-        settings={"head": head, **trainer.settings(manifest), **({"shots": list(shots)} if shots else {})},
+        seeds=taught.seeds,
+        settings={"head": head, **taught.settings, **({"shots": list(shots)} if shots else {})},
         seconds=watch.seconds,
-        libraries=trainer.libraries,
+        libraries=("torch",),
         details=details,
     )
 
@@ -123,113 +150,227 @@ def score_clips(
 # --- heads ------------------------------------------------------------------------------------------------------------
 
 
-def _learn_linear(bench: _Bench) -> list[_Learned]:
-    """One head for each round and seed, all in one batched problem."""
-    from featstore.probe import heads
-
-    task, probe, n_seeds = bench.task, bench.task.manifest.probe, len(bench.seeds)
-    jobs = [job for number in range(len(task.rounds)) for job in _jobs(bench, number)]
-    trained = heads.train_heads(
-        bench.features,
-        task.targets.values[task.clip],
-        jobs,
-        n_classes=len(task.classes),
-        loss=bench.loss,
-        epochs=probe.epochs,
-        batch_size=probe.batch_size,
-    )
-    return [_learned_heads(bench, trained[start : start + n_seeds], {}) for start in range(0, len(trained), n_seeds)]
-
-
-def _learn_sweep(bench: _Bench) -> list[_Learned]:
-    """For each round: a grid at the first seed, then the chosen candidate at the others."""
-    from featstore.probe import sweep
-
-    task, probe = bench.task, bench.task.manifest.probe
-    targets = task.targets.values[task.clip]
-
-    def swept(job: Job, grid: Sequence[sweep.Candidate]) -> sweep.Swept:
-        return sweep.sweep_heads(
-            bench.features,
-            targets,
-            job,
-            grid=grid,
-            n_classes=len(task.classes),
-            loss=bench.loss,
-            epochs=probe.epochs,
-            batch_size=probe.batch_size,
-        )
-
-    found = []
-    for number in range(len(task.rounds)):
-        first, *others = _jobs(bench, number)
-        best = swept(first, sweep.GRID)
-        trained = [best.head, *(swept(job, [best.chosen]).head for job in others)]
-        told = {
-            "chosen": asdict(best.chosen),
-            "tried": [{**asdict(each.candidate), "score": each.score, "epochs": each.epochs} for each in best.tried],
-        }
-        found.append(_learned_heads(bench, trained, {"sweep": told}))
-    return found
-
-
-def _learn_logreg(bench: _Bench) -> list[_Learned]:
-    """For each round: scikit-learn's logistic regression at several C, the first of the best by validation."""
-    from featstore.probe import logreg
+def _learn_logistic(bench: _Bench) -> _Taught:
+    """Logistic regression of every round in one batch; by minibatches where a round is too large."""
+    from featstore.probe import logistic
 
     task = bench.task
-    found = []
-    for each in task.rounds:
-        windows = task.windows_of(each.train)
-        samples = task.samples(each.valid) if len(each.valid) else None
-
-        def score(model: logreg.Affine, each: Round = each, samples: Samples | None = samples) -> float:
-            return 0.0 if samples is None else _selecting_score(bench, each, samples, model(task.X[samples.windows]))
-
-        tried = logreg.regress(
-            task.X[windows],
-            task.targets.values[task.clip[windows]],
-            n_classes=len(task.classes),
-            pos_weight=task.manifest.probe.pos_weight or 1.0,
-            score=None if samples is None else score,
-            grid=logreg.C_GRID if samples is not None else (1.0,),
+    n_windows = max(len(task.windows_of(each.train)) for each in task.rounds)
+    if not logistic.fits_full_batch(n_windows, task.X.shape[1], len(task.classes)):
+        taught = _learn_sweep(bench)
+        return _Taught(
+            rounds=taught.rounds,
+            details=taught.details,
+            seeds=taught.seeds,
+            settings={**taught.settings, "solver": "minibatch"},
         )
-        best = max(tried, key=lambda model: model.score or 0.0) if samples is not None else tried[0]
-        told = {
-            "chosen": {"C": best.C},
-            "tried": [{"C": model.C, "score": model.score, "converged": model.converged} for model in tried],
-        }
-        found.append(_Learned(logits=(partial(_affine_logits, task, best.model),), details={"logreg": told}))
-    return found
+    paths = logistic.fit_paths(
+        [_training_set(bench, each) for each in task.rounds],
+        n_classes=len(task.classes),
+        pos_weight=task.manifest.probe.pos_weight or 1.0,
+    )
+    return _Taught(
+        rounds=[_Learned(logits=(partial(_logits_of, task, path.model),)) for path in paths],
+        details=fit_details(task.rounds, [[_fit_of(path)] for path in paths]),
+        seeds=(),
+        settings={
+            "solver": "lbfgs",
+            **task.manifest.probe.model_dump(exclude_none=True, include={"pos_weight"}),
+        },
+    )
 
 
-def _affine_logits(task: TaskData, model: Affine, windows: NDArray[np.int64]) -> NDArray[np.float32]:
+def _training_set(bench: _Bench, each: Round) -> TrainingSet:
+    from featstore.probe import logistic
+
+    task = bench.task
+    windows = task.windows_of(each.train)
+    X, y = task.X[windows], task.targets.values[task.clip[windows]]
+    if not len(each.valid):
+        return logistic.TrainingSet(X=X, y=y)
+    samples = task.samples(each.valid)
+
+    def score(logits: NDArray[np.float32]) -> tuple[float, float]:
+        return bench.selecting_score(each, samples, logits), -bench.log_loss(samples, logits)
+
+    return logistic.TrainingSet(X=X, y=y, X_valid=task.X[samples.windows], score=score)
+
+
+def _fit_of(path: Path) -> dict[str, Any]:
+    return {
+        "strength": path.chosen.C,
+        "grid": [tried.C for tried in path.tried],
+        "scores": [None if tried.score is None else tried.score[0] for tried in path.tried],
+        "extended": path.extended,
+        "at_edge": path.at_edge,
+        "iterations": path.chosen.iterations,
+        "gradient_norm": path.chosen.gradient_norm,
+        "converged": path.converged,
+    }
+
+
+def _logits_of(
+    task: TaskData, model: Callable[[NDArray[np.float32]], NDArray[np.float32]], windows: NDArray[np.int64]
+) -> NDArray[np.float32]:
     return model(task.X[windows])
 
 
-TRAINERS: Mapping[Head, _Trainer] = {
-    "linear": _Trainer(
-        learn=_learn_linear,
-        settings=lambda manifest: manifest.probe.model_dump(exclude_none=True),
-        seeded=True,
-        libraries=("torch",),
-    ),
-    "sweep": _Trainer(
-        learn=_learn_sweep,
-        settings=lambda manifest: manifest.probe.model_dump(exclude_none=True, exclude={"learning_rate"}),
-        seeded=True,
-        libraries=("torch",),
-    ),
-    "logreg": _Trainer(
-        learn=_learn_logreg,
-        settings=lambda manifest: manifest.probe.model_dump(exclude_none=True, include={"pos_weight"}),
-        seeded=False,
-        libraries=("torch", "sklearn"),
-    ),
+def _learn_linear(bench: _Bench) -> _Taught:
+    """X-ARES's schedule: one head for each round and seed, those of rounds with the same classes in one batch."""
+    from featstore.probe import heads
+
+    task, probe = bench.task, bench.task.manifest.probe
+    features = heads.standardised(task.X)
+    shown = [_Shown.of(task, each) for each in task.rounds]
+    trained: list[Sequence[Trained]] = [()] * len(task.rounds)
+    for _, alike in groupby(sorted(range(len(shown)), key=lambda at: shown[at].key), key=lambda at: shown[at].key):
+        numbers = list(alike)
+        classes = shown[numbers[0]]
+        found = heads.train_heads(
+            features,
+            classes.targets(task)[task.clip],
+            [job for number in numbers for job in _jobs(bench, number, classes)],
+            n_classes=len(classes.labels),
+            loss=_loss_of(task.manifest),
+            epochs=probe.epochs,
+            batch_size=probe.batch_size,
+        )
+        n_seeds = len(bench.seeds)
+        for place, number in enumerate(numbers):
+            trained[number] = found[place * n_seeds : (place + 1) * n_seeds]
+    return _Taught(
+        rounds=[
+            _Learned(logits=tuple(partial(_head_logits, features, head, classes) for head in of_round))
+            for of_round, classes in zip(trained, shown, strict=True)
+        ],
+        details=selection_details(task.rounds, trained),
+        seeds=bench.seeds,
+        settings=probe.model_dump(exclude_none=True, exclude={"head"}),
+    )
+
+
+def _learn_sweep(bench: _Bench) -> _Taught:
+    """Minibatches on standardised features: see `featstore.probe.plateau`."""
+    from featstore.probe.plateau import over_seeds
+
+    task = bench.task
+    found = [
+        over_seeds(bench.seeds, partial(_sweep_round, bench, number, each), fit_of=lambda trained: trained[1])
+        for number, each in enumerate(task.rounds)
+    ]
+    return _Taught(
+        rounds=[_Learned(logits=tuple(partial(_logits_of, task, model) for model, _ in of)) for of in found],
+        details=selection_details(task.rounds, [[fitted for _, fitted in of] for of in found]),
+        seeds=bench.seeds,
+        settings=task.manifest.probe.model_dump(exclude_none=True, include={"batch_size", "pos_weight"}),
+    )
+
+
+def _sweep_round(
+    bench: _Bench, number: int, each: Round, *, seed: int, rates: Sequence[float]
+) -> tuple[Callable[[NDArray[np.float32]], NDArray[np.float32]], Fitted]:
+    """Logits of embeddings as they are, and how they were fitted."""
+    import torch
+
+    from featstore.probe.plateau import sweep_module
+    from featstore.probe.standardisation import Standardisation
+
+    task, probe = bench.task, bench.task.manifest.probe
+    classes = _Shown.of(task, each)
+    windows = task.windows_of(each.train)
+    standardisation = Standardisation.of(task.X[windows])
+    X = standardisation(task.X[windows])
+    y = torch.from_numpy(classes.targets(task)[task.clip[windows]])
+    batch_size = max(probe.batch_size, min(MAX_BATCH, len(windows) // STEPS_PER_EPOCH))
+    samples = task.samples(each.valid) if len(each.valid) else None
+    X_valid = standardisation(task.X[samples.windows]) if samples is not None else X[:0]
+    pos_weight = torch.tensor(probe.pos_weight or 1.0)
+
+    def build(_: np.random.Generator) -> torch.nn.Linear:
+        model = torch.nn.Linear(X.shape[1], len(classes.labels))
+        torch.nn.init.zeros_(model.weight)  # the problem is convex: any start will do
+        torch.nn.init.zeros_(model.bias)
+        return model
+
+    def batches(rng: np.random.Generator) -> Iterable[Tensor]:
+        return torch.split(torch.from_numpy(rng.permutation(len(X))), batch_size)
+
+    def loss(model: torch.nn.Linear, rows: Tensor) -> Tensor:
+        if bench.one_class:
+            return torch.nn.functional.cross_entropy(model(X[rows]), y[rows])
+        return torch.nn.functional.binary_cross_entropy_with_logits(model(X[rows]), y[rows], pos_weight=pos_weight)
+
+    @torch.no_grad()
+    def score(model: torch.nn.Linear) -> tuple[float, float]:
+        if samples is None:
+            return 0.0, 0.0
+        logits = classes.expand(model(X_valid).numpy())
+        return bench.selecting_score(each, samples, logits), -bench.log_loss(samples, logits)
+
+    model, fitted = sweep_module(
+        build,
+        seed=(seed, number),
+        batches=batches,
+        loss=loss,
+        score=None if samples is None else score,
+        rates=rates,
+        without_validation=(probe.epochs, probe.learning_rate),
+    )
+
+    @torch.no_grad()
+    def logits(embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
+        return classes.expand(model(standardisation(embeddings)).numpy())
+
+    return logits, fitted
+
+
+LEARNERS: Mapping[Head, Callable[[_Bench], _Taught]] = {
+    "logistic": _learn_logistic,
+    "linear": _learn_linear,
+    "sweep": _learn_sweep,
 }
 
 
 # --- what the heads have in common ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Shown:
+    """Classes that a round's training clips show; under ``xares`` all of the task's, as in X-ARES.
+
+    A class of the test set alone changes nothing of what is learned.
+    """
+
+    labels: NDArray[np.int64]
+    n_classes: int
+
+    @classmethod
+    def of(cls, task: TaskData, each: Round) -> _Shown:
+        n_classes = len(task.classes)
+        labels = np.arange(n_classes) if task.protocol == "xares" else task.targets.present(each.train)
+        return cls(labels=labels, n_classes=n_classes)
+
+    @property
+    def key(self) -> tuple[int, ...]:
+        """What two rounds of the same classes share."""
+        return tuple(self.labels.tolist())
+
+    def targets(self, task: TaskData) -> NDArray[Any]:
+        """Targets of all clips among these classes; of a clip of another class, any."""
+        values = task.targets.values
+        if len(self.labels) == self.n_classes:
+            return values
+        if values.ndim == 2:
+            return values[:, self.labels]
+        return np.minimum(np.searchsorted(self.labels, values), len(self.labels) - 1)
+
+    def expand(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Logits of all classes."""
+        if len(self.labels) == self.n_classes:
+            return logits
+        of_all = np.full((len(logits), self.n_classes), -CERTAIN, np.float32)
+        of_all[:, self.labels] = logits
+        return of_all
 
 
 def _loss_of(manifest: Manifest) -> Loss:
@@ -240,16 +381,21 @@ def _loss_of(manifest: Manifest) -> Loss:
     return heads.CrossEntropy()
 
 
-def _jobs(bench: _Bench, number: int) -> list[Job]:
+def _jobs(bench: _Bench, number: int, classes: _Shown) -> list[Job]:
     """One job of a round for each seed."""
     from featstore.probe import heads
 
     each = bench.task.rounds[number]
-    windows = bench.task.windows_of(each.train)
-    validation = _validation(bench, each)
+    validation = None
+    if len(each.valid):
+        samples = bench.task.samples(each.valid)
+        validation = heads.Validation(
+            windows=samples.windows,
+            score=lambda logits: bench.selecting_score(each, samples, classes.expand(logits)),
+        )
     return [
         heads.Job(
-            windows=windows,
+            windows=bench.task.windows_of(each.train),
             validation=validation,
             rng=np.random.default_rng((seed, number)),
             learning_rate=bench.task.manifest.probe.learning_rate,
@@ -258,48 +404,11 @@ def _jobs(bench: _Bench, number: int) -> list[Job]:
     ]
 
 
-def _validation(bench: _Bench, each: Round) -> Validation | None:
-    from featstore.probe import heads
-
-    if not len(each.valid):
-        return None
-    samples = bench.task.samples(each.valid)
-
-    def score(logits: NDArray[np.float32]) -> float:
-        return _selecting_score(bench, each, samples, logits)
-
-    return heads.Validation(windows=samples.windows, score=score)
-
-
-def _selecting_score(bench: _Bench, each: Round, samples: Samples, logits: NDArray[np.float32]) -> float:
-    """Validation score of a round, higher is better. Raises DataError where its clips cannot select by the metric."""
-    y_score = _sample_scores(bench, samples, logits)
-    sign = 1.0 if bench.metric.higher_is_better else -1.0
-    try:
-        return sign * bench.metric.score(samples.y_true, y_score)
-    except DataError as error:
-        raise DataError(
-            f"task {bench.task.manifest.name}, round {each.name!r}: its {len(each.valid)} validation clips cannot "
-            f"select: {error}; it takes more clips, or a split of their own"
-        ) from error
-
-
-def _head_logits(features: Tensor, head: Trained, windows: NDArray[np.int64]) -> NDArray[np.float32]:
+def _head_logits(features: Tensor, head: Trained, classes: _Shown, windows: NDArray[np.int64]) -> NDArray[np.float32]:
     from featstore.probe import heads
 
     (logits,) = heads.predict(features, windows, [head])
-    return logits
-
-
-def _learned_heads(bench: _Bench, trained: Sequence[Trained], details: Mapping[str, Any]) -> _Learned:
-    return _Learned(
-        logits=tuple(partial(_head_logits, bench.features, head) for head in trained),
-        details={
-            "best_epoch": [head.epoch for head in trained],
-            "validation": [list(head.history) for head in trained],
-            **details,
-        },
-    )
+    return classes.expand(logits)
 
 
 def _outcome(bench: _Bench, each: Round, learned: _Learned) -> Outcome:
@@ -308,35 +417,62 @@ def _outcome(bench: _Bench, each: Round, learned: _Learned) -> Outcome:
         n_train=len(each.train),
         n_valid=len(each.valid),
         samples=samples,
-        y_scores=tuple(_sample_scores(bench, samples, logits(samples.windows)) for logits in learned.logits),
+        y_scores=tuple(bench.y_scores(samples, logits(samples.windows)) for logits in learned.logits),
     )
 
 
-def _sample_scores(bench: _Bench, samples: Samples, logits: NDArray[np.float32]) -> NDArray[np.floating[Any]]:
-    """Logits under ``xares``, as in X-ARES; under ``strict`` probabilities, with which the windows of a clip vote."""
-    return logits if bench.task.protocol == "xares" else samples.vote(bench.loss.scores(logits))
-
-
-def _by_round(task: TaskData, values: Sequence[Any]) -> dict[str, Any]:
-    return {each.name: value for each, value in zip(task.rounds, values, strict=True)}
+def _at_or_below_majority(bench: _Bench, outcomes: Sequence[Outcome], *, value: float) -> bool:
+    """Whether a score is no better than that of the training shares, the same for every test clip."""
+    task = bench.task
+    constant = []
+    for each, outcome in zip(task.rounds, outcomes, strict=True):
+        values = task.targets.values[each.train]
+        counts = np.bincount(values, minlength=len(task.classes)) if values.ndim == 1 else values.sum(axis=0)
+        share = np.clip(counts / len(values), 1e-6, 1.0 - 1e-6)
+        guess = np.tile(np.log(share) - np.log1p(-share), (len(outcome.samples.clip), 1))
+        constant.append(bench.metric.score(outcome.samples.y_true, guess))
+    baseline = float(np.mean(constant))
+    return value <= baseline if bench.metric.higher_is_better else value >= baseline
 
 
 # --- few shots --------------------------------------------------------------------------------------------------------
 
 
-def _few_shot(bench: _Bench, *, shots: int) -> NDArray[np.float64]:
+def _few_shot_logistic(bench: _Bench, *, shots: int) -> NDArray[np.float64]:
+    """Scores (rounds, support sets) of logistic regressions that see a support set alone, at C = 1."""
+    from featstore.probe import logistic
+
+    task = bench.task
+    scores = []
+    for each in task.rounds:
+        drawn = [task.windows_of(clips) for clips in support_sets(task, each, shots=shots)]
+        paths = logistic.fit_paths(
+            [logistic.TrainingSet(X=task.X[windows], y=task.targets.values[task.clip[windows]]) for windows in drawn],
+            n_classes=len(task.classes),
+            pos_weight=task.manifest.probe.pos_weight or 1.0,
+        )
+        samples = task.samples(each.test)
+        X_test = task.X[samples.windows]
+        scores.append(
+            [bench.metric.score(samples.y_true, bench.y_scores(samples, path.model(X_test))) for path in paths]
+        )
+    return np.array(scores)
+
+
+def _few_shot_linear(bench: _Bench, *, shots: int) -> NDArray[np.float64]:
     """Scores (rounds, support sets) of linear heads that see a support set alone; their last epoch counts."""
     from featstore.probe import heads
 
     task, probe = bench.task, bench.task.manifest.probe
-    targets = task.targets.values[task.clip]
+    features = heads.standardised(task.X)
     scores = []
     for number, each in enumerate(task.rounds):
+        classes = _Shown.of(task, each)
         drawn = [task.windows_of(clips) for clips in support_sets(task, each, shots=shots)]
         smallest = min(map(len, drawn))
         trained = heads.train_heads(
-            bench.features,
-            targets,
+            features,
+            classes.targets(task)[task.clip],
             [
                 heads.Job(
                     windows=windows,
@@ -346,16 +482,16 @@ def _few_shot(bench: _Bench, *, shots: int) -> NDArray[np.float64]:
                 )
                 for at, windows in enumerate(drawn)
             ],
-            n_classes=len(task.classes),
-            loss=bench.loss,
+            n_classes=len(classes.labels),
+            loss=_loss_of(task.manifest),
             epochs=max(probe.epochs, math.ceil(SUPPORT_STEPS / math.ceil(smallest / probe.batch_size))),
             batch_size=probe.batch_size,
         )
         samples = task.samples(each.test)
         scores.append(
             [
-                bench.metric.score(samples.y_true, _sample_scores(bench, samples, logits))
-                for logits in heads.predict(bench.features, samples.windows, trained)
+                bench.metric.score(samples.y_true, bench.y_scores(samples, classes.expand(logits)))
+                for logits in heads.predict(features, samples.windows, trained)
             ]
         )
     return np.array(scores)

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from featstore.manifest import Manifest
     from featstore.probe.contrastive_model import Captions, Embedder, Pairs
     from featstore.probe.fitting import Fitted
+    from featstore.probe.track import Head
     from featstore.store import Store
 
 __all__ = ["score_contrastive"]
@@ -59,6 +61,7 @@ def score_contrastive(
     encoder: str | None,
     protocol: Protocol,
     seeds: tuple[int, ...],
+    head: Head,
 ) -> ScoreRecord:
     """Score a task of kind ``contrastive`` on its cached utterance vectors.
 
@@ -78,12 +81,18 @@ def score_contrastive(
         pool = read_pool(store, manifest, encoder=encoder)
         texts = _read_texts(manifest, pool)
         rounds = plan(manifest, pool, protocol=protocol)
+    from featstore.probe.plateau import over_seeds
+
     tested = []
     for number, each in enumerate(rounds):
         captions = texts.known_to(each) if protocol == "strict" else texts.captions
         material = _Material(pool=pool, texts=texts, captions=captions, protocol=protocol)
         with watch("train"):
-            trained = [_train(manifest, material, each, seed=(seed, number)) for seed in seeds]
+            trained = over_seeds(
+                seeds,
+                partial(_train, manifest, material, each, number=number, head=head),
+                fit_of=lambda found: found[1],
+            )
         with watch("score"):
             tested.append(_test(material, each, trained))
     return verdict(
@@ -93,6 +102,7 @@ def score_contrastive(
         metric=RecallAt(k=1),
         protocol=protocol,
         seeds=seeds,
+        head=head,
         settings=texts.settings,
         seconds=watch.seconds,
         libraries=("torch", *texts.libraries),
@@ -251,15 +261,26 @@ class _Questions:
         }
 
 
-def _train(manifest: Manifest, material: _Material, each: Round, *, seed: tuple[int, int]) -> tuple[Embedder, Fitted]:
+def _train(
+    manifest: Manifest,
+    material: _Material,
+    each: Round,
+    *,
+    number: int,
+    head: Head,
+    seed: int,
+    rates: Sequence[float],
+) -> tuple[Embedder, Fitted]:
     """Train a model, selected by the mean recall@1 of both directions."""
     from featstore.probe import contrastive_model
 
     questions = material.questions(each.valid) if len(each.valid) else None
 
-    def score(model: Embedder) -> float:
+    def score(model: Embedder) -> tuple[float, float]:
+        """Recall@1, and the mean reciprocal rank; of both directions."""
         ranks = () if questions is None else material.ranks(model, questions)
-        return float(np.mean([np.mean(of[:, 0] <= 1) for of in ranks]))
+        recalls, reciprocals = ([np.mean(of[:, 0] <= 1) for of in ranks], [np.mean(1.0 / of[:, 0]) for of in ranks])
+        return float(np.mean(recalls)), float(np.mean(reciprocals))
 
     return contrastive_model.train(
         material.pool.X,
@@ -267,10 +288,11 @@ def _train(manifest: Manifest, material: _Material, each: Round, *, seed: tuple[
         material.pairs(each.train),
         objective=contrastive_model.objective_of(material.protocol),
         score=None if questions is None else score,
-        seed=seed,
+        seed=(seed, number),
         epochs=manifest.probe.epochs,
         batch_size=manifest.probe.batch_size,
         learning_rate=manifest.probe.learning_rate,
+        rates=rates if head == "sweep" else None,
     )
 
 

@@ -9,7 +9,7 @@ each of them.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from featstore.probe.fitting import Fitted, fit, initialised
+from featstore.probe.plateau import Standardise, sweep_module
+from featstore.probe.standardisation import Standardisation
 from featstore.records import Protocol as EvaluationProtocol
 
 __all__ = ["Captions", "Embedder", "Objective", "Pairs", "objective_of", "train"]
@@ -57,9 +59,9 @@ class Pairs:
 class Embedder(nn.Module):
     """Two towers and a temperature; `embed_audio` and `embed_captions` give unit vectors."""
 
-    def __init__(self, *, dim: int, n_tokens: int) -> None:
+    def __init__(self, *, dim: int, n_tokens: int, norm: nn.Module | None = None) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(dim)
+        self.norm = nn.LayerNorm(dim) if norm is None else norm
         self.audio = nn.Sequential(nn.Linear(dim, WIDTH), nn.GELU(), nn.Linear(WIDTH, WIDTH))
         self.embedding = nn.Embedding(n_tokens, WIDTH)
         self.token = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.GELU())
@@ -134,11 +136,12 @@ def train(
     pairs: Pairs,
     *,
     objective: Objective,
-    score: Callable[[Embedder], float] | None,
+    score: Callable[[Embedder], tuple[float, float]] | None,
     seed: tuple[int, int],
     epochs: int,
     batch_size: int,
     learning_rate: float,
+    rates: Sequence[float] | None,
 ) -> tuple[Embedder, Fitted]:
     """Train a model; every epoch takes the pairs in a new order, its last batch as small as it comes.
 
@@ -146,27 +149,43 @@ def train(
     ----------
     features : float32 (windows, dim)
     score : callable or None
-        Of a model, higher is better; None takes the last epoch.
+        Of a model, and what decides between equals, higher is better; None takes the last epoch.
     seed : pair of int
         Seed of the run and number of the round: initial weights, then the order of each epoch.
+    rates : sequence of float or None
+        Learning rates to choose from, on standardised features: see `featstore.probe.plateau`. None: X-ARES's schedule.
     """
-    rng = np.random.default_rng(seed)
-    model = initialised(lambda: Embedder(dim=features.shape[1], n_tokens=captions.n_tokens), rng)
+    norm = None if rates is None else Standardise(Standardisation.of(features[np.unique(pairs.window)]))
 
-    def batches() -> Iterator[NDArray[np.int64]]:
+    def build(rng: np.random.Generator) -> Embedder:
+        return initialised(lambda: Embedder(dim=features.shape[1], n_tokens=captions.n_tokens, norm=norm), rng)
+
+    def batches(rng: np.random.Generator) -> Iterator[NDArray[np.int64]]:
         order = rng.permutation(len(pairs.window))
         return (order[start : start + batch_size] for start in range(0, len(order), batch_size))
 
-    def loss(batch: NDArray[np.int64]) -> Tensor:
+    def loss(model: Embedder, batch: NDArray[np.int64]) -> Tensor:
         audio = model.project_audio(torch.from_numpy(features[pairs.window[batch]]))
         text = model.project_captions(*captions.take(pairs.caption[batch]))
         return objective(audio, text, clip=torch.from_numpy(pairs.clip[batch]), log_scale=model.log_scale)
 
+    if rates is not None:
+        return sweep_module(
+            build,
+            seed=seed,
+            batches=batches,
+            loss=loss,
+            score=score,
+            rates=rates,
+            without_validation=(epochs, learning_rate),
+        )
+    rng = np.random.default_rng(seed)
+    model = build(rng)
     fitted = fit(
         model,
-        batches=batches,
-        loss=loss,
-        score=None if score is None else lambda: score(model),
+        batches=lambda: batches(rng),
+        loss=lambda batch: loss(model, batch),
+        score=None if score is None else lambda: score(model)[0],
         epochs=epochs,
         learning_rate=learning_rate,
     )

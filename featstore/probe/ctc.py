@@ -1,8 +1,8 @@
 """Speech recognition that a laptop can train: a linear head that spells frames out in characters.
 
-Both protocols do the same here, but for the seeds and for whose frames count (see `open_sequences`): X-ARES has no such
-task. Transcripts are learned and scored in the form that `featstore.probe.text.normalised` gives them; decoding is
-greedy, without a language model.
+``strict`` trains on standardised frames until validation stops improving (see `featstore.probe.plateau`), ``xares`` by
+X-ARES's schedule, though X-ARES has no such task. Transcripts are learned and scored in the form that
+`featstore.probe.text.normalised` gives them; decoding is greedy, without a language model.
 
 CTC needs a row of scores for each character, and one more between two that are equal. Where frames are fewer, the head
 gives several rows for each: the least number, up to `MAX_UPSAMPLING`, that does for 99 % of the training clips. Clips
@@ -11,8 +11,9 @@ that still have too few are left out of the loss, and counted.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from featstore.manifest import Manifest
     from featstore.probe.ctc_head import CtcHead, Utterances
     from featstore.probe.fitting import Fitted
+    from featstore.probe.track import Head
     from featstore.store import Store
 
 __all__ = ["rows_needed", "score_ctc", "upsampling_for"]
@@ -47,6 +49,7 @@ def score_ctc(
     encoder: str | None,
     protocol: Protocol,
     seeds: tuple[int, ...],
+    head: Head,
 ) -> ScoreRecord:
     """Score a task of kind ``ctc`` on its cached frames.
 
@@ -65,11 +68,15 @@ def score_ctc(
         sequences = open_sequences(store, manifest, encoder=encoder, protocol=protocol)
         texts = tuple(map(normalised, sequences.transcripts))
         rounds = plan(manifest, sequences.windows, protocol=protocol)
+    from featstore.probe.plateau import over_seeds
+
     tested = []
     for number, each in enumerate(rounds):
         with watch("train"):
             speller = _speller(manifest, sequences, texts, each)
-            trained = [_train(manifest, speller, each, seed=(seed, number)) for seed in seeds]
+            trained = over_seeds(
+                seeds, partial(_train, manifest, speller, each, number=number, head=head), fit_of=lambda found: found[1]
+            )
         with watch("score"):
             tested.append(_test(speller, each, trained))
     return verdict(
@@ -79,6 +86,7 @@ def score_ctc(
         metric=InverseErrorRate(),
         protocol=protocol,
         seeds=seeds,
+        head=head,
         settings={},
         seconds=watch.seconds,
         libraries=("torch",),
@@ -145,32 +153,66 @@ def _speller(manifest: Manifest, sequences: Sequences, texts: tuple[str, ...], e
     )
 
 
-def _train(manifest: Manifest, speller: _Speller, each: Round, *, seed: tuple[int, int]) -> tuple[CtcHead, Fitted]:
+def _train(
+    manifest: Manifest,
+    speller: _Speller,
+    each: Round,
+    *,
+    number: int,
+    head: Head,
+    seed: int,
+    rates: Sequence[float],
+) -> tuple[CtcHead, Fitted]:
     """A head, selected by word error rate that is not cut off at 1, which would tell no early epoch from another."""
+    import torch
+
     from featstore.probe.ctc_head import CtcHead
     from featstore.probe.fitting import fit, initialised
+    from featstore.probe.plateau import Standardise, sweep_module
 
-    rng = np.random.default_rng(seed)
-    dim = speller.sequences.windows.recipe.dim
-    head = initialised(lambda: CtcHead(dim=dim, n_symbols=len(speller.alphabet), upsampling=speller.upsampling), rng)
+    sequences, probe = speller.sequences, manifest.probe
+    dim = sequences.windows.recipe.dim
+    norm = Standardise(sequences.standardisation(each.train)) if head == "sweep" else None
 
-    def batches() -> Iterator[Utterances]:
-        planned = length_batches(each.train, speller.sequences.n_frames, batch_size=manifest.probe.batch_size, rng=rng)
+    def build(rng: np.random.Generator) -> CtcHead:
+        return initialised(
+            lambda: CtcHead(dim=dim, n_symbols=len(speller.alphabet), upsampling=speller.upsampling, norm=norm), rng
+        )
+
+    def batches(rng: np.random.Generator) -> Iterator[Utterances]:
+        planned = length_batches(each.train, sequences.n_frames, batch_size=probe.batch_size, rng=rng)
         return map(speller.utterances, planned)
 
-    def score() -> float:
+    def score(model: CtcHead) -> float:
         references = [speller.texts[clip] for clip in each.valid]
-        return 1.0 - count_edits(references, speller.read_aloud(head, each.valid), unit="word").rate
+        return 1.0 - count_edits(references, speller.read_aloud(model, each.valid), unit="word").rate
 
+    def loss(model: CtcHead) -> float:
+        planned = length_batches(each.valid, sequences.n_frames, batch_size=probe.batch_size, rng=None)
+        with torch.no_grad():
+            return sum(float(model.loss(speller.utterances(batch))) * len(batch) for batch in planned)
+
+    if head == "sweep":
+        return sweep_module(
+            build,
+            seed=(seed, number),
+            batches=batches,
+            loss=lambda model, batch: model.loss(batch),
+            score=(lambda model: (score(model), -loss(model))) if len(each.valid) else None,
+            rates=rates,
+            without_validation=(probe.epochs, probe.learning_rate),
+        )
+    rng = np.random.default_rng((seed, number))
+    model = build(rng)
     fitted = fit(
-        head,
-        batches=batches,
-        loss=head.loss,
-        score=score if len(each.valid) else None,
-        epochs=manifest.probe.epochs,
-        learning_rate=manifest.probe.learning_rate,
+        model,
+        batches=lambda: batches(rng),
+        loss=model.loss,
+        score=(lambda: score(model)) if len(each.valid) else None,
+        epochs=probe.epochs,
+        learning_rate=probe.learning_rate,
     )
-    return head, fitted
+    return model, fitted
 
 
 def _test(speller: _Speller, each: Round, trained: list[tuple[CtcHead, Fitted]]) -> RoundResult:

@@ -1,7 +1,7 @@
 """A linear CTC head over frames. The door to torch of this kind.
 
-LayerNorm and Linear of each frame by itself, with connectionist temporal classification (Graves et al. 2006) as the
-loss: what it can spell is what the encoder itself put into single frames.
+LayerNorm (standardisation under ``strict``) and Linear of each frame by itself, with connectionist temporal
+classification (Graves et al. 2006) as the loss: what it can spell is what the encoder itself put into single frames.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ class Utterances:
 class CtcHead(nn.Module):
     """``upsampling`` rows of symbol scores for each frame, in the order of time."""
 
-    def __init__(self, *, dim: int, n_symbols: int, upsampling: int) -> None:
+    def __init__(self, *, dim: int, n_symbols: int, upsampling: int, norm: nn.Module | None = None) -> None:
         super().__init__()
         self.n_symbols, self.upsampling = n_symbols, upsampling
-        self.norm = nn.LayerNorm(dim)
+        self.norm = nn.LayerNorm(dim) if norm is None else norm
         self.linear = nn.Linear(dim, n_symbols * upsampling)
 
     def forward(self, frames: Tensor) -> Tensor:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -22,10 +22,14 @@ Module = TypeVar("Module", bound=nn.Module)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fitted:
-    """The best epoch, counted from 1, and the validation score after each epoch; empty without validation."""
+    """The best epoch, counted from 1, and the validation score after each epoch; empty without validation.
+
+    ``fit`` is how a learning rate was found, None where the schedule is fixed.
+    """
 
     epoch: int
     history: tuple[float, ...]
+    fit: Mapping[str, Any] | None = None
 
 
 def initialised(build: Callable[[], Module], rng: np.random.Generator) -> Module:

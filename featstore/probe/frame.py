@@ -28,8 +28,9 @@ from featstore.taskdata import (
 
 if TYPE_CHECKING:
     from featstore.manifest import Manifest
-    from featstore.probe.frame_heads import Crew, FrameFeatures
-    from featstore.probe.heads import Trained
+    from featstore.probe.frame_heads import Crew, FrameFeatures, FrameJob
+    from featstore.probe.heads import Loss, Trained
+    from featstore.probe.track import Head
     from featstore.store import Store
 
 __all__ = ["score_frames"]
@@ -68,6 +69,7 @@ def score_frames(
     encoder: str | None,
     protocol: Protocol,
     seeds: tuple[int, ...],
+    head: Head,
 ) -> ScoreRecord:
     """Score a task of kind ``frame``.
 
@@ -80,16 +82,17 @@ def score_frames(
     with watch("read"):
         task = load_frame_task(store, manifest, encoder=encoder, protocol=protocol)
     with frame_heads.crew() as crew:
-        with watch("train"):
-            frames = _Frames(features=frame_heads.FrameFeatures(task.frames, dim=task.recipe.dim, crew=crew), crew=crew)
-            trained = _train(task, frames, metric=metric, seeds=seeds)
-        with watch("score"):
-            outcomes, events = [], []
-            for each, heads_of_round in zip(task.rounds, trained, strict=True):
+        outcomes, events, trained = [], [], []
+        frames = None
+        for number, each in enumerate(task.rounds):
+            with watch("train"):
+                if frames is None or head == "sweep":
+                    frames = _frames_of(task, each, crew, head=head)
+                train = _sweep if head == "sweep" else _train
+                trained.append(train(task, frames, number, metric=metric, seeds=seeds))
+            with watch("score"):
                 part = _part(task, each.test)
-                found, events_of_round = zip(
-                    *(_found(task, frames, part, head) for head in heads_of_round), strict=True
-                )
+                found, events_of_round = zip(*(_found(task, frames, part, layer) for layer in trained[-1]), strict=True)
                 events.append([counts for counts in events_of_round if counts is not None])
                 samples = replace(part.samples, y_true=part.true)
                 outcomes.append(
@@ -107,8 +110,10 @@ def score_frames(
         track="A",
         seeds=seeds,
         settings={
-            "head": "linear",
-            **manifest.probe.model_dump(exclude_none=True),
+            "head": head,
+            **manifest.probe.model_dump(
+                exclude_none=True, exclude={"head"} if head == "linear" else {"head", "epochs", "learning_rate"}
+            ),
             **manifest.metric_args.model_dump(exclude_none=True),
         },
         seconds=watch.seconds,
@@ -124,46 +129,105 @@ def _part(task: FrameTask, clips: NDArray[np.int64]) -> _Part:
     return _Part(samples=samples, excerpts=excerpts, judge=judge, true=judge.true_counts())
 
 
-def _train(task: FrameTask, frames: _Frames, *, metric: Metric, seeds: tuple[int, ...]) -> list[tuple[Trained, ...]]:
-    """Heads by round and seed."""
-    from featstore.probe import frame_heads, heads
+def _frames_of(task: FrameTask, each: Round, crew: Crew, *, head: Head) -> _Frames:
+    """Frames as a head takes them: standardised by those of the round's training clips, or by LayerNorm."""
+    from featstore.probe import frame_heads
+    from featstore.probe.standardisation import Standardisation
 
-    probe = task.manifest.probe
-    jobs = []
-    for number, each in enumerate(task.rounds):
-        excerpts = excerpts_of(task, task.samples(each.train))
-        score = _validation(task, frames, each, metric=metric)
-        jobs += [
-            frame_heads.FrameJob(
-                excerpts=excerpts,
-                padded=task.protocol == "xares",
-                score=score,
-                rng=np.random.default_rng((seed, number)),
-                learning_rate=probe.learning_rate,
-            )
-            for seed in seeds
-        ]
-    trained = frame_heads.train_frame_heads(
+    normalise: frame_heads.Normalise = frame_heads.layer_normalised
+    if head == "sweep":
+        windows = task.samples(each.train).windows.tolist()
+        normalise = frame_heads.standardised_by(Standardisation.of_chunks(task.frames[window] for window in windows))
+    features = frame_heads.FrameFeatures(task.frames, dim=task.recipe.dim, crew=crew, normalise=normalise)
+    return _Frames(features=features, crew=crew)
+
+
+def _train(
+    task: FrameTask, frames: _Frames, number: int, *, metric: Metric, seeds: tuple[int, ...]
+) -> tuple[Trained, ...]:
+    """X-ARES's schedule: heads of a round by seed."""
+    from featstore.probe import frame_heads
+
+    return frame_heads.train_frame_heads(
         frames.features,
-        jobs,
+        [_job(task, frames, number, metric=metric, seed=seed, head="linear") for seed in seeds],
         crew=frames.crew,
-        loss=heads.BinaryCrossEntropy(pos_weight=probe.pos_weight or 1.0),
-        epochs=probe.epochs,
-        batch_size=probe.batch_size,
+        loss=_loss_of(task),
+        epochs=task.manifest.probe.epochs,
+        batch_size=task.manifest.probe.batch_size,
     )
-    return [trained[start : start + len(seeds)] for start in range(0, len(trained), len(seeds))]
 
 
-def _validation(task: FrameTask, frames: _Frames, each: Round, *, metric: Metric) -> Callable[[Trained], float] | None:
+def _sweep(
+    task: FrameTask, frames: _Frames, number: int, *, metric: Metric, seeds: tuple[int, ...]
+) -> tuple[Trained, ...]:
+    """Minibatches until validation stops improving: heads of a round by seed."""
+    from featstore.probe import frame_heads
+    from featstore.probe.plateau import over_seeds
+
+    def train(*, seed: int, rates: Sequence[float]) -> Trained:
+        return frame_heads.train_frame_head(
+            frames.features,
+            _job(task, frames, number, metric=metric, seed=seed, head="sweep"),
+            crew=frames.crew,
+            loss=_loss_of(task),
+            batch_size=task.manifest.probe.batch_size,
+            epochs=task.manifest.probe.epochs,
+            rates=rates,
+            fresh=lambda: np.random.default_rng((seed, number)),
+        )
+
+    return tuple(over_seeds(seeds, train, fit_of=lambda layer: layer))
+
+
+def _job(task: FrameTask, frames: _Frames, number: int, *, metric: Metric, seed: int, head: Head) -> FrameJob:
+    from featstore.probe import frame_heads
+
+    each = task.rounds[number]
+    return frame_heads.FrameJob(
+        excerpts=excerpts_of(task, task.samples(each.train)),
+        padded=task.protocol == "xares",
+        score=_validation(task, frames, each, metric=metric, head=head),
+        rng=np.random.default_rng((seed, number)),
+        learning_rate=task.manifest.probe.learning_rate,
+    )
+
+
+def _loss_of(task: FrameTask) -> Loss:
+    from featstore.probe import heads
+
+    return heads.BinaryCrossEntropy(pos_weight=task.manifest.probe.pos_weight or 1.0)
+
+
+def _validation(
+    task: FrameTask, frames: _Frames, each: Round, *, metric: Metric, head: Head
+) -> Callable[[Trained], tuple[float, float]] | None:
+    """The metric of a layer, and what decides between equals: minus the loss, where the head is trained by it."""
     if not len(each.valid):
         return None
     part = _part(task, each.valid)
+    pos_weight = task.manifest.probe.pos_weight or 1.0
 
-    def score(head: Trained) -> float:
-        found = part.judge.found_counts(lambda group: frames.rows(part, group, head), each=frames.crew.map)
-        return metric.score(part.true, found)
+    def score(layer: Trained) -> tuple[float, float]:
+        losses = []
+
+        def rows(group: range) -> Rows:
+            found = frames.rows(part, group, layer)
+            if head == "sweep":
+                losses.append((group.start, _loss_sum(part, group, found.logits, pos_weight=pos_weight)))
+            return found
+
+        found = part.judge.found_counts(rows, each=frames.crew.map)
+        return metric.score(part.true, found), -sum(loss for _, loss in sorted(losses))
 
     return score
+
+
+def _loss_sum(part: _Part, group: range, logits: NDArray[np.float32], *, pos_weight: float) -> float:
+    excerpts = part.excerpts
+    targets = np.concatenate([excerpts.targets(at, start=0, stop=int(excerpts.n_rows[at])) for at in group])
+    losses = np.logaddexp(0.0, np.where(targets, -logits, logits)) * np.where(targets, pos_weight, 1.0)
+    return float(losses.sum(dtype=np.float64))
 
 
 def _found(

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, TypeVar
 
@@ -22,12 +22,24 @@ from torch import Tensor
 
 from featstore.errors import DataError
 from featstore.machine import free_memory_bytes
+from featstore.probe.adam import adam_step
 from featstore.probe.frame_scoring import Rows
 from featstore.probe.frame_targets import Excerpts, Span, spans_of
 from featstore.probe.heads import LAYER_NORM_EPS, Bank, Job, Loss, Trained, threads
+from featstore.probe.plateau import DIVERGED, WEIGHT_DECAY, Score, train_to_plateau, unselected
+from featstore.probe.standardisation import Standardisation
 from featstore.taskdata.frames import FrameReader
 
-__all__ = ["Crew", "FrameFeatures", "FrameJob", "crew", "frame_logits", "train_frame_heads"]
+__all__ = [
+    "Crew",
+    "FrameFeatures",
+    "FrameJob",
+    "crew",
+    "frame_logits",
+    "standardised_by",
+    "train_frame_head",
+    "train_frame_heads",
+]
 
 CHUNK_ROWS = 1024
 
@@ -53,14 +65,15 @@ class FrameJob:
         Whether a batch is padded to its longest sample with frames of zeros, and the loss a mean over these as well, as
         in X-ARES; else it is a mean over the frames that there are.
     score : callable or None
-        Validation score of a head (higher is better), which selects an epoch; without one the last is taken.
+        Validation score of a head, which selects an epoch, and what decides between equals (see
+        `featstore.probe.plateau`); higher is better. Without one the last epoch is taken.
     rng : numpy Generator
         Initial weights, then the order of each epoch.
     """
 
     excerpts: Excerpts
     padded: bool
-    score: Callable[[Trained], float] | None
+    score: Callable[[Trained], tuple[float, float]] | None
     rng: np.random.Generator
     learning_rate: float
 
@@ -89,6 +102,38 @@ def crew() -> Iterator[Crew]:
         yield Crew(pool)
 
 
+def train_frame_head(
+    features: FrameFeatures,
+    job: FrameJob,
+    *,
+    crew: Crew,
+    loss: Loss,
+    batch_size: int,
+    epochs: int,
+    rates: Sequence[float],
+    fresh: Callable[[], np.random.Generator],
+) -> Trained:
+    """Train a head by the rule of `featstore.probe.plateau`; without validation for ``epochs`` at the job's rate.
+
+    Parameters
+    ----------
+    fresh : callable
+        Makes the generator of the order of epochs, for each start anew.
+    """
+
+    def start() -> FrameTrainee:
+        return FrameTrainee(features, replace(job, rng=fresh()), crew=crew, loss=loss, batch_size=batch_size)
+
+    if job.score is None:
+        trainee = start()
+        for _ in range(epochs):
+            trainee.epoch(job.learning_rate)
+        _check_finite(trainee.head.bias)
+        return replace(trainee.head, epoch=epochs, fit=unselected(epochs, job.learning_rate))
+    found = train_to_plateau(start, rates=rates)
+    return replace(found.trainee.head, epoch=found.epoch, history=found.history, fit=found.fit)
+
+
 def train_frame_heads(
     features: FrameFeatures, jobs: Sequence[FrameJob], *, crew: Crew, loss: Loss, epochs: int, batch_size: int
 ) -> tuple[Trained, ...]:
@@ -109,15 +154,38 @@ def train_frame_heads(
         )
 
 
+Normalise = Callable[[Tensor], Tensor]
+"""From rows float32 (n, dim), which may be overwritten, to what a head takes."""
+
+
+def layer_normalised(inputs: Tensor) -> Tensor:
+    """Rows as LayerNorm makes them before its affine."""
+    return torch.nn.functional.layer_norm(inputs, inputs.shape[1:], eps=LAYER_NORM_EPS)
+
+
+def standardised_by(by: Standardisation) -> Normalise:
+    """Rows of mean 0 and variance 1 per dimension, by the statistics of training frames."""
+    mean, scale = torch.from_numpy(by.mean.astype(np.float32)), torch.from_numpy(by.scale.astype(np.float32))
+    return lambda inputs: inputs.sub_(mean).div_(scale)
+
+
 class FrameFeatures:
-    """Frames as LayerNorm makes them before its affine, by window.
+    """Normalised frames, by window.
 
     All of them are made once and kept where they fit in ``kept_bytes``, by default a share of what is free; else
     each is made when it is asked for.
     """
 
-    def __init__(self, reader: FrameReader, *, dim: int, crew: Crew, kept_bytes: int | None = None) -> None:
-        self._reader = reader
+    def __init__(
+        self,
+        reader: FrameReader,
+        *,
+        dim: int,
+        crew: Crew,
+        normalise: Normalise = layer_normalised,
+        kept_bytes: int | None = None,
+    ) -> None:
+        self._reader, self._normalise = reader, normalise
         self.dim = dim
         self._kept: Tensor | None = None
         self._firsts: list[int] = []
@@ -155,7 +223,7 @@ class FrameFeatures:
         # NumPy copies out of the map and torch converts: NumPy alone takes five times as long from float16.
         inputs = torch.from_numpy(scratch.array("inputs", (CHUNK_ROWS, self.dim), np.dtype(np.float32)))[:row]
         inputs.copy_(torch.from_numpy(stored)[:row])
-        return torch.nn.functional.layer_norm(inputs, (self.dim,), eps=LAYER_NORM_EPS)
+        return self._normalise(inputs)
 
 
 def _room() -> int:
@@ -215,32 +283,32 @@ class _Share:
 
 
 class _Training:
-    """One job at work."""
+    """One job at work, as X-ARES has it."""
 
     def __init__(
         self, features: FrameFeatures, job: FrameJob, *, crew: Crew, loss: Loss, epochs: int, batch_size: int
     ) -> None:
-        self._job, self._crew, self._loss = job, crew, loss
-        self._epochs, self._batch_size = epochs, batch_size
+        self._job, self._epochs, self._batch_size = job, epochs, batch_size
         samples = np.arange(len(job.excerpts))
         as_job = Job(windows=samples, validation=None, rng=job.rng, learning_rate=job.learning_rate)
         self._bank = Bank([as_job], n_classes=job.excerpts.n_classes, dim=features.dim, batch_size=batch_size)
-        self._features = features
-        self._shares = [_Share(n_classes=job.excerpts.n_classes, dim=features.dim) for _ in range(SHARES)]
+        self._gradients = _Gradients(features, job, crew=crew, loss=loss)
 
     def run(self) -> Trained:
         best, history = self._head(epoch=0), []
         for epoch in range(self._epochs):
             order = self._job.rng.permutation(len(self._job.excerpts))
             for at, start in enumerate(range(0, len(order), self._batch_size)):
-                self._differentiate(order[start : start + self._batch_size].tolist())
+                weight, bias = self._bank.folded(slice(None))
+                batch = order[start : start + self._batch_size].tolist()
+                self._bank.take(*self._gradients.of(batch, weight=weight, bias=bias))
                 self._bank.step(at=at, epoch=epoch, epochs=self._epochs)
             head = self._head(epoch=epoch + 1)
             _check_finite(head.bias)
             if self._job.score is None:
                 best = head
                 continue
-            history.append(self._job.score(head))
+            history.append(self._job.score(head)[0])
             if history[-1] > max(history[:-1], default=-np.inf):
                 best = head
         return Trained(weight=best.weight, bias=best.bias, epoch=best.epoch, history=tuple(history))
@@ -249,13 +317,79 @@ class _Training:
         weight, bias = self._bank.folded(slice(None))
         return Trained(weight=weight[0], bias=bias[0], epoch=epoch, history=())
 
-    def _differentiate(self, batch: Sequence[int]) -> None:
-        """Gradients of one batch, share by share."""
+
+class FrameTrainee:
+    """A linear layer on standardised frames, by AdamW: see `featstore.probe.plateau.Trainee`.
+
+    The loss is convex in the layer, which starts at zero.
+    """
+
+    def __init__(self, features: FrameFeatures, job: FrameJob, *, crew: Crew, loss: Loss, batch_size: int) -> None:
+        self._job, self._batch_size = job, batch_size
+        n_classes = job.excerpts.n_classes
+        self._learned = [torch.zeros(1, n_classes, features.dim), torch.zeros(1, n_classes)]
+        self._first = [torch.zeros_like(each) for each in self._learned]
+        self._second = [torch.zeros_like(each) for each in self._learned]
+        self._taken = [torch.zeros(()) for _ in self._learned]
+        self._gradients = _Gradients(features, job, crew=crew, loss=loss)
+
+    @property
+    def head(self) -> Trained:
+        """The layer as it is."""
+        weight, bias = self.state()
+        return Trained(weight=weight[0], bias=bias[0], epoch=0, history=())
+
+    def epoch(self, learning_rate: float) -> float:
+        """Take every batch once."""
+        order = self._job.rng.permutation(len(self._job.excerpts))
+        starts = range(0, len(order), self._batch_size)
+        total = [torch.zeros_like(each) for each in self._learned]
+        weight, bias = self._learned
+        with torch.no_grad():
+            for start in starts:
+                batch = order[start : start + self._batch_size].tolist()
+                gradients = self._gradients.of(batch, weight=weight, bias=bias)
+                torch._foreach_add_(total, list(gradients))
+                weight.mul_(1.0 - learning_rate * WEIGHT_DECAY)
+                adam_step(
+                    self._learned,
+                    gradients,
+                    first_moments=self._first,
+                    second_moments=self._second,
+                    taken=self._taken,
+                    learning_rate=learning_rate,
+                )
+        return math.sqrt(sum(float(each.square().sum()) for each in total)) / len(starts)
+
+    def score(self) -> Score:
+        """Validation score; 0 without validation."""
+        if not all(math.isfinite(float(each.sum())) for each in self._learned):
+            return DIVERGED
+        return (0.0, 0.0) if self._job.score is None else self._job.score(self.head)
+
+    def state(self) -> list[Tensor]:
+        """Weight and bias."""
+        return [each.clone() for each in self._learned]
+
+    def restore(self, state: list[Tensor]) -> None:
+        """Load them."""
+        for each, value in zip(self._learned, state, strict=True):
+            each.copy_(value)
+
+
+class _Gradients:
+    """Gradients of batches, share by share: M (1, classes, dim) and g (1, classes) of `featstore.probe.heads`."""
+
+    def __init__(self, features: FrameFeatures, job: FrameJob, *, crew: Crew, loss: Loss) -> None:
+        self._features, self._job, self._crew, self._loss = features, job, crew, loss
+        self._shares = [_Share(n_classes=job.excerpts.n_classes, dim=features.dim) for _ in range(SHARES)]
+
+    def of(self, batch: Sequence[int], *, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradients at a weight (1, classes, dim) and bias (1, classes), until the next batch."""
         excerpts = self._job.excerpts
         n_rows = excerpts.n_rows[batch]
         longest = int(n_rows.max())
         n_counted = len(batch) * longest if self._job.padded else int(n_rows.sum())
-        weight, bias = self._bank.folded(slice(None))
         chunks = list(spans_of(excerpts, batch, max_rows=CHUNK_ROWS))
         bounds = [len(chunks) * number // SHARES for number in range(SHARES + 1)]
 
@@ -276,7 +410,7 @@ class _Training:
         n_padded = n_counted - int(n_rows.sum())
         if n_padded:
             total += self._of_padding(batch, bias, longest=longest, share=n_padded / n_counted)
-        self._bank.take(moments, total)
+        return moments, total
 
     def _add_up(
         self, share: _Share, chunks: Sequence[Sequence[Span]], *, weight: Tensor, bias: Tensor, of_a_row: float

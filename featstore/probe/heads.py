@@ -17,7 +17,7 @@ Folds, seeds and learning rates are heads of one batched problem, with a row of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
@@ -55,7 +55,7 @@ MIN_WORK_FOR_THREADS = 20_000_000
 
 
 class Loss(Protocol):
-    """How a head is taught: the gradient of a loss, and the scores that its logits stand for."""
+    """How a head is taught: the gradient of a loss."""
 
     def gradient(self, logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
         """Gradient by the logits.
@@ -63,9 +63,6 @@ class Loss(Protocol):
         ``logits`` (heads, batch, classes), which may be overwritten; ``targets`` (heads, batch, ...);
         ``weights`` (heads, batch, 1) add up to 1 for each head and are 0 where a batch is not full.
         """
-
-    def scores(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Probabilities that windows can vote with, from logits (n, classes)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +74,6 @@ class CrossEntropy:
         gradient = torch.softmax(logits, dim=-1)
         gradient.scatter_add_(2, targets.unsqueeze(2), gradient.new_full((1, 1, 1), -1.0).expand(*targets.shape, 1))
         return gradient.mul_(weights)
-
-    def scores(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Softmax."""
-        return torch.softmax(torch.from_numpy(logits), dim=1).numpy()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,10 +87,6 @@ class BinaryCrossEntropy:
         odds = torch.add(1.0, targets, alpha=self.pos_weight - 1.0)
         gradient = logits.sigmoid_().mul_(odds).sub_(targets, alpha=self.pos_weight)
         return gradient.mul_(weights / logits.shape[-1])
-
-    def scores(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Sigmoid."""
-        return torch.sigmoid(torch.from_numpy(logits)).numpy()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -141,12 +130,15 @@ class Trained:
         The best one, counted from 1.
     history : tuple of float
         Validation score after each epoch; empty without validation.
+    fit : mapping or None
+        How its learning rate was found; None where the schedule is fixed.
     """
 
     weight: Tensor
     bias: Tensor
     epoch: int
     history: tuple[float, ...]
+    fit: Mapping[str, Any] | None = None
 
 
 def standardised(X: NDArray[np.float32]) -> Tensor:

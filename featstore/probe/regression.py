@@ -1,9 +1,10 @@
-"""Tasks of kind ``regression``: a linear head that tells one number of each clip."""
+"""Tasks of kind ``regression``: a linear model that predicts one number of each clip."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from featstore.errors import LabelError
 from featstore.metrics import Metric, find_metric
-from featstore.probe.selection import selection_details
+from featstore.probe.selection import fit_details, selection_details
 from featstore.records import Protocol, ScoreRecord
 from featstore.splits import Round
 from featstore.taskdata import (
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
     from featstore.manifest import Manifest
     from featstore.probe.heads import Trained, Validation
+    from featstore.probe.ridge import RidgePath
+    from featstore.probe.track import Head
     from featstore.store import Store
 
 __all__ = ["SquaredError", "score_regression"]
@@ -64,45 +67,143 @@ def score_regression(
     encoder: str | None,
     protocol: Protocol,
     seeds: tuple[int, ...],
+    head: Head,
 ) -> ScoreRecord:
     """Score a task of kind ``regression``.
 
-    ``strict`` learns numbers that are standardised by the round's training clips, and averages the windows of a clip;
-    ``xares`` learns the numbers as they are, as the MSELoss of X-ARES would, every window a sample.
+    ``ridge`` is ridge regression; ``linear`` is X-ARES's schedule, which under ``strict`` learns numbers that are
+    standardised by the round's training clips. ``strict`` averages the windows of a clip; under ``xares`` every window
+    is a sample.
     """
     metric = find_metric(manifest.metric, protocol)
-    from featstore.probe import heads
+    import torch  # noqa: F401  # so that its import is no part of a stage
 
     watch = Stopwatch()
     with watch("read"):
         task = load_task(store, manifest, encoder=encoder, protocol=protocol)
         _check_size(task)
     with watch("train"):
-        features = heads.standardised(task.X)
-        losses = [_loss_of(task, each) for each in task.rounds]
-        trained = [
-            _train(task, features, number, loss=loss, metric=metric, seeds=seeds) for number, loss in enumerate(losses)
-        ]
+        taught = _learn_ridge(task, metric) if head == "ridge" else _learn_linear(task, metric, seeds=seeds)
     with watch("score"):
-        outcomes = [
-            _outcome(task, each, features, heads_of_round, loss)
-            for each, heads_of_round, loss in zip(task.rounds, trained, losses, strict=True)
-        ]
+        outcomes = [_outcome(task, each, numbers) for each, numbers in zip(task.rounds, taught.numbers, strict=True)]
         scores = score_outcomes(task, outcomes)
     return score_record(
         task,
         outcomes,
         scores,
         track="A",
-        seeds=seeds,
-        settings={"head": "linear", **manifest.probe.model_dump(exclude_none=True)},
+        seeds=taught.seeds,
+        settings={"head": head, **taught.settings},
         seconds=watch.seconds,
         libraries=("torch",),
         details={
-            **selection_details(task.rounds, trained),
+            **taught.details,
+            "at_or_below_majority": _at_or_below_mean(task, metric, outcomes, value=scores.value),
             "metrics": {name: _mean_score(find_metric(name, protocol), outcomes) for name in METRICS},
         },
     )
+
+
+Predict = Callable[[NDArray[np.int64]], NDArray[np.floating[Any]]]
+"""Numbers (n, 1) of windows of the pool."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Taught:
+    """What each round taught, by seed, and what the record keeps of it."""
+
+    numbers: Sequence[Sequence[Predict]]
+    details: Mapping[str, Any]
+    seeds: tuple[int, ...]
+    settings: Mapping[str, Any]
+
+
+def _learn_ridge(task: TaskData, metric: Metric) -> _Taught:
+    from featstore.probe.ridge import fit_ridge
+
+    paths = []
+    for each in task.rounds:
+        windows = task.windows_of(each.train)
+        score, X_valid = None, None
+        if len(each.valid):
+            samples = task.samples(each.valid)
+            X_valid = task.X[samples.windows]
+            score = partial(_ridge_score, metric, samples)
+        paths.append(fit_ridge(task.X[windows], task.targets.values[task.clip[windows]], X_valid=X_valid, score=score))
+    fits = [
+        [
+            {
+                "strength": path.alpha,
+                "grid": list(path.alphas),
+                "scores": list(path.scores),
+                "extended": path.extended,
+                "at_edge": path.at_edge,
+                "iterations": 0,
+                "gradient_norm": path.gradient_norm,
+                "converged": True,
+            }
+        ]
+        for path in paths
+    ]
+    return _Taught(
+        numbers=[(partial(_ridge_numbers, task, path),) for path in paths],
+        details=fit_details(task.rounds, fits),
+        seeds=(),
+        settings={},
+    )
+
+
+def _ridge_score(metric: Metric, samples: Samples, numbers: NDArray[np.float64]) -> tuple[float, float]:
+    """Validation score, and the squared error, which decides between equals; both negated where lower is better."""
+    voted = samples.vote(numbers)
+    sign = 1.0 if metric.higher_is_better else -1.0
+    return sign * metric.score(samples.y_true, voted), -float(np.square(voted[:, 0] - samples.y_true).mean())
+
+
+def _ridge_numbers(task: TaskData, path: RidgePath, windows: NDArray[np.int64]) -> NDArray[np.float64]:
+    return path(task.X[windows])
+
+
+def _learn_linear(task: TaskData, metric: Metric, *, seeds: tuple[int, ...]) -> _Taught:
+    from featstore.probe import heads
+
+    features = heads.standardised(task.X)
+    losses = [_loss_of(task, each) for each in task.rounds]
+    trained = [
+        _train(task, features, number, loss=loss, metric=metric, seeds=seeds) for number, loss in enumerate(losses)
+    ]
+    return _Taught(
+        numbers=[
+            [partial(_linear_numbers, features, head, loss) for head in of_round]
+            for of_round, loss in zip(trained, losses, strict=True)
+        ],
+        details=selection_details(task.rounds, trained),
+        seeds=seeds,
+        settings=task.manifest.probe.model_dump(exclude_none=True, exclude={"head"}),
+    )
+
+
+def _linear_numbers(
+    features: Tensor, head: Trained, loss: SquaredError, windows: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    from featstore.probe import heads
+
+    (logits,) = heads.predict(features, windows, [head])
+    return loss.scores(logits)
+
+
+def _at_or_below_mean(task: TaskData, metric: Metric, outcomes: Sequence[Outcome], *, value: float) -> bool:
+    """Whether a score is no better than that of the training mean, the same for every test clip."""
+    baseline = np.mean(
+        [
+            metric.score(
+                outcome.samples.y_true,
+                np.full((len(outcome.samples.y_true), 1), task.targets.values[each.train].mean()),
+            )
+            for each, outcome in zip(task.rounds, outcomes, strict=True)
+        ]
+    )
+    return bool(value <= baseline if metric.higher_is_better else value >= baseline)
 
 
 def _check_size(task: TaskData) -> None:
@@ -159,26 +260,19 @@ def _validation(task: TaskData, each: Round, *, loss: SquaredError, metric: Metr
     sign = 1.0 if metric.higher_is_better else -1.0
 
     def score(logits: NDArray[np.float32]) -> float:
-        return sign * metric.score(samples.y_true, _numbers(samples, logits, loss))
+        return sign * metric.score(samples.y_true, samples.vote(loss.scores(logits)))
 
     return heads.Validation(windows=samples.windows, score=score)
 
 
-def _outcome(task: TaskData, each: Round, features: Tensor, trained: Sequence[Trained], loss: SquaredError) -> Outcome:
-    from featstore.probe import heads
-
+def _outcome(task: TaskData, each: Round, numbers: Sequence[Predict]) -> Outcome:
     samples = task.samples(each.test)
-    logits = heads.predict(features, samples.windows, trained)
     return Outcome(
         n_train=len(each.train),
         n_valid=len(each.valid),
         samples=samples,
-        y_scores=tuple(_numbers(samples, of_seed, loss) for of_seed in logits),
+        y_scores=tuple(samples.vote(of_seed(samples.windows)) for of_seed in numbers),
     )
-
-
-def _numbers(samples: Samples, logits: NDArray[np.float32], loss: SquaredError) -> NDArray[np.floating[Any]]:
-    return samples.vote(loss.scores(logits))
 
 
 def _mean_score(metric: Metric, outcomes: Sequence[Outcome]) -> float:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featstore.errors import DataError, UnknownFeatureSet
+from featstore.probe.standardisation import Standardisation
 from featstore.records import Protocol
 from featstore.taskdata.pool import Windows, extract_command, read_windows
 
@@ -66,6 +67,10 @@ class Sequences:
                 "damaged parts, extracting makes them again"
             )
         return frames
+
+    def standardisation(self, clips: NDArray[np.int64]) -> Standardisation:
+        """Mean and variance of all frames of some clips, read one clip after another."""
+        return Standardisation.of_chunks(self.frames(clip) for clip in clips.tolist())
 
 
 def open_sequences(store: Store, manifest: Manifest, *, encoder: str | None, protocol: Protocol) -> Sequences:

@@ -1,10 +1,10 @@
-"""One task's linear probe, from the store to a score."""
+"""One task's probe, from the store to a score."""
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal, cast, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 from typing import Protocol as Interface
 
 from featstore.errors import UsageError
@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Head", "KindScorer", "probe_task"]
 
-Head = Literal["linear", "sweep", "logreg"]
+Head = Literal["logistic", "ridge", "linear", "sweep"]
+
+ALIASES: Mapping[str, Head] = {"logreg": "logistic"}
 
 SEEDS: Mapping[Protocol, tuple[int, ...]] = {"strict": (0, 1, 2), "xares": (42,)}
 
@@ -33,11 +35,23 @@ class KindScorer(Interface):
         encoder: str | None,
         protocol: Protocol,
         seeds: tuple[int, ...],
+        head: Head,
     ) -> ScoreRecord:
-        """Score one task; ``seeds`` are one or more different numbers from 0 on."""
+        """Score one task; ``seeds`` are one or more different numbers from 0 on, ``head`` is one of its kind's."""
 
 
-# Kinds of one target for each clip, whose heads can be chosen: see featstore.probe.clips.
+HEADS: Mapping[str, tuple[Head, ...]] = {
+    "clip": ("logistic", "linear", "sweep"),
+    "multilabel": ("logistic", "linear", "sweep"),
+    "regression": ("ridge", "linear"),
+    "frame": ("sweep", "linear"),
+    "contrastive": ("sweep", "linear"),
+    "ctc": ("sweep", "linear"),
+    "asr": ("sweep", "linear"),
+}
+"""By kind; the first is what ``strict`` takes. ``xares`` takes ``linear``."""
+
+# Kinds of one target for each clip: see featstore.probe.clips.
 CLIP_KINDS = ("clip", "multilabel")
 
 # Module and function by kind, imported when a task of that kind comes.
@@ -57,13 +71,14 @@ def probe_task(
     encoder: str | None = None,
     protocol: Protocol = "strict",
     seeds: tuple[int, ...] | None = None,
-    head: str = "linear",
+    head: str | None = None,
     shots: tuple[int, ...] = (),
 ) -> ScoreRecord:
-    """Train a linear head on a task's cached embeddings and score it.
+    """Train a head on a task's cached embeddings and score it.
 
-    An epoch is selected on the round's validation clips: see `featstore.splits.plan_rounds` for which these are under
-    each protocol.
+    Strengths, learning rates and epochs are selected on the round's validation clips: see
+    `featstore.splits.plan_rounds` for which these are under each protocol. The model that was selected is tested as it
+    is; it is not fitted again with the validation clips.
 
     Parameters
     ----------
@@ -73,13 +88,17 @@ def probe_task(
         ``"logmel"`` or ``"logmel@3f9c2a71"``; not needed where the store holds one encoder.
     protocol : "strict" or "xares"
     seeds : tuple of int, optional
-        Of initial weights and batch order: (0, 1, 2) under ``strict``, (42,) under ``xares``.
-    head : "linear", "sweep" or "logreg"
-        ``linear`` is the manifest's. Kinds ``clip`` and ``multilabel`` also have ``sweep``, a grid of learning rates
-        and weight decays, and ``logreg``, scikit-learn's logistic regression; validation chooses.
+        Of initial weights and batch order: (0, 1, 2) under ``strict``, (42,) under ``xares``. ``logistic`` and
+        ``ridge`` have none.
+    head : str, optional
+        ``logistic`` (kinds ``clip`` and ``multilabel``; ``logreg`` is another name of it) and ``ridge`` (kind
+        ``regression``): converged linear models on standardised features. ``sweep`` (all but ``regression``):
+        minibatches on standardised features, at a learning rate that validation chooses, until validation stops
+        improving. ``linear``: X-ARES's schedule, as the manifest says. By default that of the manifest's ``[probe]
+        head``, else the converged model of the kind or ``sweep`` under ``strict``; ``linear`` under ``xares``.
     shots : tuple of int, optional
-        Kinds ``clip`` and ``multilabel`` only: ``details["shots"]`` has the scores of linear heads that learn from so
-        many clips of each class.
+        Kinds ``clip`` and ``multilabel`` only: ``details["shots"]`` has the scores of heads that learn from so many
+        clips of each class.
 
     Raises
     ------
@@ -90,27 +109,37 @@ def probe_task(
     UsageError
         The head, the metric or the kind of the task is not one that the probe knows.
     """
-    _check_options(manifest, head=head, shots=shots)
+    chosen = _head_of(manifest, asked=head, protocol=protocol)
+    check_shots(shots)
+    if shots and manifest.kind not in CLIP_KINDS:
+        raise UsageError(
+            f"--shots is for tasks of kind {' and '.join(CLIP_KINDS)}, and {manifest.name} is of kind {manifest.kind}"
+        )
     seeds = SEEDS[protocol] if seeds is None else seeds
     if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
         raise UsageError(f"seeds must be one or more different numbers from 0 on, got {seeds}")
     if manifest.kind in CLIP_KINDS:
         from featstore.probe.clips import score_clips
 
-        return score_clips(
-            store, manifest, encoder=encoder, protocol=protocol, seeds=seeds, head=cast(Head, head), shots=shots
-        )
+        return score_clips(store, manifest, encoder=encoder, protocol=protocol, seeds=seeds, head=chosen, shots=shots)
     module, name = SCORERS[manifest.kind]
     scorer: KindScorer = getattr(importlib.import_module(module), name)
-    return scorer(store, manifest, encoder=encoder, protocol=protocol, seeds=seeds)
+    return scorer(store, manifest, encoder=encoder, protocol=protocol, seeds=seeds, head=chosen)
 
 
-def _check_options(manifest: Manifest, *, head: str, shots: tuple[int, ...]) -> None:
-    check_shots(shots)
+def _head_of(manifest: Manifest, *, asked: str | None, protocol: Protocol) -> Head:
+    """The head that is asked for, or the default. Raises UsageError for one that the task's kind does not have."""
+    heads = HEADS[manifest.kind]
+    named = manifest.probe.head if asked is None and protocol == "strict" else asked
+    if named is None:
+        return "linear" if protocol == "xares" else heads[0]
+    head = ALIASES.get(named, named)
     if head not in get_args(Head):
-        raise UsageError(f"there is no head {head!r}; there are {', '.join(get_args(Head))}")
-    if manifest.kind not in CLIP_KINDS and (head != "linear" or shots):
-        asked = f"--head {head}" if head != "linear" else "--shots"
+        raise UsageError(f"there is no head {named!r}; there are {', '.join((*get_args(Head), *ALIASES))}")
+    if head not in heads:
+        kinds = [kind for kind, its_heads in HEADS.items() if head in its_heads]
         raise UsageError(
-            f"{asked} is for tasks of kind {' and '.join(CLIP_KINDS)}, and {manifest.name} is of kind {manifest.kind}"
+            f"--head {named} is for tasks of kind {' and '.join(kinds)}, and {manifest.name} is of kind "
+            f"{manifest.kind}: take {' or '.join(heads)}"
         )
+    return head

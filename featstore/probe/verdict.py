@@ -18,6 +18,7 @@ from featstore.taskdata.scores import build_record, score_test_sets
 if TYPE_CHECKING:
     from featstore.manifest import Manifest
     from featstore.probe.fitting import Fitted
+    from featstore.probe.track import Head
     from featstore.taskdata.pool import Windows
 
 __all__ = ["RoundResult", "plan", "verdict"]
@@ -56,7 +57,7 @@ def plan(manifest: Manifest, windows: Windows, *, protocol: Protocol) -> tuple[R
         members=windows.members,
         roles=None if manifest.folds is not None else manifest.feature_sets,
         ids=windows.ids,
-        strata=np.zeros(len(windows.ids), np.int64),
+        stratify=lambda _: np.zeros(len(windows.ids), np.int64),
     )
     for each in rounds:
         check_parts(each, task=manifest.name)
@@ -71,6 +72,7 @@ def verdict(
     metric: Metric,
     protocol: Protocol,
     seeds: tuple[int, ...],
+    head: Head,
     settings: Mapping[str, Any],
     seconds: Mapping[str, float],
     libraries: Sequence[str],
@@ -90,7 +92,13 @@ def verdict(
         n_train=[len(each.train) for each in rounds],
         n_valid=[len(each.valid) for each in rounds],
         seeds=seeds,
-        settings={"head": "linear", **manifest.probe.model_dump(exclude_none=True), **settings},
+        settings={
+            "head": head,
+            **manifest.probe.model_dump(
+                exclude_none=True, exclude={"head"} if head == "linear" else {"head", "epochs", "learning_rate"}
+            ),
+            **settings,
+        },
         seconds=seconds,
         libraries=libraries,
         details={**selection_details(rounds, [each.fits for each in tested]), **_by_round(tested)},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -65,7 +65,7 @@ def plan_rounds(
     members: Mapping[str, NDArray[np.int64]],
     roles: Mapping[str, str] | None,
     ids: Sequence[str],
-    strata: NDArray[np.int64],
+    stratify: Callable[[NDArray[np.int64]], NDArray[np.int64]],
     leave_one_out: bool = False,
 ) -> tuple[Round, ...]:
     """Plan the rounds of a task.
@@ -87,8 +87,8 @@ def plan_rounds(
         ``train``, ``valid`` and ``test`` -> name of a feature set; None where every member is a fold.
     ids : sequence of str (n_clips,)
         Unique names of all clips.
-    strata : int64 (n_clips,)
-        What the parts of a split keep in proportion.
+    stratify : callable
+        From the clips that are to be split, to what their parts keep in proportion, int64 (n_clips,).
     leave_one_out : bool
         Whether the method can do without a clip at no cost, as a search for neighbours can.
     """
@@ -98,7 +98,7 @@ def plan_rounds(
     ) -> Round:
         if valid is not None:
             return Round(name=name, protocol=protocol, train=rest, valid=valid, test=test)
-        aside = stratified_tenth(rest, ids=ids, strata=strata)
+        aside = stratified_tenth(rest, ids=ids, strata=stratify(rest))
         train = np.setdiff1d(rest, aside)
         return Round(name=name, protocol=protocol, train=train, valid=aside, test=test, reference=np.sort(rest))
 
@@ -128,7 +128,7 @@ def plan_rounds(
                 leave_one_out=True,
             ),
         )
-    folds = stratified_folds(train, ids=ids, strata=strata, n_folds=N_HASH_FOLDS)
+    folds = stratified_folds(train, ids=ids, strata=stratify(train), n_folds=N_HASH_FOLDS)
     return tuple(
         strict_round(f"hash-{number}", np.setdiff1d(train, fold), fold, declared)
         for number, fold in enumerate(folds, start=1)

@@ -157,7 +157,7 @@ def load_frame_task(store: Store, manifest: Manifest, *, encoder: str | None, pr
         members=windows.members,
         roles=None if manifest.folds is not None else manifest.feature_sets,
         ids=windows.ids,
-        strata=targets.strata,
+        stratify=targets.stratify,
     )
     for each in rounds:
         check_round(each, targets, task=manifest.name, least=1)
@@ -199,4 +199,4 @@ def _read_events(manifest: Manifest, keys: Sequence[str], metas: Sequence[str]) 
         label=label,
         bounds=bounds,
     )
-    return events, Targets(values=shown, classes=classes, strata=rarest_label(shown))
+    return events, Targets(values=shown, classes=classes, stratify=lambda clips: rarest_label(shown, clips))

@@ -119,7 +119,7 @@ def load_task(
         members=pool.members,
         roles=None if manifest.folds is not None else roles,
         ids=pool.ids,
-        strata=targets.strata,
+        stratify=targets.stratify,
         leave_one_out=leave_one_out,
     )
     for each in rounds:

@@ -128,15 +128,15 @@ class Scores:
     libraries: tuple[str, ...]
 
 
-def score_outcomes(task: ScoredTask, outcomes: Sequence[Outcome]) -> Scores:
-    """Score what was predicted in each of ``task.rounds``, in their order.
+def score_outcomes(task: ScoredTask, outcomes: Sequence[Outcome], *, metric: Metric | None = None) -> Scores:
+    """Score what was predicted in each of ``task.rounds``, in their order, by the task's metric unless told otherwise.
 
     Raises
     ------
     DataError
         The test clips cannot be scored by the task's metric.
     """
-    metric = find_metric(task.manifest.metric, task.protocol)
+    metric = find_metric(task.manifest.metric, task.protocol) if metric is None else metric
     tested = [TestSet(y_true=each.samples.y_true, y_scores=each.y_scores, clip=each.samples.clip) for each in outcomes]
     try:
         found = score_test_sets(metric, tested, clip_ids=task.clip_id)

@@ -29,13 +29,14 @@ class Targets:
         ``frame``: likewise, of the classes that some event is of. ``regression``: float64 numbers (n_clips,).
     classes : tuple of str
         None for numbers.
-    strata : int64 (n_clips,)
-        What random parts of a split keep in proportion.
+    stratify : callable
+        From the clips that are to be split, to what their parts keep in proportion, int64 (n_clips,). It depends on
+        these clips alone: labels of a test set do not decide who selects.
     """
 
     values: NDArray[Any]
     classes: tuple[str, ...]
-    strata: NDArray[np.int64]
+    stratify: Callable[[NDArray[np.int64]], NDArray[np.int64]]
 
     def present(self, clips: NDArray[np.int64]) -> NDArray[np.int64]:
         """Classes that some clips show, sorted; of numbers, those that they are."""
@@ -67,7 +68,7 @@ def _one_class(manifest: Manifest, pool: Windows) -> Targets:
     classes = labels.class_names(manifest, observed)
     index = {name: number for number, name in enumerate(classes)}
     values = np.array([index[name] for name in observed], dtype=np.int64)
-    return Targets(values=values, classes=classes, strata=values)
+    return Targets(values=values, classes=classes, stratify=lambda _: values)
 
 
 def _label_sets(manifest: Manifest, pool: Windows) -> Targets:
@@ -79,22 +80,25 @@ def _label_sets(manifest: Manifest, pool: Windows) -> Targets:
     values = np.zeros((len(observed), len(classes)), dtype=np.float32)
     for clip, names in enumerate(observed):
         values[clip, [index[name] for name in names]] = 1.0
-    return Targets(values=values, classes=classes, strata=rarest_label(values))
+    return Targets(values=values, classes=classes, stratify=lambda clips: rarest_label(values, clips))
 
 
 def _numbers(manifest: Manifest, pool: Windows) -> Targets:
     from featstore.manifest import labels
 
     values = np.array(labels.field_numbers(manifest, pool.keys, pool.metas), dtype=np.float64)
-    tenths = np.quantile(values, np.arange(1, 10) / 10)
-    return Targets(values=values, classes=(), strata=np.searchsorted(tenths, values).astype(np.int64))
+
+    def tenths(clips: NDArray[np.int64]) -> NDArray[np.int64]:
+        return np.searchsorted(np.quantile(values[clips], np.arange(1, 10) / 10), values).astype(np.int64)
+
+    return Targets(values=values, classes=(), stratify=tenths)
 
 
-def rarest_label(values: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Find the label of each clip that the fewest clips have; clips without a label are a stratum of their own."""
+def rarest_label(values: NDArray[np.float32], clips: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Find the label of each clip that the fewest of some clips have; without a label it is a stratum of its own."""
     if not values.shape[1]:
         return np.zeros(len(values), np.int64)
-    clips_of_label = values.sum(axis=0)
+    clips_of_label = values[clips].sum(axis=0)
     rarity = np.where(values > 0, clips_of_label, np.inf)
     return np.asarray(np.where(values.any(axis=1), rarity.argmin(axis=1), values.shape[1]), dtype=np.int64)
 

@@ -279,7 +279,7 @@ def test_an_empty_folder_and_one_of_nothing_but_pipes_are_one_line(run: Run, tmp
 
 
 @pytest.mark.usefixtures("audio")
-def test_a_manifest_to_start_from_has_epochs_enough_for_few_clips_and_knows_validation_by_other_names(run: Run) -> None:
+def test_a_manifest_to_start_from_has_no_schedule_and_knows_validation_by_other_names(run: Run) -> None:
     parts = ["train", "dev", "test", "rest"]
     rows = [{**row, "part": part} for row, part in zip(TABLE, parts, strict=True)]
     Path("t.jsonl").write_text("\n".join(map(json.dumps, rows)))
@@ -287,7 +287,7 @@ def test_a_manifest_to_start_from_has_epochs_enough_for_few_clips_and_knows_vali
     manifest = load_manifest(Path("one.toml"))
     assert manifest.patterns == {"train": "train-*.tar", "valid": "dev-*.tar", "test": "test-*.tar"}
     assert "# no part of the task: rest" in Path("one.toml").read_text()
-    assert manifest.probe.epochs == 200  # of one batch each
+    assert "[probe]" not in Path("one.toml").read_text()  # the default trains until it has converged
 
 
 def test_packing_holds_one_clip_at_a_time(audio: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

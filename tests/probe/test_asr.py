@@ -100,7 +100,8 @@ def test_a_frozen_language_model_learns_to_hear(store, model_folder, protocol):
     assert len(record.settings["language_model_sha256"]) == 16
     history = record.details["validation"]["test"][0]
     best = record.details["best_epoch"]["test"][0]
-    assert (len(history), history[best - 1]) == (60, max(history))
+    assert history[best - 1] == max(history)
+    assert len(history) == 60 if protocol == "xares" else record.details["fit"]["converged"]
 
 
 def test_a_clip_that_is_not_heard_is_not_guessed(store, model_folder, monkeypatch):

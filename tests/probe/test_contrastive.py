@@ -88,7 +88,11 @@ def test_a_run_repeats_to_the_last_digit_and_seeds_differ(store):
     one, two = (probe_task(store, task, seeds=(1, 2)) for _ in range(2))
     assert {**one.as_json(), "seconds": {}} == {**two.as_json(), "seconds": {}}
     histories = one.details["validation"]["test"]
-    assert [len(history) for history in histories] == [2, 2]
+    assert len(histories) == 2
+    assert histories[0] != histories[1]
+    assert [fit["grid"] for fit in one.details["fit"]["rounds"]["test"]][1] == [
+        one.details["fit"]["rounds"]["test"][0]["learning_rate"]
+    ]
 
 
 @pytest.mark.parametrize("folds", [False, True])
@@ -222,4 +226,4 @@ def test_another_head_is_a_usage_error(store):
 def test_a_model_that_diverged_is_one_line_with_a_remedy(store):
     task = TASK.model_copy(update={"probe": TASK.probe.model_copy(update={"epochs": 1, "learning_rate": 1e30})})
     with pytest.raises(DataError, match=r"not finite: lower the manifest's \[probe\] learning_rate"):
-        probe_task(store, task, seeds=(0,))
+        probe_task(store, task, seeds=(0,), head="linear")

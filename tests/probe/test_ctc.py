@@ -204,8 +204,8 @@ def test_without_jiwer_one_line_says_what_to_install(monkeypatch):
 
 
 def test_another_head_is_a_usage_error(store):
-    with pytest.raises(UsageError, match=r"--head sweep is for tasks of kind clip and multilabel, and .* of kind ctc"):
-        probe_task(store, TASK, head="sweep")
+    with pytest.raises(UsageError, match=r"--head ridge is for tasks of kind regression, and .* of kind ctc"):
+        probe_task(store, TASK, head="ridge")
 
 
 def test_transcripts_without_a_letter_cannot_be_learned_from(tmp_path):

@@ -247,6 +247,10 @@ def test_windows_of_a_cropped_clip_score_as_the_clip_that_they_are_of(tmp_path):
     one, two = (probe_task(each, framed.task(probe=PROBE), seeds=(0,)) for each in (whole, cropped))
     assert len(cropped.select(split="test")) > len(whole.select(split="test"))
     assert one.value == two.value
+    # Streamed statistics and gradients are added up in other pieces.
+    assert one.details["fit"]["rounds"]["test"][0].pop("gradient_norm") == pytest.approx(
+        two.details["fit"]["rounds"]["test"][0].pop("gradient_norm"), rel=1e-3
+    )
     assert {**one.details, "bootstrap": 0} == {**two.details, "bootstrap": 0}
 
 

@@ -1,18 +1,15 @@
-"""`--head sweep`, `--head logreg` and `--shots`: chosen by validation, against scikit-learn and training by hand."""
+"""The heads of class labels and `--shots`: what validation chooses, what a record tells of it, what test labels do."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
-from sklearn.linear_model import LogisticRegression
-from sklearn.multiclass import OneVsRestClassifier
-from sklearn.preprocessing import StandardScaler
+from scipy.special import expit, logit, softmax
 
 import tiny
-from featstore.errors import UsageError
-from featstore.probe import heads, probe_task, sweep
-from featstore.probe.logreg import regress
+from featstore.errors import DataError, UsageError
+from featstore.probe import logistic, plateau, probe_task, votes
+from featstore.taskdata.samples import group_windows
 
 SETS = {
     name: tiny.TinySet(tiny.clips(name, n, dim=16, spread=1.5, windows=windows))
@@ -25,11 +22,7 @@ def probe(sets=SETS, **options):
     return probe_task(tiny.TinyStore(sets), tiny.task(**{"probe": {"epochs": 15}, **changes}), **options)
 
 
-def classes(tiny_set):
-    return np.array([int(tiny_set.clips[at].label[-1]) for at in tiny_set.clip])
-
-
-@pytest.mark.parametrize("head", ["sweep", "logreg"])
+@pytest.mark.parametrize("head", ["sweep", "logistic"])
 @pytest.mark.parametrize("protocol", ["strict", "xares"])
 @pytest.mark.parametrize(
     "changes",
@@ -43,137 +36,174 @@ def test_every_head_learns_under_both_protocols(head, protocol, changes):
     record = probe(changes=changes, head=head, protocol=protocol)
     assert record.value > 0.8
     assert record.settings["head"] == head
-    assert set(record.details[head]) == set(record.details["by_round"])
+    fit = record.details["fit"]
+    assert set(fit["rounds"]) == set(record.details["by_round"])
+    assert fit["converged"]
+    assert [len(of) for of in fit["rounds"].values()] == [max(1, len(record.seeds))] * len(fit["rounds"])
+    assert not record.details["at_or_below_majority"]
     again = probe(changes=changes, head=head, protocol=protocol)
     assert {**record.as_json(), "seconds": {}} == {**again.as_json(), "seconds": {}}
 
 
-def test_the_sweep_tells_every_candidate_and_takes_the_best_by_validation():
-    record = probe(head="sweep", seeds=(3, 4))
-    told = record.details["sweep"]["test"]
-    best = max(each["score"] for each in told["tried"])
-    first = next(each for each in told["tried"] if each["score"] == best and each["epochs"] == 15)
-    assert len(told["tried"]) == 48
-    assert told["chosen"] == {name: first[name] for name in ("learning_rate", "weight_decay")}
-    assert max(record.details["validation"]["test"][0]) == best
-    assert sum(each["epochs"] == 15 for each in told["tried"]) == 6
+def test_the_default_is_the_manifests_head_else_the_converged_model_and_under_xares_that_of_x_ares():
+    def head(asked=None, named=None, protocol="strict"):
+        changes = {"probe": {"epochs": 2, **({} if named is None else {"head": named})}}
+        return probe(changes=changes, head=asked, protocol=protocol).settings["head"]
+
+    assert head() == "logistic"
+    assert head(named="linear") == "linear"
+    assert head(named="linear", asked="logistic") == "logistic"
+    assert head(named="logistic", protocol="xares") == "linear"
+    assert head(asked="logreg") == "logistic"
 
 
-def job(validation, n=64, seed=0):
-    return heads.Job(windows=np.arange(n), validation=validation, rng=np.random.default_rng(seed), learning_rate=1e-3)
+def test_a_set_that_is_too_large_for_full_batches_is_trained_by_minibatches(monkeypatch):
+    full = probe()
+    monkeypatch.setattr(logistic, "MAX_PASS", 120 * 16 * 3 - 1)
+    record = probe()
+    assert (record.settings["head"], record.settings["solver"]) == ("logistic", "minibatch")
+    assert record.value == pytest.approx(full.value, abs=0.05)
+    fits = record.details["fit"]["rounds"]["test"]
+    assert len({fit["learning_rate"] for fit in fits}) == 1
+    assert [len(fit["grid"]) > 1 for fit in fits] == [True, False, False]
 
 
-@pytest.mark.parametrize("loss", [heads.CrossEntropy(), heads.BinaryCrossEntropy(pos_weight=2.0)], ids=["ce", "bce"])
-def test_heads_that_are_swept_together_are_heads_of_adamw_alone(loss):
+def test_a_plateau_goes_back_lowers_the_rate_and_stops():
+    told, seen = iter([1, 3, 2, 2, 2, 4, 4, 4, 4, 0, 0, 0]), []
+
+    class Trainee:
+        learned = 0
+
+        def epoch(self, learning_rate):
+            self.learned += 1
+            seen.append((round(learning_rate, 4), self.learned))
+            return 0.5
+
+        def score(self):
+            return next(told), 0.0
+
+        def state(self):
+            return self.learned
+
+        def restore(self, state):
+            self.learned = state
+
+    found = plateau.train_to_plateau(Trainee, rates=(0.1,))
+    assert [rate for rate, _ in seen] == [0.1] * 5 + [0.01] * 4 + [0.001] * 3
+    assert [learned for _, learned in seen] == [1, 2, 3, 4, 5, 3, 4, 5, 6, 4, 5, 6]  # from the best epoch on
+    assert (found.epoch, found.trainee.learned, found.fit["converged"]) == (6, 3, True)
+    assert found.fit["epochs"] == len(found.history) == 12
+
+
+def test_the_best_rate_is_found_beyond_the_grid_and_rates_that_diverge_lose(monkeypatch):
+    class Trainee:
+        def epoch(self, learning_rate):
+            self.rate = learning_rate
+            return 0.0
+
+        def score(self):
+            return plateau.DIVERGED if self.rate > 0.9 else (0.5, -abs(np.log10(self.rate / 0.3)))
+
+        def state(self):
+            return None
+
+        def restore(self, state):
+            pass
+
+    found = plateau.train_to_plateau(Trainee, rates=(1e-3, 1e-2))
+    assert found.fit["learning_rate"] == pytest.approx(0.316, abs=0.01)
+    assert (found.fit["extended"], found.fit["at_edge"]) == (True, False)
+    assert plateau.train_to_plateau(Trainee, rates=(1.0,)).epoch == 4  # three epochs in vain, then a tenth of the rate
+    monkeypatch.setattr(Trainee, "score", lambda _: plateau.DIVERGED)
+    with pytest.raises(DataError, match="not finite"):
+        plateau.train_to_plateau(Trainee, rates=(1.0,))
+
+
+def test_ranking_metrics_see_what_float32_probabilities_do_not():
     rng = np.random.default_rng(0)
-    X = heads.standardised(rng.standard_normal((80, 12)).astype(np.float32))
-    labels = rng.integers(4, size=80)
-    y = labels if isinstance(loss, heads.CrossEntropy) else np.eye(4, dtype=np.float32)[labels]
-    logits_seen = []
-    validation = heads.Validation(windows=np.arange(64, 80), score=lambda logits: logits_seen.append(logits) or 0.0)
-    grid = [sweep.Candidate(learning_rate=rate, weight_decay=decay) for rate in (1e-2, 3e-2) for decay in (0.0, 0.5)]
-    sweep.sweep_heads(X, y, job(validation), grid=grid, n_classes=4, loss=loss, epochs=3, batch_size=16)
-
-    reference = torch.nn.CrossEntropyLoss() if y.ndim == 1 else torch.nn.BCEWithLogitsLoss(pos_weight=torch.tensor(2.0))
-    for at, candidate in enumerate(grid):
-        drawer = np.random.default_rng(0)
-        drawn = drawer.uniform(-(12**-0.5), 12**-0.5, (4, 13)).astype(np.float32)
-        model = torch.nn.Linear(12, 4)
-        model.weight.data, model.bias.data = torch.from_numpy(drawn[:, :-1]).clone(), torch.from_numpy(drawn[:, -1])
-        groups = [
-            {"params": [model.weight], "weight_decay": candidate.weight_decay},
-            {"params": [model.bias], "weight_decay": 0.0},
-        ]
-        optimizer = torch.optim.AdamW(groups, lr=candidate.learning_rate)
-        for epoch in range(3):
-            for group in optimizer.param_groups:
-                group["lr"] = heads.cosine_rate(candidate.learning_rate, epoch=epoch, epochs=3)
-            for rows in np.split(drawer.permutation(np.arange(64)), 4):
-                optimizer.zero_grad()
-                reference(model(X[rows]), torch.from_numpy(y[rows])).backward()
-                optimizer.step()
-        with torch.no_grad():
-            np.testing.assert_allclose(logits_seen[8 + at], model(X[64:]).numpy(), atol=2e-4)
+    margins = rng.uniform(20, 60, 200)  # softmax of any of these is 1 to float32
+    samples = group_windows(
+        np.arange(200), clip=np.arange(200), seconds=np.ones(200), values=np.zeros(200, int), protocol="strict"
+    )
+    logits = np.stack([np.zeros(200), margins], axis=1).astype(np.float32)
+    for logs in (votes.log_shares_of_one(logits), votes.log_shares_of_sets(logits[:, 1:])):
+        found = votes.log_odds(votes.vote(samples, logs))[:, -1]
+        np.testing.assert_allclose(found, margins, rtol=1e-6)
 
 
-def test_without_validation_a_sweep_trains_the_manifests_head_to_its_end():
+def test_windows_vote_with_their_probabilities_weighted_by_seconds():
     rng = np.random.default_rng(0)
-    X = heads.standardised(rng.standard_normal((64, 12)).astype(np.float32))
-    swept = sweep.sweep_heads(
-        X, rng.integers(4, size=64), job(None), grid=sweep.GRID, n_classes=4, loss=heads.CrossEntropy(), epochs=5,
-        batch_size=8,
+    clip, seconds = np.repeat(np.arange(20), 3), rng.uniform(0.5, 2, 60)
+    samples = group_windows(np.arange(20), clip=clip, seconds=seconds, values=np.zeros(20, int), protocol="strict")
+    logits = rng.standard_normal((60, 4)) * 3
+    for logs, shares in (
+        (votes.log_shares_of_one(logits), softmax(logits, axis=1)),
+        (votes.log_shares_of_sets(logits), expit(logits)),
+    ):
+        mean = np.stack([np.average(shares[clip == each], axis=0, weights=seconds[clip == each]) for each in range(20)])
+        np.testing.assert_allclose(votes.log_odds(votes.vote(samples, logs)), logit(mean), atol=1e-5)
+
+
+@pytest.mark.parametrize("head", ["logistic", "linear", "sweep"])
+@pytest.mark.parametrize("kind", ["clip", "multilabel"])
+def test_labels_of_the_test_set_change_nothing_that_is_learned(head, kind):
+    # Test labels that are others, of a class that is first in order and that training never shows.
+    patterns = {"train": "train*.tar", "valid": "test*.tar", "test": "test*.tar"}
+    other = tiny.TinySet(
+        [tiny.Clip(c.key, "a class of the test set" if at % 2 else c.label, c.vectors, c.seconds)
+         for at, c in enumerate(SETS["test"].clips)]
     )  # fmt: skip
-    assert (swept.chosen, swept.head.epoch) == (sweep.Candidate(learning_rate=1e-3, weight_decay=0.0), 5)
-
-
-def test_logistic_regression_is_that_of_scikit_learn_at_the_c_that_validation_chooses():
-    record = probe(head="logreg", protocol="xares")
-    train, valid, test = (SETS[name] for name in ("train", "valid", "test"))
-    scaler = StandardScaler().fit(train.utterance)
-    scores = {}
-    for tried in record.details["logreg"]["test"]["tried"]:
-        model = LogisticRegression(C=tried["C"], max_iter=1000)
-        model.fit(scaler.transform(train.utterance), classes(train))
-        assert model.score(scaler.transform(valid.utterance), classes(valid)) == pytest.approx(tried["score"], abs=0.02)
-        scores[tried["C"]] = model.score(scaler.transform(test.utterance), classes(test))
-    assert record.value == pytest.approx(scores[record.details["logreg"]["test"]["chosen"]["C"]], abs=0.01)
-    assert record.seeds == ()
-    assert "scikit-learn" in record.versions
-
-
-def test_label_sets_have_a_logistic_regression_for_each_class_as_one_vs_rest_has():
-    rng = np.random.default_rng(0)
-    X = (rng.standard_normal((200, 6)) * [1, 2, 3, 4, 5, 6] + 3).astype(np.float32)
-    y = (X[:, :3] + rng.standard_normal((200, 3)) > 3).astype(np.float32)
-    (tried,) = regress(
-        X, np.column_stack([y, np.zeros(200), np.ones(200)]), n_classes=5, pos_weight=1.0, score=None, grid=(0.1,)
+    changes = {"kind": kind, "metric": "mAP", "splits": patterns, "probe": {"epochs": 3}}
+    one, two = (
+        probe({"train": SETS["train"], "test": test}, changes=changes, head=head, seeds=(0,))
+        for test in (SETS["test"], other)
     )
-    reference = OneVsRestClassifier(LogisticRegression(C=0.1)).fit(StandardScaler().fit_transform(X), y)
-    expected = reference.predict_proba(StandardScaler().fit_transform(X))
-    found = 1 / (1 + np.exp(-tried.model(X).astype(np.float64)))
-    np.testing.assert_allclose(found[:, :3], expected, atol=2e-3)
-    np.testing.assert_allclose(found[:, 3:], [[0.0, 1.0]] * 200, atol=1e-12)
+    assert len(two.details["classes"]) == len(one.details["classes"]) + 1
+    if head == "linear":
+        assert one.details["validation"] == two.details["validation"]
+    else:
+        assert one.details["fit"] == two.details["fit"]
+    assert one.details["by_class"][0] != two.details["by_class"][1]
 
 
-@pytest.mark.parametrize("present", [[0, 2], [0, 1, 3]], ids=["two classes", "three classes"])
-def test_a_class_that_training_never_shows_is_never_said(present):
-    rng = np.random.default_rng(0)
-    y = rng.choice(present, 90)
-    X = (np.eye(4)[y] * 3 + rng.standard_normal((90, 4))).astype(np.float32)
-    (tried,) = regress(X, y, n_classes=4, pos_weight=1.0, score=None, grid=(1.0,))
-    reference = LogisticRegression(C=1.0).fit(StandardScaler().fit_transform(X), y)
-    shares = torch.softmax(torch.from_numpy(tried.model(X)), dim=1).numpy()
-    np.testing.assert_allclose(
-        shares[:, present], reference.predict_proba(StandardScaler().fit_transform(X)), atol=2e-3
-    )
+def test_a_head_that_learns_nothing_or_stops_at_an_edge_is_reported():
+    noise = {
+        name: tiny.TinySet([tiny.Clip(c.key, c.label, 0 * c.vectors, c.seconds) for c in of.clips])
+        for name, of in SETS.items()
+    }
+    record = probe(noise)
+    assert (record.details["at_or_below_majority"], record.details["fit"]["converged"]) == (True, True)
+    assert probe(changes={"probe": {"epochs": 1}}, head="linear").details["best_epoch_at_edge"]
+    assert not probe(head="logistic").details.get("best_epoch_at_edge", False)
 
 
 def test_strict_selection_never_sees_the_test_clips():
     # Test embeddings that say another thing change the score, and nothing that was selected.
     spoilt = {**SETS, "test": tiny.TinySet(tiny.clips("test", 60, dim=16, spread=9.0, windows=2, seed=5))}
-    for head in ("sweep", "logreg"):
+    for head in ("sweep", "logistic"):
         one, other = probe(head=head, seeds=(0,)), probe(spoilt, head=head, seeds=(0,))
         assert one.value != other.value
-        assert one.details[head] == other.details[head]
+        assert one.details["fit"] == other.details["fit"]
 
 
-def test_more_shots_score_better_and_the_curve_has_mean_and_interval():
+@pytest.mark.parametrize("head", ["logistic", "linear"])
+def test_more_shots_score_better_and_the_curve_has_mean_and_interval(head):
     sets = {name: tiny.TinySet(tiny.clips(name, n, dim=16, spread=2.0)) for name, n in
             (("train", 90), ("valid", 30), ("test", 60))}  # fmt: skip
-    record = probe(sets, shots=(1, 5, 20), seeds=(0,))
+    record = probe(sets, shots=(1, 5, 20), seeds=(0,), head=head)
     curve = record.details["shots"]
     assert list(curve) == ["1", "5", "20"]
     assert curve["1"]["mean"] < curve["5"]["mean"] < curve["20"]["mean"]
     for point in curve.values():
         assert point["low"] <= point["mean"] <= point["high"]
         assert point["support_sets"] == 20
-    assert record.value == probe(sets, seeds=(0,)).value
+    assert record.value == probe(sets, seeds=(0,), head=head).value
 
 
 @pytest.mark.parametrize(
     ("changes", "options", "says"),
     [
-        pytest.param({}, {"head": "svm"}, "there is no head 'svm'; there are linear, sweep, logreg", id="head"),
+        pytest.param({}, {"head": "svm"}, "there is no head .svm.; there are logistic, ridge", id="head"),
         pytest.param({}, {"shots": (0,)}, "from 1 on, got 0", id="shots"),
         pytest.param({}, {"shots": (2, 2)}, "different numbers", id="shots twice"),
         pytest.param(

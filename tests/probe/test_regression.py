@@ -66,7 +66,7 @@ def test_a_head_is_that_of_mse_loss_by_autograd():
 
 
 def test_numbers_far_from_0_are_learned_about_as_well_as_by_ridge_regression():
-    record = probe(changes={"metric": "mae"})
+    record = probe(changes={"metric": "mae"}, head="linear")
     train, test = (np.concatenate([clip.vectors for clip in SETS[name]]) for name in ("train", "test"))
     model = Ridge().fit(standardised(train.astype(np.float32)), [clip.label for clip in SETS["train"]])
     votes = model.predict(standardised(test.astype(np.float32))).reshape(60, 2)
@@ -80,7 +80,7 @@ def test_numbers_far_from_0_are_learned_about_as_well_as_by_ridge_regression():
     ("metric", "protocol"), [("mae", "strict"), ("mse", "xares"), ("pearson", "strict"), ("spearman", "xares")]
 )
 def test_the_epoch_that_is_best_in_its_own_direction_is_taken(metric, protocol):
-    record = probe(changes={"metric": metric}, protocol=protocol)
+    record = probe(changes={"metric": metric}, protocol=protocol, head="linear")
     for epochs, histories in zip(
         record.details["best_epoch"].values(), record.details["validation"].values(), strict=True
     ):
@@ -92,7 +92,9 @@ def test_the_epoch_that_is_best_in_its_own_direction_is_taken(metric, protocol):
 
 
 def test_strict_standardises_what_xares_takes_as_it_is():
-    strict, xares = (probe(protocol=protocol).details["metrics"]["mae"] for protocol in ("strict", "xares"))
+    strict, xares = (
+        probe(protocol=protocol, head="linear").details["metrics"]["mae"] for protocol in ("strict", "xares")
+    )
     assert strict < 10 < xares  # no number of steps at this rate gets from 0 to 250
 
 
@@ -123,7 +125,8 @@ def test_from_audio_to_a_score(tmp_path):
     handmade.extract(task, tmp_path / "data", tmp_path / "store.zarr", splits=("train", "valid", "test"))
     store = open_store(str(tmp_path / "store.zarr"))
     for protocol in ("strict", "xares"):
-        assert probe_task(store, task, protocol=protocol).value > 0.8
+        assert probe_task(store, task, protocol=protocol, head="linear").value > 0.8
+    assert probe_task(store, task).value > 0.8
 
 
 def test_a_number_that_float32_cannot_hold_is_named_with_its_clip():
@@ -132,3 +135,33 @@ def test_a_number_that_float32_cannot_hold_is_named_with_its_clip():
         LabelError, match=r"clip test/far has the number 1e\+300; .* at most 1e\+30 in size: scale them"
     ):
         probe({**SETS, "test": [*SETS["test"], *far]})
+
+
+def test_strict_is_ridge_regression_whose_penalty_validation_chooses():
+    record = probe(changes={"metric": "mae"})
+    (fit,) = record.details["fit"]["rounds"]["test"]
+    train, valid, test = (np.concatenate([clip.vectors for clip in SETS[name]]) for name in ("train", "valid", "test"))
+    y_train, y_valid, y_test = ([clip.label for clip in SETS[name]] for name in ("train", "valid", "test"))
+    mean, scale = train.mean(axis=0), train.std(axis=0)
+    errors = {
+        alpha: np.abs(Ridge(alpha=alpha).fit((train - mean) / scale, y_train).predict((valid - mean) / scale) - y_valid)
+        for alpha in fit["grid"]
+    }
+    assert fit["strength"] == min(errors, key=lambda alpha: errors[alpha].mean())
+    assert fit["scores"] == pytest.approx([-each.mean() for each in errors.values()], abs=1e-4)
+    model = Ridge(alpha=fit["strength"]).fit((train - mean) / scale, y_train)
+    votes = model.predict((test - mean) / scale).reshape(60, 2)
+    seconds = np.array([clip.seconds for clip in SETS["test"]])
+    assert record.value == pytest.approx(np.abs(np.average(votes, axis=1, weights=seconds) - y_test).mean(), abs=1e-4)
+    assert (record.settings, record.seeds, record.details["at_or_below_majority"]) == ({"head": "ridge"}, (), False)
+    noise = {name: [tiny.Clip(c.key, c.label, 0 * c.vectors, c.seconds) for c in clips] for name, clips in SETS.items()}
+    assert probe(noise, changes={"metric": "mae"}).details["at_or_below_majority"]
+
+
+def test_labels_of_the_test_set_do_not_choose_the_validation_tenth():
+    patterns = {"train": "train*.tar", "valid": "test*.tar", "test": "test*.tar"}
+    far = [tiny.Clip(c.key, c.label + 1000 * at, c.vectors, c.seconds) for at, c in enumerate(SETS["test"])]
+    one, other = (
+        probe({"train": SETS["train"], "test": test}, changes={"splits": patterns}) for test in (SETS["test"], far)
+    )
+    assert one.details["fit"] == other.details["fit"]

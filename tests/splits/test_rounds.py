@@ -17,7 +17,7 @@ def pool(sizes: dict[str, int], n_classes: int = 3):
         members[name] = np.arange(start, start + size)
         start += size
     ids = [f"{name}/{number}" for name, size in sizes.items() for number in range(size)]
-    return {"members": members, "ids": ids, "strata": np.arange(start) % n_classes}
+    return {"members": members, "ids": ids, "stratify": lambda _: np.arange(start) % n_classes}
 
 
 def strata_lists(min_size: int = 0, max_size: int = 200):

@@ -1,0 +1,449 @@
+"""Logistic regression to convergence, over a path of regularisation strengths that validation chooses from.
+
+The objective is scikit-learn's, and so is the strength ``C``: the sum of the log losses of the training windows plus
+|W|^2 / (2 C), on features that are standardised per dimension; intercepts are not penalised. One multinomial model
+where a clip has one class (for two classes the binomial model, as in scikit-learn), one model for each class of label
+sets.
+
+Features are rotated into the eigenvectors of their covariance, of which there are no more than training windows. The
+rotation changes neither the objective nor its minimum, but there the Hessian is nearly diagonal, and L-BFGS scaled by
+that diagonal takes few passes, where correlated features take hundreds. All folds, classes and a few strengths at a
+time are one batch (see `featstore.probe.lbfgs`); strengths go from strong regularisation to weak, each from the
+nearest one that is solved. Rows are taken in chunks of a fixed size, one thread each, and added up in order: the result
+does not depend on the number of threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from featstore.probe.heads import threads
+from featstore.probe.lbfgs import minimise
+from featstore.probe.selection import strengths_beyond
+from featstore.probe.standardisation import Standardisation
+
+__all__ = ["GRID", "HIGHEST_C", "LOWEST_C", "Affine", "Path", "TrainingSet", "Tried", "fit_paths", "fits_full_batch"]
+
+GRID = tuple(10.0**exponent for exponent in (-4.0, -3.5, -3.0, -2.5, -2.0, -1.5, -1.0))
+LOWEST_C, HIGHEST_C = 1e-6, 1e6
+"""Where the best strength is the first or the last, the grid goes on, a decade at a time and to here at most: the range
+of CLIP's search (Radford et al. 2021, appendix A.3)."""
+
+C_UNSELECTED = 1.0
+"""scikit-learn's default, where there is no validation clip to choose by."""
+
+TOLERANCE, PATH_TOLERANCE = 1e-3, 1e-2
+"""Of the gradient, as a share of the penalty's (see `featstore.probe.lbfgs`): of the chosen model, and of those that
+are only compared. Logits are as exact."""
+
+LARGEST_FLOAT32_C = 3.0
+"""Weaker penalties leave a gradient that float32 does not resolve: such fits are in float64."""
+
+VARIANCE_FLOOR = 0.3
+"""Added to the variance of each eigenvector, of which the mean is 1, where L-BFGS is scaled. With a weak penalty few
+samples near the boundary make the Hessian, and what is left of a small variance says little about it."""
+
+MAX_ITERATIONS = 1000
+STRENGTHS_AT_ONCE = 3
+
+CERTAIN = 100.0
+"""What a class that training never shows, or always shows, has as its logit, either way."""
+
+MAX_PASS = 10_000_000_000
+MAX_VALUES = 2**29
+MAX_RANK = 8192
+"""Multiply-adds of a pass at one strength (windows x dim x classes), values of the features, which are held three times
+in float32, and rows of the matrix whose eigenvectors are found: beyond any of these, minibatches."""
+
+MAX_BATCH_BYTES = 2**30
+CHUNK_ROWS = 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Affine:
+    """Logits are ``standardisation(X) @ weight.T + bias``: float32 (classes, dim) and (classes,)."""
+
+    standardisation: Standardisation
+    weight: Tensor
+    bias: Tensor
+
+    def __call__(self, X: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Logits float32 (n, classes) of embeddings as they are."""
+        logits: NDArray[np.float32] = torch.addmm(self.bias, self.standardisation(X), self.weight.T).numpy()
+        return logits
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingSet:
+    """What one round teaches.
+
+    Attributes
+    ----------
+    X : float32 (n, dim)
+        Embeddings as they are.
+    y : int64 (n,) or float32 (n, n_classes)
+        Class indices, or label sets of 0 and 1.
+    X_valid : float32 (m, dim) or None
+        What selects the strength.
+    score : callable or None
+        From logits of ``X_valid`` to the validation score, higher is better, and what decides between equals.
+    """
+
+    X: NDArray[np.float32]
+    y: NDArray[Any]
+    X_valid: NDArray[np.float32] | None = None
+    score: Callable[[NDArray[np.float32]], tuple[float, float]] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tried:
+    """One strength: its validation score, and how far its fit got; ``gradient_norm`` is a share, see `TOLERANCE`."""
+
+    C: float
+    score: tuple[float, float] | None
+    iterations: int
+    gradient_norm: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Path:
+    """The chosen model, and all strengths in rising order.
+
+    Attributes
+    ----------
+    extended : bool
+        Whether the best strength was at an edge of the grid, which was extended.
+    at_edge : bool
+        Whether it is at an edge all the same, a bound of the search.
+    """
+
+    model: Affine
+    chosen: Tried
+    tried: tuple[Tried, ...]
+    extended: bool
+    at_edge: bool
+
+    @property
+    def converged(self) -> bool:
+        """Whether the gradient of the chosen model is within the tolerance."""
+        return self.chosen.gradient_norm <= TOLERANCE
+
+
+def fits_full_batch(n: int, dim: int, n_classes: int) -> bool:
+    """Whether full-batch passes suit so many training windows: the rule of size.
+
+    >>> fits_full_batch(289_205, 768, 11), fits_full_batch(138_000, 768, 1251)
+    (True, False)
+    """
+    return n * dim * n_classes <= MAX_PASS and n * dim <= MAX_VALUES and min(n, dim) <= MAX_RANK
+
+
+def fit_paths(
+    sets: Sequence[TrainingSet], *, n_classes: int, pos_weight: float = 1.0, grid: Sequence[float] = GRID
+) -> tuple[Path, ...]:
+    """Fit every training set at each strength, and choose by its validation.
+
+    Parameters
+    ----------
+    sets : sequence of TrainingSet
+        Of one dim. Those without validation are fitted at `C_UNSELECTED` alone.
+    pos_weight : float
+        How often a positive of a label set counts.
+    """
+    paths: dict[int, Path] = {}
+    folds = [_Fold(each, at, grid=grid, n_classes=n_classes, pos_weight=pos_weight) for at, each in enumerate(sets)]
+    n_threads = torch.get_num_threads()
+    with torch.no_grad(), threads(1), ThreadPoolExecutor(n_threads) as pool:
+        for batch in _batches(folds):
+            list(pool.map(_Fold.reduce, batch))
+            width = max(each.width for each in batch)
+            for each in batch:
+                each.pad(width)
+            while wave := [(each, C) for each in batch for C in each.next_strengths()]:
+                _solve(wave, pool, tolerance=PATH_TOLERANCE)
+            _solve([(each, each.best_strength()) for each in batch], pool, tolerance=TOLERANCE)
+            paths |= {each.at: each.path() for each in batch}
+            for each in batch:
+                each.release()
+    return tuple(paths[at] for at in range(len(sets)))
+
+
+def _batches(folds: Iterable[_Fold]) -> Iterable[list[_Fold]]:
+    """Folds of models of one shape, no more at a time than memory should hold."""
+
+    def shape(fold: _Fold) -> tuple[bool, int]:
+        return fold.per_class, fold.n_models if not fold.per_class else 0
+
+    for _, alike in groupby(sorted(folds, key=shape), key=shape):
+        batch: list[_Fold] = []
+        for each in alike:
+            if batch and sum(fold.n_bytes for fold in [*batch, each]) > MAX_BATCH_BYTES:
+                yield batch
+                batch = []
+            batch.append(each)
+        yield batch
+
+
+class _Fold:
+    """One training set: its features in the eigenbasis, with a column of ones, and what is solved of its path."""
+
+    def __init__(self, of: TrainingSet, at: int, *, grid: Sequence[float], n_classes: int, pos_weight: float) -> None:
+        self.at, self._of, self._n_classes, self.pos_weight = at, of, n_classes, pos_weight
+        if of.y.ndim == 1:
+            self.shown = np.unique(of.y)
+            self.per_class = len(self.shown) == 2
+            known = np.searchsorted(self.shown, of.y)
+            self.y = torch.from_numpy(known.astype(np.float32)[:, None] if self.per_class else known)
+            self.n_models = 1 if self.per_class else len(self.shown)
+        else:
+            self.per_class = True
+            self.shown = np.flatnonzero(of.y.min(axis=0) < of.y.max(axis=0))
+            self.y = torch.from_numpy(np.ascontiguousarray(of.y[:, self.shown], np.float32))
+            self.n_models = len(self.shown)
+        self._grid = tuple(sorted(grid)) if of.score is not None else (C_UNSELECTED,)
+        self._pending = list(self._grid)
+        self._extended = False
+        self._solved: dict[float, tuple[Tensor, Tried]] = {}
+        self.n_bytes = of.X.nbytes
+
+    def reduce(self) -> None:
+        """Rotate the features, to as many columns as they can span."""
+        self._standardisation = Standardisation.of(self._of.X)
+        rows = self._standardisation(self._of.X)
+        n, dim = rows.shape
+        basis = torch.linalg.qr(rows.T).Q if n < dim else None
+        if basis is not None:
+            rows = rows @ basis
+        eigenvectors = torch.linalg.eigh(rows.T @ rows).eigenvectors
+        self._basis = eigenvectors if basis is None else basis @ eigenvectors
+        self.Z = torch.cat([rows @ eigenvectors, torch.ones(n, 1)], dim=1)
+        self.width = self.Z.shape[1]
+        self._Z_valid = None
+        if self._of.X_valid is not None:
+            valid = self._standardisation(self._of.X_valid)
+            self._Z_valid = torch.cat([valid @ self._basis, torch.ones(len(valid), 1)], dim=1)
+
+    def pad(self, width: int) -> None:
+        """Give the features as many columns as those of the other folds."""
+        spare = width - self.width
+        if spare:
+            self.Z = torch.nn.functional.pad(self.Z, (spare, 0))
+            self._Z_valid = None if self._Z_valid is None else torch.nn.functional.pad(self._Z_valid, (spare, 0))
+            self._basis = torch.nn.functional.pad(self._basis, (spare, 0))
+            self.width = width
+
+    def release(self) -> None:
+        """Let the features go."""
+        del self.Z, self._Z_valid, self._basis
+
+    def next_strengths(self) -> list[float]:
+        """What is to be solved next; none where the path has been chosen from."""
+        if not self._pending and self._of.score is not None:
+            tried = self._tried()
+            best = self._best(tried)
+            self._pending = strengths_beyond([each.C for each in tried], best.C, bounds=(LOWEST_C, HIGHEST_C))
+            self._extended |= bool(self._pending)
+        strengths, self._pending = self._pending[:STRENGTHS_AT_ONCE], self._pending[STRENGTHS_AT_ONCE:]
+        return strengths
+
+    def start(self, C: float) -> Tensor:
+        """Weights (n_models, width) of the nearest strength that is solved."""
+        if not self._solved:
+            return torch.zeros(self.n_models, self.width)
+        return self._solved[min(self._solved, key=lambda other: abs(np.log(other / C)))][0]
+
+    def add(self, C: float, weights: Tensor, *, iterations: int, gradient_norm: float) -> None:
+        """Keep a solution (n_models, width), with its validation score."""
+        score = None
+        if self._of.score is not None and self._Z_valid is not None:
+            score = self._of.score(self._expanded(self._Z_valid @ weights.T).numpy())
+        if C in self._solved:  # the chosen one, on from where it was compared: that comparison stands
+            before = self._solved[C][1]
+            iterations, score = iterations + before.iterations, before.score
+        self._solved[C] = weights, Tried(C=C, score=score, iterations=iterations, gradient_norm=gradient_norm)
+
+    def best_strength(self) -> float:
+        """The one that is chosen."""
+        return self._best(self._tried()).C
+
+    def path(self) -> Path:
+        """Choose."""
+        tried = self._tried()
+        chosen = self._best(tried)
+        weights = self._solved[chosen.C][0]
+        return Path(
+            model=Affine(
+                standardisation=self._standardisation,
+                weight=self._expanded(self._basis @ weights[:, :-1].T, missing=0.0).T.contiguous(),
+                bias=self._expanded(weights[None, :, -1])[0],
+            ),
+            chosen=chosen,
+            tried=tuple(tried),
+            extended=self._extended,
+            at_edge=len(tried) > 1 and (chosen is tried[0] or chosen is tried[-1]),
+        )
+
+    def _tried(self) -> list[Tried]:
+        return [tried for _, (_, tried) in sorted(self._solved.items())]
+
+    def _best(self, tried: Sequence[Tried]) -> Tried:
+        return max(tried, key=lambda each: each.score or (0.0, 0.0))
+
+    def _expanded(self, of_models: Tensor, *, missing: float | None = None) -> Tensor:
+        """Columns (n, n_models) as columns of classes; those that are not learned are certain, or ``missing``."""
+        columns = torch.full((len(of_models), self._n_classes), -CERTAIN if missing is None else missing)
+        if self._of.y.ndim == 2:
+            if missing is None:
+                columns[:, torch.from_numpy(self._of.y.min(axis=0) > 0)] = CERTAIN
+            columns[:, torch.from_numpy(self.shown)] = of_models
+        elif self.per_class:
+            columns[:, int(self.shown[0])] = 0.0
+            columns[:, int(self.shown[1])] = of_models[:, 0]
+        else:
+            columns[:, torch.from_numpy(self.shown)] = of_models
+        return columns
+
+
+def _solve(wave: Sequence[tuple[_Fold, float]], pool: Executor, *, tolerance: float) -> None:
+    """Solve some strengths of some folds, those of a fold being neighbours: a batch for each precision."""
+    for dtype in (torch.float32, torch.float64):
+        batch = [(fold, C) for fold, C in wave if (C > LARGEST_FLOAT32_C) == (dtype == torch.float64)]
+        if batch:
+            _solve_batch(batch, pool, tolerance=tolerance, dtype=dtype)
+
+
+def _solve_batch(wave: Sequence[tuple[_Fold, float]], pool: Executor, *, tolerance: float, dtype: torch.dtype) -> None:
+    per_class = wave[0][0].per_class
+    problems = _PerClass(wave, pool, dtype) if per_class else _Multinomial(wave, pool, dtype)
+    start = torch.cat([fold.start(C).reshape(-1, problems.n_variables) for fold, C in wave]).to(dtype)
+    found = minimise(
+        problems,
+        start,
+        penalty=problems.penalty,
+        curvature=problems.curvature(),
+        tolerance=tolerance,
+        max_iterations=MAX_ITERATIONS,
+    )
+    first = 0
+    for fold, C in wave:
+        rows = slice(first, first + fold.n_models if per_class else first + 1)
+        first = rows.stop
+        fold.add(
+            C,
+            found.x[rows].float().view(fold.n_models, -1),
+            iterations=int(found.iterations[rows].max()) if rows.stop > rows.start else 0,
+            gradient_norm=float(found.gradient_norm[rows].max()) if rows.stop > rows.start else 0.0,
+        )
+
+
+class _Problems:
+    """The problems of a wave, in the order of its folds; each has so many ``n_variables``."""
+
+    n_variables: int
+
+    def __init__(
+        self, wave: Sequence[tuple[_Fold, float]], counts: Sequence[int], pool: Executor, dtype: torch.dtype
+    ) -> None:
+        self._pool = pool
+        self._fold_of_strength = [fold for fold, _ in wave]
+        self._folds = list(dict.fromkeys(self._fold_of_strength))
+        self._Z = {fold: fold.Z.to(dtype) for fold in self._folds}
+        number = {fold: at for at, fold in enumerate(self._folds)}
+        each = torch.tensor(counts)
+        self._fold = torch.tensor([number[fold] for fold, _ in wave]).repeat_interleave(each)
+        penalty = torch.tensor([1.0 / (C * len(fold.Z)) for fold, C in wave], dtype=dtype).repeat_interleave(each)
+        self._width = self._folds[0].width
+        self.penalty = penalty[:, None].repeat(1, self.n_variables)
+        self.penalty.view(len(penalty), -1, self._width)[..., -1] = 0.0
+
+    def __call__(self, x: Tensor, problems: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean log loss, and its gradient: see `featstore.probe.lbfgs.minimise`."""
+        values = torch.zeros(len(x), dtype=torch.float64)
+        gradients = torch.zeros_like(x)
+        bounds = torch.searchsorted(self._fold[problems], torch.arange(len(self._folds) + 1)).tolist()
+        work = [
+            (fold, slice(start, stop), slice(row, row + CHUNK_ROWS))
+            for fold, start, stop in zip(self._folds, bounds[:-1], bounds[1:], strict=True)
+            if start < stop
+            for row in range(0, len(fold.Z), CHUNK_ROWS)
+        ]
+
+        def of_chunk(item: tuple[_Fold, slice, slice]) -> tuple[Tensor, Tensor]:
+            fold, mine, rows = item
+            with torch.no_grad():
+                return self._of_chunk(fold, rows, x[mine], problems[mine])
+
+        for (_, mine, _), (value, gradient) in zip(work, self._pool.map(of_chunk, work), strict=True):
+            values[mine] += value
+            gradients[mine] += gradient
+        return values, gradients
+
+    def curvature(self) -> Tensor:
+        """An estimate of the diagonals of the Hessians: as if each sample had the shares that the classes have.
+
+        The variances are those of the eigenvectors, and more: see `VARIANCE_FLOOR`.
+        """
+        variances = {fold: Z.square().mean(0) + VARIANCE_FLOOR for fold, Z in self._Z.items()}
+        h = {fold: torch.outer(self._spread(fold).to(of.dtype), of) for fold, of in variances.items()}
+        return torch.cat([h[fold] for fold in self._fold_of_strength]).view(len(self.penalty), -1) + self.penalty
+
+    def _spread(self, fold: _Fold) -> Tensor:
+        """Second derivative of the loss by the logit of each of the fold's models."""
+        raise NotImplementedError
+
+    def _of_chunk(self, fold: _Fold, rows: slice, x: Tensor, problems: Tensor) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError
+
+
+class _Multinomial(_Problems):
+    """One problem is one strength of one fold: the weights (n_models, width) of all its classes."""
+
+    def __init__(self, wave: Sequence[tuple[_Fold, float]], pool: Executor, dtype: torch.dtype) -> None:
+        self._n_classes = wave[0][0].n_models
+        self.n_variables = self._n_classes * wave[0][0].width
+        super().__init__(wave, [1] * len(wave), pool, dtype)
+
+    def _spread(self, fold: _Fold) -> Tensor:
+        """Of diag(p) - p p^T, the diagonal of diag(p), which is an upper bound (Böhning 1992)."""
+        return torch.bincount(fold.y, minlength=self._n_classes) / len(fold.y)
+
+    def _of_chunk(self, fold: _Fold, rows: slice, x: Tensor, problems: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG002
+        Z, n = self._Z[fold][rows], len(fold.Z)
+        log_shares = torch.log_softmax((Z @ x.view(-1, self._width).T).view(len(Z), len(x), -1), dim=2)
+        true = fold.y[rows, None, None].expand(-1, len(x), 1)
+        values = -log_shares.gather(2, true).squeeze(2).double().sum(0) / n
+        slopes = log_shares.exp_().scatter_add_(2, true, Z.new_full((1, 1, 1), -1.0).expand(true.shape)).div_(n)
+        return values, (slopes.view(len(Z), -1).T @ Z).view(len(x), -1)
+
+
+class _PerClass(_Problems):
+    """One problem is one class at one strength of one fold: its weights (width,)."""
+
+    def __init__(self, wave: Sequence[tuple[_Fold, float]], pool: Executor, dtype: torch.dtype) -> None:
+        self.n_variables = wave[0][0].width
+        super().__init__(wave, [fold.n_models for fold, _ in wave], pool, dtype)
+        self._label = torch.cat([torch.arange(fold.n_models) for fold, _ in wave])
+        self._pos_weight = wave[0][0].pos_weight
+
+    def _spread(self, fold: _Fold) -> Tensor:
+        share = fold.y.mean(0)
+        positive, negative = self._pos_weight * share, 1.0 - share
+        return positive * negative / (positive + negative)
+
+    def _of_chunk(self, fold: _Fold, rows: slice, x: Tensor, problems: Tensor) -> tuple[Tensor, Tensor]:
+        Z, n = self._Z[fold][rows], len(fold.Z)
+        y = fold.y[rows][:, self._label[problems]].to(Z.dtype)
+        logits = Z @ x.T
+        weights = torch.add(1.0, y, alpha=self._pos_weight - 1.0)
+        losses = torch.nn.functional.softplus(logits).mul_(weights).addcmul_(y, logits, value=-self._pos_weight)
+        slopes = logits.sigmoid_().mul_(weights).sub_(y, alpha=self._pos_weight).div_(n)
+        return losses.double().sum(0) / n, slopes.T @ Z
