@@ -247,7 +247,7 @@ def test_windows_of_a_cropped_clip_score_as_the_clip_that_they_are_of(tmp_path):
     one, two = (probe_task(each, framed.task(probe=PROBE), seeds=(0,)) for each in (whole, cropped))
     assert len(cropped.select(split="test")) > len(whole.select(split="test"))
     assert one.value == two.value
-    assert {**one.details, "bootstrap": 0} == {**two.details, "bootstrap": 0}
+    assert {**one.details, "spread": 0} == {**two.details, "spread": 0}
 
 
 def test_chunks_hold_every_frame_once_and_in_order(store):
