@@ -11,8 +11,7 @@ set of encoders that are equally good: the share of simulated leaderboards in wh
 from __future__ import annotations
 
 import argparse
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,7 +30,7 @@ from featstore.taskdata.scores import score_test_sets
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "protocols.md"
 SIZES = (30, 100, 1000)
-MANY = 200_000
+MANY = 400_000
 
 
 @dataclass(frozen=True)
@@ -164,7 +163,9 @@ def numbers(rng, n, *, rho, skewed=False):
 
 
 def errors(rng, n, *, of):
-    error = rng.standard_normal(n) if of == "normal" else rng.standard_t(5, n) if of == "t of 5" else rng.laplace(size=n)
+    error = (
+        rng.standard_normal(n) if of == "normal" else rng.standard_t(5, n) if of == "t of 5" else rng.laplace(size=n)
+    )
     return Sample(y_true=np.zeros(n), y_score=error[:, None])
 
 
@@ -180,13 +181,22 @@ POPULATIONS = (
     *(Population("macro_f1", f"imbalanced, p = {p}", partial(classes, p=p, imbalanced=True)) for p in (0.5, 0.9)),
     Population("macro_f1", "20 classes, p = 0.9", partial(classes, p=0.9, n_classes=20)),
     Population("macro_f1", "5 folds, p = 0.9", partial(classes, p=0.9, n_folds=5)),
-    *(Population("mAP", f"20 % positives, distance {d}", partial(label_sets, distance=d)) for d in (0.0, 1.2, 2.5, 4.0)),
+    *(
+        Population("mAP", f"20 % positives, distance {d}", partial(label_sets, distance=d))
+        for d in (0.0, 1.2, 2.5, 4.0)
+    ),
     Population("mAP", "5 % positives, distance 1.5", partial(label_sets, distance=1.5, rate=0.05)),
     Population("mAP", "50 classes of 2 %, distance 1.5", partial(label_sets, distance=1.5, rate=0.02, n_classes=50)),
     *(Population("eer", f"distance {d}", partial(two_classes, distance=d)) for d in (0.3, 1.5, 3.0, 4.0)),
-    *(Population("eer", f"10 % positives, distance {d}", partial(two_classes, distance=d, rate=0.1)) for d in (1.5, 3.0)),
+    *(
+        Population("eer", f"10 % positives, distance {d}", partial(two_classes, distance=d, rate=0.1))
+        for d in (1.5, 3.0)
+    ),
     *(Population("d_prime", f"distance {d}", partial(two_classes, distance=d)) for d in (0.0, 1.5, 3.0)),
-    *(Population("d_prime", f"10 % positives, distance {d}", partial(two_classes, distance=d, rate=0.1)) for d in (1.5, 3.0)),
+    *(
+        Population("d_prime", f"10 % positives, distance {d}", partial(two_classes, distance=d, rate=0.1))
+        for d in (1.5, 3.0)
+    ),
     *(
         Population(name, f"found {found}, false {false}", partial(counts, found=found, false=false))
         for name in ("segment_f1_micro", "segment_f1_macro")
@@ -200,7 +210,11 @@ POPULATIONS = (
         for rho in (0.0, 0.5, 0.95)
         for skewed in ((False, True) if name == "pearson" else (False,))
     ),
-    *(Population(name, f"errors {of}", partial(errors, of=of)) for name in ("mae", "mse") for of in ("normal", "Laplace", "t of 5")),
+    *(
+        Population(name, f"errors {of}", partial(errors, of=of))
+        for name in ("mae", "mse")
+        for of in ("normal", "Laplace", "t of 5")
+    ),
 )
 
 
@@ -308,15 +322,19 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="write the tables into docs/protocols.md")
     parser.add_argument("--scale", type=float, default=1.0, help="number of experiments, as a share of the usual ones")
     asked = parser.parse_args()
-    text = DOCUMENT.read_text(encoding="utf-8")
+    found: dict[str, str] = {}
     for name, lines in (("coverage", coverage_lines), ("false positives", false_positive_lines)):
         table = []
         for line in lines(scale=asked.scale):
             print(line, flush=True)
             table.append(line)
-        place = re.compile(rf"(<!-- {name} -->\n).*?(\n<!-- end of {name} -->)", re.DOTALL)
-        text = place.sub(lambda found, table=table: found[1] + "\n".join(table) + found[2], text)
+        found[name] = "\n".join(table)
     if asked.write:
+        text = DOCUMENT.read_text(encoding="utf-8")
+        for name, table_text in found.items():
+            before, begin, rest = text.partition(f"<!-- {name} -->\n")
+            _, end, after = rest.partition(f"<!-- end of {name} -->")
+            text = f"{before}{begin}\n{table_text}\n\n{end}{after}"
         DOCUMENT.write_text(text, encoding="utf-8")
 
 

@@ -16,10 +16,10 @@ DETAILS = (
     (
         "spread",
         EVERY,
-        "what encoders are compared by: `clips`, hash of the names of the test clips; `units`, `clips` or `groups`, and "
-        "`n`, their number; `deviations`, what each unit (of more than 200, each block of them) adds to the score beyond "
-        "the mean; `variance` of the score over units; `right`, of accuracy: how many seeds have each clip right, a digit "
-        "a clip in the order of their names",
+        "what encoders are compared by: `clips`, hash of the names of the test clips; `units`, `clips` or `groups`, "
+        "and `n`, their number; `deviations`, what each unit (of more than 200, each block of them) adds to the score "
+        "beyond the mean; `variance` of the score over units; `right`, of accuracy: how many seeds have each clip "
+        "right, a digit a clip in the order of their names",
     ),
     (
         "chance_corrected",
@@ -32,8 +32,8 @@ DETAILS = (
     (
         "by_class",
         CLASSES,
-        "list of numbers: score of each class, of several rounds the mean weighted by its test clips; null for one that no "
-        "test clip shows",
+        "list of numbers: score of each class, of several rounds the mean weighted by its test clips; null for one "
+        "that no test clip shows",
     ),
     ("support", CLASSES, "list of whole numbers: test clips of each class"),
     ("classes_not_in_training", CLASSES, "list of text: classes that are tested and that no training clip shows"),
@@ -42,8 +42,8 @@ DETAILS = (
     (
         "shots",
         "`--shots`",
-        "by number of training clips of a class: `mean`, `std`, `low` and `high` (the middle 95 % of draws in a round) over "
-        "`support_sets` draws",
+        "by number of training clips of a class: `mean`, `std`, `low` and `high` (the middle 95 % of draws in a "
+        "round) over `support_sets` draws",
     ),
     ("k_curve", NEAREST, "object of numbers: score by k"),
     ("k_asked", NEAREST, "k that the value is of"),

@@ -1,15 +1,15 @@
 """95 % intervals of scores, by a rule for each metric whose coverage simulations hold (docs/protocols.md, Intervals).
 
 Each is made from the variance of the score over its units (`featstore.metrics.jackknife`) and over seeds, on the scale
-on which the metric is nearly normal. Nothing is drawn at random. Where no rule reaches its coverage, as with a few clips
-of rare classes, there is no interval but a reason.
+on which the metric is nearly normal. Nothing is drawn at random. Where no rule reaches its coverage, as with a few
+clips of rare classes, there is no interval but a reason.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ from featstore.metrics.label_sets import as_label_sets
 if TYPE_CHECKING:
     from featstore.metrics.registry import Metric
 
-__all__ = ["Interval", "MIN_GROUPS", "degrees_of_freedom", "interval_of", "seed_variance", "student"]
+__all__ = ["MIN_GROUPS", "Interval", "degrees_of_freedom", "interval_of", "seed_variance", "student"]
 
 MIN_GROUPS = 12
 MIN_CLIPS = 20
@@ -213,9 +213,7 @@ def _correlated(score: float, variance: float, quantile: float) -> tuple[float, 
     return float(np.tanh(np.arctanh(score) - half)), float(np.tanh(np.arctanh(score) + half))
 
 
-def _separated(
-    score: float, variance: float, quantile: float, test_sets: Sequence[TestSet]
-) -> tuple[float, float]:
+def _separated(score: float, variance: float, quantile: float, test_sets: Sequence[TestSet]) -> tuple[float, float]:
     """Interval of d' from that of the area; at least the variance of two normal distributions that are so far apart.
 
     A few wrong pairs of nearly separate classes say little of the variance, and often too little.

@@ -79,7 +79,7 @@ class Spread:
     score : float
         Mean over test sets and seeds.
     deviations : float64 (units,)
-        What each unit adds to the score beyond the mean of all units. NaN where the score is not defined without a unit.
+        What each unit adds to the score beyond the mean of all units. NaN where the score is not defined without it.
     variance : float
         Of the score, over draws of units.
     bias : float
@@ -116,19 +116,23 @@ def plan_units(
         Group of each clip.
     """
     if groups is not None:
-        found = [np.array([groups[clip] for clip in each.tolist()], object) for each in clips]
-        distinct = sorted({str(group) for each in found for group in each})
-        unit = {distinct[at]: place % max_units for place, at in enumerate(name_order(distinct).tolist())}
-        of_sample = tuple(np.array([unit[group] for group in each], np.int64) for each in found)
+        found = [[groups[clip] for clip in each.tolist()] for each in clips]
+        known = sorted({group for each in found for group in each})
+        unit = {known[at]: place % max_units for place, at in enumerate(name_order(known).tolist())}
         return Units(
-            of_sample=of_sample, n=min(len(distinct), max_units), grouped=True, n_independent=len(distinct)
+            of_sample=tuple(np.array([unit[group] for group in each], np.int64) for each in found),
+            n=min(len(known), max_units),
+            grouped=True,
+            n_independent=len(known),
         )
     per_set = [np.unique(each, return_inverse=True) for each in clips]
     total = sum(len(distinct) for distinct, _ in per_set)
     of_sample_by_set: list[NDArray[np.int64]] = []
     first = 0
     for distinct, place in per_set:
-        n_units = len(distinct) if total <= max_units else min(len(distinct), max(2, max_units * len(distinct) // total))
+        n_units = (
+            len(distinct) if total <= max_units else min(len(distinct), max(2, max_units * len(distinct) // total))
+        )
         unit_of_clip = np.empty(len(distinct), np.int64)
         unit_of_clip[name_order([names[clip] for clip in distinct.tolist()])] = np.arange(len(distinct)) % n_units
         of_sample_by_set.append(unit_of_clip[place] + first)

@@ -84,9 +84,7 @@ def verdict(
     return build_record(
         manifest,
         windows,
-        score_test_sets(
-            metric, [each.test_set for each in tested], clip_ids=windows.ids, groups=windows.groups
-        ),
+        score_test_sets(metric, [each.test_set for each in tested], clip_ids=windows.ids, groups=windows.groups),
         track="A",
         protocol=protocol,
         rounds=rounds,

@@ -152,7 +152,13 @@ def entry_of(row: Row, at: int) -> Entry:
     there = [each for each in row.cells if each is not None]
     ends = [end for each in there for end in (each.value, each.low, each.high) if end is not None]
     axis = min(0.0, *ends), max(1.0, *ends)
-    return _shown(row.cells[at], axis=axis, best=at in row.best, inside_noise=at in row.inside_noise, not_comparable=at in row.not_comparable)
+    return _shown(
+        row.cells[at],
+        axis=axis,
+        best=at in row.best,
+        inside_noise=at in row.inside_noise,
+        not_comparable=at in row.not_comparable,
+    )
 
 
 def _average_entry(table: Table, span: int, at: int, *, axis: tuple[float, float]) -> Entry:

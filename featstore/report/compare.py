@@ -12,7 +12,7 @@ import numpy as np
 from featstore.errors import UsageError
 from featstore.metrics.comparing import ALPHA, Paired
 from featstore.records import Protocol, ScoreRecord, Track
-from featstore.report.leaderboard import LOWER_IS_BETTER, NOT_AVERAGED, newest_version
+from featstore.report.leaderboard import LOWER_IS_BETTER, NOT_AVERAGED, newest_versions
 from featstore.report.pairing import average_pair, evidence_of, pair, why_unpaired
 from featstore.report.results import CHOSEN_SETTINGS
 
@@ -127,8 +127,13 @@ def compare(records: Iterable[ScoreRecord], a: str, b: str) -> Comparison:
     """
     everything = tuple(records)
     _scores_of(everything, a), _scores_of(everything, b)  # names that are wrong are reported before versions
-    current, left_out = newest_version(each for each in everything if _is_by(each, a) or _is_by(each, b))
-    of_a, of_b = (_scores_of(current, name, none="of protocol version 2: score it again") for name in (a, b))
+    current, left_out = newest_versions(each for each in everything if _is_by(each, a) or _is_by(each, b))
+    of_a, of_b = (
+        _scores_of(
+            current, name, none="that compares, for they were scored by an older protocol version: score it again"
+        )
+        for name in (a, b)
+    )
     if of_a == of_b:
         raise UsageError(f"--compare takes two encoders, and {a} and {b} are one")
     common = sorted(of_a.keys() & of_b.keys())
@@ -136,13 +141,13 @@ def compare(records: Iterable[ScoreRecord], a: str, b: str) -> Comparison:
         raise UsageError(f"{a} and {b} have no score in common: score both on the same task, track and protocol")
     pairs = [_pair(of_a[place], of_b[place]) for place in common]
     groups: dict[tuple[Protocol, Track], list[_Pair]] = {}
-    for pair in pairs:
-        groups.setdefault((pair.found.protocol, pair.found.track), []).append(pair)
+    for each in pairs:
+        groups.setdefault((each.found.protocol, each.found.track), []).append(each)
     averages = [_average(group) for group in groups.values()]
     return Comparison(
         a=a,
         b=b,
-        differences=tuple(pair.found for pair in pairs),
+        differences=tuple(each.found for each in pairs),
         averages=tuple(average for average in averages if average is not None),
         only_a=len(of_a.keys() - of_b.keys()),
         only_b=len(of_b.keys() - of_a.keys()),
@@ -155,9 +160,7 @@ def _is_by(record: ScoreRecord, name: str) -> bool:
     return record.encoder == encoder and fingerprint in ("", record.fingerprint)
 
 
-def _scores_of(
-    records: Sequence[ScoreRecord], name: str, *, none: str = ""
-) -> Mapping[tuple[str, ...], ScoreRecord]:
+def _scores_of(records: Sequence[ScoreRecord], name: str, *, none: str = "") -> Mapping[tuple[str, ...], ScoreRecord]:
     """Scores of one encoder by everything that two scores must have in common."""
     mine = [each for each in records if _is_by(each, name)]
     if not mine:
@@ -215,12 +218,12 @@ def _pair(a: ScoreRecord, b: ScoreRecord) -> _Pair:
 
 def _average(pairs: Sequence[_Pair]) -> Difference | None:
     """Weighted average over the tasks of one protocol and track; None where fewer than two count."""
-    counted = [pair for pair in pairs if pair.found.eval_weight > 0 and pair.found.metric not in NOT_AVERAGED]
-    tasks = [pair.found.task for pair in counted]
+    counted = [each for each in pairs if each.found.eval_weight > 0 and each.found.metric not in NOT_AVERAGED]
+    tasks = [each.found.task for each in counted]
     if len(counted) < 2 or len(set(tasks)) < len(tasks):
         return None
-    weights = [pair.found.eval_weight for pair in counted]
-    tested = average_pair([pair.tested for pair in counted], weights)
+    weights = [each.found.eval_weight for each in counted]
+    tested = average_pair([each.tested for each in counted], weights)
     low, high = tested.interval if tested is not None else (None, None)
     first = counted[0].found
     return Difference(
@@ -230,12 +233,12 @@ def _average(pairs: Sequence[_Pair]) -> Difference | None:
         title=f"Weighted average, {len(counted)} tasks",
         metric="",
         settings=(),
-        value_a=float(np.average([pair.found.value_a for pair in counted], weights=weights)),
-        value_b=float(np.average([pair.found.value_b for pair in counted], weights=weights)),
+        value_a=float(np.average([each.found.value_a for each in counted], weights=weights)),
+        value_b=float(np.average([each.found.value_b for each in counted], weights=weights)),
         low=low,
         high=high,
         p=None if tested is None else tested.p,
         unpaired="" if tested is not None else "a task cannot be compared",
         eval_weight=float(sum(weights)),
-        one_seed=any(pair.found.one_seed for pair in counted),
+        one_seed=any(each.found.one_seed for each in counted),
     )

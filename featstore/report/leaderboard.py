@@ -30,7 +30,7 @@ __all__ = [
     "Table",
     "build",
     "natural",
-    "newest_version",
+    "newest_versions",
 ]
 
 LOWER_IS_BETTER = frozenset({"eer", "mae", "mse", "wer"})
@@ -198,20 +198,24 @@ def build(records: Iterable[ScoreRecord], *, published: PublishedScores | None =
     )
 
 
-def newest_version(records: Iterable[ScoreRecord]) -> tuple[tuple[ScoreRecord, ...], tuple[ScoreRecord, ...]]:
-    """Part the scores of the newest protocol version among them from older ones, which do not compare with them."""
+def newest_versions(records: Iterable[ScoreRecord]) -> tuple[tuple[ScoreRecord, ...], tuple[ScoreRecord, ...]]:
+    """Part the scores of the newest protocol version of each protocol and track from older ones, which do not compare."""
     everything = tuple(records)
-    newest = max((each.protocol_version for each in everything), default=1)
+    newest: dict[tuple[Protocol, Track], int] = {}
+    for each in everything:
+        place = (each.protocol, each.track)
+        newest[place] = max(each.protocol_version, newest.get(place, 0))
+    current = [each.protocol_version == newest[each.protocol, each.track] for each in everything]
     return (
-        tuple(each for each in everything if each.protocol_version == newest),
-        tuple(each for each in everything if each.protocol_version < newest),
+        tuple(each for each, is_current in zip(everything, current, strict=True) if is_current),
+        tuple(each for each, is_current in zip(everything, current, strict=True) if not is_current),
     )
 
 
 def _table(
     everything: Sequence[ScoreRecord], *, protocol: Protocol, track: Track, published: PublishedScores | None
 ) -> Table:
-    records, left_out = newest_version(everything)
+    records, left_out = newest_versions(everything)
     columns, column_of = _columns(records)
     placed: dict[tuple[str, str], dict[int, ScoreRecord]] = {}
     for record, column in zip(records, column_of, strict=True):
@@ -222,9 +226,7 @@ def _table(
         row[column] = record
     scored = [placed[place] for place in sorted(placed)]
     evidence = [{column: evidence_of(record) for column, record in of_task.items()} for of_task in scored]
-    rows = tuple(
-        _row(of_task, known, n_columns=len(columns)) for of_task, known in zip(scored, evidence, strict=True)
-    )
+    rows = tuple(_row(of_task, known, n_columns=len(columns)) for of_task, known in zip(scored, evidence, strict=True))
     if published is not None and published.protocol == protocol:
         references = _references(rows, published.of_track(track))
         columns += tuple(column for column, _ in references)

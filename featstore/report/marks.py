@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from featstore.metrics.comparing import ALPHA, Paired, holm
 
-__all__ = ["Marks", "NO_MARKS", "marks_of"]
+__all__ = ["NO_MARKS", "Marks", "marks_of"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,7 @@
 """What two scores of one task have in common: the same test clips, and so the noise of their difference.
 
-Every score keeps what each unit of its test set (a clip, a block of clips or a group) adds to it: ``details["spread"]``.
-Units depend on the names of the clips alone, so the difference of two encoders' numbers is what a unit adds to the
+Every score keeps what each unit of its test set (a clip, a block of clips or a group) adds to it, in
+``details["spread"]``. Units depend on the names of the clips alone, so the difference of two encoders' numbers is what a unit adds to the
 difference of their scores. What one encoder finds hard the other mostly does too, and the interval of a difference is
 narrower than two intervals side by side suggest.
 """

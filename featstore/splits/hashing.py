@@ -54,9 +54,7 @@ def stratified_folds(
     return tuple(np.sort(ranked[fold::n_folds]) for fold in range(n_folds))
 
 
-def grouped_tenth(
-    clips: NDArray[np.int64], *, groups: Sequence[str], strata: NDArray[np.int64]
-) -> NDArray[np.int64]:
+def grouped_tenth(clips: NDArray[np.int64], *, groups: Sequence[str], strata: NDArray[np.int64]) -> NDArray[np.int64]:
     """Choose complete groups that hold about a tenth of some clips; every stratum keeps a clip outside of them.
 
     Groups are walked in the order of their hashes and taken at an even stride of clips, so that large ones are taken as
@@ -110,9 +108,7 @@ def grouped_folds(
     return tuple(np.sort(np.concatenate(mine)) for mine in folds)
 
 
-def _members(
-    clips: NDArray[np.int64], *, groups: Sequence[str], strata: NDArray[np.int64]
-) -> list[NDArray[np.int64]]:
+def _members(clips: NDArray[np.int64], *, groups: Sequence[str], strata: NDArray[np.int64]) -> list[NDArray[np.int64]]:
     """Clips of each group, by the group's most frequent stratum and then by the hash of its name."""
     of_group: dict[str, list[int]] = {}
     for clip in clips.tolist():

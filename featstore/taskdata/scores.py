@@ -117,8 +117,9 @@ class Scores:
     interval : Interval
         95 %, by clip or by group.
     details : mapping
-        The interval's method or why there is none, and what two scores are compared by. Of outcomes also scores and support by class; where a clip has one class, what it was taken for:
-        the counts of every pair of classes, or, of many classes, of the pairs that are confused most.
+        The interval's method or why there is none, and what two scores are compared by. Of outcomes also scores and
+        support by class; where a clip has one class, what it was taken for: the counts of every pair of classes, or, of
+        many classes, of the pairs that are confused most.
     libraries : tuple of str
         Modules that the metric used.
     """
@@ -335,10 +336,7 @@ def _by_class(task: ScoredTask, metric: Metric, outcomes: Sequence[Outcome]) -> 
         return {}
     support = np.array([_support_of(task, each) for each in outcomes])
     per_class = np.array(
-        [
-            [metric.per_class(each.samples.y_true, y_score) for y_score in each.y_scores]
-            for each in outcomes
-        ]
+        [[metric.per_class(each.samples.y_true, y_score) for y_score in each.y_scores] for each in outcomes]
     ).mean(axis=1)
     known = ~np.isnan(per_class)
     weights = np.where(known, support, 0)

@@ -37,8 +37,8 @@ def support_sets(task: TaskData, each: Round, *, shots: int) -> tuple[NDArray[np
 def shots_details(scores: Mapping[int, NDArray[np.floating[Any]]]) -> dict[str, Any]:
     """Build ``details["shots"]`` from scores (rounds, support sets) by number of shots.
 
-    The interval holds the middle 95 % of draws: how much it matters which clips were drawn. Of several rounds it is that
-    of a draw in one of them, about the mean of all: an average over rounds would hide what a single draw changes.
+    The interval holds the middle 95 % of draws: how much it matters which clips were drawn. Of several rounds it is
+    that of a draw in one of them, about the mean of all: an average over rounds would hide what a single draw changes.
     """
     found = {}
     for shots, by_round in scores.items():

@@ -133,7 +133,9 @@ def test_nor_do_they_under_another_metric(n_discordant: int) -> None:
 def _scored_by(metric: str, y_true: np.ndarray, *said: np.ndarray, encoder: str = "a") -> ScoreRecord:
     """The record of predictions, one for each seed."""
     n_classes = int(y_true.max()) + 1
-    test_set = TestSet(y_true=y_true, y_scores=tuple(np.eye(n_classes)[each] for each in said), clip=np.arange(len(y_true)))
+    test_set = TestSet(
+        y_true=y_true, y_scores=tuple(np.eye(n_classes)[each] for each in said), clip=np.arange(len(y_true))
+    )
     found = score_test_sets(
         find_metric(metric, "strict"), [test_set], clip_ids=[f"clip {at}" for at in range(len(y_true))]
     )
@@ -153,7 +155,9 @@ def test_seeds_are_part_of_a_difference() -> None:
     def said(accuracy: float) -> np.ndarray:
         return np.where(rng.random(2000) < accuracy, y_true, (y_true + 1) % 4)
 
-    steady = [_scored_by("accuracy", y_true, *(said(p) for _ in range(3)), encoder=e) for e, p in (("a", 0.9), ("b", 0.85))]
+    steady = [
+        _scored_by("accuracy", y_true, *(said(p) for _ in range(3)), encoder=e) for e, p in (("a", 0.9), ("b", 0.85))
+    ]
     shaky = [
         _scored_by("accuracy", y_true, said(p - 0.08), said(p), said(p + 0.08), encoder=e)
         for e, p in (("a", 0.9), ("b", 0.85))
@@ -166,7 +170,11 @@ def test_seeds_are_part_of_a_difference() -> None:
 def test_of_several_equal_encoders_one_is_called_worse_in_at_most_one_table_of_twenty() -> None:
     from benchmarks.coverage import Equals, false_positives
 
-    for equals, n, most in ((Equals(2, 0.98), 100, 3), (Equals(8, 0.9), 100, 7), (Equals(2, 0.9, seeds=3, by_seed=0.02), 100, 7)):
+    for equals, n, most in (
+        (Equals(2, 0.98), 100, 3),
+        (Equals(8, 0.9), 100, 7),
+        (Equals(2, 0.9, seeds=3, by_seed=0.02), 100, 7),
+    ):
         assert false_positives(equals, n, n_experiments=60) <= most / 60, equals
 
 
