@@ -104,7 +104,9 @@ def _laid_out(sample: Sample) -> tuple[list[TestSet], list[str], list[str] | Non
 # --- populations ------------------------------------------------------------------------------------------------------
 
 
-def classes(rng, n, *, p, n_classes=5, imbalanced=False, n_folds=1):
+def classes(
+    rng: np.random.Generator, n: int, *, p: float, n_classes: int = 5, imbalanced: bool = False, n_folds: int = 1
+) -> Sample:
     """Right with probability p, wrong ones spread over the other classes."""
     weights = 1.0 / np.arange(1, n_classes + 1) if imbalanced else np.ones(n_classes)
     y_true = rng.choice(n_classes, size=n, p=weights / weights.sum())
@@ -113,7 +115,7 @@ def classes(rng, n, *, p, n_classes=5, imbalanced=False, n_folds=1):
     return Sample(y_true=y_true, y_score=np.eye(n_classes, dtype=np.float32)[found], n_folds=n_folds)
 
 
-def speakers(rng, n, *, p, of_speaker=10, alike=0.2):
+def speakers(rng: np.random.Generator, n: int, *, p: float, of_speaker: int = 10, alike: float = 0.2) -> Sample:
     """Clips of one speaker are alike: each speaker has a probability of its own, of a beta distribution about p."""
     n_groups = max(2, n // of_speaker)
     group = np.sort(rng.integers(n_groups, size=n))
@@ -123,32 +125,32 @@ def speakers(rng, n, *, p, of_speaker=10, alike=0.2):
     return Sample(y_true=y_true, y_score=np.eye(5, dtype=np.float32)[found], group=group)
 
 
-def label_sets(rng, n, *, distance, rate=0.2, n_classes=6):
+def label_sets(rng: np.random.Generator, n: int, *, distance: float, rate: float = 0.2, n_classes: int = 6) -> Sample:
     y_true = (rng.random((n, n_classes)) < rate).astype(np.float32)
     return Sample(y_true=y_true, y_score=distance * y_true + rng.standard_normal((n, n_classes)))
 
 
-def two_classes(rng, n, *, distance, rate=0.5):
+def two_classes(rng: np.random.Generator, n: int, *, distance: float, rate: float = 0.5) -> Sample:
     y_true = (rng.random(n) < rate).astype(np.int64)
     scores = distance * y_true + rng.standard_normal(n)
     return Sample(y_true=y_true, y_score=np.stack([-scores, scores], axis=1))
 
 
-def counts(rng, n, *, found, false, events=2.0):
+def counts(rng: np.random.Generator, n: int, *, found: float, false: float, events: float = 2.0) -> Sample:
     """Segments or events of four classes; how many of a clip's are found differs by clip."""
     y_true = rng.poisson(events, (n, 4))
     hits = rng.binomial(y_true, np.clip(rng.beta(6 * found, 6 * (1 - found), (n, 1)), 0, 1))
     return Sample(y_true=y_true, y_score=np.stack([hits + rng.poisson(false, (n, 4)), hits], -1).astype(float))
 
 
-def words(rng, n, *, rate):
+def words(rng: np.random.Generator, n: int, *, rate: float) -> Sample:
     """Word errors of clips of about ten words; how hard a clip is differs."""
     n_words = 1 + rng.poisson(9, n)
     hardness = rng.gamma(2.0, 0.5, n)
     return Sample(y_true=n_words, y_score=rng.poisson(np.minimum(rate * hardness, 3.0) * n_words).astype(float))
 
 
-def queries(rng, n, *, p, captions=5):
+def queries(rng: np.random.Generator, n: int, *, p: float, captions: int = 5) -> Sample:
     """A clip's five captions ask for it, and it asks for them; clips differ in how easily they are found."""
     own = rng.beta(4 * p, 4 * (1 - p), n)
     clip = np.r_[np.arange(n), np.repeat(np.arange(n), captions)]
@@ -156,13 +158,13 @@ def queries(rng, n, *, p, captions=5):
     return Sample(y_true=direction, y_score=np.where(rng.random(len(clip)) < own[clip], 1.0, 2.0), clip=clip)
 
 
-def numbers(rng, n, *, rho, skewed=False):
+def numbers(rng: np.random.Generator, n: int, *, rho: float, skewed: bool = False) -> Sample:
     x = rng.standard_normal(n)
     y = rho * x + np.sqrt(1 - rho**2) * rng.standard_normal(n)
     return Sample(y_true=np.exp(x / 2) if skewed else x, y_score=(np.exp(y / 2) if skewed else y)[:, None])
 
 
-def errors(rng, n, *, of):
+def errors(rng: np.random.Generator, n: int, *, of: str) -> Sample:
     error = (
         rng.standard_normal(n) if of == "normal" else rng.standard_t(5, n) if of == "t of 5" else rng.laplace(size=n)
     )

@@ -74,7 +74,13 @@ def chance_corrected(y_true: NDArray[Any], y_score: NDArray[np.floating[Any]]) -
     usable = (positives > 0) & (positives < n)
     if not usable.any():
         return 0.0
-    found = MeanAveragePrecision(absent_class="left out").per_class(y_true, y_score)[usable]
+    once = np.ones((n, 1), np.float32)
+    found = np.array(
+        [
+            weighted_average_precision(label_sets[:, label], y_score[:, label], once).item()
+            for label in np.flatnonzero(usable)
+        ]
+    )
     harmonic = float(np.sum(1.0 / np.arange(1, n + 1)))
     chance = ((positives[usable] - 1) / (n - 1) * (n - harmonic) + harmonic) / n
     return float(np.mean((found - chance) / (1.0 - chance)))

@@ -8,7 +8,7 @@ clips of rare classes, there is no interval but a reason.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -24,6 +24,7 @@ __all__ = ["MIN_GROUPS", "Interval", "degrees_of_freedom", "interval_of", "seed_
 
 MIN_GROUPS = 12
 MIN_CLIPS = 20
+MANY_ERRORS = 0.5  # below it 1 - WER is treated as an error rate, above as a share of words
 LEVEL = 0.95
 
 Scale = Literal["share", "area", "error", "correlation"]
@@ -69,6 +70,8 @@ class Rule:
     both_sides : bool
     unbiased : bool
         Whether the interval is centred on the score less the bias that the jackknife estimates.
+    clustered : bool
+        Whether a clip has several trials, such as captions or words, that may all fail together.
     """
 
     scale: Scale
@@ -76,11 +79,12 @@ class Rule:
     least_of_class: int = 0
     both_sides: bool = False
     unbiased: bool = False
+    clustered: bool = False
 
 
 RULES: Mapping[str, Rule] = {
     "accuracy": Rule(scale="share", least_clips=2),
-    "recall_at_1": Rule(scale="share"),
+    "recall_at_1": Rule(scale="share", least_clips=50, clustered=True),
     "macro_f1": Rule(scale="share", least_of_class=3),
     "mAP": Rule(scale="share", least_of_class=8, unbiased=True),
     "eer": Rule(scale="share", least_of_class=5),
@@ -109,6 +113,8 @@ def interval_of(
     """Return the 95 % interval of a score, for other test clips and other seeds."""
     rule = RULES[metric.name]
     reason = why_none(rule, spread, units, test_sets)
+    if not reason and metric.name == "wer_inv" and spread.score <= 0.0:
+        reason = "there are as many errors as words or more: the score is at its lower end"
     if reason:
         return Interval(low=None, high=None, reason=reason)
     variance, df = spread.variance, float(units.n - 1)
@@ -118,6 +124,11 @@ def interval_of(
     quantile = student(df)
     if rule.scale == "error":
         low, high = _skewed(spread, variance, quantile)
+    elif metric.name == "wer_inv" and spread.score < MANY_ERRORS:
+        # an error rate is no share of trials: it may be above 1
+        rate = replace(spread, score=1.0 - spread.score, deviations=-spread.deviations)
+        low, high = (1.0 - end for end in reversed(_skewed(rate, variance, quantile)))
+        low = max(low, 0.0)
     elif rule.scale == "correlation":
         low, high = _correlated(spread.score, variance, quantile)
     elif rule.scale == "area":
@@ -131,6 +142,8 @@ def interval_of(
             if 0.0 < score < 1.0 and variance > 0.0
             else _n_trials(metric, units, test_sets)
         )
+        if rule.clustered:
+            n_effective = _fewer_trials(n_effective, spread, units)
         low, high = wilson(score, n_effective, quantile)
     if not np.isfinite([low, high]).all():
         return Interval(low=None, high=None, reason="the classes are told apart without a mistake: d' has no upper end")
@@ -187,6 +200,19 @@ def degrees_of_freedom(parts: Sequence[tuple[float, float]]) -> float:
 def seed_variance(by_seed: Sequence[float]) -> float:
     """Variance of a mean over seeds; 0 for one seed, of which nothing is known."""
     return float(np.var(by_seed, ddof=1)) / len(by_seed) if len(by_seed) > 1 else 0.0
+
+
+def _fewer_trials(n_effective: float, spread: Spread, units: Units) -> float:
+    """Trials of a score whose clips have several each, where only a few clips tell how alike those of one clip are.
+
+    The variance counts as much as the units that it comes from, (sum of squares)^2 / sum of fourth powers, beside one
+    that says that all trials of a clip fail together.
+    """
+    squares = np.square(spread.deviations)
+    if n_effective <= units.n_independent or not squares.any():
+        return min(n_effective, float(units.n_independent))
+    telling = float(squares.sum() ** 2 / np.square(squares).sum())
+    return (telling + 1.0) / (telling / n_effective + 1.0 / units.n_independent)
 
 
 def _skewed(spread: Spread, variance: float, quantile: float) -> tuple[float, float]:

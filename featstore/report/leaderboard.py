@@ -199,7 +199,7 @@ def build(records: Iterable[ScoreRecord], *, published: PublishedScores | None =
 
 
 def newest_versions(records: Iterable[ScoreRecord]) -> tuple[tuple[ScoreRecord, ...], tuple[ScoreRecord, ...]]:
-    """Part the scores of the newest protocol version of each protocol and track from older ones, which do not compare."""
+    """Part the scores of the newest protocol version, for each protocol and track, from older ones."""
     everything = tuple(records)
     newest: dict[tuple[Protocol, Track], int] = {}
     for each in everything:

@@ -1,9 +1,9 @@
 """What two scores of one task have in common: the same test clips, and so the noise of their difference.
 
 Every score keeps what each unit of its test set (a clip, a block of clips or a group) adds to it, in
-``details["spread"]``. Units depend on the names of the clips alone, so the difference of two encoders' numbers is what a unit adds to the
-difference of their scores. What one encoder finds hard the other mostly does too, and the interval of a difference is
-narrower than two intervals side by side suggest.
+``details["spread"]``. Units depend on the names of the clips alone, so the difference of two encoders' numbers is what
+a unit adds to the difference of their scores. What one encoder finds hard the other mostly does too, and the interval
+of a difference is narrower than two intervals side by side suggest.
 """
 
 from __future__ import annotations
@@ -104,9 +104,9 @@ def pair(a: Evidence, b: Evidence) -> Paired | None:
     seeds = [(each.seed_variance, each.n_seeds - 1.0) for each in (a, b) if each.seed_variance > 0]
     exact_p = None
     if not seeds and a.right is not None and b.right is not None and len(a.right) == len(b.right):
-        one, other = (each.right == max(each.n_seeds, 1) for each in (a, b))
-        settled = all(np.isin(each.right, (0, max(each.n_seeds, 1))).all() for each in (a, b))
-        if settled:
+        one, other = a.right == max(a.n_seeds, 1), b.right == max(b.n_seeds, 1)
+        nobody = [right == 0 for right in (a.right, b.right)]
+        if bool((one | nobody[0]).all() and (other | nobody[1]).all()):  # the seeds of either agree on every clip
             exact_p = mcnemar(int((one & ~other).sum()), int((other & ~one).sum()))
     return paired_difference(
         a.value - b.value,

@@ -138,7 +138,7 @@ SIGNIFICANCE = (
 
 def _notes(table: Table) -> tuple[str, ...]:
     notes = []
-    marked = (*table.rows, *table.averages)
+    marked: list[Row | Average] = [*table.rows, *table.averages]
     if any(cell is not None and cell.half_width is not None for row in table.rows for cell in row.cells):
         notes.append("±: half of the 95 % interval, or the deviation over seeds where there is none")
     if any(len(line.ranks) > len(line.best | line.inside_noise | line.not_comparable) for line in marked):

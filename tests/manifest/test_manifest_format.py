@@ -94,7 +94,6 @@ def test_a_manifest_full_of_slips_gives_one_line_for_each(tmp_path: Path) -> Non
         "eval_weight: must be a number, got '100'",
         "data.dataset: must be letters, digits, '_', '-' and '.', and begin with a letter or digit, got '../birds'",
         "data.crop_seconds: must be above 0, got -1",
-        "splits.test: required, and missing",
         "label.classes: every class once, but 'owl' is there twice",
         "probe.learning_rate: must be a finite number, got nan",
         "probe.batch_size: must be a whole number, got 1.5",
@@ -109,7 +108,7 @@ def test_a_manifest_full_of_slips_gives_one_line_for_each(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("old", "new", "place", "says"),
     [
-        ("[splits]", "[folds]\n1 = 'a.tar'\n2 = 'b.tar'\n[splits]", "folds", "not both"),
+        ("[splits]", "[folds]\n1 = 'a.tar'\n2 = 'b.tar'\n[splits]", "folds", "not in both"),
         ('field = "species"', "", "label.field", "required for a clip task"),
         ('field = "species"', 'field = "a"\nonset = "start"', "label.onset", "means nothing for a clip task"),
         ('field = "species"', 'field = "a"\nseparator = ";"', "label.separator", "means nothing for a clip task"),

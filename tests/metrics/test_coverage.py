@@ -5,6 +5,8 @@ The complete table, with every population and number of clips, is made by `pytho
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 import scipy.stats
@@ -155,7 +157,7 @@ def test_many_clips_are_scored_block_by_block(monkeypatch: pytest.MonkeyPatch) -
     units = plan_units([test_set.clip], names=[str(at) for at in range(500)])
     metric = find_metric("accuracy", "strict")
     whole = jackknife(metric, [test_set], units)
-    monkeypatch.setattr("featstore.metrics.jackknife.MAX_BLOCK_CELLS", 500 * 7)
+    monkeypatch.setattr(sys.modules["featstore.metrics.jackknife"], "MAX_BLOCK_CELLS", 500 * 7)
     np.testing.assert_array_equal(jackknife(metric, [test_set], units).deviations, whole.deviations)
 
 
