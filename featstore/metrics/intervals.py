@@ -85,7 +85,7 @@ class Rule:
 RULES: Mapping[str, Rule] = {
     "accuracy": Rule(scale="share", least_clips=2),
     "recall_at_1": Rule(scale="share", least_clips=50, clustered=True),
-    "macro_f1": Rule(scale="share", least_of_class=3),
+    "macro_f1": Rule(scale="share", least_clips=50, least_of_class=3),
     "mAP": Rule(scale="share", least_of_class=8, unbiased=True),
     "eer": Rule(scale="share", least_of_class=5),
     "d_prime": Rule(scale="area", least_of_class=5, both_sides=True),
