@@ -13,7 +13,11 @@ Track = Literal["A", "B"]
 Protocol = Literal["strict", "xares"]
 NamedBy = Literal["class", "place"]
 
+PROTOCOL_VERSION = 2
+"""Of the rules that scores are made by now: how heads are fitted, clips resampled and encoders compared."""
+
 __all__ = [
+    "PROTOCOL_VERSION",
     "BrokenShard",
     "ExtractFailure",
     "ExtractRecord",
@@ -233,8 +237,12 @@ class ScoreRecord:
         As the store has them.
     metric : str
         As the manifest names it.
-    value, std, ci_low, ci_high : float
-        Mean over seeds, standard deviation over seeds (0 for one seed), bootstrap 95 % interval by clip.
+    value : float
+        Mean over seeds.
+    std : float or None
+        Standard deviation over seeds; None for fewer than two. Of protocol version 1: 0 there.
+    ci_low, ci_high : float or None
+        95 % interval for other test clips and seeds; None where there is none: ``details["interval"]`` has the reason.
     seeds : tuple of int
         Empty where nothing is random.
     n_train, n_valid, n_test, n_skipped : int
@@ -255,6 +263,8 @@ class ScoreRecord:
         Feature set -> content hash of the parts that were read.
     details : mapping
         What the report draws beside the value: scores per fold and per seed, per-class scores...
+    protocol_version : int
+        Of the rules behind both protocols, 1 in records that do not have it. Scores of two versions do not compare.
     """
 
     task: str
@@ -265,9 +275,9 @@ class ScoreRecord:
     fingerprint: str
     metric: str
     value: float
-    std: float
-    ci_low: float
-    ci_high: float
+    std: float | None
+    ci_low: float | None
+    ci_high: float | None
     seeds: tuple[int, ...]
     n_train: int
     n_valid: int
@@ -281,6 +291,7 @@ class ScoreRecord:
     settings: Mapping[str, Any] = field(default_factory=dict)
     features: Mapping[str, str] = field(default_factory=dict)
     details: Mapping[str, Any] = field(default_factory=dict)
+    protocol_version: int = 1
 
     def as_json(self) -> dict[str, Any]:
         """The record as plain JSON."""
@@ -294,7 +305,7 @@ class ScoreRecord:
     @property
     def key(self) -> str:
         """Sixteen hexadecimal digits of everything that made the score: two scores of one key are one score."""
-        made_by = {
+        made_by: dict[str, Any] = {
             "task": self.task,
             "track": self.track,
             "protocol": self.protocol,
@@ -307,4 +318,6 @@ class ScoreRecord:
             "settings": dict(self.settings),
             "features": dict(self.features),
         }
+        if self.protocol_version > 1:  # keys of version 1 were made without it
+            made_by["protocol_version"] = self.protocol_version
         return sha256_of(made_by)[:16]

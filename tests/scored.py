@@ -10,7 +10,7 @@ import numpy as np
 import tiny
 from featstore.records import ScoreRecord, sha256_of
 
-N_RESAMPLES = 200
+N_UNITS = 200
 HOSTILE = (
     "<script>window.pwned=1</script>",
     '"><img src=x onerror=window.pwned=1>',
@@ -39,13 +39,21 @@ def scored(
     left_out: Sequence[tuple[str, str, str]] = (),
 ) -> ScoreRecord:
     rng = np.random.default_rng(int(sha256_of([task, encoder, track]), 16) % 2**32)
-    noise = np.random.default_rng(int(sha256_of([task]), 16) % 2**32).standard_normal(N_RESAMPLES)
-    resamples = np.clip(value + 0.015 * noise + 0.005 * rng.standard_normal(N_RESAMPLES), 0, 1)
+    # what is hard for one encoder is hard for the others too: a standard error of 0.015, and of 0.005 of its own
+    shared = np.random.default_rng(int(sha256_of([task]), 16) % 2**32).standard_normal(N_UNITS)
+    deviations = (0.015 * shared + 0.005 * rng.standard_normal(N_UNITS)) / np.sqrt(N_UNITS)
     recipe = {**tiny.recipe(dim=16).as_json(), "encoder": encoder}
     details: dict[str, Any] = {
         "by_round": {"test": value},
         "by_seed": {"0": value, "1": value},
-        "bootstrap": {"clips": sha256_of(task)[:32], "values": [round(each, 6) for each in resamples.tolist()]},
+        "interval": {"method": "Wilson", "reason": ""},
+        "spread": {
+            "clips": sha256_of(task)[:32],
+            "units": "clips",
+            "n": N_UNITS,
+            "variance": float(np.square(deviations).sum()),
+            "deviations": deviations.tolist(),
+        },
         "recipe": recipe,
         "left_out": [list(each) for each in left_out],
     }
@@ -83,6 +91,7 @@ def scored(
         settings={"head": "linear"} if track == "A" else {"k": 10, "temperature": 0.07, "index": "flat"},
         features={"train": "ab" * 8, "test": "cd" * 8},
         details=details,
+        protocol_version=2,
     )
 
 

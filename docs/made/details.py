@@ -9,15 +9,32 @@ DETAILS = (
     ("by_round", EVERY, "object of numbers: score of each round (`test`, or a fold), a mean over seeds"),
     ("by_seed", EVERY, "object of numbers: score of each seed, a mean over rounds"),
     (
-        "bootstrap",
+        "interval",
         EVERY,
-        "`clips`: hash of the clips that were tested; `values`: the score on each of 1,000 resamples of them, which "
-        "are the same for every encoder",
+        "`method` of the interval, or the `reason` why there is none",
+    ),
+    (
+        "spread",
+        EVERY,
+        "what encoders are compared by: `clips`, hash of the names of the test clips; `units`, `clips` or `groups`, "
+        "and `n`, their number; `deviations`, what each unit (of more than 200, each block of them) adds to the score "
+        "beyond the mean; `variance` of the score over units; `right`, of accuracy: how many seeds have each clip "
+        "right, a digit a clip in the order of their names",
+    ),
+    (
+        "chance_corrected",
+        "metric mAP",
+        "mean over classes of (AP - chance) / (1 - chance): does not depend on how many clips there are",
     ),
     ("recipe", EVERY, "the recipe, as it is hashed into the fingerprint"),
     ("left_out", EVERY, "list of shard, key and reason of clips that are not in the store, the first hundred"),
     ("classes", CLASSES, "list of text: their names, in the order of all that follows"),
-    ("by_class", CLASSES, "list of numbers: score of each class; null for one that no test clip shows"),
+    (
+        "by_class",
+        CLASSES,
+        "list of numbers: score of each class, of several rounds the mean weighted by its test clips; null for one "
+        "that no test clip shows",
+    ),
     ("support", CLASSES, "list of whole numbers: test clips of each class"),
     ("classes_not_in_training", CLASSES, "list of text: classes that are tested and that no training clip shows"),
     ("confusion", "one class a clip, at most 60 classes", "counts: a list for each true class, by predicted class"),
@@ -25,8 +42,8 @@ DETAILS = (
     (
         "shots",
         "`--shots`",
-        "by number of training clips of a class: `mean`, `std`, `low` and `high` (the middle 95 %) over `support_sets` "
-        "draws",
+        "by number of training clips of a class: `mean`, `std`, `low` and `high` (the middle 95 % of draws in a "
+        "round) over `support_sets` draws",
     ),
     ("k_curve", NEAREST, "object of numbers: score by k"),
     ("k_asked", NEAREST, "k that the value is of"),
@@ -54,6 +71,7 @@ DETAILS = (
     ("event_f1", "kind frame, strict", "event-based F1: `value`, `average`, `onset_tolerance_seconds`"),
     ("metrics", "kind regression", "object of numbers: `mae`, `mse`, `pearson`, `spearman`"),
     ("n_captions", "kind contrastive", "captions that were asked with, and for"),
+    ("n_shared_captions", "kind contrastive", "how many of these several test clips have, word for word"),
     (
         "audio_to_text",
         "kind contrastive",

@@ -11,6 +11,8 @@ import numpy as np
 from docs.made.markdown import code, table, told
 from featstore.manifest.rules import METRICS_BY_KIND
 from featstore.metrics import find_metric
+from featstore.metrics.intervals import MIN_GROUPS
+from featstore.metrics.jackknife import MAX_UNITS
 from featstore.metrics.registry import METRICS
 from featstore.probe.asr import SPARE_TOKENS, XARES_MAX_NEW_TOKENS, XARES_REPETITION_PENALTY
 from featstore.probe.clips import SUPPORT_STEPS
@@ -21,7 +23,7 @@ from featstore.records import Protocol
 from featstore.retrieve.track import MIN_SAVED_WINDOWS, N_RECALL_QUERIES, SCALING_OF_TRAIN
 from featstore.splits import Round, plan_rounds
 from featstore.splits.rounds import N_HASH_FOLDS
-from featstore.taskdata.scores import MAX_CONFUSED_PAIRS, MAX_CONFUSION_CLASSES, N_RESAMPLES
+from featstore.taskdata.scores import MAX_CONFUSED_PAIRS, MAX_CONFUSION_CLASSES
 from featstore.taskdata.shots import N_SUPPORT_SETS
 
 PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
@@ -119,7 +121,8 @@ def _number_rows() -> Iterator[tuple[str, ...]]:
     yield "scaling of what is searched", *(scaling[each] for each in PROTOCOLS)
     both: tuple[tuple[str, object], ...] = (
         ("folds by hash, where all three splits are one (strict, track A)", N_HASH_FOLDS),
-        ("resamples of an interval", f"{N_RESAMPLES:,}"),
+        ("units that test clips are merged into", MAX_UNITS),
+        ("fewest groups of an interval", MIN_GROUPS),
         ("draws of a few-shot score", N_SUPPORT_SETS),
         ("least steps of a few-shot head", SUPPORT_STEPS),
         ("classes up to which every confusion is kept", MAX_CONFUSION_CLASSES),

@@ -58,7 +58,7 @@ __all__ = ["report"]
     "pair",
     nargs=2,
     metavar="A B",
-    help="Instead: differences between two encoders, with 95 % intervals by paired bootstrap.",
+    help="Instead: differences between two encoders, with 95 % intervals and tests on the same clips.",
 )
 def report(
     *,

@@ -328,6 +328,10 @@ def _beside(scores: Sequence[ScoreRecord]) -> Iterator[str]:
             index, recall, k = record.settings["index"], measured["recall"], measured["k"]
             of = f", measured on {measured['of']}" if "of" in measured else ""
             yield f"{whose}: index {index} has recall@{k} {recall:.3f} against exact search{of}"
+        shared = record.details.get("n_shared_captions")
+        n_shared = sum(shared.values()) if isinstance(shared, dict) else shared
+        if n_shared:
+            yield f"{whose}: {n_shared} test captions belong to several clips, of which at best one can be found first"
         curve = record.details.get("k_curve", {})
         if len(curve) > 1:
             yield f"{whose}: " + ", ".join(f"k={k} {value:.3f}" for k, value in curve.items())

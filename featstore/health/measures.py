@@ -1,4 +1,4 @@
-"""Measures of one embedding space. Pure NumPy; only the search for neighbours is FAISS's."""
+"""Measures of one embedding space. Pure NumPy."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ __all__ = [
 
 NEIGHBOURS = 10
 MAX_NEIGHBOUR_ROWS = 5_000
+MAX_BLOCK_CELLS = 2**22
+TIE = 1e-6  # of cosines in float32
 DEAD_SHARE = 1e-6
 DUPLICATE_CORRELATION = 0.9999
 MAX_DUPLICATES_NAMED = 100
@@ -38,7 +40,7 @@ class Hubness:
     largest : int
         The greatest such number.
     orphans : float
-        Share of rows that are no row's neighbour.
+        Share of rows that are no row's neighbour, or have less than half of a place that they share with equals.
     rows : int
         How many rows were compared.
     """
@@ -197,24 +199,30 @@ def duplicate_dimensions(X: NDArray[np.float64]) -> tuple[tuple[int, int], ...]:
 def hubness(X: NDArray[np.float32], *, k: int = NEIGHBOURS) -> Hubness | None:
     """How unevenly the rows (n, dim) are among the ``k`` nearest of others, by cosine.
 
-    Skewness of the k-occurrence: Radovanovic, Nanopoulos and Ivanovic, "Hubs in space", JMLR 11, 2010.
+    Skewness of the k-occurrence: Radovanovic, Nanopoulos and Ivanovic, "Hubs in space", JMLR 11, 2010. Rows that are
+    equally near, to within rounding, share the places that are left for them: the order of rows changes nothing.
     """
-    from featstore.retrieve.index import Searcher
-    from featstore.retrieve.neighbours import without_own
     from featstore.retrieve.scaling import unit_rows
 
     if len(X) < 2 * k:
         return None
-    unit, own = unit_rows(np.ascontiguousarray(X)), np.arange(len(X))
-    found = Searcher(unit, "flat").search(unit, k=k + 1)
-    nearest = without_own(found, own=own, clip_of_row=own, k=k).rows
-    occurrences = np.bincount(nearest.ravel(), minlength=len(X)).astype(np.float64)
+    unit = unit_rows(np.ascontiguousarray(X))
+    occurrences = np.zeros(len(X))
+    block = max(1, MAX_BLOCK_CELLS // len(X))
+    for start in range(0, len(X), block):
+        nearness = unit[start : start + block] @ unit.T
+        nearness[np.arange(len(nearness)), start + np.arange(len(nearness))] = -np.inf
+        last = np.partition(nearness, len(X) - k, axis=1)[:, len(X) - k, None]
+        inside = nearness > last + TIE
+        tied = ~inside & (nearness >= last - TIE)
+        places = (k - inside.sum(axis=1)) / tied.sum(axis=1)
+        occurrences += inside.sum(axis=0) + places @ tied
     deviation = occurrences.std()
     skewness = float((((occurrences - k) / deviation) ** 3).mean()) if deviation > 0 else 0.0
     return Hubness(
         skewness=skewness,
-        largest=int(occurrences.max()),
-        orphans=float((occurrences == 0).mean()),
+        largest=int(np.rint(occurrences.max())),
+        orphans=float((occurrences < 0.5).mean()),
         rows=len(X),
     )
 

@@ -25,6 +25,7 @@ __all__ = [
     "Event",
     "captions",
     "class_names",
+    "clip_groups",
     "field_events",
     "field_numbers",
     "field_sets",
@@ -129,6 +130,15 @@ def captions(manifest: Manifest, keys: Sequence[str], metas: Sequence[str]) -> l
 def transcripts(manifest: Manifest, keys: Sequence[str], metas: Sequence[str]) -> list[str]:
     """Read the transcript of every clip (kinds ``ctc`` and ``asr``), as it is written."""
     return _read_all(manifest, keys, metas, lambda sample: _sentence(_at(sample, _field(manifest))))
+
+
+def clip_groups(manifest: Manifest, keys: Sequence[str], metas: Sequence[str]) -> list[str]:
+    """Read the group of every clip, the text of the field that ``splits.group`` names."""
+    field = manifest.group
+    if field is None:
+        msg = f"{manifest.name}: the manifest has no splits.group"
+        raise LabelError(msg)
+    return _read_all(manifest, keys, metas, lambda sample: _text(_at(sample, field), where=f"field {shown(field)}"))
 
 
 def class_names(manifest: Manifest, observed: Iterable[str]) -> tuple[str, ...]:

@@ -139,11 +139,16 @@ class Splits(_Table):
         Shards that select a model.
     test : str
         Shards that are scored.
+    group : str, optional
+        Field of a clip's JSON, such as ``"speaker"``: clips of one group are not independent. Intervals and comparisons
+        resample groups, and no part of a split that featstore draws itself divides one. With ``[folds]`` it is the one
+        key of this table; without, the three patterns are required.
     """
 
-    train: Pattern
-    valid: Pattern
-    test: Pattern
+    train: Pattern | None = None
+    valid: Pattern | None = None
+    test: Pattern | None = None
+    group: FieldPath | None = None
 
 
 class Label(_Table):
@@ -266,9 +271,9 @@ class Manifest(_Table):
     data : Data
         Where the shards are.
     splits : Splits, optional
-        Shard patterns of train, valid and test.
+        Shard patterns of train, valid and test, and the field of independent groups.
     folds : dict, optional
-        Fold name to shard pattern; given in place of ``splits``.
+        Fold name to shard pattern; given in place of the patterns of ``splits``.
     label : Label
         How a label is read.
     metric_args : MetricArgs
@@ -328,9 +333,14 @@ class Manifest(_Table):
     @property
     def patterns(self) -> dict[str, str]:
         """Split or fold name to shard pattern: train, valid, test, or the folds in the order of the file."""
-        if self.splits is not None:
-            return {name: getattr(self.splits, name) for name in SPLIT_NAMES}
-        return dict(self.folds or {})
+        if self.folds is not None:
+            return dict(self.folds)
+        return {name: getattr(self.splits, name) for name in SPLIT_NAMES}
+
+    @property
+    def group(self) -> str | None:
+        """Field of a clip's JSON that names its group."""
+        return None if self.splits is None else self.splits.group
 
     @property
     def feature_sets(self) -> dict[str, str]:

@@ -93,19 +93,28 @@ def broken_rules(raw: Mapping[str, object]) -> Iterator[Problem]:
 
 
 def _either_splits_or_folds(raw: Mapping[str, object]) -> Iterator[Problem]:
-    if "splits" in raw and "folds" in raw:
-        yield Problem(place=("folds",), says="give [splits] or [folds], not both")
+    splits = _table(raw, "splits")
+    if "folds" in raw and any(name in splits for name in SPLIT_NAMES):
+        yield Problem(place=("folds",), says="give patterns in [splits] or in [folds], not in both")
     elif "splits" not in raw and "folds" not in raw:
         says = "give [splits] with train, valid and test, or [folds] with one shard pattern each"
         yield Problem(place=("splits",), says=says)
     elif "folds" in raw and len(_table(raw, "folds")) < 2:
         yield Problem(place=("folds",), says=f"at least 2 folds are needed, got {len(_table(raw, 'folds'))}")
+    elif "folds" not in raw and isinstance(raw.get("splits"), Mapping):
+        for name in SPLIT_NAMES:
+            if name not in splits:
+                yield Problem(place=("splits", name), says="required, and missing")
 
 
 def _shards_belong_to_one_split(raw: Mapping[str, object]) -> Iterator[Problem]:
     """Two splits may share all their shards (the protocol then separates them), two folds none; neither shares some."""
     for name in ("splits", "folds"):
-        patterns = {key: value for key, value in _table(raw, name).items() if isinstance(value, str)}
+        patterns = {
+            key: value
+            for key, value in _table(raw, name).items()
+            if isinstance(value, str) and (name == "folds" or key in SPLIT_NAMES)
+        }
         if name == "folds":
             first_with = {pattern: fold for fold, pattern in reversed(patterns.items())}
             for fold, pattern in patterns.items():

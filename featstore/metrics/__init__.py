@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from featstore.metrics.bootstrap import Interval, Resampled, TestSet, bootstrap_interval, bootstrap_scores
+from featstore.metrics.intervals import Interval, interval_of
+from featstore.metrics.jackknife import Spread, TestSet, Units, jackknife, plan_units
 from featstore.metrics.registry import Metric, find_metric
 
-__all__ = ["Interval", "Metric", "Resampled", "TestSet", "bootstrap_interval", "bootstrap_scores", "find_metric"]
+__all__ = [
+    "Interval",
+    "Metric",
+    "Spread",
+    "TestSet",
+    "Units",
+    "find_metric",
+    "interval_of",
+    "jackknife",
+    "plan_units",
+]

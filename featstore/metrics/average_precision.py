@@ -12,7 +12,7 @@ from featstore.errors import DataError
 from featstore.metrics.f1 import mean_of_classes
 from featstore.metrics.label_sets import as_label_sets
 
-__all__ = ["MeanAveragePrecision"]
+__all__ = ["MeanAveragePrecision", "chance_corrected"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +59,31 @@ class MeanAveragePrecision:
         for label in np.flatnonzero(label_sets.any(axis=0)):
             per_class[label] = average_precision_score(label_sets[:, label], y_score[:, label])
         return per_class
+
+
+def chance_corrected(y_true: NDArray[Any], y_score: NDArray[np.floating[Any]]) -> float:
+    """Mean over classes of (AP - chance) / (1 - chance), with the AP that random scores have on average for chance.
+
+    Average precision of few positives is too high, the more so the fewer they are: random scores have 1.0 with one clip
+    in one. This is 0 for random scores and 1 for perfect ones however many clips and positives there are. The chance of
+    m positives among n is ((m - 1) / (n - 1) (n - H) + H) / n, where H is 1 + 1/2 + ... + 1/n (Bestgen 2015). Classes
+    that no sample or every sample has are skipped; 0 where no class is left.
+    """
+    label_sets = as_label_sets(y_true, y_score.shape[1])
+    n, positives = len(label_sets), label_sets.sum(axis=0)
+    usable = (positives > 0) & (positives < n)
+    if not usable.any():
+        return 0.0
+    once = np.ones((n, 1), np.float32)
+    found = np.array(
+        [
+            weighted_average_precision(label_sets[:, label], y_score[:, label], once).item()
+            for label in np.flatnonzero(usable)
+        ]
+    )
+    harmonic = float(np.sum(1.0 / np.arange(1, n + 1)))
+    chance = ((positives[usable] - 1) / (n - 1) * (n - harmonic) + harmonic) / n
+    return float(np.mean((found - chance) / (1.0 - chance)))
 
 
 def weighted_average_precision(

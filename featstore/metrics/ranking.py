@@ -43,6 +43,26 @@ class EqualErrorRate:
         positive, scores = _of_two_classes(y_true, y_score)
         return _crossing(*_rates(positive, scores, weights))
 
+    def deviations(self, y_true: NDArray[Any], y_score: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+        """What each sample adds to the rate beyond the mean, (n,): the rate is no smooth function of the samples.
+
+        At the threshold of equal errors the rate is the mean of misses and false alarms where both classes are as dense
+        there, so that a sample contributes its own error. Where they are not, a weighted mean takes its place, whose
+        variance is larger or smaller by their share; the mean is the choice that needs no estimate of a density.
+        """
+        positive, scores = _of_two_classes(y_true, y_score)
+        false_alarms, found = _rates(positive, scores, np.ones((len(scores), 1), np.float32))
+        rate = _crossing(false_alarms, found).item()
+        deviations = np.empty(len(scores))
+        for mine, sign in ((positive, 1.0), (~positive, -1.0)):
+            # errors as a share of the class are the rate: the samples at the crossing count in part
+            order = np.argsort(sign * scores[mine], kind="stable")
+            errors = np.clip(rate * len(order) - np.arange(len(order)), 0.0, 1.0)
+            own = np.empty(len(order))
+            own[order] = (errors - rate) / (2.0 * len(order))
+            deviations[mine] = own
+        return deviations
+
     def per_class(self, y_true: NDArray[Any], y_score: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
         """Misses and false alarms are equal, so both classes have the one rate."""
         return np.full(y_score.shape[1], self.score(y_true, y_score))

@@ -120,9 +120,17 @@ class _Texts:
     """
 
     clip: NDArray[np.int64]
+    written: tuple[str, ...]
     captions: Captions
     settings: Mapping[str, Any]
     libraries: tuple[str, ...]
+
+    def n_shared(self, captions: NDArray[np.int64]) -> int:
+        """How many of some captions another clip has too, word for word: at best one of their clips comes first."""
+        clips_of: dict[str, set[int]] = {}
+        for caption in captions.tolist():
+            clips_of.setdefault(self.written[caption], set()).add(int(self.clip[caption]))
+        return sum(len(clips_of[self.written[caption]]) > 1 for caption in captions.tolist())
 
     def of(self, clip: int) -> NDArray[np.int64]:
         """Captions of a clip."""
@@ -212,6 +220,7 @@ def _read_texts(manifest: Manifest, pool: Pool) -> _Texts:
     ids = [np.array([number.setdefault(token, len(number) + 1) for token in tokens], np.int64) for tokens in tokenized]
     return _Texts(
         clip=np.repeat(np.arange(len(by_clip)), [len(captions) for captions in by_clip]),
+        written=tuple(flat),
         captions=_as_captions(ids, n_tokens=len(number) + 1),
         settings=settings,
         libraries=libraries,
@@ -311,6 +320,7 @@ def _test(material: _Material, each: Round, trained: Sequence[tuple[Embedder, Fi
         fits=tuple(fitted for _, fitted in trained),
         details={
             "n_captions": len(questions.caption),
+            "n_shared_captions": material.texts.n_shared(np.unique(questions.caption)),
             **{
                 name: {key: float(np.mean([of[name][key] for of in answers])) for key in answers[0][name]}
                 for name in DIRECTIONS

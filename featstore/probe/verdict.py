@@ -58,6 +58,7 @@ def plan(manifest: Manifest, windows: Windows, *, protocol: Protocol) -> tuple[R
         roles=None if manifest.folds is not None else manifest.feature_sets,
         ids=windows.ids,
         stratify=lambda _: np.zeros(len(windows.ids), np.int64),
+        groups=windows.groups,
     )
     for each in rounds:
         check_parts(each, task=manifest.name)
@@ -77,7 +78,7 @@ def verdict(
     seconds: Mapping[str, float],
     libraries: Sequence[str],
 ) -> ScoreRecord:
-    """Score every round and build the record; the interval is bootstrapped by clip, as for every other kind.
+    """Score every round and build the record; the interval is made as for every other kind.
 
     ``settings`` are those that the manifest's ``[probe]`` does not tell.
     """
@@ -85,7 +86,7 @@ def verdict(
     return build_record(
         manifest,
         windows,
-        score_test_sets(metric, [each.test_set for each in tested], clip_ids=windows.ids),
+        score_test_sets(metric, [each.test_set for each in tested], clip_ids=windows.ids, groups=windows.groups),
         track="A",
         protocol=protocol,
         rounds=rounds,

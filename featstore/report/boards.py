@@ -44,6 +44,7 @@ class Entry:
     best: bool
     inside_noise: bool
     bar: Bar | None
+    not_comparable: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,7 +152,13 @@ def entry_of(row: Row, at: int) -> Entry:
     there = [each for each in row.cells if each is not None]
     ends = [end for each in there for end in (each.value, each.low, each.high) if end is not None]
     axis = min(0.0, *ends), max(1.0, *ends)
-    return _shown(row.cells[at], axis=axis, best=at in row.best, inside_noise=at in row.inside_noise)
+    return _shown(
+        row.cells[at],
+        axis=axis,
+        best=at in row.best,
+        inside_noise=at in row.inside_noise,
+        not_comparable=at in row.not_comparable,
+    )
 
 
 def _average_entry(table: Table, span: int, at: int, *, axis: tuple[float, float]) -> Entry:
@@ -162,14 +169,22 @@ def _average_entry(table: Table, span: int, at: int, *, axis: tuple[float, float
         low, high = interval or (None, None)
         half_width = None if low is None or high is None else (high - low) / 2
         cell = Cell(value=value, half_width=half_width, low=low, high=high)
-    entry = _shown(cell, axis=axis, best=at in average.best, inside_noise=at in average.inside_noise)
+    entry = _shown(
+        cell,
+        axis=axis,
+        best=at in average.best,
+        inside_noise=at in average.inside_noise,
+        not_comparable=at in average.not_comparable,
+    )
     if value is None or average.n_scored[at] == average.n_tasks:
         return entry
     partly = f"{average.n_scored[at]} of {average.n_tasks} tasks"
     return replace(entry, plus_minus=partly, says=f"{entry.says}, over {partly} only")
 
 
-def _shown(cell: Cell | None, *, axis: tuple[float, float], best: bool, inside_noise: bool) -> Entry:
+def _shown(
+    cell: Cell | None, *, axis: tuple[float, float], best: bool, inside_noise: bool, not_comparable: bool
+) -> Entry:
     if cell is None:
         return Entry(text="–", plus_minus="", says="no score", value=None, best=False, inside_noise=False, bar=None)
     lowest, highest = axis
@@ -186,6 +201,7 @@ def _shown(cell: Cell | None, *, axis: tuple[float, float], best: bool, inside_n
         value=cell.value,
         best=best,
         inside_noise=inside_noise,
+        not_comparable=not_comparable,
         bar=Bar(left=place(low), width=round(place(high) - place(low), 1), at=place(cell.value)),
     )
 

@@ -1,4 +1,4 @@
-"""Two encoders side by side: the difference of their scores, with an interval from paired resamples of the clips."""
+"""Two encoders side by side: the difference of their scores, tested on the same test clips."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from featstore.errors import UsageError
+from featstore.metrics.comparing import ALPHA, Paired
 from featstore.records import Protocol, ScoreRecord, Track
-from featstore.report.leaderboard import LOWER_IS_BETTER
-from featstore.report.pairing import interval_about, paired_resamples, why_unpaired
+from featstore.report.leaderboard import LOWER_IS_BETTER, NOT_AVERAGED, newest_versions
+from featstore.report.pairing import average_pair, evidence_of, pair, why_unpaired
 from featstore.report.results import CHOSEN_SETTINGS
 
 __all__ = ["Comparison", "Difference", "compare"]
@@ -29,9 +29,14 @@ class Difference:
         Empty for an average.
     value_a, value_b : float
     low, high : float or None
-        95 % interval of their difference; None where the scores cannot be paired.
+        95 % interval of their difference; None where the scores cannot be compared.
+    p : float or None
+        Chance of a difference as large between equal encoders: McNemar's exact test of accuracy, else the paired t test
+        of `featstore.metrics.comparing`.
     unpaired : str
-        Why they cannot; empty where they can.
+        Why they cannot be compared; empty where they can.
+    one_seed : bool
+        Whether a head was trained with one seed: its training variance is not part of the test.
     """
 
     protocol: Protocol
@@ -46,6 +51,8 @@ class Difference:
     high: float | None
     unpaired: str
     eval_weight: float
+    p: float | None = None
+    one_seed: bool = False
 
     @property
     def difference(self) -> float:
@@ -54,10 +61,10 @@ class Difference:
 
     @property
     def better(self) -> str:
-        """``A`` or ``B`` where the interval is on one side of zero, else empty."""
-        if self.low is None or self.high is None or self.low <= 0 <= self.high:
+        """``A`` or ``B`` where the test is significant at 5 %, else empty."""
+        if self.p is None or self.p > ALPHA or self.difference == 0:
             return ""
-        return "A" if (self.low > 0) != (self.metric in LOWER_IS_BETTER) else "B"
+        return "A" if (self.difference > 0) != (self.metric in LOWER_IS_BETTER) else "B"
 
     def as_json(self) -> dict[str, Any]:
         """Plain JSON."""
@@ -72,6 +79,7 @@ class Difference:
             "difference": self.difference,
             "low": self.low,
             "high": self.high,
+            "p": self.p,
             "better": self.better,
             "unpaired": self.unpaired,
         }
@@ -86,9 +94,11 @@ class Comparison:
     differences : tuple of Difference
         By protocol, track and task.
     averages : tuple of Difference
-        For each protocol and track of more than one task; resamples of tasks are independent of each other.
+        For each protocol and track of more than one task; tasks are independent of each other.
     only_a, only_b : int
         Scores that the other does not have.
+    left_out : tuple of ScoreRecord
+        Scores of older protocol versions, which do not compare with those of the newest.
     """
 
     a: str
@@ -97,6 +107,7 @@ class Comparison:
     averages: tuple[Difference, ...]
     only_a: int
     only_b: int
+    left_out: tuple[ScoreRecord, ...] = ()
 
 
 def compare(records: Iterable[ScoreRecord], a: str, b: str) -> Comparison:
@@ -115,7 +126,14 @@ def compare(records: Iterable[ScoreRecord], a: str, b: str) -> Comparison:
         An encoder has no score, or a name is of several, or the two have no score in common.
     """
     everything = tuple(records)
-    of_a, of_b = _scores_of(everything, a), _scores_of(everything, b)
+    _scores_of(everything, a), _scores_of(everything, b)  # names that are wrong are reported before versions
+    current, left_out = newest_versions(each for each in everything if _is_by(each, a) or _is_by(each, b))
+    of_a, of_b = (
+        _scores_of(
+            current, name, none="that compares, for they were scored by an older protocol version: score it again"
+        )
+        for name in (a, b)
+    )
     if of_a == of_b:
         raise UsageError(f"--compare takes two encoders, and {a} and {b} are one")
     common = sorted(of_a.keys() & of_b.keys())
@@ -123,26 +141,33 @@ def compare(records: Iterable[ScoreRecord], a: str, b: str) -> Comparison:
         raise UsageError(f"{a} and {b} have no score in common: score both on the same task, track and protocol")
     pairs = [_pair(of_a[place], of_b[place]) for place in common]
     groups: dict[tuple[Protocol, Track], list[_Pair]] = {}
-    for pair in pairs:
-        groups.setdefault((pair.found.protocol, pair.found.track), []).append(pair)
+    for each in pairs:
+        groups.setdefault((each.found.protocol, each.found.track), []).append(each)
     averages = [_average(group) for group in groups.values()]
     return Comparison(
         a=a,
         b=b,
-        differences=tuple(pair.found for pair in pairs),
+        differences=tuple(each.found for each in pairs),
         averages=tuple(average for average in averages if average is not None),
         only_a=len(of_a.keys() - of_b.keys()),
         only_b=len(of_b.keys() - of_a.keys()),
+        left_out=left_out,
     )
 
 
-def _scores_of(records: Sequence[ScoreRecord], name: str) -> Mapping[tuple[str, ...], ScoreRecord]:
-    """Scores of one encoder by everything that two scores must have in common."""
+def _is_by(record: ScoreRecord, name: str) -> bool:
     encoder, _, fingerprint = name.partition("@")
-    mine = [each for each in records if each.encoder == encoder and fingerprint in ("", each.fingerprint)]
+    return record.encoder == encoder and fingerprint in ("", record.fingerprint)
+
+
+def _scores_of(records: Sequence[ScoreRecord], name: str, *, none: str = "") -> Mapping[tuple[str, ...], ScoreRecord]:
+    """Scores of one encoder by everything that two scores must have in common."""
+    mine = [each for each in records if _is_by(each, name)]
     if not mine:
         there = sorted({f"{each.encoder}@{each.fingerprint}" for each in records})
-        raise UsageError(f"there is no score of {name}; there are scores of {', '.join(there) or 'nothing'}")
+        raise UsageError(
+            f"there is no score of {name} {none}".rstrip() + f"; there are scores of {', '.join(there) or 'nothing'}"
+        )
     recipes = sorted({f"{each.encoder}@{each.fingerprint}" for each in mine})
     if len(recipes) > 1:
         raise UsageError(f"{name} is the name of several: say which of {', '.join(recipes)}")
@@ -160,15 +185,16 @@ def _scores_of(records: Sequence[ScoreRecord], name: str) -> Mapping[tuple[str, 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Pair:
-    """A difference, and its resamples about their mean (resamples,); None where they cannot be paired."""
+    """A difference, and what it was tested by; None where the two cannot be compared."""
 
     found: Difference
-    resamples: NDArray[np.float64] | None
+    tested: Paired | None
 
 
 def _pair(a: ScoreRecord, b: ScoreRecord) -> _Pair:
-    resamples = paired_resamples(a, b)
-    low, high = _interval(a.value - b.value, resamples)
+    one, other = evidence_of(a), evidence_of(b)
+    tested = pair(one, other)
+    low, high = tested.interval if tested is not None else (None, None)
     return _Pair(
         found=Difference(
             protocol=a.protocol,
@@ -181,30 +207,24 @@ def _pair(a: ScoreRecord, b: ScoreRecord) -> _Pair:
             value_b=b.value,
             low=low,
             high=high,
-            unpaired=why_unpaired(a, b),
+            p=None if tested is None else tested.p,
+            unpaired=why_unpaired(one, other),
             eval_weight=a.eval_weight,
+            one_seed=1 in (len(a.seeds), len(b.seeds)),
         ),
-        resamples=resamples,
+        tested=tested,
     )
-
-
-def _interval(difference: float, resamples: NDArray[np.float64] | None) -> tuple[float | None, float | None]:
-    return interval_about(difference, resamples) or (None, None)
 
 
 def _average(pairs: Sequence[_Pair]) -> Difference | None:
     """Weighted average over the tasks of one protocol and track; None where fewer than two count."""
-    counted = [pair for pair in pairs if pair.found.eval_weight > 0 and pair.found.metric not in LOWER_IS_BETTER]
-    tasks = [pair.found.task for pair in counted]
+    counted = [each for each in pairs if each.found.eval_weight > 0 and each.found.metric not in NOT_AVERAGED]
+    tasks = [each.found.task for each in counted]
     if len(counted) < 2 or len(set(tasks)) < len(tasks):
         return None
-    weights = np.array([pair.found.eval_weight for pair in counted])
-    weights /= weights.sum()
-    value_a = float(weights @ [pair.found.value_a for pair in counted])
-    value_b = float(weights @ [pair.found.value_b for pair in counted])
-    paired = [pair.resamples for pair in counted if pair.resamples is not None]
-    whole = len(paired) == len(counted) and len({len(each) for each in paired}) == 1
-    low, high = _interval(value_a - value_b, weights @ np.array(paired) if whole else None)
+    weights = [each.found.eval_weight for each in counted]
+    tested = average_pair([each.tested for each in counted], weights)
+    low, high = tested.interval if tested is not None else (None, None)
     first = counted[0].found
     return Difference(
         protocol=first.protocol,
@@ -213,10 +233,12 @@ def _average(pairs: Sequence[_Pair]) -> Difference | None:
         title=f"Weighted average, {len(counted)} tasks",
         metric="",
         settings=(),
-        value_a=value_a,
-        value_b=value_b,
+        value_a=float(np.average([each.found.value_a for each in counted], weights=weights)),
+        value_b=float(np.average([each.found.value_b for each in counted], weights=weights)),
         low=low,
         high=high,
-        unpaired="" if whole else "a task cannot be paired",
-        eval_weight=float(sum(pair.found.eval_weight for pair in counted)),
+        p=None if tested is None else tested.p,
+        unpaired="" if tested is not None else "a task cannot be compared",
+        eval_weight=float(sum(weights)),
+        one_seed=any(each.found.one_seed for each in counted),
     )

@@ -90,8 +90,8 @@ def _layer_curve(scored: Sequence[ScoreRecord]) -> CurveView | None:
                 PointView(
                     x=layer,
                     y=record.value,
-                    low=record.ci_low if record.ci_high > record.ci_low else None,
-                    high=record.ci_high if record.ci_high > record.ci_low else None,
+                    low=None if record.ci_low == record.ci_high else record.ci_low,
+                    high=None if record.ci_low == record.ci_high else record.ci_high,
                 )
                 for layer, record in sorted(layers.items())
             ),

@@ -9,22 +9,35 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from featstore.errors import UsageError
 from featstore.records import Protocol, ScoreRecord, Track
-from featstore.report.pairing import interval_about, paired_resamples, resamples_of
+from featstore.report.marks import NO_MARKS, Marks, marks_of
+from featstore.report.pairing import Evidence, average_interval, average_pair, evidence_of, pair
 from featstore.report.published import PublishedScores
 from featstore.report.results import CHOSEN_SETTINGS
 
-__all__ = ["LOWER_IS_BETTER", "Average", "Cell", "Column", "Leaderboard", "Row", "Table", "build", "natural"]
+__all__ = [
+    "LOWER_IS_BETTER",
+    "NOT_AVERAGED",
+    "Average",
+    "Cell",
+    "Column",
+    "Leaderboard",
+    "Row",
+    "Table",
+    "build",
+    "natural",
+    "newest_versions",
+]
 
 LOWER_IS_BETTER = frozenset({"eer", "mae", "mse", "wer"})
 """Metrics that are errors: the least is best, and they are part of no average."""
+
+NOT_AVERAGED = LOWER_IS_BETTER | {"d_prime"}
+"""An average takes scores of which more is better and 1 is perfect: errors are not, and d' has no upper end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,8 +83,13 @@ class Row:
     best : frozenset of int
         Columns with the best score, the published ones apart; empty where fewer than two have one.
     inside_noise : frozenset of int
-        Columns whose difference to the best has zero in its 95 % interval, by paired bootstrap: it may be chance. Where
-        two scores cannot be paired nothing is known, and nothing is said.
+        Columns that are not significantly different from the best: see `featstore.report.marks.marks_of`.
+    not_comparable : frozenset of int
+        Columns that cannot be compared with the best.
+    ranks : mapping
+        Column -> first and last rank that it may have.
+    one_seed : bool
+        Whether a score is of a head that is trained with one seed: its training variance is not known.
     manifests : int
         Number of different manifests that the row's scores were made under: above 1 they do not compare.
     """
@@ -85,6 +103,9 @@ class Row:
     best: frozenset[int]
     inside_noise: frozenset[int]
     manifests: int
+    not_comparable: frozenset[int] = frozenset()
+    ranks: Mapping[int, tuple[int, int]] = field(default_factory=dict)
+    one_seed: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,8 +125,8 @@ class Average:
     best : frozenset of int
         The best among the complete columns, the published ones apart; empty where fewer than two are.
     intervals : tuple of (float, float) or None
-        95 % interval of each complete column; resamples of tasks are independent of each other.
-    inside_noise : frozenset of int
+        95 % interval of each complete column, of which every task has one; tasks are independent of each other.
+    inside_noise, not_comparable, ranks
         As of a `Row`.
     """
 
@@ -116,11 +137,16 @@ class Average:
     best: frozenset[int]
     intervals: tuple[tuple[float, float] | None, ...]
     inside_noise: frozenset[int]
+    not_comparable: frozenset[int] = frozenset()
+    ranks: Mapping[int, tuple[int, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
-    """One protocol and track: rows by task, columns by encoder, then the averages."""
+    """One protocol and track: rows by task, columns by encoder, then the averages.
+
+    ``protocol_version`` is that of all its scores; ``left_out`` are scores of older ones, which do not compare.
+    """
 
     track: Track
     protocol: Protocol
@@ -128,6 +154,8 @@ class Table:
     rows: tuple[Row, ...]
     averages: tuple[Average, ...]
     """Over public tasks, where some are private, and over all."""
+    protocol_version: int = 1
+    left_out: tuple[ScoreRecord, ...] = ()
 
     def __post_init__(self) -> None:
         labels = [column.label for column in self.columns]
@@ -170,9 +198,24 @@ def build(records: Iterable[ScoreRecord], *, published: PublishedScores | None =
     )
 
 
+def newest_versions(records: Iterable[ScoreRecord]) -> tuple[tuple[ScoreRecord, ...], tuple[ScoreRecord, ...]]:
+    """Part the scores of the newest protocol version, for each protocol and track, from older ones."""
+    everything = tuple(records)
+    newest: dict[tuple[Protocol, Track], int] = {}
+    for each in everything:
+        place = (each.protocol, each.track)
+        newest[place] = max(each.protocol_version, newest.get(place, 0))
+    current = [each.protocol_version == newest[each.protocol, each.track] for each in everything]
+    return (
+        tuple(each for each, is_current in zip(everything, current, strict=True) if is_current),
+        tuple(each for each, is_current in zip(everything, current, strict=True) if not is_current),
+    )
+
+
 def _table(
-    records: Sequence[ScoreRecord], *, protocol: Protocol, track: Track, published: PublishedScores | None
+    everything: Sequence[ScoreRecord], *, protocol: Protocol, track: Track, published: PublishedScores | None
 ) -> Table:
+    records, left_out = newest_versions(everything)
     columns, column_of = _columns(records)
     placed: dict[tuple[str, str], dict[int, ScoreRecord]] = {}
     for record, column in zip(records, column_of, strict=True):
@@ -182,7 +225,8 @@ def _table(
             raise UsageError(f"a table has one score for each task and encoder, got two for {place}: give the newest")
         row[column] = record
     scored = [placed[place] for place in sorted(placed)]
-    rows = tuple(_row(of_task, n_columns=len(columns)) for of_task in scored)
+    evidence = [{column: evidence_of(record) for column, record in of_task.items()} for of_task in scored]
+    rows = tuple(_row(of_task, known, n_columns=len(columns)) for of_task, known in zip(scored, evidence, strict=True))
     if published is not None and published.protocol == protocol:
         references = _references(rows, published.of_track(track))
         columns += tuple(column for column, _ in references)
@@ -191,8 +235,16 @@ def _table(
         )
     ours = frozenset(at for at, column in enumerate(columns) if not column.published)
     spans = ("public", "all") if any(row.private for row in rows) else ("all",)
-    averages = tuple(_average(rows, scored, over=span, n_columns=len(columns), ours=ours) for span in spans)
-    return Table(track=track, protocol=protocol, columns=columns, rows=rows, averages=averages)
+    averages = tuple(_average(rows, evidence, over=span, n_columns=len(columns), ours=ours) for span in spans)
+    return Table(
+        track=track,
+        protocol=protocol,
+        columns=columns,
+        rows=rows,
+        averages=averages,
+        protocol_version=records[0].protocol_version,
+        left_out=left_out,
+    )
 
 
 def natural(label: str) -> tuple[tuple[str, int, str], ...]:
@@ -264,10 +316,13 @@ def _references(
 # --- rows and averages ------------------------------------------------------------------------------------------------
 
 
-def _row(scored: dict[int, ScoreRecord], *, n_columns: int) -> Row:
+def _row(scored: Mapping[int, ScoreRecord], known: Mapping[int, Evidence], *, n_columns: int) -> Row:
     first = scored[min(scored)]
-    values = [scored[column].value if column in scored else None for column in range(n_columns)]
-    best = _best(values, lower_is_better=first.metric in LOWER_IS_BETTER)
+    marks = marks_of(
+        [scored[column].value if column in scored else None for column in range(n_columns)],
+        lower_is_better=first.metric in LOWER_IS_BETTER,
+        pair=lambda a, b: pair(known[a], known[b]),
+    )
     return Row(
         task=first.task,
         title=first.title,
@@ -275,31 +330,34 @@ def _row(scored: dict[int, ScoreRecord], *, n_columns: int) -> Row:
         eval_weight=first.eval_weight,
         private=first.private,
         cells=tuple(_cell(scored[column]) if column in scored else None for column in range(n_columns)),
-        best=best,
-        inside_noise=_inside_noise([scored], [1.0], best=best, rivals=scored),
+        best=marks.best,
+        inside_noise=marks.inside_noise,
+        not_comparable=marks.not_comparable,
+        ranks=marks.ranks,
+        one_seed=any(len(record.seeds) == 1 for record in scored.values()),
         manifests=len({record.manifest_sha256 for record in scored.values()}),
     )
 
 
 def _cell(record: ScoreRecord) -> Cell:
-    if record.ci_high > record.ci_low:
+    if record.ci_low is not None and record.ci_high is not None and record.ci_high > record.ci_low:
         half_width = (record.ci_high - record.ci_low) / 2
         return Cell(value=record.value, half_width=half_width, low=record.ci_low, high=record.ci_high)
-    if record.std > 0:
+    if record.std:
         low, high = record.value - record.std, record.value + record.std
         return Cell(value=record.value, half_width=record.std, low=low, high=high)
     return Cell(value=record.value, half_width=None)
 
 
 def _average(
-    rows: Sequence[Row], scored: Sequence[Mapping[int, ScoreRecord]], *, over: str, n_columns: int, ours: frozenset[int]
+    rows: Sequence[Row], evidence: Sequence[Mapping[int, Evidence]], *, over: str, n_columns: int, ours: frozenset[int]
 ) -> Average:
     at = [
         index
         for index, row in enumerate(rows)
-        if row.eval_weight > 0 and row.metric not in LOWER_IS_BETTER and (over == "all" or not row.private)
+        if row.eval_weight > 0 and row.metric not in NOT_AVERAGED and (over == "all" or not row.private)
     ]
-    counted, records = [rows[index] for index in at], [scored[index] for index in at]
+    counted, known = [rows[index] for index in at], [evidence[index] for index in at]
     values: list[float | None] = []
     n_scored: list[int] = []
     for column in range(n_columns):
@@ -311,59 +369,25 @@ def _average(
         value if n == len(counted) and column in ours else None
         for column, (value, n) in enumerate(zip(values, n_scored, strict=True))
     ]
-    best = _best(complete, lower_is_better=False)
-    whole = [column for column, value in enumerate(complete) if value is not None]
     weights = [row.eval_weight for row in counted]
+    marks: Marks = NO_MARKS
+    if counted:
+        marks = marks_of(
+            complete,
+            lower_is_better=False,
+            pair=lambda a, b: average_pair([pair(of[a], of[b]) for of in known], weights),
+        )
     return Average(
         over=over,
         values=tuple(values),
         n_scored=tuple(n_scored),
         n_tasks=len(counted),
-        best=best,
+        best=marks.best,
         intervals=tuple(
-            None
-            if value is None
-            else interval_about(value, _mean([resamples_of(of[column]) for of in records], weights))
+            None if value is None else average_interval([of[column] for of in known], weights, value=value)
             for column, value in enumerate(complete)
         ),
-        inside_noise=_inside_noise(records, weights, best=best, rivals=whole),
+        inside_noise=marks.inside_noise,
+        not_comparable=marks.not_comparable,
+        ranks=marks.ranks,
     )
-
-
-def _inside_noise(
-    scored: Sequence[Mapping[int, ScoreRecord]],
-    weights: Sequence[float],
-    *,
-    best: frozenset[int],
-    rivals: Iterable[int],
-) -> frozenset[int]:
-    """Columns that may be as good as the best: of one task, or in the weighted mean of several."""
-    if not best:
-        return frozenset()
-    leader = min(best)
-    found = set()
-    for rival in rivals:
-        if rival in best:
-            continue
-        resamples = _mean([paired_resamples(of[leader], of[rival]) for of in scored], weights)
-        difference = float(np.average([of[leader].value - of[rival].value for of in scored], weights=weights))
-        ends = interval_about(difference, resamples)
-        if ends is not None and ends[0] <= 0 <= ends[1]:
-            found.add(rival)
-    return frozenset(found)
-
-
-def _mean(resamples: Sequence[NDArray[np.float64] | None], weights: Sequence[float]) -> NDArray[np.float64] | None:
-    """Weighted mean over tasks (resamples,); None unless every task has as many."""
-    there = [each for each in resamples if each is not None]
-    if not there or len(there) < len(resamples) or len({len(each) for each in there}) > 1:
-        return None
-    return np.asarray(np.average(there, axis=0, weights=weights))
-
-
-def _best(values: Sequence[float | None], *, lower_is_better: bool) -> frozenset[int]:
-    there = [value for value in values if value is not None]
-    if len(there) < 2:
-        return frozenset()
-    best = min(there) if lower_is_better else max(there)
-    return frozenset(column for column, value in enumerate(values) if value == best)

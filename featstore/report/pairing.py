@@ -1,68 +1,155 @@
-"""What two scores of one task have in common: resamples of the same test clips, and so the noise of a difference.
+"""What two scores of one task have in common: the same test clips, and so the noise of their difference.
 
-Every score keeps what it would have been on resamples of its test clips (``details["bootstrap"]``). The draws depend on
-the names of the clips alone, so resample number i holds the same clips for both encoders, and the difference of their
-i-th scores is a resample of their difference: what one encoder finds hard, the other mostly does too, and the interval
-of a difference is narrower than two intervals side by side suggest (Efron and Tibshirani 1993, chapter 16).
+Every score keeps what each unit of its test set (a clip, a block of clips or a group) adds to it, in
+``details["spread"]``. Units depend on the names of the clips alone, so the difference of two encoders' numbers is what
+a unit adds to the difference of their scores. What one encoder finds hard the other mostly does too, and the interval
+of a difference is narrower than two intervals side by side suggest.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from featstore.metrics.comparing import Paired, mcnemar, paired_difference, weighted_difference
+from featstore.metrics.intervals import MIN_GROUPS, degrees_of_freedom, student
 from featstore.records import ScoreRecord
 
-__all__ = ["interval_about", "paired_resamples", "resamples_of", "why_unpaired"]
+__all__ = ["Evidence", "average_interval", "average_pair", "evidence_of", "pair", "why_unpaired"]
 
 
-def why_unpaired(a: ScoreRecord, b: ScoreRecord) -> str:
-    """Say why two scores cannot be paired; empty where they can."""
-    if a.manifest_sha256 != b.manifest_sha256:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """What a score is compared by.
+
+    Attributes
+    ----------
+    deviations : float64 (units,) or None
+        None where the score has none, or none that can be used: ``problem`` is why.
+    right : uint8 (clips,) or None
+        Of accuracy: how many seeds have a clip right.
+    seed_variance : float
+        Of the mean over seeds.
+    """
+
+    manifest: str
+    version: int
+    clips: str
+    deviations: NDArray[np.float64] | None
+    variance: float
+    right: NDArray[np.uint8] | None
+    value: float
+    n_seeds: int
+    seed_variance: float
+    has_interval: bool
+    problem: str
+
+
+def evidence_of(record: ScoreRecord) -> Evidence:
+    """Read what a record keeps of its units; whatever is wrong with it is a problem, not an error."""
+    kept: Any = record.details.get("spread")
+    problem, deviations, right = "", None, None
+    if not isinstance(kept, Mapping) or not isinstance(kept.get("clips"), str):
+        problem = "scored without what encoders are compared by: score again"
+    elif kept.get("units") == "groups" and (kept.get("n") or 0) < MIN_GROUPS:
+        problem = f"fewer than {MIN_GROUPS} groups of test clips"
+    elif not _are_numbers(kept.get("deviations")) or not _are_numbers([kept.get("variance")]):
+        problem = "the score is not defined without one of its clips"
+    elif len(kept["deviations"]) < 2:
+        problem = "a single test clip"
+    else:
+        deviations = np.array(kept["deviations"], np.float64)
+        digits = kept.get("right")
+        if isinstance(digits, str) and digits.isascii() and digits.isdigit():
+            right = np.frombuffer(digits.encode(), np.uint8) - ord("0")
+    n_seeds = len(record.seeds)
+    return Evidence(
+        manifest=record.manifest_sha256,
+        version=record.protocol_version,
+        clips=kept["clips"] if not problem else "",
+        deviations=deviations,
+        variance=float(kept["variance"]) if not problem else 0.0,
+        right=right,
+        value=record.value,
+        n_seeds=n_seeds,
+        seed_variance=record.std**2 / n_seeds if record.std and n_seeds > 1 else 0.0,
+        has_interval=record.ci_low is not None,
+        problem=problem,
+    )
+
+
+def why_unpaired(a: Evidence, b: Evidence) -> str:
+    """Say why two scores cannot be compared; empty where they can."""
+    if a.version != b.version:
+        return f"scored by protocol versions {a.version} and {b.version}: score the older again"
+    if a.manifest != b.manifest:
         return "scored under different manifests"
-    one: Any = a.details.get("bootstrap")
-    other: Any = b.details.get("bootstrap")
-    if not (_is_kept(one) and _is_kept(other)):
-        return "without resamples: score again"
-    if one["clips"] != other["clips"] or len(one["values"]) != len(other["values"]):
+    if a.problem or b.problem:
+        return a.problem or b.problem
+    if a.n_seeds and b.n_seeds and a.n_seeds != b.n_seeds:
+        return f"different numbers of seeds ({a.n_seeds} and {b.n_seeds}): score both with as many"
+    if a.clips != b.clips or _length(a) != _length(b):
         return "not the same test clips"
     return ""
 
 
-def resamples_of(record: ScoreRecord) -> NDArray[np.float64] | None:
-    """Resamples of a score less their mean, float64 (resamples,); None where none were kept."""
-    kept: Any = record.details.get("bootstrap")
-    return _about_their_mean(np.array(kept["values"], np.float64)) if _is_kept(kept) else None
-
-
-def paired_resamples(a: ScoreRecord, b: ScoreRecord) -> NDArray[np.float64] | None:
-    """Resamples of ``a`` less ``b``, less their mean (resamples,); None where the two cannot be paired."""
-    if why_unpaired(a, b):
+def pair(a: Evidence, b: Evidence) -> Paired | None:
+    """Compare two scores: ``a`` less ``b``; None where they cannot be compared."""
+    if why_unpaired(a, b) or a.deviations is None or b.deviations is None:
         return None
-    one, other = (np.array(each.details["bootstrap"]["values"], np.float64) for each in (a, b))
-    return _about_their_mean(one - other)
+    seeds = [(each.seed_variance, each.n_seeds - 1.0) for each in (a, b) if each.seed_variance > 0]
+    exact_p = None
+    if not seeds and a.right is not None and b.right is not None and len(a.right) == len(b.right):
+        one, other = a.right == max(a.n_seeds, 1), b.right == max(b.n_seeds, 1)
+        nobody = [right == 0 for right in (a.right, b.right)]
+        if bool((one | nobody[0]).all() and (other | nobody[1]).all()):  # the seeds of either agree on every clip
+            exact_p = mcnemar(int((one & ~other).sum()), int((other & ~one).sum()))
+    return paired_difference(
+        a.value - b.value,
+        a.deviations - b.deviations,
+        seed_variances=seeds,
+        least_lump=1.0 / len(a.right) if a.right is not None and len(a.right) else 0.0,
+        exact_p=exact_p,
+    )
 
 
-def interval_about(value: float, resamples: NDArray[np.float64] | None) -> tuple[float, float] | None:
-    """Ends of the 95 % interval of a value whose resamples lie about zero; None where there are none."""
-    if resamples is None or np.isnan(resamples).all():
+def average_pair(pairs: Sequence[Paired | None], weights: Sequence[float]) -> Paired | None:
+    """Average differences over independent tasks; None unless every task has one."""
+    there = [each for each in pairs if each is not None]
+    if not there or len(there) < len(pairs):
         return None
-    low, high = value + np.nanpercentile(resamples, (2.5, 97.5))
-    return float(low), float(high)
+    shares = np.array(weights, np.float64) / np.sum(weights)
+    return weighted_difference(there, shares.tolist())
 
 
-def _about_their_mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    return values if np.isnan(values).all() else values - np.nanmean(values)
+def average_interval(
+    scores: Sequence[Evidence], weights: Sequence[float], *, value: float
+) -> tuple[float, float] | None:
+    """Return the 95 % interval of an average over independent tasks; None unless every task has an interval."""
+    if not scores or not all(each.has_interval and each.deviations is not None for each in scores):
+        return None
+    shares = np.array(weights, np.float64) / np.sum(weights)
+    parts = []
+    for share, each in zip(shares.tolist(), scores, strict=True):
+        parts.append((share**2 * each.variance, _length(each) - 1.0))
+        if each.seed_variance > 0:
+            parts.append((share**2 * each.seed_variance, each.n_seeds - 1.0))
+    variance = sum(part for part, _ in parts)
+    if variance <= 0:
+        return None  # every score is perfect: their own intervals say more than a width of nothing
+    half = student(degrees_of_freedom(parts)) * float(np.sqrt(variance))
+    return value - half, min(1.0, value + half)
 
 
-def _is_kept(raw: Any) -> bool:
-    return (
-        isinstance(raw, Mapping)
-        and isinstance(raw.get("clips"), str)
-        and isinstance(raw.get("values"), list)
-        and len(raw["values"]) > 0
-        and all(each is None or isinstance(each, int | float) for each in raw["values"])
+def _length(each: Evidence) -> int:
+    return 0 if each.deviations is None else len(each.deviations)
+
+
+def _are_numbers(raw: Any) -> bool:
+    return isinstance(raw, list) and all(
+        isinstance(each, int | float) and not isinstance(each, bool) and np.isfinite(each) for each in raw
     )

@@ -5,12 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from featstore.records import Protocol, ScoreRecord, Track
 from featstore.report.compare import Comparison, Difference
-from featstore.report.leaderboard import LOWER_IS_BETTER, Average, Cell, Leaderboard, Row, Table
+from featstore.report.leaderboard import LOWER_IS_BETTER, NOT_AVERAGED, Average, Cell, Leaderboard, Row, Table
 
 __all__ = [
     "MISSING",
@@ -33,11 +33,17 @@ TRACK_TITLES = {"A": "Track A, linear probe", "B": "Track B, k nearest neighbour
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GridCell:
-    """One entry as text, and its mark: the best of its row, or no further from the best than chance may put it."""
+    """One entry as text, and its mark: the best of its row, not significantly different from it, or not comparable."""
 
     text: str
     best: bool = False
     inside_noise: bool = False
+    not_comparable: bool = False
+
+    @property
+    def marked(self) -> str:
+        """The entry with its mark in text, but for the best."""
+        return f"≈ {self.text}" if self.inside_noise else f"? {self.text}" if self.not_comparable else self.text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +72,7 @@ def grid(table: Table) -> Grid:
         title=f"{TRACK_TITLES[table.track]} ({table.protocol} protocol)",
         header=("Task", "Metric", *(column.label for column in table.columns)),
         rows=tuple(_row(row) for row in table.rows),
-        averages=tuple(_average(average) for average in table.averages if average.n_tasks),
+        averages=(*(_average(average) for average in table.averages if average.n_tasks), *_not_averaged(table)),
         notes=_notes(table),
     )
 
@@ -74,7 +80,12 @@ def grid(table: Table) -> Grid:
 def _row(row: Row) -> GridRow:
     marks = ("*" if row.private else "") + ("†" if row.manifests > 1 else "")
     cells = tuple(
-        GridCell(text=_shown(cell), best=column in row.best, inside_noise=column in row.inside_noise)
+        GridCell(
+            text=_shown(cell),
+            best=column in row.best,
+            inside_noise=column in row.inside_noise,
+            not_comparable=column in row.not_comparable,
+        )
         for column, cell in enumerate(row.cells)
     )
     return GridRow(head=row.title + marks, metric=row.metric, cells=cells)
@@ -95,28 +106,80 @@ def _average(average: Average) -> GridRow:
             text = f"{value:.3f} ({n_scored} of {average.n_tasks} tasks)"
         else:
             text = f"{value:.3f}"
-        cells.append(GridCell(text=text, best=column in average.best, inside_noise=column in average.inside_noise))
+        interval = average.intervals[column]
+        if interval is not None:
+            text += f" ±{(interval[1] - interval[0]) / 2:.3f}"
+        cells.append(
+            GridCell(
+                text=text,
+                best=column in average.best,
+                inside_noise=column in average.inside_noise,
+                not_comparable=column in average.not_comparable,
+            )
+        )
     tasks = f"{average.n_tasks} task" if average.n_tasks == 1 else f"{average.n_tasks} tasks"
     kinds = "public " if average.over == "public" else ""
     return GridRow(head=f"Weighted average, {kinds}{tasks}", metric="", cells=tuple(cells))
 
 
+def _not_averaged(table: Table) -> tuple[GridRow, ...]:
+    """A line for the tasks that no average takes, for their metrics are on other scales."""
+    apart = [f"{row.title} ({row.metric})" for row in table.rows if row.metric in NOT_AVERAGED]
+    if not apart or not any(average.n_tasks for average in table.averages):
+        return ()
+    cells = (GridCell(text="n/a"),) * len(table.columns)
+    return (GridRow(head=f"Not averaged: {', '.join(apart)}", metric="", cells=cells),)
+
+
+SIGNIFICANCE = (
+    "5 % for all pairs of a row together (Holm); McNemar's exact test of accuracy, a paired t test of other metrics"
+)
+
+
 def _notes(table: Table) -> tuple[str, ...]:
     notes = []
+    marked: list[Row | Average] = [*table.rows, *table.averages]
     if any(cell is not None and cell.half_width is not None for row in table.rows for cell in row.cells):
-        notes.append("±: half of the 95 % bootstrap interval, or the deviation over seeds where there is none")
-    if any(row.inside_noise for row in table.rows) or any(each.inside_noise for each in table.averages):
-        notes.append("≈: its difference to the best is inside the noise (95 % interval by paired bootstrap)")
+        notes.append("±: half of the 95 % interval, or the deviation over seeds where there is none")
+    if any(len(line.ranks) > len(line.best | line.inside_noise | line.not_comparable) for line in marked):
+        notes.append(f"without a mark: significantly worse than the best, at {SIGNIFICANCE}")
+    if any(line.inside_noise for line in marked):
+        notes.append("≈: not significantly different from the best")
+    if any(line.not_comparable for line in marked):
+        notes.append("?: not comparable with the best: `featstore report --compare` has the reason")
+    if any(row.one_seed for row in table.rows):
+        notes.append("a head was trained with one seed: what other seeds change is not part of the marks")
     if any(row.private for row in table.rows):
         notes.append("*: a private task, left out of the average over public tasks")
     if any(row.manifests > 1 for row in table.rows):
         notes.append("†: scored under different manifests, so these values do not compare: score them again")
     if any(column.published for column in table.columns):
         notes.append("(published): as printed by others, not computed here, and never marked as best")
-    errors = sorted({row.metric for row in table.rows} & LOWER_IS_BETTER)
-    if errors:
-        notes.append(f"less is better for {', '.join(errors)}, which no average includes")
+    notes += _scale_notes(row.metric for row in table.rows)
+    notes += left_out_notes(table.left_out, version=table.protocol_version)
     return tuple(notes)
+
+
+def _scale_notes(metrics: Iterable[str]) -> list[str]:
+    there = set(metrics)
+    errors, unbounded = sorted(there & LOWER_IS_BETTER), sorted(there & (NOT_AVERAGED - LOWER_IS_BETTER))
+    notes = [f"less is better for {', '.join(errors)}, which no average includes"] if errors else []
+    if unbounded:
+        notes.append(f"{', '.join(unbounded)} has no upper end, and no average includes it")
+    return notes
+
+
+def left_out_notes(left_out: Sequence[ScoreRecord], *, version: int) -> list[str]:
+    """Say which scores of an older protocol version are not shown, and what to do."""
+    if not left_out:
+        return []
+    named = sorted({f"{each.task} by {each.encoder}" for each in left_out})
+    more = f" and {len(named) - 5} more" if len(named) > 5 else ""
+    command = "retrieve" if all(each.track == "B" for each in left_out) else "probe"
+    return [
+        f"left out, for they were scored by an older protocol version than {version} and do not compare: "
+        f"{', '.join(named[:5])}{more}; run `featstore {command} TASK --store STORE --results DIR` again"
+    ]
 
 
 def comparison_grids(comparison: Comparison) -> tuple[Grid, ...]:
@@ -129,18 +192,23 @@ def _comparison_grid(comparison: Comparison, *, protocol: Protocol, track: Track
     here = [each for each in comparison.differences if (each.protocol, each.track) == (protocol, track)]
     several = {each.task for each in here if sum(other.task == each.task for other in here) > 1}
     averages = [each for each in comparison.averages if (each.protocol, each.track) == (protocol, track)]
-    notes = ["95 % intervals: paired bootstrap by clip; the better is marked where its interval leaves zero out"]
-    notes += sorted({f"{each.title}: no interval, {each.unpaired}" for each in (*here, *averages) if each.unpaired})
-    errors = sorted({each.metric for each in here} & LOWER_IS_BETTER)
-    if errors:
-        notes.append(f"less is better for {', '.join(errors)}, which no average includes")
+    notes = [
+        "the better is marked where a test is significant at 5 %: McNemar's exact test of accuracy, a paired t test of "
+        "other metrics; each task by itself"
+    ]
+    notes += sorted({f"{each.title}: not compared, {each.unpaired}" for each in (*here, *averages) if each.unpaired})
+    if any(each.one_seed for each in here):
+        notes.append("a head was trained with one seed: what other seeds change is not part of the test")
+    notes += _scale_notes(each.metric for each in here)
+    left_out = [each for each in comparison.left_out if (each.protocol, each.track) == (protocol, track)]
+    notes += left_out_notes(left_out, version=2)
     alone = ((comparison.only_a, comparison.a), (comparison.only_b, comparison.b))
     missing = [f"{n} of {name}" for n, name in alone if n]
     if missing:
         notes.append(f"scores that only one of the two has are left out: {', '.join(missing)}")
     return Grid(
         title=f"{TRACK_TITLES[track]} ({protocol} protocol): {comparison.a} less {comparison.b}",
-        header=("Task", "Metric", comparison.a, comparison.b, "difference", "95 % interval"),
+        header=("Task", "Metric", comparison.a, comparison.b, "difference", "95 % interval", "p"),
         rows=tuple(_difference(each, tell_settings=each.task in several) for each in here),
         averages=tuple(_difference(each, tell_settings=False) for each in averages),
         notes=tuple(notes),
@@ -158,6 +226,7 @@ def _difference(found: Difference, *, tell_settings: bool) -> GridRow:
             GridCell(text=f"{found.value_b:.3f}", best=found.better == "B"),
             GridCell(text=f"{found.difference:+.3f}"),
             GridCell(text=interval),
+            GridCell(text=MISSING if found.p is None else "< 0.001" if found.p < 0.001 else f"{found.p:.3f}"),
         ),
     )
 
@@ -183,7 +252,7 @@ def _markdown(laid_out: Grid) -> str:
 
 
 def _bold(cell: GridCell) -> str:
-    return f"**{cell.text}**" if cell.best else f"≈ {cell.text}" if cell.inside_noise else cell.text
+    return f"**{cell.text}**" if cell.best else cell.marked
 
 
 def _markdown_line(entries: Iterable[str]) -> str:
@@ -206,6 +275,11 @@ CSV_HEADER = (
     "n_scored",
     "n_tasks",
     "published",
+    "low",
+    "high",
+    "not_comparable",
+    "rank_first",
+    "rank_last",
 )
 
 
@@ -240,6 +314,9 @@ def _csv_lines(table: Table) -> Iterable[dict[str, object]]:
                     "best": str(index in row.best).lower(),
                     "inside_noise": str(index in row.inside_noise).lower(),
                     "published": str(table.columns[index].published).lower(),
+                    "low": "" if cell.low is None else cell.low,
+                    "high": "" if cell.high is None else cell.high,
+                    **_compared(row, index),
                 }
     for average in table.averages:
         for index, value in enumerate(average.values):
@@ -254,7 +331,19 @@ def _csv_lines(table: Table) -> Iterable[dict[str, object]]:
                     "n_scored": average.n_scored[index],
                     "n_tasks": average.n_tasks,
                     "published": str(table.columns[index].published).lower(),
+                    "low": "" if (interval := average.intervals[index]) is None else interval[0],
+                    "high": "" if interval is None else interval[1],
+                    **_compared(average, index),
                 }
+
+
+def _compared(line: Row | Average, column: int) -> dict[str, object]:
+    first, last = line.ranks.get(column, ("", ""))
+    return {
+        "not_comparable": str(column in line.not_comparable).lower(),
+        "rank_first": first,
+        "rank_last": last,
+    }
 
 
 COMPARISON_CSV_HEADER = (
@@ -270,6 +359,7 @@ COMPARISON_CSV_HEADER = (
     "high",
     "better",
     "unpaired",
+    "p",
 )
 
 

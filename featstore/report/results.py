@@ -161,7 +161,7 @@ def _newest(written: Iterable[_Written]) -> tuple[_Written, ...]:
     newest: dict[tuple[str, ...], _Written] = {}
     for one in written:
         rival = newest.get(_identity(one.record))
-        if rival is None or one.order > rival.order:
+        if rival is None or _age(one) > _age(rival):
             newest[_identity(one.record)] = one
     return tuple(newest[identity] for identity in sorted(newest))
 
@@ -179,6 +179,11 @@ def _seal(envelope: Mapping[str, Any]) -> str:
     """SHA-256 of the canonical JSON of what a file says, its seal left out."""
     said = canonical_json({name: value for name, value in envelope.items() if name != "seal"})
     return hashlib.sha256(said.encode(errors="backslashreplace")).hexdigest()  # half a surrogate pair may be in a title
+
+
+def _age(one: _Written) -> tuple[Any, ...]:
+    """What the newest of two is chosen by: an older featstore may have written later."""
+    return one.record.protocol_version, one.order
 
 
 def _identity(record: ScoreRecord) -> tuple[str, ...]:
@@ -230,7 +235,8 @@ def _parsed(envelope: object, name: str) -> _Written:
 
 
 _TEXT = ("task", "title", "encoder", "fingerprint", "metric", "manifest_sha256")
-_NUMBERS = ("value", "std", "ci_low", "ci_high", "eval_weight")
+_NUMBERS = ("value", "eval_weight")
+_NUMBERS_OR_NONE = ("std", "ci_low", "ci_high")
 _COUNTS = ("n_train", "n_valid", "n_test", "n_skipped")
 _OBJECTS = ("seconds", "versions", "settings", "features", "details")
 _ONE_OF = {"track": get_args(Track), "protocol": get_args(Protocol)}
@@ -239,11 +245,18 @@ _ONE_OF = {"track": get_args(Track), "protocol": get_args(Protocol)}
 def _check_types(raw: Mapping[str, Any]) -> None:
     problems = [f"{name}: text is expected" for name in _TEXT if not isinstance(raw[name], str)]
     problems += [f"{name}: a finite number is expected" for name in _NUMBERS if not _is_number(raw[name])]
+    problems += [
+        f"{name}: a finite number or null is expected"
+        for name in _NUMBERS_OR_NONE
+        if raw[name] is not None and not _is_number(raw[name])
+    ]
     problems += [f"{name}: a count is expected" for name in _COUNTS if not _is_count(raw[name])]
     problems += [f"{name}: an object is expected" for name in _OBJECTS if not isinstance(raw.get(name, {}), Mapping)]
     problems += [
         f"{name}: one of {', '.join(allowed)}" for name, allowed in _ONE_OF.items() if raw[name] not in allowed
     ]
+    if not _is_count(raw.get("protocol_version", 1)):
+        problems.append("protocol_version: a count is expected")
     if not isinstance(raw["seeds"], list) or not all(_is_count(seed) for seed in raw["seeds"]):
         problems.append("seeds: a list of whole numbers is expected")
     if not isinstance(raw["private"], bool):

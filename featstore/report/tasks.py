@@ -95,11 +95,12 @@ def task_views(
 def _records_of(records: Sequence[ScoreRecord], table: Table, row: Row) -> dict[int, ScoreRecord]:
     found = {}
     for record in records:
-        if (record.task, record.metric, record.track, record.protocol) != (
+        if (record.task, record.metric, record.track, record.protocol, record.protocol_version) != (
             row.task,
             row.metric,
             table.track,
             table.protocol,
+            table.protocol_version,
         ):
             continue
         for at, column in enumerate(table.columns):

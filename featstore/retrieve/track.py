@@ -41,6 +41,7 @@ __all__ = ["retrieve_task"]
 
 KINDS = ("clip", "multilabel")
 N_RECALL_QUERIES = 1000
+MAX_FEW_SHOT_CELLS = 2**22
 MIN_SAVED_WINDOWS = 100_000
 """From so many reference windows on an inverted-file index is kept beside the store; fewer are indexed in a moment."""
 
@@ -222,22 +223,32 @@ def _search_round(
         searcher = saved
     samples = task.samples(each.test)
     queries = unit_rows(task.X[samples.windows])
-    own = int(np.bincount(task.clip[reference]).max()) if each.leave_one_out else 0
+    # a query is compared with no window of its own clip, or of its group
+    unit = _independent(task)
+    own = int(np.bincount(unit[task.clip[reference]]).max()) if each.leave_one_out else 0
     n_others = len(reference) - own
     n_wanted = min(max(search.ks), n_others)
     if n_wanted < 1:
         raise DataError(f"task {task.manifest.name}, round {each.name!r}: no other clip is left to compare with")
     with watch("search"):
         nearest = searcher.search(queries, k=n_wanted + own)
+    clip_of_row = task.clip[reference]
+
+    def of_others(found: Neighbours, some: NDArray[np.int64]) -> Neighbours:
+        if not each.leave_one_out:
+            return found
+        query_unit = unit[task.clip[samples.windows[some]]]
+        return without_own(found, own=query_unit, clip_of_row=unit[clip_of_row], k=n_wanted)
+
+    nearest = of_others(nearest, np.arange(len(queries)))
     recall: Mapping[str, Any] | None = None
     if isinstance(searcher, JoinedIndexes):
         recall = {"k": RECALL_K, "recall": searcher.recall, "of": "its own windows"}
     elif search.index != "flat":
         with watch("recall"):
-            recall = {"k": max(search.ks), "recall": _recall(searcher, queries, nearest)}
-    clip_of_row = task.clip[reference]
-    if each.leave_one_out:
-        nearest = without_own(nearest, own=task.clip[samples.windows], clip_of_row=clip_of_row, k=n_wanted)
+            some = evenly(len(queries), wanted=N_RECALL_QUERIES)
+            exact = of_others(searcher.search_exactly(queries[some], k=n_wanted + own), some)
+            recall = {"k": max(search.ks), "recall": share_found(exact.rows, nearest.rows[some])}
     with watch("score"):
         targets = task.targets.values[clip_of_row[nearest.rows]]
         y_scores = {
@@ -273,11 +284,11 @@ def _saved(task: TaskData, each: Round, search: _Search, tell: Tell, watch: Stop
         return JoinedIndexes([open_index(one, cast(IvfKind, search.index), tell=tell) for one in sets])
 
 
-def _recall(searcher: Searcher, queries: NDArray[np.float32], nearest: Neighbours) -> float:
-    """Share of the exact neighbours of some queries that were found."""
-    some = evenly(len(queries), wanted=N_RECALL_QUERIES)
-    exact = searcher.search_exactly(queries[some], k=nearest.rows.shape[1]).rows
-    return share_found(exact, nearest.rows[some])
+def _independent(task: TaskData) -> NDArray[np.int64]:
+    """Which clips count as one: int64 (n_clips,), a number for each clip, or for each group where there are groups."""
+    if task.groups is None:
+        return np.arange(len(task.clip_id))
+    return np.unique(np.array(task.groups, object).astype(str), return_inverse=True)[1]
 
 
 def _ranking(
@@ -301,9 +312,22 @@ def _ranking(
             [(block @ held.T > 0).sum(axis=1) for block in np.split(wanted, range(256, len(wanted), 256))]
         )
     if leave_one_out:
-        n_own = np.bincount(clip_of_row, minlength=len(task.clip_id))[task.clip[samples.windows]]
-        n_relevant = n_relevant - n_own * (wanted.any(axis=1) if values.ndim == 2 else 1)
+        n_relevant = n_relevant - _own_relevant(_independent(task), task.clip[samples.windows], clip_of_row, values)
     return ranking_scores(relevant, n_relevant, ks=tuple(sorted(k for k in ks if k <= relevant.shape[1])))
+
+
+def _own_relevant(
+    unit: NDArray[np.int64], query_clip: NDArray[np.int64], clip_of_row: NDArray[np.int64], values: NDArray[Any]
+) -> NDArray[np.int64]:
+    """Count the rows of each query's own clip or group that would be relevant to it: (queries,)."""
+    order = np.argsort(unit[clip_of_row], kind="stable")
+    bounds = np.searchsorted(unit[clip_of_row][order], np.arange(int(unit.max()) + 2))
+    found = np.empty(len(query_clip), np.int64)
+    for at, clip in enumerate(query_clip.tolist()):
+        mine = clip_of_row[order[bounds[unit[clip]] : bounds[unit[clip] + 1]]]
+        same = values[mine] == values[clip] if values.ndim == 1 else values[mine] @ values[clip] > 0
+        found[at] = int(same.sum())
+    return found
 
 
 def _details(task: TaskData, found: Sequence[_Found], search: _Search, metric: Metric) -> dict[str, Any]:
@@ -322,11 +346,47 @@ def _details(task: TaskData, found: Sequence[_Found], search: _Search, metric: M
 
 
 def _few_shot(task: TaskData, search: _Search, metric: Metric, *, shots: int) -> NDArray[np.float64]:
-    """Scores (rounds, support sets) with the windows of a support set as the only neighbours, by exact search."""
-    alone = _Search(ks=(search.chosen_k,), chosen_k=search.chosen_k, temperature=search.temperature, index="flat")
+    """Scores (rounds, support sets) with the clips of a support set as the only neighbours, by exact search.
+
+    A clip of the support set is one neighbour, as near as its nearest window: k counts clips. Were every window one, a
+    few clips of many windows each would outvote the nearest clip.
+    """
     scores = []
     for each in task.rounds:
-        drawn = [task.windows_of(clips) for clips in support_sets(task, each, shots=shots)]
-        found = [_search_round(task, each, windows, alone, watch=Stopwatch(), saved=None) for windows in drawn]
-        scores.append([metric.score(one.samples.y_true, one.y_scores[search.chosen_k]) for one in found])
+        samples = task.samples(each.test)
+        queries = unit_rows(task.X[samples.windows])
+        of_round = []
+        for clips in support_sets(task, each, shots=shots):
+            windows = task.windows_of(clips)
+            reference = SCALING_OF_TRAIN[task.protocol](task.X[windows])
+            votes = _votes_of_clips(task, queries, reference, task.clip[windows], search)
+            of_round.append(metric.score(samples.y_true, samples.vote(votes)))
+        scores.append(of_round)
     return np.array(scores)
+
+
+def _votes_of_clips(
+    task: TaskData,
+    queries: NDArray[np.float32],
+    reference: NDArray[np.float32],
+    clip_of_row: NDArray[np.int64],
+    search: _Search,
+) -> NDArray[np.float32]:
+    """Let the nearest clips of each query vote, float32 (queries, n_classes); rows of a clip are neighbours."""
+    starts = np.flatnonzero(np.diff(clip_of_row, prepend=-1))
+    targets = task.targets.values[clip_of_row[starts]]
+    k = min(search.chosen_k, len(starts))
+    votes = []
+    block = max(1, MAX_FEW_SHOT_CELLS // len(reference))
+    for start in range(0, len(queries), block):
+        nearness = np.maximum.reduceat(queries[start : start + block] @ reference.T, starts, axis=1)
+        nearest = np.argpartition(-nearness, k - 1, axis=1)[:, :k]
+        votes.append(
+            neighbour_vote(
+                np.take_along_axis(nearness, nearest, axis=1),
+                targets[nearest],
+                n_classes=len(task.classes),
+                temperature=search.temperature,
+            )
+        )
+    return np.concatenate(votes)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featstore.records import Protocol
-from featstore.splits.hashing import stratified_folds, stratified_tenth
+from featstore.splits.hashing import grouped_folds, grouped_tenth, stratified_folds, stratified_tenth
 
 __all__ = ["Round", "plan_rounds"]
 
@@ -30,7 +30,8 @@ class Round:
     reference : int64 (n,)
         Clips that a method without model selection may use: ``train``, and what ``strict`` set aside from it.
     leave_one_out : bool
-        Every clip is tested, on what all others teach: ``train`` is ``test``, and a clip's own windows never count.
+        Every clip is tested, on what all others teach: ``train`` is ``test``, and a clip's own windows never count, nor
+        do those of its group.
     """
 
     name: str
@@ -66,6 +67,7 @@ def plan_rounds(
     roles: Mapping[str, str] | None,
     ids: Sequence[str],
     stratify: Callable[[NDArray[np.int64]], NDArray[np.int64]],
+    groups: Sequence[str] | None = None,
     leave_one_out: bool = False,
 ) -> tuple[Round, ...]:
     """Plan the rounds of a task.
@@ -89,6 +91,8 @@ def plan_rounds(
         Unique names of all clips.
     stratify : callable
         From the clips that are to be split, to what their parts keep in proportion, int64 (n_clips,).
+    groups : sequence of str (n_clips,), optional
+        Group of each clip: what is drawn here, the tenth and the hash folds, takes complete groups.
     leave_one_out : bool
         Whether the method can do without a clip at no cost, as a search for neighbours can.
     """
@@ -98,7 +102,10 @@ def plan_rounds(
     ) -> Round:
         if valid is not None:
             return Round(name=name, protocol=protocol, train=rest, valid=valid, test=test)
-        aside = stratified_tenth(rest, ids=ids, strata=stratify(rest))
+        if groups is None:
+            aside = stratified_tenth(rest, ids=ids, strata=stratify(rest))
+        else:
+            aside = grouped_tenth(rest, groups=groups, strata=stratify(rest))
         train = np.setdiff1d(rest, aside)
         return Round(name=name, protocol=protocol, train=train, valid=aside, test=test, reference=np.sort(rest))
 
@@ -128,7 +135,10 @@ def plan_rounds(
                 leave_one_out=True,
             ),
         )
-    folds = stratified_folds(train, ids=ids, strata=stratify(train), n_folds=N_HASH_FOLDS)
+    if groups is None:
+        folds = stratified_folds(train, ids=ids, strata=stratify(train), n_folds=N_HASH_FOLDS)
+    else:
+        folds = grouped_folds(train, groups=groups, strata=stratify(train), n_folds=N_HASH_FOLDS)
     return tuple(
         strict_round(f"hash-{number}", np.setdiff1d(train, fold), fold, declared)
         for number, fold in enumerate(folds, start=1)

@@ -92,6 +92,8 @@ class FrameTask:
         Name of a feature set -> content hash of what was read.
     left_out : tuple of SkippedClip
         Clips that are not in the store, each with its reason.
+    groups : tuple of str (n_clips,), optional
+        Group of each clip, where the manifest names a field for it.
     """
 
     manifest: Manifest
@@ -107,6 +109,7 @@ class FrameTask:
     rounds: tuple[Round, ...]
     features: Mapping[str, str]
     left_out: tuple[SkippedClip, ...]
+    groups: tuple[str, ...] | None = None
 
     @property
     def hop_seconds(self) -> float:
@@ -158,6 +161,7 @@ def load_frame_task(store: Store, manifest: Manifest, *, encoder: str | None, pr
         roles=None if manifest.folds is not None else manifest.feature_sets,
         ids=windows.ids,
         stratify=targets.stratify,
+        groups=windows.groups,
     )
     for each in rounds:
         check_round(each, targets, task=manifest.name, least=1)
@@ -179,6 +183,7 @@ def load_frame_task(store: Store, manifest: Manifest, *, encoder: str | None, pr
         rounds=rounds,
         features=windows.features,
         left_out=windows.left_out,
+        groups=windows.groups,
     )
 
 

@@ -49,6 +49,8 @@ class TaskData:
         Name of a feature set -> int64 (n,), its clips; in the order of ``sets``.
     left_out : tuple of SkippedClip
         Clips that are not in the store, each with its reason.
+    groups : tuple of str (n_clips,), optional
+        Group of each clip, where the manifest names a field for it.
     """
 
     manifest: Manifest
@@ -64,6 +66,7 @@ class TaskData:
     sets: tuple[FeatureSet, ...]
     members: Mapping[str, NDArray[np.int64]]
     left_out: tuple[SkippedClip, ...]
+    groups: tuple[str, ...] | None = None
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -120,6 +123,7 @@ def load_task(
         roles=None if manifest.folds is not None else roles,
         ids=pool.ids,
         stratify=targets.stratify,
+        groups=pool.groups,
         leave_one_out=leave_one_out,
     )
     for each in rounds:
@@ -138,6 +142,7 @@ def load_task(
         sets=pool.sets,
         members=pool.members,
         left_out=pool.left_out,
+        groups=pool.groups,
     )
 
 

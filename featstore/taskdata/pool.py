@@ -44,6 +44,8 @@ class Windows:
         Name of a feature set -> its content hash.
     left_out : tuple of SkippedClip
         Clips that are not in the store, each with its reason.
+    groups : tuple of str (n_clips,) or None
+        Group of each clip, where the manifest names a field for it (``[splits] group``).
     """
 
     recipe: Recipe
@@ -56,6 +58,7 @@ class Windows:
     members: Mapping[str, NDArray[np.int64]]
     features: Mapping[str, str]
     left_out: tuple[SkippedClip, ...]
+    groups: tuple[str, ...] | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,7 +111,11 @@ def read_windows(store: Store, manifest: Manifest, *, encoder: str | None) -> Wi
         The store lacks some of them, or the encoder; the message says what to run.
     DataError
         A set has no clip.
+    LabelError
+        A clip has no group, and the manifest names a field for it.
     """
+    from featstore.manifest.labels import clip_groups
+
     recipe = store.resolve_encoder(encoder)
     sets = _select_all(store, manifest, recipe)
     for name, feature_set in sets.items():
@@ -140,6 +147,7 @@ def read_windows(store: Store, manifest: Manifest, *, encoder: str | None) -> Wi
         members=members,
         features={name: feature_set.content_hash for name, feature_set in sets.items()},
         left_out=tuple(clip for feature_set in sets.values() for clip in feature_set.skipped),
+        groups=None if manifest.group is None else tuple(clip_groups(manifest, keys, metas)),
     )
 
 

@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featstore.errors import DataError
-from featstore.metrics import Interval, Metric, Resampled, TestSet, bootstrap_scores, find_metric
-from featstore.records import Protocol, Recipe, ScoreRecord, SkippedClip, Track, sha256_of
+from featstore.metrics import Interval, Metric, Spread, TestSet, Units, find_metric, interval_of, jackknife, plan_units
+from featstore.metrics.average_precision import chance_corrected
+from featstore.records import PROTOCOL_VERSION, Protocol, Recipe, ScoreRecord, SkippedClip, Track, sha256_of
 
 if TYPE_CHECKING:
     from featstore.manifest import Manifest
@@ -33,7 +34,6 @@ __all__ = [
     "score_test_sets",
 ]
 
-N_RESAMPLES = 1000
 MAX_CONFUSION_CLASSES = 60
 MAX_CONFUSED_PAIRS = 100
 MAX_LEFT_OUT_NAMED = 100
@@ -54,6 +54,10 @@ class Origin(Interface):
     @property
     def left_out(self) -> tuple[SkippedClip, ...]:
         """Clips that are not in the store."""
+
+    @property
+    def groups(self) -> tuple[str, ...] | None:
+        """Group of each clip, where the manifest names one."""
 
 
 class ScoredTask(Origin, Interface):
@@ -108,19 +112,20 @@ class Scores:
     ----------
     by_round, by_seed : tuple of float
         Means over seeds, and over rounds; ``value`` is the mean of either.
-    std : float
-        Sample standard deviation of ``by_seed``, 0 for one seed.
+    std : float or None
+        Sample standard deviation of ``by_seed``; None for one seed.
     interval : Interval
-        95 %, bootstrap by clip.
+        95 %, by clip or by group.
     details : mapping
-        The resamples. Of outcomes also scores and support by class; where a clip has one class, what it was taken for:
-        the counts of every pair of classes, or, of many classes, of the pairs that are confused most.
+        The interval's method or why there is none, and what two scores are compared by. Of outcomes also scores and
+        support by class; where a clip has one class, what it was taken for: the counts of every pair of classes, or, of
+        many classes, of the pairs that are confused most.
     libraries : tuple of str
         Modules that the metric used.
     """
 
     value: float
-    std: float
+    std: float | None
     interval: Interval
     by_round: tuple[float, ...]
     by_seed: tuple[float, ...]
@@ -139,17 +144,22 @@ def score_outcomes(task: ScoredTask, outcomes: Sequence[Outcome], *, metric: Met
     metric = find_metric(task.manifest.metric, task.protocol) if metric is None else metric
     tested = [TestSet(y_true=each.samples.y_true, y_scores=each.y_scores, clip=each.samples.clip) for each in outcomes]
     try:
-        found = score_test_sets(metric, tested, clip_ids=task.clip_id)
+        found = score_test_sets(metric, tested, clip_ids=task.clip_id, groups=task.groups)
     except DataError as error:
         raise DataError(f"task {task.manifest.name}: its test clips cannot be scored: {error}") from error
     return replace(found, details={**_by_class(task, metric, outcomes), **found.details})
 
 
-def score_test_sets(metric: Metric, tested: Sequence[TestSet], *, clip_ids: Sequence[str]) -> Scores:
+def score_test_sets(
+    metric: Metric, tested: Sequence[TestSet], *, clip_ids: Sequence[str], groups: Sequence[str] | None = None
+) -> Scores:
     """Score what was predicted in each round.
 
-    Resamples come from a generator that is seeded by the names of the test clips, so that a run repeats, and so that
-    two encoders see the same resamples: their differences are paired.
+    Parameters
+    ----------
+    clip_ids : sequence of str (n_clips,)
+    groups : sequence of str (n_clips,), optional
+        Clips of one group are not independent of each other.
 
     Raises
     ------
@@ -157,35 +167,65 @@ def score_test_sets(metric: Metric, tested: Sequence[TestSet], *, clip_ids: Sequ
         There is nothing that the metric could score.
     """
     scores = np.array([[metric.score(each.y_true, y_score) for y_score in each.y_scores] for each in tested])
-    clips = sha256_of([[clip_ids[clip] for clip in dict.fromkeys(each.clip.tolist())] for each in tested])
-    resampled = bootstrap_scores(metric, tested, rng=np.random.default_rng(int(clips, 16)), n_resamples=N_RESAMPLES)
-    if np.isnan(resampled.score):
+    units = plan_units([each.clip for each in tested], names=clip_ids, groups=groups)
+    spread = jackknife(metric, tested, units)
+    if np.isnan(spread.score):
         raise DataError(f"{metric.name} has nothing to count: no clip shows a class, and none was found in one")
-    by_seed = scores.mean(axis=0)
+    by_seed = scores.mean(axis=0).tolist()
+    interval = interval_of(metric, spread, units, tested, by_seed=by_seed)
+    details: dict[str, Any] = {
+        "interval": interval.as_json(),
+        "spread": _spread_details(metric, tested, spread, units, clip_ids=clip_ids, groups=groups),
+    }
+    if metric.name == "mAP":
+        details["chance_corrected"] = float(
+            np.mean([chance_corrected(each.y_true, y_score) for each in tested for y_score in each.y_scores])
+        )
     return Scores(
         value=float(scores.mean()),
-        std=float(by_seed.std(ddof=1)) if len(by_seed) > 1 else 0.0,
-        interval=resampled.interval,
+        std=float(np.std(by_seed, ddof=1)) if len(by_seed) > 1 else None,
+        interval=interval,
         by_round=tuple(scores.mean(axis=1).tolist()),
-        by_seed=tuple(by_seed.tolist()),
-        details={"bootstrap": _bootstrap_details(resampled, clips=clips)},
+        by_seed=tuple(by_seed),
+        details=details,
         libraries=metric.libraries,
     )
 
 
-def _bootstrap_details(resampled: Resampled, *, clips: str) -> dict[str, Any]:
-    """What `featstore report --compare` pairs two encoders by.
+def _spread_details(
+    metric: Metric,
+    tested: Sequence[TestSet],
+    spread: Spread,
+    units: Units,
+    *,
+    clip_ids: Sequence[str],
+    groups: Sequence[str] | None,
+) -> dict[str, Any]:
+    """What `featstore report` compares two encoders by: see `featstore.report.pairing`.
 
-    The same clips are the same draws, so the difference of two encoders' scores on resample number i is a resample of
-    their difference, whatever the metric. That takes a thousand numbers, where the predictions would take millions.
-
-    Parameters
-    ----------
-    clips : str
-        Hash of the names of the clips that were tested, round by round and in order; also the seed of the draws.
+    Clips are in the order of their names, so that two stores need not have them in the same one.
     """
-    values = [None if np.isnan(value) else round(value, 6) for value in resampled.values.tolist()]
-    return {"clips": clips[:32], "values": values}
+    ordered = [sorted(dict.fromkeys(each.clip.tolist()), key=lambda clip: clip_ids[clip]) for each in tested]
+    names = [[[clip_ids[clip], *([groups[clip]] if groups else [])] for clip in each] for each in ordered]
+    defined = bool(np.isfinite(spread.variance))
+    found: dict[str, Any] = {
+        "clips": sha256_of(names)[:32],
+        "units": "groups" if units.grouped else "clips",
+        "n": units.n_independent,
+        "variance": spread.variance if defined else None,
+        "deviations": [float(f"{value:.9g}") for value in spread.deviations.tolist()] if defined else None,
+    }
+    a_sample_a_clip = all(len(each.clip) == len(clips) for each, clips in zip(tested, ordered, strict=True))
+    if metric.name == "accuracy" and not units.grouped and a_sample_a_clip and len(tested[0].y_scores) < 10:
+        found["right"] = "".join(_right_seeds(each, clips) for each, clips in zip(tested, ordered, strict=True))
+    return found
+
+
+def _right_seeds(test_set: TestSet, clips: Sequence[int]) -> str:
+    """Number of seeds that have each clip right, a digit a clip."""
+    right = np.sum([y_score.argmax(axis=1) == test_set.y_true for y_score in test_set.y_scores], axis=0)
+    by_clip = dict(zip(test_set.clip.tolist(), right.tolist(), strict=True))
+    return "".join(str(by_clip[clip]) for clip in clips)
 
 
 def _origin_details(origin: Origin) -> dict[str, Any]:
@@ -272,6 +312,7 @@ def build_record(
             **details,
             **_origin_details(origin),
         },
+        protocol_version=PROTOCOL_VERSION,
     )
 
 
@@ -286,14 +327,21 @@ def _version(module: str) -> str:
 
 
 def _by_class(task: ScoredTask, metric: Metric, outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """Scores per class, a mean over rounds and seeds; null for a class that no test clip shows."""
+    """Scores per class; null for a class that no test clip shows.
+
+    Of several rounds the mean, weighted by the test clips that show the class: of accuracy that is the share of all
+    clips of the class, whose number is ``support``.
+    """
     if not task.targets.classes:
         return {}
+    support = np.array([_support_of(task, each) for each in outcomes])
     per_class = np.array(
-        [metric.per_class(each.samples.y_true, y_score) for each in outcomes for y_score in each.y_scores]
-    )
+        [[metric.per_class(each.samples.y_true, y_score) for y_score in each.y_scores] for each in outcomes]
+    ).mean(axis=1)
     known = ~np.isnan(per_class)
-    means = np.where(known, per_class, 0.0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
+    weights = np.where(known, support, 0)
+    total = weights.sum(axis=0)
+    means = (np.where(known, per_class, 0.0) * weights).sum(axis=0) / np.maximum(total, 1)
     unseen = [
         label
         for each in task.rounds
@@ -301,10 +349,8 @@ def _by_class(task: ScoredTask, metric: Metric, outcomes: Sequence[Outcome]) -> 
     ]
     found: dict[str, Any] = {
         "classes": list(task.targets.classes),
-        "by_class": [
-            float(mean) if any_known else None for mean, any_known in zip(means, known.any(axis=0), strict=True)
-        ],
-        "support": _support(task, outcomes),
+        "by_class": [float(mean) if n else None for mean, n in zip(means, total, strict=True)],
+        "support": support.sum(axis=0).tolist(),
         "classes_not_in_training": sorted({task.targets.classes[label] for label in unseen}),
     }
     if task.targets.values.ndim == 1:
@@ -313,14 +359,11 @@ def _by_class(task: ScoredTask, metric: Metric, outcomes: Sequence[Outcome]) -> 
     return found
 
 
-def _support(task: ScoredTask, outcomes: Sequence[Outcome]) -> list[int]:
-    """Count test clips of each class, or that show it."""
+def _support_of(task: ScoredTask, outcome: Outcome) -> NDArray[np.int64]:
+    """Count a round's test clips of each class, or that show it."""
     n_classes = len(task.targets.classes)
-    support = np.zeros(n_classes, np.int64)
-    for each in outcomes:
-        shown = task.targets.values[np.unique(each.samples.clip)]
-        support += np.bincount(shown, minlength=n_classes) if shown.ndim == 1 else (shown > 0).sum(axis=0)
-    return [int(count) for count in support]
+    shown = task.targets.values[np.unique(outcome.samples.clip)]
+    return np.asarray(np.bincount(shown, minlength=n_classes) if shown.ndim == 1 else (shown > 0).sum(axis=0), np.int64)
 
 
 def _confusion(n_classes: int, outcomes: Sequence[Outcome]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

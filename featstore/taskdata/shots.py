@@ -37,17 +37,20 @@ def support_sets(task: TaskData, each: Round, *, shots: int) -> tuple[NDArray[np
 def shots_details(scores: Mapping[int, NDArray[np.floating[Any]]]) -> dict[str, Any]:
     """Build ``details["shots"]`` from scores (rounds, support sets) by number of shots.
 
-    The interval holds the middle 95 % of support sets: how much it matters which clips were drawn.
+    The interval holds the middle 95 % of draws: how much it matters which clips were drawn. Of several rounds it is
+    that of a draw in one of them, about the mean of all: an average over rounds would hide what a single draw changes.
     """
     found = {}
     for shots, by_round in scores.items():
-        by_set = by_round.mean(axis=0)
-        low, high = np.percentile(by_set, (2.5, 97.5))
+        n_rounds, n_sets = by_round.shape
+        mean = float(by_round.mean())
+        about_mean = by_round - by_round.mean(axis=1, keepdims=True)
+        low, high = np.percentile(about_mean, (2.5, 97.5))
         found[str(shots)] = {
-            "mean": float(by_set.mean()),
-            "std": float(by_set.std(ddof=1)),
-            "low": float(low),
-            "high": float(high),
-            "support_sets": len(by_set),
+            "mean": mean,
+            "std": float(np.sqrt(np.square(about_mean).sum() / (n_rounds * (n_sets - 1)))),
+            "low": mean + float(low),
+            "high": mean + float(high),
+            "support_sets": n_sets,
         }
     return found

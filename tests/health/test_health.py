@@ -179,3 +179,10 @@ def test_a_label_that_is_not_there_is_one_line(tmp_path: Path):
     store = featstore.open(cached(tmp_path).url)
     with pytest.raises(LabelError, match="has no field 'nope'"):
         examine_health(store.feature_sets(), label="nope")
+
+
+def test_hubness_does_not_depend_on_the_order_of_rows_that_are_equally_near(rng):
+    X = np.repeat(rng.standard_normal((60, 8)), rng.integers(1, 6, 60), axis=0).astype(np.float32)
+    told = hubness(X)
+    for _ in range(3):
+        assert hubness(X[rng.permutation(len(X))]).skewness == pytest.approx(told.skewness, abs=1e-6)

@@ -94,7 +94,6 @@ def test_a_manifest_full_of_slips_gives_one_line_for_each(tmp_path: Path) -> Non
         "eval_weight: must be a number, got '100'",
         "data.dataset: must be letters, digits, '_', '-' and '.', and begin with a letter or digit, got '../birds'",
         "data.crop_seconds: must be above 0, got -1",
-        "splits.test: required, and missing",
         "label.classes: every class once, but 'owl' is there twice",
         "probe.learning_rate: must be a finite number, got nan",
         "probe.batch_size: must be a whole number, got 1.5",
@@ -109,7 +108,7 @@ def test_a_manifest_full_of_slips_gives_one_line_for_each(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("old", "new", "place", "says"),
     [
-        ("[splits]", "[folds]\n1 = 'a.tar'\n2 = 'b.tar'\n[splits]", "folds", "not both"),
+        ("[splits]", "[folds]\n1 = 'a.tar'\n2 = 'b.tar'\n[splits]", "folds", "not in both"),
         ('field = "species"', "", "label.field", "required for a clip task"),
         ('field = "species"', 'field = "a"\nonset = "start"', "label.onset", "means nothing for a clip task"),
         ('field = "species"', 'field = "a"\nseparator = ";"', "label.separator", "means nothing for a clip task"),
@@ -236,3 +235,34 @@ def test_a_byte_order_mark_is_no_part_of_a_manifest(tmp_path: Path) -> None:
 def test_importing_featstore_and_its_command_line_leaves_pydantic_alone() -> None:
     code = "import sys, featstore, featstore.errors, featstore.records; sys.exit('pydantic' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_group_is_named_beside_splits_or_alone_beside_folds(tmp_path: Path) -> None:
+    path = tmp_path / "birds.toml"
+    path.write_text(edited('test = "test*.tar"', 'test = "test*.tar"\ngroup = "recording.site"'))
+    assert load_manifest(path).group == "recording.site"
+    assert load_manifest(path).patterns == {"train": "train*.tar", "valid": "valid*.tar", "test": "test*.tar"}
+    splits = GOOD[GOOD.index("[splits]") : GOOD.index("[label]")]
+    folds = '[splits]\ngroup = "site"\n\n[folds]\nfirst = "first*.tar"\nsecond = "second*.tar"\n\n'
+    path.write_text(GOOD.replace(splits, folds))
+    assert load_manifest(path).group == "site"
+    assert list(load_manifest(path).patterns) == ["first", "second"]
+
+
+def test_a_group_takes_the_place_of_no_pattern(tmp_path: Path) -> None:
+    alone = GOOD.replace(GOOD[GOOD.index("[splits]") : GOOD.index("[label]")], '[splits]\ngroup = "site"\n\n')
+    assert [problem.split(":")[0] for problem in problems_of(tmp_path, alone)] == [
+        "splits.train",
+        "splits.valid",
+        "splits.test",
+    ]
+    (problem,) = problems_of(tmp_path, edited('test = "test*.tar"', 'test = "test*.tar"\ngroup = "a..b"'))
+    assert problem.startswith("splits.group")
+
+
+def test_a_group_is_part_of_what_a_manifest_says_and_its_absence_is_not(tmp_path: Path) -> None:
+    path = tmp_path / "birds.toml"
+    path.write_text(GOOD)
+    without = load_manifest(path).sha256
+    path.write_text(edited('test = "test*.tar"', 'test = "test*.tar"\ngroup = "site"'))
+    assert load_manifest(path).sha256 != without

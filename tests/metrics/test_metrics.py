@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featstore.errors import DataError, UsageError
-from featstore.metrics import Resampled, TestSet, bootstrap_interval, find_metric
+from featstore.metrics import find_metric
 from featstore.metrics.average_precision import weighted_average_precision
 
 seeds = st.integers(0, 2**32 - 1)
@@ -105,82 +105,3 @@ def test_map_without_any_label_is_one_clear_error():
 def test_an_unknown_metric_is_a_usage_error_that_lists_those_there_are():
     with pytest.raises(UsageError, match="'bleu' is not available here; there are accuracy, d_prime, eer"):
         find_metric("bleu", "strict")
-
-
-def test_the_interval_of_accuracy_is_that_of_a_plain_bootstrap_loop():
-    rng = np.random.default_rng(5)
-    y_true = rng.integers(3, size=80)
-    y_scores = tuple(np.eye(3)[np.where(rng.random(80) < 0.7, y_true, 0)] for _ in range(2))
-    test_set = TestSet(y_true=y_true, y_scores=y_scores, clip=np.arange(80))
-    interval = bootstrap_interval(
-        find_metric("accuracy", "strict"), [test_set], rng=np.random.default_rng(0), n_resamples=4000
-    )
-    right = np.mean([y_score.argmax(axis=1) == y_true for y_score in y_scores], axis=0)
-    plain = np.percentile([rng.choice(right, 80).mean() for _ in range(4000)], (2.5, 97.5))
-    np.testing.assert_allclose((interval.low, interval.high), plain, atol=0.02)
-
-
-def test_clips_are_drawn_with_all_of_their_samples():
-    rng = np.random.default_rng(5)
-    y_true = np.repeat(rng.integers(2, size=30), 10)
-    y_score = np.eye(2)[np.repeat(rng.integers(2, size=30), 10)]
-
-    def width(clip):
-        test_set = TestSet(y_true=y_true, y_scores=(y_score,), clip=clip)
-        found = bootstrap_interval(
-            find_metric("accuracy", "strict"), [test_set], rng=np.random.default_rng(0), n_resamples=2000
-        )
-        return found.high - found.low
-
-    # Ten equal samples of one clip say no more than one sample: sqrt(10) is between the widths.
-    assert width(np.repeat(np.arange(30), 10)) / width(np.arange(300)) == pytest.approx(np.sqrt(10), rel=0.15)
-
-
-@pytest.mark.parametrize("n_folds", [1, 3])
-def test_the_interval_repeats_and_holds_the_score(n_folds):
-    rng = np.random.default_rng(7)
-    metric = find_metric("mAP", "strict")
-    test_sets = []
-    for _ in range(n_folds):
-        y_true = label_sets(rng)
-        y_scores = (y_true + rng.standard_normal(y_true.shape), y_true + rng.standard_normal(y_true.shape))
-        test_sets.append(TestSet(y_true=y_true, y_scores=y_scores, clip=np.arange(60)))
-    score = np.mean([[metric.score(each.y_true, y_score) for y_score in each.y_scores] for each in test_sets])
-    one, two = (bootstrap_interval(metric, test_sets, rng=np.random.default_rng(0), n_resamples=300) for _ in range(2))
-    assert one == two
-    assert one.low < score < one.high
-
-
-def test_the_interval_of_map_is_around_the_score_though_resamples_are_not():
-    rng = np.random.default_rng(7)
-    y_true = label_sets(rng, n=400, n_classes=40, rate=0.03)
-    y_score = 1.5 * y_true + rng.standard_normal(y_true.shape)
-    metric = find_metric("mAP", "strict")
-    test_set = TestSet(y_true=y_true, y_scores=(y_score,), clip=np.arange(400))
-    interval = bootstrap_interval(metric, [test_set], rng=np.random.default_rng(0), n_resamples=500)
-    assert interval.low < metric.score(y_true, y_score) < interval.high
-
-
-def test_an_interval_stays_within_what_a_score_can_be():
-    y_true = np.arange(40) % 2
-    y_score = np.eye(2)[np.where(np.arange(40) == 7, 1 - y_true, y_true)]
-    test_set = TestSet(y_true=y_true, y_scores=(y_score,), clip=np.arange(40))
-    metric = find_metric("accuracy", "strict")
-    assert bootstrap_interval(metric, [test_set], rng=np.random.default_rng(0), n_resamples=500).high <= 1
-
-
-def test_many_clips_are_resampled_block_by_block(monkeypatch):
-    rng = np.random.default_rng(7)
-    y_true, y_score = rng.integers(3, size=50), rng.standard_normal((50, 3))
-    monkeypatch.setattr("featstore.metrics.bootstrap.MAX_BLOCK_CELLS", 50 * 7)
-    test_set = TestSet(y_true=y_true, y_scores=(y_score,), clip=np.arange(50))
-    metric = find_metric("accuracy", "strict")
-    interval = bootstrap_interval(metric, [test_set], rng=np.random.default_rng(0), n_resamples=1000)
-    error = np.sqrt(metric.score(y_true, y_score) * (1 - metric.score(y_true, y_score)) / 50)
-    assert interval.high - interval.low == pytest.approx(2 * 1.96 * error, rel=0.15)
-
-
-def test_where_no_resample_has_a_score_the_interval_is_the_score():
-    """Many small folds, each without a positive clip in some resamples: none may be left that has all."""
-    found = Resampled(score=0.25, values=np.full(10, np.nan), bounds=(0.0, 1.0)).interval
-    assert (found.low, found.high) == (0.25, 0.25)

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featstore.errors import DataError
-from featstore.metrics import TestSet, bootstrap_interval
+from featstore.metrics import TestSet
 from featstore.metrics.recall import RecallAt, average_precision_at, relevant_ranks
+from intervals import interval
 
 seeds = st.integers(0, 2**32 - 1)
 
@@ -141,10 +142,10 @@ def test_the_interval_is_by_clip():
     first = np.where(np.concatenate([hit, np.repeat(hit, 5)]), 1.0, 2.0)
     direction = np.repeat([0, 1], [40, 200])
     test_set = TestSet(y_true=direction, y_scores=(first,), clip=clip)
-    found = bootstrap_interval(RecallAt(k=1), [test_set], rng=np.random.default_rng(0), n_resamples=2000)
+    found = interval(RecallAt(k=1), test_set)
     # The captions of a clip all say what the clip says: 40 coins, not 240.
     error = np.sqrt(hit.mean() * (1 - hit.mean()) / 40)
-    assert found.high - found.low == pytest.approx(2 * 1.96 * error, rel=0.1)
+    assert found.high - found.low == pytest.approx(2 * 1.96 * error, rel=0.05)
 
 
 def test_no_query_has_no_recall():

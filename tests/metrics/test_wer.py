@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featstore.errors import DataError, UsageError
-from featstore.metrics import TestSet, bootstrap_interval
+from featstore.metrics import TestSet
 from featstore.metrics.wer import Edits, InverseErrorRate, count_edits
+from intervals import interval
 
 pytest.importorskip("jiwer", reason="word error rates need jiwer: pip install featstore[asr]")
 
@@ -88,7 +89,7 @@ def test_the_interval_holds_the_score():
     words = rng.integers(3, 20, 100)
     edits = rng.binomial(words, 0.3).astype(float)
     test_set = TestSet(y_true=words, y_scores=(edits,), clip=np.arange(100))
-    found = bootstrap_interval(InverseErrorRate(), [test_set], rng=np.random.default_rng(0), n_resamples=500)
+    found = interval(InverseErrorRate(), test_set)
     assert found.low < InverseErrorRate().score(words, edits) < found.high
 
 

@@ -227,3 +227,17 @@ def test_a_model_that_diverged_is_one_line_with_a_remedy(store):
     task = TASK.model_copy(update={"probe": TASK.probe.model_copy(update={"epochs": 1, "learning_rate": 1e30})})
     with pytest.raises(DataError, match=r"not finite: lower the manifest's \[probe\] learning_rate"):
         probe_task(store, task, seeds=(0,), head="linear")
+
+
+def test_captions_that_several_clips_have_are_counted(tmp_path):
+    rng = np.random.default_rng(0)
+
+    def clips(name, n):
+        said = [f"A beep, number {at // 2 if name == 'test' else at}." for at in range(n)]
+        return [beeps.clip(f"{name}{at}", beeps.spoken("ab", tones=PITCHES, tone_seconds=0.2, rng=rng), {"c": text})
+                for at, text in enumerate(said)]  # fmt: skip
+
+    store = beeps.store_of(
+        tmp_path, TASK, {name: clips(name, n) for name, n in (("train", 12), ("valid", 4), ("test", 8))}
+    )
+    assert probe_task(store, TASK, seeds=(0,)).details["n_shared_captions"] == 8

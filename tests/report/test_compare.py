@@ -1,4 +1,4 @@
-"""`report --compare` and `--published`: paired intervals against the textbook, and reference columns kept apart."""
+"""`report --compare` and `--published`: tests and intervals against the textbook, and reference columns kept apart."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.stats
 from click.testing import CliRunner
 from rich.console import Console
 
@@ -20,6 +21,7 @@ from featstore.cli import cli
 from featstore.cli.console.tables import painted
 from featstore.errors import UsageError
 from featstore.manifest import builtin_tasks
+from featstore.metrics import TestSet, find_metric
 from featstore.records import ScoreRecord
 from featstore.report import (
     build,
@@ -34,7 +36,9 @@ from featstore.report import (
     to_markdown,
     write_score,
 )
+from featstore.report.pairing import evidence_of, pair
 from featstore.retrieve import retrieve_task
+from featstore.taskdata.scores import score_test_sets
 
 Score = Callable[..., ScoreRecord]
 
@@ -70,26 +74,155 @@ def test_the_interval_of_a_difference_is_that_of_paired_clips() -> None:
     error = gain.std() / np.sqrt(len(gain))
     assert (found.low, found.high) == pytest.approx((gain.mean() - 1.96 * error, gain.mean() + 1.96 * error), abs=0.012)
     assert found.better == "A"
+    only = (int(((right[0] == 1) & (right[1] == 0)).sum()), int(((right[0] == 0) & (right[1] == 1)).sum()))
+    assert found.p == pytest.approx(scipy.stats.binomtest(only[0], sum(only)).pvalue)
 
 
 def test_an_encoder_against_itself_under_another_name_differs_by_nothing() -> None:
     (found,) = compare([_by("a", spread=2.0), _by("b", spread=2.0)], "a", "b").differences
-    assert (found.difference, found.low, found.high, found.better) == (0.0, 0.0, 0.0, "")
+    assert (found.difference, found.p, found.better) == (0.0, 1.0, "")
+    assert found.low == -found.high < 0 < found.high < 0.02  # other clips may tell the two apart
 
 
-def _kept(values: list[float], clips: str = "cafe") -> dict[str, object]:
-    return {"bootstrap": {"clips": clips, "values": values}}
+def _kept(deviations: list[float], clips: str = "cafe", **more: object) -> dict[str, object]:
+    """What a record keeps of its units."""
+    variance = float(np.square(np.array(deviations, object)).sum()) if "x" not in deviations else 1.0
+    spread = {"clips": clips, "units": "clips", "n": len(deviations), "variance": variance, "deviations": deviations}
+    return {"spread": {**spread, **more}}
+
+
+def _right(right: np.ndarray) -> dict[str, object]:
+    """What a record keeps of which clips are right."""
+    deviations = (right - right.mean()) / len(right)
+    return _kept(deviations.tolist(), right="".join(str(int(each)) for each in right))
+
+
+@pytest.mark.parametrize("n_discordant", [1, 2, 3])
+@pytest.mark.parametrize("n", [30, 100, 1000])
+def test_one_to_three_clips_never_make_an_encoder_better(score: Score, n: int, n_discordant: int) -> None:
+    for trial in range(20):
+        b = (np.random.default_rng(trial).random(n) < 0.9).astype(float)
+        a = b.copy()
+        a[np.flatnonzero(b == 0)[:n_discordant]] = 1
+        records = [
+            score(encoder=name, value=float(each.mean()), details=_right(each), seeds=())
+            for name, each in (("a", a), ("b", b))
+        ]
+        (found,) = compare(records, "a", "b").differences
+        assert found.better == ""
+        assert found.p >= 0.25
+        assert found.low < 0 < found.high
+        (table,) = build(records).tables
+        assert table.rows[0].inside_noise == (frozenset({1}) if a.mean() > b.mean() else frozenset())
+
+
+@pytest.mark.parametrize("n_discordant", [1, 2, 3])
+def test_nor_do_they_under_another_metric(n_discordant: int) -> None:
+    rng = np.random.default_rng(0)
+    y_true = rng.integers(4, size=100)
+    said = np.where(rng.random(100) < 0.9, y_true, (y_true + 1) % 4)
+    mended = said.copy()
+    mended[np.flatnonzero(said != y_true)[:n_discordant]] = y_true[np.flatnonzero(said != y_true)[:n_discordant]]
+    a, b = (evidence_of(_scored_by("macro_f1", y_true, each)) for each in (mended, said))
+    tested = pair(a, b)
+    assert tested.difference > 0
+    assert tested.p > 0.05
+    assert tested.interval[0] < 0 < tested.interval[1]
+
+
+def _scored_by(metric: str, y_true: np.ndarray, *said: np.ndarray, encoder: str = "a") -> ScoreRecord:
+    """The record of predictions, one for each seed."""
+    n_classes = int(y_true.max()) + 1
+    test_set = TestSet(
+        y_true=y_true, y_scores=tuple(np.eye(n_classes)[each] for each in said), clip=np.arange(len(y_true))
+    )
+    found = score_test_sets(
+        find_metric(metric, "strict"), [test_set], clip_ids=[f"clip {at}" for at in range(len(y_true))]
+    )
+    return ScoreRecord(
+        task="words", title="Words", track="A", protocol="strict", encoder=encoder, fingerprint="0", metric=metric,
+        value=found.value, std=found.std, ci_low=found.interval.low, ci_high=found.interval.high,
+        seeds=tuple(range(len(said))), n_train=1, n_valid=1, n_test=len(y_true), n_skipped=0, eval_weight=1.0,
+        private=False, seconds={}, manifest_sha256="", versions={}, details=found.details, protocol_version=2,
+    )  # fmt: skip
+
+
+def test_seeds_are_part_of_a_difference() -> None:
+    """The same two encoders: three seeds that disagree by chance take the certainty away."""
+    rng = np.random.default_rng(0)
+    y_true = rng.integers(4, size=2000)
+
+    def said(accuracy: float) -> np.ndarray:
+        return np.where(rng.random(2000) < accuracy, y_true, (y_true + 1) % 4)
+
+    steady = [
+        _scored_by("accuracy", y_true, *(said(p) for _ in range(3)), encoder=e) for e, p in (("a", 0.9), ("b", 0.85))
+    ]
+    shaky = [
+        _scored_by("accuracy", y_true, said(p - 0.08), said(p), said(p + 0.08), encoder=e)
+        for e, p in (("a", 0.9), ("b", 0.85))
+    ]
+    assert compare(steady, "a", "b").differences[0].better == "A"
+    assert compare(shaky, "a", "b").differences[0].better == ""
+    assert shaky[0].ci_high - shaky[0].ci_low > 3 * (steady[0].ci_high - steady[0].ci_low)
+
+
+def test_of_several_equal_encoders_one_is_called_worse_in_at_most_one_table_of_twenty() -> None:
+    from benchmarks.coverage import Equals, false_positives
+
+    for equals, n, most in (
+        (Equals(2, 0.98), 100, 3),
+        (Equals(8, 0.9), 100, 7),
+        (Equals(2, 0.9, seeds=3, by_seed=0.02), 100, 7),
+    ):
+        assert false_positives(equals, n, n_experiments=60) <= most / 60, equals
+
+
+@pytest.mark.slow
+def test_the_family_wise_rule_holds_for_two_eight_and_sixteen_encoders() -> None:
+    from benchmarks.coverage import EQUALS, SIZES, false_positives
+
+    for equals in EQUALS:
+        for n in SIZES:
+            rate = false_positives(equals, n, n_experiments=400)
+            assert rate <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 400), (equals, n, rate)
+
+
+def test_scores_of_two_protocol_versions_are_never_mixed(score: Score) -> None:
+    old = [score(encoder=name, value=0.99) for name in ("a", "b")]
+    new = [score(encoder=name, value=0.5, protocol_version=2, details=_kept([0.01, -0.01])) for name in ("a", "c")]
+    (table,) = build([old[1], *new]).tables
+    assert [column.label for column in table.columns] == ["a", "c"]
+    assert [record.encoder for record in table.left_out] == ["b"]
+    assert table.averages[0].values == (0.5, 0.5)
+    assert "words by b" in to_markdown(build([old[1], *new]))
+    with pytest.raises(UsageError, match="no score of b"):
+        compare([old[1], *new], "a", "b")
+    both_old = build(old).tables[0]
+    assert (len(both_old.columns), both_old.left_out) == (2, ())
+    assert old[0].key == score(encoder="a", value=0.1).key != new[0].key
+
+
+def test_scores_that_cannot_be_compared_have_a_mark_of_their_own(score: Score) -> None:
+    records = [
+        score(encoder="a", value=0.9, details=_kept([0.01, -0.01])),
+        score(encoder="b", value=0.5, details=_kept([0.01, -0.01], clips="beef")),
+    ]
+    (table,) = build(records).tables
+    assert table.rows[0].not_comparable == {1}
+    assert not table.rows[0].inside_noise
+    assert "? 0.500" in to_markdown(build(records))
+    assert "significantly worse" not in to_markdown(build(records))
 
 
 def test_paired_intervals_hold_the_true_difference_about_as_often_as_they_say(score: Score) -> None:
     rng = np.random.default_rng(0)
     held = 0
-    for trial in range(200):
+    for _ in range(200):
         truth = rng.random(150)  # how hard each clip is, for both
         right = [(rng.random(150) < truth * skill).astype(float) for skill in (0.9, 0.7)]
-        drawn = np.random.default_rng(trial).integers(150, size=(400, 150))
         a, b = (
-            score(encoder=name, value=each.mean(), details=_kept(each[drawn].mean(axis=1).tolist()))
+            score(encoder=name, value=each.mean(), details=_right(each), seeds=())
             for name, each in zip("ab", right, strict=True)
         )
         (found,) = compare([a, b], "a", "b").differences
@@ -99,18 +232,17 @@ def test_paired_intervals_hold_the_true_difference_about_as_often_as_they_say(sc
 
 def test_a_weighted_average_of_differences_has_an_interval_too(score: Score) -> None:
     rng = np.random.default_rng(0)
-    weights, noise = {"t1": 100.0, "t2": 300.0, "t3": 0.0}, rng.standard_normal((3, 2, 1000)) * 0.01
+    weights, noise = {"t1": 100.0, "t2": 300.0, "t3": 0.0}, rng.standard_normal((3, 2, 200)) * 0.01 / np.sqrt(200)
     records = [
-        score(
-            task=task, encoder=name, eval_weight=weight, value=value, details=_kept((value + noise[at, side]).tolist())
-        )
+        score(task=task, encoder=name, eval_weight=weight, value=value, details=_kept(noise[at, side].tolist()))
         for at, (task, weight) in enumerate(weights.items())
         for side, (name, value) in enumerate((("a", 0.6 + 0.1 * at), ("b", 0.5)))
     ]
     (average,) = compare(records, "a", "b").averages
     assert (average.value_a, average.value_b) == pytest.approx((0.675, 0.5))
     width = 1.96 * np.sqrt(2 * (0.25**2 + 0.75**2)) * 0.01
-    assert (average.high - average.low) / 2 == pytest.approx(width, rel=0.1)
+    assert (average.high - average.low) / 2 == pytest.approx(width, rel=0.15)
+    assert average.better == "A"
     assert average.title == "Weighted average, 2 tasks"
 
 
@@ -118,14 +250,17 @@ def test_a_weighted_average_of_differences_has_an_interval_too(score: Score) -> 
     ("change", "says"),
     [
         ({"details": {}}, "score again"),
-        ({"details": _kept([0.1], clips="beef")}, "not the same test clips"),
-        ({"details": _kept([0.1, 0.2])}, "not the same test clips"),
-        ({"details": {"bootstrap": {"clips": "cafe", "values": ["x"]}}}, "score again"),
-        ({"details": _kept([0.1]), "manifest_sha256": "00"}, "different manifests"),
+        ({"details": _kept([0.1, 0.2], clips="beef")}, "not the same test clips"),
+        ({"details": _kept([0.1, 0.2, 0.3])}, "not the same test clips"),
+        ({"details": {"bootstrap": {"clips": "cafe", "values": [0.1]}}}, "score again"),
+        ({"details": _kept(["x", 0.1])}, "not defined"),
+        ({"details": _kept([0.1, 0.2], units="groups", n=3)}, "groups"),
+        ({"details": _kept([0.1, 0.2]), "manifest_sha256": "00"}, "different manifests"),
+        ({"details": _kept([0.1, 0.2]), "seeds": (0, 1)}, "different numbers of seeds (3 and 2)"),
     ],
 )
 def test_scores_that_cannot_be_paired_have_no_interval_and_say_why(score: Score, change: dict, says: str) -> None:
-    compared = compare([score(encoder="a", details=_kept([0.1])), score(encoder="b", **change)], "a", "b")
+    compared = compare([score(encoder="a", details=_kept([0.1, 0.2])), score(encoder="b", **change)], "a", "b")
     (found,) = compared.differences
     assert (found.low, found.high, found.better) == (None, None, "")
     assert says in found.unpaired
@@ -135,7 +270,7 @@ def test_scores_that_cannot_be_paired_have_no_interval_and_say_why(score: Score,
 
 def test_of_an_error_less_is_better(score: Score) -> None:
     a, b = (
-        score(encoder=name, metric="mae", value=value, details=_kept([value] * 9))
+        score(encoder=name, metric="mae", value=value, details=_kept([0.001, -0.001] * 5))
         for name, value in (("a", 1.0), ("b", 2.0))
     )
     assert compare([a, b], "a", "b").differences[0].better == "A"
@@ -216,13 +351,14 @@ def test_published_scores_stand_beside_xares_scores_only_and_are_never_the_best(
 
 def test_the_command_compares_and_adds_what_is_published(tmp_path: Path, score: Score) -> None:
     for name, value in (("a", 0.6), ("b", 0.5)):
-        details = _kept([value + 0.001 * (-1) ** at for at in range(10)])
+        details = _kept([0.001 * (-1) ** at for at in range(10)])
         write_score(score(encoder=name, task="esc50", title="ESC-50", value=value, details=details), tmp_path)
     run = CliRunner().invoke
 
     shown = run(cli, ["report", "--results", str(tmp_path), "--compare", "a", "b"])
     assert shown.exit_code == 0, shown.output
-    assert "+0.100 to +0.100" in shown.output
+    assert "+0.100" in shown.output
+    assert "< 0.001" in shown.output
     assert (
         json.loads(run(cli, ["report", "--results", str(tmp_path), "--compare", "a", "b", "--format", "json"]).stdout)[
             0
@@ -241,7 +377,7 @@ def test_the_command_compares_and_adds_what_is_published(tmp_path: Path, score: 
     assert isinstance(both.exception, UsageError)
 
 
-def test_what_a_comparison_cannot_tell_from_the_best_is_marked_as_inside_the_noise() -> None:
+def test_marks_are_those_of_a_comparison_corrected_for_all_pairs() -> None:
     two_tasks = [
         _by(encoder, spread=spread, name=name)
         for name in ("tiny", "tinier")
@@ -249,19 +385,22 @@ def test_what_a_comparison_cannot_tell_from_the_best_is_marked_as_inside_the_noi
     ]
     (table,) = build(two_tasks).tables
     labels = [column.label for column in table.columns]
-    for line, best in ((row, row.best) for row in (*table.rows, *table.averages)):
-        (leader,) = best
-        expected = set()
-        for at, rival in enumerate(labels):
-            if at == leader:
-                continue
-            found = compare(two_tasks, labels[leader], rival)
-            same = [*(each for each in found.differences if each.task == getattr(line, "task", "")), *found.averages]
-            if not same[0].better:
-                expected.add(at)
-        assert line.inside_noise == expected
-        assert line.inside_noise >= {labels.index("a"), labels.index("b")} - best
-        assert labels.index("c") not in line.inside_noise
+    for line in (*table.rows, *table.averages):
+        p = {}
+        for at, one in enumerate(labels):
+            for other in range(at + 1, len(labels)):
+                found = compare(two_tasks, one, labels[other])
+                same = [each for each in found.differences if each.task == getattr(line, "task", "")] or found.averages
+                p[at, other] = same[0].p
+        pairs, values = zip(*sorted(p.items(), key=lambda item: item[1]), strict=True)
+        bonferroni = np.minimum(1, np.array(values) * (len(values) - np.arange(len(values))))
+        adjusted = dict(zip(pairs, np.maximum.accumulate(bonferroni), strict=True))
+        leader = min(line.best)
+        rivals = set(range(len(labels))) - line.best
+        worse = {at for at in rivals if adjusted[min(at, leader), max(at, leader)] <= 0.05}
+        assert line.inside_noise == rivals - worse
+        assert labels.index("c") in worse
+        assert line.ranks[labels.index("c")][0] > 1
 
 
 def test_terminal_and_markdown_show_which_differences_are_noise() -> None:
@@ -269,7 +408,7 @@ def test_terminal_and_markdown_show_which_differences_are_noise() -> None:
     text = to_markdown(build(records))
     row = next(line for line in text.splitlines() if line.startswith("| Tiny |"))
     assert sorted(entry[1:3] for entry in row.split("|")[3:6]) == ["**", "0.", "≈ "]
-    assert "inside the noise" in text
+    assert "not significantly different" in text
     out = io.StringIO()
     console = Console(file=out, force_terminal=True, width=200, color_system="standard")
     console.print(painted(grid(table) for table in build(records).tables))
@@ -285,11 +424,11 @@ def test_scores_that_cannot_be_paired_are_not_called_noise(score: Score) -> None
     assert table.averages[0].intervals == (None, None)
 
 
-def test_the_interval_of_an_average_is_of_the_weighted_mean_of_resamples() -> None:
+def test_the_interval_of_an_average_is_of_independent_tasks() -> None:
     records = [_by("a", spread=1.5, name=name, eval_weight=weight) for name, weight in (("tiny", 1.0), ("tinier", 3.0))]
-    kept = [np.array(record.details["bootstrap"]["values"]) for record in records]
+    variances = [record.details["spread"]["variance"] for record in records]
     value = (records[0].value + 3 * records[1].value) / 4
-    mean = (kept[0] + 3 * kept[1]) / 4
-    low, high = value + np.percentile(mean - mean.mean(), (2.5, 97.5))
+    error = np.sqrt(0.25**2 * variances[0] + 0.75**2 * variances[1])
     (table,) = build(records).tables
-    assert table.averages[0].intervals == ((pytest.approx(low), pytest.approx(high)),)
+    expected = (pytest.approx(value - 1.97 * error, abs=2e-3), pytest.approx(value + 1.97 * error, abs=2e-3))
+    assert table.averages[0].intervals == (expected,)

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from featstore.errors import UsageError
 from featstore.metrics.registry import METRICS
 from featstore.records import ScoreRecord
-from featstore.report import Leaderboard, Table, build
-from featstore.report.leaderboard import LOWER_IS_BETTER
+from featstore.report import Leaderboard, Table, build, grid
+from featstore.report.leaderboard import LOWER_IS_BETTER, NOT_AVERAGED
 
 Score = Callable[..., ScoreRecord]
 
@@ -160,3 +160,19 @@ def test_two_scores_for_one_place_are_refused(score: Score) -> None:
 def test_tables_and_metrics_agree_on_what_is_better() -> None:
     for name, make in METRICS.items():
         assert (name in LOWER_IS_BETTER) != make("strict").higher_is_better, name
+
+
+def test_an_average_takes_only_scores_of_which_one_is_perfect(score: Score) -> None:
+    for name, make in METRICS.items():
+        metric = make("strict")
+        assert (name not in NOT_AVERAGED) == (metric.higher_is_better and metric.bounds[1] == 1.0), name
+    records = [score(task="near", metric="d_prime", value=3.5), score(task="words", value=0.6)]
+    (table,) = build(records).tables
+    assert table.averages[0].values == (0.6,)
+    assert table.averages[0].n_tasks == 1
+
+
+def test_what_is_not_averaged_is_listed_apart(score: Score) -> None:
+    laid_out = grid(_only(build([score(task="near", title="Near", metric="d_prime", value=3.5), score()])))
+    assert [cell.text for cell in laid_out.averages[-1].cells] == ["n/a"]
+    assert "Near" in laid_out.averages[-1].head

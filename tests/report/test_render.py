@@ -33,12 +33,13 @@ def test_markdown_shows_scores_intervals_the_best_the_missing_and_how_complete_a
         "",
         "| Task | Metric | logmel | mfcc |",
         "| --- | --- | ---: | ---: |",
-        "| Noises \\| all | mAP | 0.500 | **0.750** |",
+        "| Noises \\| all | mAP | ? 0.500 | **0.750** |",
         "| Words* | accuracy | 0.900 ±0.020 | – |",
-        "| Weighted average, public 1 task |  | 0.500 | **0.750** |",
+        "| Weighted average, public 1 task |  | ? 0.500 | **0.750** |",
         "| Weighted average, 2 tasks |  | 0.800 | 0.750 (1 of 2 tasks) |",
         "",
-        "±: half of the 95 % bootstrap interval, or the deviation over seeds where there is none  ",
+        "±: half of the 95 % interval, or the deviation over seeds where there is none  ",
+        "?: not comparable with the best: `featstore report --compare` has the reason  ",
         "*: a private task, left out of the average over public tasks  ",
     ]
 

@@ -8,8 +8,10 @@ from sklearn.metrics import average_precision_score
 import tiny
 from featstore.errors import UsageError
 from featstore.retrieve import retrieve_task
+from featstore.retrieve.neighbours import Neighbours
 from featstore.retrieve.scaling import unit_columns, unit_rows
 from featstore.retrieve.vote import neighbour_vote
+from featstore.taskdata import shots_details
 
 SETS = {
     name: tiny.TinySet(tiny.clips(name, n, dim=16, spread=2.0, windows=windows, n_classes=4))
@@ -134,7 +136,7 @@ def test_k_is_clamped_to_the_training_windows_and_the_record_tells():
 def test_nothing_is_random_and_the_record_is_complete():
     one, two = retrieve(), retrieve()
     assert {**one.as_json(), "seconds": {}} == {**two.as_json(), "seconds": {}}
-    assert (one.track, one.seeds, one.std, one.n_train, one.n_valid, one.n_test) == ("B", (), 0.0, 80, 0, 40)
+    assert (one.track, one.seeds, one.std, one.n_train, one.n_valid, one.n_test) == ("B", (), None, 80, 0, 40)
     assert set(one.seconds) == {"read", "index", "search", "score"}
     assert set(one.versions) == {"featstore", "numpy", "faiss"}
     assert one.ci_low <= one.value <= one.ci_high
@@ -224,3 +226,86 @@ def test_few_shots_of_neighbours_have_a_curve():
     curve = retrieve(shots=(1, 15)).details["shots"]
     assert curve["1"]["mean"] < curve["15"]["mean"]
     assert retrieve(shots=(1,)).details["shots"]["1"] == curve["1"]
+
+
+def test_a_query_is_never_compared_with_its_own_group():
+    """Every speaker has a voice of its own, far from all others, and says classes at random."""
+    rng = np.random.default_rng(0)
+    voices = 20 * rng.standard_normal((30, 16))
+    made = [
+        tiny.Clip(
+            key=f"{at}",
+            label={
+                "class": f"class {rng.integers(3) if at // 8 % 2 else at // 8 % 3}",
+                "speaker": f"speaker {at // 8}",
+            },
+            vectors=voices[at // 8] + rng.standard_normal((2, 16)),
+            seconds=(1.0, 1.0),
+        )
+        for at in range(240)
+    ]
+    changes = {**WHOLE, "label": {"field": "label.class"}}
+    alone = retrieve({"test": tiny.TinySet(made)}, changes=changes, k=5)
+    splits = {**WHOLE["splits"], "group": "label.speaker"}
+    grouped = retrieve({"test": tiny.TinySet(made)}, changes={**changes, "splits": splits}, k=5)
+    X, speaker = unit_rows(tiny.TinySet(made).utterance).astype(np.float64), np.repeat(np.arange(240) // 8, 2)
+    said = np.repeat([int(each.label["class"][-1]) for each in made], 2)
+    right = []
+    for clip in range(240):
+        mine = np.arange(480) // 2 == clip
+        others = speaker != clip // 8
+        votes = naive_votes(X[others], said[others], X[mine], k=5, temperature=0.07)
+        right.append(votes.mean(axis=0).argmax() == said[2 * clip])
+    assert grouped.value == pytest.approx(np.mean(right))
+    assert alone.value > grouped.value
+    assert (grouped.details["spread"]["units"], grouped.details["spread"]["n"]) == ("groups", 30)
+    assert grouped.ci_high - grouped.ci_low > alone.ci_high - alone.ci_low
+
+
+def test_the_recall_of_an_index_counts_no_window_of_the_query_s_own_clip(monkeypatch):
+    """An index that finds each query's own windows, and of all others none that is near."""
+    whole = tiny.TinySet(tiny.clips("all", 40, dim=16, spread=2.0, windows=3, n_classes=4))
+
+    def own_and_far(self, queries, *, k):
+        similarity = queries @ self.X.T
+        own = np.argsort(-similarity, axis=1)[:, :1] // 3 * 3 + np.arange(3)
+        rank = np.argsort(similarity, axis=1)
+        rows = np.stack(
+            [np.r_[mine, [row for row in far if row not in mine]][:k] for mine, far in zip(own, rank, strict=True)]
+        )
+        return Neighbours(similarities=np.take_along_axis(similarity, rows, axis=1), rows=rows)
+
+    monkeypatch.setattr("featstore.retrieve.index.Searcher.search", own_and_far)
+    record = retrieve({"test": whole}, changes=WHOLE, k=5, index="hnsw")
+    assert record.details["index_recall"]["recall"] < 0.1
+
+
+def test_a_support_clip_of_many_windows_is_one_neighbour():
+    """What is near is one window of each clip; all the others are alike in every class."""
+    rng = np.random.default_rng(0)
+    centres = np.eye(6, 16) * 3
+
+    def made(name, n, windows):
+        clips = []
+        for at in range(n):
+            vectors = rng.standard_normal((windows, 16)) * 0.3 + np.eye(16)[10] * 2
+            vectors[0] = centres[at % 6] + 0.3 * rng.standard_normal(16)
+            clips.append(tiny.Clip(f"{name}{at}", f"class {at % 6}", vectors, tuple([1.0] * windows)))
+        return clips
+
+    sets = {
+        "train": tiny.TinySet(made("train", 60, 12)),
+        "valid": tiny.TinySet(made("valid", 6, 1)),
+        "test": tiny.TinySet(made("test", 60, 1)),
+    }
+    curve = retrieve(sets, shots=(1, 5)).details["shots"]
+    assert curve["1"]["mean"] > 0.9
+    assert curve["5"]["mean"] > 0.9
+
+
+def test_the_spread_of_a_few_shot_score_is_that_of_one_draw_however_many_folds_there_are():
+    scores = np.random.default_rng(0).normal(0.6, 0.05, (10, 200))
+    found = shots_details({5: scores})["5"]
+    assert found["mean"] == pytest.approx(scores.mean())
+    assert found["std"] == pytest.approx(0.05, rel=0.1)
+    assert (found["low"], found["high"]) == (pytest.approx(0.5, abs=0.01), pytest.approx(0.7, abs=0.01))

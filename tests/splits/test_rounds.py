@@ -5,7 +5,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from featstore.splits import Round, plan_rounds, stratified_folds, stratified_tenth
+from featstore.splits import (
+    Round,
+    grouped_folds,
+    grouped_tenth,
+    plan_rounds,
+    stratified_folds,
+    stratified_tenth,
+)
 
 ROLES = {"train": "train", "valid": "valid", "test": "test"}
 
@@ -126,3 +133,59 @@ def test_a_strict_round_refuses_a_clip_in_two_parts():
         Round(name="r", protocol="strict", train=one, valid=np.array([9]), test=two)
     with pytest.raises(ValueError, match="reference clips are in test"):
         Round(name="r", protocol="strict", train=one, valid=np.array([9]), test=np.array([3]), reference=two + 1)
+
+
+# --- groups -----------------------------------------------------------------------------------------------------------
+
+
+@given(
+    n_groups=st.integers(4, 30),
+    n_classes=st.integers(1, 4),
+    seed=st.integers(0, 2**32 - 1),
+    roles=st.sampled_from(
+        [None, {"train": "a", "valid": "b", "test": "b"}, dict.fromkeys(("train", "valid", "test"), "a")]
+    ),
+)
+def test_what_featstore_draws_never_divides_a_group(n_groups, n_classes, seed, roles):
+    rng = np.random.default_rng(seed)
+    n = 12 * n_groups
+    group = rng.integers(n_groups, size=n)
+    names = [f"speaker {each}" for each in group]
+    members = {"a": np.flatnonzero(group % 2 == 0), "b": np.flatnonzero(group % 2 == 1)}
+    if roles is not None and set(roles.values()) == {"a"}:
+        members = {"a": np.arange(n)}
+    ids = [f"clip {at}" for at in range(n)]
+    rounds = plan_rounds(
+        protocol="strict", members=members, roles=roles, ids=ids, strata=rng.integers(n_classes, size=n), groups=names
+    )
+    for each in rounds:
+        parts = [{names[clip] for clip in clips} for clips in (each.train, each.valid, each.test)]
+        assert sum(map(len, parts)) == len(set.union(*parts))
+    if roles is not None:
+        tested = np.concatenate([each.test for each in rounds])
+        assert sorted(tested) == members[roles["test"]].tolist()
+
+
+def test_a_tenth_of_groups_is_about_a_tenth_of_the_clips_and_leaves_every_class_for_training():
+    rng = np.random.default_rng(0)
+    strata, groups = rng.integers(5, size=1000), [f"speaker {each}" for each in rng.integers(60, size=1000)]
+    chosen = grouped_tenth(np.arange(1000), groups=groups, strata=strata)
+    assert 70 <= len(chosen) <= 130
+    left = np.setdiff1d(np.arange(1000), chosen)
+    assert set(strata[left]) == set(range(5))
+    order = rng.permutation(1000)
+    again = grouped_tenth(np.arange(1000), groups=[groups[at] for at in order], strata=strata[order])
+    assert set(order[again]) == set(chosen)  # by names, whatever the order of clips
+
+
+def test_where_every_group_is_the_only_one_of_its_class_none_is_spared():
+    assert not len(grouped_tenth(np.arange(9), groups=list("aaabbbccc"), strata=np.repeat([0, 1, 2], 3)))
+
+
+def test_folds_of_groups_are_about_equal_and_no_more_than_there_are_groups():
+    rng = np.random.default_rng(0)
+    groups = [f"speaker {each}" for each in rng.integers(40, size=800)]
+    folds = grouped_folds(np.arange(800), groups=groups, strata=rng.integers(4, size=800), n_folds=5)
+    assert sorted(np.concatenate(folds)) == list(range(800))
+    assert max(map(len, folds)) - min(map(len, folds)) < 40
+    assert len(grouped_folds(np.arange(6), groups=list("aabbcc"), strata=np.zeros(6, int), n_folds=5)) == 3

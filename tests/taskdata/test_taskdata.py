@@ -236,3 +236,44 @@ def test_a_test_set_without_anything_to_count_is_an_error_and_no_score(name, pro
     test_set = TestSet(y_true=y_true, y_scores=(y_score,), clip=np.arange(4))
     with pytest.raises(DataError, match=f"{name} has nothing to count: no clip shows a class"):
         score_test_sets(find_metric(name, protocol), [test_set], clip_ids=list("abcd"))
+
+
+def test_the_score_of_a_class_is_weighted_by_its_test_clips():
+    sets = {"1": tiny.clips("1", 30), "2": tiny.clips("2", 9)}
+    task = load(sets, **tiny.folds("1", "2"))
+    rng, outcomes, true, said = np.random.default_rng(0), [], [], []
+    for each in task.rounds:
+        samples = task.samples(each.test)
+        y_score = np.eye(3)[samples.y_true] + rng.standard_normal((len(samples.y_true), 3))
+        outcomes.append(Outcome(n_train=9, n_valid=1, samples=samples, y_scores=(y_score,)))
+        true.append(samples.y_true)
+        said.append(y_score.argmax(axis=1))
+    details = score_outcomes(task, outcomes).details
+    counts = confusion_matrix(np.concatenate(true), np.concatenate(said))
+    assert details["support"] == counts.sum(axis=1).tolist()
+    assert details["by_class"] == pytest.approx((counts.diagonal() / counts.sum(axis=1)).tolist())
+
+
+def test_one_seed_has_no_deviation():
+    sets = {name: tiny.clips(name, 30) for name in ("train", "valid", "test")}
+    record, *_ = scored(sets, n_classes=3)
+    assert record.std is None
+    assert ScoreRecord.from_json(json.loads(json.dumps(record.as_json()))).std is None
+
+
+def test_groups_are_read_by_the_field_that_the_manifest_names():
+    clips = [
+        tiny.Clip(f"{name}{at}", {"class": f"{at % 2}", "speaker": at // 4}, np.zeros((1, 4)) + at)
+        for name in ("train", "valid", "test")
+        for at in range(40)
+    ]
+    sets = {name: [clip for clip in clips if clip.key.startswith(name)] for name in ("train", "valid", "test")}
+    splits = {"train": "train*.tar", "valid": "test*.tar", "test": "test*.tar", "group": "label.speaker"}
+    task = load(sets, label={"field": "label.class"}, splits=splits)
+    assert task.groups is not None
+    [each] = task.rounds
+    assert len({task.groups[clip] for clip in each.train}) + len({task.groups[clip] for clip in each.valid}) == 10
+    without = {"class": "0"}
+    with pytest.raises(LabelError, match="speaker"):
+        load({**sets, "train": [tiny.Clip("odd", without, np.zeros((1, 4))), *sets["train"]]},
+             label={"field": "label.class"}, splits=splits)  # fmt: skip

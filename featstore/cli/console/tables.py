@@ -94,7 +94,7 @@ def _entry(cell: GridCell) -> Text:
     # A mark is a letter of the text as well as a style: a log and a colour-blind reader see it too.
     if cell.best:
         return Text(f"▸ {cell.text}", style="bold green")
-    return Text(f"≈ {cell.text}") if cell.inside_noise else Text(cell.text)
+    return Text(cell.marked)
 
 
 _NUMBER = re.compile(r"[0-9][0-9.,]*(?=[\s%]|$)")

@@ -1,0 +1,344 @@
+"""Do intervals and marks hold what they say? Coverage and false positives by simulation, where the truth is known.
+
+    python -m benchmarks.coverage           prints both tables of docs/protocols.md; half an hour
+    python -m benchmarks.coverage --write   writes them there
+
+Every row of the first is a population whose true score is known: the share of simulated test sets whose 95 % interval
+holds it, and of how many test sets there is an interval, where there is not always one. Every row of the second is a
+set of encoders that are equally good: the share of simulated leaderboards in which any is marked as worse.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featstore.errors import FeatstoreError
+from featstore.metrics import TestSet, find_metric, interval_of, jackknife, plan_units
+from featstore.metrics.recall import RecallAt
+from featstore.metrics.wer import InverseErrorRate
+from featstore.records import PROTOCOL_VERSION, ScoreRecord
+from featstore.report import build
+from featstore.taskdata.scores import score_test_sets
+
+DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "protocols.md"
+SIZES = (30, 100, 1000)
+MANY = 400_000
+
+
+@dataclass(frozen=True)
+class Sample:
+    y_true: NDArray[Any]
+    y_score: NDArray[Any]
+    group: NDArray[Any] | None = None
+    n_folds: int = 1
+    clip: NDArray[Any] | None = None
+
+
+Draw = Callable[[np.random.Generator, int], Sample]
+
+
+@dataclass(frozen=True)
+class Population:
+    """Where test sets are drawn from."""
+
+    metric: str
+    name: str
+    draw: Draw
+
+
+@dataclass(frozen=True)
+class Coverage:
+    truth: float
+    printed: float
+    held: float
+
+
+def metric_of(name: str) -> Any:
+    by_name = {"wer_inv": InverseErrorRate(), "recall_at_1": RecallAt(k=1)}
+    return by_name.get(name) or find_metric(name, "strict")
+
+
+def coverage(population: Population, n: int, *, n_experiments: int, truth: float, seed: int = 0) -> Coverage:
+    """Draw test sets, and count the intervals that hold the truth."""
+    metric, rng = metric_of(population.metric), np.random.default_rng([seed, n])
+    printed = held = 0
+    for _ in range(n_experiments):
+        sample = population.draw(rng, n)
+        test_sets, names, groups = _laid_out(sample)
+        units = plan_units([each.clip for each in test_sets], names=names, groups=groups)
+        try:
+            spread = jackknife(metric, test_sets, units)
+        except FeatstoreError:
+            continue  # a test set without one of the classes has no score
+        interval = interval_of(metric, spread, units, test_sets, by_seed=[spread.score])
+        if interval.low is not None and interval.high is not None:
+            printed += 1
+            held += interval.low <= truth <= interval.high
+    return Coverage(truth=truth, printed=printed / n_experiments, held=held / max(printed, 1))
+
+
+def true_score(population: Population) -> float:
+    sample = population.draw(np.random.default_rng(99), MANY)
+    return metric_of(population.metric).score(sample.y_true, sample.y_score)
+
+
+def _laid_out(sample: Sample) -> tuple[list[TestSet], list[str], list[str] | None]:
+    clip = np.arange(len(sample.y_true)) if sample.clip is None else sample.clip
+    fold = clip % sample.n_folds
+    test_sets = [
+        TestSet(y_true=sample.y_true[fold == at], y_scores=(sample.y_score[fold == at],), clip=clip[fold == at])
+        for at in range(sample.n_folds)
+    ]
+    names = [str(each) for each in range(int(clip.max()) + 1)]
+    return test_sets, names, None if sample.group is None else [f"speaker {each}" for each in sample.group.tolist()]
+
+
+# --- populations ------------------------------------------------------------------------------------------------------
+
+
+def classes(
+    rng: np.random.Generator, n: int, *, p: float, n_classes: int = 5, imbalanced: bool = False, n_folds: int = 1
+) -> Sample:
+    """Right with probability p, wrong ones spread over the other classes."""
+    weights = 1.0 / np.arange(1, n_classes + 1) if imbalanced else np.ones(n_classes)
+    y_true = rng.choice(n_classes, size=n, p=weights / weights.sum())
+    right = rng.random(n) < p
+    found = np.where(right, y_true, (y_true + 1 + rng.integers(n_classes - 1, size=n)) % n_classes)
+    return Sample(y_true=y_true, y_score=np.eye(n_classes, dtype=np.float32)[found], n_folds=n_folds)
+
+
+def speakers(rng: np.random.Generator, n: int, *, p: float, of_speaker: int = 10, alike: float = 0.2) -> Sample:
+    """Clips of one speaker are alike: each speaker has a probability of its own, of a beta distribution about p."""
+    n_groups = max(2, n // of_speaker)
+    group = np.sort(rng.integers(n_groups, size=n))
+    own = rng.beta(p * (1 / alike - 1), (1 - p) * (1 / alike - 1), n_groups)
+    y_true = rng.integers(5, size=n)
+    found = np.where(rng.random(n) < own[group], y_true, (y_true + 1) % 5)
+    return Sample(y_true=y_true, y_score=np.eye(5, dtype=np.float32)[found], group=group)
+
+
+def label_sets(rng: np.random.Generator, n: int, *, distance: float, rate: float = 0.2, n_classes: int = 6) -> Sample:
+    y_true = (rng.random((n, n_classes)) < rate).astype(np.float32)
+    return Sample(y_true=y_true, y_score=distance * y_true + rng.standard_normal((n, n_classes)))
+
+
+def two_classes(rng: np.random.Generator, n: int, *, distance: float, rate: float = 0.5) -> Sample:
+    y_true = (rng.random(n) < rate).astype(np.int64)
+    scores = distance * y_true + rng.standard_normal(n)
+    return Sample(y_true=y_true, y_score=np.stack([-scores, scores], axis=1))
+
+
+def counts(rng: np.random.Generator, n: int, *, found: float, false: float, events: float = 2.0) -> Sample:
+    """Segments or events of four classes; how many of a clip's are found differs by clip."""
+    y_true = rng.poisson(events, (n, 4))
+    hits = rng.binomial(y_true, np.clip(rng.beta(6 * found, 6 * (1 - found), (n, 1)), 0, 1))
+    return Sample(y_true=y_true, y_score=np.stack([hits + rng.poisson(false, (n, 4)), hits], -1).astype(float))
+
+
+def words(rng: np.random.Generator, n: int, *, rate: float) -> Sample:
+    """Word errors of clips of about ten words; how hard a clip is differs."""
+    n_words = 1 + rng.poisson(9, n)
+    hardness = rng.gamma(2.0, 0.5, n)
+    return Sample(y_true=n_words, y_score=rng.poisson(np.minimum(rate * hardness, 3.0) * n_words).astype(float))
+
+
+def queries(rng: np.random.Generator, n: int, *, p: float, captions: int = 5) -> Sample:
+    """A clip's five captions ask for it, and it asks for them; clips differ in how easily they are found."""
+    own = rng.beta(4 * p, 4 * (1 - p), n)
+    clip = np.r_[np.arange(n), np.repeat(np.arange(n), captions)]
+    direction = np.r_[np.zeros(n, np.int64), np.ones(n * captions, np.int64)]
+    return Sample(y_true=direction, y_score=np.where(rng.random(len(clip)) < own[clip], 1.0, 2.0), clip=clip)
+
+
+def numbers(rng: np.random.Generator, n: int, *, rho: float, skewed: bool = False) -> Sample:
+    x = rng.standard_normal(n)
+    y = rho * x + np.sqrt(1 - rho**2) * rng.standard_normal(n)
+    return Sample(y_true=np.exp(x / 2) if skewed else x, y_score=(np.exp(y / 2) if skewed else y)[:, None])
+
+
+def errors(rng: np.random.Generator, n: int, *, of: str) -> Sample:
+    error = (
+        rng.standard_normal(n) if of == "normal" else rng.standard_t(5, n) if of == "t of 5" else rng.laplace(size=n)
+    )
+    return Sample(y_true=np.zeros(n), y_score=error[:, None])
+
+
+POPULATIONS = (
+    *(Population("accuracy", f"p = {p}", partial(classes, p=p)) for p in (0.02, 0.1, 0.5, 0.9, 0.98, 0.99)),
+    *(Population("accuracy", f"5 folds, p = {p}", partial(classes, p=p, n_folds=5)) for p in (0.1, 0.5, 0.9, 0.98)),
+    *(
+        Population("accuracy", f"speakers of {size} clips, p = {p}", partial(speakers, p=p, of_speaker=size))
+        for p in (0.1, 0.5, 0.9, 0.97)
+        for size in (3, 8)
+    ),
+    *(Population("macro_f1", f"p = {p}", partial(classes, p=p)) for p in (0.05, 0.5, 0.9, 0.98)),
+    *(Population("macro_f1", f"imbalanced, p = {p}", partial(classes, p=p, imbalanced=True)) for p in (0.5, 0.9)),
+    Population("macro_f1", "20 classes, p = 0.9", partial(classes, p=0.9, n_classes=20)),
+    Population("macro_f1", "5 folds, p = 0.9", partial(classes, p=0.9, n_folds=5)),
+    *(
+        Population("mAP", f"20 % positives, distance {d}", partial(label_sets, distance=d))
+        for d in (0.0, 1.2, 2.5, 4.0)
+    ),
+    Population("mAP", "5 % positives, distance 1.5", partial(label_sets, distance=1.5, rate=0.05)),
+    Population("mAP", "50 classes of 2 %, distance 1.5", partial(label_sets, distance=1.5, rate=0.02, n_classes=50)),
+    *(Population("eer", f"distance {d}", partial(two_classes, distance=d)) for d in (0.3, 1.5, 3.0, 4.0)),
+    *(
+        Population("eer", f"10 % positives, distance {d}", partial(two_classes, distance=d, rate=0.1))
+        for d in (1.5, 3.0)
+    ),
+    *(Population("d_prime", f"distance {d}", partial(two_classes, distance=d)) for d in (0.0, 1.5, 3.0)),
+    *(
+        Population("d_prime", f"10 % positives, distance {d}", partial(two_classes, distance=d, rate=0.1))
+        for d in (1.5, 3.0)
+    ),
+    *(
+        Population(name, f"found {found}, false {false}", partial(counts, found=found, false=false))
+        for name in ("segment_f1_micro", "segment_f1_macro")
+        for found, false in ((0.05, 0.1), (0.5, 1.0), (0.97, 0.03))
+    ),
+    *(Population("wer_inv", f"WER {rate}", partial(words, rate=rate)) for rate in (0.02, 0.3, 0.8)),
+    *(Population("recall_at_1", f"p = {p}", partial(queries, p=p)) for p in (0.02, 0.5, 0.97)),
+    *(
+        Population(name, f"rho = {rho}{', skewed' if skewed else ''}", partial(numbers, rho=rho, skewed=skewed))
+        for name in ("pearson", "spearman")
+        for rho in (0.0, 0.5, 0.95)
+        for skewed in ((False, True) if name == "pearson" else (False,))
+    ),
+    *(
+        Population(name, f"errors {of}", partial(errors, of=of))
+        for name in ("mae", "mse")
+        for of in ("normal", "Laplace", "t of 5")
+    ),
+)
+
+
+# --- false positives --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Equals:
+    """Encoders that are equally good: all are right on a clip with the same probability, which differs by clip.
+
+    ``seeds`` above 1: each seed of each encoder has an accuracy of its own, normal about p with deviation ``by_seed``.
+    """
+
+    n_encoders: int
+    p: float
+    metric: str = "accuracy"
+    seeds: int = 1
+    by_seed: float = 0.0
+    of_speaker: int = 0
+
+
+EQUALS = (
+    *(Equals(n, p) for n in (2, 8, 16) for p in (0.5, 0.9, 0.98)),
+    *(Equals(n, p, metric="macro_f1") for n in (2, 8) for p in (0.5, 0.97)),
+    *(Equals(n, 0.7, metric="mAP") for n in (2, 8)),
+    *(Equals(n, 0.9, seeds=3, by_seed=0.02) for n in (2, 8)),
+    *(Equals(n, 0.8, of_speaker=5) for n in (2, 8)),
+)
+
+
+def records_of(equals: Equals, rng: np.random.Generator, n: int) -> list[ScoreRecord]:
+    """Score one test set by every encoder."""
+    n_classes = 4
+    hardness = rng.beta(4 * equals.p, 4 * (1 - equals.p), n)
+    y_true = rng.integers(n_classes, size=n)
+    groups = [f"speaker {clip // equals.of_speaker}" for clip in range(n)] if equals.of_speaker else None
+    found = []
+    for encoder in range(equals.n_encoders):
+        alike = np.zeros(n)
+        if equals.of_speaker:
+            alike = np.repeat(rng.normal(0, 0.15, n // equals.of_speaker + 1), equals.of_speaker)[:n]
+        y_scores = []
+        for _ in range(equals.seeds):
+            chance = hardness + alike + rng.normal(0, equals.by_seed)
+            if equals.metric == "mAP":
+                y_scores.append(np.eye(n_classes)[y_true] * 2 * hardness[:, None] + rng.standard_normal((n, n_classes)))
+                continue
+            wrong = (y_true + 1 + rng.integers(n_classes - 1, size=n)) % n_classes
+            y_scores.append(np.eye(n_classes, dtype=np.float32)[np.where(rng.random(n) < chance, y_true, wrong)])
+        test_set = TestSet(y_true=y_true, y_scores=tuple(y_scores), clip=np.arange(n))
+        scores = score_test_sets(
+            find_metric(equals.metric, "strict"), [test_set], clip_ids=[f"clip {at}" for at in range(n)], groups=groups
+        )
+        found.append(
+            ScoreRecord(
+                task="equal", title="Equal", track="A", protocol="strict", encoder=f"encoder {encoder}", fingerprint="0",
+                metric=equals.metric, value=scores.value, std=scores.std, ci_low=scores.interval.low,
+                ci_high=scores.interval.high, seeds=tuple(range(equals.seeds)) if equals.seeds > 1 else (), n_train=1,
+                n_valid=1, n_test=n, n_skipped=0, eval_weight=1.0, private=False, seconds={}, manifest_sha256="",
+                versions={}, details=scores.details, protocol_version=PROTOCOL_VERSION,
+            )
+        )  # fmt: skip
+    return found
+
+
+def false_positives(equals: Equals, n: int, *, n_experiments: int, seed: int = 0) -> float:
+    """Share of leaderboards in which an encoder is marked as worse than another."""
+    rng = np.random.default_rng([seed, n])
+    wrong = 0
+    for _ in range(n_experiments):
+        (table,) = build(records_of(equals, rng, n)).tables
+        (row,) = table.rows
+        wrong += any(first_last != (1, equals.n_encoders) for first_last in row.ranks.values())
+    return wrong / n_experiments
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+
+def coverage_lines(*, scale: float) -> Iterator[str]:
+    yield "| metric | population | true score | " + " | ".join(f"n = {n:,}" for n in SIZES) + " |"
+    yield "|---|---|---:|" + "---:|" * len(SIZES)
+    for population in POPULATIONS:
+        truth = true_score(population)
+        cells = []
+        for n in SIZES:
+            experiments = int((4000 if population.metric == "accuracy" and n < 1000 else 1000) * scale)
+            found = coverage(population, n, n_experiments=experiments, truth=truth)
+            some = f" of {found.printed:.0%}" if found.printed < 0.995 else ""
+            cells.append("none" if found.printed < 0.05 else f"{found.held:.1%}{some}")
+        yield f"| {population.metric} | {population.name} | {truth:.3f} | {' | '.join(cells)} |"
+
+
+def false_positive_lines(*, scale: float) -> Iterator[str]:
+    yield "| metric | encoders | accuracy | seeds | by group | " + " | ".join(f"n = {n:,}" for n in SIZES) + " |"
+    yield "|---|---:|---:|---:|---|" + "---:|" * len(SIZES)
+    for equals in EQUALS:
+        cells = [f"{false_positives(equals, n, n_experiments=int(600 * scale)):.1%}" for n in SIZES]
+        group = f"of {equals.of_speaker} clips" if equals.of_speaker else "no"
+        yield f"| {equals.metric} | {equals.n_encoders} | {equals.p} | {equals.seeds} | {group} | {' | '.join(cells)} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.coverage", description=__doc__)
+    parser.add_argument("--write", action="store_true", help="write the tables into docs/protocols.md")
+    parser.add_argument("--scale", type=float, default=1.0, help="number of experiments, as a share of the usual ones")
+    asked = parser.parse_args()
+    found: dict[str, str] = {}
+    for name, lines in (("coverage", coverage_lines), ("false positives", false_positive_lines)):
+        table = []
+        for line in lines(scale=asked.scale):
+            print(line, flush=True)
+            table.append(line)
+        found[name] = "\n".join(table)
+    if asked.write:
+        text = DOCUMENT.read_text(encoding="utf-8")
+        for name, table_text in found.items():
+            before, begin, rest = text.partition(f"<!-- {name} -->\n")
+            _, end, after = rest.partition(f"<!-- end of {name} -->")
+            text = f"{before}{begin}\n{table_text}\n\n{end}{after}"
+        DOCUMENT.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,312 @@
+"""95 % intervals of scores, by a rule for each metric whose coverage simulations hold (docs/protocols.md, Intervals).
+
+Each is made from the variance of the score over its units (`featstore.metrics.jackknife`) and over seeds, on the scale
+on which the metric is nearly normal. Nothing is drawn at random. Where no rule reaches its coverage, as with a few
+clips of rare classes, there is no interval but a reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featstore.metrics.jackknife import Spread, TestSet, Units
+from featstore.metrics.label_sets import as_label_sets
+
+if TYPE_CHECKING:
+    from featstore.metrics.registry import Metric
+
+__all__ = ["MIN_GROUPS", "Interval", "degrees_of_freedom", "interval_of", "seed_variance", "student"]
+
+MIN_GROUPS = 12
+MIN_CLIPS = 20
+MANY_ERRORS = 0.5  # below it 1 - WER is treated as an error rate, above as a share of words
+LEVEL = 0.95
+
+Scale = Literal["share", "area", "error", "correlation"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interval:
+    """Both ends of a 95 % interval, or the reason why there is none.
+
+    Attributes
+    ----------
+    low, high : float or None
+    method : str
+        Name of the rule; empty where there is no interval.
+    reason : str
+        Empty where there is one.
+    """
+
+    low: float | None
+    high: float | None
+    method: str = ""
+    reason: str = ""
+
+    def as_json(self) -> dict[str, str]:
+        """Method and reason, as a record keeps them."""
+        return {"method": self.method, "reason": self.reason}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """How the interval of a metric is made.
+
+    Attributes
+    ----------
+    scale : str
+        ``share``: Wilson's score interval with an effective number of clips. ``area``: the same of the area under the
+        ROC curve that d' is computed from. ``error``: Hall's (1992) transformation for skewed means. ``correlation``:
+        Fisher's z.
+    least_clips : int
+        Fewer test clips have no interval.
+    least_of_class : int
+        Nor have test sets with a class of fewer clips, or of fewer clips without it where ``both_sides``.
+    both_sides : bool
+    unbiased : bool
+        Whether the interval is centred on the score less the bias that the jackknife estimates.
+    clustered : bool
+        Whether a clip has several trials, such as captions or words, that may all fail together.
+    """
+
+    scale: Scale
+    least_clips: int = MIN_CLIPS
+    least_of_class: int = 0
+    both_sides: bool = False
+    unbiased: bool = False
+    clustered: bool = False
+
+
+RULES: Mapping[str, Rule] = {
+    "accuracy": Rule(scale="share", least_clips=2),
+    "recall_at_1": Rule(scale="share", least_clips=50, clustered=True),
+    "macro_f1": Rule(scale="share", least_clips=50, least_of_class=3),
+    "mAP": Rule(scale="share", least_of_class=8, unbiased=True),
+    "eer": Rule(scale="share", least_of_class=5),
+    "d_prime": Rule(scale="area", least_of_class=5, both_sides=True),
+    "segment_f1_macro": Rule(scale="share", least_of_class=3),
+    "segment_f1_micro": Rule(scale="share"),
+    "event_f1": Rule(scale="share", least_of_class=3),
+    "wer_inv": Rule(scale="share"),
+    "mae": Rule(scale="error"),
+    "mse": Rule(scale="error", least_clips=300),
+    "pearson": Rule(scale="correlation"),
+    "spearman": Rule(scale="correlation"),
+}
+
+METHODS: Mapping[Scale, str] = {
+    "share": "Wilson score interval, effective sample size by the jackknife",
+    "area": "Wilson score interval of the area under the ROC curve",
+    "error": "t interval, corrected for skewness (Hall 1992)",
+    "correlation": "Fisher's z, variance by the jackknife",
+}
+
+
+def interval_of(
+    metric: Metric, spread: Spread, units: Units, test_sets: Sequence[TestSet], *, by_seed: Sequence[float]
+) -> Interval:
+    """Return the 95 % interval of a score, for other test clips and other seeds."""
+    rule = RULES[metric.name]
+    reason = why_none(rule, spread, units, test_sets)
+    if not reason and metric.name == "wer_inv" and spread.score <= 0.0:
+        reason = "there are as many errors as words or more: the score is at its lower end"
+    if reason:
+        return Interval(low=None, high=None, reason=reason)
+    variance, df = spread.variance, float(units.n - 1)
+    if len(by_seed) > 1:
+        df = degrees_of_freedom([(variance, df), (seed_variance(by_seed), len(by_seed) - 1.0)])
+        variance += seed_variance(by_seed)
+    quantile = student(df)
+    if rule.scale == "error":
+        low, high = _skewed(spread, variance, quantile)
+    elif metric.name == "wer_inv" and spread.score < MANY_ERRORS:
+        # an error rate is no share of trials: it may be above 1
+        rate = replace(spread, score=1.0 - spread.score, deviations=-spread.deviations)
+        low, high = (1.0 - end for end in reversed(_skewed(rate, variance, quantile)))
+        low = max(low, 0.0)
+    elif rule.scale == "correlation":
+        low, high = _correlated(spread.score, variance, quantile)
+    elif rule.scale == "area":
+        low, high = _separated(spread.score, variance, quantile, test_sets)
+    else:
+        score = spread.score
+        if rule.unbiased:
+            score = min(max(score - spread.bias, 0.0), 1.0)
+        n_effective = (
+            score * (1.0 - score) / variance
+            if 0.0 < score < 1.0 and variance > 0.0
+            else _n_trials(metric, units, test_sets)
+        )
+        if rule.clustered:
+            n_effective = _fewer_trials(n_effective, spread, units)
+        low, high = wilson(score, n_effective, quantile)
+    if not np.isfinite([low, high]).all():
+        return Interval(low=None, high=None, reason="the classes are told apart without a mistake: d' has no upper end")
+    # a bias that is taken off may put the score itself outside
+    return Interval(low=min(low, spread.score), high=max(high, spread.score), method=METHODS[rule.scale])
+
+
+def why_none(rule: Rule, spread: Spread, units: Units, test_sets: Sequence[TestSet]) -> str:
+    """Say why a score has no interval; empty where it has one."""
+    n_clips = sum(len(np.unique(each.clip)) for each in test_sets)
+    if units.grouped and units.n_independent < MIN_GROUPS:
+        return f"{units.n_independent} groups of test clips, and an interval takes {MIN_GROUPS} or more"
+    if n_clips < rule.least_clips:
+        return f"{n_clips} test clips, and an interval of this metric takes {rule.least_clips} or more"
+    if not np.isfinite(spread.variance):
+        return "without one of its clips the score is not defined"
+    if rule.least_of_class:
+        fewest = min(_fewest_of_class(each, both_sides=rule.both_sides) for each in test_sets)
+        if fewest < rule.least_of_class:
+            return (
+                f"a class has {fewest} of the clips of a test set, and an interval of this metric takes "
+                f"{rule.least_of_class} or more of each class"
+            )
+    return ""
+
+
+def wilson(share: float, n: float, quantile: float) -> tuple[float, float]:
+    """Wilson's (1927) interval of a share of ``n`` trials.
+
+    >>> low, high = wilson(1.0, 30, 1.96)
+    >>> f"{low:.3f} {high:.3f}"
+    '0.886 1.000'
+    """
+    z = quantile**2 / n
+    centre, half = (share + z / 2.0) / (1.0 + z), np.sqrt(z * share * (1.0 - share) + z**2 / 4.0) / (1.0 + z)
+    return max(0.0, float(centre - half)), min(1.0, float(centre + half))
+
+
+def student(df: float, *, level: float = LEVEL) -> float:
+    """Return the quantile of Student's t that leaves half of ``1 - level`` above it."""
+    from scipy.special import stdtrit
+
+    return float(stdtrit(df, 0.5 + level / 2.0))
+
+
+def degrees_of_freedom(parts: Sequence[tuple[float, float]]) -> float:
+    """Degrees of freedom of a sum of variances, each with its own (Satterthwaite 1946)."""
+    total = sum(variance for variance, _ in parts)
+    if total <= 0:
+        return max(df for _, df in parts)
+    return total**2 / sum(variance**2 / df for variance, df in parts if variance > 0)
+
+
+def seed_variance(by_seed: Sequence[float]) -> float:
+    """Variance of a mean over seeds; 0 for one seed, of which nothing is known."""
+    return float(np.var(by_seed, ddof=1)) / len(by_seed) if len(by_seed) > 1 else 0.0
+
+
+def _fewer_trials(n_effective: float, spread: Spread, units: Units) -> float:
+    """Trials of a score whose clips have several each, where only a few clips tell how alike those of one clip are.
+
+    The variance counts as much as the units that it comes from, (sum of squares)^2 / sum of fourth powers, beside one
+    that says that all trials of a clip fail together.
+    """
+    squares = np.square(spread.deviations)
+    if n_effective <= units.n_independent or not squares.any():
+        return min(n_effective, float(units.n_independent))
+    telling = float(squares.sum() ** 2 / np.square(squares).sum())
+    return (telling + 1.0) / (telling / n_effective + 1.0 / units.n_independent)
+
+
+def _skewed(spread: Spread, variance: float, quantile: float) -> tuple[float, float]:
+    squares = float(np.square(spread.deviations).sum())
+    if squares == 0:
+        half = quantile * np.sqrt(variance)
+        return max(0.0, spread.score - half), spread.score + half
+    skew = float((spread.deviations**3).sum()) / squares**1.5
+
+    def solved(value: float) -> float:
+        """Return the t whose transform is ``value``."""
+        if abs(skew) < 1e-6:
+            return value
+        return float((np.cbrt(1.0 + skew * (value - skew / 6.0)) - 1.0) * 3.0 / skew)
+
+    error = np.sqrt(variance)
+    return max(0.0, spread.score - solved(quantile) * error), spread.score - solved(-quantile) * error
+
+
+def _correlated(score: float, variance: float, quantile: float) -> tuple[float, float]:
+    if abs(score) >= 1.0:
+        return score, score
+    half = quantile * np.sqrt(variance) / (1.0 - score**2)
+    return float(np.tanh(np.arctanh(score) - half)), float(np.tanh(np.arctanh(score) + half))
+
+
+def _separated(score: float, variance: float, quantile: float, test_sets: Sequence[TestSet]) -> tuple[float, float]:
+    """Interval of d' from that of the area; at least the variance of two normal distributions that are so far apart.
+
+    A few wrong pairs of nearly separate classes say little of the variance, and often too little.
+    """
+    from scipy.special import ndtr, ndtri, owens_t
+
+    z = score / np.sqrt(2.0)
+    area = float(ndtr(z))
+    # chance that one sample is on the right side of two of the other class
+    twice = area - 2.0 * float(owens_t(z, 3.0**-0.5))
+    least = 0.0
+    for each in test_sets:
+        n_positive, n_negative = _class_sizes(each)
+        pairs = n_positive * n_negative
+        of_class = (area * (1.0 - area) + (n_positive + n_negative - 2.0) * (twice - area**2)) / pairs
+        least += float(of_class.sum()) / len(of_class) ** 2 / len(test_sets) ** 2
+    density = np.exp(-(z**2) / 2.0) / np.sqrt(2.0 * np.pi)
+    n_effective = area * (1.0 - area) / max(variance * density**2 / 2.0, least)
+    low, high = wilson(area, n_effective, quantile)
+    return float(np.sqrt(2.0) * ndtri(low)), float(np.sqrt(2.0) * ndtri(high))
+
+
+def _class_sizes(test_set: TestSet) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Samples with and without each class that some have and some have not."""
+    sets = as_label_sets(test_set.y_true, test_set.y_scores[0].shape[1])
+    with_class = sets.sum(axis=0).astype(np.float64)
+    both = (with_class > 0) & (with_class < len(sets))
+    return with_class[both], len(sets) - with_class[both]
+
+
+def _fewest_of_class(test_set: TestSet, *, both_sides: bool) -> int:
+    """Clips of the rarest class, of those that a clip shows."""
+    y_true = test_set.y_true
+    shown = as_label_sets(y_true, test_set.y_scores[0].shape[1]) if test_set.y_scores[0].ndim == 2 else y_true > 0
+    _, clip = np.unique(test_set.clip, return_inverse=True)
+    order = np.argsort(clip, kind="stable")
+    starts = np.flatnonzero(np.diff(clip[order], prepend=-1))
+    by_clip = np.logical_or.reduceat(shown[order], starts, axis=0)
+    n_shown = by_clip.sum(axis=0)
+    fewest = int(n_shown[n_shown > 0].min(initial=len(by_clip)))
+    return min(fewest, int((len(by_clip) - n_shown).min())) if both_sides else fewest
+
+
+def _n_trials(metric: Metric, units: Units, test_sets: Sequence[TestSet]) -> float:
+    """How many yes-or-no trials a score stands for that no unit moves: nothing is known of their variance then.
+
+    Of groups it is as few as there are groups, for it is not known either how alike the clips of a group are.
+    """
+    if units.grouped:
+        return float(units.n_independent)
+    per_set = [_trials_of(metric, each) for each in test_sets]
+    return len(per_set) ** 2 / sum(1.0 / each for each in per_set)
+
+
+def _trials_of(metric: Metric, test_set: TestSet) -> float:
+    y_true, y_score = test_set.y_true, test_set.y_scores[0]
+    n_clips = float(len(np.unique(test_set.clip)))
+    if metric.name in ("segment_f1_macro", "segment_f1_micro", "event_f1"):
+        counted = (y_true.sum(axis=0) + y_score[..., 0].sum(axis=0)) / 2.0
+        return max(1.0, float(counted.sum()))
+    if metric.name == "wer_inv":
+        return max(1.0, float(y_true.sum()))
+    if metric.name == "eer":
+        positives = float((y_true == 1).sum())
+        return 4.0 / (1.0 / positives + 1.0 / (len(y_true) - positives))
+    if metric.name in ("macro_f1", "mAP"):
+        of_class = as_label_sets(y_true, y_score.shape[1]).sum(axis=0)
+        of_class = of_class[of_class > 0]
+        return float(len(of_class) ** 2 / np.sum(1.0 / of_class))
+    return n_clips

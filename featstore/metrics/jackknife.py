@@ -1,0 +1,183 @@
+"""What every independent unit of a test set contributes to a score: the delete-one jackknife (Efron and Stein 1981).
+
+A unit is a clip, or a group of clips that a manifest names (all clips of a speaker). Of more than 200, clips or groups
+are merged into 200 blocks, dealt by the hash of their names: which unit a clip belongs to depends on names alone, so
+that it is the same in every order of shards, for every encoder and in every version.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featstore.metrics.ranking import EqualErrorRate
+
+if TYPE_CHECKING:
+    from featstore.metrics.registry import Metric
+
+__all__ = ["MAX_UNITS", "Spread", "TestSet", "Units", "jackknife", "plan_units"]
+
+MAX_UNITS = 200
+
+# Weights of a block of left-out units are in memory at once: 16 MiB of float32.
+MAX_BLOCK_CELLS = 2**22
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TestSet:
+    """The predictions for the samples of one test set.
+
+    Attributes
+    ----------
+    y_true : (n, ...)
+    y_scores : tuple of float (n, n_classes)
+        One per seed.
+    clip : int64 (n,)
+        Clip of each sample.
+    """
+
+    __test__ = False  # not a test class, whatever its name begins with
+
+    y_true: NDArray[Any]
+    y_scores: tuple[NDArray[np.floating[Any]], ...]
+    clip: NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Units:
+    """Which samples are independent of one another.
+
+    Attributes
+    ----------
+    of_sample : tuple of int64 (n,)
+        For each test set, the unit of each sample. A group may be part of several test sets; a clip is part of one.
+    n : int
+        Number of units.
+    grouped : bool
+        Whether units are groups, or blocks of groups.
+    n_independent : int
+        Clips, or groups, before any were merged.
+    """
+
+    of_sample: tuple[NDArray[np.int64], ...]
+    n: int
+    grouped: bool
+    n_independent: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spread:
+    """A score, and how far it would move with other test clips.
+
+    Attributes
+    ----------
+    score : float
+        Mean over test sets and seeds.
+    deviations : float64 (units,)
+        What each unit adds to the score beyond the mean of all units. NaN where the score is not defined without it.
+    variance : float
+        Of the score, over draws of units.
+    bias : float
+        The jackknife's estimate of the score's bias.
+    """
+
+    score: float
+    deviations: NDArray[np.float64]
+    variance: float
+    bias: float
+
+
+def name_order(names: Sequence[str]) -> NDArray[np.int64]:
+    """Indices that sort names by their SHA-256."""
+    return np.array(sorted(range(len(names)), key=lambda at: hashlib.sha256(names[at].encode()).digest()), np.int64)
+
+
+def plan_units(
+    clips: Sequence[NDArray[np.int64]],
+    *,
+    names: Sequence[str],
+    groups: Sequence[str] | None = None,
+    max_units: int = MAX_UNITS,
+) -> Units:
+    """Plan the units of several test sets.
+
+    Parameters
+    ----------
+    clips : sequence of int64 (n,)
+        Clip of each sample, for each test set.
+    names : sequence of str (n_clips,)
+        Of all clips.
+    groups : sequence of str (n_clips,), optional
+        Group of each clip.
+    """
+    if groups is not None:
+        found = [[groups[clip] for clip in each.tolist()] for each in clips]
+        known = sorted({group for each in found for group in each})
+        unit = {known[at]: place % max_units for place, at in enumerate(name_order(known).tolist())}
+        return Units(
+            of_sample=tuple(np.array([unit[group] for group in each], np.int64) for each in found),
+            n=min(len(known), max_units),
+            grouped=True,
+            n_independent=len(known),
+        )
+    per_set = [np.unique(each, return_inverse=True) for each in clips]
+    total = sum(len(distinct) for distinct, _ in per_set)
+    of_sample_by_set: list[NDArray[np.int64]] = []
+    first = 0
+    for distinct, place in per_set:
+        n_units = (
+            len(distinct) if total <= max_units else min(len(distinct), max(2, max_units * len(distinct) // total))
+        )
+        unit_of_clip = np.empty(len(distinct), np.int64)
+        unit_of_clip[name_order([names[clip] for clip in distinct.tolist()])] = np.arange(len(distinct)) % n_units
+        of_sample_by_set.append(unit_of_clip[place] + first)
+        first += n_units
+    return Units(of_sample=tuple(of_sample_by_set), n=first, grouped=False, n_independent=total)
+
+
+def jackknife(metric: Metric, test_sets: Sequence[TestSet], units: Units) -> Spread:
+    """Score without each unit in turn.
+
+    Test sets count alike, as do the seeds of one. Clips that are left out weigh as in the linear approximation; for
+    groups the variance is the more conservative one that regression calls CR3 (Bell and McCaffrey 2002), since a group
+    is a large share of the clips.
+    """
+    n_sets = len(test_sets)
+    deviations, bias, score = np.zeros(units.n), 0.0, 0.0
+    linear = isinstance(metric, EqualErrorRate)
+    for test_set, unit in zip(test_sets, units.of_sample, strict=True):
+        n = len(unit)
+        mine, place = np.unique(unit, return_inverse=True)
+        whole = _mean_over_seeds(metric, test_set, np.ones((n, 1), np.float32)).item()
+        score += whole / n_sets
+        if isinstance(metric, EqualErrorRate):
+            own = np.mean([metric.deviations(test_set.y_true, y_score) for y_score in test_set.y_scores], axis=0)
+            deviations[mine] += np.bincount(place, weights=own) / n_sets
+            continue
+        without = np.empty(len(mine))
+        block = max(1, MAX_BLOCK_CELLS // n)
+        for start in range(0, len(mine), block):
+            some = np.arange(start, min(start + block, len(mine)))
+            without[some] = _mean_over_seeds(metric, test_set, (place[:, None] != some).astype(np.float32))
+        share = np.bincount(place) / n
+        moved = whole - without
+        deviations[mine] += (moved if units.grouped else (1.0 - share) * moved) / n_sets
+        bias += (len(mine) - 1) * float((without - whole).mean()) / n_sets
+    n_units = max(units.n, 2)
+    correction = (n_units - 1) / n_units if units.grouped and not linear else n_units / (n_units - 1)
+    return Spread(
+        score=score,
+        deviations=deviations,
+        variance=float(correction * np.square(deviations).sum()),
+        bias=bias,
+    )
+
+
+def _mean_over_seeds(metric: Metric, test_set: TestSet, weights: NDArray[np.float32]) -> NDArray[np.float64]:
+    scores = [metric.weighted(test_set.y_true, y_score, weights) for y_score in test_set.y_scores]
+    return np.asarray(np.mean(scores, axis=0))

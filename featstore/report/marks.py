@@ -1,0 +1,77 @@
+"""Which scores of a row are best, which may be as good, and which do not compare: one rule for every report. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from featstore.metrics.comparing import ALPHA, Paired, holm
+
+__all__ = ["NO_MARKS", "Marks", "marks_of"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Marks:
+    """Marks of the columns of one row.
+
+    Attributes
+    ----------
+    best : frozenset of int
+        Columns with the best score; empty where fewer than two have one.
+    inside_noise : frozenset of int
+        Columns that are not significantly different from the best.
+    not_comparable : frozenset of int
+        Columns that cannot be compared with the best. All others are significantly worse.
+    ranks : mapping of int
+        Column -> first and last rank that it may have: one more than the number of columns that are significantly
+        better, and the number of columns less those that are significantly worse.
+    """
+
+    best: frozenset[int]
+    inside_noise: frozenset[int]
+    not_comparable: frozenset[int]
+    ranks: dict[int, tuple[int, int]]
+
+
+NO_MARKS = Marks(best=frozenset(), inside_noise=frozenset(), not_comparable=frozenset(), ranks={})
+
+
+def marks_of(
+    values: Sequence[float | None], *, lower_is_better: bool, pair: Callable[[int, int], Paired | None]
+) -> Marks:
+    """Test every pair of a row, and mark its columns.
+
+    The chance that a row says of any two equal encoders that they differ is at most 5 %, by Holm's rule over all pairs:
+    the best is chosen by the same scores, so that comparisons with the best alone would not be enough to correct for.
+
+    Parameters
+    ----------
+    values : sequence of float or None
+        By column; None for one that is not compared.
+    pair : callable
+        Two columns -> first less second; None where they cannot be compared.
+    """
+    there = [column for column, value in enumerate(values) if value is not None]
+    if len(there) < 2:
+        return NO_MARKS
+    sign = -1.0 if lower_is_better else 1.0
+    goodness = {column: sign * (values[column] or 0.0) for column in there}
+    top = max(goodness.values())
+    best = frozenset(column for column in there if goodness[column] == top)
+    leader = min(best)
+    found = {(a, b): pair(a, b) for at, a in enumerate(there) for b in there[at + 1 :]}
+    adjusted = holm({columns: each.p for columns, each in found.items() if each is not None})
+    better: dict[int, int] = dict.fromkeys(there, 0)
+    worse: dict[int, int] = dict.fromkeys(there, 0)
+    for (a, b), p in adjusted.items():
+        if p <= ALPHA:
+            winner, loser = (a, b) if goodness[a] > goodness[b] else (b, a)
+            better[loser] += 1
+            worse[winner] += 1
+    rivals = {column: (min(leader, column), max(leader, column)) for column in there if column not in best}
+    return Marks(
+        best=best,
+        inside_noise=frozenset(column for column, of in rivals.items() if of in adjusted and adjusted[of] > ALPHA),
+        not_comparable=frozenset(column for column, of in rivals.items() if of not in adjusted),
+        ranks={column: (1 + better[column], len(there) - worse[column]) for column in there},
+    )
