@@ -20,6 +20,7 @@ from featstore.children import inheriting
 from featstore.cli.options import emit_json, say
 from featstore.errors import FeatstoreError, ResultsError, UsageError
 from featstore.machine import cores
+from featstore.shard_patterns import ShardPattern
 from featstore.wording import counted
 
 if TYPE_CHECKING:
@@ -190,12 +191,17 @@ def _distinct_encoders(store: Store, encoders: Sequence[str]) -> list[str]:
 
 
 def encoders_with(store: Store, manifest: Manifest) -> list[str | None]:
-    """Group names of the encoders that have every feature set of a task."""
-    needed = set(manifest.feature_sets.values())
+    """Group names of the encoders that have shards of every split of a task."""
+    patterns = [ShardPattern(pattern) for pattern in manifest.patterns.values()]
     held: dict[str, set[str]] = {}
     for feature_set in store.feature_sets(dataset=manifest.feature_dataset):
-        held.setdefault(feature_set.recipe.group_name, set()).add(feature_set.split)
-    return [encoder for encoder, splits in sorted(held.items()) if needed <= splits]
+        names = {segment.member.shard.name for segment in feature_set.segments}
+        held.setdefault(feature_set.recipe.group_name, set()).update(names)
+    return [
+        encoder
+        for encoder, names in sorted(held.items())
+        if all(any(map(pattern.matches, names)) for pattern in patterns)
+    ]
 
 
 def _work(store: Store, manifest: Manifest) -> int:
