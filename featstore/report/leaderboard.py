@@ -20,6 +20,7 @@ from featstore.records import Protocol, ScoreRecord, Track
 from featstore.report.pairing import interval_about, paired_resamples, resamples_of
 from featstore.report.published import PublishedScores
 from featstore.report.results import CHOSEN_SETTINGS
+from featstore.report.warnings import WarningLine, below_neighbours, warning_lines
 
 __all__ = ["LOWER_IS_BETTER", "Average", "Cell", "Column", "Leaderboard", "Row", "Table", "build", "natural"]
 
@@ -128,6 +129,8 @@ class Table:
     rows: tuple[Row, ...]
     averages: tuple[Average, ...]
     """Over public tasks, where some are private, and over all."""
+    warnings: tuple[WarningLine, ...] = ()
+    """Of its scores, one for each task and kind."""
 
     def __post_init__(self) -> None:
         labels = [column.label for column in self.columns]
@@ -160,11 +163,16 @@ def build(records: Iterable[ScoreRecord], *, published: PublishedScores | None =
         Two scores are for one place of a table: `featstore.report.read_scores` keeps the newest of such.
     """
     of_table: dict[tuple[Protocol, Track], list[ScoreRecord]] = {}
-    for record in records:
+    scores = tuple(records)
+    below = below_neighbours(scores, lower_is_better=LOWER_IS_BETTER)
+    for record in scores:
         of_table.setdefault((record.protocol, record.track), []).append(record)
     return Leaderboard(
         tables=tuple(
-            _table(of_table[place], protocol=place[0], track=place[1], published=published)
+            replace(
+                _table(of_table[place], protocol=place[0], track=place[1], published=published),
+                warnings=warning_lines(of_table[place], more=below),
+            )
             for place in sorted(of_table)
         )
     )

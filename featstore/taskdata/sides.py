@@ -67,7 +67,8 @@ def check_sides(sides: Sides, rounds: Sequence[Round], *, protocol: Protocol, ta
     if protocol == "strict":
         for each in shared_names(sides, rounds):
             raise DataError(
-                f"task {task}: {each.message}: name each shard in one split, and give different clips different keys"
+                f"task {task}: {each.message}: name each shard in one split, give different clips different keys, and "
+                "run `featstore extract --prune` where shards were renamed or moved"
             )
 
 
