@@ -16,6 +16,12 @@ DETAILS = (
     ),
     ("recipe", EVERY, "the recipe, as it is hashed into the fingerprint"),
     ("left_out", EVERY, "list of shard, key and reason of clips that are not in the store, the first hundred"),
+    (
+        "warnings",
+        EVERY,
+        "list of what to know before trusting the score: `kind`, `message`, `count`, and figures of the kind; see "
+        "[Protocols](../protocols.md#warnings-with-a-score)",
+    ),
     ("classes", CLASSES, "list of text: their names, in the order of all that follows"),
     ("by_class", CLASSES, "list of numbers: score of each class; null for one that no test clip shows"),
     ("support", CLASSES, "list of whole numbers: test clips of each class"),

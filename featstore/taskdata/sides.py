@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["Sides", "check_sides", "shared_embeddings", "shared_names"]
 
 MAX_NEAR_WORK = 3 * 10**10
-"""Test windows x training windows x dim of the search for near-duplicates, all rounds: 1 to 2 s of two cores."""
+"""Test windows x training windows x dim of the search for near-duplicates, all rounds: some 4 s of one core."""
 
 MAX_NEAR_WINDOWS = 50_000
 """Windows among which near-duplicates are searched; of a task with more, a draw that is the same each time."""
