@@ -56,7 +56,7 @@ def write(
         half = -(-len(clips) // 2)
         for shard, mine in enumerate((clips[:half], clips[half:])):
             if mine:
-                _write_part(writer, f"shard-{shard}", mine, hop=hop, dtype=dtype, frames_stored=frames_stored)
+                _write_part(writer, f"{split}-{shard}.tar", mine, hop=hop, dtype=dtype, frames_stored=frames_stored)
     return open_store(str(url))
 
 
