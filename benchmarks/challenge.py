@@ -122,9 +122,11 @@ def _write_split(
     bounds = np.cumsum([0, *windows_of_clip])
     with_frames = manifest.wants_frames
     begins = 0
-    for number in range(-(-int(bounds[-1]) // WINDOWS_PER_PART)):
-        ends = int(np.searchsorted(bounds, min((number + 1) * WINDOWS_PER_PART, bounds[-1])))
-        name = f"{split}-{number:03d}.tar"
+    pattern = manifest.patterns[split]
+    windows_per_part = WINDOWS_PER_PART if "*" in pattern else int(bounds[-1])
+    for number in range(-(-int(bounds[-1]) // windows_per_part)):
+        ends = int(np.searchsorted(bounds, min((number + 1) * windows_per_part, bounds[-1])))
+        name = pattern.replace("*", f"{number:06d}")
         with writer.begin_part(name) as part:
             for clip in range(begins, ends):
                 meta = json.dumps(_meta(manifest, classes, int(label[clip]), float(seconds[clip]), rng))

@@ -183,7 +183,9 @@ class ExtractRecord:
     """What one extraction of one dataset split did.
 
     ``clips``, ``windows``, ``frames``, ``audio_seconds`` and ``skipped`` are of the split as it stands afterwards,
-    reused shards included. ``gone`` names shards whose embeddings are in the store and whose files no longer match.
+    reused shards included. ``gone`` names shards whose embeddings are in the store and whose files are no longer in the
+    data folder; ``unnamed`` those whose files are there and which this manifest's pattern does not name: another task
+    may. ``changed`` names shards that were encoded again because their files changed.
     ``settings`` are those in force: device, precision, batch_seconds and workers, the decoding threads, and batch_fill,
     the share of ``batch_seconds`` that a batch held in the mean; None where nothing was encoded. ``seconds`` are of the
     pass that made it, and with it the other layers and pools of the same encoder and split: those of all ``workers``
@@ -215,6 +217,8 @@ class ExtractRecord:
     deaths: tuple[str, ...] = ()
     asked_as: str = ""
     broken: tuple[BrokenShard, ...] = ()
+    unnamed: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """The record as plain JSON."""

@@ -39,8 +39,9 @@ def manifest(**changes: Any) -> Manifest:
 
 
 def store_of(folder: Path, task: Manifest, clips: Mapping[str, Sequence[list[handmade.Member]]]) -> Store:
-    """Write shards and extract them with logmel."""
+    """Write shards and extract them with logmel; keys begin with the split."""
     for split, members in clips.items():
-        handmade.write_split(folder / "data" / "beeps", split, members, shards=2)
+        named = [[(f"{split}-{name}", data) for name, data in clip] for clip in members]
+        handmade.write_split(folder / "data" / "beeps", split, named, shards=2)
     handmade.extract(task, folder / "data", folder / "store.zarr", splits=tuple(clips))
     return open_store(str(folder / "store.zarr"))

@@ -48,15 +48,16 @@ def write(
     dtype: str = "float16",
     frames_stored: bool = True,
 ) -> Store:
-    """Write feature sets of dataset ``tiny``, two shards each, and open the store."""
+    """Write feature sets of dataset ``tiny``, two shards each, and open the store; keys begin with the split."""
     dim = next(clip.frames.shape[1] for clips in sets.values() for clip in clips)
     recipe = replace(tiny.recipe(dim=dim), hop_seconds=hop, frame_dtype=dtype)
     for split, clips in sets.items():
         writer = open_split_writer(str(url), recipe=recipe, spec="tiny", dataset="tiny", crop_seconds=None, split=split)
         half = -(-len(clips) // 2)
-        for shard, mine in enumerate((clips[:half], clips[half:])):
+        named = [replace(clip, key=f"{split}-{clip.key}") for clip in clips]
+        for shard, mine in enumerate((named[:half], named[half:])):
             if mine:
-                _write_part(writer, f"shard-{shard}", mine, hop=hop, dtype=dtype, frames_stored=frames_stored)
+                _write_part(writer, f"{split}-{shard}.tar", mine, hop=hop, dtype=dtype, frames_stored=frames_stored)
     return open_store(str(url))
 
 

@@ -25,7 +25,8 @@ LAYERS = (
     {"store"},
     {"manifest", "splits", "metrics", "remote"},
     {"records", "shipped"},
-    {"children", "clipjson", "errors", "files", "machine", "wording"},
+    {"children", "clipjson", "errors", "files", "machine", "shard_patterns", "wording"},
+    {"braces"},
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
@@ -55,7 +56,10 @@ DOORS = {
     "ray": {"extract/engines/ray"},
 }
 # where numpy, too, is imported only when it is needed: help and manifests must be quick
-LIGHT = ("cli/*", "manifest/*", "clipjson", "errors", "records", "shipped", "wording", "__init__", "__main__")
+LIGHT = (
+    *("cli/*", "manifest/*", "braces", "clipjson", "errors", "records", "shard_patterns", "shipped", "wording"),
+    *("__init__", "__main__"),
+)
 HEAVY = {*DOORS, "numpy"} - {"click"}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import SimpleNamespace
 from typing import Any
@@ -31,6 +31,7 @@ class Clip:
 class TinySet:
     clips: Sequence[Clip]
     skipped: Sequence[SkippedClip] = ()
+    shard: str = ""
 
     def __len__(self) -> int:
         return sum(len(clip.seconds) for clip in self.clips)
@@ -58,6 +59,18 @@ class TinySet:
         return np.array([seconds for clip in self.clips for seconds in clip.seconds])
 
     @property
+    def segments(self) -> Sequence[Any]:
+        """All clips are of one shard."""
+        member = SimpleNamespace(
+            shard=SimpleNamespace(name=self.shard), windows=len(self), clips=len(self.clips), skipped=self.skipped
+        )
+        return (SimpleNamespace(member=member),)
+
+    @property
+    def utterance_rows(self) -> SimpleNamespace:
+        return SimpleNamespace(slice=lambda start, stop: self.utterance[start:stop])
+
+    @property
     def content_hash(self) -> str:
         return hashlib.sha256(self.utterance.tobytes() + "".join(self.meta).encode()).hexdigest()[:16]
 
@@ -78,12 +91,14 @@ class TinyStore:
         """As far as it is asked for: how the encoder was named on the command line."""
         return [SimpleNamespace(address=SimpleNamespace(spec=self.spec))]
 
-    def select(self, *, encoder: str | None = None, dataset: str | None = None, split: str | None = None) -> TinySet:
+    def view(self, *, encoder: str, dataset: str, split: str, pattern: str) -> TinySet:
+        """What a split's pattern names: all that is said to be in it."""
         if split not in self.sets:
             raise UnknownFeatureSet(f"no {encoder} {dataset} {split}")
         self.read.append(split)
         found = self.sets[split]
-        return found if isinstance(found, TinySet) else TinySet(found)
+        tiny_set = found if isinstance(found, TinySet) else TinySet(found)
+        return replace(tiny_set, shard=pattern.replace("*", "0"))
 
 
 def _clips(clips: Sequence[Clip] | TinySet) -> Sequence[Clip]:

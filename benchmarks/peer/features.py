@@ -49,7 +49,7 @@ def write_features(*, folder: str, sizes: dict[str, Any]) -> None:
         labels = np.arange(given.fold) % FOLD_CLASSES
         X = _rounded(centres[labels] + rng.standard_normal((len(labels), DIM)))
         metas = [{"label": int(label)} for label in labels]
-        _write_store(root, "esc50", str(fold), X, metas)
+        _write_store(root, "esc50", str(fold), X, metas, shard=f"wds-audio-fold-{fold}-000000.tar")
         _write_tar(root / "xares", "esc50", f"fold-{fold}-", [row[None] for row in X], metas)
         spread = np.zeros((given.frames_per_clip, 1), np.float32)
         _write_tar(root / "frames", "esc50", f"fold-{fold}-", (row[None] + spread for row in X), metas)
@@ -58,7 +58,7 @@ def write_features(*, folder: str, sizes: dict[str, Any]) -> None:
         labels = np.arange(n_clips) % DECLARED_CLASSES
         X = _rounded(centres[labels] + rng.standard_normal((n_clips, DIM)))
         metas = [{"label": f"class-{label:02d}"} for label in labels]
-        _write_store(root, "declared", split, X, metas)
+        _write_store(root, "declared", split, X, metas, shard=f"{split}.tar")
         _write_tar(root / "xares", "declared", split, [row[None] for row in X], metas)
         spread = np.zeros((given.frames_per_clip, 1), np.float32)
         _write_tar(root / "frames", "declared", split, (row[None] + spread for row in X), metas)
@@ -67,7 +67,7 @@ def write_features(*, folder: str, sizes: dict[str, Any]) -> None:
         scenes = [_scene(rng, centres, n_frames=given.frames_per_scene) for _ in range(n_clips)]
         frames, events = [frames for frames, _ in scenes], [events for _, events in scenes]
         X = np.stack([each.mean(axis=0) for each in frames])
-        _write_store(root, "desed", split, X, events, frames=frames)
+        _write_store(root, "desed", split, X, events, shard=f"wds-audio-{name}-000000.tar", frames=frames)
         _write_tar(root / "xares", "desed", f"wds-audio-{name}", frames, events)
 
 
@@ -132,6 +132,7 @@ def _write_store(
     X: NDArray[np.float32],
     metas: Sequence[Any],
     *,
+    shard: str,
     frames: Sequence[NDArray[np.float32]] | None = None,
 ) -> None:
     from benchmarks.recipes import commit_made_up, made_up_recipe
@@ -142,11 +143,11 @@ def _write_store(
         store_url(folder), recipe=recipe, spec="given", dataset=dataset, crop_seconds=None, split=split
     )
     seconds = 5.0 if frames is None else HOP_SECONDS * len(frames[0])
-    with writer.begin_part(f"{split}.tar") as part:
+    with writer.begin_part(shard) as part:
         for number, (vector, meta) in enumerate(zip(X, metas, strict=True)):
             part.add(
                 EmbeddedWindow(
-                    key=f"{number:06d}",
+                    key=f"{split}-{number:06d}",
                     meta=json.dumps(meta),
                     start_seconds=0.0,
                     seconds=seconds,
@@ -154,5 +155,5 @@ def _write_store(
                     frames=None if frames is None else frames[number].astype(np.float16),
                 )
             )
-        commit_made_up(part, f"{split}.tar", clips=len(X), audio_seconds=seconds * len(X))
+        commit_made_up(part, shard, clips=len(X), audio_seconds=seconds * len(X))
     writer.write_catalogue()

@@ -28,6 +28,12 @@ DETAILS = (
     ),
     ("recipe", EVERY, "the recipe, as it is hashed into the fingerprint"),
     ("left_out", EVERY, "list of shard, key and reason of clips that are not in the store, the first hundred"),
+    (
+        "warnings",
+        EVERY,
+        "list of what to know before trusting the score: `kind`, `message`, `count`, and figures of the kind; see "
+        "[Protocols](../protocols.md#warnings-with-a-score)",
+    ),
     ("classes", CLASSES, "list of text: their names, in the order of all that follows"),
     (
         "by_class",

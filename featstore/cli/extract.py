@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from itertools import zip_longest
@@ -124,7 +124,7 @@ __all__ = ["extract"]
     metavar="FILE.json",
     help="Write a trace of the first batches, to open in chrome://tracing or Perfetto.",
 )
-@click.option("--prune", is_flag=True, help="Drop embeddings of shards whose files are no longer there.")
+@click.option("--prune", is_flag=True, help="Drop embeddings of shards whose files are no longer in --data.")
 @click.option(
     "--check-shards",
     is_flag=True,
@@ -349,6 +349,21 @@ def _filled(record: ExtractRecord) -> str:
     return "" if fill is None or record.settings["device"] == "cpu" else f", {fill:.0%} full"
 
 
+def _changes(record: ExtractRecord) -> Iterator[str]:
+    """How the shards in the store differ from those in --data that the manifest names."""
+    if record.changed:
+        yield f"{_some(record.changed)}: encoded again, for the files changed"
+    if record.gone:
+        yield f"{_some(record.gone)}: no longer in --data; the embeddings stay until --prune drops them"
+    if record.unnamed:
+        yield f"{_some(record.unnamed)}: not named by this manifest; the embeddings stay, and it is not scored on them"
+
+
+def _some(shards: Sequence[str]) -> str:
+    """How many shards, and the first of them."""
+    return f"{counted(len(shards), 'shard')} ({shards[0]}{', ...' if len(shards) > 1 else ''})"
+
+
 def _tell(record: ExtractRecord, *, timed: bool) -> None:
     """Print what was done; the time of the pass that made several feature sets of a split once, after the last."""
     what = f"{record.encoder}@{record.fingerprint}  {record.dataset}/{record.split}"
@@ -378,10 +393,7 @@ def _tell(record: ExtractRecord, *, timed: bool) -> None:
     shown = 10
     for clip in record.skipped[:shown]:
         say(f"  left out: {clip.shard} {clip.key!r}: {clip.reason}")
-    if record.gone:
-        say(
-            f"  {len(record.gone)} shards are in the store and no longer in --data, {record.gone[0]} among them: "
-            "they count as before; --prune drops them"
-        )
+    for line in _changes(record):
+        say(f"  {line}")
     if len(record.skipped) > shown:
         say(f"  left out: {len(record.skipped) - shown} more (all of them with --json)")

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -21,6 +21,7 @@ from featstore.cli.memory import told_out_of_memory
 from featstore.cli.options import emit_json, say
 from featstore.errors import FeatstoreError, ResultsError, UsageError
 from featstore.machine import cores
+from featstore.shard_patterns import ShardPattern
 from featstore.wording import counted
 
 if TYPE_CHECKING:
@@ -69,13 +70,15 @@ class _Failure:
 class Scored:
     """What came of all pairs, in their order.
 
-    ``written`` says whether scores are on disk as well, ``unwritten`` which of them are not, and why.
+    ``written`` says whether scores are on disk as well, ``unwritten`` which of them are not, and why. ``earlier`` are
+    the scores of the other track that are beside them.
     """
 
     scores: tuple[ScoreRecord, ...]
     failures: tuple[_Failure, ...]
     written: bool
     unwritten: tuple[str, ...]
+    earlier: tuple[ScoreRecord, ...] = ()
 
     def whole(self) -> tuple[ScoreRecord, ...]:
         """The scores; a FeatstoreError tells the failures, where there are any."""
@@ -133,11 +136,30 @@ def score_tasks(
                 except OSError as error:  # a full disk: the score is printed, and others are made
                     unwritten.append(f"{pairs[number]} ({(error.strerror or str(error)).lower()})")
     outcomes_in_order = [found[number] for number in sorted(found)]
+    scores = tuple(each for each in outcomes_in_order if not isinstance(each, _Failure))
     return Scored(
-        scores=tuple(each for each in outcomes_in_order if not isinstance(each, _Failure)),
+        scores=scores,
         failures=tuple(each for each in outcomes_in_order if isinstance(each, _Failure)),
         written=results_dir is not None,
         unwritten=tuple(unwritten),
+        earlier=_of_other_track(scores, results_dir),
+    )
+
+
+def _of_other_track(scores: Sequence[ScoreRecord], results_dir: Path | None) -> tuple[ScoreRecord, ...]:
+    """Scores in a folder of the same tasks and encoders by the other track; none where a file there is not a score."""
+    from featstore.report import read_scores
+
+    if results_dir is None or not scores:
+        return ()
+    try:
+        found = read_scores(results_dir)
+    except FeatstoreError:  # `featstore report` names the file
+        return ()
+    places = {(each.task, each.encoder, each.fingerprint) for each in scores}
+    tracks = {each.track for each in scores}
+    return tuple(
+        each for each in found if each.track not in tracks and (each.task, each.encoder, each.fingerprint) in places
     )
 
 
@@ -191,12 +213,17 @@ def _distinct_encoders(store: Store, encoders: Sequence[str]) -> list[str]:
 
 
 def encoders_with(store: Store, manifest: Manifest) -> list[str | None]:
-    """Group names of the encoders that have every feature set of a task."""
-    needed = set(manifest.feature_sets.values())
+    """Group names of the encoders that have shards of every split of a task."""
+    patterns = [ShardPattern(pattern) for pattern in manifest.patterns.values()]
     held: dict[str, set[str]] = {}
     for feature_set in store.feature_sets(dataset=manifest.feature_dataset):
-        held.setdefault(feature_set.recipe.group_name, set()).add(feature_set.split)
-    return [encoder for encoder, splits in sorted(held.items()) if needed <= splits]
+        names = {segment.member.shard.name for segment in feature_set.segments}
+        held.setdefault(feature_set.recipe.group_name, set()).update(names)
+    return [
+        encoder
+        for encoder, names in sorted(held.items())
+        if all(any(map(pattern.matches, names)) for pattern in patterns)
+    ]
 
 
 def _work(store: Store, manifest: Manifest) -> int:
@@ -300,16 +327,20 @@ def tell_scores(scored: Scored, *, as_json: bool) -> None:
     if scored.scores and as_json:
         emit_json(scored.scores)
     elif scored.scores:
-        _tell(scored.scores)
+        _tell(scored.scores, earlier=scored.earlier)
     scored.whole()
 
 
-def _tell(scores: Sequence[ScoreRecord]) -> None:
+def _tell(scores: Sequence[ScoreRecord], *, earlier: Sequence[ScoreRecord]) -> None:
     """Print leaderboards, what was measured beside them, and where the time went."""
     from featstore.cli.console.tables import leaderboard_tables, show
-    from featstore.report import build
+    from featstore.report import LOWER_IS_BETTER, below_neighbours, build, warning_lines
 
     show(leaderboard_tables(build(scores)))
+    both = (*scores, *earlier)
+    bare = [replace(record, details={}) for record in both]
+    for each in warning_lines(bare, more=below_neighbours(both, lower_is_better=LOWER_IS_BETTER)):
+        say(f"  ! {each}")
     for line in _beside(scores):
         say(f"  {line}")
     stages: dict[str, float] = {}

@@ -7,7 +7,7 @@ be found costs that task alone, and a shard that cannot be read costs that shard
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -18,7 +18,7 @@ from featstore.extract.held import named_as_held
 from featstore.extract.outcome import EncodeResult, StageTimes, StoredShard
 from featstore.extract.progress import Progress, Silent
 from featstore.extract.ranks import Share
-from featstore.extract.shards import AnyShard, dataset_folder, find_shards, is_committed, sha256_of_shard
+from featstore.extract.shards import AnyShard, dataset_folder, find_shards, is_committed, sha256_of_shard, still_there
 from featstore.extract.windows import Padding
 from featstore.extract.work import EncodeJob, EncoderCard, KeptOutput, StaleShard
 from featstore.records import BrokenShard, ExtractFailure, ExtractRecord, Recipe, dataset_group
@@ -64,7 +64,8 @@ class ExtractOptions:
     profile_path : Path or None
         Where a trace of the first batches is written.
     prune : bool
-        Drop the embeddings of shards whose files are no longer there, or no longer match the manifest's pattern.
+        Drop the embeddings of shards whose files are no longer in the data folder. Those of a shard that is there stay,
+        whether this manifest's pattern names it or not: another task may.
     check_shards : bool
         Read and hash every shard that is in the store, and encode again those whose content has changed. Without it, a
         shard of the size and modification time (or etag) of its commit is taken for unchanged.
@@ -296,12 +297,18 @@ class _FeatureSet:
     writer: SplitWriter
     cached: Mapping[str, Segment]
     gone: tuple[str, ...]
+    unnamed: tuple[str, ...]
     stale: frozenset[str]
 
     def generation_of(self, shard: str) -> int:
         """Generation of a new part of a shard: above that of the part which counts, whatever a clock says."""
         there = self.cached.get(shard)
         return 0 if there is None else there.commit.generation + 1
+
+    def is_changed(self, name: str) -> bool:
+        """Whether a stale shard was encoded from another file, and does not only lack its frames."""
+        cached = self.cached.get(name)
+        return cached is not None and (cached.commit.frames_stored or not self.kept.frames_stored)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -384,10 +391,12 @@ class TaskPlan:
         """Open one output's feature set and see what it lacks of this run's share."""
         writer = job.open_writer(kept)
         cached = writer.begin_run()
-        gone = sorted(cached.keys() - {shard.name for shard in shards})
+        unmatched = cached.keys() - {shard.name for shard in shards}
+        there = still_there(self.data_folder, sorted(unmatched))
+        gone = unmatched - there
         if gone and self.options.prune:
             writer.delete(_parts_of_nothing_but(gone, cached))
-            gone = sorted(writer.committed().keys() - {shard.name for shard in shards})
+            gone &= writer.committed().keys()
 
         def is_stale(shard: AnyShard) -> bool:
             try:
@@ -402,8 +411,14 @@ class TaskPlan:
             except (DataError, OSError):
                 return True  # it is encoded like any other, which tells of it as of a broken shard
 
-        stale = [shard.name for shard in self.share.of(shards) if is_stale(shard)]
-        return _FeatureSet(kept=kept, writer=writer, cached=cached, gone=tuple(gone), stale=frozenset(stale))
+        return _FeatureSet(
+            kept=kept,
+            writer=writer,
+            cached=cached,
+            gone=tuple(sorted(gone)),
+            unnamed=tuple(sorted(there)),
+            stale=frozenset(shard.name for shard in self.share.of(shards) if is_stale(shard)),
+        )
 
     def _record(
         self,
@@ -437,6 +452,8 @@ class TaskPlan:
             frames=sum(member.frames for member in current),
             skipped=tuple(clip for member in current for clip in member.skipped),
             gone=each.gone,
+            unnamed=each.unnamed,
+            changed=tuple(name for name in sorted(done) if each.is_changed(name)),
             audio_seconds=round(sum(member.audio_seconds for member in current), 3),
             bytes_written=sum(shard.n_bytes for shard in stored),
             seconds=result.times.as_json(),
@@ -474,7 +491,7 @@ def _stale(shards: Sequence[AnyShard], sets: Sequence[_FeatureSet]) -> tuple[Sta
     )
 
 
-def _parts_of_nothing_but(gone: Sequence[str], cached: Mapping[str, Segment]) -> list[str]:
+def _parts_of_nothing_but(gone: Collection[str], cached: Mapping[str, Segment]) -> list[str]:
     """Parts that hold shards of `gone` alone; a compacted part that holds others too stays."""
     commits = {segment.commit.part: segment.commit for segment in cached.values()}
     return [part for part, commit in commits.items() if all(each.shard.name in gone for each in commit.members)]

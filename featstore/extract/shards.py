@@ -10,17 +10,18 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TypeAlias
 
+from featstore.braces import PatternError
 from featstore.errors import RemoteError, ShardError
 from featstore.records import SkippedClip
 from featstore.remote import Remote, RemoteObject, is_url, open_remote
+from featstore.shard_patterns import ShardPattern, is_glob, matches_glob
 from featstore.store import Segment, ShardIdentity
 
 __all__ = ["AnyShard", "RemoteShard", "Shard", "ShardFile", "dataset_folder", "find_shards", "is_committed",
-           "matches_glob", "sha256_of_file", "sha256_of_shard"]  # fmt: skip
+           "sha256_of_file", "sha256_of_shard", "still_there"]  # fmt: skip
 
 _RANGE_BYTES = 16 << 20
 _RANGES_AT_A_TIME = 4
@@ -165,7 +166,7 @@ def _find_remote(url: str, pattern: str) -> tuple[RemoteShard, ...]:
     alternatives = _alternatives(pattern)
     try:
         remote = open_remote(url)
-        globs = [each for each in alternatives if any(sign in each for sign in "*?[")]
+        globs = [each for each in alternatives if is_glob(each)]
         listed = tuple(remote.objects("")) if globs else ()
         named = [each for each in alternatives if each not in globs]
         with ThreadPoolExecutor(8, thread_name_prefix="head") as pool:
@@ -194,29 +195,10 @@ def _require_all(found: Mapping[str, Sequence[object]], pattern: str, where: obj
         raise ShardError(f"no shard matches {what} in {where}: check the manifest's pattern or the download")
 
 
-def matches_glob(name: str, pattern: str) -> bool:
-    """Whether a key matches as a path below a folder would: ``*`` stays within a name, ``**`` spans folders.
-
-    >>> matches_glob("en/a-0.tar", "*/a-*.tar"), matches_glob("en/a-0.tar", "*.tar"), matches_glob("a.tar", "**/*.tar")
-    (True, False, True)
-    """
-    return _parts_match(name.split("/"), [part for part in pattern.split("/") if part != "."])
-
-
-def _parts_match(names: Sequence[str], patterns: Sequence[str]) -> bool:
-    if not patterns:
-        return not names
-    if patterns[0] == "**":
-        return any(_parts_match(names[at:], patterns[1:]) for at in range(len(names) + 1))
-    return bool(names) and fnmatchcase(names[0], patterns[0]) and _parts_match(names[1:], patterns[1:])
-
-
 def _alternatives(pattern: str) -> tuple[str, ...]:
     """Globs that a brace pattern stands for, each once."""
-    from featstore.manifest.braces import PatternError, expand_braces
-
     try:
-        return tuple(dict.fromkeys(expand_braces(pattern)))
+        return ShardPattern(pattern).alternatives
     except PatternError as error:
         raise ShardError(f"shard pattern {pattern!r} {error}") from error
 
@@ -234,6 +216,32 @@ def _is_utf8(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def still_there(folder: Path | str, names: Sequence[str]) -> frozenset[str]:
+    """Those of some shard names whose files are in `folder`, a path or URL, whatever pattern matches them.
+
+    Raises
+    ------
+    ShardError
+        The URL cannot be asked.
+    """
+    if not names:
+        return frozenset()
+    if not (isinstance(folder, str) and is_url(folder)):
+        return frozenset(name for name in names if _is_inside(name) and Path(folder, name).is_file())
+    try:
+        remote = open_remote(folder)
+        with ThreadPoolExecutor(8, thread_name_prefix="head") as pool:
+            heads = tuple(pool.map(remote.head, names))
+    except RemoteError as error:
+        raise ShardError(f"shards cannot be looked up: {error}") from error
+    return frozenset(name for name, head in zip(names, heads, strict=True) if head is not None)
+
+
+def _is_inside(name: str) -> bool:
+    """Whether a name, which may be of a store that others wrote, is a path inside its folder."""
+    return not name.startswith("/") and ".." not in name.split("/")
 
 
 def is_committed(

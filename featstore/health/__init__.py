@@ -2,7 +2,7 @@
 
 from featstore.health.examine import Health, examine_health, health_notes
 from featstore.health.measures import Separability, SpaceHealth, space_health
-from featstore.health.overlap import NEAR_COSINE, NearDuplicate, Overlap, find_overlap
+from featstore.taskdata.overlap import NEAR_COSINE, NearDuplicate, Overlap, find_overlap
 
 __all__ = [
     "NEAR_COSINE",

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from featstore.errors import LabelError
 from featstore.health.measures import SpaceHealth, space_health
-from featstore.health.overlap import NEAR_COSINE, Overlap, find_overlap
+from featstore.taskdata.overlap import NEAR_COSINE, Overlap, find_overlap
 
 if TYPE_CHECKING:
     from featstore.store import FeatureSet

@@ -19,7 +19,7 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from featstore.manifest.braces import PatternError, expand_braces
+from featstore.braces import PatternError, expand_braces
 from featstore.manifest.reword import reworded
 from featstore.manifest.rules import SPLIT_NAMES, broken_rules
 from featstore.manifest.wording import shown

@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from featstore.manifest.braces import PatternError, expand_braces
+from featstore.braces import PatternError, expand_braces
 from featstore.manifest.wording import did_you_mean, shown
 
 __all__ = ["KINDS", "METRICS_BY_KIND", "SPLIT_NAMES", "Problem", "broken_rules"]

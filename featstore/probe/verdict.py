@@ -14,6 +14,7 @@ from featstore.records import Protocol, ScoreRecord
 from featstore.splits import Round, plan_rounds
 from featstore.taskdata.load import check_parts
 from featstore.taskdata.scores import build_record, score_test_sets
+from featstore.taskdata.sides import check_sides
 
 if TYPE_CHECKING:
     from featstore.manifest import Manifest
@@ -60,6 +61,7 @@ def plan(manifest: Manifest, windows: Windows, *, protocol: Protocol) -> tuple[R
         stratify=lambda _: np.zeros(len(windows.ids), np.int64),
         groups=windows.groups,
     )
+    check_sides(windows, rounds, protocol=protocol, task=manifest.name)
     for each in rounds:
         check_parts(each, task=manifest.name)
     return rounds

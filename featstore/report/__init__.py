@@ -1,7 +1,7 @@
 """From scores on disk to leaderboards: results, what they add up to, and how that is written as text."""
 
 from featstore.report.compare import Comparison, Difference, compare
-from featstore.report.leaderboard import Average, Cell, Column, Leaderboard, Row, Table, build
+from featstore.report.leaderboard import LOWER_IS_BETTER, Average, Cell, Column, Leaderboard, Row, Table, build
 from featstore.report.published import PublishedScores, published_scores
 from featstore.report.render import (
     Grid,
@@ -17,8 +17,10 @@ from featstore.report.render import (
     to_markdown,
 )
 from featstore.report.results import Results, read_results, read_scores, write_score
+from featstore.report.warnings import WarningLine, below_neighbours, warning_lines
 
 __all__ = [
+    "LOWER_IS_BETTER",
     "Average",
     "Cell",
     "Column",
@@ -32,6 +34,8 @@ __all__ = [
     "Results",
     "Row",
     "Table",
+    "WarningLine",
+    "below_neighbours",
     "build",
     "compare",
     "comparison_grids",
@@ -45,5 +49,6 @@ __all__ = [
     "to_csv",
     "to_json",
     "to_markdown",
+    "warning_lines",
     "write_score",
 ]

@@ -76,6 +76,7 @@ class BoardView:
     rows: tuple[tuple[Row, str, tuple[Entry, ...]], ...]
     averages: tuple[tuple[str, tuple[Entry, ...]], ...]
     notes: tuple[str, ...]
+    warnings: tuple[str, ...]
 
 
 def board_view(table: Table, *, notes: Sequence[str], colours: Mapping[str, int]) -> BoardView:
@@ -128,6 +129,7 @@ def board_view(table: Table, *, notes: Sequence[str], colours: Mapping[str, int]
             if average.n_tasks
         ),
         notes=tuple(notes),
+        warnings=tuple(map(str, table.warnings)),
     )
 
 

@@ -18,6 +18,7 @@ from featstore.report.marks import NO_MARKS, Marks, marks_of
 from featstore.report.pairing import Evidence, average_interval, average_pair, evidence_of, pair
 from featstore.report.published import PublishedScores
 from featstore.report.results import CHOSEN_SETTINGS
+from featstore.report.warnings import WarningLine, below_neighbours, warning_lines
 
 __all__ = [
     "LOWER_IS_BETTER",
@@ -156,6 +157,8 @@ class Table:
     """Over public tasks, where some are private, and over all."""
     protocol_version: int = 1
     left_out: tuple[ScoreRecord, ...] = ()
+    warnings: tuple[WarningLine, ...] = ()
+    """Of its scores, one for each task and kind."""
 
     def __post_init__(self) -> None:
         labels = [column.label for column in self.columns]
@@ -188,11 +191,16 @@ def build(records: Iterable[ScoreRecord], *, published: PublishedScores | None =
         Two scores are for one place of a table: `featstore.report.read_scores` keeps the newest of such.
     """
     of_table: dict[tuple[Protocol, Track], list[ScoreRecord]] = {}
-    for record in records:
+    scores = tuple(records)
+    below = below_neighbours(scores, lower_is_better=LOWER_IS_BETTER)
+    for record in scores:
         of_table.setdefault((record.protocol, record.track), []).append(record)
     return Leaderboard(
         tables=tuple(
-            _table(of_table[place], protocol=place[0], track=place[1], published=published)
+            replace(
+                _table(of_table[place], protocol=place[0], track=place[1], published=published),
+                warnings=warning_lines(of_table[place], more=below),
+            )
             for place in sorted(of_table)
         )
     )

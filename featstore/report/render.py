@@ -64,6 +64,7 @@ class Grid:
     rows: tuple[GridRow, ...]
     averages: tuple[GridRow, ...]
     notes: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
 
 
 def grid(table: Table) -> Grid:
@@ -74,6 +75,7 @@ def grid(table: Table) -> Grid:
         rows=tuple(_row(row) for row in table.rows),
         averages=(*(_average(average) for average in table.averages if average.n_tasks), *_not_averaged(table)),
         notes=_notes(table),
+        warnings=tuple(map(str, table.warnings)),
     )
 
 
@@ -248,6 +250,8 @@ def _markdown(laid_out: Grid) -> str:
         lines.append(_markdown_line((row.head, row.metric, *(_bold(cell) for cell in row.cells))))
     if laid_out.notes:
         lines += ["", *(f"{note}  " for note in laid_out.notes)]
+    if laid_out.warnings:
+        lines += ["", *(f"- Warning: {each}" for each in laid_out.warnings)]
     return "\n".join([*lines, ""])
 
 

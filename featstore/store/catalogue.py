@@ -8,10 +8,11 @@ and a part that the catalogue does not know is read from its own document.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from featstore.errors import DamagedPart, StoreError, StoreNotFound, StoreVersionError
+from featstore.shard_patterns import ShardPattern
 from featstore.store.confined import ForeignFile
 from featstore.store.damage import damaged
 from featstore.store.documents import SplitAddress, read_document, read_documents
@@ -44,6 +45,7 @@ __all__ = [
     "split_address",
     "split_commits",
     "split_paths",
+    "view_of_shards",
 ]
 
 MOST_SPLITS = 100_000  # a server may list names for ever
@@ -51,15 +53,25 @@ MOST_SPLITS = 100_000  # a server may list names for ever
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SplitEntry:
-    """One feature set as the store lists it: the rows that count for each shard, in order of shard name."""
+    """One feature set as the store lists it: the rows that count for each shard, in order of shard name.
+
+    ``homes`` are the paths of the groups that the segments are stored in, one for each segment; empty where all are
+    stored in the group of the address.
+    """
 
     address: SplitAddress
     segments: tuple[Segment, ...]
+    homes: tuple[str, ...] = ()
 
     @property
     def path(self) -> str:
         """Path of its group."""
         return self.address.path
+
+    @property
+    def placed_segments(self) -> tuple[tuple[str, Segment], ...]:
+        """Each segment behind the path of the group that it is stored in."""
+        return tuple(zip(self.homes or (self.path,) * len(self.segments), self.segments, strict=True))
 
     @property
     def dataset_group(self) -> str:
@@ -90,6 +102,38 @@ class SplitEntry:
     def audio_seconds(self) -> float:
         """Seconds of audio."""
         return sum(segment.member.audio_seconds for segment in self.segments)
+
+
+def view_of_shards(entries: Sequence[SplitEntry], *, split: str, pattern: ShardPattern) -> SplitEntry | None:
+    """The shards of a dataset that a pattern names, whichever splits they were extracted as; None where there is none.
+
+    Parameters
+    ----------
+    entries : sequence of SplitEntry
+        Feature sets of one dataset under one recipe.
+    split : str
+        The split that the view stands for. A shard that several groups hold is taken from this split's own group, and
+        where that lacks it from the newest part.
+    pattern : ShardPattern
+    """
+    chosen: dict[str, tuple[tuple[bool, tuple[int, str, str]], str, Segment]] = {}
+    for entry in entries:
+        for segment in entry.segments:
+            name = segment.member.shard.name
+            if not pattern.matches(name):
+                continue
+            rank = (entry.address.split == split, segment.commit.order)
+            if name not in chosen or rank > chosen[name][0]:
+                chosen[name] = (rank, entry.path, segment)
+    if not chosen:
+        return None
+    address = next((entry.address for entry in entries if entry.address.split == split), entries[0].address)
+    found = [chosen[name] for name in sorted(chosen)]
+    return SplitEntry(
+        address=replace(address, split=split),
+        segments=tuple(segment for _, _, segment in found),
+        homes=tuple(path for _, path, _ in found),
+    )
 
 
 def check_root(objects: Objects) -> None:

@@ -32,6 +32,9 @@ __all__ = ["FeatureSet"]
 class FeatureSet:
     """The embeddings of one dataset split under one recipe, as arrays over its windows.
 
+    It holds every shard of the split's group in the store; one that `Store.view` returns holds the shards that a
+    pattern names, whichever groups of the dataset they are stored in, and reads them where they are.
+
     A feature set is a snapshot: it goes on showing the parts that counted when the store was opened.
     """
 
@@ -85,10 +88,12 @@ class FeatureSet:
 
     def commits(self) -> tuple[Commit, ...]:
         """The commit record of each part, whole: with the size and checksum of every object, read from the part."""
-        records = {segment.commit.part: segment.commit for segment in self.segments}
-        bare = [part for part, commit in records.items() if not commit.objects]
-        whole = dict(zip(bare, read_commits(self._objects, self.path, bare), strict=True))
-        return tuple(whole.get(part) or commit for part, commit in records.items())
+        records = {(home, segment.commit.part): segment.commit for home, segment in self._entry.placed_segments}
+        whole: dict[tuple[str, str], Commit | None] = {}
+        for path in dict.fromkeys(home for home, _ in records):
+            bare = [part for home, part in records if home == path and not records[home, part].objects]
+            whole |= zip([(path, part) for part in bare], read_commits(self._objects, path, bare), strict=True)
+        return tuple(whole.get(place) or commit for place, commit in records.items())
 
     @property
     def store_url(self) -> str:
@@ -151,7 +156,7 @@ class FeatureSet:
     @property
     def n_parts(self) -> int:
         """How many parts its windows lie in."""
-        return len({segment.commit.part for segment in self.segments})
+        return len({(home, segment.commit.part) for home, segment in self._entry.placed_segments})
 
     @property
     def n_frames(self) -> int:

@@ -8,7 +8,8 @@ from typing import TypeVar
 
 from featstore.errors import AmbiguousSelection, UnknownFeatureSet
 from featstore.records import Recipe
-from featstore.store.catalogue import SplitEntry, check_root, read_split, split_paths
+from featstore.shard_patterns import ShardPattern
+from featstore.store.catalogue import SplitEntry, check_root, read_split, split_paths, view_of_shards
 from featstore.store.feature_set import FeatureSet
 from featstore.store.objects import Objects, open_objects
 from featstore.store.views import html_table, text_table
@@ -129,6 +130,40 @@ class Store:
         )
         what = f"feature set with {asked}" if asked else "feature set"
         return FeatureSet(self._objects, _only_one(found, what=what, url=self.url, name=lambda entry: entry.path))
+
+    def view(self, *, encoder: str, dataset: str, split: str, pattern: str) -> FeatureSet:
+        """The shards of a dataset that a pattern names, as one feature set.
+
+        The embeddings of a shard belong to its dataset: a shard that the group of `split` lacks is read from another
+        split's group, and one that is stored there and not named by the pattern is left out. A shard that several
+        groups hold is taken from the group of `split`, else from the newest part.
+
+        Parameters
+        ----------
+        encoder : str
+            ``"logmel"``, or ``"logmel@3f9c2a71"``.
+        dataset : str
+            ``"words"``, or ``"words+crop5s"``.
+        split : str
+            The split that the view stands for.
+        pattern : str
+            Glob of shard names with braces for alternatives, as in a manifest.
+
+        Raises
+        ------
+        UnknownFeatureSet
+            The store has none of these shards.
+        AmbiguousSelection
+            Several encoders match.
+        """
+        found = self._matching(encoder, dataset, None)
+        by_recipe = {entry.address.recipe.group_name: entry for entry in found}
+        what = f"shard with encoder={encoder!r}, dataset={dataset!r} that {pattern!r} names"
+        group = _only_one(tuple(by_recipe), what=what, url=self.url, name=str)
+        entries = [entry for entry in found if entry.address.recipe.group_name == group]
+        view = view_of_shards(entries, split=split, pattern=ShardPattern(pattern))
+        views = [] if view is None else [view]
+        return FeatureSet(self._objects, _only_one(views, what=what, url=self.url, name=lambda each: each.path))
 
     def __repr__(self) -> str:
         return f"{self._title()}\n{self.feature_sets()!r}"

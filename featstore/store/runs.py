@@ -105,11 +105,11 @@ def runs_of(objects: Objects, entry: SplitEntry) -> tuple[Run, ...]:
     """The windows of a feature set, shards that follow each other in one part taken together."""
     parts: dict[str, Part] = {}
     runs: list[Run] = []
-    for segment in entry.segments:
-        name = segment.commit.part
-        if name not in parts:
-            parts[name] = Part(objects, f"{entry.path}/{name}", segment.commit, entry.address.recipe)
-        part = parts[name]
+    for home, segment in entry.placed_segments:
+        path = f"{home}/{segment.commit.part}"
+        if path not in parts:
+            parts[path] = Part(objects, path, segment.commit, entry.address.recipe)
+        part = parts[path]
         stop = segment.start + segment.member.windows
         if runs and runs[-1].part is part and runs[-1].stop == segment.start:
             runs[-1] = Run(part, runs[-1].start, stop)

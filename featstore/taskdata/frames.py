@@ -16,11 +16,12 @@ from featstore.splits import Round, plan_rounds
 from featstore.taskdata.load import check_round
 from featstore.taskdata.pool import read_windows
 from featstore.taskdata.samples import Samples, group_windows
+from featstore.taskdata.sides import check_sides
 from featstore.taskdata.targets import Targets, rarest_label
 
 if TYPE_CHECKING:
     from featstore.manifest import Manifest
-    from featstore.store import Frames, Store
+    from featstore.store import FeatureSet, Frames, Store
 
 __all__ = ["Events", "FrameReader", "FrameTask", "load_frame_task"]
 
@@ -90,6 +91,10 @@ class FrameTask:
         Of clips.
     features : mapping
         Name of a feature set -> content hash of what was read.
+    sets : tuple of FeatureSet
+        Those whose windows follow one another.
+    members : mapping
+        Name of a feature set -> int64 (n,), its clips; in the order of ``sets``.
     left_out : tuple of SkippedClip
         Clips that are not in the store, each with its reason.
     groups : tuple of str (n_clips,), optional
@@ -108,6 +113,8 @@ class FrameTask:
     targets: Targets
     rounds: tuple[Round, ...]
     features: Mapping[str, str]
+    sets: tuple[FeatureSet, ...]
+    members: Mapping[str, NDArray[np.int64]]
     left_out: tuple[SkippedClip, ...]
     groups: tuple[str, ...] | None = None
 
@@ -163,6 +170,7 @@ def load_frame_task(store: Store, manifest: Manifest, *, encoder: str | None, pr
         stratify=targets.stratify,
         groups=windows.groups,
     )
+    check_sides(windows, rounds, protocol=protocol, task=manifest.name)
     for each in rounds:
         check_round(each, targets, task=manifest.name, least=1)
     return FrameTask(
@@ -182,6 +190,8 @@ def load_frame_task(store: Store, manifest: Manifest, *, encoder: str | None, pr
         targets=targets,
         rounds=rounds,
         features=windows.features,
+        sets=windows.sets,
+        members=windows.members,
         left_out=windows.left_out,
         groups=windows.groups,
     )

@@ -14,6 +14,7 @@ from featstore.records import Protocol, Recipe, SkippedClip
 from featstore.splits import Round, plan_rounds
 from featstore.taskdata.pool import read_pool, without_overwritten
 from featstore.taskdata.samples import SHORTEST_SECONDS, Samples, group_windows
+from featstore.taskdata.sides import check_sides
 from featstore.taskdata.targets import Targets, read_targets
 
 if TYPE_CHECKING:
@@ -126,6 +127,7 @@ def load_task(
         groups=pool.groups,
         leave_one_out=leave_one_out,
     )
+    check_sides(pool, rounds, protocol=protocol, task=manifest.name)
     for each in rounds:
         check_round(each, targets, task=manifest.name, least=2)
     return TaskData(

@@ -12,13 +12,15 @@ from numpy.typing import NDArray
 
 from featstore.errors import DataError, UnknownFeatureSet
 from featstore.records import Recipe, SkippedClip
+from featstore.shard_patterns import ShardPattern
 from featstore.shipped import manifest_files
+from featstore.wording import counted
 
 if TYPE_CHECKING:
     from featstore.manifest import Manifest
     from featstore.store import FeatureSet, Store
 
-__all__ = ["Pool", "Windows", "extract_command", "read_pool", "read_windows", "without_overwritten"]
+__all__ = ["Pool", "Windows", "extract_command", "read_pool", "read_windows", "shard_names", "without_overwritten"]
 
 # Windows that X-ARES encodes at once, and `--padding xares` with it.
 XARES_BATCH = 16
@@ -59,6 +61,11 @@ class Windows:
     features: Mapping[str, str]
     left_out: tuple[SkippedClip, ...]
     groups: tuple[str, ...] | None
+
+    @property
+    def clip_id(self) -> tuple[str, ...]:
+        """The same as ``ids``, under the name that a task has it by."""
+        return self.ids
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,20 +173,45 @@ def _check_distinct(keys: Sequence[str], *, name: str, task: str) -> None:
 
 
 def _select_all(store: Store, manifest: Manifest, recipe: Recipe) -> dict[str, FeatureSet]:
+    """Select the shards that the manifest's patterns name, whatever else the store holds and as whatever split.
+
+    What a glob names beyond the shards that are stored cannot be known here: only `featstore extract` sees the files.
+    """
     found: dict[str, FeatureSet] = {}
     missing: list[str] = []
+    lacking: dict[str, tuple[str, ...]] = {}
+    patterns = manifest.patterns
     for name in dict.fromkeys(manifest.feature_sets.values()):
         try:
-            found[name] = store.select(encoder=recipe.group_name, dataset=manifest.feature_dataset, split=name)
+            found[name] = store.view(
+                encoder=recipe.group_name, dataset=manifest.feature_dataset, split=name, pattern=patterns[name]
+            )
         except UnknownFeatureSet:
             missing.append(name)
+            continue
+        if unmatched := ShardPattern(patterns[name]).unmatched(shard_names(found[name])):
+            lacking[name] = unmatched
     if missing:
         splits = "".join(f" --split {name}" for name in missing) if found else ""
         raise UnknownFeatureSet(
             f"task {manifest.name}: {store.url} has no {manifest.feature_dataset} {', '.join(missing)} by "
             f"{recipe.group_name}: run `{extract_command(manifest, recipe, store, options=splits)}`"
         )
+    if lacking:
+        n = sum(map(len, lacking.values()))
+        first = next(iter(lacking.values()))[0]
+        splits = "".join(f" --split {name}" for name in lacking)
+        raise UnknownFeatureSet(
+            f"task {manifest.name}: {store.url} lacks {counted(n, 'shard')} of {manifest.feature_dataset} "
+            f"{', '.join(lacking)} by {recipe.group_name} that the manifest lists, {first} among them: "
+            f"run `{extract_command(manifest, recipe, store, options=splits)}`"
+        )
     return found
+
+
+def shard_names(feature_set: FeatureSet) -> tuple[str, ...]:
+    """Names of the shards that a feature set is made of."""
+    return tuple(segment.member.shard.name for segment in feature_set.segments)
 
 
 def extract_command(manifest: Manifest, recipe: Recipe, store: Store, *, options: str) -> str:

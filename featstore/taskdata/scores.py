@@ -15,7 +15,10 @@ from numpy.typing import NDArray
 from featstore.errors import DataError
 from featstore.metrics import Interval, Metric, Spread, TestSet, Units, find_metric, interval_of, jackknife, plan_units
 from featstore.metrics.average_precision import chance_corrected
-from featstore.records import PROTOCOL_VERSION, Protocol, Recipe, ScoreRecord, SkippedClip, Track, sha256_of
+from featstore.records import PROTOCOL_VERSION, Protocol, ScoreRecord, SkippedClip, Track, sha256_of
+from featstore.taskdata.sides import Sides, shared_embeddings, shared_names
+from featstore.taskdata.stopwatch import Stopwatch
+from featstore.taskdata.warnings import warnings_of_details
 
 if TYPE_CHECKING:
     from featstore.manifest import Manifest
@@ -40,16 +43,8 @@ MAX_LEFT_OUT_NAMED = 100
 DISTRIBUTIONS = {"sklearn": "scikit-learn"}
 
 
-class Origin(Interface):
+class Origin(Sides, Interface):
     """What was scored came from here: `featstore.taskdata.pool.Windows`, or a task."""
-
-    @property
-    def recipe(self) -> Recipe:
-        """What made the embeddings."""
-
-    @property
-    def features(self) -> Mapping[str, str]:
-        """Name of a feature set -> content hash of what was read."""
 
     @property
     def left_out(self) -> tuple[SkippedClip, ...]:
@@ -74,10 +69,6 @@ class ScoredTask(Origin, Interface):
     @property
     def rounds(self) -> tuple[Round, ...]:
         """Of clips, in the order of their outcomes."""
-
-    @property
-    def clip_id(self) -> tuple[str, ...]:
-        """Names of all clips, ``set/key``."""
 
     @property
     def targets(self) -> Targets:
@@ -281,6 +272,15 @@ def build_record(
     details: Mapping[str, Any],
 ) -> ScoreRecord:
     """Build the record of scores, whatever was predicted; ``n_train`` and ``n_valid`` count clips by round."""
+    watch = Stopwatch()
+    with watch("warnings"):
+        shared = (*(shared_names(origin, rounds) if protocol == "xares" else ()), *shared_embeddings(origin, rounds))
+    implied = warnings_of_details(
+        {**scores.details, **details},
+        metric=manifest.metric,
+        value=scores.value,
+        skipped={name: len(each.skipped) for name, each in zip(origin.members, origin.sets, strict=True)},
+    )
     return ScoreRecord(
         task=manifest.name,
         title=manifest.title,
@@ -300,7 +300,7 @@ def build_record(
         n_skipped=len(origin.left_out),
         eval_weight=float(manifest.eval_weight),
         private=manifest.private,
-        seconds=dict(seconds),
+        seconds={**seconds, **watch.seconds},
         manifest_sha256=manifest.sha256,
         versions=_versions("featstore", "numpy", *libraries, *scores.libraries),
         settings=dict(settings),
@@ -311,6 +311,7 @@ def build_record(
             **scores.details,
             **details,
             **_origin_details(origin),
+            "warnings": [each.as_json() for each in (*shared, *implied)],
         },
         protocol_version=PROTOCOL_VERSION,
     )

@@ -132,7 +132,7 @@ def test_a_clip_that_is_louder_and_noisier_is_found_and_other_clips_are_not(rng)
 
 
 def test_very_many_rows_are_drawn_from_and_the_draw_is_told(rng, monkeypatch):
-    monkeypatch.setattr("featstore.health.overlap.MAX_WORK", 10 * 50 * 4)
+    monkeypatch.setattr("featstore.taskdata.overlap.MAX_WORK", 10 * 50 * 4)
     X = rng.standard_normal((80, 4)).astype(np.float32)
     told = find_overlap(X, X[:50], keys=[str(at) for at in range(80)], other_keys=[str(at) for at in range(50)])
     assert (told.searched, told.total) == (10, 80)

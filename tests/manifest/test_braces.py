@@ -10,9 +10,9 @@ from braceexpand import braceexpand
 from hypothesis import given
 from hypothesis import strategies as st
 
+from featstore.braces import MAX_ALTERNATIVES, PatternError, expand_braces
 from featstore.errors import ManifestError
 from featstore.manifest import load_manifest
-from featstore.manifest.braces import MAX_ALTERNATIVES, PatternError, expand_braces
 from handmade import task_toml
 
 ABSURD = (

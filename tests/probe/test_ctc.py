@@ -90,7 +90,7 @@ def test_frames_that_are_fewer_than_characters_get_several_rows_each(tmp_path):
     needed = np.array([24 + np.sum(text[1:] == text[:-1]) for text in texts])
     feature_set = store.select(split=task.feature_sets["train"])
     frames = dict(zip(feature_set.key, feature_set.frames.lengths, strict=True))
-    ratio = np.ceil(needed / [frames[f"c{at}"] for at in range(6)])
+    ratio = np.ceil(needed / [frames[f"train-c{at}"] for at in range(6)])
     assert record.details["upsampling"] == ratio.max() > 1
     assert record.details["train_clips_too_short"] == 0
 

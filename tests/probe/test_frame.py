@@ -276,7 +276,7 @@ def test_a_probe_learns_when_what_sounds(store, protocol, metric):
     assert record.ci_low < record.value < record.ci_high
     assert (record.n_train, record.n_valid, record.n_test) == (24, 10, 14)
     assert ("event_f1" in record.details) == (protocol == "strict")
-    assert set(record.seconds) == {"read", "train", "score"}
+    assert set(record.seconds) == {"read", "train", "score", "warnings"}
     assert record.settings["segment_seconds"] == 0.1
 
 

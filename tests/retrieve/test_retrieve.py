@@ -137,7 +137,7 @@ def test_nothing_is_random_and_the_record_is_complete():
     one, two = retrieve(), retrieve()
     assert {**one.as_json(), "seconds": {}} == {**two.as_json(), "seconds": {}}
     assert (one.track, one.seeds, one.std, one.n_train, one.n_valid, one.n_test) == ("B", (), None, 80, 0, 40)
-    assert set(one.seconds) == {"read", "index", "search", "score"}
+    assert set(one.seconds) == {"read", "index", "search", "score", "warnings"}
     assert set(one.versions) == {"featstore", "numpy", "faiss"}
     assert one.ci_low <= one.value <= one.ci_high
 

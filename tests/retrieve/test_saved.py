@@ -49,7 +49,7 @@ def write(
         with writer.begin_part(name) as part:
             part.add_block(
                 WindowBlock(
-                    keys=[f"{number}-{at}" for at in range(n)],
+                    keys=[f"{split}-{number}-{at}" for at in range(n)],
                     metas=[json.dumps({"label": f"class-{int(row[0] > 0)}"}) for row in some],
                     start_seconds=np.zeros(n),
                     seconds=np.ones(n),
@@ -515,7 +515,11 @@ def few_are_many(monkeypatch):
 
 
 @pytest.mark.parametrize("index", ["ivf", "ivfpq"])
-@pytest.mark.parametrize("changes", [{}, tiny.folds("train", "valid", "test")], ids=["splits", "folds"])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"splits": None, "folds": {name: f"{name}*.tar" for name in ("train", "valid", "test")}}],
+    ids=["splits", "folds"],
+)
 def test_whole_feature_sets_are_searched_by_their_saved_indexes(task_store, few_are_many, index, changes):
     shutil.rmtree(task_store.with_name("t.zarr.index"), ignore_errors=True)
     said: list[str] = []

@@ -19,7 +19,8 @@ def write(url, split, clips, *, n_shards, padding="0.25"):
     writer = open_split_writer(url, recipe=recipe, spec="tiny", dataset="tiny", crop_seconds=None, split=split)
     for shard in range(n_shards):
         mine = clips[shard * len(clips) // n_shards : (shard + 1) * len(clips) // n_shards]
-        with writer.begin_part(f"shard-{shard}") as part:
+        name = f"{split}-{shard}.tar"
+        with writer.begin_part(name) as part:
             for clip in mine:
                 starts = np.r_[0.0, np.cumsum(clip.seconds)[:-1]]
                 for at, (start, seconds) in enumerate(zip(starts, clip.seconds, strict=True)):
@@ -34,7 +35,7 @@ def write(url, split, clips, *, n_shards, padding="0.25"):
                         )
                     )
             member = Member(
-                shard=ShardIdentity(name=f"shard-{shard}", size=1),
+                shard=ShardIdentity(name=name, size=1),
                 clips=len(mine),
                 windows=part.windows,
                 frames=0,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from rich import box
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -54,7 +55,8 @@ def painted(grids: Iterable[Grid]) -> Group:
 
 def _painted(laid_out: Grid) -> Group:
     notes = (_text(f"  {note}", style="dim") for note in laid_out.notes)
-    return Group(_Fitting(laid_out), *notes, Text())
+    warnings = (Padding(_text(f"! {each}", style="yellow"), (0, 0, 0, 2)) for each in laid_out.warnings)
+    return Group(_Fitting(laid_out), *notes, *warnings, Text())
 
 
 class _Fitting:

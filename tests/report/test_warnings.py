@@ -1,0 +1,106 @@
+"""Warnings under a table: one line for each task and kind, in every form of a report."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from rich.console import Console
+
+from featstore.cli import cli
+from featstore.cli.console.tables import leaderboard_tables
+from featstore.records import ScoreRecord
+from featstore.report import LOWER_IS_BETTER, below_neighbours, build, warning_lines, write_score
+from featstore.report.page import render_page
+from scored import scored
+
+NEAR = "{} of 650 test clips have a near-duplicate in training (cosine 0.98 or more)"
+
+
+def warned(record: ScoreRecord, **counts: int) -> ScoreRecord:
+    told: list[dict[str, Any]] = [
+        {"kind": kind, "message": NEAR.format(count), "count": count} for kind, count in counts.items()
+    ]
+    return replace(record, details={**record.details, "warnings": told})
+
+
+RECORDS = [
+    warned(scored("words", "logmel", 0.8), near_duplicates=3, exact_duplicates=1),
+    warned(scored("words", "mfcc", 0.7), near_duplicates=12),
+    warned(scored("words", "wav2vec2", 0.9), near_duplicates=5),
+    warned(scored("calls", "mfcc", 0.7), near_duplicates=2),
+    scored("calls", "logmel", 0.7),
+]
+
+
+def test_there_is_one_line_for_each_task_and_kind_of_the_encoder_that_has_most() -> None:
+    lines = warning_lines(RECORDS)
+    assert [(each.task, each.kind, each.encoders) for each in lines] == [
+        ("calls", "near_duplicates", ("mfcc",)),
+        ("words", "near_duplicates", ("mfcc", "wav2vec2", "logmel")),
+        ("words", "exact_duplicates", ("logmel",)),
+    ]
+    assert lines[1].message == NEAR.format(12)
+
+
+@pytest.mark.parametrize("raw", [None, "text", 3, [3], [{"kind": "x"}], {"kind": "x", "message": "y"}], ids=str)
+def test_what_is_no_list_of_warnings_is_passed_over(raw: object) -> None:
+    record = scored("words", "logmel", 0.8)
+    assert warning_lines([replace(record, details={**record.details, "warnings": raw})]) == ()
+
+
+def test_every_form_of_a_report_has_the_warnings_and_a_terminal_of_80_columns_cuts_none(tmp_path: Path) -> None:
+    for record in RECORDS:
+        write_score(record, tmp_path)
+    expected = [str(each) for each in warning_lines(RECORDS)]
+    printed = io.StringIO()
+    Console(file=printed, width=80, force_terminal=True, color_system=None).print(leaderboard_tables(build(RECORDS)))
+    assert max(map(len, printed.getvalue().splitlines())) <= 80
+    words = " ".join(printed.getvalue().split())
+    page = render_page(RECORDS)
+    for form in ("table", "markdown"):
+        told = CliRunner().invoke(cli, ["report", "--results", str(tmp_path), "--format", form])
+        assert told.exit_code == 0
+        assert all(each in told.output for each in expected)
+    assert all(each in words and each in page for each in expected)
+    told = CliRunner().invoke(cli, ["report", "--results", str(tmp_path), "--format", "json"])
+    counts = {(each["task"], each["encoder"]): each["details"].get("warnings") for each in json.loads(told.output)}
+    assert counts["words", "mfcc"][0]["count"] == 12
+
+
+def test_messages_of_others_are_text_on_a_page() -> None:
+    hostile = "<script>window.pwned=1</script>"
+    record = scored("words", "logmel", 0.8)
+    told = [{"kind": "x", "message": hostile, "count": 1}]
+    assert hostile not in render_page([replace(record, details={**record.details, "warnings": told})])
+
+
+def pair(probe: float, vote: float, **changes: Any) -> list[ScoreRecord]:
+    return [scored("words", "logmel", probe, **changes), scored("words", "logmel", vote, track="B", **changes)]
+
+
+@pytest.mark.parametrize(
+    ("records", "is_below"),
+    [
+        (pair(0.70, 0.90), True),
+        (pair(0.70, 0.72), False),  # inside the interval of the probe, 0.67 to 0.73
+        (pair(0.90, 0.70), False),
+        (pair(0.70, 0.20, metric="eer"), True),
+        (pair(0.20, 0.70, metric="eer"), False),
+        ([pair(0.7, 0.9)[0], replace(pair(0.7, 0.9)[1], features={"train": "other"})], False),
+        ([pair(0.7, 0.9)[0], replace(pair(0.7, 0.9)[1], protocol="xares")], False),
+        (pair(0.70, 0.90)[:1], False),
+    ],
+)
+def test_a_probe_below_the_vote_of_the_neighbours_is_found_where_both_are_known(records, is_below) -> None:
+    found = below_neighbours(records, lower_is_better=LOWER_IS_BETTER)
+    assert (records[0].key in found) == is_below
+    assert len(found) == is_below
+    tables = build(records).tables
+    assert [each.kind for each in tables[0].warnings] == ["below_neighbours"] * is_below
+    assert not any(table.warnings for table in tables[1:])
