@@ -75,7 +75,7 @@ def _planned(roles: Mapping[str, str] | None, protocol: Protocol, track: str) ->
         members=members,
         roles=roles,
         ids=[f"clip {number}" for number in range(n)],
-        strata=np.zeros(n, np.int64),
+        stratify=lambda _: np.zeros(n, np.int64),
         leave_one_out=track == "B",
     )
     times = f"{len(rounds)} rounds: " if len(rounds) > 1 else ""

@@ -155,8 +155,9 @@ def test_what_featstore_draws_never_divides_a_group(n_groups, n_classes, seed, r
     if roles is not None and set(roles.values()) == {"a"}:
         members = {"a": np.arange(n)}
     ids = [f"clip {at}" for at in range(n)]
+    strata = rng.integers(n_classes, size=n)
     rounds = plan_rounds(
-        protocol="strict", members=members, roles=roles, ids=ids, strata=rng.integers(n_classes, size=n), groups=names
+        protocol="strict", members=members, roles=roles, ids=ids, stratify=lambda _: strata, groups=names
     )
     for each in rounds:
         parts = [{names[clip] for clip in clips} for clips in (each.train, each.valid, each.test)]
