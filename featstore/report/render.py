@@ -360,6 +360,7 @@ COMPARISON_CSV_HEADER = (
     "better",
     "unpaired",
     "p",
+    "one_seed",
 )
 
 
