@@ -82,6 +82,7 @@ class Difference:
             "p": self.p,
             "better": self.better,
             "unpaired": self.unpaired,
+            "one_seed": self.one_seed,
         }
 
 

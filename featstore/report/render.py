@@ -364,6 +364,7 @@ COMPARISON_CSV_HEADER = (
     "better",
     "unpaired",
     "p",
+    "one_seed",
 )
 
 

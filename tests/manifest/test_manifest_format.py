@@ -101,6 +101,7 @@ def test_a_manifest_full_of_slips_gives_one_line_for_each(tmp_path: Path) -> Non
         "titel: unknown key; did you mean title?",
         "epochs: unknown key; it belongs in [probe]",
         "retreive: unknown key; did you mean retrieve?",
+        "splits.test: required, and missing",
         "splits.train: 'train*.tar' also matches the shards of valid ('train-extra*.tar')",
     )
 

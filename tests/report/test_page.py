@@ -105,7 +105,7 @@ def test_what_is_inside_the_noise_is_marked_on_the_page():
     assert "▸ 0.501 ±0.030" in text
     assert "≈ 0.500 ±0.030" in text
     assert "≈ 0.300" not in text
-    assert "≈: its difference to the best is inside the noise" in text
+    assert "≈: not significantly different from the best" in text
 
 
 def test_published_scores_are_set_apart_and_never_the_best():

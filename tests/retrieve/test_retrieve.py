@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -309,3 +311,28 @@ def test_the_spread_of_a_few_shot_score_is_that_of_one_draw_however_many_folds_t
     assert found["mean"] == pytest.approx(scores.mean())
     assert found["std"] == pytest.approx(0.05, rel=0.1)
     assert (found["low"], found["high"]) == (pytest.approx(0.5, abs=0.01), pytest.approx(0.7, abs=0.01))
+
+
+def test_a_score_is_the_same_to_the_last_bit_with_any_number_of_threads():
+    import faiss
+
+    sets = {
+        name: tiny.TinySet(tiny.clips(name, n, dim=48, spread=3.0, windows=2, n_classes=4))
+        for name, n in (("train", 900), ("valid", 20), ("test", 300))
+    }
+    before, records = faiss.omp_get_max_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            faiss.omp_set_num_threads(threads)
+            records.append(replace(retrieve(sets, shots=(1,)), seconds={}))
+    finally:
+        faiss.omp_set_num_threads(before)
+    assert records[0] == records[1] == records[2]
+
+
+def test_a_score_does_not_depend_on_the_order_of_clips():
+    test = tiny.clips("test", 300, dim=16, spread=2.5, n_classes=4)
+    shuffled = [test[at] for at in np.random.default_rng(0).permutation(300)]
+    one, two = (retrieve({**SETS, "test": tiny.TinySet(clips)}) for clips in (test, shuffled))
+    assert (one.value, one.ci_low, one.ci_high) == (two.value, two.ci_low, two.ci_high)
+    assert one.details["spread"] == two.details["spread"]
