@@ -9,6 +9,7 @@ from typing import Any, get_args
 import pytest
 from pydantic import ValidationError
 
+import tiny
 from featstore.errors import ManifestError
 from featstore.manifest import METRICS_BY_KIND, Data, Kind, Label, Manifest, Splits, load_manifest
 
@@ -236,3 +237,17 @@ def test_a_byte_order_mark_is_no_part_of_a_manifest(tmp_path: Path) -> None:
 def test_importing_featstore_and_its_command_line_leaves_pydantic_alone() -> None:
     code = "import sys, featstore, featstore.errors, featstore.records; sys.exit('pydantic' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "metric", "head"),
+    [("clip", "accuracy", "ridge"), ("regression", "mae", "sweep"), ("regression", "mae", "logistic")],
+)
+def test_a_head_that_the_kind_does_not_have_is_a_problem_of_its_key(kind, metric, head):
+    raw = tiny.task(kind=kind, metric=metric).model_dump(exclude_none=True)
+    with pytest.raises(ValidationError) as caught:
+        Manifest.model_validate({**raw, "probe": {"head": head}})
+    assert [error["loc"] for error in caught.value.errors()] == [("probe", "head")]
+    named = Manifest.model_validate({**raw, "probe": {"head": "linear"}})
+    assert named.probe.head == "linear"
+    assert named.sha256 != Manifest.model_validate(raw).sha256
