@@ -50,8 +50,8 @@ def rules_page() -> str:
             "## Metrics\n",
             table(("metric", "kinds", "better is", *PROTOCOLS, "what it is"), _metric_rows()),
             "## Numbers\n",
-            "Epochs, learning rate and batch size are the [manifest's](manifest.md#probe), k and temperature too "
-            "([there](manifest.md#retrieve)).\n",
+            "Epochs, learning rate and batch size of the head `linear` are the [manifest's](manifest.md#probe), k and "
+            "temperature too ([there](manifest.md#retrieve)).\n",
             table(("number", *PROTOCOLS), _number_rows()),
         ]
     )
@@ -117,14 +117,17 @@ def _parameters(metric: Any) -> str:
 
 def _number_rows() -> Iterator[tuple[str, ...]]:
     scaling = {each: told_function(SCALING_OF_TRAIN[each]) for each in PROTOCOLS}
-    yield "seeds of a head", *(", ".join(map(str, SEEDS[each])) for each in PROTOCOLS)
+    yield (
+        "seeds of the heads linear and sweep (logistic and ridge have none)",
+        *(", ".join(map(str, SEEDS[each])) for each in PROTOCOLS),
+    )
     yield "scaling of what is searched", *(scaling[each] for each in PROTOCOLS)
     both: tuple[tuple[str, object], ...] = (
         ("folds by hash, where all three splits are one (strict, track A)", N_HASH_FOLDS),
         ("units that test clips are merged into", MAX_UNITS),
         ("fewest groups of an interval", MIN_GROUPS),
         ("draws of a few-shot score", N_SUPPORT_SETS),
-        ("least steps of a few-shot head", SUPPORT_STEPS),
+        ("least steps of a few-shot head that is linear", SUPPORT_STEPS),
         ("classes up to which every confusion is kept", MAX_CONFUSION_CLASSES),
         ("confusions kept of more classes", MAX_CONFUSED_PAIRS),
         ("windows from which on an index is kept beside the store", f"{MIN_SAVED_WINDOWS:,}"),

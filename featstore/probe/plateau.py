@@ -144,7 +144,7 @@ def train_to_plateau(start: Callable[[], T], *, rates: Sequence[float] = RATES) 
             "extended": len(grid) > len(rates),
             "at_edge": at_edge,
             "epochs": len(run.history),
-            "gradient_norm": run.gradient_norm,
+            "gradient_norm": run.gradient_norm if math.isfinite(run.gradient_norm) else None,
             "converged": run.stalled,
         },
     )

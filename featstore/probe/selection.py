@@ -52,12 +52,17 @@ def selection_details(rounds: Sequence[Round], trained: Sequence[Sequence[Select
     every = [each for of in trained for each in of]
     found: dict[str, Any] = {
         "best_epoch": {name: [each.epoch for each in of] for name, of in by_name.items()},
-        "validation": {name: [list(each.history) for each in of] for name, of in by_name.items()},
+        "validation": {name: [list(map(_finite, each.history)) for each in of] for name, of in by_name.items()},
         "best_epoch_at_edge": any(_at_edge(each) for each in every if each.history),
     }
     if all(each.fit is not None for each in every):
         found |= fit_details(rounds, [[each.fit or {} for each in of] for of in trained])
     return found
+
+
+def _finite(score: float) -> float | None:
+    """A score, or None of an epoch that came to numbers that are not finite."""
+    return score if math.isfinite(score) else None
 
 
 def _at_edge(each: Selected) -> bool:

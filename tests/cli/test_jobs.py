@@ -205,7 +205,7 @@ def test_what_is_measured_beside_a_score_is_printed(run: Run) -> None:
     assert "over 20 support sets" in told
     few = run("probe", "tiny.toml", "--store", "s", "--encoder", "logmel", "--head", "logreg", "--shots", "2", "--json")
     [record] = json.loads(few.out)
-    assert record["settings"]["head"] == "logreg"
+    assert record["settings"]["head"] == "logistic"
     assert list(record["details"]["shots"]) == ["2"]
 
 

@@ -9,6 +9,7 @@ from typing import Any, get_args
 import pytest
 from pydantic import ValidationError
 
+import tiny
 from featstore.errors import ManifestError
 from featstore.manifest import METRICS_BY_KIND, Data, Kind, Label, Manifest, Splits, load_manifest
 
@@ -267,3 +268,17 @@ def test_a_group_is_part_of_what_a_manifest_says_and_its_absence_is_not(tmp_path
     without = load_manifest(path).sha256
     path.write_text(edited('test = "test*.tar"', 'test = "test*.tar"\ngroup = "site"'))
     assert load_manifest(path).sha256 != without
+
+
+@pytest.mark.parametrize(
+    ("kind", "metric", "head"),
+    [("clip", "accuracy", "ridge"), ("regression", "mae", "sweep"), ("regression", "mae", "logistic")],
+)
+def test_a_head_that_the_kind_does_not_have_is_a_problem_of_its_key(kind, metric, head):
+    raw = tiny.task(kind=kind, metric=metric).model_dump(exclude_none=True)
+    with pytest.raises(ValidationError) as caught:
+        Manifest.model_validate({**raw, "probe": {"head": head}})
+    assert [error["loc"] for error in caught.value.errors()] == [("probe", "head")]
+    named = Manifest.model_validate({**raw, "probe": {"head": "linear"}})
+    assert named.probe.head == "linear"
+    assert named.sha256 != Manifest.model_validate(raw).sha256

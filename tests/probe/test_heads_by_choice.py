@@ -9,6 +9,9 @@ from scipy.special import expit, logit, softmax
 import tiny
 from featstore.errors import DataError, UsageError
 from featstore.probe import logistic, plateau, probe_task, votes
+from featstore.probe.fitting import Fitted
+from featstore.probe.selection import selection_details
+from featstore.splits import Round
 from featstore.taskdata.samples import group_windows
 
 SETS = {
@@ -93,6 +96,17 @@ def test_a_plateau_goes_back_lowers_the_rate_and_stops():
     assert [learned for _, learned in seen] == [1, 2, 3, 4, 5, 3, 4, 5, 6, 4, 5, 6]  # from the best epoch on
     assert (found.epoch, found.trainee.learned, found.fit["converged"]) == (6, 3, True)
     assert found.fit["epochs"] == len(found.history) == 12
+
+
+def test_epochs_that_diverged_are_null_in_a_record():
+    fitted = Fitted(epoch=1, history=(0.5, -np.inf), fit=plateau.unselected(2, 0.1))
+    (only,) = tiny_rounds()
+    assert selection_details([only], [[fitted]])["validation"] == {"test": [[0.5, None]]}
+
+
+def tiny_rounds():
+    one, two, three = np.arange(3)[:, None]
+    return (Round(name="test", protocol="strict", train=one, valid=two, test=three),)
 
 
 def test_the_best_rate_is_found_beyond_the_grid_and_rates_that_diverge_lose(monkeypatch):
