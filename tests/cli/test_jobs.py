@@ -166,7 +166,8 @@ def trains(group: int) -> bool:
 @pytest.mark.parametrize("moment", [has_begun, trains])
 def test_ctrl_c_ends_every_process_and_says_so_on_one_line(folder: Path, moment: Callable[[int], bool]) -> None:
     code = "import sys; from featstore.cli import main; main(sys.argv[1:])"
-    command = [sys.executable, "-c", code, "probe", "tiny.toml", "--store", "s", "--jobs", "2", "--seeds", "2000"]
+    command = [sys.executable, "-c", code, "probe", "tiny.toml", "--store", "s", "--jobs", "2"]
+    command += ["--head", "linear", "--seeds", "2000"]
     started = subprocess.Popen(
         command, cwd=folder, env=environment(), stderr=subprocess.PIPE, text=True, start_new_session=True
     )

@@ -137,14 +137,14 @@ def test_a_weight_counts_a_query_so_many_times(seed):
 
 def test_the_interval_is_by_clip():
     rng = np.random.default_rng(0)
-    hit = rng.random(40) < 0.5
-    clip = np.concatenate([np.arange(40), np.repeat(np.arange(40), 5)])
+    hit = rng.random(80) < 0.5
+    clip = np.concatenate([np.arange(80), np.repeat(np.arange(80), 5)])
     first = np.where(np.concatenate([hit, np.repeat(hit, 5)]), 1.0, 2.0)
-    direction = np.repeat([0, 1], [40, 200])
+    direction = np.repeat([0, 1], [80, 400])
     test_set = TestSet(y_true=direction, y_scores=(first,), clip=clip)
     found = interval(RecallAt(k=1), test_set)
-    # The captions of a clip all say what the clip says: 40 coins, not 240.
-    error = np.sqrt(hit.mean() * (1 - hit.mean()) / 40)
+    # The captions of a clip all say what the clip says: 80 coins, not 480.
+    error = np.sqrt(hit.mean() * (1 - hit.mean()) / 80)
     assert found.high - found.low == pytest.approx(2 * 1.96 * error, rel=0.05)
 
 
