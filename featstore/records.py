@@ -63,8 +63,10 @@ class Recipe:
         Short name: ``"logmel"``, the class name of an encoder that a user wrote, or the last part of the path or hub
         name that a model was found at.
     encoder_identity : mapping
-        What the encoder is: ``class``, ``source_sha256``, ``state_sha256``, ``arguments``, and ``layer`` where it is a
-        hidden state. No path is part of it.
+        What the encoder is: ``class``, ``code_sha256`` (``distribution`` of a class that is installed, ``source_sha256``
+        of featstore's own), ``state_sha256``, ``arguments``, and ``layer`` where it is a hidden state. An argument that
+        names a file is ``{"file": path, "file_sha256": hash of its content}``, one that names a folder
+        ``{"folder": path, "folder_sha256": hash}``; the path is no part of the fingerprint.
     sample_rate_hz : int
         What the waveforms are resampled to before they are encoded.
     dim : int
@@ -114,8 +116,8 @@ class Recipe:
 
     @cached_property
     def fingerprint(self) -> str:
-        """First eight hexadecimal digits of the SHA-256 of the recipe's canonical JSON, a place's name left out."""
-        decisive = self.as_json()
+        """First eight hexadecimal digits of the SHA-256 of the recipe's canonical JSON, places and paths left out."""
+        decisive = _without_paths(self.as_json())
         if self.named_by == "place":
             del decisive["encoder"]
         return sha256_of(decisive)[:8]
@@ -135,6 +137,16 @@ class Recipe:
         name = group_name.rpartition("@")[0]
         both = (replace(self, encoder=name), replace(self, encoder=name, named_by="class"))
         return next((recipe for recipe in both if recipe.group_name == group_name), None)
+
+
+def _without_paths(value: Any) -> Any:
+    """JSON in which files and folders count by their content alone."""
+    if isinstance(value, Mapping):
+        for kind in ("file", "folder"):
+            if value.keys() == {kind, f"{kind}_sha256"}:
+                return {f"{kind}_sha256": value[f"{kind}_sha256"]}
+        return {name: _without_paths(each) for name, each in value.items()}
+    return [_without_paths(each) for each in value] if isinstance(value, (list, tuple)) else value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,20 +6,20 @@ import importlib
 import importlib.util
 import re
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from importlib.machinery import SourceFileLoader
+from collections.abc import Mapping
 from pathlib import Path
-from types import CodeType, ModuleType
+from types import ModuleType
 from typing import Any, get_args
 
 from torch import nn
 
 from featstore.encoders.encoder import Encoder
-from featstore.encoders.fingerprint import encoder_identity
+from featstore.encoders.fingerprint import earlier_identity, encoder_identity, user_identity
 from featstore.encoders.loaded import LoadedModel
 from featstore.encoders.outputs import Output, Pool
+from featstore.encoders.source_code import file_of, is_user_path
 from featstore.encoders.spectral import LogMelEncoder, MfccEncoder
+from featstore.encoders.user_code import ENCODER_FILE, loading_user_code
 from featstore.errors import EncoderContractError, EncoderError, UsageError
 from featstore.records import canonical_json
 
@@ -42,8 +42,20 @@ def load(
     outputs = _outputs((layer,) if layer is not None else layers, pools, said_twice=layer is not None and bool(layers))
     if base.partition(":")[0] in ("hf", "dasheng"):
         return _encoder(_of_a_library(base, arguments, trust_remote_code=trust_remote_code), base, outputs)
-    with _importable(_folder_of(base)):
-        return _encoder(_of_a_class(base, arguments), base, outputs)
+    if base in _BUILT_IN:
+        module = _build(_BUILT_IN[base], arguments)
+        identity = encoder_identity(module, arguments=arguments)
+        return _encoder(LoadedModel(module=module, name=base, named_by="class", identity=identity), base, outputs)
+    with loading_user_code(_folder_of(base)) as loading:
+        kind, main = _class_in_file(base) if _is_file_spec(base) else _class_by_import(base)
+        module = _build(kind, arguments)
+        is_installed = not is_user_path(file_of(sys.modules[kind.__module__]) or "")
+        identity = user_identity(module, arguments=arguments, code=None if is_installed else "")
+        earlier = earlier_identity(module, arguments=arguments)
+        found = LoadedModel(module=module, name=kind.__name__, named_by="class", identity=identity, earlier=earlier)
+        encoder = _encoder(found, base, outputs)
+        # its first forward pass is over, which may have imported more
+        return encoder if is_installed else encoder.made_of(loading.modules(module, main=main))
 
 
 def _encoder(found: LoadedModel, spec: str, outputs: tuple[Output, ...]) -> Encoder:
@@ -53,6 +65,7 @@ def _encoder(found: LoadedModel, spec: str, outputs: tuple[Output, ...]) -> Enco
         named_by=found.named_by,
         spec=spec,
         identity=found.identity,
+        earlier=found.earlier,
         outputs=outputs,
     )
 
@@ -95,17 +108,6 @@ def _of_a_library(spec: str, arguments: Mapping[str, Any], *, trust_remote_code:
     return load_dasheng(where)
 
 
-def _of_a_class(spec: str, arguments: Mapping[str, Any]) -> LoadedModel:
-    if spec in _BUILT_IN:
-        kind, name = _BUILT_IN[spec], spec
-    else:
-        kind = _class_in_file(spec) if _is_file_spec(spec) else _class_by_import(spec)
-        name = kind.__name__
-    module = _build(kind, arguments)
-    identity = encoder_identity(module, arguments=arguments)
-    return LoadedModel(module=module, name=name, named_by="class", identity=identity)
-
-
 def _check_arguments(arguments: Mapping[str, Any]) -> None:
     """Arguments are part of the recipe, which is JSON."""
     for name, value in arguments.items():
@@ -142,12 +144,12 @@ def _folder_of(spec: str) -> Path:
     return _split_file_spec(spec)[0].resolve().parent if _is_file_spec(spec) else Path.cwd()
 
 
-def _class_in_file(spec: str) -> type[nn.Module]:
+def _class_in_file(spec: str) -> tuple[type[nn.Module], ModuleType]:
     path, wanted = _split_file_spec(spec)
     if not path.is_file():
         raise EncoderError(f"there is no encoder file {path}: check the path in --encoder {spec}")
-    module_name = f"featstore_encoder_{re.sub(r'[^A-Za-z0-9_]', '_', path.stem)}"
-    module_spec = importlib.util.spec_from_file_location(module_name, path, loader=_FromText(module_name, str(path)))
+    module_name = f"{ENCODER_FILE}{re.sub(r'[^A-Za-z0-9_]', '_', path.stem)}"
+    module_spec = importlib.util.spec_from_file_location(module_name, path)
     if module_spec is None or module_spec.loader is None:
         raise EncoderError(f"{path} is not a Python file")
     module = importlib.util.module_from_spec(module_spec)
@@ -157,17 +159,10 @@ def _class_in_file(spec: str) -> type[nn.Module]:
     except (Exception, SystemExit) as error:
         del sys.modules[module_name]
         raise EncoderError(f"{path} could not be imported: {_told(error)}") from error
-    return _pick_class(module, wanted, where=str(path))
+    return _pick_class(module, wanted, where=str(path)), module
 
 
-class _FromText(SourceFileLoader):
-    """Runs the text that is hashed. Byte code is told from another's by size and second, which an edit may share."""
-
-    def get_code(self, fullname: str) -> CodeType:  # noqa: ARG002 - as importlib calls it
-        return self.source_to_code(self.get_data(self.path), self.path)
-
-
-def _class_by_import(spec: str) -> type[nn.Module]:
+def _class_by_import(spec: str) -> tuple[type[nn.Module], ModuleType]:
     name, _, wanted = spec.partition(":")
     if not wanted or not re.fullmatch(r"[A-Za-z_][\w.]*", name):
         known = ", ".join(_BUILT_IN)
@@ -179,7 +174,7 @@ def _class_by_import(spec: str) -> type[nn.Module]:
         module = importlib.import_module(name)
     except (Exception, SystemExit) as error:
         raise EncoderError(f"module {name} of --encoder {spec} could not be imported: {_told(error)}") from error
-    return _pick_class(module, wanted, where=name)
+    return _pick_class(module, wanted, where=name), module
 
 
 def _pick_class(module: ModuleType, wanted: str, *, where: str) -> type[nn.Module]:
@@ -197,17 +192,6 @@ def _pick_class(module: ModuleType, wanted: str, *, where: str) -> type[nn.Modul
         raise EncoderError(f"{where} has no class whose name ends in Encoder: name one, as in {where}:MyModel")
     names = ", ".join(sorted(kind.__name__ for kind in own))
     raise EncoderError(f"{where} has several encoders: say which, as in {where}:{own[0].__name__} (there are {names})")
-
-
-@contextmanager
-def _importable(folder: Path) -> Iterator[None]:
-    """Let a user's class import the files beside it, while its file is imported and while it is built."""
-    sys.path.insert(0, str(folder))
-    try:
-        yield
-    finally:
-        if str(folder) in sys.path:
-            sys.path.remove(str(folder))
 
 
 def _told(error: BaseException) -> str:
