@@ -117,15 +117,25 @@ class Recipe:
     @cached_property
     def fingerprint(self) -> str:
         """First eight hexadecimal digits of the SHA-256 of the recipe's canonical JSON, places and paths left out."""
-        decisive = _without_paths(self.as_json())
+        return sha256_of(self.as_decided())[:8]
+
+    def as_decided(self) -> dict[str, Any]:
+        """What of `as_json` decides the numbers: a place's name and the paths of arguments' files are left out."""
+        decisive: dict[str, Any] = _without_paths(self.as_json())
         if self.named_by == "place":
             del decisive["encoder"]
-        return sha256_of(decisive)[:8]
+        return decisive
 
     @property
     def group_name(self) -> str:
         """Name of the recipe's group in a store: ``logmel@3f9c2a71``."""
         return f"{self.encoder}@{self.fingerprint}"
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Constructor arguments as they were given."""
+        given: dict[str, Any] = _as_given(self.encoder_identity.get("arguments") or {})
+        return given
 
     def named_as(self, group_name: str) -> Recipe | None:
         """Return this recipe under the name that a group of a store has; None where that group is of another recipe.
@@ -137,6 +147,16 @@ class Recipe:
         name = group_name.rpartition("@")[0]
         both = (replace(self, encoder=name), replace(self, encoder=name, named_by="class"))
         return next((recipe for recipe in both if recipe.group_name == group_name), None)
+
+
+def _as_given(value: Any) -> Any:
+    """An argument as it was given: the path of a file or folder."""
+    if isinstance(value, Mapping):
+        for kind in ("file", "folder"):
+            if value.keys() == {kind, f"{kind}_sha256"}:
+                return value[kind]
+        return {name: _as_given(each) for name, each in value.items()}
+    return [_as_given(each) for each in value] if isinstance(value, (list, tuple)) else value
 
 
 def _without_paths(value: Any) -> Any:
@@ -169,6 +189,8 @@ class ExtractRecord:
     pass that made it, and with it the other layers and pools of the same encoder and split: those of all ``workers``
     added up, the total apart. ``deaths`` tells of workers that died on the way, and whose shards others encoded.
     ``asked_as`` is what the encoder was asked for by, where the store has it under another name; else it is empty.
+    ``notes`` are lines about why it was encoded anew, about another encoder of the same output, and about a drift that
+    was allowed.
     """
 
     task: str
@@ -192,6 +214,7 @@ class ExtractRecord:
     workers: int = 1
     deaths: tuple[str, ...] = ()
     asked_as: str = ""
+    notes: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """The record as plain JSON."""

@@ -122,6 +122,11 @@ __all__ = ["extract"]
 )
 @click.option("--prune", is_flag=True, help="Drop embeddings of shards whose files are no longer there.")
 @click.option(
+    "--allow-drift",
+    is_flag=True,
+    help="Encode though the encoder returns other numbers than when its embeddings were stored, or others each time.",
+)
+@click.option(
     "--share",
     "share_text",
     metavar="K/N",
@@ -265,6 +270,8 @@ def _tell(record: ExtractRecord, *, timed: bool) -> None:
             say(f"  {death}")
         for line in advice(record):
             say(f"  {line}")
+    for note in record.notes:
+        say(f"  note: {note}")
     shown = 10
     for clip in record.skipped[:shown]:
         say(f"  left out: {clip.shard} {clip.key!r}: {clip.reason}")

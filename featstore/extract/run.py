@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from featstore.errors import ShardError, UsageError
-from featstore.extract.held import named_as_held
+from featstore.errors import ShardError, StoreError, UsageError
+from featstore.extract.drift import check_drift
+from featstore.extract.held import named_as_held, what_changed
 from featstore.extract.outcome import EncodeResult, StageTimes, StoredShard
 from featstore.extract.progress import Progress, Silent
 from featstore.extract.ranks import Share
@@ -18,7 +20,14 @@ from featstore.extract.shards import AnyShard, dataset_folder, find_shards, is_c
 from featstore.extract.windows import Padding
 from featstore.extract.work import EncodeJob, EncoderCard, KeptOutput, StaleShard
 from featstore.records import ExtractRecord, Recipe, dataset_group
-from featstore.store import Segment, SplitWriter, recipe_groups
+from featstore.store import (
+    Segment,
+    SplitWriter,
+    note_in_encoder_group,
+    read_encoder_group,
+    read_encoder_groups,
+    recipe_groups,
+)
 
 if TYPE_CHECKING:
     from featstore.encoders.encoder import Encoder
@@ -61,6 +70,8 @@ class ExtractOptions:
         Where a trace of the first batches is written.
     prune : bool
         Drop the embeddings of shards whose files are no longer there, or no longer match the manifest's pattern.
+    allow_drift : bool
+        Encode though the encoder returns other numbers than when its embeddings were stored.
     """
 
     device: str = "auto"
@@ -75,6 +86,7 @@ class ExtractOptions:
     compiled: bool = False
     profile_path: Path | None = None
     prune: bool = False
+    allow_drift: bool = False
 
     def __post_init__(self) -> None:
         for name, value, known in (
@@ -138,6 +150,9 @@ def extract_task(
     ------
     ShardError
         Shards are missing or broken; every other shard has been committed by then.
+    EncoderChanged
+        The encoder returns other numbers for the reference signals than when its embeddings were stored, or others each
+        time; no shard has been encoded.
     EncoderContractError, StoreError, UsageError
         See `featstore.errors`.
     """
@@ -147,10 +162,11 @@ def extract_task(
     # every pattern is looked up before the first shard is encoded: a typo is told now, not after hours
     shards = {name: find_shards(folder, pattern) for name, pattern in chosen.items()}
     card = engine.describe(options)
+    recipes, anew = _recipes(card, store_url)
     frames_wanted = options.frames == "always" or (options.frames == "auto" and manifest.wants_frames)
     outputs = tuple(
         KeptOutput(recipe=recipe, spec=output.spec, frames_stored=frames_wanted and recipe.pool == "mean")
-        for output, recipe in zip(card.outputs, _recipes(card, store_url), strict=True)
+        for output, recipe in zip(card.outputs, recipes, strict=True)
     )
     if frames_wanted and not any(kept.frames_stored for kept in outputs):
         raise UsageError("frames are stored beside the mean: add mean to --pool, or give --frames never")
@@ -166,7 +182,12 @@ def extract_task(
         progress=progress or Silent(),
         share=share or Share(),
     )
-    outcomes = [task.bring_up_to_date(name, shards[name]) for name in chosen]
+    outcomes = []
+    for name in chosen:
+        records, reasons, is_encoded = task.bring_up_to_date(name, shards[name], anew=anew)
+        outcomes.append((records, reasons))
+        if is_encoded:  # the encoder is held against its canary once
+            task, anew = replace(task, is_checked=True), ()
     broken = [reason for _, reasons in outcomes for reason in reasons]
     if broken:
         n_shards = sum(len(task.share.of(found)) for found in shards.values())
@@ -176,12 +197,29 @@ def extract_task(
     return tuple(record for records, _ in outcomes for record in records)
 
 
-def _recipes(card: EncoderCard, store_url: str) -> tuple[Recipe, ...]:
-    """Recipes of the encoder's outputs, as the store has them. It is asked only where a name is that of a place."""
+def _recipes(card: EncoderCard, store_url: str) -> tuple[tuple[Recipe, ...], tuple[str, ...]]:
+    """Recipes of the encoder's outputs, as the store has them; and a line about the first that it does not have."""
+    groups = recipe_groups(store_url)
     recipes = tuple(output.recipe for output in card.outputs)
-    if all(recipe.named_by == "class" for recipe in recipes):
-        return recipes
-    return named_as_held(recipes, name=card.name, groups=recipe_groups(store_url))
+    earlier = tuple(output.earlier for output in card.outputs)
+
+    def noted(name: str) -> Mapping[str, Any] | None:
+        group = read_encoder_group(store_url, name)
+        return None if group is None else group.encoder_identity
+
+    held = named_as_held(recipes, name=card.name, groups=groups, earlier=earlier, noted=noted)
+    for recipe, there in zip(recipes, held, strict=True):
+        # a group of an earlier featstore: what it did not hash has to stay as it is from now on
+        if there.encoder_identity != recipe.encoder_identity and noted(there.group_name) is None:
+            with suppress(StoreError):  # a store that is only read is read as before
+                note_in_encoder_group(store_url, there.group_name, encoder_identity=recipe.encoder_identity)
+    for there, recipe, then in zip(held, recipes, earlier, strict=True):
+        if there.group_name not in groups:
+            alike = [name for name in groups if name.rpartition("@")[0] == there.encoder]
+            stored = [(group.recipe, group.encoder_identity) for group in read_encoder_groups(store_url, alike)]
+            told = what_changed(replace(recipe, encoder=there.encoder), then, stored)
+            return held, () if told is None else (told,)
+    return held, ()
 
 
 def _as_engine(encoder: Encoder | Engine, options: ExtractOptions, *, local_rank: int | None) -> Engine:
@@ -223,16 +261,24 @@ class _Task:
     options: ExtractOptions
     progress: Progress
     share: Share
+    is_checked: bool = False
 
     def bring_up_to_date(
-        self, split: str, every_shard: Sequence[AnyShard]
-    ) -> tuple[tuple[ExtractRecord, ...], tuple[str, ...]]:
-        """Encode what is missing of one split's feature sets. Returns their records, and why shards broke."""
+        self, split: str, every_shard: Sequence[AnyShard], *, anew: tuple[str, ...]
+    ) -> tuple[tuple[ExtractRecord, ...], tuple[str, ...], bool]:
+        """Encode what is missing of one split's feature sets.
+
+        Returns their records, the first of them with `anew` among its notes if anything is encoded; why shards broke;
+        and whether anything was encoded.
+        """
         job = self._job(split)
         hashed_once = cache(sha256_of_shard)  # a shard that was touched is asked about by every output
         sets = tuple(self._feature_set(job, kept, every_shard, hashed_once) for kept in self.outputs)
         shards = self.share.of(every_shard)
         stale = _stale(shards, sets)
+        notes = anew if stale else ()
+        if stale and not self.is_checked:
+            notes += check_drift(self.engine, job)
         others = f" and {len(sets) - 1} more" if len(sets) > 1 else ""
         self.progress.begin(
             label=f"{self.card.name}{others} {sets[0].writer.path.split('/', 1)[1]}",
@@ -252,7 +298,9 @@ class _Task:
             self._record(split, shards, each, asked=asked.recipe, stored=result.stored.get(number, ()), result=result)
             for number, (each, asked) in enumerate(zip(sets, self.card.outputs, strict=True))
         )
-        return records, tuple(reason for _, reason in result.broken)
+        if notes:
+            records = (replace(records[0], notes=notes), *records[1:])
+        return records, tuple(reason for _, reason in result.broken), bool(stale)
 
     def _job(self, split: str) -> EncodeJob:
         data = self.manifest.data

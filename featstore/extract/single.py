@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,7 @@ from featstore.encoders import BUILT_IN, load_encoder
 from featstore.errors import EncoderError, UnusableClip, UsageError
 from featstore.extract.audio import RESAMPLER, decode
 from featstore.extract.batches import Batch, Batcher, PendingWindow, stack
+from featstore.extract.held import differing_fields, named_as_held
 from featstore.extract.windows import Padding, plan_windows
 from featstore.extract.work import new_batcher
 
@@ -68,7 +69,7 @@ def load_encoder_of(recipe: Recipe, *, stored_spec: str, spec: str | None) -> En
     try:
         encoder = load_encoder(
             named,
-            arguments=identity.get("arguments") or {},
+            arguments=recipe.arguments,
             layers=(identity["layer"],) if "layer" in identity and "#layer=" not in named else (),
             pools=(cast("Pool", recipe.pool),),
         )
@@ -84,26 +85,21 @@ def load_encoder_of(recipe: Recipe, *, stored_spec: str, spec: str | None) -> En
         format_version=recipe.format_version,
         max_window_seconds=recipe.max_window_seconds,
     )
-    if made.named_as(recipe.group_name) is None:
+    before = None if encoder.earlier is None else replace(made, encoder_identity={**encoder.earlier, **_layer(made)})
+    if named_as_held([made], name=made.encoder, groups=[recipe.group_name], earlier=[before])[0].group_name != (
+        recipe.group_name
+    ):
         raise EncoderError(
             f"what {named!r} loads now is not the encoder of {recipe.group_name} "
-            f"({', '.join(_differences(recipe, made))} differ): its vectors would not be comparable; "
+            f"({', '.join(differing_fields(recipe, made))} differ): its vectors would not be comparable; "
             "name the right one with --spec, or extract again"
         )
     return encoder
 
 
-def _differences(recipe: Recipe, made: Recipe) -> Iterable[str]:
-    one, other = recipe.as_json(), made.as_json()
-    says_no_more_than_where = {"named_by", "encoder"} if made.named_by == "place" else {"named_by"}
-    for name in one:
-        if name in says_no_more_than_where or one[name] == other.get(name):
-            continue
-        if name != "encoder_identity":
-            yield name
-            continue
-        keys = dict.fromkeys([*one[name], *other[name]])
-        yield from (key for key in keys if one[name].get(key) != other[name].get(key))
+def _layer(recipe: Recipe) -> dict[str, Any]:
+    layer = recipe.encoder_identity.get("layer")
+    return {} if layer is None else {"layer": layer}
 
 
 def encode_file(
