@@ -63,10 +63,10 @@ class Recipe:
         Short name: ``"logmel"``, the class name of an encoder that a user wrote, or the last part of the path or hub
         name that a model was found at.
     encoder_identity : mapping
-        What the encoder is: ``class``, ``code_sha256`` (``distribution`` of a class that is installed, ``source_sha256``
-        of featstore's own), ``state_sha256``, ``arguments``, and ``layer`` where it is a hidden state. An argument that
-        names a file is ``{"file": path, "file_sha256": hash of its content}``, one that names a folder
-        ``{"folder": path, "folder_sha256": hash}``; the path is no part of the fingerprint.
+        What the encoder is: ``class``, ``code_sha256`` (``distribution`` of a class that is installed,
+        ``source_sha256`` of featstore's own), ``state_sha256``, ``arguments``, and ``layer`` where it is a hidden
+        state. An argument that names a file is ``{"file": path, "file_sha256": hash of its content}``, one that names
+        a folder ``{"folder": path, "folder_sha256": hash}``; the path is no part of the fingerprint.
     sample_rate_hz : int
         What the waveforms are resampled to before they are encoded.
     dim : int

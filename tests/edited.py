@@ -156,8 +156,11 @@ def _copied_checkpoint(project: Project) -> None:
 
 
 def _spelled_otherwise(project: Project) -> None:
-    project.arguments = {**project.arguments, "checkpoint": os.path.relpath(project.folder / "enc" / ".." / "weights.pt")}
-    project.link = os.path.join(os.path.relpath(project.folder), "enc", ".", "my_encoder.py")
+    project.arguments = {
+        **project.arguments,
+        "checkpoint": os.path.relpath(project.folder / "enc" / ".." / "weights.pt"),
+    }
+    project.link = f"{os.path.relpath(project.folder)}/enc/../enc/./my_encoder.py"
 
 
 def _in_another_order(project: Project) -> None:
@@ -176,7 +179,7 @@ ANOTHER: Mapping[str, tuple[Callable[[Project], None], str]] = {
     "import inside forward": (_in("enc/lazy_idt.py", "0.0", "2.0"), "code"),
     "global constant": (_in("enc/my_encoder.py", "GLOBAL = 1.0", "GLOBAL = 2.0"), "code"),
     "default argument": (_in("enc/my_encoder.py", "offset: float = 0.0", "offset: float = 0.5"), "code"),
-    "statement that changes no number": (_in("enc/my_encoder.py", "self.offset = offset", "self.offset = 1 * offset"), "code"),
+    "statement that changes no number": (_in("enc/my_encoder.py", "= offset", "= 1 * offset"), "code"),
     "argument": (_with_arguments(gain=2.0), "arguments (gain)"),
     "default argument, said": (_with_arguments(gain=1.0), "arguments (gain)"),
     "file of an argument": (_in("config.json", "1.0", "2.0"), "arguments (config)"),

@@ -85,6 +85,9 @@ FIGURES = (
     ("takes_lengths", "contract", "whether `forward` takes the true lengths"),
     ("own_utterance", "contract", "whether it returns a vector of the clip itself"),
     ("returned_dtype", "contract", "of its frames, before they are stored"),
+    ("modules", "identity", "modules of code that the fingerprint counts: name, SHA-256 of the syntax tree, path"),
+    ("identity", "identity", "`encoder_identity` of the recipe"),
+    ("identity_sha256", "identity", "of the canonical JSON of `identity`"),
     ("max_relative_difference", CONSISTENCY, "largest difference, as a share of the size of the vectors"),
     ("min_cosine", f"{CONSISTENCY}, clipped audio", "least cosine of two vectors that should be alike"),
     (

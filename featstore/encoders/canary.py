@@ -1,12 +1,12 @@
 """What an encoder returns for a few reference signals, and how far it may move before it is another encoder.
 
 A fingerprint is of what can be hashed. Versions of libraries and drivers, a data file that is read into a plain
-attribute, a seed that nobody set, dropout that is on: these show in the numbers alone. So a store keeps, beside a recipe,
-what its encoder returned for signals that are made here, and each later extraction encodes them again.
+attribute, a seed that is not set, dropout that is on: these show in the numbers alone. So a store keeps, beside a
+recipe, what its encoder returned for signals that are made here, and later extractions encode them again.
 
 Three signals, each at most one window: 0.3 s of noise, a sweep of 1 s and speech-like pulses of 3 s. Noise 46 dB below
-full scale is added to the last two, for in an empty band the logarithm of a rounding error differs between machines. They
-are 16-bit numbers, made of SHAKE-128 and of sines that are rounded far more coarsely than machines differ.
+full scale is added to the last two, for in an empty band the logarithm of a rounding error differs between machines.
+They are 16-bit numbers, made of SHAKE-128 and of sines that are rounded far more coarsely than machines differ.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from featstore.encoders.encoder import Encoder
@@ -25,7 +26,7 @@ from featstore.encoders.running import EncoderRun
 from featstore.errors import EncoderError
 from featstore.records import Recipe
 
-__all__ = ["TOLERANCES", "CanaryReading", "Drift", "read_canary", "reference_signals", "furthest_drift"]
+__all__ = ["TOLERANCES", "CanaryReading", "Drift", "furthest_drift", "read_canary", "reference_signals"]
 
 TOLERANCES: Mapping[str, float] = {"float32": 1e-4, "tf32": 1e-2, "float16": 1e-2, "bfloat16": 5e-2}
 """Share of a vector's length that arithmetic may move it by, on another machine or with another number of threads.
@@ -76,10 +77,13 @@ class CanaryReading:
         or None for a signal that the encoder fails on. A number is the shortest decimal that reads as the same float32.
     unsteady : Drift or None
         Set where the first signal, encoded once more after the others, came out otherwise.
+    made_by : mapping
+        The device, and versions of software.
     """
 
     outputs: tuple[Mapping[str, Any], ...]
     unsteady: Drift | None
+    made_by: Mapping[str, Any]
 
 
 def reference_signals(sample_rate_hz: int) -> dict[str, NDArray[np.float32]]:
@@ -89,7 +93,9 @@ def reference_signals(sample_rate_hz: int) -> dict[str, NDArray[np.float32]]:
     sweep = 0.5 * np.sin(2 * math.pi * (50.0 * sweep_at + (top_hz - 50.0) / 2 * sweep_at**2))
     at = np.arange(3 * sample_rate_hz) / sample_rate_hz
     pitch_hz = 120.0
-    glottis = sum(np.cos(2 * math.pi * pitch_hz * k * at) / k for k in range(1, 12) if pitch_hz * k < sample_rate_hz / 2)
+    glottis = sum(
+        np.cos(2 * math.pi * pitch_hz * k * at) / k for k in range(1, 12) if pitch_hz * k < sample_rate_hz / 2
+    )
     syllables = np.clip(np.sin(2 * math.pi * 4.0 * at), 0, None)  # four a second
     pulses = 0.15 * glottis * syllables
     return {
@@ -109,7 +115,12 @@ def _sixteen_bits(samples: NDArray[np.float64]) -> NDArray[np.float32]:
 
 
 def read_canary(
-    encoder: Encoder, recipe: Recipe, *, device: str, plan: Callable[[int], Sequence[Planned]]
+    encoder: Encoder,
+    recipe: Recipe,
+    *,
+    device: str,
+    plan: Callable[[int], Sequence[Planned]],
+    versions: Mapping[str, str],
 ) -> CanaryReading:
     """Encode the reference signals, each alone, and the first of them once more.
 
@@ -119,6 +130,8 @@ def read_canary(
         Of any output: its padding and precision.
     plan : callable
         Samples of a clip -> its windows, as extraction plans them; of several the first is encoded.
+    versions : mapping
+        Of the software that makes the numbers.
     """
     run = EncoderRun(encoder, replace(recipe, frame_dtype="float32"), device=device, keep_frames=True)
     signals = reference_signals(recipe.sample_rate_hz)
@@ -126,16 +139,22 @@ def read_canary(
         found = {name: _encoded(run, wave, plan) for name, wave in signals.items()}
         works = next((name for name, outputs in found.items() if outputs is not None), None)
         again = None if works is None else _encoded(run, signals[works], plan)
-    n_outputs = len(encoder.outputs)
-    unsteady = None
-    if works is not None:
-        limit = _SAME_PROCESS * TOLERANCES[recipe.precision]
-        drifts = [_drift(works, (found[works] or ())[at], again and again[at]) for at in range(n_outputs)]
-        unsteady = max((drift for drift in drifts if drift.relative > limit), key=_by_size, default=None)
-    return CanaryReading(
-        outputs=tuple({name: each and each[at] for name, each in found.items()} for at in range(n_outputs)),
-        unsteady=unsteady,
+    outputs = tuple(
+        {name: None if each is None else each[at] for name, each in found.items()} for at in range(len(encoder.outputs))
     )
+    drifts = []
+    if works is not None and (first := found[works]) is not None:
+        drifts = [_drift(works, each, None if again is None else again[at]) for at, each in enumerate(first)]
+    limit = _SAME_PROCESS * TOLERANCES[recipe.precision]
+    return CanaryReading(
+        outputs=outputs,
+        unsteady=max((drift for drift in drifts if not drift.relative <= limit), key=_by_size, default=None),
+        made_by={"device": _named(device), "versions": dict(versions)},
+    )
+
+
+def _named(device: str) -> str:
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else device
 
 
 def _encoded(

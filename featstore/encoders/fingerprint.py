@@ -6,6 +6,7 @@ import hashlib
 import inspect
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from featstore.encoders.source_code import file_of, sha256_of_module
+from featstore.encoders.source_code import file_of, is_user_path, sha256_of_module
 from featstore.encoders.user_code import modules_named_in
 from featstore.records import sha256_of
 
@@ -56,7 +57,7 @@ _FIRST_CODE: Mapping[str, str] = {
         "8cb2c79b9c264719e7f9d1d2bb0be77224c45ee712e2e6be45d80092876a8dcd"
     ),
 }
-"""`builtin_code_sha256` -> `source_sha256` of featstore 0. An edit that leaves every number as it is adds its own line."""
+"""`builtin_code_sha256` -> `source_sha256` of featstore 0. An edit that leaves every number as it is adds a line."""
 
 
 def state_sha256(module: nn.Module, *, all_buffers: bool = False) -> str:
@@ -85,7 +86,7 @@ def source_sha256(kind: type) -> str:
     home = sys.modules.get(kind.__module__)
     folder = _file_of(home).parent if home is not None and _file_of(home) is not None else None  # type: ignore[union-attr]
     texts = {_source(home)} if home is not None else set()
-    seen, waiting = {home}, [home]
+    seen, waiting = {home}, [] if home is None else [home]
     while folder is not None and waiting:
         for module in modules_named_in(waiting.pop()):
             path = _file_of(module)
@@ -127,12 +128,13 @@ def encoder_identity(module: nn.Module, *, arguments: Mapping[str, Any]) -> dict
     }
 
 
-def user_identity(module: nn.Module, *, arguments: Mapping[str, Any], code: str | None) -> dict[str, Any]:
-    """Identity of an encoder of the user's; of one whose class is installed, ``code=None``, its distribution counts."""
-    made_of = {"distribution": distribution_of(type(module))} if code is None else {"code_sha256": code}
+def user_identity(module: nn.Module, *, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Identity of an encoder that is not featstore's own, its code left out; an installed class has its version."""
+    kind = type(module)
+    is_installed = not is_user_path(file_of(sys.modules[kind.__module__]) or "")
     return {
-        "class": type(module).__qualname__,
-        **made_of,
+        "class": kind.__qualname__,
+        **({"distribution": distribution_of(kind)} if is_installed else {}),
         "state_sha256": state_sha256(module, all_buffers=True),
         "arguments": {name: by_content(value) for name, value in arguments.items()},
     }
@@ -173,7 +175,11 @@ def distribution_of(kind: type) -> str:
     found = [metadata.distribution(name) for name in dict.fromkeys(names)]
     if len(found) > 1:  # a namespace that several share
         path = Path(file_of(home) or "").resolve()
-        own = [each for each in found if any(Path(str(each.locate_file(file))).resolve() == path for file in each.files or ())]
+        own = [
+            each
+            for each in found
+            if any(Path(str(each.locate_file(file))).resolve() == path for file in each.files or ())
+        ]
         found = own or found
     named = sorted(f"{each.metadata['Name']}=={each.version}" for each in found)
     return " ".join(named) if named else sha256_of_module(home)
@@ -185,17 +191,19 @@ def by_content(value: Any) -> Any:
         return {name: by_content(each) for name, each in value.items()}
     if isinstance(value, (list, tuple)):
         return [by_content(each) for each in value]
-    if not isinstance(value, str) or not value.strip():
-        return value
-    try:
-        path = Path(value).expanduser()
-        if path.is_file():
-            return {"file": value, "file_sha256": _sha256_of_file(path)}
-        if path.is_dir() and (files := _files_in(path)) is not None:
-            inside = [[each.relative_to(path).as_posix(), _sha256_of_file(each)] for each in files]
-            return {"folder": value, "folder_sha256": sha256_of(inside)}
-    except (OSError, ValueError, RuntimeError):  # no path, or one that cannot be read
-        return value
+    if isinstance(value, str) and value.strip():
+        with suppress(OSError, ValueError, RuntimeError):  # no path, or one that cannot be read
+            return _path_by_content(value)
+    return value
+
+
+def _path_by_content(value: str) -> Any:
+    path = Path(value).expanduser()
+    if path.is_file():
+        return {"file": value, "file_sha256": _sha256_of_file(path)}
+    if path.is_dir() and (files := _files_in(path)) is not None:
+        inside = [[each.relative_to(path).as_posix(), _sha256_of_file(each)] for each in files]
+        return {"folder": value, "folder_sha256": sha256_of(inside)}
     return value
 
 

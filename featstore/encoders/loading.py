@@ -17,7 +17,6 @@ from featstore.encoders.encoder import Encoder
 from featstore.encoders.fingerprint import earlier_identity, encoder_identity, user_identity
 from featstore.encoders.loaded import LoadedModel
 from featstore.encoders.outputs import Output, Pool
-from featstore.encoders.source_code import file_of, is_user_path
 from featstore.encoders.spectral import LogMelEncoder, MfccEncoder
 from featstore.encoders.user_code import ENCODER_FILE, loading_user_code
 from featstore.errors import EncoderContractError, EncoderError, UsageError
@@ -49,13 +48,17 @@ def load(
     with loading_user_code(_folder_of(base)) as loading:
         kind, main = _class_in_file(base) if _is_file_spec(base) else _class_by_import(base)
         module = _build(kind, arguments)
-        is_installed = not is_user_path(file_of(sys.modules[kind.__module__]) or "")
-        identity = user_identity(module, arguments=arguments, code=None if is_installed else "")
-        earlier = earlier_identity(module, arguments=arguments)
-        found = LoadedModel(module=module, name=kind.__name__, named_by="class", identity=identity, earlier=earlier)
+        is_own = kind.__module__.partition(".")[0] == "featstore"
+        found = LoadedModel(
+            module=module,
+            name=kind.__name__,
+            named_by="class",
+            identity=(encoder_identity if is_own else user_identity)(module, arguments=arguments),
+            earlier=None if is_own else earlier_identity(module, arguments=arguments),
+        )
         encoder = _encoder(found, base, outputs)
-        # its first forward pass is over, which may have imported more
-        return encoder if is_installed else encoder.made_of(loading.modules(module, main=main))
+        code = loading.modules(module, main=main)  # after its first forward pass, which may have imported more
+        return encoder.made_of(code) if code else encoder
 
 
 def _encoder(found: LoadedModel, spec: str, outputs: tuple[Output, ...]) -> Encoder:

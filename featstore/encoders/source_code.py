@@ -41,7 +41,7 @@ _NOT_USERS = (
 
 @dataclass(frozen=True, slots=True, order=True)
 class CodeModule:
-    """One module that counts: its name without any path (empty for the encoder's own), the hash of its code, its file."""
+    """One module that counts: its name without any path (empty for the encoder's own), hash of its code, its file."""
 
     name: str
     sha256: str
@@ -59,7 +59,7 @@ def ast_sha256(source: bytes) -> str:
     Comments, formatting and line endings are no part of a tree. Fields that are empty are left out, for later versions
     of Python add some. What is no Python source is hashed as it is.
 
-    >>> ast_sha256(b"x = 1  # one") == ast_sha256(b"'''Doc.'''\\r\\nx=1") != ast_sha256(b"x = 1.0")
+    >>> ast_sha256(b"x = 1  # one") == ast_sha256(b"'''Doc.'''; x=1") != ast_sha256(b"x = 1.0")
     True
     """
     try:
@@ -91,7 +91,9 @@ def _statements(body: Sequence[Any]) -> list[Any]:
     kept = [
         node
         for node in body
-        if not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str))
+        if not (
+            isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+        )
     ]
     return kept or [ast.Pass()]
 
@@ -99,7 +101,7 @@ def _statements(body: Sequence[Any]) -> list[Any]:
 @lru_cache(maxsize=4096)
 def is_user_path(path: str) -> bool:
     """Whether a file is outside the standard library, ``site-packages``, ``dist-packages`` and featstore."""
-    for place in (os.path.abspath(path), os.path.realpath(path)):
+    for place in (str(Path(path).absolute()), os.path.realpath(path)):
         if _LIBRARIES & set(Path(place).parts) or any(place.startswith(f"{root}{os.sep}") for root in _NOT_USERS):
             return False
     return True

@@ -1,9 +1,9 @@
 """The modules of a user's own that an encoder is made of, and one hash of what they say.
 
-User code is every module outside the standard library, ``site-packages`` and featstore, wherever its file is and however
-it was imported. `loading_user_code` records it: which module bodies run, and what each of them imports, while an encoder
-is imported, constructed and tried for the first time. What one body imports is kept for as long as the process lives,
-so that an encoder whose helpers are loaded already has the same hash as in a fresh process.
+User code is every module outside the standard library, ``site-packages`` and featstore, wherever its file is and
+however it was imported. `loading_user_code` records it: which module bodies run, and what each of them imports, while
+an encoder is imported, constructed and tried for the first time. What one body imports is kept for as long as the
+process lives, so that an encoder whose helpers are loaded already has the same hash as in a fresh process.
 
 Modules that the application imported before were not recorded: of these, import statements and the names that they hold
 say what they need.
@@ -118,8 +118,8 @@ class Loading:
         try:
             if _changes_code(type(loader)):
                 usual(loader, module)
-            else:  # the text that is hashed: byte code is told from another's by size and second, which an edit may share
-                exec(loader.source_to_code(source, path), module.__dict__)  # noqa: S102 - as importlib does
+            else:  # the text that is hashed: byte code is known by size and second, which an edit may share
+                exec(loader.source_to_code(source, path), module.__dict__)
         finally:
             self._running.pop()
         body.needs |= dict.fromkeys(filter(is_users, modules_named_in(module)))
@@ -178,7 +178,7 @@ def _reached(roots: Iterable[object]) -> list[ModuleType]:
 
 
 def _needs_by_its_text(module: ModuleType) -> Iterator[object]:
-    """What a module needs whose body ran before anybody looked: its import statements, functions apart, and its names."""
+    """What a module needs whose body was not recorded: by its import statements, functions apart, and its names."""
     package = module.__name__ if hasattr(module, "__path__") else module.__name__.rpartition(".")[0]
     with suppress(SyntaxError, ValueError):
         for name, items in _imports(ast.parse(source_of(module)).body, package):
@@ -248,8 +248,8 @@ _exec_module = SourceFileLoader.exec_module
 
 def _importing(
     name: str,
-    globals: Mapping[str, Any] | None = None,  # noqa: A002 - as Python calls it
-    locals: Mapping[str, Any] | None = None,  # noqa: A002
+    globals: Mapping[str, Any] | None = None,
+    locals: Mapping[str, Any] | None = None,
     fromlist: Sequence[str] | None = (),
     level: int = 0,
 ) -> ModuleType:
@@ -279,9 +279,9 @@ def _executing_module(loader: SourceFileLoader, module: ModuleType) -> None:
 def _imports_recorded() -> Iterator[None]:
     global _import_statement  # noqa: PLW0603 - somebody may have replaced it before us
     _import_statement = builtins.__import__
-    builtins.__import__ = _importing  # type: ignore[assignment]
+    builtins.__import__ = _importing
     importlib.import_module = _importing_module
-    SourceFileLoader.exec_module = _executing_module  # type: ignore[method-assign]
+    SourceFileLoader.exec_module = _executing_module  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:

@@ -6,13 +6,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from featstore.errors import EncoderChanged
-from featstore.extract.work import EncodeJob, software_versions
+from featstore.extract.work import EncodeJob
 from featstore.records import canonical_json
 from featstore.store import note_in_encoder_group, read_encoder_group, read_encoder_groups, recipe_groups
 
 if TYPE_CHECKING:
     from featstore.encoders.canary import CanaryReading, Drift
     from featstore.extract.engines import Engine
+    from featstore.store import EncoderGroup
 
 __all__ = ["check_drift"]
 
@@ -39,9 +40,8 @@ def check_drift(engine: Engine, job: EncodeJob) -> tuple[str, ...]:
         if not job.options.allow_drift:
             raise EncoderChanged(f"{told}; --allow-drift stores them as they come", reading.unsteady.cosine)
         return (told,)
-    groups = [read_encoder_group(job.store_url, output.recipe.group_name) for output in job.outputs]
-    stored = [group and _signals(group.canary) for group in groups]
-    drifted = tuple(_drifted(job, reading, stored, [group and group.canary for group in groups]))
+    stored = [_canary_of(read_encoder_group(job.store_url, output.recipe.group_name)) for output in job.outputs]
+    drifted = tuple(_drifted(job, reading, stored))
     if drifted and not job.options.allow_drift:
         told, drift = max(drifted, key=lambda each: each[1].relative)
         raise EncoderChanged(
@@ -49,55 +49,49 @@ def check_drift(engine: Engine, job: EncodeJob) -> tuple[str, ...]:
             "feature set with --allow-drift",
             drift.cosine,
         )
-    made_by = {"versions": software_versions()}
     new = [at for at, canary in enumerate(stored) if canary is None and any(reading.outputs[at].values())]
     twins = tuple(_twins(job, reading, new))
     for at in new:
-        canary = {"version": SIGNALS_VERSION, "signals": reading.outputs[at], "made_by": made_by}
+        canary = {"version": SIGNALS_VERSION, "signals": reading.outputs[at], "made_by": dict(reading.made_by)}
         note_in_encoder_group(job.store_url, job.outputs[at].recipe.group_name, canary=canary)
     return (*(told for told, _ in drifted), *twins)
 
 
-def _signals(canary: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
-    """Stored readings, if they are of signals that this featstore makes."""
-    if canary is None or canary.get("version") != SIGNALS_VERSION:
-        return None
-    signals = canary.get("signals")
-    return signals if isinstance(signals, Mapping) else None
+def _canary_of(group: EncoderGroup | None) -> Mapping[str, Any] | None:
+    """A group's canary, if it is of the signals that this featstore makes."""
+    canary = None if group is None else group.canary
+    return canary if canary is not None and canary["version"] == SIGNALS_VERSION else None
 
 
 def _unsteady(name: str, drift: Drift, precision: str) -> str:
     return (
-        f"{name} is non-deterministic: one reference signal ({drift.signal}), encoded twice, came out {drift.relative:.2g} "
-        f"of its length apart (cosine {drift.cosine:.6f}) in {precision}; dropout may be on, or forward draws random "
-        "numbers or keeps state"
+        f"{name} is non-deterministic: a reference signal ({drift.signal}), encoded twice in {precision}, came out "
+        f"{drift.relative:.2g} of its length apart (cosine {drift.cosine:.6f}); dropout may be on, or forward draws "
+        "random numbers or keeps state"
     )
 
 
 def _drifted(
-    job: EncodeJob,
-    reading: CanaryReading,
-    stored: Sequence[Mapping[str, Any] | None],
-    canaries: Sequence[Mapping[str, Any] | None],
+    job: EncodeJob, reading: CanaryReading, stored: Sequence[Mapping[str, Any] | None]
 ) -> Iterator[tuple[str, Drift]]:
     from featstore.encoders.canary import TOLERANCES, furthest_drift
 
-    for output, then, canary, now in zip(job.outputs, stored, canaries, reading.outputs, strict=True):
-        drift = then and furthest_drift(then, now, precision=output.recipe.precision)
-        if drift:
+    for output, canary, now in zip(job.outputs, stored, reading.outputs, strict=True):
+        precision = output.recipe.precision
+        drift = None if canary is None else furthest_drift(canary["signals"], now, precision=precision)
+        if canary is not None and drift is not None:
             yield (
-                f"{output.recipe.group_name} returns other numbers than when it was stored: {drift.relative:.2g} of the "
-                f"length of its vector of a reference signal ({drift.signal}), cosine {drift.cosine:.6f}, where "
-                f"{output.recipe.precision} explains {TOLERANCES[output.recipe.precision]:g}"
-                f"{_versions_since(canary)}",
+                f"{output.recipe.group_name} returns other numbers than when it was stored: for a reference signal "
+                f"({drift.signal}) {drift.relative:.2g} of the length of its vector apart, cosine {drift.cosine:.6f}, "
+                f"where {precision} explains {TOLERANCES[precision]:g}{_since(canary['made_by'], reading.made_by)}",
                 drift,
             )
 
 
-def _versions_since(canary: Mapping[str, Any] | None) -> str:
-    """Versions that are others now, in brackets."""
-    then, now = (canary or {}).get("made_by", {}).get("versions", {}), software_versions()
-    changed = [f"{name} {then[name]} then, {now[name]} now" for name in then if now.get(name, then[name]) != then[name]]
+def _since(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What device and versions are others now, in brackets."""
+    one, other = ({"device": made_by.get("device"), **made_by.get("versions", {})} for made_by in (then, now))
+    changed = [f"{name} {one[name]} then, {other[name]} now" for name in one if other.get(name, one[name]) != one[name]]
     return f" ({'; '.join(changed)})" if changed else ""
 
 
@@ -109,7 +103,7 @@ def _twins(job: EncodeJob, reading: CanaryReading, new: Sequence[int]) -> Iterat
     wanted = {canonical_json(reading.outputs[at]): job.outputs[at].recipe.group_name for at in reversed(new)}
     others = [name for name in recipe_groups(job.store_url) if name not in own]
     for group in read_encoder_groups(job.store_url, others):
-        signals = _signals(group.canary)
-        mine = None if signals is None else wanted.get(canonical_json(signals))
+        canary = _canary_of(group)
+        mine = None if canary is None else wanted.get(canonical_json(canary["signals"]))
         if mine is not None:
             yield f"{mine} returns the same as {group.name} on the reference signals, bit for bit"

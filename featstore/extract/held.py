@@ -1,7 +1,7 @@
 """Under which group a store has an encoder: by the name of its place, or by what it was to an earlier featstore.
 
-A group of an earlier featstore is of a recipe whose identity says less than today's. When it is met, today's identity is
-noted in its document, and from then on that has to agree too.
+A group of an earlier featstore is of a recipe whose identity says less than today's. When it is met, today's identity
+is noted in its document, and from then on that has to agree too.
 """
 
 from __future__ import annotations

@@ -155,6 +155,7 @@ class Workplace:
         self._cores = cores
         self._started: tuple[tuple[str, bool], EncoderRun] | None = None
         self._batch_seconds: dict[tuple[str, float, float | None], float] = {}
+        self._canaries: dict[str, CanaryReading] = {}
         self._traced = False
 
     def card(self, options: ExtractOptions) -> EncoderCard:
@@ -248,13 +249,19 @@ class Workplace:
                 )
 
     def canary(self, options: ExtractOptions) -> CanaryReading:
-        """What its encoder returns for the reference signals under these options."""
+        """What its encoder returns for the reference signals under these options; encoded once for several tasks."""
         from featstore.encoders.canary import read_canary
 
-        if options.compiled:
-            self._encoder.compile()
         recipe = self.card(options).outputs[0].recipe
-        return read_canary(self._encoder, recipe, device=self._device, plan=self._plan(options, crop_seconds=None))
+        if recipe.fingerprint not in self._canaries:
+            self._canaries[recipe.fingerprint] = read_canary(
+                self._encoder,
+                recipe,
+                device=self._device,
+                plan=self._plan(options, crop_seconds=None),
+                versions=software_versions(),
+            )
+        return self._canaries[recipe.fingerprint]
 
     def _plan(self, options: ExtractOptions, *, crop_seconds: float | None) -> Callable[[int], tuple[Window, ...]]:
         """Samples of a clip -> its windows."""

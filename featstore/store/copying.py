@@ -22,6 +22,7 @@ from featstore.remote import NETWORK_THREADS
 from featstore.store.ahead import in_order
 from featstore.store.cache import sealed_object
 from featstore.store.catalogue import SplitEntry, check_root, read_commits, read_split, split_commits, split_paths
+from featstore.store.encoder_groups import copy_notes
 from featstore.store.faults import fault_point
 from featstore.store.format import GROUP_DOCUMENT, Commit, Segment, part_stem, seal
 from featstore.store.objects import Objects, open_objects
@@ -143,6 +144,7 @@ class _SplitCopy:
     def run(self) -> CopyRecord:
         parts = self._parts()
         writer = open_split_writer_at(self._target, self._entry.address)
+        copy_notes(self._source, self._target, self._entry.path.split("/")[0])
         counted = writer.begin_run()
         wanted: list[_Part] = []
         for part in parts:

@@ -2,7 +2,9 @@
 
 Beside ``recipe``, ``fingerprint`` and ``spec``, the document of an encoder's group may hold
 
-- ``canary``: what the encoder returned for reference signals (`featstore.encoders.canary`);
+- ``canary``: what the encoder returned for reference signals (`featstore.encoders.canary`): ``version`` of the signals,
+  ``signals`` (name -> null, or ``utterance``, numbers, and ``frames``, null or ``count``, ``mean`` and ``std``) and
+  ``made_by``, an object;
 - ``encoder_identity``: what the encoder is by the rules of today, where the recipe has it by earlier ones.
 """
 
@@ -16,10 +18,10 @@ from featstore.errors import DamagedPart
 from featstore.records import Recipe
 from featstore.store.documents import read_document, write_document
 from featstore.store.format import DamagedDocument, recipe_from_json
-from featstore.store.objects import open_objects
+from featstore.store.objects import Objects, open_objects
 from featstore.store.part import telling_what_to_do
 
-__all__ = ["EncoderGroup", "note_in_encoder_group", "read_encoder_group", "read_encoder_groups"]
+__all__ = ["EncoderGroup", "copy_notes", "note_in_encoder_group", "read_encoder_group", "read_encoder_groups"]
 
 _NOTED = ("canary", "encoder_identity")
 
@@ -53,8 +55,41 @@ def read_encoder_groups(url: str, names: Iterable[str]) -> Iterator[EncoderGroup
                 recipe = recipe_from_json(content["recipe"])
             except (DamagedPart, DamagedDocument, KeyError, TypeError):
                 continue
-        noted = {key: value for key in _NOTED if isinstance(value := content.get(key), Mapping)}
+        noted = {key: value for key in _NOTED if isinstance(value := content.get(key), dict)}
+        if not _is_canary(noted.get("canary")):
+            noted.pop("canary", None)  # of which the next extraction makes another
         yield EncoderGroup(name=name, recipe=recipe, **{**dict.fromkeys(_NOTED), **noted})
+
+
+def _is_canary(value: Any) -> bool:
+    """Whether it has the form that this module's docstring says."""
+    if not isinstance(value, dict) or not isinstance(value.get("version"), int):
+        return False
+    signals, made_by = value.get("signals"), value.get("made_by")
+    if not isinstance(signals, dict) or not isinstance(made_by, dict):
+        return False
+    return isinstance(made_by.get("versions", {}), dict) and all(map(_is_signal, signals.values()))
+
+
+def _is_signal(value: Any) -> bool:
+    if value is None:
+        return True
+    if not isinstance(value, dict) or not isinstance(value.get("utterance"), list) or "frames" not in value:
+        return False
+    frames = value["frames"]
+    if not (frames is None or isinstance(frames, dict)):
+        return False
+    summary = [] if frames is None else [frames.get(name) for name in ("count", "mean", "std")]
+    return all(type(number) in (int, float) for number in (*value["utterance"], *summary))
+
+
+def copy_notes(source: Objects, target: Objects, name: str) -> None:
+    """Put into a group's document of one store what that of another has noted and it has not."""
+    with telling_what_to_do(target):
+        there, here = read_document(source, name), read_document(target, name)
+        if there is not None and here is not None:
+            missing = {key: there[key] for key in _NOTED if key in there and key not in here}
+            write_document(target, name, {**here, **missing})
 
 
 def note_in_encoder_group(url: str, name: str, **noted: Mapping[str, Any]) -> None:

@@ -89,7 +89,7 @@ def test_numbers_make_the_round_trip_to_the_last_bit(encoder_file: Path) -> None
     wave = reference_signals(16_000)["noise-0.3s"]
     vector = encoder.module(torch.from_numpy(wave)[None])[0].mean(0).detach().numpy()
     plan = Workplace(encoder, device="cpu", cores=1)._plan(ExtractOptions(padding="exact"), crop_seconds=None)
-    found = read_canary(encoder, recipe, device="cpu", plan=plan).outputs[0]["noise-0.3s"]["utterance"]
+    found = read_canary(encoder, recipe, device="cpu", plan=plan, versions={}).outputs[0]["noise-0.3s"]["utterance"]
     again = np.array(json.loads(json.dumps(found)), np.float32)
     np.testing.assert_allclose(again, vector, rtol=1e-5)
     assert [float(str(value)) for value in again] == found
@@ -179,7 +179,9 @@ def test_numbers_of_other_threads_batches_or_kernels_are_within_the_tolerance(
             self.blocks = torch.nn.TransformerEncoder(layer, 4)
 
         def forward(self, audio: torch.Tensor) -> torch.Tensor:
-            return self.blocks(self.project(torch.nn.functional.pad(audio, (0, -audio.shape[1] % 320)).unflatten(1, (-1, 320))))
+            return self.blocks(
+                self.project(torch.nn.functional.pad(audio, (0, -audio.shape[1] % 320)).unflatten(1, (-1, 320)))
+            )
 
     encoder = build(Deep())
     threads = torch.get_num_threads()

@@ -110,7 +110,11 @@ def opened(data: Path) -> featstore.store.FeatureSet:
 
 
 def test_a_data_file_whose_numbers_become_a_buffer_counts_as_weights(project: Project, data: Path) -> None:
-    project.replace("enc/my_encoder.py", "torch.ones(4), persistent", "torch.ones(4) + float((HERE / 'numbers.txt').read_text()), persistent")
+    project.replace(
+        "enc/my_encoder.py",
+        "torch.ones(4), persistent",
+        "torch.ones(4) + float((HERE / 'numbers.txt').read_text()), persistent",
+    )
     first = run(project, data)
     project.replace("enc/numbers.txt", "0.0", "0.25")
     second = run(project, data)
@@ -178,7 +182,9 @@ def test_of_a_class_that_is_installed_the_version_of_its_distribution_counts_and
 
 
 def test_hidden_random_state_stops_the_second_run(project: Project, data: Path) -> None:
-    project.replace("enc/my_encoder.py", "self.offset = offset", "self.offset = float.fromhex(__import__('secrets').token_hex(3))")
+    project.replace(
+        "enc/my_encoder.py", "self.offset = offset", "self.offset = float.fromhex(__import__('secrets').token_hex(3))"
+    )
     first = run(project, data)
     more(data)
     with pytest.raises(EncoderChanged):
@@ -188,7 +194,9 @@ def test_hidden_random_state_stops_the_second_run(project: Project, data: Path) 
 
 
 def test_dropout_that_is_on_stops_the_first_run(project: Project, data: Path) -> None:
-    project.replace("enc/my_encoder.py", "steps @ self.weight.T", "torch.nn.functional.dropout(steps @ self.weight.T, 0.1)")
+    project.replace(
+        "enc/my_encoder.py", "steps @ self.weight.T", "torch.nn.functional.dropout(steps @ self.weight.T, 0.1)"
+    )
     with pytest.raises(EncoderChanged, match="non-deterministic"):
         run(project, data)
     assert not list((data.parent / "store").rglob("utterance"))
@@ -200,7 +208,9 @@ def test_dropout_that_is_on_stops_the_first_run(project: Project, data: Path) ->
 
 
 def test_state_that_one_forward_leaves_for_the_next_stops_the_first_run(project: Project, data: Path) -> None:
-    project.replace("enc/my_encoder.py", "        from lazy_idt", "        self.offset = self.offset + 0.1\n        from lazy_idt")
+    project.replace(
+        "enc/my_encoder.py", "        from lazy_idt", "        self.offset = self.offset + 0.1\n        from lazy_idt"
+    )
     with pytest.raises(EncoderChanged, match="non-deterministic"):
         run(project, data)
 
@@ -234,7 +244,9 @@ def in_a_child(projects: dict[str, Project], *, preload: Path | str = "", import
     """Fingerprints, computed one after the other in a fresh process, which may have imported something before."""
     asked = json.dumps({name: (each.spec, dict(each.arguments)) for name, each in projects.items()})
     code = CHILD.format(preload=str(preload), imports=imports)
-    done = subprocess.run([sys.executable, "-c", code], input=asked, env=environment(), capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], input=asked, env=environment(), capture_output=True, text=True, check=True
+    )
     found: dict[str, str] = json.loads(done.stdout)
     return found
 
