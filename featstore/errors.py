@@ -11,7 +11,8 @@ FeatstoreError
 |   |-- LabelError              a sample's JSON has no usable label
 |   `-- UnusableClip            one clip cannot be decoded: it is recorded, left out, and the run goes on
 |-- EncoderError                an encoder cannot be loaded
-|   `-- EncoderContractError    an encoder does not keep the contract: rank, width, finiteness, hop
+|   |-- EncoderContractError    an encoder does not keep the contract: rank, width, finiteness, hop
+|   `-- EncoderChanged          an encoder returns other numbers than when its embeddings were stored
 |-- WorkerError                 processes or nodes that encode died over and over, or none could be had
 |-- StoreError                  the store cannot be read or written
 |   |-- StoreNotFound           there is no store at the URL                                 (a FileNotFoundError too)
@@ -31,6 +32,7 @@ __all__ = [
     "AmbiguousSelection",
     "DamagedPart",
     "DataError",
+    "EncoderChanged",
     "EncoderContractError",
     "EncoderError",
     "FeatstoreError",
@@ -128,6 +130,23 @@ class EncoderError(FeatstoreError):
 
 class EncoderContractError(EncoderError):
     """An encoder does not keep the contract."""
+
+
+class EncoderChanged(EncoderError):
+    """An encoder of an unchanged fingerprint returns other numbers than it did, or others each time.
+
+    Attributes
+    ----------
+    cosine : float
+        Of what it returned then and returns now, for the reference signal that moved furthest.
+    """
+
+    def __init__(self, message: str, cosine: float) -> None:
+        self.cosine = cosine
+        super().__init__(message)
+
+    def __reduce__(self) -> tuple[type[EncoderChanged], tuple[str, float]]:
+        return type(self), (str(self), self.cosine)
 
 
 class WorkerError(FeatstoreError):

@@ -69,8 +69,10 @@ class Recipe:
         Short name: ``"logmel"``, the class name of an encoder that a user wrote, or the last part of the path or hub
         name that a model was found at.
     encoder_identity : mapping
-        What the encoder is: ``class``, ``source_sha256``, ``state_sha256``, ``arguments``, and ``layer`` where it is a
-        hidden state. No path is part of it.
+        What the encoder is: ``class``, ``code_sha256`` (``distribution`` of a class that is installed,
+        ``source_sha256`` of featstore's own), ``state_sha256``, ``arguments``, and ``layer`` where it is a hidden
+        state. An argument that names a file is ``{"file": path, "file_sha256": hash of its content}``, one that names
+        a folder ``{"folder": path, "folder_sha256": hash}``; the path is no part of the fingerprint.
     sample_rate_hz : int
         What the waveforms are resampled to before they are encoded.
     dim : int
@@ -120,16 +122,26 @@ class Recipe:
 
     @cached_property
     def fingerprint(self) -> str:
-        """First eight hexadecimal digits of the SHA-256 of the recipe's canonical JSON, a place's name left out."""
-        decisive = self.as_json()
+        """First eight hexadecimal digits of the SHA-256 of the recipe's canonical JSON, places and paths left out."""
+        return sha256_of(self.as_decided())[:8]
+
+    def as_decided(self) -> dict[str, Any]:
+        """What of `as_json` decides the numbers: a place's name and the paths of arguments' files are left out."""
+        decisive: dict[str, Any] = _without_paths(self.as_json())
         if self.named_by == "place":
             del decisive["encoder"]
-        return sha256_of(decisive)[:8]
+        return decisive
 
     @property
     def group_name(self) -> str:
         """Name of the recipe's group in a store: ``logmel@3f9c2a71``."""
         return f"{self.encoder}@{self.fingerprint}"
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Constructor arguments as they were given."""
+        stored = self.encoder_identity.get("arguments") or {}
+        return {name: _as_given(value) for name, value in stored.items()}
 
     def named_as(self, group_name: str) -> Recipe | None:
         """Return this recipe under the name that a group of a store has; None where that group is of another recipe.
@@ -141,6 +153,26 @@ class Recipe:
         name = group_name.rpartition("@")[0]
         both = (replace(self, encoder=name), replace(self, encoder=name, named_by="class"))
         return next((recipe for recipe in both if recipe.group_name == group_name), None)
+
+
+def _as_given(value: Any) -> Any:
+    """An argument as it was given: the path of a file or folder."""
+    if isinstance(value, Mapping):
+        for kind in ("file", "folder"):
+            if value.keys() == {kind, f"{kind}_sha256"}:
+                return value[kind]
+        return {name: _as_given(each) for name, each in value.items()}
+    return [_as_given(each) for each in value] if isinstance(value, (list, tuple)) else value
+
+
+def _without_paths(value: Any) -> Any:
+    """JSON in which files and folders count by their content alone."""
+    if isinstance(value, Mapping):
+        for kind in ("file", "folder"):
+            if value.keys() == {kind, f"{kind}_sha256"}:
+                return {f"{kind}_sha256": value[f"{kind}_sha256"]}
+        return {name: _without_paths(each) for name, each in value.items()}
+    return [_without_paths(each) for each in value] if isinstance(value, (list, tuple)) else value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,6 +223,8 @@ class ExtractRecord:
     pass that made it, and with it the other layers and pools of the same encoder and split: those of all ``workers``
     added up, the total apart. ``deaths`` tells of workers that died on the way, and whose shards others encoded.
     ``asked_as`` is what the encoder was asked for by, where the store has it under another name; else it is empty.
+    ``notes`` are lines about why it was encoded anew, about another encoder of the same output, and about a drift that
+    was allowed.
     ``broken`` lists the shards of this run that could not be read: ``shards_done`` and ``shards_reused`` count none of
     them, and what the store had of one before counts as before.
     """
@@ -216,6 +250,7 @@ class ExtractRecord:
     workers: int = 1
     deaths: tuple[str, ...] = ()
     asked_as: str = ""
+    notes: tuple[str, ...] = ()
     broken: tuple[BrokenShard, ...] = ()
     unnamed: tuple[str, ...] = ()
     changed: tuple[str, ...] = ()

@@ -39,8 +39,7 @@ class TrippingEncoder(torch.nn.Module):
         self.weight = torch.nn.Parameter(torch.randn(8, 1, 400, generator=generator) / 20)
         self.passes = 0
 
-    def forward(self, audio):
-        print("an encoder that prints", flush=True)
+    def fail_as_told(self):
         self.passes += 1
         while self.passes > 1 and (FAULTS / "skewed").exists():  # whoever is to have other weights has not loaded them
             time.sleep(0.02)
@@ -54,6 +53,11 @@ class TrippingEncoder(torch.nn.Module):
             limit = time.monotonic() + 60
             while len(list(FAULTS.glob("here-*"))) < 2 and time.monotonic() < limit:
                 time.sleep(0.02)
+
+    def forward(self, audio):
+        print("an encoder that prints", flush=True)
+        if len(audio) > 1:  # reference signals come alone
+            self.fail_as_told()
         padded = torch.nn.functional.pad(audio[:, None, :], (40, 360))
         frames = torch.conv1d(padded, self.weight, stride=320).tanh().transpose(1, 2)
         return frames / (audio.abs().max() < 0.95)  # a loud clip is too much for it

@@ -116,6 +116,12 @@ FIGURES = (
     ("takes_lengths", "contract", "whether `forward` takes the true lengths"),
     ("own_utterance", "contract", "whether it returns a vector of the clip itself"),
     ("returned_dtype", "contract", "of its frames, before they are stored"),
+    ("modules", "identity", "list of modules of code that the fingerprint counts, each with the following three"),
+    ("name", "`modules`", "as it is imported; empty for the encoder's own file"),
+    ("sha256", "`modules`", "of its syntax tree"),
+    ("path", "`modules`", "of its file, which does not count"),
+    ("identity", "identity", "`encoder_identity` of the recipe"),
+    ("identity_sha256", "identity", "of the canonical JSON of `identity`"),
     ("max_relative_difference", CONSISTENCY, "largest difference, as a share of the size of the vectors"),
     ("min_cosine", f"{CONSISTENCY}, clipped audio", "least cosine of two vectors that should be alike"),
     (

@@ -131,6 +131,11 @@ __all__ = ["extract"]
     help="Read and hash every shard, and encode again those that were replaced without a new size or time.",
 )
 @click.option(
+    "--allow-drift",
+    is_flag=True,
+    help="Encode though the encoder returns other numbers than when its embeddings were stored, or others each time.",
+)
+@click.option(
     "--share",
     "share_text",
     metavar="K/N",
@@ -390,6 +395,8 @@ def _tell(record: ExtractRecord, *, timed: bool) -> None:
             say(f"  {death}")
         for line in advice(record):
             say(f"  {line}")
+    for note in record.notes:
+        say(f"  note: {note}")
     shown = 10
     for clip in record.skipped[:shown]:
         say(f"  left out: {clip.shard} {clip.key!r}: {clip.reason}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from featstore.encoders.contract import ContractFacts, EncoderOutput, check_output, contract_facts
 from featstore.encoders.outputs import Output
+from featstore.encoders.source_code import CodeModule, code_sha256
 from featstore.encoders.specs import spec_with_layer
 from featstore.errors import EncoderContractError, EncoderError
 from featstore.records import NamedBy, Recipe
@@ -24,7 +26,16 @@ _LIGHT_PARAMETERS = 20_000
 class Encoder:
     """A loaded encoder: the module, what it declares, what it is, and what is kept of each forward pass.
 
-    ``spec`` names it without a layer.
+    Attributes
+    ----------
+    spec : str
+        What it was asked for by, without a layer.
+    identity : mapping
+        What it is: see `featstore.encoders.fingerprint`.
+    earlier : mapping or None
+        What it was to an earlier featstore, under which older stores have it.
+    code : tuple of CodeModule
+        The modules of the user's that it is made of.
     """
 
     module: nn.Module
@@ -32,6 +43,8 @@ class Encoder:
     spec: str
     identity: Mapping[str, Any]
     outputs: tuple[Output, ...] = (Output(),)
+    earlier: Mapping[str, Any] | None = None
+    code: tuple[CodeModule, ...] = ()
     named_by: NamedBy = "class"
     facts: ContractFacts = field(init=False)
 
@@ -39,6 +52,13 @@ class Encoder:
         object.__setattr__(self, "facts", contract_facts(self.module))
         self._check_outputs()
         self._check_on_noise()
+
+    def made_of(self, code: tuple[CodeModule, ...]) -> Encoder:
+        """The same encoder, of which it is known now what code it is made of."""
+        encoder = copy.copy(self)
+        object.__setattr__(encoder, "code", code)
+        object.__setattr__(encoder, "identity", {**self.identity, "code_sha256": code_sha256(code)})
+        return encoder
 
     def recipe(
         self,
@@ -50,13 +70,17 @@ class Encoder:
         format_version: int,
         max_window_seconds: float | None = None,
         output: Output | None = None,
+        identity: Mapping[str, Any] | None = None,
     ) -> Recipe:
-        """Everything that decides the numbers this encoder will make of one output, the first, under these settings."""
+        """Everything that decides the numbers this encoder will make of one output, the first, under these settings.
+
+        `identity` is the encoder's own unless it is given.
+        """
         output = output or self.outputs[0]
         layer = {} if output.layer is None else {"layer": output.layer}
         return Recipe(
             encoder=f"{self.name}{output.suffix}",
-            encoder_identity={**self.identity, **layer},
+            encoder_identity={**(self.identity if identity is None else identity), **layer},
             sample_rate_hz=self.facts.sample_rate_hz,
             dim=self.dim_of(output.layer),
             hop_seconds=self.hop_seconds_of(output.layer),

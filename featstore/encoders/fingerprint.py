@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import inspect
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import suppress
+from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,13 +15,59 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["encoder_identity", "source_sha256", "state_sha256"]
+from featstore.encoders.source_code import file_of, is_user_path, sha256_of_module
+from featstore.encoders.user_code import modules_named_in
+from featstore.records import sha256_of
+
+__all__ = [
+    "builtin_code_sha256",
+    "distribution_of",
+    "earlier_identity",
+    "encoder_identity",
+    "source_sha256",
+    "state_sha256",
+    "user_identity",
+]
+
+_MOST_FILES = 10_000
+
+_FIRST_CODE: Mapping[str, str] = {
+    "cae71bc1f7e20aa2195bbd9be24084de14a09cd7d7cc4c27eaf582e6993b4e94": (  # LogMelEncoder, MfccEncoder
+        "57fed00a103b9ee80ed29300b81b113a0afb50c15deba6932eac18c4cc966593"
+    ),
+    "4787479e85a9bea1e9f5916c34fa65dee7052ac508471efd4ff7d2125e4895b6": (  # WaveformEncoder
+        "52215c2d791980af2da3243c5a5c939ae6e7bdd9b7d2864da523194232b6997f"
+    ),
+    "f236189cecd3ce91792568988b784d30549e158861b0f5d637f0233b67d6af55": (  # WhisperEncoder
+        "99d4b98645f58893ca3745c6fb7d052d32b7b04893052b739c40f9dd8cc611e1"
+    ),
+    "1a8e6e66ae39e88a5842bfa5908eefed3d9e8755fff0ad1a37eb9362ba0d1297": (  # PatchEncoder
+        "57b8c1be8f3d9bc7a47cca05548798e1c1b777d7fede5d4f9ed1a11e8a189c19"
+    ),
+    "7f505fc03bf84509a08626eea988c49167b92f0a38b20d25847faedee88e4138": (  # FbankEncoder
+        "17137120ff4cdf9f111ec84f594e5ba8e7e48b3371f1ac3a9c0a32d8ddbfc9c5"
+    ),
+    "f83183c94edcd9326244dd7b8f8a4426a0d7b1c1399f3a30f1678eb135d473c7": (  # ClapEncoder
+        "ecaf789057c217cfaf00871d93173605bad40273b688c3287f8b8d688b762bb3"
+    ),
+    "b493711c692c1725523a56355ca8824cb94ed63177cfe3bf71ca78d8b87cc7cd": (  # OtherEncoder
+        "9054a86d6014a54478c7e03d64448c61f5788996bb8ac62a29fb343980b08f59"
+    ),
+    "5e01fc7d2a13a7a0b2f941fd6b473b2eefd004a64489e533acf1badf017ed772": (  # DashengEncoder
+        "8cb2c79b9c264719e7f9d1d2bb0be77224c45ee712e2e6be45d80092876a8dcd"
+    ),
+}
+"""`builtin_code_sha256` -> `source_sha256` of featstore 0. An edit that leaves every number as it is adds a line."""
 
 
-def state_sha256(module: nn.Module) -> str:
-    """Hash of a state dict: name, dtype, shape and bytes of every entry, in order of name."""
+def state_sha256(module: nn.Module, *, all_buffers: bool = False) -> str:
+    """Hash of a state dict: name, dtype, shape and bytes of every entry, in order of name.
+
+    With `all_buffers`, those too that are not part of a state dict (``persistent=False``).
+    """
     digest = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
+    state = module.state_dict()
+    for name, value in sorted(({**dict(module.named_buffers()), **state} if all_buffers else state).items()):
         if isinstance(value, torch.Tensor):
             tensor = value.detach().cpu().contiguous()
             digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
@@ -38,9 +86,9 @@ def source_sha256(kind: type) -> str:
     home = sys.modules.get(kind.__module__)
     folder = _file_of(home).parent if home is not None and _file_of(home) is not None else None  # type: ignore[union-attr]
     texts = {_source(home)} if home is not None else set()
-    seen, waiting = {home}, [home]
+    seen, waiting = {home}, [] if home is None else [home]
     while folder is not None and waiting:
-        for module in _modules_named_in(waiting.pop()):
+        for module in modules_named_in(waiting.pop()):
             path = _file_of(module)
             if module not in seen and path is not None and path.is_relative_to(folder):
                 seen.add(module)
@@ -49,14 +97,6 @@ def source_sha256(kind: type) -> str:
     texts.discard("")
     digests = sorted(hashlib.sha256(text.encode()).hexdigest() for text in texts or {kind.__module__})
     return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
-
-
-def _modules_named_in(module: ModuleType | None) -> Iterator[ModuleType]:
-    """Modules that a module's names are, or were defined in."""
-    for value in tuple(vars(module).values()):
-        found = value if isinstance(value, ModuleType) else sys.modules.get(str(getattr(value, "__module__", None)))
-        if isinstance(found, ModuleType):
-            yield found
 
 
 def _file_of(module: ModuleType) -> Path | None:
@@ -73,10 +113,111 @@ def _source(module: ModuleType) -> str:
 
 
 def encoder_identity(module: nn.Module, *, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a recipe that says which encoder it is."""
+    """Identity of an encoder whose class is featstore's own.
+
+    ``source_sha256`` is the hash of the class's code as a syntax tree; while that is as it was in `_FIRST_CODE`, it is
+    what featstore 0 made of the same code's text, so that stores of that time go on.
+    """
+    kind = type(module)
+    code = builtin_code_sha256(kind)
+    return {
+        "class": kind.__qualname__,
+        "source_sha256": _FIRST_CODE.get(code, code),
+        "state_sha256": state_sha256(module),
+        "arguments": dict(arguments),
+    }
+
+
+def user_identity(module: nn.Module, *, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Identity of an encoder that is not featstore's own, its code left out; an installed class has its version."""
+    kind = type(module)
+    is_installed = not is_user_path(file_of(sys.modules[kind.__module__]) or "")
+    return {
+        "class": kind.__qualname__,
+        **({"distribution": distribution_of(kind)} if is_installed else {}),
+        "state_sha256": state_sha256(module, all_buffers=True),
+        "arguments": {name: by_content(value) for name, value in arguments.items()},
+    }
+
+
+def earlier_identity(module: nn.Module, *, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Identity of an encoder of the user's as featstore 0 computed it: by the text of files beside the class's."""
     return {
         "class": type(module).__qualname__,
         "source_sha256": source_sha256(type(module)),
         "state_sha256": state_sha256(module),
         "arguments": dict(arguments),
     }
+
+
+def builtin_code_sha256(kind: type) -> str:
+    """Hash of the code of one of featstore's own classes: its module, and those of its folder that this imports."""
+    home = sys.modules[kind.__module__]
+    folder = Path(file_of(home) or "").parent
+    seen: dict[ModuleType, None] = {home: None}
+    waiting = [home]
+    while waiting:
+        for module in modules_named_in(waiting.pop()):
+            path = file_of(module)
+            if module not in seen and path is not None and Path(path).is_relative_to(folder):
+                seen[module] = None
+                waiting.append(module)
+    return sha256_of(sorted(sha256_of_module(module) for module in seen))
+
+
+def distribution_of(kind: type) -> str:
+    """Name and version of the distribution that installed a class, as in ``"dasheng==0.0.9"``.
+
+    Where none says that it did, it is the hash of the class's module.
+    """
+    home = sys.modules[kind.__module__]
+    names = metadata.packages_distributions().get(kind.__module__.partition(".")[0], ())
+    found = [metadata.distribution(name) for name in dict.fromkeys(names)]
+    if len(found) > 1:  # a namespace that several share
+        path = Path(file_of(home) or "").resolve()
+        own = [
+            each
+            for each in found
+            if any(Path(str(each.locate_file(file))).resolve() == path for file in each.files or ())
+        ]
+        found = own or found
+    named = sorted(f"{each.metadata['Name']}=={each.version}" for each in found)
+    return " ".join(named) if named else sha256_of_module(home)
+
+
+def by_content(value: Any) -> Any:
+    """An argument, in which the path of a file or folder is joined by the hash of what that holds; see `Recipe`."""
+    if isinstance(value, Mapping):
+        return {name: by_content(each) for name, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [by_content(each) for each in value]
+    if isinstance(value, str) and value.strip():
+        with suppress(OSError, ValueError, RuntimeError):  # no path, or one that cannot be read
+            return _path_by_content(value)
+    return value
+
+
+def _path_by_content(value: str) -> Any:
+    path = Path(value).expanduser()
+    if path.is_file():
+        return {"file": value, "file_sha256": _sha256_of_file(path)}
+    if path.is_dir() and (files := _files_in(path)) is not None:
+        inside = [[each.relative_to(path).as_posix(), _sha256_of_file(each)] for each in files]
+        return {"folder": value, "folder_sha256": sha256_of(inside)}
+    return value
+
+
+def _files_in(folder: Path) -> list[Path] | None:
+    """Files in and below a folder in order of name, hidden ones apart; None of more than can be meant."""
+    found: list[Path] = []
+    for path in folder.rglob("*"):
+        if not any(part.startswith((".", "__pycache__")) for part in path.relative_to(folder).parts) and path.is_file():
+            found.append(path)
+        if len(found) > _MOST_FILES:
+            return None
+    return sorted(found, key=lambda each: each.relative_to(folder).as_posix())
+
+
+def _sha256_of_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -15,9 +15,13 @@ __all__ = ["LoadedModel"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedModel:
-    """A module that keeps the contract, the name of its feature sets, what that was taken from, and what it is."""
+    """A module that keeps the contract, the name of its feature sets, what that was taken from, and what it is.
+
+    ``earlier`` is what it was to an earlier featstore, where that was another identity.
+    """
 
     module: nn.Module
     name: str
     named_by: NamedBy
     identity: Mapping[str, Any]
+    earlier: Mapping[str, Any] | None = None

@@ -6,22 +6,21 @@ import importlib
 import importlib.util
 import re
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from importlib.machinery import SourceFileLoader
+from collections.abc import Mapping
 from pathlib import Path
-from types import CodeType, ModuleType
+from types import ModuleType
 from typing import Any, get_args
 
 from torch import nn
 
 from featstore.encoders.arguments import check_arguments, check_built_in_arguments
 from featstore.encoders.encoder import Encoder
-from featstore.encoders.fingerprint import encoder_identity
+from featstore.encoders.fingerprint import earlier_identity, encoder_identity, user_identity
 from featstore.encoders.loaded import LoadedModel
 from featstore.encoders.outputs import Output, Pool
 from featstore.encoders.specs import EncoderSpec, parse_spec
 from featstore.encoders.spectral import LogMelEncoder, MfccEncoder
+from featstore.encoders.user_code import ENCODER_FILE, loading_user_code
 from featstore.errors import EncoderContractError, EncoderError, UsageError
 
 __all__ = ["load"]
@@ -48,8 +47,20 @@ def load(
         return _encoder(found, parsed.base, outputs)
     if parsed.scheme == "built-in":
         return _encoder(_of_a_built_in(parsed, arguments), parsed.base, outputs)
-    with _importable(_folder_of(parsed)):
-        return _encoder(_of_a_class(parsed, arguments), parsed.base, outputs)
+    with loading_user_code(_folder_of(parsed)) as loading:
+        kind, main = _class_in_file(parsed) if parsed.scheme == "file" else _class_by_import(parsed)
+        module = _build(kind, arguments)
+        is_own = kind.__module__.partition(".")[0] == "featstore"
+        found = LoadedModel(
+            module=module,
+            name=kind.__name__,
+            named_by="class",
+            identity=(encoder_identity if is_own else user_identity)(module, arguments=arguments),
+            earlier=None if is_own else earlier_identity(module, arguments=arguments),
+        )
+        encoder = _encoder(found, parsed.base, outputs)
+        code = loading.modules(module, main=main)  # after its first forward pass, which may have imported more
+        return encoder.made_of(code) if code else encoder
 
 
 def _encoder(found: LoadedModel, spec: str, outputs: tuple[Output, ...]) -> Encoder:
@@ -59,6 +70,7 @@ def _encoder(found: LoadedModel, spec: str, outputs: tuple[Output, ...]) -> Enco
         named_by=found.named_by,
         spec=spec,
         identity=found.identity,
+        earlier=found.earlier,
         outputs=outputs,
     )
 
@@ -88,18 +100,9 @@ def _of_a_library(spec: EncoderSpec, arguments: Mapping[str, Any], *, trust_remo
 
 def _of_a_built_in(spec: EncoderSpec, arguments: Mapping[str, Any]) -> LoadedModel:
     check_built_in_arguments(spec.name, arguments)
-    return _loaded(_BUILT_IN[spec.name], arguments, name=spec.name)
-
-
-def _of_a_class(spec: EncoderSpec, arguments: Mapping[str, Any]) -> LoadedModel:
-    kind = _class_in_file(spec) if spec.scheme == "file" else _class_by_import(spec)
-    return _loaded(kind, arguments, name=kind.__name__)
-
-
-def _loaded(kind: type[nn.Module], arguments: Mapping[str, Any], *, name: str) -> LoadedModel:
-    module = _build(kind, arguments)
+    module = _build(_BUILT_IN[spec.name], arguments)
     identity = encoder_identity(module, arguments=arguments)
-    return LoadedModel(module=module, name=name, named_by="class", identity=identity)
+    return LoadedModel(module=module, name=spec.name, named_by="class", identity=identity)
 
 
 def _build(kind: type[nn.Module], arguments: Mapping[str, Any]) -> nn.Module:
@@ -118,12 +121,12 @@ def _folder_of(spec: EncoderSpec) -> Path:
     return Path(spec.name).resolve().parent if spec.scheme == "file" else Path.cwd()
 
 
-def _class_in_file(spec: EncoderSpec) -> type[nn.Module]:
+def _class_in_file(spec: EncoderSpec) -> tuple[type[nn.Module], ModuleType]:
     path = Path(spec.name)
     if not path.is_file():
         raise EncoderError(f"there is no encoder file {path}: check the path in --encoder {spec.base}")
-    module_name = f"featstore_encoder_{re.sub(r'[^A-Za-z0-9_]', '_', path.stem)}"
-    module_spec = importlib.util.spec_from_file_location(module_name, path, loader=_FromText(module_name, str(path)))
+    module_name = f"{ENCODER_FILE}{re.sub(r'[^A-Za-z0-9_]', '_', path.stem)}"
+    module_spec = importlib.util.spec_from_file_location(module_name, path)
     if module_spec is None or module_spec.loader is None:
         raise EncoderError(f"{path} is not a Python file")
     module = importlib.util.module_from_spec(module_spec)
@@ -133,23 +136,16 @@ def _class_in_file(spec: EncoderSpec) -> type[nn.Module]:
     except (Exception, SystemExit) as error:
         del sys.modules[module_name]
         raise EncoderError(f"{path} could not be imported: {_told(error)}") from error
-    return _pick_class(module, spec.class_name, where=str(path))
+    return _pick_class(module, spec.class_name, where=str(path)), module
 
 
-class _FromText(SourceFileLoader):
-    """Runs the text that is hashed. Byte code is told from another's by size and second, which an edit may share."""
-
-    def get_code(self, fullname: str) -> CodeType:  # noqa: ARG002 - as importlib calls it
-        return self.source_to_code(self.get_data(self.path), self.path)
-
-
-def _class_by_import(spec: EncoderSpec) -> type[nn.Module]:
+def _class_by_import(spec: EncoderSpec) -> tuple[type[nn.Module], ModuleType]:
     name = spec.name
     try:
         module = importlib.import_module(name)
     except (Exception, SystemExit) as error:
         raise EncoderError(f"module {name} of --encoder {spec.base} could not be imported: {_told(error)}") from error
-    return _pick_class(module, spec.class_name, where=name)
+    return _pick_class(module, spec.class_name, where=name), module
 
 
 def _pick_class(module: ModuleType, wanted: str, *, where: str) -> type[nn.Module]:
@@ -167,17 +163,6 @@ def _pick_class(module: ModuleType, wanted: str, *, where: str) -> type[nn.Modul
         raise EncoderError(f"{where} has no class whose name ends in Encoder: name one, as in {where}:MyModel")
     names = ", ".join(sorted(kind.__name__ for kind in own))
     raise EncoderError(f"{where} has several encoders: say which, as in {where}:{own[0].__name__} (there are {names})")
-
-
-@contextmanager
-def _importable(folder: Path) -> Iterator[None]:
-    """Let a user's class import the files beside it, while its file is imported and while it is built."""
-    sys.path.insert(0, str(folder))
-    try:
-        yield
-    finally:
-        if str(folder) in sys.path:
-            sys.path.remove(str(folder))
 
 
 def _told(error: BaseException) -> str:

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from featstore.errors import DataError, ShardError, UsageError
-from featstore.extract.held import named_as_held
+from featstore.errors import DataError, ShardError, StoreError, UsageError
+from featstore.extract.drift import DriftCheck
+from featstore.extract.held import named_as_held, what_changed
 from featstore.extract.outcome import EncodeResult, StageTimes, StoredShard
 from featstore.extract.progress import Progress, Silent
 from featstore.extract.ranks import Share
@@ -22,7 +24,14 @@ from featstore.extract.shards import AnyShard, dataset_folder, find_shards, is_c
 from featstore.extract.windows import Padding
 from featstore.extract.work import EncodeJob, EncoderCard, KeptOutput, StaleShard
 from featstore.records import BrokenShard, ExtractFailure, ExtractRecord, Recipe, dataset_group
-from featstore.store import Segment, SplitWriter, recipe_groups
+from featstore.store import (
+    Segment,
+    SplitWriter,
+    note_in_encoder_group,
+    read_encoder_group,
+    read_encoder_groups,
+    recipe_groups,
+)
 
 if TYPE_CHECKING:
     from featstore.encoders.encoder import Encoder
@@ -66,6 +75,8 @@ class ExtractOptions:
     prune : bool
         Drop the embeddings of shards whose files are no longer in the data folder. Those of a shard that is there stay,
         whether this manifest's pattern names it or not: another task may.
+    allow_drift : bool
+        Encode though the encoder returns other numbers than when its embeddings were stored.
     check_shards : bool
         Read and hash every shard that is in the store, and encode again those whose content has changed. Without it, a
         shard of the size and modification time (or etag) of its commit is taken for unchanged.
@@ -83,6 +94,7 @@ class ExtractOptions:
     compiled: bool = False
     profile_path: Path | None = None
     prune: bool = False
+    allow_drift: bool = False
     check_shards: bool = False
 
     def __post_init__(self) -> None:
@@ -147,16 +159,23 @@ def extract_task(
     ------
     ShardError
         Shards are missing or broken; every other shard has been committed by then.
+    EncoderChanged
+        The encoder returns other numbers for the reference signals than when its embeddings were stored, or others each
+        time; no shard has been encoded.
     EncoderContractError, StoreError, UsageError
         See `featstore.errors`.
     """
     engine = _as_engine(encoder, options, local_rank=local_rank)
     shards = _find_every_shard(manifest, data_dir, splits)
+    card = engine.describe(options)
+    recipes, anew = _recipes(card, store_url)
     plan = _planned(
         manifest,
         shards,
         engine=engine,
-        card=engine.describe(options),
+        card=card,
+        recipes=recipes,
+        check=DriftCheck(engine, notes=anew),
         data_dir=data_dir,
         store_url=store_url,
         options=options,
@@ -201,6 +220,8 @@ def plan_tasks(
     if all(isinstance(each, ExtractFailure) for each in found):
         return tuple(each for each in found if isinstance(each, ExtractFailure))
     card = engine.describe(options)
+    recipes, anew = _recipes(card, store_url)
+    check = DriftCheck(engine, notes=anew)
     return tuple(
         each
         if isinstance(each, ExtractFailure)
@@ -209,6 +230,8 @@ def plan_tasks(
             each,
             engine=engine,
             card=card,
+            recipes=recipes,
+            check=check,
             data_dir=data_dir,
             store_url=store_url,
             options=options,
@@ -241,6 +264,8 @@ def _planned(
     *,
     engine: Engine,
     card: EncoderCard,
+    recipes: Sequence[Recipe],
+    check: DriftCheck,
     data_dir: Path | str,
     store_url: str,
     options: ExtractOptions,
@@ -249,7 +274,7 @@ def _planned(
     frames_wanted = options.frames == "always" or (options.frames == "auto" and manifest.wants_frames)
     outputs = tuple(
         KeptOutput(recipe=recipe, spec=output.spec, frames_stored=frames_wanted and recipe.pool == "mean")
-        for output, recipe in zip(card.outputs, _recipes(card, store_url), strict=True)
+        for output, recipe in zip(card.outputs, recipes, strict=True)
     )
     if frames_wanted and not any(kept.frames_stored for kept in outputs):
         raise UsageError("frames are stored beside the mean: add mean to --pool, or give --frames never")
@@ -259,6 +284,7 @@ def _planned(
         engine=engine,
         card=card,
         outputs=outputs,
+        check=check,
         frames_wanted=frames_wanted,
         data_folder=dataset_folder(data_dir, manifest.data.dataset),
         store_url=store_url,
@@ -267,12 +293,29 @@ def _planned(
     )
 
 
-def _recipes(card: EncoderCard, store_url: str) -> tuple[Recipe, ...]:
-    """Recipes of the encoder's outputs, as the store has them. It is asked only where a name is that of a place."""
+def _recipes(card: EncoderCard, store_url: str) -> tuple[tuple[Recipe, ...], tuple[str, ...]]:
+    """Recipes of the encoder's outputs, as the store has them; and a line about the first that it does not have."""
+    groups = recipe_groups(store_url)
     recipes = tuple(output.recipe for output in card.outputs)
-    if all(recipe.named_by == "class" for recipe in recipes):
-        return recipes
-    return named_as_held(recipes, name=card.name, groups=recipe_groups(store_url))
+    earlier = tuple(output.earlier for output in card.outputs)
+
+    def noted(name: str) -> Mapping[str, Any] | None:
+        group = read_encoder_group(store_url, name)
+        return None if group is None else group.encoder_identity
+
+    held = named_as_held(recipes, name=card.name, groups=groups, earlier=earlier, noted=noted)
+    for recipe, there in zip(recipes, held, strict=True):
+        # a group of an earlier featstore: what it did not hash has to stay as it is from now on
+        if there.encoder_identity != recipe.encoder_identity and noted(there.group_name) is None:
+            with suppress(StoreError):  # a store that is only read is read as before
+                note_in_encoder_group(store_url, there.group_name, encoder_identity=recipe.encoder_identity)
+    for there, recipe, then in zip(held, recipes, earlier, strict=True):
+        if there.group_name not in groups:
+            alike = [name for name in groups if name.rpartition("@")[0] == there.encoder]
+            stored = [(group.recipe, group.encoder_identity) for group in read_encoder_groups(store_url, alike)]
+            told = what_changed(replace(recipe, encoder=there.encoder), then, stored)
+            return held, () if told is None else (told,)
+    return held, ()
 
 
 def _as_engine(encoder: Encoder | Engine, options: ExtractOptions, *, local_rank: int | None) -> Engine:
@@ -320,6 +363,7 @@ class TaskPlan:
     engine: Engine
     card: EncoderCard
     outputs: tuple[KeptOutput, ...]
+    check: DriftCheck
     frames_wanted: bool
     data_folder: Path | str
     store_url: str
@@ -335,6 +379,9 @@ class TaskPlan:
         ------
         ShardError, DamagedPart
             This task cannot be extracted further; others can.
+        EncoderChanged
+            Nor can any other task: the encoder returns other numbers than when its embeddings were stored, or others
+            each time. Nothing of the split that lacked a shard has been written.
         EncoderError, EncoderContractError, StoreError, WorkerError
             Nor can any other task: the encoder does not keep its contract, the store cannot be written, or workers died
             over and over.
@@ -347,10 +394,17 @@ class TaskPlan:
     ) -> tuple[ExtractRecord, ...]:
         """Encode what is missing of one split's feature sets. Returns their records."""
         job = self._job(split)
+        shards = self.share.of(every_shard)
+        if shards and not all(map(job.is_begun, self.outputs)):
+            self.check.pass_once(job)  # before anything is written
         hashed_once = cache(sha256_of_shard)  # a shard that was touched is asked about by every output
         sets = tuple(self._feature_set(job, kept, every_shard, hashed_once) for kept in self.outputs)
-        shards = self.share.of(every_shard)
         stale = _stale(shards, sets)
+        if stale:
+            self.check.pass_once(job)
+            self.check.note_canaries(self.store_url)
+        if self.options.prune:
+            sets = tuple(_pruned(each) for each in sets)
         others = f" and {len(sets) - 1} more" if len(sets) > 1 else ""
         progress.begin(
             label=f"{self.card.name}{others} {sets[0].writer.path.split('/', 1)[1]}",
@@ -366,10 +420,11 @@ class TaskPlan:
                     each.writer.sweep()
                 if stale or not each.writer.is_catalogued:
                     each.writer.write_catalogue()
-        return tuple(
+        records = tuple(
             self._record(split, shards, each, asked=asked.recipe, stored=result.stored.get(number, ()), result=result)
             for number, (each, asked) in enumerate(zip(sets, self.card.outputs, strict=True))
         )
+        return (replace(records[0], notes=self.check.take_notes()), *records[1:]) if stale else records
 
     def _job(self, split: str) -> EncodeJob:
         data = self.manifest.data
@@ -394,9 +449,6 @@ class TaskPlan:
         unmatched = cached.keys() - {shard.name for shard in shards}
         there = still_there(self.data_folder, sorted(unmatched))
         gone = unmatched - there
-        if gone and self.options.prune:
-            writer.delete(_parts_of_nothing_but(gone, cached))
-            gone &= writer.committed().keys()
 
         def is_stale(shard: AnyShard) -> bool:
             try:
@@ -489,6 +541,14 @@ def _stale(shards: Sequence[AnyShard], sets: Sequence[_FeatureSet]) -> tuple[Sta
         for shard, outputs in lacking
         if outputs
     )
+
+
+def _pruned(each: _FeatureSet) -> _FeatureSet:
+    """The feature set without embeddings of shards that are gone, but for those in parts that hold others too."""
+    if not each.gone:
+        return each
+    each.writer.delete(_parts_of_nothing_but(each.gone, each.cached))
+    return replace(each, gone=tuple(sorted(each.writer.committed().keys() & set(each.gone))))
 
 
 def _parts_of_nothing_but(gone: Collection[str], cached: Mapping[str, Segment]) -> list[str]:

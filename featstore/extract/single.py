@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any, cast
@@ -15,6 +15,7 @@ from featstore.encoders import load_encoder, parse_spec
 from featstore.errors import EncoderError, FeatstoreError, UnusableClip, UsageError
 from featstore.extract.audio import RESAMPLER, decode
 from featstore.extract.batches import Batch, Batcher, PendingWindow, stack
+from featstore.extract.held import differing_fields, named_as_held
 from featstore.extract.windows import Padding, plan_windows
 from featstore.extract.work import new_batcher
 
@@ -76,10 +77,13 @@ def load_encoder_of(recipe: Recipe, *, stored_spec: str, spec: str | None) -> En
         format_version=recipe.format_version,
         max_window_seconds=recipe.max_window_seconds,
     )
-    if made.named_as(recipe.group_name) is None:
+    of_layer = {name: made.encoder_identity[name] for name in ("layer",) if name in made.encoder_identity}
+    before = None if encoder.earlier is None else replace(made, encoder_identity={**encoder.earlier, **of_layer})
+    [held] = named_as_held([made], name=made.encoder, groups=[recipe.group_name], earlier=[before])
+    if held.group_name != recipe.group_name:
         raise EncoderError(
             f"what {named.base!r} loads now is not the encoder of {recipe.group_name} "
-            f"({', '.join(_differences(recipe, made))} differ): its vectors would not be comparable; "
+            f"({', '.join(differing_fields(recipe, made))} differ): its vectors would not be comparable; "
             "name the right one with --spec, or extract again"
         )
     return encoder
@@ -98,25 +102,12 @@ def _check_loads_by_itself(recipe: Recipe, stored_spec: str) -> None:
 
 
 def _stored_arguments(recipe: Recipe) -> tuple[Mapping[str, Any], int | None]:
-    """Constructor arguments and layer, as the store has them, which may be anything."""
+    """Constructor arguments, as they were given, and layer: what the store has of them may be anything."""
     identity = recipe.encoder_identity
     arguments, layer = identity.get("arguments") or {}, identity.get("layer")
     if not isinstance(arguments, Mapping) or isinstance(layer, bool) or not isinstance(layer, int | None):
         raise EncoderError(f"{recipe.group_name} is damaged: arguments are an object and a layer is a number")
-    return arguments, layer
-
-
-def _differences(recipe: Recipe, made: Recipe) -> Iterable[str]:
-    one, other = recipe.as_json(), made.as_json()
-    says_no_more_than_where = {"named_by", "encoder"} if made.named_by == "place" else {"named_by"}
-    for name in one:
-        if name in says_no_more_than_where or one[name] == other.get(name):
-            continue
-        if name != "encoder_identity":
-            yield name
-            continue
-        keys = dict.fromkeys([*one[name], *other[name]])
-        yield from (key for key in keys if one[name].get(key) != other[name].get(key))
+    return recipe.arguments, layer
 
 
 def encode_file(

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from featstore import __version__
 from featstore.errors import EncoderError, ShardError, StoreError, UsageError
@@ -27,13 +27,14 @@ from featstore.extract.progress import Progress
 from featstore.extract.shard_work import PartTarget
 from featstore.extract.shards import AnyShard
 from featstore.extract.stream import ShardFeed
-from featstore.extract.windows import Padding, plan_windows
+from featstore.extract.windows import Padding, Window, plan_windows
 from featstore.machine import CPU_BATCH_SECONDS, LIGHT_BATCH_SECONDS, cores, free_memory_bytes
 from featstore.records import Recipe
 from featstore.store import FORMAT_VERSION, SplitWriter, is_split_begun, open_split_writer
 from featstore.wording import redacted
 
 if TYPE_CHECKING:
+    from featstore.encoders.canary import CanaryReading
     from featstore.encoders.encoder import Encoder
     from featstore.encoders.outputs import Output
     from featstore.encoders.running import EncoderRun
@@ -61,9 +62,13 @@ _LEAST_HELD_BYTES = 1 << 30
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutputCard:
-    """One output of an encoder: the recipe it is stored under, and how it is named on the command line."""
+    """One output of an encoder: the recipe it is stored under, and how it is named on the command line.
+
+    ``earlier`` is the recipe that an earlier featstore would have stored it under, where its rules were others.
+    """
 
     recipe: Recipe
+    earlier: Recipe | None
     spec: str
 
 
@@ -154,6 +159,7 @@ class Workplace:
         self._cores = cores
         self._started: tuple[tuple[str, bool], EncoderRun] | None = None
         self._batch_seconds: dict[tuple[str, float, float | None], float] = {}
+        self._canaries: dict[str, CanaryReading] = {}
         self._traced = False
 
     def card(self, options: ExtractOptions) -> EncoderCard:
@@ -232,14 +238,7 @@ class Workplace:
                     targets=targets,
                     encoder=run,
                     encoder_name=self._encoder.name,
-                    plan=partial(
-                        plan_windows,
-                        crop_seconds=job.crop_seconds,
-                        padding=padding,
-                        sample_rate_hz=rate,
-                        longest_seconds=self._encoder.longest_window_seconds(job.options.max_window_seconds),
-                        input_seconds=self._encoder.facts.input_seconds,
-                    ),
+                    plan=self._plan(job.options, crop_seconds=job.crop_seconds),
                     batcher=new_batcher(
                         padding,
                         budget_samples=round(batch_seconds * rate),
@@ -258,6 +257,32 @@ class Workplace:
                     gathered=gathered,
                     settled=settled,
                 )
+
+    def canary(self, options: ExtractOptions) -> CanaryReading:
+        """What its encoder returns for the reference signals under these options; encoded once for several tasks."""
+        from featstore.encoders.canary import read_canary
+
+        recipe = self.card(options).outputs[0].recipe
+        if recipe.fingerprint not in self._canaries:
+            self._canaries[recipe.fingerprint] = read_canary(
+                self._encoder,
+                recipe,
+                device=self._device,
+                plan=self._plan(options, crop_seconds=None),
+                versions=software_versions(),
+            )
+        return self._canaries[recipe.fingerprint]
+
+    def _plan(self, options: ExtractOptions, *, crop_seconds: float | None) -> Callable[[int], tuple[Window, ...]]:
+        """Samples of a clip -> its windows."""
+        return partial(
+            plan_windows,
+            crop_seconds=crop_seconds,
+            padding=Padding.parse(options.padding),
+            sample_rate_hz=self._encoder.facts.sample_rate_hz,
+            longest_seconds=self._encoder.longest_window_seconds(options.max_window_seconds),
+            input_seconds=self._encoder.facts.input_seconds,
+        )
 
     def _start(self, job: EncodeJob) -> EncoderRun:
         """The encoder on its device: kept from job to job, for it learns what the device holds."""
@@ -327,7 +352,11 @@ def card_of(encoder: Encoder, *, device: str, options: ExtractOptions) -> Encode
         name=encoder.name,
         outputs=tuple(
             OutputCard(
-                recipe=plan_recipe(encoder, output, device=device, options=options), spec=encoder.spec_of(output)
+                recipe=plan_recipe(encoder, output, device=device, options=options),
+                earlier=None
+                if encoder.earlier is None
+                else plan_recipe(encoder, output, device=device, options=options, identity=encoder.earlier),
+                spec=encoder.spec_of(output),
             )
             for output in encoder.outputs
         ),
@@ -335,7 +364,14 @@ def card_of(encoder: Encoder, *, device: str, options: ExtractOptions) -> Encode
     )
 
 
-def plan_recipe(encoder: Encoder, output: Output, *, device: str, options: ExtractOptions) -> Recipe:
+def plan_recipe(
+    encoder: Encoder,
+    output: Output,
+    *,
+    device: str,
+    options: ExtractOptions,
+    identity: Mapping[str, Any] | None = None,
+) -> Recipe:
     """The recipe that an extraction with these options on this device stores one output under."""
     return encoder.recipe(
         padding=str(Padding.parse(options.padding)),
@@ -345,6 +381,7 @@ def plan_recipe(encoder: Encoder, output: Output, *, device: str, options: Extra
         format_version=FORMAT_VERSION,
         max_window_seconds=options.max_window_seconds,
         output=output,
+        identity=identity,
     )
 
 

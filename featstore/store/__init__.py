@@ -1,5 +1,11 @@
 """The store: format, writer and reader. torch only in `torch_view`, zarr only through `zarr_io`."""
 
+from featstore.store.encoder_groups import (
+    EncoderGroup,
+    note_in_encoder_group,
+    read_encoder_group,
+    read_encoder_groups,
+)
 from featstore.store.feature_set import FeatureSet
 from featstore.store.format import FORMAT_VERSION, Commit, Member, Segment, ShardIdentity, is_group_name
 from featstore.store.frames import Frames, PaddedFrames, RaggedFrames
@@ -11,6 +17,7 @@ __all__ = [
     "FORMAT_VERSION",
     "Commit",
     "EmbeddedWindow",
+    "EncoderGroup",
     "FeatureSet",
     "FeatureSets",
     "Frames",
@@ -25,7 +32,10 @@ __all__ = [
     "WindowBlock",
     "is_group_name",
     "is_split_begun",
+    "note_in_encoder_group",
     "open_split_writer",
     "open_store",
+    "read_encoder_group",
+    "read_encoder_groups",
     "recipe_groups",
 ]

@@ -26,6 +26,7 @@ from featstore.remote import NETWORK_THREADS
 from featstore.store.ahead import in_order
 from featstore.store.cache import sealed_object
 from featstore.store.catalogue import SplitEntry, check_root, read_commits, read_split, split_paths
+from featstore.store.encoder_groups import copy_notes
 from featstore.store.format import Commit, Member, Segment
 from featstore.store.objects import Objects, open_objects
 from featstore.store.writer import SplitWriter, open_split_writer_at
@@ -193,6 +194,7 @@ class _SplitCopy:
     def run(self) -> CopyRecord:
         parts = self._parts()
         writer = open_split_writer_at(self._target, self._entry.address)
+        copy_notes(self._source, self._target, self._entry.path.split("/")[0])
         wanted = _plan(parts, writer.begin_run())
         for _ in range(len(parts) - len(wanted)):
             self._on_part(self._entry.path)

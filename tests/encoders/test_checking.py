@@ -27,6 +27,7 @@ from handmade import build
 
 NAMES = [
     "contract",
+    "identity",
     "determinism",
     "batch invariance",
     "padding",

@@ -136,6 +136,7 @@ def test_every_option_is_either_in_the_recipe_or_named_here_as_not() -> None:
         "workers",
         "max_clip_seconds",
         "prune",
+        "allow_drift",
         "compiled",
         "profile_path",
     }

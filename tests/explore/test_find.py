@@ -195,9 +195,7 @@ def test_an_encoder_that_runs_code_is_loaded_when_the_user_names_it_and_is_still
     found = nearest_to_file(sets, Path("heard.wav"), load=lambda fs: load(fs, "./mine.py"), k=1)
     assert (found.hits[0].key, found.hits[0].similarity > 0.999999) == ("c1", True)
     Path("mine.py").write_text(XARES_ENCODER.replace("/ 20", "/ 21"))
-    with pytest.raises(
-        EncoderError, match=r"is not the encoder of MyEncoder@\w+ \(source_sha256, state_sha256 differ\)"
-    ):
+    with pytest.raises(EncoderError, match=r"is not the encoder of MyEncoder@\w+ \(code_sha256, state_sha256 differ\)"):
         load(sets[0], "./mine.py")
 
 

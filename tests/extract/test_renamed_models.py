@@ -89,7 +89,7 @@ def test_a_store_of_the_time_when_the_name_was_in_the_fingerprint_is_gone_on_wit
     assert len(recipe_groups(str(store))) == 1
 
 
-def test_a_store_at_a_url_is_asked_for_its_names_once_and_only_by_who_is_called_after_a_place(
+def test_a_store_at_a_url_is_asked_for_its_names_once_by_each_extraction(
     data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def run(encoder: Encoder) -> str:
@@ -102,7 +102,7 @@ def test_a_store_at_a_url_is_asked_for_its_names_once_and_only_by_who_is_called_
     asked: list[str] = []
     monkeypatch.setattr("featstore.extract.run.recipe_groups", lambda url: asked.append(url) or recipe_groups(url))
     assert [run(model("old")), run(model("new")), run(model("own", named_by="class"))] == ["old 2", "old 0", "own 2"]
-    assert asked == ["memory://renamed"] * 2
+    assert asked == ["memory://renamed"] * 3
 
 
 def test_another_model_of_a_name_that_is_taken_is_a_group_of_its_own(data: Path, tmp_path: Path) -> None:

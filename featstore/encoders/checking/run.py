@@ -9,6 +9,7 @@ from featstore.encoders.checking.bench import Bench, Planned
 from featstore.encoders.checking.consistency import check_batch_invariance, check_determinism
 from featstore.encoders.checking.contract import check_contract
 from featstore.encoders.checking.hop import check_hop
+from featstore.encoders.checking.identity import identity_check
 from featstore.encoders.checking.inputs import check_clipped, check_float16_range, check_short, check_silence
 from featstore.encoders.checking.long import check_long
 from featstore.encoders.checking.padding import check_padding, check_padding_beside_a_longer_clip
@@ -67,6 +68,7 @@ def check_encoder(
         contract = _made("contract", lambda: check_contract(bench), on_step)
         if contract.verdict == "failed":
             return (contract,)
+        identity = _made("identity", lambda: identity_check(bench), on_step)
         determinism = _made("determinism", lambda: check_determinism(bench), on_step)
         noise = float(determinism.figures.get("max_relative_difference", 0.0))
         rest: dict[str, Callable[[], Check]] = {
@@ -81,7 +83,7 @@ def check_encoder(
             "float16 range": lambda: check_float16_range(bench),
             "speed": lambda: check_speed(bench, budget_seconds=budget.speed_seconds, on_step=on_step),
         }
-        return (contract, determinism, *(_made(name, check, on_step) for name, check in rest.items()))
+        return (contract, identity, determinism, *(_made(name, check, on_step) for name, check in rest.items()))
 
 
 def _made(name: str, check: Callable[[], Check], on_step: Callable[[str], None]) -> Check:

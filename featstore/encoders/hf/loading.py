@@ -11,6 +11,7 @@ import importlib
 import logging
 import pickle
 import re
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +29,7 @@ from featstore.encoders.hf.patches import PatchEncoder
 from featstore.encoders.hf.waveform import WaveformEncoder
 from featstore.encoders.hf.whisper import WhisperEncoder
 from featstore.encoders.loaded import LoadedModel
+from featstore.encoders.user_code import code_without_loading
 from featstore.errors import EncoderError
 from featstore.records import sha256_of
 
@@ -85,7 +87,14 @@ def load_hf(where: str, *, trust_remote_code: bool) -> LoadedModel:
         module = _encoder(model.eval(), extractor, where)
         _check_weights(model, module, report, where)
     identity = _identity(module, model, extractor)
-    return LoadedModel(module=module.eval(), name=_short_name(source), named_by="place", identity=identity)
+    earlier = None
+    if type(model).__module__.split(".")[0] != "transformers":  # code that came with the model
+        earlier = {**identity, "model_source_sha256": source_sha256(type(model))}
+        code = code_without_loading(sys.modules[type(model).__module__])
+        identity["model_code_sha256"] = sha256_of(sorted(each.sha256 for each in code))
+    return LoadedModel(
+        module=module.eval(), name=_short_name(source), named_by="place", identity=identity, earlier=earlier
+    )
 
 
 def _transformers() -> Any:
@@ -251,8 +260,6 @@ def _identity(module: nn.Module, model: Any, extractor: Any) -> dict[str, Any]:
         "config_sha256": sha256_of(_plain(config)),
         "feature_extractor_sha256": sha256_of({"class": type(extractor).__name__, **settings}),
     }
-    if type(model).__module__.split(".")[0] != "transformers":  # code that came with the model
-        decides["model_source_sha256"] = source_sha256(type(model))
     return {**identity, **decides}
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from featstore.errors import UsageError
 
 if TYPE_CHECKING:
+    from featstore.encoders.canary import CanaryReading
     from featstore.encoders.encoder import Encoder
     from featstore.encoders.outputs import Pool
     from featstore.extract.outcome import EncodeResult
@@ -73,6 +74,9 @@ class Engine(Protocol):
         EncoderError, EncoderContractError, UsageError
             See `featstore.encoders.load_encoder`.
         """
+
+    def canary(self, options: ExtractOptions) -> CanaryReading:
+        """What the encoder returns for the reference signals, where it encodes. Raises as `describe` does."""
 
     def encode(self, job: EncodeJob, shards: Sequence[StaleShard], *, progress: Progress) -> EncodeResult:
         """Encode `shards` and commit them. Only `advance` and `shard_done` of `progress` are called, in this thread.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Protocol, Self, cast
 
 from featstore.errors import WorkerError
 from featstore.extract.engines.dealing import Deal
@@ -30,6 +30,7 @@ from featstore.extract.progress import Progress
 from featstore.extract.work import EncodeJob, EncoderCard, StaleShard
 
 if TYPE_CHECKING:
+    from featstore.encoders.canary import CanaryReading
     from featstore.extract.run import ExtractOptions
 
 __all__ = ["Fleet", "FleetEngine"]
@@ -94,19 +95,27 @@ class FleetEngine:
 
     def describe(self, options: ExtractOptions) -> EncoderCard:
         """Ask the first worker that can say: the encoder is never loaded in this process, which needs no second one."""
+        return self._answer_to(Describe(options=options)).card
+
+    def canary(self, options: ExtractOptions) -> CanaryReading:
+        """Ask in the same way."""
+        return cast("CanaryReading", self._answer_to(Describe(options=options, canary=True)).canary)
+
+    def _answer_to(self, question: Describe) -> Described:
         try:
             for worker in self._enough(1):
-                self._ask(worker, Describe(options=options))
+                self._ask(worker, question)
             while True:
                 for worker, event in self._fleet.events():
-                    if isinstance(event, Described):
-                        return event.card
+                    # another worker may still be answering an earlier question
+                    if isinstance(event, Described) and (event.canary is not None) == question.canary:
+                        return event
                     if isinstance(event, Failed):
                         raise event.error
                     if isinstance(event, Gone):
                         self._started.discard(worker)
                         self._note_fruitless(event)
-                        self._ask(worker, Describe(options=options))
+                        self._ask(worker, question)
         except BaseException:
             self.close()
             raise

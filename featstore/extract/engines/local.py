@@ -11,6 +11,7 @@ from featstore.extract.work import EncodeJob, EncoderCard, StaleShard, Workplace
 from featstore.machine import cores
 
 if TYPE_CHECKING:
+    from featstore.encoders.canary import CanaryReading
     from featstore.encoders.encoder import Encoder
     from featstore.extract.run import ExtractOptions
 
@@ -26,6 +27,10 @@ class LocalEngine:
     def describe(self, options: ExtractOptions) -> EncoderCard:
         """Of the encoder that was given."""
         return self._workplace.card(options)
+
+    def canary(self, options: ExtractOptions) -> CanaryReading:
+        """Of the encoder that was given."""
+        return self._workplace.canary(options)
 
     def encode(self, job: EncodeJob, shards: Sequence[StaleShard], *, progress: Progress) -> EncodeResult:
         """Encode one shard after another."""

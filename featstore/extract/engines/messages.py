@@ -10,6 +10,7 @@ from featstore.extract.outcome import EncodeSettings, StageTimes, StoredShard
 from featstore.extract.work import EncodeJob, EncoderCard, StaleShard
 
 if TYPE_CHECKING:
+    from featstore.encoders.canary import CanaryReading
     from featstore.extract.run import ExtractOptions
 
 __all__ = [
@@ -36,9 +37,10 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Describe:
-    """Load the encoder, and say what it is under these options."""
+    """Load the encoder, and say what it is under these options; with `canary`, what it returns too."""
 
     options: ExtractOptions
+    canary: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +79,7 @@ class Described:
     """The answer to `Describe`."""
 
     card: EncoderCard
+    canary: CanaryReading | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -96,7 +96,8 @@ class Worker:
             if isinstance(message, Quit):
                 return
             if isinstance(message, Describe):
-                self._say(Described(card=workplace.card(message.options)))
+                reading = workplace.canary(message.options) if message.canary else None
+                self._say(Described(card=workplace.card(message.options), canary=reading))
             elif isinstance(message, Begin):
                 self._encode(workplace, message)
 

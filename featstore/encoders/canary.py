@@ -1,0 +1,221 @@
+"""What an encoder returns for a few reference signals, and how far it may move before it is another encoder.
+
+A fingerprint is of what can be hashed. Versions of libraries and drivers, a data file that is read into a plain
+attribute, a seed that is not set, dropout that is on: these show in the numbers alone. So a store keeps, beside a
+recipe, what its encoder returned for signals that are made here, and later extractions encode them again.
+
+Three signals, each at most one window: 0.3 s of noise, a sweep of 1 s and speech-like pulses of 3 s. Noise 46 dB below
+full scale is added to the last two, for in an empty band the logarithm of a rounding error differs between machines.
+They are 16-bit numbers, made of SHAKE-128 and of sines that are rounded far more coarsely than machines differ.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from featstore.encoders.encoder import Encoder
+from featstore.encoders.running import EncoderRun
+from featstore.errors import EncoderError
+from featstore.records import Recipe
+
+__all__ = ["TOLERANCES", "CanaryReading", "Drift", "furthest_drift", "read_canary", "reference_signals"]
+
+TOLERANCES: Mapping[str, float] = {"float32": 1e-4, "tf32": 1e-2, "float16": 1e-2, "bfloat16": 5e-2}
+"""Share of a vector's length that arithmetic may move it by, on another machine or with another number of threads.
+
+A product is rounded to half a unit of its last place, u: 6e-8 in float32, 5e-4 in TF32 and float16, 4e-3 in bfloat16.
+Sums of some thousand terms in another order, layer upon layer, are expected to add up to some 1,000 u in float32, which
+is what the first figure allows. In lower precisions sums are kept in float32, and errors of single products average out
+over them and over frames: 20 u and 13 u.
+"""
+
+_SAME_PROCESS = 0.1  # of a tolerance: one device, one shape, one after the other
+_FLOOR = 0.005
+
+
+class Planned(Protocol):
+    """A window as extraction plans it: samples [start, stop), to be padded to `padded`."""
+
+    @property
+    def start(self) -> int:
+        """First sample."""
+
+    @property
+    def stop(self) -> int:
+        """The sample after its last."""
+
+    @property
+    def padded(self) -> int:
+        """Samples that are encoded."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drift:
+    """How far an output moved: the share of the first vector's length, and the cosine of the two."""
+
+    signal: str
+    relative: float
+    cosine: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CanaryReading:
+    """What an encoder returned, as plain JSON.
+
+    Attributes
+    ----------
+    outputs : tuple of mapping
+        For each output of the encoder signal -> ``{"utterance": [...], "frames": {"count", "mean", "std"} or None}``,
+        or None for a signal that the encoder fails on. A number is the shortest decimal that reads as the same float32.
+    unsteady : Drift or None
+        Set where the first signal, encoded once more after the others, came out otherwise.
+    made_by : mapping
+        The device, and versions of software.
+    """
+
+    outputs: tuple[Mapping[str, Any], ...]
+    unsteady: Drift | None
+    made_by: Mapping[str, Any]
+
+
+def reference_signals(sample_rate_hz: int) -> dict[str, NDArray[np.float32]]:
+    """The signals by name, float32 (samples,), the same to the last bit everywhere."""
+    sweep_at = np.arange(sample_rate_hz) / sample_rate_hz
+    top_hz = 0.45 * sample_rate_hz
+    sweep = 0.5 * np.sin(2 * math.pi * (50.0 * sweep_at + (top_hz - 50.0) / 2 * sweep_at**2))
+    at = np.arange(3 * sample_rate_hz) / sample_rate_hz
+    pitch_hz = 120.0
+    glottis = sum(
+        np.cos(2 * math.pi * pitch_hz * k * at) / k for k in range(1, 12) if pitch_hz * k < sample_rate_hz / 2
+    )
+    syllables = np.clip(np.sin(2 * math.pi * 4.0 * at), 0, None)  # four a second
+    pulses = 0.15 * glottis * syllables
+    return {
+        "noise-0.3s": _sixteen_bits(0.3 * _noise(round(0.3 * sample_rate_hz), seed=0)),
+        "sweep-1s": _sixteen_bits(sweep + _FLOOR * _noise(len(sweep), seed=1)),
+        "pulses-3s": _sixteen_bits(pulses + _FLOOR * _noise(len(pulses), seed=2)),
+    }
+
+
+def _noise(n_samples: int, *, seed: int) -> NDArray[np.float64]:
+    drawn = hashlib.shake_128(f"featstore canary {seed}".encode()).digest(2 * n_samples)
+    return np.frombuffer(drawn, "<i2") / 32768.0
+
+
+def _sixteen_bits(samples: NDArray[np.float64]) -> NDArray[np.float32]:
+    return (np.rint(np.clip(samples, -1, 1) * 32767) / 32768).astype(np.float32)
+
+
+def read_canary(
+    encoder: Encoder,
+    recipe: Recipe,
+    *,
+    device: str,
+    plan: Callable[[int], Sequence[Planned]],
+    versions: Mapping[str, str],
+) -> CanaryReading:
+    """Encode the reference signals, each alone, and the first of them once more.
+
+    Parameters
+    ----------
+    recipe : Recipe
+        Of any output: its padding and precision.
+    plan : callable
+        Samples of a clip -> its windows, as extraction plans them; of several the first is encoded.
+    versions : mapping
+        Of the software that makes the numbers.
+    """
+    run = EncoderRun(encoder, replace(recipe, frame_dtype="float32"), device=device, keep_frames=True)
+    signals = reference_signals(recipe.sample_rate_hz)
+    with run.at_work():
+        found = {name: _encoded(run, wave, plan) for name, wave in signals.items()}
+        works = next((name for name, outputs in found.items() if outputs is not None), None)
+        again = None if works is None else _encoded(run, signals[works], plan)
+    outputs = tuple(
+        {name: None if each is None else each[at] for name, each in found.items()} for at in range(len(encoder.outputs))
+    )
+    drifts = []
+    if works is not None and (first := found[works]) is not None:
+        drifts = [_drift(works, each, None if again is None else again[at]) for at, each in enumerate(first)]
+    limit = _SAME_PROCESS * TOLERANCES[recipe.precision]
+    return CanaryReading(
+        outputs=outputs,
+        unsteady=max((drift for drift in drifts if not drift.relative <= limit), key=_by_size, default=None),
+        made_by={"device": _named(device), "versions": dict(versions)},
+    )
+
+
+def _named(device: str) -> str:
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else device
+
+
+def _encoded(
+    run: EncoderRun, wave: NDArray[np.float32], plan: Callable[[int], Sequence[Planned]]
+) -> tuple[dict[str, Any], ...] | None:
+    window = plan(len(wave))[0]
+    n_samples = window.stop - window.start
+    audio = run.blank((1, window.padded))
+    audio[0, :n_samples] = wave[window.start : window.stop]
+    try:
+        encoded = run(audio, np.array([n_samples], np.int64))
+    except EncoderError:  # too short for it, say: if clips of a task are too, extraction says so, and which
+        return None
+    return tuple(
+        {"utterance": [_decimal(value) for value in each.utterance[0]], "frames": _summary(each.frames)}
+        for each in encoded
+    )
+
+
+def _summary(frames: tuple[NDArray[Any], ...] | None) -> dict[str, Any] | None:
+    if frames is None:
+        return None
+    values = frames[0].astype(np.float64)
+    return {"count": len(values), "mean": _decimal(values.mean()), "std": _decimal(values.std())}
+
+
+def _decimal(value: Any) -> float:
+    return float(str(np.float32(value)))
+
+
+def furthest_drift(stored: Mapping[str, Any], now: Mapping[str, Any], *, precision: str) -> Drift | None:
+    """The largest difference of two readings of one output, if it is more than the precision explains."""
+    drifts = [_drift(name, stored[name], now.get(name)) for name in stored if stored[name] is not None]
+    found = max(drifts, key=_by_size, default=None)
+    return found if found is not None and not found.relative <= TOLERANCES[precision] else None
+
+
+def _by_size(drift: Drift) -> float:
+    return drift.relative
+
+
+def _drift(signal: str, first: Mapping[str, Any], second: Mapping[str, Any] | None) -> Drift:
+    if second is None or len(first["utterance"]) != len(second["utterance"]):
+        return Drift(signal=signal, relative=math.inf, cosine=0.0)
+    one, other = (np.array(each["utterance"], np.float64) for each in (first, second))
+    relative = _share(float(np.linalg.norm(other - one)), float(np.linalg.norm(one)))
+    norms = float(np.linalg.norm(one) * np.linalg.norm(other))
+    cosine = float(np.clip(one @ other / norms, -1, 1)) if norms else float(not one.any() and not other.any())
+    return Drift(
+        signal=signal, relative=max(relative, _between_frames(first["frames"], second["frames"])), cosine=cosine
+    )
+
+
+def _between_frames(first: Mapping[str, Any] | None, second: Mapping[str, Any] | None) -> float:
+    if first is None or second is None:
+        return 0.0 if first == second else math.inf
+    if first["count"] != second["count"]:
+        return math.inf
+    size = math.hypot(first["mean"], first["std"])
+    return _share(max(abs(first[name] - second[name]) for name in ("mean", "std")), size)
+
+
+def _share(apart: float, size: float) -> float:
+    return apart / size if size else math.inf if apart else 0.0
