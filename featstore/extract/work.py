@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from featstore.encoders.encoder import Encoder
     from featstore.encoders.outputs import Output
     from featstore.encoders.running import EncoderRun
-    from featstore.extract.run import ExtractOptions
+    from featstore.extract.options import ExtractOptions
 
 __all__ = [
     "EncodeJob",

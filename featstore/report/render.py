@@ -133,9 +133,7 @@ def _not_averaged(table: Table) -> tuple[GridRow, ...]:
     return (GridRow(head=f"Not averaged: {', '.join(apart)}", metric="", cells=cells),)
 
 
-SIGNIFICANCE = (
-    "5 % for all pairs of a row together (Holm); McNemar's exact test of accuracy, a paired t test of other metrics"
-)
+SIGNIFICANCE = "5 % over all pairs of a row (Holm); McNemar's test, or a paired t test"
 
 
 def _notes(table: Table) -> tuple[str, ...]:
@@ -144,7 +142,7 @@ def _notes(table: Table) -> tuple[str, ...]:
     if any(cell is not None and cell.half_width is not None for row in table.rows for cell in row.cells):
         notes.append("±: half of the 95 % interval, or the deviation over seeds where there is none")
     if any(len(line.ranks) > len(line.best | line.inside_noise | line.not_comparable) for line in marked):
-        notes.append(f"without a mark: significantly worse than the best, at {SIGNIFICANCE}")
+        notes += ["no mark: significantly worse than the best", f"marks: {SIGNIFICANCE}"]
     if any(line.inside_noise for line in marked):
         notes.append("≈: not significantly different from the best")
     if any(line.not_comparable for line in marked):

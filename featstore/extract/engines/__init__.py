@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from featstore.encoders.canary import CanaryReading
     from featstore.encoders.encoder import Encoder
     from featstore.encoders.outputs import Pool
+    from featstore.extract.options import ExtractOptions
     from featstore.extract.outcome import EncodeResult
     from featstore.extract.progress import Progress
-    from featstore.extract.run import ExtractOptions
     from featstore.extract.work import EncodeJob, EncoderCard, StaleShard
 
 __all__ = ["RAY_SETTINGS", "EncoderRequest", "Engine", "open_engine"]

@@ -13,7 +13,7 @@ from featstore.machine import cores
 if TYPE_CHECKING:
     from featstore.encoders.canary import CanaryReading
     from featstore.encoders.encoder import Encoder
-    from featstore.extract.run import ExtractOptions
+    from featstore.extract.options import ExtractOptions
 
 __all__ = ["LocalEngine"]
 

@@ -11,7 +11,7 @@ from featstore.extract.work import EncodeJob, EncoderCard, StaleShard
 
 if TYPE_CHECKING:
     from featstore.encoders.canary import CanaryReading
-    from featstore.extract.run import ExtractOptions
+    from featstore.extract.options import ExtractOptions
 
 __all__ = [
     "Advanced",
