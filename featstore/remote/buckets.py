@@ -303,8 +303,9 @@ def _asked_again_at_once(ask: Callable[[], _T]) -> _T:
         began = time.monotonic()
         try:
             return ask()
-        except GenericError:
-            if time.monotonic() - began > _QUICK_SECONDS:
+        except GenericError as error:
+            broke_off = "kind: Interrupted" in str(error)
+            if time.monotonic() - began > _QUICK_SECONDS and not broke_off:
                 raise
     return ask()
 
