@@ -118,7 +118,7 @@ def _parameters(metric: Any) -> str:
 def _number_rows() -> Iterator[tuple[str, ...]]:
     scaling = {each: told_function(SCALING_OF_TRAIN[each]) for each in PROTOCOLS}
     yield (
-        "seeds of the heads linear and sweep (logistic and ridge have none)",
+        "seeds of a head that has any",
         *(", ".join(map(str, SEEDS[each])) for each in PROTOCOLS),
     )
     yield "scaling of what is searched", *(scaling[each] for each in PROTOCOLS)

@@ -50,14 +50,14 @@ def selection_details(rounds: Sequence[Round], trained: Sequence[Sequence[Select
     """Best epochs and validation scores of what was trained in each round, by seed."""
     by_name = {each.name: of for each, of in zip(rounds, trained, strict=True)}
     every = [each for of in trained for each in of]
-    found: dict[str, Any] = {
+    details: dict[str, Any] = {
         "best_epoch": {name: [each.epoch for each in of] for name, of in by_name.items()},
         "validation": {name: [list(map(_finite, each.history)) for each in of] for name, of in by_name.items()},
         "best_epoch_at_edge": any(_at_edge(each) for each in every if each.history),
     }
     if all(each.fit is not None for each in every):
-        found |= fit_details(rounds, [[each.fit or {} for each in of] for of in trained])
-    return found
+        details |= fit_details(rounds, [[each.fit or {} for each in of] for of in trained])
+    return details
 
 
 def _finite(score: float) -> float | None:
@@ -76,7 +76,7 @@ def fit_details(rounds: Sequence[Round], fits: Sequence[Sequence[Mapping[str, An
     every = [fit for of in fits for fit in of]
     converged, at_edge = all(fit["converged"] for fit in every), any(fit["at_edge"] for fit in every)
     notes = [note for note, given in ((NOT_CONVERGED, not converged), (AT_EDGE, at_edge)) if given]
-    return {
+    details: dict[str, Any] = {
         "fit": {
             "converged": converged,
             "at_edge": at_edge,
@@ -85,3 +85,4 @@ def fit_details(rounds: Sequence[Round], fits: Sequence[Sequence[Mapping[str, An
             "rounds": {each.name: [dict(fit) for fit in of] for each, of in zip(rounds, fits, strict=True)},
         }
     }
+    return details
