@@ -51,7 +51,7 @@ class Ge2eEncoder(nn.Module):
         self.register_buffer("window", torch.hann_window(FFT_SIZE))
 
     def mels(self, audio: Tensor) -> Tensor:
-        """float32 (batch, samples) -> (batch, 1 + samples // 160, 40): power, as librosa's ``melspectrogram`` has it."""
+        """float32 (batch, samples) -> (batch, 1 + samples // 160, 40): power, librosa's ``melspectrogram``."""
         spectrum = torch.stft(
             audio, FFT_SIZE, STEP_SAMPLES, window=self.window, center=True, pad_mode="constant", return_complex=True
         )

@@ -1,4 +1,4 @@
-"""Scores by scikit-learn and by NumPy alone, of vectors that zarr alone reads: nothing of featstore is imported here."""
+"""Scores by scikit-learn and by NumPy, of vectors that zarr alone reads: nothing of featstore is imported here."""
 
 from __future__ import annotations
 
@@ -125,10 +125,9 @@ def logistic_regression(
 
 
 def nearest_neighbours(of: Vectors, *, k: int = 10, temperature: float = 0.07) -> Voted:
-    """Cosine; the vote of the training split for the test split, or of all other clips where there is one set for all."""
-    one_set = all(clip.startswith("all/") for clip in of.clip)
-    reference = np.char.startswith(of.clip, "all/" if one_set else "train/")
-    queries = np.char.startswith(of.clip, "all/" if one_set else "test/")
+    """Cosine; the training split votes on the test split, or, where there is one set for all, all other clips do."""
+    queries = np.char.startswith(of.clip, "test/")
+    reference = queries if queries.all() else np.char.startswith(of.clip, "train/")
     unit = of.X / np.linalg.norm(of.X, axis=1, keepdims=True)
     similarity = unit[queries] @ unit[reference].T
     similarity[of.clip[queries][:, None] == of.clip[reference]] = -np.inf

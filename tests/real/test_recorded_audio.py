@@ -11,17 +11,17 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+from corpus import ENCODERS, Corpus
+from ge2e import FFT_SIZE, N_MELS, STEP_SAMPLES, Ge2eEncoder
+from recordings import TASKS
+from reference import Vectors, logistic_regression, nearest_neighbours, read_vectors
 
 import featstore.probe.clips
 import featstore.retrieve.track
-from corpus import ENCODERS, Corpus
 from featstore.probe import probe_task
 from featstore.records import ScoreRecord
 from featstore.retrieve import retrieve_task
 from featstore.taskdata import Outcome, TaskData
-from ge2e import FFT_SIZE, N_MELS, STEP_SAMPLES, Ge2eEncoder
-from recordings import TASKS
-from reference import Vectors, logistic_regression, nearest_neighbours, read_vectors
 
 pytestmark = pytest.mark.real
 
