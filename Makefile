@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-slow lint format bench docs clean browser
+.PHONY: demo test test-slow test-real lint format bench docs clean browser
 
 demo: $(VENV)/.installed
 	$(BIN)/featstore demo
@@ -16,6 +16,11 @@ test: $(VENV)/.test browser
 test-slow: $(VENV)/.test
 	$(PIP) --constraint constraints.txt --editable '.[umap]' # maps by UMAP are tested here alone
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m slow
+
+# On recorded audio and with trained weights, against scikit-learn; not part of any other lane.
+test-real: $(VENV)/.test
+	@sh tests/real/install.sh $(BIN)/python
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m real tests/real
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .

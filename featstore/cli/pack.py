@@ -44,7 +44,12 @@ _VALID_NAMES = ("valid", "validation", "val", "dev")
 @click.option("--split-column", "split_field", metavar="NAME", help="Column of splits or folds.")
 @click.option("--split", default="all", show_default=True, metavar="NAME", help="The split of everything else.")
 @click.option(
-    "--shard-size", type=click.IntRange(min=1), default=1000, show_default=True, metavar="N", help="Clips in a shard."
+    "--shard-size",
+    type=click.IntRange(min=1),
+    default=1024,  # X-ARES batches sixteen clips in file order: a multiple, so that no batch of its reaches over shards
+    show_default=True,
+    metavar="N",
+    help="Clips in a shard.",
 )
 @click.option(
     "--manifest",

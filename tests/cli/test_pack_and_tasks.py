@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from featstore.cli.pack import pack
 from featstore.extract import packing
 from featstore.extract.audio import encode_flac
 from featstore.extract.tars import read_samples
+from featstore.extract.work import XARES_BATCH
 from featstore.manifest import load_manifest
 from handmade import Run
 
@@ -41,6 +43,11 @@ def contents(folder: str | Path) -> dict[str, dict]:
         for path in sorted(Path(folder).glob("*.tar"))
         for sample in read_samples(path)
     }
+
+
+def test_batches_of_xares_do_not_reach_over_shards_of_the_default_size() -> None:
+    size = next(parameter.default for parameter in pack.params if parameter.name == "shard_size")
+    assert size % XARES_BATCH == 0
 
 
 @pytest.mark.usefixtures("audio")

@@ -1,0 +1,55 @@
+"""The tasks of `recordings`, extracted by a trained encoder and two without weights."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import recordings
+from ge2e import weights_file
+
+from featstore.manifest import Manifest, load_manifest
+from featstore.store import Store, open_store
+from handmade import run_cli
+
+ENCODERS = {"logmel": "logmel", "mfcc": "mfcc", "Ge2eEncoder": str(Path(__file__).with_name("ge2e.py"))}
+"""Name in the store -> what `featstore extract` takes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corpus:
+    """Tasks by name, and the store that has the embeddings of all of them by every encoder."""
+
+    folder: Path
+    store: Store
+    manifests: dict[str, Manifest]
+
+    @property
+    def store_path(self) -> Path:
+        """Folder of the store."""
+        return self.folder / "store.zarr"
+
+
+def make_corpus() -> Corpus:
+    """Pack and extract what is not there yet; skips the test where what is needed is not installed."""
+    missing = [name for folder, name in recordings.PACKAGES.items() if not folder.is_dir()]
+    missing += ["the wheel of resemblyzer"] if weights_file() is None else []
+    if missing:
+        pytest.skip(f"not installed: {', '.join(missing)}; see `make test-real`")
+    made_by = hashlib.sha256(Path(recordings.__file__).read_bytes()).hexdigest()[:8]
+    folder = Path(tempfile.gettempdir()) / f"featstore-real-{made_by}"
+    tasks = recordings.pack_tasks(folder)
+    for spec in ENCODERS.values():
+        extracted = run_cli(
+            "extract", *tasks.values(), "--encoder", spec, "--data", folder / "data",
+            "--store", folder / "store.zarr", "--json", "--fail-on-skip", timeout=3600,
+        )  # fmt: skip
+        assert extracted.returncode == 0, extracted.stderr
+    return Corpus(
+        folder=folder,
+        store=open_store(str(folder / "store.zarr")),
+        manifests={name: load_manifest(toml) for name, toml in tasks.items()},
+    )
