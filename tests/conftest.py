@@ -9,8 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from browsing import Browser, launched
+
+settings.register_profile("untimed", deadline=None)  # a test fails for what it finds, never for how long it took
+settings.load_profile("untimed")
 
 # A runner that was started in the background ignores Ctrl-C, and its children would inherit that: tests that interrupt
 # a run need what a person at a terminal has.

@@ -38,7 +38,7 @@ def n_parts(store: Path) -> int:
 
 
 def wait_for_commits(store: Path, run: subprocess.Popen[str], n: int) -> None:
-    limit = time.monotonic() + 60
+    limit = time.monotonic() + 240
     while n_committed(store) < n:
         assert run.poll() is None, run.communicate()
         assert time.monotonic() < limit

