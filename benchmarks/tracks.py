@@ -74,7 +74,7 @@ def tables(options: Options) -> Iterator[Table | Grid]:
     yield Table(
         title="Nearest neighbours",
         measures=f"{CLIPS['test']} queries against {CLIPS['train']:,} x {DIM}, k = {K}, cosine: medians. The first row "
-        "scales, indexes and searches; score is the vote, the accuracy and its bootstrap interval.",
+        "scales, indexes and searches; score is the vote, the accuracy and its interval.",
         unit="ms",
         baseline="KNeighborsClassifier(metric='cosine')",
         rows=_rows(retrieve, {"retrieve_task: index + search": (at_most(20.0),)}),

@@ -84,7 +84,7 @@ def beside_xares(*, quick: bool) -> Grid:
         title="Beside X-ARES",
         measures=f"Seconds on the same {DIM}-d features, from the cache to a score. X-ARES ({reason}): its own "
         "`run_mlp` and `run_knn` on its tars, the faster of a run with its two threads and one with one. featstore: "
-        "`probe_task` and `retrieve_task` on its store under `xares`, medians, reading and bootstrap intervals "
+        "`probe_task` and `retrieve_task` on its store under `xares`, medians, reading and intervals "
         "included. Imports count for none. ESC-50's and DESED's tasks are X-ARES's own; 10 epochs at batch 32. A clip "
         "is one vector in X-ARES's tars too, which is kind to it: its own cache has frames, 125 of a clip of five "
         "seconds, and the rows from frames are of such tars. scikit-learn, on arrays in memory: LogisticRegression to "

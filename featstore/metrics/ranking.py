@@ -59,8 +59,11 @@ class EqualErrorRate:
             order = np.argsort(sign * scores[mine], kind="stable")
             errors = np.clip(rate * len(order) - np.arange(len(order)), 0.0, 1.0)
             own = np.empty(len(order))
-            own[order] = (errors - rate) / (2.0 * len(order))
-            deviations[mine] = own
+            own[order] = errors - rate
+            # an error in part has less variance than the yes or no that it stands for
+            squares = float(np.square(own).sum())
+            scale = np.sqrt(rate * (1.0 - rate) * len(order) / squares) if squares > 0 else 0.0
+            deviations[mine] = scale * own / (2.0 * len(order))
         return deviations
 
     def per_class(self, y_true: NDArray[Any], y_score: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
