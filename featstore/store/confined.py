@@ -43,13 +43,20 @@ def confined(root: Path, key: str) -> Path:
     StoreError
         The key could lead out of the store.
     """
-    path = str(root)
+    return Path(_walk(str(root), key, plain_folders=None)[0])
+
+
+def _walk(root: str, key: str, *, plain_folders: set[str] | None) -> tuple[str, int | None]:
+    """Path of a key, none of whose components is a link, and the mode of what is there; None where nothing is."""
+    path, mode = root, None
     for part in checked_key(key).split("/") if key else ():
         path = f"{path}{os.sep}{part}"
+        if plain_folders is not None and path in plain_folders:
+            continue
         try:
             mode = os.lstat(path).st_mode
         except (FileNotFoundError, NotADirectoryError):
-            break  # there is nothing there to follow
+            return f"{root}{os.sep}{key}", None  # there is nothing there to follow
         except OSError as error:
             raise StoreError(f"cannot read {path}: {error.strerror}") from error
         if stat.S_ISLNK(mode):
@@ -57,11 +64,16 @@ def confined(root: Path, key: str) -> Path:
                 f"{path} is a symbolic link, and featstore follows none inside a store: move what it leads to here, "
                 "or delete the link"
             )
-    return root / key
+        if plain_folders is not None and stat.S_ISDIR(mode):
+            plain_folders.add(path)
+    return path, mode
 
 
-def open_regular(root: Path, key: str) -> FileIO:
+def open_regular(root: Path, key: str, *, plain_folders: set[str]) -> FileIO:
     """Open a file of a store for reading, unbuffered.
+
+    `plain_folders` has the paths of folders that were seen to be no links, and gets those that are seen now: a reader
+    opens many files of few folders, and each look at a component costs as much as a small read.
 
     Raises
     ------
@@ -70,8 +82,8 @@ def open_regular(root: Path, key: str) -> FileIO:
     OSError
         It is missing, a folder, or may not be read.
     """
-    path = confined(root, key)
-    if not (stat.S_ISREG(mode := os.lstat(path).st_mode) or stat.S_ISDIR(mode)):  # opening a device may act on it
+    path, mode = _walk(str(root), key, plain_folders=plain_folders)
+    if mode is not None and not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # opening a device may act on it
         raise _not_regular(path)
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
     try:
@@ -86,5 +98,5 @@ def open_regular(root: Path, key: str) -> FileIO:
     return FileIO(descriptor)
 
 
-def _not_regular(path: Path) -> ForeignFile:
+def _not_regular(path: str) -> ForeignFile:
     return ForeignFile(f"{path} is no regular file, and featstore reads no other: delete it")

@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 
 from featstore.errors import StoreError
 from featstore.store.blocks import UNCHECKED_BYTES, block_offsets, require_files, wrong_size
-from featstore.store.confined import open_regular
 from featstore.store.damage import gone
 from featstore.store.layout import ArrayLayout
+from featstore.store.objects import LocalObjects
 
 __all__ = ["MappedRows"]
 
@@ -32,8 +32,8 @@ __all__ = ["MappedRows"]
 class MappedRows:
     """Rows of a local array of one of format 1's layouts."""
 
-    def __init__(self, root: Path, path: str, layout: ArrayLayout) -> None:
-        self._root = root
+    def __init__(self, objects: LocalObjects, path: str, layout: ArrayLayout) -> None:
+        self._objects = objects
         self._path = path
         self._layout = layout
         self._shape = layout.shape
@@ -72,11 +72,11 @@ class MappedRows:
     def require(self, start: int, stop: int) -> None:
         """Make sure that files hold rows [start, stop), where these are many."""
         if (stop - start) * self._layout.row_bytes > UNCHECKED_BYTES:
-            require_files(self._layout, start, stop, size_of=self._size_of, where=self._root / self._path)
+            require_files(self._layout, start, stop, size_of=self._size_of, where=self._objects.root / self._path)
 
     def _size_of(self, key: str) -> int:
         try:
-            return (self._root / self._path / key).stat().st_size
+            return (self._objects.root / self._path / key).stat().st_size
         except OSError:
             return 0
 
@@ -100,8 +100,8 @@ class MappedRows:
         layout = self._layout
         number = first // layout.blocks_per_file
         key = f"{self._path}/{layout.file_key(number)}"
-        path = self._root / key
-        with _opened(self._root, key) as file:
+        path = self._objects.root / key
+        with _opened(self._objects, key) as file:
             offsets = _offsets_in(file, layout, path)
             slot = first - number * layout.blocks_per_file
             rows = 0
@@ -125,8 +125,8 @@ class MappedRows:
         layout = self._layout
         number = index // layout.blocks_per_file
         key = f"{self._path}/{layout.file_key(number)}"
-        path = self._root / key
-        with _opened(self._root, key) as file:
+        path = self._objects.root / key
+        with _opened(self._objects, key) as file:
             offsets = _offsets_in(file, layout, path)
             view = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         wanted = None
@@ -184,15 +184,15 @@ _KEPT_MAPS = _KeptMaps()
 
 
 @contextmanager
-def _opened(root: Path, key: str) -> Iterator[FileIO]:
+def _opened(objects: LocalObjects, key: str) -> Iterator[FileIO]:
     """A file of an array, open for reading; DamagedPart where it is missing, StoreError where it cannot be read."""
     try:
-        with open_regular(root, key) as file:
+        with objects.open_file(key) as file:
             yield file
     except FileNotFoundError as error:
-        raise gone(root / key) from error
+        raise gone(objects.root / key) from error
     except OSError as error:
-        raise StoreError(f"cannot read {root / key}: {error.strerror}") from error
+        raise StoreError(f"cannot read {objects.root / key}: {error.strerror}") from error
 
 
 def _offsets_in(file: FileIO, layout: ArrayLayout, path: Path) -> list[int]:

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit
 
 from featstore.errors import StoreError
-from featstore.store.confined import checked_key, confined, open_regular
+from featstore.store.confined import ForeignFile, checked_key, confined, open_regular
 from featstore.store.faults import fault_point
 
 __all__ = ["LocalObjects", "Objects", "is_temporary", "local_root", "open_objects"]
@@ -108,6 +108,10 @@ class LocalObjects:
 
     def __init__(self, root: Path) -> None:
         self._root = root
+        self._plain_folders: set[str] = set()
+
+    def __reduce__(self) -> tuple[type[LocalObjects], tuple[Path]]:
+        return LocalObjects, (self._root,)
 
     @property
     def url(self) -> str:
@@ -121,15 +125,19 @@ class LocalObjects:
 
     def read(self, key: str, *, most_bytes: int | None = None) -> bytes | None:
         """Read a file."""
-        path = self._root / key
+        path = f"{self._root}{os.sep}{key}"
         gone = contextlib.suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError)
-        with gone, _telling(path), open_regular(self._root, key) as file:
+        with gone, _telling(path), self.open_file(key) as file:
             if most_bytes is not None:
                 return _read_fully(file, most_bytes + 1)
             if (size := os.fstat(file.fileno()).st_size) > _MOST_READ_BYTES:
                 raise StoreError(f"{path} has {size:,} bytes, more than an object of a store may have")
             return file.readall()
         return None
+
+    def open_file(self, key: str) -> FileIO:
+        """Open a file for reading, as `featstore.store.confined.open_regular` does."""
+        return open_regular(self._root, key, plain_folders=self._plain_folders)
 
     def read_many(self, keys: Iterable[str], *, most_bytes: int | None = None) -> Iterator[bytes | None]:
         """Read files one after another."""
@@ -162,10 +170,12 @@ class LocalObjects:
 
     def children(self, prefix: str) -> tuple[str, ...]:
         """List a folder. A link to a folder is refused, for what it leads to would be missed."""
-        path = self._root / checked_key(prefix)
-        if not path.is_dir():
+        try:
+            path = confined(self._root, prefix)
+        except ForeignFile:
+            if (self._root / prefix).is_dir():
+                raise
             return ()
-        path = confined(self._root, prefix)
         with contextlib.suppress(FileNotFoundError, NotADirectoryError), _telling(path), os.scandir(path) as entries:
             found = sorted(entries, key=lambda entry: entry.name)
             for entry in found:
@@ -283,7 +293,7 @@ def _raise_unless_gone(error: OSError) -> None:
 
 
 @contextlib.contextmanager
-def _telling(path: Path) -> Iterator[None]:
+def _telling(path: Path | str) -> Iterator[None]:
     """Say in one line that something is there and cannot be read."""
     try:
         yield

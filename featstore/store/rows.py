@@ -21,7 +21,7 @@ from featstore.store.damage import damaged, gone
 from featstore.store.format import GROUP_DOCUMENT
 from featstore.store.layout import ArrayLayout, parse_layout
 from featstore.store.mapped_rows import MappedRows
-from featstore.store.objects import Objects
+from featstore.store.objects import LocalObjects, Objects
 from featstore.store.ranged_rows import RangedRows
 
 _MOST_ABSENT = 1 << 16  # zarr stores no chunk that is all zeros
@@ -58,7 +58,7 @@ class Rows(Protocol):
 def open_rows(objects: Objects, path: str) -> Rows:
     """Open the numeric array at `path`: mapped, by ranges where it is remote, by zarr if its layout is another."""
     document = objects.read(f"{path}/zarr.json")
-    if objects.root is None:
+    if not isinstance(objects, LocalObjects):
         sizes: dict[str, int] = {}
 
         def size_of(key: str) -> int:
@@ -69,7 +69,7 @@ def open_rows(objects: Objects, path: str) -> Rows:
         return open_remote_rows(objects, path, document, size_of)
     layout = _layout(objects, path, document)
     if layout is not None:
-        return MappedRows(objects.root, path, layout)
+        return MappedRows(objects, path, layout)
     if foreign := [name for name, size in objects.sizes(path).items() if size < 0]:  # zarr would follow or open it
         raise damaged(objects.url, f"{path}/{foreign[0]}", "is no regular file")
     return ZarrRows(objects, path)

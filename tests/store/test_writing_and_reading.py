@@ -170,7 +170,7 @@ def test_a_file_that_may_not_be_read_is_not_called_damaged(tmp_path, monkeypatch
     def refuses(*_, **__):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("featstore.store.mapped_rows.open_regular", refuses)
+    monkeypatch.setattr("featstore.store.objects.open_regular", refuses)
     with pytest.raises(StoreError, match=r"cannot read .*: Permission denied") as error:
         fs.frames[0]
     assert not isinstance(error.value, DamagedPart)
