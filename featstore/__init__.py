@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -11,12 +12,12 @@ __version__ = "0.1.0"
 __all__ = ["__version__", "open"]
 
 
-def open(url: str, *, verify: bool = False) -> Store:  # the name users type: featstore.open(...)
+def open(url: str | os.PathLike[str], *, verify: bool = False) -> Store:  # the name users type: featstore.open(...)
     """Open a store for reading.
 
     Parameters
     ----------
-    url : str
+    url : str or os.PathLike
         A folder, or ``s3://``, ``gs://``, ``az://``, ``hf://`` or ``https://``.
     verify : bool
         Read everything through its checksums first. Without it, numbers are read through a memory map, unchecked.
@@ -30,6 +31,7 @@ def open(url: str, *, verify: bool = False) -> Store:  # the name users type: fe
     featstore.errors.DamagedPart
         `verify` found damage.
     """
+    url = os.fspath(url)
     if verify:
         from featstore.store.verify import require_sound
 

@@ -18,7 +18,8 @@ FeatstoreError
 |   |-- StoreNotFound           there is no store at the URL                                 (a FileNotFoundError too)
 |   |-- StoreVersionError       the store was written by a newer format
 |   |-- RemoteError             a server could not be reached, refuses, or has no such bucket
-|   `-- DamagedPart             a part does not hold what its commit record says
+|   |-- DamagedPart             a part does not hold what its commit record says
+|   `-- PartLost                objects of a part went away while it was written: it was not committed
 |-- ResultsError                a file of results is damaged, or a score cannot be written
 `-- FetchError                  a download failed, or is not what its record says
 
@@ -38,6 +39,7 @@ __all__ = [
     "FetchError",
     "LabelError",
     "ManifestError",
+    "PartLost",
     "RemoteError",
     "ResultsError",
     "ShardError",
@@ -109,7 +111,17 @@ class LabelError(DataError):
 
 
 class UnusableClip(DataError):
-    """One clip cannot be decoded."""
+    """One clip cannot be used.
+
+    Attributes
+    ----------
+    seconds : float or None
+        The length that the clip claims, where that is what rules it out.
+    """
+
+    def __init__(self, message: str, *, seconds: float | None = None) -> None:
+        self.seconds = seconds
+        super().__init__(message)
 
 
 class EncoderError(FeatstoreError):
@@ -161,6 +173,10 @@ class RemoteError(StoreError):
 
 class DamagedPart(StoreError):
     """A part does not hold what its commit record says."""
+
+
+class PartLost(StoreError):
+    """Objects of a part went away, or changed, while it was written: it was not committed."""
 
 
 class ResultsError(FeatstoreError):

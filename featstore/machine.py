@@ -7,7 +7,11 @@ import os
 import re
 from pathlib import Path
 
-__all__ = ["cores", "free_memory_bytes"]
+__all__ = ["CPU_BATCH_SECONDS", "LIGHT_BATCH_SECONDS", "cores", "free_memory_bytes"]
+
+CPU_BATCH_SECONDS, LIGHT_BATCH_SECONDS = 16.0, 32.0
+"""Audio in a batch on a CPU: of an encoder, and of a light one. Here, for the command line prints them in its help."""
+
 
 _CGROUPS = (  # version 2, version 1: limit, use, and where the use says how much of it is only cached files
     ("memory.max", "memory.current", "memory.stat"),

@@ -14,6 +14,8 @@ Protocol = Literal["strict", "xares"]
 NamedBy = Literal["class", "place"]
 
 __all__ = [
+    "BrokenShard",
+    "ExtractFailure",
     "ExtractRecord",
     "NamedBy",
     "Protocol",
@@ -134,8 +136,8 @@ class Recipe:
     @property
     def arguments(self) -> dict[str, Any]:
         """Constructor arguments as they were given."""
-        given: dict[str, Any] = _as_given(self.encoder_identity.get("arguments") or {})
-        return given
+        stored = self.encoder_identity.get("arguments") or {}
+        return {name: _as_given(value) for name, value in stored.items()}
 
     def named_as(self, group_name: str) -> Recipe | None:
         """Return this recipe under the name that a group of a store has; None where that group is of another recipe.
@@ -171,11 +173,37 @@ def _without_paths(value: Any) -> Any:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SkippedClip:
-    """A clip that was left out, and why. ``key`` is empty where the shard itself broke off."""
+    """A clip that was skipped, and why. ``seconds`` is the length it claims, where it was skipped for that."""
 
     shard: str
     key: str
     reason: str
+    seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BrokenShard:
+    """A shard that could not be read to its end, so that nothing of it was stored, and why."""
+
+    shard: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExtractFailure:
+    """A task that was not extracted, or not to its end. ``error`` is the class of the error, empty if it was not run.
+
+    ``exit_code`` is that of the command if there is no other failure.
+    """
+
+    task: str
+    error: str
+    message: str
+    exit_code: int = 1
+
+    def as_json(self) -> dict[str, Any]:
+        """The record as plain JSON."""
+        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,6 +219,8 @@ class ExtractRecord:
     ``asked_as`` is what the encoder was asked for by, where the store has it under another name; else it is empty.
     ``notes`` are lines about why it was encoded anew, about another encoder of the same output, and about a drift that
     was allowed.
+    ``broken`` lists the shards of this run that could not be read: ``shards_done`` and ``shards_reused`` count none of
+    them, and what the store had of one before counts as before.
     """
 
     task: str
@@ -215,6 +245,7 @@ class ExtractRecord:
     deaths: tuple[str, ...] = ()
     asked_as: str = ""
     notes: tuple[str, ...] = ()
+    broken: tuple[BrokenShard, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """The record as plain JSON."""

@@ -7,10 +7,17 @@ the rest of a line round, half a surrogate pair that no stream can write.
 from __future__ import annotations
 
 import json
+import re
 import unicodedata
 from collections.abc import Iterator
 
-__all__ = ["counted", "harmless", "harmless_json", "lasting", "printable", "spoken_bytes"]
+__all__ = ["counted", "harmless", "harmless_json", "lasting", "printable", "redacted", "spoken_bytes"]
+
+_HIDDEN = "***"
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"`<>]+")
+_VALUE = re.compile(r"([?&#;][^=&#?;\s]*=)(?!\*\*\*)[^&#\s]*[^&#\s:;,.)\]]")
+_BARE_QUERY = re.compile(r"\?[^=&/#*?\s.]{16,}")
+_NAMED_BEFORE_AT = ("abfs", "abfss", "wasb", "wasbs")  # container@account is no credential
 
 
 def spoken_bytes(n_bytes: float) -> str:
@@ -60,6 +67,37 @@ def harmless(text: str, *, keep: str = "") -> str:
 def harmless_json(text: str) -> str:
     """JSON that says the same as the JSON `text`, and in which a terminal finds nothing to obey either."""
     return text.translate({ord(each): json.dumps(each)[1:-1] for each in _commands_in(text, keep="\n")})
+
+
+def redacted(text: str) -> str:
+    """Text in which no URL shows a credential: each user, password, and value of a query or fragment is ``***``.
+
+    Which parameter of a query is a signature is not guessed by its name.
+
+    >>> redacted("cannot read https://user:pw@host/x?X-Amz-Signature=3f9c: it is gone")
+    'cannot read https://***@host/x?X-Amz-Signature=***: it is gone'
+    >>> redacted("s3://KEY:SEC/RET@bucket/x.zarr"), redacted("http://host:9000/x@v1")
+    ('s3://***@bucket/x.zarr', 'http://host:9000/x@v1')
+    """
+    return _URL.sub(lambda found: _redacted_url(found.group()), text) if "://" in text else text
+
+
+def _redacted_url(url: str) -> str:
+    scheme, _, rest = url.partition("://")
+    end = next((at for at, each in enumerate(rest) if each in "?#"), len(rest))
+    authority, slash, path = rest[:end].partition("/")
+    user, at, host = authority.rpartition("@")
+    after_colon = host.partition(":")[2].rstrip(":;,.)")
+    may_have_port = scheme.lower() in ("http", "https") and (after_colon.isdigit() or host.startswith("["))
+    if after_colon and not at and not may_have_port:  # a user and a secret, which may hold a slash or a question mark
+        _, at, place = rest.rpartition("@")
+        return (
+            _redacted_url(f"{scheme}://{_HIDDEN}@{place}") if at else f"{scheme}://{host.partition(':')[0]}:{_HIDDEN}"
+        )
+    is_secret = scheme.lower() not in _NAMED_BEFORE_AT or ":" in user
+    shown = f"{_HIDDEN}@{host}" if at and is_secret else authority
+    query = _BARE_QUERY.sub(f"?{_HIDDEN}", _VALUE.sub(rf"\1{_HIDDEN}", rest[end:]))
+    return f"{scheme}://{shown}{slash}{path}{query}"
 
 
 def printable(text: str, *, most: int = 120) -> str:

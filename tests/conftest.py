@@ -6,6 +6,7 @@ import os
 import signal
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -20,6 +21,7 @@ collect_ignore = ["extract/fuzz_target.py"]  # a script: it imports atheris, whi
 # copies of remote stores, and shares of a scheduler that the tests may run under, are nobody's business here
 _cache = tempfile.TemporaryDirectory(prefix="featstore-test-cache-")
 os.environ["FEATSTORE_CACHE"] = _cache.name
+os.environ["XDG_STATE_HOME"] = str(Path(_cache.name) / "state")  # the key that saved indexes are signed with
 for _name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", *(name for name in os.environ if name.startswith("SLURM_"))):
     os.environ.pop(_name, None)
 

@@ -46,15 +46,17 @@ def write_set(
     encoder: str = "mel",
     crop_seconds: float | None = None,
     shards: int = 1,
+    spec: str | None = None,
+    identity: dict[str, Any] | None = None,
 ) -> None:
     recipe = replace(
         tiny.recipe(dim=clips[0].rows.shape[1]),
         encoder=encoder,
-        encoder_identity={"class": encoder, "arguments": {}},
+        encoder_identity={"class": encoder, "arguments": {}, **(identity or {})},
         hop_seconds=0.04,
     )
     writer = open_split_writer(
-        str(url), recipe=recipe, spec=encoder, dataset=dataset, crop_seconds=crop_seconds, split=split
+        str(url), recipe=recipe, spec=spec or encoder, dataset=dataset, crop_seconds=crop_seconds, split=split
     )
     for number in range(shards):
         _write_part(

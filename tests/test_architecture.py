@@ -25,7 +25,7 @@ LAYERS = (
     {"store"},
     {"manifest", "splits", "metrics", "remote"},
     {"records", "shipped"},
-    {"children", "errors", "machine", "wording"},
+    {"children", "clipjson", "errors", "files", "machine", "wording"},
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
@@ -55,7 +55,7 @@ DOORS = {
     "ray": {"extract/engines/ray"},
 }
 # where numpy, too, is imported only when it is needed: help and manifests must be quick
-LIGHT = ("cli/*", "manifest/*", "errors", "records", "shipped", "wording", "__init__", "__main__")
+LIGHT = ("cli/*", "manifest/*", "clipjson", "errors", "records", "shipped", "wording", "__init__", "__main__")
 HEAVY = {*DOORS, "numpy"} - {"click"}
 
 

@@ -56,6 +56,7 @@ PRINTED = (
         words={"settings": "object"},
     ),
     Printed(record="featstore.records.ExtractRecord", commands=("extract --json",)),
+    Printed(record="featstore.records.ExtractFailure", commands=("extract --json",)),
     Printed(record="featstore.encoders.checking.Check", commands=("check --json",)),
     Printed(record="featstore.store.summary.Summary", commands=("inspect --json",)),
     Printed(
@@ -93,7 +94,12 @@ def json_page(printed: Sequence[Printed]) -> str:
             "# What commands print as JSON\n",
             "With `--json` a command prints one array on stdout and nothing else there; progress and errors go to "
             "stderr. `--results DIR` keeps each score in a file of its own: the object under `score`, beside "
-            "`results_format`, `written_at` and `key`, a hash of what made it. "
+            "`results_format`; `written_at`, for display; `generation`, one more than the highest that its task, "
+            "track, protocol and encoder had in the folder; `key`, a hash of what made it; and `seal`, the SHA-256 of "
+            "the canonical JSON (sorted keys, no spaces) of all the others. Of two scores of one thing the one of "
+            "the higher generation counts, whatever clocks are. `featstore report` skips and names a file whose "
+            "seal does not fit, prints the others and exits with 1; files without a seal, of earlier versions, are "
+            "read and counted. `featstore.report.read_results` returns `scores`, `unsealed` (files) and `failures`. "
             f"{manifests} prints [manifests](manifest.md), as their files have them, and with `--store` also `cached`: "
             "list of text, the encoders that have the task there.\n",
             *sections,

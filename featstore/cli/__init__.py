@@ -17,6 +17,7 @@ from featstore.cli.export import export
 from featstore.cli.extract import extract
 from featstore.cli.fetch import fetch
 from featstore.cli.inspect import inspect
+from featstore.cli.memory import told_out_of_memory
 from featstore.cli.pack import pack
 from featstore.cli.probe import probe
 from featstore.cli.query import query
@@ -25,7 +26,7 @@ from featstore.cli.retrieve import retrieve
 from featstore.cli.tasks import tasks
 from featstore.cli.upkeep import compact, gc, verify
 from featstore.errors import FeatstoreError
-from featstore.wording import harmless
+from featstore.wording import harmless, redacted
 
 __all__ = ["cli", "main"]
 
@@ -83,6 +84,12 @@ def main(arguments: list[str] | None = None) -> None:
     except MemoryError as error:
         _raise_if_asked(arguments)
         code = _fail(f"there is not enough memory{f': {error}' if str(error) else ''}", 1)
+    except RuntimeError as error:
+        message = told_out_of_memory(error)
+        if message is None:
+            raise
+        _raise_if_asked(arguments)
+        code = _fail(message, 1)
     except OSError as error:
         _raise_if_asked(arguments)
         where = f" ({error.filename})" if error.filename else ""
@@ -91,7 +98,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _fail(message: str, code: int) -> int:
-    line = " ".join(message.split())
+    line = redacted(" ".join(message.split()))
     click.echo(click.style("featstore: ", fg="red") + harmless(line), err=True)
     return code
 

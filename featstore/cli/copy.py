@@ -30,7 +30,8 @@ def copy(
     """Copy feature sets from the store SRC to the store DST: folders, or URLs of any kind.
 
     Every object is checked on its way, and a part is there whole or not at all: a copy that was interrupted goes on
-    where it was. What DST has already is not copied again.
+    where it was. What DST has already, by the content of the shards, is not copied again; other content of a shard is
+    replaced.
     """
     from featstore.cli.console.progress import counting
     from featstore.store.copying import copy_store
@@ -52,4 +53,5 @@ def copy(
         say(
             f"{record.path}: {record.copied:,} of {counted(record.parts, 'part')} copied "
             f"({spoken_bytes(record.bytes)}), {record.there:,} there already"
+            + (f", {record.replaced:,} in place of other content" if record.replaced else "")
         )

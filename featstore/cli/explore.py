@@ -9,6 +9,7 @@ import click
 
 from featstore.cli.options import feature_set_options, require_folder_of, say, selection, store_option
 from featstore.errors import UsageError
+from featstore.files import write_whole
 from featstore.wording import counted, spoken_bytes
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ def explore(
     sounds, said = _embedded(explorer, audio, most=n_audio or 40)
     page = render_map(explorer, audio=sounds, title=title)
     out_path = out_path or Path(_file_name(fs.path))
-    out_path.write_text(page, encoding="utf-8")
+    write_whole(out_path, page)
     say(f"{out_path}: {counted(len(explorer.points), 'clip')}, {spoken_bytes(len(page.encode()))}{said}")
 
 

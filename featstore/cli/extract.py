@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import redirect_stdout
+from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO
@@ -25,11 +26,13 @@ from featstore.cli.options import (
     store_option,
     tasks_argument,
 )
-from featstore.errors import DataError
+from featstore.errors import DamagedPart, DataError, FeatstoreError
+from featstore.machine import CPU_BATCH_SECONDS, LIGHT_BATCH_SECONDS
 from featstore.wording import counted, lasting, spoken_bytes
 
 if TYPE_CHECKING:
-    from featstore.records import ExtractRecord
+    from featstore.extract import TaskPlan
+    from featstore.records import ExtractFailure, ExtractRecord
 
 __all__ = ["extract"]
 
@@ -97,7 +100,8 @@ __all__ = ["extract"]
     "--batch-seconds",
     type=click.FloatRange(min=0),
     default=0.0,
-    help="Audio in a batch.  [default: what a GPU is measured to be busy with; 16 on a CPU, 64 for a light encoder]",
+    help="Audio in a batch.  [default: auto-tuned on a GPU; "
+    f"{CPU_BATCH_SECONDS:g} on a CPU, {LIGHT_BATCH_SECONDS:g} for a light encoder]",
 )
 @click.option(
     "--workers",
@@ -110,7 +114,7 @@ __all__ = ["extract"]
     type=click.FloatRange(min=0, min_open=True),
     default=3600.0,
     show_default=True,
-    help="Leave out clips that claim to be longer.",
+    help="Skip clips that claim to be longer; a later run with a higher limit encodes those within it.",
 )
 @click.option("--compile", "compiled", is_flag=True, help="Compile the encoder with torch.compile; the start is slow.")
 @click.option(
@@ -122,6 +126,11 @@ __all__ = ["extract"]
 )
 @click.option("--prune", is_flag=True, help="Drop embeddings of shards whose files are no longer there.")
 @click.option(
+    "--check-shards",
+    is_flag=True,
+    help="Read and hash every shard, and encode again those that were replaced without a new size or time.",
+)
+@click.option(
     "--allow-drift",
     is_flag=True,
     help="Encode though the encoder returns other numbers than when its embeddings were stored, or others each time.",
@@ -132,7 +141,7 @@ __all__ = ["extract"]
     metavar="K/N",
     help="Encode only the K-th of N shares of the shards.  [default: as RANK and WORLD_SIZE, or SLURM, say]",
 )
-@click.option("--fail-on-skip", is_flag=True, help="Exit with 1 if any clip was left out.")
+@click.option("--fail-on-skip", is_flag=True, help="Exit with 1 if any clip was skipped.")
 @json_option
 def extract(
     *,
@@ -155,11 +164,14 @@ def extract(
 ) -> None:
     """Encode the shards of tasks into a store, each shard once.
 
-    What the store has already, under the same encoder and settings, is not encoded again. A run that was killed goes on
-    where it was.
+    What the store has already, under the same encoder and settings, is not encoded again. A run that was killed
+    resumes.
+
+    The shards of all tasks are looked up first. A task whose shards are missing, or a shard that cannot be read, does
+    not stop the others: it is reported, and the exit code is 1. An encoder that does not keep its contract and a store
+    that cannot be written end the run.
     """
-    from featstore.cli.console.progress import progress_bar
-    from featstore.extract import EncoderRequest, ExtractOptions, extract_task, open_engine
+    from featstore.extract import EncoderRequest, ExtractOptions, open_engine, plan_tasks
     from featstore.extract.ranks import local_rank, parse_share, share_from_environment
     from featstore.manifest import find_task
 
@@ -175,8 +187,7 @@ def extract(
         pools=pools,
         trust_remote_code=trust_remote_code,
     )
-    records: list[ExtractRecord] = []
-    stdout = sys.stdout
+    run = _Run(as_json=as_json, stdout=sys.stdout)
     with (
         _other_prints_on_stderr(),
         open_engine(
@@ -188,33 +199,131 @@ def extract(
             local_rank=local_rank(os.environ),
         ) as encoding,
     ):
-        for manifest in manifests:
-            with progress_bar() as progress:
-                done = extract_task(
-                    manifest,
-                    encoding,
-                    data_dir=data_dir,
-                    store_url=store_url,
-                    options=options,
-                    splits=splits,
-                    progress=progress,
-                    share=share,
-                )
-            records += done
-            if not as_json:
-                with redirect_stdout(stdout):
-                    _tell_all(done)
+        plans = plan_tasks(
+            manifests,
+            encoding,
+            data_dir=data_dir,
+            store_url=store_url,
+            options=options,
+            splits=splits,
+            share=share,
+        )
+        run.extract_all(plans)
     if options.profile_path is not None:
-        encoded = any(record.shards_done for record in records)
+        encoded = any(record.shards_done for record in run.records)
         told = f"trace in {options.profile_path}" if encoded else "nothing was encoded, so there is no trace"
         say(told, err=True)
     if as_json:
-        emit_json(records)
-    n_skipped = sum(len(record.skipped) for record in records)
+        emit_json((*run.records, *run.failures))
+    run.raise_failures()
+    n_skipped = sum(len(record.skipped) for record in run.records)
     if fail_on_skip and n_skipped:
         raise DataError(
-            f"{n_skipped} clips were left out, and --fail-on-skip was given: `featstore extract ... --json` lists them"
+            f"{n_skipped} clips were skipped, and --fail-on-skip was given: `featstore extract ... --json` lists them"
         )
+
+
+@dataclass(slots=True, kw_only=True)
+class _Run:
+    """The records of all tasks, and what failed: an error that ends the run is raised when the rest is printed."""
+
+    as_json: bool
+    stdout: TextIO
+    records: list[ExtractRecord] = field(default_factory=list)
+    failures: list[ExtractFailure] = field(default_factory=list)
+    fatal: FeatstoreError | OSError | MemoryError | None = None
+
+    def extract_all(self, plans: Sequence[TaskPlan | ExtractFailure]) -> None:
+        """Extract one task after another; one that fails does not stop those after it."""
+        from featstore.records import ExtractFailure
+
+        unready = [plan for plan in plans if isinstance(plan, ExtractFailure)]
+        if len(unready) < len(plans):
+            for failure in unready:  # now, and not after the hours that the others may take; and at the end once more
+                say(f"featstore: {failure.task} is not extracted: {_one_line(failure.message)}", err=True)
+        for plan in plans:
+            if isinstance(plan, ExtractFailure):
+                self.failures.append(plan)
+            elif self.fatal is not None:
+                self.failures.append(
+                    ExtractFailure(task=plan.manifest.name, error="", message="not run: the run ended before it")
+                )
+            else:
+                self._extract(plan)
+
+    def _extract(self, plan: TaskPlan) -> None:
+        from featstore.cli.console.progress import progress_bar
+        from featstore.records import ExtractFailure
+
+        done: list[ExtractRecord] = []
+        try:
+            with progress_bar() as progress:
+                for records in plan.extract(progress):
+                    done += records
+        except (FeatstoreError, OSError, MemoryError) as error:
+            message = _one_line(str(error)) or type(error).__name__
+            code = error.exit_code if isinstance(error, FeatstoreError) else 1
+            failure = ExtractFailure(
+                task=plan.manifest.name, error=type(error).__name__, message=message, exit_code=code
+            )
+            self.failures.append(failure)
+            if not isinstance(error, DataError | DamagedPart):
+                self.fatal = error
+        finally:
+            self.records += done
+        if not self.as_json:
+            with redirect_stdout(self.stdout):
+                _tell_all(done)
+
+    def raise_failures(self) -> None:
+        """Print a line for each failure, and raise one error for all.
+
+        Raises
+        ------
+        FeatstoreError, OSError, MemoryError
+            The error that ended the run; else a FeatstoreError that counts what failed.
+        """
+        broken = {
+            (record.dataset, record.split, each.shard): f"{record.dataset}/{record.split}: {each.reason}"
+            for record in self.records
+            for each in record.broken
+        }
+        lines = [*broken.values(), *(f"{each.task}: {each.message}" for each in self.failures if each.error)]
+        if self.fatal is not None:
+            unrun = [each.task for each in self.failures if not each.error]
+            lines = lines[:-1]  # the error itself is the last line
+            lines += [f"not run: {', '.join(unrun)}"] if unrun else []
+        elif not lines:
+            return
+        if self.fatal is not None or len(lines) > 1:
+            for line in lines:
+                say(f"featstore: {_one_line(line)}", err=True)
+        if self.fatal is not None:
+            raise self.fatal
+        raise self._sum(broken, lines)
+
+    def _sum(self, broken: Collection[object], lines: Sequence[str]) -> FeatstoreError:
+        """What failed, counted; with the reason where it is one thing."""
+        counts = [f"{len(broken):,} of {counted(self._n_shards(), 'shard')} could not be read"] if broken else []
+        if self.failures:
+            n_tasks = len({record.task for record in self.records} | {each.task for each in self.failures})
+            counts.append(f"{len(self.failures)} of {counted(n_tasks, 'task')} failed")
+        done = ", all others are in the store" if self.records else ""
+        codes = {1} if broken else {each.exit_code for each in self.failures}
+        told = f"{', '.join(counts)}{done}"
+        if len(lines) == 1:
+            told = f"{told}: {lines[0]}" if self.records else self.failures[0].message
+        error = FeatstoreError(told)
+        error.exit_code = codes.pop() if len(codes) == 1 else 1
+        return error
+
+    def _n_shards(self) -> int:
+        """Shards of this run, each feature set's once."""
+        return sum({(record.dataset, record.split): record.shards_total for record in self.records}.values())
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _other_prints_on_stderr() -> redirect_stdout[TextIO]:
@@ -252,6 +361,7 @@ def _tell(record: ExtractRecord, *, timed: bool) -> None:
         f"{what}: {counted(record.clips, 'clip')}, {counted(record.windows, 'window')}, "
         f"{lasting(record.audio_seconds)}; "
         f"{counted(record.shards_done, 'shard')} encoded, {record.shards_reused:,} reused"
+        + (f", {len(record.broken):,} broken" if record.broken else "")
     )
     if record.shards_done and timed:
         seconds, settings = record.seconds, record.settings

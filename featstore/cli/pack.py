@@ -14,6 +14,7 @@ import click
 
 from featstore.cli.options import emit_json, json_option, say
 from featstore.errors import DataError, UsageError
+from featstore.files import write_whole
 from featstore.wording import counted
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ def pack(
         n_files, first = counted(len(record.skipped), "file"), record.skipped[0]
         raise DataError(f"none of {n_files} can be packed; the first, {first.key}: {first.reason}")
     toml.parent.mkdir(parents=True, exist_ok=True)
-    toml.write_text(text, encoding="utf-8")
+    write_whole(toml, text)
     load_manifest(toml)
     if as_json:
         emit_json([record])

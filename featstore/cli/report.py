@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import sys
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import click
 
 from featstore.cli.options import optional_store_option, require_folder_of, say, say_json_text
-from featstore.errors import UsageError
-from featstore.wording import spoken_bytes
+from featstore.errors import ResultsError, UsageError
+from featstore.files import write_whole
+from featstore.wording import counted, spoken_bytes
 
 if TYPE_CHECKING:
     from featstore.health import Health
@@ -69,7 +71,7 @@ def report(
     pair: tuple[str, str] | None,
 ) -> None:
     """Leaderboard: tasks by encoders for each track and protocol, with weighted averages."""
-    from featstore.report import published_scores, read_scores
+    from featstore.report import read_results
 
     require_folder_of(out_path)
     if pair and published:
@@ -80,7 +82,33 @@ def report(
         raise UsageError("--compare has no page: take --format table, markdown, csv or json")
     if form == "html" and out_path is None and sys.stdout.isatty():
         raise UsageError("--format html is a page for a browser: say --out FILE for where to write it")
-    scores = read_scores(results_dir)
+    results = read_results(results_dir)
+    if not results.scores and len(results.failures) == 1:
+        raise results.failures[0]
+    for failure in results.failures:
+        say(f"featstore: {failure}", err=True)
+    if results.unsealed:
+        n_unsealed, first = counted(len(results.unsealed), "file"), results.unsealed[0]
+        say(f"featstore: {n_unsealed} without a seal, whose values nothing guards, the first is {first}", err=True)
+    if results.scores:
+        _report(results.scores, form, out_path, published=published, store_url=store_url, title=title, pair=pair)
+    if results.failures:
+        raise ResultsError(f"{counted(len(results.failures), 'file')} of results skipped in {results_dir}")
+
+
+def _report(
+    scores: tuple[ScoreRecord, ...],
+    form: Form,
+    out_path: Path | None,
+    *,
+    published: bool,
+    store_url: str | None,
+    title: str,
+    pair: tuple[str, str] | None,
+) -> None:
+    """Write what was asked for."""
+    from featstore.report import published_scores
+
     if form == "html":
         _write(_page(scores, store_url=store_url, title=title), (), out_path, form)
         return
@@ -140,10 +168,11 @@ def _write(text: str, grids: tuple[Grid, ...], out_path: Path | None, form: Form
     from featstore.cli.console.tables import painted, show
 
     if out_path is not None:
-        with out_path.open("w", encoding="utf-8", errors="backslashreplace") as file:  # a label may be half a letter
-            file.write(text)
-            if grids:
-                show(painted(grids), stream=file)
+        if grids:
+            drawn = StringIO()
+            show(painted(grids), stream=drawn)
+            text += drawn.getvalue()
+        write_whole(out_path, text)
         say(f"{out_path}: {spoken_bytes(out_path.stat().st_size)}", err=True)
     elif grids:
         show(painted(grids))

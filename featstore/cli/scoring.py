@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from featstore.children import inheriting
+from featstore.cli.memory import told_out_of_memory
 from featstore.cli.options import emit_json, say
 from featstore.errors import FeatstoreError, ResultsError, UsageError
 from featstore.machine import cores
@@ -258,8 +259,11 @@ def _score_there(pair: _Pair, score: Scorer) -> ScoreRecord | _Failure:
 def _attempt(pair: _Pair, score: Callable[[], ScoreRecord]) -> ScoreRecord | _Failure:
     try:
         return score()
-    except (FeatstoreError, OSError, MemoryError) as error:
-        message = str(error) or type(error).__name__
+    except (FeatstoreError, OSError, MemoryError, RuntimeError) as error:
+        out_of_memory = told_out_of_memory(error)
+        if isinstance(error, RuntimeError) and out_of_memory is None:
+            raise
+        message = out_of_memory or str(error) or type(error).__name__
         code = error.exit_code if isinstance(error, FeatstoreError) else 1
         return _Failure(pair=pair, message=message, exit_code=code, trace=traceback.format_exc())
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from featstore.cli.options import emit_json, json_option, say, store_option
-from featstore.wording import counted, spoken_bytes
+from featstore.wording import counted, redacted, spoken_bytes
 
 __all__ = ["compact", "gc", "verify"]
 
@@ -23,7 +23,7 @@ def verify(*, store_url: str, repair: bool, as_json: bool) -> None:
     from featstore.store.repair import repair_store
     from featstore.store.verify import verify_store
 
-    read = repair_store if repair else verify_store
+    read, shown = (repair_store if repair else verify_store), redacted(store_url)
     with counting("parts verified") as tick:
         report = read(store_url, on_part=lambda _: tick())
     if as_json:
@@ -31,15 +31,15 @@ def verify(*, store_url: str, repair: bool, as_json: bool) -> None:
     else:
         for finding in report.findings:
             done = f" [repaired: {finding.remedy}]" if finding.repaired else ""
-            say(f"{finding.where or store_url}: {finding.problem}{done}")
+            say(f"{finding.where or shown}: {finding.problem}{done}")
         state = "sound" if not report.findings else "repaired" if report.sound else "DAMAGED"
         say(
-            f"{store_url}: {state}; {counted(report.parts, 'part')}, {counted(report.objects, 'object')}, "
+            f"{shown}: {state}; {counted(report.parts, 'part')}, {counted(report.objects, 'object')}, "
             f"{spoken_bytes(report.bytes_read)} read, {counted(len(report.findings), 'finding')}"
         )
         if not repair and report.repairable:
             say(
-                f"run `featstore verify --store {store_url} --repair` to drop or mend what is damaged, then the same "
+                f"run `featstore verify --store {shown} --repair` to drop or mend what is damaged, then the same "
                 "`featstore extract` again"
             )
     if not report.sound:
@@ -60,7 +60,9 @@ def gc(*, store_url: str, as_json: bool) -> None:
     for record in records:
         for name in record.deleted:
             say(f"deleted {record.path}/{name}" if record.path else f"deleted {name}")
-    say(f"{store_url}: {sum(len(record.deleted) for record in records)} deleted")
+        for name in record.left:
+            say(f"left {record.path}/{name}, which featstore did not write")
+    say(f"{redacted(store_url)}: {sum(len(record.deleted) for record in records)} deleted")
 
 
 @click.command()
@@ -80,4 +82,4 @@ def compact(*, store_url: str, part_megabytes: float, as_json: bool) -> None:
     for record in records:
         say(f"{record.path}: {record.parts_before} parts are now {record.parts_after}")
     if not records:
-        say(f"{store_url}: nothing to do")
+        say(f"{redacted(store_url)}: nothing to do")

@@ -14,6 +14,7 @@ from featstore.demo.synth import COLLECTIONS, Collection
 from featstore.encoders import load_encoder
 from featstore.errors import UsageError
 from featstore.extract import ExtractOptions, extract_task
+from featstore.files import write_whole
 from featstore.manifest import Manifest, find_task
 from featstore.probe import probe_task
 from featstore.records import ExtractRecord, ScoreRecord
@@ -135,7 +136,7 @@ def _write_report(directory: Path, store: Store, scores: Sequence[ScoreRecord], 
     except UsageError as missing:
         say(str(missing))
         path, text = directory / "report.md", to_markdown(build(scores))
-    path.write_text(text, encoding="utf-8")
+    write_whole(path, text)
     return path
 
 

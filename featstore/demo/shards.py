@@ -12,6 +12,7 @@ from pathlib import Path
 from featstore.demo.synth import COLLECTIONS, SYNTHESIS_VERSION, Collection, synthesise
 from featstore.extract.audio import encode_flac
 from featstore.extract.tars import write_shard
+from featstore.files import write_whole
 from featstore.records import canonical_json
 
 __all__ = ["MadeShards", "ShardPlan", "make_shards", "plan_shards"]
@@ -98,9 +99,7 @@ def _forget_other_synthesis(folder: Path, collection: Collection) -> None:
     for path in folder.iterdir():
         if ours.fullmatch(path.name):
             path.unlink()
-    unfinished = marker.with_suffix(".tmp")
-    unfinished.write_text(made_by, encoding="utf-8")
-    unfinished.replace(marker)
+    write_whole(marker, made_by)
 
 
 def _make_shard(path: Path, plan: ShardPlan) -> float:

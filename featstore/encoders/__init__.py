@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from featstore.encoders.specs import BUILT_IN, EncoderSpec, parse_spec
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from featstore.encoders.encoder import Encoder
     from featstore.encoders.outputs import Pool
 
-__all__ = ["BUILT_IN", "load_encoder"]
-
-BUILT_IN = ("logmel", "mfcc")
+__all__ = ["BUILT_IN", "EncoderSpec", "load_encoder", "parse_spec"]
 
 
 def load_encoder(
@@ -31,7 +31,7 @@ def load_encoder(
         ``logmel``, ``mfcc``, ``hf:NAME_OR_PATH[#layer=K]``, ``dasheng:base|0.6b|1.2b|PATH[#layer=K]``,
         ``./file.py[:Class]`` or ``package.module:Class``.
     arguments : mapping, optional
-        Keyword arguments of the class.
+        Keyword arguments of the class. They are stored in every recipe: one that looks like a secret is refused.
     layers : sequence of int or None, optional
         Hidden states to keep of each forward pass; None is what the encoder returns, and the default.
     pools : sequence of str, optional

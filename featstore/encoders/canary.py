@@ -32,8 +32,8 @@ TOLERANCES: Mapping[str, float] = {"float32": 1e-4, "tf32": 1e-2, "float16": 1e-
 """Share of a vector's length that arithmetic may move it by, on another machine or with another number of threads.
 
 A product is rounded to half a unit of its last place, u: 6e-8 in float32, 5e-4 in TF32 and float16, 4e-3 in bfloat16.
-Sums of some thousand terms in another order, layer upon layer, were seen to add up to some 1,000 u in float32, which is
-what the first figure allows. In lower precisions sums are kept in float32, and errors of single products average out
+Sums of some thousand terms in another order, layer upon layer, are expected to add up to some 1,000 u in float32, which
+is what the first figure allows. In lower precisions sums are kept in float32, and errors of single products average out
 over them and over frames: 20 u and 13 u.
 """
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from featstore.encoders.contract import ContractFacts, EncoderOutput, check_output, contract_facts
 from featstore.encoders.outputs import Output
 from featstore.encoders.source_code import CodeModule, code_sha256
+from featstore.encoders.specs import spec_with_layer
 from featstore.errors import EncoderContractError, EncoderError
 from featstore.records import NamedBy, Recipe
 
@@ -27,6 +28,8 @@ class Encoder:
 
     Attributes
     ----------
+    spec : str
+        What it was asked for by, without a layer.
     identity : mapping
         What it is: see `featstore.encoders.fingerprint`.
     earlier : mapping or None
@@ -93,8 +96,7 @@ class Encoder:
 
     def spec_of(self, output: Output) -> str:
         """How one output is named on the command line."""
-        base = self.spec.partition("#layer=")[0]
-        return self.spec if output.layer is None else f"{base}#layer={output.layer}"
+        return spec_with_layer(self.spec, output.layer)
 
     def longest_window_seconds(self, asked: float | None) -> float | None:
         """Audio that a window may hold: the least of what the encoder takes and what is asked for."""

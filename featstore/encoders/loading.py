@@ -13,14 +13,15 @@ from typing import Any, get_args
 
 from torch import nn
 
+from featstore.encoders.arguments import check_arguments, check_built_in_arguments
 from featstore.encoders.encoder import Encoder
 from featstore.encoders.fingerprint import earlier_identity, encoder_identity, user_identity
 from featstore.encoders.loaded import LoadedModel
 from featstore.encoders.outputs import Output, Pool
+from featstore.encoders.specs import EncoderSpec, parse_spec
 from featstore.encoders.spectral import LogMelEncoder, MfccEncoder
 from featstore.encoders.user_code import ENCODER_FILE, loading_user_code
 from featstore.errors import EncoderContractError, EncoderError, UsageError
-from featstore.records import canonical_json
 
 __all__ = ["load"]
 
@@ -36,17 +37,18 @@ def load(
     trust_remote_code: bool,
 ) -> Encoder:
     """Build an encoder; see `featstore.encoders.load_encoder`."""
-    _check_arguments(arguments)
-    base, layer = _split_layer(spec)
-    outputs = _outputs((layer,) if layer is not None else layers, pools, said_twice=layer is not None and bool(layers))
-    if base.partition(":")[0] in ("hf", "dasheng"):
-        return _encoder(_of_a_library(base, arguments, trust_remote_code=trust_remote_code), base, outputs)
-    if base in _BUILT_IN:
-        module = _build(_BUILT_IN[base], arguments)
-        identity = encoder_identity(module, arguments=arguments)
-        return _encoder(LoadedModel(module=module, name=base, named_by="class", identity=identity), base, outputs)
-    with loading_user_code(_folder_of(base)) as loading:
-        kind, main = _class_in_file(base) if _is_file_spec(base) else _class_by_import(base)
+    check_arguments(arguments)
+    parsed = parse_spec(spec)
+    if parsed.layer is not None and layers:
+        raise UsageError("a layer is given by #layer= and by --layers: say it once")
+    outputs = _outputs((parsed.layer,) if parsed.layer is not None else layers, pools)
+    if parsed.scheme in ("hf", "dasheng"):
+        found = _of_a_library(parsed, arguments, trust_remote_code=trust_remote_code)
+        return _encoder(found, parsed.base, outputs)
+    if parsed.scheme == "built-in":
+        return _encoder(_of_a_built_in(parsed, arguments), parsed.base, outputs)
+    with loading_user_code(_folder_of(parsed)) as loading:
+        kind, main = _class_in_file(parsed) if parsed.scheme == "file" else _class_by_import(parsed)
         module = _build(kind, arguments)
         is_own = kind.__module__.partition(".")[0] == "featstore"
         found = LoadedModel(
@@ -56,7 +58,7 @@ def load(
             identity=(encoder_identity if is_own else user_identity)(module, arguments=arguments),
             earlier=None if is_own else earlier_identity(module, arguments=arguments),
         )
-        encoder = _encoder(found, base, outputs)
+        encoder = _encoder(found, parsed.base, outputs)
         code = loading.modules(module, main=main)  # after its first forward pass, which may have imported more
         return encoder.made_of(code) if code else encoder
 
@@ -73,21 +75,7 @@ def _encoder(found: LoadedModel, spec: str, outputs: tuple[Output, ...]) -> Enco
     )
 
 
-def _split_layer(spec: str) -> tuple[str, int | None]:
-    """A spec without its ``#layer=K``, and K; ``#layer=last`` is the spec itself."""
-    base, mark, text = spec.rpartition("#layer=")
-    if not mark:
-        return spec, None
-    if text == "last":
-        return base, None
-    if not (text.isascii() and text.isdigit()):
-        raise UsageError(f"#layer= takes a number from 0 on, or last: got {text!r} in --encoder {spec}")
-    return base, int(text)
-
-
-def _outputs(layers: tuple[int | None, ...], pools: tuple[Pool, ...], *, said_twice: bool) -> tuple[Output, ...]:
-    if said_twice:
-        raise UsageError("a layer is given by #layer= and by --layers: say it once")
+def _outputs(layers: tuple[int | None, ...], pools: tuple[Pool, ...]) -> tuple[Output, ...]:
     unknown = [pool for pool in pools if pool not in get_args(Pool)]
     if unknown:
         raise UsageError(f"--pool takes {', '.join(get_args(Pool))}: got {unknown[0]!r}")
@@ -97,29 +85,24 @@ def _outputs(layers: tuple[int | None, ...], pools: tuple[Pool, ...], *, said_tw
     return outputs
 
 
-def _of_a_library(spec: str, arguments: Mapping[str, Any], *, trust_remote_code: bool) -> LoadedModel:
+def _of_a_library(spec: EncoderSpec, arguments: Mapping[str, Any], *, trust_remote_code: bool) -> LoadedModel:
     """A model of transformers or of dasheng, by the scheme of its spec."""
-    scheme, _, where = spec.partition(":")
     if arguments:
-        raise EncoderError(f"{scheme}: encoders take no --encoder-arg: got {next(iter(arguments))}")
-    if scheme == "hf":
+        raise EncoderError(f"{spec.scheme}: encoders take no --encoder-arg: got {next(iter(arguments))}")
+    if spec.scheme == "hf":
         from featstore.encoders.hf.loading import load_hf
 
-        return load_hf(where, trust_remote_code=trust_remote_code)
+        return load_hf(spec.name, trust_remote_code=trust_remote_code)
     from featstore.encoders.dasheng.loading import load_dasheng
 
-    return load_dasheng(where)
+    return load_dasheng(spec.name)
 
 
-def _check_arguments(arguments: Mapping[str, Any]) -> None:
-    """Arguments are part of the recipe, which is JSON."""
-    for name, value in arguments.items():
-        try:
-            canonical_json(value)
-        except (TypeError, ValueError, RecursionError) as error:
-            raise EncoderError(
-                f"argument {name} of an encoder must be a JSON value, for it is hashed: {error}"
-            ) from error
+def _of_a_built_in(spec: EncoderSpec, arguments: Mapping[str, Any]) -> LoadedModel:
+    check_built_in_arguments(spec.name, arguments)
+    module = _build(_BUILT_IN[spec.name], arguments)
+    identity = encoder_identity(module, arguments=arguments)
+    return LoadedModel(module=module, name=spec.name, named_by="class", identity=identity)
 
 
 def _build(kind: type[nn.Module], arguments: Mapping[str, Any]) -> nn.Module:
@@ -133,24 +116,15 @@ def _build(kind: type[nn.Module], arguments: Mapping[str, Any]) -> nn.Module:
     return module.eval()
 
 
-def _is_file_spec(spec: str) -> bool:
-    return re.search(r"\.py(:\w+)?$", spec) is not None
-
-
-def _split_file_spec(spec: str) -> tuple[Path, str]:
-    text, _, wanted = spec.rpartition(":") if re.search(r"\.py:\w+$", spec) else (spec, "", "")
-    return Path(text), wanted
-
-
-def _folder_of(spec: str) -> Path:
+def _folder_of(spec: EncoderSpec) -> Path:
     """Where the files are that an encoder may import without being installed."""
-    return _split_file_spec(spec)[0].resolve().parent if _is_file_spec(spec) else Path.cwd()
+    return Path(spec.name).resolve().parent if spec.scheme == "file" else Path.cwd()
 
 
-def _class_in_file(spec: str) -> tuple[type[nn.Module], ModuleType]:
-    path, wanted = _split_file_spec(spec)
+def _class_in_file(spec: EncoderSpec) -> tuple[type[nn.Module], ModuleType]:
+    path = Path(spec.name)
     if not path.is_file():
-        raise EncoderError(f"there is no encoder file {path}: check the path in --encoder {spec}")
+        raise EncoderError(f"there is no encoder file {path}: check the path in --encoder {spec.base}")
     module_name = f"{ENCODER_FILE}{re.sub(r'[^A-Za-z0-9_]', '_', path.stem)}"
     module_spec = importlib.util.spec_from_file_location(module_name, path)
     if module_spec is None or module_spec.loader is None:
@@ -162,22 +136,16 @@ def _class_in_file(spec: str) -> tuple[type[nn.Module], ModuleType]:
     except (Exception, SystemExit) as error:
         del sys.modules[module_name]
         raise EncoderError(f"{path} could not be imported: {_told(error)}") from error
-    return _pick_class(module, wanted, where=str(path)), module
+    return _pick_class(module, spec.class_name, where=str(path)), module
 
 
-def _class_by_import(spec: str) -> tuple[type[nn.Module], ModuleType]:
-    name, _, wanted = spec.partition(":")
-    if not wanted or not re.fullmatch(r"[A-Za-z_][\w.]*", name):
-        known = ", ".join(_BUILT_IN)
-        raise EncoderError(
-            f"no encoder is called {spec!r}: give a built-in ({known}), hf:NAME_OR_PATH, "
-            "dasheng:base, ./file.py[:Class] or package.module:Class"
-        )
+def _class_by_import(spec: EncoderSpec) -> tuple[type[nn.Module], ModuleType]:
+    name = spec.name
     try:
         module = importlib.import_module(name)
     except (Exception, SystemExit) as error:
-        raise EncoderError(f"module {name} of --encoder {spec} could not be imported: {_told(error)}") from error
-    return _pick_class(module, wanted, where=name), module
+        raise EncoderError(f"module {name} of --encoder {spec.base} could not be imported: {_told(error)}") from error
+    return _pick_class(module, spec.class_name, where=name), module
 
 
 def _pick_class(module: ModuleType, wanted: str, *, where: str) -> type[nn.Module]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from featstore.errors import UsageError
+from featstore.files import replacing
 
 if TYPE_CHECKING:
     from featstore.encoders.running import EncoderRun
@@ -69,6 +70,5 @@ class _Trace:
     def _write(self) -> None:
         """Several processes may trace to one path: the last whole trace stays."""
         self._profiler.stop()
-        begun = self._path.with_name(f".{os.getpid()}.{self._path.name}")
-        self._profiler.export_chrome_trace(str(begun))
-        begun.replace(self._path)
+        with replacing(self._path) as temporary:
+            self._profiler.export_chrome_trace(str(temporary))

@@ -2,7 +2,7 @@
 
 from featstore.extract.engines import EncoderRequest, Engine, open_engine
 from featstore.extract.progress import Progress, Silent
-from featstore.extract.run import ExtractOptions, extract_task
+from featstore.extract.run import ExtractOptions, TaskPlan, extract_task, plan_tasks
 from featstore.extract.work import plan_recipe
 
 __all__ = [
@@ -11,7 +11,9 @@ __all__ = [
     "ExtractOptions",
     "Progress",
     "Silent",
+    "TaskPlan",
     "extract_task",
     "open_engine",
     "plan_recipe",
+    "plan_tasks",
 ]

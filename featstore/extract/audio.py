@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featstore.errors import UnusableClip
+from featstore.extract.containers import damage_of, missing_frames_allowed
 
 if TYPE_CHECKING:
     from soundfile import SoundFile
@@ -23,6 +24,7 @@ MAX_CHANNELS = 64
 SAMPLE_RATES_HZ = (100, 768_000)
 MAX_AMPLITUDE = 2.0**31  # audio is within [-1, 1], or counts of an integer type that somebody stored as floats
 _BLOCK_BYTES = 16 << 20
+_UNKNOWN_FRAMES = 1 << 62  # libsndfile counts 2**63 - 1 where a header does not say, as of a FLAC that came from a pipe
 _BYTES_COPIED = (24 << 10, 8 << 20)  # of less it is read in two or three calls; more is not held twice
 
 
@@ -49,15 +51,20 @@ def decode(
     Raises
     ------
     UnusableClip
-        It cannot be read, is empty, too long, has too many channels, or holds numbers that are no audio.
+        It cannot be read, is empty, too long, damaged or cut off, has too many channels, or holds numbers that are no
+        audio. ``seconds`` is what a clip claims that is too long.
     """
     import soundfile
 
     try:
         with _as_file(data) as stored, soundfile.SoundFile(stored, closefd=False) as file:
             rate = _checked_rate(file, max_seconds)
+            if damage := damage_of(data):
+                raise UnusableClip(damage)
             admit(round(file.frames / rate * sample_rate_hz) * 4)
-            blocks = _mono_blocks(file, most_frames=int(max_seconds * rate) if max_seconds < np.inf else None)
+            blocks = _mono_blocks(
+                file, max_seconds=max_seconds, missing_allowed=missing_frames_allowed(data, form=file.format)
+            )
             samples = _joined(blocks) if rate == sample_rate_hz else _resampled(blocks, rate, sample_rate_hz)
     except (soundfile.SoundFileError, RuntimeError, ValueError, TypeError, OverflowError) as error:
         raise UnusableClip(f"it cannot be decoded: {_told(error)}") from error
@@ -139,25 +146,38 @@ def _checked_rate(file: SoundFile, max_seconds: float) -> int:
         raise UnusableClip(
             f"its header claims a sample rate of {rate:,} Hz, which is not within {lowest} to {highest:,}"
         )
-    if file.frames > max_seconds * rate:
+    claimed = file.frames / rate
+    if claimed > max_seconds:
         raise UnusableClip(
-            f"its header claims {file.frames / rate:,.0f} s, more than --max-clip-seconds {max_seconds:g}"
+            f"its header claims {claimed:,.0f} s, more than --max-clip-seconds {max_seconds:g}", seconds=claimed
         )
     if file.channels > MAX_CHANNELS:
         raise UnusableClip(f"it has {file.channels:,} channels, more than {MAX_CHANNELS}")
     return rate
 
 
-def _mono_blocks(file: SoundFile, *, most_frames: int | None) -> Iterator[tuple[NDArray[np.float32], bool]]:
-    """The file's channels averaged, float32 (frames,), and whether this block is the last. At least one comes."""
+def _mono_blocks(
+    file: SoundFile, *, max_seconds: float, missing_allowed: int | None
+) -> Iterator[tuple[NDArray[np.float32], bool]]:
+    """The file's channels averaged, float32 (frames,), and whether this block is the last. At least one comes.
+
+    Fewer frames than the header counts are damage, where the count is exact: see `missing_frames_allowed`.
+    """
     block_frames = max(1, _BLOCK_BYTES // (4 * file.channels))
     frames, last = 0, False
     while not last:
         block = file.read(block_frames, dtype="float32", always_2d=True)
         frames += len(block)
-        if most_frames is not None and frames > most_frames:
-            raise UnusableClip("it holds more than --max-clip-seconds, and more than its header claims")
+        seconds = frames / file.samplerate
+        if seconds > max_seconds:
+            raise UnusableClip(
+                "it holds more than --max-clip-seconds, and more than its header claims", seconds=seconds
+            )
         last = len(block) < block_frames
+        if last and missing_allowed is not None and frames + missing_allowed < file.frames < _UNKNOWN_FRAMES:
+            raise UnusableClip(
+                f"it is damaged or breaks off: its header counts {file.frames:,} frames, and {frames:,} come out of it"
+            )
         yield _downmixed(block), last
 
 

@@ -42,9 +42,9 @@ class BackgroundWriter:
         else:
             self._close()
 
-    def begin(self, writer: SplitWriter, shard: str) -> Future[PartWriter]:
+    def begin(self, writer: SplitWriter, shard: str, *, generation: int | None) -> Future[PartWriter]:
         """Start a part. It is deleted at the end if it was never committed."""
-        future = self._pool.submit(writer.begin_part, shard)
+        future = self._pool.submit(writer.begin_part, shard, generation=generation)
         self._open.add(future)
         return future
 

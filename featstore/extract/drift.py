@@ -15,46 +15,85 @@ if TYPE_CHECKING:
     from featstore.extract.engines import Engine
     from featstore.store import EncoderGroup
 
-__all__ = ["check_drift"]
+__all__ = ["DriftCheck"]
 
 SIGNALS_VERSION = 1
 
 
-def check_drift(engine: Engine, job: EncodeJob) -> tuple[str, ...]:
-    """Read the canary of a job's encoder, hold it against those that the store has, and note it where it has none.
+class DriftCheck:
+    """Reads the canary of a run's encoder, once, and holds it against those that the store has.
 
-    Returns
-    -------
-    tuple of str
-        What is worth telling: a drift that ``allow_drift`` lets pass; another encoder that returns the very same.
+    It is done before the first shard of any of the run's tasks is encoded, and writes nothing before `note_canaries`.
 
-    Raises
-    ------
-    EncoderChanged
-        Two runs of the encoder differ, or what it returns differs from what is stored by more than its precision
-        explains, and ``allow_drift`` is off.
+    Parameters
+    ----------
+    engine : Engine
+        Where the encoder is.
+    notes : sequence of str
+        Lines about the encoder that go with those about its canary.
     """
-    reading = engine.canary(job.options)
-    if reading.unsteady is not None:
-        told = _unsteady(job.card.name, reading.unsteady, job.outputs[0].recipe.precision)
-        if not job.options.allow_drift:
-            raise EncoderChanged(f"{told}; --allow-drift stores them as they come", reading.unsteady.cosine)
-        return (told,)
-    stored = [_canary_of(read_encoder_group(job.store_url, output.recipe.group_name)) for output in job.outputs]
-    drifted = tuple(_drifted(job, reading, stored))
-    if drifted and not job.options.allow_drift:
-        told, drift = max(drifted, key=lambda each: each[1].relative)
-        raise EncoderChanged(
-            f"{told}: nothing was encoded; undo what changed, extract into another store, or let both stand in one "
-            "feature set with --allow-drift",
-            drift.cosine,
-        )
-    new = [at for at, canary in enumerate(stored) if canary is None and any(reading.outputs[at].values())]
-    twins = tuple(_twins(job, reading, new))
-    for at in new:
-        canary = {"version": SIGNALS_VERSION, "signals": reading.outputs[at], "made_by": dict(reading.made_by)}
-        note_in_encoder_group(job.store_url, job.outputs[at].recipe.group_name, canary=canary)
-    return (*(told for told, _ in drifted), *twins)
+
+    def __init__(self, engine: Engine, *, notes: Sequence[str] = ()) -> None:
+        self._engine = engine
+        self._notes = tuple(notes)
+        self._new: dict[str, Mapping[str, Any]] = {}  # group -> its canary, which is not in the store yet
+        self._is_done = False
+
+    def pass_once(self, job: EncodeJob) -> None:
+        """Do the check, unless it was done for an earlier job.
+
+        Raises
+        ------
+        EncoderChanged
+            Two runs of the encoder differ, or what it returns differs from what is stored by more than its precision
+            explains, and ``allow_drift`` is off.
+        """
+        if self._is_done:
+            return
+        reading = self._engine.canary(job.options)
+        if reading.unsteady is not None:
+            told = _unsteady(job.card.name, reading.unsteady, job.outputs[0].recipe.precision)
+            if not job.options.allow_drift:
+                raise EncoderChanged(f"{told}; --allow-drift stores them as they come", reading.unsteady.cosine)
+            self._notes += (told,)
+        else:
+            self._compare(job, reading)
+        self._is_done = True
+
+    def _compare(self, job: EncodeJob, reading: CanaryReading) -> None:
+        stored = [_canary_of(read_encoder_group(job.store_url, output.recipe.group_name)) for output in job.outputs]
+        drifted = tuple(_drifted(job, reading, stored))
+        if drifted and not job.options.allow_drift:
+            told, drift = max(drifted, key=lambda each: each[1].relative)
+            raise EncoderChanged(
+                f"{told}: nothing was encoded; undo what changed, extract into another store, or let both stand in one "
+                "feature set with --allow-drift",
+                drift.cosine,
+            )
+        new = [at for at, canary in enumerate(stored) if canary is None and any(reading.outputs[at].values())]
+        self._notes += (*(told for told, _ in drifted), *_twins(job, reading, new))
+        self._new = {
+            job.outputs[at].recipe.group_name: {
+                "version": SIGNALS_VERSION,
+                "signals": reading.outputs[at],
+                "made_by": dict(reading.made_by),
+            }
+            for at in new
+        }
+
+    def note_canaries(self, store_url: str) -> None:
+        """Note the canaries that the store lacks beside the recipes, whose documents are there by now."""
+        for group, canary in self._new.items():
+            note_in_encoder_group(store_url, group, canary=canary)
+        self._new = {}
+
+    def take_notes(self) -> tuple[str, ...]:
+        """What is worth telling, for the first record: a drift that was allowed; another encoder that returns the same.
+
+        Later records have none of it.
+        """
+        notes, self._notes = self._notes, ()
+        return notes
 
 
 def _canary_of(group: EncoderGroup | None) -> Mapping[str, Any] | None:

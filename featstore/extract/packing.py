@@ -9,15 +9,17 @@ from __future__ import annotations
 import csv
 import json
 import re
+import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+from featstore.clipjson import parse_clip_json
 from featstore.errors import DataError, UnusableClip, UsageError
 from featstore.extract.audio import decode
-from featstore.extract.tars import AUDIO_EXTENSIONS, write_shard
+from featstore.extract.tars import AUDIO_EXTENSIONS, MAX_MEMBER_BYTES, write_shard
 from featstore.records import SkippedClip
 
 __all__ = ["Clip", "PackRecord", "Table", "pack_clips", "plan_folder", "plan_table"]
@@ -128,7 +130,7 @@ def pack_clips(
 ) -> PackRecord:
     """Write clips, split by split, as ``SPLIT-000000.tar`` and so on; the bytes depend on the clips alone.
 
-    A file that cannot be decoded is left out and told. Nothing is overwritten.
+    A file that cannot be decoded, or whose JSON `extract` would refuse, is skipped and listed. Nothing is overwritten.
 
     Raises
     ------
@@ -164,19 +166,42 @@ def pack_clips(
 def _samples(clips: Sequence[Clip], skipped: list[SkippedClip]) -> Iterator[dict[str, bytes | str]]:
     for clip in clips:
         try:
-            data = clip.path.read_bytes()
+            meta = _json_of(clip.meta)
+            data = _content(clip.path)
             decode(data, sample_rate_hz=CHECK_SAMPLE_RATE_HZ, max_seconds=float("inf"))
         except (OSError, UnusableClip) as error:
             reason = (error.strerror or "it cannot be read").lower() if isinstance(error, OSError) else str(error)
             skipped.append(SkippedClip(shard="", key=str(clip.path), reason=reason))
             continue
-        meta = json.dumps(clip.meta, ensure_ascii=False, allow_nan=False)
-        # half a surrogate pair goes out as the escape that it came in as
-        yield {"__key__": clip.key, clip.path.suffix[1:].lower(): data, "json": meta.encode(errors="backslashreplace")}
+        yield {"__key__": clip.key, clip.path.suffix[1:].lower(): data, "json": meta}
+
+
+def _json_of(meta: Mapping[str, Any]) -> bytes:
+    """The JSON of a clip; UnusableClip where `extract` would refuse it."""
+    try:
+        text = json.dumps(meta, ensure_ascii=False, allow_nan=False)
+        parse_clip_json(text)
+        return text.encode()
+    except (ValueError, RecursionError) as error:
+        raise UnusableClip(f"its labels are no JSON: {' '.join(str(error).split())[:120]}") from error
+
+
+def _content(path: Path) -> bytes:
+    """Content of a plain file that a shard can hold; UnusableClip of anything else: a pipe never ends."""
+    try:
+        status = path.stat()
+    except ValueError as error:
+        raise UnusableClip(f"its name is none that a file can have: {error}") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise UnusableClip("it is no plain file")
+    if status.st_size > MAX_MEMBER_BYTES:
+        raise UnusableClip(f"it has {status.st_size:,} bytes, more than {MAX_MEMBER_BYTES:,}")
+    return path.read_bytes()
 
 
 def _is_audio(path: Path) -> bool:
-    return path.suffix[1:].lower() in AUDIO_EXTENSIONS and not path.name.startswith(".") and path.is_file()
+    """Whether it is called as an audio file is. What is no plain file, or a link to nowhere, is listed when packed."""
+    return path.suffix[1:].lower() in AUDIO_EXTENSIONS and not path.name.startswith(".") and not path.is_dir()
 
 
 def _key_of(text: str, *, keep_suffix: bool = False) -> str:

@@ -1,17 +1,21 @@
-"""`extract_task`: brings a task's feature sets up to date with its shards."""
+"""Brings the feature sets of tasks up to date with their shards: `plan_tasks` for several, `extract_task` for one.
+
+What is wrong with a call or with the encoder, and a store that cannot be written, end a run. A task whose shards cannot
+be found costs that task alone, and a shard that cannot be read costs that shard alone.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from featstore.errors import ShardError, StoreError, UsageError
-from featstore.extract.drift import check_drift
+from featstore.errors import DataError, ShardError, StoreError, UsageError
+from featstore.extract.drift import DriftCheck
 from featstore.extract.held import named_as_held, what_changed
 from featstore.extract.outcome import EncodeResult, StageTimes, StoredShard
 from featstore.extract.progress import Progress, Silent
@@ -19,7 +23,7 @@ from featstore.extract.ranks import Share
 from featstore.extract.shards import AnyShard, dataset_folder, find_shards, is_committed, sha256_of_shard
 from featstore.extract.windows import Padding
 from featstore.extract.work import EncodeJob, EncoderCard, KeptOutput, StaleShard
-from featstore.records import ExtractRecord, Recipe, dataset_group
+from featstore.records import BrokenShard, ExtractFailure, ExtractRecord, Recipe, dataset_group
 from featstore.store import (
     Segment,
     SplitWriter,
@@ -34,7 +38,7 @@ if TYPE_CHECKING:
     from featstore.extract.engines import Engine
     from featstore.manifest import Manifest
 
-__all__ = ["ExtractOptions", "extract_task"]
+__all__ = ["ExtractOptions", "TaskPlan", "extract_task", "plan_tasks"]
 
 LEAST_WINDOW_SECONDS = 0.1
 
@@ -61,7 +65,7 @@ class ExtractOptions:
     workers : int
         Decoding threads; 0 is one for each core, at most 16.
     max_clip_seconds : float
-        Clips that claim to be longer are left out.
+        Clips that claim to be longer are skipped; a later run with a higher limit encodes those that are within it.
     max_window_seconds : float or None
         Longer clips are cut into windows of one length; None leaves that to the encoder.
     compiled : bool
@@ -72,6 +76,9 @@ class ExtractOptions:
         Drop the embeddings of shards whose files are no longer there, or no longer match the manifest's pattern.
     allow_drift : bool
         Encode though the encoder returns other numbers than when its embeddings were stored.
+    check_shards : bool
+        Read and hash every shard that is in the store, and encode again those whose content has changed. Without it, a
+        shard of the size and modification time (or etag) of its commit is taken for unchanged.
     """
 
     device: str = "auto"
@@ -87,6 +94,7 @@ class ExtractOptions:
     profile_path: Path | None = None
     prune: bool = False
     allow_drift: bool = False
+    check_shards: bool = False
 
     def __post_init__(self) -> None:
         for name, value, known in (
@@ -157,12 +165,111 @@ def extract_task(
         See `featstore.errors`.
     """
     engine = _as_engine(encoder, options, local_rank=local_rank)
-    chosen = _chosen_feature_sets(manifest, splits)
-    folder = dataset_folder(data_dir, manifest.data.dataset)
-    # every pattern is looked up before the first shard is encoded: a typo is told now, not after hours
-    shards = {name: find_shards(folder, pattern) for name, pattern in chosen.items()}
+    shards = _find_every_shard(manifest, data_dir, splits)
     card = engine.describe(options)
     recipes, anew = _recipes(card, store_url)
+    plan = _planned(
+        manifest,
+        shards,
+        engine=engine,
+        card=card,
+        recipes=recipes,
+        check=DriftCheck(engine, notes=anew),
+        data_dir=data_dir,
+        store_url=store_url,
+        options=options,
+        share=share or Share(),
+    )
+    records = tuple(record for of_split in plan.extract(progress or Silent()) for record in of_split)
+    broken = {(record.split, each.shard): each for record in records for each in record.broken}
+    if broken:
+        n_shards = sum(len(plan.share.of(found)) for found in shards.values())
+        reasons = "; ".join(each.reason for each in broken.values())
+        raise ShardError(
+            f"{len(broken)} of {n_shards} shards could not be read, all others are in the store: {reasons}"
+        )
+    return records
+
+
+def plan_tasks(
+    manifests: Sequence[Manifest],
+    encoder: Encoder | Engine,
+    *,
+    data_dir: Path | str,
+    store_url: str,
+    options: ExtractOptions,
+    splits: Sequence[str] = (),
+    share: Share | None = None,
+    local_rank: int | None = None,
+) -> tuple[TaskPlan | ExtractFailure, ...]:
+    """Look up the shards of every task, before any is encoded. The parameters are those of `extract_task`.
+
+    Returns
+    -------
+    tuple of TaskPlan or ExtractFailure
+        One for each manifest: what `TaskPlan.extract` will encode, or why the task's shards cannot be found.
+
+    Raises
+    ------
+    EncoderError, EncoderContractError, StoreError, UsageError
+        The call, the encoder or the store is wrong for every task, or a task lacks what the call asks of it.
+    """
+    engine = _as_engine(encoder, options, local_rank=local_rank)
+    found = [_shards_or_failure(manifest, data_dir, splits) for manifest in manifests]
+    if all(isinstance(each, ExtractFailure) for each in found):
+        return tuple(each for each in found if isinstance(each, ExtractFailure))
+    card = engine.describe(options)
+    recipes, anew = _recipes(card, store_url)
+    check = DriftCheck(engine, notes=anew)
+    return tuple(
+        each
+        if isinstance(each, ExtractFailure)
+        else _planned(
+            manifest,
+            each,
+            engine=engine,
+            card=card,
+            recipes=recipes,
+            check=check,
+            data_dir=data_dir,
+            store_url=store_url,
+            options=options,
+            share=share or Share(),
+        )
+        for manifest, each in zip(manifests, found, strict=True)
+    )
+
+
+def _shards_or_failure(
+    manifest: Manifest, data_dir: Path | str, splits: Sequence[str]
+) -> dict[str, tuple[AnyShard, ...]] | ExtractFailure:
+    try:
+        return _find_every_shard(manifest, data_dir, splits)
+    except DataError as error:
+        return ExtractFailure(task=manifest.name, error=type(error).__name__, message=str(error))
+
+
+def _find_every_shard(
+    manifest: Manifest, data_dir: Path | str, splits: Sequence[str]
+) -> dict[str, tuple[AnyShard, ...]]:
+    """Feature set -> its shards; every pattern is looked up before the first shard is encoded."""
+    folder = dataset_folder(data_dir, manifest.data.dataset)
+    return {name: find_shards(folder, pattern) for name, pattern in _chosen_feature_sets(manifest, splits).items()}
+
+
+def _planned(
+    manifest: Manifest,
+    shards: Mapping[str, tuple[AnyShard, ...]],
+    *,
+    engine: Engine,
+    card: EncoderCard,
+    recipes: Sequence[Recipe],
+    check: DriftCheck,
+    data_dir: Path | str,
+    store_url: str,
+    options: ExtractOptions,
+    share: Share,
+) -> TaskPlan:
     frames_wanted = options.frames == "always" or (options.frames == "auto" and manifest.wants_frames)
     outputs = tuple(
         KeptOutput(recipe=recipe, spec=output.spec, frames_stored=frames_wanted and recipe.pool == "mean")
@@ -170,31 +277,19 @@ def extract_task(
     )
     if frames_wanted and not any(kept.frames_stored for kept in outputs):
         raise UsageError("frames are stored beside the mean: add mean to --pool, or give --frames never")
-    task = _Task(
+    return TaskPlan(
         manifest=manifest,
+        shards=shards,
         engine=engine,
         card=card,
         outputs=outputs,
+        check=check,
         frames_wanted=frames_wanted,
-        data_folder=folder,
+        data_folder=dataset_folder(data_dir, manifest.data.dataset),
         store_url=store_url,
         options=options,
-        progress=progress or Silent(),
-        share=share or Share(),
+        share=share,
     )
-    outcomes = []
-    for name in chosen:
-        records, reasons, is_encoded = task.bring_up_to_date(name, shards[name], anew=anew)
-        outcomes.append((records, reasons))
-        if is_encoded:  # the encoder is held against its canary once
-            task, anew = replace(task, is_checked=True), ()
-    broken = [reason for _, reasons in outcomes for reason in reasons]
-    if broken:
-        n_shards = sum(len(task.share.of(found)) for found in shards.values())
-        raise ShardError(
-            f"{len(broken)} of {n_shards} shards could not be read, all others are in the store: " + "; ".join(broken)
-        )
-    return tuple(record for records, _ in outcomes for record in records)
 
 
 def _recipes(card: EncoderCard, store_url: str) -> tuple[tuple[Recipe, ...], tuple[str, ...]]:
@@ -246,49 +341,73 @@ class _FeatureSet:
     gone: tuple[str, ...]
     stale: frozenset[str]
 
+    def generation_of(self, shard: str) -> int:
+        """Generation of a new part of a shard: above that of the part which counts, whatever a clock says."""
+        there = self.cached.get(shard)
+        return 0 if there is None else there.commit.generation + 1
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Task:
-    """One task under the recipes of one encoder, wherever that is."""
+class TaskPlan:
+    """One task under the recipes of one encoder, wherever that is, and the shards of each of its feature sets."""
 
     manifest: Manifest
+    shards: Mapping[str, tuple[AnyShard, ...]]
     engine: Engine
     card: EncoderCard
     outputs: tuple[KeptOutput, ...]
+    check: DriftCheck
     frames_wanted: bool
     data_folder: Path | str
     store_url: str
     options: ExtractOptions
-    progress: Progress
     share: Share
-    is_checked: bool = False
 
-    def bring_up_to_date(
-        self, split: str, every_shard: Sequence[AnyShard], *, anew: tuple[str, ...]
-    ) -> tuple[tuple[ExtractRecord, ...], tuple[str, ...], bool]:
-        """Encode what is missing of one split's feature sets.
+    def extract(self, progress: Progress) -> Iterator[tuple[ExtractRecord, ...]]:
+        """Encode what is missing, and yield the records of one split's feature sets after another.
 
-        Returns their records, the first of them with `anew` among its notes if anything is encoded; why shards broke;
-        and whether anything was encoded.
+        A shard that cannot be read is listed in their ``broken``, and every other one is committed.
+
+        Raises
+        ------
+        ShardError, DamagedPart
+            This task cannot be extracted further; others can.
+        EncoderChanged
+            Nor can any other task: the encoder returns other numbers than when its embeddings were stored, or others
+            each time. Nothing of the split that lacked a shard has been written.
+        EncoderError, EncoderContractError, StoreError, WorkerError
+            Nor can any other task: the encoder does not keep its contract, the store cannot be written, or workers died
+            over and over.
         """
+        for split, shards in self.shards.items():
+            yield self._bring_up_to_date(split, shards, progress)
+
+    def _bring_up_to_date(
+        self, split: str, every_shard: Sequence[AnyShard], progress: Progress
+    ) -> tuple[ExtractRecord, ...]:
+        """Encode what is missing of one split's feature sets. Returns their records."""
         job = self._job(split)
+        shards = self.share.of(every_shard)
+        if shards and not all(map(job.is_begun, self.outputs)):
+            self.check.pass_once(job)  # before anything is written
         hashed_once = cache(sha256_of_shard)  # a shard that was touched is asked about by every output
         sets = tuple(self._feature_set(job, kept, every_shard, hashed_once) for kept in self.outputs)
-        shards = self.share.of(every_shard)
         stale = _stale(shards, sets)
-        notes = anew if stale else ()
-        if stale and not self.is_checked:
-            notes += check_drift(self.engine, job)
+        if stale:
+            self.check.pass_once(job)
+            self.check.note_canaries(self.store_url)
+        if self.options.prune:
+            sets = tuple(_pruned(each) for each in sets)
         others = f" and {len(sets) - 1} more" if len(sets) > 1 else ""
-        self.progress.begin(
+        progress.begin(
             label=f"{self.card.name}{others} {sets[0].writer.path.split('/', 1)[1]}",
             shards_total=len(shards),
             shards_reused=len(shards) - len(stale),
         )
         try:
-            result = self.engine.encode(job, stale, progress=self.progress) if stale else _NOTHING_TO_DO
+            result = self.engine.encode(job, stale, progress=progress) if stale else _NOTHING_TO_DO
         finally:
-            self.progress.end()
+            progress.end()
             for each in sets:
                 if stale:
                     each.writer.sweep()
@@ -298,9 +417,7 @@ class _Task:
             self._record(split, shards, each, asked=asked.recipe, stored=result.stored.get(number, ()), result=result)
             for number, (each, asked) in enumerate(zip(sets, self.card.outputs, strict=True))
         )
-        if notes:
-            records = (replace(records[0], notes=notes), *records[1:])
-        return records, tuple(reason for _, reason in result.broken), bool(stale)
+        return (replace(records[0], notes=self.check.take_notes()), *records[1:]) if stale else records
 
     def _job(self, split: str) -> EncodeJob:
         data = self.manifest.data
@@ -323,14 +440,21 @@ class _Task:
         writer = job.open_writer(kept)
         cached = writer.begin_run()
         gone = sorted(cached.keys() - {shard.name for shard in shards})
-        if gone and self.options.prune:
-            writer.delete(_parts_of_nothing_but(gone, cached))
-            gone = sorted(writer.committed().keys() - {shard.name for shard in shards})
-        stale = [
-            shard.name
-            for shard in self.share.of(shards)
-            if not is_committed(shard, cached.get(shard.name), wants_frames=kept.frames_stored, sha256_of=sha256_of)
-        ]
+
+        def is_stale(shard: AnyShard) -> bool:
+            try:
+                return not is_committed(
+                    shard,
+                    cached.get(shard.name),
+                    wants_frames=kept.frames_stored,
+                    max_clip_seconds=self.options.max_clip_seconds,
+                    check_content=self.options.check_shards,
+                    sha256_of=sha256_of,
+                )
+            except (DataError, OSError):
+                return True  # it is encoded like any other, which tells of it as of a broken shard
+
+        stale = [shard.name for shard in self.share.of(shards) if is_stale(shard)]
         return _FeatureSet(kept=kept, writer=writer, cached=cached, gone=tuple(gone), stale=frozenset(stale))
 
     def _record(
@@ -347,6 +471,10 @@ class _Task:
         done = {shard.member.shard.name: shard.member for shard in stored}
         held = {name: segment.member for name, segment in each.cached.items()} | done
         current = [held[shard.name] for shard in shards if shard.name in held]
+        broken = tuple(
+            BrokenShard(shard=shard.name, reason=reason) for shard, reason in result.broken if shard.name in each.stale
+        )
+        kept_of_broken = sum(one.shard in held for one in broken)
         return ExtractRecord(
             task=self.manifest.name,
             dataset=dataset_group(self.manifest.data.dataset, self.manifest.data.crop_seconds),
@@ -355,7 +483,7 @@ class _Task:
             fingerprint=each.kept.recipe.fingerprint,
             shards_total=len(shards),
             shards_done=len(done),
-            shards_reused=len(current) - len(done),
+            shards_reused=len(current) - len(done) - kept_of_broken,
             clips=sum(member.clips for member in current),
             windows=sum(member.windows for member in current),
             frames=sum(member.frames for member in current),
@@ -375,6 +503,7 @@ class _Task:
             workers=result.workers,
             deaths=result.deaths,
             asked_as=asked.encoder if asked.encoder != each.kept.recipe.encoder else "",
+            broken=broken,
         )
 
     def _batch_fill(self, result: EncodeResult) -> float | None:
@@ -385,11 +514,24 @@ class _Task:
 
 def _stale(shards: Sequence[AnyShard], sets: Sequence[_FeatureSet]) -> tuple[StaleShard, ...]:
     """Shards that any of the feature sets lacks, in order, each with the outputs that lack it."""
-    lacking = (
-        StaleShard(shard=shard, outputs=tuple(at for at, each in enumerate(sets) if shard.name in each.stale))
-        for shard in shards
+    lacking = ((shard, [at for at, each in enumerate(sets) if shard.name in each.stale]) for shard in shards)
+    return tuple(
+        StaleShard(
+            shard=shard,
+            outputs=tuple(outputs),
+            generations={at: sets[at].generation_of(shard.name) for at in outputs},
+        )
+        for shard, outputs in lacking
+        if outputs
     )
-    return tuple(shard for shard in lacking if shard.outputs)
+
+
+def _pruned(each: _FeatureSet) -> _FeatureSet:
+    """The feature set without embeddings of shards that are gone, but for those in parts that hold others too."""
+    if not each.gone:
+        return each
+    each.writer.delete(_parts_of_nothing_but(each.gone, each.cached))
+    return replace(each, gone=tuple(sorted(each.writer.committed().keys() & set(each.gone))))
 
 
 def _parts_of_nothing_but(gone: Sequence[str], cached: Mapping[str, Segment]) -> list[str]:

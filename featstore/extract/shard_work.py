@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from featstore.errors import ShardError, UnusableClip
+from featstore.errors import PartLost, ShardError, UnusableClip
 from featstore.extract.background import BackgroundWriter
 from featstore.extract.batches import PendingWindow
 from featstore.extract.outcome import Outcome, StageTimes, StoredShard
@@ -33,11 +33,15 @@ _Vectors = tuple[NDArray[np.float32], NDArray[np.generic] | None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartTarget:
-    """Where one output of the encoder goes: its place among what `BatchEncoder` returns, and the feature set."""
+    """Where one output of the encoder goes: its place among what `BatchEncoder` returns, and the feature set.
+
+    ``generation`` is that of the part, as `SplitWriter.begin_part` takes it.
+    """
 
     output: int
     writer: SplitWriter
     frames_stored: bool
+    generation: int | None = None
 
 
 class ShardWork:
@@ -63,7 +67,10 @@ class ShardWork:
         self._sample_rate_hz = sample_rate_hz
         self._versions = versions
         self._times = times
-        self._parts = [(target, background.begin(target.writer, begins.shard.name)) for target in targets]
+        self._parts = [
+            (target, background.begin(target.writer, begins.shard.name, generation=target.generation))
+            for target in targets
+        ]
         self._described: list[tuple[str, str, float, float]] = []
         self._begun = 0
         self._encoded: dict[int, list[_Vectors]] = {}
@@ -81,7 +88,9 @@ class ShardWork:
         try:
             decoded = clip.decoded.result()
         except UnusableClip as reason:
-            self._skipped.append(SkippedClip(shard=self.shard.name, key=clip.key, reason=str(reason)))
+            self._skipped.append(
+                SkippedClip(shard=self.shard.name, key=clip.key, reason=str(reason), seconds=reason.seconds)
+            )
             return None
         finally:
             self._times.wait_clips += time.perf_counter() - began
@@ -185,7 +194,11 @@ class ShardWork:
         if self._unwritten:  # a write failed, which ends the run; this commit was queued behind it by then
             self._abort()
             return ShardError(f"shard {self.shard.name} was not written whole: run the same command again")
-        return {target.output: self._commit_part(target, future, identity) for target, future in self._parts}
+        try:
+            return {target.output: self._commit_part(target, future, identity) for target, future in self._parts}
+        except PartLost as error:
+            self._abort()
+            return ShardError(f"shard {self.shard.name} was encoded and not committed: {error}")
 
     def _commit_part(self, target: PartTarget, future: Future[PartWriter], identity: ShardIdentity) -> StoredShard:
         part = future.result()

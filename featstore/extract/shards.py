@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import re
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from featstore.errors import RemoteError, ShardError
+from featstore.records import SkippedClip
 from featstore.remote import Remote, RemoteObject, is_url, open_remote
 from featstore.store import Segment, ShardIdentity
 
@@ -22,6 +24,7 @@ __all__ = ["AnyShard", "RemoteShard", "Shard", "ShardFile", "dataset_folder", "f
 
 _RANGE_BYTES = 16 << 20
 _RANGES_AT_A_TIME = 4
+_CLAIMED_SECONDS = re.compile(r"its header claims ([0-9,]+) s, more than --max-clip-seconds ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +176,7 @@ def _find_remote(url: str, pattern: str) -> tuple[RemoteShard, ...]:
         each: tuple(one for one in listed if matches_glob(one.key, each)) for each in globs
     }
     found |= {name: () if head is None else (head,) for name, head in heads.items()}
-    _require_all({each: found[each] for each in alternatives}, pattern, url)
+    _require_all({each: found[each] for each in alternatives}, pattern, remote.url)
     by_name = {one.key: one for ones in found.values() for one in ones}
     return tuple(_remote_shard(remote, by_name[name]) for name in sorted(by_name))
 
@@ -210,12 +213,12 @@ def _parts_match(names: Sequence[str], patterns: Sequence[str]) -> bool:
 
 def _alternatives(pattern: str) -> tuple[str, ...]:
     """Globs that a brace pattern stands for, each once."""
-    from braceexpand import braceexpand
+    from featstore.manifest.braces import PatternError, expand_braces
 
     try:
-        return tuple(dict.fromkeys(braceexpand(pattern)))
-    except ValueError as error:
-        raise ShardError(f"shard pattern {pattern!r} has unbalanced braces") from error
+        return tuple(dict.fromkeys(expand_braces(pattern)))
+    except PatternError as error:
+        raise ShardError(f"shard pattern {pattern!r} {error}") from error
 
 
 def _matches(folder: Path, pattern: str) -> tuple[Path, ...]:
@@ -234,22 +237,47 @@ def _is_utf8(text: str) -> bool:
 
 
 def is_committed(
-    shard: AnyShard, cached: Segment | None, *, wants_frames: bool, sha256_of: Callable[[AnyShard], str] | None = None
+    shard: AnyShard,
+    cached: Segment | None,
+    *,
+    wants_frames: bool,
+    max_clip_seconds: float,
+    check_content: bool = False,
+    sha256_of: Callable[[AnyShard], str] | None = None,
 ) -> bool:
     """Whether a part says all that is wanted of this shard as it is now.
 
     A shard whose time or etag has changed and whose size has not is read and hashed: a copied data set is not encoded
-    again. `sha256_of` may remember what it has hashed.
+    again. With `check_content` every shard is, so that one that was replaced by another of its size and time is seen.
+    A clip that was skipped for its length, and would not be by `max_clip_seconds`, makes its shard stale; one that is
+    longer than a lower limit does not. `sha256_of` may remember what it has hashed.
+
+    Raises
+    ------
+    ShardError
+        The shard has gone, or cannot be read.
     """
     if cached is None or (wants_frames and not cached.commit.frames_stored):
+        return False
+    if any(_fits(clip, max_clip_seconds) for clip in cached.member.skipped):
         return False
     now = shard.identity()
     known = cached.member.shard
     if now.size != known.size:
         return False
-    if (now.mtime_ns, _bare(now.etag)) == (known.mtime_ns, _bare(known.etag)) != (None, None):
+    same_state = (now.mtime_ns, _bare(now.etag)) == (known.mtime_ns, _bare(known.etag)) != (None, None)
+    if same_state and not check_content:
         return True
     return (sha256_of or sha256_of_shard)(shard) == known.sha256
+
+
+def _fits(clip: SkippedClip, max_clip_seconds: float) -> bool:
+    """Whether a clip was skipped for a length that is within the limit."""
+    if clip.seconds is not None:
+        return clip.seconds <= max_clip_seconds
+    # records of before have the length in their reason alone, rounded to the second
+    rounded = _CLAIMED_SECONDS.match(clip.reason)
+    return rounded is not None and float(rounded[1].replace(",", "")) + 0.5 <= max_clip_seconds
 
 
 def _bare(etag: str | None) -> str | None:

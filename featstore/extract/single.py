@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from featstore.encoders import BUILT_IN, load_encoder
-from featstore.errors import EncoderError, UnusableClip, UsageError
+from featstore.encoders import load_encoder, parse_spec
+from featstore.errors import EncoderError, FeatstoreError, UnusableClip, UsageError
 from featstore.extract.audio import RESAMPLER, decode
 from featstore.extract.batches import Batch, Batcher, PendingWindow, stack
 from featstore.extract.held import differing_fields, named_as_held
@@ -27,7 +28,6 @@ __all__ = ["EncodedFile", "encode_file", "load_encoder_of"]
 
 MAX_SECONDS = 3600.0
 _BATCH_SECONDS = 64.0
-_LIBRARIES = ("hf", "dasheng")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,8 +41,9 @@ class EncodedFile:
 def load_encoder_of(recipe: Recipe, *, stored_spec: str, spec: str | None) -> Encoder:
     """Load the encoder that made a feature set.
 
-    A store is data: what it names is loaded by itself only where that runs no code but featstore's and its libraries',
-    as the built-in encoders, and those of transformers and dasheng, of which only weights are read.
+    A store is data, perhaps of a stranger: by itself it loads a built-in encoder and nothing else. Any other is loaded
+    where the user names it: a file or module runs its code, and ``hf:`` or ``dasheng:`` reads files or asks a server.
+    Code that comes with a model of transformers is never run.
 
     Parameters
     ----------
@@ -54,29 +55,20 @@ def load_encoder_of(recipe: Recipe, *, stored_spec: str, spec: str | None) -> En
     Raises
     ------
     UsageError
-        It has to be named by the user.
+        It has to be named by the user, or is named in no form that there is.
     EncoderError
         It cannot be loaded, or is no longer the encoder of the recipe.
     """
-    base = stored_spec.partition("#layer=")[0]
-    if spec is None and base not in BUILT_IN and base.partition(":")[0] not in _LIBRARIES:
-        raise UsageError(
-            f"{recipe.group_name} was made by {stored_spec!r}, and loading that runs its code: "
-            f"say that you want it with `--spec {stored_spec}`, or where it is now; a cached key needs no encoder"
-        )
-    named = stored_spec if spec is None else spec
-    identity = recipe.encoder_identity
-    try:
-        encoder = load_encoder(
-            named,
-            arguments=recipe.arguments,
-            layers=(identity["layer"],) if "layer" in identity and "#layer=" not in named else (),
-            pools=(cast("Pool", recipe.pool),),
-        )
-    except EncoderError as error:
-        if spec is not None:
-            raise
-        raise EncoderError(f"{error}; if it lies elsewhere now, say where with --spec") from error
+    if spec is None:
+        _check_loads_by_itself(recipe, stored_spec)
+    named = parse_spec(stored_spec if spec is None else spec)
+    arguments, layer = _stored_arguments(recipe)
+    encoder = load_encoder(
+        named.base,
+        arguments=arguments,
+        layers=(layer if named.layer is None else named.layer,),
+        pools=(cast("Pool", recipe.pool),),
+    )
     made = encoder.recipe(
         padding=recipe.padding,
         precision=recipe.precision,
@@ -85,21 +77,37 @@ def load_encoder_of(recipe: Recipe, *, stored_spec: str, spec: str | None) -> En
         format_version=recipe.format_version,
         max_window_seconds=recipe.max_window_seconds,
     )
-    before = None if encoder.earlier is None else replace(made, encoder_identity={**encoder.earlier, **_layer(made)})
-    if named_as_held([made], name=made.encoder, groups=[recipe.group_name], earlier=[before])[0].group_name != (
-        recipe.group_name
-    ):
+    of_layer = {name: made.encoder_identity[name] for name in ("layer",) if name in made.encoder_identity}
+    before = None if encoder.earlier is None else replace(made, encoder_identity={**encoder.earlier, **of_layer})
+    [held] = named_as_held([made], name=made.encoder, groups=[recipe.group_name], earlier=[before])
+    if held.group_name != recipe.group_name:
         raise EncoderError(
-            f"what {named!r} loads now is not the encoder of {recipe.group_name} "
+            f"what {named.base!r} loads now is not the encoder of {recipe.group_name} "
             f"({', '.join(differing_fields(recipe, made))} differ): its vectors would not be comparable; "
             "name the right one with --spec, or extract again"
         )
     return encoder
 
 
-def _layer(recipe: Recipe) -> dict[str, Any]:
-    layer = recipe.encoder_identity.get("layer")
-    return {} if layer is None else {"layer": layer}
+def _check_loads_by_itself(recipe: Recipe, stored_spec: str) -> None:
+    try:
+        is_built_in = parse_spec(stored_spec).scheme == "built-in"
+    except FeatstoreError:
+        is_built_in = False
+    if not is_built_in:
+        raise UsageError(
+            f"{recipe.group_name} was made by {stored_spec!r}, which a store may not load by itself: where you trust "
+            f"it, name it with `--spec {quote(stored_spec)}`, or where it is now; a cached key needs no encoder"
+        )
+
+
+def _stored_arguments(recipe: Recipe) -> tuple[Mapping[str, Any], int | None]:
+    """Constructor arguments, as they were given, and layer: what the store has of them may be anything."""
+    identity = recipe.encoder_identity
+    arguments, layer = identity.get("arguments") or {}, identity.get("layer")
+    if not isinstance(arguments, Mapping) or isinstance(layer, bool) or not isinstance(layer, int | None):
+        raise EncoderError(f"{recipe.group_name} is damaged: arguments are an object and a layer is a number")
+    return recipe.arguments, layer
 
 
 def encode_file(

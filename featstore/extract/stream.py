@@ -6,8 +6,8 @@ What is read ahead is bounded in clips and in bytes, so that memory does not gro
 from __future__ import annotations
 
 import itertools
-import json
 import queue
+import re
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -19,6 +19,7 @@ from typing import NamedTuple, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from featstore.clipjson import parse_clip_json
 from featstore.errors import DataError, UnusableClip
 from featstore.extract.audio import decode
 from featstore.extract.room import Room
@@ -43,6 +44,7 @@ _PATIENCE_SECONDS = 1.0
 _STORED_BYTES_AHEAD = 256 << 20
 _DECODED_BYTES_AHEAD = 256 << 20
 MAX_KEY_CHARACTERS = 1024
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -307,14 +309,25 @@ def _problem(sample: Sample, seen: set[str]) -> str:
         return "a clip of this key came before it in the shard"
     if len(sample.key) > MAX_KEY_CHARACTERS:
         return f"its key has {len(sample.key):,} characters, more than {MAX_KEY_CHARACTERS:,}"
-    if _printable(sample.key) != sample.key:
+    if not _is_text(sample.key):
         return "its key is not UTF-8 text"
+    if _CONTROLS.search(sample.key):
+        return "its key has control characters"
     return ""
 
 
+def _is_text(key: str) -> bool:
+    try:
+        key.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _printable(key: str) -> str:
-    """A key that UTF-8 can hold, shortened to what a record can bear."""
+    """A key as a record names it: what is no text, and control characters, by their escapes; a long one shortened."""
     text = key.encode("utf-8", "backslashreplace").decode()
+    text = _CONTROLS.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
     return text if len(text) <= MAX_KEY_CHARACTERS else f"{text[:64]}... ({len(text):,} characters)"
 
 
@@ -324,11 +337,11 @@ def _checked_json(raw: bytes) -> str:
     Raises
     ------
     UnusableClip
-        It is no JSON.
+        `parse_clip_json` refuses it.
     """
     try:
         text = raw.decode("utf-8")
-        json.loads(text)
-    except (ValueError, RecursionError) as error:
+        parse_clip_json(text)
+    except ValueError as error:
         raise UnusableClip(f"its .json is no JSON: {' '.join(str(error).split())[:120]}") from error
     return text

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import tarfile
-import uuid
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from typing import Any
 
 from featstore.errors import ShardError
 from featstore.extract.tarbytes import MAX_HEADER_BYTES, TarBytes, open_tar_bytes
+from featstore.files import replacing
 
 __all__ = ["AUDIO_EXTENSIONS", "MAX_MEMBER_BYTES", "Sample", "read_samples", "write_shard"]
 
@@ -231,15 +231,14 @@ def write_shard(path: Path, samples: Iterable[Mapping[str, bytes | str]]) -> Non
         ``__key__``, then one entry for each member: extension -> bytes.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        with temporary.open("wb") as file, tarfile.open(fileobj=file, mode="w|", format=tarfile.PAX_FORMAT) as tar:
-            for sample in samples:
-                for extension in sorted(sample.keys() - {"__key__"}):
-                    _add(tar, str(sample["__key__"]) + f".{extension}", sample[extension])
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with (
+        replacing(path) as temporary,
+        temporary.open("wb") as file,
+        tarfile.open(fileobj=file, mode="w|", format=tarfile.PAX_FORMAT) as tar,
+    ):
+        for sample in samples:
+            for extension in sorted(sample.keys() - {"__key__"}):
+                _add(tar, str(sample["__key__"]) + f".{extension}", sample[extension])
 
 
 def _add(tar: tarfile.TarFile, name: str, content: bytes | str) -> None:

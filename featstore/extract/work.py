@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -28,9 +28,10 @@ from featstore.extract.shard_work import PartTarget
 from featstore.extract.shards import AnyShard
 from featstore.extract.stream import ShardFeed
 from featstore.extract.windows import Padding, Window, plan_windows
-from featstore.machine import cores, free_memory_bytes
+from featstore.machine import CPU_BATCH_SECONDS, LIGHT_BATCH_SECONDS, cores, free_memory_bytes
 from featstore.records import Recipe
 from featstore.store import FORMAT_VERSION, SplitWriter, is_split_begun, open_split_writer
+from featstore.wording import redacted
 
 if TYPE_CHECKING:
     from featstore.encoders.canary import CanaryReading
@@ -53,7 +54,6 @@ __all__ = [
 ]
 
 XARES_BATCH = 16
-CPU_BATCH_SECONDS, LIGHT_BATCH_SECONDS = 16.0, 32.0
 USUAL_WINDOW_SECONDS, MOST_BATCH_SECONDS = 5.0, 1280.0
 _MOST_DECODE_THREADS = 16
 _GPU_SHARDS_AHEAD = 64
@@ -131,10 +131,14 @@ class EncodeJob:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StaleShard:
-    """A shard that the store lacks, and the outputs, by number, whose feature sets lack it."""
+    """A shard that the store lacks, and the outputs, by number, whose feature sets lack it.
+
+    ``generations`` are of its parts, by output: each is greater than that of the part which the run saw there.
+    """
 
     shard: AnyShard
     outputs: tuple[int, ...]
+    generations: Mapping[int, int] = field(default_factory=dict, hash=False)
 
 
 class Workplace:
@@ -186,8 +190,8 @@ class Workplace:
             )
         if not all(map(job.is_begun, job.outputs)):
             raise StoreError(
-                f"{socket.gethostname()} does not see the store at {job.store_url} that the run has opened: every "
-                "worker must reach --store by one path or URL"
+                f"{socket.gethostname()} does not see the store at {redacted(job.store_url)} that the run has opened: "
+                "every worker must reach --store by one path or URL"
             )
 
     def encode(
@@ -214,9 +218,15 @@ class Workplace:
         padding = Padding.parse(job.options.padding)
 
         def targets(shard: AnyShard) -> tuple[PartTarget, ...]:
+            lacking = stale[shard.name]
             return tuple(
-                PartTarget(output=number, writer=writers[number], frames_stored=job.outputs[number].frames_stored)
-                for number in stale[shard.name].outputs
+                PartTarget(
+                    output=number,
+                    writer=writers[number],
+                    frames_stored=job.outputs[number].frames_stored,
+                    generation=lacking.generations.get(number),
+                )
+                for number in lacking.outputs
             )
 
         run = self._start(job)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from featstore.errors import FetchError
 from featstore.fetch.listing import RemoteFile
+from featstore.wording import redacted
 
 if TYPE_CHECKING:
     from featstore.fetch.http import Connection
@@ -95,7 +96,9 @@ def download(
         wrong += 1
         on_bytes(-_drop(partial))
         if wrong >= MAX_WRONG:
-            raise FetchError(f"{file.name}: what {file.url} sends is not what its record says (size or MD5 differ)")
+            raise FetchError(
+                f"{file.name}: what {redacted(file.url)} sends is not what its record says (size or MD5 differ)"
+            )
     return came
 
 

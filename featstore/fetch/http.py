@@ -11,6 +11,7 @@ from urllib3.exceptions import HTTPError
 from urllib3.util import Retry, Timeout
 
 from featstore.errors import FetchError
+from featstore.wording import redacted
 
 __all__ = ["Connection", "ConnectionBroke", "RangeRefused", "Stream"]
 
@@ -62,9 +63,9 @@ class Connection:
             with answer:
                 body = answer.read(64 << 20)
         except HTTPError as error:
-            raise FetchError(f"{url} cannot be reached: {_told(error)}") from error
+            raise FetchError(f"{redacted(url)} cannot be reached: {_told(error)}") from error
         if answer.status != 200:
-            raise FetchError(f"{url} answers {answer.status} {answer.reason or ''}".rstrip())
+            raise FetchError(f"{redacted(url)} answers {answer.status} {answer.reason or ''}".rstrip())
         return bytes(body)
 
     @contextmanager
@@ -87,7 +88,7 @@ class Connection:
             if answer.status in BUSY:
                 raise ConnectionBroke(f"the server answers {answer.status}")
             if answer.status not in (200, 206, 416):
-                raise FetchError(f"{url} answers {answer.status} {answer.reason or ''}".rstrip())
+                raise FetchError(f"{redacted(url)} answers {answer.status} {answer.reason or ''}".rstrip())
             # A server that ignores the range sends all of the file; one that has no such range is asked for all of it.
             resumed = answer.status == 206 and answer.headers.get("Content-Range", "").startswith(f"bytes {start}-")
             if answer.status == 416 or (answer.status == 206 and not resumed):
@@ -105,4 +106,4 @@ def _chunks(answer: urllib3.BaseHTTPResponse) -> Iterator[bytes]:
 
 
 def _told(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    return redacted(" ".join(str(error).split()))[:200] or type(error).__name__

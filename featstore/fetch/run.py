@@ -15,6 +15,7 @@ from featstore.errors import FetchError, UsageError
 from featstore.fetch.download import download, is_right
 from featstore.fetch.listing import RemoteFile, parse_record
 from featstore.fetch.unpack import unpack_tars
+from featstore.files import write_whole
 from featstore.wording import spoken_bytes
 
 if TYPE_CHECKING:
@@ -188,9 +189,7 @@ class _Receipts:
     def add(self, file: RemoteFile, tars: Mapping[str, int]) -> None:
         with self._lock:
             self._known[file.md5] = dict(tars)
-            unfinished = self._path.with_name(f"{self._path.name}.new")
-            unfinished.write_text(json.dumps(self._known, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-            unfinished.replace(self._path)
+            write_whole(self._path, json.dumps(self._known, indent=1, sort_keys=True) + "\n")
 
 
 def _size(path: Path) -> int:

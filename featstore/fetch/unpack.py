@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import shutil
-import uuid
 import zipfile
 from pathlib import Path, PurePosixPath
 
 from featstore.errors import FetchError
+from featstore.files import replacing
 
 __all__ = ["unpack_tars"]
 
@@ -49,10 +49,5 @@ def _last_name(member: zipfile.ZipInfo) -> str:
 
 
 def _unpack(opened: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path) -> None:
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        with opened.open(member) as source, temporary.open("wb") as out:
-            shutil.copyfileobj(source, out, 1 << 20)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with opened.open(member) as source, replacing(path) as temporary, temporary.open("wb") as out:
+        shutil.copyfileobj(source, out, 1 << 20)

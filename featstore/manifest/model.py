@@ -19,8 +19,9 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from featstore.manifest.braces import PatternError, expand_braces
 from featstore.manifest.reword import reworded
-from featstore.manifest.rules import SPLIT_NAMES, balanced_braces, broken_rules
+from featstore.manifest.rules import SPLIT_NAMES, broken_rules
 from featstore.manifest.wording import shown
 from featstore.records import dataset_group, sha256_of
 
@@ -50,9 +51,11 @@ def _check_pattern(pattern: str) -> str:
     if pattern.startswith(("/", "~")) or "\\" in pattern or ":" in pattern or ".." in pattern.split("/"):
         msg = f"must be a path inside the dataset's folder, with '/', got {shown(pattern)}"
         raise ValueError(msg)
-    if not balanced_braces(pattern):
-        msg = f"must have balanced braces, such as 'train-{{000..009}}.tar', got {shown(pattern)}"
-        raise ValueError(msg)
+    try:
+        expand_braces(pattern)
+    except PatternError as error:
+        msg = f"{error}; got {shown(pattern)}"
+        raise ValueError(msg) from None
     if not pattern.endswith(".tar") or not pattern.isprintable():
         msg = f"must name tar files, such as 'train*.tar', got {shown(pattern)}"
         raise ValueError(msg)

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import fnmatch
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from braceexpand import braceexpand
-
+from featstore.manifest.braces import PatternError, expand_braces
 from featstore.manifest.wording import did_you_mean, shown
 
-__all__ = ["KINDS", "METRICS_BY_KIND", "SPLIT_NAMES", "Problem", "balanced_braces", "broken_rules"]
+__all__ = ["KINDS", "METRICS_BY_KIND", "SPLIT_NAMES", "Problem", "broken_rules"]
 
 MAX_BRACES = 10_000
+MAX_COMPARISONS = 100_000
 
 SPLIT_NAMES = ("train", "valid", "test")
 
@@ -105,27 +105,25 @@ def _shards_belong_to_one_split(raw: Mapping[str, object]) -> Iterator[Problem]:
                 if first_with[pattern] != fold:
                     says = f"has the same shards as {shown(first_with[pattern])}; folds are disjoint"
                     yield Problem(place=(name, fold), says=says)
+        names = {pattern: _names(pattern) for pattern in patterns.values()}
         for (one, wide), (other, narrow) in itertools.permutations(patterns.items(), 2):
-            if wide != narrow and _covers(wide, narrow):
+            if wide != narrow and _covers(names[wide], names[narrow]):
                 says = f"{shown(wide)} also matches the shards of {other} ({shown(narrow)})"
                 yield Problem(place=(name, one), says=says)
 
 
-def balanced_braces(pattern: str) -> bool:
-    """Whether braces can be expanded: ``train-{000..009}.tar``, ``{train,extra}-*.tar``."""
+def _names(pattern: str) -> tuple[str, ...]:
+    """What a pattern stands for, at most the first ten thousand; the pattern itself where it cannot be expanded."""
     try:
-        next(iter(braceexpand(pattern)), None)
-    except ValueError:
-        return False
-    return True
+        return tuple(itertools.islice(expand_braces(pattern), MAX_BRACES))
+    except PatternError:  # told of its own
+        return (pattern,)
 
 
-def _covers(wide: str, narrow: str) -> bool:
-    """Whether some shard that `narrow` names is one that `wide` names too, as far as the patterns tell."""
-    wides = list(itertools.islice(braceexpand(wide), MAX_BRACES)) if balanced_braces(wide) else [wide]
-    narrows = itertools.islice(braceexpand(narrow), MAX_BRACES) if balanced_braces(narrow) else [narrow]
+def _covers(wides: Sequence[str], narrows: Sequence[str]) -> bool:
+    """Whether some shard of `narrows` is one of `wides` too, as far as the names and globs tell."""
     literal = {each for each in wides if not set(each) & set("*?[")}
-    globs = [each for each in wides if each not in literal]
+    globs = [each for each in wides if each not in literal][: MAX_COMPARISONS // max(1, len(narrows))]
     return any(each in literal or any(fnmatch.fnmatchcase(each, glob) for glob in globs) for each in narrows)
 
 

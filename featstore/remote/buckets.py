@@ -5,13 +5,26 @@ from __future__ import annotations
 import os
 import re
 import time
+from base64 import b64encode
 from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import unquote_to_bytes, urlsplit
 
 from featstore.errors import RemoteError, UsageError
-from featstore.remote.client import Patience, Remote, RemoteObject, missing_library, open_remote
+from featstore.remote.client import (
+    RETRY_SECONDS,
+    Patience,
+    Remote,
+    RemoteObject,
+    hidden_cause,
+    identity_of,
+    missing_library,
+    one_line,
+    open_remote,
+)
+from featstore.remote.limits import MOST_BYTES, Pace, TooSlow, gathered
+from featstore.wording import redacted
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
@@ -22,6 +35,10 @@ _T = TypeVar("_T")
 _QUICK_TURNS = 2
 _runtime_of: dict[str, int] = {}  # the process that obstore's threads, which it has one set of, were started in
 _QUICK_SECONDS = 0.5
+_MOST_SECONDS = timedelta(days=1)  # of an object: `Pace` ends it sooner where too little comes
+_MOST_SECONDS_OF_A_PAGE = timedelta(minutes=5)  # of an answer of names, which obstore reads by itself
+_NAMES_AT_A_TIME = 1000
+_MOST_LISTED = 5_000_000
 _CREDENTIALS = {
     "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; AWS_SKIP_SIGNATURE=true for a public bucket",
     "gs": "GOOGLE_APPLICATION_CREDENTIALS; GOOGLE_SKIP_SIGNATURE=true for a public bucket",
@@ -47,36 +64,56 @@ def open_bucket(url: str, patience: Patience) -> BucketRemote:
     extra: dict[str, Any] = {}
     if kind == "s3" and not _keys_in_environment():
         extra["credential_provider"] = _credentials_of_boto3(url)
+    given = {name: value for name, value in extra.items() if value}
     try:
-        store = from_url(url, **_manners(patience), **{name: value for name, value in extra.items() if value})
+        store = from_url(url, **_manners(patience, _MOST_SECONDS), **given)
+        names = from_url(url, **_manners(patience, _MOST_SECONDS_OF_A_PAGE), **given)
     except (BaseError, ValueError) as error:
-        raise RemoteError(f"cannot open {url}: {_told(error)}; it wants {_CREDENTIALS[kind]}") from error
-    return BucketRemote(url, store, credentials=_CREDENTIALS[kind])
+        raise RemoteError(
+            f"cannot open {redacted(url)}: {_told(error)}; it wants {_CREDENTIALS[kind]}"
+        ) from hidden_cause(error)
+    return BucketRemote(url, store, names, credentials=_CREDENTIALS[kind], patience=patience)
 
 
 def open_files(url: str, patience: Patience) -> BucketRemote:
     """Open the files below a URL of a web server, for reading."""
     try:
+        from obstore.exceptions import BaseError
         from obstore.store import HTTPStore
     except ImportError as error:
         raise missing_library(url, "obstore") from error
-    store = HTTPStore.from_url(url.rstrip("/"), **_manners(patience))
-    return BucketRemote(url, store, credentials="a URL that anybody may read")
+    manners = _manners(patience, _MOST_SECONDS)
+    place, user = _without_user(url.rstrip("/"))
+    if user:  # which the client does not send by itself
+        manners["client_options"]["default_headers"] = {"authorization": f"Basic {b64encode(user).decode()}"}
+    try:
+        store = HTTPStore.from_url(place, **manners)
+    except (BaseError, ValueError) as error:
+        raise UsageError(f"cannot open {redacted(url)}: {_told(error)}") from hidden_cause(error)
+    return BucketRemote(url, store, store, credentials="a URL that anybody may read", patience=patience)
 
 
-def _manners(patience: Patience) -> dict[str, Any]:
+def _without_user(url: str) -> tuple[str, bytes]:
+    """A URL without its user and password, and these as they were before they were put into a URL."""
+    scheme, _, rest = url.partition("://")
+    authority, slash, path = rest.partition("/")
+    user, at, host = authority.rpartition("@")
+    return f"{scheme}://{host}{slash}{path}", unquote_to_bytes(user) + (b"" if not at or ":" in user else b":")
+
+
+def _manners(patience: Patience, most: timedelta) -> dict[str, Any]:
     quiet = timedelta(seconds=patience.timeout_seconds)
     return {
-        # A request may take as long as bytes keep coming: what ends it is silence.
+        # A request may take as long as bytes keep coming: what ends it is silence, or too little (`limits.Pace`).
         "client_options": {
             "allow_http": True,
             "connect_timeout": min(quiet, timedelta(seconds=10)),
             "read_timeout": quiet,
-            "timeout": max(quiet, timedelta(minutes=30)),
+            "timeout": max(quiet, most),
         },
         "retry_config": {
             "max_retries": patience.retries,
-            "retry_timeout": timedelta(minutes=4),
+            "retry_timeout": timedelta(seconds=RETRY_SECONDS),
             "backoff": {
                 "init_backoff": timedelta(milliseconds=100),
                 "max_backoff": timedelta(seconds=15),
@@ -91,7 +128,7 @@ def _check_endpoint(kind: str) -> None:
     for name in _ENDPOINTS[kind]:
         parts = urlsplit(text := os.environ.get(name) or "http://localhost")
         if parts.scheme not in ("http", "https") or not parts.netloc:
-            raise UsageError(f"{name} must be a URL such as http://localhost:9000: got {text!r}")
+            raise UsageError(f"{name} must be a URL such as http://localhost:9000: got {redacted(text)!r}")
 
 
 def _keys_in_environment() -> bool:
@@ -115,46 +152,64 @@ def _credentials_of_boto3(url: str) -> Any:
     try:
         return Boto3CredentialProvider()
     except Exception as error:
-        raise RemoteError(f"there are no credentials for {url}: set {_CREDENTIALS['s3']}") from error
+        raise RemoteError(f"there are no credentials for {redacted(url)}: set {_CREDENTIALS['s3']}") from error
 
 
 class BucketRemote:
-    """Objects that obstore reads and writes."""
+    """Objects that obstore reads and writes. ``store`` is its client for objects, ``names`` for listings."""
 
-    def __init__(self, url: str, store: ObjectStore, *, credentials: str) -> None:
-        self._url = url
+    def __init__(
+        self, url: str, store: ObjectStore, names: ObjectStore, *, credentials: str, patience: Patience
+    ) -> None:
+        self.__url = url
+        self._url = redacted(url)
         self._credentials = credentials
+        self._patience = patience
         self.store = store
+        self._names = names
 
     def __reduce__(self) -> tuple[Callable[[str], Remote], tuple[str]]:
-        return open_remote, (self._url,)
+        return open_remote, (self.__url,)
 
     @property
     def url(self) -> str:
-        """The URL as the user gave it."""
+        """The URL without its credentials."""
         return self._url
 
-    def get(self, key: str) -> bytes | None:
-        """One GET."""
-        import obstore
+    @property
+    def identity(self) -> str:
+        """Hash of the URL, and of the endpoint."""
+        return identity_of(self.__url)
 
+    def get(self, key: str, *, most_bytes: int | None = None) -> bytes | None:
+        """One GET."""
+        limit = MOST_BYTES if most_bytes is None else most_bytes
         try:
-            return self._asked("read", key, lambda: bytes(obstore.get(self.store, key).bytes()))
+            data = self._asked("read", key, lambda: self._received(key, {}, limit))
         except FileNotFoundError:
             return None
+        if most_bytes is None and len(data) > limit:
+            raise RemoteError(f"{self._url}/{key} is larger than the {limit:,} bytes that are read of such an object")
+        return data
 
     def get_range(self, key: str, start: int, stop: int, *, etag: str | None = None) -> bytes:
         """One GET of a range."""
-        import obstore
-
         options: Any = {"range": (start, stop), **({"if_match": etag} if etag else {})}
         try:
-            data = self._asked("read", key, lambda: bytes(obstore.get(self.store, key, options=options).bytes()))
+            data = self._asked("read", key, lambda: self._received(key, options, stop - start))
         except FileNotFoundError as error:
             raise RemoteError(f"{self._url}/{key} has gone") from error
         if len(data) != stop - start:
             raise RemoteError(f"{self._url}/{key}: bytes {start:,} to {stop:,} were asked for, and {len(data):,} came")
         return data
+
+    def _received(self, key: str, options: Any, most_bytes: int) -> bytes:
+        """The body of an answer piece by piece: the client would allocate whatever length the server states."""
+        import obstore
+
+        pace = Pace(self._patience.transfer_seconds)
+        answer = obstore.get(self.store, key, options=options)
+        return gathered(answer.stream(min_chunk_size=1), most_bytes=most_bytes, pace=pace)
 
     def put(self, key: str, data: bytes) -> None:
         """One PUT: never in pieces, whatever the size."""
@@ -178,16 +233,23 @@ class BucketRemote:
         """One listing with a delimiter."""
         import obstore
 
-        found = self._asked("list", prefix, lambda: obstore.list_with_delimiter(self.store, prefix or None))
+        found = self._asked("list", prefix, lambda: obstore.list_with_delimiter(self._names, prefix or None))
         paths = (*found["common_prefixes"], *(each["path"] for each in found["objects"]))
         return tuple(sorted(path.rsplit("/", 1)[-1] for path in paths))
 
     def objects(self, prefix: str) -> Iterator[RemoteObject]:
         """One listing without a delimiter."""
+        return iter(self._asked("list", prefix, lambda: self._listed(prefix)))
+
+    def _listed(self, prefix: str) -> list[RemoteObject]:
         import obstore
 
-        listed = self._asked("list", prefix, lambda: obstore.list(self.store, prefix or None).collect())
-        return (_described(each) for each in listed)
+        found: list[RemoteObject] = []
+        for page in obstore.list(self._names, prefix or None, chunk_size=_NAMES_AT_A_TIME):
+            found += map(_described, page)
+            if len(found) > _MOST_LISTED:
+                raise RemoteError(f"{self._url}/{prefix} has more than {_MOST_LISTED:,} objects: name a folder in it")
+        return found
 
     def delete(self, keys: Iterable[str]) -> None:
         """Delete up to a thousand objects with a request, where the protocol can."""
@@ -207,18 +269,18 @@ class BucketRemote:
         _require_own_runtime(where)
         try:
             return _asked_again_at_once(ask)
-        except FileNotFoundError:
+        except (FileNotFoundError, RemoteError):
             raise
         except (UnauthenticatedError, PermissionDeniedError) as error:
             raise RemoteError(
                 f"cannot {verb} {where}: the server refuses these credentials: {_told(error)}; "
                 f"it wants {self._credentials}"
-            ) from error
+            ) from hidden_cause(error)
         except PreconditionError as error:
-            raise RemoteError(f"{where} changed while it was read: run the same command again") from error
-        except (BaseError, OSError, ValueError) as error:
+            raise RemoteError(f"{where} changed while it was read: run the same command again") from hidden_cause(error)
+        except (BaseError, TooSlow, OSError, ValueError) as error:
             wants = f"; it wants {self._credentials}" if "403 Forbidden" in (told := _told(error)) else ""
-            raise RemoteError(f"cannot {verb} {where}: {told}{wants}") from error
+            raise RemoteError(f"cannot {verb} {where}: {told}{wants}") from hidden_cause(error)
 
 
 def _require_own_runtime(where: str) -> None:
@@ -259,7 +321,9 @@ def _described(meta: Any) -> RemoteObject:
 
 def _told(error: Exception) -> str:
     """What the server answered, where it did, else the first paragraph of what obstore says; the rest is its source."""
-    text, _, source = str(error).partition("Debug source")
+    if isinstance(error, TooSlow):
+        return one_line(error)
+    text, _, source = redacted(str(error)).partition("Debug source")
     text = " ".join(text.split())
     tries = re.search(r"after \d+ retries", text)
     tried = f" ({tries.group()})" if tries else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -9,13 +10,18 @@ from typing import Protocol
 from urllib.parse import urlsplit
 
 from featstore.errors import UsageError
+from featstore.wording import redacted
 
-__all__ = ["NETWORK_THREADS", "Patience", "Remote", "RemoteObject", "is_url", "missing_library", "open_remote"]
+__all__ = ["NETWORK_THREADS", "RETRY_SECONDS", "Patience", "Remote", "RemoteObject", "hidden_cause", "identity_of",
+           "is_url", "missing_library", "one_line", "open_remote"]  # fmt: skip
 
+RETRY_SECONDS = 240.0  # over which a request is repeated
 NETWORK_THREADS = 32  # requests on their way at a time: latency is hidden, and no server minds
 _BUCKETS = ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss")
 _WEB = ("http", "https")
 _BY_FSSPEC = ("hf", "memory")
+_ENDPOINTS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT", "GOOGLE_BASE_URL", "AZURE_STORAGE_ENDPOINT",
+              "AZURE_ENDPOINT", "HF_ENDPOINT")  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +41,11 @@ class Patience:
     retries: int
     timeout_seconds: float
 
+    @property
+    def transfer_seconds(self) -> float:
+        """For an object, on top of what its size allows: for silence, and for a body that is asked for again."""
+        return self.timeout_seconds + (RETRY_SECONDS if self.retries else 0.0)
+
     @classmethod
     def from_environment(cls) -> Patience:
         """``FEATSTORE_RETRIES`` (8) and ``FEATSTORE_TIMEOUT`` (60 seconds in which nothing comes)."""
@@ -49,10 +60,18 @@ class Remote(Protocol):
 
     @property
     def url(self) -> str:
-        """The URL as the user gave it."""
+        """The URL as the user gave it, without the credentials in it: to show, not to open."""
 
-    def get(self, key: str) -> bytes | None:
-        """An object whole, or None where there is none."""
+    @property
+    def identity(self) -> str:
+        """A hash that no other place has, whatever its URL shows."""
+
+    def get(self, key: str, *, most_bytes: int | None = None) -> bytes | None:
+        """An object, or None where there is none.
+
+        With `most_bytes`, no more of it than that and one byte, which shows that there is more; without, a RemoteError
+        where it is larger than an object without a known size may be.
+        """
 
     def get_range(self, key: str, start: int, stop: int, *, etag: str | None = None) -> bytes:
         """Bytes [start, stop) of an object; RemoteError where it has gone, or its etag is another."""
@@ -79,7 +98,7 @@ def is_url(text: str) -> bool:
     >>> is_url("s3://bucket/store.zarr"), is_url("store.zarr"), is_url("file:///data/store.zarr")
     (True, False, False)
     """
-    return "://" in text and urlsplit(text).scheme != "file"
+    return "://" in text and text.partition(":")[0].lower() != "file"
 
 
 def open_remote(url: str) -> Remote:
@@ -92,13 +111,25 @@ def open_remote(url: str) -> Remote:
     RemoteError
         There are no credentials.
     """
-    parts = urlsplit(url)
+    if not url.isprintable():
+        raise UsageError(f"{redacted(url)!r} is no URL: it has characters that no URL has")
+    try:
+        parts = urlsplit(url)
+        parts.port  # noqa: B018 - raises where it is no number of a port
+    except ValueError as error:
+        problem = redacted(str(error)) if "could not be cast" not in str(error) else "its port is no number"
+        raise UsageError(f"{redacted(url)!r} is no URL: {problem}") from None
     if parts.scheme not in (*_BUCKETS, *_WEB, *_BY_FSSPEC):
         raise UsageError(
-            f"a store or data set is a folder, or at s3://, gs://, az://, hf://, https:// or memory://: got {url!r}"
+            "a store or data set is a folder, or at s3://, gs://, az://, hf://, https:// or memory://: "
+            f"got {redacted(url)!r}"
         )
     if not parts.netloc and parts.scheme != "memory":
-        raise UsageError(f"{url!r} does not say which bucket or host: write {parts.scheme}://NAME/path")
+        raise UsageError(f"{redacted(url)!r} does not say which bucket or host: write {parts.scheme}://NAME/path")
+    if parts.scheme in _BY_FSSPEC and parts.password is not None:
+        raise UsageError(
+            f"{redacted(url)} names a user and a password, which {parts.scheme}:// does not take: HF_TOKEN"
+        )
     patience = Patience.from_environment()
     if parts.scheme in _BUCKETS:
         from featstore.remote.buckets import open_bucket
@@ -115,7 +146,27 @@ def open_remote(url: str) -> Remote:
 
 def missing_library(url: str, library: str) -> UsageError:
     """The one line for a client that is not installed."""
-    return UsageError(f"{url} needs {library}, which is not installed: `pip install 'featstore[cloud]'`")
+    return UsageError(f"{redacted(url)} needs {library}, which is not installed: `pip install 'featstore[cloud]'`")
+
+
+def identity_of(url: str) -> str:
+    """Hash of where a URL leads: of itself without user and password, and of the servers that the environment names."""
+    scheme, _, rest = url.rstrip("/").partition("://")
+    authority, slash, path = rest.partition("/")
+    named = [f"{name}={os.environ[name]}" for name in _ENDPOINTS if os.environ.get(name)] if scheme not in _WEB else []
+    place = "\n".join([f"{scheme}://{authority.rpartition('@')[2]}{slash}{path}", *named])
+    return hashlib.sha256(place.encode(errors="surrogatepass")).hexdigest()
+
+
+def one_line(error: BaseException, *, most: int = 300) -> str:
+    """What an exception says, on one line and without credentials; its type where it says nothing."""
+    return redacted(" ".join(str(error).split())[: 4 * most])[:most] or type(error).__name__
+
+
+def hidden_cause(error: BaseException) -> BaseException | None:
+    """An exception as the cause of another, where a traceback may show it: None where it holds credentials."""
+    text = str(error)
+    return error if redacted(text) == text else None
 
 
 def _number(name: str, default: str, *, least: float) -> float:

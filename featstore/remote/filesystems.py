@@ -2,49 +2,106 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import html
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
-from urllib.parse import unquote
+from urllib.parse import quote, unquote, urljoin
 
-from featstore.errors import RemoteError
-from featstore.remote.client import Patience, Remote, RemoteObject, missing_library, open_remote
+from featstore.errors import FeatstoreError, RemoteError
+from featstore.remote.client import (
+    Patience,
+    Remote,
+    RemoteObject,
+    hidden_cause,
+    identity_of,
+    missing_library,
+    one_line,
+    open_remote,
+)
+from featstore.remote.limits import MOST_BYTES, MOST_NAMES, MOST_PAGE_BYTES, Pace, TooSlow
+from featstore.wording import redacted
 
 __all__ = ["FilesystemRemote", "listed_names"]
 
 _T = TypeVar("_T")
+_LINK = re.compile(r"""<a\s[^>]{0,4096}?href\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s>"']+))""", re.IGNORECASE)
+_NOT_THERE = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 
 
-def listed_names(url: str, patience: Patience) -> tuple[str, ...]:
-    """Names in a folder, as the links of its index page tell them; those of folders end in a slash.
+class _Refused(Exception):
+    """A server answers with a status that asking again does not change."""
 
-    Nothing where there is no such folder. Asked again as often as `patience` says.
+
+def listed_names(url: str, prefix: str, patience: Patience) -> tuple[str, ...]:
+    """Names in a folder below a URL, as the links of its index page have them; those of folders end in a slash.
+
+    Nothing where there is no such folder. Asked again as often as `patience` allows.
     """
     try:
         import aiohttp
-        from fsspec.implementations.http import HTTPFileSystem
+        from fsspec.asyn import get_loop, sync
     except ImportError as error:
         raise missing_library(url, "aiohttp") from error
-    system = HTTPFileSystem(
-        use_listings_cache=False,
-        skip_instance_cache=True,
-        client_kwargs={"timeout": aiohttp.ClientTimeout(sock_connect=10, sock_read=patience.timeout_seconds)},
-    )
-    base = url.rstrip("/") + "/"
+    place, mark, query = url.partition("?")
+    scheme, _, rest = place.rstrip("/").partition("://")
+    below = f"/{quote(prefix)}/" if prefix else "/"
+    host, slash, path = rest.partition("/")
+    base = f"{scheme}://{host.rpartition('@')[2]}{slash}{path}{below}"  # as links name it: without a user
+    where = f"{redacted(url)}/{prefix}" if prefix else redacted(url)
     for attempt in range(patience.retries + 1):
         try:
-            found = system.ls(base, detail=False)
+            page = sync(get_loop(), _index_page, f"{scheme}://{rest}{below}{mark}{query}", patience)
         except FileNotFoundError:
             return ()
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+        except _Refused as error:
+            raise RemoteError(f"cannot list {where}: {one_line(error)}") from hidden_cause(error)
+        except (aiohttp.ClientError, TooSlow, OSError, TimeoutError, ValueError) as error:
             if attempt == patience.retries:
-                told = " ".join(str(error).split())[:200] or type(error).__name__
-                raise RemoteError(f"cannot list {url}: {told}") from error
+                raise RemoteError(f"cannot list {where}: {one_line(error)}") from hidden_cause(error)
             time.sleep(min(15.0, 0.1 * 2**attempt))
         else:
-            return tuple(sorted({name for link in found if (name := _name_below(base, link))}))
+            return _links_below(base, page, where)
     return ()
+
+
+async def _index_page(url: str, patience: Patience) -> str:
+    """The text of a page, "" of what is no page; read as far as a page may go, and no slower."""
+    import aiohttp
+
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=patience.timeout_seconds)
+    pace = Pace(patience.timeout_seconds)
+    async with aiohttp.ClientSession(timeout=timeout) as session:
+        answer = await asyncio.wait_for(session.get(url), patience.timeout_seconds)
+        async with answer:
+            if answer.status == 404:
+                raise FileNotFoundError
+            if 400 <= answer.status < 500 and answer.status != 429:
+                raise _Refused(f"the server answers {answer.status} {answer.reason or ''}".rstrip())
+            answer.raise_for_status()
+            if answer.headers.get("Content-Type", "text/html").partition(";")[0].strip().lower() != "text/html":
+                return ""
+            page = bytearray()
+            async for chunk in answer.content.iter_any():
+                page += chunk
+                if len(page) > MOST_PAGE_BYTES:
+                    raise _Refused(f"its index page is larger than {MOST_PAGE_BYTES:,} bytes")
+                pace.check(len(page))
+    return page.decode(errors="ignore")
+
+
+def _links_below(base: str, page: str, where: str) -> tuple[str, ...]:
+    names: set[str] = set()
+    for found in _LINK.finditer(page):
+        with contextlib.suppress(ValueError):  # a link that is none leads nowhere
+            if name := _name_below(base, urljoin(base, html.unescape(found[1] or found[2] or found[3] or ""))):
+                names.add(name)
+        if len(names) > MOST_NAMES:
+            raise RemoteError(f"cannot list {where}: its index page has more than {MOST_NAMES:,} names")
+    return tuple(sorted(names))
 
 
 def _name_below(base: str, link: str) -> str:
@@ -58,37 +115,47 @@ class FilesystemRemote:
     """Objects of any file system that fsspec knows."""
 
     def __init__(self, url: str) -> None:
-        self._url = url.rstrip("/")
+        self.__url = url if url.endswith("://") else url.rstrip("/")
+        self._url = redacted(self.__url)
         try:
             import fsspec
 
-            self._system, self._root = fsspec.core.url_to_fs(self._url)
+            self._system, self._root = fsspec.core.url_to_fs(self.__url)
         except ImportError as error:
             library = "huggingface_hub" if url.startswith("hf:") else "fsspec"
             raise missing_library(url, library) from error
-        except (ValueError, OSError) as error:
-            raise RemoteError(f"cannot open {url}: {_told(error)}") from error
+        except Exception as error:  # noqa: BLE001 - of whatever client the scheme has
+            raise RemoteError(f"cannot open {self._url}: {one_line(error)}") from hidden_cause(error)
 
     def __reduce__(self) -> tuple[Callable[[str], Remote], tuple[str]]:
-        return open_remote, (self._url,)
+        return open_remote, (self.__url,)
 
     @property
     def url(self) -> str:
-        """The URL as the user gave it."""
+        """The URL without credentials."""
         return self._url
 
-    def get(self, key: str) -> bytes | None:
-        """Read a file whole."""
+    @property
+    def identity(self) -> str:
+        """Hash of the URL."""
+        return identity_of(self.__url)
+
+    def get(self, key: str, *, most_bytes: int | None = None) -> bytes | None:
+        """Read a file."""
+        limit = MOST_BYTES if most_bytes is None else most_bytes
         try:
-            return self._asked("read", key, lambda: bytes(self._system.cat_file(self._at(key))))
-        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+            data = self._asked("read", key, lambda: bytes(self._system.cat_file(self._at(key), start=0, end=limit + 1)))
+        except _NOT_THERE:
             return None
+        if most_bytes is None and len(data) > limit:
+            raise RemoteError(f"{self._url}/{key} is larger than the {limit:,} bytes that are read of such an object")
+        return data
 
     def get_range(self, key: str, start: int, stop: int, *, etag: str | None = None) -> bytes:  # noqa: ARG002
         """Read a range of a file; this client cannot pin an etag, and its caller checks what came."""
         try:
             data = self._asked("read", key, lambda: bytes(self._system.cat_file(self._at(key), start=start, end=stop)))
-        except FileNotFoundError as error:
+        except _NOT_THERE as error:
             raise RemoteError(f"{self._url}/{key} has gone") from error
         if len(data) != stop - start:
             raise RemoteError(f"{self._url}/{key}: bytes {start:,} to {stop:,} were asked for, and {len(data):,} came")
@@ -96,13 +163,16 @@ class FilesystemRemote:
 
     def put(self, key: str, data: bytes) -> None:
         """Write a file in one go."""
-        self._asked("write", key, lambda: self._system.pipe_file(self._at(key), data))
+        try:
+            self._asked("write", key, lambda: self._system.pipe_file(self._at(key), data))
+        except _NOT_THERE as error:
+            raise RemoteError(f"cannot write {self._url}/{key}: {one_line(error)}") from hidden_cause(error)
 
     def head(self, key: str) -> RemoteObject | None:
         """What the file system says of a file."""
         try:
             info = self._asked("read", key, lambda: self._system.info(self._at(key)))
-        except FileNotFoundError:
+        except _NOT_THERE:
             return None
         return self._described(info) if info["type"] == "file" else None
 
@@ -117,19 +187,22 @@ class FilesystemRemote:
 
     def objects(self, prefix: str) -> Iterator[RemoteObject]:
         """Walk a folder."""
-        found = self._asked("list", prefix, lambda: self._system.find(self._at(prefix), detail=True, refresh=True))
+        try:
+            found = self._asked("list", prefix, lambda: self._system.find(self._at(prefix), detail=True, refresh=True))
+        except _NOT_THERE:
+            return iter(())
         return (self._described(info) for info in found.values() if info["type"] == "file")
 
     def delete(self, keys: Iterable[str]) -> None:
         """Delete files one by one, and forget the folders that this leaves empty."""
         folders: set[str] = set()
         for key in keys:
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(*_NOT_THERE):
                 self._asked("delete", key, lambda key=key: self._system.rm_file(self._at(key)))  # type: ignore[misc]
             parts = key.split("/")
             folders |= {"/".join(parts[:depth]) for depth in range(1, len(parts))}
         for folder in sorted(folders, key=len, reverse=True):
-            with contextlib.suppress(OSError, NotImplementedError):
+            with contextlib.suppress(Exception):  # it is not empty, or this file system has no folders
                 self._system.rmdir(self._at(folder))
 
     def _at(self, key: str) -> str:
@@ -144,13 +217,11 @@ class FilesystemRemote:
         )
 
     def _asked(self, verb: str, key: str, ask: Callable[[], _T]) -> _T:
+        """Ask, and make one line of whatever the client, or one of the clients below it, raises."""
         try:
             return ask()
-        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        except (*_NOT_THERE, FeatstoreError):
             raise
-        except (OSError, ValueError, NotImplementedError, RuntimeError) as error:
-            raise RemoteError(f"cannot {verb} {self._url}/{key}: {_told(error)}") from error
-
-
-def _told(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
+        except Exception as error:  # noqa: BLE001 - of httpx, of the hub's client, of another
+            where = f"{self._url}/{key}" if key else self._url
+            raise RemoteError(f"cannot {verb} {where}: {one_line(error)}") from hidden_cause(error)

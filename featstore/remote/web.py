@@ -8,6 +8,8 @@ from featstore.errors import RemoteError
 from featstore.remote.buckets import open_files
 from featstore.remote.client import Patience, Remote, RemoteObject, open_remote
 from featstore.remote.filesystems import listed_names
+from featstore.remote.limits import MOST_DEPTH, MOST_FOLDERS, MOST_NAMES
+from featstore.wording import redacted
 
 __all__ = ["WebRemote"]
 
@@ -16,26 +18,32 @@ class WebRemote:
     """``https://``: whole files, ranges of them, and the names that an index page links to."""
 
     def __init__(self, url: str, patience: Patience) -> None:
-        self._url = url.rstrip("/")
+        self.__url = url.rstrip("/")
+        self._url = redacted(self.__url)
         self._patience = patience
-        self._files = open_files(self._url, patience)
+        self._files = open_files(self.__url, patience)
 
     def __reduce__(self) -> tuple[Callable[[str], Remote], tuple[str]]:
-        return open_remote, (self._url,)
+        return open_remote, (self.__url,)
 
     @property
     def url(self) -> str:
-        """The URL as the user gave it."""
+        """The URL without its credentials."""
         return self._url
+
+    @property
+    def identity(self) -> str:
+        """Hash of the URL."""
+        return self._files.identity
 
     @property
     def store(self) -> object:
         """Obstore's own store, for zarr."""
         return self._files.store
 
-    def get(self, key: str) -> bytes | None:
+    def get(self, key: str, *, most_bytes: int | None = None) -> bytes | None:
         """One GET; an index page is no object, though a server answers with one where a folder is asked for."""
-        data = self._files.get(key)
+        data = self._files.get(key, most_bytes=most_bytes)
         is_page = data is not None and data[:64].lstrip().lower().startswith((b"<!doctype html", b"<html"))
         return None if is_page else data
 
@@ -53,23 +61,38 @@ class WebRemote:
 
     def children(self, prefix: str) -> tuple[str, ...]:
         """One GET of an index page, which a plain server makes of a folder."""
-        return tuple(sorted({name.rstrip("/") for name in listed_names(self._at(prefix), self._patience)}))
+        return tuple(sorted({name.rstrip("/") for name in self._names(prefix)}))
 
     def objects(self, prefix: str) -> Iterator[RemoteObject]:
-        """One GET for each folder, and a HEAD for each file."""
-        for name in listed_names(self._at(prefix), self._patience):
-            key = f"{prefix}/{name}" if prefix else name
-            if key.endswith("/"):
-                yield from self.objects(key.rstrip("/"))
-            elif (found := self.head(key)) is not None:
-                yield found
+        """One GET for each folder, and a HEAD for each file, in order of key.
+
+        A page can link to itself for ever: folders are followed as far as `MOST_DEPTH`, `MOST_FOLDERS` and
+        `MOST_NAMES` let them.
+        """
+        waiting: list[tuple[str, int]] = [(f"{prefix}/" if prefix else "", 0)]
+        folders = names = 0
+        while waiting:
+            key, depth = waiting.pop()
+            if key and not key.endswith("/"):
+                if (found := self.head(key)) is not None:
+                    yield found
+                continue
+            folders += 1
+            below = self._names(key.rstrip("/"))
+            names += len(below)
+            if depth > MOST_DEPTH or folders > MOST_FOLDERS or names > MOST_NAMES:
+                raise RemoteError(
+                    f"cannot list {self._url}/{prefix}: its index pages go on and on: more than {MOST_DEPTH} folders "
+                    f"deep, {MOST_FOLDERS:,} folders or {MOST_NAMES:,} names"
+                )
+            waiting += [(f"{key}{name}", depth + 1) for name in reversed(below)]
 
     def delete(self, keys: Iterable[str]) -> None:  # noqa: ARG002
         """Refuse."""
         raise self._read_only()
 
-    def _at(self, prefix: str) -> str:
-        return f"{self._url}/{prefix}" if prefix else self._url
+    def _names(self, prefix: str) -> tuple[str, ...]:
+        return listed_names(self.__url, prefix, self._patience)
 
     def _read_only(self) -> RemoteError:
         return RemoteError(f"{self._url} is read-only: a web server takes no files; write to a folder or a bucket")

@@ -16,7 +16,7 @@ from featstore.report.render import (
     to_json,
     to_markdown,
 )
-from featstore.report.results import read_scores, write_score
+from featstore.report.results import Results, read_results, read_scores, write_score
 
 __all__ = [
     "Average",
@@ -29,6 +29,7 @@ __all__ = [
     "GridRow",
     "Leaderboard",
     "PublishedScores",
+    "Results",
     "Row",
     "Table",
     "build",
@@ -39,6 +40,7 @@ __all__ = [
     "grid",
     "grids_to_markdown",
     "published_scores",
+    "read_results",
     "read_scores",
     "to_csv",
     "to_json",

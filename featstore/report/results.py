@@ -1,22 +1,30 @@
-"""Scores on disk: one JSON file a score, named after everything that made it, read back strictly."""
+"""Scores on disk: one JSON file a score, named after everything that made it, sealed, and read back strictly.
+
+A file holds the score and what was written about it, its generation among it: one more than the highest generation of
+the files of that task, track, protocol and encoder that were in the folder. Of two scores of one thing, the one of the
+higher generation counts, whatever clocks are. ``seal`` is the SHA-256 of the canonical JSON of everything else in the
+file: a value that was changed, in any field, is found. Files of before there were seals have neither; they are read,
+and listed as unsealed.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import math
-import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, get_args
-from uuid import uuid4
 
 from featstore.errors import ResultsError, UsageError
-from featstore.records import Protocol, ScoreRecord, Track
+from featstore.files import write_whole
+from featstore.records import Protocol, ScoreRecord, Track, canonical_json
 
-__all__ = ["CHOSEN_SETTINGS", "RESULTS_FORMAT", "read_scores", "write_score"]
+__all__ = ["CHOSEN_SETTINGS", "RESULTS_FORMAT", "Results", "read_results", "read_scores", "write_score"]
 
 RESULTS_FORMAT = 1
 
@@ -25,12 +33,42 @@ CHOSEN_SETTINGS = ("head", "k", "index", "temperature")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Results:
+    """The scores of a folder.
+
+    Attributes
+    ----------
+    scores : tuple of ScoreRecord
+        The newest of everything that was scored, sorted by task, track, protocol and encoder.
+    unsealed : tuple of str
+        Names of the files of `scores` that carry no seal: a featstore of before wrote them, or they were made by hand.
+    failures : tuple of ResultsError
+        Files that are damaged or were changed, which were skipped; one error for each, of one line.
+    """
+
+    scores: tuple[ScoreRecord, ...]
+    unsealed: tuple[str, ...]
+    failures: tuple[ResultsError, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Written:
-    """A score and when it was written."""
+    """A score and what its file tells of it."""
 
     record: ScoreRecord
+    generation: int
     written_at: datetime
     name: str
+    is_sealed: bool
+
+    @property
+    def order(self) -> tuple[int, datetime, str]:
+        """What the newest has the most of. Only files of before there were generations are told apart by their time."""
+        time = _NO_TIME if self.generation else self.written_at
+        return self.generation, time, self.name
+
+
+_NO_TIME = datetime.min.replace(tzinfo=UTC)
 
 
 def write_score(record: ScoreRecord, results_dir: Path, *, written_at: datetime | None = None) -> Path:
@@ -42,55 +80,105 @@ def write_score(record: ScoreRecord, results_dir: Path, *, written_at: datetime 
     Parameters
     ----------
     written_at : datetime, optional
-        With a time zone; the present, where it is not given.
+        With a time zone, for display; the present, where it is not given.
+
+    Raises
+    ------
+    ResultsError
+        It cannot be written as JSON.
+    OSError
+        It cannot be written; what was there is untouched.
     """
     moment = datetime.now(UTC) if written_at is None else written_at.astimezone(UTC)
     envelope = {
         "results_format": RESULTS_FORMAT,
         "written_at": moment.isoformat(),
+        "generation": 1 + _latest_generation(record, results_dir),
         "key": record.key,
         "score": record.as_json(),
     }
     try:
-        text = json.dumps(envelope, indent=1, allow_nan=False, ensure_ascii=False)
+        said = json.loads(json.dumps(envelope, allow_nan=False))  # as it will be read: its keys are text
+        text = json.dumps({**said, "seal": _seal(said)}, indent=1, allow_nan=False, ensure_ascii=False)
     except (TypeError, ValueError) as error:
         raise ResultsError(
             f"a score of {record.task} by {record.encoder} cannot be written as JSON: {error}"
         ) from error
     path = results_dir / _file_name(record)
     results_dir.mkdir(parents=True, exist_ok=True)
-    _write_in_one_step(path, text + "\n")
+    write_whole(path, text + "\n")
     return path
 
 
 def read_scores(results_dir: Path) -> tuple[ScoreRecord, ...]:
-    """Read the newest score of everything that was scored, sorted by task, track, protocol and encoder.
-
-    Of scores that differ in nothing but what changes when a thing is done again (seeds, versions, manifest, features)
-    the newest is taken. Scores of one task by two fingerprints of an encoder, or with two heads, stay apart.
+    """Read the scores of a folder in which every file is sound; see `read_results`.
 
     Raises
     ------
     UsageError
         There is no such folder, or no score in it.
     ResultsError
-        A file is not a score; it is named.
+        A file is not a score, or was changed; it is named.
+    """
+    results = read_results(results_dir)
+    if results.failures:
+        raise results.failures[0]
+    return results.scores
+
+
+def read_results(results_dir: Path) -> Results:
+    """Read the newest score of everything that was scored, and list the files that are damaged.
+
+    Of scores that differ in nothing but what changes when a thing is done again (seeds, versions, manifest, features)
+    the newest is taken, by the order in which they were written. Scores of one task by two fingerprints of an encoder,
+    or with two heads, stay apart.
+
+    Raises
+    ------
+    UsageError
+        There is no such folder, or no file of a score in it.
     """
     if not results_dir.is_dir():
         raise UsageError(f"there is no folder {results_dir}: `featstore probe` and `retrieve` write to --results DIR")
-    scores = _newest(_read(path) for path in sorted(results_dir.glob("*.json")))
-    if not scores:
+    written: list[_Written] = []
+    failures: list[ResultsError] = []
+    for path in sorted(results_dir.glob("[!.]*.json")):
+        try:
+            written.append(_read(path))
+        except ResultsError as error:
+            failures.append(error)
+    if not written and not failures:
         raise UsageError(f"there is no score in {results_dir}: `featstore probe` and `retrieve` write to --results DIR")
-    return scores
+    newest = _newest(written)
+    return Results(
+        scores=tuple(each.record for each in newest),
+        unsealed=tuple(each.name for each in newest if not each.is_sealed),
+        failures=tuple(failures),
+    )
 
 
-def _newest(written: Iterable[_Written]) -> tuple[ScoreRecord, ...]:
+def _newest(written: Iterable[_Written]) -> tuple[_Written, ...]:
     newest: dict[tuple[str, ...], _Written] = {}
     for one in written:
         rival = newest.get(_identity(one.record))
-        if rival is None or (one.written_at, one.name) > (rival.written_at, rival.name):
+        if rival is None or one.order > rival.order:
             newest[_identity(one.record)] = one
-    return tuple(newest[identity].record for identity in sorted(newest))
+    return tuple(newest[identity] for identity in sorted(newest))
+
+
+def _latest_generation(record: ScoreRecord, results_dir: Path) -> int:
+    """The highest generation of scores that this one may replace; files that cannot be read have none."""
+    found = [0]
+    for path in results_dir.glob(f"{_file_stem(record)}.*.json"):
+        with contextlib.suppress(ResultsError):
+            found.append(_read(path).generation)
+    return max(found)
+
+
+def _seal(envelope: Mapping[str, Any]) -> str:
+    """SHA-256 of the canonical JSON of what a file says, its seal left out."""
+    said = canonical_json({name: value for name, value in envelope.items() if name != "seal"})
+    return hashlib.sha256(said.encode(errors="backslashreplace")).hexdigest()  # half a surrogate pair may be in a title
 
 
 def _identity(record: ScoreRecord) -> tuple[str, ...]:
@@ -121,6 +209,9 @@ def _parsed(envelope: object, name: str) -> _Written:
         raise TypeError("a JSON object is expected")
     if envelope["results_format"] != RESULTS_FORMAT:
         raise ValueError(f"results format {envelope['results_format']!r}, and this featstore reads {RESULTS_FORMAT}")
+    generation = envelope.get("generation", 0)
+    if not _is_count(generation):
+        raise ValueError("generation: a count is expected")
     written_at = datetime.fromisoformat(envelope["written_at"])
     if written_at.tzinfo is None:
         raise ValueError("written_at has no time zone")
@@ -131,7 +222,11 @@ def _parsed(envelope: object, name: str) -> _Written:
     record = ScoreRecord.from_json(raw)
     if envelope["key"] != record.key:
         raise ValueError("its key does not fit its content: it was changed by hand")
-    return _Written(record=record, written_at=written_at, name=name)
+    if "seal" in envelope and envelope["seal"] != _seal(envelope):
+        raise ValueError("its seal does not fit its content: it was changed after it was written")
+    return _Written(
+        record=record, generation=generation, written_at=written_at, name=name, is_sealed="seal" in envelope
+    )
 
 
 _TEXT = ("task", "title", "encoder", "fingerprint", "metric", "manifest_sha256")
@@ -170,18 +265,9 @@ def _no_constant(text: str) -> None:
 
 
 def _file_name(record: ScoreRecord) -> str:
-    parts = (record.task, record.track, record.protocol, record.encoder, record.key)
-    return ".".join(re.sub(r"[^A-Za-z0-9_+-]+", "-", part) for part in parts) + ".json"
+    return f"{_file_stem(record)}.{record.key}.json"
 
 
-def _write_in_one_step(path: Path, text: str) -> None:
-    """Write beside the file, then take its place: a reader sees the old file or the new one, whole."""
-    unfinished = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
-    try:
-        with unfinished.open("w", encoding="utf-8", errors="backslashreplace") as file:  # half a pair, as JSON says it
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+def _file_stem(record: ScoreRecord) -> str:
+    parts = (record.task, record.track, record.protocol, record.encoder)
+    return ".".join(re.sub(r"[^A-Za-z0-9_+-]+", "-", part) for part in parts)

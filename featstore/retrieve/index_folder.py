@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import hmac
 import json
 import os
-import shutil
-import socket
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featstore.errors import StoreError
+from featstore.files import temporary_folder
 from featstore.retrieve.plan import IvfKind, IvfPlan
+from featstore.retrieve.sealing import UnusableIndex, check_file, checksum, has_key, key_path, read_regular, signature
 from featstore.store.cache import cache_folder
 from featstore.store.objects import LocalObjects, local_root
 
@@ -27,14 +27,17 @@ __all__ = [
     "RECORD_FILE",
     "IndexRecord",
     "index_folders",
-    "sweep_beside",
+    "seals_of",
     "usable_record",
     "whole_folder",
     "writable_one",
+    "write_record",
 ]
 
-INDEX_FORMAT = 1
+INDEX_FORMAT = 2  # 1 had no seals
 RECORD_FILE = "index.json"
+_MOST_RECORD_BYTES = 1 << 20
+_PARSED_BY_FAISS = (".faiss",)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +60,8 @@ class IndexRecord:
         What making it took, by stage.
     files : mapping
         Name -> size in bytes.
+    checksums : mapping
+        Name -> ``sha256:...`` of a file whose structure FAISS reads, ``crc32c:...`` of lists, which may be large.
     """
 
     format: int
@@ -71,6 +76,7 @@ class IndexRecord:
     recall_by_probes: Mapping[str, float]
     seconds: Mapping[str, float]
     files: Mapping[str, int]
+    checksums: Mapping[str, str]
 
     @property
     def ivf_plan(self) -> IvfPlan:
@@ -84,14 +90,19 @@ class IndexRecord:
 
 
 def index_folders(feature_set: FeatureSet, kind: IvfKind) -> tuple[Path, ...]:
-    """Where a feature set's index may be, the best place first."""
+    """Where a feature set's index may be, the best place first.
+
+    Beside a store no symbolic link is followed: one that came with a store would lead to the user's own folders.
+    """
     root = local_root(feature_set.store_url)
     url = feature_set.store_url if root is None else str(root.resolve())
     cached = cache_folder() / "indexes" / hashlib.sha256(url.encode()).hexdigest()[:16] / feature_set.path / kind
     if root is None:
         return (cached,)
     root = root.resolve()
-    return (root.with_name(f"{root.name}.index") / feature_set.path / kind, cached)
+    beside = root.with_name(f"{root.name}.index") / feature_set.path / kind
+    is_linked = any(path.is_symlink() for path in (beside, *beside.parents) if path.is_relative_to(root.parent))
+    return (cached,) if is_linked else (beside, cached)
 
 
 def writable_one(folders: Sequence[Path]) -> Path:
@@ -99,35 +110,63 @@ def writable_one(folders: Sequence[Path]) -> Path:
     return next((each for each in folders if _is_writable(each)), folders[-1])
 
 
-def usable_record(folder: Path, feature_set: FeatureSet, kind: IvfKind) -> IndexRecord | None:
-    """The record of an index that belongs to what the feature set holds now, and whose files are all there."""
+def usable_record(folder: Path, feature_set: FeatureSet, kind: IvfKind) -> IndexRecord:
+    """The record of an index that was made here, of what the feature set holds now, and whose every byte is sound.
+
+    Raises
+    ------
+    UnusableIndex
+        There is none; the message says why not, and is empty where the folder holds no index.
+    """
     try:
-        record = IndexRecord(**json.loads((folder / RECORD_FILE).read_text(encoding="utf-8")))
+        raw = json.loads(read_regular(folder / RECORD_FILE, most_bytes=_MOST_RECORD_BYTES))
+        if not isinstance(raw, dict) or raw.get("format") != INDEX_FORMAT:
+            raise UnusableIndex("it is of another version of featstore")
+        signed = raw.pop("seal", None)
+        if not isinstance(signed, str) or not hmac.compare_digest(signed.encode(), signature(raw).encode()):
+            no_key = "" if has_key() else f"; no key can be kept in {key_path()}"
+            raise UnusableIndex(f"it was not made by this user on this machine, or was changed{no_key}")
+        record = IndexRecord(**raw)
         record.ivf_plan  # noqa: B018 - one that this featstore can read
-        sizes = {name: (folder / name).stat().st_size for name in record.files}
-    except (OSError, ValueError, TypeError, KeyError):
-        return None
-    belongs = (record.format, record.kind, record.feature_set, record.fingerprint, record.content_hash) == (
-        INDEX_FORMAT,
+    except FileNotFoundError:
+        raise UnusableIndex("") from None
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise UnusableIndex("its record is damaged") from error
+    if (record.kind, record.feature_set, record.fingerprint, record.content_hash) != (
         kind,
         feature_set.path,
         feature_set.fingerprint,
         feature_set.content_hash,
+    ):
+        raise UnusableIndex("it is of other content")
+    for name, size in record.files.items():
+        check_file(folder / name, size=size, expected=record.checksums[name])
+    return record
+
+
+def seals_of(folder: Path) -> tuple[dict[str, int], dict[str, str]]:
+    """Sizes and checksums of the files of a new index, by name."""
+    paths = sorted(folder.iterdir())
+    kinds = {path.name: "sha256" if path.suffix in _PARSED_BY_FAISS else "crc32c" for path in paths}
+    return (
+        {path.name: path.stat().st_size for path in paths},
+        {path.name: checksum(path, kind=kinds[path.name]) for path in paths},
     )
-    return record if belongs and sizes == record.files else None
+
+
+def write_record(record: IndexRecord, folder: Path) -> None:
+    """Write what stands beside an index, signed."""
+    said = json.loads(json.dumps(asdict(record)))  # as it will be read
+    (folder / RECORD_FILE).write_text(json.dumps({**said, "seal": signature(said)}, indent=1), encoding="utf-8")
 
 
 @contextlib.contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
     """A temporary folder, which gets the name `folder` at the end of a block that raises nothing."""
-    temporary = _temporary(folder)
-    temporary.mkdir()
-    try:
+    with temporary_folder(folder) as temporary:
         yield temporary
         LocalObjects(temporary.parent).settle(temporary.name)
         _put(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _put(temporary: Path, folder: Path) -> None:
@@ -138,29 +177,11 @@ def _put(temporary: Path, folder: Path) -> None:
         except OSError:
             if not folder.exists():
                 raise
-            aside = _temporary(folder)
-            with contextlib.suppress(FileNotFoundError):
-                folder.rename(aside)
-            shutil.rmtree(aside, ignore_errors=True)
+            with temporary_folder(folder) as aside, contextlib.suppress(FileNotFoundError):
+                folder.rename(aside / "old")
         else:
             return
     raise StoreError(f"{folder} is being replaced by other processes all the time: try again")
-
-
-def _temporary(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}~{socket.gethostname()}~{os.getpid()}~{uuid.uuid4().hex[:8]}")
-
-
-def sweep_beside(folder: Path) -> None:
-    """Delete what processes of this machine that are gone left half made."""
-    for path in folder.parent.glob(f".{folder.name}~{socket.gethostname()}~*~*"):
-        pid = path.name.split("~")[-2]
-        try:
-            os.kill(int(pid), 0)
-        except ProcessLookupError:
-            shutil.rmtree(path, ignore_errors=True)
-        except (OSError, ValueError):
-            continue
 
 
 def _is_writable(folder: Path) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 import time
 from collections.abc import Iterator
@@ -15,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featstore.errors import StoreError
-from featstore.retrieve.index_folder import INDEX_FORMAT, RECORD_FILE, IndexRecord, sweep_beside, whole_folder
+from featstore.files import sweep_leftovers
+from featstore.retrieve.index_folder import INDEX_FORMAT, IndexRecord, seals_of, whole_folder, write_record
 from featstore.retrieve.neighbours import evenly, share_found
 from featstore.retrieve.plan import TARGET_RECALL, IvfPlan
 from featstore.retrieve.unit_vectors import search_lists, unit_block, unit_blocks
@@ -45,7 +45,7 @@ def make_index(feature_set: FeatureSet, plan: IvfPlan, folder: Path) -> IndexRec
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        sweep_beside(folder)
+        sweep_leftovers(folder)
         room = shutil.disk_usage(folder.parent).free
         if room < plan.making_bytes:  # a mapped file that a disk has no room for ends the process
             raise StoreError(
@@ -54,7 +54,7 @@ def make_index(feature_set: FeatureSet, plan: IvfPlan, folder: Path) -> IndexRec
             )
         with whole_folder(folder) as temporary:
             record = _build(feature_set, plan, temporary)
-            (temporary / RECORD_FILE).write_text(json.dumps(asdict(record), indent=1), encoding="utf-8")
+            write_record(record, temporary)
     except OSError as error:
         raise StoreError(
             f"cannot keep an index in {folder}: {error.strerror or error}; FEATSTORE_CACHE names another place where "
@@ -92,6 +92,7 @@ def _build(feature_set: FeatureSet, plan: IvfPlan, folder: Path) -> IndexRecord:
             if by_probes[n_probe] >= TARGET_RECALL:
                 break
     best = max(by_probes)
+    sizes, checksums = seals_of(folder)
     return IndexRecord(
         format=INDEX_FORMAT,
         feature_set=feature_set.path,
@@ -104,7 +105,8 @@ def _build(feature_set: FeatureSet, plan: IvfPlan, folder: Path) -> IndexRecord:
         recall_k=RECALL_K,
         recall_by_probes={str(n_probe): recall for n_probe, recall in by_probes.items()},
         seconds={stage: round(spent, 3) for stage, spent in seconds.items()},
-        files={path.name: path.stat().st_size for path in sorted(folder.iterdir())},
+        files=sizes,
+        checksums=checksums,
     )
 
 

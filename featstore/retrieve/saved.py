@@ -1,18 +1,20 @@
 """Indexes that are kept: made once for a feature set, beside its store, and mapped ever after.
 
     embeddings.zarr.index/logmel@3f9c2a71/words/train/ivfpq/
-        index.json        what it belongs to and what was measured: `IndexRecord`
+        index.json        what it belongs to and what was measured: `IndexRecord`; signed
         index.faiss       centroids and codes
         lists.ivfdata     the lists, which are mapped
 
 An index holds the utterance vectors of one feature set at unit length, so that what it finds is nearest by cosine. It
-belongs to the set's fingerprint and content hash; one of another is never used, and is replaced. It is made under a
+belongs to the set's fingerprint and content hash; one of another is never used, and is replaced. So is one that was not
+made by this user on this machine, or of which a byte has changed: `featstore.retrieve.sealing`. It is made under a
 temporary name, settled, and renamed. Of a store by URL, or in a folder that cannot be written, it is kept in the cache
 folder instead (`featstore.store.cache.cache_folder`).
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +28,7 @@ from featstore.retrieve.making import make_index
 from featstore.retrieve.neighbours import Neighbours
 from featstore.retrieve.plan import IvfKind, plan_ivf
 from featstore.retrieve.scaling import unit_rows
+from featstore.retrieve.sealing import UnusableIndex
 from featstore.retrieve.unit_vectors import padded, search_lists, unit_blocks
 from featstore.wording import spoken_bytes
 
@@ -142,32 +145,35 @@ def open_index(feature_set: FeatureSet, kind: IvfKind = "ivf", *, tell: Tell = l
     """
     plan = plan_ivf(len(feature_set), feature_set.recipe.dim, kind)
     folders = index_folders(feature_set, kind)
+    unusable = ""
     for folder in folders:
-        if (there := _opened(folder, feature_set, kind)) is not None:
-            return there
+        try:
+            return _opened(folder, feature_set, kind)
+        except UnusableIndex as error:
+            unusable = unusable or (f"the index in {folder} is not used, for {error}: " if str(error) else "")
     folder = writable_one(folders)
     tell(
-        f"making the {kind} index of {feature_set.path}, {plan.rows:,} x {plan.dim}, {spoken_bytes(plan.index_bytes)}: "
-        f"{folder}"
+        f"{unusable}making the {kind} index of {feature_set.path}, {plan.rows:,} x {plan.dim}, "
+        f"{spoken_bytes(plan.index_bytes)}: {folder}"
     )
     make_index(feature_set, plan, folder)
     for _ in range(3):  # another process may be putting its own there
-        if (made := _opened(folder, feature_set, kind)) is not None:
-            return made
+        with contextlib.suppress(UnusableIndex):
+            return _opened(folder, feature_set, kind)
     raise StoreError(f"{folder} is being replaced by other processes all the time: try again")
 
 
-def _opened(folder: Path, feature_set: FeatureSet, kind: IvfKind) -> SavedIndex | None:
-    """The index in a folder, if it is of what the feature set holds now and can be read."""
+def _opened(folder: Path, feature_set: FeatureSet, kind: IvfKind) -> SavedIndex:
+    """The index in a folder; UnusableIndex where it is not to be used."""
     record = usable_record(folder, feature_set, kind)
-    if record is None:
-        return None
     try:
         index = SavedIndex(feature_set, folder, record)
-    except StoreError:  # it is damaged, or has gone this moment
-        return None
+    except StoreError as error:  # it has gone this moment
+        raise UnusableIndex("FAISS cannot read it") from error
     # Centroids and lists are two files: whoever put another index there in between has left us one of each.
-    return index if usable_record(folder, feature_set, kind) == record else None
+    if usable_record(folder, feature_set, kind) != record:
+        raise UnusableIndex("it was replaced while it was opened")
+    return index
 
 
 def _at_most(k: int, rows: int) -> int:

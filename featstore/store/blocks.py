@@ -12,7 +12,9 @@ from featstore.errors import DamagedPart
 from featstore.store.codecs import CRC_BYTES, INDEX_ENTRY_BYTES, crc32c
 from featstore.store.layout import ArrayLayout
 
-__all__ = ["block_offsets", "wrong_size"]
+__all__ = ["UNCHECKED_BYTES", "block_offsets", "require_files", "wrong_size"]
+
+UNCHECKED_BYTES = 64 << 20  # what may be allocated before the files are looked at that it is read from
 
 
 def block_offsets(
@@ -45,6 +47,20 @@ def block_offsets(
     if not (absent | fits).all():
         raise wrong_size(where)
     return [-1 if gone else int(offset) for gone, offset in zip(absent, index[:, 0], strict=True)]
+
+
+def require_files(
+    layout: ArrayLayout, start: int, stop: int, *, size_of: Callable[[str], int], where: Path | str
+) -> None:
+    """Make sure that files hold rows [start, stop), by their sizes, so that memory may be allocated for these.
+
+    `size_of` knows a file by its key below the array, and one that is not there as of 0 bytes. It is asked of no more
+    files than there are, whatever the array claims.
+    """
+    for number in range(start // layout.file_rows, -(-stop // layout.file_rows)):
+        rows = min(layout.shape[0] - number * layout.file_rows, layout.file_rows)
+        if size_of(key := layout.file_key(number)) < rows * layout.row_bytes:
+            raise wrong_size(f"{where}/{key}")
 
 
 def wrong_size(where: Path | str) -> DamagedPart:

@@ -1,12 +1,14 @@
 """Copies of remote parts' small arrays on this machine: keys, JSON, times and utterance vectors, never frames.
 
-A committed part never changes, so a copy of it holds for ever. A part's folder is named after the part and the hash of
-what its commit record says; it holds the record with its seals, against which every object is checked as it comes, and
-the objects under their own keys, so that they are mapped like those of a local store.
+A committed part never changes, so a copy of it holds for ever. What vouches for a copy is never the copy: the part's
+record is read from the store each time that a part is opened, one small request, and every object is held against the
+seals in it, as it comes and when it is read back. A part's folder is named after the place of the store, the path of
+the part and all that its record says, so that another store, which may repeat a record, has folders of its own.
 
 ``FEATSTORE_CACHE`` names the folder (default: ``featstore`` in the user's cache folder) and ``FEATSTORE_CACHE_GB`` how
 large it may grow (default: 20). Past that, the parts that were opened longest ago go, but none that was opened since
-the process that makes room began.
+the process that makes room began. All of this happens in one folder in there, which holds a marker: whatever else
+``FEATSTORE_CACHE`` holds is neither read nor deleted, and links are not followed.
 """
 
 from __future__ import annotations
@@ -14,14 +16,16 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import shutil
+import stat
 import sys
 import time
 import uuid
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 
 from featstore.errors import DamagedPart, StoreError, UsageError
@@ -29,7 +33,7 @@ from featstore.records import canonical_json
 from featstore.store import codecs
 from featstore.store.catalogue import read_commit
 from featstore.store.damage import damaged
-from featstore.store.format import GROUP_DOCUMENT, Commit, DamagedDocument, ObjectSeal, seal, unseal
+from featstore.store.format import GROUP_DOCUMENT, Commit, ObjectSeal, seal
 from featstore.store.objects import LocalObjects, Objects
 
 __all__ = ["CachedPart", "PartCache", "cache_folder", "fetch_array", "sealed_object"]
@@ -37,6 +41,10 @@ __all__ = ["CachedPart", "PartCache", "cache_folder", "fetch_array", "sealed_obj
 _PARTS_AT_A_TIME = 16
 _DEFAULT_GB = "20"
 _PROCESS_BEGAN = time.time()
+_PARTS = "featstore-parts"
+_MARKER, _MARKED = ".featstore-cache", b"Copies of parts of remote stores, which featstore makes and deletes.\n"
+_OWN_NAME = re.compile(r"[0-9a-f]{40}")
+_OBJECT_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,17 +66,55 @@ class PartCache:
             raise UsageError(f"FEATSTORE_CACHE_GB must be a number of gigabytes, 0 or more: got {text!r}")
         return cls(cache_folder(), most_bytes)
 
-    def folder_of(self, part_path: str, commit: Commit) -> Path:
-        """Where a part's copies lie: by its name, and by what its record says, seals apart, which it may not hold."""
-        said = canonical_json([part_path, commit.as_catalogue_json()])
-        return self.folder / "parts" / f"{commit.part}.{hashlib.sha256(said.encode()).hexdigest()[:16]}"
+    @property
+    def parts(self) -> Path:
+        """The folder of parts in it, and nothing else."""
+        return self.folder / _PARTS
+
+    def folder_of(self, objects: Objects, path: str, commit: Commit) -> Path:
+        """Where the copies of a part are: by the place of its store, and by its record with its seals."""
+        place = getattr(objects, "identity", objects.url)
+        said = canonical_json([place, path, commit.as_json()])
+        return self.parts / hashlib.sha256(said.encode(errors="surrogatepass")).hexdigest()[:40]
+
+    def make(self) -> None:
+        """Have the folder of parts there with its marker; StoreError where it cannot be, or another made it."""
+        if self._is_ours():
+            return
+        temporary = self.folder / f".{_PARTS}.{uuid.uuid4().hex}"
+        try:
+            temporary.mkdir(parents=True)
+            (temporary / _MARKER).write_bytes(_MARKED)
+            with contextlib.suppress(OSError):  # it is there by now
+                temporary.rename(self.parts)
+            shutil.rmtree(temporary, ignore_errors=True)
+        except OSError as error:
+            raise self.unusable(error.strerror or str(error)) from error
+        if not self._is_ours():
+            raise self.unusable(f"{self.parts} is not of featstore's making")
+
+    def unusable(self, why: str) -> StoreError:
+        """What to raise where nothing can be kept."""
+        return StoreError(f"cannot keep copies in {self.folder}: {why}; FEATSTORE_CACHE names another folder")
+
+    def _is_ours(self) -> bool:
+        """Whether featstore made the folder of parts: it is a folder, not a link to one, and has the marker."""
+        try:
+            is_folder = stat.S_ISDIR(self.parts.lstat().st_mode)
+            return is_folder and stat.S_ISREG((self.parts / _MARKER).lstat().st_mode)
+        except OSError:
+            return False
 
     def trim(self, *, keep_since: float) -> None:
         """Delete the parts that were opened longest ago until the rest fits, none that was since `keep_since`."""
+        if not self._is_ours():
+            return
         found: list[tuple[float, int, Path]] = []
-        for folder in (self.folder / "parts").glob("*"):
+        for folder in self.parts.iterdir():
+            if not _OWN_NAME.fullmatch(folder.name) or folder.is_symlink():
+                continue
             try:
-                files = {path: path.stat() for path in folder.rglob("*") if path.is_file()}
+                files = _files_in(folder)
                 record = files.get(folder / GROUP_DOCUMENT)
                 # A killed process leaves copies without a record: these were opened when the last of them came.
                 opened = max(about.st_mtime for about in ([record] if record else files.values()))
@@ -79,8 +125,18 @@ class PartCache:
         for opened, size, folder in sorted(found):
             if total <= self.most_bytes or opened >= keep_since:
                 return
-            shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)  # which does not follow links either
             total -= size
+
+
+def _files_in(folder: Path) -> dict[Path, os.stat_result]:
+    """Regular files of a folder, whatever links in it lead to."""
+    files: dict[Path, os.stat_result] = {}
+    for above, _, names in os.walk(folder):
+        for path in map(Path(above).joinpath, names):
+            if stat.S_ISREG((about := path.lstat()).st_mode):
+                files[path] = about
+    return files
 
 
 class CachedPart:
@@ -89,18 +145,30 @@ class CachedPart:
     def __init__(self, objects: Objects, path: str, commit: Commit) -> None:
         self._objects = objects
         self._path = path
-        self._sealed: Commit | None = commit if commit.objects else None
+        self._listed = commit
         self._checked: set[str] = set()
         self.cache = PartCache.from_environment()
-        self.folder = self.cache.folder_of(path, commit)
-        self.local = LocalObjects(self.folder)
+
+    @cached_property
+    def commit(self) -> Commit:
+        """The commit record with its seals, as the store has it now."""
+        split_path, _, part = self._path.rpartition("/")
+        commit = read_commit(self._objects, split_path, part)
+        if commit is None:
+            raise DamagedPart(f"{self._objects.url}/{self._path} has gone since the store was opened: open it again")
+        if replace(commit, objects={}) != replace(self._listed, objects={}):
+            raise damaged(self._objects.url, self._path, "has another commit record than its split's catalogue lists")
+        return commit
+
+    @cached_property
+    def folder(self) -> Path:
+        """Where its copies are."""
+        return self.cache.folder_of(self._objects, self._path, self.commit)
 
     @property
-    def commit(self) -> Commit:
-        """The commit record with its seals: of the cache, else read from the part."""
-        if self._sealed is None:
-            self._sealed = self._cached_record() or self._read_record()
-        return self._sealed
+    def local(self) -> LocalObjects:
+        """Its copies, for which `fetch` vouches."""
+        return LocalObjects(self.folder)
 
     def fetch(self, array: str) -> int:
         """Have the objects of an array here, of frames their document alone; returns the bytes that travelled."""
@@ -116,22 +184,27 @@ class CachedPart:
     def note_use(self) -> None:
         """Say that the part was opened now, for the cache to keep it."""
         try:
-            os.utime(self.folder / GROUP_DOCUMENT)
-        except FileNotFoundError:
-            with contextlib.suppress(StoreError):
+            if (record := self._place(GROUP_DOCUMENT)) is not None:
+                os.utime(record)
+            else:
                 self._put(GROUP_DOCUMENT, seal({"commit": self.commit.as_json()}))
-        except OSError:  # a cache that somebody else fills is read all the same
+        except (OSError, StoreError):  # a cache that cannot be written is read all the same
             return
 
     def _is_here(self, name: str, entry: ObjectSeal) -> bool:
         """Whether a sound copy is here: a power cut may have left another, and reading it once costs little."""
+        path = self._place(name)
+        if path is None:
+            return False
         if name in self._checked:  # and is here still: another process may have made room
-            return (self.folder / name).exists()
-        data = self.local.read(name)
+            return True
+        data = self.local.read(name, most_bytes=entry.size)
         return data is not None and len(data) == entry.size and codecs.seal_crc32c([data]) == entry.crc32c
 
     def _put(self, name: str, data: bytes) -> None:
         """Put a copy in one step. It is not fsynced: it is checked before it is used."""
+        self._place(name)
+        self.cache.make()
         path = self.folder / name
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
         try:
@@ -141,24 +214,31 @@ class CachedPart:
         except OSError as error:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
-            raise StoreError(
-                f"cannot keep copies in {self.cache.folder}: {error.strerror}; FEATSTORE_CACHE names another folder"
-            ) from error
+            raise self.cache.unusable(error.strerror or str(error)) from error
 
-    def _cached_record(self) -> Commit | None:
-        raw = self.local.read(GROUP_DOCUMENT)
-        try:
-            content = None if raw is None else unseal(raw)
-            return None if content is None else Commit.from_json(content["commit"])
-        except (DamagedDocument, KeyError):
-            return None
+    def _place(self, name: str) -> Path | None:
+        """The file of an object where it is there; nothing below the part's folder is followed out of it.
 
-    def _read_record(self) -> Commit:
-        split_path, _, part = self._path.rpartition("/")
-        commit = read_commit(self._objects, split_path, part)
-        if commit is None:
-            raise DamagedPart(f"{self._objects.url}/{self._path} has gone since the store was opened: open it again")
-        return commit
+        Raises
+        ------
+        DamagedPart
+            It is no name of an object of a part: the record that has it is no writer's.
+        StoreError
+            A link or a special file is in its way.
+        """
+        if not _OBJECT_NAME.fullmatch(name):
+            raise damaged(self._objects.url, self._path, f"names an object that no part has: {name!r}")
+        path = self.folder
+        steps = ("", *name.split("/"))
+        for number, step in enumerate(steps):
+            path = path / step
+            try:
+                mode = path.lstat().st_mode
+            except OSError:  # it is not there yet, or cannot be read
+                return None
+            if not (stat.S_ISREG(mode) if number == len(steps) - 1 else stat.S_ISDIR(mode)):
+                raise self.cache.unusable(f"{path} is a link or a special file")
+        return path
 
 
 def sealed_object(objects: Objects, key: str, entry: ObjectSeal) -> bytes:
@@ -171,7 +251,7 @@ def sealed_object(objects: Objects, key: str, entry: ObjectSeal) -> bytes:
     """
     data = None
     for _ in range(2):
-        data = objects.read(key)
+        data = objects.read(key, most_bytes=entry.size)
         if data is not None and len(data) == entry.size and codecs.seal_crc32c([data]) == entry.crc32c:
             return data
     says = "is missing" if data is None else "is not what was committed: its size or checksum differs"

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from featstore.errors import DamagedPart, StoreError, StoreNotFound, StoreVersionError
+from featstore.store.confined import ForeignFile
 from featstore.store.damage import damaged
 from featstore.store.documents import SplitAddress, read_document, read_documents
 from featstore.store.format import (
@@ -21,14 +22,19 @@ from featstore.store.format import (
     DamagedDocument,
     Segment,
     counted_segments,
+    is_name_of_ours,
+    is_part_name,
+    is_remains_of_part,
 )
-from featstore.store.objects import Objects
+from featstore.store.objects import Objects, is_temporary
 
 __all__ = [
     "SplitEntry",
     "SplitState",
     "check_root",
+    "foreign_names",
     "group_names",
+    "is_foreign_group",
     "known_address",
     "look_at_split",
     "read_commit",
@@ -39,6 +45,8 @@ __all__ = [
     "split_commits",
     "split_paths",
 ]
+
+MOST_SPLITS = 100_000  # a server may list names for ever
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,9 +122,37 @@ def _root_document(objects: Objects) -> dict[str, Any] | None:
 
 
 def group_names(objects: Objects, prefix: str) -> tuple[str, ...]:
-    """Names of the groups directly under `prefix`."""
+    """Names directly under `prefix` that groups of featstore may have; any other name is foreign, and is left alone."""
+    return tuple(filter(_may_be_a_group, objects.children(prefix)))
+
+
+def foreign_names(objects: Objects, prefix: str) -> tuple[str, ...]:
+    """Names directly under `prefix` that no group of featstore has; temporary files of a writer are not among them."""
     names = objects.children(prefix)
-    return tuple(name for name in names if name != GROUP_DOCUMENT and not name.startswith("."))
+    return tuple(name for name in names if not (_may_be_a_group(name) or name == GROUP_DOCUMENT or name[:1] == "."))
+
+
+def _may_be_a_group(name: str) -> bool:
+    return name != GROUP_DOCUMENT and is_name_of_ours(name)
+
+
+def is_foreign_group(objects: Objects, split_path: str, name: str) -> bool:
+    """Whether what is in a split's group, and is no committed part, is not of featstore: it is never deleted."""
+    path = f"{split_path}/{name}"
+    if not is_part_name(name):
+        return True
+    try:
+        if objects.read(path) is not None:
+            return True
+    except ForeignFile:
+        return True
+    try:
+        if read_document(objects, path) is not None:
+            return False  # it is being written
+    except DamagedPart:
+        return False  # `verify --repair` decides about damage
+    there = objects.sizes(path)
+    return bool(there) and not is_remains_of_part(name, there)
 
 
 def split_paths(
@@ -126,6 +162,7 @@ def split_paths(
 
     `encoder` is ``logmel`` or ``logmel@3f9c2a71``.
     """
+    found = 0
     for above in group_names(objects, ""):
         if encoder not in (None, above, above.rpartition("@")[0]):
             continue
@@ -134,6 +171,11 @@ def split_paths(
                 continue
             for name in group_names(objects, f"{above}/{group}"):
                 if split in (None, name):
+                    found += 1
+                    if found > MOST_SPLITS:
+                        raise StoreError(
+                            f"{objects.url} lists more than {MOST_SPLITS:,} feature sets: name one of them"
+                        )
                     yield f"{above}/{group}/{name}"
 
 
@@ -150,7 +192,7 @@ def read_commits(objects: Objects, split_path: str, parts: Sequence[str]) -> Ite
             yield None
             continue
         try:
-            yield Commit.from_json(content["commit"])
+            yield Commit.from_json(content["commit"], part=part)
         except DamagedDocument as error:
             raise damaged(objects.url, f"{split_path}/{part}", f"is damaged: {error}") from error
 
@@ -164,12 +206,14 @@ def split_commits(objects: Objects, split_path: str) -> tuple[Commit, ...]:
 class SplitState:
     """What is in a split's group at one moment: names of its groups, and the commit records of those that have one.
 
-    ``catalogued`` says whether the catalogue knew just these records.
+    ``catalogued`` says whether the catalogue knew just these records. ``discarded`` are folders whose deletion was cut
+    short, of a local store.
     """
 
     names: tuple[str, ...]
     commits: tuple[Commit, ...]
     catalogued: bool
+    discarded: tuple[str, ...]
 
 
 def look_at_split(
@@ -180,16 +224,38 @@ def look_at_split(
     without: Collection[str] = (),
     also_known: Mapping[str, Commit] | None = None,
 ) -> SplitState:
-    """List a split's group, and read what neither its document nor `also_known` says: one request where nothing is."""
-    catalogue = {raw["part"]: raw for raw in (document or {}).get("catalogue", ())}
-    known = {**(also_known or {}), **{part: Commit.from_json(raw) for part, raw in catalogue.items()}}
-    names = group_names(objects, split_path)
-    present = [name for name in names if name not in without]
+    """List a split's group, and read what neither its document nor `also_known` says: one request where nothing is.
+
+    A catalogue that lists parts which are gone hides nothing and adds nothing, and a group that is not called as a part
+    is never read: it is not of featstore.
+    """
+    catalogue = _catalogued(objects, split_path, document or {})
+    known = {**(also_known or {}), **catalogue}
+    children = objects.children(split_path)
+    names = tuple(filter(_may_be_a_group, children))
+    present = [name for name in names if name not in without and is_part_name(name)]
     unknown = [name for name in present if name not in known]
     read = dict(zip(unknown, read_commits(objects, split_path, unknown), strict=True))
     found = (known.get(part) or read[part] for part in present)
     commits = tuple(commit for commit in found if commit is not None)
-    return SplitState(names=names, commits=commits, catalogued={commit.part for commit in commits} == set(catalogue))
+    return SplitState(
+        names=names,
+        commits=commits,
+        catalogued={commit.part for commit in commits} == set(catalogue),
+        discarded=tuple(name for name in children if is_temporary(name) and is_part_name(name[1:].rpartition(".")[0])),
+    )
+
+
+def _catalogued(objects: Objects, split_path: str, document: Mapping[str, Any]) -> dict[str, Commit]:
+    """Commit records of a split's catalogue, by part; DamagedPart where it is not one."""
+    raw = document.get("catalogue", [])
+    try:
+        if not isinstance(raw, list):
+            raise DamagedDocument("it is no list")
+        commits = map(Commit.from_json, raw)
+        return {commit.part: commit for commit in commits}
+    except DamagedDocument as error:
+        raise damaged(objects.url, split_path, f"is damaged: in its catalogue, {error}") from error
 
 
 def read_split(objects: Objects, path: str) -> SplitEntry | None:
@@ -204,19 +270,19 @@ def read_split(objects: Objects, path: str) -> SplitEntry | None:
     if content is None or "split" not in content:
         return None  # a group that featstore did not write
     address = split_address(objects, path, content)
-    try:
-        segments = counted_segments(look_at_split(objects, path, content).commits)
-    except DamagedDocument as error:
-        raise damaged(objects.url, path, f"is damaged: in its catalogue, {error}") from error
+    segments = counted_segments(look_at_split(objects, path, content).commits)
     return SplitEntry(address=address, segments=segments) if segments else None
 
 
 def split_address(objects: Objects, path: str, content: Mapping[str, Any]) -> SplitAddress:
-    """What the document of the split at a path says; DamagedPart where that is no split's."""
+    """Read the document of the split at a path; DamagedPart where it is no split's, or that of another path."""
     try:
-        return SplitAddress.from_document(content)
+        address = SplitAddress.from_document(content)
+        if address.path != path:
+            raise DamagedDocument(f"it is the document of {address.path}")
     except DamagedDocument as error:
         raise damaged(objects.url, path, f"is damaged: {error}") from error
+    return address
 
 
 def known_address(objects: Objects, path: str) -> SplitAddress | None:

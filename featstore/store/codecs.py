@@ -14,18 +14,25 @@ from numpy.typing import NDArray
 
 from featstore.store.layout import ZSTD_LEVEL, ArrayLayout
 
-__all__ = ["CRC_BYTES", "INDEX_ENTRY_BYTES", "Buffers", "crc32c", "decode_strings", "encode_file", "encode_strings",
-           "seal_crc32c"]  # fmt: skip
+__all__ = ["CRC_BYTES", "INDEX_ENTRY_BYTES", "MOST_CHUNK_BYTES", "Buffers", "check_strings", "crc32c", "decode_strings",
+           "decode_zstd", "encode_file", "encode_strings", "seal_crc32c"]  # fmt: skip
 
 CRC_BYTES = 4
 INDEX_ENTRY_BYTES = 16
 
+MOST_STRING_BYTES = (4 << 20) + 4  # of one string and its length: a clip's JSON may have 4 MiB, see `extract.tars`
+MOST_CHUNK_BYTES = 256 << 20  # of what a chunk expands to, where it is not itself large:
+MOST_EXPANSION = 64
+_ZSTD_MAGIC = 0xFD2FB528
+_ZSTD_SKIPPED = range(0x184D2A50, 0x184D2A60)
+_ZSTD_BLOCK_BYTES = 128 << 10
+
 Buffers = Sequence[Any]  # objects of the buffer protocol, to be written one after another
 
 
-def crc32c(data: Any) -> int:
-    """CRC-32C (Castagnoli) of a contiguous buffer."""
-    return int(google_crc32c.value(np.frombuffer(data, np.uint8)))
+def crc32c(data: Any, crc: int = 0) -> int:
+    """CRC-32C (Castagnoli) of a contiguous buffer, or of what `crc` is of and the buffer after it."""
+    return int(google_crc32c.extend(crc, np.frombuffer(data, np.uint8)))
 
 
 def seal_crc32c(buffers: Buffers) -> int:
@@ -72,17 +79,93 @@ def encode_strings(values: Sequence[str]) -> bytes:
     return bytes(packed) + struct.pack("<I", crc32c(packed))
 
 
-def decode_strings(chunk: bytes) -> NDArray[np.object_]:
-    """Read what `encode_strings` made.
+def decode_strings(chunk: bytes, *, n: int) -> NDArray[np.object_]:
+    """Read the `n` strings that `encode_strings` made a chunk of.
+
+    Nothing is allocated that the chunk claims and `n` does not account for: neither what its frame expands to, nor how
+    many strings it has.
 
     Raises
     ------
     ValueError
-        The checksum does not match, or the bytes are no such chunk.
+        The checksum does not match, the bytes are no such chunk, or there are not `n` strings in it.
     """
     if len(chunk) < CRC_BYTES or struct.pack("<I", crc32c(chunk[:-CRC_BYTES])) != chunk[-CRC_BYTES:]:
         raise ValueError("its checksum does not match")
+    packed = memoryview(chunk)[:-CRC_BYTES]
+    plain = decode_zstd(packed, most_bytes=_most_string_bytes(packed, n))
+    count = struct.unpack_from("<I", plain)[0] if len(plain) >= 4 else 0
+    if count != n or len(plain) < 4 + 4 * n:
+        raise ValueError(f"it has {count:,} rows in {len(plain):,} bytes, and {n:,} were committed")
+    return np.asarray(VLenUTF8().decode(plain), dtype=object)
+
+
+def check_strings(chunk: bytes, *, n: int) -> None:
+    """Raise ValueError where a chunk of `n` strings claims more than `decode_strings` allocates; expand nothing."""
+    packed = memoryview(chunk)[: max(0, len(chunk) - CRC_BYTES)]
+    _require_small(packed, most_bytes=_most_string_bytes(packed, n))
+
+
+def _most_string_bytes(packed: memoryview, n: int) -> int:
+    return min(4 + n * MOST_STRING_BYTES, max(MOST_CHUNK_BYTES, MOST_EXPANSION * len(packed)))
+
+
+def decode_zstd(packed: Any, *, most_bytes: int) -> bytes:
+    """Decompress zstd frames; ValueError where they are none, or claim more than `most_bytes`, before anything is."""
+    _require_small(packed, most_bytes=most_bytes)
     try:
-        return np.asarray(VLenUTF8().decode(Zstd().decode(chunk[:-CRC_BYTES])), dtype=object)
+        return bytes(Zstd().decode(packed))
     except RuntimeError as error:
         raise ValueError(str(error)) from error
+
+
+def _require_small(packed: Any, *, most_bytes: int) -> None:
+    expanded = _zstd_bytes(packed)
+    if expanded > most_bytes:
+        raise ValueError(f"it expands to {expanded:,} bytes, and {most_bytes:,} are the most that it may")
+
+
+def _zstd_bytes(packed: Any) -> int:
+    """What frames expand to, by their headers (RFC 8878); of frames that do not state it, at most.
+
+    A frame of an unknown size is decoded as a stream, which grows by at most 128 KiB with each block.
+    """
+    view, at = memoryview(packed).cast("B"), 0
+    stated, blocks = 0, 0
+    all_stated = True
+    try:
+        while at < len(view):
+            (magic,) = struct.unpack_from("<I", view, at)
+            if magic in _ZSTD_SKIPPED:
+                at += 8 + struct.unpack_from("<I", view, at + 4)[0]
+                continue
+            if magic != _ZSTD_MAGIC:
+                raise ValueError("it is not compressed by zstd")
+            at, size, checksum = _zstd_header(view, at + 4)
+            all_stated = all_stated and size is not None
+            stated += size or 0
+            last = 0
+            while not last:
+                header = int.from_bytes(view[at : at + 3], "little") if at + 3 <= len(view) else -1
+                last, kind, length = header & 1, header >> 1 & 3, header >> 3
+                if header < 0 or kind == 3:
+                    raise ValueError("a zstd frame breaks off")
+                at += 3 + (1 if kind == 1 else length)  # a block that repeats one byte stores it once
+                blocks += length if kind < 2 else _ZSTD_BLOCK_BYTES
+            at += checksum
+    except struct.error as error:
+        raise ValueError("a zstd frame breaks off") from error
+    return stated if all_stated else max(stated, blocks)
+
+
+def _zstd_header(view: memoryview, at: int) -> tuple[int, int | None, int]:
+    """Where the blocks of a frame begin, the size it states or None, and bytes of the checksum behind them."""
+    (descriptor,) = struct.unpack_from("<B", view, at)
+    single = descriptor >> 5 & 1
+    at += 1 + (1 - single) + (0, 1, 2, 4)[descriptor & 3]
+    kind = descriptor >> 6
+    checksum = 4 if descriptor & 4 else 0
+    if kind == 0 and not single:
+        return at, None, checksum
+    form, more = (("<B", 0), ("<H", 256), ("<I", 0), ("<Q", 0))[kind]
+    return at + struct.calcsize(form), struct.unpack_from(form, view, at)[0] + more, checksum

@@ -1,32 +1,34 @@
 """Copies feature sets from one store to another, part by part, between folders and URLs in any direction.
 
-A copied part is the part: the same name, the same objects, each held against its seal on the way, and the same commit
-record, put last. So a copy that was killed goes on where it was, and what it left is no part.
+A copied part holds the same objects as the original, each held against its seal on the way, and the same commit record
+but for two fields. Its name is new, so that no object of the target is ever written a second time, whatever other
+copies, writers and readers do there. Its generation is greater than that of what it replaces.
 
-Without frames a part is another part. Its record says so, and names the objects that it has; its name is made from the
-original's, so that a second copy finds it. What its vectors were made from, and with it the content hash that scores
-name, is the same.
+What the target has already is found by content: the SHA-256 of the shards, under the recipe. So a copy that was killed
+resumes, and what it left is no part.
+
+Without frames a part is another part: its record says so, and names the objects that it has. What its vectors were made
+from, and with it the content hash that scores name, is the same.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterator, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Literal
 
 from featstore.errors import DamagedPart, StoreError, UnknownFeatureSet
 from featstore.remote import NETWORK_THREADS
 from featstore.store.ahead import in_order
 from featstore.store.cache import sealed_object
-from featstore.store.catalogue import SplitEntry, check_root, read_commits, read_split, split_commits, split_paths
+from featstore.store.catalogue import SplitEntry, check_root, read_commits, read_split, split_paths
 from featstore.store.encoder_groups import copy_notes
-from featstore.store.faults import fault_point
-from featstore.store.format import GROUP_DOCUMENT, Commit, Segment, part_stem, seal
+from featstore.store.format import Commit, Member, Segment
 from featstore.store.objects import Objects, open_objects
-from featstore.store.part import telling_what_to_do, writing_document
 from featstore.store.writer import SplitWriter, open_split_writer_at
 
 __all__ = ["CopyRecord", "copy_store", "without_frames"]
@@ -34,17 +36,22 @@ __all__ = ["CopyRecord", "copy_store", "without_frames"]
 _PARTS_AT_A_TIME = 8
 _SMALL_BYTES = 1 << 20
 _SMALL_AHEAD = 16  # of one part; of large objects, up to 64 MiB each, there is one: eight parts hold half a gigabyte
+_BETWEEN_LOOKS = 20.0
 _FRAME_ARRAYS = ("frames", "frame_offsets")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CopyRecord:
-    """What became of one feature set: its parts, those copied now, those that were there, and what travelled."""
+    """What became of one feature set: its parts, those copied now, those that were there, and what travelled.
+
+    ``replaced`` of the copied parts took the place of other content of their shards.
+    """
 
     path: str
     parts: int
     copied: int
     there: int
+    replaced: int
     objects: int
     bytes: int
 
@@ -106,22 +113,62 @@ def _place(objects: Objects) -> str:
 def without_frames(commit: Commit) -> Commit:
     """The record of a part's copy that leaves its frames out.
 
-    Members keep their counts of frames, which say what the vectors are means of. The name is the shard's and a hash.
+    Members keep their counts of frames, which say what the vectors are means of.
     """
     if not commit.frames_stored:
         return commit
-    stem, _, _ = commit.part.rpartition(".")
-    suffix = hashlib.sha256(f"utterance of {commit.part}".encode()).hexdigest()[:8]
     kept = {name: entry for name, entry in commit.objects.items() if name.split("/")[0] not in _FRAME_ARRAYS}
-    return replace(commit, part=f"{part_stem(stem)}.{suffix}", frames_stored=False, objects=kept)
+    return replace(commit, frames_stored=False, objects=kept)
 
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """A part to copy: its name in the source, and the record it gets in the target."""
+    """A part to copy: the record it gets in the target, but for its name, and what of it counts in the source."""
 
-    name: str
     commit: Commit
+    segments: tuple[Segment, ...]
+    replaces_other_content: bool = False
+
+
+def _plan(parts: Sequence[_Part], counted: Mapping[str, Segment]) -> list[_Part]:
+    """Parts that the target lacks, with generations under which they count there as they do in the source."""
+    wanted: list[_Part] = []
+    copied: dict[str, Commit] = {}  # the last of the planned parts that holds a shard, whether it counts or not
+    for part in sorted(parts, key=lambda part: part.commit.order):
+        there = {name: counted.get(name) for name in (segment.member.shard.name for segment in part.segments)}
+        is_there = all(_has(there[each.member.shard.name], each, part.commit) for each in part.segments)
+        older = [copied[member.shard.name] for member in part.commit.members if member.shard.name in copied]
+        rivals = [segment.commit for segment in there.values() if segment is not None]
+        if is_there and all(rival.order > other.order for rival in rivals for other in older):
+            continue
+        generation = max(part.commit.generation, *(1 + each.generation for each in (*rivals, *older)), 0)
+        other = any(
+            (held := there[each.member.shard.name]) is not None and not _is_same(held.member, each.member)
+            for each in part.segments
+        )
+        commit = replace(part.commit, generation=generation)
+        wanted.append(replace(part, commit=commit, replaces_other_content=other))
+        copied |= {member.shard.name: commit for member in commit.members}
+    return wanted
+
+
+def _has(there: Segment | None, wanted: Segment, commit: Commit, *, generation: int = 0) -> bool:
+    """Whether the target has a shard's content, as many windows and frames as would come, under that generation."""
+    return (
+        there is not None
+        and there.commit.generation >= generation
+        and _is_same(there.member, wanted.member)
+        and there.commit.recipe_fingerprint == commit.recipe_fingerprint
+        and there.commit.frames_stored >= commit.frames_stored
+        and (there.member.windows, there.member.frames) >= (wanted.member.windows, wanted.member.frames)
+    )
+
+
+def _is_same(one: Member, other: Member) -> bool:
+    """Whether two members were made from the same bytes."""
+    if one.shard.sha256 and other.shard.sha256:
+        return one.shard.sha256 == other.shard.sha256
+    return one.shard == other.shard
 
 
 class _SplitCopy:
@@ -139,68 +186,72 @@ class _SplitCopy:
         self._entry = entry
         self._only = only
         self._on_part = on_part
+        self._looking = threading.Lock()
+        self._look_from = 0.0
+        self._counted: Mapping[str, Segment] = {}
         self._reads = ThreadPoolExecutor(NETWORK_THREADS, thread_name_prefix="read")
 
     def run(self) -> CopyRecord:
         parts = self._parts()
         writer = open_split_writer_at(self._target, self._entry.address)
         copy_notes(self._source, self._target, self._entry.path.split("/")[0])
-        counted = writer.begin_run()
-        wanted: list[_Part] = []
-        for part in parts:
-            if self._is_there(part.commit, counted):
-                self._on_part(f"{self._entry.path}/{part.commit.part}")
-            else:
-                wanted.append(part)
+        wanted = _plan(parts, writer.begin_run())
+        for _ in range(len(parts) - len(wanted)):
+            self._on_part(self._entry.path)
+        copied: list[_Part] = []
         try:
             with ThreadPoolExecutor(_PARTS_AT_A_TIME, thread_name_prefix="copy") as pool, self._reads:
-                for commit in in_order(pool, self._copy, wanted, ahead=_PARTS_AT_A_TIME):
-                    writer.adopt(commit)
-                    self._on_part(f"{self._entry.path}/{commit.part}")
+                copies = in_order(pool, partial(self._copy, writer), wanted, ahead=_PARTS_AT_A_TIME)
+                for part, is_copied in zip(wanted, copies, strict=True):
+                    copied += [part] if is_copied else []
+                    self._on_part(f"{self._entry.path}/{part.commit.part}")
         finally:
+            if wanted:
+                writer.sweep()
             if wanted or not writer.is_catalogued:
-                self._finish(writer, [part.commit for part in parts])
-        seals = [entry for part in wanted for entry in part.commit.objects.values()]
+                writer.write_catalogue()
+        seals = [entry for part in copied for entry in part.commit.objects.values()]
         return CopyRecord(
             path=self._entry.path,
             parts=len(parts),
-            copied=len(wanted),
-            there=len(parts) - len(wanted),
+            copied=len(copied),
+            there=len(parts) - len(copied),
+            replaced=sum(part.replaces_other_content for part in copied),
             objects=len(seals),
             bytes=sum(entry.size for entry in seals),
         )
 
     def _parts(self) -> list[_Part]:
         """Parts that count in the source, with their seals, and as they will be in the target."""
-        names = list(dict.fromkeys(segment.commit.part for segment in self._entry.segments))
+        segments: dict[str, list[Segment]] = {}
+        for segment in self._entry.segments:
+            segments.setdefault(segment.commit.part, []).append(segment)
         found: list[_Part] = []
-        for name, commit in zip(names, read_commits(self._source, self._entry.path, names), strict=True):
+        for name, commit in zip(segments, read_commits(self._source, self._entry.path, list(segments)), strict=True):
             if commit is None:
                 raise DamagedPart(f"{self._source.url}/{self._entry.path}/{name} has gone: run the same command again")
-            found.append(_Part(name, without_frames(commit) if self._only == "utterance" else commit))
+            kept = without_frames(commit) if self._only == "utterance" else commit
+            found.append(_Part(kept, tuple(segments[name])))
         return found
 
-    def _is_there(self, commit: Commit, counted: dict[str, Segment]) -> bool:
-        """Whether the target has all that the copy would bring: this very part, the same with frames, or newer ones."""
-        return all(
-            (there := counted.get(member.shard.name)) is not None
-            and (there.commit.committed_at, there.commit.frames_stored) >= (commit.committed_at, commit.frames_stored)
-            for member in commit.members
-        )
+    def _copy(self, writer: SplitWriter, part: _Part) -> bool:
+        """Copy a part, unless another run has brought it meanwhile; returns whether it was copied."""
+        counted = self._look_again(writer)
+        there = [(counted.get(each.member.shard.name), each) for each in part.segments]
+        if all(_has(held, each, part.commit, generation=part.commit.generation) for held, each in there):
+            return False
+        writer.copy_part(part.commit, self._objects_of(f"{self._entry.path}/{part.commit.part}", part.commit))
+        return True
 
-    def _copy(self, part: _Part) -> Commit:
-        """Copy one part. What is left of one that fails is swept by the next run, or written over."""
-        source, target = f"{self._entry.path}/{part.name}", f"{self._entry.path}/{part.commit.part}"
-        with telling_what_to_do(self._target):
-            self._target.write(f"{target}/{GROUP_DOCUMENT}", writing_document(datetime.now(UTC)))
-            fault_point("part-begun")
-            for name, data in self._objects_of(source, part.commit):
-                self._target.put(f"{target}/{name}", [data])
-            self._target.settle(target)
-            fault_point("arrays-settled")
-            self._target.write(f"{target}/{GROUP_DOCUMENT}", seal({"commit": part.commit.as_json()}))
-            fault_point("committed")
-        return part.commit
+    def _look_again(self, writer: SplitWriter) -> Mapping[str, Segment]:
+        """What counts in the target by now, or a moment ago: looking takes a twentieth of the time at most."""
+        with self._looking:
+            began = time.monotonic()
+            if began >= self._look_from:
+                self._counted = writer.committed()
+                ended = time.monotonic()
+                self._look_from = ended + _BETWEEN_LOOKS * (ended - began)
+            return self._counted
 
     def _objects_of(self, source: str, commit: Commit) -> Iterator[tuple[str, bytes]]:
         """Each object of a part, whole and as it was committed: small ones many at a time, large ones one by one."""
@@ -210,11 +261,3 @@ class _SplitCopy:
             keys = [(f"{source}/{name}", commit.objects[name]) for name in names]
             read = in_order(self._reads, lambda each: sealed_object(self._source, *each), keys, ahead=ahead)
             yield from zip(names, read, strict=True)
-
-    def _finish(self, writer: SplitWriter, commits: Sequence[Commit]) -> None:
-        """Write the catalogue; copies without frames go where the same part with them is there now."""
-        if self._only == "everything":
-            there = {commit.part for commit in split_commits(self._target, self._entry.path)}
-            whole = [commit for commit in commits if commit.frames_stored and commit.part in there]
-            writer.delete([part for part in (without_frames(commit).part for commit in whole) if part in there])
-        writer.write_catalogue()

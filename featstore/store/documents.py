@@ -5,7 +5,8 @@ A split's document repeats what the documents above it say, so that one that is 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,13 +17,17 @@ from featstore.store.format import (
     GROUP_DOCUMENT,
     Commit,
     DamagedDocument,
+    check_fields,
+    is_amount,
+    is_group_name,
+    is_text,
     recipe_from_json,
     seal,
     unseal,
 )
 from featstore.store.objects import Objects
 
-__all__ = ["SplitAddress", "read_document", "read_documents", "write_document"]
+__all__ = ["SplitAddress", "is_foreign", "read_document", "read_documents", "write_document"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,20 +77,22 @@ class SplitAddress:
     @classmethod
     def from_document(cls, content: Mapping[str, Any]) -> SplitAddress:
         """Read a split's document; DamagedDocument where it is not one."""
-        try:
-            return cls(
-                recipe=recipe_from_json(content["recipe"]),
-                spec=content["spec"],
-                dataset=content["dataset"],
-                crop_seconds=content["crop_seconds"],
-                split=content["split"],
-            )
-        except KeyError as error:
-            raise DamagedDocument(f"it does not say {error}") from error
+        checked = check_fields(content, _SPLIT_RULES, of="document")
+        known = {name: checked[name] for name in ("spec", "dataset", "crop_seconds", "split")}
+        return cls(recipe=recipe_from_json(checked["recipe"]), **known)
+
+
+_SPLIT_RULES: Mapping[str, Callable[[object], bool]] = {
+    "recipe": lambda value: isinstance(value, dict),
+    "spec": is_text,
+    "dataset": is_group_name,
+    "crop_seconds": lambda value: value is None or (is_amount(value) and value != 0),
+    "split": is_group_name,
+}
 
 
 def read_document(objects: Objects, group: str) -> dict[str, Any] | None:
-    """Content of a group's document; None where it is missing or bare.
+    """Content of a group's document; None where it is missing, bare or not of featstore.
 
     Raises
     ------
@@ -104,6 +111,15 @@ def read_documents(objects: Objects, groups: Sequence[str]) -> Iterator[dict[str
             yield None if raw is None else unseal(raw)
         except DamagedDocument as error:
             raise damaged(objects.url, group, f"is damaged: {error}") from error
+
+
+def is_foreign(objects: Objects, group: str) -> bool:
+    """Whether a path has a document that other software filled; a bare one zarr-python makes for any parent."""
+    raw = objects.read(f"{group}/{GROUP_DOCUMENT}" if group else GROUP_DOCUMENT)
+    if raw is None or unseal(raw) is not None:
+        return False
+    document = json.loads(raw)
+    return document.get("node_type") != "group" or bool(document.get("attributes"))
 
 
 def write_document(objects: Objects, group: str, content: Mapping[str, Any]) -> None:

@@ -142,6 +142,7 @@ class Frames(Sequence[NDArray[Any]]):
             rows = run.part.rows("frames")
             if offsets[0] < 0 or offsets[-1] > rows.shape[0] or (offsets[1:] < offsets[:-1]).any():
                 raise run.part.damaged("frame_offsets", "it leads to frames that there are not")
+            rows.require(int(offsets[0]), int(offsets[-1]))
             source = self._sources[number] = _Source(rows, offsets)
         return source
 

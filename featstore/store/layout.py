@@ -10,6 +10,7 @@ There are three layouts, all plain Zarr v3:
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -31,6 +32,8 @@ PLAIN_CHUNK_BYTES = 16 << 20
 BLOCK_BYTES = 1 << 20
 FILE_BYTES = 64 << 20
 ZSTD_LEVEL = 3
+_MOST_BLOCK_BYTES = 1 << 30  # a block is one row at least, and rows are vectors
+_MOST_BLOCKS_A_FILE = 1 << 20
 
 _LITTLE: dict[str, Any] = {"name": "bytes", "configuration": {"endian": "little"}}
 _CRC: dict[str, Any] = {"name": "crc32c"}
@@ -72,7 +75,7 @@ class ArrayLayout:
     @property
     def row_bytes(self) -> int:
         """Bytes of one row."""
-        return int(np.prod(self.shape[1:], dtype=np.int64)) * self.dtype.itemsize
+        return math.prod(self.shape[1:]) * self.dtype.itemsize
 
     @property
     def block_bytes(self) -> int:
@@ -83,6 +86,11 @@ class ArrayLayout:
     def blocks_per_file(self) -> int:
         """Blocks in one file."""
         return self.file_rows // self.block_rows
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all rows."""
+        return self.shape[0] * self.row_bytes
 
     @property
     def n_files(self) -> int:
@@ -155,7 +163,7 @@ def parse_layout(raw: bytes) -> ArrayLayout | None:
     Raises
     ------
     ValueError
-        It is no array document.
+        It is no array document, or its blocks are of a size that none has.
     """
     try:
         meta = json.loads(raw)
@@ -172,7 +180,7 @@ def parse_layout(raw: bytes) -> ArrayLayout | None:
         encoding = meta["chunk_key_encoding"]
         standard_keys = encoding["name"] == "default" and encoding["configuration"]["separator"] == "/"
         data_type = meta["data_type"]
-    except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError, RecursionError) as error:
         raise ValueError(f"no array document ({type(error).__name__})") from error
     if not len(shape) == len(grid) == len(inner) or min((*shape, *grid, *inner), default=0) < 0 or 0 in (*grid, *inner):
         raise ValueError(f"no array document (shape {shape} in chunks {grid} of {inner})")
@@ -181,7 +189,10 @@ def parse_layout(raw: bytes) -> ArrayLayout | None:
     if not (whole_rows and ours and standard_keys and data_type in _NUMBERS) or grid[0] % inner[0]:
         return None
     dtype = np.dtype(data_type).newbyteorder("<")
-    return ArrayLayout(shape=shape, dtype=dtype, block_rows=inner[0], file_rows=grid[0], kind=kind)
+    layout = ArrayLayout(shape=shape, dtype=dtype, block_rows=inner[0], file_rows=grid[0], kind=kind)
+    if layout.block_bytes > _MOST_BLOCK_BYTES or layout.blocks_per_file > _MOST_BLOCKS_A_FILE:
+        raise ValueError(f"chunks that are not plausible: {grid} of {inner} {data_type}")
+    return layout
 
 
 def _without_defaults(codecs: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -3,34 +3,42 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from featstore.errors import StoreError
 from featstore.store.catalogue import SplitEntry, check_root, read_commits, read_splits, split_address, split_paths
 from featstore.store.damage import damaged, gone
 from featstore.store.documents import read_document
 from featstore.store.feature_set import FeatureSet
-from featstore.store.format import GROUP_DOCUMENT, Commit, Segment
-from featstore.store.objects import Objects, open_objects
-from featstore.store.part import WindowBlock
+from featstore.store.format import Segment, is_part_name
+from featstore.store.objects import Objects, is_temporary, open_objects
+from featstore.store.part import WindowBlock, is_disk_full
 from featstore.store.part_check import PartReading
 from featstore.store.writer import SplitWriter
 
 __all__ = ["CompactRecord", "GcRecord", "compact_store", "gc_store"]
 
+logger = logging.getLogger(__name__)
+
 _WINDOWS_AT_ONCE = 256
+_SPLIT_DEPTH = 3  # encoder, dataset and split come before a part
 _TEMPORARY_IS_DEAD_AFTER_SECONDS = 3600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GcRecord:
-    """What was deleted of one feature set: names of its parts and orphans."""
+    """What was deleted of one feature set: names of its parts and orphans.
+
+    ``left`` are names in its group that featstore did not write.
+    """
 
     path: str
     deleted: tuple[str, ...]
+    left: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """Plain JSON."""
@@ -53,7 +61,9 @@ class CompactRecord:
 def gc_store(url: str) -> tuple[GcRecord, ...]:
     """Delete superseded parts, orphans of writers that are gone, and temporary files an hour old; rewrite catalogues.
 
-    What a live writer is making stays. One record for each feature set that lost anything.
+    What a live writer is making stays, and so does what featstore did not write. On a full disk parts are deleted
+    before the catalogue is written, which may then be behind. One record for each feature set that lost anything, or
+    that has something in its group which is not of featstore.
     """
     objects = open_objects(url)
     check_root(objects)
@@ -64,9 +74,15 @@ def gc_store(url: str) -> tuple[GcRecord, ...]:
             continue
         writer = SplitWriter(objects, split_address(objects, path, content))
         deleted = writer.sweep()
-        writer.write_catalogue()
-        if deleted:
-            records.append(GcRecord(path=path, deleted=deleted))
+        try:
+            writer.write_catalogue()
+        except StoreError as error:
+            if not is_disk_full(error):
+                raise
+            logger.warning("the catalogue of %s/%s is behind: %s", url, path, error)
+        left = writer.foreign()
+        if deleted or left:
+            records.append(GcRecord(path=path, deleted=deleted, left=left))
     temporary = tuple(_delete_dead_temporaries(objects))
     if temporary:
         records.append(GcRecord(path="", deleted=temporary))
@@ -142,10 +158,12 @@ def _check_sound(objects: Objects, entry: SplitEntry, group: Sequence[Segment]) 
                 raise damaged(objects.url, where, f"is damaged: {finding.problem}")
 
 
-def _write_together(objects: Objects, writer: SplitWriter, entry: SplitEntry, group: Sequence[Segment]) -> Commit:
+def _write_together(objects: Objects, writer: SplitWriter, entry: SplitEntry, group: Sequence[Segment]) -> None:
+    """Commit a part that replaces those of a group, unless another writer has replaced one of them meanwhile."""
     source = FeatureSet(objects, SplitEntry(address=entry.address, segments=tuple(group)))
     frames = source.frames if source.has_frames else None
-    with writer.begin_part(f"compacted-{group[0].member.shard.name}") as part:
+    generation = 1 + max(segment.commit.generation for segment in group)
+    with writer.begin_part(f"compacted-{group[0].member.shard.name}", generation=generation) as part:
         for start in range(0, len(source), _WINDOWS_AT_ONCE):
             some = slice(start, min(start + _WINDOWS_AT_ONCE, len(source)))
             part.add_block(
@@ -160,7 +178,9 @@ def _write_together(objects: Objects, writer: SplitWriter, entry: SplitEntry, gr
                 )
             )
         members = [segment.member for segment in group]
-        return part.commit(members, frames_stored=frames is not None, versions=_common_versions(group))
+        counted = {name: segment.commit.part for name, segment in writer.committed().items()}
+        if all(counted.get(segment.member.shard.name) == segment.commit.part for segment in group):
+            part.commit(members, frames_stored=frames is not None, versions=_common_versions(group))
 
 
 def _common_versions(group: Sequence[Segment]) -> Mapping[str, str]:
@@ -173,17 +193,22 @@ def _common_versions(group: Sequence[Segment]) -> Mapping[str, str]:
 
 
 def _delete_dead_temporaries(objects: Objects) -> Iterator[str]:
-    """Temporary files that a killed process left beside a document, and folders that it left empty.
+    """Temporary files that killed processes left anywhere, and what is empty of a part, when they are an hour old.
 
-    An object store has neither.
+    The store's clock says how old they are. An object store has neither.
     """
-    if objects.root is None:
+    if objects.root is None or (now := objects.clock("")) is None:
         return
-    dead = time.time() - _TEMPORARY_IS_DEAD_AFTER_SECONDS
     for path in sorted(objects.root.rglob("*"), reverse=True):  # what is in a folder comes before it
         with contextlib.suppress(FileNotFoundError):  # a writer that lives has renamed it, or deleted it, meanwhile
-            is_temporary = path.name.startswith(f".{GROUP_DOCUMENT}.") and path.is_file()
-            is_empty = path.is_dir() and not any(path.iterdir())
-            if (is_temporary or is_empty) and path.stat().st_mtime < dead:
-                path.unlink() if is_temporary else path.rmdir()
+            within = path.relative_to(objects.root).parts
+            dead_file = is_temporary(path.name) and path.is_file()
+            empty_part = (
+                len(within) > _SPLIT_DEPTH
+                and is_part_name(within[_SPLIT_DEPTH])
+                and path.is_dir()
+                and not any(path.iterdir())
+            )
+            if (dead_file or empty_part) and now - path.stat().st_mtime > _TEMPORARY_IS_DEAD_AFTER_SECONDS:
+                path.unlink() if dead_file else path.rmdir()
                 yield path.relative_to(objects.root).as_posix()

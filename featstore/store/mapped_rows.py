@@ -13,14 +13,16 @@ import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from featstore.errors import StoreError
-from featstore.store.blocks import block_offsets, wrong_size
+from featstore.store.blocks import UNCHECKED_BYTES, block_offsets, require_files, wrong_size
+from featstore.store.confined import open_regular
 from featstore.store.damage import gone
 from featstore.store.layout import ArrayLayout
 
@@ -30,16 +32,17 @@ __all__ = ["MappedRows"]
 class MappedRows:
     """Rows of a local array of one of format 1's layouts."""
 
-    def __init__(self, folder: Path, layout: ArrayLayout) -> None:
-        self._folder = folder
+    def __init__(self, root: Path, path: str, layout: ArrayLayout) -> None:
+        self._root = root
+        self._path = path
         self._layout = layout
         self._shape = layout.shape
         self._block_rows = layout.block_rows
-        self._blocks: list[NDArray[Any] | None] = [None] * layout.n_blocks
+        self._blocks: dict[int, NDArray[Any]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the maps: another process makes its own, of the same pages."""
-        return {**self.__dict__, "_blocks": [None] * self._layout.n_blocks}
+        return {**self.__dict__, "_blocks": {}}
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -61,9 +64,21 @@ class MappedRows:
         first, at = divmod(start, self._block_rows)
         if at + (stop - start) <= self._block_rows:
             return self._block(first)[at : at + (stop - start)]
+        self.require(start, stop)
         out = np.empty((stop - start, *self._shape[1:]), self._layout.dtype)
         self.read_into(out, start=start)
         return out
+
+    def require(self, start: int, stop: int) -> None:
+        """Make sure that files hold rows [start, stop), where these are many."""
+        if (stop - start) * self._layout.row_bytes > UNCHECKED_BYTES:
+            require_files(self._layout, start, stop, size_of=self._size_of, where=self._root / self._path)
+
+    def _size_of(self, key: str) -> int:
+        try:
+            return (self._root / self._path / key).stat().st_size
+        except OSError:
+            return 0
 
     def read_into(self, out: NDArray[Any], *, start: int = 0) -> None:
         """Copy the rows from `start` on that fill `out`, block by block."""
@@ -71,7 +86,7 @@ class MappedRows:
         while done < len(out):
             number, at = divmod(start + done, self._block_rows)
             rows = min(self._block_rows - at, len(out) - done)
-            if at == 0 and rows == self._block_rows and self._blocks[number] is None and out.flags.c_contiguous:
+            if at == 0 and rows == self._block_rows and number not in self._blocks and out.flags.c_contiguous:
                 rows = self._read_whole_blocks(number, out[done:])
             else:
                 out[done : done + rows] = self._block(number)[at : at + rows]
@@ -84,8 +99,9 @@ class MappedRows:
         """
         layout = self._layout
         number = first // layout.blocks_per_file
-        path = self._folder / layout.file_key(number)
-        with _opened(path) as file:
+        key = f"{self._path}/{layout.file_key(number)}"
+        path = self._root / key
+        with _opened(self._root, key) as file:
             offsets = _offsets_in(file, layout, path)
             slot = first - number * layout.blocks_per_file
             rows = 0
@@ -101,21 +117,22 @@ class MappedRows:
         return rows
 
     def _block(self, index: int) -> NDArray[Any]:
-        block = self._blocks[index]
+        block = self._blocks.get(index)
         return self._map(index) if block is None else block
 
     def _map(self, index: int) -> NDArray[Any]:
         """Map the file that holds a block, and with it every block of that file."""
         layout = self._layout
         number = index // layout.blocks_per_file
-        path = self._folder / layout.file_key(number)
-        with _opened(path) as file:
+        key = f"{self._path}/{layout.file_key(number)}"
+        path = self._root / key
+        with _opened(self._root, key) as file:
             offsets = _offsets_in(file, layout, path)
             view = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         wanted = None
         for slot, offset in enumerate(offsets):
             at = number * layout.blocks_per_file + slot
-            if at >= len(self._blocks) or offset < 0:
+            if at >= layout.n_blocks or offset < 0:
                 continue
             rows = min(self._block_rows, self._shape[0] - at * self._block_rows)
             flat = np.frombuffer(view, layout.dtype, rows * layout.row_bytes // layout.dtype.itemsize, offset)
@@ -129,8 +146,8 @@ class MappedRows:
     def forget(self, number: int) -> None:
         """Let the map of a file go; whoever has rows of it keeps them."""
         first = number * self._layout.blocks_per_file
-        until = min(first + self._layout.blocks_per_file, len(self._blocks))
-        self._blocks[first:until] = [None] * (until - first)
+        for at in range(first, first + self._layout.blocks_per_file):
+            self._blocks.pop(at, None)
 
 
 class _KeptMaps:
@@ -167,18 +184,18 @@ _KEPT_MAPS = _KeptMaps()
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
+def _opened(root: Path, key: str) -> Iterator[FileIO]:
     """A file of an array, open for reading; DamagedPart where it is missing, StoreError where it cannot be read."""
     try:
-        with path.open("rb", buffering=0) as file:
-            yield cast(BinaryIO, file)
+        with open_regular(root, key) as file:
+            yield file
     except FileNotFoundError as error:
-        raise gone(path) from error
+        raise gone(root / key) from error
     except OSError as error:
-        raise StoreError(f"cannot read {path}: {error.strerror}") from error
+        raise StoreError(f"cannot read {root / key}: {error.strerror}") from error
 
 
-def _offsets_in(file: BinaryIO, layout: ArrayLayout, path: Path) -> list[int]:
+def _offsets_in(file: FileIO, layout: ArrayLayout, path: Path) -> list[int]:
     def read(start: int, stop: int) -> bytes:
         file.seek(start)
         return file.read(stop - start)
@@ -186,9 +203,9 @@ def _offsets_in(file: BinaryIO, layout: ArrayLayout, path: Path) -> list[int]:
     return block_offsets(layout, file_bytes=file.seek(0, io.SEEK_END), read=read, where=path)
 
 
-def _read_full(file: BinaryIO, target: memoryview) -> int:
+def _read_full(file: FileIO, target: memoryview) -> int:
     """Fill `target`; a read of an unbuffered file may stop short."""
     done = 0
-    while done < len(target) and (got := cast(io.FileIO, file).readinto(target[done:])):
+    while done < len(target) and (got := file.readinto(target[done:])):
         done += got
     return done

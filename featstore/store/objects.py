@@ -8,19 +8,24 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import stat
 import uuid
 from collections.abc import Iterable, Iterator
+from functools import partial
 from io import FileIO
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit
 
 from featstore.errors import StoreError
+from featstore.store.confined import checked_key, confined, open_regular
 from featstore.store.faults import fault_point
 
-__all__ = ["LocalObjects", "Objects", "local_root", "open_objects"]
+__all__ = ["LocalObjects", "Objects", "is_temporary", "local_root", "open_objects"]
+
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}")
 
 
 class Objects(Protocol):
@@ -28,16 +33,16 @@ class Objects(Protocol):
 
     @property
     def url(self) -> str:
-        """Where the store is, as the user would write it."""
+        """Where the store is, as the user would write it, without credentials: to show, not to open."""
 
     @property
     def root(self) -> Path | None:
         """The folder of a local store, None for any other."""
 
-    def read(self, key: str) -> bytes | None:
-        """The object's bytes, or None where there is none."""
+    def read(self, key: str, *, most_bytes: int | None = None) -> bytes | None:
+        """The object's bytes, or None where there is none; with `most_bytes`, no more than that and one byte."""
 
-    def read_many(self, keys: Iterable[str]) -> Iterator[bytes | None]:
+    def read_many(self, keys: Iterable[str], *, most_bytes: int | None = None) -> Iterator[bytes | None]:
         """What `read` says of each key, in order; a server is asked for many at a time."""
 
     def write(self, key: str, data: bytes) -> None:
@@ -50,7 +55,7 @@ class Objects(Protocol):
         """Names directly under `prefix`, sorted; empty where there are none."""
 
     def sizes(self, prefix: str) -> dict[str, int]:
-        """Size in bytes of every object under `prefix`, by key relative to it."""
+        """Size in bytes of every object under `prefix`, by key relative to it; -1 of what is no regular file."""
 
     def settle(self, prefix: str) -> None:
         """Return when everything under `prefix` would survive a power cut."""
@@ -61,6 +66,15 @@ class Objects(Protocol):
     def delete(self, prefix: str, *, first: Iterable[str] = ()) -> None:
         """Delete everything under `prefix`, the objects named in `first` before any other."""
 
+    def touch(self, prefix: str) -> None:
+        """Renew the time of the last change under `prefix`, where a part is being written."""
+
+    def last_change(self, prefix: str) -> float | None:
+        """When anything under `prefix` last changed: seconds of the store's own clock; None where it does not tell."""
+
+    def clock(self, prefix: str) -> float | None:
+        """The store's own time now, in seconds: that of an object made for it directly under `prefix`."""
+
 
 def local_root(url: str) -> Path | None:
     """The folder that a URL names, or None where it is not of this machine.
@@ -68,9 +82,8 @@ def local_root(url: str) -> Path | None:
     >>> str(local_root("file:///my%20data/e.zarr")), local_root("s3://bucket/e.zarr")
     ('/my data/e.zarr', None)
     """
-    parts = urlsplit(url)
-    if parts.scheme == "file":
-        return Path(unquote(parts.path))
+    if url.partition(":")[0].lower() == "file":
+        return Path(unquote(urlsplit(url).path))
     return Path(url) if "://" not in url else None
 
 
@@ -84,8 +97,14 @@ def open_objects(url: str) -> Objects:
     return open_remote_objects(url)
 
 
+_MOST_READ_BYTES = 4 << 30  # no object of a store is larger
+
+
 class LocalObjects:
-    """A folder. Writes are atomic (a temporary name, then a rename) and durable (fsync of file and folder)."""
+    """A folder. Writes are atomic (a temporary name, then a rename) and durable (fsync of file and folder).
+
+    Every key becomes a path by `featstore.store.confined`: nothing outside the folder is read, written or deleted.
+    """
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -100,20 +119,25 @@ class LocalObjects:
         """The folder."""
         return self._root
 
-    def read(self, key: str) -> bytes | None:
-        """Read a file whole."""
+    def read(self, key: str, *, most_bytes: int | None = None) -> bytes | None:
+        """Read a file."""
         path = self._root / key
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError), _telling(path):
-            return path.read_bytes()
+        gone = contextlib.suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError)
+        with gone, _telling(path), open_regular(self._root, key) as file:
+            if most_bytes is not None:
+                return _read_fully(file, most_bytes + 1)
+            if (size := os.fstat(file.fileno()).st_size) > _MOST_READ_BYTES:
+                raise StoreError(f"{path} has {size:,} bytes, more than an object of a store may have")
+            return file.readall()
         return None
 
-    def read_many(self, keys: Iterable[str]) -> Iterator[bytes | None]:
+    def read_many(self, keys: Iterable[str], *, most_bytes: int | None = None) -> Iterator[bytes | None]:
         """Read files one after another."""
-        return map(self.read, keys)
+        return map(partial(self.read, most_bytes=most_bytes), keys)
 
     def write(self, key: str, data: bytes) -> None:
         """Write a temporary file, fsync it, rename it, fsync the folder."""
-        path = self._root / key
+        path = confined(self._root, key)
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
         try:
@@ -129,35 +153,44 @@ class LocalObjects:
         _fsync_folder(path.parent)
 
     def put(self, key: str, buffers: Iterable[Any]) -> None:
-        """Write a file as it is; nobody looks for it before the commit."""
-        path = self._root / key
+        """Write a new file as it is, for nobody looks for it before the commit. One that is there is never opened."""
+        path = confined(self._root, key)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("wb", buffering=0) as file:
+        with path.open("xb", buffering=0) as file:
             for buffer in buffers:
                 _write_all(file, memoryview(buffer).cast("B"))
 
     def children(self, prefix: str) -> tuple[str, ...]:
-        """List a folder."""
-        path = self._root / prefix
+        """List a folder. A link to a folder is refused, for what it leads to would be missed."""
+        path = self._root / checked_key(prefix)
+        if not path.is_dir():
+            return ()
+        path = confined(self._root, prefix)
         with contextlib.suppress(FileNotFoundError, NotADirectoryError), _telling(path), os.scandir(path) as entries:
-            return tuple(sorted(entry.name for entry in entries))
+            found = sorted(entries, key=lambda entry: entry.name)
+            for entry in found:
+                if entry.is_symlink() and entry.is_dir():
+                    confined(self._root, f"{prefix}/{entry.name}" if prefix else entry.name)
+            return tuple(entry.name for entry in found)
         return ()
 
     def sizes(self, prefix: str) -> dict[str, int]:
-        """Walk a folder; what somebody deletes meanwhile is not there."""
-        base = self._root / prefix
+        """Walk a folder; what another process deletes meanwhile is not there. Links are not followed."""
+        base = confined(self._root, prefix)
         found: dict[str, int] = {}
         with _telling(base):
-            for folder, _, names in os.walk(base, onerror=_raise_unless_gone):  # rglob passes over what is forbidden
-                for path in map(Path(folder).joinpath, names):
+            for folder, folders, names in os.walk(base, onerror=_raise_unless_gone):
+                for path in map(Path(folder).joinpath, (*names, *folders)):
                     with contextlib.suppress(FileNotFoundError):
-                        if stat.S_ISREG((about := path.stat()).st_mode):
-                            found[path.relative_to(base).as_posix()] = about.st_size
+                        about = path.lstat()
+                        if not stat.S_ISDIR(about.st_mode):
+                            size = about.st_size if stat.S_ISREG(about.st_mode) else -1
+                            found[path.relative_to(base).as_posix()] = size
         return found
 
     def settle(self, prefix: str) -> None:
         """Fsync every file and folder under `prefix`, and the folders above it up to the root."""
-        base = self._root / prefix
+        base = confined(self._root, prefix)
         for folder, _, names in os.walk(base):
             for name in names:
                 descriptor = os.open(Path(folder) / name, os.O_RDONLY)
@@ -172,21 +205,76 @@ class LocalObjects:
             _fsync_folder(above)
 
     def remove(self, key: str) -> None:
-        """Unlink a file, for good."""
+        """Unlink a file, for good. Of a link it is the link that goes."""
+        folder, _, name = key.rpartition("/")
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            (self._root / key).unlink()
-            _fsync_folder((self._root / key).parent)
+            path = confined(self._root, folder) / checked_key(name)
+            path.unlink()
+            _fsync_folder(path.parent)
 
     def delete(self, prefix: str, *, first: Iterable[str] = ()) -> None:
-        """Remove a folder; a file that has gone already is no error."""
-        base = self._root / prefix
-        for name in first:
-            self.remove(f"{prefix}/{name}")
-            fault_point("deleting-arrays")
+        """Remove a folder; one that has gone already is no error.
+
+        It is hidden in one step, which needs no space, and then deleted: no listing shows a half of it.
+        """
+        base = confined(self._root, prefix)
+        hidden = base if is_temporary(base.name) else base.with_name(f".{base.name}.{uuid.uuid4().hex}")
+        with contextlib.suppress(FileNotFoundError):
+            if hidden != base:
+                base.rename(hidden)
+                _fsync_folder(base.parent)
+            for name in first:
+                (hidden / checked_key(name)).unlink(missing_ok=True)
+                fault_point("deleting-arrays")
         for _ in range(3):  # somebody else may be deleting the same folder, and take a file from under our hands
             with contextlib.suppress(FileNotFoundError):
-                shutil.rmtree(base)
+                shutil.rmtree(hidden)
                 return
+
+    def touch(self, prefix: str) -> None:
+        """Touch the document of a group; no error if it has gone."""
+        with contextlib.suppress(FileNotFoundError):
+            os.utime(confined(self._root, f"{prefix}/zarr.json"))
+
+    def last_change(self, prefix: str) -> float | None:
+        """The latest modification time of any file."""
+        base, latest = confined(self._root, prefix), None
+        for folder, _, names in os.walk(base, onerror=_raise_unless_gone):
+            for name in names:
+                with contextlib.suppress(FileNotFoundError):
+                    changed = (Path(folder) / name).stat(follow_symlinks=False).st_mtime
+                    latest = changed if latest is None else max(latest, changed)
+        return latest
+
+    def clock(self, prefix: str) -> float | None:
+        """Make an empty file, and see what time the file system gives it; None where it takes no file."""
+        probe = confined(self._root, prefix) / f".probe.{uuid.uuid4().hex}"
+        try:
+            with probe.open("xb") as file:
+                return os.fstat(file.fileno()).st_mtime
+        except OSError:
+            return None
+        finally:
+            with contextlib.suppress(OSError):
+                probe.unlink()
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a file or folder of a local store is one that was to be renamed or deleted: ``.NAME.`` and 32 digits.
+
+    >>> is_temporary(f".zarr.json.{uuid.uuid4().hex}"), is_temporary(".zarr.json.bak")
+    (True, False)
+    """
+    return _TEMPORARY.fullmatch(name) is not None
+
+
+def _read_fully(file: FileIO, n_bytes: int) -> bytes:
+    """Read up to `n_bytes`, and fewer only at the end of the file: an unbuffered read may stop short."""
+    pieces: list[bytes] = []
+    while n_bytes > 0 and (piece := file.read(n_bytes)):
+        pieces.append(piece)
+        n_bytes -= len(piece)
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
 def _raise_unless_gone(error: OSError) -> None:

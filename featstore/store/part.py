@@ -1,29 +1,32 @@
-"""Writes one part: windows in, objects out, one commit record at the end."""
+"""Writes one part: windows in, objects out, one commit record at the end.
+
+`PartInFlight` is the commit protocol of a part whatever its objects hold; `PartWriter` makes the objects from windows.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import os
-import socket
+import errno
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from featstore.errors import StoreError
+from featstore.errors import PartLost, StoreError
 from featstore.records import Recipe
 from featstore.store import codecs
 from featstore.store.faults import fault_point
-from featstore.store.format import GROUP_DOCUMENT, Commit, Member, ObjectSeal, Writing, seal
+from featstore.store.format import GROUP_DOCUMENT, Commit, Member, ObjectSeal, seal
 from featstore.store.layout import one_file_layout, plain_layout, sharded_layout, strings_document
+from featstore.store.liveness import Heartbeat, writing_document
 from featstore.store.objects import Objects
 
-__all__ = ["EmbeddedWindow", "PartWriter", "WindowBlock", "process_started", "telling_what_to_do", "writing_document"]
+__all__ = ["EmbeddedWindow", "PartInFlight", "PartWriter", "WindowBlock", "is_disk_full", "telling_what_to_do"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,40 +54,22 @@ class WindowBlock:
     frame_counts: NDArray[np.int64] | None
 
 
-class PartWriter:
-    """One part in the making. As a context manager it deletes what it wrote when it is left without a commit."""
+class PartInFlight:
+    """A part between its first object and its commit. As a context manager it deletes what was never committed.
 
-    def __init__(
-        self,
-        objects: Objects,
-        path: str,
-        *,
-        recipe: Recipe,
-        crop_seconds: float | None,
-        on_commit: Callable[[Commit], None],
-    ) -> None:
+    Its group must be new: no name of an object in it was ever given to another, so that no reader has one mapped.
+    """
+
+    def __init__(self, objects: Objects, path: str) -> None:
+        self.path = path
+        self.seals: dict[str, ObjectSeal] = {}
         self._objects = objects
-        self._path = path
-        self._recipe = recipe
-        self._crop_seconds = crop_seconds
-        self._on_commit = on_commit
-        self._began = datetime.now(UTC)
-        self._keys: list[str] = []
-        self._metas: list[str] = []
-        self._starts: list[NDArray[np.float64]] = []
-        self._seconds: list[NDArray[np.float64]] = []
-        self._utterances: list[NDArray[np.float32]] = []
-        self._frame_counts: list[int] = []
-        self._pending: list[NDArray[Any]] = []
-        self._pending_rows = 0
-        self._frame_files = 0
-        self._seals: dict[str, ObjectSeal] = {}
         self._committed = False
-        self._frame_layout = sharded_layout((0, recipe.dim), recipe.frame_dtype)
+        self._heartbeat = Heartbeat(objects, path)
         try:
             with telling_what_to_do(objects):
-                objects.write(f"{path}/{GROUP_DOCUMENT}", writing_document(self._began))
-        except StoreError:
+                objects.write(f"{path}/{GROUP_DOCUMENT}", writing_document())
+        except BaseException:
             self.abort()
             raise
         fault_point("part-begun")
@@ -101,8 +86,92 @@ class PartWriter:
         """Delete what was written, for it was never a part. After the commit it does nothing."""
         if self._committed:
             return
+        self._heartbeat.stop()
         with contextlib.suppress(OSError, StoreError):  # the error that led here says more
-            self._objects.delete(self._path, first=(GROUP_DOCUMENT,))
+            self._objects.delete(self.path, first=(GROUP_DOCUMENT,))
+
+    def put(self, name: str, buffers: codecs.Buffers, *, entry: ObjectSeal | None = None) -> None:
+        """Put a new object, whose seal is computed where it is not known."""
+        if entry is None:
+            size = sum(memoryview(buffer).nbytes for buffer in buffers)
+            entry = ObjectSeal(size, codecs.seal_crc32c(buffers))
+        self._objects.put(f"{self.path}/{name}", buffers)
+        self.seals[name] = entry
+
+    def settle(self) -> None:
+        """Return when every object is durable, there, and as long as it was written.
+
+        Raises
+        ------
+        PartLost
+            One is not: something else deleted or changed it.
+        """
+        fault_point("arrays-written")
+        with contextlib.suppress(FileNotFoundError):  # which is found again below
+            self._objects.settle(self.path)
+        fault_point("arrays-settled")
+        self._heartbeat.stop()
+        found = self._objects.sizes(self.path)
+        wrong = [name for name, entry in self.seals.items() if found.get(name) != entry.size]
+        if GROUP_DOCUMENT not in found:
+            wrong.append(GROUP_DOCUMENT)
+        if wrong:
+            what = f"is of {found[wrong[0]]:,} bytes" if wrong[0] in found else "is missing"
+            raise PartLost(
+                f"{self._objects.url}/{self.path}/{wrong[0]} {what}: something deleted or changed {len(wrong)} objects "
+                "of a part while it was written, and it was not committed; run the same command again"
+            )
+
+    def commit(self, commit: Commit) -> None:
+        """Put the commit record of a settled part, in one step."""
+        self._objects.write(f"{self.path}/{GROUP_DOCUMENT}", seal({"commit": commit.as_json()}))
+        self._committed = True
+        fault_point("committed")
+
+
+class PartWriter:
+    """One part in the making. As a context manager it deletes what it wrote when it is left without a commit."""
+
+    def __init__(
+        self,
+        objects: Objects,
+        path: str,
+        *,
+        recipe: Recipe,
+        crop_seconds: float | None,
+        generation: int,
+        on_commit: Callable[[Commit], None],
+    ) -> None:
+        self._objects = objects
+        self._path = path
+        self._recipe = recipe
+        self._crop_seconds = crop_seconds
+        self._generation = generation
+        self._on_commit = on_commit
+        self._began = time.monotonic()
+        self._keys: list[str] = []
+        self._metas: list[str] = []
+        self._starts: list[NDArray[np.float64]] = []
+        self._seconds: list[NDArray[np.float64]] = []
+        self._utterances: list[NDArray[np.float32]] = []
+        self._frame_counts: list[int] = []
+        self._pending: list[NDArray[Any]] = []
+        self._pending_rows = 0
+        self._frame_files = 0
+        self._frame_layout = sharded_layout((0, recipe.dim), recipe.frame_dtype)
+        self._part = PartInFlight(objects, path)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.abort()
+
+    def abort(self) -> None:
+        """Delete what was written, for it was never a part. After the commit it does nothing."""
+        self._part.abort()
 
     @property
     def windows(self) -> int:
@@ -157,35 +226,33 @@ class PartWriter:
 
         Raises
         ------
+        PartLost
+            Objects of the part are not there any more.
         StoreError
             The disk is full or broken. What was written is no part, and the parts before it are untouched.
         """
         with telling_what_to_do(self._objects):
             self._put_arrays(frames_stored=frames_stored)
-            fault_point("arrays-written")
-            self._objects.settle(self._path)
-            fault_point("arrays-settled")
-            now = datetime.now(UTC)
+            self._part.settle()
             commit = Commit(
                 part=self._path.rsplit("/", 1)[-1],
                 members=tuple(members),
                 frames_stored=frames_stored,
                 recipe_fingerprint=self._recipe.fingerprint,
                 crop_seconds=self._crop_seconds,
-                committed_at=now.isoformat(timespec="microseconds"),
-                seconds=round((now - self._began).total_seconds(), 6),
+                generation=self._generation,
+                committed_at=datetime.now(UTC).isoformat(timespec="microseconds"),
+                seconds=round(time.monotonic() - self._began, 6),
                 versions=versions,  # one mapping for all commits of a run
-                objects=self._seals,
+                objects=self._part.seals,
             )
             if commit.windows != self.windows or (frames_stored and commit.frames != self.frames):
                 raise StoreError(
                     f"members of {commit.part} claim {commit.windows} windows and {commit.frames} frames: "
                     f"{self.windows} and {self.frames} were added"
                 )
-            self._objects.write(f"{self._path}/{GROUP_DOCUMENT}", seal({"commit": commit.as_json()}))
-            self._committed = True
+            self._part.commit(commit)
             self._on_commit(commit)
-            fault_point("committed")
         return commit
 
     def _put_arrays(self, *, frames_stored: bool) -> None:
@@ -203,18 +270,18 @@ class PartWriter:
                 self._frame_layout = replace(self._frame_layout, shape=(self.frames, self._recipe.dim))
             if self._pending_rows:
                 self._put_frames(np.concatenate(self._pending))
-            self._put("frames/zarr.json", [self._frame_layout.document()])
+            self._part.put("frames/zarr.json", [self._frame_layout.document()])
 
     def _put_strings(self, name: str, values: list[str]) -> None:
-        self._put(f"{name}/zarr.json", [strings_document(len(values))])
+        self._part.put(f"{name}/zarr.json", [strings_document(len(values))])
         if values:
-            self._put(f"{name}/c/0", [codecs.encode_strings(values)])
+            self._part.put(f"{name}/c/0", [codecs.encode_strings(values)])
 
     def _put_numbers(self, name: str, values: NDArray[Any]) -> None:
         layout = plain_layout(values.shape, values.dtype)
-        self._put(f"{name}/zarr.json", [layout.document()])
+        self._part.put(f"{name}/zarr.json", [layout.document()])
         for key, start, stop in layout.files():
-            self._put(f"{name}/{key}", codecs.encode_file(layout, values[start:stop]))
+            self._part.put(f"{name}/{key}", codecs.encode_file(layout, values[start:stop]))
 
     def _flush_whole_files(self) -> None:
         """Write the frames that fill files whole, and keep the rest."""
@@ -232,13 +299,8 @@ class PartWriter:
 
     def _put_frames(self, rows: NDArray[Any]) -> None:
         key = self._frame_layout.file_key(self._frame_files)
-        self._put(f"frames/{key}", codecs.encode_file(self._frame_layout, rows))
+        self._part.put(f"frames/{key}", codecs.encode_file(self._frame_layout, rows))
         self._frame_files += 1
-
-    def _put(self, name: str, buffers: codecs.Buffers) -> None:
-        self._objects.put(f"{self._path}/{name}", buffers)
-        size = sum(memoryview(buffer).nbytes for buffer in buffers)
-        self._seals[name] = ObjectSeal(size, codecs.seal_crc32c(buffers))
 
 
 @contextlib.contextmanager
@@ -255,26 +317,13 @@ def telling_what_to_do(objects: Objects) -> Iterator[None]:
         ) from error
 
 
+def is_disk_full(error: StoreError) -> bool:
+    """Whether a write failed for want of space, or of what a user is allowed of it."""
+    return isinstance(error.__cause__, OSError) and error.__cause__.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
 def _joined(pieces: Sequence[NDArray[Any]], nothing: NDArray[Any]) -> NDArray[Any]:
     """Pieces end to end; one piece is not copied."""
     if len(pieces) == 1:
         return pieces[0]
     return np.concatenate(pieces) if pieces else nothing
-
-
-def process_started(pid: int) -> int | None:
-    """Clock ticks from boot to the start of a process, where the system tells: a number for a pid used twice."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return None
-    fields = stat.rsplit(")", 1)[-1].split()
-    return -1 if fields[0] in "ZX" else int(fields[19])  # a zombie writes no more
-
-
-def writing_document(began: datetime) -> bytes:
-    """The document of a part that this process is making."""
-    pid = os.getpid()
-    started = process_started(pid)
-    writer = Writing(host=socket.gethostname(), pid=pid, process_started=started, began_at=began.isoformat())
-    return seal({"writing": asdict(writer)})

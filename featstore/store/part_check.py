@@ -12,7 +12,7 @@ import numpy as np
 from featstore.errors import DamagedPart
 from featstore.store import codecs
 from featstore.store.findings import Finding
-from featstore.store.format import GROUP_DOCUMENT, Commit
+from featstore.store.format import GROUP_DOCUMENT, HEARTBEAT, Commit
 from featstore.store.layout import ArrayLayout, parse_layout
 from featstore.store.objects import Objects
 from featstore.store.ranged_rows import RangedRows, Ranges
@@ -22,6 +22,7 @@ __all__ = ["PartReading"]
 
 _SMALL_BYTES = 1 << 20
 _KEPT_BYTES = 8 << 20  # of a part
+_STRINGS = ("key/c/0", "meta/c/0")
 _LOOKED_INTO = ("start_seconds", "seconds", "utterance", "frame_offsets", "frames")
 
 
@@ -41,6 +42,7 @@ class PartReading:
         self._large = large
         self._kept: dict[str, bytes] = {}
         self._kept_bytes = 0
+        self._oversized: list[str] = []
         self.keys: bytes | None = None
         self.objects_read = 0
         self.bytes_read = 0
@@ -49,12 +51,19 @@ class PartReading:
         """Every object that the commit record names is there as it was written, and no other."""
         where, seals = self._where, self._commit.objects
         sizes = self._objects.sizes(where)
-        sizes.pop(GROUP_DOCUMENT, None)
+        for name in (GROUP_DOCUMENT, HEARTBEAT):  # that of a server may land late
+            sizes.pop(name, None)
         whole = [name for name, entry in seals.items() if sizes.get(name) == entry.size]
-        differ = {name for name, data in self._read(whole) if codecs.seal_crc32c([data]) != seals[name].crc32c}
+        differ = {
+            name
+            for name, data in self._read(whole)
+            if (len(data), codecs.seal_crc32c([data])) != (seals[name].size, seals[name].crc32c)
+        }
         for name, entry in seals.items():
             size = sizes.pop(name, None)
-            if size is None:
+            if size is not None and size < 0:
+                yield Finding(where=where, problem=f"{name} is no regular file", remedy="drop the part")
+            elif size is None:
                 yield Finding(where=where, problem=f"{name} is missing", remedy="drop the part")
             elif size != entry.size:
                 says = f"{name} has {size:,} bytes, and {entry.size:,} were written"
@@ -68,12 +77,14 @@ class PartReading:
     def _read(self, names: Sequence[str]) -> Iterator[tuple[str, bytes]]:
         """Small objects many at a time, large ones one by one, and few of them of all parts together."""
         small = [name for name in names if self._commit.objects[name].size <= _SMALL_BYTES]
-        for name, data in zip(small, self._objects.read_many(f"{self._where}/{name}" for name in small), strict=True):
+        keys = (f"{self._where}/{name}" for name in small)
+        for name, data in zip(small, self._objects.read_many(keys, most_bytes=_SMALL_BYTES), strict=True):
             yield name, self._noted(name, data or b"")
         for name in names:
-            if self._commit.objects[name].size > _SMALL_BYTES:
+            if (size := self._commit.objects[name].size) > _SMALL_BYTES:
                 with self._large:
-                    yield name, self._noted(name, self._objects.read(f"{self._where}/{name}") or b"")
+                    data = self._objects.read(f"{self._where}/{name}", most_bytes=size)
+                    yield name, self._noted(name, data or b"")
 
     def _noted(self, name: str, data: bytes) -> bytes:
         """Count an object; and keep it where it is looked into, for it would travel once more."""
@@ -81,6 +92,11 @@ class PartReading:
         self.bytes_read += len(data)
         if name == "key/c/0":
             self.keys = data
+        if name in _STRINGS:
+            try:
+                codecs.check_strings(data, n=self._commit.windows)
+            except ValueError as error:
+                self._oversized.append(f"{name} cannot be read: {error}")
         is_looked_into = name.split("/", maxsplit=1)[0] in _LOOKED_INTO and not name.startswith("frames/c/")
         if is_looked_into and self._objects.root is None and self._kept_bytes + len(data) <= _KEPT_BYTES:
             self._kept[f"{self._where}/{name}"] = data
@@ -90,7 +106,7 @@ class PartReading:
     def contents(self) -> Iterator[Finding]:
         """What the arrays say of one another; only a defect of the writer could break it."""
         try:
-            problem = self._wrong_contents()
+            problem = self._oversized[0] if self._oversized else self._wrong_contents()
         except DamagedPart as error:  # and no other: that a server did not answer is no reason to drop the part
             problem = str(error)
         if problem:
@@ -115,7 +131,9 @@ class PartReading:
         if commit.frames_stored:
             offset_rows = self._rows("frame_offsets")
             offsets = offset_rows.slice(0, offset_rows.shape[0])
-            frames = self._rows("frames").shape[0]
+            frame_rows = self._rows("frames")
+            frames = frame_rows.shape[0]
+            frame_rows.require(0, frames)
             if len(offsets) != commit.windows + 1 or offsets[0] != 0 or not offsets[-1] == frames == commit.frames:
                 return "frame_offsets do not lead from 0 to the number of frames"
             if (np.diff(offsets) < 1).any():

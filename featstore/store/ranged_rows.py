@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from featstore.machine import free_memory_bytes
 from featstore.remote import NETWORK_THREADS
-from featstore.store.blocks import block_offsets, wrong_size
+from featstore.store.blocks import block_offsets, require_files, wrong_size
 from featstore.store.codecs import CRC_BYTES, crc32c
 from featstore.store.damage import damaged
 from featstore.store.layout import ArrayLayout
@@ -56,6 +56,7 @@ class RangedRows:
         self._most_at_once = max(2, _BLOCKS_AT_ONCE_BYTES // max(1, layout.block_bytes))
 
     def __reduce__(self) -> tuple[type[RangedRows], tuple[Ranges, str, ArrayLayout, Callable[[str], int]]]:
+        self.require(0, self._layout.shape[0])
         sizes = {self._layout.file_key(n): self._size_of(self._layout.file_key(n)) for n in range(self._layout.n_files)}
         return RangedRows, (self._remote, self._path, self._layout, sizes.__getitem__)
 
@@ -71,9 +72,15 @@ class RangedRows:
 
     def slice(self, start: int, stop: int) -> NDArray[Any]:
         """Rows [start, stop), a copy."""
+        self.require(start, stop)
         out = np.empty((max(0, stop - start), *self._layout.shape[1:]), self._layout.dtype)
         self.read_into(out, start=start)
         return out
+
+    def require(self, start: int, stop: int) -> None:
+        """Make sure that the sizes of its objects account for rows [start, stop)."""
+        where = f"{self._remote.url}/{self._path}"
+        require_files(self._layout, start, stop, size_of=self._size_of, where=where)
 
     def read_into(self, out: NDArray[Any], *, start: int = 0) -> None:
         """Copy the rows from `start` on that fill `out`."""

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+import uuid
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from featstore.remote import NETWORK_THREADS, Remote, open_remote
 from featstore.store.ahead import in_order
 from featstore.store.faults import fault_point
+from featstore.store.format import HEARTBEAT
 
 __all__ = ["RemoteObjects", "open_remote_objects"]
 
@@ -38,26 +41,31 @@ class RemoteObjects:
         self._waiting_bytes = 0
         self._changed = threading.Condition()
 
-    def __reduce__(self) -> tuple[Callable[[str], RemoteObjects], tuple[str]]:
-        return open_remote_objects, (self.url,)
+    def __reduce__(self) -> tuple[type[RemoteObjects], tuple[Remote]]:
+        return RemoteObjects, (self.remote,)
 
     @property
     def url(self) -> str:
-        """The URL as it was given."""
+        """The URL as it was given, without its credentials."""
         return self.remote.url
+
+    @property
+    def identity(self) -> str:
+        """A hash of where the store is."""
+        return self.remote.identity
 
     @property
     def root(self) -> Path | None:
         """None: there is no folder to map files of."""
         return None
 
-    def read(self, key: str) -> bytes | None:
+    def read(self, key: str, *, most_bytes: int | None = None) -> bytes | None:
         """Get one object."""
-        return self.remote.get(key)
+        return self.remote.get(key, most_bytes=most_bytes)
 
-    def read_many(self, keys: Iterable[str]) -> Iterator[bytes | None]:
+    def read_many(self, keys: Iterable[str], *, most_bytes: int | None = None) -> Iterator[bytes | None]:
         """Get objects side by side, in order, and no more than a few ahead of whoever takes them."""
-        return in_order(self._pool, self.remote.get, keys, ahead=NETWORK_THREADS)
+        return in_order(self._pool, partial(self.remote.get, most_bytes=most_bytes), keys, ahead=NETWORK_THREADS)
 
     def write(self, key: str, data: bytes) -> None:
         """Put one object: atomic by the contract of object stores."""
@@ -107,6 +115,26 @@ class RemoteObjects:
             self.remove(f"{prefix}/{name}")
             fault_point("deleting-arrays")
         self.remote.delete([each.key for each in self.remote.objects(prefix)])
+
+    def touch(self, prefix: str) -> None:
+        """Put an object of its own. A document is not put again for it: late on its way, it might land on a commit."""
+        self.remote.put(f"{prefix}/{HEARTBEAT}", b"")
+
+    def last_change(self, prefix: str) -> float | None:
+        """The latest time in a listing."""
+        times = [each.modified_ns for each in self.remote.objects(prefix)]
+        known = [time for time in times if time is not None]
+        return max(known) / 1e9 if known and len(known) == len(times) else None
+
+    def clock(self, prefix: str) -> float | None:
+        """Put an object, and see what time the server gives it."""
+        key = f"{prefix}/.probe.{uuid.uuid4().hex}"
+        self.remote.put(key, b"")
+        try:
+            about = self.remote.head(key)
+        finally:
+            self.remote.delete([key])
+        return None if about is None or about.modified_ns is None else about.modified_ns / 1e9
 
     def _taken(self, prefix: str) -> list[Future[None]]:
         keys = [key for key in list(self._waiting) if key.startswith(f"{prefix}/")]

@@ -7,6 +7,7 @@ are read by byte range, and checked (`featstore.store.ranged_rows`). Arrays of a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -15,11 +16,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featstore.errors import FeatstoreError
+from featstore.store.codecs import MOST_CHUNK_BYTES
 from featstore.store.damage import damaged, gone
+from featstore.store.format import GROUP_DOCUMENT
 from featstore.store.layout import ArrayLayout, parse_layout
 from featstore.store.mapped_rows import MappedRows
 from featstore.store.objects import Objects
 from featstore.store.ranged_rows import RangedRows
+
+_MOST_ABSENT = 1 << 16  # zarr stores no chunk that is all zeros
+_MOST_CHUNKS_A_FILE = 1 << 20
+_MOST_EXPANSION = 64  # of an array that zarr decompresses
 
 __all__ = ["Rows", "ZarrRows", "open_remote_rows", "open_rows"]
 
@@ -37,6 +44,9 @@ class Rows(Protocol):
 
     def slice(self, start: int, stop: int) -> NDArray[Any]:
         """Rows [start, stop), without a copy where they lie in one block."""
+
+    def require(self, start: int, stop: int) -> None:
+        """Make sure that what is stored accounts for rows [start, stop), before memory is allocated for them."""
 
     def read_into(self, out: NDArray[Any], *, start: int = 0) -> None:
         """Copy the rows from `start` on that fill `out`."""
@@ -58,7 +68,11 @@ def open_rows(objects: Objects, path: str) -> Rows:
 
         return open_remote_rows(objects, path, document, size_of)
     layout = _layout(objects, path, document)
-    return ZarrRows(objects, path) if layout is None else MappedRows(objects.root / path, layout)
+    if layout is not None:
+        return MappedRows(objects.root, path, layout)
+    if foreign := [name for name, size in objects.sizes(path).items() if size < 0]:  # zarr would follow or open it
+        raise damaged(objects.url, f"{path}/{foreign[0]}", "is no regular file")
+    return ZarrRows(objects, path)
 
 
 def open_remote_rows(objects: Objects, path: str, document: bytes | None, size_of: Callable[[str], int]) -> Rows:
@@ -88,6 +102,22 @@ class ZarrRows:
         self._url, self._path = objects.url, path
         with self._telling():
             self._array = open_array(objects, path)
+            sizes = objects.sizes(path)
+            sizes.pop(GROUP_DOCUMENT, None)
+            self._require_plausible(sum(sizes.values()), len(sizes))
+
+    def _require_plausible(self, stored_bytes: int, n_objects: int) -> None:
+        """Hold what the document claims against the objects that are there."""
+        array = self._array
+        files = array.shards or array.chunks
+        n_files = math.prod(-(-length // step) for length, step in zip(array.shape, files, strict=True))
+        if math.prod(files) // math.prod(array.chunks) > _MOST_CHUNKS_A_FILE:
+            raise ValueError(f"chunks that are not plausible: {files} of {array.chunks}")
+        n_bytes = math.prod(array.shape) * array.dtype.itemsize
+        file_bytes = math.prod(files) * array.dtype.itemsize
+        most = max(MOST_CHUNK_BYTES, _MOST_EXPANSION * stored_bytes)
+        if n_files > max(n_objects, _MOST_ABSENT) or max(n_bytes, file_bytes) > most:
+            raise ValueError(f"it claims {n_bytes:,} bytes in {n_files:,} chunks, and {stored_bytes:,} are stored")
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -101,6 +131,9 @@ class ZarrRows:
 
     def fetch(self, spans: Sequence[tuple[int, int]]) -> None:
         """Nothing to do."""
+
+    def require(self, start: int, stop: int) -> None:
+        """Nothing to do: the array is held against its objects when it is opened."""
 
     def slice(self, start: int, stop: int) -> NDArray[Any]:
         """Rows [start, stop)."""

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featstore.errors import DamagedPart
+from featstore.records import Recipe
 from featstore.store.cache import CachedPart, fetch_array
 from featstore.store.codecs import decode_strings
 from featstore.store.damage import damaged, gone
@@ -31,20 +32,26 @@ __all__ = ["Part", "Run", "WindowRows", "fetch_ahead", "runs_of"]
 class Part:
     """Arrays of one part, opened when they are first asked for."""
 
-    def __init__(self, objects: Objects, path: str, commit: Commit) -> None:
+    def __init__(self, objects: Objects, path: str, commit: Commit, recipe: Recipe) -> None:
         self.path = path
         self._objects = objects
         self._windows = commit.windows
-        self._lengths = {"frames": commit.frames, "frame_offsets": commit.windows + 1}
+        self._forms = {
+            "start_seconds": ((commit.windows,), "float64"),
+            "seconds": ((commit.windows,), "float64"),
+            "utterance": ((commit.windows, recipe.dim), "float32"),
+            "frame_offsets": ((commit.windows + 1,), "int64"),
+            "frames": ((commit.frames, recipe.dim), recipe.frame_dtype),
+        }
         self._opened: dict[str, Rows] = {}
         self.copy = CachedPart(objects, path, commit) if objects.root is None else None
 
     def rows(self, name: str) -> Rows:
         """A numeric array: of a remote part a copy of it, but frames, of which only what is asked for is read."""
         if name not in self._opened:
-            rows, length = self._open(name), self._lengths.get(name, self._windows)
-            if rows.shape[:1] != (length,):
-                raise self.damaged(name, f"it is of shape {rows.shape}, and {length} rows were committed")
+            rows, (shape, dtype) = self._open(name), self._forms[name]
+            if (rows.shape, rows.dtype.name) != (shape, dtype):
+                raise self.damaged(name, f"it is {rows.dtype} {rows.shape}, and {dtype} {shape} was committed")
             self._opened[name] = rows
         return self._opened[name]
 
@@ -60,7 +67,9 @@ class Part:
             return open_rows(self.copy.local, name)
         sizes = {key: entry.size for key, entry in self.copy.commit.objects.items()}
         document = self.copy.local.read(f"{name}/{GROUP_DOCUMENT}")
-        return open_remote_rows(self._objects, f"{self.path}/{name}", document, lambda key: sizes[f"{name}/{key}"])
+        return open_remote_rows(
+            self._objects, f"{self.path}/{name}", document, lambda key: sizes.get(f"{name}/{key}", 0)
+        )
 
     def strings(self, name: str) -> NDArray[np.object_]:
         """An array of strings, object (windows,)."""
@@ -75,12 +84,9 @@ class Part:
         if chunk is None:
             raise gone(f"{self._objects.url}/{path}")
         try:
-            values = decode_strings(chunk)
+            return decode_strings(chunk, n=self._windows)
         except ValueError as error:
             raise self.damaged(name, str(error)) from error
-        if len(values) != self._windows:
-            raise self.damaged(name, f"it has {len(values)} rows, and {self._windows} were committed")
-        return values
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +108,7 @@ def runs_of(objects: Objects, entry: SplitEntry) -> tuple[Run, ...]:
     for segment in entry.segments:
         name = segment.commit.part
         if name not in parts:
-            parts[name] = Part(objects, f"{entry.path}/{name}", segment.commit)
+            parts[name] = Part(objects, f"{entry.path}/{name}", segment.commit, entry.address.recipe)
         part = parts[name]
         stop = segment.start + segment.member.windows
         if runs and runs[-1].part is part and runs[-1].stop == segment.start:
@@ -137,6 +143,7 @@ class WindowRows:
             run = self._runs[number]
             offset = run.start - self._firsts[number]
             return run.part.rows(self._name).slice(start + offset, stop + offset)
+        self._require(start, stop)
         out = self._empty(stop - start)
         while start < stop:
             number = bisect_right(self._firsts, start) - 1
@@ -145,6 +152,16 @@ class WindowRows:
             run.part.rows(self._name).read_into(out[done : done + until - start], start=run.start + start - first)
             start = until
         return out
+
+    def _require(self, start: int, stop: int) -> None:
+        """Make sure that parts store what they claim, before there is memory for it."""
+        for number in range(bisect_right(self._firsts, start) - 1, len(self._runs)):
+            first, run = self._firsts[number], self._runs[number]
+            if first >= stop:
+                return
+            offset = run.start - first
+            at, until = max(start, first) + offset, min(stop, first + len(run)) + offset
+            run.part.rows(self._name).require(at, until)
 
     def texts(self, positions: Sequence[int]) -> list[str]:
         """Entries of an array of strings; each part is read once, and those that hold none of them are not."""

@@ -16,10 +16,18 @@ from functools import cached_property, partial
 from typing import Any
 
 from featstore.errors import DamagedPart, RemoteError, StoreError, StoreNotFound, StoreVersionError
-from featstore.records import canonical_json
 from featstore.store import codecs
 from featstore.store.ahead import in_order
-from featstore.store.catalogue import check_root, group_names, known_address, read_commit, split_paths
+from featstore.store.catalogue import (
+    check_root,
+    foreign_names,
+    group_names,
+    is_foreign_group,
+    known_address,
+    read_commit,
+    split_paths,
+)
+from featstore.store.confined import ForeignFile
 from featstore.store.documents import SplitAddress, read_document
 from featstore.store.findings import Finding, Remedy, VerifyReport
 from featstore.store.format import (
@@ -28,6 +36,7 @@ from featstore.store.format import (
     Commit,
     DamagedDocument,
     counted_segments,
+    is_part_name,
     recipe_from_json,
 )
 from featstore.store.objects import Objects, open_objects
@@ -35,6 +44,7 @@ from featstore.store.part_check import PartReading
 
 __all__ = ["Finding", "VerifyReport", "require_sound", "verify_store"]
 
+_FOREIGN = "featstore did not write it: it is left alone; move it out of the store by hand"
 _PARTS_AT_A_TIME = 16
 _LARGE_AT_A_TIME = 4  # of all parts together: objects of up to 64 MiB
 
@@ -63,7 +73,7 @@ def verify_store(url: str, *, on_part: Callable[[str], None] = lambda _: None) -
     check = _Verification(objects, on_part)
     findings = tuple(check.run())
     return VerifyReport(
-        url=url, parts=check.parts, objects=check.objects_read, bytes_read=check.bytes_read, findings=findings
+        url=objects.url, parts=check.parts, objects=check.objects_read, bytes_read=check.bytes_read, findings=findings
     )
 
 
@@ -91,7 +101,7 @@ def require_sound(url: str) -> None:
     """
     report = verify_store(url)
     if report.findings:
-        first = report.findings[0]
+        first, url = report.findings[0], report.url
         command = f"`featstore verify --store {url}{' --repair' if report.repairable else ''}`"
         raise DamagedPart(
             f"{url} is damaged: {first.where}: {first.problem} ({len(report.findings)} findings); "
@@ -129,12 +139,29 @@ class _Verification:
     def run(self) -> Iterator[Finding]:
         """Findings in order of path."""
         yield from self._root()
+        yield from self._foreign("")
         for encoder in group_names(self._objects, ""):
             yield from self._document(encoder, self._is_encoder)
+            yield from self._foreign(encoder)
             for dataset in group_names(self._objects, encoder):
                 yield from self._document(f"{encoder}/{dataset}", self._is_dataset)
+                yield from self._foreign(f"{encoder}/{dataset}")
         for path in split_paths(self._objects):
+            yield from self._foreign(path)
             yield from self._split(path)
+
+    def _foreign(self, path: str) -> Iterator[Finding]:
+        """What bears a name that featstore gives to nothing: it is listed, and left alone."""
+        for name in foreign_names(self._objects, path):
+            where = f"{path}/{name}" if path else name
+            yield Finding(where=where, problem="featstore did not write this: delete it by hand", remedy="none")
+
+    def _is_object(self, key: str) -> bool:
+        """Whether a file, or something that is no folder either, lies where a group should be."""
+        try:
+            return self._objects.read(key) is not None
+        except ForeignFile:
+            return True
 
     # --- documents ----------------------------------------------------------------------------------------------------
 
@@ -150,12 +177,15 @@ class _Verification:
 
     def _document(self, path: str, agrees: Callable[[str, dict[str, Any]], str]) -> Iterator[Finding]:
         """A group's own document: there, whole, and of this group."""
-        if self._objects.read(path) is not None:
+        if self._is_object(path):
             yield Finding(where=path, problem="this object belongs to nothing: delete it by hand", remedy="none")
             return
         try:
             content = read_document(self._objects, path)
-            problem = "its document is missing" if content is None else agrees(path, content)
+            if content is None:
+                problem = "its document is missing" if path in self._known_documents else _FOREIGN
+            else:
+                problem = agrees(path, content)
         except (DamagedPart, DamagedDocument) as error:
             problem = str(error.__cause__ or error)
         if problem:
@@ -184,21 +214,29 @@ class _Verification:
     def _is_split(self, path: str, content: dict[str, Any], *, checked: Mapping[str, _Checked]) -> str:
         if (stated := SplitAddress.from_document(content).path) != path:
             return f"it is the document of {stated}"
-        for raw in content.get("catalogue", ()):
-            listed = Commit.from_json(raw)
+        gone: list[Commit] = []
+        catalogue = content.get("catalogue", [])
+        for listed in map(Commit.from_json, catalogue if isinstance(catalogue, list) else [catalogue]):
             if listed.part not in checked:
                 if listed.part not in group_names(self._objects, path):  # it may have come since
-                    return f"its catalogue lists {listed.part}, which is gone"
+                    gone.append(listed)
                 continue
             held = checked[listed.part].commit
-            if held is not None and canonical_json(held.as_catalogue_json()) != canonical_json(raw):
+            if held is not None and replace(held, objects={}) != listed:
                 return f"its catalogue does not agree with the commit record of {listed.part}"
-        return ""
+        # One that would not count was deleted on a full disk: the catalogue is behind, and hides nothing.
+        held_ones = [each.commit for each in checked.values() if each.commit is not None]
+        counted = {segment.commit.part for segment in counted_segments([*held_ones, *gone])}
+        missed = [commit.part for commit in gone if commit.part in counted]
+        return f"its catalogue lists {missed[0]}, which is gone" if missed else ""
 
     # --- parts --------------------------------------------------------------------------------------------------------
 
     def _split(self, path: str) -> Iterator[Finding]:
         names = group_names(self._objects, path)
+        if not any(map(is_part_name, names)) and self._is_without_document(path):
+            yield Finding(where=path, problem=_FOREIGN, remedy="none")
+            return
         checked: dict[str, _Checked] = {}
         with ThreadPoolExecutor(self._parts_at_a_time, thread_name_prefix="verify") as pool:
             groups = in_order(pool, lambda name: self._group(path, name), names, ahead=self._parts_at_a_time)
@@ -218,13 +256,15 @@ class _Verification:
 
     def _group(self, path: str, part: str) -> _Checked:
         where = f"{path}/{part}"
+        if not is_part_name(part):
+            return _Checked(findings=(Finding(where=where, problem=_FOREIGN, remedy="none"),))
         try:
             commit = read_commit(self._objects, path, part)
         except DamagedPart as error:
             problem = str(error.__cause__ or error)
             return _Checked(findings=(Finding(where=where, problem=problem, remedy="drop the part"),))
         if commit is None:
-            return _Checked(findings=tuple(self._stray(where)))
+            return _Checked(findings=tuple(self._stray(path, part)))
         reading = PartReading(self._objects, where, commit, large=self._large)
         findings = [*reading.sealed_objects()]
         if all(finding.remedy != "drop the part" for finding in findings):
@@ -237,13 +277,20 @@ class _Verification:
             bytes=reading.bytes_read,
         )
 
-    def _stray(self, where: str) -> Iterator[Finding]:
-        """A file where groups should be, or arrays that nothing vouches for.
+    def _is_without_document(self, path: str) -> bool:
+        try:
+            return read_document(self._objects, path) is None
+        except DamagedPart:
+            return False
+
+    def _stray(self, path: str, part: str) -> Iterator[Finding]:
+        """What is called as a part and has no commit record.
 
         A group whose document says who is writing it is that writer's business, or the next sweep's.
         """
-        if self._objects.read(where) is not None:
-            yield Finding(where=where, problem="this object belongs to nothing", remedy="delete the object")
+        where = f"{path}/{part}"
+        if is_foreign_group(self._objects, path, part):
+            yield Finding(where=where, problem=_FOREIGN, remedy="none")
         elif group_names(self._objects, where) and read_document(self._objects, where) is None:
             # Listed first: a writer's document comes before its arrays, so arrays that are there had one.
             says = "it has arrays and no commit record: the record was lost, or a deletion was cut short"
@@ -255,7 +302,12 @@ class _Verification:
         for segment in counted_segments(each.commit for each in checked.values() if each.commit and each.is_sound):
             chunk = checked[segment.commit.part].keys
             if chunk is not None:
-                keys = codecs.decode_strings(chunk)
+                try:
+                    keys = codecs.decode_strings(chunk, n=segment.commit.windows)
+                except ValueError as error:
+                    where = f"{path}/{segment.commit.part}"
+                    yield Finding(where=where, problem=f"its keys cannot be read: {error}", remedy="drop the part")
+                    continue
                 counts.update(keys[segment.start : segment.start + segment.member.windows].tolist())
         twice = [key for key, count in counts.items() if count > 1]
         if twice:

@@ -6,24 +6,31 @@ The commit protocol of one part, on a local disk and on an object store alike:
 2. its arrays are written, and settled;
 3. its group document is replaced, in one atomic step, by the commit record. From then on it is a part.
 
-A part is never changed after that. A newer part of the same shard takes its place, and only then is it deleted: from
-the catalogue first, then its commit record, then its arrays.
+A part is never changed after that. A newer part of the same shard gets a greater generation, and so takes its place;
+only then is the older one deleted: from the catalogue first, then its commit record, then its arrays.
+
+What featstore did not write is never deleted, wherever in the group it is.
 """
 
 from __future__ import annotations
 
-import os
 import secrets
-import socket
 from collections.abc import Collection, Iterable
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from functools import cache, partial
 from typing import Any
 
 from featstore.errors import DamagedPart, StoreError
 from featstore.records import Recipe
-from featstore.store.catalogue import SplitState, check_root, group_names, look_at_split, read_commits
-from featstore.store.documents import SplitAddress, read_document, write_document
+from featstore.store.catalogue import (
+    SplitState,
+    check_root,
+    group_names,
+    is_foreign_group,
+    look_at_split,
+    read_commits,
+)
+from featstore.store.documents import SplitAddress, is_foreign, read_document, write_document
 from featstore.store.faults import fault_point
 from featstore.store.format import (
     FORMAT_VERSION,
@@ -31,18 +38,17 @@ from featstore.store.format import (
     Commit,
     DamagedDocument,
     Segment,
-    Writing,
     counted_segments,
     is_group_name,
+    is_part_name,
     part_stem,
     seal,
 )
+from featstore.store.liveness import is_abandoned
 from featstore.store.objects import Objects, open_objects
-from featstore.store.part import PartWriter, process_started, telling_what_to_do
+from featstore.store.part import PartInFlight, PartWriter, is_disk_full, telling_what_to_do
 
 __all__ = ["SplitWriter", "is_split_begun", "open_split_writer", "open_split_writer_at", "recipe_groups"]
-
-_FOREIGN_WRITER_IS_DEAD_AFTER = timedelta(hours=24)
 
 
 def open_split_writer_at(objects: Objects, address: SplitAddress) -> SplitWriter:
@@ -56,6 +62,11 @@ def open_split_writer_at(objects: Objects, address: SplitAddress) -> SplitWriter
         check_root(objects)
         for path, content in documents.items():
             if read_document(objects, path) is None:
+                if is_foreign(objects, path):
+                    raise StoreError(
+                        f"{objects.url}/{path} is a Zarr group or array that featstore did not write: move it, or "
+                        "extract into another store"
+                    )
                 write_document(objects, path, content)
     return SplitWriter(objects, address)
 
@@ -114,6 +125,7 @@ class SplitWriter:
         self._address = address
         self._document = document  # as it was a moment ago, for the first look at the split alone
         self._written: dict[str, Commit] = {}
+        self._generations: dict[str, int] | None = None  # of shards, where a part was begun without one
         self._is_catalogued = False
 
     @property
@@ -142,21 +154,44 @@ class SplitWriter:
         self._is_catalogued = state.catalogued
         return state
 
-    def begin_part(self, shard: str) -> PartWriter:
-        """Start the part of a shard."""
-        part = f"{part_stem(shard)}.{secrets.token_hex(4)}"
+    def begin_part(self, shard: str, *, generation: int | None = None) -> PartWriter:
+        """Start the part of a shard.
+
+        Parameters
+        ----------
+        generation : int, optional
+            Greater than that of every part that it replaces. None reads what there is, once for all parts.
+        """
+        if generation is None:
+            if self._generations is None:
+                self._generations = {name: each.commit.generation for name, each in self.committed().items()}
+            generation = self._generations.get(shard, -1) + 1
         address = self._address
         return PartWriter(
             self._objects,
-            f"{self.path}/{part}",
+            f"{self.path}/{_new_part_name(part_stem(shard))}",
             recipe=address.recipe,
             crop_seconds=address.crop_seconds,
+            generation=generation,
             on_commit=self._remember,
         )
+
+    def copy_part(self, commit: Commit, objects: Iterable[tuple[str, bytes]]) -> Commit:
+        """Commit a copy of a part, under a name of its own, whose objects are held against their seals already."""
+        copied = replace(commit, part=_new_part_name(commit.part.rpartition(".")[0]))
+        with telling_what_to_do(self._objects), PartInFlight(self._objects, f"{self.path}/{copied.part}") as part:
+            for name, data in objects:
+                part.put(name, [data], entry=commit.objects[name])
+            part.settle()
+            part.commit(copied)
+        self._remember(copied)
+        return copied
 
     def _remember(self, commit: Commit) -> None:
         """Keep what a commit says for the catalogue, without its seals, rather than read it back."""
         self._written[commit.part] = replace(commit, objects={})
+        if self._generations is not None:
+            self._generations |= {member.shard.name: commit.generation for member in commit.members}
 
     def sweep(self) -> tuple[str, ...]:
         """Delete what counts for nothing: superseded parts, and orphans of writers that are gone.
@@ -172,26 +207,43 @@ class SplitWriter:
         commits = {commit.part: commit for commit in state.commits}
         counted = {segment.commit.part for segment in counted_segments(commits.values())}
         superseded = [name for name in state.names if name in commits and name not in counted]
-        unknown = [name for name in state.names if name not in commits]
-        orphans = [name for name in unknown if _is_abandoned(self._objects, f"{self.path}/{name}")]
-        self.delete((*superseded, *orphans))
+        unknown = [name for name in state.names if name not in commits and is_part_name(name)]
+        clock = cache(partial(self._objects.clock, self.path))
+        orphans = [name for name in unknown if is_abandoned(self._objects, f"{self.path}/{name}", clock=clock)]
+        orphans += state.discarded
+        self._delete_groups(orphans)  # which are in no catalogue: so that they go where there is no space to write one
+        self.delete(superseded)
         fault_point("swept")
         return (*superseded, *orphans)
 
-    def adopt(self, commit: Commit) -> None:
-        """Count a part that was committed here by other means than `begin_part`."""
-        self._remember(commit)
+    def foreign(self) -> tuple[str, ...]:
+        """Names of what is in the split's group and not of featstore: no sweep touches it."""
+        state = self._look(read_document(self._objects, self.path))
+        known = {commit.part for commit in state.commits}
+        names = [name for name in state.names if name not in known]
+        return tuple(name for name in names if is_foreign_group(self._objects, self.path, name))
 
     def delete(self, parts: Iterable[str]) -> None:
-        """Delete parts, so that at no moment a half of one looks whole."""
+        """Delete parts, so that at no moment a half of one looks whole.
+
+        A local part disappears from the listing in one step, so that a catalogue may list it a while longer: on a full
+        disk the parts go first, and the catalogue is written when there is space.
+        """
         parts = tuple(parts)
         if not parts:
             return
-        self.write_catalogue(without=parts)
+        try:
+            self.write_catalogue(without=parts)
+        except StoreError as error:
+            if not is_disk_full(error):
+                raise
+        self._delete_groups(parts)
+
+    def _delete_groups(self, names: Iterable[str]) -> None:
         with telling_what_to_do(self._objects):
-            for part in parts:
+            for name in names:
                 fault_point("deleting-document")
-                self._objects.delete(f"{self.path}/{part}", first=(GROUP_DOCUMENT,))
+                self._objects.delete(f"{self.path}/{name}", first=(GROUP_DOCUMENT,))
 
     def write_catalogue(self, *, without: Iterable[str] = ()) -> None:
         """Put the commit records into the split's own document, so that a reader opens one instead of thousands.
@@ -223,31 +275,5 @@ def _by_shard(commits: Iterable[Commit]) -> dict[str, Segment]:
     return {segment.member.shard.name: segment for segment in counted_segments(commits)}
 
 
-def _is_abandoned(objects: Objects, path: str) -> bool:
-    """Whether the writer of a part without commit record is gone."""
-    try:
-        content = read_document(objects, path)
-        if content is None or not content.keys() & {"commit", "writing"}:
-            # A writer's document comes before its arrays, and goes before them. Arrays without a document are what a
-            # killed deletion left; a group with nothing in it yet may be a writer that is just beginning, and may have
-            # begun since we asked.
-            has_arrays = any(not name.startswith(".") for name in objects.children(path))
-            return has_arrays and read_document(objects, path) == content
-    except DamagedPart:
-        return False  # `verify --repair` decides about damage
-    if "commit" in content:
-        return False  # it was committed after the look that took it for an orphan
-    writer = Writing(**content["writing"])
-    if writer.host == socket.gethostname():
-        return not _is_alive(writer)
-    return datetime.now(UTC) - datetime.fromisoformat(writer.began_at) > _FOREIGN_WRITER_IS_DEAD_AFTER
-
-
-def _is_alive(writer: Writing) -> bool:
-    try:
-        os.kill(writer.pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return process_started(writer.pid) == writer.process_started
+def _new_part_name(stem: str) -> str:
+    return f"{stem}.{secrets.token_hex(4)}"

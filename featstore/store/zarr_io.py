@@ -2,41 +2,132 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+import math
+from collections.abc import AsyncIterator, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import zarr
-from zarr.core.sync import sync
-from zarr.storage import LocalStore, ObjectStore
-from zarr.storage._common import make_store
+from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, Store
+from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec, TransposeCodec, ZstdCodec
+from zarr.core.array import AsyncArray
+from zarr.core.metadata import ArrayV3Metadata
+from zarr.storage import LocalStore, StorePath
 
-from featstore.errors import StoreError
+from featstore.store.codecs import CRC_BYTES, decode_zstd
 
 if TYPE_CHECKING:
-    from zarr.abc.store import Store
+    from zarr.core.array_spec import ArraySpec
+    from zarr.core.buffer import Buffer, BufferPrototype
 
     from featstore.store.objects import Objects
 
-__all__ = ["create_local_group", "open_array", "zarr_store"]
+__all__ = ["create_local_group", "open_array"]
 
 
-def zarr_store(objects: Objects) -> Store:
-    """The zarr store over the same bytes."""
-    if objects.root is not None:
-        return LocalStore(objects.root)
-    remote = getattr(objects, "remote", None)
-    if (opened := getattr(remote, "store", None)) is not None:
-        return ObjectStore(opened, read_only=True)
-    try:
-        return sync(make_store(objects.url, mode="r"))
-    except (ValueError, ImportError, OSError) as error:
-        raise StoreError(f"zarr cannot open {objects.url}: {error}") from error
+class _ObjectsStore(Store):
+    """Objects of a remote store, read by its own client: with its limits, its patience and its errors."""
+
+    def __init__(self, objects: Objects) -> None:
+        super().__init__(read_only=True)
+        self._objects = objects
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _ObjectsStore) and other._objects is self._objects
+
+    def __hash__(self) -> int:
+        return id(self._objects)
+
+    async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
+        data = await asyncio.to_thread(self._read, key, byte_range)
+        return None if data is None else prototype.buffer.from_bytes(data)
+
+    def _read(self, key: str, byte_range: ByteRequest | None) -> bytes | None:
+        remote: Any = getattr(self._objects, "remote", None)
+        if byte_range is None:
+            return self._objects.read(key)
+        found = remote.head(key)
+        if found is None or found.size is None:
+            return None
+        span = _span(byte_range, found.size)
+        data: bytes = remote.get_range(key, span.start, span.stop)
+        return data
+
+    async def get_partial_values(
+        self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]
+    ) -> list[Buffer | None]:
+        return [await self.get(key, prototype, byte_range) for key, byte_range in key_ranges]
+
+    async def exists(self, key: str) -> bool:
+        return await asyncio.to_thread(self._objects.read, key, most_bytes=0) is not None
+
+    supports_writes = supports_deletes = False
+    supports_listing = True
+
+    async def set(self, key: str, value: Buffer) -> None:
+        raise NotImplementedError
+
+    async def delete(self, key: str) -> None:
+        raise NotImplementedError
+
+    async def list(self) -> AsyncIterator[str]:
+        for key in await asyncio.to_thread(self._objects.sizes, ""):
+            yield key
+
+    async def list_prefix(self, prefix: str) -> AsyncIterator[str]:
+        async for key in self.list():
+            if key.startswith(prefix):
+                yield key
+
+    async def list_dir(self, prefix: str) -> AsyncIterator[str]:
+        for name in await asyncio.to_thread(self._objects.children, prefix.rstrip("/")):
+            yield name
+
+
+def _span(asked: ByteRequest, size: int) -> slice:
+    if isinstance(asked, RangeByteRequest):
+        return slice(asked.start, min(asked.end, size))
+    return (
+        slice(asked.offset, size) if isinstance(asked, OffsetByteRequest) else slice(max(0, size - asked.suffix), size)
+    )
+
+
+class _BoundedZstd(ZstdCodec):
+    """zstd that expands a chunk to what the array says that it has, and to no more."""
+
+    def _decode_sync(self, chunk_bytes: Buffer, chunk_spec: ArraySpec) -> Buffer:
+        most = math.prod(chunk_spec.shape) * chunk_spec.dtype.to_native_dtype().itemsize + 4 * CRC_BYTES
+        plain = decode_zstd(chunk_bytes.as_numpy_array(), most_bytes=most)
+        return chunk_spec.prototype.buffer.from_bytes(plain)
+
+
+def _bounded(codecs: Iterable[Any]) -> tuple[Any, ...]:
+    """Codecs that allocate no more than a chunk's own size: a closed list, since any other may expand to anything."""
+    found: list[Any] = []
+    for codec in codecs:
+        if isinstance(codec, ShardingCodec):
+            inner, index = _bounded(codec.codecs), _bounded(codec.index_codecs)
+            found.append(replace(codec, codecs=inner, index_codecs=index))
+        elif isinstance(codec, ZstdCodec):
+            found.append(_BoundedZstd(level=codec.level, checksum=codec.checksum))
+        elif isinstance(codec, BytesCodec | Crc32cCodec | TransposeCodec):
+            found.append(codec)
+        else:
+            raise TypeError(f"its codec {type(codec).__name__} is none of bytes, crc32c, transpose, zstd and sharding")
+    return tuple(found)
 
 
 def open_array(objects: Objects, path: str) -> zarr.Array[Any]:
-    """Open one array for reading, through all of its codecs and checksums."""
-    return zarr.open_array(zarr_store(objects), path=path, mode="r", zarr_format=3)
+    """Open one array for reading, through all of its codecs and checksums, of which only some are read."""
+    store: Store = _ObjectsStore(objects) if objects.root is None else LocalStore(objects.root, read_only=True)
+    array = zarr.open_array(store, path=path, mode="r", zarr_format=3)
+    metadata = array.metadata
+    if not isinstance(metadata, ArrayV3Metadata):
+        raise TypeError("it is no array of Zarr v3")
+    metadata = replace(metadata, codecs=_bounded(metadata.codecs))
+    return zarr.Array(AsyncArray(metadata=metadata, store_path=StorePath(store, path)))
 
 
 def create_local_group(folder: Path, *, attributes: Mapping[str, Any]) -> zarr.Group:

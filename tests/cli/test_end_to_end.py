@@ -69,7 +69,7 @@ def test_json_lists_the_clips_that_were_left_out_and_fail_on_skip_fails(run: Run
     [record] = json.loads(extracted.out)
     assert extracted.code == 0
     assert len(record["skipped"]) == 24 - record["clips"] > 0
-    assert all(left_out.keys() == {"shard", "key", "reason"} for left_out in record["skipped"])
+    assert all(left_out.keys() == {"shard", "key", "reason", "seconds"} for left_out in record["skipped"])
     plain = run(*EXTRACT, *options)
     assert "left out: train-000.tar" in plain.out
     failed = run(*EXTRACT, *options, "--fail-on-skip")

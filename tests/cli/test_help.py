@@ -81,3 +81,13 @@ def test_importing_featstore_imports_nothing_heavy() -> None:
         [sys.executable, "-c", code], env=environment(), capture_output=True, text=True, timeout=60, check=True
     )
     assert child.stdout.strip() == "[]"
+
+
+def test_the_help_of_extract_has_the_batches_that_a_cpu_is_given() -> None:
+    from click.testing import CliRunner
+
+    from featstore.cli import cli
+    from featstore.extract import work
+
+    said = " ".join(CliRunner().invoke(cli, ["extract", "--help"]).output.split())
+    assert f"{work.CPU_BATCH_SECONDS:g} on a CPU, {work.LIGHT_BATCH_SECONDS:g} for a light encoder" in said

@@ -74,7 +74,7 @@ def test_one_feature_set_is_told_in_full(run, store):
         ("a.tar", 3, 0),
         ("b.tar", 4, 1),
     ]
-    assert told["skipped"] == [{"shard": "b.tar", "key": LEFT_OUT.key, "reason": LEFT_OUT.reason}]
+    assert told["skipped"] == [{"shard": "b.tar", "key": LEFT_OUT.key, "reason": LEFT_OUT.reason, "seconds": None}]
     assert told["recipe"]["encoder_identity"]["arguments"] == {"mels": 8}
     assert told["audio_seconds_per_second"] > 0
     assert told["versions"] == {"featstore": ["test"]}

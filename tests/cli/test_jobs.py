@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -91,6 +92,64 @@ def test_a_score_that_finds_no_room_on_the_disk_is_printed(run: Run, monkeypatch
     says = "featstore: 2 scores could not be written, the first of tiny by logmel@"
     assert done.err.splitlines()[-1].startswith(says)
     assert done.err.endswith("(no space left on device)\n")
+
+
+OUT_OF_MEMORY = (
+    "[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate "
+    "2359296 bytes. Error code 12 (Cannot allocate memory)"
+)
+
+
+@pytest.mark.usefixtures("store")
+@pytest.mark.parametrize("command", ["probe", "retrieve"])
+@pytest.mark.parametrize("error", [RuntimeError(OUT_OF_MEMORY), MemoryError()], ids=["of PyTorch", "of Python"])
+def test_memory_that_runs_out_is_a_line_for_its_task_and_the_others_are_scored(
+    run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch, command: str, error: Exception
+) -> None:
+    import featstore.probe
+    import featstore.retrieve
+
+    (folder / "large").mkdir()
+    task_toml(folder / "large", name="large", probe={"epochs": 3})
+    module = featstore.probe if command == "probe" else featstore.retrieve
+    score = getattr(module, f"{command}_task")
+
+    def runs_out(store: object, manifest: Any, **options: Any) -> object:
+        if manifest.name == "large":
+            raise error
+        return score(store, manifest, **options)
+
+    monkeypatch.setattr(module, f"{command}_task", runs_out)
+    done = run(command, "large/large.toml", "tiny.toml", "--store", "s", "--json", "--results", "r")
+    assert (done.code, [each["task"] for each in json.loads(done.out)]) == (1, ["tiny", "tiny"])
+    lines = [line for line in done.err.splitlines() if line.startswith("featstore: large by ")]
+    assert len(lines) == 2
+    assert all("not enough memory" in line and "--jobs" in line for line in lines)
+    assert "Traceback" not in done.err
+    assert {path.name.split(".")[0] for path in Path("r").iterdir()} == {"tiny"}
+
+
+@pytest.mark.usefixtures("store")
+def test_an_error_of_pytorch_that_is_no_want_of_memory_is_a_bug_and_is_shown(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied (4x3 and 2x1)")
+
+    monkeypatch.setattr("featstore.probe.probe_task", broken)
+    with pytest.raises(RuntimeError, match="mat1"):
+        run("probe", "tiny.toml", "--store", "s")
+
+
+@pytest.mark.usefixtures("store")
+def test_memory_that_runs_out_for_a_map_is_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def runs_out(*_: object, **__: object) -> None:
+        raise RuntimeError(OUT_OF_MEMORY)
+
+    monkeypatch.setattr("featstore.explore.page.explore", runs_out)
+    done = run("explore", "mfcc/tiny/train", "--store", "s")
+    assert (done.code, done.out, len(done.err.splitlines())) == (1, "", 1)
+    assert "not enough memory" in done.err
 
 
 def has_begun(group: int) -> bool:

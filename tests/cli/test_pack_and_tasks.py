@@ -207,7 +207,7 @@ def test_a_line_of_what_only_python_takes_for_json_is_named(run: Run, more: str,
 
 @pytest.mark.usefixtures("audio")
 def test_odd_and_long_names_and_labels_inside_objects_come_through(run: Run) -> None:
-    row = {"path": "low/deeper/take.0.flac", "key": "long" * 40 + "\ud800\0", "note": "\ud800", "who": {"age": 7}}
+    row = {"path": "low/deeper/take.0.flac", "key": "long" * 40 + "\0", "note": "\u20ac", "who": {"age": 7}}
     Path("t.jsonl").write_text(json.dumps(row))
     done = run("pack", "one", "--audio", "sounds", "--jsonl", "t.jsonl", "--key", "key", "--label", "who.age")
     assert done.code == 0, done.err
@@ -219,6 +219,63 @@ def test_odd_and_long_names_and_labels_inside_objects_come_through(run: Run) -> 
     assert "1 of 2 clips have no label at 'who.age', x among them" in some.err
     dotted = run("pack", "two", "--audio", "sounds", "--csv", "t.csv", "--label", "who.age")
     assert "'who.age' cannot be the column of labels: a dot reaches into an object" in dotted.err
+
+
+def test_what_is_no_audio_file_is_listed_and_the_others_are_packed(run: Run, audio: Path) -> None:
+    folder = audio / "low"
+    os.mkfifo(folder / "pipe.wav")
+    (folder / "loop.wav").symlink_to("loop.wav")
+    (folder / "nowhere.wav").symlink_to("gone.wav")
+    (folder / "endless.wav").symlink_to("/dev/zero")
+    (folder / "round").symlink_to(folder, target_is_directory=True)
+    (folder / "empty.wav").write_bytes(b"")
+    odd = os.fsdecode(b"class-\xff")
+    (audio / odd).mkdir()
+    (audio / odd / "a.flac").write_bytes((folder / "deeper/take.0.flac").read_bytes())
+    with (folder / "huge.wav").open("wb") as file:
+        file.truncate(packing.MAX_MEMBER_BYTES + 1)
+    done = run("pack", "one", "--audio", "sounds", "--json")
+    assert done.code == 0, done.err
+    [record] = json.loads(done.out)
+    assert record["clips"] == {"all": 12}
+    skipped = {Path(each["key"]).name: each["reason"] for each in record["skipped"]}
+    assert sorted(skipped) == [
+        "a.flac", "empty.wav", "endless.wav", "huge.wav", "loop.wav", "nowhere.wav", "pipe.wav"
+    ]  # fmt: skip
+    assert all(reason and "\n" not in reason for reason in skipped.values())
+
+
+def test_a_table_that_names_pipes_devices_and_what_json_cannot_hold_costs_only_those_clips(
+    run: Run, audio: Path
+) -> None:
+    os.mkfifo(audio / "pipe.wav")
+    good = {"path": "low/deeper/take.0.flac", "label": "low"}
+    rows = [
+        json.dumps(good),
+        json.dumps({"path": "pipe.wav", "label": "low"}),
+        json.dumps({"path": "nul\0.wav", "label": "low"}),
+        json.dumps({"path": "n" * 5000 + ".wav", "label": "low"}),
+        json.dumps({"path": "low/deeper/take.1.flac", "label": "\ud800"}),
+        '{"path": "low/deeper/take.2.flac", "label": 1e999}',
+        json.dumps({"path": "low/deeper/take.3.flac", "label": "low"})[:-1] + ', "deep": ' + "[" * 80 + "]" * 80 + "}",
+    ]
+    Path("t.jsonl").write_text("\n".join(rows))
+    done = run("pack", "one", "--audio", "sounds", "--jsonl", "t.jsonl", "--json")
+    assert done.code == 0, done.err
+    [record] = json.loads(done.out)
+    assert record["clips"] == {"all": 1}
+    assert len(record["skipped"]) == len(rows) - 1
+
+
+def test_an_empty_folder_and_one_of_nothing_but_pipes_are_one_line(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "pipes/a").mkdir(parents=True)
+    os.mkfifo(tmp_path / "pipes/a/pipe.wav")
+    for name, code in (("empty", 2), ("pipes", 1)):
+        done = run("pack", tmp_path / "one", "--audio", tmp_path / name)
+        assert (done.code, done.out) == (code, "")
+        [line] = done.err.splitlines()
+        assert line.startswith("featstore: ")
 
 
 @pytest.mark.usefixtures("audio")

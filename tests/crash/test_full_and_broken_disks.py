@@ -10,11 +10,21 @@ from pathlib import Path
 
 import harness
 import pytest
-from stores import assert_equal_contents, contents_by_plain_zarr, shard_windows, split_writer, write_part
+from stores import (
+    DEAD_HERE,
+    assert_equal_contents,
+    contents_by_plain_zarr,
+    shard_windows,
+    split_writer,
+    write_part,
+    writing,
+)
 
 import featstore
 from featstore.errors import StoreError
 from featstore.store import objects
+from featstore.store.documents import read_document
+from featstore.store.maintenance import gc_store
 from featstore.store.verify import verify_store
 
 
@@ -94,6 +104,41 @@ def test_an_input_output_error_is_one_line_and_what_was_committed_stays(broken, 
     writer.sweep()
     assert verify_store(str(store)).sound
     assert len(featstore.open(str(store)).select()) == 8 * 5
+
+
+def test_gc_frees_space_on_a_disk_that_takes_no_more_writes(tmp_path, monkeypatch):
+    url = str(tmp_path / "s.zarr")
+    writer = split_writer(url)
+    write_shards(writer, "abc")
+    writer.write_catalogue()
+    expected = [each.key for name in "abc" for each in shard_windows(f"{name}.tar", seed=1 if name == "b" else 0)]
+    write_part(split_writer(url), "b.tar", shard_windows("b.tar", seed=1), size=2)
+    [superseded] = (part for part in (tmp_path / "s.zarr" / writer.path).glob("b.*") if part.name in listed(writer))
+    (orphan := tmp_path / "s.zarr" / writer.path / "d.00000000").mkdir()
+    (orphan / "zarr.json").write_bytes(writing(**DEAD_HERE))
+    opened = Path.open
+
+    def full(path, mode="r", *args, **kwargs):
+        if set(mode) & set("wax"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return opened(path, mode, *args, **kwargs)
+
+    with monkeypatch.context() as no_space:
+        no_space.setattr(Path, "open", full)
+        [record] = gc_store(url)
+    assert sorted(record.deleted) == sorted((superseded.name, orphan.name))
+    assert not superseded.exists()
+    assert not orphan.exists()
+    assert superseded.name in listed(writer)  # the catalogue is behind, and the listing decides
+    assert featstore.open(url).select().key.tolist() == expected
+    assert verify_store(url).sound
+    assert gc_store(url) == ()
+    assert superseded.name not in listed(writer)
+
+
+def listed(writer):
+    """Names of the parts that the catalogue lists."""
+    return {raw["part"] for raw in read_document(writer._objects, writer.path)["catalogue"]}
 
 
 def test_a_write_that_stops_short_is_taken_up_again(tmp_path, monkeypatch):

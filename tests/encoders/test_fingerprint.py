@@ -132,6 +132,7 @@ def test_every_option_is_either_in_the_recipe_or_named_here_as_not() -> None:
         "device",
         "frames",
         "batch_seconds",
+        "check_shards",
         "workers",
         "max_clip_seconds",
         "prune",

@@ -265,6 +265,16 @@ def test_code_that_comes_with_a_model_is_run_only_when_told_so(tmp_path: Path, m
     assert fingerprint(load_encoder(f"hf:{folder}", trust_remote_code=True)) != fingerprint(encoder)
 
 
+@pytest.mark.parametrize("where", [None, "audio_config"])
+def test_a_kernel_of_the_hub_is_code_too(model: Path, where: str | None) -> None:
+    config = json.loads((model / "config.json").read_text())
+    asks = {"attn_implementation": "some-body/kernel"}
+    (model / "config.json").write_text(json.dumps({**config, **(asks if where is None else {where: asks})}))
+    assert "some-body/kernel" in why(model)
+    (model / "config.json").write_text(json.dumps({**config, "attn_implementation": "eager"}))
+    assert load_encoder(f"hf:{model}").facts.dim
+
+
 # what cannot be loaded
 
 

@@ -15,8 +15,9 @@ from featstore.encoders import load_encoder
 from featstore.encoders.canary import TOLERANCES, Drift, furthest_drift, read_canary, reference_signals
 from featstore.encoders.encoder import Encoder
 from featstore.encoders.outputs import Output
-from featstore.errors import EncoderChanged
-from featstore.extract import EncoderRequest, ExtractOptions, extract_task, open_engine
+from featstore.errors import DamagedPart, EncoderChanged
+from featstore.extract import EncoderRequest, ExtractOptions, extract_task, open_engine, plan_tasks
+from featstore.extract.progress import Silent
 from featstore.extract.work import Workplace, plan_recipe
 from featstore.store import note_in_encoder_group, recipe_groups
 from featstore.store.verify import verify_store
@@ -267,3 +268,98 @@ def test_a_worker_reads_the_same_canary_and_a_drift_ends_the_run(data: Path, sto
     write_split(data / "tiny", "train-more", [clip("c", noise(0.3))])
     with pytest.raises(EncoderChanged):
         run(store)
+
+
+def moved(store: Path) -> None:
+    """Change a number of the one canary that a store has."""
+    [(name, canary)] = canaries(store).items()
+    canary["signals"]["noise-0.3s"]["utterance"][0] += 1.0
+    note_in_encoder_group(str(store), name, canary=canary)
+
+
+def as_it_is(store: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(store)): path.read_bytes() for path in sorted(store.rglob("*")) if path.is_file()}
+
+
+def test_a_drift_stops_the_run_before_a_document_is_written_or_a_part_is_pruned(data: Path, store: Path) -> None:
+    extract(task(), data, store)
+    moved(store)
+    before = as_it_is(store)
+    write_split(data / "other", "train", [clip("c", noise(0.3))])
+    with pytest.raises(EncoderChanged):
+        extract(task(data={"dataset": "other"}), data, store)
+    assert as_it_is(store) == before
+    for path in (data / "tiny").glob("*.tar"):  # all that is stored is gone, and something else is there
+        path.unlink()
+    write_split(data / "tiny", "train-more", [clip("c", noise(0.3))])
+    with pytest.raises(EncoderChanged):
+        extract(task(), data, store, prune=True)
+    assert as_it_is(store) == before
+    [record] = extract(task(), data, store, prune=True, allow_drift=True)
+    assert (record.gone, record.clips, len(record.notes)) == ((), 1, 1)
+
+
+def test_of_several_tasks_the_first_that_encodes_reads_the_canary_and_has_the_notes(data: Path, store: Path) -> None:
+    extract(task(), data, store)
+    moved(store)
+    write_split(data / "b", "train", [clip("c", noise(0.3))])
+    write_split(data / "c", "train", [clip("d", noise(0.3))])
+    manifests = [task(), *(task(data={"dataset": name}) for name in ("b", "c"))]
+    options = ExtractOptions(device="cpu", workers=1, allow_drift=True)
+    plans = plan_tasks(
+        manifests, load_encoder("logmel"), data_dir=data, store_url=str(store), options=options, splits=("train",)
+    )
+    records = [record for plan in plans for of_split in plan.extract(Silent()) for record in of_split]
+    assert [(record.shards_done, len(record.notes)) for record in records] == [(0, 0), (1, 1), (1, 0)]
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        {"version": 1, "signals": {"noise-0.3s": {"utterance": [10**400], "frames": None}}, "made_by": {}},
+        {"version": 1, "signals": {"noise-0.3s": {"utterance": [float("nan")], "frames": None}}, "made_by": {}},
+        {"version": 1, "signals": {}, "made_by": {"device": float("inf")}},
+        {"version": "1", "signals": {}, "made_by": {}},
+        {"version": 1, "signals": {"x": {"utterance": "numbers", "frames": None}}, "made_by": {}},
+        [1],
+        None,
+    ],
+)
+def test_what_is_no_canary_is_replaced_and_no_error(forged: object, data: Path, store: Path) -> None:
+    extract(task(), data, store)
+    [(name, canary)] = canaries(store).items()
+    forge(store / name / "zarr.json", canary=forged, encoder_identity=["x"])
+    write_split(data / "tiny", "train-more", [clip("c", noise(0.3))])
+    [record] = extract(task(), data, store)
+    assert (record.shards_done, record.notes) == (1, ())
+    assert canaries(store)[name] == canary
+
+
+def test_a_document_with_a_number_that_is_none_costs_its_task_one_line(data: Path, store: Path) -> None:
+    extract(task(), data, store)
+    [name] = recipe_groups(str(store))
+    forge(store / name / "zarr.json", canary=None, encoder_identity={"class": float("inf")})
+    write_split(data / "tiny", "train-more", [clip("c", noise(0.3))])
+    with pytest.raises(DamagedPart):
+        extract(task(), data, store)
+
+
+def forge(path: Path, **changes: object) -> None:
+    """Seal a document over what `seal` would refuse."""
+    content = json.loads(path.read_text())["attributes"]["featstore"] | changes
+    words = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    sealed = f'"featstore":{words},"featstore_sha256":"{hashlib.sha256(words.encode()).hexdigest()}"'
+    path.write_text(f'{{"zarr_format":3,"node_type":"group","attributes":{{{sealed}}}}}')
+
+
+@pytest.mark.parametrize("harm", ["damaged", "link"])
+def test_another_encoders_group_that_cannot_be_read_costs_nothing(harm: str, data: Path, store: Path) -> None:
+    extract(task(), data, store)
+    document = store / recipe_groups(str(store))[0] / "zarr.json"
+    if harm == "damaged":
+        document.write_bytes(b"{")
+    else:
+        document.rename(store.with_name("elsewhere"))
+        document.symlink_to(store.with_name("elsewhere"))
+    [record] = extract(task(), data, store, encoder=load_encoder("mfcc"))
+    assert record.shards_done == 2

@@ -42,7 +42,8 @@ def test_globs_and_braces_find_shards_in_order_of_name_each_once(pattern: str, n
         ("", "no pattern"),
         ("/etc/*", "no pattern"),
         ("a**b.tar", "no pattern"),
-        ("{a,b", "unbalanced braces"),
+        ("{a,b", "balanced braces"),
+        ("train-{0..999999999}.tar", "1,000,000,000"),
     ],
 )
 def test_a_pattern_without_shards_is_told(pattern: str, part: str, folder: Path) -> None:

@@ -55,7 +55,7 @@ class Writer:
         self.parts: list[weakref.ref[Part]] = []
         self.most_alive = 0
 
-    def begin_part(self, _: str) -> Part:
+    def begin_part(self, _: str, *, generation: int | None) -> Part:
         self.most_alive = max(self.most_alive, sum(part() is not None for part in self.parts))
         part = Part()
         self.parts.append(weakref.ref(part))
@@ -135,7 +135,10 @@ print("peak MB", peak)
 
 
 def test_a_hostile_shard_is_read_within_bounded_memory(tmp_path: Path) -> None:
-    """Two clips at a time that unpack to 0.5 GB each, in a child that may take 0.5 GB more than it began with."""
+    """Two clips at a time that unpack to 0.5 GB each, in a child that may map 0.64 GB more than it began with.
+
+    A thread maps up to 128 MB for its heap, of which it uses little: the heartbeat of a part is a thread.
+    """
     import soundfile
 
     loud = tmp_path / "long.flac"
@@ -147,7 +150,7 @@ def test_a_hostile_shard_is_read_within_bounded_memory(tmp_path: Path) -> None:
     members = [m for n in range(2) for m in ((f"c{n}.flac", data), (f"c{n}.json", b"[" + b"[]," * 900_000 + b"[]]"))]
     write_tar(tmp_path / "data/tiny/train-0.tar", members)
     child = subprocess.run(
-        [sys.executable, "-c", HOSTILE_CHILD.format(most_bytes=500 << 20), str(tmp_path)],
+        [sys.executable, "-c", HOSTILE_CHILD.format(most_bytes=640 << 20), str(tmp_path)],
         env=environment(), capture_output=True, text=True, timeout=200, check=False,
     )  # fmt: skip
     assert child.returncode == 0, child.stderr[-2000:]

@@ -12,7 +12,7 @@ from tiny_models import save
 from featstore.encoders import load_encoder
 from featstore.encoders.encoder import Encoder
 from featstore.encoders.outputs import Output
-from featstore.errors import EncoderError
+from featstore.errors import EncoderError, UsageError
 from featstore.extract import ExtractOptions, extract_task
 from featstore.extract.audio import RESAMPLER
 from featstore.extract.held import named_as_held
@@ -160,9 +160,7 @@ def test_a_file_is_encoded_by_the_model_under_its_new_name_for_a_store_that_has_
     [made] = recipes(load_encoder(now))
     for stored in (replace(made, encoder="before"), replace(made, encoder="before", named_by="class")):
         assert load_encoder_of(stored, stored_spec="hf:before", spec=now).name == "now"
-    with pytest.raises(
-        EncoderError, match=r"no model folder '\./before'.*; if it lies elsewhere now, say where with --spec"
-    ):
+    with pytest.raises(UsageError, match=r"name it with `--spec hf:\./before`, or where it is now"):
         load_encoder_of(made, stored_spec="hf:./before", spec=None)
     other = replace(made, encoder="before", encoder_identity={**made.encoder_identity, "state_sha256": "0"})
     with pytest.raises(EncoderError, match=r"is not the encoder of before@\w+ \(state_sha256 differ\)"):

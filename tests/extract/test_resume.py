@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from featstore.errors import ShardError
+from featstore.store.objects import LocalObjects
+from featstore.store.verify import verify_store
 from handmade import (
     XARES_ENCODER,
     assert_equal_stores,
@@ -80,5 +83,28 @@ def test_an_interrupted_run_says_so_in_one_line_and_the_same_command_goes_on(fol
     assert "Traceback" not in err
     assert n_committed(folder / "store") == len(list((folder / "store").glob("*/*/*/*/")))
     assert 0 < finish(folder, "store") < N_SHARDS
+    finish(folder, "uninterrupted")
+    assert_equal_stores(folder / "store", folder / "uninterrupted")
+
+
+def test_a_part_that_loses_an_array_while_it_is_written_costs_its_shard_alone(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Something deletes an array behind the writer's back, just before the commit."""
+    settle = LocalObjects.settle
+
+    def then_one_is_gone(self: LocalObjects, prefix: str) -> None:
+        settle(self, prefix)
+        if "train-003" in prefix:
+            (self.root / prefix / "utterance" / "c" / "0" / "0").unlink()
+
+    with monkeypatch.context() as harmed:
+        harmed.setattr(LocalObjects, "settle", then_one_is_gone)
+        with pytest.raises(ShardError, match=r"1 of 8 shards .*train-003\.tar"):
+            finish(folder, "store")
+    assert n_committed(folder / "store") == N_SHARDS - 1
+    assert not list((folder / "store").glob("*/*/*/train-003.*"))
+    assert verify_store(str(folder / "store")).sound
+    assert finish(folder, "store") == 1
     finish(folder, "uninterrupted")
     assert_equal_stores(folder / "store", folder / "uninterrupted")

@@ -109,7 +109,8 @@ def test_a_shard_is_the_same_listed_or_asked_for_by_name(container: str) -> None
         part="p", members=(member,), frames_stored=False, recipe_fingerprint="", crop_seconds=None, committed_at="",
         seconds=0.0, versions={}, objects={},
     )  # fmt: skip
-    assert is_committed(named, Segment(commit=commit, member=member, start=0), wants_frames=False)  # and is not read
+    segment = Segment(commit=commit, member=member, start=0)
+    assert is_committed(named, segment, wants_frames=False, max_clip_seconds=9.0)  # and is not read
     file = listed.fetch()
     assert file.path.read_bytes() == b"\0" * 10240
     file.close()

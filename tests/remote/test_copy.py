@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
+import threading
 
 import numpy as np
 import pytest
@@ -13,9 +16,12 @@ from stores import assert_same_contents, contents_by_plain_zarr, make_store, sha
 import featstore
 from featstore.cli import cli
 from featstore.errors import DamagedPart, RemoteError, StoreError, UnknownFeatureSet
+from featstore.store import objects
 from featstore.store.copying import CopyRecord, copy_store
+from featstore.store.maintenance import compact_store, gc_store
 from featstore.store.objects import open_objects
 from featstore.store.verify import verify_store
+from featstore.store.writer import SplitWriter
 from servers import S3
 
 
@@ -99,14 +105,108 @@ def test_an_object_that_is_not_what_was_committed_is_not_copied(local, tmp_path)
     assert "b.tar" not in split_writer(tmp_path / "copy.zarr").committed()
 
 
-def test_a_newer_part_of_the_target_stays(local, tmp_path):
+def test_other_content_of_the_target_is_replaced_whatever_its_clock_and_generation_say(local, tmp_path):
     copy(local, tmp_path / "copy.zarr")
-    newer = split_writer(tmp_path / "copy.zarr")
-    write_part(newer, "a.tar", shard_windows("a.tar", seed=5), size=2)
-    newer.write_catalogue()
+    for seed in (5, 6):
+        other = split_writer(tmp_path / "copy.zarr")
+        write_part(other, "a.tar", shard_windows("a.tar", seed=seed), size=seed)
+    other.write_catalogue()
+    record = copy(local, tmp_path / "copy.zarr")
+    assert (record.copied, record.there, record.replaced) == (1, 2, 1)
+    assert_same_contents(tmp_path / "copy.zarr", local, ignoring=())
+    assert verify_store(str(tmp_path / "copy.zarr")).sound
     assert copy(local, tmp_path / "copy.zarr").copied == 0
-    fs = featstore.open(str(tmp_path / "copy.zarr")).select()
-    np.testing.assert_array_equal(fs.utterance[:5], [each.utterance for each in shard_windows("a.tar", seed=5)])
+
+
+def test_the_same_content_under_other_parts_is_there_already(local, tmp_path):
+    make_store(tmp_path / "again.zarr")
+    compact_store(str(tmp_path / "again.zarr"), part_bytes=1 << 20)
+    record = copy(local, tmp_path / "again.zarr")
+    assert (record.copied, record.there, record.replaced) == (0, 3, 0)
+
+
+def test_a_shard_that_was_replaced_after_compaction_is_replaced_in_the_copy_too(local, tmp_path):
+    """The compacted part holds an older state of one shard; lifted above the target's, it must not hide the newer."""
+    compact_store(str(local), part_bytes=1 << 20)
+    changed = split_writer(local)
+    write_part(changed, "a.tar", shard_windows("a.tar", seed=3), size=2)
+    changed.write_catalogue()
+    copy(local, tmp_path / "copy.zarr")
+    for size in (3, 4, 5, 6):  # generations grow in the target
+        write_part(split_writer(tmp_path / "copy.zarr"), "b.tar", shard_windows("b.tar", seed=size), size=size)
+    assert copy(local, tmp_path / "copy.zarr").replaced == 1
+    mine, theirs = (featstore.open(str(each)).select() for each in (local, tmp_path / "copy.zarr"))
+    assert mine.content_hash == theirs.content_hash
+    np.testing.assert_array_equal(mine.utterance, theirs.utterance)
+    assert copy(local, tmp_path / "copy.zarr").copied == 0
+
+
+MAPS = """
+import sys
+from pathlib import Path
+import featstore
+fs = featstore.open(sys.argv[1]).select()
+arrays = [fs.utterance_rows.slice(0, 5), fs.frames[0], fs.utterance]
+print("mapped", flush=True)
+for _ in sys.stdin:
+    print(sum(float(each.sum()) for each in arrays), flush=True)
+"""
+
+
+def test_a_reader_keeps_what_it_has_mapped_while_the_same_parts_are_copied_again(local, tmp_path, monkeypatch):
+    """A second run that has planned before the first had committed: it must not open a file of what is committed."""
+    target = tmp_path / "copy.zarr"
+    copy(local, target)
+    write_all, one_at_a_time, sums = objects._write_all, threading.Lock(), set()
+    monkeypatch.setattr(SplitWriter, "begin_run", lambda _: {})
+    monkeypatch.setattr(SplitWriter, "committed", lambda _: {})
+    with subprocess.Popen(
+        [sys.executable, "-c", MAPS, str(target)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as reader:
+        assert reader.stdout.readline() == "mapped\n"
+
+        def after_it_is_read(file, view):
+            """The file is open, and empty: where that is a committed one, the reader dies of SIGBUS now."""
+            with one_at_a_time:
+                reader.stdin.write("\n")
+                reader.stdin.flush()
+                sums.add(reader.stdout.readline())
+            write_all(file, view)
+
+        monkeypatch.setattr(objects, "_write_all", after_it_is_read)
+        record = copy(local, target)
+        reader.communicate(timeout=60)
+    assert reader.returncode == 0
+    assert {float(each) for each in sums} == {sum_of_what_is_mapped(local)}
+    assert record.copied == 3
+    monkeypatch.undo()
+    assert_same_contents(target, local, ignoring=())
+    assert verify_store(str(target)).sound
+
+
+def sum_of_what_is_mapped(store: object) -> float:
+    fs = featstore.open(str(store)).select()
+    return sum(float(each.sum()) for each in (fs.utterance[:5], fs.frames[0], fs.utterance))
+
+
+def test_copies_to_one_target_at_once_leave_every_part_committed(local, tmp_path):
+    target = str(tmp_path / "copy.zarr")
+    command = [sys.executable, "-m", "featstore", "copy", str(local), target, "--json"]
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    ended = [each.communicate(timeout=120)[0] for each in running]
+    assert [each.returncode for each in running] == [0, 0, 0]
+    assert all(record["parts"] == 3 for out in ended for record in json.loads(out))
+    gc_store(target)
+    assert_same_contents(target, local, ignoring=())
+    report = verify_store(target)
+    assert (report.findings, report.parts) == ((), 3)
+
+
+def test_a_part_that_another_copy_has_brought_meanwhile_is_taken(local, tmp_path, monkeypatch):
+    copy(local, tmp_path / "copy.zarr")
+    monkeypatch.setattr(SplitWriter, "begin_run", lambda _: {})  # as it was before the other began
+    record = copy(local, tmp_path / "copy.zarr")
+    assert (record.copied, record.there, record.bytes) == (0, 3, 0)
 
 
 def test_what_cannot_be_copied_is_said_in_one_line(local, tmp_path, bucket, s3):

@@ -13,7 +13,11 @@ from stores import make_store, split_writer
 import featstore
 from featstore.cli import cli
 from featstore.errors import FeatstoreError, RemoteError, StoreNotFound, UsageError
+from featstore.extract.shards import find_shards
 from featstore.remote import open_remote
+from featstore.store.copying import copy_store
+from featstore.store.maintenance import gc_store
+from featstore.store.verify import verify_store
 from servers import S3
 
 
@@ -160,3 +164,63 @@ def test_the_command_line_shows_and_verifies_a_bucket(bucket):
     assert [each["windows"] for each in json.loads(shown.output)] == [15]
     verified = CliRunner().invoke(cli, ["verify", "--store", f"{bucket}/x.zarr"], catch_exceptions=False)
     assert "sound; 3 parts, 42 objects" in verified.output
+
+
+STRANGE_URLS = (
+    "hf://datasets/no/such", "hf://datasets/no/such/x.zarr", "hf://datasets", "hf://datasets/a", "hf://nonsense", "hf://",
+    "hf://datasets/a/b@nope/../x", "hf://spaces/a/b/c", "hf://datasets/a/b@/x", "hf://datasets//", "memory://",
+    "memory://x/../../y", "http://[bad/x", "http://host:99999/x", "http://host:port/x", "http://a b/x", "http:///x",
+    "http://no-such-host.invalid/x", "http://127.0.0.1:1/x", "http://./x", "http://a..b/x", "http://\udcff/x",
+    "http://h\x00st/x", "http://host/\n/x", "s3://UPPER_case/x", "s3://b\x00/x", "s3://bucket/../x", "az://container/x",
+    "gs:///x", "s3://[bad/x", "https://xn--/x", "://x", "x://", "file://host/x y",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("url", STRANGE_URLS)
+def test_whatever_a_url_names_no_command_shows_a_traceback(url, s3, tmp_path, monkeypatch):
+    """Whatever fsspec, huggingface_hub, httpx, aiohttp and obstore raise is an error of featstore, of one line."""
+    monkeypatch.setenv("FEATSTORE_RETRIES", "0")
+    monkeypatch.setenv("FEATSTORE_TIMEOUT", "2")
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
+    monkeypatch.chdir(tmp_path)
+    make_store(tmp_path / "x.zarr", shards=["a.tar"])
+    calls = [
+        lambda: featstore.open(url).select().utterance,
+        lambda: copy_store(url, "y.zarr", only="everything", encoder=None, dataset=None, split=None),
+        lambda: verify_store(url),
+        lambda: gc_store(url),
+        lambda: find_shards(url, "x-*.tar"),
+    ]
+    if "://" in url and not url.startswith(("memory", "file")):
+        calls.append(lambda: copy_store("x.zarr", url, only="everything", encoder=None, dataset=None, split=None))
+    for call in calls:
+        with pytest.raises(FeatstoreError) as error:
+            call()
+        assert "\n" not in str(error.value)
+        assert len(str(error.value)) < 700
+
+
+def test_the_hub_without_a_network_is_one_line_for_every_operation(monkeypatch):
+    """Its client raises what is no OSError, from a library that is not ours."""
+    import fsspec
+
+    class Broken(Exception):
+        pass
+
+    def breaks(*_: object, **__: object) -> None:
+        raise Broken("first line\nsecond line")
+
+    remote = open_remote("memory://x")
+    for name in ("cat_file", "pipe_file", "info", "ls", "find", "rm_file"):
+        monkeypatch.setattr(fsspec.implementations.memory.MemoryFileSystem, name, breaks)
+    for call in (
+        lambda: remote.get("k"),
+        lambda: remote.get_range("k", 0, 1),
+        lambda: remote.put("k", b""),
+        lambda: remote.head("k"),
+        lambda: remote.children("k"),
+        lambda: list(remote.objects("k")),
+        lambda: remote.delete(["k"]),
+    ):
+        with pytest.raises(RemoteError, match="first line second line"):
+            call()

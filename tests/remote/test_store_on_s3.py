@@ -12,7 +12,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
-from stores import assert_equal_contents, contents_by_plain_zarr, make_store, shard_windows, split_writer, write_part
+from stores import (
+    DEAD_HERE,
+    assert_equal_contents,
+    contents_by_plain_zarr,
+    make_store,
+    shard_windows,
+    split_writer,
+    write_part,
+    writing,
+)
 from zarr.storage import ObjectStore
 
 import featstore
@@ -22,6 +31,7 @@ from featstore.store.cache import PartCache
 from featstore.store.catalogue import look_at_split, read_split
 from featstore.store.documents import read_document
 from featstore.store.format import GROUP_DOCUMENT, seal
+from featstore.store.liveness import SILENCE_SECONDS
 from featstore.store.maintenance import compact_store, gc_store
 from featstore.store.objects import open_objects
 from featstore.store.repair import repair_store
@@ -38,6 +48,10 @@ def url(s3: S3, bucket: str) -> str:
     make_store(url)
     s3.forget()
     return url
+
+
+def folders_of(cache: PartCache) -> list[Path]:
+    return sorted(path for path in cache.parts.iterdir() if path.is_dir())
 
 
 def mirrored(url: str, folder: Path) -> Path:
@@ -120,11 +134,13 @@ def test_what_was_read_once_is_not_asked_for_again(url, s3, tmp_path):
     again = featstore.open(url).select()
     np.testing.assert_array_equal(again.utterance, vectors)
     assert again.meta.tolist() == first.meta.tolist()
-    assert not [
-        request for request in s3.requests if "/train/" in request.path and "train/zarr.json" not in request.path
-    ]
+    # of the parts their records alone, each once: they vouch for what is here
+    of_parts = [request.key for request in s3.requests if "/train/" in request.path]
+    of_parts = [key for key in of_parts if not key.endswith("/train/zarr.json")]
+    assert len(of_parts) == len(set(of_parts)) == len(SHARDS)
+    assert all(key.endswith("/zarr.json") and key.count("/") == 6 for key in of_parts)
     # a copy that was damaged on this machine is fetched again
-    [copy] = (tmp_path / "cache").glob("parts/a.*/utterance/c/0/0")
+    copy, *_ = (tmp_path / "cache").glob("featstore-parts/*/utterance/c/0/0")
     copy.write_bytes(b"\0" * copy.stat().st_size)
     s3.forget()
     np.testing.assert_array_equal(featstore.open(url).select().utterance, vectors)
@@ -134,21 +150,21 @@ def test_what_was_read_once_is_not_asked_for_again(url, s3, tmp_path):
 def test_the_cache_forgets_what_was_opened_longest_ago(url, tmp_path):
     featstore.open(url).select().utterance.sum()
     cache = PartCache.from_environment()
-    parts = sorted((tmp_path / "cache" / "parts").iterdir())
+    parts = folders_of(PartCache.from_environment())
     for age, part in enumerate(parts):
         os.utime(part / "zarr.json", (1000 - age, 1000 - age))
     size = sum(path.stat().st_size for path in parts[0].rglob("*") if path.is_file())
     PartCache(cache.folder, most_bytes=round(size * 1.5)).trim(keep_since=2000)
-    assert sorted((tmp_path / "cache" / "parts").iterdir()) == parts[:1]
+    assert folders_of(PartCache.from_environment()) == parts[:1]
     PartCache(cache.folder, most_bytes=0).trim(keep_since=500)  # a process that still runs has opened it
-    assert sorted((tmp_path / "cache" / "parts").iterdir()) == parts[:1]
+    assert folders_of(PartCache.from_environment()) == parts[:1]
     assert featstore.open(url).select().utterance.shape == (15, 6)
 
 
 def test_the_cache_counts_and_forgets_what_a_killed_process_left_without_a_record(url, tmp_path):
     featstore.open(url).select().utterance.sum()
     cache = PartCache.from_environment()
-    [left, *rest] = sorted((cache.folder / "parts").iterdir())
+    [left, *rest] = folders_of(cache)
     (left / "zarr.json").unlink()
     for path in left.rglob("*"):
         os.utime(path, (1000, 1000))
@@ -156,7 +172,7 @@ def test_the_cache_counts_and_forgets_what_a_killed_process_left_without_a_recor
     assert left.exists()
     size = sum(path.stat().st_size for part in rest for path in part.rglob("*") if path.is_file())
     PartCache(cache.folder, most_bytes=size).trim(keep_since=2000)
-    assert sorted((cache.folder / "parts").iterdir()) == rest
+    assert folders_of(cache) == rest
 
 
 def test_a_copy_that_another_process_made_room_of_is_fetched_again(url, tmp_path):
@@ -177,7 +193,7 @@ def test_a_cache_on_a_disk_that_cannot_be_written_is_read_all_the_same(url, monk
     with monkeypatch.context() as patch:
         patch.setattr("featstore.store.cache.os.utime", refuses)
         np.testing.assert_array_equal(featstore.open(url).select().utterance, vectors)
-    for record in (PartCache.from_environment().folder / "parts").glob("*/zarr.json"):
+    for record in PartCache.from_environment().parts.glob("*/zarr.json"):
         record.unlink()  # a process was killed before it put one
     monkeypatch.setattr(Path, "write_bytes", refuses)
     np.testing.assert_array_equal(featstore.open(url).select().utterance, vectors)
@@ -354,15 +370,22 @@ def test_what_a_killed_writer_left_is_no_part_and_is_swept(url, s3):
     # the same, as it looks when its process is gone
     objects = open_objects(url)
     orphan = part._path
-    gone = {
-        "host": __import__("socket").gethostname(),
-        "pid": 2**22 - 1,
-        "process_started": 1,
-        "began_at": "2020-01-01T00:00:00+00:00",
-    }
-    objects.write(f"{orphan}/zarr.json", seal({"writing": gone}))
+    objects.write(f"{orphan}/zarr.json", writing(**DEAD_HERE))
     assert sorted(split_writer(url).begin_run()) == list(SHARDS)
     assert not objects.sizes(orphan)
+
+
+def test_a_writer_elsewhere_is_judged_by_its_silence_on_the_servers_own_clock(url, monkeypatch):
+    objects, path = open_objects(url), f"{split_writer(url).path}/d.00000000"
+    objects.write(f"{path}/zarr.json", writing(**DEAD_HERE, pid_namespace="pid:[1]"))
+    assert abs(objects.clock(path) - objects.last_change(path)) < 60
+    assert split_writer(url).sweep() == ()
+    clock = type(objects).clock
+    monkeypatch.setattr(type(objects), "clock", lambda *where: clock(*where) + SILENCE_SECONDS + 60)
+    objects.touch(path)
+    assert split_writer(url).sweep() == ("d.00000000",)
+    assert not [name for name in objects.children(split_writer(url).path) if name.startswith(".")]
+    assert not objects.sizes(path)
 
 
 def test_of_a_part_that_could_not_be_put_nothing_lands_after_it_was_deleted(url, s3: S3):

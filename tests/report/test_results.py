@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
@@ -11,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from featstore.errors import FeatstoreError, UsageError
+from featstore.errors import FeatstoreError, ResultsError, UsageError
 from featstore.records import ScoreRecord
-from featstore.report import read_scores, write_score
+from featstore.report import read_results, read_scores, write_score
 
 Score = Callable[..., ScoreRecord]
 NOON = datetime(2025, 6, 1, 12, tzinfo=UTC)
@@ -47,16 +48,21 @@ def test_any_score_survives_its_json(value: float, counts: list[int], seeds: lis
         assert read_scores(Path(folder)) == (record,)
 
 
-def test_a_score_that_was_made_again_takes_the_place_of_the_old_one_whatever_order_files_are_in(
-    tmp_path: Path, score: Score
+@pytest.mark.parametrize("clock", [1, 0, -1], ids=["goes on", "stands still", "is set back"])
+def test_a_score_that_was_made_again_takes_the_place_of_the_old_one_whatever_clocks_and_names_are(
+    tmp_path: Path, score: Score, clock: int
 ) -> None:
     remade = [
         score(value=index / 10, features={"words/test": str(index)}, versions={"featstore": f"0.{index}.0"})
         for index in range(6)
     ]
-    for index in (3, 5, 0, 1, 4, 2):
-        write_score(remade[index], tmp_path, written_at=NOON + timedelta(minutes=index))
+    for hour, index in enumerate((3, 5, 0, 1, 4, 2)):
+        path = write_score(remade[index], tmp_path, written_at=NOON + timedelta(hours=clock * hour))
+        moment = (NOON + timedelta(hours=clock * hour)).timestamp()
+        os.utime(path, (moment, moment))
+        assert read_scores(tmp_path) == (remade[index],)
     assert len(list(tmp_path.iterdir())) == 6
+    write_score(remade[5], tmp_path, written_at=NOON - timedelta(days=9))
     assert read_scores(tmp_path) == (remade[5],)
 
 
@@ -66,11 +72,58 @@ def test_the_same_score_made_again_has_the_same_file(tmp_path: Path, score: Scor
     assert read_scores(tmp_path)[0].seconds == {"train": 2.0}
 
 
-def test_the_newest_is_the_newest_in_any_time_zone(tmp_path: Path, score: Score) -> None:
+def unsealed(path: Path) -> None:
+    """Write a file as a featstore of before had it."""
+    raw = json.loads(path.read_text())
+    path.write_text(json.dumps({name: raw[name] for name in ("results_format", "written_at", "key", "score")}))
+
+
+def test_files_of_before_are_read_by_their_time_and_listed_and_any_new_one_counts_more(
+    tmp_path: Path, score: Score
+) -> None:
     later = NOON.astimezone(timezone(timedelta(hours=-9))) + timedelta(minutes=1)
-    write_score(score(value=0.9, versions={"new": "1"}), tmp_path, written_at=later)
-    write_score(score(value=0.1, versions={"old": "1"}), tmp_path, written_at=NOON)
-    assert [record.value for record in read_scores(tmp_path)] == [0.9]
+    new = write_score(score(value=0.9, versions={"new": "1"}), tmp_path, written_at=later)
+    old = write_score(score(value=0.1, versions={"old": "1"}), tmp_path, written_at=NOON)
+    sealed = write_score(score(task="noises"), tmp_path)
+    for path in (new, old):
+        unsealed(path)
+    results = read_results(tmp_path)
+    assert [record.value for record in results.scores] == [0.5, 0.9]
+    assert (results.unsealed, results.failures) == ((new.name,), ())
+    assert sealed.name not in results.unsealed
+    write_score(score(value=0.3, versions={"newest": "1"}), tmp_path, written_at=NOON - timedelta(days=99))
+    assert [record.value for record in read_scores(tmp_path)] == [0.5, 0.3]
+    assert read_results(tmp_path).unsealed == ()
+
+
+FIELDS = {
+    "title": "Other", "value": 0.6, "std": 0.1, "ci_low": 0.4, "ci_high": 0.7, "n_train": 101, "n_valid": 11,
+    "n_test": 21, "n_skipped": 1, "eval_weight": 1.0, "private": True, "seconds": {}, "details": {"per_seed": [0.6]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_a_changed_value_is_found_and_costs_the_other_files_nothing(tmp_path: Path, score: Score, name: str) -> None:
+    other = score(task="noises")
+    write_score(other, tmp_path)
+    path = write_score(score(details={"k_curve": {10: 0.5, 9: 0.4}}, title="half a pair \ud800"), tmp_path)
+    assert len(read_results(tmp_path).scores) == 2
+    path.write_text(_changed(path, lambda raw: raw["score"].update({name: FIELDS[name]})))
+    results = read_results(tmp_path)
+    assert results.scores == (other,)
+    [failure] = results.failures
+    assert isinstance(failure, ResultsError)
+    assert str(path) in str(failure)
+    assert "\n" not in str(failure)
+
+
+@pytest.mark.parametrize(
+    "change", [{"generation": 99}, {"written_at": "2035-06-01T12:00:00+00:00"}, {"generation": -1}]
+)
+def test_what_is_told_about_a_score_is_sealed_too(tmp_path: Path, score: Score, change: dict) -> None:
+    path = write_score(score(), tmp_path)
+    path.write_text(_changed(path, lambda raw: raw.update(change)))
+    assert len(read_results(tmp_path).failures) == 1
 
 
 @pytest.mark.parametrize(

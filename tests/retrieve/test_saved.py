@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +19,9 @@ import tiny
 from featstore.errors import DataError, StoreError, UsageError
 from featstore.records import Recipe
 from featstore.retrieve import ivf, open_index, retrieve_task
+from featstore.retrieve.index_folder import index_folders, usable_record
 from featstore.retrieve.plan import plan_ivf
+from featstore.retrieve.sealing import UnusableIndex, key_path, signature
 from featstore.store import FeatureSet, Member, ShardIdentity, WindowBlock, open_split_writer
 
 DIM, ROWS = 24, 3000
@@ -230,20 +233,153 @@ def test_a_disk_that_fills_up_while_lists_are_joined_is_told_in_one_line(tmp_pat
         ivf.merge_blocks(ivf.train_index(plan, rows), tmp_path / "gone" / "index")
 
 
-def test_what_a_killed_process_left_is_swept_and_what_a_live_one_makes_stays(tmp_path):
+KILLED = """
+import os, signal, sys
+import featstore
+from featstore.retrieve import index_folder, ivf, open_index
+
+class Killed(ivf.MappedLists):
+    def __init__(self, folder):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+def killed(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+if sys.argv[2] == "measuring":
+    ivf.MappedLists = Killed
+else:
+    index_folder._put = killed
+open_index(featstore.open(sys.argv[1]).select())
+"""
+
+
+@pytest.mark.parametrize("when", ["measuring", "naming"])
+def test_a_build_that_is_killed_leaves_nothing_that_is_taken_for_an_index_and_is_swept(tmp_path, when):
     url = tmp_path / "s.zarr"
     write(url, vectors(300))
+    command = [sys.executable, "-c", KILLED, str(url), when]
+    child = subprocess.run(command, env=handmade.environment(), capture_output=True, check=False)
+    assert child.returncode == -signal.SIGKILL, child
+    [folder, _] = index_folders(feature_set(url), "ivf")
+    assert not folder.exists()
+    assert len(list(folder.parent.iterdir())) == 1
+    assert open_index(feature_set(url)).search(vectors(300)[:1], 1).rows.tolist() == [[0]]
+    assert [path.name for path in folder.parent.iterdir()] == ["ivf"]
+
+
+def reason(folder: Path, url: Path, kind: str = "ivf") -> str:
+    """Why an index is not opened; the test fails where it is."""
+    with pytest.raises(UnusableIndex) as caught:
+        usable_record(folder, feature_set(url), kind)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["ivf", "ivfpq"])
+def test_no_flipped_bit_reaches_faiss(tmp_path, kind):
+    url = tmp_path / "s.zarr"
+    write(url, vectors(200))
+    folder = open_index(feature_set(url), kind).folder
+    rng = np.random.default_rng(5)
+    opened: list[Path] = []
+    for path in sorted(folder.iterdir()):
+        whole = path.read_bytes()
+        for at in {0, len(whole) - 1, *rng.integers(len(whole), size=60).tolist()}:
+            flipped = bytearray(whole)
+            flipped[at] ^= 1 << int(rng.integers(8))
+            path.write_bytes(flipped)
+            try:
+                usable_record(folder, feature_set(url), kind)
+            except UnusableIndex:
+                continue
+            assert json.loads(flipped) == json.loads(whole), (path, at)  # white space of the record
+            opened.append(path)
+        path.write_bytes(whole)
+    assert len(opened) < 5
+    usable_record(folder, feature_set(url), kind)  # as it was, it is sound
+
+
+def test_an_index_with_a_flipped_bit_is_made_again_in_one_line(tmp_path):
+    url, queries = tmp_path / "s.zarr", vectors(20, seed=4)
+    write(url, vectors(300))
     index = open_index(feature_set(url))
-    gone = subprocess.Popen([sys.executable, "-c", ""])
-    gone.wait()
-    host = os.uname().nodename
-    dead, live = (index.folder.with_name(f".ivf~{host}~{pid}~0") for pid in (gone.pid, os.getppid()))
-    for path in (dead, live):
-        (path / "x").mkdir(parents=True)
-    shutil.rmtree(index.folder)
-    open_index(feature_set(url))
-    assert not dead.exists()
-    assert live.exists()
+    wanted = index.search(queries, 5)
+    for name in ("lists.ivfdata", "index.faiss", "index.json"):
+        path = index.folder / name
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 4
+        path.write_bytes(data)
+        said: list[str] = []
+        again = open_index(feature_set(url), tell=said.append)
+        assert len(said) == 1
+        assert str(index.folder) in said[0]
+        np.testing.assert_array_equal(again.search(queries, 5).rows, wanted.rows)
+
+
+def test_an_index_that_was_made_on_another_machine_is_made_again(tmp_path, monkeypatch):
+    url = tmp_path / "s.zarr"
+    write(url, vectors(300))
+    with monkeypatch.context() as there:
+        there.setenv("XDG_STATE_HOME", str(tmp_path / "there"))
+        theirs = open_index(feature_set(url))
+    before = files_of(theirs.folder)
+    for _ in range(2):  # and without a key that lasts, too
+        said: list[str] = []
+        mine = open_index(feature_set(url), tell=said.append)
+        assert len(said) == 1
+        assert "not made by this user on this machine" in said[0]
+        assert files_of(mine.folder) != before
+        open_index(feature_set(url), tell=said.append)
+        assert len(said) == 1
+        (tmp_path / "file").touch()
+        monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
+
+
+def test_an_index_of_other_content_is_made_again_though_it_was_made_here(tmp_path):
+    rows, others = vectors(300), vectors(300, seed=7)
+    write(tmp_path / "a.zarr", rows)
+    write(tmp_path / "b.zarr", others)
+    theirs = open_index(feature_set(tmp_path / "b.zarr")).folder
+    [folder, _] = index_folders(feature_set(tmp_path / "a.zarr"), "ivf")
+    shutil.copytree(theirs, folder)
+    assert "other content" in reason(folder, tmp_path / "a.zarr")
+    assert open_index(feature_set(tmp_path / "a.zarr")).search(rows[:20], 1).rows[:, 0].tolist() == list(range(20))
+    shutil.copytree(folder, folder.with_name("ivfpq"))
+    assert "other content" in reason(folder.with_name("ivfpq"), tmp_path / "a.zarr", "ivfpq")
+
+
+def test_what_is_no_file_is_not_waited_for_and_links_are_not_followed(tmp_path):
+    url = tmp_path / "s.zarr"
+    write(url, vectors(300))
+    folder = open_index(feature_set(url)).folder
+    (folder / "lists.ivfdata").rename(tmp_path / "lists")
+    (folder / "lists.ivfdata").symlink_to(tmp_path / "lists")
+    assert reason(folder, url)
+    (folder / "index.json").unlink()
+    os.mkfifo(folder / "index.json")
+    assert reason(folder, url)
+    shutil.rmtree(folder)
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    shutil.rmtree(folder.parent)
+    folder.parent.symlink_to(mine)
+    assert open_index(feature_set(url)).folder != folder
+    assert list(mine.iterdir()) == []
+
+
+def test_the_key_is_this_users_alone_and_is_made_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    command = [sys.executable, "-c", "from featstore.retrieve.sealing import signature; print(signature({}))"]
+    children = [subprocess.Popen(command, env=handmade.environment(), stdout=subprocess.PIPE) for _ in range(4)]
+    assert len({child.communicate()[0] for child in children} | {f"{signature({})}\n".encode()}) == 1
+    path = key_path()
+    assert path.is_relative_to(tmp_path)
+    assert (path.stat().st_mode & 0o777, path.stat().st_size) == (0o600, 32)
+    assert [each.name for each in path.parent.iterdir()] == [path.name]
+    path.chmod(0o644)  # others may have read it
+    before = path.read_bytes()
+    subprocess.run(command, env=handmade.environment(), check=True, capture_output=True)
+    assert path.read_bytes() != before
+    assert path.stat().st_mode & 0o777 == 0o600
 
 
 def test_a_folder_that_cannot_hold_it_is_told_in_one_line_and_nothing_is_left(tmp_path, monkeypatch):
@@ -296,7 +432,9 @@ import faiss
 import numpy as np
 
 import featstore
+from featstore.retrieve.index_folder import index_folders, usable_record
 from featstore.retrieve.plan import plan_ivf
+from featstore.retrieve.sealing import UnusableIndex, key_path, signature
 from featstore.retrieve.making import make_index
 
 def own():  # what no file backs

@@ -15,6 +15,8 @@ import zarr.errors
 
 from featstore.records import Recipe, SkippedClip
 from featstore.store import EmbeddedWindow, Member, ShardIdentity, SplitWriter, open_split_writer
+from featstore.store.format import seal, unseal
+from featstore.store.liveness import writing_document
 
 DIM = 6
 Contents = Mapping[str, Mapping[str, Any]]
@@ -87,6 +89,17 @@ def make_store(url: str | Path, *, shards: Sequence[str] = ("a.tar", "b.tar", "c
     for shard in shards:
         write_part(writer, shard, shard_windows(shard, n=n))
     writer.write_catalogue()
+
+
+def writing(**changes: Any) -> bytes:
+    """Document of an in-flight part of this process, or of one that differs from it."""
+    content = unseal(writing_document())
+    assert content is not None
+    return seal({"writing": {**content["writing"], "writer": "another", **changes}})
+
+
+DEAD_HERE = {"pid": 2**22 + 1, "process_started": 1}
+"""A process of this boot and process namespace that is gone."""
 
 
 def make_bare_store(url: str | Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from uuid import uuid4
 
 import numpy as np
 import pytest
@@ -116,7 +117,7 @@ def test_gc_deletes_superseded_parts_orphans_and_old_temporary_files_only(url, t
     writer = split_writer(url)
     write_part(writer, "a.tar", shard_windows("a.tar"))
     live = writer.begin_part("z.tar")
-    old, new = (tmp_path / "embeddings.zarr" / f".zarr.json.{name}" for name in ("old", "new"))
+    old, new = (tmp_path / "embeddings.zarr" / f".zarr.json.{uuid4().hex}" for _ in range(2))
     for path in (old, new):
         path.write_bytes(b"{")
     os.utime(old, (0, 0))
@@ -130,7 +131,7 @@ def test_gc_deletes_superseded_parts_orphans_and_old_temporary_files_only(url, t
 
 
 def test_gc_passes_over_a_temporary_file_that_a_live_writer_renames_meanwhile(url, tmp_path, monkeypatch):
-    passing = tmp_path / "embeddings.zarr" / ".zarr.json.passing"
+    passing = tmp_path / "embeddings.zarr" / f".zarr.json.{uuid4().hex}"
     passing.write_bytes(b"{")
     os.utime(passing, (0, 0))
     is_file = Path.is_file

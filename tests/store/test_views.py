@@ -10,7 +10,8 @@ import pytest
 from stores import make_store, recipe, shard_windows, split_writer, write_part
 
 import featstore
-from featstore.errors import LabelError, UsageError
+from featstore.errors import DamagedPart, LabelError, UsageError
+from featstore.store.catalogue import read_split
 from featstore.store.documents import SplitAddress
 from featstore.store.objects import open_objects
 from featstore.store.writer import open_split_writer_at
@@ -72,15 +73,14 @@ def test_a_notebook_gets_the_table_as_html_with_names_escaped(tmp_path):
     assert len(table.find("tbody")) == 1
 
 
-def test_names_that_a_terminal_would_obey_are_told_by_their_escapes(tmp_path):
-    address = SplitAddress(recipe=recipe(), spec="tiny", dataset="a\x1b[2J", crop_seconds=None, split="\u202eniart")
+def test_names_that_a_terminal_would_obey_are_refused_and_shown_by_their_escapes(tmp_path):
+    address = SplitAddress(recipe=recipe(), spec="tiny", dataset="a\x1b[2J", crop_seconds=None, split="niart")
     writer = open_split_writer_at(open_objects(str(tmp_path / "s.zarr")), address)
     write_part(writer, "a.tar", shard_windows("a.tar"))
-    store = featstore.open(str(tmp_path / "s.zarr"))
-    for shown in (repr(store), repr(store.feature_sets()), repr(store.select()), store._repr_html_()):
-        assert r"a\x1b[2J" in shown
-        assert r"\u202eniart" in shown
-        assert shown.replace("\n", "").isprintable()
+    assert len(featstore.open(str(tmp_path / "s.zarr")).feature_sets()) == 0  # such a name is foreign
+    with pytest.raises(DamagedPart) as caught:
+        read_split(open_objects(str(tmp_path / "s.zarr")), address.path)
+    assert str(caught.value.__cause__).isprintable()
 
 
 def test_an_empty_store_still_has_a_table(tmp_path):

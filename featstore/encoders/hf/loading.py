@@ -146,6 +146,11 @@ def _check_config(transformers: Any, source: str, where: str, *, trusts: bool, i
     """Say what a configuration asks for before anything is run for it."""
     with _told(where, "configuration"):
         raw, _ = transformers.PretrainedConfig.get_config_dict(source, local_files_only=is_here)
+    if (kernel := _kernel_in(raw)) is not None and not trusts:
+        raise EncoderError(
+            f"hf:{where} asks for the kernel {kernel!r} of the hub, which is code and would be run: take it out of "
+            "config.json, or add --trust-remote-code"
+        )
     kind = raw.get("model_type")
     if kind in transformers.CONFIG_MAPPING or trusts:
         return
@@ -154,6 +159,20 @@ def _check_config(transformers: Any, source: str, where: str, *, trusts: bool, i
             f"hf:{where} brings code of its own, which would be run: read it, then add --trust-remote-code"
         )
     raise EncoderError(f"hf:{where} is of type {kind!r}, which transformers {transformers.__version__} does not know")
+
+
+def _kernel_in(config: object) -> str | None:
+    """Repository of an attention kernel that a configuration names, of the model or of a part of it."""
+    if not isinstance(config, Mapping):
+        return None
+    for name, value in config.items():
+        if "attn_implementation" in str(name):
+            found = [each for each in (value.values() if isinstance(value, Mapping) else [value]) if "/" in str(each)]
+            if found:
+                return str(found[0])
+        elif (inner := _kernel_in(value)) is not None:
+            return inner
+    return None
 
 
 def _check_takes_audio(source: str, where: str) -> None:

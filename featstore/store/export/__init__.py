@@ -7,8 +7,6 @@ until it is whole.
 from __future__ import annotations
 
 import json
-import shutil
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -16,9 +14,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from featstore.errors import UsageError
+from featstore.files import replacing, temporary_folder
 from featstore.store.export.contents import Contents
 from featstore.store.feature_set import FeatureSet
 from featstore.store.fields import plain_labels
+from featstore.store.objects import LocalObjects
 
 __all__ = ["ExportFormat", "ExportRecord", "export_feature_set"]
 
@@ -91,7 +91,7 @@ def export_feature_set(
         fs=fs, with_frames=frames, label=labels, provenance=provenance, piece_bytes=PIECE_BYTES[file_format]
     )
     n_frames = int(fs.frames.lengths.sum()) if frames else None
-    with _whole_or_not_at_all(out) as temporary:
+    with replacing(out) if file_format in ("npz", "parquet") else _replacing_folder(out) as temporary:
         write(contents, temporary)
         if file_format == "hf":
             (temporary / MARKER).write_text(json.dumps(provenance, indent=1))
@@ -162,23 +162,15 @@ def _is_export_folder(out: Path) -> bool:
 
 
 @contextmanager
-def _whole_or_not_at_all(out: Path) -> Iterator[Path]:
-    """A temporary name beside `out`, which gets that name at the end of a block that raises nothing."""
-    temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex[:12]}")
-    try:
+def _replacing_folder(out: Path) -> Iterator[Path]:
+    """A temporary name for a folder, which gets the name `out` at the end of a block that raises nothing."""
+    with temporary_folder(out) as around:
+        temporary = around / "new"
         yield temporary
+        LocalObjects(around).settle("new")
         if out.is_dir():  # a folder cannot be replaced in one step
-            old = out.with_name(f".{out.name}.{uuid.uuid4().hex[:12]}")
-            out.rename(old)
-            temporary.rename(out)
-            shutil.rmtree(old)
-        else:
-            temporary.replace(out)
-    finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary)
-        else:
-            temporary.unlink(missing_ok=True)
+            out.rename(around / "old")
+        temporary.rename(out)
 
 
 def _size(out: Path) -> int:
