@@ -39,7 +39,8 @@ def make_corpus() -> Corpus:
     missing += ["the wheel of resemblyzer"] if weights_file() is None else []
     if missing:
         pytest.skip(f"not installed: {', '.join(missing)}; see `make test-real`")
-    made_by = hashlib.sha256(Path(recordings.__file__).read_bytes()).hexdigest()[:8]
+    sources = [Path(file).read_bytes() for file in (recordings.__file__, ENCODERS["Ge2eEncoder"])]
+    made_by = hashlib.sha256(b"".join(sources)).hexdigest()[:8]
     folder = Path(tempfile.gettempdir()) / f"featstore-real-{made_by}"
     tasks = recordings.pack_tasks(folder)
     for spec in ENCODERS.values():
