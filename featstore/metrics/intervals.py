@@ -88,7 +88,7 @@ RULES: Mapping[str, Rule] = {
     "macro_f1": Rule(scale="share", least_clips=50, least_of_class=3),
     "mAP": Rule(scale="share", least_of_class=8, unbiased=True),
     "eer": Rule(scale="share", least_of_class=5),
-    "d_prime": Rule(scale="area", least_of_class=5, both_sides=True),
+    "d_prime": Rule(scale="area", least_clips=50, least_of_class=5, both_sides=True),
     "segment_f1_macro": Rule(scale="share", least_of_class=3),
     "segment_f1_micro": Rule(scale="share"),
     "event_f1": Rule(scale="share", least_of_class=3),
@@ -132,7 +132,7 @@ def interval_of(
     elif rule.scale == "correlation":
         low, high = _correlated(spread.score, variance, quantile)
     elif rule.scale == "area":
-        low, high = _separated(spread.score, variance, quantile, test_sets)
+        low, high = _separated(spread.score, variance, df, test_sets)
     else:
         score = spread.score
         if rule.unbiased:
@@ -239,10 +239,11 @@ def _correlated(score: float, variance: float, quantile: float) -> tuple[float, 
     return float(np.tanh(np.arctanh(score) - half)), float(np.tanh(np.arctanh(score) + half))
 
 
-def _separated(score: float, variance: float, quantile: float, test_sets: Sequence[TestSet]) -> tuple[float, float]:
+def _separated(score: float, variance: float, df: float, test_sets: Sequence[TestSet]) -> tuple[float, float]:
     """Interval of d' from that of the area; at least the variance of two normal distributions that are so far apart.
 
-    A few wrong pairs of nearly separate classes say little of the variance, and often too little.
+    A few wrong pairs of nearly separate classes say little of the variance, and often too little. The degrees of
+    freedom are at most twice the clips of the rarest class.
     """
     from scipy.special import ndtr, ndtri, owens_t
 
@@ -258,7 +259,8 @@ def _separated(score: float, variance: float, quantile: float, test_sets: Sequen
         least += float(of_class.sum()) / len(of_class) ** 2 / len(test_sets) ** 2
     density = np.exp(-(z**2) / 2.0) / np.sqrt(2.0 * np.pi)
     n_effective = area * (1.0 - area) / max(variance * density**2 / 2.0, least)
-    low, high = wilson(area, n_effective, quantile)
+    fewest = min(float(np.minimum(*_class_sizes(each)).min()) for each in test_sets)
+    low, high = wilson(area, n_effective, student(min(df, 2.0 * fewest)))
     return float(np.sqrt(2.0) * ndtri(low)), float(np.sqrt(2.0) * ndtri(high))
 
 
