@@ -33,8 +33,10 @@ class Selected(Protocol):
 def strengths_beyond(tried: Sequence[float], best: float, *, bounds: tuple[float, float]) -> list[float]:
     """What is tried next on a log grid of half decades: a decade beyond an edge that is the best so far.
 
-    >>> strengths_beyond([1.0, 10.0], 10.0, bounds=(1e-3, 50.0)), strengths_beyond([1.0, 3.0, 9.0], 3.0, bounds=(0, 99))
-    ([31.622776601683793], [])
+    >>> [round(each, 3) for each in strengths_beyond([1.0, 10.0], 10.0, bounds=(1e-3, 50.0))]
+    [31.623]
+    >>> strengths_beyond([1.0, 3.0, 9.0], 3.0, bounds=(0, 99))
+    []
     """
     step = math.sqrt(10.0)
     beyond = []

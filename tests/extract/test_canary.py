@@ -262,7 +262,7 @@ def test_a_worker_reads_the_same_canary_and_a_drift_ends_the_run(data: Path, sto
     run(store)
     extract(task(), data, store.with_name("alone"), encoder=load_encoder(str(encoder_file)))
     [(one, read), (other, alone)] = [*canaries(store).items(), *canaries(store.with_name("alone")).items()]
-    assert (one, read["made_by"], read["signals"].keys()) == (other, alone["made_by"], alone["signals"].keys())
+    assert (one, read["signals"].keys()) == (other, alone["signals"].keys())  # versions are of what a process imported
     for signal, output in read["signals"].items():  # another process may have another number of threads
         np.testing.assert_allclose(output["utterance"], alone["signals"][signal]["utterance"], rtol=1e-4, atol=1e-6)
     [(name, canary)] = canaries(store).items()
