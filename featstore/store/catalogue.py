@@ -24,8 +24,8 @@ from featstore.store.format import (
     Segment,
     counted_segments,
     is_name_of_ours,
+    is_object_name,
     is_part_name,
-    is_remains_of_part,
 )
 from featstore.store.objects import Objects, is_temporary
 
@@ -195,8 +195,8 @@ def is_foreign_group(objects: Objects, split_path: str, name: str) -> bool:
             return False  # it is being written
     except DamagedPart:
         return False  # `verify --repair` decides about damage
-    there = objects.sizes(path)
-    return bool(there) and not is_remains_of_part(name, there)
+    # A writer killed while it wrote its document left a temporary file and nothing else.
+    return any(not (key.startswith(".") or is_object_name(key)) for key in objects.sizes(path))
 
 
 def split_paths(

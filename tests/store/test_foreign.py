@@ -131,6 +131,15 @@ def test_what_a_killed_deletion_left_is_recognised_and_deleted(store):
     assert verify_store(str(store)).sound
 
 
+def test_the_temporary_file_of_a_writer_killed_at_its_first_document_is_not_foreign(store):
+    begun = split_of(store) / "b.00000001"
+    begun.mkdir()
+    (begun / f".zarr.json.{uuid4().hex}").write_bytes(b"{")
+    assert verify_store(str(store)).sound
+    assert gc_store(str(store)) == ()  # it may be a live writer's
+    assert begun.exists()
+
+
 @pytest.mark.parametrize("document", ['{"zarr_format":3,"node_type":"group","attributes":{"mine":{"a":1}}}',
     '{"zarr_format":3,"node_type":"group"}', '{"zarr_format":3,"node_type":"array","shape":[1]}', "{}"])  # fmt: skip
 def test_a_document_of_other_software_is_told_from_a_damaged_one(document):
