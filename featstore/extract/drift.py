@@ -12,7 +12,7 @@ from featstore.store import note_in_encoder_group, read_encoder_group, read_enco
 
 if TYPE_CHECKING:
     from featstore.encoders.canary import CanaryReading, Drift
-    from featstore.extract.engines import Engine
+    from featstore.extract.engines.engine import Engine
     from featstore.store import EncoderGroup
 
 __all__ = ["DriftCheck"]

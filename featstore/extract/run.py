@@ -34,7 +34,7 @@ from featstore.store import (
 
 if TYPE_CHECKING:
     from featstore.encoders.encoder import Encoder
-    from featstore.extract.engines import Engine
+    from featstore.extract.engines.engine import Engine
     from featstore.manifest import Manifest
 
 __all__ = ["TaskPlan", "extract_task", "plan_tasks"]

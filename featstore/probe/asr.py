@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     from featstore.manifest import Manifest
     from featstore.probe.asr_model import Listener, Utterances
     from featstore.probe.fitting import Fitted
+    from featstore.probe.selection import Head
     from featstore.probe.text_models import LanguageModel
-    from featstore.probe.track import Head
     from featstore.store import Store
 
 __all__ = ["score_asr"]

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from featstore.probe.fitting import Fitted
     from featstore.probe.heads import Job, Loss, Trained
     from featstore.probe.logistic import Path, TrainingSet
-    from featstore.probe.track import Head
+    from featstore.probe.selection import Head
     from featstore.store import Store
 
 __all__ = ["score_clips"]

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from featstore.manifest import Manifest
     from featstore.probe.contrastive_model import Captions, Embedder, Pairs
     from featstore.probe.fitting import Fitted
-    from featstore.probe.track import Head
+    from featstore.probe.selection import Head
     from featstore.store import Store
 
 __all__ = ["score_contrastive"]

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from featstore.manifest import Manifest
     from featstore.probe.ctc_head import CtcHead, Utterances
     from featstore.probe.fitting import Fitted
-    from featstore.probe.track import Head
+    from featstore.probe.selection import Head
     from featstore.store import Store
 
 __all__ = ["rows_needed", "score_ctc", "upsampling_for"]

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from featstore.manifest import Manifest
     from featstore.probe.frame_heads import Crew, FrameFeatures, FrameJob
     from featstore.probe.heads import Loss, Trained
-    from featstore.probe.track import Head
+    from featstore.probe.selection import Head
     from featstore.store import Store
 
 __all__ = ["score_frames"]

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from featstore.manifest import Manifest
     from featstore.probe.heads import Trained, Validation
     from featstore.probe.ridge import RidgePath
-    from featstore.probe.track import Head
+    from featstore.probe.selection import Head
     from featstore.store import Store
 
 __all__ = ["SquaredError", "score_regression"]

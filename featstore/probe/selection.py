@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from featstore.splits import Round
 
-__all__ = ["Selected", "fit_details", "selection_details", "strengths_beyond"]
+__all__ = ["Head", "Selected", "fit_details", "selection_details", "strengths_beyond"]
+
+Head = Literal["logistic", "ridge", "linear", "sweep"]
 
 NOT_CONVERGED = "the fit did not converge: the score may be below what the embeddings allow"
 AT_EDGE = "the best strength or learning rate is at the bound of the search"

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, get_args
 from typing import Protocol as Interface
 
 from featstore.errors import UsageError
+from featstore.probe.selection import Head
 from featstore.records import Protocol, ScoreRecord
 from featstore.taskdata import check_shots
 
@@ -15,9 +16,7 @@ if TYPE_CHECKING:
     from featstore.manifest import Manifest
     from featstore.store import Store
 
-__all__ = ["Head", "KindScorer", "probe_task"]
-
-Head = Literal["logistic", "ridge", "linear", "sweep"]
+__all__ = ["KindScorer", "probe_task"]
 
 ALIASES: Mapping[str, Head] = {"logreg": "logistic"}
 

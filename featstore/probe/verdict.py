@@ -19,7 +19,7 @@ from featstore.taskdata.sides import check_sides
 if TYPE_CHECKING:
     from featstore.manifest import Manifest
     from featstore.probe.fitting import Fitted
-    from featstore.probe.track import Head
+    from featstore.probe.selection import Head
     from featstore.taskdata.pool import Windows
 
 __all__ = ["RoundResult", "plan", "verdict"]

@@ -14,7 +14,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 
 from featstore.children import inheriting
-from featstore.extract.engines import EncoderRequest
+from featstore.extract.engines.engine import EncoderRequest
 from featstore.extract.engines.messages import Event, Failed, Gone, Message, Quit
 from featstore.extract.engines.worker import Worker, WorkerSettings
 from featstore.machine import cores

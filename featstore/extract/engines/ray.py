@@ -22,7 +22,7 @@ import ray
 import ray.exceptions
 
 from featstore.errors import RemoteError, UsageError, WorkerError
-from featstore.extract.engines import EncoderRequest
+from featstore.extract.engines.engine import EncoderRequest
 from featstore.extract.engines.messages import Event, Failed, Gone, Message, Quit
 from featstore.extract.engines.worker import Worker, WorkerSettings
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from featstore.errors import EncoderError, FeatstoreError, ShardError
-from featstore.extract.engines import EncoderRequest
+from featstore.extract.engines.engine import EncoderRequest
 from featstore.extract.engines.messages import (
     Advanced,
     Begin,
