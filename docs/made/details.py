@@ -51,6 +51,12 @@ DETAILS = (
         "by number of training clips of a class: `mean`, `std`, `low` and `high` (the middle 95 % of draws in a "
         "round) over `support_sets` draws",
     ),
+    (
+        "neighbours_vote",
+        "track A, strict, of a task that has track B",
+        "`score` of the nearest neighbours in the rounds of the probe, and whether it is `above_interval`, better than "
+        "the probe's interval",
+    ),
     ("k_curve", NEAREST, "object of numbers: score by k"),
     ("k_asked", NEAREST, "k that the value is of"),
     (

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -70,15 +70,13 @@ class _Failure:
 class Scored:
     """What came of all pairs, in their order.
 
-    ``written`` says whether scores are on disk as well, ``unwritten`` which of them are not, and why. ``earlier`` are
-    the scores of the other track that are beside them.
+    ``written`` says whether scores are on disk as well, ``unwritten`` which of them are not, and why.
     """
 
     scores: tuple[ScoreRecord, ...]
     failures: tuple[_Failure, ...]
     written: bool
     unwritten: tuple[str, ...]
-    earlier: tuple[ScoreRecord, ...] = ()
 
     def whole(self) -> tuple[ScoreRecord, ...]:
         """The scores; a FeatstoreError tells the failures, where there are any."""
@@ -142,24 +140,6 @@ def score_tasks(
         failures=tuple(each for each in outcomes_in_order if isinstance(each, _Failure)),
         written=results_dir is not None,
         unwritten=tuple(unwritten),
-        earlier=_of_other_track(scores, results_dir),
-    )
-
-
-def _of_other_track(scores: Sequence[ScoreRecord], results_dir: Path | None) -> tuple[ScoreRecord, ...]:
-    """Scores in a folder of the same tasks and encoders by the other track; none where a file there is not a score."""
-    from featstore.report import read_scores
-
-    if results_dir is None or not scores:
-        return ()
-    try:
-        found = read_scores(results_dir)
-    except FeatstoreError:  # `featstore report` names the file
-        return ()
-    places = {(each.task, each.encoder, each.fingerprint) for each in scores}
-    tracks = {each.track for each in scores}
-    return tuple(
-        each for each in found if each.track not in tracks and (each.task, each.encoder, each.fingerprint) in places
     )
 
 
@@ -327,20 +307,16 @@ def tell_scores(scored: Scored, *, as_json: bool) -> None:
     if scored.scores and as_json:
         emit_json(scored.scores)
     elif scored.scores:
-        _tell(scored.scores, earlier=scored.earlier)
+        _tell(scored.scores)
     scored.whole()
 
 
-def _tell(scores: Sequence[ScoreRecord], *, earlier: Sequence[ScoreRecord]) -> None:
+def _tell(scores: Sequence[ScoreRecord]) -> None:
     """Print leaderboards, what was measured beside them, and where the time went."""
     from featstore.cli.console.tables import leaderboard_tables, show
-    from featstore.report import LOWER_IS_BETTER, below_neighbours, build, warning_lines
+    from featstore.report import build
 
     show(leaderboard_tables(build(scores)))
-    both = (*scores, *earlier)
-    bare = [replace(record, details={}) for record in both]
-    for each in warning_lines(bare, more=below_neighbours(both, lower_is_better=LOWER_IS_BETTER)):
-        say(f"  ! {each}")
     for line in _beside(scores):
         say(f"  {line}")
     stages: dict[str, float] = {}

@@ -21,6 +21,7 @@ from featstore.splits import Round
 from featstore.taskdata import (
     Outcome,
     Samples,
+    Scores,
     Stopwatch,
     TaskData,
     load_task,
@@ -29,6 +30,7 @@ from featstore.taskdata import (
     shots_details,
     support_sets,
 )
+from featstore.taskdata.neighbours import score_neighbours
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -130,6 +132,12 @@ def score_clips(
         outcomes = [_outcome(bench, each, found) for each, found in zip(task.rounds, taught.rounds, strict=True)]
         scores = score_outcomes(task, outcomes, metric=metric)
     details = {**taught.details, "at_or_below_majority": _at_or_below_majority(bench, outcomes, value=scores.value)}
+    if protocol == "strict":
+        with watch("neighbours"):
+            vote = score_neighbours(task)
+        if vote is not None:
+            above = _is_above(vote, scores, metric=metric)
+            details["neighbours_vote"] = {"score": vote, "above_interval": above}
     if shots:
         with watch("shots"):
             few_shot = _few_shot_logistic if head == "logistic" else _few_shot_linear
@@ -419,6 +427,14 @@ def _outcome(bench: _Bench, each: Round, learned: _Learned) -> Outcome:
         samples=samples,
         y_scores=tuple(bench.y_scores(samples, logits(samples.windows)) for logits in learned.logits),
     )
+
+
+def _is_above(vote: float, scores: Scores, *, metric: Metric) -> bool:
+    """Whether another score is outside the interval of these, on the better side."""
+    low, high = scores.interval.low, scores.interval.high
+    if low is None or high is None:
+        return False
+    return vote > high if metric.higher_is_better else vote < low
 
 
 def _at_or_below_majority(bench: _Bench, outcomes: Sequence[Outcome], *, value: float) -> bool:

@@ -17,7 +17,7 @@ from featstore.report.render import (
     to_markdown,
 )
 from featstore.report.results import Results, read_results, read_scores, write_score
-from featstore.report.warnings import WarningLine, below_neighbours, warning_lines
+from featstore.report.warnings import WarningLine, warning_lines
 
 __all__ = [
     "LOWER_IS_BETTER",
@@ -35,7 +35,6 @@ __all__ = [
     "Row",
     "Table",
     "WarningLine",
-    "below_neighbours",
     "build",
     "compare",
     "comparison_grids",

@@ -18,7 +18,7 @@ from featstore.report.marks import NO_MARKS, Marks, marks_of
 from featstore.report.pairing import Evidence, average_interval, average_pair, evidence_of, pair
 from featstore.report.published import PublishedScores
 from featstore.report.results import CHOSEN_SETTINGS
-from featstore.report.warnings import WarningLine, below_neighbours, warning_lines
+from featstore.report.warnings import WarningLine, warning_lines
 
 __all__ = [
     "LOWER_IS_BETTER",
@@ -192,14 +192,13 @@ def build(records: Iterable[ScoreRecord], *, published: PublishedScores | None =
     """
     of_table: dict[tuple[Protocol, Track], list[ScoreRecord]] = {}
     scores = tuple(records)
-    below = below_neighbours(scores, lower_is_better=LOWER_IS_BETTER)
     for record in scores:
         of_table.setdefault((record.protocol, record.track), []).append(record)
     return Leaderboard(
         tables=tuple(
             replace(
                 _table(of_table[place], protocol=place[0], track=place[1], published=published),
-                warnings=warning_lines(of_table[place], more=below),
+                warnings=warning_lines(of_table[place]),
             )
             for place in sorted(of_table)
         )

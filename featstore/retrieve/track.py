@@ -17,7 +17,6 @@ from featstore.retrieve.neighbours import IndexName, Neighbours, evenly, ranking
 from featstore.retrieve.plan import IvfKind
 from featstore.retrieve.saved import JoinedIndexes, Tell, open_index
 from featstore.retrieve.scaling import unit_columns, unit_rows
-from featstore.retrieve.vote import neighbour_vote
 from featstore.splits import Round
 from featstore.taskdata import (
     Outcome,
@@ -31,6 +30,7 @@ from featstore.taskdata import (
     shots_details,
     support_sets,
 )
+from featstore.taskdata.neighbours import neighbour_vote, votes_of_nearest
 
 if TYPE_CHECKING:
     from featstore.manifest import Manifest
@@ -41,7 +41,6 @@ __all__ = ["retrieve_task"]
 
 KINDS = ("clip", "multilabel")
 N_RECALL_QUERIES = 1000
-MAX_FEW_SHOT_CELLS = 2**22
 MIN_SAVED_WINDOWS = 100_000
 """From so many reference windows on an inverted-file index is kept beside the store; fewer are indexed in a moment."""
 
@@ -359,34 +358,17 @@ def _few_shot(task: TaskData, search: _Search, metric: Metric, *, shots: int) ->
         for clips in support_sets(task, each, shots=shots):
             windows = task.windows_of(clips)
             reference = SCALING_OF_TRAIN[task.protocol](task.X[windows])
-            votes = _votes_of_clips(task, queries, reference, task.clip[windows], search)
+            clip_of_row = task.clip[windows]
+            starts = np.flatnonzero(np.diff(clip_of_row, prepend=-1))
+            votes = votes_of_nearest(
+                queries,
+                reference,
+                task.targets.values[clip_of_row[starts]],
+                n_classes=len(task.classes),
+                k=search.chosen_k,
+                temperature=search.temperature,
+                starts=starts,
+            )
             of_round.append(metric.score(samples.y_true, samples.vote(votes)))
         scores.append(of_round)
     return np.array(scores)
-
-
-def _votes_of_clips(
-    task: TaskData,
-    queries: NDArray[np.float32],
-    reference: NDArray[np.float32],
-    clip_of_row: NDArray[np.int64],
-    search: _Search,
-) -> NDArray[np.float32]:
-    """Let the nearest clips of each query vote, float32 (queries, n_classes); rows of a clip are neighbours."""
-    starts = np.flatnonzero(np.diff(clip_of_row, prepend=-1))
-    targets = task.targets.values[clip_of_row[starts]]
-    k = min(search.chosen_k, len(starts))
-    votes = []
-    block = max(1, MAX_FEW_SHOT_CELLS // len(reference))
-    for start in range(0, len(queries), block):
-        nearness = np.maximum.reduceat(queries[start : start + block] @ reference.T, starts, axis=1)
-        nearest = np.argpartition(-nearness, k - 1, axis=1)[:, :k]
-        votes.append(
-            neighbour_vote(
-                np.take_along_axis(nearness, nearest, axis=1),
-                targets[nearest],
-                n_classes=len(task.classes),
-                temperature=search.temperature,
-            )
-        )
-    return np.concatenate(votes)

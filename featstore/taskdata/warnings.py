@@ -22,7 +22,7 @@ class ScoreWarning:
     kind : str
         ``shards_on_both_sides``, ``keys_on_both_sides``, ``exact_duplicates``, ``near_duplicates``,
         ``classes_not_in_training``, ``skipped_clips``, ``not_converged``, ``at_or_below_majority``,
-        ``best_epoch_at_edge``; in reports also ``below_neighbours``.
+        ``best_epoch_at_edge``, ``below_neighbours``.
     message : str
         One clause, without the names of task and encoder.
     count : int
@@ -46,8 +46,8 @@ def warnings_of_details(
 ) -> Iterator[ScoreWarning]:
     """Warnings that a record's details imply.
 
-    ``fit``, ``at_or_below_majority`` and ``best_epoch_at_edge`` are flags by round, or for all rounds together; details
-    without them give no warning.
+    ``fit``, ``at_or_below_majority`` and ``best_epoch_at_edge`` are flags by round, or for all rounds together, and
+    ``neighbours_vote`` has a score and a flag; details without them give no warning.
 
     Parameters
     ----------
@@ -95,6 +95,14 @@ def warnings_of_details(
             message=f"the score is at or below that of the majority class{against}",
             count=1,
             figures={} if majority is None else {"majority": majority},
+        )
+    vote = details.get("neighbours_vote")
+    if vote and vote["above_interval"]:
+        yield ScoreWarning(
+            kind="below_neighbours",
+            message=f"the probe, {value:.3f}, is below the vote of the neighbours, {vote['score']:.3f}",
+            count=1,
+            figures={"neighbours": vote["score"]},
         )
     edges = list(_flags(details.get("best_epoch_at_edge")))
     if any(edges):

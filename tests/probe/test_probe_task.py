@@ -55,7 +55,8 @@ def test_a_schedule_has_three_seeds_with_their_spread_and_under_xares_the_one_of
 def test_a_run_repeats_to_the_last_digit(protocol, changes):
     one, two = (probe(protocol=protocol, changes=changes) for _ in range(2))
     assert {**one.as_json(), "seconds": {}} == {**two.as_json(), "seconds": {}}
-    assert set(one.seconds) == {"read", "train", "score", "warnings"}
+    searched = {"neighbours"} if protocol == "strict" else set()
+    assert set(one.seconds) == {"read", "train", "score", "warnings"} | searched
     assert one.value > 0.6
 
 

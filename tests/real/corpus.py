@@ -18,6 +18,9 @@ from handmade import run_cli
 ENCODERS = {"logmel": "logmel", "mfcc": "mfcc", "Ge2eEncoder": str(Path(__file__).with_name("ge2e.py"))}
 """Name in the store -> what `featstore extract` takes."""
 
+Table = dict[tuple[str, str], dict[str, float]]
+"""Task and encoder -> scores by what computes them."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Corpus:

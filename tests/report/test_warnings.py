@@ -15,7 +15,7 @@ from rich.console import Console
 from featstore.cli import cli
 from featstore.cli.console.tables import leaderboard_tables
 from featstore.records import ScoreRecord
-from featstore.report import LOWER_IS_BETTER, below_neighbours, build, warning_lines, write_score
+from featstore.report import build, warning_lines, write_score
 from featstore.report.page import render_page
 from scored import scored
 
@@ -78,29 +78,3 @@ def test_messages_of_others_are_text_on_a_page() -> None:
     record = scored("words", "logmel", 0.8)
     told = [{"kind": "x", "message": hostile, "count": 1}]
     assert hostile not in render_page([replace(record, details={**record.details, "warnings": told})])
-
-
-def pair(probe: float, vote: float, **changes: Any) -> list[ScoreRecord]:
-    return [scored("words", "logmel", probe, **changes), scored("words", "logmel", vote, track="B", **changes)]
-
-
-@pytest.mark.parametrize(
-    ("records", "is_below"),
-    [
-        (pair(0.70, 0.90), True),
-        (pair(0.70, 0.72), False),  # inside the interval of the probe, 0.67 to 0.73
-        (pair(0.90, 0.70), False),
-        (pair(0.70, 0.20, metric="eer"), True),
-        (pair(0.20, 0.70, metric="eer"), False),
-        ([pair(0.7, 0.9)[0], replace(pair(0.7, 0.9)[1], features={"train": "other"})], False),
-        ([pair(0.7, 0.9)[0], replace(pair(0.7, 0.9)[1], protocol="xares")], False),
-        (pair(0.70, 0.90)[:1], False),
-    ],
-)
-def test_a_probe_below_the_vote_of_the_neighbours_is_found_where_both_are_known(records, is_below) -> None:
-    found = below_neighbours(records, lower_is_better=LOWER_IS_BETTER)
-    assert (records[0].key in found) == is_below
-    assert len(found) == is_below
-    tables = build(records).tables
-    assert [each.kind for each in tables[0].warnings] == ["below_neighbours"] * is_below
-    assert not any(table.warnings for table in tables[1:])

@@ -12,8 +12,8 @@ from featstore.errors import UsageError
 from featstore.retrieve import retrieve_task
 from featstore.retrieve.neighbours import Neighbours
 from featstore.retrieve.scaling import unit_columns, unit_rows
-from featstore.retrieve.vote import neighbour_vote
 from featstore.taskdata import shots_details
+from featstore.taskdata.neighbours import neighbour_vote
 
 SETS = {
     name: tiny.TinySet(tiny.clips(name, n, dim=16, spread=2.0, windows=windows, n_classes=4))

@@ -126,6 +126,40 @@ def test_skipped_clips_and_classes_that_training_lacks_are_counted() -> None:
     assert "warnings" in record.seconds
 
 
+def scattered(name: str, n: int) -> list[tiny.Clip]:
+    """Two classes of sixteen small clusters each, anywhere: near neighbours know them, no plane parts them."""
+    centres = np.random.default_rng(8).standard_normal((32, 4))
+    noise = 0.05 * np.random.default_rng([9, *name.encode()]).standard_normal((n, 4))
+    return [tiny.Clip(f"{name}-{at}", f"class-{at % 2}", centres[at % 32] + noise[at]) for at in range(n)]
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "eer"])
+def test_a_probe_below_the_vote_of_the_neighbours_is_warned_of(metric) -> None:
+    store = tiny.TinyStore({name: scattered(name, n) for name, n in (("train", 256), ("valid", 64), ("test", 128))})
+    task = tiny.task(metric=metric)
+    vote, record = retrieve_task(store, task), probe_task(store, task)
+    assert found(record)["below_neighbours"]["neighbours"] == pytest.approx(vote.value)
+    assert "below_neighbours" not in found(vote)
+    assert "below_neighbours" not in found(probe_task(store, tiny.task(metric=metric, retrieve={"enabled": False})))
+
+
+def test_a_probe_that_is_as_good_as_the_vote_of_the_neighbours_is_not() -> None:
+    sets = {
+        name: tiny.clips(name, n, windows=3, spread=2.0) for name, n in (("train", 60), ("valid", 12), ("test", 90))
+    }
+    record, vote = (score(tiny.TinyStore(sets), tiny.task()) for score in (probe_task, retrieve_task))
+    assert record.details["neighbours_vote"]["score"] == pytest.approx(vote.value)
+    assert record.details["neighbours_vote"]["above_interval"] is False
+    assert "below_neighbours" not in found(record)
+
+
+def test_a_search_that_would_take_long_beside_the_probe_is_not_made(monkeypatch) -> None:
+    monkeypatch.setattr("featstore.taskdata.neighbours.MAX_WORK", 60 * 30 * DIM)
+    assert "neighbours_vote" in probe_task(tiny.TinyStore(SPLITS), tiny.task()).details
+    monkeypatch.setattr("featstore.taskdata.neighbours.MAX_WORK", 60 * 30 * DIM - 1)
+    assert "neighbours_vote" not in probe_task(tiny.TinyStore(SPLITS), tiny.task()).details
+
+
 def kinds(details, *, metric="accuracy", value=0.5, skipped=()) -> dict[str, int]:
     told = warnings_of_details(details, metric=metric, value=value, skipped=dict(skipped))
     return {each.kind: each.count for each in told}
@@ -142,6 +176,8 @@ def kinds(details, *, metric="accuracy", value=0.5, skipped=()) -> dict[str, int
         ({"best_epoch_at_edge": False}, {}),
         ({"best_epoch_at_edge": {"test": [True, False, True]}}, {"best_epoch_at_edge": 2}),
         ({"at_or_below_majority": True}, {"at_or_below_majority": 1}),
+        ({"neighbours_vote": {"score": 0.9, "above_interval": True}}, {"below_neighbours": 1}),
+        ({"neighbours_vote": {"score": 0.9, "above_interval": False}}, {}),
         ({"support": [40, 60]}, {"at_or_below_majority": 1}),
         ({"support": [55, 45, 20]}, {}),
     ],
