@@ -1,7 +1,9 @@
 """What an audio file's container shows of damage that libsndfile passes over. Pure: bytes in, a reason out.
 
 libsndfile drops an Ogg page whose checksum is wrong and reads on, takes the last page that it finds for the end, and
-shortens a WAV to the bytes that are there. Each of these is a shorter clip without an error. FLAC needs nothing here:
+shortens a WAV to the bytes that are there. Each of these is a shorter clip without an error. An Ogg file that ends with
+a complete page is accepted where no page is marked as the last of its stream: some encoders mark none, and one that was
+cut between two pages looks the same. FLAC needs nothing here:
 libsndfile checks its checksums. An MP3 has no checksums; see `missing_frames_allowed` for what its header is good for.
 """
 
@@ -46,7 +48,7 @@ def missing_frames_allowed(data: bytes, *, form: str) -> int | None:
 
 
 def _damage_of_ogg(data: bytes) -> str:
-    """Walk the pages: each has a checksum, a number that goes up by one, and the last of a stream says that it is."""
+    """Walk the pages: each has a checksum and a number that goes up by one, up to the last of a stream or of the file."""
     at = 0
     next_numbers: dict[int, int] = {}
     while data[at : at + 4] == b"OggS":
@@ -63,9 +65,7 @@ def _damage_of_ogg(data: bytes) -> str:
         if flags & _LAST_PAGE:
             del next_numbers[stream]
         at = end
-    if not next_numbers:
-        return ""
-    return f"it is damaged: no Ogg page at byte {at:,}" if at < len(data) else "it breaks off before its last Ogg page"
+    return f"it is damaged: no Ogg page at byte {at:,}" if next_numbers and at < len(data) else ""
 
 
 def _ogg_crc32(page: bytes) -> int:

@@ -25,9 +25,6 @@ KLETTRES, SONIC_PI = Path("/usr/share/klettres"), Path("/usr/share/sonic-pi/samp
 PACKAGES = {KLETTRES: "klettres-data", SONIC_PI: "sonic-pi-samples"}
 
 MIN_CLIPS_OF_A_LANGUAGE = 40
-BROKEN_OFF = ("ar", "ml")
-"""Languages whose files end before the last page of their Ogg stream: featstore skips such clips."""
-
 SPELLED = ("da", "de", "en", "en_GB", "es", "fr", "it", "nds", "nl", "pt_BR")
 """Languages whose files are named as what is said is spelled, in letters a to z."""
 VALID_SPEAKERS, TEST_SPEAKERS = ("en_GB", "nl"), ("fr", "nds", "pt_BR")
@@ -63,7 +60,7 @@ class RealTask:
 
 def languages() -> list[Row]:
     """Which language (and so which speaker) it is."""
-    found = [path for path in _klettres() if path.parts[0] not in BROKEN_OFF]
+    found = list(_klettres())
     counts = Counter(path.parts[0] for path in found)
     return _split([Row(path=path, label=path.parts[0], speaker=path.parts[0], split="") for path in found
                    if counts[path.parts[0]] >= MIN_CLIPS_OF_A_LANGUAGE])  # fmt: skip
