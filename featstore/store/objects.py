@@ -125,15 +125,19 @@ class LocalObjects:
 
     def read(self, key: str, *, most_bytes: int | None = None) -> bytes | None:
         """Read a file."""
-        path = f"{self._root}{os.sep}{key}"
-        gone = contextlib.suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError)
-        with gone, _telling(path), self.open_file(key) as file:
-            if most_bytes is not None:
-                return _read_fully(file, most_bytes + 1)
-            if (size := os.fstat(file.fileno()).st_size) > _MOST_READ_BYTES:
-                raise StoreError(f"{path} has {size:,} bytes, more than an object of a store may have")
-            return file.readall()
-        return None
+        try:
+            with self.open_file(key) as file:
+                size = os.fstat(file.fileno()).st_size
+                if most_bytes is not None:
+                    return _read_fully(file, min(size, most_bytes + 1))
+                if size > _MOST_READ_BYTES:
+                    path = f"{self._root}{os.sep}{key}"
+                    raise StoreError(f"{path} has {size:,} bytes, more than an object of a store may have")
+                return _read_fully(file, size)
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            return None
+        except OSError as error:
+            raise _unreadable(f"{self._root}{os.sep}{key}", error) from error
 
     def open_file(self, key: str) -> FileIO:
         """Open a file for reading, as `featstore.store.confined.open_regular` does."""
@@ -300,7 +304,11 @@ def _telling(path: Path | str) -> Iterator[None]:
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         raise
     except OSError as error:
-        raise StoreError(f"cannot read {path}: {error.strerror}") from error
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path | str, error: OSError) -> StoreError:
+    return StoreError(f"cannot read {path}: {error.strerror}")
 
 
 def _write_all(file: FileIO, view: memoryview) -> None:
