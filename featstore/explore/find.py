@@ -6,7 +6,6 @@ closest is told. Everything is read where it lies, and no index is built.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from featstore.clipjson import stored_clip_json
 from featstore.errors import AmbiguousSelection, UnknownFeatureSet
 from featstore.retrieve.scan import best_cosines
 
@@ -59,7 +59,7 @@ class ClipHit:
     @property
     def labels(self) -> Any:
         """The clip's JSON."""
-        return json.loads(self.meta)
+        return stored_clip_json(self.meta, key=self.key)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

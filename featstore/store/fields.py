@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from featstore.clipjson import stored_clip_json
 from featstore.errors import LabelError
 
 __all__ = ["Labels", "encode_labels", "field_of", "field_values", "plain_labels"]
@@ -33,7 +34,7 @@ class Labels:
 
 def field_of(meta: str, field: str, *, key: str) -> Any:
     """One field of the JSON of the clip `key`, dots reaching into objects; LabelError where there is none."""
-    value = json.loads(meta)
+    value = stored_clip_json(meta, key=key)
     for name in field.split("."):
         if not isinstance(value, dict) or name not in value:
             known = ", ".join(sorted(value)) if isinstance(value, dict) else type(value).__name__
@@ -55,7 +56,7 @@ def field_values(keys: Iterable[str], metas: Iterable[str], field: str) -> list[
     Raises
     ------
     LabelError
-        A clip's JSON has no such field.
+        A clip's JSON has no such field, or cannot be read.
     """
     values: list[Any] = []
     last_meta, value = None, None
