@@ -7,6 +7,7 @@ any other goes through `featstore.remote`. Neither imports zarr.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import re
 import shutil
@@ -34,6 +35,10 @@ class Objects(Protocol):
     @property
     def url(self) -> str:
         """Where the store is, as the user would write it, without credentials: to show, not to open."""
+
+    @property
+    def identity(self) -> str:
+        """A hash of where the store is, which no other place has, whatever its URL shows."""
 
     @property
     def root(self) -> Path | None:
@@ -117,6 +122,11 @@ class LocalObjects:
     def url(self) -> str:
         """The folder as it was given."""
         return str(self._root)
+
+    @property
+    def identity(self) -> str:
+        """Hash of the folder's path without links."""
+        return hashlib.sha256(os.fsencode(self._root.resolve())).hexdigest()
 
     @property
     def root(self) -> Path:
