@@ -66,9 +66,9 @@ def test_a_content_length_of_a_trillion_is_not_allocated():
 
 
 def test_an_object_without_an_end_is_read_as_far_as_its_kind_may_go(monkeypatch):
-    from featstore.remote import buckets
+    from featstore.remote import client
 
-    monkeypatch.setattr(buckets, "MOST_BYTES", 1 << 20)
+    monkeypatch.setattr(client, "MOST_BYTES", 1 << 20)
 
     def answer(request: Request) -> None:
         request.send(b"", length=TRILLION)
