@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import time
@@ -21,7 +22,7 @@ from featstore.remote.client import (
     missing_library,
     one_line,
 )
-from featstore.remote.limits import Pace, TooSlow, gathered
+from featstore.remote.limits import MOST_LISTED, MOST_NAMES, Pace, TooSlow, gathered
 from featstore.wording import redacted
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ _QUICK_SECONDS = 0.5
 _MOST_SECONDS = timedelta(days=1)  # of an object: `Pace` ends it sooner where too little comes
 _MOST_SECONDS_OF_A_PAGE = timedelta(minutes=5)  # of an answer of names, which obstore reads by itself
 _NAMES_AT_A_TIME = 1000
-_MOST_LISTED = 5_000_000
+_LEAST_BYTES_OF_A_NAME = 100  # of an answer
 _CREDENTIALS = {
     "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; AWS_SKIP_SIGNATURE=true for a public bucket",
     "gs": "GOOGLE_APPLICATION_CREDENTIALS; GOOGLE_SKIP_SIGNATURE=true for a public bucket",
@@ -200,12 +201,27 @@ class BucketRemote(RemoteAt):
             return None
 
     def children(self, prefix: str) -> tuple[str, ...]:
-        """One listing with a delimiter."""
+        """One listing with a delimiter. The client follows its pages by itself, so that a deadline ends it."""
+        from fsspec.asyn import get_loop, sync
+
+        found = self._asked("list", prefix, lambda: sync(get_loop(), self._level, prefix))
+        paths = (*found["common_prefixes"], *(each["path"] for each in found["objects"]))
+        if len(paths) > MOST_NAMES:
+            raise RemoteError(f"cannot list {self._where(prefix)}: it has more than {MOST_NAMES:,} names")
+        return tuple(sorted(path.rsplit("/", 1)[-1] for path in paths))
+
+    async def _level(self, prefix: str) -> Any:
         import obstore
 
-        found = self._asked("list", prefix, lambda: obstore.list_with_delimiter(self._names, prefix or None))
-        paths = (*found["common_prefixes"], *(each["path"] for each in found["objects"]))
-        return tuple(sorted(path.rsplit("/", 1)[-1] for path in paths))
+        seconds = self._patience.transfer_seconds
+        try:
+            async with asyncio.timeout(seconds):
+                return await obstore.list_with_delimiter_async(self._names, prefix or None)
+        except TimeoutError:
+            raise RemoteError(
+                f"cannot list {self._where(prefix)}: its pages did not end in {seconds:.0f} s; FEATSTORE_TIMEOUT "
+                "allows more"
+            ) from None
 
     def objects(self, prefix: str) -> Iterator[RemoteObject]:
         """One listing without a delimiter."""
@@ -214,11 +230,13 @@ class BucketRemote(RemoteAt):
     def _listed(self, prefix: str) -> list[RemoteObject]:
         import obstore
 
+        pace = Pace(self._patience.transfer_seconds)
         found: list[RemoteObject] = []
         for page in obstore.list(self._names, prefix or None, chunk_size=_NAMES_AT_A_TIME):
             found += map(_described, page)
-            if len(found) > _MOST_LISTED:
-                raise RemoteError(f"{self._where(prefix)} has more than {_MOST_LISTED:,} objects: name a folder in it")
+            if len(found) > MOST_LISTED:
+                raise RemoteError(f"{self._where(prefix)} has more than {MOST_LISTED:,} objects: name a folder in it")
+            pace.check(len(found) * _LEAST_BYTES_OF_A_NAME)
         return found
 
     def delete(self, keys: Iterable[str]) -> None:
