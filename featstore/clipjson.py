@@ -8,9 +8,7 @@ import re
 from itertools import islice
 from typing import Any
 
-from featstore.errors import LabelError
-
-__all__ = ["MAX_NESTED", "parse_clip_json", "stored_clip_json"]
+__all__ = ["MAX_NESTED", "parse_clip_json"]
 
 MAX_NESTED = 64
 _OPENING = re.compile(r"[\[{]")
@@ -45,14 +43,6 @@ def parse_clip_json(text: str) -> Any:
             half = error.object[error.start]
             raise ValueError(f"{half!a} is half of a surrogate pair, which no text holds") from None
     return value
-
-
-def stored_clip_json(text: str, *, key: str) -> Any:
-    """The JSON of the clip `key` as a store of any origin has it; LabelError where it is refused."""
-    try:
-        return parse_clip_json(text)
-    except ValueError as error:
-        raise LabelError(f"the JSON of clip {key!r} cannot be read: {error}") from None
 
 
 _TOO_DEEP = f"it is nested more than {MAX_NESTED} deep"

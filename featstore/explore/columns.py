@@ -12,8 +12,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from featstore.clipjson import stored_clip_json
 from featstore.report.leaderboard import natural
+from featstore.store.fields import stored_clip_json
 
 __all__ = ["Column", "columns_of", "default_colour"]
 

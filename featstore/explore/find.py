@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featstore.clipjson import stored_clip_json
 from featstore.errors import AmbiguousSelection, UnknownFeatureSet
 from featstore.retrieve.scan import best_cosines
+from featstore.store.fields import stored_clip_json
 
 if TYPE_CHECKING:
     from featstore.encoders.encoder import Encoder

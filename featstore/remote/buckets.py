@@ -22,6 +22,7 @@ from featstore.remote.client import (
     missing_library,
     one_line,
 )
+from featstore.remote.filesystems import waited_for
 from featstore.remote.limits import MOST_LISTED, MOST_NAMES, Pace, TooSlow, gathered
 from featstore.wording import redacted
 
@@ -202,9 +203,7 @@ class BucketRemote(RemoteAt):
 
     def children(self, prefix: str) -> tuple[str, ...]:
         """One listing with a delimiter. The client follows its pages by itself, so that a deadline ends it."""
-        from fsspec.asyn import get_loop, sync
-
-        found = self._asked("list", prefix, lambda: sync(get_loop(), self._level, prefix))
+        found = self._asked("list", prefix, lambda: waited_for(self._level, prefix))
         paths = (*found["common_prefixes"], *(each["path"] for each in found["objects"]))
         if len(paths) > MOST_NAMES:
             raise RemoteError(f"cannot list {self._where(prefix)}: it has more than {MOST_NAMES:,} names")

@@ -7,7 +7,7 @@ import contextlib
 import html
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Any, TypeVar
 from urllib.parse import quote, unquote, urljoin
 
@@ -24,7 +24,7 @@ from featstore.remote.client import (
 from featstore.remote.limits import MOST_NAMES, MOST_PAGE_BYTES, Pace, TooSlow
 from featstore.wording import redacted
 
-__all__ = ["FilesystemRemote", "listed_names"]
+__all__ = ["FilesystemRemote", "listed_names", "waited_for"]
 
 _T = TypeVar("_T")
 _LINK = re.compile(r"""<a\s[^>]{0,4096}?href\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s>"']+))""", re.IGNORECASE)
@@ -42,7 +42,6 @@ def listed_names(url: str, prefix: str, patience: Patience) -> tuple[str, ...]:
     """
     try:
         import aiohttp
-        from fsspec.asyn import get_loop, sync
     except ImportError as error:
         raise missing_library(url, "aiohttp") from error
     place, mark, query = url.partition("?")
@@ -53,7 +52,7 @@ def listed_names(url: str, prefix: str, patience: Patience) -> tuple[str, ...]:
     where = joined_url(redacted(url), prefix)
     for attempt in range(patience.retries + 1):
         try:
-            page = sync(get_loop(), _index_page, f"{scheme}://{rest}{below}{mark}{query}", patience)
+            page: str = waited_for(_index_page, f"{scheme}://{rest}{below}{mark}{query}", patience)
         except FileNotFoundError:
             return ()
         except _Refused as error:
@@ -65,6 +64,16 @@ def listed_names(url: str, prefix: str, patience: Patience) -> tuple[str, ...]:
         else:
             return _links_below(base, page, where)
     return ()
+
+
+def waited_for(function: Callable[..., Awaitable[_T]], *arguments: Any) -> _T:
+    """Run an asynchronous function in fsspec's own thread, wherever the caller is, and return its result."""
+    try:
+        from fsspec.asyn import get_loop, sync
+    except ImportError as error:
+        raise missing_library("a listing", "fsspec") from error
+    result: _T = sync(get_loop(), function, *arguments)
+    return result
 
 
 async def _index_page(url: str, patience: Patience) -> str:

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featstore.clipjson import stored_clip_json
+from featstore.clipjson import parse_clip_json
 from featstore.errors import LabelError
 
-__all__ = ["Labels", "encode_labels", "field_of", "field_values", "plain_labels"]
+__all__ = ["Labels", "encode_labels", "field_of", "field_values", "plain_labels", "stored_clip_json"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +30,14 @@ class Labels:
 
     values: NDArray[Any]
     classes: tuple[Any, ...] | None
+
+
+def stored_clip_json(text: str, *, key: str) -> Any:
+    """The JSON of the clip `key` as a store of any origin has it; LabelError where it is refused."""
+    try:
+        return parse_clip_json(text)
+    except ValueError as error:
+        raise LabelError(f"the JSON of clip {key!r} cannot be read: {error}") from None
 
 
 def field_of(meta: str, field: str, *, key: str) -> Any:

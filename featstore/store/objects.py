@@ -21,6 +21,7 @@ from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit
 
 from featstore.errors import StoreError
+from featstore.files import fsync_folder
 from featstore.store.confined import ForeignFile, checked_key, confined, open_regular
 from featstore.store.faults import fault_point
 
@@ -172,7 +173,7 @@ class LocalObjects:
         except OSError:
             temporary.unlink(missing_ok=True)
             raise
-        _fsync_folder(path.parent)
+        fsync_folder(path.parent)
 
     def put(self, key: str, buffers: Iterable[Any]) -> None:
         """Write a new file as it is, for nobody looks for it before the commit. One that is there is never opened."""
@@ -222,11 +223,11 @@ class LocalObjects:
                     os.fsync(descriptor)
                 finally:
                     os.close(descriptor)
-            _fsync_folder(Path(folder))
+            fsync_folder(Path(folder))
         above = base
         while above not in (self._root, above.parent):
             above = above.parent
-            _fsync_folder(above)
+            fsync_folder(above)
 
     def remove(self, key: str) -> None:
         """Unlink a file, for good. Of a link it is the link that goes."""
@@ -234,7 +235,7 @@ class LocalObjects:
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             path = confined(self._root, folder) / checked_key(name)
             path.unlink()
-            _fsync_folder(path.parent)
+            fsync_folder(path.parent)
 
     def delete(self, prefix: str, *, first: Iterable[str] = ()) -> None:
         """Remove a folder; one that has gone already is no error.
@@ -246,7 +247,7 @@ class LocalObjects:
         with contextlib.suppress(FileNotFoundError):
             if hidden != base:
                 base.rename(hidden)
-                _fsync_folder(base.parent)
+                fsync_folder(base.parent)
             for name in first:
                 (hidden / checked_key(name)).unlink(missing_ok=True)
                 fault_point("deleting-arrays")
@@ -325,13 +326,3 @@ def _write_all(file: FileIO, view: memoryview) -> None:
     """Write a buffer whole: an unbuffered write may stop short, at 2 GiB or when a disk is nearly full."""
     while view:
         view = view[file.write(view) :]
-
-
-def _fsync_folder(folder: Path) -> None:
-    if os.name != "posix":  # other systems cannot open a folder; their renames are journalled
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
