@@ -21,7 +21,7 @@ try:
 except ImportError:  # Windows: nothing is locked
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["replacing", "sweep_leftovers", "temporary_folder", "write_whole"]
+__all__ = ["fsync_folder", "replacing", "sweep_leftovers", "temporary_folder", "write_whole"]
 
 _SUFFIX = ".featstore-tmp"
 _MOST_OF_A_NAME = 180  # bytes, so that a temporary name fits where the name does
@@ -65,7 +65,7 @@ def replacing(path: Path) -> Iterator[Path]:
             with contextlib.suppress(FileNotFoundError):
                 temporary.chmod(stat.S_IMODE(target.stat().st_mode))
             temporary.replace(target)
-            _fsync_folder(target.parent)
+            fsync_folder(target.parent)
     except OSError as error:
         if error.filename is not None and _SUFFIX not in str(error.filename):
             raise
@@ -135,7 +135,8 @@ def _delete(path: Path) -> None:
         path.unlink()
 
 
-def _fsync_folder(folder: Path) -> None:
+def fsync_folder(folder: Path) -> None:
+    """Make the names in a folder survive a power cut."""
     if os.name != "posix":  # other systems cannot open a folder; their renames are journalled
         return
     descriptor = os.open(folder, os.O_RDONLY)

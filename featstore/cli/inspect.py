@@ -86,6 +86,8 @@ def inspect(
             _tell_details(examine(fs), limit=None if verbose else _SHOWN)
     else:
         _tell_table([summarise(fs) for fs in chosen], url=store.url)
+        if not any(asked):
+            _tell_foreign(store.foreign())
 
 
 def _matching(store: Store, asked: Sequence[str | None]) -> list[FeatureSet]:
@@ -126,6 +128,12 @@ def _tell_table(summaries: Sequence[Summary], *, url: str) -> None:
     show(plain_table(header, rows))
     audio_seconds, n_bytes = sum(s.audio_seconds for s in summaries), sum(s.bytes for s in summaries)
     say(f"  {counted(len(summaries), 'feature set')}, {lasting(audio_seconds)}, {spoken_bytes(n_bytes)}")
+
+
+def _tell_foreign(paths: Sequence[str]) -> None:
+    if paths:
+        more = f" and {len(paths) - _SHOWN:,} more" if len(paths) > _SHOWN else ""
+        say(f"  {len(paths):,} not of featstore, left alone: {', '.join(map(printable, paths[:_SHOWN]))}{more}")
 
 
 def _hours(seconds: float) -> str:

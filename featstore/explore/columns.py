@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featstore.report.leaderboard import natural
+from featstore.store.fields import stored_clip_json
 
 __all__ = ["Column", "columns_of", "default_colour"]
 
@@ -46,15 +47,20 @@ class Column:
     numbers: NDArray[np.float64] | None = None
 
 
-def columns_of(metas: Sequence[str]) -> tuple[Column, ...]:
+def columns_of(keys: Sequence[str], metas: Sequence[str]) -> tuple[Column, ...]:
     """Columns of the clips' JSON, in the order in which fields first come; dots reach into objects.
 
     Numbers of few different whole values are classes. A list of text or numbers is one text, words in order of the
     alphabet. What holds lists of objects, or lies deeper, is left out, as are fields beyond the fortieth.
+
+    Raises
+    ------
+    LabelError
+        A clip's JSON cannot be read.
     """
     raw: dict[str, list[Any]] = {}
-    for at, meta in enumerate(metas):
-        for name, value in _flat(json.loads(meta), "", _DEPTH):
+    for at, (key, meta) in enumerate(zip(keys, metas, strict=True)):
+        for name, value in _flat(stored_clip_json(meta, key=key), "", _DEPTH):
             if name not in raw and len(raw) == MAX_COLUMNS:
                 continue
             column = raw.setdefault(name, [])

@@ -6,7 +6,6 @@ closest is told. Everything is read where it lies, and no index is built.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 
 from featstore.errors import AmbiguousSelection, UnknownFeatureSet
 from featstore.retrieve.scan import best_cosines
+from featstore.store.fields import stored_clip_json
 
 if TYPE_CHECKING:
     from featstore.encoders.encoder import Encoder
@@ -59,7 +59,7 @@ class ClipHit:
     @property
     def labels(self) -> Any:
         """The clip's JSON."""
-        return json.loads(self.meta)
+        return stored_clip_json(self.meta, key=self.key)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

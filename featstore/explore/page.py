@@ -76,7 +76,7 @@ def explore(points: Points, *, method: Literal["pca", "umap"] = "pca", colour: s
     """
     place = pca if method == "pca" else umap
     projection = place(points.vectors)
-    found = (*columns_of(points.metas), *_own_columns(points))
+    found = (*columns_of(points.keys, points.metas), *_own_columns(points))
     names = [column.name for column in found]
     if colour is not None and colour not in names:
         raise LabelError(f"no clip of {points.fs.path} has a field {colour!r} to colour by: there are {_listed(names)}")

@@ -317,15 +317,25 @@ class TaskPlan:
         """Encode what is missing of one split's feature sets. Returns their records."""
         job = self._job(split)
         shards = self.share.of(every_shard)
-        if shards and not all(map(job.is_begun, self.outputs)):
+        found = [job.find_writer(kept) for kept in self.outputs]
+        if shards and None in found:
             self.check.pass_once(job)  # before anything is written
+        writers = [writer or job.open_writer(kept) for writer, kept in zip(found, self.outputs, strict=True)]
         hashed_once = cache(sha256_of_shard)  # a shard that was touched is asked about by every output
-        sets = tuple(self._feature_set(job, kept, every_shard, hashed_once) for kept in self.outputs)
+        sets = tuple(
+            self._feature_set(kept, writer, every_shard, hashed_once)
+            for kept, writer in zip(self.outputs, writers, strict=True)
+        )
         stale = _stale(shards, sets)
+        to_sweep = [writer for writer in writers if writer.has_leftovers]
+        to_prune = self.options.prune and any(each.gone for each in sets)
+        if stale or to_sweep or to_prune:
+            self.check.pass_once(job)  # before anything is deleted
         if stale:
-            self.check.pass_once(job)
             self.check.note_canaries(self.store_url)
-        if self.options.prune:
+        for writer in to_sweep:
+            writer.sweep()
+        if to_prune:
             sets = tuple(_pruned(each) for each in sets)
         others = f" and {len(sets) - 1} more" if len(sets) > 1 else ""
         progress.begin(
@@ -363,10 +373,13 @@ class TaskPlan:
         )
 
     def _feature_set(
-        self, job: EncodeJob, kept: KeptOutput, shards: Sequence[AnyShard], sha256_of: Callable[[AnyShard], str]
+        self,
+        kept: KeptOutput,
+        writer: SplitWriter,
+        shards: Sequence[AnyShard],
+        sha256_of: Callable[[AnyShard], str],
     ) -> _FeatureSet:
-        """Open one output's feature set and see what it lacks of this run's share."""
-        writer = job.open_writer(kept)
+        """See what one output's feature set lacks of this run's share."""
         cached = writer.begin_run()
         unmatched = cached.keys() - {shard.name for shard in shards}
         there = still_there(self.data_folder, sorted(unmatched))

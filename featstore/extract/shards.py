@@ -16,7 +16,7 @@ from typing import TypeAlias
 from featstore.braces import PatternError
 from featstore.errors import RemoteError, ShardError
 from featstore.records import SkippedClip
-from featstore.remote import Remote, RemoteObject, is_url, open_remote
+from featstore.remote import Remote, RemoteObject, is_url, joined_url, open_remote
 from featstore.shard_patterns import ShardPattern, is_glob, matches_glob
 from featstore.store import Segment, ShardIdentity
 
@@ -74,7 +74,7 @@ class RemoteShard:
     @property
     def where(self) -> str:
         """Its URL."""
-        return f"{self.remote.url}/{self.name}"
+        return joined_url(self.remote.url, self.name)
 
     def identity(self, *, sha256: str = "") -> ShardIdentity:
         """Size and etag as listed; `fetch` gives out no other bytes. The time counts where there is no etag."""
@@ -141,9 +141,11 @@ def dataset_folder(data: Path | str, dataset: str) -> Path | str:
 
     >>> str(dataset_folder("data", "words")), dataset_folder("s3://bucket/data/", "words")
     ('data/words', 's3://bucket/data/words')
+    >>> dataset_folder("https://host/data/?sig=x", "words")
+    'https://host/data/words?sig=x'
     """
     if isinstance(data, str) and is_url(data):
-        return f"{data.rstrip('/')}/{dataset}"
+        return joined_url(data, dataset)
     return Path(data.removeprefix("file://") if isinstance(data, str) else data) / dataset
 
 
@@ -184,7 +186,8 @@ def _find_remote(url: str, pattern: str) -> tuple[RemoteShard, ...]:
 
 def _remote_shard(remote: Remote, found: RemoteObject) -> RemoteShard:
     if found.size is None:
-        raise ShardError(f"the server does not say how large {remote.url}/{found.key} is: copy it to a folder first")
+        where = joined_url(remote.url, found.key)
+        raise ShardError(f"the server does not say how large {where} is: copy it to a folder first")
     return RemoteShard(name=found.key, remote=remote, size=found.size, etag=found.etag, mtime_ns=found.modified_ns)
 
 

@@ -30,7 +30,7 @@ from featstore.extract.stream import ShardFeed
 from featstore.extract.windows import Padding, Window, plan_windows
 from featstore.machine import CPU_BATCH_SECONDS, LIGHT_BATCH_SECONDS, cores, free_memory_bytes
 from featstore.records import Recipe
-from featstore.store import FORMAT_VERSION, SplitWriter, is_split_begun, open_split_writer
+from featstore.store import FORMAT_VERSION, SplitWriter, find_split_writer, is_split_begun, open_split_writer
 from featstore.wording import redacted
 
 if TYPE_CHECKING:
@@ -109,24 +109,19 @@ class EncodeJob:
 
     def open_writer(self, output: KeptOutput) -> SplitWriter:
         """Open the feature set that an output goes to, and make it where it is not there."""
-        return open_split_writer(
-            self.store_url,
-            recipe=output.recipe,
-            spec=output.spec,
-            dataset=self.dataset,
-            crop_seconds=self.crop_seconds,
-            split=self.split,
-        )
+        return open_split_writer(self.store_url, recipe=output.recipe, spec=output.spec, **self._address)
+
+    def find_writer(self, output: KeptOutput) -> SplitWriter | None:
+        """Open that feature set where it is there."""
+        return find_split_writer(self.store_url, recipe=output.recipe, spec=output.spec, **self._address)
 
     def is_begun(self, output: KeptOutput) -> bool:
         """Whether that feature set is there, as it is once the run has opened it."""
-        return is_split_begun(
-            self.store_url,
-            recipe=output.recipe,
-            dataset=self.dataset,
-            crop_seconds=self.crop_seconds,
-            split=self.split,
-        )
+        return is_split_begun(self.store_url, recipe=output.recipe, **self._address)
+
+    @property
+    def _address(self) -> dict[str, Any]:
+        return {"dataset": self.dataset, "crop_seconds": self.crop_seconds, "split": self.split}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import time
@@ -15,15 +16,14 @@ from featstore.errors import RemoteError, UsageError
 from featstore.remote.client import (
     RETRY_SECONDS,
     Patience,
-    Remote,
+    RemoteAt,
     RemoteObject,
     hidden_cause,
-    identity_of,
     missing_library,
     one_line,
-    open_remote,
 )
-from featstore.remote.limits import MOST_BYTES, Pace, TooSlow, gathered
+from featstore.remote.filesystems import waited_for
+from featstore.remote.limits import MOST_LISTED, MOST_NAMES, Pace, TooSlow, gathered
 from featstore.wording import redacted
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ _QUICK_SECONDS = 0.5
 _MOST_SECONDS = timedelta(days=1)  # of an object: `Pace` ends it sooner where too little comes
 _MOST_SECONDS_OF_A_PAGE = timedelta(minutes=5)  # of an answer of names, which obstore reads by itself
 _NAMES_AT_A_TIME = 1000
-_MOST_LISTED = 5_000_000
+_LEAST_BYTES_OF_A_NAME = 100  # of an answer
 _CREDENTIALS = {
     "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; AWS_SKIP_SIGNATURE=true for a public bucket",
     "gs": "GOOGLE_APPLICATION_CREDENTIALS; GOOGLE_SKIP_SIGNATURE=true for a public bucket",
@@ -75,7 +75,7 @@ def open_bucket(url: str, patience: Patience) -> BucketRemote:
     return BucketRemote(url, store, names, credentials=_CREDENTIALS[kind], patience=patience)
 
 
-def open_files(url: str, patience: Patience) -> BucketRemote:
+def open_files(url: str, patience: Patience) -> ObjectStore:
     """Open the files below a URL of a web server, for reading."""
     try:
         from obstore.exceptions import BaseError
@@ -87,10 +87,9 @@ def open_files(url: str, patience: Patience) -> BucketRemote:
     if user:  # which the client does not send by itself
         manners["client_options"]["default_headers"] = {"authorization": f"Basic {b64encode(user).decode()}"}
     try:
-        store = HTTPStore.from_url(place, **manners)
+        return HTTPStore.from_url(place, **manners)
     except (BaseError, ValueError) as error:
         raise UsageError(f"cannot open {redacted(url)}: {_told(error)}") from hidden_cause(error)
-    return BucketRemote(url, store, store, credentials="a URL that anybody may read", patience=patience)
 
 
 def _without_user(url: str) -> tuple[str, bytes]:
@@ -155,53 +154,26 @@ def _credentials_of_boto3(url: str) -> Any:
         raise RemoteError(f"there are no credentials for {redacted(url)}: set {_CREDENTIALS['s3']}") from error
 
 
-class BucketRemote:
+class BucketRemote(RemoteAt):
     """Objects that obstore reads and writes. ``store`` is its client for objects, ``names`` for listings."""
 
     def __init__(
         self, url: str, store: ObjectStore, names: ObjectStore, *, credentials: str, patience: Patience
     ) -> None:
-        self.__url = url
-        self._url = redacted(url)
+        super().__init__(url)
         self._credentials = credentials
         self._patience = patience
         self.store = store
         self._names = names
 
-    def __reduce__(self) -> tuple[Callable[[str], Remote], tuple[str]]:
-        return open_remote, (self.__url,)
-
-    @property
-    def url(self) -> str:
-        """The URL without its credentials."""
-        return self._url
-
-    @property
-    def identity(self) -> str:
-        """Hash of the URL, and of the endpoint."""
-        return identity_of(self.__url)
-
-    def get(self, key: str, *, most_bytes: int | None = None) -> bytes | None:
-        """One GET."""
-        limit = MOST_BYTES if most_bytes is None else most_bytes
+    def _read(self, key: str, *, most_bytes: int, start: int | None = None, etag: str | None = None) -> bytes | None:
+        options: Any = {} if start is None else {"range": (start, start + most_bytes)}
+        if etag:
+            options["if_match"] = etag
         try:
-            data = self._asked("read", key, lambda: self._received(key, {}, limit))
+            return self._asked("read", key, lambda: self._received(key, options, most_bytes))
         except FileNotFoundError:
             return None
-        if most_bytes is None and len(data) > limit:
-            raise RemoteError(f"{self._url}/{key} is larger than the {limit:,} bytes that are read of such an object")
-        return data
-
-    def get_range(self, key: str, start: int, stop: int, *, etag: str | None = None) -> bytes:
-        """One GET of a range."""
-        options: Any = {"range": (start, stop), **({"if_match": etag} if etag else {})}
-        try:
-            data = self._asked("read", key, lambda: self._received(key, options, stop - start))
-        except FileNotFoundError as error:
-            raise RemoteError(f"{self._url}/{key} has gone") from error
-        if len(data) != stop - start:
-            raise RemoteError(f"{self._url}/{key}: bytes {start:,} to {stop:,} were asked for, and {len(data):,} came")
-        return data
 
     def _received(self, key: str, options: Any, most_bytes: int) -> bytes:
         """The body of an answer piece by piece: the client would allocate whatever length the server states."""
@@ -230,12 +202,25 @@ class BucketRemote:
             return None
 
     def children(self, prefix: str) -> tuple[str, ...]:
-        """One listing with a delimiter."""
+        """One listing with a delimiter. The client follows its pages by itself, so that a deadline ends it."""
+        found = self._asked("list", prefix, lambda: waited_for(self._level, prefix))
+        paths = (*found["common_prefixes"], *(each["path"] for each in found["objects"]))
+        if len(paths) > MOST_NAMES:
+            raise RemoteError(f"cannot list {self._where(prefix)}: it has more than {MOST_NAMES:,} names")
+        return tuple(sorted(path.rsplit("/", 1)[-1] for path in paths))
+
+    async def _level(self, prefix: str) -> Any:
         import obstore
 
-        found = self._asked("list", prefix, lambda: obstore.list_with_delimiter(self._names, prefix or None))
-        paths = (*found["common_prefixes"], *(each["path"] for each in found["objects"]))
-        return tuple(sorted(path.rsplit("/", 1)[-1] for path in paths))
+        seconds = self._patience.transfer_seconds
+        try:
+            async with asyncio.timeout(seconds):
+                return await obstore.list_with_delimiter_async(self._names, prefix or None)
+        except TimeoutError:
+            raise RemoteError(
+                f"cannot list {self._where(prefix)}: its pages did not end in {seconds:.0f} s; FEATSTORE_TIMEOUT "
+                "allows more"
+            ) from None
 
     def objects(self, prefix: str) -> Iterator[RemoteObject]:
         """One listing without a delimiter."""
@@ -244,11 +229,13 @@ class BucketRemote:
     def _listed(self, prefix: str) -> list[RemoteObject]:
         import obstore
 
+        pace = Pace(self._patience.transfer_seconds)
         found: list[RemoteObject] = []
         for page in obstore.list(self._names, prefix or None, chunk_size=_NAMES_AT_A_TIME):
             found += map(_described, page)
-            if len(found) > _MOST_LISTED:
-                raise RemoteError(f"{self._url}/{prefix} has more than {_MOST_LISTED:,} objects: name a folder in it")
+            if len(found) > MOST_LISTED:
+                raise RemoteError(f"{self._where(prefix)} has more than {MOST_LISTED:,} objects: name a folder in it")
+            pace.check(len(found) * _LEAST_BYTES_OF_A_NAME)
         return found
 
     def delete(self, keys: Iterable[str]) -> None:
@@ -265,7 +252,7 @@ class BucketRemote:
         """Ask, and turn what the client says into one line."""
         from obstore.exceptions import BaseError, PermissionDeniedError, PreconditionError, UnauthenticatedError
 
-        where = f"{self._url}/{key}" if key else self._url
+        where = self._where(key)
         _require_own_runtime(where)
         try:
             return _asked_again_at_once(ask)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 from urllib.parse import urlsplit
 
-from featstore.errors import UsageError
+from featstore.errors import RemoteError, UsageError
+from featstore.remote.limits import MOST_BYTES
 from featstore.wording import redacted
 
-__all__ = ["NETWORK_THREADS", "RETRY_SECONDS", "Patience", "Remote", "RemoteObject", "hidden_cause", "identity_of",
-           "is_url", "missing_library", "one_line", "open_remote"]  # fmt: skip
+__all__ = ["NETWORK_THREADS", "RETRY_SECONDS", "Patience", "Remote", "RemoteAt", "RemoteObject", "hidden_cause",
+           "identity_of", "is_url", "joined_url", "missing_library", "one_line", "open_remote"]  # fmt: skip
 
 RETRY_SECONDS = 240.0  # over which a request is repeated
 NETWORK_THREADS = 32  # requests on their way at a time: latency is hidden, and no server minds
@@ -90,6 +92,62 @@ class Remote(Protocol):
 
     def delete(self, keys: Iterable[str]) -> None:
         """Delete objects; it is no error if one has gone."""
+
+
+class RemoteAt(ABC):
+    """What clients have in common: a URL, shown without its credentials, and what an answer must be."""
+
+    def __init__(self, url: str) -> None:
+        self.__url = url
+        self._url = redacted(url)
+
+    def __reduce__(self) -> tuple[Callable[[str], Remote], tuple[str]]:
+        return open_remote, (self.__url,)
+
+    @property
+    def url(self) -> str:
+        """The URL without its credentials."""
+        return self._url
+
+    @property
+    def identity(self) -> str:
+        """Hash of the URL, and of the endpoint."""
+        return identity_of(self.__url)
+
+    def get(self, key: str, *, most_bytes: int | None = None) -> bytes | None:
+        """Read an object in one request."""
+        data = self._read(key, most_bytes=MOST_BYTES if most_bytes is None else most_bytes)
+        if data is not None and most_bytes is None and len(data) > MOST_BYTES:
+            raise RemoteError(
+                f"{self._where(key)} is larger than the {MOST_BYTES:,} bytes that are read of such an object"
+            )
+        return data
+
+    def get_range(self, key: str, start: int, stop: int, *, etag: str | None = None) -> bytes:
+        """Read a range of an object in one request."""
+        data = self._read(key, start=start, most_bytes=stop - start, etag=etag)
+        if data is None:
+            raise RemoteError(f"{self._where(key)} has gone")
+        if len(data) != stop - start:
+            raise RemoteError(f"{self._where(key)}: bytes {start:,} to {stop:,} were asked for, and {len(data):,} came")
+        return data
+
+    @abstractmethod
+    def _read(self, key: str, *, most_bytes: int, start: int | None = None, etag: str | None = None) -> bytes | None:
+        """An object, of which one byte more shows that it is larger; of one from `start` on, a range. None if gone."""
+
+    def _where(self, key: str) -> str:
+        return joined_url(self._url, key)
+
+
+def joined_url(url: str, key: str) -> str:
+    """URL of what is below another, before its query.
+
+    >>> joined_url("s3://bucket/data/", "a.tar"), joined_url("https://host/data?sig=x", "a.tar")
+    ('s3://bucket/data/a.tar', 'https://host/data/a.tar?sig=x')
+    """
+    place, mark, query = url.partition("?")
+    return f"{place.rstrip('/')}/{key}{mark}{query}" if key else url
 
 
 def is_url(text: str) -> bool:

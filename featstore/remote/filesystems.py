@@ -7,25 +7,24 @@ import contextlib
 import html
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Any, TypeVar
 from urllib.parse import quote, unquote, urljoin
 
 from featstore.errors import FeatstoreError, RemoteError
 from featstore.remote.client import (
     Patience,
-    Remote,
+    RemoteAt,
     RemoteObject,
     hidden_cause,
-    identity_of,
+    joined_url,
     missing_library,
     one_line,
-    open_remote,
 )
-from featstore.remote.limits import MOST_BYTES, MOST_NAMES, MOST_PAGE_BYTES, Pace, TooSlow
+from featstore.remote.limits import MOST_NAMES, MOST_PAGE_BYTES, Pace, TooSlow
 from featstore.wording import redacted
 
-__all__ = ["FilesystemRemote", "listed_names"]
+__all__ = ["FilesystemRemote", "listed_names", "waited_for"]
 
 _T = TypeVar("_T")
 _LINK = re.compile(r"""<a\s[^>]{0,4096}?href\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s>"']+))""", re.IGNORECASE)
@@ -43,7 +42,6 @@ def listed_names(url: str, prefix: str, patience: Patience) -> tuple[str, ...]:
     """
     try:
         import aiohttp
-        from fsspec.asyn import get_loop, sync
     except ImportError as error:
         raise missing_library(url, "aiohttp") from error
     place, mark, query = url.partition("?")
@@ -51,10 +49,10 @@ def listed_names(url: str, prefix: str, patience: Patience) -> tuple[str, ...]:
     below = f"/{quote(prefix)}/" if prefix else "/"
     host, slash, path = rest.partition("/")
     base = f"{scheme}://{host.rpartition('@')[2]}{slash}{path}{below}"  # as links name it: without a user
-    where = f"{redacted(url)}/{prefix}" if prefix else redacted(url)
+    where = joined_url(redacted(url), prefix)
     for attempt in range(patience.retries + 1):
         try:
-            page = sync(get_loop(), _index_page, f"{scheme}://{rest}{below}{mark}{query}", patience)
+            page: str = waited_for(_index_page, f"{scheme}://{rest}{below}{mark}{query}", patience)
         except FileNotFoundError:
             return ()
         except _Refused as error:
@@ -66,6 +64,16 @@ def listed_names(url: str, prefix: str, patience: Patience) -> tuple[str, ...]:
         else:
             return _links_below(base, page, where)
     return ()
+
+
+def waited_for(function: Callable[..., Awaitable[_T]], *arguments: Any) -> _T:
+    """Run an asynchronous function in fsspec's own thread, wherever the caller is, and return its result."""
+    try:
+        from fsspec.asyn import get_loop, sync
+    except ImportError as error:
+        raise missing_library("a listing", "fsspec") from error
+    result: _T = sync(get_loop(), function, *arguments)
+    return result
 
 
 async def _index_page(url: str, patience: Patience) -> str:
@@ -111,62 +119,36 @@ def _name_below(base: str, link: str) -> str:
     return "" if rest or name in ("", ".", "..") else name + slash
 
 
-class FilesystemRemote:
+class FilesystemRemote(RemoteAt):
     """Objects of any file system that fsspec knows."""
 
     def __init__(self, url: str) -> None:
-        self.__url = url if url.endswith("://") else url.rstrip("/")
-        self._url = redacted(self.__url)
+        url = url if url.endswith("://") else url.rstrip("/")
+        super().__init__(url)
         try:
             import fsspec
 
-            self._system, self._root = fsspec.core.url_to_fs(self.__url)
+            self._system, self._root = fsspec.core.url_to_fs(url)
         except ImportError as error:
             library = "huggingface_hub" if url.startswith("hf:") else "fsspec"
             raise missing_library(url, library) from error
         except Exception as error:  # noqa: BLE001 - of whatever client the scheme has
             raise RemoteError(f"cannot open {self._url}: {one_line(error)}") from hidden_cause(error)
 
-    def __reduce__(self) -> tuple[Callable[[str], Remote], tuple[str]]:
-        return open_remote, (self.__url,)
-
-    @property
-    def url(self) -> str:
-        """The URL without credentials."""
-        return self._url
-
-    @property
-    def identity(self) -> str:
-        """Hash of the URL."""
-        return identity_of(self.__url)
-
-    def get(self, key: str, *, most_bytes: int | None = None) -> bytes | None:
-        """Read a file."""
-        limit = MOST_BYTES if most_bytes is None else most_bytes
+    def _read(self, key: str, *, most_bytes: int, start: int | None = None, etag: str | None = None) -> bytes | None:
+        del etag  # this client cannot pin one, and its caller checks what came
+        first, stop = (0, most_bytes + 1) if start is None else (start, start + most_bytes)
         try:
-            data = self._asked("read", key, lambda: bytes(self._system.cat_file(self._at(key), start=0, end=limit + 1)))
+            return self._asked("read", key, lambda: bytes(self._system.cat_file(self._at(key), start=first, end=stop)))
         except _NOT_THERE:
             return None
-        if most_bytes is None and len(data) > limit:
-            raise RemoteError(f"{self._url}/{key} is larger than the {limit:,} bytes that are read of such an object")
-        return data
-
-    def get_range(self, key: str, start: int, stop: int, *, etag: str | None = None) -> bytes:  # noqa: ARG002
-        """Read a range of a file; this client cannot pin an etag, and its caller checks what came."""
-        try:
-            data = self._asked("read", key, lambda: bytes(self._system.cat_file(self._at(key), start=start, end=stop)))
-        except _NOT_THERE as error:
-            raise RemoteError(f"{self._url}/{key} has gone") from error
-        if len(data) != stop - start:
-            raise RemoteError(f"{self._url}/{key}: bytes {start:,} to {stop:,} were asked for, and {len(data):,} came")
-        return data
 
     def put(self, key: str, data: bytes) -> None:
         """Write a file in one go."""
         try:
             self._asked("write", key, lambda: self._system.pipe_file(self._at(key), data))
         except _NOT_THERE as error:
-            raise RemoteError(f"cannot write {self._url}/{key}: {one_line(error)}") from hidden_cause(error)
+            raise RemoteError(f"cannot write {self._where(key)}: {one_line(error)}") from hidden_cause(error)
 
     def head(self, key: str) -> RemoteObject | None:
         """What the file system says of a file."""
@@ -223,5 +205,4 @@ class FilesystemRemote:
         except (*_NOT_THERE, FeatstoreError):
             raise
         except Exception as error:  # noqa: BLE001 - of httpx, of the hub's client, of another
-            where = f"{self._url}/{key}" if key else self._url
-            raise RemoteError(f"cannot {verb} {where}: {one_line(error)}") from hidden_cause(error)
+            raise RemoteError(f"cannot {verb} {self._where(key)}: {one_line(error)}") from hidden_cause(error)

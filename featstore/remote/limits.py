@@ -12,13 +12,14 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-__all__ = ["LEAST_BYTES_A_SECOND", "MOST_BYTES", "MOST_DEPTH", "MOST_FOLDERS", "MOST_NAMES", "MOST_PAGE_BYTES", "Pace",
-           "TooSlow", "gathered"]  # fmt: skip
+__all__ = ["LEAST_BYTES_A_SECOND", "MOST_BYTES", "MOST_DEPTH", "MOST_FOLDERS", "MOST_LISTED", "MOST_NAMES",
+           "MOST_PAGE_BYTES", "Pace", "TooSlow", "gathered"]  # fmt: skip
 
 LEAST_BYTES_A_SECOND = 1000  # of one request; thirty-two of them share a connection
 MOST_BYTES = 512 << 20  # of an object whose size no seal states: a catalogue of 100,000 parts has a fifth of it
 MOST_PAGE_BYTES = 32 << 20  # of an index page
-MOST_NAMES = 1_000_000  # of all that is below a folder of a web server
+MOST_NAMES = 1_000_000  # of one folder, and of all that is below a folder of a web server
+MOST_LISTED = 5_000_000  # objects below a prefix of a bucket
 MOST_FOLDERS = 20_000
 MOST_DEPTH = 16
 

@@ -2,66 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 
 from featstore.errors import RemoteError
-from featstore.remote.buckets import open_files
-from featstore.remote.client import Patience, Remote, RemoteObject, open_remote
+from featstore.remote.buckets import BucketRemote, open_files
+from featstore.remote.client import Patience, RemoteObject
 from featstore.remote.filesystems import listed_names
 from featstore.remote.limits import MOST_DEPTH, MOST_FOLDERS, MOST_NAMES
-from featstore.wording import redacted
 
 __all__ = ["WebRemote"]
 
 
-class WebRemote:
+class WebRemote(BucketRemote):
     """``https://``: whole files, ranges of them, and the names that an index page links to."""
 
     def __init__(self, url: str, patience: Patience) -> None:
-        self.__url = url.rstrip("/")
-        self._url = redacted(self.__url)
-        self._patience = patience
-        self._files = open_files(self.__url, patience)
-
-    def __reduce__(self) -> tuple[Callable[[str], Remote], tuple[str]]:
-        return open_remote, (self.__url,)
-
-    @property
-    def url(self) -> str:
-        """The URL without its credentials."""
-        return self._url
-
-    @property
-    def identity(self) -> str:
-        """Hash of the URL."""
-        return self._files.identity
-
-    @property
-    def store(self) -> object:
-        """Obstore's own store, for zarr."""
-        return self._files.store
+        self.__url = url = url.rstrip("/")
+        store = open_files(url, patience)
+        super().__init__(url, store, store, credentials="a URL that anybody may read", patience=patience)
 
     def get(self, key: str, *, most_bytes: int | None = None) -> bytes | None:
         """One GET; an index page is no object, though a server answers with one where a folder is asked for."""
-        data = self._files.get(key, most_bytes=most_bytes)
+        data = super().get(key, most_bytes=most_bytes)
         is_page = data is not None and data[:64].lstrip().lower().startswith((b"<!doctype html", b"<html"))
         return None if is_page else data
-
-    def get_range(self, key: str, start: int, stop: int, *, etag: str | None = None) -> bytes:
-        """One GET of a range."""
-        return self._files.get_range(key, start, stop, etag=etag)
 
     def put(self, key: str, data: bytes) -> None:  # noqa: ARG002
         """Refuse."""
         raise self._read_only()
 
-    def head(self, key: str) -> RemoteObject | None:
-        """One HEAD."""
-        return self._files.head(key)
-
     def children(self, prefix: str) -> tuple[str, ...]:
         """One GET of an index page, which a plain server makes of a folder."""
-        return tuple(sorted({name.rstrip("/") for name in self._names(prefix)}))
+        return tuple(sorted({name.rstrip("/") for name in self._names_in(prefix)}))
 
     def objects(self, prefix: str) -> Iterator[RemoteObject]:
         """One GET for each folder, and a HEAD for each file, in order of key.
@@ -78,11 +50,11 @@ class WebRemote:
                     yield found
                 continue
             folders += 1
-            below = self._names(key.rstrip("/"))
+            below = self._names_in(key.rstrip("/"))
             names += len(below)
             if depth > MOST_DEPTH or folders > MOST_FOLDERS or names > MOST_NAMES:
                 raise RemoteError(
-                    f"cannot list {self._url}/{prefix}: its index pages go on and on: more than {MOST_DEPTH} folders "
+                    f"cannot list {self._where(prefix)}: its index pages go on and on: more than {MOST_DEPTH} folders "
                     f"deep, {MOST_FOLDERS:,} folders or {MOST_NAMES:,} names"
                 )
             waiting += [(f"{key}{name}", depth + 1) for name in reversed(below)]
@@ -91,7 +63,7 @@ class WebRemote:
         """Refuse."""
         raise self._read_only()
 
-    def _names(self, prefix: str) -> tuple[str, ...]:
+    def _names_in(self, prefix: str) -> tuple[str, ...]:
         return listed_names(self.__url, prefix, self._patience)
 
     def _read_only(self) -> RemoteError:

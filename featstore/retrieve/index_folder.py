@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import hmac
 import json
 import os
@@ -95,8 +94,7 @@ def index_folders(feature_set: FeatureSet, kind: IvfKind) -> tuple[Path, ...]:
     Beside a store no symbolic link is followed: one that came with a store would lead to the user's own folders.
     """
     root = local_root(feature_set.store_url)
-    url = feature_set.store_url if root is None else str(root.resolve())
-    cached = cache_folder() / "indexes" / hashlib.sha256(url.encode()).hexdigest()[:16] / feature_set.path / kind
+    cached = cache_folder() / "indexes" / feature_set.store_identity[:16] / feature_set.path / kind
     if root is None:
         return (cached,)
     root = root.resolve()

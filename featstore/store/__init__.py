@@ -11,7 +11,7 @@ from featstore.store.format import FORMAT_VERSION, Commit, Member, Segment, Shar
 from featstore.store.frames import Frames, PaddedFrames, RaggedFrames
 from featstore.store.part import EmbeddedWindow, PartWriter, WindowBlock
 from featstore.store.reader import FeatureSets, Store, open_store
-from featstore.store.writer import SplitWriter, is_split_begun, open_split_writer, recipe_groups
+from featstore.store.writer import SplitWriter, find_split_writer, is_split_begun, open_split_writer, recipe_groups
 
 __all__ = [
     "FORMAT_VERSION",
@@ -30,6 +30,7 @@ __all__ = [
     "SplitWriter",
     "Store",
     "WindowBlock",
+    "find_split_writer",
     "is_group_name",
     "is_split_begun",
     "note_in_encoder_group",

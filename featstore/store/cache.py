@@ -73,8 +73,7 @@ class PartCache:
 
     def folder_of(self, objects: Objects, path: str, commit: Commit) -> Path:
         """Where the copies of a part are: by the place of its store, and by its record with its seals."""
-        place = getattr(objects, "identity", objects.url)
-        said = canonical_json([place, path, commit.as_json()])
+        said = canonical_json([objects.identity, path, commit.as_json()])
         return self.parts / hashlib.sha256(said.encode(errors="surrogatepass")).hexdigest()[:40]
 
     def make(self) -> None:

@@ -34,8 +34,10 @@ __all__ = [
     "SplitState",
     "check_root",
     "foreign_names",
+    "foreign_paths",
     "group_names",
     "is_foreign_group",
+    "is_without_document",
     "known_address",
     "look_at_split",
     "read_commit",
@@ -190,13 +192,42 @@ def is_foreign_group(objects: Objects, split_path: str, name: str) -> bool:
             return True
     except ForeignFile:
         return True
-    try:
-        if read_document(objects, path) is not None:
-            return False  # it is being written
-    except DamagedPart:
-        return False  # `verify --repair` decides about damage
+    if not is_without_document(objects, path):
+        return False  # it is being written, or `verify --repair` decides about damage
     # A writer killed while it wrote its document left a temporary file and nothing else.
     return any(not (key.startswith(".") or is_object_name(key)) for key in objects.sizes(path))
+
+
+def foreign_paths(objects: Objects, entries: Sequence[SplitEntry]) -> Iterator[str]:
+    """Path of everything that is in a store and not of featstore, and of nothing below it.
+
+    `entries` are the feature sets of the store: what the documents above them are of is known without reading them.
+    """
+    known = {path for entry in entries for path in entry.address.documents()}
+    waiting = [""]
+    while waiting:
+        above = waiting.pop()
+        is_split = above.count("/") == 2
+        parts = {segment.commit.part for entry in entries if entry.path == above for segment in entry.segments}
+        for name in objects.children(above):
+            path = f"{above}/{name}" if above else name
+            if not _may_be_a_group(name):
+                is_foreign = name != GROUP_DOCUMENT and not name.startswith(".")
+            elif is_split:
+                is_foreign = name not in parts and is_foreign_group(objects, above, name)
+            else:
+                is_foreign = path not in known and is_without_document(objects, path)
+                waiting += [] if is_foreign else [path]
+            if is_foreign:
+                yield path
+
+
+def is_without_document(objects: Objects, path: str) -> bool:
+    """Whether a group has no document of featstore, sound or damaged."""
+    try:
+        return read_document(objects, path) is None
+    except DamagedPart:
+        return False  # `verify --repair` decides about damage
 
 
 def split_paths(

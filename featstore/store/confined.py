@@ -28,7 +28,7 @@ def checked_key(key: str) -> str:
     'logmel@3f9c2a71/words'
     """
     parts = key.split("/") if key else []
-    if "\0" in key or "\\" in key or any(part in ("", ".", "..") for part in parts):
+    if "\0" in key or "\\" in key or "" in parts or "." in parts or ".." in parts:
         raise StoreError(f"a key in a store has names and slashes, and no '..': got {key!r}")
     return key
 
@@ -49,14 +49,19 @@ def confined(root: Path, key: str) -> Path:
 def _walk(root: str, key: str, *, plain_folders: set[str] | None) -> tuple[str, int | None]:
     """Path of a key, none of whose components is a link, and the mode of what is there; None where nothing is."""
     path, mode = root, None
-    for part in checked_key(key).split("/") if key else ():
-        path = f"{path}{os.sep}{part}"
+    folder, _, name = checked_key(key).rpartition("/")
+    if plain_folders is not None and (known := f"{root}/{folder}") in plain_folders:
+        path, parts = known, [name]
+    else:
+        parts = key.split("/") if key else []
+    for part in parts:
+        path = f"{path}/{part}"
         if plain_folders is not None and path in plain_folders:
             continue
         try:
             mode = os.lstat(path).st_mode
         except (FileNotFoundError, NotADirectoryError):
-            return f"{root}{os.sep}{key}", None  # there is nothing there to follow
+            return f"{root}/{key}", None  # there is nothing there to follow
         except OSError as error:
             raise StoreError(f"cannot read {path}: {error.strerror}") from error
         if stat.S_ISLNK(mode):

@@ -196,6 +196,8 @@ class _SplitCopy:
         writer = open_split_writer_at(self._target, self._entry.address)
         copy_notes(self._source, self._target, self._entry.path.split("/")[0])
         wanted = _plan(parts, writer.begin_run())
+        if writer.has_leftovers:
+            writer.sweep()
         for _ in range(len(parts) - len(wanted)):
             self._on_part(self._entry.path)
         copied: list[_Part] = []

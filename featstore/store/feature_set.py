@@ -101,6 +101,11 @@ class FeatureSet:
         return self._objects.url
 
     @property
+    def store_identity(self) -> str:
+        """A hash of where its store is, of what `store_url` does not show too."""
+        return self._objects.identity
+
+    @property
     def path(self) -> str:
         """Path of its group in the store."""
         return self._entry.path

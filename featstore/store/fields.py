@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from featstore.clipjson import parse_clip_json
 from featstore.errors import LabelError
 
-__all__ = ["Labels", "encode_labels", "field_of", "field_values", "plain_labels"]
+__all__ = ["Labels", "encode_labels", "field_of", "field_values", "plain_labels", "stored_clip_json"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,9 +32,17 @@ class Labels:
     classes: tuple[Any, ...] | None
 
 
+def stored_clip_json(text: str, *, key: str) -> Any:
+    """The JSON of the clip `key` as a store of any origin has it; LabelError where it is refused."""
+    try:
+        return parse_clip_json(text)
+    except ValueError as error:
+        raise LabelError(f"the JSON of clip {key!r} cannot be read: {error}") from None
+
+
 def field_of(meta: str, field: str, *, key: str) -> Any:
     """One field of the JSON of the clip `key`, dots reaching into objects; LabelError where there is none."""
-    value = json.loads(meta)
+    value = stored_clip_json(meta, key=key)
     for name in field.split("."):
         if not isinstance(value, dict) or name not in value:
             known = ", ".join(sorted(value)) if isinstance(value, dict) else type(value).__name__
@@ -55,7 +64,7 @@ def field_values(keys: Iterable[str], metas: Iterable[str], field: str) -> list[
     Raises
     ------
     LabelError
-        A clip's JSON has no such field.
+        A clip's JSON has no such field, or cannot be read.
     """
     values: list[Any] = []
     last_meta, value = None, None

@@ -191,11 +191,12 @@ def check_fields(raw: object, rules: Mapping[str, Callable[[object], bool]], *, 
     """
     if not isinstance(raw, dict):
         raise DamagedDocument(f"its {of} is no object")
-    for name, is_valid in rules.items():
-        if name not in raw:
-            raise DamagedDocument(f"its {of} has no {name}")
-        if not is_valid(raw[name]):
-            raise DamagedDocument(f"its {of} has a value that is not allowed: {name} = {repr(raw[name])[:80]}")
+    try:
+        for name, is_valid in rules.items():
+            if not is_valid(raw[name]):
+                raise DamagedDocument(f"its {of} has a value that is not allowed: {name} = {repr(raw[name])[:80]}")
+    except KeyError:
+        raise DamagedDocument(f"its {of} has no {name}") from None
     return raw
 
 
@@ -367,11 +368,12 @@ class Commit:
             raise DamagedDocument(f"its commit record is of another part, {checked['part']}")
         members = tuple(_member_from_json(member) for member in checked["members"])
         objects = {name: _seal_from_json(name, entry) for name, entry in checked["objects"].items()}
-        known = {name: checked[name] for name in _COMMIT_RULES}
         generation = checked.get("generation", 0)
         if not _is_count(generation):
             raise DamagedDocument(f"its commit record has a value that is not allowed: generation = {generation!r}")
-        return cls(**{**known, "members": members, "objects": objects, "generation": generation})
+        known = {name: checked[name] for name in _COMMIT_RULES}
+        known |= {"members": members, "objects": objects, "generation": generation}
+        return cls(**known)
 
 
 def _flat(record: Commit | Member | ShardIdentity) -> dict[str, Any]:
@@ -420,7 +422,9 @@ def _member_from_json(raw: object) -> Member:
     of_shard = check_fields(checked["shard"], _SHARD_RULES, of="shard")
     shard = ShardIdentity(**{name: of_shard[name] for name in _SHARD_RULES})
     skipped = tuple(_skipped_from_json(shard.name, clip) for clip in checked["skipped"])
-    return Member(**{**{name: checked[name] for name in _MEMBER_RULES}, "shard": shard, "skipped": skipped})
+    known = {name: checked[name] for name in _MEMBER_RULES}
+    known |= {"shard": shard, "skipped": skipped}
+    return Member(**known)
 
 
 def _skipped_from_json(shard: str, raw: object) -> SkippedClip:

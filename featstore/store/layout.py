@@ -185,7 +185,7 @@ def parse_layout(raw: bytes) -> ArrayLayout | None:
     if not len(shape) == len(grid) == len(inner) or min((*shape, *grid, *inner), default=0) < 0 or 0 in (*grid, *inner):
         raise ValueError(f"no array document (shape {shape} in chunks {grid} of {inner})")
     whole_rows = bool(shape) and grid[1:] == shape[1:] == inner[1:]
-    ours = _without_defaults(codecs) == [_LITTLE, _CRC] == _without_defaults(index)
+    ours = all(each == [_LITTLE, _CRC] or _without_defaults(each) == [_LITTLE, _CRC] for each in (codecs, index))
     if not (whole_rows and ours and standard_keys and data_type in _NUMBERS) or grid[0] % inner[0]:
         return None
     dtype = np.dtype(data_type).newbyteorder("<")

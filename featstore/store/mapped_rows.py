@@ -14,7 +14,6 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import FileIO
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -100,7 +99,7 @@ class MappedRows:
         layout = self._layout
         number = first // layout.blocks_per_file
         key = f"{self._path}/{layout.file_key(number)}"
-        path = self._objects.root / key
+        path = f"{self._objects.url}/{key}"
         with _opened(self._objects, key) as file:
             offsets = _offsets_in(file, layout, path)
             slot = first - number * layout.blocks_per_file
@@ -125,7 +124,7 @@ class MappedRows:
         layout = self._layout
         number = index // layout.blocks_per_file
         key = f"{self._path}/{layout.file_key(number)}"
-        path = self._objects.root / key
+        path = f"{self._objects.url}/{key}"
         with _opened(self._objects, key) as file:
             offsets = _offsets_in(file, layout, path)
             view = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -195,7 +194,7 @@ def _opened(objects: LocalObjects, key: str) -> Iterator[FileIO]:
         raise StoreError(f"cannot read {objects.root / key}: {error.strerror}") from error
 
 
-def _offsets_in(file: FileIO, layout: ArrayLayout, path: Path) -> list[int]:
+def _offsets_in(file: FileIO, layout: ArrayLayout, path: str) -> list[int]:
     def read(start: int, stop: int) -> bytes:
         file.seek(start)
         return file.read(stop - start)

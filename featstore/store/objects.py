@@ -7,6 +7,7 @@ any other goes through `featstore.remote`. Neither imports zarr.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import re
 import shutil
@@ -20,6 +21,7 @@ from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit
 
 from featstore.errors import StoreError
+from featstore.files import fsync_folder
 from featstore.store.confined import ForeignFile, checked_key, confined, open_regular
 from featstore.store.faults import fault_point
 
@@ -34,6 +36,10 @@ class Objects(Protocol):
     @property
     def url(self) -> str:
         """Where the store is, as the user would write it, without credentials: to show, not to open."""
+
+    @property
+    def identity(self) -> str:
+        """A hash of where the store is, which no other place has, whatever its URL shows."""
 
     @property
     def root(self) -> Path | None:
@@ -119,21 +125,30 @@ class LocalObjects:
         return str(self._root)
 
     @property
+    def identity(self) -> str:
+        """Hash of the folder's path without links."""
+        return hashlib.sha256(os.fsencode(self._root.resolve())).hexdigest()
+
+    @property
     def root(self) -> Path:
         """The folder."""
         return self._root
 
     def read(self, key: str, *, most_bytes: int | None = None) -> bytes | None:
         """Read a file."""
-        path = f"{self._root}{os.sep}{key}"
-        gone = contextlib.suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError)
-        with gone, _telling(path), self.open_file(key) as file:
-            if most_bytes is not None:
-                return _read_fully(file, most_bytes + 1)
-            if (size := os.fstat(file.fileno()).st_size) > _MOST_READ_BYTES:
-                raise StoreError(f"{path} has {size:,} bytes, more than an object of a store may have")
-            return file.readall()
-        return None
+        try:
+            with self.open_file(key) as file:
+                size = os.fstat(file.fileno()).st_size
+                if most_bytes is not None:
+                    return _read_fully(file, min(size, most_bytes + 1))
+                if size > _MOST_READ_BYTES:
+                    path = f"{self._root}{os.sep}{key}"
+                    raise StoreError(f"{path} has {size:,} bytes, more than an object of a store may have")
+                return _read_fully(file, size)
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            return None
+        except OSError as error:
+            raise _unreadable(f"{self._root}{os.sep}{key}", error) from error
 
     def open_file(self, key: str) -> FileIO:
         """Open a file for reading, as `featstore.store.confined.open_regular` does."""
@@ -158,7 +173,7 @@ class LocalObjects:
         except OSError:
             temporary.unlink(missing_ok=True)
             raise
-        _fsync_folder(path.parent)
+        fsync_folder(path.parent)
 
     def put(self, key: str, buffers: Iterable[Any]) -> None:
         """Write a new file as it is, for nobody looks for it before the commit. One that is there is never opened."""
@@ -208,11 +223,11 @@ class LocalObjects:
                     os.fsync(descriptor)
                 finally:
                     os.close(descriptor)
-            _fsync_folder(Path(folder))
+            fsync_folder(Path(folder))
         above = base
         while above not in (self._root, above.parent):
             above = above.parent
-            _fsync_folder(above)
+            fsync_folder(above)
 
     def remove(self, key: str) -> None:
         """Unlink a file, for good. Of a link it is the link that goes."""
@@ -220,7 +235,7 @@ class LocalObjects:
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             path = confined(self._root, folder) / checked_key(name)
             path.unlink()
-            _fsync_folder(path.parent)
+            fsync_folder(path.parent)
 
     def delete(self, prefix: str, *, first: Iterable[str] = ()) -> None:
         """Remove a folder; one that has gone already is no error.
@@ -232,7 +247,7 @@ class LocalObjects:
         with contextlib.suppress(FileNotFoundError):
             if hidden != base:
                 base.rename(hidden)
-                _fsync_folder(base.parent)
+                fsync_folder(base.parent)
             for name in first:
                 (hidden / checked_key(name)).unlink(missing_ok=True)
                 fault_point("deleting-arrays")
@@ -300,20 +315,14 @@ def _telling(path: Path | str) -> Iterator[None]:
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         raise
     except OSError as error:
-        raise StoreError(f"cannot read {path}: {error.strerror}") from error
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path | str, error: OSError) -> StoreError:
+    return StoreError(f"cannot read {path}: {error.strerror}")
 
 
 def _write_all(file: FileIO, view: memoryview) -> None:
     """Write a buffer whole: an unbuffered write may stop short, at 2 GiB or when a disk is nearly full."""
     while view:
         view = view[file.write(view) :]
-
-
-def _fsync_folder(folder: Path) -> None:
-    if os.name != "posix":  # other systems cannot open a folder; their renames are journalled
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from featstore.clipjson import parse_clip_json
 from featstore.errors import DamagedPart
 from featstore.store import codecs
 from featstore.store.findings import Finding
@@ -44,6 +45,7 @@ class PartReading:
         self._kept_bytes = 0
         self._oversized: list[str] = []
         self.keys: bytes | None = None
+        self._metas: bytes | None = None
         self.objects_read = 0
         self.bytes_read = 0
 
@@ -92,6 +94,8 @@ class PartReading:
         self.bytes_read += len(data)
         if name == "key/c/0":
             self.keys = data
+        if name == "meta/c/0":
+            self._metas = data
         if name in _STRINGS:
             try:
                 codecs.check_strings(data, n=self._commit.windows)
@@ -106,7 +110,7 @@ class PartReading:
     def contents(self) -> Iterator[Finding]:
         """What the arrays say of one another; only a defect of the writer could break it."""
         try:
-            problem = self._oversized[0] if self._oversized else self._wrong_contents()
+            problem = self._oversized[0] if self._oversized else self._wrong_contents() or self._wrong_metas()
         except DamagedPart as error:  # and no other: that a server did not answer is no reason to drop the part
             problem = str(error)
         if problem:
@@ -138,6 +142,23 @@ class PartReading:
                 return "frame_offsets do not lead from 0 to the number of frames"
             if (np.diff(offsets) < 1).any():
                 return "frame_offsets do not rise: a window has no frames"
+        return ""
+
+    def _wrong_metas(self) -> str:
+        """What is wrong with the clips' JSON, which no command but a copy would read."""
+        if self._metas is None:
+            return "it has no meta" if self._commit.windows else ""
+        chunk, self._metas = self._metas, None
+        with self._large:
+            try:
+                metas = codecs.decode_strings(chunk, n=self._commit.windows)
+                last = None
+                for meta in metas:
+                    if meta != last:  # windows of one clip stand together and share its JSON
+                        parse_clip_json(meta)
+                        last = meta
+            except ValueError as error:
+                return f"meta cannot be read: {error}"
         return ""
 
     def _rows(self, name: str) -> Rows:

@@ -9,7 +9,7 @@ from typing import TypeVar
 from featstore.errors import AmbiguousSelection, UnknownFeatureSet
 from featstore.records import Recipe
 from featstore.shard_patterns import ShardPattern
-from featstore.store.catalogue import SplitEntry, check_root, read_split, split_paths, view_of_shards
+from featstore.store.catalogue import SplitEntry, check_root, foreign_paths, read_split, split_paths, view_of_shards
 from featstore.store.feature_set import FeatureSet
 from featstore.store.objects import Objects, open_objects
 from featstore.store.views import html_table, text_table
@@ -130,6 +130,10 @@ class Store:
         )
         what = f"feature set with {asked}" if asked else "feature set"
         return FeatureSet(self._objects, _only_one(found, what=what, url=self.url, name=lambda entry: entry.path))
+
+    def foreign(self) -> tuple[str, ...]:
+        """Path of everything in the store that featstore did not write, in order."""
+        return tuple(sorted(foreign_paths(self._objects, self._entries_at(self._paths))))
 
     def view(self, *, encoder: str, dataset: str, split: str, pattern: str) -> FeatureSet:
         """The shards of a dataset that a pattern names, as one feature set.

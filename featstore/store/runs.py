@@ -36,24 +36,28 @@ class Part:
         self.path = path
         self._objects = objects
         self._windows = commit.windows
-        self._forms = {
-            "start_seconds": ((commit.windows,), "float64"),
-            "seconds": ((commit.windows,), "float64"),
-            "utterance": ((commit.windows, recipe.dim), "float32"),
-            "frame_offsets": ((commit.windows + 1,), "int64"),
-            "frames": ((commit.frames, recipe.dim), recipe.frame_dtype),
-        }
+        self._frames = commit.frames
+        self._recipe = recipe
         self._opened: dict[str, Rows] = {}
         self.copy = CachedPart(objects, path, commit) if objects.root is None else None
 
     def rows(self, name: str) -> Rows:
         """A numeric array: of a remote part a copy of it, but frames, of which only what is asked for is read."""
         if name not in self._opened:
-            rows, (shape, dtype) = self._open(name), self._forms[name]
+            rows, (shape, dtype) = self._open(name), self._form(name)
             if (rows.shape, rows.dtype.name) != (shape, dtype):
                 raise self.damaged(name, f"it is {rows.dtype} {rows.shape}, and {dtype} {shape} was committed")
             self._opened[name] = rows
         return self._opened[name]
+
+    def _form(self, name: str) -> tuple[tuple[int, ...], str]:
+        """Shape and type that an array must have."""
+        windows = self._windows
+        if name == "utterance":
+            return (windows, self._recipe.dim), "float32"
+        if name == "frames":
+            return (self._frames, self._recipe.dim), self._recipe.frame_dtype
+        return ((windows + 1,), "int64") if name == "frame_offsets" else ((windows,), "float64")
 
     def damaged(self, name: str, problem: str) -> DamagedPart:
         """What to raise of an array."""

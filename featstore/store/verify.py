@@ -23,6 +23,7 @@ from featstore.store.catalogue import (
     foreign_names,
     group_names,
     is_foreign_group,
+    is_without_document,
     known_address,
     read_commit,
     split_paths,
@@ -234,7 +235,7 @@ class _Verification:
 
     def _split(self, path: str) -> Iterator[Finding]:
         names = group_names(self._objects, path)
-        if not any(map(is_part_name, names)) and self._is_without_document(path):
+        if not any(map(is_part_name, names)) and is_without_document(self._objects, path):
             yield Finding(where=path, problem=_FOREIGN, remedy="none")
             return
         checked: dict[str, _Checked] = {}
@@ -276,12 +277,6 @@ class _Verification:
             objects=reading.objects_read,
             bytes=reading.bytes_read,
         )
-
-    def _is_without_document(self, path: str) -> bool:
-        try:
-            return read_document(self._objects, path) is None
-        except DamagedPart:
-            return False
 
     def _stray(self, path: str, part: str) -> Iterator[Finding]:
         """What is called as a part and has no commit record.

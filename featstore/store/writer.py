@@ -48,7 +48,14 @@ from featstore.store.liveness import is_abandoned
 from featstore.store.objects import Objects, open_objects
 from featstore.store.part import PartInFlight, PartWriter, is_disk_full, telling_what_to_do
 
-__all__ = ["SplitWriter", "is_split_begun", "open_split_writer", "open_split_writer_at", "recipe_groups"]
+__all__ = [
+    "SplitWriter",
+    "find_split_writer",
+    "is_split_begun",
+    "open_split_writer",
+    "open_split_writer_at",
+    "recipe_groups",
+]
 
 
 def open_split_writer_at(objects: Objects, address: SplitAddress) -> SplitWriter:
@@ -93,6 +100,18 @@ def open_split_writer(
     return open_split_writer_at(objects, address)
 
 
+def find_split_writer(
+    url: str, *, recipe: Recipe, spec: str, dataset: str, crop_seconds: float | None, split: str
+) -> SplitWriter | None:
+    """Open the feature set as `open_split_writer` does where it is there; None where that would have to make it."""
+    objects = open_objects(url)
+    address = SplitAddress(recipe=recipe, spec=spec, dataset=dataset, crop_seconds=crop_seconds, split=split)
+    content = _own_document(objects, address)
+    if content is None or objects.root is None:
+        return None if content is None else SplitWriter(objects, address, document=content)
+    return open_split_writer_at(objects, address)
+
+
 def _own_document(objects: Objects, address: SplitAddress) -> dict[str, Any] | None:
     """The split's document, where it says all that those above it do: a server need not be asked for these."""
     try:
@@ -127,6 +146,7 @@ class SplitWriter:
         self._written: dict[str, Commit] = {}
         self._generations: dict[str, int] | None = None  # of shards, where a part was begun without one
         self._is_catalogued = False
+        self._has_leftovers = False
 
     @property
     def path(self) -> str:
@@ -138,11 +158,16 @@ class SplitWriter:
         """Whether the catalogue said just what there was, when this writer last looked."""
         return self._is_catalogued
 
+    @property
+    def has_leftovers(self) -> bool:
+        """Whether a sweep would have deleted something when the run began."""
+        return self._has_leftovers
+
     def begin_run(self) -> dict[str, Segment]:
-        """Sweep, and say what counts for each shard: one look at the split, two requests of a server, answers both."""
+        """Look at the split, and return what counts for each shard: two requests of a server. Nothing is deleted."""
         document, self._document = self._document or read_document(self._objects, self.path), None
         state = self._look(document)
-        self._sweep(state)
+        self._has_leftovers = any(self._leftovers(state))
         return _by_shard(state.commits)
 
     def committed(self) -> dict[str, Segment]:
@@ -201,20 +226,21 @@ class SplitWriter:
         tuple of str
             Names of what was deleted.
         """
-        return self._sweep(self._look(read_document(self._objects, self.path)))
+        superseded, orphans = self._leftovers(self._look(read_document(self._objects, self.path)))
+        self._delete_groups(orphans)  # which are in no catalogue: so that they go where there is no space to write one
+        self.delete(superseded)
+        fault_point("swept")
+        return (*superseded, *orphans)
 
-    def _sweep(self, state: SplitState) -> tuple[str, ...]:
+    def _leftovers(self, state: SplitState) -> tuple[list[str], list[str]]:
+        """Superseded parts, and orphans."""
         commits = {commit.part: commit for commit in state.commits}
         counted = {segment.commit.part for segment in counted_segments(commits.values())}
         superseded = [name for name in state.names if name in commits and name not in counted]
         unknown = [name for name in state.names if name not in commits and is_part_name(name)]
         clock = cache(partial(self._objects.clock, self.path))
         orphans = [name for name in unknown if is_abandoned(self._objects, f"{self.path}/{name}", clock=clock)]
-        orphans += state.discarded
-        self._delete_groups(orphans)  # which are in no catalogue: so that they go where there is no space to write one
-        self.delete(superseded)
-        fault_point("swept")
-        return (*superseded, *orphans)
+        return superseded, [*orphans, *state.discarded]
 
     def foreign(self) -> tuple[str, ...]:
         """Names of what is in the split's group and not of featstore: no sweep touches it."""

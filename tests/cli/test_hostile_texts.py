@@ -6,10 +6,12 @@ import json
 import subprocess
 import sys
 import unicodedata
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from stores import split_writer, window, write_part
 
 from featstore.report import write_score
 from handmade import Outcome, Run, environment
@@ -94,3 +96,18 @@ def test_a_stream_of_few_letters_gets_escapes_and_json_that_says_the_same(tmp_pa
     assert "W\\xf6rter \\U0001f3b5" in table
     assert "0.500 \\xb10.030" in table
     assert json.loads(records)[0]["title"] == "Wörter 🎵"
+
+
+@pytest.mark.parametrize("meta", ['{"n": NaN}', '{"a": "\\ud800"}', "[" * 100_000 + "]" * 100_000, "{"])
+def test_json_of_a_clip_that_extract_would_have_refused_is_one_line(run: Run, tmp_path: Path, meta: str) -> None:
+    made = window("k", n_frames=2, seed=0), replace(window("bad", n_frames=2, seed=1), meta=meta)
+    write_part(split_writer(tmp_path / "s"), "a.tar", made)
+    for command in (
+        ("query", "train/k", "--store", tmp_path / "s"),
+        ("query", "train/k", "--store", tmp_path / "s", "--json"),
+        ("explore", "--store", tmp_path / "s", "--out", tmp_path / "map.html"),
+        ("export", tmp_path / "x.npz", "--store", tmp_path / "s", "--format", "npz", "--label", "n"),
+    ):
+        told = harmless(run(*command))
+        assert (told.code > 0, told.out, told.err.count("\n"), "bad" in told.err) == (True, "", 1, True)
+    assert not (tmp_path / "map.html").exists()

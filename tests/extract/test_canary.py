@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from stores import DEAD_HERE, writing
 
 from featstore.encoders import load_encoder
 from featstore.encoders.canary import TOLERANCES, Drift, furthest_drift, read_canary, reference_signals
@@ -300,6 +301,29 @@ def test_a_drift_stops_the_run_before_a_document_is_written_or_a_part_is_pruned(
     assert as_it_is(store) == before
     [record] = extract(task(), data, store, prune=True, allow_drift=True)
     assert (record.gone, record.clips, len(record.notes)) == ((), 1, 1)
+
+
+@pytest.mark.parametrize("prune", [True, False])
+def test_a_drift_that_a_later_split_shows_stops_the_run_before_an_earlier_one_loses_anything(
+    data: Path, store: Path, *, prune: bool
+) -> None:
+    write_split(data / "tiny", "valid", [clip("v", noise(0.3))])
+    extract(task(), data, store, splits=("train", "valid"))
+    moved(store)
+    [train] = store.glob("*/*/train")
+    if prune:
+        (data / "tiny" / "train-000.tar").unlink()
+    else:
+        (train / "d.00000000").mkdir()
+        (train / "d.00000000" / "zarr.json").write_bytes(writing(**DEAD_HERE))
+    write_split(data / "tiny", "valid-more", [clip("c", noise(0.3))])
+    before = as_it_is(store)
+    with pytest.raises(EncoderChanged):
+        extract(task(), data, store, splits=("train", "valid"), prune=prune)
+    assert as_it_is(store) == before
+    extract(task(), data, store, splits=("train", "valid"), prune=prune, allow_drift=True)
+    assert not before.keys() <= as_it_is(store).keys()
+    assert len([each for each in train.iterdir() if each.is_dir()]) == (1 if prune else 2)
 
 
 def test_of_several_tasks_the_first_that_encodes_reads_the_canary_and_has_the_notes(data: Path, store: Path) -> None:

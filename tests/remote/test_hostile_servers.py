@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 import tracemalloc
 from collections.abc import Iterator
@@ -12,11 +13,12 @@ from stores import make_store, split_writer
 
 import featstore
 from featstore.errors import DamagedPart, RemoteError, StoreError
-from featstore.remote import limits, open_remote
+from featstore.remote import buckets, limits, open_remote
 from featstore.store.copying import copy_store
 from featstore.store.objects import open_objects
 from featstore.store.verify import verify_store
 from hostile import Request, hostile_server
+from servers import ENVIRONMENT
 
 TRILLION = 10**12
 SECONDS = 30  # what a bounded attack may take on a machine that does other things
@@ -66,9 +68,9 @@ def test_a_content_length_of_a_trillion_is_not_allocated():
 
 
 def test_an_object_without_an_end_is_read_as_far_as_its_kind_may_go(monkeypatch):
-    from featstore.remote import buckets
+    from featstore.remote import client
 
-    monkeypatch.setattr(buckets, "MOST_BYTES", 1 << 20)
+    monkeypatch.setattr(client, "MOST_BYTES", 1 << 20)
 
     def answer(request: Request) -> None:
         request.send(b"", length=TRILLION)
@@ -259,12 +261,60 @@ def test_a_sealed_object_is_read_as_far_as_its_seal_says(large, tmp_path, monkey
 
 
 def test_a_listing_of_a_bucket_is_counted(s3, bucket, monkeypatch):
-    from featstore.remote import buckets
-
-    monkeypatch.setattr(buckets, "_MOST_LISTED", 3)
+    monkeypatch.setattr(buckets, "MOST_LISTED", 3)
     split_writer(f"{bucket}/x.zarr")
     objects = open_objects(bucket)
     for number in range(4):
         objects.write(f"many/{number}", b"x")
     with pytest.raises(RemoteError, match="more than 3 objects"):
         objects.sizes("many")
+
+
+def bucket_page(number: int, *, names: int = 10) -> bytes:
+    """A page of a listing that promises another."""
+    found = "".join(f"<CommonPrefixes><Prefix>x/{number}-{at}/</Prefix></CommonPrefixes>" for at in range(names))
+    found += "".join(
+        f"<Contents><Key>x/{number}-{at}.tar</Key><Size>1</Size><LastModified>2026-01-01T00:00:00.000Z</LastModified>"
+        "</Contents>"
+        for at in range(names)
+    )
+    return (
+        f"<ListBucketResult><IsTruncated>true</IsTruncated><NextContinuationToken>{number}</NextContinuationToken>"
+        f"{found}</ListBucketResult>"
+    ).encode()
+
+
+def test_pages_of_a_bucket_that_never_end_are_left(monkeypatch):
+    monkeypatch.setattr(buckets, "MOST_LISTED", 200)
+    monkeypatch.setenv("FEATSTORE_TIMEOUT", "0.3")
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("FEATSTORE_RETRIES", "0")
+    numbers = itertools.count(1)
+
+    def answer(request: Request) -> None:
+        request.send(bucket_page(next(numbers)), kind="application/xml")
+
+    with hostile_server(answer) as (url, requests), bounded():
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        remote = open_remote("s3://bucket/x")
+        with pytest.raises(RemoteError) as error:
+            remote.children("")
+        one_line(error)
+        asked = len(requests)
+        time.sleep(0.1)
+        assert len(requests) <= asked + 1  # nothing goes on in the background
+        with pytest.raises(RemoteError, match="more than 200 objects"):
+            list(remote.objects(""))
+        assert len(requests) <= asked + 1 + 200
+
+
+def test_names_of_a_bucket_are_counted(monkeypatch, s3, bucket):
+    remote = open_remote(bucket)
+    for name in "abc":
+        remote.put(f"{name}/x", b"")
+    assert remote.children("") == ("a", "b", "c")
+    monkeypatch.setattr(buckets, "MOST_NAMES", 2)
+    with pytest.raises(RemoteError) as error:
+        remote.children("")
+    one_line(error)

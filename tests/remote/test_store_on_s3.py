@@ -371,8 +371,14 @@ def test_what_a_killed_writer_left_is_no_part_and_is_swept(url, s3):
     objects = open_objects(url)
     orphan = part._path
     objects.write(f"{orphan}/zarr.json", writing(**DEAD_HERE))
-    assert sorted(split_writer(url).begin_run()) == list(SHARDS)
+    writer = split_writer(url)
+    assert sorted(writer.begin_run()) == list(SHARDS)
+    assert writer.has_leftovers
+    assert objects.sizes(orphan)  # a look deletes nothing
+    writer.sweep()
     assert not objects.sizes(orphan)
+    assert sorted(writer.begin_run()) == list(SHARDS)
+    assert not writer.has_leftovers
 
 
 def test_a_writer_elsewhere_is_judged_by_its_silence_on_the_servers_own_clock(url, monkeypatch):

@@ -8,8 +8,10 @@ from stores import make_store, split_writer
 
 import featstore
 from featstore.errors import RemoteError, StoreError, StoreNotFound
+from featstore.extract.shards import dataset_folder, find_shards
 from featstore.store.copying import copy_store
 from featstore.store.verify import verify_store
+from hostile import hostile_server
 from servers import web_server
 
 
@@ -57,3 +59,12 @@ def test_a_web_server_that_fails_now_and_then_changes_nothing(fault, s3, tmp_pat
         np.testing.assert_array_equal(fs.utterance, local.utterance)
         np.testing.assert_array_equal(fs.frames[7], local.frames[7])
         assert len(requests) > len(set(requests))
+
+
+def test_a_query_of_a_url_goes_behind_the_names_of_datasets_and_shards():
+    folder = dataset_folder("https://host/data/?sig=x&b=1", "words")
+    assert folder == "https://host/data/words?sig=x&b=1"
+    with hostile_server(lambda request: request.send(b"abc")) as (url, requests):
+        [shard] = find_shards(dataset_folder(f"{url}/data?sig=SECRET", "words"), "train-0.tar")
+    assert requests == ["HEAD /data/words/train-0.tar?sig=SECRET"]
+    assert shard.where == f"{url}/data/words/train-0.tar?sig=***"

@@ -23,6 +23,7 @@ from featstore.retrieve.index_folder import index_folders, usable_record
 from featstore.retrieve.plan import plan_ivf
 from featstore.retrieve.sealing import UnusableIndex, key_path, signature
 from featstore.store import FeatureSet, Member, ShardIdentity, WindowBlock, open_split_writer
+from featstore.store.objects import open_objects
 
 DIM, ROWS = 24, 3000
 
@@ -265,6 +266,22 @@ def test_a_build_that_is_killed_leaves_nothing_that_is_taken_for_an_index_and_is
     assert len(list(folder.parent.iterdir())) == 1
     assert open_index(feature_set(url)).search(vectors(300)[:1], 1).rows.tolist() == [[0]]
     assert [path.name for path in folder.parent.iterdir()] == ["ivf"]
+
+
+def test_stores_that_differ_in_what_a_url_hides_have_index_folders_of_their_own_without_a_secret(tmp_path):
+    write(tmp_path / "s.zarr", vectors(20))
+    [local] = featstore.open(str(tmp_path / "s.zarr"))._matching(None, None, None)
+
+    def folder_of(url: str) -> Path:
+        there = FeatureSet(open_objects(url), local)
+        [folder] = index_folders(there, "ivf")
+        return folder
+
+    one, other = (folder_of(f"https://host/s.zarr?token=SECRET{number}") for number in (1, 2))
+    assert one != other
+    assert one == folder_of("https://host/s.zarr?token=SECRET1")
+    assert folder_of("https://user:SECRET@host/s.zarr") == folder_of("https://host/s.zarr")  # one place
+    assert "SECRET" not in f"{one}{other}"
 
 
 def reason(folder: Path, url: Path, kind: str = "ivf") -> str:

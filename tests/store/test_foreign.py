@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import zarr
 from click.testing import CliRunner
-from stores import make_store, shard_windows, split_writer, write_part
+from stores import make_store, shard_windows, split_writer, write_part, writing
 
 import featstore
 from featstore.cli import cli
@@ -101,6 +101,25 @@ def test_the_command_lists_what_it_left(store):
     assert f"{split_writer(store).path}/notes" in told.output
     [record] = json.loads(CliRunner().invoke(cli, ["gc", "--store", str(store), "--json"]).output)
     assert record == {"path": split_writer(store).path, "deleted": [], "left": ["notes"]}
+
+
+def test_a_store_names_everything_that_is_foreign_and_inspect_shows_it(store):
+    assert featstore.open(store).foreign() == ()
+    assert "not of featstore" not in CliRunner().invoke(cli, ["inspect", "--store", str(store)]).output
+    split = split_writer(store).path
+    (store / split / "b.00000001").mkdir()
+    (store / split / "b.00000001" / "zarr.json").write_bytes(writing())
+    put_things_of_mine(store)
+    (store / "damaged").mkdir()
+    (store / "damaged" / "zarr.json").write_text("{not json")  # of which `verify` tells
+    above = ("", f"{split.split('/')[0]}/", f"{split.rpartition('/')[0]}/")
+    expected = {f"{prefix}{name}" for prefix in above for name in ("array.0000000a", "bare", "group")}
+    inside = {f"{split}/{name}" for name in IN_THE_SPLIT if name not in ("bare", "old")}
+    found = set(featstore.open(store).foreign())
+    assert expected | inside <= found <= expected | inside | {f"{split}/bare", f"{split}/old"}
+    shown = CliRunner().invoke(cli, ["inspect", "--store", str(store)], catch_exceptions=False)
+    assert (shown.exit_code, "array.0000000a" in shown.output) == (0, True)
+    assert isinstance(json.loads(CliRunner().invoke(cli, ["inspect", "--store", str(store), "--json"]).output), list)
 
 
 def test_a_group_of_other_software_is_not_written_over(store, tmp_path):

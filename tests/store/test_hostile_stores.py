@@ -300,3 +300,18 @@ def test_a_long_shard_name_makes_a_part_that_is_seen(tmp_path):
     writer = split_writer(tmp_path / "s.zarr")
     write_part(writer, shard, shard_windows(shard))
     assert len(featstore.open(tmp_path / "s.zarr").select()) == 5
+
+
+def test_a_reader_looks_at_each_folder_once_and_at_each_file_when_it_opens_it(tmp_path, monkeypatch):
+    objects = LocalObjects(tmp_path)
+    for name in ("a", "b"):
+        objects.write(f"deep/deeper/{name}", b"x" * 9)
+    seen: list[str] = []
+    lstat = os.lstat
+    monkeypatch.setattr("featstore.store.confined.os.lstat", lambda path: seen.append(str(path)) or lstat(path))
+    assert [objects.read(f"deep/deeper/{name}", most_bytes=4) for name in "aba"] == [b"xxxxx"] * 3
+    assert seen == [f"{tmp_path}/{key}" for key in ("deep", "deep/deeper", *(f"deep/deeper/{name}" for name in "aba"))]
+    (tmp_path / "deep/deeper/b").unlink()
+    (tmp_path / "deep/deeper/b").symlink_to(tmp_path / "deep/deeper/a")
+    with pytest.raises(ForeignFile):
+        objects.read("deep/deeper/b")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -315,3 +316,16 @@ def test_a_store_of_another_kind_is_verified_the_same(tmp_path):
 def test_a_folder_that_is_not_there_is_said_in_one_line(tmp_path):
     with pytest.raises(StoreNotFound):
         verify_store(str(tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize("meta", ['{"n": NaN}', '{"n": 1e999}', '{"a": "\\ud800"}', "[" * 900 + "]" * 900, "{", ""])
+def test_json_of_a_clip_that_no_reader_takes_is_found_and_its_part_alone_is_dropped(tmp_path, meta):
+    make_store(tmp_path / "s.zarr", shards=("a.tar", "b.tar"))
+    write_part(split_writer(tmp_path / "s.zarr"), "c.tar", [replace(window("k", n_frames=2, seed=0), meta=meta)])
+    split_writer(tmp_path / "s.zarr").write_catalogue()
+    url = str(tmp_path / "s.zarr")
+    [finding] = verify_store(url).findings
+    assert (finding.where.rsplit("/", 1)[1][:2], finding.remedy) == ("c.", "drop the part")
+    assert "\n" not in finding.problem
+    assert repair_store(url).sound
+    assert [each.member.shard.name for each in featstore.open(url).select().segments] == ["a.tar", "b.tar"]
