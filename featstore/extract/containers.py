@@ -48,7 +48,7 @@ def missing_frames_allowed(data: bytes, *, form: str) -> int | None:
 
 
 def _damage_of_ogg(data: bytes) -> str:
-    """Walk the pages: each has a checksum and a number that goes up by one, up to the last of a stream or of the file."""
+    """Walk the pages: each has a checksum and a number that goes up by one, until the last of a stream or file."""
     at = 0
     next_numbers: dict[int, int] = {}
     while data[at : at + 4] == b"OggS":

@@ -10,6 +10,7 @@ Two clients, each where it is the better one, behind one protocol (`Remote`):
   web server, which is a page of links.
 """
 
-from featstore.remote.client import NETWORK_THREADS, Remote, RemoteObject, is_url, joined_url, open_remote
+from featstore.remote.client import NETWORK_THREADS, Remote, RemoteObject, is_url, joined_url
+from featstore.remote.open import open_remote
 
 __all__ = ["NETWORK_THREADS", "Remote", "RemoteObject", "is_url", "joined_url", "open_remote"]

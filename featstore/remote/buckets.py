@@ -29,7 +29,7 @@ from featstore.wording import redacted
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
 
-__all__ = ["BucketRemote", "open_bucket", "open_files"]
+__all__ = ["BucketRemote", "open_files"]
 
 _T = TypeVar("_T")
 _QUICK_TURNS = 2
@@ -49,30 +49,6 @@ _ENDPOINTS = {
     "gs": ("GOOGLE_BASE_URL",),
     "az": ("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT"),
 }
-
-
-def open_bucket(url: str, patience: Patience) -> BucketRemote:
-    """Open a bucket with the credentials of the environment."""
-    scheme = urlsplit(url).scheme
-    kind = {"s3a": "s3"}.get(scheme, scheme if scheme in ("s3", "gs") else "az")
-    _check_endpoint(kind)
-    try:
-        from obstore.exceptions import BaseError
-        from obstore.store import from_url
-    except ImportError as error:
-        raise missing_library(url, "obstore") from error
-    extra: dict[str, Any] = {}
-    if kind == "s3" and not _keys_in_environment():
-        extra["credential_provider"] = _credentials_of_boto3(url)
-    given = {name: value for name, value in extra.items() if value}
-    try:
-        store = from_url(url, **_manners(patience, _MOST_SECONDS), **given)
-        names = from_url(url, **_manners(patience, _MOST_SECONDS_OF_A_PAGE), **given)
-    except (BaseError, ValueError) as error:
-        raise RemoteError(
-            f"cannot open {redacted(url)}: {_told(error)}; it wants {_CREDENTIALS[kind]}"
-        ) from hidden_cause(error)
-    return BucketRemote(url, store, names, credentials=_CREDENTIALS[kind], patience=patience)
 
 
 def open_files(url: str, patience: Patience) -> ObjectStore:
@@ -165,6 +141,31 @@ class BucketRemote(RemoteAt):
         self._patience = patience
         self.store = store
         self._names = names
+
+    @classmethod
+    def open(cls, url: str) -> BucketRemote:
+        """Open a bucket with the credentials of the environment."""
+        patience = Patience.from_environment()
+        scheme = urlsplit(url).scheme
+        kind = {"s3a": "s3"}.get(scheme, scheme if scheme in ("s3", "gs") else "az")
+        _check_endpoint(kind)
+        try:
+            from obstore.exceptions import BaseError
+            from obstore.store import from_url
+        except ImportError as error:
+            raise missing_library(url, "obstore") from error
+        extra: dict[str, Any] = {}
+        if kind == "s3" and not _keys_in_environment():
+            extra["credential_provider"] = _credentials_of_boto3(url)
+        given = {name: value for name, value in extra.items() if value}
+        try:
+            store = from_url(url, **_manners(patience, _MOST_SECONDS), **given)
+            names = from_url(url, **_manners(patience, _MOST_SECONDS_OF_A_PAGE), **given)
+        except (BaseError, ValueError) as error:
+            raise RemoteError(
+                f"cannot open {redacted(url)}: {_told(error)}; it wants {_CREDENTIALS[kind]}"
+            ) from hidden_cause(error)
+        return BucketRemote(url, store, names, credentials=_CREDENTIALS[kind], patience=patience)
 
     def _read(self, key: str, *, most_bytes: int, start: int | None = None, etag: str | None = None) -> bytes | None:
         options: Any = {} if start is None else {"range": (start, start + most_bytes)}

@@ -1,4 +1,4 @@
-"""The protocol of `Remote`, and which client serves which URL."""
+"""The interface of a remote, `Remote`, and what its clients share."""
 
 from __future__ import annotations
 
@@ -8,20 +8,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
-from urllib.parse import urlsplit
 
 from featstore.errors import RemoteError, UsageError
 from featstore.remote.limits import MOST_BYTES
 from featstore.wording import redacted
 
 __all__ = ["NETWORK_THREADS", "RETRY_SECONDS", "Patience", "Remote", "RemoteAt", "RemoteObject", "hidden_cause",
-           "identity_of", "is_url", "joined_url", "missing_library", "one_line", "open_remote"]  # fmt: skip
+           "identity_of", "is_url", "joined_url", "missing_library", "one_line"]  # fmt: skip
 
 RETRY_SECONDS = 240.0  # over which a request is repeated
 NETWORK_THREADS = 32  # requests on their way at a time: latency is hidden, and no server minds
-_BUCKETS = ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss")
 _WEB = ("http", "https")
-_BY_FSSPEC = ("hf", "memory")
 _ENDPOINTS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT", "GOOGLE_BASE_URL", "AZURE_STORAGE_ENDPOINT",
               "AZURE_ENDPOINT", "HF_ENDPOINT")  # fmt: skip
 
@@ -98,11 +95,16 @@ class RemoteAt(ABC):
     """What clients have in common: a URL, shown without its credentials, and what an answer must be."""
 
     def __init__(self, url: str) -> None:
-        self.__url = url
+        self._url_with_credentials = url
         self._url = redacted(url)
 
-    def __reduce__(self) -> tuple[Callable[[str], Remote], tuple[str]]:
-        return open_remote, (self.__url,)
+    def __reduce__(self) -> tuple[Callable[[str], RemoteAt], tuple[str]]:
+        return type(self).open, (self._url_with_credentials,)
+
+    @classmethod
+    @abstractmethod
+    def open(cls, url: str) -> RemoteAt:
+        """Open the client of a URL, with the credentials and the patience of the environment."""
 
     @property
     def url(self) -> str:
@@ -112,7 +114,7 @@ class RemoteAt(ABC):
     @property
     def identity(self) -> str:
         """Hash of the URL, and of the endpoint."""
-        return identity_of(self.__url)
+        return identity_of(self._url_with_credentials)
 
     def get(self, key: str, *, most_bytes: int | None = None) -> bytes | None:
         """Read an object in one request."""
@@ -157,49 +159,6 @@ def is_url(text: str) -> bool:
     (True, False, False)
     """
     return "://" in text and text.partition(":")[0].lower() != "file"
-
-
-def open_remote(url: str) -> Remote:
-    """Open the client of a URL's scheme; nothing is asked of the server yet.
-
-    Raises
-    ------
-    UsageError
-        The scheme is unknown, the URL names no bucket or host, or a client is not installed.
-    RemoteError
-        There are no credentials.
-    """
-    if not url.isprintable():
-        raise UsageError(f"{redacted(url)!r} is no URL: it has characters that no URL has")
-    try:
-        parts = urlsplit(url)
-        parts.port  # noqa: B018 - raises where it is no number of a port
-    except ValueError as error:
-        problem = redacted(str(error)) if "could not be cast" not in str(error) else "its port is no number"
-        raise UsageError(f"{redacted(url)!r} is no URL: {problem}") from None
-    if parts.scheme not in (*_BUCKETS, *_WEB, *_BY_FSSPEC):
-        raise UsageError(
-            "a store or data set is a folder, or at s3://, gs://, az://, hf://, https:// or memory://: "
-            f"got {redacted(url)!r}"
-        )
-    if not parts.netloc and parts.scheme != "memory":
-        raise UsageError(f"{redacted(url)!r} does not say which bucket or host: write {parts.scheme}://NAME/path")
-    if parts.scheme in _BY_FSSPEC and parts.password is not None:
-        raise UsageError(
-            f"{redacted(url)} names a user and a password, which {parts.scheme}:// does not take: HF_TOKEN"
-        )
-    patience = Patience.from_environment()
-    if parts.scheme in _BUCKETS:
-        from featstore.remote.buckets import open_bucket
-
-        return open_bucket(url, patience)
-    if parts.scheme in _WEB:
-        from featstore.remote.web import WebRemote
-
-        return WebRemote(url, patience)
-    from featstore.remote.filesystems import FilesystemRemote
-
-    return FilesystemRemote(url)
 
 
 def missing_library(url: str, library: str) -> UsageError:

@@ -122,6 +122,11 @@ def _name_below(base: str, link: str) -> str:
 class FilesystemRemote(RemoteAt):
     """Objects of any file system that fsspec knows."""
 
+    @classmethod
+    def open(cls, url: str) -> FilesystemRemote:
+        """Open the file system of a URL."""
+        return cls(url)
+
     def __init__(self, url: str) -> None:
         url = url if url.endswith("://") else url.rstrip("/")
         super().__init__(url)

@@ -16,10 +16,12 @@ __all__ = ["WebRemote"]
 class WebRemote(BucketRemote):
     """``https://``: whole files, ranges of them, and the names that an index page links to."""
 
-    def __init__(self, url: str, patience: Patience) -> None:
-        self.__url = url = url.rstrip("/")
-        store = open_files(url, patience)
-        super().__init__(url, store, store, credentials="a URL that anybody may read", patience=patience)
+    @classmethod
+    def open(cls, url: str) -> WebRemote:
+        """Open the files below a URL."""
+        patience = Patience.from_environment()
+        store = open_files(url.rstrip("/"), patience)
+        return cls(url.rstrip("/"), store, store, credentials="a URL that anybody may read", patience=patience)
 
     def get(self, key: str, *, most_bytes: int | None = None) -> bytes | None:
         """One GET; an index page is no object, though a server answers with one where a folder is asked for."""
@@ -64,7 +66,7 @@ class WebRemote(BucketRemote):
         raise self._read_only()
 
     def _names_in(self, prefix: str) -> tuple[str, ...]:
-        return listed_names(self.__url, prefix, self._patience)
+        return listed_names(self._url_with_credentials, prefix, self._patience)
 
     def _read_only(self) -> RemoteError:
         return RemoteError(f"{self._url} is read-only: a web server takes no files; write to a folder or a bucket")

@@ -1,0 +1,57 @@
+"""Which client serves which URL."""
+
+from __future__ import annotations
+
+from urllib.parse import urlsplit
+
+from featstore.errors import UsageError
+from featstore.remote.client import Remote
+from featstore.wording import redacted
+
+__all__ = ["open_remote"]
+
+_BUCKETS = ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss")
+_WEB = ("http", "https")
+_BY_FSSPEC = ("hf", "memory")
+
+
+def open_remote(url: str) -> Remote:
+    """Open the client of a URL's scheme; nothing is asked of the server yet.
+
+    Raises
+    ------
+    UsageError
+        The scheme is unknown, the URL names no bucket or host, or a client is not installed.
+    RemoteError
+        There are no credentials.
+    """
+    if not url.isprintable():
+        raise UsageError(f"{redacted(url)!r} is no URL: it has characters that no URL has")
+    try:
+        parts = urlsplit(url)
+        parts.port  # noqa: B018 - raises where it is no number of a port
+    except ValueError as error:
+        problem = redacted(str(error)) if "could not be cast" not in str(error) else "its port is no number"
+        raise UsageError(f"{redacted(url)!r} is no URL: {problem}") from None
+    if parts.scheme not in (*_BUCKETS, *_WEB, *_BY_FSSPEC):
+        raise UsageError(
+            "a store or data set is a folder, or at s3://, gs://, az://, hf://, https:// or memory://: "
+            f"got {redacted(url)!r}"
+        )
+    if not parts.netloc and parts.scheme != "memory":
+        raise UsageError(f"{redacted(url)!r} does not say which bucket or host: write {parts.scheme}://NAME/path")
+    if parts.scheme in _BY_FSSPEC and parts.password is not None:
+        raise UsageError(
+            f"{redacted(url)} names a user and a password, which {parts.scheme}:// does not take: HF_TOKEN"
+        )
+    if parts.scheme in _BUCKETS:
+        from featstore.remote.buckets import BucketRemote
+
+        return BucketRemote.open(url)
+    if parts.scheme in _WEB:
+        from featstore.remote.web import WebRemote
+
+        return WebRemote.open(url)
+    from featstore.remote.filesystems import FilesystemRemote
+
+    return FilesystemRemote.open(url)
