@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import tempfile
@@ -13,7 +14,8 @@ from hypothesis import settings
 
 from browsing import Browser, launched
 
-settings.register_profile("untimed", deadline=None)  # a test fails for what it finds, never for how long it took
+# A test fails for what it finds, never for how long it took.
+settings.register_profile("untimed", deadline=None, max_examples=50)
 settings.load_profile("untimed")
 
 # A runner that was started in the background ignores Ctrl-C, and its children would inherit that: tests that interrupt
@@ -34,6 +36,15 @@ for _name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", *(name for name in os.environ 
 if "FEATSTORE_TEST_GPUS" not in os.environ:
     os.environ["FEATSTORE_TEST_GPUS"] = os.environ.get("CUDA_VISIBLE_DEVICES", "all")
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+# What collection imports stays: the garbage collector need not look through it while it comes, nor in every test.
+gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="module")

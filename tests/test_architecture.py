@@ -78,14 +78,13 @@ class Import:
 
 def imported_by_name(node: ast.AST) -> str | None:
     """Name of the module in ``importlib.import_module("name")``."""
-    if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module") and node.args:
+    if isinstance(node, ast.Call) and node.args and ast.unparse(node.func).endswith("import_module"):
         [name, *_] = node.args
         return name.value if isinstance(name, ast.Constant) and isinstance(name.value, str) else None
     return None
 
 
-def imports_of(path: Path) -> Iterator[Import]:
-    module = path.relative_to(PACKAGE).with_suffix("").as_posix()
+def imports_of(module: str, tree: ast.Module) -> Iterator[Import]:
 
     def walk(node: ast.AST, *, at_import: bool) -> Iterator[Import]:
         for child in ast.iter_child_nodes(node):
@@ -93,7 +92,7 @@ def imports_of(path: Path) -> Iterator[Import]:
                 for alias in child.names:
                     yield Import(module, alias.name, at_import, child.lineno)
             elif isinstance(child, ast.ImportFrom):
-                assert child.level == 0, f"{path}:{child.lineno} is a relative import"
+                assert child.level == 0, f"{module}:{child.lineno} is a relative import"
                 for alias in child.names:
                     yield Import(module, f"{child.module}.{alias.name}", at_import, child.lineno)
             elif (named := imported_by_name(child)) is not None:
@@ -105,11 +104,14 @@ def imports_of(path: Path) -> Iterator[Import]:
                 inside = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
                 yield from walk(child, at_import=at_import and not inside)
 
-    yield from walk(ast.parse(path.read_text(encoding="utf-8")), at_import=True)
+    yield from walk(tree, at_import=True)
 
 
-MODULES = {path.relative_to(PACKAGE).with_suffix("").as_posix(): path for path in sorted(PACKAGE.rglob("*.py"))}
-IMPORTS = [each for path in MODULES.values() for each in imports_of(path)]
+MODULES = {
+    path.relative_to(PACKAGE).with_suffix("").as_posix(): ast.parse(path.read_text(encoding="utf-8"))
+    for path in sorted(PACKAGE.rglob("*.py"))
+}
+IMPORTS = [each for module, tree in MODULES.items() for each in imports_of(module, tree)]
 
 
 def subpackage(dotted: str) -> str | None:
@@ -200,9 +202,9 @@ def test_outside_its_doors_a_heavy_library_is_never_imported_at_module_level() -
 def test_only_the_command_line_prints() -> None:
     calls = [
         f"featstore/{module}.py:{node.lineno}"
-        for module, path in MODULES.items()
+        for module, tree in MODULES.items()
         if not module.startswith("cli/")
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for node in ast.walk(tree)
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
     ]
     assert not calls
@@ -212,9 +214,9 @@ def test_what_commands_print_goes_through_what_leaves_nothing_for_a_terminal_to_
     may = {"cli/options", "cli/completion", "cli/__init__"}  # the last two print a script, and one line with a colour
     echoes = [
         f"featstore/{module}.py:{node.lineno}"
-        for module, path in MODULES.items()
+        for module, tree in MODULES.items()
         if module.startswith("cli/") and module not in may
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for node in ast.walk(tree)
         if isinstance(node, ast.Call) and ast.unparse(node.func) in {"print", "click.echo", "click.secho"}
     ]
     assert not echoes
@@ -223,8 +225,8 @@ def test_what_commands_print_goes_through_what_leaves_nothing_for_a_terminal_to_
 def test_no_assert_checks_input() -> None:
     asserts = [
         f"featstore/{module}.py:{node.lineno}"
-        for module, path in MODULES.items()
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for module, tree in MODULES.items()
+        for node in ast.walk(tree)
         if isinstance(node, ast.Assert)
     ]
     assert not asserts

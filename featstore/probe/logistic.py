@@ -382,7 +382,8 @@ class _Problems:
             with torch.no_grad():
                 return self._of_chunk(fold, rows, x[mine], problems[mine])
 
-        for (_, mine, _), (value, gradient) in zip(work, self._pool.map(of_chunk, work), strict=True):
+        found = map(of_chunk, work) if len(work) == 1 else self._pool.map(of_chunk, work)  # a thread's turn costs more
+        for (_, mine, _), (value, gradient) in zip(work, found, strict=True):
             values[mine] += value
             gradients[mine] += gradient
         return values, gradients

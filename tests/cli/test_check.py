@@ -11,7 +11,7 @@ from rich.console import Console
 
 from featstore.cli.console.progress import PlainSteps, steps
 from featstore.cli.console.tables import verdict_table
-from handmade import XARES_ENCODER, Run, run_cli
+from handmade import XARES_ENCODER, Run
 
 QUICK = """
 import torch
@@ -119,12 +119,11 @@ def test_a_call_that_cannot_be_is_one_line(arguments: tuple[str, ...], code: int
         assert part in line
 
 
-def test_an_encoder_file_of_xares_is_checked_in_a_process_of_its_own(tmp_path: Path) -> None:
+def test_an_encoder_file_of_xares_is_checked(tmp_path: Path, run: Run) -> None:
     (tmp_path / "my_encoder.py").write_text(XARES_ENCODER)
-    child = run_cli("check", "./my_encoder.py", "--encoder-arg", "width=4", cwd=tmp_path)
-    assert child.returncode == 0, child.stdout + child.stderr
-    assert child.stderr == ""
-    assert "FAILED" not in child.stdout
+    done = run("check", str(tmp_path / "my_encoder.py"), "--encoder-arg", "width=4")
+    assert (done.code, done.err) == (0, "")
+    assert "FAILED" not in done.out
 
 
 def test_the_table_fits_a_terminal_of_80_columns() -> None:

@@ -19,7 +19,7 @@ from featstore.store.faults import FAULT_POINTS
 from featstore.store.maintenance import gc_store
 from featstore.store.verify import verify_store
 
-RANDOM_MOMENTS = 50
+KILLS = 10
 AT_THE_END = ("deleting-document", "deleting-arrays")  # a first extraction has nothing to delete
 
 
@@ -89,7 +89,7 @@ def killed_at(point, folder, store):
     return code == -signal.SIGKILL, errors
 
 
-@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("times", [1, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("point", [point for point in FAULT_POINTS if point not in AT_THE_END])
 def test_killed_at_a_fault_point_the_next_run_completes_the_store_bit_for_bit(
     point, times, folder, uninterrupted, tmp_path
@@ -128,14 +128,14 @@ def test_killed_while_a_superseded_part_is_deleted_the_next_run_deletes_the_rest
     assert verify_store(str(store)).sound
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 5))])
 def test_killed_at_random_moments_the_next_run_completes_the_store_bit_for_bit(
     seed, folder, uninterrupted, lasts, tmp_path
 ):
-    """Ten kills for each seed: again and again, sooner or later, and to the end whenever a run got through."""
+    """Some kills for each seed: again and again, sooner or later, and to the end whenever a run got through."""
     rng = random.Random(seed)
     killed = number = 0
-    while killed < RANDOM_MOMENTS // 5:
+    while killed < KILLS:
         store = tmp_path / f"{number}.zarr"
         number += 1
         with Reader(store) as reader:

@@ -111,6 +111,7 @@ def test_credentials_that_only_the_command_has_are_missed_on_a_node_that_is_name
             extract(engine, folder, "s3://bucket/x.zarr")
 
 
+@pytest.mark.slow  # that errors come over from a node is seen above, that of an encoder in `test_processes`
 def test_an_encoder_that_fails_on_a_node_fails_as_it_would_here(engine: Engine, folder: Path, tmp_path: Path) -> None:
     write_split(tmp_path / "data/tiny", "train", [clip("loud", noise(0.5) / abs(noise(0.5)).max())])
     with pytest.raises(EncoderContractError, match=r"failed on clip 'loud' of train-000.tar: the encoder returned NaN"):

@@ -256,22 +256,22 @@ def test_another_version_of_the_signals_is_replaced(data: Path, store: Path) -> 
 def test_a_worker_reads_the_same_canary_and_a_drift_ends_the_run(data: Path, store: Path, encoder_file: Path) -> None:
     options = ExtractOptions(device="cpu", workers=1)
 
-    def run(target: Path) -> None:
-        with open_engine(EncoderRequest(spec=str(encoder_file)), device="cpu,cpu") as engine:
-            extract_task(task(), engine, data_dir=data, store_url=str(target), options=options, splits=("train",))
-
-    run(store)
     extract(task(), data, store.with_name("alone"), encoder=load_encoder(str(encoder_file)))
-    [(one, read), (other, alone)] = [*canaries(store).items(), *canaries(store.with_name("alone")).items()]
+    with open_engine(EncoderRequest(spec=str(encoder_file)), device="cpu,cpu") as engine:
+
+        def run() -> None:
+            extract_task(task(), engine, data_dir=data, store_url=str(store), options=options, splits=("train",))
+
+        run()
+        of_worker = canaries(store)
+        moved(store)
+        write_split(data / "tiny", "train-more", [clip("c", noise(0.3))])
+        with pytest.raises(EncoderChanged):
+            run()
+    [(one, read), (other, alone)] = [*of_worker.items(), *canaries(store.with_name("alone")).items()]
     assert (one, read["signals"].keys()) == (other, alone["signals"].keys())  # versions are of what a process imported
     for signal, output in read["signals"].items():  # another process may have another number of threads
         np.testing.assert_allclose(output["utterance"], alone["signals"][signal]["utterance"], rtol=1e-4, atol=1e-6)
-    [(name, canary)] = canaries(store).items()
-    canary["signals"]["noise-0.3s"]["utterance"][0] += 1.0
-    note_in_encoder_group(str(store), name, canary=canary)
-    write_split(data / "tiny", "train-more", [clip("c", noise(0.3))])
-    with pytest.raises(EncoderChanged):
-        run(store)
 
 
 def moved(store: Path) -> None:

@@ -151,7 +151,7 @@ def test_eer_of_other_than_two_classes_is_one_clear_error():
 # --- d' ---------------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=50)
+@settings(max_examples=10)
 @given(seed=seeds, n=st.integers(8, 60), levels=st.integers(2, 30))
 @example(seed=759, n=8, levels=2)  # a wrong pair that counts once among others that count up to nine times
 def test_d_prime_is_that_of_the_mean_area_by_scikit_learn(seed, n, levels):

@@ -105,6 +105,7 @@ def test_a_frozen_language_model_learns_to_hear(store, model_folder, protocol):
     assert len(history) == 60 if protocol == "xares" else record.details["fit"]["converged"]
 
 
+@pytest.mark.usefixtures("few_epochs")
 def test_a_clip_that_is_not_heard_is_not_guessed(store, model_folder, monkeypatch):
     """The words are as likely without sound: what scores above is the sound that came through the adapter."""
     rng = np.random.default_rng(1)
@@ -115,6 +116,7 @@ def test_a_clip_that_is_not_heard_is_not_guessed(store, model_folder, monkeypatc
     assert probe_task(store, task(model_folder, epochs=15), seeds=(0,)).value < 0.5
 
 
+@pytest.mark.usefixtures("few_epochs")
 def test_a_run_repeats_to_the_last_digit(store, model_folder):
     one, two = (probe_task(store, task(model_folder, epochs=2), seeds=(1, 2)) for _ in range(2))
     assert {**one.as_json(), "seconds": {}} == {**two.as_json(), "seconds": {}}

@@ -84,6 +84,7 @@ def test_captions_find_their_clips_and_clips_their_captions(store, protocol):
     assert record.settings["tokenizer"] == "words"
 
 
+@pytest.mark.usefixtures("few_epochs")
 def test_a_run_repeats_to_the_last_digit_and_seeds_differ(store):
     task = TASK.model_copy(update={"probe": TASK.probe.model_copy(update={"epochs": 2})})
     one, two = (probe_task(store, task, seeds=(1, 2)) for _ in range(2))

@@ -62,6 +62,7 @@ def test_a_probe_learns_to_spell_what_it_hears(store, protocol):
     assert {"jiwer", "torch"} <= set(record.versions)
 
 
+@pytest.mark.usefixtures("few_epochs")
 def test_a_run_repeats_to_the_last_digit(store):
     task = TASK.model_copy(update={"probe": TASK.probe.model_copy(update={"epochs": 2})})
     one, two = (probe_task(store, task, seeds=(3, 4)) for _ in range(2))
@@ -69,6 +70,7 @@ def test_a_run_repeats_to_the_last_digit(store):
     assert len(one.details["by_seed"]) == 2
 
 
+@pytest.mark.usefixtures("few_epochs")
 def test_noise_in_place_of_speech_scores_nothing(store, monkeypatch):
     rng = np.random.default_rng(1)
     read = "featstore.probe.sequences.Sequences.frames"

@@ -23,6 +23,7 @@ from featstore.taskdata import load_frame_task
 
 PROBE = {"epochs": 40, "learning_rate": 1e-2, "batch_size": 4}
 EPOCHS = 3
+pytestmark = pytest.mark.usefixtures("few_epochs")
 SETS = {name: framed.clips(name, n) for name, n in (("train", 24), ("valid", 10), ("test", 14))}
 
 

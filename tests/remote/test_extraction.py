@@ -36,16 +36,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_shards(tmp_path_factory.mktemp("audio"))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def manifest(folder: Path) -> Manifest:
     return load_manifest(folder / "harm.toml")
 
 
-@pytest.fixture
-def expected(folder, manifest, encoder, tmp_path):
+@pytest.fixture(scope="session")
+def expected(folder, manifest, encoder, tmp_path_factory):
     """What an extraction from a folder into a folder comes to."""
-    extract(manifest, encoder, folder / "data", tmp_path / "expected.zarr")
-    return contents_by_plain_zarr(tmp_path / "expected.zarr")
+    store = tmp_path_factory.mktemp("expected") / "expected.zarr"
+    extract(manifest, encoder, folder / "data", store)
+    return contents_by_plain_zarr(store)
 
 
 def extract(manifest: Manifest, encoder: Encoder, data: object, store: object, **asked: object) -> list[ExtractRecord]:

@@ -82,6 +82,22 @@ def store(tmp_path_factory) -> Path:
     return url
 
 
+@pytest.fixture(scope="module")
+def indexed_once(tmp_path_factory) -> Path:
+    url = tmp_path_factory.mktemp("indexed") / "s.zarr"
+    write(url, vectors(300))
+    open_index(feature_set(url))
+    return url
+
+
+@pytest.fixture
+def indexed(indexed_once, tmp_path) -> Path:
+    """A store of 300 vectors with its index."""
+    for path in (indexed_once, indexed_once.with_name("s.zarr.index")):
+        shutil.copytree(path, tmp_path / path.name)
+    return tmp_path / indexed_once.name
+
+
 def files_of(folder: Path) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
 
@@ -191,20 +207,14 @@ def tell(folder: Path, **changes: object) -> None:
         ),
     ],
 )
-def test_an_index_that_is_damaged_is_made_again(tmp_path, damage):
-    url = tmp_path / "s.zarr"
-    write(url, vectors(300))
-    index = open_index(feature_set(url))
-    damage(index.folder)
+def test_an_index_that_is_damaged_is_made_again(indexed, damage):
+    damage(open_index(feature_set(indexed)).folder)
     said: list[str] = []
-    assert open_index(feature_set(url), tell=said.append).search(vectors(300)[:1], 1).rows.tolist() == [[0]]
+    assert open_index(feature_set(indexed), tell=said.append).search(vectors(300)[:1], 1).rows.tolist() == [[0]]
     assert len(said) == 1
 
 
-def test_an_index_that_is_replaced_while_it_is_opened_is_not_taken_for_either(tmp_path, monkeypatch):
-    url = tmp_path / "s.zarr"
-    write(url, vectors(300))
-    open_index(feature_set(url))
+def test_an_index_that_is_replaced_while_it_is_opened_is_not_taken_for_either(indexed, monkeypatch):
     opened: list[Path] = []
 
     class Replaced(ivf.MappedLists):
@@ -216,7 +226,7 @@ def test_an_index_that_is_replaced_while_it_is_opened_is_not_taken_for_either(tm
 
     monkeypatch.setattr(ivf, "MappedLists", Replaced)
     said: list[str] = []
-    open_index(feature_set(url), tell=said.append)
+    open_index(feature_set(indexed), tell=said.append)
     assert len(said) == 1
 
 
@@ -315,10 +325,9 @@ def test_no_flipped_bit_reaches_faiss(tmp_path, kind):
     usable_record(folder, feature_set(url), kind)  # as it was, it is sound
 
 
-def test_an_index_with_a_flipped_bit_is_made_again_in_one_line(tmp_path):
-    url, queries = tmp_path / "s.zarr", vectors(20, seed=4)
-    write(url, vectors(300))
-    index = open_index(feature_set(url))
+def test_an_index_with_a_flipped_bit_is_made_again_in_one_line(indexed):
+    queries = vectors(20, seed=4)
+    index = open_index(feature_set(indexed))
     wanted = index.search(queries, 5)
     for name in ("lists.ivfdata", "index.faiss", "index.json"):
         path = index.folder / name
@@ -326,7 +335,7 @@ def test_an_index_with_a_flipped_bit_is_made_again_in_one_line(tmp_path):
         data[len(data) // 2] ^= 4
         path.write_bytes(data)
         said: list[str] = []
-        again = open_index(feature_set(url), tell=said.append)
+        again = open_index(feature_set(indexed), tell=said.append)
         assert len(said) == 1
         assert str(index.folder) in said[0]
         np.testing.assert_array_equal(again.search(queries, 5).rows, wanted.rows)
@@ -364,29 +373,27 @@ def test_an_index_of_other_content_is_made_again_though_it_was_made_here(tmp_pat
     assert "other content" in reason(folder.with_name("ivfpq"), tmp_path / "a.zarr", "ivfpq")
 
 
-def test_what_is_no_file_is_not_waited_for_and_links_are_not_followed(tmp_path):
-    url = tmp_path / "s.zarr"
-    write(url, vectors(300))
-    folder = open_index(feature_set(url)).folder
+def test_what_is_no_file_is_not_waited_for_and_links_are_not_followed(indexed, tmp_path):
+    folder = open_index(feature_set(indexed)).folder
     (folder / "lists.ivfdata").rename(tmp_path / "lists")
     (folder / "lists.ivfdata").symlink_to(tmp_path / "lists")
-    assert reason(folder, url)
+    assert reason(folder, indexed)
     (folder / "index.json").unlink()
     os.mkfifo(folder / "index.json")
-    assert reason(folder, url)
+    assert reason(folder, indexed)
     shutil.rmtree(folder)
     mine = tmp_path / "mine"
     mine.mkdir()
     shutil.rmtree(folder.parent)
     folder.parent.symlink_to(mine)
-    assert open_index(feature_set(url)).folder != folder
+    assert open_index(feature_set(indexed)).folder != folder
     assert list(mine.iterdir()) == []
 
 
 def test_the_key_is_this_users_alone_and_is_made_once(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     command = [sys.executable, "-c", "from featstore.retrieve.sealing import signature; print(signature({}))"]
-    children = [subprocess.Popen(command, env=handmade.environment(), stdout=subprocess.PIPE) for _ in range(4)]
+    children = [subprocess.Popen(command, env=handmade.environment(), stdout=subprocess.PIPE) for _ in range(2)]
     assert len({child.communicate()[0] for child in children} | {f"{signature({})}\n".encode()}) == 1
     path = key_path()
     assert path.is_relative_to(tmp_path)

@@ -28,7 +28,6 @@ from featstore.store.format import GROUP_DOCUMENT, seal
 from featstore.store.repair import repair_store
 from featstore.store.verify import verify_store
 
-FLIPS = 200
 TRAIN = ("a.tar", "b.tar")
 
 
@@ -97,13 +96,14 @@ def test_a_sound_store_has_no_findings(sound):
     assert report.bytes_read == sum(path.stat().st_size for path in files(sound) if path not in documents)
 
 
+@pytest.mark.parametrize("flips", [40, pytest.param(200, marks=pytest.mark.slow)])
 def test_every_single_bit_flip_is_found_and_its_part_is_named_and_repair_brings_everything_back(
-    sound, sound_bytes, tmp_path
+    sound, sound_bytes, tmp_path, flips
 ):
     """Flips over all files, metadata included. Whatever is found is repaired; what was harmed is made again."""
     rng = random.Random(20261123)
     whole = [(path, path.stat().st_size) for path in files(sound)]
-    for number in range(FLIPS):
+    for number in range(flips):
         # files by turns and not by size alone: a document is as likely to be hit as an array
         path, size = rng.choice(whole)
         bit = rng.randrange(size * 8)
@@ -127,7 +127,8 @@ def test_every_single_bit_flip_is_found_and_its_part_is_named_and_repair_brings_
 @pytest.mark.parametrize("harm", ["cut", "missing"])
 def test_a_file_that_is_cut_or_missing_is_found_wherever_it_is(sound, sound_bytes, tmp_path, harm):
     rng = random.Random(20261125)
-    for path in files(sound):
+    alike = {path for name in ("train/b.*", "test/t.*") for path in sound.glob(f"*/*/{name}/**/*")}  # to those of a.tar
+    for path in sorted(set(files(sound)) - alike):
         whole = path.read_bytes()
         left = whole[: rng.choice([0, rng.randrange(len(whole)), len(whole) - 1])] if harm == "cut" else None
         store = harmed_copy(sound, tmp_path / "harmed.zarr", path, left)

@@ -18,7 +18,7 @@ from featstore.shard_patterns import ShardPattern
 from featstore.store import EmbeddedWindow, Member, ShardIdentity, open_split_writer, open_store
 from featstore.taskdata import load_frame_task, load_task
 
-CLIPS = {name: tiny.clips(name, 9, windows=2) for name in "abcdef"}
+CLIPS = {name: tiny.clips(name, 9, windows=2, spread=4.0) for name in "abcdef"}
 ONE = {"train": "{a,b,c}.tar", "valid": "d.tar", "test": "{e,f}.tar"}
 OTHER = {"train": "{a,b}.tar", "valid": "d.tar", "test": "{c,e,f}.tar"}
 

@@ -1,0 +1,9 @@
+from __future__ import annotations
+
+import pytest
+
+
+@pytest.fixture
+def few_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training ends long before it has converged, which on a few clips that are told apart takes all 200 epochs."""
+    monkeypatch.setattr("featstore.probe.plateau.MAX_EPOCHS", 20)
