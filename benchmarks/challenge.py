@@ -76,7 +76,7 @@ ASSUMED = (
 
 def write_challenge(*, url: str, names: Sequence[str], share: float) -> dict[str, int]:
     """Write the feature sets of tasks, a share of their clips; returns the windows of each task."""
-    from featstore.manifest import find_task
+    from featstore.tasks import find_task
 
     rng = np.random.default_rng(0)
     return {name: _write_task(url, find_task(name), SIZES[name], share=share, rng=rng) for name in names}

@@ -25,12 +25,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featstore.errors import FeatstoreError
+from featstore.evaluation.scores import score_test_sets
 from featstore.metrics import TestSet, find_metric, interval_of, jackknife, plan_units
-from featstore.metrics.recall import RecallAt
-from featstore.metrics.wer import InverseErrorRate
+from featstore.metrics.retrieval import RecallAt
+from featstore.metrics.word_error_rate import InverseErrorRate
 from featstore.records import PROTOCOL_VERSION, ScoreRecord
 from featstore.report import build
-from featstore.taskdata.scores import score_test_sets
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "protocols.md"
 SIZES = (30, 100, 1000)

@@ -154,7 +154,7 @@ def measure_forward(
 
 def _recorded_batches(folder: str, dataset: str, encoder: Any, **settings: Any) -> list[tuple[np.ndarray, np.ndarray]]:
     """The batches of an extraction, taken down as its own encoder run begins them."""
-    from featstore.encoders.running import EncoderRun
+    from featstore.encoders.runner import EncoderRun
 
     taken: list[tuple[np.ndarray, np.ndarray]] = []
     begin = EncoderRun.begin
@@ -199,7 +199,7 @@ def _extract(
 
 
 def _manifest(dataset: str) -> Any:
-    from featstore.manifest import Manifest
+    from featstore.tasks import Manifest
 
     return Manifest.model_validate(
         {
@@ -374,7 +374,7 @@ def measure_memory(*, folder: str, dataset: str) -> dict[str, float]:
 def make_shards(*, folder: str, data: dict[str, Any]) -> None:
     """Write ``data/NAME/wds-audio-fold-1-*.tar``: X-ARES encodes a fold by itself, and splits only all three."""
     from featstore.extract.audio import encode_flac
-    from featstore.extract.tars import write_shard
+    from featstore.extract.tar_reader import write_shard
 
     made = DataSet(**{**data, "seconds": tuple(data["seconds"])})
     rng = np.random.default_rng(0)

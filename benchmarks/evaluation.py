@@ -47,10 +47,10 @@ def tables(options: Options) -> Iterator[Table]:
 
 def measure_tasks(*, url: str, names: list[str], jobs: int) -> dict[str, float]:
     """Wall time of `featstore probe` and `featstore retrieve` over all tasks, and the busy seconds of each score."""
+    from featstore.cli.evaluate import score_tasks
     from featstore.cli.probe import ProbeScorer
     from featstore.cli.retrieve import RetrieveScorer
-    from featstore.cli.scoring import score_tasks
-    from featstore.manifest import find_task
+    from featstore.tasks import find_task
 
     searched = [name for name in names if find_task(name).retrieve.enabled]
     scorers = (

@@ -99,7 +99,7 @@ def _table(data_set: DataSet, encoder: str, measured: dict[str, float], *, n_cli
 def make_shards(*, folder: str, data_set: dict[str, Any]) -> float:
     """Write the shards of a data set; returns its seconds of audio."""
     from featstore.extract.audio import encode_flac
-    from featstore.extract.tars import write_shard
+    from featstore.extract.tar_reader import write_shard
 
     made = DataSet(**data_set)
     rng = np.random.default_rng(0)
@@ -212,7 +212,7 @@ def _batches(clips_by_shard: list[list[np.ndarray]], *, sample_rate_hz: int) -> 
 def _extract_seconds(folder: Path, dataset: str, encoder: Any, *, frames: Any) -> tuple[float, float]:
     """Wall and CPU time, the least of each."""
     from featstore.extract import ExtractOptions, extract_task
-    from featstore.manifest import Manifest
+    from featstore.tasks import Manifest
 
     manifest = Manifest.model_validate(
         {

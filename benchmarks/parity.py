@@ -190,9 +190,9 @@ def score_ours(*, folder: str, encoder: str, seeds: list[int]) -> dict[str, Any]
     import featstore
     from featstore.encoders import load_encoder
     from featstore.extract import ExtractOptions, extract_task
-    from featstore.manifest import find_task
     from featstore.probe import probe_task
     from featstore.retrieve import retrieve_task
+    from featstore.tasks import find_task
 
     url = str(Path(folder) / "store.zarr")
     declared = {split: f"{split}*.tar" for split in SPLITS}
@@ -234,12 +234,11 @@ def _segment_f1(store: Any, manifest: Any, *, head: Path) -> dict[str, float]:
     """Segment F1 of a head on the test clips: least squares on frames of training, kept for the other side."""
     import torch
 
+    from featstore.evaluation import load_frame_task
     from featstore.metrics import find_metric
     from featstore.probe.frame_heads import FrameFeatures, crew, frame_logits
-    from featstore.probe.frame_scoring import judge_of
-    from featstore.probe.frame_targets import excerpts_of
-    from featstore.probe.heads import Trained
-    from featstore.taskdata import load_frame_task
+    from featstore.probe.frame_scoring import excerpts_of, judge_of
+    from featstore.probe.linear import Trained
 
     task = load_frame_task(store, manifest, encoder=None, protocol="xares")
     (only,) = task.rounds
@@ -261,7 +260,7 @@ def _segment_f1(store: Any, manifest: Any, *, head: Path) -> dict[str, float]:
 
 def _least_squares(task: Any, clips: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Some head that is right now and then: float32 (classes, dim) of standardised frames, and (classes,)."""
-    from featstore.probe.frame_targets import excerpts_of
+    from featstore.probe.frame_scoring import excerpts_of
 
     samples = task.samples(clips)
     excerpts = excerpts_of(task, samples)
@@ -289,7 +288,7 @@ def _mean_average_precision(predictions: Path) -> float:
 
 
 def _task(name: str, *, crop_seconds: int | None = None, **patterns: Mapping[str, str]) -> Any:
-    from featstore.manifest import Manifest
+    from featstore.tasks import Manifest
 
     return Manifest.model_validate(
         {

@@ -27,8 +27,8 @@ from featstore.records import Recipe
 from featstore.store import FORMAT_VERSION, Commit, Member, ShardIdentity, WindowBlock, open_split_writer
 from featstore.store.catalogue import SplitEntry
 from featstore.store.documents import SplitAddress
+from featstore.store.filesystem import LocalObjects
 from featstore.store.format import counted_segments, seal, unseal
-from featstore.store.objects import LocalObjects
 
 CLIPS_PER_SHARD = 1_000
 SECONDS_PER_CLIP = 10.0
@@ -169,7 +169,7 @@ def _catalogue_grid(constants: Constants) -> Grid:
 
 
 def _index_grid() -> Grid:
-    from featstore.retrieve.plan import plan_ivf
+    from featstore.retrieve.ivf import plan_ivf
 
     plans = [(clips, plan_ivf(clips, DIM, "ivf"), plan_ivf(clips, DIM, "ivfpq")) for clips in CLIPS]
     return Grid(
@@ -319,7 +319,7 @@ class CountedObjects(LocalObjects):
 def count_requests(*, folder: str) -> dict[str, float]:
     """Write a part of a usual size, and open the store that it is in."""
     from featstore.store import Store
-    from featstore.store.part import PartWriter
+    from featstore.store.part_writer import PartWriter
 
     url, where = str(Path(folder) / "s.zarr"), address()
     writer = open_split_writer(

@@ -176,7 +176,8 @@ def measure_path(*, folder: str, repeats: int) -> dict[str, float]:
 
 
 def _training_set(X: np.ndarray, y: np.ndarray, X_valid: np.ndarray, y_valid: np.ndarray) -> Any:
-    from featstore.probe import logistic, votes
+    from featstore.probe import log_odds as votes
+    from featstore.probe import logistic
 
     def score(logits: np.ndarray) -> tuple[float, float]:
         return float((logits.argmax(1) == y_valid).mean()), -votes.mean_log_loss(
@@ -306,7 +307,7 @@ def _arrays(folder: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
 
 
 def _manifest() -> Any:
-    from featstore.manifest import Manifest
+    from featstore.tasks import Manifest
 
     return Manifest.model_validate(
         {

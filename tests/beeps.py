@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 import handmade
-from featstore.manifest import Manifest
 from featstore.store import Store, open_store
+from featstore.tasks import Manifest
 
 SPLITS = {"train": "train*.tar", "valid": "valid*.tar", "test": "test*.tar"}
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from featstore.extract import EncoderRequest, Engine, ExtractOptions, Silent, extract_task
-from featstore.manifest import load_manifest
 from featstore.records import ExtractRecord
+from featstore.tasks import load_manifest
 from handmade import clip, noise, task_toml, write_split
 
 N_SHARDS, CLIPS_PER_SHARD = 8, 6

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 import tiny
-from featstore.manifest import Manifest
 from featstore.store import EmbeddedWindow, Member, ShardIdentity, Store, open_split_writer, open_store
+from featstore.tasks import Manifest
 
 HOP = 0.02
 Event = tuple[float, float, str]

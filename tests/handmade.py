@@ -20,8 +20,8 @@ import torch
 from featstore.encoders import load_encoder
 from featstore.encoders.encoder import Encoder
 from featstore.extract import ExtractOptions, extract_task
-from featstore.manifest import Manifest
 from featstore.records import ExtractRecord
+from featstore.tasks import Manifest
 
 RATE = 16_000
 FORMATS = {"wav": ("WAV", "FLOAT"), "flac": ("FLAC", "PCM_16"), "ogg": ("OGG", "VORBIS"), "mp3": ("MP3", None)}

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from benchmarks.encode import make_shards, measure_forward
-from featstore.encoders.running import EncoderRun
+from featstore.encoders.runner import EncoderRun
 from handmade import XARES_ENCODER
 
 

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from featstore.errors import UnknownFeatureSet
-from featstore.manifest import Manifest
 from featstore.records import Recipe, SkippedClip
+from featstore.tasks import Manifest
 
 
 @dataclass(frozen=True)

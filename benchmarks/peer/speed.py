@@ -136,9 +136,9 @@ def _measure_xares(folder: Path, *, threads: tuple[int, ...]) -> dict[str, float
 
 def measure_ours(*, folder: str, repeats: int) -> dict[str, float]:
     import featstore
-    from featstore.manifest import Manifest, find_task
     from featstore.probe import probe_task
     from featstore.retrieve import retrieve_task
+    from featstore.tasks import Manifest, find_task
 
     def seconds(score: Callable[[Any], object]) -> float:
         return timed(lambda: score(featstore.open(store_url(folder))), repeats=repeats, budget_seconds=20.0).median
@@ -196,9 +196,9 @@ def _joined(folds: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.
 
 def _frames(store: Any) -> tuple[np.ndarray, np.ndarray]:
     """Standardised training frames, and which classes sound in each."""
-    from featstore.manifest import find_task
-    from featstore.probe.frame_targets import excerpts_of
-    from featstore.taskdata import load_frame_task
+    from featstore.evaluation import load_frame_task
+    from featstore.probe.frame_scoring import excerpts_of
+    from featstore.tasks import find_task
 
     task = load_frame_task(store, find_task("desed"), encoder=None, protocol="xares")
     samples = task.samples(task.rounds[0].train)

@@ -13,7 +13,7 @@ from docs.made.records import PRINTED, json_page
 from docs.made.rules import rules_page
 from docs.made.tasks import task_page
 from featstore.cli import cli
-from featstore.manifest import builtin_tasks
+from featstore.tasks import builtin_tasks
 
 __all__ = ["pages"]
 

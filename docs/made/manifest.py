@@ -10,8 +10,8 @@ from typing import Any
 from pydantic import BaseModel
 
 from docs.made.markdown import code, table, told
-from featstore.manifest import Manifest
-from featstore.manifest.rules import METRICS_BY_KIND, OPTIONAL_LABEL_KEYS, REQUIRED_LABEL_KEYS, RETRIEVABLE_KINDS
+from featstore.tasks import Manifest
+from featstore.tasks.rules import METRICS_BY_KIND, OPTIONAL_LABEL_KEYS, REQUIRED_LABEL_KEYS, RETRIEVABLE_KINDS
 
 
 def manifest_page() -> str:

@@ -9,22 +9,21 @@ from typing import Any, get_args
 import numpy as np
 
 from docs.made.markdown import code, table, told
-from featstore.manifest.rules import METRICS_BY_KIND
+from featstore.evaluation.few_shot import N_SUPPORT_SETS
+from featstore.evaluation.scores import MAX_CONFUSED_PAIRS, MAX_CONFUSION_CLASSES
 from featstore.metrics import find_metric
 from featstore.metrics.intervals import MIN_GROUPS
 from featstore.metrics.jackknife import MAX_UNITS
 from featstore.metrics.registry import METRICS
+from featstore.probe.api import SEEDS
 from featstore.probe.asr import SPARE_TOKENS, XARES_MAX_NEW_TOKENS, XARES_REPETITION_PENALTY
 from featstore.probe.clips import SUPPORT_STEPS
 from featstore.probe.ctc import MAX_UPSAMPLING
 from featstore.probe.frame import ONSET_TOLERANCE_SECONDS
-from featstore.probe.track import SEEDS
 from featstore.records import Protocol
-from featstore.retrieve.track import MIN_SAVED_WINDOWS, N_RECALL_QUERIES, SCALING_OF_TRAIN
-from featstore.splits import Round, plan_rounds
-from featstore.splits.rounds import N_HASH_FOLDS
-from featstore.taskdata.scores import MAX_CONFUSED_PAIRS, MAX_CONFUSION_CLASSES
-from featstore.taskdata.shots import N_SUPPORT_SETS
+from featstore.retrieve.api import MIN_SAVED_WINDOWS, N_RECALL_QUERIES, SCALING_OF_TRAIN
+from featstore.tasks.rules import METRICS_BY_KIND
+from featstore.tasks.splits import N_HASH_FOLDS, Round, plan_rounds
 
 PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
 CLIPS = 100

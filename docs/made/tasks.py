@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from docs.made.markdown import code, table
-from featstore.manifest import Manifest
+from featstore.tasks import Manifest
 
 
 def task_page(tasks: Iterable[Manifest]) -> str:

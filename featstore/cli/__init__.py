@@ -10,23 +10,21 @@ import click
 from featstore import __version__
 from featstore.cli.check import check
 from featstore.cli.completion import completion
-from featstore.cli.copy import copy
 from featstore.cli.demo import demo
+from featstore.cli.evaluate import told_out_of_memory
 from featstore.cli.explore import explore
-from featstore.cli.export import export
 from featstore.cli.extract import extract
 from featstore.cli.fetch import fetch
 from featstore.cli.inspect import inspect
-from featstore.cli.memory import told_out_of_memory
+from featstore.cli.maintain import compact, copy, export, gc, verify
 from featstore.cli.pack import pack
 from featstore.cli.probe import probe
 from featstore.cli.query import query
 from featstore.cli.report import report
 from featstore.cli.retrieve import retrieve
 from featstore.cli.tasks import tasks
-from featstore.cli.upkeep import compact, gc, verify
 from featstore.errors import FeatstoreError
-from featstore.wording import harmless, redacted
+from featstore.formatting import harmless, redacted
 
 __all__ = ["cli", "main"]
 

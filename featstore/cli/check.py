@@ -17,7 +17,7 @@ from featstore.errors import EncoderContractError, EncoderError
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from featstore.encoders.checking import Check
+    from featstore.encoders.check import Check
     from featstore.encoders.encoder import Encoder
     from featstore.extract import ExtractOptions
 
@@ -45,10 +45,10 @@ def check(
 
     Settings mean what they mean to `featstore extract`. Exits with 1 if a check failed; warnings are no failure.
     """  # noqa: D301 - click takes the character itself
-    from featstore.cli.console.progress import steps
-    from featstore.cli.console.tables import show, verdict_table
+    from featstore.cli.progress import steps
+    from featstore.cli.tables import show, verdict_table
     from featstore.encoders import load_encoder
-    from featstore.encoders.checking import broken_contract
+    from featstore.encoders.check import broken_contract
     from featstore.extract import ExtractOptions
 
     options = ExtractOptions(**settings)
@@ -79,7 +79,7 @@ def _alone(check: Check) -> tuple[Check, ...]:
 
 def _checks(encoder: Encoder, options: ExtractOptions, on_step: Callable[[str], None]) -> tuple[Check, ...]:
     """Every check, under the recipe and the padding rule of an extraction with these options."""
-    from featstore.encoders.checking import Budget, check_encoder
+    from featstore.encoders.check import Budget, check_encoder
     from featstore.encoders.devices import pick_device
     from featstore.extract import plan_recipe
     from featstore.extract.windows import Padding, plan_windows
@@ -106,8 +106,8 @@ def _title(name: str, checks: Sequence[Check]) -> str:
 
 def _speeds(checks: Sequence[Check]) -> Iterator[RenderableType]:
     """A table of sizes of batch, where speed was measured."""
-    from featstore.cli.console.tables import plain_table
-    from featstore.encoders.checking import times
+    from featstore.cli.tables import plain_table
+    from featstore.encoders.check import times
 
     for figures in (each.figures for each in checks if "batches" in each.figures):
         rows = [

@@ -28,8 +28,8 @@ def demo(*, directory: Path, as_json: bool) -> None:
 
     Nothing is downloaded. A second run finds everything there.
     """
-    from featstore.cli.console.progress import progress_bar
-    from featstore.cli.console.tables import leaderboard_tables, show
+    from featstore.cli.progress import progress_bar
+    from featstore.cli.tables import leaderboard_tables, show
     from featstore.demo import run_demo
 
     def tell(line: str) -> None:

@@ -10,7 +10,7 @@ import click
 from featstore.cli.options import feature_set_options, require_folder_of, say, selection, store_option
 from featstore.errors import UsageError
 from featstore.files import write_whole
-from featstore.wording import counted, spoken_bytes
+from featstore.formatting import counted, spoken_bytes
 
 if TYPE_CHECKING:
     from featstore.explore.audio import ClipAudio
@@ -106,8 +106,8 @@ def explore(
     if n_audio is not None and (data_dir is None or serve):
         raise UsageError("--audio says how many clips a page of --out holds: it takes --data, and --serve plays all")
     require_folder_of(out_path)
+    from featstore.explore.map import take_points
     from featstore.explore.page import explore, render_map
-    from featstore.explore.points import take_points
     from featstore.store import open_store
 
     encoder, dataset, split = selection(path, encoder, dataset, split)

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 import click
 
-from featstore.cli.advice import advice
 from featstore.cli.completion import complete_encoders, complete_folders
 from featstore.cli.options import (
+    advice,
     emit_json,
     encoder_settings,
     json_option,
@@ -27,8 +27,8 @@ from featstore.cli.options import (
     tasks_argument,
 )
 from featstore.errors import DamagedPart, DataError, FeatstoreError
-from featstore.machine import CPU_BATCH_SECONDS, LIGHT_BATCH_SECONDS
-from featstore.wording import counted, lasting, spoken_bytes
+from featstore.formatting import counted, lasting, spoken_bytes
+from featstore.system import CPU_BATCH_SECONDS, LIGHT_BATCH_SECONDS
 
 if TYPE_CHECKING:
     from featstore.extract import TaskPlan
@@ -172,8 +172,8 @@ def extract(
     that cannot be written end the run.
     """
     from featstore.extract import EncoderRequest, ExtractOptions, open_engine, plan_tasks
-    from featstore.extract.ranks import local_rank, parse_share, share_from_environment
-    from featstore.manifest import find_task
+    from featstore.extract.distributed import local_rank, parse_share, share_from_environment
+    from featstore.tasks import find_task
 
     share = parse_share(share_text) if share_text else share_from_environment(os.environ)
     if not share.is_whole:
@@ -252,7 +252,7 @@ class _Run:
                 self._extract(plan)
 
     def _extract(self, plan: TaskPlan) -> None:
-        from featstore.cli.console.progress import progress_bar
+        from featstore.cli.progress import progress_bar
         from featstore.records import ExtractFailure
 
         done: list[ExtractRecord] = []

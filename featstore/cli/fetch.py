@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from featstore.cli.options import emit_json, json_option, say, tasks_argument
-from featstore.wording import counted, spoken_bytes
+from featstore.formatting import counted, spoken_bytes
 
 __all__ = ["fetch"]
 
@@ -30,9 +30,9 @@ def fetch(*, tasks: tuple[str, ...], data_dir: Path, jobs: int, zenodo_url: str,
 
     What broke off is gone on from, each file is checked against the MD5 of its record, and appears when it is whole.
     """
-    from featstore.cli.console.progress import downloading
+    from featstore.cli.progress import downloading
     from featstore.fetch import fetch_task
-    from featstore.manifest import find_task
+    from featstore.tasks import find_task
 
     records = []
     for manifest in [find_task(task) for task in tasks]:

@@ -12,10 +12,10 @@ import click
 
 from featstore.cli.options import emit_json, feature_set_options, json_option, say, say_json, selection, store_option
 from featstore.errors import UnknownFeatureSet, UsageError
-from featstore.wording import counted, lasting, printable, spoken_bytes
+from featstore.formatting import counted, lasting, printable, spoken_bytes
 
 if TYPE_CHECKING:
-    from featstore.health import Health
+    from featstore.diagnostics import Health
     from featstore.store import FeatureSet, Store
     from featstore.store.summary import Details, Quartiles, Summary
 
@@ -107,7 +107,7 @@ def _tell_table(summaries: Sequence[Summary], *, url: str) -> None:
     if not summaries:
         say(f"{url}: a store without feature sets")
         return
-    from featstore.cli.console.tables import plain_table, show
+    from featstore.cli.tables import plain_table, show
 
     header = ("encoder", "dataset", "split", "clips", "windows", "dim", "frames", "hours", "size", "left out")
     rows = [
@@ -144,8 +144,8 @@ def _hours(seconds: float) -> str:
 def _tell_health(
     store: Store, chosen: Sequence[FeatureSet], *, label: str | None, near: float | None, verbose: bool, as_json: bool
 ) -> None:
-    from featstore.cli.console.tables import plain_table, show
-    from featstore.health import NEAR_COSINE, examine_health, health_notes
+    from featstore.cli.tables import plain_table, show
+    from featstore.diagnostics import NEAR_COSINE, examine_health, health_notes
 
     found = examine_health(
         chosen, among=store.feature_sets(), label=label, near_cosine=NEAR_COSINE if near is None else near
@@ -194,7 +194,7 @@ def _number(value: float | None, form: str) -> str:
 
 
 def _tell_details(details: Details, *, limit: int | None) -> None:
-    from featstore.cli.console.tables import plain_table, show
+    from featstore.cli.tables import plain_table, show
 
     say(details.summary.path)
     entries = [*_facts(details), *_provenance(details)]

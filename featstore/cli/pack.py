@@ -14,10 +14,10 @@ import click
 from featstore.cli.options import emit_json, json_option, say
 from featstore.errors import DataError, UsageError
 from featstore.files import write_whole
-from featstore.wording import counted
+from featstore.formatting import counted
 
 if TYPE_CHECKING:
-    from featstore.extract.packing import Clip, PackRecord
+    from featstore.extract.pack import Clip, PackRecord
 
 __all__ = ["pack"]
 
@@ -80,9 +80,9 @@ def pack(
 
     Files go in as they are. One that cannot be decoded is left out and told; nothing is overwritten.
     """
-    from featstore.cli.console.progress import counting
-    from featstore.extract.packing import Table, pack_clips, plan_folder, plan_table
-    from featstore.manifest import load_manifest
+    from featstore.cli.progress import counting
+    from featstore.extract.pack import Table, pack_clips, plan_folder, plan_table
+    from featstore.tasks import load_manifest
 
     if csv_path and jsonl_path:
         raise UsageError("--csv and --jsonl do not go together: one table is read")

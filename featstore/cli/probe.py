@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from featstore.cli.evaluate import score_tasks, tell_scores
 from featstore.cli.options import (
     encoder_names,
     jobs_option,
@@ -18,12 +19,11 @@ from featstore.cli.options import (
     store_option,
     tasks_argument,
 )
-from featstore.cli.scoring import score_tasks, tell_scores
 
 if TYPE_CHECKING:
-    from featstore.manifest import Manifest
     from featstore.records import Protocol, ScoreRecord
     from featstore.store import Store
+    from featstore.tasks import Manifest
 
 __all__ = ["probe"]
 

@@ -11,11 +11,11 @@ import click
 
 from featstore.cli.options import emit_json, feature_set_options, json_option, say, store_option
 from featstore.errors import LabelError
-from featstore.wording import printable
+from featstore.formatting import printable
 
 if TYPE_CHECKING:
     from featstore.encoders.encoder import Encoder
-    from featstore.explore.find import ClipHit, Found, QueryRecord
+    from featstore.explore.query import ClipHit, Found, QueryRecord
     from featstore.store import FeatureSet
 
 __all__ = ["query"]
@@ -68,7 +68,7 @@ def query(
     featstore query bark.wav --store S --encoder logmel
     featstore query scenes-fold1-00003 --store S --encoder logmel --dataset demo-scenes --field scene
     """  # noqa: D301 - click takes the character itself
-    from featstore.explore.find import nearest_to_file, nearest_to_key, sets_of_one_encoder
+    from featstore.explore.query import nearest_to_file, nearest_to_key, sets_of_one_encoder
     from featstore.store import open_store
 
     sets = sets_of_one_encoder(open_store(store_url), encoder=encoder, dataset=dataset, split=split)
@@ -87,7 +87,7 @@ def _load(fs: FeatureSet, spec: str | None) -> Encoder:
     import sys
     from contextlib import redirect_stdout
 
-    from featstore.extract.single import load_encoder_of
+    from featstore.extract.single_file import load_encoder_of
 
     with redirect_stdout(sys.stderr):  # an encoder may print, but stdout is for the answer
         return load_encoder_of(fs.recipe, stored_spec=fs.address.spec, spec=spec)
@@ -101,7 +101,7 @@ def _columns(found: Found, fields: tuple[str, ...]) -> dict[str, list[Any]]:
     LabelError
         A field was asked for that no hit has.
     """
-    from featstore.store.fields import field_of
+    from featstore.store.clip_fields import field_of
 
     documents = [hit.labels for hit in found.hits]
     known = dict.fromkeys(
@@ -127,7 +127,7 @@ def _columns(found: Found, fields: tuple[str, ...]) -> dict[str, list[Any]]:
 
 
 def _record(rank: int, hit: ClipHit, columns: dict[str, list[Any]]) -> QueryRecord:
-    from featstore.explore.find import QueryRecord
+    from featstore.explore.query import QueryRecord
 
     return QueryRecord(
         rank=rank,
@@ -145,7 +145,7 @@ def _record(rank: int, hit: ClipHit, columns: dict[str, list[Any]]) -> QueryReco
 
 
 def _tell(found: Found, columns: dict[str, list[Any]], *, several: bool) -> None:
-    from featstore.store.views import text_table
+    from featstore.store.feature_set import text_table
 
     labels = [f"{name}: {_text(value)}" for name, value in _own_labels(found, columns)]
     said = f" ({', '.join(labels)})" if labels else ""
@@ -173,7 +173,7 @@ def _tell(found: Found, columns: dict[str, list[Any]], *, several: bool) -> None
 
 
 def _own_labels(found: Found, columns: dict[str, list[Any]]) -> list[tuple[str, Any]]:
-    from featstore.store.fields import field_of
+    from featstore.store.clip_fields import field_of
 
     own = []
     for field in columns if found.meta else ():

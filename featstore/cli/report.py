@@ -12,10 +12,10 @@ import click
 from featstore.cli.options import optional_store_option, require_folder_of, say, say_json_text
 from featstore.errors import ResultsError, UsageError
 from featstore.files import write_whole
-from featstore.wording import counted, spoken_bytes
+from featstore.formatting import counted, spoken_bytes
 
 if TYPE_CHECKING:
-    from featstore.health import Health
+    from featstore.diagnostics import Health
     from featstore.records import ScoreRecord
     from featstore.report import Grid, PublishedScores
 
@@ -165,7 +165,7 @@ def _comparison(scores: tuple[ScoreRecord, ...], pair: tuple[str, str], form: Fo
 
 def _write(text: str, grids: tuple[Grid, ...], out_path: Path | None, form: Form) -> None:
     """Print, or write to a file."""
-    from featstore.cli.console.tables import painted, show
+    from featstore.cli.tables import painted, show
 
     if out_path is not None:
         if grids:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from featstore.cli.evaluate import score_tasks, tell_scores
 from featstore.cli.options import (
     encoder_names,
     jobs_option,
@@ -20,13 +21,12 @@ from featstore.cli.options import (
     store_option,
     tasks_argument,
 )
-from featstore.cli.scoring import score_tasks, tell_scores
 from featstore.errors import UsageError
 
 if TYPE_CHECKING:
-    from featstore.manifest import Manifest
     from featstore.records import Protocol, ScoreRecord
     from featstore.store import Store
+    from featstore.tasks import Manifest
 
 __all__ = ["retrieve"]
 
@@ -108,7 +108,7 @@ def retrieve(
 
 def _with_neighbours(tasks: tuple[str, ...]) -> tuple[str, ...]:
     """Leave out, and tell, tasks without Track B among several; one alone is left to say so itself."""
-    from featstore.manifest import find_task
+    from featstore.tasks import find_task
 
     if len(tasks) == 1:
         return tasks

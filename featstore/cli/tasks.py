@@ -11,7 +11,7 @@ from featstore.cli.completion import complete_tasks
 from featstore.cli.options import json_option, optional_store_option, say_json
 
 if TYPE_CHECKING:
-    from featstore.manifest import Manifest
+    from featstore.tasks import Manifest
 
 __all__ = ["tasks"]
 
@@ -24,8 +24,8 @@ _MOST = 200
 @json_option
 def tasks(*, name: str | None, store_url: str | None, as_json: bool) -> None:
     """List the tasks that come with featstore, by domain, or show one."""
-    from featstore.cli.console.tables import plain_table, show
-    from featstore.manifest import builtin_tasks, find_task
+    from featstore.cli.tables import plain_table, show
+    from featstore.tasks import builtin_tasks, find_task
 
     found = [find_task(name)] if name else list(builtin_tasks())
     cached = _cached(store_url, found) if store_url else {}
@@ -66,7 +66,7 @@ def tasks(*, name: str | None, store_url: str | None, as_json: bool) -> None:
 
 def _cached(store_url: str, tasks: Sequence[Manifest]) -> dict[str, list[str]]:
     """By task, the encoders that have all of its feature sets."""
-    from featstore.cli.scoring import encoders_with
+    from featstore.cli.evaluate import encoders_with
     from featstore.store import open_store
 
     store = open_store(store_url)

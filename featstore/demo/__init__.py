@@ -1,8 +1,16 @@
 """Labelled audio made from nothing, and the way from there to a leaderboard: no download, no GPU, no weights."""
 
 from featstore.demo.run import DemoOutcome, run_demo
-from featstore.demo.shards import ShardPlan, make_shards, plan_shards
-from featstore.demo.synth import COLLECTIONS, SYNTHESIS_VERSION, Collection, Sample, synthesise
+from featstore.demo.shards import (
+    COLLECTIONS,
+    SYNTHESIS_VERSION,
+    Collection,
+    Sample,
+    ShardPlan,
+    make_shards,
+    plan_shards,
+    synthesise,
+)
 
 __all__ = [
     "COLLECTIONS",

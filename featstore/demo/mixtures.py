@@ -30,10 +30,10 @@ from featstore.demo.sounds import (
     shaped_noise,
     slow_curve,
     swell,
+    syllables,
     tilt,
     unit_power,
 )
-from featstore.demo.speech import syllables
 
 EventSound = Callable[[int, np.random.Generator], Wave]
 """(samples, rng) -> one event that fills that length."""

@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from featstore.demo.shards import make_shards
-from featstore.demo.synth import COLLECTIONS, Collection
+from featstore.demo.shards import COLLECTIONS, Collection, make_shards
 from featstore.encoders import load_encoder
 from featstore.errors import UsageError
 from featstore.extract import ExtractOptions, extract_task
 from featstore.files import write_whole
-from featstore.manifest import Manifest, find_task
+from featstore.formatting import counted, lasting, spoken_bytes
 from featstore.probe import probe_task
 from featstore.records import ExtractRecord, ScoreRecord
 from featstore.report import Leaderboard, build, to_markdown, write_score
@@ -23,10 +22,10 @@ from featstore.report.page import render_page
 from featstore.report.spaces import spaces_of
 from featstore.retrieve import retrieve_task
 from featstore.store import open_store
-from featstore.wording import counted, lasting, spoken_bytes
+from featstore.tasks import Manifest, find_task
 
 if TYPE_CHECKING:
-    from featstore.extract.progress import Progress
+    from featstore.extract.results import Progress
     from featstore.store import Store
 
 __all__ = ["DemoOutcome", "run_demo"]

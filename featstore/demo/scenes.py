@@ -26,10 +26,10 @@ from featstore.demo.sounds import (
     seconds_of,
     shaped_noise,
     slow_curve,
+    syllables,
     tilt,
     unit_power,
 )
-from featstore.demo.speech import syllables
 
 Texture = Callable[[int, np.random.Generator], Wave]
 """(samples, rng) -> a texture of that length."""

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from featstore.encoders.encoder import Encoder
-    from featstore.encoders.outputs import Pool
+    from featstore.encoders.pooling import Pool
 
 __all__ = ["BUILT_IN", "EncoderSpec", "load_encoder", "parse_spec"]
 
@@ -48,7 +48,7 @@ def load_encoder(
     UsageError
         A layer or pool is there twice, or a layer is given in `spec` and in `layers`.
     """
-    from featstore.encoders.loading import load
+    from featstore.encoders.load import load
 
     return load(
         spec,

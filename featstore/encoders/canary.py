@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from featstore.encoders.encoder import Encoder
-from featstore.encoders.running import EncoderRun
+from featstore.encoders.runner import EncoderRun
 from featstore.errors import EncoderError
 from featstore.records import Recipe
 

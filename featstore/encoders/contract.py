@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
@@ -32,8 +33,17 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from featstore.errors import EncoderContractError
+from featstore.records import NamedBy
 
-__all__ = ["ContractFacts", "EncoderOutput", "LayerFacts", "check_counts", "check_output", "contract_facts"]
+__all__ = [
+    "ContractFacts",
+    "EncoderOutput",
+    "LayerFacts",
+    "LoadedModel",
+    "check_counts",
+    "check_output",
+    "contract_facts",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -205,3 +215,17 @@ def check_counts(n_frames: NDArray[np.integer[Any]], *, available: int, name: st
 
 def _shape(came: object) -> str:
     return f"{came.dtype} {tuple(came.shape)}" if isinstance(came, Tensor) else type(came).__name__
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedModel:
+    """A module that keeps the contract, the name of its feature sets, what that was taken from, and what it is.
+
+    ``earlier`` is what it was to an earlier featstore, where that was another identity.
+    """
+
+    module: nn.Module
+    name: str
+    named_by: NamedBy
+    identity: Mapping[str, Any]
+    earlier: Mapping[str, Any] | None = None

@@ -1,23 +1,100 @@
-"""Devices by the names that `--device` takes."""
+"""Devices by the names that `--device` takes, moving an encoder to one, and its float32 precision."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from featstore.errors import EncoderError, UsageError
 
 __all__ = [
     "cpu_multiplies_bfloat16",
+    "float32_products",
     "gpu_multiplies_bfloat16",
     "idle_gpus",
     "meant_by_cuda",
+    "move",
     "pick_device",
     "pick_devices",
     "settle_on",
 ]
+
+
+@contextmanager
+def float32_products(precision: str) -> Iterator[None]:
+    """While it lasts, products are rounded where `precision` is ``"tf32"``, and nowhere else; cuDNN would by itself."""
+    before = _Settings.now()
+    rounds = precision == "tf32"
+    torch.set_float32_matmul_precision("high" if rounds else "highest")
+    torch.backends.cudnn.allow_tf32 = rounds
+    for operations in _newer():
+        operations.fp32_precision = "tf32" if rounds else "ieee"
+    try:
+        yield
+    finally:
+        before.restore()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Settings:
+    """``older`` is None where they were set by the newer names, and the older ones refuse to tell."""
+
+    older: tuple[str, bool] | None
+    newer: tuple[str, ...]
+
+    @classmethod
+    def now(cls) -> _Settings:
+        newer = tuple(operations.fp32_precision for operations in _newer())
+        try:
+            return cls(older=(torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32), newer=newer)
+        except RuntimeError:
+            return cls(older=None, newer=newer)
+
+    def restore(self) -> None:
+        if self.older is not None:
+            torch.set_float32_matmul_precision(self.older[0])
+            torch.backends.cudnn.allow_tf32 = self.older[1]
+            return
+        for operations, was in zip(_newer(), self.newer, strict=True):
+            operations.fp32_precision = was
+
+
+def _newer() -> tuple[Any, ...]:
+    """What has a precision of its own by the newer names; nothing before PyTorch 2.9."""
+    if not hasattr(torch.backends, "fp32_precision"):
+        return ()
+    cudnn: Any = torch.backends.cudnn
+    return torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn
+
+
+_OF_ANY_MODULE = frozenset(vars(nn.Module()))
+
+
+def move(module: nn.Module, device: torch.device) -> None:
+    """Move parameters, buffers, and tensors that are plain attributes or lie in a dictionary that is one.
+
+    ``Module.to`` leaves the latter behind. Loading runs every encoder once on the CPU, and what it keeps of that for
+    inputs of the same length, such as a table of positions, would be found there again: rotary embeddings of
+    transformers' conformers are kept so.
+    """
+    module.to(device)
+    for each in module.modules():
+        for name, value in vars(each).items():
+            if name not in _OF_ANY_MODULE:
+                vars(each)[name] = _moved(value, device)
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if type(value) is dict and any(isinstance(kept, Tensor) for kept in value.values()):
+        return {key: _moved(kept, device) for key, kept in value.items()}
+    return value
 
 
 def pick_device(asked: str, *, local_rank: int | None = None) -> str:

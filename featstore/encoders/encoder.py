@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from featstore.encoders.contract import ContractFacts, EncoderOutput, check_output, contract_facts
-from featstore.encoders.outputs import Output
+from featstore.encoders.pooling import Output
 from featstore.encoders.source_code import CodeModule, code_sha256
 from featstore.encoders.specs import spec_with_layer
 from featstore.errors import EncoderContractError, EncoderError

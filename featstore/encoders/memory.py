@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from featstore.machine import free_memory_bytes
+from featstore.system import free_memory_bytes
 
 __all__ = ["free_bytes", "is_out_of_memory", "peak_bytes"]
 

@@ -14,7 +14,7 @@ from featstore.errors import UsageError
 from featstore.files import replacing
 
 if TYPE_CHECKING:
-    from featstore.encoders.running import EncoderRun
+    from featstore.encoders.runner import EncoderRun
 
 __all__ = ["traced"]
 

@@ -1,14 +1,127 @@
-"""Encoder specs: the one parser of what ``--encoder`` takes and a store keeps. It imports nothing heavy."""
+"""Encoder specs and constructor arguments: what ``--encoder`` takes and a store keeps. Imports nothing heavy."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from featstore.errors import EncoderError, UsageError
+from featstore.records import canonical_json
 
-__all__ = ["BUILT_IN", "EncoderSpec", "Scheme", "parse_spec", "spec_with_layer"]
+__all__ = [
+    "BUILT_IN",
+    "EncoderSpec",
+    "Scheme",
+    "check_arguments",
+    "check_built_in_arguments",
+    "looks_secret",
+    "parse_spec",
+    "spec_with_layer",
+]
+
+
+_MOST_BUILT_IN = 4096
+
+_SECRET_WORDS = {"password", "passwd", "pwd", "passphrase", "secret", "credential", "apikey", "apitoken", "authtoken"}
+_KEYS_OF = {"access", "account", "api", "auth", "encryption", "licence", "license", "private", "secret", "signing"}
+_TOKENS_OF = _KEYS_OF | {
+    "bearer", "client", "gh", "github", "gitlab", "hf", "hub", "huggingface", "id", "login", "refresh", "security",
+    "session", "wandb",
+}  # fmt: skip
+_WHERE_IT_IS = {"env", "environment", "file", "folder", "name", "path", "url", "var", "variable"}
+"""Last words of names whose values say where a secret is."""
+
+_SECRET_VALUE = re.compile(
+    r"(?<![A-Za-z0-9])("
+    r"sk-(?=[\w-]*\d)[\w-]{16,}"  # OpenAI and many after it
+    r"|hf_[A-Za-z0-9]{16,}"
+    r"|(AKIA|ASIA)[0-9A-Z]{12,}"
+    r"|gh[pousr]_[A-Za-z0-9]{16,}|github_pat_\w{16,}|glpat-[\w-]{16,}"
+    r"|xox[abeprs]-[\w-]{10,}"
+    r"|AIza[\w-]{30,}"
+    r"|eyJ[\w-]{8,}\.eyJ[\w-]{8,}\."  # a JSON web token
+    r")"
+    r"|-----BEGIN [A-Z ]*PRIVATE KEY-----"
+    r"|[A-Za-z][A-Za-z0-9+.-]*://[^/?#\s@]*:[^/?#\s@]+@"
+    r"|[?&](X-Amz-Signature|X-Goog-Signature|Signature|sig|access_token|api_key)=[^&\s]{8,}",
+    re.ASCII,
+)
+
+
+def check_arguments(arguments: Mapping[str, Any]) -> None:
+    """Check arguments of any encoder: they are part of the recipe, which is JSON and is stored for all to read.
+
+    Raises
+    ------
+    EncoderError
+        One is not JSON, or looks like a secret.
+    """
+    for name, value in arguments.items():
+        try:
+            canonical_json(value)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise EncoderError(
+                f"argument {name} of an encoder must be a JSON value, for it is hashed: {error}"
+            ) from error
+        if (place := _secret_place(name, value)) is not None:
+            raise EncoderError(
+                f"argument {place} of an encoder looks like a secret, and arguments are stored in every recipe: let "
+                "the encoder read it from an environment variable (os.environ) instead"
+            )
+
+
+def check_built_in_arguments(name: str, arguments: Mapping[str, Any]) -> None:
+    """Check arguments of a built-in, which may come from a store: they are sizes.
+
+    Raises
+    ------
+    EncoderError
+        One is not a whole number, or is out of range.
+    """
+    for argument, value in arguments.items():
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _MOST_BUILT_IN:
+            raise EncoderError(
+                f"{name} takes whole numbers from 1 to {_MOST_BUILT_IN}: got {argument}={str(value)[:40]!r}"
+            )
+
+
+def looks_secret(name: str, value: object) -> bool:
+    """Whether an argument looks like a password, key or token, by its name or by its value.
+
+    >>> looks_secret("hf_token", "abc"), looks_secret("max_tokens", 512), looks_secret("pad_token", "<pad>")
+    (True, False, False)
+    """
+    if value is None or isinstance(value, bool) or value == "":
+        return False
+    if isinstance(value, str) and _SECRET_VALUE.search(value):
+        return True
+    words = [re.sub("(?<!s)s$", "", word.lower()) for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)]
+    if not words or words[-1] in _WHERE_IT_IS:
+        return False
+    pairs = list(zip(["", *words], words, strict=False))
+    named = [word in _SECRET_WORDS or (word == "key" and before in _KEYS_OF) for before, word in pairs]
+    if not isinstance(value, str):  # a number is one where it has that very name: `password_length` counts something
+        return named[-1] and not isinstance(value, list | tuple | Mapping)
+    # of tokens there are many kinds: numbers count them, and text may be one of a vocabulary
+    is_token = words == ["token"] or any(word == "token" and before in _TOKENS_OF for before, word in pairs)
+    return any(named) or is_token
+
+
+def _secret_place(name: str, value: object, *, inside: str = "") -> str | None:
+    """Where in an argument something looks like a secret: ``options.api_key``."""
+    place = f"{inside}.{name}" if inside else name
+    if looks_secret(name, value):
+        return place
+    if isinstance(value, Mapping):
+        found = (_secret_place(str(key), each, inside=place) for key, each in value.items())
+    elif isinstance(value, list | tuple):
+        found = (_secret_place(name, each, inside=inside) for each in value)
+    else:
+        return None
+    return next((each for each in found if each is not None), None)
+
 
 BUILT_IN = ("logmel", "mfcc")
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from featstore.errors import DataError, ShardError, UnusableClip
 from featstore.extract.audio import decode, encode_flac, encode_ogg
-from featstore.extract.tars import read_samples
+from featstore.extract.tar_reader import read_samples
 
 if TYPE_CHECKING:
     from featstore.store import FeatureSet, ShardIdentity

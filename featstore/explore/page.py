@@ -1,9 +1,12 @@
-"""A map of one feature set as a page: canvas, search, neighbours and sound in one file that asks for nothing else."""
+"""The map of one feature set as a self-contained page."""
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,15 +16,131 @@ from numpy.typing import NDArray
 
 from featstore import __version__
 from featstore.errors import LabelError
-from featstore.explore.columns import Column, columns_of, default_colour
-from featstore.explore.points import Points, nearest_points
-from featstore.explore.projection import Projection, pca, umap
+from featstore.explore.map import Points, Projection, nearest_points, pca, umap
+from featstore.report.leaderboard import natural
 from featstore.report.templating import as_data, environment, writable
+from featstore.store.clip_fields import stored_clip_json
 
 if TYPE_CHECKING:
     from featstore.explore.audio import ClipAudio
 
-__all__ = ["NEIGHBOURS", "Explorer", "explore", "render_map"]
+__all__ = ["NEIGHBOURS", "Column", "Explorer", "columns_of", "default_colour", "explore", "render_map"]
+
+
+MAX_CLASSES = 1_000
+"""Of more different values a column is text: looked up and shown, but no colour."""
+
+MAX_COLUMNS = 40
+MAX_NUMBERS_AS_CLASSES = 12
+MAX_TEXT = 200
+_DEPTH = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Column:
+    """One field of all clips.
+
+    Attributes
+    ----------
+    values : tuple of str
+        Of a ``class`` or ``text``: what the codes stand for, the most frequent first, equals in their natural order.
+    codes : int64 (n,)
+        Minus one where a clip has no such field.
+    numbers : float64 (n,)
+        Of a ``number``, NaN where a clip has none.
+    """
+
+    name: str
+    kind: Literal["class", "number", "text"]
+    values: tuple[str, ...] = ()
+    codes: NDArray[np.int64] | None = None
+    numbers: NDArray[np.float64] | None = None
+
+
+def columns_of(keys: Sequence[str], metas: Sequence[str]) -> tuple[Column, ...]:
+    """Columns of the clips' JSON, in the order in which fields first come; dots reach into objects.
+
+    Numbers of few different whole values are classes. A list of text or numbers is one text, words in order of the
+    alphabet. What holds lists of objects, or lies deeper, is left out, as are fields beyond the fortieth.
+
+    Raises
+    ------
+    LabelError
+        A clip's JSON cannot be read.
+    """
+    raw: dict[str, list[Any]] = {}
+    for at, (key, meta) in enumerate(zip(keys, metas, strict=True)):
+        for name, value in _flat(stored_clip_json(meta, key=key), "", _DEPTH):
+            if name not in raw and len(raw) == MAX_COLUMNS:
+                continue
+            column = raw.setdefault(name, [])
+            column += [None] * (at - len(column))
+            if len(column) == at:
+                column.append(value)
+    return tuple(_column(name, column + [None] * (len(metas) - len(column))) for name, column in raw.items())
+
+
+def default_colour(columns: Sequence[Column], *, label: str | None = None) -> int:
+    """The column called `label`, then one called ``label``, then the first of 2 to 50 classes of text.
+
+    Else the first that can be a colour; minus one where none can.
+    """
+    ranked = [
+        (
+            column.name != label,
+            column.name != "label",
+            not (column.kind == "class" and 2 <= len(column.values) <= 50),
+            at,
+        )
+        for at, column in enumerate(columns)
+        if column.kind == "number" or (len(column.values) >= 2 and column.kind == "class")
+    ]
+    return min(ranked)[-1] if ranked else -1
+
+
+def _flat(value: Any, name: str, depth: int) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for key, inner in value.items() if depth else ():
+            yield from _flat(inner, f"{name}.{key}" if name else str(key), depth - 1)
+    elif name and value is not None:
+        if isinstance(value, list):
+            if value and all(isinstance(each, str | int | float) for each in value):
+                texts = [_text(each) for each in value]
+                yield name, ", ".join(sorted(texts) if all(isinstance(each, str) for each in value) else texts)
+        else:
+            yield name, value
+
+
+def _column(name: str, raw: list[Any]) -> Column:
+    present = [value for value in raw if value is not None]
+    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in present):
+        few = len(set(present)) <= MAX_NUMBERS_AS_CLASSES and all(
+            isinstance(value, int) or value.is_integer() for value in present
+        )
+        if not few:
+            return Column(name=name, kind="number", numbers=np.array([_number(value) for value in raw]))
+    texts = [None if value is None else _text(value) for value in raw]
+    counts = Counter(text for text in texts if text is not None)
+    values = sorted(counts, key=lambda text: (-counts[text], natural(text)))
+    codes = {text: code for code, text in enumerate(values)}
+    return Column(
+        name=name,
+        kind="class" if len(values) <= MAX_CLASSES else "text",
+        values=tuple(values),
+        codes=np.array([-1 if text is None else codes[text] for text in texts], np.int64),
+    )
+
+
+def _text(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 1] + "…"
+
+
+def _number(value: float | None) -> float:
+    """NaN for what is no number that float32 holds."""
+    number = math.nan if value is None else float(value) if abs(value) < 3e38 else math.nan
+    return number if math.isfinite(number) else math.nan
+
 
 NEIGHBOURS = 8
 MAX_COLUMN_BYTES = 3_000_000
@@ -197,7 +316,7 @@ def _own_columns(points: Points) -> tuple[Column, ...]:
 
 def _label_field(points: Points) -> str | None:
     """Field that a built-in task of the dataset takes its classes from."""
-    from featstore.manifest import builtin_tasks
+    from featstore.tasks import builtin_tasks
 
     of_dataset = [task.label.field for task in builtin_tasks() if task.feature_dataset == points.fs.dataset]
     return next((field for field in of_dataset if isinstance(field, str)), None)

@@ -1,22 +1,187 @@
-"""One file to disk: resumed, checked against its MD5, and renamed when it is right."""
+"""Downloads: the listing of a record, and a file that is resumed, checked against its MD5 and renamed."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+import re
 import time
-from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from urllib.parse import urlsplit
+
+import urllib3
+from urllib3.exceptions import HTTPError
+from urllib3.util import Retry, Timeout
 
 from featstore.errors import FetchError
-from featstore.fetch.listing import RemoteFile
-from featstore.wording import redacted
+from featstore.formatting import redacted
 
-if TYPE_CHECKING:
-    from featstore.fetch.http import Connection
+__all__ = [
+    "Connection",
+    "ConnectionBroke",
+    "RangeRefused",
+    "RemoteFile",
+    "Stream",
+    "download",
+    "is_right",
+    "parse_record",
+]
 
-__all__ = ["download", "is_right"]
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemoteFile:
+    """One file of a record. ``name`` is a plain file name; ``md5`` 32 hexadecimal digits."""
+
+    name: str
+    size: int
+    md5: str
+    url: str
+
+    @property
+    def is_archive(self) -> bool:
+        """Whether the shards are inside it."""
+        return self.name.lower().endswith(".zip")
+
+
+def parse_record(text: bytes, *, where: str) -> tuple[RemoteFile, ...]:
+    """Read the JSON of a Zenodo record: its tars and zips, sorted by name; other files are no shards.
+
+    Raises
+    ------
+    FetchError
+        It is no such JSON, holds no shard, or names a file that is none.
+    """
+    try:
+        raw = json.loads(text)
+        listed = [each for each in raw["files"] if str(each["key"]).lower().endswith((".tar", ".zip"))]
+        files = sorted((_parse_file(each) for each in listed), key=lambda file: file.name)
+    except (ValueError, TypeError, KeyError) as error:
+        told = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
+        raise FetchError(f"{where} is not the listing of a record: {told}") from error
+    if not files:
+        raise FetchError(f"{where} lists no .tar and no .zip: its shards are to be downloaded by hand")
+    names = [file.name.lower() for file in files]
+    if len(set(names)) < len(names):
+        raise FetchError(f"{where} lists a file twice")
+    return tuple(files)
+
+
+def _parse_file(raw: Mapping[str, object]) -> RemoteFile:
+    name, size, links = raw["key"], raw["size"], raw["links"]
+    if not isinstance(name, str) or PurePosixPath(name).name != name or name.startswith(".") or not name.isprintable():
+        raise ValueError(f"{name!r} is no plain file name")
+    if "\\" in name or ":" in name:
+        raise ValueError(f"{name!r} is no plain file name")
+    if not isinstance(size, int) or isinstance(size, bool) or size < 0:
+        raise ValueError(f"{name} has no size")
+    found = re.fullmatch(r"md5:([0-9a-f]{32})", str(raw["checksum"]))
+    if not found:
+        raise ValueError(f"{name} has no MD5 checksum, but {raw['checksum']!r}")
+    if not isinstance(links, Mapping):
+        raise TypeError(f"{name} has no links")
+    url = str(links["self"])
+    if urlsplit(url).scheme not in ("http", "https"):
+        raise ValueError(f"{name} is not at a web address, but at {url!r}")
+    return RemoteFile(name=name, size=size, md5=found[1], url=url)
+
+
+CHUNK_BYTES = 1 << 20
+BUSY = (429, 500, 502, 503, 504)
+
+
+class ConnectionBroke(Exception):
+    """A download broke off: what came is kept, and the rest is asked for again."""
+
+
+class RangeRefused(ConnectionBroke):
+    """The server cannot go on from there: the whole file is asked for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stream:
+    """Bytes of a file. ``start`` is 0 where the server sends the whole of it, whatever was asked for."""
+
+    start: int
+    chunks: Iterator[bytes]
+
+
+class Connection:
+    """A pool of connections. A server that is busy is asked again, later each time, and as late as it says itself.
+
+    Parameters
+    ----------
+    backoff_seconds : float
+        First pause before a request is repeated.
+    timeout_seconds : float
+        For a connection, and for each piece of an answer.
+    """
+
+    def __init__(self, *, n_connections: int, backoff_seconds: float, timeout_seconds: float) -> None:
+        self._pool = urllib3.PoolManager(
+            maxsize=n_connections,
+            timeout=Timeout(connect=timeout_seconds, read=timeout_seconds),
+            retries=Retry(
+                total=5, backoff_factor=backoff_seconds, backoff_max=60, status_forcelist=BUSY, raise_on_status=False
+            ),
+            headers={"User-Agent": "featstore", "Accept-Encoding": "identity"},
+        )
+
+    def get(self, url: str) -> bytes:
+        """Return a whole answer, of at most 64 MiB. Raises FetchError."""
+        try:
+            answer = self._pool.request("GET", url, preload_content=False)
+            with answer:
+                body = answer.read(64 << 20)
+        except HTTPError as error:
+            raise FetchError(f"{redacted(url)} cannot be reached: {_told(error)}") from error
+        if answer.status != 200:
+            raise FetchError(f"{redacted(url)} answers {answer.status} {answer.reason or ''}".rstrip())
+        return bytes(body)
+
+    @contextmanager
+    def stream(self, url: str, *, start: int) -> Iterator[Stream]:
+        """Open a file from byte ``start`` on.
+
+        Raises
+        ------
+        ConnectionBroke
+            The server cannot be reached or stops half-way.
+        FetchError
+            The server has no such file, or refuses it.
+        """
+        headers = {"Range": f"bytes={start}-"} if start else {}
+        try:
+            answer = self._pool.request("GET", url, headers=headers, preload_content=False, enforce_content_length=True)
+        except HTTPError as error:
+            raise ConnectionBroke(_told(error)) from error
+        try:
+            if answer.status in BUSY:
+                raise ConnectionBroke(f"the server answers {answer.status}")
+            if answer.status not in (200, 206, 416):
+                raise FetchError(f"{redacted(url)} answers {answer.status} {answer.reason or ''}".rstrip())
+            # A server that ignores the range sends all of the file; one that has no such range is asked for all of it.
+            resumed = answer.status == 206 and answer.headers.get("Content-Range", "").startswith(f"bytes {start}-")
+            if answer.status == 416 or (answer.status == 206 and not resumed):
+                raise RangeRefused("the server cannot go on from there")
+            yield Stream(start=start if resumed else 0, chunks=_chunks(answer))
+        finally:
+            answer.close()
+
+
+def _chunks(answer: urllib3.BaseHTTPResponse) -> Iterator[bytes]:
+    try:
+        yield from answer.stream(CHUNK_BYTES, decode_content=False)
+    except (HTTPError, OSError) as error:
+        raise ConnectionBroke(_told(error)) from error
+
+
+def _told(error: Exception) -> str:
+    return redacted(" ".join(str(error).split()))[:200] or type(error).__name__
+
 
 MAX_FAILURES = 6
 """In a row, without getting further between them."""
@@ -119,8 +284,6 @@ def _go_on(
     stopped: Callable[[], bool],
 ) -> int:
     """Append what is left, or all of it where the server cannot start in the middle."""
-    from featstore.fetch.http import ConnectionBroke, RangeRefused
-
     start, came = _size(partial), 0
     try:
         with connection.stream(file.url, start=start) as stream:

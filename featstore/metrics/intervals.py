@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from featstore.metrics.classification import as_label_sets
 from featstore.metrics.jackknife import Spread, TestSet, Units
-from featstore.metrics.label_sets import as_label_sets
 
 if TYPE_CHECKING:
     from featstore.metrics.registry import Metric

@@ -10,10 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featstore.errors import UsageError
-from featstore.metrics.accuracy import Accuracy
-from featstore.metrics.average_precision import MeanAveragePrecision
-from featstore.metrics.f1 import CountF1, MacroF1
-from featstore.metrics.ranking import DPrime, EqualErrorRate
+from featstore.metrics.classification import Accuracy, CountF1, MacroF1
+from featstore.metrics.ranking import DPrime, EqualErrorRate, MeanAveragePrecision
 from featstore.metrics.regression import Correlation, MeanError
 from featstore.records import Protocol as EvaluationProtocol
 

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from featstore.probe.track import probe_task
+from featstore.probe.api import probe_task
 
 __all__ = ["probe_task"]

@@ -1,50 +1,167 @@
-"""Speech recognition by a frozen language model that hears through a gated adapter, as X-ARES has it.
-
-What the protocols differ in:
-
-============================  ==================================  ===================================
-.                             ``strict``                          ``xares``
-============================  ==================================  ===================================
-transcripts                   normalised, learned and scored      as written; lower case when scored
-an epoch is selected by       the loss of validation tokens       words of teacher-forced texts
-generation                    greedy; as long as the longest      greedy; repetition penalty 1.1,
-                              training transcript and 10 tokens   at most 200 tokens
-============================  ==================================  ===================================
-
-X-ARES selects on texts whose every token was guessed from the true ones before it, cut off where the true text ends
-(its source calls that cheating, "but just for validation"). The test is by generation in both.
-"""
+"""Speech recognition by a frozen language model with a gated adapter, as in X-ARES."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
 
 from featstore.errors import DataError, UsageError
-from featstore.metrics.wer import InverseErrorRate, count_edits, require_jiwer
-from featstore.probe.error_rates import compare_texts
-from featstore.probe.sequences import Sequences, length_batches, open_sequences
-from featstore.probe.text import normalised
-from featstore.probe.verdict import RoundResult, plan, verdict
+from featstore.evaluation import Stopwatch
+from featstore.metrics.word_error_rate import InverseErrorRate, count_edits, require_jiwer
+from featstore.probe.scoring import RoundResult, plan, verdict
+from featstore.probe.speech import Sequences, compare_texts, length_batches, open_sequences
+from featstore.probe.text import load_language_model, normalised
 from featstore.records import Protocol, ScoreRecord
-from featstore.splits import Round
-from featstore.taskdata import Stopwatch
+from featstore.tasks.splits import Round
 
 if TYPE_CHECKING:
-    from featstore.manifest import Manifest
-    from featstore.probe.asr_model import Listener, Utterances
-    from featstore.probe.fitting import Fitted
     from featstore.probe.selection import Head
-    from featstore.probe.text_models import LanguageModel
+    from featstore.probe.text import LanguageModel
+    from featstore.probe.training import Fitted
     from featstore.store import Store
+    from featstore.tasks import Manifest
 
-__all__ = ["score_asr"]
+__all__ = ["Adapter", "Listener", "Utterances", "listening_device", "load_language_model", "score_asr"]
+
+
+NO_LABEL = -100
+
+
+def listening_device() -> torch.device:
+    """A GPU where there is one: half a billion weights are much for a CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Utterances:
+    """A batch: frames float32 (n_frames, dim) of each clip, and the tokens of what is said in it."""
+
+    frames: Sequence[NDArray[np.float32]]
+    tokens: Sequence[Sequence[int]]
+
+
+class Adapter(nn.Module):
+    """Frames (..., dim) to embeddings (..., width), gated (SwiGLU, Shazeer 2020)."""
+
+    def __init__(self, *, dim: int, inner_width: int, width: int, norm: nn.Module | None = None) -> None:
+        super().__init__()
+        self.norm = nn.Identity() if norm is None else norm
+        self.gate = nn.Linear(dim, inner_width)
+        self.value = nn.Linear(dim, inner_width)
+        self.out = nn.Linear(inner_width, width)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """Embeddings."""
+        frames = self.norm(frames)
+        embeddings: Tensor = self.out(functional.silu(self.gate(frames)) * self.value(frames))
+        return embeddings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Padded:
+    """Left-padded input of the model: embeddings (batch, length, width), 1 where real, positions, (batch, length)."""
+
+    embeddings: Tensor
+    mask: Tensor
+    positions: Tensor
+
+
+class Listener:
+    """A language model that hears through an adapter; only the adapter learns."""
+
+    def __init__(self, language_model: LanguageModel, adapter: Adapter) -> None:
+        self.language_model = language_model
+        self.adapter = adapter.to(language_model.model.device)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        device: torch.device = self.language_model.model.device
+        return device
+
+    def loss(self, batch: Utterances) -> Tensor:
+        """Mean cross-entropy of the tokens of all texts and of their ends, each given those before it."""
+        logits, labels = self._teach(batch)
+        return functional.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=NO_LABEL)
+
+    @torch.no_grad()
+    def told_loss(self, batch: Utterances) -> tuple[float, int]:
+        """Sum of the same cross-entropy, and over how many tokens it is."""
+        logits, labels = self._teach(batch)
+        total = functional.cross_entropy(
+            logits.flatten(0, 1).float(), labels.flatten(), ignore_index=NO_LABEL, reduction="sum"
+        )
+        return float(total), int((labels != NO_LABEL).sum())
+
+    @torch.no_grad()
+    def told_texts(self, batch: Utterances) -> list[str]:
+        """Texts of the likeliest tokens, each given the true ones before it."""
+        logits, labels = self._teach(batch)
+        best = logits.argmax(dim=2)
+        return [
+            self.language_model.decode(row[known].tolist()) for row, known in zip(best, labels != NO_LABEL, strict=True)
+        ]
+
+    @torch.no_grad()
+    def listen(
+        self, frames: Sequence[NDArray[np.float32]], *, max_new_tokens: int, repetition_penalty: float
+    ) -> list[str]:
+        """Generate the text of each clip, greedily."""
+        padded = self._padded(frames, [[self.language_model.separator] for _ in frames])
+        with self._autocast():
+            made = self.language_model.generate(
+                padded.embeddings,
+                padded.mask,
+                max_new_tokens=max_new_tokens,
+                repetition_penalty=repetition_penalty,
+            )
+        return [self.language_model.decode(row) for row in made]
+
+    def _teach(self, batch: Utterances) -> tuple[Tensor, Tensor]:
+        """Logits (batch, longest, vocabulary) from the separators on, and the tokens that should come (batch, longest).
+
+        Texts end together on the right, so that the vocabulary's worth of logits is made for them alone.
+        """
+        texts = [[*tokens, self.language_model.end] for tokens in batch.tokens]
+        longest = max(map(len, texts))
+        padded = self._padded(batch.frames, [[self.language_model.separator, *text[:-1]] for text in texts])
+        labels = [[NO_LABEL] * (longest - len(text)) + text for text in texts]
+        with self._autocast():
+            output: Any = self.language_model.model(
+                inputs_embeds=padded.embeddings,
+                attention_mask=padded.mask,
+                position_ids=padded.positions,
+                logits_to_keep=longest,
+                use_cache=False,
+            )
+        return output.logits[:, -longest:], torch.tensor(labels, device=self.device)
+
+    def _padded(self, frames: Sequence[NDArray[np.float32]], tokens: Sequence[Sequence[int]]) -> _Padded:
+        heard = self.adapter(torch.from_numpy(np.concatenate(frames)).to(self.device)).split([len(f) for f in frames])
+        dtype = self.language_model.model.dtype
+        rows = [
+            torch.cat([audio.to(dtype), self.language_model.embed(torch.tensor(text, device=self.device))])
+            for audio, text in zip(heard, tokens, strict=True)
+        ]
+        embeddings = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_side="left")
+        lengths = torch.tensor([len(row) for row in rows], device=self.device)
+        mask = (torch.arange(embeddings.shape[1], device=self.device) >= embeddings.shape[1] - lengths[:, None]).long()
+        return _Padded(embeddings=embeddings, mask=mask, positions=(mask.cumsum(dim=1) - 1).clamp(min=0))
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        # The model's own weights are bfloat16 on a GPU; autocast is for what it casts by itself.
+        return torch.autocast("cuda", dtype=torch.bfloat16) if self.device.type == "cuda" else nullcontext()
+
 
 XARES_MAX_NEW_TOKENS = 200
 XARES_REPETITION_PENALTY = 1.1
@@ -77,7 +194,6 @@ def score_asr(
             f"task {manifest.name}: speech recognition takes a language model: give its folder or hub name as "
             '[probe] language_model, such as "Qwen/Qwen2.5-0.5B"'
         )
-    from featstore.probe.asr_model import listening_device, load_language_model
 
     watch = Stopwatch()
     with watch("read"):
@@ -85,7 +201,7 @@ def score_asr(
         rounds = plan(manifest, sequences.windows, protocol=protocol)
         language_model = load_language_model(manifest.probe.language_model, device=listening_device())
         spoken = _spoken(manifest, sequences, language_model, protocol=protocol)
-    from featstore.probe.plateau import over_seeds
+    from featstore.probe.minibatch import over_seeds
 
     tested = []
     for number, each in enumerate(rounds):
@@ -122,7 +238,6 @@ class _Spoken:
     protocol: Protocol
 
     def utterances(self, clips: NDArray[np.int64]) -> Utterances:
-        from featstore.probe.asr_model import Utterances
 
         return Utterances(
             frames=[self.sequences.frames(clip) for clip in clips.tolist()],
@@ -172,9 +287,8 @@ def _train(
     seed: int,
     rates: Sequence[float],
 ) -> tuple[Listener, Fitted]:
-    from featstore.probe.asr_model import Adapter, Listener
-    from featstore.probe.fitting import fit, initialised
-    from featstore.probe.plateau import Standardise, sweep_module
+    from featstore.probe.minibatch import Standardise, sweep_module
+    from featstore.probe.training import fit, initialised
 
     probe, sequences, model = manifest.probe, spoken.sequences, spoken.language_model
     norm = Standardise(sequences.standardisation(each.train)) if head == "sweep" else None

@@ -13,12 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featstore.errors import DataError
-from featstore.metrics import Metric, find_metric
-from featstore.probe.selection import fit_details, selection_details
-from featstore.probe.votes import log_odds, log_shares_of_one, log_shares_of_sets, mean_log_loss, vote
-from featstore.records import Protocol, ScoreRecord
-from featstore.splits import Round
-from featstore.taskdata import (
+from featstore.evaluation import (
     Outcome,
     Samples,
     Scores,
@@ -30,17 +25,22 @@ from featstore.taskdata import (
     shots_details,
     support_sets,
 )
-from featstore.taskdata.neighbours import score_neighbours
+from featstore.evaluation.neighbours import score_neighbours
+from featstore.metrics import Metric, find_metric
+from featstore.probe.log_odds import log_odds, log_shares_of_one, log_shares_of_sets, mean_log_loss, vote
+from featstore.probe.selection import fit_details, selection_details
+from featstore.records import Protocol, ScoreRecord
+from featstore.tasks.splits import Round
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from featstore.manifest import Manifest
-    from featstore.probe.fitting import Fitted
-    from featstore.probe.heads import Job, Loss, Trained
+    from featstore.probe.linear import Job, Loss, Trained
     from featstore.probe.logistic import Path, TrainingSet
     from featstore.probe.selection import Head
+    from featstore.probe.training import Fitted
     from featstore.store import Store
+    from featstore.tasks import Manifest
 
 __all__ = ["score_clips"]
 
@@ -225,7 +225,7 @@ def _logits_of(
 
 def _learn_linear(bench: _Bench) -> _Taught:
     """X-ARES's schedule: one head for each round and seed, those of rounds with the same classes in one batch."""
-    from featstore.probe import heads
+    from featstore.probe import linear as heads
 
     task, probe = bench.task, bench.task.manifest.probe
     features = heads.standardised(task.X)
@@ -258,8 +258,8 @@ def _learn_linear(bench: _Bench) -> _Taught:
 
 
 def _learn_sweep(bench: _Bench) -> _Taught:
-    """Minibatches on standardised features: see `featstore.probe.plateau`."""
-    from featstore.probe.plateau import over_seeds
+    """Minibatches on standardised features: see `featstore.probe.minibatch`."""
+    from featstore.probe.minibatch import over_seeds
 
     task = bench.task
     found = [
@@ -280,7 +280,7 @@ def _sweep_round(
     """Logits of embeddings as they are, and how they were fitted."""
     import torch
 
-    from featstore.probe.plateau import sweep_module
+    from featstore.probe.minibatch import sweep_module
     from featstore.probe.standardisation import Standardisation
 
     task, probe = bench.task, bench.task.manifest.probe
@@ -382,7 +382,7 @@ class _Shown:
 
 
 def _loss_of(manifest: Manifest) -> Loss:
-    from featstore.probe import heads
+    from featstore.probe import linear as heads
 
     if manifest.kind == "multilabel":
         return heads.BinaryCrossEntropy(pos_weight=manifest.probe.pos_weight or 1.0)
@@ -391,7 +391,7 @@ def _loss_of(manifest: Manifest) -> Loss:
 
 def _jobs(bench: _Bench, number: int, classes: _Shown) -> list[Job]:
     """One job of a round for each seed."""
-    from featstore.probe import heads
+    from featstore.probe import linear as heads
 
     each = bench.task.rounds[number]
     validation = None
@@ -413,7 +413,7 @@ def _jobs(bench: _Bench, number: int, classes: _Shown) -> list[Job]:
 
 
 def _head_logits(features: Tensor, head: Trained, classes: _Shown, windows: NDArray[np.int64]) -> NDArray[np.float32]:
-    from featstore.probe import heads
+    from featstore.probe import linear as heads
 
     (logits,) = heads.predict(features, windows, [head])
     return classes.expand(logits)
@@ -477,7 +477,7 @@ def _few_shot_logistic(bench: _Bench, *, shots: int) -> NDArray[np.float64]:
 
 def _few_shot_linear(bench: _Bench, *, shots: int) -> NDArray[np.float64]:
     """Scores (rounds, support sets) of linear heads that see a support set alone; their last epoch counts."""
-    from featstore.probe import heads
+    from featstore.probe import linear as heads
 
     task, probe = bench.task, bench.task.manifest.probe
     features = heads.standardised(task.X)

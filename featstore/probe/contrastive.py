@@ -27,22 +27,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featstore.errors import UsageError
+from featstore.evaluation import Stopwatch
+from featstore.evaluation.data import SHORTEST_SECONDS
+from featstore.evaluation.pool import Pool, read_pool
 from featstore.metrics import TestSet
-from featstore.metrics.recall import RecallAt, average_precision_at, relevant_ranks
+from featstore.metrics.retrieval import RecallAt, average_precision_at, relevant_ranks
+from featstore.probe.scoring import RoundResult, plan, verdict
 from featstore.probe.text import words
-from featstore.probe.verdict import RoundResult, plan, verdict
 from featstore.records import Protocol, ScoreRecord
-from featstore.splits import Round
-from featstore.taskdata import Stopwatch
-from featstore.taskdata.load import SHORTEST_SECONDS
-from featstore.taskdata.pool import Pool, read_pool
+from featstore.tasks.splits import Round
 
 if TYPE_CHECKING:
-    from featstore.manifest import Manifest
     from featstore.probe.contrastive_model import Captions, Embedder, Pairs
-    from featstore.probe.fitting import Fitted
     from featstore.probe.selection import Head
+    from featstore.probe.training import Fitted
     from featstore.store import Store
+    from featstore.tasks import Manifest
 
 __all__ = ["score_contrastive"]
 
@@ -81,7 +81,7 @@ def score_contrastive(
         pool = read_pool(store, manifest, encoder=encoder)
         texts = _read_texts(manifest, pool)
         rounds = plan(manifest, pool, protocol=protocol)
-    from featstore.probe.plateau import over_seeds
+    from featstore.probe.minibatch import over_seeds
 
     tested = []
     for number, each in enumerate(rounds):
@@ -199,7 +199,7 @@ class _Material:
 
 
 def _read_texts(manifest: Manifest, pool: Pool) -> _Texts:
-    from featstore.manifest import labels
+    from featstore.tasks import labels
 
     by_clip = labels.captions(manifest, pool.keys, pool.metas)
     flat = [caption for captions in by_clip for caption in captions]
@@ -209,7 +209,7 @@ def _read_texts(manifest: Manifest, pool: Pool) -> _Texts:
         settings: dict[str, Any] = {"tokenizer": WORDS}
         libraries: tuple[str, ...] = ()
     else:
-        from featstore.probe.text_models import load_tokenizer
+        from featstore.probe.text import load_tokenizer
 
         tokenizer = load_tokenizer(manifest.probe.tokenizer)
         tokenized = tokenizer.tokens(flat)

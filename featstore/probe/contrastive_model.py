@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from featstore.probe.fitting import Fitted, fit, initialised
-from featstore.probe.plateau import Standardise, sweep_module
+from featstore.probe.minibatch import Standardise, sweep_module
 from featstore.probe.standardisation import Standardisation
+from featstore.probe.training import Fitted, fit, initialised
 from featstore.records import Protocol as EvaluationProtocol
 
 __all__ = ["Captions", "Embedder", "Objective", "Pairs", "objective_of", "train"]
@@ -153,7 +153,7 @@ def train(
     seed : pair of int
         Seed of the run and number of the round: initial weights, then the order of each epoch.
     rates : sequence of float or None
-        Learning rates to choose from, on standardised features: see `featstore.probe.plateau`. None: X-ARES's schedule.
+        Learning rates to choose from, on standardised features (`featstore.probe.minibatch`). None: X-ARES's schedule.
     """
     norm = None if rates is None else Standardise(Standardisation.of(features[np.unique(pairs.window)]))
 

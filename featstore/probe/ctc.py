@@ -1,13 +1,4 @@
-"""Speech recognition that a laptop can train: a linear head that spells frames out in characters.
-
-``strict`` trains on standardised frames until validation stops improving (see `featstore.probe.plateau`), ``xares`` by
-X-ARES's schedule, though X-ARES has no such task. Transcripts are learned and scored in the form that
-`featstore.probe.text.normalised` gives them; decoding is greedy, without a language model.
-
-CTC needs a row of scores for each character, and one more between two that are equal. Where frames are fewer, the head
-gives several rows for each: the least number, up to `MAX_UPSAMPLING`, that does for 99 % of the training clips. Clips
-that still have too few are left out of the loss, and counted.
-"""
+"""Speech recognition by a linear CTC head over frames."""
 
 from __future__ import annotations
 
@@ -17,26 +8,71 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
 
 from featstore.errors import DataError
-from featstore.metrics.wer import InverseErrorRate, count_edits, require_jiwer
-from featstore.probe.error_rates import compare_texts
-from featstore.probe.sequences import Sequences, length_batches, open_sequences
-from featstore.probe.text import Alphabet, normalised
-from featstore.probe.verdict import RoundResult, plan, verdict
+from featstore.evaluation import Stopwatch
+from featstore.metrics.word_error_rate import InverseErrorRate, count_edits, require_jiwer
+from featstore.probe.scoring import RoundResult, plan, verdict
+from featstore.probe.speech import Sequences, compare_texts, length_batches, open_sequences
+from featstore.probe.text import BLANK, Alphabet, normalised
 from featstore.records import Protocol, ScoreRecord
-from featstore.splits import Round
-from featstore.taskdata import Stopwatch
+from featstore.tasks.splits import Round
 
 if TYPE_CHECKING:
-    from featstore.manifest import Manifest
-    from featstore.probe.ctc_head import CtcHead, Utterances
-    from featstore.probe.fitting import Fitted
     from featstore.probe.selection import Head
+    from featstore.probe.training import Fitted
     from featstore.store import Store
+    from featstore.tasks import Manifest
 
-__all__ = ["rows_needed", "score_ctc", "upsampling_for"]
+__all__ = ["CtcHead", "Utterances", "rows_needed", "score_ctc", "upsampling_for"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Utterances:
+    """A batch: frames float32 (n_frames, dim) of each clip, and symbols int64 (n,) of what is said in it."""
+
+    frames: Sequence[NDArray[np.float32]]
+    symbols: Sequence[NDArray[np.int64]]
+
+
+class CtcHead(nn.Module):
+    """``upsampling`` rows of symbol scores for each frame, in the order of time."""
+
+    def __init__(self, *, dim: int, n_symbols: int, upsampling: int, norm: nn.Module | None = None) -> None:
+        super().__init__()
+        self.n_symbols, self.upsampling = n_symbols, upsampling
+        self.norm = nn.LayerNorm(dim) if norm is None else norm
+        self.linear = nn.Linear(dim, n_symbols * upsampling)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """Scores (n_frames * upsampling, n_symbols) of frames (n_frames, dim), of one clip or of several in a row."""
+        scores: Tensor = self.linear(self.norm(frames))
+        return scores.reshape(-1, self.n_symbols)
+
+    @torch.no_grad()
+    def best_symbols(self, frames: NDArray[np.float32]) -> NDArray[np.int64]:
+        """Read the best symbol of every row, int64 (n_frames * upsampling,)."""
+        best: NDArray[np.int64] = self(torch.from_numpy(frames)).argmax(dim=1).numpy()
+        return best
+
+    def loss(self, batch: Utterances) -> Tensor:
+        """CTC loss by symbol, a mean over clips; 0 for a clip that has fewer rows than its text needs."""
+        scores = self(torch.from_numpy(np.concatenate(batch.frames)))
+        n_rows = [len(frames) * self.upsampling for frames in batch.frames]
+        padded = nn.utils.rnn.pad_sequence(list(scores.log_softmax(dim=1).split(n_rows)))
+        return functional.ctc_loss(
+            padded,
+            torch.from_numpy(np.concatenate(batch.symbols)),
+            torch.tensor(n_rows),
+            torch.tensor([len(symbols) for symbols in batch.symbols]),
+            blank=BLANK,
+            zero_infinity=True,
+        )
+
 
 MAX_UPSAMPLING = 8
 SHARE_THAT_FITS = 0.99
@@ -68,7 +104,7 @@ def score_ctc(
         sequences = open_sequences(store, manifest, encoder=encoder, protocol=protocol)
         texts = tuple(map(normalised, sequences.transcripts))
         rounds = plan(manifest, sequences.windows, protocol=protocol)
-    from featstore.probe.plateau import over_seeds
+    from featstore.probe.minibatch import over_seeds
 
     tested = []
     for number, each in enumerate(rounds):
@@ -124,7 +160,6 @@ class _Speller:
     upsampling: int
 
     def utterances(self, clips: NDArray[np.int64]) -> Utterances:
-        from featstore.probe.ctc_head import Utterances
 
         return Utterances(
             frames=[self.sequences.frames(clip) for clip in clips.tolist()],
@@ -166,9 +201,8 @@ def _train(
     """A head, selected by word error rate that is not cut off at 1, which would tell no early epoch from another."""
     import torch
 
-    from featstore.probe.ctc_head import CtcHead
-    from featstore.probe.fitting import fit, initialised
-    from featstore.probe.plateau import Standardise, sweep_module
+    from featstore.probe.minibatch import Standardise, sweep_module
+    from featstore.probe.training import fit, initialised
 
     sequences, probe = speller.sequences, manifest.probe
     dim = sequences.windows.recipe.dim

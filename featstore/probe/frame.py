@@ -9,14 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featstore.metrics import Metric, find_metric
-from featstore.metrics.f1 import Average, CountF1
-from featstore.probe.frame_scoring import Group, Judge, Rows, count_events, counted, judge_of
-from featstore.probe.frame_targets import Excerpts, excerpts_of
-from featstore.probe.selection import selection_details
-from featstore.records import Protocol, ScoreRecord
-from featstore.splits import Round
-from featstore.taskdata import (
+from featstore.evaluation import (
     FrameTask,
     Outcome,
     Samples,
@@ -25,13 +18,19 @@ from featstore.taskdata import (
     score_outcomes,
     score_record,
 )
+from featstore.metrics import Metric, find_metric
+from featstore.metrics.classification import Average, CountF1
+from featstore.probe.frame_scoring import Excerpts, Group, Judge, Rows, count_events, counted, excerpts_of, judge_of
+from featstore.probe.selection import selection_details
+from featstore.records import Protocol, ScoreRecord
+from featstore.tasks.splits import Round
 
 if TYPE_CHECKING:
-    from featstore.manifest import Manifest
     from featstore.probe.frame_heads import Crew, FrameFeatures, FrameJob
-    from featstore.probe.heads import Loss, Trained
+    from featstore.probe.linear import Loss, Trained
     from featstore.probe.selection import Head
     from featstore.store import Store
+    from featstore.tasks import Manifest
 
 __all__ = ["score_frames"]
 
@@ -163,7 +162,7 @@ def _sweep(
 ) -> tuple[Trained, ...]:
     """Minibatches until validation stops improving: heads of a round by seed."""
     from featstore.probe import frame_heads
-    from featstore.probe.plateau import over_seeds
+    from featstore.probe.minibatch import over_seeds
 
     def train(*, seed: int, rates: Sequence[float]) -> Trained:
         return frame_heads.train_frame_head(
@@ -194,7 +193,7 @@ def _job(task: FrameTask, frames: _Frames, number: int, *, metric: Metric, seed:
 
 
 def _loss_of(task: FrameTask) -> Loss:
-    from featstore.probe import heads
+    from featstore.probe import linear as heads
 
     return heads.BinaryCrossEntropy(pos_weight=task.manifest.probe.pos_weight or 1.0)
 

@@ -2,7 +2,7 @@
 
 The loss of a batch is a mean over its frames, so its gradient is a sum over chunks of them: a thread holds one window
 as it is stored, and one chunk, which stays in the processor's cache from its forward to its backward pass. A set that
-fits in memory is standardised once, and kept. See `featstore.probe.heads` for the head and its gradient.
+fits in memory is standardised once, and kept. See `featstore.probe.linear` for the head and its gradient.
 """
 
 from __future__ import annotations
@@ -21,14 +21,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from featstore.errors import DataError
-from featstore.machine import free_memory_bytes
-from featstore.probe.adam import adam_step
-from featstore.probe.frame_scoring import Rows
-from featstore.probe.frame_targets import Excerpts, Span, spans_of
-from featstore.probe.heads import LAYER_NORM_EPS, Bank, Job, Loss, Trained, threads
-from featstore.probe.plateau import DIVERGED, WEIGHT_DECAY, Score, train_to_plateau, unselected
+from featstore.evaluation.frames import FrameReader
+from featstore.probe.frame_scoring import Excerpts, Rows, Span, spans_of
+from featstore.probe.linear import LAYER_NORM_EPS, Bank, Job, Loss, Trained, threads
+from featstore.probe.minibatch import DIVERGED, WEIGHT_DECAY, Score, train_to_plateau, unselected
 from featstore.probe.standardisation import Standardisation
-from featstore.taskdata.frames import FrameReader
+from featstore.probe.training import adam_step
+from featstore.system import free_memory_bytes
 
 __all__ = [
     "Crew",
@@ -66,7 +65,7 @@ class FrameJob:
         in X-ARES; else it is a mean over the frames that there are.
     score : callable or None
         Validation score of a head, which selects an epoch, and what decides between equals (see
-        `featstore.probe.plateau`); higher is better. Without one the last epoch is taken.
+        `featstore.probe.minibatch`); higher is better. Without one the last epoch is taken.
     rng : numpy Generator
         Initial weights, then the order of each epoch.
     """
@@ -113,7 +112,7 @@ def train_frame_head(
     rates: Sequence[float],
     fresh: Callable[[], np.random.Generator],
 ) -> Trained:
-    """Train a head by the rule of `featstore.probe.plateau`; without validation for ``epochs`` at the job's rate.
+    """Train a head by the rule of `featstore.probe.minibatch`; without validation for ``epochs`` at the job's rate.
 
     Parameters
     ----------
@@ -139,7 +138,7 @@ def train_frame_heads(
 ) -> tuple[Trained, ...]:
     """Train every job's head, one after another, each by the whole crew.
 
-    Adam with the rate of `featstore.probe.schedule.cosine_rate`; every epoch in a new order, its last batch as small as
+    Adam with the rate of `featstore.probe.training.cosine_rate`; every epoch in a new order, its last batch as small as
     it comes; the first of the best epochs by validation score wins. A job gives the same head whatever jobs stand
     beside it.
 
@@ -274,7 +273,7 @@ def _check_finite(made_of_frames: Tensor) -> None:
 
 
 class _Share:
-    """What one share of a batch adds up: M (1, classes, dim) and g (1, classes) of `featstore.probe.heads`."""
+    """What one share of a batch adds up: M (1, classes, dim) and g (1, classes) of `featstore.probe.linear`."""
 
     def __init__(self, *, n_classes: int, dim: int) -> None:
         self.scratch = Scratch()
@@ -319,7 +318,7 @@ class _Training:
 
 
 class FrameTrainee:
-    """A linear layer on standardised frames, by AdamW: see `featstore.probe.plateau.Trainee`.
+    """A linear layer on standardised frames, by AdamW: see `featstore.probe.minibatch.Trainee`.
 
     The loss is convex in the layer, which starts at zero.
     """
@@ -378,7 +377,7 @@ class FrameTrainee:
 
 
 class _Gradients:
-    """Gradients of batches, share by share: M (1, classes, dim) and g (1, classes) of `featstore.probe.heads`."""
+    """Gradients of batches, share by share: M (1, classes, dim) and g (1, classes) of `featstore.probe.linear`."""
 
     def __init__(self, features: FrameFeatures, job: FrameJob, *, crew: Crew, loss: Loss) -> None:
         self._features, self._job, self._crew, self._loss = features, job, crew, loss

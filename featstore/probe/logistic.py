@@ -26,8 +26,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from featstore.probe.heads import threads
 from featstore.probe.lbfgs import minimise
+from featstore.probe.linear import threads
 from featstore.probe.selection import strengths_beyond
 from featstore.probe.standardisation import Standardisation
 

@@ -1,4 +1,4 @@
-"""Tasks of kind ``regression``: a linear model that predicts one number of each clip."""
+"""Tasks of kind ``regression``: ridge regression, or a linear head that is trained as X-ARES does."""
 
 from __future__ import annotations
 
@@ -8,33 +8,125 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from featstore.errors import LabelError
+from featstore.evaluation import Outcome, Samples, Stopwatch, TaskData, load_task, score_outcomes, score_record
 from featstore.metrics import Metric, find_metric
-from featstore.probe.selection import fit_details, selection_details
+from featstore.probe.selection import fit_details, selection_details, strengths_beyond
+from featstore.probe.standardisation import Standardisation
 from featstore.records import Protocol, ScoreRecord
-from featstore.splits import Round
-from featstore.taskdata import (
-    Outcome,
-    Samples,
-    Stopwatch,
-    TaskData,
-    load_task,
-    score_outcomes,
-    score_record,
-)
+from featstore.tasks.splits import Round
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from featstore.manifest import Manifest
-    from featstore.probe.heads import Trained, Validation
-    from featstore.probe.ridge import RidgePath
+    from featstore.probe.linear import Trained, Validation
     from featstore.probe.selection import Head
     from featstore.store import Store
+    from featstore.tasks import Manifest
 
-__all__ = ["SquaredError", "score_regression"]
+__all__ = ["GRID", "RidgePath", "SquaredError", "fit_ridge", "score_regression"]
+
+
+GRID = tuple(10.0 ** (exponent / 2) for exponent in range(-2, 11))
+LOWEST_ALPHA, HIGHEST_ALPHA = 1e-6, 1e10
+"""Where the best penalty is the first or the last, the grid goes on, to here at most."""
+
+ALPHA_UNSELECTED = 1.0
+"""scikit-learn's default, where there is no validation clip to choose by."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RidgePath:
+    """The chosen model, and all penalties in rising order, each with its validation score.
+
+    Attributes
+    ----------
+    gradient_norm : float
+        Of the objective, as a share of that of the penalty: what rounding leaves.
+    """
+
+    standardisation: Standardisation
+    weight: Tensor
+    bias: float
+    alpha: float
+    alphas: tuple[float, ...]
+    scores: tuple[float | None, ...]
+    extended: bool
+    at_edge: bool
+    gradient_norm: float
+
+    def __call__(self, X: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Numbers (n, 1) of embeddings as they are."""
+        return _predicted(self.standardisation(X), self.weight[:, None], self.bias)
+
+
+def fit_ridge(
+    X: NDArray[np.float32],
+    y: NDArray[np.float64],
+    *,
+    X_valid: NDArray[np.float32] | None,
+    score: Callable[[NDArray[np.float64]], tuple[float, float]] | None,
+    grid: Sequence[float] = GRID,
+) -> RidgePath:
+    """Fit every penalty and choose by validation.
+
+    Parameters
+    ----------
+    X : float32 (n, dim)
+    y : float64 (n,)
+    X_valid : float32 (m, dim) or None
+    score : callable or None
+        From numbers (m, 1) to the validation score, higher is better, and what decides between equals. Without it the
+        penalty is `ALPHA_UNSELECTED`.
+    """
+    standardisation = Standardisation.of(X)
+    rows = standardisation(X).double()
+    bias = float(y.mean())
+    products = rows.T @ torch.from_numpy(y - bias)
+    # Of more rows than columns, R of a QR decomposition has the same S and V.
+    _, s, Vt = torch.linalg.svd(
+        torch.linalg.qr(rows, mode="r").R if len(rows) > rows.shape[1] else rows, full_matrices=False
+    )
+    along = Vt @ products
+    valid = None if X_valid is None else standardisation(X_valid).double() @ Vt.T
+
+    found: dict[float, tuple[float, float] | None] = {}
+    pending = list(grid) if score is not None else [ALPHA_UNSELECTED]
+    extended = False
+    while pending:
+        for alpha in pending:
+            solution = along / (s.square() + alpha)
+            found[alpha] = None
+            if score is not None and valid is not None:
+                found[alpha] = score(_predicted(valid, solution[:, None], bias))
+        alphas = sorted(found)
+        # Of equals, the strongest penalty.
+        best = max(reversed(alphas), key=lambda alpha: found[alpha] or (0.0, 0.0))
+        pending = strengths_beyond(alphas, best, bounds=(LOWEST_ALPHA, HIGHEST_ALPHA)) if score is not None else []
+        extended |= bool(pending)
+    solution = along / (s.square() + best)
+    weight = Vt.T @ solution
+    gradient = rows.T @ (rows @ weight) - products + best * weight
+    scores = [found[alpha] for alpha in alphas]
+    return RidgePath(
+        standardisation=standardisation,
+        weight=weight,
+        bias=bias,
+        alpha=best,
+        alphas=tuple(alphas),
+        scores=tuple(None if each is None else each[0] for each in scores),
+        extended=extended,
+        at_edge=len(alphas) > 1 and best in (alphas[0], alphas[-1]),
+        gradient_norm=float(gradient.norm() / (best * weight).norm().clamp(min=1e-300)),
+    )
+
+
+def _predicted(rows: Tensor, weights: Tensor, bias: float) -> NDArray[np.float64]:
+    numbers: NDArray[np.float64] = (rows.double() @ weights).numpy() + bias
+    return numbers
+
 
 METRICS = ("mae", "mse", "pearson", "spearman")
 LARGEST_NUMBER = 1e30
@@ -42,7 +134,7 @@ LARGEST_NUMBER = 1e30
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SquaredError:
-    """Mean squared error of standardised numbers, as ``torch.nn.MSELoss``; see `featstore.probe.heads.Loss`.
+    """Mean squared error of standardised numbers, as ``torch.nn.MSELoss``; see `featstore.probe.linear.Loss`.
 
     A head that begins near 0 would spend its epochs on the way to numbers of another size: it learns
     (number - mean) / std instead, and its scores are turned back into numbers.
@@ -119,7 +211,6 @@ class _Taught:
 
 
 def _learn_ridge(task: TaskData, metric: Metric) -> _Taught:
-    from featstore.probe.ridge import fit_ridge
 
     paths = []
     for each in task.rounds:
@@ -165,7 +256,7 @@ def _ridge_numbers(task: TaskData, path: RidgePath, windows: NDArray[np.int64]) 
 
 
 def _learn_linear(task: TaskData, metric: Metric, *, seeds: tuple[int, ...]) -> _Taught:
-    from featstore.probe import heads
+    from featstore.probe import linear as heads
 
     features = heads.standardised(task.X)
     losses = [_loss_of(task, each) for each in task.rounds]
@@ -186,7 +277,7 @@ def _learn_linear(task: TaskData, metric: Metric, *, seeds: tuple[int, ...]) -> 
 def _linear_numbers(
     features: Tensor, head: Trained, loss: SquaredError, windows: NDArray[np.int64]
 ) -> NDArray[np.float32]:
-    from featstore.probe import heads
+    from featstore.probe import linear as heads
 
     (logits,) = heads.predict(features, windows, [head])
     return loss.scores(logits)
@@ -227,7 +318,7 @@ def _train(
     task: TaskData, features: Tensor, number: int, *, loss: SquaredError, metric: Metric, seeds: tuple[int, ...]
 ) -> tuple[Trained, ...]:
     """Heads of one round by seed."""
-    from featstore.probe import heads
+    from featstore.probe import linear as heads
 
     each, probe = task.rounds[number], task.manifest.probe
     windows = task.windows_of(each.train)
@@ -252,7 +343,7 @@ def _train(
 
 
 def _validation(task: TaskData, each: Round, *, loss: SquaredError, metric: Metric) -> Validation | None:
-    from featstore.probe import heads
+    from featstore.probe import linear as heads
 
     if not len(each.valid):
         return None

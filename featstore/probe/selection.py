@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
-from featstore.splits import Round
+from featstore.tasks.splits import Round
 
 __all__ = ["Head", "Selected", "fit_details", "selection_details", "strengths_beyond"]
 

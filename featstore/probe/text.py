@@ -1,15 +1,35 @@
-"""Text as probes read and write it: normalised transcripts, words, and the alphabet of a CTC head."""
+"""Transcripts and alphabets, tokenizers and language models. The only module of the probe that imports transformers."""
 
 from __future__ import annotations
 
+import hashlib
+import importlib
+import os
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-__all__ = ["Alphabet", "normalised", "words"]
+from featstore.errors import UsageError
+from featstore.records import sha256_of
+
+__all__ = [
+    "Alphabet",
+    "LanguageModel",
+    "Tokenizer",
+    "load_language_model",
+    "load_tokenizer",
+    "normalised",
+    "require_transformers",
+    "words",
+]
+
 
 BLANK = 0
 
@@ -66,3 +86,200 @@ class Alphabet:
         begins = np.diff(best, prepend=-1) != 0
         spelt = "".join(self.characters[number - 1] for number in best[begins & (best != BLANK)])
         return " ".join(spelt.split())
+
+
+SEPARATORS = ("<|vision_end|>",)
+"""Tokens that some models have for the end of what is no text; X-ARES takes Qwen's. Others begin a text with `bos`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tokenizer:
+    """A transformers tokenizer.
+
+    Attributes
+    ----------
+    name : str
+        As it was asked for.
+    sha256 : str
+        Of its vocabulary and special tokens: sixteen hexadecimal digits.
+    """
+
+    name: str
+    sha256: str
+    raw: Any
+
+    def tokens(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token numbers of each text, with the special tokens that the tokenizer adds."""
+        return [list(map(int, ids)) for ids in self.raw(list(texts))["input_ids"]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LanguageModel:
+    """A causal language model whose weights are frozen, and its tokenizer.
+
+    Attributes
+    ----------
+    separator, end, pad : int
+        Tokens between audio and text, after the text, and beside it.
+    width, inner_width : int
+        Of an embedding, and of the model's own feed-forward layers.
+    max_positions : int or None
+        How long audio and text may be together.
+    sha256 : str
+        Of its weights: sixteen hexadecimal digits.
+    """
+
+    name: str
+    sha256: str
+    model: Any
+    tokenizer: Tokenizer
+    separator: int
+    end: int
+    pad: int
+    width: int
+    inner_width: int
+    max_positions: int | None
+
+    def encode(self, text: str) -> list[int]:
+        """Token numbers of a text alone, without special tokens."""
+        return list(map(int, self.tokenizer.raw(text, add_special_tokens=False)["input_ids"]))
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Text of some tokens, special ones left out."""
+        return str(self.tokenizer.raw.decode(list(tokens), skip_special_tokens=True))
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Embeddings of tokens, (..., width)."""
+        found: Tensor = self.model.get_input_embeddings()(tokens)
+        return found
+
+    def generate(
+        self, embeddings: Tensor, mask: Tensor, *, max_new_tokens: int, repetition_penalty: float
+    ) -> list[list[int]]:
+        """Go on greedily from embeddings (batch, length, width): the tokens of each row before its end.
+
+        Rows are padded on the left. What the model's folder says of generation (a temperature, a penalty) does not
+        count.
+        """
+        transformers = _transformers("a language model")
+        config = transformers.GenerationConfig(
+            max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=self.pad, eos_token_id=self.end
+        )
+        # As a setting of the configuration, the penalty would spare as many tokens as a row has padding.
+        penalty = transformers.RepetitionPenaltyLogitsProcessor(penalty=repetition_penalty)
+        made = self.model.generate(
+            inputs_embeds=embeddings,
+            attention_mask=mask,
+            generation_config=config,
+            logits_processor=transformers.LogitsProcessorList([penalty]),
+        )
+        rows = [list(map(int, row)) for row in made]
+        return [row[: row.index(self.end)] if self.end in row else row for row in rows]
+
+
+def require_transformers(what: str) -> None:
+    """Raise UsageError, with what to install, where transformers is missing; ``what`` needs it."""
+    _transformers(what)
+
+
+def load_tokenizer(name: str) -> Tokenizer:
+    """Load a tokenizer from a folder or by its hub name.
+
+    Raises
+    ------
+    UsageError
+        transformers is missing, or it has no such tokenizer and cannot get it; the message says what to do.
+    """
+    transformers = _transformers("a transformers tokenizer")
+    try:
+        raw = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise _cannot_load("tokenizer", name, error, key="tokenizer") from None
+    vocabulary = sha256_of({"vocabulary": raw.get_vocab(), "special": list(map(str, raw.all_special_tokens))})
+    return Tokenizer(name=name, sha256=vocabulary[:16], raw=raw)
+
+
+def load_language_model(name: str, *, device: torch.device) -> LanguageModel:
+    """Load a causal language model and its tokenizer from a folder or by its hub name, and freeze it.
+
+    float32 on a CPU, bfloat16 on anything else.
+
+    Raises
+    ------
+    UsageError
+        transformers is missing, or it has no such model in safetensors files and cannot get it.
+    """
+    transformers = _transformers("a language model")
+    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    try:
+        raw = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        with _without_progress_bars(transformers):
+            model = transformers.AutoModelForCausalLM.from_pretrained(
+                name, trust_remote_code=False, use_safetensors=True, dtype=dtype
+            )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise _cannot_load("language model", name, error, key="language_model") from None
+    model.requires_grad_(requires_grad=False)
+    model = model.eval().to(device)
+    end = raw.eos_token_id
+    if end is None:
+        raise UsageError(
+            f"language model {name!r} has no end-of-text token: name another one as [probe] language_model"
+        )
+    vocabulary = raw.get_vocab()
+    known = [vocabulary[token] for token in SEPARATORS if token in vocabulary]
+    separator = known[0] if known else raw.bos_token_id if raw.bos_token_id is not None else end
+    config = model.config.get_text_config()
+    width = int(config.hidden_size)
+    inner = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * width
+    return LanguageModel(
+        name=name,
+        sha256=_weights_sha256(model),
+        model=model,
+        tokenizer=Tokenizer(name=name, sha256=sha256_of(vocabulary)[:16], raw=raw),
+        separator=int(separator),
+        end=int(end),
+        pad=int(raw.pad_token_id if raw.pad_token_id is not None else end),
+        width=width,
+        inner_width=int(inner),
+        max_positions=getattr(config, "max_position_embeddings", None),
+    )
+
+
+def _weights_sha256(model: torch.nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(value.shape)}".encode())
+        digest.update(value.detach().to("cpu", torch.float32).contiguous().numpy().data)
+    return digest.hexdigest()[:16]
+
+
+def _transformers(what: str) -> Any:
+    # A tokenizer that has started threads of its own warns at every fork; ours are few texts, once.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        return importlib.import_module("transformers")
+    except ModuleNotFoundError as error:
+        raise UsageError(f"{what} needs {error.name}, which is not installed: `pip install featstore[hf]`") from None
+
+
+@contextmanager
+def _without_progress_bars(transformers: Any) -> Iterator[None]:
+    """Silence the bar of reading weights, which takes seconds."""
+    bars = transformers.utils.logging
+    shown = bars.is_progress_bar_enabled()
+    bars.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            bars.enable_progress_bar()
+
+
+def _cannot_load(what: str, name: str, error: Exception, *, key: str) -> UsageError:
+    reason = " ".join(str(error).split())
+    shortened = reason if len(reason) <= 160 else f"{reason[:157]}..."
+    return UsageError(
+        f"{what} {name!r} cannot be loaded: give [probe] {key} the folder of one that was downloaded before (with its "
+        f"weights in safetensors files), or run where the hub can be reached ({type(error).__name__}: {shortened})"
+    )

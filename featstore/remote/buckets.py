@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote_to_bytes, urlsplit
 
 from featstore.errors import RemoteError, UsageError
+from featstore.formatting import redacted
 from featstore.remote.client import (
     RETRY_SECONDS,
     Patience,
@@ -24,7 +25,6 @@ from featstore.remote.client import (
 )
 from featstore.remote.filesystems import waited_for
 from featstore.remote.limits import MOST_LISTED, MOST_NAMES, Pace, TooSlow, gathered
-from featstore.wording import redacted
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from featstore.errors import RemoteError, UsageError
+from featstore.formatting import redacted
 from featstore.remote.limits import MOST_BYTES
-from featstore.wording import redacted
 
 __all__ = ["NETWORK_THREADS", "RETRY_SECONDS", "Patience", "Remote", "RemoteAt", "RemoteObject", "hidden_cause",
            "identity_of", "is_url", "joined_url", "missing_library", "one_line"]  # fmt: skip

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from urllib.parse import quote, unquote, urljoin
 
 from featstore.errors import FeatstoreError, RemoteError
+from featstore.formatting import redacted
 from featstore.remote.client import (
     Patience,
     RemoteAt,
@@ -22,7 +23,6 @@ from featstore.remote.client import (
     one_line,
 )
 from featstore.remote.limits import MOST_NAMES, MOST_PAGE_BYTES, Pace, TooSlow
-from featstore.wording import redacted
 
 __all__ = ["FilesystemRemote", "listed_names", "waited_for"]
 

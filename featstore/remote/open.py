@@ -5,8 +5,8 @@ from __future__ import annotations
 from urllib.parse import urlsplit
 
 from featstore.errors import UsageError
+from featstore.formatting import redacted
 from featstore.remote.client import Remote
-from featstore.wording import redacted
 
 __all__ = ["open_remote"]
 

@@ -1,9 +1,10 @@
 """From scores on disk to leaderboards: results, what they add up to, and how that is written as text."""
 
-from featstore.report.compare import Comparison, Difference, compare
+from featstore.report.comparison import Comparison, Difference, compare
 from featstore.report.leaderboard import LOWER_IS_BETTER, Average, Cell, Column, Leaderboard, Row, Table, build
 from featstore.report.published import PublishedScores, published_scores
-from featstore.report.render import (
+from featstore.report.results import Results, read_results, read_scores, write_score
+from featstore.report.text import (
     Grid,
     GridCell,
     GridRow,
@@ -16,7 +17,6 @@ from featstore.report.render import (
     to_json,
     to_markdown,
 )
-from featstore.report.results import Results, read_results, read_scores, write_score
 from featstore.report.warnings import WarningLine, warning_lines
 
 __all__ = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from featstore.metrics.comparing import ALPHA, Paired, holm
+from featstore.metrics.comparison import ALPHA, Paired, holm
 
 __all__ = ["NO_MARKS", "Marks", "marks_of"]
 

@@ -12,19 +12,18 @@ import numpy as np
 
 from featstore import __version__
 from featstore.records import ScoreRecord
-from featstore.report.boards import board_view
-from featstore.report.classes import Confusion
-from featstore.report.curves import CurveView, PointView
 from featstore.report.leaderboard import Leaderboard, build, natural
+from featstore.report.page_boards import board_view
+from featstore.report.page_charts import CurveView, PointView
+from featstore.report.page_tasks import Confusion, recipes_of, task_views
 from featstore.report.published import PublishedScores
-from featstore.report.render import grid
-from featstore.report.tasks import recipes_of, task_views
 from featstore.report.templating import as_markup, environment, missing, writable
+from featstore.report.text import grid
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-    from featstore.health import Health
+    from featstore.diagnostics import Health
 
 __all__ = ["render_page"]
 
@@ -83,7 +82,7 @@ def render_page(
 
 def _templates() -> Environment:
     try:
-        from featstore.report import charts  # noqa: F401 - what the page needs is there, or nothing is begun
+        from featstore.report import page_charts as charts  # noqa: F401 - what the page needs is there, or nothing is begun
     except ImportError as error:
         raise missing(error, what="the HTML report") from error
     found = environment(what="the HTML report")
@@ -99,7 +98,7 @@ def _colours(board: Leaderboard) -> Mapping[str, int]:
 
 
 def _health_notes(health: Sequence[Health]) -> tuple[str, ...]:
-    from featstore.health import health_notes
+    from featstore.diagnostics import health_notes
 
     return health_notes(health, told_label=any(each.space.separability is not None for each in health))
 
@@ -122,7 +121,7 @@ class _Picture:
 
 
 def _picture(found: Confusion) -> _Picture:
-    from featstore.report.charts import matrix_png
+    from featstore.report.page_charts import matrix_png
 
     counts = np.array(found.counts, np.float64)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
@@ -140,14 +139,14 @@ class _Charts:
     """Draws curves, each chart with a number of its own."""
 
     def __init__(self) -> None:
-        from featstore.report.charts import Plotter
+        from featstore.report.page_charts import Plotter
 
         self._plotter = Plotter()
         self._numbers: Iterator[int] = count(1)
 
     def draw(self, view: CurveView, *, task: str, metric: str) -> Any:
         """The chart as markup that is safe to put into a page as it is."""
-        from featstore.report.charts import Curve, Point
+        from featstore.report.page_charts import Curve, Point
 
         curves = [
             Curve(

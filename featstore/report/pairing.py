@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featstore.metrics.comparing import Paired, mcnemar, paired_difference, weighted_difference
+from featstore.metrics.comparison import Paired, mcnemar, paired_difference, weighted_difference
 from featstore.metrics.intervals import MIN_GROUPS, degrees_of_freedom, student
 from featstore.records import ScoreRecord
 

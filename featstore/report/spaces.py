@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from featstore.errors import LabelError, ManifestError, UnknownTask
 
 if TYPE_CHECKING:
-    from featstore.health import Health
+    from featstore.diagnostics import Health
     from featstore.records import ScoreRecord
     from featstore.store import Store
 
@@ -24,7 +24,7 @@ def spaces_of(store: Store, records: Iterable[ScoreRecord]) -> tuple[Health, ...
     Classes are those of the built-in task that was scored, where a clip has one class and its name stands in the JSON
     as it is; of any other task the separability is not known. Of a larger set 4,000 windows are measured.
     """
-    from featstore.health import examine_health
+    from featstore.diagnostics import examine_health
 
     scores = tuple(records)
     read = {content for record in scores for content in record.features.values()}
@@ -42,7 +42,7 @@ def spaces_of(store: Store, records: Iterable[ScoreRecord]) -> tuple[Health, ...
 
 def _label_fields(records: Iterable[ScoreRecord]) -> Mapping[str, str]:
     """Dataset -> field of the JSON that holds the class."""
-    from featstore.manifest import find_task
+    from featstore.tasks import find_task
 
     fields: dict[str, str] = {}
     for task, sha256 in {record.task: record.manifest_sha256 for record in records}.items():

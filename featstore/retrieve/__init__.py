@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from featstore.retrieve.saved import SavedIndex, open_index
-from featstore.retrieve.track import retrieve_task
+from featstore.retrieve.api import retrieve_task
+from featstore.retrieve.saved_index import SavedIndex, open_index
 
 __all__ = ["SavedIndex", "open_index", "retrieve_task"]

@@ -9,9 +9,8 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from featstore.retrieve.ivf import train_index
-from featstore.retrieve.neighbours import IndexName, Neighbours, reranked
-from featstore.retrieve.plan import IvfPlan, plan_ivf
+from featstore.retrieve.ivf import IvfPlan, plan_ivf, train_index
+from featstore.retrieve.knn import IndexName, Neighbours, reranked
 from featstore.retrieve.unit_vectors import padded
 
 __all__ = ["Searcher"]
@@ -63,7 +62,7 @@ class Searcher:
     def search_exactly(self, queries: NDArray[np.float32], *, k: int) -> Neighbours:
         """Search whatever the index; large products are rounded first where that is faster and provably the same."""
         if len(queries) * self.X.size >= MIN_WORK_TO_ROUND:
-            from featstore.retrieve import exact
+            from featstore.retrieve import exact_search as exact
 
             if exact.bfloat16_is_faster(self.X.shape[1]):
                 found = exact.search_rounded(exact.round_rows(self.X), queries, k=k)

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featstore.errors import DataError
-from featstore.retrieve.neighbours import Neighbours, reranked
-from featstore.retrieve.plan import IvfPlan
-from featstore.retrieve.scaling import unit_rows
+from featstore.retrieve.ivf import IvfPlan
+from featstore.retrieve.knn import Neighbours, reranked
+from featstore.retrieve.scan import unit_rows
 
 if TYPE_CHECKING:
     from featstore.retrieve.ivf import MappedLists

@@ -9,7 +9,7 @@ from featstore.store.encoder_groups import (
 from featstore.store.feature_set import FeatureSet
 from featstore.store.format import FORMAT_VERSION, Commit, Member, Segment, ShardIdentity, is_group_name
 from featstore.store.frames import Frames, PaddedFrames, RaggedFrames
-from featstore.store.part import EmbeddedWindow, PartWriter, WindowBlock
+from featstore.store.part_writer import EmbeddedWindow, PartWriter, WindowBlock
 from featstore.store.reader import FeatureSets, Store, open_store
 from featstore.store.writer import SplitWriter, find_split_writer, is_split_begun, open_split_writer, recipe_groups
 

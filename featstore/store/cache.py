@@ -32,9 +32,9 @@ from featstore.errors import DamagedPart, StoreError, UsageError
 from featstore.records import canonical_json
 from featstore.store import codecs
 from featstore.store.catalogue import read_commit
-from featstore.store.damage import damaged
+from featstore.store.documents import damaged
+from featstore.store.filesystem import LocalObjects, Objects
 from featstore.store.format import GROUP_DOCUMENT, Commit, ObjectSeal, seal
-from featstore.store.objects import LocalObjects, Objects
 
 __all__ = ["CachedPart", "PartCache", "cache_folder", "fetch_array", "sealed_object"]
 

@@ -12,10 +12,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from featstore.errors import DamagedPart, StoreError, StoreNotFound, StoreVersionError
-from featstore.shard_patterns import ShardPattern
-from featstore.store.confined import ForeignFile
-from featstore.store.damage import damaged
-from featstore.store.documents import SplitAddress, read_document, read_documents
+from featstore.store.documents import SplitAddress, damaged, read_document, read_documents
+from featstore.store.filesystem import ForeignFile, Objects, is_temporary
 from featstore.store.format import (
     FORMAT_VERSION,
     GROUP_DOCUMENT,
@@ -27,7 +25,7 @@ from featstore.store.format import (
     is_object_name,
     is_part_name,
 )
-from featstore.store.objects import Objects, is_temporary
+from featstore.tasks.shard_patterns import ShardPattern
 
 __all__ = [
     "SplitEntry",

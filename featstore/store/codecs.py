@@ -1,9 +1,10 @@
-"""Bytes of chunks: the one door of numcodecs and google_crc32c, the implementations that zarr-python itself uses."""
+"""Chunk codecs (numcodecs, google_crc32c) and the byte ranges of the blocks of an object."""
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import google_crc32c
@@ -12,10 +13,27 @@ from numcodecs.vlen import VLenUTF8
 from numcodecs.zstd import Zstd
 from numpy.typing import NDArray
 
+from featstore.errors import DamagedPart
 from featstore.store.layout import ZSTD_LEVEL, ArrayLayout
 
-__all__ = ["CRC_BYTES", "INDEX_ENTRY_BYTES", "MOST_CHUNK_BYTES", "Buffers", "check_strings", "crc32c", "decode_strings",
-           "decode_zstd", "encode_file", "encode_strings", "seal_crc32c"]  # fmt: skip
+__all__ = [
+    "CRC_BYTES",
+    "INDEX_ENTRY_BYTES",
+    "MOST_CHUNK_BYTES",
+    "UNCHECKED_BYTES",
+    "Buffers",
+    "block_offsets",
+    "check_strings",
+    "crc32c",
+    "decode_strings",
+    "decode_zstd",
+    "encode_file",
+    "encode_strings",
+    "require_files",
+    "seal_crc32c",
+    "wrong_size",
+]
+
 
 CRC_BYTES = 4
 INDEX_ENTRY_BYTES = 16
@@ -169,3 +187,57 @@ def _zstd_header(view: memoryview, at: int) -> tuple[int, int | None, int]:
         return at, None, checksum
     form, more = (("<B", 0), ("<H", 256), ("<I", 0), ("<Q", 0))[kind]
     return at + struct.calcsize(form), struct.unpack_from(form, view, at)[0] + more, checksum
+
+
+UNCHECKED_BYTES = 64 << 20  # what may be allocated before the files are looked at that it is read from
+
+
+def block_offsets(
+    layout: ArrayLayout, *, file_bytes: int, read: Callable[[int, int], bytes], where: Path | str
+) -> list[int]:
+    """Where each block of a file begins, -1 where it is absent.
+
+    The index of a sharded file stands at its end: (offset, nbytes) as little-endian uint64 per inner chunk, then a
+    CRC-32C (Zarr v3 ``sharding_indexed`` codec). `read` hands out bytes [start, stop) of the file.
+
+    Raises
+    ------
+    DamagedPart
+        The file is not as large as its blocks, or the index is none of such blocks, or not what was written.
+    """
+    if layout.kind == "plain":
+        if file_bytes != layout.block_bytes + CRC_BYTES:
+            raise wrong_size(where)
+        return [0]
+    index_at = file_bytes - CRC_BYTES - layout.blocks_per_file * INDEX_ENTRY_BYTES
+    if index_at < 0:
+        raise wrong_size(where)
+    raw = read(index_at, file_bytes)
+    if struct.pack("<I", crc32c(raw[:-CRC_BYTES])) != raw[-CRC_BYTES:]:
+        raise DamagedPart(f"{where} is damaged: the checksum of its index does not match: run `featstore verify`")
+    index = np.frombuffer(raw[:-CRC_BYTES], "<u8").reshape(-1, 2)
+    absent = (index == np.iinfo(np.uint64).max).all(axis=1)
+    room = max(0, index_at - layout.block_bytes - CRC_BYTES)
+    fits = (index[:, 1] == layout.block_bytes + CRC_BYTES) & (index[:, 0] <= room)
+    if not (absent | fits).all():
+        raise wrong_size(where)
+    return [-1 if gone else int(offset) for gone, offset in zip(absent, index[:, 0], strict=True)]
+
+
+def require_files(
+    layout: ArrayLayout, start: int, stop: int, *, size_of: Callable[[str], int], where: Path | str
+) -> None:
+    """Make sure that files hold rows [start, stop), by their sizes, so that memory may be allocated for these.
+
+    `size_of` knows a file by its key below the array, and one that is not there as of 0 bytes. It is asked of no more
+    files than there are, whatever the array claims.
+    """
+    for number in range(start // layout.file_rows, -(-stop // layout.file_rows)):
+        rows = min(layout.shape[0] - number * layout.file_rows, layout.file_rows)
+        if size_of(key := layout.file_key(number)) < rows * layout.row_bytes:
+            raise wrong_size(f"{where}/{key}")
+
+
+def wrong_size(where: Path | str) -> DamagedPart:
+    """What to raise of a file that does not have the size that its array needs."""
+    return DamagedPart(f"{where} does not have the size that its array needs: run `featstore verify`")

@@ -1,17 +1,16 @@
-"""The group documents above the parts: store, encoder, dataset and split.
-
-A split's document repeats what the documents above it say, so that one that is damaged can be made again from another.
-"""
+"""Group documents of the store, encoders, datasets and splits, and errors about damaged ones."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from featstore.errors import DamagedPart
 from featstore.records import Recipe, dataset_group
-from featstore.store.damage import damaged
+from featstore.store.filesystem import Objects
 from featstore.store.format import (
     FORMAT_VERSION,
     GROUP_DOCUMENT,
@@ -25,9 +24,27 @@ from featstore.store.format import (
     seal,
     unseal,
 )
-from featstore.store.objects import Objects
 
-__all__ = ["SplitAddress", "is_foreign", "read_document", "read_documents", "write_document"]
+__all__ = ["SplitAddress", "damaged", "gone", "is_foreign", "read_document", "read_documents", "write_document"]
+
+
+def damaged(url: str, where: str, says: str) -> DamagedPart:
+    """What to raise of an object or a group at `where` in the store at `url`.
+
+    >>> str(damaged("e.zarr", "zarr.json", "is missing"))
+    'e.zarr/zarr.json is missing; `featstore verify --store e.zarr --repair` drops or mends what is damaged'
+    """
+    return DamagedPart(
+        f"{url}/{where} {says}; `featstore verify --store {url} --repair` drops or mends what is damaged"
+    )
+
+
+def gone(where: Path | str) -> DamagedPart:
+    """What to raise of an object that the store had when it was opened: most often a writer has replaced its part."""
+    return DamagedPart(
+        f"{where} is missing: the store changed while it was open, or is damaged; open it again, and run "
+        "`featstore verify` if it is still missing"
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,12 +16,10 @@ from typing import Any
 
 from featstore.errors import DamagedPart
 from featstore.records import Recipe, canonical_json
-from featstore.store.confined import ForeignFile
-from featstore.store.damage import damaged
-from featstore.store.documents import read_document, write_document
+from featstore.store.documents import damaged, read_document, write_document
+from featstore.store.filesystem import ForeignFile, Objects, open_objects
 from featstore.store.format import DamagedDocument, recipe_from_json
-from featstore.store.objects import Objects, open_objects
-from featstore.store.part import telling_what_to_do
+from featstore.store.part_writer import telling_what_to_do
 
 __all__ = ["EncoderGroup", "copy_notes", "note_in_encoder_group", "read_encoder_group", "read_encoder_groups"]
 

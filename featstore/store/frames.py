@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featstore.errors import UsageError
-from featstore.store.rows import Rows
-from featstore.store.runs import Run
+from featstore.store.arrays import Rows
+from featstore.store.part_reader import Run
 
 __all__ = ["Frames", "PaddedFrames", "RaggedFrames", "WindowIndices"]
 

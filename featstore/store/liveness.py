@@ -14,7 +14,7 @@ Silence is the difference of two times that the store itself gives: that of the 
 object which is made for the question. The clocks of two machines are never compared.
 
 A writer that was paused for longer than that and wakes up finds its objects gone when it is about to commit (see
-`featstore.store.part.PartInFlight`), so that a wrong verdict costs work and never a sound store.
+`featstore.store.part_writer.PartInFlight`), so that a wrong verdict costs work and never a sound store.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from pathlib import Path
 
 from featstore.errors import DamagedPart, StoreError
 from featstore.store.documents import read_document
+from featstore.store.filesystem import Objects
 from featstore.store.format import GROUP_DOCUMENT, HEARTBEAT, DamagedDocument, Writing, is_remains_of_part, seal
-from featstore.store.objects import Objects
 
 __all__ = ["HEARTBEAT_SECONDS", "SILENCE_SECONDS", "Heartbeat", "is_abandoned", "writing_document"]
 

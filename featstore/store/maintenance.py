@@ -11,13 +11,12 @@ from typing import Any
 
 from featstore.errors import StoreError
 from featstore.store.catalogue import SplitEntry, check_root, read_commits, read_splits, split_address, split_paths
-from featstore.store.damage import damaged, gone
-from featstore.store.documents import read_document
+from featstore.store.documents import damaged, gone, read_document
 from featstore.store.feature_set import FeatureSet
+from featstore.store.filesystem import Objects, is_temporary, open_objects
 from featstore.store.format import Segment, is_part_name
-from featstore.store.objects import Objects, is_temporary, open_objects
-from featstore.store.part import WindowBlock, is_disk_full
 from featstore.store.part_check import PartReading
+from featstore.store.part_writer import WindowBlock, is_disk_full
 from featstore.store.writer import SplitWriter
 
 __all__ = ["CompactRecord", "GcRecord", "compact_store", "gc_store"]

@@ -1,25 +1,64 @@
-"""One part held against its commit record: every object through its seal, then what the arrays say of one another."""
+"""Checks of one part against its commit record, and the findings of a verification."""
 
 from __future__ import annotations
 
 import contextlib
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 import numpy as np
 
-from featstore.clipjson import parse_clip_json
+from featstore.clip_json import parse_clip_json
 from featstore.errors import DamagedPart
 from featstore.store import codecs
-from featstore.store.findings import Finding
+from featstore.store.arrays import Rows, open_rows
+from featstore.store.filesystem import Objects
 from featstore.store.format import GROUP_DOCUMENT, HEARTBEAT, Commit
 from featstore.store.layout import ArrayLayout, parse_layout
-from featstore.store.objects import Objects
-from featstore.store.ranged_rows import RangedRows, Ranges
-from featstore.store.rows import Rows, open_rows
+from featstore.store.remote_arrays import RangedRows, Ranges
 
-__all__ = ["PartReading"]
+__all__ = ["Finding", "PartReading", "Remedy", "VerifyReport"]
+
+
+Remedy = Literal["drop the part", "write the document again", "delete the object", "none"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One thing that is wrong. ``where`` is the path of the part, group or object; `remedy` is what a repair does."""
+
+    where: str
+    problem: str
+    remedy: Remedy
+    repaired: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyReport:
+    """What a verification read, and found."""
+
+    url: str
+    parts: int
+    objects: int
+    bytes_read: int
+    findings: tuple[Finding, ...]
+
+    @property
+    def sound(self) -> bool:
+        """Whether nothing is wrong that was not repaired."""
+        return all(finding.repaired for finding in self.findings)
+
+    @property
+    def repairable(self) -> bool:
+        """Whether a repair would do anything."""
+        return any(finding.remedy != "none" and not finding.repaired for finding in self.findings)
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain JSON."""
+        return asdict(self)
+
 
 _SMALL_BYTES = 1 << 20
 _KEPT_BYTES = 8 << 20  # of a part

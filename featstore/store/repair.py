@@ -7,10 +7,10 @@ from dataclasses import replace
 
 from featstore.store.catalogue import known_address, split_paths
 from featstore.store.documents import SplitAddress, write_document
-from featstore.store.findings import Finding, VerifyReport
+from featstore.store.filesystem import Objects, open_objects
 from featstore.store.format import GROUP_DOCUMENT
-from featstore.store.objects import Objects, open_objects
-from featstore.store.part import telling_what_to_do
+from featstore.store.part_check import Finding, VerifyReport
+from featstore.store.part_writer import telling_what_to_do
 from featstore.store.verify import verify_store
 from featstore.store.writer import SplitWriter
 

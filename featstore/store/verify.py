@@ -17,7 +17,6 @@ from typing import Any
 
 from featstore.errors import DamagedPart, RemoteError, StoreError, StoreNotFound, StoreVersionError
 from featstore.store import codecs
-from featstore.store.ahead import in_order
 from featstore.store.catalogue import (
     check_root,
     foreign_names,
@@ -28,9 +27,8 @@ from featstore.store.catalogue import (
     read_commit,
     split_paths,
 )
-from featstore.store.confined import ForeignFile
 from featstore.store.documents import SplitAddress, read_document
-from featstore.store.findings import Finding, Remedy, VerifyReport
+from featstore.store.filesystem import ForeignFile, Objects, open_objects
 from featstore.store.format import (
     FORMAT_VERSION,
     GROUP_DOCUMENT,
@@ -40,8 +38,8 @@ from featstore.store.format import (
     is_part_name,
     recipe_from_json,
 )
-from featstore.store.objects import Objects, open_objects
-from featstore.store.part_check import PartReading
+from featstore.store.part_check import Finding, PartReading, Remedy, VerifyReport
+from featstore.store.prefetch import in_order
 
 __all__ = ["Finding", "VerifyReport", "require_sound", "verify_store"]
 

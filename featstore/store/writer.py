@@ -32,6 +32,7 @@ from featstore.store.catalogue import (
 )
 from featstore.store.documents import SplitAddress, is_foreign, read_document, write_document
 from featstore.store.faults import fault_point
+from featstore.store.filesystem import Objects, open_objects
 from featstore.store.format import (
     FORMAT_VERSION,
     GROUP_DOCUMENT,
@@ -45,8 +46,7 @@ from featstore.store.format import (
     seal,
 )
 from featstore.store.liveness import is_abandoned
-from featstore.store.objects import Objects, open_objects
-from featstore.store.part import PartInFlight, PartWriter, is_disk_full, telling_what_to_do
+from featstore.store.part_writer import PartInFlight, PartWriter, is_disk_full, telling_what_to_do
 
 __all__ = [
     "SplitWriter",

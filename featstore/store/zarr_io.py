@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from zarr.core.array_spec import ArraySpec
     from zarr.core.buffer import Buffer, BufferPrototype
 
-    from featstore.store.objects import Objects
+    from featstore.store.filesystem import Objects
 
 __all__ = ["create_local_group", "open_array"]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import tiny
-from featstore.cli.advice import advice
+from featstore.cli.options import advice
 from featstore.encoders import devices
 from featstore.records import ExtractRecord
 from handmade import XARES_ENCODER, clip, extract, noise, write_split

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from featstore.cli.console.progress import PlainSteps, steps
-from featstore.cli.console.tables import verdict_table
+from featstore.cli.progress import PlainSteps, steps
+from featstore.cli.tables import verdict_table
 from handmade import XARES_ENCODER, Run
 
 QUICK = """

@@ -9,7 +9,7 @@ import pytest
 
 from cached import cached
 from featstore.store import export as export_package
-from featstore.store.export import contents
+from featstore.store import export_contents as contents
 
 FORMATS = ("npz", "parquet", "zarr", "hf")
 NEEDS = {"parquet": "pyarrow", "hf": "datasets"}
@@ -102,7 +102,7 @@ def test_zarr_is_read_by_zarr_with_no_codec_but_bytes(export, store):
 def test_zarr_arrays_of_many_chunks_are_whole(export, store, monkeypatch):
     import zarr
 
-    from featstore.store.export import dense_zarr
+    from featstore.store import export_formats as dense_zarr
 
     monkeypatch.setattr(dense_zarr, "_CHUNK_BYTES", 64)
     out, _ = export("zarr", "--frames")
@@ -230,7 +230,7 @@ def test_a_missing_library_is_one_line_with_the_remedy(run, store, tmp_path, mon
 
     monkeypatch.setitem(sys.modules, NEEDS[file_format], None)
     for name in list(sys.modules):
-        if name.startswith("featstore.store.export.arrow"):
+        if name.startswith("featstore.store.export_arrow"):
             monkeypatch.delitem(sys.modules, name)
     monkeypatch.delattr(export_package, "arrow", raising=False)
     told = run("export", tmp_path / "out", "--store", store.url, "--encoder", "bare", "--format", file_format)
@@ -239,7 +239,7 @@ def test_a_missing_library_is_one_line_with_the_remedy(run, store, tmp_path, mon
 
 
 def test_text_too_wide_for_npz_says_what_takes_it(run, store, tmp_path, monkeypatch):
-    from featstore.store.export import npz
+    from featstore.store import export_formats as npz
 
     monkeypatch.setattr(npz, "_MAX_STRINGS_BYTES", 100)
     told = run("export", tmp_path / "out", "--store", store.url, "--encoder", "bare", "--format", "npz")

@@ -87,7 +87,7 @@ def test_the_help_of_extract_has_the_batches_that_a_cpu_is_given() -> None:
     from click.testing import CliRunner
 
     from featstore.cli import cli
-    from featstore.extract import work
+    from featstore.extract import job as work
 
     said = " ".join(CliRunner().invoke(cli, ["extract", "--help"]).output.split())
     assert f"{work.CPU_BATCH_SECONDS:g} on a CPU, {work.LIGHT_BATCH_SECONDS:g} for a light encoder" in said

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from featstore.cli.pack import pack
-from featstore.extract import packing
+from featstore.extract import pack as packing
 from featstore.extract.audio import encode_flac
-from featstore.extract.tars import read_samples
-from featstore.extract.work import XARES_BATCH
-from featstore.manifest import load_manifest
+from featstore.extract.job import XARES_BATCH
+from featstore.extract.tar_reader import read_samples
+from featstore.tasks import load_manifest
 from handmade import Run
 
 

@@ -22,8 +22,8 @@ import soundfile
 from featstore.encoders import load_encoder
 from featstore.errors import FeatstoreError
 from featstore.extract import ExtractOptions, extract_task
-from featstore.manifest import load_manifest
 from featstore.store import layout
+from featstore.tasks import load_manifest
 
 N_SHARDS = 4
 CLIPS_PER_SHARD = 6
@@ -50,10 +50,10 @@ field = "label"
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(
     [
-        "featstore.encoders.loading",
-        "featstore.encoders.spectral",
-        "featstore.extract.engines.local",
-        "featstore.extract.run",
+        "featstore.encoders.load",
+        "featstore.encoders.builtin",
+        "featstore.extract.workers.local",
+        "featstore.extract.task",
         "soundfile",
         "soxr",
         "webdataset",

@@ -22,7 +22,7 @@ from stores import (
 
 import featstore
 from featstore.errors import StoreError
-from featstore.store import objects
+from featstore.store import filesystem as objects
 from featstore.store.documents import read_document
 from featstore.store.maintenance import gc_store
 from featstore.store.verify import verify_store

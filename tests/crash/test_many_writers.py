@@ -15,7 +15,7 @@ from stores import Contents, assert_equal_contents, contents_by_plain_zarr
 
 import featstore
 from featstore.errors import StoreNotFound
-from featstore.store.copying import copy_store
+from featstore.store.copy import copy_store
 from featstore.store.maintenance import gc_store
 from featstore.store.verify import verify_store
 from servers import s3_server

@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 
 import featstore.demo.shards as shards_module
-from featstore.demo.shards import make_shards, plan_shards
-from featstore.demo.synth import COLLECTIONS, Collection, synthesise
-from featstore.manifest import find_task, labels
+from featstore.demo.shards import COLLECTIONS, Collection, make_shards, plan_shards, synthesise
+from featstore.tasks import find_task, labels
 
 TINY = (
     Collection(dataset="demo-instruments", clips={"train": 5, "test": 2}, shards={"train": 2, "test": 1}),

@@ -8,10 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from featstore.demo.instruments import INSTRUMENTS
 from featstore.demo.mixtures import EVENTS
+from featstore.demo.music import INSTRUMENTS
 from featstore.demo.scenes import SCENES
-from featstore.demo.synth import COLLECTIONS, Collection, Sample, synthesise
+from featstore.demo.shards import COLLECTIONS, Collection, Sample, synthesise
 from featstore.errors import UsageError
 from featstore.records import canonical_json
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from featstore.encoders import budget
-from featstore.encoders.budget import find_batch_seconds
-from featstore.encoders.running import EncoderRun
+from featstore.encoders import batch_size as budget
+from featstore.encoders.batch_size import find_batch_seconds
+from featstore.encoders.runner import EncoderRun
 from handmade import build
 
 RATE = 1000

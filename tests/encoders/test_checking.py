@@ -14,12 +14,10 @@ import torch
 from torch.nn import functional
 
 from featstore.encoders import load_encoder
-from featstore.encoders.checking import Budget, Check, check_encoder
-from featstore.encoders.checking.audio import clipped, tones
-from featstore.encoders.checking.bench import Bench
-from featstore.encoders.checking.consistency import check_batch_invariance, check_determinism
-from featstore.encoders.checking.hop import check_hop
-from featstore.encoders.checking.padding import check_padding
+from featstore.encoders.check import Budget, Check, check_encoder
+from featstore.encoders.check.batching import check_batch_invariance, check_determinism, check_padding
+from featstore.encoders.check.bench import Bench, clipped, tones
+from featstore.encoders.check.declarations import check_hop
 from featstore.encoders.encoder import Encoder
 from featstore.extract import ExtractOptions, plan_recipe
 from featstore.extract.windows import Padding, Window, plan_windows

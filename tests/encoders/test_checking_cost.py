@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from featstore.encoders.checking.long import Step, foresee, why_stop
-from featstore.encoders.checking.speed import BatchSpeed, suggest_batch_seconds
+from featstore.encoders.check.length import Step, foresee, why_stop
+from featstore.encoders.check.speed import BatchSpeed, suggest_batch_seconds
 from featstore.encoders.memory import free_bytes, peak_bytes
 
 GB = 1_000_000_000

@@ -14,10 +14,10 @@ import transformers
 from tiny_models import FAMILIES, save
 
 from featstore.encoders import load_encoder
+from featstore.encoders.adapters.transformers_waveform import normalised
+from featstore.encoders.devices import move
 from featstore.encoders.encoder import Encoder
-from featstore.encoders.hf.waveform import normalised
-from featstore.encoders.moving import move
-from featstore.encoders.running import EncoderRun
+from featstore.encoders.runner import EncoderRun
 from handmade import noise
 
 MASKED = {"wav2vec2-layer", "wav2vec2-adapter", "data2vec-audio", "hubert", "wavlm", "wav2vec2-bert"}
@@ -216,7 +216,7 @@ def test_a_model_leaves_no_tensor_behind_when_it_is_moved_and_looks_at_none_on_i
     run, device = start(encoder), torch.device("meta")
     move(encoder.module, device)
     for name in ("clap", "fbank", "patches", "waveform", "whisper"):
-        monkeypatch.setattr(f"featstore.encoders.hf.{name}.full_precision", lambda _: nullcontext())
+        monkeypatch.setattr(f"featstore.encoders.adapters.{name}.full_precision", lambda _: nullcontext())
     monkeypatch.setattr("transformers.masking_utils.is_tracing", lambda _=None: True)
     for name, value in {"_device": device, "_autocast": nullcontext, "_uploads": object()}.items():
         monkeypatch.setattr(run, name, value)

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from featstore.encoders.batch_outputs import HostCopy, to_host
 from featstore.encoders.encoder import Encoder
-from featstore.encoders.outputs import Output
-from featstore.encoders.running import EncoderRun, NonFiniteRow
-from featstore.encoders.transfer import HostCopy, to_host
+from featstore.encoders.pooling import Output
+from featstore.encoders.runner import EncoderRun, NonFiniteRow
 from featstore.errors import EncoderError
 from layered import Layered
 
@@ -81,7 +81,7 @@ def launching(module: torch.nn.Module, monkeypatch: pytest.MonkeyPatch, *, paddi
     stream = AStream()
     monkeypatch.setattr(torch.cuda, "Event", stream.event)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
-    monkeypatch.setattr("featstore.encoders.running.to_host", stream.to_host)
+    monkeypatch.setattr("featstore.encoders.runner.to_host", stream.to_host)
     return run
 
 

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from featstore.encoders.made import Layer, Made
-from featstore.encoders.transfer import pack, to_host, unpack
+from featstore.encoders.batch_outputs import Layer, Made, pack, to_host, unpack
 from featstore.errors import EncoderContractError
 
 COUNTS = np.array([7, 2, 5])

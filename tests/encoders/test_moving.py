@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from featstore.encoders.moving import move
+from featstore.encoders.devices import move
 
 
 class Keeps(torch.nn.Module):

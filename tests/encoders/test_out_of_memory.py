@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from featstore.encoders import budget
-from featstore.encoders.budget import find_batch_seconds
-from featstore.encoders.checking.long import Step, _broke
+from featstore.encoders import batch_size as budget
+from featstore.encoders.batch_size import find_batch_seconds
+from featstore.encoders.check.length import Step, _broke
 from featstore.encoders.memory import is_out_of_memory
-from featstore.encoders.running import EncoderRun
+from featstore.encoders.runner import EncoderRun
 from featstore.errors import EncoderError
 from handmade import build
 

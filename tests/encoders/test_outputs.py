@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from featstore.encoders.encoder import Encoder
-from featstore.encoders.outputs import Output, Pool, pooled
-from featstore.encoders.running import EncoderRun
+from featstore.encoders.pooling import Output, Pool, pooled
+from featstore.encoders.runner import EncoderRun
 from featstore.errors import EncoderContractError, EncoderError
 from layered import Layered
 

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from featstore.encoders.contract import EncoderOutput
 from featstore.encoders.devices import gpu_multiplies_bfloat16, pick_device, pick_devices, settle_on
 from featstore.encoders.encoder import Encoder
-from featstore.encoders.outputs import Output
-from featstore.encoders.running import EncoderRun, NonFiniteRow, real_frames
+from featstore.encoders.pooling import Output
+from featstore.encoders.runner import EncoderRun, NonFiniteRow, real_frames
 from featstore.errors import EncoderError, UsageError
 from featstore.extract import EncoderRequest, open_engine
 from handmade import build

@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from featstore.encoders import load_encoder, parse_spec
-from featstore.encoders.arguments import looks_secret
-from featstore.encoders.specs import spec_with_layer
+from featstore.encoders.specs import looks_secret, spec_with_layer
 from featstore.errors import EncoderError, FeatstoreError, UsageError
 from handmade import XARES_ENCODER
 

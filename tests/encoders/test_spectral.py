@@ -7,7 +7,7 @@ import pytest
 import scipy.fft
 import torch
 
-from featstore.encoders.spectral import (
+from featstore.encoders.builtin import (
     LogMelEncoder,
     MfccEncoder,
     dct_matrix,

@@ -6,8 +6,8 @@ import random
 
 import pytest
 
-from featstore.explore import alike
-from featstore.explore.alike import closest_names, edits
+from featstore.explore import query as alike
+from featstore.explore.query import closest_names, edits
 
 
 def naive(a: str, b: str) -> int:

@@ -13,8 +13,8 @@ import pytest
 import featstore
 from featstore.encoders import load_encoder
 from featstore.errors import AmbiguousSelection, EncoderError, UnknownFeatureSet, UnusableClip, UsageError
-from featstore.explore.find import Found, nearest_to_file, nearest_to_key, sets_of_one_encoder
-from featstore.extract.single import load_encoder_of
+from featstore.explore.query import Found, nearest_to_file, nearest_to_key, sets_of_one_encoder
+from featstore.extract.single_file import load_encoder_of
 from featstore.store import FeatureSet
 from handmade import XARES_ENCODER, audio_bytes, clip, extract, noise, write_split
 from mapped import Stored, write_set

@@ -15,8 +15,8 @@ import pytest
 import featstore
 from browsing import Browser, Opened, faint_texts
 from featstore.explore.audio import ClipAudio, embed
+from featstore.explore.map import take_points
 from featstore.explore.page import explore, render_map
-from featstore.explore.points import take_points
 from featstore.explore.serve import PageServer
 from handmade import clip, extract, noise, write_split
 from mapped import HOSTILE, Stored, write_set

@@ -15,12 +15,10 @@ from sklearn.decomposition import PCA
 
 import featstore
 from featstore.errors import LabelError, UsageError
+from featstore.explore import map as projection
 from featstore.explore import page as explore_page
-from featstore.explore import projection
-from featstore.explore.columns import Column, columns_of, default_colour
-from featstore.explore.page import explore, render_map
-from featstore.explore.points import take_points
-from featstore.explore.projection import pca
+from featstore.explore.map import pca, take_points
+from featstore.explore.page import Column, columns_of, default_colour, explore, render_map
 from mapped import HOSTILE, Stored, write_set
 
 DIM = 6

@@ -17,7 +17,7 @@ import featstore
 from featstore.errors import ShardError, UnusableClip
 from featstore.explore.audio import ClipAudio, embed
 from featstore.explore.serve import PageServer
-from featstore.extract.tars import read_samples
+from featstore.extract.tar_reader import read_samples
 from featstore.store import FeatureSet
 from handmade import clip, extract, noise, write_split, write_tar
 from tiny import task

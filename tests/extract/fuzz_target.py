@@ -14,10 +14,10 @@ import atheris
 with atheris.instrument_imports(include=["featstore"]):
     from featstore.errors import FeatstoreError, UnusableClip
     from featstore.extract.audio import decode
-    from featstore.extract.tars import read_samples
-    from featstore.manifest import load_manifest
+    from featstore.extract.tar_reader import read_samples
     from featstore.store.format import Commit, unseal
     from featstore.store.layout import parse_layout
+    from featstore.tasks import load_manifest
 
 FOLDER = Path(tempfile.mkdtemp(prefix="featstore-fuzz-"))
 

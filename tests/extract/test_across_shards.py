@@ -17,13 +17,13 @@ import pytest
 import torch
 
 import featstore
-from featstore.encoders.running import EncoderRun
+from featstore.encoders.runner import EncoderRun
 from featstore.errors import EncoderContractError, ShardError
 from featstore.extract import EncoderRequest
-from featstore.extract.batch_work import BatchWork
-from featstore.extract.engines.fleet import FleetEngine
-from featstore.extract.engines.messages import Event, Message, Quit
-from featstore.extract.engines.worker import Worker, WorkerSettings
+from featstore.extract.pipeline import BatchWork
+from featstore.extract.workers.coordinator import FleetEngine
+from featstore.extract.workers.messages import Event, Message, Quit
+from featstore.extract.workers.worker import Worker, WorkerSettings
 from featstore.records import ExtractRecord
 from handmade import assert_equal_stores, build, clip, extract, noise, read_with_plain_zarr, write_split
 from tiny import task
@@ -112,7 +112,7 @@ def test_embeddings_that_wait_for_a_window_before_them_take_no_more_memory_than_
     most = {}
     for may in (10**9, 3 * a_batch):
         held.clear()
-        monkeypatch.setattr("featstore.extract.work._held_bytes", lambda _, may=may: may)
+        monkeypatch.setattr("featstore.extract.job._held_bytes", lambda _, may=may: may)
         run(tmp_path / "data", tmp_path / f"{may}", batch_seconds=3.0)
         most[may] = max(held)
     assert most[10**9] > 7 * a_batch

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from featstore.extract.batches import (
+from featstore.extract.batching import (
     Batch,
     Batcher,
     FileOrderBatcher,

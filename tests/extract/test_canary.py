@@ -15,11 +15,11 @@ from stores import DEAD_HERE, writing
 from featstore.encoders import load_encoder
 from featstore.encoders.canary import TOLERANCES, Drift, furthest_drift, read_canary, reference_signals
 from featstore.encoders.encoder import Encoder
-from featstore.encoders.outputs import Output
+from featstore.encoders.pooling import Output
 from featstore.errors import DamagedPart, EncoderChanged
 from featstore.extract import EncoderRequest, ExtractOptions, extract_task, open_engine, plan_tasks
-from featstore.extract.progress import Silent
-from featstore.extract.work import Workplace, plan_recipe
+from featstore.extract.job import Workplace, plan_recipe
+from featstore.extract.results import Silent
 from featstore.store import note_in_encoder_group, recipe_groups
 from featstore.store.verify import verify_store
 from handmade import XARES_ENCODER, build, clip, extract, noise, write_split

@@ -9,7 +9,7 @@ import pytest
 
 import featstore
 from featstore.cli import main
-from featstore.clipjson import MAX_NESTED, parse_clip_json
+from featstore.clip_json import MAX_NESTED, parse_clip_json
 from handmade import audio_bytes, clip, extract, noise, task_toml, write_tar
 from tiny import task
 

@@ -13,8 +13,7 @@ import pytest
 import soundfile
 
 from featstore.errors import UnusableClip
-from featstore.extract.audio import decode
-from featstore.extract.containers import _ogg_crc32, damage_of
+from featstore.extract.audio import _ogg_crc32, damage_of, decode
 from handmade import audio_bytes, clip, extract, noise, write_tar
 from tiny import task
 

@@ -11,10 +11,10 @@ import torch
 import tiny
 from featstore.encoders import load_encoder
 from featstore.encoders.encoder import Encoder
-from featstore.encoders.outputs import Output
+from featstore.encoders.pooling import Output
 from featstore.errors import UsageError
 from featstore.extract import ExtractOptions, plan_recipe
-from featstore.machine import cores
+from featstore.system import cores
 from handmade import XARES_ENCODER, assert_equal_stores, build, clip, extract, noise, write_split
 from layered import Layered
 

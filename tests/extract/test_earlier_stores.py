@@ -17,8 +17,8 @@ from featstore.encoders import load_encoder
 from featstore.encoders.encoder import Encoder
 from featstore.encoders.fingerprint import _FIRST_CODE, builtin_code_sha256, earlier_identity
 from featstore.errors import EncoderError
-from featstore.extract.held import named_as_held
-from featstore.extract.single import load_encoder_of
+from featstore.extract.encoder_changes import named_as_held
+from featstore.extract.single_file import load_encoder_of
 from featstore.records import ExtractRecord, Recipe
 from featstore.store import open_store, read_encoder_group, recipe_groups
 from featstore.store.verify import verify_store

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from featstore.errors import ShardError
+from featstore.extract.shard_reader import ClipStream, ShardBreaks, ShardEnds
 from featstore.extract.shards import AnyShard, find_shards
-from featstore.extract.stream import ClipStream, ShardBreaks, ShardEnds
 from featstore.remote import open_remote
 from handmade import clip, noise, write_split
 

@@ -23,8 +23,8 @@ import featstore
 from featstore.cli import main
 from featstore.errors import ShardError, UnusableClip
 from featstore.extract.audio import MAX_AMPLITUDE, decode
+from featstore.extract.shard_reader import ClipRead, ClipStream, ShardBegins, ShardBreaks, ShardEnds
 from featstore.extract.shards import Shard
-from featstore.extract.stream import ClipRead, ClipStream, ShardBegins, ShardBreaks, ShardEnds
 from handmade import RATE, Member, audio_bytes, clip, extract, noise, tar_bytes, task_toml, write_tar
 from tiny import task
 

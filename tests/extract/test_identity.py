@@ -17,7 +17,7 @@ from edited import ANOTHER, SAME, Project, made
 from featstore.encoders import load_encoder
 from featstore.errors import EncoderChanged
 from featstore.extract import ExtractOptions
-from featstore.extract.work import plan_recipe
+from featstore.extract.job import plan_recipe
 from featstore.records import ExtractRecord
 from handmade import clip, environment, extract, noise, write_split
 from tiny import task
@@ -229,7 +229,7 @@ sys.path.insert(0, {preload!r})
 {imports}
 from featstore.encoders import load_encoder
 from featstore.extract import ExtractOptions
-from featstore.extract.work import plan_recipe
+from featstore.extract.job import plan_recipe
 found = {{}}
 for name, (spec, arguments) in json.loads(sys.stdin.read()).items():
     path = list(sys.path)

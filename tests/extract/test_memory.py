@@ -14,14 +14,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from featstore.encoders.made import Encoded
-from featstore.extract.batches import LengthBatcher
-from featstore.extract.outcome import EncodeSettings
+from featstore.encoders.batch_outputs import Encoded
+from featstore.extract.batching import LengthBatcher
 from featstore.extract.pipeline import encode_shards
-from featstore.extract.progress import Silent
-from featstore.extract.shard_work import PartTarget
+from featstore.extract.results import EncodeSettings, Silent
+from featstore.extract.shard import PartTarget
+from featstore.extract.shard_reader import ClipRead, ClipStream
 from featstore.extract.shards import find_shards
-from featstore.extract.stream import ClipRead, ClipStream
 from featstore.extract.windows import Padding, plan_windows
 from featstore.store import EmbeddedWindow, Member
 from handmade import audio_bytes, clip, environment, noise, write_split, write_tar
@@ -96,7 +95,7 @@ def test_parts_that_were_committed_are_let_go(tmp_path: Path) -> None:
 
 
 def test_no_more_is_decoded_ahead_than_there_is_room_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from featstore.extract import stream
+    from featstore.extract import shard_reader as stream
 
     monkeypatch.setattr(stream, "_DECODED_BYTES_AHEAD", 4 * 16_000 * 3)  # three seconds
     quiet = audio_bytes(np.zeros(16_000, np.float32), "flac")
@@ -119,7 +118,7 @@ import resource, sys
 from pathlib import Path
 from handmade import extract
 from tiny import task
-import featstore.encoders.running, featstore.extract.pipeline, soxr, soundfile, zarr
+import featstore.encoders.runner, featstore.extract.pipeline, soxr, soundfile, zarr
 
 used = int(next(l for l in open("/proc/self/status") if l.startswith("VmSize")).split()[1]) * 1024
 most = {most_bytes}

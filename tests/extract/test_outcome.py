@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from featstore.extract.outcome import StageTimes
+from featstore.extract.results import StageTimes
 
 
 @pytest.mark.parametrize(

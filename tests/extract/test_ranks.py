@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from featstore.errors import UsageError
-from featstore.extract.ranks import Share, local_rank, parse_share, share_from_environment
+from featstore.extract.distributed import Share, local_rank, parse_share, share_from_environment
 
 
 @given(things=st.lists(st.integers(), unique=True), world_size=st.integers(1, 9))

@@ -11,12 +11,12 @@ from tiny_models import save
 
 from featstore.encoders import load_encoder
 from featstore.encoders.encoder import Encoder
-from featstore.encoders.outputs import Output
+from featstore.encoders.pooling import Output
 from featstore.errors import EncoderError, UsageError
 from featstore.extract import ExtractOptions, extract_task
 from featstore.extract.audio import RESAMPLER
-from featstore.extract.held import named_as_held
-from featstore.extract.single import load_encoder_of
+from featstore.extract.encoder_changes import named_as_held
+from featstore.extract.single_file import load_encoder_of
 from featstore.records import NamedBy, Recipe
 from featstore.store import open_store, recipe_groups
 from featstore.store.verify import verify_store
@@ -100,7 +100,7 @@ def test_a_store_at_a_url_is_asked_for_its_names_once_by_each_extraction(
         return f"{records[0].encoder} {records[0].shards_done}"
 
     asked: list[str] = []
-    monkeypatch.setattr("featstore.extract.run.recipe_groups", lambda url: asked.append(url) or recipe_groups(url))
+    monkeypatch.setattr("featstore.extract.task.recipe_groups", lambda url: asked.append(url) or recipe_groups(url))
     assert [run(model("old")), run(model("new")), run(model("own", named_by="class"))] == ["old 2", "old 0", "own 2"]
     assert asked == ["memory://renamed"] * 3
 

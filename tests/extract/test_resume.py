@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from featstore.errors import ShardError
-from featstore.store.objects import LocalObjects
+from featstore.store.filesystem import LocalObjects
 from featstore.store.verify import verify_store
 from handmade import (
     XARES_ENCODER,

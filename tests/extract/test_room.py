@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
-from featstore.extract.room import Room
+from featstore.extract.shard_reader import Room
 
 
 def blocked(room: Room, number: int, n_bytes: int) -> threading.Thread:

@@ -12,7 +12,7 @@ from tiny_models import save
 import featstore
 from featstore.encoders import load_encoder
 from featstore.encoders.encoder import Encoder
-from featstore.encoders.outputs import Output
+from featstore.encoders.pooling import Output
 from featstore.errors import UsageError
 from featstore.store import open_store
 from featstore.store.verify import verify_store
@@ -80,7 +80,7 @@ def test_outputs_that_a_shard_has_are_not_written_again(data: Path, tmp_path: Pa
 def test_a_run_that_ends_between_two_outputs_of_a_shard_goes_on_with_the_other(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from featstore.extract.shard_work import ShardWork
+    from featstore.extract.shard import ShardWork
 
     committed = ShardWork._commit_part
     calls = 0

@@ -10,10 +10,11 @@ import pytest
 import featstore
 from featstore.encoders import load_encoder
 from featstore.errors import ShardError
-from featstore.extract import ExtractOptions, extract_task, run
+from featstore.extract import ExtractOptions, extract_task
+from featstore.extract import task as run
 from featstore.extract.shards import AnyShard
-from featstore.manifest import load_manifest
 from featstore.store.format import seal, unseal
+from featstore.tasks import load_manifest
 from handmade import clip, extract, noise, task_toml, write_split, write_tar
 from servers import web_server
 from tiny import task

@@ -11,7 +11,7 @@ import pytest
 from featstore.cli import main
 from featstore.encoders import load_encoder
 from featstore.errors import EncoderError, UsageError
-from featstore.extract.single import load_encoder_of
+from featstore.extract.single_file import load_encoder_of
 from handmade import audio_bytes, noise
 from mapped import Stored, write_set
 from tiny import recipe
@@ -68,7 +68,7 @@ def test_a_model_of_a_library_is_loaded_when_the_user_names_it(
         asked.append(named)
         raise EncoderError("there is none")
 
-    monkeypatch.setattr("featstore.extract.single.load_encoder", loads)
+    monkeypatch.setattr("featstore.extract.single_file.load_encoder", loads)
     with pytest.raises(UsageError):
         load_encoder_of(recipe(dim=6), stored_spec=spec, spec=None)
     assert asked == []
@@ -84,7 +84,7 @@ def test_code_that_comes_with_a_model_is_never_asked_for_by_a_store(monkeypatch:
         given.append(options)
         raise EncoderError("there is none")
 
-    monkeypatch.setattr("featstore.extract.single.load_encoder", loads)
+    monkeypatch.setattr("featstore.extract.single_file.load_encoder", loads)
     stored = recipe(dim=6)
     stored = type(stored)(**{**stored.as_json(), "encoder_identity": {"trust_remote_code": True, "arguments": {}}})
     with pytest.raises(EncoderError):

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from featstore.errors import ShardError
-from featstore.extract import tars
-from featstore.extract.tars import Sample, read_samples, write_shard
+from featstore.extract import tar_reader as tars
+from featstore.extract.tar_reader import Sample, read_samples, write_shard
 from handmade import Member, tar_bytes, write_tar
 
 GOOD: list[Member] = [("a.wav", b"A" * 700), ("a.json", b"{}"), ("b.flac", b"B"), ("b.json", b"[]")]

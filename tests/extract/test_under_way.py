@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 import featstore
 import tiny
-from featstore.encoders.made import Encoded
-from featstore.encoders.running import EncoderRun
+from featstore.encoders.batch_outputs import Encoded
+from featstore.encoders.runner import EncoderRun
 from featstore.errors import EncoderContractError, StoreError
-from featstore.extract import stream
-from featstore.extract.under_way import UnderWay
+from featstore.extract import shard_reader as stream
+from featstore.extract.pipeline import UnderWay
 from featstore.store import EmbeddedWindow, PartWriter
 from handmade import assert_equal_stores, build, clip, extract, noise, write_split, write_tar
 

@@ -162,7 +162,7 @@ def test_many_clips_are_scored_block_by_block(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_chance_corrected_average_precision_does_not_depend_on_how_many_clips_there_are() -> None:
-    from featstore.metrics.average_precision import chance_corrected
+    from featstore.metrics.ranking import chance_corrected
 
     rng = np.random.default_rng(0)
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from featstore.errors import DataError, UsageError
 from featstore.metrics import find_metric
-from featstore.metrics.average_precision import weighted_average_precision
+from featstore.metrics.ranking import weighted_average_precision
 
 seeds = st.integers(0, 2**32 - 1)
 

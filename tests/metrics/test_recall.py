@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from featstore.errors import DataError
 from featstore.metrics import TestSet
-from featstore.metrics.recall import RecallAt, average_precision_at, relevant_ranks
+from featstore.metrics.retrieval import RecallAt, average_precision_at, relevant_ranks
 from intervals import interval
 
 seeds = st.integers(0, 2**32 - 1)
@@ -117,7 +117,7 @@ def test_many_queries_are_ranked_block_by_block(monkeypatch):
     vectors = rng.standard_normal((50, 4)).astype(np.float32)
     asked = {"query_clip": np.arange(50), "document_clip": rng.permutation(50)}
     whole = relevant_ranks(vectors, vectors, **asked)
-    monkeypatch.setattr("featstore.metrics.recall.MAX_BLOCK_CELLS", 50 * 7)
+    monkeypatch.setattr("featstore.metrics.retrieval.MAX_BLOCK_CELLS", 50 * 7)
     np.testing.assert_array_equal(relevant_ranks(vectors, vectors, **asked), whole)
 
 

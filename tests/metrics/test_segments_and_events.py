@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from featstore.metrics.events import count_matches, onsets_of
-from featstore.metrics.segments import plan_segments, segments_of_events
+from featstore.metrics.events import count_matches, onsets_of, plan_segments, segments_of_events
 
 seeds = st.integers(0, 2**32 - 1)
 

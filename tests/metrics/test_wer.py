@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from featstore.errors import DataError, UsageError
 from featstore.metrics import TestSet
-from featstore.metrics.wer import Edits, InverseErrorRate, count_edits
+from featstore.metrics.word_error_rate import Edits, InverseErrorRate, count_edits
 from intervals import interval
 
 pytest.importorskip("jiwer", reason="word error rates need jiwer: pip install featstore[asr]")

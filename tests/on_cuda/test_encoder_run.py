@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from featstore.encoders.budget import find_batch_seconds
+from featstore.encoders.batch_size import find_batch_seconds
 from featstore.encoders.encoder import Encoder
 from featstore.encoders.memory import free_bytes, peak_bytes
-from featstore.encoders.outputs import Output
-from featstore.encoders.running import EncoderRun, NonFiniteRow
+from featstore.encoders.pooling import Output
+from featstore.encoders.runner import EncoderRun, NonFiniteRow
 from handmade import build
 from layered import Layered
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from featstore.extract import EncoderRequest
-from featstore.extract.engines.fleet import FleetEngine
-from featstore.extract.engines.processes import Processes
+from featstore.extract.workers.coordinator import FleetEngine
+from featstore.extract.workers.processes import Processes
 from handmade import (
     XARES_ENCODER,
     clip,
@@ -148,8 +148,8 @@ from pathlib import Path
 import torch
 
 from featstore.extract import EncoderRequest
-from featstore.extract.engines.fleet import FleetEngine
-from featstore.extract.engines.processes import Processes
+from featstore.extract.workers.coordinator import FleetEngine
+from featstore.extract.workers.processes import Processes
 from handmade import extract
 from tiny import task
 

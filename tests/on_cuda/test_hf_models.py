@@ -12,7 +12,7 @@ from tiny_models import FAMILIES, save
 
 from featstore.encoders import load_encoder
 from featstore.encoders.encoder import Encoder
-from featstore.encoders.running import EncoderRun
+from featstore.encoders.runner import EncoderRun
 from handmade import noise
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device is shown")

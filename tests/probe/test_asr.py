@@ -16,8 +16,8 @@ from featstore.probe import probe_task
 transformers = pytest.importorskip("transformers", reason="needs transformers: pip install featstore[hf]")
 pytest.importorskip("jiwer", reason="word error rates need jiwer: pip install featstore[asr]")
 
-from featstore.probe.asr_model import Adapter, Listener, Utterances  # noqa: E402
-from featstore.probe.text_models import load_language_model  # noqa: E402
+from featstore.probe.asr import Adapter, Listener, Utterances  # noqa: E402
+from featstore.probe.text import load_language_model  # noqa: E402
 
 WORDS = ("abc", "fed", "dabe", "bce")
 LETTERS = "abcdef"
@@ -110,7 +110,7 @@ def test_a_clip_that_is_not_heard_is_not_guessed(store, model_folder, monkeypatc
     """The words are as likely without sound: what scores above is the sound that came through the adapter."""
     rng = np.random.default_rng(1)
     monkeypatch.setattr(
-        "featstore.probe.sequences.Sequences.frames",
+        "featstore.probe.speech.Sequences.frames",
         lambda self, at: rng.standard_normal((self.n_frames[at], self.windows.recipe.dim)).astype(np.float32),
     )
     assert probe_task(store, task(model_folder, epochs=15), seeds=(0,)).value < 0.5

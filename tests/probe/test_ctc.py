@@ -14,9 +14,8 @@ from hypothesis import strategies as st
 import beeps
 from featstore.errors import DataError, UnknownFeatureSet, UsageError
 from featstore.probe import probe_task
-from featstore.probe.ctc import rows_needed, upsampling_for
-from featstore.probe.ctc_head import CtcHead, Utterances
-from featstore.probe.sequences import length_batches
+from featstore.probe.ctc import CtcHead, Utterances, rows_needed, upsampling_for
+from featstore.probe.speech import length_batches
 from featstore.probe.text import Alphabet, normalised
 from featstore.store import open_store
 
@@ -73,7 +72,7 @@ def test_a_run_repeats_to_the_last_digit(store):
 @pytest.mark.usefixtures("few_epochs")
 def test_noise_in_place_of_speech_scores_nothing(store, monkeypatch):
     rng = np.random.default_rng(1)
-    read = "featstore.probe.sequences.Sequences.frames"
+    read = "featstore.probe.speech.Sequences.frames"
     monkeypatch.setattr(
         read, lambda self, at: rng.standard_normal((self.n_frames[at], self.windows.recipe.dim)).astype(np.float32)
     )

@@ -12,14 +12,13 @@ from hypothesis import strategies as st
 import framed
 import handmade
 from featstore.errors import DataError, LabelError, UnknownFeatureSet
+from featstore.evaluation import load_frame_task
 from featstore.metrics import find_metric
 from featstore.probe import probe_task
 from featstore.probe.frame_heads import FrameFeatures, FrameJob, crew, frame_logits, train_frame_heads
-from featstore.probe.frame_scoring import Rows, judge_of
-from featstore.probe.frame_targets import excerpts_of, spans_of
-from featstore.probe.heads import BinaryCrossEntropy
+from featstore.probe.frame_scoring import Rows, excerpts_of, judge_of, spans_of
+from featstore.probe.linear import BinaryCrossEntropy
 from featstore.store import open_store
-from featstore.taskdata import load_frame_task
 
 PROBE = {"epochs": 40, "learning_rate": 1e-2, "batch_size": 4}
 EPOCHS = 3

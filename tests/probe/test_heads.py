@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from featstore.probe import heads
-from featstore.probe.schedule import cosine_rate
+from featstore.probe import linear as heads
+from featstore.probe.training import cosine_rate
 
 DIM, CLASSES, BATCH = 12, 4, 8
 LOSSES = [

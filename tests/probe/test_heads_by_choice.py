@@ -8,11 +8,13 @@ from scipy.special import expit, logit, softmax
 
 import tiny
 from featstore.errors import DataError, UsageError
-from featstore.probe import logistic, plateau, probe_task, votes
-from featstore.probe.fitting import Fitted
+from featstore.evaluation.data import group_windows
+from featstore.probe import log_odds as votes
+from featstore.probe import logistic, probe_task
+from featstore.probe import minibatch as plateau
 from featstore.probe.selection import selection_details
-from featstore.splits import Round
-from featstore.taskdata.samples import group_windows
+from featstore.probe.training import Fitted
+from featstore.tasks.splits import Round
 
 SETS = {
     name: tiny.TinySet(tiny.clips(name, n, dim=16, spread=1.5, windows=windows))

@@ -11,7 +11,7 @@ from sklearn.multiclass import OneVsRestClassifier
 from sklearn.preprocessing import StandardScaler
 
 from featstore.probe import logistic
-from featstore.probe.ridge import fit_ridge
+from featstore.probe.regression import fit_ridge
 from featstore.probe.standardisation import Standardisation
 
 rng_of = np.random.default_rng

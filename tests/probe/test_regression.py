@@ -9,7 +9,7 @@ import handmade
 import tiny
 from featstore.errors import LabelError
 from featstore.probe import probe_task
-from featstore.probe.heads import Job, predict, standardised, train_heads
+from featstore.probe.linear import Job, predict, standardised, train_heads
 from featstore.probe.regression import SquaredError
 from featstore.store import open_store
 

@@ -11,8 +11,8 @@ import pytest
 import recordings
 from ge2e import weights_file
 
-from featstore.manifest import Manifest, load_manifest
 from featstore.store import Store, open_store
+from featstore.tasks import Manifest, load_manifest
 from handmade import run_cli
 
 ENCODERS = {"logmel": "logmel", "mfcc": "mfcc", "Ge2eEncoder": str(Path(__file__).with_name("ge2e.py"))}

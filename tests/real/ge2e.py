@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from featstore.encoders.spectral import slaney_mel_filters
+from featstore.encoders.builtin import slaney_mel_filters
 
 FFT_SIZE, STEP_SAMPLES, N_MELS, DIM = 400, 160, 40, 256
 QUIETEST_RMS = 10 ** (-30 / 20)

@@ -18,13 +18,13 @@ from ge2e import Ge2eEncoder, weights_file
 from reference import Vectors, logistic_regression, mel_power, nearest_neighbours, read_vectors, speaker_vector
 
 import featstore.probe.clips
-import featstore.retrieve.track
-from featstore.metrics.comparing import ALPHA
+import featstore.retrieve.api
+from featstore.evaluation import Outcome, TaskData
+from featstore.metrics.comparison import ALPHA
 from featstore.probe import probe_task
 from featstore.records import ScoreRecord
 from featstore.report.pairing import evidence_of, pair
 from featstore.retrieve import retrieve_task
-from featstore.taskdata import Outcome, TaskData
 
 pytestmark = pytest.mark.real
 
@@ -77,7 +77,7 @@ def case(request: pytest.FixtureRequest, corpus: Corpus, table: Table) -> Case:
     data = manifest.data
     group = data.dataset if data.crop_seconds is None else f"{data.dataset}+crop{data.crop_seconds:g}s"
     probed = scored(featstore.probe.clips, probe_task, corpus.store, manifest, encoder=encoder)
-    retrieved = scored(featstore.retrieve.track, retrieve_task, corpus.store, manifest, encoder=encoder)
+    retrieved = scored(featstore.retrieve.api, retrieve_task, corpus.store, manifest, encoder=encoder)
     row = table.setdefault((name, encoder), {})
     row |= {"strict": probed.record.value, "knn": retrieved.record.value}
     return Case(

@@ -24,7 +24,7 @@ from featstore.errors import RemoteError, ShardError
 from featstore.extract.shards import find_shards, is_committed
 from featstore.remote import open_remote
 from featstore.store import Commit, Member, Segment
-from featstore.store.copying import copy_store
+from featstore.store.copy import copy_store
 from featstore.store.maintenance import gc_store
 from featstore.store.verify import verify_store
 

@@ -17,8 +17,8 @@ from featstore.errors import DamagedPart, FeatstoreError, StoreError
 from featstore.store import codecs
 from featstore.store.cache import CachedPart, PartCache
 from featstore.store.catalogue import read_commit
+from featstore.store.filesystem import LocalObjects, open_objects
 from featstore.store.format import GROUP_DOCUMENT, ObjectSeal, seal
-from featstore.store.objects import LocalObjects, open_objects
 from featstore.store.verify import verify_store
 from servers import web_server
 

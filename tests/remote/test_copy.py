@@ -16,10 +16,10 @@ from stores import assert_same_contents, contents_by_plain_zarr, make_store, sha
 import featstore
 from featstore.cli import cli
 from featstore.errors import DamagedPart, RemoteError, StoreError, UnknownFeatureSet
-from featstore.store import objects
-from featstore.store.copying import CopyRecord, copy_store
+from featstore.store import filesystem as objects
+from featstore.store.copy import CopyRecord, copy_store
+from featstore.store.filesystem import open_objects
 from featstore.store.maintenance import compact_store, gc_store
-from featstore.store.objects import open_objects
 from featstore.store.verify import verify_store
 from featstore.store.writer import SplitWriter
 from servers import S3

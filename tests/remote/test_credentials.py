@@ -20,12 +20,12 @@ import featstore
 from featstore.cli import cli, main
 from featstore.errors import FeatstoreError, RemoteError, UsageError
 from featstore.extract.shards import find_shards
+from featstore.formatting import redacted
 from featstore.remote import open_remote
-from featstore.store.copying import copy_store
+from featstore.store.copy import copy_store
+from featstore.store.filesystem import open_objects
 from featstore.store.maintenance import gc_store
-from featstore.store.objects import open_objects
 from featstore.store.verify import require_sound, verify_store
-from featstore.wording import redacted
 from hostile import Request, hostile_server
 from servers import S3
 

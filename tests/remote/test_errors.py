@@ -15,7 +15,7 @@ from featstore.cli import cli
 from featstore.errors import FeatstoreError, RemoteError, StoreNotFound, UsageError
 from featstore.extract.shards import find_shards
 from featstore.remote import open_remote
-from featstore.store.copying import copy_store
+from featstore.store.copy import copy_store
 from featstore.store.maintenance import gc_store
 from featstore.store.verify import verify_store
 from servers import S3

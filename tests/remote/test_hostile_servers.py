@@ -14,8 +14,8 @@ from stores import make_store, split_writer
 import featstore
 from featstore.errors import DamagedPart, RemoteError, StoreError
 from featstore.remote import buckets, limits, open_remote
-from featstore.store.copying import copy_store
-from featstore.store.objects import open_objects
+from featstore.store.copy import copy_store
+from featstore.store.filesystem import open_objects
 from featstore.store.verify import verify_store
 from hostile import Request, hostile_server
 from servers import ENVIRONMENT

@@ -26,16 +26,17 @@ from zarr.storage import ObjectStore
 
 import featstore
 from featstore.errors import DamagedPart, StoreError
-from featstore.store import Member, ShardIdentity, ranged_rows
+from featstore.store import Member, ShardIdentity
+from featstore.store import remote_arrays as ranged_rows
+from featstore.store.arrays import ZarrRows, open_rows
 from featstore.store.cache import PartCache
 from featstore.store.catalogue import look_at_split, read_split
 from featstore.store.documents import read_document
+from featstore.store.filesystem import open_objects
 from featstore.store.format import GROUP_DOCUMENT, seal
 from featstore.store.liveness import SILENCE_SECONDS
 from featstore.store.maintenance import compact_store, gc_store
-from featstore.store.objects import open_objects
 from featstore.store.repair import repair_store
-from featstore.store.rows import ZarrRows, open_rows
 from featstore.store.verify import verify_store
 from servers import S3, Request
 

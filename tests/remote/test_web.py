@@ -9,7 +9,7 @@ from stores import make_store, split_writer
 import featstore
 from featstore.errors import RemoteError, StoreError, StoreNotFound
 from featstore.extract.shards import dataset_folder, find_shards
-from featstore.store.copying import copy_store
+from featstore.store.copy import copy_store
 from featstore.store.verify import verify_store
 from hostile import hostile_server
 from servers import web_server

@@ -18,9 +18,9 @@ from rich.console import Console
 
 import tiny
 from featstore.cli import cli
-from featstore.cli.console.tables import painted
+from featstore.cli.tables import painted
 from featstore.errors import UsageError
-from featstore.manifest import builtin_tasks
+from featstore.evaluation.scores import score_test_sets
 from featstore.metrics import TestSet, find_metric
 from featstore.records import ScoreRecord
 from featstore.report import (
@@ -38,7 +38,7 @@ from featstore.report import (
 )
 from featstore.report.pairing import evidence_of, pair
 from featstore.retrieve import retrieve_task
-from featstore.taskdata.scores import score_test_sets
+from featstore.tasks import builtin_tasks
 
 Score = Callable[..., ScoreRecord]
 

@@ -17,13 +17,13 @@ from click.testing import CliRunner
 import featstore
 from cached import cached
 from featstore.cli import cli
+from featstore.diagnostics import examine_health
 from featstore.errors import UsageError
-from featstore.health import examine_health
 from featstore.report import build, published_scores, write_score
-from featstore.report.boards import board_view
-from featstore.report.charts import Curve, Plotter, Point, matrix_png
 from featstore.report.page import render_page
-from featstore.report.tasks import recipes_of, task_views
+from featstore.report.page_boards import board_view
+from featstore.report.page_charts import Curve, Plotter, Point, matrix_png
+from featstore.report.page_tasks import recipes_of, task_views
 from scored import HOSTILE, a_full_board, hostile_records, scored
 
 VOID = {"meta", "link", "img", "br"}
@@ -263,8 +263,8 @@ def test_without_what_it_takes_a_page_is_refused_in_one_line(monkeypatch):
     for missing in ("jinja2", "matplotlib"):
         with monkeypatch.context() as without:
             without.setitem(sys.modules, missing, None)
-            without.delitem(sys.modules, "featstore.report.charts", raising=False)
-            without.delattr("featstore.report.charts", raising=False)
+            without.delitem(sys.modules, "featstore.report.page_charts", raising=False)
+            without.delattr("featstore.report.page_charts", raising=False)
             with pytest.raises(UsageError, match=rf"needs {missing}, .*pip install 'featstore\[report\]'"):
                 render_page([scored("one", "a", 0.5)])
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from browsing import Browser, faint_texts
-from featstore.manifest import builtin_tasks
 from featstore.report import published_scores
 from featstore.report.page import render_page
+from featstore.tasks import builtin_tasks
 from scored import HOSTILE, a_full_board, hostile_records, scored
 
 

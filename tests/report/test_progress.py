@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 
-from featstore.cli.console.progress import PlainProgress, progress_bar, scoring
+from featstore.cli.progress import PlainProgress, progress_bar, scoring
 from featstore.extract import Progress
 
 

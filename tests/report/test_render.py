@@ -72,7 +72,7 @@ def test_no_scores_make_an_empty_report() -> None:
 
 
 def test_a_terminal_shows_the_same_words_as_markdown(records: list[ScoreRecord]) -> None:
-    from featstore.cli.console.tables import leaderboard_tables, show
+    from featstore.cli.tables import leaderboard_tables, show
 
     out = io.StringIO()
     show(leaderboard_tables(build(records)), stream=out)
@@ -83,7 +83,7 @@ def test_a_terminal_shows_the_same_words_as_markdown(records: list[ScoreRecord])
 
 
 def test_a_wide_leaderboard_loses_nothing_in_a_file(score: Score) -> None:
-    from featstore.cli.console.tables import leaderboard_tables, show
+    from featstore.cli.tables import leaderboard_tables, show
 
     out = io.StringIO()
     values = {f"an-encoder-with-a-long-name-{index:02d}": 0.001 * index for index in range(40)}
@@ -98,7 +98,7 @@ def test_a_wide_leaderboard_loses_nothing_in_a_file(score: Score) -> None:
 def test_on_a_narrow_terminal_no_score_is_broken_and_every_table_has_its_tasks(score: Score, width: int) -> None:
     from rich.console import Console
 
-    from featstore.cli.console.tables import leaderboard_tables
+    from featstore.cli.tables import leaderboard_tables
 
     values = {f"encoder-{index}": 0.1 + 0.01 * index for index in range(8)}
     board = build([score(encoder=name, value=v, ci_low=v - 0.02, ci_high=v + 0.02) for name, v in values.items()])
@@ -116,7 +116,7 @@ def test_on_a_narrow_terminal_no_score_is_broken_and_every_table_has_its_tasks(s
 def test_on_a_terminal_the_best_and_only_the_best_are_bold(records: list[ScoreRecord]) -> None:
     from rich.console import Console
 
-    from featstore.cli.console.tables import leaderboard_tables
+    from featstore.cli.tables import leaderboard_tables
 
     console = Console(file=io.StringIO(), force_terminal=True, color_system="standard", width=120)
     console.print(leaderboard_tables(build(records)))
@@ -125,7 +125,7 @@ def test_on_a_terminal_the_best_and_only_the_best_are_bold(records: list[ScoreRe
 
 
 def test_a_title_that_looks_like_markup_is_text_to_a_terminal(score: Score) -> None:
-    from featstore.cli.console.tables import leaderboard_tables, plain_table, show
+    from featstore.cli.tables import leaderboard_tables, plain_table, show
 
     out = io.StringIO()
     show(leaderboard_tables(build([score(title="[red]x[/nope]")])), plain_table(["a"], [["[bold]1"]]), stream=out)

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from featstore.cli import cli
-from featstore.cli.console.tables import leaderboard_tables
+from featstore.cli.tables import leaderboard_tables
 from featstore.records import ScoreRecord
 from featstore.report import build, warning_lines, write_score
 from featstore.report.page import render_page

@@ -8,10 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from featstore.retrieve import exact
+from featstore.retrieve import exact_search as exact
 from featstore.retrieve import index as indexes
 from featstore.retrieve.index import Searcher
-from featstore.retrieve.scaling import unit_columns, unit_rows
+from featstore.retrieve.scan import unit_columns, unit_rows
 
 RNG = np.random.default_rng
 

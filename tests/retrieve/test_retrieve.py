@@ -9,11 +9,11 @@ from sklearn.metrics import average_precision_score
 
 import tiny
 from featstore.errors import UsageError
+from featstore.evaluation import shots_details
+from featstore.evaluation.neighbours import neighbour_vote
 from featstore.retrieve import retrieve_task
-from featstore.retrieve.neighbours import Neighbours
-from featstore.retrieve.scaling import unit_columns, unit_rows
-from featstore.taskdata import shots_details
-from featstore.taskdata.neighbours import neighbour_vote
+from featstore.retrieve.knn import Neighbours
+from featstore.retrieve.scan import unit_columns, unit_rows
 
 SETS = {
     name: tiny.TinySet(tiny.clips(name, n, dim=16, spread=2.0, windows=windows, n_classes=4))

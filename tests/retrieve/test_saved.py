@@ -19,11 +19,10 @@ import tiny
 from featstore.errors import DataError, StoreError, UsageError
 from featstore.records import Recipe
 from featstore.retrieve import ivf, open_index, retrieve_task
-from featstore.retrieve.index_folder import index_folders, usable_record
-from featstore.retrieve.plan import plan_ivf
-from featstore.retrieve.sealing import UnusableIndex, key_path, signature
+from featstore.retrieve.index_files import UnusableIndex, index_folders, key_path, signature, usable_record
+from featstore.retrieve.ivf import plan_ivf
 from featstore.store import FeatureSet, Member, ShardIdentity, WindowBlock, open_split_writer
-from featstore.store.objects import open_objects
+from featstore.store.filesystem import open_objects
 
 DIM, ROWS = 24, 3000
 
@@ -247,7 +246,8 @@ def test_a_disk_that_fills_up_while_lists_are_joined_is_told_in_one_line(tmp_pat
 KILLED = """
 import os, signal, sys
 import featstore
-from featstore.retrieve import index_folder, ivf, open_index
+from featstore.retrieve import ivf, open_index
+from featstore.retrieve import index_files as index_folder
 
 class Killed(ivf.MappedLists):
     def __init__(self, folder):
@@ -392,7 +392,7 @@ def test_what_is_no_file_is_not_waited_for_and_links_are_not_followed(indexed, t
 
 def test_the_key_is_this_users_alone_and_is_made_once(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    command = [sys.executable, "-c", "from featstore.retrieve.sealing import signature; print(signature({}))"]
+    command = [sys.executable, "-c", "from featstore.retrieve.index_files import signature; print(signature({}))"]
     children = [subprocess.Popen(command, env=handmade.environment(), stdout=subprocess.PIPE) for _ in range(2)]
     assert len({child.communicate()[0] for child in children} | {f"{signature({})}\n".encode()}) == 1
     path = key_path()
@@ -456,10 +456,10 @@ import faiss
 import numpy as np
 
 import featstore
-from featstore.retrieve.index_folder import index_folders, usable_record
-from featstore.retrieve.plan import plan_ivf
-from featstore.retrieve.sealing import UnusableIndex, key_path, signature
-from featstore.retrieve.making import make_index
+from featstore.retrieve.index_files import index_folders, usable_record
+from featstore.retrieve.ivf import plan_ivf
+from featstore.retrieve.index_files import UnusableIndex, key_path, signature
+from featstore.retrieve.saved_index import make_index
 
 def own():  # what no file backs
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon")) * 1024
@@ -535,7 +535,7 @@ def task_store(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def few_are_many(monkeypatch):
-    monkeypatch.setattr("featstore.retrieve.track.MIN_SAVED_WINDOWS", 300)
+    monkeypatch.setattr("featstore.retrieve.api.MIN_SAVED_WINDOWS", 300)
 
 
 @pytest.mark.parametrize("index", ["ivf", "ivfpq"])
@@ -561,7 +561,7 @@ def test_whole_feature_sets_are_searched_by_their_saved_indexes(task_store, few_
 
 
 def test_neighbours_of_folds_are_those_of_all_their_windows_in_one(task_store, few_are_many):
-    from featstore.retrieve.saved import JoinedIndexes
+    from featstore.retrieve.saved_index import JoinedIndexes
 
     sets = [feature_set(task_store, split=split) for split in ("valid", "train")]
     joined = JoinedIndexes([open_index(one) for one in sets])

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from featstore.manifest import load_manifest
+from featstore.tasks import load_manifest
 from fenced import ROOT
 from handmade import clip, environment, extract, noise, task_toml, write_split
 

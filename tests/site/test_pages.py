@@ -10,10 +10,10 @@ import pytest
 
 from featstore.cli import cli
 from featstore.encoders import load_encoder
-from featstore.manifest import load_manifest
-from featstore.manifest.rules import KINDS
 from featstore.records import Recipe
 from featstore.store.format import Commit, Member, ShardIdentity, Writing
+from featstore.tasks import load_manifest
+from featstore.tasks.rules import KINDS
 from fenced import PAGES, ROOT, blocks, featstore_commands
 
 COMMANDS = [(page, words) for page in PAGES for words in featstore_commands(page)]

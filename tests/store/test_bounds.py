@@ -20,12 +20,12 @@ from zarr.codecs import ZstdCodec
 import featstore
 from featstore.errors import DamagedPart
 from featstore.store import codecs
+from featstore.store.arrays import ZarrRows, open_rows
 from featstore.store.catalogue import read_commit
 from featstore.store.documents import read_document
+from featstore.store.filesystem import LocalObjects, open_objects
 from featstore.store.format import GROUP_DOCUMENT, Commit, ObjectSeal, seal
 from featstore.store.layout import parse_layout, strings_document
-from featstore.store.objects import LocalObjects, open_objects
-from featstore.store.rows import ZarrRows, open_rows
 from featstore.store.verify import verify_store
 from hostile import zstd_bomb
 
@@ -230,7 +230,7 @@ def test_of_codecs_that_expand_to_anything_zarr_reads_none(tmp_path):
 
 def test_large_sets_are_read_as_before(tmp_path, monkeypatch):
     """With the threshold at nothing every read is held against the files."""
-    from featstore.store import mapped_rows
+    from featstore.store import arrays as mapped_rows
 
     monkeypatch.setattr(mapped_rows, "UNCHECKED_BYTES", 0)
     writer = split_writer(tmp_path / "s.zarr")

@@ -17,10 +17,10 @@ from stores import make_store, shard_windows, split_writer, write_part, writing
 import featstore
 from featstore.cli import cli
 from featstore.errors import StoreError
-from featstore.store.copying import copy_store
+from featstore.store.copy import copy_store
+from featstore.store.filesystem import is_temporary
 from featstore.store.format import DamagedDocument, seal, unseal
 from featstore.store.maintenance import compact_store, gc_store
-from featstore.store.objects import is_temporary
 from featstore.store.repair import repair_store
 from featstore.store.verify import verify_store
 

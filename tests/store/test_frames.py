@@ -16,7 +16,7 @@ from stores import DIM, make_bare_store, make_store, recipe, split_writer, windo
 import featstore
 from featstore.errors import LabelError, UnknownFeatureSet, UsageError
 from featstore.store import EmbeddedWindow, layout, open_split_writer
-from featstore.store.fields import encode_labels, plain_labels
+from featstore.store.clip_fields import encode_labels, plain_labels
 
 
 @pytest.fixture(scope="module")

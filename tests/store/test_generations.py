@@ -11,11 +11,11 @@ import pytest
 from stores import make_store, shard_windows, split_writer, write_part
 
 import featstore
-from featstore.store import part as part_module
+from featstore.store import part_writer as part_module
 from featstore.store.catalogue import split_commits
+from featstore.store.filesystem import open_objects
 from featstore.store.format import Commit, DamagedDocument
 from featstore.store.maintenance import compact_store
-from featstore.store.objects import open_objects
 from featstore.store.verify import verify_store
 from handmade import clip, extract, noise, task_toml, write_tar
 
@@ -43,7 +43,7 @@ def generations(url):
 def test_a_changed_shard_that_is_extracted_with_a_clock_set_back_by_a_day_is_served_and_not_encoded_again(
     tmp_path, monkeypatch
 ):
-    from featstore.manifest import load_manifest
+    from featstore.tasks import load_manifest
 
     task, store = load_manifest(task_toml(tmp_path)), tmp_path / "s.zarr"
     shard = write_tar(tmp_path / "tiny" / "train-0.tar", clip("one", noise(0.4, seed=1)))
@@ -65,8 +65,8 @@ def test_a_changed_shard_that_is_extracted_with_a_clock_set_back_by_a_day_is_ser
 
 def test_workers_in_processes_of_their_own_get_the_generation_with_the_shard(tmp_path, monkeypatch):
     """What a worker is handed says the generation: it opens the feature set itself and has not looked at it."""
-    from featstore.extract.run import _FeatureSet, _stale
     from featstore.extract.shards import Shard
+    from featstore.extract.task import _FeatureSet, _stale
 
     make_store(tmp_path / "s.zarr", shards=("a.tar",))
     writer = split_writer(tmp_path / "s.zarr")

@@ -17,10 +17,9 @@ from stores import make_store, shard_windows, split_writer, write_part
 
 import featstore
 from featstore.errors import DamagedPart, FeatstoreError, StoreError
-from featstore.store.confined import ForeignFile
-from featstore.store.copying import copy_store
+from featstore.store.copy import copy_store
+from featstore.store.filesystem import ForeignFile, LocalObjects
 from featstore.store.maintenance import compact_store, gc_store
-from featstore.store.objects import LocalObjects
 from featstore.store.repair import repair_store
 from featstore.store.summary import examine
 from featstore.store.verify import verify_store
@@ -308,7 +307,7 @@ def test_a_reader_looks_at_each_folder_once_and_at_each_file_when_it_opens_it(tm
         objects.write(f"deep/deeper/{name}", b"x" * 9)
     seen: list[str] = []
     lstat = os.lstat
-    monkeypatch.setattr("featstore.store.confined.os.lstat", lambda path: seen.append(str(path)) or lstat(path))
+    monkeypatch.setattr("featstore.store.filesystem.os.lstat", lambda path: seen.append(str(path)) or lstat(path))
     assert [objects.read(f"deep/deeper/{name}", most_bytes=4) for name in "aba"] == [b"xxxxx"] * 3
     assert seen == [f"{tmp_path}/{key}" for key in ("deep", "deep/deeper", *(f"deep/deeper/{name}" for name in "aba"))]
     (tmp_path / "deep/deeper/b").unlink()

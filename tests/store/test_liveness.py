@@ -15,10 +15,10 @@ from stores import DEAD_HERE, make_store, shard_windows, split_writer, write_par
 import featstore
 from featstore.errors import PartLost
 from featstore.store import liveness
+from featstore.store.filesystem import LocalObjects, open_objects
 from featstore.store.format import GROUP_DOCUMENT, HEARTBEAT, DamagedDocument, Writing, seal, unseal
 from featstore.store.liveness import Heartbeat, is_abandoned, writing_document
 from featstore.store.maintenance import gc_store
-from featstore.store.objects import LocalObjects, open_objects
 from featstore.store.verify import verify_store
 
 ELSEWHERE = {"pid_namespace": "pid:[1]", **DEAD_HERE}  # another container: its process ids mean nothing here

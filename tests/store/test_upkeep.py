@@ -13,7 +13,7 @@ from stores import DIM, contents_by_plain_zarr, make_store, shard_windows, split
 import featstore
 from featstore.errors import DamagedPart, StoreError
 from featstore.store import maintenance
-from featstore.store.copying import copy_store
+from featstore.store.copy import copy_store
 from featstore.store.maintenance import compact_store, gc_store
 from featstore.store.verify import verify_store
 

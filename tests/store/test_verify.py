@@ -238,7 +238,7 @@ def test_a_part_is_not_dropped_because_a_server_did_not_answer(tmp_path, monkeyp
     def silent(*_):
         raise RemoteError("no answer")
 
-    monkeypatch.setattr("featstore.store.ranged_rows.RangedRows.slice", silent)
+    monkeypatch.setattr("featstore.store.remote_arrays.RangedRows.slice", silent)
     with pytest.raises(RemoteError, match="no answer"):
         repair_store(url)
     monkeypatch.undo()
@@ -300,7 +300,7 @@ def test_a_store_of_another_kind_is_verified_the_same(tmp_path):
     url = f"memory://verify-{tmp_path.name}.zarr"
     make_store(url)
     assert verify_store(url).sound
-    from featstore.store.objects import open_objects
+    from featstore.store.filesystem import open_objects
 
     objects = open_objects(url)
     part = split_writer(url).committed()["b.tar"].commit.part

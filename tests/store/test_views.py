@@ -13,7 +13,7 @@ import featstore
 from featstore.errors import DamagedPart, LabelError, UsageError
 from featstore.store.catalogue import read_split
 from featstore.store.documents import SplitAddress
-from featstore.store.objects import open_objects
+from featstore.store.filesystem import open_objects
 from featstore.store.writer import open_split_writer_at
 
 SHARDS = ("a.tar", "b.tar", "c.tar")
@@ -62,7 +62,7 @@ def test_feature_sets_are_a_tuple_that_shows_itself_as_a_table(store):
 def test_a_notebook_gets_the_table_as_html_with_names_escaped(tmp_path):
     from xml.etree import ElementTree
 
-    from featstore.store.views import html_table
+    from featstore.store.feature_set import html_table
 
     table = ElementTree.fromstring(html_table(["a<b", "n"], [["&", "1,000"]], caption="s > t"))
     assert table.find("caption").text == "s > t"

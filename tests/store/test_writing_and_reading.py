@@ -38,12 +38,11 @@ from featstore.errors import (
 )
 from featstore.records import SkippedClip
 from featstore.store import codecs, layout
+from featstore.store.arrays import MappedRows, open_rows
+from featstore.store.filesystem import LocalObjects, open_objects
 from featstore.store.format import GROUP_DOCUMENT, seal
 from featstore.store.liveness import writing_document
 from featstore.store.maintenance import gc_store
-from featstore.store.mapped_rows import MappedRows
-from featstore.store.objects import LocalObjects, open_objects
-from featstore.store.rows import open_rows
 
 SHARDS = ("a.tar", "b.tar", "c.tar")
 
@@ -170,7 +169,7 @@ def test_a_file_that_may_not_be_read_is_not_called_damaged(tmp_path, monkeypatch
     def refuses(*_, **__):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("featstore.store.objects.open_regular", refuses)
+    monkeypatch.setattr("featstore.store.filesystem.open_regular", refuses)
     with pytest.raises(StoreError, match=r"cannot read .*: Permission denied") as error:
         fs.frames[0]
     assert not isinstance(error.value, DamagedPart)

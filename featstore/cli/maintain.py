@@ -1,0 +1,186 @@
+"""`featstore verify`, `gc`, `compact`, `copy` and `export`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from featstore.cli.completion import complete_folders
+from featstore.cli.options import emit_json, feature_set_options, json_option, parse_store, say, store_option
+from featstore.formatting import counted, redacted, spoken_bytes
+
+if TYPE_CHECKING:
+    from featstore.store.export import ExportFormat
+
+__all__ = ["compact", "copy", "export", "gc", "verify"]
+
+
+@click.command()
+@store_option
+@click.option("--repair", is_flag=True, help="Drop damaged parts (the next extract makes them again), mend documents.")
+@json_option
+def verify(*, store_url: str, repair: bool, as_json: bool) -> None:
+    """Read everything in a store through its checksums, and name each damaged part.
+
+    Exits with 1 if anything is wrong that was not repaired.
+    """
+    from featstore.cli.progress import counting
+    from featstore.store.repair import repair_store
+    from featstore.store.verify import verify_store
+
+    read, shown = (repair_store if repair else verify_store), redacted(store_url)
+    with counting("parts verified") as tick:
+        report = read(store_url, on_part=lambda _: tick())
+    if as_json:
+        emit_json([report])
+    else:
+        for finding in report.findings:
+            done = f" [repaired: {finding.remedy}]" if finding.repaired else ""
+            say(f"{finding.where or shown}: {finding.problem}{done}")
+        state = "sound" if not report.findings else "repaired" if report.sound else "DAMAGED"
+        say(
+            f"{shown}: {state}; {counted(report.parts, 'part')}, {counted(report.objects, 'object')}, "
+            f"{spoken_bytes(report.bytes_read)} read, {counted(len(report.findings), 'finding')}"
+        )
+        if not repair and report.repairable:
+            say(
+                f"run `featstore verify --store {shown} --repair` to drop or mend what is damaged, then the same "
+                "`featstore extract` again"
+            )
+    if not report.sound:
+        raise click.exceptions.Exit(1)
+
+
+@click.command()
+@store_option
+@json_option
+def gc(*, store_url: str, as_json: bool) -> None:
+    """Delete superseded parts and what killed runs left."""
+    from featstore.store.maintenance import gc_store
+
+    records = gc_store(store_url)
+    if as_json:
+        emit_json(records)
+        return
+    for record in records:
+        for name in record.deleted:
+            say(f"deleted {record.path}/{name}" if record.path else f"deleted {name}")
+        for name in record.left:
+            say(f"left {record.path}/{name}, which featstore did not write")
+    say(f"{redacted(store_url)}: {sum(len(record.deleted) for record in records)} deleted")
+
+
+@click.command()
+@store_option
+@click.option(
+    "--part-megabytes", type=click.FloatRange(min=1), default=256.0, show_default=True, help="Size to aim at."
+)
+@json_option
+def compact(*, store_url: str, part_megabytes: float, as_json: bool) -> None:
+    """Make one part of many small ones that stand together. Nothing is encoded again afterwards."""
+    from featstore.store.maintenance import compact_store
+
+    records = compact_store(store_url, part_bytes=round(part_megabytes * 1e6))
+    if as_json:
+        emit_json(records)
+        return
+    for record in records:
+        say(f"{record.path}: {record.parts_before} parts are now {record.parts_after}")
+    if not records:
+        say(f"{redacted(store_url)}: nothing to do")
+
+
+@click.command()
+@click.argument("source", metavar="SRC", callback=parse_store, shell_complete=complete_folders)
+@click.argument("target", metavar="DST", callback=parse_store, shell_complete=complete_folders)
+@click.option("--only", type=click.Choice(["utterance"]), help="Leave the frames where they are.")
+@feature_set_options
+@json_option
+def copy(
+    *,
+    source: str,
+    target: str,
+    only: str | None,
+    encoder: str | None,
+    dataset: str | None,
+    split: str | None,
+    as_json: bool,
+) -> None:
+    """Copy feature sets from the store SRC to the store DST: folders, or URLs of any kind.
+
+    Every object is checked on its way, and a part is there whole or not at all: a copy that was interrupted goes on
+    where it was. What DST has already, by the content of the shards, is not copied again; other content of a shard is
+    replaced.
+    """
+    from featstore.cli.progress import counting
+    from featstore.store.copy import copy_store
+
+    with counting("parts in place") as tick:
+        records = copy_store(
+            source,
+            target,
+            only="utterance" if only else "everything",
+            encoder=encoder,
+            dataset=dataset,
+            split=split,
+            on_part=lambda _: tick(),
+        )
+    if as_json:
+        emit_json(records)
+        return
+    for record in records:
+        say(
+            f"{record.path}: {record.copied:,} of {counted(record.parts, 'part')} copied "
+            f"({spoken_bytes(record.bytes)}), {record.there:,} there already"
+            + (f", {record.replaced:,} in place of other content" if record.replaced else "")
+        )
+
+
+@click.command()
+@click.argument("out", type=click.Path(path_type=Path))
+@store_option
+@feature_set_options
+@click.option(
+    "--format",
+    "file_format",
+    type=click.Choice(["npz", "parquet", "zarr", "hf"]),
+    required=True,
+    help="npz: one NumPy file. parquet: one table. zarr: one group of dense arrays. hf: a folder of `datasets`.",
+)
+@click.option("--frames", is_flag=True, help="Write the frames too.")
+@click.option("--label", metavar="FIELD", help="Field of the clips' JSON to be a column, `label`; dots reach inside.")
+@click.option("--force", is_flag=True, help="Replace what an earlier export left at OUT.")
+@json_option
+def export(
+    *,
+    out: Path,
+    store_url: str,
+    encoder: str | None,
+    dataset: str | None,
+    split: str | None,
+    file_format: ExportFormat,
+    frames: bool,
+    label: str | None,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Write one feature set to OUT, a file or folder that other programs read.
+
+    \b
+    featstore export words.npz --store S --encoder logmel --dataset words --split train --format npz --label word
+    """  # noqa: D301 - click takes the character itself
+    from featstore.store import open_store
+    from featstore.store.export import export_feature_set
+
+    fs = open_store(store_url).select(encoder=encoder, dataset=dataset, split=split)
+    record = export_feature_set(fs, out, file_format=file_format, frames=frames, label=label, force=force)
+    if as_json:
+        emit_json([record])
+        return
+    frames_too = "" if record.frames is None else f" and {counted(record.frames, 'frame')}"
+    say(
+        f"{record.out}: {counted(record.windows, 'window')}{frames_too} of {record.path}, {spoken_bytes(record.bytes)} "
+        f"({', '.join(record.columns)})"
+    )

@@ -1,0 +1,188 @@
+"""Health of the feature sets of a store: each by itself, and what the splits of one dataset share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featstore.diagnostics.measures import SpaceHealth, space_health
+from featstore.errors import LabelError
+from featstore.evaluation.leakage import NEAR_COSINE, Overlap, find_overlap
+
+if TYPE_CHECKING:
+    from featstore.store import FeatureSet
+
+__all__ = ["MAX_ROWS", "Health", "examine_health", "health_notes"]
+
+MAX_ROWS = 20_000
+"""Windows of a feature set that are measured; of more, a draw that repeats."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Health:
+    """Health of one feature set.
+
+    Attributes
+    ----------
+    windows : int
+        All of its windows; ``space.rows`` of them were measured.
+    overlap : Overlap or None
+        With the other splits of its dataset by the same encoder; None where it has no other.
+    """
+
+    path: str
+    encoder: str
+    fingerprint: str
+    dataset: str
+    split: str
+    windows: int
+    space: SpaceHealth
+    overlap: Overlap | None
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Rows:
+    """Measured windows of a feature set."""
+
+    X: NDArray[np.float32]
+    rows: NDArray[np.int64]
+
+
+def examine_health(
+    feature_sets: Iterable[FeatureSet],
+    *,
+    among: Iterable[FeatureSet] | None = None,
+    label: str | None = None,
+    near_cosine: float = NEAR_COSINE,
+    max_rows: int = MAX_ROWS,
+) -> tuple[Health, ...]:
+    """Examine feature sets, each by itself and against the others of its dataset and encoder.
+
+    Time and memory are bounded: of a set of more than `max_rows` windows a draw is measured, which is the same each
+    time; ten nearest neighbours are taken among 5,000 of them.
+
+    Parameters
+    ----------
+    feature_sets : iterable of FeatureSet
+        ``store.feature_sets()``, or some of them.
+    among : iterable of FeatureSet, optional
+        Where near-duplicates are looked for: `feature_sets` themselves, where it is not given.
+    label : str, optional
+        Field of the clips' JSON that holds the class, with dots into objects: for the separability of classes.
+    near_cosine : float
+        From where on two windows of different splits count as near-duplicates.
+    max_rows : int
+        At least 2.
+
+    Raises
+    ------
+    LabelError
+        A clip's JSON has no such field, or it holds more than one value.
+    """
+    chosen = tuple(feature_sets)
+    siblings = chosen if among is None else tuple(among)
+    found: list[Health] = []
+    for place in dict.fromkeys(map(_place, chosen)):
+        mine = [each for each in chosen if _place(each) == place]
+        group = {each.split: each for each in (*siblings, *mine) if _place(each) == place}
+        measured = {split: _measured(each, max_rows) for split, each in group.items()}
+        codes = _codes(mine, label) if label is not None else {}
+        for each in mine:
+            rows = measured[each.split]
+            found.append(
+                Health(
+                    path=each.path,
+                    encoder=each.encoder,
+                    fingerprint=each.fingerprint,
+                    dataset=each.dataset,
+                    split=each.split,
+                    windows=len(each),
+                    space=space_health(rows.X, classes=codes[each.split][rows.rows] if codes else None),
+                    overlap=_overlap(each, group, measured, near_cosine=near_cosine),
+                )
+            )
+    return tuple(found)
+
+
+def _place(fs: FeatureSet) -> tuple[str, str]:
+    return fs.recipe.group_name, fs.dataset
+
+
+def health_notes(found: Iterable[Health], *, told_label: bool) -> tuple[str, ...]:
+    """What the figures mean, in lines under a table."""
+    everything = tuple(found)
+    notes = [
+        "norm: the median; rank: directions that the vectors vary in (effective rank, Roy and Vetterli 2007)",
+        "anisotropy: mean cosine of two vectors, 0 is even (Ethayarajh 2019); dead and repeated: dimensions",
+        "hubness: skewness of how often a vector is among the ten nearest of another, 0 is even (Radovanovic 2010); "
+        "orphans never are",
+    ]
+    if told_label:
+        notes.append("separable: vectors nearest to the mean of their own class, left out of it themselves")
+    cosines = sorted({each.overlap.cosine for each in everything if each.overlap is not None})
+    if cosines:
+        shown = ", ".join(f"{cosine:g}" for cosine in cosines)
+        notes.append(
+            f"near-duplicates: clips with one at a cosine of {shown} or more in another split, vectors whitened"
+        )
+    drawn = [each.space.rows for each in everything if each.space.rows < each.windows]
+    if drawn:
+        notes.append(f"of a larger set {max(drawn):,} windows are measured, a draw that is the same each time")
+    return tuple(notes)
+
+
+def _measured(fs: FeatureSet, max_rows: int) -> _Rows:
+    """Read the vectors that are measured, a block of them at a time."""
+    n = len(fs)
+    rows = np.arange(n)
+    if n > max_rows:
+        rows = np.sort(np.random.default_rng(0).choice(n, max_rows, replace=False))
+    X = np.empty((len(rows), fs.recipe.dim), np.float32)
+    for start in range(0, n, max_rows):
+        stop = min(start + max_rows, n)
+        inside = slice(*np.searchsorted(rows, (start, stop)).tolist())
+        X[inside] = fs.utterance_rows.slice(start, stop)[rows[inside] - start]
+    return _Rows(X=X, rows=rows)
+
+
+def _codes(group: Sequence[FeatureSet], label: str) -> Mapping[str, NDArray[np.int64]]:
+    """Class of each window by split; one code means one class in all of them."""
+    values = {each.split: each.xy(label)[1] for each in group}
+    for each in group:
+        if values[each.split].ndim != 1:
+            raise LabelError(f"{label!r} of {each.path} holds several values a clip: separability takes one class each")
+    known = np.unique(np.concatenate([np.asarray(of, dtype=np.str_) for of in values.values()]))
+    return {split: np.searchsorted(known, np.asarray(of, dtype=np.str_)) for split, of in values.items()}
+
+
+def _overlap(
+    fs: FeatureSet, group: Mapping[str, FeatureSet], measured: Mapping[str, _Rows], *, near_cosine: float
+) -> Overlap | None:
+    others = [each for split, each in group.items() if split != fs.split]
+    if not others:
+        return None
+    mine, keys = _finite(fs, measured)
+    rest = [_finite(each, measured) for each in others]
+    return find_overlap(
+        mine,
+        np.concatenate([X for X, _ in rest]),
+        keys=keys,
+        other_keys=[f"{each.split}/{key}" for each, (_, of) in zip(others, rest, strict=True) for key in of],
+        cosine=near_cosine,
+    )
+
+
+def _finite(fs: FeatureSet, measured: Mapping[str, _Rows]) -> tuple[NDArray[np.float32], list[str]]:
+    """Finite vectors with the clip of each."""
+    of = measured[fs.split]
+    finite = np.isfinite(of.X).all(axis=1)
+    clips = fs.clip_key[fs.clip[of.rows[finite]]]
+    return of.X[finite], [str(key) for key in clips]

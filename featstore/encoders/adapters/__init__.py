@@ -1,0 +1,3 @@
+"""Adapters: models of other libraries as encoders."""
+
+from __future__ import annotations

@@ -1,0 +1,10 @@
+"""`featstore check`: what an encoder does that its embeddings would suffer from, measured before anything is stored."""
+
+from __future__ import annotations
+
+from featstore.encoders.check.bench import Check, Verdict
+from featstore.encoders.check.declarations import broken_contract
+from featstore.encoders.check.run import Budget, check_encoder
+from featstore.encoders.check.speed import times
+
+__all__ = ["Budget", "Check", "Verdict", "broken_contract", "check_encoder", "times"]

@@ -1,1 +1,0 @@
-"""Dasheng models as encoders, through the package of that name."""

@@ -1,0 +1,234 @@
+"""One pool of windows: every feature set of a task, read once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from shlex import quote
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featstore.errors import DataError, UnknownFeatureSet
+from featstore.formatting import counted
+from featstore.records import Recipe, SkippedClip
+from featstore.shipped import manifest_files
+from featstore.tasks.shard_patterns import ShardPattern
+
+if TYPE_CHECKING:
+    from featstore.store import FeatureSet, Store
+    from featstore.tasks import Manifest
+
+__all__ = ["Pool", "Windows", "extract_command", "read_pool", "read_windows", "shard_names", "without_overwritten"]
+
+# Windows that X-ARES encodes at once, and `--padding xares` with it.
+XARES_BATCH = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Windows:
+    """Windows of several feature sets behind one another: whose they are, and not yet what they hold.
+
+    Attributes
+    ----------
+    sets : tuple of FeatureSet
+        Each distinct one once.
+    seconds : float64 (windows,)
+    clip : int64 (windows,)
+        Rising from 0 to ``n_clips - 1``: the windows of a clip are neighbours.
+    keys, metas : tuple of str (n_clips,)
+    ids : tuple of str (n_clips,)
+        ``set/key``: unique, where a key is unique in its set only.
+    members : mapping
+        Name of a feature set -> int64 (n,), its clips.
+    features : mapping
+        Name of a feature set -> its content hash.
+    left_out : tuple of SkippedClip
+        Clips that are not in the store, each with its reason.
+    groups : tuple of str (n_clips,) or None
+        Group of each clip, where the manifest names a field for it (``[splits] group``).
+    """
+
+    recipe: Recipe
+    sets: tuple[FeatureSet, ...]
+    seconds: NDArray[np.float64]
+    clip: NDArray[np.int64]
+    keys: tuple[str, ...]
+    metas: tuple[str, ...]
+    ids: tuple[str, ...]
+    members: Mapping[str, NDArray[np.int64]]
+    features: Mapping[str, str]
+    left_out: tuple[SkippedClip, ...]
+    groups: tuple[str, ...] | None
+
+    @property
+    def clip_id(self) -> tuple[str, ...]:
+        """The same as ``ids``, under the name that a task has it by."""
+        return self.ids
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pool(Windows):
+    """Windows with their utterance vectors: ``X`` float32 (windows, dim), owned and writable."""
+
+    X: NDArray[np.float32]
+
+
+def read_pool(store: Store, manifest: Manifest, *, encoder: str | None) -> Pool:
+    """Read each distinct feature set of a task once.
+
+    Raises
+    ------
+    UnknownFeatureSet
+        The store lacks some of them, or the encoder; the message says what to run.
+    DataError
+        A set has no clip, or an embedding is not finite.
+    """
+    windows = read_windows(store, manifest, encoder=encoder)
+    X = np.empty((len(windows.clip), windows.recipe.dim), np.float32)
+    first = 0
+    for feature_set in windows.sets:
+        X[first : first + len(feature_set)] = feature_set.utterance
+        first += len(feature_set)
+    _check_finite(X, windows.clip, ids=windows.ids, task=manifest.name)
+    return Pool(**{field.name: getattr(windows, field.name) for field in fields(windows)}, X=X)
+
+
+def without_overwritten(pool: Pool) -> Pool:
+    """What X-ARES reads back of the windows that it encoded: of those of a clip in one batch, the first.
+
+    It names a window by its clip and the number of its batch, and of entries of one name webdataset yields the first.
+    ``sets`` still has all windows. Each set is to be stored under ``--padding xares``: then its batches are known.
+    """
+    places = [np.arange(segment.member.windows) // XARES_BATCH for each in pool.sets for segment in each.segments]
+    batch = np.concatenate(places)
+    kept = np.flatnonzero((np.diff(pool.clip, prepend=-1) > 0) | (np.diff(batch, prepend=-1) != 0))
+    if len(kept) == len(pool.clip):
+        return pool
+    return replace(pool, X=pool.X[kept], seconds=pool.seconds[kept], clip=pool.clip[kept])
+
+
+def read_windows(store: Store, manifest: Manifest, *, encoder: str | None) -> Windows:
+    """Find each distinct feature set of a task, and read whose windows it holds.
+
+    Raises
+    ------
+    UnknownFeatureSet
+        The store lacks some of them, or the encoder; the message says what to run.
+    DataError
+        A set has no clip.
+    LabelError
+        A clip has no group, and the manifest names a field for it.
+    """
+    from featstore.tasks.labels import clip_groups
+
+    recipe = store.resolve_encoder(encoder)
+    sets = _select_all(store, manifest, recipe)
+    for name, feature_set in sets.items():
+        if not len(feature_set):
+            raise DataError(f"task {manifest.name}: {name!r} holds no clip; {len(feature_set.skipped)} were left out")
+
+    seconds, clips, members = [], [], {}
+    keys: list[str] = []
+    metas: list[str] = []
+    ids: list[str] = []
+    for name, feature_set in sets.items():
+        seconds.append(feature_set.seconds)
+        clips.append(feature_set.clip + len(keys))
+        clip_keys = [str(key) for key in feature_set.clip_key]
+        _check_distinct(clip_keys, name=name, task=manifest.name)
+        members[name] = np.arange(len(keys), len(keys) + len(clip_keys))
+        first_of_clip = np.flatnonzero(np.diff(feature_set.clip, prepend=-1))
+        keys += clip_keys
+        metas += [str(meta) for meta in feature_set.meta[first_of_clip]]
+        ids += [f"{name}/{key}" for key in clip_keys]
+    return Windows(
+        recipe=recipe,
+        sets=tuple(sets.values()),
+        seconds=np.concatenate(seconds),
+        clip=np.concatenate(clips),
+        keys=tuple(keys),
+        metas=tuple(metas),
+        ids=tuple(ids),
+        members=members,
+        features={name: feature_set.content_hash for name, feature_set in sets.items()},
+        left_out=tuple(clip for feature_set in sets.values() for clip in feature_set.skipped),
+        groups=None if manifest.group is None else tuple(clip_groups(manifest, keys, metas)),
+    )
+
+
+def _check_distinct(keys: Sequence[str], *, name: str, task: str) -> None:
+    """A clip that stands in a set twice would be tested twice, or be its own neighbour."""
+    if len(set(keys)) == len(keys):
+        return
+    seen: set[str] = set()
+    for key in keys:
+        if key in seen:
+            raise DataError(
+                f"task {task}: clip {key!r} stands in {name!r} more than once; if a shard was renamed or taken away, "
+                "`featstore extract --prune` with the options that it was extracted with drops what is no longer there"
+            )
+        seen.add(key)
+
+
+def _select_all(store: Store, manifest: Manifest, recipe: Recipe) -> dict[str, FeatureSet]:
+    """Select the shards that the manifest's patterns name, whatever else the store holds and as whatever split.
+
+    What a glob names beyond the shards that are stored cannot be known here: only `featstore extract` sees the files.
+    """
+    found: dict[str, FeatureSet] = {}
+    missing: list[str] = []
+    lacking: dict[str, tuple[str, ...]] = {}
+    patterns = manifest.patterns
+    for name in dict.fromkeys(manifest.feature_sets.values()):
+        try:
+            found[name] = store.view(
+                encoder=recipe.group_name, dataset=manifest.feature_dataset, split=name, pattern=patterns[name]
+            )
+        except UnknownFeatureSet:
+            missing.append(name)
+            continue
+        if unmatched := ShardPattern(patterns[name]).unmatched(shard_names(found[name])):
+            lacking[name] = unmatched
+    if missing:
+        splits = "".join(f" --split {name}" for name in missing) if found else ""
+        raise UnknownFeatureSet(
+            f"task {manifest.name}: {store.url} has no {manifest.feature_dataset} {', '.join(missing)} by "
+            f"{recipe.group_name}: run `{extract_command(manifest, recipe, store, options=splits)}`"
+        )
+    if lacking:
+        n = sum(map(len, lacking.values()))
+        first = next(iter(lacking.values()))[0]
+        splits = "".join(f" --split {name}" for name in lacking)
+        raise UnknownFeatureSet(
+            f"task {manifest.name}: {store.url} lacks {counted(n, 'shard')} of {manifest.feature_dataset} "
+            f"{', '.join(lacking)} by {recipe.group_name} that the manifest lists, {first} among them: "
+            f"run `{extract_command(manifest, recipe, store, options=splits)}`"
+        )
+    return found
+
+
+def shard_names(feature_set: FeatureSet) -> tuple[str, ...]:
+    """Names of the shards that a feature set is made of."""
+    return tuple(segment.member.shard.name for segment in feature_set.segments)
+
+
+def extract_command(manifest: Manifest, recipe: Recipe, store: Store, *, options: str) -> str:
+    """What to type for embeddings that are not there. Where the manifest of a task of one's own lies is not known."""
+    task = manifest.name if manifest.name in manifest_files() else "MANIFEST"
+    spec = store.feature_sets(encoder=recipe.group_name)[0].address.spec  # a name is no spec
+    pool = "" if recipe.pool == "mean" else f" --pool {recipe.pool}"
+    return f"featstore extract {task}{options} --encoder {quote(spec)}{pool} --data DIR --store {store.url}"
+
+
+def _check_finite(X: NDArray[np.float32], clip: NDArray[np.int64], *, ids: Sequence[str], task: str) -> None:
+    # A finite sum proves a row finite without a mask as large as the pool; the few other rows are looked at closely.
+    with np.errstate(over="ignore", invalid="ignore"):
+        suspects = np.flatnonzero(~np.isfinite(X.sum(axis=1)))
+    broken = suspects[~np.isfinite(X[suspects]).all(axis=1)]
+    if len(broken):
+        raise DataError(
+            f"task {task}: {len(broken)} of {len(X)} embeddings are not finite, the first in clip "
+            f"{ids[clip[broken[0]]]}: `featstore verify --repair` drops damaged parts, extracting makes them again"
+        )

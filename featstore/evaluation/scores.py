@@ -1,0 +1,400 @@
+"""Scores: from predictions to a `ScoreRecord` with its interval and what a report needs."""
+
+from __future__ import annotations
+
+import importlib
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+from typing import Protocol as Interface
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featstore.errors import DataError
+from featstore.evaluation.leakage import Sides, shared_embeddings, shared_names
+from featstore.evaluation.warnings import warnings_of_details
+from featstore.metrics import Interval, Metric, Spread, TestSet, Units, find_metric, interval_of, jackknife, plan_units
+from featstore.metrics.ranking import chance_corrected
+from featstore.records import PROTOCOL_VERSION, Protocol, ScoreRecord, SkippedClip, Track, sha256_of
+
+if TYPE_CHECKING:
+    from featstore.evaluation.data import Samples, Targets
+    from featstore.tasks import Manifest
+    from featstore.tasks.splits import Round
+
+__all__ = [
+    "Origin",
+    "Outcome",
+    "ScoredTask",
+    "Scores",
+    "Stopwatch",
+    "build_record",
+    "score_outcomes",
+    "score_record",
+    "score_test_sets",
+]
+
+
+class Stopwatch:
+    """Times the stages of a run: ``with watch("read"): ...``; ``watch.seconds`` adds them up by name."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        """Time the body of a ``with`` as part of a stage."""
+        began = time.perf_counter()
+        yield
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - began
+
+
+MAX_CONFUSION_CLASSES = 60
+MAX_CONFUSED_PAIRS = 100
+MAX_LEFT_OUT_NAMED = 100
+DISTRIBUTIONS = {"sklearn": "scikit-learn"}
+
+
+class Origin(Sides, Interface):
+    """What was scored came from here: `featstore.evaluation.pool.Windows`, or a task."""
+
+    @property
+    def left_out(self) -> tuple[SkippedClip, ...]:
+        """Clips that are not in the store."""
+
+    @property
+    def groups(self) -> tuple[str, ...] | None:
+        """Group of each clip, where the manifest names one."""
+
+
+class ScoredTask(Origin, Interface):
+    """What a score and its record are made of: `featstore.evaluation.TaskData`, or a task of another kind."""
+
+    @property
+    def manifest(self) -> Manifest:
+        """The task."""
+
+    @property
+    def protocol(self) -> Protocol:
+        """The rules that it is scored under."""
+
+    @property
+    def rounds(self) -> tuple[Round, ...]:
+        """Of clips, in the order of their outcomes."""
+
+    @property
+    def targets(self) -> Targets:
+        """By clip."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What a track predicted in one round.
+
+    Attributes
+    ----------
+    n_train, n_valid : int
+        Clips that were learned from, and that selected.
+    samples : Samples
+        Of the round's test clips.
+    y_scores : tuple of float (samples, n_classes)
+        One per seed, or one; (samples, n_classes, 2) where metrics count.
+    """
+
+    n_train: int
+    n_valid: int
+    samples: Samples
+    y_scores: tuple[NDArray[np.floating[Any]], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scores:
+    """What the predictions of a task come to.
+
+    Attributes
+    ----------
+    by_round, by_seed : tuple of float
+        Means over seeds, and over rounds; ``value`` is the mean of either.
+    std : float or None
+        Sample standard deviation of ``by_seed``; None for one seed.
+    interval : Interval
+        95 %, by clip or by group.
+    details : mapping
+        The interval's method or why there is none, and what two scores are compared by. Of outcomes also scores and
+        support by class; where a clip has one class, what it was taken for: the counts of every pair of classes, or, of
+        many classes, of the pairs that are confused most.
+    libraries : tuple of str
+        Modules that the metric used.
+    """
+
+    value: float
+    std: float | None
+    interval: Interval
+    by_round: tuple[float, ...]
+    by_seed: tuple[float, ...]
+    details: Mapping[str, Any]
+    libraries: tuple[str, ...]
+
+
+def score_outcomes(task: ScoredTask, outcomes: Sequence[Outcome], *, metric: Metric | None = None) -> Scores:
+    """Score what was predicted in each of ``task.rounds``, in their order, by the task's metric unless told otherwise.
+
+    Raises
+    ------
+    DataError
+        The test clips cannot be scored by the task's metric.
+    """
+    metric = find_metric(task.manifest.metric, task.protocol) if metric is None else metric
+    tested = [TestSet(y_true=each.samples.y_true, y_scores=each.y_scores, clip=each.samples.clip) for each in outcomes]
+    try:
+        found = score_test_sets(metric, tested, clip_ids=task.clip_id, groups=task.groups)
+    except DataError as error:
+        raise DataError(f"task {task.manifest.name}: its test clips cannot be scored: {error}") from error
+    return replace(found, details={**_by_class(task, metric, outcomes), **found.details})
+
+
+def score_test_sets(
+    metric: Metric, tested: Sequence[TestSet], *, clip_ids: Sequence[str], groups: Sequence[str] | None = None
+) -> Scores:
+    """Score what was predicted in each round.
+
+    Parameters
+    ----------
+    clip_ids : sequence of str (n_clips,)
+    groups : sequence of str (n_clips,), optional
+        Clips of one group are not independent of each other.
+
+    Raises
+    ------
+    DataError
+        There is nothing that the metric could score.
+    """
+    scores = np.array([[metric.score(each.y_true, y_score) for y_score in each.y_scores] for each in tested])
+    units = plan_units([each.clip for each in tested], names=clip_ids, groups=groups)
+    spread = jackknife(metric, tested, units)
+    if np.isnan(spread.score):
+        raise DataError(f"{metric.name} has nothing to count: no clip shows a class, and none was found in one")
+    by_seed = scores.mean(axis=0).tolist()
+    interval = interval_of(metric, spread, units, tested, by_seed=by_seed)
+    details: dict[str, Any] = {
+        "interval": interval.as_json(),
+        "spread": _spread_details(metric, tested, spread, units, clip_ids=clip_ids, groups=groups),
+    }
+    if metric.name == "mAP":
+        details["chance_corrected"] = float(
+            np.mean([chance_corrected(each.y_true, y_score) for each in tested for y_score in each.y_scores])
+        )
+    return Scores(
+        value=float(scores.mean()),
+        std=float(np.std(by_seed, ddof=1)) if len(by_seed) > 1 else None,
+        interval=interval,
+        by_round=tuple(scores.mean(axis=1).tolist()),
+        by_seed=tuple(by_seed),
+        details=details,
+        libraries=metric.libraries,
+    )
+
+
+def _spread_details(
+    metric: Metric,
+    tested: Sequence[TestSet],
+    spread: Spread,
+    units: Units,
+    *,
+    clip_ids: Sequence[str],
+    groups: Sequence[str] | None,
+) -> dict[str, Any]:
+    """What `featstore report` compares two encoders by: see `featstore.report.pairing`.
+
+    Clips are in the order of their names, so that two stores need not have them in the same one.
+    """
+    ordered = [sorted(dict.fromkeys(each.clip.tolist()), key=lambda clip: clip_ids[clip]) for each in tested]
+    names = [[[clip_ids[clip], *([groups[clip]] if groups else [])] for clip in each] for each in ordered]
+    defined = bool(np.isfinite(spread.variance))
+    found: dict[str, Any] = {
+        "clips": sha256_of(names)[:32],
+        "units": "groups" if units.grouped else "clips",
+        "n": units.n_independent,
+        "variance": spread.variance if defined else None,
+        "deviations": [float(f"{value:.9g}") for value in spread.deviations.tolist()] if defined else None,
+    }
+    a_sample_a_clip = all(len(each.clip) == len(clips) for each, clips in zip(tested, ordered, strict=True))
+    if metric.name == "accuracy" and not units.grouped and a_sample_a_clip and len(tested[0].y_scores) < 10:
+        found["right"] = "".join(_right_seeds(each, clips) for each, clips in zip(tested, ordered, strict=True))
+    return found
+
+
+def _right_seeds(test_set: TestSet, clips: Sequence[int]) -> str:
+    """Number of seeds that have each clip right, a digit a clip."""
+    right = np.sum([y_score.argmax(axis=1) == test_set.y_true for y_score in test_set.y_scores], axis=0)
+    by_clip = dict(zip(test_set.clip.tolist(), right.tolist(), strict=True))
+    return "".join(str(by_clip[clip]) for clip in clips)
+
+
+def _origin_details(origin: Origin) -> dict[str, Any]:
+    """What the embeddings came from: the recipe, and clips that were left out, of many the first hundred."""
+    named = [[clip.shard, clip.key, clip.reason] for clip in origin.left_out[:MAX_LEFT_OUT_NAMED]]
+    return {"recipe": origin.recipe.as_json(), "left_out": named}
+
+
+def score_record(
+    task: ScoredTask,
+    outcomes: Sequence[Outcome],
+    scores: Scores,
+    *,
+    track: Track,
+    seeds: tuple[int, ...],
+    settings: Mapping[str, Any],
+    seconds: Mapping[str, float],
+    libraries: Sequence[str],
+    details: Mapping[str, Any],
+) -> ScoreRecord:
+    """Build the record of a task's scores; ``libraries`` are the modules that the track used."""
+    return build_record(
+        task.manifest,
+        task,
+        scores,
+        track=track,
+        protocol=task.protocol,
+        rounds=task.rounds,
+        n_train=[each.n_train for each in outcomes],
+        n_valid=[each.n_valid for each in outcomes],
+        seeds=seeds,
+        settings=settings,
+        seconds=seconds,
+        libraries=libraries,
+        details=details,
+    )
+
+
+def build_record(
+    manifest: Manifest,
+    origin: Origin,
+    scores: Scores,
+    *,
+    track: Track,
+    protocol: Protocol,
+    rounds: Sequence[Round],
+    n_train: Sequence[int],
+    n_valid: Sequence[int],
+    seeds: tuple[int, ...],
+    settings: Mapping[str, Any],
+    seconds: Mapping[str, float],
+    libraries: Sequence[str],
+    details: Mapping[str, Any],
+) -> ScoreRecord:
+    """Build the record of scores, whatever was predicted; ``n_train`` and ``n_valid`` count clips by round."""
+    watch = Stopwatch()
+    with watch("warnings"):
+        shared = (*(shared_names(origin, rounds) if protocol == "xares" else ()), *shared_embeddings(origin, rounds))
+    implied = warnings_of_details(
+        {**scores.details, **details},
+        metric=manifest.metric,
+        value=scores.value,
+        skipped={name: len(each.skipped) for name, each in zip(origin.members, origin.sets, strict=True)},
+    )
+    return ScoreRecord(
+        task=manifest.name,
+        title=manifest.title,
+        track=track,
+        protocol=protocol,
+        encoder=origin.recipe.encoder,
+        fingerprint=origin.recipe.fingerprint,
+        metric=manifest.metric,
+        value=scores.value,
+        std=scores.std,
+        ci_low=scores.interval.low,
+        ci_high=scores.interval.high,
+        seeds=seeds,
+        n_train=round(float(np.mean(n_train))),
+        n_valid=round(float(np.mean(n_valid))),
+        n_test=sum(len(each.test) for each in rounds),
+        n_skipped=len(origin.left_out),
+        eval_weight=float(manifest.eval_weight),
+        private=manifest.private,
+        seconds={**seconds, **watch.seconds},
+        manifest_sha256=manifest.sha256,
+        versions=_versions("featstore", "numpy", *libraries, *scores.libraries),
+        settings=dict(settings),
+        features=dict(origin.features),
+        details={
+            "by_round": {each.name: score for each, score in zip(rounds, scores.by_round, strict=True)},
+            "by_seed": {str(seed): score for seed, score in zip(seeds, scores.by_seed, strict=False)},
+            **scores.details,
+            **details,
+            **_origin_details(origin),
+            "warnings": [each.as_json() for each in (*shared, *implied)],
+        },
+        protocol_version=PROTOCOL_VERSION,
+    )
+
+
+def _versions(*modules: str) -> dict[str, str]:
+    """Name of a distribution -> version of the module that was used."""
+    return {DISTRIBUTIONS.get(name, name): _version(name) for name in modules}
+
+
+def _version(module: str) -> str:
+    own = getattr(importlib.import_module(module), "__version__", None)
+    return metadata.version(module) if own is None else str(own)
+
+
+def _by_class(task: ScoredTask, metric: Metric, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """Scores per class; null for a class that no test clip shows.
+
+    Of several rounds the mean, weighted by the test clips that show the class: of accuracy that is the share of all
+    clips of the class, whose number is ``support``.
+    """
+    if not task.targets.classes:
+        return {}
+    support = np.array([_support_of(task, each) for each in outcomes])
+    per_class = np.array(
+        [[metric.per_class(each.samples.y_true, y_score) for y_score in each.y_scores] for each in outcomes]
+    ).mean(axis=1)
+    known = ~np.isnan(per_class)
+    weights = np.where(known, support, 0)
+    total = weights.sum(axis=0)
+    means = (np.where(known, per_class, 0.0) * weights).sum(axis=0) / np.maximum(total, 1)
+    unseen = [
+        label
+        for each in task.rounds
+        for label in np.setdiff1d(task.targets.present(each.test), task.targets.present(each.train))
+    ]
+    found: dict[str, Any] = {
+        "classes": list(task.targets.classes),
+        "by_class": [float(mean) if n else None for mean, n in zip(means, total, strict=True)],
+        "support": support.sum(axis=0).tolist(),
+        "classes_not_in_training": sorted({task.targets.classes[label] for label in unseen}),
+    }
+    if task.targets.values.ndim == 1:
+        cells, counts = _confusion(len(task.targets.classes), outcomes)
+        found |= _confusion_details(len(task.targets.classes), cells, counts)
+    return found
+
+
+def _support_of(task: ScoredTask, outcome: Outcome) -> NDArray[np.int64]:
+    """Count a round's test clips of each class, or that show it."""
+    n_classes = len(task.targets.classes)
+    shown = task.targets.values[np.unique(outcome.samples.clip)]
+    return np.asarray(np.bincount(shown, minlength=n_classes) if shown.ndim == 1 else (shown > 0).sum(axis=0), np.int64)
+
+
+def _confusion(n_classes: int, outcomes: Sequence[Outcome]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Count samples by ``true class * n_classes + predicted class``: all rounds, first seed; cells that occur only."""
+    cells = [each.samples.y_true * n_classes + each.y_scores[0].argmax(axis=1) for each in outcomes]
+    return np.unique(np.concatenate(cells), return_counts=True)
+
+
+def _confusion_details(n_classes: int, cells: NDArray[np.int64], counts: NDArray[np.int64]) -> dict[str, Any]:
+    if n_classes <= MAX_CONFUSION_CLASSES:
+        matrix = np.zeros(n_classes * n_classes, np.int64)
+        matrix[cells] = counts
+        return {"confusion": matrix.reshape(n_classes, n_classes).tolist()}
+    true, predicted = np.divmod(cells, n_classes)
+    confused = np.flatnonzero(true != predicted)
+    most = confused[np.argsort(-counts[confused], kind="stable")][:MAX_CONFUSED_PAIRS]
+    return {"confused": np.stack([true, predicted, counts], axis=1)[most].tolist()}

@@ -1,0 +1,190 @@
+"""The points of a map of a feature set: which clips, their neighbours, and a projection to two dimensions."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featstore.errors import UsageError
+from featstore.retrieve.scan import unit_rows
+
+if TYPE_CHECKING:
+    from featstore.retrieve.knn import Neighbours
+    from featstore.store import FeatureSet
+
+__all__ = ["MAX_POINTS", "Points", "Projection", "nearest_points", "pca", "take_points", "umap"]
+
+
+MAX_POINTS = 50_000
+"""Clips of a map; of more, a draw that repeats."""
+
+ROWS_PER_BLOCK = 4096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Points:
+    """Clips of one feature set, in its order.
+
+    Attributes
+    ----------
+    numbers : int64 (n,)
+        Of each clip in the feature set.
+    windows : int64 (n,)
+        First window of each clip.
+    vectors : float32 (n, dim)
+        At unit length; of a clip of several windows, the mean of them at unit length.
+    seconds : float64 (n,)
+        Duration of each clip.
+    """
+
+    fs: FeatureSet
+    numbers: NDArray[np.int64]
+    windows: NDArray[np.int64]
+    vectors: NDArray[np.float32]
+    seconds: NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    @property
+    def keys(self) -> list[str]:
+        """Key of each clip."""
+        return [str(key) for key in self.fs.key[self.windows]]
+
+    @property
+    def metas(self) -> list[str]:
+        """JSON of each clip."""
+        return [str(meta) for meta in self.fs.meta[self.windows]]
+
+    @property
+    def shards(self) -> list[str]:
+        """Name of the shard that each clip was in."""
+        firsts = np.cumsum([0, *(segment.member.windows for segment in self.fs.segments)])
+        places = np.searchsorted(firsts, self.windows, side="right") - 1
+        return [self.fs.segments[place].member.shard.name for place in places]
+
+
+def take_points(fs: FeatureSet, *, max_points: int) -> Points:
+    """Read the clips of a feature set, of very many a draw. Memory is that of their vectors and a block.
+
+    Raises
+    ------
+    UsageError
+        There are fewer than two.
+    """
+    firsts = np.flatnonzero(fs.start_seconds == 0.0)
+    if len(firsts) < 2:
+        raise UsageError(f"a map takes at least two clips, and {fs.path} has {len(firsts)}")
+    numbers = np.arange(len(firsts))
+    if len(firsts) > max_points:
+        numbers = np.sort(np.random.default_rng(0).choice(len(firsts), max_points, replace=False))
+    place = np.full(len(firsts), -1)
+    place[numbers] = np.arange(len(numbers))
+    return Points(
+        fs=fs,
+        numbers=numbers,
+        windows=firsts[numbers],
+        vectors=_vectors(fs, place, n=len(numbers)),
+        seconds=np.add.reduceat(fs.seconds, firsts)[numbers],
+    )
+
+
+def _vectors(fs: FeatureSet, place: NDArray[np.int64], *, n: int) -> NDArray[np.float32]:
+    """Mean of the unit vectors of each clip's windows, at unit length; what is not finite counts for nothing."""
+    out = np.zeros((n, fs.recipe.dim), np.float32)
+    one_window_each = len(place) == len(fs)
+    for start in range(0, len(fs), ROWS_PER_BLOCK):
+        stop = min(start + ROWS_PER_BLOCK, len(fs))
+        at = place[fs.clip[start:stop]]
+        block = fs.utterance_rows.slice(start, stop)[at >= 0]
+        finite = np.isfinite(block).all(axis=1)
+        unit = unit_rows(np.where(finite[:, None], block, np.float32(0)))
+        if one_window_each:
+            out[at[at >= 0]] = unit
+        else:
+            np.add.at(out, at[at >= 0], unit)
+    return out if one_window_each else unit_rows(out)
+
+
+def nearest_points(vectors: NDArray[np.float32], *, k: int) -> Neighbours:
+    """The ``k`` nearest of each row among the others by cosine, exactly; fewer where there are no more."""
+    from featstore.retrieve.index import Searcher
+    from featstore.retrieve.knn import without_own
+
+    k = min(k, len(vectors) - 1)
+    own = np.arange(len(vectors))
+    return without_own(Searcher(vectors, "flat").search(vectors, k=k + 1), own=own, clip_of_row=own, k=k)
+
+
+MAX_FITTED = 20_000
+"""Rows that principal components are fitted to; of more, a draw that repeats. All rows are projected."""
+
+UMAP_NEIGHBOURS = 15
+MIN_UMAP = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Projection:
+    """Where each vector lies on the map, float32 (n, 2), and what its axes are called."""
+
+    name: str
+    xy: NDArray[np.float32]
+    axes: tuple[str, str]
+
+
+def pca(vectors: NDArray[np.float32]) -> Projection:
+    """Principal components 1 and 2. The same vectors make the same map: each component's largest weight is positive.
+
+    Memory is that of a block and of the covariance, whatever the number of rows.
+    """
+    rows = np.arange(len(vectors))
+    if len(rows) > MAX_FITTED:
+        rows = np.sort(np.random.default_rng(0).choice(len(vectors), MAX_FITTED, replace=False))
+    blocks = [rows[start : start + ROWS_PER_BLOCK] for start in range(0, len(rows), ROWS_PER_BLOCK)]
+    dim = vectors.shape[1]
+    mean = sum((vectors[block].sum(axis=0, dtype=np.float64) for block in blocks), np.zeros(dim)) / len(rows)
+    centre = mean.astype(np.float32)
+    covariance = np.zeros((dim, dim))
+    for block in blocks:
+        centred = vectors[block] - centre
+        covariance += centred.T @ centred
+    variances, directions = np.linalg.eigh(covariance)
+    order = np.argsort(variances)[::-1][:2]
+    axes = directions[:, order] * np.sign(directions[np.abs(directions[:, order]).argmax(axis=0), order])
+    xy = np.zeros((len(vectors), 2), np.float32)
+    for start in range(0, len(vectors), ROWS_PER_BLOCK):
+        block = vectors[start : start + ROWS_PER_BLOCK] - centre
+        xy[start : start + len(block), : axes.shape[1]] = block @ axes.astype(np.float32)
+    total = max(float(variances.clip(0).sum()), float(np.finfo(np.float64).tiny))
+    shares = [max(0.0, float(variances[at])) / total for at in order]
+    names = [f"component {n}, {share:.0%} of variance" for n, share in enumerate(shares, start=1)]
+    return Projection(name="PCA", xy=xy, axes=(names[0], names[1] if len(names) > 1 else ""))
+
+
+def umap(vectors: NDArray[np.float32]) -> Projection:
+    """UMAP by cosine (McInnes, Healy and Melville 2018), started from one seed.
+
+    Raises
+    ------
+    UsageError
+        umap-learn is not installed, or there are fewer rows than its neighbourhoods take.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            from umap import UMAP
+    except ImportError as error:
+        raise UsageError(
+            f"--map umap needs {error.name}, which is not installed: pip install 'featstore[umap]', or take --map pca"
+        ) from error
+    if len(vectors) < MIN_UMAP:
+        raise UsageError(f"--map umap takes at least {MIN_UMAP} clips, and here are {len(vectors)}: take --map pca")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        reducer = UMAP(n_components=2, n_neighbors=UMAP_NEIGHBOURS, metric="cosine", random_state=0)
+        xy = reducer.fit_transform(vectors)
+    return Projection(name="UMAP", xy=np.nan_to_num(np.asarray(xy, np.float32)), axes=("", ""))

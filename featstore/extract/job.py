@@ -1,0 +1,420 @@
+"""What one worker does: an encoder on its device, and the shards of one job after another encoded there.
+
+Everything a job says can be pickled: the worker may be this process, another, or one on another machine.
+"""
+
+from __future__ import annotations
+
+import platform
+import socket
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from featstore import __version__
+from featstore.errors import EncoderError, ShardError, StoreError, UsageError
+from featstore.extract.audio import RESAMPLER
+from featstore.extract.batching import Batcher, FileOrderBatcher, LengthBatcher
+from featstore.extract.pipeline import encode_shards
+from featstore.extract.results import EncodeResult, EncodeSettings, Outcome, Progress
+from featstore.extract.shard import PartTarget
+from featstore.extract.shard_reader import ShardFeed
+from featstore.extract.shards import AnyShard
+from featstore.extract.windows import Padding, Window, plan_windows
+from featstore.formatting import redacted
+from featstore.records import Recipe
+from featstore.store import FORMAT_VERSION, SplitWriter, find_split_writer, is_split_begun, open_split_writer
+from featstore.system import CPU_BATCH_SECONDS, LIGHT_BATCH_SECONDS, cores, free_memory_bytes
+
+if TYPE_CHECKING:
+    from featstore.encoders.canary import CanaryReading
+    from featstore.encoders.encoder import Encoder
+    from featstore.encoders.pooling import Output
+    from featstore.encoders.runner import EncoderRun
+    from featstore.extract.options import ExtractOptions
+
+__all__ = [
+    "EncodeJob",
+    "EncoderCard",
+    "KeptOutput",
+    "OutputCard",
+    "StaleShard",
+    "Workplace",
+    "card_of",
+    "new_batcher",
+    "plan_recipe",
+    "software_versions",
+]
+
+XARES_BATCH = 16
+USUAL_WINDOW_SECONDS, MOST_BATCH_SECONDS = 5.0, 1280.0
+_MOST_DECODE_THREADS = 16
+_GPU_SHARDS_AHEAD = 64
+_LEAST_HELD_BYTES = 1 << 30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputCard:
+    """One output of an encoder: the recipe it is stored under, and how it is named on the command line.
+
+    ``earlier`` is the recipe that an earlier featstore would have stored it under, where its rules were others.
+    """
+
+    recipe: Recipe
+    earlier: Recipe | None
+    spec: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncoderCard:
+    """What a run must know of an encoder that may be loaded elsewhere, under its options.
+
+    ``featstore`` is the version that would encode: two versions may make two numbers of one recipe.
+    """
+
+    name: str
+    outputs: tuple[OutputCard, ...]
+    featstore: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeptOutput:
+    """An output as a task keeps it."""
+
+    recipe: Recipe
+    spec: str
+    frames_stored: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncodeJob:
+    """One split of one task, to be encoded: all that a worker must know beside its encoder and the shards."""
+
+    card: EncoderCard
+    outputs: tuple[KeptOutput, ...]
+    options: ExtractOptions
+    frames_wanted: bool
+    store_url: str
+    data_folder: Path | str
+    dataset: str
+    crop_seconds: float | None
+    split: str
+
+    def open_writer(self, output: KeptOutput) -> SplitWriter:
+        """Open the feature set that an output goes to, and make it where it is not there."""
+        return open_split_writer(self.store_url, recipe=output.recipe, spec=output.spec, **self._address)
+
+    def find_writer(self, output: KeptOutput) -> SplitWriter | None:
+        """Open that feature set where it is there."""
+        return find_split_writer(self.store_url, recipe=output.recipe, spec=output.spec, **self._address)
+
+    def is_begun(self, output: KeptOutput) -> bool:
+        """Whether that feature set is there, as it is once the run has opened it."""
+        return is_split_begun(self.store_url, recipe=output.recipe, **self._address)
+
+    @property
+    def _address(self) -> dict[str, Any]:
+        return {"dataset": self.dataset, "crop_seconds": self.crop_seconds, "split": self.split}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StaleShard:
+    """A shard that the store lacks, and the outputs, by number, whose feature sets lack it.
+
+    ``generations`` are of its parts, by output: each is greater than that of the part which the run saw there.
+    """
+
+    shard: AnyShard
+    outputs: tuple[int, ...]
+    generations: Mapping[int, int] = field(default_factory=dict, hash=False)
+
+
+class Workplace:
+    """An encoder on its device.
+
+    Parameters
+    ----------
+    encoder : Encoder
+    device : str
+        ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
+    cores : int
+        Cores that are this worker's share: so many threads decode, at most 16, unless a job says otherwise.
+    """
+
+    def __init__(self, encoder: Encoder, *, device: str, cores: int) -> None:
+        self._encoder = encoder
+        self._device = device
+        self._cores = cores
+        self._started: tuple[tuple[str, bool], EncoderRun] | None = None
+        self._batch_seconds: dict[tuple[str, float, float | None], float] = {}
+        self._canaries: dict[str, CanaryReading] = {}
+        self._traced = False
+
+    def card(self, options: ExtractOptions) -> EncoderCard:
+        """What its encoder would be called and store under these options."""
+        return card_of(self._encoder, device=self._device, options=options)
+
+    def check(self, job: EncodeJob) -> None:
+        """Whether what is made here would be what the job means, and lie where it means.
+
+        Raises
+        ------
+        EncoderError
+            The encoder or featstore are others here.
+        ShardError, StoreError
+            The shards or the store are out of reach.
+        """
+        card = self.card(job.options)
+        here, there = ([output.recipe.group_name for output in each.outputs] for each in (card, job.card))
+        if card != job.card:
+            what = f"{here[0]} by featstore {card.featstore}", f"{there[0]} by featstore {job.card.featstore}"
+            raise EncoderError(
+                f"every worker must have the same encoder, files and featstore: on {socket.gethostname()} it is "
+                f"{what[0]}, where the run began {what[1]}"
+            )
+        if isinstance(job.data_folder, Path) and not job.data_folder.is_dir():
+            raise ShardError(
+                f"{socket.gethostname()} has no folder {job.data_folder}: every worker must reach --data by one path"
+            )
+        if not all(map(job.is_begun, job.outputs)):
+            raise StoreError(
+                f"{socket.gethostname()} does not see the store at {redacted(job.store_url)} that the run has opened: "
+                "every worker must reach --store by one path or URL"
+            )
+
+    def encode(
+        self,
+        job: EncodeJob,
+        shards: Sequence[AnyShard] | ShardFeed,
+        *,
+        stale: Mapping[str, StaleShard],
+        progress: Progress,
+        gathered: Callable[[AnyShard], None] | None = None,
+        settled: Callable[[AnyShard, Future[Outcome]], None] | None = None,
+    ) -> EncodeResult:
+        """Encode shards into the feature sets that lack them.
+
+        Parameters
+        ----------
+        stale : mapping
+            Every shard by name; it may grow until `shards` hands the shard out.
+        gathered, settled : callable, optional
+            Are told of each shard: when its last clip was taken, and when its commits are on their way.
+        """
+        writers = [job.open_writer(output) for output in job.outputs]
+        rate = self._encoder.facts.sample_rate_hz
+        padding = Padding.parse(job.options.padding)
+
+        def targets(shard: AnyShard) -> tuple[PartTarget, ...]:
+            lacking = stale[shard.name]
+            return tuple(
+                PartTarget(
+                    output=number,
+                    writer=writers[number],
+                    frames_stored=job.outputs[number].frames_stored,
+                    generation=lacking.generations.get(number),
+                )
+                for number in lacking.outputs
+            )
+
+        run = self._start(job)
+        with run.at_work():
+            batch_seconds = self._budget(run, job)
+            with self._watched(run, job.options):
+                return encode_shards(
+                    shards,
+                    targets=targets,
+                    encoder=run,
+                    encoder_name=self._encoder.name,
+                    plan=self._plan(job.options, crop_seconds=job.crop_seconds),
+                    batcher=new_batcher(
+                        padding,
+                        budget_samples=round(batch_seconds * rate),
+                        shards_ahead=_GPU_SHARDS_AHEAD if run.batches_ahead else 0,
+                    ),
+                    most_held_bytes=_held_bytes(self._cores) if run.batches_ahead else None,
+                    settings=EncodeSettings(
+                        sample_rate_hz=rate,
+                        max_clip_seconds=job.options.max_clip_seconds,
+                        decode_threads=job.options.workers or min(_MOST_DECODE_THREADS, self._cores),
+                        device=self._device,
+                        batch_seconds=batch_seconds,
+                        versions=software_versions(),
+                    ),
+                    progress=progress,
+                    gathered=gathered,
+                    settled=settled,
+                )
+
+    def canary(self, options: ExtractOptions) -> CanaryReading:
+        """What its encoder returns for the reference signals under these options; encoded once for several tasks."""
+        from featstore.encoders.canary import read_canary
+
+        recipe = self.card(options).outputs[0].recipe
+        if recipe.fingerprint not in self._canaries:
+            self._canaries[recipe.fingerprint] = read_canary(
+                self._encoder,
+                recipe,
+                device=self._device,
+                plan=self._plan(options, crop_seconds=None),
+                versions=software_versions(),
+            )
+        return self._canaries[recipe.fingerprint]
+
+    def _plan(self, options: ExtractOptions, *, crop_seconds: float | None) -> Callable[[int], tuple[Window, ...]]:
+        """Samples of a clip -> its windows."""
+        return partial(
+            plan_windows,
+            crop_seconds=crop_seconds,
+            padding=Padding.parse(options.padding),
+            sample_rate_hz=self._encoder.facts.sample_rate_hz,
+            longest_seconds=self._encoder.longest_window_seconds(options.max_window_seconds),
+            input_seconds=self._encoder.facts.input_seconds,
+        )
+
+    def _start(self, job: EncodeJob) -> EncoderRun:
+        """The encoder on its device: kept from job to job, for it learns what the device holds."""
+        from featstore.encoders.runner import EncoderRun
+
+        recipe = job.outputs[0].recipe
+        key = (recipe.fingerprint, job.frames_wanted)
+        if job.options.compiled:
+            self._encoder.compile()
+        if self._started is None or self._started[0] != key:
+            self._started = (
+                key,
+                EncoderRun(self._encoder, recipe, device=self._device, keep_frames=job.frames_wanted),
+            )
+        return self._started[1]
+
+    def _budget(self, run: EncoderRun, job: EncodeJob) -> float:
+        """Audio in a batch; what a GPU is busy with is measured once."""
+        key = (job.outputs[0].recipe.fingerprint, job.options.batch_seconds, job.crop_seconds)
+        if key not in self._batch_seconds:
+            self._batch_seconds[key] = _batch_seconds(self._encoder, run, job.options, crop_seconds=job.crop_seconds)
+        return self._batch_seconds[key]
+
+    @contextmanager
+    def _watched(self, run: EncoderRun, options: ExtractOptions) -> Iterator[None]:
+        """Trace the first batches that are ever encoded here, if that is asked for."""
+        if options.profile_path is None or self._traced:
+            yield
+            return
+        from featstore.encoders.profiling import traced
+
+        self._traced = True
+        with traced(run, options.profile_path):
+            yield
+
+
+def _batch_seconds(encoder: Encoder, run: EncoderRun, options: ExtractOptions, *, crop_seconds: float | None) -> float:
+    """Audio in a batch: what is asked for, what a GPU is measured to be busy with, or what is good on any CPU.
+
+    A CPU is as fast at any size (measured on a transformer, and from 24 s on with light encoders), and what is batched
+    with what decides the last bits: there it is not left to a measurement. Tensors of large batches leave holes in the
+    heap that others do not fit: with 32 s for a light encoder memory stays as it is after 10,000 clips, with 64 s it
+    went on growing.
+    """
+    if options.batch_seconds:
+        return options.batch_seconds
+    if run.batches_ahead == 0:
+        return LIGHT_BATCH_SECONDS if encoder.is_light else CPU_BATCH_SECONDS
+    from featstore.encoders.batch_size import find_batch_seconds
+
+    longest = encoder.longest_window_seconds(options.max_window_seconds)
+    window = min(each for each in (crop_seconds, longest, USUAL_WINDOW_SECONDS) if each is not None)
+    if encoder.facts.input_seconds is not None:
+        window = encoder.facts.input_seconds
+    found = find_batch_seconds(
+        run,
+        sample_rate_hz=encoder.facts.sample_rate_hz,
+        window_seconds=window,
+        most_seconds=MOST_BATCH_SECONDS,
+    )
+    return found or window
+
+
+def card_of(encoder: Encoder, *, device: str, options: ExtractOptions) -> EncoderCard:
+    """What a run must know of an encoder on a device."""
+    return EncoderCard(
+        name=encoder.name,
+        outputs=tuple(
+            OutputCard(
+                recipe=plan_recipe(encoder, output, device=device, options=options),
+                earlier=None
+                if encoder.earlier is None
+                else plan_recipe(encoder, output, device=device, options=options, identity=encoder.earlier),
+                spec=encoder.spec_of(output),
+            )
+            for output in encoder.outputs
+        ),
+        featstore=__version__,
+    )
+
+
+def plan_recipe(
+    encoder: Encoder,
+    output: Output,
+    *,
+    device: str,
+    options: ExtractOptions,
+    identity: Mapping[str, Any] | None = None,
+) -> Recipe:
+    """The recipe that an extraction with these options on this device stores one output under."""
+    return encoder.recipe(
+        padding=str(Padding.parse(options.padding)),
+        precision=_precision(options.precision, device, encoder),
+        frame_dtype=options.frame_dtype,
+        resampler=RESAMPLER,
+        format_version=FORMAT_VERSION,
+        max_window_seconds=options.max_window_seconds,
+        output=output,
+        identity=identity,
+    )
+
+
+def software_versions() -> dict[str, str]:
+    """Versions of what made the numbers."""
+    names = ["featstore", "numpy", "soundfile", "soxr", "torch", "webdataset", "zarr"]
+    names += [name for name in ("dasheng", "transformers") if name in sys.modules]  # where an encoder came from them
+    versions = {"python": platform.python_version()}
+    for name in names:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:  # run from a checkout that was not installed
+            versions[name] = "unknown"
+    return versions
+
+
+def new_batcher(padding: Padding, *, budget_samples: int, shards_ahead: int) -> Batcher:
+    """What gathers windows under a padding rule.
+
+    A CPU is as fast at any size of batch, so that there none reaches past its shard (``shards_ahead=0``), and a part is
+    the same, bit for bit, whatever came before it. A GPU is not, and no two of its runs are the same to the last bit.
+    """
+    if padding.kind == "xares":
+        return FileOrderBatcher(size=XARES_BATCH)
+    return LengthBatcher(budget_samples=budget_samples, shards_ahead=shards_ahead)
+
+
+def _held_bytes(cores_here: int) -> int:
+    """Embeddings that may wait in memory: half of a worker's share, by its cores, of what is free."""
+    return max(_LEAST_HELD_BYTES, (free_memory_bytes() or 0) * cores_here // (2 * cores()))
+
+
+def _precision(asked: str, device: str, encoder: Encoder) -> str:
+    if asked == "tf32" and not device.startswith("cuda"):
+        raise UsageError(f"--precision tf32 is for GPUs, and this runs on {device}: use float32")
+    if asked != "auto":
+        return asked
+    if not device.startswith("cuda") or not encoder.has_weights:
+        return "float32"
+    from featstore.encoders.devices import gpu_multiplies_bfloat16
+
+    return "bfloat16" if gpu_multiplies_bfloat16(device) else "float32"

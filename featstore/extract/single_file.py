@@ -1,0 +1,162 @@
+"""One audio file through a store's own recipe: decoded, resampled, windowed, padded and encoded as its shards were."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from shlex import quote
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featstore.encoders import load_encoder, parse_spec
+from featstore.errors import EncoderError, FeatstoreError, UnusableClip, UsageError
+from featstore.extract.audio import RESAMPLER, decode
+from featstore.extract.batching import Batch, Batcher, PendingWindow, stack
+from featstore.extract.encoder_changes import differing_fields, named_as_held
+from featstore.extract.job import new_batcher
+from featstore.extract.windows import Padding, plan_windows
+
+if TYPE_CHECKING:
+    from featstore.encoders.encoder import Encoder
+    from featstore.encoders.pooling import Pool
+    from featstore.records import Recipe
+
+__all__ = ["EncodedFile", "encode_file", "load_encoder_of"]
+
+MAX_SECONDS = 3600.0
+_BATCH_SECONDS = 64.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncodedFile:
+    """Utterance vectors of a file's windows, float32 (windows, dim), and what the file holds in seconds."""
+
+    utterance: NDArray[np.float32]
+    seconds: float
+
+
+def load_encoder_of(recipe: Recipe, *, stored_spec: str, spec: str | None) -> Encoder:
+    """Load the encoder that made a feature set.
+
+    A store is data, perhaps of a stranger: by itself it loads a built-in encoder and nothing else. Any other is loaded
+    where the user names it: a file or module runs its code, and ``hf:`` or ``dasheng:`` reads files or asks a server.
+    Code that comes with a model of transformers is never run.
+
+    Parameters
+    ----------
+    stored_spec : str
+        How the encoder was named when the store was made.
+    spec : str, optional
+        How the user names it now.
+
+    Raises
+    ------
+    UsageError
+        It has to be named by the user, or is named in no form that there is.
+    EncoderError
+        It cannot be loaded, or is no longer the encoder of the recipe.
+    """
+    if spec is None:
+        _check_loads_by_itself(recipe, stored_spec)
+    named = parse_spec(stored_spec if spec is None else spec)
+    arguments, layer = _stored_arguments(recipe)
+    encoder = load_encoder(
+        named.base,
+        arguments=arguments,
+        layers=(layer if named.layer is None else named.layer,),
+        pools=(cast("Pool", recipe.pool),),
+    )
+    made = encoder.recipe(
+        padding=recipe.padding,
+        precision=recipe.precision,
+        frame_dtype=recipe.frame_dtype,
+        resampler=RESAMPLER,
+        format_version=recipe.format_version,
+        max_window_seconds=recipe.max_window_seconds,
+    )
+    of_layer = {name: made.encoder_identity[name] for name in ("layer",) if name in made.encoder_identity}
+    before = None if encoder.earlier is None else replace(made, encoder_identity={**encoder.earlier, **of_layer})
+    [held] = named_as_held([made], name=made.encoder, groups=[recipe.group_name], earlier=[before])
+    if held.group_name != recipe.group_name:
+        raise EncoderError(
+            f"what {named.base!r} loads now is not the encoder of {recipe.group_name} "
+            f"({', '.join(differing_fields(recipe, made))} differ): its vectors would not be comparable; "
+            "name the right one with --spec, or extract again"
+        )
+    return encoder
+
+
+def _check_loads_by_itself(recipe: Recipe, stored_spec: str) -> None:
+    try:
+        is_built_in = parse_spec(stored_spec).scheme == "built-in"
+    except FeatstoreError:
+        is_built_in = False
+    if not is_built_in:
+        raise UsageError(
+            f"{recipe.group_name} was made by {stored_spec!r}, which a store may not load by itself: where you trust "
+            f"it, name it with `--spec {quote(stored_spec)}`, or where it is now; a cached key needs no encoder"
+        )
+
+
+def _stored_arguments(recipe: Recipe) -> tuple[Mapping[str, Any], int | None]:
+    """Constructor arguments, as they were given, and layer: what the store has of them may be anything."""
+    identity = recipe.encoder_identity
+    arguments, layer = identity.get("arguments") or {}, identity.get("layer")
+    if not isinstance(arguments, Mapping) or isinstance(layer, bool) or not isinstance(layer, int | None):
+        raise EncoderError(f"{recipe.group_name} is damaged: arguments are an object and a layer is a number")
+    return recipe.arguments, layer
+
+
+def encode_file(
+    path: Path, *, encoder: Encoder, recipe: Recipe, crop_seconds: float | None, device: str = "auto"
+) -> EncodedFile:
+    """Encode an audio file as a clip of a shard would be: the same windows, padding, precision and pooling.
+
+    Under ``padding="xares"``, where a clip's vector depends on the clips that it is batched with, it is batched alone.
+
+    Raises
+    ------
+    UnusableClip
+        The file cannot be read or decoded, or is longer than an hour.
+    EncoderError
+        The encoder fails on it.
+    """
+    from featstore.encoders.devices import pick_device
+    from featstore.encoders.runner import EncoderRun
+
+    rate = recipe.sample_rate_hz
+    try:
+        samples = decode(path.read_bytes(), sample_rate_hz=rate, max_seconds=MAX_SECONDS)
+    except OSError as error:
+        raise UnusableClip(f"{path} cannot be read: {error.strerror}") from error
+    except UnusableClip as error:
+        raise UnusableClip(f"{path} cannot be used: {error}") from error
+    padding = Padding.parse(recipe.padding)
+    windows = plan_windows(
+        len(samples),
+        crop_seconds=crop_seconds,
+        padding=padding,
+        sample_rate_hz=rate,
+        longest_seconds=encoder.longest_window_seconds(recipe.max_window_seconds),
+        input_seconds=encoder.facts.input_seconds,
+    )
+    run = EncoderRun(encoder, recipe, device=pick_device(device), keep_frames=False)
+    utterance = np.empty((len(windows), recipe.dim), np.float32)
+    pending = [
+        PendingWindow(0, index, samples[window.start : window.stop], window.padded)
+        for index, window in enumerate(windows)
+    ]
+    with run.at_work():
+        batcher = new_batcher(padding, budget_samples=round(_BATCH_SECONDS * rate), shards_ahead=0)
+        for batch in _batches(pending, batcher):
+            utterance[[window.index for window in batch]] = run(*stack(batch, blank=run.blank))[0].utterance
+    return EncodedFile(utterance=utterance, seconds=len(samples) / rate)
+
+
+def _batches(windows: Iterable[PendingWindow], batcher: Batcher) -> Iterable[Batch]:
+    for window in windows:
+        yield from batcher.add(window)
+    yield from batcher.flush()

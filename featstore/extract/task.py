@@ -1,0 +1,499 @@
+"""Brings the feature sets of tasks up to date with their shards: `plan_tasks` for several, `extract_task` for one.
+
+What is wrong with a call or with the encoder, and a store that cannot be written, end a run. A task whose shards cannot
+be found costs that task alone, and a shard that cannot be read costs that shard alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from featstore.errors import DataError, ShardError, StoreError, UsageError
+from featstore.extract.distributed import Share
+from featstore.extract.encoder_changes import DriftCheck, named_as_held, what_changed
+from featstore.extract.job import EncodeJob, EncoderCard, KeptOutput, StaleShard
+from featstore.extract.options import ExtractOptions
+from featstore.extract.results import EncodeResult, Progress, Silent, StageTimes, StoredShard
+from featstore.extract.shards import AnyShard, dataset_folder, find_shards, is_committed, sha256_of_shard, still_there
+from featstore.records import BrokenShard, ExtractFailure, ExtractRecord, Recipe, dataset_group
+from featstore.store import (
+    Segment,
+    SplitWriter,
+    note_in_encoder_group,
+    read_encoder_group,
+    read_encoder_groups,
+    recipe_groups,
+)
+
+if TYPE_CHECKING:
+    from featstore.encoders.encoder import Encoder
+    from featstore.extract.workers.engine import Engine
+    from featstore.tasks import Manifest
+
+__all__ = ["TaskPlan", "extract_task", "plan_tasks"]
+
+
+def extract_task(
+    manifest: Manifest,
+    encoder: Encoder | Engine,
+    *,
+    data_dir: Path | str,
+    store_url: str,
+    options: ExtractOptions,
+    splits: Sequence[str] = (),
+    progress: Progress | None = None,
+    share: Share | None = None,
+    local_rank: int | None = None,
+) -> tuple[ExtractRecord, ...]:
+    """Bring a task's feature sets up to date: encode the shards that the store does not have, or not as they are now.
+
+    Parameters
+    ----------
+    manifest : Manifest
+    encoder : Encoder or Engine
+        From `featstore.encoders.load_encoder`, to encode in this process; or from `featstore.extract.open_engine`, to
+        encode where that says, whatever the device of `options`.
+    data_dir : Path or str
+        Folder or URL that holds a folder of shards for each dataset.
+    store_url : str
+        Folder or URL of the store; it is made where there is none.
+    splits : sequence of str
+        Splits or folds to extract; empty means all.
+    share : Share, optional
+        Which of the shards are this process's, of several that extract together; all of them without it.
+    local_rank : int, optional
+        Number of this process on its machine: ``device="auto"``, or ``"cuda"``, takes the GPU of that number where
+        there are several.
+
+    Returns
+    -------
+    tuple of ExtractRecord
+        One for each feature set: the encoder's outputs of a split, then those of the next.
+
+    Raises
+    ------
+    ShardError
+        Shards are missing or broken; every other shard has been committed by then.
+    EncoderChanged
+        The encoder returns other numbers for the reference signals than when its embeddings were stored, or others each
+        time; no shard has been encoded.
+    EncoderContractError, StoreError, UsageError
+        See `featstore.errors`.
+    """
+    engine = _as_engine(encoder, options, local_rank=local_rank)
+    shards = _find_every_shard(manifest, data_dir, splits)
+    card = engine.describe(options)
+    recipes, anew = _recipes(card, store_url)
+    plan = _planned(
+        manifest,
+        shards,
+        engine=engine,
+        card=card,
+        recipes=recipes,
+        check=DriftCheck(engine, notes=anew),
+        data_dir=data_dir,
+        store_url=store_url,
+        options=options,
+        share=share or Share(),
+    )
+    records = tuple(record for of_split in plan.extract(progress or Silent()) for record in of_split)
+    broken = {(record.split, each.shard): each for record in records for each in record.broken}
+    if broken:
+        n_shards = sum(len(plan.share.of(found)) for found in shards.values())
+        reasons = "; ".join(each.reason for each in broken.values())
+        raise ShardError(
+            f"{len(broken)} of {n_shards} shards could not be read, all others are in the store: {reasons}"
+        )
+    return records
+
+
+def plan_tasks(
+    manifests: Sequence[Manifest],
+    encoder: Encoder | Engine,
+    *,
+    data_dir: Path | str,
+    store_url: str,
+    options: ExtractOptions,
+    splits: Sequence[str] = (),
+    share: Share | None = None,
+    local_rank: int | None = None,
+) -> tuple[TaskPlan | ExtractFailure, ...]:
+    """Look up the shards of every task, before any is encoded. The parameters are those of `extract_task`.
+
+    Returns
+    -------
+    tuple of TaskPlan or ExtractFailure
+        One for each manifest: what `TaskPlan.extract` will encode, or why the task's shards cannot be found.
+
+    Raises
+    ------
+    EncoderError, EncoderContractError, StoreError, UsageError
+        The call, the encoder or the store is wrong for every task, or a task lacks what the call asks of it.
+    """
+    engine = _as_engine(encoder, options, local_rank=local_rank)
+    found = [_shards_or_failure(manifest, data_dir, splits) for manifest in manifests]
+    if all(isinstance(each, ExtractFailure) for each in found):
+        return tuple(each for each in found if isinstance(each, ExtractFailure))
+    card = engine.describe(options)
+    recipes, anew = _recipes(card, store_url)
+    check = DriftCheck(engine, notes=anew)
+    return tuple(
+        each
+        if isinstance(each, ExtractFailure)
+        else _planned(
+            manifest,
+            each,
+            engine=engine,
+            card=card,
+            recipes=recipes,
+            check=check,
+            data_dir=data_dir,
+            store_url=store_url,
+            options=options,
+            share=share or Share(),
+        )
+        for manifest, each in zip(manifests, found, strict=True)
+    )
+
+
+def _shards_or_failure(
+    manifest: Manifest, data_dir: Path | str, splits: Sequence[str]
+) -> dict[str, tuple[AnyShard, ...]] | ExtractFailure:
+    try:
+        return _find_every_shard(manifest, data_dir, splits)
+    except DataError as error:
+        return ExtractFailure(task=manifest.name, error=type(error).__name__, message=str(error))
+
+
+def _find_every_shard(
+    manifest: Manifest, data_dir: Path | str, splits: Sequence[str]
+) -> dict[str, tuple[AnyShard, ...]]:
+    """Feature set -> its shards; every pattern is looked up before the first shard is encoded."""
+    folder = dataset_folder(data_dir, manifest.data.dataset)
+    return {name: find_shards(folder, pattern) for name, pattern in _chosen_feature_sets(manifest, splits).items()}
+
+
+def _planned(
+    manifest: Manifest,
+    shards: Mapping[str, tuple[AnyShard, ...]],
+    *,
+    engine: Engine,
+    card: EncoderCard,
+    recipes: Sequence[Recipe],
+    check: DriftCheck,
+    data_dir: Path | str,
+    store_url: str,
+    options: ExtractOptions,
+    share: Share,
+) -> TaskPlan:
+    frames_wanted = options.frames == "always" or (options.frames == "auto" and manifest.wants_frames)
+    outputs = tuple(
+        KeptOutput(recipe=recipe, spec=output.spec, frames_stored=frames_wanted and recipe.pool == "mean")
+        for output, recipe in zip(card.outputs, recipes, strict=True)
+    )
+    if frames_wanted and not any(kept.frames_stored for kept in outputs):
+        raise UsageError("frames are stored beside the mean: add mean to --pool, or give --frames never")
+    return TaskPlan(
+        manifest=manifest,
+        shards=shards,
+        engine=engine,
+        card=card,
+        outputs=outputs,
+        check=check,
+        frames_wanted=frames_wanted,
+        data_folder=dataset_folder(data_dir, manifest.data.dataset),
+        store_url=store_url,
+        options=options,
+        share=share,
+    )
+
+
+def _recipes(card: EncoderCard, store_url: str) -> tuple[tuple[Recipe, ...], tuple[str, ...]]:
+    """Recipes of the encoder's outputs, as the store has them; and a line about the first that it does not have."""
+    groups = recipe_groups(store_url)
+    recipes = tuple(output.recipe for output in card.outputs)
+    earlier = tuple(output.earlier for output in card.outputs)
+
+    def noted(name: str) -> Mapping[str, Any] | None:
+        group = read_encoder_group(store_url, name)
+        return None if group is None else group.encoder_identity
+
+    held = named_as_held(recipes, name=card.name, groups=groups, earlier=earlier, noted=noted)
+    for recipe, there in zip(recipes, held, strict=True):
+        # a group of an earlier featstore: what it did not hash has to stay as it is from now on
+        if there.encoder_identity != recipe.encoder_identity and noted(there.group_name) is None:
+            with suppress(StoreError):  # a store that is only read is read as before
+                note_in_encoder_group(store_url, there.group_name, encoder_identity=recipe.encoder_identity)
+    for there, recipe, then in zip(held, recipes, earlier, strict=True):
+        if there.group_name not in groups:
+            alike = [name for name in groups if name.rpartition("@")[0] == there.encoder]
+            stored = [(group.recipe, group.encoder_identity) for group in read_encoder_groups(store_url, alike)]
+            told = what_changed(replace(recipe, encoder=there.encoder), then, stored)
+            return held, () if told is None else (told,)
+    return held, ()
+
+
+def _as_engine(encoder: Encoder | Engine, options: ExtractOptions, *, local_rank: int | None) -> Engine:
+    from featstore.encoders.devices import pick_device
+    from featstore.encoders.encoder import Encoder
+
+    if not isinstance(encoder, Encoder):
+        return encoder
+    from featstore.extract.workers.local import LocalEngine
+
+    return LocalEngine(encoder, device=pick_device(options.device, local_rank=local_rank))
+
+
+_NOTHING_TO_DO = EncodeResult(stored={}, broken=(), times=StageTimes(), settings=None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _FeatureSet:
+    """One output of one split: where it goes, what the store has of it, and which shards it lacks."""
+
+    kept: KeptOutput
+    writer: SplitWriter
+    cached: Mapping[str, Segment]
+    gone: tuple[str, ...]
+    unnamed: tuple[str, ...]
+    stale: frozenset[str]
+
+    def generation_of(self, shard: str) -> int:
+        """Generation of a new part of a shard: above that of the part which counts, whatever a clock says."""
+        there = self.cached.get(shard)
+        return 0 if there is None else there.commit.generation + 1
+
+    def is_changed(self, name: str) -> bool:
+        """Whether a stale shard was encoded from another file, and does not only lack its frames."""
+        cached = self.cached.get(name)
+        return cached is not None and (cached.commit.frames_stored or not self.kept.frames_stored)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskPlan:
+    """One task under the recipes of one encoder, wherever that is, and the shards of each of its feature sets."""
+
+    manifest: Manifest
+    shards: Mapping[str, tuple[AnyShard, ...]]
+    engine: Engine
+    card: EncoderCard
+    outputs: tuple[KeptOutput, ...]
+    check: DriftCheck
+    frames_wanted: bool
+    data_folder: Path | str
+    store_url: str
+    options: ExtractOptions
+    share: Share
+
+    def extract(self, progress: Progress) -> Iterator[tuple[ExtractRecord, ...]]:
+        """Encode what is missing, and yield the records of one split's feature sets after another.
+
+        A shard that cannot be read is listed in their ``broken``, and every other one is committed.
+
+        Raises
+        ------
+        ShardError, DamagedPart
+            This task cannot be extracted further; others can.
+        EncoderChanged
+            Nor can any other task: the encoder returns other numbers than when its embeddings were stored, or others
+            each time. Nothing of the split that lacked a shard has been written.
+        EncoderError, EncoderContractError, StoreError, WorkerError
+            Nor can any other task: the encoder does not keep its contract, the store cannot be written, or workers died
+            over and over.
+        """
+        for split, shards in self.shards.items():
+            yield self._bring_up_to_date(split, shards, progress)
+
+    def _bring_up_to_date(
+        self, split: str, every_shard: Sequence[AnyShard], progress: Progress
+    ) -> tuple[ExtractRecord, ...]:
+        """Encode what is missing of one split's feature sets. Returns their records."""
+        job = self._job(split)
+        shards = self.share.of(every_shard)
+        found = [job.find_writer(kept) for kept in self.outputs]
+        if shards and None in found:
+            self.check.pass_once(job)  # before anything is written
+        writers = [writer or job.open_writer(kept) for writer, kept in zip(found, self.outputs, strict=True)]
+        hashed_once = cache(sha256_of_shard)  # a shard that was touched is asked about by every output
+        sets = tuple(
+            self._feature_set(kept, writer, every_shard, hashed_once)
+            for kept, writer in zip(self.outputs, writers, strict=True)
+        )
+        stale = _stale(shards, sets)
+        to_sweep = [writer for writer in writers if writer.has_leftovers]
+        to_prune = self.options.prune and any(each.gone for each in sets)
+        if stale or to_sweep or to_prune:
+            self.check.pass_once(job)  # before anything is deleted
+        if stale:
+            self.check.note_canaries(self.store_url)
+        for writer in to_sweep:
+            writer.sweep()
+        if to_prune:
+            sets = tuple(_pruned(each) for each in sets)
+        others = f" and {len(sets) - 1} more" if len(sets) > 1 else ""
+        progress.begin(
+            label=f"{self.card.name}{others} {sets[0].writer.path.split('/', 1)[1]}",
+            shards_total=len(shards),
+            shards_reused=len(shards) - len(stale),
+        )
+        try:
+            result = self.engine.encode(job, stale, progress=progress) if stale else _NOTHING_TO_DO
+        finally:
+            progress.end()
+            for each in sets:
+                if stale:
+                    each.writer.sweep()
+                if stale or not each.writer.is_catalogued:
+                    each.writer.write_catalogue()
+        records = tuple(
+            self._record(split, shards, each, asked=asked.recipe, stored=result.stored.get(number, ()), result=result)
+            for number, (each, asked) in enumerate(zip(sets, self.card.outputs, strict=True))
+        )
+        return (replace(records[0], notes=self.check.take_notes()), *records[1:]) if stale else records
+
+    def _job(self, split: str) -> EncodeJob:
+        data = self.manifest.data
+        return EncodeJob(
+            card=self.card,
+            outputs=self.outputs,
+            options=self.options,
+            frames_wanted=self.frames_wanted,
+            store_url=self.store_url,
+            data_folder=self.data_folder,
+            dataset=data.dataset,
+            crop_seconds=data.crop_seconds,
+            split=split,
+        )
+
+    def _feature_set(
+        self,
+        kept: KeptOutput,
+        writer: SplitWriter,
+        shards: Sequence[AnyShard],
+        sha256_of: Callable[[AnyShard], str],
+    ) -> _FeatureSet:
+        """See what one output's feature set lacks of this run's share."""
+        cached = writer.begin_run()
+        unmatched = cached.keys() - {shard.name for shard in shards}
+        there = still_there(self.data_folder, sorted(unmatched))
+        gone = unmatched - there
+
+        def is_stale(shard: AnyShard) -> bool:
+            try:
+                return not is_committed(
+                    shard,
+                    cached.get(shard.name),
+                    wants_frames=kept.frames_stored,
+                    max_clip_seconds=self.options.max_clip_seconds,
+                    check_content=self.options.check_shards,
+                    sha256_of=sha256_of,
+                )
+            except (DataError, OSError):
+                return True  # it is encoded like any other, which tells of it as of a broken shard
+
+        return _FeatureSet(
+            kept=kept,
+            writer=writer,
+            cached=cached,
+            gone=tuple(sorted(gone)),
+            unnamed=tuple(sorted(there)),
+            stale=frozenset(shard.name for shard in self.share.of(shards) if is_stale(shard)),
+        )
+
+    def _record(
+        self,
+        split: str,
+        shards: Sequence[AnyShard],
+        each: _FeatureSet,
+        *,
+        asked: Recipe,
+        stored: Sequence[StoredShard],
+        result: EncodeResult,
+    ) -> ExtractRecord:
+        settings = result.settings
+        done = {shard.member.shard.name: shard.member for shard in stored}
+        held = {name: segment.member for name, segment in each.cached.items()} | done
+        current = [held[shard.name] for shard in shards if shard.name in held]
+        broken = tuple(
+            BrokenShard(shard=shard.name, reason=reason) for shard, reason in result.broken if shard.name in each.stale
+        )
+        kept_of_broken = sum(one.shard in held for one in broken)
+        return ExtractRecord(
+            task=self.manifest.name,
+            dataset=dataset_group(self.manifest.data.dataset, self.manifest.data.crop_seconds),
+            split=split,
+            encoder=each.kept.recipe.encoder,
+            fingerprint=each.kept.recipe.fingerprint,
+            shards_total=len(shards),
+            shards_done=len(done),
+            shards_reused=len(current) - len(done) - kept_of_broken,
+            clips=sum(member.clips for member in current),
+            windows=sum(member.windows for member in current),
+            frames=sum(member.frames for member in current),
+            skipped=tuple(clip for member in current for clip in member.skipped),
+            gone=each.gone,
+            unnamed=each.unnamed,
+            changed=tuple(name for name in sorted(done) if each.is_changed(name)),
+            audio_seconds=round(sum(member.audio_seconds for member in current), 3),
+            bytes_written=sum(shard.n_bytes for shard in stored),
+            seconds=result.times.as_json(),
+            bottleneck=result.times.bottleneck(decode_threads=settings.decode_threads) if done and settings else "",
+            settings={
+                "device": settings.device if settings else None,
+                "precision": each.kept.recipe.precision,
+                "batch_seconds": round(settings.batch_seconds, 2) if settings else None,
+                "workers": settings.decode_threads if settings else None,
+                "batch_fill": self._batch_fill(result),
+            },
+            workers=result.workers,
+            deaths=result.deaths,
+            asked_as=asked.encoder if asked.encoder != each.kept.recipe.encoder else "",
+            broken=broken,
+        )
+
+    def _batch_fill(self, result: EncodeResult) -> float | None:
+        """Of batches that have a budget: those of X-ARES are of so many windows, whatever these hold."""
+        fill = result.times.batch_fill
+        return None if fill is None or self.options.padding == "xares" else round(fill, 3)
+
+
+def _stale(shards: Sequence[AnyShard], sets: Sequence[_FeatureSet]) -> tuple[StaleShard, ...]:
+    """Shards that any of the feature sets lacks, in order, each with the outputs that lack it."""
+    lacking = ((shard, [at for at, each in enumerate(sets) if shard.name in each.stale]) for shard in shards)
+    return tuple(
+        StaleShard(
+            shard=shard,
+            outputs=tuple(outputs),
+            generations={at: sets[at].generation_of(shard.name) for at in outputs},
+        )
+        for shard, outputs in lacking
+        if outputs
+    )
+
+
+def _pruned(each: _FeatureSet) -> _FeatureSet:
+    """The feature set without embeddings of shards that are gone, but for those in parts that hold others too."""
+    if not each.gone:
+        return each
+    each.writer.delete(_parts_of_nothing_but(each.gone, each.cached))
+    return replace(each, gone=tuple(sorted(each.writer.committed().keys() & set(each.gone))))
+
+
+def _parts_of_nothing_but(gone: Collection[str], cached: Mapping[str, Segment]) -> list[str]:
+    """Parts that hold shards of `gone` alone; a compacted part that holds others too stays."""
+    commits = {segment.commit.part: segment.commit for segment in cached.values()}
+    return [part for part, commit in commits.items() if all(each.shard.name in gone for each in commit.members)]
+
+
+def _chosen_feature_sets(manifest: Manifest, splits: Sequence[str]) -> dict[str, str]:
+    """Feature set -> shard pattern, each pattern once."""
+    patterns, stored_as = manifest.patterns, manifest.feature_sets
+    unknown = [name for name in splits if name not in patterns]
+    if unknown:
+        raise UsageError(f"task {manifest.name} has no split {unknown[0]!r}: it has {', '.join(patterns)}")
+    return {stored_as[name]: patterns[name] for name in (splits or patterns)}

@@ -1,0 +1,116 @@
+"""From what a probe predicted in each round to a `ScoreRecord`, for the kinds that score more than class scores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from featstore.evaluation.data import check_parts
+from featstore.evaluation.leakage import check_sides
+from featstore.evaluation.scores import build_record, score_test_sets
+from featstore.metrics import Metric, TestSet
+from featstore.probe.selection import selection_details
+from featstore.records import Protocol, ScoreRecord
+from featstore.tasks.splits import Round, plan_rounds
+
+if TYPE_CHECKING:
+    from featstore.evaluation.pool import Windows
+    from featstore.probe.selection import Head
+    from featstore.probe.training import Fitted
+    from featstore.tasks import Manifest
+
+__all__ = ["RoundResult", "plan", "verdict"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundResult:
+    """What was predicted in one round.
+
+    Attributes
+    ----------
+    test_set : TestSet
+        One prediction per seed.
+    fits : tuple of Fitted
+        By seed.
+    details : mapping
+        More numbers of the round: means over seeds.
+    """
+
+    round: Round
+    test_set: TestSet
+    fits: tuple[Fitted, ...]
+    details: Mapping[str, Any]
+
+
+def plan(manifest: Manifest, windows: Windows, *, protocol: Protocol) -> tuple[Round, ...]:
+    """Plan the rounds of a task whose clips are all of one stratum.
+
+    Raises
+    ------
+    DataError
+        A round has no training clip, or no test clip.
+    """
+    rounds = plan_rounds(
+        protocol=protocol,
+        members=windows.members,
+        roles=None if manifest.folds is not None else manifest.feature_sets,
+        ids=windows.ids,
+        stratify=lambda _: np.zeros(len(windows.ids), np.int64),
+        groups=windows.groups,
+    )
+    check_sides(windows, rounds, protocol=protocol, task=manifest.name)
+    for each in rounds:
+        check_parts(each, task=manifest.name)
+    return rounds
+
+
+def verdict(
+    manifest: Manifest,
+    windows: Windows,
+    tested: Sequence[RoundResult],
+    *,
+    metric: Metric,
+    protocol: Protocol,
+    seeds: tuple[int, ...],
+    head: Head,
+    settings: Mapping[str, Any],
+    seconds: Mapping[str, float],
+    libraries: Sequence[str],
+) -> ScoreRecord:
+    """Score every round and build the record; the interval is made as for every other kind.
+
+    ``settings`` are those that the manifest's ``[probe]`` does not tell.
+    """
+    rounds = [each.round for each in tested]
+    return build_record(
+        manifest,
+        windows,
+        score_test_sets(metric, [each.test_set for each in tested], clip_ids=windows.ids, groups=windows.groups),
+        track="A",
+        protocol=protocol,
+        rounds=rounds,
+        n_train=[len(each.train) for each in rounds],
+        n_valid=[len(each.valid) for each in rounds],
+        seeds=seeds,
+        settings={
+            "head": head,
+            **manifest.probe.model_dump(
+                exclude_none=True, exclude={"head"} if head == "linear" else {"head", "epochs", "learning_rate"}
+            ),
+            **settings,
+        },
+        seconds=seconds,
+        libraries=libraries,
+        details={**selection_details(rounds, [each.fits for each in tested]), **_by_round(tested)},
+    )
+
+
+def _by_round(tested: Sequence[RoundResult]) -> dict[str, Any]:
+    """Numbers of the rounds: as they are for a single round, else by round."""
+    if len(tested) == 1:
+        return dict(tested[0].details)
+    names = dict.fromkeys(name for each in tested for name in each.details)
+    return {name: {each.round.name: each.details[name] for each in tested} for name in names}

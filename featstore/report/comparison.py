@@ -1,0 +1,245 @@
+"""Two encoders side by side: the difference of their scores, tested on the same test clips."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from featstore.errors import UsageError
+from featstore.metrics.comparison import ALPHA, Paired
+from featstore.records import Protocol, ScoreRecord, Track
+from featstore.report.leaderboard import LOWER_IS_BETTER, NOT_AVERAGED, newest_versions
+from featstore.report.pairing import average_pair, evidence_of, pair, why_unpaired
+from featstore.report.results import CHOSEN_SETTINGS
+
+__all__ = ["Comparison", "Difference", "compare"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """One score of A less that of B, or the weighted average of such.
+
+    Attributes
+    ----------
+    task : str
+        Empty for an average.
+    value_a, value_b : float
+    low, high : float or None
+        95 % interval of their difference; None where the scores cannot be compared.
+    p : float or None
+        Chance of a difference as large between equal encoders: McNemar's exact test of accuracy, else the paired t test
+        of `featstore.metrics.comparison`.
+    unpaired : str
+        Why they cannot be compared; empty where they can.
+    one_seed : bool
+        Whether a head was trained with one seed: its training variance is not part of the test.
+    """
+
+    protocol: Protocol
+    track: Track
+    task: str
+    title: str
+    metric: str
+    settings: tuple[tuple[str, Any], ...]
+    value_a: float
+    value_b: float
+    low: float | None
+    high: float | None
+    unpaired: str
+    eval_weight: float
+    p: float | None = None
+    one_seed: bool = False
+
+    @property
+    def difference(self) -> float:
+        """A less B."""
+        return self.value_a - self.value_b
+
+    @property
+    def better(self) -> str:
+        """``A`` or ``B`` where the test is significant at 5 %, else empty."""
+        if self.p is None or self.p > ALPHA or self.difference == 0:
+            return ""
+        return "A" if (self.difference > 0) != (self.metric in LOWER_IS_BETTER) else "B"
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain JSON."""
+        return {
+            "protocol": self.protocol,
+            "track": self.track,
+            "task": self.task,
+            "metric": self.metric,
+            "settings": dict(self.settings),
+            "value_a": self.value_a,
+            "value_b": self.value_b,
+            "difference": self.difference,
+            "low": self.low,
+            "high": self.high,
+            "p": self.p,
+            "better": self.better,
+            "unpaired": self.unpaired,
+            "one_seed": self.one_seed,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """Two encoders on everything that both are scored on.
+
+    Attributes
+    ----------
+    differences : tuple of Difference
+        By protocol, track and task.
+    averages : tuple of Difference
+        For each protocol and track of more than one task; tasks are independent of each other.
+    only_a, only_b : int
+        Scores that the other does not have.
+    left_out : tuple of ScoreRecord
+        Scores of older protocol versions, which do not compare with those of the newest.
+    """
+
+    a: str
+    b: str
+    differences: tuple[Difference, ...]
+    averages: tuple[Difference, ...]
+    only_a: int
+    only_b: int
+    left_out: tuple[ScoreRecord, ...] = ()
+
+
+def compare(records: Iterable[ScoreRecord], a: str, b: str) -> Comparison:
+    """Compare two encoders.
+
+    Parameters
+    ----------
+    records : iterable of ScoreRecord
+        The newest of each, from `featstore.report.read_scores`.
+    a, b : str
+        ``"logmel"``, or ``"logmel@3f9c2a71"`` where there are several recipes of it.
+
+    Raises
+    ------
+    UsageError
+        An encoder has no score, or a name is of several, or the two have no score in common.
+    """
+    everything = tuple(records)
+    _scores_of(everything, a), _scores_of(everything, b)  # names that are wrong are reported before versions
+    current, left_out = newest_versions(each for each in everything if _is_by(each, a) or _is_by(each, b))
+    of_a, of_b = (
+        _scores_of(
+            current, name, none="that compares, for they were scored by an older protocol version: score it again"
+        )
+        for name in (a, b)
+    )
+    if of_a == of_b:
+        raise UsageError(f"--compare takes two encoders, and {a} and {b} are one")
+    common = sorted(of_a.keys() & of_b.keys())
+    if not common:
+        raise UsageError(f"{a} and {b} have no score in common: score both on the same task, track and protocol")
+    pairs = [_pair(of_a[place], of_b[place]) for place in common]
+    groups: dict[tuple[Protocol, Track], list[_Pair]] = {}
+    for each in pairs:
+        groups.setdefault((each.found.protocol, each.found.track), []).append(each)
+    averages = [_average(group) for group in groups.values()]
+    return Comparison(
+        a=a,
+        b=b,
+        differences=tuple(each.found for each in pairs),
+        averages=tuple(average for average in averages if average is not None),
+        only_a=len(of_a.keys() - of_b.keys()),
+        only_b=len(of_b.keys() - of_a.keys()),
+        left_out=left_out,
+    )
+
+
+def _is_by(record: ScoreRecord, name: str) -> bool:
+    encoder, _, fingerprint = name.partition("@")
+    return record.encoder == encoder and fingerprint in ("", record.fingerprint)
+
+
+def _scores_of(records: Sequence[ScoreRecord], name: str, *, none: str = "") -> Mapping[tuple[str, ...], ScoreRecord]:
+    """Scores of one encoder by everything that two scores must have in common."""
+    mine = [each for each in records if _is_by(each, name)]
+    if not mine:
+        there = sorted({f"{each.encoder}@{each.fingerprint}" for each in records})
+        raise UsageError(
+            f"there is no score of {name} {none}".rstrip() + f"; there are scores of {', '.join(there) or 'nothing'}"
+        )
+    recipes = sorted({f"{each.encoder}@{each.fingerprint}" for each in mine})
+    if len(recipes) > 1:
+        raise UsageError(f"{name} is the name of several: say which of {', '.join(recipes)}")
+    return {
+        (
+            each.protocol,
+            each.track,
+            each.task,
+            each.metric,
+            *(json.dumps(each.settings.get(setting)) for setting in CHOSEN_SETTINGS),
+        ): each
+        for each in mine
+    }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Pair:
+    """A difference, and what it was tested by; None where the two cannot be compared."""
+
+    found: Difference
+    tested: Paired | None
+
+
+def _pair(a: ScoreRecord, b: ScoreRecord) -> _Pair:
+    one, other = evidence_of(a), evidence_of(b)
+    tested = pair(one, other)
+    low, high = tested.interval if tested is not None else (None, None)
+    return _Pair(
+        found=Difference(
+            protocol=a.protocol,
+            track=a.track,
+            task=a.task,
+            title=a.title,
+            metric=a.metric,
+            settings=tuple((name, a.settings[name]) for name in CHOSEN_SETTINGS if name in a.settings),
+            value_a=a.value,
+            value_b=b.value,
+            low=low,
+            high=high,
+            p=None if tested is None else tested.p,
+            unpaired=why_unpaired(one, other),
+            eval_weight=a.eval_weight,
+            one_seed=1 in (len(a.seeds), len(b.seeds)),
+        ),
+        tested=tested,
+    )
+
+
+def _average(pairs: Sequence[_Pair]) -> Difference | None:
+    """Weighted average over the tasks of one protocol and track; None where fewer than two count."""
+    counted = [each for each in pairs if each.found.eval_weight > 0 and each.found.metric not in NOT_AVERAGED]
+    tasks = [each.found.task for each in counted]
+    if len(counted) < 2 or len(set(tasks)) < len(tasks):
+        return None
+    weights = [each.found.eval_weight for each in counted]
+    tested = average_pair([each.tested for each in counted], weights)
+    low, high = tested.interval if tested is not None else (None, None)
+    first = counted[0].found
+    return Difference(
+        protocol=first.protocol,
+        track=first.track,
+        task="",
+        title=f"Weighted average, {len(counted)} tasks",
+        metric="",
+        settings=(),
+        value_a=float(np.average([each.found.value_a for each in counted], weights=weights)),
+        value_b=float(np.average([each.found.value_b for each in counted], weights=weights)),
+        low=low,
+        high=high,
+        p=None if tested is None else tested.p,
+        unpaired="" if tested is not None else "a task cannot be compared",
+        eval_weight=float(sum(weights)),
+        one_seed=any(each.found.one_seed for each in counted),
+    )

@@ -1,0 +1,228 @@
+"""Leaderboards as the page lays them out, decided before anything is drawn: tables in, frozen views out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from featstore.records import sha256_of
+from featstore.report.leaderboard import Cell, Column, Row, Table
+from featstore.report.text import TRACK_TITLES
+
+__all__ = [
+    "Bar",
+    "BoardView",
+    "Entry",
+    "RankRow",
+    "board_title",
+    "board_view",
+    "entry_of",
+    "recipe_anchor",
+    "task_anchor",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bar:
+    """An interval on an axis, in per cent of its length."""
+
+    left: float
+    width: float
+    at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """One score of a table: as text, as what it is sorted by, and as a bar."""
+
+    text: str
+    plus_minus: str
+    says: str
+    value: float | None
+    best: bool
+    inside_noise: bool
+    bar: Bar | None
+    not_comparable: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankRow:
+    """One encoder of a ranking, with its averages in the order of `BoardView.spans`."""
+
+    label: str
+    anchor: str
+    colour: int
+    averages: tuple[Entry, ...]
+    n_scored: int
+    n_tasks: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BoardView:
+    """One protocol and track: encoders ranked by their averages, and every task by every encoder.
+
+    ``axis`` is what the bars of the ranking stand on.
+    """
+
+    anchor: str
+    title: str
+    spans: tuple[str, ...]
+    axis: tuple[float, float]
+    ranking: tuple[RankRow, ...]
+    published: tuple[RankRow, ...]
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[Row, str, tuple[Entry, ...]], ...]
+    averages: tuple[tuple[str, tuple[Entry, ...]], ...]
+    notes: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+def board_view(table: Table, *, notes: Sequence[str], colours: Mapping[str, int]) -> BoardView:
+    """Lay out a table.
+
+    Parameters
+    ----------
+    notes : sequence of str
+        What its marks mean.
+    colours : mapping
+        Label of an encoder -> number of its colour.
+    """
+    place = f"{table.protocol}-{table.track}"
+    axis = _axis(table)
+    rank = {
+        at: RankRow(
+            label=column.label,
+            anchor=recipe_anchor(column.encoder, column.fingerprint),
+            colour=colours.get(column.label, -1),
+            averages=tuple(_average_entry(table, span, at, axis=axis) for span in range(len(table.averages))),
+            n_scored=table.averages[-1].n_scored[at],
+            n_tasks=table.averages[-1].n_tasks,
+        )
+        for at, column in enumerate(table.columns)
+    }
+
+    def order(at: int) -> tuple[bool, float, str]:
+        average = table.averages[-1]
+        value = average.values[at]
+        return average.n_scored[at] < average.n_tasks, -(value or 0.0), table.columns[at].label
+
+    ranked = [at for at in sorted(rank, key=order) if table.averages[-1].values[at] is not None]
+    return BoardView(
+        anchor=f"board-{place}",
+        title=board_title(table),
+        spans=tuple(_span_name(average.over, average.n_tasks) for average in table.averages),
+        axis=axis,
+        ranking=tuple(rank[at] for at in ranked if not table.columns[at].published),
+        published=tuple(rank[at] for at in ranked if table.columns[at].published),
+        columns=table.columns,
+        rows=tuple(
+            (row, task_anchor(row.task), tuple(entry_of(row, at) for at in range(len(row.cells)))) for row in table.rows
+        ),
+        averages=tuple(
+            (
+                _span_name(average.over, average.n_tasks),
+                tuple(_average_entry(table, span, at, axis=(0.0, 1.0)) for at in range(len(table.columns))),
+            )
+            for span, average in enumerate(table.averages)
+            if average.n_tasks
+        ),
+        notes=tuple(notes),
+        warnings=tuple(map(str, table.warnings)),
+    )
+
+
+def board_title(table: Table) -> str:
+    """Name of a track, and of the protocol that it was scored under."""
+    return f"{TRACK_TITLES[table.track]} ({table.protocol} protocol)"
+
+
+def task_anchor(task: str) -> str:
+    """Where the page has a task: made of its hash, as a name may hold anything."""
+    return f"task-{sha256_of(task)[:12]}"
+
+
+def recipe_anchor(encoder: str, fingerprint: str) -> str:
+    """Where the page has a recipe; stores may have one of them under two names."""
+    return f"recipe-{sha256_of([encoder, fingerprint])[:12]}"
+
+
+def entry_of(row: Row, at: int) -> Entry:
+    """One score of a row, with a bar on the axis of all of them."""
+    # Scores are shares: one axis from 0 to 1 for all of them, and a longer one for errors and the like beyond it.
+    there = [each for each in row.cells if each is not None]
+    ends = [end for each in there for end in (each.value, each.low, each.high) if end is not None]
+    axis = min(0.0, *ends), max(1.0, *ends)
+    return _shown(
+        row.cells[at],
+        axis=axis,
+        best=at in row.best,
+        inside_noise=at in row.inside_noise,
+        not_comparable=at in row.not_comparable,
+    )
+
+
+def _average_entry(table: Table, span: int, at: int, *, axis: tuple[float, float]) -> Entry:
+    average = table.averages[span]
+    value, interval = average.values[at], average.intervals[at]
+    cell = None
+    if value is not None:
+        low, high = interval or (None, None)
+        half_width = None if low is None or high is None else (high - low) / 2
+        cell = Cell(value=value, half_width=half_width, low=low, high=high)
+    entry = _shown(
+        cell,
+        axis=axis,
+        best=at in average.best,
+        inside_noise=at in average.inside_noise,
+        not_comparable=at in average.not_comparable,
+    )
+    if value is None or average.n_scored[at] == average.n_tasks:
+        return entry
+    partly = f"{average.n_scored[at]} of {average.n_tasks} tasks"
+    return replace(entry, plus_minus=partly, says=f"{entry.says}, over {partly} only")
+
+
+def _shown(
+    cell: Cell | None, *, axis: tuple[float, float], best: bool, inside_noise: bool, not_comparable: bool
+) -> Entry:
+    if cell is None:
+        return Entry(text="–", plus_minus="", says="no score", value=None, best=False, inside_noise=False, bar=None)
+    lowest, highest = axis
+
+    def place(value: float) -> float:
+        return round(min(100.0, max(0.0, 100 * (value - lowest) / (highest - lowest))), 1)
+
+    low, high = (cell.value if end is None else end for end in (cell.low, cell.high))
+    has_interval = cell.low is not None
+    return Entry(
+        text=f"{cell.value:.3f}",
+        plus_minus="" if cell.half_width is None else f"±{cell.half_width:.3f}",
+        says=f"{cell.value:.4f}" + (f", {low:.4f} to {high:.4f}" if has_interval else ""),
+        value=cell.value,
+        best=best,
+        inside_noise=inside_noise,
+        not_comparable=not_comparable,
+        bar=Bar(left=place(low), width=round(place(high) - place(low), 1), at=place(cell.value)),
+    )
+
+
+def _span_name(over: str, n_tasks: int) -> str:
+    tasks = f"{n_tasks} task" if n_tasks == 1 else f"{n_tasks} tasks"
+    return f"public, {tasks}" if over == "public" else f"all, {tasks}"
+
+
+def _axis(table: Table) -> tuple[float, float]:
+    """From the least to the greatest end of an average's interval, in steps of a twentieth."""
+    ends = [
+        end
+        for average in table.averages
+        for value, interval in zip(average.values, average.intervals, strict=True)
+        if value is not None
+        for end in (value, *(interval or ()))
+    ]
+    if not ends:
+        return 0.0, 1.0
+    low, high = np.floor(min(ends) * 20) / 20, np.ceil(max(ends) * 20) / 20
+    return (float(low), float(high)) if high > low else (float(low), float(low) + 0.05)

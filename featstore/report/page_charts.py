@@ -1,0 +1,314 @@
+"""Charts of the page: curves as SVG, and confusion matrices."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import TYPE_CHECKING, Any, Literal
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.image import imsave
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+from featstore.records import ScoreRecord
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from numpy.typing import NDArray
+
+__all__ = ["N_COLOURS", "Curve", "CurveView", "Plotter", "Point", "PointView", "XScale", "curves_of", "matrix_png"]
+
+
+XScale = Literal["linear", "log"]
+
+N_COLOURS = 10
+"""Series colours that the page's style sheet has, ``--c0`` to ``--c9``."""
+
+MAX_BANDS = 4
+"""Curves whose intervals are drawn: of more, bands upon bands would hide them. Points say theirs in any case."""
+
+# Colours that stand for others until the SVG is written: no chart has them for their own sake.
+_INK, _GRID, _SERIES = "#fedc00", "#fedc01", "#fedd{:02x}"
+_DASHES: tuple[str | tuple[int, tuple[int, ...]], ...] = ("-", (0, (4, 2)), (0, (1, 1.5)))  # type: ignore[assignment]
+_STYLE: Any = {
+    "svg.fonttype": "none",  # text stays text: to be read out, found and copied
+    "svg.hashsalt": "featstore",
+    "text.parse_math": False,
+    "font.size": 8.0,
+    "axes.linewidth": 0.6,
+    "text.color": _INK,
+    "axes.labelcolor": _INK,
+    "axes.edgecolor": _INK,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """One point of a curve, with the ends of its interval where it has one, and what it says of itself."""
+
+    x: float
+    y: float
+    low: float | None = None
+    high: float | None = None
+    says: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Curve:
+    """Points of one encoder. ``colour`` is a number from 0 on; past the last colour, lines are dashed."""
+
+    label: str
+    colour: int
+    points: tuple[Point, ...]
+
+
+class Plotter:
+    """Draws charts one after the other on the same axes: most of what a chart costs is to make axes and their ticks."""
+
+    def __init__(self) -> None:
+        self._drawn_on: dict[XScale, tuple[Figure, Axes]] = {}
+
+    def curves_svg(
+        self,
+        curves: Sequence[Curve],
+        *,
+        number: int,
+        title: str,
+        description: str,
+        x_label: str,
+        y_label: str,
+        x_scale: XScale,
+    ) -> str:
+        """Draw curves as an ``<svg>`` element to stand in a page.
+
+        Parameters
+        ----------
+        number : int
+            Different for every chart of a page: ids begin with it.
+        title, description : str
+            The text alternative.
+        """
+        with mpl.rc_context(_STYLE):
+            figure, axes = self._cleared(x_scale)
+            for at, curve in enumerate(curves):
+                _draw(axes, at, curve, with_band=len(curves) <= MAX_BANDS)
+            _set_places(axes, curves, x_scale=x_scale)
+            axes.set_xlabel(x_label)
+            axes.set_ylabel(y_label)
+            text = io.StringIO()
+            figure.savefig(text, format="svg", metadata={"Date": None})
+        return _for_a_page(text.getvalue(), curves, number=number, title=title, description=description)
+
+    def _cleared(self, x_scale: XScale) -> tuple[Figure, Axes]:
+        if x_scale not in self._drawn_on:
+            self._drawn_on[x_scale] = _new_axes(x_scale)
+        figure, axes = self._drawn_on[x_scale]
+        for artist in (*axes.lines, *axes.collections):
+            artist.remove()
+        axes.relim()
+        return figure, axes
+
+
+def _new_axes(x_scale: XScale) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(4.4, 2.5))
+    figure.subplots_adjust(left=0.13, right=0.98, bottom=0.18, top=0.97)
+    figure.patch.set_visible(False)
+    axes = figure.add_subplot()
+    axes.set_xscale(x_scale)
+    axes.grid(axis="y", color=_GRID, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.patch.set_visible(False)
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+    return figure, axes
+
+
+def _draw(axes: Axes, at: int, curve: Curve, *, with_band: bool) -> None:
+    colour = _SERIES.format(curve.colour % N_COLOURS)
+    dashes = _DASHES[curve.colour // N_COLOURS % len(_DASHES)]
+    x, y = [point.x for point in curve.points], [point.y for point in curve.points]
+    known = [point for point in curve.points if point.low is not None and point.high is not None]
+    if with_band and len(known) > 1:
+        low, high = [point.low or 0.0 for point in known], [point.high or 0.0 for point in known]
+        axes.fill_between([point.x for point in known], low, high, color=colour, alpha=0.13, linewidth=0)
+    axes.plot(x, y, color=colour, linewidth=1.4, linestyle=dashes, clip_on=False)
+    axes.plot(x, y, "o", color=colour, markersize=4, clip_on=False, gid=f"points-{at}")
+
+
+def _set_places(axes: Axes, curves: Sequence[Curve], *, x_scale: XScale) -> None:
+    """Ticks where the points are, while there is room for them."""
+    places = sorted({point.x for curve in curves for point in curve.points})
+    if len(places) <= 8:
+        axes.xaxis.set_major_locator(FixedLocator(places))
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(8, integer=True) if x_scale == "linear" else LogLocator())
+
+
+def _for_a_page(svg: str, curves: Sequence[Curve], *, number: int, title: str, description: str) -> str:
+    """Leave out what a page has itself, take colours and letters from its style sheet, and say what is shown."""
+    svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    svg = svg.replace(_INK, "currentColor").replace(_GRID, "var(--line)")
+    svg = re.sub(r"#fedd([0-9a-f]{2})", lambda found: f"var(--c{int(found[1], 16)})", svg)
+    svg = re.sub(r"font-family: [^;\"]*; ?|font: [^;\"]*; ?", "", svg)
+    svg = re.sub(r"font-size: 8px; ?|; fill: currentColor(?=\"( x=| transform=))", "", svg)
+
+    def named(found: re.Match[str]) -> str:
+        says = iter(curves[int(found[1])].points)
+        return re.sub(
+            r"<use[^>]*/>",
+            lambda use: f'<g class="point"><title>{escape(next(says).says)}</title>{use[0]}</g>',
+            f"<g>{found[2]}",
+        )
+
+    svg = re.sub(r'<g id="points-(\d+)">(.*?</g>\s*</g>)', named, svg, flags=re.DOTALL)
+    svg = re.sub(r"<style.*?</style>", "", svg, count=1, flags=re.DOTALL)  # it would be the whole page's
+    svg = re.sub(r' id="[a-zA-Z.]\w*[._]\w+"', "", svg)
+    svg = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>chart{number}-", svg)
+    svg = re.sub(r" transform=\"rotate\(-0 [^\"]*\"", "", svg)
+    svg = re.sub(r"(\d\.\d\d)\d+", r"\1", svg)
+    svg = re.sub(r"\s*\n\s*", " ", svg).replace("> <", "><")
+    view_box = re.search(r'viewBox="[^"]*"', svg)
+    opening = (
+        f'<svg role="img" aria-labelledby="chart{number}-title chart{number}-text" '
+        f'{view_box[0] if view_box else ""} xmlns="http://www.w3.org/2000/svg" '
+        'xmlns:xlink="http://www.w3.org/1999/xlink">'
+        f'<title id="chart{number}-title">{escape(title)}</title>'
+        f'<desc id="chart{number}-text">{escape(description)}</desc>'
+    )
+    return re.sub(r"<svg[^>]*>", lambda _: opening, svg, count=1).strip()
+
+
+def matrix_png(shares: NDArray[np.float64]) -> str:
+    """A matrix (n, n) of numbers from 0 to 1 as a data URI: a pixel a cell, the more the less it lets through."""
+    pixels = np.zeros((*shares.shape, 4))
+    pixels[..., :3] = (0.16, 0.44, 0.78)
+    pixels[..., 3] = np.clip(shares, 0.0, 1.0)
+    file = io.BytesIO()
+    imsave(file, pixels, format="png")
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode("ascii")
+
+
+MAX_CURVES = 12
+LAYER = re.compile(r"(?P<name>.+)\.layer(?P<layer>[0-9]+)(\.(?P<pool>max|std))?")
+"""How one layer of an encoder is called, and one layer pooled otherwise than by its mean."""
+
+CurveKind = Literal["k", "shots", "layer"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PointView:
+    """One point of a curve."""
+
+    x: float
+    y: float
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CurveView:
+    """A chart: curves by label, with the colour of each. ``left_out`` curves were too many to tell apart."""
+
+    kind: CurveKind
+    title: str
+    x_label: str
+    curves: tuple[tuple[str, int, tuple[PointView, ...]], ...]
+    left_out: int
+
+    @property
+    def xs(self) -> tuple[float, ...]:
+        """Where any of the curves has a point: columns of the chart as a table."""
+        return tuple(sorted({point.x for _, _, points in self.curves for point in points}))
+
+    @property
+    def rows(self) -> tuple[tuple[str, tuple[float | None, ...]], ...]:
+        """Label of each curve and its score at each of ``xs``; None where it has no point."""
+        known = [(label, {point.x: point.y for point in points}) for label, _, points in self.curves]
+        return tuple((label, tuple(y.get(x) for x in self.xs)) for label, y in known)
+
+
+def curves_of(scored: Sequence[tuple[str, int, ScoreRecord]]) -> tuple[CurveView, ...]:
+    """Every chart that some scores of a task, with their labels and colours, have two points for."""
+    charts = [_k_curve(scored), _shots_curve(scored), _layer_curve([record for _, _, record in scored])]
+    return tuple(chart for chart in charts if chart is not None)
+
+
+def _k_curve(scored: Sequence[tuple[str, int, ScoreRecord]]) -> CurveView | None:
+    curves = []
+    for label, colour, record in scored:
+        points = [PointView(x=x, y=y) for x, y in _numbered(record.details.get("k_curve"))]
+        curves.append((label, colour, tuple(points)))
+    return _chart("k", curves, title="Score by number of neighbours", x_label="k, neighbours that vote")
+
+
+def _shots_curve(scored: Sequence[tuple[str, int, ScoreRecord]]) -> CurveView | None:
+    curves = []
+    for label, colour, record in scored:
+        raw = record.details.get("shots")
+        points = []
+        for shots, found in sorted(raw.items(), key=lambda item: int(item[0])) if isinstance(raw, Mapping) else ():
+            points.append(PointView(x=int(shots), y=found["mean"], low=found["low"], high=found["high"]))
+        curves.append((label, colour, tuple(points)))
+    return _chart("shots", curves, title="Score by number of training clips", x_label="training clips of each class")
+
+
+def _layer_curve(scored: Sequence[ScoreRecord]) -> CurveView | None:
+    by_name: dict[str, dict[int, ScoreRecord]] = {}
+    for record in scored:
+        found = LAYER.fullmatch(record.encoder)
+        if found is not None:
+            name = f"{found['name']} ({found['pool']})" if found["pool"] else found["name"]
+            by_name.setdefault(name, {}).setdefault(int(found["layer"]), record)
+    curves = [
+        (
+            name,
+            colour,
+            tuple(
+                PointView(
+                    x=layer,
+                    y=record.value,
+                    low=None if record.ci_low == record.ci_high else record.ci_low,
+                    high=None if record.ci_low == record.ci_high else record.ci_high,
+                )
+                for layer, record in sorted(layers.items())
+            ),
+        )
+        for colour, (name, layers) in enumerate(sorted(by_name.items()))
+    ]
+    return _chart("layer", curves, title="Score by layer", x_label="layer of the encoder")
+
+
+def _chart(
+    kind: CurveKind,
+    curves: Sequence[tuple[str, int, tuple[PointView, ...]]],
+    *,
+    title: str,
+    x_label: str,
+) -> CurveView | None:
+    """A chart of the curves that have two points or more; None where there is none."""
+    drawn = [curve for curve in curves if len(curve[2]) > 1]
+    if not drawn:
+        return None
+    return CurveView(
+        kind=kind,
+        title=title,
+        x_label=x_label,
+        curves=tuple(drawn[:MAX_CURVES]),
+        left_out=max(0, len(drawn) - MAX_CURVES),
+    )
+
+
+def _numbered(raw: object) -> list[tuple[int, float]]:
+    if not isinstance(raw, Mapping):
+        return []
+    return sorted((int(name), float(value)) for name, value in raw.items())

@@ -1,0 +1,373 @@
+"""One task's nearest-neighbour score, from the store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featstore.errors import DataError, UsageError
+from featstore.evaluation import (
+    Outcome,
+    Samples,
+    Stopwatch,
+    TaskData,
+    check_shots,
+    load_task,
+    score_outcomes,
+    score_record,
+    shots_details,
+    support_sets,
+)
+from featstore.evaluation.neighbours import neighbour_vote, votes_of_nearest
+from featstore.metrics import Metric, find_metric
+from featstore.records import Protocol, ScoreRecord
+from featstore.retrieve.ivf import IvfKind
+from featstore.retrieve.knn import IndexName, Neighbours, evenly, ranking_scores, share_found, without_own
+from featstore.retrieve.saved_index import RECALL_K, JoinedIndexes, Tell, open_index
+from featstore.retrieve.scan import unit_columns, unit_rows
+from featstore.tasks.splits import Round
+
+if TYPE_CHECKING:
+    from featstore.retrieve.index import Searcher
+    from featstore.store import FeatureSet, Store
+    from featstore.tasks import Manifest
+
+__all__ = ["retrieve_task"]
+
+KINDS = ("clip", "multilabel")
+N_RECALL_QUERIES = 1000
+MIN_SAVED_WINDOWS = 100_000
+"""From so many reference windows on an inverted-file index is kept beside the store; fewer are indexed in a moment."""
+
+Scaling = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+SCALING_OF_TRAIN: Mapping[Protocol, Scaling] = {"strict": unit_rows, "xares": unit_columns}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Search:
+    """How neighbours are looked for: every number of neighbours as asked for, a round of fewer windows takes all."""
+
+    ks: tuple[int, ...]
+    chosen_k: int
+    temperature: float
+    index: IndexName
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Found:
+    """What one round's search came to.
+
+    Attributes
+    ----------
+    y_scores : mapping
+        Number of neighbours asked for -> their vote, float (samples, n_classes).
+    n_neighbours : int
+        The most that there were, those of a query's own clip left out.
+    ranking : mapping
+        From `featstore.retrieve.knn.ranking_scores`.
+    recall : mapping or None
+        Share of the exact neighbours that the index finds, and what it was measured on; None for the exact index.
+    """
+
+    samples: Samples
+    y_scores: Mapping[int, NDArray[np.floating[Any]]]
+    n_neighbours: int
+    ranking: Mapping[str, Any]
+    recall: Mapping[str, Any] | None
+
+
+def retrieve_task(
+    store: Store,
+    manifest: Manifest,
+    *,
+    encoder: str | None = None,
+    protocol: Protocol = "strict",
+    k: int | Sequence[int] | None = None,
+    index: str = "flat",
+    shots: tuple[int, ...] = (),
+    tell: Tell = lambda _: None,
+) -> ScoreRecord:
+    """Score a task's cached embeddings by the vote of their nearest neighbours in the training clips.
+
+    ``strict`` compares by cosine, the windows of a clip vote together, and a task whose training set is its test set
+    leaves one clip out at a time. ``xares`` scales the training embeddings per feature over all samples, and the
+    queries per sample.
+
+    Parameters
+    ----------
+    store : Store
+    manifest : Manifest
+    encoder : str, optional
+        ``"logmel"`` or ``"logmel@3f9c2a71"``; not needed where the store holds one encoder.
+    protocol : "strict" or "xares"
+    k : int or several, optional
+        Neighbours; the manifest's number by default. One search answers all: ``details["k_curve"]``. The value is that
+        of the manifest's number where it is among them, else of the first. Clamped to the training windows; the
+        record's settings tell.
+    index : "flat", "hnsw", "ivf" or "ivfpq"
+        Exact search, or an approximate one whose recall against it is measured: ``details["index_recall"]``. An ivf or
+        ivfpq of whole feature sets, together of 100,000 windows or more, is kept beside the store
+        (`featstore.retrieve.open_index`): under ``strict``, where no clip is left out.
+    shots : tuple of int, optional
+        ``details["shots"]`` has the scores with so many training clips of each class.
+    tell : callable
+        Takes a line before an index that is to be kept is made.
+
+    Raises
+    ------
+    UsageError
+        The task has no nearest-neighbour track, or ``k``, the index or the metric is not one there is.
+    UnknownFeatureSet, AmbiguousSelection
+        The store does not hold what the task needs; the message says what to run.
+    LabelError, DataError
+        The labels or the embeddings cannot be learned from.
+    """
+    search = _plan(manifest, k=k, index=index)
+    check_shots(shots)
+    metric = find_metric(manifest.metric, protocol)
+
+    watch = Stopwatch()
+    with watch("read"):
+        task = load_task(store, manifest, encoder=encoder, protocol=protocol, leave_one_out=True)
+    found = [
+        _search_round(
+            task,
+            each,
+            task.windows_of(each.reference),
+            search,
+            watch=watch,
+            saved=_saved(task, each, search, tell, watch),
+        )
+        for each in task.rounds
+    ]
+    with watch("score"):
+        outcomes = [
+            Outcome(
+                n_train=len(each.reference) - each.leave_one_out,
+                n_valid=0,
+                samples=one.samples,
+                y_scores=(one.y_scores[search.chosen_k],),
+            )
+            for each, one in zip(task.rounds, found, strict=True)
+        ]
+        scores = score_outcomes(task, outcomes)
+        details = _details(task, found, search, metric)
+    if shots:
+        with watch("shots"):
+            details["shots"] = shots_details({n: _few_shot(task, search, metric, shots=n) for n in shots})
+    return score_record(
+        task,
+        outcomes,
+        scores,
+        track="B",
+        seeds=(),
+        settings={
+            "k": min(search.chosen_k, *(one.n_neighbours for one in found)),
+            "temperature": search.temperature,
+            "index": search.index,
+            **({"ks": list(search.ks)} if len(search.ks) > 1 else {}),
+            **({"shots": list(shots)} if shots else {}),
+        },
+        seconds=watch.seconds,
+        libraries=("faiss",),
+        details=details,
+    )
+
+
+def _plan(manifest: Manifest, *, k: int | Sequence[int] | None, index: str) -> _Search:
+    if manifest.kind not in KINDS:
+        raise UsageError(f"task {manifest.name} is of kind {manifest.kind!r}, which has no nearest-neighbour track")
+    if not manifest.retrieve.enabled:
+        raise UsageError(
+            f"task {manifest.name} has no nearest-neighbour track: its manifest says retrieve.enabled = false"
+        )
+    usual = manifest.retrieve.k
+    ks = (usual,) if k is None else (k,) if isinstance(k, int) else tuple(k)
+    if not ks or min(ks) < 1:
+        raise UsageError(f"k must be at least 1, got {min(ks, default='nothing')}")
+    if len(set(ks)) < len(ks):
+        raise UsageError(f"every k once, got {', '.join(map(str, ks))}")
+    if index not in get_args(IndexName):
+        raise UsageError(f"there is no index {index!r}; there are {', '.join(get_args(IndexName))}")
+    return _Search(
+        ks=ks,
+        chosen_k=usual if usual in ks else ks[0],
+        temperature=manifest.retrieve.temperature,
+        index=cast(IndexName, index),
+    )
+
+
+def _search_round(
+    task: TaskData,
+    each: Round,
+    reference: NDArray[np.int64],
+    search: _Search,
+    *,
+    watch: Stopwatch,
+    saved: JoinedIndexes | None,
+) -> _Found:
+    """Search some windows for the neighbours of a round's test windows, once for every k: by a saved index of them."""
+    searcher: Searcher | JoinedIndexes
+    if saved is None:
+        with watch("index"):
+            from featstore.retrieve.index import Searcher
+
+            searcher = Searcher(SCALING_OF_TRAIN[task.protocol](task.X[reference]), search.index)
+    else:
+        searcher = saved
+    samples = task.samples(each.test)
+    queries = unit_rows(task.X[samples.windows])
+    # a query is compared with no window of its own clip, or of its group
+    unit = _independent(task)
+    own = int(np.bincount(unit[task.clip[reference]]).max()) if each.leave_one_out else 0
+    n_others = len(reference) - own
+    n_wanted = min(max(search.ks), n_others)
+    if n_wanted < 1:
+        raise DataError(f"task {task.manifest.name}, round {each.name!r}: no other clip is left to compare with")
+    with watch("search"):
+        nearest = searcher.search(queries, k=n_wanted + own)
+    clip_of_row = task.clip[reference]
+
+    def of_others(found: Neighbours, some: NDArray[np.int64]) -> Neighbours:
+        if not each.leave_one_out:
+            return found
+        query_unit = unit[task.clip[samples.windows[some]]]
+        return without_own(found, own=query_unit, clip_of_row=unit[clip_of_row], k=n_wanted)
+
+    nearest = of_others(nearest, np.arange(len(queries)))
+    recall: Mapping[str, Any] | None = None
+    if isinstance(searcher, JoinedIndexes):
+        recall = {"k": RECALL_K, "recall": searcher.recall, "of": "its own windows"}
+    elif search.index != "flat":
+        with watch("recall"):
+            some = evenly(len(queries), wanted=N_RECALL_QUERIES)
+            exact = of_others(searcher.search_exactly(queries[some], k=n_wanted + own), some)
+            recall = {"k": max(search.ks), "recall": share_found(exact.rows, nearest.rows[some])}
+    with watch("score"):
+        targets = task.targets.values[clip_of_row[nearest.rows]]
+        y_scores = {
+            k: samples.vote(
+                neighbour_vote(
+                    nearest.similarities[:, :k],
+                    targets[:, :k],
+                    n_classes=len(task.classes),
+                    temperature=search.temperature,
+                )
+            )
+            for k in search.ks
+        }
+        ranking = _ranking(task, samples, clip_of_row, targets, ks=search.ks, leave_one_out=each.leave_one_out)
+    return _Found(samples=samples, y_scores=y_scores, n_neighbours=n_wanted, ranking=ranking, recall=recall)
+
+
+def _saved(task: TaskData, each: Round, search: _Search, tell: Tell, watch: Stopwatch) -> JoinedIndexes | None:
+    """The saved indexes of a round's reference windows, in the order of these; None where they are no whole sets."""
+    if task.protocol != "strict" or each.leave_one_out or search.index not in get_args(IvfKind):
+        return None
+    in_reference = np.zeros(len(task.clip_id), bool)
+    in_reference[each.reference] = True
+    sets: list[FeatureSet] = []
+    for feature_set, clips in zip(task.sets, task.members.values(), strict=True):
+        if in_reference[clips].all():
+            sets.append(feature_set)
+        elif in_reference[clips].any():
+            return None
+    if sum(len(one) for one in sets) < MIN_SAVED_WINDOWS:
+        return None
+    with watch("index"):
+        return JoinedIndexes([open_index(one, cast(IvfKind, search.index), tell=tell) for one in sets])
+
+
+def _independent(task: TaskData) -> NDArray[np.int64]:
+    """Which clips count as one: int64 (n_clips,), a number for each clip, or for each group where there are groups."""
+    if task.groups is None:
+        return np.arange(len(task.clip_id))
+    return np.unique(np.array(task.groups, object).astype(str), return_inverse=True)[1]
+
+
+def _ranking(
+    task: TaskData,
+    samples: Samples,
+    clip_of_row: NDArray[np.int64],
+    targets: NDArray[Any],
+    *,
+    ks: tuple[int, ...],
+    leave_one_out: bool,
+) -> dict[str, Any]:
+    """Score the neighbours' order: relevant is a window of the query's class, or with a label of the query's."""
+    values = task.targets.values
+    wanted, held = values[task.clip[samples.windows]], values[clip_of_row]
+    if values.ndim == 1:
+        relevant = targets == wanted[:, None]
+        n_relevant = np.bincount(held, minlength=len(task.classes))[wanted]
+    else:
+        relevant = np.einsum("qkc,qc->qk", targets, wanted) > 0
+        n_relevant = np.concatenate(
+            [(block @ held.T > 0).sum(axis=1) for block in np.split(wanted, range(256, len(wanted), 256))]
+        )
+    if leave_one_out:
+        n_relevant = n_relevant - _own_relevant(_independent(task), task.clip[samples.windows], clip_of_row, values)
+    return ranking_scores(relevant, n_relevant, ks=tuple(sorted(k for k in ks if k <= relevant.shape[1])))
+
+
+def _own_relevant(
+    unit: NDArray[np.int64], query_clip: NDArray[np.int64], clip_of_row: NDArray[np.int64], values: NDArray[Any]
+) -> NDArray[np.int64]:
+    """Count the rows of each query's own clip or group that would be relevant to it: (queries,)."""
+    order = np.argsort(unit[clip_of_row], kind="stable")
+    bounds = np.searchsorted(unit[clip_of_row][order], np.arange(int(unit.max()) + 2))
+    found = np.empty(len(query_clip), np.int64)
+    for at, clip in enumerate(query_clip.tolist()):
+        mine = clip_of_row[order[bounds[unit[clip]] : bounds[unit[clip] + 1]]]
+        same = values[mine] == values[clip] if values.ndim == 1 else values[mine] @ values[clip] > 0
+        found[at] = int(same.sum())
+    return found
+
+
+def _details(task: TaskData, found: Sequence[_Found], search: _Search, metric: Metric) -> dict[str, Any]:
+    curve = {
+        str(k): float(np.mean([metric.score(one.samples.y_true, one.y_scores[k]) for one in found])) for k in search.ks
+    }
+    details: dict[str, Any] = {
+        "k_asked": search.chosen_k,
+        "k_curve": curve,
+        "neighbours": {each.name: one.ranking for each, one in zip(task.rounds, found, strict=True)},
+    }
+    recalls = [one.recall for one in found if one.recall is not None]
+    if recalls:
+        details["index_recall"] = {**recalls[0], "recall": float(np.mean([each["recall"] for each in recalls]))}
+    return details
+
+
+def _few_shot(task: TaskData, search: _Search, metric: Metric, *, shots: int) -> NDArray[np.float64]:
+    """Scores (rounds, support sets) with the clips of a support set as the only neighbours, by exact search.
+
+    A clip of the support set is one neighbour, as near as its nearest window: k counts clips. Were every window one, a
+    few clips of many windows each would outvote the nearest clip.
+    """
+    scores = []
+    for each in task.rounds:
+        samples = task.samples(each.test)
+        queries = unit_rows(task.X[samples.windows])
+        of_round = []
+        for clips in support_sets(task, each, shots=shots):
+            windows = task.windows_of(clips)
+            reference = SCALING_OF_TRAIN[task.protocol](task.X[windows])
+            clip_of_row = task.clip[windows]
+            starts = np.flatnonzero(np.diff(clip_of_row, prepend=-1))
+            votes = votes_of_nearest(
+                queries,
+                reference,
+                task.targets.values[clip_of_row[starts]],
+                n_classes=len(task.classes),
+                k=search.chosen_k,
+                temperature=search.temperature,
+                starts=starts,
+            )
+            of_round.append(metric.score(samples.y_true, samples.vote(votes)))
+        scores.append(of_round)
+    return np.array(scores)

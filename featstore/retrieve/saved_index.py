@@ -1,0 +1,296 @@
+"""Saved indexes: made once for a feature set in bounded memory, then memory-mapped."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featstore.errors import StoreError, UsageError
+from featstore.files import sweep_leftovers
+from featstore.formatting import spoken_bytes
+from featstore.retrieve.index_files import (
+    INDEX_FORMAT,
+    IndexRecord,
+    UnusableIndex,
+    index_folders,
+    seals_of,
+    usable_record,
+    whole_folder,
+    writable_one,
+    write_record,
+)
+from featstore.retrieve.ivf import TARGET_RECALL, IvfKind, IvfPlan, plan_ivf
+from featstore.retrieve.knn import Neighbours, evenly, share_found
+from featstore.retrieve.scan import unit_rows
+from featstore.retrieve.unit_vectors import padded, search_lists, unit_block, unit_blocks
+
+if TYPE_CHECKING:
+    from featstore.store import FeatureSet
+
+__all__ = ["RECALL_K", "JoinedIndexes", "SavedIndex", "Tell", "make_index", "open_index"]
+
+
+SAMPLE_FILE = "sample.float32"
+RECALL_K = 10
+N_RECALL_QUERIES = 200
+
+
+def make_index(feature_set: FeatureSet, plan: IvfPlan, folder: Path) -> IndexRecord:
+    """Make the index of a feature set as planned, in memory of the plan's size, and put it in a folder.
+
+    It reads the set twice: for the sample, and to fill the lists.
+
+    Raises
+    ------
+    DataError
+        A vector is not finite.
+    StoreError
+        The index cannot be written.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        sweep_leftovers(folder)
+        room = shutil.disk_usage(folder.parent).free
+        if room < plan.making_bytes:  # a mapped file that a disk has no room for ends the process
+            raise StoreError(
+                f"the {plan.kind} index of {feature_set.path} takes {spoken_bytes(plan.making_bytes)} while it is "
+                f"made: {folder.parent} has {spoken_bytes(room)} free"
+            )
+        with whole_folder(folder) as temporary:
+            record = _build(feature_set, plan, temporary)
+            write_record(record, temporary)
+    except OSError as error:
+        raise StoreError(
+            f"cannot keep an index in {folder}: {error.strerror or error}; FEATSTORE_CACHE names another place where "
+            "the store's own cannot be written"
+        ) from error
+    return record
+
+
+def _build(feature_set: FeatureSet, plan: IvfPlan, folder: Path) -> IndexRecord:
+    from featstore.retrieve import ivf
+
+    seconds: dict[str, float] = {}
+    with _timed(seconds, "train"):
+        sample_rows, sample = _sample(feature_set, plan, folder / SAMPLE_FILE)
+        index = ivf.train_index(plan, sample)
+        some = evenly(len(sample), wanted=N_RECALL_QUERIES)
+        own, queries = sample_rows[some], np.array(sample[some])
+        del sample
+        (folder / SAMPLE_FILE).unlink()
+    exact = ivf.ExactHeap(queries, k=min(RECALL_K + 1, plan.rows))
+    with _timed(seconds, "add"):
+        for first, rows in unit_blocks(feature_set, plan):
+            ivf.write_block(index, rows, first=first, folder=folder)
+            exact.add(rows, first=first)
+    with _timed(seconds, "merge"):
+        ivf.merge_blocks(index, folder)
+    with _timed(seconds, "measure"):
+        lists = ivf.MappedLists(folder)
+        wanted = _others(exact.nearest().rows, own)
+        by_probes: dict[int, float] = {}
+        for n_probe in plan.n_probes:
+            k = min(RECALL_K + 1, plan.rows)
+            found = search_lists(lists, plan, queries[:, : plan.dim], k=k, n_probe=n_probe, feature_set=feature_set)
+            by_probes[n_probe] = share_found(wanted, _others(found.rows, own))
+            if by_probes[n_probe] >= TARGET_RECALL:
+                break
+    best = max(by_probes)
+    sizes, checksums = seals_of(folder)
+    return IndexRecord(
+        format=INDEX_FORMAT,
+        feature_set=feature_set.path,
+        fingerprint=feature_set.fingerprint,
+        content_hash=feature_set.content_hash,
+        kind=plan.kind,
+        plan=asdict(plan),
+        n_probe=best,
+        recall=by_probes[best],
+        recall_k=RECALL_K,
+        recall_by_probes={str(n_probe): recall for n_probe, recall in by_probes.items()},
+        seconds={stage: round(spent, 3) for stage, spent in seconds.items()},
+        files=sizes,
+        checksums=checksums,
+    )
+
+
+def _sample(feature_set: FeatureSet, plan: IvfPlan, path: Path) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Evenly drawn rows: their numbers, and themselves at unit length, float32 (sample_rows, padded_dim), in a file.
+
+    They are read in order, block by block: of a store by URL a single row costs as much as its chunk.
+    """
+    drawn = evenly(plan.rows, wanted=plan.sample_rows)
+    with path.open("wb") as file:
+        for first in range(0, plan.rows, plan.block_rows):
+            until = min(first + plan.block_rows, plan.rows)
+            begin, end = np.searchsorted(drawn, [first, until])
+            rows = feature_set.utterance_rows.slice(first, until)[drawn[begin:end] - first]
+            unit_block(rows, feature_set, plan).tofile(file)
+    return drawn, np.memmap(path, np.float32, mode="r", shape=(len(drawn), plan.padded_dim))
+
+
+def _others(rows: NDArray[np.int64], own: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Neighbours (queries, k + 1) without the query's own row, or without the last where it was not found."""
+    is_own = rows == own[:, None]
+    kept = np.argsort(is_own, axis=1, kind="stable")[:, : rows.shape[1] - 1]
+    return np.take_along_axis(rows, kept, axis=1)
+
+
+@contextlib.contextmanager
+def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    began = time.perf_counter()
+    yield
+    seconds[stage] = time.perf_counter() - began
+
+
+Tell = Callable[[str], None]
+
+
+class SavedIndex:
+    """An index of one feature set, as `open_index` opens it. Its rows are the windows of the set, in their order."""
+
+    def __init__(self, feature_set: FeatureSet, folder: Path, record: IndexRecord) -> None:
+        from featstore.retrieve.ivf import MappedLists
+
+        self.feature_set = feature_set
+        self.folder = folder
+        self.record = record
+        self._plan = record.ivf_plan
+        self._lists = MappedLists(folder)
+
+    def __len__(self) -> int:
+        return len(self.feature_set)
+
+    @property
+    def recall(self) -> float:
+        """Share of the nearest that it was measured to find; ``record`` tells how."""
+        return self.record.recall
+
+    def search(self, queries: NDArray[np.float32], k: int) -> Neighbours:
+        """Find the ``k`` windows nearest to each query (queries, dim) by cosine, as the index finds them.
+
+        Queries may be of any length. There are fewer than ``k`` neighbours only where the set has fewer windows.
+
+        Raises
+        ------
+        UsageError
+            The queries are not as wide as the set's vectors, or ``k`` is below 1.
+        """
+        k, unit = _at_most(k, len(self)), self._unit(queries)
+        found = search_lists(
+            self._lists, self._plan, unit, k=k, n_probe=self.record.n_probe, feature_set=self.feature_set
+        )
+        few = np.flatnonzero((found.rows < 0).any(axis=1))
+        if len(few):  # the lists that were searched hold fewer than k
+            exact = self.search_exactly(queries[few], k)
+            found.similarities[few], found.rows[few] = exact.similarities, exact.rows
+        return found
+
+    def search_exactly(self, queries: NDArray[np.float32], k: int) -> Neighbours:
+        """The same by comparing every window, read block by block."""
+        from featstore.retrieve.ivf import ExactHeap
+
+        heap = ExactHeap(padded(self._unit(queries), self._plan), k=_at_most(k, len(self)))
+        for first, rows in unit_blocks(self.feature_set, self._plan):
+            heap.add(rows, first=first)
+        return heap.nearest()
+
+    def _unit(self, queries: NDArray[np.float32]) -> NDArray[np.float32]:
+        if queries.ndim != 2 or queries.shape[1] != self._plan.dim:
+            raise UsageError(f"queries are (queries, {self._plan.dim}), as wide as the set: got {queries.shape}")
+        return unit_rows(queries)
+
+
+class JoinedIndexes:
+    """Several indexes searched as one: the rows of each follow those of the one before."""
+
+    def __init__(self, indexes: Sequence[SavedIndex]) -> None:
+        self.indexes = tuple(indexes)
+
+    @property
+    def recall(self) -> float:
+        """The mean of theirs, by rows."""
+        return float(np.average([each.recall for each in self.indexes], weights=[len(each) for each in self.indexes]))
+
+    def search(self, queries: NDArray[np.float32], k: int) -> Neighbours:
+        """Find the ``k`` nearest of all: they are among the ``k`` nearest of each."""
+        similarities, rows, first = [], [], 0
+        for index in self.indexes:
+            found = index.search(queries, k)
+            similarities.append(found.similarities)
+            rows.append(found.rows + first)
+            first += len(index)
+        all_similarities, all_rows = np.concatenate(similarities, axis=1), np.concatenate(rows, axis=1)
+        best = np.argsort(-all_similarities, axis=1, kind="stable")[:, :k]
+        return Neighbours(
+            similarities=np.take_along_axis(all_similarities, best, axis=1),
+            rows=np.take_along_axis(all_rows, best, axis=1),
+        )
+
+
+def open_index(feature_set: FeatureSet, kind: IvfKind = "ivf", *, tell: Tell = lambda _: None) -> SavedIndex:
+    """Open the saved index of a feature set; where there is none of what the set holds now, make it first.
+
+    Parameters
+    ----------
+    feature_set : FeatureSet
+    kind : "ivf" or "ivfpq"
+        Whole vectors, as large on disk as the set's own; or codes of at most 64 bytes, whose best hundred candidates
+        (ten for each neighbour, where that is more) are compared again with the stored vectors.
+    tell : callable
+        Takes a line that says what is about to take its time.
+
+    Raises
+    ------
+    UsageError
+        There is no such kind, or the set is empty.
+    DataError
+        A vector is not finite.
+    StoreError
+        The index cannot be written.
+    """
+    plan = plan_ivf(len(feature_set), feature_set.recipe.dim, kind)
+    folders = index_folders(feature_set, kind)
+    unusable = ""
+    for folder in folders:
+        try:
+            return _opened(folder, feature_set, kind)
+        except UnusableIndex as error:
+            unusable = unusable or (f"the index in {folder} is not used, for {error}: " if str(error) else "")
+    folder = writable_one(folders)
+    tell(
+        f"{unusable}making the {kind} index of {feature_set.path}, {plan.rows:,} x {plan.dim}, "
+        f"{spoken_bytes(plan.index_bytes)}: {folder}"
+    )
+    make_index(feature_set, plan, folder)
+    for _ in range(3):  # another process may be putting its own there
+        with contextlib.suppress(UnusableIndex):
+            return _opened(folder, feature_set, kind)
+    raise StoreError(f"{folder} is being replaced by other processes all the time: try again")
+
+
+def _opened(folder: Path, feature_set: FeatureSet, kind: IvfKind) -> SavedIndex:
+    """The index in a folder; UnusableIndex where it is not to be used."""
+    record = usable_record(folder, feature_set, kind)
+    try:
+        index = SavedIndex(feature_set, folder, record)
+    except StoreError as error:  # it has gone this moment
+        raise UnusableIndex("FAISS cannot read it") from error
+    # Centroids and lists are two files: whoever put another index there in between has left us one of each.
+    if usable_record(folder, feature_set, kind) != record:
+        raise UnusableIndex("it was replaced while it was opened")
+    return index
+
+
+def _at_most(k: int, rows: int) -> int:
+    if k < 1:
+        raise UsageError(f"k must be at least 1, got {k}")
+    return min(k, rows)

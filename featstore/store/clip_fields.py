@@ -1,0 +1,137 @@
+"""Fields of the clips' JSON as arrays: the labels of a feature set."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featstore.clip_json import parse_clip_json
+from featstore.errors import LabelError
+
+__all__ = ["Labels", "encode_labels", "field_of", "field_values", "plain_labels", "stored_clip_json"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Labels:
+    """One label for each window.
+
+    Attributes
+    ----------
+    values : int64 or float64 (windows,)
+        Numbers as they stand in the JSON, or codes of classes.
+    classes : tuple of str or of bool, or None
+        What the codes stand for; None where the labels are numbers.
+    """
+
+    values: NDArray[Any]
+    classes: tuple[Any, ...] | None
+
+
+def stored_clip_json(text: str, *, key: str) -> Any:
+    """The JSON of the clip `key` as a store of any origin has it; LabelError where it is refused."""
+    try:
+        return parse_clip_json(text)
+    except ValueError as error:
+        raise LabelError(f"the JSON of clip {key!r} cannot be read: {error}") from None
+
+
+def field_of(meta: str, field: str, *, key: str) -> Any:
+    """One field of the JSON of the clip `key`, dots reaching into objects; LabelError where there is none."""
+    value = stored_clip_json(meta, key=key)
+    for name in field.split("."):
+        if not isinstance(value, dict) or name not in value:
+            known = ", ".join(sorted(value)) if isinstance(value, dict) else type(value).__name__
+            raise LabelError(f"clip {key!r} has no field {field!r} in its JSON, which has: {known}")
+        value = value[name]
+    return value
+
+
+def field_values(keys: Iterable[str], metas: Iterable[str], field: str) -> list[Any]:
+    """One field of each clip's JSON.
+
+    Parameters
+    ----------
+    keys, metas : iterable of str
+        Keys of the windows, for messages, and the JSON of their clips.
+    field : str
+        Dots reach into objects: ``"speaker.gender"``.
+
+    Raises
+    ------
+    LabelError
+        A clip's JSON has no such field, or cannot be read.
+    """
+    values: list[Any] = []
+    last_meta, value = None, None
+    for key, meta in zip(keys, metas, strict=True):
+        if meta != last_meta:  # windows of one clip stand together and share its JSON
+            last_meta, value = meta, field_of(meta, field, key=key)
+        values.append(value)
+    return values
+
+
+def plain_labels(keys: Sequence[str], metas: Sequence[str], field: str) -> NDArray[Any]:
+    """One field as an array of text, of numbers or of truth values; of text it is object (windows,).
+
+    Raises
+    ------
+    LabelError
+        A clip has no such field, or one that is none of these; or clips disagree about which.
+    """
+    values = field_values(keys, metas, field)
+    kinds: dict[type, str] = {}
+    for key, value in zip(keys, values, strict=True):
+        kind = float if isinstance(value, int) and not isinstance(value, bool) else type(value)
+        if kind not in (str, float, bool):
+            raise LabelError(
+                f"clip {key!r}: a label is text, a number or true/false, and {field!r} is {json.dumps(value)[:60]}"
+            )
+        kinds.setdefault(kind, key)
+    if len(kinds) > 1:
+        (one, one_key), (other, other_key) = list(kinds.items())[:2]
+        raise LabelError(
+            f"{field!r} is of two types: {_says(one)} of clip {one_key!r}, {_says(other)} of clip {other_key!r}"
+        )
+    if str in kinds:
+        return np.asarray(values, dtype=object)
+    whole = all(isinstance(value, int) and -(2**63) <= value < 2**63 for value in values)
+    return np.asarray(values, dtype=bool if bool in kinds else np.int64 if whole and values else np.float64)
+
+
+def encode_labels(
+    keys: Sequence[str], metas: Sequence[str], field: str, *, classes: Sequence[Any] | None = None
+) -> Labels:
+    """One field as numbers: text and truth values become codes of classes, numbers stay as they are.
+
+    Parameters
+    ----------
+    classes : sequence, optional
+        What the codes stand for, such as those of a training set; else the sorted values found. With them numbers are
+        classes too.
+
+    Raises
+    ------
+    LabelError
+        As of `plain_labels`; or a label is none of `classes`.
+    """
+    values = plain_labels(keys, metas, field)
+    if classes is None:
+        if values.dtype.kind in "if":
+            return Labels(values=values, classes=None)
+        classes = sorted(set(values.tolist()))
+    codes = {name: code for code, name in enumerate(classes)}
+    for key, value in zip(keys, values.tolist(), strict=True):
+        if value not in codes:
+            shown = ", ".join(repr(name) for name in classes[:8]) + (", ..." if len(classes) > 8 else "")
+            raise LabelError(f"clip {key!r}: {field} {value!r} is none of the {len(classes)} classes {shown}")
+    coded = np.fromiter((codes[value] for value in values.tolist()), np.int64, len(values))
+    return Labels(values=coded, classes=tuple(classes))
+
+
+def _says(kind: type) -> str:
+    return {str: "text", float: "a number", bool: "true/false"}[kind]

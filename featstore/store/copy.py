@@ -1,0 +1,265 @@
+"""Copies feature sets from one store to another, part by part, between folders and URLs in any direction.
+
+A copied part holds the same objects as the original, each held against its seal on the way, and the same commit record
+but for two fields. Its name is new, so that no object of the target is ever written a second time, whatever other
+copies, writers and readers do there. Its generation is greater than that of what it replaces.
+
+What the target has already is found by content: the SHA-256 of the shards, under the recipe. So a copy that was killed
+resumes, and what it left is no part.
+
+Without frames a part is another part: its record says so, and names the objects that it has. What its vectors were made
+from, and with it the content hash that scores name, is the same.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import Any, Literal
+
+from featstore.errors import DamagedPart, StoreError, UnknownFeatureSet
+from featstore.remote import NETWORK_THREADS
+from featstore.store.cache import sealed_object
+from featstore.store.catalogue import SplitEntry, check_root, read_commits, read_split, split_paths
+from featstore.store.encoder_groups import copy_notes
+from featstore.store.filesystem import Objects, open_objects
+from featstore.store.format import Commit, Member, Segment
+from featstore.store.prefetch import in_order
+from featstore.store.writer import SplitWriter, open_split_writer_at
+
+__all__ = ["CopyRecord", "copy_store", "without_frames"]
+
+_PARTS_AT_A_TIME = 8
+_SMALL_BYTES = 1 << 20
+_SMALL_AHEAD = 16  # of one part; of large objects, up to 64 MiB each, there is one: eight parts hold half a gigabyte
+_BETWEEN_LOOKS = 20.0
+_FRAME_ARRAYS = ("frames", "frame_offsets")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CopyRecord:
+    """What became of one feature set: its parts, those copied now, those that were there, and what travelled.
+
+    ``replaced`` of the copied parts took the place of other content of their shards.
+    """
+
+    path: str
+    parts: int
+    copied: int
+    there: int
+    replaced: int
+    objects: int
+    bytes: int
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain JSON."""
+        return asdict(self)
+
+
+def copy_store(
+    source_url: str,
+    target_url: str,
+    *,
+    only: Literal["everything", "utterance"],
+    encoder: str | None,
+    dataset: str | None,
+    split: str | None,
+    on_part: Callable[[str], None] = lambda _: None,
+) -> tuple[CopyRecord, ...]:
+    """Bring the feature sets of one store that match, or all, into another.
+
+    Parameters
+    ----------
+    source_url, target_url : str
+        Folders or URLs. The target is made where there is none.
+    only : "everything" or "utterance"
+        Whether frames come along.
+    encoder, dataset, split : str, optional
+        Only these, as `Store.select` takes them.
+    on_part : callable
+        Told the path of each part when it is in the target.
+
+    Raises
+    ------
+    UnknownFeatureSet
+        Nothing matches.
+    DamagedPart
+        An object of the source is not what was committed: parts before it are in the target, that one is not.
+    StoreError
+        A store cannot be read or written; what is committed is safe, and the same call goes on.
+    """
+    source, target = open_objects(source_url), open_objects(target_url)
+    if _place(source) == _place(target):
+        raise StoreError(f"source and target are one store: {source.url}")
+    check_root(source)
+    paths = split_paths(source, encoder=encoder, dataset=dataset, split=split)
+    entries = [entry for entry in (read_split(source, path) for path in paths) if entry is not None]
+    if not entries:
+        raise UnknownFeatureSet(
+            f"{source.url} holds nothing of {encoder or '*'}/{dataset or '*'}/{split or '*'}: "
+            f"`featstore inspect --store {source.url}` shows what is there"
+        )
+    return tuple(_SplitCopy(source, target, entry, only=only, on_part=on_part).run() for entry in entries)
+
+
+def _place(objects: Objects) -> str:
+    return objects.url.rstrip("/") if objects.root is None else str(objects.root.resolve())
+
+
+def without_frames(commit: Commit) -> Commit:
+    """The record of a part's copy that leaves its frames out.
+
+    Members keep their counts of frames, which say what the vectors are means of.
+    """
+    if not commit.frames_stored:
+        return commit
+    kept = {name: entry for name, entry in commit.objects.items() if name.split("/")[0] not in _FRAME_ARRAYS}
+    return replace(commit, frames_stored=False, objects=kept)
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A part to copy: the record it gets in the target, but for its name, and what of it counts in the source."""
+
+    commit: Commit
+    segments: tuple[Segment, ...]
+    replaces_other_content: bool = False
+
+
+def _plan(parts: Sequence[_Part], counted: Mapping[str, Segment]) -> list[_Part]:
+    """Parts that the target lacks, with generations under which they count there as they do in the source."""
+    wanted: list[_Part] = []
+    copied: dict[str, Commit] = {}  # the last of the planned parts that holds a shard, whether it counts or not
+    for part in sorted(parts, key=lambda part: part.commit.order):
+        there = {name: counted.get(name) for name in (segment.member.shard.name for segment in part.segments)}
+        is_there = all(_has(there[each.member.shard.name], each, part.commit) for each in part.segments)
+        older = [copied[member.shard.name] for member in part.commit.members if member.shard.name in copied]
+        rivals = [segment.commit for segment in there.values() if segment is not None]
+        if is_there and all(rival.order > other.order for rival in rivals for other in older):
+            continue
+        generation = max(part.commit.generation, *(1 + each.generation for each in (*rivals, *older)), 0)
+        other = any(
+            (held := there[each.member.shard.name]) is not None and not _is_same(held.member, each.member)
+            for each in part.segments
+        )
+        commit = replace(part.commit, generation=generation)
+        wanted.append(replace(part, commit=commit, replaces_other_content=other))
+        copied |= {member.shard.name: commit for member in commit.members}
+    return wanted
+
+
+def _has(there: Segment | None, wanted: Segment, commit: Commit, *, generation: int = 0) -> bool:
+    """Whether the target has a shard's content, as many windows and frames as would come, under that generation."""
+    return (
+        there is not None
+        and there.commit.generation >= generation
+        and _is_same(there.member, wanted.member)
+        and there.commit.recipe_fingerprint == commit.recipe_fingerprint
+        and there.commit.frames_stored >= commit.frames_stored
+        and (there.member.windows, there.member.frames) >= (wanted.member.windows, wanted.member.frames)
+    )
+
+
+def _is_same(one: Member, other: Member) -> bool:
+    """Whether two members were made from the same bytes."""
+    if one.shard.sha256 and other.shard.sha256:
+        return one.shard.sha256 == other.shard.sha256
+    return one.shard == other.shard
+
+
+class _SplitCopy:
+    def __init__(
+        self,
+        source: Objects,
+        target: Objects,
+        entry: SplitEntry,
+        *,
+        only: Literal["everything", "utterance"],
+        on_part: Callable[[str], None],
+    ) -> None:
+        self._source = source
+        self._target = target
+        self._entry = entry
+        self._only = only
+        self._on_part = on_part
+        self._looking = threading.Lock()
+        self._look_from = 0.0
+        self._counted: Mapping[str, Segment] = {}
+        self._reads = ThreadPoolExecutor(NETWORK_THREADS, thread_name_prefix="read")
+
+    def run(self) -> CopyRecord:
+        parts = self._parts()
+        writer = open_split_writer_at(self._target, self._entry.address)
+        copy_notes(self._source, self._target, self._entry.path.split("/")[0])
+        wanted = _plan(parts, writer.begin_run())
+        if writer.has_leftovers:
+            writer.sweep()
+        for _ in range(len(parts) - len(wanted)):
+            self._on_part(self._entry.path)
+        copied: list[_Part] = []
+        try:
+            with ThreadPoolExecutor(_PARTS_AT_A_TIME, thread_name_prefix="copy") as pool, self._reads:
+                copies = in_order(pool, partial(self._copy, writer), wanted, ahead=_PARTS_AT_A_TIME)
+                for part, is_copied in zip(wanted, copies, strict=True):
+                    copied += [part] if is_copied else []
+                    self._on_part(f"{self._entry.path}/{part.commit.part}")
+        finally:
+            if wanted:
+                writer.sweep()
+            if wanted or not writer.is_catalogued:
+                writer.write_catalogue()
+        seals = [entry for part in copied for entry in part.commit.objects.values()]
+        return CopyRecord(
+            path=self._entry.path,
+            parts=len(parts),
+            copied=len(copied),
+            there=len(parts) - len(copied),
+            replaced=sum(part.replaces_other_content for part in copied),
+            objects=len(seals),
+            bytes=sum(entry.size for entry in seals),
+        )
+
+    def _parts(self) -> list[_Part]:
+        """Parts that count in the source, with their seals, and as they will be in the target."""
+        segments: dict[str, list[Segment]] = {}
+        for segment in self._entry.segments:
+            segments.setdefault(segment.commit.part, []).append(segment)
+        found: list[_Part] = []
+        for name, commit in zip(segments, read_commits(self._source, self._entry.path, list(segments)), strict=True):
+            if commit is None:
+                raise DamagedPart(f"{self._source.url}/{self._entry.path}/{name} has gone: run the same command again")
+            kept = without_frames(commit) if self._only == "utterance" else commit
+            found.append(_Part(kept, tuple(segments[name])))
+        return found
+
+    def _copy(self, writer: SplitWriter, part: _Part) -> bool:
+        """Copy a part, unless another run has brought it meanwhile; returns whether it was copied."""
+        counted = self._look_again(writer)
+        there = [(counted.get(each.member.shard.name), each) for each in part.segments]
+        if all(_has(held, each, part.commit, generation=part.commit.generation) for held, each in there):
+            return False
+        writer.copy_part(part.commit, self._objects_of(f"{self._entry.path}/{part.commit.part}", part.commit))
+        return True
+
+    def _look_again(self, writer: SplitWriter) -> Mapping[str, Segment]:
+        """What counts in the target by now, or a moment ago: looking takes a twentieth of the time at most."""
+        with self._looking:
+            began = time.monotonic()
+            if began >= self._look_from:
+                self._counted = writer.committed()
+                ended = time.monotonic()
+                self._look_from = ended + _BETWEEN_LOOKS * (ended - began)
+            return self._counted
+
+    def _objects_of(self, source: str, commit: Commit) -> Iterator[tuple[str, bytes]]:
+        """Each object of a part, whole and as it was committed: small ones many at a time, large ones one by one."""
+        small = [name for name, entry in commit.objects.items() if entry.size <= _SMALL_BYTES]
+        large = [name for name, entry in commit.objects.items() if entry.size > _SMALL_BYTES]
+        for names, ahead in ((small, _SMALL_AHEAD), (large, 1)):
+            keys = [(f"{source}/{name}", commit.objects[name]) for name in names]
+            read = in_order(self._reads, lambda each: sealed_object(self._source, *each), keys, ahead=ahead)
+            yield from zip(names, read, strict=True)

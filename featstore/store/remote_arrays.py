@@ -1,0 +1,205 @@
+"""Rows of a remote array, read by byte range: only the blocks that are asked for travel, and each is checked."""
+
+from __future__ import annotations
+
+import struct
+import threading
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, partial
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featstore.remote import NETWORK_THREADS
+from featstore.store.codecs import CRC_BYTES, block_offsets, crc32c, require_files, wrong_size
+from featstore.store.documents import damaged
+from featstore.store.layout import ArrayLayout
+from featstore.system import free_memory_bytes
+
+__all__ = ["RangedRows", "Ranges"]
+
+_BLOCKS_AT_ONCE_BYTES = 128 << 20
+_MOST_BYTES_A_REQUEST = 16 << 20
+
+
+class Ranges(Protocol):
+    """Bytes of objects by range; `featstore.remote.Remote` has them."""
+
+    @property
+    def url(self) -> str:
+        """Where the objects are."""
+
+    def get_range(self, key: str, start: int, stop: int) -> bytes:
+        """Bytes [start, stop) of an object."""
+
+
+class RangedRows:
+    """Rows of a remote array of one of format 1's layouts: only the blocks that are asked for travel.
+
+    Each is held against its CRC-32C. The index of a file is read once, and blocks that follow one another come in one
+    request. Those that were asked for last are kept, since windows that are read together lie together: of all arrays
+    of this process at most an eighth of the memory that is free, from 128 MiB to 1 GiB.
+    """
+
+    def __init__(self, remote: Ranges, path: str, layout: ArrayLayout, size_of: Callable[[str], int]) -> None:
+        self._remote = remote
+        self._path = path
+        self._layout = layout
+        self._size_of = size_of
+        self._offsets: dict[int, list[int]] = {}
+        self._kept: dict[int, NDArray[Any]] = {}
+        self._most_at_once = max(2, _BLOCKS_AT_ONCE_BYTES // max(1, layout.block_bytes))
+
+    def __reduce__(self) -> tuple[type[RangedRows], tuple[Ranges, str, ArrayLayout, Callable[[str], int]]]:
+        self.require(0, self._layout.shape[0])
+        sizes = {self._layout.file_key(n): self._size_of(self._layout.file_key(n)) for n in range(self._layout.n_files)}
+        return RangedRows, (self._remote, self._path, self._layout, sizes.__getitem__)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the whole array."""
+        return self._layout.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of its numbers."""
+        return self._layout.dtype
+
+    def slice(self, start: int, stop: int) -> NDArray[Any]:
+        """Rows [start, stop), a copy."""
+        self.require(start, stop)
+        out = np.empty((max(0, stop - start), *self._layout.shape[1:]), self._layout.dtype)
+        self.read_into(out, start=start)
+        return out
+
+    def require(self, start: int, stop: int) -> None:
+        """Make sure that the sizes of its objects account for rows [start, stop)."""
+        where = f"{self._remote.url}/{self._path}"
+        require_files(self._layout, start, stop, size_of=self._size_of, where=where)
+
+    def read_into(self, out: NDArray[Any], *, start: int = 0) -> None:
+        """Copy the rows from `start` on that fill `out`."""
+        rows = self._layout.block_rows
+        done = 0
+        while done < len(out):
+            # so many blocks at a time, for until they are copied they are all in memory
+            stop = min(len(out), (start + done) // rows * rows + self._most_at_once * rows - start)
+            blocks = self._blocks(range((start + done) // rows, -(-(start + stop) // rows)))
+            while done < stop:
+                number, at = divmod(start + done, rows)
+                n = min(rows - at, stop - done)
+                out[done : done + n] = blocks[number][at : at + n]
+                done += n
+
+    def fetch(self, spans: Sequence[tuple[int, int]]) -> None:
+        """Ask for the blocks of many spans together, as far as they are kept."""
+        rows = self._layout.block_rows
+        wanted = dict.fromkeys(n for start, stop in spans for n in range(start // rows, -(-stop // rows)))
+        self._blocks(list(wanted)[: self._most_at_once])
+
+    def _blocks(self, numbers: Iterable[int]) -> dict[int, NDArray[Any]]:
+        numbers = list(numbers)
+        found = {number: block for number in numbers if (block := self._kept.get(number)) is not None}
+        ranges = self._plan(sorted(set(numbers) - set(found)))
+        if len(ranges) == 1:
+            found |= self._read(ranges[0])
+        elif ranges:
+            with ThreadPoolExecutor(min(len(ranges), NETWORK_THREADS)) as pool:
+                for some in pool.map(self._read, ranges):
+                    found |= some
+        self._kept |= found
+        _KEPT_BLOCKS.note(self, numbers, block_bytes=self._layout.block_bytes)
+        return found
+
+    def forget(self, number: int) -> None:
+        """Let a block go; whoever has rows of it keeps them."""
+        self._kept.pop(number, None)
+
+    def _plan(self, numbers: Sequence[int]) -> list[_Range]:
+        """Requests for blocks, those that lie one after another in one file taken together."""
+        plan: list[_Range] = []
+        for number in numbers:
+            file, slot = divmod(number, self._layout.blocks_per_file)
+            start = self._file_offsets(file)[slot]
+            if start < 0:
+                raise wrong_size(self._url(file))
+            stop = start + self._layout.block_bytes + CRC_BYTES
+            last = plan[-1] if plan else None
+            follows = last is not None and last.file == file and last.stop == start
+            if last is not None and follows and stop - last.start <= _MOST_BYTES_A_REQUEST:
+                plan[-1] = _Range(file, last.start, stop, (*last.blocks, number))
+            else:
+                plan.append(_Range(file, start, stop, (number,)))
+        return plan
+
+    def _read(self, wanted: _Range) -> dict[int, NDArray[Any]]:
+        step = self._layout.block_bytes + CRC_BYTES
+        for _ in range(2):  # once more where a checksum differs: the fault may be the way's
+            raw = self._remote.get_range(self._key(wanted.file), wanted.start, wanted.stop)
+            pieces = [raw[at : at + step] for at in range(0, len(raw), step)]
+            if all(struct.pack("<I", crc32c(piece[:-CRC_BYTES])) == piece[-CRC_BYTES:] for piece in pieces):
+                return dict(zip(wanted.blocks, map(self._array, pieces), strict=True))
+        raise damaged(self._remote.url, self._key(wanted.file), "is damaged: a checksum does not match")
+
+    def _array(self, piece: bytes) -> NDArray[Any]:
+        count = self._layout.block_bytes // self._layout.dtype.itemsize
+        return np.frombuffer(piece, self._layout.dtype, count).reshape(-1, *self._layout.shape[1:])
+
+    def _file_offsets(self, file: int) -> list[int]:
+        if file not in self._offsets:
+            self._offsets[file] = block_offsets(
+                self._layout,
+                file_bytes=self._size_of(self._layout.file_key(file)),
+                read=partial(self._remote.get_range, self._key(file)),
+                where=self._url(file),
+            )
+        return self._offsets[file]
+
+    def _key(self, file: int) -> str:
+        return f"{self._path}/{self._layout.file_key(file)}"
+
+    def _url(self, file: int) -> str:
+        return f"{self._remote.url}/{self._key(file)}"
+
+
+class _KeptBlocks:
+    """Which blocks this process keeps, of all of its remote arrays: a feature set has one for each of its parts."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._bytes = 0
+        self._last_used: OrderedDict[tuple[weakref.ref[RangedRows], int], int] = OrderedDict()
+
+    def note(self, rows: RangedRows, numbers: Sequence[int], *, block_bytes: int) -> None:
+        """Keep blocks that were asked for now, and let those go that were longest ago."""
+        of = weakref.ref(rows)
+        with self._lock:
+            for number in numbers:
+                self._bytes += block_bytes - self._last_used.pop((of, number), 0)
+                self._last_used[of, number] = block_bytes
+            while self._bytes > _most_bytes_kept():
+                (oldest, number), gone_bytes = self._last_used.popitem(last=False)
+                self._bytes -= gone_bytes
+                if (there := oldest()) is not None:
+                    there.forget(number)
+
+
+@cache
+def _most_bytes_kept() -> int:
+    return min(1 << 30, max(128 << 20, (free_memory_bytes() or 0) // 8))
+
+
+_KEPT_BLOCKS = _KeptBlocks()
+
+
+class _Range(NamedTuple):
+    """Bytes [start, stop) of a file, which are these blocks one after another."""
+
+    file: int
+    start: int
+    stop: int
+    blocks: tuple[int, ...]

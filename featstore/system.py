@@ -1,0 +1,91 @@
+"""Cores and memory of this machine, and the environment and signals of child processes."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+__all__ = ["CPU_BATCH_SECONDS", "LIGHT_BATCH_SECONDS", "cores", "free_memory_bytes", "inheriting"]
+
+
+CPU_BATCH_SECONDS, LIGHT_BATCH_SECONDS = 16.0, 32.0
+"""Audio in a batch on a CPU: of an encoder, and of a light one. Here, for the command line prints them in its help."""
+
+
+_CGROUPS = (  # version 2, version 1: limit, use, and where the use says how much of it is only cached files
+    ("memory.max", "memory.current", "memory.stat"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
+)
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def free_memory_bytes(*, root: Path = Path("/")) -> int | None:
+    """Bytes that new work may take, or None where that cannot be told. ``root`` is where ``proc`` and ``sys`` are."""
+    told = [
+        _kib(root / "proc/meminfo", "MemAvailable"),
+        *(_left_in_cgroup(root, *names) for names in _CGROUPS),
+        *_limits_of_the_process(),
+    ]
+    return min((each for each in told if each is not None), default=None)
+
+
+def _limits_of_the_process() -> list[int]:
+    if importlib.util.find_spec("resource") is None:
+        return []
+    import resource
+
+    limits = (resource.getrlimit(each)[0] for each in (resource.RLIMIT_AS, resource.RLIMIT_DATA))
+    return [limit for limit in limits if limit != resource.RLIM_INFINITY]
+
+
+def _kib(path: Path, name: str) -> int | None:
+    found = re.search(rf"^{name}:\s+(\d+) kB$", _text(path), re.MULTILINE)
+    return int(found[1]) * 1024 if found else None
+
+
+def _left_in_cgroup(root: Path, limit_name: str, used_name: str, stat_name: str) -> int | None:
+    cgroup = root / "sys/fs/cgroup"
+    limit, used = _text(cgroup / limit_name).strip(), _text(cgroup / used_name).strip()
+    if not (limit.isdigit() and used.isdigit()):  # "max", or no such file
+        return None
+    cached = re.search(r"^inactive_file (\d+)$", _text(cgroup / stat_name), re.MULTILINE)
+    return max(0, int(limit) - int(used) + (int(cached[1]) if cached else 0))
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="ascii")
+    except OSError:
+        return ""
+
+
+_THREAD_SETTINGS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+@contextmanager
+def inheriting(*, threads: int) -> Iterator[None]:
+    """Processes that start now have so many threads, and leave Ctrl-C to their parent: both are inherited."""
+    before = {name: os.environ.get(name) for name in _THREAD_SETTINGS}
+    os.environ.update({name: str(threads) for name in _THREAD_SETTINGS})
+    is_main = threading.current_thread() is threading.main_thread()
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN) if is_main else None
+    try:
+        yield
+    finally:
+        if is_main:
+            signal.signal(signal.SIGINT, handler)
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

@@ -1,0 +1,298 @@
+"""Splits of a task: training, validation and test clips of each round, decided from clip names alone."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featstore.records import Protocol
+
+__all__ = [
+    "Round",
+    "draw_support",
+    "grouped_folds",
+    "grouped_tenth",
+    "plan_rounds",
+    "stratified_folds",
+    "stratified_tenth",
+]
+
+
+def stratified_tenth(clips: NDArray[np.int64], *, ids: Sequence[str], strata: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Choose a tenth of some clips, at least one where it can, and leave every stratum at least one clip.
+
+    Parameters
+    ----------
+    clips : int64 (n,)
+        Indices into ``ids`` and ``strata``.
+    ids : sequence of str (n_clips,)
+        Unique names, which are hashed.
+    strata : int64 (n_clips,)
+        What is kept in proportion: the class of each clip, for example.
+
+    Returns
+    -------
+    int64 (about n / 10,)
+        Sorted. Empty where every stratum has a single clip.
+    """
+    ranked = _by_stratum_then_hash(clips, ids=ids, strata=strata)
+    stratum = strata[ranked]
+    first_of_stratum = np.r_[True, stratum[1:] != stratum[:-1]] if len(ranked) else np.zeros(0, bool)
+    spare = ranked[~first_of_stratum]
+    n_chosen = min(max(1, round(len(ranked) / 10)), len(spare))
+    if not n_chosen:
+        return np.zeros(0, np.int64)
+    stride = len(spare) / n_chosen
+    return np.sort(spare[((np.arange(n_chosen) + 0.5) * stride).astype(np.int64)])
+
+
+def stratified_folds(
+    clips: NDArray[np.int64], *, ids: Sequence[str], strata: NDArray[np.int64], n_folds: int
+) -> tuple[NDArray[np.int64], ...]:
+    """Deal clips into folds of equal size, to within one clip over all and within each stratum.
+
+    Parameters are those of `stratified_tenth`. Each fold comes sorted; some are empty where clips are fewer than folds.
+    """
+    ranked = _by_stratum_then_hash(clips, ids=ids, strata=strata)
+    return tuple(np.sort(ranked[fold::n_folds]) for fold in range(n_folds))
+
+
+def grouped_tenth(clips: NDArray[np.int64], *, groups: Sequence[str], strata: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Choose complete groups that hold about a tenth of some clips; every stratum keeps a clip outside of them.
+
+    Groups are walked in the order of their hashes and taken at an even stride of clips, so that large ones are taken as
+    often as their share. The first group that may be taken is, even if it is larger than a tenth.
+
+    Parameters
+    ----------
+    clips : int64 (n,)
+        Indices into ``groups`` and ``strata``.
+    groups : sequence of str (n_clips,)
+    strata : int64 (n_clips,)
+
+    Returns
+    -------
+    int64
+        Sorted. Empty where no group can be spared.
+    """
+    members = _members(clips, groups=groups, strata=strata)
+    left = np.bincount(strata[clips]) if len(clips) else np.zeros(0, np.int64)
+    chosen: list[NDArray[np.int64]] = []
+    n_chosen = n_seen = 0
+    for mine in members:
+        n_seen += len(mine)
+        own = np.bincount(strata[mine], minlength=len(left))
+        wanted = n_seen / 10 >= n_chosen + len(mine) / 2 or (not chosen and n_seen * 2 >= len(clips))
+        if wanted and ((left > own) | (own == 0)).all():
+            chosen.append(mine)
+            n_chosen += len(mine)
+            left = left - own
+    return np.sort(np.concatenate(chosen)) if chosen else np.zeros(0, np.int64)
+
+
+def grouped_folds(
+    clips: NDArray[np.int64], *, groups: Sequence[str], strata: NDArray[np.int64], n_folds: int
+) -> tuple[NDArray[np.int64], ...]:
+    """Deal complete groups into folds, the largest first, each to the fold that has the fewest clips of its strata.
+
+    There are no more folds than groups. Each fold comes sorted.
+    """
+    members = sorted(_members(clips, groups=groups, strata=strata), key=len, reverse=True)
+    n_folds = min(n_folds, len(members))
+    n_strata = int(strata[clips].max(initial=0)) + 1
+    held = np.zeros((n_folds, n_strata))
+    folds: list[list[NDArray[np.int64]]] = [[] for _ in range(n_folds)]
+    for mine in members:
+        own = np.bincount(strata[mine], minlength=n_strata)
+        crowded = held @ own + held.sum(axis=1) * own.sum() / n_strata
+        fold = int(np.lexsort((held.sum(axis=1), crowded))[0])
+        folds[fold].append(mine)
+        held[fold] += own
+    return tuple(np.sort(np.concatenate(mine)) for mine in folds)
+
+
+def _members(clips: NDArray[np.int64], *, groups: Sequence[str], strata: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """Clips of each group, by the group's most frequent stratum and then by the hash of its name."""
+    of_group: dict[str, list[int]] = {}
+    for clip in clips.tolist():
+        of_group.setdefault(groups[clip], []).append(clip)
+    found = {group: np.array(mine, np.int64) for group, mine in of_group.items()}
+    ranked = sorted(
+        found, key=lambda group: (np.bincount(strata[found[group]]).argmax(), hashlib.sha256(group.encode()).digest())
+    )
+    return [found[group] for group in ranked]
+
+
+def _by_stratum_then_hash(
+    clips: NDArray[np.int64], *, ids: Sequence[str], strata: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    ranked = sorted(clips.tolist(), key=lambda clip: (strata[clip], hashlib.sha256(ids[clip].encode()).digest()))
+    return np.array(ranked, dtype=np.int64)
+
+
+N_HASH_FOLDS = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Round:
+    """One training and one test.
+
+    Attributes
+    ----------
+    name : str
+        The fold that is tested, or ``"test"``.
+    train, valid, test : int64 (n,)
+        Clips. Under ``strict`` no clip is in two of them, and ``valid`` is empty only where training has no clip to
+        spare (every class has a single one): then nothing is selected, and the last epoch counts.
+    reference : int64 (n,)
+        Clips that a method without model selection may use: ``train``, and what ``strict`` set aside from it.
+    leave_one_out : bool
+        Every clip is tested, on what all others teach: ``train`` is ``test``, and a clip's own windows never count, nor
+        do those of its group.
+    """
+
+    name: str
+    protocol: Protocol
+    train: NDArray[np.int64]
+    valid: NDArray[np.int64]
+    test: NDArray[np.int64]
+    reference: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    leave_one_out: bool = False
+
+    def __post_init__(self) -> None:
+        if not len(self.reference):
+            object.__setattr__(self, "reference", self.train)
+        if self.protocol == "xares":
+            return
+        if self.leave_one_out:
+            if len(self.valid) or not np.array_equal(self.train, self.test):
+                raise ValueError(f"round {self.name!r}: leaving one out tests all of train, and selects nothing")
+            return
+        parts = {"train": self.train, "valid": self.valid, "test": self.test}
+        for one, other in (("train", "valid"), ("train", "test"), ("valid", "test")):
+            shared = np.intersect1d(parts[one], parts[other])
+            if len(shared):
+                raise ValueError(f"round {self.name!r}: {len(shared)} clips are in both {one} and {other}")
+        if len(np.intersect1d(self.reference, self.test)):
+            raise ValueError(f"round {self.name!r}: reference clips are in test")
+
+
+def plan_rounds(
+    *,
+    protocol: Protocol,
+    members: Mapping[str, NDArray[np.int64]],
+    roles: Mapping[str, str] | None,
+    ids: Sequence[str],
+    stratify: Callable[[NDArray[np.int64]], NDArray[np.int64]],
+    groups: Sequence[str] | None = None,
+    leave_one_out: bool = False,
+) -> tuple[Round, ...]:
+    """Plan the rounds of a task.
+
+    ``xares`` takes splits as they are declared; with folds it trains on the others, and both selects and tests on the
+    fold itself. ``strict`` tests every clip once on a head that was chosen without it:
+
+    - with folds, or where the validation set is the test set or the training set, a stratified tenth of the round's
+      training clips, chosen by hash, selects;
+    - where the training set is the test set, five stratified hash folds take its place, or one round that leaves one
+      clip out at a time for a method that can.
+
+    Parameters
+    ----------
+    protocol : "strict" or "xares"
+    members : mapping
+        Name of a feature set -> int64 (n,), its clips.
+    roles : mapping or None
+        ``train``, ``valid`` and ``test`` -> name of a feature set; None where every member is a fold.
+    ids : sequence of str (n_clips,)
+        Unique names of all clips.
+    stratify : callable
+        From the clips that are to be split, to what their parts keep in proportion, int64 (n_clips,).
+    groups : sequence of str (n_clips,), optional
+        Group of each clip: what is drawn here, the tenth and the hash folds, takes complete groups.
+    leave_one_out : bool
+        Whether the method can do without a clip at no cost, as a search for neighbours can.
+    """
+
+    def strict_round(
+        name: str, rest: NDArray[np.int64], test: NDArray[np.int64], valid: NDArray[np.int64] | None
+    ) -> Round:
+        if valid is not None:
+            return Round(name=name, protocol=protocol, train=rest, valid=valid, test=test)
+        if groups is None:
+            aside = stratified_tenth(rest, ids=ids, strata=stratify(rest))
+        else:
+            aside = grouped_tenth(rest, groups=groups, strata=stratify(rest))
+        train = np.setdiff1d(rest, aside)
+        return Round(name=name, protocol=protocol, train=train, valid=aside, test=test, reference=np.sort(rest))
+
+    if roles is None:
+        tested = {name: (_all_but(members, name), fold) for name, fold in members.items()}
+        if protocol == "xares":
+            return tuple(
+                Round(name=name, protocol=protocol, train=rest, valid=fold, test=fold)
+                for name, (rest, fold) in tested.items()
+            )
+        return tuple(strict_round(name, rest, fold, None) for name, (rest, fold) in tested.items())
+
+    train, valid, test = (members[roles[role]] for role in ("train", "valid", "test"))
+    if protocol == "xares":
+        return (Round(name="test", protocol=protocol, train=train, valid=valid, test=test),)
+    declared = None if roles["valid"] in (roles["train"], roles["test"]) else valid
+    if roles["train"] != roles["test"]:
+        return (strict_round("test", train, test, declared),)
+    if leave_one_out:
+        return (
+            Round(
+                name="leave-one-out",
+                protocol=protocol,
+                train=train,
+                valid=np.zeros(0, np.int64),
+                test=train,
+                leave_one_out=True,
+            ),
+        )
+    if groups is None:
+        folds = stratified_folds(train, ids=ids, strata=stratify(train), n_folds=N_HASH_FOLDS)
+    else:
+        folds = grouped_folds(train, groups=groups, strata=stratify(train), n_folds=N_HASH_FOLDS)
+    return tuple(
+        strict_round(f"hash-{number}", np.setdiff1d(train, fold), fold, declared)
+        for number, fold in enumerate(folds, start=1)
+    )
+
+
+def _all_but(members: Mapping[str, NDArray[np.int64]], name: str) -> NDArray[np.int64]:
+    others = [clips for other, clips in members.items() if other != name]
+    return np.concatenate(others) if others else np.zeros(0, np.int64)
+
+
+def draw_support(
+    clips: NDArray[np.int64], targets: NDArray[np.number], *, shots: int, rng: np.random.Generator
+) -> NDArray[np.int64]:
+    """Draw a support set: for each class, ``shots`` of its clips without replacement, or all that there are.
+
+    Parameters
+    ----------
+    clips : int64 (n,)
+        Clips to draw from.
+    targets : int64 (n_clips,) or (n_clips, n_classes)
+        Class indices, or label sets of 0 and 1, of all clips. A clip of several labels may be drawn for any of them.
+
+    Returns
+    -------
+    int64 (about shots x n_classes,)
+        Sorted, each clip once.
+    """
+    values = targets[clips]
+    members = (
+        [np.flatnonzero(values == label) for label in np.unique(values)]
+        if values.ndim == 1
+        else [np.flatnonzero(column) for column in values.T]
+    )
+    drawn = [rng.permutation(of_class)[:shots] for of_class in members]
+    return np.unique(clips[np.concatenate(drawn)]) if drawn else np.zeros(0, np.int64)

@@ -1,0 +1,283 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+from pydantic import ValidationError
+
+import tiny
+from featstore.errors import ManifestError
+from featstore.tasks import METRICS_BY_KIND, Data, Kind, Label, Manifest, Splits, load_manifest
+
+GOOD = """
+name = "birds"
+title = "Birds"
+kind = "clip"
+metric = "accuracy"
+eval_weight = 100
+
+[data]
+dataset = "birds"
+
+[splits]
+train = "train*.tar"
+valid = "valid*.tar"
+test = "test*.tar"
+
+[label]
+field = "species"
+"""
+
+
+def problems_of(tmp_path: Path, text: str) -> tuple[str, ...]:
+    path = tmp_path / "birds.toml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ManifestError) as caught:
+        load_manifest(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    return caught.value.problems
+
+
+def edited(old: str, new: str) -> str:
+    assert old in GOOD
+    return GOOD.replace(old, new)
+
+
+def test_a_minimal_manifest_is_filled_with_the_published_defaults(tmp_path: Path) -> None:
+    path = tmp_path / "birds.toml"
+    path.write_text(GOOD)
+    task = load_manifest(path)
+    assert (task.probe.epochs, task.probe.learning_rate, task.probe.batch_size) == (10, 1e-3, 32)
+    assert (task.retrieve.enabled, task.retrieve.k, task.retrieve.temperature) == (True, 10, 0.07)
+    assert task.patterns == {"train": "train*.tar", "valid": "valid*.tar", "test": "test*.tar"}
+    assert not task.private
+
+
+def test_a_manifest_full_of_slips_gives_one_line_for_each(tmp_path: Path) -> None:
+    text = """
+    name = "my task"
+    titel = "Birds"
+    kind = "multilable"
+    metric = "mAP"
+    eval_weight = "100"
+    epochs = 5
+
+    [data]
+    dataset = "../birds"
+    crop_seconds = -1
+
+    [splits]
+    train = "train*.tar"
+    valid = "train-extra*.tar"
+
+    [label]
+    field = "species"
+    classes = ["owl", "wren", "owl"]
+
+    [probe]
+    epoch = 0
+    batch_size = 1.5
+    learning_rate = nan
+
+    [retreive]
+    k = 5
+    """
+    assert problems_of(tmp_path, text) == (
+        "name: must be letters, digits, '_', '-' and '.', and begin with a letter or digit, got 'my task'",
+        "title: required, and missing",
+        "kind: must be one of clip, multilabel, frame, regression, contrastive, ctc, asr, got 'multilable'; "
+        "did you mean multilabel?",
+        "eval_weight: must be a number, got '100'",
+        "data.dataset: must be letters, digits, '_', '-' and '.', and begin with a letter or digit, got '../birds'",
+        "data.crop_seconds: must be above 0, got -1",
+        "label.classes: every class once, but 'owl' is there twice",
+        "probe.learning_rate: must be a finite number, got nan",
+        "probe.batch_size: must be a whole number, got 1.5",
+        "probe.epoch: unknown key; did you mean epochs?",
+        "titel: unknown key; did you mean title?",
+        "epochs: unknown key; it belongs in [probe]",
+        "retreive: unknown key; did you mean retrieve?",
+        "splits.test: required, and missing",
+        "splits.train: 'train*.tar' also matches the shards of valid ('train-extra*.tar')",
+    )
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "place", "says"),
+    [
+        ("[splits]", "[folds]\n1 = 'a.tar'\n2 = 'b.tar'\n[splits]", "folds", "not in both"),
+        ('field = "species"', "", "label.field", "required for a clip task"),
+        ('field = "species"', 'field = "a"\nonset = "start"', "label.onset", "means nothing for a clip task"),
+        ('field = "species"', 'field = "a"\nseparator = ";"', "label.separator", "means nothing for a clip task"),
+        ('field = "species"', 'field = "a"\ncaptions = "*"', "label.captions", "means nothing for a clip task"),
+        ('field = "species"', 'field = "speaker..sex"', "label.field", "keys joined by dots"),
+        ('field = "species"', 'field = "a"\nclasses = ["owl"]', "label.classes", "at least 2 classes"),
+        ('field = "species"', 'field = "a"\nclasses = [1, 2]', "label.classes[0]", "text in quotes, got 1"),
+        (
+            'field = "species"',
+            'field = "a"\nclasses = ["male", "female"]\nmapping = { "M" = "mal" }',
+            "label.mapping.M",
+            "maps to 'mal', which is none of label.classes; did you mean male?",
+        ),
+        ('"accuracy"', '"acuracy"', "metric", "got 'acuracy'; did you mean accuracy?"),
+        ('"accuracy"', '"segment_f1_macro"', "metric", "a clip task takes accuracy"),
+        ('kind = "clip"', 'kind = "frame"', "metric", "a frame task takes segment_f1_macro or segment_f1_micro"),
+        ("[label]", "[metric_args]\nsegment_seconds = 1\n[label]", "metric_args.segment_seconds", "remove it"),
+        ("[label]", "[probe]\npos_weight = 10\n[label]", "probe.pos_weight", "only multilabel and frame"),
+        ("[label]", "[probe]\ntokenizer = 'bert'\n[label]", "probe.tokenizer", "only a task of kind contrastive"),
+        ("[label]", "[probe]\nlanguage_model = 'qwen'\n[label]", "probe.language_model", "only a task of kind asr"),
+        ("[label]", "[probe]\ntokenizer = ' '\n[label]", "probe.tokenizer", "one line of text"),
+        ("[label]", "[probe]\nk = 10\n[label]", "probe.k", "it belongs in [retrieve]"),
+        ("[label]", "[retrieve]\nenabled = 1\n[label]", "retrieve.enabled", "true or false, got 1"),
+        ("[label]", "[probe]\nepochs = true\n[label]", "probe.epochs", "a whole number, got true"),
+        ("= 100", "= true", "eval_weight", "must be a number, got true"),
+        ("= 100", "= -1", "eval_weight", "must be at least 0, got -1"),
+        ("[data]", "data = 3\n[dat]", "data", "must be a table, got 3"),
+        ('dataset = "birds"', 'dataset = "birds+crop5s"', "data.dataset", "must be letters"),
+        ('dataset = "birds"', 'dataset = "birds"\nzenodo = "10.5281/zenodo.1"', "data.zenodo", "digits"),
+        ('"train*.tar"', '"/data/train*.tar"', "splits.train", "inside the dataset's folder"),
+        ('"train*.tar"', '"../train*.tar"', "splits.train", "inside the dataset's folder"),
+        ('"train*.tar"', "'train\\a.tar'", "splits.train", "inside the dataset's folder"),
+        ('"train*.tar"', '"train-{00..09.tar"', "splits.train", "balanced braces"),
+        ('"train*.tar"', '"train*"', "splits.train", "must name tar files"),
+        ('title = "Birds"', 'title = "Bi\\nrds"', "title", "one line of text"),
+    ],
+)
+def test_a_wrong_field_is_reported_at_its_place(tmp_path: Path, old: str, new: str, place: str, says: str) -> None:
+    problems = problems_of(tmp_path, edited(old, new))
+    assert any(problem.startswith(f"{place}: ") and says in problem for problem in problems), problems
+
+
+def test_a_missing_table_is_one_problem_and_not_one_for_each_of_its_keys(tmp_path: Path) -> None:
+    text = edited('[label]\nfield = "species"', "")
+    assert problems_of(tmp_path, text) == ("label: required, and missing",)
+
+
+def test_shards_without_splits_or_folds_are_asked_for(tmp_path: Path) -> None:
+    text = edited('[splits]\ntrain = "train*.tar"\nvalid = "valid*.tar"\ntest = "test*.tar"', "")
+    assert problems_of(tmp_path, text) == (
+        "splits: give [splits] with train, valid and test, or [folds] with one shard pattern each",
+    )
+
+
+def test_fold_1_does_not_swallow_fold_10(raw: Callable[..., dict[str, Any]]) -> None:
+    swallowing = raw(splits=None, folds={"1": "fold1*.tar", "10": "fold10*.tar"})
+    with pytest.raises(ValidationError, match="also matches the shards of 10"):
+        Manifest.model_validate(swallowing)
+    assert Manifest.model_validate(raw(splits=None, folds={"1": "fold1-*.tar", "10": "fold10-*.tar"})).folds
+
+
+def test_two_folds_never_hold_the_same_shards(raw: Callable[..., dict[str, Any]]) -> None:
+    with pytest.raises(ValidationError, match="same shards as '1'; folds are disjoint"):
+        Manifest.model_validate(raw(splits=None, folds={"1": "a.tar", "2": "b.tar", "3": "a.tar"}))
+    with pytest.raises(ValidationError, match="at least 2 folds are needed, got 1"):
+        Manifest.model_validate(raw(splits=None, folds={"1": "a.tar"}))
+
+
+def test_only_clip_tasks_are_retrieved_unless_told_otherwise(raw: Callable[..., dict[str, Any]]) -> None:
+    assert not Manifest.model_validate(raw(kind="regression")).retrieve.enabled
+    with pytest.raises(ValidationError, match="no nearest-neighbour track: set enabled = false"):
+        Manifest.model_validate(raw(kind="regression", retrieve={"k": 3}))
+
+
+def test_a_manifest_built_from_models_is_checked_like_a_file() -> None:
+    splits = Splits(train="train*.tar", valid="test*.tar", test="test*.tar")
+    common: dict[str, Any] = {
+        "name": "x",
+        "title": "X",
+        "eval_weight": 1.0,
+        "data": Data(dataset="x"),
+        "splits": splits,
+    }
+    task = Manifest(kind="clip", metric="accuracy", label=Label(field="y"), **common)
+    assert Manifest.model_validate(task.model_dump(exclude_unset=True)) == task
+    with pytest.raises(ValidationError, match="means nothing for a clip task"):
+        Manifest(kind="clip", metric="accuracy", label=Label(field="y", separator=";"), **common)
+    with pytest.raises(ValidationError, match="frozen"):
+        task.name = "y"
+
+
+def test_every_kind_has_metrics_and_no_other_word_is_a_kind() -> None:
+    assert set(METRICS_BY_KIND) == set(get_args(Kind))
+
+
+def test_a_syntax_error_carries_its_line_and_column(tmp_path: Path) -> None:
+    (problem,) = problems_of(tmp_path, 'name = "birds"\ntitle = Birds\n')
+    assert problem.startswith("is not TOML")
+    assert "line 2, column 9" in problem
+
+
+def test_what_cannot_be_read_is_one_clear_line(tmp_path: Path) -> None:
+    latin = tmp_path / "latin.toml"
+    latin.write_bytes('title = "Vögel"'.encode("latin-1"))
+    deep = tmp_path / "deep.toml"
+    deep.write_text("x = " + "[" * 100_000)
+    said = {}
+    for path in (tmp_path / "absent.toml", tmp_path, latin, deep):
+        with pytest.raises(ManifestError) as caught:
+            load_manifest(path)
+        said[path.name] = str(caught.value)
+    assert said["absent.toml"] == f"{tmp_path / 'absent.toml'}: cannot be read: no such file or directory"
+    assert said[tmp_path.name] == f"{tmp_path}: cannot be read: is a directory"
+    assert said["latin.toml"].endswith("is not UTF-8 text: byte 10 is 0xf6")
+    assert "nested too deeply" in said["deep.toml"]
+
+
+def test_a_byte_order_mark_is_no_part_of_a_manifest(tmp_path: Path) -> None:
+    path = tmp_path / "birds.toml"
+    path.write_bytes(b"\xef\xbb\xbf" + GOOD.encode())
+    assert load_manifest(path).name == "birds"
+
+
+def test_importing_featstore_and_its_command_line_leaves_pydantic_alone() -> None:
+    code = "import sys, featstore, featstore.errors, featstore.records; sys.exit('pydantic' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_group_is_named_beside_splits_or_alone_beside_folds(tmp_path: Path) -> None:
+    path = tmp_path / "birds.toml"
+    path.write_text(edited('test = "test*.tar"', 'test = "test*.tar"\ngroup = "recording.site"'))
+    assert load_manifest(path).group == "recording.site"
+    assert load_manifest(path).patterns == {"train": "train*.tar", "valid": "valid*.tar", "test": "test*.tar"}
+    splits = GOOD[GOOD.index("[splits]") : GOOD.index("[label]")]
+    folds = '[splits]\ngroup = "site"\n\n[folds]\nfirst = "first*.tar"\nsecond = "second*.tar"\n\n'
+    path.write_text(GOOD.replace(splits, folds))
+    assert load_manifest(path).group == "site"
+    assert list(load_manifest(path).patterns) == ["first", "second"]
+
+
+def test_a_group_takes_the_place_of_no_pattern(tmp_path: Path) -> None:
+    alone = GOOD.replace(GOOD[GOOD.index("[splits]") : GOOD.index("[label]")], '[splits]\ngroup = "site"\n\n')
+    assert [problem.split(":")[0] for problem in problems_of(tmp_path, alone)] == [
+        "splits.train",
+        "splits.valid",
+        "splits.test",
+    ]
+    (problem,) = problems_of(tmp_path, edited('test = "test*.tar"', 'test = "test*.tar"\ngroup = "a..b"'))
+    assert problem.startswith("splits.group")
+
+
+def test_a_group_is_part_of_what_a_manifest_says_and_its_absence_is_not(tmp_path: Path) -> None:
+    path = tmp_path / "birds.toml"
+    path.write_text(GOOD)
+    without = load_manifest(path).sha256
+    path.write_text(edited('test = "test*.tar"', 'test = "test*.tar"\ngroup = "site"'))
+    assert load_manifest(path).sha256 != without
+
+
+@pytest.mark.parametrize(
+    ("kind", "metric", "head"),
+    [("clip", "accuracy", "ridge"), ("regression", "mae", "sweep"), ("regression", "mae", "logistic")],
+)
+def test_a_head_that_the_kind_does_not_have_is_a_problem_of_its_key(kind, metric, head):
+    with pytest.raises(ValidationError) as caught:
+        tiny.task(kind=kind, metric=metric, probe={"head": head})
+    assert [error["loc"] for error in caught.value.errors()] == [("probe", "head")]
+    named, plain = (tiny.task(kind=kind, metric=metric, probe=probe) for probe in ({"head": "linear"}, {}))
+    assert (named.probe.head, plain.probe.head) == ("linear", None)
+    assert named.sha256 != plain.sha256
