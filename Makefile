@@ -9,9 +9,12 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 demo: $(VENV)/.installed
 	$(BIN)/featstore demo
 
+# Half as many workers again as cores, for many tests wait for processes and servers.
+WORKERS = $(shell $(PYTHON) -c "import os; print(max(2, (os.cpu_count() or 2) * 3 // 2))")
+
 # The tests start a hundred interpreters: byte code is kept for them, whatever the environment says.
 test: $(VENV)/.test browser
-	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --dist worksteal -m "not slow"
+	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow"
 
 test-slow: $(VENV)/.test
 	$(PIP) --constraint constraints.txt --editable '.[umap]' # maps by UMAP are tested here alone

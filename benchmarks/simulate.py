@@ -169,7 +169,7 @@ def _catalogue_grid(constants: Constants) -> Grid:
 
 
 def _index_grid() -> Grid:
-    from featstore.retrieve.ivf import plan_ivf
+    from featstore.retrieve.index_plan import plan_ivf
 
     plans = [(clips, plan_ivf(clips, DIM, "ivf"), plan_ivf(clips, DIM, "ivfpq")) for clips in CLIPS]
     return Grid(

@@ -25,7 +25,7 @@ LAYERS = (
     {"store"},
     {"tasks", "metrics", "remote"},
     {"records", "shipped"},
-    {"clip_json", "errors", "files", "formatting", "system"},
+    {"clip_json", "errors", "files", "formatting", "shard_patterns", "system"},
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
@@ -56,16 +56,8 @@ DOORS = {
 }
 # where numpy, too, is imported only when it is needed: help and manifests must be quick
 LIGHT = (
-    *(
-        "cli/*",
-        "tasks/__init__",
-        "tasks/manifest",
-        "tasks/rules",
-        "tasks/labels",
-        "tasks/builtin",
-        "tasks/shard_patterns",
-    ),
-    *("clip_json", "errors", "formatting", "records", "shipped", "__init__", "__main__"),
+    *("cli/*", "tasks/__init__", "tasks/manifest", "tasks/rules", "tasks/labels", "tasks/builtin"),
+    *("clip_json", "errors", "formatting", "records", "shard_patterns", "shipped", "__init__", "__main__"),
 )
 HEAVY = {*DOORS, "numpy"} - {"click"}
 

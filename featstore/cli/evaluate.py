@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 from featstore.cli.options import emit_json, say
 from featstore.errors import FeatstoreError, ResultsError, UsageError
 from featstore.formatting import counted
+from featstore.shard_patterns import ShardPattern
 from featstore.system import cores, inheriting
 
 if TYPE_CHECKING:
@@ -205,8 +206,6 @@ def _distinct_encoders(store: Store, encoders: Sequence[str]) -> list[str]:
 
 def encoders_with(store: Store, manifest: Manifest) -> list[str | None]:
     """Group names of the encoders that have shards of every split of a task."""
-    from featstore.tasks.shard_patterns import ShardPattern
-
     patterns = [ShardPattern(pattern) for pattern in manifest.patterns.values()]
     held: dict[str, set[str]] = {}
     for feature_set in store.feature_sets(dataset=manifest.feature_dataset):

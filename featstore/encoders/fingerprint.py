@@ -35,22 +35,22 @@ _FIRST_CODE: Mapping[str, str] = {
     "cae71bc1f7e20aa2195bbd9be24084de14a09cd7d7cc4c27eaf582e6993b4e94": (  # LogMelEncoder, MfccEncoder
         "57fed00a103b9ee80ed29300b81b113a0afb50c15deba6932eac18c4cc966593"
     ),
-    "4787479e85a9bea1e9f5916c34fa65dee7052ac508471efd4ff7d2125e4895b6": (  # WaveformEncoder
+    "8b34d154af4c06fdb4728488281a88554d9c92728d44da5512d163e3c3c0684b": (  # WaveformEncoder
         "52215c2d791980af2da3243c5a5c939ae6e7bdd9b7d2864da523194232b6997f"
     ),
-    "f236189cecd3ce91792568988b784d30549e158861b0f5d637f0233b67d6af55": (  # WhisperEncoder
+    "514d3212d841acb5ea2b24a805314f821f5636027fb99e96d05c5b22a12ade62": (  # WhisperEncoder
         "99d4b98645f58893ca3745c6fb7d052d32b7b04893052b739c40f9dd8cc611e1"
     ),
-    "1a8e6e66ae39e88a5842bfa5908eefed3d9e8755fff0ad1a37eb9362ba0d1297": (  # PatchEncoder
+    "0cd272b0a3e52b88f5361a8efc97bc6b9d96a0b22f2f0dd217a0bc1f56353850": (  # PatchEncoder
         "57b8c1be8f3d9bc7a47cca05548798e1c1b777d7fede5d4f9ed1a11e8a189c19"
     ),
-    "7f505fc03bf84509a08626eea988c49167b92f0a38b20d25847faedee88e4138": (  # FbankEncoder
+    "7aab22bdc2e362f33f9db3eee095ad954c713f55c68ba58cc252e72e3d54bba8": (  # FbankEncoder
         "17137120ff4cdf9f111ec84f594e5ba8e7e48b3371f1ac3a9c0a32d8ddbfc9c5"
     ),
-    "f83183c94edcd9326244dd7b8f8a4426a0d7b1c1399f3a30f1678eb135d473c7": (  # ClapEncoder
+    "14e624406124a04f792e2c91a3d63b513f335a70524fb526160e41f2f2ce0b14": (  # ClapEncoder
         "ecaf789057c217cfaf00871d93173605bad40273b688c3287f8b8d688b762bb3"
     ),
-    "b493711c692c1725523a56355ca8824cb94ed63177cfe3bf71ca78d8b87cc7cd": (  # OtherEncoder
+    "cbaf0660352b0551cd12ffae4c702f0d786d206cafb3688f80f2b263f0ed777d": (  # OtherEncoder
         "9054a86d6014a54478c7e03d64448c61f5788996bb8ac62a29fb343980b08f59"
     ),
     "5e01fc7d2a13a7a0b2f941fd6b473b2eefd004a64489e533acf1badf017ed772": (  # DashengEncoder

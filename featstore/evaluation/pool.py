@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from featstore.errors import DataError, UnknownFeatureSet
 from featstore.formatting import counted
 from featstore.records import Recipe, SkippedClip
+from featstore.shard_patterns import ShardPattern
 from featstore.shipped import manifest_files
-from featstore.tasks.shard_patterns import ShardPattern
 
 if TYPE_CHECKING:
     from featstore.store import FeatureSet, Store

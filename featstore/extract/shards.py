@@ -16,8 +16,8 @@ from typing import TypeAlias
 from featstore.errors import RemoteError, ShardError
 from featstore.records import SkippedClip
 from featstore.remote import Remote, RemoteObject, is_url, joined_url, open_remote
+from featstore.shard_patterns import PatternError, ShardPattern, is_glob, matches_glob
 from featstore.store import Segment, ShardIdentity
-from featstore.tasks.shard_patterns import PatternError, ShardPattern, is_glob, matches_glob
 
 __all__ = ["AnyShard", "RemoteShard", "Shard", "ShardFile", "dataset_folder", "find_shards", "is_committed",
            "sha256_of_file", "sha256_of_shard", "still_there"]  # fmt: skip

@@ -25,7 +25,7 @@ from featstore.evaluation import (
 from featstore.evaluation.neighbours import neighbour_vote, votes_of_nearest
 from featstore.metrics import Metric, find_metric
 from featstore.records import Protocol, ScoreRecord
-from featstore.retrieve.ivf import IvfKind
+from featstore.retrieve.index_plan import IvfKind
 from featstore.retrieve.knn import IndexName, Neighbours, evenly, ranking_scores, share_found, without_own
 from featstore.retrieve.saved_index import RECALL_K, JoinedIndexes, Tell, open_index
 from featstore.retrieve.scan import unit_columns, unit_rows

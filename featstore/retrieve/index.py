@@ -9,7 +9,8 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from featstore.retrieve.ivf import IvfPlan, plan_ivf, train_index
+from featstore.retrieve.index_plan import IvfPlan, plan_ivf
+from featstore.retrieve.ivf import train_index
 from featstore.retrieve.knn import IndexName, Neighbours, reranked
 from featstore.retrieve.unit_vectors import padded
 

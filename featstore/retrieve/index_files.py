@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from featstore.errors import StoreError
 from featstore.files import temporary_folder
 from featstore.records import canonical_json
-from featstore.retrieve.ivf import IvfKind, IvfPlan
+from featstore.retrieve.index_plan import IvfKind, IvfPlan
 from featstore.store.cache import cache_folder
 from featstore.store.codecs import crc32c
 from featstore.store.filesystem import LocalObjects, local_root

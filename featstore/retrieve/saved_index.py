@@ -27,7 +27,7 @@ from featstore.retrieve.index_files import (
     writable_one,
     write_record,
 )
-from featstore.retrieve.ivf import TARGET_RECALL, IvfKind, IvfPlan, plan_ivf
+from featstore.retrieve.index_plan import TARGET_RECALL, IvfKind, IvfPlan, plan_ivf
 from featstore.retrieve.knn import Neighbours, evenly, share_found
 from featstore.retrieve.scan import unit_rows
 from featstore.retrieve.unit_vectors import padded, search_lists, unit_block, unit_blocks

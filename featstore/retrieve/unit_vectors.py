@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featstore.errors import DataError
-from featstore.retrieve.ivf import IvfPlan
+from featstore.retrieve.index_plan import IvfPlan
 from featstore.retrieve.knn import Neighbours, reranked
 from featstore.retrieve.scan import unit_rows
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from featstore.errors import DamagedPart, StoreError, StoreNotFound, StoreVersionError
+from featstore.shard_patterns import ShardPattern
 from featstore.store.documents import SplitAddress, damaged, read_document, read_documents
 from featstore.store.filesystem import ForeignFile, Objects, is_temporary
 from featstore.store.format import (
@@ -25,7 +26,6 @@ from featstore.store.format import (
     is_object_name,
     is_part_name,
 )
-from featstore.tasks.shard_patterns import ShardPattern
 
 __all__ = [
     "SplitEntry",

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from featstore.errors import UsageError
 from featstore.formatting import spoken_bytes
 from featstore.store.export_contents import Contents
-from featstore.store.zarr_io import create_local_group
 
 __all__ = ["write_npz", "write_zarr"]
 
@@ -26,6 +25,8 @@ _STRINGS_A_CHUNK = 1 << 16
 
 def write_zarr(contents: Contents, folder: Path) -> None:
     """One group of dense arrays, of plain little-endian bytes: no codec that some reader may lack."""
+    from featstore.store.zarr_io import create_local_group
+
     fs = contents.fs
     group = create_local_group(folder, attributes={"featstore_export": contents.provenance})
 

@@ -9,10 +9,10 @@ from typing import TypeVar
 from featstore.errors import AmbiguousSelection, UnknownFeatureSet
 from featstore.formatting import counted
 from featstore.records import Recipe
+from featstore.shard_patterns import ShardPattern
 from featstore.store.catalogue import SplitEntry, check_root, foreign_paths, read_split, split_paths, view_of_shards
 from featstore.store.feature_set import FeatureSet, html_table, text_table
 from featstore.store.filesystem import Objects, open_objects
-from featstore.tasks.shard_patterns import ShardPattern
 
 __all__ = ["FeatureSets", "Store", "open_store"]
 

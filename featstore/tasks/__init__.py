@@ -1,11 +1,17 @@
-"""Tasks as data: TOML manifests, the tasks that come with featstore, and the labels that a manifest reads."""
+"""Tasks as data: TOML manifests, the built-in tasks, labels, and splits.
+
+Names are imported when they are first used: splits need NumPy alone, and manifests pydantic.
+"""
 
 from __future__ import annotations
 
-from featstore.tasks import labels
-from featstore.tasks.builtin import builtin_tasks, find_task
-from featstore.tasks.manifest import Data, Kind, Label, Manifest, MetricArgs, Probe, Retrieve, Splits, load_manifest
-from featstore.tasks.rules import METRICS_BY_KIND
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from featstore.tasks.builtin import builtin_tasks, find_task
+    from featstore.tasks.manifest import Data, Kind, Label, Manifest, MetricArgs, Probe, Retrieve, Splits, load_manifest
+    from featstore.tasks.rules import METRICS_BY_KIND
 
 __all__ = [
     "METRICS_BY_KIND",
@@ -19,6 +25,13 @@ __all__ = [
     "Splits",
     "builtin_tasks",
     "find_task",
-    "labels",
     "load_manifest",
 ]
+
+_HOME = {"METRICS_BY_KIND": "rules", "builtin_tasks": "builtin", "find_task": "builtin"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"featstore.tasks.{_HOME.get(name, 'manifest')}"), name)

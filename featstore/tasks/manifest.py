@@ -23,8 +23,8 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from featstore.errors import ManifestError
 from featstore.records import dataset_group, sha256_of
+from featstore.shard_patterns import PatternError, expand_braces
 from featstore.tasks.rules import SPLIT_NAMES, broken_rules, place_of, reworded, shown
-from featstore.tasks.shard_patterns import PatternError, expand_braces
 
 __all__ = ["Data", "Kind", "Label", "Manifest", "MetricArgs", "Probe", "Retrieve", "Splits", "load_manifest"]
 

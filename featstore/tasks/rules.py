@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from pydantic import BaseModel
 
-from featstore.tasks.shard_patterns import PatternError, expand_braces
+from featstore.shard_patterns import PatternError, expand_braces
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails

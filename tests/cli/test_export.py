@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 
+import featstore.store as store_package
 from cached import cached
 from featstore.store import export as export_package
 from featstore.store import export_contents as contents
@@ -232,7 +233,7 @@ def test_a_missing_library_is_one_line_with_the_remedy(run, store, tmp_path, mon
     for name in list(sys.modules):
         if name.startswith("featstore.store.export_arrow"):
             monkeypatch.delitem(sys.modules, name)
-    monkeypatch.delattr(export_package, "arrow", raising=False)
+    monkeypatch.delattr(store_package, "export_arrow", raising=False)
     told = run("export", tmp_path / "out", "--store", store.url, "--encoder", "bare", "--format", file_format)
     assert told.code == 2
     assert f"needs {NEEDS[file_format]}, which is not installed: `pip install 'featstore[export]'`" in told.err

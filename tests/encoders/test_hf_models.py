@@ -14,7 +14,7 @@ import transformers
 from tiny_models import FAMILIES, save
 
 from featstore.encoders import load_encoder
-from featstore.encoders.adapters.transformers_waveform import normalised
+from featstore.encoders.adapters.waveform import normalised
 from featstore.encoders.devices import move
 from featstore.encoders.encoder import Encoder
 from featstore.encoders.runner import EncoderRun
@@ -215,7 +215,7 @@ def test_a_model_leaves_no_tensor_behind_when_it_is_moved_and_looks_at_none_on_i
     encoder = encoder_of(folder, family, layers=(1, None) if family in WITH_LAYERS else ())
     run, device = start(encoder), torch.device("meta")
     move(encoder.module, device)
-    for name in ("clap", "fbank", "patches", "waveform", "whisper"):
+    for name in ("clap", "spectrogram_transformer", "wav2vec2_bert", "waveform", "whisper"):
         monkeypatch.setattr(f"featstore.encoders.adapters.{name}.full_precision", lambda _: nullcontext())
     monkeypatch.setattr("transformers.masking_utils.is_tracing", lambda _=None: True)
     for name, value in {"_device": device, "_autocast": nullcontext, "_uploads": object()}.items():

@@ -15,8 +15,8 @@ from featstore.errors import DataError, UnknownFeatureSet
 from featstore.evaluation import load_frame_task, load_task
 from featstore.probe import probe_task
 from featstore.retrieve import retrieve_task
+from featstore.shard_patterns import ShardPattern
 from featstore.store import EmbeddedWindow, Member, ShardIdentity, open_split_writer, open_store
-from featstore.tasks.shard_patterns import ShardPattern
 
 CLIPS = {name: tiny.clips(name, 9, windows=2, spread=4.0) for name in "abcdef"}
 ONE = {"train": "{a,b,c}.tar", "valid": "d.tar", "test": "{e,f}.tar"}

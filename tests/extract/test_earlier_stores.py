@@ -74,15 +74,27 @@ def test_fingerprints_of_featstore_0_are_computed_as_they_were(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("module", "kind", "code"),
     [
-        ("spectral", "LogMelEncoder", "57fed00a103b9ee80ed29300b81b113a0afb50c15deba6932eac18c4cc966593"),
-        ("spectral", "MfccEncoder", "57fed00a103b9ee80ed29300b81b113a0afb50c15deba6932eac18c4cc966593"),
-        ("hf.waveform", "WaveformEncoder", "52215c2d791980af2da3243c5a5c939ae6e7bdd9b7d2864da523194232b6997f"),
-        ("hf.whisper", "WhisperEncoder", "99d4b98645f58893ca3745c6fb7d052d32b7b04893052b739c40f9dd8cc611e1"),
-        ("hf.patches", "PatchEncoder", "57b8c1be8f3d9bc7a47cca05548798e1c1b777d7fede5d4f9ed1a11e8a189c19"),
-        ("hf.fbank", "FbankEncoder", "17137120ff4cdf9f111ec84f594e5ba8e7e48b3371f1ac3a9c0a32d8ddbfc9c5"),
-        ("hf.clap", "ClapEncoder", "ecaf789057c217cfaf00871d93173605bad40273b688c3287f8b8d688b762bb3"),
-        ("hf.other", "OtherEncoder", "9054a86d6014a54478c7e03d64448c61f5788996bb8ac62a29fb343980b08f59"),
-        ("dasheng.encoder", "DashengEncoder", "8cb2c79b9c264719e7f9d1d2bb0be77224c45ee712e2e6be45d80092876a8dcd"),
+        ("builtin", "LogMelEncoder", "57fed00a103b9ee80ed29300b81b113a0afb50c15deba6932eac18c4cc966593"),
+        ("builtin", "MfccEncoder", "57fed00a103b9ee80ed29300b81b113a0afb50c15deba6932eac18c4cc966593"),
+        ("adapters.waveform", "WaveformEncoder", "52215c2d791980af2da3243c5a5c939ae6e7bdd9b7d2864da523194232b6997f"),
+        ("adapters.whisper", "WhisperEncoder", "99d4b98645f58893ca3745c6fb7d052d32b7b04893052b739c40f9dd8cc611e1"),
+        (
+            "adapters.spectrogram_transformer",
+            "PatchEncoder",
+            "57b8c1be8f3d9bc7a47cca05548798e1c1b777d7fede5d4f9ed1a11e8a189c19",
+        ),
+        ("adapters.wav2vec2_bert", "FbankEncoder", "17137120ff4cdf9f111ec84f594e5ba8e7e48b3371f1ac3a9c0a32d8ddbfc9c5"),
+        ("adapters.clap", "ClapEncoder", "ecaf789057c217cfaf00871d93173605bad40273b688c3287f8b8d688b762bb3"),
+        (
+            "adapters.feature_extractor",
+            "OtherEncoder",
+            "9054a86d6014a54478c7e03d64448c61f5788996bb8ac62a29fb343980b08f59",
+        ),
+        (
+            "adapters.dasheng_encoder",
+            "DashengEncoder",
+            "8cb2c79b9c264719e7f9d1d2bb0be77224c45ee712e2e6be45d80092876a8dcd",
+        ),
     ],
 )
 def test_code_of_our_own_counts_as_in_featstore_0_until_an_edit_changes_a_number(

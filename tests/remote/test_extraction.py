@@ -18,11 +18,11 @@ from featstore.extract import ExtractOptions, extract_task
 from featstore.extract.distributed import Share
 from featstore.extract.shards import find_shards
 from featstore.records import ExtractRecord
+from featstore.shard_patterns import matches_glob
 from featstore.store.copy import copy_store
 from featstore.store.filesystem import open_objects
 from featstore.store.verify import verify_store
 from featstore.tasks import Manifest, load_manifest
-from featstore.tasks.shard_patterns import matches_glob
 from servers import S3, Request, web_server
 
 

@@ -20,7 +20,7 @@ from featstore.errors import DataError, StoreError, UsageError
 from featstore.records import Recipe
 from featstore.retrieve import ivf, open_index, retrieve_task
 from featstore.retrieve.index_files import UnusableIndex, index_folders, key_path, signature, usable_record
-from featstore.retrieve.ivf import plan_ivf
+from featstore.retrieve.index_plan import plan_ivf
 from featstore.store import FeatureSet, Member, ShardIdentity, WindowBlock, open_split_writer
 from featstore.store.filesystem import open_objects
 
@@ -457,7 +457,7 @@ import numpy as np
 
 import featstore
 from featstore.retrieve.index_files import index_folders, usable_record
-from featstore.retrieve.ivf import plan_ivf
+from featstore.retrieve.index_plan import plan_ivf
 from featstore.retrieve.index_files import UnusableIndex, key_path, signature
 from featstore.retrieve.saved_index import make_index
 

@@ -30,7 +30,7 @@ from featstore.tasks.rules import METRICS_BY_KIND
 from fenced import ROOT
 
 SITE = pages(ROOT)
-TRACKS = ("probe", "retrieve", "taskdata")
+TRACKS = ("probe", "retrieve", "evaluation")
 
 
 def rows(page: str, heading: str) -> dict[str, list[str]]:
@@ -123,7 +123,7 @@ def test_every_key_of_the_details_of_a_score_has_its_meaning() -> None:
 
 def test_every_key_of_the_figures_of_a_check_has_its_meaning() -> None:
     kept: set[str] = set()
-    for path in sorted((ROOT / "featstore/encoders/checking").glob("*.py")):
+    for path in sorted((ROOT / "featstore/encoders/check").glob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             match node:
                 case (

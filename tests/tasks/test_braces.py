@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from featstore.errors import ManifestError
+from featstore.shard_patterns import MAX_ALTERNATIVES, PatternError, expand_braces
 from featstore.tasks import load_manifest
-from featstore.tasks.shard_patterns import MAX_ALTERNATIVES, PatternError, expand_braces
 from handmade import task_toml
 
 ABSURD = (

@@ -1,4 +1,8 @@
-"""Dasheng (Dinkel et al., Interspeech 2024) through the ``dasheng`` package."""
+"""Loads a Dasheng model. The one door to the ``dasheng`` package.
+
+The package makes its spectra with torchaudio, which has to be of the release that fits torch: its absence is one line.
+Weights are read by ``torch.load(weights_only=True)``, so that a checkpoint holds tensors and plain values alone.
+"""
 
 from __future__ import annotations
 
@@ -10,78 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
+from featstore.encoders.adapters.dasheng_encoder import DashengEncoder
 from featstore.encoders.contract import LoadedModel
 from featstore.encoders.fingerprint import encoder_identity
 from featstore.errors import EncoderError
 from featstore.records import sha256_of
 
-__all__ = ["SIZES", "DashengEncoder", "load_dasheng"]
-
-
-class DashengEncoder(nn.Module):
-    """Blocks of a mel spectrum of 40 ms, 25 frames a second.
-
-    The range of its spectrum is measured from the loudest point of each window. The package by itself measures it from
-    the loudest of the whole batch. The model was trained without a mask: windows of one padded length are batched, and
-    frames of padding are trimmed.
-
-    A window longer than the model's positions (10.08 s of the published ones) is encoded in pieces of that length, each
-    by itself, and so are its hidden states: that is the package's own way.
-
-    Parameters
-    ----------
-    model : Module
-        ``dasheng.pretrained.pretrained.Dasheng``.
-    """
-
-    sampling_rate = 16_000
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.model = model
-        self.output_dim = self.layer_dim = int(model.embed_dim)
-        self._hop_samples = int(model.hop_size) * int(model.patch_stride[-1])
-        self.hop_size_in_ms = self.layer_hop_in_ms = 1000.0 * self._hop_samples / self.sampling_rate
-        self.n_layers = len(model.blocks)
-        self._seen: dict[int, list[Tensor]] = {}  # pieces of the hidden states that are wanted, during a pass
-        # hooks for good: under torch.compile, ones that came and went with each pass would be compiled with each
-        model.blocks[0].register_forward_pre_hook(lambda _block, given: self._see(0, given[0]))
-        for number, block in enumerate(model.blocks, start=1):
-            block.register_forward_hook(lambda _block, _given, made, number=number: self._see(number, made))
-
-    def forward(self, audio: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, None, Tensor]:
-        """float32 (batch, samples) -> (batch, frames, output_dim), None, int64 (batch,)."""
-        return self.forward_layers(audio, lengths, layers=(None,))[0]
-
-    def forward_layers(
-        self, audio: Tensor, lengths: Tensor | None = None, *, layers: tuple[int | None, ...]
-    ) -> tuple[tuple[Tensor, None, Tensor], ...]:
-        """One pass: frames and their counts for each hidden state, and for None the model's own, after its last norm.
-
-        State 0 is what enters the first block, positions added; state K is what block K gives.
-        """
-        audio = nn.functional.pad(audio, (0, max(0, self._hop_samples - audio.shape[1])))
-        with torch.autocast(audio.device.type, enabled=False):
-            spectra = self.model.front_end(audio[:, None])  # a channel of its own: the range is then each window's own
-            spectra = self.model.init_bn(spectra)
-        seen: dict[int, list[Tensor]] = {layer: [] for layer in layers if layer is not None}
-        self._seen = seen
-        try:
-            last: Tensor = self.model.forward_spectrogram(spectra)
-        finally:
-            self._seen = {}  # of a batch that does not fit nothing is kept
-        if lengths is None:
-            lengths = torch.full((len(audio),), audio.shape[1], device=audio.device)
-        n_frames = torch.round(lengths / self._hop_samples).long().clamp(1, last.shape[1])
-        return tuple((last if layer is None else torch.cat(seen[layer], dim=1), None, n_frames) for layer in layers)
-
-    def _see(self, layer: int, state: Tensor) -> None:
-        """Keep a hidden state of a piece, where it is wanted."""
-        if layer in self._seen:
-            self._seen[layer].append(state)
-
+__all__ = ["SIZES", "load_dasheng"]
 
 SIZES = {"base": "dasheng_base", "0.6b": "dasheng_06B", "1.2b": "dasheng_12B"}
 _HEADS = {768: 12, 1280: 16, 1536: 24}  # of the published sizes, by width: what the package's own functions pass

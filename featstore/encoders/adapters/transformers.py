@@ -20,15 +20,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from featstore.encoders.adapters.transformers_spectrogram import (
-    WINDOW_SAMPLES,
-    ClapEncoder,
-    FbankEncoder,
-    FilterBanks,
-    PatchEncoder,
-    WhisperEncoder,
-)
-from featstore.encoders.adapters.transformers_waveform import OtherEncoder, WaveformEncoder
+from featstore.encoders.adapters.clap import ClapEncoder
+from featstore.encoders.adapters.feature_extractor import OtherEncoder
+from featstore.encoders.adapters.kaldi_features import WINDOW_SAMPLES, FilterBanks
+from featstore.encoders.adapters.spectrogram_transformer import PatchEncoder
+from featstore.encoders.adapters.wav2vec2_bert import FbankEncoder
+from featstore.encoders.adapters.waveform import WaveformEncoder
+from featstore.encoders.adapters.whisper import WhisperEncoder
 from featstore.encoders.contract import LoadedModel
 from featstore.encoders.fingerprint import encoder_identity, source_sha256
 from featstore.encoders.user_code import code_without_loading

@@ -1,118 +1,18 @@
-"""transformers models that take a waveform, and any other with a feature extractor."""
+"""Any other transformers model with a feature extractor: slower, and right."""
 
 from __future__ import annotations
 
 import inspect
-import math
-import warnings
 from collections import defaultdict
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from featstore.encoders.adapters.transformers_spectrogram import at_least, full_precision, given_or_whole, real
+from featstore.encoders.adapters.spectrograms import at_least, full_precision
 from featstore.errors import EncoderError
 
-__all__ = ["OtherEncoder", "WaveformEncoder", "normalised"]
-
-
-def normalised(audio: Tensor, lengths: Tensor) -> Tensor:
-    """Zero mean and unit variance over the real samples of each row; zeros after them.
-
-    float32 (batch, samples), int64 (batch,) -> float32 (batch, samples). As ``Wav2Vec2FeatureExtractor`` does it to a
-    clip alone.
-    """
-    keep = real(lengths, audio.shape[1])
-    count = lengths[:, None]
-    mean = audio.masked_fill(~keep, 0.0).double().sum(dim=1, keepdim=True) / count
-    apart = (audio - mean).masked_fill(~keep, 0.0)
-    variance = apart.square().sum(dim=1, keepdim=True) / count
-    return (apart / (variance + 1e-7).sqrt()).float()
-
-
-class WaveformEncoder(nn.Module):
-    """A convolution over the waveform, then a transformer.
-
-    An attention mask goes in where the feature extractor says that the model was trained with one. Such a model sees no
-    padding, save where its own design reaches into it: the stacked positional convolutions of data2vec-audio, the
-    convolutions of an adapter.
-
-    One that was not (``feat_extract_norm`` of its configuration is ``group``, as in wav2vec2-base) sees zeros after a
-    window, in the statistics of its first layer and in its attention, as it did in training: what comes out depends on
-    the window and on its padded length, which the window's own length decides. ``--padding exact`` gives it no padding
-    to see.
-
-    Parameters
-    ----------
-    model : Module
-        Of transformers.
-    extractor
-        The model's feature extractor; what it does is done here, over the real samples of each window.
-    """
-
-    def __init__(self, model: Any, *, extractor: Any) -> None:
-        super().__init__()
-        self.model = model
-        config = model.config
-        self.normalises = bool(extractor.do_normalize)
-        self.masks = bool(getattr(extractor, "return_attention_mask", False))
-        self.sampling_rate = int(extractor.sampling_rate)
-        self.n_layers = int(config.num_hidden_layers)
-        self.layer_dim = int(config.hidden_size)
-        self.layer_hop_in_ms = 1000.0 * math.prod(config.conv_stride) / self.sampling_rate
-        adapted = bool(getattr(config, "add_adapter", False))
-        self.output_dim = int(config.output_hidden_size) if adapted else self.layer_dim
-        self.hop_size_in_ms = self.layer_hop_in_ms * (
-            config.adapter_stride**config.num_adapter_layers if adapted else 1
-        )
-        self._adapted = adapted
-        self._least_samples = _least_samples(config.conv_kernel, config.conv_stride)
-
-    def forward(self, audio: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, None, Tensor]:
-        """float32 (batch, samples) -> (batch, frames, output_dim), None, int64 (batch,)."""
-        return self.forward_layers(audio, lengths, layers=(None,))[0]
-
-    def forward_layers(
-        self, audio: Tensor, lengths: Tensor | None = None, *, layers: tuple[int | None, ...]
-    ) -> tuple[tuple[Tensor, None, Tensor], ...]:
-        """One pass: frames and their counts for each hidden state, and for None the model's own output."""
-        masks = self.masks and lengths is not None
-        lengths = given_or_whole(audio, lengths)
-        with full_precision(audio):
-            waves = normalised(audio, lengths.clamp(min=1)) if self.normalises else audio
-        waves = at_least(waves, self._least_samples)
-        lengths = lengths.clamp(min=self._least_samples)
-        with warnings.catch_warnings():  # WavLM's attention: its mask and its bias are of two types, which is no fault
-            warnings.filterwarnings("ignore", message="Support for mismatched key_padding_mask")
-            found = self.model(
-                waves,
-                attention_mask=real(lengths, waves.shape[1]).long() if masks else None,
-                output_hidden_states=any(layer is not None for layer in layers),
-            )
-        return tuple(
-            (
-                found.last_hidden_state if layer is None else found.hidden_states[layer],
-                None,
-                self._n_frames(lengths, of_layer=layer is not None),
-            )
-            for layer in layers
-        )
-
-    def _n_frames(self, lengths: Tensor, *, of_layer: bool) -> Tensor:
-        """By the model's own function; an adapter shortens the last output and no hidden state."""
-        before_adapter = {"add_adapter": False} if self._adapted and of_layer else {}
-        counted: Tensor = self.model._get_feat_extract_output_lengths(lengths, **before_adapter)
-        return counted.long()
-
-
-def _least_samples(kernels: Any, strides: Any) -> int:
-    """Samples that make one frame."""
-    samples = 1
-    for kernel, stride in zip(reversed(kernels), reversed(strides), strict=True):
-        samples = (samples - 1) * stride + kernel
-    return int(samples)
-
+__all__ = ["OtherEncoder"]
 
 _LEAST_SECONDS = (0.1, 0.5, 1.0)
 _PROBED_SECONDS = (1.0, 5.0)

@@ -1,0 +1,67 @@
+"""The audio tower of CLAP: one vector for a window of at most ten seconds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from featstore.encoders.adapters.spectrograms import full_precision, given_or_whole, power_spectrum
+
+__all__ = ["ClapEncoder"]
+
+
+class ClapEncoder(nn.Module):
+    """The vector that CLAP compares with a text's, not scaled to unit length. A window is one frame: that vector.
+
+    A window shorter than ten seconds is repeated and padded as its feature extractor does it. The extractor's fusion of
+    views is for longer clips, which are cut into windows here; alone or in a batch, no window counts as longer.
+
+    Parameters
+    ----------
+    tower, projection : Module
+        ``ClapAudioModel`` and what leads from it to the space that audio and text share.
+    extractor
+        Its feature extractor.
+    """
+
+    filters: Tensor
+    window: Tensor
+
+    def __init__(self, tower: Any, projection: Any, *, extractor: Any) -> None:
+        super().__init__()
+        self.tower = tower
+        self.projection = projection
+        self.sampling_rate = int(extractor.sampling_rate)
+        self.input_seconds = float(extractor.max_length_s)
+        self.output_dim = int(projection.linear2.out_features)
+        self.hop_size_in_ms = 1000.0 * self.input_seconds
+        self._hop_samples = int(extractor.hop_length)
+        self._input_samples = int(extractor.nb_max_samples)
+        self._padding = str(extractor.padding)
+        self._views = 4 if extractor.truncation == "fusion" else 1
+        filters = extractor.mel_filters if extractor.truncation == "fusion" else extractor.mel_filters_slaney
+        self.register_buffer("filters", torch.from_numpy(filters).double(), persistent=False)
+        hann = torch.hann_window(int(extractor.fft_window_size), dtype=torch.float64)
+        self.register_buffer("window", hann, persistent=False)
+
+    def forward(self, audio: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """float32 (batch, samples) -> (batch, 1, output_dim), (batch, output_dim), ones int64 (batch,)."""
+        lengths = given_or_whole(audio, lengths)
+        with full_precision(audio):
+            features = self.features(audio, lengths)
+        longer = torch.zeros((len(audio), 1), dtype=torch.bool, device=audio.device)
+        vectors = self.projection(self.tower(input_features=features, is_longer=longer).pooler_output)
+        return vectors[:, None], vectors, torch.ones_like(lengths)
+
+    def features(self, audio: Tensor, lengths: Tensor) -> Tensor:
+        """float32 (batch, samples) -> (batch, views, steps, mels), as ``ClapFeatureExtractor`` makes them."""
+        lengths = lengths.clamp(1, self._input_samples)[:, None]
+        at = torch.arange(self._input_samples, device=audio.device)[None, :]
+        times = {"repeatpad": self._input_samples // lengths, "repeat": self._input_samples // lengths + 1}
+        repeats = times.get(self._padding, torch.ones_like(lengths))
+        waves = audio.double().gather(1, at % lengths).masked_fill(at >= repeats * lengths, 0.0)
+        power = power_spectrum(waves, window=self.window, hop_samples=self._hop_samples)
+        decibels = 10.0 * (power @ self.filters).clamp(min=1e-10).log10()
+        return decibels.float()[:, None].expand(-1, self._views, -1, -1)
