@@ -19,6 +19,9 @@ __all__ = ["fetch"]
     "data_dir",
     type=click.Path(file_okay=False, path_type=Path),
     required=True,
+    envvar="FEATSTORE_DATA",
+    show_envvar=True,
+    callback=lambda _, __, value: value.expanduser(),
     metavar="DIR",
     help="Folder that gets one folder of shards for each dataset.",
 )

@@ -22,6 +22,7 @@ __all__ = [
     "emit_json",
     "encoder_names",
     "encoder_settings",
+    "expand_home",
     "feature_set_options",
     "jobs_option",
     "json_option",
@@ -105,6 +106,8 @@ def _store(meaning: str, *, required: bool) -> Callable[[_F], _F]:
         "store_url",
         metavar="URL",
         required=required,
+        envvar="FEATSTORE_STORE" if required else None,
+        show_envvar=True,
         callback=parse_store,
         shell_complete=complete_folders,
         help=meaning,
@@ -173,7 +176,7 @@ def encoder_settings(*, device_help: str) -> Callable[[_F], _F]:
         click.option(
             "--trust-remote-code",
             is_flag=True,
-            help="Run the code that an hf: model brings with it. Read it before.",
+            help="Run the code that an hf: model brings with it. Review it first.",
         ),
         click.option("--device", default="auto", show_default=True, help=device_help),
         click.option(
@@ -242,10 +245,20 @@ def shots_option(function: _F) -> _F:
 
 
 def parse_store(_: click.Context, option: click.Parameter, value: str | None) -> str | None:
-    """Refuse a file, as click's callback of an option or argument: a store is a folder, or a URL."""
+    """Expand ``~`` and refuse a file, as click's callback of an option or argument: a store is a folder, or a URL."""
+    value = expand_home(value)
     if value is not None and Path(value).is_file():
         raise click.BadParameter(f"{value!r} is a file: a store is a folder, or a URL", param=option)
     return value
+
+
+def expand_home(value: str | None) -> str | None:
+    """A path whose leading ``~`` is the user's home folder; a shell leaves it in ``--store=~/x``.
+
+    >>> expand_home("s3://bucket/store.zarr")
+    's3://bucket/store.zarr'
+    """
+    return str(Path(value).expanduser()) if value is not None and value.startswith("~") else value
 
 
 def parse_numbers(_: click.Context, option: click.Parameter, value: str | None) -> tuple[int, ...]:
