@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from featstore.errors import UsageError
 from featstore.formatting import redacted
@@ -40,6 +40,8 @@ def open_remote(url: str) -> Remote:
         )
     if not parts.netloc and parts.scheme != "memory":
         raise UsageError(f"{redacted(url)!r} does not say which bucket or host: write {parts.scheme}://NAME/path")
+    if any(part in (".", "..") for part in unquote(parts.path).split("/")):
+        raise UsageError(f"{redacted(url)!r} has '.' or '..' in its path: write the path that it leads to")
     if parts.scheme in _BY_FSSPEC and parts.password is not None:
         raise UsageError(
             f"{redacted(url)} names a user and a password, which {parts.scheme}:// does not take: HF_TOKEN"
