@@ -65,7 +65,7 @@ def test_both_processes_take_part_and_their_seconds_are_added_up(engine: Engine,
     record = extract(engine, folder, tmp_path / "store")
     assert record.workers == 2
     assert record.bottleneck == "encode"
-    assert record.seconds["encode"] > 4.0  # 22 passes of 0.2 s and more, whoever made them
+    assert record.seconds["encode"] > 3.0  # some 20 passes of 0.2 s; either process alone has about half of them
 
 
 def test_what_a_killed_worker_held_is_encoded_by_others_and_the_store_is_the_same(
