@@ -19,7 +19,9 @@ __all__ = ["compact", "copy", "export", "gc", "verify"]
 
 @click.command()
 @store_option
-@click.option("--repair", is_flag=True, help="Drop damaged parts (the next extract makes them again), mend documents.")
+@click.option(
+    "--repair", is_flag=True, help="Drop damaged parts (the next extract makes them again), repair documents."
+)
 @json_option
 def verify(*, store_url: str, repair: bool, as_json: bool) -> None:
     """Read everything in a store through its checksums, and name each damaged part.
@@ -46,7 +48,7 @@ def verify(*, store_url: str, repair: bool, as_json: bool) -> None:
         )
         if not repair and report.repairable:
             say(
-                f"run `featstore verify --store {shown} --repair` to drop or mend what is damaged, then the same "
+                f"run `featstore verify --store {shown} --repair` to drop or repair what is damaged, then the same "
                 "`featstore extract` again"
             )
     if not report.sound:

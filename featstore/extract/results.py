@@ -20,17 +20,17 @@ class Progress(Protocol):
         """A split begins; `shards_reused` of its shards are in the store already."""
 
     def advance(self, *, clips: int, audio_seconds: float) -> None:
-        """So many more clips have been encoded or left out."""
+        """N more clips have been encoded or skipped."""
 
     def shard_done(self) -> None:
-        """One more shard has been encoded; its commit is on its way."""
+        """One more shard has been encoded; its commit is pending."""
 
     def end(self) -> None:
         """The split has ended, one way or another."""
 
 
 class Silent:
-    """Tells nobody."""
+    """No-op progress."""
 
     def begin(self, *, label: str, shards_total: int, shards_reused: int) -> None:
         """Ignore."""

@@ -313,7 +313,7 @@ def telling_what_to_do(objects: Objects) -> Iterator[None]:
             raise
         raise StoreError(
             f"cannot write to {objects.url}: {error.strerror or error}; what is committed is safe: "
-            "make room or mend the disk, and run the same command again"
+            "free space or repair the disk, and run the same command again"
         ) from error
 
 

@@ -18,7 +18,7 @@ __all__ = ["repair_store"]
 
 
 def repair_store(url: str, *, on_part: Callable[[str], None] = lambda _: None) -> VerifyReport:
-    """Verify a store, and mend what is wrong.
+    """Verify a store, and repair what is wrong.
 
     Damaged parts are dropped, so that the next extraction makes them again; damaged group documents are written again
     from what the others say; objects that belong to nothing are deleted. Parameters and errors as of `verify_store`.

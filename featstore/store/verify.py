@@ -1,4 +1,4 @@
-"""Reads everything a store holds against what was committed; `featstore.store.repair` mends what can be mended.
+"""Reads everything a store holds against what was committed; `featstore.store.repair` repairs what can be repaired.
 
 A commit record names every object of its part with its size and CRC-32C, and is itself sealed by a hash; so are the
 documents above it. Whatever is missing, cut, changed by a bit or not ours is found, and named with its part.
@@ -104,7 +104,7 @@ def require_sound(url: str) -> None:
         command = f"`featstore verify --store {url}{' --repair' if report.repairable else ''}`"
         raise DamagedPart(
             f"{url} is damaged: {first.where}: {first.problem} ({len(report.findings)} findings); "
-            f"{command} {'drops or mends what is damaged' if report.repairable else 'names each of them'}"
+            f"{command} {'drops or repairs what is damaged' if report.repairable else 'names each of them'}"
         )
 
 

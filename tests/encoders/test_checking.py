@@ -239,7 +239,7 @@ def test_a_defect_fails_the_check_that_is_for_it_and_no_other(kind: type[Sound])
         (DropoutLeftOn, "determinism", "dropout left on"),
         (ModuleLeftInTraining, "determinism", "drop is in training mode"),
         (Remembers, "determinism", "keep no state"),
-        (DropoutLeftOn, "batch invariance", "mend determinism first"),
+        (DropoutLeftOn, "batch invariance", "fix determinism first"),
         (PeakOfTheBatch, "batch invariance", "for each row by itself"),
         (WrongHop, "hop", "hop_size_in_ms must be 20"),
         (BeyondFloat16, "float16 range", "--dtype float32"),

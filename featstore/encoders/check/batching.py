@@ -77,7 +77,7 @@ def check_batch_invariance(bench: Bench, *, noise_floor: float) -> Check:
             name=name,
             verdict="warning",
             measured=f"cannot be told: two runs of the same differ by {noise_floor:.2g} of their size",
-            advice="mend determinism first",
+            advice="fix determinism first",
         )
     found: Difference = furthest(_alone_and_batched(bench, seconds) for seconds in _SECONDS)
     verdict = _verdict(found.largest, bench)
@@ -158,7 +158,7 @@ def check_padding(bench: Bench, *, noise_floor: float) -> Check:
             name=name,
             verdict="warning",
             measured=f"cannot be told: two runs of the same differ by {noise_floor:.2g} of their size",
-            advice="mend determinism first",
+            advice="fix determinism first",
         )
     found, unread = _by_length(bench)
     if not found:

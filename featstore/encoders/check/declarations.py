@@ -67,7 +67,7 @@ def broken_contract(error: EncoderContractError) -> Check:
         name=CONTRACT,
         verdict="failed",
         measured=str(error),
-        advice="mend this first: the other checks need an encoder that keeps the contract",
+        advice="fix this first: the other checks need an encoder that keeps the contract",
     )
 
 

@@ -103,5 +103,5 @@ def _made(name: str, check: Callable[[], Check], on_step: Callable[[str], None])
             name=name,
             verdict="failed",
             measured=str(error),
-            advice=f"extraction stops at such a clip: mend forward, or keep clips of this kind out ({name})",
+            advice=f"extraction stops at such a clip: fix forward, or keep clips of this kind out ({name})",
         )
