@@ -176,6 +176,14 @@ STRANGE_URLS = (
 )  # fmt: skip
 
 
+@pytest.mark.parametrize("path", ["../x", "a/../x", "a/%2e%2e/x", "./x", "a/.."])
+def test_a_url_does_not_lead_up_its_path(path, s3):
+    for scheme in ("s3", "https", "hf"):
+        with pytest.raises(UsageError):
+            open_remote(f"{scheme}://bucket/{path}")
+    assert s3.requests == []
+
+
 @pytest.mark.parametrize("url", STRANGE_URLS)
 def test_whatever_a_url_names_no_command_shows_a_traceback(url, s3, tmp_path, monkeypatch):
     """Whatever fsspec, huggingface_hub, httpx, aiohttp and obstore raise is an error of featstore, of one line."""
