@@ -1,5 +1,7 @@
 """A store with random embeddings of every task of the challenge, in the numbers and lengths that its data sets have.
 
+Each class has a centre, and vectors and frames lie around it with the spectrum of trained encoders
+(`benchmarks.recipes.power_law_mixing`).
 Numbers of clips are those that the authors of the data sets give for their splits. Where X-ARES has a set of its own
 (its private tasks, the subset of VoxLingua33, the excerpts of MAESTRO), the test clips are the task's weight, which
 counts them, and the training clips are assumed: `ASSUMED` names these tasks. Labels are read by the manifests that
@@ -16,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.recipes import commit_made_up, made_up_recipe
+from benchmarks.recipes import commit_made_up, made_up_recipe, power_law_mixing
 
 __all__ = ["ASSUMED", "SIZES", "Sizes", "write_challenge"]
 
@@ -107,6 +109,7 @@ def _write_split(
 ) -> int:
     from featstore.store import EmbeddedWindow, open_split_writer
 
+    mixing = power_law_mixing(DIM)
     writer = open_split_writer(
         url,
         recipe=made_up_recipe("random", dim=DIM, hop_seconds=HOP_SECONDS),
@@ -127,17 +130,20 @@ def _write_split(
     for number in range(-(-int(bounds[-1]) // windows_per_part)):
         ends = int(np.searchsorted(bounds, min((number + 1) * windows_per_part, bounds[-1])))
         name = pattern.replace("*", f"{number:06d}")
+        of_windows = label[begins:ends].repeat(windows_of_clip[begins:ends])
+        noise = rng.standard_normal((len(of_windows), DIM), dtype=np.float32)
+        vectors = iter((centres[of_windows] + noise) @ mixing)
         with writer.begin_part(name) as part:
             for clip in range(begins, ends):
                 meta = json.dumps(_meta(manifest, classes, int(label[clip]), float(seconds[clip]), rng))
                 for window in range(windows_of_clip[clip]):
                     start = 0.0 if np.isinf(crop) else window * crop
                     length = float(min(crop, seconds[clip] - start))
-                    vector = centres[label[clip]] + rng.standard_normal(DIM, dtype=np.float32)
+                    vector = next(vectors)
                     frames = None
                     if with_frames:
                         n_frames = max(1, round(length / HOP_SECONDS))
-                        frames = rng.standard_normal((n_frames, DIM), dtype=np.float32).astype(np.float16)
+                        frames = (rng.standard_normal((n_frames, DIM), dtype=np.float32) @ mixing).astype(np.float16)
                     key = f"{split}-{clip:06d}"
                     part.add(
                         EmbeddedWindow(

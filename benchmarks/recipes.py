@@ -1,15 +1,29 @@
-"""What a benchmark makes up beside its vectors: a recipe, and the shards that they would be of."""
+"""What a benchmark makes up: the covariance of its vectors, a recipe, and the shards that they would be of."""
 
 from __future__ import annotations
 
 import hashlib
 from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
+
 if TYPE_CHECKING:
     from featstore.records import Recipe
     from featstore.store import PartWriter
 
-__all__ = ["commit_made_up", "made_up_recipe"]
+__all__ = ["commit_made_up", "made_up_recipe", "power_law_mixing"]
+
+
+def power_law_mixing(dim: int) -> NDArray[np.float32]:
+    """Return a float32 (dim, dim) matrix that gives white rows a covariance whose i-th eigenvalue is 1 / i.
+
+    Spectra of trained encoders' embeddings fall by a power law with an exponent near 1 (Agrawal et al. 2022,
+    "alpha-ReQ"). White noise would be easier to fit: all directions converge at once.
+    """
+    rotation = np.linalg.qr(np.random.default_rng(0).standard_normal((dim, dim)))[0]
+    mixing: NDArray[np.float32] = (np.arange(1, dim + 1)[:, None] ** -0.5 * rotation).astype(np.float32)
+    return mixing
 
 
 def made_up_recipe(encoder: str, *, dim: int, hop_seconds: float = 0.04, padding: str = "0.25") -> Recipe:

@@ -7,10 +7,11 @@ sets.
 
 Features are rotated into the eigenvectors of their covariance, of which there are no more than training windows. The
 rotation changes neither the objective nor its minimum, but there the Hessian is nearly diagonal, and L-BFGS scaled by
-that diagonal takes few passes, where correlated features take hundreds. All folds, classes and a few strengths at a
-time are one batch (see `featstore.probe.lbfgs`); strengths go from strong regularisation to weak, each from the
-nearest one that is solved. Rows are taken in chunks of a fixed size, one thread each, and added up in order: the result
-does not depend on the number of threads.
+that diagonal takes few passes, where correlated features take hundreds. All folds and classes are one batch (see
+`featstore.probe.lbfgs`); strengths go from strong regularisation to weak, each from where the line through its two
+nearest solutions, in log C, leads (the predictor step of path-following methods: Allgower and Georg 1990). Rows are
+taken in chunks of a fixed size, one thread each, and added up in order: the result does not depend on the number of
+threads.
 """
 
 from __future__ import annotations
@@ -28,20 +29,20 @@ from torch import Tensor
 
 from featstore.probe.lbfgs import minimise
 from featstore.probe.linear import threads
-from featstore.probe.selection import strengths_beyond
+from featstore.probe.selection import GridSearch
 from featstore.probe.standardisation import Standardisation
 
 __all__ = ["GRID", "HIGHEST_C", "LOWEST_C", "Affine", "Path", "TrainingSet", "Tried", "fit_paths", "fits_full_batch"]
 
 GRID = tuple(10.0**exponent for exponent in (-4.0, -3.5, -3.0, -2.5, -2.0, -1.5, -1.0))
 LOWEST_C, HIGHEST_C = 1e-6, 1e6
-"""Where the best strength is the first or the last, the grid goes on, a decade at a time and to here at most: the range
-of CLIP's search (Radford et al. 2021, appendix A.3)."""
+"""Where the best strength is the first or the last, the grid is extended by a decade, and again while that improves the
+metric, to here at most: the range of CLIP's search (Radford et al. 2021, appendix A.3)."""
 
 C_UNSELECTED = 1.0
 """scikit-learn's default, where there is no validation clip to choose by."""
 
-TOLERANCE, PATH_TOLERANCE = 1e-3, 1e-2
+TOLERANCE, PATH_TOLERANCE = 1e-3, 3e-3
 """Of the gradient, as a share of the penalty's (see `featstore.probe.lbfgs`): of the chosen model, and of those that
 are only compared. Logits are as exact."""
 
@@ -53,7 +54,6 @@ VARIANCE_FLOOR = 0.3
 samples near the boundary make the Hessian, and what is left of a small variance says little about it."""
 
 MAX_ITERATIONS = 1000
-STRENGTHS_AT_ONCE = 3
 
 CERTAIN = 100.0
 """What a class that training never shows, or always shows, has as its logit, either way."""
@@ -123,7 +123,7 @@ class Path:
     extended : bool
         Whether the best strength was at an edge of the grid, which was extended.
     at_edge : bool
-        Whether it is at an edge all the same, a bound of the search.
+        Whether the metric still rises at a bound of the search.
     """
 
     model: Affine
@@ -168,7 +168,7 @@ def fit_paths(
             width = max(each.width for each in batch)
             for each in batch:
                 each.pad(width)
-            while wave := [(each, C) for each in batch for C in each.next_strengths()]:
+            while wave := [(each, C) for each in batch if (C := each.next_strength()) is not None]:
                 _solve(wave, pool, tolerance=PATH_TOLERANCE)
             _solve([(each, each.best_strength()) for each in batch], pool, tolerance=TOLERANCE)
             paths |= {each.at: each.path() for each in batch}
@@ -211,7 +211,7 @@ class _Fold:
             self.n_models = len(self.shown)
         self._grid = tuple(sorted(grid)) if of.score is not None else (C_UNSELECTED,)
         self._pending = list(self._grid)
-        self._extended = False
+        self._search = GridSearch(bounds=(LOWEST_C, HIGHEST_C))
         self._solved: dict[float, tuple[Tensor, Tried]] = {}
         self.n_bytes = of.X.nbytes
 
@@ -245,21 +245,22 @@ class _Fold:
         """Let the features go."""
         del self.Z, self._Z_valid, self._basis
 
-    def next_strengths(self) -> list[float]:
-        """What is to be solved next; none where the path has been chosen from."""
+    def next_strength(self) -> float | None:
+        """Return the strength to solve next, or None where the path is complete."""
         if not self._pending and self._of.score is not None:
-            tried = self._tried()
-            best = self._best(tried)
-            self._pending = strengths_beyond([each.C for each in tried], best.C, bounds=(LOWEST_C, HIGHEST_C))
-            self._extended |= bool(self._pending)
-        strengths, self._pending = self._pending[:STRENGTHS_AT_ONCE], self._pending[STRENGTHS_AT_ONCE:]
-        return strengths
+            self._pending = self._search.beyond({tried.C: tried.score or (0.0, 0.0) for tried in self._tried()})
+        return self._pending.pop(0) if self._pending else None
 
     def start(self, C: float) -> Tensor:
-        """Weights (n_models, width) of the nearest strength that is solved."""
+        """Weights (n_models, width) on the line, in log C, through the solutions of the two nearest strengths."""
         if not self._solved:
             return torch.zeros(self.n_models, self.width)
-        return self._solved[min(self._solved, key=lambda other: abs(np.log(other / C)))][0]
+        nearest, *others = sorted(self._solved, key=lambda other: abs(np.log(other / C)))
+        weights = self._solved[nearest][0]
+        if nearest == C or not others:
+            return weights
+        share = np.log(C / nearest) / np.log(others[0] / nearest)
+        return torch.lerp(weights, self._solved[others[0]][0], share)
 
     def add(self, C: float, weights: Tensor, *, iterations: int, gradient_norm: float) -> None:
         """Keep a solution (n_models, width), with its validation score."""
@@ -288,8 +289,8 @@ class _Fold:
             ),
             chosen=chosen,
             tried=tuple(tried),
-            extended=self._extended,
-            at_edge=len(tried) > 1 and (chosen is tried[0] or chosen is tried[-1]),
+            extended=self._search.extended,
+            at_edge=self._search.at_edge,
         )
 
     def _tried(self) -> list[Tried]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from featstore.errors import LabelError
 from featstore.evaluation import Outcome, Samples, Stopwatch, TaskData, load_task, score_outcomes, score_record
 from featstore.metrics import Metric, find_metric
-from featstore.probe.selection import fit_details, selection_details, strengths_beyond
+from featstore.probe.selection import GridSearch, fit_details, selection_details
 from featstore.probe.standardisation import Standardisation
 from featstore.records import Protocol, ScoreRecord
 from featstore.tasks.splits import Round
@@ -94,7 +94,7 @@ def fit_ridge(
 
     found: dict[float, tuple[float, float] | None] = {}
     pending = list(grid) if score is not None else [ALPHA_UNSELECTED]
-    extended = False
+    search = GridSearch(bounds=(LOWEST_ALPHA, HIGHEST_ALPHA))
     while pending:
         for alpha in pending:
             solution = along / (s.square() + alpha)
@@ -104,8 +104,7 @@ def fit_ridge(
         alphas = sorted(found)
         # Of equals, the strongest penalty.
         best = max(reversed(alphas), key=lambda alpha: found[alpha] or (0.0, 0.0))
-        pending = strengths_beyond(alphas, best, bounds=(LOWEST_ALPHA, HIGHEST_ALPHA)) if score is not None else []
-        extended |= bool(pending)
+        pending = search.beyond({alpha: found[alpha] or (0.0, 0.0) for alpha in reversed(alphas)})
     solution = along / (s.square() + best)
     weight = Vt.T @ solution
     gradient = rows.T @ (rows @ weight) - products + best * weight
@@ -117,8 +116,8 @@ def fit_ridge(
         alpha=best,
         alphas=tuple(alphas),
         scores=tuple(None if each is None else each[0] for each in scores),
-        extended=extended,
-        at_edge=len(alphas) > 1 and best in (alphas[0], alphas[-1]),
+        extended=search.extended,
+        at_edge=search.at_edge,
         gradient_norm=float(gradient.norm() / (best * weight).norm().clamp(min=1e-300)),
     )
 

@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol
 
 from featstore.tasks.splits import Round
 
-__all__ = ["Head", "Selected", "fit_details", "selection_details", "strengths_beyond"]
+__all__ = ["GridSearch", "Head", "Selected", "fit_details", "selection_details"]
 
 Head = Literal["logistic", "ridge", "linear", "sweep"]
 
@@ -32,22 +32,54 @@ class Selected(Protocol):
         """How its learning rate was found; None where the schedule is fixed."""
 
 
-def strengths_beyond(tried: Sequence[float], best: float, *, bounds: tuple[float, float]) -> list[float]:
-    """What is tried next on a log grid of half decades: a decade beyond an edge that is the best so far.
+class GridSearch:
+    """Extension of a log grid of half decades whose best value is at its edge.
 
-    >>> [round(each, 3) for each in strengths_beyond([1.0, 10.0], 10.0, bounds=(1e-3, 50.0))]
-    [31.623]
-    >>> strengths_beyond([1.0, 3.0, 9.0], 3.0, bounds=(0, 99))
-    []
+    Attributes
+    ----------
+    extended : bool
+        Whether the grid was extended.
+    at_edge : bool
+        Whether the metric still rises at one of the ``bounds``, beyond which nothing is tried.
     """
-    step = math.sqrt(10.0)
-    beyond = []
-    if best == max(tried):
-        beyond = [best * step, best * step**2]
-    elif best == min(tried):
-        beyond = [best / step, best / step**2]
-    slack = 1.0 + 1e-9  # of rounding
-    return [each for each in beyond if bounds[0] / slack <= each <= bounds[1] * slack]
+
+    def __init__(self, *, bounds: tuple[float, float]) -> None:
+        self._bounds = bounds
+        self._metric = -math.inf
+        self.extended = self.at_edge = False
+
+    def beyond(self, scores: Mapping[float, tuple[float, float]]) -> list[float]:
+        """Return the values to try next: a decade beyond an edge that is the best, while that improves the metric.
+
+        Parameters
+        ----------
+        scores : mapping
+            From each value that was tried to its metric, higher is better, and what decides between equals.
+
+        Examples
+        --------
+        >>> search = GridSearch(bounds=(1e-3, 50.0))
+        >>> [round(each, 3) for each in search.beyond({1.0: (0.8, 0), 10.0: (0.9, 0)})]
+        [31.623]
+        >>> search.beyond({1.0: (0.8, 0), 10.0: (0.9, 0), 31.623: (0.9, 1)})
+        []
+        """
+        best = max(scores, key=lambda value: scores[value])
+        metric, before = scores[best][0], self._metric
+        if metric <= before or len(scores) == 1:
+            return []
+        self._metric = metric
+        if best == max(scores):
+            beyond = [best * 10.0**0.5, best * 10.0]
+        elif best == min(scores):
+            beyond = [best / 10.0**0.5, best / 10.0]
+        else:
+            return []
+        slack = 1.0 + 1e-9  # of rounding
+        found = [each for each in beyond if self._bounds[0] / slack <= each <= self._bounds[1] * slack]
+        self.extended |= bool(found)
+        self.at_edge = not found and all(of[0] < metric for value, of in scores.items() if value != best)
+        return found
 
 
 def selection_details(rounds: Sequence[Round], trained: Sequence[Sequence[Selected]]) -> dict[str, Any]:

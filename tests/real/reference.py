@@ -106,7 +106,8 @@ class Regression:
 def logistic_regression(of: Vectors, *, train: Sequence[str], valid: Sequence[str], test: Sequence[str]) -> Regression:
     """Fit every strength to convergence; validation chooses by score, of equals by loss.
 
-    The grid has half decades, and goes on by a decade while its first or last strength is the best.
+    The grid has half decades. While its first or last strength is the best, and the last extension improved the score,
+    it is extended by a decade.
     """
     trained, selects, tested = (np.isin(of.clip, clips) for clips in (train, valid, test))
     scaler = StandardScaler().fit(of.X[trained])
@@ -121,7 +122,7 @@ def logistic_regression(of: Vectors, *, train: Sequence[str], valid: Sequence[st
 
     models: dict[float, LogisticRegression] = {}
     validated: dict[float, tuple[float, float]] = {}
-    pending = list(GRID)
+    pending, reached = list(GRID), -np.inf
     while pending:
         for C in pending:
             model = LogisticRegression(C=C, tol=1e-8, max_iter=10_000)
@@ -131,7 +132,10 @@ def logistic_regression(of: Vectors, *, train: Sequence[str], valid: Sequence[st
             selected = voted(model, selects)
             validated[C] = selected.score(), -selected.loss()
         best = max(sorted(validated), key=lambda C: validated[C])
-        beyond = {max(validated): (1, 2), min(validated): (-1, -2)}.get(best, ())
+        beyond = (
+            {max(validated): (1, 2), min(validated): (-1, -2)}.get(best, ()) if validated[best][0] > reached else ()
+        )
+        reached = validated[best][0]
         pending = [C for C in (best * 10 ** (step / 2) for step in beyond) if LOWEST_C * 0.99 < C < HIGHEST_C * 1.01]
     return Regression(C=best, tested=voted(models[best], tested))
 
