@@ -4,8 +4,8 @@
     python -m benchmarks.coverage --write   writes them there
 
 Every row of the first is a population whose true score is known, exactly or from 400,000 of its clips: the share of
-simulated test sets whose 95 % interval holds it, and of how many test sets there is an interval, where there is not
-always one. Every row of the second is a set of encoders that are equally good: the share of simulated leaderboards in
+simulated test sets whose 95 % interval holds it (of accuracy, exactly), and of how many test sets there is an interval,
+where there is not always one. Every row of the second is a set of encoders that are equally good: the share of simulated leaderboards in
 which any is marked as worse. Another ``--seed`` draws other test sets, two cores work side by side.
 """
 
@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import binom
 
 from featstore.errors import FeatstoreError
 from featstore.evaluation.scores import score_test_sets
@@ -90,6 +91,24 @@ def coverage(population: Population, n: int, *, n_experiments: int, truth: float
             printed += 1
             held += interval.low <= truth <= interval.high
     return Coverage(truth=truth, printed=printed / n_experiments, held=held / max(printed, 1))
+
+
+def exact_coverage(p: float, n: int) -> Coverage:
+    """Coverage of accuracy, by the binomial distribution of the clips that are right."""
+    metric, held = metric_of("accuracy"), 0.0
+    for right, chance in enumerate(binom.pmf(np.arange(n + 1), n, p)):
+        if chance < 1e-9:
+            continue
+        y_true = np.zeros(n, np.int64)
+        sample = Sample(y_true=y_true, y_score=np.eye(2, dtype=np.float32)[(np.arange(n) >= right).astype(int)])
+        test_sets, names, groups = _laid_out(sample)
+        units = plan_units([each.clip for each in test_sets], names=names, groups=groups)
+        spread = jackknife(metric, test_sets, units)
+        interval = interval_of(metric, spread, units, test_sets, by_seed=[spread.score])
+        if interval.low is None or interval.high is None:
+            return Coverage(truth=p, printed=0.0, held=0.0)
+        held += float(chance) * (interval.low <= p <= interval.high)
+    return Coverage(truth=p, printed=1.0, held=held)
 
 
 def true_score(population: Population) -> float:
@@ -358,7 +377,11 @@ def coverage_line(population: Population, *, scale: float, seed: int) -> str:
     cells = []
     for n in SIZES:
         experiments = int((4000 if population.metric == "accuracy" and n < 1000 else 1000) * scale)
-        found = coverage(population, n, n_experiments=experiments, truth=truth, seed=seed)
+        found = (
+            exact_coverage(truth, n)
+            if population.metric == "accuracy" and population.name == f"p = {population.truth}"
+            else coverage(population, n, n_experiments=experiments, truth=truth, seed=seed)
+        )
         some = f" of {found.printed:.0%}" if found.printed < 0.995 else ""
         cells.append("none" if found.printed < 0.05 else f"{found.held:.1%}{some}")
     return f"| {population.metric} | {population.name} | {truth:.3f} | {' | '.join(cells)} |"

@@ -119,8 +119,12 @@ def interval_of(
         return Interval(low=None, high=None, reason=reason)
     variance, df = spread.variance, float(units.n - 1)
     if len(by_seed) > 1:
-        df = degrees_of_freedom([(variance, df), (seed_variance(by_seed), len(by_seed) - 1.0)])
-        variance += seed_variance(by_seed)
+        # The seeds' scores also differ by chance on these clips, which the variance over clips has already: the
+        # variance component of the seeds is a difference of two, with the degrees of freedom of the first.
+        between = seed_variance(by_seed)
+        component = max(0.0, between - spread.seed_noise / len(by_seed))
+        df = degrees_of_freedom([(variance, df), (between, len(by_seed) - 1.0)], total=variance + component)
+        variance += component
     quantile = student(df)
     if rule.scale == "error":
         low, high = _skewed(spread, variance, quantile)
@@ -189,9 +193,13 @@ def student(df: float, *, level: float = LEVEL) -> float:
     return float(stdtrit(df, 0.5 + level / 2.0))
 
 
-def degrees_of_freedom(parts: Sequence[tuple[float, float]]) -> float:
-    """Degrees of freedom of a sum of variances, each with its own (Satterthwaite 1946)."""
-    total = sum(variance for variance, _ in parts)
+def degrees_of_freedom(parts: Sequence[tuple[float, float]], *, total: float | None = None) -> float:
+    """Degrees of freedom of a sum of variances, each with its own (Satterthwaite 1946).
+
+    ``total`` is the variance where it is not their sum, as with a difference of mean squares.
+    """
+    if total is None:
+        total = sum(variance for variance, _ in parts)
     if total <= 0:
         return max(df for _, df in parts)
     return total**2 / sum(variance**2 / df for variance, df in parts if variance > 0)

@@ -84,12 +84,15 @@ class Spread:
         Of the score, over draws of units.
     bias : float
         The jackknife's estimate of the score's bias.
+    seed_noise : float
+        Variance of the score of one seed about the mean of the seeds, as far as the test clips explain it.
     """
 
     score: float
     deviations: NDArray[np.float64]
     variance: float
     bias: float
+    seed_noise: float = 0.0
 
 
 def name_order(names: Sequence[str]) -> NDArray[np.int64]:
@@ -148,36 +151,41 @@ def jackknife(metric: Metric, test_sets: Sequence[TestSet], units: Units) -> Spr
     is a large share of the clips.
     """
     n_sets = len(test_sets)
-    deviations, bias, score = np.zeros(units.n), 0.0, 0.0
+    n_seeds = len(test_sets[0].y_scores)
+    by_seed, bias, score = np.zeros((n_seeds, units.n)), 0.0, 0.0
     linear = isinstance(metric, EqualErrorRate)
     for test_set, unit in zip(test_sets, units.of_sample, strict=True):
         n = len(unit)
         mine, place = np.unique(unit, return_inverse=True)
-        whole = _mean_over_seeds(metric, test_set, np.ones((n, 1), np.float32)).item()
-        score += whole / n_sets
         if isinstance(metric, EqualErrorRate):
-            own = np.mean([metric.deviations(test_set.y_true, y_score) for y_score in test_set.y_scores], axis=0)
-            deviations[mine] += np.bincount(place, weights=own) / n_sets
+            score += float(np.mean([metric.score(test_set.y_true, each) for each in test_set.y_scores])) / n_sets
+            for seed, y_score in enumerate(test_set.y_scores):
+                own = metric.deviations(test_set.y_true, y_score)
+                by_seed[seed, mine] += np.bincount(place, weights=own) / n_sets
             continue
-        without = np.empty(len(mine))
+        whole = _by_seed(metric, test_set, np.ones((n, 1), np.float32))
+        score += float(whole.mean()) / n_sets
+        without = np.empty((n_seeds, len(mine)))
         block = max(1, MAX_BLOCK_CELLS // n)
         for start in range(0, len(mine), block):
             some = np.arange(start, min(start + block, len(mine)))
-            without[some] = _mean_over_seeds(metric, test_set, (place[:, None] != some).astype(np.float32))
+            without[:, some] = _by_seed(metric, test_set, (place[:, None] != some).astype(np.float32))
         share = np.bincount(place) / n
         moved = whole - without
-        deviations[mine] += (moved if units.grouped else (1.0 - share) * moved) / n_sets
+        by_seed[:, mine] += (moved if units.grouped else (1.0 - share) * moved) / n_sets
         bias += (len(mine) - 1) * float((without - whole).mean()) / n_sets
     n_units = max(units.n, 2)
     correction = (n_units - 1) / n_units if units.grouped and not linear else n_units / (n_units - 1)
+    deviations = by_seed.mean(axis=0)
     return Spread(
         score=score,
         deviations=deviations,
         variance=float(correction * np.square(deviations).sum()),
         bias=bias,
+        seed_noise=float(correction * by_seed.var(axis=0, ddof=1).sum()) if n_seeds > 1 else 0.0,
     )
 
 
-def _mean_over_seeds(metric: Metric, test_set: TestSet, weights: NDArray[np.float32]) -> NDArray[np.float64]:
-    scores = [metric.weighted(test_set.y_true, y_score, weights) for y_score in test_set.y_scores]
-    return np.asarray(np.mean(scores, axis=0))
+def _by_seed(metric: Metric, test_set: TestSet, weights: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Scores float64 (seeds, columns of ``weights``)."""
+    return np.stack([metric.weighted(test_set.y_true, y_score, weights) for y_score in test_set.y_scores])
