@@ -8,8 +8,7 @@ from __future__ import annotations
 import platform
 import socket
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,9 +20,8 @@ from featstore import __version__
 from featstore.errors import EncoderError, ShardError, StoreError, UsageError
 from featstore.extract.audio import RESAMPLER
 from featstore.extract.batching import Batcher, FileOrderBatcher, LengthBatcher
-from featstore.extract.pipeline import encode_shards
-from featstore.extract.results import EncodeResult, EncodeSettings, Outcome, Progress
-from featstore.extract.shard import PartTarget
+from featstore.extract.pipeline import PartTarget, Pipeline
+from featstore.extract.results import EncodeSettings, PipelineEvent
 from featstore.extract.shard_reader import ShardFeed
 from featstore.extract.shards import AnyShard
 from featstore.extract.windows import Padding, Window, plan_windows
@@ -56,7 +54,7 @@ XARES_BATCH = 16
 USUAL_WINDOW_SECONDS, MOST_BATCH_SECONDS = 5.0, 1280.0
 _MOST_DECODE_THREADS = 16
 _GPU_SHARDS_AHEAD = 64
-_LEAST_HELD_BYTES = 1 << 30
+_LEAST_WAITING_BYTES = 1 << 30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,23 +187,11 @@ class Workplace:
             )
 
     def encode(
-        self,
-        job: EncodeJob,
-        shards: Sequence[AnyShard] | ShardFeed,
-        *,
-        stale: Mapping[str, StaleShard],
-        progress: Progress,
-        gathered: Callable[[AnyShard], None] | None = None,
-        settled: Callable[[AnyShard, Future[Outcome]], None] | None = None,
-    ) -> EncodeResult:
-        """Encode shards into the feature sets that lack them.
+        self, job: EncodeJob, shards: Sequence[AnyShard] | ShardFeed, *, stale: Mapping[str, StaleShard]
+    ) -> Generator[PipelineEvent, None, None]:
+        """Encode shards into the feature sets that lack them: see `Pipeline.run`.
 
-        Parameters
-        ----------
-        stale : mapping
-            Every shard by name; it may grow until `shards` hands the shard out.
-        gathered, settled : callable, optional
-            Are told of each shard: when its last clip was taken, and when its commits are on their way.
+        ``stale`` has every shard by name; it may grow until `shards` yields the shard.
         """
         writers = [job.open_writer(output) for output in job.outputs]
         rate = self._encoder.facts.sample_rate_hz
@@ -226,31 +212,28 @@ class Workplace:
         run = self._start(job)
         with run.at_work():
             batch_seconds = self._budget(run, job)
+            pipeline = Pipeline(
+                targets=targets,
+                encoder=run,
+                encoder_name=self._encoder.name,
+                plan=self._plan(job.options, crop_seconds=job.crop_seconds),
+                batcher=new_batcher(
+                    padding,
+                    budget_samples=round(batch_seconds * rate),
+                    shards_ahead=_GPU_SHARDS_AHEAD if run.batches_ahead else 0,
+                ),
+                most_waiting_bytes=_waiting_bytes(self._cores) if run.batches_ahead else None,
+                settings=EncodeSettings(
+                    sample_rate_hz=rate,
+                    max_clip_seconds=job.options.max_clip_seconds,
+                    decode_threads=job.options.workers or min(_MOST_DECODE_THREADS, self._cores),
+                    device=self._device,
+                    batch_seconds=batch_seconds,
+                    versions=software_versions(),
+                ),
+            )
             with self._watched(run, job.options):
-                return encode_shards(
-                    shards,
-                    targets=targets,
-                    encoder=run,
-                    encoder_name=self._encoder.name,
-                    plan=self._plan(job.options, crop_seconds=job.crop_seconds),
-                    batcher=new_batcher(
-                        padding,
-                        budget_samples=round(batch_seconds * rate),
-                        shards_ahead=_GPU_SHARDS_AHEAD if run.batches_ahead else 0,
-                    ),
-                    most_held_bytes=_held_bytes(self._cores) if run.batches_ahead else None,
-                    settings=EncodeSettings(
-                        sample_rate_hz=rate,
-                        max_clip_seconds=job.options.max_clip_seconds,
-                        decode_threads=job.options.workers or min(_MOST_DECODE_THREADS, self._cores),
-                        device=self._device,
-                        batch_seconds=batch_seconds,
-                        versions=software_versions(),
-                    ),
-                    progress=progress,
-                    gathered=gathered,
-                    settled=settled,
-                )
+                yield from pipeline.run(shards)
 
     def canary(self, options: ExtractOptions) -> CanaryReading:
         """What its encoder returns for the reference signals under these options; encoded once for several tasks."""
@@ -403,9 +386,9 @@ def new_batcher(padding: Padding, *, budget_samples: int, shards_ahead: int) -> 
     return LengthBatcher(budget_samples=budget_samples, shards_ahead=shards_ahead)
 
 
-def _held_bytes(cores_here: int) -> int:
-    """Embeddings that may wait in memory: half of a worker's share, by its cores, of what is free."""
-    return max(_LEAST_HELD_BYTES, (free_memory_bytes() or 0) * cores_here // (2 * cores()))
+def _waiting_bytes(cores_here: int) -> int:
+    """Limit of embeddings that wait in memory: half of a worker's share, by its cores, of what is free."""
+    return max(_LEAST_WAITING_BYTES, (free_memory_bytes() or 0) * cores_here // (2 * cores()))
 
 
 def _precision(asked: str, device: str, encoder: Encoder) -> str:

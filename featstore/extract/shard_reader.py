@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import queue
 import re
 import threading
@@ -138,27 +137,24 @@ class ShardBreaks:
 
 @dataclass(frozen=True, slots=True)
 class ShardAwaited:
-    """The next shard is not at hand, and may be long in coming: others may hold it, or it is being fetched."""
+    """The next shard has not arrived yet, and may take long: other workers may have it, or it is being fetched."""
 
 
 Event = ShardBegins | ClipRead | ShardEnds | ShardBreaks | ShardAwaited
 
 
 class ShardFeed(Protocol):
-    """Hands out shards one after another while others are encoded.
+    """Yields shards one after another while others are encoded.
 
-    The next is asked for when the one before has been read to its end; where that was fetched from elsewhere, when its
-    reading begins, so that the next can be fetched meanwhile.
+    The next is asked for when the one before has been read to its end; a remote shard, when the reading of the one
+    before begins, so that it is fetched meanwhile.
     """
 
     def __iter__(self) -> Iterator[AnyShard]:
         """Yield the next shard when there is one; end when there will be none."""
 
-    def note_read(self, count: int) -> None:
-        """So many shards have been read to their end: the next is waited for. Called by another thread."""
-
     def close(self) -> None:
-        """Hand out no more: end the reading thread's wait for the next."""
+        """Yield no more: end the reading thread's wait for the next."""
 
 
 @dataclass(slots=True)
@@ -229,9 +225,7 @@ class ClipStream:
         shards = iter(self._shards)
         ahead: Future[_Coming | None] | None = None
         try:
-            for count in itertools.count():
-                if not isinstance(self._shards, Sequence):
-                    self._shards.note_read(count)
+            while True:
                 asked = time.perf_counter()
                 coming = self._when_it_comes(ahead or fetcher.submit(_next, shards))
                 ahead = None
@@ -241,7 +235,7 @@ class ClipStream:
                 if self._stopped.is_set():
                     coming.close()
                     return
-                # one remote shard is on its way while the one before it is read, and takes its room on disk
+                # one remote shard is fetched while the one before it is read; it takes disk space meanwhile
                 ahead = fetcher.submit(_next, shards) if isinstance(coming.shard, RemoteShard) else None
                 self._events.put(self._read_shard(coming.shard, coming.fetched))
                 if self._stopped.is_set():
@@ -255,7 +249,7 @@ class ClipStream:
             fetcher.shutdown(wait=True, cancel_futures=True)
 
     def _when_it_comes(self, ahead: Future[_Coming | None]) -> _Coming | None:
-        """Wait for the next shard, and say so if it takes its time: whoever hands it out may wait for those before."""
+        """Wait for the next shard, and report it if that takes long: the feed may wait for shards before it."""
         if not wait([ahead], timeout=_PATIENCE_SECONDS).done:
             self._events.put(ShardAwaited())
         return ahead.result()

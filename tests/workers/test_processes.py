@@ -14,7 +14,7 @@ from stores import assert_same_contents
 
 from featstore.errors import EncoderContractError, EncoderError, ShardError, UsageError, WorkerError
 from featstore.extract import Engine, open_engine
-from featstore.extract.workers.coordinator import FleetEngine
+from featstore.extract.workers import WorkersEngine
 from fleets import (
     CLIPS_PER_SHARD,
     N_SHARDS,
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.usefixtures("no_faults")
 
 
 @pytest.fixture(scope="module")
-def engine(folder: Path) -> Iterator[FleetEngine]:
+def engine(folder: Path) -> Iterator[WorkersEngine]:
     with open_engine(tripping(), device="cpu,cpu") as engine:
         yield engine
 
@@ -95,7 +95,7 @@ def test_a_shard_that_two_workers_died_over_ends_the_run_and_what_is_committed_s
 
 
 def test_a_worker_with_other_weights_is_told_apart_before_it_encodes(
-    engine: FleetEngine, folder: Path, alone: Path, tmp_path: Path
+    engine: WorkersEngine, folder: Path, alone: Path, tmp_path: Path
 ) -> None:
     engine.close()
     engine.describe(OPTIONS)  # the first worker has loaded the encoder; the second will only when it is needed

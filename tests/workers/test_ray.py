@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from featstore.extract.workers import RAY_SETTINGS
+from featstore.extract.engine_choice import RAY_SETTINGS
 
 os.environ |= RAY_SETTINGS
 ray = pytest.importorskip("ray")
@@ -144,7 +144,7 @@ def test_what_the_cluster_cannot_give_is_a_usage_error(
     ],
 )
 def test_an_address_without_a_cluster_is_a_usage_error(address: str, told: str) -> None:
-    from featstore.extract.workers.ray_workers import _check_somebody_answers
+    from featstore.extract.ray_workers import _check_address
 
     with pytest.raises(UsageError, match=told):
-        _check_somebody_answers(address)
+        _check_address(address)
