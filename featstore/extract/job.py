@@ -1,6 +1,6 @@
-"""What one worker does: an encoder on its device, and the shards of one job after another encoded there.
+"""A job, and the encoder on its device that encodes the shards of one job after another.
 
-Everything a job says can be pickled: the worker may be this process, another, or one on another machine.
+A job can be pickled: the worker that encodes it may be this process, another, or one on another machine.
 """
 
 from __future__ import annotations
@@ -71,9 +71,9 @@ class OutputCard:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncoderCard:
-    """What a run must know of an encoder that may be loaded elsewhere, under its options.
+    """An encoder that may be loaded in another process, as a run refers to it: its name, and its outputs' recipes.
 
-    ``featstore`` is the version that would encode: two versions may make two numbers of one recipe.
+    ``featstore`` is the version that encodes: two versions may make different numbers of one recipe.
     """
 
     name: str
@@ -92,7 +92,7 @@ class KeptOutput:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncodeJob:
-    """One split of one task, to be encoded: all that a worker must know beside its encoder and the shards."""
+    """One split of one task, to be encoded: everything a worker needs beside its encoder and the shards."""
 
     card: EncoderCard
     outputs: tuple[KeptOutput, ...]
@@ -105,15 +105,15 @@ class EncodeJob:
     split: str
 
     def open_writer(self, output: KeptOutput) -> SplitWriter:
-        """Open the feature set that an output goes to, and make it where it is not there."""
+        """Open the feature set that an output goes to; create it if the store does not have it."""
         return open_split_writer(self.store_url, recipe=output.recipe, spec=output.spec, **self._address)
 
     def find_writer(self, output: KeptOutput) -> SplitWriter | None:
-        """Open that feature set where it is there."""
+        """Open that feature set; None if the store does not have it."""
         return find_split_writer(self.store_url, recipe=output.recipe, spec=output.spec, **self._address)
 
     def is_begun(self, output: KeptOutput) -> bool:
-        """Whether that feature set is there, as it is once the run has opened it."""
+        """Whether the store has that feature set, as it does once the run has opened it."""
         return is_split_begun(self.store_url, recipe=output.recipe, **self._address)
 
     @property
@@ -125,7 +125,7 @@ class EncodeJob:
 class StaleShard:
     """A shard that the store lacks, and the outputs, by number, whose feature sets lack it.
 
-    ``generations`` are of its parts, by output: each is greater than that of the part which the run saw there.
+    ``generations`` are of its parts, by output: each is greater than that of the part that the run found there.
     """
 
     shard: AnyShard
@@ -142,7 +142,7 @@ class Workplace:
     device : str
         ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
     cores : int
-        Cores that are this worker's share: so many threads decode, at most 16, unless a job says otherwise.
+        Cores of this worker: the number of decoding threads, at most 16, unless a job's options set it.
     """
 
     def __init__(self, encoder: Encoder, *, device: str, cores: int) -> None:
@@ -155,18 +155,18 @@ class Workplace:
         self._traced = False
 
     def card(self, options: ExtractOptions) -> EncoderCard:
-        """What its encoder would be called and store under these options."""
+        """Its encoder's name and recipes under these options."""
         return card_of(self._encoder, device=self._device, options=options)
 
     def check(self, job: EncodeJob) -> None:
-        """Whether what is made here would be what the job means, and lie where it means.
+        """Check that this worker would make what the job is for, and can reach its shards and its store.
 
         Raises
         ------
         EncoderError
-            The encoder or featstore are others here.
+            The encoder or featstore are different here.
         ShardError, StoreError
-            The shards or the store are out of reach.
+            The shards or the store cannot be reached.
         """
         card = self.card(job.options)
         here, there = ([output.recipe.group_name for output in each.outputs] for each in (card, job.card))
@@ -236,7 +236,7 @@ class Workplace:
                 yield from pipeline.run(shards)
 
     def canary(self, options: ExtractOptions) -> CanaryReading:
-        """What its encoder returns for the reference signals under these options; encoded once for several tasks."""
+        """The encoder's output for the reference signals under these options; encoded once for several tasks."""
         from featstore.encoders.canary import read_canary
 
         recipe = self.card(options).outputs[0].recipe
@@ -262,7 +262,7 @@ class Workplace:
         )
 
     def _start(self, job: EncodeJob) -> EncoderRun:
-        """The encoder on its device: kept from job to job, for it learns what the device holds."""
+        """The encoder on its device; kept from job to job, because it learns which batches fit on the device."""
         from featstore.encoders.runner import EncoderRun
 
         recipe = job.outputs[0].recipe
@@ -277,7 +277,7 @@ class Workplace:
         return self._started[1]
 
     def _budget(self, run: EncoderRun, job: EncodeJob) -> float:
-        """Audio in a batch; what a GPU is busy with is measured once."""
+        """Seconds of audio in a batch; auto-tuned once on a GPU."""
         key = (job.outputs[0].recipe.fingerprint, job.options.batch_seconds, job.crop_seconds)
         if key not in self._batch_seconds:
             self._batch_seconds[key] = _batch_seconds(self._encoder, run, job.options, crop_seconds=job.crop_seconds)
@@ -285,7 +285,7 @@ class Workplace:
 
     @contextmanager
     def _watched(self, run: EncoderRun, options: ExtractOptions) -> Iterator[None]:
-        """Trace the first batches that are ever encoded here, if that is asked for."""
+        """Trace the first batches of this worker if a profile is asked for."""
         if options.profile_path is None or self._traced:
             yield
             return
@@ -297,12 +297,11 @@ class Workplace:
 
 
 def _batch_seconds(encoder: Encoder, run: EncoderRun, options: ExtractOptions, *, crop_seconds: float | None) -> float:
-    """Audio in a batch: what is asked for, what a GPU is measured to be busy with, or what is good on any CPU.
+    """Seconds of audio in a batch: as asked for, auto-tuned on a GPU, or a constant on a CPU.
 
-    A CPU is as fast at any size (measured on a transformer, and from 24 s on with light encoders), and what is batched
-    with what decides the last bits: there it is not left to a measurement. Tensors of large batches leave holes in the
-    heap that others do not fit: with 32 s for a light encoder memory stays as it is after 10,000 clips, with 64 s it
-    went on growing.
+    A CPU is as fast at any size (measured on a transformer, and from 24 s on with light encoders), and the batches
+    decide the last bits, so there they do not depend on a measurement. Tensors of large batches fragment the heap: with
+    32 s for a light encoder memory is constant after 10,000 clips, with 64 s it kept growing.
     """
     if options.batch_seconds:
         return options.batch_seconds
@@ -324,7 +323,7 @@ def _batch_seconds(encoder: Encoder, run: EncoderRun, options: ExtractOptions, *
 
 
 def card_of(encoder: Encoder, *, device: str, options: ExtractOptions) -> EncoderCard:
-    """What a run must know of an encoder on a device."""
+    """The card of an encoder on a device."""
     return EncoderCard(
         name=encoder.name,
         outputs=tuple(
@@ -363,7 +362,7 @@ def plan_recipe(
 
 
 def software_versions() -> dict[str, str]:
-    """Versions of what made the numbers."""
+    """Versions of the packages that decide the numbers."""
     names = ["featstore", "numpy", "soundfile", "soxr", "torch", "webdataset", "zarr"]
     names += [name for name in ("dasheng", "transformers") if name in sys.modules]  # where an encoder came from them
     versions = {"python": platform.python_version()}
@@ -376,9 +375,9 @@ def software_versions() -> dict[str, str]:
 
 
 def new_batcher(padding: Padding, *, budget_samples: int, shards_ahead: int) -> Batcher:
-    """What gathers windows under a padding rule.
+    """The batcher of a padding rule.
 
-    A CPU is as fast at any size of batch, so that there none reaches past its shard (``shards_ahead=0``), and a part is
+    A CPU is as fast at any batch size, so there no batch has windows of two shards (``shards_ahead=0``), and a part is
     the same, bit for bit, whatever came before it. A GPU is not, and no two of its runs are the same to the last bit.
     """
     if padding.kind == "xares":

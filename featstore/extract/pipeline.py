@@ -212,7 +212,7 @@ class Pipeline:
     def _complete(self, *, at_most: int) -> Iterator[PipelineEvent]:
         """Store the results of the oldest batches until `at_most` are in flight; commit the shards that come between.
 
-        So shards are committed in the order in which their last windows were begun.
+        So shards are committed in the order in which they were read to their end and all their windows begun.
         """
         while self._in_flight and (
             self._batches_in_flight > at_most or isinstance(self._in_flight[0], ShardExtraction)

@@ -170,7 +170,7 @@ def test_every_shard_is_committed_once_with_its_windows_in_order_whatever_shares
                 batch_seconds=1.0,
             ),
         )
-        events = list(run.run(sources))  # type: ignore[arg-type]
+        events = [(len(encoder.begun), event) for event in run.run(sources)]  # type: ignore[arg-type]
     assert encoder.in_flight == 0
     assert encoder.most_in_flight <= batches_ahead + 1  # one more while the next is begun
     clips = itertools.count(1)
@@ -181,13 +181,14 @@ def test_every_shard_is_committed_once_with_its_windows_in_order_whatever_shares
     assert [each.state for each in opened] == [
         ShardState.FAILED if each.breaks else ShardState.COMMITTED for each in sources
     ]
-    begun_at = {key: at for at, batch in enumerate(encoder.begun) for key in batch}
-    last = [max(begun_at[key] for key in keys[name]) for name in store.committed if keys[name]]
-    assert last == sorted(last)  # committed in the order in which their last windows were begun
-    assert sum(isinstance(event, ClipTaken) for event in events) == sum(len(source.lengths) for source in sources)
-    assert [event.shard.name for event in events if isinstance(event, ShardRead)] == [source.name for source in sources]
-    assert {event.shard.name for event in events if isinstance(event, ShardEncoded)} == good
-    assert isinstance(events[-1], Finished)
+    read = {event.shard.name: n_begun for n_begun, event in events if isinstance(event, ShardRead)}
+    begun = {key: n_begun for n_begun, batch in enumerate(encoder.begun, start=1) for key in batch}
+    complete = [max(read[name], *(begun[key] for key in keys[name]), 0) for name in store.committed]
+    assert complete == sorted(complete)  # committed in the order in which they were read and all their windows begun
+    assert sum(isinstance(event, ClipTaken) for _, event in events) == sum(len(source.lengths) for source in sources)
+    assert list(read) == [source.name for source in sources]
+    assert {event.shard.name for _, event in events if isinstance(event, ShardEncoded)} == good
+    assert isinstance(events[-1][1], Finished)
 
 
 @pytest.fixture

@@ -15,7 +15,9 @@ from stores import assert_same_contents
 from featstore.errors import EncoderContractError, EncoderError, ShardError, UsageError, WorkerError
 from featstore.extract import Engine, open_engine
 from featstore.extract.workers import WorkersEngine
-from fleets import (
+from handmade import clip, environment, noise, write_split
+from servers import web_server
+from trippable import (
     CLIPS_PER_SHARD,
     N_SHARDS,
     OPTIONS,
@@ -23,8 +25,6 @@ from fleets import (
     extract,
     tripping,
 )
-from handmade import clip, environment, noise, write_split
-from servers import web_server
 from watched import n_committed, n_parts, wait_for_commits, wait_until_nobody_is_left
 
 pytestmark = pytest.mark.usefixtures("no_faults")

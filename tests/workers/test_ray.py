@@ -22,9 +22,9 @@ from stores import assert_same_contents  # noqa: E402
 
 from featstore.errors import EncoderContractError, RemoteError, UsageError  # noqa: E402
 from featstore.extract import EncoderRequest, Engine, open_engine  # noqa: E402
-from fleets import CLIPS_PER_SHARD, N_SHARDS, Counting, extract, tripping  # noqa: E402
 from handmade import clip, noise, write_split  # noqa: E402
 from servers import s3_server  # noqa: E402
+from trippable import CLIPS_PER_SHARD, N_SHARDS, Counting, extract, tripping  # noqa: E402
 from watched import n_committed  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("no_faults")
