@@ -72,7 +72,8 @@ def open_engine(
             encoder = request.load()
         yield LocalEngine(encoder, device=devices[0])
         return
-    from featstore.extract.workers import Processes, WorkersEngine
+    from featstore.extract.process_workers import Processes
+    from featstore.extract.workers import WorkersEngine
 
     with WorkersEngine(Processes(request, devices=devices), attempts=_ATTEMPTS) as several:
         yield several

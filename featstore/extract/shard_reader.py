@@ -1,4 +1,4 @@
-"""Reads shards ahead of the encoder: one thread walks the tars, a pool decodes, and a buffer between them is bounded."""
+"""Reads shards ahead of the encoder: one thread walks the tars, a pool decodes, and a bounded buffer follows."""
 
 from __future__ import annotations
 

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from featstore.extract import EncoderRequest
-from featstore.extract.workers import Processes, WorkersEngine
+from featstore.extract.process_workers import Processes
+from featstore.extract.workers import WorkersEngine
 from handmade import (
     XARES_ENCODER,
     clip,
@@ -147,7 +148,8 @@ from pathlib import Path
 import torch
 
 from featstore.extract import EncoderRequest
-from featstore.extract.workers import Processes, WorkersEngine
+from featstore.extract.process_workers import Processes
+from featstore.extract.workers import WorkersEngine
 from handmade import extract
 from tiny import task
 
