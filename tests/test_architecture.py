@@ -52,7 +52,7 @@ DOORS = {
     "obstore": {"remote/buckets"},
     "fsspec": {"remote/filesystems"},
     "aiohttp": {"remote/filesystems"},
-    "ray": {"extract/workers/ray_workers"},
+    "ray": {"extract/ray_workers"},
 }
 # where numpy, too, is imported only when it is needed: help and manifests must be quick
 LIGHT = (

@@ -1,10 +1,11 @@
 """Extraction: shards -> decode -> windows -> batches -> encoder -> store."""
 
+from featstore.extract.engine import EncoderRequest, Engine
+from featstore.extract.engine_choice import open_engine
 from featstore.extract.job import plan_recipe
 from featstore.extract.options import ExtractOptions
 from featstore.extract.results import Progress, Silent
 from featstore.extract.task import TaskPlan, extract_task, plan_tasks
-from featstore.extract.workers import EncoderRequest, Engine, open_engine
 
 __all__ = [
     "EncoderRequest",

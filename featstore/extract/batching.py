@@ -1,4 +1,4 @@
-"""Gathers windows into batches. Pure: what is batched with what depends on the windows and their order alone.
+"""Gathers windows into batches. Pure: the batches depend on the windows and their order alone.
 
 Where no window outlasts its shard, a part is the same, bit for bit, whatever was encoded before it, whichever worker
 took the shard and however often a run was killed. Where windows wait for those of later shards, batches are full.
@@ -21,7 +21,7 @@ _SPAN_BATCHES = 64
 
 @dataclass(frozen=True, slots=True)
 class PendingWindow:
-    """A window on its way to the encoder: its shard's number and its place there, its samples, its padded length."""
+    """A window to be encoded: its shard's number and its index there, its samples, its padded length."""
 
     shard: int
     index: int
@@ -33,31 +33,31 @@ Batch = tuple[PendingWindow, ...]
 
 
 class Batcher(Protocol):
-    """Takes windows, shard after shard, and hands out batches."""
+    """Takes windows, shard after shard, and yields batches."""
 
     def add(self, window: PendingWindow) -> Iterator[Batch]:
-        """Take one window; yield the batches that are ready now."""
+        """Take one window; yield the batches that are ready."""
 
     def end_shard(self, shard: int) -> Iterator[Batch]:
-        """That shard has no more windows: yield what is to wait no longer."""
+        """A shard has no more windows: yield what must not wait longer."""
 
     def forget(self, shard: int) -> None:
-        """Let go of that shard's windows: it broke off."""
+        """Drop the windows of a shard that cannot be read to its end."""
 
     def oldest(self) -> Iterator[Batch]:
-        """Too much waits for what is left: yield what has waited longest."""
+        """Too many embeddings wait for these windows: yield those that have waited longest."""
 
     def flush(self) -> Iterator[Batch]:
-        """Nothing comes for now: yield all that is left."""
+        """No window comes for now: yield all that is left."""
 
 
 class LengthBatcher:
     """Batches of one padded length each, up to a budget of samples.
 
-    Windows wait for others of their length. They are handed out all the same when 32 budgets wait in all lengths
-    together (the length that holds most), and when 64 budgets have come since the first of a length (for that window
-    holds back those behind it, whose embeddings wait for it). Clips of 1 to 10 s in quarters of a second fill over 90 %
-    of their budgets so.
+    Windows wait for others of their length. A batch is yielded before it is full when 32 budgets wait in all lengths
+    together (the length that has most), and when 64 budgets have come since the first window of a length (the
+    embeddings of all windows behind that one wait for it). With clips of 1 to 10 s in quarters of a second, batches
+    fill over 90 % of their budgets.
 
     Parameters
     ----------
@@ -90,7 +90,7 @@ class LengthBatcher:
             yield self._take(next(iter(self._waiting)))
 
     def end_shard(self, shard: int) -> Iterator[Batch]:
-        """Hand out every length that has windows of a shard that is too long ago, the longest first."""
+        """Yield every length that has windows of a shard that ended too long ago, the longest first."""
         for padded in sorted(self._waiting, reverse=True):
             if self._waiting[padded][0].shard + self._shards_ahead <= shard:
                 yield self._take(padded)
@@ -106,12 +106,12 @@ class LengthBatcher:
                 del self._waiting[padded], self._since[padded]
 
     def oldest(self) -> Iterator[Batch]:
-        """Hand out the length whose first window has waited longest."""
+        """Yield the length whose first window has waited longest."""
         if self._waiting:
             yield self._take(next(iter(self._waiting)))
 
     def flush(self) -> Iterator[Batch]:
-        """Hand out every length, the longest first."""
+        """Yield every length, the longest first."""
         for padded in sorted(self._waiting, reverse=True):
             yield self._take(padded)
 
@@ -136,7 +136,7 @@ class FileOrderBatcher:
             yield from self.flush()
 
     def end_shard(self, shard: int) -> Iterator[Batch]:
-        """Hand out what is left of it."""
+        """Yield what is left of it."""
         if self._waiting and self._waiting[-1].shard == shard:
             yield from self.flush()
 
@@ -145,11 +145,11 @@ class FileOrderBatcher:
         self._waiting = [window for window in self._waiting if window.shard != shard]
 
     def oldest(self) -> Iterator[Batch]:
-        """Hand out what is left."""
+        """Yield what is left."""
         yield from self.flush()
 
     def flush(self) -> Iterator[Batch]:
-        """Hand out what is left."""
+        """Yield what is left."""
         if self._waiting:
             batch, self._waiting = tuple(self._waiting), []
             yield batch
@@ -158,9 +158,9 @@ class FileOrderBatcher:
 def stack(
     batch: Batch, *, blank: Callable[[tuple[int, int]], NDArray[np.float32]]
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Pad a batch with zeros: float32 (batch, samples), and int64 (batch,) the samples of each that are real.
+    """Pad a batch with zeros. Returns float32 (batch, samples), and int64 (batch,) the samples of each before padding.
 
-    ``blank`` gives zeros of a shape, in memory of the encoder's choice.
+    ``blank`` returns zeros of a shape, in memory that the encoder chooses.
     """
     audio = blank((len(batch), max(window.padded for window in batch)))
     for row, window in enumerate(batch):

@@ -1,6 +1,6 @@
-"""What one worker does: an encoder on its device, and the shards of one job after another encoded there.
+"""A job, and the encoder on its device that encodes the shards of one job after another.
 
-Everything a job says can be pickled: the worker may be this process, another, or one on another machine.
+A job can be pickled: the worker that encodes it may be this process, another, or one on another machine.
 """
 
 from __future__ import annotations
@@ -8,8 +8,7 @@ from __future__ import annotations
 import platform
 import socket
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,9 +20,8 @@ from featstore import __version__
 from featstore.errors import EncoderError, ShardError, StoreError, UsageError
 from featstore.extract.audio import RESAMPLER
 from featstore.extract.batching import Batcher, FileOrderBatcher, LengthBatcher
-from featstore.extract.pipeline import encode_shards
-from featstore.extract.results import EncodeResult, EncodeSettings, Outcome, Progress
-from featstore.extract.shard import PartTarget
+from featstore.extract.pipeline import PartTarget, Pipeline
+from featstore.extract.results import EncodeSettings, PipelineEvent
 from featstore.extract.shard_reader import ShardFeed
 from featstore.extract.shards import AnyShard
 from featstore.extract.windows import Padding, Window, plan_windows
@@ -56,7 +54,7 @@ XARES_BATCH = 16
 USUAL_WINDOW_SECONDS, MOST_BATCH_SECONDS = 5.0, 1280.0
 _MOST_DECODE_THREADS = 16
 _GPU_SHARDS_AHEAD = 64
-_LEAST_HELD_BYTES = 1 << 30
+_LEAST_WAITING_BYTES = 1 << 30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,9 +71,9 @@ class OutputCard:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncoderCard:
-    """What a run must know of an encoder that may be loaded elsewhere, under its options.
+    """An encoder that may be loaded in another process, as a run refers to it: its name, and its outputs' recipes.
 
-    ``featstore`` is the version that would encode: two versions may make two numbers of one recipe.
+    ``featstore`` is the version that encodes: two versions may make different numbers of one recipe.
     """
 
     name: str
@@ -94,7 +92,7 @@ class KeptOutput:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncodeJob:
-    """One split of one task, to be encoded: all that a worker must know beside its encoder and the shards."""
+    """One split of one task, to be encoded: everything a worker needs beside its encoder and the shards."""
 
     card: EncoderCard
     outputs: tuple[KeptOutput, ...]
@@ -107,15 +105,15 @@ class EncodeJob:
     split: str
 
     def open_writer(self, output: KeptOutput) -> SplitWriter:
-        """Open the feature set that an output goes to, and make it where it is not there."""
+        """Open the feature set that an output goes to; create it if the store does not have it."""
         return open_split_writer(self.store_url, recipe=output.recipe, spec=output.spec, **self._address)
 
     def find_writer(self, output: KeptOutput) -> SplitWriter | None:
-        """Open that feature set where it is there."""
+        """Open that feature set; None if the store does not have it."""
         return find_split_writer(self.store_url, recipe=output.recipe, spec=output.spec, **self._address)
 
     def is_begun(self, output: KeptOutput) -> bool:
-        """Whether that feature set is there, as it is once the run has opened it."""
+        """Whether the store has that feature set, as it does once the run has opened it."""
         return is_split_begun(self.store_url, recipe=output.recipe, **self._address)
 
     @property
@@ -127,7 +125,7 @@ class EncodeJob:
 class StaleShard:
     """A shard that the store lacks, and the outputs, by number, whose feature sets lack it.
 
-    ``generations`` are of its parts, by output: each is greater than that of the part which the run saw there.
+    ``generations`` are of its parts, by output: each is greater than that of the part that the run found there.
     """
 
     shard: AnyShard
@@ -144,7 +142,7 @@ class Workplace:
     device : str
         ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
     cores : int
-        Cores that are this worker's share: so many threads decode, at most 16, unless a job says otherwise.
+        Cores of this worker: the number of decoding threads, at most 16, unless a job's options set it.
     """
 
     def __init__(self, encoder: Encoder, *, device: str, cores: int) -> None:
@@ -157,18 +155,18 @@ class Workplace:
         self._traced = False
 
     def card(self, options: ExtractOptions) -> EncoderCard:
-        """What its encoder would be called and store under these options."""
+        """Its encoder's name and recipes under these options."""
         return card_of(self._encoder, device=self._device, options=options)
 
     def check(self, job: EncodeJob) -> None:
-        """Whether what is made here would be what the job means, and lie where it means.
+        """Check that this worker would make what the job is for, and can reach its shards and its store.
 
         Raises
         ------
         EncoderError
-            The encoder or featstore are others here.
+            The encoder or featstore are different here.
         ShardError, StoreError
-            The shards or the store are out of reach.
+            The shards or the store cannot be reached.
         """
         card = self.card(job.options)
         here, there = ([output.recipe.group_name for output in each.outputs] for each in (card, job.card))
@@ -189,23 +187,11 @@ class Workplace:
             )
 
     def encode(
-        self,
-        job: EncodeJob,
-        shards: Sequence[AnyShard] | ShardFeed,
-        *,
-        stale: Mapping[str, StaleShard],
-        progress: Progress,
-        gathered: Callable[[AnyShard], None] | None = None,
-        settled: Callable[[AnyShard, Future[Outcome]], None] | None = None,
-    ) -> EncodeResult:
-        """Encode shards into the feature sets that lack them.
+        self, job: EncodeJob, shards: Sequence[AnyShard] | ShardFeed, *, stale: Mapping[str, StaleShard]
+    ) -> Generator[PipelineEvent, None, None]:
+        """Encode shards into the feature sets that lack them: see `Pipeline.run`.
 
-        Parameters
-        ----------
-        stale : mapping
-            Every shard by name; it may grow until `shards` hands the shard out.
-        gathered, settled : callable, optional
-            Are told of each shard: when its last clip was taken, and when its commits are on their way.
+        ``stale`` has every shard by name; it may grow until `shards` yields the shard.
         """
         writers = [job.open_writer(output) for output in job.outputs]
         rate = self._encoder.facts.sample_rate_hz
@@ -226,34 +212,31 @@ class Workplace:
         run = self._start(job)
         with run.at_work():
             batch_seconds = self._budget(run, job)
+            pipeline = Pipeline(
+                targets=targets,
+                encoder=run,
+                encoder_name=self._encoder.name,
+                plan=self._plan(job.options, crop_seconds=job.crop_seconds),
+                batcher=new_batcher(
+                    padding,
+                    budget_samples=round(batch_seconds * rate),
+                    shards_ahead=_GPU_SHARDS_AHEAD if run.batches_ahead else 0,
+                ),
+                most_waiting_bytes=_waiting_bytes(self._cores) if run.batches_ahead else None,
+                settings=EncodeSettings(
+                    sample_rate_hz=rate,
+                    max_clip_seconds=job.options.max_clip_seconds,
+                    decode_threads=job.options.workers or min(_MOST_DECODE_THREADS, self._cores),
+                    device=self._device,
+                    batch_seconds=batch_seconds,
+                    versions=software_versions(),
+                ),
+            )
             with self._watched(run, job.options):
-                return encode_shards(
-                    shards,
-                    targets=targets,
-                    encoder=run,
-                    encoder_name=self._encoder.name,
-                    plan=self._plan(job.options, crop_seconds=job.crop_seconds),
-                    batcher=new_batcher(
-                        padding,
-                        budget_samples=round(batch_seconds * rate),
-                        shards_ahead=_GPU_SHARDS_AHEAD if run.batches_ahead else 0,
-                    ),
-                    most_held_bytes=_held_bytes(self._cores) if run.batches_ahead else None,
-                    settings=EncodeSettings(
-                        sample_rate_hz=rate,
-                        max_clip_seconds=job.options.max_clip_seconds,
-                        decode_threads=job.options.workers or min(_MOST_DECODE_THREADS, self._cores),
-                        device=self._device,
-                        batch_seconds=batch_seconds,
-                        versions=software_versions(),
-                    ),
-                    progress=progress,
-                    gathered=gathered,
-                    settled=settled,
-                )
+                yield from pipeline.run(shards)
 
     def canary(self, options: ExtractOptions) -> CanaryReading:
-        """What its encoder returns for the reference signals under these options; encoded once for several tasks."""
+        """The encoder's output for the reference signals under these options; encoded once for several tasks."""
         from featstore.encoders.canary import read_canary
 
         recipe = self.card(options).outputs[0].recipe
@@ -279,7 +262,7 @@ class Workplace:
         )
 
     def _start(self, job: EncodeJob) -> EncoderRun:
-        """The encoder on its device: kept from job to job, for it learns what the device holds."""
+        """The encoder on its device; kept from job to job, because it learns which batches fit on the device."""
         from featstore.encoders.runner import EncoderRun
 
         recipe = job.outputs[0].recipe
@@ -294,7 +277,7 @@ class Workplace:
         return self._started[1]
 
     def _budget(self, run: EncoderRun, job: EncodeJob) -> float:
-        """Audio in a batch; what a GPU is busy with is measured once."""
+        """Seconds of audio in a batch; auto-tuned once on a GPU."""
         key = (job.outputs[0].recipe.fingerprint, job.options.batch_seconds, job.crop_seconds)
         if key not in self._batch_seconds:
             self._batch_seconds[key] = _batch_seconds(self._encoder, run, job.options, crop_seconds=job.crop_seconds)
@@ -302,7 +285,7 @@ class Workplace:
 
     @contextmanager
     def _watched(self, run: EncoderRun, options: ExtractOptions) -> Iterator[None]:
-        """Trace the first batches that are ever encoded here, if that is asked for."""
+        """Trace the first batches of this worker if a profile is asked for."""
         if options.profile_path is None or self._traced:
             yield
             return
@@ -314,12 +297,11 @@ class Workplace:
 
 
 def _batch_seconds(encoder: Encoder, run: EncoderRun, options: ExtractOptions, *, crop_seconds: float | None) -> float:
-    """Audio in a batch: what is asked for, what a GPU is measured to be busy with, or what is good on any CPU.
+    """Seconds of audio in a batch: as asked for, auto-tuned on a GPU, or a constant on a CPU.
 
-    A CPU is as fast at any size (measured on a transformer, and from 24 s on with light encoders), and what is batched
-    with what decides the last bits: there it is not left to a measurement. Tensors of large batches leave holes in the
-    heap that others do not fit: with 32 s for a light encoder memory stays as it is after 10,000 clips, with 64 s it
-    went on growing.
+    A CPU is as fast at any size (measured on a transformer, and from 24 s on with light encoders), and the batches
+    decide the last bits, so there they do not depend on a measurement. Tensors of large batches fragment the heap: with
+    32 s for a light encoder memory is constant after 10,000 clips, with 64 s it kept growing.
     """
     if options.batch_seconds:
         return options.batch_seconds
@@ -341,7 +323,7 @@ def _batch_seconds(encoder: Encoder, run: EncoderRun, options: ExtractOptions, *
 
 
 def card_of(encoder: Encoder, *, device: str, options: ExtractOptions) -> EncoderCard:
-    """What a run must know of an encoder on a device."""
+    """The card of an encoder on a device."""
     return EncoderCard(
         name=encoder.name,
         outputs=tuple(
@@ -380,7 +362,7 @@ def plan_recipe(
 
 
 def software_versions() -> dict[str, str]:
-    """Versions of what made the numbers."""
+    """Versions of the packages that decide the numbers."""
     names = ["featstore", "numpy", "soundfile", "soxr", "torch", "webdataset", "zarr"]
     names += [name for name in ("dasheng", "transformers") if name in sys.modules]  # where an encoder came from them
     versions = {"python": platform.python_version()}
@@ -393,9 +375,9 @@ def software_versions() -> dict[str, str]:
 
 
 def new_batcher(padding: Padding, *, budget_samples: int, shards_ahead: int) -> Batcher:
-    """What gathers windows under a padding rule.
+    """The batcher of a padding rule.
 
-    A CPU is as fast at any size of batch, so that there none reaches past its shard (``shards_ahead=0``), and a part is
+    A CPU is as fast at any batch size, so there no batch has windows of two shards (``shards_ahead=0``), and a part is
     the same, bit for bit, whatever came before it. A GPU is not, and no two of its runs are the same to the last bit.
     """
     if padding.kind == "xares":
@@ -403,9 +385,9 @@ def new_batcher(padding: Padding, *, budget_samples: int, shards_ahead: int) -> 
     return LengthBatcher(budget_samples=budget_samples, shards_ahead=shards_ahead)
 
 
-def _held_bytes(cores_here: int) -> int:
-    """Embeddings that may wait in memory: half of a worker's share, by its cores, of what is free."""
-    return max(_LEAST_HELD_BYTES, (free_memory_bytes() or 0) * cores_here // (2 * cores()))
+def _waiting_bytes(cores_here: int) -> int:
+    """Limit of embeddings that wait in memory: half of a worker's share, by its cores, of what is free."""
+    return max(_LEAST_WAITING_BYTES, (free_memory_bytes() or 0) * cores_here // (2 * cores()))
 
 
 def _precision(asked: str, device: str, encoder: Encoder) -> str:

@@ -1,27 +1,46 @@
-"""The extraction pipeline: clips -> windows -> batches -> encoder -> part, each stage timed."""
+"""The extraction pipeline: a window's way from clip to stored row, in one loop.
+
+`Pipeline.run` reads from top to bottom: the clips of a shard are decoded (`shard_reader`), cut into windows
+(`ShardExtraction.windows`), gathered into batches (`batching`), encoded and pooled (`encoders.runner`), put back in the
+order of their shard (`ShardExtraction.keep`) and written to a part, which is committed once it is complete.
+
+Reading, decoding and writing run in threads beside the loop; everything else runs in the thread that iterates over it.
+"""
 
 from __future__ import annotations
 
 import itertools
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from enum import Enum
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from featstore.errors import EncoderContractError, EncoderError, ShardError
+from featstore.errors import EncoderContractError, EncoderError, PartLost, ShardError, UnusableClip
 from featstore.extract.batching import Batch, Batcher, PendingWindow, stack
-from featstore.extract.results import EncodeResult, EncodeSettings, Outcome, Progress, StageTimes, StoredShard
-from featstore.extract.shard import BackgroundWriter, PartTarget, ShardWork
+from featstore.extract.results import (
+    ClipTaken,
+    EncodeSettings,
+    Finished,
+    Outcome,
+    PipelineEvent,
+    ShardEncoded,
+    ShardFailed,
+    ShardRead,
+    StageTimes,
+    StoredShard,
+)
 from featstore.extract.shard_reader import (
     ClipRead,
     ClipStream,
+    DecodedClip,
     Event,
     ShardAwaited,
     ShardBegins,
@@ -31,44 +50,14 @@ from featstore.extract.shard_reader import (
 )
 from featstore.extract.shards import AnyShard
 from featstore.extract.windows import Window
+from featstore.records import SkippedClip
+from featstore.store import EmbeddedWindow, Member, PartWriter, ShardIdentity, SplitWriter
+from featstore.store.layout import FILE_BYTES
 
 if TYPE_CHECKING:
     from featstore.encoders.batch_outputs import Encoded
 
-__all__ = ["BatchEncoder", "BatchWork", "UnderWay", "encode_shards"]
-
-
-class UnderWay:
-    """Batches that were begun, and what is to be done once all before it are settled, in order.
-
-    Parameters
-    ----------
-    at_most : int
-        Batches that may be under way when another thing is asked for.
-    """
-
-    def __init__(self, *, at_most: int) -> None:
-        self._at_most = at_most
-        self._waiting: deque[tuple[Callable[[], None], bool]] = deque()
-        self._batches = 0
-
-    def batch(self, settle: Callable[[], None]) -> None:
-        """A batch was begun; ``settle`` asks for its result."""
-        self._waiting.append((settle, True))
-        self._batches += 1
-        self.settle(at_most=self._at_most)
-
-    def then(self, action: Callable[[], None]) -> None:
-        """Do something after the batches that are under way."""
-        self._waiting.append((action, False))
-        self.settle(at_most=self._at_most)
-
-    def settle(self, *, at_most: int) -> None:
-        """Settle batches until so many are under way, and do what waited for them."""
-        while self._waiting and (self._batches > at_most or not self._waiting[0][1]):
-            action, is_batch = self._waiting.popleft()
-            self._batches -= is_batch
-            action()
+__all__ = ["BatchEncoder", "PartTarget", "Pipeline", "ShardExtraction", "ShardState"]
 
 
 class BatchEncoder(Protocol):
@@ -86,312 +75,521 @@ class BatchEncoder(Protocol):
         """Zeros for a batch to be laid out in."""
 
     def begin(self, audio: NDArray[np.float32], n_samples: NDArray[np.int64]) -> Callable[[], Sequence[Encoded]]:
-        """Begin one batch: audio (batch, samples), n_samples int64 (batch,). The callable gives each output."""
+        """Begin one batch: audio (batch, samples), n_samples int64 (batch,). The callable returns each output."""
 
 
-class BatchWork:
-    """Windows of the shards that are open, on their way through the encoder.
+# --- the loop ---------------------------------------------------------------------------------------------------------
 
-    Parameters
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _BatchInFlight:
+    """A batch that the encoder has begun. ``shards`` has the shard of each window by its number."""
+
+    windows: Batch
+    shards: Mapping[int, ShardExtraction]
+    result: Callable[[], Sequence[Encoded]]
+
+
+@dataclass(slots=True, kw_only=True)
+class Pipeline:
+    """Encodes shards with one encoder on one device. An instance runs once.
+
+    Attributes
     ----------
-    commit : callable
-        Is told of a shard, and of the hash of its file, once all of its windows are encoded.
-    most_held_bytes : int or None
-        When so much of embeddings waits for others, windows wait no longer; None where none outlasts its shard.
+    targets : callable
+        Shard -> the feature sets that lack it: a part is committed to each.
+    encoder : BatchEncoder
+    encoder_name : str
+        For messages.
+    plan : callable
+        Samples of a clip -> its windows.
+    batcher : Batcher
+    most_waiting_bytes : int or None
+        Limit of embeddings in memory that wait for windows of other batches: past it, batches are encoded before they
+        are full. None where no window outlasts its shard.
+    settings : EncodeSettings
     """
 
-    def __init__(
-        self,
-        *,
-        encoder: BatchEncoder,
-        encoder_name: str,
-        batcher: Batcher,
-        commit: Callable[[ShardWork, Future[str]], None],
-        most_held_bytes: int | None,
-        settings: EncodeSettings,
-        times: StageTimes,
-    ) -> None:
-        self._encoder = encoder
-        self._encoder_name = encoder_name
-        self._batcher = batcher
-        self._commit = commit
-        self._most_held_bytes = most_held_bytes
-        self._budget_samples = settings.batch_seconds * settings.sample_rate_hz
-        self._times = times
-        self._under_way = UnderWay(at_most=encoder.batches_ahead)
-        self._open: dict[int, ShardWork] = {}
-        self._closed: dict[int, Future[str]] = {}
+    targets: Callable[[AnyShard], Sequence[PartTarget]]
+    encoder: BatchEncoder
+    encoder_name: str
+    plan: Callable[[int], tuple[Window, ...]]
+    batcher: Batcher
+    most_waiting_bytes: int | None
+    settings: EncodeSettings
+    _times: StageTimes = field(default_factory=StageTimes)
+    _open: dict[int, ShardExtraction] = field(default_factory=dict)  # by number, those with windows in no batch yet
+    _in_flight: deque[_BatchInFlight | ShardExtraction] = field(default_factory=deque)
+    _batches_in_flight: int = 0
 
-    def open(self, shard: ShardWork) -> None:
-        """Windows of this shard are to come."""
-        self._open[shard.number] = shard
+    def run(self, shards: Sequence[AnyShard] | ShardFeed) -> Generator[PipelineEvent, None, None]:
+        """Encode shards, and commit each that can be read to its end.
 
-    def add(self, window: PendingWindow) -> None:
-        """Take a window; begin what has become a batch."""
-        for batch in self._batcher.add(window):
-            self._begin(batch)
-            self._make_room()
+        A caller that stops before `Finished` must close the iterator: parts that are not committed are then deleted.
 
-    def _make_room(self) -> None:
-        """Let as many windows as it takes wait no longer, those first that have waited longest."""
-        while self._most_held_bytes is not None and self._held_bytes() > self._most_held_bytes:
-            self._under_way.settle(at_most=0)
-            if not (batches := tuple(self._batcher.oldest())):
-                return
-            for batch in batches:
-                self._begin(batch)
+        Raises
+        ------
+        EncoderContractError
+            The encoder's output is unusable; the message names the clip.
+        StoreError
+            The store cannot be written.
+        """
+        began, busy_before = time.perf_counter(), self.encoder.busy_seconds
+        stream = ClipStream(
+            shards,
+            sample_rate_hz=self.settings.sample_rate_hz,
+            max_clip_seconds=self.settings.max_clip_seconds,
+            decode_threads=self.settings.decode_threads,
+        )
+        with BackgroundWriter(self._times) as background, stream:
+            numbers = itertools.count()
+            shard: ShardExtraction | None = None  # the one whose clips are being taken
+            for event in self._timed(stream):
+                if isinstance(event, ShardBegins):
+                    shard = ShardExtraction(
+                        number=next(numbers),
+                        begins=event,
+                        targets=self.targets(event.shard),
+                        background=background,
+                        settings=self.settings,
+                        times=self._times,
+                    )
+                    self._open[shard.number] = shard
+                elif isinstance(event, ClipRead) and shard is not None:
+                    clip = shard.decoded(event)
+                    if clip is not None:
+                        for window in shard.windows(clip, self.plan(len(clip.samples))):
+                            for batch in self.batcher.add(window):
+                                yield from self._encode(batch)
+                                yield from self._limit_waiting_bytes()
+                    yield ClipTaken(shard.source, 0.0 if clip is None else shard.seconds_of(clip))
+                elif isinstance(event, ShardEnds) and shard is not None:
+                    for batch in self.batcher.end_shard(shard.number):
+                        yield from self._encode(batch)
+                    shard.end_reading(event.sha256)
+                    yield ShardRead(event.shard)
+                    yield from self._commit_once_encoded(shard)
+                    shard = None
+                elif isinstance(event, ShardBreaks):
+                    if shard is not None:
+                        self.batcher.forget(shard.number)
+                        del self._open[shard.number]
+                        shard.fail()
+                        shard = None
+                    yield ShardRead(event.shard)
+                    yield ShardFailed(event.shard, ShardError(str(event.error)))
+                elif isinstance(event, ShardAwaited):
+                    yield from self._encode_all_that_waits()
+            yield from self._encode_all_that_waits()
+            self._times.read, self._times.decode = stream.read_seconds, stream.decode_seconds
+        self._times.busy = self.encoder.busy_seconds - busy_before
+        self._times.total = time.perf_counter() - began
+        yield Finished(self._times, self.settings)
 
-    def _held_bytes(self) -> int:
-        """Embeddings in memory because a window waits: those behind it, and what is unwritten of whole shards."""
-        waiting = sum(shard.waiting_bytes for shard in self._open.values())
-        return waiting + sum(self._open[number].unwritten_bytes for number in self._closed)
-
-    def end_shard(self, shard: ShardWork) -> None:
-        """No more windows of this shard are to come: begin what is to wait no longer."""
-        for batch in self._batcher.end_shard(shard.number):
-            self._begin(batch)
-
-    def close(self, shard: ShardWork, ended: ShardEnds) -> None:
-        """Let the shard be committed once all of its windows are encoded, which may be now."""
-        self._closed[shard.number] = ended.sha256
-        self._commit_if_all_begun(shard)
-
-    def give_up(self, shard: ShardWork) -> None:
-        """The shard broke off: what was written of it goes."""
-        self._batcher.forget(shard.number)
-        del self._open[shard.number]
-        self._under_way.then(shard.give_up)
-
-    def then(self, action: Callable[[], None]) -> None:
-        """Do something after the batches that are under way."""
-        self._under_way.then(action)
-
-    def settle_all(self) -> None:
-        """Nothing comes for now: begin what waits for others, and wait for all that is under way."""
-        for batch in self._batcher.flush():
-            self._begin(batch)
-        self._under_way.settle(at_most=0)
-
-    def _begin(self, batch: Batch) -> None:
-        shards = {window.shard: self._open[window.shard] for window in batch}
-        with self._told_of(batch, shards):
-            audio, n_samples = stack(batch, blank=self._encoder.blank)
-            result = self._encoder.begin(audio, n_samples)
+    def _encode(self, windows: Batch) -> Iterator[PipelineEvent]:
+        """Begin a batch, complete the batches before it that are one too many, and commit what is encoded by then."""
+        shards = {window.shard: self._open[window.shard] for window in windows}
+        with self._naming_the_clip(windows, shards):
+            audio, n_samples = stack(windows, blank=self.encoder.blank)
+            result = self.encoder.begin(audio, n_samples)
         self._times.batches += 1
-        self._times.budgets += min(1.0, audio.size / self._budget_samples)
-        self._under_way.batch(partial(self._settle, batch, shards, result))
-        for window in batch:
+        self._times.budgets += min(1.0, audio.size / (self.settings.batch_seconds * self.settings.sample_rate_hz))
+        self._in_flight.append(_BatchInFlight(windows=windows, shards=shards, result=result))
+        self._batches_in_flight += 1
+        yield from self._complete(at_most=self.encoder.batches_ahead)
+        for window in windows:
             shards[window.shard].note_begun()
         for shard in shards.values():
-            self._commit_if_all_begun(shard)
+            yield from self._commit_once_encoded(shard)
 
-    def _commit_if_all_begun(self, shard: ShardWork) -> None:
-        if shard.number in self._closed and shard.is_all_begun:
+    def _commit_once_encoded(self, shard: ShardExtraction) -> Iterator[PipelineEvent]:
+        """Queue the commit of a shard behind the batches in flight, if each of its windows is in one or encoded."""
+        if shard.is_all_begun:
             del self._open[shard.number]
-            self._under_way.then(partial(self._commit, shard, self._closed.pop(shard.number)))
+            self._in_flight.append(shard)
+            yield from self._complete(at_most=self.encoder.batches_ahead)
 
-    def _settle(self, batch: Batch, shards: Mapping[int, ShardWork], result: Callable[[], Sequence[Encoded]]) -> None:
-        with self._told_of(batch, shards):
-            outputs = result()
-        for row, window in enumerate(batch):
-            shards[window.shard].keep(window.index, outputs, row=row)
-        for shard in shards.values():
-            shard.store_what_is_next()
+    def _complete(self, *, at_most: int) -> Iterator[PipelineEvent]:
+        """Store the results of the oldest batches until `at_most` are in flight; commit the shards that come between.
+
+        So shards are committed in the order in which they were read to their end and all their windows begun.
+        """
+        while self._in_flight and (
+            self._batches_in_flight > at_most or isinstance(self._in_flight[0], ShardExtraction)
+        ):
+            first = self._in_flight.popleft()
+            if isinstance(first, ShardExtraction):
+                yield ShardEncoded(first.source, first.commit())
+            else:
+                self._batches_in_flight -= 1
+                self._store(first)
+
+    def _store(self, batch: _BatchInFlight) -> None:
+        """Wait for a batch, and hand each row to its shard, which writes what is next in its order."""
+        with self._naming_the_clip(batch.windows, batch.shards):
+            outputs = batch.result()
+        for row, window in enumerate(batch.windows):
+            batch.shards[window.shard].keep(window.index, outputs, row=row)
+        for shard in batch.shards.values():
+            shard.write_what_is_next()
+
+    def _encode_all_that_waits(self) -> Iterator[PipelineEvent]:
+        """Nothing comes for now: encode batches that are not full, and complete all that is in flight."""
+        for batch in self.batcher.flush():
+            yield from self._encode(batch)
+        yield from self._complete(at_most=0)
+
+    def _limit_waiting_bytes(self) -> Iterator[PipelineEvent]:
+        """Encode the windows that have waited longest, until few enough embeddings wait for them."""
+        while self.most_waiting_bytes is not None and self._waiting_bytes() > self.most_waiting_bytes:
+            yield from self._complete(at_most=0)
+            if not (batches := tuple(self.batcher.oldest())):
+                return
+            for batch in batches:
+                yield from self._encode(batch)
+
+    def _waiting_bytes(self) -> int:
+        """Embeddings in memory because windows wait: those behind them, and what is unwritten of complete shards."""
+        return sum(
+            shard.encoded_bytes + (shard.unwritten_bytes if shard.state is ShardState.ENCODING else 0)
+            for shard in self._open.values()
+        )
 
     @contextmanager
-    def _told_of(self, batch: Batch, shards: Mapping[int, ShardWork]) -> Iterator[None]:
-        """Count the time as the encoder's, and let its errors name the clip."""
-        from featstore.encoders.runner import NonFiniteRow  # it imports torch: whoever encodes has that already
+    def _naming_the_clip(self, batch: Batch, shards: Mapping[int, ShardExtraction]) -> Iterator[None]:
+        """Count the time as the encoder's, and add the clip to its errors."""
+        from featstore.encoders.runner import NonFiniteRow  # imports torch, which every real encoder has imported
 
         began = time.perf_counter()
         try:
             yield
         except NonFiniteRow as problem:
-            clip = _told(batch[problem.row], shards)
-            raise EncoderContractError(f"{self._encoder_name} failed on {clip}: {problem}") from problem
+            clip = _clip_of(batch[problem.row], shards)
+            raise EncoderContractError(f"{self.encoder_name} failed on {clip}: {problem}") from problem
         except EncoderError as problem:
             others = f" or the {len(batch) - 1} batched with it" if len(batch) > 1 else ""
-            raise type(problem)(f"{problem}; it was at {_told(batch[0], shards)}{others}") from problem
+            raise type(problem)(f"{problem}; it was at {_clip_of(batch[0], shards)}{others}") from problem
         finally:
             self._times.encode += time.perf_counter() - began
 
+    def _timed(self, stream: ClipStream) -> Iterator[Event]:
+        """The stream's events; the wait for each counts as waiting for clips."""
+        events = iter(stream)
+        while True:
+            began = time.perf_counter()
+            event = next(events, None)
+            self._times.wait_clips += time.perf_counter() - began
+            if event is None:
+                return
+            yield event
 
-def _told(window: PendingWindow, shards: Mapping[int, ShardWork]) -> str:
-    work = shards[window.shard]
-    return f"clip {work.key_of(window.index)!r} of {work.shard.name}"
+
+def _clip_of(window: PendingWindow, shards: Mapping[int, ShardExtraction]) -> str:
+    shard = shards[window.shard]
+    return f"clip {shard.key_of(window.index)!r} of {shard.source.name}"
 
 
-def encode_shards(
-    shards: Sequence[AnyShard] | ShardFeed,
-    *,
-    targets: Callable[[AnyShard], Sequence[PartTarget]],
-    encoder: BatchEncoder,
-    encoder_name: str,
-    plan: Callable[[int], tuple[Window, ...]],
-    batcher: Batcher,
-    most_held_bytes: int | None,
-    settings: EncodeSettings,
-    progress: Progress,
-    gathered: Callable[[AnyShard], None] | None = None,
-    settled: Callable[[AnyShard, Future[Outcome]], None] | None = None,
-) -> EncodeResult:
-    """Encode `shards` and commit, for each that can be read to its end, a part to each of its targets.
+# --- one shard --------------------------------------------------------------------------------------------------------
 
-    `most_held_bytes` are of embeddings that wait for a batch of theirs to be full: see `BatchWork`.
-    `gathered` is told of each shard when its last clip was taken, or when it breaks. `settled` is told of each when its
-    commit is on its way, or when it breaks: the future holds its commits by output, or why there are none.
 
-    Raises
-    ------
-    EncoderContractError
-        The encoder's output is unusable; the message names the clip.
-    StoreError
-        The store cannot be written.
+class ShardState(Enum):
+    """Where a shard is on its way into the store."""
+
+    READING = "reading"
+    """Its clips are being taken."""
+    ENCODING = "encoding"
+    """All of its clips are taken, and some of its windows are not encoded."""
+    WRITING = "writing"
+    """All of its windows are encoded, and its commit is queued."""
+    COMMITTED = "committed"
+    """Its parts are in the store."""
+    FAILED = "failed"
+    """It could not be read or committed: its parts are deleted."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartTarget:
+    """Where one output of the encoder goes: its place among what `BatchEncoder` returns, and the feature set.
+
+    ``generation`` is that of the part, as `SplitWriter.begin_part` takes it.
     """
-    began = time.perf_counter()
-    times = StageTimes()
-    outcomes = _Outcomes()
 
-    def settle(shard: AnyShard, outcome: Future[Outcome]) -> None:
-        outcomes.add(shard, outcome)
-        if settled is not None:
-            settled(shard, outcome)
-
-    def commit(work: ShardWork, sha256: Future[str]) -> None:
-        settle(work.shard, work.commit(sha256))
-        progress.shard_done()
-
-    stream = ClipStream(
-        shards,
-        sample_rate_hz=settings.sample_rate_hz,
-        max_clip_seconds=settings.max_clip_seconds,
-        decode_threads=settings.decode_threads,
-    )
-    busy_before = encoder.busy_seconds
-    with BackgroundWriter(times) as background, stream:
-        run = _Run(
-            batches=BatchWork(
-                encoder=encoder,
-                encoder_name=encoder_name,
-                batcher=batcher,
-                commit=commit,
-                most_held_bytes=most_held_bytes,
-                settings=settings,
-                times=times,
-            ),
-            open_shard=partial(
-                ShardWork,
-                background=background,
-                plan=plan,
-                sample_rate_hz=settings.sample_rate_hz,
-                versions=settings.versions,
-                times=times,
-            ),
-            targets=targets,
-            progress=progress,
-            gathered=gathered or _tell_nobody,
-            settle=settle,
-        )
-        for event in _timed(stream, times):
-            run.heed(event)
-        run.batches.settle_all()
-        times.read, times.decode = stream.read_seconds, stream.decode_seconds
-    times.busy = encoder.busy_seconds - busy_before
-    times.total = time.perf_counter() - began
-    outcomes.wait()
-    return EncodeResult(
-        stored={output: tuple(shards) for output, shards in outcomes.stored.items()},
-        broken=tuple(outcomes.broken),
-        times=times,
-        settings=settings,
-    )
+    output: int
+    writer: SplitWriter
+    frames_stored: bool
+    generation: int | None = None
 
 
-@dataclass(slots=True, kw_only=True)
-class _Run:
-    """What each event of the stream leads to. At most one shard is read at a time."""
+class ShardExtraction:
+    """One shard from its first clip to its commit. Windows keep their order, whichever batches they are encoded in.
 
-    batches: BatchWork
-    open_shard: Callable[..., ShardWork]
-    targets: Callable[[AnyShard], Sequence[PartTarget]]
-    progress: Progress
-    gathered: Callable[[AnyShard], None]
-    settle: Callable[[AnyShard, Future[Outcome]], None]
-    _read: ShardWork | None = None
-    _numbers: Iterator[int] = field(default_factory=itertools.count)
+    Attributes
+    ----------
+    number : int
+        Counts the shards of this run.
+    source : AnyShard
+        The file that is read.
+    state : ShardState
+    encoded_bytes : int
+        Embeddings that wait for those of a window before them.
+    """
 
-    def heed(self, event: Event) -> None:
-        if isinstance(event, ShardBegins):
-            self._read = self.open_shard(number=next(self._numbers), begins=event, targets=self.targets(event.shard))
-            self.batches.open(self._read)
-        elif isinstance(event, ClipRead) and self._read is not None:
-            self._take(event, self._read)
-        elif isinstance(event, ShardEnds) and self._read is not None:
-            self.batches.end_shard(self._read)
-            self.gathered(event.shard)
-            self.batches.close(self._read, event)
-            self._read = None
-        elif isinstance(event, ShardBreaks):
-            if self._read is not None:
-                self.batches.give_up(self._read)
-                self._read = None
-            self.gathered(event.shard)
-            self.batches.then(partial(self.settle, event.shard, _known(ShardError(str(event.error)))))
-        elif isinstance(event, ShardAwaited):
-            self.batches.settle_all()
+    def __init__(
+        self,
+        *,
+        number: int,
+        begins: ShardBegins,
+        targets: Sequence[PartTarget],
+        background: BackgroundWriter,
+        settings: EncodeSettings,
+        times: StageTimes,
+    ) -> None:
+        self.number = number
+        self.source = begins.shard
+        self.state = ShardState.READING
+        self.encoded_bytes = 0
+        self._identity = begins.identity
+        self._background = background
+        self._settings = settings
+        self._times = times
+        self._parts = [
+            (target, background.begin(target.writer, begins.shard.name, generation=target.generation))
+            for target in targets
+        ]
+        self._sha256: Future[str] = Future()
+        self._described: list[tuple[str, str, float, float]] = []  # key, JSON, start and length of each window
+        self._begun = 0
+        self._encoded: dict[int, list[_Vectors]] = {}  # by window: those that wait for a window before them
+        self._submitted = 0
+        self._submitted_bytes = 0
+        self._unwritten = 0
+        self._clips = 0
+        self._audio_seconds = 0.0
+        self._skipped: list[SkippedClip] = []
 
-    def _take(self, event: ClipRead, work: ShardWork) -> None:
-        clip = work.take(event)
-        for window in work.windows(clip) if clip is not None else ():
-            self.batches.add(window)
-        self.progress.advance(clips=1, audio_seconds=0.0 if clip is None else work.seconds_of(clip))
-
-
-def _tell_nobody(shard: AnyShard) -> None:
-    """Nobody waits to be told."""
-
-
-class _Outcomes:
-    """What shards came to, in the order they ended. A run may have a million: of each as little is kept as will do."""
-
-    def __init__(self) -> None:
-        self.stored: dict[int, list[StoredShard]] = {}
-        self.broken: list[tuple[AnyShard, str]] = []
-        self._coming: deque[tuple[AnyShard, Future[Outcome]]] = deque()
-
-    def add(self, shard: AnyShard, outcome: Future[Outcome]) -> None:
-        """A shard has ended; its commit is on its way."""
-        self._coming.append((shard, outcome))
-        while self._coming and self._coming[0][1].done():
-            self._take(*self._coming.popleft())
-
-    def wait(self) -> None:
-        """Take what is still on its way."""
-        while self._coming:
-            self._take(*self._coming.popleft())
-
-    def _take(self, shard: AnyShard, coming: Future[Outcome]) -> None:
-        outcome = coming.result()
-        if isinstance(outcome, ShardError):
-            self.broken.append((shard, str(outcome)))
-            return
-        for output, stored in outcome.items():
-            self.stored.setdefault(output, []).append(stored)
-
-
-def _known(outcome: ShardError) -> Future[Outcome]:
-    future: Future[Outcome] = Future()
-    future.set_result(outcome)
-    return future
-
-
-def _timed(stream: ClipStream, times: StageTimes) -> Iterator[Event]:
-    """The stream's events; waiting for one counts as waiting for clips."""
-    events = iter(stream)
-    while True:
+    def decoded(self, clip: ClipRead) -> DecodedClip | None:
+        """Wait for a clip to be decoded, and count it; None where it is skipped."""
         began = time.perf_counter()
-        event = next(events, None)
-        times.wait_clips += time.perf_counter() - began
-        if event is None:
+        try:
+            decoded = clip.decoded.result()
+        except UnusableClip as reason:
+            self._skipped.append(
+                SkippedClip(shard=self.source.name, key=clip.key, reason=str(reason), seconds=reason.seconds)
+            )
+            return None
+        finally:
+            self._times.wait_clips += time.perf_counter() - began
+        self._clips += 1
+        self._audio_seconds += self.seconds_of(decoded)
+        return decoded
+
+    def seconds_of(self, clip: DecodedClip) -> float:
+        """Length of a clip."""
+        return len(clip.samples) / self._settings.sample_rate_hz
+
+    def windows(self, clip: DecodedClip, planned: Sequence[Window]) -> Iterator[PendingWindow]:
+        """Cut a clip into its windows, one after another."""
+        rate = self._settings.sample_rate_hz
+        for nth, window in enumerate(planned, start=1):
+            key = clip.key if nth == 1 else f"{clip.key}#{nth}"
+            self._described.append((key, clip.meta, window.start / rate, (window.stop - window.start) / rate))
+            samples = clip.samples[window.start : window.stop]
+            if len(planned) > 1:
+                samples = samples.copy()  # a window that waits for its batch must not keep the complete clip in memory
+            yield PendingWindow(self.number, len(self._described) - 1, samples, window.padded)
+
+    def end_reading(self, sha256: Future[str]) -> None:
+        """The last clip has been taken; `sha256` is of the file."""
+        self._sha256 = sha256
+        self.state = ShardState.ENCODING
+
+    def key_of(self, index: int) -> str:
+        """Key of a window."""
+        return self._described[index][0]
+
+    def note_begun(self) -> None:
+        """One more of its windows is in a batch that was begun."""
+        self._begun += 1
+
+    @property
+    def is_all_begun(self) -> bool:
+        """Whether no window of it is still to come or to be put in a batch."""
+        return self.state is ShardState.ENCODING and self._begun == len(self._described)
+
+    @property
+    def unwritten_bytes(self) -> int:
+        """Embeddings that may be in memory until the commit: of each part, what is less than a file of frames."""
+        return min(self._submitted_bytes, FILE_BYTES * len(self._parts))
+
+    def keep(self, index: int, outputs: Sequence[Encoded], *, row: int) -> None:
+        """Keep the embeddings of a window: one row of each of the encoder's outputs."""
+        if self.state is ShardState.FAILED:
             return
-        yield event
+        wanted = [outputs[target.output] for target, _ in self._parts]
+        self._encoded[index] = [
+            (encoded.utterance[row], encoded.frames[row] if encoded.frames is not None else None) for encoded in wanted
+        ]
+        self.encoded_bytes += _n_bytes(self._encoded[index])
+
+    def write_what_is_next(self) -> None:
+        """Submit the windows that are next in the order of the shard to the writing thread."""
+        ready = []
+        while (vectors := self._encoded.pop(self._submitted, None)) is not None:
+            key, meta, start, seconds = self._described[self._submitted]
+            self.encoded_bytes -= _n_bytes(vectors)
+            self._submitted_bytes += _n_bytes(vectors)
+            ready.append(
+                [
+                    EmbeddedWindow(
+                        key=key, meta=meta, start_seconds=start, seconds=seconds, utterance=utterance, frames=frames
+                    )
+                    for utterance, frames in vectors
+                ]
+            )
+            self._submitted += 1
+        if ready:
+            self._background.submit(self._write, ready)
+
+    def commit(self) -> Future[Outcome]:
+        """Queue the commit behind the windows: all of them are encoded."""
+        self.state = ShardState.WRITING
+        return self._background.submit(self._commit)
+
+    def fail(self) -> None:
+        """The shard cannot be read to its end: what was written of it is deleted."""
+        self.state = ShardState.FAILED
+        self._encoded.clear()
+        self.encoded_bytes = 0
+        self._background.submit(self._abort)
+
+    # --- in the writing thread ---
+
+    def _write(self, windows: list[list[EmbeddedWindow]]) -> None:
+        self._unwritten += len(windows)
+        for number, (_, future) in enumerate(self._parts):
+            part = future.result()
+            for of_each_part in windows:
+                part.add(of_each_part[number])
+        self._unwritten -= len(windows)
+
+    def _commit(self) -> Outcome:
+        """Commit the parts. An error that concerns this shard alone is returned, and the run continues."""
+        try:
+            stored = self._checked_commit()
+        except ShardError as error:
+            self.state = ShardState.FAILED
+            self._abort()
+            return error
+        self.state = ShardState.COMMITTED
+        return stored
+
+    def _checked_commit(self) -> Mapping[int, StoredShard]:
+        name, before = self.source.name, self._identity
+        try:
+            identity = self.source.identity(sha256=self._sha256.result())
+        except (OSError, ShardError) as error:
+            raise ShardError(f"shard {name} went away while it was read: {error}") from error
+        if (identity.size, identity.mtime_ns, identity.etag) != (before.size, before.mtime_ns, before.etag):
+            raise ShardError(f"shard {name} changed while it was read: run the same command again")
+        if self._unwritten:  # a write failed, which ends the run; this commit was queued behind it by then
+            raise ShardError(f"shard {name} was not written completely: run the same command again")
+        try:
+            return {target.output: self._commit_part(target, future, identity) for target, future in self._parts}
+        except PartLost as error:
+            raise ShardError(f"shard {name} was encoded and not committed: {error}") from error
+
+    def _commit_part(self, target: PartTarget, future: Future[PartWriter], identity: ShardIdentity) -> StoredShard:
+        part = future.result()
+        member = Member(
+            shard=identity,
+            clips=self._clips,
+            windows=part.windows,
+            frames=part.frames,
+            audio_seconds=round(self._audio_seconds, 6),
+            skipped=tuple(self._skipped),
+        )
+        commit = part.commit([member], frames_stored=target.frames_stored, versions=self._settings.versions)
+        self._background.end(future)
+        return StoredShard(member=member, n_bytes=sum(entry.size for entry in commit.objects.values()))
+
+    def _abort(self) -> None:
+        for _, future in self._parts:
+            future.result().abort()
+            self._background.end(future)
+
+
+_Vectors = tuple[NDArray[np.float32], NDArray[np.generic] | None]
+"""One output of one window: its utterance vector, and its frames."""
+
+
+def _n_bytes(vectors: Sequence[_Vectors]) -> int:
+    return sum(utterance.nbytes + (0 if frames is None else frames.nbytes) for utterance, frames in vectors)
+
+
+# --- the thread that writes -------------------------------------------------------------------------------------------
+
+
+_WRITES_AHEAD = 8
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+@dataclass(slots=True)
+class BackgroundWriter:
+    """One thread that writes. A few writes may be queued; the first that fails stops the run."""
+
+    times: StageTimes
+    _pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="write"))
+    _waiting: list[Future[Any]] = field(default_factory=list)
+    _open: set[Future[PartWriter]] = field(default_factory=set)
+
+    def __enter__(self) -> BackgroundWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if error is None:
+            began = time.perf_counter()
+            try:
+                self._wait(0)
+            finally:
+                self.times.wait_write += time.perf_counter() - began
+                self._close()
+        else:
+            self._close()
+
+    def begin(self, writer: SplitWriter, shard: str, *, generation: int | None) -> Future[PartWriter]:
+        """Start a part. It is deleted at the end if it was never committed."""
+        future = self._pool.submit(writer.begin_part, shard, generation=generation)
+        self._open.add(future)
+        return future
+
+    def end(self, part: Future[PartWriter]) -> None:
+        """The part was committed or aborted: release it and its memory."""
+        self._open.discard(part)
+
+    def submit(self, work: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> Future[_T]:
+        """Queue a write behind the others; wait while too many are queued."""
+        began = time.perf_counter()
+        self._wait(_WRITES_AHEAD - 1)
+        self.times.wait_write += time.perf_counter() - began
+        future = self._pool.submit(self._timed, partial(work, *args, **kwargs))
+        self._waiting.append(future)
+        return future
+
+    def _timed(self, work: Callable[[], _T]) -> _T:
+        began = time.perf_counter()
+        try:
+            return work()
+        finally:
+            self.times.write += time.perf_counter() - began
+
+    def _wait(self, at_most: int) -> None:
+        while len(self._waiting) > at_most or (self._waiting and self._waiting[0].done()):
+            self._waiting.pop(0).result()
+
+    def _close(self) -> None:
+        """Wait for what is queued, which may be the commit of a complete shard; then delete what is not committed."""
+        self._pool.shutdown(wait=True)
+        for future in self._open:
+            if future.exception() is None:
+                future.result().abort()

@@ -1,8 +1,10 @@
-"""Results of encoding shards, stage times, and the interface of progress."""
+"""Results of encoding shards, the events that lead to them, stage times, and the interface of progress."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,7 +12,22 @@ from featstore.errors import ShardError
 from featstore.extract.shards import AnyShard
 from featstore.store import Member
 
-__all__ = ["EncodeResult", "EncodeSettings", "Outcome", "Progress", "Silent", "StageTimes", "StoredShard"]
+__all__ = [
+    "ClipTaken",
+    "EncodeResult",
+    "EncodeSettings",
+    "Finished",
+    "Outcome",
+    "PipelineEvent",
+    "Progress",
+    "ShardEncoded",
+    "ShardFailed",
+    "ShardRead",
+    "Silent",
+    "StageTimes",
+    "StoredShard",
+    "collect",
+]
 
 
 class Progress(Protocol):
@@ -49,8 +66,8 @@ class Silent:
 class StageTimes:
     """Seconds by stage. ``wait_*`` are of the encoding thread; reading, decoding and writing run beside it.
 
-    ``busy`` is what the device spent on batches, of ``total``. There were ``batches`` of them, and ``budgets`` adds up
-    which share of its budget each of them held, at most 1.
+    ``busy`` is the time that the device spent on batches, of ``total``. ``batches`` is their number, and ``budgets`` is
+    the sum of the share of its budget that each of them filled, at most 1.
     """
 
     read: float = 0.0
@@ -70,11 +87,11 @@ class StageTimes:
 
     @property
     def batch_fill(self) -> float | None:
-        """How much of its budget a batch held in the mean, 0 to 1."""
+        """Mean share of its budget that a batch filled, 0 to 1."""
         return self.budgets / self.batches if self.batches else None
 
     def bottleneck(self, *, decode_threads: int) -> str:
-        """The stage that held the run back: what the encoding thread spent most of its time on or waiting for."""
+        """The slowest stage: what the encoding thread spent most of its time on or waiting for."""
         ahead = "decode" if self.decode / decode_threads > self.read else "read"
         spent = {"encode": self.encode, ahead: self.wait_clips, "write": self.wait_write}
         return max(spent, key=lambda stage: spent[stage])
@@ -82,10 +99,7 @@ class StageTimes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncodeSettings:
-    """How shards are encoded; none of it decides the numbers beyond the last bits.
-
-    ``device`` and ``batch_seconds`` are for the record: the encoder and the batcher have them.
-    """
+    """How shards are encoded; none of it changes the numbers beyond the last bits."""
 
     device: str
     batch_seconds: float
@@ -97,22 +111,22 @@ class EncodeSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredShard:
-    """What a run keeps of a commit to one feature set: the shard's share of it, and the bytes of its objects."""
+    """A commit to one feature set: what it has of the shard, and the bytes of its objects."""
 
     member: Member
     n_bytes: int
 
 
 Outcome = Mapping[int, StoredShard] | ShardError
-"""What one shard came to: what was stored of it, by output, or why there is nothing of it."""
+"""The result of one shard: its commits by output, or why there is none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncodeResult:
-    """What a run over shards came to: what was stored, by output in order; what broke, and why; and the time by stage.
+    """The result of a run over shards: what was stored, by output in order; what failed, and why; the time by stage.
 
-    Where several workers encoded, ``times`` adds up theirs, the total apart, and ``deaths`` tells of those that died on
-    the way: others encoded their shards. ``settings`` are None where nothing was to be encoded.
+    Where several workers encoded, ``times`` is the sum over them, except for its total, and ``deaths`` lists the
+    workers that died: others encoded their shards. ``settings`` is None where nothing was to be encoded.
     """
 
     stored: Mapping[int, tuple[StoredShard, ...]]
@@ -121,3 +135,82 @@ class EncodeResult:
     settings: EncodeSettings | None
     workers: int = 1
     deaths: tuple[str, ...] = ()
+
+
+# --- events of the pipeline -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ClipTaken:
+    """A clip of a shard was cut into windows, or skipped: then its ``audio_seconds`` are 0."""
+
+    shard: AnyShard
+    audio_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class ShardRead:
+    """The last clip of a shard was taken, or the shard is unreadable: the clips that follow are of the next shard."""
+
+    shard: AnyShard
+
+
+@dataclass(frozen=True, slots=True)
+class ShardEncoded:
+    """All windows of a shard are encoded. ``outcome`` holds its commits by output, or why there is none."""
+
+    shard: AnyShard
+    outcome: Future[Outcome]
+
+
+@dataclass(frozen=True, slots=True)
+class ShardFailed:
+    """A shard cannot be read to its end; nothing of it is stored."""
+
+    shard: AnyShard
+    error: ShardError
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """Every shard is committed or has failed: always the last event."""
+
+    times: StageTimes
+    settings: EncodeSettings
+
+
+PipelineEvent = ClipTaken | ShardRead | ShardEncoded | ShardFailed | Finished
+
+
+def collect(events: Iterable[PipelineEvent], *, progress: Progress) -> EncodeResult:
+    """Iterate to the end, and report to `progress`. A run may have a million shards: little is kept of each."""
+    stored: dict[int, list[StoredShard]] = {}
+    broken: list[tuple[AnyShard, str]] = []
+    pending: deque[tuple[AnyShard, Future[Outcome]]] = deque()
+
+    def take(shard: AnyShard, outcome: Outcome) -> None:
+        if isinstance(outcome, ShardError):
+            broken.append((shard, str(outcome)))
+        else:
+            for output, part in outcome.items():
+                stored.setdefault(output, []).append(part)
+
+    for event in events:
+        if isinstance(event, ClipTaken):
+            progress.advance(clips=1, audio_seconds=event.audio_seconds)
+        elif isinstance(event, ShardEncoded):
+            pending.append((event.shard, event.outcome))
+            progress.shard_done()
+        elif isinstance(event, ShardFailed):
+            take(event.shard, event.error)
+        while pending and (pending[0][1].done() or isinstance(event, Finished)):
+            shard, outcome = pending.popleft()
+            take(shard, outcome.result())
+        if isinstance(event, Finished):
+            result = EncodeResult(
+                stored={output: tuple(parts) for output, parts in stored.items()},
+                broken=tuple(broken),
+                times=event.times,
+                settings=event.settings,
+            )
+    return result

@@ -1,8 +1,7 @@
-"""Reads shards ahead of the encoder: one thread walks the tars, a pool decodes, and a bounded buffer lies between."""
+"""Reads shards ahead of the encoder: one thread walks the tars, a pool decodes, and a bounded buffer follows."""
 
 from __future__ import annotations
 
-import itertools
 import queue
 import re
 import threading
@@ -28,7 +27,6 @@ __all__ = [
     "ClipStream",
     "DecodedClip",
     "Event",
-    "Room",
     "ShardAwaited",
     "ShardBegins",
     "ShardBreaks",
@@ -37,22 +35,22 @@ __all__ = [
 ]
 
 
-class Room:
-    """Lets numbered things in while what is inside stays under a limit, and the oldest always.
+class BufferLimit:
+    """Bounds a buffer: admits numbered clips while those inside stay under a limit, and the oldest always.
 
-    Things leave in order of their numbers, 0, 1, 2... Were the oldest kept waiting for room, none could ever leave.
+    Clips leave in the order of their numbers, 0, 1, 2... If the oldest had to wait to enter, none could ever leave.
 
     Parameters
     ----------
     most_bytes : int
-        What may be inside together; one thing alone may be larger.
-    most_things : int
+        Limit of the clips inside together; one clip alone may be larger.
+    most_clips : int
         How many numbers may be ahead of the oldest.
     """
 
-    def __init__(self, *, most_bytes: int, most_things: int) -> None:
+    def __init__(self, *, most_bytes: int, most_clips: int) -> None:
         self._most_bytes = most_bytes
-        self._most_things = most_things
+        self._most_clips = most_clips
         self._changed = threading.Condition()
         self._inside: dict[int, int] = {}
         self._bytes = 0
@@ -60,9 +58,9 @@ class Room:
         self._closed = False
 
     def enter(self, number: int, n_bytes: int) -> bool:
-        """Wait for room for thing `number`; False where the room was closed."""
+        """Wait until clip `number` is admitted; False where the buffer was closed."""
         with self._changed:
-            self._changed.wait_for(lambda: self._closed or self._has_room(number, n_bytes))
+            self._changed.wait_for(lambda: self._closed or self._fits(number, n_bytes))
             if self._closed:
                 return False
             self._inside[number] = n_bytes
@@ -70,21 +68,21 @@ class Room:
             return True
 
     def leave(self) -> None:
-        """The oldest thing leaves, whether or not it had entered."""
+        """The oldest clip leaves, whether or not it had entered."""
         with self._changed:
             self._bytes -= self._inside.pop(self._oldest, 0)
             self._oldest += 1
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Turn away whoever waits, and whoever comes."""
+        """Admit none of those that wait, and none later."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
 
-    def _has_room(self, number: int, n_bytes: int) -> bool:
+    def _fits(self, number: int, n_bytes: int) -> bool:
         ahead = number - self._oldest
-        return ahead <= 0 or (ahead < self._most_things and self._bytes + n_bytes <= self._most_bytes)
+        return ahead <= 0 or (ahead < self._most_clips and self._bytes + n_bytes <= self._most_bytes)
 
 
 _CLIPS_AHEAD = 64
@@ -97,7 +95,7 @@ _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecodedClip:
-    """A clip ready for its windows: samples float32 (n,) at the encoder's rate."""
+    """A decoded clip: samples float32 (n,) at the encoder's rate."""
 
     key: str
     meta: str
@@ -106,7 +104,7 @@ class DecodedClip:
 
 @dataclass(frozen=True, slots=True)
 class ShardBegins:
-    """The clips that follow are of this shard, which was as `identity` says before its first byte was read."""
+    """The clips that follow are of this shard. ``identity`` is from before its first byte was read."""
 
     shard: AnyShard
     identity: ShardIdentity
@@ -114,7 +112,7 @@ class ShardBegins:
 
 @dataclass(frozen=True, slots=True)
 class ClipRead:
-    """One clip; `decoded` raises UnusableClip where it is left out."""
+    """One clip. ``decoded`` raises UnusableClip where it is skipped."""
 
     key: str
     decoded: Future[DecodedClip]
@@ -130,7 +128,7 @@ class ShardEnds:
 
 @dataclass(frozen=True, slots=True)
 class ShardBreaks:
-    """The shard cannot be read to its end, or not at all: nothing of it counts."""
+    """The shard cannot be read to its end, or not at all: none of its clips count."""
 
     shard: AnyShard
     error: DataError
@@ -138,27 +136,24 @@ class ShardBreaks:
 
 @dataclass(frozen=True, slots=True)
 class ShardAwaited:
-    """The next shard is not at hand, and may be long in coming: others may hold it, or it is being fetched."""
+    """The next shard has not arrived yet, and may take long: other workers may have it, or it is being fetched."""
 
 
 Event = ShardBegins | ClipRead | ShardEnds | ShardBreaks | ShardAwaited
 
 
 class ShardFeed(Protocol):
-    """Hands out shards one after another while others are encoded.
+    """Yields shards one after another while others are encoded.
 
-    The next is asked for when the one before has been read to its end; where that was fetched from elsewhere, when its
-    reading begins, so that the next can be fetched meanwhile.
+    The next is asked for when the one before has been read to its end; a remote shard, when the reading of the one
+    before begins, so that it is fetched meanwhile.
     """
 
     def __iter__(self) -> Iterator[AnyShard]:
         """Yield the next shard when there is one; end when there will be none."""
 
-    def note_read(self, count: int) -> None:
-        """So many shards have been read to their end: the next is waited for. Called by another thread."""
-
     def close(self) -> None:
-        """Hand out no more: end the reading thread's wait for the next."""
+        """Yield no more: end the reading thread's wait for the next."""
 
 
 @dataclass(slots=True)
@@ -184,8 +179,8 @@ class ClipStream:
         self._max_clip_seconds = max_clip_seconds
         self._pool = ThreadPoolExecutor(decode_threads, thread_name_prefix="decode")
         self._events: queue.Queue[Event | BaseException | None] = queue.Queue()
-        self._stored = Room(most_bytes=_STORED_BYTES_AHEAD, most_things=_CLIPS_AHEAD)
-        self._decoded = Room(most_bytes=_DECODED_BYTES_AHEAD, most_things=_CLIPS_AHEAD)
+        self._stored = BufferLimit(most_bytes=_STORED_BYTES_AHEAD, most_clips=_CLIPS_AHEAD)
+        self._decoded = BufferLimit(most_bytes=_DECODED_BYTES_AHEAD, most_clips=_CLIPS_AHEAD)
         self._clips = 0
         self._stopped = threading.Event()
         self._spent = _Spent()
@@ -229,9 +224,7 @@ class ClipStream:
         shards = iter(self._shards)
         ahead: Future[_Coming | None] | None = None
         try:
-            for count in itertools.count():
-                if not isinstance(self._shards, Sequence):
-                    self._shards.note_read(count)
+            while True:
                 asked = time.perf_counter()
                 coming = self._when_it_comes(ahead or fetcher.submit(_next, shards))
                 ahead = None
@@ -241,13 +234,13 @@ class ClipStream:
                 if self._stopped.is_set():
                     coming.close()
                     return
-                # one remote shard is on its way while the one before it is read, and takes its room on disk
+                # one remote shard is fetched while the one before it is read; it takes disk space meanwhile
                 ahead = fetcher.submit(_next, shards) if isinstance(coming.shard, RemoteShard) else None
                 self._events.put(self._read_shard(coming.shard, coming.fetched))
                 if self._stopped.is_set():
                     return
             self._events.put(None)
-        except BaseException as error:  # noqa: BLE001 - the thread's end is the reader's: it is raised where clips are taken
+        except BaseException as error:  # noqa: BLE001 - it is raised where clips are taken
             self._events.put(error)
         finally:
             if ahead is not None and not ahead.cancel():
@@ -255,7 +248,7 @@ class ClipStream:
             fetcher.shutdown(wait=True, cancel_futures=True)
 
     def _when_it_comes(self, ahead: Future[_Coming | None]) -> _Coming | None:
-        """Wait for the next shard, and say so if it takes its time: whoever hands it out may wait for those before."""
+        """Wait for the next shard, and report it if that takes long: the feed may wait for shards before it."""
         if not wait([ahead], timeout=_PATIENCE_SECONDS).done:
             self._events.put(ShardAwaited())
         return ahead.result()
@@ -313,7 +306,7 @@ class ClipStream:
 
 
 class _Fetched(NamedTuple):
-    """A shard's bytes on this machine, and what it was before the first of them was read."""
+    """A shard's bytes on this machine, and its identity from before the first of them was read."""
 
     identity: ShardIdentity
     file: ShardFile
@@ -321,7 +314,7 @@ class _Fetched(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class _Coming:
-    """A shard, when it was known that it is the next, and what came of fetching it."""
+    """A shard, when it was known to be the next, and the result of fetching it."""
 
     shard: AnyShard
     known_at: float
@@ -350,7 +343,7 @@ def _close(coming: Future[_Coming | None]) -> None:
 
 
 def _problem(sample: Sample, seen: set[str]) -> str:
-    """Why a sample's words alone rule it out."""
+    """Why a sample is skipped without decoding it; empty if it is not."""
     if sample.problem:
         return sample.problem
     if sample.key in seen:
@@ -373,19 +366,19 @@ def _is_text(key: str) -> bool:
 
 
 def _printable(key: str) -> str:
-    """A key as a record names it: what is no text, and control characters, by their escapes; a long one shortened."""
+    """A key as a record names it: bytes that are not text, and control characters, escaped; a long one shortened."""
     text = key.encode("utf-8", "backslashreplace").decode()
     text = _CONTROLS.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
     return text if len(text) <= MAX_KEY_CHARACTERS else f"{text[:64]}... ({len(text):,} characters)"
 
 
 def _checked_json(raw: bytes) -> str:
-    """JSON text as it stands in the shard.
+    """JSON text, as it is in the shard.
 
     Raises
     ------
     UnusableClip
-        `parse_clip_json` refuses it.
+        `parse_clip_json` rejects it.
     """
     try:
         text = raw.decode("utf-8")

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from featstore.errors import DataError, ShardError, StoreError, UsageError
 from featstore.extract.distributed import Share
 from featstore.extract.encoder_changes import DriftCheck, named_as_held, what_changed
+from featstore.extract.engine import Engine, LocalEngine
 from featstore.extract.job import EncodeJob, EncoderCard, KeptOutput, StaleShard
 from featstore.extract.options import ExtractOptions
 from featstore.extract.results import EncodeResult, Progress, Silent, StageTimes, StoredShard
@@ -32,7 +33,6 @@ from featstore.store import (
 
 if TYPE_CHECKING:
     from featstore.encoders.encoder import Encoder
-    from featstore.extract.workers.engine import Engine
     from featstore.tasks import Manifest
 
 __all__ = ["TaskPlan", "extract_task", "plan_tasks"]
@@ -244,8 +244,6 @@ def _as_engine(encoder: Encoder | Engine, options: ExtractOptions, *, local_rank
 
     if not isinstance(encoder, Encoder):
         return encoder
-    from featstore.extract.workers.local import LocalEngine
-
     return LocalEngine(encoder, device=pick_device(options.device, local_rank=local_rank))
 
 

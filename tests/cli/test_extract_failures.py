@@ -11,9 +11,8 @@ import pytest
 
 import featstore
 from featstore.errors import ShardError
-from featstore.extract import ExtractOptions, open_engine, plan_tasks
+from featstore.extract import EncoderRequest, ExtractOptions, open_engine, plan_tasks
 from featstore.extract.results import Silent
-from featstore.extract.workers import EncoderRequest
 from featstore.records import ExtractFailure
 from featstore.tasks import load_manifest
 from handmade import XARES_ENCODER, Outcome, Run, clip, noise, task_toml, write_split

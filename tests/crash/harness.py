@@ -52,7 +52,7 @@ _FORKS.set_forkserver_preload(
     [
         "featstore.encoders.load",
         "featstore.encoders.builtin",
-        "featstore.extract.workers.local",
+        "featstore.extract.engine",
         "featstore.extract.task",
         "soundfile",
         "soxr",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,9 @@ import featstore
 from featstore.encoders.runner import EncoderRun
 from featstore.errors import EncoderContractError, ShardError
 from featstore.extract import EncoderRequest
-from featstore.extract.pipeline import BatchWork
-from featstore.extract.workers.coordinator import FleetEngine
-from featstore.extract.workers.messages import Event, Message, Quit
-from featstore.extract.workers.worker import Worker, WorkerSettings
+from featstore.extract.pipeline import Pipeline
+from featstore.extract.worker import CoordinatorGone, Event, Message, WorkerSettings, work
+from featstore.extract.workers import WorkersEngine
 from featstore.records import ExtractRecord
 from handmade import assert_equal_stores, build, clip, extract, noise, read_with_plain_zarr, write_split
 from tiny import task
@@ -101,18 +100,18 @@ def test_embeddings_that_wait_for_a_window_before_them_take_no_more_memory_than_
         clips = [clip(f"{shard}-{n}", wave) for n, wave in enumerate([seldom, *others])]
         write_split(tmp_path / "data/tiny", f"train{shard}", clips)
     held: list[int] = []
-    settle = BatchWork._settle
+    store = Pipeline._store
 
-    def watched(self: BatchWork, *args: Any) -> None:
-        settle(self, *args)
-        held.append(self._held_bytes())
+    def watched(self: Pipeline, *args: Any) -> None:
+        store(self, *args)
+        held.append(self._waiting_bytes())
 
-    monkeypatch.setattr(BatchWork, "_settle", watched)
+    monkeypatch.setattr(Pipeline, "_store", watched)
     a_batch = 6 * (50 * 2 * 2 + 2 * 4)  # frames, and the utterance vector
     most = {}
     for may in (10**9, 3 * a_batch):
         held.clear()
-        monkeypatch.setattr("featstore.extract.job._held_bytes", lambda _, may=may: may)
+        monkeypatch.setattr("featstore.extract.job._waiting_bytes", lambda _, may=may: may)
         run(tmp_path / "data", tmp_path / f"{may}", batch_seconds=3.0)
         most[may] = max(held)
     assert most[10**9] > 7 * a_batch
@@ -173,45 +172,57 @@ def test_a_run_that_ends_early_keeps_the_shards_that_were_whole_and_goes_on(data
     assert_same(tmp_path / "store", tmp_path / "at once")
 
 
+class Queues:
+    """The link of a worker that is a thread."""
+
+    def __init__(self, said: queue.SimpleQueue[tuple[int, Event]]) -> None:
+        self.said = said
+        self.messages: queue.SimpleQueue[Message | type[CoordinatorGone]] = queue.SimpleQueue()
+
+    def send(self, event: Event) -> None:
+        self.said.put((0, event))
+
+    def receive(self, timeout: float | None = None) -> Message:
+        try:
+            message = self.messages.get(timeout=timeout)
+        except queue.Empty:
+            raise TimeoutError from None
+        if message is CoordinatorGone:
+            raise CoordinatorGone
+        return message  # type: ignore[return-value]
+
+
 @dataclass
 class Threads:
-    """A fleet of one worker, a thread of this process: two would set PyTorch's global settings against each other."""
+    """One worker, a thread of this process: two would set PyTorch's global settings against each other."""
 
     request: EncoderRequest
     size: int = 1
-    _workers: dict[int, Worker] = field(default_factory=dict)
-    _threads: list[threading.Thread] = field(default_factory=list)
-    _said: queue.SimpleQueue[tuple[int, Event]] = field(default_factory=queue.SimpleQueue)
+    said: queue.SimpleQueue[tuple[int, Event]] = field(default_factory=queue.SimpleQueue)
 
     def start(self, worker: int) -> None:
-        new = Worker(
-            self.request,
-            WorkerSettings(device="cpu", cores=1),
-            say=lambda event: self._said.put((worker, event)),
-        )
-        self._workers[worker] = new
-        self._threads.append(threading.Thread(target=new.run, daemon=True))
-        self._threads[-1].start()
+        self.link = Queues(self.said)
+        settings = WorkerSettings(device="cpu", cores=1)
+        self.thread = threading.Thread(target=work, args=(self.link, self.request, settings), daemon=True)
+        self.thread.start()
 
-    def tell(self, worker: int, message: Message) -> None:
-        self._workers[worker].tell(message)
+    def send(self, worker: int, message: Message) -> None:
+        self.link.messages.put(message)
 
     def events(self) -> Sequence[tuple[int, Event]]:
-        return [self._said.get(timeout=20)]  # a fleet that waits for itself fails here
+        return [self.said.get(timeout=20)]  # a coordinator and a worker that wait for each other fail here
 
-    def close(self) -> None:
-        for worker in self._workers.values():
-            worker.tell(Quit())
-        for thread in self._threads:  # one that came late has the settings of torch still to put back
-            thread.join(timeout=20)
+    def close(self, *, loading: Collection[int]) -> None:
+        self.link.messages.put(CoordinatorGone)
+        self.thread.join(timeout=20)  # it puts the settings of torch back
 
 
 @pytest.mark.usefixtures("as_a_gpu")
-def test_a_worker_whose_next_shard_is_long_in_coming_settles_what_it_has_and_so_the_run_ends(
+def test_a_worker_whose_next_shard_is_long_in_coming_encodes_what_it_has_and_so_the_run_ends(
     data: Path, tmp_path: Path
 ) -> None:
-    with FleetEngine(Threads(EncoderRequest(spec="logmel")), attempts=2) as engine:
-        [record] = extract(task(), data, tmp_path / "fleet", encoder=engine, batch_seconds=3.0)  # type: ignore[arg-type]
+    with WorkersEngine(Threads(EncoderRequest(spec="logmel")), attempts=2) as engine:
+        [record] = extract(task(), data, tmp_path / "worker", encoder=engine, batch_seconds=3.0)  # type: ignore[arg-type]
     assert (record.shards_done, record.clips) == (N_SHARDS, 18)
     extract(task(), data, tmp_path / "alone")
-    assert_same(tmp_path / "fleet", tmp_path / "alone")
+    assert_same(tmp_path / "worker", tmp_path / "alone")

@@ -16,9 +16,8 @@ from numpy.typing import NDArray
 
 from featstore.encoders.batch_outputs import Encoded
 from featstore.extract.batching import LengthBatcher
-from featstore.extract.pipeline import encode_shards
-from featstore.extract.results import EncodeSettings, Silent
-from featstore.extract.shard import PartTarget
+from featstore.extract.pipeline import PartTarget, Pipeline
+from featstore.extract.results import EncodeSettings, Silent, collect
 from featstore.extract.shard_reader import ClipRead, ClipStream
 from featstore.extract.shards import find_shards
 from featstore.extract.windows import Padding, plan_windows
@@ -77,19 +76,18 @@ class FirstFour:
 def test_parts_that_were_committed_are_let_go(tmp_path: Path) -> None:
     write_split(tmp_path, "train", [clip(f"c{n}", noise(0.05, seed=n)) for n in range(24)], shards=24)
     writer = Writer()
-    result = encode_shards(
-        find_shards(tmp_path, "*.tar"),
+    pipeline = Pipeline(
         targets=lambda _: [PartTarget(output=0, writer=writer, frames_stored=False)],  # type: ignore[arg-type]
         encoder=FirstFour(),
         encoder_name="first four",
         plan=lambda n: plan_windows(n, crop_seconds=None, padding=Padding.parse("exact"), sample_rate_hz=16_000),
-        most_held_bytes=None,
+        most_waiting_bytes=None,
         batcher=LengthBatcher(budget_samples=16_000, shards_ahead=0),
         settings=EncodeSettings(
             sample_rate_hz=16_000, max_clip_seconds=10, decode_threads=2, versions={}, device="cpu", batch_seconds=1.0
         ),
-        progress=Silent(),
     )
+    result = collect(pipeline.run(find_shards(tmp_path, "*.tar")), progress=Silent())
     assert len(result.stored[0]) == 24
     assert writer.most_alive <= 10  # those whose writes wait, not those that were
 

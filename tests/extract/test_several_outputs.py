@@ -80,9 +80,9 @@ def test_outputs_that_a_shard_has_are_not_written_again(data: Path, tmp_path: Pa
 def test_a_run_that_ends_between_two_outputs_of_a_shard_goes_on_with_the_other(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from featstore.extract.shard import ShardWork
+    from featstore.extract.pipeline import ShardExtraction
 
-    committed = ShardWork._commit_part
+    committed = ShardExtraction._commit_part
     calls = 0
 
     def breaks(*given: Any) -> Any:
@@ -92,7 +92,7 @@ def test_a_run_that_ends_between_two_outputs_of_a_shard_goes_on_with_the_other(
             raise OSError("the machine went away")
         return committed(*given)
 
-    monkeypatch.setattr(ShardWork, "_commit_part", breaks)
+    monkeypatch.setattr(ShardExtraction, "_commit_part", breaks)
     with pytest.raises(OSError, match="went away"):
         extract(task(), data, tmp_path / "store", encoder=layered(*OUTPUTS))
     monkeypatch.undo()

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from featstore.extract import EncoderRequest
-from featstore.extract.workers.coordinator import FleetEngine
-from featstore.extract.workers.processes import Processes
+from featstore.extract.process_workers import Processes
+from featstore.extract.workers import WorkersEngine
 from handmade import (
     XARES_ENCODER,
     clip,
@@ -101,7 +101,7 @@ def test_the_command_makes_the_store_of_the_cpu(device: str, folder: Path, alone
 def test_two_processes_on_one_gpu_end_and_make_the_store_of_the_cpu(folder: Path, alone: Path, tmp_path: Path) -> None:
     """As `--device all` does on a machine with two."""
     processes = Processes(EncoderRequest(spec=str(folder / "my_encoder.py")), devices=("cuda:0", "cuda:0"))
-    with FleetEngine(processes, attempts=2) as engine:
+    with WorkersEngine(processes, attempts=2) as engine:
         [record] = extract(
             task(),
             folder / "data",
@@ -137,9 +137,9 @@ def test_what_fails_on_the_device_is_told_in_a_line(device: str, folder: Path, t
     assert "featstore: AssertsEncoder.forward failed on float32" in done.stderr
 
 
-def test_the_chief_of_several_workers_leaves_the_gpus_to_them(folder: Path, tmp_path: Path) -> None:
+def test_the_coordinator_of_several_workers_leaves_the_gpus_to_them(folder: Path, tmp_path: Path) -> None:
     """A context of its own would take some hundred megabytes of the first."""
-    script = tmp_path / "chief.py"
+    script = tmp_path / "coordinator.py"
     script.write_text(
         f"""
 import sys
@@ -148,14 +148,14 @@ from pathlib import Path
 import torch
 
 from featstore.extract import EncoderRequest
-from featstore.extract.workers.coordinator import FleetEngine
-from featstore.extract.workers.processes import Processes
+from featstore.extract.process_workers import Processes
+from featstore.extract.workers import WorkersEngine
 from handmade import extract
 from tiny import task
 
 if __name__ == "__main__":
     processes = Processes(EncoderRequest(spec={str(folder / "my_encoder.py")!r}), devices=("cuda:0", "cuda:0"))
-    with FleetEngine(processes, attempts=2) as engine:
+    with WorkersEngine(processes, attempts=2) as engine:
         extract(task(), Path({str(folder / "data")!r}), Path({str(tmp_path / "store")!r}), encoder=engine)
     sys.exit(torch.cuda.is_initialized())
 """

@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 
 from featstore.extract import open_engine
-from fleets import N_SHARDS, extract, make_folder, tripping
 from handmade import environment
+from trippable import N_SHARDS, extract, make_folder, tripping
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Where a module's tests run, and their workers, which import featstore from this checkout."""
-    folder = make_folder(tmp_path_factory.mktemp("fleet"))
+    folder = make_folder(tmp_path_factory.mktemp("workers"))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("FEATSTORE_TEST_FAULTS", str(folder / "faults"))

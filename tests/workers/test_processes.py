@@ -14,8 +14,10 @@ from stores import assert_same_contents
 
 from featstore.errors import EncoderContractError, EncoderError, ShardError, UsageError, WorkerError
 from featstore.extract import Engine, open_engine
-from featstore.extract.workers.coordinator import FleetEngine
-from fleets import (
+from featstore.extract.workers import WorkersEngine
+from handmade import clip, environment, noise, write_split
+from servers import web_server
+from trippable import (
     CLIPS_PER_SHARD,
     N_SHARDS,
     OPTIONS,
@@ -23,15 +25,13 @@ from fleets import (
     extract,
     tripping,
 )
-from handmade import clip, environment, noise, write_split
-from servers import web_server
 from watched import n_committed, n_parts, wait_for_commits, wait_until_nobody_is_left
 
 pytestmark = pytest.mark.usefixtures("no_faults")
 
 
 @pytest.fixture(scope="module")
-def engine(folder: Path) -> Iterator[FleetEngine]:
+def engine(folder: Path) -> Iterator[WorkersEngine]:
     with open_engine(tripping(), device="cpu,cpu") as engine:
         yield engine
 
@@ -95,7 +95,7 @@ def test_a_shard_that_two_workers_died_over_ends_the_run_and_what_is_committed_s
 
 
 def test_a_worker_with_other_weights_is_told_apart_before_it_encodes(
-    engine: FleetEngine, folder: Path, alone: Path, tmp_path: Path
+    engine: WorkersEngine, folder: Path, alone: Path, tmp_path: Path
 ) -> None:
     engine.close()
     engine.describe(OPTIONS)  # the first worker has loaded the encoder; the second will only when it is needed

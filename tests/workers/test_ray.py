@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from featstore.extract.workers import RAY_SETTINGS
+from featstore.extract.engine_choice import RAY_SETTINGS
 
 os.environ |= RAY_SETTINGS
 ray = pytest.importorskip("ray")
@@ -22,9 +22,9 @@ from stores import assert_same_contents  # noqa: E402
 
 from featstore.errors import EncoderContractError, RemoteError, UsageError  # noqa: E402
 from featstore.extract import EncoderRequest, Engine, open_engine  # noqa: E402
-from fleets import CLIPS_PER_SHARD, N_SHARDS, Counting, extract, tripping  # noqa: E402
 from handmade import clip, noise, write_split  # noqa: E402
 from servers import s3_server  # noqa: E402
+from trippable import CLIPS_PER_SHARD, N_SHARDS, Counting, extract, tripping  # noqa: E402
 from watched import n_committed  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("no_faults")
@@ -144,7 +144,7 @@ def test_what_the_cluster_cannot_give_is_a_usage_error(
     ],
 )
 def test_an_address_without_a_cluster_is_a_usage_error(address: str, told: str) -> None:
-    from featstore.extract.workers.ray_workers import _check_somebody_answers
+    from featstore.extract.ray_workers import _check_address
 
     with pytest.raises(UsageError, match=told):
-        _check_somebody_answers(address)
+        _check_address(address)

@@ -1,7 +1,4 @@
-"""Engines: where the shards of a run are encoded. In this process, in one process for each device, or on Ray.
-
-A run plans, an engine encodes, and the run writes down what came of it. Each engine is imported when it is asked for.
-"""
+"""Chooses and opens an engine: this process, one process for each device, or workers on Ray."""
 
 from __future__ import annotations
 
@@ -11,19 +8,19 @@ from contextlib import contextmanager
 from typing import Literal
 
 from featstore.errors import UsageError
-from featstore.extract.workers.engine import EncoderRequest, Engine
+from featstore.extract.engine import EncoderRequest, Engine, LocalEngine
 
-__all__ = ["RAY_SETTINGS", "EncoderRequest", "Engine", "open_engine"]
+__all__ = ["RAY_SETTINGS", "open_engine"]
 
 RAY_SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # what Ray will do by itself, and warns of
-    "RAY_DEDUP_LOGS_SKIP_REGEX": ".",  # of a worker that dies it tells in a paragraph, and a run in a line
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray's future default, of which it warns
+    "RAY_DEDUP_LOGS_SKIP_REGEX": ".",  # Ray prints a paragraph on a worker that dies, and the run a line
 }
-"""Of the environment, where it says nothing else; Ray reads some of them when it is imported."""
+"""Defaults of environment variables; Ray reads some of them when it is imported."""
 
 _ATTEMPTS = 2
-_ATTEMPTS_ON_RAY = 3  # a node that is taken away is nobody's fault
+_ATTEMPTS_ON_RAY = 3  # a node may be taken away
 
 
 @contextmanager
@@ -36,7 +33,7 @@ def open_engine(
     cpus_per_worker: int | None = None,
     local_rank: int | None = None,
 ) -> Iterator[Engine]:
-    """Open an engine, to be handed to `featstore.extract.extract_task`; its workers end when it is left.
+    """Open an engine for `featstore.extract.extract_task`; its workers end when the context is left.
 
     Parameters
     ----------
@@ -50,14 +47,14 @@ def open_engine(
     ray_address : str, optional
         ``auto`` or ``host:port``; None starts a cluster on this machine.
     cpus_per_worker : int, optional
-        Cores of a Ray worker; None picks.
+        Cores of a Ray worker; None chooses.
     local_rank : int, optional
         Number of this process among those of its machine, where a scheduler has started several: its GPU.
 
     Raises
     ------
     UsageError
-        A device or a cluster is not there.
+        There is no such device or cluster.
     """
     if engine == "ray":
         with _on_ray(request, device=device, address=ray_address, cpus_per_worker=cpus_per_worker) as opened:
@@ -69,12 +66,16 @@ def open_engine(
 
     devices = pick_devices(device, local_rank=local_rank)
     if len(devices) == 1:
-        yield _local(request, device=devices[0])
-        return
-    from featstore.extract.workers.coordinator import FleetEngine
-    from featstore.extract.workers.processes import Processes
+        from featstore.encoders.devices import meant_by_cuda
 
-    with FleetEngine(Processes(request, devices=devices), attempts=_ATTEMPTS) as several:
+        with meant_by_cuda(devices[0]):
+            encoder = request.load()
+        yield LocalEngine(encoder, device=devices[0])
+        return
+    from featstore.extract.process_workers import Processes
+    from featstore.extract.workers import WorkersEngine
+
+    with WorkersEngine(Processes(request, devices=devices), attempts=_ATTEMPTS) as several:
         yield several
 
 
@@ -85,22 +86,14 @@ def _on_ray(
     for name, value in RAY_SETTINGS.items():
         os.environ.setdefault(name, value)
     try:
-        from featstore.extract.workers.ray_workers import RayWorkers, connected, seats
+        from featstore.extract.ray_workers import RayWorkers, connected, seats
     except ModuleNotFoundError as error:
         raise UsageError(
             f"--engine ray needs {error.name}, which is not installed: pip install 'featstore[ray]'"
         ) from error
-    from featstore.extract.workers.coordinator import FleetEngine
+    from featstore.extract.workers import WorkersEngine
 
     with connected(address):
         workers = RayWorkers(request, seats=seats(device=device, cpus_per_worker=cpus_per_worker))
-        with FleetEngine(workers, attempts=_ATTEMPTS_ON_RAY) as engine:
+        with WorkersEngine(workers, attempts=_ATTEMPTS_ON_RAY) as engine:
             yield engine
-
-
-def _local(request: EncoderRequest, *, device: str) -> Engine:
-    from featstore.encoders.devices import meant_by_cuda
-    from featstore.extract.workers.local import LocalEngine
-
-    with meant_by_cuda(device):
-        return LocalEngine(request.load(), device=device)

@@ -1,28 +1,31 @@
-"""What every engine implements, and the encoder that it is asked to load."""
+"""The encoder to load, the interface of every engine, and the engine that encodes in this process."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+
+from featstore.extract.job import EncodeJob, EncoderCard, StaleShard, Workplace
+from featstore.extract.results import EncodeResult, Progress, collect
+from featstore.system import cores
 
 if TYPE_CHECKING:
     from featstore.encoders.canary import CanaryReading
     from featstore.encoders.encoder import Encoder
     from featstore.encoders.pooling import Pool
-    from featstore.extract.job import EncodeJob, EncoderCard, StaleShard
     from featstore.extract.options import ExtractOptions
-    from featstore.extract.results import EncodeResult, Progress
 
-__all__ = ["EncoderRequest", "Engine"]
+__all__ = ["EncoderRequest", "Engine", "LocalEngine"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncoderRequest:
     """Which encoder to load: the parameters of `featstore.encoders.load_encoder`.
 
-    ``folder`` is where relative paths begin, of the encoder, the shards and the store alike.
+    ``folder`` is where relative paths begin, of the encoder, the shards and the store.
     """
 
     spec: str
@@ -33,7 +36,7 @@ class EncoderRequest:
     folder: str = field(default_factory=lambda: str(Path.cwd()))
 
     def load(self) -> Encoder:
-        """Load it here; for what may be raised see `featstore.encoders.load_encoder`."""
+        """Load it in this process. Raises as `featstore.encoders.load_encoder` does."""
         from featstore.encoders import load_encoder
 
         return load_encoder(
@@ -46,10 +49,10 @@ class EncoderRequest:
 
 
 class Engine(Protocol):
-    """Encodes shards somewhere, with one encoder that it keeps loaded from job to job."""
+    """Encodes shards with one encoder, which it keeps loaded from job to job."""
 
     def describe(self, options: ExtractOptions) -> EncoderCard:
-        """What the encoder is, and the recipes it will store under; it is loaded for that where it was not yet.
+        """The encoder's name, and the recipes of its outputs; loads the encoder if it is not loaded.
 
         Raises
         ------
@@ -58,7 +61,7 @@ class Engine(Protocol):
         """
 
     def canary(self, options: ExtractOptions) -> CanaryReading:
-        """What the encoder returns for the reference signals, where it encodes. Raises as `describe` does."""
+        """The encoder's output for the reference signals, on the device that encodes. Raises as `describe` does."""
 
     def encode(self, job: EncodeJob, shards: Sequence[StaleShard], *, progress: Progress) -> EncodeResult:
         """Encode `shards` and commit them. Only `advance` and `shard_done` of `progress` are called, in this thread.
@@ -70,5 +73,26 @@ class Engine(Protocol):
         StoreError
             The store cannot be written.
         WorkerError
-            Workers died over and over.
+            Workers died repeatedly.
         """
+
+
+class LocalEngine:
+    """Encodes in this process, on one device."""
+
+    def __init__(self, encoder: Encoder, *, device: str) -> None:
+        self._workplace = Workplace(encoder, device=device, cores=cores())
+
+    def describe(self, options: ExtractOptions) -> EncoderCard:
+        """See `Engine.describe`."""
+        return self._workplace.card(options)
+
+    def canary(self, options: ExtractOptions) -> CanaryReading:
+        """See `Engine.canary`."""
+        return self._workplace.canary(options)
+
+    def encode(self, job: EncodeJob, shards: Sequence[StaleShard], *, progress: Progress) -> EncodeResult:
+        """Encode one shard after another."""
+        stale = {each.shard.name: each for each in shards}
+        with closing(self._workplace.encode(job, [each.shard for each in shards], stale=stale)) as events:
+            return collect(events, progress=progress)

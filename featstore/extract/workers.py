@@ -1,0 +1,355 @@
+"""Several workers on one queue of shards: the queue, and the coordinator.
+
+Each worker takes a shard from the queue when it can read another. When a worker dies, its unfinished shards return to
+the front of the queue and another worker is started in its place; a shard that several workers die with ends the run.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from enum import Enum
+from typing import TYPE_CHECKING, Protocol, Self, cast
+
+from featstore.errors import WorkerError
+from featstore.extract.job import EncodeJob, EncoderCard, StaleShard
+from featstore.extract.results import EncodeResult, Progress, StageTimes, StoredShard
+from featstore.extract.worker import (
+    ClipsDone,
+    Describe,
+    Described,
+    Died,
+    Encode,
+    Event,
+    Failed,
+    JobDone,
+    Loaded,
+    Message,
+    NextShard,
+    ShardDone,
+    ShardTaken,
+)
+
+if TYPE_CHECKING:
+    from featstore.encoders.canary import CanaryReading
+    from featstore.extract.options import ExtractOptions
+
+__all__ = ["END_WITHIN_SECONDS", "ShardQueue", "Workers", "WorkersEngine"]
+
+_MOST_READ_AT_A_TIME = 2  # one that is encoded, and the next, which is read meanwhile
+_MOST_NAMED = 3  # of the shards of a dead worker: on a GPU some sixty may wait for their batches
+END_WITHIN_SECONDS = 10.0
+"""Time that a worker has to delete what it has not committed, when a run ends early."""
+
+
+# --- the queue --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Unfinished:
+    """The shards of one worker: those that it reads, and those whose batches or commits are pending."""
+
+    is_asking: bool = False
+    read: dict[str, StaleShard] = field(default_factory=dict)
+    pending: dict[str, StaleShard] = field(default_factory=dict)
+
+
+class ShardQueue:
+    """The shards of a job, and which worker has which.
+
+    A worker that reads no shard is served first. One that reads a shard is given the next, to read or to fetch it
+    ahead, only while one is left for every other worker: so at the end none waits for what another has not begun.
+
+    >>> from pathlib import Path
+    >>> from featstore.extract.shards import Shard
+    >>> queue = ShardQueue(StaleShard(shard=Shard(name=name, path=Path(name)), outputs=(0,)) for name in ("a", "b"))
+    >>> queue.ask(7)
+    >>> [(worker, assigned.shard.name) for worker, assigned in queue.assign()]
+    [(7, 'a')]
+    >>> [returned.shard.name for returned in queue.requeue(7)]
+    ['a']
+    """
+
+    def __init__(self, shards: Iterable[StaleShard]) -> None:
+        self._waiting = deque(shards)
+        self._workers: dict[int, _Unfinished] = {}
+        self._losses: Counter[str] = Counter()
+
+    def ask(self, worker: int) -> None:
+        """Note that a worker can read another shard."""
+        self._workers.setdefault(worker, _Unfinished()).is_asking = True
+
+    def assign(self) -> Iterator[tuple[int, StaleShard]]:
+        """Take shards from the queue for the workers that ask."""
+        for worker, its in sorted(self._workers.items(), key=lambda each: len(each[1].read)):
+            is_free = not its.read or (
+                len(its.read) < _MOST_READ_AT_A_TIME and len(self._waiting) >= len(self._workers)
+            )
+            if its.is_asking and is_free and self._waiting:
+                shard = self._waiting.popleft()
+                its.is_asking, its.read[shard.shard.name] = False, shard
+                yield worker, shard
+
+    def dismiss(self) -> Iterator[int]:
+        """The workers that ask in vain: every shard is done."""
+        for worker, its in self._workers.items():
+            if self.is_done and its.is_asking:
+                its.is_asking = False
+                yield worker
+
+    def note_taken(self, worker: int, shard: str) -> None:
+        """The worker has read a shard to its end, and encodes it: it may read another."""
+        its = self._workers[worker]
+        its.pending[shard] = its.read.pop(shard)
+
+    def note_done(self, worker: int, shard: str) -> None:
+        """A shard is committed, or failed by itself: no other worker is to encode it."""
+        its = self._workers[worker]
+        its.read.pop(shard, None)
+        its.pending.pop(shard, None)
+
+    def requeue(self, worker: int) -> tuple[StaleShard, ...]:
+        """The worker has died: its unfinished shards are next, in their order. Returns them."""
+        its = self._workers.pop(worker, _Unfinished())
+        unfinished = (*its.pending.values(), *its.read.values())
+        self._waiting.extendleft(reversed(unfinished))
+        self._losses.update(each.shard.name for each in unfinished)
+        return unfinished
+
+    def losses(self, shard: StaleShard) -> int:
+        """The number of workers that died with a shard unfinished."""
+        return self._losses[shard.shard.name]
+
+    @property
+    def is_done(self) -> bool:
+        """Whether every shard is done."""
+        return not self._waiting and not any(its.read or its.pending for its in self._workers.values())
+
+
+# --- the coordinator --------------------------------------------------------------------------------------------------
+
+
+class Workers(Protocol):
+    """Starts workers, numbered from 0 on, and connects them to the coordinator."""
+
+    @property
+    def size(self) -> int:
+        """The largest number of workers."""
+
+    def start(self, worker: int) -> None:
+        """Start a worker, or another in place of one that has died."""
+
+    def send(self, worker: int, message: Message) -> None:
+        """Send a message; it is lost if the worker has died."""
+
+    def events(self) -> Sequence[tuple[int, Event]]:
+        """Wait for events of any worker. After `Died` there are none of that worker until it is started again."""
+
+    def close(self, *, loading: Collection[int]) -> None:
+        """End every worker: those that are `loading` at once, others when they have deleted what is not committed."""
+
+
+class _State(Enum):
+    LOADING = "loading"
+    IDLE = "idle"
+    ENCODING = "encoding"
+
+
+class WorkersEngine:
+    """An engine of several workers. See `featstore.extract.engine.Engine`.
+
+    One worker is started to describe the encoder; the others are started when there are shards for them.
+
+    Parameters
+    ----------
+    workers : Workers
+    attempts : int
+        How many workers may die with one shard unfinished before the run ends.
+    """
+
+    def __init__(self, workers: Workers, *, attempts: int) -> None:
+        self._workers = workers
+        self._attempts = attempts
+        self._states: dict[int, _State] = {}
+        self._fruitless_deaths = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End every worker; a later job would start them again."""
+        self._workers.close(loading=self._in_state(_State.LOADING))
+        self._states.clear()
+        self._fruitless_deaths = 0
+
+    def describe(self, options: ExtractOptions) -> EncoderCard:
+        """Ask a worker: the encoder is never loaded in this process."""
+        return self._answer_to(Describe(options=options)).card
+
+    def canary(self, options: ExtractOptions) -> CanaryReading:
+        """Ask a worker."""
+        return cast("CanaryReading", self._answer_to(Describe(options=options, canary=True)).canary)
+
+    def _answer_to(self, question: Describe) -> Described:
+        asked: int | None = None
+        with self._closed_on_error():
+            while True:
+                if asked not in self._states:  # no worker was ready for it, or the one that was asked has died
+                    self._start_until(1)
+                    asked = min(self._in_state(_State.IDLE), default=None)
+                    if asked is not None:
+                        self._workers.send(asked, question)
+                for worker, event in self._workers.events():
+                    if isinstance(event, Described):
+                        return event
+                    if isinstance(event, Died):
+                        self._note_fruitless_death(event)
+                    self._note_state(worker, event)
+
+    def encode(self, job: EncodeJob, shards: Sequence[StaleShard], *, progress: Progress) -> EncodeResult:
+        """Encode shards on one worker for each shard, at most on all."""
+        run = _Run(shards=shards, progress=progress)
+        with self._closed_on_error():
+            while not (run.queue.is_done and not self._in_state(_State.ENCODING)):
+                if not run.queue.is_done:
+                    self._start_until(len(shards))
+                    for worker in self._in_state(_State.IDLE):
+                        self._workers.send(worker, Encode(job=job))
+                        self._states[worker] = _State.ENCODING
+                for worker, shard in run.queue.assign():
+                    self._workers.send(worker, shard)
+                for worker in run.queue.dismiss():
+                    self._workers.send(worker, None)
+                for worker, event in self._workers.events():
+                    self._note_state(worker, event)
+                    run.note(worker, event)
+                    if isinstance(event, ShardDone):
+                        self._fruitless_deaths = 0
+                    elif isinstance(event, Died):
+                        self._note_loss(event, run.note_death(worker, event), run.queue)
+        return run.result()
+
+    def _start_until(self, n_workers: int) -> None:
+        """Start workers until there are `n_workers`, at most all; those that are loading count."""
+        missing = [worker for worker in range(self._workers.size) if worker not in self._states]
+        for worker in missing[: max(0, n_workers - len(self._states))]:
+            self._workers.start(worker)
+            self._states[worker] = _State.LOADING
+
+    def _in_state(self, state: _State) -> list[int]:
+        return [worker for worker, its in self._states.items() if its is state]
+
+    def _note_state(self, worker: int, event: Event) -> None:
+        if isinstance(event, Failed):
+            raise event.error
+        if isinstance(event, Loaded | JobDone):
+            self._states[worker] = _State.IDLE
+        elif isinstance(event, Died):
+            self._states.pop(worker, None)
+
+    def _note_loss(self, event: Died, lost: Sequence[StaleShard], queue: ShardQueue) -> None:
+        """End the run if too many workers have died with the same shard unfinished."""
+        if not lost:
+            self._note_fruitless_death(event)
+        fatal = [shard.shard.name for shard in lost if queue.losses(shard) >= self._attempts]
+        if fatal:
+            others = f" or one of {len(fatal) - 1} more" if len(fatal) > 1 else ""
+            raise WorkerError(
+                f"{event.why} while it encoded {fatal[0]}{others}, the last of {self._attempts} workers that died over "
+                f"that shard: {event.advice}; what is committed is kept, and the same command resumes from there"
+            )
+
+    def _note_fruitless_death(self, event: Died) -> None:
+        """A worker died that had nothing to encode: loading the encoder may have killed it."""
+        self._fruitless_deaths += 1
+        if self._fruitless_deaths > self._attempts:
+            raise WorkerError(f"{event.why} before it encoded anything, and so did others: {event.advice}")
+
+    @contextmanager
+    def _closed_on_error(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self.close()
+            raise
+
+
+_NO_CLIPS = (0, 0.0)
+
+
+@dataclass(slots=True, kw_only=True)
+class _Run:
+    """One job: its queue, and what its workers have reported."""
+
+    shards: Sequence[StaleShard]
+    progress: Progress
+    queue: ShardQueue = field(init=False)
+    _began: float = field(default_factory=time.perf_counter)
+    _clips: dict[str, tuple[int, float]] = field(default_factory=dict)  # by shard: clips, and their seconds
+    _done: dict[str, ShardDone] = field(default_factory=dict)
+    _jobs: list[JobDone] = field(default_factory=list)
+    _took_part: set[int] = field(default_factory=set)
+    _deaths: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.queue = ShardQueue(self.shards)
+
+    def note(self, worker: int, event: Event) -> None:
+        if isinstance(event, NextShard):
+            self.queue.ask(worker)
+        elif isinstance(event, ClipsDone):
+            clips, seconds = self._clips.get(event.shard, _NO_CLIPS)
+            self._clips[event.shard] = clips + event.clips, seconds + event.audio_seconds
+            self.progress.advance(clips=event.clips, audio_seconds=event.audio_seconds)
+        elif isinstance(event, ShardTaken):
+            self.queue.note_taken(worker, event.shard)
+        elif isinstance(event, ShardDone):
+            self.queue.note_done(worker, event.shard)
+            self._clips.pop(event.shard, None)
+            self._done[event.shard] = event
+            self._took_part.add(worker)
+            if not event.broken:
+                self.progress.shard_done()
+        elif isinstance(event, JobDone):
+            self._jobs.append(event)
+
+    def note_death(self, worker: int, event: Died) -> tuple[StaleShard, ...]:
+        """Return the worker's shards to the queue, and take their clips back from the progress."""
+        lost = self.queue.requeue(worker)
+        names = [shard.shard.name for shard in lost]
+        for name in names:
+            clips, seconds = self._clips.pop(name, _NO_CLIPS)
+            self.progress.advance(clips=-clips, audio_seconds=-seconds)
+        if names:
+            more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+            self._deaths.append(f"{event.why}; others encoded {', '.join(names[:_MOST_NAMED])}{more}")
+        return lost
+
+    def result(self) -> EncodeResult:
+        """Outcomes in the order of the shards; stage times summed over the workers."""
+        stored: dict[int, list[StoredShard]] = {}
+        broken = []
+        for each in self.shards:
+            done = self._done[each.shard.name]
+            for output, part in done.stored.items():
+                stored.setdefault(output, []).append(part)
+            if done.broken:
+                broken.append((each.shard, done.broken))
+        times = StageTimes()
+        for stage in fields(StageTimes):
+            setattr(times, stage.name, sum(getattr(job.times, stage.name) for job in self._jobs))
+        times.total = time.perf_counter() - self._began
+        return EncodeResult(
+            stored={output: tuple(parts) for output, parts in stored.items()},
+            broken=tuple(broken),
+            times=times,
+            settings=self._jobs[0].settings if self._jobs else None,
+            workers=max(1, len(self._took_part)),
+            deaths=tuple(self._deaths),
+        )

@@ -1,0 +1,108 @@
+"""What the coordinator reports and counts when a worker dies that has read many shards ahead of its batches."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from featstore.errors import WorkerError
+from featstore.extract.job import StaleShard
+from featstore.extract.results import EncodeResult, EncodeSettings, Silent, StageTimes
+from featstore.extract.shards import Shard
+from featstore.extract.worker import (
+    ClipsDone,
+    Died,
+    Encode,
+    Event,
+    JobDone,
+    Loaded,
+    Message,
+    NextShard,
+    ShardDone,
+    ShardTaken,
+)
+from featstore.extract.workers import WorkersEngine
+
+N_SHARDS = 6
+SETTINGS = EncodeSettings(
+    device="cpu", batch_seconds=1.0, sample_rate_hz=16_000, max_clip_seconds=10.0, decode_threads=1, versions={}
+)
+
+
+class Mortal:
+    """One worker, which reads every shard, ten clips each, and then dies; in its last life it commits them."""
+
+    size = 1
+
+    def __init__(self, *, deaths: int) -> None:
+        self._lives_left = deaths + 1
+        self._taken = 0
+        self._said: list[tuple[int, Event]] = []
+
+    def start(self, worker: int) -> None:
+        self._lives_left -= 1
+        self._taken = 0
+        self._say(Loaded())
+
+    def send(self, worker: int, message: Message) -> None:
+        if isinstance(message, Encode):
+            self._say(NextShard())
+        elif isinstance(message, StaleShard):
+            self._take(message.shard.name)
+        else:
+            self._say(JobDone(times=StageTimes(encode=1.0), settings=SETTINGS))
+
+    def _take(self, name: str) -> None:
+        self._taken += 1
+        self._say(ClipsDone(shard=name, clips=10, audio_seconds=1.0))
+        self._say(ShardTaken(shard=name))
+        if not self._lives_left:
+            self._say(ShardDone(shard=name, stored={}))
+        elif self._taken == N_SHARDS:
+            self._say(Died(why="a worker died", advice="look at it"))
+            return
+        self._say(NextShard())
+
+    def _say(self, event: Event) -> None:
+        self._said.append((0, event))
+
+    def events(self) -> Sequence[tuple[int, Event]]:
+        said, self._said = self._said, []
+        assert said, "coordinator and worker wait for each other"
+        return said
+
+    def close(self, *, loading: Collection[int]) -> None:
+        """It has ended by itself."""
+
+
+class Counting(Silent):
+    clips = 0
+    shards = 0
+
+    def advance(self, *, clips: int, audio_seconds: float) -> None:
+        self.clips += clips
+
+    def shard_done(self) -> None:
+        self.shards += 1
+
+
+def encode(workers: Mortal, progress: Counting) -> EncodeResult:
+    shards = [StaleShard(shard=Shard(name=f"{n}.tar", path=Path(f"{n}.tar")), outputs=(0,)) for n in range(N_SHARDS)]
+    job: Any = None  # it is passed on unseen
+    return WorkersEngine(workers, attempts=2).encode(job, shards, progress=progress)
+
+
+def test_of_many_shards_that_a_dead_worker_had_a_few_are_named_and_each_clip_counts_once() -> None:
+    progress = Counting()
+    result = encode(Mortal(deaths=1), progress)
+    assert result.deaths == ("a worker died; others encoded 0.tar, 1.tar, 2.tar and 3 more",)
+    assert (progress.clips, progress.shards) == (10 * N_SHARDS, N_SHARDS)
+    assert (result.workers, result.times.encode, result.settings) == (1, 1.0, SETTINGS)
+
+
+def test_a_run_that_its_workers_die_of_names_one_of_the_shards_and_how_many_more_it_may_be() -> None:
+    with pytest.raises(WorkerError, match=r"while it encoded 0\.tar or one of 5 more, the last of 2 workers"):
+        encode(Mortal(deaths=2), Counting())
