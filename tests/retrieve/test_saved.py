@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import faiss
@@ -20,7 +21,15 @@ from featstore.errors import DataError, StoreError, UsageError
 from featstore.records import Recipe
 from featstore.retrieve import index as faiss_indexes
 from featstore.retrieve import open_index, retrieve_task
-from featstore.retrieve.index_files import UnusableIndex, index_folders, key_path, signature, usable_record
+from featstore.retrieve.index_files import (
+    UnusableIndex,
+    index_folders,
+    key_path,
+    seals_of,
+    signature,
+    usable_record,
+    write_record,
+)
 from featstore.retrieve.index_plan import plan_ivf
 from featstore.store import FeatureSet, Member, ShardIdentity, WindowBlock, open_split_writer
 from featstore.store.filesystem import open_objects
@@ -342,6 +351,27 @@ def test_an_index_that_was_made_on_another_machine_is_made_again(tmp_path, monke
         assert len(said) == 1
         (tmp_path / "file").touch()
         monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
+
+
+def test_an_index_of_padded_vectors_as_an_earlier_featstore_made_them_is_made_again(tmp_path):
+    url, rows = tmp_path / "s.zarr", vectors(300, dim=13)
+    write(url, rows)
+    folder = open_index(feature_set(url), "ivfpq").folder
+    record = usable_record(folder, feature_set(url), "ivfpq")
+    wide = np.pad(rows / np.linalg.norm(rows, axis=1, keepdims=True), ((0, 0), (0, 3)))
+    for path in folder.iterdir():
+        path.unlink()
+    index = faiss_indexes.train_index(plan_ivf(300, 16, "ivfpq"), wide)
+    faiss_indexes.write_block(index, wide, first=0, folder=folder)
+    faiss_indexes.merge_blocks(index, folder)
+    sizes, checksums = seals_of(folder)
+    write_record(replace(record, files=sizes, checksums=checksums), folder)
+    usable_record(folder, feature_set(url), "ivfpq")
+    said: list[str] = []
+    assert open_index(feature_set(url), "ivfpq", tell=said.append).search(rows[:9], 1).rows[:, 0].tolist() == [
+        *range(9)
+    ]
+    assert len(said) == 1
 
 
 def test_an_index_of_other_content_is_made_again_though_it_was_made_here(tmp_path):
