@@ -139,8 +139,8 @@ def make_store(*, folder: str, n_rows: int) -> dict[str, float]:
 
 def measure_exact(*, folder: str) -> dict[str, float]:
     """Search block by block, and leave the neighbours for the others to be compared with."""
+    from featstore.retrieve.index import ExactHeap
     from featstore.retrieve.index_plan import plan_ivf
-    from featstore.retrieve.ivf import ExactHeap
     from featstore.retrieve.scan import unit_rows
 
     feature_set, queries = _feature_set(folder), np.load(_queries(folder))

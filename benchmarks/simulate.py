@@ -185,7 +185,7 @@ def _index_grid() -> Grid:
                 figure(ivf.index_bytes / 1e9),
                 figure(ivfpq.index_bytes / 1e9),
                 f"{ivfpq.n_blocks:,}",
-                figure(4 * ivfpq.padded_dim * ivfpq.sample_rows / 1e9),
+                figure(4 * ivfpq.dim * ivfpq.sample_rows / 1e9),
             )
             for clips, ivf, ivfpq in plans
         ),

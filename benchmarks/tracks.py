@@ -81,7 +81,7 @@ def tables(options: Options) -> Iterator[Table | Grid]:
         f"included; neighbours are the same but for ties and rounding: {search.pop('agree'):.5%} of them.",
         unit="s",
         baseline="FAISS flat",
-        rows=_rows(search, {"featstore": (at_most_times(1.0),)}),
+        rows=_rows(search, {"featstore": (at_most_times(1.1),)}),
     )
 
 

@@ -1,36 +1,53 @@
-"""Inner-product search of rows in memory, through an index. With `featstore.retrieve.ivf` the door to FAISS."""
+"""Search by FAISS: of rows in memory, and of inverted-file indexes that are filled on disk. The one door to FAISS.
+
+Rows of an inverted-file index come at unit length, so that inner products are cosines.
+"""
 
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from featstore.errors import StoreError
 from featstore.retrieve.index_plan import IvfPlan, plan_ivf
-from featstore.retrieve.ivf import train_index
 from featstore.retrieve.knn import IndexName, Neighbours, reranked
-from featstore.retrieve.unit_vectors import padded
 
-__all__ = ["Searcher"]
+__all__ = ["ExactHeap", "Searcher", "merge_blocks", "read_lists", "search_lists", "train_index", "write_block"]
+
+INDEX_FILE, LISTS_FILE, BLOCKS = "index.faiss", "lists.ivfdata", "block-*.faiss"
 
 HNSW_LINKS = 32
 HNSW_BUILD_BEAM = 80
 HNSW_SEARCH_BEAM = 64
-IVF_ROWS_PER_LIST = 64
+CENTROIDS_SEARCH_BEAM = 32
 IVF_SHARE_SEARCHED = 1 / 16
 
-# Queries x rows x dim: below it FAISS is done before torch is imported.
-MIN_WORK_TO_ROUND = 10**11
+TWO_LEVELS_FROM_LISTS = 1024
+ITERATIONS = 10
+SAMPLE_PER_CODE = 128
+MOST_WORKERS = 16
+"""Each has products and buffers of about 8 MiB."""
+
+SEED = 1234
+
+
+# --- rows in memory ---------------------------------------------------------------------------------------------------
 
 
 class Searcher:
     """Rows to search, by one kind of index.
 
     ``flat`` is exact. ``hnsw`` is a graph (Malkov and Yashunin 2018); its links depend on the order in which threads
-    come, so its last neighbours may differ between runs. ``ivf`` searches a sixteenth of the lists of a k-means;
+    run, so its last neighbours may differ between runs. ``ivf`` searches a sixteenth of the lists of a k-means;
     ``ivfpq`` has short codes in its lists, and compares the best ten for each neighbour (at least a hundred) again.
 
     Parameters
@@ -40,8 +57,16 @@ class Searcher:
 
     def __init__(self, X: NDArray[np.float32], name: IndexName) -> None:
         self.X = X
-        self._name = name
-        self._index: Any = None if name == "flat" else _approximate(X, name)
+        self._index: Any = None
+        self._plan: IvfPlan | None = None
+        if name == "hnsw":
+            self._index = faiss.index_factory(X.shape[1], f"HNSW{HNSW_LINKS},Flat", faiss.METRIC_INNER_PRODUCT)
+            self._index.hnsw.efConstruction = HNSW_BUILD_BEAM
+        elif name != "flat":
+            self._plan = plan_ivf(len(X), X.shape[1], name)
+            self._index = train_index(self._plan, X)
+        if self._index is not None:
+            self._index.add(X)
 
     def search(self, queries: NDArray[np.float32], *, k: int) -> Neighbours:
         """Find the ``k`` rows of largest inner product with each query (queries, dim), as the index finds them.
@@ -50,68 +75,220 @@ class Searcher:
         """
         if self._index is None:
             return self.search_exactly(queries, k=k)
-        if self._name == "hnsw":
+        if self._plan is None:
             self._index.hnsw.efSearch = max(HNSW_SEARCH_BEAM, 2 * k)
-        if self._name == "ivfpq":
-            found = self._search_codes(queries, k=k)
+            found = _search(self._index, queries, k=k)
         else:
-            similarities, rows = self._index.search(queries, k)
-            found = Neighbours(similarities=similarities, rows=rows)
-        sure = np.asarray(found.rows >= 0).all(axis=1)
-        return self._completed(found, np.asarray(sure), queries)
-
-    def search_exactly(self, queries: NDArray[np.float32], *, k: int) -> Neighbours:
-        """Search whatever the index; large products are rounded first where that is faster and provably the same."""
-        if len(queries) * self.X.size >= MIN_WORK_TO_ROUND:
-            from featstore.retrieve import exact_search as exact
-
-            if exact.bfloat16_is_faster(self.X.shape[1]):
-                found = exact.search_rounded(exact.round_rows(self.X), queries, k=k)
-                return self._completed(found.neighbours, found.proved, queries)
-        return self._compare_all(queries, k=k)
-
-    def _search_codes(self, queries: NDArray[np.float32], *, k: int) -> Neighbours:
-        plan = _plan_of_codes(self.X)
-        _, candidates = self._index.search(padded(queries, plan), plan.n_candidates(k))
-        return reranked(candidates, queries, k=k, vectors_of=lambda rows: self.X[rows])
-
-    def _compare_all(self, queries: NDArray[np.float32], *, k: int) -> Neighbours:
-        """What FAISS's flat index does, without its copy of the rows."""
-        similarities, rows = faiss.knn(queries, self.X, k, metric=faiss.METRIC_INNER_PRODUCT)
-        return Neighbours(similarities=similarities, rows=rows)
-
-    def _completed(self, found: Neighbours, sure: NDArray[np.bool_], queries: NDArray[np.float32]) -> Neighbours:
-        """Search again, exactly, for the queries whose neighbours are not sure."""
-        unsure = np.flatnonzero(~sure)
-        if len(unsure):
-            k = found.rows.shape[1]
-            exact = self._compare_all(queries[unsure], k=k)
-            found.similarities[unsure], found.rows[unsure] = exact.similarities, exact.rows
+            n_probe = math.ceil(self._plan.n_lists * IVF_SHARE_SEARCHED)
+            found = search_lists(self._index, queries, k=self._plan.n_candidates(k), n_probe=n_probe)
+            if self._plan.kind == "ivfpq":
+                found = reranked(found.rows, queries, k=k, vectors_of=lambda rows: self.X[rows])
+        few = np.flatnonzero((found.rows < 0).any(axis=1))
+        if len(few):
+            exact = self.search_exactly(queries[few], k=k)
+            found.similarities[few], found.rows[few] = exact.similarities, exact.rows
         return found
 
+    def search_exactly(self, queries: NDArray[np.float32], *, k: int) -> Neighbours:
+        """Compare each query with every row; of rows that are equally near the lowest come first.
 
-def _plan_of_codes(X: NDArray[np.float32]) -> IvfPlan:
-    return plan_ivf(len(X), X.shape[1], "ivfpq")
+        It is what FAISS's flat index does, without its copy of the rows. From 100 neighbours on FAISS does not define
+        which of several rows that are equally near to the last place it keeps.
+        """
+        return _compare_all(queries, self.X, k=k)
 
 
-def _approximate(X: NDArray[np.float32], name: IndexName) -> faiss.Index:
-    n_rows, dim = X.shape
-    index: faiss.Index
-    if name == "ivfpq":
-        plan = _plan_of_codes(X)
-        wide = padded(X, plan)
-        index = train_index(plan, wide)
-        index.nprobe = max(1, math.ceil(index.nlist * IVF_SHARE_SEARCHED))
-        index.add(wide)
-        return index
-    if name == "hnsw":
-        index = faiss.IndexHNSWFlat(dim, HNSW_LINKS, faiss.METRIC_INNER_PRODUCT)
-        index.hnsw.efConstruction = HNSW_BUILD_BEAM
-    else:
-        n_lists = max(1, n_rows // IVF_ROWS_PER_LIST if n_rows < 2**18 else 4 * math.isqrt(n_rows))
-        index = faiss.IndexIVFFlat(faiss.IndexFlatIP(dim), dim, n_lists, faiss.METRIC_INNER_PRODUCT)
-        index.nprobe = max(1, math.ceil(n_lists * IVF_SHARE_SEARCHED))
-        index.cp.min_points_per_centroid = 1  # a small set is no reason to write to stderr
-        index.train(X)
-    index.add(X)
+class ExactHeap:
+    """The nearest of rows that come block by block."""
+
+    def __init__(self, queries: NDArray[np.float32], *, k: int) -> None:
+        self._queries = queries
+        self._heap = faiss.ResultHeap(len(queries), k, keep_max=True)
+
+    def add(self, rows: NDArray[np.float32], *, first: int) -> None:
+        """Compare some rows (n, dim), numbered from `first` on."""
+        k = min(self._heap.k, len(rows))
+        found = _compare_all(self._queries, rows, k=k)
+        self._heap.add_result(found.similarities, found.rows + first)
+
+    def nearest(self) -> Neighbours:
+        """The nearest rows, nearest first; nothing can be added after it."""
+        self._heap.finalize()
+        return _lowest_first(self._heap.D, self._heap.I)
+
+
+def _search(index: faiss.Index, queries: NDArray[np.float32], *, k: int) -> Neighbours:
+    similarities, rows = index.search(queries, k)
+    return Neighbours(similarities=similarities, rows=rows)
+
+
+def _compare_all(queries: NDArray[np.float32], X: NDArray[np.float32], *, k: int) -> Neighbours:
+    similarities, rows = faiss.knn(queries, X, k, metric=faiss.METRIC_INNER_PRODUCT)
+    return _lowest_first(similarities, rows)
+
+
+def _lowest_first(similarities: NDArray[np.float32], rows: NDArray[np.int64]) -> Neighbours:
+    """Put equally near rows in rising order: FAISS keeps the lowest, and lists them from the highest down."""
+    order = np.lexsort((rows, -similarities), axis=1)
+    return Neighbours(
+        similarities=np.take_along_axis(similarities, order, axis=1), rows=np.take_along_axis(rows, order, axis=1)
+    )
+
+
+# --- inverted-file indexes --------------------------------------------------------------------------------------------
+
+
+def train_index(plan: IvfPlan, sample: NDArray[np.float32]) -> faiss.Index:
+    """Make an empty index: centroids and codes are learned from a sample (n, dim)."""
+    index = faiss.index_factory(plan.dim, plan.factory, faiss.METRIC_INNER_PRODUCT)
+    ivf: Any = faiss.downcast_index(faiss.extract_index_ivf(index))
+    quantizer: Any = faiss.downcast_index(ivf.quantizer)
+    if isinstance(quantizer, faiss.IndexHNSW):
+        quantizer.hnsw.efConstruction = HNSW_BUILD_BEAM
+        quantizer.hnsw.efSearch = CENTROIDS_SEARCH_BEAM
+    quantizer.add(np.pad(_centroids(sample, plan), ((0, 0), (0, ivf.d - plan.dim))))
+    if plan.kind == "ivfpq":
+        ivf.pq.cp.niter, ivf.pq.cp.max_points_per_centroid = ITERATIONS, SAMPLE_PER_CODE
+        # some rows several times where there are fewer: FAISS 1.15 is five times as slow with a smaller sample
+        n = SAMPLE_PER_CODE * ivf.pq.ksub
+        sample = sample[np.linspace(0, len(sample) - 1, n).astype(np.int64)]
+    # The centroids are there: what is left are the codes, 256 centres of a few numbers each. FAISS's threads would wait
+    # for one another after every few milliseconds: measured on two busy cores, 3.3 s by one thread and 15.9 s by two.
+    with ThreadPoolExecutor(1, initializer=faiss.omp_set_num_threads, initargs=(1,)) as pool:
+        pool.submit(index.train, sample).result()
     return index
+
+
+def write_block(index: faiss.Index, rows: NDArray[np.float32], *, first: int, folder: Path) -> None:
+    """Write the lists of some rows (n, dim), numbered from `first` on, and leave the index empty.
+
+    Raises
+    ------
+    StoreError
+        It cannot be written.
+    """
+    index.add_with_ids(rows, np.arange(first, first + len(rows)))
+    ivf = faiss.extract_index_ivf(index)
+    centroids, none = ivf.quantizer, faiss.IndexFlatIP(ivf.d)
+    ivf.quantizer = none  # of a billion rows, they would be most of a block
+    try:
+        _write(ivf, folder / f"block-{first:012d}.faiss")
+    finally:
+        ivf.quantizer = centroids
+    index.reset()
+
+
+def merge_blocks(index: faiss.Index, folder: Path) -> None:
+    """Join the lists of the blocks in a folder into one file, mapped on both sides, and delete the blocks.
+
+    FAISS does it in a process of its own: its prints go nowhere, its maps end with it, and a disk that fills up under a
+    mapped file ends no other process.
+
+    Raises
+    ------
+    StoreError
+        It failed.
+    """
+    _write(index, folder / INDEX_FILE)
+    path = os.pathsep.join(filter(None, sys.path))
+    child = subprocess.run(
+        [sys.executable, "-c", _MERGE, BLOCKS, INDEX_FILE, LISTS_FILE],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": path},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if child.returncode:
+        reason = child.stderr.strip().splitlines() or [f"its process ended with {child.returncode}"]
+        raise StoreError(f"FAISS cannot join the lists of an index in {folder.parent}: {reason[-1]}")
+    for block in folder.glob(BLOCKS):
+        block.unlink()
+
+
+_MERGE = """
+import glob, sys
+import faiss
+from faiss.contrib.ondisk import merge_ondisk
+
+blocks, index_file, lists_file = sys.argv[1:]
+index = faiss.read_index(index_file)
+merge_ondisk(index, sorted(glob.glob(blocks)), lists_file)
+faiss.write_index(index, index_file)
+"""
+
+
+def read_lists(folder: Path, *, dim: int) -> faiss.Index:
+    """Open a merged index of vectors (n, dim), read only: its lists are mapped.
+
+    Raises
+    ------
+    StoreError
+        The folder has no such index that FAISS can read.
+    """
+    try:
+        index = faiss.read_index(str(folder / INDEX_FILE), faiss.IO_FLAG_SKIP_IVF_DATA | faiss.IO_FLAG_READ_ONLY)
+        # It names its lists by the folder where it was made. FAISS's IO_FLAG_ONDISK_SAME_DIR prints a line for that.
+        ivf: Any = faiss.extract_index_ivf(index)
+        lists: Any = faiss.downcast_InvertedLists(ivf.invlists)
+        lists.filename = str(folder / LISTS_FILE)
+        lists.do_mmap()
+    except RuntimeError as error:
+        raise StoreError(f"FAISS cannot read the index in {folder}: {_last_line(error)}") from error
+    if index.d != dim:
+        raise StoreError(f"the index in {folder} has vectors of {index.d} numbers, not of {dim}")
+    return index
+
+
+def search_lists(index: faiss.Index, queries: NDArray[np.float32], *, k: int, n_probe: int) -> Neighbours:
+    """Find the ``k`` best rows of the `n_probe` lists nearest to each query; a row is -1 where they hold fewer."""
+    faiss.extract_index_ivf(index).nprobe = n_probe
+    return _search(index, queries, k=k)
+
+
+def _write(index: faiss.Index, path: Path) -> None:
+    try:
+        faiss.write_index(index, str(path))
+    except RuntimeError as error:  # FAISS has no other for a file that it cannot write
+        raise StoreError(f"FAISS cannot write to {path.parent.parent}: {_last_line(error)}") from error
+
+
+def _last_line(error: RuntimeError) -> str:
+    return str(error).splitlines()[-1].strip()
+
+
+def _centroids(sample: NDArray[np.float32], plan: IvfPlan) -> NDArray[np.float32]:
+    """Centres (n_lists, dim) of a k-means on the sphere; of many, in two levels.
+
+    The k-means of `index.train` compares every row of the sample with every centre, which takes longer than all else.
+    Two levels (root of the lists first, then in each of these its share by rows) take next to no time. FAISS has
+    `faiss.contrib.clustering.two_level_clustering`, which fails where a cluster has fewer rows than a list.
+    """
+    if plan.n_lists < TWO_LEVELS_FROM_LISTS:
+        return np.asarray(_k_means(sample, plan.n_lists).centroids)
+    coarse = _k_means(sample, round(plan.n_lists**0.5))
+    _, nearest = coarse.assign(sample)
+    counts = np.bincount(nearest, minlength=coarse.k)
+    members = np.split(np.argsort(nearest, kind="stable"), np.cumsum(counts)[:-1])
+    shares = np.diff(np.round(np.cumsum(counts) * (plan.n_lists / len(sample))), prepend=0).astype(int)
+    parts = [(rows, int(share)) for rows, share in zip(members, shares, strict=True) if share]
+    # A thread for each, for the same reason as above. Rows are copied out of the mapped sample, at most a block at a
+    # time.
+    workers = min(faiss.omp_get_max_threads(), MOST_WORKERS, max(1, plan.block_rows // int(counts.max())))
+    with ThreadPoolExecutor(workers, initializer=faiss.omp_set_num_threads, initargs=(1,)) as pool:
+        return np.concatenate(list(pool.map(lambda part: _k_means(sample[part[0]], part[1]).centroids, parts)))
+
+
+def _k_means(rows: NDArray[np.float32], k: int) -> Any:
+    means = faiss.Kmeans(
+        rows.shape[1],
+        k,
+        niter=ITERATIONS,
+        spherical=True,
+        seed=SEED,
+        min_points_per_centroid=1,  # a small set is no reason to write to stderr
+        max_points_per_centroid=1 << 30,  # the sample is as large as it is meant to be
+    )
+    means.train(rows)
+    return means

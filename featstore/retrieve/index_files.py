@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from featstore.errors import StoreError
 from featstore.files import temporary_folder
 from featstore.records import canonical_json
-from featstore.retrieve.index_plan import IvfKind, IvfPlan
+from featstore.retrieve.index_plan import IvfKind
 from featstore.store.cache import cache_folder
 from featstore.store.codecs import crc32c
 from featstore.store.filesystem import LocalObjects, local_root
@@ -211,11 +211,6 @@ class IndexRecord:
     checksums: Mapping[str, str]
 
     @property
-    def ivf_plan(self) -> IvfPlan:
-        """The plan as it was made."""
-        return IvfPlan(**{**self.plan, "n_probes": tuple(self.plan["n_probes"])})
-
-    @property
     def bytes(self) -> int:
         """Bytes on disk."""
         return sum(self.files.values())
@@ -258,7 +253,6 @@ def usable_record(folder: Path, feature_set: FeatureSet, kind: IvfKind) -> Index
             no_key = "" if has_key() else f"; no key can be kept in {key_path()}"
             raise UnusableIndex(f"it was not made by this user on this machine, or was changed{no_key}")
         record = IndexRecord(**raw)
-        record.ivf_plan  # noqa: B018 - one that this featstore can read
     except FileNotFoundError:
         raise UnusableIndex("") from None
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from featstore.errors import StoreError, UsageError
+from featstore.errors import DataError, StoreError, UsageError
 from featstore.files import sweep_leftovers
 from featstore.formatting import spoken_bytes
 from featstore.retrieve.index_files import (
@@ -27,20 +27,25 @@ from featstore.retrieve.index_files import (
     writable_one,
     write_record,
 )
-from featstore.retrieve.index_plan import TARGET_RECALL, IvfKind, IvfPlan, plan_ivf
-from featstore.retrieve.knn import Neighbours, evenly, share_found
+from featstore.retrieve.index_plan import IvfKind, IvfPlan, plan_ivf
+from featstore.retrieve.knn import Neighbours, evenly, reranked, share_found
 from featstore.retrieve.scan import unit_rows
-from featstore.retrieve.unit_vectors import padded, search_lists, unit_block, unit_blocks
 
 if TYPE_CHECKING:
+    import faiss
+
     from featstore.store import FeatureSet
 
 __all__ = ["RECALL_K", "JoinedIndexes", "SavedIndex", "Tell", "make_index", "open_index"]
 
 
 SAMPLE_FILE = "sample.float32"
-RECALL_K = 10
+TARGET_RECALL, RECALL_K = 0.95, 10
+"""Of the ten nearest: a new index searches the fewest lists, of a rising series, that reach it."""
+
 N_RECALL_QUERIES = 200
+LEAST_MOST_LISTS, MOST_SHARE_OF_LISTS = 16, 1 / 4
+"""No more than a quarter of the lists are searched, or 16 where that is more."""
 
 
 def make_index(feature_set: FeatureSet, plan: IvfPlan, folder: Path) -> IndexRecord:
@@ -76,34 +81,35 @@ def make_index(feature_set: FeatureSet, plan: IvfPlan, folder: Path) -> IndexRec
 
 
 def _build(feature_set: FeatureSet, plan: IvfPlan, folder: Path) -> IndexRecord:
-    from featstore.retrieve import ivf
+    from featstore.retrieve.index import ExactHeap, merge_blocks, read_lists, train_index, write_block
 
     seconds: dict[str, float] = {}
     with _timed(seconds, "train"):
         sample_rows, sample = _sample(feature_set, plan, folder / SAMPLE_FILE)
-        index = ivf.train_index(plan, sample)
+        index = train_index(plan, sample)
         some = evenly(len(sample), wanted=N_RECALL_QUERIES)
         own, queries = sample_rows[some], np.array(sample[some])
         del sample
         (folder / SAMPLE_FILE).unlink()
-    exact = ivf.ExactHeap(queries, k=min(RECALL_K + 1, plan.rows))
+    k = min(RECALL_K + 1, plan.rows)
+    exact = ExactHeap(queries, k=k)
     with _timed(seconds, "add"):
-        for first, rows in unit_blocks(feature_set, plan):
-            ivf.write_block(index, rows, first=first, folder=folder)
+        for first, rows in _unit_blocks(feature_set, plan):
+            write_block(index, rows, first=first, folder=folder)
             exact.add(rows, first=first)
     with _timed(seconds, "merge"):
-        ivf.merge_blocks(index, folder)
+        merge_blocks(index, folder)
     with _timed(seconds, "measure"):
-        lists = ivf.MappedLists(folder)
+        lists = read_lists(folder, dim=plan.dim)
         wanted = _others(exact.nearest().rows, own)
-        by_probes: dict[int, float] = {}
-        for n_probe in plan.n_probes:
-            k = min(RECALL_K + 1, plan.rows)
-            found = search_lists(lists, plan, queries[:, : plan.dim], k=k, n_probe=n_probe, feature_set=feature_set)
+        most = min(plan.n_lists, max(LEAST_MOST_LISTS, int(plan.n_lists * MOST_SHARE_OF_LISTS)))
+        n_probe, by_probes = 1, dict[int, float]()
+        while True:
+            found = _search_lists(lists, feature_set, plan, queries, k=k, n_probe=n_probe)
             by_probes[n_probe] = share_found(wanted, _others(found.rows, own))
-            if by_probes[n_probe] >= TARGET_RECALL:
+            if by_probes[n_probe] >= TARGET_RECALL or 2 * n_probe > most:
                 break
-    best = max(by_probes)
+            n_probe *= 2
     sizes, checksums = seals_of(folder)
     return IndexRecord(
         format=INDEX_FORMAT,
@@ -112,8 +118,8 @@ def _build(feature_set: FeatureSet, plan: IvfPlan, folder: Path) -> IndexRecord:
         content_hash=feature_set.content_hash,
         kind=plan.kind,
         plan=asdict(plan),
-        n_probe=best,
-        recall=by_probes[best],
+        n_probe=n_probe,
+        recall=by_probes[n_probe],
         recall_k=RECALL_K,
         recall_by_probes={str(n_probe): recall for n_probe, recall in by_probes.items()},
         seconds={stage: round(spent, 3) for stage, spent in seconds.items()},
@@ -123,7 +129,7 @@ def _build(feature_set: FeatureSet, plan: IvfPlan, folder: Path) -> IndexRecord:
 
 
 def _sample(feature_set: FeatureSet, plan: IvfPlan, path: Path) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Evenly drawn rows: their numbers, and themselves at unit length, float32 (sample_rows, padded_dim), in a file.
+    """Evenly drawn rows: their numbers, and themselves at unit length, float32 (sample_rows, dim), in a file.
 
     They are read in order, block by block: of a store by URL a single row costs as much as its chunk.
     """
@@ -133,8 +139,41 @@ def _sample(feature_set: FeatureSet, plan: IvfPlan, path: Path) -> tuple[NDArray
             until = min(first + plan.block_rows, plan.rows)
             begin, end = np.searchsorted(drawn, [first, until])
             rows = feature_set.utterance_rows.slice(first, until)[drawn[begin:end] - first]
-            unit_block(rows, feature_set, plan).tofile(file)
-    return drawn, np.memmap(path, np.float32, mode="r", shape=(len(drawn), plan.padded_dim))
+            _unit(rows, feature_set).tofile(file)
+    return drawn, np.memmap(path, np.float32, mode="r", shape=(len(drawn), plan.dim))
+
+
+def _unit_blocks(feature_set: FeatureSet, plan: IvfPlan) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """Number of a block's first row, and its rows (n, dim) at unit length."""
+    for first in range(0, plan.rows, plan.block_rows):
+        rows = feature_set.utterance_rows.slice(first, min(first + plan.block_rows, plan.rows))
+        yield first, _unit(rows, feature_set)
+
+
+def _unit(rows: NDArray[np.float32], feature_set: FeatureSet) -> NDArray[np.float32]:
+    """Some rows (n, dim) of a feature set at unit length; DataError where one is not finite."""
+    unit = unit_rows(rows)
+    with np.errstate(invalid="ignore"):
+        sums = unit.sum(axis=1)
+    if not np.isfinite(sums).all():
+        raise DataError(
+            f"{feature_set.path} has embeddings that are not finite, which no index can hold: `featstore verify "
+            f"--store {feature_set.store_url} --repair` drops damaged parts, extracting makes them again"
+        )
+    return unit
+
+
+def _search_lists(
+    index: faiss.Index, feature_set: FeatureSet, plan: IvfPlan, queries: NDArray[np.float32], *, k: int, n_probe: int
+) -> Neighbours:
+    """Search the lists for unit queries (queries, dim); candidates by codes are compared again by stored vectors."""
+    from featstore.retrieve.index import search_lists
+
+    found = search_lists(index, queries, k=plan.n_candidates(k), n_probe=n_probe)
+    if plan.kind == "ivf":
+        return found
+    stored = feature_set.utterance_rows
+    return reranked(found.rows, queries, k=k, vectors_of=lambda rows: unit_rows(stored.take(rows.tolist())))
 
 
 def _others(rows: NDArray[np.int64], own: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -158,20 +197,20 @@ class SavedIndex:
     """An index of one feature set, as `open_index` opens it. Its rows are the windows of the set, in their order."""
 
     def __init__(self, feature_set: FeatureSet, folder: Path, record: IndexRecord) -> None:
-        from featstore.retrieve.ivf import MappedLists
+        from featstore.retrieve.index import read_lists
 
         self.feature_set = feature_set
         self.folder = folder
         self.record = record
-        self._plan = record.ivf_plan
-        self._lists = MappedLists(folder)
+        self._plan = plan_ivf(len(feature_set), feature_set.recipe.dim, record.kind)
+        self._lists = read_lists(folder, dim=self._plan.dim)
 
     def __len__(self) -> int:
         return len(self.feature_set)
 
     @property
     def recall(self) -> float:
-        """Share of the nearest that it was measured to find; ``record`` tells how."""
+        """Share of the nearest that it finds, as measured when it was made."""
         return self.record.recall
 
     def search(self, queries: NDArray[np.float32], k: int) -> Neighbours:
@@ -185,9 +224,7 @@ class SavedIndex:
             The queries are not as wide as the set's vectors, or ``k`` is below 1.
         """
         k, unit = _at_most(k, len(self)), self._unit(queries)
-        found = search_lists(
-            self._lists, self._plan, unit, k=k, n_probe=self.record.n_probe, feature_set=self.feature_set
-        )
+        found = _search_lists(self._lists, self.feature_set, self._plan, unit, k=k, n_probe=self.record.n_probe)
         few = np.flatnonzero((found.rows < 0).any(axis=1))
         if len(few):  # the lists that were searched hold fewer than k
             exact = self.search_exactly(queries[few], k)
@@ -196,10 +233,10 @@ class SavedIndex:
 
     def search_exactly(self, queries: NDArray[np.float32], k: int) -> Neighbours:
         """The same by comparing every window, read block by block."""
-        from featstore.retrieve.ivf import ExactHeap
+        from featstore.retrieve.index import ExactHeap
 
-        heap = ExactHeap(padded(self._unit(queries), self._plan), k=_at_most(k, len(self)))
-        for first, rows in unit_blocks(self.feature_set, self._plan):
+        heap = ExactHeap(self._unit(queries), k=_at_most(k, len(self)))
+        for first, rows in _unit_blocks(self.feature_set, self._plan):
             heap.add(rows, first=first)
         return heap.nearest()
 
@@ -282,9 +319,9 @@ def _opened(folder: Path, feature_set: FeatureSet, kind: IvfKind) -> SavedIndex:
     record = usable_record(folder, feature_set, kind)
     try:
         index = SavedIndex(feature_set, folder, record)
-    except StoreError as error:  # it has gone this moment
-        raise UnusableIndex("FAISS cannot read it") from error
-    # Centroids and lists are two files: whoever put another index there in between has left us one of each.
+    except StoreError as error:  # it has gone this moment, or has the padded vectors of an earlier featstore
+        raise UnusableIndex("FAISS cannot read it as vectors of the set") from error
+    # Centroids and lists are two files: another process may have replaced both in between.
     if usable_record(folder, feature_set, kind) != record:
         raise UnusableIndex("it was replaced while it was opened")
     return index

@@ -12,6 +12,7 @@ from featstore.errors import UsageError
 from featstore.evaluation import shots_details
 from featstore.evaluation.neighbours import neighbour_vote
 from featstore.retrieve import retrieve_task
+from featstore.retrieve.index import ExactHeap, Searcher
 from featstore.retrieve.knn import Neighbours
 from featstore.retrieve.scan import unit_columns, unit_rows
 
@@ -336,3 +337,36 @@ def test_a_score_does_not_depend_on_the_order_of_clips():
     one, two = (retrieve({**SETS, "test": tiny.TinySet(clips)}) for clips in (test, shuffled))
     assert (one.value, one.ci_low, one.ci_high) == (two.value, two.ci_low, two.ci_high)
     assert one.details["spread"] == two.details["spread"]
+
+
+RNG = np.random.default_rng(5)
+VECTORS = {
+    "random": unit_rows(RNG.standard_normal((700, 64)).astype(np.float32)),
+    "far from the origin": unit_rows((RNG.standard_normal((700, 64)) * 0.1 + 3).astype(np.float32)),
+    "scaled by feature": unit_columns(RNG.standard_normal((700, 64)).astype(np.float32)),
+    "the same over and over": np.tile(unit_rows(RNG.standard_normal((7, 64)).astype(np.float32)), (100, 1)),
+    "all alike": np.ones((700, 64), np.float32),
+    "zeros": np.zeros((700, 64), np.float32),
+}
+
+
+@pytest.mark.parametrize("X", VECTORS.values(), ids=VECTORS)
+@pytest.mark.parametrize("k", [1, 10, 99])
+@pytest.mark.parametrize("n_queries", [1, 40])
+def test_exact_search_finds_the_nearest_and_of_equals_the_lowest_rows(X, k, n_queries):
+    queries = np.round(X[:n_queries] + RNG.standard_normal((n_queries, 64)).astype(np.float32) / 8, 3)
+    exact = queries.astype(np.float64) @ X.astype(np.float64).T
+    wanted = np.argsort(-exact.round(12), axis=1, kind="stable")[:, :k]
+    blocks = ExactHeap(queries, k=k)
+    for first in range(0, len(X), 256):
+        blocks.add(X[first : first + 256], first=first)
+    for found in (Searcher(X, "flat").search(queries, k=k), blocks.nearest()):
+        np.testing.assert_allclose(found.similarities, np.take_along_axis(exact, wanted, axis=1), rtol=1e-5, atol=1e-5)
+        gaps = np.take_along_axis(exact, found.rows, axis=1) - np.take_along_axis(exact, wanted, axis=1)
+        assert ((found.rows == wanted) | ((np.abs(gaps) < 1e-5) & (gaps != 0))).all()
+
+
+def test_the_first_of_many_neighbours_are_those_of_a_search_for_few():
+    X = VECTORS["the same over and over"]
+    many, few = (Searcher(X, "flat").search(X[:5] + np.float32(0.01), k=k).rows for k in (50, 3))
+    np.testing.assert_array_equal(many[:, :3], few)

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import faiss
@@ -18,8 +19,17 @@ import handmade
 import tiny
 from featstore.errors import DataError, StoreError, UsageError
 from featstore.records import Recipe
-from featstore.retrieve import ivf, open_index, retrieve_task
-from featstore.retrieve.index_files import UnusableIndex, index_folders, key_path, signature, usable_record
+from featstore.retrieve import index as faiss_indexes
+from featstore.retrieve import open_index, retrieve_task
+from featstore.retrieve.index_files import (
+    UnusableIndex,
+    index_folders,
+    key_path,
+    seals_of,
+    signature,
+    usable_record,
+    write_record,
+)
 from featstore.retrieve.index_plan import plan_ivf
 from featstore.store import FeatureSet, Member, ShardIdentity, WindowBlock, open_split_writer
 from featstore.store.filesystem import open_objects
@@ -125,27 +135,14 @@ def test_an_index_finds_the_nearest_by_cosine_and_is_made_once(store, kind):
     assert len(said) == 1
 
 
-def test_codes_are_those_that_faiss_would_learn_itself_and_its_threads_are_left_as_they_were():
-    rows = vectors(40_000)
+@pytest.mark.parametrize("kind", ["ivf", "ivfpq"])
+def test_an_index_of_skewed_rows_has_the_lists_of_its_plan_and_leaves_the_threads_of_faiss_alone(kind):
+    rows = np.r_[vectors(66_000), np.tile(vectors(1, seed=5), (6000, 1)), -vectors(3, seed=6)]
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-    plan = plan_ivf(len(rows), DIM, "ivfpq")
-    threads = faiss.omp_get_max_threads()
-    mine = ivf.train_index(plan, rows)
+    plan, threads = plan_ivf(len(rows), DIM, kind), faiss.omp_get_max_threads()
+    index = faiss_indexes.train_index(plan, rows)
+    assert (index.nlist, index.quantizer.ntotal, index.is_trained) == (plan.n_lists, plan.n_lists, True)
     assert faiss.omp_get_max_threads() == threads
-    centroids = mine.quantizer.reconstruct_n(0, mine.nlist)
-    quantizer = faiss.IndexFlatIP(DIM)
-    quantizer.add(centroids)
-    theirs = faiss.IndexIVFPQ(quantizer, DIM, mine.nlist, plan.n_codes, 8, faiss.METRIC_INNER_PRODUCT)
-    theirs.pq.cp.niter = ivf.ITERATIONS
-    theirs.train(rows[np.linspace(0, len(rows) - 1, ivf.PQ_SAMPLE).astype(int)])
-    np.testing.assert_array_equal(*(faiss.vector_to_array(index.pq.centroids) for index in (mine, theirs)))
-    found = []
-    for index in (mine, theirs):
-        index.add(rows)
-        index.nprobe = 4
-        found.append(index.search(rows[:100], 10))
-    np.testing.assert_array_equal(found[0][1], found[1][1])
-    np.testing.assert_array_equal(found[0][0], found[1][0])
 
 
 def test_the_recall_it_tells_is_that_of_a_search_without_the_querys_own_row(store):
@@ -215,15 +212,16 @@ def test_an_index_that_is_damaged_is_made_again(indexed, damage):
 
 def test_an_index_that_is_replaced_while_it_is_opened_is_not_taken_for_either(indexed, monkeypatch):
     opened: list[Path] = []
+    read_lists = faiss_indexes.read_lists
 
-    class Replaced(ivf.MappedLists):
-        def __init__(self, folder: Path) -> None:
-            super().__init__(folder)
-            opened.append(folder)
-            if len(opened) == 1:
-                tell(folder, seconds={"train": 9.0})  # as of another process's making
+    def replaced(folder: Path, *, dim: int) -> faiss.Index:
+        index = read_lists(folder, dim=dim)
+        opened.append(folder)
+        if len(opened) == 1:
+            tell(folder, seconds={"train": 9.0})  # as of another process's making
+        return index
 
-    monkeypatch.setattr(ivf, "MappedLists", Replaced)
+    monkeypatch.setattr(faiss_indexes, "read_lists", replaced)
     said: list[str] = []
     open_index(feature_set(indexed), tell=said.append)
     assert len(said) == 1
@@ -240,26 +238,21 @@ def test_a_disk_that_fills_up_while_lists_are_joined_is_told_in_one_line(tmp_pat
     plan = plan_ivf(300, DIM, "ivf")
     rows = vectors(300)
     with pytest.raises(StoreError, match="FAISS cannot write to"):
-        ivf.merge_blocks(ivf.train_index(plan, rows), tmp_path / "gone" / "index")
+        faiss_indexes.merge_blocks(faiss_indexes.train_index(plan, rows), tmp_path / "gone" / "index")
 
 
 KILLED = """
 import os, signal, sys
 import featstore
-from featstore.retrieve import ivf, open_index
-from featstore.retrieve import index_files as index_folder
+from featstore.retrieve import index, index_files, open_index
 
-class Killed(ivf.MappedLists):
-    def __init__(self, folder):
-        os.kill(os.getpid(), signal.SIGKILL)
-
-def killed(*_):
+def killed(*_, **options):
     os.kill(os.getpid(), signal.SIGKILL)
 
 if sys.argv[2] == "measuring":
-    ivf.MappedLists = Killed
+    index.read_lists = killed
 else:
-    index_folder._put = killed
+    index_files._put = killed
 open_index(featstore.open(sys.argv[1]).select())
 """
 
@@ -358,6 +351,27 @@ def test_an_index_that_was_made_on_another_machine_is_made_again(tmp_path, monke
         assert len(said) == 1
         (tmp_path / "file").touch()
         monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
+
+
+def test_an_index_of_padded_vectors_as_an_earlier_featstore_made_them_is_made_again(tmp_path):
+    url, rows = tmp_path / "s.zarr", vectors(300, dim=13)
+    write(url, rows)
+    folder = open_index(feature_set(url), "ivfpq").folder
+    record = usable_record(folder, feature_set(url), "ivfpq")
+    wide = np.pad(rows / np.linalg.norm(rows, axis=1, keepdims=True), ((0, 0), (0, 3)))
+    for path in folder.iterdir():
+        path.unlink()
+    index = faiss_indexes.train_index(plan_ivf(300, 16, "ivfpq"), wide)
+    faiss_indexes.write_block(index, wide, first=0, folder=folder)
+    faiss_indexes.merge_blocks(index, folder)
+    sizes, checksums = seals_of(folder)
+    write_record(replace(record, files=sizes, checksums=checksums), folder)
+    usable_record(folder, feature_set(url), "ivfpq")
+    said: list[str] = []
+    assert open_index(feature_set(url), "ivfpq", tell=said.append).search(rows[:9], 1).rows[:, 0].tolist() == [
+        *range(9)
+    ]
+    assert len(said) == 1
 
 
 def test_an_index_of_other_content_is_made_again_though_it_was_made_here(tmp_path):
@@ -507,16 +521,15 @@ def test_an_index_is_made_in_the_memory_that_was_planned_whatever_the_rows(tmp_p
 
 def test_a_plan_follows_the_rows_and_its_memory_does_not():
     small, large, huge = (plan_ivf(rows, 256, "ivfpq") for rows in (10_000, 5_000_000, 10**9))
-    assert (small.n_lists, small.graph_links, small.block_rows) == (156, 0, 10_000)
-    assert (large.n_lists, large.n_codes, large.padded_dim) == (8944, 64, 256)
-    assert large.graph_links > 0
+    assert (small.factory, small.block_rows) == ("IVF156,PQ64x8np", 10_000)
+    assert large.factory == "IVF8944_HNSW32,PQ64x8np"
     wide = plan_ivf(10**9, 768, "ivf")
-    assert (huge.n_lists, wide.n_lists) == (126_488, 58_254)
+    assert (huge.n_lists, wide.factory) == (126_488, "IVF58254_HNSW32,Flat")
     for plan in (large, huge, wide):
         assert plan.sample_rows == 64 * plan.n_lists
-        assert 3 * 4 * plan.padded_dim * plan.n_lists <= 2**29
-        assert 4 * plan.padded_dim * plan.block_rows <= 2**27
-    assert plan_ivf(1000, 527, "ivfpq").padded_dim == 531  # 59 codes of 9 numbers
+        assert 3 * 4 * plan.dim * plan.n_lists <= 2**29
+        assert 4 * plan.dim * plan.block_rows <= 2**27
+    assert plan_ivf(1000, 527, "ivfpq").factory == "Pad531,IVF15,PQ59x8np"  # codes of 9 numbers
     with pytest.raises(UsageError, match="at least one row"):
         plan_ivf(0, 8, "ivf")
 
