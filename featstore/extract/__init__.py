@@ -1,8 +1,9 @@
 """Extraction: shards -> decode -> windows -> batches -> encoder -> store."""
 
 from featstore.extract.job import plan_recipe
-from featstore.extract.options import ExtractOptions
+from featstore.extract.options import ExtractOptions, ExtractSettings
 from featstore.extract.results import Progress, Silent
+from featstore.extract.run import TaskExtraction, extract_plans
 from featstore.extract.task import TaskPlan, extract_task, plan_tasks
 from featstore.extract.workers import EncoderRequest, Engine, open_engine
 
@@ -10,9 +11,12 @@ __all__ = [
     "EncoderRequest",
     "Engine",
     "ExtractOptions",
+    "ExtractSettings",
     "Progress",
     "Silent",
+    "TaskExtraction",
     "TaskPlan",
+    "extract_plans",
     "extract_task",
     "open_engine",
     "plan_recipe",
