@@ -47,22 +47,17 @@ def tables(options: Options) -> Iterator[Table]:
 
 def measure_tasks(*, url: str, names: list[str], jobs: int) -> dict[str, float]:
     """Wall time of `featstore probe` and `featstore retrieve` over all tasks, and the busy seconds of each score."""
-    from featstore.cli.evaluate import score_tasks
-    from featstore.cli.probe import ProbeScorer
-    from featstore.cli.retrieve import RetrieveScorer
+    import featstore
     from featstore.tasks import find_task
 
     searched = [name for name in names if find_task(name).retrieve.enabled]
-    scorers = (
-        ("A", names, ProbeScorer(protocol="strict", seeds=(0,), head=None, shots=())),
-        ("B", searched, RetrieveScorer(protocol="strict", ks=None, index="flat", shots=())),
-    )
     found: dict[str, float] = {}
     began = time.perf_counter()
-    for track, tasks, scorer in scorers:
-        scored = score_tasks(tasks, store_url=url, encoders=(), score=scorer, results_dir=None, jobs=jobs)
-        for record in scored.whole():
-            found[f"{record.task}: {track}"] = sum(record.seconds.values())
+    scores = featstore.probe(names, store=url, seeds=1, jobs=jobs)
+    scores += featstore.retrieve(searched, store=url, jobs=jobs)
+    scores.raise_failures()
+    for record in scores:
+        found[f"{record.task}: {record.track}"] = sum(record.seconds.values())
     found["all of it"] = time.perf_counter() - began
     return found
 

@@ -65,7 +65,7 @@ def tables(options: Options) -> Iterator[Table]:
 def _probed(url: str, sent: list[int]) -> tuple[int, int]:
     sent.clear()
     fs = featstore.open(url).select()
-    float(fs.utterance.sum()), len(fs.key), len(fs.meta), float(fs.seconds.sum())
+    float(fs.utterance.sum()), len(fs.key), len(fs.meta_json), float(fs.seconds.sum())
     return sum(sent), len(sent)
 
 

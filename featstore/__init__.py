@@ -1,41 +1,89 @@
-"""featstore: run an audio encoder once, keep its embeddings, answer every later question from the store."""
+"""featstore: run an audio encoder once, keep its embeddings, answer every later question from the store.
+
+The public functions are those of `featstore.api`, each imported when it is first used. Four of them share their name
+with a package: `extract`, `probe`, `retrieve` and `report`. These packages are callable: ``featstore.probe(...)`` is
+`featstore.api.probe`, and ``from featstore.probe import probe_task`` still imports from the package.
+"""
 
 from __future__ import annotations
 
-import os
-from typing import TYPE_CHECKING
+import importlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from featstore.store import Store
+    from featstore.api import (
+        Extracted,
+        Scores,
+        compare,
+        extract,
+        health,
+        load_encoder,
+        open,
+        probe,
+        probe_arrays,
+        query,
+        report,
+        retrieve,
+    )
 
 __version__ = "0.2.0"
-__all__ = ["__version__", "open"]
+__all__ = [
+    "Extracted",
+    "Scores",
+    "__version__",
+    "compare",
+    "extract",
+    "health",
+    "load_encoder",
+    "open",
+    "probe",
+    "probe_arrays",
+    "query",
+    "report",
+    "retrieve",
+]
+
+_PACKAGES = ("extract", "probe", "report", "retrieve")
 
 
-def open(url: str | os.PathLike[str], *, verify: bool = False) -> Store:  # the name users type: featstore.open(...)
-    """Open a store for reading.
+class _CallablePackage(ModuleType):
+    """A package that is called like the function of its name in `featstore.api`."""
 
-    Parameters
-    ----------
-    url : str or os.PathLike
-        A folder, or ``s3://``, ``gs://``, ``az://``, ``hf://`` or ``https://``.
-    verify : bool
-        Read everything through its checksums first. Without it, numbers are read through a memory map, unchecked.
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        return _public(self.__name__.rpartition(".")[2])(*arguments, **options)
 
-    Raises
-    ------
-    featstore.errors.StoreNotFound
-        There is no store there.
-    featstore.errors.StoreVersionError
-        A newer featstore wrote it.
-    featstore.errors.DamagedPart
-        `verify` found damage.
-    """
-    url = os.fspath(url)
-    if verify:
-        from featstore.store.verify import require_sound
+    @property
+    def __signature__(self) -> Any:  # shown by help() and notebooks
+        import inspect
 
-        require_sound(url)
-    from featstore.store import open_store
+        return inspect.signature(_public(self.__name__.rpartition(".")[2]))
 
-    return open_store(url)
+
+class _Featstore(ModuleType):
+    """The type of this package: however ``featstore.probe`` is imported, it is bound as a callable package."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _PACKAGES and type(value) is ModuleType:
+            value.__class__ = _CallablePackage
+        super().__setattr__(name, value)
+
+
+def _public(name: str) -> Any:
+    return getattr(importlib.import_module("featstore.api"), name)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PACKAGES:
+        return importlib.import_module(f"featstore.{name}")
+    if name in __all__:
+        return _public(name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+sys.modules[__name__].__class__ = _Featstore

@@ -9,9 +9,20 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from html import escape
 
-__all__ = ["counted", "harmless", "harmless_json", "lasting", "printable", "redacted", "spoken_bytes"]
+__all__ = [
+    "counted",
+    "harmless",
+    "harmless_json",
+    "html_table",
+    "lasting",
+    "printable",
+    "redacted",
+    "spoken_bytes",
+    "text_table",
+]
 
 _HIDDEN = "***"
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"`<>]+")
@@ -103,6 +114,50 @@ def _redacted_url(url: str) -> str:
 def printable(text: str, *, most: int = 120) -> str:
     """Text of an audio file's making, fit for a line of a table: short, and harmless."""
     return harmless(text if len(text) <= most else text[: most - 3] + "...")
+
+
+def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Lay out rows of text in columns, each indented by two spaces; columns of numbers are flush right.
+
+    >>> print(text_table(["split", "clips"], [["train", "1,200"], ["test", "-"]]))
+      split  clips
+      train  1,200
+      test       -
+    """
+    header, rows = _harmless_cells([header])[0], _harmless_cells(rows)
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    pads = [str.rjust if right else str.ljust for right in _flush_right(header, rows)]
+    lines = (
+        "  ".join(pad(cell, width) for pad, cell, width in zip(pads, row, widths, strict=True))
+        for row in (header, *rows)
+    )
+    return "\n".join(f"  {line.rstrip()}" for line in lines)
+
+
+def html_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, caption: str = "") -> str:
+    """The same as an HTML table, for notebooks."""
+    styles = [f' style="text-align: {"right" if right else "left"}"' for right in _flush_right(header, rows)]
+
+    def line(tag: str, cells: Sequence[str]) -> str:
+        return "<tr>" + "".join(f"<{tag}{s}>{escape(c)}</{tag}>" for s, c in zip(styles, cells, strict=True)) + "</tr>"
+
+    header, rows = _harmless_cells([header])[0], _harmless_cells(rows)
+    body = "\n".join(line("td", row) for row in rows)
+    title = f"<caption>{escape(caption)}</caption>" if caption else ""
+    return f"<table>{title}<thead>{line('th', header)}</thead><tbody>\n{body}\n</tbody></table>"
+
+
+def _harmless_cells(rows: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Names in a store are untrusted text: no cell controls a terminal."""
+    return [[harmless(cell) for cell in row] for row in rows]
+
+
+def _flush_right(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[bool]:
+    """Which columns hold numbers, or a dash where there is none."""
+    return [
+        bool(rows) and all(row[at] == "-" or row[at].replace(",", "").replace(".", "").isdigit() for row in rows)
+        for at in range(len(header))
+    ]
 
 
 def _commands_in(text: str, *, keep: str) -> Iterator[str]:

@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
+from featstore.formatting import html_table
+
 Track = Literal["A", "B"]
 Protocol = Literal["strict", "xares"]
 NamedBy = Literal["class", "place"]
@@ -340,6 +342,19 @@ class ScoreRecord:
     def from_json(cls, raw: Mapping[str, Any]) -> ScoreRecord:
         """The inverse of `as_json`. Raises TypeError where a field is missing or unknown."""
         return cls(**{**raw, "seeds": tuple(raw["seeds"])})
+
+    def _repr_html_(self) -> str:
+        """A table for notebooks: the value with its interval, and what it was made of."""
+        interval = "" if self.ci_low is None or self.ci_high is None else f" [{self.ci_low:.4f}, {self.ci_high:.4f}]"
+        warnings = [str(each["message"]) for each in self.details.get("warnings", [])]
+        rows = [
+            ("encoder", f"{self.encoder}@{self.fingerprint}"),
+            ("track, protocol", f"{self.track}, {self.protocol}"),
+            (self.metric, f"{self.value:.4f}{interval}"),
+            ("clips", f"{self.n_train:,} train, {self.n_valid:,} valid, {self.n_test:,} test"),
+            *(("warning", each) for each in warnings),
+        ]
+        return html_table(("score", self.task), rows, caption=self.title)
 
     @property
     def key(self) -> str:

@@ -16,6 +16,7 @@ LAYERS = (
     {"__main__"},
     {"cli"},
     {"demo"},
+    {"api"},
     {"explore"},
     {"report"},
     {"diagnostics"},

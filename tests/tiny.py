@@ -51,7 +51,7 @@ class TinySet:
         return np.array([clip.key for clip in self.clips], dtype=object)
 
     @property
-    def meta(self) -> np.ndarray:
+    def meta_json(self) -> np.ndarray:
         return np.array([json.dumps({"label": self.clips[at].label}) for at in self.clip], dtype=object)
 
     @property
@@ -72,7 +72,7 @@ class TinySet:
 
     @property
     def content_hash(self) -> str:
-        return hashlib.sha256(self.utterance.tobytes() + "".join(self.meta).encode()).hexdigest()[:16]
+        return hashlib.sha256(self.utterance.tobytes() + "".join(self.meta_json).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)

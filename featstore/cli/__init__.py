@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from io import TextIOWrapper
 
@@ -11,7 +12,6 @@ from featstore import __version__
 from featstore.cli.check import check
 from featstore.cli.completion import completion
 from featstore.cli.demo import demo
-from featstore.cli.evaluate import told_out_of_memory
 from featstore.cli.explore import explore
 from featstore.cli.extract import extract
 from featstore.cli.fetch import fetch
@@ -61,6 +61,7 @@ def main(arguments: list[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # what a terminal or a log has no letter for is told by its escape
             stream.reconfigure(errors="backslashreplace")
+    logging.getLogger("featstore").addHandler(logging.NullHandler())  # commands print failures themselves
     try:
         code = cli.main(args=arguments, prog_name="featstore", standalone_mode=False)
     except click.exceptions.Exit as done:
@@ -83,7 +84,9 @@ def main(arguments: list[str] | None = None) -> None:
         _raise_if_asked(arguments)
         code = _fail(f"there is not enough memory{f': {error}' if str(error) else ''}", 1)
     except RuntimeError as error:
-        message = told_out_of_memory(error)
+        from featstore.evaluation.runner import out_of_memory_message
+
+        message = out_of_memory_message(error)
         if message is None:
             raise
         _raise_if_asked(arguments)

@@ -27,7 +27,7 @@ from featstore.cli.options import (
     store_option,
     tasks_argument,
 )
-from featstore.errors import DamagedPart, DataError, FeatstoreError
+from featstore.errors import DataError, FeatstoreError
 from featstore.formatting import counted, lasting, spoken_bytes
 from featstore.system import CPU_BATCH_SECONDS, LIGHT_BATCH_SECONDS
 
@@ -238,46 +238,22 @@ class _Run:
     fatal: FeatstoreError | OSError | MemoryError | None = None
 
     def extract_all(self, plans: Sequence[TaskPlan | ExtractFailure]) -> None:
-        """Extract one task after another; one that fails does not stop those after it."""
+        """Extract one task after another, and print the result of each."""
+        from featstore.cli.progress import progress_bar
+        from featstore.extract import extract_plans
         from featstore.records import ExtractFailure
 
         unready = [plan for plan in plans if isinstance(plan, ExtractFailure)]
         if len(unready) < len(plans):
             for failure in unready:  # now, and not after the hours that the others may take; and at the end once more
                 say(f"featstore: {failure.task} is not extracted: {_one_line(failure.message)}", err=True)
-        for plan in plans:
-            if isinstance(plan, ExtractFailure):
-                self.failures.append(plan)
-            elif self.fatal is not None:
-                self.failures.append(
-                    ExtractFailure(task=plan.manifest.name, error="", message="not run: the run ended before it")
-                )
-            else:
-                self._extract(plan)
-
-    def _extract(self, plan: TaskPlan) -> None:
-        from featstore.cli.progress import progress_bar
-        from featstore.records import ExtractFailure
-
-        done: list[ExtractRecord] = []
-        try:
-            with progress_bar() as progress:
-                for records in plan.extract(progress):
-                    done += records
-        except (FeatstoreError, OSError, MemoryError) as error:
-            message = _one_line(str(error)) or type(error).__name__
-            code = error.exit_code if isinstance(error, FeatstoreError) else 1
-            failure = ExtractFailure(
-                task=plan.manifest.name, error=type(error).__name__, message=message, exit_code=code
-            )
-            self.failures.append(failure)
-            if not isinstance(error, DataError | DamagedPart):
-                self.fatal = error
-        finally:
-            self.records += done
-        if not self.as_json:
-            with redirect_stdout(self.stdout):
-                _tell_all(done)
+        for done in extract_plans(plans, watch=progress_bar):
+            self.records += done.records
+            self.failures += [] if done.failure is None else [done.failure]
+            self.fatal = self.fatal or done.fatal
+            if not self.as_json:
+                with redirect_stdout(self.stdout):
+                    _tell_all(done.records)
 
     def raise_failures(self) -> None:
         """Print a line for each failure, and raise one error for all.

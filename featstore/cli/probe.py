@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from featstore.cli.evaluate import score_tasks, tell_scores
+from featstore.cli.evaluate import print_scores
 from featstore.cli.options import (
     encoder_names,
     jobs_option,
@@ -21,35 +20,9 @@ from featstore.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from featstore.records import Protocol, ScoreRecord
-    from featstore.store import Store
-    from featstore.tasks import Manifest
+    from featstore.records import Protocol
 
 __all__ = ["probe"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ProbeScorer:
-    """`featstore.probe.probe_task` with its options."""
-
-    protocol: Protocol
-    seeds: tuple[int, ...] | None
-    head: str | None
-    shots: tuple[int, ...]
-
-    def __call__(self, store: Store, manifest: Manifest, encoder: str | None) -> ScoreRecord:
-        """Score one task by one encoder."""
-        from featstore.probe import probe_task
-
-        return probe_task(
-            store,
-            manifest,
-            encoder=encoder,
-            protocol=self.protocol,
-            seeds=self.seeds,
-            head=self.head,
-            shots=self.shots,
-        )
 
 
 @click.command()
@@ -85,8 +58,20 @@ def probe(
     as_json: bool,
 ) -> None:
     """Track A: train a linear model on the cached embeddings of each task, and score it."""
-    score = ProbeScorer(
-        protocol=protocol, seeds=tuple(range(seeds)) if seeds is not None else None, head=head, shots=shots
-    )
-    scored = score_tasks(tasks, store_url=store_url, encoders=encoders, score=score, results_dir=results_dir, jobs=jobs)
-    tell_scores(scored, as_json=as_json)
+    from featstore import api
+    from featstore.cli.progress import scoring
+
+    with scoring() as progress:
+        scores = api.probe(
+            tasks,
+            store=store_url,
+            encoder=encoders,
+            protocol=protocol,
+            head=head,
+            seeds=seeds,
+            shots=shots,
+            jobs=jobs,
+            results=results_dir,
+            progress=progress,
+        )
+    print_scores(scores, as_json=as_json)

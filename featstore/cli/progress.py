@@ -209,9 +209,9 @@ class PlainSteps:
 
 @contextmanager
 def scoring(
-    total: int, *, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic
-) -> Iterator[Callable[[str], None]]:
-    """Watch so many scores come on stderr (or `stream`); the callable takes the name of one that is done.
+    *, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic
+) -> Iterator[Callable[[int, int, str], None]]:
+    """Show on stderr (or `stream`) how many scores are done; the callable takes done, total and the name of the last.
 
     A bar on a terminal, which goes when all are there; elsewhere a line at most every ten seconds.
     """
@@ -225,19 +225,23 @@ def scoring(
             TextColumn("{task.description}"),
         )
         with Progress(*columns, console=console, transient=True) as bars:
-            task = bars.add_task("", total=total)
-            yield lambda name: bars.update(task, advance=1, description=escape(printable(f"last: {name}")))
+            task = bars.add_task("", total=0, visible=False)
+
+            def show(done: int, total: int, last: str) -> None:
+                description = escape(printable(f"last: {last}")) if last else ""
+                bars.update(task, completed=done, total=total, description=description, visible=True)
+
+            yield show
         return
-    done, told = 0, clock()
+    written_at = clock()
 
-    def tell(name: str) -> None:
-        nonlocal done, told
-        done += 1
-        if done < total and clock() - told >= PLAIN_EVERY_SECONDS:
-            told = clock()
-            console.file.write(f"{done}/{total} scores, the last {printable(name)}\n")
+    def write(done: int, total: int, last: str) -> None:
+        nonlocal written_at
+        if 0 < done < total and clock() - written_at >= PLAIN_EVERY_SECONDS:
+            written_at = clock()
+            console.file.write(f"{done}/{total} scores, the last {printable(last)}\n")
 
-    yield tell
+    yield write
 
 
 @contextmanager

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
-from pathlib import Path
+import sys
+from contextlib import redirect_stdout
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from featstore.cli.options import emit_json, feature_set_options, json_option, say, store_option
 from featstore.errors import LabelError
-from featstore.formatting import printable
+from featstore.formatting import printable, text_table
 
 if TYPE_CHECKING:
-    from featstore.encoders.encoder import Encoder
     from featstore.explore.query import ClipHit, Found, QueryRecord
-    from featstore.store import FeatureSet
 
 __all__ = ["query"]
 
@@ -68,29 +66,17 @@ def query(
     featstore query bark.wav --store S --encoder logmel
     featstore query scenes-fold1-00003 --store S --encoder logmel --dataset demo-scenes --field scene
     """  # noqa: D301 - click takes the character itself
-    from featstore.explore.query import nearest_to_file, nearest_to_key, sets_of_one_encoder
-    from featstore.store import open_store
+    from featstore import api
 
-    sets = sets_of_one_encoder(open_store(store_url), encoder=encoder, dataset=dataset, split=split)
-    if os.path.isfile(wanted):  # noqa: PTH113 - a key may be longer than the name of a file, for which Path raises
-        found = nearest_to_file(sets, Path(wanted), load=lambda fs: _load(fs, spec), k=k, device=device)
-    else:
-        found = nearest_to_key(sets, wanted, k=k)
+    with redirect_stdout(sys.stderr):  # an encoder may print, but stdout is for the answer
+        found = api.query(
+            wanted, store=store_url, encoder=encoder, dataset=dataset, split=split, k=k, spec=spec, device=device
+        )
     shown = _columns(found, fields)
     if as_json:
         emit_json([_record(rank, hit, shown) for rank, hit in enumerate(found.hits, start=1)])
     else:
-        _tell(found, shown, several=len(sets) > 1)
-
-
-def _load(fs: FeatureSet, spec: str | None) -> Encoder:
-    import sys
-    from contextlib import redirect_stdout
-
-    from featstore.extract.single_file import load_encoder_of
-
-    with redirect_stdout(sys.stderr):  # an encoder may print, but stdout is for the answer
-        return load_encoder_of(fs.recipe, stored_spec=fs.address.spec, spec=spec)
+        _tell(found, shown, several=found.sets_searched > 1)
 
 
 def _columns(found: Found, fields: tuple[str, ...]) -> dict[str, list[Any]]:
@@ -145,8 +131,6 @@ def _record(rank: int, hit: ClipHit, columns: dict[str, list[Any]]) -> QueryReco
 
 
 def _tell(found: Found, columns: dict[str, list[Any]], *, several: bool) -> None:
-    from featstore.store.feature_set import text_table
-
     labels = [f"{name}: {_text(value)}" for name, value in _own_labels(found, columns)]
     said = f" ({', '.join(labels)})" if labels else ""
     windows = f", {found.windows:,} windows" if found.windows > 1 else ""

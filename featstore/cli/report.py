@@ -15,9 +15,8 @@ from featstore.files import write_whole
 from featstore.formatting import counted, spoken_bytes
 
 if TYPE_CHECKING:
-    from featstore.diagnostics import Health
     from featstore.records import ScoreRecord
-    from featstore.report import Grid, PublishedScores
+    from featstore.report import Grid
 
 Form = Literal["table", "markdown", "csv", "json", "html"]
 
@@ -107,48 +106,27 @@ def _report(
     pair: tuple[str, str] | None,
 ) -> None:
     """Write what was asked for."""
-    from featstore.report import published_scores
+    from featstore.report import build, grid, published_scores
+    from featstore.report.render import render
 
-    if form == "html":
-        _write(_page(scores, store_url=store_url, title=title), (), out_path, form)
-        return
     if pair:
         _write(*_comparison(scores, pair, form), out_path, form)
         return
-    known = published_scores() if published else None
-    if known is not None and not any(score.protocol == known.protocol for score in scores):
-        nothing = f"nothing here was scored with --protocol {known.protocol}, so --published adds nothing"
+    protocol = published_scores().protocol
+    if published and form != "html" and not any(score.protocol == protocol for score in scores):
+        nothing = f"nothing here was scored with --protocol {protocol}, so --published adds nothing"
         say(f"featstore: {nothing}", err=True)
-        known = None
-    _write(*_leaderboard(scores, known, form), out_path, form)
-
-
-def _page(scores: tuple[ScoreRecord, ...], *, store_url: str | None, title: str) -> str:
-    """Published scores are part of a page that has their protocol: it sets them apart."""
-    from featstore.report import published_scores
-    from featstore.report.page import render_page
-
-    health: tuple[Health, ...] = ()
+        published = False
+    if form == "table":
+        board = build(scores, published=published_scores() if published else None)
+        _write("", tuple(grid(table) for table in board.tables), out_path, form)
+        return
+    store = None
     if store_url is not None:
-        from featstore.report.spaces import spaces_of
         from featstore.store import open_store
 
-        health = spaces_of(open_store(store_url), scores)
-    return render_page(scores, published=published_scores(), health=health, title=title)
-
-
-def _leaderboard(
-    scores: tuple[ScoreRecord, ...], published: PublishedScores | None, form: Form
-) -> tuple[str, tuple[Grid, ...]]:
-    """Text, or the tables to paint."""
-    from featstore.report import build, grid, to_csv, to_json, to_markdown
-
-    if form == "json":
-        return to_json(scores), ()
-    board = build(scores, published=published)
-    if form == "table":
-        return "", tuple(grid(table) for table in board.tables)
-    return to_csv(board) if form == "csv" else to_markdown(board), ()
+        store = open_store(store_url)
+    _write(render(scores, form, title=title, published=published, store=store), (), out_path, form)
 
 
 def _comparison(scores: tuple[ScoreRecord, ...], pair: tuple[str, str], form: Form) -> tuple[str, tuple[Grid, ...]]:

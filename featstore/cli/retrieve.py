@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from featstore.cli.evaluate import score_tasks, tell_scores
+from featstore.cli.evaluate import print_scores
 from featstore.cli.options import (
     encoder_names,
     jobs_option,
@@ -21,39 +20,15 @@ from featstore.cli.options import (
     store_option,
     tasks_argument,
 )
-from featstore.errors import UsageError
 
 if TYPE_CHECKING:
-    from featstore.records import Protocol, ScoreRecord
-    from featstore.store import Store
-    from featstore.tasks import Manifest
+    from featstore.records import Protocol
 
 __all__ = ["retrieve"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RetrieveScorer:
-    """`featstore.retrieve.retrieve_task` with its options."""
-
-    protocol: Protocol
-    ks: tuple[int, ...] | None
-    index: str
-    shots: tuple[int, ...]
-
-    def __call__(self, store: Store, manifest: Manifest, encoder: str | None) -> ScoreRecord:
-        """Score one task by one encoder."""
-        from featstore.retrieve import retrieve_task
-
-        return retrieve_task(
-            store,
-            manifest,
-            encoder=encoder,
-            protocol=self.protocol,
-            k=self.ks,
-            index=self.index,
-            shots=self.shots,
-            tell=lambda line: say(f"featstore: {line}", err=True),
-        )
+def _print_line(line: str) -> None:  # also in the processes of --jobs
+    say(f"featstore: {line}", err=True)
 
 
 @click.command()
@@ -95,26 +70,21 @@ def retrieve(
     as_json: bool,
 ) -> None:
     """Track B: let the nearest cached neighbours of each test clip vote on its label. Nothing is trained."""
-    scored = score_tasks(
-        _with_neighbours(tasks),
-        store_url=store_url,
-        encoders=encoders,
-        score=RetrieveScorer(protocol=protocol, ks=ks or None, index=index, shots=shots),
-        results_dir=results_dir,
-        jobs=jobs,
-    )
-    tell_scores(scored, as_json=as_json)
+    from featstore import api
+    from featstore.cli.progress import scoring
 
-
-def _with_neighbours(tasks: tuple[str, ...]) -> tuple[str, ...]:
-    """Leave out, and tell, tasks without Track B among several; one alone is left to say so itself."""
-    from featstore.tasks import find_task
-
-    if len(tasks) == 1:
-        return tasks
-    without = [task for task in tasks if not find_task(task).retrieve.enabled]
-    for task in without:
-        say(f"featstore: {task} has no nearest-neighbour track: left out", err=True)
-    if len(without) == len(tasks):
-        raise UsageError("none of these tasks has a nearest-neighbour track: `featstore probe` scores them")
-    return tuple(task for task in tasks if task not in without)
+    with scoring() as progress:
+        scores = api.retrieve(
+            tasks,
+            store=store_url,
+            encoder=encoders,
+            protocol=protocol,
+            k=ks or None,
+            index=index,
+            shots=shots,
+            jobs=jobs,
+            results=results_dir,
+            progress=progress,
+            notify=_print_line,
+        )
+    print_scores(scores, as_json=as_json)

@@ -66,11 +66,11 @@ def tasks(*, name: str | None, store_url: str | None, as_json: bool) -> None:
 
 def _cached(store_url: str, tasks: Sequence[Manifest]) -> dict[str, list[str]]:
     """By task, the encoders that have all of its feature sets."""
-    from featstore.cli.evaluate import encoders_with
+    from featstore.evaluation.runner import encoders_with
     from featstore.store import open_store
 
     store = open_store(store_url)
-    return {task.name: [str(encoder) for encoder in encoders_with(store, task)] for task in tasks}
+    return {task.name: encoders_with(store, task) for task in tasks}
 
 
 def _flat(value: object, prefix: str = "") -> list[tuple[str, str]]:

@@ -212,12 +212,13 @@ def plan_shards(collection: Collection) -> tuple[ShardPlan, ...]:
     )
 
 
-def make_shards(data_dir: Path, *, collections: Sequence[Collection] = COLLECTIONS) -> MadeShards:
+def make_shards(data_dir: str | os.PathLike[str], *, collections: Sequence[Collection] = COLLECTIONS) -> MadeShards:
     """Make the shards of `collections` under ``data_dir/<dataset>/``, but for those that are there.
 
     A shard appears in one step, so one that exists is whole. Beside the shards lies a marker of the synthesis and of
     the collection that made them; where it says something else than would be made now, they are all made again.
     """
+    data_dir = Path(data_dir)
     plans = [plan for collection in collections for plan in plan_shards(collection)]
     for collection in collections:
         _forget_other_synthesis(data_dir / collection.dataset, collection)

@@ -24,6 +24,7 @@ __all__ = [
     "distribution_of",
     "earlier_identity",
     "encoder_identity",
+    "plain_attributes",
     "source_sha256",
     "state_sha256",
     "user_identity",
@@ -148,6 +149,28 @@ def earlier_identity(module: nn.Module, *, arguments: Mapping[str, Any]) -> dict
         "state_sha256": state_sha256(module),
         "arguments": dict(arguments),
     }
+
+
+def plain_attributes(module: nn.Module) -> dict[str, str]:
+    """Numbers, texts and truth values, and sequences of these, that a module and its submodules hold as attributes.
+
+    They are the settings (a stride, a scale, a name of a mode) that the weights do not show.
+    """
+    return {
+        f"{place}.{name}": repr(value)
+        for place, each in module.named_modules()
+        for name, value in vars(each).items()
+        if name not in _OF_EVERY_MODULE and _is_plain(value)
+    }
+
+
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, bool | int | float | str)
 
 
 def builtin_code_sha256(kind: type) -> str:

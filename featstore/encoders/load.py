@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, get_args
@@ -16,13 +16,15 @@ from torch import nn
 from featstore.encoders.builtin import LogMelEncoder, MfccEncoder
 from featstore.encoders.contract import LoadedModel
 from featstore.encoders.encoder import Encoder
-from featstore.encoders.fingerprint import earlier_identity, encoder_identity, user_identity
+from featstore.encoders.fingerprint import earlier_identity, encoder_identity, plain_attributes, user_identity
 from featstore.encoders.pooling import Output, Pool
+from featstore.encoders.source_code import file_of
 from featstore.encoders.specs import EncoderSpec, check_arguments, check_built_in_arguments, parse_spec
-from featstore.encoders.user_code import ENCODER_FILE, loading_user_code
+from featstore.encoders.user_code import ENCODER_FILE, Loading, loading_user_code
 from featstore.errors import EncoderContractError, EncoderError, UsageError
+from featstore.records import sha256_of
 
-__all__ = ["load"]
+__all__ = ["load", "load_object"]
 
 _BUILT_IN: Mapping[str, type[nn.Module]] = {"logmel": LogMelEncoder, "mfcc": MfccEncoder}
 
@@ -49,17 +51,86 @@ def load(
     with loading_user_code(_folder_of(parsed)) as loading:
         kind, main = _class_in_file(parsed) if parsed.scheme == "file" else _class_by_import(parsed)
         module = _build(kind, arguments)
-        is_own = kind.__module__.partition(".")[0] == "featstore"
-        found = LoadedModel(
-            module=module,
-            name=kind.__name__,
-            named_by="class",
-            identity=(encoder_identity if is_own else user_identity)(module, arguments=arguments),
-            earlier=None if is_own else earlier_identity(module, arguments=arguments),
+        return _of_a_class(module, loading, main=main, spec=parsed.base, arguments=arguments, outputs=outputs)
+
+
+def load_object(
+    encoder: nn.Module | Callable[..., nn.Module],
+    *,
+    arguments: Mapping[str, Any],
+    layers: tuple[int | None, ...],
+    pools: tuple[Pool, ...],
+) -> Encoder:
+    """Build an encoder from a module, or from a class or function that returns one.
+
+    Of a class that is called here the arguments are known, and the encoder is the one that its spec names. Of a module
+    that is there already, and of one that a function returns, every plain attribute is part of its identity instead.
+
+    Parameters
+    ----------
+    encoder : nn.Module or callable
+        It is set to evaluation mode.
+    arguments : mapping
+        Of the class or function.
+
+    Raises
+    ------
+    EncoderError
+        It cannot be built, or its class is defined in no file, so that its code has no fingerprint.
+    EncoderContractError
+        It does not keep the contract of `featstore.encoders.contract`.
+    """
+    check_arguments(arguments)
+    outputs = _outputs(layers, pools)
+    with loading_user_code(Path.cwd()) as loading:
+        if isinstance(encoder, nn.Module):
+            if arguments:
+                raise UsageError(f"a module takes no arguments any more: got {next(iter(arguments))}")
+            module = encoder.eval()
+        else:
+            module = _build(encoder, arguments)
+        kind = type(module)
+        main = sys.modules[kind.__module__]
+        if file_of(main) is None:
+            raise EncoderError(
+                f"{kind.__name__} is defined in no file, so that its code has no fingerprint: write it to one "
+                "(%%writefile in a notebook) and import it, or give the file as the spec"
+            )
+        return _of_a_class(
+            module,
+            loading,
+            main=main,
+            spec=f"{kind.__module__}:{kind.__qualname__}",
+            arguments=arguments,
+            outputs=outputs,
+            attributes_sha256=None if encoder is kind else sha256_of(plain_attributes(module)),
         )
-        encoder = _encoder(found, parsed.base, outputs)
-        code = loading.modules(module, main=main)  # after its first forward pass, which may have imported more
-        return encoder.made_of(code) if code else encoder
+
+
+def _of_a_class(
+    module: nn.Module,
+    loading: Loading,
+    *,
+    main: ModuleType,
+    spec: str,
+    arguments: Mapping[str, Any],
+    outputs: tuple[Output, ...],
+    attributes_sha256: str | None = None,
+) -> Encoder:
+    """An encoder whose class a file or an installed package defines, which the module `main` is."""
+    kind = type(module)
+    is_own = kind.__module__.partition(".")[0] == "featstore"
+    identity = (encoder_identity if is_own else user_identity)(module, arguments=arguments)
+    found = LoadedModel(
+        module=module,
+        name=kind.__name__,
+        named_by="class",
+        identity=identity if attributes_sha256 is None else {**identity, "attributes_sha256": attributes_sha256},
+        earlier=None if is_own or attributes_sha256 is not None else earlier_identity(module, arguments=arguments),
+    )
+    encoder = _encoder(found, spec, outputs)
+    code = loading.modules(module, main=main)  # after its first forward pass, which may have imported more
+    return encoder.made_of(code) if code else encoder
 
 
 def _encoder(found: LoadedModel, spec: str, outputs: tuple[Output, ...]) -> Encoder:
@@ -104,14 +175,15 @@ def _of_a_built_in(spec: EncoderSpec, arguments: Mapping[str, Any]) -> LoadedMod
     return LoadedModel(module=module, name=spec.name, named_by="class", identity=identity)
 
 
-def _build(kind: type[nn.Module], arguments: Mapping[str, Any]) -> nn.Module:
+def _build(kind: Callable[..., nn.Module], arguments: Mapping[str, Any]) -> nn.Module:
+    name = getattr(kind, "__name__", type(kind).__name__)
     try:
         module = kind(**arguments)
     except (Exception, SystemExit) as error:
         given = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
-        raise EncoderError(f"{kind.__name__}({given}) could not be built: {_told(error)}") from error
+        raise EncoderError(f"{name}({given}) could not be built: {_told(error)}") from error
     if not isinstance(module, nn.Module):
-        raise EncoderContractError(f"an encoder is a torch.nn.Module: {kind.__name__} is none")
+        raise EncoderContractError(f"an encoder is a torch.nn.Module: {name} is not one")
     return module.eval()
 
 

@@ -141,7 +141,7 @@ def read_windows(store: Store, manifest: Manifest, *, encoder: str | None) -> Wi
         members[name] = np.arange(len(keys), len(keys) + len(clip_keys))
         first_of_clip = np.flatnonzero(np.diff(feature_set.clip, prepend=-1))
         keys += clip_keys
-        metas += [str(meta) for meta in feature_set.meta[first_of_clip]]
+        metas += [str(meta) for meta in feature_set.meta_json[first_of_clip]]
         ids += [f"{name}/{key}" for key in clip_keys]
     return Windows(
         recipe=recipe,

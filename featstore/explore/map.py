@@ -58,7 +58,7 @@ class Points:
     @property
     def metas(self) -> list[str]:
         """JSON of each clip."""
-        return [str(meta) for meta in self.fs.meta[self.windows]]
+        return [str(meta) for meta in self.fs.meta_json[self.windows]]
 
     @property
     def shards(self) -> list[str]:

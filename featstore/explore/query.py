@@ -180,7 +180,7 @@ class QueryRecord:
 class Found:
     """An answer: the query, the clips nearest first, and how many were compared in which time.
 
-    ``meta`` is the JSON of a query that is a cached clip, else empty.
+    ``meta`` is the JSON of a query that is a cached clip, else empty. ``sets_searched`` counts feature sets.
     """
 
     query: str
@@ -189,6 +189,7 @@ class Found:
     windows: int
     hits: tuple[ClipHit, ...]
     clips_searched: int
+    sets_searched: int
     seconds: float
 
 
@@ -261,6 +262,7 @@ def nearest_to_key(sets: Sequence[FeatureSet], key: str, *, k: int) -> Found:
         windows=len(clip.rows),
         hits=hits,
         clips_searched=searched,
+        sets_searched=len(sets),
         seconds=time.perf_counter() - began,
     )
 
@@ -291,6 +293,7 @@ def nearest_to_file(
         windows=max(len(each.utterance) for each in encoded.values()),
         hits=hits,
         clips_searched=searched,
+        sets_searched=len(sets),
         seconds=time.perf_counter() - began,
     )
 

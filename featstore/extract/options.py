@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypedDict
 
 from featstore.errors import UsageError
 from featstore.extract.windows import Padding
 
-__all__ = ["ExtractOptions"]
+__all__ = ["ExtractOptions", "ExtractSettings"]
 
 LEAST_WINDOW_SECONDS = 0.1
 
@@ -88,3 +88,22 @@ class ExtractOptions:
                 f"max_window_seconds must be {LEAST_WINDOW_SECONDS:g} or more: got {self.max_window_seconds!r}"
             )
         Padding.parse(self.padding)
+
+
+class ExtractSettings(TypedDict, total=False):
+    """The fields of `ExtractOptions` as keyword arguments: see there for their meaning and defaults."""
+
+    device: str
+    precision: str
+    frame_dtype: Literal["float16", "float32"]
+    frames: Literal["auto", "always", "never"]
+    padding: str
+    batch_seconds: float
+    workers: int
+    max_clip_seconds: float
+    max_window_seconds: float | None
+    compiled: bool
+    profile_path: Path | None
+    prune: bool
+    allow_drift: bool
+    check_shards: bool

@@ -13,6 +13,7 @@ import contextlib
 import hashlib
 import json
 import math
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from featstore.errors import ResultsError, UsageError
 from featstore.files import write_whole
 from featstore.records import Protocol, ScoreRecord, Track, canonical_json
 
-__all__ = ["CHOSEN_SETTINGS", "RESULTS_FORMAT", "Results", "read_results", "read_scores", "write_score"]
+__all__ = ["CHOSEN_SETTINGS", "RESULTS_FORMAT", "Results", "identity_of", "read_results", "read_scores", "write_score"]
 
 RESULTS_FORMAT = 1
 
@@ -71,7 +72,9 @@ class _Written:
 _NO_TIME = datetime.min.replace(tzinfo=UTC)
 
 
-def write_score(record: ScoreRecord, results_dir: Path, *, written_at: datetime | None = None) -> Path:
+def write_score(
+    record: ScoreRecord, results_dir: str | os.PathLike[str], *, written_at: datetime | None = None
+) -> Path:
     """Write a score in one step and return its file.
 
     The name holds task, track, protocol, encoder and `ScoreRecord.key`: a score that was made another way has another
@@ -89,6 +92,7 @@ def write_score(record: ScoreRecord, results_dir: Path, *, written_at: datetime 
     OSError
         It cannot be written; what was there is untouched.
     """
+    results_dir = Path(results_dir)
     moment = datetime.now(UTC) if written_at is None else written_at.astimezone(UTC)
     envelope = {
         "results_format": RESULTS_FORMAT,
@@ -110,7 +114,7 @@ def write_score(record: ScoreRecord, results_dir: Path, *, written_at: datetime 
     return path
 
 
-def read_scores(results_dir: Path) -> tuple[ScoreRecord, ...]:
+def read_scores(results_dir: str | os.PathLike[str]) -> tuple[ScoreRecord, ...]:
     """Read the scores of a folder in which every file is sound; see `read_results`.
 
     Raises
@@ -126,7 +130,7 @@ def read_scores(results_dir: Path) -> tuple[ScoreRecord, ...]:
     return results.scores
 
 
-def read_results(results_dir: Path) -> Results:
+def read_results(results_dir: str | os.PathLike[str]) -> Results:
     """Read the newest score of everything that was scored, and list the files that are damaged.
 
     Of scores that differ in nothing but what changes when a thing is done again (seeds, versions, manifest, features)
@@ -138,6 +142,7 @@ def read_results(results_dir: Path) -> Results:
     UsageError
         There is no such folder, or no file of a score in it.
     """
+    results_dir = Path(results_dir)
     if not results_dir.is_dir():
         raise UsageError(f"there is no folder {results_dir}: `featstore probe` and `retrieve` write to --results DIR")
     written: list[_Written] = []
@@ -160,9 +165,9 @@ def read_results(results_dir: Path) -> Results:
 def _newest(written: Iterable[_Written]) -> tuple[_Written, ...]:
     newest: dict[tuple[str, ...], _Written] = {}
     for one in written:
-        rival = newest.get(_identity(one.record))
+        rival = newest.get(identity_of(one.record))
         if rival is None or _age(one) > _age(rival):
-            newest[_identity(one.record)] = one
+            newest[identity_of(one.record)] = one
     return tuple(newest[identity] for identity in sorted(newest))
 
 
@@ -186,7 +191,8 @@ def _age(one: _Written) -> tuple[Any, ...]:
     return one.record.protocol_version, one.order
 
 
-def _identity(record: ScoreRecord) -> tuple[str, ...]:
+def identity_of(record: ScoreRecord) -> tuple[str, ...]:
+    """What a score is of: two scores of one identity are one score that was made again."""
     chosen = (json.dumps(record.settings.get(name)) for name in CHOSEN_SETTINGS)
     return (
         record.task,

@@ -7,7 +7,9 @@ import io
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from html import escape
 
+from featstore.formatting import harmless, html_table
 from featstore.records import Protocol, ScoreRecord, Track
 from featstore.report.comparison import Comparison, Difference
 from featstore.report.leaderboard import LOWER_IS_BETTER, NOT_AVERAGED, Average, Cell, Leaderboard, Row, Table
@@ -21,6 +23,7 @@ __all__ = [
     "comparison_to_csv",
     "comparison_to_json",
     "grid",
+    "grids_to_html",
     "grids_to_markdown",
     "to_csv",
     "to_json",
@@ -251,6 +254,21 @@ def _markdown(laid_out: Grid) -> str:
     if laid_out.warnings:
         lines += ["", *(f"- Warning: {each}" for each in laid_out.warnings)]
     return "\n".join([*lines, ""])
+
+
+def grids_to_html(grids: Iterable[Grid]) -> str:
+    """Tables as HTML, for notebooks."""
+    return "\n".join(_html(laid_out) for laid_out in grids)
+
+
+def _html(laid_out: Grid) -> str:
+    rows = [
+        (row.head, row.metric, *(f"▸ {cell.text}" if cell.best else cell.marked for cell in row.cells))
+        for row in (*laid_out.rows, *laid_out.averages)
+    ]
+    notes = (*laid_out.notes, *(f"Warning: {each}" for each in laid_out.warnings))
+    below = "".join(f"<li>{escape(harmless(note))}</li>" for note in notes)
+    return html_table(laid_out.header, rows, caption=laid_out.title) + (f"<ul>{below}</ul>" if below else "")
 
 
 def _bold(cell: GridCell) -> str:

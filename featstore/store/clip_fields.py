@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,19 +13,28 @@ from numpy.typing import NDArray
 from featstore.clip_json import parse_clip_json
 from featstore.errors import LabelError
 
-__all__ = ["Labels", "encode_labels", "field_of", "field_values", "plain_labels", "stored_clip_json"]
+__all__ = [
+    "Labels",
+    "encode_labels",
+    "field_of",
+    "field_values",
+    "is_label_sets",
+    "multi_hot",
+    "plain_labels",
+    "stored_clip_json",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Labels:
-    """One label for each window.
+    """The label of each window.
 
     Attributes
     ----------
-    values : int64 or float64 (windows,)
-        Numbers as they stand in the JSON, or codes of classes.
+    values : int64 or float64 (windows,), or uint8 (windows, n_classes)
+        Numbers as they are in the JSON, codes of classes, or a multi-hot array of label sets.
     classes : tuple of str or of bool, or None
-        What the codes stand for; None where the labels are numbers.
+        What the codes or columns stand for; None where the labels are numbers.
     """
 
     values: NDArray[Any]
@@ -75,21 +84,51 @@ def field_values(keys: Iterable[str], metas: Iterable[str], field: str) -> list[
     return values
 
 
-def plain_labels(keys: Sequence[str], metas: Sequence[str], field: str) -> NDArray[Any]:
-    """One field as an array of text, of numbers or of truth values; of text it is object (windows,).
+def is_label_sets(values: Sequence[Any]) -> bool:
+    """Whether every value is a list of text: a set of labels, perhaps empty."""
+    return bool(values) and all(isinstance(each, list) and all(isinstance(of, str) for of in each) for each in values)
+
+
+def multi_hot(
+    keys: Sequence[str], values: Sequence[list[str]], field: str, *, classes: Sequence[Any] | None = None
+) -> Labels:
+    """Label sets as a multi-hot array, uint8 (windows, n_classes); its columns are `classes`, or all labels sorted.
+
+    >>> multi_hot(["a", "b"], [["rain", "dog"], []], "tags")
+    Labels(values=array([[1, 1],
+           [0, 0]], dtype=uint8), classes=('dog', 'rain'))
+    """
+    columns = sorted({label for each in values for label in each}) if classes is None else list(classes)
+    codes = {name: code for code, name in enumerate(columns)}
+    found = np.zeros((len(values), len(columns)), np.uint8)
+    for row, (key, labels) in enumerate(zip(keys, values, strict=True)):
+        for label in labels:
+            found[row, _code_of(label, codes, field=field, key=key)] = 1
+    return Labels(values=found, classes=tuple(columns))
+
+
+def _code_of(label: Any, codes: Mapping[Any, int], *, field: str, key: str) -> int:
+    if label not in codes:
+        shown = ", ".join(repr(name) for name in list(codes)[:8]) + (", ..." if len(codes) > 8 else "")
+        raise LabelError(f"clip {key!r}: {field} {label!r} is none of the {len(codes)} classes {shown}")
+    return codes[label]
+
+
+def plain_labels(keys: Sequence[str], values: Sequence[Any], field: str) -> NDArray[Any]:
+    """Values of one field as an array of text, of numbers or of truth values; of text it is object (windows,).
 
     Raises
     ------
     LabelError
-        A clip has no such field, or one that is none of these; or clips disagree about which.
+        A value is not one of these, or clips disagree about which.
     """
-    values = field_values(keys, metas, field)
     kinds: dict[type, str] = {}
     for key, value in zip(keys, values, strict=True):
         kind = float if isinstance(value, int) and not isinstance(value, bool) else type(value)
         if kind not in (str, float, bool):
             raise LabelError(
-                f"clip {key!r}: a label is text, a number or true/false, and {field!r} is {json.dumps(value)[:60]}"
+                f"clip {key!r}: a label is text, a list of text, a number or true/false, and {field!r} is "
+                f"{json.dumps(value)[:60]}"
             )
         kinds.setdefault(kind, key)
     if len(kinds) > 1:
@@ -106,30 +145,36 @@ def plain_labels(keys: Sequence[str], metas: Sequence[str], field: str) -> NDArr
 def encode_labels(
     keys: Sequence[str], metas: Sequence[str], field: str, *, classes: Sequence[Any] | None = None
 ) -> Labels:
-    """One field as numbers: text and truth values become codes of classes, numbers stay as they are.
+    """One field as numbers: text and truth values become codes of classes, lists of text a multi-hot array.
+
+    Numbers stay as they are.
 
     Parameters
     ----------
     classes : sequence, optional
-        What the codes stand for, such as those of a training set; else the sorted values found. With them numbers are
-        classes too.
+        What the codes or columns stand for, such as those of a training set; else the sorted values found. With them
+        numbers are classes too.
 
     Raises
     ------
     LabelError
-        As of `plain_labels`; or a label is none of `classes`.
+        A clip has no such field; its value is not text, a list of text, a number or true/false; clips disagree about
+        which; or a label is none of `classes`.
     """
-    values = plain_labels(keys, metas, field)
+    found = field_values(keys, metas, field)
+    if is_label_sets(found):
+        return multi_hot(keys, found, field, classes=classes)
+    values = plain_labels(keys, found, field)
     if classes is None:
         if values.dtype.kind in "if":
             return Labels(values=values, classes=None)
         classes = sorted(set(values.tolist()))
     codes = {name: code for code, name in enumerate(classes)}
-    for key, value in zip(keys, values.tolist(), strict=True):
-        if value not in codes:
-            shown = ", ".join(repr(name) for name in classes[:8]) + (", ..." if len(classes) > 8 else "")
-            raise LabelError(f"clip {key!r}: {field} {value!r} is none of the {len(classes)} classes {shown}")
-    coded = np.fromiter((codes[value] for value in values.tolist()), np.int64, len(values))
+    coded = np.fromiter(
+        (_code_of(value, codes, field=field, key=key) for key, value in zip(keys, values.tolist(), strict=True)),
+        np.int64,
+        len(values),
+    )
     return Labels(values=coded, classes=tuple(classes))
 
 

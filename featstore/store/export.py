@@ -7,15 +7,18 @@ until it is whole.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from featstore.errors import UsageError
+from numpy.typing import NDArray
+
+from featstore.errors import LabelError, UsageError
 from featstore.files import replacing, temporary_folder
-from featstore.store.clip_fields import plain_labels
+from featstore.store.clip_fields import field_values, is_label_sets, multi_hot, plain_labels
 from featstore.store.export_contents import Contents
 from featstore.store.feature_set import FeatureSet
 from featstore.store.filesystem import LocalObjects
@@ -51,20 +54,27 @@ class ExportRecord:
 
 
 def export_feature_set(
-    fs: FeatureSet, out: Path, *, file_format: ExportFormat, frames: bool, label: str | None, force: bool
+    fs: FeatureSet,
+    out: str | os.PathLike[str],
+    *,
+    file_format: ExportFormat,
+    frames: bool,
+    label: str | None,
+    force: bool,
 ) -> ExportRecord:
     """Write a feature set for another program.
 
     Parameters
     ----------
     fs : FeatureSet
-    out : Path
+    out : str or os.PathLike
         File (npz, Parquet) or folder (Zarr, Hugging Face).
     file_format : "npz", "parquet", "zarr" or "hf"
     frames : bool
         Write the frames too.
     label : str or None
-        Field of the clips' JSON to be a column of its own, ``label``.
+        Field of the clips' JSON to be a column of its own, ``label``; of lists of text it is multi-hot, and the
+        provenance has their ``label_classes``.
     force : bool
         Replace what an earlier export left at `out`.
 
@@ -77,16 +87,18 @@ def export_feature_set(
     LabelError
         A clip has no such label.
     """
+    out = Path(out)
     write = _writer(file_format)
     _check_free(out, file_format=file_format, force=force)
+    labels, classes = (None, None) if label is None else _labels(fs, label)
     provenance = {
         "path": fs.path,
         "recipe": fs.recipe.as_json(),
         "fingerprint": fs.fingerprint,
         "content_hash": fs.content_hash,
         "label": label,
+        **({} if classes is None else {"label_classes": list(classes)}),
     }
-    labels = None if label is None else plain_labels(fs.key.tolist(), fs.meta.tolist(), label)
     contents = Contents(
         fs=fs, with_frames=frames, label=labels, provenance=provenance, piece_bytes=PIECE_BYTES[file_format]
     )
@@ -105,6 +117,18 @@ def export_feature_set(
         frames=n_frames,
         bytes=_size(out),
     )
+
+
+def _labels(fs: FeatureSet, field: str) -> tuple[NDArray[Any], tuple[Any, ...] | None]:
+    """A column of labels; of lists of text a multi-hot array, and the classes that its columns stand for."""
+    keys = fs.key.tolist()
+    values = field_values(keys, fs.meta_json.tolist(), field)
+    if not is_label_sets(values):
+        return plain_labels(keys, values, field), None
+    labels = multi_hot(keys, values, field)
+    if not labels.classes:
+        raise LabelError(f"{field!r} of {fs.path} is an empty list for every clip: it has no label to export")
+    return labels.values, labels.classes
 
 
 def _writer(file_format: ExportFormat) -> Callable[[Contents, Path], None]:

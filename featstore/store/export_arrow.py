@@ -61,8 +61,8 @@ def _schema(contents: Contents) -> Any:
     dim = contents.fs.recipe.dim
     fields = [("key", pa.string()), ("meta", pa.string()), ("start_seconds", pa.float64()), ("seconds", pa.float64())]
     if contents.label is not None:
-        of_text = contents.label.dtype == object
-        fields.append(("label", pa.string() if of_text else pa.from_numpy_dtype(contents.label.dtype)))
+        kind = pa.string() if contents.label.dtype == object else pa.from_numpy_dtype(contents.label.dtype)
+        fields.append(("label", pa.list_(kind, contents.label.shape[1]) if contents.label.ndim == 2 else kind))
     fields.append(("utterance", pa.list_(pa.float32(), dim)))
     if contents.with_frames:
         fields.append(("frames", pa.list_(pa.list_(pa.from_numpy_dtype(contents.frame_dtype), dim))))
@@ -87,7 +87,8 @@ def _features(contents: Contents) -> tuple[NDArray[np.int64] | None, Any]:
 def _batches(contents: Contents, schema: Any, *, codes: NDArray[np.int64] | None = None) -> Iterator[Any]:
     small = {**contents.strings, **contents.numbers, **({} if codes is None else {"label": codes})}
     for piece in contents.pieces():
-        columns = {name: pa.array(values[piece.start : piece.stop]) for name, values in small.items()}
+        rows = {name: values[piece.start : piece.stop] for name, values in small.items()}
+        columns = {name: _rows_of_vectors(of) if of.ndim == 2 else pa.array(of) for name, of in rows.items()}
         columns["utterance"] = _rows_of_vectors(contents.utterance(piece))
         if contents.with_frames:
             columns["frames"] = _rows_of_frames(contents, piece)

@@ -50,14 +50,14 @@ class Contents:
     @property
     def strings(self) -> dict[str, NDArray[np.object_]]:
         """Columns of text, object (windows,)."""
-        texts = {"key": self.fs.key, "meta": self.fs.meta}
+        texts = {"key": self.fs.key, "meta": self.fs.meta_json}
         if self.label is not None and self.label.dtype == object:
             texts["label"] = self.label
         return texts
 
     @property
     def numbers(self) -> dict[str, NDArray[Any]]:
-        """Small columns of numbers, (windows,)."""
+        """Small columns of numbers, (windows,); labels also (windows, n_classes)."""
         columns: dict[str, NDArray[Any]] = {"start_seconds": self.fs.start_seconds, "seconds": self.fs.seconds}
         if self.label is not None and self.label.dtype != object:
             columns["label"] = self.label

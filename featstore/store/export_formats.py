@@ -40,7 +40,7 @@ def write_zarr(contents: Contents, folder: Path) -> None:
             array[...] = texts
     small = contents.numbers | ({"frame_offsets": contents.frame_offsets} if contents.with_frames else {})
     for name, values in small.items():
-        array = create(name, values.shape, values.dtype, _CHUNK_BYTES // values.dtype.itemsize)
+        array = create(name, values.shape, values.dtype, _CHUNK_BYTES // max(1, values[:1].nbytes))
         if len(values):
             array[...] = values
     dim = fs.recipe.dim

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from html import escape
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from featstore.errors import LabelError, UnknownFeatureSet, UsageError
-from featstore.formatting import harmless
+from featstore.formatting import html_table, lasting
 from featstore.records import Recipe, SkippedClip, sha256_of
 from featstore.store.catalogue import SplitEntry, read_commits
-from featstore.store.clip_fields import encode_labels, field_values
+from featstore.store.clip_fields import encode_labels, field_values, is_label_sets, multi_hot, stored_clip_json
 from featstore.store.filesystem import Objects
 from featstore.store.frames import Frames
 from featstore.store.part_reader import Run, WindowRows, fetch_ahead, runs_of
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     from featstore.store.format import Commit, Segment
     from featstore.store.torch_dataset import FrameBatch, UtteranceBatch, WindowDataset
 
-__all__ = ["FeatureSet", "html_table", "text_table", "utterance_as_dask", "utterance_as_xarray"]
+__all__ = ["FeatureSet", "utterance_as_dask", "utterance_as_xarray"]
 
 
 class FeatureSet:
@@ -121,11 +120,28 @@ class FeatureSet:
 
     @cached_property
     def meta(self) -> NDArray[np.object_]:
-        """JSON text of each window's clip as it stood in the shard, object (windows,)."""
+        """The JSON of each window's clip, a dict, object (windows,); the windows of a clip share one.
+
+        Raises
+        ------
+        LabelError
+            The JSON of a clip cannot be read.
+        """
+        found = np.empty(len(self), object)
+        last, document = None, None
+        for row, (key, text) in enumerate(zip(self.key.tolist(), self.meta_json.tolist(), strict=True)):
+            if text != last:
+                last, document = text, stored_clip_json(text, key=key)
+            found[row] = document
+        return found
+
+    @cached_property
+    def meta_json(self) -> NDArray[np.object_]:
+        """The JSON text of each window's clip as it was in the shard, object (windows,)."""
         return self._strings("meta")
 
     def metas_of(self, windows: Sequence[int]) -> list[str]:
-        """The same of a few windows, where parts that hold none of them are not read."""
+        """`meta_json` of a few windows; parts that hold none of them are not read."""
         return WindowRows(self._runs, "meta").texts(windows)
 
     @cached_property
@@ -191,7 +207,9 @@ class FeatureSet:
 
     @cached_property
     def frames(self) -> Frames:
-        """Frames of each window: ``fs.frames[i]`` is (T, dim), ``fs.frames[[3, 1, 2]]`` a padded batch; see `Frames`.
+        """Frames of each window: ``fs.frames[i]`` and ``fs.frames["key"]`` are (T, dim), ``fs.frames[[3, 1]]`` a batch.
+
+        See `Frames`.
 
         Raises
         ------
@@ -215,30 +233,56 @@ class FeatureSet:
         ]
         return sha256_of([self.fingerprint, made_from])[:16]
 
-    def xy(self, field: str) -> tuple[NDArray[np.float32], NDArray[Any]]:
+    def xy(self, field: str, *, classes: Sequence[Any] | None = None) -> tuple[NDArray[np.float32], NDArray[Any]]:
         """Utterance vectors and one field of the clips' JSON, ready for scikit-learn.
 
         Parameters
         ----------
         field : str
             Key in the JSON; dots reach into objects: ``"speaker.gender"``.
+        classes : sequence, optional
+            What the columns of a multi-hot `y` stand for: give a test set ``train.classes(field)``. With labels that
+            are not lists, `y` has their places in `classes`.
 
         Returns
         -------
         X : float32 (windows, dim)
-        y : (windows,)
-            NumPy's own type for the values found.
+        y : (windows,) or uint8 (windows, n_classes)
+            NumPy's own type for the values found; of lists of text a multi-hot array, whose columns are `classes`.
 
         Raises
         ------
         LabelError
-            A clip's JSON has no such field, or the values of different clips make no array.
+            A clip's JSON has no such field, the values of different clips make no array, or a label is none of
+            `classes`.
         """
-        values = field_values(self.key, self.meta, field)
+        if classes is not None:
+            labels = encode_labels(self.key.tolist(), self.meta_json.tolist(), field, classes=classes)
+            return self.utterance, labels.values
+        values = field_values(self.key, self.meta_json, field)
+        if is_label_sets(values):
+            return self.utterance, multi_hot(self.key.tolist(), values, field).values
         try:
             return self.utterance, np.asarray(values)
         except ValueError as error:
             raise LabelError(f"{field!r} of {self.path} makes no array: its lists differ in length") from error
+
+    def classes(self, field: str) -> tuple[Any, ...]:
+        """The distinct labels of one field of the clips' JSON, sorted: what the columns of a multi-hot `y` stand for.
+
+        Raises
+        ------
+        LabelError
+            A clip's JSON has no such field, or labels that cannot be sorted.
+        """
+        values = field_values(self.key, self.meta_json, field)
+        found = [label for each in values for label in each] if is_label_sets(values) else values
+        try:
+            return tuple(sorted(set(found)))
+        except TypeError as error:
+            raise LabelError(
+                f"{field!r} of {self.path} has labels of several types, or lists of other things"
+            ) from error
 
     @overload
     def as_dataset(
@@ -259,12 +303,12 @@ class FeatureSet:
         Parameters
         ----------
         label : str
-            Field of the clips' JSON. Text becomes codes of classes, numbers stay numbers. Windows of one clip share
-            its label.
+            Field of the clips' JSON. Text becomes codes of classes, lists of text a multi-hot row (float32), and
+            numbers stay numbers. Windows of one clip share its label.
         frames : bool
             Items are frames (T, dim) of the stored type instead of utterance vectors (dim,).
         classes : sequence, optional
-            What the codes stand for: give a test set the ``classes`` of its training set.
+            What the codes or columns stand for: give a test set the ``classes`` of its training set.
 
         Returns
         -------
@@ -280,7 +324,7 @@ class FeatureSet:
         """
         from featstore.store.torch_dataset import frame_dataset, utterance_dataset
 
-        labels = encode_labels(self.key.tolist(), self.meta.tolist(), label, classes=classes)
+        labels = encode_labels(self.key.tolist(), self.meta_json.tolist(), label, classes=classes)
         return frame_dataset(self.frames, labels) if frames else utterance_dataset(self.utterance_rows, labels)
 
     def to_xarray(self) -> DataArray:
@@ -320,49 +364,16 @@ class FeatureSet:
             f"utterance float32 ({len(self):,}, {self.recipe.dim}), {frames}{skipped})"
         )
 
-
-def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Lay out rows of text in columns, each indented by two spaces; columns of numbers are flush right.
-
-    >>> print(text_table(["split", "clips"], [["train", "1,200"], ["test", "-"]]))
-      split  clips
-      train  1,200
-      test       -
-    """
-    header, rows = _harmless_cells([header])[0], _harmless_cells(rows)
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    pads = [str.rjust if right else str.ljust for right in _flush_right(header, rows)]
-    lines = (
-        "  ".join(pad(cell, width) for pad, cell, width in zip(pads, row, widths, strict=True))
-        for row in (header, *rows)
-    )
-    return "\n".join(f"  {line.rstrip()}" for line in lines)
-
-
-def html_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, caption: str = "") -> str:
-    """The same as an HTML table, for notebooks."""
-    styles = [f' style="text-align: {"right" if right else "left"}"' for right in _flush_right(header, rows)]
-
-    def line(tag: str, cells: Sequence[str]) -> str:
-        return "<tr>" + "".join(f"<{tag}{s}>{escape(c)}</{tag}>" for s, c in zip(styles, cells, strict=True)) + "</tr>"
-
-    header, rows = _harmless_cells([header])[0], _harmless_cells(rows)
-    body = "\n".join(line("td", row) for row in rows)
-    title = f"<caption>{escape(caption)}</caption>" if caption else ""
-    return f"<table>{title}<thead>{line('th', header)}</thead><tbody>\n{body}\n</tbody></table>"
-
-
-def _harmless_cells(rows: Sequence[Sequence[str]]) -> list[list[str]]:
-    """Whoever wrote a store chose its names: a terminal that shows them finds nothing in them to obey."""
-    return [[harmless(cell) for cell in row] for row in rows]
-
-
-def _flush_right(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[bool]:
-    """Which columns hold numbers, or a dash where there is none."""
-    return [
-        bool(rows) and all(row[at] == "-" or row[at].replace(",", "").replace(".", "").isdigit() for row in rows)
-        for at in range(len(header))
-    ]
+    def _repr_html_(self) -> str:
+        rows = [
+            ("clips", f"{self.n_clips:,}"),
+            ("windows", f"{len(self):,}"),
+            ("utterance", f"float32 ({len(self):,}, {self.recipe.dim})"),
+            ("frames", f"{self.n_frames:,} of {self.hop_seconds:g} s" if self.has_frames else "not stored"),
+            ("audio", lasting(self.audio_seconds)),
+            ("skipped clips", f"{len(self.skipped):,}"),
+        ]
+        return html_table(("feature set", self.path), rows)
 
 
 def utterance_as_xarray(fs: FeatureSet) -> DataArray:

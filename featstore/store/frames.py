@@ -11,9 +11,9 @@ from typing import Any, NamedTuple, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from featstore.errors import UsageError
+from featstore.errors import UnknownFeatureSet, UsageError
 from featstore.store.arrays import Rows
-from featstore.store.part_reader import Run
+from featstore.store.part_reader import Run, fetch_ahead
 
 __all__ = ["Frames", "PaddedFrames", "RaggedFrames", "WindowIndices"]
 
@@ -57,6 +57,8 @@ class Frames(Sequence[NDArray[Any]]):
 
     ``frames[7]``
         The frames of window 7, (T, dim): a read-only view of the file, or a copy where they straddle two blocks of it.
+    ``frames["clip"]``, ``frames["clip#2"]``
+        The same of the window of that key.
     ``frames[10:20]``
         A list of these.
     ``frames[[3, 1, 2]]``, ``frames[mask]``
@@ -75,12 +77,14 @@ class Frames(Sequence[NDArray[Any]]):
         return self._firsts[-1]
 
     @overload
-    def __getitem__(self, index: int) -> NDArray[Any]: ...
+    def __getitem__(self, index: int | str) -> NDArray[Any]: ...
     @overload
     def __getitem__(self, index: slice) -> list[NDArray[Any]]: ...
     @overload
     def __getitem__(self, index: WindowIndices) -> PaddedFrames: ...
-    def __getitem__(self, index: int | slice | WindowIndices) -> NDArray[Any] | list[NDArray[Any]] | PaddedFrames:
+    def __getitem__(self, index: int | str | slice | WindowIndices) -> NDArray[Any] | list[NDArray[Any]] | PaddedFrames:
+        if isinstance(index, str):
+            return self[self._window_of(index)]
         if isinstance(index, (int, np.integer)):
             rows, start, stop = self._span(int(index))
             return rows.slice(start, stop)
@@ -90,6 +94,17 @@ class Frames(Sequence[NDArray[Any]]):
 
     def __iter__(self) -> Iterator[NDArray[Any]]:
         return (self[i] for i in range(len(self)))
+
+    def _window_of(self, key: str) -> int:
+        if key not in self._windows_by_key:
+            raise UnknownFeatureSet(f"no window has the key {key!r}: the second window of a clip is 'clip#2'")
+        return self._windows_by_key[key]
+
+    @cached_property
+    def _windows_by_key(self) -> dict[str, int]:
+        fetch_ahead(self._runs, "key")
+        keys = (key for run in self._runs for key in run.part.strings("key")[run.start : run.stop].tolist())
+        return {key: window for window, key in reversed(list(enumerate(keys)))}  # of equal keys the first
 
     @cached_property
     def lengths(self) -> NDArray[np.int64]:

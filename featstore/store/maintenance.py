@@ -168,7 +168,7 @@ def _write_together(objects: Objects, writer: SplitWriter, entry: SplitEntry, gr
             part.add_block(
                 WindowBlock(
                     keys=[str(key) for key in source.key[some]],
-                    metas=[str(meta) for meta in source.meta[some]],
+                    metas=[str(meta) for meta in source.meta_json[some]],
                     start_seconds=source.start_seconds[some],
                     seconds=source.seconds[some],
                     utterance=source.utterance[some],

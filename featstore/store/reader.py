@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import TypeVar
 
 from featstore.errors import AmbiguousSelection, UnknownFeatureSet
-from featstore.formatting import counted
+from featstore.formatting import counted, html_table, text_table
 from featstore.records import Recipe
 from featstore.shard_patterns import ShardPattern
 from featstore.store.catalogue import SplitEntry, check_root, foreign_paths, read_split, split_paths, view_of_shards
-from featstore.store.feature_set import FeatureSet, html_table, text_table
+from featstore.store.feature_set import FeatureSet
 from featstore.store.filesystem import Objects, open_objects
 
 __all__ = ["FeatureSets", "Store", "open_store"]
@@ -19,7 +20,7 @@ __all__ = ["FeatureSets", "Store", "open_store"]
 _T = TypeVar("_T")
 
 
-def open_store(url: str) -> Store:
+def open_store(url: str | os.PathLike[str]) -> Store:
     """Open the store at `url` for reading.
 
     Raises
@@ -31,17 +32,44 @@ def open_store(url: str) -> Store:
     StoreError
         It is not a store of featstore.
     """
-    objects = open_objects(url)
+    objects = open_objects(os.fspath(url))
     check_root(objects)
     return Store(objects)
 
 
 class Store:
-    """What a store holds at the moment it was opened."""
+    """The feature sets of a store at the moment it was opened.
+
+    ``len(store)``, iteration and ``in`` are over feature sets; ``store["logmel/words/train"]`` is one of them. The name
+    of a feature set is ENCODER/DATASET/SPLIT, its encoder with or without the fingerprint.
+    """
 
     def __init__(self, objects: Objects) -> None:
         self._objects = objects
         self._read: dict[str, SplitEntry | None] = {}
+
+    def __reduce__(self) -> tuple[type[Store], tuple[Objects]]:
+        return Store, (self._objects,)
+
+    def __len__(self) -> int:
+        return len(self._entries_at(self._paths))
+
+    def __iter__(self) -> Iterator[FeatureSet]:
+        return iter(self.feature_sets())
+
+    def __getitem__(self, name: str) -> FeatureSet:
+        """The feature set of that name. Raises as `select` does; UnknownFeatureSet is a KeyError."""
+        encoder, dataset, split = _names_in(name)
+        return self.select(encoder=encoder, dataset=dataset, split=split)
+
+    def __contains__(self, name: object) -> bool:
+        if not isinstance(name, str):
+            return False
+        try:
+            encoder, dataset, split = _names_in(name)
+        except UnknownFeatureSet:
+            return False
+        return bool(self._matching(encoder, dataset, split))
 
     @property
     def url(self) -> str:
@@ -175,7 +203,7 @@ class Store:
         return html_table(TABLE_HEADER, [_table_row(fs) for fs in self.feature_sets()], caption=self._title())
 
     def _title(self) -> str:
-        return f"featstore.Store({self.url!r}): {counted(len(self._entries_at(self._paths)), 'feature set')}"
+        return f"featstore.Store({self.url!r}): {counted(len(self), 'feature set')}"
 
 
 class FeatureSets(tuple[FeatureSet, ...]):
@@ -197,6 +225,16 @@ def _table_row(fs: FeatureSet) -> tuple[str, ...]:
     names = (fs.recipe.group_name, fs.dataset, fs.split)
     frames = f"{fs.n_frames:,}" if fs.has_frames else "-"
     return (*names, f"{fs.n_clips:,}", f"{len(fs):,}", str(fs.recipe.dim), frames, f"{fs.audio_seconds / 3600:.2f}")
+
+
+def _names_in(name: str) -> tuple[str, str, str]:
+    """Encoder, dataset and split of a feature set's name."""
+    parts = name.split("/")
+    if len(parts) != 3 or not all(parts):
+        raise UnknownFeatureSet(
+            f"a feature set is named ENCODER/DATASET/SPLIT, as in 'logmel/words/train': got {name!r}"
+        )
+    return parts[0], parts[1], parts[2]
 
 
 def _is_at(path: str, encoder: str | None, dataset: str | None, split: str | None) -> bool:

@@ -135,14 +135,15 @@ class WindowDataset(Dataset[Sample], Generic[_B_co]):
 
     Attributes
     ----------
-    labels : Tensor (windows,)
-        int64 codes of classes or whole numbers; float32 where any number is not whole.
+    labels : Tensor (windows,) or (windows, n_classes)
+        int64 codes of classes or whole numbers; float32 where any number is not whole, and of multi-hot label sets.
     classes : tuple or None
-        What the codes stand for; None where the labels are numbers.
+        What the codes or columns stand for; None where the labels are numbers.
     """
 
     def __init__(self, windows: Windows[_B_co], labels: Labels) -> None:
-        values = labels.values.astype(np.float32) if labels.values.dtype.kind == "f" else labels.values
+        as_float = labels.values.dtype.kind == "f" or labels.values.ndim == 2
+        values = labels.values.astype(np.float32) if as_float else labels.values
         self._windows = windows
         self.labels = torch.from_numpy(values)
         self.classes = labels.classes

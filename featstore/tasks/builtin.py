@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from featstore.errors import UnknownTask
@@ -12,12 +13,12 @@ from featstore.tasks.rules import did_you_mean, shown
 __all__ = ["builtin_tasks", "find_task"]
 
 
-def find_task(name_or_path: str) -> Manifest:
+def find_task(name_or_path: str | os.PathLike[str]) -> Manifest:
     """Find the manifest of a built-in task, or read one from a file.
 
     Parameters
     ----------
-    name_or_path : str
+    name_or_path : str or os.PathLike
         Name of a built-in task; else a path, when it ends in ``.toml`` or a file is there.
 
     Raises
@@ -27,6 +28,7 @@ def find_task(name_or_path: str) -> Manifest:
     featstore.errors.ManifestError
         The file is not a manifest.
     """
+    name_or_path = os.fspath(name_or_path)
     builtin = manifest_files()
     if name_or_path in builtin:
         return load_manifest(builtin[name_or_path])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import tomllib
 from collections.abc import Mapping
@@ -373,7 +374,7 @@ def _detail(place: tuple[int | str, ...], says: str) -> InitErrorDetails:
     return InitErrorDetails(type=PydanticCustomError("manifest", says), loc=place, input=None)
 
 
-def load_manifest(path: Path) -> Manifest:
+def load_manifest(path: str | os.PathLike[str]) -> Manifest:
     """Read a task's manifest.
 
     Raises
@@ -381,7 +382,7 @@ def load_manifest(path: Path) -> Manifest:
     featstore.errors.ManifestError
         The file cannot be read, is not TOML, or breaks manifest format 1: all of its problems, each with its place.
     """
-    raw = _read_toml(path)
+    raw = _read_toml(Path(path))
     try:
         return Manifest.model_validate(raw)
     except ValidationError as error:

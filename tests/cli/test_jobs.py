@@ -53,7 +53,7 @@ def test_a_pair_that_fails_is_named_and_the_others_are_done(run: Run, folder: Pa
     )  # fmt: skip
     assert done.code == 2
     assert "broken by mfcc: " in done.err
-    assert "1 of 2 scores failed; the other is done and written" in done.err
+    assert "1 of 2 scores failed; the other is done" in done.err
     assert [path.name.split(".")[0] for path in Path("r").iterdir()] == ["tiny"]
     assert "Tiny" in done.out
 
@@ -217,7 +217,7 @@ def test_a_task_without_neighbours_is_left_out_among_several_and_an_error_alone(
     task_toml(other, name="other", retrieve={"enabled": False})
     among = run("retrieve", "tiny.toml", "other/other.toml", "--store", "s", "--json")
     assert among.code == 0
-    assert "other/other.toml has no nearest-neighbour track: left out" in among.err
+    assert "other/other.toml has no nearest-neighbour track: skipped" in among.err
     assert {each["task"] for each in json.loads(among.out)} == {"tiny"}
     alone = run("retrieve", "other/other.toml", "--store", "s")
     assert alone.code == 2

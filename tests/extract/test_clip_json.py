@@ -64,7 +64,7 @@ def test_such_clips_are_skipped_and_listed_and_the_others_stored_as_they_are(tmp
     [record] = extract(task(), tmp_path / "data", tmp_path / "store")
     assert {skipped.key for skipped in record.skipped} == UNUSABLE.keys()
     fs = featstore.open(str(tmp_path / "store")).select()
-    assert dict(zip(fs.key, fs.meta, strict=True)) == {name: meta.decode() for name, meta in USABLE.items()}
+    assert dict(zip(fs.key, fs.meta_json, strict=True)) == {name: meta.decode() for name, meta in USABLE.items()}
 
 
 def test_what_was_stored_can_be_queried_and_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -78,7 +77,7 @@ def test_every_format_becomes_an_embedding_with_its_key_meta_and_seconds(data: P
     [record] = extract(task(), data, store)
     fs = opened(store)
     assert list(fs.key) == ["wav/clip", "flac/clip", "ogg/clip", "mp3/clip"]
-    assert [json.loads(meta) for meta in fs.meta] == [{"label": "a"}] * 4
+    assert list(fs.meta) == [{"label": "a"}] * 4
     np.testing.assert_allclose(fs.seconds[:3], 0.5)
     assert fs.utterance.shape == (4, 128)
     assert (record.clips, record.windows, record.frames, record.skipped) == (4, 4, 0, ())
@@ -101,7 +100,7 @@ def test_the_json_of_a_sample_is_stored_untouched(data: Path, store: Path) -> No
     text = '{ "label":"é\\u00e9",\n\t"n": 1.50, "n": 2 }'
     write_tar(data / "tiny/train-0.tar", [("a.wav", audio_bytes(noise(0.2))), ("a.json", text.encode())])
     extract(task(), data, store)
-    assert opened(store).meta[0] == text
+    assert opened(store).meta_json[0] == text
 
 
 def cropped(**data_table: Any) -> Any:

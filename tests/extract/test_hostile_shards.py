@@ -191,7 +191,7 @@ def test_mutated_shards_go_into_a_store_that_reads(tmp_path: Path) -> None:
     with pytest.raises(ShardError, match=r"^[^\n]*$"):
         extract(task(), tmp_path / "data", tmp_path / "store")
     fs = featstore.open(str(tmp_path / "store")).select()
-    assert len(fs) == len(fs.key) == len(fs.meta) == len(fs.utterance) > 0
+    assert len(fs) == len(fs.key) == len(fs.meta_json) == len(fs.utterance) > 0
     assert np.isfinite(fs.utterance).all()
     assert fs.skipped
 
@@ -311,7 +311,7 @@ def test_json_that_is_deep_or_huge_or_none_is_taken_or_left_out(meta: bytes, tmp
     assert len(fs) + len(fs.skipped) == 2
     assert fs.key[-1] == "b"
     if len(fs) == 2:
-        assert fs.meta[0] == meta.decode()
+        assert fs.meta_json[0] == meta.decode()
 
 
 def test_what_was_left_out_is_in_the_commit_record_and_in_the_summary(

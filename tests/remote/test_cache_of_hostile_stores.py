@@ -236,12 +236,12 @@ def test_opening_costs_one_record_for_each_part(tmp_path):
     make_store(tmp_path / "web" / "x.zarr", shards=[f"{letter}.tar" for letter in "abcde"])
     with web_server(tmp_path / "web", ranges=True) as (url, requests):
         first = featstore.open(f"{url}/x.zarr").select()
-        assert len(first.utterance) == len(first.key) == len(first.meta) == 25
+        assert len(first.utterance) == len(first.key) == len(first.meta_json) == 25
         requests.clear()
         store = featstore.open(f"{url}/x.zarr")
         fs = store.select()
         assert len(requests) <= 6  # documents and listings: none of a part
         fs.utterance.sum()
         fs.key.tolist()
-        fs.meta.tolist()
+        fs.meta_json.tolist()
         assert len(requests) <= 6 + 5

@@ -72,7 +72,7 @@ def test_what_a_bucket_holds_is_what_a_folder_would_and_plain_zarr_reads_it(url,
     mine, theirs = featstore.open(url).select(), featstore.open(str(tmp_path / "local.zarr")).select()
     np.testing.assert_array_equal(mine.utterance, theirs.utterance)
     assert mine.key.tolist() == theirs.key.tolist()
-    assert mine.meta.tolist() == theirs.meta.tolist()
+    assert mine.meta_json.tolist() == theirs.meta_json.tolist()
     np.testing.assert_array_equal(mine.seconds, theirs.seconds)
     for one, two in zip(mine.frames, theirs.frames, strict=True):
         np.testing.assert_array_equal(one, two)
@@ -130,11 +130,11 @@ def test_names_that_one_answer_holds_are_planned_with_their_catalogue_and_a_list
 def test_what_was_read_once_is_not_asked_for_again(url, s3, tmp_path):
     first = featstore.open(url).select()
     vectors = np.array(first.utterance)
-    assert len(first.key) == len(first.meta) == len(first.seconds) == 15
+    assert len(first.key) == len(first.meta_json) == len(first.seconds) == 15
     s3.forget()
     again = featstore.open(url).select()
     np.testing.assert_array_equal(again.utterance, vectors)
-    assert again.meta.tolist() == first.meta.tolist()
+    assert again.meta_json.tolist() == first.meta_json.tolist()
     # of the parts their records alone, each once: they vouch for what is here
     of_parts = [request.key for request in s3.requests if "/train/" in request.path]
     of_parts = [key for key in of_parts if not key.endswith("/train/zarr.json")]

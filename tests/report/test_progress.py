@@ -67,10 +67,10 @@ def test_a_log_hears_of_scores_at_most_every_ten_seconds_and_a_terminal_of_each(
 
     log, terminal, now = io.StringIO(), Terminal(), [0.0]
     for out in (log, terminal):
-        with scoring(40, stream=out, clock=lambda: now[0]) as tell:
+        with scoring(stream=out, clock=lambda: now[0]) as tell:
             for number in range(40):
                 now[0] += 1.0
-                tell(f"task{number} by [logmel]")
+                tell(number + 1, 40, f"task{number} by [logmel]")
     assert log.getvalue().splitlines() == [f"{n}/40 scores, the last task{n - 1} by [logmel]" for n in (10, 20, 30)]
     assert "40/40 scores" in terminal.getvalue()
     assert "by [logmel]" in terminal.getvalue()

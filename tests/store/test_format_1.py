@@ -20,7 +20,7 @@ def test_the_store_that_was_committed_with_format_1_still_reads_number_for_numbe
     store = featstore.open(str(FIXTURE))
     train, test = (store.select(encoder="tiny@f4501fa0", dataset="words", split=name) for name in ("train", "test"))
     assert train.key.tolist() == ["a.tar-0", "a.tar-1", "a.tar-2", "a.tar-3", "a.tar-4"]
-    assert train.meta[0] == '{"label": "é2", "n": 47000}'
+    assert train.meta_json[0] == '{"label": "é2", "n": 47000}'
     assert (train.n_clips, len(train), train.frames.lengths.tolist()) == (5, 5, LENGTHS)
     assert [clip.reason for clip in train.skipped] == ["it has no samples"]
     assert hashlib.sha256(train.utterance.tobytes()).hexdigest() == UTTERANCE_SHA256

@@ -16,7 +16,7 @@ from stores import DIM, make_bare_store, make_store, recipe, split_writer, windo
 import featstore
 from featstore.errors import LabelError, UnknownFeatureSet, UsageError
 from featstore.store import EmbeddedWindow, layout, open_split_writer
-from featstore.store.clip_fields import encode_labels, plain_labels
+from featstore.store.clip_fields import encode_labels
 
 
 @pytest.fixture(scope="module")
@@ -136,13 +136,13 @@ def test_a_test_set_takes_the_codes_of_its_training_set():
 
 @pytest.mark.parametrize(
     ("values", "says"),
-    [(("a", None), "clip 'k1': a label is text, a number or true/false, and 'of.x' is null"),
+    [(("a", None), "clip 'k1': a label is text, a list of text, a number or true/false, and 'of.x' is null"),
      (("a", ["b"]), r"'of.x' is \[\"b\"\]"),
      (("a", 1), "'of.x' is of two types: text of clip 'k0', a number of clip 'k1'")],
 )  # fmt: skip
 def test_what_is_no_label_is_an_error_that_names_the_clip(values, says):
     with pytest.raises(LabelError, match=says):
-        plain_labels(*of(*values), "of.x")
+        encode_labels(*of(*values), "of.x")
 
 
 # --- torch ------------------------------------------------------------------------------------------------------------

@@ -69,7 +69,7 @@ OPERATIONS: dict[str, Callable[[Path, Path], object]] = {
     "inspect": lambda store, _: repr(featstore.open(store)),
     "examine": lambda store, _: [examine(fs).as_json() for fs in featstore.open(store).feature_sets()],
     "read": lambda store, _: [
-        (fs.utterance.sum(), fs.key, fs.meta, fs.frames.lengths) for fs in featstore.open(store).feature_sets()
+        (fs.utterance.sum(), fs.key, fs.meta_json, fs.frames.lengths) for fs in featstore.open(store).feature_sets()
     ],
     "verify": lambda store, _: verify_store(str(store)).as_json(),
     "gc": lambda store, _: gc_store(str(store)),
@@ -202,7 +202,7 @@ def test_a_link_to_a_device_fills_no_memory(store):
     chunk.unlink()
     chunk.symlink_to("/dev/zero")
     with pytest.raises(ForeignFile):
-        _ = featstore.open(store).select().meta
+        _ = featstore.open(store).select().meta_json
     assert not verify_store(str(store)).sound
 
 

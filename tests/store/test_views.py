@@ -62,7 +62,7 @@ def test_feature_sets_are_a_tuple_that_shows_itself_as_a_table(store):
 def test_a_notebook_gets_the_table_as_html_with_names_escaped(tmp_path):
     from xml.etree import ElementTree
 
-    from featstore.store.feature_set import html_table
+    from featstore.formatting import html_table
 
     table = ElementTree.fromstring(html_table(["a<b", "n"], [["&", "1,000"]], caption="s > t"))
     assert table.find("caption").text == "s > t"
@@ -95,7 +95,7 @@ def test_rows_read_in_pieces_are_those_of_the_whole(fs):
         for stop in range(start, len(fs) + 1):
             np.testing.assert_array_equal(fs.utterance_rows.slice(start, stop), fs.utterance[start:stop])
     np.testing.assert_array_equal(fs.utterance_rows.take([14, 0, 7]), fs.utterance[[14, 0, 7]])
-    assert fs.metas_of([14, 0, 7]) == fs.meta[[14, 0, 7]].tolist()
+    assert fs.metas_of([14, 0, 7]) == fs.meta_json[[14, 0, 7]].tolist()
     for wrong in (15, -1):
         with pytest.raises(IndexError, match=f"there are 15 windows, numbered from 0: got {wrong}"):
             fs.metas_of([0, wrong])

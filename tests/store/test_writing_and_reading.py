@@ -62,7 +62,7 @@ def test_every_array_reads_back_as_it_was_written(url):
     fs = featstore.open(url).select(encoder="tiny", dataset="words", split="train")
     written = all_windows()
     assert fs.key.tolist() == [each.key for each in written]
-    assert fs.meta.tolist() == [each.meta for each in written]
+    assert fs.meta_json.tolist() == [each.meta for each in written]
     np.testing.assert_array_equal(fs.utterance, np.stack([each.utterance for each in written]))
     np.testing.assert_array_equal(fs.seconds, [each.seconds for each in written])
     np.testing.assert_array_equal(fs.start_seconds, 0.0)

@@ -1,0 +1,64 @@
+"""Scores as the text of one file: a page, Markdown, CSV or JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Literal
+
+from featstore.errors import UsageError
+from featstore.records import ScoreRecord
+from featstore.report.leaderboard import build
+from featstore.report.published import published_scores
+from featstore.report.text import to_csv, to_json, to_markdown
+
+if TYPE_CHECKING:
+    from featstore.store import Store
+
+__all__ = ["FORMAT_OF_SUFFIX", "Format", "render"]
+
+Format = Literal["html", "markdown", "csv", "json"]
+FORMAT_OF_SUFFIX: Mapping[str, Format] = {
+    ".html": "html",
+    ".htm": "html",
+    ".md": "markdown",
+    ".csv": "csv",
+    ".json": "json",
+}
+
+
+def render(
+    scores: Sequence[ScoreRecord],
+    form: Format,
+    *,
+    title: str = "Audio encoders",
+    published: bool = False,
+    store: Store | None = None,
+) -> str:
+    """Render the leaderboard of scores, the newest of each.
+
+    Parameters
+    ----------
+    title : str
+        Of a page.
+    published : bool
+        Add the published scores of X-ARES to Markdown and CSV; a page always sets them apart in its tables.
+    store : Store, optional
+        Of a page: also show the health of the embedding spaces that the scores were made from.
+
+    Raises
+    ------
+    UsageError
+        `store` is given for another format than a page, or a library that a page needs is not installed.
+    """
+    if form == "html":
+        from featstore.report.page import render_page
+        from featstore.report.spaces import spaces_of
+
+        health = () if store is None else spaces_of(store, scores)
+        return render_page(scores, published=published_scores(), health=health, title=title)
+    if store is not None:
+        raise UsageError("only a page shows the health of a store: give the format html, or no store")
+    if form == "json":
+        return to_json(scores)
+    board = build(scores, published=published_scores() if published else None)
+    return to_csv(board) if form == "csv" else to_markdown(board)
