@@ -83,9 +83,10 @@ def coverage(population: Population, n: int, *, n_experiments: int, truth: float
         units = plan_units([each.clip for each in test_sets], names=names, groups=groups)
         try:
             spread = jackknife(metric, test_sets, units)
+            scores = [[metric.score(each.y_true, score) for score in each.y_scores] for each in test_sets]
         except FeatstoreError:
             continue  # a test set without one of the classes has no score
-        by_seed = np.mean([[metric.score(each.y_true, score) for score in each.y_scores] for each in test_sets], axis=0)
+        by_seed = np.mean(scores, axis=0)
         interval = interval_of(metric, spread, units, test_sets, by_seed=by_seed.tolist())
         if interval.low is not None and interval.high is not None:
             printed += 1
