@@ -32,5 +32,6 @@ def pages(root: Path) -> dict[str, str]:
         "reference/documents.md": documents_page(),
         "reference/rules.md": rules_page(),
         "changelog.md": (root / "CHANGELOG.md").read_text(encoding="utf-8"),
+        "contributing.md": (root / "CONTRIBUTING.md").read_text(encoding="utf-8"),
         **notebooks,
     }

@@ -42,7 +42,7 @@ def test_every_page_is_built_and_finds_its_files(site: Path) -> None:
         path.relative_to(ROOT / "docs").with_suffix(".html").as_posix() for path in (ROOT / "docs").rglob("*.md")
     }
     made = {f"reference/{name}.html" for name in ("command-line", "manifest", "tasks", "json", "documents", "rules")}
-    assert set(pages) == {*written, *made, "notebooks/inspect.html", "changelog.html", "404.html"}
+    assert set(pages) == {*written, *made, "notebooks/inspect.html", "changelog.html", "contributing.html", "404.html"}
     for place, html in pages.items():
         # what a page loads: a link that a reader may follow is another matter
         loaded = re.findall(r'<(?:script|img)\b[^>]*\bsrc="([^"]+)"', html)
