@@ -52,7 +52,8 @@ def test_the_hear_encoder_on_the_page_keeps_the_contract(tmp_path: Path, monkeyp
     (tmp_path / "some_hear_model.py").write_text(HEAR_MODEL, encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     encoder = load_encoder(str(path), arguments={"module": "some_hear_model"})
-    assert (encoder.facts.sample_rate_hz, encoder.facts.dim, encoder.facts.hop_seconds) == (22_050, 6, pytest.approx(0.05))
+    facts = encoder.facts
+    assert (facts.sample_rate_hz, facts.dim, facts.hop_seconds) == (22_050, 6, pytest.approx(0.05))
 
 
 HEAR_MODEL = """
