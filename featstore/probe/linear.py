@@ -7,7 +7,7 @@ seeds are heads of one module, as in DINOv2's evaluation: their losses are added
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from featstore.probe.training import fixed_schedule
+from featstore.probe.training import Fitted, fixed_schedule
 
 __all__ = [
     "Job",
@@ -66,7 +66,7 @@ def binary_cross_entropy(pos_weight: float) -> Loss:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Validation:
-    """What selects an epoch: ``score`` of the logits of ``windows`` (higher is better)."""
+    """What selects an epoch: ``score`` of the logits of ``windows``; higher is better."""
 
     windows: NDArray[np.int64]
     score: Callable[[NDArray[np.float32]], float]
@@ -92,26 +92,17 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Trained:
-    """A head as it was at its best epoch, folded into one affine map of normalised features.
+class Trained(Fitted):
+    """A head as it was after its best epoch, folded into one affine map of normalised features.
 
     Attributes
     ----------
     weight : Tensor, float32 (classes, dim)
     bias : Tensor, float32 (classes,)
-    epoch : int
-        The best one, counted from 1.
-    history : tuple of float
-        Validation score after each epoch; empty without validation.
-    fit : mapping or None
-        How its learning rate was found; None where the schedule is fixed.
     """
 
     weight: Tensor
     bias: Tensor
-    epoch: int
-    history: tuple[float, ...]
-    fit: Mapping[str, Any] | None = None
 
 
 class LinearHeads(nn.Module):
@@ -184,8 +175,14 @@ def train_heads(
     def n_steps(at: int) -> int:
         return -(-len(jobs[at].windows) // batch_size)
 
-    work = len(jobs) * batch_size * n_classes * features.shape[1]
     known = torch.from_numpy(targets)
+
+    def loss_of(model: LinearHeads, batch: tuple[Tensor, Tensor]) -> Tensor:
+        windows, weights = batch
+        inputs = features.index_select(0, windows.flatten()).view(*windows.shape, -1)
+        return (loss(model(inputs), known[windows]) * weights).sum()
+
+    work = len(jobs) * batch_size * n_classes * features.shape[1]
     trained: dict[int, Trained] = {}
     with threads(1 if work < MIN_WORK_FOR_THREADS else torch.get_num_threads()):
         # Heads that take the same number of steps share a module and an optimiser.
@@ -193,12 +190,6 @@ def train_heads(
             numbers = list(group)
             alike = [jobs[at] for at in numbers]
             model = LinearHeads([job.rng for job in alike], n_classes=n_classes, dim=features.shape[1])
-
-            def loss_of(model: LinearHeads, batch: tuple[Tensor, Tensor]) -> Tensor:
-                windows, weights = batch
-                inputs = features.index_select(0, windows.flatten()).view(*windows.shape, -1)
-                return (loss(model(inputs), known[windows]) * weights).sum()
-
             best: list[Trained | None] = [None] * len(alike)
             for epoch in fixed_schedule(
                 model,
