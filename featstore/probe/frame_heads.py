@@ -241,15 +241,11 @@ def frame_logits(features: FrameFeatures, excerpts: Excerpts, samples: Sequence[
             torch.mm(head.weight, inputs.T, out=logits[:, row : row + len(inputs)])
             row += len(inputs)
     logits += head.bias.unsqueeze(1)
-    _check_finite(logits)
-    return Rows(logits=logits.numpy().T, padding=head.bias.numpy())
-
-
-def _check_finite(made_of_frames: Tensor) -> None:
-    if not math.isfinite(float(made_of_frames.sum())):
+    if not math.isfinite(float(logits.sum())):
         raise DataError(
             "some frames are not finite: `featstore verify --repair` drops damaged parts, extracting makes them again"
         )
+    return Rows(logits=logits.numpy().T, padding=head.bias.numpy())
 
 
 class _BatchLoss:
@@ -310,7 +306,7 @@ class _BatchLoss:
 
 
 class _ChunkedLoss(torch.autograd.Function):
-    """A loss that is differentiated in its forward pass, chunk by chunk: no chunk is kept, nor read again."""
+    """A loss that is differentiated in its forward pass, chunk by chunk, so that no chunk is cached or read again."""
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, bias: Tensor, batch_loss: _BatchLoss, batch: Sequence[int]) -> Tensor:

@@ -153,7 +153,7 @@ def train_heads(
     batch_size: int,
     learning_rate: float,
 ) -> tuple[Trained, ...]:
-    """Train every job's head; a job gives the same head whatever jobs are beside it, to rounding.
+    """Train every job's head by X-ARES's schedule; to rounding, a head does not depend on the other jobs.
 
     Every epoch has a new order, and its last batch may be smaller; the first of the best epochs by validation score is
     taken.

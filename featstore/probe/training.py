@@ -14,8 +14,8 @@ towers, and sets that are too large (see `featstore.probe.logistic.fits_full_bat
    epoch and continues at a tenth of the rate; when the rate has fallen `N_DROPS` times and the score stalls once more,
    training has converged.
 
-A better score is a better metric, or an equal one with a lower loss: a head that has not spelled a word yet, or has
-spelled all of them, may still be improving.
+A better score is a better metric, or an equal one with a lower loss: a word error rate can stay at 1 or at 0 while the
+head still improves.
 """
 
 from __future__ import annotations
@@ -335,7 +335,7 @@ def initialised(build: Callable[[], Module], rng: np.random.Generator) -> Module
 
 
 def zero_layer(*, dim: int, n_classes: int) -> nn.Linear:
-    """A linear layer of zeros: where the loss is convex in it, any start gives the same optimum."""
+    """Make a linear layer of zeros, for a loss that is convex in it, whose optimum does not depend on the start."""
     layer = nn.Linear(dim, n_classes)
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
