@@ -20,14 +20,15 @@ from featstore.evaluation import Stopwatch
 from featstore.metrics.word_error_rate import InverseErrorRate, count_edits, require_jiwer
 from featstore.probe.scoring import RoundResult, plan, verdict
 from featstore.probe.speech import Sequences, compare_texts, length_batches, open_sequences
+from featstore.probe.standardisation import Standardise
 from featstore.probe.text import load_language_model, normalised
+from featstore.probe.training import Fitted, Score, initialised, over_seeds, train
 from featstore.records import Protocol, ScoreRecord
 from featstore.tasks.splits import Round
 
 if TYPE_CHECKING:
     from featstore.probe.selection import Head
     from featstore.probe.text import LanguageModel
-    from featstore.probe.training import Fitted
     from featstore.store import Store
     from featstore.tasks import Manifest
 
@@ -201,8 +202,6 @@ def score_asr(
         rounds = plan(manifest, sequences.windows, protocol=protocol)
         language_model = load_language_model(manifest.probe.language_model, device=listening_device())
         spoken = _spoken(manifest, sequences, language_model, protocol=protocol)
-    from featstore.probe.minibatch import over_seeds
-
     tested = []
     for number, each in enumerate(rounds):
         with watch("train"):
@@ -287,9 +286,6 @@ def _train(
     seed: int,
     rates: Sequence[float],
 ) -> tuple[Listener, Fitted]:
-    from featstore.probe.minibatch import Standardise, sweep_module
-    from featstore.probe.training import fit, initialised
-
     probe, sequences, model = manifest.probe, spoken.sequences, spoken.language_model
     norm = Standardise(sequences.standardisation(each.train)) if head == "sweep" else None
 
@@ -302,37 +298,25 @@ def _train(
         planned = length_batches(each.train, sequences.n_frames, batch_size=probe.batch_size, rng=rng)
         return map(spoken.utterances, planned)
 
-    def score(adapter: Adapter) -> float:
+    def score(adapter: Adapter) -> Score:
         listener = Listener(model, adapter)
         planned = length_batches(each.valid, sequences.n_frames, batch_size=probe.batch_size, rng=None)
         if protocol == "xares":
-            return _told_words_right(spoken, listener, planned)
+            return _told_words_right(spoken, listener, planned), 0.0
         sums = [listener.told_loss(spoken.utterances(batch)) for batch in planned]
-        return -sum(total for total, _ in sums) / sum(count for _, count in sums)
+        return -sum(total for total, _ in sums) / sum(count for _, count in sums), 0.0
 
-    if head == "sweep":
-        adapter, fitted = sweep_module(
-            build,
-            seed=(seed, number),
-            batches=batches,
-            loss=lambda adapter, batch: Listener(model, adapter).loss(batch),
-            score=(lambda adapter: (score(adapter), 0.0)) if len(each.valid) else None,
-            rates=rates,
-            without_validation=(probe.epochs, probe.learning_rate),
-        )
-        return Listener(model, adapter), fitted
-    rng = np.random.default_rng((seed, number))
-    adapter = build(rng)
-    listener = Listener(model, adapter)
-    fitted = fit(
-        adapter,
-        batches=lambda: batches(rng),
-        loss=listener.loss,
-        score=(lambda: score(adapter)) if len(each.valid) else None,
+    adapter, fitted = train(
+        build,
+        seed=(seed, number),
+        batches=batches,
+        loss=lambda adapter, batch: Listener(model, adapter).loss(batch),
+        score=score if len(each.valid) else None,
         epochs=probe.epochs,
         learning_rate=probe.learning_rate,
+        rates=rates if head == "sweep" else None,
     )
-    return listener, fitted
+    return Listener(model, adapter), fitted
 
 
 def _told_words_right(spoken: _Spoken, listener: Listener, planned: Sequence[NDArray[np.int64]]) -> float:

@@ -225,10 +225,12 @@ def _logits_of(
 
 def _learn_linear(bench: _Bench) -> _Taught:
     """X-ARES's schedule: one head for each round and seed, those of rounds with the same classes in one batch."""
+    import torch
+
     from featstore.probe import linear as heads
 
     task, probe = bench.task, bench.task.manifest.probe
-    features = heads.standardised(task.X)
+    features = heads.layer_normalised(torch.from_numpy(task.X))
     shown = [_Shown.of(task, each) for each in task.rounds]
     trained: list[Sequence[Trained]] = [()] * len(task.rounds)
     for _, alike in groupby(sorted(range(len(shown)), key=lambda at: shown[at].key), key=lambda at: shown[at].key):
@@ -242,6 +244,7 @@ def _learn_linear(bench: _Bench) -> _Taught:
             loss=_loss_of(task.manifest),
             epochs=probe.epochs,
             batch_size=probe.batch_size,
+            learning_rate=probe.learning_rate,
         )
         n_seeds = len(bench.seeds)
         for place, number in enumerate(numbers):
@@ -258,8 +261,8 @@ def _learn_linear(bench: _Bench) -> _Taught:
 
 
 def _learn_sweep(bench: _Bench) -> _Taught:
-    """Minibatches on standardised features: see `featstore.probe.minibatch`."""
-    from featstore.probe.minibatch import over_seeds
+    """Minibatches on standardised features: see `featstore.probe.training`."""
+    from featstore.probe.training import over_seeds
 
     task = bench.task
     found = [
@@ -280,8 +283,8 @@ def _sweep_round(
     """Logits of embeddings as they are, and how they were fitted."""
     import torch
 
-    from featstore.probe.minibatch import sweep_module
     from featstore.probe.standardisation import Standardisation
+    from featstore.probe.training import train, zero_layer
 
     task, probe = bench.task, bench.task.manifest.probe
     classes = _Shown.of(task, each)
@@ -292,21 +295,10 @@ def _sweep_round(
     batch_size = max(probe.batch_size, min(MAX_BATCH, len(windows) // STEPS_PER_EPOCH))
     samples = task.samples(each.valid) if len(each.valid) else None
     X_valid = standardisation(task.X[samples.windows]) if samples is not None else X[:0]
-    pos_weight = torch.tensor(probe.pos_weight or 1.0)
-
-    def build(_: np.random.Generator) -> torch.nn.Linear:
-        model = torch.nn.Linear(X.shape[1], len(classes.labels))
-        torch.nn.init.zeros_(model.weight)  # the problem is convex: any start will do
-        torch.nn.init.zeros_(model.bias)
-        return model
+    loss_of = _loss_of(task.manifest)
 
     def batches(rng: np.random.Generator) -> Iterable[Tensor]:
         return torch.split(torch.from_numpy(rng.permutation(len(X))), batch_size)
-
-    def loss(model: torch.nn.Linear, rows: Tensor) -> Tensor:
-        if bench.one_class:
-            return torch.nn.functional.cross_entropy(model(X[rows]), y[rows])
-        return torch.nn.functional.binary_cross_entropy_with_logits(model(X[rows]), y[rows], pos_weight=pos_weight)
 
     @torch.no_grad()
     def score(model: torch.nn.Linear) -> tuple[float, float]:
@@ -315,14 +307,15 @@ def _sweep_round(
         logits = classes.expand(model(X_valid).numpy())
         return bench.selecting_score(each, samples, logits), -bench.log_loss(samples, logits)
 
-    model, fitted = sweep_module(
-        build,
+    model, fitted = train(
+        lambda _: zero_layer(dim=X.shape[1], n_classes=len(classes.labels)),
         seed=(seed, number),
         batches=batches,
-        loss=loss,
+        loss=lambda model, rows: loss_of(model(X[rows]), y[rows]).mean(),
         score=None if samples is None else score,
+        epochs=probe.epochs,
+        learning_rate=probe.learning_rate,
         rates=rates,
-        without_validation=(probe.epochs, probe.learning_rate),
     )
 
     @torch.no_grad()
@@ -385,8 +378,8 @@ def _loss_of(manifest: Manifest) -> Loss:
     from featstore.probe import linear as heads
 
     if manifest.kind == "multilabel":
-        return heads.BinaryCrossEntropy(pos_weight=manifest.probe.pos_weight or 1.0)
-    return heads.CrossEntropy()
+        return heads.binary_cross_entropy(manifest.probe.pos_weight or 1.0)
+    return heads.cross_entropy
 
 
 def _jobs(bench: _Bench, number: int, classes: _Shown) -> list[Job]:
@@ -406,7 +399,6 @@ def _jobs(bench: _Bench, number: int, classes: _Shown) -> list[Job]:
             windows=bench.task.windows_of(each.train),
             validation=validation,
             rng=np.random.default_rng((seed, number)),
-            learning_rate=bench.task.manifest.probe.learning_rate,
         )
         for seed in bench.seeds
     ]
@@ -477,10 +469,12 @@ def _few_shot_logistic(bench: _Bench, *, shots: int) -> NDArray[np.float64]:
 
 def _few_shot_linear(bench: _Bench, *, shots: int) -> NDArray[np.float64]:
     """Scores (rounds, support sets) of linear heads that see a support set alone; their last epoch counts."""
+    import torch
+
     from featstore.probe import linear as heads
 
     task, probe = bench.task, bench.task.manifest.probe
-    features = heads.standardised(task.X)
+    features = heads.layer_normalised(torch.from_numpy(task.X))
     scores = []
     for number, each in enumerate(task.rounds):
         classes = _Shown.of(task, each)
@@ -494,7 +488,6 @@ def _few_shot_linear(bench: _Bench, *, shots: int) -> NDArray[np.float64]:
                     windows=windows,
                     validation=None,
                     rng=np.random.default_rng((bench.seeds[0], number, at)),
-                    learning_rate=probe.learning_rate,
                 )
                 for at, windows in enumerate(drawn)
             ],
@@ -502,6 +495,7 @@ def _few_shot_linear(bench: _Bench, *, shots: int) -> NDArray[np.float64]:
             loss=_loss_of(task.manifest),
             epochs=max(probe.epochs, math.ceil(SUPPORT_STEPS / math.ceil(smallest / probe.batch_size))),
             batch_size=probe.batch_size,
+            learning_rate=probe.learning_rate,
         )
         samples = task.samples(each.test)
         scores.append(

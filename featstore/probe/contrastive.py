@@ -81,7 +81,7 @@ def score_contrastive(
         pool = read_pool(store, manifest, encoder=encoder)
         texts = _read_texts(manifest, pool)
         rounds = plan(manifest, pool, protocol=protocol)
-    from featstore.probe.minibatch import over_seeds
+    from featstore.probe.training import over_seeds
 
     tested = []
     for number, each in enumerate(rounds):

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from featstore.probe.minibatch import Standardise, sweep_module
-from featstore.probe.standardisation import Standardisation
-from featstore.probe.training import Fitted, fit, initialised
+from featstore.probe import training
+from featstore.probe.standardisation import Standardisation, Standardise
+from featstore.probe.training import Fitted, initialised
 from featstore.records import Protocol as EvaluationProtocol
 
 __all__ = ["Captions", "Embedder", "Objective", "Pairs", "objective_of", "train"]
@@ -153,7 +153,7 @@ def train(
     seed : pair of int
         Seed of the run and number of the round: initial weights, then the order of each epoch.
     rates : sequence of float or None
-        Learning rates to choose from, on standardised features (`featstore.probe.minibatch`). None: X-ARES's schedule.
+        Learning rates to choose from, on standardised features (`featstore.probe.training`). None: X-ARES's schedule.
     """
     norm = None if rates is None else Standardise(Standardisation.of(features[np.unique(pairs.window)]))
 
@@ -169,24 +169,13 @@ def train(
         text = model.project_captions(*captions.take(pairs.caption[batch]))
         return objective(audio, text, clip=torch.from_numpy(pairs.clip[batch]), log_scale=model.log_scale)
 
-    if rates is not None:
-        return sweep_module(
-            build,
-            seed=seed,
-            batches=batches,
-            loss=loss,
-            score=score,
-            rates=rates,
-            without_validation=(epochs, learning_rate),
-        )
-    rng = np.random.default_rng(seed)
-    model = build(rng)
-    fitted = fit(
-        model,
-        batches=lambda: batches(rng),
-        loss=lambda batch: loss(model, batch),
-        score=None if score is None else lambda: score(model)[0],
+    return training.train(
+        build,
+        seed=seed,
+        batches=batches,
+        loss=loss,
+        score=score,
         epochs=epochs,
         learning_rate=learning_rate,
+        rates=rates,
     )
-    return model, fitted

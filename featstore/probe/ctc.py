@@ -18,13 +18,14 @@ from featstore.evaluation import Stopwatch
 from featstore.metrics.word_error_rate import InverseErrorRate, count_edits, require_jiwer
 from featstore.probe.scoring import RoundResult, plan, verdict
 from featstore.probe.speech import Sequences, compare_texts, length_batches, open_sequences
+from featstore.probe.standardisation import Standardise
 from featstore.probe.text import BLANK, Alphabet, normalised
+from featstore.probe.training import Fitted, Score, initialised, over_seeds, train
 from featstore.records import Protocol, ScoreRecord
 from featstore.tasks.splits import Round
 
 if TYPE_CHECKING:
     from featstore.probe.selection import Head
-    from featstore.probe.training import Fitted
     from featstore.store import Store
     from featstore.tasks import Manifest
 
@@ -104,8 +105,6 @@ def score_ctc(
         sequences = open_sequences(store, manifest, encoder=encoder, protocol=protocol)
         texts = tuple(map(normalised, sequences.transcripts))
         rounds = plan(manifest, sequences.windows, protocol=protocol)
-    from featstore.probe.minibatch import over_seeds
-
     tested = []
     for number, each in enumerate(rounds):
         with watch("train"):
@@ -199,11 +198,6 @@ def _train(
     rates: Sequence[float],
 ) -> tuple[CtcHead, Fitted]:
     """A head, selected by word error rate that is not cut off at 1, which would tell no early epoch from another."""
-    import torch
-
-    from featstore.probe.minibatch import Standardise, sweep_module
-    from featstore.probe.training import fit, initialised
-
     sequences, probe = speller.sequences, manifest.probe
     dim = sequences.windows.recipe.dim
     norm = Standardise(sequences.standardisation(each.train)) if head == "sweep" else None
@@ -217,36 +211,26 @@ def _train(
         planned = length_batches(each.train, sequences.n_frames, batch_size=probe.batch_size, rng=rng)
         return map(speller.utterances, planned)
 
-    def score(model: CtcHead) -> float:
+    def score(model: CtcHead) -> Score:
         references = [speller.texts[clip] for clip in each.valid]
-        return 1.0 - count_edits(references, speller.read_aloud(model, each.valid), unit="word").rate
+        rate = count_edits(references, speller.read_aloud(model, each.valid), unit="word").rate
+        return 1.0 - rate, -loss(model) if head == "sweep" else 0.0
 
+    @torch.no_grad()
     def loss(model: CtcHead) -> float:
         planned = length_batches(each.valid, sequences.n_frames, batch_size=probe.batch_size, rng=None)
-        with torch.no_grad():
-            return sum(float(model.loss(speller.utterances(batch))) * len(batch) for batch in planned)
+        return sum(float(model.loss(speller.utterances(batch))) * len(batch) for batch in planned)
 
-    if head == "sweep":
-        return sweep_module(
-            build,
-            seed=(seed, number),
-            batches=batches,
-            loss=lambda model, batch: model.loss(batch),
-            score=(lambda model: (score(model), -loss(model))) if len(each.valid) else None,
-            rates=rates,
-            without_validation=(probe.epochs, probe.learning_rate),
-        )
-    rng = np.random.default_rng((seed, number))
-    model = build(rng)
-    fitted = fit(
-        model,
-        batches=lambda: batches(rng),
-        loss=model.loss,
-        score=(lambda: score(model)) if len(each.valid) else None,
+    return train(
+        build,
+        seed=(seed, number),
+        batches=batches,
+        loss=CtcHead.loss,
+        score=score if len(each.valid) else None,
         epochs=probe.epochs,
         learning_rate=probe.learning_rate,
+        rates=rates if head == "sweep" else None,
     )
-    return model, fitted
 
 
 def _test(speller: _Speller, each: Round, trained: list[tuple[CtcHead, Fitted]]) -> RoundResult:

@@ -26,8 +26,8 @@ from featstore.records import Protocol, ScoreRecord
 from featstore.tasks.splits import Round
 
 if TYPE_CHECKING:
-    from featstore.probe.frame_heads import Crew, FrameFeatures, FrameJob
-    from featstore.probe.linear import Loss, Trained
+    from featstore.probe.frame_heads import Crew, FrameFeatures
+    from featstore.probe.linear import Trained
     from featstore.probe.selection import Head
     from featstore.store import Store
     from featstore.tasks import Manifest
@@ -87,8 +87,7 @@ def score_frames(
             with watch("train"):
                 if frames is None or head == "sweep":
                     frames = _frames_of(task, each, crew, head=head)
-                train = _sweep if head == "sweep" else _train
-                trained.append(train(task, frames, number, metric=metric, seeds=seeds))
+                trained.append(_train(task, frames, number, metric=metric, seeds=seeds, head=head))
             with watch("score"):
                 part = _part(task, each.test)
                 found, events_of_round = zip(*(_found(task, frames, part, layer) for layer in trained[-1]), strict=True)
@@ -131,9 +130,10 @@ def _part(task: FrameTask, clips: NDArray[np.int64]) -> _Part:
 def _frames_of(task: FrameTask, each: Round, crew: Crew, *, head: Head) -> _Frames:
     """Frames as a head takes them: standardised by those of the round's training clips, or by LayerNorm."""
     from featstore.probe import frame_heads
+    from featstore.probe.linear import layer_normalised
     from featstore.probe.standardisation import Standardisation
 
-    normalise: frame_heads.Normalise = frame_heads.layer_normalised
+    normalise: frame_heads.Normalise = layer_normalised
     if head == "sweep":
         windows = task.samples(each.train).windows.tolist()
         normalise = frame_heads.standardised_by(Standardisation.of_chunks(task.frames[window] for window in windows))
@@ -142,60 +142,32 @@ def _frames_of(task: FrameTask, each: Round, crew: Crew, *, head: Head) -> _Fram
 
 
 def _train(
-    task: FrameTask, frames: _Frames, number: int, *, metric: Metric, seeds: tuple[int, ...]
+    task: FrameTask, frames: _Frames, number: int, *, metric: Metric, seeds: tuple[int, ...], head: Head
 ) -> tuple[Trained, ...]:
-    """X-ARES's schedule: heads of a round by seed."""
+    """Heads of a round by seed."""
     from featstore.probe import frame_heads
+    from featstore.probe.training import over_seeds
 
-    return frame_heads.train_frame_heads(
-        frames.features,
-        [_job(task, frames, number, metric=metric, seed=seed, head="linear") for seed in seeds],
-        crew=frames.crew,
-        loss=_loss_of(task),
-        epochs=task.manifest.probe.epochs,
-        batch_size=task.manifest.probe.batch_size,
-    )
-
-
-def _sweep(
-    task: FrameTask, frames: _Frames, number: int, *, metric: Metric, seeds: tuple[int, ...]
-) -> tuple[Trained, ...]:
-    """Minibatches until validation stops improving: heads of a round by seed."""
-    from featstore.probe import frame_heads
-    from featstore.probe.minibatch import over_seeds
+    each, probe = task.rounds[number], task.manifest.probe
+    excerpts = excerpts_of(task, task.samples(each.train))
+    score = _validation(task, frames, each, metric=metric, head=head)
 
     def train(*, seed: int, rates: Sequence[float]) -> Trained:
         return frame_heads.train_frame_head(
             frames.features,
-            _job(task, frames, number, metric=metric, seed=seed, head="sweep"),
+            excerpts,
             crew=frames.crew,
-            loss=_loss_of(task),
-            batch_size=task.manifest.probe.batch_size,
-            epochs=task.manifest.probe.epochs,
-            rates=rates,
-            fresh=lambda: np.random.default_rng((seed, number)),
+            padded=task.protocol == "xares",
+            pos_weight=probe.pos_weight or 1.0,
+            seed=(seed, number),
+            score=score,
+            epochs=probe.epochs,
+            batch_size=probe.batch_size,
+            learning_rate=probe.learning_rate,
+            rates=rates if head == "sweep" else None,
         )
 
     return tuple(over_seeds(seeds, train, fit_of=lambda layer: layer))
-
-
-def _job(task: FrameTask, frames: _Frames, number: int, *, metric: Metric, seed: int, head: Head) -> FrameJob:
-    from featstore.probe import frame_heads
-
-    each = task.rounds[number]
-    return frame_heads.FrameJob(
-        excerpts=excerpts_of(task, task.samples(each.train)),
-        padded=task.protocol == "xares",
-        score=_validation(task, frames, each, metric=metric, head=head),
-        rng=np.random.default_rng((seed, number)),
-        learning_rate=task.manifest.probe.learning_rate,
-    )
-
-
-def _loss_of(task: FrameTask) -> Loss:
-    from featstore.probe import linear as heads
-
-    return heads.BinaryCrossEntropy(pos_weight=task.manifest.probe.pos_weight or 1.0)
 
 
 def _validation(

@@ -133,7 +133,7 @@ LARGEST_NUMBER = 1e30
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SquaredError:
-    """Mean squared error of standardised numbers, as ``torch.nn.MSELoss``; see `featstore.probe.linear.Loss`.
+    """Squared error of standardised numbers, as ``torch.nn.MSELoss``; a `featstore.probe.linear.Loss`.
 
     A head that begins near 0 would spend its epochs on the way to numbers of another size: it learns
     (number - mean) / std instead, and its scores are turned back into numbers.
@@ -142,9 +142,9 @@ class SquaredError:
     mean: float = 0.0
     std: float = 1.0
 
-    def gradient(self, logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-        """Twice the difference."""
-        return logits.sub_(targets.sub(self.mean).div_(self.std).unsqueeze(2)).mul_(2.0 * weights)
+    def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Of logits (..., 1) and numbers (...)."""
+        return (logits.squeeze(-1) - (targets - self.mean) / self.std).square()
 
     def scores(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
         """Numbers, as they were before they were standardised."""
@@ -257,7 +257,7 @@ def _ridge_numbers(task: TaskData, path: RidgePath, windows: NDArray[np.int64]) 
 def _learn_linear(task: TaskData, metric: Metric, *, seeds: tuple[int, ...]) -> _Taught:
     from featstore.probe import linear as heads
 
-    features = heads.standardised(task.X)
+    features = heads.layer_normalised(torch.from_numpy(task.X))
     losses = [_loss_of(task, each) for each in task.rounds]
     trained = [
         _train(task, features, number, loss=loss, metric=metric, seeds=seeds) for number, loss in enumerate(losses)
@@ -330,7 +330,6 @@ def _train(
                 windows=windows,
                 validation=validation,
                 rng=np.random.default_rng((seed, number)),
-                learning_rate=probe.learning_rate,
             )
             for seed in seeds
         ],
@@ -338,6 +337,7 @@ def _train(
         loss=loss,
         epochs=probe.epochs,
         batch_size=probe.batch_size,
+        learning_rate=probe.learning_rate,
     )
 
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
-__all__ = ["Standardisation"]
+__all__ = ["Standardisation", "Standardise"]
 
 CHUNK_ROWS = 4096
 
@@ -54,3 +54,19 @@ class Standardisation:
             chunk = np.asarray(X[start : start + CHUNK_ROWS], np.float64)
             rows[start : start + len(chunk)] = torch.from_numpy((chunk - self.mean) / self.scale)
         return rows
+
+
+class Standardise(nn.Module):
+    """`Standardisation` as the first layer of a model, where X-ARES has LayerNorm."""
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, by: Standardisation) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.from_numpy(by.mean.astype(np.float32)))
+        self.register_buffer("scale", torch.from_numpy(by.scale.astype(np.float32)))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Rows (..., dim)."""
+        return (features - self.mean) / self.scale

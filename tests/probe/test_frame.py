@@ -15,9 +15,8 @@ from featstore.errors import DataError, LabelError, UnknownFeatureSet
 from featstore.evaluation import load_frame_task
 from featstore.metrics import find_metric
 from featstore.probe import probe_task
-from featstore.probe.frame_heads import FrameFeatures, FrameJob, crew, frame_logits, train_frame_heads
+from featstore.probe.frame_heads import FrameFeatures, crew, frame_logits, train_frame_head
 from featstore.probe.frame_scoring import Rows, excerpts_of, judge_of, spans_of
-from featstore.probe.linear import BinaryCrossEntropy
 from featstore.store import open_store
 
 PROBE = {"epochs": 40, "learning_rate": 1e-2, "batch_size": 4}
@@ -73,7 +72,7 @@ def peer_segments(decided, target, *, n_frames):
 
 def peer_training(excerpts, reader, targets, *, seed, batch_size, pos_weight, padded):
     """LayerNorm and Linear by autograd and torch.optim, from the weights and in the order of the generator."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng((seed, 0))
     n_classes, dim = excerpts.n_classes, reader[0].shape[1]
     drawn = rng.uniform(-(dim**-0.5), dim**-0.5, (n_classes, dim + 1)).astype(np.float32)
     model = torch.nn.Sequential(torch.nn.LayerNorm(dim), torch.nn.Linear(dim, n_classes))
@@ -106,11 +105,21 @@ def test_training_is_that_of_x_ares_by_autograd_padding_and_all(store, protocol,
     reader = [np.asarray(task.frames[window]) for window in samples.windows]
     known = [torch.from_numpy(excerpts.targets(at, start=0, stop=90).T).float() for at in range(len(excerpts))]
     model = peer_training(excerpts, reader, known, seed=5, batch_size=5, pos_weight=pos_weight, padded=padded)
-    job = FrameJob(excerpts=excerpts, padded=padded, score=None, rng=np.random.default_rng(5), learning_rate=1e-2)
-    loss = BinaryCrossEntropy(pos_weight=pos_weight)
     with crew() as workers:
         features = FrameFeatures(task.frames, dim=24, crew=workers, kept_bytes=kept_bytes)
-        (head,) = train_frame_heads(features, [job], crew=workers, loss=loss, epochs=EPOCHS, batch_size=5)
+        head = train_frame_head(
+            features,
+            excerpts,
+            crew=workers,
+            padded=padded,
+            pos_weight=pos_weight,
+            seed=(5, 0),
+            score=None,
+            epochs=EPOCHS,
+            batch_size=5,
+            learning_rate=1e-2,
+            rates=None,
+        )
     rows = frame_logits(features, excerpts, range(len(excerpts)), head)
     with torch.no_grad():
         expected = torch.cat([model(torch.from_numpy(each.astype(np.float32))) for each in reader]).numpy()

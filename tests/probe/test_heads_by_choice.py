@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
+import torch
 from scipy.special import expit, logit, softmax
 
 import tiny
 from featstore.errors import DataError, UsageError
 from featstore.evaluation.data import group_windows
 from featstore.probe import log_odds as votes
-from featstore.probe import logistic, probe_task
-from featstore.probe import minibatch as plateau
+from featstore.probe import logistic, probe_task, training
 from featstore.probe.selection import selection_details
 from featstore.probe.training import Fitted
 from featstore.tasks.splits import Round
@@ -77,35 +79,49 @@ def test_a_set_that_is_too_large_for_full_batches_is_trained_by_minibatches(monk
     assert [len(fit["grid"]) > 1 for fit in fits] == [True, False, False]
 
 
+class OneWeight(torch.nn.Module):
+    """A weight whose loss is itself: each step of Adam takes the learning rate from it."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.before = 0.0
+
+    def loss(self, batch):
+        self.before = self.weight.item()
+        return self.weight * 1.0
+
+    @property
+    def rate(self):
+        return self.before - self.weight.item()
+
+
+def sweep(score, *, rates, build=OneWeight):
+    return training.sweep_rates(
+        lambda _: build(), seed=(0, 0), batches=lambda _: [0], loss=OneWeight.loss, score=score, rates=rates
+    )
+
+
 def test_a_plateau_goes_back_lowers_the_rate_and_stops():
     told, seen = iter([1, 3, 2, 2, 2, 4, 4, 4, 4, 0, 0, 0]), []
 
-    class Trainee:
-        learned = 0
+    def score(model):
+        seen.append((model.before, model.rate))
+        return next(told), 0.0
 
-        def epoch(self, learning_rate):
-            self.learned += 1
-            seen.append((round(learning_rate, 4), self.learned))
-            return 0.5
-
-        def score(self):
-            return next(told), 0.0
-
-        def state(self):
-            return self.learned
-
-        def restore(self, state):
-            self.learned = state
-
-    found = plateau.train_to_plateau(Trainee, rates=(0.1,))
-    assert [rate for rate, _ in seen] == [0.1] * 5 + [0.01] * 4 + [0.001] * 3
-    assert [learned for _, learned in seen] == [1, 2, 3, 4, 5, 3, 4, 5, 6, 4, 5, 6]  # from the best epoch on
-    assert (found.epoch, found.trainee.learned, found.fit["converged"]) == (6, 3, True)
-    assert found.fit["epochs"] == len(found.history) == 12
+    model, fitted = sweep(score, rates=(0.1,))
+    np.testing.assert_allclose([rate for _, rate in seen], [0.1] * 5 + [0.01] * 4 + [0.001] * 3, atol=1e-6)
+    # From the best epoch on: the second, after the fifth; the sixth, after the ninth.
+    starts = [0, -0.1, -0.2, -0.3, -0.4, -0.2, -0.21, -0.22, -0.23, -0.21, -0.211, -0.212]
+    np.testing.assert_allclose([before for before, _ in seen], starts, atol=1e-6)
+    assert (fitted.epoch, fitted.fit["converged"]) == (6, True)
+    assert model.weight.item() == pytest.approx(-0.21, abs=1e-6)
+    assert fitted.fit["epochs"] == len(fitted.history) == 12
+    assert fitted.fit["gradient_norm"] == 1.0
 
 
 def test_epochs_that_diverged_are_null_in_a_record():
-    fitted = Fitted(epoch=1, history=(0.5, -np.inf), fit=plateau.unselected(2, 0.1))
+    fitted = Fitted(epoch=1, history=(0.5, -np.inf), fit=training.unselected(2, 0.1))
     (only,) = tiny_rounds()
     assert selection_details([only], [[fitted]])["validation"] == {"test": [[0.5, None]]}
 
@@ -115,28 +131,16 @@ def tiny_rounds():
     return (Round(name="test", protocol="strict", train=one, valid=two, test=three),)
 
 
-def test_the_best_rate_is_found_beyond_the_grid_and_rates_that_diverge_lose(monkeypatch):
-    class Trainee:
-        def epoch(self, learning_rate):
-            self.rate = learning_rate
-            return 0.0
+def test_the_best_rate_is_found_beyond_the_grid_and_rates_that_diverge_lose():
+    def score(model):
+        return (math.nan, 0.0) if model.rate > 0.9 else (0.5, -abs(np.log10(model.rate / 0.3)))
 
-        def score(self):
-            return plateau.DIVERGED if self.rate > 0.9 else (0.5, -abs(np.log10(self.rate / 0.3)))
-
-        def state(self):
-            return None
-
-        def restore(self, state):
-            pass
-
-    found = plateau.train_to_plateau(Trainee, rates=(1e-3, 1e-2))
-    assert found.fit["learning_rate"] == pytest.approx(0.316, abs=0.01)
-    assert (found.fit["extended"], found.fit["at_edge"]) == (True, False)
-    assert plateau.train_to_plateau(Trainee, rates=(1.0,)).epoch == 4  # three epochs in vain, then a tenth of the rate
-    monkeypatch.setattr(Trainee, "score", lambda _: plateau.DIVERGED)
-    with pytest.raises(DataError, match="not finite"):
-        plateau.train_to_plateau(Trainee, rates=(1.0,))
+    _, fitted = sweep(score, rates=(1e-3, 1e-2))
+    assert fitted.fit["learning_rate"] == pytest.approx(0.316, abs=0.01)
+    assert (fitted.fit["extended"], fitted.fit["at_edge"]) == (True, False)
+    assert sweep(score, rates=(1.0,))[1].epoch == 4  # three epochs in vain, then a tenth of the rate
+    with pytest.raises(DataError):
+        sweep(lambda _: (math.nan, 0.0), rates=(1.0,))
 
 
 def test_ranking_metrics_see_what_float32_probabilities_do_not():

@@ -9,7 +9,7 @@ import handmade
 import tiny
 from featstore.errors import LabelError
 from featstore.probe import probe_task
-from featstore.probe.linear import Job, predict, standardised, train_heads
+from featstore.probe.linear import Job, layer_normalised, predict, train_heads
 from featstore.probe.regression import SquaredError
 from featstore.store import open_store
 
@@ -46,9 +46,9 @@ def test_a_head_is_that_of_mse_loss_by_autograd():
     rng = np.random.default_rng(0)
     X, y = rng.standard_normal((40, 6)).astype(np.float32), rng.uniform(3, 9, 40).astype(np.float32)
     loss = SquaredError(mean=6.0, std=2.0)
-    jobs = [Job(windows=np.arange(40), validation=None, rng=np.random.default_rng(1), learning_rate=1e-2)]
-    features = standardised(X)
-    (head,) = train_heads(features, y, jobs, n_classes=1, loss=loss, epochs=1, batch_size=16)
+    jobs = [Job(windows=np.arange(40), validation=None, rng=np.random.default_rng(1))]
+    features = layer_normalised(torch.from_numpy(X))
+    (head,) = train_heads(features, y, jobs, n_classes=1, loss=loss, epochs=1, batch_size=16, learning_rate=1e-2)
     ours = loss.scores(predict(features, np.arange(40), [head])[0])
 
     drawn = np.random.default_rng(1)
@@ -67,9 +67,12 @@ def test_a_head_is_that_of_mse_loss_by_autograd():
 
 def test_numbers_far_from_0_are_learned_about_as_well_as_by_ridge_regression():
     record = probe(changes={"metric": "mae"}, head="linear")
-    train, test = (np.concatenate([clip.vectors for clip in SETS[name]]) for name in ("train", "test"))
-    model = Ridge().fit(standardised(train.astype(np.float32)), [clip.label for clip in SETS["train"]])
-    votes = model.predict(standardised(test.astype(np.float32))).reshape(60, 2)
+    train, test = (
+        layer_normalised(torch.from_numpy(np.concatenate([clip.vectors for clip in SETS[name]]))).numpy()
+        for name in ("train", "test")
+    )
+    model = Ridge().fit(train, [clip.label for clip in SETS["train"]])
+    votes = model.predict(test).reshape(60, 2)
     seconds = np.array([clip.seconds for clip in SETS["test"]])
     expected = np.abs(np.average(votes, axis=1, weights=seconds) - [clip.label for clip in SETS["test"]]).mean()
     assert record.value < 1.15 * expected
