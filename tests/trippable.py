@@ -35,6 +35,9 @@ class TrippingEncoder(torch.nn.Module):
 
     def __init__(self):
         super().__init__()
+        if (FAULTS / "slow-to-load").exists():
+            (FAULTS / "loading").touch()
+            time.sleep(600)
         generator = torch.Generator().manual_seed(1 if once("skewed") else 0)
         self.weight = torch.nn.Parameter(torch.randn(8, 1, 400, generator=generator) / 20)
         self.passes = 0

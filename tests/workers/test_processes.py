@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -175,6 +176,20 @@ def test_no_process_outlives_a_run_that_is_interrupted_or_killed(
     record = extract(engine, folder, tmp_path / "store")
     assert (record.shards_reused, record.shards_done) == (committed, N_SHARDS - committed)
     assert_same_contents(alone, tmp_path / "store", ignoring=())
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
+def test_no_process_outlives_a_run_that_ends_while_workers_load(
+    sent: signal.Signals, folder: Path, tmp_path: Path
+) -> None:
+    (folder / "faults/slow-to-load").touch()
+    started = start_cli(folder, tmp_path / "store")
+    limit = time.monotonic() + 60
+    while not (folder / "faults/loading").exists() and time.monotonic() < limit:
+        time.sleep(0.02)
+    os.kill(started.pid, sent)
+    started.communicate(timeout=30)
+    wait_until_nobody_is_left(started.pid)
 
 
 @pytest.mark.parametrize(
