@@ -31,6 +31,10 @@ HNSW_SEARCH_BEAM = 64
 CENTROIDS_SEARCH_BEAM = 32
 IVF_SHARE_SEARCHED = 1 / 16
 
+MIN_WORK_TO_DIVIDE = 10**11
+"""Queries x rows x dim from which on each thread searches for blocks of queries of its own."""
+
+QUERIES_PER_BLOCK = 512
 TWO_LEVELS_FROM_LISTS = 1024
 ITERATIONS = 10
 SAMPLE_PER_CODE = 128
@@ -123,8 +127,21 @@ def _search(index: faiss.Index, queries: NDArray[np.float32], *, k: int) -> Neig
 
 
 def _compare_all(queries: NDArray[np.float32], X: NDArray[np.float32], *, k: int) -> Neighbours:
-    similarities, rows = faiss.knn(queries, X, k, metric=faiss.METRIC_INNER_PRODUCT)
-    return _lowest_first(similarities, rows)
+    def search(some: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        found: tuple[NDArray[np.float32], NDArray[np.int64]] = faiss.knn(some, X, k, metric=faiss.METRIC_INNER_PRODUCT)
+        return found
+
+    if len(queries) * X.size < MIN_WORK_TO_DIVIDE:
+        return _lowest_first(*search(queries))
+    blocks = np.split(queries, range(QUERIES_PER_BLOCK, len(queries), QUERIES_PER_BLOCK))
+    with _one_thread_each(faiss.omp_get_max_threads()) as pool:
+        similarities, rows = zip(*pool.map(search, blocks), strict=True)
+    return _lowest_first(np.concatenate(similarities), np.concatenate(rows))
+
+
+def _one_thread_each(workers: int) -> ThreadPoolExecutor:
+    """Threads in which FAISS starts no others: its own wait for one another, which other processes make very slow."""
+    return ThreadPoolExecutor(workers, initializer=faiss.omp_set_num_threads, initargs=(1,))
 
 
 def _lowest_first(similarities: NDArray[np.float32], rows: NDArray[np.int64]) -> Neighbours:
@@ -152,9 +169,9 @@ def train_index(plan: IvfPlan, sample: NDArray[np.float32]) -> faiss.Index:
         # some rows several times where there are fewer: FAISS 1.15 is five times as slow with a smaller sample
         n = SAMPLE_PER_CODE * ivf.pq.ksub
         sample = sample[np.linspace(0, len(sample) - 1, n).astype(np.int64)]
-    # The centroids are there: what is left are the codes, 256 centres of a few numbers each. FAISS's threads would wait
-    # for one another after every few milliseconds: measured on two busy cores, 3.3 s by one thread and 15.9 s by two.
-    with ThreadPoolExecutor(1, initializer=faiss.omp_set_num_threads, initargs=(1,)) as pool:
+    # The centroids are there: what is left are the codes, 256 centres of a few numbers each. Measured on two busy
+    # cores: 3.3 s by one thread, 15.9 s by two of FAISS's.
+    with _one_thread_each(1) as pool:
         pool.submit(index.train, sample).result()
     return index
 
@@ -273,10 +290,9 @@ def _centroids(sample: NDArray[np.float32], plan: IvfPlan) -> NDArray[np.float32
     members = np.split(np.argsort(nearest, kind="stable"), np.cumsum(counts)[:-1])
     shares = np.diff(np.round(np.cumsum(counts) * (plan.n_lists / len(sample))), prepend=0).astype(int)
     parts = [(rows, int(share)) for rows, share in zip(members, shares, strict=True) if share]
-    # A thread for each, for the same reason as above. Rows are copied out of the mapped sample, at most a block at a
-    # time.
+    # rows are copied out of the mapped sample, at most a block of them at a time
     workers = min(faiss.omp_get_max_threads(), MOST_WORKERS, max(1, plan.block_rows // int(counts.max())))
-    with ThreadPoolExecutor(workers, initializer=faiss.omp_set_num_threads, initargs=(1,)) as pool:
+    with _one_thread_each(workers) as pool:
         return np.concatenate(list(pool.map(lambda part: _k_means(sample[part[0]], part[1]).centroids, parts)))
 
 

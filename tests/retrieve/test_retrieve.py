@@ -370,3 +370,16 @@ def test_the_first_of_many_neighbours_are_those_of_a_search_for_few():
     X = VECTORS["the same over and over"]
     many, few = (Searcher(X, "flat").search(X[:5] + np.float32(0.01), k=k).rows for k in (50, 3))
     np.testing.assert_array_equal(many[:, :3], few)
+
+
+@pytest.mark.parametrize("X", VECTORS.values(), ids=VECTORS)
+def test_a_search_in_blocks_of_queries_finds_the_same(X, monkeypatch):
+    queries = np.round(X[:105] + RNG.standard_normal((105, 64)).astype(np.float32) / 8, 3)
+    together = Searcher(X, "flat").search(queries, k=10)
+    monkeypatch.setattr("featstore.retrieve.index.MIN_WORK_TO_DIVIDE", 0)
+    monkeypatch.setattr("featstore.retrieve.index.QUERIES_PER_BLOCK", 25)
+    found = Searcher(X, "flat").search(queries, k=10)
+    np.testing.assert_allclose(found.similarities, together.similarities, rtol=1e-5, atol=1e-5)
+    gaps = np.take_along_axis(queries @ X.T, found.rows, axis=1) - together.similarities
+    assert ((found.rows == together.rows) | (np.abs(gaps) < 1e-5)).all()
+    assert found.rows.shape == (105, 10)
