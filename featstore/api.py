@@ -163,6 +163,26 @@ class Extracted(Sequence["ExtractRecord"]):
     def __getitem__(self, index: int | slice) -> ExtractRecord | tuple[ExtractRecord, ...]:
         return self._records[index]
 
+    def raise_failures(self) -> None:
+        """Raise one error for all failures and unreadable shards; return if there are none.
+
+        Raises
+        ------
+        FeatstoreError
+            Its ``exit_code`` is that of the failures, if they agree.
+        """
+        reasons = [*self._unreadable(), *(f"{each.task}: {each.message}" for each in self.failures)]
+        if not reasons:
+            return
+        error = FeatstoreError(f"not everything was extracted: {'; '.join(reasons)}")
+        codes = {each.exit_code for each in self.failures} | ({1} if self._unreadable() else set())
+        error.exit_code = codes.pop() if len(codes) == 1 else 1
+        raise error
+
+    def _unreadable(self) -> list[str]:
+        reasons = (f"{each.dataset}/{each.split}: {broken.reason}" for each in self for broken in each.broken)
+        return list(dict.fromkeys(reasons))
+
     def __repr__(self) -> str:
         done = [
             f"  {each.encoder}@{each.fingerprint}/{each.dataset}/{each.split}: {each.clips:,} clips" for each in self
@@ -275,9 +295,10 @@ def extract(
                 ExtractFailure(task=manifest.name, error=type(error).__name__, message=message, exit_code=code)
                 for manifest in manifests
             ]
-    for failure in failures:
-        _log.warning("%s is not extracted: %s", failure.task, failure.message)
-    return Extracted(records, failures=failures)
+    extracted = Extracted(records, failures=failures)
+    for reason in (*extracted._unreadable(), *(f"{each.task}: {each.message}" for each in failures)):
+        _log.warning("not extracted: %s", reason)
+    return extracted
 
 
 def _engine(

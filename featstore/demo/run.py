@@ -9,20 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from featstore import api
 from featstore.demo.shards import COLLECTIONS, Collection, make_shards
-from featstore.encoders import load_encoder
 from featstore.errors import UsageError
-from featstore.extract import ExtractOptions, extract_task
 from featstore.files import write_whole
 from featstore.formatting import counted, lasting, spoken_bytes
-from featstore.probe import probe_task
 from featstore.records import ExtractRecord, ScoreRecord
-from featstore.report import Leaderboard, build, to_markdown, write_score
+from featstore.report import Leaderboard, build, to_markdown
 from featstore.report.page import render_page
 from featstore.report.spaces import spaces_of
-from featstore.retrieve import retrieve_task
 from featstore.store import open_store
-from featstore.tasks import Manifest, find_task
+from featstore.tasks import find_task
 
 if TYPE_CHECKING:
     from featstore.extract.results import Progress
@@ -85,7 +82,8 @@ def run_demo(
     )
 
     with stopwatch.stage("extract"):
-        extracts = _extract(tasks, encoders, data_dir=data_dir, store_path=store_path, progress=progress)
+        extracts = api.extract(tasks, encoder=list(encoders), data=data_dir, store=store_path, progress=progress)
+        extracts.raise_failures()
     done, reused = (sum(getattr(record, name) for record in extracts) for name in ("shards_done", "shards_reused"))
     audio_seconds, seconds = sum(record.audio_seconds for record in extracts), stopwatch.seconds["extract"]
     speed = f", {audio_seconds / seconds:.0f} x real time" if done else ""
@@ -94,26 +92,20 @@ def run_demo(
     store = open_store(str(store_path))
     names = list(dict.fromkeys(record.encoder for record in extracts))
     with stopwatch.stage("probe"):
-        probed = [
-            probe_task(store, task, encoder=name, protocol="strict", seeds=None) for task in tasks for name in names
-        ]
+        probed = api.probe(tasks, store=store, encoder=names)
     say(f"track A: {len(probed)} linear probes trained ({stopwatch.seconds['probe']:.1f} s)")
 
     with stopwatch.stage("retrieve"):
-        retrieved = [
-            retrieve_task(store, task, encoder=name, protocol="strict", k=KS, shots=SHOTS)
-            for task in tasks
-            if task.retrieve.enabled
-            for name in names
-        ]
+        searched = [task for task in tasks if task.retrieve.enabled]
+        retrieved = api.retrieve(searched, store=store, encoder=names, k=KS, shots=SHOTS) if searched else api.Scores()
     say(
         f"track B: {len(retrieved)} nearest-neighbour scores, with curves over k and training clips "
         f"({stopwatch.seconds['retrieve']:.1f} s)"
     )
 
-    scores = (*probed, *retrieved)
-    for score in scores:
-        write_score(score, results_dir)
+    scores = probed + retrieved
+    scores.save(results_dir)
+    scores.raise_failures()
     with stopwatch.stage("report"):
         report_path = _write_report(directory, store, scores, say=say)
     return DemoOutcome(
@@ -121,9 +113,9 @@ def run_demo(
         store_path=store_path,
         results_dir=results_dir,
         report_path=report_path,
-        extracts=extracts,
-        scores=scores,
-        leaderboard=build(scores),
+        extracts=tuple(extracts),
+        scores=tuple(scores),
+        leaderboard=scores.leaderboard(),
         seconds=dict(stopwatch.seconds),
     )
 
@@ -137,24 +129,6 @@ def _write_report(directory: Path, store: Store, scores: Sequence[ScoreRecord], 
         path, text = directory / "report.md", to_markdown(build(scores))
     write_whole(path, text)
     return path
-
-
-def _extract(
-    tasks: Sequence[Manifest], encoders: Sequence[str], *, data_dir: Path, store_path: Path, progress: Progress | None
-) -> tuple[ExtractRecord, ...]:
-    records: list[ExtractRecord] = []
-    for spec in encoders:
-        encoder = load_encoder(spec)
-        for task in tasks:
-            records += extract_task(
-                task,
-                encoder,
-                data_dir=data_dir,
-                store_url=str(store_path),
-                options=ExtractOptions(),
-                progress=progress,
-            )
-    return tuple(records)
 
 
 class _Stopwatch:

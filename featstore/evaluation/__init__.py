@@ -7,8 +7,8 @@ from featstore.evaluation.few_shot import check_shots, shots_details, support_se
 from featstore.evaluation.frames import FrameTask, load_frame_task
 from featstore.evaluation.scores import (
     Outcome,
-    Scores,
     Stopwatch,
+    TaskScore,
     score_outcomes,
     score_record,
 )
@@ -17,9 +17,9 @@ __all__ = [
     "FrameTask",
     "Outcome",
     "Samples",
-    "Scores",
     "Stopwatch",
     "TaskData",
+    "TaskScore",
     "check_shots",
     "load_frame_task",
     "load_task",

@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 __all__ = [
     "Origin",
     "Outcome",
+    "RecordedTask",
     "ScoredTask",
-    "Scores",
     "Stopwatch",
-    "build_record",
+    "TaskScore",
     "score_outcomes",
     "score_record",
     "score_test_sets",
@@ -71,8 +71,8 @@ class Origin(Sides, Interface):
         """Group of each clip, where the manifest names one."""
 
 
-class ScoredTask(Origin, Interface):
-    """What a score and its record are made of: `featstore.evaluation.TaskData`, or a task of another kind."""
+class RecordedTask(Origin, Interface):
+    """What the record of a score names: `featstore.evaluation.TaskData`, or a task of another kind."""
 
     @property
     def manifest(self) -> Manifest:
@@ -86,6 +86,10 @@ class ScoredTask(Origin, Interface):
     def rounds(self) -> tuple[Round, ...]:
         """Of clips, in the order of their outcomes."""
 
+
+class ScoredTask(RecordedTask, Interface):
+    """What predictions by clip are scored against as well."""
+
     @property
     def targets(self) -> Targets:
         """By clip."""
@@ -97,23 +101,19 @@ class Outcome:
 
     Attributes
     ----------
-    n_train, n_valid : int
-        Clips that were learned from, and that selected.
     samples : Samples
         Of the round's test clips.
     y_scores : tuple of float (samples, n_classes)
         One per seed, or one; (samples, n_classes, 2) where metrics count.
     """
 
-    n_train: int
-    n_valid: int
     samples: Samples
     y_scores: tuple[NDArray[np.floating[Any]], ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Scores:
-    """What the predictions of a task come to.
+class TaskScore:
+    """The score of a task, computed from its predictions.
 
     Attributes
     ----------
@@ -140,7 +140,7 @@ class Scores:
     libraries: tuple[str, ...]
 
 
-def score_outcomes(task: ScoredTask, outcomes: Sequence[Outcome], *, metric: Metric | None = None) -> Scores:
+def score_outcomes(task: ScoredTask, outcomes: Sequence[Outcome], *, metric: Metric | None = None) -> TaskScore:
     """Score what was predicted in each of ``task.rounds``, in their order, by the task's metric unless told otherwise.
 
     Raises
@@ -159,7 +159,7 @@ def score_outcomes(task: ScoredTask, outcomes: Sequence[Outcome], *, metric: Met
 
 def score_test_sets(
     metric: Metric, tested: Sequence[TestSet], *, clip_ids: Sequence[str], groups: Sequence[str] | None = None
-) -> Scores:
+) -> TaskScore:
     """Score what was predicted in each round.
 
     Parameters
@@ -188,7 +188,7 @@ def score_test_sets(
         details["chance_corrected"] = float(
             np.mean([chance_corrected(each.y_true, y_score) for each in tested for y_score in each.y_scores])
         )
-    return Scores(
+    return TaskScore(
         value=float(scores.mean()),
         std=float(np.std(by_seed, ddof=1)) if len(by_seed) > 1 else None,
         interval=interval,
@@ -242,9 +242,8 @@ def _origin_details(origin: Origin) -> dict[str, Any]:
 
 
 def score_record(
-    task: ScoredTask,
-    outcomes: Sequence[Outcome],
-    scores: Scores,
+    task: RecordedTask,
+    scores: TaskScore,
     *,
     track: Track,
     seeds: tuple[int, ...],
@@ -252,58 +251,37 @@ def score_record(
     seconds: Mapping[str, float],
     libraries: Sequence[str],
     details: Mapping[str, Any],
+    n_train: Sequence[int] | None = None,
+    n_valid: Sequence[int] | None = None,
 ) -> ScoreRecord:
-    """Build the record of a task's scores; ``libraries`` are the modules that the track used."""
-    return build_record(
-        task.manifest,
-        task,
-        scores,
-        track=track,
-        protocol=task.protocol,
-        rounds=task.rounds,
-        n_train=[each.n_train for each in outcomes],
-        n_valid=[each.n_valid for each in outcomes],
-        seeds=seeds,
-        settings=settings,
-        seconds=seconds,
-        libraries=libraries,
-        details=details,
-    )
+    """Build the record of a score, of whatever kind the task is.
 
-
-def build_record(
-    manifest: Manifest,
-    origin: Origin,
-    scores: Scores,
-    *,
-    track: Track,
-    protocol: Protocol,
-    rounds: Sequence[Round],
-    n_train: Sequence[int],
-    n_valid: Sequence[int],
-    seeds: tuple[int, ...],
-    settings: Mapping[str, Any],
-    seconds: Mapping[str, float],
-    libraries: Sequence[str],
-    details: Mapping[str, Any],
-) -> ScoreRecord:
-    """Build the record of scores, whatever was predicted; ``n_train`` and ``n_valid`` count clips by round."""
+    Parameters
+    ----------
+    libraries : sequence of str
+        Modules that the track used.
+    n_train, n_valid : sequence of int, optional
+        Clips that were learned from and that selected, by round; by default those of ``task.rounds``.
+    """
+    manifest, rounds = task.manifest, task.rounds
+    n_train = [len(each.train) for each in rounds] if n_train is None else n_train
+    n_valid = [len(each.valid) for each in rounds] if n_valid is None else n_valid
     watch = Stopwatch()
     with watch("warnings"):
-        shared = (*(shared_names(origin, rounds) if protocol == "xares" else ()), *shared_embeddings(origin, rounds))
+        shared = (*(shared_names(task, rounds) if task.protocol == "xares" else ()), *shared_embeddings(task, rounds))
     implied = warnings_of_details(
         {**scores.details, **details},
         metric=manifest.metric,
         value=scores.value,
-        skipped={name: len(each.skipped) for name, each in zip(origin.members, origin.sets, strict=True)},
+        skipped={name: len(each.skipped) for name, each in zip(task.members, task.sets, strict=True)},
     )
     return ScoreRecord(
         task=manifest.name,
         title=manifest.title,
         track=track,
-        protocol=protocol,
-        encoder=origin.recipe.encoder,
-        fingerprint=origin.recipe.fingerprint,
+        protocol=task.protocol,
+        encoder=task.recipe.encoder,
+        fingerprint=task.recipe.fingerprint,
         metric=manifest.metric,
         value=scores.value,
         std=scores.std,
@@ -313,20 +291,20 @@ def build_record(
         n_train=round(float(np.mean(n_train))),
         n_valid=round(float(np.mean(n_valid))),
         n_test=sum(len(each.test) for each in rounds),
-        n_skipped=len(origin.left_out),
+        n_skipped=len(task.left_out),
         eval_weight=float(manifest.eval_weight),
         private=manifest.private,
         seconds={**seconds, **watch.seconds},
         manifest_sha256=manifest.sha256,
         versions=_versions("featstore", "numpy", *libraries, *scores.libraries),
         settings=dict(settings),
-        features=dict(origin.features),
+        features=dict(task.features),
         details={
             "by_round": {each.name: score for each, score in zip(rounds, scores.by_round, strict=True)},
             "by_seed": {str(seed): score for seed, score in zip(seeds, scores.by_seed, strict=False)},
             **scores.details,
             **details,
-            **_origin_details(origin),
+            **_origin_details(task),
             "warnings": [each.as_json() for each in (*shared, *implied)],
         },
         protocol_version=PROTOCOL_VERSION,

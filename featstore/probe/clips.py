@@ -16,9 +16,9 @@ from featstore.errors import DataError
 from featstore.evaluation import (
     Outcome,
     Samples,
-    Scores,
     Stopwatch,
     TaskData,
+    TaskScore,
     load_task,
     score_outcomes,
     score_record,
@@ -144,7 +144,6 @@ def score_clips(
             details["shots"] = shots_details({number: few_shot(bench, shots=number) for number in shots})
     return score_record(
         task,
-        outcomes,
         scores,
         track="A",
         seeds=taught.seeds,
@@ -414,14 +413,12 @@ def _head_logits(features: Tensor, head: Trained, classes: _Shown, windows: NDAr
 def _outcome(bench: _Bench, each: Round, learned: _Learned) -> Outcome:
     samples = bench.task.samples(each.test)
     return Outcome(
-        n_train=len(each.train),
-        n_valid=len(each.valid),
         samples=samples,
         y_scores=tuple(bench.y_scores(samples, logits(samples.windows)) for logits in learned.logits),
     )
 
 
-def _is_above(vote: float, scores: Scores, *, metric: Metric) -> bool:
+def _is_above(vote: float, scores: TaskScore, *, metric: Metric) -> bool:
     """Whether another score is outside the interval of these, on the better side."""
     low, high = scores.interval.low, scores.interval.high
     if low is None or high is None:

@@ -93,9 +93,7 @@ def score_frames(
                 found, events_of_round = zip(*(_found(task, frames, part, layer) for layer in trained[-1]), strict=True)
                 events.append([counts for counts in events_of_round if counts is not None])
                 samples = replace(part.samples, y_true=part.true)
-                outcomes.append(
-                    Outcome(n_train=len(each.train), n_valid=len(each.valid), samples=samples, y_scores=found)
-                )
+                outcomes.append(Outcome(samples=samples, y_scores=found))
     with watch("score"):
         scores = score_outcomes(task, outcomes)
     details = selection_details(task.rounds, trained)
@@ -103,7 +101,6 @@ def score_frames(
         details["event_f1"] = _event_f1(events, average="micro" if manifest.metric.endswith("micro") else "macro")
     return score_record(
         task,
-        outcomes,
         scores,
         track="A",
         seeds=seeds,

@@ -180,7 +180,6 @@ def score_regression(
         scores = score_outcomes(task, outcomes)
     return score_record(
         task,
-        outcomes,
         scores,
         track="A",
         seeds=taught.seeds,
@@ -358,8 +357,6 @@ def _validation(task: TaskData, each: Round, *, loss: SquaredError, metric: Metr
 def _outcome(task: TaskData, each: Round, numbers: Sequence[Predict]) -> Outcome:
     samples = task.samples(each.test)
     return Outcome(
-        n_train=len(each.train),
-        n_valid=len(each.valid),
         samples=samples,
         y_scores=tuple(samples.vote(of_seed(samples.windows)) for of_seed in numbers),
     )

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from featstore.evaluation.data import check_parts
 from featstore.evaluation.leakage import check_sides
-from featstore.evaluation.scores import build_record, score_test_sets
+from featstore.evaluation.pool import Windows
+from featstore.evaluation.scores import score_record, score_test_sets
 from featstore.metrics import Metric, TestSet
 from featstore.probe.selection import selection_details
 from featstore.records import Protocol, ScoreRecord
 from featstore.tasks.splits import Round, plan_rounds
 
 if TYPE_CHECKING:
-    from featstore.evaluation.pool import Windows
     from featstore.probe.selection import Head
     from featstore.probe.training import Fitted
     from featstore.tasks import Manifest
@@ -84,16 +84,17 @@ def verdict(
 
     ``settings`` are those that the manifest's ``[probe]`` does not tell.
     """
-    rounds = [each.round for each in tested]
-    return build_record(
-        manifest,
-        windows,
-        score_test_sets(metric, [each.test_set for each in tested], clip_ids=windows.ids, groups=windows.groups),
-        track="A",
+    rounds = tuple(each.round for each in tested)
+    task = _WindowsTask(
+        **{field.name: getattr(windows, field.name) for field in fields(Windows)},
+        manifest=manifest,
         protocol=protocol,
         rounds=rounds,
-        n_train=[len(each.train) for each in rounds],
-        n_valid=[len(each.valid) for each in rounds],
+    )
+    return score_record(
+        task,
+        score_test_sets(metric, [each.test_set for each in tested], clip_ids=windows.ids, groups=windows.groups),
+        track="A",
         seeds=seeds,
         settings={
             "head": head,
@@ -106,6 +107,15 @@ def verdict(
         libraries=libraries,
         details={**selection_details(rounds, [each.fits for each in tested]), **_by_round(tested)},
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _WindowsTask(Windows):
+    """Windows with what the record of their score names."""
+
+    manifest: Manifest
+    protocol: Protocol
+    rounds: tuple[Round, ...]
 
 
 def _by_round(tested: Sequence[RoundResult]) -> dict[str, Any]:

@@ -145,15 +145,7 @@ def retrieve_task(
         for each in task.rounds
     ]
     with watch("score"):
-        outcomes = [
-            Outcome(
-                n_train=len(each.reference) - each.leave_one_out,
-                n_valid=0,
-                samples=one.samples,
-                y_scores=(one.y_scores[search.chosen_k],),
-            )
-            for each, one in zip(task.rounds, found, strict=True)
-        ]
+        outcomes = [Outcome(samples=one.samples, y_scores=(one.y_scores[search.chosen_k],)) for one in found]
         scores = score_outcomes(task, outcomes)
         details = _details(task, found, search, metric)
     if shots:
@@ -161,9 +153,10 @@ def retrieve_task(
             details["shots"] = shots_details({n: _few_shot(task, search, metric, shots=n) for n in shots})
     return score_record(
         task,
-        outcomes,
         scores,
         track="B",
+        n_train=[len(each.reference) - each.leave_one_out for each in task.rounds],
+        n_valid=[0] * len(task.rounds),
         seeds=(),
         settings={
             "k": min(search.chosen_k, *(one.n_neighbours for one in found)),

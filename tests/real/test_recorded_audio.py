@@ -54,19 +54,18 @@ class Case:
 
 def scored(module: ModuleType, score: Callable[..., ScoreRecord], *arguments: Any, **options: Any) -> Scored:
     """What `probe_task` or `retrieve_task`, whose module is given, makes its record of."""
-    found: list[Scored] = []
-    made = module.score_record
+    seen: list[tuple[TaskData, tuple[Outcome, ...]]] = []
+    scores_of = module.score_outcomes
 
-    def score_record(task: TaskData, outcomes: list[Outcome], *rest: object, **more: object) -> ScoreRecord:
-        record = made(task, outcomes, *rest, **more)
-        found.append(Scored(record=record, task=task, outcomes=tuple(outcomes)))
-        return record
+    def score_outcomes(task: TaskData, outcomes: list[Outcome], **more: object) -> object:
+        seen.append((task, tuple(outcomes)))
+        return scores_of(task, outcomes, **more)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "score_record", score_record)
-        score(*arguments, **options)
-    [one] = found
-    return one
+        patch.setattr(module, "score_outcomes", score_outcomes)
+        record = score(*arguments, **options)
+    [(task, outcomes)] = seen
+    return Scored(record=record, task=task, outcomes=outcomes)
 
 
 @pytest.fixture(scope="session", params=PAIRS, ids="-".join)

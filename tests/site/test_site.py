@@ -13,7 +13,7 @@ import pytest
 from fenced import ROOT
 from handmade import environment
 
-NEEDED = ("mkdocs", "material")
+NEEDED = ("mkdocs", "material", "mkdocstrings")
 
 
 @pytest.fixture(scope="module")
