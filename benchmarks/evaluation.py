@@ -28,6 +28,10 @@ def tables(options: Options) -> Iterator[Table]:
         strict = in_child(measure_tasks, url=url, jobs=cores(), head=None)
         schedule = in_child(measure_tasks, url=url, jobs=cores(), head="linear")
     of_tasks = [name for name in strict if name not in WHOLE]
+
+    def named(score: str) -> str:
+        return f"{score} ({windows[score.split(':')[0]]:,})"
+
     yield Table(
         title="The complete evaluation",
         measures=f"Seconds from a store of {sum(windows.values()):,} windows x {DIM} to {len(of_tasks)} scores with their "
@@ -49,9 +53,9 @@ def tables(options: Options) -> Iterator[Table]:
         "brackets. A: strict, then by the schedule where it is used. DESED and MAESTRO are trained on frames of these "
         "lengths.",
         unit="s",
-        baseline=max(of_tasks, key=lambda name: strict[name]),
+        baseline=named(max(of_tasks, key=lambda name: strict[name])),
         rows=tuple(
-            Row(f"{name} ({windows[name.split(':')[0]]:,})" + of, seconds[name])
+            Row(named(name) + of, seconds[name])
             for name in of_tasks
             for of, seconds in (("", strict), (", schedule", schedule))
             if name in seconds
