@@ -30,7 +30,7 @@ def tables(options: Options) -> Iterator[Table]:
     of_tasks = [name for name in strict if name not in WHOLE]
 
     def named(score: str) -> str:
-        return f"{score} ({windows[score.split(':')[0]]:,})"
+        return f"{score} ({windows[score.partition(':')[0]]:,})"
 
     yield Table(
         title="The complete evaluation",
