@@ -69,7 +69,8 @@ class Rule:
         Nor have test sets with a class of fewer clips, or of fewer clips without it where ``both_sides``.
     both_sides : bool
     unbiased : bool
-        Whether the interval is centred on the score less the bias that the jackknife estimates.
+        Whether the interval is centred on the score less the bias that the jackknife estimates. There is none where
+        that bias is larger than the standard error: the estimate leaves some of it, which the interval would miss.
     clustered : bool
         Whether a clip has several trials, such as captions or words, that may all fail together.
     """
@@ -87,7 +88,7 @@ RULES: Mapping[str, Rule] = {
     "recall_at_1": Rule(scale="share", least_clips=50, clustered=True),
     "macro_f1": Rule(scale="share", least_clips=50, least_of_class=3),
     "mAP": Rule(scale="share", least_of_class=8, unbiased=True),
-    "eer": Rule(scale="share", least_of_class=5),
+    "eer": Rule(scale="share", least_of_class=7),
     "d_prime": Rule(scale="area", least_clips=50, least_of_class=5, both_sides=True),
     "segment_f1_macro": Rule(scale="share", least_of_class=3),
     "segment_f1_micro": Rule(scale="share"),
@@ -115,6 +116,11 @@ def interval_of(
     reason = why_none(rule, spread, units, test_sets)
     if not reason and metric.name == "wer_inv" and spread.score <= 0.0:
         reason = "there are as many errors as words or more: the score is at its lower end"
+    if not reason and rule.unbiased and spread.bias**2 > spread.variance:
+        reason = (
+            f"the bias of {metric.name} for so few clips of a class, about {spread.bias:+.3f}, is larger than its "
+            f"standard error of {spread.variance**0.5:.3f}"
+        )
     if reason:
         return Interval(low=None, high=None, reason=reason)
     variance, df = spread.variance, float(units.n - 1)
