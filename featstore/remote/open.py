@@ -1,4 +1,4 @@
-"""Which client serves which URL."""
+"""Selects the client for a URL."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _BY_FSSPEC = ("hf", "memory")
 
 
 def open_remote(url: str) -> Remote:
-    """Open the client of a URL's scheme; nothing is asked of the server yet.
+    """Open the client for a URL's scheme, without a request to the server.
 
     Raises
     ------
@@ -29,7 +29,7 @@ def open_remote(url: str) -> Remote:
         raise UsageError(f"{redacted(url)!r} is no URL: it has characters that no URL has")
     try:
         parts = urlsplit(url)
-        parts.port  # noqa: B018 - raises where it is no number of a port
+        parts.port  # noqa: B018 - raises ValueError if the port is invalid
     except ValueError as error:
         problem = redacted(str(error)) if "could not be cast" not in str(error) else "its port is no number"
         raise UsageError(f"{redacted(url)!r} is no URL: {problem}") from None
