@@ -41,7 +41,7 @@ def parse_clip_json(text: str) -> Any:
             json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
             half = error.object[error.start]
-            raise ValueError(f"{half!a} is half of a surrogate pair, which no text holds") from None
+            raise ValueError(f"{half!a} is half of a surrogate pair, which UTF-8 cannot encode") from None
     return value
 
 

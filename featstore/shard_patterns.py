@@ -42,8 +42,8 @@ def expand_braces(pattern: str) -> Iterator[str]:
     count, characters = parsed.extent()
     if count > MAX_ALTERNATIVES or characters > MAX_CHARACTERS:
         raise PatternError(
-            f"must stand for at most {MAX_ALTERNATIVES:,} names of together {MAX_CHARACTERS:,} characters, and stands "
-            f"for {f'{count:,}' if count < 10**18 else 'far more'}: use a glob such as 'train-*.tar'"
+            f"must expand to at most {MAX_ALTERNATIVES:,} names with {MAX_CHARACTERS:,} characters in total, and "
+            f"expands to {f'{count:,}' if count < 10**18 else 'far more'}: use a glob such as 'train-*.tar'"
         )
     return iter(parsed)
 

@@ -167,7 +167,7 @@ class Connection:
                 raise ConnectionBroke(f"the server answers {answer.status}")
             if answer.status not in (200, 206, 416):
                 raise FetchError(f"{redacted(url)} answers {answer.status} {answer.reason or ''}".rstrip())
-            # A server that ignores the range sends all of the file; one that has no such range is asked for all of it.
+            # A server that ignores the range sends the complete file. If it rejects the range, request all of it.
             resumed = answer.status == 206 and answer.headers.get("Content-Range", "").startswith(f"bytes {start}-")
             if answer.status == 416 or (answer.status == 206 and not resumed):
                 raise RangeRefused("the server cannot resume the file")

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from featstore.errors import FeatstoreError, StoreError
 from featstore.store.codecs import MOST_CHUNK_BYTES, UNCHECKED_BYTES, block_offsets, require_files, wrong_size
-from featstore.store.documents import damaged, gone
+from featstore.store.documents import damaged, missing_object
 from featstore.store.filesystem import LocalObjects, Objects
 from featstore.store.format import GROUP_DOCUMENT
 from featstore.store.layout import ArrayLayout, parse_layout
@@ -171,7 +171,7 @@ class _KeptMaps:
 def _most_maps() -> int:
     try:
         import resource
-    except ModuleNotFoundError:  # Windows has no such limit
+    except ModuleNotFoundError:  # Windows has no `resource` module
         return 4096
     may_open, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     # Linux allows 65,530 maps per process, independent of the number of open files.
@@ -188,7 +188,7 @@ def _open_file(objects: LocalObjects, key: str) -> Iterator[FileIO]:
         with objects.open_file(key) as file:
             yield file
     except FileNotFoundError as error:
-        raise gone(objects.root / key) from error
+        raise missing_object(objects.root / key) from error
     except OSError as error:
         raise StoreError(f"cannot read {objects.root / key}: {error.strerror}") from error
 
@@ -270,7 +270,7 @@ def open_remote_rows(objects: Objects, path: str, document: bytes | None, size_o
 
 def _layout(objects: Objects, path: str, document: bytes | None) -> ArrayLayout | None:
     if document is None:
-        raise gone(f"{objects.url}/{path}")
+        raise missing_object(f"{objects.url}/{path}")
     try:
         return parse_layout(document)
     except ValueError as error:

@@ -22,9 +22,9 @@ from featstore.store.format import (
     DamagedDocument,
     Segment,
     counted_segments,
-    is_name_of_ours,
     is_object_name,
     is_part_name,
+    is_store_name,
 )
 
 __all__ = [
@@ -177,7 +177,7 @@ def foreign_names(objects: Objects, prefix: str) -> tuple[str, ...]:
 
 
 def _may_be_a_group(name: str) -> bool:
-    return name != GROUP_DOCUMENT and is_name_of_ours(name)
+    return name != GROUP_DOCUMENT and is_store_name(name)
 
 
 def is_foreign_group(objects: Objects, split_path: str, name: str) -> bool:

@@ -25,21 +25,29 @@ from featstore.store.format import (
     unseal,
 )
 
-__all__ = ["SplitAddress", "damaged", "gone", "is_foreign", "read_document", "read_documents", "write_document"]
+__all__ = [
+    "SplitAddress",
+    "damaged",
+    "is_foreign",
+    "missing_object",
+    "read_document",
+    "read_documents",
+    "write_document",
+]
 
 
-def damaged(url: str, where: str, says: str) -> DamagedPart:
+def damaged(url: str, where: str, problem: str) -> DamagedPart:
     """Return the error for a damaged object or group at `where` in the store at `url`.
 
     >>> str(damaged("e.zarr", "zarr.json", "is missing"))
     'e.zarr/zarr.json is missing; `featstore verify --store e.zarr --repair` drops or repairs what is damaged'
     """
     return DamagedPart(
-        f"{url}/{where} {says}; `featstore verify --store {url} --repair` drops or repairs what is damaged"
+        f"{url}/{where} {problem}; `featstore verify --store {url} --repair` drops or repairs what is damaged"
     )
 
 
-def gone(where: Path | str) -> DamagedPart:
+def missing_object(where: Path | str) -> DamagedPart:
     """Return the error for an object that is missing since the store was opened; usually a writer replaced its part."""
     return DamagedPart(
         f"{where} is missing: the store changed while it was open, or is damaged; open it again, and run "

@@ -33,10 +33,10 @@ __all__ = [
     "counted_segments",
     "is_amount",
     "is_group_name",
-    "is_name_of_ours",
     "is_object_name",
     "is_part_name",
     "is_remains_of_part",
+    "is_store_name",
     "is_text",
     "part_stem",
     "recipe_from_json",
@@ -126,10 +126,10 @@ def is_group_name(name: object) -> bool:
     return isinstance(name, str) and len(name) <= _MOST_NAME_CHARACTERS and _NAME.fullmatch(name) is not None
 
 
-def is_name_of_ours(name: str) -> bool:
+def is_store_name(name: str) -> bool:
     """Whether featstore may have given this name to a group, including parts; all other names are foreign.
 
-    >>> is_name_of_ours("train-000000.7d41c0de"), is_name_of_ours(".."), is_name_of_ours("my notes.txt")
+    >>> is_store_name("train-000000.7d41c0de"), is_store_name(".."), is_store_name("my notes.txt")
     (True, False, False)
     """
     return len(name) <= _MOST_NAME_CHARACTERS and _STORED_NAME.fullmatch(name) is not None

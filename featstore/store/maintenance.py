@@ -11,7 +11,7 @@ from typing import Any
 
 from featstore.errors import StoreError
 from featstore.store.catalogue import SplitEntry, check_root, read_commits, read_splits, split_address, split_paths
-from featstore.store.documents import damaged, gone, read_document
+from featstore.store.documents import damaged, missing_object, read_document
 from featstore.store.feature_set import FeatureSet
 from featstore.store.filesystem import Objects, is_temporary, open_objects
 from featstore.store.format import Segment, is_part_name
@@ -152,7 +152,7 @@ def _check_parts(objects: Objects, entry: SplitEntry, group: Sequence[Segment]) 
     for name, commit in zip(names, read_commits(objects, entry.path, names), strict=True):
         where = f"{entry.path}/{name}"
         if commit is None:
-            raise gone(f"{objects.url}/{where}")
+            raise missing_object(f"{objects.url}/{where}")
         for finding in PartReading(objects, where, commit, large=threading.Semaphore()).sealed_objects():
             if finding.remedy == "drop the part":
                 raise damaged(objects.url, where, f"is damaged: {finding.problem}")

@@ -19,7 +19,7 @@ from featstore.records import Recipe
 from featstore.store.arrays import Rows, open_remote_rows, open_rows
 from featstore.store.cache import CachedPart, fetch_array
 from featstore.store.codecs import decode_strings
-from featstore.store.documents import damaged, gone
+from featstore.store.documents import damaged, missing_object
 from featstore.store.filesystem import Objects
 from featstore.store.format import GROUP_DOCUMENT, Commit
 
@@ -86,7 +86,7 @@ class Part:
             self.copy.fetch(name)
             chunk = self.copy.local.read(f"{name}/c/0")
         if chunk is None:
-            raise gone(f"{self._objects.url}/{path}")
+            raise missing_object(f"{self._objects.url}/{path}")
         try:
             return decode_strings(chunk, n=self._windows)
         except ValueError as error:

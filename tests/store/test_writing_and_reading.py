@@ -445,7 +445,7 @@ def test_a_store_that_comes_to_be_while_it_is_opened_is_found_or_not_there_yet(r
 def test_a_store_of_a_newer_format_is_neither_read_nor_written(url, tmp_path):
     (tmp_path / "embeddings.zarr" / GROUP_DOCUMENT).write_bytes(seal({"format": 2}))
     for attempt in (lambda: featstore.open(url), lambda: split_writer(url)):
-        with pytest.raises(StoreVersionError, match="format 2.* format 1"):
+        with pytest.raises(StoreVersionError, match=r"format 2.* format 1"):
             attempt()
 
 
