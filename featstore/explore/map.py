@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from featstore.errors import UsageError
+from featstore.errors import UsageError, missing_extra
 from featstore.retrieve.scan import unit_rows
 
 if TYPE_CHECKING:
@@ -178,9 +178,7 @@ def umap(vectors: NDArray[np.float32]) -> Projection:
             warnings.simplefilter("ignore")
             from umap import UMAP
     except ImportError as error:
-        raise UsageError(
-            f"--map umap needs {error.name}, which is not installed: pip install 'featstore[umap]', or take --map pca"
-        ) from error
+        raise missing_extra("--map umap (unlike --map pca)", error, "umap") from error
     if len(vectors) < MIN_UMAP:
         raise UsageError(f"--map umap takes at least {MIN_UMAP} clips, and here are {len(vectors)}: take --map pca")
     with warnings.catch_warnings():

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from featstore.errors import DataError, UsageError
+from featstore.errors import DataError, missing_extra
 
 __all__ = ["Edits", "InverseErrorRate", "count_edits", "require_jiwer"]
 
@@ -111,6 +111,4 @@ def _jiwer() -> Any:
     try:
         return importlib.import_module("jiwer")
     except ModuleNotFoundError as error:
-        raise UsageError(
-            f"word error rates need {error.name}, which is not installed: `pip install featstore[asr]`"
-        ) from None
+        raise missing_extra("the word error rate", error, "asr") from None

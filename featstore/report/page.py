@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from featstore import __version__
+from featstore.errors import missing_extra
 from featstore.records import ScoreRecord
 from featstore.report.leaderboard import Leaderboard, build, natural
 from featstore.report.page_boards import board_view
 from featstore.report.page_charts import CurveView, PointView
 from featstore.report.page_tasks import Confusion, recipes_of, task_views
 from featstore.report.published import PublishedScores
-from featstore.report.templating import as_markup, environment, missing, writable
+from featstore.report.templating import as_markup, environment, writable
 from featstore.report.text import grid
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ def _templates() -> Environment:
     try:
         from featstore.report import page_charts as charts  # noqa: F401 - what the page needs is there, or nothing is begun
     except ImportError as error:
-        raise missing(error, what="the HTML report") from error
+        raise missing_extra("the HTML report", error, "report") from error
     found = environment(what="the HTML report")
     found.filters["number"] = _number
     found.filters["counts"] = _counts

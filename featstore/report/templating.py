@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from featstore.errors import UsageError
+from featstore.errors import missing_extra
 
 if TYPE_CHECKING:
     from jinja2 import Environment
     from markupsafe import Markup
 
-__all__ = ["as_data", "as_markup", "environment", "missing", "writable"]
+__all__ = ["as_data", "as_markup", "environment", "writable"]
 
 
 def environment(*packages: str, what: str) -> Environment:
@@ -29,7 +29,7 @@ def environment(*packages: str, what: str) -> Environment:
     try:
         import jinja2
     except ImportError as error:
-        raise missing(error, what=what) from error
+        raise missing_extra(what, error, "report") from error
     return jinja2.Environment(
         loader=jinja2.ChoiceLoader([jinja2.PackageLoader(name) for name in (*packages, "featstore.report")]),
         autoescape=True,
@@ -37,11 +37,6 @@ def environment(*packages: str, what: str) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-
-
-def missing(error: ImportError, *, what: str) -> UsageError:
-    """What to say of a library that is not there."""
-    return UsageError(f"{what} needs {error.name}, which is not installed: pip install 'featstore[report]'")
 
 
 def as_markup(text: str) -> Markup:
