@@ -202,7 +202,7 @@ def test_a_manifest_built_from_models_is_checked_like_a_file() -> None:
     }
     task = Manifest(kind="clip", metric="accuracy", label=Label(field="y"), **common)
     assert Manifest.model_validate(task.model_dump(exclude_unset=True)) == task
-    with pytest.raises(ValidationError, match="label.separator"):
+    with pytest.raises(ValidationError, match=r"label\.separator"):
         Manifest(kind="clip", metric="accuracy", label=Label(field="y", separator=";"), **common)
     with pytest.raises(ValidationError, match="frozen"):
         task.name = "y"

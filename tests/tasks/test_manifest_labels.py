@@ -90,7 +90,7 @@ def test_classes_in_one_string_are_cut_at_the_separator() -> None:
     fsd50k = find_task("fsd50k")
     assert one(labels.field_sets, fsd50k, {"soundevent": "Bark; Dog;Bark;"}) == {"Bark", "Dog"}
     assert one(labels.field_sets, fsd50k, {"soundevent": ""}) == frozenset()
-    with pytest.raises(LabelError, match="'Unicorn', .* 200 classes"):
+    with pytest.raises(LabelError, match=r"'Unicorn', .* 200 classes"):
         one(labels.field_sets, fsd50k, {"soundevent": "Bark;Unicorn"})
 
 
