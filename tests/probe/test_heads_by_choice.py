@@ -229,7 +229,7 @@ def test_more_shots_score_better_and_the_curve_has_mean_and_interval(head):
     [
         pytest.param({}, {"head": "svm"}, "there is no head .svm.; there are logistic, ridge", id="head"),
         pytest.param({}, {"shots": (0,)}, "from 1 on, got 0", id="shots"),
-        pytest.param({}, {"shots": (2, 2)}, "different numbers", id="shots twice"),
+        pytest.param({}, {"shots": (2, 2)}, "distinct numbers", id="shots twice"),
         pytest.param(
             {"kind": "regression", "metric": "pearson"}, {"head": "sweep"}, "is of kind regression", id="kind"
         ),
