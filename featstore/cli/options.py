@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -12,20 +13,24 @@ import click
 
 from featstore.cli.completion import complete_folders, complete_tasks
 from featstore.errors import UsageError
-from featstore.formatting import counted, harmless, harmless_json
+from featstore.formatting import counted, harmless, harmless_json, redacted
 
 if TYPE_CHECKING:
     from featstore.records import ExtractRecord
 
 __all__ = [
     "advice",
+    "alternative_store_option",
     "emit_json",
     "encoder_names",
     "encoder_settings",
     "expand_home",
     "feature_set_options",
+    "is_quiet",
+    "is_store",
     "jobs_option",
     "json_option",
+    "note",
     "optional_store_option",
     "parse_arguments",
     "parse_layers",
@@ -39,10 +44,59 @@ __all__ = [
     "say_json",
     "say_json_text",
     "selection",
+    "set_up_logging",
     "shots_option",
     "store_option",
     "tasks_argument",
+    "with_verbosity",
 ]
+
+
+# --- --verbose and --quiet: the level of the logger "featstore" is their state ----------------------------------------
+
+_LOG = logging.getLogger("featstore")
+
+
+class _StderrHandler(logging.Handler):
+    """Writes log records as lines to the current sys.stderr."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say(f"featstore: {' '.join(redacted(record.getMessage()).split())}", err=True)
+
+
+def set_up_logging() -> None:
+    """Write errors of the logger to stderr: commands print their own results, warnings and failures."""
+    for handler in [each for each in _LOG.handlers if isinstance(each, _StderrHandler)]:
+        _LOG.removeHandler(handler)
+    _LOG.addHandler(_StderrHandler())
+    _LOG.setLevel(logging.ERROR)
+
+
+def is_quiet() -> bool:
+    """Whether --quiet was given."""
+    return _LOG.level > logging.ERROR
+
+
+def _sets(level: int) -> Callable[[click.Context, click.Parameter, Any], Any]:
+    """A callback of a flag that sets the level of the logger."""
+
+    def callback(_: click.Context, __: click.Parameter, value: Any) -> Any:
+        if value:
+            _LOG.setLevel(level)
+        return value
+
+    return callback
+
+
+def with_verbosity(command: click.Command) -> click.Command:
+    """Add --verbose and --quiet to a command; one that has --verbose already keeps its meaning."""
+    shared: dict[str, Any] = {"is_flag": True, "expose_value": False, "is_eager": True}
+    if not any("--verbose" in each.opts for each in command.params):
+        verbose, meaning = ["--verbose", "-v"], "Log details to stderr."
+        command.params.append(click.Option(verbose, callback=_sets(logging.DEBUG), help=meaning, **shared))
+    quiet, meaning = ["--quiet", "-q"], "Print results and errors only, no progress and no status."
+    command.params.append(click.Option(quiet, callback=_sets(logging.CRITICAL), help=meaning, **shared))
+    return command
 
 
 _LONG_SECONDS = 20.0
@@ -95,18 +149,28 @@ def store_option(function: _F) -> _F:
     return _store("Folder or URL of the store.", required=True)(function)
 
 
+def is_store(text: str) -> bool:
+    """Whether a word of the command line names a store (a URL or a folder that exists) and not a feature set."""
+    return "://" in text or text.startswith("~") or Path(text).is_dir()
+
+
 def optional_store_option(meaning: str) -> Callable[[_F], _F]:
-    """``--store URL``, for a command that can do without; ``meaning`` says what comes of it."""
+    """``--store URL``, for a command that does not need one; ``meaning`` is its help."""
     return _store(meaning, required=False)
 
 
-def _store(meaning: str, *, required: bool) -> Callable[[_F], _F]:
+def alternative_store_option(function: _F) -> _F:
+    """``--store URL``, for a command that also takes the store as an argument."""
+    return _store("Folder or URL of the store. Same as STORE.", required=False, from_environment=True)(function)
+
+
+def _store(meaning: str, *, required: bool, from_environment: bool = False) -> Callable[[_F], _F]:
     return click.option(
         "--store",
         "store_url",
         metavar="URL",
         required=required,
-        envvar="FEATSTORE_STORE" if required else None,
+        envvar="FEATSTORE_STORE" if required or from_environment else None,
         show_envvar=True,
         callback=parse_store,
         shell_complete=complete_folders,
@@ -349,6 +413,12 @@ def require_folder_of(path: Path | None) -> None:
 def say(text: str, *, err: bool = False) -> None:
     """Print lines, on stdout or on stderr, with nothing in them that a terminal would obey."""
     click.echo(harmless(text, keep="\n"), err=err)
+
+
+def note(text: str, *, err: bool = False) -> None:
+    """Print lines about the progress of a command, which are not its result; --quiet suppresses them."""
+    if not is_quiet():
+        say(text, err=err)
 
 
 def say_json(value: Any) -> None:

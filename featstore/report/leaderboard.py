@@ -32,6 +32,7 @@ __all__ = [
     "build",
     "natural",
     "newest_versions",
+    "ranked",
 ]
 
 LOWER_IS_BETTER = frozenset({"eer", "mae", "mse", "wer"})
@@ -262,6 +263,22 @@ def natural(label: str) -> tuple[tuple[str, int, str], ...]:
     """
     parts = ((text, number.lstrip("0")) for text, number in re.findall(r"([^0-9]*)([0-9]*)", label))
     return tuple((text, len(number), number) for text, number in parts)
+
+
+def ranked(table: Table) -> tuple[int, ...]:
+    """Columns of a table by their average over all tasks, the best first.
+
+    Encoders that lack a task follow those that have all, and published columns are last. Without an average the order
+    is that of the table.
+    """
+    average = table.averages[-1]
+
+    def order(column: int) -> tuple[bool, bool, float, int]:
+        value = average.values[column]
+        incomplete = average.n_scored[column] < average.n_tasks
+        return table.columns[column].published, incomplete, 0.0 if value is None else -value, column
+
+    return tuple(sorted(range(len(table.columns)), key=order))
 
 
 # --- columns ----------------------------------------------------------------------------------------------------------

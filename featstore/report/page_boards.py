@@ -7,15 +7,18 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from featstore.formatting import counted
 from featstore.records import sha256_of
-from featstore.report.leaderboard import Cell, Column, Row, Table
-from featstore.report.text import TRACK_TITLES
+from featstore.report.leaderboard import Cell, Row, Table, ranked
+from featstore.report.text import TRACK_TITLES, flags_of
 
 __all__ = [
     "Bar",
     "BoardView",
+    "EncoderRow",
     "Entry",
     "RankRow",
+    "TaskColumn",
     "board_title",
     "board_view",
     "entry_of",
@@ -60,10 +63,30 @@ class RankRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BoardView:
-    """One protocol and track: encoders ranked by their averages, and every task by every encoder.
+class TaskColumn:
+    """Header of one task: its short name, title and metric, and the anchor of its section."""
 
-    ``axis`` is what the bars of the ranking stand on.
+    name: str
+    title: str
+    metric: str
+    anchor: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncoderRow:
+    """One encoder with its score of every task."""
+
+    label: str
+    colour: int
+    published: bool
+    entries: tuple[Entry, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BoardView:
+    """One protocol and track: encoders ranked by their averages, and a table of encoders by tasks.
+
+    ``axis`` holds the ends of the ranking's bars.
     """
 
     anchor: str
@@ -72,9 +95,8 @@ class BoardView:
     axis: tuple[float, float]
     ranking: tuple[RankRow, ...]
     published: tuple[RankRow, ...]
-    columns: tuple[Column, ...]
-    rows: tuple[tuple[Row, str, tuple[Entry, ...]], ...]
-    averages: tuple[tuple[str, tuple[Entry, ...]], ...]
+    columns: tuple[TaskColumn, ...]
+    rows: tuple[EncoderRow, ...]
     notes: tuple[str, ...]
     warnings: tuple[str, ...]
 
@@ -103,30 +125,27 @@ def board_view(table: Table, *, notes: Sequence[str], colours: Mapping[str, int]
         for at, column in enumerate(table.columns)
     }
 
-    def order(at: int) -> tuple[bool, float, str]:
-        average = table.averages[-1]
-        value = average.values[at]
-        return average.n_scored[at] < average.n_tasks, -(value or 0.0), table.columns[at].label
-
-    ranked = [at for at in sorted(rank, key=order) if table.averages[-1].values[at] is not None]
+    order = ranked(table)
+    with_average = [at for at in order if table.averages[-1].values[at] is not None]
     return BoardView(
         anchor=f"board-{place}",
         title=board_title(table),
         spans=tuple(_span_name(average.over, average.n_tasks) for average in table.averages),
         axis=axis,
-        ranking=tuple(rank[at] for at in ranked if not table.columns[at].published),
-        published=tuple(rank[at] for at in ranked if table.columns[at].published),
-        columns=table.columns,
-        rows=tuple(
-            (row, task_anchor(row.task), tuple(entry_of(row, at) for at in range(len(row.cells)))) for row in table.rows
+        ranking=tuple(rank[at] for at in with_average if not table.columns[at].published),
+        published=tuple(rank[at] for at in with_average if table.columns[at].published),
+        columns=tuple(
+            TaskColumn(name=row.task + flags_of(row), title=row.title, metric=row.metric, anchor=task_anchor(row.task))
+            for row in table.rows
         ),
-        averages=tuple(
-            (
-                _span_name(average.over, average.n_tasks),
-                tuple(_average_entry(table, span, at, axis=(0.0, 1.0)) for at in range(len(table.columns))),
+        rows=tuple(
+            EncoderRow(
+                label=table.columns[at].label,
+                colour=colours.get(table.columns[at].label, -1),
+                published=table.columns[at].published,
+                entries=tuple(entry_of(row, at) for row in table.rows),
             )
-            for span, average in enumerate(table.averages)
-            if average.n_tasks
+            for at in order
         ),
         notes=tuple(notes),
         warnings=tuple(map(str, table.warnings)),
@@ -209,8 +228,8 @@ def _shown(
 
 
 def _span_name(over: str, n_tasks: int) -> str:
-    tasks = f"{n_tasks} task" if n_tasks == 1 else f"{n_tasks} tasks"
-    return f"public, {tasks}" if over == "public" else f"all, {tasks}"
+    kind = "public task" if over == "public" else "task"
+    return f"Average, {counted(n_tasks, kind)}"
 
 
 def _axis(table: Table) -> tuple[float, float]:

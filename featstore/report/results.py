@@ -15,7 +15,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -130,31 +130,34 @@ def read_scores(results_dir: str | os.PathLike[str]) -> tuple[ScoreRecord, ...]:
     return results.scores
 
 
-def read_results(results_dir: str | os.PathLike[str]) -> Results:
+def read_results(*folders: str | os.PathLike[str]) -> Results:
     """Read the newest score of everything that was scored, and list the files that are damaged.
 
-    Of scores that differ in nothing but what changes when a thing is done again (seeds, versions, manifest, features)
-    the newest is taken, by the order in which they were written. Scores of one task by two fingerprints of an encoder,
-    or with two heads, stay apart.
+    Of scores that differ only in what changes when a score is computed again (seeds, versions, manifest, features), the
+    newest is kept: within a folder by generation, between folders by protocol version and time. Scores of one task by
+    two fingerprints of an encoder, or with two heads, are different scores.
 
     Raises
     ------
     UsageError
-        There is no such folder, or no file of a score in it.
+        A folder does not exist, or holds no file of a score.
     """
-    results_dir = Path(results_dir)
-    if not results_dir.is_dir():
-        raise UsageError(f"there is no folder {results_dir}: `featstore probe` and `retrieve` write to --results DIR")
     written: list[_Written] = []
     failures: list[ResultsError] = []
-    for path in sorted(results_dir.glob("[!.]*.json")):
-        try:
-            written.append(_read(path))
-        except ResultsError as error:
-            failures.append(error)
-    if not written and not failures:
-        raise UsageError(f"there is no score in {results_dir}: `featstore probe` and `retrieve` write to --results DIR")
-    newest = _newest(written)
+    for folder in dict.fromkeys(map(Path, folders)):
+        if not folder.is_dir():
+            raise UsageError(f"there is no folder {folder}: `featstore probe` and `retrieve` write to --results DIR")
+        here: list[_Written] = []
+        n_failures = len(failures)
+        for path in sorted(folder.glob("[!.]*.json")):
+            try:
+                here.append(_read(path))
+            except ResultsError as error:
+                failures.append(error)
+        if not here and len(failures) == n_failures:
+            raise UsageError(f"there is no score in {folder}: `featstore probe` and `retrieve` write to --results DIR")
+        written += _newest(here, age=_age)
+    newest = _newest(written, age=lambda one: (one.record.protocol_version, one.written_at))
     return Results(
         scores=tuple(each.record for each in newest),
         unsealed=tuple(each.name for each in newest if not each.is_sealed),
@@ -162,11 +165,11 @@ def read_results(results_dir: str | os.PathLike[str]) -> Results:
     )
 
 
-def _newest(written: Iterable[_Written]) -> tuple[_Written, ...]:
+def _newest(written: Iterable[_Written], *, age: Callable[[_Written], tuple[Any, ...]]) -> tuple[_Written, ...]:
     newest: dict[tuple[str, ...], _Written] = {}
     for one in written:
         rival = newest.get(identity_of(one.record))
-        if rival is None or _age(one) > _age(rival):
+        if rival is None or age(one) > age(rival):
             newest[identity_of(one.record)] = one
     return tuple(newest[identity] for identity in sorted(newest))
 
