@@ -80,9 +80,7 @@ def main(arguments: list[str] | None = None) -> None:
         _raise_if_asked(arguments)
         code = _fail(str(error), error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        code = _fail(
-            "interrupted; everything committed is kept, and the same command resumes", _INTERRUPTED
-        )
+        code = _fail("interrupted; everything committed is kept, and the same command resumes", _INTERRUPTED)
     except BrokenPipeError:
         code = 1
     except MemoryError as error:

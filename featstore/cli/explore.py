@@ -68,11 +68,13 @@ __all__ = ["explore"]
     help="With --data and --out: number of clips of which the page embeds ten seconds, balanced over classes.  "
     "[default: 40]",
 )
+@click.option("--serve", is_flag=True, help="Serve the page on 127.0.0.1, with playback of every clip.")
 @click.option(
-    "--serve", is_flag=True, help="Serve the page on 127.0.0.1, with playback of every clip."
-)
-@click.option(
-    "--port", type=click.IntRange(0, 65_535), default=8642, show_default=True, help="Port of --serve; 0 is any free port."
+    "--port",
+    type=click.IntRange(0, 65_535),
+    default=8642,
+    show_default=True,
+    help="Port of --serve; 0: any free port.",
 )
 @click.option("--title", metavar="TEXT", help="Title of the page.  [default: DATASET/SPLIT]")
 def explore(
@@ -94,8 +96,8 @@ def explore(
 ) -> None:
     """Write a map of the clips of one feature set: a page to view, search and listen to.
 
-    PATH is ENCODER[/DATASET[/SPLIT]] as in `featstore inspect`; it stands for --encoder, --dataset and --split. The page
-    is one self-contained file.
+    PATH is ENCODER[/DATASET[/SPLIT]] as in `featstore inspect`; it stands for --encoder, --dataset and --split. The
+    page is one self-contained file.
 
     \b
     featstore explore logmel/demo-scenes/fold1 --store S
@@ -159,7 +161,7 @@ def _serve(page: str, audio: ClipAudio | None, *, port: int) -> None:
     try:
         server = PageServer(page, audio, port=port)
     except OSError as error:
-        raise UsageError(f"cannot serve at {LOOPBACK}:{port}: {error.strerror}; --port 0 chooses a free port") from error
+        raise UsageError(f"cannot serve at {LOOPBACK}:{port}: {error.strerror}; --port 0: a free port") from error
     with server:
         say(f"{server.url}  (Ctrl-C stops it{'' if audio else '; --data adds playback'})")
         try:

@@ -25,7 +25,7 @@ __all__ = ["fetch"]
     metavar="DIR",
     help="Output folder, with a folder of shards for each dataset.",
 )
-@click.option("--jobs", type=click.IntRange(1, 32), default=4, show_default=True, metavar="N", help="Parallel downloads.")
+@click.option("--jobs", type=click.IntRange(1, 32), default=4, show_default=True, metavar="N", help="Parallel files.")
 @click.option("--zenodo-url", default="https://zenodo.org", envvar="FEATSTORE_ZENODO_URL", hidden=True)
 @json_option
 def fetch(*, tasks: tuple[str, ...], data_dir: Path, jobs: int, zenodo_url: str, as_json: bool) -> None:

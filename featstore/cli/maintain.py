@@ -155,7 +155,7 @@ def copy(
     "[default: by the suffix of OUT (.npz, .parquet, .zarr)]",
 )
 @click.option("--frames", is_flag=True, help="Also write the frames.")
-@click.option("--label", metavar="FIELD", help="Field of the clips' JSON for the column `label`, with dots into objects.")
+@click.option("--label", metavar="FIELD", help="Field of the clips' JSON for column `label`, with dots.")
 @click.option("--force", is_flag=True, help="Replace an earlier export at OUT.")
 @json_option
 def export(

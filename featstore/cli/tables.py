@@ -133,8 +133,8 @@ def plain_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, title: 
         header=header,
         n_labels=1,
         is_numeric=[
-            any(row[at] not in ("", "-") for row in rows) and all(row[at] in ("", "-") or _NUMBER.match(row[at]) for row in rows)
-            for at in range(len(header))
+            any(map(_NUMBER.match, column)) and all(not each.strip("-") or _NUMBER.match(each) for each in column)
+            for column in ([row[at] for row in rows] for at in range(len(header)))
         ],
         sections=[[[_text(each) for each in row] for row in rows]],
         file_columns=FILE_COLUMNS,

@@ -1,4 +1,4 @@
-"""Leaderboards as the page lays them out, decided before anything is drawn: tables in, frozen views out."""
+"""Leaderboards of the page: frozen views of tables, which the template renders."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Bar:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """One score of a table: as text, as what it is sorted by, and as a bar."""
+    """One score of a table: its text, sort value and bar."""
 
     text: str
     plus_minus: str
@@ -107,7 +107,7 @@ def board_view(table: Table, *, notes: Sequence[str], colours: Mapping[str, int]
     Parameters
     ----------
     notes : sequence of str
-        What its marks mean.
+        Legend of the marks.
     colours : mapping
         Label of an encoder -> number of its colour.
     """
@@ -153,23 +153,23 @@ def board_view(table: Table, *, notes: Sequence[str], colours: Mapping[str, int]
 
 
 def board_title(table: Table) -> str:
-    """Name of a track, and of the protocol that it was scored under."""
+    """Name of the track and the protocol."""
     return f"{TRACK_TITLES[table.track]} ({table.protocol} protocol)"
 
 
 def task_anchor(task: str) -> str:
-    """Where the page has a task: made of its hash, as a name may hold anything."""
+    """Anchor of a task, made of a hash, because a name is untrusted text."""
     return f"task-{sha256_of(task)[:12]}"
 
 
 def recipe_anchor(encoder: str, fingerprint: str) -> str:
-    """Where the page has a recipe; stores may have one of them under two names."""
+    """Anchor of a recipe; stores may have one recipe under two names."""
     return f"recipe-{sha256_of([encoder, fingerprint])[:12]}"
 
 
 def entry_of(row: Row, at: int) -> Entry:
-    """One score of a row, with a bar on the axis of all of them."""
-    # Scores are shares: one axis from 0 to 1 for all of them, and a longer one for errors and the like beyond it.
+    """One score of a task, with a bar on the axis of the task."""
+    # Most scores are within 0 to 1, the default axis; metrics beyond it extend the axis.
     there = [each for each in row.cells if each is not None]
     ends = [end for each in there for end in (each.value, each.low, each.high) if end is not None]
     axis = min(0.0, *ends), max(1.0, *ends)
@@ -200,7 +200,7 @@ def _average_entry(table: Table, span: int, at: int, *, axis: tuple[float, float
     if value is None or average.n_scored[at] == average.n_tasks:
         return entry
     partly = f"{average.n_scored[at]} of {average.n_tasks} tasks"
-    return replace(entry, plus_minus=partly, says=f"{entry.says}, over {partly} only")
+    return replace(entry, plus_minus=partly, says=f"{entry.says}, {partly} only")
 
 
 def _shown(
@@ -233,7 +233,7 @@ def _span_name(over: str, n_tasks: int) -> str:
 
 
 def _axis(table: Table) -> tuple[float, float]:
-    """From the least to the greatest end of an average's interval, in steps of a twentieth."""
+    """From the lowest to the highest end of the intervals of averages, rounded outwards to 0.05."""
     ends = [
         end
         for average in table.averages
