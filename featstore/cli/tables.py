@@ -94,7 +94,9 @@ class _Blocks:
         wide = options.update(max_width=FILE_COLUMNS)
         lines: list[RenderableType] = [] if self.title is None else [_text(self.title, style="bold")]
         left = list(range(self.n_labels, len(self.header)))
-        while left:
+        is_first = True
+        while left or is_first:
+            is_first = False
             fits = len(left)
             while fits > 1 and console.measure(self._table(left[:fits]), options=wide).maximum > width:
                 fits -= 1

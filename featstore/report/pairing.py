@@ -106,9 +106,7 @@ def pair(a: Evidence, b: Evidence) -> Paired | None:
     if not seeds and a.right is not None and b.right is not None and len(a.right) == len(b.right):
         one, other = a.right == max(a.n_seeds, 1), b.right == max(b.n_seeds, 1)
         neither = [right == 0 for right in (a.right, b.right)]
-        if bool(
-            (one | neither[0]).all() and (other | neither[1]).all()
-        ):  # seeds agree on every clip
+        if bool((one | neither[0]).all() and (other | neither[1]).all()):  # seeds agree on every clip
             exact_p = mcnemar(int((one & ~other).sum()), int((other & ~one).sum()))
     return paired_difference(
         a.value - b.value,
