@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from contextlib import redirect_stdout
+from shutil import get_terminal_size
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from featstore.cli.options import emit_json, feature_set_options, json_option, say, store_option
 from featstore.errors import LabelError
-from featstore.formatting import printable
+from featstore.formatting import printable, text_table
 
 if TYPE_CHECKING:
     from featstore.explore.query import ClipHit, Found, QueryRecord
@@ -74,7 +75,7 @@ def query(
     if as_json:
         emit_json([_record(rank, hit, shown) for rank, hit in enumerate(found.hits, start=1)])
     else:
-        _print_hits(found, shown, several=found.sets_searched > 1)
+        _print_hits(found, shown, several=found.sets_searched > 1, all_fields=bool(fields))
 
 
 def _columns(found: Found, fields: tuple[str, ...]) -> dict[str, list[Any]]:
@@ -128,32 +129,37 @@ def _record(rank: int, hit: ClipHit, columns: dict[str, list[Any]]) -> QueryReco
     )
 
 
-def _print_hits(found: Found, columns: dict[str, list[Any]], *, several: bool) -> None:
-    from featstore.cli.tables import lines_below, plain_table, show
+def _print_hits(found: Found, columns: dict[str, list[Any]], *, several: bool, all_fields: bool) -> None:
+    """Print a table, without rich, whose import would take longer than the search.
 
-    labels = [f"{name}: {_text(value)}" for name, value in _own_labels(found, columns)]
+    The fields that the user did not ask for are shown as far as the terminal has columns.
+    """
+    has_windows = any(hit.start_seconds > 0 for hit in found.hits) or found.windows > 1
+    header = ["", "cosine", "clip", *(["where"] if several else []), *(["from s"] if has_windows else [])]
+    rows = [
+        [
+            str(rank),
+            f"{hit.similarity:.4f}",
+            printable(hit.key),
+            *([f"{hit.dataset}/{hit.split}"] if several else []),
+            *([f"{hit.start_seconds:g}"] if has_windows else []),
+        ]
+        for rank, hit in enumerate(found.hits, start=1)
+    ]
+    table, shown = text_table(header, rows), {}
+    for name, values in columns.items():
+        wider = [*header, printable(name)], [[*row, _text(value)] for row, value in zip(rows, values, strict=True)]
+        text = text_table(*wider)
+        if not all_fields and max(map(len, text.splitlines())) > get_terminal_size().columns:
+            continue
+        (header, rows), table, shown[name] = wider, text, values
     windows = f", {found.windows:,} windows" if found.windows > 1 else ""
     say(f"Nearest to {printable(found.query)}{windows}")
+    labels = [f"{name}: {_text(value)}" for name, value in _own_labels(found, shown)]
     if labels:
-        show(lines_below([", ".join(labels)]))
+        say(f"  {', '.join(labels)}")
     if found.hits:
-        has_windows = any(hit.start_seconds > 0 for hit in found.hits) or found.windows > 1
-        header = ["rank", "cosine", "distance", "clip"]
-        header += ["where"] if several else []
-        header += ["from s"] if has_windows else []
-        rows = [
-            [
-                str(rank),
-                f"{hit.similarity:.4f}",
-                f"{hit.distance:.4f}",
-                printable(hit.key),
-                *([f"{hit.dataset}/{hit.split}"] if several else []),
-                *([f"{hit.start_seconds:g}"] if has_windows else []),
-                *(_text(values[rank - 1]) for values in columns.values()),
-            ]
-            for rank, hit in enumerate(found.hits, start=1)
-        ]
-        show(plain_table([*header, *map(printable, columns)], rows))
+        say(table)
     say(f"  {found.clips_searched:,} clips by {found.encoder} compared in {found.seconds:.2f} s")
 
 

@@ -193,9 +193,7 @@ def test_results_that_are_not_there_or_damaged(run: Run, folder: Path) -> None:
     results = folder / "results"
     results.mkdir()
     for form in ("table", "json", "html"):
-        told(
-            run("report", "--results", "results", "--format", form), 2, "results", "--results DIR"
-        )
+        told(run("report", "--results", "results", "--format", form), 2, "results", "--results DIR")
     (results / "a.json").write_text("{")
     told(run("report", "--results", "results"), 1, "a.json")
 
