@@ -57,8 +57,8 @@ def painted(grids: Iterable[Grid]) -> Group:
 
 def _painted(laid_out: Grid) -> _Blocks:
     n_labels = laid_out.n_labels
-    notes = [Padding(_text(each, style="dim"), (0, 0, 0, 2)) for each in laid_out.notes]
-    warnings = [Padding(_text(f"! {each}", style="yellow"), (0, 0, 0, 2)) for each in laid_out.warnings]
+    notes = [Padding(_text(each, style="dim"), (0, 0, 0, 2), expand=False) for each in laid_out.notes]
+    warnings = [Padding(_text(f"! {each}", style="yellow"), (0, 0, 0, 2), expand=False) for each in laid_out.warnings]
     return _Blocks(
         title=laid_out.title,
         header=laid_out.header,
@@ -145,7 +145,7 @@ def plain_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, title: 
 
 def lines_below(lines: Iterable[str]) -> Group:
     """Lines below a table, indented; long ones wrap with the same indent."""
-    return Group(*(Padding(_text(line), (0, 0, 0, 2)) for line in lines))
+    return Group(*(Padding(_text(line), (0, 0, 0, 2), expand=False) for line in lines))
 
 
 def facts_table(facts: Iterable[tuple[str, str]]) -> RenderableType:
@@ -155,7 +155,7 @@ def facts_table(facts: Iterable[tuple[str, str]]) -> RenderableType:
     table.add_column(overflow="fold")
     for name, value in facts:
         table.add_row(_text(name), _text(value))
-    return Padding(table, (0, 0, 0, 2))
+    return Padding(table, (0, 0, 0, 2), expand=False)
 
 
 _VERDICTS = {"ok": "green", "warning": "yellow", "failed": "bold red"}

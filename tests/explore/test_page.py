@@ -142,13 +142,13 @@ def test_umap_keeps_clusters_together_and_repeats(rng):
     distances = np.linalg.norm(found.xy[:, None] - found.xy[None], axis=2) + np.eye(90) * 1e9
     assert (distances.argmin(axis=1) // 30 == np.arange(90) // 30).mean() > 0.95
     assert projection.umap(X[:20]).xy.shape == (20, 2)
-    with pytest.raises(UsageError, match="at least 20 clips, and here are 19: take --map pca"):
+    with pytest.raises(UsageError, match=r"20 .* 19: .*--map pca"):
         projection.umap(X[:19])
 
 
 def test_umap_that_is_not_installed_is_told(monkeypatch):
     monkeypatch.setitem(sys.modules, "umap", None)
-    with pytest.raises(UsageError, match=r"--map umap needs umap, which is not installed: .*or take --map pca"):
+    with pytest.raises(UsageError, match=r"featstore\[umap\].*--map pca"):
         projection.umap(np.eye(4, dtype=np.float32))
 
 
@@ -228,7 +228,7 @@ def test_columns_that_would_make_the_page_too_large_are_named_instead(tmp_path, 
 
 def test_a_colour_that_no_clip_has_is_told(tmp_path, rng):
     write_set(tmp_path / "s", some(5, rng))
-    with pytest.raises(LabelError, match=r"no clip of .* has a field 'wrod' to colour by: there are word, by\.id"):
+    with pytest.raises(LabelError, match=r"'wrod'.* word, by\.id"):
         explore(take_points(opened(tmp_path / "s"), max_points=9), colour="wrod")
 
 
