@@ -19,12 +19,15 @@ SHELLS = ("bash", "zsh", "fish")
 @click.argument("shell", type=click.Choice(SHELLS))
 @click.pass_context
 def completion(context: click.Context, *, shell: str) -> None:
-    """Print a completion script for commands, options, tasks and built-in encoders.
+    """Print the completion script of a shell.
+
+    It completes commands, options, tasks and built-in encoders.
 
     \b
-    bash, in ~/.bashrc:   eval "$(featstore completion bash)"
-    zsh, in ~/.zshrc:     eval "$(featstore completion zsh)"
-    fish, once:           featstore completion fish > ~/.config/fish/completions/featstore.fish
+    bash, in ~/.bashrc:  eval "$(featstore completion bash)"
+    zsh, in ~/.zshrc:    eval "$(featstore completion zsh)"
+    fish, once:          featstore completion fish \\
+                           > ~/.config/fish/completions/featstore.fish
     """  # noqa: D301 - click takes the character itself
     root = context.find_root()
     name = root.info_name or "featstore"

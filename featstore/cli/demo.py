@@ -24,9 +24,10 @@ __all__ = ["demo"]
 )
 @json_option
 def demo(*, directory: Path, as_json: bool) -> None:
-    """Synthesise labelled audio, extract two encoders, probe, retrieve, print the leaderboard and write the report.
+    """Run every stage once, on synthesised audio.
 
-    Nothing is downloaded. A second run reuses the audio and the embeddings.
+    Two encoders are extracted, probed and retrieved; the leaderboard is printed, and an HTML report is written. Nothing
+    is downloaded. A second run reuses the audio and the embeddings.
     """
     from featstore.cli.progress import progress_bar
     from featstore.cli.tables import leaderboard_tables, show

@@ -94,15 +94,15 @@ def explore(
     port: int,
     title: str | None,
 ) -> None:
-    """Write a map of the clips of one feature set: a page to view, search and listen to.
+    """Write a map of the clips of one feature set.
 
-    PATH is ENCODER[/DATASET[/SPLIT]] as in `featstore inspect`; it stands for --encoder, --dataset and --split. The
-    page is one self-contained file.
+    The map is a self-contained page to view, search and listen to. PATH is ENCODER[/DATASET[/SPLIT]] as in `featstore
+    inspect`; it stands for --encoder, --dataset and --split.
 
     \b
-    featstore explore logmel/demo-scenes/fold1 --store S
-    featstore explore logmel/demo-scenes/fold1 --store S --out map.html --data D --audio 60
-    featstore explore logmel/demo-scenes/fold1 --store S --data D --serve
+    featstore explore logmel/words/test --store S
+    featstore explore logmel/words/test --store S --out map.html --data D
+    featstore explore logmel/words/test --store S --data D --serve
     """  # noqa: D301 - click takes the character itself
     if serve and out_path is not None:
         raise UsageError("--out and --serve exclude each other")

@@ -68,16 +68,17 @@ def inspect(
     verbose: bool,
     as_json: bool,
 ) -> None:
-    """Show the feature sets of a store as a table, or everything about one of them.
+    """List the feature sets of a store, or show one in detail.
 
     STORE is a folder or URL, and may be given by --store or FEATSTORE_STORE instead. PATH is ENCODER[/DATASET[/SPLIT]]
     as in the table; it stands for --encoder, --dataset and --split.
 
     \b
-    featstore inspect S                     every feature set
-    featstore inspect S logmel/words        those of one encoder and dataset
-    featstore inspect S logmel/words/test   recipe, provenance, skipped clips, statistics
-    featstore inspect S logmel/words --health --label word    health, leakage between splits
+    featstore inspect S                    every feature set
+    featstore inspect S logmel/words       those of one encoder and dataset
+    featstore inspect S logmel/words/test  recipe, provenance, statistics
+    featstore inspect S logmel/words --health --label word
+                                           health, leakage between splits
     """  # noqa: D301 - click takes the character itself
     from featstore.store import open_store
     from featstore.store.summary import examine, summarise

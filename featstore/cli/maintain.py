@@ -114,10 +114,11 @@ def copy(
     split: str | None,
     as_json: bool,
 ) -> None:
-    """Copy feature sets from the store SRC to the store DST, folders or URLs.
+    """Copy feature sets from one store to another.
 
-    Every object is checked, and a part is copied completely or not at all: an interrupted copy resumes. Parts that DST
-    has with the same shard content are skipped; parts with other content are replaced.
+    SRC and DST are folders or URLs. Every object is checked, and a part is copied completely or not at all: an
+    interrupted copy resumes. Parts that DST has with the same shard content are skipped; parts with other content are
+    replaced.
     """
     from featstore.cli.progress import counting
     from featstore.store.copy import copy_store
@@ -171,10 +172,13 @@ def export(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Export one feature set to OUT, a file or folder for other programs.
+    """Export one feature set for other programs.
+
+    OUT is a file, or a folder for the formats zarr and hf.
 
     \b
-    featstore export words.npz --store S --encoder logmel --dataset words --split train --label word
+    featstore export words.npz --store S --encoder logmel \\
+      --dataset words --split train --label word
     """  # noqa: D301 - click takes the character itself
     from featstore.store import open_store
     from featstore.store.export import export_feature_set

@@ -82,9 +82,10 @@ def pack(
     fail_on_skip: bool,
     as_json: bool,
 ) -> None:
-    """Pack audio files into WebDataset shards in OUT, and write a draft manifest.
+    """Pack audio files into shards, with a draft manifest.
 
-    Files are stored unchanged. Undecodable files are skipped and listed; nothing is overwritten.
+    OUT gets WebDataset shards. Files are stored unchanged. Undecodable files are skipped and listed; nothing is
+    overwritten.
     """
     from featstore.cli.progress import counting
     from featstore.extract.pack import Table, pack_clips, plan_folder, plan_table

@@ -57,7 +57,10 @@ def probe(
     results_dir: Path | None,
     as_json: bool,
 ) -> None:
-    """Track A: train and score a linear model on the cached embeddings of each task."""
+    """Track A: train and score linear models.
+
+    Reads the cached embeddings of each task and encoder; no audio, encoder or GPU is needed.
+    """
     from featstore import api
     from featstore.cli.progress import scoring
 

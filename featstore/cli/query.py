@@ -55,7 +55,7 @@ def query(
     device: str,
     as_json: bool,
 ) -> None:
-    """List the cached clips nearest to an audio file or to a cached clip.
+    """List the cached clips nearest to a file or a clip.
 
     A file is decoded, resampled, cut into windows and encoded by the recipe of the store. A cached clip is named by its
     key, after `split/` or `dataset/split/` if several feature sets have it; no encoder is loaded. The similarity of two

@@ -69,10 +69,10 @@ def report(
     title: str,
     pair: tuple[str, str] | None,
 ) -> None:
-    """Print the leaderboard of scores: encoders by tasks for each track and protocol, with weighted averages.
+    """Print the leaderboard of scores.
 
-    RESULTS are folders that `probe` and `retrieve` wrote scores to. Of scores that were computed several times, the
-    newest is shown.
+    A table for each track and protocol has encoders as rows, tasks as columns, and weighted averages. RESULTS are
+    folders that `probe` and `retrieve` wrote scores to; the newest of repeated scores is shown.
 
     \b
     featstore report results

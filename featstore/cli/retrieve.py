@@ -75,7 +75,10 @@ def retrieve(
     results_dir: Path | None,
     as_json: bool,
 ) -> None:
-    """Track B: score k nearest neighbours on the cached embeddings of each task. Nothing is trained."""
+    """Track B: score k nearest neighbours.
+
+    Reads the cached embeddings of each task and encoder; nothing is trained.
+    """
     from featstore import api
     from featstore.cli.progress import scoring
 
