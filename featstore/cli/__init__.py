@@ -71,9 +71,9 @@ def main(arguments: list[str] | None = None) -> None:
         code = cli.main(args=arguments, prog_name="featstore", standalone_mode=False)
     except click.exceptions.Exit as done:
         code = done.exit_code
-    except click.exceptions.NoArgsIsHelpError as asked:
-        asked.show()
-        code = asked.exit_code
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        code = error.exit_code
     except click.ClickException as error:
         code = _fail(_with_help(error), error.exit_code)
     except FeatstoreError as error:

@@ -96,7 +96,7 @@ def pack(
     table_path = csv_path or jsonl_path
     if table_path is None and (key_field or split_field):
         raise UsageError("--key and --split-column need --csv or --jsonl")
-    toml = _manifest_path(out, asked=manifest_path)
+    toml = _manifest_path(out, requested=manifest_path)
     if table_path is None:
         clips, label_field = plan_folder(audio_dir, split=split), "label"
     else:
@@ -126,11 +126,11 @@ def pack(
         raise click.exceptions.Exit(1)
 
 
-def _manifest_path(out: Path, *, asked: Path | None) -> Path:
+def _manifest_path(out: Path, *, requested: Path | None) -> Path:
     """Path of the manifest. Raises UsageError if it exists, or if OUT cannot be the folder of a dataset."""
     if not out.name:
         raise UsageError(f"the name of OUT is the name of the dataset: got '{out}'; try data/NAME")
-    toml = out.with_name(f"{out.name}.toml") if asked is None else asked
+    toml = out.with_name(f"{out.name}.toml") if requested is None else requested
     if toml.exists():
         raise UsageError(f"{toml} exists and is not overwritten: give another file with --manifest")
     return toml
@@ -203,8 +203,8 @@ def _splits(names: Sequence[str]) -> list[str]:
     if len(names) > 1:
         return ["[folds]", *(f"{_toml(name)} = {_toml(f'{name}-*.tar')}" for name in sorted(names))]
     pattern = _toml(f"{names[0]}-*.tar")
-    whole = "# one set: strict makes five folds, retrieval leaves one clip out"
-    return ["[splits]", whole, *(f"{role} = {pattern}" for role in ("train", "valid", "test"))]
+    comment = "# one set: strict makes five folds, retrieval leaves one clip out"
+    return ["[splits]", comment, *(f"{role} = {pattern}" for role in ("train", "valid", "test"))]
 
 
 def _toml(text: Any) -> str:

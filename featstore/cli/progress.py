@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 __all__ = ["Downloads", "counting", "downloading", "progress_bar", "scoring", "steps"]
 
 PLAIN_EVERY_SECONDS = 10.0
-_DESCRIPTION_COLUMNS = 24
-_BAR_COLUMNS = 10
+_DESCRIPTION_COLUMNS = 30
+_BAR_COLUMNS = 8
 
 Clock = Callable[[], float]
 

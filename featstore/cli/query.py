@@ -63,7 +63,7 @@ def query(
 
     \b
     featstore query bark.wav --store S --encoder logmel
-    featstore query scenes-fold1-00003 --store S --encoder logmel --dataset demo-scenes --field scene
+    featstore query train/clip-3 --store S --encoder logmel --field label
     """  # noqa: D301 - click takes the character itself
     from featstore import api
 

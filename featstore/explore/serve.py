@@ -96,8 +96,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send_range(self, content: bytes, *, with_body: bool) -> None:
         """Send a clip, or the requested range of it, which browsers need to seek."""
-        asked = re.fullmatch(r"bytes=([0-9]{0,12})-([0-9]{0,12})", self.headers.get("Range", ""), flags=re.ASCII)
-        first, last = asked.groups() if asked else ("", "")
+        requested = re.fullmatch(r"bytes=([0-9]{0,12})-([0-9]{0,12})", self.headers.get("Range", ""), flags=re.ASCII)
+        first, last = requested.groups() if requested else ("", "")
         if not first and not last:
             self._send(HTTPStatus.OK, content, kind="audio/flac", with_body=with_body)
             return

@@ -319,8 +319,8 @@ def _varying_settings(records: Sequence[ScoreRecord]) -> tuple[str, ...]:
 
 def _label(encoder: str, fingerprint: str, settings: tuple[tuple[str, Any], ...], *, alone: bool) -> str:
     name = encoder if alone else f"{encoder}@{fingerprint}"
-    told = ", ".join(f"{setting}={value}" for setting, value in settings if value is not None)
-    return f"{name} ({told})" if told else name
+    shown = ", ".join(f"{setting}={value}" for setting, value in settings if value is not None)
+    return f"{name} ({shown})" if shown else name
 
 
 def _references(

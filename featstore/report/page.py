@@ -117,7 +117,7 @@ class _Picture:
     """A matrix as an image, with its alternative text."""
 
     uri: str
-    says: str
+    tip: str
 
 
 def _picture(found: Confusion) -> _Picture:
@@ -126,11 +126,11 @@ def _picture(found: Confusion) -> _Picture:
     counts = np.array(found.counts, np.float64)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     most = "; ".join(f"{true} predicted as {predicted} {n} of {of} times" for true, predicted, n, of in found.pairs[:3])
-    says = f"Confusion matrix of {found.label}, {len(found.classes)} classes. Most confused: {most or 'no classes'}."
-    return _Picture(uri=matrix_png(shares), says=says)
+    tip = f"Confusion matrix of {found.label}, {len(found.classes)} classes. Most confused: {most or 'no classes'}."
+    return _Picture(uri=matrix_png(shares), tip=tip)
 
 
-def _says(point: PointView) -> str:
+def _tip(point: PointView) -> str:
     interval = "" if point.low is None or point.high is None else f", {point.low:.4f} to {point.high:.4f}"
     return f"{point.x:g}: {point.y:.4f}{interval}"
 
@@ -153,7 +153,7 @@ class _Charts:
                 label=label,
                 colour=colour,
                 points=tuple(
-                    Point(x=each.x, y=each.y, low=each.low, high=each.high, says=f"{label}, {_says(each)}")
+                    Point(x=each.x, y=each.y, low=each.low, high=each.high, tip=f"{label}, {_tip(each)}")
                     for each in points
                 ),
             )

@@ -42,7 +42,7 @@ class Entry:
 
     text: str
     plus_minus: str
-    says: str
+    tip: str
     value: float | None
     best: bool
     inside_noise: bool
@@ -200,14 +200,14 @@ def _average_entry(table: Table, span: int, at: int, *, axis: tuple[float, float
     if value is None or average.n_scored[at] == average.n_tasks:
         return entry
     partly = f"{average.n_scored[at]} of {average.n_tasks} tasks"
-    return replace(entry, plus_minus=partly, says=f"{entry.says}, {partly} only")
+    return replace(entry, plus_minus=partly, tip=f"{entry.tip}, {partly} only")
 
 
 def _shown(
     cell: Cell | None, *, axis: tuple[float, float], best: bool, inside_noise: bool, not_comparable: bool
 ) -> Entry:
     if cell is None:
-        return Entry(text="–", plus_minus="", says="no score", value=None, best=False, inside_noise=False, bar=None)
+        return Entry(text="–", plus_minus="", tip="no score", value=None, best=False, inside_noise=False, bar=None)
     lowest, highest = axis
 
     def place(value: float) -> float:
@@ -218,7 +218,7 @@ def _shown(
     return Entry(
         text=f"{cell.value:.3f}",
         plus_minus="" if cell.half_width is None else f"±{cell.half_width:.3f}",
-        says=f"{cell.value:.4f}" + (f", {low:.4f} to {high:.4f}" if has_interval else ""),
+        tip=f"{cell.value:.4f}" + (f", {low:.4f} to {high:.4f}" if has_interval else ""),
         value=cell.value,
         best=best,
         inside_noise=inside_noise,

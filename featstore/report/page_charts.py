@@ -58,7 +58,7 @@ class Point:
     y: float
     low: float | None = None
     high: float | None = None
-    says: str
+    tip: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,10 +163,10 @@ def _for_a_page(svg: str, curves: Sequence[Curve], *, number: int, title: str, d
     svg = re.sub(r"font-size: 8px; ?|; fill: currentColor(?=\"( x=| transform=))", "", svg)
 
     def named(found: re.Match[str]) -> str:
-        says = iter(curves[int(found[1])].points)
+        points = iter(curves[int(found[1])].points)
         return re.sub(
             r"<use[^>]*/>",
-            lambda use: f'<g class="point"><title>{escape(next(says).says)}</title>{use[0]}</g>',
+            lambda use: f'<g class="point"><title>{escape(next(points).tip)}</title>{use[0]}</g>',
             f"<g>{found[2]}",
         )
 

@@ -178,7 +178,7 @@ def test_matrices_are_tables_pictures_or_pairs_by_their_size():
 
 def test_a_chart_is_well_formed_takes_the_pages_colours_and_says_what_it_shows():
     curves = [
-        Curve(label="a", colour=colour, points=tuple(Point(x=x, y=0.1 * x, says=f"<{x}>") for x in (1, 2, 4)))
+        Curve(label="a", colour=colour, points=tuple(Point(x=x, y=0.1 * x, tip=f"<{x}>") for x in (1, 2, 4)))
         for colour in (0, 11)
     ]
     svg = Plotter().curves_svg(
