@@ -139,9 +139,9 @@ def test_a_link_to_something_folded_away_opens_it(browser: Browser) -> None:
     opened = browser.open(everything())
     page = opened.page
     page.locator("#board-strict-A table.matrix thead a").first.click()
-    assert page.locator("details.task[open]").count() == 1
+    page.locator("details.task[open]").wait_for()
     page.locator("#board-strict-A table.rank tbody th a").first.click()
-    assert page.locator("#recipes details[open] dt").first.is_visible()
+    page.locator("#recipes details[open] dt").first.wait_for(state="visible")
     page.close()
 
 
