@@ -1,4 +1,4 @@
-"""The demo: make shards, extract them with two encoders, probe, retrieve, and set up the leaderboard."""
+"""The demo: synthesise shards, extract them with two encoders, probe, retrieve, and build the leaderboard."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ SHOTS = (1, 5, 10)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DemoOutcome:
-    """Everything the demo made. ``seconds`` is wall time by stage: synthesise, extract, probe, retrieve, report.
+    """The outputs of the demo. ``seconds`` is wall time by stage: synthesise, extract, probe, retrieve, report.
 
-    ``report_path`` is an HTML page, or Markdown where what writes pages is not installed.
+    ``report_path`` is an HTML page, or Markdown if the libraries of the page are not installed.
     """
 
     data_dir: Path
@@ -56,18 +56,18 @@ def run_demo(
     say: Callable[[str], None],
     progress: Progress | None = None,
 ) -> DemoOutcome:
-    """Go the whole way once, in `directory`; a second run finds its shards and its embeddings there.
+    """Run all stages in `directory`; a second run reuses its shards and embeddings.
 
     Parameters
     ----------
     directory : Path
-        Gets ``data/``, ``embeddings.zarr``, ``results/`` and ``report.html``.
+        Output folder of ``data/``, ``embeddings.zarr``, ``results/`` and ``report.html``.
     encoders : sequence of str
         Encoder specs.
     collections : sequence of Collection
-        What is made; a dataset's task has its name.
+        Datasets to synthesise; the task of a dataset has its name.
     say : callable
-        Takes one line at a time for whoever watches.
+        Takes a status line.
     """
     data_dir, store_path, results_dir = directory / "data", directory / "embeddings.zarr", directory / "results"
     tasks = [find_task(collection.dataset) for collection in collections]
@@ -76,7 +76,7 @@ def run_demo(
     with stopwatch.stage("synthesise"):
         shards = make_shards(data_dir, collections=collections)
     say(
-        f"audio: {shards.made} shards made, {shards.reused} reused "
+        f"audio: {shards.made} shards synthesised, {shards.reused} reused "
         f"({counted(shards.clips, 'clip')}, {lasting(shards.audio_seconds)}, {spoken_bytes(shards.bytes_written)} "
         f"in {stopwatch.seconds['synthesise']:.1f} s)"
     )
@@ -121,7 +121,7 @@ def run_demo(
 
 
 def _write_report(directory: Path, store: Store, scores: Sequence[ScoreRecord], *, say: Callable[[str], None]) -> Path:
-    """Write the page; where what it takes is not installed, say so and write the leaderboard as Markdown."""
+    """Write the page; if its libraries are not installed, report that and write the leaderboard as Markdown."""
     try:
         path, text = directory / "report.html", render_page(scores, health=spaces_of(store, scores), title="The demo")
     except UsageError as missing:
