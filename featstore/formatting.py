@@ -18,6 +18,7 @@ __all__ = [
     "harmless_json",
     "html_table",
     "lasting",
+    "one_line",
     "printable",
     "redacted",
     "spoken_bytes",
@@ -78,6 +79,18 @@ def harmless(text: str, *, keep: str = "") -> str:
 def harmless_json(text: str) -> str:
     """Replace each non-printable character in the JSON `text` by its JSON escape; newlines are kept."""
     return text.translate({ord(each): json.dumps(each)[1:-1] for each in _unprintable(text, keep="\n")})
+
+
+def one_line(error: BaseException, *, most: int = 300, typed: bool = False) -> str:
+    """Return the message of an error on one line, without credentials, cut to ``most`` characters.
+
+    ``typed`` puts the class of the error before it; an error without a message is its class alone.
+
+    >>> one_line(ValueError("no such   option")), one_line(KeyError(), typed=True), one_line(OSError("full"), typed=True)
+    ('no such option', 'KeyError', 'OSError: full')
+    """
+    kind, text = type(error).__name__, redacted(" ".join(str(error).split())[: 4 * most])[:most]
+    return f"{kind}: {text}" if typed and text else text or kind
 
 
 def redacted(text: str) -> str:

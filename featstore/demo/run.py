@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +10,7 @@ from typing import TYPE_CHECKING
 from featstore import api
 from featstore.demo.shards import COLLECTIONS, Collection, make_shards
 from featstore.errors import UsageError
+from featstore.evaluation.scores import Stopwatch
 from featstore.files import write_whole
 from featstore.formatting import counted, lasting, spoken_bytes
 from featstore.records import ExtractRecord, ScoreRecord
@@ -71,9 +70,9 @@ def run_demo(
     """
     data_dir, store_path, results_dir = directory / "data", directory / "embeddings.zarr", directory / "results"
     tasks = [find_task(collection.dataset) for collection in collections]
-    stopwatch = _Stopwatch()
+    stopwatch = Stopwatch()
 
-    with stopwatch.stage("synthesise"):
+    with stopwatch("synthesise"):
         shards = make_shards(data_dir, collections=collections)
     say(
         f"audio: {shards.made} shards synthesised, {shards.reused} reused "
@@ -81,7 +80,7 @@ def run_demo(
         f"in {stopwatch.seconds['synthesise']:.1f} s)"
     )
 
-    with stopwatch.stage("extract"):
+    with stopwatch("extract"):
         extracts = api.extract(tasks, encoder=list(encoders), data=data_dir, store=store_path, progress=progress)
         extracts.raise_failures()
     done, reused = (sum(getattr(record, name) for record in extracts) for name in ("shards_done", "shards_reused"))
@@ -91,11 +90,11 @@ def run_demo(
 
     store = open_store(str(store_path))
     names = list(dict.fromkeys(record.encoder for record in extracts))
-    with stopwatch.stage("probe"):
+    with stopwatch("probe"):
         probed = api.probe(tasks, store=store, encoder=names)
     say(f"track A: {len(probed)} linear probes trained ({stopwatch.seconds['probe']:.1f} s)")
 
-    with stopwatch.stage("retrieve"):
+    with stopwatch("retrieve"):
         searched = [task for task in tasks if task.retrieve.enabled]
         retrieved = api.retrieve(searched, store=store, encoder=names, k=KS, shots=SHOTS) if searched else api.Scores()
     say(
@@ -106,7 +105,7 @@ def run_demo(
     scores = probed + retrieved
     scores.save(results_dir)
     scores.raise_failures()
-    with stopwatch.stage("report"):
+    with stopwatch("report"):
         report_path = _write_report(directory, store, scores, say=say)
     return DemoOutcome(
         data_dir=data_dir,
@@ -129,16 +128,3 @@ def _write_report(directory: Path, store: Store, scores: Sequence[ScoreRecord], 
         path, text = directory / "report.md", to_markdown(build(scores))
     write_whole(path, text)
     return path
-
-
-class _Stopwatch:
-    """Wall seconds by stage."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        began = time.perf_counter()
-        yield
-        self.seconds[name] = time.perf_counter() - began

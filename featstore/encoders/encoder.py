@@ -15,6 +15,7 @@ from featstore.encoders.pooling import Output
 from featstore.encoders.source_code import CodeModule, code_sha256
 from featstore.encoders.specs import spec_with_layer
 from featstore.errors import EncoderContractError, EncoderError
+from featstore.formatting import one_line
 from featstore.records import NamedBy, Recipe
 
 __all__ = ["Encoder", "failure_line"]
@@ -200,6 +201,4 @@ class Encoder:
 
 def failure_line(name: str, shape: Sequence[int], error: Exception) -> str:
     """Return one line about a forward pass that failed."""
-    text = " ".join(str(error).split())
-    reason = f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
-    return f"{name}.forward failed on float32 {tuple(shape)}: {reason}"
+    return f"{name}.forward failed on float32 {tuple(shape)}: {one_line(error, typed=True)}"

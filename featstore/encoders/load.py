@@ -22,6 +22,7 @@ from featstore.encoders.source_code import file_of
 from featstore.encoders.specs import EncoderSpec, check_arguments, check_built_in_arguments, parse_spec
 from featstore.encoders.user_code import ENCODER_FILE, Loading, loading_user_code
 from featstore.errors import EncoderContractError, EncoderError, UsageError
+from featstore.formatting import one_line
 from featstore.records import sha256_of
 
 __all__ = ["load", "load_object"]
@@ -183,7 +184,7 @@ def _build(kind: Callable[..., nn.Module], arguments: Mapping[str, Any]) -> nn.M
         module = kind(**arguments)
     except (Exception, SystemExit) as error:
         given = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
-        raise EncoderError(f"{name}({given}) could not be built: {_error_line(error)}") from error
+        raise EncoderError(f"{name}({given}) could not be built: {one_line(error, typed=True)}") from error
     if not isinstance(module, nn.Module):
         raise EncoderContractError(f"an encoder must be a torch.nn.Module: {name} is not one")
     return module.eval()
@@ -208,7 +209,7 @@ def _class_in_file(spec: EncoderSpec) -> tuple[type[nn.Module], ModuleType]:
         module_spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         del sys.modules[module_name]
-        raise EncoderError(f"{path} could not be imported: {_error_line(error)}") from error
+        raise EncoderError(f"{path} could not be imported: {one_line(error, typed=True)}") from error
     return _pick_class(module, spec.class_name, where=str(path)), module
 
 
@@ -217,7 +218,7 @@ def _class_by_import(spec: EncoderSpec) -> tuple[type[nn.Module], ModuleType]:
     try:
         module = importlib.import_module(name)
     except (Exception, SystemExit) as error:
-        reason = _error_line(error)
+        reason = one_line(error, typed=True)
         raise EncoderError(f"module {name} of --encoder {spec.base} could not be imported: {reason}") from error
     return _pick_class(module, spec.class_name, where=name), module
 
@@ -237,8 +238,3 @@ def _pick_class(module: ModuleType, wanted: str, *, where: str) -> type[nn.Modul
         raise EncoderError(f"{where} has no class whose name ends in Encoder: name one, as in {where}:MyModel")
     names = ", ".join(sorted(kind.__name__ for kind in own))
     raise EncoderError(f"{where} has several encoders: name one, as in {where}:{own[0].__name__} (it has {names})")
-
-
-def _error_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__

@@ -18,7 +18,7 @@ from urllib3.exceptions import HTTPError
 from urllib3.util import Retry, Timeout
 
 from featstore.errors import FetchError
-from featstore.formatting import redacted
+from featstore.formatting import one_line, redacted
 
 __all__ = [
     "Connection",
@@ -141,7 +141,7 @@ class Connection:
             with answer:
                 body = answer.read(64 << 20)
         except HTTPError as error:
-            raise FetchError(f"cannot reach {redacted(url)}: {_message(error)}") from error
+            raise FetchError(f"cannot reach {redacted(url)}: {one_line(error, most=200)}") from error
         if answer.status != 200:
             raise FetchError(f"{redacted(url)} answers {answer.status} {answer.reason or ''}".rstrip())
         return bytes(body)
@@ -161,7 +161,7 @@ class Connection:
         try:
             answer = self._pool.request("GET", url, headers=headers, preload_content=False, enforce_content_length=True)
         except HTTPError as error:
-            raise ConnectionBroke(_message(error)) from error
+            raise ConnectionBroke(one_line(error, most=200)) from error
         try:
             if answer.status in RETRY_STATUSES:
                 raise ConnectionBroke(f"the server answers {answer.status}")
@@ -180,11 +180,7 @@ def _chunks(answer: urllib3.BaseHTTPResponse) -> Iterator[bytes]:
     try:
         yield from answer.stream(CHUNK_BYTES, decode_content=False)
     except (HTTPError, OSError) as error:
-        raise ConnectionBroke(_message(error)) from error
-
-
-def _message(error: Exception) -> str:
-    return redacted(" ".join(str(error).split()))[:200] or type(error).__name__
+        raise ConnectionBroke(one_line(error, most=200)) from error
 
 
 MAX_FAILURES = 6

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote_to_bytes, urlsplit
 
 from featstore.errors import RemoteError, UsageError
-from featstore.formatting import redacted
+from featstore.formatting import one_line, redacted
 from featstore.remote.client import (
     RETRY_SECONDS,
     BaseRemote,
@@ -24,7 +24,6 @@ from featstore.remote.client import (
     RetryPolicy,
     hidden_cause,
     missing_library,
-    one_line,
 )
 from featstore.remote.filesystems import run_async
 from featstore.remote.limits import MOST_LISTED, MOST_NAMES, Pace, TooSlow, read_limited

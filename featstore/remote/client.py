@@ -25,7 +25,6 @@ __all__ = [
     "is_url",
     "joined_url",
     "missing_library",
-    "one_line",
 ]  # fmt: skip
 
 RETRY_SECONDS = 240.0  # a request is retried for at most this long
@@ -187,11 +186,6 @@ def identity_of(url: str) -> str:
     named = [f"{name}={os.environ[name]}" for name in _ENDPOINTS if os.environ.get(name)] if scheme not in _WEB else []
     place = "\n".join([f"{scheme}://{authority.rpartition('@')[2]}{slash}{path}", *named])
     return hashlib.sha256(place.encode(errors="surrogatepass")).hexdigest()
-
-
-def one_line(error: BaseException, *, most: int = 300) -> str:
-    """The message of an exception on one line and without credentials; its type if the message is empty."""
-    return redacted(" ".join(str(error).split())[: 4 * most])[:most] or type(error).__name__
 
 
 def hidden_cause(error: BaseException) -> BaseException | None:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from urllib.parse import quote, unquote, urljoin
 
 from featstore.errors import FeatstoreError, RemoteError
-from featstore.formatting import redacted
+from featstore.formatting import one_line, redacted
 from featstore.remote.client import (
     BaseRemote,
     RemoteObject,
@@ -23,7 +23,6 @@ from featstore.remote.client import (
     hidden_cause,
     joined_url,
     missing_library,
-    one_line,
 )
 from featstore.remote.limits import MOST_NAMES, MOST_PAGE_BYTES, Pace, TooSlow
 
