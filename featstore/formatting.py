@@ -86,7 +86,7 @@ def one_line(error: BaseException, *, most: int = 300, typed: bool = False) -> s
 
     ``typed`` puts the class of the error before it; an error without a message is its class alone.
 
-    >>> one_line(ValueError("no such   option")), one_line(KeyError(), typed=True), one_line(OSError("full"), typed=True)
+    >>> one_line(ValueError("no such  option")), one_line(KeyError()), one_line(OSError("full"), typed=True)
     ('no such option', 'KeyError', 'OSError: full')
     """
     kind, text = type(error).__name__, redacted(" ".join(str(error).split())[: 4 * most])[:most]
