@@ -7,7 +7,7 @@ from shlex import quote
 
 import click
 
-from featstore.cli.options import emit_json, json_option, note
+from featstore.cli.options import HomePath, emit_json, json_option, note
 
 __all__ = ["demo"]
 
@@ -16,7 +16,7 @@ __all__ = ["demo"]
 @click.option(
     "--dir",
     "directory",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=HomePath(file_okay=False, path_type=Path),
     default=Path("featstore-demo"),
     show_default=True,
     metavar="DIR",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from featstore.cli.options import feature_set_options, note, require_folder_of, say, selection, store_option
+from featstore.cli.options import HomePath, feature_set_options, note, require_folder_of, say, selection, store_option
 from featstore.errors import UsageError
 from featstore.files import write_whole
 from featstore.formatting import counted, spoken_bytes
@@ -27,7 +27,7 @@ __all__ = ["explore"]
 @click.option(
     "--out",
     "out_path",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=HomePath(dir_okay=False, path_type=Path),
     metavar="FILE",
     help="Output file.  [default: ENCODER-DATASET-SPLIT.html]",
 )
@@ -56,7 +56,7 @@ __all__ = ["explore"]
 @click.option(
     "--data",
     "data_dir",
-    type=click.Path(path_type=Path),
+    type=HomePath(path_type=Path),
     metavar="DIR",
     help="Folder with a folder of shards for each dataset: adds playback of clips.",
 )

@@ -16,6 +16,7 @@ import click
 
 from featstore.cli.completion import complete_encoders, complete_folders
 from featstore.cli.options import (
+    HomePath,
     advice,
     emit_json,
     encoder_settings,
@@ -128,7 +129,7 @@ _log = logging.getLogger("featstore")
 @click.option(
     "--profile",
     "profile_path",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=HomePath(dir_okay=False, path_type=Path),
     metavar="FILE.json",
     help="Write a trace of the first batches, to open in chrome://tracing or Perfetto.",
 )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from featstore.cli.options import emit_json, json_option, note, tasks_argument
+from featstore.cli.options import HomePath, emit_json, json_option, note, tasks_argument
 from featstore.formatting import counted, spoken_bytes
 
 __all__ = ["fetch"]
@@ -17,11 +17,10 @@ __all__ = ["fetch"]
 @click.option(
     "--data",
     "data_dir",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=HomePath(file_okay=False, path_type=Path),
     required=True,
     envvar="FEATSTORE_DATA",
     show_envvar=True,
-    callback=lambda _, __, value: value.expanduser(),
     metavar="DIR",
     help="Output folder, with a folder of shards for each dataset.",
 )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from featstore.cli.completion import complete_folders
-from featstore.cli.options import emit_json, feature_set_options, json_option, parse_store, say, store_option
+from featstore.cli.options import HomePath, emit_json, feature_set_options, json_option, parse_store, say, store_option
 from featstore.errors import UsageError
 from featstore.formatting import counted, redacted, spoken_bytes
 
@@ -145,7 +145,7 @@ def copy(
 
 
 @click.command()
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("out", type=HomePath(path_type=Path))
 @store_option
 @feature_set_options
 @click.option(

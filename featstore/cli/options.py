@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from featstore.records import ExtractRecord
 
 __all__ = [
+    "HomePath",
     "advice",
     "alternative_store_option",
     "emit_json",
@@ -138,7 +140,14 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 def tasks_argument(function: _F) -> _F:
     """``TASK...``: built-in names or paths."""
-    return click.argument("tasks", metavar="TASK...", nargs=-1, required=True, shell_complete=complete_tasks)(function)
+    return click.argument(
+        "tasks",
+        metavar="TASK...",
+        nargs=-1,
+        required=True,
+        callback=lambda _, __, values: tuple(map(expand_home, values)),
+        shell_complete=complete_tasks,
+    )(function)
 
 
 def store_option(function: _F) -> _F:
@@ -218,7 +227,7 @@ def results_option(function: _F) -> _F:
     return click.option(
         "--results",
         "results_dir",
-        type=click.Path(file_okay=False, path_type=Path),
+        type=HomePath(file_okay=False, path_type=Path),
         metavar="DIR",
         help="Also write each score to this folder, for `featstore report`.",
     )(function)
@@ -311,6 +320,15 @@ def parse_store(_: click.Context, option: click.Parameter, value: str | None) ->
     if value is not None and Path(value).is_file():
         raise click.BadParameter(f"{value!r} is a file: a store is a folder, or a URL", param=option)
     return value
+
+
+class HomePath(click.Path):
+    """A path whose leading ``~`` is the user's home folder."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Expand and check the path."""
+        path = os.fspath(value)
+        return super().convert(expand_home(path) or path, param, ctx)
 
 
 def expand_home(value: str | None) -> str | None:

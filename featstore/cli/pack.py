@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from featstore.cli.options import emit_json, json_option, say
+from featstore.cli.options import HomePath, emit_json, json_option, say
 from featstore.errors import DataError, UsageError
 from featstore.files import write_whole
 from featstore.formatting import counted
@@ -25,22 +25,20 @@ _VALID_NAMES = ("valid", "validation", "val", "dev")
 
 
 @click.command()
-@click.argument("out", metavar="OUT", type=click.Path(file_okay=False, path_type=Path))
+@click.argument("out", metavar="OUT", type=HomePath(file_okay=False, path_type=Path))
 @click.option(
     "--audio",
     "audio_dir",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=HomePath(file_okay=False, path_type=Path),
     required=True,
     metavar="DIR",
     help="Folder of audio files; without a table, the name of a subfolder is the label of its files.",
 )
-@click.option(
-    "--csv", "csv_path", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="CSV of clips."
-)
+@click.option("--csv", "csv_path", type=HomePath(dir_okay=False, path_type=Path), metavar="FILE", help="CSV of clips.")
 @click.option(
     "--jsonl",
     "jsonl_path",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=HomePath(dir_okay=False, path_type=Path),
     metavar="FILE",
     help="JSONL of clips.",
 )
@@ -60,7 +58,7 @@ _VALID_NAMES = ("valid", "validation", "val", "dev")
 @click.option(
     "--manifest",
     "manifest_path",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=HomePath(dir_okay=False, path_type=Path),
     metavar="FILE",
     help="Output file of the manifest.  [default: OUT.toml]",
 )

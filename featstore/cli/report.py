@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from featstore.cli.options import note, optional_store_option, require_folder_of, say, say_json_text
+from featstore.cli.options import HomePath, note, optional_store_option, require_folder_of, say, say_json_text
 from featstore.errors import ResultsError, UsageError
 from featstore.files import write_whole
 from featstore.formatting import counted, spoken_bytes
@@ -24,11 +24,11 @@ __all__ = ["report"]
 
 
 @click.command()
-@click.argument("folders", metavar="[RESULTS]...", nargs=-1, type=click.Path(path_type=Path))
+@click.argument("folders", metavar="[RESULTS]...", nargs=-1, type=HomePath(path_type=Path))
 @click.option(
     "--results",
     "more_folders",
-    type=click.Path(path_type=Path),
+    type=HomePath(path_type=Path),
     multiple=True,
     metavar="DIR",
     help="Folder that `probe` and `retrieve` wrote scores to; may be repeated. Same as RESULTS.",
@@ -42,7 +42,7 @@ __all__ = ["report"]
 @click.option(
     "--out",
     "out_path",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=HomePath(dir_okay=False, path_type=Path),
     metavar="FILE",
     help="Write to this file instead of the terminal.",
 )
@@ -82,10 +82,9 @@ def report(
     from featstore.report import read_results
     from featstore.report.render import FORMAT_OF_SUFFIX
 
-    folders = tuple(each.expanduser() for each in (*folders, *more_folders))
+    folders += more_folders
     if not folders:
         raise click.UsageError("Missing argument 'RESULTS': a folder that `probe --results` wrote to.")
-    out_path = out_path and out_path.expanduser()
     require_folder_of(out_path)
     by_suffix: Form = FORMAT_OF_SUFFIX.get(out_path.suffix.lower(), "table") if out_path else "table"
     form = form or by_suffix

@@ -149,8 +149,12 @@ def test_encoders_are_rows_by_their_average_and_published_ones_a_section_of_thei
     assert [cell.text for cell in own[0].cells] == ["0.600", "0.600", "0.600"]
 
 
-def test_a_file_has_leaderboards_of_80_columns_and_other_tables_unbroken(score: Score) -> None:
+def test_a_file_has_leaderboards_of_80_columns_and_other_tables_unbroken(
+    score: Score, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from featstore.cli.tables import leaderboard_tables, plain_table, show
+
+    monkeypatch.delenv("COLUMNS", raising=False)
 
     board = build([score(task=f"task-{at}", encoder=name) for at in range(12) for name in ("a", "b" * 60)])
     out = io.StringIO()
