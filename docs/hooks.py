@@ -1,4 +1,4 @@
-"""What mkdocs calls while it builds the site: pages that are made of the code join those that were written."""
+"""Hooks of mkdocs that add the generated pages to the site."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pages of the site that are made of the code: pure functions from models, records and commands to Markdown."""
+"""Generated pages of the site: pure functions from models, records and commands to Markdown."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["pages"]
 
 
 def pages(root: Path) -> dict[str, str]:
-    """Every generated page by its place in the site."""
+    """Generate every page, by its path in the site."""
     notebooks = {
         f"notebooks/{path.stem}.md": notebook_page(json.loads(path.read_text(encoding="utf-8")), name=path.name)
         for path in sorted((root / "docs" / "notebooks").glob("*.ipynb"))

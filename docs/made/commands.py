@@ -1,4 +1,4 @@
-"""The page of the command line, from click's commands."""
+"""Generate the page of the command line from click's commands."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from docs.made.markdown import code, table
 
 
 def command_page(group: click.Group) -> str:
-    """Every command with its arguments and options."""
+    """Build the page: every command with its arguments and options."""
     context = click.Context(group, info_name="featstore")
     sections = [_command_section(command, context) for command in group.commands.values() if not command.hidden]
     shared = table(("option", "meaning"), _option_rows(group, context))
     return "\n".join(
         [
-            "# The command line\n",
-            "A store is named by its folder, a task by its name or by the path of its manifest. What a command "
-            "prints with `--json` is on [a page of its own](json.md). A command ends with 0 when it is done, with 1 "
-            "when it failed, and with 2 when it was called wrongly; an error is one line on stderr.\n",
+            "# Command line\n",
+            "A store is given by its folder or URL, a task by its name or by the path of its manifest. [JSON output]"
+            "(json.md) describes the output of `--json`. The exit code is 0 on success, 1 on failure and 2 for an "
+            "invalid call; an error is one line on stderr.\n",
             *sections,
             "## All commands\n",
             shared,
@@ -37,7 +37,7 @@ def _command_section(command: click.Command, parent: click.Context) -> str:
 
 
 def help_text(text: str) -> str:
-    r"""Help as click lays it out, in Markdown: what ``\b`` keeps as it is typed becomes a block.
+    r"""Convert the help of click to Markdown; paragraphs that ``\b`` protects from wrapping become code blocks.
 
     >>> help_text("Do it.\n\n\b\nrun  me")
     'Do it.\n\n```text\nrun  me\n```'
@@ -62,9 +62,9 @@ def _rows(command: click.Command, context: click.Context) -> Iterator[tuple[str,
         if not isinstance(option, click.Option) or record is None or "--help" in option.opts:
             continue
         extra = option.get_help_extra(context)
-        # a default that the code finds out is told in the words of the help
-        meaning, _, found_out = (option.help or "").partition("  [default: ")
-        default = found_out.rstrip("]") or code(extra.get("default", ""))
+        # the help text contains a default that is computed at run time
+        meaning, _, computed = (option.help or "").partition("  [default: ")
+        default = computed.rstrip("]") or code(extra.get("default", ""))
         limits = f" ({code(extra['range'])})" if "range" in extra else ""
         names = re.sub(r"(FLOAT|INTEGER) RANGE$", "NUMBER", record[0])
         yield code(names), f"{meaning}{limits}", "required" if "required" in extra else default

@@ -1,4 +1,4 @@
-"""The page of what stands in a store's documents, from the records that are written and read there."""
+"""Generate the page of the documents of a store from the records that are written and read."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from featstore.store.layout import one_file_layout, plain_layout, strings_docume
 WORDS = {"objects": "object: relative key to list of 2, size in bytes and seal", "skipped": "list of key and reason"}
 SECTIONS = (
     (Recipe, "`recipe` of an encoder's group."),
-    (Commit, "`commit` of a part's group, once it is whole."),
-    (Member, "Of a commit record's `members`."),
+    (Commit, "`commit` of the group of a committed part."),
+    (Member, "An element of `members` of a commit record."),
     (ShardIdentity, "`shard` of a member."),
-    (Writing, "`writing` of a part's group, until it is whole."),
+    (Writing, "`writing` of the group of an uncommitted part."),
 )
 CLIPS, FRAMES, DIM = 1000, 125_000, 768
 
 
 def documents_page() -> str:
-    """Records by the place where they stand, and the documents of the arrays."""
+    """Build the page: records by their location, and the documents of the arrays."""
     shown = {record for record, _ in SECTIONS}
     stored = Printed(record="", commands=(), words=WORDS)
     sections = [
@@ -31,11 +31,11 @@ def documents_page() -> str:
     return "\n".join(
         [
             "# Documents of a store\n",
-            f"Fields of format {FORMAT_VERSION}, from the records that featstore writes and reads. What they mean "
-            "together, and in which order a store is written, is on [the page of the store](../store-format.md).\n",
+            f"Fields of format {FORMAT_VERSION}, generated from the records that featstore writes and reads. "
+            "[Store format](../store-format.md) specifies their meaning and the order of writing.\n",
             *sections,
             "## Arrays\n",
-            f"As they are laid out for a part of {CLIPS:,} clips of one window and {FRAMES:,} frames, {DIM} wide.\n",
+            f"Layout for a part of {CLIPS:,} clips of one window and {FRAMES:,} frames of dimension {DIM}.\n",
             table(("array", "type", "shape", "chunk", "codecs"), [_array_row(*each) for each in _arrays()]),
         ]
     )
@@ -57,12 +57,12 @@ def _arrays() -> tuple[tuple[str, bytes], ...]:
 def _array_row(name: str, raw: bytes) -> tuple[str, ...]:
     document = json.loads(raw)
     chunk, codecs = document["chunk_grid"]["configuration"]["chunk_shape"], document["codecs"]
-    told = ", ".join(code(codec["name"]) for codec in codecs)
+    words = ", ".join(code(codec["name"]) for codec in codecs)
     if codecs[0]["name"] == "sharding_indexed":
         inner = codecs[0]["configuration"]
         names = ", ".join(code(codec["name"]) for codec in inner["codecs"])
-        told += f" of {names}, in chunks of {_shape(inner['chunk_shape'])}"
-    return code(name), document["data_type"], _shape(document["shape"]), _shape(chunk), told
+        words += f" of {names}, in chunks of {_shape(inner['chunk_shape'])}"
+    return code(name), document["data_type"], _shape(document["shape"]), _shape(chunk), words
 
 
 def _shape(shape: list[int]) -> str:

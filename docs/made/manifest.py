@@ -1,4 +1,4 @@
-"""The page of the manifest, from its models and rules."""
+"""Generate the page of the manifest from its models and rules."""
 
 from __future__ import annotations
 
@@ -9,20 +9,21 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from docs.made.markdown import code, table, told
+from docs.made.markdown import code, parse_docstring, table
 from featstore.tasks import Manifest
 from featstore.tasks.rules import METRICS_BY_KIND, OPTIONAL_LABEL_KEYS, REQUIRED_LABEL_KEYS, RETRIEVABLE_KINDS
 
 
 def manifest_page() -> str:
-    """Every key of a manifest, and what depends on the kind of task."""
+    """Build the page: every key of a manifest, and the rules of each kind of task."""
     tables = [("", Manifest), *_tables(Manifest)]
     return "\n".join(
         [
-            "# The manifest\n",
-            "A task is one TOML file. `featstore tasks esc50` shows one that comes with featstore, `featstore pack` "
-            "writes one for audio of your own, and [Bring a data set](../how-to/dataset.md) goes through it. A key "
-            "that is not listed here is an error; all errors of a file are told at once, each with its place.\n",
+            "# Manifest\n",
+            "A manifest is a TOML file that describes a task. `featstore tasks esc50` prints a built-in one, "
+            "`featstore pack` writes one for your own audio, and [Bring a data set](../how-to/dataset.md) explains it. "
+            "A key that is not listed here is an error; all errors of a file are reported at once, each with its "
+            "location.\n",
             *(_table_section(name, model) for name, model in tables),
             "## What depends on the kind\n",
             _kinds_table(),
@@ -38,12 +39,12 @@ def _tables(model: type[BaseModel]) -> Iterator[tuple[str, type[BaseModel]]]:
 
 
 def _table_section(name: str, model: type[BaseModel]) -> str:
-    known, schema = told(model), model.model_json_schema()
+    known, schema = parse_docstring(model), model.model_json_schema()
     title = f"## [{name}]" if name else "## At the top"
     rows = []
     for key, field in model.model_fields.items():
-        said = schema["properties"][key]
-        what = f"a table, [see below](#{key})" if _is_table(field.annotation) else schema_words(said)
+        value = schema["properties"][key]
+        what = f"a table, [see below](#{key})" if _is_table(field.annotation) else schema_words(value)
         default = "" if field.is_required() else "absent" if field.default is None else _toml(field.default)
         rows.append((code(key), what, "required" if field.is_required() else default, known.attributes.get(key, "")))
     summary, *_ = known.prose.split("\n\n")
@@ -60,7 +61,7 @@ def _toml(value: object) -> str:
 
 
 def schema_words(schema: Mapping[str, Any]) -> str:
-    """A JSON schema of one value in words.
+    """Describe the JSON schema of one value in words.
 
     >>> schema_words({"type": "number", "exclusiveMinimum": 0})
     'number above 0'

@@ -1,4 +1,4 @@
-"""Docstrings read, and Markdown written."""
+"""Parse docstrings and write Markdown."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Told:
-    """A docstring in numpy's manner: what comes before its sections, and its attributes by name."""
+class Docstring:
+    """A docstring in numpy style: the text before its sections, and its attributes by name."""
 
     prose: str
     attributes: Mapping[str, str]
 
 
-def told(kind: type) -> Told:
-    """Read the docstring of a class.
+def parse_docstring(kind: type) -> Docstring:
+    """Parse the docstring of a class.
 
     >>> class Pair:
     ...     '''Two numbers.
@@ -25,10 +25,10 @@ def told(kind: type) -> Told:
     ...     Attributes
     ...     ----------
     ...     left, right : int
-    ...         As they ``stand``.
+    ...         Their ``values``.
     ...     '''
-    >>> told(Pair).prose, told(Pair).attributes["right"]
-    ('Two numbers.', 'As they `stand`.')
+    >>> parse_docstring(Pair).prose, parse_docstring(Pair).attributes["right"]
+    ('Two numbers.', 'Their `values`.')
     """
     text = "" if kind.__doc__ is None else inspect.cleandoc(kind.__doc__)
     prose, _, sections = text.partition("\nAttributes\n----------\n")
@@ -38,7 +38,7 @@ def told(kind: type) -> Told:
         names, _, _ = head.partition(" : ")
         for name in names.split(","):
             attributes[name.strip()] = from_rst(" ".join(body.split()))
-    return Told(prose=from_rst(prose.strip()), attributes=attributes)
+    return Docstring(prose=from_rst(prose.strip()), attributes=attributes)
 
 
 def from_rst(text: str) -> str:
@@ -46,7 +46,7 @@ def from_rst(text: str) -> str:
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table, or nothing where there are no rows. Columns without a word are left out."""
+    """Format a Markdown table without its empty columns; return an empty text if there are no rows."""
     every = [[_cell(cell) for cell in row] for row in rows]
     if not every:
         return ""
@@ -56,7 +56,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _cell(text: str) -> str:
-    """One line, its bars escaped where they are not code."""
+    """Join the text to one line, and escape bars outside of code."""
     parts = re.split(r"(`[^`]*`)", " ".join(text.split()))
     return "".join(part if part.startswith("`") else part.replace("|", "\\|") for part in parts)
 

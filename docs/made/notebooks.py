@@ -1,4 +1,4 @@
-"""Notebooks as pages."""
+"""Convert notebooks to pages."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def notebook_page(notebook: Mapping[str, Any], *, name: str) -> str:
-    """A notebook as a page: its words, and its code in blocks. The file itself is offered under the title."""
+    """Convert a notebook to Markdown: text, code blocks, and a link to the file under the title."""
     cells = []
     for cell in notebook["cells"]:
         text = "".join(cell["source"])

@@ -1,4 +1,4 @@
-"""The page of what commands print as JSON, from the records and their docstrings."""
+"""Generate the page of JSON output from the records and their docstrings."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any, Literal
 
 from docs.made.details import details_section, figures_section
-from docs.made.markdown import code, from_rst, table, told
+from docs.made.markdown import code, from_rst, parse_docstring, table
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Printed:
-    """What commands print as JSON, and where that is not the record's fields as they are.
+    """A record that commands print as JSON, and the differences between the JSON and the fields of the record.
 
     Attributes
     ----------
     record : str
-        Its module and name.
+        Module and name of the record.
     commands : tuple of str
-        As they are typed.
-    beside : tuple of str
-        Fields that are records themselves, whose own fields stand in their place.
-    left_out : tuple of str
+        The commands that print it.
+    flattened : tuple of str
+        Fields that are records themselves; the JSON has their fields instead.
+    omitted : tuple of str
         Fields that are not printed.
     computed : mapping
         Properties that are printed after a field.
     words : mapping
-        Type of a field, where it is printed as another.
+        Types of fields that are printed as another type.
     """
 
     record: str
     commands: tuple[str, ...]
-    beside: tuple[str, ...] = ()
-    left_out: tuple[str, ...] = ()
+    flattened: tuple[str, ...] = ()
+    omitted: tuple[str, ...] = ()
     computed: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     words: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
@@ -51,7 +51,7 @@ PRINTED = (
     Printed(
         record="featstore.report.comparison.Difference",
         commands=("report --compare A B --format json",),
-        left_out=("title", "eval_weight"),
+        omitted=("title", "eval_weight"),
         computed={"value_b": ("difference",), "high": ("better",)},
         words={"settings": "object"},
     ),
@@ -62,7 +62,7 @@ PRINTED = (
     Printed(
         record="featstore.store.summary.Details",
         commands=("inspect PATH --json", "inspect --verbose --json"),
-        beside=("summary",),
+        flattened=("summary",),
     ),
     Printed(record="featstore.diagnostics.Health", commands=("inspect --health --json",)),
     Printed(record="featstore.explore.query.QueryRecord", commands=("query --json",)),
@@ -78,7 +78,7 @@ PRINTS_MANIFESTS = ("tasks",)
 
 
 def json_page(printed: Sequence[Printed]) -> str:
-    """Every record that a command prints, with the records that are inside it."""
+    """Build the page: every record that a command prints, with the records inside it."""
     outer = [_found(each.record) for each in printed]
     inner = dict.fromkeys(kind for each in outer for kind in _inside(each))
     shown, plain = {*outer, *inner}, Printed(record="", commands=())
@@ -91,17 +91,18 @@ def json_page(printed: Sequence[Printed]) -> str:
     manifests = ", ".join(code(f"featstore {name} --json") for name in PRINTS_MANIFESTS)
     return "\n".join(
         [
-            "# What commands print as JSON\n",
-            "With `--json` a command prints one array on stdout and nothing else there; progress and errors go to "
-            "stderr. `--results DIR` keeps each score in a file of its own: the object under `score`, beside "
-            "`results_format`; `written_at`, for display; `generation`, one more than the highest that its task, "
-            "track, protocol and encoder had in the folder; `key`, a hash of what made it; and `seal`, the SHA-256 of "
-            "the canonical JSON (sorted keys, no spaces) of all the others. Of two scores of one thing the one of "
-            "the higher generation counts, whatever clocks are. `featstore report` skips and names a file whose "
-            "seal does not fit, prints the others and exits with 1; files without a seal, of earlier versions, are "
-            "read and counted. `featstore.report.read_results` returns `scores`, `unsealed` (files) and `failures`. "
-            f"{manifests} prints [manifests](manifest.md), as their files have them, and with `--store` also `cached`: "
-            "list of text, the encoders that have the task there.\n",
+            "# JSON output\n",
+            "With `--json` a command prints one array on stdout and nothing else; progress and errors go to stderr.\n",
+            "`--results DIR` writes each score to its own file, with these keys: `score`, the object; "
+            "`results_format`; `written_at`, for display; `generation`, one more than the highest of its task, "
+            "track, protocol and encoder in the folder; `key`, a hash of the inputs of the score; and `seal`, the "
+            "SHA-256 of the canonical JSON (sorted keys, no spaces) of all other keys. If two files have a score for "
+            "the same inputs, the higher generation counts, whatever the clocks show. `featstore report` skips and lists a file "
+            "whose seal does not match, prints the others and exits with 1; files without a seal, of earlier versions, "
+            "are read and counted. `featstore.report.read_results` returns `scores`, `unsealed` (files) and "
+            "`failures`.\n",
+            f"{manifests} prints [manifests](manifest.md) with the keys of their files, and with `--store` also "
+            "`cached`: list of text, the encoders for which the store has the task.\n",
             *sections,
             details_section(),
             figures_section(),
@@ -115,12 +116,12 @@ def _found(dotted: str) -> type:
     module, _, name = dotted.rpartition(".")
     kind = getattr(importlib.import_module(module), name)
     if not isinstance(kind, type):
-        raise TypeError(f"{dotted} is no class")
+        raise TypeError(f"{dotted} is not a class")
     return kind
 
 
 def _inside(kind: type) -> Iterator[type]:
-    """Records that fields of a record hold, and those that they hold."""
+    """Yield the records in the fields of a record, recursively."""
     for hint in typing.get_type_hints(kind).values():
         for part in _parts(hint):
             if dataclasses.is_dataclass(part):
@@ -137,19 +138,19 @@ def _parts(hint: Any) -> Iterator[Any]:
 def record_section(kind: type, printed: Printed, shown: Set[type]) -> str:
     rows: list[tuple[str, str, str]] = []
     for name, what, meaning in _rows(kind, printed, shown):
-        if rows and meaning and rows[-1][1:] == (what, meaning):  # "value, std : float" says one thing of both
+        if rows and meaning and rows[-1][1:] == (what, meaning):  # "value, std : float" describes both
             rows[-1] = (f"{rows[-1][0]}, {code(name)}", what, meaning)
         else:
             rows.append((code(name), what, meaning))
-    return f"{_json(told(kind).prose)}\n\n{table(('field', 'value', 'meaning'), rows)}"
+    return f"{_json(parse_docstring(kind).prose)}\n\n{table(('field', 'value', 'meaning'), rows)}"
 
 
 def _rows(kind: type, printed: Printed, shown: Set[type]) -> Iterator[tuple[str, str, str]]:
-    known, hints = told(kind), typing.get_type_hints(kind)
+    known, hints = parse_docstring(kind), typing.get_type_hints(kind)
     for field in dataclasses.fields(kind):
-        if field.name in printed.beside:
+        if field.name in printed.flattened:
             yield from _rows(hints[field.name], printed, shown)
-        elif field.name not in printed.left_out:
+        elif field.name not in printed.omitted:
             what = printed.words.get(field.name) or json_words(hints[field.name], shown)
             yield field.name, what, _json(known.attributes.get(field.name, ""))
         for name in printed.computed.get(field.name, ()):
@@ -158,7 +159,7 @@ def _rows(kind: type, printed: Printed, shown: Set[type]) -> Iterator[tuple[str,
 
 
 def _json(text: str) -> str:
-    """Words about a record in Python as words about its JSON."""
+    """Replace Python's None by JSON's null in a description."""
     return re.sub(r"\bNone\b", "null", text)
 
 
@@ -173,7 +174,7 @@ _PLAIN: Mapping[Any, str] = {
 
 
 def json_words(hint: Any, shown: Set[type] = frozenset()) -> str:
-    """A field's type as JSON has it, in words; a record of `shown` is linked to.
+    """Describe the JSON type of a field in words, with links to the records of `shown`.
 
     >>> json_words(tuple[str, ...]), json_words(float | None), json_words(Literal["A", "B"])
     ('list of text', 'number or null', '`"A"`, `"B"`')

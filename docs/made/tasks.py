@@ -1,4 +1,4 @@
-"""The page of the tasks that come with featstore, from their manifests."""
+"""Generate the page of the built-in tasks from their manifests."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from featstore.tasks import Manifest
 
 
 def task_page(tasks: Iterable[Manifest]) -> str:
-    """The tasks that come with featstore, by domain."""
+    """Build the page: the built-in tasks by domain."""
     header = ("task", "title", "kind", "metric", "splits", "crop", "weight", "shards")
     by_domain: dict[str, list[tuple[str, ...]]] = {}
     for task in tasks:
@@ -17,10 +17,11 @@ def task_page(tasks: Iterable[Manifest]) -> str:
     sections = [f"## {domain.capitalize()}\n\n{table(header, rows)}" for domain, rows in sorted(by_domain.items())]
     return "\n".join(
         [
-            "# Tasks that come with featstore\n",
-            "A task is named on the command line, as in `featstore probe esc50`. `featstore fetch esc50 --data data` "
-            "gets the shards of one that has a record on Zenodo. *weight* is a task's in a leaderboard's averages. "
-            "What each kind and metric asks of a manifest is on [its page](manifest.md#what-depends-on-the-kind).\n",
+            "# Built-in tasks\n",
+            "Commands take the name of a task, as in `featstore probe esc50`. `featstore fetch esc50 --data data` "
+            "downloads the shards of a task that has a record on Zenodo. *weight* is the weight of the task in the "
+            "averages of a leaderboard. [Rules by kind of task](manifest.md#what-depends-on-the-kind) lists the keys "
+            "that each kind and metric requires.\n",
             *sections,
         ]
     )
