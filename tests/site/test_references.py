@@ -175,7 +175,8 @@ def test_protocols_are_told_by_what_they_plan_and_define() -> None:
     assert rows(page, "## Metrics")["mAP"][3:5] == ["absent class: left out", "absent class: zero"]
     for planned in (
         "valid is train | A | 90 train, 10 select, 100 tested | 100 train, 100 select, 100 tested",
-        "all three are the same | B | 100 tested, each on the other 99 | 100 searched, 100 tested, 100 of them also in training",
+        "all three are the same | B | 100 tested, each on the other 99 | "
+        "100 searched, 100 tested, 100 of them also in training",
         "seeds of heads with random initialisation | 0, 1, 2 | 42",
     ):
         assert f"| {planned} |\n" in page
