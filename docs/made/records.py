@@ -97,10 +97,10 @@ def json_page(printed: Sequence[Printed]) -> str:
             "`results_format`; `written_at`, for display; `generation`, one more than the highest of its task, "
             "track, protocol and encoder in the folder; `key`, a hash of the inputs of the score; and `seal`, the "
             "SHA-256 of the canonical JSON (sorted keys, no spaces) of all other keys. If two files have a score for "
-            "the same inputs, the higher generation counts, whatever the clocks show. `featstore report` skips and lists "
-            "a file whose seal does not match, prints the others and exits with 1; files without a seal, of earlier versions, "
-            "are read and counted. `featstore.report.read_results` returns `scores`, `unsealed` (files) and "
-            "`failures`.\n",
+            "the same inputs, the higher generation counts, whatever the clocks show. `featstore report` skips and "
+            "lists a file whose seal does not match, prints the others and exits with 1; files without a seal, of "
+            "earlier versions, are read and counted. `featstore.report.read_results` returns `scores`, `unsealed` "
+            "(files) and `failures`.\n",
             f"{manifests} prints [manifests](manifest.md) with the keys of their files, and with `--store` also "
             "`cached`: list of text, the encoders for which the store has the task.\n",
             *sections,
