@@ -1,8 +1,7 @@
-"""What a billion clips come to: ten million synthetic commit records, planned by the code that plans real ones.
+"""The cost of a billion clips: ten million synthetic commit records, planned by the code that plans real ones.
 
-Commit records are made and then go the way of those of a real store: into a split's document and out of it, and through
-the choice of the rows that count. One part is really written, and one real store opened, to count their objects and
-requests. What follows from these constants is multiplied, and says so.
+Commit records are created, serialised to a split's document, parsed, and planned like those of a real store. One part is
+written and one store opened, to count objects and requests. Larger figures are extrapolated from these constants.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ CLIPS_PER_SHARD = 1_000
 SECONDS_PER_CLIP = 10.0
 DIM = 768
 KEYS_PER_LISTING = 1_000
-"""Of an object store: S3 and its likes answer so many keys to a request."""
+"""Number of keys that S3 and similar object stores return per request."""
 
 PLANNED_COMMITS, COMMITS_PER_SPLIT = 10_000_000, 1_000_000
 DOCUMENT_COMMITS = (1_000, 10_000, 100_000)
@@ -63,8 +62,8 @@ def tables(options: Options) -> Iterator[Grid]:
     documents = {n: in_child(measure_document, n_commits=n) for n in sizes}
     yield Grid(
         title="The document of a split",
-        measures="Commit records into a sealed document, and back into records and the rows that count. Memory is what "
-        "no file backs, at its peak.",
+        measures="Commit records are serialised into a sealed document, and parsed back into records and the rows that "
+        "count. Memory is the peak of anonymous memory (not backed by files).",
         header=("commits", "document, MB", "write, s", "read, s", "memory to read, MB", "bytes each"),
         rows=tuple(
             (
@@ -82,12 +81,13 @@ def tables(options: Options) -> Iterator[Grid]:
     planned = in_child(measure_planning, n_commits=n_planned, per_split=per_split)
     yield Grid(
         title=f"{n_planned:,} commit records planned",
-        measures=f"In splits of at most {per_split:,}, one after another: the choice of the part that counts for each "
-        "shard, one in a hundred extracted twice, and the totals of each split. Making the records is apart.",
-        header=("", "splits", "plan, s", "make, s", "us each", "memory, MB", "bytes each", "clips"),
+        measures=f"Measured in splits of at most {per_split:,} records, one after another: planning selects the part that "
+        "counts for each shard, with one shard in a hundred extracted twice, and computes the totals of each split. "
+        "Creating the records is timed separately.",
+        header=("", "splits", "plan, s", "create, s", "us each", "memory, MB", "bytes each", "clips"),
         rows=(
             (
-                "planned for real",
+                "planned",
                 str(planned["splits"]),
                 figure(planned["plan"]),
                 figure(planned["make"]),
@@ -118,8 +118,8 @@ def tables(options: Options) -> Iterator[Grid]:
     yield _index_grid()
     yield Grid(
         title="Hours of extraction",
-        measures=f"Clips of {SECONDS_PER_CLIP:g} s, by how many times faster than real time a machine encodes: "
-        "multiplied. Machines share the shards, so that n of them take an n-th.",
+        measures=f"Clips of {SECONDS_PER_CLIP:g} s, by the speed at which a machine encodes, as a multiple of real time: "
+        "extrapolated. Machines divide the shards, so n machines take 1/n of the time.",
         header=("clips", *(f"{speed:,} x" for speed in SPEEDS)),
         rows=tuple(
             (f"{clips:,}", *(figure(clips * SECONDS_PER_CLIP / speed / 3600) for speed in SPEEDS)) for clips in CLIPS
@@ -130,9 +130,9 @@ def tables(options: Options) -> Iterator[Grid]:
 def _store_grid(constants: Constants) -> Grid:
     return Grid(
         title="The store",
-        measures=f"{CLIPS_PER_SHARD:,} clips a shard, utterance vectors of {DIM} numbers and no frames. A part was "
-        f"written: {constants.objects:.0f} objects, {constants.part_bytes / 1e6:.2f} MB, {constants.puts:.0f} requests "
-        "that write. Frames add about one object for each 64 MB. The rest is multiplied.",
+        measures=f"{CLIPS_PER_SHARD:,} clips per shard, utterance vectors of dimension {DIM} and no frames. One written part "
+        f"is measured: {constants.objects:.0f} objects, {constants.part_bytes / 1e6:.2f} MB, {constants.puts:.0f} write "
+        "requests. Frames add about one object for each 64 MB. The other figures are extrapolated.",
         header=("clips", "parts", "objects", "GB", "requests to write"),
         rows=tuple(
             (
@@ -150,9 +150,9 @@ def _store_grid(constants: Constants) -> Grid:
 def _catalogue_grid(constants: Constants) -> Grid:
     return Grid(
         title="Opening it as one split",
-        measures=f"A listing request for each {KEYS_PER_LISTING:,} names, which are the parts and the split's own document; "
-        f"and {constants.gets_to_open:.0f} for documents. Time and memory by the slope of the largest document above; without a catalogue every "
-        "part's own document is one request more.",
+        measures=f"Opening takes a listing request for each {KEYS_PER_LISTING:,} names, which are the parts and the split's "
+        f"own document, and {constants.gets_to_open:.0f} request for documents. Time and memory are extrapolated from the "
+        "largest document above. Without a catalogue, every part's own document takes one more request.",
         header=("clips", "listings", "catalogue, MB", "read, s", "memory, MB", "without catalogue, requests"),
         rows=tuple(
             (
@@ -173,9 +173,9 @@ def _index_grid() -> Grid:
 
     plans = [(clips, plan_ivf(clips, DIM, "ivf"), plan_ivf(clips, DIM, "ivfpq")) for clips in CLIPS]
     return Grid(
-        title="The saved index",
-        measures=f"As planned for vectors of {DIM} numbers. Sizes are on disk: lists are mapped, and what a search looks "
-        "through comes into memory. A list is what a query compares for each that it searches.",
+        title="Size of a saved index",
+        measures=f"As planned for vectors of dimension {DIM}. Sizes are on disk: lists are memory-mapped, and a search loads "
+        "only the lists that it reads. A query is compared with all rows of each list that it searches.",
         header=("clips", "lists", "rows a list", "ivf, GB", "ivfpq, GB", "blocks", "sample, GB"),
         rows=tuple(
             (
