@@ -16,7 +16,7 @@ from featstore.probe import probe_task
 transformers = pytest.importorskip("transformers", reason="needs transformers: pip install featstore[hf]")
 pytest.importorskip("jiwer", reason="word error rates need jiwer: pip install featstore[asr]")
 
-from featstore.probe.asr import Adapter, Listener, Utterances  # noqa: E402
+from featstore.probe.asr import Adapter, AudioLanguageModel, Utterances  # noqa: E402
 from featstore.probe.text import load_language_model  # noqa: E402
 
 WORDS = ("abc", "fed", "dabe", "bce")
@@ -125,7 +125,7 @@ def test_a_run_repeats_to_the_last_digit(store, model_folder):
 def listener(folder, dim=6):
     model = load_language_model(str(folder), device=CPU)
     torch.manual_seed(0)
-    return Listener(model, Adapter(dim=dim, inner_width=model.inner_width, width=model.width))
+    return AudioLanguageModel(model, Adapter(dim=dim, inner_width=model.inner_width, width=model.width))
 
 
 @pytest.fixture(scope="module", params=["qwen2", "gpt2"])
@@ -160,16 +160,16 @@ def test_the_loss_is_that_of_each_clip_by_itself_written_out(hearing):
             total, count = total - row[token].item(), count + 1
     with torch.no_grad():
         assert hearing.loss(batch).item() == pytest.approx(total / count, rel=1e-4)
-    told, tokens_told = hearing.told_loss(batch)
+    told, tokens_told = hearing.teacher_forced_loss(batch)
     assert (told, tokens_told) == (pytest.approx(total, rel=1e-4), count)
 
 
 def test_a_clip_is_heard_the_same_alone_and_in_a_batch(hearing):
     batch = utterances(hearing)
     for options in ({"repetition_penalty": 1.0}, {"repetition_penalty": 1.3}):
-        together = hearing.listen(batch.frames, max_new_tokens=12, **options)
-        assert together == [hearing.listen(one.frames, max_new_tokens=12, **options)[0] for one in alone(batch)]
-    assert hearing.told_texts(batch) == [hearing.told_texts(one)[0] for one in alone(batch)]
+        together = hearing.generate(batch.frames, max_new_tokens=12, **options)
+        assert together == [hearing.generate(one.frames, max_new_tokens=12, **options)[0] for one in alone(batch)]
+    assert hearing.teacher_forced_texts(batch) == [hearing.teacher_forced_texts(one)[0] for one in alone(batch)]
 
 
 def test_generation_is_greedy_step_by_step(hearing):
@@ -181,7 +181,7 @@ def test_generation_is_greedy_step_by_step(hearing):
             while len(said) < 8 and model.end not in said:
                 inputs = torch.cat([heard, model.embed(torch.tensor([model.separator, *said]))])
                 said.append(int(model.model(inputs_embeds=inputs[None]).logits[0, -1].argmax()))
-        (text,) = hearing.listen([frames], max_new_tokens=8, repetition_penalty=1.0)
+        (text,) = hearing.generate([frames], max_new_tokens=8, repetition_penalty=1.0)
         assert text == model.decode(said)  # the end is a special token
 
 
