@@ -25,8 +25,8 @@ from featstore.retrieve.index_files import (
     UnusableIndex,
     index_folders,
     key_path,
-    seals_of,
     signature,
+    sizes_and_checksums,
     usable_record,
     write_record,
 )
@@ -252,7 +252,7 @@ def killed(*_, **options):
 if sys.argv[2] == "measuring":
     index.read_lists = killed
 else:
-    index_files._put = killed
+    index_files._replace = killed
 open_index(featstore.open(sys.argv[1]).select())
 """
 
@@ -364,7 +364,7 @@ def test_an_index_of_padded_vectors_as_an_earlier_featstore_made_them_is_made_ag
     index = faiss_indexes.train_index(plan_ivf(300, 16, "ivfpq"), wide)
     faiss_indexes.write_block(index, wide, first=0, folder=folder)
     faiss_indexes.merge_blocks(index, folder)
-    sizes, checksums = seals_of(folder)
+    sizes, checksums = sizes_and_checksums(folder)
     write_record(replace(record, files=sizes, checksums=checksums), folder)
     usable_record(folder, feature_set(url), "ivfpq")
     said: list[str] = []
