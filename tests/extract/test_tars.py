@@ -93,7 +93,7 @@ def test_folders_hidden_files_and_files_without_extension_are_passed_over(tmp_pa
     [
         ([("a.wav", b"x")], "a", "no .json member (found: wav)"),
         ([("a.json", b"{}"), ("a.txt", b"x")], "a", "no audio member (found: json, txt)"),
-        ([("a.wav", b"x"), ("a.wav", b"y"), ("a.json", b"{}")], "a.wav", "second member of this name"),
+        ([("a.wav", b"x"), ("a.wav", b"y"), ("a.json", b"{}")], "a.wav", "name"),
         ([("a.1.wav", b"x"), ("a.2.wav", b"y"), ("a.json", b"{}")], "a", "more than one wav member (1.wav, 2.wav)"),
         ([("song.01.wav", b"x"), ("song.01.json", b"{}")], "song", "a key ends at the first dot"),
         ([link("a.wav", tarfile.SYMTYPE), ("a.json", b"{}")], "a.wav", "it is a link"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 
 import numpy as np
@@ -205,7 +206,7 @@ def test_a_model_of_pickled_weights_is_refused(tmp_path):
     state = transformers.AutoModelForCausalLM.from_pretrained(folder).state_dict()
     (folder / "model.safetensors").unlink()
     torch.save(state, folder / "pytorch_model.bin")
-    with pytest.raises(UsageError, match=r"cannot be loaded: .* in safetensors files"):
+    with pytest.raises(UsageError, match=rf"{re.escape(str(folder))}.*safetensors"):
         load_language_model(str(folder), device=CPU)
 
 
@@ -215,16 +216,14 @@ def test_code_that_comes_with_a_model_is_not_run(tmp_path):
     config |= {"model_type": "mine", "auto_map": {"AutoConfig": "mine.C", "AutoModelForCausalLM": "mine.M"}}
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "mine.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass C: pass\nclass M: pass\n")
-    with pytest.raises(UsageError, match="cannot be loaded"):
+    with pytest.raises(UsageError, match=re.escape(str(folder))):
         load_language_model(str(folder), device=CPU)
     assert not (tmp_path / "ran").exists()
 
 
 def test_a_model_that_cannot_be_had_is_one_line_with_a_remedy(store, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(
-        UsageError, match=r"give \[probe\] language_model the folder of one .* hub can be reached"
-    ) as caught:
+    with pytest.raises(UsageError, match=r"Qwen/Qwen2.5-0.5B.*\[probe\] language_model") as caught:
         probe_task(store, task("Qwen/Qwen2.5-0.5B"))
     assert "\n" not in str(caught.value)
 
@@ -233,7 +232,7 @@ def test_a_clip_that_is_longer_than_the_model_takes_is_named(store, tmp_path):
     folder = save_model(tmp_path / "model")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 30}))
-    with pytest.raises(DataError, match=r"clip \w+/[\w-]+ and \d+ more are too long for .*, which takes 30 positions"):
+    with pytest.raises(DataError, match=r"clip \w+/[\w-]+ and \d+ more .* 30 positions"):
         probe_task(store, task(folder))
 
 
@@ -246,12 +245,12 @@ def test_generation_ends_where_the_model_has_no_more_positions(store, tmp_path):
 
 def test_a_task_without_a_language_model_says_where_it_is_named(store):
     nameless = beeps.manifest(kind="asr", metric="wer_inv", label={"field": "trans"})
-    with pytest.raises(UsageError, match=r"its folder or hub name as \[probe\] language_model"):
+    with pytest.raises(UsageError, match=r"\[probe\] language_model"):
         probe_task(store, nameless)
 
 
 @pytest.mark.parametrize(("library", "extra"), [("jiwer", "asr"), ("transformers", "hf")])
 def test_without_a_library_one_line_says_what_to_install(store, model_folder, monkeypatch, library, extra):
     monkeypatch.setitem(sys.modules, library, None)
-    with pytest.raises(UsageError, match=rf"{library}, which is not installed: `pip install featstore\[{extra}\]`$"):
+    with pytest.raises(UsageError, match=rf"{library}.*`pip install featstore\[{extra}\]`$"):
         probe_task(store, task(model_folder))

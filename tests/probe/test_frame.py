@@ -329,7 +329,7 @@ def test_a_set_without_frames_says_how_to_get_them(tmp_path):
 
 def test_training_clips_without_an_event_are_one_clear_error(tmp_path):
     silent = {name: [framed.Clip(clip.key, clip.frames, []) for clip in clips] for name, clips in SETS.items()}
-    with pytest.raises(LabelError, match="24 training clips show 0 class"):
+    with pytest.raises(LabelError, match=r"24 training clips.* 0 class"):
         probe_task(framed.write(tmp_path / "store.zarr", silent), framed.task())
 
 
@@ -337,7 +337,7 @@ def test_frames_that_are_not_finite_are_one_clear_error(tmp_path):
     broken = framed.clips("train", 6)
     broken[2].frames[5] = np.nan
     store = framed.write(tmp_path / "store.zarr", {**SETS, "train": broken})
-    with pytest.raises(DataError, match="not finite"):
+    with pytest.raises(DataError, match=r"frames.*featstore verify --repair"):
         probe_task(store, framed.task(probe=PROBE))
 
 
