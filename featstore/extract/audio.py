@@ -188,11 +188,11 @@ def _in_memory(data: bytes) -> int | None:
     except (AttributeError, OSError):
         return None
     try:
-        whole = os.write(descriptor, data) == len(data)
+        is_complete = os.write(descriptor, data) == len(data)
         os.lseek(descriptor, 0, os.SEEK_SET)
     except OSError:
-        whole = False
-    if whole:
+        is_complete = False
+    if is_complete:
         return descriptor
     os.close(descriptor)
     return None

@@ -1,7 +1,8 @@
 """Groups windows into batches. Pure: batches depend only on the windows and their order.
 
-If no window is held back beyond its shard, a part is bit-identical whatever was encoded before it, whichever worker
-encoded the shard and however often the run was killed. If windows wait for windows of later shards, batches are full.
+If every window is encoded before its shard ends, a part is bit-identical whatever was encoded before it, whichever
+worker encoded the shard and however often the run was killed. If windows wait for windows of later shards, batches are
+full.
 """
 
 from __future__ import annotations

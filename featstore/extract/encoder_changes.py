@@ -116,14 +116,14 @@ def _of_its_kind(recipe: Recipe, then: Recipe | None, stored: Recipe) -> Recipe:
     return then if keys == then.encoder_identity.keys() != recipe.encoder_identity.keys() else recipe
 
 
-def differing_fields(stored: Recipe, made: Recipe) -> Iterator[str]:
+def differing_fields(stored: Recipe, current: Recipe) -> Iterator[str]:
     """Fields of a recipe and its identity that affect the fingerprint and differ."""
-    one, other = stored.as_decided(), made.as_decided()
+    one, other = stored.as_decided(), current.as_decided()
     for name in dict.fromkeys([*one, *other]):
         if name == "named_by" or one.get(name) == other.get(name):
             continue
         if name != "encoder_identity":
-            if not (name == "encoder" and "place" in (stored.named_by, made.named_by)):
+            if not (name == "encoder" and "place" in (stored.named_by, current.named_by)):
                 yield name
             continue
         keys = dict.fromkeys([*one[name], *other[name]])
@@ -243,9 +243,9 @@ def _drifted(
         drift = None if canary is None else furthest_drift(canary["signals"], now, precision=precision)
         if canary is not None and drift is not None:
             yield (
-                f"{output.recipe.group_name} returns other numbers than when it was stored: for a reference "
-                f"signal ({drift.signal}) they differ by {drift.relative:.2g} of the vector's norm (cosine {drift.cosine:.6f}); "
-                f"the tolerance of {precision} is {TOLERANCES[precision]:g}"
+                f"{output.recipe.group_name} returns other numbers than when it was stored: for the reference "
+                f"signal {drift.signal} they differ by {drift.relative:.2g} of the vector's norm (cosine "
+                f"{drift.cosine:.6f}); the tolerance of {precision} is {TOLERANCES[precision]:g}"
                 f"{_environment_changes(canary['made_by'], reading.made_by)}",
                 drift,
             )
@@ -267,6 +267,6 @@ def _twins(job: EncodeJob, reading: CanaryReading, new: Sequence[int]) -> Iterat
     others = [name for name in recipe_groups(job.store_url) if name not in own]
     for group in read_encoder_groups(job.store_url, others):
         canary = _canary_of(group)
-        mine = None if canary is None else wanted.get(canonical_json(canary["signals"]))
-        if mine is not None:
-            yield f"{mine} is bit-identical to {group.name} on the reference signals"
+        name_of_new = None if canary is None else wanted.get(canonical_json(canary["signals"]))
+        if name_of_new is not None:
+            yield f"{name_of_new} is bit-identical to {group.name} on the reference signals"

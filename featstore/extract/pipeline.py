@@ -106,7 +106,7 @@ class Pipeline:
     batcher : Batcher
     max_pending_bytes : int or None
         Limit of embeddings in memory that wait for windows of other batches; above it, batches are encoded before they
-        are full. None if no window is held back beyond its shard.
+        are full. None if every window is encoded before its shard ends.
     settings : EncodeSettings
     """
 

@@ -69,7 +69,7 @@ def load_encoder_of(recipe: Recipe, *, stored_spec: str, spec: str | None) -> En
         layers=(layer if named.layer is None else named.layer,),
         pools=(cast("Pool", recipe.pool),),
     )
-    made = encoder.recipe(
+    current = encoder.recipe(
         padding=recipe.padding,
         precision=recipe.precision,
         frame_dtype=recipe.frame_dtype,
@@ -77,13 +77,13 @@ def load_encoder_of(recipe: Recipe, *, stored_spec: str, spec: str | None) -> En
         format_version=recipe.format_version,
         max_window_seconds=recipe.max_window_seconds,
     )
-    of_layer = {name: made.encoder_identity[name] for name in ("layer",) if name in made.encoder_identity}
-    before = None if encoder.earlier is None else replace(made, encoder_identity={**encoder.earlier, **of_layer})
-    [matched] = match_stored_names([made], name=made.encoder, groups=[recipe.group_name], earlier=[before])
+    of_layer = {name: current.encoder_identity[name] for name in ("layer",) if name in current.encoder_identity}
+    before = None if encoder.earlier is None else replace(current, encoder_identity={**encoder.earlier, **of_layer})
+    [matched] = match_stored_names([current], name=current.encoder, groups=[recipe.group_name], earlier=[before])
     if matched.group_name != recipe.group_name:
         raise EncoderError(
             f"{named.base!r} is not the encoder of {recipe.group_name} "
-            f"({', '.join(differing_fields(recipe, made))} differ): its vectors are not comparable; "
+            f"({', '.join(differing_fields(recipe, current))} differ): its vectors are not comparable; "
             "name the right encoder with --spec, or extract again"
         )
     return encoder

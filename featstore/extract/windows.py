@@ -108,12 +108,12 @@ def _even(n_samples: int, *, longest: int) -> tuple[tuple[int, int], ...]:
 def _crops(n_samples: int, crop: int, padding: Padding, sample_rate_hz: int) -> tuple[Window, ...]:
     if n_samples < crop:
         return (Window(0, n_samples, crop),)
-    whole = tuple(Window(start, start + crop, crop) for start in range(0, n_samples - crop + 1, crop))
+    complete = tuple(Window(start, start + crop, crop) for start in range(0, n_samples - crop + 1, crop))
     left = n_samples % crop
     if not left or padding.kind == "xares":
-        return whole
+        return complete
     rest = Window(n_samples - left, n_samples, min(crop, _padded(left, padding, sample_rate_hz)))
-    return (*whole, rest)
+    return (*complete, rest)
 
 
 def _padded(n_samples: int, padding: Padding, sample_rate_hz: int) -> int:

@@ -254,13 +254,8 @@ class _BatchLoss:
     def __init__(
         self, features: FrameFeatures, excerpts: Excerpts, *, threads: WorkerThreads, padded: bool, loss: Loss
     ) -> None:
-        self._features, self._excerpts, self._threads, self._padded, self._loss = (
-            features,
-            excerpts,
-            threads,
-            padded,
-            loss,
-        )
+        self._features, self._excerpts, self._threads = features, excerpts, threads
+        self._padded, self._loss = padded, loss
         self._scratch = [Scratch() for _ in range(SHARES)]
 
     def __call__(self, weight: Tensor, bias: Tensor, batch: Sequence[int]) -> Tensor:

@@ -378,14 +378,14 @@ class _Problems:
         ]
 
         def of_chunk(item: tuple[_Fold, slice, slice]) -> tuple[Tensor, Tensor]:
-            fold, mine, rows = item
+            fold, own, rows = item
             with torch.no_grad():
-                return self._of_chunk(fold, rows, x[mine], problems[mine])
+                return self._of_chunk(fold, rows, x[own], problems[own])
 
         found = map(of_chunk, work) if len(work) == 1 else self._pool.map(of_chunk, work)  # a thread would cost more
-        for (_, mine, _), (value, gradient) in zip(work, found, strict=True):
-            values[mine] += value
-            gradients[mine] += gradient
+        for (_, own, _), (value, gradient) in zip(work, found, strict=True):
+            values[own] += value
+            gradients[own] += gradient
         return values, gradients
 
     def curvature(self) -> Tensor:

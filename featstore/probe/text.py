@@ -166,13 +166,13 @@ class LanguageModel:
         )
         # As a configuration setting, the penalty would exempt tokens by the padding of the row.
         penalty = transformers.RepetitionPenaltyLogitsProcessor(penalty=repetition_penalty)
-        made = self.model.generate(
+        generated = self.model.generate(
             inputs_embeds=embeddings,
             attention_mask=mask,
             generation_config=config,
             logits_processor=transformers.LogitsProcessorList([penalty]),
         )
-        rows = [list(map(int, row)) for row in made]
+        rows = [list(map(int, row)) for row in generated]
         return [row[: row.index(self.end)] if self.end in row else row for row in rows]
 
 

@@ -297,14 +297,14 @@ def _ranking(
 ) -> dict[str, Any]:
     """Ranking metrics of the neighbours: a window is relevant if it has the query's class or shares a label with it."""
     values = task.targets.values
-    wanted, held = values[task.clip[samples.windows]], values[clip_of_row]
+    wanted, found_values = values[task.clip[samples.windows]], values[clip_of_row]
     if values.ndim == 1:
         relevant = targets == wanted[:, None]
-        n_relevant = np.bincount(held, minlength=len(task.classes))[wanted]
+        n_relevant = np.bincount(found_values, minlength=len(task.classes))[wanted]
     else:
         relevant = np.einsum("qkc,qc->qk", targets, wanted) > 0
         n_relevant = np.concatenate(
-            [(block @ held.T > 0).sum(axis=1) for block in np.split(wanted, range(256, len(wanted), 256))]
+            [(block @ found_values.T > 0).sum(axis=1) for block in np.split(wanted, range(256, len(wanted), 256))]
         )
     if leave_one_out:
         n_relevant = n_relevant - _own_relevant(_independent(task), task.clip[samples.windows], clip_of_row, values)
@@ -319,8 +319,8 @@ def _own_relevant(
     bounds = np.searchsorted(unit[clip_of_row][order], np.arange(int(unit.max()) + 2))
     found = np.empty(len(query_clip), np.int64)
     for at, clip in enumerate(query_clip.tolist()):
-        mine = clip_of_row[order[bounds[unit[clip]] : bounds[unit[clip] + 1]]]
-        same = values[mine] == values[clip] if values.ndim == 1 else values[mine] @ values[clip] > 0
+        own_rows = clip_of_row[order[bounds[unit[clip]] : bounds[unit[clip] + 1]]]
+        same = values[own_rows] == values[clip] if values.ndim == 1 else values[own_rows] @ values[clip] > 0
         found[at] = int(same.sum())
     return found
 

@@ -149,8 +149,8 @@ def _key(path: Path) -> bytes:
                     new.replace(path)
         finally:
             new.unlink(missing_ok=True)
-        if (made := _stored_key(path)) is not None:
-            return made
+        if (stored_key := _stored_key(path)) is not None:
+            return stored_key
     return secrets.token_bytes(_KEY_BYTES)
 
 

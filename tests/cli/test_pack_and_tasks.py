@@ -201,7 +201,7 @@ def test_files_of_which_none_can_be_read_make_no_task(run: Run, audio: Path) -> 
 @pytest.mark.parametrize(
     ("more", "says"),
     [
-        ('"loudness": NaN', "line 1:"),
+        ('"loudness": NaN', "line 1: it is not valid JSON (NaN"),
         ('"deep": ' + "[" * 100_000, "line 1:"),
     ],
 )

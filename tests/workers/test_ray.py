@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 import time
 import urllib.request
@@ -80,8 +81,7 @@ def test_what_a_node_held_that_is_removed_is_encoded_by_others_and_the_store_is_
     finally:
         removing.join()
     [death] = record.deaths
-    assert death.startswith("a node of the Ray cluster (")
-    assert "is gone; others encoded train-" in death
+    assert re.search(r"^a node of .* train-", death)
     assert_same_contents(alone, tmp_path / "store", ignoring=())
 
 
@@ -91,8 +91,7 @@ def test_what_a_killed_actor_held_is_encoded_by_others_and_the_store_is_the_same
     (folder / "faults/killed-once").touch()
     record = extract(engine, folder, tmp_path / "store")
     [death] = record.deaths
-    assert death.startswith("a Ray worker on ")
-    assert "died; others encoded train-" in death
+    assert re.search(r"^a Ray worker on .* train-", death)
     assert_same_contents(alone, tmp_path / "store", ignoring=())
     assert capfd.readouterr() == ("", "")  # Ray has a paragraph on it
 
