@@ -422,12 +422,12 @@ class TaskPlan:
     ) -> ExtractRecord:
         settings = result.settings
         done = {shard.member.shard.name: shard.member for shard in stored}
-        matched = {name: segment.member for name, segment in each.cached.items()} | done
-        current = [matched[shard.name] for shard in shards if shard.name in matched]
+        in_store = {name: segment.member for name, segment in each.cached.items()} | done
+        current = [in_store[shard.name] for shard in shards if shard.name in in_store]
         broken = tuple(
             BrokenShard(shard=shard.name, reason=reason) for shard, reason in result.broken if shard.name in each.stale
         )
-        kept_of_broken = sum(one.shard in matched for one in broken)
+        kept_of_broken = sum(one.shard in in_store for one in broken)
         return ExtractRecord(
             task=self.manifest.name,
             dataset=dataset_group(self.manifest.data.dataset, self.manifest.data.crop_seconds),
