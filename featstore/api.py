@@ -325,7 +325,7 @@ def _engine(
     from featstore.encoders.devices import pick_devices
     from featstore.encoders.encoder import Encoder
     from featstore.encoders.load import load_object
-    from featstore.extract.workers.local import LocalEngine
+    from featstore.extract.engine import LocalEngine
 
     devices = pick_devices(options.device)
     if engine != "local" or len(devices) > 1:

@@ -1,4 +1,4 @@
-"""The one parser of a clip's JSON: what `extract` stores is what every later command can read, print and export."""
+"""Parser of the clips' JSON: `extract` stores only JSON that all other commands can read, print and export."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _PERHAPS_LARGE = re.compile(r"[0-9](?:[eE]|[0-9]{300})")
 def parse_clip_json(text: str) -> Any:
     r"""Parse the JSON of a clip.
 
-    More is refused than the standard's grammar does: numbers that no float64 holds, text that UTF-8 cannot hold (half
-    of a surrogate pair, ``"\ud800"``), and objects and lists more than 64 deep. ``NaN`` and ``Infinity``, which Python
-    reads, are not JSON. Of two members of one name in an object the last counts, as everywhere in Python.
+    Besides malformed JSON, the parser rejects numbers that exceed float64, text that UTF-8 cannot encode (a lone
+    surrogate, ``"\ud800"``), and objects and lists nested more than 64 deep. It also rejects ``NaN`` and ``Infinity``,
+    which Python's parser accepts. If an object repeats a name, the last value counts, as in Python's parser.
 
     >>> parse_clip_json('{"label": "a", "n": 1.5}')
     {'label': 'a', 'n': 1.5}
@@ -28,7 +28,7 @@ def parse_clip_json(text: str) -> Any:
     Raises
     ------
     ValueError
-        It is none of that; the message is one line.
+        The text is rejected; the message is one line.
     """
     try:
         value = (_CHECKING if _PERHAPS_LARGE.search(text) else _PLAIN).decode(text)
@@ -36,45 +36,45 @@ def parse_clip_json(text: str) -> Any:
         raise ValueError(_TOO_DEEP) from None
     if next(islice(_OPENING.finditer(text), MAX_NESTED, None), None) and _is_nested(value, deeper_than=MAX_NESTED):
         raise ValueError(_TOO_DEEP)
-    if "\\u" in text:  # nothing else makes a surrogate of text that came as UTF-8
+    if "\\u" in text:  # text decoded from UTF-8 gets a surrogate only from an escape
         try:
             json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
             half = error.object[error.start]
-            raise ValueError(f"{half!a} is half of a surrogate pair, which no text holds") from None
+            raise ValueError(f"{half!a} is half of a surrogate pair, which UTF-8 cannot encode") from None
     return value
 
 
 _TOO_DEEP = f"it is nested more than {MAX_NESTED} deep"
 
 
-def _whole(text: str) -> int:
-    _real(text)
+def _checked_int(text: str) -> int:
+    _checked_float(text)
     return int(text)
 
 
-def _real(text: str) -> float:
+def _checked_float(text: str) -> float:
     value = float(text)
     if math.isinf(value):
-        raise ValueError(f"{_shortened(text)} is larger than any float64")
+        raise ValueError(f"{_shorten(text)} is larger than any float64")
     return value
 
 
-def _shortened(text: str) -> str:
+def _shorten(text: str) -> str:
     return text if len(text) <= 24 else f"{text[:16]}... ({len(text):,} characters)"
 
 
-def _constant(text: str) -> None:
-    raise ValueError(f"{text} is no number of JSON")
+def _reject_constant(text: str) -> None:
+    raise ValueError(f"{text} is not a JSON number")
 
 
-_PLAIN = json.JSONDecoder(parse_constant=_constant)
-_CHECKING = json.JSONDecoder(parse_int=_whole, parse_float=_real, parse_constant=_constant)
-"""Looks at each number, which takes three times as long."""
+_PLAIN = json.JSONDecoder(parse_constant=_reject_constant)
+_CHECKING = json.JSONDecoder(parse_int=_checked_int, parse_float=_checked_float, parse_constant=_reject_constant)
+"""Checks each number, and takes three times as long."""
 
 
 def _is_nested(value: Any, *, deeper_than: int) -> bool:
-    """Whether objects and lists lie in one another deeper than that, the outermost counted."""
+    """Whether objects and lists are nested deeper than `deeper_than` levels; the outermost is level 1."""
     level = [value]
     for _ in range(deeper_than + 1):
         level = [each for each in level if isinstance(each, dict | list)]

@@ -1,29 +1,29 @@
-"""Every error that featstore raises on purpose.
+"""The exceptions of featstore, and the error for a missing optional library.
 
 FeatstoreError
-|-- UsageError                  the call asks for something that cannot be: fix the call          (exit code 2)
-|   |-- UnknownTask             no manifest of that name                                          (also a KeyError)
-|   |-- UnknownFeatureSet       nothing in the store matches the selection                        (also a KeyError)
-|   `-- AmbiguousSelection      several things in the store match the selection
-|-- ManifestError               a manifest breaks its format: all of its problems at once
-|-- DataError                   the audio data or their labels are not as the manifest says
-|   |-- ShardError              a tar is missing or cannot be read
+|-- UsageError                  the call is invalid: change the arguments                   (exit code 2)
+|   |-- UnknownTask             there is no manifest with that name                         (also a KeyError)
+|   |-- UnknownFeatureSet       nothing in the store matches the selection                  (also a KeyError)
+|   `-- AmbiguousSelection      several feature sets or recipes match the selection
+|-- ManifestError               a manifest is invalid; lists all problems of the file       (exit code 2)
+|-- DataError                   the audio data or the labels do not match the manifest
+|   |-- ShardError              a shard is missing or cannot be read
 |   |-- LabelError              a sample's JSON has no usable label
-|   `-- UnusableClip            one clip cannot be decoded: it is recorded, left out, and the run goes on
+|   `-- UnusableClip            a clip cannot be decoded: it is skipped and listed, and the run continues
 |-- EncoderError                an encoder cannot be loaded
-|   |-- EncoderContractError    an encoder does not keep the contract: rank, width, finiteness, hop
-|   `-- EncoderChanged          an encoder returns other numbers than when its embeddings were stored
-|-- WorkerError                 processes or nodes that encode died over and over, or none could be had
+|   |-- EncoderContractError    an encoder violates the contract: rank, width, finiteness, hop
+|   `-- EncoderChanged          an encoder's output differs from the output that the store was made with
+|-- WorkerError                 worker processes or nodes died repeatedly, or none is available
 |-- StoreError                  the store cannot be read or written
-|   |-- StoreNotFound           there is no store at the URL                                 (a FileNotFoundError too)
-|   |-- StoreVersionError       the store was written by a newer format
-|   |-- RemoteError             a server could not be reached, refuses, or has no such bucket
-|   |-- DamagedPart             a part does not hold what its commit record says
-|   `-- PartLost                objects of a part went away while it was written: it was not committed
-|-- ResultsError                a file of results is damaged, or a score cannot be written
-`-- FetchError                  a download failed, or is not what its record says
+|   |-- StoreNotFound           there is no store at the URL                                (also a FileNotFoundError)
+|   |-- StoreVersionError       a newer featstore wrote the store
+|   |-- RemoteError             a server is unreachable, refuses the request, or has no such bucket
+|   |-- DamagedPart             a part differs from its commit record
+|   `-- PartLost                objects of a part were deleted while it was written: it was not committed
+|-- ResultsError                a results file is damaged, or a score cannot be written
+`-- FetchError                  a download failed, or does not match its record
 
-A message is one line: the rule, what came, what to do.
+The exit code is 1 unless stated otherwise. A message is one line: the rule, the value, the fix.
 """
 
 from __future__ import annotations
@@ -51,27 +51,28 @@ __all__ = [
     "UnusableClip",
     "UsageError",
     "WorkerError",
+    "missing_extra",
 ]
 
 
 class FeatstoreError(Exception):
-    """Base of every error that featstore raises on purpose."""
+    """Base class of the errors that featstore raises."""
 
     exit_code = 1
 
     def __str__(self) -> str:
-        # KeyError's own __str__ shows the repr of its argument; a message is a sentence.
+        # KeyError.__str__ returns the repr of its argument.
         return str(self.args[0]) if self.args else ""
 
 
 class UsageError(FeatstoreError):
-    """The call asks for something that cannot be."""
+    """The call is invalid: change the arguments."""
 
     exit_code = 2
 
 
 class UnknownTask(UsageError, KeyError):
-    """No manifest of that name."""
+    """There is no manifest with that name."""
 
 
 class UnknownFeatureSet(UsageError, KeyError):
@@ -79,16 +80,16 @@ class UnknownFeatureSet(UsageError, KeyError):
 
 
 class AmbiguousSelection(UsageError):
-    """Several things in the store match the selection."""
+    """Several feature sets or recipes match the selection."""
 
 
 class ManifestError(FeatstoreError):
-    """A manifest breaks its format.
+    """A manifest is invalid.
 
     Attributes
     ----------
     problems : tuple of str
-        Every problem of the file, each with its place, such as ``"probe.epochs: must be at least 1, got 0"``.
+        All problems of the file, each with its location, such as ``"probe.epochs: must be at least 1, got 0"``.
     """
 
     exit_code = 2
@@ -99,11 +100,11 @@ class ManifestError(FeatstoreError):
 
 
 class DataError(FeatstoreError):
-    """The audio data or their labels are not as the manifest says."""
+    """The audio data or the labels do not match the manifest."""
 
 
 class ShardError(DataError):
-    """A tar is missing or cannot be read."""
+    """A shard is missing or cannot be read."""
 
 
 class LabelError(DataError):
@@ -111,12 +112,12 @@ class LabelError(DataError):
 
 
 class UnusableClip(DataError):
-    """One clip cannot be used.
+    """A clip cannot be decoded or is too long.
 
     Attributes
     ----------
     seconds : float or None
-        The length that the clip claims, where that is what rules it out.
+        The stated duration of a clip that is too long, else None.
     """
 
     def __init__(self, message: str, *, seconds: float | None = None) -> None:
@@ -129,16 +130,16 @@ class EncoderError(FeatstoreError):
 
 
 class EncoderContractError(EncoderError):
-    """An encoder does not keep the contract."""
+    """An encoder violates the contract."""
 
 
 class EncoderChanged(EncoderError):
-    """An encoder of an unchanged fingerprint returns other numbers than it did, or others each time.
+    """An encoder with an unchanged fingerprint returns different embeddings than before, or is not deterministic.
 
     Attributes
     ----------
     cosine : float
-        Of what it returned then and returns now, for the reference signal that moved furthest.
+        Smallest cosine similarity between the stored and the new output, over the reference signals.
     """
 
     def __init__(self, message: str, cosine: float) -> None:
@@ -150,7 +151,7 @@ class EncoderChanged(EncoderError):
 
 
 class WorkerError(FeatstoreError):
-    """Workers died over and over, or none could be had."""
+    """Workers died repeatedly, or none is available."""
 
 
 class StoreError(FeatstoreError):
@@ -164,24 +165,34 @@ class StoreNotFound(StoreError, FileNotFoundError):
 
 
 class StoreVersionError(StoreError):
-    """The store was written by a newer format."""
+    """A newer featstore wrote the store."""
 
 
 class RemoteError(StoreError):
-    """A server could not be reached, refuses, or has no such bucket."""
+    """A server is unreachable, refuses the request, or has no such bucket."""
 
 
 class DamagedPart(StoreError):
-    """A part does not hold what its commit record says."""
+    """A part differs from its commit record."""
 
 
 class PartLost(StoreError):
-    """Objects of a part went away, or changed, while it was written: it was not committed."""
+    """Objects of a part were deleted or changed while it was written: it was not committed."""
 
 
 class ResultsError(FeatstoreError):
-    """A file of results is damaged, or a score cannot be written."""
+    """A results file is damaged, or a score cannot be written."""
 
 
 class FetchError(FeatstoreError):
-    """A download failed, or is not what its record says."""
+    """A download failed, or does not match its record."""
+
+
+def missing_extra(what: str, missing: ImportError | str, extra: str) -> UsageError:
+    """Return the error for a feature whose optional library is not installed.
+
+    >>> str(missing_extra("to_dask", "dask", "arrays"))
+    "to_dask needs dask, which is not installed: `pip install 'featstore[arrays]'`"
+    """
+    library = missing if isinstance(missing, str) else missing.name or str(missing)
+    return UsageError(f"{what} needs {library}, which is not installed: `pip install 'featstore[{extra}]'`")

@@ -1,8 +1,8 @@
-"""Files and folders of the user's, replaced as a unit: the old content or the new, never half of one and never none.
+"""Atomic replacement of files and folders: a reader sees the complete old content or the complete new content.
 
 The new content is written under a temporary name in the same folder, fsynced, and renamed. A temporary file or folder
-is locked (``flock``) while it is written, so that what a killed process left is known by the next writer, whatever
-clocks, process ids and host names are, and is deleted. Where a file system has no such locks, it stays.
+is locked with ``flock`` while it is written. The next writer deletes unlocked ones, which killed processes left behind;
+this does not depend on clocks, process ids or host names. File systems without such locks keep the leftovers.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from pathlib import Path
 
 try:
     import fcntl
-except ImportError:  # Windows: nothing is locked
+except ImportError:  # Windows has no flock: leftovers are not deleted
     fcntl = None  # type: ignore[assignment]
 
 __all__ = ["fsync_folder", "replacing", "sweep_leftovers", "temporary_folder", "write_whole"]
 
 _SUFFIX = ".featstore-tmp"
-_MOST_OF_A_NAME = 180  # bytes, so that a temporary name fits where the name does
+_MAX_NAME_BYTES = 180  # a temporary name adds at most 40 bytes, and file systems allow 255
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a file in one step: UTF-8 for text, with half a surrogate pair as its escape.
+    """Write a file atomically. Text is encoded as UTF-8; lone surrogates are written as escapes.
 
     Raises
     ------
     OSError
-        It cannot be written; ``filename`` is `path`, and what was there is untouched.
+        The file cannot be written; ``filename`` is `path`, and the old content is unchanged.
     """
     data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
     with replacing(path) as temporary:
@@ -42,15 +42,15 @@ def write_whole(path: Path, content: str | bytes) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary file to write to, which replaces `path` at the end of a block that raises nothing.
+    """Yield a temporary file that replaces `path` at the end of the block, unless the block raises.
 
-    A symbolic link stays one, and what it points to is replaced. What is not a regular file, such as ``/dev/stdout`` or
-    a FIFO, is given itself.
+    If `path` is a symbolic link, its target is replaced. If `path` is not a regular file, such as ``/dev/stdout`` or a
+    FIFO, `path` itself is yielded.
 
     Raises
     ------
     OSError
-        It cannot be written; ``filename`` is `path`, and what was there is untouched.
+        The file cannot be written; ``filename`` is `path`, and the old content is unchanged.
     """
     target = Path(os.path.realpath(path))
     if _is_special(path) or _is_special(target):
@@ -74,14 +74,14 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def temporary_folder(path: Path) -> Iterator[Path]:
-    """Give a temporary folder beside `path`, to be renamed in the block; it is deleted where it was not."""
+    """Yield a temporary folder next to `path`. It is deleted at the end, unless the block renamed it."""
     sweep_leftovers(path)
     with _locked_new(path, Path.mkdir) as temporary:
         yield temporary
 
 
 def sweep_leftovers(path: Path) -> None:
-    """Delete temporary files and folders of `path` that no process has locked: killed ones left them."""
+    """Delete temporary files and folders of `path` that killed processes left behind: those that are not locked."""
     ours = re.compile(rf"{re.escape(_prefix(path))}[0-9a-f]{{12}}{re.escape(_SUFFIX)}(\.gz)?")
     with contextlib.suppress(OSError):
         for found in [each for each in path.parent.iterdir() if ours.fullmatch(each.name)]:
@@ -92,27 +92,27 @@ def sweep_leftovers(path: Path) -> None:
 
 @contextlib.contextmanager
 def _locked_new(path: Path, create: Callable[[Path], object]) -> Iterator[Path]:
-    """A new temporary file or folder, locked; deleted at the end, where it is still there."""
+    """Create and lock a temporary file or folder; it is deleted at the end if it still exists."""
     while True:
-        packed = ".gz" if path.suffix == ".gz" else ""  # by which PyTorch's profiler knows what to write
-        temporary = path.with_name(f"{_prefix(path)}{uuid.uuid4().hex[:12]}{_SUFFIX}{packed}")
+        extension = ".gz" if path.suffix == ".gz" else ""  # PyTorch's profiler compresses if the name ends in .gz
+        temporary = path.with_name(f"{_prefix(path)}{uuid.uuid4().hex[:12]}{_SUFFIX}{extension}")
         create(temporary)
         try:
             with _locked(temporary, wait=True):
                 if temporary.exists():
                     yield temporary
-                    return  # else it was swept between its creation and its lock
+                    return  # otherwise another process deleted it before it was locked
         finally:
             _delete(temporary)
 
 
 @contextlib.contextmanager
 def _locked(path: Path, *, wait: bool) -> Iterator[bool]:
-    """Lock a file or folder for a block; False where another process has it, or there are no locks."""
+    """Lock a file or folder during the block. Yields False if another process holds the lock, or without flock."""
     descriptor, is_ours = None, False
     if fcntl is not None:
         with contextlib.suppress(OSError):
-            access = os.O_RDONLY if path.is_dir() else os.O_RDWR  # NFS locks what is open for writing
+            access = os.O_RDONLY if path.is_dir() else os.O_RDWR  # NFS locks only files that are open for writing
             descriptor = os.open(path, access | os.O_NOFOLLOW)
             fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             is_ours = True
@@ -136,8 +136,8 @@ def _delete(path: Path) -> None:
 
 
 def fsync_folder(folder: Path) -> None:
-    """Make the names in a folder survive a power cut."""
-    if os.name != "posix":  # other systems cannot open a folder; their renames are journalled
+    """Make the entries of a folder durable."""
+    if os.name != "posix":  # other systems cannot open a folder, and journal renames
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -147,11 +147,11 @@ def fsync_folder(folder: Path) -> None:
 
 
 def _is_special(path: Path) -> bool:
-    """Whether it is there and cannot be replaced: a device, a FIFO, or a name of a descriptor of this process."""
+    """Whether a path exists and cannot be replaced: a device, a FIFO, or a file descriptor below /proc or /dev."""
     if path.is_relative_to("/proc") or (path.is_relative_to("/dev") and not path.is_relative_to("/dev/shm")):
         return True
     return path.exists() and not path.is_file()
 
 
 def _prefix(path: Path) -> str:
-    return f".{os.fsdecode(os.fsencode(path.name)[:_MOST_OF_A_NAME])}."
+    return f".{os.fsdecode(os.fsencode(path.name)[:_MAX_NAME_BYTES])}."

@@ -1,7 +1,7 @@
-r"""How what a person reads is put: sizes, times, counts, and what others wrote, which a terminal is not to obey.
+r"""Text for people: sizes, durations, counts and tables, and escapes for untrusted text.
 
-A key, a label or a path may hold whatever a file held: an escape sequence that repaints the terminal, a mark that turns
-the rest of a line round, half a surrogate pair that no stream can write.
+A key, a label or a path may contain any character of the file that it comes from: an escape sequence that repaints the
+terminal, a direction mark that reverses the rest of a line, a lone surrogate that no stream can encode.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ __all__ = [
     "harmless_json",
     "html_table",
     "lasting",
+    "one_line",
     "printable",
     "redacted",
     "spoken_bytes",
@@ -28,26 +29,26 @@ _HIDDEN = "***"
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"`<>]+")
 _VALUE = re.compile(r"([?&#;][^=&#?;\s]*=)(?!\*\*\*)[^&#\s]*[^&#\s:;,.)\]]")
 _BARE_QUERY = re.compile(r"\?[^=&/#*?\s.]{16,}")
-_NAMED_BEFORE_AT = ("abfs", "abfss", "wasb", "wasbs")  # container@account is no credential
+_NAMED_BEFORE_AT = ("abfs", "abfss", "wasb", "wasbs")  # container@account is not a credential
 
 
 def spoken_bytes(n_bytes: float) -> str:
-    """A size as it is read, to three digits.
+    """Format a size with three significant digits.
 
     >>> [spoken_bytes(size) for size in (0, 999, 12_345, 9_200_000, 138_400_000, 999_960_000, 2.3e15)]
     ['0 B', '999 B', '12.3 kB', '9.2 MB', '138 MB', '1.0 GB', '2,300 TB']
     """
     size = n_bytes
     for unit in ("B", "kB", "MB", "GB"):
-        told = f"{size:.0f}" if unit == "B" or size >= 99.95 else f"{size:.1f}"
-        if float(told) < 1000:
-            return f"{told} {unit}"
+        shown = f"{size:.0f}" if unit == "B" or size >= 99.95 else f"{size:.1f}"
+        if float(shown) < 1000:
+            return f"{shown} {unit}"
         size /= 1000
     return f"{size:,.0f} TB" if size >= 99.95 else f"{size:.1f} TB"
 
 
 def counted(number: int, what: str) -> str:
-    """So many of something.
+    """Format a count with its noun.
 
     >>> counted(1, "shard"), counted(1200, "shard")
     ('1 shard', '1,200 shards')
@@ -56,7 +57,7 @@ def counted(number: int, what: str) -> str:
 
 
 def lasting(seconds: float) -> str:
-    """Seconds in the unit that they are read in.
+    """Format a duration in seconds, minutes or hours.
 
     >>> lasting(12.5), lasting(59.96), lasting(600), lasting(3599), lasting(7200)
     ('12.5 s', '1.0 min', '10.0 min', '1.00 hours', '2.00 hours')
@@ -67,23 +68,35 @@ def lasting(seconds: float) -> str:
 
 
 def harmless(text: str, *, keep: str = "") -> str:
-    r"""Text in which each character that is not printed, but for those to `keep`, is told by its escape.
+    r"""Replace each non-printable character by its escape, except the characters in `keep`.
 
     >>> harmless("left \x1b[2J \u202e right")
     'left \\x1b[2J \\u202e right'
     """
-    return text.translate({ord(each): repr(each)[1:-1] for each in _commands_in(text, keep=keep)})
+    return text.translate({ord(each): repr(each)[1:-1] for each in _unprintable(text, keep=keep)})
 
 
 def harmless_json(text: str) -> str:
-    """JSON that says the same as the JSON `text`, and in which a terminal finds nothing to obey either."""
-    return text.translate({ord(each): json.dumps(each)[1:-1] for each in _commands_in(text, keep="\n")})
+    """Replace each non-printable character in the JSON `text` by its JSON escape; newlines are kept."""
+    return text.translate({ord(each): json.dumps(each)[1:-1] for each in _unprintable(text, keep="\n")})
+
+
+def one_line(error: BaseException, *, most: int = 300, typed: bool = False) -> str:
+    """Return the message of an error on one line, without credentials, cut to ``most`` characters.
+
+    ``typed`` puts the class of the error before it; an error without a message is its class alone.
+
+    >>> one_line(ValueError("no such  option")), one_line(KeyError()), one_line(OSError("full"), typed=True)
+    ('no such option', 'KeyError', 'OSError: full')
+    """
+    kind, text = type(error).__name__, redacted(" ".join(str(error).split())[: 4 * most])[:most]
+    return f"{kind}: {text}" if typed and text else text or kind
 
 
 def redacted(text: str) -> str:
-    """Text in which no URL shows a credential: each user, password, and value of a query or fragment is ``***``.
+    """Hide credentials in URLs: users, passwords, and all values of a query or fragment become ``***``.
 
-    Which parameter of a query is a signature is not guessed by its name.
+    All values are hidden, because the name of a query parameter does not show whether it is a signature.
 
     >>> redacted("cannot read https://user:pw@host/x?X-Amz-Signature=3f9c: it is gone")
     'cannot read https://***@host/x?X-Amz-Signature=***: it is gone'
@@ -100,7 +113,7 @@ def _redacted_url(url: str) -> str:
     user, at, host = authority.rpartition("@")
     after_colon = host.partition(":")[2].rstrip(":;,.)")
     may_have_port = scheme.lower() in ("http", "https") and (after_colon.isdigit() or host.startswith("["))
-    if after_colon and not at and not may_have_port:  # a user and a secret, which may hold a slash or a question mark
+    if after_colon and not at and not may_have_port:  # a user and a secret, which may contain "/" or "?"
         _, at, place = rest.rpartition("@")
         return (
             _redacted_url(f"{scheme}://{_HIDDEN}@{place}") if at else f"{scheme}://{host.partition(':')[0]}:{_HIDDEN}"
@@ -112,12 +125,12 @@ def _redacted_url(url: str) -> str:
 
 
 def printable(text: str, *, most: int = 120) -> str:
-    """Text of an audio file's making, fit for a line of a table: short, and harmless."""
+    """Shorten untrusted text to `most` characters, and escape what is not printable."""
     return harmless(text if len(text) <= most else text[: most - 3] + "...")
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Lay out rows of text in columns, each indented by two spaces; columns of numbers are flush right.
+    """Format rows of text as aligned columns, indented by two spaces; columns of numbers are right-aligned.
 
     >>> print(text_table(["split", "clips"], [["train", "1,200"], ["test", "-"]]))
       split  clips
@@ -126,7 +139,7 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """
     header, rows = _harmless_cells([header])[0], _harmless_cells(rows)
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    pads = [str.rjust if right else str.ljust for right in _flush_right(header, rows)]
+    pads = [str.rjust if right else str.ljust for right in _numeric_columns(header, rows)]
     lines = (
         "  ".join(pad(cell, width) for pad, cell, width in zip(pads, row, widths, strict=True))
         for row in (header, *rows)
@@ -135,8 +148,8 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def html_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, caption: str = "") -> str:
-    """The same as an HTML table, for notebooks."""
-    styles = [f' style="text-align: {"right" if right else "left"}"' for right in _flush_right(header, rows)]
+    """Format rows of text as an HTML table, for notebooks."""
+    styles = [f' style="text-align: {"right" if right else "left"}"' for right in _numeric_columns(header, rows)]
 
     def line(tag: str, cells: Sequence[str]) -> str:
         return "<tr>" + "".join(f"<{tag}{s}>{escape(c)}</{tag}>" for s, c in zip(styles, cells, strict=True)) + "</tr>"
@@ -148,20 +161,20 @@ def html_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, caption:
 
 
 def _harmless_cells(rows: Sequence[Sequence[str]]) -> list[list[str]]:
-    """Names in a store are untrusted text: no cell controls a terminal."""
+    """Escape all cells: names in a store are untrusted text."""
     return [[harmless(cell) for cell in row] for row in rows]
 
 
-def _flush_right(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[bool]:
-    """Which columns hold numbers, or a dash where there is none."""
+def _numeric_columns(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[bool]:
+    """For each column, whether all its cells are numbers or a dash."""
     return [
         bool(rows) and all(row[at] == "-" or row[at].replace(",", "").replace(".", "").isdigit() for row in rows)
         for at in range(len(header))
     ]
 
 
-def _commands_in(text: str, *, keep: str) -> Iterator[str]:
-    """Characters that are not to be seen but do something: controls, marks of direction, halves of pairs."""
+def _unprintable(text: str, *, keep: str) -> Iterator[str]:
+    """Non-printable characters other than spaces: control characters, direction marks, lone surrogates."""
     if not text.isprintable():
         for each in set(text):
             if not each.isprintable() and each not in keep and unicodedata.category(each) != "Zs":

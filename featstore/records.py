@@ -1,4 +1,4 @@
-"""Frozen records that pass between stages, and their JSON."""
+"""Frozen records that the stages exchange, and their JSON."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Protocol = Literal["strict", "xares"]
 NamedBy = Literal["class", "place"]
 
 PROTOCOL_VERSION = 2
-"""Of the rules that scores are made by now: how heads are fitted, clips resampled and encoders compared."""
+"""Version of the scoring rules: how heads are fitted, how clips are resampled and how encoders are compared."""
 
 __all__ = [
     "PROTOCOL_VERSION",
@@ -36,7 +36,7 @@ __all__ = [
 
 
 def canonical_json(value: object) -> str:
-    """One text for one value: sorted keys, no spaces, no NaN.
+    """Return the canonical JSON of a value: sorted keys, no spaces, no NaN.
 
     >>> canonical_json({"b": 1, "a": [1.0, None]})
     '{"a":[1.0,null],"b":1}'
@@ -45,12 +45,12 @@ def canonical_json(value: object) -> str:
 
 
 def sha256_of(value: object) -> str:
-    """Hexadecimal SHA-256 of a value's canonical JSON."""
+    """Return the hexadecimal SHA-256 of a value's canonical JSON."""
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()
 
 
 def dataset_group(dataset: str, crop_seconds: float | None) -> str:
-    """Name of a dataset in a store; a crop is part of it.
+    """Return the name of a dataset's group in a store; the name includes the crop.
 
     >>> dataset_group("librispeech", 5.0), dataset_group("words", None)
     ('librispeech+crop5s', 'words')
@@ -58,25 +58,25 @@ def dataset_group(dataset: str, crop_seconds: float | None) -> str:
     return dataset if crop_seconds is None else f"{dataset}+crop{repr(float(crop_seconds)).removesuffix('.0')}s"
 
 
-@dataclass(frozen=True, kw_only=True)  # no slots: the fingerprint is computed once and kept
+@dataclass(frozen=True, kw_only=True)  # no slots: the fingerprint is a cached property
 class Recipe:
-    """Everything that decides the numbers of an embedding, the crop of its windows apart.
+    """All settings that determine an embedding, except the crop of its windows.
 
-    The crop belongs to the dataset's name (``librispeech+crop5s``), so that one encoder under one recipe is one group
-    of a store whatever its tasks crop to.
+    The crop is part of the dataset's name (``librispeech+crop5s``), so that an encoder with one recipe has one group in
+    a store, whatever its tasks crop to.
 
     Attributes
     ----------
     encoder : str
-        Short name: ``"logmel"``, the class name of an encoder that a user wrote, or the last part of the path or hub
-        name that a model was found at.
+        Short name: ``"logmel"``, the class name of a user-defined encoder, or the last component of the path or hub
+        name of a model.
     encoder_identity : mapping
-        What the encoder is: ``class``, ``code_sha256`` (``distribution`` of a class that is installed,
-        ``source_sha256`` of featstore's own), ``state_sha256``, ``arguments``, and ``layer`` where it is a hidden
-        state. An argument that names a file is ``{"file": path, "file_sha256": hash of its content}``, one that names
-        a folder ``{"folder": path, "folder_sha256": hash}``; the path is no part of the fingerprint.
+        Identity of the encoder: ``class``, ``code_sha256`` (``distribution`` for an installed class, ``source_sha256``
+        for a class of featstore), ``state_sha256``, ``arguments``, and ``layer`` if it is a hidden state. An argument
+        that names a file is ``{"file": path, "file_sha256": hash of its content}``, one that names a folder
+        ``{"folder": path, "folder_sha256": hash}``; the path is not part of the fingerprint.
     sample_rate_hz : int
-        What the waveforms are resampled to before they are encoded.
+        Sample rate of the waveforms that are encoded.
     dim : int
         Width of a frame and of an utterance vector.
     hop_seconds : float
@@ -86,18 +86,18 @@ class Recipe:
     precision : str
         Arithmetic of the forward pass: ``"float32"``, ``"bfloat16"`` or ``"float16"``.
     frame_dtype : str
-        What frames are stored as.
+        Type of the stored frames.
     resampler : str
-        Library and quality.
+        Library and quality of the resampler.
     format_version : int
-        Of the store.
+        Version of the store format.
     pool : str
-        How frames become an utterance vector: ``"mean"``, ``"max"`` or ``"std"``.
+        How frames are pooled to an utterance vector: ``"mean"``, ``"max"`` or ``"std"``.
     max_window_seconds : float or None
-        Longer clips are cut into windows of at most this.
+        Longest window; longer clips are cut into several windows.
     named_by : str
-        ``"class"``: the name says what the encoder is, and is part of the fingerprint. ``"place"``: it says where the
-        encoder was found, and is not.
+        ``"class"``: the name identifies the encoder and is part of the fingerprint. ``"place"``: the name is where the
+        encoder was loaded from, and is not part of the fingerprint.
     """
 
     encoder: str
@@ -115,7 +115,7 @@ class Recipe:
     named_by: NamedBy = "class"
 
     def as_json(self) -> dict[str, Any]:
-        """The recipe as plain JSON, the form that is hashed and stored; what came later is left out at its default."""
+        """The recipe as plain JSON, as it is stored. Fields of later versions are omitted at their default."""
         raw = asdict(self)
         for name, default in (("pool", "mean"), ("max_window_seconds", None), ("named_by", "class")):
             if raw[name] == default:
@@ -124,11 +124,11 @@ class Recipe:
 
     @cached_property
     def fingerprint(self) -> str:
-        """First eight hexadecimal digits of the SHA-256 of the recipe's canonical JSON, places and paths left out."""
+        """First eight hexadecimal digits of the SHA-256 of the canonical JSON of `as_decided`."""
         return sha256_of(self.as_decided())[:8]
 
     def as_decided(self) -> dict[str, Any]:
-        """What of `as_json` decides the numbers: a place's name and the paths of arguments' files are left out."""
+        """The fields of `as_json` that determine the embeddings, without the name of a place and the paths of files."""
         decisive: dict[str, Any] = _without_paths(self.as_json())
         if self.named_by == "place":
             del decisive["encoder"]
@@ -141,14 +141,14 @@ class Recipe:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """Constructor arguments as they were given."""
+        """Constructor arguments as the caller gave them."""
         stored = self.encoder_identity.get("arguments") or {}
         return {name: _as_given(value) for name, value in stored.items()}
 
     def named_as(self, group_name: str) -> Recipe | None:
-        """Return this recipe under the name that a group of a store has; None where that group is of another recipe.
+        """Return this recipe under the name of a store's group; None if the group belongs to another recipe.
 
-        Before there was `named_by`, the name of a place was part of the fingerprint: a group of that time is known too.
+        Groups of versions without `named_by`, whose fingerprint includes the name of a place, are recognised too.
         """
         if self.named_by == "class":
             return self if self.group_name == group_name else None
@@ -158,7 +158,7 @@ class Recipe:
 
 
 def _as_given(value: Any) -> Any:
-    """An argument as it was given: the path of a file or folder."""
+    """Replace the stored form of a file or folder by its path."""
     if isinstance(value, Mapping):
         for kind in ("file", "folder"):
             if value.keys() == {kind, f"{kind}_sha256"}:
@@ -168,7 +168,7 @@ def _as_given(value: Any) -> Any:
 
 
 def _without_paths(value: Any) -> Any:
-    """JSON in which files and folders count by their content alone."""
+    """Replace the stored form of a file or folder by the hash of its content."""
     if isinstance(value, Mapping):
         for kind in ("file", "folder"):
             if value.keys() == {kind, f"{kind}_sha256"}:
@@ -179,7 +179,7 @@ def _without_paths(value: Any) -> Any:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SkippedClip:
-    """A clip that was skipped, and why. ``seconds`` is the length it claims, where it was skipped for that."""
+    """A skipped clip and the reason. ``seconds`` is the stated duration of a clip that is too long, else None."""
 
     shard: str
     key: str
@@ -189,7 +189,7 @@ class SkippedClip:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BrokenShard:
-    """A shard that could not be read to its end, so that nothing of it was stored, and why."""
+    """A shard that could not be read to its end, and the reason. Nothing of it was stored."""
 
     shard: str
     reason: str
@@ -197,9 +197,9 @@ class BrokenShard:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExtractFailure:
-    """A task that was not extracted, or not to its end. ``error`` is the class of the error, empty if it was not run.
+    """A task that was not completely extracted. ``error`` is the class of the error, empty if the task was not run.
 
-    ``exit_code`` is that of the command if there is no other failure.
+    ``exit_code`` is the exit code of the command if there is no other failure.
     """
 
     task: str
@@ -214,21 +214,40 @@ class ExtractFailure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExtractRecord:
-    """What one extraction of one dataset split did.
+    """Result of extracting one dataset split.
 
-    ``clips``, ``windows``, ``frames``, ``audio_seconds`` and ``skipped`` are of the split as it stands afterwards,
-    reused shards included. ``gone`` names shards whose embeddings are in the store and whose files are no longer in the
-    data folder; ``unnamed`` those whose files are there and which this manifest's pattern does not name: another task
-    may. ``changed`` names shards that were encoded again because their files changed.
-    ``settings`` are those in force: device, precision, batch_seconds and workers, the decoding threads, and batch_fill,
-    the share of ``batch_seconds`` that a batch held in the mean; None where nothing was encoded. ``seconds`` are of the
-    pass that made it, and with it the other layers and pools of the same encoder and split: those of all ``workers``
-    added up, the total apart. ``deaths`` tells of workers that died on the way, and whose shards others encoded.
-    ``asked_as`` is what the encoder was asked for by, where the store has it under another name; else it is empty.
-    ``notes`` are lines about why it was encoded anew, about another encoder of the same output, and about a drift that
-    was allowed.
-    ``broken`` lists the shards of this run that could not be read: ``shards_done`` and ``shards_reused`` count none of
-    them, and what the store had of one before counts as before.
+    Attributes
+    ----------
+    task, dataset, split, encoder, fingerprint : str
+        Names, as the store has them.
+    shards_total, shards_done, shards_reused : int
+        Shards of the split, shards encoded by this run, and shards whose embeddings were cached.
+    clips, windows, frames, audio_seconds, skipped
+        Totals of the split after this run, reused shards included.
+    gone : tuple of str
+        Shards with embeddings in the store whose files are no longer in the data folder.
+    bytes_written : int
+    seconds : mapping
+        Seconds by stage, summed over all workers, and the total. They are those of the pass that also made the other
+        layers and pools of the same encoder and split.
+    bottleneck : str
+    settings : mapping
+        Settings in effect: device, precision, batch_seconds, workers, decoding threads, and batch_fill, the mean
+        fraction of ``batch_seconds`` that a batch contains; None if nothing was encoded.
+    workers : int
+    deaths : tuple of str
+        Workers that died; other workers encoded their shards.
+    asked_as : str
+        Name that the encoder was requested by, if the store has it under another name; else empty.
+    notes : tuple of str
+        Why it was encoded again, another encoder with the same output, an allowed drift.
+    broken : tuple of BrokenShard
+        Shards that this run could not read. ``shards_done`` and ``shards_reused`` do not include them; embeddings of
+        them that the store had before are kept.
+    unnamed : tuple of str
+        Shards whose files are present and not matched by the manifest's pattern; another task may use them.
+    changed : tuple of str
+        Shards that were encoded again because their files changed.
     """
 
     task: str
@@ -264,7 +283,7 @@ class ExtractRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoreRecord:
-    """One score of one encoder on one task, with everything that made it.
+    """One score of one encoder on one task, with its provenance.
 
     Attributes
     ----------
@@ -273,39 +292,41 @@ class ScoreRecord:
     track : str
         ``"A"``: a probe is trained; ``"B"``: nearest neighbours.
     protocol : str
-        The rules that the score was made under.
+        Scoring rules: ``"strict"`` or ``"xares"``.
     encoder, fingerprint : str
-        As the store has them.
+        Names, as the store has them.
     metric : str
-        As the manifest names it.
+        Name of the metric, as in the manifest.
     value : float
         Mean over seeds.
     std : float or None
-        Standard deviation over seeds; None for fewer than two. Of protocol version 1: 0 there.
+        Standard deviation over seeds; None for fewer than two seeds (0 in protocol version 1).
     ci_low, ci_high : float or None
-        95 % interval for other test clips and seeds; None where there is none: ``details["interval"]`` has the reason.
+        95 % confidence interval over test clips and seeds; None if there is none, and ``details["interval"]`` has the
+        reason.
     seeds : tuple of int
-        Empty where nothing is random.
+        Empty if nothing is random.
     n_train, n_valid, n_test, n_skipped : int
-        Clips; of a task with folds, ``n_test`` counts every clip once and the others are means over folds.
+        Numbers of clips. With folds, ``n_test`` counts every clip once and the others are means over folds.
     eval_weight : float
         Weight of the task in averages.
     private : bool
-        Whether the task is left out of the average over public ones.
+        Whether the task is excluded from the average over public tasks.
     seconds : mapping
         Wall time by stage.
     manifest_sha256 : str
-        Of what the manifest says.
+        Hash of the manifest's content.
     versions : mapping
-        Of the software that computed the score.
+        Versions of the software that computed the score.
     settings : mapping
-        Hyper-parameters in force: head, epochs, k, temperature, index...
+        Hyper-parameters in effect: head, epochs, k, temperature, index...
     features : mapping
         Feature set -> content hash of the parts that were read.
     details : mapping
-        What the report draws beside the value: scores per fold and per seed, per-class scores...
+        Further values that the report shows: scores per fold and per seed, per-class scores...
     protocol_version : int
-        Of the rules behind both protocols, 1 in records that do not have it. Scores of two versions do not compare.
+        Version of the rules behind both protocols; 1 in records without it. Scores of different versions are not
+        comparable.
     """
 
     task: str
@@ -340,11 +361,11 @@ class ScoreRecord:
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> ScoreRecord:
-        """The inverse of `as_json`. Raises TypeError where a field is missing or unknown."""
+        """Inverse of `as_json`. Raises TypeError if a field is missing or unknown."""
         return cls(**{**raw, "seeds": tuple(raw["seeds"])})
 
     def _repr_html_(self) -> str:
-        """A table for notebooks: the value with its interval, and what it was made of."""
+        """Table for notebooks: the value, its interval and its provenance."""
         interval = "" if self.ci_low is None or self.ci_high is None else f" [{self.ci_low:.4f}, {self.ci_high:.4f}]"
         warnings = [str(each["message"]) for each in self.details.get("warnings", [])]
         rows = [
@@ -358,8 +379,8 @@ class ScoreRecord:
 
     @property
     def key(self) -> str:
-        """Sixteen hexadecimal digits of everything that made the score: two scores of one key are one score."""
-        made_by: dict[str, Any] = {
+        """Sixteen hexadecimal digits of a hash of the score's provenance. Scores with equal keys are the same score."""
+        provenance: dict[str, Any] = {
             "task": self.task,
             "track": self.track,
             "protocol": self.protocol,
@@ -372,6 +393,6 @@ class ScoreRecord:
             "settings": dict(self.settings),
             "features": dict(self.features),
         }
-        if self.protocol_version > 1:  # keys of version 1 were made without it
-            made_by["protocol_version"] = self.protocol_version
-        return sha256_of(made_by)[:16]
+        if self.protocol_version > 1:  # keys of version 1 do not include it
+            provenance["protocol_version"] = self.protocol_version
+        return sha256_of(provenance)[:16]

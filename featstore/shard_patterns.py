@@ -23,11 +23,11 @@ _LETTER_RANGE = re.compile(r"([A-Za-z])\.\.([A-Za-z])(?:\.\.-?([0-9]{1,18}))?")
 
 
 class PatternError(ValueError):
-    """A pattern that is not expanded; the message is a predicate, such as ``must have balanced braces``."""
+    """A pattern is invalid; the message is a predicate, such as ``must have balanced braces``."""
 
 
 def expand_braces(pattern: str) -> Iterator[str]:
-    """Yield what a brace pattern stands for, in the order of bash; the pattern itself where it has no braces.
+    """Yield the names that a brace pattern expands to, in the order of bash. A pattern without braces yields itself.
 
     >>> list(expand_braces("{a,b{1..2}}-{08..10}.tar"))[:4]
     ['a-08.tar', 'a-09.tar', 'a-10.tar', 'b1-08.tar']
@@ -35,22 +35,22 @@ def expand_braces(pattern: str) -> Iterator[str]:
     Raises
     ------
     PatternError
-        Braces are unbalanced or nested too deeply, or the pattern stands for more than 100,000 names. It is raised
-        before the first name.
+        Braces are unbalanced or nested too deeply, or the pattern expands to more than 100,000 names. It is raised
+        before the first name is yielded.
     """
     parsed = _parse(pattern, depth=0)
     count, characters = parsed.extent()
     if count > MAX_ALTERNATIVES or characters > MAX_CHARACTERS:
         raise PatternError(
-            f"must stand for at most {MAX_ALTERNATIVES:,} names of together {MAX_CHARACTERS:,} characters, and stands "
-            f"for {f'{count:,}' if count < 10**18 else 'far more'}: use a glob such as 'train-*.tar'"
+            f"must expand to at most {MAX_ALTERNATIVES:,} names with {MAX_CHARACTERS:,} characters in total, and "
+            f"expands to {f'{count:,}' if count < 10**18 else 'far more'}: use a glob such as 'train-*.tar'"
         )
     return iter(parsed)
 
 
 @dataclass(frozen=True, slots=True)
 class _Names:
-    """Plain alternatives that are at hand, or that a range gives when it is asked."""
+    """A sequence of plain names."""
 
     names: Sequence[str]
 
@@ -63,7 +63,7 @@ class _Names:
 
 @dataclass(frozen=True, slots=True)
 class _Numbers:
-    """The numbers of ``{08..10}``, with zeros before them where one of the ends has any."""
+    """The numbers of ``{08..10}``, zero-padded if an end has leading zeros."""
 
     numbers: range
     width: int
@@ -92,7 +92,7 @@ class _AnyOf:
 
 @dataclass(frozen=True, slots=True)
 class _All:
-    """Pieces one after another: each name of the first with each of the second, and so on."""
+    """The concatenations of the names of all pieces: their Cartesian product."""
 
     pieces: Sequence[_Names | _Numbers | _AnyOf | _All]
 
@@ -104,7 +104,7 @@ class _All:
         return count, characters
 
     def __iter__(self) -> Iterator[str]:
-        # `product` lists each piece first; none has more names than the whole, which is within the limit by then
+        # `product` stores the names of each piece; `expand_braces` has checked the size of the result
         return map("".join, product(*self.pieces))
 
 
@@ -128,16 +128,16 @@ def _literal(text: str) -> _Names:
 
 def _closing(pattern: str, at: int) -> int:
     """Index of the brace that closes the one at `at`."""
-    open_ones = 0
+    depth = 0
     for here in range(at, len(pattern)):
-        open_ones += (pattern[here] == "{") - (pattern[here] == "}")
-        if not open_ones:
+        depth += (pattern[here] == "{") - (pattern[here] == "}")
+        if not depth:
             return here
     raise PatternError(_UNBALANCED)
 
 
 def _expression(inner: str, *, depth: int) -> _Names | _Numbers | _AnyOf | _All:
-    """What stands between two braces: a range, alternatives, or neither, which keeps its braces."""
+    """Parse the text between two braces: a range, alternatives, or neither, in which case the braces are kept."""
     if found := _NUMBERS.fullmatch(inner):
         first, last = int(found[1]), int(found[2])
         padded = any(text.startswith(("0", "-0")) and text not in ("0", "-0") for text in found.groups()[:2])
@@ -157,11 +157,11 @@ def _steps(first: int, last: int, step: int) -> range:
 
 
 def _split_at_commas(text: str) -> list[str]:
-    """Parts between the commas that stand in no braces of their own."""
-    parts, open_ones, start = [], 0, 0
+    """Split at the commas that are not inside nested braces."""
+    parts, depth, start = [], 0, 0
     for at, sign in enumerate(text):
-        open_ones += (sign == "{") - (sign == "}")
-        if sign == "," and not open_ones:
+        depth += (sign == "{") - (sign == "}")
+        if sign == "," and not depth:
             parts.append(text[start:at])
             start = at + 1
     return [*parts, text[start:]]
@@ -169,7 +169,7 @@ def _split_at_commas(text: str) -> list[str]:
 
 @dataclass(frozen=True)  # no slots: the alternatives are expanded once and cached
 class ShardPattern:
-    """A shard pattern: a glob, with braces for alternatives.
+    """A shard pattern: a glob with brace expansion.
 
     >>> pattern = ShardPattern("{train,extra}-{00..02}.tar")
     >>> pattern.matches("extra-01.tar"), pattern.matches("test-01.tar"), len(pattern.alternatives)
@@ -180,7 +180,7 @@ class ShardPattern:
 
     @cached_property
     def alternatives(self) -> tuple[str, ...]:
-        """Globs and names that the braces stand for, each once; PatternError where `expand_braces` refuses them."""
+        """Distinct globs and names that the braces expand to. Raises PatternError as `expand_braces` does."""
         return tuple(dict.fromkeys(expand_braces(self.text)))
 
     @cached_property
@@ -192,16 +192,16 @@ class ShardPattern:
         return frozenset(_plain(each) for each in self.alternatives if not is_glob(each))
 
     def matches(self, name: str) -> bool:
-        """Whether the pattern names the shard `name`, a path relative to its dataset's folder."""
+        """Whether the pattern matches the shard `name`, a path relative to the dataset's folder."""
         return _plain(name) in self._names or any(matches_glob(name, each) for each in self._globs)
 
     def unmatched(self, names: Iterable[str]) -> tuple[str, ...]:
         """Alternatives that match none of `names`, in order: shards that the pattern lists and that are missing."""
-        there = {_plain(name) for name in names}
+        present = {_plain(name) for name in names}
         return tuple(
             each
             for each in self.alternatives
-            if not (any(matches_glob(name, each) for name in there) if is_glob(each) else _plain(each) in there)
+            if not (any(matches_glob(name, each) for name in present) if is_glob(each) else _plain(each) in present)
         )
 
 
@@ -211,7 +211,7 @@ def is_glob(pattern: str) -> bool:
 
 
 def matches_glob(name: str, pattern: str) -> bool:
-    """Whether a key matches as a path below a folder would: ``*`` stays within a name, ``**`` spans folders.
+    """Whether a name matches a glob: ``*`` matches within one path component, ``**`` matches any number of folders.
 
     >>> matches_glob("en/a-0.tar", "*/a-*.tar"), matches_glob("en/a-0.tar", "*.tar"), matches_glob("a.tar", "**/*.tar")
     (True, False, True)
@@ -220,7 +220,7 @@ def matches_glob(name: str, pattern: str) -> bool:
 
 
 def _plain(path: str) -> str:
-    """A path without empty parts and dots: ``./a//b.tar`` is ``a/b.tar``."""
+    """Remove empty and ``.`` components: ``./a//b.tar`` becomes ``a/b.tar``."""
     return "/".join(part for part in path.split("/") if part not in ("", "."))
 
 

@@ -1,4 +1,4 @@
-"""The manifests that come with featstore, as files: apart from what reads them, so that names are quick to have."""
+"""Files of the built-in manifests. A separate module, so that listing their names imports no parser."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["manifest_files"]
 
 
 def manifest_files() -> dict[str, Path]:
-    """Task name to file: in an installed package beside its modules, in a checkout beside the package."""
+    """Map task names to files. An installed package contains them; in a checkout they are next to the package."""
     package = Path(__file__).resolve().parent
     installed, checkout = package / "manifests", package.parent / "manifests"
     folder = installed if installed.is_dir() else checkout

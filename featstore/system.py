@@ -15,10 +15,10 @@ __all__ = ["CPU_BATCH_SECONDS", "LIGHT_BATCH_SECONDS", "cores", "free_memory_byt
 
 
 CPU_BATCH_SECONDS, LIGHT_BATCH_SECONDS = 16.0, 32.0
-"""Audio in a batch on a CPU: of an encoder, and of a light one. Here, for the command line prints them in its help."""
+"""Seconds of audio in a batch on a CPU, for ordinary and for light encoders. Defined here for the command's help."""
 
 
-_CGROUPS = (  # version 2, version 1: limit, use, and where the use says how much of it is only cached files
+_CGROUPS = (  # version 2, version 1: limit, usage, and the file that states how much of the usage is page cache
     ("memory.max", "memory.current", "memory.stat"),
     ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
 )
@@ -30,16 +30,16 @@ def cores() -> int:
 
 
 def free_memory_bytes(*, root: Path = Path("/")) -> int | None:
-    """Bytes that new work may take, or None where that cannot be told. ``root`` is where ``proc`` and ``sys`` are."""
-    told = [
+    """Bytes of memory that this process may still allocate; None if unknown. `root` contains ``proc`` and ``sys``."""
+    limits = [
         _kib(root / "proc/meminfo", "MemAvailable"),
-        *(_left_in_cgroup(root, *names) for names in _CGROUPS),
-        *_limits_of_the_process(),
+        *(_free_in_cgroup(root, *names) for names in _CGROUPS),
+        *_process_limits(),
     ]
-    return min((each for each in told if each is not None), default=None)
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
-def _limits_of_the_process() -> list[int]:
+def _process_limits() -> list[int]:
     if importlib.util.find_spec("resource") is None:
         return []
     import resource
@@ -53,10 +53,10 @@ def _kib(path: Path, name: str) -> int | None:
     return int(found[1]) * 1024 if found else None
 
 
-def _left_in_cgroup(root: Path, limit_name: str, used_name: str, stat_name: str) -> int | None:
+def _free_in_cgroup(root: Path, limit_name: str, used_name: str, stat_name: str) -> int | None:
     cgroup = root / "sys/fs/cgroup"
     limit, used = _text(cgroup / limit_name).strip(), _text(cgroup / used_name).strip()
-    if not (limit.isdigit() and used.isdigit()):  # "max", or no such file
+    if not (limit.isdigit() and used.isdigit()):  # "max", or the file does not exist
         return None
     cached = re.search(r"^inactive_file (\d+)$", _text(cgroup / stat_name), re.MULTILINE)
     return max(0, int(limit) - int(used) + (int(cached[1]) if cached else 0))
@@ -74,7 +74,7 @@ _THREAD_SETTINGS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"
 
 @contextmanager
 def inheriting(*, threads: int) -> Iterator[None]:
-    """Processes that start now have so many threads, and leave Ctrl-C to their parent: both are inherited."""
+    """Child processes that start in the block use `threads` threads and ignore SIGINT, which the parent handles."""
     before = {name: os.environ.get(name) for name in _THREAD_SETTINGS}
     os.environ.update({name: str(threads) for name in _THREAD_SETTINGS})
     is_main = threading.current_thread() is threading.main_thread()

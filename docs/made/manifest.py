@@ -75,7 +75,8 @@ def schema_words(schema: Mapping[str, Any]) -> str:
         case "array":
             return f"list of {schema_words(schema['items'])}"
         case "object":
-            return f"table of {schema_words(schema['additionalProperties'])}"
+            [value] = (schema.get("patternProperties") or {"": schema.get("additionalProperties")}).values()
+            return f"table of {schema_words(value)}"
         case "integer" | "number" as number:
             word = "whole number" if number == "integer" else "number"
             above = f" above {schema['exclusiveMinimum']:g}" if "exclusiveMinimum" in schema else ""

@@ -1,8 +1,7 @@
-"""The command line. Commands parse, call and print; everything heavy is imported when a command runs."""
+"""The command line: commands parse, call the library and print; heavy libraries are imported when a command runs."""
 
 from __future__ import annotations
 
-import logging
 import sys
 from io import TextIOWrapper
 
@@ -17,6 +16,7 @@ from featstore.cli.extract import extract
 from featstore.cli.fetch import fetch
 from featstore.cli.inspect import inspect
 from featstore.cli.maintain import compact, copy, export, gc, verify
+from featstore.cli.options import set_up_logging, with_verbosity
 from featstore.cli.pack import pack
 from featstore.cli.probe import probe
 from featstore.cli.query import query
@@ -33,19 +33,23 @@ _INTERRUPTED = 130
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="featstore")
-@click.option("--traceback", is_flag=True, help="Show where an error was raised, for a bug report.")
+@click.option("--traceback", is_flag=True, help="Print the traceback of an error, for a bug report.")
 def cli(*, traceback: bool) -> None:  # read in `main`
-    """Run an audio encoder once, keep its embeddings, answer every later question from the store.
+    """Run an audio encoder once, store its embeddings, and evaluate them from the store.
 
     \b
-    featstore demo                                             see all of it on audio made here
-    featstore check    ENCODER                                 is it fit to be stored?
-    featstore extract  TASK... --encoder E --data D --store S  encode shards (GPU box)
-    featstore probe    TASK... --store S                       Track A: a linear layer per task (laptop)
-    featstore retrieve TASK... --store S                       Track B: nearest neighbours (laptop)
-    featstore report   --results R                             leaderboard
-    featstore query    AUDIO|KEY --store S                     the nearest cached clips
-    featstore explore  --store S --out map.html                a map of them, to look at and listen to
+    featstore demo                             everything, on synthesised audio
+    featstore check    ENCODER                 test an encoder
+    featstore extract  TASK... --encoder E --data D --store S
+                                               encode shards (GPU machine)
+    featstore probe    TASK... --store S       Track A: linear probe (laptop)
+    featstore retrieve TASK... --store S       Track B: nearest neighbours (laptop)
+    featstore report   RESULTS                 leaderboard
+    featstore inspect  S                       feature sets of a store
+    featstore query    AUDIO|KEY --store S     nearest cached clips
+    featstore explore  --store S --out F.html  map of cached clips
+
+    --verbose and --quiet work with every command, before or after its name.
     """  # noqa: D301 - click takes the character itself
 
 
@@ -53,31 +57,30 @@ for command in (
     demo, fetch, pack, check, extract, probe, retrieve, report, query, explore, tasks, inspect, copy, export, verify,
     gc, compact, completion,
 ):  # fmt: skip
-    cli.add_command(command)
+    cli.add_command(with_verbosity(command))
+with_verbosity(cli)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point: run a command, and end with its exit code; an error is one line."""
+    """Run a command and exit with its code; an error is printed as one line."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):  # what a terminal or a log has no letter for is told by its escape
+        if isinstance(stream, TextIOWrapper):  # characters that the encoding lacks are escaped
             stream.reconfigure(errors="backslashreplace")
-    logging.getLogger("featstore").addHandler(logging.NullHandler())  # commands print failures themselves
+    set_up_logging()
     try:
         code = cli.main(args=arguments, prog_name="featstore", standalone_mode=False)
     except click.exceptions.Exit as done:
         code = done.exit_code
-    except click.exceptions.NoArgsIsHelpError as asked:
-        asked.show()
-        code = asked.exit_code
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        code = error.exit_code
     except click.ClickException as error:
         code = _fail(_with_help(error), error.exit_code)
     except FeatstoreError as error:
         _raise_if_asked(arguments)
         code = _fail(str(error), error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        code = _fail(
-            "interrupted; whatever was committed is kept, and the same command goes on from there", _INTERRUPTED
-        )
+        code = _fail("interrupted; everything committed is kept, and the same command resumes", _INTERRUPTED)
     except BrokenPipeError:
         code = 1
     except MemoryError as error:
@@ -105,10 +108,10 @@ def _fail(message: str, code: int) -> int:
 
 
 def _with_help(error: click.ClickException) -> str:
-    """What click has to say, on one line, with where to read more."""
-    said = error.format_message().rstrip(".")
+    """The message of click on one line, with the command that prints help."""
+    message = error.format_message().rstrip(".")
     context = error.ctx if isinstance(error, click.UsageError) else None
-    return f"{said}; `{context.command_path} --help` tells more" if context is not None else said
+    return f"{message}; see `{context.command_path} --help`" if context is not None else message
 
 
 def _raise_if_asked(arguments: list[str] | None) -> None:

@@ -1,4 +1,4 @@
-"""`featstore check`: whether an encoder is fit to be stored."""
+"""`featstore check`: tests of an encoder before its embeddings are stored."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def check(
     as_json: bool,
     **settings: Any,
 ) -> None:
-    """Measure whether an encoder's embeddings are sound, on audio made here.
+    """Test an encoder on synthesised audio.
 
     \b
-    spoils embeddings:    batch, padding, chance, a hop that is not as declared
-    stops an extraction:  10 ms, 10 min, silence, clipping, the range of float16
-    costs:                speed and memory by size of batch, and which to take
+    embeddings:  dependence on batch, padding and chance; declared hop
+    failures:    10 ms, 10 min, silence, clipping, range of float16
+    cost:        speed and memory by batch size, and the suggested size
 
-    Settings mean what they mean to `featstore extract`. Exits with 1 if a check failed; warnings are no failure.
+    Settings are those of `featstore extract`. The exit code is 1 if a check failed; warnings do not count.
     """  # noqa: D301 - click takes the character itself
     from featstore.cli.progress import steps
     from featstore.cli.tables import show, verdict_table
@@ -53,7 +53,7 @@ def check(
 
     options = ExtractOptions(**settings)
     arguments = parse_arguments(encoder_args)
-    # an encoder is somebody's own code and may print, but stdout is for what the command has to say
+    # an encoder may print, and stdout is for results
     with steps() as on_step, redirect_stdout(sys.stderr):
         on_step(f"loading {spec}")
         try:
@@ -78,7 +78,7 @@ def _alone(check: Check) -> tuple[Check, ...]:
 
 
 def _checks(encoder: Encoder, options: ExtractOptions, on_step: Callable[[str], None]) -> tuple[Check, ...]:
-    """Every check, under the recipe and the padding rule of an extraction with these options."""
+    """Run every check with the recipe and padding rule of an extraction with these options."""
     from featstore.encoders.check import Budget, check_encoder
     from featstore.encoders.devices import pick_device
     from featstore.extract import plan_recipe
@@ -105,7 +105,7 @@ def _title(name: str, checks: Sequence[Check]) -> str:
 
 
 def _speeds(checks: Sequence[Check]) -> Iterator[RenderableType]:
-    """A table of sizes of batch, where speed was measured."""
+    """A table of batch sizes, if the speed was measured."""
     from featstore.cli.tables import plain_table
     from featstore.encoders.check import times
 
@@ -119,5 +119,5 @@ def _speeds(checks: Sequence[Check]) -> Iterator[RenderableType]:
             )
             for each in figures["batches"]
         ]
-        title = f"Speed by size of batch (windows of {figures['window_seconds']:g} s)"
-        yield plain_table(("seconds in a batch", "x real time", "peak memory, MB", ""), rows, title=title)
+        title = f"Speed by batch size (windows of {figures['window_seconds']:g} s)"
+        yield plain_table(("batch seconds", "x real time", "peak memory, MB", ""), rows, title=title)

@@ -1,4 +1,4 @@
-"""`featstore completion`, and what arguments complete to. Asked at every Tab, so nothing is imported but names."""
+"""`featstore completion`, and the completions of arguments. Each Tab runs this module, so it imports names only."""
 
 from __future__ import annotations
 
@@ -19,18 +19,21 @@ SHELLS = ("bash", "zsh", "fish")
 @click.argument("shell", type=click.Choice(SHELLS))
 @click.pass_context
 def completion(context: click.Context, *, shell: str) -> None:
-    """Print the script that lets a shell complete commands, options, tasks and built-in encoders.
+    """Print the completion script of a shell.
+
+    It completes commands, options, tasks and built-in encoders.
 
     \b
-    bash, in ~/.bashrc:   eval "$(featstore completion bash)"
-    zsh, in ~/.zshrc:     eval "$(featstore completion zsh)"
-    fish, once:           featstore completion fish > ~/.config/fish/completions/featstore.fish
+    bash, in ~/.bashrc:  eval "$(featstore completion bash)"
+    zsh, in ~/.zshrc:    eval "$(featstore completion zsh)"
+    fish, once:          featstore completion fish \\
+                           > ~/.config/fish/completions/featstore.fish
     """  # noqa: D301 - click takes the character itself
     root = context.find_root()
     name = root.info_name or "featstore"
     script = get_completion_class(shell)
     if script is None:
-        raise click.UsageError(f"click knows no completion for {shell}: there are {', '.join(SHELLS)}")
+        raise click.UsageError(f"click has no completion for {shell}; it has {', '.join(SHELLS)}")
     click.echo(script(root.command, {}, name, f"_{name}_complete".upper()).source().rstrip())
 
 
@@ -45,11 +48,11 @@ def complete_encoders(_: click.Context, __: click.Parameter, incomplete: str) ->
 
 
 def complete_folders(_: click.Context, __: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Folders, for what may also be a URL."""
+    """Folders, for an argument that may also be a URL."""
     return [CompletionItem(incomplete, type="dir")]
 
 
 def _names_and_files(names: dict[str, Path] | tuple[str, ...], incomplete: str) -> list[CompletionItem]:
-    """Files first: bash takes its list of names to be whatever comes after, and files where no name fits."""
+    """Files, then names: bash lists the names that follow the file entry, and files if no name matches."""
     found = [CompletionItem(name) for name in names if name.startswith(incomplete)]
     return [CompletionItem(incomplete, type="file"), *found]

@@ -1,4 +1,4 @@
-"""`featstore explore`: a map of one feature set, as a page or served to this machine."""
+"""`featstore explore`: a map of one feature set, as a page or served locally."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from featstore.cli.options import feature_set_options, require_folder_of, say, selection, store_option
+from featstore.cli.options import HomePath, feature_set_options, note, require_folder_of, say, selection, store_option
 from featstore.errors import UsageError
 from featstore.files import write_whole
 from featstore.formatting import counted, spoken_bytes
@@ -27,9 +27,9 @@ __all__ = ["explore"]
 @click.option(
     "--out",
     "out_path",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=HomePath(dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="Write the page there.  [default: ENCODER-DATASET-SPLIT.html]",
+    help="Output file.  [default: ENCODER-DATASET-SPLIT.html]",
 )
 @click.option(
     "--map",
@@ -37,13 +37,13 @@ __all__ = ["explore"]
     type=click.Choice(["pca", "umap"]),
     default="pca",
     show_default=True,
-    help="How the map is laid out; umap takes `pip install 'featstore[umap]'` and minutes for many clips.",
+    help="Projection of the map; umap needs `pip install 'featstore[umap]'` and takes minutes for many clips.",
 )
 @click.option(
     "--colour",
     "--color",
     metavar="FIELD",
-    help="Field that colours the map at first.  [default: the label, or the likeliest]",
+    help="Field that colours the map.  [default: the label, else the first field with 2 to 50 classes]",
 )
 @click.option(
     "--points",
@@ -51,29 +51,32 @@ __all__ = ["explore"]
     default=50_000,
     show_default=True,
     metavar="N",
-    help="Draw so many clips at most, chosen at random.",
+    help="Maximum number of clips; more are sampled at random.",
 )
 @click.option(
     "--data",
     "data_dir",
-    type=click.Path(path_type=Path),
+    type=HomePath(path_type=Path),
     metavar="DIR",
-    help="Holds one folder of shards for each dataset: clips can be heard.",
+    help="Folder with a folder of shards for each dataset: adds playback of clips.",
 )
 @click.option(
     "--audio",
     "n_audio",
     type=click.IntRange(min=1),
     metavar="N",
-    help="With --data and --out: of how many clips the page holds ten seconds, classes in turn.  [default: 40]",
+    help="With --data and --out: number of clips of which the page embeds ten seconds, balanced over classes.  "
+    "[default: 40]",
 )
+@click.option("--serve", is_flag=True, help="Serve the page on 127.0.0.1, with playback of every clip.")
 @click.option(
-    "--serve", is_flag=True, help="Serve the page to this machine alone (127.0.0.1), with the sound of every clip."
+    "--port",
+    type=click.IntRange(0, 65_535),
+    default=8642,
+    show_default=True,
+    help="Port of --serve; 0: any free port.",
 )
-@click.option(
-    "--port", type=click.IntRange(0, 65_535), default=8642, show_default=True, help="With --serve; 0 is any free one."
-)
-@click.option("--title", metavar="TEXT", help="Of the page.  [default: DATASET/SPLIT]")
+@click.option("--title", metavar="TEXT", help="Title of the page.  [default: DATASET/SPLIT]")
 def explore(
     *,
     path: str | None,
@@ -91,20 +94,20 @@ def explore(
     port: int,
     title: str | None,
 ) -> None:
-    """Map the clips of one feature set: a page to look at, search in and listen to.
+    """Write a map of the clips of one feature set.
 
-    PATH is ENCODER[/DATASET[/SPLIT]], as `featstore inspect` shows them; it says what --encoder, --dataset and --split
-    say. The page is one file that needs no other and no network.
+    The map is a self-contained page to view, search and listen to. PATH is ENCODER[/DATASET[/SPLIT]] as in `featstore
+    inspect`; it stands for --encoder, --dataset and --split.
 
     \b
-    featstore explore logmel/demo-scenes/fold1 --store S
-    featstore explore logmel/demo-scenes/fold1 --store S --out map.html --data D --audio 60
-    featstore explore logmel/demo-scenes/fold1 --store S --data D --serve
+    featstore explore logmel/words/test --store S
+    featstore explore logmel/words/test --store S --out map.html --data D
+    featstore explore logmel/words/test --store S --data D --serve
     """  # noqa: D301 - click takes the character itself
     if serve and out_path is not None:
-        raise UsageError("--out keeps a page and --serve shows one now: say one of them")
+        raise UsageError("--out and --serve exclude each other")
     if n_audio is not None and (data_dir is None or serve):
-        raise UsageError("--audio says how many clips a page of --out holds: it takes --data, and --serve plays all")
+        raise UsageError("--audio needs --data and excludes --serve, which plays every clip")
     require_folder_of(out_path)
     from featstore.explore.map import take_points
     from featstore.explore.page import explore, render_map
@@ -117,11 +120,11 @@ def explore(
     if serve:
         _serve(render_map(explorer, audio=audio, title=title), audio, port=port)
         return
-    sounds, said = _embedded(explorer, audio, most=n_audio or 40)
+    sounds, about_sounds = _embedded(explorer, audio, most=n_audio or 40)
     page = render_map(explorer, audio=sounds, title=title)
     out_path = out_path or Path(_file_name(fs.path))
     write_whole(out_path, page)
-    say(f"{out_path}: {counted(len(explorer.points), 'clip')}, {spoken_bytes(len(page.encode()))}{said}")
+    say(f"{out_path}: {counted(len(explorer.points), 'clip')}, {spoken_bytes(len(page.encode()))}{about_sounds}")
 
 
 def _sounds(fs: FeatureSet, data_dir: Path) -> ClipAudio:
@@ -131,7 +134,7 @@ def _sounds(fs: FeatureSet, data_dir: Path) -> ClipAudio:
 
 
 def _file_name(path: str) -> str:
-    """Of groups' names, not of what their documents say: these may hold anything.
+    """File name of the page, made of the names of the groups; their documents are untrusted text.
 
     >>> _file_name("logmel@3f9c2a71/words/train")
     'logmel-words-train.html'
@@ -141,14 +144,14 @@ def _file_name(path: str) -> str:
 
 
 def _embedded(explorer: Explorer, audio: ClipAudio | None, *, most: int) -> tuple[dict[int, str] | None, str]:
-    """Sounds for the page, and what to say of them."""
+    """Sounds for the page, and a message about them."""
     if audio is None:
         return None, ""
     from featstore.explore.audio import embed
 
     found = embed(audio, explorer.points.numbers, explorer.groups, most=most)
     left_out = found.wanted - len(found.uris)
-    why = f" ({left_out:,} more are not in --data as they were encoded, or do not fit)" if left_out else ""
+    why = f" ({left_out:,} skipped: changed or missing in --data, or over the size limit)" if left_out else ""
     return dict(found.uris), f", {len(found.uris):,} of them with sound{why}"
 
 
@@ -158,10 +161,10 @@ def _serve(page: str, audio: ClipAudio | None, *, port: int) -> None:
     try:
         server = PageServer(page, audio, port=port)
     except OSError as error:
-        raise UsageError(f"cannot serve at {LOOPBACK}:{port}: {error.strerror}; --port 0 takes a free port") from error
+        raise UsageError(f"cannot serve at {LOOPBACK}:{port}: {error.strerror}; --port 0: a free port") from error
     with server:
-        say(f"{server.url}  (Ctrl-C ends it{'' if audio else '; with --data, clips can be heard'})")
+        say(f"{server.url}  (Ctrl-C stops it{'' if audio else '; --data adds playback'})")
         try:
             server.serve_forever()
         except KeyboardInterrupt:
-            say("ended", err=True)
+            note("stopped", err=True)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
-from itertools import zip_longest
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
@@ -15,11 +16,13 @@ import click
 
 from featstore.cli.completion import complete_encoders, complete_folders
 from featstore.cli.options import (
+    HomePath,
     advice,
     emit_json,
     encoder_settings,
     expand_home,
     json_option,
+    note,
     parse_arguments,
     parse_layers,
     parse_names,
@@ -36,6 +39,10 @@ if TYPE_CHECKING:
     from featstore.records import ExtractFailure, ExtractRecord
 
 __all__ = ["extract"]
+
+COLUMNS = 80
+_SHOWN = 10
+_log = logging.getLogger("featstore")
 
 
 @click.command()
@@ -76,7 +83,7 @@ __all__ = ["extract"]
     callback=lambda _, __, value: expand_home(value),
     metavar="DIR|URL",
     shell_complete=complete_folders,
-    help="Holds one folder of shards for each dataset: a folder, or s3://, gs://, az://, hf:// or https://.",
+    help="Folder or URL (s3://, gs://, az://, hf://, https://) with a folder of shards for each dataset.",
 )
 @store_option
 @click.option("--split", "splits", metavar="NAME", multiple=True, help="Only this split or fold; may be repeated.")
@@ -85,11 +92,9 @@ __all__ = ["extract"]
     type=click.Choice(["local", "ray"]),
     default="local",
     show_default=True,
-    help="local: this machine. ray: a Ray cluster, a worker for each GPU; every node must reach --data and --store.",
+    help="local: this machine. ray: a Ray cluster, one worker per GPU; every node must reach --data and --store.",
 )
-@click.option(
-    "--ray-address", metavar="auto|HOST:PORT", help="Ray cluster to use.  [default: one is started on this machine]"
-)
+@click.option("--ray-address", metavar="auto|HOST:PORT", help="Ray cluster.  [default: start one on this machine]")
 @click.option(
     "--cpus-per-worker", type=click.IntRange(min=1), help="Cores of each Ray worker.  [default: its share, or 4]"
 )
@@ -111,20 +116,20 @@ __all__ = ["extract"]
     "--workers",
     type=click.IntRange(min=0),
     default=0,
-    help="Decoding threads, of each process.  [default: one per core that is its share, at most 16]",
+    help="Decoding threads of each process.  [default: its share of the cores, at most 16]",
 )
 @click.option(
     "--max-clip-seconds",
     type=click.FloatRange(min=0, min_open=True),
     default=3600.0,
     show_default=True,
-    help="Skip clips that claim to be longer; a later run with a higher limit encodes those within it.",
+    help="Skip longer clips; a later run with a higher limit encodes them.",
 )
-@click.option("--compile", "compiled", is_flag=True, help="Compile the encoder with torch.compile; the start is slow.")
+@click.option("--compile", "compiled", is_flag=True, help="Compile the encoder with torch.compile: a slow start.")
 @click.option(
     "--profile",
     "profile_path",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=HomePath(dir_okay=False, path_type=Path),
     metavar="FILE.json",
     help="Write a trace of the first batches, to open in chrome://tracing or Perfetto.",
 )
@@ -132,18 +137,18 @@ __all__ = ["extract"]
 @click.option(
     "--check-shards",
     is_flag=True,
-    help="Read and hash every shard, and encode again those that were replaced without a new size or time.",
+    help="Hash every shard, and encode again those whose content changed without a new size or time.",
 )
 @click.option(
     "--allow-drift",
     is_flag=True,
-    help="Encode though the encoder returns other numbers than when its embeddings were stored, or others each time.",
+    help="Encode although the encoder's output differs from the stored reference output, or between two calls.",
 )
 @click.option(
     "--share",
     "share_text",
     metavar="K/N",
-    help="Encode only the K-th of N shares of the shards.  [default: as RANK and WORLD_SIZE, or SLURM, say]",
+    help="Encode only the K-th of N shares of the shards.  [default: from RANK and WORLD_SIZE, or from SLURM]",
 )
 @click.option("--fail-on-skip", is_flag=True, help="Exit with 1 if any clip was skipped.")
 @json_option
@@ -168,12 +173,10 @@ def extract(
 ) -> None:
     """Encode the shards of tasks into a store, each shard once.
 
-    What the store has already, under the same encoder and settings, is not encoded again. A run that was killed
-    resumes.
+    Shards that the store has under the same encoder and settings are reused. A killed run resumes.
 
-    The shards of all tasks are looked up first. A task whose shards are missing, or a shard that cannot be read, does
-    not stop the others: it is reported, and the exit code is 1. An encoder that does not keep its contract and a store
-    that cannot be written end the run.
+    A task whose shards are missing, and a shard that cannot be read, do not stop the others: they are reported, and the
+    exit code is 1. An encoder that breaks its contract and a store that cannot be written end the run.
     """
     from featstore.extract import EncoderRequest, ExtractOptions, open_engine, plan_tasks
     from featstore.extract.distributed import local_rank, parse_share, share_from_environment
@@ -181,7 +184,7 @@ def extract(
 
     share = parse_share(share_text) if share_text else share_from_environment(os.environ)
     if not share.is_complete:
-        say(f"{share}: other shards are left to other processes", err=True)
+        note(f"{share}: other processes encode the other shards", err=True)
     options = ExtractOptions(**settings)
     manifests = [find_task(task) for task in tasks]
     request = EncoderRequest(
@@ -193,7 +196,7 @@ def extract(
     )
     run = _Run(as_json=as_json, stdout=sys.stdout)
     with (
-        _other_prints_on_stderr(),
+        redirect_stdout(sys.stderr),  # an encoder or Ray may print, and stdout is for results
         open_engine(
             request,
             device=options.device,
@@ -215,21 +218,20 @@ def extract(
         run.extract_all(plans)
     if options.profile_path is not None:
         encoded = any(record.shards_done for record in run.records)
-        told = f"trace in {options.profile_path}" if encoded else "nothing was encoded, so there is no trace"
-        say(told, err=True)
+        note(f"trace in {options.profile_path}" if encoded else "no trace, because nothing was encoded", err=True)
     if as_json:
         emit_json((*run.records, *run.failures))
     run.raise_failures()
     n_skipped = sum(len(record.skipped) for record in run.records)
     if fail_on_skip and n_skipped:
         raise DataError(
-            f"{n_skipped} clips were skipped, and --fail-on-skip was given: `featstore extract ... --json` lists them"
+            f"{counted(n_skipped, 'clip')} skipped (--fail-on-skip); `featstore extract ... --json` lists them"
         )
 
 
 @dataclass(slots=True, kw_only=True)
 class _Run:
-    """The records of all tasks, and what failed: an error that ends the run is raised when the rest is printed."""
+    """The records and failures of all tasks; an error that ended the run is raised after they are printed."""
 
     as_json: bool
     stdout: TextIO
@@ -245,7 +247,7 @@ class _Run:
 
         unready = [plan for plan in plans if isinstance(plan, ExtractFailure)]
         if len(unready) < len(plans):
-            for failure in unready:  # now, and not after the hours that the others may take; and at the end once more
+            for failure in unready:  # before the others, which may take hours, and again at the end
                 say(f"featstore: {failure.task} is not extracted: {_one_line(failure.message)}", err=True)
         for done in extract_plans(plans, watch=progress_bar):
             self.records += done.records
@@ -253,7 +255,7 @@ class _Run:
             self.fatal = self.fatal or done.fatal
             if not self.as_json:
                 with redirect_stdout(self.stdout):
-                    _tell_all(done.records)
+                    _print_records(done.records)
 
     def raise_failures(self) -> None:
         """Print a line for each failure, and raise one error for all.
@@ -283,22 +285,22 @@ class _Run:
         raise self._sum(broken, lines)
 
     def _sum(self, broken: Collection[object], lines: Sequence[str]) -> FeatstoreError:
-        """What failed, counted; with the reason where it is one thing."""
+        """One error that counts the failures; a single failure is given with its reason."""
         counts = [f"{len(broken):,} of {counted(self._n_shards(), 'shard')} could not be read"] if broken else []
         if self.failures:
             n_tasks = len({record.task for record in self.records} | {each.task for each in self.failures})
             counts.append(f"{len(self.failures)} of {counted(n_tasks, 'task')} failed")
-        done = ", all others are in the store" if self.records else ""
+        done = "; the others are in the store" if self.records else ""
         codes = {1} if broken else {each.exit_code for each in self.failures}
-        told = f"{', '.join(counts)}{done}"
+        message = f"{', '.join(counts)}{done}"
         if len(lines) == 1:
-            told = f"{told}: {lines[0]}" if self.records else self.failures[0].message
-        error = FeatstoreError(told)
+            message = f"{message}: {lines[0]}" if self.records else self.failures[0].message
+        error = FeatstoreError(message)
         error.exit_code = codes.pop() if len(codes) == 1 else 1
         return error
 
     def _n_shards(self) -> int:
-        """Shards of this run, each feature set's once."""
+        """Number of shards of this run, each counted once for all feature sets."""
         return sum({(record.dataset, record.split): record.shards_total for record in self.records}.values())
 
 
@@ -306,81 +308,83 @@ def _one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def _other_prints_on_stderr() -> redirect_stdout[TextIO]:
-    """An encoder is somebody's own code and may print, as may Ray; but stdout is for what the command has to say."""
-    return redirect_stdout(sys.stderr)
+def _print_records(done: Sequence[ExtractRecord]) -> None:
+    """Print the feature sets, one line for each split, and below it what the user may have to act on."""
+    names = list(dict.fromkeys(f"{record.encoder}@{record.fingerprint}" for record in done))
+    more = f" and {len(names) - 2} more" if len(names) > 2 else ""
+    if names:
+        note(f"{', '.join(names[:2])}{more}")
+    for _, of_split in groupby(done, key=lambda record: (record.dataset, record.split)):
+        records = list(of_split)
+        lines = {_split_line(record): record for record in records}
+        for line, record in lines.items():
+            note(f"  {line}" if len(lines) == 1 else f"  {line}  [{record.encoder}@{record.fingerprint}]")
+        _log_details(records)
+        for line in dict.fromkeys(line for record in records for line in _remarks(record)):
+            note(f"    {line}")
+        if records[-1].shards_done:
+            for line in (*records[-1].deaths, *advice(records[-1])):
+                note(f"    {line}")
+    known_as = dict.fromkeys(f"{record.encoder}@{record.fingerprint}" for record in done if record.asked_as)
+    if known_as:
+        note(f"  the store has this encoder as {', '.join(known_as)}")
 
 
-def _tell_all(done: Sequence[ExtractRecord]) -> None:
-    for record, following in zip_longest(done, done[1:]):
-        _tell(record, timed=following is None or following.split != record.split)
-    held = dict.fromkeys(f"{record.encoder}@{record.fingerprint}" for record in done if record.asked_as)
-    if held:
-        say(f"  the store has this encoder as {', '.join(held)}")
+def _split_line(record: ExtractRecord) -> str:
+    """The result of a split on one line of 80 columns: counts, then as much of the speed as fits.
+
+    The speed is audio seconds per second of the pass that encoded the split.
+    """
+    line = f"{record.dataset}/{record.split}: {counted(record.clips, 'clip')}"
+    counts = {"encoded": record.shards_done, "reused": record.shards_reused, "broken": len(record.broken)}
+    for state in [state for state, n_shards in counts.items() if n_shards] or ["encoded"]:
+        line += f", {counted(counts[state], 'shard')} {state}"
+    if record.shards_done:
+        for part in (f"{record.seconds['total']:.1f} s", f"bottleneck: {record.bottleneck}"):
+            line += f", {part}" if len(line) + len(part) + 4 <= COLUMNS else ""
+    return line
 
 
-def _where(record: ExtractRecord) -> str:
-    device = record.settings["device"]
-    return str(device) if record.workers == 1 else f"{record.workers} devices like {device}"
+def _log_details(records: Sequence[ExtractRecord]) -> None:
+    """Log the feature sets of a split, and the settings and stages of the pass that encoded it (--verbose)."""
+    for record in records:
+        name = f"{record.encoder}@{record.fingerprint}/{record.dataset}/{record.split}"
+        _log.info("%s: %s, %s", name, counted(record.windows, "window"), lasting(record.audio_seconds))
+    record = records[-1]
+    if not record.shards_done:
+        return
+    seconds, settings = record.seconds, record.settings
+    device = str(settings["device"]) if record.workers == 1 else f"{record.workers} devices like {settings['device']}"
+    fill = "" if settings["batch_fill"] is None else f" ({settings['batch_fill']:.0%} full)"
+    busy = seconds["busy"] / max(seconds["total"] * record.workers, 1e-9)
+    _log.info(
+        "%s, %s, batches of %g s%s, %d decoding threads, %s written",
+        *(device, settings["precision"], settings["batch_seconds"], fill, settings["workers"]),
+        spoken_bytes(record.bytes_written),
+    )
+    _log.info(
+        "device %.0f %% busy; bottleneck: %s; encode %.1f s, wait for clips %.1f s, wait for the store %.1f s%s",
+        *(100 * busy, record.bottleneck, seconds["encode"], seconds["wait_clips"], seconds["wait_write"]),
+        "" if record.workers == 1 else f" (sums over {record.workers} workers)",
+    )
 
 
-def _who(record: ExtractRecord) -> str:
-    return "the run" if record.workers == 1 else f"{record.workers} workers, their seconds added up,"
-
-
-def _filled(record: ExtractRecord) -> str:
-    """How full batches were, where it matters: a CPU is as fast at any size."""
-    fill = record.settings["batch_fill"]
-    return "" if fill is None or record.settings["device"] == "cpu" else f", {fill:.0%} full"
-
-
-def _changes(record: ExtractRecord) -> Iterator[str]:
-    """How the shards in the store differ from those in --data that the manifest names."""
+def _remarks(record: ExtractRecord) -> Iterator[str]:
+    """Notes, skipped clips, and shards that differ between the store and --data."""
+    for text in record.notes:
+        yield f"note: {text}"
+    for clip in record.skipped[:_SHOWN]:
+        yield f"skipped: {clip.shard} {clip.key!r}: {clip.reason}"
+    if len(record.skipped) > _SHOWN:
+        yield f"skipped: {len(record.skipped) - _SHOWN} more (--json lists all)"
     if record.changed:
-        yield f"{_some(record.changed)}: encoded again, for the files changed"
+        yield f"{_some(record.changed)}: encoded again, because the files changed"
     if record.gone:
-        yield f"{_some(record.gone)}: no longer in --data; the embeddings stay until --prune drops them"
+        yield f"{_some(record.gone)}: no longer in --data; --prune drops the embeddings"
     if record.unnamed:
-        yield f"{_some(record.unnamed)}: not named by this manifest; the embeddings stay, and it is not scored on them"
+        yield f"{_some(record.unnamed)}: not named by this manifest; kept, and not scored"
 
 
 def _some(shards: Sequence[str]) -> str:
-    """How many shards, and the first of them."""
+    """The number of shards, and the first of them."""
     return f"{counted(len(shards), 'shard')} ({shards[0]}{', ...' if len(shards) > 1 else ''})"
-
-
-def _tell(record: ExtractRecord, *, timed: bool) -> None:
-    """Print what was done; the time of the pass that made several feature sets of a split once, after the last."""
-    what = f"{record.encoder}@{record.fingerprint}  {record.dataset}/{record.split}"
-    say(
-        f"{what}: {counted(record.clips, 'clip')}, {counted(record.windows, 'window')}, "
-        f"{lasting(record.audio_seconds)}; "
-        f"{counted(record.shards_done, 'shard')} encoded, {record.shards_reused:,} reused"
-        + (f", {len(record.broken):,} broken" if record.broken else "")
-    )
-    if record.shards_done and timed:
-        seconds, settings = record.seconds, record.settings
-        say(
-            f"  on {_where(record)} in {settings['precision']}, "
-            f"batches of {settings['batch_seconds']:g} s{_filled(record)}, "
-            f"{settings['workers']} decoding threads; {spoken_bytes(record.bytes_written)} written"
-        )
-        busy = seconds["busy"] / max(seconds["total"] * record.workers, 1e-9)
-        say(
-            f"  {seconds['total']:.1f} s, for {busy:.0%} of which the device was busy; "
-            f"{_who(record)} waited on {record.bottleneck} (encode {seconds['encode']:.1f} s, "
-            f"waiting for clips {seconds['wait_clips']:.1f} s, for the store {seconds['wait_write']:.1f} s)"
-        )
-        for death in record.deaths:
-            say(f"  {death}")
-        for line in advice(record):
-            say(f"  {line}")
-    for note in record.notes:
-        say(f"  note: {note}")
-    shown = 10
-    for clip in record.skipped[:shown]:
-        say(f"  left out: {clip.shard} {clip.key!r}: {clip.reason}")
-    for line in _changes(record):
-        say(f"  {line}")
-    if len(record.skipped) > shown:
-        say(f"  left out: {len(record.skipped) - shown} more (all of them with --json)")

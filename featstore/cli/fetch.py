@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from featstore.cli.options import emit_json, json_option, say, tasks_argument
+from featstore.cli.options import HomePath, emit_json, json_option, note, tasks_argument
 from featstore.formatting import counted, spoken_bytes
 
 __all__ = ["fetch"]
@@ -17,21 +17,20 @@ __all__ = ["fetch"]
 @click.option(
     "--data",
     "data_dir",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=HomePath(file_okay=False, path_type=Path),
     required=True,
     envvar="FEATSTORE_DATA",
     show_envvar=True,
-    callback=lambda _, __, value: value.expanduser(),
     metavar="DIR",
-    help="Folder that gets one folder of shards for each dataset.",
+    help="Output folder, with a folder of shards for each dataset.",
 )
-@click.option("--jobs", type=click.IntRange(1, 32), default=4, show_default=True, metavar="N", help="Files at a time.")
+@click.option("--jobs", type=click.IntRange(1, 32), default=4, show_default=True, metavar="N", help="Parallel files.")
 @click.option("--zenodo-url", default="https://zenodo.org", envvar="FEATSTORE_ZENODO_URL", hidden=True)
 @json_option
 def fetch(*, tasks: tuple[str, ...], data_dir: Path, jobs: int, zenodo_url: str, as_json: bool) -> None:
     """Download the shards of tasks from their Zenodo records.
 
-    What broke off is gone on from, each file is checked against the MD5 of its record, and appears when it is whole.
+    Interrupted downloads resume. Each file is checked against the MD5 of its record and appears when it is complete.
     """
     from featstore.cli.progress import downloading
     from featstore.fetch import fetch_task
@@ -44,10 +43,10 @@ def fetch(*, tasks: tuple[str, ...], data_dir: Path, jobs: int, zenodo_url: str,
         records.append(record)
         if not as_json:
             n_new = len(record.files) - len(record.reused)
-            say(
+            note(
                 f"{record.task}: {counted(len(record.shards), 'shard')} in {record.folder}; "
-                f"{counted(n_new, 'file')} came "
-                f"({spoken_bytes(record.bytes_downloaded)}), {len(record.reused)} were there"
+                f"{counted(n_new, 'file')} downloaded "
+                f"({spoken_bytes(record.bytes_downloaded)}), {len(record.reused)} reused"
             )
     if as_json:
         emit_json(records)

@@ -1,4 +1,4 @@
-"""`featstore inspect`: what a store holds, and how it came to be."""
+"""`featstore inspect`: the feature sets of a store and their provenance."""
 
 from __future__ import annotations
 
@@ -6,11 +6,23 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 import click
 
-from featstore.cli.options import emit_json, feature_set_options, json_option, say, say_json, selection, store_option
+from featstore.cli.completion import complete_folders
+from featstore.cli.options import (
+    alternative_store_option,
+    emit_json,
+    feature_set_options,
+    is_store,
+    json_option,
+    parse_store,
+    say,
+    say_json,
+    selection,
+)
 from featstore.errors import UnknownFeatureSet, UsageError
 from featstore.formatting import counted, lasting, printable, spoken_bytes
 
@@ -25,28 +37,28 @@ _SHOWN = 12
 
 
 @click.command()
-@click.argument("path", required=False)
-@store_option
+@click.argument("words", metavar="[STORE] [PATH]", nargs=-1, shell_complete=complete_folders)
+@alternative_store_option
 @feature_set_options
 @click.option(
     "--health",
     is_flag=True,
-    help="State of each embedding space: norms, effective rank, anisotropy, dead dimensions, hubness, near-duplicates "
+    help="Health of each embedding space: norms, effective rank, anisotropy, dead dimensions, hubness, near-duplicates "
     "in other splits.",
 )
-@click.option("--label", metavar="FIELD", help="With --health: separability of the classes that this field names.")
+@click.option("--label", metavar="FIELD", help="With --health: separability of the classes of this field.")
 @click.option(
     "--near",
     type=click.FloatRange(min=0, max=1, min_open=True),
     metavar="COSINE",
-    help="With --health: from where on two whitened vectors are near-duplicates.  [default: 0.98]",
+    help="With --health: least cosine of two whitened vectors that are near-duplicates.  [default: 0.98]",
 )
-@click.option("--verbose", "-v", is_flag=True, help="Everything about each feature set, and lists in full.")
+@click.option("--verbose", "-v", is_flag=True, help="Show everything about each feature set, and complete lists.")
 @json_option
 def inspect(
     *,
-    path: str | None,
-    store_url: str,
+    words: tuple[str, ...],
+    store_url: str | None,
     encoder: str | None,
     dataset: str | None,
     split: str | None,
@@ -56,84 +68,112 @@ def inspect(
     verbose: bool,
     as_json: bool,
 ) -> None:
-    """Show what a store holds: a table, or everything about one feature set.
+    """List the feature sets of a store, or show one in detail.
 
-    PATH is ENCODER[/DATASET[/SPLIT]], as the table shows them; it says what --encoder, --dataset and --split say.
+    STORE is a folder or URL, and may be given by --store or FEATSTORE_STORE instead. PATH is ENCODER[/DATASET[/SPLIT]]
+    as in the table; it stands for --encoder, --dataset and --split.
 
     \b
-    featstore inspect --store S                     every feature set
-    featstore inspect logmel/words --store S        those of one encoder and dataset
-    featstore inspect logmel/words/test --store S   recipe, provenance, clips left out, state of the numbers
-    featstore inspect logmel/words --store S --health --label word      state of the space, leakage between splits
+    featstore inspect S                    every feature set
+    featstore inspect S logmel/words       those of one encoder and dataset
+    featstore inspect S logmel/words/test  recipe, provenance, statistics
+    featstore inspect S logmel/words --health --label word
+                                           health, leakage between splits
     """  # noqa: D301 - click takes the character itself
     from featstore.store import open_store
     from featstore.store.summary import examine, summarise
 
+    store_url, path = _store_and_path(words, store_url)
     store = open_store(store_url)
-    asked = selection(path, encoder, dataset, split)
-    chosen = _matching(store, asked)
+    selected = selection(path, encoder, dataset, split)
+    chosen = _matching(store, selected)
     if health:
-        _tell_health(store, chosen, label=label, near=near, verbose=verbose, as_json=as_json)
+        _print_health(store, chosen, label=label, near=near, verbose=verbose, as_json=as_json)
         return
     if label is not None or near is not None:
-        raise UsageError("--label and --near say what --health measures: add --health, or leave them out")
-    in_full = verbose or (len(chosen) == 1 and any(asked))
+        raise UsageError("--label and --near need --health")
+    in_full = verbose or (len(chosen) == 1 and any(selected))
     if as_json:
         records = [examine(fs).as_json() if in_full else asdict(summarise(fs)) for fs in chosen]
         say_json(records)
     elif in_full:
         for fs in chosen:
-            _tell_details(examine(fs), limit=None if verbose else _SHOWN)
+            _print_details(examine(fs), limit=None if verbose else _SHOWN)
     else:
-        _tell_table([summarise(fs) for fs in chosen], url=store.url)
-        if not any(asked):
-            _tell_foreign(store.foreign())
+        _print_table([summarise(fs) for fs in chosen], url=store.url)
+        if not any(selected):
+            _print_foreign(store.foreign())
 
 
-def _matching(store: Store, asked: Sequence[str | None]) -> list[FeatureSet]:
-    encoder, dataset, split = asked
+def _store_and_path(words: Sequence[str], store_url: str | None) -> tuple[str, str | None]:
+    """The store and the path of the command line; a store that is given as an argument replaces FEATSTORE_STORE."""
+    context = click.get_current_context()
+    by_option = (
+        store_url if context.get_parameter_source("store_url") is click.core.ParameterSource.COMMANDLINE else None
+    )
+    rest = list(words)
+    if not by_option and rest and (store_url is None or len(rest) > 1 or is_store(rest[0])):
+        parameter = next(each for each in context.command.params if each.name == "store_url")
+        store_url = parse_store(context, parameter, rest.pop(0))
+    if store_url is None:
+        raise click.UsageError("Missing argument 'STORE': a folder or URL, or --store, or FEATSTORE_STORE.")
+    if len(rest) > 1:
+        raise click.UsageError(f"Got unexpected extra argument ({rest[1]})")
+    return store_url, rest[0] if rest else None
+
+
+def _matching(store: Store, selected: Sequence[str | None]) -> list[FeatureSet]:
+    encoder, dataset, split = selected
     chosen = store.feature_sets(encoder=encoder, dataset=dataset, split=split)
-    if not chosen and any(asked):
-        wanted = "/".join(name or "*" for name in asked)
+    if not chosen and any(selected):
+        wanted = "/".join(name or "*" for name in selected)
         raise UnknownFeatureSet(
-            f"{store.url} holds nothing of {wanted}: `featstore inspect --store {store.url}` shows what is there"
+            f"{store.url} has no feature set {wanted}: `featstore inspect --store {store.url}` lists all"
         )
     from featstore.report.leaderboard import natural
 
     return sorted(chosen, key=lambda fs: (natural(fs.encoder), fs.recipe.fingerprint))
 
 
-def _tell_table(summaries: Sequence[Summary], *, url: str) -> None:
+def _print_table(summaries: Sequence[Summary], *, url: str) -> None:
     if not summaries:
-        say(f"{url}: a store without feature sets")
+        say(f"{url}: an empty store")
         return
     from featstore.cli.tables import plain_table, show
 
-    header = ("encoder", "dataset", "split", "clips", "windows", "dim", "frames", "hours", "size", "left out")
-    rows = [
-        (
-            f"{s.encoder}@{s.fingerprint}",
-            s.dataset,
-            s.split,
-            f"{s.clips:,}",
-            f"{s.windows:,}",
-            str(s.dim),
-            "0" if s.frames is None else f"{s.frames:,}",
-            _hours(s.audio_seconds),
-            spoken_bytes(s.bytes),
-            f"{s.left_out:,}",
-        )
-        for s in summaries
-    ]
+    # Columns that hold nothing new are omitted, so that the table fits 80 columns: the footer counts skipped clips.
+    has_windows = any(s.windows != s.clips for s in summaries)
+    has_skipped = any(s.left_out for s in summaries)
+    header = ["feature set", "clips", *(["windows"] if has_windows else []), "dim", "frames", "hours", "size"]
+    header += ["skipped"] if has_skipped else []
+    rows: list[list[str]] = []
+    for encoder, of_encoder in groupby(summaries, key=lambda s: f"{s.encoder}@{s.fingerprint}"):
+        rows.append([encoder, *[""] * (len(header) - 1)])
+        rows += [
+            [
+                f"  {s.dataset}/{s.split}",
+                f"{s.clips:,}",
+                *([f"{s.windows:,}"] if has_windows else []),
+                str(s.dim),
+                "0" if s.frames is None else f"{s.frames:,}",
+                _hours(s.audio_seconds),
+                spoken_bytes(s.bytes),
+                *([f"{s.left_out:,}"] if has_skipped else []),
+            ]
+            for s in of_encoder
+        ]
     show(plain_table(header, rows))
     audio_seconds, n_bytes = sum(s.audio_seconds for s in summaries), sum(s.bytes for s in summaries)
-    say(f"  {counted(len(summaries), 'feature set')}, {lasting(audio_seconds)}, {spoken_bytes(n_bytes)}")
+    say(
+        f"  {counted(len(summaries), 'feature set')}, {lasting(audio_seconds)}, {spoken_bytes(n_bytes)}, "
+        f"{counted(sum(s.left_out for s in summaries), 'clip')} skipped"
+    )
 
 
-def _tell_foreign(paths: Sequence[str]) -> None:
+def _print_foreign(paths: Sequence[str]) -> None:
     if paths:
         more = f" and {len(paths) - _SHOWN:,} more" if len(paths) > _SHOWN else ""
-        say(f"  {len(paths):,} not of featstore, left alone: {', '.join(map(printable, paths[:_SHOWN]))}{more}")
+        say(f"  {len(paths):,} not of featstore, ignored: {', '.join(map(printable, paths[:_SHOWN]))}{more}")
 
 
 def _hours(seconds: float) -> str:
@@ -141,10 +181,10 @@ def _hours(seconds: float) -> str:
     return f"{hours:,.2f}" if hours >= 1 else f"{hours:.2g}"
 
 
-def _tell_health(
+def _print_health(
     store: Store, chosen: Sequence[FeatureSet], *, label: str | None, near: float | None, verbose: bool, as_json: bool
 ) -> None:
-    from featstore.cli.tables import plain_table, show
+    from featstore.cli.tables import lines_below, plain_table, show
     from featstore.diagnostics import NEAR_COSINE, examine_health, health_notes
 
     found = examine_health(
@@ -155,25 +195,24 @@ def _tell_health(
         return
     header = ["feature set", "windows", "norm", "rank", "anisotropy", "dead", "repeated", "hubness", "orphans"]
     header += ["separable"] if label is not None else []
-    show(plain_table([*header, "near-duplicates"], [_health_row(each, told_label=label is not None) for each in found]))
-    for note in health_notes(found, told_label=label is not None):
-        say(f"  {note}")
+    show(plain_table([*header, "near-duplicates"], [_health_row(each, with_label=label is not None) for each in found]))
+    show(lines_below(health_notes(found, told_label=label is not None)))
     pairs = [(each, pair) for each in found if each.overlap is not None for pair in each.overlap.pairs]
     if pairs:
-        say(f"  Near-duplicates in other splits, {len(pairs):,} named:")
+        say(f"  Near-duplicates in other splits, {len(pairs):,} listed:")
         for each, pair in pairs if verbose else pairs[:_SHOWN]:
-            say(f"    {pair.cosine:.4f}  {each.path}: {printable(pair.clip)} is {printable(pair.other)}")
+            say(f"    {pair.cosine:.4f}  {each.path}: {printable(pair.clip)} = {printable(pair.other)}")
         if not verbose:
-            _tell_more(len(pairs) - _SHOWN, "pairs")
+            _print_more(len(pairs) - _SHOWN, "pairs")
 
 
-def _health_row(found: Health, *, told_label: bool) -> tuple[str, ...]:
+def _health_row(found: Health, *, with_label: bool) -> tuple[str, ...]:
     space, overlap = found.space, found.overlap
     apart = space.separability
-    separable = "-" if apart is None else f"{apart.centroid_accuracy:.2f} ({apart.largest_class:.2f} by chance)"
+    separable = "-" if apart is None else f"{apart.centroid_accuracy:.2f} ({apart.largest_class:.2f} chance)"
     return (
         found.path,
-        f"{found.windows:,}" + ("" if space.rows == found.windows else f" ({space.rows:,} drawn)"),
+        f"{found.windows:,}" + ("" if space.rows == found.windows else f" ({space.rows:,} sampled)"),
         _number(space.norm_median, "{:#.4g}") + ("" if not space.not_finite else f" ({space.not_finite:,} not finite)"),
         f"{_number(space.effective_rank, '{:.1f}')} of {space.dim}",
         _number(space.anisotropy, "{:.2f}"),
@@ -181,11 +220,11 @@ def _health_row(found: Health, *, told_label: bool) -> tuple[str, ...]:
         f"{space.n_duplicate_dimensions:,}",
         "-" if space.hubness is None else f"{space.hubness.skewness:.2f}",
         "-" if space.hubness is None else f"{space.hubness.orphans:.0%}",
-        *([separable] if told_label else []),
+        *([separable] if with_label else []),
         "no other split"
         if overlap is None
         else f"{overlap.clips:,}"
-        + ("" if overlap.searched == overlap.total else f" ({overlap.searched:,} windows drawn)"),
+        + ("" if overlap.searched == overlap.total else f" ({overlap.searched:,} windows sampled)"),
     )
 
 
@@ -193,14 +232,11 @@ def _number(value: float | None, form: str) -> str:
     return "-" if value is None else form.format(value)
 
 
-def _tell_details(details: Details, *, limit: int | None) -> None:
-    from featstore.cli.tables import plain_table, show
+def _print_details(details: Details, *, limit: int | None) -> None:
+    from featstore.cli.tables import facts_table, plain_table, show
 
     say(details.summary.path)
-    entries = [*_facts(details), *_provenance(details)]
-    width = max(len(name) for name, _ in entries)
-    for name, text in entries:
-        say(f"  {name:<{width}}  {text}")
+    show(facts_table((*_facts(details), *_provenance(details))))
     shards = details.shards[:limit]
     rows = [
         (
@@ -215,21 +251,21 @@ def _tell_details(details: Details, *, limit: int | None) -> None:
         )
         for each in shards
     ]
-    show(plain_table(("shard", "sha256", "clips", "windows", "audio s", "left out", "committed (UTC)", "took s"), rows))
-    _tell_more(len(details.shards) - len(shards), "shards")
+    show(plain_table(("shard", "sha256", "clips", "windows", "audio s", "skipped", "committed (UTC)", "seconds"), rows))
+    _print_more(len(details.shards) - len(shards), "shards")
     if details.skipped:
-        _tell_skipped(details, limit=limit)
+        _print_skipped(details, limit=limit)
 
 
-def _tell_skipped(details: Details, *, limit: int | None) -> None:
-    say(f"  {counted(len(details.skipped), 'clip')} left out:")
+def _print_skipped(details: Details, *, limit: int | None) -> None:
+    say(f"  {counted(len(details.skipped), 'clip')} skipped:")
     reasons = Counter(clip.reason for clip in details.skipped)
     for reason, count in reasons.most_common(limit):
         clips = [f"{clip.shard}/{clip.key}" for clip in details.skipped if clip.reason == reason]
         named = ", ".join(map(printable, clips[: limit and 3]))
         say(f"    {count:,}  {printable(reason).rstrip('.')}: {named}" + (", ..." if limit and count > 3 else ""))
     if limit is not None:
-        _tell_more(len(reasons) - limit, "reasons")
+        _print_more(len(reasons) - limit, "reasons")
 
 
 def _facts(details: Details) -> Iterator[tuple[str, str]]:
@@ -237,15 +273,15 @@ def _facts(details: Details) -> Iterator[tuple[str, str]]:
     frames = "not stored" if summary.frames is None else f"{summary.frames:,} x {summary.dim} {recipe['frame_dtype']}"
     yield "clips", f"{summary.clips:,} in {counted(summary.windows, 'window')}, {lasting(summary.audio_seconds)}"
     yield "utterance", f"{summary.windows:,} x {summary.dim} float32"
-    yield "frames", f"{frames}, one every {recipe['hop_seconds'] * 1000:g} ms"
+    yield "frames", f"{frames}; hop {recipe['hop_seconds'] * 1000:g} ms"
     n_parts = len({each.part for each in details.shards})
     yield "size", f"{spoken_bytes(summary.bytes)} in {counted(n_parts, 'part')}"
     yield "window seconds", _spread(details.window_seconds, "{:.2f}")
     if summary.frames is not None:
-        yield "frames a window", _spread(details.frame_lengths, "{:,.0f}")
+        yield "frames per window", _spread(details.frame_lengths, "{:,.0f}")
     yield "norms", _spread(details.norms, "{:.4g}")
     yield "not finite", _count(details.windows_not_finite, "windows", "NaN or infinity in the utterance vector")
-    yield "repeated vectors", _count(details.repeated_vectors, "windows", "bit for bit as an earlier window")
+    yield "repeated vectors", _count(details.repeated_vectors, "windows", "bit-identical to an earlier window")
     yield "repeated keys", _count(details.repeated_keys, "windows", "run `featstore verify`")
 
 
@@ -260,7 +296,7 @@ def _provenance(details: Details) -> Iterator[tuple[str, str]]:
     yield "software", ", ".join(f"{name} {' and '.join(found)}" for name, found in details.versions.items())
     yield "committed", f"{(details.first_commit or '')[:19]} to {(details.last_commit or '')[:19]} UTC"
     rate = details.audio_seconds_per_second
-    yield "throughput", "not known: the parts were compacted" if rate is None else f"{rate:,.0f} x real time"
+    yield "throughput", "unknown, because the parts were compacted" if rate is None else f"{rate:,.0f} x real time"
 
 
 def _spread(found: Quartiles | None, form: str) -> str:
@@ -269,13 +305,13 @@ def _spread(found: Quartiles | None, form: str) -> str:
     low, q1, median, q3, high = (
         form.format(value) for value in (found.low, found.q1, found.median, found.q3, found.high)
     )
-    return f"{median} median, {q1} to {q3} the middle half, {low} to {high} all"
+    return f"median {median}, quartiles {q1} to {q3}, range {low} to {high}"
 
 
-def _count(count: int, what: str, says: str) -> str:
-    return f"{count:,} {what}: {says}" if count else "none"
+def _count(count: int, what: str, meaning: str) -> str:
+    return f"{count:,} {what}: {meaning}" if count else "0"
 
 
-def _tell_more(count: int, what: str) -> None:
+def _print_more(count: int, what: str) -> None:
     if count > 0:
         say(f"  ... and {count:,} {what} more: --verbose shows all")

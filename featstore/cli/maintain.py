@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from featstore.cli.completion import complete_folders
-from featstore.cli.options import emit_json, feature_set_options, json_option, parse_store, say, store_option
+from featstore.cli.options import HomePath, emit_json, feature_set_options, json_option, parse_store, say, store_option
+from featstore.errors import UsageError
 from featstore.formatting import counted, redacted, spoken_bytes
 
 if TYPE_CHECKING:
@@ -16,17 +18,19 @@ if TYPE_CHECKING:
 
 __all__ = ["compact", "copy", "export", "gc", "verify"]
 
+_FORMAT_OF_SUFFIX: Mapping[str, ExportFormat] = {".npz": "npz", ".parquet": "parquet", ".zarr": "zarr"}
+
 
 @click.command()
 @store_option
 @click.option(
-    "--repair", is_flag=True, help="Drop damaged parts (the next extract makes them again), repair documents."
+    "--repair", is_flag=True, help="Drop damaged parts, which the next extract encodes again, and repair documents."
 )
 @json_option
 def verify(*, store_url: str, repair: bool, as_json: bool) -> None:
-    """Read everything in a store through its checksums, and name each damaged part.
+    """Check every checksum of a store, and list damaged parts.
 
-    Exits with 1 if anything is wrong that was not repaired.
+    The exit code is 1 if damage remains.
     """
     from featstore.cli.progress import counting
     from featstore.store.repair import repair_store
@@ -48,7 +52,7 @@ def verify(*, store_url: str, repair: bool, as_json: bool) -> None:
         )
         if not repair and report.repairable:
             say(
-                f"run `featstore verify --store {shown} --repair` to drop or repair what is damaged, then the same "
+                f"run `featstore verify --store {shown} --repair` to drop or repair damaged parts, then "
                 "`featstore extract` again"
             )
     if not report.sound:
@@ -59,7 +63,7 @@ def verify(*, store_url: str, repair: bool, as_json: bool) -> None:
 @store_option
 @json_option
 def gc(*, store_url: str, as_json: bool) -> None:
-    """Delete superseded parts and what killed runs left."""
+    """Delete superseded parts and the leftovers of killed runs."""
     from featstore.store.maintenance import gc_store
 
     records = gc_store(store_url)
@@ -70,18 +74,18 @@ def gc(*, store_url: str, as_json: bool) -> None:
         for name in record.deleted:
             say(f"deleted {record.path}/{name}" if record.path else f"deleted {name}")
         for name in record.left:
-            say(f"left {record.path}/{name}, which featstore did not write")
+            say(f"kept {record.path}/{name}, which featstore did not write")
     say(f"{redacted(store_url)}: {sum(len(record.deleted) for record in records)} deleted")
 
 
 @click.command()
 @store_option
 @click.option(
-    "--part-megabytes", type=click.FloatRange(min=1), default=256.0, show_default=True, help="Size to aim at."
+    "--part-megabytes", type=click.FloatRange(min=1), default=256.0, show_default=True, help="Target size of a part."
 )
 @json_option
 def compact(*, store_url: str, part_megabytes: float, as_json: bool) -> None:
-    """Make one part of many small ones that stand together. Nothing is encoded again afterwards."""
+    """Merge small neighbouring parts into larger ones. Nothing is encoded again."""
     from featstore.store.maintenance import compact_store
 
     records = compact_store(store_url, part_bytes=round(part_megabytes * 1e6))
@@ -97,7 +101,7 @@ def compact(*, store_url: str, part_megabytes: float, as_json: bool) -> None:
 @click.command()
 @click.argument("source", metavar="SRC", callback=parse_store, shell_complete=complete_folders)
 @click.argument("target", metavar="DST", callback=parse_store, shell_complete=complete_folders)
-@click.option("--only", type=click.Choice(["utterance"]), help="Leave the frames where they are.")
+@click.option("--only", type=click.Choice(["utterance"]), help="Copy the utterance vectors only, without frames.")
 @feature_set_options
 @json_option
 def copy(
@@ -110,16 +114,16 @@ def copy(
     split: str | None,
     as_json: bool,
 ) -> None:
-    """Copy feature sets from the store SRC to the store DST: folders, or URLs of any kind.
+    """Copy feature sets from one store to another.
 
-    Every object is checked on its way, and a part is there whole or not at all: a copy that was interrupted goes on
-    where it was. What DST has already, by the content of the shards, is not copied again; other content of a shard is
+    SRC and DST are folders or URLs. Every object is checked, and a part is copied completely or not at all: an
+    interrupted copy resumes. Parts that DST has with the same shard content are skipped; parts with other content are
     replaced.
     """
     from featstore.cli.progress import counting
     from featstore.store.copy import copy_store
 
-    with counting("parts in place") as tick:
+    with counting("parts copied") as tick:
         records = copy_store(
             source,
             target,
@@ -135,25 +139,25 @@ def copy(
     for record in records:
         say(
             f"{record.path}: {record.copied:,} of {counted(record.parts, 'part')} copied "
-            f"({spoken_bytes(record.bytes)}), {record.there:,} there already"
-            + (f", {record.replaced:,} in place of other content" if record.replaced else "")
+            f"({spoken_bytes(record.bytes)}), {record.there:,} skipped"
+            + (f", {record.replaced:,} replaced" if record.replaced else "")
         )
 
 
 @click.command()
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("out", type=HomePath(path_type=Path))
 @store_option
 @feature_set_options
 @click.option(
     "--format",
     "file_format",
     type=click.Choice(["npz", "parquet", "zarr", "hf"]),
-    required=True,
-    help="npz: one NumPy file. parquet: one table. zarr: one group of dense arrays. hf: a folder of `datasets`.",
+    help="npz: one NumPy file. parquet: one table. zarr: one group of dense arrays. hf: a folder of `datasets`.  "
+    "[default: by the suffix of OUT (.npz, .parquet, .zarr)]",
 )
-@click.option("--frames", is_flag=True, help="Write the frames too.")
-@click.option("--label", metavar="FIELD", help="Field of the clips' JSON to be a column, `label`; dots reach inside.")
-@click.option("--force", is_flag=True, help="Replace what an earlier export left at OUT.")
+@click.option("--frames", is_flag=True, help="Also write the frames.")
+@click.option("--label", metavar="FIELD", help="Field of the clips' JSON for column `label`, with dots.")
+@click.option("--force", is_flag=True, help="Replace an earlier export at OUT.")
 @json_option
 def export(
     *,
@@ -162,19 +166,28 @@ def export(
     encoder: str | None,
     dataset: str | None,
     split: str | None,
-    file_format: ExportFormat,
+    file_format: ExportFormat | None,
     frames: bool,
     label: str | None,
     force: bool,
     as_json: bool,
 ) -> None:
-    """Write one feature set to OUT, a file or folder that other programs read.
+    """Export one feature set for other programs.
+
+    OUT is a file, or a folder for the formats zarr and hf.
 
     \b
-    featstore export words.npz --store S --encoder logmel --dataset words --split train --format npz --label word
+    featstore export words.npz --store S --encoder logmel \\
+      --dataset words --split train --label word
     """  # noqa: D301 - click takes the character itself
     from featstore.store import open_store
     from featstore.store.export import export_feature_set
+
+    file_format = file_format or _FORMAT_OF_SUFFIX.get(out.suffix.lower())
+    if file_format is None:
+        raise UsageError(
+            f"the suffix of {out.name!r} names no format: it is {', '.join(_FORMAT_OF_SUFFIX)}, or give --format"
+        )
 
     fs = open_store(store_url).select(encoder=encoder, dataset=dataset, split=split)
     record = export_feature_set(fs, out, file_format=file_format, frames=frames, label=label, force=force)

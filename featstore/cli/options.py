@@ -1,8 +1,10 @@
-"""Options and arguments that several commands share, and how results are printed."""
+"""Shared options and arguments of commands, and functions that print."""
 
 from __future__ import annotations
 
 import json
+import logging
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -12,20 +14,25 @@ import click
 
 from featstore.cli.completion import complete_folders, complete_tasks
 from featstore.errors import UsageError
-from featstore.formatting import counted, harmless, harmless_json
+from featstore.formatting import counted, harmless, harmless_json, redacted
 
 if TYPE_CHECKING:
     from featstore.records import ExtractRecord
 
 __all__ = [
+    "HomePath",
     "advice",
+    "alternative_store_option",
     "emit_json",
     "encoder_names",
     "encoder_settings",
     "expand_home",
     "feature_set_options",
+    "is_quiet",
+    "is_store",
     "jobs_option",
     "json_option",
+    "note",
     "optional_store_option",
     "parse_arguments",
     "parse_layers",
@@ -39,42 +46,88 @@ __all__ = [
     "say_json",
     "say_json_text",
     "selection",
+    "set_up_logging",
     "shots_option",
     "store_option",
     "tasks_argument",
+    "with_verbosity",
 ]
+
+
+# --- --verbose and --quiet: the level of the logger "featstore" is their state ----------------------------------------
+
+_LOG = logging.getLogger("featstore")
+
+
+class _StderrHandler(logging.Handler):
+    """Writes log records as lines to the current sys.stderr."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say(f"featstore: {' '.join(redacted(record.getMessage()).split())}", err=True)
+
+
+def set_up_logging() -> None:
+    """Write errors of the logger to stderr: commands print their own results, warnings and failures."""
+    for handler in [each for each in _LOG.handlers if isinstance(each, _StderrHandler)]:
+        _LOG.removeHandler(handler)
+    _LOG.addHandler(_StderrHandler())
+    _LOG.setLevel(logging.ERROR)
+
+
+def is_quiet() -> bool:
+    """Whether --quiet was given."""
+    return _LOG.level > logging.ERROR
+
+
+def _sets(level: int) -> Callable[[click.Context, click.Parameter, Any], Any]:
+    """A callback of a flag that sets the level of the logger."""
+
+    def callback(_: click.Context, __: click.Parameter, value: Any) -> Any:
+        if value:
+            _LOG.setLevel(level)
+        return value
+
+    return callback
+
+
+def with_verbosity(command: click.Command) -> click.Command:
+    """Add --verbose and --quiet to a command; one that has --verbose already keeps its meaning."""
+    shared: dict[str, Any] = {"is_flag": True, "expose_value": False, "is_eager": True}
+    if not any("--verbose" in each.opts for each in command.params):
+        verbose, meaning = ["--verbose", "-v"], "Log details to stderr."
+        command.params.append(click.Option(verbose, callback=_sets(logging.DEBUG), help=meaning, **shared))
+    quiet, meaning = ["--quiet", "-q"], "Print results and errors only, no progress and no status."
+    command.params.append(click.Option(quiet, callback=_sets(logging.CRITICAL), help=meaning, **shared))
+    return command
 
 
 _LONG_SECONDS = 20.0
 
 
 def advice(record: ExtractRecord) -> Iterator[str]:
-    """What to do another time about a run whose device was at work for long."""
+    """Suggestions after an extraction that took long."""
     if record.seconds["encode"] < _LONG_SECONDS:
         return
     if _gains_from_bfloat16(record):
-        yield (
-            "this CPU multiplies in bfloat16 about twice as fast: --precision bfloat16 makes a feature set of its own, "
-            "as a GPU would by itself"
-        )
+        yield ("this CPU computes about twice as fast in bfloat16: --precision bfloat16 makes a separate feature set")
     if idle := _idle_gpus(record):
-        yield f"{counted(idle, 'more GPU')} of this machine had nothing to do: --device all takes every one"
+        yield f"{counted(idle, 'more GPU')} of this machine idle: --device all uses all"
 
 
 def _gains_from_bfloat16(record: ExtractRecord) -> bool:
-    """Whether a CPU could have been faster; float32 is what any CPU has, and so the default."""
+    """Whether bfloat16 would be faster on this CPU; the default is float32, which every CPU computes."""
     settings = record.settings
     if (settings["device"], settings["precision"], record.bottleneck) != ("cpu", "float32", "encode"):
         return False
     from featstore.encoders import BUILT_IN
     from featstore.encoders.devices import cpu_multiplies_bfloat16
 
-    multiplies = record.encoder not in BUILT_IN  # these are Fourier transforms
+    multiplies = record.encoder not in BUILT_IN  # built-in encoders are Fourier transforms
     return multiplies and cpu_multiplies_bfloat16()
 
 
 def _idle_gpus(record: ExtractRecord) -> int:
-    """GPUs that were left alone."""
+    """Number of GPUs that the run did not use."""
     if record.settings["device"] != "cuda" or record.workers > 1:
         return 0
     from featstore.encoders.devices import idle_gpus
@@ -87,7 +140,14 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 def tasks_argument(function: _F) -> _F:
     """``TASK...``: built-in names or paths."""
-    return click.argument("tasks", metavar="TASK...", nargs=-1, required=True, shell_complete=complete_tasks)(function)
+    return click.argument(
+        "tasks",
+        metavar="TASK...",
+        nargs=-1,
+        required=True,
+        callback=lambda _, __, values: tuple(map(expand_home, values)),
+        shell_complete=complete_tasks,
+    )(function)
 
 
 def store_option(function: _F) -> _F:
@@ -95,18 +155,28 @@ def store_option(function: _F) -> _F:
     return _store("Folder or URL of the store.", required=True)(function)
 
 
+def is_store(text: str) -> bool:
+    """Whether an argument names a store (a URL or an existing folder) rather than a feature set."""
+    return "://" in text or text.startswith("~") or Path(text).is_dir()
+
+
 def optional_store_option(meaning: str) -> Callable[[_F], _F]:
-    """``--store URL``, for a command that can do without; ``meaning`` says what comes of it."""
+    """``--store URL``, for a command that does not need one; ``meaning`` is its help."""
     return _store(meaning, required=False)
 
 
-def _store(meaning: str, *, required: bool) -> Callable[[_F], _F]:
+def alternative_store_option(function: _F) -> _F:
+    """``--store URL``, for a command that also takes the store as an argument."""
+    return _store("Folder or URL of the store. Same as STORE.", required=False, from_environment=True)(function)
+
+
+def _store(meaning: str, *, required: bool, from_environment: bool = False) -> Callable[[_F], _F]:
     return click.option(
         "--store",
         "store_url",
         metavar="URL",
         required=required,
-        envvar="FEATSTORE_STORE" if required else None,
+        envvar="FEATSTORE_STORE" if required or from_environment else None,
         show_envvar=True,
         callback=parse_store,
         shell_complete=complete_folders,
@@ -115,16 +185,16 @@ def _store(meaning: str, *, required: bool) -> Callable[[_F], _F]:
 
 
 def feature_set_options(function: _F) -> _F:
-    """``--encoder``, ``--dataset`` and ``--split``: which feature sets of a store are meant."""
+    """``--encoder``, ``--dataset`` and ``--split``, which select feature sets of a store."""
     return _with(
-        click.option("--encoder", metavar="NAME", help="Of this encoder (`logmel`, or `logmel@3f9c2a71`)."),
-        click.option("--dataset", metavar="NAME", help="Of this dataset (`words`, or `words+crop5s`)."),
-        click.option("--split", metavar="NAME", help="Of this split or fold."),
+        click.option("--encoder", metavar="NAME", help="Encoder of the feature sets (`logmel`, or `logmel@3f9c2a71`)."),
+        click.option("--dataset", metavar="NAME", help="Dataset of the feature sets (`words`, or `words+crop5s`)."),
+        click.option("--split", metavar="NAME", help="Split or fold of the feature sets."),
     )(function)
 
 
 def _with(*options: Callable[[_F], _F]) -> Callable[[_F], _F]:
-    """Several options as one decorator, in their order."""
+    """Combine options into one decorator, in order."""
 
     def with_options(function: _F) -> _F:
         for option in reversed(options):
@@ -136,9 +206,9 @@ def _with(*options: Callable[[_F], _F]) -> Callable[[_F], _F]:
 
 def json_option(function: _F) -> _F:
     """``--json``."""
-    return click.option(
-        "--json", "as_json", is_flag=True, help="Print one JSON array on stdout, and nothing else there."
-    )(function)
+    return click.option("--json", "as_json", is_flag=True, help="Print one JSON array on stdout, and nothing else.")(
+        function
+    )
 
 
 def protocol_option(function: _F) -> _F:
@@ -148,7 +218,7 @@ def protocol_option(function: _F) -> _F:
         type=click.Choice(["strict", "xares"]),
         default="strict",
         show_default=True,
-        help="strict: sound evaluation. xares: X-ARES's own rules, comparable with its published scores.",
+        help="strict: sound evaluation. xares: the rules of X-ARES, comparable with its published scores.",
     )(function)
 
 
@@ -157,14 +227,14 @@ def results_option(function: _F) -> _F:
     return click.option(
         "--results",
         "results_dir",
-        type=click.Path(file_okay=False, path_type=Path),
+        type=HomePath(file_okay=False, path_type=Path),
         metavar="DIR",
-        help="Also write each score there, for `featstore report`.",
+        help="Also write each score to this folder, for `featstore report`.",
     )(function)
 
 
 def encoder_settings(*, device_help: str) -> Callable[[_F], _F]:
-    """How an encoder is loaded and run: what `extract` and `check` have in common."""
+    """The options that load and run an encoder, shared by `extract` and `check`."""
     return _with(
         click.option(
             "--encoder-arg",
@@ -176,7 +246,7 @@ def encoder_settings(*, device_help: str) -> Callable[[_F], _F]:
         click.option(
             "--trust-remote-code",
             is_flag=True,
-            help="Run the code that an hf: model brings with it. Review it first.",
+            help="Run the code of an hf: model. Review it first.",
         ),
         click.option("--device", default="auto", show_default=True, help=device_help),
         click.option(
@@ -184,8 +254,8 @@ def encoder_settings(*, device_help: str) -> Callable[[_F], _F]:
             type=click.Choice(["auto", "float32", "tf32", "bfloat16", "float16"]),
             default="auto",
             show_default=True,
-            help="Arithmetic of the encoder. auto: bfloat16 for weights on a GPU that multiplies in it, else float32. "
-            "tf32: float32 whose products a GPU may round.",
+            help="Arithmetic of the encoder. auto: bfloat16 on a GPU that supports it, else float32. "
+            "tf32: float32 with products that a GPU may round.",
         ),
         click.option(
             "--dtype",
@@ -193,19 +263,19 @@ def encoder_settings(*, device_help: str) -> Callable[[_F], _F]:
             type=click.Choice(["float16", "float32"]),
             default="float16",
             show_default=True,
-            help="What frames are stored as; utterance vectors are always float32.",
+            help="Data type of stored frames; utterance vectors are always float32.",
         ),
         click.option(
             "--padding",
             metavar="SECONDS|exact|xares",
             default="0.25",
             show_default=True,
-            help="Round a window's length up to a multiple; to nothing; or pad as X-ARES does.",
+            help="Round the length of windows up to a multiple, not at all, or as X-ARES does.",
         ),
         click.option(
             "--max-window-seconds",
             type=click.FloatRange(min=0.1),
-            help="Encode longer clips in windows of one length, at most this.  [default: the encoder's own limit]",
+            help="Encode longer clips in windows of equal length, at most this.  [default: the limit of the encoder]",
         ),
     )
 
@@ -218,7 +288,7 @@ def encoder_names(function: _F) -> _F:
         metavar="NAME",
         multiple=True,
         help="Encoder in the store (`logmel`, or `logmel@3f9c2a71`); may be repeated.  "
-        "[default: every one that has the task]",
+        "[default: all that have the task]",
     )(function)
 
 
@@ -230,7 +300,7 @@ def jobs_option(function: _F) -> _F:
         default=1,
         show_default=True,
         metavar="N",
-        help="Processes that score pairs of task and encoder at a time; they share the cores.",
+        help="Number of processes that score pairs of task and encoder; they share the cores.",
     )(function)
 
 
@@ -240,20 +310,29 @@ def shots_option(function: _F) -> _F:
         "--shots",
         callback=parse_numbers,
         metavar="N,N",
-        help="Few-shot curve: also score with so many training clips of each class, over 20 draws of them.",
+        help="Few-shot curve: also score with N training clips per class, over 20 random draws.",
     )(function)
 
 
 def parse_store(_: click.Context, option: click.Parameter, value: str | None) -> str | None:
-    """Expand ``~`` and refuse a file, as click's callback of an option or argument: a store is a folder, or a URL."""
+    """A click callback that expands ``~`` and refuses a file: a store is a folder or a URL."""
     value = expand_home(value)
     if value is not None and Path(value).is_file():
         raise click.BadParameter(f"{value!r} is a file: a store is a folder, or a URL", param=option)
     return value
 
 
+class HomePath(click.Path):
+    """A path whose leading ``~`` is the user's home folder."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Expand and check the path."""
+        path = os.fspath(value)
+        return super().convert(expand_home(path) or path, param, ctx)
+
+
 def expand_home(value: str | None) -> str | None:
-    """A path whose leading ``~`` is the user's home folder; a shell leaves it in ``--store=~/x``.
+    """Expand a leading ``~``, which shells keep in ``--store=~/x``.
 
     >>> expand_home("s3://bucket/store.zarr")
     's3://bucket/store.zarr'
@@ -262,28 +341,28 @@ def expand_home(value: str | None) -> str | None:
 
 
 def parse_numbers(_: click.Context, option: click.Parameter, value: str | None) -> tuple[int, ...]:
-    """Read whole numbers from 1 on, with commas between, as click's callback of an option: none without one."""
+    """A click callback that reads comma-separated positive integers; an empty tuple for None."""
     if value is None:
         return ()
     parts = [part.strip() for part in value.split(",")]
     if not all(part.isascii() and part.isdigit() and int(part) for part in parts):
-        raise click.BadParameter(f"{value!r} is not a list of whole numbers from 1 on, such as 1,5,10", param=option)
+        raise click.BadParameter(f"{value!r} is not a list of positive integers such as 1,5,10", param=option)
     numbers = tuple(int(part) for part in parts)
     if len(set(numbers)) < len(numbers):
-        raise click.BadParameter(f"{value!r} has a number twice", param=option)
+        raise click.BadParameter(f"{value!r} has a duplicate number", param=option)
     return numbers
 
 
 def parse_names(_: click.Context, option: click.Parameter, value: str) -> tuple[str, ...]:
-    """Read names with commas between, as click's callback of an option."""
+    """A click callback that reads comma-separated names."""
     names = tuple(name.strip() for name in value.split(","))
     if not all(names) or len(set(names)) < len(names):
-        raise click.BadParameter(f"{value!r} is not a list of different names with commas between", param=option)
+        raise click.BadParameter(f"{value!r} is not a comma-separated list of distinct names", param=option)
     return names
 
 
 def parse_layers(_: click.Context, option: click.Parameter, value: str | None) -> tuple[int | None, ...]:
-    """Read numbers of layers, ``last`` among them as None, as click's callback of an option: none without one."""
+    """A click callback that reads comma-separated layers, ``last`` as None; an empty tuple for None."""
     if value is None:
         return ()
     parts = [part.strip() for part in value.split(",")]
@@ -291,12 +370,12 @@ def parse_layers(_: click.Context, option: click.Parameter, value: str | None) -
         raise click.BadParameter(f"{value!r} is not a list of layers such as 3,6,9,last", param=option)
     layers = tuple(None if part == "last" else int(part) for part in parts)
     if len(set(layers)) < len(layers):
-        raise click.BadParameter(f"{value!r} has a layer twice", param=option)
+        raise click.BadParameter(f"{value!r} has a duplicate layer", param=option)
     return layers
 
 
 def parse_arguments(pairs: Iterable[str]) -> dict[str, Any]:
-    """Read ``name=value`` pairs; a value is JSON where it can be, else text.
+    """Read ``name=value`` pairs; a value that is not JSON is text.
 
     >>> parse_arguments(["mels=64", "name=base"])
     {'mels': 64, 'name': 'base'}
@@ -307,7 +386,7 @@ def parse_arguments(pairs: Iterable[str]) -> dict[str, Any]:
         if not equals or not name.isidentifier():
             raise UsageError(f"--encoder-arg takes name=value: got {pair!r}")
         if name in arguments:
-            raise UsageError(f"--encoder-arg {name} is given twice: say it once")
+            raise UsageError(f"--encoder-arg {name} is given twice")
         try:
             arguments[name] = json.loads(value, parse_constant=_no_constant)
         except (ValueError, RecursionError):
@@ -316,39 +395,45 @@ def parse_arguments(pairs: Iterable[str]) -> dict[str, Any]:
 
 
 def _no_constant(text: str) -> None:
-    """NaN and Infinity are no JSON, though Python reads them."""
+    """Refuse NaN and Infinity, which Python reads and JSON does not have."""
     raise ValueError(text)
 
 
 def emit_json(records: Iterable[Any]) -> None:
-    """Print records that know their JSON as one array."""
+    """Print records as one JSON array."""
     say_json([record.as_json() for record in records])
 
 
 def selection(path: str | None, *options: str | None) -> tuple[str | None, ...]:
-    """Encoder, dataset and split that a path and the options ask for."""
+    """Encoder, dataset and split of a path and the options."""
     given = (path or "").strip("/").split("/") if path else []
     if len(given) > len(options):
         raise UsageError(f"PATH is ENCODER/DATASET/SPLIT: got {path!r}")
     named = [*given, *[""] * (len(options) - len(given))]
     for option, in_path in zip(options, named, strict=True):
         if option and in_path and option != in_path:
-            raise UsageError(f"PATH says {in_path!r} and the option says {option!r}: say it once")
+            raise UsageError(f"PATH has {in_path!r} and the option has {option!r}: give one of them")
     return tuple(option or in_path or None for option, in_path in zip(options, named, strict=True))
 
 
 def require_folder_of(path: Path | None) -> None:
-    """Raise UsageError where a file is to be written into a folder that is not there: before the work, not after it."""
+    """Raise UsageError before the work if the folder of an output file does not exist."""
     if path is not None and not path.parent.is_dir():
-        raise UsageError(f"{path.parent} is no folder: make it first, or give another name for {path.name}")
+        raise UsageError(f"{path.parent} is not a folder: create it first, or write {path.name} elsewhere")
 
 
-# --- what is printed: everything goes out by these --------------------------------------------------------------------
+# --- output: every command prints by these functions ------------------------------------------------------------------
 
 
 def say(text: str, *, err: bool = False) -> None:
-    """Print lines, on stdout or on stderr, with nothing in them that a terminal would obey."""
+    """Print lines on stdout or stderr; control characters are escaped."""
     click.echo(harmless(text, keep="\n"), err=err)
+
+
+def note(text: str, *, err: bool = False) -> None:
+    """Print status lines, which are not the result of a command; --quiet suppresses them."""
+    if not is_quiet():
+        say(text, err=err)
 
 
 def say_json(value: Any) -> None:
@@ -357,10 +442,10 @@ def say_json(value: Any) -> None:
 
 
 def say_json_text(text: str) -> None:
-    """Print JSON as JSON that says the same, in letters that stdout has; a terminal finds nothing to obey either."""
-    told = harmless_json(text)
+    """Print equivalent JSON, with control characters and characters that stdout cannot encode escaped."""
+    escaped = harmless_json(text)
     try:
-        told.encode(sys.stdout.encoding or "utf-8")
+        escaped.encode(sys.stdout.encoding or "utf-8")
     except UnicodeEncodeError:
-        told = told.translate({ord(each): json.dumps(each)[1:-1] for each in set(told) if not each.isascii()})
-    click.echo(told)
+        escaped = escaped.translate({ord(each): json.dumps(each)[1:-1] for each in set(escaped) if not each.isascii()})
+    click.echo(escaped)

@@ -33,8 +33,8 @@ __all__ = ["probe"]
 @click.option(
     "--head",
     type=click.Choice(["logistic", "ridge", "linear", "sweep", "logreg"]),
-    help="logistic, ridge: converged linear models, their strength chosen by validation. sweep: minibatches at a "
-    "learning rate that validation chooses. linear: X-ARES's schedule, as the manifest says. logreg: logistic.  "
+    help="logistic, ridge: converged linear models, regularisation chosen on validation data. sweep: minibatches, "
+    "learning rate chosen on validation data. linear: the schedule of X-ARES. logreg: same as logistic.  "
     "[default: the manifest's, else by kind; under xares linear]",
 )
 @click.option(
@@ -57,7 +57,10 @@ def probe(
     results_dir: Path | None,
     as_json: bool,
 ) -> None:
-    """Track A: train a linear model on the cached embeddings of each task, and score it."""
+    """Track A: train and score linear models.
+
+    Reads the cached embeddings of each task and encoder; no audio, encoder or GPU is needed.
+    """
     from featstore import api
     from featstore.cli.progress import scoring
 

@@ -1,6 +1,6 @@
-"""Progress, on stderr.
+"""Progress on stderr, none with --quiet.
 
-On a terminal a run is a live bar; in a log it is a plain line every ten seconds, as a bar would be thousands there.
+A terminal shows live bars of one line each, at any width; a log gets a plain line at most every ten seconds.
 """
 
 from __future__ import annotations
@@ -25,51 +25,80 @@ from rich.progress import (
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
+from rich.table import Column
 from rich.text import Text
 
-from featstore.formatting import counted, printable, spoken_bytes
+from featstore.cli.options import is_quiet
+from featstore.formatting import printable, spoken_bytes
 
 if TYPE_CHECKING:
     from rich.progress import Task, TaskID
 
     from featstore.extract.results import Progress as Watcher
 
-__all__ = [
-    "Downloads",
-    "PlainProgress",
-    "PlainSteps",
-    "RichProgress",
-    "counting",
-    "downloading",
-    "progress_bar",
-    "scoring",
-    "steps",
-]
+__all__ = ["Downloads", "counting", "downloading", "progress_bar", "scoring", "steps"]
 
 PLAIN_EVERY_SECONDS = 10.0
+_DESCRIPTION_COLUMNS = 30
+_BAR_COLUMNS = 8
+
+Clock = Callable[[], float]
+
+
+class _Lines:
+    """Lines of a log, at most one every ten seconds, and none in the first ten."""
+
+    def __init__(self, console: Console, clock: Clock) -> None:
+        self._write, self._clock = console.file.write, clock
+        self._written_at = clock()
+
+    def __call__(self, line: Callable[[], str]) -> None:
+        if self._clock() - self._written_at >= PLAIN_EVERY_SECONDS and not is_quiet():
+            self._written_at = self._clock()
+            self._write(f"{line()}\n")
+
+
+def _console(stream: TextIO | None) -> Console:
+    return Console(file=sys.stderr if stream is None else stream, highlight=False)
+
+
+def _one_line() -> Column:
+    return Column(no_wrap=True, overflow="ellipsis")
+
+
+def _text(template: str, *, columns: int | None = None) -> TextColumn:
+    return TextColumn(template, table_column=Column(no_wrap=True, overflow="ellipsis", max_width=columns))
+
+
+def _description() -> TextColumn:
+    return _text("{task.description}", columns=_DESCRIPTION_COLUMNS)
+
+
+def _bars(console: Console, *columns: ProgressColumn, transient: bool = False) -> Progress:
+    return Progress(*columns, console=console, transient=transient, disable=is_quiet())
 
 
 @contextmanager
-def progress_bar(*, stream: TextIO | None = None) -> Iterator[Watcher]:
-    """Watch extraction on stderr (or `stream`): a bar for each split on a terminal, plain lines elsewhere."""
-    console = Console(file=sys.stderr if stream is None else stream, highlight=False)
+def progress_bar(*, stream: TextIO | None = None, clock: Clock = time.monotonic) -> Iterator[Watcher]:
+    """Show the progress of an extraction on stderr (or `stream`), a bar for each split."""
+    console = _console(stream)
     if not console.is_terminal:
-        yield PlainProgress(console.file.write, clock=time.monotonic)
+        yield _LoggedExtraction(_Lines(console, clock), clock)
         return
-    columns: tuple[ProgressColumn, ...] = (
+    bars = _bars(
+        console,
         SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        TextColumn("{task.completed:.0f}/{task.total:.0f} shards"),
-        _Throughput(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(compact=True),
+        _description(),
+        BarColumn(bar_width=_BAR_COLUMNS),
+        _text("{task.completed:.0f}/{task.total:.0f} shards"),
+        _Throughput(table_column=_one_line()),
+        TimeRemainingColumn(compact=True, table_column=_one_line()),
     )
-    with Progress(*columns, console=console) as bars:
-        yield RichProgress(bars)
+    with bars:
+        yield _ShownExtraction(bars)
 
 
-class RichProgress:
+class _ShownExtraction:
     """One line of a live display for each split."""
 
     def __init__(self, bars: Progress) -> None:
@@ -79,12 +108,10 @@ class RichProgress:
         self._audio_seconds = 0.0
 
     def begin(self, *, label: str, shards_total: int, shards_reused: int) -> None:
-        """Add a line for a split."""
+        """Add a line. Its bar counts the shards to encode only: reused ones would distort the time that remains."""
         self._clips, self._audio_seconds = 0, 0.0
-        reused = f" [dim]({shards_reused} reused)[/]" if shards_reused else ""
-        # Reused shards are no part of the bar: its estimate of the time left would take them for speed.
         self._task = self._bars.add_task(
-            escape(printable(label)) + reused, total=shards_total - shards_reused, clips=0, audio_seconds=0.0
+            escape(printable(label)), total=shards_total - shards_reused, clips=0, audio_seconds=0.0
         )
 
     def advance(self, *, clips: int, audio_seconds: float) -> None:
@@ -95,206 +122,168 @@ class RichProgress:
             self._bars.update(self._task, clips=self._clips, audio_seconds=self._audio_seconds)
 
     def shard_done(self) -> None:
-        """Move the bar."""
+        """Advance the bar."""
         if self._task is not None:
             self._bars.advance(self._task)
 
     def end(self) -> None:
-        """Stop the line's clock."""
+        """Stop the clock of the line."""
         if self._task is not None:
             self._bars.stop_task(self._task)
             self._task = None
 
 
 class _Throughput(ProgressColumn):
-    """Clips, clips a second, and seconds of audio a second."""
+    """Clips, and seconds of audio per second."""
 
     def render(self, task: Task) -> Text:
-        return Text(
-            _throughput(task.fields["clips"], task.fields["audio_seconds"], task.elapsed or 0.0),
-            style="progress.data.speed",
-        )
+        text = _throughput(task.fields["clips"], task.fields["audio_seconds"], task.elapsed or 0.0)
+        return Text(text, style="progress.data.speed")
 
 
-class PlainProgress:
-    """A line when a split begins and ends, and at most every ten seconds between.
+class _LoggedExtraction:
+    """Lines of a log about the split that is encoded."""
 
-    Parameters
-    ----------
-    write : callable
-        Takes text.
-    clock : callable
-        Seconds that only go forward.
-    """
-
-    def __init__(self, write: Callable[[str], object], *, clock: Callable[[], float]) -> None:
-        self._write = write
-        self._clock = clock
+    def __init__(self, lines: _Lines, clock: Clock) -> None:
+        self._lines, self._clock = lines, clock
         self._label = ""
         self._shards_total = self._shards_done = self._clips = 0
-        self._audio_seconds = self._began = self._told = 0.0
+        self._audio_seconds = self._started_at = 0.0
 
     def begin(self, *, label: str, shards_total: int, shards_reused: int) -> None:
-        """Tell what is to be done."""
+        """Reset the counts."""
         self._label, self._shards_total, self._shards_done = label, shards_total - shards_reused, 0
-        self._clips, self._audio_seconds = 0, 0.0
-        self._began = self._told = self._clock()
-        reused = f", {shards_reused} reused" if shards_reused else ""
-        self._write(f"{printable(label)}: {counted(self._shards_total, 'shard')} to encode{reused}\n")
+        self._clips, self._audio_seconds, self._started_at = 0, 0.0, self._clock()
 
     def advance(self, *, clips: int, audio_seconds: float) -> None:
-        """Count clips, and tell about them when the last line is old enough."""
+        """Count clips, and write a line when one is due."""
         self._clips += clips
         self._audio_seconds += audio_seconds
-        if self._clock() - self._told >= PLAIN_EVERY_SECONDS:
-            self._tell()
+        self._lines(self._line)
 
     def shard_done(self) -> None:
         """Count a shard."""
         self._shards_done += 1
 
     def end(self) -> None:
-        """Tell how it went, where anything was done."""
-        if self._clips or self._shards_done:
-            self._tell()
+        """Do nothing: the command prints the result of the split."""
 
-    def _tell(self) -> None:
-        self._told = self._clock()
-        rate = _throughput(self._clips, self._audio_seconds, self._told - self._began)
-        self._write(f"{printable(self._label)}: {self._shards_done}/{self._shards_total} shards, {rate}\n")
+    def _line(self) -> str:
+        rate = _throughput(self._clips, self._audio_seconds, self._clock() - self._started_at)
+        return f"{printable(self._label)}: {self._shards_done}/{self._shards_total} shards, {rate}"
 
 
 @contextmanager
 def counting(what: str) -> Iterator[Callable[[], None]]:
-    """Count something on stderr where it is a terminal; the callable counts one."""
-    console = Console(file=sys.stderr, highlight=False)
+    """Count on stderr if it is a terminal; the callable adds one."""
+    console = _console(None)
     if not console.is_terminal:
         yield lambda: None
         return
-    columns = (SpinnerColumn(), TextColumn("{task.completed:,.0f} {task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as bars:
+    count = _text("{task.completed:,.0f} {task.description}")
+    with _bars(console, SpinnerColumn(), count, TimeElapsedColumn(table_column=_one_line()), transient=True) as bars:
         task = bars.add_task(what, total=None)
         yield lambda: bars.advance(task)
 
 
 @contextmanager
-def steps(*, stream: TextIO | None = None) -> Iterator[Callable[[str], None]]:
-    """Tell on stderr (or `stream`) which step is going on: a live line on a terminal, elsewhere few plain ones.
-
-    The callable takes what is begun.
-    """
-    console = Console(file=sys.stderr if stream is None else stream, highlight=False)
+def steps(*, stream: TextIO | None = None, clock: Clock = time.monotonic) -> Iterator[Callable[[str], None]]:
+    """Show the current step on stderr (or `stream`); the callable takes the name of the step that starts."""
+    console = _console(stream)
     if not console.is_terminal:
-        yield PlainSteps(console.file.write, clock=time.monotonic).begin
+        lines = _Lines(console, clock)
+        yield lambda step: lines(lambda: f"checking: {printable(step)}")
         return
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as bars:
+    elapsed = TimeElapsedColumn(table_column=_one_line())
+    with _bars(console, SpinnerColumn(), _text("{task.description}"), elapsed, transient=True) as bars:
         task = bars.add_task("", total=None)
         yield lambda step: bars.update(task, description=escape(printable(step)))
 
 
-class PlainSteps:
-    """A line for the step that begins, where the last line is ten seconds old or the work has gone on for as long."""
-
-    def __init__(self, write: Callable[[str], object], *, clock: Callable[[], float]) -> None:
-        self._write, self._clock = write, clock
-        self._told = clock()
-
-    def begin(self, step: str) -> None:
-        """A step begins."""
-        if self._clock() - self._told >= PLAIN_EVERY_SECONDS:
-            self._told = self._clock()
-            self._write(f"checking: {printable(step)}\n")
-
-
 @contextmanager
 def scoring(
-    *, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic
+    *, stream: TextIO | None = None, clock: Clock = time.monotonic
 ) -> Iterator[Callable[[int, int, str], None]]:
-    """Show on stderr (or `stream`) how many scores are done; the callable takes done, total and the name of the last.
+    """Show the number of finished scores on stderr (or `stream`), until all are finished.
 
-    A bar on a terminal, which goes when all are there; elsewhere a line at most every ten seconds.
+    The callable takes the number of finished scores, the total and the name of the last one.
     """
-    console = Console(file=sys.stderr if stream is None else stream, highlight=False)
-    if console.is_terminal:
-        columns = (
-            SpinnerColumn(),
-            TextColumn("{task.completed:.0f}/{task.total:.0f} scores"),
-            BarColumn(bar_width=24),
-            TimeElapsedColumn(),
-            TextColumn("{task.description}"),
-        )
-        with Progress(*columns, console=console, transient=True) as bars:
-            task = bars.add_task("", total=0, visible=False)
+    console = _console(stream)
+    if not console.is_terminal:
+        lines = _Lines(console, clock)
 
-            def show(done: int, total: int, last: str) -> None:
-                description = escape(printable(f"last: {last}")) if last else ""
-                bars.update(task, completed=done, total=total, description=description, visible=True)
+        def write(done: int, total: int, last: str) -> None:
+            if 0 < done < total:
+                lines(lambda: f"{done}/{total} scores, the last {printable(last)}")
 
-            yield show
+        yield write
         return
-    written_at = clock()
+    bars = _bars(
+        console,
+        SpinnerColumn(),
+        _text("{task.completed:.0f}/{task.total:.0f} scores"),
+        BarColumn(bar_width=_BAR_COLUMNS),
+        TimeElapsedColumn(table_column=_one_line()),
+        _text("{task.description}"),
+        transient=True,
+    )
+    with bars:
+        task = bars.add_task("", total=0, visible=False)
 
-    def write(done: int, total: int, last: str) -> None:
-        nonlocal written_at
-        if 0 < done < total and clock() - written_at >= PLAIN_EVERY_SECONDS:
-            written_at = clock()
-            console.file.write(f"{done}/{total} scores, the last {printable(last)}\n")
+        def show(done: int, total: int, last: str) -> None:
+            description = escape(printable(f"last: {last}")) if last else ""
+            bars.update(task, completed=done, total=total, description=description, visible=True)
 
-    yield write
+        yield show
 
 
 @contextmanager
 def downloading(*, stream: TextIO | None = None) -> Iterator[Downloads]:
-    """Watch a download on stderr (or `stream`): a bar on a terminal, plain lines elsewhere."""
-    console = Console(file=sys.stderr if stream is None else stream, highlight=False)
+    """Show the progress of downloads on stderr (or `stream`)."""
+    console = _console(stream)
     if not console.is_terminal:
-        yield Downloads(None, console.file.write, clock=time.monotonic)
+        yield Downloads(None, _Lines(console, time.monotonic))
         return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(compact=True),
+    bars = _bars(
+        console,
+        _description(),
+        BarColumn(bar_width=_BAR_COLUMNS),
+        DownloadColumn(table_column=_one_line()),
+        TransferSpeedColumn(table_column=_one_line()),
+        TimeRemainingColumn(compact=True, table_column=_one_line()),
     )
-    with Progress(*columns, console=console) as bars:
-        yield Downloads(bars, console.file.write, clock=time.monotonic)
+    with bars:
+        yield Downloads(bars, None)
 
 
 class Downloads:
-    """How far a download is: a bar, or a line at most every ten seconds. Told by several threads."""
+    """Progress of a download, called from several threads."""
 
-    def __init__(self, bars: Progress | None, write: Callable[[str], object], *, clock: Callable[[], float]) -> None:
-        self._bars, self._write, self._clock = bars, write, clock
+    def __init__(self, bars: Progress | None, lines: _Lines | None) -> None:
+        self._bars, self._lines = bars, lines
         self._lock = threading.Lock()
         self._task: TaskID | None = None
         self._label = ""
         self._done = self._total = 0
-        self._told = 0.0
 
     def begin(self, *, label: str, bytes_total: int) -> None:
-        """Start a bar, or a first line."""
-        self._label, self._done, self._total, self._told = label, 0, bytes_total, self._clock()
+        """Add a bar."""
+        self._label, self._done, self._total = label, 0, bytes_total
         if self._bars is not None:
             self._task = self._bars.add_task(escape(printable(label)), total=bytes_total)
-        else:
-            self._write(f"{printable(label)}: {spoken_bytes(bytes_total)}\n")
 
     def advance(self, n_bytes: int) -> None:
-        """Count bytes."""
+        """Count bytes; a negative number takes back bytes that were discarded."""
         with self._lock:
             self._done += n_bytes
             if self._bars is not None and self._task is not None:
                 self._bars.update(self._task, completed=self._done)
-            elif self._clock() - self._told >= PLAIN_EVERY_SECONDS:
-                self._told = self._clock()
-                self._write(f"{printable(self._label)}: {spoken_bytes(self._done)} of {spoken_bytes(self._total)}\n")
+            elif self._lines is not None:
+                self._lines(
+                    lambda: f"{printable(self._label)}: {spoken_bytes(self._done)} of {spoken_bytes(self._total)}"
+                )
 
 
 def _throughput(clips: int, audio_seconds: float, elapsed_seconds: float) -> str:
-    if elapsed_seconds <= 0 or not clips:
-        return f"{clips:,} clips"
-    return (
-        f"{clips:,} clips, {clips / elapsed_seconds:,.0f} clips/s, {audio_seconds / elapsed_seconds:,.0f} x real time"
-    )
+    speed = f", {audio_seconds / elapsed_seconds:,.0f} x" if elapsed_seconds > 0 and clips else ""
+    return f"{clips:,} clips{speed}"

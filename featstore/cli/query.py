@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from contextlib import redirect_stdout
+from shutil import get_terminal_size
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -26,19 +27,18 @@ _TEXT = 48
 @click.argument("wanted", metavar="AUDIO|KEY")
 @store_option
 @feature_set_options
-@click.option("--k", type=click.IntRange(min=1), default=10, show_default=True, help="How many clips to name.")
+@click.option("--k", type=click.IntRange(min=1), default=10, show_default=True, help="Number of clips to list.")
 @click.option(
     "--field",
     "fields",
     metavar="NAME",
     multiple=True,
-    help="Field of the clips' JSON to show, dots reach into objects; may be repeated.  [default: the first few]",
+    help="Field of the clips' JSON to show, with dots into objects; may be repeated.  [default: the first few]",
 )
 @click.option(
     "--spec",
     metavar="SPEC",
-    help="For AUDIO: how to load the encoder, where it is not built in. Its weights and source must be those of the "
-    "store.",
+    help="For AUDIO: spec of an encoder that is not built in. Its weights and source must be those of the store.",
 )
 @click.option("--device", default="auto", show_default=True, help="For AUDIO: auto, cpu, cuda or cuda:N.")
 @json_option
@@ -55,20 +55,19 @@ def query(
     device: str,
     as_json: bool,
 ) -> None:
-    """Name the cached clips nearest to an audio file or to a cached clip.
+    """List the cached clips nearest to a file or a clip.
 
-    A file is decoded, resampled, cut into windows and encoded exactly as the store's recipe says. A cached clip is
-    named by its key, with `split/` or `dataset/split/` before it where several feature sets have it; no encoder
-    is loaded.
-    Similarity is the cosine of the two windows that are closest, distance is 1 less that.
+    A file is decoded, resampled, cut into windows and encoded by the recipe of the store. A cached clip is named by its
+    key, after `split/` or `dataset/split/` if several feature sets have it; no encoder is loaded. The similarity of two
+    clips is the cosine of their two closest windows; the distance is 1 - similarity.
 
     \b
     featstore query bark.wav --store S --encoder logmel
-    featstore query scenes-fold1-00003 --store S --encoder logmel --dataset demo-scenes --field scene
+    featstore query train/clip-3 --store S --encoder logmel --field label
     """  # noqa: D301 - click takes the character itself
     from featstore import api
 
-    with redirect_stdout(sys.stderr):  # an encoder may print, but stdout is for the answer
+    with redirect_stdout(sys.stderr):  # an encoder may print, and stdout is for results
         found = api.query(
             wanted, store=store_url, encoder=encoder, dataset=dataset, split=split, k=k, spec=spec, device=device
         )
@@ -76,16 +75,16 @@ def query(
     if as_json:
         emit_json([_record(rank, hit, shown) for rank, hit in enumerate(found.hits, start=1)])
     else:
-        _tell(found, shown, several=found.sets_searched > 1)
+        _print_hits(found, shown, several=found.sets_searched > 1, all_fields=bool(fields))
 
 
 def _columns(found: Found, fields: tuple[str, ...]) -> dict[str, list[Any]]:
-    """Field -> its value for each hit; None where a clip has none.
+    """Field -> its value for each hit; None if a clip has no such field.
 
     Raises
     ------
     LabelError
-        A field was asked for that no hit has.
+        No hit has one of `fields`.
     """
     from featstore.store.clip_fields import field_of
 
@@ -107,7 +106,7 @@ def _columns(found: Found, fields: tuple[str, ...]) -> dict[str, list[Any]]:
                 values.append(None)
         if fields and found.hits and all(value is None for value in values):
             has = ", ".join(map(printable, known)) or "no plain field"
-            raise LabelError(f"none of the clips found has a field {field!r} in its JSON; they have: {has}")
+            raise LabelError(f"no clip found has a field {field!r} in its JSON; the fields are: {has}")
         columns[field] = values
     return columns
 
@@ -130,29 +129,37 @@ def _record(rank: int, hit: ClipHit, columns: dict[str, list[Any]]) -> QueryReco
     )
 
 
-def _tell(found: Found, columns: dict[str, list[Any]], *, several: bool) -> None:
-    labels = [f"{name}: {_text(value)}" for name, value in _own_labels(found, columns)]
-    said = f" ({', '.join(labels)})" if labels else ""
-    windows = f", {found.windows:,} windows" if found.windows > 1 else ""
-    say(f"Nearest to {printable(found.query)}{said}{windows}")
-    if found.hits:
-        has_windows = any(hit.start_seconds > 0 for hit in found.hits) or found.windows > 1
-        header = ["", "cosine", "distance", "clip"]
-        header += ["where"] if several else []
-        header += ["from s"] if has_windows else []
-        rows = [
-            [
-                str(rank),
-                f"{hit.similarity:.4f}",
-                f"{hit.distance:.4f}",
-                printable(hit.key),
-                *([f"{hit.dataset}/{hit.split}"] if several else []),
-                *([f"{hit.start_seconds:g}"] if has_windows else []),
-                *(_text(values[rank - 1]) for values in columns.values()),
-            ]
-            for rank, hit in enumerate(found.hits, start=1)
+def _print_hits(found: Found, columns: dict[str, list[Any]], *, several: bool, all_fields: bool) -> None:
+    """Print a table, without rich, whose import would take longer than the search.
+
+    The fields that the user did not ask for are shown as far as the terminal has columns.
+    """
+    has_windows = any(hit.start_seconds > 0 for hit in found.hits) or found.windows > 1
+    header = ["", "cosine", "clip", *(["where"] if several else []), *(["from s"] if has_windows else [])]
+    rows = [
+        [
+            str(rank),
+            f"{hit.similarity:.4f}",
+            printable(hit.key),
+            *([f"{hit.dataset}/{hit.split}"] if several else []),
+            *([f"{hit.start_seconds:g}"] if has_windows else []),
         ]
-        say(text_table([*header, *map(printable, columns)], rows))
+        for rank, hit in enumerate(found.hits, start=1)
+    ]
+    table, shown = text_table(header, rows), {}
+    for name, values in columns.items():
+        wider = [*header, printable(name)], [[*row, _text(value)] for row, value in zip(rows, values, strict=True)]
+        text = text_table(*wider)
+        if not all_fields and max(map(len, text.splitlines())) > get_terminal_size().columns:
+            continue
+        (header, rows), table, shown[name] = wider, text, values
+    windows = f", {found.windows:,} windows" if found.windows > 1 else ""
+    say(f"Nearest to {printable(found.query)}{windows}")
+    labels = [f"{name}: {_text(value)}" for name, value in _own_labels(found, shown)]
+    if labels:
+        say(f"  {', '.join(labels)}")
+    if found.hits:
+        say(table)
     say(f"  {found.clips_searched:,} clips by {found.encoder} compared in {found.seconds:.2f} s")
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from featstore.cli.options import optional_store_option, require_folder_of, say, say_json_text
+from featstore.cli.options import HomePath, note, optional_store_option, require_folder_of, say, say_json_text
 from featstore.errors import ResultsError, UsageError
 from featstore.files import write_whole
 from featstore.formatting import counted, spoken_bytes
@@ -24,75 +24,91 @@ __all__ = ["report"]
 
 
 @click.command()
+@click.argument("folders", metavar="[RESULTS]...", nargs=-1, type=HomePath(path_type=Path))
 @click.option(
     "--results",
-    "results_dir",
-    type=click.Path(path_type=Path),
-    required=True,
+    "more_folders",
+    type=HomePath(path_type=Path),
+    multiple=True,
     metavar="DIR",
-    help="Where `probe` and `retrieve` wrote their scores.",
+    help="Folder that `probe` and `retrieve` wrote scores to; may be repeated. Same as RESULTS.",
 )
 @click.option(
     "--format",
     "form",
     type=click.Choice(["table", "markdown", "csv", "json", "html"]),
-    default="table",
-    show_default=True,
-    help="html: one page that needs no other file and no network.",
+    help="html: one self-contained page.  [default: by the suffix of --out (.html, .md, .csv, .json), else table]",
 )
 @click.option(
     "--out",
     "out_path",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=HomePath(dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="Write there instead of to the terminal.",
+    help="Write to this file instead of the terminal.",
 )
 @click.option(
     "--published", is_flag=True, help="Add the published scores of X-ARES to tables of protocol xares, for reference."
 )
-@optional_store_option("With --format html: also the state of the embedding spaces that the scores were made from.")
-@click.option("--title", metavar="TEXT", default="Audio encoders", show_default=True, help="Of the page.")
+@optional_store_option("With --format html: also show the health of the embedding spaces of the scores.")
+@click.option("--title", metavar="TEXT", default="Audio encoders", show_default=True, help="Title of the page.")
 @click.option(
     "--compare",
     "pair",
     nargs=2,
     metavar="A B",
-    help="Instead: differences between two encoders, with 95 % intervals and tests on the same clips.",
+    help="Show the differences between two encoders instead, with 95 % intervals and paired tests.",
 )
 def report(
     *,
-    results_dir: Path,
-    form: Form,
+    folders: tuple[Path, ...],
+    more_folders: tuple[Path, ...],
+    form: Form | None,
     out_path: Path | None,
     published: bool,
     store_url: str | None,
     title: str,
     pair: tuple[str, str] | None,
 ) -> None:
-    """Leaderboard: tasks by encoders for each track and protocol, with weighted averages."""
-    from featstore.report import read_results
+    """Print the leaderboard of scores.
 
+    A table for each track and protocol has encoders as rows, tasks as columns, and weighted averages. RESULTS are
+    folders that `probe` and `retrieve` wrote scores to; the newest of repeated scores is shown.
+
+    \b
+    featstore report results
+    featstore report results more-results --out report.html --store S
+    featstore report results --compare logmel mfcc
+    """  # noqa: D301 - click takes the character itself
+    from featstore.report import read_results
+    from featstore.report.render import FORMAT_OF_SUFFIX
+
+    folders += more_folders
+    if not folders:
+        raise click.UsageError("Missing argument 'RESULTS': a folder that `probe --results` wrote to.")
     require_folder_of(out_path)
+    by_suffix: Form = FORMAT_OF_SUFFIX.get(out_path.suffix.lower(), "table") if out_path else "table"
+    form = form or by_suffix
     if pair and published:
-        raise UsageError("--compare and --published do not go together: published scores have no clips to pair")
+        raise UsageError("--compare and --published exclude each other: published scores have no clips to pair")
     if store_url is not None and form != "html":
-        raise UsageError("--store is for --format html: `featstore inspect --health` shows a store in a terminal")
+        raise UsageError("--store needs --format html; `featstore inspect --health` prints the health of a store")
     if form == "html" and pair:
-        raise UsageError("--compare has no page: take --format table, markdown, csv or json")
+        raise UsageError("--compare has no HTML page: use --format table, markdown, csv or json")
     if form == "html" and out_path is None and sys.stdout.isatty():
-        raise UsageError("--format html is a page for a browser: say --out FILE for where to write it")
-    results = read_results(results_dir)
+        raise UsageError("--format html writes a page for a browser: give --out FILE")
+    results = read_results(*folders)
     if not results.scores and len(results.failures) == 1:
         raise results.failures[0]
     for failure in results.failures:
         say(f"featstore: {failure}", err=True)
     if results.unsealed:
         n_unsealed, first = counted(len(results.unsealed), "file"), results.unsealed[0]
-        say(f"featstore: {n_unsealed} without a seal, whose values nothing guards, the first is {first}", err=True)
+        say(f"featstore: {n_unsealed} without a seal, so changes cannot be detected; the first is {first}", err=True)
     if results.scores:
         _report(results.scores, form, out_path, published=published, store_url=store_url, title=title, pair=pair)
     if results.failures:
-        raise ResultsError(f"{counted(len(results.failures), 'file')} of results skipped in {results_dir}")
+        where = ", ".join(map(str, folders))
+        raise ResultsError(f"skipped {counted(len(results.failures), 'damaged file')} in {where}")
 
 
 def _report(
@@ -105,7 +121,7 @@ def _report(
     title: str,
     pair: tuple[str, str] | None,
 ) -> None:
-    """Write what was asked for."""
+    """Write a comparison, or the leaderboard."""
     from featstore.report import build, grid, published_scores
     from featstore.report.render import render
 
@@ -114,8 +130,7 @@ def _report(
         return
     protocol = published_scores().protocol
     if published and form != "html" and not any(score.protocol == protocol for score in scores):
-        nothing = f"nothing here was scored with --protocol {protocol}, so --published adds nothing"
-        say(f"featstore: {nothing}", err=True)
+        say(f"featstore: no score has --protocol {protocol}, so --published adds nothing", err=True)
         published = False
     if form == "table":
         board = build(scores, published=published_scores() if published else None)
@@ -130,7 +145,7 @@ def _report(
 
 
 def _comparison(scores: tuple[ScoreRecord, ...], pair: tuple[str, str], form: Form) -> tuple[str, tuple[Grid, ...]]:
-    """Text, or the tables to paint."""
+    """A comparison as text, or as tables for the terminal."""
     from featstore.report import compare, comparison_grids, comparison_to_csv, comparison_to_json, grids_to_markdown
 
     found = compare(scores, *pair)
@@ -151,9 +166,9 @@ def _write(text: str, grids: tuple[Grid, ...], out_path: Path | None, form: Form
             show(painted(grids), stream=drawn)
             text += drawn.getvalue()
         write_whole(out_path, text)
-        say(f"{out_path}: {spoken_bytes(out_path.stat().st_size)}", err=True)
+        note(f"{out_path}: {spoken_bytes(out_path.stat().st_size)}", err=True)
     elif grids:
         show(painted(grids))
     elif text:
-        tell = say_json_text if form == "json" else say
-        tell(text.rstrip("\n"))
+        write = say_json_text if form == "json" else say
+        write(text.rstrip("\n"))

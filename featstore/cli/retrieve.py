@@ -10,6 +10,7 @@ import click
 from featstore.cli.evaluate import print_scores
 from featstore.cli.options import (
     encoder_names,
+    is_quiet,
     jobs_option,
     json_option,
     parse_numbers,
@@ -27,8 +28,13 @@ if TYPE_CHECKING:
 __all__ = ["retrieve"]
 
 
-def _print_line(line: str) -> None:  # also in the processes of --jobs
+def _print_line(line: str) -> None:
+    """Print a line about a skipped task or an index; a module-level function, which --jobs can pickle."""
     say(f"featstore: {line}", err=True)
+
+
+def _ignore(_: str) -> None:
+    """Print nothing."""
 
 
 @click.command()
@@ -41,16 +47,16 @@ def _print_line(line: str) -> None:  # also in the processes of --jobs
     "ks",
     callback=parse_numbers,
     metavar="N,N",
-    help="Neighbours that vote; one search answers several. The score is that of the task's own number where it is "
-    "among them, else of the first.  [default: the task's, 10]",
+    help="Number of neighbours; several share one search. The score is for the task's own number if it is among them, "
+    "else for the first.  [default: the task's, 10]",
 )
 @click.option(
     "--index",
     type=click.Choice(["flat", "hnsw", "ivf", "ivfpq"]),
     default="flat",
     show_default=True,
-    help="FAISS index: flat is exact; of the others the recall against it is measured and printed. ivf and ivfpq of "
-    "100,000 windows or more are made once and kept beside the store, in STORE.index.",
+    help="FAISS index. flat is exact; for the others the recall against flat is printed. ivf and ivfpq of 100,000 "
+    "windows or more are cached in STORE.index.",
 )
 @shots_option
 @jobs_option
@@ -69,7 +75,10 @@ def retrieve(
     results_dir: Path | None,
     as_json: bool,
 ) -> None:
-    """Track B: let the nearest cached neighbours of each test clip vote on its label. Nothing is trained."""
+    """Track B: score k nearest neighbours.
+
+    Reads the cached embeddings of each task and encoder; nothing is trained.
+    """
     from featstore import api
     from featstore.cli.progress import scoring
 
@@ -85,6 +94,6 @@ def retrieve(
             jobs=jobs,
             results=results_dir,
             progress=progress,
-            notify=_print_line,
+            notify=_ignore if is_quiet() else _print_line,
         )
     print_scores(scores, as_json=as_json)

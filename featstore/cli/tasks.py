@@ -15,32 +15,32 @@ if TYPE_CHECKING:
 
 __all__ = ["tasks"]
 
-_MOST = 200
+_MAX_LETTERS = 200
 
 
 @click.command()
 @click.argument("name", metavar="[TASK]", required=False, shell_complete=complete_tasks)
-@optional_store_option("Also tell which encoders have each task cached there.")
+@optional_store_option("Also list the encoders that have each task in this store.")
 @json_option
 def tasks(*, name: str | None, store_url: str | None, as_json: bool) -> None:
-    """List the tasks that come with featstore, by domain, or show one."""
+    """List the built-in tasks by domain, or show one task."""
     from featstore.cli.tables import plain_table, show
     from featstore.tasks import builtin_tasks, find_task
 
     found = [find_task(name)] if name else list(builtin_tasks())
     cached = _cached(store_url, found) if store_url else {}
     if as_json:
-        told = [
+        records = [
             {**task.model_dump(mode="json", exclude_none=True), **({"cached": cached[task.name]} if cached else {})}
             for task in found
         ]
-        say_json(told)
+        say_json(records)
         return
     if name:
         [task] = found
         rows = [(key, value) for key, value in _flat(task.model_dump(mode="json", exclude_none=True))]
         if cached:
-            rows.append(("cached", ", ".join(cached[task.name]) or "by no encoder"))
+            rows.append(("cached", ", ".join(cached[task.name]) or "no encoder"))
         show(plain_table(["field", "value"], rows, title=task.title))
         return
     header = ["task", "title", "domain", "kind", "metric", "splits", "weight", "private"]
@@ -65,7 +65,7 @@ def tasks(*, name: str | None, store_url: str | None, as_json: bool) -> None:
 
 
 def _cached(store_url: str, tasks: Sequence[Manifest]) -> dict[str, list[str]]:
-    """By task, the encoders that have all of its feature sets."""
+    """Task -> the encoders that have all of its feature sets."""
     from featstore.evaluation.runner import encoders_with
     from featstore.store import open_store
 
@@ -77,7 +77,7 @@ def _flat(value: object, prefix: str = "") -> list[tuple[str, str]]:
     if isinstance(value, dict):
         return [row for key, inner in value.items() for row in _flat(inner, f"{prefix}.{key}" if prefix else str(key))]
     if isinstance(value, list):
-        text, how_many = ", ".join(map(str, value)), f" ({len(value):,} in all)"
+        text, how_many = ", ".join(map(str, value)), f" ({len(value):,} values)"
     else:
         text, how_many = str(value), ""
-    return [(prefix, text if len(text) <= _MOST else f"{text[:_MOST]}...{how_many}")]
+    return [(prefix, text if len(text) <= _MAX_LETTERS else f"{text[:_MAX_LETTERS]}...{how_many}")]

@@ -1,4 +1,4 @@
-"""Labelled audio made from nothing, and the way from there to a leaderboard: no download, no GPU, no weights."""
+"""Synthesised labelled audio, and the demo from audio to leaderboard: no download, no GPU, no weights."""
 
 from featstore.demo.run import DemoOutcome, run_demo
 from featstore.demo.shards import (

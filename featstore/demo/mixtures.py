@@ -1,4 +1,4 @@
-"""Mixtures: none to four events of ten kinds, each with its onset and offset, over the noise of a room."""
+"""Mixtures: zero to four events of ten kinds, each with onset and offset, over room noise."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from featstore.demo.sounds import (
 )
 
 EventSound = Callable[[int, np.random.Generator], Wave]
-"""(samples, rng) -> one event that fills that length."""
+"""(samples, rng) -> one event of that length."""
 
 __all__ = ["EVENTS", "Event", "Mixture", "mix"]
 
@@ -52,7 +52,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mixture:
-    """A recorded mixture and what is known about it. `events` are in order of onset."""
+    """A mixture and its labels. `events` are in order of onset."""
 
     wave: Wave
     events: tuple[Event, ...]

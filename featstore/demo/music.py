@@ -48,7 +48,7 @@ __all__ = ["INSTRUMENTS", "Phrase", "play"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Phrase:
-    """A recorded phrase and what is known about it."""
+    """A phrase and its labels."""
 
     wave: Wave
     pitches_hz: tuple[float, ...]
@@ -75,7 +75,7 @@ def play(instrument: str, *seed: int) -> Phrase:
 
 
 def _melody(rng: np.random.Generator, n_notes: int) -> tuple[float, ...]:
-    """Pitches of a phrase: one from E3 to C5, the next ones within a sixth of it, all a little out of tune."""
+    """Pitches of a phrase: the first from E3 to C5, the others within a sixth of it, all slightly detuned."""
     semitones = rng.integers(-9, 10, n_notes) + rng.normal(0.0, 0.15, n_notes)
     semitones[0] = 0.0
     return tuple(float(round(pitch, 2)) for pitch in log_uniform(rng, 165.0, 523.0) * np.exp2(semitones / 12))
@@ -137,7 +137,7 @@ def _harpsichord(n: int, pitch: float, rng: np.random.Generator) -> Wave:
 
 
 def _piano(n: int, pitch: float, rng: np.random.Generator) -> Wave:
-    # Three strings a little apart beat; the bright ones die first.
+    # Three slightly detuned strings beat; high harmonics decay first.
     wave = np.zeros(n, dtype=np.float32)
     for detune_cents in rng.uniform(-3, 3, 2):
         phase = phase_of(np.full(n, pitch * np.exp2(detune_cents / 1200)))

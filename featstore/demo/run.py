@@ -1,10 +1,8 @@
-"""The demo: make shards, extract them with two encoders, probe, retrieve, and set up the leaderboard."""
+"""The demo: synthesise shards, extract them with two encoders, probe, retrieve, and build the leaderboard."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +10,7 @@ from typing import TYPE_CHECKING
 from featstore import api
 from featstore.demo.shards import COLLECTIONS, Collection, make_shards
 from featstore.errors import UsageError
+from featstore.evaluation.scores import Stopwatch
 from featstore.files import write_whole
 from featstore.formatting import counted, lasting, spoken_bytes
 from featstore.records import ExtractRecord, ScoreRecord
@@ -33,9 +32,9 @@ SHOTS = (1, 5, 10)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DemoOutcome:
-    """Everything the demo made. ``seconds`` is wall time by stage: synthesise, extract, probe, retrieve, report.
+    """The outputs of the demo. ``seconds`` is wall time by stage: synthesise, extract, probe, retrieve, report.
 
-    ``report_path`` is an HTML page, or Markdown where what writes pages is not installed.
+    ``report_path`` is an HTML page, or Markdown if the libraries of the page are not installed.
     """
 
     data_dir: Path
@@ -56,32 +55,32 @@ def run_demo(
     say: Callable[[str], None],
     progress: Progress | None = None,
 ) -> DemoOutcome:
-    """Go the whole way once, in `directory`; a second run finds its shards and its embeddings there.
+    """Run all stages in `directory`; a second run reuses its shards and embeddings.
 
     Parameters
     ----------
     directory : Path
-        Gets ``data/``, ``embeddings.zarr``, ``results/`` and ``report.html``.
+        Output folder of ``data/``, ``embeddings.zarr``, ``results/`` and ``report.html``.
     encoders : sequence of str
         Encoder specs.
     collections : sequence of Collection
-        What is made; a dataset's task has its name.
+        Datasets to synthesise; the task of a dataset has its name.
     say : callable
-        Takes one line at a time for whoever watches.
+        Takes a status line.
     """
     data_dir, store_path, results_dir = directory / "data", directory / "embeddings.zarr", directory / "results"
     tasks = [find_task(collection.dataset) for collection in collections]
-    stopwatch = _Stopwatch()
+    stopwatch = Stopwatch()
 
-    with stopwatch.stage("synthesise"):
+    with stopwatch("synthesise"):
         shards = make_shards(data_dir, collections=collections)
     say(
-        f"audio: {shards.made} shards made, {shards.reused} reused "
+        f"audio: {shards.made} shards synthesised, {shards.reused} reused "
         f"({counted(shards.clips, 'clip')}, {lasting(shards.audio_seconds)}, {spoken_bytes(shards.bytes_written)} "
         f"in {stopwatch.seconds['synthesise']:.1f} s)"
     )
 
-    with stopwatch.stage("extract"):
+    with stopwatch("extract"):
         extracts = api.extract(tasks, encoder=list(encoders), data=data_dir, store=store_path, progress=progress)
         extracts.raise_failures()
     done, reused = (sum(getattr(record, name) for record in extracts) for name in ("shards_done", "shards_reused"))
@@ -91,11 +90,11 @@ def run_demo(
 
     store = open_store(str(store_path))
     names = list(dict.fromkeys(record.encoder for record in extracts))
-    with stopwatch.stage("probe"):
+    with stopwatch("probe"):
         probed = api.probe(tasks, store=store, encoder=names)
     say(f"track A: {len(probed)} linear probes trained ({stopwatch.seconds['probe']:.1f} s)")
 
-    with stopwatch.stage("retrieve"):
+    with stopwatch("retrieve"):
         searched = [task for task in tasks if task.retrieve.enabled]
         retrieved = api.retrieve(searched, store=store, encoder=names, k=KS, shots=SHOTS) if searched else api.Scores()
     say(
@@ -106,7 +105,7 @@ def run_demo(
     scores = probed + retrieved
     scores.save(results_dir)
     scores.raise_failures()
-    with stopwatch.stage("report"):
+    with stopwatch("report"):
         report_path = _write_report(directory, store, scores, say=say)
     return DemoOutcome(
         data_dir=data_dir,
@@ -121,7 +120,7 @@ def run_demo(
 
 
 def _write_report(directory: Path, store: Store, scores: Sequence[ScoreRecord], *, say: Callable[[str], None]) -> Path:
-    """Write the page; where what it takes is not installed, say so and write the leaderboard as Markdown."""
+    """Write the page; if its libraries are not installed, report that and write the leaderboard as Markdown."""
     try:
         path, text = directory / "report.html", render_page(scores, health=spaces_of(store, scores), title="The demo")
     except UsageError as missing:
@@ -129,16 +128,3 @@ def _write_report(directory: Path, store: Store, scores: Sequence[ScoreRecord], 
         path, text = directory / "report.md", to_markdown(build(scores))
     write_whole(path, text)
     return path
-
-
-class _Stopwatch:
-    """Wall seconds by stage."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        began = time.perf_counter()
-        yield
-        self.seconds[name] = time.perf_counter() - began

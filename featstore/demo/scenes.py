@@ -1,4 +1,4 @@
-"""Eight synthetic scenes of five seconds: a texture of one kind, with a fainter one of another kind behind it."""
+"""Eight synthetic scenes of five seconds: a texture of one kind over a quieter one of another kind."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ __all__ = ["SCENES", "SCENE_SECONDS", "Scene", "record_scene"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scene:
-    """A recorded scene and what is known about it."""
+    """A scene and its labels."""
 
     wave: Wave
     behind: str
@@ -58,7 +58,7 @@ def record_scene(scene: str, *seed: int) -> Scene:
     dry = unit_power(SCENES[scene](n, rng))
     dry += np.float32(from_db(behind_db)) * np.tile(
         unit_power(SCENES[behind](n // 2, rng)), 2
-    )  # half of it, twice: cheaper
+    )  # half of the length, repeated: faster
     wave = record(dry, rng, snr_db=float(rng.uniform(20, 45)), equaliser_db=3.0, peak_db=peak_db)
     return Scene(wave=wave, behind=behind, behind_db=behind_db, peak_db=peak_db)
 

@@ -37,12 +37,12 @@ __all__ = [
 
 
 SYNTHESIS_VERSION = 1
-"""Raised with every change of what is heard, so that the shards of an older demo are made again."""
+"""Increased with every change of the audio, so that shards of an older demo are synthesised again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """One clip: float32 ``(samples,)`` within -1 to 1, and the JSON that goes with it."""
+    """One clip: float32 ``(samples,)`` within -1 to 1, and its JSON."""
 
     key: str
     waveform: NDArray[np.float32]
@@ -52,16 +52,16 @@ class Sample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Collection:
-    """A dataset before it is made.
+    """A dataset to synthesise.
 
     Attributes
     ----------
     dataset : str
-        One of the demo's datasets: what its clips are.
+        One of the datasets of the demo.
     clips : mapping
         Split or fold -> number of clips.
     shards : mapping
-        Split or fold -> number of shards its clips are spread over.
+        Split or fold -> number of shards.
     """
 
     dataset: str
@@ -81,7 +81,7 @@ class Collection:
 
 
 def synthesise(dataset: str, split: str, index: int) -> Sample:
-    """Make one clip. It depends on nothing but its place.
+    """Synthesise one clip, a function of its dataset, split and index only.
 
     >>> sample = synthesise("demo-scenes", "fold1", 3)
     >>> sample.key, sample.waveform.shape, sample.sample_rate_hz
@@ -136,7 +136,7 @@ def _mixture(split: str, index: int, seed: tuple[int, ...]) -> tuple[NDArray[np.
 
 
 def _balanced(names: tuple[str, ...], split: str, index: int) -> str:
-    """Name the class of a clip: each run of `len(names)` clips holds every class once, in an order of its own."""
+    """Class of a clip: each block of `len(names)` clips has every class once, in random order."""
     block, place = divmod(index, len(names))
     return names[int(generator(len(names), *split.encode(), block).permutation(len(names))[place])]
 
@@ -162,16 +162,16 @@ COLLECTIONS: tuple[Collection, ...] = (
         shards={"train": 2, "valid": 1, "test": 1},
     ),
 )
-"""What `featstore demo` makes. Numbers of instrument and scene clips are multiples of their classes."""
+"""The datasets of `featstore demo`. Numbers of instrument and scene clips are multiples of their classes."""
 
 
 MARKER_NAME = "synthesis.json"
-MAX_THREADS = 8  # more of them wait for one another: a clip is many short steps of numpy
+MAX_THREADS = 8  # more threads contend: a clip is many short steps of numpy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardPlan:
-    """One shard to be: clips ``first`` to ``last`` (excluded) of a split, in the file ``name``."""
+    """One shard to write: clips ``first`` to ``last`` (exclusive) of a split, in the file ``name``."""
 
     dataset: str
     split: str
@@ -182,7 +182,7 @@ class ShardPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MadeShards:
-    """What `make_shards` did. Sizes and seconds of audio are those of the shards it made, not of those it found."""
+    """The result of `make_shards`. Sizes and seconds of audio are of the new shards, not of the reused ones."""
 
     made: int
     reused: int
@@ -192,7 +192,7 @@ class MadeShards:
 
 
 def plan_shards(collection: Collection) -> tuple[ShardPlan, ...]:
-    """Spread a collection's clips over its shards, every clip once and evenly.
+    """Distribute the clips of a collection evenly over its shards.
 
     >>> from featstore.demo.shards import Collection
     >>> tiny = Collection(dataset="demo-scenes", clips={"fold1": 5}, shards={"fold1": 2})
@@ -213,17 +213,17 @@ def plan_shards(collection: Collection) -> tuple[ShardPlan, ...]:
 
 
 def make_shards(data_dir: str | os.PathLike[str], *, collections: Sequence[Collection] = COLLECTIONS) -> MadeShards:
-    """Make the shards of `collections` under ``data_dir/<dataset>/``, but for those that are there.
+    """Write the shards of `collections` under ``data_dir/<dataset>/``, except those that exist.
 
-    A shard appears in one step, so one that exists is whole. Beside the shards lies a marker of the synthesis and of
-    the collection that made them; where it says something else than would be made now, they are all made again.
+    A shard is renamed into place when it is complete. A marker beside the shards records the version of the synthesis
+    and the collection; if it differs, all shards are written again.
     """
     data_dir = Path(data_dir)
     plans = [plan for collection in collections for plan in plan_shards(collection)]
     for collection in collections:
         _forget_other_synthesis(data_dir / collection.dataset, collection)
     missing = [plan for plan in plans if not (data_dir / plan.dataset / plan.name).exists()]
-    missing.sort(key=lambda plan: plan.first - plan.last)  # the longest first, so that the threads end together
+    missing.sort(key=lambda plan: plan.first - plan.last)  # the longest first, so that threads finish together
     with ThreadPoolExecutor(max_workers=min(MAX_THREADS, os.cpu_count() or 1)) as pool:
         audio_seconds = sum(pool.map(lambda plan: _make_shard(data_dir / plan.dataset / plan.name, plan), missing))
     return MadeShards(
@@ -236,7 +236,7 @@ def make_shards(data_dir: str | os.PathLike[str], *, collections: Sequence[Colle
 
 
 def _forget_other_synthesis(folder: Path, collection: Collection) -> None:
-    """Remove shards of another synthesis, then say which one makes them now: in this order a kill does no harm."""
+    """Remove shards of another synthesis, then write the marker: in this order a kill is harmless."""
     marker = folder / MARKER_NAME
     made_by = canonical_json(
         {"synthesis_version": SYNTHESIS_VERSION, "clips": dict(collection.clips), "shards": dict(collection.shards)}

@@ -17,7 +17,7 @@ Gain = Callable[[Wave], Wave]
 
 
 def generator(*seed: int) -> np.random.Generator:
-    """Make a generator that depends on the numbers of its seed alone: the algorithm is named, never a default."""
+    """A generator that depends on its seed only: the algorithm is explicit, not the default of NumPy."""
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed)))
 
 
@@ -42,7 +42,7 @@ def seconds_of(n: int) -> Wave:
 
 
 def fast_length(n: int) -> int:
-    """Return the longest length up to `n` that an FFT is quick at: even, and a product of 2, 3 and 5 alone.
+    """The longest length up to `n` with a fast FFT: even, and a product of powers of 2, 3 and 5.
 
     >>> fast_length(16_001), fast_length(4_001)
     (16000, 4000)
@@ -56,7 +56,7 @@ _FAST_LENGTHS = np.array(
 
 
 def add_at(mix: Wave, part: Wave, start: int) -> None:
-    """Add `part` to `mix` from sample `start` on, in place; what would lie past the end is dropped."""
+    """Add `part` to `mix` from sample `start` on, in place; samples past the end are dropped."""
     n = min(len(part), len(mix) - start)
     if n > 0:
         mix[start : start + n] += part[:n]
@@ -71,13 +71,13 @@ def shaped_noise(n: int, rng: np.random.Generator, gain: Gain) -> Wave:
 
 
 def _noise_spectrum(n_bins: int, rng: np.random.Generator, gain: Gain) -> NDArray[np.complex64]:
-    # Uniform coefficients are cheaper than normal ones, and a sum of thousands of them is normal all the same.
+    # Uniform coefficients are faster than normal ones, and a sum of thousands of them is close to normal.
     spectrum = (rng.random(2 * n_bins, dtype=np.float32) - np.float32(0.5)).view(np.complex64)
     return spectrum * gain(_bins_hz(n_bins))
 
 
 def _magnitude(spectrum: NDArray[np.complexfloating]) -> float:
-    # numpy's own sum, not BLAS's: its order of addition does not depend on the machine
+    # the sum of NumPy, not of BLAS: its order of addition does not depend on the machine
     return float(np.sqrt(np.sum(np.square(spectrum.real) + np.square(spectrum.imag))))
 
 
@@ -99,7 +99,7 @@ def unit_power(wave: NDArray[np.floating]) -> Wave:
 
 
 def resonances(centres_hz: Sequence[float], widths_hz: Sequence[float], *, floor: float = 0.02) -> Gain:
-    """Gain of a row of resonances (formants, a body, a can), each one falling off as a second-order peak."""
+    """Gain of several resonances (formants, a body, a can), each a second-order peak."""
 
     def gain(hz: Wave) -> Wave:
         total = np.full_like(hz, floor)
@@ -111,7 +111,7 @@ def resonances(centres_hz: Sequence[float], widths_hz: Sequence[float], *, floor
 
 
 def tilt(db_per_octave: float, *, corner_hz: float = 200.0) -> Gain:
-    """Gain that is flat up to a corner and changes by so many decibels per octave above it."""
+    """Gain that is flat up to a corner frequency and has a slope in decibels per octave above it."""
 
     def gain(hz: Wave) -> Wave:
         nepers = np.log(np.maximum(hz / np.float32(corner_hz), np.float32(1.0)))
@@ -153,7 +153,7 @@ def phase_of(frequency_hz: NDArray[np.floating]) -> NDArray[np.float64]:
 
 
 def vibrato(n: int, frequency_hz: float, rng: np.random.Generator, *, cents: float, rate_hz: float) -> Wave:
-    """Frequency of each sample around a mean, swinging by so many cents."""
+    """Frequency of each sample: a mean with a vibrato of a depth in cents."""
     swing = np.sin(2 * np.pi * (rate_hz * seconds_of(n) + np.float32(rng.uniform())))
     return as_wave(frequency_hz * np.exp2((cents / 1200.0) * swing))
 
@@ -173,7 +173,7 @@ def from_table(table: Wave, phase: NDArray[np.float64]) -> Wave:
 
 
 def harmonics(count: int, *, db_per_octave: float, even_db: float = 0.0) -> NDArray[np.float64]:
-    """Levels of a harmonic series that falls by so many decibels per octave; its even ones may be weaker."""
+    """Levels of a harmonic series with a slope in decibels per octave; even harmonics may be weaker."""
     number = np.arange(1, count + 1)
     levels = np.power(number, db_per_octave / 6.0206)
     return np.where(number % 2 == 0, levels * from_db(even_db), levels)
@@ -212,7 +212,7 @@ def plucked(n: int, frequency_hz: float, rng: np.random.Generator, *, brightness
 
 
 def swell(n: int, *, attack_seconds: float, release_seconds: float) -> Wave:
-    """Envelope of a sound that is held: up in a straight line, steady, and down again."""
+    """Envelope of a sustained sound: linear attack, sustain and linear release."""
     t = seconds_of(n)
     up = t / np.float32(max(attack_seconds, 1e-3))
     down = (t[-1] - t) / np.float32(max(release_seconds, 1e-3))
@@ -220,13 +220,13 @@ def swell(n: int, *, attack_seconds: float, release_seconds: float) -> Wave:
 
 
 def decay(n: int, *, seconds: float, attack_seconds: float = 0.002) -> Wave:
-    """Envelope of a sound that is struck: it falls by 60 dB in so many seconds."""
+    """Envelope of a struck sound: an exponential decay, by 60 dB in a time in seconds."""
     t = seconds_of(n)
     return as_wave(np.exp(t * np.float32(-6.908 / seconds)) * np.minimum(1.0, t / np.float32(attack_seconds)))
 
 
 def slow_curve(n: int, rng: np.random.Generator, *, rate_hz: float) -> Wave:
-    """Draw a smooth random curve in 0 to 1 that takes a new direction about `rate_hz` times a second."""
+    """Draw a smooth random curve in 0 to 1 that changes direction about `rate_hz` times per second."""
     n_nodes = max(2, int(n / SAMPLE_RATE_HZ * rate_hz) + 2)
     nodes = rng.uniform(0.0, 1.0, n_nodes)
     return np.interp(np.linspace(0.0, n_nodes - 1.0, n), np.arange(n_nodes), nodes).astype(np.float32)
@@ -273,13 +273,13 @@ VOWELS_HZ = (
 
 
 def random_vowel(rng: np.random.Generator, *, throat: float) -> tuple[float, float, float]:
-    """Formants in hertz of one of the vowels, in a throat that is so many times shorter than a man's."""
+    """Formants in hertz of one of the vowels, in a vocal tract that is shorter than a man's by a factor."""
     first, second, third = VOWELS_HZ[int(rng.integers(len(VOWELS_HZ)))]
     return first * throat, second * throat, third * throat
 
 
 def syllables(n: int, rng: np.random.Generator) -> Wave:
-    """One talker for `n` samples: about four syllables a second, some begun by a burst of noise."""
+    """One talker for `n` samples: about four syllables per second, some with a burst of noise at their onset."""
     wave = np.zeros(n, dtype=np.float32)
     pitch_hz, throat, rate_hz = log_uniform(rng, 85, 260), rng.uniform(0.95, 1.25), rng.uniform(3, 5.5)
     glottis = harmonic_table(harmonics(60, db_per_octave=-9), pitch_hz, rng)

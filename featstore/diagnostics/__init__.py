@@ -1,4 +1,4 @@
-"""Health of an embedding space: how it is spread, what of it is dead, and what its splits share."""
+"""Health of an embedding space: its spread, dead dimensions, and near-duplicates across splits."""
 
 from featstore.diagnostics.health import Health, examine_health, health_notes
 from featstore.diagnostics.measures import Separability, SpaceHealth, space_health

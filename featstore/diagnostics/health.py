@@ -1,4 +1,4 @@
-"""Health of the feature sets of a store: each by itself, and what the splits of one dataset share."""
+"""Health of the feature sets of a store: of each set, and near-duplicates across the splits of a dataset."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["MAX_ROWS", "Health", "examine_health", "health_notes"]
 
 MAX_ROWS = 20_000
-"""Windows of a feature set that are measured; of more, a draw that repeats."""
+"""Number of windows of a feature set that are measured; larger sets are subsampled with a fixed seed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,9 +29,9 @@ class Health:
     Attributes
     ----------
     windows : int
-        All of its windows; ``space.rows`` of them were measured.
+        Number of windows; ``space.rows`` of them were measured.
     overlap : Overlap or None
-        With the other splits of its dataset by the same encoder; None where it has no other.
+        Near-duplicates in the other splits of its dataset, for the same encoder; None if there is no other split.
     """
 
     path: str
@@ -44,7 +44,7 @@ class Health:
     overlap: Overlap | None
 
     def as_json(self) -> dict[str, Any]:
-        """Plain JSON."""
+        """Return plain JSON."""
         return asdict(self)
 
 
@@ -64,28 +64,28 @@ def examine_health(
     near_cosine: float = NEAR_COSINE,
     max_rows: int = MAX_ROWS,
 ) -> tuple[Health, ...]:
-    """Examine feature sets, each by itself and against the others of its dataset and encoder.
+    """Measure feature sets, and compare each with the other splits of its dataset and encoder.
 
-    Time and memory are bounded: of a set of more than `max_rows` windows a draw is measured, which is the same each
-    time; ten nearest neighbours are taken among 5,000 of them.
+    Time and memory are bounded: sets of more than `max_rows` windows are subsampled with a fixed seed, and the ten
+    nearest neighbours are searched among 5,000 of them.
 
     Parameters
     ----------
     feature_sets : iterable of FeatureSet
         ``store.feature_sets()``, or some of them.
     among : iterable of FeatureSet, optional
-        Where near-duplicates are looked for: `feature_sets` themselves, where it is not given.
+        Feature sets that are searched for near-duplicates; default: `feature_sets`.
     label : str, optional
-        Field of the clips' JSON that holds the class, with dots into objects: for the separability of classes.
+        Dotted path of the class in the clips' JSON, to measure the separability of classes.
     near_cosine : float
-        From where on two windows of different splits count as near-duplicates.
+        Minimum cosine of near-duplicates.
     max_rows : int
         At least 2.
 
     Raises
     ------
     LabelError
-        A clip's JSON has no such field, or it holds more than one value.
+        A clip's JSON has no such field, or several values in it.
     """
     chosen = tuple(feature_sets)
     siblings = chosen if among is None else tuple(among)
@@ -117,7 +117,7 @@ def _place(fs: FeatureSet) -> tuple[str, str]:
 
 
 def health_notes(found: Iterable[Health], *, told_label: bool) -> tuple[str, ...]:
-    """What the figures mean, in lines under a table."""
+    """Return the lines under a table of health that explain its columns."""
     everything = tuple(found)
     notes = [
         "norm: the median; rank: directions that the vectors vary in (effective rank, Roy and Vetterli 2007)",
@@ -126,7 +126,7 @@ def health_notes(found: Iterable[Health], *, told_label: bool) -> tuple[str, ...
         "orphans never are",
     ]
     if told_label:
-        notes.append("separable: vectors nearest to the mean of their own class, left out of it themselves")
+        notes.append("separable: vectors whose nearest class mean, computed without the vector, is that of their class")
     cosines = sorted({each.overlap.cosine for each in everything if each.overlap is not None})
     if cosines:
         shown = ", ".join(f"{cosine:g}" for cosine in cosines)
@@ -135,12 +135,12 @@ def health_notes(found: Iterable[Health], *, told_label: bool) -> tuple[str, ...
         )
     drawn = [each.space.rows for each in everything if each.space.rows < each.windows]
     if drawn:
-        notes.append(f"of a larger set {max(drawn):,} windows are measured, a draw that is the same each time")
+        notes.append(f"sets of more than {max(drawn):,} windows are subsampled with a fixed seed")
     return tuple(notes)
 
 
 def _measured(fs: FeatureSet, max_rows: int) -> _Rows:
-    """Read the vectors that are measured, a block of them at a time."""
+    """Read the measured vectors in blocks."""
     n = len(fs)
     rows = np.arange(n)
     if n > max_rows:
@@ -154,7 +154,7 @@ def _measured(fs: FeatureSet, max_rows: int) -> _Rows:
 
 
 def _codes(group: Sequence[FeatureSet], label: str) -> Mapping[str, NDArray[np.int64]]:
-    """Class of each window by split; one code means one class in all of them."""
+    """Class index of each window by split; the indices are the same in all splits."""
     values = {each.split: each.xy(label)[1] for each in group}
     for each in group:
         if values[each.split].ndim != 1:
@@ -181,7 +181,7 @@ def _overlap(
 
 
 def _finite(fs: FeatureSet, measured: Mapping[str, _Rows]) -> tuple[NDArray[np.float32], list[str]]:
-    """Finite vectors with the clip of each."""
+    """Return the finite vectors and the clip of each."""
     of = measured[fs.split]
     finite = np.isfinite(of.X).all(axis=1)
     clips = fs.clip_key[fs.clip[of.rows[finite]]]

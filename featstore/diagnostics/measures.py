@@ -1,4 +1,4 @@
-"""Measures of one embedding space. Pure NumPy."""
+"""Measures of an embedding space, in NumPy."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = [
 NEIGHBOURS = 10
 MAX_NEIGHBOUR_ROWS = 5_000
 MAX_BLOCK_CELLS = 2**22
-TIE = 1e-6  # of cosines in float32
+TIE = 1e-6  # tolerance of float32 cosines
 DEAD_SHARE = 1e-6
 DUPLICATE_CORRELATION = 0.9999
 MAX_DUPLICATES_NAMED = 100
@@ -31,18 +31,18 @@ MAX_DUPLICATES_NAMED = 100
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hubness:
-    """How unevenly rows are neighbours of others.
+    """Hubness: how unevenly rows occur among the nearest neighbours of other rows.
 
     Attributes
     ----------
     skewness : float
-        Of the number of times that a row is among the ten nearest of another; 0 where all are alike.
+        Skewness of the number of times that a row is among the ten nearest of another; 0 if all rows are equal.
     largest : int
-        The greatest such number.
+        The largest such number.
     orphans : float
-        Share of rows that are no row's neighbour, or have less than half of a place that they share with equals.
+        Share of rows with fewer than half an occurrence. Rows with equal similarity share their occurrences.
     rows : int
-        How many rows were compared.
+        Number of rows that were compared.
     """
 
     skewness: float
@@ -53,16 +53,16 @@ class Hubness:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Separability:
-    """How far classes stand apart.
+    """Separation of the classes.
 
     Attributes
     ----------
     between : float
         Share of the variance that is between classes, 0 to 1.
     centroid_accuracy : float
-        Share of rows that are nearest to the mean of their own class, which is taken without the row itself.
+        Share of rows that are nearest to the mean of their own class, which is computed without the row itself.
     largest_class : float
-        Share of rows in the largest class: what a constant answer would have right.
+        Share of rows in the largest class: the accuracy of a constant prediction.
     classes : int
     """
 
@@ -74,26 +74,26 @@ class Separability:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpaceHealth:
-    """State of one embedding space.
+    """Health of one embedding space.
 
     Attributes
     ----------
     rows, dim : int
-        Of what was measured.
+        Shape of the measured array.
     not_finite : int
-        Rows with a NaN or an infinity; they are left out of everything else.
-    norm_median, norm_spread : float
-        Of Euclidean norms: the median, and the distance of the quartiles as a share of it.
+        Rows with NaN or infinity; they are excluded from all other measures.
+    norm_median, norm_spread : float or None
+        Median of the Euclidean norms, and their interquartile range divided by it.
     effective_rank, anisotropy : float or None
-        None where fewer than two rows, or no variation, are there.
+        None if there are fewer than two rows or no variation.
     dead_dimensions : tuple of int
     duplicate_dimensions : tuple of (int, int)
-        A dimension and the earlier one that it repeats, of many the first hundred.
+        A dimension and the earlier one that it duplicates; at most 100.
     n_duplicate_dimensions : int
     hubness : Hubness or None
-        None where fewer rows are there than a search for neighbours takes.
+        None if there are too few rows for a neighbour search.
     separability : Separability or None
-        None without labels, or where a class is alone.
+        None without labels, or with a single class.
     """
 
     rows: int
@@ -111,13 +111,13 @@ class SpaceHealth:
 
 
 def space_health(X: NDArray[np.float32], *, classes: NDArray[np.int64] | None = None) -> SpaceHealth:
-    """Measure a space.
+    """Measure an embedding space.
 
     Parameters
     ----------
     X : float32 (n, dim)
     classes : int64 (n,), optional
-        Class of each row, from 0 on.
+        Class index of each row, from 0.
     """
     finite = np.isfinite(X).all(axis=1)
     kept = np.asarray(X[finite], np.float64)
@@ -141,10 +141,10 @@ def space_health(X: NDArray[np.float32], *, classes: NDArray[np.int64] | None = 
 
 
 def effective_rank(X: NDArray[np.float64]) -> float | None:
-    """How many directions the rows (n, dim) vary in: the exponential of the entropy of the singular values.
+    """Effective number of dimensions of the rows (n, dim): the exponential of the entropy of the singular values.
 
-    Roy and Vetterli, "The effective rank: a measure of effective dimensionality", EUSIPCO 2007, of the matrix less its
-    mean row, so that an offset which all rows share is no direction. Between 1 and min(n - 1, dim).
+    Roy and Vetterli, "The effective rank: a measure of effective dimensionality", EUSIPCO 2007. The mean row is
+    subtracted first, so that a common offset is not a dimension. The result is between 1 and min(n - 1, dim).
     """
     if len(X) < 2:
         return None
@@ -159,10 +159,10 @@ def effective_rank(X: NDArray[np.float64]) -> float | None:
 
 
 def anisotropy(X: NDArray[np.float64]) -> float | None:
-    """Mean cosine of two different rows (n, dim): 0 where directions are even, 1 where all rows point one way.
+    """Mean cosine of two different rows (n, dim): 0 if directions are uniform, 1 if all rows have the same direction.
 
-    Ethayarajh, "How contextual are contextualized word representations?", EMNLP 2019. Not of a draw of pairs but of all
-    of them: the sum over pairs of unit vectors is the squared length of their sum, less n. Rows of zeros are left out.
+    Ethayarajh, "How contextual are contextualized word representations?", EMNLP 2019. It is the mean over all pairs:
+    the sum of their cosines is the squared length of the sum of unit vectors - n. Zero rows are skipped.
     """
     norms = np.linalg.norm(X, axis=1)
     unit = X[norms > 0] / norms[norms > 0, None]
@@ -174,7 +174,7 @@ def anisotropy(X: NDArray[np.float64]) -> float | None:
 
 
 def dead_dimensions(X: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Dimensions that never vary: a deviation of less than a millionth of the largest one's."""
+    """Return dimensions that do not vary: a standard deviation below 1e-6 of the largest one."""
     if len(X) < 2:
         return np.zeros(0, np.int64)
     deviations = X.std(axis=0)
@@ -182,9 +182,10 @@ def dead_dimensions(X: NDArray[np.float64]) -> NDArray[np.int64]:
 
 
 def duplicate_dimensions(X: NDArray[np.float64]) -> tuple[tuple[int, int], ...]:
-    """Dimensions that repeat an earlier one up to scale, sign and offset, each with the first that it repeats.
+    """Return dimensions that duplicate an earlier one up to scale, sign and offset, each with the first such dimension.
 
-    Two are duplicates where Pearson's correlation is beyond 0.9999 in size; dead ones are no duplicates.
+    Two dimensions are duplicates if the absolute value of Pearson's correlation exceeds 0.9999. Dead dimensions are
+    skipped.
     """
     alive = np.setdiff1d(np.arange(X.shape[1]), dead_dimensions(X))
     if len(X) < 3 or len(alive) < 2:
@@ -197,10 +198,10 @@ def duplicate_dimensions(X: NDArray[np.float64]) -> tuple[tuple[int, int], ...]:
 
 
 def hubness(X: NDArray[np.float32], *, k: int = NEIGHBOURS) -> Hubness | None:
-    """How unevenly the rows (n, dim) are among the ``k`` nearest of others, by cosine.
+    """Measure how unevenly the rows (n, dim) occur among the ``k`` nearest neighbours of others, by cosine.
 
-    Skewness of the k-occurrence: Radovanovic, Nanopoulos and Ivanovic, "Hubs in space", JMLR 11, 2010. Rows that are
-    equally near, to within rounding, share the places that are left for them: the order of rows changes nothing.
+    Skewness of the k-occurrence: Radovanovic, Nanopoulos and Ivanovic, "Hubs in space", JMLR 11, 2010. Rows with the
+    same similarity, to within rounding, share the remaining places: the result does not depend on the order of rows.
     """
     from featstore.retrieve.scan import unit_rows
 
@@ -228,11 +229,11 @@ def hubness(X: NDArray[np.float32], *, k: int = NEIGHBOURS) -> Hubness | None:
 
 
 def separability(X: NDArray[np.float64], classes: NDArray[np.int64]) -> Separability | None:
-    """How far the classes (n,) of the rows (n, dim) stand apart; classes of a single row are left out.
+    """Measure the separation of the classes (n,) of the rows (n, dim). Classes with a single row are skipped.
 
-    ``between`` is tr(S_B) / tr(S_T), the scatter of class means over all scatter (Fukunaga, "Introduction to
-    Statistical Pattern Recognition", 1990, section 10.2). Nearest means are by Euclidean distance, each row left out
-    of its own.
+    ``between`` is tr(S_B) / tr(S_T), the scatter of class means divided by the total scatter (Fukunaga, "Introduction
+    to Statistical Pattern Recognition", 1990, section 10.2). Nearest means are by Euclidean distance; the mean of a
+    row's own class excludes the row.
     """
     counts = np.bincount(classes)
     kept = counts[classes] > 1
@@ -248,7 +249,7 @@ def separability(X: NDArray[np.float64], classes: NDArray[np.int64]) -> Separabi
         return None
     between = float((counts[:, None] * (means - grand) ** 2).sum()) / total
     distances = (X**2).sum(axis=1)[:, None] - 2 * X @ means.T + (means**2).sum(axis=1)
-    # Without the row x the mean of its class is further from it by n / (n - 1).
+    # Excluding the row x moves the mean of its class away from it by a factor of n / (n - 1).
     rows = np.arange(len(X))
     distances[rows, codes] = ((X - means[codes]) ** 2).sum(axis=1) * (counts[codes] / (counts[codes] - 1)) ** 2
     return Separability(
@@ -260,7 +261,7 @@ def separability(X: NDArray[np.float64], classes: NDArray[np.int64]) -> Separabi
 
 
 def _some(X: NDArray[np.float64], most: int) -> NDArray[np.float64]:
-    """All rows, or of many a draw of so many that repeats."""
+    """Return all rows, or `most` of them drawn with a fixed seed."""
     if len(X) <= most:
         return X
     return X[np.sort(np.random.default_rng(0).choice(len(X), most, replace=False))]

@@ -1,4 +1,4 @@
-"""Encoders: the contract, the built-ins, loading by spec, and running. torch stays behind `load_encoder`."""
+"""Encoders: the contract, the built-ins, loading by spec, and running. torch is imported by `load_encoder` only."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def load_encoder(
     pools: Sequence[Pool] = (),
     trust_remote_code: bool = False,
 ) -> Encoder:
-    """Load the encoder that `spec` names and check that it keeps the contract.
+    """Load the encoder that `spec` names and check that it satisfies the contract.
 
     Parameters
     ----------
@@ -31,22 +31,22 @@ def load_encoder(
         ``logmel``, ``mfcc``, ``hf:NAME_OR_PATH[#layer=K]``, ``dasheng:base|0.6b|1.2b|PATH[#layer=K]``,
         ``./file.py[:Class]`` or ``package.module:Class``.
     arguments : mapping, optional
-        Keyword arguments of the class. They are stored in every recipe: one that looks like a secret is refused.
+        Keyword arguments of the class. Every recipe stores them; an argument that looks like a secret is rejected.
     layers : sequence of int or None, optional
-        Hidden states to keep of each forward pass; None is what the encoder returns, and the default.
+        Hidden states to keep of each forward pass; None, the default, is the output of the encoder.
     pools : sequence of str, optional
-        ``mean``, ``max``, ``std``: utterance vectors to keep of each layer; the default is the mean.
+        ``mean``, ``max``, ``std``: utterance vectors to keep of each layer; default: ``mean``.
     trust_remote_code : bool
         Run code that comes with a transformers model.
 
     Raises
     ------
     EncoderError
-        It cannot be loaded.
+        The encoder cannot be loaded.
     EncoderContractError
-        It does not keep the contract of `featstore.encoders.contract`.
+        The encoder breaks the contract of `featstore.encoders.contract`.
     UsageError
-        A layer or pool is there twice, or a layer is given in `spec` and in `layers`.
+        A layer or pool is listed twice, or a layer is given in `spec` and in `layers`.
     """
     from featstore.encoders.load import load
 

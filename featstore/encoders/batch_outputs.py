@@ -1,4 +1,4 @@
-"""Outputs of one batch: on the device, in transfer, and on the host."""
+"""Outputs of one batch: on the device, in the transfer to the host, and on the host."""
 
 from __future__ import annotations
 
@@ -13,11 +13,22 @@ from torch import Tensor
 
 from featstore.encoders.contract import check_counts
 
-__all__ = ["Encoded", "HostCopy", "Layer", "Made", "Receipt", "host_memory", "joined", "pack", "to_host", "unpack"]
+__all__ = [
+    "DeviceOutput",
+    "Encoded",
+    "HostCopy",
+    "Layer",
+    "TransferLayout",
+    "concatenated",
+    "host_memory",
+    "pack",
+    "to_host",
+    "unpack",
+]
 
 
 ALIGNMENT = 16
-"""Bytes: each tensor of a pack begins at a multiple, so that it can be viewed in its own type."""
+"""Each tensor of a pack starts at a multiple of this number of bytes, so that it can be viewed in its own dtype."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,57 +41,57 @@ class _Segment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostCopy:
-    """Tensors on their way. `arrays` waits for them."""
+    """Tensors that are being copied to the host; `arrays` waits for the copy."""
 
     packed: Tensor
     segments: tuple[_Segment, ...]
     arrived: torch.cuda.Event | None
 
     def arrays(self) -> list[NDArray[Any]]:
-        """The tensors as NumPy arrays, in their order."""
+        """Wait for the copy, and return the tensors as NumPy arrays, in order."""
         if self.arrived is not None:
             self.arrived.synchronize()
         return unpack(self.packed, self.segments)
 
 
 def to_host(tensors: Sequence[Tensor]) -> HostCopy:
-    """Begin one transfer of all tensors, which are on one device."""
+    """Start one transfer of all tensors, which must be on the same device."""
     packed, segments = pack(tensors)
     if packed.device.type != "cuda":
         return HostCopy(packed=packed, segments=segments, arrived=None)
     host = host_memory(len(packed))
     host.copy_(packed, non_blocking=True)
-    # blocking: whoever waits sleeps, where a spinning wait would keep a core from decoding
+    # blocking: the waiting thread sleeps; a spinning wait would take a core from decoding
     arrived = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
     arrived.record(torch.cuda.current_stream(packed.device))
     return HostCopy(packed=host, segments=segments, arrived=arrived)
 
 
 def host_memory(n_bytes: int) -> Tensor:
-    """Memory that a GPU copies to and from by itself, uint8 (bytes,); plain where the system lets no more be pinned.
+    """Allocate pinned memory for asynchronous copies, uint8 (bytes,), or pageable memory if no more can be pinned.
 
-    To or from plain memory a copy is waited for as it is made.
+    Copies to and from pageable memory are synchronous.
     """
     try:
         return torch.empty(n_bytes, dtype=torch.uint8, pin_memory=True)
-    except RuntimeError:  # one that the device is in, too: the next call tells it
+    except RuntimeError:  # also raised by an earlier device failure, which the next call reports
         return torch.empty(n_bytes, dtype=torch.uint8)
 
 
 def pack(tensors: Sequence[Tensor]) -> tuple[Tensor, tuple[_Segment, ...]]:
-    """Lay the bytes of tensors one behind another: uint8 (bytes,), and what lies where."""
+    """Concatenate the bytes of tensors: uint8 (bytes,), and the segment of each tensor."""
     pieces, segments, at = [], [], 0
     for tensor in tensors:
         raw = tensor.contiguous().reshape(-1).view(torch.uint8)
         segments.append(_Segment(start=at, n_bytes=len(raw), dtype=tensor.dtype, shape=tuple(tensor.shape)))
-        filling = raw.new_zeros(-len(raw) % ALIGNMENT)
-        pieces += [raw, filling]
-        at += len(raw) + len(filling)
+        padding = raw.new_zeros(-len(raw) % ALIGNMENT)
+        pieces += [raw, padding]
+        at += len(raw) + len(padding)
     return torch.cat(pieces), tuple(segments)
 
 
 def unpack(packed: Tensor, segments: Sequence[_Segment]) -> list[NDArray[Any]]:
-    """Views of the tensors of a pack, which is on the host."""
+    """Return views of the tensors of a pack, which must be on the host."""
     return [
         packed[each.start : each.start + each.n_bytes].view(each.dtype).reshape(each.shape).numpy() for each in segments
     ]
@@ -88,87 +99,92 @@ def unpack(packed: Tensor, segments: Sequence[_Segment]) -> list[NDArray[Any]]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Encoded:
-    """What one batch came to, of one output of the encoder.
+    """One output of the encoder for one batch, on the host.
 
     Attributes
     ----------
     utterance : float32 (batch, dim)
-    frames : tuple of (n_frames, dim) in the stored type, or None where frames are not wanted of this output
+    frames : tuple of (n_frames, dim) in the stored dtype, or None
+        None if the frames of this output are not kept.
     """
 
     utterance: NDArray[np.float32]
     frames: tuple[NDArray[Any], ...] | None
 
 
-def joined(first: Encoded, second: Encoded) -> Encoded:
-    """Two halves of a batch as one."""
+def concatenated(first: Encoded, second: Encoded) -> Encoded:
+    """Concatenate two halves of a batch."""
     frames = None if first.frames is None or second.frames is None else first.frames + second.frames
     return Encoded(utterance=np.concatenate([first.utterance, second.utterance]), frames=frames)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layer:
-    """A layer of one batch.
+    """A layer of one batch, on the device.
 
     Attributes
     ----------
     frames : Tensor
         float32 (batch, frames, dim)
-    own : Tensor or None
-        The encoder's own utterance vectors.
-    kept : int64 (batch,) or None
-        Frames of each row that count; None where all do. A Tensor where only the device knows.
-    kept_there : Tensor or None
-        The same on the device.
+    utterance : Tensor or None
+        Utterance vectors that the encoder returned.
+    n_frames : int64 (batch,) or None
+        Number of frames of each row without padding; None if no row has padding. A Tensor if the counts are known on
+        the device only.
+    n_frames_on_device : Tensor or None
+        The same, on the device.
     """
 
     frames: Tensor
-    own: Tensor | None
-    kept: NDArray[np.int64] | Tensor | None
-    kept_there: Tensor | None
+    utterance: Tensor | None
+    n_frames: NDArray[np.int64] | Tensor | None
+    n_frames_on_device: Tensor | None
 
     def counts(self) -> NDArray[np.int64]:
-        """Frames of each row that count; waits where only the device knows."""
-        if self.kept is None:
+        """Return the number of frames of each row without padding; waits if only the device knows it."""
+        if self.n_frames is None:
             return np.full(len(self.frames), self.frames.shape[1], np.int64)
-        return self.kept.cpu().numpy() if isinstance(self.kept, Tensor) else self.kept
+        return self.n_frames.cpu().numpy() if isinstance(self.n_frames, Tensor) else self.n_frames
 
 
-class Made:
-    """What is kept of one output of a batch, still on its device: vectors, and frames in the stored type or None."""
+class DeviceOutput:
+    """What is kept of one output of a batch, on the device: vectors, and frames in the stored dtype or None."""
 
     def __init__(self, *, layer: Layer, vectors: Tensor, frames: Tensor | None) -> None:
         self.layer, self.vectors, self.frames = layer, vectors, frames
 
     def is_finite(self) -> Tensor:
-        """One truth value. A sum is finite only if no term is NaN or infinite, and costs one pass."""
+        """Return a bool scalar. A sum is finite only if all terms are, and needs a single pass."""
         finite = torch.isfinite(self.vectors.sum())
         return finite if self.frames is None else finite & torch.isfinite(self.frames.sum(dtype=torch.float32))
 
     def to_transfer(self) -> list[Tensor]:
-        """What the host is to have: frames that it can tell from padding without asking are sent without padding.
+        """Return the tensors to transfer. Frames are sent without padding if the host knows their counts.
 
-        Counts that only the device knows are sent in any case, for nobody has looked at them yet.
+        Counts that only the device knows are sent as well, since they have not been checked.
         """
         tensors = [self.vectors]
-        if isinstance(self.layer.kept, Tensor):
-            tensors.append(self.layer.kept)
+        if isinstance(self.layer.n_frames, Tensor):
+            tensors.append(self.layer.n_frames)
         if self.frames is None:
             return tensors
-        return [*tensors, self.frames if isinstance(self.layer.kept, Tensor) else torch.cat(self._real(self.frames))]
+        return [
+            *tensors,
+            self.frames if isinstance(self.layer.n_frames, Tensor) else torch.cat(self._real(self.frames)),
+        ]
 
-    def receipt(self, *, name: str) -> Receipt:
-        """How the host is to read what `to_transfer` sends."""
-        return Receipt(
+    def layout(self, *, name: str) -> TransferLayout:
+        """Return the layout of the tensors of `to_transfer`."""
+        return TransferLayout(
             name=name,
             frames_sent=self.frames is not None,
             available=self.layer.frames.shape[1],
-            counts=None if isinstance(self.layer.kept, Tensor) else self.layer.counts(),
+            counts=None if isinstance(self.layer.n_frames, Tensor) else self.layer.counts(),
         )
 
     def encoded(self, *, name: str) -> Encoded:
-        """All of it on the host, waiting for the device. EncoderContractError where the encoder's counts cannot be."""
-        if isinstance(self.layer.kept, Tensor):
+        """Copy to the host and wait for the device. Raises EncoderContractError for invalid frame counts."""
+        if isinstance(self.layer.n_frames, Tensor):
             check_counts(self.layer.counts(), available=self.layer.frames.shape[1], name=name)
         frames = None if self.frames is None else tuple(each.numpy() for each in self._real(self.frames.cpu()))
         return Encoded(utterance=self.vectors.cpu().numpy(), frames=frames)
@@ -178,8 +194,8 @@ class Made:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Receipt:
-    """How one output of a batch was sent; ``counts`` is None where they are sent too, and frames with their padding."""
+class TransferLayout:
+    """Layout of the transfer of one output; if ``counts`` is None, they are transferred, and frames have padding."""
 
     name: str
     frames_sent: bool
@@ -187,9 +203,9 @@ class Receipt:
     counts: NDArray[np.int64] | None
 
     def encoded(self, arrays: list[NDArray[Any]]) -> Encoded:
-        """Take what was sent from the front of the arrays.
+        """Take the tensors of this output from the front of `arrays`.
 
-        Copies: what is kept until its part is written would else hold pinned memory, of which there should be little.
+        They are copied: results are kept until their part is written, and must not keep scarce pinned memory alive.
         """
         vectors = arrays.pop(0).copy()
         counts = self.counts if self.counts is not None else arrays.pop(0)

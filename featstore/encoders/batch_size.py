@@ -1,4 +1,4 @@
-"""How much audio a batch should hold: no more than keeps the device busy, and no more than fits."""
+"""Choice of the batch size: large enough to keep the device busy, and small enough to fit in memory."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
 
 __all__ = ["MEMORY_SHARE", "BatchSpeed", "find_batch_seconds", "suggest_batch_seconds"]
 
-MEMORY_SHARE = 0.5  # of what is free: clips are decoded and parts are written beside the encoder
+MEMORY_SHARE = 0.5  # of the free memory: decoding clips and writing parts need the rest
 _GOOD_ENOUGH = 0.95
 _RUNS = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchSpeed:
-    """One size of batch, in seconds with padding, as ``--batch-seconds`` has it.
+    """Speed of one batch size, in seconds of padded audio as in ``--batch-seconds``.
 
-    ``times_real_time`` counts audio without padding; ``peak_bytes`` is None where it cannot be told.
+    ``times_real_time`` counts audio without padding; ``peak_bytes`` is None if it cannot be measured.
     """
 
     batch_seconds: float
@@ -35,9 +35,9 @@ class BatchSpeed:
 
 
 def suggest_batch_seconds(speeds: Sequence[BatchSpeed], *, free_bytes: int | None) -> float | None:
-    """The smallest batch within 5 % of the best speed of those that take at most half of the free memory.
+    """Return the smallest batch within 5 % of the best speed, among those that use at most half of the free memory.
 
-    None where even the smallest takes more.
+    Returns None if even the smallest batch uses more.
     """
     fit = [
         each
@@ -51,9 +51,9 @@ def suggest_batch_seconds(speeds: Sequence[BatchSpeed], *, free_bytes: int | Non
 def find_batch_seconds(
     run: EncoderRun, *, sample_rate_hz: int, window_seconds: float, most_seconds: float
 ) -> float | None:
-    """Time batches of one, two, four... windows of noise, until twice as many are no faster, and suggest a size.
+    """Measure batches of 1, 2, 4, ... windows of noise until a larger batch is not faster, and suggest a size.
 
-    None where not even one window can be encoded, or it takes more than half of the free memory.
+    Returns None if a single window cannot be encoded, or uses more than half of the free memory.
     """
     free = free_bytes(device=run.device)
     noise = np.random.default_rng(0).standard_normal(round(window_seconds * sample_rate_hz)).astype(np.float32) / 10

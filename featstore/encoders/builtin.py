@@ -1,7 +1,7 @@
-"""Built-in encoders without weights: log-mel spectra, and cepstra with their deltas.
+"""Built-in encoders without weights: log-mel spectra, and mel cepstra with their deltas.
 
-They are baselines that a trained encoder must beat, and the default of the demo. Both work at 16 kHz and 25 frames a
-second; neither lets padding reach a real frame.
+They are baselines for trained encoders, and the default of the demo. Both use a sample rate of 16 kHz and 25 frames per
+second. Padding does not affect their real frames.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ POWER_FLOOR = 1e-8
 
 
 def slaney_mel_filters(*, mels: int, fft_size: int = FFT_SIZE, sample_rate_hz: int = SAMPLE_RATE_HZ) -> Tensor:
-    """Triangular filters on the Slaney mel scale, each of unit area.
+    """Triangular filters on the Slaney mel scale, each with unit area.
 
     The scale is linear below 1 kHz and logarithmic above (Slaney, Auditory Toolbox, Interval Research Technical Report
     1998-010), the default of librosa.
@@ -65,12 +65,12 @@ def deltas(features: Tensor, *, n_frames: Tensor, reach: int = 2) -> Tensor:
     features : Tensor
         (batch, frames, dim)
     n_frames : Tensor
-        int64 (batch,): frames of each row that are real; frames after them are not looked at.
+        int64 (batch,): number of real frames of each row; later frames are ignored.
     """
     frames = features.shape[1]
     at = torch.arange(frames, device=features.device)
     held = torch.minimum(at[None, :], (n_frames - 1).clamp(min=0)[:, None])
-    features = features.gather(1, held[:, :, None].expand_as(features))  # after its last real frame a row stands still
+    features = features.gather(1, held[:, :, None].expand_as(features))  # the last real frame of a row is repeated
     before = features[:, :1].expand(-1, reach, -1)
     after = features[:, -1:].expand(-1, reach, -1)
     extended = torch.cat([before, features, after], dim=1)
@@ -83,12 +83,12 @@ def deltas(features: Tensor, *, n_frames: Tensor, reach: int = 2) -> Tensor:
 
 
 class LogMelEncoder(nn.Module):
-    """Log of the mel power spectrum: 25 ms Hann windows every 10 ms, the power of four averaged to a frame of 40 ms.
+    """Log mel power spectrum: 25 ms Hann windows every 10 ms, with the power of four windows averaged to a 40 ms frame.
 
     Parameters
     ----------
     mels : int
-        Bands, and the width of a frame.
+        Number of mel bands, and the width of a frame.
     """
 
     sampling_rate = SAMPLE_RATE_HZ
@@ -106,14 +106,14 @@ class LogMelEncoder(nn.Module):
     def forward(self, audio: Tensor) -> Tensor:
         """float32 (batch, samples) -> (batch, ceil(samples / 640), mels)."""
         missing = -audio.shape[-1] % FRAME_SAMPLES or (FRAME_SAMPLES if audio.shape[-1] == 0 else 0)
-        # a window is centred on the middle of its 10 ms step, so that frame j covers samples [640 j, 640 (j + 1))
+        # windows are centred on their 10 ms step, so that frame j covers samples [640 j, 640 (j + 1))
         margin = (FFT_SIZE - STEP_SAMPLES) // 2
         padded = nn.functional.pad(audio, (margin, margin + missing))
         spectrum = torch.stft(
             padded, FFT_SIZE, STEP_SAMPLES, WINDOW_SAMPLES, self.window, center=False, return_complex=True
         )
-        # (batch, frames, steps, real and imaginary parts by turns): squares are added up over the steps of a frame, and
-        # over the two parts by filters that hold each weight twice; every pass runs along memory
+        # (batch, frames, steps, interleaved real and imaginary parts): squares are summed over the steps of a frame,
+        # and over the two parts by filters that contain each weight twice; every pass accesses memory contiguously
         parts = torch.view_as_real(spectrum.transpose(1, 2)).flatten(2)
         steps = parts.reshape(len(parts), -1, STEPS_PER_FRAME, parts.shape[2])
         power = steps[:, :, 0].square()
@@ -129,9 +129,9 @@ class MfccEncoder(nn.Module):
     Parameters
     ----------
     coefficients : int
-        Cepstral coefficients; a frame is three times as wide.
+        Number of cepstral coefficients; a frame is three times as wide.
     mels : int
-        Bands of the log-mel spectrum that they are the DCT of.
+        Number of bands of the log-mel spectrum that the DCT is applied to.
     """
 
     sampling_rate = SAMPLE_RATE_HZ

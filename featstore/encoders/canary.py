@@ -1,12 +1,13 @@
-"""What an encoder returns for a few reference signals, and how far it may move before it is another encoder.
+"""Canary: the encoder's output for reference signals, stored with a recipe and compared by later extractions.
 
-A fingerprint is of what can be hashed. Versions of libraries and drivers, a data file that is read into a plain
-attribute, a seed that is not set, dropout that is on: these show in the numbers alone. So a store keeps, beside a
-recipe, what its encoder returned for signals that are made here, and later extractions encode them again.
+A fingerprint covers only what can be hashed. Versions of libraries and drivers, a data file that is read into a plain
+attribute, an unset seed or active dropout are visible in the numbers only. A store therefore keeps the encoder's output
+for signals that are generated here, and later extractions encode them again.
 
-Three signals, each at most one window: 0.3 s of noise, a sweep of 1 s and speech-like pulses of 3 s. Noise 46 dB below
-full scale is added to the last two, for in an empty band the logarithm of a rounding error differs between machines.
-They are 16-bit numbers, made of SHAKE-128 and of sines that are rounded far more coarsely than machines differ.
+There are three signals, each at most one window: noise of 0.3 s, a sweep of 1 s and speech-like pulses of 3 s. Noise at
+-46 dB of full scale is added to the last two, since the logarithm of an empty band's rounding errors differs between
+machines. The samples are 16-bit numbers, made from SHAKE-128 and from sines that are rounded far more coarsely than
+machines differ.
 """
 
 from __future__ import annotations
@@ -26,40 +27,49 @@ from featstore.encoders.runner import EncoderRun
 from featstore.errors import EncoderError
 from featstore.records import Recipe
 
-__all__ = ["TOLERANCES", "CanaryReading", "Drift", "furthest_drift", "read_canary", "reference_signals"]
+__all__ = [
+    "TOLERANCES",
+    "CanaryReading",
+    "Drift",
+    "Planned",
+    "cosine",
+    "furthest_drift",
+    "read_canary",
+    "reference_signals",
+]
 
 TOLERANCES: Mapping[str, float] = {"float32": 1e-4, "tf32": 1e-2, "float16": 1e-2, "bfloat16": 5e-2}
-"""Share of a vector's length that arithmetic may move it by, on another machine or with another number of threads.
+"""Relative change of a vector that arithmetic can cause on another machine or with another number of threads.
 
-A product is rounded to half a unit of its last place, u: 6e-8 in float32, 5e-4 in TF32 and float16, 4e-3 in bfloat16.
-Sums of some thousand terms in another order, layer upon layer, are expected to add up to some 1,000 u in float32, which
-is what the first figure allows. In lower precisions sums are kept in float32, and errors of single products average out
-over them and over frames: 20 u and 13 u.
+The rounding error of a product is u, half a unit in the last place: 6e-8 in float32, 5e-4 in TF32 and float16, 4e-3 in
+bfloat16. In float32, sums of some thousand terms in another order are expected to accumulate about 1,000 u over the
+layers, with which the first tolerance agrees. In lower precisions, sums are kept in float32, and the errors of single
+products average out over terms and frames: 20 u and 13 u.
 """
 
-_SAME_PROCESS = 0.1  # of a tolerance: one device, one shape, one after the other
+_SAME_PROCESS = 0.1  # of a tolerance: same device and shape, one after the other
 _FLOOR = 0.005
 
 
 class Planned(Protocol):
-    """A window as extraction plans it: samples [start, stop), to be padded to `padded`."""
+    """A window as planned by extraction: samples [start, stop), padded to `padded`."""
 
     @property
     def start(self) -> int:
-        """First sample."""
+        """First sample of the window."""
 
     @property
     def stop(self) -> int:
-        """The sample after its last."""
+        """End of the window, exclusive."""
 
     @property
     def padded(self) -> int:
-        """Samples that are encoded."""
+        """Number of samples that are encoded."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drift:
-    """How far an output moved: the share of the first vector's length, and the cosine of the two."""
+    """Change of an output, relative to the length of the first vector, and the cosine of the two vectors."""
 
     signal: str
     relative: float
@@ -68,17 +78,17 @@ class Drift:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CanaryReading:
-    """What an encoder returned, as plain JSON.
+    """Outputs of an encoder for the reference signals, as plain JSON.
 
     Attributes
     ----------
     outputs : tuple of mapping
-        For each output of the encoder signal -> ``{"utterance": [...], "frames": {"count", "mean", "std"} or None}``,
-        or None for a signal that the encoder fails on. A number is the shortest decimal that reads as the same float32.
+        For each output of the encoder, signal to ``{"utterance": [...], "frames": {"count", "mean", "std"} or None}``,
+        or to None if the encoder fails on the signal. Numbers are the shortest decimals that round to the same float32.
     unsteady : Drift or None
-        Set where the first signal, encoded once more after the others, came out otherwise.
+        Set if the first signal, encoded again after the others, gave a different output.
     made_by : mapping
-        The device, and versions of software.
+        The device, and versions of the software.
     """
 
     outputs: tuple[Mapping[str, Any], ...]
@@ -87,7 +97,7 @@ class CanaryReading:
 
 
 def reference_signals(sample_rate_hz: int) -> dict[str, NDArray[np.float32]]:
-    """The signals by name, float32 (samples,), the same to the last bit everywhere."""
+    """Generate the signals by name, float32 (samples,), identical to the last bit on every machine."""
     sweep_at = np.arange(sample_rate_hz) / sample_rate_hz
     top_hz = 0.45 * sample_rate_hz
     sweep = 0.5 * np.sin(2 * math.pi * (50.0 * sweep_at + (top_hz - 50.0) / 2 * sweep_at**2))
@@ -96,7 +106,7 @@ def reference_signals(sample_rate_hz: int) -> dict[str, NDArray[np.float32]]:
     glottis = sum(
         np.cos(2 * math.pi * pitch_hz * k * at) / k for k in range(1, 12) if pitch_hz * k < sample_rate_hz / 2
     )
-    syllables = np.clip(np.sin(2 * math.pi * 4.0 * at), 0, None)  # four a second
+    syllables = np.clip(np.sin(2 * math.pi * 4.0 * at), 0, None)  # 4 Hz
     pulses = 0.15 * glottis * syllables
     return {
         "noise-0.3s": _sixteen_bits(0.3 * _noise(round(0.3 * sample_rate_hz), seed=0)),
@@ -122,16 +132,20 @@ def read_canary(
     plan: Callable[[int], Sequence[Planned]],
     versions: Mapping[str, str],
 ) -> CanaryReading:
-    """Encode the reference signals, each alone, and the first of them once more.
+    """Encode the reference signals, each in a separate batch, and the first of them once more.
 
     Parameters
     ----------
+    encoder : Encoder
     recipe : Recipe
-        Of any output: its padding and precision.
+        Recipe of any output; its padding and precision are used.
+    device : str
+        ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
     plan : callable
-        Samples of a clip -> its windows, as extraction plans them; of several the first is encoded.
+        Takes a number of samples and returns the windows of such a clip, as planned by extraction; the first is
+        encoded.
     versions : mapping
-        Of the software that makes the numbers.
+        Versions of the software that affect the numbers.
     """
     run = EncoderRun(encoder, replace(recipe, frame_dtype="float32"), device=device, keep_frames=True)
     signals = reference_signals(recipe.sample_rate_hz)
@@ -166,7 +180,7 @@ def _encoded(
     audio[0, :n_samples] = wave[window.start : window.stop]
     try:
         encoded = run(audio, np.array([n_samples], np.int64))
-    except EncoderError:  # too short for it, say: if clips of a task are too, extraction says so, and which
+    except EncoderError:  # for example, the signal is too short; extraction reports clips that are too short
         return None
     return tuple(
         {"utterance": [_decimal(value) for value in each.utterance[0]], "frames": _summary(each.frames)}
@@ -186,7 +200,7 @@ def _decimal(value: Any) -> float:
 
 
 def furthest_drift(stored: Mapping[str, Any], now: Mapping[str, Any], *, precision: str) -> Drift | None:
-    """The largest difference of two readings of one output, if it is more than the precision explains."""
+    """Return the largest drift between two readings of one output if it exceeds the tolerance of the precision."""
     drifts = [_drift(name, stored[name], now.get(name)) for name in stored if stored[name] is not None]
     found = max(drifts, key=_by_size, default=None)
     return found if found is not None and not found.relative <= TOLERANCES[precision] else None
@@ -201,11 +215,18 @@ def _drift(signal: str, first: Mapping[str, Any], second: Mapping[str, Any] | No
         return Drift(signal=signal, relative=math.inf, cosine=0.0)
     one, other = (np.array(each["utterance"], np.float64) for each in (first, second))
     relative = _share(float(np.linalg.norm(other - one)), float(np.linalg.norm(one)))
-    norms = float(np.linalg.norm(one) * np.linalg.norm(other))
-    cosine = float(np.clip(one @ other / norms, -1, 1)) if norms else float(not one.any() and not other.any())
     return Drift(
-        signal=signal, relative=max(relative, _between_frames(first["frames"], second["frames"])), cosine=cosine
+        signal=signal,
+        relative=max(relative, _between_frames(first["frames"], second["frames"])),
+        cosine=cosine(one, other),
     )
+
+
+def cosine(one: NDArray[np.floating[Any]], other: NDArray[np.floating[Any]]) -> float:
+    """Cosine of two vectors, computed in float64; 1 if both are zero, 0 if one is."""
+    a, b = one.astype(np.float64), other.astype(np.float64)
+    norms = float(np.linalg.norm(a) * np.linalg.norm(b))
+    return float(np.clip(a @ b / norms, -1, 1)) if norms else float(not a.any() and not b.any())
 
 
 def _between_frames(first: Mapping[str, Any] | None, second: Mapping[str, Any] | None) -> float:

@@ -1,22 +1,23 @@
-"""The encoder contract: what the ICME 2025 Audio Encoder Capability Challenge asks of an encoder, and extensions.
+"""The encoder contract: the interface of the ICME 2025 Audio Encoder Capability Challenge, and extensions.
 
 An encoder is a ``torch.nn.Module`` with
 
-- ``sampling_rate: int``, in Hz, of the waveforms it takes;
+- ``sampling_rate: int``, sample rate of its input in Hz;
 - ``output_dim: int``, width of a frame;
 - ``hop_size_in_ms: float``, time from one frame to the next;
 - ``forward(audio)``, float32 (batch, samples) in [-1, 1] -> (batch, frames, output_dim).
 
-Beyond that,
+Extensions:
 
-- ``forward`` may take ``lengths``, int64 (batch,): the samples of each row that are not padding;
-- it may return ``(frames, utterance)`` with utterance (batch, output_dim), or ``(frames, utterance, n_frames)`` with
-  n_frames, int64 (batch,): the frames of each row that are not of padding. utterance may then be None;
-- ``input_seconds: float`` says that it always computes on so much audio: longer clips are cut into windows of at most
-  that, shorter ones cost as much;
+- ``forward`` can take ``lengths``, int64 (batch,): the number of samples of each row without padding;
+- ``forward`` can return ``(frames, utterance)`` with utterance (batch, output_dim), or ``(frames, utterance,
+  n_frames)`` with n_frames, int64 (batch,): the number of frames of each row without padding. utterance can then be
+  None;
+- ``input_seconds: float`` declares a fixed input duration: longer clips are cut into windows of at most this duration,
+  and shorter ones take as much compute;
 - ``n_layers: int``, ``layer_dim: int``, ``layer_hop_in_ms: float`` and
-  ``forward_layers(audio, lengths=None, *, layers)`` let a user choose hidden states: for each of `layers`, a tuple of
-  numbers from 0 to ``n_layers`` and of None (what ``forward`` returns), one output of the forms above.
+  ``forward_layers(audio, lengths=None, *, layers)`` let users select hidden states. `layers` is a tuple of numbers from
+  0 to ``n_layers`` and of None (the output of ``forward``); the result has one output of the forms above for each.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerFacts:
-    """What an encoder declares of its hidden states, 0 to ``count``."""
+    """What an encoder declares about its hidden states, 0 to ``count``."""
 
     count: int
     dim: int
@@ -57,14 +58,14 @@ class LayerFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ContractFacts:
-    """What an encoder declares of itself.
+    """What an encoder declares about itself.
 
     Attributes
     ----------
     input_seconds : float or None
-        Audio that it always computes on, where that is fixed.
+        Fixed input duration, if there is one.
     layers : LayerFacts or None
-        Of hidden states that can be chosen.
+        Hidden states that users can select, if there are any.
     """
 
     sample_rate_hz: int
@@ -86,7 +87,7 @@ class EncoderOutput:
     utterance : Tensor or None
         (batch, dim)
     n_frames : Tensor or None
-        int64 (batch,), each within 1 to frames.
+        int64 (batch,), each from 1 to frames.
     """
 
     frames: Tensor
@@ -100,11 +101,11 @@ def contract_facts(module: object) -> ContractFacts:
     Raises
     ------
     EncoderContractError
-        It is no module, or a declaration is missing or makes no sense: all of them in one line.
+        The encoder is not a module, or declarations are missing or invalid; one line lists all problems.
     """
     name = type(module).__name__
     if not isinstance(module, nn.Module):
-        raise EncoderContractError(f"an encoder is a torch.nn.Module: {name} is none")
+        raise EncoderContractError(f"an encoder must be a torch.nn.Module: {name} is not one")
     problems: list[str] = []
     rate = _positive(module, "sampling_rate", "Hz", problems, whole=True)
     dim = _positive(module, "output_dim", "values per frame", problems, whole=True)
@@ -136,13 +137,13 @@ def _layer_facts(module: nn.Module, problems: list[str]) -> LayerFacts | None:
 
 
 def _positive(module: nn.Module, attribute: str, unit: str, problems: list[str], *, whole: bool) -> float:
-    """A declared number; NaN, and a line in `problems`, where it is none that makes sense."""
-    came = _declared(module, attribute)
-    number = math.nan if isinstance(came, bool) or not isinstance(came, Real) else float(came)
+    """Return a declared positive number; if it is invalid, append a problem."""
+    value = _declared(module, attribute)
+    number = math.nan if isinstance(value, bool) or not isinstance(value, Real) else float(value)
     if not 0 < number < math.inf:
-        problems.append(f"{attribute} must be a positive number ({unit}), got {came!r}")
+        problems.append(f"{attribute} must be a positive number ({unit}), got {value!r}")
     elif whole and number != int(number):
-        problems.append(f"{attribute} must be a whole number, got {came!r}")
+        problems.append(f"{attribute} must be a whole number, got {value!r}")
     return number
 
 
@@ -156,17 +157,17 @@ def _declared(module: nn.Module, attribute: str) -> object:
 def _takes_lengths(module: nn.Module) -> bool:
     try:
         return "lengths" in inspect.signature(module.forward).parameters
-    except (TypeError, ValueError):  # compiled modules do not tell
+    except (TypeError, ValueError):  # compiled modules have no signature
         return False
 
 
 def check_output(output: object, *, name: str, batch: int, dim: int) -> EncoderOutput:
-    """One output of a forward pass, checked for rank, batch and width.
+    """Check the rank, batch size and width of one output of a forward pass.
 
     Raises
     ------
     EncoderContractError
-        Says which rule is broken and what came.
+        The message has the broken rule and the actual value.
     """
     several = isinstance(output, (tuple, list)) and len(output) in (2, 3)
     frames, utterance, n_frames = (*output, None)[:3] if several else (output, None, None)  # type: ignore[misc]
@@ -199,13 +200,13 @@ def _checked_counts(n_frames: object, frames: Tensor, name: str) -> Tensor | Non
             f"{name}.forward must return counts of frames as whole numbers (batch,) = ({batch},): "
             f"got {_shape(n_frames)}"
         )
-    if n_frames.device.type == "cpu":  # elsewhere a look would wait for the device: see `check_counts`
+    if n_frames.device.type == "cpu":  # on other devices a check would wait for the result: see `check_counts`
         check_counts(n_frames.numpy(), available=available, name=name)
     return n_frames.long()
 
 
 def check_counts(n_frames: NDArray[np.integer[Any]], *, available: int, name: str) -> None:
-    """Raise EncoderContractError where an encoder counts no frame of a row, or more than there are."""
+    """Raise EncoderContractError unless every frame count is from 1 to `available`."""
     if ((n_frames < 1) | (n_frames > available)).any():
         raise EncoderContractError(
             f"{name}.forward must return counts of frames within 1 to {available}, the frames it returns: "
@@ -213,15 +214,15 @@ def check_counts(n_frames: NDArray[np.integer[Any]], *, available: int, name: st
         )
 
 
-def _shape(came: object) -> str:
-    return f"{came.dtype} {tuple(came.shape)}" if isinstance(came, Tensor) else type(came).__name__
+def _shape(value: object) -> str:
+    return f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedModel:
-    """A module that keeps the contract, the name of its feature sets, what that was taken from, and what it is.
+    """A module that satisfies the contract, the name of its feature sets and the origin of that name, and its identity.
 
-    ``earlier`` is what it was to an earlier featstore, where that was another identity.
+    ``earlier`` is the identity that an earlier version of featstore gave it, if it differs.
     """
 
     module: nn.Module

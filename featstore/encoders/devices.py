@@ -1,4 +1,4 @@
-"""Devices by the names that `--device` takes, moving an encoder to one, and its float32 precision."""
+"""Devices by ``--device`` name, moving an encoder to a device, and the precision of float32 products."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = [
 
 @contextmanager
 def float32_products(precision: str) -> Iterator[None]:
-    """While it lasts, products are rounded where `precision` is ``"tf32"``, and nowhere else; cuDNN would by itself."""
+    """Context in which products are rounded to TF32 if `precision` is ``"tf32"``, and in float32 otherwise."""
     before = _Settings.now()
     rounds = precision == "tf32"
     torch.set_float32_matmul_precision("high" if rounds else "highest")
@@ -42,7 +42,7 @@ def float32_products(precision: str) -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Settings:
-    """``older`` is None where they were set by the newer names, and the older ones refuse to tell."""
+    """``older`` is None if the settings were made by the newer API, which makes the older getters fail."""
 
     older: tuple[str, bool] | None
     newer: tuple[str, ...]
@@ -65,7 +65,7 @@ class _Settings:
 
 
 def _newer() -> tuple[Any, ...]:
-    """What has a precision of its own by the newer names; nothing before PyTorch 2.9."""
+    """Backends with a precision of their own in the newer API; empty before PyTorch 2.9."""
     if not hasattr(torch.backends, "fp32_precision"):
         return ()
     cudnn: Any = torch.backends.cudnn
@@ -76,11 +76,10 @@ _OF_ANY_MODULE = frozenset(vars(nn.Module()))
 
 
 def move(module: nn.Module, device: torch.device) -> None:
-    """Move parameters, buffers, and tensors that are plain attributes or lie in a dictionary that is one.
+    """Move parameters, buffers, and tensors in plain attributes or in dictionaries that are attributes.
 
-    ``Module.to`` leaves the latter behind. Loading runs every encoder once on the CPU, and what it keeps of that for
-    inputs of the same length, such as a table of positions, would be found there again: rotary embeddings of
-    transformers' conformers are kept so.
+    ``Module.to`` does not move the latter. Loading runs every encoder once on the CPU; tables that it caches for an
+    input length, such as the rotary embeddings of conformers in transformers, would stay there.
     """
     module.to(device)
     for each in module.modules():
@@ -92,21 +91,21 @@ def move(module: nn.Module, device: torch.device) -> None:
 def _moved(value: Any, device: torch.device) -> Any:
     if isinstance(value, Tensor):
         return value.to(device)
-    if type(value) is dict and any(isinstance(kept, Tensor) for kept in value.values()):
-        return {key: _moved(kept, device) for key, kept in value.items()}
+    if type(value) is dict and any(isinstance(each, Tensor) for each in value.values()):
+        return {key: _moved(each, device) for key, each in value.items()}
     return value
 
 
 def pick_device(asked: str, *, local_rank: int | None = None) -> str:
-    """The device to run on: ``auto`` is a GPU where there is one.
+    """Return the device to run on; ``auto`` is a GPU if there is one.
 
-    Where there are several, ``auto`` and ``cuda`` are that of `local_rank`: else all processes of a machine would take
-    the first.
+    On a machine with several GPUs, ``auto`` and ``cuda`` select the one of `local_rank`; otherwise all processes of a
+    machine would use the first.
 
     Raises
     ------
     UsageError
-        The device is not there, or torch cannot use it.
+        The device does not exist, or torch cannot use it.
     """
     if asked == "auto":
         return gpu_of(local_rank, torch.cuda.device_count()) if torch.cuda.is_available() else "cpu"
@@ -122,7 +121,7 @@ def pick_device(asked: str, *, local_rank: int | None = None) -> str:
 
 
 def gpu_of(local_rank: int | None, n_gpus: int) -> str:
-    """The GPU of a process among those of its machine; a scheduler may show each process its own GPU alone.
+    """Return the GPU of a process among those of its machine; a scheduler can show each process only its own GPU.
 
     >>> gpu_of(None, 8), gpu_of(3, 8), gpu_of(3, 1), gpu_of(5, 4)
     ('cuda', 'cuda:3', 'cuda', 'cuda:1')
@@ -131,27 +130,27 @@ def gpu_of(local_rank: int | None, n_gpus: int) -> str:
 
 
 def pick_devices(asked: str, *, local_rank: int | None = None) -> tuple[str, ...]:
-    """Devices to run on: ``all`` is every CUDA device; several have commas between, and ``cpu`` may be there twice.
+    """Return the devices to run on: a comma-separated list, or ``all`` CUDA devices. ``cpu`` can be listed repeatedly.
 
     Raises
     ------
     UsageError
-        A device is not there, is named twice, or is of another kind than its neighbours.
+        A device does not exist, a GPU is listed twice, or a list mixes kinds of devices.
     """
     if asked == "all":
         count = _gpus_for(asked)
         if not count:
-            raise UsageError("--device all takes every CUDA device, and this machine has none: leave it out")
+            raise UsageError("--device all selects every CUDA device, and this machine has none: omit it")
         return tuple(f"cuda:{number}" for number in range(count))
     names = tuple(name.strip() for name in asked.split(","))
     if len(names) == 1:
         return (pick_device(names[0], local_rank=local_rank),)
     if "auto" in names or "all" in names:
-        raise UsageError(f"--device takes auto and all alone: got {asked!r}")
+        raise UsageError(f"--device auto and all cannot be combined with others: got {asked!r}")
     devices = tuple(f"cuda:{torch.device(pick_device(name)).index or 0}" if name != "cpu" else name for name in names)
     if len({device.partition(":")[0] for device in devices}) > 1:
         raise UsageError(
-            f"--device takes devices of one kind, for a CPU and a GPU differ in the last bits: got {asked!r}"
+            f"--device takes devices of one kind, since a CPU and a GPU differ in the last bits: got {asked!r}"
         )
     twice = sorted({device for device in devices if device != "cpu" and devices.count(device) > 1})
     if twice:
@@ -160,55 +159,55 @@ def pick_devices(asked: str, *, local_rank: int | None = None) -> tuple[str, ...
 
 
 def _gpus_for(asked: str) -> int:
-    """CUDA devices. The driver's own library counts them, whether or not this torch can use them."""
+    """Count the CUDA devices. The driver's library counts them even if this build of torch cannot use them."""
     count = torch.cuda.device_count()
     if count and not torch.cuda.is_available():
         raise UsageError(
-            f"--device {asked}: PyTorch {torch.__version__} cannot use the GPUs of this machine, mostly because their "
-            f"driver is older than its CUDA {torch.version.cuda}: update the driver, or install the PyTorch for the "
-            "CUDA that `nvidia-smi` tells"
+            f"--device {asked}: PyTorch {torch.__version__} cannot use the GPUs of this machine, usually because their "
+            f"driver is older than CUDA {torch.version.cuda}: update the driver, or install a PyTorch build for the "
+            "CUDA version that `nvidia-smi` prints"
         )
     return count
 
 
 def idle_gpus(device: str) -> int:
-    """GPUs of this machine beside the one that a run took by itself; none where it was told which."""
+    """Count the GPUs that a run leaves idle; 0 if the user chose a device."""
     return max(0, torch.cuda.device_count() - 1) if device == "cuda" else 0
 
 
 def settle_on(device: str, *, threads: int) -> None:
-    """Let all that this process does with torch be done there: one process for each device."""
+    """Make a device the default of this process for all of torch; each device has its own process."""
     torch.set_num_threads(threads)
     if ":" in device:
-        with _refusal_told(device):
-            torch.cuda.set_device(device)  # else each would hold some of the first GPU
+        with _device_errors_reported(device):
+            torch.cuda.set_device(device)  # otherwise each process would allocate memory on the first GPU
 
 
 @contextmanager
 def meant_by_cuda(device: str) -> Iterator[None]:
-    """While it lasts, ``"cuda"`` is the GPU of that number, where it has one: an encoder may go there as it is made."""
+    """Context in which ``"cuda"`` is the GPU `device`, if it has a number: constructors of encoders may use it."""
     with ExitStack() as stack:
         if ":" in device:
-            with _refusal_told(device):
+            with _device_errors_reported(device):
                 stack.enter_context(torch.cuda.device(device))
         yield
 
 
 def cpu_multiplies_bfloat16() -> bool:
-    """Whether this machine's CPU has instructions for it, which take half the time of float32's."""
+    """Return whether this CPU has bfloat16 instructions, which take half the time of float32."""
     found = torch.cpu.get_capabilities()
     return any(found.get(name) for name in ("amx_bf16", "avx512_bf16", "sve_bf16"))
 
 
 def gpu_multiplies_bfloat16(device: str) -> bool:
-    """Whether a GPU has instructions for it; older ones than NVIDIA's Ampere make it of others, slower than float32."""
-    with _refusal_told(device), torch.cuda.device(device):
+    """Return whether a GPU has bfloat16 instructions; GPUs before NVIDIA Ampere emulate them, slower than float32."""
+    with _device_errors_reported(device), torch.cuda.device(device):
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
 
 
 @contextmanager
-def _refusal_told(device: str) -> Iterator[None]:
-    """One line where a GPU lets nobody in: another process may have it for itself, or it may be broken."""
+def _device_errors_reported(device: str) -> Iterator[None]:
+    """Report a GPU that cannot be used, because it is broken or another process has exclusive access, in one line."""
     try:
         yield
     except RuntimeError as error:

@@ -1,4 +1,4 @@
-"""An encoder as it was loaded: what it declares, what it is, and one checked forward pass."""
+"""A loaded encoder: its declarations, its identity, and its checked forward pass."""
 
 from __future__ import annotations
 
@@ -15,27 +15,30 @@ from featstore.encoders.pooling import Output
 from featstore.encoders.source_code import CodeModule, code_sha256
 from featstore.encoders.specs import spec_with_layer
 from featstore.errors import EncoderContractError, EncoderError
+from featstore.formatting import one_line
 from featstore.records import NamedBy, Recipe
 
-__all__ = ["Encoder", "told_failure"]
+__all__ = ["Encoder", "failure_line"]
 
 _LIGHT_PARAMETERS = 20_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Encoder:
-    """A loaded encoder: the module, what it declares, what it is, and what is kept of each forward pass.
+    """A loaded encoder: the module, its declarations, its identity, and the outputs that are kept of a forward pass.
 
     Attributes
     ----------
     spec : str
-        What it was asked for by, without a layer.
+        Spec that the encoder was loaded by, without a layer.
     identity : mapping
-        What it is: see `featstore.encoders.fingerprint`.
+        See `featstore.encoders.fingerprint`.
+    outputs : tuple of Output
+        Layers and pools that are kept.
     earlier : mapping or None
-        What it was to an earlier featstore, under which older stores have it.
+        Identity in stores of an earlier version of featstore.
     code : tuple of CodeModule
-        The modules of the user's that it is made of.
+        User modules that the encoder consists of.
     """
 
     module: nn.Module
@@ -53,8 +56,8 @@ class Encoder:
         self._check_outputs()
         self._check_on_noise()
 
-    def made_of(self, code: tuple[CodeModule, ...]) -> Encoder:
-        """The same encoder, of which it is known now what code it is made of."""
+    def with_code(self, code: tuple[CodeModule, ...]) -> Encoder:
+        """Return a copy of the encoder with its user modules, which become part of its identity."""
         encoder = copy.copy(self)
         object.__setattr__(encoder, "code", code)
         object.__setattr__(encoder, "identity", {**self.identity, "code_sha256": code_sha256(code)})
@@ -72,9 +75,9 @@ class Encoder:
         output: Output | None = None,
         identity: Mapping[str, Any] | None = None,
     ) -> Recipe:
-        """Everything that decides the numbers this encoder will make of one output, the first, under these settings.
+        """Return the recipe: everything that determines the numbers of one output under these settings.
 
-        `identity` is the encoder's own unless it is given.
+        The defaults of `output` and `identity` are the first output and the identity of the encoder.
         """
         output = output or self.outputs[0]
         layer = {} if output.layer is None else {"layer": output.layer}
@@ -95,48 +98,48 @@ class Encoder:
         )
 
     def spec_of(self, output: Output) -> str:
-        """How one output is named on the command line."""
+        """Return the spec of one output on the command line."""
         return spec_with_layer(self.spec, output.layer)
 
     def longest_window_seconds(self, asked: float | None) -> float | None:
-        """Audio that a window may hold: the least of what the encoder takes and what is asked for."""
+        """Return the maximum duration of a window: the smaller of the encoder's limit and `asked`."""
         limits = [limit for limit in (self.facts.input_seconds, asked) if limit is not None]
         return min(limits, default=None)
 
     def _cut_by_request(self, asked: float | None) -> float | None:
-        """What is asked for, where it cuts more than the encoder's own limit, which is the same for every recipe."""
+        """Return `asked` if it is below the encoder's own limit, which is not part of a recipe."""
         own = self.facts.input_seconds
         return asked if asked is not None and (own is None or asked < own) else None
 
     def dim_of(self, layer: int | None) -> int:
-        """Width of a layer's frames."""
+        """Return the width of a layer's frames."""
         return self.facts.dim if layer is None or self.facts.layers is None else self.facts.layers.dim
 
     def hop_seconds_of(self, layer: int | None) -> float:
-        """Time from one frame of a layer to the next."""
+        """Return the time from one frame of a layer to the next."""
         return self.facts.hop_seconds if layer is None or self.facts.layers is None else self.facts.layers.hop_seconds
 
     @property
     def layers(self) -> tuple[int | None, ...]:
-        """Layers of its outputs, each once."""
+        """Distinct layers of its outputs."""
         return tuple(dict.fromkeys(output.layer for output in self.outputs))
 
     @property
     def has_weights(self) -> bool:
-        """Whether it has parameters, and so gains from a lower precision on a GPU."""
+        """Whether the encoder has parameters, so that a lower precision speeds it up on a GPU."""
         return any(True for _ in self.module.parameters())
 
     @property
     def is_light(self) -> bool:
-        """Whether it has so few parameters, or none, that one core of a CPU encodes about as fast as another decodes.
+        """Whether the encoder has so few parameters that one CPU core encodes about as fast as another decodes.
 
-        Were each of them used at every sample of a second, that would be some hundred million products, which a core
-        does in a hundredth of it; mostly they are used far less often.
+        If each of 20,000 parameters were used for every sample of a second of audio, a core would need some hundred
+        million products, or about 10 ms; most parameters are used far less often.
         """
         return sum(parameter.numel() for parameter in self.module.parameters()) <= _LIGHT_PARAMETERS
 
     def compile(self) -> None:
-        """Compile the forward pass (``torch.compile``) for inputs of any length, once; the first batches are slow."""
+        """Compile the forward pass (``torch.compile``) for inputs of any length; the first batches are slow."""
         if self.module._compiled_call_impl is not None:
             return
         self.module.compile(dynamic=True)
@@ -145,7 +148,7 @@ class Encoder:
             module.forward_layers = torch.compile(module.forward_layers, dynamic=True)
 
     def forward(self, waves: Tensor, lengths: Tensor | None) -> tuple[EncoderOutput, ...]:
-        """One forward pass: a checked output for each of `layers`. `lengths` goes to an encoder that takes it."""
+        """Run one forward pass, and return a checked output for each of `layers`; `lengths` is passed if supported."""
         given = {} if lengths is None or not self.facts.takes_lengths else {"lengths": lengths}
         if self.layers == (None,):
             found = (self.module(waves, **given),)
@@ -164,14 +167,14 @@ class Encoder:
     def _check_outputs(self) -> None:
         chosen = [layer for layer in self.layers if layer is not None]
         if chosen and self.facts.layers is None:
-            raise EncoderError(f"{self.name} has no layers to choose from: leave out --layers and #layer")
+            raise EncoderError(f"{self.name} has no layers to choose from: omit --layers and #layer")
         for layer in chosen:
             most = self.facts.layers.count if self.facts.layers is not None else 0
             if not 0 <= layer <= most:
                 raise EncoderError(f"{self.name} has layers 0 to {most} and last: got {layer}")
 
     def _check_on_noise(self) -> None:
-        """One second of noise and one of silence, so that a broken encoder is found before any shard is read."""
+        """Encode a second of noise and of silence, to detect a broken encoder before any shard is read."""
         generator = torch.Generator().manual_seed(0)
         noise = torch.rand((2, self.facts.sample_rate_hz), generator=generator) - 0.5
         noise[1] = 0.0
@@ -181,10 +184,10 @@ class Encoder:
         except EncoderContractError:
             raise
         except Exception as error:
-            raise EncoderContractError(told_failure(self.name, noise.shape, error)) from error
+            raise EncoderContractError(failure_line(self.name, noise.shape, error)) from error
         pools = {output.pool for output in self.outputs}
         if pools != {"mean"} and any(each.utterance is not None and each.frames.shape[1] == 1 for each in outputs):
-            raise EncoderError(f"{self.name} gives one vector for a window, which leaves nothing to pool: --pool mean")
+            raise EncoderError(f"{self.name} returns one vector per window, so that --pool must be mean")
         for output in outputs:
             for row, what in enumerate(("noise", "silence")):
                 vectors = output.frames[row]
@@ -196,8 +199,6 @@ class Encoder:
                     )
 
 
-def told_failure(name: str, shape: Sequence[int], error: Exception) -> str:
-    """One line about a forward pass that failed."""
-    text = " ".join(str(error).split())
-    reason = f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
-    return f"{name}.forward failed on float32 {tuple(shape)}: {reason}"
+def failure_line(name: str, shape: Sequence[int], error: Exception) -> str:
+    """Return one line about a forward pass that failed."""
+    return f"{name}.forward failed on float32 {tuple(shape)}: {one_line(error, typed=True)}"

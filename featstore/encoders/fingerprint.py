@@ -1,4 +1,4 @@
-"""What an encoder is, as hashes: its state, its class and source, its arguments. No path or device is part of it."""
+"""Identity of an encoder as hashes of its state, its class and source, and its arguments, without paths or devices."""
 
 from __future__ import annotations
 
@@ -58,13 +58,13 @@ _FIRST_CODE: Mapping[str, str] = {
         "8cb2c79b9c264719e7f9d1d2bb0be77224c45ee712e2e6be45d80092876a8dcd"
     ),
 }
-"""`builtin_code_sha256` -> `source_sha256` of featstore 0. An edit that leaves every number as it is adds a line."""
+"""`builtin_code_sha256` to `source_sha256` of featstore 0. Add a line for an edit that does not change any number."""
 
 
 def state_sha256(module: nn.Module, *, all_buffers: bool = False) -> str:
-    """Hash of a state dict: name, dtype, shape and bytes of every entry, in order of name.
+    """Hash a state dict: name, dtype, shape and bytes of every entry, sorted by name.
 
-    With `all_buffers`, those too that are not part of a state dict (``persistent=False``).
+    With `all_buffers`, buffers that are not part of the state dict (``persistent=False``) are included.
     """
     digest = hashlib.sha256()
     state = module.state_dict()
@@ -73,16 +73,16 @@ def state_sha256(module: nn.Module, *, all_buffers: bool = False) -> str:
             tensor = value.detach().cpu().contiguous()
             digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
             digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-        else:  # what a module's get_extra_state returns may be anything
+        else:  # get_extra_state can return any object
             digest.update(f"{name}|{value!r}|".encode())
     return digest.hexdigest()
 
 
 def source_sha256(kind: type) -> str:
-    """Hash of the file that defines a class and of the files beside it that it imports, line endings apart.
+    """Hash the file that defines a class and the files next to it that it imports, ignoring line endings.
 
-    Files beside it are those of its folder and of the folders below, reached by the names that a module holds once it
-    is imported. What lies elsewhere is a library: its version stands in every part's commit record.
+    These are the files in its folder and subfolders that are reachable by the names in an imported module. Other files
+    belong to libraries, whose versions are in every part's commit record.
     """
     home = sys.modules.get(kind.__module__)
     folder = _file_of(home).parent if home is not None and _file_of(home) is not None else None  # type: ignore[union-attr]
@@ -114,10 +114,10 @@ def _source(module: ModuleType) -> str:
 
 
 def encoder_identity(module: nn.Module, *, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Identity of an encoder whose class is featstore's own.
+    """Return the identity of an encoder whose class belongs to featstore.
 
-    ``source_sha256`` is the hash of the class's code as a syntax tree; while that is as it was in `_FIRST_CODE`, it is
-    what featstore 0 made of the same code's text, so that stores of that time go on.
+    ``source_sha256`` is the hash of the syntax tree of the class's code. If that is a key of `_FIRST_CODE`, it is the
+    hash that featstore 0 computed from the text of the same code, so that stores of featstore 0 stay valid.
     """
     kind = type(module)
     code = builtin_code_sha256(kind)
@@ -130,7 +130,7 @@ def encoder_identity(module: nn.Module, *, arguments: Mapping[str, Any]) -> dict
 
 
 def user_identity(module: nn.Module, *, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Identity of an encoder that is not featstore's own, its code left out; an installed class has its version."""
+    """Return the identity of any other encoder, without its code; for an installed class, with its version."""
     kind = type(module)
     is_installed = not is_user_path(file_of(sys.modules[kind.__module__]) or "")
     return {
@@ -142,7 +142,7 @@ def user_identity(module: nn.Module, *, arguments: Mapping[str, Any]) -> dict[st
 
 
 def earlier_identity(module: nn.Module, *, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Identity of an encoder of the user's as featstore 0 computed it: by the text of files beside the class's."""
+    """Return the identity of a user's encoder as in featstore 0: by the text of the files next to the class's file."""
     return {
         "class": type(module).__qualname__,
         "source_sha256": source_sha256(type(module)),
@@ -152,9 +152,9 @@ def earlier_identity(module: nn.Module, *, arguments: Mapping[str, Any]) -> dict
 
 
 def plain_attributes(module: nn.Module) -> dict[str, str]:
-    """Numbers, texts and truth values, and sequences of these, that a module and its submodules hold as attributes.
+    """Return the attributes of a module and its submodules that are numbers, strings, booleans or sequences of them.
 
-    They are the settings (a stride, a scale, a name of a mode) that the weights do not show.
+    They are settings, such as a stride, a scale or a mode, that the weights do not contain.
     """
     return {
         f"{place}.{name}": repr(value)
@@ -174,7 +174,7 @@ def _is_plain(value: object) -> bool:
 
 
 def builtin_code_sha256(kind: type) -> str:
-    """Hash of the code of one of featstore's own classes: its module, and those of its folder that this imports."""
+    """Hash the code of a featstore class: its module, and the modules of the same folder that it imports."""
     home = sys.modules[kind.__module__]
     folder = Path(file_of(home) or "").parent
     seen: dict[ModuleType, None] = {home: None}
@@ -189,14 +189,14 @@ def builtin_code_sha256(kind: type) -> str:
 
 
 def distribution_of(kind: type) -> str:
-    """Name and version of the distribution that installed a class, as in ``"dasheng==0.0.9"``.
+    """Return name and version of the distribution that installed a class, such as ``"dasheng==0.0.9"``.
 
-    Where none says that it did, it is the hash of the class's module.
+    If there is no such distribution, return the hash of the class's module.
     """
     home = sys.modules[kind.__module__]
     names = metadata.packages_distributions().get(kind.__module__.partition(".")[0], ())
     found = [metadata.distribution(name) for name in dict.fromkeys(names)]
-    if len(found) > 1:  # a namespace that several share
+    if len(found) > 1:  # a namespace package that several distributions share
         path = Path(file_of(home) or "").resolve()
         own = [
             each
@@ -209,13 +209,13 @@ def distribution_of(kind: type) -> str:
 
 
 def by_content(value: Any) -> Any:
-    """An argument, in which the path of a file or folder is joined by the hash of what that holds; see `Recipe`."""
+    """Replace the path of a file or folder in an argument by the path and the hash of its content; see `Recipe`."""
     if isinstance(value, Mapping):
         return {name: by_content(each) for name, each in value.items()}
     if isinstance(value, (list, tuple)):
         return [by_content(each) for each in value]
     if isinstance(value, str) and value.strip():
-        with suppress(OSError, ValueError, RuntimeError):  # no path, or one that cannot be read
+        with suppress(OSError, ValueError, RuntimeError):  # not a path, or not readable
             return _path_by_content(value)
     return value
 
@@ -231,7 +231,7 @@ def _path_by_content(value: str) -> Any:
 
 
 def _files_in(folder: Path) -> list[Path] | None:
-    """Files in and below a folder in order of name, hidden ones apart; None of more than can be meant."""
+    """Return the files of a folder and its subfolders, sorted and without hidden ones; None if there are too many."""
     found: list[Path] = []
     for path in folder.rglob("*"):
         if not any(part.startswith((".", "__pycache__")) for part in path.relative_to(folder).parts) and path.is_file():

@@ -22,6 +22,7 @@ from featstore.encoders.source_code import file_of
 from featstore.encoders.specs import EncoderSpec, check_arguments, check_built_in_arguments, parse_spec
 from featstore.encoders.user_code import ENCODER_FILE, Loading, loading_user_code
 from featstore.errors import EncoderContractError, EncoderError, UsageError
+from featstore.formatting import one_line
 from featstore.records import sha256_of
 
 __all__ = ["load", "load_object"]
@@ -41,7 +42,7 @@ def load(
     check_arguments(arguments)
     parsed = parse_spec(spec)
     if parsed.layer is not None and layers:
-        raise UsageError("a layer is given by #layer= and by --layers: say it once")
+        raise UsageError("a layer is given by #layer= and by --layers: give it once")
     outputs = _outputs((parsed.layer,) if parsed.layer is not None else layers, pools)
     if parsed.scheme in ("hf", "dasheng"):
         found = _of_a_library(parsed, arguments, trust_remote_code=trust_remote_code)
@@ -63,29 +64,31 @@ def load_object(
 ) -> Encoder:
     """Build an encoder from a module, or from a class or function that returns one.
 
-    Of a class that is called here the arguments are known, and the encoder is the one that its spec names. Of a module
-    that is there already, and of one that a function returns, every plain attribute is part of its identity instead.
+    If `encoder` is a class, its arguments are known, and the encoder is the same as the one loaded by spec. If it is a
+    module or a function, every plain attribute of the module is part of its identity instead.
 
     Parameters
     ----------
     encoder : nn.Module or callable
-        It is set to evaluation mode.
+        Set to evaluation mode.
     arguments : mapping
-        Of the class or function.
+        Arguments of the class or function.
+    layers, pools
+        See `featstore.encoders.load_encoder`.
 
     Raises
     ------
     EncoderError
-        It cannot be built, or its class is defined in no file, so that its code has no fingerprint.
+        The encoder cannot be built, or its class is not defined in a file, so that its code has no fingerprint.
     EncoderContractError
-        It does not keep the contract of `featstore.encoders.contract`.
+        The encoder breaks the contract of `featstore.encoders.contract`.
     """
     check_arguments(arguments)
     outputs = _outputs(layers, pools)
     with loading_user_code(Path.cwd()) as loading:
         if isinstance(encoder, nn.Module):
             if arguments:
-                raise UsageError(f"a module takes no arguments any more: got {next(iter(arguments))}")
+                raise UsageError(f"a module takes no arguments, only a class or function: got {next(iter(arguments))}")
             module = encoder.eval()
         else:
             module = _build(encoder, arguments)
@@ -93,7 +96,7 @@ def load_object(
         main = sys.modules[kind.__module__]
         if file_of(main) is None:
             raise EncoderError(
-                f"{kind.__name__} is defined in no file, so that its code has no fingerprint: write it to one "
+                f"{kind.__name__} is not defined in a file, so that its code has no fingerprint: write it to a file "
                 "(%%writefile in a notebook) and import it, or give the file as the spec"
             )
         return _of_a_class(
@@ -117,7 +120,7 @@ def _of_a_class(
     outputs: tuple[Output, ...],
     attributes_sha256: str | None = None,
 ) -> Encoder:
-    """An encoder whose class a file or an installed package defines, which the module `main` is."""
+    """Build the encoder of a class that a file or an installed package, the module `main`, defines."""
     kind = type(module)
     is_own = kind.__module__.partition(".")[0] == "featstore"
     identity = (encoder_identity if is_own else user_identity)(module, arguments=arguments)
@@ -129,8 +132,8 @@ def _of_a_class(
         earlier=None if is_own or attributes_sha256 is not None else earlier_identity(module, arguments=arguments),
     )
     encoder = _encoder(found, spec, outputs)
-    code = loading.modules(module, main=main)  # after its first forward pass, which may have imported more
-    return encoder.made_of(code) if code else encoder
+    code = loading.modules(module, main=main)  # after its first forward pass, which can import more modules
+    return encoder.with_code(code) if code else encoder
 
 
 def _encoder(found: LoadedModel, spec: str, outputs: tuple[Output, ...]) -> Encoder:
@@ -151,12 +154,12 @@ def _outputs(layers: tuple[int | None, ...], pools: tuple[Pool, ...]) -> tuple[O
         raise UsageError(f"--pool takes {', '.join(get_args(Pool))}: got {unknown[0]!r}")
     outputs = tuple(Output(layer=layer, pool=pool) for layer in layers or (None,) for pool in pools or ("mean",))
     if len(set(outputs)) < len(outputs):
-        raise UsageError("--layers or --pool names one thing twice: say it once")
+        raise UsageError("--layers or --pool lists a value twice: list it once")
     return outputs
 
 
 def _of_a_library(spec: EncoderSpec, arguments: Mapping[str, Any], *, trust_remote_code: bool) -> LoadedModel:
-    """A model of transformers or of dasheng, by the scheme of its spec."""
+    """Load a model of transformers or dasheng, by the scheme of its spec."""
     if arguments:
         raise EncoderError(f"{spec.scheme}: encoders take no --encoder-arg: got {next(iter(arguments))}")
     if spec.scheme == "hf":
@@ -181,14 +184,14 @@ def _build(kind: Callable[..., nn.Module], arguments: Mapping[str, Any]) -> nn.M
         module = kind(**arguments)
     except (Exception, SystemExit) as error:
         given = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
-        raise EncoderError(f"{name}({given}) could not be built: {_told(error)}") from error
+        raise EncoderError(f"{name}({given}) could not be built: {one_line(error, typed=True)}") from error
     if not isinstance(module, nn.Module):
-        raise EncoderContractError(f"an encoder is a torch.nn.Module: {name} is not one")
+        raise EncoderContractError(f"an encoder must be a torch.nn.Module: {name} is not one")
     return module.eval()
 
 
 def _folder_of(spec: EncoderSpec) -> Path:
-    """Where the files are that an encoder may import without being installed."""
+    """Return the folder that an encoder can import files from without installation."""
     return Path(spec.name).resolve().parent if spec.scheme == "file" else Path.cwd()
 
 
@@ -206,7 +209,7 @@ def _class_in_file(spec: EncoderSpec) -> tuple[type[nn.Module], ModuleType]:
         module_spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         del sys.modules[module_name]
-        raise EncoderError(f"{path} could not be imported: {_told(error)}") from error
+        raise EncoderError(f"{path} could not be imported: {one_line(error, typed=True)}") from error
     return _pick_class(module, spec.class_name, where=str(path)), module
 
 
@@ -215,12 +218,13 @@ def _class_by_import(spec: EncoderSpec) -> tuple[type[nn.Module], ModuleType]:
     try:
         module = importlib.import_module(name)
     except (Exception, SystemExit) as error:
-        raise EncoderError(f"module {name} of --encoder {spec.base} could not be imported: {_told(error)}") from error
+        reason = one_line(error, typed=True)
+        raise EncoderError(f"module {name} of --encoder {spec.base} could not be imported: {reason}") from error
     return _pick_class(module, spec.class_name, where=name), module
 
 
 def _pick_class(module: ModuleType, wanted: str, *, where: str) -> type[nn.Module]:
-    """The class asked for; else the one module class defined there, by X-ARES's rule that its name ends in Encoder."""
+    """Return the requested class, or else the only class whose name ends in Encoder, the rule of X-ARES."""
     if wanted:
         kind = getattr(module, wanted, None)
         if not isinstance(kind, type):
@@ -233,9 +237,4 @@ def _pick_class(module: ModuleType, wanted: str, *, where: str) -> type[nn.Modul
     if not own:
         raise EncoderError(f"{where} has no class whose name ends in Encoder: name one, as in {where}:MyModel")
     names = ", ".join(sorted(kind.__name__ for kind in own))
-    raise EncoderError(f"{where} has several encoders: say which, as in {where}:{own[0].__name__} (there are {names})")
-
-
-def _told(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
+    raise EncoderError(f"{where} has several encoders: name one, as in {where}:{own[0].__name__} (it has {names})")

@@ -1,8 +1,8 @@
-"""Memory that a piece of work takes at its peak, memory that is free, and errors that say that there is too little.
+"""Peak memory of a function, free memory, and detection of out-of-memory errors.
 
-On Linux a process's peak of resident memory is reset before the work and read after it (proc(5), ``clear_refs`` and
-``VmHWM``), and what the allocator has kept of earlier work is given back first: neither hides in the figure. PyTorch
-counts a GPU's. Elsewhere nothing is told, for ``ru_maxrss`` never falls.
+On Linux, the peak of the resident memory of the process is reset before the call and read after it (proc(5),
+``clear_refs`` and ``VmHWM``). Memory that the allocator caches is released first, so that it does not hide in the
+figure. On a GPU, PyTorch counts memory. Other systems have no figure, since ``ru_maxrss`` never decreases.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ _TOO_LITTLE = re.compile(
     r"|(CUDA|HIP|MPS backend) out of memory"
     r"|(CUDA error|CUDA driver error|HIP error|Triton Error \[(CUDA|HIP)\]): out of memory"
     r"|[A-Z]+_STATUS_ALLOC_FAILED|CUFFT_ALLOC_FAILED"
-    r"|CUDNN_STATUS_INTERNAL_ERROR_(HOST|DEVICE)_ALLOCATION_FAILED"  # the same, since cuDNN 9
+    r"|CUDNN_STATUS_INTERNAL_ERROR_(HOST|DEVICE)_ALLOCATION_FAILED"  # since cuDNN 9
     r"|CUBLAS_STATUS_NOT_INITIALIZED when calling `cublas(Lt)?Create"
 )
 
 
 def peak_bytes(work: Callable[[], object], *, device: str) -> int | None:
-    """Run `work`; bytes that it takes at its peak beyond those taken before, or None where that cannot be told."""
+    """Run `work` and return its peak memory in bytes beyond what was in use before; None if it cannot be measured."""
     where = torch.device(device)
     if where.type == "cuda":
         torch.cuda.reset_peak_memory_stats(where)
@@ -45,7 +45,7 @@ def peak_bytes(work: Callable[[], object], *, device: str) -> int | None:
 
 
 def free_bytes(*, device: str, root: Path = Path("/")) -> int | None:
-    """Bytes that new work may take on a device, or None where that cannot be told."""
+    """Return the free bytes of a device, or None if they cannot be determined."""
     where = torch.device(device)
     if where.type == "cuda":
         free, _ = torch.cuda.mem_get_info(where)
@@ -54,12 +54,12 @@ def free_bytes(*, device: str, root: Path = Path("/")) -> int | None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, of a device or of the machine, so that less may still fit.
+    """Return whether an error reports exhausted memory of a device or of the machine, so that a smaller batch may fit.
 
-    PyTorch has a class for its own allocator on a device alone: that the libraries under it ran out (cuBLAS, cuDNN,
-    cuFFT, Triton), or the machine, only the text of a RuntimeError tells. A handle of cuBLAS is made when it is first
-    needed, and "not initialized" is what it mostly says where there is no room for one. ``CUDNN_STATUS_NOT_SUPPORTED``
-    is of a layout or a shape, which half a batch has too.
+    PyTorch has an exception class only for its own allocator on a device. If the machine or a library (cuBLAS, cuDNN,
+    cuFFT, Triton) runs out of memory, only the text of a RuntimeError shows it. cuBLAS creates its handle on first use
+    and usually reports "not initialized" if there is no memory for it. ``CUDNN_STATUS_NOT_SUPPORTED`` is not included:
+    it refers to a layout or shape, which half a batch has too.
     """
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
@@ -67,7 +67,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def _reset_peak() -> int | None:
-    # not glibc: then what the allocator keeps of earlier work makes the figure smaller
+    # allocators other than glibc keep memory of earlier work, which lowers the figure
     with suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
     try:

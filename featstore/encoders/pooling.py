@@ -1,4 +1,4 @@
-"""What is kept of one forward pass: which layer, and how its frames become an utterance vector."""
+"""Outputs that are kept of a forward pass: the layer, and the pooling of its frames to an utterance vector."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ Pool = Literal["mean", "max", "std"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Output:
-    """One thing that is kept of a forward pass.
+    """One output that is kept of a forward pass.
 
     Attributes
     ----------
     layer : int or None
-        Hidden state, counted from 0, the input of the first block; None is what the encoder's ``forward`` returns.
+        Hidden state; 0 is the input of the first block. None is the output of ``forward``.
     pool : str
-        How frames become an utterance vector. ``mean`` is the encoder's own vector where it returns one.
+        How frames become an utterance vector. ``mean`` is the encoder's own vector if it returns one.
     """
 
     layer: int | None = None
@@ -30,7 +30,7 @@ class Output:
 
     @property
     def suffix(self) -> str:
-        """What its feature sets are called by, after the encoder's name.
+        """Suffix of the encoder's name in the names of feature sets.
 
         >>> Output(layer=6).suffix, Output(layer=6, pool="std").suffix, Output().suffix
         ('.layer6', '.layer6.std', '')
@@ -40,14 +40,20 @@ class Output:
 
 
 def pooled(frames: Tensor, kept: Tensor | None, pool: Pool) -> Tensor:
-    """One vector of the first `kept` frames of each row: their mean, maximum or population standard deviation.
+    """Pool the first `kept` frames of each row by mean, maximum or population standard deviation.
 
     Parameters
     ----------
     frames : Tensor
         float32 (batch, frames, dim)
     kept : Tensor or None
-        int64 (batch,), at least 1, on the device of the frames; None where all count.
+        int64 (batch,), at least 1, on the device of the frames; None keeps all frames.
+    pool : "mean", "max" or "std"
+
+    Returns
+    -------
+    Tensor
+        float32 (batch, dim)
     """
     if pool == "max":
         return (frames if kept is None else frames.masked_fill(_padding(frames, kept), -torch.inf)).amax(dim=1)

@@ -1,4 +1,4 @@
-"""A trace of the first batches, for chrome://tracing and Perfetto."""
+"""Profiler trace of the first batches, for chrome://tracing and Perfetto."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BATCHES = 50
 
 @contextmanager
 def traced(run: EncoderRun, path: Path) -> Iterator[None]:
-    """Trace what torch does for the first 50 batches of a run, and write it when they are done.
+    """Trace torch during the first 50 batches of a run, and write the trace to `path`.
 
     Raises
     ------
@@ -33,7 +33,7 @@ def traced(run: EncoderRun, path: Path) -> Iterator[None]:
     if not path.parent.is_dir():
         raise UsageError(f"--profile {path}: there is no folder {path.parent}")
     if not os.access(path.parent, os.W_OK):
-        raise UsageError(f"--profile {path}: {path.parent} is not a folder to write in")
+        raise UsageError(f"--profile {path}: {path.parent} is not writable")
     activities = [torch.profiler.ProfilerActivity.CPU]
     if torch.device(run.device).type == "cuda":
         activities.append(torch.profiler.ProfilerActivity.CUDA)
@@ -47,7 +47,7 @@ def traced(run: EncoderRun, path: Path) -> Iterator[None]:
 
 
 class _Trace:
-    """A profiler that ends by itself after so many batches, for a trace of a whole run would fill the memory."""
+    """A profiler that stops after a fixed number of batches, since the trace of a complete run would fill memory."""
 
     def __init__(self, profiler: torch.profiler.profile, path: Path) -> None:
         self._profiler, self._path = profiler, path
@@ -55,20 +55,20 @@ class _Trace:
         profiler.start()
 
     def count(self) -> None:
-        """One batch more."""
+        """Count one batch."""
         if self._left:
             self._left -= 1
             if not self._left:
                 self._write()
 
     def end(self) -> None:
-        """No batch comes any more."""
+        """Stop the profiler if the run ends early."""
         if self._left:
             self._left = 0
             self._write()
 
     def _write(self) -> None:
-        """Several processes may trace to one path: the last whole trace stays."""
+        """Write the trace. If several processes use one path, the file is the complete trace of the last one."""
         self._profiler.stop()
         with replacing(self._path) as temporary:
             self._profiler.export_chrome_trace(str(temporary))

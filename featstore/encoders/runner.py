@@ -1,8 +1,8 @@
-"""Runs an encoder over batches: forward pass, trimming of padding frames, pooling, checks of what came out.
+"""Runs an encoder over batches: forward pass, trimming of padding frames, pooling, and checks of the output.
 
-On a GPU a batch is begun and its result asked for later: audio goes up from pinned memory on a stream of its own while
-the batch before it is encoded, and what is kept of it comes down in one transfer. So the device always has work, as
-long as the next batch is begun before the last result is asked for.
+On a GPU, a batch is started and its result requested later. Audio is uploaded from pinned memory on a separate stream
+while the previous batch is encoded, and the outputs are downloaded in one transfer. The device is always busy if the
+next batch is started before the result of the last one is requested.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from featstore.encoders.batch_outputs import Encoded, Layer, Made, host_memory, joined, to_host
+from featstore.encoders.batch_outputs import DeviceOutput, Encoded, Layer, concatenated, host_memory, to_host
 from featstore.encoders.contract import EncoderOutput
 from featstore.encoders.devices import float32_products, move
-from featstore.encoders.encoder import Encoder, told_failure
+from featstore.encoders.encoder import Encoder, failure_line
 from featstore.encoders.memory import is_out_of_memory
 from featstore.encoders.pooling import Output, pooled
 from featstore.errors import EncoderContractError, EncoderError
@@ -47,12 +47,11 @@ class EncoderRun:
     ----------
     encoder : Encoder
     recipe : Recipe
-        Of any output. Its padding decides whether padding frames are trimmed (all but ``"xares"``), its precision the
-        arithmetic.
+        Recipe of any output. Padding frames are trimmed unless its padding is ``"xares"``; its precision is used.
     device : str
         ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
     keep_frames : bool
-        Whether frames come back beside the utterance vectors, once for each layer, with its mean.
+        Whether frames are returned in addition to utterance vectors, once for each layer, with its mean.
     """
 
     def __init__(self, encoder: Encoder, recipe: Recipe, *, device: str, keep_frames: bool) -> None:
@@ -62,10 +61,10 @@ class EncoderRun:
         self._keep_frames = keep_frames
         self._frame_dtype = {"float16": torch.float16, "float32": torch.float32}[recipe.frame_dtype]
         self._trims = recipe.padding != "xares"
-        self._most_samples: int | None = None  # what the device was seen to hold, once it ran out of memory
+        self._most_samples: int | None = None  # limit of a batch, set after the device ran out of memory
         self._uploads: torch.cuda.Stream | None = None
         self._busy_seconds = 0.0
-        self.after_batch: Callable[[], None] = _nothing
+        self.after_batch: Callable[[], None] = _no_op
         try:
             if self._device.type == "cuda":
                 self._uploads = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
@@ -77,27 +76,27 @@ class EncoderRun:
 
     @property
     def device(self) -> str:
-        """Where it runs."""
+        """Name of the device."""
         return str(self._device)
 
     @property
     def batches_ahead(self) -> int:
-        """Batches to begin before the result of the first is asked for, so that the device never waits."""
+        """Number of batches to start before the first result is requested, so that the device never waits."""
         return 1 if self._uploads is not None else 0
 
     @property
     def busy_seconds(self) -> float:
-        """Time that the device has spent on batches whose results were asked for."""
+        """Time that the device spent on batches whose results were requested."""
         return self._busy_seconds
 
     @contextmanager
     def at_work(self) -> Iterator[None]:
-        """PyTorch's settings while shards are encoded: threads, the GPU, and whether products may be rounded to TF32.
+        """Context with PyTorch's settings for encoding: threads, current GPU, and TF32.
 
-        An encoder that makes a tensor on ``"cuda"`` means the GPU that it is on, whichever that is.
+        A tensor that the encoder creates on ``"cuda"`` is on the encoder's GPU.
 
-        A light encoder is many small operations, and on a CPU its second thread waits in each of them for a core that
-        decodes: measured on 2 cores, one thread is 1.6 to 6 times as fast. Large matrix products want every core.
+        A light encoder consists of many small operations. On a CPU, its second thread waits in each of them for a core
+        that decodes: on 2 cores, one thread is 1.6 to 6 times as fast. Large matrix products use every core.
         """
         threads = torch.get_num_threads()
         if self._device.type == "cpu" and self._encoder.is_light:
@@ -108,22 +107,22 @@ class EncoderRun:
                 float32_products(self._recipe.precision),
                 warnings.catch_warnings(),
             ):
-                # of a compiled encoder: how transformers caches what it asks of the system, which is no fault
+                # emitted by compiled encoders about caches inside transformers; harmless
                 warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru_cache`")
                 yield
         finally:
             torch.set_num_threads(threads)
 
     def blank(self, shape: tuple[int, int]) -> NDArray[np.float32]:
-        """Zeros for a batch to be laid out in: on a GPU in pinned memory, which uploads do not wait for."""
+        """Allocate a zero batch; on a GPU in pinned memory, for asynchronous uploads."""
         if self._uploads is None:
             return np.zeros(shape, np.float32)
         return host_memory(4 * math.prod(shape)).zero_().numpy().view(np.float32).reshape(shape)
 
     def begin(self, audio: NDArray[np.float32], n_samples: NDArray[np.int64]) -> Callable[[], tuple[Encoded, ...]]:
-        """Begin one batch. The callable waits for it, and returns or raises what `__call__` would."""
+        """Start one batch. The returned callable waits for it, and returns or raises what `__call__` would."""
         try:
-            with self._device_failures_told(audio):
+            with self._device_failures_reported(audio):
                 return self._begin(audio, n_samples)
         finally:
             self.after_batch()
@@ -135,8 +134,8 @@ class EncoderRun:
             launched = self._launch_if_it_fits(audio, n_samples)
             if launched is not None:
                 return launched
-            torch.cuda.synchronize(self._device)  # the batch before this one leaves; then this one is alone
-            torch.cuda.empty_cache()  # what PyTorch keeps for later is of no use to cuBLAS and the like
+            torch.cuda.synchronize(self._device)  # the previous batch completes; then this one has the device
+            torch.cuda.empty_cache()  # libraries such as cuBLAS cannot use memory that PyTorch caches
         began = time.perf_counter()
         encoded = self(audio, n_samples)
         self._busy_seconds += time.perf_counter() - began
@@ -145,7 +144,7 @@ class EncoderRun:
     def _launch_if_it_fits(
         self, audio: NDArray[np.float32], n_samples: NDArray[np.int64]
     ) -> Callable[[], tuple[Encoded, ...]] | None:
-        """None where it does not. By then the exception is gone, and with it all that its traceback held there."""
+        """Return None if memory runs out, after the exception and the tensors in its traceback are freed."""
         try:
             return self._launch(audio, n_samples)
         except (RuntimeError, MemoryError) as error:
@@ -154,43 +153,43 @@ class EncoderRun:
             return None
 
     def __call__(self, audio: NDArray[np.float32], n_samples: NDArray[np.int64]) -> tuple[Encoded, ...]:
-        """Encode one batch: what it came to for each of the encoder's outputs.
+        """Encode one batch, and return it for each of the encoder's outputs.
 
         Parameters
         ----------
         audio : float32 (batch, samples)
             Windows padded with zeros to one length.
         n_samples : int64 (batch,)
-            Samples of each row that are real.
+            Number of samples of each row without padding.
 
         Raises
         ------
         EncoderContractError
-            The output breaks the contract. `NonFiniteRow` where it is one window's fault.
+            The output breaks the contract; `NonFiniteRow` if one window causes it.
         EncoderError
-            The forward pass fails. Where the device runs out of memory, halves of the batch are tried first, and from
-            then on no batch larger than them.
+            The forward pass fails. If the device runs out of memory, the batch is split in halves, and later batches
+            are limited to the size that fits.
         """
         if self._is_too_large(audio):
-            return self._in_halves(audio, n_samples, encode=self._later)()
+            return self._in_halves(audio, n_samples, encode=self._deferred)()
         try:
-            with self._device_failures_told(audio):
+            with self._device_failures_reported(audio):
                 return self._encode(audio, n_samples)
-        except (RuntimeError, MemoryError) as error:  # memory ran out: anything else has been told as it is
+        except (RuntimeError, MemoryError) as error:  # out of memory: other errors are EncoderError
             if len(audio) == 1:
                 raise EncoderError(
                     f"{self._encoder.name} runs out of memory on {self._device} with one window of {audio.shape[1]:,} "
-                    f"samples: cut long clips with --max-window-seconds, or use a lower --precision{_in_words(error)}"
+                    f"samples: cut long clips with --max-window-seconds, or use a lower --precision{_reason(error)}"
                 ) from error
         self._most_samples = audio.size // 2
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
-        return self._in_halves(audio, n_samples, encode=self._later)()
+        return self._in_halves(audio, n_samples, encode=self._deferred)()
 
     def _is_too_large(self, audio: NDArray[np.float32]) -> bool:
         return self._most_samples is not None and audio.size > self._most_samples and len(audio) > 1
 
-    def _later(self, audio: NDArray[np.float32], n_samples: NDArray[np.int64]) -> Callable[[], tuple[Encoded, ...]]:
+    def _deferred(self, audio: NDArray[np.float32], n_samples: NDArray[np.int64]) -> Callable[[], tuple[Encoded, ...]]:
         return lambda: self(audio, n_samples)
 
     def _in_halves(
@@ -205,60 +204,60 @@ class EncoderRun:
             first = upper()
             with _rows_from(middle):
                 second = lower()
-            return tuple(joined(one, other) for one, other in zip(first, second, strict=True))
+            return tuple(concatenated(one, other) for one, other in zip(first, second, strict=True))
 
         return result
 
     def _encode(self, audio: NDArray[np.float32], n_samples: NDArray[np.int64]) -> tuple[Encoded, ...]:
-        """Encode one batch to its end."""
+        """Encode one batch synchronously."""
         layers = self._layers(torch.from_numpy(audio).to(self._device), n_samples)
         with torch.inference_mode():
-            made = [self._made(output, layers[output.layer]) for output in self._encoder.outputs]
-            for each in made:
+            outputs = [self._device_output(output, layers[output.layer]) for output in self._encoder.outputs]
+            for each in outputs:
                 self._check_finite(each)
-        return tuple(each.encoded(name=self._encoder.name) for each in made)
+        return tuple(each.encoded(name=self._encoder.name) for each in outputs)
 
     def _launch(self, audio: NDArray[np.float32], n_samples: NDArray[np.int64]) -> Callable[[], tuple[Encoded, ...]]:
-        """Begin one batch on a GPU, where nothing may wait for the device before the result is asked for."""
+        """Start one batch on a GPU without waiting for the device."""
         began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         waves = self._upload(audio)
         began.record(torch.cuda.current_stream(self._device))
         layers = self._layers(waves, n_samples)
         with torch.inference_mode():
-            made = [self._made(output, layers[output.layer]) for output in self._encoder.outputs]
-            finite = torch.stack([each.is_finite() for each in made])
-            tensors = [tensor for each in made for tensor in each.to_transfer()]
+            outputs = [self._device_output(output, layers[output.layer]) for output in self._encoder.outputs]
+            finite = torch.stack([each.is_finite() for each in outputs])
+            tensors = [tensor for each in outputs for tensor in each.to_transfer()]
             ended.record(torch.cuda.current_stream(self._device))
             copy = to_host([finite, *tensors])
-        receipts = [each.receipt(name=self._encoder.name) for each in made]
+        layouts = [each.layout(name=self._encoder.name) for each in outputs]
 
         def result() -> tuple[Encoded, ...]:
             try:
-                with self._device_failures_told(audio):
+                with self._device_failures_reported(audio):
                     all_finite, *arrays = copy.arrays()
-            except (RuntimeError, MemoryError):  # memory ran out, which the device says when it is waited for
-                is_of_use = False
+            except (RuntimeError, MemoryError):  # out of memory, which the device reports on synchronisation
+                is_valid = False
             else:
                 self._busy_seconds += began.elapsed_time(ended) / 1e3
-                is_of_use = bool(all_finite.all())
-            if not is_of_use:
-                return self(audio, n_samples)  # once more, step by step: it finds the culprit, or what fits
-            return tuple(receipt.encoded(arrays) for receipt in receipts)
+                is_valid = bool(all_finite.all())
+            if not is_valid:
+                return self(audio, n_samples)  # synchronously: finds the window at fault, or the size that fits
+            return tuple(layout.encoded(arrays) for layout in layouts)
 
         return result
 
     @contextmanager
-    def _device_failures_told(self, audio: NDArray[np.float32]) -> Iterator[None]:
-        """One line of what went wrong on a GPU, which works behind the host: whichever call comes next raises it.
+    def _device_failures_reported(self, audio: NDArray[np.float32]) -> Iterator[None]:
+        """Report a device failure in one line. A GPU is asynchronous: any later call can raise the error.
 
-        That memory ran out is passed on as it is, for half a batch may fit.
+        Out-of-memory errors are passed through, since half a batch may fit.
         """
         try:
             yield
         except RuntimeError as error:
             if is_out_of_memory(error):
                 raise
-            raise EncoderError(told_failure(self._encoder.name, audio.shape, error)) from error
+            raise EncoderError(failure_line(self._encoder.name, audio.shape, error)) from error
 
     def _upload(self, audio: NDArray[np.float32]) -> Tensor:
         with torch.cuda.stream(self._uploads):
@@ -269,7 +268,7 @@ class EncoderRun:
         return waves
 
     def _on_device(self, numbers: NDArray[np.int64]) -> Tensor:
-        """A few numbers, for which the host does not wait."""
+        """Copy small arrays to the device without waiting."""
         tensor = torch.from_numpy(numbers)
         return tensor if self._uploads is None else tensor.pin_memory().to(self._device, non_blocking=True)
 
@@ -290,61 +289,63 @@ class EncoderRun:
         except Exception as error:
             if is_out_of_memory(error):
                 raise
-            raise EncoderError(told_failure(self._encoder.name, waves.shape, error)) from error
+            raise EncoderError(failure_line(self._encoder.name, waves.shape, error)) from error
 
     def _layer(self, layer: int | None, output: EncoderOutput, n_samples: NDArray[np.int64]) -> Layer:
         available = output.frames.shape[1]
-        kept: NDArray[np.int64] | Tensor | None = output.n_frames if self._trims else None
-        if self._trims and kept is None:
+        n_frames: NDArray[np.int64] | Tensor | None = output.n_frames if self._trims else None
+        if self._trims and n_frames is None:
             seconds = n_samples / self._recipe.sample_rate_hz
-            kept = real_frames(seconds, hop_seconds=self._encoder.hop_seconds_of(layer), available=available)
-        if isinstance(kept, Tensor):
-            kept = kept.numpy() if kept.device.type == "cpu" else kept.to(self._device)
-        if isinstance(kept, np.ndarray) and (kept == available).all():
-            kept = None
+            n_frames = real_frames(seconds, hop_seconds=self._encoder.hop_seconds_of(layer), available=available)
+        if isinstance(n_frames, Tensor):
+            n_frames = n_frames.numpy() if n_frames.device.type == "cpu" else n_frames.to(self._device)
+        if isinstance(n_frames, np.ndarray) and (n_frames == available).all():
+            n_frames = None
         return Layer(
-            frames=self._brought(output.frames),
-            own=None if output.utterance is None else self._brought(output.utterance),
-            kept=kept,
-            kept_there=self._on_device(kept) if isinstance(kept, np.ndarray) else kept,
+            frames=self._as_float32(output.frames),
+            utterance=None if output.utterance is None else self._as_float32(output.utterance),
+            n_frames=n_frames,
+            n_frames_on_device=self._on_device(n_frames) if isinstance(n_frames, np.ndarray) else n_frames,
         )
 
-    def _brought(self, values: Tensor) -> Tensor:
-        """As float32 on the device: an encoder may hand out what it made on the CPU."""
+    def _as_float32(self, values: Tensor) -> Tensor:
+        """Convert to float32 on the device, since an encoder can return tensors on the CPU."""
         return values.to(self._device, torch.float32)
 
-    def _made(self, output: Output, layer: Layer) -> Made:
-        own = layer.own if output.pool == "mean" else None
-        vectors = own if own is not None else pooled(layer.frames, layer.kept_there, output.pool)
+    def _device_output(self, output: Output, layer: Layer) -> DeviceOutput:
+        utterance = layer.utterance if output.pool == "mean" else None
+        vectors = utterance if utterance is not None else pooled(layer.frames, layer.n_frames_on_device, output.pool)
         keep_frames = self._keep_frames and output.pool == "mean"
-        return Made(layer=layer, vectors=vectors, frames=layer.frames.to(self._frame_dtype) if keep_frames else None)
+        return DeviceOutput(
+            layer=layer, vectors=vectors, frames=layer.frames.to(self._frame_dtype) if keep_frames else None
+        )
 
     def _autocast(self) -> torch.autocast:
         dtype = _PRECISIONS[self._recipe.precision]
         lower = dtype is not torch.float32
         return torch.autocast(self._device.type, dtype=dtype if lower else torch.bfloat16, enabled=lower)
 
-    def _check_finite(self, made: Made) -> None:
-        if bool(made.is_finite()):
+    def _check_finite(self, output: DeviceOutput) -> None:
+        if bool(output.is_finite()):
             return
-        for row, count in enumerate(made.layer.counts().tolist()):
-            frames = made.layer.frames[row, :count]
-            if not (torch.isfinite(frames).all() and torch.isfinite(made.vectors[row]).all()):
-                raise NonFiniteRow(row, f"the encoder returned NaN or infinity{self._beyond_its_range()}")
-            if made.frames is not None and not torch.isfinite(made.frames[row, :count]).all():
+        for row, count in enumerate(output.layer.counts().tolist()):
+            frames = output.layer.frames[row, :count]
+            if not (torch.isfinite(frames).all() and torch.isfinite(output.vectors[row]).all()):
+                raise NonFiniteRow(row, f"the encoder returned NaN or infinity{self._float16_hint()}")
+            if output.frames is not None and not torch.isfinite(output.frames[row, :count]).all():
                 largest = float(frames.abs().max())
                 raise NonFiniteRow(
                     row, f"a frame value of {largest:.3g} does not fit {self._recipe.frame_dtype}: use --dtype float32"
                 )
 
-    def _beyond_its_range(self) -> str:
+    def _float16_hint(self) -> str:
         if self._recipe.precision != "float16":
             return ""
         return ", and float16 ends at 65,504: use --precision bfloat16 or float32"
 
 
 class NonFiniteRow(EncoderContractError):
-    """One row of a batch came out as no number. ``row`` is its place in the batch."""
+    """A row of a batch has NaN or infinite outputs; ``row`` is its index in the batch."""
 
     def __init__(self, row: int, reason: str) -> None:
         self.row = row
@@ -353,7 +354,7 @@ class NonFiniteRow(EncoderContractError):
 
 @contextmanager
 def _rows_from(first: int) -> Iterator[None]:
-    """Let a row that is no number be named by its place in the whole batch."""
+    """Add `first` to the row of a `NonFiniteRow`, for the second half of a batch."""
     try:
         yield
     except NonFiniteRow as problem:
@@ -361,7 +362,7 @@ def _rows_from(first: int) -> Iterator[None]:
 
 
 def real_frames(seconds: NDArray[np.float64], *, hop_seconds: float, available: int) -> NDArray[np.int64]:
-    """Frames that are of the window and not of its padding, int64: ``max(1, min(available, round(seconds / hop)))``.
+    """Return the number of frames without padding, int64: ``max(1, min(available, round(seconds / hop)))``.
 
     >>> real_frames(np.array([0.001, 1.0, 99.0]), hop_seconds=0.04, available=50).tolist()
     [1, 25, 50]
@@ -370,11 +371,11 @@ def real_frames(seconds: NDArray[np.float64], *, hop_seconds: float, available: 
     return np.clip(counts, 1, available)
 
 
-def _in_words(error: BaseException) -> str:
-    """What a library said, in brackets; PyTorch's own figures of a device say no more than that it is full."""
+def _reason(error: BaseException) -> str:
+    """Return a library's message in brackets; empty for PyTorch's own error, which adds no information."""
     text = " ".join(str(error).split())
     return "" if isinstance(error, torch.OutOfMemoryError) or not text else f" ({text[:200]})"
 
 
-def _nothing() -> None:
-    """What follows a batch that nobody watches."""
+def _no_op() -> None:
+    """No-op callback."""

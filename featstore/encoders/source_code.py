@@ -1,4 +1,4 @@
-"""What counts as user code, and the hash of one module of it: its abstract syntax tree.
+"""Which modules are user code, and the hash of a module by its abstract syntax tree.
 
 User code is every module outside the standard library, ``site-packages`` and featstore.
 """
@@ -41,7 +41,7 @@ _NOT_USERS = (
 
 @dataclass(frozen=True, slots=True, order=True)
 class CodeModule:
-    """One module that counts: its name without any path (empty for the encoder's own), hash of its code, its file."""
+    """One module of user code: its name without a path (empty for the encoder's own), hash of its code, its file."""
 
     name: str
     sha256: str
@@ -49,15 +49,15 @@ class CodeModule:
 
 
 def code_sha256(modules: Iterable[CodeModule]) -> str:
-    """One hash of modules: of their names and code, not of their files' paths or the order of loading."""
+    """Hash modules by their names and code; file paths and the order of loading do not matter."""
     return sha256_of(sorted({(module.name, module.sha256) for module in modules}))
 
 
 def ast_sha256(source: bytes) -> str:
-    """Hash of Python source as its abstract syntax tree, without docstrings and other strings that stand alone.
+    """Hash Python source by its abstract syntax tree, without docstrings and other string statements.
 
-    Comments, formatting and line endings are no part of a tree. Fields that are empty are left out, for later versions
-    of Python add some. What is no Python source is hashed as it is.
+    Comments, formatting and line endings do not affect the hash. Empty fields are skipped, since later versions of
+    Python add fields. Text that is not valid Python is hashed as bytes.
 
     >>> ast_sha256(b"x = 1  # one") == ast_sha256(b"'''Doc.'''; x=1") != ast_sha256(b"x = 1.0")
     True
@@ -67,7 +67,7 @@ def ast_sha256(source: bytes) -> str:
     except (SyntaxError, ValueError):
         return hashlib.sha256(source).hexdigest()
     digest = hashlib.sha256()
-    waiting: list[object] = [tree]  # and no recursion: a long sum is a deep tree
+    waiting: list[object] = [tree]  # a stack instead of recursion: the tree of a long sum is deep
     while waiting:
         item = waiting.pop()
         if isinstance(item, ast.Constant):
@@ -76,9 +76,9 @@ def ast_sha256(source: bytes) -> str:
             digest.update(f"({type(item).__name__}".encode())
             waiting.append(")")
             for name, value in reversed(list(ast.iter_fields(item))):
-                told = _statements(value) if name == "body" and isinstance(value, list) else value
-                if told is not None and told != [] and name not in ("type_comment", "type_ignores"):
-                    waiting += ["]", told, f" {name}["]
+                content = _statements(value) if name == "body" and isinstance(value, list) else value
+                if content is not None and content != [] and name not in ("type_comment", "type_ignores"):
+                    waiting += ["]", content, f" {name}["]
         elif isinstance(item, list):
             waiting += [each for value in reversed(item) for each in (",", value)]
         else:
@@ -87,7 +87,7 @@ def ast_sha256(source: bytes) -> str:
 
 
 def _statements(body: Sequence[Any]) -> list[Any]:
-    """A body without strings that stand alone; one of nothing else is ``pass``."""
+    """Return a body without string statements, or ``pass`` if nothing else is left."""
     kept = [
         node
         for node in body
@@ -100,7 +100,7 @@ def _statements(body: Sequence[Any]) -> list[Any]:
 
 @lru_cache(maxsize=4096)
 def is_user_path(path: str) -> bool:
-    """Whether a file is outside the standard library, ``site-packages``, ``dist-packages`` and featstore."""
+    """Return whether a file is outside the standard library, ``site-packages``, ``dist-packages`` and featstore."""
     for place in (str(Path(path).absolute()), os.path.realpath(path)):
         if _LIBRARIES & set(Path(place).parts) or any(place.startswith(f"{root}{os.sep}") for root in _NOT_USERS):
             return False
@@ -108,13 +108,13 @@ def is_user_path(path: str) -> bool:
 
 
 def file_of(module: ModuleType) -> str | None:
-    """Path of a module's file, as it was imported."""
+    """Return the path of a module's file, as it was imported."""
     name = getattr(module, "__file__", None)
     return name if isinstance(name, str) else None
 
 
 def is_users(module: object) -> TypeGuard[ModuleType]:
-    """Whether it is a module of user code."""
+    """Return whether an object is a module of user code."""
     if not isinstance(module, ModuleType):
         return False
     path = file_of(module)
@@ -122,17 +122,17 @@ def is_users(module: object) -> TypeGuard[ModuleType]:
 
 
 def source_of(module: ModuleType) -> bytes:
-    """A module's source where it has some, else its file: an extension, or byte code alone."""
+    """Return a module's source if there is one, or else its file: an extension or byte code."""
     path = file_of(module) or ""
     with suppress(OSError):
         return Path(path).read_bytes()
-    with suppress(Exception):  # of an archive
+    with suppress(Exception):  # loaders of archives
         return bytes(module.__loader__.get_data(path))  # type: ignore[union-attr]
     return module.__name__.encode()
 
 
 def name_without_path(module: ModuleType) -> str:
-    """Name of a module as far as its file is called so, for a name that code made up may hold a path."""
+    """Return the trailing parts of a module's name that match its file, since a generated name can contain a path."""
     path = Path(file_of(module) or module.__name__)
     at = [*path.with_suffix("").parts]
     if at[-1] == "__init__":
@@ -145,7 +145,7 @@ def name_without_path(module: ModuleType) -> str:
 
 
 def sha256_of_module(module: ModuleType) -> str:
-    """Hash of a module's code: of its tree where it has source, else of its file's bytes."""
+    """Hash a module's code: its syntax tree if it has source, or else the bytes of its file."""
     source, path = source_of(module), file_of(module) or ""
     if path.endswith((".py", ".pyw")):
         return ast_sha256(source)

@@ -1,4 +1,4 @@
-"""Encoder specs and constructor arguments: what ``--encoder`` takes and a store keeps. Imports nothing heavy."""
+"""Encoder specs and constructor arguments, as ``--encoder`` takes and stores keep them. Imports no heavy library."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ _TOKENS_OF = _KEYS_OF | {
     "session", "wandb",
 }  # fmt: skip
 _WHERE_IT_IS = {"env", "environment", "file", "folder", "name", "path", "url", "var", "variable"}
-"""Last words of names whose values say where a secret is."""
+"""Last words of argument names whose values locate a secret and are not secrets."""
 
 _SECRET_VALUE = re.compile(
     r"(?<![A-Za-z0-9])("
-    r"sk-(?=[\w-]*\d)[\w-]{16,}"  # OpenAI and many after it
+    r"sk-(?=[\w-]*\d)[\w-]{16,}"  # OpenAI and compatible services
     r"|hf_[A-Za-z0-9]{16,}"
     r"|(AKIA|ASIA)[0-9A-Z]{12,}"
     r"|gh[pousr]_[A-Za-z0-9]{16,}|github_pat_\w{16,}|glpat-[\w-]{16,}"
@@ -51,12 +51,12 @@ _SECRET_VALUE = re.compile(
 
 
 def check_arguments(arguments: Mapping[str, Any]) -> None:
-    """Check arguments of any encoder: they are part of the recipe, which is JSON and is stored for all to read.
+    """Check the arguments of any encoder: they are stored as JSON in the recipe, which everyone can read.
 
     Raises
     ------
     EncoderError
-        One is not JSON, or looks like a secret.
+        An argument is not JSON, or looks like a secret.
     """
     for name, value in arguments.items():
         try:
@@ -73,12 +73,12 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
 
 
 def check_built_in_arguments(name: str, arguments: Mapping[str, Any]) -> None:
-    """Check arguments of a built-in, which may come from a store: they are sizes.
+    """Check the arguments of a built-in encoder, which are sizes and can come from an untrusted store.
 
     Raises
     ------
     EncoderError
-        One is not a whole number, or is out of range.
+        An argument is not a whole number, or is out of range.
     """
     for argument, value in arguments.items():
         if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _MOST_BUILT_IN:
@@ -88,7 +88,7 @@ def check_built_in_arguments(name: str, arguments: Mapping[str, Any]) -> None:
 
 
 def looks_secret(name: str, value: object) -> bool:
-    """Whether an argument looks like a password, key or token, by its name or by its value.
+    """Return whether an argument looks like a password, key or token, by its name or by its value.
 
     >>> looks_secret("hf_token", "abc"), looks_secret("max_tokens", 512), looks_secret("pad_token", "<pad>")
     (True, False, False)
@@ -102,15 +102,15 @@ def looks_secret(name: str, value: object) -> bool:
         return False
     pairs = list(zip(["", *words], words, strict=False))
     named = [word in _SECRET_WORDS or (word == "key" and before in _KEYS_OF) for before, word in pairs]
-    if not isinstance(value, str):  # a number is one where it has that very name: `password_length` counts something
+    if not isinstance(value, str):  # a number is a secret only under that exact name: `password_length` is a count
         return named[-1] and not isinstance(value, list | tuple | Mapping)
-    # of tokens there are many kinds: numbers count them, and text may be one of a vocabulary
+    # "token" is ambiguous: numbers count tokens, and a string can be a token of a vocabulary
     is_token = words == ["token"] or any(word == "token" and before in _TOKENS_OF for before, word in pairs)
     return any(named) or is_token
 
 
 def _secret_place(name: str, value: object, *, inside: str = "") -> str | None:
-    """Where in an argument something looks like a secret: ``options.api_key``."""
+    """Return the dotted path of a secret inside an argument, such as ``options.api_key``, or None."""
     place = f"{inside}.{name}" if inside else name
     if looks_secret(name, value):
         return place
@@ -134,19 +134,19 @@ _MODULE = re.compile(r"(?P<module>[A-Za-z_][\w.]*):(?P<class_name>.+)", re.DOTAL
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncoderSpec:
-    """An encoder spec, parsed.
+    """A parsed encoder spec.
 
     Attributes
     ----------
     scheme : str
-        ``built-in``, ``hf`` and ``dasheng`` run no code but that of featstore and its libraries; ``file`` and
-        ``module`` import what they name.
+        ``built-in``, ``hf`` and ``dasheng`` run only code of featstore and its libraries; ``file`` and ``module``
+        import the code that they name.
     name : str
         Built-in name; hub name, size or path; file; module.
     class_name : str
-        Class in the file or module; empty where none is given.
+        Class in the file or module; empty if none is given.
     layer : int or None
-        Hidden state; None is what the encoder returns.
+        Hidden state; None is the output of the encoder.
     base : str
         The spec without its layer.
     """
@@ -159,7 +159,7 @@ class EncoderSpec:
 
     @property
     def runs_code(self) -> bool:
-        """Whether loading it imports code that it names."""
+        """Whether loading the encoder imports code that the spec names."""
         return self.scheme in ("file", "module")
 
 
@@ -172,9 +172,9 @@ def parse_spec(text: str) -> EncoderSpec:
     Raises
     ------
     UsageError
-        ``#layer=`` is there twice, or does not name a layer.
+        ``#layer=`` occurs twice, or its value is not a layer.
     EncoderError
-        It is not of any known form.
+        The text has no known form.
     """
     base, layer = _split_layer(text)
     scheme, colon, where = base.partition(":")
@@ -197,7 +197,7 @@ def parse_spec(text: str) -> EncoderSpec:
 
 
 def spec_with_layer(base: str, layer: int | None) -> str:
-    """Spec of a hidden state of an encoder.
+    """Return the spec of a hidden state of an encoder.
 
     >>> spec_with_layer("hf:a/b", 6), spec_with_layer("logmel", None)
     ('hf:a/b#layer=6', 'logmel')
@@ -206,7 +206,7 @@ def spec_with_layer(base: str, layer: int | None) -> str:
 
 
 def _split_layer(text: str) -> tuple[str, int | None]:
-    """A spec without its ``#layer=K``, and K; ``#layer=last`` is the spec itself."""
+    """Split a spec into the part before ``#layer=K``, and K; ``#layer=last`` is the same as no layer."""
     base, *given = text.split(_LAYER)
     if not given:
         return base, None

@@ -1,12 +1,12 @@
-"""The modules of a user's own that an encoder is made of, and one hash of what they say.
+"""The user modules that an encoder consists of.
 
 User code is every module outside the standard library, ``site-packages`` and featstore, wherever its file is and
-however it was imported. `loading_user_code` records it: which module bodies run, and what each of them imports, while
-an encoder is imported, constructed and tried for the first time. What one body imports is kept for as long as the
-process lives, so that an encoder whose helpers are loaded already has the same hash as in a fresh process.
+however it was imported. `loading_user_code` records which module bodies run, and what each of them imports, while an
+encoder is imported, constructed and run for the first time. The imports of each body are kept for the lifetime of the
+process, so that an encoder whose helpers are already loaded has the same hash as in a fresh process.
 
-Modules that the application imported before were not recorded: of these, import statements and the names that they hold
-say what they need.
+Modules that the application imported earlier were not recorded. Their dependencies are read from their import
+statements and from the names that they contain.
 """
 
 from __future__ import annotations
@@ -47,16 +47,16 @@ __all__ = [
 ]
 
 ENCODER_FILE = "featstore_encoder_"
-"""How the names of modules begin that are encoders' files."""
+"""Prefix of the names of modules that are loaded from encoder files."""
 
-# --- what is loaded ---------------------------------------------------------------------------------------------------
+# --- recording --------------------------------------------------------------------------------------------------------
 
 
 @dataclass(eq=False, slots=True)
 class _Body:
-    """A module whose body ran while an encoder was loaded, and the modules of the user's that it needs.
+    """A module whose body ran while an encoder was loaded, and the user modules that it needs.
 
-    ``found`` says whether an ordinary import finds this file under this name.
+    ``found`` is True if an ordinary import of this name finds this file.
     """
 
     module: ModuleType
@@ -68,27 +68,27 @@ class _Body:
     needs: dict[ModuleType, None] = field(default_factory=dict)
 
 
-_bodies: dict[ModuleType, _Body] = {}  # of this process
+_bodies: dict[ModuleType, _Body] = {}  # of the process
 _lock = threading.RLock()
 _active: Loading | None = None
 
 
 class Loading:
-    """What is recorded while one encoder is loaded; one that is loaded by another's constructor has a `parent`."""
+    """Record of the imports while one encoder is loaded; `parent` is that of the encoder whose constructor loads it."""
 
     def __init__(self, parent: Loading | None) -> None:
         self._parent = parent
-        self._thread = threading.get_ident()  # what another imports meanwhile is no concern of this encoder's
+        self._thread = threading.get_ident()  # imports in other threads do not belong to this encoder
         self._running: list[_Body] = []
         self._needs: dict[ModuleType, None] = {}
 
     def modules(self, encoder: nn.Module, *, main: ModuleType) -> tuple[CodeModule, ...]:
-        """Every module of the user's that `encoder`, whose class `main` has, was made of, in order of name."""
+        """Return the user modules that `encoder`, whose class is in `main`, consists of, sorted by name."""
         kinds = {kind for module in encoder.modules() for kind in type(module).__mro__}
         return _code([main, *self._needs, *(sys.modules.get(kind.__module__) for kind in kinds)], main=main)
 
     def note(self, module: ModuleType) -> None:
-        """The body that runs, or else the encoder, needs this module."""
+        """Record that the running body, or else the encoder, needs this module."""
         if self._parent is not None:
             self._parent.note(module)
         if is_users(module):
@@ -96,7 +96,7 @@ class Loading:
             needs[module] = None
 
     def note_import(self, name: str, items: Iterable[str]) -> None:
-        """A module was imported by name, and `items` from it."""
+        """Record the import of a module by name, and of `items` from it."""
         parts = name.split(".")
         top = sys.modules.get(parts[0])
         if threading.get_ident() != self._thread or top is None or (file_of(top) and not is_users(top)):
@@ -107,7 +107,7 @@ class Loading:
                 self.note(sys.modules[each])
 
     def run(self, loader: SourceFileLoader, module: ModuleType, usual: Callable[..., None]) -> None:
-        """Run the body of a module, and where it is the user's record what it needs."""
+        """Run the body of a module; for user code, record what it needs."""
         path = str(loader.path)
         if threading.get_ident() != self._thread or not is_user_path(path):
             usual(loader, module)
@@ -118,7 +118,7 @@ class Loading:
         try:
             if _changes_code(type(loader)):
                 usual(loader, module)
-            else:  # the text that is hashed: byte code is known by size and second, which an edit may share
+            else:  # run the text that is hashed: byte code is matched by size and time, which an edit can leave equal
                 exec(loader.source_to_code(source, path), module.__dict__)
         finally:
             self._running.pop()
@@ -128,24 +128,24 @@ class Loading:
 
 
 def _changes_code(kind: type[SourceFileLoader]) -> bool:
-    """Whether a loader changes what it loads, as hooks that check types do."""
+    """Return whether a loader changes the code that it loads, as import hooks of type checkers do."""
     return kind.get_code is not SourceFileLoader.get_code
 
 
 def modules_named_in(module: ModuleType) -> Iterator[ModuleType]:
-    """Modules that a module's names are, or were defined in."""
+    """Yield the modules that a module's names refer to, or that define their values."""
     for value in tuple(vars(module).values()):
         found = value
         if not isinstance(value, ModuleType):
             found = None
-            with suppress(Exception):  # a name may hold anything
+            with suppress(Exception):  # a name can refer to any object
                 found = sys.modules.get(str(getattr(value, "__module__", None)))
         if isinstance(found, ModuleType) and found is not module:
             yield found
 
 
 def code_without_loading(main: ModuleType) -> tuple[CodeModule, ...]:
-    """Modules of the user's that a module is made of that somebody else has loaded."""
+    """Return the user modules that an already imported module consists of."""
     return _code([main], main=main)
 
 
@@ -163,7 +163,7 @@ def _code(roots: Iterable[object], *, main: ModuleType) -> tuple[CodeModule, ...
 
 
 def _reached(roots: Iterable[object]) -> list[ModuleType]:
-    """Modules of the user's among `roots`, and those that they need, packages around them included."""
+    """Return the user modules among `roots` and those that they need, including their parent packages."""
     found: dict[ModuleType, None] = {}
     waiting = list(roots)
     while waiting:
@@ -171,14 +171,14 @@ def _reached(roots: Iterable[object]) -> list[ModuleType]:
         if not is_users(module) or module in found:
             continue
         found[module] = None
-        waiting += _bodies[module].needs if module in _bodies else _needs_by_its_text(module)
-        around = module.__name__.split(".")[:-1]
-        waiting += [sys.modules.get(".".join(around[:depth])) for depth in range(1, len(around) + 1)]
+        waiting += _bodies[module].needs if module in _bodies else _needs_by_source(module)
+        parents = module.__name__.split(".")[:-1]
+        waiting += [sys.modules.get(".".join(parents[:depth])) for depth in range(1, len(parents) + 1)]
     return list(found)
 
 
-def _needs_by_its_text(module: ModuleType) -> Iterator[object]:
-    """What a module needs whose body was not recorded: by its import statements, functions apart, and its names."""
+def _needs_by_source(module: ModuleType) -> Iterator[object]:
+    """Yield what an unrecorded module needs, by its import statements outside functions and by its names."""
     package = module.__name__ if hasattr(module, "__path__") else module.__name__.rpartition(".")[0]
     with suppress(SyntaxError, ValueError):
         for name, items in _imports(ast.parse(source_of(module)).body, package):
@@ -187,7 +187,7 @@ def _needs_by_its_text(module: ModuleType) -> Iterator[object]:
             for each in (*names, *(f"{name}.{item}" for item in items)):
                 yield sys.modules.get(each)
     for named in modules_named_in(module):
-        if not named.__name__.startswith(f"{module.__name__}."):  # which whoever imports a submodule puts there
+        if not named.__name__.startswith(f"{module.__name__}."):  # an import of a submodule sets this name
             yield named
 
 
@@ -205,7 +205,7 @@ def _imports(body: Iterable[ast.AST], package: str) -> Iterator[tuple[str, list[
 
 
 def _absolute(name: str, package: str, level: int) -> str:
-    """Name of a module that is imported relatively to a package, by `level` dots.
+    """Resolve the name of a module that is imported relative to a package, by `level` dots.
 
     >>> _absolute("sub", "a.b", 1), _absolute("", "a.b", 2), _absolute("c", "a.b", 0)
     ('a.b.sub', 'a', 'c')
@@ -214,24 +214,24 @@ def _absolute(name: str, package: str, level: int) -> str:
     return ".".join([*above[: len(above) - level + 1], *([name] if name else [])])
 
 
-# --- while an encoder is loaded ---------------------------------------------------------------------------------------
+# --- import hooks -----------------------------------------------------------------------------------------------------
 
 
 @contextmanager
 def loading_user_code(folder: Path) -> Iterator[Loading]:
-    """Record what is loaded; meanwhile the files of `folder` can be imported without being installed.
+    """Context that records imports, and in which the files of `folder` can be imported without installation.
 
-    What an earlier encoder has loaded is loaded again where its file has changed since, or where the same name would
-    now find another file: an encoder is what its files say when it is loaded.
+    Modules of earlier encoders are loaded again if their files have changed, or if their names now refer to other
+    files: an encoder is defined by its files at the time of loading.
     """
-    global _active  # noqa: PLW0603 - imports are the process's
+    global _active  # noqa: PLW0603 - imports are global to the process
     with _lock:
         before, importable = _active, str(folder)
         sys.path.insert(0, importable)
         try:
             if before is None:
                 importlib.invalidate_caches()
-                _forget_what_is_other_now()
+                _forget_changed_modules()
             with _imports_recorded() if before is None else nullcontext():
                 _active = Loading(before)
                 yield _active
@@ -262,7 +262,7 @@ def _importing(
 
 
 def _importing_module(name: str, package: str | None = None) -> ModuleType:
-    module = _import_module(name, package)  # a module may keep this function for good
+    module = _import_module(name, package)  # a module can keep a reference to this function after the hook is removed
     if _active is not None:
         _active.note_import(module.__name__, ())
     return module
@@ -277,7 +277,7 @@ def _executing_module(loader: SourceFileLoader, module: ModuleType) -> None:
 
 @contextmanager
 def _imports_recorded() -> Iterator[None]:
-    global _import_statement  # noqa: PLW0603 - somebody may have replaced it before us
+    global _import_statement  # noqa: PLW0603 - another tool may have replaced it before
     _import_statement = builtins.__import__
     builtins.__import__ = _importing
     importlib.import_module = _importing_module
@@ -290,18 +290,18 @@ def _imports_recorded() -> Iterator[None]:
         SourceFileLoader.exec_module = _exec_module  # type: ignore[method-assign]
 
 
-def _forget_what_is_other_now() -> None:
-    """Forget all of it where any is: what stays would hold on to what goes. An encoder's own file runs each time."""
+def _forget_changed_modules() -> None:
+    """Forget all recorded modules if one has changed, since they refer to each other, and always encoder files."""
     for body in [body for body in _bodies.values() if body.name.startswith(ENCODER_FILE)]:
         del _bodies[body.module]
-    if any(_is_other_now(body) for body in _bodies.values()):
+    if any(_has_changed(body) for body in _bodies.values()):
         for body in _bodies.values():
             if sys.modules.get(body.name) is body.module:
                 del sys.modules[body.name]
         _bodies.clear()
 
 
-def _is_other_now(body: _Body) -> bool:
+def _has_changed(body: _Body) -> bool:
     try:
         if Path(body.path).read_bytes() != body.source:
             return True
@@ -311,12 +311,12 @@ def _is_other_now(body: _Body) -> bool:
 
 
 def _is_found(name: str, path: str) -> bool:
-    """Whether an import of the first part of a name, as of now, leads to the file or to the package around it."""
+    """Return whether an import of the first part of a name finds the file or the package that contains it."""
     top, real = name.partition(".")[0], os.path.realpath(path)
     for finder in sys.meta_path:
         spec = finder.find_spec(top, None, None) if hasattr(finder, "find_spec") else None
         if spec is not None:
-            around = [os.path.realpath(place) for place in spec.submodule_search_locations or ()]
+            folders = [os.path.realpath(place) for place in spec.submodule_search_locations or ()]
             is_it = spec.origin is not None and os.path.realpath(spec.origin) == real
-            return is_it or any(real.startswith(f"{place}{os.sep}") for place in around)
+            return is_it or any(real.startswith(f"{folder}{os.sep}") for folder in folders)
     return False

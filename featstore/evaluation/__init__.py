@@ -1,4 +1,4 @@
-"""A task's embeddings, labels and rounds in memory, and the record of a score made from them."""
+"""A task's embeddings, labels and rounds in memory, and the record of its score."""
 
 from __future__ import annotations
 

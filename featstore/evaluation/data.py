@@ -1,4 +1,4 @@
-"""The embeddings, targets and rounds of a task in memory."""
+"""A task's embeddings, targets and rounds in memory."""
 
 from __future__ import annotations
 
@@ -25,35 +25,36 @@ __all__ = [
     "Samples",
     "Targets",
     "TaskData",
+    "TaskWindows",
     "check_parts",
-    "check_round",
     "group_windows",
     "load_task",
     "rarest_label",
     "read_targets",
+    "task_fields",
 ]
 
 
-# A window without duration still has a say, or a clip of nothing else would have no score.
 SHORTEST_SECONDS = 1e-6
+"""Lower bound of a window's weight: a clip whose windows all have duration 0 still has a score."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Samples:
-    """What is scored, and the windows that it is scored from.
+    """The samples that are scored, and the windows of each.
 
     Attributes
     ----------
     windows : int64 (windows,)
-        Rows of the pool; windows of one sample are neighbours.
+        Rows of the pool; the windows of a sample are consecutive.
     weights : float32 (windows,)
-        True seconds.
+        Duration of each window in seconds, without padding.
     starts : int64 (samples,)
-        First window of each sample.
+        Index of the first window of each sample.
     clip : int64 (samples,)
         Clip of each sample.
     y_true : (samples, ...)
-        Its target.
+        Target of each sample.
     """
 
     windows: NDArray[np.int64]
@@ -63,7 +64,7 @@ class Samples:
     y_true: NDArray[Any]
 
     def vote(self, window_scores: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
-        """Average the scores (windows, n_classes) of each sample's windows by their seconds: (samples, n_classes)."""
+        """Average the scores (windows, n_classes) over each sample's windows, by duration: (samples, n_classes)."""
         if len(self.starts) == len(self.windows):
             return window_scores
         weights = self.weights[:, None]
@@ -79,15 +80,16 @@ def group_windows(
     values: NDArray[Any],
     protocol: Protocol,
 ) -> Samples:
-    """Group the windows of some clips: by clip under ``strict``, each by itself under ``xares``.
+    """Group the windows of some clips into samples: one per clip under ``strict``, one per window under ``xares``.
 
     Parameters
     ----------
     clips : int64 (n,)
     clip, seconds : (windows,)
-        Clip of each window, rising, and its true duration.
+        Clip of each window, ascending, and its duration without padding.
     values : (n_clips, ...)
         Targets by clip.
+    protocol : "strict" or "xares"
     """
     wanted = np.zeros(len(values), bool)
     wanted[clips] = True
@@ -110,13 +112,13 @@ class Targets:
     Attributes
     ----------
     values : (n_clips, ...)
-        ``clip``: int64 class indices (n_clips,). ``multilabel``: float32 label sets of 0 and 1 (n_clips, n_classes);
-        ``frame``: likewise, of the classes that some event is of. ``regression``: float64 numbers (n_clips,).
+        ``clip``: int64 class indices (n_clips,). ``multilabel``: float32 label sets of 0 and 1 (n_clips, n_classes).
+        ``frame``: the same, for the classes of the clip's events. ``regression``: float64 numbers (n_clips,).
     classes : tuple of str
-        None for numbers.
+        Empty for numbers.
     stratify : callable
-        From the clips that are to be split, to what their parts keep in proportion, int64 (n_clips,). It depends on
-        these clips alone: labels of a test set do not decide who selects.
+        Takes the clips to split, int64 (n,), and returns the stratum of every clip, int64 (n_clips,). The strata depend
+        on these clips only: labels of the test set do not affect the choice of validation clips.
     """
 
     values: NDArray[Any]
@@ -124,7 +126,7 @@ class Targets:
     stratify: Callable[[NDArray[np.int64]], NDArray[np.int64]]
 
     def present(self, clips: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Classes that some clips show, sorted; of numbers, those that they are."""
+        """Return the sorted classes that occur in some clips; for numbers, the distinct values."""
         values = self.values[clips]
         return np.unique(values) if values.ndim == 1 else np.flatnonzero(values.any(axis=0))
 
@@ -137,11 +139,11 @@ def read_targets(manifest: Manifest, pool: Windows) -> Targets:
     LabelError
         A clip's JSON has no usable label.
     UsageError
-        The kind of the task has no reader yet.
+        Tasks of this kind are not read here.
     """
     if manifest.kind not in READERS:
         raise UsageError(
-            f"task {manifest.name} is of kind {manifest.kind!r}; scoring knows {', '.join(map(repr, READERS))}"
+            f"task {manifest.name} is of kind {manifest.kind!r}; supported here: {', '.join(map(repr, READERS))}"
         )
     return READERS[manifest.kind](manifest, pool)
 
@@ -180,7 +182,7 @@ def _numbers(manifest: Manifest, pool: Windows) -> Targets:
 
 
 def rarest_label(values: NDArray[np.float32], clips: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Find the label of each clip that the fewest of some clips have; without a label it is a stratum of its own."""
+    """Return each clip's label that is rarest among `clips`; clips without a label are a stratum of their own."""
     if not values.shape[1]:
         return np.zeros(len(values), np.int64)
     clips_of_label = values[clips].sum(axis=0)
@@ -196,39 +198,35 @@ READERS: Mapping[str, Callable[[Manifest, Windows], Targets]] = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TaskData:
-    """A task's windows, their labels, and who trains, selects and is tested.
+class TaskWindows:
+    """A task's windows, the targets of its clips, and its rounds.
 
     Attributes
     ----------
-    X : float32 (windows, dim)
-        Utterance vectors of one pool that all rounds share; owned, and writable.
     seconds : float64 (windows,)
-        True durations.
+        Duration of each window without padding.
     clip : int64 (windows,)
-        Clip of each window; rising.
+        Clip of each window; ascending.
     clip_id : tuple of str (n_clips,)
         ``set/key``.
     targets : Targets
-        By clip.
+        Targets by clip.
     rounds : tuple of Round
-        Of clips.
     features : mapping
-        Name of a feature set -> content hash of what was read.
+        Name of a feature set to the content hash of its stored embeddings.
     sets : tuple of FeatureSet
-        Those whose windows follow one another in ``X``.
+        Feature sets, in the order of their windows.
     members : mapping
-        Name of a feature set -> int64 (n,), its clips; in the order of ``sets``.
+        Name of a feature set to its clips, int64 (n,); in the order of ``sets``.
     left_out : tuple of SkippedClip
         Clips that are not in the store, each with its reason.
     groups : tuple of str (n_clips,), optional
-        Group of each clip, where the manifest names a field for it.
+        Group of each clip, if the manifest names a field for it.
     """
 
     manifest: Manifest
     protocol: Protocol
     recipe: Recipe
-    X: NDArray[np.float32]
     seconds: NDArray[np.float64]
     clip: NDArray[np.int64]
     clip_id: tuple[str, ...]
@@ -240,22 +238,71 @@ class TaskData:
     left_out: tuple[SkippedClip, ...]
     groups: tuple[str, ...] | None = None
 
+    def samples(self, clips: NDArray[np.int64]) -> Samples:
+        """Group the windows of some clips: one sample per clip under ``strict``, one per window under ``xares``."""
+        return group_windows(
+            clips, clip=self.clip, seconds=self.seconds, values=self.targets.values, protocol=self.protocol
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskData(TaskWindows):
+    """A task's utterance vectors, with their labels and rounds; see `TaskWindows`.
+
+    Attributes
+    ----------
+    X : float32 (windows, dim)
+        Utterance vectors, shared by all rounds; a writable copy.
+    """
+
+    X: NDArray[np.float32]
+
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names of the classes, in the order of their indices."""
+        """Names of the classes, by index."""
         return self.targets.classes
 
     def windows_of(self, clips: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Rows of ``X`` that belong to some clips, clip after clip in rising order."""
+        """Return the rows of ``X`` that belong to some clips, ascending."""
         wanted = np.zeros(len(self.clip_id), bool)
         wanted[clips] = True
         return np.flatnonzero(wanted[self.clip])
 
-    def samples(self, clips: NDArray[np.int64]) -> Samples:
-        """Group the windows of some clips: by clip under ``strict``, each by itself under ``xares``."""
-        return group_windows(
-            clips, clip=self.clip, seconds=self.seconds, values=self.targets.values, protocol=self.protocol
-        )
+
+def task_fields(
+    manifest: Manifest,
+    windows: Windows,
+    targets: Targets,
+    *,
+    protocol: Protocol,
+    least_classes: int,
+    leave_one_out: bool = False,
+) -> dict[str, Any]:
+    """Plan and check the rounds of a task, and return the fields of its `TaskWindows`.
+
+    Raises
+    ------
+    DataError
+        A round has no training clip or no test clip, or a ``strict`` round has a shard or a clip on both sides.
+    LabelError
+        The training clips of a round have fewer than ``least_classes`` classes (or distinct values, for numbers).
+    """
+    rounds = plan_rounds(
+        protocol=protocol,
+        members=windows.members,
+        roles=None if manifest.folds is not None else manifest.feature_sets,
+        ids=windows.ids,
+        stratify=targets.stratify,
+        groups=windows.groups,
+        leave_one_out=leave_one_out,
+    )
+    check_sides(windows, rounds, protocol=protocol, task=manifest.name)
+    for each in rounds:
+        check_parts(each, task=manifest.name)
+        _check_classes(each, targets, task=manifest.name, least=least_classes)
+    names = ("recipe", "seconds", "clip", "clip_id", "features", "sets", "members", "left_out", "groups")
+    shared = {name: getattr(windows, name) for name in names}
+    return {"manifest": manifest, "protocol": protocol, "targets": targets, "rounds": rounds, **shared}
 
 
 def load_task(
@@ -268,7 +315,7 @@ def load_task(
     store : Store
     manifest : Manifest
     encoder : str or None
-        ``"logmel"``, ``"logmel@3f9c2a71"``, or None where the store holds one encoder.
+        ``"logmel"``, ``"logmel@3f9c2a71"``, or None if the store has one encoder.
     protocol : "strict" or "xares"
     leave_one_out : bool
         See `featstore.tasks.splits.plan_rounds`.
@@ -276,74 +323,37 @@ def load_task(
     Raises
     ------
     UnknownFeatureSet, AmbiguousSelection
-        The store does not hold what the task needs; the message says what to run.
+        The store lacks a feature set of the task; the message has the command to run.
     LabelError
-        A clip has no usable label, or the training clips of a round show fewer than two classes.
+        A clip has no usable label, or the training clips of a round have fewer than two classes.
     DataError
         A split has no clip, or an embedding is not finite.
     UsageError
-        The kind of the task is not one that can be scored.
+        Tasks of this kind cannot be scored.
     """
     pool = read_pool(store, manifest, encoder=encoder)
     if protocol == "xares" and pool.recipe.padding == "xares":
         pool = without_overwritten(pool)
     targets = read_targets(manifest, pool)
-    roles = manifest.feature_sets
-    rounds = plan_rounds(
-        protocol=protocol,
-        members=pool.members,
-        roles=None if manifest.folds is not None else roles,
-        ids=pool.ids,
-        stratify=targets.stratify,
-        groups=pool.groups,
-        leave_one_out=leave_one_out,
-    )
-    check_sides(pool, rounds, protocol=protocol, task=manifest.name)
-    for each in rounds:
-        check_round(each, targets, task=manifest.name, least=2)
     return TaskData(
-        manifest=manifest,
-        protocol=protocol,
-        recipe=pool.recipe,
+        **task_fields(manifest, pool, targets, protocol=protocol, least_classes=2, leave_one_out=leave_one_out),
         X=pool.X,
-        seconds=pool.seconds,
-        clip=pool.clip,
-        clip_id=pool.ids,
-        targets=targets,
-        rounds=rounds,
-        features=pool.features,
-        sets=pool.sets,
-        members=pool.members,
-        left_out=pool.left_out,
-        groups=pool.groups,
     )
 
 
 def check_parts(each: Round, *, task: str) -> None:
-    """Raise DataError unless a round has clips to train on and to test."""
+    """Raise DataError unless a round has training clips and test clips."""
     for part, clips in (("training", each.train), ("test", each.test)):
         if not len(clips):
-            raise DataError(
-                f"task {task}, round {each.name!r}: no {part} clip is left; it takes more clips or fewer folds"
-            )
+            raise DataError(f"task {task}, round {each.name!r}: no {part} clip is left; use more clips or fewer folds")
 
 
-def check_round(each: Round, targets: Targets, *, task: str, least: int) -> None:
-    """Refuse a round that nothing can be learned from or tested on.
-
-    Raises
-    ------
-    DataError
-        No clip is left to train on or to test.
-    LabelError
-        The training clips show fewer than ``least`` classes (or values, of numbers).
-    """
-    check_parts(each, task=task)
+def _check_classes(each: Round, targets: Targets, *, task: str, least: int) -> None:
     present = targets.present(each.train)
     if len(present) < least:
-        shown = [targets.classes[label] for label in present] if targets.classes else present.tolist()
+        names = [targets.classes[label] for label in present] if targets.classes else present.tolist()
         what = "class" if targets.classes else "value"
         raise LabelError(
             f"task {task}, round {each.name!r}: {len(each.train)} training clips show {len(present)} {what} "
-            f"({shown[0] if shown else 'none'}); a score takes {'two' if least == 2 else 'one'} or more"
+            f"({names[0] if names else 'none'}); a score takes {'two' if least == 2 else 'one'} or more"
         )

@@ -1,4 +1,4 @@
-"""Few-shot curves: the score of a task by the number of clips of each class that were learned from."""
+"""Few-shot curves: the score of a task by the number of training clips per class."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ N_SUPPORT_SETS = 20
 
 
 def check_shots(shots: Sequence[int]) -> None:
-    """Raise UsageError unless these are different numbers from 1 on."""
+    """Raise UsageError unless the numbers are distinct and at least 1."""
     if len(set(shots)) < len(shots) or any(each < 1 for each in shots):
-        raise UsageError(f"shots must be different numbers from 1 on, got {', '.join(map(str, shots))}")
+        raise UsageError(f"shots must be distinct numbers from 1 on, got {', '.join(map(str, shots))}")
 
 
 def support_sets(task: TaskData, each: Round, *, shots: int) -> tuple[NDArray[np.int64], ...]:
-    """Draw the support sets (clips) of a round, the same for every encoder and for both tracks."""
+    """Draw the support sets (clips) of a round. They are the same for every encoder and for both tracks."""
     drawn_for = {"round": each.name, "shots": shots, "clips": [task.clip_id[clip] for clip in each.train]}
     rng = np.random.default_rng(int(sha256_of(drawn_for), 16))
     values = task.targets.values
@@ -37,8 +37,9 @@ def support_sets(task: TaskData, each: Round, *, shots: int) -> tuple[NDArray[np
 def shots_details(scores: Mapping[int, NDArray[np.floating[Any]]]) -> dict[str, Any]:
     """Build ``details["shots"]`` from scores (rounds, support sets) by number of shots.
 
-    The interval holds the middle 95 % of draws: how much it matters which clips were drawn. Of several rounds it is
-    that of a draw in one of them, about the mean of all: an average over rounds would hide what a single draw changes.
+    The interval is the middle 95 % of the draws: it shows how much the score depends on the drawn clips. With several
+    rounds, it is the spread of single draws about their round's mean, centred on the mean of all rounds; averages over
+    rounds would underestimate the effect of a single draw.
     """
     found = {}
     for shots, by_round in scores.items():

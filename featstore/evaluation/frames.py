@@ -1,9 +1,9 @@
-"""A task of kind ``frame``: its windows on the clips' own time axes, and the events in them. Frames stay on disk."""
+"""Tasks of kind ``frame``: windows on the time axes of their clips, and their events. Frames are not read here."""
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,14 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featstore.errors import DataError
-from featstore.evaluation.data import Samples, Targets, check_round, group_windows, rarest_label
-from featstore.evaluation.leakage import check_sides
+from featstore.evaluation.data import Targets, TaskWindows, rarest_label, task_fields
 from featstore.evaluation.pool import read_windows
-from featstore.records import Protocol, Recipe, SkippedClip
-from featstore.tasks.splits import Round, plan_rounds
+from featstore.records import Protocol
 
 if TYPE_CHECKING:
-    from featstore.store import FeatureSet, Frames, Store
+    from featstore.store import Frames, Store
     from featstore.tasks import Manifest
 
 __all__ = ["Events", "FrameReader", "FrameTask", "load_frame_task"]
@@ -26,16 +24,16 @@ __all__ = ["Events", "FrameReader", "FrameTask", "load_frame_task"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Events:
-    """Events of all clips, those of a clip behind one another.
+    """Events of all clips, concatenated in clip order.
 
     Attributes
     ----------
     onset, offset : float64 (events,)
-        In seconds of the clip.
+        In seconds from the start of the clip.
     label : int64 (events,)
-        Index of the class.
+        Class index.
     bounds : int64 (n_clips + 1,)
-        The events of clip ``i`` are ``bounds[i]`` to ``bounds[i + 1]``.
+        The events of clip ``i`` are ``bounds[i]:bounds[i + 1]``.
     """
 
     onset: NDArray[np.float64]
@@ -44,18 +42,22 @@ class Events:
     bounds: NDArray[np.int64]
 
     def of(self, clip: int) -> slice:
-        """Where a clip's events are."""
+        """Return the slice of a clip's events."""
         return slice(int(self.bounds[clip]), int(self.bounds[clip + 1]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FrameReader:
-    """Frames of the windows of several feature sets, read when they are asked for.
+    """Frames of the windows of several feature sets, read on access.
 
     Attributes
     ----------
+    frames : tuple of Frames
+        One for each feature set.
     lengths : int64 (windows,)
-        How many frames each window has.
+        Number of frames of each window.
+    firsts : tuple of int
+        First window of each feature set.
     """
 
     frames: tuple[Frames, ...]
@@ -63,72 +65,34 @@ class FrameReader:
     firsts: tuple[int, ...]
 
     def __getitem__(self, window: int) -> NDArray[Any]:
-        """Frames of one window, (lengths[window], dim) of the stored type: not to be written to."""
+        """Return the frames of one window, (lengths[window], dim), in the stored dtype. They are read-only."""
         part = bisect_right(self.firsts, window) - 1
         return self.frames[part][window - self.firsts[part]][: self.lengths[window]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FrameTask:
-    """A task's windows, the events of its clips, and who trains, selects and is tested.
+class FrameTask(TaskWindows):
+    """A task's frames, with the events and rounds; see `TaskWindows`.
+
+    ``targets`` and ``samples(...).y_true`` are the classes of the events of each clip.
 
     Attributes
     ----------
     frames : FrameReader
-        By window. Under ``strict`` without what an encoder said of padding, under ``xares`` as they are stored.
-    start_seconds, seconds : float64 (windows,)
-        Where each window begins in its clip, and its true duration.
-    clip : int64 (windows,)
-        Clip of each window; rising.
-    clip_id : tuple of str (n_clips,)
-        ``set/key``.
+        Frames by window: without padding frames under ``strict``, as stored under ``xares``.
+    start_seconds : float64 (windows,)
+        Start of each window in its clip.
     events : Events
-    targets : Targets
-        By clip: which classes some event is of.
-    rounds : tuple of Round
-        Of clips.
-    features : mapping
-        Name of a feature set -> content hash of what was read.
-    sets : tuple of FeatureSet
-        Those whose windows follow one another.
-    members : mapping
-        Name of a feature set -> int64 (n,), its clips; in the order of ``sets``.
-    left_out : tuple of SkippedClip
-        Clips that are not in the store, each with its reason.
-    groups : tuple of str (n_clips,), optional
-        Group of each clip, where the manifest names a field for it.
     """
 
-    manifest: Manifest
-    protocol: Protocol
-    recipe: Recipe
     frames: FrameReader
     start_seconds: NDArray[np.float64]
-    seconds: NDArray[np.float64]
-    clip: NDArray[np.int64]
-    clip_id: tuple[str, ...]
     events: Events
-    targets: Targets
-    rounds: tuple[Round, ...]
-    features: Mapping[str, str]
-    sets: tuple[FeatureSet, ...]
-    members: Mapping[str, NDArray[np.int64]]
-    left_out: tuple[SkippedClip, ...]
-    groups: tuple[str, ...] | None = None
 
     @property
     def hop_seconds(self) -> float:
         """Time from one frame to the next."""
         return self.recipe.hop_seconds
-
-    def samples(self, clips: NDArray[np.int64]) -> Samples:
-        """Group the windows of some clips: by clip under ``strict``, each by itself under ``xares``.
-
-        ``y_true`` says which classes a sample's clip has events of.
-        """
-        return group_windows(
-            clips, clip=self.clip, seconds=self.seconds, values=self.targets.values, protocol=self.protocol
-        )
 
 
 def load_frame_task(store: Store, manifest: Manifest, *, encoder: str | None, protocol: Protocol) -> FrameTask:
@@ -139,15 +103,15 @@ def load_frame_task(store: Store, manifest: Manifest, *, encoder: str | None, pr
     store : Store
     manifest : Manifest
     encoder : str or None
-        ``"logmel"``, ``"logmel@3f9c2a71"``, or None where the store holds one encoder.
+        ``"logmel"``, ``"logmel@3f9c2a71"``, or None if the store has one encoder.
     protocol : "strict" or "xares"
 
     Raises
     ------
     UnknownFeatureSet, AmbiguousSelection
-        The store does not hold what the task needs, or no frames of it; the message says what to run.
+        The store lacks a feature set of the task, or its frames; the message has the command to run.
     LabelError
-        A clip has no usable events, or the training clips of a round show no event.
+        A clip has no usable events, or the training clips of a round have no event.
     DataError
         A split has no clip.
     """
@@ -160,38 +124,15 @@ def load_frame_task(store: Store, manifest: Manifest, *, encoder: str | None, pr
     real = np.maximum(1, np.rint(windows.seconds / windows.recipe.hop_seconds)).astype(np.int64)
     lengths = stored if protocol == "xares" else np.minimum(stored, real)
     events, targets = _read_events(manifest, windows.keys, windows.metas)
-    rounds = plan_rounds(
-        protocol=protocol,
-        members=windows.members,
-        roles=None if manifest.folds is not None else manifest.feature_sets,
-        ids=windows.ids,
-        stratify=targets.stratify,
-        groups=windows.groups,
-    )
-    check_sides(windows, rounds, protocol=protocol, task=manifest.name)
-    for each in rounds:
-        check_round(each, targets, task=manifest.name, least=1)
     return FrameTask(
-        manifest=manifest,
-        protocol=protocol,
-        recipe=windows.recipe,
+        **task_fields(manifest, windows, targets, protocol=protocol, least_classes=1),
         frames=FrameReader(
             frames=frames,
             lengths=lengths,
             firsts=tuple(np.cumsum([0, *(len(each) for each in windows.sets[:-1])]).tolist()),
         ),
         start_seconds=np.concatenate([each.start_seconds for each in windows.sets]),
-        seconds=windows.seconds,
-        clip=windows.clip,
-        clip_id=windows.ids,
         events=events,
-        targets=targets,
-        rounds=rounds,
-        features=windows.features,
-        sets=windows.sets,
-        members=windows.members,
-        left_out=windows.left_out,
-        groups=windows.groups,
     )
 
 
@@ -204,12 +145,12 @@ def _read_events(manifest: Manifest, keys: Sequence[str], metas: Sequence[str]) 
     flat = [event for events in by_clip for event in events]
     bounds = np.cumsum([0, *(len(events) for events in by_clip)])
     label = np.array([index[event.label] for event in flat], dtype=np.int64)
-    shown = np.zeros((len(by_clip), len(classes)), np.float32)
-    shown[np.repeat(np.arange(len(by_clip)), np.diff(bounds)), label] = 1.0
+    present = np.zeros((len(by_clip), len(classes)), np.float32)
+    present[np.repeat(np.arange(len(by_clip)), np.diff(bounds)), label] = 1.0
     events = Events(
         onset=np.array([event.onset for event in flat], dtype=np.float64),
         offset=np.array([event.offset for event in flat], dtype=np.float64),
         label=label,
         bounds=bounds,
     )
-    return events, Targets(values=shown, classes=classes, stratify=lambda clips: rarest_label(shown, clips))
+    return events, Targets(values=present, classes=classes, stratify=lambda clips: rarest_label(present, clips))

@@ -1,4 +1,4 @@
-"""Leakage between the training and the test side of a round: shards, keys and embeddings on both."""
+"""Leakage between the training side and the test side of a round: shared shards, keys and embeddings."""
 
 from __future__ import annotations
 
@@ -38,24 +38,25 @@ __all__ = [
 
 
 NEAR_COSINE = 0.98
-"""From this cosine on, of whitened vectors, two windows count as of one recording.
+"""Minimum cosine of whitened vectors at which two windows count as near-duplicates.
 
-Measured on the demo's 2,696 clips by two encoders: the closest two different clips are at 0.975 (without whitening at
-0.9999, which tells nothing); the same clip half as loud is at 0.982 to 0.996 in the median of 100, with noise at 40 dB
-at 0.983 to 0.9999. An encoder that hears less of such changes, or more, wants another figure.
+Measured on the demo's 2,696 clips with two encoders. The closest two different clips have cosine 0.975 (0.9999 without
+whitening, which separates nothing). A clip at half amplitude has a median cosine of 0.982 to 0.996 with the original,
+over 100 clips; with noise at 40 dB SNR, 0.983 to 0.9999. Encoders that are more or less sensitive to such changes need
+another threshold.
 """
 
 SHRINKAGE = 1e-3
 MAX_COVARIANCE_ROWS = 20_000
 MAX_PAIRS_NAMED = 100
-# Queries x rows x dim: some ten seconds of two cores.
+# Queries x rows x dim: about 10 s on two cores.
 MAX_WORK = 3 * 10**11
 _BLOCK_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NearDuplicate:
-    """A clip and the one that it is closest to elsewhere."""
+    """A clip and its closest match in another split."""
 
     clip: str
     other: str
@@ -64,18 +65,18 @@ class NearDuplicate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Overlap:
-    """What a split shares with others.
+    """Near-duplicates that a split shares with other splits.
 
     Attributes
     ----------
     clips : int
-        Clips of the split with a near-duplicate among the others.
+        Number of clips of the split with a near-duplicate in the others.
     searched, total : int
-        Windows that were looked up, of how many: of very many a draw.
+        Number of windows that were searched, and of all windows; a large split is subsampled.
     cosine : float
-        From where on two windows count as near-duplicates.
+        Minimum cosine of near-duplicates.
     pairs : tuple of NearDuplicate
-        One for each such clip, the closest first, of many the first hundred.
+        The closest match of each such clip, closest first; at most 100.
     """
 
     clips: int
@@ -93,7 +94,7 @@ def find_overlap(
     other_keys: Sequence[str],
     cosine: float = NEAR_COSINE,
 ) -> Overlap:
-    """Find rows of `X` that have a near-duplicate among `others`, by the cosine of whitened vectors: see `whitened`.
+    """Find rows of `X` that have a near-duplicate among `others`, by cosine of whitened vectors; see `whitened`.
 
     Parameters
     ----------
@@ -102,7 +103,7 @@ def find_overlap(
     keys, other_keys : sequence of str
         Clip of each row.
     cosine : float
-        From where on two rows count.
+        Minimum cosine of near-duplicates.
     """
     if not len(X) or not len(others):
         return Overlap(clips=0, searched=len(X), total=len(X), cosine=cosine, pairs=())
@@ -127,11 +128,11 @@ def find_overlap(
 
 
 def whitened(*sets: NDArray[np.float32]) -> tuple[NDArray[np.float32], ...]:
-    """Whiten several sets of rows (n, dim) together, and scale each row to unit length.
+    """Whiten several sets of rows (n, dim) jointly, and scale each row to unit length.
 
-    An offset that all embeddings share, and the few directions that most encoders spend nearly all variance on
-    (loudness, for one), would make any two alike. Directions of next to no variance are held back by a ridge of a
-    thousandth of the mean variance. Of more than 20,000 rows an even draw makes the covariance.
+    Without whitening, the offset that all embeddings share and the few directions with most of the variance (loudness,
+    for example) dominate every cosine. A ridge of 1e-3 times the mean variance limits the gain of directions with
+    almost no variance. The covariance is estimated from at most 20,000 evenly spaced rows.
     """
     n = sum(map(len, sets))
     step = -(-n // MAX_COVARIANCE_ROWS)
@@ -160,9 +161,10 @@ def nearest_rows(
     group: NDArray[np.int64] | None = None,
     reference_group: NDArray[np.int64] | None = None,
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Find the row of largest inner product with each query: similarities (n,) and row numbers (n,).
+    """Find the row with the largest inner product for each query: similarities (n,) and row numbers (n,).
 
-    With `group` (n,) and `reference_group` (m,), rows of a query's own group do not count: -inf where no other is left.
+    With `group` (n,) and `reference_group` (m,), rows of the query's own group are excluded; the similarity is -inf if
+    no other row exists.
     """
     similarities = np.full(len(queries), -np.inf, np.float32)
     nearest = np.zeros(len(queries), np.int64)
@@ -178,7 +180,7 @@ def nearest_rows(
 
 
 def row_hashes(X: NDArray[np.float32]) -> NDArray[np.uint64]:
-    """64-bit hash of each row's bits, uint64 (n,): rows of one hash are equal bit for bit, up to chance (2 to the -64).
+    """Hash the bits of each row, uint64 (n,): equal rows have equal hashes, different rows collide with chance 2^-64.
 
     >>> row_hashes(np.array([[1, 2], [2, 1], [1, 2]], np.float32)).tolist().count(0)
     0
@@ -198,25 +200,25 @@ def row_hashes(X: NDArray[np.float32]) -> NDArray[np.uint64]:
 
 
 MAX_NEAR_WORK = 3 * 10**10
-"""Test windows x training windows x dim of the search for near-duplicates, all rounds: some 4 s of one core."""
+"""Test windows x training windows x dim of the near-duplicate search, all rounds: about 4 s on one core."""
 
 MAX_NEAR_WINDOWS = 50_000
-"""Windows among which near-duplicates are searched; of a task with more, a draw that is the same each time."""
+"""Number of windows that are searched for near-duplicates; larger tasks are subsampled with a fixed seed."""
 
 BLOCK_WINDOWS = 8_192
 CACHED_TASKS = 64
 
 
 class Sides(Interface):
-    """Clips and windows of a task: `featstore.evaluation.pool.Windows`, `featstore.evaluation.TaskData`, or another."""
+    """Clips and windows of a task, such as `featstore.evaluation.pool.Windows` or `featstore.evaluation.TaskData`."""
 
     @property
     def recipe(self) -> Recipe:
-        """What made the embeddings."""
+        """Recipe of the embeddings."""
 
     @property
     def sets(self) -> tuple[FeatureSet, ...]:
-        """Feature sets, whose windows follow one another."""
+        """Feature sets, in the order of their windows."""
 
     @property
     def clip_id(self) -> tuple[str, ...]:
@@ -224,15 +226,15 @@ class Sides(Interface):
 
     @property
     def members(self) -> Mapping[str, NDArray[np.int64]]:
-        """Name of a feature set -> its clips, in the order of ``sets``."""
+        """Name of a feature set to its clips, in the order of ``sets``."""
 
     @property
     def features(self) -> Mapping[str, str]:
-        """Name of a feature set -> content hash of what was read."""
+        """Name of a feature set to the content hash of its stored embeddings."""
 
 
 def check_sides(sides: Sides, rounds: Sequence[Round], *, protocol: Protocol, task: str) -> None:
-    """Raise DataError where ``strict`` would test on a shard or on a clip that it trains on."""
+    """Raise DataError if a ``strict`` round has a shard or a clip on both the training and the test side."""
     if protocol == "strict":
         for each in shared_names(sides, rounds):
             raise DataError(
@@ -242,9 +244,9 @@ def check_sides(sides: Sides, rounds: Sequence[Round], *, protocol: Protocol, ta
 
 
 def shared_names(sides: Sides, rounds: Sequence[Round]) -> Iterator[ScoreWarning]:
-    """Find shards, and keys of clips, on both sides of a round.
+    """Find shards, and keys of clips, that are on both sides of a round.
 
-    Clips of one feature set have different keys, and its shards may be on both sides: the round then separates clips.
+    Clips of one feature set have different keys. Its shards can be on both sides, since the round separates clips.
     """
     of_set = np.zeros(len(sides.clip_id), np.int64)
     for number, clips in enumerate(sides.members.values()):
@@ -281,7 +283,7 @@ def shared_names(sides: Sides, rounds: Sequence[Round]) -> Iterator[ScoreWarning
 
 
 def _training_side(each: Round) -> NDArray[np.int64]:
-    """Clips that are trained or selected on and are no test clips: what xares tests itself on is declared."""
+    """Return clips for training or validation that are not test clips; xares declares the overlap of the others."""
     return np.setdiff1d(np.union1d(each.reference, each.valid), each.test)
 
 
@@ -289,11 +291,11 @@ _found: OrderedDict[str, tuple[ScoreWarning, ...]] = OrderedDict()
 
 
 def shared_embeddings(sides: Sides, rounds: Sequence[Round]) -> tuple[ScoreWarning, ...]:
-    """Find test clips whose embedding equals that of a training or validation clip, or nearly so.
+    """Find test clips whose embedding equals, or nearly equals, that of a training or validation clip.
 
-    Equal is bit for bit, of all windows. Near is `NEAR_COSINE` of whitened vectors, searched in up to 50,000 windows
-    and with bounded work: of more, in a draw. What was found is cached for the process: another head or number of
-    neighbours does not search again.
+    Equality is bit for bit, over all windows. Near-duplicates have a cosine of at least `NEAR_COSINE` between whitened
+    vectors; the search is limited to 50,000 windows and a fixed amount of work, beyond which it is subsampled. Results
+    are cached in the process: another head or another k does not repeat the search.
     """
     key = _cache_key(sides, rounds)
     if key not in _found:
@@ -350,14 +352,14 @@ def _shared_embeddings(sides: Sides, rounds: Sequence[Round]) -> Iterator[ScoreW
 
 
 def _blocks(sides: Sides) -> Iterator[NDArray[np.float32]]:
-    """Vectors of all windows, block by block."""
+    """Yield the vectors of all windows in blocks."""
     for each in sides.sets:
         for start in range(0, len(each), BLOCK_WINDOWS):
             yield each.utterance_rows.slice(start, min(start + BLOCK_WINDOWS, len(each)))
 
 
 def _read(sides: Sides, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Vectors of some windows, float32 (rows, dim)."""
+    """Read the vectors of some windows, float32 (rows, dim)."""
     X = np.empty((len(rows), sides.recipe.dim), np.float32)
     first = done = 0
     for block in _blocks(sides):
@@ -368,11 +370,11 @@ def _read(sides: Sides, rows: NDArray[np.int64]) -> NDArray[np.float32]:
 
 
 def _equal_clips(sides: Sides, rounds: Sequence[Round], clip: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Test clips with a window that is equal to one of the training side, bit for bit."""
+    """Return test clips with a window that equals one of the training side bit for bit."""
     hashes = np.concatenate([row_hashes(block) for block in _blocks(sides)])
     _, vector, n_windows = np.unique(hashes, return_inverse=True, return_counts=True)
     repeated = np.flatnonzero(n_windows[vector] > 1)
-    vector, clip = vector[repeated], clip[repeated]  # most sets have none
+    vector, clip = vector[repeated], clip[repeated]  # empty for most tasks
     found = []
     for each in rounds:
         tested = np.isin(clip, each.test)
@@ -387,9 +389,9 @@ def _equal_clips(sides: Sides, rounds: Sequence[Round], clip: NDArray[np.int64])
 
 
 def _near_clips(X: NDArray[np.float32], clip: NDArray[np.int64], rounds: Sequence[Round]) -> tuple[dict[int, int], int]:
-    """Test clips with a near-duplicate on the training side, each with the closest; and how many windows were searched.
+    """Map test clips to their closest near-duplicate on the training side, and count the windows that were searched.
 
-    Rows that are not finite have none.
+    Rows that are not finite are ignored.
     """
     finite = np.isfinite(X).all(axis=1)
     X, clip = X[finite], clip[finite]

@@ -1,4 +1,4 @@
-"""The neighbours' vote: weights are a softmax of similarities (Wu et al. 2018, instance discrimination)."""
+"""k-nearest-neighbour vote, weighted by a softmax of similarities (Wu et al. 2018, instance discrimination)."""
 
 from __future__ import annotations
 
@@ -15,28 +15,31 @@ if TYPE_CHECKING:
 __all__ = ["neighbour_vote", "score_neighbours", "votes_of_nearest"]
 
 MAX_WORK = 3 * 10**9
-"""Test windows x training windows x dim of `score_neighbours`, all rounds: 0.2 s of one core, a tenth of the probe."""
+"""Test windows x training windows x dim of `score_neighbours`, all rounds: 0.2 s on one core, a tenth of the probe."""
 
 MAX_CELLS = 2**22
-"""Similarities in memory at a time."""
+"""Number of similarities in memory at a time."""
 
 
 def neighbour_vote(
     similarities: NDArray[np.float32], targets: NDArray[Any], *, n_classes: int, temperature: float
 ) -> NDArray[np.float32]:
-    """Share of each class in the neighbours of each query.
+    """Compute the weight of each class among the neighbours of each query.
 
     Parameters
     ----------
     similarities : float32 (queries, k)
     targets : (queries, k) or (queries, k, n_classes)
         Class indices, or label sets of 0 and 1, of the neighbours.
+    n_classes : int
+    temperature : float
+        Divides the similarities before the softmax.
 
     Returns
     -------
     float32 (queries, n_classes)
-        Summed in float64 and rounded, so that neighbours who all agree say exactly 1, whatever their weights: average
-        precision would rank queries by the rounding.
+        Summed in float64 and rounded, so that unanimous neighbours give exactly 1 whatever their weights. Otherwise
+        average precision would rank queries by rounding errors.
     """
     scaled = (similarities.astype(np.float64) - similarities.max(axis=1, keepdims=True)) / temperature
     weights = np.exp(scaled)
@@ -59,10 +62,10 @@ def votes_of_nearest(
     temperature: float,
     starts: NDArray[np.int64] | None = None,
 ) -> NDArray[np.float32]:
-    """Compare queries (queries, dim) with all of reference (n, dim), and let the nearest ``k`` vote.
+    """Compare queries (queries, dim) with all rows of reference (n, dim), and let the ``k`` nearest vote.
 
-    With ``starts`` (m,), rows from one start to the next are one neighbour, as near as the nearest of them; ``targets``
-    are those of the neighbours. There may be fewer than ``k`` neighbours.
+    With ``starts`` (m,), the rows from one start to the next form one neighbour, whose similarity is the largest of its
+    rows; ``targets`` are those of the neighbours. If there are fewer than ``k`` neighbours, all of them vote.
     """
     k = min(k, len(targets))
     votes = []
@@ -86,7 +89,7 @@ def votes_of_nearest(
 def score_neighbours(task: TaskData) -> float | None:
     """Score the vote of the nearest neighbours, by cosine, in the rounds of a probe.
 
-    None where the manifest has no such track, or where a search of everything would take long beside a probe.
+    Returns None if the manifest has no such track, or if an exact search would take long compared with the probe.
     """
     asked, metric = task.manifest.retrieve, find_metric(task.manifest.metric, task.protocol)
     sides = [(task.windows_of(each.reference), task.samples(each.test)) for each in task.rounds]

@@ -1,4 +1,4 @@
-"""One pool of windows: every feature set of a task, read once."""
+"""The feature sets of a task, concatenated into one pool of windows."""
 
 from __future__ import annotations
 
@@ -22,32 +22,34 @@ if TYPE_CHECKING:
 
 __all__ = ["Pool", "Windows", "extract_command", "read_pool", "read_windows", "shard_names", "without_overwritten"]
 
-# Windows that X-ARES encodes at once, and `--padding xares` with it.
+# Batch size of X-ARES in windows, which ``--padding xares`` uses too.
 XARES_BATCH = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Windows:
-    """Windows of several feature sets behind one another: whose they are, and not yet what they hold.
+    """Windows of several feature sets, concatenated, with their clips and without their embeddings.
 
     Attributes
     ----------
     sets : tuple of FeatureSet
-        Each distinct one once.
+        The distinct feature sets.
     seconds : float64 (windows,)
+        Duration of each window without padding.
     clip : int64 (windows,)
-        Rising from 0 to ``n_clips - 1``: the windows of a clip are neighbours.
+        Clip of each window, ascending from 0 to ``n_clips - 1``.
     keys, metas : tuple of str (n_clips,)
+        Key and JSON of each clip.
     ids : tuple of str (n_clips,)
-        ``set/key``: unique, where a key is unique in its set only.
+        ``set/key``: unique in the pool, while a key is unique in its set only.
     members : mapping
-        Name of a feature set -> int64 (n,), its clips.
+        Name of a feature set to its clips, int64 (n,).
     features : mapping
-        Name of a feature set -> its content hash.
+        Name of a feature set to its content hash.
     left_out : tuple of SkippedClip
         Clips that are not in the store, each with its reason.
     groups : tuple of str (n_clips,) or None
-        Group of each clip, where the manifest names a field for it (``[splits] group``).
+        Group of each clip, if the manifest names a field for it (``[splits] group``).
     """
 
     recipe: Recipe
@@ -64,13 +66,13 @@ class Windows:
 
     @property
     def clip_id(self) -> tuple[str, ...]:
-        """The same as ``ids``, under the name that a task has it by."""
+        """The same as ``ids``; tasks use this name."""
         return self.ids
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pool(Windows):
-    """Windows with their utterance vectors: ``X`` float32 (windows, dim), owned and writable."""
+    """Windows with their utterance vectors: ``X`` float32 (windows, dim), a writable copy."""
 
     X: NDArray[np.float32]
 
@@ -81,7 +83,7 @@ def read_pool(store: Store, manifest: Manifest, *, encoder: str | None) -> Pool:
     Raises
     ------
     UnknownFeatureSet
-        The store lacks some of them, or the encoder; the message says what to run.
+        The store lacks a feature set or the encoder; the message has the command to run.
     DataError
         A set has no clip, or an embedding is not finite.
     """
@@ -96,10 +98,11 @@ def read_pool(store: Store, manifest: Manifest, *, encoder: str | None) -> Pool:
 
 
 def without_overwritten(pool: Pool) -> Pool:
-    """What X-ARES reads back of the windows that it encoded: of those of a clip in one batch, the first.
+    """Keep the windows that X-ARES reads back: of the windows of a clip in one batch, only the first.
 
-    It names a window by its clip and the number of its batch, and of entries of one name webdataset yields the first.
-    ``sets`` still has all windows. Each set is to be stored under ``--padding xares``: then its batches are known.
+    X-ARES names a window by its clip and the number of its batch, and webdataset yields the first of several entries
+    with the same name. ``sets`` keeps all windows. The sets must be stored under ``--padding xares``, which fixes the
+    batches.
     """
     places = [np.arange(segment.member.windows) // XARES_BATCH for each in pool.sets for segment in each.segments]
     batch = np.concatenate(places)
@@ -110,16 +113,16 @@ def without_overwritten(pool: Pool) -> Pool:
 
 
 def read_windows(store: Store, manifest: Manifest, *, encoder: str | None) -> Windows:
-    """Find each distinct feature set of a task, and read whose windows it holds.
+    """Find each distinct feature set of a task, and read the clips of its windows.
 
     Raises
     ------
     UnknownFeatureSet
-        The store lacks some of them, or the encoder; the message says what to run.
+        The store lacks a feature set or the encoder; the message has the command to run.
     DataError
         A set has no clip.
     LabelError
-        A clip has no group, and the manifest names a field for it.
+        The manifest names a group field, and a clip has no group.
     """
     from featstore.tasks.labels import clip_groups
 
@@ -127,7 +130,7 @@ def read_windows(store: Store, manifest: Manifest, *, encoder: str | None) -> Wi
     sets = _select_all(store, manifest, recipe)
     for name, feature_set in sets.items():
         if not len(feature_set):
-            raise DataError(f"task {manifest.name}: {name!r} holds no clip; {len(feature_set.skipped)} were left out")
+            raise DataError(f"task {manifest.name}: {name!r} has no clip; {len(feature_set.skipped)} skipped")
 
     seconds, clips, members = [], [], {}
     keys: list[str] = []
@@ -159,23 +162,23 @@ def read_windows(store: Store, manifest: Manifest, *, encoder: str | None) -> Wi
 
 
 def _check_distinct(keys: Sequence[str], *, name: str, task: str) -> None:
-    """A clip that stands in a set twice would be tested twice, or be its own neighbour."""
+    """Raise DataError for a repeated key: such a clip would be tested twice, or be its own neighbour."""
     if len(set(keys)) == len(keys):
         return
     seen: set[str] = set()
     for key in keys:
         if key in seen:
             raise DataError(
-                f"task {task}: clip {key!r} stands in {name!r} more than once; if a shard was renamed or taken away, "
-                "`featstore extract --prune` with the options that it was extracted with drops what is no longer there"
+                f"task {task}: {name!r} contains clip {key!r} more than once; if a shard was renamed or removed, run "
+                "`featstore extract --prune` with the same options to drop shards that no longer exist"
             )
         seen.add(key)
 
 
 def _select_all(store: Store, manifest: Manifest, recipe: Recipe) -> dict[str, FeatureSet]:
-    """Select the shards that the manifest's patterns name, whatever else the store holds and as whatever split.
+    """Select the shards that match the manifest's patterns, from any split of the store.
 
-    What a glob names beyond the shards that are stored cannot be known here: only `featstore extract` sees the files.
+    Shards that a glob matches on disk but that are not stored cannot be detected here; `featstore extract` sees them.
     """
     found: dict[str, FeatureSet] = {}
     missing: list[str] = []
@@ -210,25 +213,25 @@ def _select_all(store: Store, manifest: Manifest, recipe: Recipe) -> dict[str, F
 
 
 def shard_names(feature_set: FeatureSet) -> tuple[str, ...]:
-    """Names of the shards that a feature set is made of."""
+    """Names of the shards of a feature set."""
     return tuple(segment.member.shard.name for segment in feature_set.segments)
 
 
 def extract_command(manifest: Manifest, recipe: Recipe, store: Store, *, options: str) -> str:
-    """What to type for embeddings that are not there. Where the manifest of a task of one's own lies is not known."""
+    """Return the command that extracts missing embeddings. The path of a user's own manifest is not known."""
     task = manifest.name if manifest.name in manifest_files() else "MANIFEST"
-    spec = store.feature_sets(encoder=recipe.group_name)[0].address.spec  # a name is no spec
+    spec = store.feature_sets(encoder=recipe.group_name)[0].address.spec  # the encoder's name is not a spec
     pool = "" if recipe.pool == "mean" else f" --pool {recipe.pool}"
     return f"featstore extract {task}{options} --encoder {quote(spec)}{pool} --data DIR --store {store.url}"
 
 
 def _check_finite(X: NDArray[np.float32], clip: NDArray[np.int64], *, ids: Sequence[str], task: str) -> None:
-    # A finite sum proves a row finite without a mask as large as the pool; the few other rows are looked at closely.
+    # A finite sum proves that a row is finite without a mask as large as the pool; only the other rows are examined.
     with np.errstate(over="ignore", invalid="ignore"):
         suspects = np.flatnonzero(~np.isfinite(X.sum(axis=1)))
     broken = suspects[~np.isfinite(X[suspects]).all(axis=1)]
     if len(broken):
         raise DataError(
             f"task {task}: {len(broken)} of {len(X)} embeddings are not finite, the first in clip "
-            f"{ids[clip[broken[0]]]}: `featstore verify --repair` drops damaged parts, extracting makes them again"
+            f"{ids[clip[broken[0]]]}: `featstore verify --repair` drops damaged parts, extract again to replace them"
         )

@@ -1,7 +1,7 @@
-"""The runner of tasks x encoders: which pairs are scored, in how many processes, and what becomes of those that fail.
+"""Runs tasks x encoders: selects the pairs to score, runs them in one or more processes, and records failures.
 
-`plan_pairs` decides what is scored, `run_pairs` scores it. The scoring function is a value, so that the command line,
-the demo and `featstore.api` run both tracks through this one module. A pair that fails never stops the others.
+`plan_pairs` selects the pairs, `run_pairs` scores them. The scoring function is a value, so that the command line, the
+demo and `featstore.api` run both tracks through this module. A pair that fails never stops the others.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 __all__ = ["Pair", "ScoreFailure", "Scorer", "encoders_with", "out_of_memory_message", "plan_pairs", "run_pairs"]
 
 Scorer = Callable[["Store", "Manifest", str | None], "ScoreRecord"]
-"""Scores one task by one encoder of a store. With several processes it is pickled: a function or a `functools.partial`
-of a module-level function."""
+"""Scores one task with one encoder of a store. With several processes it is pickled: use a module-level function, or a
+`functools.partial` of one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pair:
-    """A task and the encoder that scores it; no encoder where the store has none that fits."""
+    """A task and an encoder; the encoder is None if the store has none with the task's shards."""
 
     manifest: Manifest
     encoder: str | None
@@ -43,20 +43,20 @@ class Pair:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoreFailure:
-    """Why a pair has no score.
+    """The reason why a pair has no score.
 
     Attributes
     ----------
     task, encoder : str
-        Name of the task, and the encoder as it was asked for; empty where no encoder fits the task.
+        Name of the task, and the encoder as requested; empty if no encoder has the task's shards.
     error : str
-        Class of the error.
+        Class name of the error.
     message : str
         One line.
     exit_code : int
-        Of a command in which nothing else fails.
+        Exit code of a command in which nothing else fails.
     trace : str
-        The traceback; the error itself may not survive its way between processes.
+        The traceback as text, since the error itself may not be picklable.
     """
 
     task: str
@@ -67,31 +67,31 @@ class ScoreFailure:
     trace: str = ""
 
     def __str__(self) -> str:
-        who = f"{self.task} by {self.encoder}" if self.encoder else self.task
-        return f"{who}: {' '.join(self.message.split())}"
+        name = f"{self.task} by {self.encoder}" if self.encoder else self.task
+        return f"{name}: {' '.join(self.message.split())}"
 
     def as_json(self) -> dict[str, Any]:
-        """Plain JSON."""
+        """Return plain JSON."""
         return asdict(self)
 
 
 def plan_pairs(store: Store, tasks: Mapping[str, Manifest], encoders: Sequence[str]) -> tuple[Pair, ...]:
-    """Pair every task with every encoder: those of `encoders`, or else those that have all of the task's shards.
+    """Pair every task with each of `encoders`; by default, with each encoder that has all of the task's shards.
 
-    A task that no encoder of the store has is one pair without an encoder: scoring it reports what to extract.
+    If no encoder has a task's shards, the task is one pair without an encoder: scoring it reports what to extract.
 
     Parameters
     ----------
     store : Store
     tasks : mapping
-        Name or path, for messages -> manifest. One task that is listed twice is scored once.
+        Name or path, for messages, to manifest. A task that is listed twice is scored once.
     encoders : sequence of str
-        ``"logmel"`` or ``"logmel@3f9c2a71"``. One encoder under two names is scored once.
+        ``"logmel"`` or ``"logmel@3f9c2a71"``. An encoder that is listed under two names is scored once.
 
     Raises
     ------
     UsageError
-        Two different tasks have one name: a score is known by the name of its task.
+        Two different tasks have the same name; scores are identified by the name of their task.
     """
     distinct: dict[str, tuple[str, Manifest]] = {}
     for label, manifest in tasks.items():
@@ -114,14 +114,14 @@ def _distinct_encoders(store: Store, encoders: Sequence[str]) -> list[str]:
     for name in encoders:
         try:
             group = store.resolve_encoder(name).group_name
-        except FeatstoreError:  # reported when it is scored
+        except FeatstoreError:  # reported when the pair is scored
             group = name
         found.setdefault(group, name)
     return list(found.values())
 
 
 def encoders_with(store: Store, manifest: Manifest) -> list[str]:
-    """Group names of the encoders that have shards of every split of a task."""
+    """Return the group names of the encoders that have shards of every split of a task."""
     patterns = [ShardPattern(pattern) for pattern in manifest.patterns.values()]
     shards: dict[str, set[str]] = {}
     for feature_set in store.feature_sets(dataset=manifest.feature_dataset):
@@ -137,21 +137,21 @@ def encoders_with(store: Store, manifest: Manifest) -> list[str]:
 def run_pairs(
     store: Store, pairs: Sequence[Pair], score: Scorer, *, jobs: int = 1
 ) -> Generator[tuple[int, ScoreRecord | ScoreFailure], None, None]:
-    """Score pairs, one after the other or in `jobs` processes; yield each one's number and outcome as it is known.
+    """Score pairs sequentially or in `jobs` processes; yield the index and outcome of each as it completes.
 
-    Close the iterator (`contextlib.closing`) to end its processes early. Processes are spawned: a script that asks for
-    several has its code under ``if __name__ == "__main__"``.
+    Close the iterator (`contextlib.closing`) to terminate the processes early. Processes are spawned: a script that
+    uses several must have its code under ``if __name__ == "__main__"``.
     """
     jobs = min(jobs, len(pairs))
     if jobs <= 1:
         for number, pair in enumerate(pairs):
             yield number, _attempt(store, pair, score)
         return
-    # Spawned, not forked: a fork inherits the threads of torch and of BLAS in whatever state they are.
+    # Spawned, not forked: a fork inherits the threads of torch and BLAS in an undefined state.
     pool = ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"))
     try:
         with inheriting(threads=max(1, cores() // jobs)):
-            # The longest first: started last, one would keep a single process busy when all others are done.
+            # Longest first: a long pair that starts last would run alone when all others are done.
             longest_first = sorted(range(len(pairs)), key=lambda number: -_work(store, pairs[number].manifest))
             futures = {pool.submit(_attempt, store, pairs[number], score): number for number in longest_first}
         for future in as_completed(futures):
@@ -165,7 +165,7 @@ def run_pairs(
 
 
 def _work(store: Store, manifest: Manifest) -> int:
-    """Rows of features of a task times how often they are learned from: the time of a pair in proportion to others."""
+    """Estimate the relative run time of a pair: rows of features times the epochs of the probe."""
     rows = {
         each.split: sum(of.member.frames for of in each.segments) if manifest.wants_frames else len(each)
         for each in store.feature_sets(dataset=manifest.feature_dataset)
@@ -205,7 +205,7 @@ _MOST_LETTERS = 200
 
 
 def out_of_memory_message(error: BaseException) -> str | None:
-    """One line about an error that reports exhausted memory; None of any other error."""
+    """Return one line about an error that reports exhausted memory, or None for any other error."""
     if not isinstance(error, MemoryError):
         if not isinstance(error, RuntimeError):
             return None

@@ -1,4 +1,4 @@
-"""Scores: from predictions to a `ScoreRecord` with its interval and what a report needs."""
+"""Scores: from predictions to a `ScoreRecord` with its interval and details."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ __all__ = [
 
 
 class Stopwatch:
-    """Times the stages of a run: ``with watch("read"): ...``; ``watch.seconds`` adds them up by name."""
+    """Measures the stages of a run: ``with watch("read"): ...``. ``watch.seconds`` has the total time by stage."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
-        """Time the body of a ``with`` as part of a stage."""
+        """Add the time of the ``with`` body to a stage."""
         began = time.perf_counter()
         yield
         self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - began
@@ -60,7 +60,7 @@ DISTRIBUTIONS = {"sklearn": "scikit-learn"}
 
 
 class Origin(Sides, Interface):
-    """What was scored came from here: `featstore.evaluation.pool.Windows`, or a task."""
+    """Source of scored embeddings: `featstore.evaluation.pool.Windows`, or a task."""
 
     @property
     def left_out(self) -> tuple[SkippedClip, ...]:
@@ -68,43 +68,43 @@ class Origin(Sides, Interface):
 
     @property
     def groups(self) -> tuple[str, ...] | None:
-        """Group of each clip, where the manifest names one."""
+        """Group of each clip, if the manifest names a field for it."""
 
 
 class RecordedTask(Origin, Interface):
-    """What the record of a score names: `featstore.evaluation.TaskData`, or a task of another kind."""
+    """Task of a score record, such as `featstore.evaluation.TaskData`."""
 
     @property
     def manifest(self) -> Manifest:
-        """The task."""
+        """Manifest of the task."""
 
     @property
     def protocol(self) -> Protocol:
-        """The rules that it is scored under."""
+        """Protocol of the score."""
 
     @property
     def rounds(self) -> tuple[Round, ...]:
-        """Of clips, in the order of their outcomes."""
+        """Rounds, in the order of their outcomes."""
 
 
 class ScoredTask(RecordedTask, Interface):
-    """What predictions by clip are scored against as well."""
+    """Task with targets by clip, against which predictions are scored."""
 
     @property
     def targets(self) -> Targets:
-        """By clip."""
+        """Targets by clip."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What a track predicted in one round.
+    """Predictions of a track in one round.
 
     Attributes
     ----------
     samples : Samples
-        Of the round's test clips.
+        Samples of the round's test clips.
     y_scores : tuple of float (samples, n_classes)
-        One per seed, or one; (samples, n_classes, 2) where metrics count.
+        One array per seed; (samples, n_classes, 2) for metrics of counts.
     """
 
     samples: Samples
@@ -113,20 +113,22 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskScore:
-    """The score of a task, computed from its predictions.
+    """Score of the predictions of a task.
 
     Attributes
     ----------
+    value : float
+        Mean over rounds and seeds.
     by_round, by_seed : tuple of float
-        Means over seeds, and over rounds; ``value`` is the mean of either.
+        Means over seeds by round, and over rounds by seed.
     std : float or None
         Sample standard deviation of ``by_seed``; None for one seed.
     interval : Interval
-        95 %, by clip or by group.
+        95 % interval, by clip or by group.
     details : mapping
-        The interval's method or why there is none, and what two scores are compared by. Of outcomes also scores and
-        support by class; where a clip has one class, what it was taken for: the counts of every pair of classes, or, of
-        many classes, of the pairs that are confused most.
+        The interval's method or the reason why there is none, and the values that comparisons use. For outcomes also
+        scores and support by class and, if each clip has one class, the confusion matrix or, with many classes, the
+        pairs that are confused most.
     libraries : tuple of str
         Modules that the metric used.
     """
@@ -141,12 +143,12 @@ class TaskScore:
 
 
 def score_outcomes(task: ScoredTask, outcomes: Sequence[Outcome], *, metric: Metric | None = None) -> TaskScore:
-    """Score what was predicted in each of ``task.rounds``, in their order, by the task's metric unless told otherwise.
+    """Score the predictions of ``task.rounds``, in their order, by `metric` or else by the task's metric.
 
     Raises
     ------
     DataError
-        The test clips cannot be scored by the task's metric.
+        The test clips cannot be scored by the metric.
     """
     metric = find_metric(task.manifest.metric, task.protocol) if metric is None else metric
     tested = [TestSet(y_true=each.samples.y_true, y_scores=each.y_scores, clip=each.samples.clip) for each in outcomes]
@@ -160,24 +162,27 @@ def score_outcomes(task: ScoredTask, outcomes: Sequence[Outcome], *, metric: Met
 def score_test_sets(
     metric: Metric, tested: Sequence[TestSet], *, clip_ids: Sequence[str], groups: Sequence[str] | None = None
 ) -> TaskScore:
-    """Score what was predicted in each round.
+    """Score the predictions of each round.
 
     Parameters
     ----------
+    metric : Metric
+    tested : sequence of TestSet
+        One per round.
     clip_ids : sequence of str (n_clips,)
     groups : sequence of str (n_clips,), optional
-        Clips of one group are not independent of each other.
+        Group of each clip. Clips of one group are not independent.
 
     Raises
     ------
     DataError
-        There is nothing that the metric could score.
+        The metric is undefined for these samples.
     """
     scores = np.array([[metric.score(each.y_true, y_score) for y_score in each.y_scores] for each in tested])
     units = plan_units([each.clip for each in tested], names=clip_ids, groups=groups)
     spread = jackknife(metric, tested, units)
     if np.isnan(spread.score):
-        raise DataError(f"{metric.name} has nothing to count: no clip shows a class, and none was found in one")
+        raise DataError(f"{metric.name} is undefined: no clip has a class, and no class was predicted for one")
     by_seed = scores.mean(axis=0).tolist()
     interval = interval_of(metric, spread, units, tested, by_seed=by_seed)
     details: dict[str, Any] = {
@@ -208,9 +213,9 @@ def _spread_details(
     clip_ids: Sequence[str],
     groups: Sequence[str] | None,
 ) -> dict[str, Any]:
-    """What `featstore report` compares two encoders by: see `featstore.report.pairing`.
+    """Return the values that `featstore report` compares two encoders by; see `featstore.report.pairing`.
 
-    Clips are in the order of their names, so that two stores need not have them in the same one.
+    Clips are sorted by name, so that the order of clips in a store does not matter.
     """
     ordered = [sorted(dict.fromkeys(each.clip.tolist()), key=lambda clip: clip_ids[clip]) for each in tested]
     names = [[[clip_ids[clip], *([groups[clip]] if groups else [])] for clip in each] for each in ordered]
@@ -222,21 +227,21 @@ def _spread_details(
         "variance": spread.variance if defined else None,
         "deviations": [float(f"{value:.9g}") for value in spread.deviations.tolist()] if defined else None,
     }
-    a_sample_a_clip = all(len(each.clip) == len(clips) for each, clips in zip(tested, ordered, strict=True))
-    if metric.name == "accuracy" and not units.grouped and a_sample_a_clip and len(tested[0].y_scores) < 10:
+    one_sample_per_clip = all(len(each.clip) == len(clips) for each, clips in zip(tested, ordered, strict=True))
+    if metric.name == "accuracy" and not units.grouped and one_sample_per_clip and len(tested[0].y_scores) < 10:
         found["right"] = "".join(_right_seeds(each, clips) for each, clips in zip(tested, ordered, strict=True))
     return found
 
 
 def _right_seeds(test_set: TestSet, clips: Sequence[int]) -> str:
-    """Number of seeds that have each clip right, a digit a clip."""
+    """Return the number of seeds that classify each clip correctly, one digit per clip."""
     right = np.sum([y_score.argmax(axis=1) == test_set.y_true for y_score in test_set.y_scores], axis=0)
     by_clip = dict(zip(test_set.clip.tolist(), right.tolist(), strict=True))
     return "".join(str(by_clip[clip]) for clip in clips)
 
 
 def _origin_details(origin: Origin) -> dict[str, Any]:
-    """What the embeddings came from: the recipe, and clips that were left out, of many the first hundred."""
+    """Return the recipe of the embeddings, and up to 100 of the clips that are not in the store."""
     named = [[clip.shard, clip.key, clip.reason] for clip in origin.left_out[:MAX_LEFT_OUT_NAMED]]
     return {"recipe": origin.recipe.as_json(), "left_out": named}
 
@@ -312,7 +317,7 @@ def score_record(
 
 
 def _versions(*modules: str) -> dict[str, str]:
-    """Name of a distribution -> version of the module that was used."""
+    """Map the distribution of each module to its version."""
     return {DISTRIBUTIONS.get(name, name): _version(name) for name in modules}
 
 
@@ -322,10 +327,10 @@ def _version(module: str) -> str:
 
 
 def _by_class(task: ScoredTask, metric: Metric, outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """Scores per class; null for a class that no test clip shows.
+    """Compute scores per class; null for a class that has no test clip.
 
-    Of several rounds the mean, weighted by the test clips that show the class: of accuracy that is the share of all
-    clips of the class, whose number is ``support``.
+    With several rounds it is the mean, weighted by the test clips of the class. For accuracy that is the share of all
+    clips of the class; ``support`` is their number.
     """
     if not task.targets.classes:
         return {}
@@ -355,14 +360,15 @@ def _by_class(task: ScoredTask, metric: Metric, outcomes: Sequence[Outcome]) -> 
 
 
 def _support_of(task: ScoredTask, outcome: Outcome) -> NDArray[np.int64]:
-    """Count a round's test clips of each class, or that show it."""
+    """Count a round's test clips of each class."""
     n_classes = len(task.targets.classes)
-    shown = task.targets.values[np.unique(outcome.samples.clip)]
-    return np.asarray(np.bincount(shown, minlength=n_classes) if shown.ndim == 1 else (shown > 0).sum(axis=0), np.int64)
+    values = task.targets.values[np.unique(outcome.samples.clip)]
+    counts = np.bincount(values, minlength=n_classes) if values.ndim == 1 else (values > 0).sum(axis=0)
+    return np.asarray(counts, np.int64)
 
 
 def _confusion(n_classes: int, outcomes: Sequence[Outcome]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Count samples by ``true class * n_classes + predicted class``: all rounds, first seed; cells that occur only."""
+    """Count samples by ``true class * n_classes + predicted class`` over all rounds, first seed; cells above 0 only."""
     cells = [each.samples.y_true * n_classes + each.y_scores[0].argmax(axis=1) for each in outcomes]
     return np.unique(np.concatenate(cells), return_counts=True)
 

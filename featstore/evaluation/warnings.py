@@ -1,4 +1,4 @@
-"""What a score's reader should know before trusting it: warnings, a list in ``ScoreRecord.details["warnings"]``."""
+"""Warnings about the validity of a score, stored as a list in ``ScoreRecord.details["warnings"]``."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class ScoreWarning:
     message : str
         One clause, without the names of task and encoder.
     count : int
-        What the message counts.
+        The count in the message.
     figures : mapping
-        More figures of the kind.
+        More numbers of this kind of warning.
     """
 
     kind: str
@@ -37,26 +37,26 @@ class ScoreWarning:
     figures: Mapping[str, Any] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
-        """Plain JSON."""
+        """Return plain JSON."""
         return {"kind": self.kind, "message": self.message, "count": self.count, **self.figures}
 
 
 def warnings_of_details(
     details: Mapping[str, Any], *, metric: str, value: float, skipped: Mapping[str, int]
 ) -> Iterator[ScoreWarning]:
-    """Warnings that a record's details imply.
+    """Yield the warnings that a record's details imply.
 
-    ``fit``, ``at_or_below_majority`` and ``best_epoch_at_edge`` are flags by round, or for all rounds together, and
-    ``neighbours_vote`` has a score and a flag; details without them give no warning.
+    ``fit``, ``at_or_below_majority`` and ``best_epoch_at_edge`` have flags by round, or one for all rounds;
+    ``neighbours_vote`` has a score and a flag. Details without them give no warning.
 
     Parameters
     ----------
     details : mapping
-        Of the record.
+        Details of the record.
     metric, value
-        Its score.
+        Its metric and score.
     skipped : mapping
-        Split or fold -> clips of it that are not in the store.
+        Split or fold to the number of its clips that are not in the store.
     """
     unseen = details.get("classes_not_in_training") or []
     if unseen:
@@ -115,7 +115,7 @@ def warnings_of_details(
 
 
 def _named(name: str, value: object) -> Iterator[object]:
-    """Values of a key, however deep."""
+    """Yield the values of a key at any depth."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
             if key == name:
@@ -128,7 +128,7 @@ def _named(name: str, value: object) -> Iterator[object]:
 
 
 def _flags(value: object) -> Iterator[bool]:
-    """Truth values of a flag, or of the flags in mappings and lists."""
+    """Yield a flag, or the flags in mappings and lists, as truth values."""
     if isinstance(value, Mapping):
         for inner in value.values():
             yield from _flags(inner)
@@ -140,7 +140,7 @@ def _flags(value: object) -> Iterator[bool]:
 
 
 def _majority(details: Mapping[str, Any]) -> float | None:
-    """Share of the test clips that are of the largest class: what the best constant answer would have right."""
+    """Return the share of the largest class among the test clips: the accuracy of the best constant prediction."""
     support = details.get("support")
     if not isinstance(support, list) or not sum(support):
         return None

@@ -1,4 +1,4 @@
-"""Looking into a store: what is nearest to a clip or to a file, and a map of a feature set as a page."""
+"""Exploration of a store: the clips nearest to a clip or a file, and a map of a feature set as a page."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Sound of the clips of a feature set, out of the shards that it was made from.
+"""Audio of the clips of a feature set, read from its shards.
 
-What a store says is not believed: a shard is a file below the dataset's folder, of the size that was encoded, and a
-clip is the member of its key, decoded as it was for the encoder. No file's bytes are handed on as they are.
+The store is untrusted: a shard has to be a file below the folder of the dataset, of the size that was encoded, and a
+clip is the member with its key, decoded and encoded again. The bytes of a file are never passed on unchanged.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ MAX_EMBEDDED_BYTES = 6_000_000
 
 
 class ClipAudio:
-    """Waveforms of clips, at the sample rate that the encoder heard them at.
+    """Waveforms of clips at the sample rate of the encoder.
 
     Parameters
     ----------
     data_dir : Path
-        Holds a folder of shards for each dataset.
+        Folder with a folder of shards for each dataset.
 
     Raises
     ------
     ShardError
-        The dataset has no folder there.
+        `data_dir` has no folder of the dataset.
     """
 
     def __init__(self, fs: FeatureSet, data_dir: Path) -> None:
@@ -50,8 +50,7 @@ class ClipAudio:
         self._folder = data_dir / dataset
         if not _is_below(dataset) or not self._folder.is_dir():
             raise ShardError(
-                f"there is no folder {self._folder}: --data is the folder that holds one folder of shards for each "
-                "dataset"
+                f"there is no folder {self._folder}: --data is a folder with a folder of shards for each dataset"
             )
         self._keys = [str(key) for key in fs.clip_key]
         self._shards = [segment.member.shard for segment in fs.segments]
@@ -67,12 +66,12 @@ class ClipAudio:
         Raises
         ------
         DataError
-            Its shard is not there any more, or has changed.
+            Its shard is missing or has changed.
         """
         return encode_flac(self._waves([number])[number], self._rate)
 
     def excerpts(self, numbers: Sequence[int]) -> dict[int, bytes]:
-        """The first ten seconds of clips as Ogg Vorbis; clips that cannot be had are left out."""
+        """The first ten seconds of clips as Ogg Vorbis; clips that cannot be read are skipped."""
         found: dict[int, bytes] = {}
         by_shard: dict[int, list[int]] = {}
         for number in numbers:
@@ -90,7 +89,7 @@ class ClipAudio:
         return bisect_right(self._lasts, number)
 
     def _waves(self, numbers: Sequence[int]) -> dict[int, NDArray[np.float32]]:
-        """Waveforms of clips of one shard, those that are there; DataError where none is."""
+        """Waveforms of the clips of one shard that can be read. Raises DataError if there is none."""
         shard = self._shards[self._shard_of(numbers[0])]
         wanted = {self._keys[number]: number for number in numbers}
         found: dict[int, NDArray[np.float32]] = {}
@@ -108,31 +107,31 @@ class ClipAudio:
         if not _is_below(shard.name) or not path.is_file():
             raise ShardError(f"shard {shard.name} is not below {self._folder}")
         if path.stat().st_size != shard.size:
-            raise ShardError(f"shard {path} is not as it was when it was encoded")
+            raise ShardError(f"shard {path} has changed since it was encoded")
         return path
 
 
 def _is_below(name: str) -> bool:
-    """Whether a relative path stays below the folder that it is added to."""
+    """Whether a relative path stays below its parent folder."""
     path = PurePosixPath(name)
     return bool(path.parts) and not path.is_absolute() and ".." not in path.parts and not set("\\\0:") & set(name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EmbeddedAudio:
-    """Clips of a page that can be heard: number of the point -> data URI; and how many there might have been."""
+    """Audio of a page: number of the point -> data URI, and the number of clips that were requested."""
 
     uris: Mapping[int, str]
     wanted: int
 
 
 def embed(audio: ClipAudio, numbers: NDArray[np.int64], groups: Sequence[int], *, most: int) -> EmbeddedAudio:
-    """Choose up to `most` clips, as many of each group as can be, and hold them as data URIs within six megabytes.
+    """Choose up to `most` clips, balanced over groups, and encode them as data URIs of at most six megabytes.
 
     Parameters
     ----------
     numbers : int64 (n,)
-        Of the points in the feature set.
+        Number of each point in the feature set.
     groups : sequence of int
         Class of each point.
     """
@@ -143,13 +142,13 @@ def embed(audio: ClipAudio, numbers: NDArray[np.int64], groups: Sequence[int], *
         rank[int(at)] = turn.get(groups[at], 0)
         turn[groups[at]] = rank[int(at)] + 1
     chosen = sorted(rank, key=lambda at: rank[at])[:most]
-    heard = audio.excerpts([int(numbers[at]) for at in chosen])
+    excerpts = audio.excerpts([int(numbers[at]) for at in chosen])
     uris: dict[int, str] = {}
-    room = MAX_EMBEDDED_BYTES
+    bytes_left = MAX_EMBEDDED_BYTES
     for at in chosen:
-        sound = heard.get(int(numbers[at]))
-        if sound is None or len(sound) * 4 / 3 > room:
+        sound = excerpts.get(int(numbers[at]))
+        if sound is None or len(sound) * 4 / 3 > bytes_left:
             continue
         uris[at] = "data:audio/ogg;base64," + base64.b64encode(sound).decode()
-        room -= len(uris[at])
+        bytes_left -= len(uris[at])
     return EmbeddedAudio(uris=uris, wanted=len(chosen))

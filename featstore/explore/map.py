@@ -1,4 +1,4 @@
-"""The points of a map of a feature set: which clips, their neighbours, and a projection to two dimensions."""
+"""The points of a map of a feature set: its clips, their neighbours, and a projection to two dimensions."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from featstore.errors import UsageError
+from featstore.errors import UsageError, missing_extra
 from featstore.retrieve.scan import unit_rows
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ __all__ = ["MAX_POINTS", "Points", "Projection", "nearest_points", "pca", "take_
 
 
 MAX_POINTS = 50_000
-"""Clips of a map; of more, a draw that repeats."""
+"""Clips of a map; of more, a reproducible sample."""
 
 ROWS_PER_BLOCK = 4096
 
@@ -32,11 +32,11 @@ class Points:
     Attributes
     ----------
     numbers : int64 (n,)
-        Of each clip in the feature set.
+        Number of each clip in the feature set.
     windows : int64 (n,)
         First window of each clip.
     vectors : float32 (n, dim)
-        At unit length; of a clip of several windows, the mean of them at unit length.
+        Unit vectors; for a clip of several windows, their normalised mean.
     seconds : float64 (n,)
         Duration of each clip.
     """
@@ -69,16 +69,16 @@ class Points:
 
 
 def take_points(fs: FeatureSet, *, max_points: int) -> Points:
-    """Read the clips of a feature set, of very many a draw. Memory is that of their vectors and a block.
+    """Read the clips of a feature set, or a sample of `max_points`. Memory is that of their vectors and a block.
 
     Raises
     ------
     UsageError
-        There are fewer than two.
+        There are fewer than two clips.
     """
     firsts = np.flatnonzero(fs.start_seconds == 0.0)
     if len(firsts) < 2:
-        raise UsageError(f"a map takes at least two clips, and {fs.path} has {len(firsts)}")
+        raise UsageError(f"a map needs at least two clips, and {fs.path} has {len(firsts)}")
     numbers = np.arange(len(firsts))
     if len(firsts) > max_points:
         numbers = np.sort(np.random.default_rng(0).choice(len(firsts), max_points, replace=False))
@@ -94,7 +94,7 @@ def take_points(fs: FeatureSet, *, max_points: int) -> Points:
 
 
 def _vectors(fs: FeatureSet, place: NDArray[np.int64], *, n: int) -> NDArray[np.float32]:
-    """Mean of the unit vectors of each clip's windows, at unit length; what is not finite counts for nothing."""
+    """Normalised mean of the unit vectors of each clip's windows; vectors that are not finite count as zero."""
     out = np.zeros((n, fs.recipe.dim), np.float32)
     one_window_each = len(place) == len(fs)
     for start in range(0, len(fs), ROWS_PER_BLOCK):
@@ -111,7 +111,7 @@ def _vectors(fs: FeatureSet, place: NDArray[np.int64], *, n: int) -> NDArray[np.
 
 
 def nearest_points(vectors: NDArray[np.float32], *, k: int) -> Neighbours:
-    """The ``k`` nearest of each row among the others by cosine, exactly; fewer where there are no more."""
+    """The exact ``k`` nearest other rows of each row by cosine; fewer if there are fewer rows."""
     from featstore.retrieve.index import Searcher
     from featstore.retrieve.knn import without_own
 
@@ -121,7 +121,7 @@ def nearest_points(vectors: NDArray[np.float32], *, k: int) -> Neighbours:
 
 
 MAX_FITTED = 20_000
-"""Rows that principal components are fitted to; of more, a draw that repeats. All rows are projected."""
+"""Rows that principal components are fitted to; of more, a reproducible sample. All rows are projected."""
 
 UMAP_NEIGHBOURS = 15
 MIN_UMAP = 20
@@ -129,7 +129,7 @@ MIN_UMAP = 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Projection:
-    """Where each vector lies on the map, float32 (n, 2), and what its axes are called."""
+    """Position of each vector on the map, float32 (n, 2), and the names of the axes."""
 
     name: str
     xy: NDArray[np.float32]
@@ -137,9 +137,9 @@ class Projection:
 
 
 def pca(vectors: NDArray[np.float32]) -> Projection:
-    """Principal components 1 and 2. The same vectors make the same map: each component's largest weight is positive.
+    """Principal components 1 and 2, deterministic: the largest weight of each component is positive.
 
-    Memory is that of a block and of the covariance, whatever the number of rows.
+    Memory is that of a block and of the covariance, independent of the number of rows.
     """
     rows = np.arange(len(vectors))
     if len(rows) > MAX_FITTED:
@@ -166,23 +166,21 @@ def pca(vectors: NDArray[np.float32]) -> Projection:
 
 
 def umap(vectors: NDArray[np.float32]) -> Projection:
-    """UMAP by cosine (McInnes, Healy and Melville 2018), started from one seed.
+    """UMAP by cosine (McInnes, Healy and Melville 2018) with a fixed seed.
 
     Raises
     ------
     UsageError
-        umap-learn is not installed, or there are fewer rows than its neighbourhoods take.
+        umap-learn is not installed, or there are too few rows.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             from umap import UMAP
     except ImportError as error:
-        raise UsageError(
-            f"--map umap needs {error.name}, which is not installed: pip install 'featstore[umap]', or take --map pca"
-        ) from error
+        raise missing_extra("--map umap (unlike --map pca)", error, "umap") from error
     if len(vectors) < MIN_UMAP:
-        raise UsageError(f"--map umap takes at least {MIN_UMAP} clips, and here are {len(vectors)}: take --map pca")
+        raise UsageError(f"--map umap needs at least {MIN_UMAP} clips, got {len(vectors)}: use --map pca")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         reducer = UMAP(n_components=2, n_neighbors=UMAP_NEIGHBOURS, metric="cosine", random_state=0)

@@ -28,7 +28,7 @@ __all__ = ["NEIGHBOURS", "Column", "Explorer", "columns_of", "default_colour", "
 
 
 MAX_CLASSES = 1_000
-"""Of more different values a column is text: looked up and shown, but no colour."""
+"""A column with more distinct values is text: searchable and shown, but not a colour."""
 
 MAX_COLUMNS = 40
 MAX_NUMBERS_AS_CLASSES = 12
@@ -43,11 +43,11 @@ class Column:
     Attributes
     ----------
     values : tuple of str
-        Of a ``class`` or ``text``: what the codes stand for, the most frequent first, equals in their natural order.
+        For ``class`` and ``text``: the value of each code, the most frequent first, ties in natural order.
     codes : int64 (n,)
-        Minus one where a clip has no such field.
+        -1 for a clip without this field.
     numbers : float64 (n,)
-        Of a ``number``, NaN where a clip has none.
+        For ``number``; NaN for a clip without this field.
     """
 
     name: str
@@ -58,15 +58,15 @@ class Column:
 
 
 def columns_of(keys: Sequence[str], metas: Sequence[str]) -> tuple[Column, ...]:
-    """Columns of the clips' JSON, in the order in which fields first come; dots reach into objects.
+    """Columns of the clips' JSON, in the order in which fields first occur; nested fields have dotted names.
 
-    Numbers of few different whole values are classes. A list of text or numbers is one text, words in order of the
-    alphabet. What holds lists of objects, or lies deeper, is left out, as are fields beyond the fortieth.
+    Numbers with few distinct whole values are classes. A list of text or numbers is one text, with words sorted. Lists
+    of objects, deeper fields and fields beyond the fortieth are skipped.
 
     Raises
     ------
     LabelError
-        A clip's JSON cannot be read.
+        The JSON of a clip cannot be read.
     """
     raw: dict[str, list[Any]] = {}
     for at, (key, meta) in enumerate(zip(keys, metas, strict=True)):
@@ -83,7 +83,7 @@ def columns_of(keys: Sequence[str], metas: Sequence[str]) -> tuple[Column, ...]:
 def default_colour(columns: Sequence[Column], *, label: str | None = None) -> int:
     """The column called `label`, then one called ``label``, then the first of 2 to 50 classes of text.
 
-    Else the first that can be a colour; minus one where none can.
+    Otherwise the first that can be a colour; -1 if there is none.
     """
     ranked = [
         (
@@ -137,14 +137,14 @@ def _text(value: Any) -> str:
 
 
 def _number(value: float | None) -> float:
-    """NaN for what is no number that float32 holds."""
+    """The number as a float; NaN for None and for numbers that float32 cannot represent."""
     number = math.nan if value is None else float(value) if abs(value) < 3e38 else math.nan
     return number if math.isfinite(number) else math.nan
 
 
 NEIGHBOURS = 8
 MAX_COLUMN_BYTES = 3_000_000
-"""Of all columns together, as they stand in the page: those that come last are left out of it."""
+"""Size limit of all columns in the page; the last ones that exceed it are omitted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,34 +173,34 @@ class Explorer:
 
     @property
     def groups(self) -> list[int]:
-        """Class of each point by the colour of the map; all of one where that is a number."""
+        """Class of each point by the colour column; one class for all if that column holds numbers."""
         codes = self.columns[self.colour].codes if self.colour >= 0 else None
         return [0] * len(self.points) if codes is None else codes.tolist()
 
 
 def explore(points: Points, *, method: Literal["pca", "umap"] = "pca", colour: str | None = None) -> Explorer:
-    """Lay a feature set's clips out and find the neighbours of each.
+    """Project the clips of a feature set and find the neighbours of each.
 
     Parameters
     ----------
     colour : str, optional
-        Field that colours the map at first; the label of the dataset's task, or the likeliest, where it is not given.
+        Field that colours the map. The default is the label of the task of the dataset, see `default_colour`.
 
     Raises
     ------
     LabelError
         No clip has that field.
     UsageError
-        umap-learn is asked for and not installed.
+        `method` is ``umap``, and umap-learn is not installed.
     """
     place = pca if method == "pca" else umap
     projection = place(points.vectors)
     found = (*columns_of(points.keys, points.metas), *_own_columns(points))
     names = [column.name for column in found]
     if colour is not None and colour not in names:
-        raise LabelError(f"no clip of {points.fs.path} has a field {colour!r} to colour by: there are {_listed(names)}")
+        raise LabelError(f"no clip of {points.fs.path} has a field {colour!r}; the fields are {_listed(names)}")
     first = default_colour(found, label=_label_field(points)) if colour is None else names.index(colour)
-    kept, left_out = _those_that_fit(found, first)
+    kept, left_out = _fitting_columns(found, first)
     near = nearest_points(points.vectors, k=NEIGHBOURS)
     return Explorer(
         points=points,
@@ -221,12 +221,12 @@ def render_map(
     title: str | None = None,
     made_at: datetime | None = None,
 ) -> str:
-    """Write the page.
+    """Render the page.
 
     Parameters
     ----------
     audio : mapping or ClipAudio, optional
-        Point -> data URI; or that every clip is to be had at ``audio/<its number in the feature set>``.
+        Point -> data URI; or the source of a server that has every clip at ``audio/<number in the feature set>``.
 
     Raises
     ------
@@ -247,7 +247,7 @@ def render_map(
         k=explorer.near_rows.shape[1],
         projection=projection,
         left_out=explorer.left_out,
-        recipe=[(name.replace("_", " "), _told(value)) for name, value in fs.recipe.as_json().items()],
+        recipe=[(name.replace("_", " "), _text_of(value)) for name, value in fs.recipe.as_json().items()],
     )
     return writable(page)
 
@@ -279,7 +279,7 @@ def _audio_data(points: Points, audio: Mapping[int, str] | ClipAudio | None) -> 
 
 
 def _coordinates(xy: NDArray[np.float32]) -> dict[str, Any]:
-    """Sixteen bits for each coordinate, between the least and the largest of its axis."""
+    """Coordinates in 16 bits between the minimum and the maximum of their axis."""
     low, high = xy.min(axis=0), xy.max(axis=0)
     span = np.maximum(high - low, np.finfo(np.float32).tiny)
     coded = np.rint((xy - low) / span * 65_535).astype("<u2")
@@ -295,7 +295,7 @@ def _column_data(column: Column) -> dict[str, Any]:
 
 
 def _narrow(values: NDArray[Any], *, most: int) -> NDArray[Any]:
-    """Values from 0 to `most` - 1 in as few bytes as hold them: one, two or four."""
+    """Values from 0 to `most` - 1 in the narrowest unsigned integers: one, two or four bytes."""
     return values.astype("<u1" if most <= 1 << 8 else "<u2" if most <= 1 << 16 else "<u4")
 
 
@@ -304,7 +304,7 @@ def _base64(values: NDArray[Any]) -> str:
 
 
 def _own_columns(points: Points) -> tuple[Column, ...]:
-    """What a feature set itself says of its clips."""
+    """Columns that the feature set has for its clips: duration and shard."""
     shards = points.shards
     names = tuple(dict.fromkeys(shards))
     codes = {name: code for code, name in enumerate(names)}
@@ -315,24 +315,24 @@ def _own_columns(points: Points) -> tuple[Column, ...]:
 
 
 def _label_field(points: Points) -> str | None:
-    """Field that a built-in task of the dataset takes its classes from."""
+    """Label field of a built-in task of the dataset."""
     from featstore.tasks import builtin_tasks
 
     of_dataset = [task.label.field for task in builtin_tasks() if task.feature_dataset == points.fs.dataset]
     return next((field for field in of_dataset if isinstance(field, str)), None)
 
 
-def _those_that_fit(columns: Sequence[Column], first: int) -> tuple[tuple[Column, ...], tuple[str, ...]]:
-    """Columns that fit into a page, in their order, and names of those that do not: colours go before mere text."""
+def _fitting_columns(columns: Sequence[Column], first: int) -> tuple[tuple[Column, ...], tuple[str, ...]]:
+    """The columns that fit into the page, in order, and the names of the others; colours have priority over text."""
     ranked = sorted(
         range(len(columns)), key=lambda at: (at != first, columns[at].kind == "text", len(columns[at].values) > 100, at)
     )
-    kept, room = set(), MAX_COLUMN_BYTES
+    kept, bytes_left = set(), MAX_COLUMN_BYTES
     for at in ranked:
         size = _column_bytes(columns[at])
-        if size <= room or at == first:
+        if size <= bytes_left or at == first:
             kept.add(at)
-            room -= size
+            bytes_left -= size
     names = tuple(column.name for at, column in enumerate(columns) if at not in kept)
     return tuple(column for at, column in enumerate(columns) if at in kept), names
 
@@ -345,9 +345,9 @@ def _column_bytes(column: Column) -> int:
     return n * width * 4 // 3 + sum(len(value.encode("utf-8", "replace")) + 3 for value in column.values)
 
 
-def _told(value: Any) -> str:
+def _text_of(value: Any) -> str:
     if isinstance(value, Mapping):
-        return ", ".join(f"{name}: {_told(inner)}" for name, inner in value.items()) or "none"
+        return ", ".join(f"{name}: {_text_of(inner)}" for name, inner in value.items()) or "none"
     return str(value)
 
 

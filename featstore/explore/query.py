@@ -1,4 +1,4 @@
-"""The cached clips nearest to a cached clip, or to an audio file."""
+"""The cached clips nearest to a cached clip or to an audio file."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ __all__ = [
 MAX_NAMES = 1_000_000
 MAX_RANKED = 10_000
 MAX_LETTERS = 64
-"""Of what is left of a name behind the letters that all begin with: the work is names by letters by letters."""
+"""Letters of a name that count after the common prefix; the work is names x letters x letters."""
 
 NAMES_PER_BLOCK = 1 << 14
-"""So many columns of counters stay in a core's cache."""
+"""Names per block, whose counters fit the cache of a core."""
 
 
 def closest_names(wanted: str, names: Sequence[str], *, most: int) -> list[str]:
-    """Those names, `most` of them, that take the fewest edits: at most a third of the wanted one's letters, or one.
+    """Up to `most` names with the smallest edit distance, at most a third of the letters of the wanted one, or one.
 
-    Of equals one whose numbers are the same comes first (007 is 07), then those that go on longest as it does. Where
-    none is that near, names that contain it. Of more than a million names the first are looked at.
+    Among ties, a name with the same numbers is first (007 equals 07), then names with a longer common prefix. If no
+    name is that close, names that contain the wanted one. Only the first million names are considered.
 
     >>> closest_names("yes_07", ["yes_007", "yes_070", "yes_700", "no_07", "up"], most=2)
     ['yes_007', 'yes_070']
@@ -66,10 +66,10 @@ def closest_names(wanted: str, names: Sequence[str], *, most: int) -> list[str]:
 
 
 def edits(wanted: str, names: Sequence[str]) -> NDArray[np.uint8]:
-    """Letters to put in, take out or replace to make each name of the one that is wanted, uint8 (names,).
+    """Levenshtein distance of each name from the wanted one, uint8 (names,).
 
-    Levenshtein's distance by the table of Wagner and Fischer (1974), whose cells are columns over all names. Letters
-    that all begin with change nothing and are left out; of what follows, the first 64 count.
+    The table of Wagner and Fischer (1974), with columns over all names. The common prefix is skipped; the 64 letters
+    after it count.
     """
     shared = min(_shared(wanted, min(names)), _shared(wanted, max(names)))
     asked = _letters([wanted[shared:]])[:, 0]
@@ -90,16 +90,16 @@ def edits(wanted: str, names: Sequence[str]) -> NDArray[np.uint8]:
 
 
 def _shared(one: str, other: str) -> int:
-    """Letters that both begin with."""
+    """Length of the common prefix."""
     return next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
 def _letters(names: Sequence[str]) -> NDArray[np.uint32]:
-    """Letters by place, uint32 (letters of the longest, names); zero behind the end of a name."""
+    """Code points by position, uint32 (longest name, names); zero after the end of a name."""
     width = min(MAX_LETTERS, max(map(len, names)))
     if not width:
         return np.zeros((0, len(names)), np.uint32)
-    # half a surrogate pair, too, is a letter: NumPy would refuse it
+    # lone surrogates are letters too, which NumPy would refuse
     packed = b"".join(name[:width].encode("utf-32-le", "surrogatepass").ljust(4 * width, b"\0") for name in names)
     return np.ascontiguousarray(np.frombuffer(packed, "<u4").reshape(len(names), width).T)
 
@@ -110,14 +110,14 @@ _ALIKE = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClipHit:
-    """One clip of an answer.
+    """One clip of the result.
 
     Attributes
     ----------
     similarity : float
-        Cosine of the two windows that are closest.
+        Cosine of the two closest windows.
     start_seconds, seconds : float
-        That window of the clip.
+        The closest window of the clip.
     """
 
     key: str
@@ -132,7 +132,7 @@ class ClipHit:
 
     @property
     def distance(self) -> float:
-        """One less the cosine: 0 for the same direction, 2 for the opposite one."""
+        """1 - cosine: 0 for the same direction, 2 for the opposite direction."""
         return max(0.0, 1.0 - self.similarity)
 
     @property
@@ -143,20 +143,20 @@ class ClipHit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QueryRecord:
-    """One clip of an answer, as it is printed.
+    """One clip of the result, as `featstore query --json` prints it.
 
     Attributes
     ----------
     rank : int
         1 is the nearest.
     similarity : float
-        Cosine of the two windows that are closest.
+        Cosine of the two closest windows.
     distance : float
-        One less that.
+        1 - similarity.
     start_seconds, seconds : float
-        That window of the clip.
+        The closest window of the clip.
     labels : mapping
-        Fields of the clip's JSON that are shown; None where the clip has none.
+        Fields of the clip's JSON; None if the clip has no such field.
     """
 
     rank: int
@@ -178,9 +178,9 @@ class QueryRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """An answer: the query, the clips nearest first, and how many were compared in which time.
+    """The result of a query: the nearest clips first, the number of compared clips, and the time.
 
-    ``meta`` is the JSON of a query that is a cached clip, else empty. ``sets_searched`` counts feature sets.
+    ``meta`` is the JSON of the query if it is a cached clip, else empty. ``sets_searched`` counts feature sets.
     """
 
     query: str
@@ -195,7 +195,7 @@ class Found:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Clip:
-    """A cached clip: its feature set, its number there, its windows that ask."""
+    """A cached clip as a query: its feature set, its number there, and the rows of its windows."""
 
     fs: FeatureSet
     number: int
@@ -203,53 +203,53 @@ class _Clip:
 
     @property
     def name(self) -> str:
-        """Where it is, to be given again."""
+        """Unambiguous name of the clip."""
         return f"{self.fs.dataset}/{self.fs.split}/{self.fs.key[self.rows.start]}"
 
 
 def sets_of_one_encoder(
     store: Store, *, encoder: str | None, dataset: str | None, split: str | None
 ) -> tuple[FeatureSet, ...]:
-    """The feature sets that match, which are of one recipe: only their vectors can be compared.
+    """The matching feature sets, all of one recipe: vectors of different recipes cannot be compared.
 
     Raises
     ------
     UnknownFeatureSet
-        None matches.
+        There is no matching feature set.
     AmbiguousSelection
-        They are of several recipes.
+        The matching feature sets have several recipes.
     """
     found = store.feature_sets(encoder=encoder, dataset=dataset, split=split)
     if not found:
         wanted = "/".join(name or "*" for name in (encoder, dataset, split))
         raise UnknownFeatureSet(
-            f"{store.url} holds nothing of {wanted}: `featstore inspect --store {store.url}` shows what is there"
+            f"{store.url} has no feature set {wanted}: `featstore inspect --store {store.url}` lists all"
         )
     recipes = list(dict.fromkeys(fs.recipe.group_name for fs in found))
     if len(recipes) > 1:
         raise AmbiguousSelection(
-            f"{store.url} holds embeddings by {len(recipes)} encoders: say whose with --encoder {_listed(recipes)}"
+            f"{store.url} has embeddings by {len(recipes)} encoders: choose one with --encoder {_listed(recipes)}"
         )
     return found
 
 
 def nearest_to_key(sets: Sequence[FeatureSet], key: str, *, k: int) -> Found:
-    """The ``k`` clips nearest to a cached one, which is left out itself.
+    """The ``k`` clips nearest to a cached clip, without the clip itself.
 
     Parameters
     ----------
     sets : sequence of FeatureSet
-        Of one recipe; all of them are searched.
+        Feature sets of one recipe; all of them are searched.
     key : str
-        Of a clip; of one of its windows, ``clip#2``, which then asks alone; or either behind ``split/`` or
-        ``dataset/split/``, where several feature sets have it.
+        Key of a clip, or of one of its windows (``clip#2``), which is then the only query; after ``split/`` or
+        ``dataset/split/`` if several feature sets have it.
 
     Raises
     ------
     UnknownFeatureSet
-        No clip is called that.
+        No clip has this key.
     AmbiguousSelection
-        Several are.
+        Several clips have this key.
     """
     began = time.perf_counter()
     clip = _clip_of(sets, key)
@@ -270,7 +270,7 @@ def nearest_to_key(sets: Sequence[FeatureSet], key: str, *, k: int) -> Found:
 def nearest_to_file(
     sets: Sequence[FeatureSet], path: Path, *, load: Callable[[FeatureSet], Encoder], k: int, device: str = "auto"
 ) -> Found:
-    """The ``k`` clips nearest to an audio file, which is encoded as the clips were, its crop that of each feature set.
+    """The ``k`` clips nearest to an audio file, which is encoded by the recipe and the crop of each feature set.
 
     Parameters
     ----------
@@ -298,25 +298,25 @@ def nearest_to_file(
     )
 
 
-# --- which clip -------------------------------------------------------------------------------------------------------
+# --- selection --------------------------------------------------------------------------------------------------------
 
 
 def _clip_of(sets: Sequence[FeatureSet], name: str) -> _Clip:
     found = [clip for fs in sets for key in _keys_meant(fs, name) if (clip := _clip_in(fs, key)) is not None]
     if not found:
         raise UnknownFeatureSet(
-            f"no clip is called {name!r} in {_listed([f'{fs.dataset}/{fs.split}' for fs in sets])}, and no file is: "
-            + (_did_you_mean(sets, name) or "`featstore explore` shows what is there")
+            f"no clip of {_listed([f'{fs.dataset}/{fs.split}' for fs in sets])} and no file is called {name!r}: "
+            + (_did_you_mean(sets, name) or "`featstore explore` shows all clips")
         )
     if len(found) > 1:
         raise AmbiguousSelection(
-            f"{len(found)} clips are called {name!r}: say which of {_listed([clip.name for clip in found])}"
+            f"{len(found)} clips are called {name!r}: choose one of {_listed([clip.name for clip in found])}"
         )
     return found[0]
 
 
 def _keys_meant(fs: FeatureSet, name: str) -> Iterator[str]:
-    """What `name` may mean as a key of this feature set."""
+    """The keys of this feature set that `name` may stand for."""
     yield name
     for place in (f"{fs.split}/", f"{fs.dataset}/{fs.split}/", f"{fs.recipe.group_name}/{fs.dataset}/{fs.split}/"):
         if name.startswith(place):
@@ -346,12 +346,12 @@ def _listed(names: Iterable[str]) -> str:
     return ", ".join(known[:_NAMED]) + (", ..." if len(known) > _NAMED else "")
 
 
-# --- how near ---------------------------------------------------------------------------------------------------------
+# --- search -----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Near:
-    """A clip of feature set number `place`: its first window, and the one that came closest."""
+    """A clip of feature set number `place`: its first and its closest window."""
 
     similarity: float
     place: int
@@ -366,7 +366,7 @@ def _nearest(
     k: int,
     own: _Clip | None,
 ) -> tuple[tuple[ClipHit, ...], int]:
-    """The nearest clips of all sets, and how many were compared."""
+    """The nearest clips of all sets, and the number of compared clips."""
     near: list[_Near] = []
     searched = 0
     for place, fs in enumerate(sets):
@@ -394,7 +394,7 @@ def _nearest(
 
 
 def _largest(values: NDArray[np.float32], k: int) -> list[int]:
-    """Places of the ``k`` largest finite values, the largest first, of equals the first."""
+    """Indices of the ``k`` largest finite values, the largest first, ties in order."""
     if len(values) > 4 * k:
         least = np.partition(values, len(values) - k)[len(values) - k]
         places = np.flatnonzero(values >= least)

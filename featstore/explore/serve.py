@@ -1,7 +1,7 @@
-"""Serves one page and the sound of its clips, to this machine alone.
+"""A server of one page and the audio of its clips, on the loopback interface.
 
-Two routes: the page, and ``/audio/<n>`` for clip `n` of the feature set. A number is all that a request can say, so no
-path of the machine can be asked for. A request that names another host than this one (DNS rebinding) is refused.
+Two routes: the page, and ``/audio/<n>`` for clip `n` of the feature set. A request selects a clip by number, so it
+cannot name a path. A request with another Host header (DNS rebinding) is refused.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _MAX_IDLE_SECONDS = 30
 
 
 class PageServer(ThreadingHTTPServer):
-    """A server on the loopback interface; port 0 is one that is free.
+    """A server on the loopback interface; port 0 chooses a free port.
 
     Parameters
     ----------
@@ -45,19 +45,19 @@ class PageServer(ThreadingHTTPServer):
 
     @property
     def url(self) -> str:
-        """Where the page is."""
+        """URL of the page."""
         return f"http://{LOOPBACK}:{self.server_port}/"
 
     @property
     def hosts(self) -> tuple[str, ...]:
-        """What a request may call this server."""
+        """Accepted Host headers."""
         return (f"{LOOPBACK}:{self.server_port}", f"localhost:{self.server_port}")
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A browser that hangs up in the middle of a sound is no error."""
+        """Ignore a browser that closes the connection during playback."""
 
     def _sound(self, number: int) -> bytes | None:
-        """FLAC of clip `number`; None where there is no such clip, or its sound cannot be had."""
+        """FLAC of clip `number`; None if there is no such clip, or it cannot be read."""
         if self._audio is None or not 0 <= number < len(self._audio):
             return None
         try:
@@ -78,40 +78,40 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(with_body=True)
 
     def do_HEAD(self) -> None:
-        """Answer with headers alone."""
+        """Answer with the headers only."""
         self._answer(with_body=False)
 
     def _answer(self, *, with_body: bool) -> None:
         if self.headers.get_all("Host") not in [[host] for host in self.server.hosts]:
-            self._say(HTTPStatus.FORBIDDEN, b"this page is for this machine alone\n", with_body=with_body)
+            self._send(HTTPStatus.FORBIDDEN, b"only requests to the loopback address are served\n", with_body=with_body)
             return
         sound = re.fullmatch(r"/audio/(0|[1-9][0-9]{0,11})", self.path, flags=re.ASCII)
         content = self.server.sound(int(sound.group(1))) if sound else self.server.page if self.path == "/" else None
         if content is None:
-            self._say(HTTPStatus.NOT_FOUND, b"nothing here\n", with_body=with_body)
+            self._send(HTTPStatus.NOT_FOUND, b"not found\n", with_body=with_body)
         elif sound:
-            self._say_range(content, with_body=with_body)
+            self._send_range(content, with_body=with_body)
         else:
-            self._say(HTTPStatus.OK, content, kind="text/html; charset=utf-8", with_body=with_body)
+            self._send(HTTPStatus.OK, content, kind="text/html; charset=utf-8", with_body=with_body)
 
-    def _say_range(self, content: bytes, *, with_body: bool) -> None:
-        """A sound, or the piece of it that was asked for: a browser seeks by that."""
-        asked = re.fullmatch(r"bytes=([0-9]{0,12})-([0-9]{0,12})", self.headers.get("Range", ""), flags=re.ASCII)
-        first, last = asked.groups() if asked else ("", "")
+    def _send_range(self, content: bytes, *, with_body: bool) -> None:
+        """Send a clip, or the requested range of it, which browsers need to seek."""
+        requested = re.fullmatch(r"bytes=([0-9]{0,12})-([0-9]{0,12})", self.headers.get("Range", ""), flags=re.ASCII)
+        first, last = requested.groups() if requested else ("", "")
         if not first and not last:
-            self._say(HTTPStatus.OK, content, kind="audio/flac", with_body=with_body)
+            self._send(HTTPStatus.OK, content, kind="audio/flac", with_body=with_body)
             return
         start = int(first) if first else max(0, len(content) - int(last))
         stop = min(len(content), int(last) + 1) if first and last else len(content)
         if start >= stop:
             unsatisfiable = HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE
-            self._say(unsatisfiable, b"", span=f"bytes */{len(content)}", with_body=with_body)
+            self._send(unsatisfiable, b"", span=f"bytes */{len(content)}", with_body=with_body)
             return
         span = f"bytes {start}-{stop - 1}/{len(content)}"
         piece = content[start:stop]
-        self._say(HTTPStatus.PARTIAL_CONTENT, piece, kind="audio/flac", span=span, with_body=with_body)
+        self._send(HTTPStatus.PARTIAL_CONTENT, piece, kind="audio/flac", span=span, with_body=with_body)
 
-    def _say(
+    def _send(
         self, status: HTTPStatus, content: bytes, *, with_body: bool, kind: str = "text/plain", span: str = ""
     ) -> None:
         self.send_response(status)
@@ -134,4 +134,4 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(content)
 
     def log_message(self, format: str, *arguments: Any) -> None:
-        """Nothing: a terminal is no place for every sound that is heard."""
+        """Log nothing."""

@@ -13,7 +13,7 @@ from featstore.store import note_in_encoder_group, read_encoder_group, read_enco
 
 if TYPE_CHECKING:
     from featstore.encoders.canary import CanaryReading, Drift
-    from featstore.extract.workers.engine import Engine
+    from featstore.extract.engine import Engine
     from featstore.store import EncoderGroup
 
 __all__ = ["DriftCheck", "describe_change", "differing_fields", "match_stored_names"]

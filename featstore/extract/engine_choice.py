@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
 
-from featstore.errors import UsageError
+from featstore.errors import UsageError, missing_extra
 from featstore.extract.engine import EncoderRequest, Engine, LocalEngine
 
 __all__ = ["RAY_SETTINGS", "open_engine"]
@@ -88,9 +88,7 @@ def _on_ray(
     try:
         from featstore.extract.ray_workers import RayWorkers, connected, seats
     except ModuleNotFoundError as error:
-        raise UsageError(
-            f"--engine ray needs {error.name}, which is not installed: pip install 'featstore[ray]'"
-        ) from error
+        raise missing_extra("--engine ray", error, "ray") from error
     from featstore.extract.workers import WorkersEngine
 
     with connected(address):

@@ -1,4 +1,4 @@
-"""Shards from a public archive to disk: resumed where it broke off, checked, and whole or not there."""
+"""Downloads the shards of a task from a public archive: resumable, checked against MD5, atomic."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The shards of a task from a public archive: what is there already, and the rest, several files at a time."""
+"""Downloads the shards of a task from Zenodo, several files at a time; files that are complete are not downloaded."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Protocol
 
-from featstore.errors import FetchError, UsageError
-from featstore.fetch.download import RemoteFile, download, is_right, parse_record
+from featstore.errors import FetchError, UsageError, missing_extra
+from featstore.fetch.download import RemoteFile, download, matches_record, parse_record
 from featstore.files import replacing, write_whole
 from featstore.formatting import spoken_bytes
 
@@ -25,14 +25,15 @@ __all__ = ["ZENODO", "FetchRecord", "Watcher", "fetch_task", "unpack_tars"]
 
 
 def unpack_tars(archive: Path, folder: Path) -> dict[str, int]:
-    """Write each .tar of a zip into a folder under its own last name; return their sizes by name.
+    """Extract the .tar files of a zip into a folder; return their sizes by file name.
 
-    A tar appears when it is whole: zipfile checks its CRC at the end. No path of the zip is followed.
+    Folders inside the zip are ignored, so no path leads out of `folder`. Each tar is created atomically, after zipfile
+    has checked its CRC.
 
     Raises
     ------
     FetchError
-        It is no zip, holds no tar, two of one name, or one that is encrypted or damaged.
+        The file is not a zip, has no tar, has two tars with the same name, or has an encrypted or damaged tar.
     """
     sizes: dict[str, int] = {}
     try:
@@ -40,14 +41,14 @@ def unpack_tars(archive: Path, folder: Path) -> dict[str, int]:
             members = [each for each in opened.infolist() if _is_tar(each)]
             names = [_last_name(each) for each in members]
             if not members:
-                raise FetchError(f"{archive.name} holds no .tar: its shards are to be made by hand")
+                raise FetchError(f"{archive.name} has no .tar: create its shards manually")
             if len(set(names)) < len(names):
-                raise FetchError(f"{archive.name} holds two tars of one name: unpack it by hand")
+                raise FetchError(f"{archive.name} has two tars with the same name: extract it manually")
             for member, name in zip(members, names, strict=True):
                 _unpack(opened, member, folder / name)
                 sizes[name] = member.file_size
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
-        raise FetchError(f"{archive.name} cannot be unpacked: {error}") from error
+        raise FetchError(f"{archive.name} cannot be extracted: {error}") from error
     return sizes
 
 
@@ -71,18 +72,18 @@ RECEIPTS = ".fetched.json"
 
 
 class Watcher(Protocol):
-    """Who is told how far a download is."""
+    """Receives the progress of a download."""
 
     def begin(self, *, label: str, bytes_total: int) -> None:
-        """A task begins."""
+        """Called when a task starts."""
 
     def advance(self, n_bytes: int) -> None:
-        """Bytes are there; below zero where some are thrown away. Called from several threads."""
+        """Called from several threads with a number of new bytes, negative if bytes are discarded."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FetchRecord:
-    """What one task's download did. ``files`` are the record's, ``reused`` those that were there already."""
+    """Result of downloading a task. ``files`` are those of the record; ``reused`` were complete before."""
 
     task: str
     dataset: str
@@ -109,15 +110,16 @@ def fetch_task(
 ) -> FetchRecord:
     """Download the shards of a task into ``data_dir / dataset``.
 
-    What is there and right is left alone; what broke off is gone on from. A zip is taken apart: its tars stay, and a
-    receipt beside them says that they came.
+    Complete files are kept, and incomplete downloads are resumed. A zip is deleted after its tars are extracted; a
+    receipt next to the tars records that it was downloaded.
 
     Raises
     ------
     UsageError
-        The task's shards are not published.
+        The task's shards are not published, or urllib3 is not installed.
     FetchError
-        The record cannot be read, there is no room, or a file does not come as the record says; what has come is kept.
+        The record cannot be read, the disk is too small, or a file does not match the record. Downloaded bytes are
+        kept.
     """
     if manifest.data.zenodo is None:
         why = "is private" if manifest.private else "names no Zenodo record"
@@ -127,7 +129,7 @@ def fetch_task(
     try:
         from featstore.fetch.download import Connection
     except ModuleNotFoundError as error:
-        raise UsageError("`featstore fetch` needs urllib3: pip install 'featstore[fetch]'") from error
+        raise missing_extra("`featstore fetch`", error, "fetch") from error
 
     connection = Connection(n_connections=jobs, backoff_seconds=backoff_seconds, timeout_seconds=TIMEOUT_SECONDS)
     url = f"{base_url.rstrip('/')}/api/records/{manifest.data.zenodo}"
@@ -139,23 +141,23 @@ def fetch_task(
 
 
 class _Fetch:
-    """One task's files, some of them at a time."""
+    """The download of one task's files, `jobs` files at a time."""
 
     def __init__(self, connection: Connection, folder: Path, watcher: Watcher, backoff_seconds: float) -> None:
         self._connection, self._folder, self._watcher = connection, folder, watcher
         self._backoff_seconds = backoff_seconds
         self._receipts = _Receipts(folder)
-        self._stop = threading.Event()
+        self._stopped = threading.Event()
 
     def run(self, manifest: Manifest, files: Sequence[RemoteFile], *, jobs: int) -> FetchRecord:
         with ThreadPoolExecutor(jobs, thread_name_prefix="fetch") as pool:
             try:
-                there = list(pool.map(self._is_there, files))
-                missing = [file for file, is_there in zip(files, there, strict=True) if not is_there]
-                self._check_room(missing)
-                came = sum(pool.map(self._bring, missing))
+                is_present = list(pool.map(self._is_present, files))
+                missing = [file for file, present in zip(files, is_present, strict=True) if not present]
+                self._check_free_space(missing)
+                received = sum(pool.map(self._fetch_file, missing))
             except BaseException:
-                self._stop.set()
+                self._stopped.set()
                 pool.shutdown(cancel_futures=True)
                 raise
         shards = {file.name for file in files if not file.is_archive}
@@ -166,71 +168,73 @@ class _Fetch:
             record=str(manifest.data.zenodo),
             folder=str(self._folder),
             files=tuple(file.name for file in files),
-            reused=tuple(file.name for file, is_there in zip(files, there, strict=True) if is_there),
+            reused=tuple(file.name for file, present in zip(files, is_present, strict=True) if present),
             shards=tuple(sorted(shards)),
-            bytes_downloaded=came,
+            bytes_downloaded=received,
         )
 
-    def _is_there(self, file: RemoteFile) -> bool:
-        there = self._receipts.holds(file) if file.is_archive else is_right(self._folder / file.name, file)
-        if there:
+    def _is_present(self, file: RemoteFile) -> bool:
+        is_present = self._receipts.has(file) if file.is_archive else matches_record(self._folder / file.name, file)
+        if is_present:
             self._watcher.advance(file.size)
-        return there
+        return is_present
 
-    def _check_room(self, missing: Sequence[RemoteFile]) -> None:
-        """A zip and what is in it stand side by side for a while."""
+    def _check_free_space(self, missing: Sequence[RemoteFile]) -> None:
+        """Raise FetchError if the disk is too small. A zip needs its size twice, until its tars are extracted."""
         needed = sum(file.size * (2 if file.is_archive else 1) for file in missing)
         needed -= sum(_size(self._folder / f".{file.name}.part") for file in missing)
         free = shutil.disk_usage(self._folder).free
         if needed > free:
-            raise FetchError(f"{self._folder} has {spoken_bytes(free)} left, and {spoken_bytes(needed)} are to come")
+            raise FetchError(
+                f"{self._folder} has {spoken_bytes(free)} free, and the download needs {spoken_bytes(needed)}"
+            )
 
-    def _bring(self, file: RemoteFile) -> int:
-        if self._stop.is_set():
+    def _fetch_file(self, file: RemoteFile) -> int:
+        if self._stopped.is_set():
             return 0
         try:
-            # A zip keeps a hidden name: it is no shard.
+            # A zip gets a hidden name, because it is not a shard.
             path = self._folder / (f".{file.name}" if file.is_archive else file.name)
-            came = download(
+            received = download(
                 self._connection,
                 file,
                 path,
                 on_bytes=self._watcher.advance,
                 backoff_seconds=self._backoff_seconds,
-                stopped=self._stop.is_set,
+                stopped=self._stopped.is_set,
             )
-            if file.is_archive and not self._stop.is_set():
+            if file.is_archive and not self._stopped.is_set():
                 self._receipts.add(file, unpack_tars(path, self._folder))
                 path.unlink()
         except BaseException:
-            self._stop.set()  # the others break off, and are gone on from by the same command
+            self._stopped.set()  # the other downloads stop, and the next run resumes them
             raise
-        return came
+        return received
 
 
 class _Receipts:
-    """Which zips were taken apart, and the sizes of the tars that came out of each."""
+    """The zips that were extracted, by MD5, and the sizes of their tars."""
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / RECEIPTS
         self._lock = threading.Lock()
         try:
             raw = json.loads(self._path.read_text(encoding="utf-8"))
-            self._known: dict[str, Mapping[str, int]] = {str(md5): dict(tars) for md5, tars in raw.items()}
+            self._tars_by_md5: dict[str, Mapping[str, int]] = {str(md5): dict(tars) for md5, tars in raw.items()}
         except (OSError, ValueError, TypeError, AttributeError):
-            self._known = {}  # without a receipt a zip is fetched again, no more
+            self._tars_by_md5 = {}  # without a receipt the zip is downloaded again
 
-    def holds(self, file: RemoteFile) -> bool:
-        tars = self._known.get(file.md5)
+    def has(self, file: RemoteFile) -> bool:
+        tars = self._tars_by_md5.get(file.md5)
         return bool(tars) and all(_size(self._path.with_name(name)) == size for name, size in (tars or {}).items())
 
     def shards_of(self, file: RemoteFile) -> tuple[str, ...]:
-        return tuple(self._known.get(file.md5, {}))
+        return tuple(self._tars_by_md5.get(file.md5, {}))
 
     def add(self, file: RemoteFile, tars: Mapping[str, int]) -> None:
         with self._lock:
-            self._known[file.md5] = dict(tars)
-            write_whole(self._path, json.dumps(self._known, indent=1, sort_keys=True) + "\n")
+            self._tars_by_md5[file.md5] = dict(tars)
+            write_whole(self._path, json.dumps(self._tars_by_md5, indent=1, sort_keys=True) + "\n")
 
 
 def _size(path: Path) -> int:

@@ -1,4 +1,4 @@
-"""Metrics and their confidence. Each scores plain arrays, and never sees a store or a model."""
+"""Metrics and their intervals. Metrics take plain arrays and depend on no store and no model."""
 
 from __future__ import annotations
 

@@ -1,11 +1,12 @@
-"""Whether two scores of one test set differ, and which of several: one method for every report. Pure.
+"""Tests whether two or more scores of one test set differ. Every report uses these methods.
 
-- Proportions of clips: McNemar's exact test (1947) of the clips that only one of the two has right.
-- Everything else: a t test of the paired deviations of the units (`featstore.metrics.jackknife`), to which two units
-  are added, the largest difference with either sign. That is Agresti and Min's (2005) adjustment of the paired
-  interval: without it a difference that one or two clips make would be sure of itself. Seeds add their variance.
-- Several encoders: every pair is tested, and Holm's (1979) rule keeps the chance of any wrong "different" in a row of a
-  table at 5 % or less, whichever of them turns out best.
+- Proportions of clips: McNemar's exact test (1947) on the clips that exactly one of the two encoders classifies
+  correctly.
+- All other metrics: a t test of the paired deviations of the units (`featstore.metrics.jackknife`). Two units are
+  added: the largest difference, with either sign. This is the adjustment of the paired interval by Agresti and Min
+  (2005); without it, a difference due to one or two clips would be significant. The variance over seeds is added.
+- Several encoders: every pair is tested. Holm's (1979) procedure keeps the chance of any false "different" in a row of
+  a table at 5 % or less, whichever encoder is best.
 """
 
 from __future__ import annotations
@@ -31,11 +32,11 @@ class Paired:
     ----------
     difference : float
     variance, df : float
-        Of the difference, and the degrees of freedom of that variance; it includes what ``lump`` adds.
+        Variance of the difference, including ``lump``, and its degrees of freedom.
     lump : float
-        Variance that the two added units have.
+        Variance of the two added units.
     exact_p : float or None
-        By McNemar's test, where it applies.
+        p value of McNemar's test, if it applies.
     """
 
     difference: float
@@ -46,13 +47,13 @@ class Paired:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Ends of the 95 % interval."""
+        """Lower and upper end of the 95 % interval."""
         half = student(self.df) * float(np.sqrt(self.variance))
         return self.difference - half, self.difference + half
 
     @property
     def p(self) -> float:
-        """Chance of a difference as large, in either direction, where there is none."""
+        """Two-sided p value: the chance of a difference at least as large if there is none."""
         if self.exact_p is not None:
             return self.exact_p
         if self.variance <= 0:
@@ -75,13 +76,15 @@ def paired_difference(
     Parameters
     ----------
     difference : float
-        First less second score.
+        First score - second score.
     deviations : float64 (units,)
-        First less second, what each unit adds to the score beyond the mean.
+        First - second, of the amount by which each unit raises the score above the mean.
     seed_variances : sequence of (variance, degrees of freedom)
-        Of either mean over seeds.
+        Of the mean over seeds of each score.
     least_lump : float
-        What one clip can change at most, where that is known: the added units are at least as large.
+        Largest change that one clip can cause, if it is known: a lower bound of the added units.
+    exact_p : float, optional
+        p value of McNemar's test.
     """
     n = len(deviations)
     lump = 2.0 * max(float(np.abs(deviations + difference / n).max()), least_lump) ** 2
@@ -101,8 +104,9 @@ def weighted_difference(pairs: Sequence[Paired], weights: Sequence[float]) -> Pa
 
     Parameters
     ----------
+    pairs : sequence of Paired
     weights : sequence of float
-        They add up to 1.
+        Their sum is 1.
     """
     squares = [weight**2 for weight in weights]
     lump = max(square * each.lump for square, each in zip(squares, pairs, strict=True))
@@ -117,7 +121,7 @@ def weighted_difference(pairs: Sequence[Paired], weights: Sequence[float]) -> Pa
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
-    """Exact two-sided p of the clips that one of two has right and the other has not.
+    """Exact two-sided p value, from the numbers of clips that only the first and only the second classifies correctly.
 
     >>> mcnemar(3, 0), mcnemar(6, 0), mcnemar(0, 0)
     (0.25, 0.03125, 1.0)
@@ -129,7 +133,7 @@ def mcnemar(only_first: int, only_second: int) -> float:
 
 
 def holm(p: Mapping[tuple[int, int], float]) -> dict[tuple[int, int], float]:
-    """Adjust the p of several tests, so that rejecting what is at most alpha is wrong anywhere with at most alpha.
+    """Adjust the p values of several tests: rejecting those below alpha is wrong anywhere with chance at most alpha.
 
     >>> holm({(0, 1): 0.01, (0, 2): 0.04, (1, 2): 0.03})
     {(0, 1): 0.03, (1, 2): 0.06, (0, 2): 0.06}

@@ -1,4 +1,4 @@
-"""Sound event detection: segments of a fixed length, and events by onset."""
+"""Sound event detection: segments of fixed length, and event onsets."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from numpy.typing import NDArray
 __all__ = ["SegmentPlan", "count_matches", "onsets_of", "plan_segments", "segments_of_events"]
 
 
-# Seconds are decimal fractions and sums of samples: a boundary is met within a millionth of a segment.
+# Tolerance of segment boundaries, as a share of a segment: times are decimal fractions and sums of samples.
 SLACK = 1e-6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SegmentPlan:
-    """Which frames of a clip tell each of its segments.
+    """The frames that score each segment of a clip.
 
     Attributes
     ----------
     starts : int64 (segments,)
-        First frame of each segment; it ends where the next one starts, the last with the clip.
+        First frame of each segment. A segment ends where the next one starts, the last one at the end of the clip.
     lone : bool (segments,)
-        Segments without a frame's centre: ``starts`` is the one frame that tells.
+        Segments that contain no frame centre: ``starts`` is the nearest frame, the only one that scores the segment.
     """
 
     starts: NDArray[np.int64]
     lone: NDArray[np.bool_]
 
     def pooled(self, frames: NDArray[Any]) -> NDArray[Any]:
-        """Highest score in each segment, (segments, n_classes) of (frames, n_classes)."""
+        """Return the highest score in each segment, (segments, n_classes), from (frames, n_classes)."""
         found = np.empty((len(self.starts), frames.shape[1]), frames.dtype)
         filled = np.flatnonzero(~self.lone)
         if len(filled):
@@ -49,10 +49,12 @@ def plan_segments(
     Parameters
     ----------
     centres : float64 (frames,)
-        Middle of each frame in seconds of the clip; rising, at least one.
+        Centre of each frame in seconds of the clip; ascending, at least one.
     seconds : float
-        The clip's true duration: the last segment is as short as that makes it, and there at all if the centre of a
-        frame could lie in it.
+        Duration of the clip without padding. The last segment is shorter if necessary, and is dropped if it is too
+        short to contain the centre of a frame.
+    segment_seconds, hop_seconds : float
+        Length of a segment, and time from one frame to the next.
     """
     shortest = min(hop_seconds, segment_seconds) / 2.0
     n_segments = max(1, int(np.floor((seconds - shortest) / segment_seconds + SLACK)) + 1)
@@ -78,10 +80,10 @@ def segments_of_events(
     n_classes: int,
     segment_seconds: float,
 ) -> NDArray[np.bool_]:
-    """Segments in which each class sounds, bool (n_segments, n_classes).
+    """Return the segments in which each class is active, bool (n_segments, n_classes).
 
-    An event is on from its onset up to its offset; one that ends as it begins is on in one segment, and one that begins
-    past the last segment in none.
+    An event is active from its onset to its offset. An event of duration 0 is active in one segment; an event that
+    starts after the last segment is ignored.
     """
     first = np.floor(onsets / segment_seconds + SLACK).astype(np.int64)
     last = np.maximum(np.ceil(offsets / segment_seconds - SLACK).astype(np.int64) - 1, first)
@@ -91,7 +93,7 @@ def segments_of_events(
 def covered(
     first: NDArray[np.int64], stop: NDArray[np.int64], labels: NDArray[np.int64], *, n: int, n_classes: int
 ) -> NDArray[np.bool_]:
-    """Steps that some range [first, stop) of a class covers, bool (n, n_classes); ranges may lie outside of them."""
+    """Return the steps that a range [first, stop) of each class covers, bool (n, n_classes); ranges are clipped."""
     found = np.zeros((n, n_classes), bool)
     inside = np.flatnonzero((stop > 0) & (first < n))
     for begin, end, label in zip(*(each[inside].tolist() for each in (first, stop, labels)), strict=True):
@@ -99,21 +101,21 @@ def covered(
     return found
 
 
-# Times are sums and products of decimal fractions: a tolerance is kept to a billionth of a second.
+# Tolerance in seconds: times are sums and products of decimal fractions.
 SLACK_SECONDS = 1e-9
 
 
 def onsets_of(
     active: NDArray[np.bool_], *, first_of_clip: NDArray[np.bool_]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Where runs of active frames begin: frame and class of each, in order of class and then of frame.
+    """Return the starts of runs of active frames: frame and class of each, sorted by class and then by frame.
 
     Parameters
     ----------
     active : bool (frames, n_classes)
-        Of one or more clips behind one another.
+        Activity of one or more clips, concatenated.
     first_of_clip : bool (frames,)
-        No run goes on from the clip before.
+        First frame of each clip: runs do not continue across clips.
     """
     begins = active.copy()
     begins[1:] &= ~active[:-1] | first_of_clip[1:, None]
@@ -122,10 +124,10 @@ def onsets_of(
 
 
 def count_matches(true: Sequence[float], found: Sequence[float], *, tolerance_seconds: float) -> int:
-    """How many pairs of true and found onsets there can be that lie within a tolerance, each in one pair at most.
+    """Count the largest set of pairs of true and found onsets within a tolerance, each onset in at most one pair.
 
-    Both come rising. Taking the earliest partner that is left is the most there can be, since all tolerances are equal:
-    where two pairs cross, uncrossing them keeps both within it.
+    Both sequences are ascending. Matching each onset with the earliest remaining partner is optimal: since all
+    tolerances are equal, two crossing pairs can be uncrossed and stay within the tolerance.
 
     >>> count_matches([0.0, 0.3], [0.2, 0.4], tolerance_seconds=0.2)
     2

@@ -1,8 +1,8 @@
-"""95 % intervals of scores, by a rule for each metric whose coverage simulations hold (docs/protocols.md, Intervals).
+"""95 % intervals of scores. Each metric has a rule whose coverage is verified by simulation (docs/protocols.md).
 
-Each is made from the variance of the score over its units (`featstore.metrics.jackknife`) and over seeds, on the scale
-on which the metric is nearly normal. Nothing is drawn at random. Where no rule reaches its coverage, as with a few
-clips of rare classes, there is no interval but a reason.
+An interval is computed from the variance of the score over its units (`featstore.metrics.jackknife`) and over seeds, on
+a scale on which the metric is approximately normal. It is deterministic. If no rule reaches its coverage, as with a few
+clips of rare classes, there is no interval, and the reason is given.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["MIN_GROUPS", "Interval", "degrees_of_freedom", "interval_of", "seed_
 
 MIN_GROUPS = 12
 MIN_CLIPS = 20
-MANY_ERRORS = 0.5  # below it 1 - WER is treated as an error rate, above as a share of words
+MANY_ERRORS = 0.5  # below it, 1 - WER is treated as an error rate, above it as a share of words
 LEVEL = 0.95
 
 Scale = Literal["share", "area", "error", "correlation"]
@@ -32,15 +32,15 @@ Scale = Literal["share", "area", "error", "correlation"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Interval:
-    """Both ends of a 95 % interval, or the reason why there is none.
+    """A 95 % interval, or the reason why there is none.
 
     Attributes
     ----------
     low, high : float or None
     method : str
-        Name of the rule; empty where there is no interval.
+        Name of the rule; empty if there is no interval.
     reason : str
-        Empty where there is one.
+        Empty if there is an interval.
     """
 
     low: float | None
@@ -49,29 +49,30 @@ class Interval:
     reason: str = ""
 
     def as_json(self) -> dict[str, str]:
-        """Method and reason, as a record keeps them."""
+        """Return method and reason, as records store them."""
         return {"method": self.method, "reason": self.reason}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
-    """How the interval of a metric is made.
+    """How the interval of a metric is computed.
 
     Attributes
     ----------
     scale : str
-        ``share``: Wilson's score interval with an effective number of clips. ``area``: the same of the area under the
+        ``share``: Wilson's score interval with an effective number of clips. ``area``: the same, for the area under the
         ROC curve that d' is computed from. ``error``: Hall's (1992) transformation for skewed means. ``correlation``:
         Fisher's z.
     least_clips : int
-        Fewer test clips have no interval.
+        Minimum number of test clips.
     least_of_class : int
-        Nor have test sets with a class of fewer clips, or of fewer clips without it where ``both_sides``.
+        Minimum number of clips of each class and, with ``both_sides``, of clips without it.
     both_sides : bool
     unbiased : bool
-        Whether the interval is centred on the score less the bias that the jackknife estimates.
+        Whether the jackknife estimate of the bias is subtracted from the centre of the interval. There is no interval
+        where that bias exceeds the standard error: the estimate leaves some of it, which the interval would miss.
     clustered : bool
-        Whether a clip has several trials, such as captions or words, that may all fail together.
+        Whether a clip has several trials, such as captions or words, whose failures can be correlated.
     """
 
     scale: Scale
@@ -87,7 +88,7 @@ RULES: Mapping[str, Rule] = {
     "recall_at_1": Rule(scale="share", least_clips=50, clustered=True),
     "macro_f1": Rule(scale="share", least_clips=50, least_of_class=3),
     "mAP": Rule(scale="share", least_of_class=8, unbiased=True),
-    "eer": Rule(scale="share", least_of_class=5),
+    "eer": Rule(scale="share", least_of_class=7),
     "d_prime": Rule(scale="area", least_clips=50, least_of_class=5, both_sides=True),
     "segment_f1_macro": Rule(scale="share", least_of_class=3),
     "segment_f1_micro": Rule(scale="share"),
@@ -110,17 +111,22 @@ METHODS: Mapping[Scale, str] = {
 def interval_of(
     metric: Metric, spread: Spread, units: Units, test_sets: Sequence[TestSet], *, by_seed: Sequence[float]
 ) -> Interval:
-    """Return the 95 % interval of a score, for other test clips and other seeds."""
+    """Compute the 95 % interval of a score over other test clips and other seeds."""
     rule = RULES[metric.name]
     reason = why_none(rule, spread, units, test_sets)
     if not reason and metric.name == "wer_inv" and spread.score <= 0.0:
-        reason = "there are as many errors as words or more: the score is at its lower end"
+        reason = "there are as many errors as words or more: the score is at its lower limit"
+    if not reason and rule.unbiased and spread.bias**2 > spread.variance:
+        reason = (
+            f"the bias of {metric.name} for so few clips of a class, about {spread.bias:+.3f}, exceeds its standard "
+            f"error of {spread.variance**0.5:.3f}"
+        )
     if reason:
         return Interval(low=None, high=None, reason=reason)
     variance, df = spread.variance, float(units.n - 1)
     if len(by_seed) > 1:
-        # The seeds' scores also differ by chance on these clips, which the variance over clips has already: the
-        # variance component of the seeds is a difference of two, with the degrees of freedom of the first.
+        # The scores of the seeds also vary by chance on these clips, which the variance over clips includes already.
+        # The variance component of the seeds is thus a difference of two, with the degrees of freedom of the first.
         between = seed_variance(by_seed)
         component = max(0.0, between - spread.seed_noise / len(by_seed))
         df = degrees_of_freedom([(variance, df), (between, len(by_seed) - 1.0)], total=variance + component)
@@ -129,7 +135,7 @@ def interval_of(
     if rule.scale == "error":
         low, high = _skewed(spread, variance, quantile)
     elif metric.name == "wer_inv" and spread.score < MANY_ERRORS:
-        # an error rate is no share of trials: it may be above 1
+        # an error rate is not a share of trials: it can exceed 1
         rate = replace(spread, score=1.0 - spread.score, deviations=-spread.deviations)
         low, high = (1.0 - end for end in reversed(_skewed(rate, variance, quantile)))
         low = max(low, 0.0)
@@ -150,13 +156,13 @@ def interval_of(
             n_effective = _fewer_trials(n_effective, spread, units)
         low, high = wilson(score, n_effective, quantile)
     if not np.isfinite([low, high]).all():
-        return Interval(low=None, high=None, reason="the classes are told apart without a mistake: d' has no upper end")
-    # a bias that is taken off may put the score itself outside
+        return Interval(low=None, high=None, reason="the classes are separated without an error: d' has no upper limit")
+    # subtracting the bias can move the score itself out of the interval
     return Interval(low=min(low, spread.score), high=max(high, spread.score), method=METHODS[rule.scale])
 
 
 def why_none(rule: Rule, spread: Spread, units: Units, test_sets: Sequence[TestSet]) -> str:
-    """Say why a score has no interval; empty where it has one."""
+    """Return the reason why a score has no interval, or an empty string."""
     n_clips = sum(len(np.unique(each.clip)) for each in test_sets)
     if units.grouped and units.n_independent < MIN_GROUPS:
         return f"{units.n_independent} groups of test clips, and an interval takes {MIN_GROUPS} or more"
@@ -175,7 +181,7 @@ def why_none(rule: Rule, spread: Spread, units: Units, test_sets: Sequence[TestS
 
 
 def wilson(share: float, n: float, quantile: float) -> tuple[float, float]:
-    """Wilson's (1927) interval of a share of ``n`` trials.
+    """Wilson's (1927) score interval of a share of ``n`` trials.
 
     >>> low, high = wilson(1.0, 30, 1.96)
     >>> f"{low:.3f} {high:.3f}"
@@ -187,16 +193,16 @@ def wilson(share: float, n: float, quantile: float) -> tuple[float, float]:
 
 
 def student(df: float, *, level: float = LEVEL) -> float:
-    """Return the quantile of Student's t that leaves half of ``1 - level`` above it."""
+    """Return the quantile of Student's t distribution with probability ``(1 - level) / 2`` above it."""
     from scipy.special import stdtrit
 
     return float(stdtrit(df, 0.5 + level / 2.0))
 
 
 def degrees_of_freedom(parts: Sequence[tuple[float, float]], *, total: float | None = None) -> float:
-    """Degrees of freedom of a sum of variances, each with its own (Satterthwaite 1946).
+    """Degrees of freedom of a sum of variances, each with its own degrees of freedom (Satterthwaite 1946).
 
-    ``total`` is the variance where it is not their sum, as with a difference of mean squares.
+    ``total`` is the variance if it is not their sum, as for a difference of mean squares.
     """
     if total is None:
         total = sum(variance for variance, _ in parts)
@@ -206,21 +212,21 @@ def degrees_of_freedom(parts: Sequence[tuple[float, float]], *, total: float | N
 
 
 def seed_variance(by_seed: Sequence[float]) -> float:
-    """Variance of a mean over seeds; 0 for one seed, of which nothing is known."""
+    """Variance of the mean over seeds; 0 for one seed, from which no variance can be estimated."""
     return float(np.var(by_seed, ddof=1)) / len(by_seed) if len(by_seed) > 1 else 0.0
 
 
 def _fewer_trials(n_effective: float, spread: Spread, units: Units) -> float:
-    """Trials of a score whose clips have several each, where only a few clips tell how alike those of one clip are.
+    """Reduce the effective number of trials if few clips determine how correlated the trials of a clip are.
 
-    The variance counts as much as the units that it comes from, (sum of squares)^2 / sum of fourth powers, beside one
-    that says that all trials of a clip fail together.
+    The jackknife variance has the weight of the units that it is estimated from, (sum of squares)^2 / sum of fourth
+    powers; it is combined with the variance of fully correlated trials, which has the weight of one unit.
     """
     squares = np.square(spread.deviations)
     if n_effective <= units.n_independent or not squares.any():
         return min(n_effective, float(units.n_independent))
-    telling = float(squares.sum() ** 2 / np.square(squares).sum())
-    return (telling + 1.0) / (telling / n_effective + 1.0 / units.n_independent)
+    n_informative = float(squares.sum() ** 2 / np.square(squares).sum())
+    return (n_informative + 1.0) / (n_informative / n_effective + 1.0 / units.n_independent)
 
 
 def _skewed(spread: Spread, variance: float, quantile: float) -> tuple[float, float]:
@@ -231,7 +237,7 @@ def _skewed(spread: Spread, variance: float, quantile: float) -> tuple[float, fl
     skew = float((spread.deviations**3).sum()) / squares**1.5
 
     def solved(value: float) -> float:
-        """Return the t whose transform is ``value``."""
+        """Return the t value whose transform is ``value``."""
         if abs(skew) < 1e-6:
             return value
         return float((np.cbrt(1.0 + skew * (value - skew / 6.0)) - 1.0) * 3.0 / skew)
@@ -248,16 +254,16 @@ def _correlated(score: float, variance: float, quantile: float) -> tuple[float, 
 
 
 def _separated(score: float, variance: float, df: float, test_sets: Sequence[TestSet]) -> tuple[float, float]:
-    """Interval of d' from that of the area; at least the variance of two normal distributions that are so far apart.
+    """Interval of d' from that of the area, with at least the variance of two normal distributions at that distance.
 
-    A few wrong pairs of nearly separate classes say little of the variance, and often too little. The degrees of
-    freedom are at most twice the clips of the rarest class.
+    A few wrong pairs of nearly separated classes give a poor estimate of the variance, which is often too small. The
+    degrees of freedom are at most twice the number of clips of the rarest class.
     """
     from scipy.special import ndtr, ndtri, owens_t
 
     z = score / np.sqrt(2.0)
     area = float(ndtr(z))
-    # chance that one sample is on the right side of two of the other class
+    # probability that one sample is on the correct side of two samples of the other class
     twice = area - 2.0 * float(owens_t(z, 3.0**-0.5))
     least = 0.0
     for each in test_sets:
@@ -273,7 +279,7 @@ def _separated(score: float, variance: float, df: float, test_sets: Sequence[Tes
 
 
 def _class_sizes(test_set: TestSet) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Samples with and without each class that some have and some have not."""
+    """Count the samples with and without each class, for classes that have both."""
     sets = as_label_sets(test_set.y_true, test_set.y_scores[0].shape[1])
     with_class = sets.sum(axis=0).astype(np.float64)
     both = (with_class > 0) & (with_class < len(sets))
@@ -281,22 +287,22 @@ def _class_sizes(test_set: TestSet) -> tuple[NDArray[np.float64], NDArray[np.flo
 
 
 def _fewest_of_class(test_set: TestSet, *, both_sides: bool) -> int:
-    """Clips of the rarest class, of those that a clip shows."""
+    """Count the clips of the rarest class among the classes that occur."""
     y_true = test_set.y_true
-    shown = as_label_sets(y_true, test_set.y_scores[0].shape[1]) if test_set.y_scores[0].ndim == 2 else y_true > 0
+    present = as_label_sets(y_true, test_set.y_scores[0].shape[1]) if test_set.y_scores[0].ndim == 2 else y_true > 0
     _, clip = np.unique(test_set.clip, return_inverse=True)
     order = np.argsort(clip, kind="stable")
     starts = np.flatnonzero(np.diff(clip[order], prepend=-1))
-    by_clip = np.logical_or.reduceat(shown[order], starts, axis=0)
-    n_shown = by_clip.sum(axis=0)
-    fewest = int(n_shown[n_shown > 0].min(initial=len(by_clip)))
-    return min(fewest, int((len(by_clip) - n_shown).min())) if both_sides else fewest
+    by_clip = np.logical_or.reduceat(present[order], starts, axis=0)
+    n_present = by_clip.sum(axis=0)
+    fewest = int(n_present[n_present > 0].min(initial=len(by_clip)))
+    return min(fewest, int((len(by_clip) - n_present).min())) if both_sides else fewest
 
 
 def _n_trials(metric: Metric, units: Units, test_sets: Sequence[TestSet]) -> float:
-    """How many yes-or-no trials a score stands for that no unit moves: nothing is known of their variance then.
+    """Number of binary trials of a score whose jackknife variance is 0, so that it gives no estimate.
 
-    Of groups it is as few as there are groups, for it is not known either how alike the clips of a group are.
+    For groups it is the number of groups, since the correlation of clips within a group is unknown as well.
     """
     if units.grouped:
         return float(units.n_independent)

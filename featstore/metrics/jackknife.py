@@ -1,8 +1,8 @@
-"""What every independent unit of a test set contributes to a score: the delete-one jackknife (Efron and Stein 1981).
+"""Contribution of each independent unit of a test set to a score: the delete-one jackknife (Efron and Stein 1981).
 
-A unit is a clip, or a group of clips that a manifest names (all clips of a speaker). Of more than 200, clips or groups
-are merged into 200 blocks, dealt by the hash of their names: which unit a clip belongs to depends on names alone, so
-that it is the same in every order of shards, for every encoder and in every version.
+A unit is a clip, or a group of clips that the manifest names, such as all clips of a speaker. If there are more than
+200 clips or groups, they are merged into 200 blocks by the hash of their names: the unit of a clip depends on names
+only, so that it is the same for every order of shards, every encoder and every version.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["MAX_UNITS", "Spread", "TestSet", "Units", "jackknife", "plan_units"]
 
 MAX_UNITS = 200
 
-# Weights of a block of left-out units are in memory at once: 16 MiB of float32.
+# The weights of a block of left-out units are in memory at once: 16 MiB of float32.
 MAX_BLOCK_CELLS = 2**22
 
 
@@ -35,13 +35,14 @@ class TestSet:
     Attributes
     ----------
     y_true : (n, ...)
+        Target of each sample.
     y_scores : tuple of float (n, n_classes)
-        One per seed.
+        One array per seed.
     clip : int64 (n,)
         Clip of each sample.
     """
 
-    __test__ = False  # not a test class, whatever its name begins with
+    __test__ = False  # pytest must not collect it
 
     y_true: NDArray[Any]
     y_scores: tuple[NDArray[np.floating[Any]], ...]
@@ -50,18 +51,18 @@ class TestSet:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Units:
-    """Which samples are independent of one another.
+    """The independent units of the test sets.
 
     Attributes
     ----------
     of_sample : tuple of int64 (n,)
-        For each test set, the unit of each sample. A group may be part of several test sets; a clip is part of one.
+        For each test set, the unit of each sample. A group can be part of several test sets, a clip of one only.
     n : int
         Number of units.
     grouped : bool
         Whether units are groups, or blocks of groups.
     n_independent : int
-        Clips, or groups, before any were merged.
+        Number of clips or groups before they were merged.
     """
 
     of_sample: tuple[NDArray[np.int64], ...]
@@ -72,20 +73,21 @@ class Units:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spread:
-    """A score, and how far it would move with other test clips.
+    """A score, and its variation over test clips.
 
     Attributes
     ----------
     score : float
         Mean over test sets and seeds.
     deviations : float64 (units,)
-        What each unit adds to the score beyond the mean of all units. NaN where the score is not defined without it.
+        Amount by which each unit raises the score above the mean of all units; NaN if the score is not defined without
+        the unit.
     variance : float
-        Of the score, over draws of units.
+        Variance of the score over draws of units.
     bias : float
-        The jackknife's estimate of the score's bias.
+        Jackknife estimate of the bias of the score.
     seed_noise : float
-        Variance of the score of one seed about the mean of the seeds, as far as the test clips explain it.
+        Variance of the scores of single seeds about their mean that the test clips explain.
     """
 
     score: float
@@ -96,7 +98,7 @@ class Spread:
 
 
 def name_order(names: Sequence[str]) -> NDArray[np.int64]:
-    """Indices that sort names by their SHA-256."""
+    """Return the indices that sort names by their SHA-256."""
     return np.array(sorted(range(len(names)), key=lambda at: hashlib.sha256(names[at].encode()).digest()), np.int64)
 
 
@@ -114,9 +116,11 @@ def plan_units(
     clips : sequence of int64 (n,)
         Clip of each sample, for each test set.
     names : sequence of str (n_clips,)
-        Of all clips.
+        Names of all clips.
     groups : sequence of str (n_clips,), optional
         Group of each clip.
+    max_units : int
+        Clips or groups are merged if there are more.
     """
     if groups is not None:
         found = [[groups[clip] for clip in each.tolist()] for each in clips]
@@ -144,11 +148,11 @@ def plan_units(
 
 
 def jackknife(metric: Metric, test_sets: Sequence[TestSet], units: Units) -> Spread:
-    """Score without each unit in turn.
+    """Compute the score without each unit in turn.
 
-    Test sets count alike, as do the seeds of one. Clips that are left out weigh as in the linear approximation; for
-    groups the variance is the more conservative one that regression calls CR3 (Bell and McCaffrey 2002), since a group
-    is a large share of the clips.
+    Test sets have equal weight, and so do the seeds of one. For clips, deviations are scaled as in the linear
+    approximation. For groups, which can be a large share of the clips, the variance is the more conservative CR3
+    estimate of regression (Bell and McCaffrey 2002).
     """
     n_sets = len(test_sets)
     n_seeds = len(test_sets[0].y_scores)
@@ -187,5 +191,5 @@ def jackknife(metric: Metric, test_sets: Sequence[TestSet], units: Units) -> Spr
 
 
 def _by_seed(metric: Metric, test_set: TestSet, weights: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Scores float64 (seeds, columns of ``weights``)."""
+    """Compute the scores float64 (seeds, columns of ``weights``)."""
     return np.stack([metric.weighted(test_set.y_true, y_score, weights) for y_score in test_set.y_scores])

@@ -18,12 +18,12 @@ __all__ = ["DPrime", "EqualErrorRate", "MeanAveragePrecision", "chance_corrected
 class MeanAveragePrecision:
     """Macro average precision; see `featstore.metrics.Metric`.
 
-    ``y_true`` holds label sets (n, n_classes) of 0 and 1, or class indices (n,), which are sets of one label.
+    ``y_true`` is label sets (n, n_classes) of 0 and 1, or class indices (n,), which are sets of one label.
 
     Parameters
     ----------
     absent_class : "left out" or "zero"
-        What a class without a positive sample gives to the mean.
+        Contribution of a class without a positive sample to the mean.
     """
 
     absent_class: Literal["left out", "zero"]
@@ -33,7 +33,7 @@ class MeanAveragePrecision:
     libraries: tuple[str, ...] = ("sklearn",)
 
     def score(self, y_true: NDArray[Any], y_score: NDArray[np.floating[Any]]) -> float:
-        """Mean over classes. Raises DataError where no class has a positive sample."""
+        """Mean over classes. Raises DataError if no class has a positive sample."""
         per_class = self.per_class(y_true, y_score)
         if np.isnan(per_class).all():
             raise DataError(f"mAP needs a sample with a label; none of {len(y_true)} samples has one")
@@ -42,7 +42,7 @@ class MeanAveragePrecision:
     def weighted(
         self, y_true: NDArray[Any], y_score: NDArray[np.floating[Any]], weights: NDArray[np.float32]
     ) -> NDArray[np.float64]:
-        """Mean over classes, one number per column of ``weights``; NaN where a column has no positive sample at all."""
+        """Mean over classes, for each column of ``weights``; NaN if a column has no positive sample."""
         label_sets = as_label_sets(y_true, y_score.shape[1])
         per_class = np.full((y_score.shape[1], weights.shape[1]), np.nan)
         for label in np.flatnonzero(label_sets.any(axis=0)):
@@ -50,7 +50,7 @@ class MeanAveragePrecision:
         return mean_of_classes(per_class, absent_class=self.absent_class)
 
     def per_class(self, y_true: NDArray[Any], y_score: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-        """Average precision of each class by scikit-learn, NaN where the class has no positive sample."""
+        """Average precision of each class by scikit-learn; NaN for a class without a positive sample."""
         from sklearn.metrics import average_precision_score
 
         label_sets = as_label_sets(y_true, y_score.shape[1])
@@ -61,12 +61,12 @@ class MeanAveragePrecision:
 
 
 def chance_corrected(y_true: NDArray[Any], y_score: NDArray[np.floating[Any]]) -> float:
-    """Mean over classes of (AP - chance) / (1 - chance), with the AP that random scores have on average for chance.
+    """Mean over classes of (AP - chance) / (1 - chance), where chance is the mean AP of random scores.
 
-    Average precision of few positives is too high, the more so the fewer they are: random scores have 1.0 with one clip
-    in one. This is 0 for random scores and 1 for perfect ones however many clips and positives there are. The chance of
-    m positives among n is ((m - 1) / (n - 1) (n - H) + H) / n, where H is 1 + 1/2 + ... + 1/n (Bestgen 2015). Classes
-    that no sample or every sample has are skipped; 0 where no class is left.
+    Average precision is biased upwards, more so with few positives: random scores have AP 1.0 for one clip out of one.
+    This value is 0 for random scores and 1 for perfect scores, whatever the numbers of clips and positives. The chance
+    of m positives among n is ((m - 1) / (n - 1) (n - H) + H) / n, where H is 1 + 1/2 + ... + 1/n (Bestgen 2015).
+    Classes that no sample or every sample has are skipped; the result is 0 if no class is left.
     """
     label_sets = as_label_sets(y_true, y_score.shape[1])
     n, positives = len(label_sets), label_sets.sum(axis=0)
@@ -88,11 +88,11 @@ def chance_corrected(y_true: NDArray[Any], y_score: NDArray[np.floating[Any]]) -
 def weighted_average_precision(
     positive: NDArray[np.bool_], scores: NDArray[np.floating[Any]], weights: NDArray[np.float32]
 ) -> NDArray[np.float64]:
-    """Average precision of one class under many weightings at once, as scikit-learn's ``sample_weight`` defines it.
+    """Average precision of one class for many weightings at once, as defined by scikit-learn's ``sample_weight``.
 
-    The order of the samples is the same for every weighting, so one sort serves all. Precision is needed only at the
-    scores where recall rises, those of positive samples; the weight between two of them is a sum of rows of
-    ``weights``, and all sums together are one product with a sparse matrix of ones.
+    The order of the samples does not depend on the weights, so they are sorted once. Precision is needed only at the
+    scores of positive samples, where recall rises. The weight between two of them is a sum of rows of ``weights``; all
+    sums are computed by one product with a sparse matrix of ones.
 
     Parameters
     ----------
@@ -103,7 +103,7 @@ def weighted_average_precision(
     Returns
     -------
     float64 (resamples,)
-        NaN where the positive samples weigh nothing.
+        NaN if the positive samples have no weight.
     """
     from scipy.sparse import csr_array
 
@@ -131,10 +131,10 @@ def weighted_average_precision(
 
 @dataclass(frozen=True, slots=True)
 class EqualErrorRate:
-    """Error rate at the threshold that misses as often as it raises a false alarm; see `featstore.metrics.Metric`.
+    """Error rate at the threshold where the miss rate equals the false alarm rate; see `featstore.metrics.Metric`.
 
-    Of two classes, the second is what is looked for. The ROC curve is scikit-learn's, drawn straight from point to
-    point: the rate is where it crosses the line of equal errors.
+    The second of two classes is the positive one. The ROC curve is scikit-learn's, interpolated linearly: the rate is
+    its intersection with the line of equal errors.
     """
 
     name: str = "eer"
@@ -143,7 +143,7 @@ class EqualErrorRate:
     libraries: tuple[str, ...] = ("sklearn",)
 
     def score(self, y_true: NDArray[Any], y_score: NDArray[np.floating[Any]]) -> float:
-        """Rate of ``y_true`` (n,), class indices 0 and 1. Raises DataError unless both classes, and no other, are."""
+        """Rate for ``y_true`` (n,), class indices 0 and 1. Raises DataError unless exactly these two occur."""
         from sklearn.metrics import roc_curve
 
         positive, scores = _of_two_classes(y_true, y_score)
@@ -153,45 +153,45 @@ class EqualErrorRate:
     def weighted(
         self, y_true: NDArray[Any], y_score: NDArray[np.floating[Any]], weights: NDArray[np.float32]
     ) -> NDArray[np.float64]:
-        """Rate once per column of ``weights``; NaN where one of the classes weighs nothing."""
+        """Rate for each column of ``weights``; NaN if one of the classes has no weight."""
         positive, scores = _of_two_classes(y_true, y_score)
         return _crossing(*_rates(positive, scores, weights))
 
     def deviations(self, y_true: NDArray[Any], y_score: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-        """What each sample adds to the rate beyond the mean, (n,): the rate is no smooth function of the samples.
+        """Contribution of each sample to the rate, (n,), in closed form: the rate is not a smooth function of samples.
 
-        At the threshold of equal errors the rate is the mean of misses and false alarms where both classes are as dense
-        there, so that a sample contributes its own error. Where they are not, a weighted mean takes its place, whose
-        variance is larger or smaller by their share; the mean is the choice that needs no estimate of a density.
+        At the threshold of equal errors, if both classes have the same density there, the rate is the mean of misses
+        and false alarms, and a sample contributes its own error. With different densities it is a weighted mean, whose
+        variance is larger or smaller accordingly; the plain mean needs no density estimate.
         """
         positive, scores = _of_two_classes(y_true, y_score)
         false_alarms, found = _rates(positive, scores, np.ones((len(scores), 1), np.float32))
         rate = _crossing(false_alarms, found).item()
         deviations = np.empty(len(scores))
         for mine, sign in ((positive, 1.0), (~positive, -1.0)):
-            # errors as a share of the class are the rate: the samples at the crossing count in part
+            # errors as a share of the class are the rate: samples at the crossing count fractionally
             order = np.argsort(sign * scores[mine], kind="stable")
             errors = np.clip(rate * len(order) - np.arange(len(order)), 0.0, 1.0)
             own = np.empty(len(order))
             own[order] = errors - rate
-            # an error in part has less variance than the yes or no that it stands for
+            # a fractional error has less variance than the binary error that it replaces
             squares = float(np.square(own).sum())
             scale = np.sqrt(rate * (1.0 - rate) * len(order) / squares) if squares > 0 else 0.0
             deviations[mine] = scale * own / (2.0 * len(order))
         return deviations
 
     def per_class(self, y_true: NDArray[Any], y_score: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-        """Misses and false alarms are equal, so both classes have the one rate."""
+        """Both classes have the same rate, since misses and false alarms are equal."""
         return np.full(y_score.shape[1], self.score(y_true, y_score))
 
 
 @dataclass(frozen=True, slots=True)
 class DPrime:
-    """Distance of two normal distributions of equal spread whose ROC curve has the same area: sqrt(2) Phi^-1(AUC).
+    """Distance d' of two normal distributions of equal variance with the same area under the ROC: sqrt(2) Phi^-1(AUC).
 
-    The area is the mean over the classes that have both positive and negative samples, as AudioSet's is (Gemmeke et al.
-    2017). A class without a single wrong pair would be infinitely far: its area is held below 1 by half a pair, and
-    above 0 likewise.
+    The area is the mean over the classes that have both positive and negative samples, as for AudioSet (Gemmeke et al.
+    2017). A class without a wrong pair would be at an infinite distance: its area is limited to half a pair below 1,
+    and likewise to half a pair above 0.
     """
 
     name: str = "d_prime"
@@ -200,7 +200,7 @@ class DPrime:
     libraries: tuple[str, ...] = ("sklearn", "scipy")
 
     def score(self, y_true: NDArray[Any], y_score: NDArray[np.floating[Any]]) -> float:
-        """Distance of the mean area. Raises DataError where no class has both positive and negative samples."""
+        """Distance of the mean area. Raises DataError if no class has both positive and negative samples."""
         areas = self._areas(y_true, y_score)
         if np.isnan(areas).all():
             raise DataError(
@@ -211,18 +211,18 @@ class DPrime:
     def weighted(
         self, y_true: NDArray[Any], y_score: NDArray[np.floating[Any]], weights: NDArray[np.float32]
     ) -> NDArray[np.float64]:
-        """Distance once per column of ``weights``; NaN where no class has both positive and negative weight."""
+        """Distance for each column of ``weights``; NaN if no class has both positive and negative weight."""
         label_sets = as_label_sets(y_true, y_score.shape[1])
         areas = np.full((y_score.shape[1], weights.shape[1]), np.nan)
         for label in np.flatnonzero(label_sets.any(axis=0) & ~label_sets.all(axis=0)):
             positive = label_sets[:, label]
             false_alarms, found = _rates(positive, y_score[:, label], weights)
             pairs = weights[positive].sum(axis=0, dtype=np.float64) * weights[~positive].sum(axis=0, dtype=np.float64)
-            areas[label] = _held(np.asarray(np.trapezoid(found, false_alarms, axis=0)), pairs)
+            areas[label] = _limited(np.asarray(np.trapezoid(found, false_alarms, axis=0)), pairs)
         return _distance(mean_of_classes(areas, absent_class="left out"))
 
     def per_class(self, y_true: NDArray[Any], y_score: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-        """Distance of each class, NaN for one that all samples have or none."""
+        """Distance of each class; NaN for a class that all samples have or none."""
         return _distance(self._areas(y_true, y_score))
 
     def _areas(self, y_true: NDArray[Any], y_score: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
@@ -232,17 +232,17 @@ class DPrime:
         areas = np.full(y_score.shape[1], np.nan)
         for label in np.flatnonzero(label_sets.any(axis=0) & ~label_sets.all(axis=0)):
             area, n_positive = roc_auc_score(label_sets[:, label], y_score[:, label]), label_sets[:, label].sum()
-            areas[label] = _held(np.array([area]), n_positive * (len(y_true) - n_positive)).item()
+            areas[label] = _limited(np.array([area]), n_positive * (len(y_true) - n_positive)).item()
         return areas
 
 
 def _of_two_classes(
     y_true: NDArray[Any], y_score: NDArray[np.floating[Any]]
 ) -> tuple[NDArray[np.bool_], NDArray[np.floating[Any]]]:
-    """Whether each sample is of the second class, and how much more its score says so than the first's."""
+    """Return whether each sample is of the second class, and the score of the second class - that of the first."""
     if y_score.shape[1] != 2 or len(np.unique(y_true)) != 2:
         raise DataError(
-            f"eer tells two classes apart, and takes samples of both: the {len(y_true)} here show "
+            f"eer needs samples of both of two classes: the {len(y_true)} samples have "
             f"{len(np.unique(y_true))} of {y_score.shape[1]} classes"
         )
     return y_true == 1, y_score[:, 1] - y_score[:, 0]
@@ -251,9 +251,9 @@ def _of_two_classes(
 def _rates(
     positive: NDArray[np.bool_], scores: NDArray[np.floating[Any]], weights: NDArray[np.float32]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """False alarms and finds at every threshold, from none to all: float64 (thresholds + 1, resamples) each.
+    """False alarm rate and hit rate at every threshold, ascending: float64 (thresholds + 1, resamples) each.
 
-    One sort serves all weightings. NaN where a class weighs nothing.
+    The samples are sorted once for all weightings. NaN if a class has no weight.
     """
     order = np.argsort(-scores, kind="stable")
     ends_tie = np.flatnonzero(np.r_[scores[order][1:] != scores[order][:-1], True])
@@ -268,7 +268,7 @@ def _rates(
 
 
 def _crossing(false_alarms: NDArray[np.float64], found: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Where misses, 1 - ``found``, come down to false alarms (thresholds, columns), between two thresholds."""
+    """Interpolate the rate at which misses, 1 - ``found``, equal false alarms; both are (thresholds, columns)."""
     ahead = 1.0 - found - false_alarms
     after = np.argmax(~(ahead > 0), axis=0)[None]
     before = after - 1
@@ -277,8 +277,8 @@ def _crossing(false_alarms: NDArray[np.float64], found: NDArray[np.float64]) -> 
     return np.asarray((low + (high - low) * start / (start - stop))[0])
 
 
-def _held(area: NDArray[np.float64], pairs: NDArray[np.float64] | np.integer[Any]) -> NDArray[np.float64]:
-    """Areas (columns,) at least half a pair from 0 and 1, of so many pairs; NaN stays, where there are none."""
+def _limited(area: NDArray[np.float64], pairs: NDArray[np.float64] | np.integer[Any]) -> NDArray[np.float64]:
+    """Limit areas (columns,) to at least half a pair from 0 and 1; NaN stays NaN."""
     half_pair = 0.5 / np.maximum(pairs, 1)
     return np.clip(area, half_pair, 1.0 - half_pair)
 

@@ -1,4 +1,4 @@
-"""What a metric is, and which there are."""
+"""The interface of a metric, and the metrics by name."""
 
 from __future__ import annotations
 
@@ -19,34 +19,34 @@ __all__ = ["Metric", "find_metric"]
 
 
 class Metric(Protocol):
-    """A score of predictions, and the same score of weighted samples."""
+    """A score of predictions, and the same score with sample weights."""
 
     @property
     def name(self) -> str:
-        """As manifests call it."""
+        """Name in manifests."""
 
     @property
     def higher_is_better(self) -> bool:
-        """Which way a model is selected."""
+        """Direction of model selection."""
 
     @property
     def bounds(self) -> tuple[float, float]:
-        """Lowest and highest score there can be."""
+        """Lowest and highest possible score."""
 
     @property
     def libraries(self) -> tuple[str, ...]:
-        """Modules that it computes with, NumPy apart: their versions are part of a score's record."""
+        """Modules that it uses besides NumPy; records store their versions."""
 
     def score(self, y_true: NDArray[Any], y_score: NDArray[np.floating[Any]]) -> float:
-        """Score of samples (n, ...) against scores ``(n, n_classes)``; DataError where it is undefined."""
+        """Score targets (n, ...) against scores ``(n, n_classes)``. Raises DataError if it is undefined."""
 
     def weighted(
         self, y_true: NDArray[Any], y_score: NDArray[np.floating[Any]], weights: NDArray[np.float32]
     ) -> NDArray[np.float64]:
-        """Score once per column of ``weights`` (n, resamples), the times that each sample counts."""
+        """Score for each column of ``weights`` (n, resamples), the number of times that each sample counts."""
 
     def per_class(self, y_true: NDArray[Any], y_score: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-        """Score of each class ``(n_classes,)``, NaN for a class that is not there."""
+        """Score of each class ``(n_classes,)``; NaN for an absent class."""
 
 
 def _absent(protocol: EvaluationProtocol) -> Literal["left out", "zero"]:
@@ -55,9 +55,9 @@ def _absent(protocol: EvaluationProtocol) -> Literal["left out", "zero"]:
 
 METRICS: Mapping[str, Callable[[EvaluationProtocol], Metric]] = {
     "accuracy": lambda _: Accuracy(),
-    # The peer averages over every class, and scikit-learn gives a class without a positive sample 0.
+    # X-ARES averages over every class, and scikit-learn gives a class without a positive sample 0.
     "mAP": lambda protocol: MeanAveragePrecision(absent_class=_absent(protocol)),
-    # Scores are shares under strict, and logits under xares: see the tracks, and `find_metric`.
+    # Scores are probabilities under strict, and logits under xares; see `find_metric` for log-odds.
     "macro_f1": lambda protocol: MacroF1(threshold=0.0 if protocol == "xares" else 0.5),
     "eer": lambda _: EqualErrorRate(),
     "d_prime": lambda _: DPrime(),
@@ -76,13 +76,15 @@ METRICS: Mapping[str, Callable[[EvaluationProtocol], Metric]] = {
 
 
 def find_metric(name: str, protocol: EvaluationProtocol, *, log_odds: bool = False) -> Metric:
-    """Return the metric of that name as a protocol defines it. Raises UsageError for a name there is not.
+    """Return the metric of that name as a protocol defines it. Raises UsageError for an unknown name.
 
     Parameters
     ----------
+    name : str
+    protocol : "strict" or "xares"
     log_odds : bool
-        Whether scores are log-odds, 0 where a label is as likely as not. Shares of float32 cannot rank what is nearer
-        to 1 than they resolve.
+        Whether scores are log-odds, 0 at a probability of 0.5. Probabilities in float32 saturate near 1 and cannot rank
+        such samples.
     """
     if name not in METRICS:
         raise UsageError(f"metric {name!r} is not available here; there are {', '.join(sorted(METRICS))}")

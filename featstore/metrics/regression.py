@@ -1,4 +1,4 @@
-"""Errors and correlations of numbers: ``y_true`` (n,) against predictions ``y_score`` (n, 1) or (n,)."""
+"""Errors and correlations of numbers: ``y_true`` (n,) and predictions ``y_score`` (n, 1) or (n,)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["Correlation", "MeanError"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeanError:
-    """Mean absolute or squared error; see `featstore.metrics.Metric`. A mean, so NumPy takes it."""
+    """Mean absolute or squared error; see `featstore.metrics.Metric`."""
 
     name: Literal["mae", "mse"]
     higher_is_better: bool = False
@@ -27,11 +27,11 @@ class MeanError:
     def weighted(
         self, y_true: NDArray[Any], y_score: NDArray[np.floating[Any]], weights: NDArray[np.float32]
     ) -> NDArray[np.float64]:
-        """Weighted mean, one number per column of ``weights``."""
+        """Weighted mean, for each column of ``weights``."""
         return np.asarray(self._errors(y_true, y_score) @ weights / weights.sum(axis=0), dtype=np.float64)
 
     def per_class(self, y_true: NDArray[Any], y_score: NDArray[np.floating[Any]]) -> NDArray[np.float64]:  # noqa: ARG002
-        """Numbers have no classes: (0,)."""
+        """Return an empty array (0,): numbers have no classes."""
         return np.zeros(0)
 
     def _errors(self, y_true: NDArray[Any], y_score: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
@@ -41,9 +41,9 @@ class MeanError:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Correlation:
-    """Pearson's correlation of the numbers, or of their ranks (Spearman's); see `featstore.metrics.Metric`.
+    """Pearson correlation of the numbers, or of their ranks (Spearman); see `featstore.metrics.Metric`.
 
-    Predictions that are all one number correlate with nothing: 0.
+    The correlation of constant predictions is 0.
     """
 
     name: Literal["pearson", "spearman"]
@@ -64,7 +64,7 @@ class Correlation:
     def weighted(
         self, y_true: NDArray[Any], y_score: NDArray[np.floating[Any]], weights: NDArray[np.float32]
     ) -> NDArray[np.float64]:
-        """Correlation once per column of ``weights``, which are the times that each sample was drawn."""
+        """Correlation for each column of ``weights``, the number of times that each sample was drawn."""
         times = weights.astype(np.float64)
         total = times.sum(axis=0)
 
@@ -75,13 +75,13 @@ class Correlation:
         true, predicted = (centred(values) for values in _columns(y_true, y_score))
         shared = (times * true * predicted).sum(axis=0)
         spread = np.sqrt((times * true**2).sum(axis=0) * (times * predicted**2).sum(axis=0))
-        # One number, over and over, has rounding for a spread.
+        # A repeated constant has a spread of rounding errors.
         scale = np.max(np.abs(true), axis=0, initial=0) * np.max(np.abs(predicted), axis=0, initial=0)
         usable = spread > 1e-12 * total * scale
         return np.asarray(np.divide(shared, spread, out=np.zeros_like(shared), where=usable))
 
     def per_class(self, y_true: NDArray[Any], y_score: NDArray[np.floating[Any]]) -> NDArray[np.float64]:  # noqa: ARG002
-        """Numbers have no classes: (0,)."""
+        """Return an empty array (0,): numbers have no classes."""
         return np.zeros(0)
 
 
@@ -92,7 +92,7 @@ def _columns(
 
 
 def _weighted_ranks(values: NDArray[np.float64], times: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Mean rank of each value in a sample where it stands so many times: float64 (n, resamples)."""
+    """Mean rank of each value in a sample that repeats it ``times`` times: float64 (n, resamples)."""
     order = np.argsort(values, kind="stable")
     ranked = values[order]
     ends_tie = np.r_[ranked[1:] != ranked[:-1], True]

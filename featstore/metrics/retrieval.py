@@ -1,4 +1,4 @@
-"""Retrieval across two kinds of items: where the relevant documents of each query stand.
+"""Retrieval across modalities: ranks of the relevant documents of each query.
 
 Queries and documents are vectors, and each belongs to a clip: a document is relevant to the queries of its clip.
 """
@@ -15,7 +15,7 @@ from featstore.errors import DataError
 
 __all__ = ["RecallAt", "average_precision_at", "relevant_ranks"]
 
-# Similarities of a block of queries are held at once: 16 MiB of float32, and masks of their size.
+# Similarities of a block of queries are in memory at once: 16 MiB of float32, and masks of the same size.
 MAX_BLOCK_CELLS = 2**22
 
 
@@ -28,8 +28,8 @@ def relevant_ranks(
 ) -> NDArray[np.int64]:
     """Rank every query's relevant documents among all documents by dot product.
 
-    A tie is lost: a document that is as near as a relevant one stands before it, so that vectors which are all alike
-    find nothing. Similarities that are not numbers are the smallest.
+    Ties count against the relevant document: documents with the same similarity rank before it, so that constant
+    vectors retrieve nothing. NaN similarities rank last.
 
     Parameters
     ----------
@@ -41,8 +41,8 @@ def relevant_ranks(
     Returns
     -------
     int64 (queries, most)
-        Ranks from 1 on, rising. ``most`` is how many documents the clip with the most of them has; a query with
-        fewer is filled up with ``documents + 1``.
+        Ascending ranks from 1. ``most`` is the largest number of documents of one clip; the rows of other queries are
+        padded with ``documents + 1``.
     """
     relevant, n_relevant = _relevant_documents(query_clip, document_clip)
     ranks = np.full(relevant.shape, len(documents) + 1, dtype=np.int64)
@@ -58,13 +58,14 @@ def relevant_ranks(
 def average_precision_at(ranks: NDArray[np.int64], *, k: int, n_relevant: NDArray[np.int64]) -> NDArray[np.float64]:
     """Average precision of the first ``k`` documents, for each query.
 
-    The mean of the precision at every relevant document among them, over as many as there could be: the lower of ``k``
-    and ``n_relevant``. For one relevant document it is one over its rank, or 0.
+    The sum of the precision at every relevant document among them, divided by the largest possible number of relevant
+    documents: the lower of ``k`` and ``n_relevant``. For one relevant document it is 1 / rank, or 0.
 
     Parameters
     ----------
     ranks : int64 (queries, most)
         From `relevant_ranks`.
+    k : int
     n_relevant : int64 (queries,)
     """
     place = np.arange(1, ranks.shape[1] + 1)
@@ -74,10 +75,10 @@ def average_precision_at(ranks: NDArray[np.int64], *, k: int, n_relevant: NDArra
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecallAt:
-    """Share of queries with a relevant document among the first ``k``, a mean over directions of retrieval.
+    """Share of queries with a relevant document among the first ``k``, averaged over the directions of retrieval.
 
-    See `featstore.metrics.Metric`. ``y_true`` int64 (queries,) says which direction a query is of, ``y_score`` float
-    (queries,) at which rank its first relevant document stands. Directions count alike however many queries they have.
+    See `featstore.metrics.Metric`. ``y_true`` int64 (queries,) is the direction of each query, ``y_score`` float
+    (queries,) the rank of its first relevant document. Directions have equal weight, whatever their numbers of queries.
     """
 
     k: int
@@ -91,15 +92,15 @@ class RecallAt:
         return f"recall_at_{self.k}"
 
     def score(self, y_true: NDArray[Any], y_score: NDArray[np.floating[Any]]) -> float:
-        """Mean over directions. Raises DataError where there is no query."""
+        """Mean over directions. Raises DataError if there is no query."""
         if not len(y_true):
-            raise DataError(f"{self.name} needs a query, and there is none")
+            raise DataError(f"{self.name} needs at least one query")
         return float(np.mean(self.per_class(y_true, y_score)[np.unique(y_true)]))
 
     def weighted(
         self, y_true: NDArray[Any], y_score: NDArray[np.floating[Any]], weights: NDArray[np.float32]
     ) -> NDArray[np.float64]:
-        """Mean over directions of the share of found weight, one number per column of ``weights``."""
+        """Mean over directions of the share of found weight, for each column of ``weights``."""
         found = y_score <= self.k
         shares = []
         for direction in np.unique(y_true):
@@ -117,7 +118,7 @@ class RecallAt:
 def _relevant_documents(
     query_clip: NDArray[np.int64], document_clip: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Documents of each query's clip, int64 (queries, most), filled up with 0, and how many they are."""
+    """Documents of each query's clip, int64 (queries, most), padded with 0, and their number."""
     order = np.argsort(document_clip, kind="stable")
     ordered = document_clip[order]
     first = np.searchsorted(ordered, query_clip, side="left")
@@ -130,12 +131,12 @@ def _relevant_documents(
 def _block_ranks(
     similarity: NDArray[np.float32], relevant: NDArray[np.int64], n_relevant: NDArray[np.int64], *, nowhere: int
 ) -> NDArray[np.int64]:
-    there = np.arange(relevant.shape[1]) < n_relevant[:, None]
-    near = np.where(there, np.take_along_axis(similarity, relevant, axis=1), -np.inf)
+    exists = np.arange(relevant.shape[1]) < n_relevant[:, None]
+    near = np.where(exists, np.take_along_axis(similarity, relevant, axis=1), -np.inf)
     near = -np.sort(-near, axis=1)
     ranks = np.full(relevant.shape, nowhere, dtype=np.int64)
     for place in range(relevant.shape[1]):
-        bar = near[:, place : place + 1]
-        others = (similarity >= bar).sum(axis=1) - ((near >= bar) & there).sum(axis=1)
-        ranks[:, place] = np.where(there[:, place], others + place + 1, nowhere)
+        threshold = near[:, place : place + 1]
+        others = (similarity >= threshold).sum(axis=1) - ((near >= threshold) & exists).sum(axis=1)
+        ranks[:, place] = np.where(exists[:, place], others + place + 1, nowhere)
     return ranks

@@ -1,4 +1,4 @@
-"""Word and character error rates. The one door to jiwer, an optional library: ``pip install featstore[asr]``."""
+"""Word and character error rates, by jiwer, an optional library: ``pip install featstore[asr]``."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from featstore.errors import DataError, UsageError
+from featstore.errors import DataError, missing_extra
 
 __all__ = ["Edits", "InverseErrorRate", "count_edits", "require_jiwer"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Edits:
-    """What it takes to turn each hypothesis into its reference.
+    """Edits that turn each hypothesis into its reference.
 
     Attributes
     ----------
@@ -32,21 +32,21 @@ class Edits:
 
     @property
     def rate(self) -> float:
-        """Edits per word (or character) of all references together; DataError where these are empty."""
+        """Edits per word (or character) of all references. Raises DataError if all references are empty."""
         if not self.n_reference.sum():
             raise DataError(f"an error rate needs a reference with a word; all {len(self.n_reference)} are empty")
         return float(self.n_edits.sum() / self.n_reference.sum())
 
 
 def require_jiwer() -> None:
-    """Raise UsageError, with what to install, where jiwer is missing."""
+    """Raise UsageError with the command to install jiwer if it is missing."""
     _jiwer()
 
 
 def count_edits(references: Sequence[str], hypotheses: Sequence[str], *, unit: Literal["word", "character"]) -> Edits:
     """Count the edits between references and hypotheses, pair by pair.
 
-    Words are what spaces part. Nothing else is normalised here.
+    Words are separated by spaces. There is no other normalisation.
 
     Raises
     ------
@@ -57,15 +57,15 @@ def count_edits(references: Sequence[str], hypotheses: Sequence[str], *, unit: L
     process = jiwer.process_words if unit == "word" else jiwer.process_characters
     n_edits = np.zeros(len(references), np.int64)
     n_reference = np.zeros(len(references), np.int64)
-    # jiwer has no rate for an empty reference: every word said against it is one too many.
-    spoken = [at for at, reference in enumerate(references) if reference.strip()]
-    for at in set(range(len(references))) - set(spoken):
-        said = hypotheses[at].strip()
-        n_edits[at] = len(said.split()) if unit == "word" else len(said)
-    if spoken:
-        found = process([references[at] for at in spoken], [hypotheses[at] for at in spoken])
-        n_edits[spoken] = [sum(map(_cost, chunks)) for chunks in found.alignments]
-        n_reference[spoken] = [len(reference) for reference in found.references]
+    # jiwer has no rate for an empty reference: every word of its hypothesis is an insertion.
+    not_empty = [at for at, reference in enumerate(references) if reference.strip()]
+    for at in set(range(len(references))) - set(not_empty):
+        hypothesis = hypotheses[at].strip()
+        n_edits[at] = len(hypothesis.split()) if unit == "word" else len(hypothesis)
+    if not_empty:
+        found = process([references[at] for at in not_empty], [hypotheses[at] for at in not_empty])
+        n_edits[not_empty] = [sum(map(_cost, chunks)) for chunks in found.alignments]
+        n_reference[not_empty] = [len(reference) for reference in found.references]
     return Edits(n_edits=n_edits, n_reference=n_reference)
 
 
@@ -73,8 +73,8 @@ def count_edits(references: Sequence[str], hypotheses: Sequence[str], *, unit: L
 class InverseErrorRate:
     """``max(0, 1 - error rate)`` of all samples together, as X-ARES scores speech recognition.
 
-    See `featstore.metrics.Metric`. ``y_true`` (n,) holds the words (or characters) of each reference, ``y_score`` (n,)
-    the edits: see `count_edits`.
+    See `featstore.metrics.Metric`. ``y_true`` (n,) is the number of words (or characters) of each reference,
+    ``y_score`` (n,) the number of edits; see `count_edits`.
     """
 
     name: str = "wer_inv"
@@ -83,21 +83,21 @@ class InverseErrorRate:
     libraries: tuple[str, ...] = ("jiwer",)
 
     def score(self, y_true: NDArray[Any], y_score: NDArray[np.floating[Any]]) -> float:
-        """Raise DataError where no reference has a word."""
+        """Score of all samples. Raises DataError if no reference has a word."""
         edits = Edits(n_edits=y_score.astype(np.int64), n_reference=y_true.astype(np.int64))
         return max(0.0, 1.0 - edits.rate)
 
     def weighted(
         self, y_true: NDArray[Any], y_score: NDArray[np.floating[Any]], weights: NDArray[np.float32]
     ) -> NDArray[np.float64]:
-        """One number per column of ``weights``; NaN where a column has no word at all."""
+        """Score for each column of ``weights``; NaN if a column has no word."""
         counts = weights.astype(np.float64)
         edits, words = np.asarray(y_score, np.float64) @ counts, np.asarray(y_true, np.float64) @ counts
         rate = np.divide(edits, words, out=np.full(len(words), np.nan), where=words > 0)
         return np.asarray(np.maximum(0.0, 1.0 - rate), dtype=np.float64)
 
     def per_class(self, y_true: NDArray[Any], y_score: NDArray[np.floating[Any]]) -> NDArray[np.float64]:  # noqa: ARG002
-        """Texts have no classes: (0,)."""
+        """Return an empty array (0,): texts have no classes."""
         return np.zeros(0)
 
 
@@ -111,6 +111,4 @@ def _jiwer() -> Any:
     try:
         return importlib.import_module("jiwer")
     except ModuleNotFoundError as error:
-        raise UsageError(
-            f"word error rates need {error.name}, which is not installed: `pip install featstore[asr]`"
-        ) from None
+        raise missing_extra("the word error rate", error, "asr") from None

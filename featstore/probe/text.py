@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from featstore.errors import UsageError
+from featstore.errors import UsageError, missing_extra
 from featstore.records import sha256_of
 
 __all__ = [
@@ -257,7 +257,7 @@ def _transformers(what: str) -> Any:
     try:
         return importlib.import_module("transformers")
     except ModuleNotFoundError as error:
-        raise UsageError(f"{what} needs {error.name}, which is not installed: `pip install featstore[hf]`") from None
+        raise missing_extra(what, error, "hf") from None
 
 
 @contextmanager

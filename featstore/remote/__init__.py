@@ -1,13 +1,13 @@
-"""Objects at URLs: what a server of buckets, of files or of repositories is asked for, and how it is asked.
+"""Objects at URLs: buckets, web servers and repositories of the Hugging Face Hub.
 
-Two clients, each where it is the better one, behind one protocol (`Remote`):
+The protocol `Remote` has two implementations:
 
-- **obstore** (Rust's object_store) speaks ``s3://``, ``gs://`` and ``az://``, and reads ``http(s)://``. One wheel with
-  no dependencies; one request for each operation, ranges in parallel, retries with backoff inside, credentials from
-  the usual environment; it lets go of the GIL. fsspec's own s3fs, gcsfs and adlfs pull in an SDK each, ask the server
-  more often (a ``HEAD`` before a ``GET``), and retry each in its own way.
-- **fsspec** serves what obstore cannot: ``hf://`` (through huggingface_hub), ``memory://``, and the listing of a plain
-  web server, which is a page of links.
+- **obstore** (Rust's object_store) serves ``s3://``, ``gs://`` and ``az://``, and reads ``http(s)://``. It is one wheel
+  without dependencies. It sends one request per operation, reads ranges in parallel, retries with backoff, takes
+  credentials from the usual environment variables, and releases the GIL. fsspec's s3fs, gcsfs and adlfs each need an
+  SDK, send more requests (a ``HEAD`` before a ``GET``), and have different retry rules.
+- **fsspec** serves what obstore does not: ``hf://`` (through huggingface_hub), ``memory://``, and listings of plain web
+  servers, which are index pages of links.
 """
 
 from featstore.remote.client import NETWORK_THREADS, Remote, RemoteObject, is_url, joined_url

@@ -1,4 +1,4 @@
-"""The interface of a remote, `Remote`, and what its clients share."""
+"""The protocol `Remote`, and the base class of its implementations."""
 
 from __future__ import annotations
 
@@ -9,15 +9,26 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from featstore.errors import RemoteError, UsageError
+from featstore.errors import RemoteError, UsageError, missing_extra
 from featstore.formatting import redacted
 from featstore.remote.limits import MOST_BYTES
 
-__all__ = ["NETWORK_THREADS", "RETRY_SECONDS", "Patience", "Remote", "RemoteAt", "RemoteObject", "hidden_cause",
-           "identity_of", "is_url", "joined_url", "missing_library", "one_line"]  # fmt: skip
+__all__ = [
+    "NETWORK_THREADS",
+    "RETRY_SECONDS",
+    "BaseRemote",
+    "Remote",
+    "RemoteObject",
+    "RetryPolicy",
+    "hidden_cause",
+    "identity_of",
+    "is_url",
+    "joined_url",
+    "missing_library",
+]  # fmt: skip
 
-RETRY_SECONDS = 240.0  # over which a request is repeated
-NETWORK_THREADS = 32  # requests on their way at a time: latency is hidden, and no server minds
+RETRY_SECONDS = 240.0  # a request is retried for at most this long
+NETWORK_THREADS = 32  # requests in flight: enough to hide latency, and acceptable to servers
 _WEB = ("http", "https")
 _ENDPOINTS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT", "GOOGLE_BASE_URL", "AZURE_STORAGE_ENDPOINT",
               "AZURE_ENDPOINT", "HF_ENDPOINT")  # fmt: skip
@@ -25,7 +36,7 @@ _ENDPOINTS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT", "GOOGLE
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RemoteObject:
-    """One object as a listing or its headers show it; None where the server does not say."""
+    """Metadata of an object from a listing or a HEAD response; None for fields that the server does not state."""
 
     key: str
     size: int | None
@@ -34,86 +45,86 @@ class RemoteObject:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Patience:
-    """How long a server is waited for, and how often it is asked again. Bounded, so that a run ends and says why."""
+class RetryPolicy:
+    """Timeout and number of retries of a request. Both are bounded, so that a run ends with an error message."""
 
     retries: int
     timeout_seconds: float
 
     @property
     def transfer_seconds(self) -> float:
-        """For an object, on top of what its size allows: for silence, and for a body that is asked for again."""
+        """Seconds for the transfer of an object, in addition to the time for its size: a timeout, and the retries."""
         return self.timeout_seconds + (RETRY_SECONDS if self.retries else 0.0)
 
     @classmethod
-    def from_environment(cls) -> Patience:
-        """``FEATSTORE_RETRIES`` (8) and ``FEATSTORE_TIMEOUT`` (60 seconds in which nothing comes)."""
+    def from_environment(cls) -> RetryPolicy:
+        """Read ``FEATSTORE_RETRIES`` (default: 8) and ``FEATSTORE_TIMEOUT`` (default: 60 seconds without data)."""
         return cls(
-            retries=int(_number("FEATSTORE_RETRIES", "8", least=0)),
-            timeout_seconds=_number("FEATSTORE_TIMEOUT", "60", least=0.1),
+            retries=int(_number_from_environment("FEATSTORE_RETRIES", "8", least=0)),
+            timeout_seconds=_number_from_environment("FEATSTORE_TIMEOUT", "60", least=0.1),
         )
 
 
 class Remote(Protocol):
-    """Objects under slash-separated keys below a URL. Every failure but "not there" is a RemoteError, of one line."""
+    """Objects with slash-separated keys below a URL. All failures except a missing object raise RemoteError."""
 
     @property
     def url(self) -> str:
-        """The URL as the user gave it, without the credentials in it: to show, not to open."""
+        """The user's URL without credentials: for display, not for opening."""
 
     @property
     def identity(self) -> str:
-        """A hash that no other place has, whatever its URL shows."""
+        """A hash that identifies the location, even where `url` hides parts of it."""
 
     def get(self, key: str, *, most_bytes: int | None = None) -> bytes | None:
-        """An object, or None where there is none.
+        """Return an object's content, or None if there is no such object.
 
-        With `most_bytes`, no more of it than that and one byte, which shows that there is more; without, a RemoteError
-        where it is larger than an object without a known size may be.
+        With `most_bytes`, at most `most_bytes` + 1 bytes are returned; the extra byte shows that the object is larger.
+        Without it, an object larger than `MOST_BYTES` raises RemoteError.
         """
 
     def get_range(self, key: str, start: int, stop: int, *, etag: str | None = None) -> bytes:
-        """Bytes [start, stop) of an object; RemoteError where it has gone, or its etag is another."""
+        """Return bytes [start, stop) of an object. Raises RemoteError if it is missing or its etag differs."""
 
     def put(self, key: str, data: bytes) -> None:
         """Put an object in one request, atomically."""
 
     def head(self, key: str) -> RemoteObject | None:
-        """What the server says of an object, or None where there is none."""
+        """Return an object's metadata, or None if there is no such object."""
 
     def children(self, prefix: str) -> tuple[str, ...]:
-        """Names directly under `prefix`, sorted; empty where there are none."""
+        """Return the names directly under `prefix`, sorted."""
 
     def objects(self, prefix: str) -> Iterator[RemoteObject]:
-        """Every object under `prefix`, with keys relative to the URL."""
+        """Yield all objects under `prefix`, with keys relative to the URL."""
 
     def delete(self, keys: Iterable[str]) -> None:
-        """Delete objects; it is no error if one has gone."""
+        """Delete objects; missing ones are ignored."""
 
 
-class RemoteAt(ABC):
-    """What clients have in common: a URL, shown without its credentials, and what an answer must be."""
+class BaseRemote(ABC):
+    """Base class of the implementations: hides credentials in the URL, and checks the sizes of responses."""
 
     def __init__(self, url: str) -> None:
         self._url_with_credentials = url
         self._url = redacted(url)
 
-    def __reduce__(self) -> tuple[Callable[[str], RemoteAt], tuple[str]]:
+    def __reduce__(self) -> tuple[Callable[[str], BaseRemote], tuple[str]]:
         return type(self).open, (self._url_with_credentials,)
 
     @classmethod
     @abstractmethod
-    def open(cls, url: str) -> RemoteAt:
-        """Open the client of a URL, with the credentials and the patience of the environment."""
+    def open(cls, url: str) -> BaseRemote:
+        """Open a URL, with credentials and a retry policy from the environment."""
 
     @property
     def url(self) -> str:
-        """The URL without its credentials."""
+        """The URL without credentials."""
         return self._url
 
     @property
     def identity(self) -> str:
-        """Hash of the URL, and of the endpoint."""
+        """Hash of the URL and of the endpoints."""
         return identity_of(self._url_with_credentials)
 
     def get(self, key: str, *, most_bytes: int | None = None) -> bytes | None:
@@ -121,7 +132,7 @@ class RemoteAt(ABC):
         data = self._read(key, most_bytes=MOST_BYTES if most_bytes is None else most_bytes)
         if data is not None and most_bytes is None and len(data) > MOST_BYTES:
             raise RemoteError(
-                f"{self._where(key)} is larger than the {MOST_BYTES:,} bytes that are read of such an object"
+                f"{self._where(key)} is larger than {MOST_BYTES:,} bytes, the limit for an object of unknown size"
             )
         return data
 
@@ -129,21 +140,23 @@ class RemoteAt(ABC):
         """Read a range of an object in one request."""
         data = self._read(key, start=start, most_bytes=stop - start, etag=etag)
         if data is None:
-            raise RemoteError(f"{self._where(key)} has gone")
+            raise RemoteError(f"{self._where(key)} does not exist any more")
         if len(data) != stop - start:
-            raise RemoteError(f"{self._where(key)}: bytes {start:,} to {stop:,} were asked for, and {len(data):,} came")
+            raise RemoteError(
+                f"{self._where(key)}: bytes {start:,} to {stop:,} were requested, and {len(data):,} bytes received"
+            )
         return data
 
     @abstractmethod
     def _read(self, key: str, *, most_bytes: int, start: int | None = None, etag: str | None = None) -> bytes | None:
-        """An object, of which one byte more shows that it is larger; of one from `start` on, a range. None if gone."""
+        """Read a range from `start` on, or an object plus one byte that shows it is larger. None if it is missing."""
 
     def _where(self, key: str) -> str:
         return joined_url(self._url, key)
 
 
 def joined_url(url: str, key: str) -> str:
-    """URL of what is below another, before its query.
+    """Append a key to the path of a URL; a query stays at the end.
 
     >>> joined_url("s3://bucket/data/", "a.tar"), joined_url("https://host/data?sig=x", "a.tar")
     ('s3://bucket/data/a.tar', 'https://host/data/a.tar?sig=x')
@@ -153,7 +166,7 @@ def joined_url(url: str, key: str) -> str:
 
 
 def is_url(text: str) -> bool:
-    """Whether it names something that is not of this machine.
+    """Whether the text is a URL of another machine; ``file:`` URLs are not.
 
     >>> is_url("s3://bucket/store.zarr"), is_url("store.zarr"), is_url("file:///data/store.zarr")
     (True, False, False)
@@ -162,12 +175,12 @@ def is_url(text: str) -> bool:
 
 
 def missing_library(url: str, library: str) -> UsageError:
-    """The one line for a client that is not installed."""
-    return UsageError(f"{redacted(url)} needs {library}, which is not installed: `pip install 'featstore[cloud]'`")
+    """Return the error for a client that is not installed."""
+    return missing_extra(redacted(url), library, "cloud")
 
 
 def identity_of(url: str) -> str:
-    """Hash of where a URL leads: of itself without user and password, and of the servers that the environment names."""
+    """Hash a location: the URL without user and password, and the endpoints that the environment names."""
     scheme, _, rest = url.rstrip("/").partition("://")
     authority, slash, path = rest.partition("/")
     named = [f"{name}={os.environ[name]}" for name in _ENDPOINTS if os.environ.get(name)] if scheme not in _WEB else []
@@ -175,18 +188,13 @@ def identity_of(url: str) -> str:
     return hashlib.sha256(place.encode(errors="surrogatepass")).hexdigest()
 
 
-def one_line(error: BaseException, *, most: int = 300) -> str:
-    """What an exception says, on one line and without credentials; its type where it says nothing."""
-    return redacted(" ".join(str(error).split())[: 4 * most])[:most] or type(error).__name__
-
-
 def hidden_cause(error: BaseException) -> BaseException | None:
-    """An exception as the cause of another, where a traceback may show it: None where it holds credentials."""
+    """Return the exception for use in ``raise ... from``; None if its message contains credentials."""
     text = str(error)
     return error if redacted(text) == text else None
 
 
-def _number(name: str, default: str, *, least: float) -> float:
+def _number_from_environment(name: str, default: str, *, least: float) -> float:
     text = os.environ.get(name) or default
     try:
         value = float(text)

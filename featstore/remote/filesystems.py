@@ -1,4 +1,7 @@
-"""The one door of fsspec: repositories of the Hugging Face Hub, memory, and the index pages of web servers."""
+"""The fsspec client: repositories of the Hugging Face Hub, memory, and index pages of web servers.
+
+No other module imports fsspec.
+"""
 
 from __future__ import annotations
 
@@ -12,33 +15,32 @@ from typing import Any, TypeVar
 from urllib.parse import quote, unquote, urljoin
 
 from featstore.errors import FeatstoreError, RemoteError
-from featstore.formatting import redacted
+from featstore.formatting import one_line, redacted
 from featstore.remote.client import (
-    Patience,
-    RemoteAt,
+    BaseRemote,
     RemoteObject,
+    RetryPolicy,
     hidden_cause,
     joined_url,
     missing_library,
-    one_line,
 )
 from featstore.remote.limits import MOST_NAMES, MOST_PAGE_BYTES, Pace, TooSlow
 
-__all__ = ["FilesystemRemote", "listed_names", "waited_for"]
+__all__ = ["FilesystemRemote", "listed_names", "run_async"]
 
 _T = TypeVar("_T")
 _LINK = re.compile(r"""<a\s[^>]{0,4096}?href\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s>"']+))""", re.IGNORECASE)
-_NOT_THERE = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
+_MISSING = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 
 
 class _Refused(Exception):
-    """A server answers with a status that asking again does not change."""
+    """A server responds with an error that a retry does not change."""
 
 
-def listed_names(url: str, prefix: str, patience: Patience) -> tuple[str, ...]:
-    """Names in a folder below a URL, as the links of its index page have them; those of folders end in a slash.
+def listed_names(url: str, prefix: str, policy: RetryPolicy) -> tuple[str, ...]:
+    """Return the names that the index page of a folder links to; names of folders end in a slash.
 
-    Nothing where there is no such folder. Asked again as often as `patience` allows.
+    The result is empty if there is no such folder. Failed requests are retried as `policy` allows.
     """
     try:
         import aiohttp
@@ -48,17 +50,17 @@ def listed_names(url: str, prefix: str, patience: Patience) -> tuple[str, ...]:
     scheme, _, rest = place.rstrip("/").partition("://")
     below = f"/{quote(prefix)}/" if prefix else "/"
     host, slash, path = rest.partition("/")
-    base = f"{scheme}://{host.rpartition('@')[2]}{slash}{path}{below}"  # as links name it: without a user
+    base = f"{scheme}://{host.rpartition('@')[2]}{slash}{path}{below}"  # links do not contain the user
     where = joined_url(redacted(url), prefix)
-    for attempt in range(patience.retries + 1):
+    for attempt in range(policy.retries + 1):
         try:
-            page: str = waited_for(_index_page, f"{scheme}://{rest}{below}{mark}{query}", patience)
+            page: str = run_async(_index_page, f"{scheme}://{rest}{below}{mark}{query}", policy)
         except FileNotFoundError:
             return ()
         except _Refused as error:
             raise RemoteError(f"cannot list {where}: {one_line(error)}") from hidden_cause(error)
         except (aiohttp.ClientError, TooSlow, OSError, TimeoutError, ValueError) as error:
-            if attempt == patience.retries:
+            if attempt == policy.retries:
                 raise RemoteError(f"cannot list {where}: {one_line(error)}") from hidden_cause(error)
             time.sleep(min(15.0, 0.1 * 2**attempt))
         else:
@@ -66,8 +68,8 @@ def listed_names(url: str, prefix: str, patience: Patience) -> tuple[str, ...]:
     return ()
 
 
-def waited_for(function: Callable[..., Awaitable[_T]], *arguments: Any) -> _T:
-    """Run an asynchronous function in fsspec's own thread, wherever the caller is, and return its result."""
+def run_async(function: Callable[..., Awaitable[_T]], *arguments: Any) -> _T:
+    """Run an asynchronous function in fsspec's event loop thread, and return its result."""
     try:
         from fsspec.asyn import get_loop, sync
     except ImportError as error:
@@ -76,14 +78,14 @@ def waited_for(function: Callable[..., Awaitable[_T]], *arguments: Any) -> _T:
     return result
 
 
-async def _index_page(url: str, patience: Patience) -> str:
-    """The text of a page, "" of what is no page; read as far as a page may go, and no slower."""
+async def _index_page(url: str, policy: RetryPolicy) -> str:
+    """Return the text of an HTML page, or "" for other content. The size and the time of the transfer are limited."""
     import aiohttp
 
-    timeout = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=patience.timeout_seconds)
-    pace = Pace(patience.timeout_seconds)
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=policy.timeout_seconds)
+    pace = Pace(policy.timeout_seconds)
     async with aiohttp.ClientSession(timeout=timeout) as session:
-        answer = await asyncio.wait_for(session.get(url), patience.timeout_seconds)
+        answer = await asyncio.wait_for(session.get(url), policy.timeout_seconds)
         async with answer:
             if answer.status == 404:
                 raise FileNotFoundError
@@ -104,7 +106,7 @@ async def _index_page(url: str, patience: Patience) -> str:
 def _links_below(base: str, page: str, where: str) -> tuple[str, ...]:
     names: set[str] = set()
     for found in _LINK.finditer(page):
-        with contextlib.suppress(ValueError):  # a link that is none leads nowhere
+        with contextlib.suppress(ValueError):  # a malformed link is ignored
             if name := _name_below(base, urljoin(base, html.unescape(found[1] or found[2] or found[3] or ""))):
                 names.add(name)
         if len(names) > MOST_NAMES:
@@ -113,14 +115,14 @@ def _links_below(base: str, page: str, where: str) -> tuple[str, ...]:
 
 
 def _name_below(base: str, link: str) -> str:
-    """Name of what a link leads to, where it lies directly in the folder; a folder's ends in a slash."""
-    plain, inside = unquote(base), unquote(link.split("?", maxsplit=1)[0].split("#", maxsplit=1)[0])
-    name, slash, rest = inside.removeprefix(plain).partition("/") if inside.startswith(plain) else ("", "", "")
+    """Name of a link's target if it is directly in the folder `base`, else ""; names of folders end in a slash."""
+    folder, target = unquote(base), unquote(link.split("?", maxsplit=1)[0].split("#", maxsplit=1)[0])
+    name, slash, rest = target.removeprefix(folder).partition("/") if target.startswith(folder) else ("", "", "")
     return "" if rest or name in ("", ".", "..") else name + slash
 
 
-class FilesystemRemote(RemoteAt):
-    """Objects of any file system that fsspec knows."""
+class FilesystemRemote(BaseRemote):
+    """Objects of an fsspec file system."""
 
     @classmethod
     def open(cls, url: str) -> FilesystemRemote:
@@ -137,65 +139,71 @@ class FilesystemRemote(RemoteAt):
         except ImportError as error:
             library = "huggingface_hub" if url.startswith("hf:") else "fsspec"
             raise missing_library(url, library) from error
-        except Exception as error:  # noqa: BLE001 - of whatever client the scheme has
+        except Exception as error:  # noqa: BLE001 - the client depends on the scheme
             raise RemoteError(f"cannot open {self._url}: {one_line(error)}") from hidden_cause(error)
 
     def _read(self, key: str, *, most_bytes: int, start: int | None = None, etag: str | None = None) -> bytes | None:
-        del etag  # this client cannot pin one, and its caller checks what came
+        del etag  # fsspec has no conditional reads; the caller checks the content
         first, stop = (0, most_bytes + 1) if start is None else (start, start + most_bytes)
         try:
-            return self._asked("read", key, lambda: bytes(self._system.cat_file(self._at(key), start=first, end=stop)))
-        except _NOT_THERE:
+            return self._request(
+                "read", key, lambda: bytes(self._system.cat_file(self._path(key), start=first, end=stop))
+            )
+        except _MISSING:
             return None
 
     def put(self, key: str, data: bytes) -> None:
-        """Write a file in one go."""
+        """Write a file in one call."""
         try:
-            self._asked("write", key, lambda: self._system.pipe_file(self._at(key), data))
-        except _NOT_THERE as error:
+            self._request("write", key, lambda: self._system.pipe_file(self._path(key), data))
+        except _MISSING as error:
             raise RemoteError(f"cannot write {self._where(key)}: {one_line(error)}") from hidden_cause(error)
 
     def head(self, key: str) -> RemoteObject | None:
-        """What the file system says of a file."""
+        """Return a file's metadata."""
         try:
-            info = self._asked("read", key, lambda: self._system.info(self._at(key)))
-        except _NOT_THERE:
+            info = self._request("read", key, lambda: self._system.info(self._path(key)))
+        except _MISSING:
             return None
-        return self._described(info) if info["type"] == "file" else None
+        return self._remote_object(info) if info["type"] == "file" else None
 
     def children(self, prefix: str) -> tuple[str, ...]:
         """List a folder."""
         try:
-            found = self._asked("list", prefix, lambda: self._system.ls(self._at(prefix), detail=False, refresh=True))
+            found = self._request(
+                "list", prefix, lambda: self._system.ls(self._path(prefix), detail=False, refresh=True)
+            )
         except (FileNotFoundError, NotADirectoryError):
             return ()
-        at = self._at(prefix).rstrip("/")
+        at = self._path(prefix).rstrip("/")
         return tuple(sorted(path.rstrip("/").rsplit("/", 1)[-1] for path in found if path.rstrip("/") != at))
 
     def objects(self, prefix: str) -> Iterator[RemoteObject]:
         """Walk a folder."""
         try:
-            found = self._asked("list", prefix, lambda: self._system.find(self._at(prefix), detail=True, refresh=True))
-        except _NOT_THERE:
+            found = self._request(
+                "list", prefix, lambda: self._system.find(self._path(prefix), detail=True, refresh=True)
+            )
+        except _MISSING:
             return iter(())
-        return (self._described(info) for info in found.values() if info["type"] == "file")
+        return (self._remote_object(info) for info in found.values() if info["type"] == "file")
 
     def delete(self, keys: Iterable[str]) -> None:
-        """Delete files one by one, and forget the folders that this leaves empty."""
+        """Delete files one by one, and then empty folders."""
         folders: set[str] = set()
         for key in keys:
-            with contextlib.suppress(*_NOT_THERE):
-                self._asked("delete", key, lambda key=key: self._system.rm_file(self._at(key)))  # type: ignore[misc]
+            with contextlib.suppress(*_MISSING):
+                self._request("delete", key, lambda key=key: self._system.rm_file(self._path(key)))  # type: ignore[misc]
             parts = key.split("/")
             folders |= {"/".join(parts[:depth]) for depth in range(1, len(parts))}
         for folder in sorted(folders, key=len, reverse=True):
-            with contextlib.suppress(Exception):  # it is not empty, or this file system has no folders
-                self._system.rmdir(self._at(folder))
+            with contextlib.suppress(Exception):  # the folder is not empty, or the file system has no folders
+                self._system.rmdir(self._path(folder))
 
-    def _at(self, key: str) -> str:
+    def _path(self, key: str) -> str:
         return f"{self._root}/{key}" if key else self._root
 
-    def _described(self, info: dict[str, Any]) -> RemoteObject:
+    def _remote_object(self, info: dict[str, Any]) -> RemoteObject:
         etag = info.get("ETag") or info.get("etag") or info.get("blob_id") or info.get("oid")
         modified = info.get("mtime") or info.get("created")
         stamp = round(modified.timestamp() * 1e9) if modified is not None and hasattr(modified, "timestamp") else None
@@ -203,11 +211,11 @@ class FilesystemRemote(RemoteAt):
             key=info["name"].removeprefix(self._root).lstrip("/"), size=info["size"], etag=etag, modified_ns=stamp
         )
 
-    def _asked(self, verb: str, key: str, ask: Callable[[], _T]) -> _T:
-        """Ask, and make one line of whatever the client, or one of the clients below it, raises."""
+    def _request(self, verb: str, key: str, ask: Callable[[], _T]) -> _T:
+        """Call `ask`, and replace other exceptions by a RemoteError of one line."""
         try:
             return ask()
-        except (*_NOT_THERE, FeatstoreError):
+        except (*_MISSING, FeatstoreError):
             raise
-        except Exception as error:  # noqa: BLE001 - of httpx, of the hub's client, of another
+        except Exception as error:  # noqa: BLE001 - from httpx, the hub's client or another library
             raise RemoteError(f"cannot {verb} {self._where(key)}: {one_line(error)}") from hidden_cause(error)

@@ -1,4 +1,4 @@
-"""Which client serves which URL."""
+"""Selects the client for a URL."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _BY_FSSPEC = ("hf", "memory")
 
 
 def open_remote(url: str) -> Remote:
-    """Open the client of a URL's scheme; nothing is asked of the server yet.
+    """Open the client for a URL's scheme, without a request to the server.
 
     Raises
     ------
@@ -26,25 +26,25 @@ def open_remote(url: str) -> Remote:
         There are no credentials.
     """
     if not url.isprintable():
-        raise UsageError(f"{redacted(url)!r} is no URL: it has characters that no URL has")
+        raise UsageError(f"{redacted(url)!r} is not a valid URL: it has non-printable characters")
     try:
         parts = urlsplit(url)
-        parts.port  # noqa: B018 - raises where it is no number of a port
+        parts.port  # noqa: B018 - raises ValueError if the port is invalid
     except ValueError as error:
-        problem = redacted(str(error)) if "could not be cast" not in str(error) else "its port is no number"
-        raise UsageError(f"{redacted(url)!r} is no URL: {problem}") from None
+        problem = redacted(str(error)) if "could not be cast" not in str(error) else "its port is not a number"
+        raise UsageError(f"{redacted(url)!r} is not a valid URL: {problem}") from None
     if parts.scheme not in (*_BUCKETS, *_WEB, *_BY_FSSPEC):
         raise UsageError(
-            "a store or data set is a folder, or at s3://, gs://, az://, hf://, https:// or memory://: "
+            "a store or data set must be a folder, or a URL of s3://, gs://, az://, hf://, https:// or memory://: "
             f"got {redacted(url)!r}"
         )
     if not parts.netloc and parts.scheme != "memory":
-        raise UsageError(f"{redacted(url)!r} does not say which bucket or host: write {parts.scheme}://NAME/path")
+        raise UsageError(f"{redacted(url)!r} has no bucket or host: write {parts.scheme}://NAME/path")
     if any(part in (".", "..") for part in unquote(parts.path).split("/")):
-        raise UsageError(f"{redacted(url)!r} has '.' or '..' in its path: write the path that it leads to")
+        raise UsageError(f"{redacted(url)!r} has '.' or '..' in its path: write the resolved path")
     if parts.scheme in _BY_FSSPEC and parts.password is not None:
         raise UsageError(
-            f"{redacted(url)} names a user and a password, which {parts.scheme}:// does not take: HF_TOKEN"
+            f"{redacted(url)} has a user and a password, which {parts.scheme}:// does not support: set HF_TOKEN instead"
         )
     if parts.scheme in _BUCKETS:
         from featstore.remote.buckets import BucketRemote

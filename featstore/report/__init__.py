@@ -1,4 +1,4 @@
-"""From scores on disk to leaderboards: results, what they add up to, and how that is written as text."""
+"""Reports on scores: result files, leaderboards, comparisons, and their text, CSV, JSON and HTML."""
 
 from featstore.report.comparison import Comparison, Difference, compare
 from featstore.report.leaderboard import LOWER_IS_BETTER, Average, Cell, Column, Leaderboard, Row, Table, build

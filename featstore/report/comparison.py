@@ -1,4 +1,4 @@
-"""Two encoders side by side: the difference of their scores, tested on the same test clips."""
+"""Comparison of two encoders: differences of their scores with paired tests on the same test clips."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["Comparison", "Difference", "compare"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
-    """One score of A less that of B, or the weighted average of such.
+    """The difference A - B of one score, or a weighted average of differences.
 
     Attributes
     ----------
@@ -29,14 +29,13 @@ class Difference:
         Empty for an average.
     value_a, value_b : float
     low, high : float or None
-        95 % interval of their difference; None where the scores cannot be compared.
+        95 % interval of the difference; None if the scores cannot be compared.
     p : float or None
-        Chance of a difference as large between equal encoders: McNemar's exact test of accuracy, else the paired t test
-        of `featstore.metrics.comparison`.
+        p-value: McNemar's exact test for accuracy, else the paired t test of `featstore.metrics.comparison`.
     unpaired : str
-        Why they cannot be compared; empty where they can.
+        Reason why the scores cannot be compared; empty if they can.
     one_seed : bool
-        Whether a head was trained with one seed: its training variance is not part of the test.
+        Whether a head was trained with one seed, so that the test excludes the variance over seeds.
     """
 
     protocol: Protocol
@@ -56,12 +55,12 @@ class Difference:
 
     @property
     def difference(self) -> float:
-        """A less B."""
+        """A - B."""
         return self.value_a - self.value_b
 
     @property
     def better(self) -> str:
-        """``A`` or ``B`` where the test is significant at 5 %, else empty."""
+        """``A`` or ``B`` if the test is significant at 5 %, else empty."""
         if self.p is None or self.p > ALPHA or self.difference == 0:
             return ""
         return "A" if (self.difference > 0) != (self.metric in LOWER_IS_BETTER) else "B"
@@ -88,18 +87,18 @@ class Difference:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """Two encoders on everything that both are scored on.
+    """Two encoders on all tasks that both have scores of.
 
     Attributes
     ----------
     differences : tuple of Difference
         By protocol, track and task.
     averages : tuple of Difference
-        For each protocol and track of more than one task; tasks are independent of each other.
+        One for each protocol and track with several tasks, which are independent.
     only_a, only_b : int
-        Scores that the other does not have.
+        Number of scores that the other encoder lacks.
     left_out : tuple of ScoreRecord
-        Scores of older protocol versions, which do not compare with those of the newest.
+        Scores of older protocol versions, which are not comparable with the newest.
     """
 
     a: str
@@ -119,24 +118,19 @@ def compare(records: Iterable[ScoreRecord], a: str, b: str) -> Comparison:
     records : iterable of ScoreRecord
         The newest of each, from `featstore.report.read_scores`.
     a, b : str
-        ``"logmel"``, or ``"logmel@3f9c2a71"`` where there are several recipes of it.
+        ``"logmel"``, or ``"logmel@3f9c2a71"`` if it has several recipes.
 
     Raises
     ------
     UsageError
-        An encoder has no score, or a name is of several, or the two have no score in common.
+        An encoder has no score, a name is ambiguous, or the encoders have no score in common.
     """
     everything = tuple(records)
-    _scores_of(everything, a), _scores_of(everything, b)  # names that are wrong are reported before versions
+    _scores_of(everything, a), _scores_of(everything, b)  # a wrong name is reported before a wrong version
     current, left_out = newest_versions(each for each in everything if _is_by(each, a) or _is_by(each, b))
-    of_a, of_b = (
-        _scores_of(
-            current, name, none="that compares, for they were scored by an older protocol version: score it again"
-        )
-        for name in (a, b)
-    )
+    of_a, of_b = (_scores_of(current, name, none="of the newest protocol version: score it again") for name in (a, b))
     if of_a == of_b:
-        raise UsageError(f"--compare takes two encoders, and {a} and {b} are one")
+        raise UsageError(f"--compare needs two encoders, and {a} and {b} are the same")
     common = sorted(of_a.keys() & of_b.keys())
     if not common:
         raise UsageError(f"{a} and {b} have no score in common: score both on the same task, track and protocol")
@@ -162,16 +156,16 @@ def _is_by(record: ScoreRecord, name: str) -> bool:
 
 
 def _scores_of(records: Sequence[ScoreRecord], name: str, *, none: str = "") -> Mapping[tuple[str, ...], ScoreRecord]:
-    """Scores of one encoder by everything that two scores must have in common."""
+    """Scores of one encoder by the fields that two compared scores share."""
     mine = [each for each in records if _is_by(each, name)]
     if not mine:
         there = sorted({f"{each.encoder}@{each.fingerprint}" for each in records})
         raise UsageError(
-            f"there is no score of {name} {none}".rstrip() + f"; there are scores of {', '.join(there) or 'nothing'}"
+            f"there is no score of {name} {none}".rstrip() + f"; there are scores of {', '.join(there) or 'no encoder'}"
         )
     recipes = sorted({f"{each.encoder}@{each.fingerprint}" for each in mine})
     if len(recipes) > 1:
-        raise UsageError(f"{name} is the name of several: say which of {', '.join(recipes)}")
+        raise UsageError(f"{name} is ambiguous: choose one of {', '.join(recipes)}")
     return {
         (
             each.protocol,
@@ -186,7 +180,7 @@ def _scores_of(records: Sequence[ScoreRecord], name: str, *, none: str = "") -> 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Pair:
-    """A difference, and what it was tested by; None where the two cannot be compared."""
+    """A difference and its test; None if the two scores cannot be compared."""
 
     found: Difference
     tested: Paired | None
@@ -218,7 +212,7 @@ def _pair(a: ScoreRecord, b: ScoreRecord) -> _Pair:
 
 
 def _average(pairs: Sequence[_Pair]) -> Difference | None:
-    """Weighted average over the tasks of one protocol and track; None where fewer than two count."""
+    """Weighted average over the tasks of one protocol and track; None for fewer than two."""
     counted = [each for each in pairs if each.found.eval_weight > 0 and each.found.metric not in NOT_AVERAGED]
     tasks = [each.found.task for each in counted]
     if len(counted) < 2 or len(set(tasks)) < len(tasks):

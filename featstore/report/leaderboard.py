@@ -1,7 +1,7 @@
-"""Leaderboards: what scores add up to. Pure: records in, frozen tables out, nothing rounded and nothing read.
+"""Leaderboards: one table per protocol and track, with weighted averages, intervals and significance marks.
 
-One table per protocol and track; a row is a task, a column an encoder. What was not scored is missing, never zero, and
-an average says over how many tasks it was taken.
+A pure function of score records. A row of a table is a task and a column is an encoder; `featstore.report.text` shows
+encoders as rows. A missing score is None, never zero, and an average has the number of its tasks.
 """
 
 from __future__ import annotations
@@ -32,13 +32,14 @@ __all__ = [
     "build",
     "natural",
     "newest_versions",
+    "ranked",
 ]
 
 LOWER_IS_BETTER = frozenset({"eer", "mae", "mse", "wer"})
-"""Metrics that are errors: the least is best, and they are part of no average."""
+"""Metrics for which lower is better; averages exclude them."""
 
 NOT_AVERAGED = LOWER_IS_BETTER | {"d_prime"}
-"""An average takes scores of which more is better and 1 is perfect: errors are not, and d' has no upper end."""
+"""Metrics that averages exclude, because higher is not better or 1 is not the maximum."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,9 +49,9 @@ class Cell:
     Attributes
     ----------
     half_width : float or None
-        Half of the 95 % interval; the standard deviation over seeds where there is no interval; None where neither is.
+        Half of the 95 % interval, else the standard deviation over seeds, else None.
     low, high : float or None
-        Its ends, or those of one standard deviation about the value.
+        Ends of the interval, or the value plus and minus one standard deviation.
     """
 
     value: float
@@ -61,9 +62,9 @@ class Cell:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Column:
-    """One encoder under one recipe and one choice of settings. Labels of a table are unique.
+    """One encoder with one recipe and one choice of settings. Labels are unique within a table.
 
-    A published column holds figures that somebody else has printed: it is there for reference, and never the best.
+    A published column has scores that were published elsewhere; it is a reference and is never marked as best.
     """
 
     encoder: str
@@ -80,19 +81,19 @@ class Row:
     Attributes
     ----------
     cells : tuple of Cell or None
-        One per column; None where there is no score.
+        One per column; None for a missing score.
     best : frozenset of int
-        Columns with the best score, the published ones apart; empty where fewer than two have one.
+        Columns with the best score, without published ones; empty if fewer than two have a score.
     inside_noise : frozenset of int
         Columns that are not significantly different from the best: see `featstore.report.marks.marks_of`.
     not_comparable : frozenset of int
         Columns that cannot be compared with the best.
     ranks : mapping
-        Column -> first and last rank that it may have.
+        Column -> first and last rank that the tests allow.
     one_seed : bool
-        Whether a score is of a head that is trained with one seed: its training variance is not known.
+        Whether a head was trained with one seed, so that the variance over seeds is unknown.
     manifests : int
-        Number of different manifests that the row's scores were made under: above 1 they do not compare.
+        Number of different manifests of the row's scores; above 1, they are not comparable.
     """
 
     task: str
@@ -118,17 +119,17 @@ class Average:
     over : str
         ``"public"`` or ``"all"``.
     values : tuple of float or None
-        One per column; None where no task of it was scored.
+        One per column; None without a score.
     n_scored : tuple of int
-        Tasks in each column's mean.
+        Number of tasks in the mean of each column.
     n_tasks : int
-        Tasks that a complete column has.
+        Number of tasks of a complete column.
     best : frozenset of int
-        The best among the complete columns, the published ones apart; empty where fewer than two are.
+        The best complete columns, without published ones; empty if fewer than two are complete.
     intervals : tuple of (float, float) or None
-        95 % interval of each complete column, of which every task has one; tasks are independent of each other.
+        95 % interval of each complete column whose tasks all have one; tasks are independent.
     inside_noise, not_comparable, ranks
-        As of a `Row`.
+        See `Row`.
     """
 
     over: str
@@ -146,7 +147,7 @@ class Average:
 class Table:
     """One protocol and track: rows by task, columns by encoder, then the averages.
 
-    ``protocol_version`` is that of all its scores; ``left_out`` are scores of older ones, which do not compare.
+    ``protocol_version`` is that of all its scores; ``left_out`` are scores of older versions, not comparable.
     """
 
     track: Track
@@ -154,41 +155,40 @@ class Table:
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
     averages: tuple[Average, ...]
-    """Over public tasks, where some are private, and over all."""
+    """Over public tasks, if some are private, and over all tasks."""
     protocol_version: int = 1
     left_out: tuple[ScoreRecord, ...] = ()
     warnings: tuple[WarningLine, ...] = ()
-    """Of its scores, one for each task and kind."""
+    """Warnings of its scores, one for each task and kind."""
 
     def __post_init__(self) -> None:
         labels = [column.label for column in self.columns]
         if len(set(labels)) < len(labels):
-            raise UsageError(f"the columns of a table have different labels, got {', '.join(labels)}")
+            raise UsageError(f"the labels of columns must be unique, got {', '.join(labels)}")
         for line in (*(row.cells for row in self.rows), *(average.values for average in self.averages)):
             if len(line) != len(self.columns):
-                raise UsageError(f"a line of a table has one entry per column ({len(self.columns)}), got {len(line)}")
+                raise UsageError(f"a row must have one entry per column ({len(self.columns)}), got {len(line)}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Leaderboard:
-    """Every table that the scores make up: strict before xares, track A before track B."""
+    """The tables of some scores: strict before xares, track A before track B."""
 
     tables: tuple[Table, ...]
 
 
 def build(records: Iterable[ScoreRecord], *, published: PublishedScores | None = None) -> Leaderboard:
-    """Set up the tables of these scores.
+    """Build the tables of some scores.
 
     Parameters
     ----------
     published : PublishedScores, optional
-        Added as reference columns to the tables of its protocol, for the tasks that these have: what was published
-        under one protocol compares with nothing that was scored under another.
+        Added as reference columns to the tables of its protocol; scores of other protocols are not comparable.
 
     Raises
     ------
     UsageError
-        Two scores are for one place of a table: `featstore.report.read_scores` keeps the newest of such.
+        Two scores have the same task, encoder and settings; `featstore.report.read_scores` keeps the newest.
     """
     of_table: dict[tuple[Protocol, Track], list[ScoreRecord]] = {}
     scores = tuple(records)
@@ -206,7 +206,7 @@ def build(records: Iterable[ScoreRecord], *, published: PublishedScores | None =
 
 
 def newest_versions(records: Iterable[ScoreRecord]) -> tuple[tuple[ScoreRecord, ...], tuple[ScoreRecord, ...]]:
-    """Part the scores of the newest protocol version, for each protocol and track, from older ones."""
+    """Split scores into those of the newest protocol version of their protocol and track, and older ones."""
     everything = tuple(records)
     newest: dict[tuple[Protocol, Track], int] = {}
     for each in everything:
@@ -229,7 +229,7 @@ def _table(
         row = placed.setdefault((record.task, record.metric), {})
         if column in row:
             place = f"{record.task} by {columns[column].label} (track {track}, {protocol})"
-            raise UsageError(f"a table has one score for each task and encoder, got two for {place}: give the newest")
+            raise UsageError(f"a table has one score for each task and encoder, got two for {place}: keep the newest")
         row[column] = record
     scored = [placed[place] for place in sorted(placed)]
     evidence = [{column: evidence_of(record) for column, record in of_task.items()} for of_task in scored]
@@ -255,7 +255,7 @@ def _table(
 
 
 def natural(label: str) -> tuple[tuple[str, int, str], ...]:
-    """What labels are sorted by, so that ``layer10`` comes after ``layer9``; ``09`` is 9, however long a number is.
+    """Natural sort key of labels: ``layer10`` follows ``layer9``, and ``09`` equals ``9``.
 
     >>> sorted(["b.layer10", "b.layer9", "a"], key=natural)
     ['a', 'b.layer9', 'b.layer10']
@@ -264,14 +264,30 @@ def natural(label: str) -> tuple[tuple[str, int, str], ...]:
     return tuple((text, len(number), number) for text, number in parts)
 
 
+def ranked(table: Table) -> tuple[int, ...]:
+    """Columns of a table by their average over all tasks, the best first.
+
+    Encoders that lack a task follow those that have all, and published columns are last. Without an average the order
+    is that of the table.
+    """
+    average = table.averages[-1]
+
+    def order(column: int) -> tuple[bool, bool, float, int]:
+        value = average.values[column]
+        incomplete = average.n_scored[column] < average.n_tasks
+        return table.columns[column].published, incomplete, 0.0 if value is None else -value, column
+
+    return tuple(sorted(range(len(table.columns)), key=order))
+
+
 # --- columns ----------------------------------------------------------------------------------------------------------
 
 
 def _columns(records: Sequence[ScoreRecord]) -> tuple[tuple[Column, ...], tuple[int, ...]]:
     """Columns of a table, sorted by label and layer, and the index of each record's column."""
-    telling = _telling_settings(records)
+    varying = _varying_settings(records)
     places = [
-        (record.encoder, record.fingerprint, tuple((name, record.settings.get(name)) for name in telling))
+        (record.encoder, record.fingerprint, tuple((name, record.settings.get(name)) for name in varying))
         for record in records
     ]
     fingerprints: dict[str, set[str]] = {}
@@ -290,27 +306,27 @@ def _columns(records: Sequence[ScoreRecord]) -> tuple[tuple[Column, ...], tuple[
     return tuple(ordered), tuple(ordered.index(columns[place]) for place in places)
 
 
-def _telling_settings(records: Sequence[ScoreRecord]) -> tuple[str, ...]:
-    """Name the settings that some task has several values of by one encoder: without them its scores would collide."""
+def _varying_settings(records: Sequence[ScoreRecord]) -> tuple[str, ...]:
+    """The settings of which one encoder has several values for one task, so that labels must include them."""
     values: dict[tuple[str, ...], set[str]] = {}
     for record in records:
         for name in CHOSEN_SETTINGS:
             place = (name, record.task, record.metric, record.encoder, record.fingerprint)
             values.setdefault(place, set()).add(json.dumps(record.settings.get(name)))
-    telling = {place[0] for place, seen in values.items() if len(seen) > 1}
-    return tuple(name for name in CHOSEN_SETTINGS if name in telling)
+    varying = {place[0] for place, seen in values.items() if len(seen) > 1}
+    return tuple(name for name in CHOSEN_SETTINGS if name in varying)
 
 
 def _label(encoder: str, fingerprint: str, settings: tuple[tuple[str, Any], ...], *, alone: bool) -> str:
     name = encoder if alone else f"{encoder}@{fingerprint}"
-    told = ", ".join(f"{setting}={value}" for setting, value in settings if value is not None)
-    return f"{name} ({told})" if told else name
+    shown = ", ".join(f"{setting}={value}" for setting, value in settings if value is not None)
+    return f"{name} ({shown})" if shown else name
 
 
 def _references(
     rows: Sequence[Row], by_task: Mapping[str, Mapping[str, float]]
 ) -> list[tuple[Column, tuple[Cell | None, ...]]]:
-    """Published columns that have a score of some row, with their cells."""
+    """Published columns with a score of at least one row, and their cells."""
     encoders = sorted({encoder for row in rows for encoder in by_task.get(row.task, {})})
     found = []
     for encoder in encoders:

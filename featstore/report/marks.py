@@ -1,4 +1,4 @@
-"""Which scores of a row are best, which may be as good, and which do not compare: one rule for every report. Pure."""
+"""Significance marks and rank ranges of the encoders of one task: one rule for every report."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ class Marks:
     Attributes
     ----------
     best : frozenset of int
-        Columns with the best score; empty where fewer than two have one.
+        Columns with the best score; empty if fewer than two have a score.
     inside_noise : frozenset of int
         Columns that are not significantly different from the best.
     not_comparable : frozenset of int
-        Columns that cannot be compared with the best. All others are significantly worse.
+        Columns that cannot be compared with the best. All other columns are significantly worse.
     ranks : mapping of int
-        Column -> first and last rank that it may have: one more than the number of columns that are significantly
-        better, and the number of columns less those that are significantly worse.
+        Column -> first and last possible rank: 1 + the number of significantly better columns, and the number of
+        columns - the number of significantly worse ones.
     """
 
     best: frozenset[int]
@@ -41,15 +41,15 @@ def marks_of(
 ) -> Marks:
     """Test every pair of a row, and mark its columns.
 
-    The chance that a row says of any two equal encoders that they differ is at most 5 %, by Holm's rule over all pairs:
-    the best is chosen by the same scores, so that comparisons with the best alone would not be enough to correct for.
+    Holm's correction over all pairs keeps the family-wise error rate of a row at 5 %. Comparisons with the best alone
+    would not be enough, because the same scores determine the best.
 
     Parameters
     ----------
     values : sequence of float or None
-        By column; None for one that is not compared.
+        One per column; None for a column that is not compared.
     pair : callable
-        Two columns -> first less second; None where they cannot be compared.
+        Two columns -> test of first - second; None if they cannot be compared.
     """
     there = [column for column, value in enumerate(values) if value is not None]
     if len(there) < 2:

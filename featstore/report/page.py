@@ -1,4 +1,4 @@
-"""The report as one page: everything in one file, which asks for nothing else."""
+"""The report as one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from featstore import __version__
+from featstore.errors import missing_extra
 from featstore.records import ScoreRecord
 from featstore.report.leaderboard import Leaderboard, build, natural
 from featstore.report.page_boards import board_view
 from featstore.report.page_charts import CurveView, PointView
 from featstore.report.page_tasks import Confusion, recipes_of, task_views
 from featstore.report.published import PublishedScores
-from featstore.report.templating import as_markup, environment, missing, writable
+from featstore.report.templating import as_markup, environment, writable
 from featstore.report.text import grid
 
 if TYPE_CHECKING:
@@ -36,19 +37,19 @@ def render_page(
     title: str = "Audio encoders",
     made_at: datetime | None = None,
 ) -> str:
-    """Write scores as one HTML page.
+    """Render scores as one HTML page.
 
     Parameters
     ----------
     records : iterable of ScoreRecord
-        The newest of each, from `featstore.report.read_scores`.
+        The newest scores, from `featstore.report.read_scores`.
     published : PublishedScores, optional
-        Set apart, in the tables of their protocol and of their tasks.
+        Shown separately in the tables of their protocol and tasks.
     health : sequence of Health
-        Of the feature sets that the scores come from, for a table of its own.
+        Health of the feature sets of the scores.
     title : str
     made_at : datetime, optional
-        The present, where it is not given.
+        The current time by default.
 
     Raises
     ------
@@ -82,9 +83,9 @@ def render_page(
 
 def _templates() -> Environment:
     try:
-        from featstore.report import page_charts as charts  # noqa: F401 - what the page needs is there, or nothing is begun
+        from featstore.report import page_charts as charts  # noqa: F401 - fails before any work if matplotlib is missing
     except ImportError as error:
-        raise missing(error, what="the HTML report") from error
+        raise missing_extra("the HTML report", error, "report") from error
     found = environment(what="the HTML report")
     found.filters["number"] = _number
     found.filters["counts"] = _counts
@@ -92,7 +93,7 @@ def _templates() -> Environment:
 
 
 def _colours(board: Leaderboard) -> Mapping[str, int]:
-    """Number the encoders, in the order of their names: one has one colour in every chart."""
+    """Number the encoders by name, so that each has the same colour in every chart."""
     labels = {column.label for table in board.tables for column in table.columns if not column.published}
     return {label: number for number, label in enumerate(sorted(labels, key=natural))}
 
@@ -108,16 +109,16 @@ def _number(value: float | None, form: str) -> str:
 
 
 def _counts(rows: Sequence[Sequence[int]]) -> str:
-    """A matrix in one attribute of a tag: zeros, which are most of it, are left out."""
+    """A matrix as the text of an attribute; zeros are empty."""
     return ";".join(",".join(str(n) if n else "" for n in row) for row in rows)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Picture:
-    """A matrix as an image, with its text alternative."""
+    """A matrix as an image, with its alternative text."""
 
     uri: str
-    says: str
+    tip: str
 
 
 def _picture(found: Confusion) -> _Picture:
@@ -125,18 +126,18 @@ def _picture(found: Confusion) -> _Picture:
 
     counts = np.array(found.counts, np.float64)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    most = "; ".join(f"{true} taken for {said} {n} of {of} times" for true, said, n, of in found.pairs[:3])
-    says = f"Confusion matrix of {found.label}, {len(found.classes)} classes. Most often: {most or 'nothing confused'}."
-    return _Picture(uri=matrix_png(shares), says=says)
+    most = "; ".join(f"{true} predicted as {predicted} {n} of {of} times" for true, predicted, n, of in found.pairs[:3])
+    tip = f"Confusion matrix of {found.label}, {len(found.classes)} classes. Most confused: {most or 'no classes'}."
+    return _Picture(uri=matrix_png(shares), tip=tip)
 
 
-def _says(point: PointView) -> str:
+def _tip(point: PointView) -> str:
     interval = "" if point.low is None or point.high is None else f", {point.low:.4f} to {point.high:.4f}"
     return f"{point.x:g}: {point.y:.4f}{interval}"
 
 
 class _Charts:
-    """Draws curves, each chart with a number of its own."""
+    """Draws curves; each chart has its own number."""
 
     def __init__(self) -> None:
         from featstore.report.page_charts import Plotter
@@ -145,7 +146,7 @@ class _Charts:
         self._numbers: Iterator[int] = count(1)
 
     def draw(self, view: CurveView, *, task: str, metric: str) -> Any:
-        """The chart as markup that is safe to put into a page as it is."""
+        """The chart as safe markup."""
         from featstore.report.page_charts import Curve, Point
 
         curves = [
@@ -153,7 +154,7 @@ class _Charts:
                 label=label,
                 colour=colour,
                 points=tuple(
-                    Point(x=each.x, y=each.y, low=each.low, high=each.high, says=f"{label}, {_says(each)}")
+                    Point(x=each.x, y=each.y, low=each.low, high=each.high, tip=f"{label}, {_tip(each)}")
                     for each in points
                 ),
             )
@@ -173,4 +174,4 @@ class _Charts:
             y_label="score",
             x_scale="linear" if view.kind == "layer" else "log",
         )
-        return as_markup(svg)  # drawn here, with every text of others escaped
+        return as_markup(svg)  # every untrusted text in it is escaped

@@ -1,4 +1,4 @@
-"""Leaderboards as the page lays them out, decided before anything is drawn: tables in, frozen views out."""
+"""Leaderboards of the page: frozen views of tables, which the template renders."""
 
 from __future__ import annotations
 
@@ -7,15 +7,18 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from featstore.formatting import counted
 from featstore.records import sha256_of
-from featstore.report.leaderboard import Cell, Column, Row, Table
-from featstore.report.text import TRACK_TITLES
+from featstore.report.leaderboard import Cell, Row, Table, ranked
+from featstore.report.text import TRACK_TITLES, flags_of
 
 __all__ = [
     "Bar",
     "BoardView",
+    "EncoderRow",
     "Entry",
     "RankRow",
+    "TaskColumn",
     "board_title",
     "board_view",
     "entry_of",
@@ -35,11 +38,11 @@ class Bar:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """One score of a table: as text, as what it is sorted by, and as a bar."""
+    """One score of a table: its text, sort value and bar."""
 
     text: str
     plus_minus: str
-    says: str
+    tip: str
     value: float | None
     best: bool
     inside_noise: bool
@@ -60,10 +63,30 @@ class RankRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BoardView:
-    """One protocol and track: encoders ranked by their averages, and every task by every encoder.
+class TaskColumn:
+    """Header of one task: its short name, title and metric, and the anchor of its section."""
 
-    ``axis`` is what the bars of the ranking stand on.
+    name: str
+    title: str
+    metric: str
+    anchor: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncoderRow:
+    """One encoder with its score of every task."""
+
+    label: str
+    colour: int
+    published: bool
+    entries: tuple[Entry, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BoardView:
+    """One protocol and track: encoders ranked by their averages, and a table of encoders by tasks.
+
+    ``axis`` holds the ends of the ranking's bars.
     """
 
     anchor: str
@@ -72,9 +95,8 @@ class BoardView:
     axis: tuple[float, float]
     ranking: tuple[RankRow, ...]
     published: tuple[RankRow, ...]
-    columns: tuple[Column, ...]
-    rows: tuple[tuple[Row, str, tuple[Entry, ...]], ...]
-    averages: tuple[tuple[str, tuple[Entry, ...]], ...]
+    columns: tuple[TaskColumn, ...]
+    rows: tuple[EncoderRow, ...]
     notes: tuple[str, ...]
     warnings: tuple[str, ...]
 
@@ -85,7 +107,7 @@ def board_view(table: Table, *, notes: Sequence[str], colours: Mapping[str, int]
     Parameters
     ----------
     notes : sequence of str
-        What its marks mean.
+        Legend of the marks.
     colours : mapping
         Label of an encoder -> number of its colour.
     """
@@ -103,30 +125,27 @@ def board_view(table: Table, *, notes: Sequence[str], colours: Mapping[str, int]
         for at, column in enumerate(table.columns)
     }
 
-    def order(at: int) -> tuple[bool, float, str]:
-        average = table.averages[-1]
-        value = average.values[at]
-        return average.n_scored[at] < average.n_tasks, -(value or 0.0), table.columns[at].label
-
-    ranked = [at for at in sorted(rank, key=order) if table.averages[-1].values[at] is not None]
+    order = ranked(table)
+    with_average = [at for at in order if table.averages[-1].values[at] is not None]
     return BoardView(
         anchor=f"board-{place}",
         title=board_title(table),
         spans=tuple(_span_name(average.over, average.n_tasks) for average in table.averages),
         axis=axis,
-        ranking=tuple(rank[at] for at in ranked if not table.columns[at].published),
-        published=tuple(rank[at] for at in ranked if table.columns[at].published),
-        columns=table.columns,
-        rows=tuple(
-            (row, task_anchor(row.task), tuple(entry_of(row, at) for at in range(len(row.cells)))) for row in table.rows
+        ranking=tuple(rank[at] for at in with_average if not table.columns[at].published),
+        published=tuple(rank[at] for at in with_average if table.columns[at].published),
+        columns=tuple(
+            TaskColumn(name=row.task + flags_of(row), title=row.title, metric=row.metric, anchor=task_anchor(row.task))
+            for row in table.rows
         ),
-        averages=tuple(
-            (
-                _span_name(average.over, average.n_tasks),
-                tuple(_average_entry(table, span, at, axis=(0.0, 1.0)) for at in range(len(table.columns))),
+        rows=tuple(
+            EncoderRow(
+                label=table.columns[at].label,
+                colour=colours.get(table.columns[at].label, -1),
+                published=table.columns[at].published,
+                entries=tuple(entry_of(row, at) for row in table.rows),
             )
-            for span, average in enumerate(table.averages)
-            if average.n_tasks
+            for at in order
         ),
         notes=tuple(notes),
         warnings=tuple(map(str, table.warnings)),
@@ -134,23 +153,23 @@ def board_view(table: Table, *, notes: Sequence[str], colours: Mapping[str, int]
 
 
 def board_title(table: Table) -> str:
-    """Name of a track, and of the protocol that it was scored under."""
+    """Name of the track and the protocol."""
     return f"{TRACK_TITLES[table.track]} ({table.protocol} protocol)"
 
 
 def task_anchor(task: str) -> str:
-    """Where the page has a task: made of its hash, as a name may hold anything."""
+    """Anchor of a task, made of a hash, because a name is untrusted text."""
     return f"task-{sha256_of(task)[:12]}"
 
 
 def recipe_anchor(encoder: str, fingerprint: str) -> str:
-    """Where the page has a recipe; stores may have one of them under two names."""
+    """Anchor of a recipe; stores may have one recipe under two names."""
     return f"recipe-{sha256_of([encoder, fingerprint])[:12]}"
 
 
 def entry_of(row: Row, at: int) -> Entry:
-    """One score of a row, with a bar on the axis of all of them."""
-    # Scores are shares: one axis from 0 to 1 for all of them, and a longer one for errors and the like beyond it.
+    """One score of a task, with a bar on the axis of the task."""
+    # Most scores are within 0 to 1, the default axis; metrics beyond it extend the axis.
     there = [each for each in row.cells if each is not None]
     ends = [end for each in there for end in (each.value, each.low, each.high) if end is not None]
     axis = min(0.0, *ends), max(1.0, *ends)
@@ -181,14 +200,14 @@ def _average_entry(table: Table, span: int, at: int, *, axis: tuple[float, float
     if value is None or average.n_scored[at] == average.n_tasks:
         return entry
     partly = f"{average.n_scored[at]} of {average.n_tasks} tasks"
-    return replace(entry, plus_minus=partly, says=f"{entry.says}, over {partly} only")
+    return replace(entry, plus_minus=partly, tip=f"{entry.tip}, {partly} only")
 
 
 def _shown(
     cell: Cell | None, *, axis: tuple[float, float], best: bool, inside_noise: bool, not_comparable: bool
 ) -> Entry:
     if cell is None:
-        return Entry(text="–", plus_minus="", says="no score", value=None, best=False, inside_noise=False, bar=None)
+        return Entry(text="–", plus_minus="", tip="no score", value=None, best=False, inside_noise=False, bar=None)
     lowest, highest = axis
 
     def place(value: float) -> float:
@@ -199,7 +218,7 @@ def _shown(
     return Entry(
         text=f"{cell.value:.3f}",
         plus_minus="" if cell.half_width is None else f"±{cell.half_width:.3f}",
-        says=f"{cell.value:.4f}" + (f", {low:.4f} to {high:.4f}" if has_interval else ""),
+        tip=f"{cell.value:.4f}" + (f", {low:.4f} to {high:.4f}" if has_interval else ""),
         value=cell.value,
         best=best,
         inside_noise=inside_noise,
@@ -209,12 +228,12 @@ def _shown(
 
 
 def _span_name(over: str, n_tasks: int) -> str:
-    tasks = f"{n_tasks} task" if n_tasks == 1 else f"{n_tasks} tasks"
-    return f"public, {tasks}" if over == "public" else f"all, {tasks}"
+    kind = "public task" if over == "public" else "task"
+    return f"Average, {counted(n_tasks, kind)}"
 
 
 def _axis(table: Table) -> tuple[float, float]:
-    """From the least to the greatest end of an average's interval, in steps of a twentieth."""
+    """From the lowest to the highest end of the intervals of averages, rounded outwards to 0.05."""
     ends = [
         end
         for average in table.averages

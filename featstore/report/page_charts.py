@@ -28,16 +28,16 @@ __all__ = ["N_COLOURS", "Curve", "CurveView", "Plotter", "Point", "PointView", "
 XScale = Literal["linear", "log"]
 
 N_COLOURS = 10
-"""Series colours that the page's style sheet has, ``--c0`` to ``--c9``."""
+"""Series colours of the style sheet of the page, ``--c0`` to ``--c9``."""
 
 MAX_BANDS = 4
-"""Curves whose intervals are drawn: of more, bands upon bands would hide them. Points say theirs in any case."""
+"""Maximum number of curves with interval bands; the tooltips of points always have the interval."""
 
-# Colours that stand for others until the SVG is written: no chart has them for their own sake.
+# Placeholder colours, which are replaced by CSS variables in the SVG.
 _INK, _GRID, _SERIES = "#fedc00", "#fedc01", "#fedd{:02x}"
 _DASHES: tuple[str | tuple[int, tuple[int, ...]], ...] = ("-", (0, (4, 2)), (0, (1, 1.5)))  # type: ignore[assignment]
 _STYLE: Any = {
-    "svg.fonttype": "none",  # text stays text: to be read out, found and copied
+    "svg.fonttype": "none",  # text stays text, for search, copy and screen readers
     "svg.hashsalt": "featstore",
     "text.parse_math": False,
     "font.size": 8.0,
@@ -52,18 +52,18 @@ _STYLE: Any = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Point:
-    """One point of a curve, with the ends of its interval where it has one, and what it says of itself."""
+    """One point of a curve, with the ends of its interval, if any, and its tooltip."""
 
     x: float
     y: float
     low: float | None = None
     high: float | None = None
-    says: str
+    tip: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Curve:
-    """Points of one encoder. ``colour`` is a number from 0 on; past the last colour, lines are dashed."""
+    """Points of one encoder. ``colour`` is a number from 0; after the last colour, lines are dashed."""
 
     label: str
     colour: int
@@ -71,7 +71,7 @@ class Curve:
 
 
 class Plotter:
-    """Draws charts one after the other on the same axes: most of what a chart costs is to make axes and their ticks."""
+    """Draws charts one after the other on the same axes, because creating axes and ticks takes most of the time."""
 
     def __init__(self) -> None:
         self._drawn_on: dict[XScale, tuple[Figure, Axes]] = {}
@@ -87,7 +87,7 @@ class Plotter:
         y_label: str,
         x_scale: XScale,
     ) -> str:
-        """Draw curves as an ``<svg>`` element to stand in a page.
+        """Draw curves as an ``<svg>`` element of a page.
 
         Parameters
         ----------
@@ -146,7 +146,7 @@ def _draw(axes: Axes, at: int, curve: Curve, *, with_band: bool) -> None:
 
 
 def _set_places(axes: Axes, curves: Sequence[Curve], *, x_scale: XScale) -> None:
-    """Ticks where the points are, while there is room for them."""
+    """Set ticks at the points, if there are few enough."""
     places = sorted({point.x for curve in curves for point in curve.points})
     if len(places) <= 8:
         axes.xaxis.set_major_locator(FixedLocator(places))
@@ -155,7 +155,7 @@ def _set_places(axes: Axes, curves: Sequence[Curve], *, x_scale: XScale) -> None
 
 
 def _for_a_page(svg: str, curves: Sequence[Curve], *, number: int, title: str, description: str) -> str:
-    """Leave out what a page has itself, take colours and letters from its style sheet, and say what is shown."""
+    """Remove metadata and styles, use colours and fonts of the style sheet, and add title, description and tooltips."""
     svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     svg = svg.replace(_INK, "currentColor").replace(_GRID, "var(--line)")
     svg = re.sub(r"#fedd([0-9a-f]{2})", lambda found: f"var(--c{int(found[1], 16)})", svg)
@@ -163,15 +163,15 @@ def _for_a_page(svg: str, curves: Sequence[Curve], *, number: int, title: str, d
     svg = re.sub(r"font-size: 8px; ?|; fill: currentColor(?=\"( x=| transform=))", "", svg)
 
     def named(found: re.Match[str]) -> str:
-        says = iter(curves[int(found[1])].points)
+        points = iter(curves[int(found[1])].points)
         return re.sub(
             r"<use[^>]*/>",
-            lambda use: f'<g class="point"><title>{escape(next(says).says)}</title>{use[0]}</g>',
+            lambda use: f'<g class="point"><title>{escape(next(points).tip)}</title>{use[0]}</g>',
             f"<g>{found[2]}",
         )
 
     svg = re.sub(r'<g id="points-(\d+)">(.*?</g>\s*</g>)', named, svg, flags=re.DOTALL)
-    svg = re.sub(r"<style.*?</style>", "", svg, count=1, flags=re.DOTALL)  # it would be the whole page's
+    svg = re.sub(r"<style.*?</style>", "", svg, count=1, flags=re.DOTALL)  # it would apply to the page
     svg = re.sub(r' id="[a-zA-Z.]\w*[._]\w+"', "", svg)
     svg = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>chart{number}-", svg)
     svg = re.sub(r" transform=\"rotate\(-0 [^\"]*\"", "", svg)
@@ -189,7 +189,7 @@ def _for_a_page(svg: str, curves: Sequence[Curve], *, number: int, title: str, d
 
 
 def matrix_png(shares: NDArray[np.float64]) -> str:
-    """A matrix (n, n) of numbers from 0 to 1 as a data URI: a pixel a cell, the more the less it lets through."""
+    """A matrix (n, n) of numbers from 0 to 1 as a PNG data URI: one pixel per cell, whose opacity is the number."""
     pixels = np.zeros((*shares.shape, 4))
     pixels[..., :3] = (0.16, 0.44, 0.78)
     pixels[..., 3] = np.clip(shares, 0.0, 1.0)
@@ -200,7 +200,7 @@ def matrix_png(shares: NDArray[np.float64]) -> str:
 
 MAX_CURVES = 12
 LAYER = re.compile(r"(?P<name>.+)\.layer(?P<layer>[0-9]+)(\.(?P<pool>max|std))?")
-"""How one layer of an encoder is called, and one layer pooled otherwise than by its mean."""
+"""Name of a layer of an encoder, with its pooling unless it is the mean."""
 
 CurveKind = Literal["k", "shots", "layer"]
 
@@ -217,7 +217,7 @@ class PointView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CurveView:
-    """A chart: curves by label, with the colour of each. ``left_out`` curves were too many to tell apart."""
+    """A chart: curves by label, with the colour of each. ``left_out`` is the number of curves that are not drawn."""
 
     kind: CurveKind
     title: str
@@ -227,18 +227,18 @@ class CurveView:
 
     @property
     def xs(self) -> tuple[float, ...]:
-        """Where any of the curves has a point: columns of the chart as a table."""
+        """The x of every point: the columns of the chart as a table."""
         return tuple(sorted({point.x for _, _, points in self.curves for point in points}))
 
     @property
     def rows(self) -> tuple[tuple[str, tuple[float | None, ...]], ...]:
-        """Label of each curve and its score at each of ``xs``; None where it has no point."""
+        """Label of each curve and its score at each of ``xs``; None without a point."""
         known = [(label, {point.x: point.y for point in points}) for label, _, points in self.curves]
         return tuple((label, tuple(y.get(x) for x in self.xs)) for label, y in known)
 
 
 def curves_of(scored: Sequence[tuple[str, int, ScoreRecord]]) -> tuple[CurveView, ...]:
-    """Every chart that some scores of a task, with their labels and colours, have two points for."""
+    """The charts of a task with at least two points, for scores with labels and colours."""
     charts = [_k_curve(scored), _shots_curve(scored), _layer_curve([record for _, _, record in scored])]
     return tuple(chart for chart in charts if chart is not None)
 
@@ -248,7 +248,7 @@ def _k_curve(scored: Sequence[tuple[str, int, ScoreRecord]]) -> CurveView | None
     for label, colour, record in scored:
         points = [PointView(x=x, y=y) for x, y in _numbered(record.details.get("k_curve"))]
         curves.append((label, colour, tuple(points)))
-    return _chart("k", curves, title="Score by number of neighbours", x_label="k, neighbours that vote")
+    return _chart("k", curves, title="Score by number of neighbours", x_label="k, number of neighbours")
 
 
 def _shots_curve(scored: Sequence[tuple[str, int, ScoreRecord]]) -> CurveView | None:
@@ -259,7 +259,7 @@ def _shots_curve(scored: Sequence[tuple[str, int, ScoreRecord]]) -> CurveView | 
         for shots, found in sorted(raw.items(), key=lambda item: int(item[0])) if isinstance(raw, Mapping) else ():
             points.append(PointView(x=int(shots), y=found["mean"], low=found["low"], high=found["high"]))
         curves.append((label, colour, tuple(points)))
-    return _chart("shots", curves, title="Score by number of training clips", x_label="training clips of each class")
+    return _chart("shots", curves, title="Score by number of training clips", x_label="training clips per class")
 
 
 def _layer_curve(scored: Sequence[ScoreRecord]) -> CurveView | None:
@@ -295,7 +295,7 @@ def _chart(
     title: str,
     x_label: str,
 ) -> CurveView | None:
-    """A chart of the curves that have two points or more; None where there is none."""
+    """A chart of the curves with at least two points; None if there is none."""
     drawn = [curve for curve in curves if len(curve[2]) > 1]
     if not drawn:
         return None

@@ -36,7 +36,7 @@ MAX_PAIRS = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClassRow:
-    """A class, its test clips, and its score by each encoder."""
+    """A class, the number of its test clips, and its score by each encoder."""
 
     name: str
     support: int | None
@@ -45,7 +45,7 @@ class ClassRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClassTable:
-    """Classes by encoder; of very many classes, those that are hardest on average."""
+    """Classes by encoder; of many classes, the hardest on average."""
 
     labels: tuple[str, ...]
     rows: tuple[ClassRow, ...]
@@ -54,14 +54,14 @@ class ClassTable:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Confusion:
-    """What one encoder takes for what.
+    """The confusion matrix of one encoder.
 
     Attributes
     ----------
     counts : tuple of tuple of int
-        True classes by predicted ones; empty where a task has too many classes to show all.
+        True classes by predicted classes; empty for a task with too many classes.
     pairs : tuple of (str, str, int, int)
-        Most confused: true class, predicted class, how often, and of how many (0 where that is not known).
+        The most confused pairs: true class, predicted class, count, and clips of the true class (0 if unknown).
     """
 
     label: str
@@ -71,12 +71,12 @@ class Confusion:
 
     @property
     def is_small(self) -> bool:
-        """Whether every count can be read in a table."""
+        """Whether the matrix is small enough for a table."""
         return 0 < len(self.counts) <= MAX_TABLE_CLASSES
 
 
 def class_table(scored: Sequence[tuple[str, ScoreRecord]]) -> ClassTable:
-    """Lay out the classes of some scores, with their labels; no rows where none keeps its classes."""
+    """Lay out the classes of labelled scores; no rows if no score has its classes."""
     known = [(label, record) for label, record in scored if _has_classes(record)]
     if not known:
         return ClassTable(labels=(), rows=(), n_classes=0)
@@ -107,7 +107,7 @@ def _has_classes(record: ScoreRecord) -> bool:
 
 
 def confusions_of(scored: Sequence[tuple[str, ScoreRecord]]) -> tuple[Confusion, ...]:
-    """Matrices of the encoders that were scored on the same classes as the best."""
+    """Confusion matrices of the encoders with the same classes as the best."""
     found = [each for label, record in scored if (each := _confusion(label, record)) is not None]
     return tuple(each for each in found if each.classes == found[0].classes)
 
@@ -138,7 +138,7 @@ def _confusion(label: str, record: ScoreRecord) -> Confusion | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoreRow:
-    """One score with everything that made it."""
+    """One score with its provenance."""
 
     label: str
     colour: int
@@ -176,7 +176,7 @@ class TaskView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecipeView:
-    """A recipe as lines of text. ``anchor`` is where the page has it."""
+    """A recipe as lines of text. ``anchor`` is its place in the page."""
 
     anchor: str
     name: str
@@ -262,8 +262,8 @@ def _provenance(record: ScoreRecord) -> tuple[tuple[str, str], ...]:
     seconds = ", ".join(f"{name} {value:.2f}" for name, value in record.seconds.items())
     return (
         ("encoder", f"{record.encoder}@{record.fingerprint}"),
-        ("clips", f"{record.n_train:,} trained on, {record.n_valid:,} selected on, {record.n_test:,} tested"),
-        ("seeds", ", ".join(map(str, record.seeds)) or "none: nothing is random"),
+        ("clips", f"{record.n_train:,} train, {record.n_valid:,} validation, {record.n_test:,} test"),
+        ("seeds", ", ".join(map(str, record.seeds)) or "none (deterministic)"),
         ("settings", settings),
         ("feature sets", features),
         ("manifest", record.manifest_sha256),
@@ -283,7 +283,7 @@ def _left_out(record: ScoreRecord) -> tuple[tuple[str, str, str], ...]:
 
 
 def recipes_of(records: Iterable[ScoreRecord]) -> tuple[RecipeView, ...]:
-    """Recipe of every encoder, as far as scores keep it."""
+    """Recipe of every encoder, if its scores have it."""
     kept: dict[tuple[str, str], Mapping[str, Any]] = {}
     for record in records:
         raw, place = record.details.get("recipe"), (record.encoder, record.fingerprint)

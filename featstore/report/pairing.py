@@ -1,9 +1,9 @@
-"""What two scores of one task have in common: the same test clips, and so the noise of their difference.
+"""Paired comparison of two scores of one task on the same test clips.
 
-Every score keeps what each unit of its test set (a clip, a block of clips or a group) adds to it, in
-``details["spread"]``. Units depend on the names of the clips alone, so the difference of two encoders' numbers is what
-a unit adds to the difference of their scores. What one encoder finds hard the other mostly does too, and the interval
-of a difference is narrower than two intervals side by side suggest.
+Every score has the contribution of each unit of its test set (a clip, a block of clips or a group) in
+``details["spread"]``. Units depend only on the names of the clips, so the difference of the contributions of two
+encoders is the contribution of a unit to the difference of their scores. Encoders mostly find the same clips hard, and
+the interval of a paired difference is narrower than two separate intervals suggest.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ __all__ = ["Evidence", "average_interval", "average_pair", "evidence_of", "pair"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
-    """What a score is compared by.
+    """The data of one score that comparisons use.
 
     Attributes
     ----------
     deviations : float64 (units,) or None
-        None where the score has none, or none that can be used: ``problem`` is why.
+        None if the score has none that can be used; ``problem`` is the reason.
     right : uint8 (clips,) or None
-        Of accuracy: how many seeds have a clip right.
+        For accuracy: number of seeds that predict each clip correctly.
     seed_variance : float
-        Of the mean over seeds.
+        Variance of the mean over seeds.
     """
 
     manifest: str
@@ -50,15 +50,15 @@ class Evidence:
 
 
 def evidence_of(record: ScoreRecord) -> Evidence:
-    """Read what a record keeps of its units; whatever is wrong with it is a problem, not an error."""
+    """Read the contributions of the units of a record; invalid data is a `problem`, not an error."""
     kept: Any = record.details.get("spread")
     problem, deviations, right = "", None, None
     if not isinstance(kept, Mapping) or not isinstance(kept.get("clips"), str):
-        problem = "scored without what encoders are compared by: score again"
+        problem = "no data for comparisons in this score: score again"
     elif kept.get("units") == "groups" and (kept.get("n") or 0) < MIN_GROUPS:
         problem = f"fewer than {MIN_GROUPS} groups of test clips"
     elif not _are_numbers(kept.get("deviations")) or not _are_numbers([kept.get("variance")]):
-        problem = "the score is not defined without one of its clips"
+        problem = "the score is undefined without one of its clips"
     elif len(kept["deviations"]) < 2:
         problem = "a single test clip"
     else:
@@ -83,7 +83,7 @@ def evidence_of(record: ScoreRecord) -> Evidence:
 
 
 def why_unpaired(a: Evidence, b: Evidence) -> str:
-    """Say why two scores cannot be compared; empty where they can."""
+    """Reason why two scores cannot be compared; empty if they can."""
     if a.version != b.version:
         return f"scored by protocol versions {a.version} and {b.version}: score the older again"
     if a.manifest != b.manifest:
@@ -91,22 +91,22 @@ def why_unpaired(a: Evidence, b: Evidence) -> str:
     if a.problem or b.problem:
         return a.problem or b.problem
     if a.n_seeds and b.n_seeds and a.n_seeds != b.n_seeds:
-        return f"different numbers of seeds ({a.n_seeds} and {b.n_seeds}): score both with as many"
+        return f"different numbers of seeds ({a.n_seeds} and {b.n_seeds}): use the same number"
     if a.clips != b.clips or _length(a) != _length(b):
-        return "not the same test clips"
+        return "different test clips"
     return ""
 
 
 def pair(a: Evidence, b: Evidence) -> Paired | None:
-    """Compare two scores: ``a`` less ``b``; None where they cannot be compared."""
+    """Test the difference ``a - b``; None if the scores cannot be compared."""
     if why_unpaired(a, b) or a.deviations is None or b.deviations is None:
         return None
     seeds = [(each.seed_variance, each.n_seeds - 1.0) for each in (a, b) if each.seed_variance > 0]
     exact_p = None
     if not seeds and a.right is not None and b.right is not None and len(a.right) == len(b.right):
         one, other = a.right == max(a.n_seeds, 1), b.right == max(b.n_seeds, 1)
-        nobody = [right == 0 for right in (a.right, b.right)]
-        if bool((one | nobody[0]).all() and (other | nobody[1]).all()):  # the seeds of either agree on every clip
+        neither = [right == 0 for right in (a.right, b.right)]
+        if bool((one | neither[0]).all() and (other | neither[1]).all()):  # seeds agree on every clip
             exact_p = mcnemar(int((one & ~other).sum()), int((other & ~one).sum()))
     return paired_difference(
         a.value - b.value,
@@ -118,7 +118,7 @@ def pair(a: Evidence, b: Evidence) -> Paired | None:
 
 
 def average_pair(pairs: Sequence[Paired | None], weights: Sequence[float]) -> Paired | None:
-    """Average differences over independent tasks; None unless every task has one."""
+    """Weighted average of differences over independent tasks; None unless every task has one."""
     there = [each for each in pairs if each is not None]
     if not there or len(there) < len(pairs):
         return None
@@ -140,7 +140,7 @@ def average_interval(
             parts.append((share**2 * each.seed_variance, each.n_seeds - 1.0))
     variance = sum(part for part, _ in parts)
     if variance <= 0:
-        return None  # every score is perfect: their own intervals say more than a width of nothing
+        return None  # every score is perfect: an interval of width 0 would be wrong
     half = student(degrees_of_freedom(parts)) * float(np.sqrt(variance))
     return value - half, min(1.0, value + half)
 

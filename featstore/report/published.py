@@ -1,4 +1,4 @@
-"""Scores that others have published: for reference beside one's own, and never mixed with them."""
+"""Published scores of X-ARES, as a reference that is never mixed with own scores."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ __all__ = ["PublishedScores", "published_scores"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PublishedScores:
-    """Figures as printed.
+    """Published scores.
 
     Attributes
     ----------
     source : str
-        Where they are printed.
+        Publication that has the scores.
     protocol : "strict" or "xares"
-        The rules that they were made under: they compare with nothing else.
+        Their protocol; scores of other protocols are not comparable.
     scores : mapping
         Track -> task -> encoder -> score.
     averages : mapping
-        Track -> ``public`` or ``all`` -> encoder -> weighted average, as printed: a check on the others.
+        Track -> ``public`` or ``all`` -> encoder -> weighted average, as published.
     """
 
     source: str
@@ -39,7 +39,7 @@ class PublishedScores:
 
 
 def published_scores() -> PublishedScores:
-    """Read the figures that come with featstore: those of X-ARES."""
+    """Read the published scores that featstore ships."""
     raw = json.loads(Path(__file__).with_name("published_scores.json").read_text(encoding="utf-8"))
     return PublishedScores(
         source=raw["source"],

@@ -1,4 +1,4 @@
-"""Scores as the text of one file: a page, Markdown, CSV or JSON."""
+"""Scores as the text of one file: HTML, Markdown, CSV or JSON."""
 
 from __future__ import annotations
 
@@ -34,21 +34,21 @@ def render(
     published: bool = False,
     store: Store | None = None,
 ) -> str:
-    """Render the leaderboard of scores, the newest of each.
+    """Render the leaderboard of scores.
 
     Parameters
     ----------
     title : str
-        Of a page.
+        Title of an HTML page.
     published : bool
-        Add the published scores of X-ARES to Markdown and CSV; a page always sets them apart in its tables.
+        Add the published scores of X-ARES to Markdown and CSV; an HTML page always has them.
     store : Store, optional
-        Of a page: also show the health of the embedding spaces that the scores were made from.
+        For an HTML page: also show the health of the embedding spaces of the scores.
 
     Raises
     ------
     UsageError
-        `store` is given for another format than a page, or a library that a page needs is not installed.
+        `store` is given for another format than HTML, or a library of the page is not installed.
     """
     if form == "html":
         from featstore.report.page import render_page
@@ -57,7 +57,7 @@ def render(
         health = () if store is None else spaces_of(store, scores)
         return render_page(scores, published=published_scores(), health=health, title=title)
     if store is not None:
-        raise UsageError("only a page shows the health of a store: give the format html, or no store")
+        raise UsageError("only the format html shows the health of a store")
     if form == "json":
         return to_json(scores)
     board = build(scores, published=published_scores() if published else None)

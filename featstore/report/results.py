@@ -1,10 +1,9 @@
-"""Scores on disk: one JSON file a score, named after everything that made it, sealed, and read back strictly.
+"""Result files: one sealed JSON file per score, named by its key and validated when it is read.
 
-A file holds the score and what was written about it, its generation among it: one more than the highest generation of
-the files of that task, track, protocol and encoder that were in the folder. Of two scores of one thing, the one of the
-higher generation counts, whatever clocks are. ``seal`` is the SHA-256 of the canonical JSON of everything else in the
-file: a value that was changed, in any field, is found. Files of before there were seals have neither; they are read,
-and listed as unsealed.
+A file has the score and metadata. Its ``generation`` is one more than the highest generation of the files of the same
+task, track, protocol and encoder in the folder; of two scores of one identity, the higher generation is newer,
+independent of clocks. ``seal`` is the SHA-256 of the canonical JSON of everything else, which detects any change. Older
+files have neither; they are read, and listed as unsealed.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,21 +29,21 @@ __all__ = ["CHOSEN_SETTINGS", "RESULTS_FORMAT", "Results", "identity_of", "read_
 RESULTS_FORMAT = 1
 
 CHOSEN_SETTINGS = ("head", "k", "index", "temperature")
-"""Settings whose values stand side by side in a report; any other difference means that a score was made again."""
+"""Settings that distinguish scores in a report; scores that differ in nothing else are repetitions of one score."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Results:
-    """The scores of a folder.
+    """The scores of one or more folders.
 
     Attributes
     ----------
     scores : tuple of ScoreRecord
-        The newest of everything that was scored, sorted by task, track, protocol and encoder.
+        The newest scores, sorted by task, track, protocol and encoder.
     unsealed : tuple of str
-        Names of the files of `scores` that carry no seal: a featstore of before wrote them, or they were made by hand.
+        Names of the files of `scores` without a seal: written by an older featstore or by hand.
     failures : tuple of ResultsError
-        Files that are damaged or were changed, which were skipped; one error for each, of one line.
+        Files that were skipped because they are damaged or changed: one error of one line for each.
     """
 
     scores: tuple[ScoreRecord, ...]
@@ -54,7 +53,7 @@ class Results:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Written:
-    """A score and what its file tells of it."""
+    """A score and the metadata of its file."""
 
     record: ScoreRecord
     generation: int
@@ -64,7 +63,7 @@ class _Written:
 
     @property
     def order(self) -> tuple[int, datetime, str]:
-        """What the newest has the most of. Only files of before there were generations are told apart by their time."""
+        """Sort key, highest for the newest. Only files without a generation are compared by time."""
         time = _NO_TIME if self.generation else self.written_at
         return self.generation, time, self.name
 
@@ -75,22 +74,22 @@ _NO_TIME = datetime.min.replace(tzinfo=UTC)
 def write_score(
     record: ScoreRecord, results_dir: str | os.PathLike[str], *, written_at: datetime | None = None
 ) -> Path:
-    """Write a score in one step and return its file.
+    """Write a score atomically and return its file.
 
-    The name holds task, track, protocol, encoder and `ScoreRecord.key`: a score that was made another way has another
-    file, and the same score made again has the same.
+    The name has task, track, protocol, encoder and `ScoreRecord.key`: the same score is written to the same file again,
+    and a score with other settings to another file.
 
     Parameters
     ----------
     written_at : datetime, optional
-        With a time zone, for display; the present, where it is not given.
+        With a time zone, for display; the current time by default.
 
     Raises
     ------
     ResultsError
-        It cannot be written as JSON.
+        The score cannot be written as JSON.
     OSError
-        It cannot be written; what was there is untouched.
+        The file cannot be written; an earlier file is unchanged.
     """
     results_dir = Path(results_dir)
     moment = datetime.now(UTC) if written_at is None else written_at.astimezone(UTC)
@@ -102,8 +101,8 @@ def write_score(
         "score": record.as_json(),
     }
     try:
-        said = json.loads(json.dumps(envelope, allow_nan=False))  # as it will be read: its keys are text
-        text = json.dumps({**said, "seal": _seal(said)}, indent=1, allow_nan=False, ensure_ascii=False)
+        content = json.loads(json.dumps(envelope, allow_nan=False))  # as it will be read, with keys as text
+        text = json.dumps({**content, "seal": _seal(content)}, indent=1, allow_nan=False, ensure_ascii=False)
     except (TypeError, ValueError) as error:
         raise ResultsError(
             f"a score of {record.task} by {record.encoder} cannot be written as JSON: {error}"
@@ -115,14 +114,14 @@ def write_score(
 
 
 def read_scores(results_dir: str | os.PathLike[str]) -> tuple[ScoreRecord, ...]:
-    """Read the scores of a folder in which every file is sound; see `read_results`.
+    """Read the scores of a folder without damaged files; see `read_results`.
 
     Raises
     ------
     UsageError
-        There is no such folder, or no score in it.
+        The folder does not exist or has no score.
     ResultsError
-        A file is not a score, or was changed; it is named.
+        A file is not a score, or was changed.
     """
     results = read_results(results_dir)
     if results.failures:
@@ -130,31 +129,34 @@ def read_scores(results_dir: str | os.PathLike[str]) -> tuple[ScoreRecord, ...]:
     return results.scores
 
 
-def read_results(results_dir: str | os.PathLike[str]) -> Results:
+def read_results(*folders: str | os.PathLike[str]) -> Results:
     """Read the newest score of everything that was scored, and list the files that are damaged.
 
-    Of scores that differ in nothing but what changes when a thing is done again (seeds, versions, manifest, features)
-    the newest is taken, by the order in which they were written. Scores of one task by two fingerprints of an encoder,
-    or with two heads, stay apart.
+    Of scores that differ only in what changes when a score is computed again (seeds, versions, manifest, features), the
+    newest is kept: within a folder by generation, between folders by protocol version and time. Scores of one task by
+    two fingerprints of an encoder, or with two heads, are different scores.
 
     Raises
     ------
     UsageError
-        There is no such folder, or no file of a score in it.
+        A folder does not exist, or holds no file of a score.
     """
-    results_dir = Path(results_dir)
-    if not results_dir.is_dir():
-        raise UsageError(f"there is no folder {results_dir}: `featstore probe` and `retrieve` write to --results DIR")
     written: list[_Written] = []
     failures: list[ResultsError] = []
-    for path in sorted(results_dir.glob("[!.]*.json")):
-        try:
-            written.append(_read(path))
-        except ResultsError as error:
-            failures.append(error)
-    if not written and not failures:
-        raise UsageError(f"there is no score in {results_dir}: `featstore probe` and `retrieve` write to --results DIR")
-    newest = _newest(written)
+    for folder in dict.fromkeys(map(Path, folders)):
+        if not folder.is_dir():
+            raise UsageError(f"there is no folder {folder}: `featstore probe` and `retrieve` write to --results DIR")
+        here: list[_Written] = []
+        n_failures = len(failures)
+        for path in sorted(folder.glob("[!.]*.json")):
+            try:
+                here.append(_read(path))
+            except ResultsError as error:
+                failures.append(error)
+        if not here and len(failures) == n_failures:
+            raise UsageError(f"there is no score in {folder}: `featstore probe` and `retrieve` write to --results DIR")
+        written += _newest(here, age=_age)
+    newest = _newest(written, age=lambda one: (one.record.protocol_version, one.written_at))
     return Results(
         scores=tuple(each.record for each in newest),
         unsealed=tuple(each.name for each in newest if not each.is_sealed),
@@ -162,17 +164,17 @@ def read_results(results_dir: str | os.PathLike[str]) -> Results:
     )
 
 
-def _newest(written: Iterable[_Written]) -> tuple[_Written, ...]:
+def _newest(written: Iterable[_Written], *, age: Callable[[_Written], tuple[Any, ...]]) -> tuple[_Written, ...]:
     newest: dict[tuple[str, ...], _Written] = {}
     for one in written:
         rival = newest.get(identity_of(one.record))
-        if rival is None or _age(one) > _age(rival):
+        if rival is None or age(one) > age(rival):
             newest[identity_of(one.record)] = one
     return tuple(newest[identity] for identity in sorted(newest))
 
 
 def _latest_generation(record: ScoreRecord, results_dir: Path) -> int:
-    """The highest generation of scores that this one may replace; files that cannot be read have none."""
+    """The highest generation of scores that this one may replace; unreadable files are ignored."""
     found = [0]
     for path in results_dir.glob(f"{_file_stem(record)}.*.json"):
         with contextlib.suppress(ResultsError):
@@ -181,18 +183,18 @@ def _latest_generation(record: ScoreRecord, results_dir: Path) -> int:
 
 
 def _seal(envelope: Mapping[str, Any]) -> str:
-    """SHA-256 of the canonical JSON of what a file says, its seal left out."""
-    said = canonical_json({name: value for name, value in envelope.items() if name != "seal"})
-    return hashlib.sha256(said.encode(errors="backslashreplace")).hexdigest()  # half a surrogate pair may be in a title
+    """SHA-256 of the canonical JSON of a file without its seal."""
+    content = canonical_json({name: value for name, value in envelope.items() if name != "seal"})
+    return hashlib.sha256(content.encode(errors="backslashreplace")).hexdigest()  # a title may have lone surrogates
 
 
 def _age(one: _Written) -> tuple[Any, ...]:
-    """What the newest of two is chosen by: an older featstore may have written later."""
+    """Sort key within a folder; the protocol version is first, because an older featstore may have written later."""
     return one.record.protocol_version, one.order
 
 
 def identity_of(record: ScoreRecord) -> tuple[str, ...]:
-    """What a score is of: two scores of one identity are one score that was made again."""
+    """Identity of a score: scores with the same identity are repetitions, of which the newest counts."""
     chosen = (json.dumps(record.settings.get(name)) for name in CHOSEN_SETTINGS)
     return (
         record.task,
@@ -210,16 +212,16 @@ def _read(path: Path) -> _Written:
         envelope = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constant)
         return _parsed(envelope, path.name)
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-        told = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
-        raise ResultsError(f"{path} is not a score ({told}): delete it, and score again") from error
+        problem = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
+        raise ResultsError(f"{path} is not a score ({problem}): delete it, and score again") from error
 
 
 def _parsed(envelope: object, name: str) -> _Written:
-    """Check an envelope and what it holds. Raises ValueError, TypeError or KeyError, saying what is wrong."""
+    """Validate a file. Raises ValueError, TypeError or KeyError."""
     if not isinstance(envelope, Mapping):
-        raise TypeError("a JSON object is expected")
+        raise TypeError("expected a JSON object")
     if envelope["results_format"] != RESULTS_FORMAT:
-        raise ValueError(f"results format {envelope['results_format']!r}, and this featstore reads {RESULTS_FORMAT}")
+        raise ValueError(f"results format {envelope['results_format']!r}; this featstore reads {RESULTS_FORMAT}")
     generation = envelope.get("generation", 0)
     if not _is_count(generation):
         raise ValueError("generation: a count is expected")
@@ -232,9 +234,9 @@ def _parsed(envelope: object, name: str) -> _Written:
     _check_types(raw)
     record = ScoreRecord.from_json(raw)
     if envelope["key"] != record.key:
-        raise ValueError("its key does not fit its content: it was changed by hand")
+        raise ValueError("its key does not match its content: it was changed")
     if "seal" in envelope and envelope["seal"] != _seal(envelope):
-        raise ValueError("its seal does not fit its content: it was changed after it was written")
+        raise ValueError("its seal does not match its content: it was changed")
     return _Written(
         record=record, generation=generation, written_at=written_at, name=name, is_sealed="seal" in envelope
     )

@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, overload
 
-from featstore.errors import FeatstoreError, ResultsError, UsageError
+from featstore.errors import FeatstoreError, ResultsError, missing_extra
 from featstore.evaluation.runner import ScoreFailure
 from featstore.formatting import counted, harmless
 from featstore.records import ScoreRecord
@@ -129,7 +129,7 @@ class Scores(Sequence[ScoreRecord]):
         try:
             import pandas as pd
         except ImportError as error:
-            raise UsageError("to_pandas needs pandas, which is not installed: `pip install pandas`") from error
+            raise missing_extra("to_pandas", error, "arrays") from error
         rows = [
             [
                 *(getattr(record, name) for name in _COLUMNS),

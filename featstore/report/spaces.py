@@ -1,4 +1,4 @@
-"""Embedding spaces that scores were made from, examined for the page."""
+"""Health of the embedding spaces of scores, for the page."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 __all__ = ["spaces_of"]
 
 MAX_ROWS = 4_000
-"""Windows of a set that are measured for a report: it may have hundreds of sets."""
+"""Windows that are sampled from each feature set: a report may have hundreds of sets."""
 
 
 def spaces_of(store: Store, records: Iterable[ScoreRecord]) -> tuple[Health, ...]:
-    """Health of the feature sets that some score was made from, by their content hash.
+    """Health of the feature sets that some score used, matched by content hash.
 
-    Classes are those of the built-in task that was scored, where a clip has one class and its name stands in the JSON
-    as it is; of any other task the separability is not known. Of a larger set 4,000 windows are measured.
+    Separability is measured for built-in tasks with one class per clip whose name is in the clip JSON unchanged. Of
+    larger sets, 4,000 windows are sampled.
     """
     from featstore.diagnostics import examine_health
 
@@ -35,20 +35,20 @@ def spaces_of(store: Store, records: Iterable[ScoreRecord]) -> tuple[Health, ...
         sets = [each for each in chosen if each.dataset == dataset]
         try:
             found += examine_health(sets, label=labels.get(dataset), max_rows=MAX_ROWS)
-        except LabelError:  # a split that no task scores need not have the label
+        except LabelError:  # a split that no task uses may lack the label
             found += examine_health(sets, max_rows=MAX_ROWS)
     return tuple(sorted(found, key=lambda each: (each.dataset, each.encoder, each.fingerprint, each.split)))
 
 
 def _label_fields(records: Iterable[ScoreRecord]) -> Mapping[str, str]:
-    """Dataset -> field of the JSON that holds the class."""
+    """Dataset -> field of the clip JSON with the class."""
     from featstore.tasks import find_task
 
     fields: dict[str, str] = {}
     for task, sha256 in {record.task: record.manifest_sha256 for record in records}.items():
         try:
             manifest = find_task(task)
-        except (UnknownTask, ManifestError):  # a task of somebody's own, whose manifest is not here
+        except (UnknownTask, ManifestError):  # a custom task, whose manifest is not known here
             continue
         label = manifest.label
         plain = manifest.kind == "clip" and label.separator is None and label.mapping is None

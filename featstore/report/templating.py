@@ -1,7 +1,7 @@
-"""The one door of jinja2: templates of pages that hold everything and ask for nothing.
+"""The only importer of jinja2: templates of self-contained pages.
 
-Every text goes through jinja2's autoescaping, and a page itself forbids any request (Content-Security-Policy), so what
-a label holds can neither run nor call anybody.
+All text is autoescaped, and the Content-Security-Policy of a page forbids requests, so untrusted text can neither run
+nor connect to a server.
 """
 
 from __future__ import annotations
@@ -9,27 +9,27 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from featstore.errors import UsageError
+from featstore.errors import missing_extra
 
 if TYPE_CHECKING:
     from jinja2 import Environment
     from markupsafe import Markup
 
-__all__ = ["as_data", "as_markup", "environment", "missing", "writable"]
+__all__ = ["as_data", "as_markup", "environment", "writable"]
 
 
 def environment(*packages: str, what: str) -> Environment:
-    """Templates of packages, those of `featstore.report` always among them.
+    """Templates of packages and of `featstore.report`.
 
     Raises
     ------
     UsageError
-        jinja2 is not installed; `what` says what needs it.
+        jinja2 is not installed; `what` is the feature that needs it.
     """
     try:
         import jinja2
     except ImportError as error:
-        raise missing(error, what=what) from error
+        raise missing_extra(what, error, "report") from error
     return jinja2.Environment(
         loader=jinja2.ChoiceLoader([jinja2.PackageLoader(name) for name in (*packages, "featstore.report")]),
         autoescape=True,
@@ -39,26 +39,21 @@ def environment(*packages: str, what: str) -> Environment:
     )
 
 
-def missing(error: ImportError, *, what: str) -> UsageError:
-    """What to say of a library that is not there."""
-    return UsageError(f"{what} needs {error.name}, which is not installed: pip install 'featstore[report]'")
-
-
 def as_markup(text: str) -> Markup:
-    """Markup of featstore's own making, to be put into a page as it is."""
+    """Mark text as safe markup."""
     from markupsafe import Markup
 
     return Markup(text)
 
 
 def as_data(value: Any) -> Markup:
-    """JSON for a ``<script type="application/json">``: nothing in it can end the element or be taken for markup."""
+    """JSON for a ``<script type="application/json">``, escaped so that it cannot end the element."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    for character in "<>&\u2028\u2029":  # within JSON they stand in strings alone, where an escape means the same
+    for character in "<>&\u2028\u2029":  # they occur in strings only, where escapes are equivalent
         text = text.replace(character, f"\\u{ord(character):04x}")
     return as_markup(text)
 
 
 def writable(page: str) -> str:
-    """The page as a file can hold it: a lone surrogate, which JSON can hold, is no text that UTF-8 can."""
+    """The page with lone surrogates replaced, which JSON can hold and UTF-8 cannot."""
     return page.encode("utf-8", "replace").decode("utf-8")

@@ -1,4 +1,4 @@
-"""Leaderboards as text. What a table says is decided once, in `grid`; Markdown and the terminal only paint it."""
+"""Leaderboards as text: `grid` decides what a table shows, and Markdown, HTML and the terminal show the same."""
 
 from __future__ import annotations
 
@@ -12,7 +12,16 @@ from html import escape
 from featstore.formatting import harmless, html_table
 from featstore.records import Protocol, ScoreRecord, Track
 from featstore.report.comparison import Comparison, Difference
-from featstore.report.leaderboard import LOWER_IS_BETTER, NOT_AVERAGED, Average, Cell, Leaderboard, Row, Table
+from featstore.report.leaderboard import (
+    LOWER_IS_BETTER,
+    NOT_AVERAGED,
+    Average,
+    Cell,
+    Leaderboard,
+    Row,
+    Table,
+    ranked,
+)
 
 __all__ = [
     "MISSING",
@@ -36,7 +45,7 @@ TRACK_TITLES = {"A": "Track A, linear probe", "B": "Track B, k nearest neighbour
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GridCell:
-    """One entry as text, and its mark: the best of its row, not significantly different from it, or not comparable."""
+    """One entry as text, and its mark: the best, not significantly different from the best, or not comparable."""
 
     text: str
     best: bool = False
@@ -45,55 +54,101 @@ class GridCell:
 
     @property
     def marked(self) -> str:
-        """The entry with its mark in text, but for the best."""
-        return f"≈ {self.text}" if self.inside_noise else f"? {self.text}" if self.not_comparable else self.text
+        """The entry with its mark."""
+        mark = "▸ " if self.best else "≈ " if self.inside_noise else "? " if self.not_comparable else ""
+        return mark + self.text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GridRow:
-    """One line: the task (or the average), the metric, then one entry per encoder."""
+    """One line: its labels (the encoder of a leaderboard, task and metric of a comparison), then its entries."""
 
-    head: str
-    metric: str
+    labels: tuple[str, ...]
     cells: tuple[GridCell, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grid:
-    """A table laid out as text: every painter shows the same words."""
+    """A table laid out as text, which the terminal, Markdown and HTML show alike.
+
+    Attributes
+    ----------
+    header : tuple of str
+        Of the labels, then of the entries; an entry's header may have a second line.
+    n_labels : int
+        Number of columns that are labels.
+    sections : tuple of tuple of GridRow
+        Rows in groups, which a rule separates.
+    notes, warnings : tuple of str
+        Lines below the table.
+    """
 
     title: str
     header: tuple[str, ...]
-    rows: tuple[GridRow, ...]
-    averages: tuple[GridRow, ...]
+    n_labels: int
+    sections: tuple[tuple[GridRow, ...], ...]
     notes: tuple[str, ...]
     warnings: tuple[str, ...] = ()
 
+    @property
+    def rows(self) -> tuple[GridRow, ...]:
+        """The rows of all sections."""
+        return tuple(row for section in self.sections for row in section)
+
 
 def grid(table: Table) -> Grid:
-    """Lay out a table: three decimals, the half-width of the interval behind a value, a dash for what is missing."""
+    """Lay out a table: a row for each encoder, the best average first, and a column for each average and task.
+
+    Values have three decimals and half of their interval; a missing score is a dash.
+    """
+    averages = [average for average in table.averages if average.n_tasks > 1]
+    order = ranked(table)
+    sections = (
+        [column for column in order if not table.columns[column].published],
+        [column for column in order if table.columns[column].published],
+    )
     return Grid(
         title=f"{TRACK_TITLES[table.track]} ({table.protocol} protocol)",
-        header=("Task", "Metric", *(column.label for column in table.columns)),
-        rows=tuple(_row(row) for row in table.rows),
-        averages=(*(_average(average) for average in table.averages if average.n_tasks), *_not_averaged(table)),
+        header=(
+            "Encoder",
+            *(
+                f"Average\n{average.n_tasks}{' public' if average.over == 'public' else ''} tasks"
+                for average in averages
+            ),
+            *(f"{row.task}{flags_of(row)}\n{row.metric}" for row in table.rows),
+        ),
+        n_labels=1,
+        sections=tuple(
+            tuple(
+                GridRow(
+                    labels=(table.columns[column].label,),
+                    cells=(
+                        *(_marked(_average(average, column), average, column) for average in averages),
+                        *(_marked(_shown(row.cells[column]), row, column) for row in table.rows),
+                    ),
+                )
+                for column in section
+            )
+            for section in sections
+            if section
+        ),
         notes=_notes(table),
         warnings=tuple(map(str, table.warnings)),
     )
 
 
-def _row(row: Row) -> GridRow:
-    marks = ("*" if row.private else "") + ("†" if row.manifests > 1 else "")
-    cells = tuple(
-        GridCell(
-            text=_shown(cell),
-            best=column in row.best,
-            inside_noise=column in row.inside_noise,
-            not_comparable=column in row.not_comparable,
-        )
-        for column, cell in enumerate(row.cells)
+def flags_of(row: Row) -> str:
+    """Flags behind the name of a task: ``*`` is private, ``†`` is scored under several manifests."""
+    return ("*" if row.private else "") + ("†" if row.manifests > 1 else "")
+
+
+def _marked(text: str, line: Row | Average, column: int) -> GridCell:
+    return GridCell(
+        text=text,
+        best=column in line.best,
+        inside_noise=column in line.inside_noise,
+        not_comparable=column in line.not_comparable,
     )
-    return GridRow(head=row.title + marks, metric=row.metric, cells=cells)
 
 
 def _shown(cell: Cell | None) -> str:
@@ -102,62 +157,44 @@ def _shown(cell: Cell | None) -> str:
     return f"{cell.value:.3f}" if cell.half_width is None else f"{cell.value:.3f} ±{cell.half_width:.3f}"
 
 
-def _average(average: Average) -> GridRow:
-    cells = []
-    for column, (value, n_scored) in enumerate(zip(average.values, average.n_scored, strict=True)):
-        if value is None:
-            text = MISSING
-        elif n_scored < average.n_tasks:
-            text = f"{value:.3f} ({n_scored} of {average.n_tasks} tasks)"
-        else:
-            text = f"{value:.3f}"
-        interval = average.intervals[column]
-        if interval is not None:
-            text += f" ±{(interval[1] - interval[0]) / 2:.3f}"
-        cells.append(
-            GridCell(
-                text=text,
-                best=column in average.best,
-                inside_noise=column in average.inside_noise,
-                not_comparable=column in average.not_comparable,
-            )
-        )
-    tasks = f"{average.n_tasks} task" if average.n_tasks == 1 else f"{average.n_tasks} tasks"
-    kinds = "public " if average.over == "public" else ""
-    return GridRow(head=f"Weighted average, {kinds}{tasks}", metric="", cells=tuple(cells))
+def _average(average: Average, column: int) -> str:
+    value, interval, n_scored = average.values[column], average.intervals[column], average.n_scored[column]
+    if value is None:
+        return MISSING
+    if n_scored < average.n_tasks:
+        return f"{value:.3f} ({n_scored} of {average.n_tasks})"
+    return f"{value:.3f}" if interval is None else f"{value:.3f} ±{(interval[1] - interval[0]) / 2:.3f}"
 
 
-def _not_averaged(table: Table) -> tuple[GridRow, ...]:
-    """A line for the tasks that no average takes, for their metrics are on other scales."""
-    apart = [f"{row.title} ({row.metric})" for row in table.rows if row.metric in NOT_AVERAGED]
-    if not apart or not any(average.n_tasks for average in table.averages):
-        return ()
-    cells = (GridCell(text="n/a"),) * len(table.columns)
-    return (GridRow(head=f"Not averaged: {', '.join(apart)}", metric="", cells=cells),)
-
-
-SIGNIFICANCE = "5 % over all pairs of a row (Holm); McNemar's test, or a paired t test"
+SIGNIFICANCE = "5 % over all pairs (Holm); McNemar's test or paired t test"
 
 
 def _notes(table: Table) -> tuple[str, ...]:
     notes = []
     marked: list[Row | Average] = [*table.rows, *table.averages]
-    if any(cell is not None and cell.half_width is not None for row in table.rows for cell in row.cells):
-        notes.append("±: half of the 95 % interval, or the deviation over seeds where there is none")
-    if any(len(line.ranks) > len(line.best | line.inside_noise | line.not_comparable) for line in marked):
-        notes += ["no mark: significantly worse than the best", f"marks: {SIGNIFICANCE}"]
+    widths = [cell for row in table.rows for cell in row.cells if cell is not None and cell.half_width is not None]
+    if widths:
+        notes.append("±: half of the 95 % interval (without one: standard deviation over seeds)")
+    has_worse = any(len(line.ranks) > len(line.best | line.inside_noise | line.not_comparable) for line in marked)
+    if any(average.n_tasks > 1 for average in table.averages):
+        notes.append("Average: weighted by the eval_weight of each task")
+    if any(line.best for line in marked):
+        notes.append("▸: best of its column")
     if any(line.inside_noise for line in marked):
         notes.append("≈: not significantly different from the best")
+    if has_worse:
+        notes.append("no mark: significantly worse than the best")
+        notes.append(f"significance: {SIGNIFICANCE}")
     if any(line.not_comparable for line in marked):
-        notes.append("?: not comparable with the best: `featstore report --compare` has the reason")
+        notes.append("?: not comparable with the best; `featstore report --compare A B` prints the reason")
     if any(row.one_seed for row in table.rows):
-        notes.append("a head was trained with one seed: what other seeds change is not part of the marks")
+        notes.append("some heads were trained with one seed: the variance over seeds is not in the marks")
     if any(row.private for row in table.rows):
-        notes.append("*: a private task, left out of the average over public tasks")
+        notes.append("*: private task, excluded from the average over public tasks")
     if any(row.manifests > 1 for row in table.rows):
-        notes.append("†: scored under different manifests, so these values do not compare: score them again")
+        notes.append("†: scored under different manifests, not comparable: score them again")
     if any(column.published for column in table.columns):
-        notes.append("(published): as printed by others, not computed here, and never marked as best")
+        notes.append("(published): printed by others, not computed here, never marked as best")
     notes += _scale_notes(row.metric for row in table.rows)
     notes += left_out_notes(table.left_out, version=table.protocol_version)
     return tuple(notes)
@@ -166,27 +203,27 @@ def _notes(table: Table) -> tuple[str, ...]:
 def _scale_notes(metrics: Iterable[str]) -> list[str]:
     there = set(metrics)
     errors, unbounded = sorted(there & LOWER_IS_BETTER), sorted(there & (NOT_AVERAGED - LOWER_IS_BETTER))
-    notes = [f"less is better for {', '.join(errors)}, which no average includes"] if errors else []
+    notes = [f"lower is better, excluded from averages: {', '.join(errors)}"] if errors else []
     if unbounded:
-        notes.append(f"{', '.join(unbounded)} has no upper end, and no average includes it")
+        notes.append(f"no upper bound, excluded from averages: {', '.join(unbounded)}")
     return notes
 
 
 def left_out_notes(left_out: Sequence[ScoreRecord], *, version: int) -> list[str]:
-    """Say which scores of an older protocol version are not shown, and what to do."""
+    """Name the scores of older protocol versions, which are not shown, and the command that scores them again."""
     if not left_out:
         return []
     named = sorted({f"{each.task} by {each.encoder}" for each in left_out})
     more = f" and {len(named) - 5} more" if len(named) > 5 else ""
     command = "retrieve" if all(each.track == "B" for each in left_out) else "probe"
     return [
-        f"left out, for they were scored by an older protocol version than {version} and do not compare: "
-        f"{', '.join(named[:5])}{more}; run `featstore {command} TASK --store STORE --results DIR` again"
+        f"not shown, because an older protocol version than {version} is not comparable: {', '.join(named[:5])}{more}; "
+        f"run `featstore {command} TASK --store STORE --results DIR` again"
     ]
 
 
 def comparison_grids(comparison: Comparison) -> tuple[Grid, ...]:
-    """Lay out a comparison, one table for each protocol and track: the better of two is marked where it is sure."""
+    """Lay out a comparison: a table for each protocol and track, in which significantly better values are marked."""
     places = dict.fromkeys((each.protocol, each.track) for each in comparison.differences)
     return tuple(_comparison_grid(comparison, protocol=protocol, track=track) for protocol, track in places)
 
@@ -196,34 +233,39 @@ def _comparison_grid(comparison: Comparison, *, protocol: Protocol, track: Track
     several = {each.task for each in here if sum(other.task == each.task for other in here) > 1}
     averages = [each for each in comparison.averages if (each.protocol, each.track) == (protocol, track)]
     notes = [
-        "the better is marked where a test is significant at 5 %: McNemar's exact test of accuracy, a paired t test of "
-        "other metrics; each task by itself"
+        "delta: the first encoder minus the second; averages are weighted by eval_weight",
+        "▸: better, significant at 5 % for this task alone",
+        "p: McNemar's exact test for accuracy, a paired t test for other metrics",
     ]
     notes += sorted({f"{each.title}: not compared, {each.unpaired}" for each in (*here, *averages) if each.unpaired})
     if any(each.one_seed for each in here):
-        notes.append("a head was trained with one seed: what other seeds change is not part of the test")
+        notes.append("some heads were trained with one seed: the variance over seeds is not in the test")
     notes += _scale_notes(each.metric for each in here)
     left_out = [each for each in comparison.left_out if (each.protocol, each.track) == (protocol, track)]
     notes += left_out_notes(left_out, version=2)
     alone = ((comparison.only_a, comparison.a), (comparison.only_b, comparison.b))
     missing = [f"{n} of {name}" for n, name in alone if n]
     if missing:
-        notes.append(f"scores that only one of the two has are left out: {', '.join(missing)}")
+        notes.append(f"not shown, because only one of the two encoders has them: {', '.join(missing)}")
+    sections = (
+        tuple(_difference(each, with_settings=each.task in several) for each in here),
+        tuple(_difference(each, with_settings=False) for each in averages),
+    )
     return Grid(
-        title=f"{TRACK_TITLES[track]} ({protocol} protocol): {comparison.a} less {comparison.b}",
-        header=("Task", "Metric", comparison.a, comparison.b, "difference", "95 % interval", "p"),
-        rows=tuple(_difference(each, tell_settings=each.task in several) for each in here),
-        averages=tuple(_difference(each, tell_settings=False) for each in averages),
+        title=f"{TRACK_TITLES[track]} ({protocol} protocol): {comparison.a} - {comparison.b}",
+        header=("Task", "Metric", comparison.a, comparison.b, "delta", "95 % interval", "p"),
+        n_labels=2,
+        sections=tuple(section for section in sections if section),
         notes=tuple(notes),
     )
 
 
-def _difference(found: Difference, *, tell_settings: bool) -> GridRow:
-    told = ", ".join(f"{name}={value}" for name, value in found.settings) if tell_settings else ""
-    interval = MISSING if found.low is None or found.high is None else f"{found.low:+.3f} to {found.high:+.3f}"
+def _difference(found: Difference, *, with_settings: bool) -> GridRow:
+    settings = ", ".join(f"{name}={value}" for name, value in found.settings) if with_settings else ""
+    interval = MISSING if found.low is None or found.high is None else f"{found.low:+.3f}, {found.high:+.3f}"
+    name = found.task or found.title.removeprefix("Weighted ").capitalize()
     return GridRow(
-        head=f"{found.title} ({told})" if told else found.title,
-        metric=found.metric,
+        labels=(f"{name} ({settings})" if settings else name, found.metric),
         cells=(
             GridCell(text=f"{found.value_a:.3f}", best=found.better == "A"),
             GridCell(text=f"{found.value_b:.3f}", best=found.better == "B"),
@@ -240,15 +282,16 @@ def to_markdown(board: Leaderboard) -> str:
 
 
 def grids_to_markdown(grids: Iterable[Grid]) -> str:
-    """Tables as GitHub-flavoured Markdown, what is marked in bold."""
+    """Tables as GitHub-flavoured Markdown, the best entries in bold."""
     return "\n".join(_markdown(laid_out) for laid_out in grids)
 
 
 def _markdown(laid_out: Grid) -> str:
-    lines = [f"### {laid_out.title}", "", _markdown_line(laid_out.header)]
-    lines.append(_markdown_line(("---", "---", *("---:" for _ in laid_out.header[2:]))))
-    for row in (*laid_out.rows, *laid_out.averages):
-        lines.append(_markdown_line((row.head, row.metric, *(_bold(cell) for cell in row.cells))))
+    n_labels = laid_out.n_labels
+    lines = [f"### {laid_out.title}", "", _markdown_line(each.replace("\n", "<br>") for each in laid_out.header)]
+    lines.append(_markdown_line((*["---"] * n_labels, *["---:"] * (len(laid_out.header) - n_labels))))
+    for row in laid_out.rows:
+        lines.append(_markdown_line((*row.labels, *(_bold(cell) for cell in row.cells))))
     if laid_out.notes:
         lines += ["", *(f"{note}  " for note in laid_out.notes)]
     if laid_out.warnings:
@@ -262,17 +305,15 @@ def grids_to_html(grids: Iterable[Grid]) -> str:
 
 
 def _html(laid_out: Grid) -> str:
-    rows = [
-        (row.head, row.metric, *(f"▸ {cell.text}" if cell.best else cell.marked for cell in row.cells))
-        for row in (*laid_out.rows, *laid_out.averages)
-    ]
+    rows = [(*row.labels, *(cell.marked for cell in row.cells)) for row in laid_out.rows]
     notes = (*laid_out.notes, *(f"Warning: {each}" for each in laid_out.warnings))
     below = "".join(f"<li>{escape(harmless(note))}</li>" for note in notes)
-    return html_table(laid_out.header, rows, caption=laid_out.title) + (f"<ul>{below}</ul>" if below else "")
+    header = [each.replace("\n", ", ") for each in laid_out.header]
+    return html_table(header, rows, caption=laid_out.title) + (f"<ul>{below}</ul>" if below else "")
 
 
 def _bold(cell: GridCell) -> str:
-    return f"**{cell.text}**" if cell.best else cell.marked
+    return f"**{cell.marked}**" if cell.best else cell.marked
 
 
 def _markdown_line(entries: Iterable[str]) -> str:

@@ -1,4 +1,4 @@
-"""Warnings of scores as lines under a table: one for each task and kind, whatever the number of encoders."""
+"""Warnings of scores as lines below a table: one for each task and kind."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ __all__ = ["WarningLine", "warning_lines"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WarningLine:
-    """What some scores of one task are warned of: the message of the encoder that has most of it.
+    """A warning of some scores of one task, with the message of the encoder with the highest count.
 
     Attributes
     ----------
     encoders : tuple of str
-        Every encoder that it concerns, the one that the message is of first.
+        Every encoder with this warning, first that of the message.
     """
 
     task: str
@@ -38,7 +38,7 @@ def warning_lines(records: Iterable[ScoreRecord]) -> tuple[WarningLine, ...]:
     Parameters
     ----------
     records : iterable of ScoreRecord
-        ``details["warnings"]`` of each is read; what is no list of warnings is passed over.
+        ``details["warnings"]`` of each is read; anything but a list of warnings is ignored.
     """
     found: dict[tuple[str, str], list[tuple[float, str, str]]] = {}
     for record in records:

@@ -1,4 +1,4 @@
-"""The store: format, writer and reader. torch only in `torch_view`, zarr only through `zarr_io`."""
+"""The store: format, writer and reader. Only `torch_dataset` imports torch, and only `zarr_io` imports zarr."""
 
 from featstore.store.encoder_groups import (
     EncoderGroup,

@@ -1,4 +1,4 @@
-"""Arrays of complete rows: memory-mapped where they are local, else by byte range or by zarr."""
+"""Read-only arrays of complete rows: memory-mapped if local, read by byte range if remote, else read by zarr."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from featstore.errors import FeatstoreError, StoreError
 from featstore.store.codecs import MOST_CHUNK_BYTES, UNCHECKED_BYTES, block_offsets, require_files, wrong_size
-from featstore.store.documents import damaged, gone
+from featstore.store.documents import damaged, missing_object
 from featstore.store.filesystem import LocalObjects, Objects
 from featstore.store.format import GROUP_DOCUMENT
 from featstore.store.layout import ArrayLayout, parse_layout
@@ -28,7 +28,7 @@ __all__ = ["MappedRows", "Rows", "ZarrRows", "open_remote_rows", "open_rows"]
 
 
 class MappedRows:
-    """Rows of a local array of one of format 1's layouts."""
+    """Rows of a local array with a layout of format 1, memory-mapped."""
 
     def __init__(self, objects: LocalObjects, path: str, layout: ArrayLayout) -> None:
         self._objects = objects
@@ -39,24 +39,24 @@ class MappedRows:
         self._blocks: dict[int, NDArray[Any]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the maps: another process makes its own, of the same pages."""
+        """Omit the memory maps: another process maps the same files again."""
         return {**self.__dict__, "_blocks": {}}
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of the whole array."""
+        """Shape of the complete array."""
         return self._shape
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Type of its numbers."""
+        """Type of the elements."""
         return self._layout.dtype
 
     def fetch(self, spans: Sequence[tuple[int, int]]) -> None:
-        """Nothing to do: what is mapped is at hand."""
+        """Do nothing: mapped rows need no prefetch."""
 
     def slice(self, start: int, stop: int) -> NDArray[Any]:
-        """Rows [start, stop): a view where they lie in one block, else a copy."""
+        """Rows [start, stop): a view if they are in one block, else a copy."""
         if stop <= start:
             return np.empty((0, *self._shape[1:]), self._layout.dtype)
         first, at = divmod(start, self._block_rows)
@@ -68,7 +68,7 @@ class MappedRows:
         return out
 
     def require(self, start: int, stop: int) -> None:
-        """Make sure that files hold rows [start, stop), where these are many."""
+        """Raise DamagedPart if the files are too small for rows [start, stop). Small ranges are not checked."""
         if (stop - start) * self._layout.row_bytes > UNCHECKED_BYTES:
             require_files(self._layout, start, stop, size_of=self._size_of, where=self._objects.root / self._path)
 
@@ -79,28 +79,28 @@ class MappedRows:
             return 0
 
     def read_into(self, out: NDArray[Any], *, start: int = 0) -> None:
-        """Copy the rows from `start` on that fill `out`, block by block."""
+        """Fill `out` with the rows from `start` on, block by block."""
         done = 0
         while done < len(out):
             number, at = divmod(start + done, self._block_rows)
             rows = min(self._block_rows - at, len(out) - done)
             if at == 0 and rows == self._block_rows and number not in self._blocks and out.flags.c_contiguous:
-                rows = self._read_whole_blocks(number, out[done:])
+                rows = self._read_complete_blocks(number, out[done:])
             else:
                 out[done : done + rows] = self._block(number)[at : at + rows]
             done += rows
 
-    def _read_whole_blocks(self, first: int, out: NDArray[Any]) -> int:
-        """Read whole blocks from `first` on, of one file, straight into `out`; returns how many rows.
+    def _read_complete_blocks(self, first: int, out: NDArray[Any]) -> int:
+        """Read complete blocks of one file from `first` on into `out`; returns the number of rows.
 
-        A read costs no page fault for each page of a file that nobody has mapped.
+        Unlike a new memory map, a read has no page fault for each page of the file.
         """
         layout = self._layout
         number = first // layout.blocks_per_file
         key = f"{self._path}/{layout.file_key(number)}"
         path = f"{self._objects.url}/{key}"
-        with _opened(self._objects, key) as file:
-            offsets = _offsets_in(file, layout, path)
+        with _open_file(self._objects, key) as file:
+            offsets = _block_offsets(file, layout, path)
             slot = first - number * layout.blocks_per_file
             rows = 0
             while slot < len(offsets) and rows + self._block_rows <= len(out):
@@ -119,13 +119,13 @@ class MappedRows:
         return self._map(index) if block is None else block
 
     def _map(self, index: int) -> NDArray[Any]:
-        """Map the file that holds a block, and with it every block of that file."""
+        """Map the file of a block, and all blocks of that file."""
         layout = self._layout
         number = index // layout.blocks_per_file
         key = f"{self._path}/{layout.file_key(number)}"
         path = f"{self._objects.url}/{key}"
-        with _opened(self._objects, key) as file:
-            offsets = _offsets_in(file, layout, path)
+        with _open_file(self._objects, key) as file:
+            offsets = _block_offsets(file, layout, path)
             view = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         wanted = None
         for slot, offset in enumerate(offsets):
@@ -136,22 +136,22 @@ class MappedRows:
             flat = np.frombuffer(view, layout.dtype, rows * layout.row_bytes // layout.dtype.itemsize, offset)
             self._blocks[at] = flat.reshape(rows, *self._shape[1:])
             wanted = self._blocks[at] if at == index else wanted
-        if wanted is None:  # the index says that it was never written
+        if wanted is None:  # the block is absent from the file's index
             raise wrong_size(path)
         _KEPT_MAPS.add(self, number)
         return wanted
 
     def forget(self, number: int) -> None:
-        """Let the map of a file go; whoever has rows of it keeps them."""
+        """Drop the map of a file; rows that a caller holds stay valid."""
         first = number * self._layout.blocks_per_file
         for at in range(first, first + self._layout.blocks_per_file):
             self._blocks.pop(at, None)
 
 
 class _KeptMaps:
-    """Which maps of this process are kept: each holds its file open, of which a process may have a thousand or so.
+    """The memory maps of this process, oldest first. Each keeps a file open, and the number of open files is limited.
 
-    A feature set has a file for each part and more. Past half of what the process may open, the oldest map goes.
+    A feature set has at least one file per part. If the maps exceed half of the limit, the oldest is dropped.
     """
 
     def __init__(self) -> None:
@@ -159,22 +159,22 @@ class _KeptMaps:
         self._kept: deque[tuple[weakref.ref[MappedRows], int]] = deque()
 
     def add(self, rows: MappedRows, number: int) -> None:
-        """Keep the map of a file."""
+        """Register the map of a file, and drop the oldest maps above the limit."""
         with self._lock:
             self._kept.append((weakref.ref(rows), number))
             while len(self._kept) > _most_maps():
-                oldest, of = self._kept.popleft()
-                if (gone := oldest()) is not None:
-                    gone.forget(of)
+                oldest, number_of_oldest = self._kept.popleft()
+                if (owner := oldest()) is not None:
+                    owner.forget(number_of_oldest)
 
 
 def _most_maps() -> int:
     try:
         import resource
-    except ModuleNotFoundError:  # another system, which counts otherwise
+    except ModuleNotFoundError:  # Windows has no `resource` module
         return 4096
     may_open, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    # Linux lets a process have 65,530 maps, whatever it may open.
+    # Linux allows 65,530 maps per process, independent of the number of open files.
     return 16_384 if may_open == resource.RLIM_INFINITY else max(16, min(16_384, may_open // 2))
 
 
@@ -182,18 +182,18 @@ _KEPT_MAPS = _KeptMaps()
 
 
 @contextmanager
-def _opened(objects: LocalObjects, key: str) -> Iterator[FileIO]:
-    """A file of an array, open for reading; DamagedPart where it is missing, StoreError where it cannot be read."""
+def _open_file(objects: LocalObjects, key: str) -> Iterator[FileIO]:
+    """Open a file of an array. Raises DamagedPart if it is missing, StoreError if it cannot be read."""
     try:
         with objects.open_file(key) as file:
             yield file
     except FileNotFoundError as error:
-        raise gone(objects.root / key) from error
+        raise missing_object(objects.root / key) from error
     except OSError as error:
         raise StoreError(f"cannot read {objects.root / key}: {error.strerror}") from error
 
 
-def _offsets_in(file: FileIO, layout: ArrayLayout, path: str) -> list[int]:
+def _block_offsets(file: FileIO, layout: ArrayLayout, path: str) -> list[int]:
     def read(start: int, stop: int) -> bytes:
         file.seek(start)
         return file.read(stop - start)
@@ -202,16 +202,16 @@ def _offsets_in(file: FileIO, layout: ArrayLayout, path: str) -> list[int]:
 
 
 def _read_full(file: FileIO, target: memoryview) -> int:
-    """Fill `target`; a read of an unbuffered file may stop short."""
+    """Fill `target`; a single read of an unbuffered file may return fewer bytes."""
     done = 0
     while done < len(target) and (got := file.readinto(target[done:])):
         done += got
     return done
 
 
-_MOST_ABSENT = 1 << 16  # zarr stores no chunk that is all zeros
+_MOST_ABSENT = 1 << 16  # chunks without an object: zarr does not store chunks of zeros
 _MOST_CHUNKS_A_FILE = 1 << 20
-_MOST_EXPANSION = 64  # of an array that zarr decompresses
+_MOST_EXPANSION = 64  # ratio of decompressed to stored bytes
 
 
 class Rows(Protocol):
@@ -219,27 +219,27 @@ class Rows(Protocol):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of the whole array."""
+        """Shape of the complete array."""
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Type of its numbers."""
+        """Type of the elements."""
 
     def slice(self, start: int, stop: int) -> NDArray[Any]:
-        """Rows [start, stop), without a copy where they lie in one block."""
+        """Rows [start, stop), without a copy if they are in one block."""
 
     def require(self, start: int, stop: int) -> None:
-        """Make sure that what is stored accounts for rows [start, stop), before memory is allocated for them."""
+        """Raise DamagedPart if the stored bytes are too few for rows [start, stop), before memory is allocated."""
 
     def read_into(self, out: NDArray[Any], *, start: int = 0) -> None:
-        """Copy the rows from `start` on that fill `out`."""
+        """Fill `out` with the rows from `start` on."""
 
     def fetch(self, spans: Sequence[tuple[int, int]]) -> None:
-        """Rows [start, stop) of each span are about to be read; rows that travel are asked for together."""
+        """Prefetch rows [start, stop) of each span; remote rows are requested together."""
 
 
 def open_rows(objects: Objects, path: str) -> Rows:
-    """Open the numeric array at `path`: mapped, by ranges where it is remote, by zarr if its layout is another."""
+    """Open the numeric array at `path`: memory-mapped, by byte range if it is remote, by zarr for other layouts."""
     document = objects.read(f"{path}/zarr.json")
     if not isinstance(objects, LocalObjects):
         sizes: dict[str, int] = {}
@@ -253,13 +253,14 @@ def open_rows(objects: Objects, path: str) -> Rows:
     layout = _layout(objects, path, document)
     if layout is not None:
         return MappedRows(objects, path, layout)
-    if foreign := [name for name, size in objects.sizes(path).items() if size < 0]:  # zarr would follow or open it
-        raise damaged(objects.url, f"{path}/{foreign[0]}", "is no regular file")
+    for name, size in objects.sizes(path).items():
+        if size < 0:  # zarr would follow a link or open a device
+            raise damaged(objects.url, f"{path}/{name}", "is not a regular file")
     return ZarrRows(objects, path)
 
 
 def open_remote_rows(objects: Objects, path: str, document: bytes | None, size_of: Callable[[str], int]) -> Rows:
-    """Open a numeric array of a remote store, of which `document` is its own and `size_of` knows its objects."""
+    """Open a numeric array of a remote store. `document` is its ``zarr.json``; `size_of` returns an object's size."""
     layout = _layout(objects, path, document)
     remote = getattr(objects, "remote", None)
     if layout is None or remote is None:
@@ -269,7 +270,7 @@ def open_remote_rows(objects: Objects, path: str, document: bytes | None, size_o
 
 def _layout(objects: Objects, path: str, document: bytes | None) -> ArrayLayout | None:
     if document is None:
-        raise gone(f"{objects.url}/{path}")
+        raise missing_object(f"{objects.url}/{path}")
     try:
         return parse_layout(document)
     except ValueError as error:
@@ -277,20 +278,20 @@ def _layout(objects: Objects, path: str, document: bytes | None) -> ArrayLayout 
 
 
 class ZarrRows:
-    """Rows that zarr reads, through every codec and checksum."""
+    """Rows that zarr reads, with all codecs and checksums."""
 
     def __init__(self, objects: Objects, path: str) -> None:
         from featstore.store.zarr_io import open_array
 
         self._url, self._path = objects.url, path
-        with self._telling():
+        with self._damage_reported():
             self._array = open_array(objects, path)
             sizes = objects.sizes(path)
             sizes.pop(GROUP_DOCUMENT, None)
             self._require_plausible(sum(sizes.values()), len(sizes))
 
     def _require_plausible(self, stored_bytes: int, n_objects: int) -> None:
-        """Hold what the document claims against the objects that are there."""
+        """Raise ValueError if the array document claims far more than its objects contain."""
         array = self._array
         files = array.shards or array.chunks
         n_files = math.prod(-(-length // step) for length, step in zip(array.shape, files, strict=True))
@@ -304,35 +305,35 @@ class ZarrRows:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of the whole array."""
+        """Shape of the complete array."""
         return tuple(self._array.shape)
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Type of its numbers."""
+        """Type of the elements."""
         return np.dtype(self._array.dtype)
 
     def fetch(self, spans: Sequence[tuple[int, int]]) -> None:
-        """Nothing to do."""
+        """Do nothing."""
 
     def require(self, start: int, stop: int) -> None:
-        """Nothing to do: the array is held against its objects when it is opened."""
+        """Do nothing: the sizes are checked when the array is opened."""
 
     def slice(self, start: int, stop: int) -> NDArray[Any]:
         """Rows [start, stop)."""
-        with self._telling():
+        with self._damage_reported():
             return np.asarray(self._array[start:stop])
 
     def read_into(self, out: NDArray[Any], *, start: int = 0) -> None:
-        """Copy the rows from `start` on that fill `out`."""
+        """Fill `out` with the rows from `start` on."""
         out[...] = self.slice(start, start + len(out))
 
     @contextmanager
-    def _telling(self) -> Iterator[None]:
-        """Say where it is that zarr, or one of its codecs, cannot make sense of: damage raises whatever it raises."""
+    def _damage_reported(self) -> Iterator[None]:
+        """Replace any exception of zarr or a codec by DamagedPart: damaged data can raise anything."""
         try:
             yield
         except (FeatstoreError, OSError):
             raise
         except Exception as error:
-            raise damaged(self._url, self._path, f"is damaged, or of a kind that zarr cannot read: {error}") from error
+            raise damaged(self._url, self._path, f"is damaged, or zarr cannot read it: {error}") from error

@@ -1,14 +1,14 @@
-"""Copies of remote parts' small arrays on this machine: keys, JSON, times and utterance vectors, never frames.
+"""A local cache of the small arrays of remote parts: keys, JSON, times and utterance vectors, but not frames.
 
-A committed part never changes, so a copy of it holds for ever. What vouches for a copy is never the copy: the part's
-record is read from the store each time that a part is opened, one small request, and every object is held against the
-seals in it, as it comes and when it is read back. A part's folder is named after the place of the store, the path of
-the part and all that its record says, so that another store, which may repeat a record, has folders of its own.
+A committed part never changes, so a copy of it stays valid. A copy is not trusted: each time a part is opened, its
+commit record is read from the store with one small request, and every object is checked against the seals of that
+record, when it is downloaded and when it is read from the cache. The name of a part's folder is a hash of the store's
+location, the part's path and the commit record, so that different stores never share a folder.
 
-``FEATSTORE_CACHE`` names the folder (default: ``featstore`` in the user's cache folder) and ``FEATSTORE_CACHE_GB`` how
-large it may grow (default: 20). Past that, the parts that were opened longest ago go, but none that was opened since
-the process that makes room began. All of this happens in one folder in there, which holds a marker: whatever else
-``FEATSTORE_CACHE`` holds is neither read nor deleted, and links are not followed.
+``FEATSTORE_CACHE`` names the cache folder (default: ``featstore`` in the user's cache folder), and
+``FEATSTORE_CACHE_GB`` is its capacity (default: 20). Above the capacity, the parts that were opened longest ago are
+deleted, except those opened since the current process started. All files are in one subfolder that contains a marker;
+other content of ``FEATSTORE_CACHE`` is neither read nor deleted, and links are not followed.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ from featstore.store.format import GROUP_DOCUMENT, Commit, ObjectSeal, seal
 
 __all__ = ["CachedPart", "PartCache", "cache_folder", "fetch_array", "sealed_object"]
 
-_PARTS_AT_A_TIME = 16
+_PARALLEL_PARTS = 16
 _DEFAULT_GB = "20"
-_PROCESS_BEGAN = time.time()
+_PROCESS_STARTED = time.time()
 _PARTS = "featstore-parts"
 _MARKER, _MARKED = ".featstore-cache", b"Copies of parts of remote stores, which featstore makes and deletes.\n"
 _OWN_NAME = re.compile(r"[0-9a-f]{40}")
@@ -49,7 +49,7 @@ _OBJECT_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_
 
 @dataclass(frozen=True, slots=True)
 class PartCache:
-    """A folder of copies, at most about `most_bytes` of them."""
+    """A cache folder with a capacity of about `most_bytes`."""
 
     folder: Path
     most_bytes: int
@@ -68,36 +68,36 @@ class PartCache:
 
     @property
     def parts(self) -> Path:
-        """The folder of parts in it, and nothing else."""
+        """The subfolder that contains the copies."""
         return self.folder / _PARTS
 
     def folder_of(self, objects: Objects, path: str, commit: Commit) -> Path:
-        """Where the copies of a part are: by the place of its store, and by its record with its seals."""
-        said = canonical_json([objects.identity, path, commit.as_json()])
-        return self.parts / hashlib.sha256(said.encode(errors="surrogatepass")).hexdigest()[:40]
+        """Folder of a part's copies, named by a hash of the store's location, the path and the commit record."""
+        identity = canonical_json([objects.identity, path, commit.as_json()])
+        return self.parts / hashlib.sha256(identity.encode(errors="surrogatepass")).hexdigest()[:40]
 
     def make(self) -> None:
-        """Have the folder of parts there with its marker; StoreError where it cannot be, or another made it."""
+        """Create the subfolder with its marker. Raises StoreError if that fails, or if other software created it."""
         if self._is_ours():
             return
         temporary = self.folder / f".{_PARTS}.{uuid.uuid4().hex}"
         try:
             temporary.mkdir(parents=True)
             (temporary / _MARKER).write_bytes(_MARKED)
-            with contextlib.suppress(OSError):  # it is there by now
+            with contextlib.suppress(OSError):  # another process has created it
                 temporary.rename(self.parts)
             shutil.rmtree(temporary, ignore_errors=True)
         except OSError as error:
             raise self.unusable(error.strerror or str(error)) from error
         if not self._is_ours():
-            raise self.unusable(f"{self.parts} is not of featstore's making")
+            raise self.unusable(f"featstore did not create {self.parts}")
 
     def unusable(self, why: str) -> StoreError:
-        """What to raise where nothing can be kept."""
-        return StoreError(f"cannot keep copies in {self.folder}: {why}; FEATSTORE_CACHE names another folder")
+        """Return the error for a cache that cannot be written."""
+        return StoreError(f"cannot cache in {self.folder}: {why}; set FEATSTORE_CACHE to another folder")
 
     def _is_ours(self) -> bool:
-        """Whether featstore made the folder of parts: it is a folder, not a link to one, and has the marker."""
+        """Whether featstore created the subfolder: it is a folder, not a link to one, and contains the marker."""
         try:
             is_folder = stat.S_ISDIR(self.parts.lstat().st_mode)
             return is_folder and stat.S_ISREG((self.parts / _MARKER).lstat().st_mode)
@@ -105,7 +105,7 @@ class PartCache:
             return False
 
     def trim(self, *, keep_since: float) -> None:
-        """Delete the parts that were opened longest ago until the rest fits, none that was since `keep_since`."""
+        """Delete the least recently opened parts until the rest fits, except those opened since `keep_since`."""
         if not self._is_ours():
             return
         found: list[tuple[float, int, Path]] = []
@@ -115,21 +115,21 @@ class PartCache:
             try:
                 files = _files_in(folder)
                 record = files.get(folder / GROUP_DOCUMENT)
-                # A killed process leaves copies without a record: these were opened when the last of them came.
+                # A killed process leaves copies without a record: the last file's time is then the time of opening.
                 opened = max(about.st_mtime for about in ([record] if record else files.values()))
-            except (OSError, ValueError):  # another process is deleting it, or has just made it
+            except (OSError, ValueError):  # another process is deleting or creating it
                 continue
             found.append((opened, sum(about.st_size for about in files.values()), folder))
         total = sum(size for _, size, _ in found)
         for opened, size, folder in sorted(found):
             if total <= self.most_bytes or opened >= keep_since:
                 return
-            shutil.rmtree(folder, ignore_errors=True)  # which does not follow links either
+            shutil.rmtree(folder, ignore_errors=True)  # does not follow links
             total -= size
 
 
 def _files_in(folder: Path) -> dict[Path, os.stat_result]:
-    """Regular files of a folder, whatever links in it lead to."""
+    """Regular files of a folder, with their metadata; links are not followed."""
     files: dict[Path, os.stat_result] = {}
     for above, _, names in os.walk(folder):
         for path in map(Path(above).joinpath, names):
@@ -139,7 +139,7 @@ def _files_in(folder: Path) -> dict[Path, os.stat_result]:
 
 
 class CachedPart:
-    """One part of a remote store, with its small arrays copied here as they are asked for."""
+    """One part of a remote store; its small arrays are cached when they are requested."""
 
     def __init__(self, objects: Objects, path: str, commit: Commit) -> None:
         self._objects = objects
@@ -150,30 +150,32 @@ class CachedPart:
 
     @cached_property
     def commit(self) -> Commit:
-        """The commit record with its seals, as the store has it now."""
+        """The commit record with its seals, read from the store."""
         split_path, _, part = self._path.rpartition("/")
         commit = read_commit(self._objects, split_path, part)
         if commit is None:
-            raise DamagedPart(f"{self._objects.url}/{self._path} has gone since the store was opened: open it again")
+            raise DamagedPart(f"{self._objects.url}/{self._path} was deleted after the store was opened: open it again")
         if replace(commit, objects={}) != replace(self._listed, objects={}):
-            raise damaged(self._objects.url, self._path, "has another commit record than its split's catalogue lists")
+            raise damaged(
+                self._objects.url, self._path, "has a different commit record than its split's catalogue lists"
+            )
         return commit
 
     @cached_property
     def folder(self) -> Path:
-        """Where its copies are."""
+        """Folder of its copies."""
         return self.cache.folder_of(self._objects, self._path, self.commit)
 
     @property
     def local(self) -> LocalObjects:
-        """Its copies, for which `fetch` vouches."""
+        """Its copies; call `fetch` first, which checks them."""
         return LocalObjects(self.folder)
 
     def fetch(self, array: str) -> int:
-        """Have the objects of an array here, of frames their document alone; returns the bytes that travelled."""
+        """Cache the objects of an array, for frames only their document; returns the downloaded bytes."""
         seals = self.commit.objects
         names = [name for name in seals if name.startswith(f"{array}/") and not name.startswith("frames/c/")]
-        missing = [name for name in names if not self._is_here(name, seals[name])]
+        missing = [name for name in names if not self._is_cached(name, seals[name])]
         for name in missing:
             data = sealed_object(self._objects, f"{self._path}/{name}", seals[name])
             self._put(name, data)
@@ -181,28 +183,28 @@ class CachedPart:
         return sum(seals[name].size for name in missing)
 
     def note_use(self) -> None:
-        """Say that the part was opened now, for the cache to keep it."""
+        """Record that the part was opened now, for `PartCache.trim`."""
         try:
-            if (record := self._place(GROUP_DOCUMENT)) is not None:
+            if (record := self._existing_file(GROUP_DOCUMENT)) is not None:
                 os.utime(record)
             else:
                 self._put(GROUP_DOCUMENT, seal({"commit": self.commit.as_json()}))
-        except (OSError, StoreError):  # a cache that cannot be written is read all the same
+        except (OSError, StoreError):  # a read-only cache is still usable
             return
 
-    def _is_here(self, name: str, entry: ObjectSeal) -> bool:
-        """Whether a sound copy is here: a power cut may have left another, and reading it once costs little."""
-        path = self._place(name)
+    def _is_cached(self, name: str, entry: ObjectSeal) -> bool:
+        """Whether an undamaged copy is cached; a power failure can damage a copy."""
+        path = self._existing_file(name)
         if path is None:
             return False
-        if name in self._checked:  # and is here still: another process may have made room
+        if name in self._checked:  # the file must still exist: another process may have trimmed the cache
             return True
         data = self.local.read(name, most_bytes=entry.size)
         return data is not None and len(data) == entry.size and codecs.seal_crc32c([data]) == entry.crc32c
 
     def _put(self, name: str, data: bytes) -> None:
-        """Put a copy in one step. It is not fsynced: it is checked before it is used."""
-        self._place(name)
+        """Write a copy atomically. It is not fsynced, because it is checked before use."""
+        self._existing_file(name)
         self.cache.make()
         path = self.folder / name
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
@@ -215,25 +217,25 @@ class CachedPart:
                 temporary.unlink(missing_ok=True)
             raise self.cache.unusable(error.strerror or str(error)) from error
 
-    def _place(self, name: str) -> Path | None:
-        """The file of an object where it is there; nothing below the part's folder is followed out of it.
+    def _existing_file(self, name: str) -> Path | None:
+        """Path of an object's copy, or None if it does not exist. Links are not followed.
 
         Raises
         ------
         DamagedPart
-            It is no name of an object of a part: the record that has it is no writer's.
+            The name is not an object name of format 1.
         StoreError
-            A link or a special file is in its way.
+            A component of the path is a link or a special file.
         """
         if not _OBJECT_NAME.fullmatch(name):
-            raise damaged(self._objects.url, self._path, f"names an object that no part has: {name!r}")
+            raise damaged(self._objects.url, self._path, f"names an invalid object: {name!r}")
         path = self.folder
         steps = ("", *name.split("/"))
         for number, step in enumerate(steps):
             path = path / step
             try:
                 mode = path.lstat().st_mode
-            except OSError:  # it is not there yet, or cannot be read
+            except OSError:  # it does not exist, or cannot be read
                 return None
             if not (stat.S_ISREG(mode) if number == len(steps) - 1 else stat.S_ISDIR(mode)):
                 raise self.cache.unusable(f"{path} is a link or a special file")
@@ -241,39 +243,39 @@ class CachedPart:
 
 
 def sealed_object(objects: Objects, key: str, entry: ObjectSeal) -> bytes:
-    """Read an object and hold it against its seal; once more where it differs, for the fault may be the way's.
+    """Read an object and check it against its seal. It is read again if it differs: the transfer may be at fault.
 
     Raises
     ------
     DamagedPart
-        It is missing, or not what was committed.
+        The object is missing, or differs from its seal.
     """
     data = None
     for _ in range(2):
         data = objects.read(key, most_bytes=entry.size)
         if data is not None and len(data) == entry.size and codecs.seal_crc32c([data]) == entry.crc32c:
             return data
-    says = "is missing" if data is None else "is not what was committed: its size or checksum differs"
-    raise damaged(objects.url, key, says)
+    problem = "is missing" if data is None else "is not what was committed: its size or checksum differs"
+    raise damaged(objects.url, key, problem)
 
 
 def fetch_array(parts: Sequence[CachedPart], array: str) -> None:
-    """Copy one array of many parts here, side by side."""
-    with ThreadPoolExecutor(_PARTS_AT_A_TIME, thread_name_prefix="fetch") as pool:
-        travelled = sum(pool.map(partial(CachedPart.fetch, array=array), parts))
+    """Cache one array of many parts in parallel."""
+    with ThreadPoolExecutor(_PARALLEL_PARTS, thread_name_prefix="fetch") as pool:
+        downloaded_bytes = sum(pool.map(partial(CachedPart.fetch, array=array), parts))
         list(pool.map(CachedPart.note_use, parts))
-    if travelled:
-        parts[0].cache.trim(keep_since=_PROCESS_BEGAN)
+    if downloaded_bytes:
+        parts[0].cache.trim(keep_since=_PROCESS_STARTED)
 
 
 def cache_folder() -> Path:
-    """Where featstore keeps what it can make or fetch again: ``FEATSTORE_CACHE``, else its own in the user's cache."""
+    """The cache folder: ``FEATSTORE_CACHE``, else ``featstore`` in the user's cache folder."""
     named = os.environ.get("FEATSTORE_CACHE")
     return Path(named) if named else _user_cache() / "featstore"
 
 
 def _user_cache() -> Path:
-    """The user's cache folder, as the platform has it."""
+    """The user's cache folder, by the convention of the platform."""
     if named := os.environ.get("XDG_CACHE_HOME"):
         return Path(named)
     if sys.platform == "darwin":

@@ -1,8 +1,8 @@
-"""What a store holds: reads group documents into records, and nothing of the arrays.
+"""Contents of a store: reads group documents into records, and no arrays.
 
-A split's document carries a catalogue, the commit records of its parts as they were when a run ended. It saves a reader
-from opening a thousand documents, and is never trusted alone: the listing of the group decides which parts there are,
-and a part that the catalogue does not know is read from its own document.
+The document of a split contains a catalogue: the commit records of its parts at the end of the last run. The catalogue
+saves a reader from opening a thousand documents. The listing of the group decides which parts exist, and a part that is
+missing from the catalogue is read from its own document.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from featstore.store.format import (
     DamagedDocument,
     Segment,
     counted_segments,
-    is_name_of_ours,
     is_object_name,
     is_part_name,
+    is_store_name,
 )
 
 __all__ = [
@@ -48,15 +48,14 @@ __all__ = [
     "view_of_shards",
 ]
 
-MOST_SPLITS = 100_000  # a server may list names for ever
+MOST_SPLITS = 100_000  # a server may list names endlessly
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SplitEntry:
-    """One feature set as the store lists it: the rows that count for each shard, in order of shard name.
+    """One feature set: the current segment of each shard, in order of shard name.
 
-    ``homes`` are the paths of the groups that the segments are stored in, one for each segment; empty where all are
-    stored in the group of the address.
+    ``homes`` has the path of the group that each segment is stored in; it is empty if all are in the address's group.
     """
 
     address: SplitAddress
@@ -70,7 +69,7 @@ class SplitEntry:
 
     @property
     def placed_segments(self) -> tuple[tuple[str, Segment], ...]:
-        """Each segment behind the path of the group that it is stored in."""
+        """Pairs of the path of a segment's group and the segment."""
         return tuple(zip(self.homes or (self.path,) * len(self.segments), self.segments, strict=True))
 
     @property
@@ -80,22 +79,22 @@ class SplitEntry:
 
     @property
     def has_frames(self) -> bool:
-        """Whether frames were stored for every shard."""
+        """Whether frames are stored for all shards."""
         return all(segment.commit.frames_stored for segment in self.segments)
 
     @property
     def clips(self) -> int:
-        """Clips with embeddings."""
+        """Number of clips with embeddings."""
         return sum(segment.member.clips for segment in self.segments)
 
     @property
     def windows(self) -> int:
-        """Windows, the rows of its arrays."""
+        """Number of windows, the rows of its arrays."""
         return sum(segment.member.windows for segment in self.segments)
 
     @property
     def frames(self) -> int:
-        """Frames of all windows."""
+        """Number of frames of all windows."""
         return sum(segment.member.frames for segment in self.segments)
 
     @property
@@ -105,15 +104,15 @@ class SplitEntry:
 
 
 def view_of_shards(entries: Sequence[SplitEntry], *, split: str, pattern: ShardPattern) -> SplitEntry | None:
-    """The shards of a dataset that a pattern names, whichever splits they were extracted as; None where there is none.
+    """Return the shards of a dataset that match a pattern, from all its splits; None if no shard matches.
 
     Parameters
     ----------
     entries : sequence of SplitEntry
         Feature sets of one dataset under one recipe.
     split : str
-        The split that the view stands for. A shard that several groups hold is taken from this split's own group, and
-        where that lacks it from the newest part.
+        Split of the view. A shard that several groups contain is read from this split's group if it is there, else
+        from the newest part.
     pattern : ShardPattern
     """
     chosen: dict[str, tuple[tuple[bool, tuple[int, str, str]], str, Segment]] = {}
@@ -137,23 +136,24 @@ def view_of_shards(entries: Sequence[SplitEntry], *, split: str, pattern: ShardP
 
 
 def check_root(objects: Objects) -> None:
-    """Make sure that there is a store of a format this featstore can read.
+    """Check that there is a store, and that this featstore can read its format.
 
-    The store's own document is the first that a writer makes: while there is nothing beside it, there is no store yet.
+    A writer creates the store's document before anything else.
     """
     content = _root_document(objects)
     if content is None:
         if not group_names(objects, "") and objects.read(GROUP_DOCUMENT) is None:
-            raise StoreNotFound(f"there is no store at {objects.url}: `featstore extract` makes one, or check the path")
-        content = _root_document(objects)  # a writer may have made it since we first looked
+            raise StoreNotFound(
+                f"there is no store at {objects.url}: check the path, or make one with `featstore extract`"
+            )
+        content = _root_document(objects)  # a writer may have created it since the first read
     if content is None or "format" not in content:
-        says = (
-            "has no" if content is None and objects.read(GROUP_DOCUMENT) is None else "says nothing of featstore in its"
-        )
-        raise StoreError(f"{objects.url} is not a featstore store: it {says} {GROUP_DOCUMENT}")
+        is_missing = content is None and objects.read(GROUP_DOCUMENT) is None
+        problem = f"it has no {GROUP_DOCUMENT}" if is_missing else f"its {GROUP_DOCUMENT} has no featstore attributes"
+        raise StoreError(f"{objects.url} is not a featstore store: {problem}")
     if content["format"] != FORMAT_VERSION:
         raise StoreVersionError(
-            f"{objects.url} has store format {content['format']}, and this featstore reads format {FORMAT_VERSION}: "
+            f"{objects.url} has store format {content['format']}, but this featstore reads format {FORMAT_VERSION}: "
             "upgrade featstore, or extract into another store"
         )
 
@@ -166,22 +166,22 @@ def _root_document(objects: Objects) -> dict[str, Any] | None:
 
 
 def group_names(objects: Objects, prefix: str) -> tuple[str, ...]:
-    """Names directly under `prefix` that groups of featstore may have; any other name is foreign, and is left alone."""
+    """Names directly under `prefix` that featstore may give to a group. All other names are foreign and ignored."""
     return tuple(filter(_may_be_a_group, objects.children(prefix)))
 
 
 def foreign_names(objects: Objects, prefix: str) -> tuple[str, ...]:
-    """Names directly under `prefix` that no group of featstore has; temporary files of a writer are not among them."""
+    """Names directly under `prefix` that featstore does not use, without the temporary files of writers."""
     names = objects.children(prefix)
     return tuple(name for name in names if not (_may_be_a_group(name) or name == GROUP_DOCUMENT or name[:1] == "."))
 
 
 def _may_be_a_group(name: str) -> bool:
-    return name != GROUP_DOCUMENT and is_name_of_ours(name)
+    return name != GROUP_DOCUMENT and is_store_name(name)
 
 
 def is_foreign_group(objects: Objects, split_path: str, name: str) -> bool:
-    """Whether what is in a split's group, and is no committed part, is not of featstore: it is never deleted."""
+    """Whether featstore did not write an item of a split's group that is not a committed part: it is never deleted."""
     path = f"{split_path}/{name}"
     if not is_part_name(name):
         return True
@@ -191,20 +191,20 @@ def is_foreign_group(objects: Objects, split_path: str, name: str) -> bool:
     except ForeignFile:
         return True
     if not is_without_document(objects, path):
-        return False  # it is being written, or `verify --repair` decides about damage
-    # A writer killed while it wrote its document left a temporary file and nothing else.
+        return False  # a writer is writing it, or `verify --repair` handles the damage
+    # A writer that was killed while it wrote its document left only a temporary file.
     return any(not (key.startswith(".") or is_object_name(key)) for key in objects.sizes(path))
 
 
 def foreign_paths(objects: Objects, entries: Sequence[SplitEntry]) -> Iterator[str]:
-    """Path of everything that is in a store and not of featstore, and of nothing below it.
+    """Paths of foreign items, which featstore did not write; items below a foreign folder are not listed.
 
-    `entries` are the feature sets of the store: what the documents above them are of is known without reading them.
+    `entries` are the feature sets of the store; the groups above them are not read again.
     """
     known = {path for entry in entries for path in entry.address.documents()}
-    waiting = [""]
-    while waiting:
-        above = waiting.pop()
+    pending = [""]
+    while pending:
+        above = pending.pop()
         is_split = above.count("/") == 2
         parts = {segment.commit.part for entry in entries if entry.path == above for segment in entry.segments}
         for name in objects.children(above):
@@ -215,23 +215,23 @@ def foreign_paths(objects: Objects, entries: Sequence[SplitEntry]) -> Iterator[s
                 is_foreign = name not in parts and is_foreign_group(objects, above, name)
             else:
                 is_foreign = path not in known and is_without_document(objects, path)
-                waiting += [] if is_foreign else [path]
+                pending += [] if is_foreign else [path]
             if is_foreign:
                 yield path
 
 
 def is_without_document(objects: Objects, path: str) -> bool:
-    """Whether a group has no document of featstore, sound or damaged."""
+    """Whether a group has no featstore document, intact or damaged."""
     try:
         return read_document(objects, path) is None
     except DamagedPart:
-        return False  # `verify --repair` decides about damage
+        return False  # `verify --repair` handles the damage
 
 
 def split_paths(
     objects: Objects, *, encoder: str | None = None, dataset: str | None = None, split: str | None = None
 ) -> Iterator[str]:
-    """Path of every group at the depth of a split; where names are given, only of these, and nothing else is listed.
+    """Yield the paths of the split groups that match; only groups that match are listed.
 
     `encoder` is ``logmel`` or ``logmel@3f9c2a71``.
     """
@@ -247,19 +247,19 @@ def split_paths(
                     found += 1
                     if found > MOST_SPLITS:
                         raise StoreError(
-                            f"{objects.url} lists more than {MOST_SPLITS:,} feature sets: name one of them"
+                            f"{objects.url} lists more than {MOST_SPLITS:,} feature sets: select one of them"
                         )
                     yield f"{above}/{group}/{name}"
 
 
 def read_commit(objects: Objects, split_path: str, part: str) -> Commit | None:
-    """Commit record of a part; None where it has none yet."""
+    """Read the commit record of a part; None if it is not committed."""
     [commit] = read_commits(objects, split_path, [part])
     return commit
 
 
 def read_commits(objects: Objects, split_path: str, parts: Sequence[str]) -> Iterator[Commit | None]:
-    """Commit records of parts, in order: None for one that has none yet."""
+    """Yield the commit records of parts, in order; None for a part that is not committed."""
     for part, content in zip(parts, read_documents(objects, [f"{split_path}/{part}" for part in parts]), strict=True):
         if content is None or "commit" not in content:
             yield None
@@ -271,16 +271,16 @@ def read_commits(objects: Objects, split_path: str, parts: Sequence[str]) -> Ite
 
 
 def split_commits(objects: Objects, split_path: str) -> tuple[Commit, ...]:
-    """Every committed part of a split, superseded ones too, in order of name."""
+    """Read the commit records of a split's parts, superseded ones included, in order of name."""
     return look_at_split(objects, split_path, read_document(objects, split_path)).commits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SplitState:
-    """What is in a split's group at one moment: names of its groups, and the commit records of those that have one.
+    """Snapshot of a split's group: the names of its groups, and the commit records of the committed parts.
 
-    ``catalogued`` says whether the catalogue knew just these records. ``discarded`` are folders whose deletion was cut
-    short, of a local store.
+    ``catalogued`` is whether the catalogue lists exactly these parts. ``discarded`` are the folders of a local store
+    whose deletion was interrupted.
     """
 
     names: tuple[str, ...]
@@ -297,10 +297,10 @@ def look_at_split(
     without: Collection[str] = (),
     also_known: Mapping[str, Commit] | None = None,
 ) -> SplitState:
-    """List a split's group, and read what neither its document nor `also_known` says: one request where nothing is.
+    """List a split's group, and read the commit records that are neither in its document nor in `also_known`.
 
-    A catalogue that lists parts which are gone hides nothing and adds nothing, and a group that is not called as a part
-    is never read: it is not of featstore.
+    If all records are known, this is one request. Parts of the catalogue that no longer exist are ignored. Groups whose
+    names are not part names are foreign, and are not read.
     """
     catalogue = _catalogued(objects, split_path, document or {})
     known = {**(also_known or {}), **catalogue}
@@ -320,11 +320,11 @@ def look_at_split(
 
 
 def _catalogued(objects: Objects, split_path: str, document: Mapping[str, Any]) -> dict[str, Commit]:
-    """Commit records of a split's catalogue, by part; DamagedPart where it is not one."""
+    """Commit records of a split's catalogue, by part. Raises DamagedPart if the catalogue is invalid."""
     raw = document.get("catalogue", [])
     try:
         if not isinstance(raw, list):
-            raise DamagedDocument("it is no list")
+            raise DamagedDocument("it is not a list")
         commits = map(Commit.from_json, raw)
         return {commit.part: commit for commit in commits}
     except DamagedDocument as error:
@@ -332,12 +332,12 @@ def _catalogued(objects: Objects, split_path: str, document: Mapping[str, Any]) 
 
 
 def read_split(objects: Objects, path: str) -> SplitEntry | None:
-    """The feature set at a path, in two requests: its document, and a listing; None where there is none.
+    """Read the feature set at a path with two requests, its document and a listing; None if there is none.
 
     Raises
     ------
     DamagedPart
-        Its document, or the record of one of its parts, is not as featstore writes it.
+        Its document or a commit record is damaged.
     """
     content = read_document(objects, path)
     if content is None or "split" not in content:
@@ -348,7 +348,7 @@ def read_split(objects: Objects, path: str) -> SplitEntry | None:
 
 
 def split_address(objects: Objects, path: str, content: Mapping[str, Any]) -> SplitAddress:
-    """Read the document of the split at a path; DamagedPart where it is no split's, or that of another path."""
+    """Read the address in a split's document. Raises DamagedPart if it is invalid, or belongs to another path."""
     try:
         address = SplitAddress.from_document(content)
         if address.path != path:
@@ -359,9 +359,9 @@ def split_address(objects: Objects, path: str, content: Mapping[str, Any]) -> Sp
 
 
 def known_address(objects: Objects, path: str) -> SplitAddress | None:
-    """Address of a split, from its own document, or from those above it where its own is damaged.
+    """Address of a split, from its own document, or from the documents above it if its own is damaged.
 
-    None where none of them says that featstore made a split there: whatever lies there may be anybody's.
+    None if no document shows that featstore wrote the split; it may then belong to other software.
     """
     encoder, dataset, split = path.split("/")
     for sources in ((path,), (encoder, f"{encoder}/{dataset}")):
@@ -378,7 +378,7 @@ def known_address(objects: Objects, path: str) -> SplitAddress | None:
 
 
 def read_splits(objects: Objects) -> Iterator[SplitEntry]:
-    """Every feature set of the store, in order of path; groups that featstore did not write are passed over."""
+    """Yield all feature sets of the store, in order of path; foreign groups are skipped."""
     for path in split_paths(objects):
         if (entry := read_split(objects, path)) is not None:
             yield entry

@@ -32,9 +32,9 @@ class Labels:
     Attributes
     ----------
     values : int64 or float64 (windows,), or uint8 (windows, n_classes)
-        Numbers as they are in the JSON, codes of classes, or a multi-hot array of label sets.
+        Numbers of the JSON, class codes, or a multi-hot array of label sets.
     classes : tuple of str or of bool, or None
-        What the codes or columns stand for; None where the labels are numbers.
+        Classes of the codes or columns; None if the labels are numbers.
     """
 
     values: NDArray[Any]
@@ -42,7 +42,7 @@ class Labels:
 
 
 def stored_clip_json(text: str, *, key: str) -> Any:
-    """The JSON of the clip `key` as a store of any origin has it; LabelError where it is refused."""
+    """Parse the JSON of the clip `key`, which is untrusted. Raises LabelError if it is invalid."""
     try:
         return parse_clip_json(text)
     except ValueError as error:
@@ -50,7 +50,7 @@ def stored_clip_json(text: str, *, key: str) -> Any:
 
 
 def field_of(meta: str, field: str, *, key: str) -> Any:
-    """One field of the JSON of the clip `key`, dots reaching into objects; LabelError where there is none."""
+    """Return a field of the JSON of the clip `key`; dots separate nested names. Raises LabelError if it is missing."""
     value = stored_clip_json(meta, key=key)
     for name in field.split("."):
         if not isinstance(value, dict) or name not in value:
@@ -61,14 +61,14 @@ def field_of(meta: str, field: str, *, key: str) -> Any:
 
 
 def field_values(keys: Iterable[str], metas: Iterable[str], field: str) -> list[Any]:
-    """One field of each clip's JSON.
+    """Return one field of each clip's JSON.
 
     Parameters
     ----------
     keys, metas : iterable of str
-        Keys of the windows, for messages, and the JSON of their clips.
+        Keys of the windows, for error messages, and the JSON of their clips.
     field : str
-        Dots reach into objects: ``"speaker.gender"``.
+        Name of the field; dots separate nested names: ``"speaker.gender"``.
 
     Raises
     ------
@@ -78,21 +78,21 @@ def field_values(keys: Iterable[str], metas: Iterable[str], field: str) -> list[
     values: list[Any] = []
     last_meta, value = None, None
     for key, meta in zip(keys, metas, strict=True):
-        if meta != last_meta:  # windows of one clip stand together and share its JSON
+        if meta != last_meta:  # the windows of a clip are adjacent and share its JSON
             last_meta, value = meta, field_of(meta, field, key=key)
         values.append(value)
     return values
 
 
 def is_label_sets(values: Sequence[Any]) -> bool:
-    """Whether every value is a list of text: a set of labels, perhaps empty."""
+    """Whether all values are lists of strings: label sets, which may be empty."""
     return bool(values) and all(isinstance(each, list) and all(isinstance(of, str) for of in each) for each in values)
 
 
 def multi_hot(
     keys: Sequence[str], values: Sequence[list[str]], field: str, *, classes: Sequence[Any] | None = None
 ) -> Labels:
-    """Label sets as a multi-hot array, uint8 (windows, n_classes); its columns are `classes`, or all labels sorted.
+    """Encode label sets as a multi-hot array, uint8 (windows, n_classes). Columns are `classes`, or all sorted labels.
 
     >>> multi_hot(["a", "b"], [["rain", "dog"], []], "tags")
     Labels(values=array([[1, 1],
@@ -110,56 +110,56 @@ def multi_hot(
 def _code_of(label: Any, codes: Mapping[Any, int], *, field: str, key: str) -> int:
     if label not in codes:
         shown = ", ".join(repr(name) for name in list(codes)[:8]) + (", ..." if len(codes) > 8 else "")
-        raise LabelError(f"clip {key!r}: {field} {label!r} is none of the {len(codes)} classes {shown}")
+        raise LabelError(f"clip {key!r}: {field} {label!r} is not one of the {len(codes)} classes {shown}")
     return codes[label]
 
 
 def plain_labels(keys: Sequence[str], values: Sequence[Any], field: str) -> NDArray[Any]:
-    """Values of one field as an array of text, of numbers or of truth values; of text it is object (windows,).
+    """Convert the values of one field to an array of strings (object), numbers or booleans, (windows,).
 
     Raises
     ------
     LabelError
-        A value is not one of these, or clips disagree about which.
+        A value has another type, or the types differ between clips.
     """
     kinds: dict[type, str] = {}
     for key, value in zip(keys, values, strict=True):
         kind = float if isinstance(value, int) and not isinstance(value, bool) else type(value)
         if kind not in (str, float, bool):
             raise LabelError(
-                f"clip {key!r}: a label is text, a list of text, a number or true/false, and {field!r} is "
+                f"clip {key!r}: a label must be text, a list of text, a number or true/false: {field!r} is "
                 f"{json.dumps(value)[:60]}"
             )
         kinds.setdefault(kind, key)
     if len(kinds) > 1:
         (one, one_key), (other, other_key) = list(kinds.items())[:2]
         raise LabelError(
-            f"{field!r} is of two types: {_says(one)} of clip {one_key!r}, {_says(other)} of clip {other_key!r}"
+            f"{field!r} has two types: {_TYPE_NAMES[one]} in clip {one_key!r}, {_TYPE_NAMES[other]} in clip "
+            f"{other_key!r}"
         )
     if str in kinds:
         return np.asarray(values, dtype=object)
-    whole = all(isinstance(value, int) and -(2**63) <= value < 2**63 for value in values)
-    return np.asarray(values, dtype=bool if bool in kinds else np.int64 if whole and values else np.float64)
+    fits_int64 = all(isinstance(value, int) and -(2**63) <= value < 2**63 for value in values)
+    return np.asarray(values, dtype=bool if bool in kinds else np.int64 if fits_int64 and values else np.float64)
 
 
 def encode_labels(
     keys: Sequence[str], metas: Sequence[str], field: str, *, classes: Sequence[Any] | None = None
 ) -> Labels:
-    """One field as numbers: text and truth values become codes of classes, lists of text a multi-hot array.
+    """Encode one field as numbers: strings and booleans become class codes, lists of strings a multi-hot array.
 
-    Numbers stay as they are.
+    Numbers are not changed, unless `classes` is given.
 
     Parameters
     ----------
     classes : sequence, optional
-        What the codes or columns stand for, such as those of a training set; else the sorted values found. With them
-        numbers are classes too.
+        Classes of the codes or columns, for example those of a training set. Default: the sorted values.
 
     Raises
     ------
     LabelError
-        A clip has no such field; its value is not text, a list of text, a number or true/false; clips disagree about
-        which; or a label is none of `classes`.
+        A clip has no such field; its value is not text, a list of text, a number or true/false; the types differ
+        between clips; or a label is not in `classes`.
     """
     found = field_values(keys, metas, field)
     if is_label_sets(found):
@@ -178,5 +178,4 @@ def encode_labels(
     return Labels(values=coded, classes=tuple(classes))
 
 
-def _says(kind: type) -> str:
-    return {str: "text", float: "a number", bool: "true/false"}[kind]
+_TYPE_NAMES: dict[type, str] = {str: "text", float: "a number", bool: "true/false"}

@@ -1,4 +1,4 @@
-"""Chunk codecs (numcodecs, google_crc32c) and the byte ranges of the blocks of an object."""
+"""Chunk codecs (numcodecs, google_crc32c), and the byte ranges of the blocks in a file."""
 
 from __future__ import annotations
 
@@ -38,44 +38,44 @@ __all__ = [
 CRC_BYTES = 4
 INDEX_ENTRY_BYTES = 16
 
-MOST_STRING_BYTES = (4 << 20) + 4  # of one string and its length: a clip's JSON may have 4 MiB, see `extract.tars`
-MOST_CHUNK_BYTES = 256 << 20  # of what a chunk expands to, where it is not itself large:
-MOST_EXPANSION = 64
+MOST_STRING_BYTES = (4 << 20) + 4  # of one string and its length: a clip's JSON may have 4 MiB
+MOST_CHUNK_BYTES = 256 << 20  # a chunk may expand to this, or to
+MOST_EXPANSION = 64  # times its compressed size
 _ZSTD_MAGIC = 0xFD2FB528
 _ZSTD_SKIPPED = range(0x184D2A50, 0x184D2A60)
 _ZSTD_BLOCK_BYTES = 128 << 10
 
-Buffers = Sequence[Any]  # objects of the buffer protocol, to be written one after another
+Buffers = Sequence[Any]  # objects with the buffer protocol, written one after another
 
 
 def crc32c(data: Any, crc: int = 0) -> int:
-    """CRC-32C (Castagnoli) of a contiguous buffer, or of what `crc` is of and the buffer after it."""
+    """CRC-32C (Castagnoli) of a contiguous buffer; `crc` is the checksum of the data before it."""
     return int(google_crc32c.extend(crc, np.frombuffer(data, np.uint8)))
 
 
 def seal_crc32c(buffers: Buffers) -> int:
-    """CRC-32C of an object with its last four bytes put first.
+    """CRC-32C of an object, with its last four bytes moved to the front.
 
-    The plain CRC of a chunk that ends in its own CRC is the same number whatever the chunk holds; turned round, it
-    tells two such chunks apart.
+    The plain CRC of any chunk that ends in its own CRC is a constant. With the four bytes in front, the checksum
+    depends on the content.
     """
     *before, last = (memoryview(buffer).cast("B") for buffer in buffers)
-    turned = (last[-CRC_BYTES:], *before, last[:-CRC_BYTES])
+    rotated = (last[-CRC_BYTES:], *before, last[:-CRC_BYTES])
     crc = 0
-    for piece in turned:
+    for piece in rotated:
         crc = int(google_crc32c.extend(crc, np.frombuffer(piece, np.uint8))) if len(piece) else crc
     return crc
 
 
 def encode_file(layout: ArrayLayout, rows: NDArray[Any]) -> Buffers:
-    """Buffers of one file that holds `rows`, (at most file_rows, ...), without copying whole blocks."""
+    """Encode one file with `rows`, (at most file_rows, ...), without copying complete blocks."""
     rows = np.ascontiguousarray(rows, layout.dtype)
     buffers: list[Any] = []
     index: list[tuple[int, int]] = []
     offset = 0
     for start in range(0, len(rows), layout.block_rows):
         block = rows[start : start + layout.block_rows]
-        if len(block) < layout.block_rows:  # the last block is stored whole, its rows beyond the end zero
+        if len(block) < layout.block_rows:  # the last block is padded with zeros
             padded = np.zeros((layout.block_rows, *layout.shape[1:]), layout.dtype)
             padded[: len(block)] = block
             block = padded
@@ -92,21 +92,20 @@ def encode_file(layout: ArrayLayout, rows: NDArray[Any]) -> Buffers:
 
 
 def encode_strings(values: Sequence[str]) -> bytes:
-    """Make the one chunk of a string array."""
+    """Encode the single chunk of a string array."""
     packed = Zstd(level=ZSTD_LEVEL).encode(VLenUTF8().encode(np.asarray(values, dtype=object)))
     return bytes(packed) + struct.pack("<I", crc32c(packed))
 
 
 def decode_strings(chunk: bytes, *, n: int) -> NDArray[np.object_]:
-    """Read the `n` strings that `encode_strings` made a chunk of.
+    """Decode a chunk of `n` strings that `encode_strings` made.
 
-    Nothing is allocated that the chunk claims and `n` does not account for: neither what its frame expands to, nor how
-    many strings it has.
+    Allocated memory is bounded by `n`, whatever expanded size and number of strings the chunk claims.
 
     Raises
     ------
     ValueError
-        The checksum does not match, the bytes are no such chunk, or there are not `n` strings in it.
+        The checksum does not match, the chunk is malformed, or it does not contain `n` strings.
     """
     if len(chunk) < CRC_BYTES or struct.pack("<I", crc32c(chunk[:-CRC_BYTES])) != chunk[-CRC_BYTES:]:
         raise ValueError("its checksum does not match")
@@ -119,7 +118,7 @@ def decode_strings(chunk: bytes, *, n: int) -> NDArray[np.object_]:
 
 
 def check_strings(chunk: bytes, *, n: int) -> None:
-    """Raise ValueError where a chunk of `n` strings claims more than `decode_strings` allocates; expand nothing."""
+    """Raise ValueError if a chunk of `n` strings is too large for `decode_strings`, without decompressing it."""
     packed = memoryview(chunk)[: max(0, len(chunk) - CRC_BYTES)]
     _require_small(packed, most_bytes=_most_string_bytes(packed, n))
 
@@ -129,7 +128,7 @@ def _most_string_bytes(packed: memoryview, n: int) -> int:
 
 
 def decode_zstd(packed: Any, *, most_bytes: int) -> bytes:
-    """Decompress zstd frames; ValueError where they are none, or claim more than `most_bytes`, before anything is."""
+    """Decompress zstd frames. Raises ValueError if they are malformed, or expand to more than `most_bytes`."""
     _require_small(packed, most_bytes=most_bytes)
     try:
         return bytes(Zstd().decode(packed))
@@ -140,13 +139,13 @@ def decode_zstd(packed: Any, *, most_bytes: int) -> bytes:
 def _require_small(packed: Any, *, most_bytes: int) -> None:
     expanded = _zstd_bytes(packed)
     if expanded > most_bytes:
-        raise ValueError(f"it expands to {expanded:,} bytes, and {most_bytes:,} are the most that it may")
+        raise ValueError(f"it expands to {expanded:,} bytes, and the limit is {most_bytes:,}")
 
 
 def _zstd_bytes(packed: Any) -> int:
-    """What frames expand to, by their headers (RFC 8878); of frames that do not state it, at most.
+    """Expanded size of frames by their headers (RFC 8878), or an upper bound if a frame does not state it.
 
-    A frame of an unknown size is decoded as a stream, which grows by at most 128 KiB with each block.
+    Each block of a frame expands to at most 128 KiB.
     """
     view, at = memoryview(packed).cast("B"), 0
     stated, blocks = 0, 0
@@ -167,17 +166,17 @@ def _zstd_bytes(packed: Any) -> int:
                 header = int.from_bytes(view[at : at + 3], "little") if at + 3 <= len(view) else -1
                 last, kind, length = header & 1, header >> 1 & 3, header >> 3
                 if header < 0 or kind == 3:
-                    raise ValueError("a zstd frame breaks off")
-                at += 3 + (1 if kind == 1 else length)  # a block that repeats one byte stores it once
+                    raise ValueError("a zstd frame is truncated")
+                at += 3 + (1 if kind == 1 else length)  # a block of one repeated byte stores one byte
                 blocks += length if kind < 2 else _ZSTD_BLOCK_BYTES
             at += checksum
     except struct.error as error:
-        raise ValueError("a zstd frame breaks off") from error
+        raise ValueError("a zstd frame is truncated") from error
     return stated if all_stated else max(stated, blocks)
 
 
 def _zstd_header(view: memoryview, at: int) -> tuple[int, int | None, int]:
-    """Where the blocks of a frame begin, the size it states or None, and bytes of the checksum behind them."""
+    """Offset of a frame's first block, its stated size or None, and the number of checksum bytes."""
     (descriptor,) = struct.unpack_from("<B", view, at)
     single = descriptor >> 5 & 1
     at += 1 + (1 - single) + (0, 1, 2, 4)[descriptor & 3]
@@ -189,21 +188,21 @@ def _zstd_header(view: memoryview, at: int) -> tuple[int, int | None, int]:
     return at + struct.calcsize(form), struct.unpack_from(form, view, at)[0] + more, checksum
 
 
-UNCHECKED_BYTES = 64 << 20  # what may be allocated before the files are looked at that it is read from
+UNCHECKED_BYTES = 64 << 20  # arrays up to this size are allocated without checking the sizes of their files
 
 
 def block_offsets(
     layout: ArrayLayout, *, file_bytes: int, read: Callable[[int, int], bytes], where: Path | str
 ) -> list[int]:
-    """Where each block of a file begins, -1 where it is absent.
+    """Offset of each block of a file, -1 if the block is absent.
 
-    The index of a sharded file stands at its end: (offset, nbytes) as little-endian uint64 per inner chunk, then a
-    CRC-32C (Zarr v3 ``sharding_indexed`` codec). `read` hands out bytes [start, stop) of the file.
+    The index of a sharded file is at its end: (offset, nbytes) as little-endian uint64 per inner chunk, then a CRC-32C
+    (Zarr v3 ``sharding_indexed`` codec). ``read(start, stop)`` returns bytes [start, stop) of the file.
 
     Raises
     ------
     DamagedPart
-        The file is not as large as its blocks, or the index is none of such blocks, or not what was written.
+        The file size does not match the layout, or the index is damaged.
     """
     if layout.kind == "plain":
         if file_bytes != layout.block_bytes + CRC_BYTES:
@@ -217,20 +216,20 @@ def block_offsets(
         raise DamagedPart(f"{where} is damaged: the checksum of its index does not match: run `featstore verify`")
     index = np.frombuffer(raw[:-CRC_BYTES], "<u8").reshape(-1, 2)
     absent = (index == np.iinfo(np.uint64).max).all(axis=1)
-    room = max(0, index_at - layout.block_bytes - CRC_BYTES)
-    fits = (index[:, 1] == layout.block_bytes + CRC_BYTES) & (index[:, 0] <= room)
+    last_offset = max(0, index_at - layout.block_bytes - CRC_BYTES)
+    fits = (index[:, 1] == layout.block_bytes + CRC_BYTES) & (index[:, 0] <= last_offset)
     if not (absent | fits).all():
         raise wrong_size(where)
-    return [-1 if gone else int(offset) for gone, offset in zip(absent, index[:, 0], strict=True)]
+    return [-1 if is_absent else int(offset) for is_absent, offset in zip(absent, index[:, 0], strict=True)]
 
 
 def require_files(
     layout: ArrayLayout, start: int, stop: int, *, size_of: Callable[[str], int], where: Path | str
 ) -> None:
-    """Make sure that files hold rows [start, stop), by their sizes, so that memory may be allocated for these.
+    """Raise DamagedPart if the files are too small for rows [start, stop), before memory is allocated for them.
 
-    `size_of` knows a file by its key below the array, and one that is not there as of 0 bytes. It is asked of no more
-    files than there are, whatever the array claims.
+    ``size_of(key)`` returns the size of a file of the array, 0 if it is missing. The loop stops at the first missing
+    file, however many the array claims.
     """
     for number in range(start // layout.file_rows, -(-stop // layout.file_rows)):
         rows = min(layout.shape[0] - number * layout.file_rows, layout.file_rows)
@@ -239,5 +238,5 @@ def require_files(
 
 
 def wrong_size(where: Path | str) -> DamagedPart:
-    """What to raise of a file that does not have the size that its array needs."""
+    """Return the error for a file whose size does not match its array."""
     return DamagedPart(f"{where} does not have the size that its array needs: run `featstore verify`")

@@ -1,14 +1,14 @@
-"""Copies feature sets from one store to another, part by part, between folders and URLs in any direction.
+"""Copies feature sets from one store to another, part by part, between folders and URLs.
 
-A copied part holds the same objects as the original, each held against its seal on the way, and the same commit record
-but for two fields. Its name is new, so that no object of the target is ever written a second time, whatever other
-copies, writers and readers do there. Its generation is greater than that of what it replaces.
+A copied part has the same objects as the original, each checked against its seal, and the same commit record except for
+two fields. Its name is new, so that no object of the target is ever overwritten, even with concurrent copies, writers
+and readers. Its generation is greater than that of the parts it replaces.
 
-What the target has already is found by content: the SHA-256 of the shards, under the recipe. So a copy that was killed
-resumes, and what it left is no part.
+Parts that the target already has are recognised by content: the SHA-256 of their shards, and the recipe. So a copy that
+was killed resumes, and its incomplete part is not visible to readers.
 
-Without frames a part is another part: its record says so, and names the objects that it has. What its vectors were made
-from, and with it the content hash that scores name, is the same.
+A part copied without frames has a commit record that lists only the copied objects. The content hash that scores refer
+to is the same.
 """
 
 from __future__ import annotations
@@ -33,18 +33,19 @@ from featstore.store.writer import SplitWriter, open_split_writer_at
 
 __all__ = ["CopyRecord", "copy_store", "without_frames"]
 
-_PARTS_AT_A_TIME = 8
+_PARALLEL_PARTS = 8
 _SMALL_BYTES = 1 << 20
-_SMALL_AHEAD = 16  # of one part; of large objects, up to 64 MiB each, there is one: eight parts hold half a gigabyte
-_BETWEEN_LOOKS = 20.0
+_SMALL_AHEAD = 16  # small objects prefetched per part; of large objects (up to 64 MiB) one, so 8 parts buffer 512 MiB
+_MIN_REFRESH_INTERVAL = 20.0  # as a multiple of the time that a refresh takes
 _FRAME_ARRAYS = ("frames", "frame_offsets")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CopyRecord:
-    """What became of one feature set: its parts, those copied now, those that were there, and what travelled.
+    """Result of copying one feature set.
 
-    ``replaced`` of the copied parts took the place of other content of their shards.
+    ``there`` is the number of parts that the target already had; ``replaced`` of the copied parts replaced parts with
+    other content of the same shards. ``objects`` and ``bytes`` were copied.
     """
 
     path: str
@@ -70,50 +71,50 @@ def copy_store(
     split: str | None,
     on_part: Callable[[str], None] = lambda _: None,
 ) -> tuple[CopyRecord, ...]:
-    """Bring the feature sets of one store that match, or all, into another.
+    """Copy the matching feature sets of a store to another store.
 
     Parameters
     ----------
     source_url, target_url : str
-        Folders or URLs. The target is made where there is none.
+        Folders or URLs. The target is created if it does not exist.
     only : "everything" or "utterance"
-        Whether frames come along.
+        ``"utterance"`` copies no frames.
     encoder, dataset, split : str, optional
-        Only these, as `Store.select` takes them.
+        Selection, as for `Store.select`.
     on_part : callable
-        Told the path of each part when it is in the target.
+        Called with the path of each part when it is in the target.
 
     Raises
     ------
     UnknownFeatureSet
         Nothing matches.
     DamagedPart
-        An object of the source is not what was committed: parts before it are in the target, that one is not.
+        An object of the source differs from its seal. Earlier parts are in the target, the damaged part is not.
     StoreError
-        A store cannot be read or written; what is committed is safe, and the same call goes on.
+        A store cannot be read or written. Committed parts are kept, and the same call resumes.
     """
     source, target = open_objects(source_url), open_objects(target_url)
-    if _place(source) == _place(target):
-        raise StoreError(f"source and target are one store: {source.url}")
+    if _location(source) == _location(target):
+        raise StoreError(f"source and target are the same store: {source.url}")
     check_root(source)
     paths = split_paths(source, encoder=encoder, dataset=dataset, split=split)
     entries = [entry for entry in (read_split(source, path) for path in paths) if entry is not None]
     if not entries:
         raise UnknownFeatureSet(
-            f"{source.url} holds nothing of {encoder or '*'}/{dataset or '*'}/{split or '*'}: "
-            f"`featstore inspect --store {source.url}` shows what is there"
+            f"{source.url} has no feature set {encoder or '*'}/{dataset or '*'}/{split or '*'}: "
+            f"`featstore inspect --store {source.url}` lists them"
         )
     return tuple(_SplitCopy(source, target, entry, only=only, on_part=on_part).run() for entry in entries)
 
 
-def _place(objects: Objects) -> str:
+def _location(objects: Objects) -> str:
     return objects.url.rstrip("/") if objects.root is None else str(objects.root.resolve())
 
 
 def without_frames(commit: Commit) -> Commit:
-    """The record of a part's copy that leaves its frames out.
+    """Return the commit record of a part copied without frames.
 
-    Members keep their counts of frames, which say what the vectors are means of.
+    Members keep their frame counts, the numbers of frames that the utterance vectors were pooled from.
     """
     if not commit.frames_stored:
         return commit
@@ -123,7 +124,7 @@ def without_frames(commit: Commit) -> Commit:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """A part to copy: the record it gets in the target, but for its name, and what of it counts in the source."""
+    """A part to copy: its commit record in the target, except for the name, and its current segments in the source."""
 
     commit: Commit
     segments: tuple[Segment, ...]
@@ -131,9 +132,9 @@ class _Part:
 
 
 def _plan(parts: Sequence[_Part], counted: Mapping[str, Segment]) -> list[_Part]:
-    """Parts that the target lacks, with generations under which they count there as they do in the source."""
+    """Parts that the target lacks, with generations that give them the same precedence as in the source."""
     wanted: list[_Part] = []
-    copied: dict[str, Commit] = {}  # the last of the planned parts that holds a shard, whether it counts or not
+    copied: dict[str, Commit] = {}  # shard name -> last planned part with that shard, current or superseded
     for part in sorted(parts, key=lambda part: part.commit.order):
         there = {name: counted.get(name) for name in (segment.member.shard.name for segment in part.segments)}
         is_there = all(_has(there[each.member.shard.name], each, part.commit) for each in part.segments)
@@ -143,7 +144,7 @@ def _plan(parts: Sequence[_Part], counted: Mapping[str, Segment]) -> list[_Part]
             continue
         generation = max(part.commit.generation, *(1 + each.generation for each in (*rivals, *older)), 0)
         other = any(
-            (held := there[each.member.shard.name]) is not None and not _is_same(held.member, each.member)
+            (present := there[each.member.shard.name]) is not None and not _is_same(present.member, each.member)
             for each in part.segments
         )
         commit = replace(part.commit, generation=generation)
@@ -153,7 +154,7 @@ def _plan(parts: Sequence[_Part], counted: Mapping[str, Segment]) -> list[_Part]
 
 
 def _has(there: Segment | None, wanted: Segment, commit: Commit, *, generation: int = 0) -> bool:
-    """Whether the target has a shard's content, as many windows and frames as would come, under that generation."""
+    """Whether the target has a shard with the same content, no fewer windows and frames, and at least `generation`."""
     return (
         there is not None
         and there.commit.generation >= generation
@@ -186,8 +187,8 @@ class _SplitCopy:
         self._entry = entry
         self._only = only
         self._on_part = on_part
-        self._looking = threading.Lock()
-        self._look_from = 0.0
+        self._refresh_lock = threading.Lock()
+        self._next_refresh = 0.0
         self._counted: Mapping[str, Segment] = {}
         self._reads = ThreadPoolExecutor(NETWORK_THREADS, thread_name_prefix="read")
 
@@ -202,8 +203,8 @@ class _SplitCopy:
             self._on_part(self._entry.path)
         copied: list[_Part] = []
         try:
-            with ThreadPoolExecutor(_PARTS_AT_A_TIME, thread_name_prefix="copy") as pool, self._reads:
-                copies = in_order(pool, partial(self._copy, writer), wanted, ahead=_PARTS_AT_A_TIME)
+            with ThreadPoolExecutor(_PARALLEL_PARTS, thread_name_prefix="copy") as pool, self._reads:
+                copies = in_order(pool, partial(self._copy, writer), wanted, ahead=_PARALLEL_PARTS)
                 for part, is_copied in zip(wanted, copies, strict=True):
                     copied += [part] if is_copied else []
                     self._on_part(f"{self._entry.path}/{part.commit.part}")
@@ -224,39 +225,41 @@ class _SplitCopy:
         )
 
     def _parts(self) -> list[_Part]:
-        """Parts that count in the source, with their seals, and as they will be in the target."""
+        """Parts with current segments in the source, with their seals, and without frames if these are not copied."""
         segments: dict[str, list[Segment]] = {}
         for segment in self._entry.segments:
             segments.setdefault(segment.commit.part, []).append(segment)
         found: list[_Part] = []
         for name, commit in zip(segments, read_commits(self._source, self._entry.path, list(segments)), strict=True):
             if commit is None:
-                raise DamagedPart(f"{self._source.url}/{self._entry.path}/{name} has gone: run the same command again")
+                raise DamagedPart(
+                    f"{self._source.url}/{self._entry.path}/{name} was deleted: run the same command again"
+                )
             kept = without_frames(commit) if self._only == "utterance" else commit
             found.append(_Part(kept, tuple(segments[name])))
         return found
 
     def _copy(self, writer: SplitWriter, part: _Part) -> bool:
-        """Copy a part, unless another run has brought it meanwhile; returns whether it was copied."""
-        counted = self._look_again(writer)
+        """Copy a part unless a concurrent run has copied it; returns whether it was copied."""
+        counted = self._refreshed(writer)
         there = [(counted.get(each.member.shard.name), each) for each in part.segments]
-        if all(_has(held, each, part.commit, generation=part.commit.generation) for held, each in there):
+        if all(_has(present, each, part.commit, generation=part.commit.generation) for present, each in there):
             return False
         writer.copy_part(part.commit, self._objects_of(f"{self._entry.path}/{part.commit.part}", part.commit))
         return True
 
-    def _look_again(self, writer: SplitWriter) -> Mapping[str, Segment]:
-        """What counts in the target by now, or a moment ago: looking takes a twentieth of the time at most."""
-        with self._looking:
-            began = time.monotonic()
-            if began >= self._look_from:
+    def _refreshed(self, writer: SplitWriter) -> Mapping[str, Segment]:
+        """Current segments of the target, refreshed at intervals that keep this below a twentieth of the time."""
+        with self._refresh_lock:
+            started = time.monotonic()
+            if started >= self._next_refresh:
                 self._counted = writer.committed()
                 ended = time.monotonic()
-                self._look_from = ended + _BETWEEN_LOOKS * (ended - began)
+                self._next_refresh = ended + _MIN_REFRESH_INTERVAL * (ended - started)
             return self._counted
 
     def _objects_of(self, source: str, commit: Commit) -> Iterator[tuple[str, bytes]]:
-        """Each object of a part, whole and as it was committed: small ones many at a time, large ones one by one."""
+        """Read the objects of a part, checked against their seals: small ones in parallel, large ones one by one."""
         small = [name for name, entry in commit.objects.items() if entry.size <= _SMALL_BYTES]
         large = [name for name, entry in commit.objects.items() if entry.size > _SMALL_BYTES]
         for names, ahead in ((small, _SMALL_AHEAD), (large, 1)):

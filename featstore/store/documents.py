@@ -1,4 +1,4 @@
-"""Group documents of the store, encoders, datasets and splits, and errors about damaged ones."""
+"""Group documents of the store, its encoders, datasets and splits, and the errors for damaged ones."""
 
 from __future__ import annotations
 
@@ -25,22 +25,30 @@ from featstore.store.format import (
     unseal,
 )
 
-__all__ = ["SplitAddress", "damaged", "gone", "is_foreign", "read_document", "read_documents", "write_document"]
+__all__ = [
+    "SplitAddress",
+    "damaged",
+    "is_foreign",
+    "missing_object",
+    "read_document",
+    "read_documents",
+    "write_document",
+]
 
 
-def damaged(url: str, where: str, says: str) -> DamagedPart:
-    """What to raise of an object or a group at `where` in the store at `url`.
+def damaged(url: str, where: str, problem: str) -> DamagedPart:
+    """Return the error for a damaged object or group at `where` in the store at `url`.
 
     >>> str(damaged("e.zarr", "zarr.json", "is missing"))
     'e.zarr/zarr.json is missing; `featstore verify --store e.zarr --repair` drops or repairs what is damaged'
     """
     return DamagedPart(
-        f"{url}/{where} {says}; `featstore verify --store {url} --repair` drops or repairs what is damaged"
+        f"{url}/{where} {problem}; `featstore verify --store {url} --repair` drops or repairs what is damaged"
     )
 
 
-def gone(where: Path | str) -> DamagedPart:
-    """What to raise of an object that the store had when it was opened: most often a writer has replaced its part."""
+def missing_object(where: Path | str) -> DamagedPart:
+    """Return the error for an object that is missing since the store was opened; usually a writer replaced its part."""
     return DamagedPart(
         f"{where} is missing: the store changed while it was open, or is damaged; open it again, and run "
         "`featstore verify` if it is still missing"
@@ -49,9 +57,9 @@ def gone(where: Path | str) -> DamagedPart:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SplitAddress:
-    """Where a feature set is, and all that the documents above its parts say.
+    """Address of a feature set, with the content of the documents above its parts.
 
-    ``path`` is that of the split's group: ``logmel@3f9c2a71/words/train``.
+    ``path`` is the path of the split's group: ``logmel@3f9c2a71/words/train``.
     """
 
     recipe: Recipe
@@ -66,7 +74,7 @@ class SplitAddress:
         object.__setattr__(self, "path", path)
 
     def documents(self) -> dict[str, dict[str, Any]]:
-        """Contents of every document from the store's own down to the split's, by path."""
+        """Contents of the documents from the store's to the split's, by path."""
         encoder, group, _ = self.path.split("/")
         return {
             "": self._about_store(),
@@ -93,7 +101,7 @@ class SplitAddress:
 
     @classmethod
     def from_document(cls, content: Mapping[str, Any]) -> SplitAddress:
-        """Read a split's document; DamagedDocument where it is not one."""
+        """Read a split's document. Raises DamagedDocument if it is invalid."""
         checked = check_fields(content, _SPLIT_RULES, of="document")
         known = {name: checked[name] for name in ("spec", "dataset", "crop_seconds", "split")}
         return cls(recipe=recipe_from_json(checked["recipe"]), **known)
@@ -109,19 +117,19 @@ _SPLIT_RULES: Mapping[str, Callable[[object], bool]] = {
 
 
 def read_document(objects: Objects, group: str) -> dict[str, Any] | None:
-    """Content of a group's document; None where it is missing, bare or not of featstore.
+    """Read a group's document; None if it is missing, or has no featstore attributes.
 
     Raises
     ------
     DamagedPart
-        There is a document, but not as featstore wrote it.
+        The document is damaged.
     """
     [content] = read_documents(objects, [group])
     return content
 
 
 def read_documents(objects: Objects, groups: Sequence[str]) -> Iterator[dict[str, Any] | None]:
-    """Contents of groups' documents, in order, as `read_document` has them."""
+    """Yield the contents of groups' documents, in order, as `read_document` returns them."""
     keys = [f"{group}/{GROUP_DOCUMENT}" if group else GROUP_DOCUMENT for group in groups]
     for group, raw in zip(groups, objects.read_many(keys), strict=True):
         try:
@@ -131,7 +139,7 @@ def read_documents(objects: Objects, groups: Sequence[str]) -> Iterator[dict[str
 
 
 def is_foreign(objects: Objects, group: str) -> bool:
-    """Whether a path has a document that other software filled; a bare one zarr-python makes for any parent."""
+    """Whether other software wrote a path's document. The bare groups that zarr-python creates do not count."""
     raw = objects.read(f"{group}/{GROUP_DOCUMENT}" if group else GROUP_DOCUMENT)
     if raw is None or unseal(raw) is not None:
         return False
@@ -140,7 +148,7 @@ def is_foreign(objects: Objects, group: str) -> bool:
 
 
 def write_document(objects: Objects, group: str, content: Mapping[str, Any]) -> None:
-    """Put a group's document in one step, unless it is there word for word."""
+    """Write a group's document atomically, unless it is unchanged."""
     key = f"{group}/{GROUP_DOCUMENT}" if group else GROUP_DOCUMENT
     document = seal(content)
     if objects.read(key) != document:

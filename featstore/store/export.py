@@ -1,7 +1,7 @@
-"""A feature set as one file or folder that other programs read: npz, Parquet, Zarr, Hugging Face `datasets`.
+"""Exports a feature set to a file or folder for other programs: npz, Parquet, Zarr, Hugging Face `datasets`.
 
-What is written is read piece by piece, so that memory does not grow with the frames; it stands under a temporary name
-until it is whole.
+Frames are read piece by piece, so that memory use does not grow with their number. The output has a temporary name
+until it is complete.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from numpy.typing import NDArray
 
-from featstore.errors import LabelError, UsageError
+from featstore.errors import LabelError, UsageError, missing_extra
 from featstore.files import replacing, temporary_folder
 from featstore.store.clip_fields import field_values, is_label_sets, multi_hot, plain_labels
 from featstore.store.export_contents import Contents
@@ -29,15 +29,15 @@ ExportFormat = Literal["npz", "parquet", "zarr", "hf"]
 PIECE_BYTES: dict[ExportFormat, int] = {
     "npz": 64 << 20,
     "zarr": 64 << 20,
-    "parquet": 16 << 20,  # a group of rows, which Parquet holds several times over while it is written
+    "parquet": 16 << 20,  # one row group, of which the Parquet writer keeps several copies in memory
     "hf": 16 << 20,
 }
-MARKER = "featstore_export.json"  # in a folder of `datasets`, which has no place for words of ours
+MARKER = "featstore_export.json"  # provenance of a `datasets` folder, which has no field for it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportRecord:
-    """What was written."""
+    """Result of an export."""
 
     path: str
     format: str
@@ -71,19 +71,19 @@ def export_feature_set(
         File (npz, Parquet) or folder (Zarr, Hugging Face).
     file_format : "npz", "parquet", "zarr" or "hf"
     frames : bool
-        Write the frames too.
+        Export the frames too.
     label : str or None
-        Field of the clips' JSON to be a column of its own, ``label``; of lists of text it is multi-hot, and the
-        provenance has their ``label_classes``.
+        Field of the clips' JSON to export as the column ``label``. Lists of text become a multi-hot column, and the
+        provenance has its ``label_classes``.
     force : bool
-        Replace what an earlier export left at `out`.
+        Replace an earlier export at `out`.
 
     Raises
     ------
     UsageError
-        `out` is there already, or is nothing that an export wrote; or a library is missing.
+        `out` exists, or `force` is given and it is not an export; or a library is not installed.
     UnknownFeatureSet
-        Frames are asked for and not stored.
+        `frames` is true, and frames are not stored.
     LabelError
         A clip has no such label.
     """
@@ -120,14 +120,14 @@ def export_feature_set(
 
 
 def _labels(fs: FeatureSet, field: str) -> tuple[NDArray[Any], tuple[Any, ...] | None]:
-    """A column of labels; of lists of text a multi-hot array, and the classes that its columns stand for."""
+    """Return the label column, and the classes of its columns if it is multi-hot."""
     keys = fs.key.tolist()
     values = field_values(keys, fs.meta_json.tolist(), field)
     if not is_label_sets(values):
         return plain_labels(keys, values, field), None
     labels = multi_hot(keys, values, field)
     if not labels.classes:
-        raise LabelError(f"{field!r} of {fs.path} is an empty list for every clip: it has no label to export")
+        raise LabelError(f"{field!r} of {fs.path} is an empty list for every clip: there is no label to export")
     return labels.values, labels.classes
 
 
@@ -143,20 +143,14 @@ def _writer(file_format: ExportFormat) -> Callable[[Contents, Path], None]:
     try:
         from featstore.store import export_arrow as arrow
     except ImportError as error:
-        raise _missing(error) from error
+        raise missing_extra("this format", error, "export") from error
     if file_format == "parquet":
         return arrow.write_parquet
     try:
-        import datasets  # noqa: F401 - only to know, before an hour of writing
+        import datasets  # noqa: F401 - fails before writing starts
     except ImportError as error:
-        raise _missing(error) from error
+        raise missing_extra("this format", error, "export") from error
     return arrow.write_datasets_folder
-
-
-def _missing(error: ImportError) -> UsageError:
-    return UsageError(
-        f"this format needs {error.name or error}, which is not installed: `pip install 'featstore[export]'`"
-    )
 
 
 # --- files and folders ------------------------------------------------------------------------------------------------
@@ -165,16 +159,14 @@ def _missing(error: ImportError) -> UsageError:
 def _check_free(out: Path, *, file_format: ExportFormat, force: bool) -> None:
     if not out.exists() and not out.is_symlink():
         if not out.absolute().parent.is_dir():
-            raise UsageError(f"{out.parent} is no folder: make it first, or give another name")
+            raise UsageError(f"{out.parent} is not a folder: create it, or give another name")
         return
     if not force:
-        raise UsageError(f"{out} is there already: give another name, or --force to replace it")
-    # A name mistyped beside --force must not cost a folder of something else.
+        raise UsageError(f"{out} exists: give another name, or --force to replace it")
+    # A mistyped name with --force must not delete an unrelated folder.
     replaceable = _is_export_folder(out) if file_format in ("zarr", "hf") else out.is_file() and not out.is_symlink()
     if not replaceable:
-        raise UsageError(
-            f"{out} is nothing that an export to {file_format} wrote, so --force leaves it: delete it first"
-        )
+        raise UsageError(f"{out} is not an export to {file_format}, so --force does not replace it: delete it first")
 
 
 def _is_export_folder(out: Path) -> bool:
@@ -187,13 +179,13 @@ def _is_export_folder(out: Path) -> bool:
 
 @contextmanager
 def _replacing_folder(out: Path) -> Iterator[Path]:
-    """A temporary name for a folder, which gets the name `out` at the end of a block that raises nothing."""
-    with temporary_folder(out) as around:
-        temporary = around / "new"
+    """Yield a temporary path for a folder, which is renamed to `out` at the end of the block, unless it raises."""
+    with temporary_folder(out) as parent:
+        temporary = parent / "new"
         yield temporary
-        LocalObjects(around).settle("new")
-        if out.is_dir():  # a folder cannot be replaced in one step
-            out.rename(around / "old")
+        LocalObjects(parent).settle("new")
+        if out.is_dir():  # a folder cannot be replaced atomically
+            out.rename(parent / "old")
         temporary.rename(out)
 
 

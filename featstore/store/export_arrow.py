@@ -1,4 +1,7 @@
-"""The one door of pyarrow and of Hugging Face `datasets`: feature sets as tables of windows."""
+"""Exports to Parquet and Hugging Face `datasets`: feature sets as tables of windows.
+
+No other module imports pyarrow or datasets.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +22,9 @@ __all__ = ["write_datasets_folder", "write_parquet"]
 
 
 def write_parquet(contents: Contents, path: Path) -> None:
-    """One row for each window; ``utterance`` is a list of fixed size, ``frames`` a list of these.
+    """Write one row per window; ``utterance`` is a list of fixed size, ``frames`` a list of such lists.
 
-    Text is compressed, numbers are not, as in a store. The file's metadata holds provenance as JSON.
+    Text is compressed, numbers are not, as in a store. The file's metadata contains the provenance as JSON.
     """
     schema = _schema(contents).with_metadata({"featstore": json.dumps(contents.provenance)})
     texts = list(contents.strings)
@@ -33,7 +36,7 @@ def write_parquet(contents: Contents, path: Path) -> None:
 
 
 def write_datasets_folder(contents: Contents, folder: Path) -> None:
-    """What ``datasets.load_from_disk`` reads: the same columns; a label of text is a ClassLabel."""
+    """Write a folder for ``datasets.load_from_disk`` with the same columns; a text label becomes a ClassLabel."""
     import datasets
 
     codes, features = _features(contents)
@@ -70,7 +73,7 @@ def _schema(contents: Contents) -> Any:
 
 
 def _features(contents: Contents) -> tuple[NDArray[np.int64] | None, Any]:
-    """Columns as `datasets` describes them, and labels of text as the codes of their classes."""
+    """Return text labels as class codes (else None), and the `datasets` features of all columns."""
     import datasets
 
     label = contents.label

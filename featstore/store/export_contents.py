@@ -1,4 +1,4 @@
-"""What is exported of a feature set: its columns, and how the large ones are read in pieces."""
+"""The exported columns of a feature set, and pieces of bounded size to read the large ones."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Piece:
 
 
 def plan_pieces(window_bytes: NDArray[np.int64], *, piece_bytes: int) -> Iterator[Piece]:
-    """Cut windows into pieces of at most `piece_bytes`, and at least one window.
+    """Split windows into pieces of at most `piece_bytes`, or one window.
 
     >>> [(piece.start, piece.stop) for piece in plan_pieces(np.array([4, 4, 4, 9, 1]), piece_bytes=8)]
     [(0, 2), (2, 3), (3, 4), (4, 5)]
@@ -39,7 +39,7 @@ def plan_pieces(window_bytes: NDArray[np.int64], *, piece_bytes: int) -> Iterato
 
 @dataclass(frozen=True, kw_only=True)
 class Contents:
-    """What is exported: the columns of a feature set, and how to read the large ones in pieces."""
+    """The exported columns of a feature set; the large ones are read in pieces."""
 
     fs: FeatureSet
     with_frames: bool
@@ -49,7 +49,7 @@ class Contents:
 
     @property
     def strings(self) -> dict[str, NDArray[np.object_]]:
-        """Columns of text, object (windows,)."""
+        """Text columns, object (windows,)."""
         texts = {"key": self.fs.key, "meta": self.fs.meta_json}
         if self.label is not None and self.label.dtype == object:
             texts["label"] = self.label
@@ -57,7 +57,7 @@ class Contents:
 
     @property
     def numbers(self) -> dict[str, NDArray[Any]]:
-        """Small columns of numbers, (windows,); labels also (windows, n_classes)."""
+        """Small numeric columns, (windows,); multi-hot labels are (windows, n_classes)."""
         columns: dict[str, NDArray[Any]] = {"start_seconds": self.fs.start_seconds, "seconds": self.fs.seconds}
         if self.label is not None and self.label.dtype != object:
             columns["label"] = self.label
@@ -65,7 +65,7 @@ class Contents:
 
     @property
     def frame_offsets(self) -> NDArray[np.int64]:
-        """Where the frames of each window begin, int64 (windows + 1,)."""
+        """Offset of each window's first frame, int64 (windows + 1,)."""
         return np.concatenate([[0], np.cumsum(self.fs.frames.lengths)]).astype(np.int64)
 
     @property
@@ -76,7 +76,7 @@ class Contents:
         return ("key", "meta", "start_seconds", "seconds", *label, "utterance", *frames)
 
     def pieces(self) -> Iterator[Piece]:
-        """Windows in pieces of bounded size."""
+        """Split the windows into pieces of bounded size."""
         dim = self.fs.recipe.dim
         window_bytes = np.full(len(self.fs), 4 * dim, np.int64)
         if self.with_frames:
@@ -84,11 +84,11 @@ class Contents:
         return plan_pieces(window_bytes, piece_bytes=self.piece_bytes)
 
     def utterance(self, piece: Piece) -> NDArray[np.float32]:
-        """Utterance vectors of a piece, (its windows, dim)."""
+        """Utterance vectors of a piece, (windows, dim)."""
         return self.fs.utterance_rows.slice(piece.start, piece.stop)
 
     def frames(self, piece: Piece) -> NDArray[Any]:
-        """Frames of a piece one window after another, (its frames, dim)."""
+        """Concatenated frames of a piece, (frames, dim)."""
         return self.fs.frames.ragged(range(piece.start, piece.stop)).values
 
     @property

@@ -1,4 +1,4 @@
-"""Export formats that need no optional library: npz, and one Zarr group of dense arrays."""
+"""Exports without optional libraries: npz, and a Zarr group of dense arrays."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ __all__ = ["write_npz", "write_zarr"]
 
 
 _CHUNK_BYTES = 16 << 20
-_STRINGS_A_CHUNK = 1 << 16
+_STRINGS_PER_CHUNK = 1 << 16
 
 
 def write_zarr(contents: Contents, folder: Path) -> None:
-    """One group of dense arrays, of plain little-endian bytes: no codec that some reader may lack."""
+    """Write a group of dense, uncompressed, little-endian arrays, which every Zarr v3 reader can read."""
     from featstore.store.zarr_io import create_local_group
 
     fs = contents.fs
@@ -35,7 +35,7 @@ def write_zarr(contents: Contents, folder: Path) -> None:
         return group.create_array(name, shape=shape, dtype=dtype, chunks=chunks, compressors=None)
 
     for name, texts in contents.strings.items():
-        array = create(name, texts.shape, str, _STRINGS_A_CHUNK)
+        array = create(name, texts.shape, str, _STRINGS_PER_CHUNK)
         if len(texts):
             array[...] = texts
     small = contents.numbers | ({"frame_offsets": contents.frame_offsets} if contents.with_frames else {})
@@ -54,32 +54,33 @@ def write_zarr(contents: Contents, folder: Path) -> None:
 
 
 def _fill(array: Any, blocks: Iterator[NDArray[Any]]) -> None:
-    """Append blocks of rows, in strides of whole chunks so that each chunk is written once."""
+    """Append blocks of rows, in multiples of the chunk size, so that each chunk is written once."""
     chunk = array.chunks[0]
-    at, waiting = 0, np.empty((0, *array.shape[1:]), array.dtype)
+    at, pending = 0, np.empty((0, *array.shape[1:]), array.dtype)
     for block in blocks:
-        waiting = np.concatenate([waiting, block])
-        whole = len(waiting) // chunk * chunk
-        if whole:
-            array[at : at + whole] = waiting[:whole]
-            at, waiting = at + whole, waiting[whole:]
-    if len(waiting):
-        array[at:] = waiting
+        pending = np.concatenate([pending, block])
+        ready = len(pending) // chunk * chunk
+        if ready:
+            array[at : at + ready] = pending[:ready]
+            at, pending = at + ready, pending[ready:]
+    if len(pending):
+        array[at:] = pending
 
 
-_STRINGS_A_PIECE = 4096
+_STRINGS_PER_PIECE = 4096
 _MAX_STRINGS_BYTES = 2 << 30
 
 
 def write_npz(contents: Contents, path: Path) -> None:
-    """Arrays key, meta, start_seconds, seconds, utterance; label, frames and frame_offsets where asked for.
+    """Write the arrays key, meta, start_seconds, seconds, utterance, and optionally label, frames, frame_offsets.
 
-    Text is of fixed width, as NumPy keeps it without pickles, and deflated. ``featstore`` is a JSON text of provenance.
+    Text has a fixed width, so that NumPy loads it without pickle, and is deflated. ``featstore`` is the provenance as
+    JSON text.
 
     Raises
     ------
     UsageError
-        A column of text would take more than 2 GiB once every entry is as wide as the widest.
+        A text column exceeds 2 GiB when all entries are padded to the longest.
     """
     fs = contents.fs
     with zipfile.ZipFile(path, "w") as archive:
@@ -104,10 +105,10 @@ def _put_texts(archive: zipfile.ZipFile, name: str, texts: NDArray[np.object_]) 
     dtype = np.dtype(("<U", width))
     if dtype.itemsize * len(texts) > _MAX_STRINGS_BYTES:
         raise UsageError(
-            f"npz holds text at the width of the longest, and a {name} of {width:,} characters makes that "
+            f"npz pads text to the longest entry, and a {name} of {width:,} characters needs "
             f"{spoken_bytes(dtype.itemsize * len(texts))}: export to parquet, zarr or hf"
         )
-    pieces = (texts[at : at + _STRINGS_A_PIECE].astype(dtype) for at in range(0, len(texts), _STRINGS_A_PIECE))
+    pieces = (texts[at : at + _STRINGS_PER_PIECE].astype(dtype) for at in range(0, len(texts), _STRINGS_PER_PIECE))
     _put(archive, name, texts.shape, dtype, pieces, deflated=True)
 
 
@@ -120,7 +121,7 @@ def _put(
     *,
     deflated: bool = False,
 ) -> None:
-    entry = zipfile.ZipInfo(f"{name}.npy")  # with the date that ZIP begins at: equal contents make equal files
+    entry = zipfile.ZipInfo(f"{name}.npy")  # with the default date of 1980: equal contents make equal files
     entry.compress_type = zipfile.ZIP_DEFLATED if deflated else zipfile.ZIP_STORED
     header = {"descr": npy.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
     with archive.open(entry, "w", force_zip64=True) as file:

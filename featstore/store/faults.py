@@ -1,7 +1,7 @@
-"""Fault points: named moments of the commit protocol at which a test can kill the process.
+"""Fault points: named points in the commit protocol at which a test can kill the process.
 
-``FEATSTORE_FAULT_POINT=arrays-settled`` kills the process with SIGKILL when it first comes to that point, and
-``arrays-settled:3`` when it comes there for the third time. Without the variable a fault point costs one look-up.
+``FEATSTORE_FAULT_POINT=arrays-settled`` kills the process with SIGKILL when it first reaches that point, and
+``arrays-settled:3`` when it reaches it for the third time. Without the variable a fault point costs one look-up.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _passed: dict[str, int] = {}
 
 
 def fault_point(name: str) -> None:
-    """Die here, if a test asked for it."""
+    """Kill the process if ``FEATSTORE_FAULT_POINT`` selects this point."""
     wanted = os.environ.get("FEATSTORE_FAULT_POINT")
     if wanted is None:
         return

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from featstore.errors import LabelError, UnknownFeatureSet, UsageError
+from featstore.errors import LabelError, UnknownFeatureSet, missing_extra
 from featstore.formatting import html_table, lasting
 from featstore.records import Recipe, SkippedClip, sha256_of
 from featstore.store.catalogue import SplitEntry, read_commits
@@ -32,10 +32,10 @@ __all__ = ["FeatureSet", "utterance_as_dask", "utterance_as_xarray"]
 class FeatureSet:
     """The embeddings of one dataset split under one recipe, as arrays over its windows.
 
-    It holds every shard of the split's group in the store; one that `Store.view` returns holds the shards that a
-    pattern names, whichever groups of the dataset they are stored in, and reads them where they are.
+    It contains the shards of the split's group in the store. A feature set from `Store.view` contains the shards that
+    match a pattern, from all groups of the dataset.
 
-    A feature set is a snapshot: it goes on showing the parts that counted when the store was opened.
+    A feature set is a snapshot: it shows the parts that were current when the store was opened.
     """
 
     def __init__(self, objects: Objects, entry: SplitEntry) -> None:
@@ -48,7 +48,7 @@ class FeatureSet:
 
     @property
     def recipe(self) -> Recipe:
-        """Everything that decided the numbers."""
+        """Settings that determine the embeddings."""
         return self._entry.address.recipe
 
     @property
@@ -63,7 +63,7 @@ class FeatureSet:
 
     @property
     def dataset(self) -> str:
-        """The dataset's name in the store; a crop is part of it."""
+        """Name of the dataset in the store, which includes the crop."""
         return self._entry.dataset_group
 
     @property
@@ -73,7 +73,7 @@ class FeatureSet:
 
     @property
     def address(self) -> SplitAddress:
-        """What the documents above its parts say: how its encoder was named, its dataset's folder, its crop."""
+        """Content of the documents above its parts: the encoder's spec, the dataset's folder, the crop."""
         return self._entry.address
 
     @property
@@ -83,26 +83,26 @@ class FeatureSet:
 
     @property
     def segments(self) -> tuple[Segment, ...]:
-        """What counts for each shard, with its commit record, in order of shard name."""
+        """Current segment of each shard, with its commit record, in order of shard name."""
         return self._entry.segments
 
     def commits(self) -> tuple[Commit, ...]:
-        """The commit record of each part, whole: with the size and checksum of every object, read from the part."""
+        """Read the complete commit record of each part, with the size and checksum of every object."""
         records = {(home, segment.commit.part): segment.commit for home, segment in self._entry.placed_segments}
-        whole: dict[tuple[str, str], Commit | None] = {}
+        complete: dict[tuple[str, str], Commit | None] = {}
         for path in dict.fromkeys(home for home, _ in records):
             bare = [part for home, part in records if home == path and not records[home, part].objects]
-            whole |= zip([(path, part) for part in bare], read_commits(self._objects, path, bare), strict=True)
-        return tuple(whole.get(place) or commit for place, commit in records.items())
+            complete |= zip([(path, part) for part in bare], read_commits(self._objects, path, bare), strict=True)
+        return tuple(complete.get(place) or commit for place, commit in records.items())
 
     @property
     def store_url(self) -> str:
-        """Where its store is."""
+        """URL of its store."""
         return self._objects.url
 
     @property
     def store_identity(self) -> str:
-        """A hash of where its store is, of what `store_url` does not show too."""
+        """A hash that identifies the store's location, including parts that `store_url` hides."""
         return self._objects.identity
 
     @property
@@ -120,12 +120,12 @@ class FeatureSet:
 
     @cached_property
     def meta(self) -> NDArray[np.object_]:
-        """The JSON of each window's clip, a dict, object (windows,); the windows of a clip share one.
+        """The JSON of each window's clip as a dict, object (windows,); the windows of a clip share one dict.
 
         Raises
         ------
         LabelError
-            The JSON of a clip cannot be read.
+            The JSON of a clip is invalid.
         """
         found = np.empty(len(self), object)
         last, document = None, None
@@ -137,31 +137,31 @@ class FeatureSet:
 
     @cached_property
     def meta_json(self) -> NDArray[np.object_]:
-        """The JSON text of each window's clip as it was in the shard, object (windows,)."""
+        """The JSON text of each window's clip, as in the shard, object (windows,)."""
         return self._strings("meta")
 
     def metas_of(self, windows: Sequence[int]) -> list[str]:
-        """`meta_json` of a few windows; parts that hold none of them are not read."""
+        """`meta_json` of some windows; parts without these windows are not read."""
         return WindowRows(self._runs, "meta").texts(windows)
 
     @cached_property
     def start_seconds(self) -> NDArray[np.float64]:
-        """Where each window begins in its clip, float64 (windows,)."""
+        """Start of each window in its clip, float64 (windows,)."""
         return self._rows("start_seconds").slice(0, len(self))
 
     @cached_property
     def seconds(self) -> NDArray[np.float64]:
-        """True duration of each window without its padding, float64 (windows,)."""
+        """Duration of each window without padding, float64 (windows,)."""
         return self._rows("seconds").slice(0, len(self))
 
     @cached_property
     def utterance(self) -> NDArray[np.float32]:
-        """Utterance vectors, float32 (windows, dim); of a set of one part, a read-only view of the file."""
+        """Utterance vectors, float32 (windows, dim); a read-only view of the file if the set has one part."""
         return self.utterance_rows.slice(0, len(self))
 
     @cached_property
     def utterance_rows(self) -> WindowRows:
-        """The same read piece by piece where it lies, for a set larger than memory: ``.slice(start, stop)``."""
+        """Utterance vectors for reading in pieces with ``.slice(start, stop)``, if they are larger than memory."""
         return self._rows("utterance")
 
     @cached_property
@@ -177,12 +177,12 @@ class FeatureSet:
 
     @property
     def n_parts(self) -> int:
-        """How many parts its windows lie in."""
+        """Number of parts that contain its windows."""
         return len({(home, segment.commit.part) for home, segment in self._entry.placed_segments})
 
     @property
     def n_frames(self) -> int:
-        """Frames of all windows, stored or not."""
+        """Number of frames of all windows, stored or not."""
         return self._entry.frames
 
     @property
@@ -192,17 +192,17 @@ class FeatureSet:
 
     @property
     def n_clips(self) -> int:
-        """How many clips the windows are of."""
+        """Number of clips."""
         return self._entry.clips
 
     @property
     def skipped(self) -> tuple[SkippedClip, ...]:
-        """Clips that were left out, each with its reason."""
+        """Skipped clips with their reasons."""
         return tuple(clip for segment in self.segments for clip in segment.member.skipped)
 
     @property
     def has_frames(self) -> bool:
-        """Whether frames were stored."""
+        """Whether frames are stored."""
         return self._entry.has_frames
 
     @cached_property
@@ -214,11 +214,11 @@ class FeatureSet:
         Raises
         ------
         UnknownFeatureSet
-            Frames were not stored.
+            Frames are not stored.
         """
         if not self.has_frames:
             raise UnknownFeatureSet(
-                f"{self.path} holds utterance vectors only: extract it again with `--frames always` for its frames"
+                f"{self.path} has utterance vectors only: extract it again with `--frames always` to store frames"
             )
         fetch_ahead(self._runs, "frame_offsets")
         fetch_ahead(self._runs, "frames")
@@ -226,7 +226,7 @@ class FeatureSet:
 
     @cached_property
     def content_hash(self) -> str:
-        """Sixteen hexadecimal digits of what the set was made from: shards' contents and recipe."""
+        """Sixteen hexadecimal digits of a hash of the shards' contents and the recipe."""
         made_from = [
             (segment.member.shard.name, segment.member.shard.sha256, segment.member.windows, segment.member.frames)
             for segment in self.segments
@@ -239,22 +239,21 @@ class FeatureSet:
         Parameters
         ----------
         field : str
-            Key in the JSON; dots reach into objects: ``"speaker.gender"``.
+            Name of the field; dots separate nested names: ``"speaker.gender"``.
         classes : sequence, optional
-            What the columns of a multi-hot `y` stand for: give a test set ``train.classes(field)``. With labels that
-            are not lists, `y` has their places in `classes`.
+            Classes of the columns of a multi-hot `y`: pass ``train.classes(field)`` for a test set. For labels that are
+            not lists, `y` has their indices in `classes`.
 
         Returns
         -------
         X : float32 (windows, dim)
         y : (windows,) or uint8 (windows, n_classes)
-            NumPy's own type for the values found; of lists of text a multi-hot array, whose columns are `classes`.
+            Array with the type that NumPy infers; for lists of text a multi-hot array with the columns `classes`.
 
         Raises
         ------
         LabelError
-            A clip's JSON has no such field, the values of different clips make no array, or a label is none of
-            `classes`.
+            A clip's JSON has no such field, the values cannot form an array, or a label is not in `classes`.
         """
         if classes is not None:
             labels = encode_labels(self.key.tolist(), self.meta_json.tolist(), field, classes=classes)
@@ -265,15 +264,15 @@ class FeatureSet:
         try:
             return self.utterance, np.asarray(values)
         except ValueError as error:
-            raise LabelError(f"{field!r} of {self.path} makes no array: its lists differ in length") from error
+            raise LabelError(f"{field!r} of {self.path} cannot form an array: its lists differ in length") from error
 
     def classes(self, field: str) -> tuple[Any, ...]:
-        """The distinct labels of one field of the clips' JSON, sorted: what the columns of a multi-hot `y` stand for.
+        """Return the sorted distinct labels of one field of the clips' JSON: the columns of a multi-hot `y`.
 
         Raises
         ------
         LabelError
-            A clip's JSON has no such field, or labels that cannot be sorted.
+            A clip's JSON has no such field, or the labels cannot be sorted.
         """
         values = field_values(self.key, self.meta_json, field)
         found = [label for each in values for label in each] if is_label_sets(values) else values
@@ -281,7 +280,7 @@ class FeatureSet:
             return tuple(sorted(set(found)))
         except TypeError as error:
             raise LabelError(
-                f"{field!r} of {self.path} has labels of several types, or lists of other things"
+                f"{field!r} of {self.path} has labels of several types, or lists with values that are not text"
             ) from error
 
     @overload
@@ -295,20 +294,20 @@ class FeatureSet:
     def as_dataset(
         self, label: str, *, frames: bool = False, classes: Sequence[Any] | None = None
     ) -> WindowDataset[UtteranceBatch] | WindowDataset[FrameBatch]:
-        """A map-style torch Dataset over the windows, which all workers of a DataLoader read through one map.
+        """Return a map-style torch Dataset of the windows. All workers of a DataLoader share the memory maps.
 
-        Reading takes no worker: without any, batches come at the speed of memory, and a worker must send them on. Let
-        workers do what comes after it, where that is slow.
+        Reading needs no workers: without workers, batches are read at memory speed, and workers add the cost of sending
+        them. Use workers if your own processing of the samples is slow.
 
         Parameters
         ----------
         label : str
-            Field of the clips' JSON. Text becomes codes of classes, lists of text a multi-hot row (float32), and
-            numbers stay numbers. Windows of one clip share its label.
+            Field of the clips' JSON. Text becomes class codes, lists of text a multi-hot row (float32), and numbers are
+            not changed. The windows of a clip share its label.
         frames : bool
             Items are frames (T, dim) of the stored type instead of utterance vectors (dim,).
         classes : sequence, optional
-            What the codes or columns stand for: give a test set the ``classes`` of its training set.
+            Classes of the codes or columns: pass the ``classes`` of the training set for a test set.
 
         Returns
         -------
@@ -318,9 +317,9 @@ class FeatureSet:
         Raises
         ------
         LabelError
-            A clip has no such label, or one that is none of `classes`.
+            A clip has no such label, or its label is not in `classes`.
         UnknownFeatureSet
-            Frames were not stored.
+            Frames are not stored.
         """
         from featstore.store.torch_dataset import frame_dataset, utterance_dataset
 
@@ -328,7 +327,7 @@ class FeatureSet:
         return frame_dataset(self.frames, labels) if frames else utterance_dataset(self.utterance_rows, labels)
 
     def to_xarray(self) -> DataArray:
-        """Utterance vectors as a DataArray (window, feature) with coordinates key, start_seconds and seconds.
+        """Return the utterance vectors as a DataArray (window, feature) with coordinates key, start_seconds, seconds.
 
         Raises
         ------
@@ -338,7 +337,7 @@ class FeatureSet:
         return utterance_as_xarray(self)
 
     def to_dask(self) -> DaskArray:
-        """Utterance vectors as a dask array (windows, dim) of one chunk for each part, read when it is computed.
+        """Return the utterance vectors as a dask array (windows, dim) with one chunk per part, read on compute.
 
         Raises
         ------
@@ -358,7 +357,7 @@ class FeatureSet:
 
     def __repr__(self) -> str:
         frames = "frames" if self.has_frames else "no frames"
-        skipped = f", {len(self.skipped)} left out" if self.skipped else ""
+        skipped = f", {len(self.skipped)} skipped" if self.skipped else ""
         return (
             f"featstore.FeatureSet({self.path!r}: {self.n_clips:,} clips, {len(self):,} windows, "
             f"utterance float32 ({len(self):,}, {self.recipe.dim}), {frames}{skipped})"
@@ -377,11 +376,11 @@ class FeatureSet:
 
 
 def utterance_as_xarray(fs: FeatureSet) -> DataArray:
-    """Utterance vectors (window, feature) with coordinates key, start_seconds and seconds."""
+    """Implement `FeatureSet.to_xarray`."""
     try:
         import xarray
     except ImportError as error:
-        raise _missing("to_xarray", "xarray") from error
+        raise missing_extra("to_xarray", "xarray", "arrays") from error
     of_windows = {"key": fs.key, "start_seconds": fs.start_seconds, "seconds": fs.seconds}
     return xarray.DataArray(
         fs.utterance,
@@ -399,17 +398,17 @@ def utterance_as_xarray(fs: FeatureSet) -> DataArray:
 
 
 def utterance_as_dask(fs: FeatureSet, runs: Sequence[Run]) -> DaskArray:
-    """Utterance vectors in one lazy chunk for each run of windows in a part."""
+    """Implement `FeatureSet.to_dask` with one lazy chunk per run of windows."""
     try:
         import dask.array as dask_array
         from dask.delayed import delayed
     except ImportError as error:
-        raise _missing("to_dask", "dask[array]") from error
-    da: Any = dask_array  # half of dask has no types
+        raise missing_extra("to_dask", "dask", "arrays") from error
+    da: Any = dask_array  # dask is only partly typed
     dim = fs.recipe.dim
     chunks = [
         da.from_delayed(
-            # Arrays that meet in one graph need different names: the same content may lie in other pieces.
+            # Equal keys in one dask graph must mean equal chunks, so the key names the part and the rows.
             delayed(_utterance_of)(
                 run, dask_key_name=f"featstore-{fs.content_hash}-{run.part.path}-{run.start}-{run.stop}"
             ),
@@ -419,13 +418,9 @@ def utterance_as_dask(fs: FeatureSet, runs: Sequence[Run]) -> DaskArray:
         for run in runs
         if len(run)
     ]
-    whole: DaskArray = da.concatenate(chunks) if chunks else da.empty((0, dim), dtype=np.float32)
-    return whole
+    array: DaskArray = da.concatenate(chunks) if chunks else da.empty((0, dim), dtype=np.float32)
+    return array
 
 
 def _utterance_of(run: Run) -> NDArray[Any]:
     return run.part.rows("utterance").slice(run.start, run.stop)
-
-
-def _missing(what: str, library: str) -> UsageError:
-    return UsageError(f"{what} needs {library.partition('[')[0]}, which is not installed: `pip install '{library}'`")

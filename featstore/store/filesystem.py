@@ -1,7 +1,7 @@
-"""Objects of a store: the interface, and its implementation for a local folder.
+"""Objects of a store: the protocol `Objects`, and its implementation for a local folder.
 
-Every key is checked before it becomes a path: no key leaves the folder of the store, no symbolic link below the root is
-followed, and only regular files are opened.
+Every key is checked before it becomes a path: no key leads out of the store's folder, symbolic links below the root are
+not followed, and only regular files are opened.
 """
 
 from __future__ import annotations
@@ -38,23 +38,23 @@ __all__ = [
 
 
 class ForeignFile(StoreError):
-    """A symbolic link, a pipe or a device lies in a store where one of its files is looked for."""
+    """A symbolic link, a FIFO or a device is at the path of a file of the store."""
 
 
 def checked_key(key: str) -> str:
-    """Return the key of an object or a group; StoreError where it could lead out of the store.
+    """Return the key of an object or a group. Raises StoreError if it could lead out of the store.
 
     >>> checked_key("logmel@3f9c2a71/words")
     'logmel@3f9c2a71/words'
     """
     parts = key.split("/") if key else []
     if "\0" in key or "\\" in key or "" in parts or "." in parts or ".." in parts:
-        raise StoreError(f"a key in a store has names and slashes, and no '..': got {key!r}")
+        raise StoreError(f"a key in a store must have names separated by slashes, and no '..': got {key!r}")
     return key
 
 
 def confined(root: Path, key: str) -> Path:
-    """Path of a key below the folder of a store, which may itself be a symbolic link.
+    """Return the path of a key below the folder of a store. The folder itself may be a symbolic link.
 
     Raises
     ------
@@ -67,7 +67,7 @@ def confined(root: Path, key: str) -> Path:
 
 
 def _walk(root: str, key: str, *, plain_folders: set[str] | None) -> tuple[str, int | None]:
-    """Path of a key, none of whose components is a link, and the mode of what is there; None where nothing is."""
+    """Return the path of a key, whose components must not be links, and its mode; None if it does not exist."""
     path, mode = root, None
     folder, _, name = checked_key(key).rpartition("/")
     if plain_folders is not None and (known := f"{root}/{folder}") in plain_folders:
@@ -81,12 +81,12 @@ def _walk(root: str, key: str, *, plain_folders: set[str] | None) -> tuple[str, 
         try:
             mode = os.lstat(path).st_mode
         except (FileNotFoundError, NotADirectoryError):
-            return f"{root}/{key}", None  # there is nothing there to follow
+            return f"{root}/{key}", None
         except OSError as error:
             raise StoreError(f"cannot read {path}: {error.strerror}") from error
         if stat.S_ISLNK(mode):
             raise ForeignFile(
-                f"{path} is a symbolic link, and featstore follows none inside a store: move what it leads to here, "
+                f"{path} is a symbolic link, and featstore does not follow links inside a store: move its target here, "
                 "or delete the link"
             )
         if plain_folders is not None and stat.S_ISDIR(mode):
@@ -97,18 +97,18 @@ def _walk(root: str, key: str, *, plain_folders: set[str] | None) -> tuple[str, 
 def open_regular(root: Path, key: str, *, plain_folders: set[str]) -> FileIO:
     """Open a file of a store for reading, unbuffered.
 
-    `plain_folders` has the paths of folders that were seen to be no links, and gets those that are seen now: a reader
-    opens many files of few folders, and each look at a component costs as much as a small read.
+    `plain_folders` is a cache of folders that are known not to be links, and is extended. A reader opens many files in
+    few folders, and each ``lstat`` costs as much as a small read.
 
     Raises
     ------
     ForeignFile
-        It is no regular file, or lies behind a symbolic link.
+        It is not a regular file, or a component of its path is a symbolic link.
     OSError
-        It is missing, a folder, or may not be read.
+        It is missing, a folder, or not readable.
     """
     path, mode = _walk(str(root), key, plain_folders=plain_folders)
-    if mode is not None and not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # opening a device may act on it
+    if mode is not None and not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # opening a device may have side effects
         raise _not_regular(path)
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
     try:
@@ -124,66 +124,66 @@ def open_regular(root: Path, key: str, *, plain_folders: set[str]) -> FileIO:
 
 
 def _not_regular(path: str) -> ForeignFile:
-    return ForeignFile(f"{path} is no regular file, and featstore reads no other: delete it")
+    return ForeignFile(f"{path} is not a regular file, and featstore reads only regular files: delete it")
 
 
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}")
 
 
 class Objects(Protocol):
-    """The bytes of a store under slash-separated keys."""
+    """The objects of a store, byte strings with slash-separated keys."""
 
     @property
     def url(self) -> str:
-        """Where the store is, as the user would write it, without credentials: to show, not to open."""
+        """The user's URL without credentials: for display, not for opening."""
 
     @property
     def identity(self) -> str:
-        """A hash of where the store is, which no other place has, whatever its URL shows."""
+        """A hash that identifies the store's location, including parts that `url` hides."""
 
     @property
     def root(self) -> Path | None:
-        """The folder of a local store, None for any other."""
+        """Folder of a local store; None for a remote store."""
 
     def read(self, key: str, *, most_bytes: int | None = None) -> bytes | None:
-        """The object's bytes, or None where there is none; with `most_bytes`, no more than that and one byte."""
+        """Return an object's bytes, at most `most_bytes` + 1 of them; None if there is no such object."""
 
     def read_many(self, keys: Iterable[str], *, most_bytes: int | None = None) -> Iterator[bytes | None]:
-        """What `read` says of each key, in order; a server is asked for many at a time."""
+        """Yield the result of `read` for each key, in order; requests to a server run in parallel."""
 
     def write(self, key: str, data: bytes) -> None:
-        """Put the object in one atomic and durable step."""
+        """Write an object atomically and durably."""
 
     def put(self, key: str, buffers: Iterable[Any]) -> None:
-        """Put an object of a part that is not committed yet: buffers one after another, settled later."""
+        """Write an object of an uncommitted part from consecutive buffers. It is durable after `settle`."""
 
     def children(self, prefix: str) -> tuple[str, ...]:
-        """Names directly under `prefix`, sorted; empty where there are none."""
+        """Return the names directly under `prefix`, sorted."""
 
     def sizes(self, prefix: str) -> dict[str, int]:
-        """Size in bytes of every object under `prefix`, by key relative to it; -1 of what is no regular file."""
+        """Return the size in bytes of each object under `prefix`, by relative key; -1 if it is not a regular file."""
 
     def settle(self, prefix: str) -> None:
-        """Return when everything under `prefix` would survive a power cut."""
+        """Wait until all objects under `prefix` are durable."""
 
     def remove(self, key: str) -> None:
-        """Delete one object; it is no error if it has gone."""
+        """Delete one object; a missing one is ignored."""
 
     def delete(self, prefix: str, *, first: Iterable[str] = ()) -> None:
-        """Delete everything under `prefix`, the objects named in `first` before any other."""
+        """Delete all objects under `prefix`, those named in `first` before the others."""
 
     def touch(self, prefix: str) -> None:
-        """Renew the time of the last change under `prefix`, where a part is being written."""
+        """Update the time of the last change under `prefix`, where a part is being written."""
 
     def last_change(self, prefix: str) -> float | None:
-        """When anything under `prefix` last changed: seconds of the store's own clock; None where it does not tell."""
+        """Return the time of the last change under `prefix`, in seconds of the store's clock; None if unknown."""
 
     def clock(self, prefix: str) -> float | None:
-        """The store's own time now, in seconds: that of an object made for it directly under `prefix`."""
+        """Return the store's current time in seconds, from a temporary object under `prefix`; None if unknown."""
 
 
 def local_root(url: str) -> Path | None:
-    """The folder that a URL names, or None where it is not of this machine.
+    """Return the folder of a local path or ``file:`` URL; None for other URLs.
 
     >>> str(local_root("file:///my%20data/e.zarr")), local_root("s3://bucket/e.zarr")
     ('/my data/e.zarr', None)
@@ -194,7 +194,7 @@ def local_root(url: str) -> Path | None:
 
 
 def open_objects(url: str) -> Objects:
-    """The objects of the store at `url`, which need not exist yet."""
+    """Return the objects of the store at `url`, which need not exist yet."""
     root = local_root(url)
     if root is not None:
         return LocalObjects(root)
@@ -203,13 +203,13 @@ def open_objects(url: str) -> Objects:
     return open_remote_objects(url)
 
 
-_MOST_READ_BYTES = 4 << 30  # no object of a store is larger
+_MOST_READ_BYTES = 4 << 30  # larger than any object that featstore writes
 
 
 class LocalObjects:
-    """A folder. Writes are atomic (a temporary name, then a rename) and durable (fsync of file and folder).
+    """Objects in a local folder. Writes are atomic (temporary name, rename) and durable (fsync of file and folder).
 
-    Every key becomes a path by `featstore.store.filesystem`: nothing outside the folder is read, written or deleted.
+    `confined` and `open_regular` check all keys: nothing outside the folder is read, written or deleted.
     """
 
     def __init__(self, root: Path) -> None:
@@ -221,12 +221,12 @@ class LocalObjects:
 
     @property
     def url(self) -> str:
-        """The folder as it was given."""
+        """The folder, as the user gave it."""
         return str(self._root)
 
     @property
     def identity(self) -> str:
-        """Hash of the folder's path without links."""
+        """Hash of the folder's path with links resolved."""
         return hashlib.sha256(os.fsencode(self._root.resolve())).hexdigest()
 
     @property
@@ -243,7 +243,7 @@ class LocalObjects:
                     return _read_fully(file, min(size, most_bytes + 1))
                 if size > _MOST_READ_BYTES:
                     path = f"{self._root}{os.sep}{key}"
-                    raise StoreError(f"{path} has {size:,} bytes, more than an object of a store may have")
+                    raise StoreError(f"{path} has {size:,} bytes, and the limit for an object is {_MOST_READ_BYTES:,}")
                 return _read_fully(file, size)
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             return None
@@ -251,7 +251,7 @@ class LocalObjects:
             raise _unreadable(f"{self._root}{os.sep}{key}", error) from error
 
     def open_file(self, key: str) -> FileIO:
-        """Open a file for reading, as `featstore.store.filesystem.open_regular` does."""
+        """Open a file for reading with `open_regular`."""
         return open_regular(self._root, key, plain_folders=self._plain_folders)
 
     def read_many(self, keys: Iterable[str], *, most_bytes: int | None = None) -> Iterator[bytes | None]:
@@ -276,7 +276,7 @@ class LocalObjects:
         fsync_folder(path.parent)
 
     def put(self, key: str, buffers: Iterable[Any]) -> None:
-        """Write a new file as it is, for nobody looks for it before the commit. One that is there is never opened."""
+        """Write a new file in place: readers do not open it before the commit. An existing file raises an error."""
         path = confined(self._root, key)
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("xb", buffering=0) as file:
@@ -284,14 +284,15 @@ class LocalObjects:
                 _write_all(file, memoryview(buffer).cast("B"))
 
     def children(self, prefix: str) -> tuple[str, ...]:
-        """List a folder. A link to a folder is refused, for what it leads to would be missed."""
+        """List a folder. Raises ForeignFile for a link to a folder, whose content would be missing from the list."""
         try:
             path = confined(self._root, prefix)
         except ForeignFile:
             if (self._root / prefix).is_dir():
                 raise
             return ()
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError), _telling(path), os.scandir(path) as entries:
+        missing = contextlib.suppress(FileNotFoundError, NotADirectoryError)
+        with missing, _read_errors_explained(path), os.scandir(path) as entries:
             found = sorted(entries, key=lambda entry: entry.name)
             for entry in found:
                 if entry.is_symlink() and entry.is_dir():
@@ -300,10 +301,10 @@ class LocalObjects:
         return ()
 
     def sizes(self, prefix: str) -> dict[str, int]:
-        """Walk a folder; what another process deletes meanwhile is not there. Links are not followed."""
+        """Walk a folder. Files that another process deletes meanwhile are omitted, and links are not followed."""
         base = confined(self._root, prefix)
         found: dict[str, int] = {}
-        with _telling(base):
+        with _read_errors_explained(base):
             for folder, folders, names in os.walk(base, onerror=_raise_unless_gone):
                 for path in map(Path(folder).joinpath, (*names, *folders)):
                     with contextlib.suppress(FileNotFoundError):
@@ -330,7 +331,7 @@ class LocalObjects:
             fsync_folder(above)
 
     def remove(self, key: str) -> None:
-        """Unlink a file, for good. Of a link it is the link that goes."""
+        """Unlink a file durably. If it is a link, the link is deleted, not its target."""
         folder, _, name = key.rpartition("/")
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             path = confined(self._root, folder) / checked_key(name)
@@ -338,9 +339,10 @@ class LocalObjects:
             fsync_folder(path.parent)
 
     def delete(self, prefix: str, *, first: Iterable[str] = ()) -> None:
-        """Remove a folder; one that has gone already is no error.
+        """Delete a folder; a missing one is ignored.
 
-        It is hidden in one step, which needs no space, and then deleted: no listing shows a half of it.
+        The folder is first renamed to a hidden name, which is atomic and needs no space, so that no listing shows an
+        incomplete folder.
         """
         base = confined(self._root, prefix)
         hidden = base if is_temporary(base.name) else base.with_name(f".{base.name}.{uuid.uuid4().hex}")
@@ -351,18 +353,18 @@ class LocalObjects:
             for name in first:
                 (hidden / checked_key(name)).unlink(missing_ok=True)
                 fault_point("deleting-arrays")
-        for _ in range(3):  # somebody else may be deleting the same folder, and take a file from under our hands
+        for _ in range(3):  # another process may be deleting the same folder
             with contextlib.suppress(FileNotFoundError):
                 shutil.rmtree(hidden)
                 return
 
     def touch(self, prefix: str) -> None:
-        """Touch the document of a group; no error if it has gone."""
+        """Touch the document of a group; a missing one is ignored."""
         with contextlib.suppress(FileNotFoundError):
             os.utime(confined(self._root, f"{prefix}/zarr.json"))
 
     def last_change(self, prefix: str) -> float | None:
-        """The latest modification time of any file."""
+        """Return the latest modification time of any file."""
         base, latest = confined(self._root, prefix), None
         for folder, _, names in os.walk(base, onerror=_raise_unless_gone):
             for name in names:
@@ -372,7 +374,7 @@ class LocalObjects:
         return latest
 
     def clock(self, prefix: str) -> float | None:
-        """Make an empty file, and see what time the file system gives it; None where it takes no file."""
+        """Return the modification time of a new empty file; None if the file cannot be created."""
         probe = confined(self._root, prefix) / f".probe.{uuid.uuid4().hex}"
         try:
             with probe.open("xb") as file:
@@ -385,7 +387,7 @@ class LocalObjects:
 
 
 def is_temporary(name: str) -> bool:
-    """Whether a file or folder of a local store is one that was to be renamed or deleted: ``.NAME.`` and 32 digits.
+    """Whether a file or folder of a local store is temporary: ``.NAME.`` and 32 hexadecimal digits.
 
     >>> is_temporary(f".zarr.json.{uuid.uuid4().hex}"), is_temporary(".zarr.json.bak")
     (True, False)
@@ -394,7 +396,7 @@ def is_temporary(name: str) -> bool:
 
 
 def _read_fully(file: FileIO, n_bytes: int) -> bytes:
-    """Read up to `n_bytes`, and fewer only at the end of the file: an unbuffered read may stop short."""
+    """Read `n_bytes`, or up to the end of the file: a single unbuffered read may return fewer bytes."""
     pieces: list[bytes] = []
     while n_bytes > 0 and (piece := file.read(n_bytes)):
         pieces.append(piece)
@@ -408,8 +410,8 @@ def _raise_unless_gone(error: OSError) -> None:
 
 
 @contextlib.contextmanager
-def _telling(path: Path | str) -> Iterator[None]:
-    """Say in one line that something is there and cannot be read."""
+def _read_errors_explained(path: Path | str) -> Iterator[None]:
+    """Replace an OSError by a StoreError of one line, except if the file is missing."""
     try:
         yield
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
@@ -423,6 +425,6 @@ def _unreadable(path: Path | str, error: OSError) -> StoreError:
 
 
 def _write_all(file: FileIO, view: memoryview) -> None:
-    """Write a buffer whole: an unbuffered write may stop short, at 2 GiB or when a disk is nearly full."""
+    """Write a complete buffer: a single unbuffered write may stop at 2 GiB, or when the disk is nearly full."""
     while view:
         view = view[file.write(view) :]

@@ -1,7 +1,7 @@
-"""Format 1 of the store: names, documents and the commit record. Pure: no I/O.
+"""Format 1 of the store: names, documents and the commit record. This module does no I/O.
 
-A store is a tree of Zarr v3 groups. What featstore says about a group stands in the attributes of its group document
-(``zarr.json``), sealed by a hash so that damage to the words is found as surely as damage to the numbers.
+A store is a tree of Zarr v3 groups. The metadata of a group is stored in the attributes of its group document
+(``zarr.json``), with a hash, so that damage to metadata is detected as reliably as damage to arrays.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ __all__ = [
     "counted_segments",
     "is_amount",
     "is_group_name",
-    "is_name_of_ours",
     "is_object_name",
     "is_part_name",
     "is_remains_of_part",
+    "is_store_name",
     "is_text",
     "part_stem",
     "recipe_from_json",
@@ -47,12 +47,12 @@ __all__ = [
 FORMAT_VERSION = 1
 GROUP_DOCUMENT = "zarr.json"
 HEARTBEAT = ".alive"
-"""Object that the writer of an in-flight part puts again and again on a server; a local document is touched instead."""
+"""Object that the writer of an uncommitted part rewrites periodically on a server; local writers touch the document."""
 
 _HEAD = b'{"zarr_format":3,"node_type":"group","attributes":{"featstore":'
 _BETWEEN, _TAIL = b',"featstore_sha256":"', b'"}}'
 _HASH_CHARACTERS = 64
-_MOST_NAME_CHARACTERS = 255  # what file systems allow
+_MOST_NAME_CHARACTERS = 255  # limit of most file systems
 _MOST_COUNT = 1 << 53  # beyond it a JSON number is not exact
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+@=-]*")
 _STORED_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._+@=-]*")
@@ -63,80 +63,80 @@ _OBJECT = re.compile(rf"(?:{_ARRAYS})/(?:zarr\.json|c/(?:0|[1-9][0-9]{{0,15}})(?
 
 
 class DamagedDocument(StoreError):
-    """A group document is not what featstore wrote."""
+    """A group document is damaged."""
 
 
 def seal(content: Mapping[str, Any]) -> bytes:
-    """Make the group document that carries `content` in its attributes.
+    """Encode the group document with `content` in its attributes.
 
-    The content stands in it as canonical JSON, byte for byte what is hashed: it is put into words once, and a reader
-    that finds it so need not do that again. Of a hundred thousand commits that is most of the time.
+    The document contains the content as canonical JSON, the bytes that are hashed. A reader can hash these bytes
+    instead of encoding the content again, which would take most of the time for 100,000 commits.
 
     >>> unseal(seal({"format": 1}))
     {'format': 1}
     """
-    words = canonical_json(content).encode()
-    return b"".join((_HEAD, words, _BETWEEN, hashlib.sha256(words).hexdigest().encode(), _TAIL))
+    content_json = canonical_json(content).encode()
+    return b"".join((_HEAD, content_json, _BETWEEN, hashlib.sha256(content_json).hexdigest().encode(), _TAIL))
 
 
 def unseal(raw: bytes) -> dict[str, Any] | None:
-    """Read what `seal` wrote; None for a document that is not of featstore.
+    """Decode a document that `seal` encoded; None for a document that featstore did not write.
 
-    Such are the bare group that zarr-python makes for a parent, and groups and arrays of other software. They are told
-    apart by the word `featstore`, which a document of ours holds twice: no single damaged byte takes both away.
+    The bare groups that zarr-python creates, and groups and arrays of other software, do not contain the word
+    `featstore`. Documents of featstore contain it twice, so that a single damaged byte does not remove it.
 
     Raises
     ------
     DamagedDocument
-        The document is no JSON object, or it is of featstore and its hash does not match its words.
+        The document is not a JSON object, or it is a featstore document whose hash does not match.
     """
     try:
-        if (words := _sealed_words(raw)) is not None:
-            return _object(json.loads(words))
+        if (content_json := _sealed_json(raw)) is not None:
+            return _object(json.loads(content_json))
         document = json.loads(raw)
         if b"featstore" not in raw and isinstance(document, dict):
             return None
         attributes = document["attributes"]
         if document["zarr_format"] != 3 or document["node_type"] != "group":
-            raise DamagedDocument("it is no Zarr v3 group document")
+            raise DamagedDocument("it is not a Zarr v3 group document")
         content, stated = attributes["featstore"], attributes["featstore_sha256"]
         if sha256_of(content) != stated:
-            raise DamagedDocument("its hash does not match its words")
+            raise DamagedDocument("its hash does not match its content")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise DamagedDocument(f"it is no group document of featstore ({type(error).__name__})") from error
+        raise DamagedDocument(f"it is not a group document of featstore ({type(error).__name__})") from error
     return _object(content)
 
 
-def _sealed_words(raw: bytes) -> bytes | None:
-    """The content's JSON where the document is as `seal` makes it and the hash is of these very bytes."""
+def _sealed_json(raw: bytes) -> bytes | None:
+    """The JSON of the content if the document is exactly as `seal` encodes it and the hash matches, else None."""
     end = len(raw) - len(_BETWEEN) - _HASH_CHARACTERS - len(_TAIL)
-    words = raw[len(_HEAD) : end]
-    stated = hashlib.sha256(words).hexdigest().encode()
-    return words if raw.startswith(_HEAD) and raw[end:] == _BETWEEN + stated + _TAIL else None
+    content_json = raw[len(_HEAD) : end]
+    stated = hashlib.sha256(content_json).hexdigest().encode()
+    return content_json if raw.startswith(_HEAD) and raw[end:] == _BETWEEN + stated + _TAIL else None
 
 
 def _object(content: Any) -> dict[str, Any]:
     if not isinstance(content, dict):
-        raise DamagedDocument("its content is no object")
+        raise DamagedDocument("its content is not an object")
     return content
 
 
 def is_group_name(name: object) -> bool:
-    """Whether a dataset, split or encoder may be called so in a store."""
+    """Whether a value is a valid name of a dataset, split or encoder in a store."""
     return isinstance(name, str) and len(name) <= _MOST_NAME_CHARACTERS and _NAME.fullmatch(name) is not None
 
 
-def is_name_of_ours(name: str) -> bool:
-    """Whether featstore may have given this name to a group of a store, a part included; any other name is foreign.
+def is_store_name(name: str) -> bool:
+    """Whether featstore may have given this name to a group, including parts; all other names are foreign.
 
-    >>> is_name_of_ours("train-000000.7d41c0de"), is_name_of_ours(".."), is_name_of_ours("my notes.txt")
+    >>> is_store_name("train-000000.7d41c0de"), is_store_name(".."), is_store_name("my notes.txt")
     (True, False, False)
     """
     return len(name) <= _MOST_NAME_CHARACTERS and _STORED_NAME.fullmatch(name) is not None
 
 
 def is_object_name(name: object) -> bool:
-    """Whether a part may hold an object of this name: the document or a chunk of one of its arrays.
+    """Whether a value is a valid object name in a part: the document or a chunk of one of its arrays.
 
     >>> is_object_name("utterance/c/0/0"), is_object_name("key/../../../.bashrc")
     (True, False)
@@ -145,12 +145,12 @@ def is_object_name(name: object) -> bool:
 
 
 def is_text(value: object) -> bool:
-    """Whether a field holds a string."""
+    """Whether a value is a string."""
     return isinstance(value, str)
 
 
 def is_amount(value: object) -> bool:
-    """Whether a field holds a finite number of 0 or more."""
+    """Whether a value is a finite number of at least 0."""
     return type(value) in (int, float) and 0 <= value < math.inf  # type: ignore[operator]
 
 
@@ -182,26 +182,26 @@ def _or_null(is_valid: Callable[[object], bool]) -> Callable[[object], bool]:
 
 
 def check_fields(raw: object, rules: Mapping[str, Callable[[object], bool]], *, of: str) -> dict[str, Any]:
-    """Check the fields of a JSON object that was read from a store, and return it; other fields are not looked at.
+    """Check the fields of a JSON object from a store, and return it. Fields without a rule are not checked.
 
     Raises
     ------
     DamagedDocument
-        It is no object, a field is missing, or its value breaks the field's rule.
+        The value is not an object, a field is missing, or its value violates the rule.
     """
     if not isinstance(raw, dict):
-        raise DamagedDocument(f"its {of} is no object")
+        raise DamagedDocument(f"its {of} is not an object")
     try:
         for name, is_valid in rules.items():
             if not is_valid(raw[name]):
-                raise DamagedDocument(f"its {of} has a value that is not allowed: {name} = {repr(raw[name])[:80]}")
+                raise DamagedDocument(f"its {of} has an invalid value: {name} = {repr(raw[name])[:80]}")
     except KeyError:
         raise DamagedDocument(f"its {of} has no {name}") from None
     return raw
 
 
 def is_part_name(name: object) -> bool:
-    """Whether a group in a split's group may be a part: it is called ``stem.7d41c0de``.
+    """Whether a name in a split's group is a part name: ``stem.7d41c0de``.
 
     >>> is_part_name("train-000000.7d41c0de"), is_part_name("notes")
     (True, False)
@@ -210,7 +210,7 @@ def is_part_name(name: object) -> bool:
 
 
 def is_remains_of_part(name: str, objects: Iterable[str]) -> bool:
-    """Whether a group without a document is what a killed deletion left of a part, by its name and all of its objects.
+    """Whether a group without a document is the rest of a part whose deletion was killed, by its name and objects.
 
     >>> is_remains_of_part("a.7d41c0de", ["key/c/0", "frames/zarr.json"]), is_remains_of_part("a.7d41c0de", ["key.txt"])
     (True, False)
@@ -220,7 +220,7 @@ def is_remains_of_part(name: str, objects: Iterable[str]) -> bool:
 
 
 def part_stem(shard: str) -> str:
-    """Readable head of a part's name: the shard's own name in characters that every store can hold.
+    """First component of a part's name: the shard's name, restricted to characters that every store supports.
 
     >>> part_stem("en/wds-audio-train-000000.tar")
     'en-wds-audio-train-000000'
@@ -231,9 +231,9 @@ def part_stem(shard: str) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardIdentity:
-    """What tells one state of a shard from another.
+    """Identifies one version of a shard.
 
-    ``mtime_ns`` is of a local file, ``etag`` of an object; ``sha256`` is of the bytes, taken while they were encoded.
+    Local files have ``mtime_ns``, remote objects ``etag``. ``sha256`` is the hash of the bytes that were encoded.
     """
 
     name: str
@@ -245,7 +245,7 @@ class ShardIdentity:
 
 @dataclass(frozen=True, slots=True)
 class ObjectSeal:
-    """Size in bytes and turned CRC-32C (`codecs.seal_crc32c`) of one stored object, as it was handed to the store."""
+    """Size in bytes and checksum (`codecs.seal_crc32c`) of a stored object, computed before it was written."""
 
     size: int
     crc32c: int
@@ -253,11 +253,11 @@ class ObjectSeal:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Writing:
-    """Which process is writing a part that has no commit record yet. `featstore.store.liveness` judges if it lives.
+    """The process that writes an uncommitted part. `featstore.store.liveness` decides whether it is alive.
 
-    ``boot_id``, ``pid_namespace``, ``pid`` and ``process_started`` identify a process exactly; where a system does not
-    tell the first two they are None, and so they are in documents of older versions. ``writer`` is a random number of
-    the process. ``host`` and ``began_at`` are for display.
+    ``boot_id``, ``pid_namespace``, ``pid`` and ``process_started`` identify a process exactly. The first two are None
+    on systems that do not provide them, and in documents of older versions. ``writer`` is a random number of the
+    process. ``host`` and ``began_at`` are for display.
     """
 
     host: str
@@ -270,22 +270,22 @@ class Writing:
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> Writing:
-        """Read it from a document; DamagedDocument where a field is missing, unknown or of the wrong type."""
+        """Read a record. Raises DamagedDocument if a field is missing, unknown or of the wrong type."""
         try:
             writing = cls(**raw)
         except TypeError as error:
             raise DamagedDocument(f"its writer is not of format {FORMAT_VERSION}: {error}") from error
-        whole = (writing.pid, *(() if writing.process_started is None else (writing.process_started,)))
-        if not all(type(number) is int for number in whole) or not 0 < writing.pid < 1 << 31:
-            raise DamagedDocument(f"its writer is not of format {FORMAT_VERSION}: {writing.pid!r} is no process id")
+        integers = (writing.pid, *(() if writing.process_started is None else (writing.process_started,)))
+        if not all(type(number) is int for number in integers) or not 0 < writing.pid < 1 << 31:
+            raise DamagedDocument(f"its writer is not of format {FORMAT_VERSION}: {writing.pid!r} is not a process id")
         return writing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Member:
-    """One shard's share of a part: the windows that follow those of the member before it.
+    """The windows of one shard in a part; they follow the windows of the previous member.
 
-    A part that an extraction wrote has one member; one that `compact_store` made of many has as many.
+    A part from an extraction has one member; a part that `compact_store` merged has one for each of its shards.
     """
 
     shard: ShardIdentity
@@ -298,11 +298,11 @@ class Member:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Commit:
-    """The commit record of a part: its members, what every object must look like, and how it came to be.
+    """The commit record of a part: its members, the seals of its objects, and its provenance.
 
-    ``part`` is the name of the part's group. ``objects`` maps each object of the part, its own group document apart,
-    to its seal; it is empty in a record that was read from a catalogue. ``generation`` is greater than that of every
-    part that this one was made to replace; 0, which is not written down, where there was none.
+    ``part`` is the name of the part's group. ``objects`` maps each object of the part, except its group document, to
+    its seal; it is empty in records from a catalogue. ``generation`` is greater than the generations of the parts that
+    this part replaces; it is 0, and omitted in JSON, if the part replaces none.
     """
 
     part: str
@@ -318,29 +318,29 @@ class Commit:
 
     @property
     def order(self) -> tuple[int, str, str]:
-        """What decides between two parts that hold one shard: the greatest counts.
+        """Sort key for parts with the same shard: the part with the greatest key is current.
 
-        The time decides only between writers that saw the same parts; no clock can hide a part from its successor.
+        The commit time is compared only within a generation, so that a wrong clock cannot hide a newer part.
         """
         return (self.generation, self.committed_at, self.part)
 
     @property
     def windows(self) -> int:
-        """Rows of the part's arrays."""
+        """Number of windows, the rows of the part's arrays."""
         return sum(member.windows for member in self.members)
 
     @property
     def frames(self) -> int:
-        """Rows of its frames."""
+        """Number of frames, the rows of its frames array."""
         return sum(member.frames for member in self.members)
 
     def as_json(self) -> dict[str, Any]:
-        """Plain JSON, as it stands in the part's group document."""
+        """Plain JSON, as in the part's group document."""
         seals = {name: [entry.size, entry.crc32c] for name, entry in sorted(self.objects.items())}
         return {**self.as_catalogue_json(), "objects": seals}
 
     def as_catalogue_json(self) -> dict[str, Any]:
-        """The same without the seals, which only `verify` needs."""
+        """Plain JSON without the seals, as in the catalogue."""
         members = [_member_as_json(member) for member in self.members]
         flat = {**_flat(self), "members": members, "versions": dict(self.versions), "objects": {}}
         if not self.generation:
@@ -349,35 +349,35 @@ class Commit:
 
     @classmethod
     def from_json(cls, raw: object, *, part: str | None = None) -> Commit:
-        """Inverse of `as_json`. Fields of a later featstore are ignored.
+        """Inverse of `as_json`. Unknown fields, from a later featstore, are ignored.
 
         Parameters
         ----------
         raw : object
-            The JSON value, as it was read: nothing about it is believed.
+            The untrusted JSON value.
         part : str, optional
-            Name of the group that the record was read from, which it must bear.
+            Name of the group that the record was read from; the record must have the same name.
 
         Raises
         ------
         DamagedDocument
-            A field is missing or breaks its rule, or the record is of another part.
+            A field is missing or invalid, or the record belongs to another part.
         """
         checked = check_fields(raw, _COMMIT_RULES, of="commit record")
         if part is not None and checked["part"] != part:
-            raise DamagedDocument(f"its commit record is of another part, {checked['part']}")
+            raise DamagedDocument(f"its commit record belongs to another part, {checked['part']}")
         members = tuple(_member_from_json(member) for member in checked["members"])
         objects = {name: _seal_from_json(name, entry) for name, entry in checked["objects"].items()}
         generation = checked.get("generation", 0)
         if not _is_count(generation):
-            raise DamagedDocument(f"its commit record has a value that is not allowed: generation = {generation!r}")
+            raise DamagedDocument(f"its commit record has an invalid value: generation = {generation!r}")
         known = {name: checked[name] for name in _COMMIT_RULES}
         known |= {"members": members, "objects": objects, "generation": generation}
         return cls(**known)
 
 
 def _flat(record: Commit | Member | ShardIdentity) -> dict[str, Any]:
-    """Fields and their values; `dataclasses.asdict` copies to the bottom, ten times as slowly."""
+    """Fields and their values. `dataclasses.asdict` copies recursively, and is ten times slower."""
     return {each.name: getattr(record, each.name) for each in fields(record)}
 
 
@@ -428,17 +428,17 @@ def _member_from_json(raw: object) -> Member:
 
 
 def _skipped_from_json(shard: str, raw: object) -> SkippedClip:
-    """One entry of ``skipped``: a pair, or a triple where the clip was too long."""
+    """Read an entry of ``skipped``: key and reason, and the duration if the clip was too long."""
     if not (
         isinstance(raw, list) and len(raw) in (2, 3) and all(map(is_text, raw[:2])) and all(map(is_amount, raw[2:]))
     ):
-        raise DamagedDocument("its list of skipped clips holds something else than key, reason and perhaps seconds")
+        raise DamagedDocument("an entry of its list of skipped clips is not key, reason and optional seconds")
     return SkippedClip(shard=shard, key=raw[0], reason=raw[1], seconds=raw[2] if len(raw) == 3 else None)
 
 
 def _seal_from_json(name: object, raw: object) -> ObjectSeal:
     if not is_object_name(name):
-        raise DamagedDocument(f"its commit record names an object that no part has: {repr(name)[:80]}")
+        raise DamagedDocument(f"its commit record names an invalid object: {repr(name)[:80]}")
     if not (isinstance(raw, list) and len(raw) == 2 and all(map(_is_count, raw)) and raw[1] < 1 << 32):
         raise DamagedDocument(f"its commit record has no size and checksum for {name}")
     return ObjectSeal(*raw)
@@ -446,7 +446,7 @@ def _seal_from_json(name: object, raw: object) -> ObjectSeal:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Segment:
-    """One shard's rows of the part that counts for it: windows [start, start + member.windows)."""
+    """The rows of one shard in its current part: windows [start, start + member.windows)."""
 
     commit: Commit
     member: Member
@@ -454,7 +454,7 @@ class Segment:
 
 
 def counted_segments(commits: Iterable[Commit]) -> tuple[Segment, ...]:
-    """The rows that a reader takes: one part per shard, the greatest by `Commit.order`, in order of shard name."""
+    """Return each shard's current segment: of the part with the greatest `Commit.order`. Sorted by shard name."""
     chosen: dict[str, Segment] = {}
     for commit in commits:
         start = 0
@@ -486,9 +486,9 @@ _LATER_RECIPE_RULES: Mapping[str, Callable[[object], bool]] = {
 
 
 def recipe_from_json(raw: object) -> Recipe:
-    """Read the recipe of an encoder's group; DamagedDocument where it is not one.
+    """Read the recipe of an encoder's group. Raises DamagedDocument if it is invalid.
 
-    A field that this featstore does not know is refused, for it may decide the numbers.
+    Unknown fields are rejected, because they may determine the embeddings.
     """
     checked = check_fields(raw, _RECIPE_RULES, of="recipe")
     check_fields(checked, {name: rule for name, rule in _LATER_RECIPE_RULES.items() if name in checked}, of="recipe")
@@ -496,7 +496,7 @@ def recipe_from_json(raw: object) -> Recipe:
         raise DamagedDocument(f"its recipe has a field that this featstore does not know: {sorted(unknown)[0]}")
     recipe = Recipe(**checked)
     try:
-        recipe.fingerprint  # noqa: B018  (of an identity that is no canonical JSON there is none)
+        recipe.fingerprint  # noqa: B018 - raises if the identity has no canonical JSON
     except (ValueError, TypeError, RecursionError) as error:
         raise DamagedDocument(f"its recipe cannot be hashed: {error}") from error
     return recipe

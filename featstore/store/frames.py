@@ -1,4 +1,4 @@
-"""Frames of a feature set, window by window: one as a view, many as one batch."""
+"""Frames of a feature set by window: one window as a view, several windows as one batch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ WindowIndices = Sequence[int] | Sequence[bool] | NDArray[np.integer[Any]] | NDAr
 class PaddedFrames(NamedTuple):
     """A batch of windows of different lengths.
 
-    ``values`` (n, T_max, dim) is zero beyond the frames of each window; ``lengths`` int64 (n,) counts these.
+    ``values`` (n, T_max, dim) is zero-padded; ``lengths`` int64 (n,) are the numbers of frames.
     """
 
     values: NDArray[Any]
@@ -31,21 +31,21 @@ class PaddedFrames(NamedTuple):
 
 
 class RaggedFrames(NamedTuple):
-    """The same without padding: ``values`` (sum of lengths, dim), one window after another; ``lengths`` int64 (n,)."""
+    """A batch without padding: ``values`` (sum of lengths, dim) are concatenated; ``lengths`` int64 (n,)."""
 
     values: NDArray[Any]
     lengths: NDArray[np.int64]
 
 
 class _Source(NamedTuple):
-    """Frames of one run's part, and where in them each window of the run begins: int64 (windows + 1,)."""
+    """Frames of a run's part, and the offset of each window of the run in them: int64 (windows + 1,)."""
 
     rows: Rows
     offsets: NDArray[np.int64]
 
 
 class _Span(NamedTuple):
-    """Where the frames of one window lie: rows [start, stop)."""
+    """The frames of one window: rows [start, stop)."""
 
     rows: Rows
     start: int
@@ -56,13 +56,13 @@ class Frames(Sequence[NDArray[Any]]):
     """Frames by window, of the stored type.
 
     ``frames[7]``
-        The frames of window 7, (T, dim): a read-only view of the file, or a copy where they straddle two blocks of it.
+        The frames of window 7, (T, dim): a read-only view of the file, or a copy if they cross a block boundary.
     ``frames["clip"]``, ``frames["clip#2"]``
-        The same of the window of that key.
+        The frames of the window with that key.
     ``frames[10:20]``
-        A list of these.
+        A list with the frames of each window.
     ``frames[[3, 1, 2]]``, ``frames[mask]``
-        Several windows as one padded batch: `PaddedFrames`, which is ``values, lengths``.
+        Several windows as one padded batch: `PaddedFrames`, a tuple of ``values, lengths``.
     """
 
     def __init__(self, runs: Sequence[Run]) -> None:
@@ -97,42 +97,42 @@ class Frames(Sequence[NDArray[Any]]):
 
     def _window_of(self, key: str) -> int:
         if key not in self._windows_by_key:
-            raise UnknownFeatureSet(f"no window has the key {key!r}: the second window of a clip is 'clip#2'")
+            raise UnknownFeatureSet(f"no window has the key {key!r}: the second window of a clip has the key 'clip#2'")
         return self._windows_by_key[key]
 
     @cached_property
     def _windows_by_key(self) -> dict[str, int]:
         fetch_ahead(self._runs, "key")
         keys = (key for run in self._runs for key in run.part.strings("key")[run.start : run.stop].tolist())
-        return {key: window for window, key in reversed(list(enumerate(keys)))}  # of equal keys the first
+        return {key: window for window, key in reversed(list(enumerate(keys)))}  # the first of equal keys wins
 
     @cached_property
     def lengths(self) -> NDArray[np.int64]:
-        """Frames of each window, int64 (windows,)."""
+        """Number of frames of each window, int64 (windows,)."""
         pieces = [np.diff(self._source(number).offsets) for number in range(len(self._runs))]
         return np.concatenate(pieces) if pieces else np.empty(0, np.int64)
 
     def padded(self, index: WindowIndices, *, out: NDArray[Any] | None = None) -> PaddedFrames:
-        """Several windows as one padded batch.
+        """Return several windows as one padded batch.
 
         Parameters
         ----------
         index : sequence or array of int, or of bool
-            Windows, or a mask over all of them.
+            Windows, or a mask over all windows.
         out : array, optional
-            C-contiguous, of the stored type, with room for the batch. The batch is laid at its head, and what is
-            returned is a view: a loop that keeps one is spared the system's clearing of fresh memory for every batch.
+            C-contiguous buffer of the stored type, at least as large as the batch. The batch is written to its start,
+            and the result is a view. Reusing a buffer avoids the allocation of new memory for each batch.
 
         Raises
         ------
         IndexError
-            A window is out of range, or a mask is not as long as the set.
+            A window is out of range, or the length of the mask is not the number of windows.
         UsageError
-            `out` does not fit.
+            `out` has the wrong type or layout, or is too small.
         """
         spans, lengths = self._spans(index)
         longest = int(lengths.max(initial=0))
-        values = self._room((len(spans), longest, self._dim), out)
+        values = self._output_buffer((len(spans), longest, self._dim), out)
         for row, (rows, start, stop) in zip(values, spans, strict=True):
             n = stop - start
             rows.read_into(row[:n], start=start)
@@ -140,9 +140,9 @@ class Frames(Sequence[NDArray[Any]]):
         return PaddedFrames(values, lengths)
 
     def ragged(self, index: WindowIndices, *, out: NDArray[Any] | None = None) -> RaggedFrames:
-        """Several windows one after another, without padding; parameters and errors as of `padded`."""
+        """Return several windows concatenated, without padding. Parameters and errors are those of `padded`."""
         spans, lengths = self._spans(index)
-        values = self._room((int(lengths.sum()), self._dim), out)
+        values = self._output_buffer((int(lengths.sum()), self._dim), out)
         at = 0
         for rows, start, stop in spans:
             rows.read_into(values[at : at + stop - start], start=start)
@@ -156,7 +156,7 @@ class Frames(Sequence[NDArray[Any]]):
             offsets = run.part.rows("frame_offsets").slice(run.start, run.stop + 1)
             rows = run.part.rows("frames")
             if offsets[0] < 0 or offsets[-1] > rows.shape[0] or (offsets[1:] < offsets[:-1]).any():
-                raise run.part.damaged("frame_offsets", "it leads to frames that there are not")
+                raise run.part.damaged("frame_offsets", "its offsets exceed the number of frames")
             rows.require(int(offsets[0]), int(offsets[-1]))
             source = self._sources[number] = _Source(rows, offsets)
         return source
@@ -165,8 +165,8 @@ class Frames(Sequence[NDArray[Any]]):
         if at < 0:
             at += self._firsts[-1]
         if not 0 <= at < self._firsts[-1]:
-            asked = at if at >= 0 else at - self._firsts[-1]
-            raise IndexError(f"there are {len(self)} windows: got index {asked}")
+            requested = at if at >= 0 else at - self._firsts[-1]
+            raise IndexError(f"there are {len(self)} windows: got index {requested}")
         number = bisect_right(self._firsts, at) - 1
         rows, offsets = self._sources[number] or self._source(number)
         at -= self._firsts[number]
@@ -185,11 +185,11 @@ class Frames(Sequence[NDArray[Any]]):
         wanted = np.asarray(index)
         if wanted.ndim != 1 or (wanted.size and wanted.dtype.kind not in "iub"):
             raise IndexError(
-                f"frames take one index, a slice, a list of indices or a mask: got {wanted.dtype} {wanted.shape}"
+                f"frames need one index, a slice, a list of indices or a mask: got {wanted.dtype} {wanted.shape}"
             )
         if wanted.dtype.kind == "b":
             if len(wanted) != len(self):
-                raise IndexError(f"a mask has one entry for each of {len(self)} windows: got {len(wanted)}")
+                raise IndexError(f"a mask must have one entry for each of {len(self)} windows: got {len(wanted)}")
             wanted = np.flatnonzero(wanted)
         positions: list[int] = wanted.tolist()
         return positions
@@ -198,14 +198,14 @@ class Frames(Sequence[NDArray[Any]]):
     def _dim(self) -> int:
         return self._source(0).rows.shape[1]
 
-    def _room(self, shape: tuple[int, ...], out: NDArray[Any] | None) -> NDArray[Any]:
+    def _output_buffer(self, shape: tuple[int, ...], out: NDArray[Any] | None) -> NDArray[Any]:
         dtype = self._source(0).rows.dtype
         if out is None:
             return np.empty(shape, dtype)
         size = int(np.prod(shape))
         if not out.flags.c_contiguous or out.dtype != dtype or out.size < size:
             raise UsageError(
-                f"`out` must be C-contiguous {dtype} with room for {shape}: got {out.dtype} {out.shape}"
+                f"`out` must be C-contiguous {dtype} and at least as large as {shape}: got {out.dtype} {out.shape}"
                 f"{'' if out.flags.c_contiguous else ', not contiguous'}"
             )
         return out.reshape(-1)[:size].reshape(shape)

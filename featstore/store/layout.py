@@ -1,9 +1,9 @@
-"""How the arrays of a part lie in their objects: array documents, and which rows are in which object. Pure.
+"""Layouts of a part's arrays: their array documents, and the rows of each file. This module does no I/O.
 
-There are three layouts, all plain Zarr v3:
+There are three layouts, all standard Zarr v3:
 
-- *plain*: chunks of whole rows, little-endian bytes, each followed by its CRC-32C;
-- *sharded*: files of many such chunks (``sharding_indexed``), with an index of them at the end;
+- *plain*: chunks of complete rows, little-endian bytes, each followed by its CRC-32C;
+- *sharded*: files of many such chunks (``sharding_indexed``), with an index at the end;
 - *strings*: one chunk, vlen-utf8, zstd, CRC-32C.
 """
 
@@ -32,7 +32,7 @@ PLAIN_CHUNK_BYTES = 16 << 20
 BLOCK_BYTES = 1 << 20
 FILE_BYTES = 64 << 20
 ZSTD_LEVEL = 3
-_MOST_BLOCK_BYTES = 1 << 30  # a block is one row at least, and rows are vectors
+_MOST_BLOCK_BYTES = 1 << 30  # a block has at least one row, and a row is one vector
 _MOST_BLOCKS_A_FILE = 1 << 20
 
 _LITTLE: dict[str, Any] = {"name": "bytes", "configuration": {"endian": "little"}}
@@ -41,7 +41,7 @@ _NUMBERS = ("float16", "float32", "float64", "int64")
 
 
 def rows_per_block(row_bytes: int, *, block_bytes: int) -> int:
-    """Whole rows in a block of about `block_bytes`, at least one.
+    """Number of complete rows in a block of about `block_bytes`, at least one.
 
     >>> rows_per_block(1536, block_bytes=1 << 20)
     682
@@ -51,18 +51,18 @@ def rows_per_block(row_bytes: int, *, block_bytes: int) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArrayLayout:
-    """A numeric array of whole-row blocks.
+    """A numeric array in blocks of complete rows.
 
     Attributes
     ----------
     shape : tuple of int
-        Rows first.
+        The first dimension is rows.
     dtype : numpy.dtype
         Little-endian.
     block_rows : int
-        Rows of a block, the last one's padding included.
+        Rows per block; the last block is padded.
     file_rows : int
-        Rows of a file: one block of a plain array, many of a sharded one.
+        Rows per file: a plain array has one block per file, a sharded array many.
     kind : "plain" or "sharded"
     """
 
@@ -74,17 +74,17 @@ class ArrayLayout:
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of one row."""
+        """Bytes per row."""
         return math.prod(self.shape[1:]) * self.dtype.itemsize
 
     @property
     def block_bytes(self) -> int:
-        """Bytes of one block, its checksum apart."""
+        """Bytes per block, without its checksum."""
         return self.block_rows * self.row_bytes
 
     @property
     def blocks_per_file(self) -> int:
-        """Blocks in one file."""
+        """Blocks per file."""
         return self.file_rows // self.block_rows
 
     @property
@@ -94,26 +94,26 @@ class ArrayLayout:
 
     @property
     def n_files(self) -> int:
-        """Files that hold rows."""
+        """Number of files."""
         return -(-self.shape[0] // self.file_rows)
 
     @property
     def n_blocks(self) -> int:
-        """Blocks that hold rows."""
+        """Number of blocks with rows."""
         return -(-self.shape[0] // self.block_rows)
 
     def file_key(self, number: int) -> str:
-        """Key of a file below the array: ``c/3/0``."""
+        """Key of a file, relative to the array: ``c/3/0``."""
         return "/".join(["c", str(number), *("0" for _ in self.shape[1:])])
 
     def files(self) -> Iterator[tuple[str, int, int]]:
-        """Each file's key and the rows [start, stop) it holds."""
+        """Yield the key of each file and its rows [start, stop)."""
         for number in range(self.n_files):
             start = number * self.file_rows
             yield self.file_key(number), start, min(start + self.file_rows, self.shape[0])
 
     def document(self) -> bytes:
-        """The array's ``zarr.json``."""
+        """Encode the array's ``zarr.json``."""
         inner = [_LITTLE, _CRC]
         codecs: list[Any] = inner
         if self.kind == "sharded":
@@ -125,7 +125,7 @@ class ArrayLayout:
 
 
 def plain_layout(shape: tuple[int, ...], dtype: Any) -> ArrayLayout:
-    """Lay an array out in chunks of one size, at most about 16 MiB, so that hardly a row of padding is stored."""
+    """Layout in chunks of equal size, at most about 16 MiB, with minimal padding."""
     dtype = np.dtype(dtype).newbyteorder("<")
     row_bytes = int(np.prod(shape[1:], dtype=np.int64)) * dtype.itemsize
     chunks = max(1, -(-shape[0] // rows_per_block(row_bytes, block_bytes=PLAIN_CHUNK_BYTES)))
@@ -134,7 +134,7 @@ def plain_layout(shape: tuple[int, ...], dtype: Any) -> ArrayLayout:
 
 
 def sharded_layout(shape: tuple[int, ...], dtype: Any) -> ArrayLayout:
-    """Lay an array out in files of about 64 MiB, each of blocks of about 1 MiB."""
+    """Layout in files of about 64 MiB with blocks of about 1 MiB."""
     dtype = np.dtype(dtype).newbyteorder("<")
     row_bytes = int(np.prod(shape[1:], dtype=np.int64)) * dtype.itemsize
     rows = rows_per_block(row_bytes, block_bytes=BLOCK_BYTES)
@@ -143,7 +143,7 @@ def sharded_layout(shape: tuple[int, ...], dtype: Any) -> ArrayLayout:
 
 
 def one_file_layout(shape: tuple[int, ...], dtype: Any) -> ArrayLayout:
-    """Lay an array that fits into one file out in blocks of equal size, so that hardly a row of padding is stored."""
+    """Layout of an array that fits into one file, in blocks of equal size with minimal padding."""
     usual = sharded_layout(shape, dtype)
     blocks = max(1, usual.n_blocks)
     rows = max(1, -(-shape[0] // blocks))
@@ -151,19 +151,19 @@ def one_file_layout(shape: tuple[int, ...], dtype: Any) -> ArrayLayout:
 
 
 def strings_document(n: int) -> bytes:
-    """``zarr.json`` of an array of `n` strings in one chunk."""
+    """Encode the ``zarr.json`` of an array of `n` strings in one chunk."""
     zstd = {"name": "zstd", "configuration": {"level": ZSTD_LEVEL, "checksum": False}}
     codecs = [{"name": "vlen-utf8", "configuration": {}}, zstd, _CRC]
     return _document((n,), "string", (max(1, n),), "", codecs)
 
 
 def parse_layout(raw: bytes) -> ArrayLayout | None:
-    """Read an array document; None where the array is of another layout, which zarr can read and a map cannot.
+    """Read an array document; None if the array has another layout, which zarr must read.
 
     Raises
     ------
     ValueError
-        It is no array document, or its blocks are of a size that none has.
+        It is not an array document, or the sizes of its chunks are not plausible.
     """
     try:
         meta = json.loads(raw)
@@ -181,17 +181,17 @@ def parse_layout(raw: bytes) -> ArrayLayout | None:
         standard_keys = encoding["name"] == "default" and encoding["configuration"]["separator"] == "/"
         data_type = meta["data_type"]
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError, RecursionError) as error:
-        raise ValueError(f"no array document ({type(error).__name__})") from error
+        raise ValueError(f"not an array document ({type(error).__name__})") from error
     if not len(shape) == len(grid) == len(inner) or min((*shape, *grid, *inner), default=0) < 0 or 0 in (*grid, *inner):
-        raise ValueError(f"no array document (shape {shape} in chunks {grid} of {inner})")
-    whole_rows = bool(shape) and grid[1:] == shape[1:] == inner[1:]
-    ours = all(each == [_LITTLE, _CRC] or _without_defaults(each) == [_LITTLE, _CRC] for each in (codecs, index))
-    if not (whole_rows and ours and standard_keys and data_type in _NUMBERS) or grid[0] % inner[0]:
+        raise ValueError(f"not an array document (shape {shape} in chunks {grid} of {inner})")
+    complete_rows = bool(shape) and grid[1:] == shape[1:] == inner[1:]
+    is_format_1 = all(each == [_LITTLE, _CRC] or _without_defaults(each) == [_LITTLE, _CRC] for each in (codecs, index))
+    if not (complete_rows and is_format_1 and standard_keys and data_type in _NUMBERS) or grid[0] % inner[0]:
         return None
     dtype = np.dtype(data_type).newbyteorder("<")
     layout = ArrayLayout(shape=shape, dtype=dtype, block_rows=inner[0], file_rows=grid[0], kind=kind)
     if layout.block_bytes > _MOST_BLOCK_BYTES or layout.blocks_per_file > _MOST_BLOCKS_A_FILE:
-        raise ValueError(f"chunks that are not plausible: {grid} of {inner} {data_type}")
+        raise ValueError(f"its chunks are not plausible: {grid} of {inner} {data_type}")
     return layout
 
 

@@ -1,20 +1,20 @@
-"""Which process writes a part that is not committed yet, and whether it still lives.
+"""Identifies the process that writes an uncommitted part, and decides whether it is alive.
 
-The document of an in-flight part names its writer. Another process that finds such a part must know whether the writer
-lives, for it deletes what dead writers left:
+The document of an uncommitted part names its writer. Other processes delete the parts of dead writers, so they must
+decide whether the writer of a part is alive:
 
-1. A process is identified exactly by the boot of its machine, its namespace of process ids, its id there and the moment
-   it started. Where boot and namespace are also those of the process that asks, the system knows the answer, and a part
-   of a killed writer is deleted at once.
-2. Anywhere else, in another container, on another machine, after a reboot or on a system that does not tell, a process
-   id means nothing and neither does a host name. There the writer shows that it lives: every `HEARTBEAT_SECONDS` it
-   renews the time of the last change in its part. A writer that is silent for `SILENCE_SECONDS` is dead.
+1. A process is identified exactly by the boot id of its machine, its pid namespace, its pid and its start time. If boot
+   id and namespace are those of the current process, the operating system has the answer, and the part of a killed
+   writer is deleted at once.
+2. In another container, on another machine, after a reboot, or on a system without these ids, neither a pid nor a host
+   name identifies a process. For this case a writer has a heartbeat: every `HEARTBEAT_SECONDS` it updates the time of
+   the last change in its part. A writer without a heartbeat for `SILENCE_SECONDS` is considered dead.
 
-Silence is the difference of two times that the store itself gives: that of the last change in the part, and that of an
-object which is made for the question. The clocks of two machines are never compared.
+The age of a heartbeat is the difference of two times of the store itself: the time of the last change in the part, and
+the time of a temporary object. The clocks of two machines are never compared.
 
-A writer that was paused for longer than that and wakes up finds its objects gone when it is about to commit (see
-`featstore.store.part_writer.PartInFlight`), so that a wrong verdict costs work and never a sound store.
+A writer that was paused for longer finds its objects deleted when it tries to commit (see
+`featstore.store.part_writer.PartInFlight`), so that a wrong decision costs work and never damages the store.
 """
 
 from __future__ import annotations
@@ -41,36 +41,36 @@ SILENCE_SECONDS = 6 * 3600.0
 
 
 def writing_document() -> bytes:
-    """The document of a part that this process begins to write."""
+    """Encode the document of a part that this process starts to write."""
     return seal({"writing": asdict(replace(_process.identity, began_at=datetime.now(UTC).isoformat()))})
 
 
 def is_abandoned(objects: Objects, path: str, *, clock: Callable[[], float | None]) -> bool:
-    """Whether a group without a commit record is what a dead writer, or a killed deletion, left of a part.
+    """Whether a group without a commit record was left behind by a dead writer or a killed deletion.
 
     Parameters
     ----------
     clock : callable
-        Gives the time of the store, as `Objects.clock` does; it is called where a heartbeat must be judged.
+        Returns the time of the store, as `Objects.clock` does; it is called only to check a heartbeat.
     """
     try:
         content = read_document(objects, path)
         if content is None:
-            # A writer's document comes before its arrays, and goes before them: arrays without a document are what a
-            # killed deletion left. One may have been put since it was looked for.
-            left = is_remains_of_part(path.rpartition("/")[2], objects.sizes(path))
-            return left and objects.read(f"{path}/{GROUP_DOCUMENT}") is None
+            # The document is written before the arrays and deleted before them, so arrays without a document are left
+            # from a killed deletion. The second read excludes a document written since the first.
+            is_leftover = is_remains_of_part(path.rpartition("/")[2], objects.sizes(path))
+            return is_leftover and objects.read(f"{path}/{GROUP_DOCUMENT}") is None
         if "writing" not in content:
-            return False  # it was committed after the look that took it for an orphan
+            return False  # it was committed after the caller listed it
         writer = Writing.from_json(content["writing"])
     except (DamagedPart, DamagedDocument):
-        return False  # `verify --repair` decides about damage
+        return False  # `verify --repair` handles the damage
     alive = _is_alive(writer)
     return not alive if alive is not None else _is_silent(objects, path, clock())
 
 
 def _is_alive(writer: Writing) -> bool | None:
-    """Whether a process lives; None where this one cannot know."""
+    """Whether a process is alive; None if this process cannot decide it."""
     here = _process.identity
     if writer.writer and writer.writer == here.writer:
         return True
@@ -82,7 +82,7 @@ def _is_alive(writer: Writing) -> bool | None:
     except ProcessLookupError:
         return False
     except PermissionError:
-        return True  # somebody else's process, whose start may be hidden
+        return True  # another user's process, whose start time may be hidden
     started = _process_started(writer.pid)
     return started is None or writer.process_started is None or started == writer.process_started
 
@@ -107,21 +107,20 @@ def _pid_namespace() -> str | None:
 
 
 def _process_started(pid: int) -> int | None:
-    """Clock ticks from boot to the start of a process, where the system tells: a number for a pid used twice."""
+    """Clock ticks from boot to the start of a process, which distinguishes reused pids; None if unknown."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
         return None
     fields = stat.rsplit(")", 1)[-1].split()
-    return -1 if fields[0] in "ZX" else int(fields[19])  # a zombie writes no more
+    return -1 if fields[0] in "ZX" else int(fields[19])  # a zombie does not write
 
 
 @dataclass(eq=False)
 class Heartbeat:
-    """Shows that the writer of one in-flight part lives, from when it is made until `stop`.
+    """The heartbeat of one uncommitted part, from its construction until `stop`.
 
-    One thread of the process beats for all of its parts. A part that is committed sooner than the first beat costs
-    nothing.
+    One thread per process beats for all parts. A part that is committed before the first beat costs nothing.
     """
 
     objects: Objects
@@ -134,7 +133,7 @@ class Heartbeat:
         _process.pulse.add(self)
 
     def beat(self) -> None:
-        """Renew the time of the last change in the part; a server that does not answer is asked again next time."""
+        """Update the time of the last change in the part. A failure is ignored until the next beat."""
         with self._lock:
             if not self._stopped:
                 self._beats += 1
@@ -142,17 +141,17 @@ class Heartbeat:
                     self.objects.touch(self.path)
 
     def stop(self) -> None:
-        """Beat no more, and leave nothing of it behind; returns when no beat is in flight."""
+        """Stop the heartbeat and delete its object. Returns when no beat is in flight."""
         _process.pulse.discard(self)
         with self._lock:
             self._stopped = True
             if self._beats and self.objects.root is None:
-                with contextlib.suppress(StoreError):  # left behind it harms nothing
+                with contextlib.suppress(StoreError):  # a remaining object is harmless
                     self.objects.remove(f"{self.path}/{HEARTBEAT}")
 
 
 class _Pulse:
-    """The thread that beats, while there is a part to beat for."""
+    """The heartbeat thread, which runs while there are uncommitted parts."""
 
     def __init__(self) -> None:
         self._hearts: set[Heartbeat] = set()
@@ -184,7 +183,7 @@ class _Pulse:
 
 
 class _Process:
-    """What this process is to others, and its heartbeat."""
+    """Identity of this process, and its heartbeat thread."""
 
     def __init__(self) -> None:
         pid = os.getpid()
@@ -203,10 +202,10 @@ class _Process:
 _process = _Process()
 
 
-def _begin_as_fork() -> None:
-    global _process  # noqa: PLW0603 - a forked process is another writer, and has none of the threads
+def _reset_after_fork() -> None:
+    global _process  # noqa: PLW0603 - a forked process is another writer, without the thread
     _process = _Process()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_begin_as_fork)
+    os.register_at_fork(after_in_child=_reset_after_fork)

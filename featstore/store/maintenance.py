@@ -1,4 +1,4 @@
-"""Keeps a store tidy: deletes what counts for nothing, and makes one part of many small ones."""
+"""Garbage collection and compaction: deletes obsolete parts, and merges small parts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from featstore.errors import StoreError
 from featstore.store.catalogue import SplitEntry, check_root, read_commits, read_splits, split_address, split_paths
-from featstore.store.documents import damaged, gone, read_document
+from featstore.store.documents import damaged, missing_object, read_document
 from featstore.store.feature_set import FeatureSet
 from featstore.store.filesystem import Objects, is_temporary, open_objects
 from featstore.store.format import Segment, is_part_name
@@ -23,16 +23,16 @@ __all__ = ["CompactRecord", "GcRecord", "compact_store", "gc_store"]
 
 logger = logging.getLogger(__name__)
 
-_WINDOWS_AT_ONCE = 256
+_WINDOWS_PER_BLOCK = 256
 _SPLIT_DEPTH = 3  # encoder, dataset and split come before a part
-_TEMPORARY_IS_DEAD_AFTER_SECONDS = 3600.0
+_TEMPORARY_MAX_AGE_SECONDS = 3600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GcRecord:
-    """What was deleted of one feature set: names of its parts and orphans.
+    """Names of the parts and orphans that were deleted from one feature set.
 
-    ``left`` are names in its group that featstore did not write.
+    ``left`` are the names in its group that featstore did not write.
     """
 
     path: str
@@ -46,7 +46,7 @@ class GcRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompactRecord:
-    """How many parts one feature set had, and has now."""
+    """Number of parts of a feature set before and after compaction."""
 
     path: str
     parts_before: int
@@ -58,11 +58,10 @@ class CompactRecord:
 
 
 def gc_store(url: str) -> tuple[GcRecord, ...]:
-    """Delete superseded parts, orphans of writers that are gone, and temporary files an hour old; rewrite catalogues.
+    """Delete superseded parts, orphans of dead writers and temporary files older than an hour; rewrite catalogues.
 
-    What a live writer is making stays, and so does what featstore did not write. On a full disk parts are deleted
-    before the catalogue is written, which may then be behind. One record for each feature set that lost anything, or
-    that has something in its group which is not of featstore.
+    Parts of live writers and foreign items are kept. On a full disk, parts are deleted before the catalogue is written,
+    which may then be outdated. There is one record for each feature set with deleted or foreign items.
     """
     objects = open_objects(url)
     check_root(objects)
@@ -78,7 +77,7 @@ def gc_store(url: str) -> tuple[GcRecord, ...]:
         except StoreError as error:
             if not is_disk_full(error):
                 raise
-            logger.warning("the catalogue of %s/%s is behind: %s", url, path, error)
+            logger.warning("the catalogue of %s/%s is outdated: %s", url, path, error)
         left = writer.foreign()
         if deleted or left:
             records.append(GcRecord(path=path, deleted=deleted, left=left))
@@ -89,15 +88,15 @@ def gc_store(url: str) -> tuple[GcRecord, ...]:
 
 
 def compact_store(url: str, *, part_bytes: int) -> tuple[CompactRecord, ...]:
-    """Make parts of about `part_bytes` from the small parts of each feature set that stand together.
+    """Merge adjacent small parts of each feature set to parts of about `part_bytes`.
 
-    A new part is committed like any other, and the parts it was made of are deleted afterwards; a killed run leaves the
-    old parts, or both, never less. One record for each feature set that changed.
+    A new part is committed like any other, and its source parts are deleted afterwards, so that a killed run loses
+    nothing. There is one record for each feature set that changed.
 
     Raises
     ------
     DamagedPart
-        A part is not what was committed; what was compacted before it is.
+        A part is damaged. Parts that were merged before remain.
     """
     objects = open_objects(url)
     check_root(objects)
@@ -109,8 +108,8 @@ def compact_store(url: str, *, part_bytes: int) -> tuple[CompactRecord, ...]:
         writer = SplitWriter(objects, entry.address)
         before = len({segment.commit.part for segment in entry.segments})
         for group in groups:
-            _check_sound(objects, entry, group)
-            _write_together(objects, writer, entry, group)
+            _check_parts(objects, entry, group)
+            _merge(objects, writer, entry, group)
         writer.sweep()
         writer.write_catalogue()
         after = len({segment.commit.part for segment in writer.committed().values()})
@@ -119,11 +118,11 @@ def compact_store(url: str, *, part_bytes: int) -> tuple[CompactRecord, ...]:
 
 
 def _groups(entry: SplitEntry, part_bytes: int) -> Iterator[tuple[Segment, ...]]:
-    """Neighbours that fit into one part; with and without frames apart."""
+    """Group adjacent segments that fit into one part; segments with and without frames are not mixed."""
     group: list[Segment] = []
     size = 0
     for segment in entry.segments:
-        cost = _numbers_bytes(entry, segment)
+        cost = _array_bytes(entry, segment)
         if group and (size + cost > part_bytes or group[-1].commit.frames_stored != segment.commit.frames_stored):
             yield tuple(group)
             group, size = [], 0
@@ -133,17 +132,19 @@ def _groups(entry: SplitEntry, part_bytes: int) -> Iterator[tuple[Segment, ...]]
         yield tuple(group)
 
 
-def _numbers_bytes(entry: SplitEntry, segment: Segment) -> int:
+def _array_bytes(entry: SplitEntry, segment: Segment) -> int:
     recipe = entry.address.recipe
     itemsize = 2 if recipe.frame_dtype == "float16" else 4
-    frames = segment.member.frames if segment.commit.frames_stored else 0  # it counts those that a copy left behind
+    frames = (
+        segment.member.frames if segment.commit.frames_stored else 0
+    )  # the count includes frames that a copy omitted
     return recipe.dim * (4 * segment.member.windows + itemsize * frames)
 
 
-def _check_sound(objects: Objects, entry: SplitEntry, group: Sequence[Segment]) -> None:
-    """Hold the parts of a group against their seals: a map checks nothing, and the new part's seals would vouch for it.
+def _check_parts(objects: Objects, entry: SplitEntry, group: Sequence[Segment]) -> None:
+    """Check the parts of a group against their seals, because memory-mapped reads are not checked.
 
-    What is read of a remote store is checked as it comes.
+    Reads from a remote store are always checked.
     """
     if objects.root is None:
         return
@@ -151,29 +152,31 @@ def _check_sound(objects: Objects, entry: SplitEntry, group: Sequence[Segment]) 
     for name, commit in zip(names, read_commits(objects, entry.path, names), strict=True):
         where = f"{entry.path}/{name}"
         if commit is None:
-            raise gone(f"{objects.url}/{where}")
+            raise missing_object(f"{objects.url}/{where}")
         for finding in PartReading(objects, where, commit, large=threading.Semaphore()).sealed_objects():
             if finding.remedy == "drop the part":
                 raise damaged(objects.url, where, f"is damaged: {finding.problem}")
 
 
-def _write_together(objects: Objects, writer: SplitWriter, entry: SplitEntry, group: Sequence[Segment]) -> None:
-    """Commit a part that replaces those of a group, unless another writer has replaced one of them meanwhile."""
+def _merge(objects: Objects, writer: SplitWriter, entry: SplitEntry, group: Sequence[Segment]) -> None:
+    """Commit a part that replaces the parts of a group, unless a concurrent writer has replaced one of them."""
     source = FeatureSet(objects, SplitEntry(address=entry.address, segments=tuple(group)))
     frames = source.frames if source.has_frames else None
     generation = 1 + max(segment.commit.generation for segment in group)
     with writer.begin_part(f"compacted-{group[0].member.shard.name}", generation=generation) as part:
-        for start in range(0, len(source), _WINDOWS_AT_ONCE):
-            some = slice(start, min(start + _WINDOWS_AT_ONCE, len(source)))
+        for start in range(0, len(source), _WINDOWS_PER_BLOCK):
+            window_slice = slice(start, min(start + _WINDOWS_PER_BLOCK, len(source)))
             part.add_block(
                 WindowBlock(
-                    keys=[str(key) for key in source.key[some]],
-                    metas=[str(meta) for meta in source.meta_json[some]],
-                    start_seconds=source.start_seconds[some],
-                    seconds=source.seconds[some],
-                    utterance=source.utterance[some],
-                    frames=None if frames is None else frames.ragged(range(some.start, some.stop)).values,
-                    frame_counts=None if frames is None else frames.lengths[some],
+                    keys=[str(key) for key in source.key[window_slice]],
+                    metas=[str(meta) for meta in source.meta_json[window_slice]],
+                    start_seconds=source.start_seconds[window_slice],
+                    seconds=source.seconds[window_slice],
+                    utterance=source.utterance[window_slice],
+                    frames=None
+                    if frames is None
+                    else frames.ragged(range(window_slice.start, window_slice.stop)).values,
+                    frame_counts=None if frames is None else frames.lengths[window_slice],
                 )
             )
         members = [segment.member for segment in group]
@@ -183,7 +186,7 @@ def _write_together(objects: Objects, writer: SplitWriter, entry: SplitEntry, gr
 
 
 def _common_versions(group: Sequence[Segment]) -> Mapping[str, str]:
-    """Each library's version, or its versions where the parts were made with several."""
+    """Each library's version, or versions if they differ between the parts."""
     found: dict[str, set[str]] = {}
     for segment in group:
         for name, version in segment.commit.versions.items():
@@ -192,22 +195,22 @@ def _common_versions(group: Sequence[Segment]) -> Mapping[str, str]:
 
 
 def _delete_dead_temporaries(objects: Objects) -> Iterator[str]:
-    """Temporary files that killed processes left anywhere, and what is empty of a part, when they are an hour old.
+    """Delete temporary files of killed processes, and empty folders of parts, that are older than an hour.
 
-    The store's clock says how old they are. An object store has neither.
+    Their age is measured with the store's clock. Object stores have neither.
     """
     if objects.root is None or (now := objects.clock("")) is None:
         return
-    for path in sorted(objects.root.rglob("*"), reverse=True):  # what is in a folder comes before it
-        with contextlib.suppress(FileNotFoundError):  # a writer that lives has renamed it, or deleted it, meanwhile
+    for path in sorted(objects.root.rglob("*"), reverse=True):  # the content of a folder precedes the folder
+        with contextlib.suppress(FileNotFoundError):  # a live writer may rename or delete it
             within = path.relative_to(objects.root).parts
-            dead_file = is_temporary(path.name) and path.is_file()
-            empty_part = (
+            is_temporary_file = is_temporary(path.name) and path.is_file()
+            is_empty_part = (
                 len(within) > _SPLIT_DEPTH
                 and is_part_name(within[_SPLIT_DEPTH])
                 and path.is_dir()
                 and not any(path.iterdir())
             )
-            if (dead_file or empty_part) and now - path.stat().st_mtime > _TEMPORARY_IS_DEAD_AFTER_SECONDS:
-                path.unlink() if dead_file else path.rmdir()
+            if (is_temporary_file or is_empty_part) and now - path.stat().st_mtime > _TEMPORARY_MAX_AGE_SECONDS:
+                path.unlink() if is_temporary_file else path.rmdir()
                 yield path.relative_to(objects.root).as_posix()

@@ -1,4 +1,4 @@
-"""Checks of one part against its commit record, and the findings of a verification."""
+"""Checks one part against its commit record, and defines the findings of a verification."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Remedy = Literal["drop the part", "write the document again", "delete the object
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One thing that is wrong. ``where`` is the path of the part, group or object; `remedy` is what a repair does."""
+    """One problem. ``where`` is the path of the part, group or object; `remedy` is the action of a repair."""
 
     where: str
     problem: str
@@ -37,7 +37,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerifyReport:
-    """What a verification read, and found."""
+    """Result of a verification."""
 
     url: str
     parts: int
@@ -47,12 +47,12 @@ class VerifyReport:
 
     @property
     def sound(self) -> bool:
-        """Whether nothing is wrong that was not repaired."""
+        """Whether there are no problems, or all were repaired."""
         return all(finding.repaired for finding in self.findings)
 
     @property
     def repairable(self) -> bool:
-        """Whether a repair would do anything."""
+        """Whether a repair would change anything."""
         return any(finding.remedy != "none" and not finding.repaired for finding in self.findings)
 
     def as_json(self) -> dict[str, Any]:
@@ -61,18 +61,18 @@ class VerifyReport:
 
 
 _SMALL_BYTES = 1 << 20
-_KEPT_BYTES = 8 << 20  # of a part
+_MAX_CACHE_BYTES = 8 << 20  # per part
 _STRINGS = ("key/c/0", "meta/c/0")
-_LOOKED_INTO = ("start_seconds", "seconds", "utterance", "frame_offsets", "frames")
+_CHECKED_ARRAYS = ("start_seconds", "seconds", "utterance", "frame_offsets", "frames")
 
 
 class PartReading:
-    """One part, read through its seals; `sealed_objects` comes first.
+    """Checks of one part; call `sealed_objects` before `contents`.
 
     Attributes
     ----------
     keys : bytes or None
-        The chunk of its keys.
+        The chunk of the key array.
     """
 
     def __init__(self, objects: Objects, where: str, commit: Commit, *, large: threading.Semaphore) -> None:
@@ -80,8 +80,8 @@ class PartReading:
         self._where = where
         self._commit = commit
         self._large = large
-        self._kept: dict[str, bytes] = {}
-        self._kept_bytes = 0
+        self._cache: dict[str, bytes] = {}
+        self._cache_bytes = 0
         self._oversized: list[str] = []
         self.keys: bytes | None = None
         self._metas: bytes | None = None
@@ -89,46 +89,48 @@ class PartReading:
         self.bytes_read = 0
 
     def sealed_objects(self) -> Iterator[Finding]:
-        """Every object that the commit record names is there as it was written, and no other."""
+        """Check that the objects of the commit record match their seals, and that there are no other objects."""
         where, seals = self._where, self._commit.objects
         sizes = self._objects.sizes(where)
-        for name in (GROUP_DOCUMENT, HEARTBEAT):  # that of a server may land late
+        for name in (GROUP_DOCUMENT, HEARTBEAT):  # a heartbeat object may arrive after the commit
             sizes.pop(name, None)
-        whole = [name for name, entry in seals.items() if sizes.get(name) == entry.size]
+        right_size = [name for name, entry in seals.items() if sizes.get(name) == entry.size]
         differ = {
             name
-            for name, data in self._read(whole)
+            for name, data in self._read(right_size)
             if (len(data), codecs.seal_crc32c([data])) != (seals[name].size, seals[name].crc32c)
         }
         for name, entry in seals.items():
             size = sizes.pop(name, None)
             if size is not None and size < 0:
-                yield Finding(where=where, problem=f"{name} is no regular file", remedy="drop the part")
+                yield Finding(where=where, problem=f"{name} is not a regular file", remedy="drop the part")
             elif size is None:
                 yield Finding(where=where, problem=f"{name} is missing", remedy="drop the part")
             elif size != entry.size:
-                says = f"{name} has {size:,} bytes, and {entry.size:,} were written"
-                yield Finding(where=where, problem=says, remedy="drop the part")
+                problem = f"{name} has {size:,} bytes instead of {entry.size:,}"
+                yield Finding(where=where, problem=problem, remedy="drop the part")
             elif name in differ:
-                says = f"{name} is not what was written: its checksum differs"
-                yield Finding(where=where, problem=says, remedy="drop the part")
+                problem = f"the checksum of {name} differs"
+                yield Finding(where=where, problem=problem, remedy="drop the part")
         for name in sizes:
-            yield Finding(where=f"{where}/{name}", problem="this object belongs to nothing", remedy="delete the object")
+            yield Finding(
+                where=f"{where}/{name}", problem="this object does not belong to a part", remedy="delete the object"
+            )
 
     def _read(self, names: Sequence[str]) -> Iterator[tuple[str, bytes]]:
-        """Small objects many at a time, large ones one by one, and few of them of all parts together."""
+        """Read objects: small ones in parallel, large ones one by one; `large` limits these over all parts."""
         small = [name for name in names if self._commit.objects[name].size <= _SMALL_BYTES]
         keys = (f"{self._where}/{name}" for name in small)
         for name, data in zip(small, self._objects.read_many(keys, most_bytes=_SMALL_BYTES), strict=True):
-            yield name, self._noted(name, data or b"")
+            yield name, self._count(name, data or b"")
         for name in names:
             if (size := self._commit.objects[name].size) > _SMALL_BYTES:
                 with self._large:
                     data = self._objects.read(f"{self._where}/{name}", most_bytes=size)
-                    yield name, self._noted(name, data or b"")
+                    yield name, self._count(name, data or b"")
 
-    def _noted(self, name: str, data: bytes) -> bytes:
-        """Count an object; and keep it where it is looked into, for it would travel once more."""
+    def _count(self, name: str, data: bytes) -> bytes:
+        """Count an object, and cache it if `contents` needs it, so that it is not downloaded twice."""
         self.objects_read += 1
         self.bytes_read += len(data)
         if name == "key/c/0":
@@ -140,17 +142,17 @@ class PartReading:
                 codecs.check_strings(data, n=self._commit.windows)
             except ValueError as error:
                 self._oversized.append(f"{name} cannot be read: {error}")
-        is_looked_into = name.split("/", maxsplit=1)[0] in _LOOKED_INTO and not name.startswith("frames/c/")
-        if is_looked_into and self._objects.root is None and self._kept_bytes + len(data) <= _KEPT_BYTES:
-            self._kept[f"{self._where}/{name}"] = data
-            self._kept_bytes += len(data)
+        is_checked = name.split("/", maxsplit=1)[0] in _CHECKED_ARRAYS and not name.startswith("frames/c/")
+        if is_checked and self._objects.root is None and self._cache_bytes + len(data) <= _MAX_CACHE_BYTES:
+            self._cache[f"{self._where}/{name}"] = data
+            self._cache_bytes += len(data)
         return data
 
     def contents(self) -> Iterator[Finding]:
-        """What the arrays say of one another; only a defect of the writer could break it."""
+        """Check that the arrays are consistent with each other; only a bug in the writer can violate this."""
         try:
             problem = self._oversized[0] if self._oversized else self._wrong_contents() or self._wrong_metas()
-        except DamagedPart as error:  # and no other: that a server did not answer is no reason to drop the part
+        except DamagedPart as error:  # no other StoreError: an unreachable server is not damage
             problem = str(error)
         if problem:
             yield Finding(where=self._where, problem=problem, remedy="drop the part")
@@ -158,14 +160,14 @@ class PartReading:
     def _wrong_contents(self) -> str:
         commit = self._commit
         if commit.recipe_fingerprint != self._where.split("/", maxsplit=1)[0].rpartition("@")[2]:
-            return f"it was made under another recipe, {commit.recipe_fingerprint}"
+            return f"it has another recipe, {commit.recipe_fingerprint}"
         lengths = {name: self._rows(name).shape[0] for name in ("start_seconds", "seconds", "utterance")}
         wrong = {name: length for name, length in lengths.items() if length != commit.windows}
         if wrong:
-            return f"arrays have other lengths than its {commit.windows} windows: {wrong}"
-        with contextlib.ExitStack() as held:
-            if commit.windows and f"{self._where}/utterance/c/0/0" not in self._kept and self._objects.root is None:
-                held.enter_context(self._large)  # it travels again
+            return f"the lengths of arrays differ from its {commit.windows} windows: {wrong}"
+        with contextlib.ExitStack() as stack:
+            if commit.windows and f"{self._where}/utterance/c/0/0" not in self._cache and self._objects.root is None:
+                stack.enter_context(self._large)  # it is downloaded again
             utterance = self._rows("utterance")
             for start in range(0, commit.windows, 4096):
                 rows = utterance.slice(start, min(start + 4096, commit.windows))
@@ -180,20 +182,20 @@ class PartReading:
             if len(offsets) != commit.windows + 1 or offsets[0] != 0 or not offsets[-1] == frames == commit.frames:
                 return "frame_offsets do not lead from 0 to the number of frames"
             if (np.diff(offsets) < 1).any():
-                return "frame_offsets do not rise: a window has no frames"
+                return "frame_offsets do not increase: a window has no frames"
         return ""
 
     def _wrong_metas(self) -> str:
-        """What is wrong with the clips' JSON, which no command but a copy would read."""
+        """Return the problem of the clips' JSON, or ""."""
         if self._metas is None:
-            return "it has no meta" if self._commit.windows else ""
+            return "it has no meta array" if self._commit.windows else ""
         chunk, self._metas = self._metas, None
         with self._large:
             try:
                 metas = codecs.decode_strings(chunk, n=self._commit.windows)
                 last = None
                 for meta in metas:
-                    if meta != last:  # windows of one clip stand together and share its JSON
+                    if meta != last:  # the windows of a clip are adjacent and share its JSON
                         parse_clip_json(meta)
                         last = meta
             except ValueError as error:
@@ -203,32 +205,32 @@ class PartReading:
     def _rows(self, name: str) -> Rows:
         path = f"{self._where}/{name}"
         remote: Ranges | None = getattr(self._objects, "remote", None)
-        document = self._kept.get(f"{path}/{GROUP_DOCUMENT}")
+        document = self._cache.get(f"{path}/{GROUP_DOCUMENT}")
         layout = None if document is None else self._layout(document)
         if remote is None or layout is None:
             return open_rows(self._objects, path)
         sizes = {key: entry.size for key, entry in self._commit.objects.items()}
-        return RangedRows(_Recalled(remote, self._kept), path, layout, lambda key: sizes.get(f"{name}/{key}", 0))
+        return RangedRows(_CachedRanges(remote, self._cache), path, layout, lambda key: sizes.get(f"{name}/{key}", 0))
 
     @staticmethod
     def _layout(document: bytes) -> ArrayLayout | None:
         try:
             return parse_layout(document)
         except ValueError:
-            return None  # `open_rows` says what is wrong
+            return None  # `open_rows` reports the problem
 
 
 @dataclass(frozen=True, slots=True)
-class _Recalled:
-    """Ranges of a remote's objects, of those that were kept without asking."""
+class _CachedRanges:
+    """Byte ranges of remote objects; cached objects are not requested."""
 
     remote: Ranges
-    kept: Mapping[str, bytes]
+    cache: Mapping[str, bytes]
 
     @property
     def url(self) -> str:
         return self.remote.url
 
     def get_range(self, key: str, start: int, stop: int) -> bytes:
-        data = self.kept.get(key)
+        data = self.cache.get(key)
         return self.remote.get_range(key, start, stop) if data is None else data[start:stop]

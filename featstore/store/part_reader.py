@@ -1,6 +1,6 @@
-"""Windows of a feature set, as runs of the parts that hold them; a part's arrays are opened when they are first read.
+"""Windows of a feature set as runs in its parts; a part's arrays are opened when they are first read.
 
-Everything here can be pickled: what travels is where the numbers are, and whoever gets it maps the files again.
+All objects can be pickled: the pickle contains the locations of the files, and the receiver maps them again.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from featstore.records import Recipe
 from featstore.store.arrays import Rows, open_remote_rows, open_rows
 from featstore.store.cache import CachedPart, fetch_array
 from featstore.store.codecs import decode_strings
-from featstore.store.documents import damaged, gone
+from featstore.store.documents import damaged, missing_object
 from featstore.store.filesystem import Objects
 from featstore.store.format import GROUP_DOCUMENT, Commit
 
@@ -30,7 +30,7 @@ __all__ = ["Part", "Run", "WindowRows", "fetch_ahead", "runs_of"]
 
 
 class Part:
-    """Arrays of one part, opened when they are first asked for."""
+    """Arrays of one part, opened on first use."""
 
     def __init__(self, objects: Objects, path: str, commit: Commit, recipe: Recipe) -> None:
         self.path = path
@@ -42,16 +42,16 @@ class Part:
         self.copy = CachedPart(objects, path, commit) if objects.root is None else None
 
     def rows(self, name: str) -> Rows:
-        """A numeric array: of a remote part a copy of it, but frames, of which only what is asked for is read."""
+        """Open a numeric array. Arrays of a remote part are cached, except frames, which are read by range."""
         if name not in self._opened:
-            rows, (shape, dtype) = self._open(name), self._form(name)
+            rows, (shape, dtype) = self._open(name), self._expected_form(name)
             if (rows.shape, rows.dtype.name) != (shape, dtype):
-                raise self.damaged(name, f"it is {rows.dtype} {rows.shape}, and {dtype} {shape} was committed")
+                raise self.damaged(name, f"it is {rows.dtype} {rows.shape} instead of {dtype} {shape}")
             self._opened[name] = rows
         return self._opened[name]
 
-    def _form(self, name: str) -> tuple[tuple[int, ...], str]:
-        """Shape and type that an array must have."""
+    def _expected_form(self, name: str) -> tuple[tuple[int, ...], str]:
+        """Expected shape and type of an array."""
         windows = self._windows
         if name == "utterance":
             return (windows, self._recipe.dim), "float32"
@@ -60,7 +60,7 @@ class Part:
         return ((windows + 1,), "int64") if name == "frame_offsets" else ((windows,), "float64")
 
     def damaged(self, name: str, problem: str) -> DamagedPart:
-        """What to raise of an array."""
+        """Return the error for a damaged array."""
         return damaged(self._objects.url, f"{self.path}/{name}", f"is damaged: {problem}")
 
     def _open(self, name: str) -> Rows:
@@ -76,7 +76,7 @@ class Part:
         )
 
     def strings(self, name: str) -> NDArray[np.object_]:
-        """An array of strings, object (windows,)."""
+        """Read an array of strings, object (windows,)."""
         if not self._windows:
             return np.empty(0, dtype=object)
         path = f"{self.path}/{name}"
@@ -86,7 +86,7 @@ class Part:
             self.copy.fetch(name)
             chunk = self.copy.local.read(f"{name}/c/0")
         if chunk is None:
-            raise gone(f"{self._objects.url}/{path}")
+            raise missing_object(f"{self._objects.url}/{path}")
         try:
             return decode_strings(chunk, n=self._windows)
         except ValueError as error:
@@ -106,7 +106,7 @@ class Run:
 
 
 def runs_of(objects: Objects, entry: SplitEntry) -> tuple[Run, ...]:
-    """The windows of a feature set, shards that follow each other in one part taken together."""
+    """Return the windows of a feature set as runs; adjacent shards in one part share a run."""
     parts: dict[str, Part] = {}
     runs: list[Run] = []
     for home, segment in entry.placed_segments:
@@ -123,14 +123,14 @@ def runs_of(objects: Objects, entry: SplitEntry) -> tuple[Run, ...]:
 
 
 def fetch_ahead(runs: Sequence[Run], array: str) -> None:
-    """Have an array of all parts on this machine before it is read part by part; nothing to do of a local store."""
+    """Cache an array of all parts of a remote store in parallel, before it is read part by part."""
     copies = {id(run.part): run.part.copy for run in runs}
     if wanted := [copy for copy in copies.values() if copy is not None]:
         fetch_array(wanted, array)
 
 
 class WindowRows:
-    """A numeric array with one row for each window of a feature set, read where its parts lie."""
+    """An array with one row per window of a feature set, read from its parts."""
 
     def __init__(self, runs: Sequence[Run], name: str) -> None:
         self._runs = tuple(runs)
@@ -141,7 +141,7 @@ class WindowRows:
         return self._firsts[-1]
 
     def slice(self, start: int, stop: int) -> NDArray[Any]:
-        """Rows [start, stop): a read-only view where they lie in one block of a file, else a copy."""
+        """Rows [start, stop): a read-only view if they are in one block of a file, else a copy."""
         number = bisect_right(self._firsts, start) - 1
         if number < len(self._runs) and stop <= self._firsts[number + 1]:
             run = self._runs[number]
@@ -158,7 +158,7 @@ class WindowRows:
         return out
 
     def _require(self, start: int, stop: int) -> None:
-        """Make sure that parts store what they claim, before there is memory for it."""
+        """Check the file sizes of the parts with rows [start, stop), before memory is allocated."""
         for number in range(bisect_right(self._firsts, start) - 1, len(self._runs)):
             first, run = self._firsts[number], self._runs[number]
             if first >= stop:
@@ -168,7 +168,7 @@ class WindowRows:
             run.part.rows(self._name).require(at, until)
 
     def texts(self, positions: Sequence[int]) -> list[str]:
-        """Entries of an array of strings; each part is read once, and those that hold none of them are not."""
+        """Return entries of an array of strings; only parts with these entries are read, once each."""
         if wrong := [position for position in positions if not 0 <= position < len(self)]:
             raise IndexError(f"there are {len(self)} windows, numbered from 0: got {wrong[0]}")
         runs = [bisect_right(self._firsts, position) - 1 for position in positions]
@@ -179,7 +179,7 @@ class WindowRows:
         ]
 
     def take(self, positions: Sequence[int]) -> NDArray[Any]:
-        """A copy of the rows at `positions`, which lie in range."""
+        """Return a copy of the rows at `positions`, which must be in range."""
         out = self._empty(len(positions))
         for at, position in enumerate(positions):
             out[at] = self.slice(position, position + 1)[0]

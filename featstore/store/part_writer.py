@@ -1,6 +1,6 @@
-"""Writes one part: windows in, objects out, one commit record at the end.
+"""Writes one part: encodes windows to objects, and ends with a commit record.
 
-`PartInFlight` is the commit protocol of a part whatever its objects hold; `PartWriter` makes the objects from windows.
+`PartInFlight` implements the commit protocol of a part for any objects; `PartWriter` encodes windows to objects.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from featstore.store.format import GROUP_DOCUMENT, Commit, Member, ObjectSeal, s
 from featstore.store.layout import one_file_layout, plain_layout, sharded_layout, strings_document
 from featstore.store.liveness import Heartbeat, writing_document
 
-__all__ = ["EmbeddedWindow", "PartInFlight", "PartWriter", "WindowBlock", "is_disk_full", "telling_what_to_do"]
+__all__ = ["EmbeddedWindow", "PartInFlight", "PartWriter", "WindowBlock", "is_disk_full", "write_errors_explained"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EmbeddedWindow:
-    """One window, ready to be stored: ``utterance`` float32 (dim,), ``frames`` (n, dim) or None."""
+    """An encoded window: ``utterance`` float32 (dim,), ``frames`` (n, dim) or None."""
 
     key: str
     meta: str
@@ -43,7 +43,7 @@ class EmbeddedWindow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WindowBlock:
-    """Windows one after another: ``utterance`` float32 (n, dim); ``frames`` (rows, dim) with ``frame_counts`` (n,)."""
+    """Consecutive windows: ``utterance`` float32 (n, dim); ``frames`` (rows, dim) with ``frame_counts`` (n,)."""
 
     keys: list[str]
     metas: list[str]
@@ -55,9 +55,9 @@ class WindowBlock:
 
 
 class PartInFlight:
-    """A part between its first object and its commit. As a context manager it deletes what was never committed.
+    """An uncommitted part. As a context manager, it deletes the part if it is not committed.
 
-    Its group must be new: no name of an object in it was ever given to another, so that no reader has one mapped.
+    The group must be new, so that object names are never reused and no reader has a file mapped that changes.
     """
 
     def __init__(self, objects: Objects, path: str) -> None:
@@ -67,7 +67,7 @@ class PartInFlight:
         self._committed = False
         self._heartbeat = Heartbeat(objects, path)
         try:
-            with telling_what_to_do(objects):
+            with write_errors_explained(objects):
                 objects.write(f"{path}/{GROUP_DOCUMENT}", writing_document())
         except BaseException:
             self.abort()
@@ -83,15 +83,15 @@ class PartInFlight:
         self.abort()
 
     def abort(self) -> None:
-        """Delete what was written, for it was never a part. After the commit it does nothing."""
+        """Delete the uncommitted objects. After the commit it does nothing."""
         if self._committed:
             return
         self._heartbeat.stop()
-        with contextlib.suppress(OSError, StoreError):  # the error that led here says more
+        with contextlib.suppress(OSError, StoreError):  # the original error is more useful
             self._objects.delete(self.path, first=(GROUP_DOCUMENT,))
 
     def put(self, name: str, buffers: codecs.Buffers, *, entry: ObjectSeal | None = None) -> None:
-        """Put a new object, whose seal is computed where it is not known."""
+        """Write a new object; its seal is computed if `entry` is None."""
         if entry is None:
             size = sum(memoryview(buffer).nbytes for buffer in buffers)
             entry = ObjectSeal(size, codecs.seal_crc32c(buffers))
@@ -99,15 +99,15 @@ class PartInFlight:
         self.seals[name] = entry
 
     def settle(self) -> None:
-        """Return when every object is durable, there, and as long as it was written.
+        """Wait until all objects are durable, and check that they exist and have the right sizes.
 
         Raises
         ------
         PartLost
-            One is not: something else deleted or changed it.
+            Another process deleted or changed an object.
         """
         fault_point("arrays-written")
-        with contextlib.suppress(FileNotFoundError):  # which is found again below
+        with contextlib.suppress(FileNotFoundError):  # reported as PartLost below
             self._objects.settle(self.path)
         fault_point("arrays-settled")
         self._heartbeat.stop()
@@ -116,21 +116,21 @@ class PartInFlight:
         if GROUP_DOCUMENT not in found:
             wrong.append(GROUP_DOCUMENT)
         if wrong:
-            what = f"is of {found[wrong[0]]:,} bytes" if wrong[0] in found else "is missing"
+            what = f"has {found[wrong[0]]:,} bytes" if wrong[0] in found else "is missing"
             raise PartLost(
-                f"{self._objects.url}/{self.path}/{wrong[0]} {what}: something deleted or changed {len(wrong)} objects "
-                "of a part while it was written, and it was not committed; run the same command again"
+                f"{self._objects.url}/{self.path}/{wrong[0]} {what}: another process deleted or changed {len(wrong)} "
+                "objects of a part while it was written, so it was not committed; run the same command again"
             )
 
     def commit(self, commit: Commit) -> None:
-        """Put the commit record of a settled part, in one step."""
+        """Write the commit record of a settled part, atomically."""
         self._objects.write(f"{self.path}/{GROUP_DOCUMENT}", seal({"commit": commit.as_json()}))
         self._committed = True
         fault_point("committed")
 
 
 class PartWriter:
-    """One part in the making. As a context manager it deletes what it wrote when it is left without a commit."""
+    """Writes the windows of one part. As a context manager, it deletes the part if it is not committed."""
 
     def __init__(
         self,
@@ -148,7 +148,7 @@ class PartWriter:
         self._crop_seconds = crop_seconds
         self._generation = generation
         self._on_commit = on_commit
-        self._began = time.monotonic()
+        self._started = time.monotonic()
         self._keys: list[str] = []
         self._metas: list[str] = []
         self._starts: list[NDArray[np.float64]] = []
@@ -170,21 +170,21 @@ class PartWriter:
         self.abort()
 
     def abort(self) -> None:
-        """Delete what was written, for it was never a part. After the commit it does nothing."""
+        """Delete the uncommitted objects. After the commit it does nothing."""
         self._part.abort()
 
     @property
     def windows(self) -> int:
-        """Windows added so far."""
+        """Number of windows added so far."""
         return len(self._keys)
 
     @property
     def frames(self) -> int:
-        """Frames added so far."""
+        """Number of frames added so far."""
         return sum(self._frame_counts)
 
     def add(self, window: EmbeddedWindow) -> None:
-        """Append one window, in the order of the store."""
+        """Append one window."""
         self.add_block(
             WindowBlock(
                 keys=[window.key],
@@ -198,7 +198,7 @@ class PartWriter:
         )
 
     def add_block(self, block: WindowBlock) -> None:
-        """Append many windows at once, in the order of the store."""
+        """Append consecutive windows."""
         self._keys += block.keys
         self._metas += block.metas
         self._starts.append(block.start_seconds)
@@ -209,29 +209,29 @@ class PartWriter:
             self._pending.append(block.frames)
             self._pending_rows += len(block.frames)
             if self._pending_rows >= self._frame_layout.file_rows:
-                self._flush_whole_files()
+                self._flush_complete_files()
 
     def commit(self, members: Sequence[Member], *, frames_stored: bool, versions: Mapping[str, str]) -> Commit:
-        """Write the small arrays, settle everything, and commit.
+        """Write the small arrays, wait until all objects are durable, and commit.
 
         Parameters
         ----------
         members : sequence of Member
-            Shards whose windows these are, in order; their counts add up to what was added, those of frames where they
-            are stored.
+            Shards of the windows, in order. The sums of their counts must equal the added windows, and the added frames
+            if frames are stored.
         frames_stored : bool
-            Whether every window brought its frames.
+            Whether all windows have frames.
         versions : mapping
-            Of the software that made the numbers.
+            Versions of the software that made the embeddings.
 
         Raises
         ------
         PartLost
-            Objects of the part are not there any more.
+            Objects of the part were deleted or changed.
         StoreError
-            The disk is full or broken. What was written is no part, and the parts before it are untouched.
+            The disk is full or broken. The part is not committed; earlier parts are not affected.
         """
-        with telling_what_to_do(self._objects):
+        with write_errors_explained(self._objects):
             self._put_arrays(frames_stored=frames_stored)
             self._part.settle()
             commit = Commit(
@@ -242,13 +242,13 @@ class PartWriter:
                 crop_seconds=self._crop_seconds,
                 generation=self._generation,
                 committed_at=datetime.now(UTC).isoformat(timespec="microseconds"),
-                seconds=round(time.monotonic() - self._began, 6),
-                versions=versions,  # one mapping for all commits of a run
+                seconds=round(time.monotonic() - self._started, 6),
+                versions=versions,  # shared by all commits of a run
                 objects=self._part.seals,
             )
             if commit.windows != self.windows or (frames_stored and commit.frames != self.frames):
                 raise StoreError(
-                    f"members of {commit.part} claim {commit.windows} windows and {commit.frames} frames: "
+                    f"members of {commit.part} have {commit.windows} windows and {commit.frames} frames, but "
                     f"{self.windows} and {self.frames} were added"
                 )
             self._part.commit(commit)
@@ -259,9 +259,9 @@ class PartWriter:
         shape = (len(self._keys), self._recipe.dim)
         self._put_strings("key", self._keys)
         self._put_strings("meta", self._metas)
-        self._put_numbers("start_seconds", _joined(self._starts, np.empty(0)))
-        self._put_numbers("seconds", _joined(self._seconds, np.empty(0)))
-        self._put_numbers("utterance", _joined(self._utterances, np.empty(shape, np.float32)))
+        self._put_numbers("start_seconds", _concatenated(self._starts, np.empty(0)))
+        self._put_numbers("seconds", _concatenated(self._seconds, np.empty(0)))
+        self._put_numbers("utterance", _concatenated(self._utterances, np.empty(shape, np.float32)))
         if frames_stored:
             self._put_numbers("frame_offsets", np.cumsum([0, *self._frame_counts], dtype=np.int64))
             if self._frame_files == 0:
@@ -283,18 +283,18 @@ class PartWriter:
         for key, start, stop in layout.files():
             self._part.put(f"{name}/{key}", codecs.encode_file(layout, values[start:stop]))
 
-    def _flush_whole_files(self) -> None:
-        """Write the frames that fill files whole, and keep the rest."""
+    def _flush_complete_files(self) -> None:
+        """Write the buffered frames that fill complete files, and keep the rest."""
         file_rows = self._frame_layout.file_rows
         if self._pending_rows < file_rows:
             return
-        rows = _joined(self._pending, np.empty((0, self._recipe.dim), self._recipe.frame_dtype))
-        whole = len(rows) // file_rows * file_rows
-        with telling_what_to_do(self._objects):
-            for start in range(0, whole, file_rows):
+        rows = _concatenated(self._pending, np.empty((0, self._recipe.dim), self._recipe.frame_dtype))
+        complete = len(rows) // file_rows * file_rows
+        with write_errors_explained(self._objects):
+            for start in range(0, complete, file_rows):
                 self._put_frames(rows[start : start + file_rows])
-        self._pending = [rows[whole:].copy()] if whole < len(rows) else []
-        self._pending_rows = len(rows) - whole
+        self._pending = [rows[complete:].copy()] if complete < len(rows) else []
+        self._pending_rows = len(rows) - complete
         fault_point("frames-written")
 
     def _put_frames(self, rows: NDArray[Any]) -> None:
@@ -304,26 +304,26 @@ class PartWriter:
 
 
 @contextlib.contextmanager
-def telling_what_to_do(objects: Objects) -> Iterator[None]:
-    """Turn what the operating system says about a write into one line with the remedy."""
+def write_errors_explained(objects: Objects) -> Iterator[None]:
+    """Replace an OSError of a write by a StoreError of one line with the fix."""
     try:
         yield
     except OSError as error:
         if isinstance(error, StoreError):
             raise
         raise StoreError(
-            f"cannot write to {objects.url}: {error.strerror or error}; what is committed is safe: "
+            f"cannot write to {objects.url}: {error.strerror or error}; committed parts are safe: "
             "free space or repair the disk, and run the same command again"
         ) from error
 
 
 def is_disk_full(error: StoreError) -> bool:
-    """Whether a write failed for want of space, or of what a user is allowed of it."""
+    """Whether a write failed because the disk is full or the user's quota is exceeded."""
     return isinstance(error.__cause__, OSError) and error.__cause__.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
-def _joined(pieces: Sequence[NDArray[Any]], nothing: NDArray[Any]) -> NDArray[Any]:
-    """Pieces end to end; one piece is not copied."""
+def _concatenated(pieces: Sequence[NDArray[Any]], nothing: NDArray[Any]) -> NDArray[Any]:
+    """Concatenate pieces; a single piece is not copied."""
     if len(pieces) == 1:
         return pieces[0]
     return np.concatenate(pieces) if pieces else nothing

@@ -1,4 +1,4 @@
-"""Work done ahead of whoever takes its results, in order, and no further than is said."""
+"""Runs work in a thread pool ahead of its consumer, in order and with a limit."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ _R = TypeVar("_R")
 
 
 def in_order(pool: ThreadPoolExecutor, work: Callable[[_T], _R], items: Iterable[_T], *, ahead: int) -> Iterator[_R]:
-    """Results of `work` for each item, in order; at most `ahead` of them are under way or wait to be taken.
+    """Yield the results of `work` for each item, in order; at most `ahead` results are pending or not yet consumed.
 
     >>> with ThreadPoolExecutor(2) as pool:
     ...     list(in_order(pool, abs, [-3, 1, -2], ahead=2))
     [3, 1, 2]
     """
-    coming: deque[Future[_R]] = deque()
+    pending: deque[Future[_R]] = deque()
     try:
         for item in items:
-            if len(coming) >= ahead:
-                yield coming.popleft().result()
-            coming.append(pool.submit(work, item))
-        while coming:
-            yield coming.popleft().result()
+            if len(pending) >= ahead:
+                yield pending.popleft().result()
+            pending.append(pool.submit(work, item))
+        while pending:
+            yield pending.popleft().result()
     finally:
-        for future in coming:
+        for future in pending:
             future.cancel()

@@ -1,4 +1,4 @@
-"""Reading a store: `Store`, a table of feature sets."""
+"""Reads a store: `Store`, a collection of feature sets."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ def open_store(url: str | os.PathLike[str]) -> Store:
     Raises
     ------
     StoreNotFound
-        There is none.
+        There is no store at the URL.
     StoreVersionError
-        A newer featstore wrote it.
+        A newer featstore wrote the store.
     StoreError
-        It is not a store of featstore.
+        It is not a featstore store.
     """
     objects = open_objects(os.fspath(url))
     check_root(objects)
@@ -38,10 +38,10 @@ def open_store(url: str | os.PathLike[str]) -> Store:
 
 
 class Store:
-    """The feature sets of a store at the moment it was opened.
+    """A snapshot of the feature sets of a store.
 
-    ``len(store)``, iteration and ``in`` are over feature sets; ``store["logmel/words/train"]`` is one of them. The name
-    of a feature set is ENCODER/DATASET/SPLIT, its encoder with or without the fingerprint.
+    ``len(store)``, iteration and ``in`` refer to feature sets; ``store["logmel/words/train"]`` is one of them. The name
+    of a feature set is ENCODER/DATASET/SPLIT; the encoder may include the fingerprint.
     """
 
     def __init__(self, objects: Objects) -> None:
@@ -58,22 +58,22 @@ class Store:
         return iter(self.feature_sets())
 
     def __getitem__(self, name: str) -> FeatureSet:
-        """The feature set of that name. Raises as `select` does; UnknownFeatureSet is a KeyError."""
-        encoder, dataset, split = _names_in(name)
+        """Return the feature set with a name. Raises the errors of `select`; UnknownFeatureSet is a KeyError."""
+        encoder, dataset, split = _split_name(name)
         return self.select(encoder=encoder, dataset=dataset, split=split)
 
     def __contains__(self, name: object) -> bool:
         if not isinstance(name, str):
             return False
         try:
-            encoder, dataset, split = _names_in(name)
+            encoder, dataset, split = _split_name(name)
         except UnknownFeatureSet:
             return False
         return bool(self._matching(encoder, dataset, split))
 
     @property
     def url(self) -> str:
-        """Where the store is."""
+        """URL of the store, without credentials."""
         return self._objects.url
 
     @cached_property
@@ -81,7 +81,7 @@ class Store:
         return tuple(split_paths(self._objects))
 
     def _entries_at(self, paths: Iterable[str]) -> tuple[SplitEntry, ...]:
-        """Feature sets at paths, each read when it is first asked for: a server is asked of what is wanted alone."""
+        """Feature sets at paths, each read on first use, so that a server gets no unneeded requests."""
         for path in paths:
             if path not in self._read:
                 self._read[path] = read_split(self._objects, path)
@@ -92,7 +92,7 @@ class Store:
         return tuple(
             entry
             for entry in self._entries_at(named)
-            if _names(encoder, entry.address.recipe)
+            if _matches(encoder, entry.address.recipe)
             and dataset in (None, entry.dataset_group)
             and split in (None, entry.address.split)
         )
@@ -100,26 +100,26 @@ class Store:
     def feature_sets(
         self, *, encoder: str | None = None, dataset: str | None = None, split: str | None = None
     ) -> FeatureSets:
-        """Every feature set, in order of encoder, dataset and split: a tuple that shows itself as a table.
+        """Return all feature sets, in order of encoder, dataset and split: a tuple that prints as a table.
 
-        With names, those that `select` would choose among: there may be none.
+        With names, only the feature sets that match them as in `select`; the result may be empty.
         """
         return FeatureSets(FeatureSet(self._objects, entry) for entry in self._matching(encoder, dataset, split))
 
     def encoders(self) -> tuple[Recipe, ...]:
-        """Every recipe that the store has feature sets of."""
+        """Return the recipes of all feature sets."""
         entries = self._entries_at(self._paths)
         return tuple({entry.address.recipe.group_name: entry.address.recipe for entry in entries}.values())
 
     def resolve_encoder(self, name: str | None) -> Recipe:
-        """The one recipe that `name` means: ``logmel``, ``logmel@3f9c2a71``, or None where the store has only one.
+        """Return the recipe with the name ``logmel`` or ``logmel@3f9c2a71``; None selects the only recipe.
 
         Raises
         ------
         UnknownFeatureSet
-            The store has none of that name.
+            The store has no such recipe.
         AmbiguousSelection
-            It has several.
+            The store has several.
         """
         groups: dict[str, list[str]] = {}
         for path in self._paths:
@@ -128,17 +128,17 @@ class Store:
         firsts = (
             next((entry for path in paths for entry in self._entries_at([path])), None) for paths in groups.values()
         )
-        found = [first.address.recipe for first in firsts if first is not None and _names(name, first.address.recipe)]
+        found = [first.address.recipe for first in firsts if first is not None and _matches(name, first.address.recipe)]
         what = f"encoder {name!r}" if name else "encoder"
         return _only_one(found, what=what, url=self.url, name=lambda recipe: recipe.group_name)
 
     def select(self, *, encoder: str | None = None, dataset: str | None = None, split: str | None = None) -> FeatureSet:
-        """The one feature set that matches.
+        """Return the feature set that matches.
 
         Parameters
         ----------
         encoder : str, optional
-            ``"logmel"`` or, where a store has that encoder under several recipes, ``"logmel@3f9c2a71"``.
+            ``"logmel"`` or, if the store has several recipes of that encoder, ``"logmel@3f9c2a71"``.
         dataset : str, optional
             ``"words"``, or ``"words+crop5s"`` for windows of five seconds.
         split : str, optional
@@ -152,22 +152,21 @@ class Store:
             Several feature sets match.
         """
         found = self._matching(encoder, dataset, split)
-        asked = ", ".join(
+        requested = ", ".join(
             f"{key}={value!r}" for key, value in (("encoder", encoder), ("dataset", dataset), ("split", split)) if value
         )
-        what = f"feature set with {asked}" if asked else "feature set"
+        what = f"feature set with {requested}" if requested else "feature set"
         return FeatureSet(self._objects, _only_one(found, what=what, url=self.url, name=lambda entry: entry.path))
 
     def foreign(self) -> tuple[str, ...]:
-        """Path of everything in the store that featstore did not write, in order."""
+        """Return the paths of all items in the store that featstore did not write, sorted."""
         return tuple(sorted(foreign_paths(self._objects, self._entries_at(self._paths))))
 
     def view(self, *, encoder: str, dataset: str, split: str, pattern: str) -> FeatureSet:
-        """The shards of a dataset that a pattern names, as one feature set.
+        """Return the shards of a dataset that match a pattern, as one feature set.
 
-        The embeddings of a shard belong to its dataset: a shard that the group of `split` lacks is read from another
-        split's group, and one that is stored there and not named by the pattern is left out. A shard that several
-        groups hold is taken from the group of `split`, else from the newest part.
+        The shards are looked up in all splits of the dataset. A shard that several groups contain is read from the
+        group of `split` if it is there, else from the newest part. Shards that do not match are excluded.
 
         Parameters
         ----------
@@ -176,9 +175,9 @@ class Store:
         dataset : str
             ``"words"``, or ``"words+crop5s"``.
         split : str
-            The split that the view stands for.
+            Split of the view.
         pattern : str
-            Glob of shard names with braces for alternatives, as in a manifest.
+            Glob of shard names with brace expansion, as in a manifest.
 
         Raises
         ------
@@ -189,7 +188,7 @@ class Store:
         """
         found = self._matching(encoder, dataset, None)
         by_recipe = {entry.address.recipe.group_name: entry for entry in found}
-        what = f"shard with encoder={encoder!r}, dataset={dataset!r} that {pattern!r} names"
+        what = f"shard with encoder={encoder!r}, dataset={dataset!r} that matches {pattern!r}"
         group = _only_one(tuple(by_recipe), what=what, url=self.url, name=str)
         entries = [entry for entry in found if entry.address.recipe.group_name == group]
         view = view_of_shards(entries, split=split, pattern=ShardPattern(pattern))
@@ -207,7 +206,7 @@ class Store:
 
 
 class FeatureSets(tuple[FeatureSet, ...]):
-    """Feature sets that show themselves as a table."""
+    """A tuple of feature sets that prints as a table."""
 
     __slots__ = ()
 
@@ -227,18 +226,18 @@ def _table_row(fs: FeatureSet) -> tuple[str, ...]:
     return (*names, f"{fs.n_clips:,}", f"{len(fs):,}", str(fs.recipe.dim), frames, f"{fs.audio_seconds / 3600:.2f}")
 
 
-def _names_in(name: str) -> tuple[str, str, str]:
-    """Encoder, dataset and split of a feature set's name."""
+def _split_name(name: str) -> tuple[str, str, str]:
+    """Split the name of a feature set into encoder, dataset and split."""
     parts = name.split("/")
     if len(parts) != 3 or not all(parts):
         raise UnknownFeatureSet(
-            f"a feature set is named ENCODER/DATASET/SPLIT, as in 'logmel/words/train': got {name!r}"
+            f"the name of a feature set must be ENCODER/DATASET/SPLIT, such as 'logmel/words/train': got {name!r}"
         )
     return parts[0], parts[1], parts[2]
 
 
 def _is_at(path: str, encoder: str | None, dataset: str | None, split: str | None) -> bool:
-    """Whether the names of a split's groups are those asked for."""
+    """Whether the path of a split matches the names that are not None."""
     group, its_dataset, its_split = path.split("/")
     return (
         encoder in (None, group, group.rpartition("@")[0])
@@ -247,14 +246,14 @@ def _is_at(path: str, encoder: str | None, dataset: str | None, split: str | Non
     )
 
 
-def _names(asked: str | None, recipe: Recipe) -> bool:
-    return asked is None or asked in (recipe.encoder, recipe.group_name)
+def _matches(requested: str | None, recipe: Recipe) -> bool:
+    return requested is None or requested in (recipe.encoder, recipe.group_name)
 
 
 def _only_one(found: Sequence[_T], *, what: str, url: str, name: Callable[[_T], str]) -> _T:
     if not found:
-        raise UnknownFeatureSet(f"{url} holds no {what}: `featstore inspect --store {url}` shows what is there")
+        raise UnknownFeatureSet(f"{url} has no {what}: `featstore inspect --store {url}` lists what it has")
     if len(found) > 1:
         listed = ", ".join(map(name, found[:6])) + (", ..." if len(found) > 6 else "")
-        raise AmbiguousSelection(f"{url} holds more than one {what}: say which of {listed}")
+        raise AmbiguousSelection(f"{url} has more than one {what}: select one of {listed}")
     return found[0]

@@ -1,4 +1,4 @@
-"""Rows of a remote array, read by byte range: only the blocks that are asked for travel, and each is checked."""
+"""Rows of a remote array, read by byte range: only the requested blocks are downloaded, and each is checked."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ _MOST_BYTES_A_REQUEST = 16 << 20
 
 
 class Ranges(Protocol):
-    """Bytes of objects by range; `featstore.remote.Remote` has them."""
+    """Reads byte ranges of objects, as `featstore.remote.Remote` does."""
 
     @property
     def url(self) -> str:
-        """Where the objects are."""
+        """URL of the objects."""
 
     def get_range(self, key: str, start: int, stop: int) -> bytes:
-        """Bytes [start, stop) of an object."""
+        """Return bytes [start, stop) of an object."""
 
 
 class RangedRows:
-    """Rows of a remote array of one of format 1's layouts: only the blocks that are asked for travel.
+    """Rows of a remote array with a layout of format 1: only the requested blocks are downloaded.
 
-    Each is held against its CRC-32C. The index of a file is read once, and blocks that follow one another come in one
-    request. Those that were asked for last are kept, since windows that are read together lie together: of all arrays
-    of this process at most an eighth of the memory that is free, from 128 MiB to 1 GiB.
+    Each block is checked against its CRC-32C. The index of a file is read once, and adjacent blocks are read in one
+    request. Recently used blocks are cached, because windows that are read together are usually adjacent. The cache of
+    all arrays of the process is at most an eighth of the free memory, between 128 MiB and 1 GiB.
     """
 
     def __init__(self, remote: Ranges, path: str, layout: ArrayLayout, size_of: Callable[[str], int]) -> None:
@@ -61,32 +61,32 @@ class RangedRows:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of the whole array."""
+        """Shape of the complete array."""
         return self._layout.shape
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Type of its numbers."""
+        """Type of the elements."""
         return self._layout.dtype
 
     def slice(self, start: int, stop: int) -> NDArray[Any]:
-        """Rows [start, stop), a copy."""
+        """Return a copy of rows [start, stop)."""
         self.require(start, stop)
         out = np.empty((max(0, stop - start), *self._layout.shape[1:]), self._layout.dtype)
         self.read_into(out, start=start)
         return out
 
     def require(self, start: int, stop: int) -> None:
-        """Make sure that the sizes of its objects account for rows [start, stop)."""
+        """Raise DamagedPart if the objects are too small for rows [start, stop)."""
         where = f"{self._remote.url}/{self._path}"
         require_files(self._layout, start, stop, size_of=self._size_of, where=where)
 
     def read_into(self, out: NDArray[Any], *, start: int = 0) -> None:
-        """Copy the rows from `start` on that fill `out`."""
+        """Fill `out` with the rows from `start` on."""
         rows = self._layout.block_rows
         done = 0
         while done < len(out):
-            # so many blocks at a time, for until they are copied they are all in memory
+            # The number of blocks is limited, because all are in memory until they are copied.
             stop = min(len(out), (start + done) // rows * rows + self._most_at_once * rows - start)
             blocks = self._blocks(range((start + done) // rows, -(-(start + stop) // rows)))
             while done < stop:
@@ -96,7 +96,7 @@ class RangedRows:
                 done += n
 
     def fetch(self, spans: Sequence[tuple[int, int]]) -> None:
-        """Ask for the blocks of many spans together, as far as they are kept."""
+        """Download the blocks of several spans together, as far as they fit into the cache."""
         rows = self._layout.block_rows
         wanted = dict.fromkeys(n for start, stop in spans for n in range(start // rows, -(-stop // rows)))
         self._blocks(list(wanted)[: self._most_at_once])
@@ -116,11 +116,11 @@ class RangedRows:
         return found
 
     def forget(self, number: int) -> None:
-        """Let a block go; whoever has rows of it keeps them."""
+        """Drop a block from the cache; rows that a caller holds stay valid."""
         self._kept.pop(number, None)
 
     def _plan(self, numbers: Sequence[int]) -> list[_Range]:
-        """Requests for blocks, those that lie one after another in one file taken together."""
+        """Plan the requests for blocks; adjacent blocks of a file share a request."""
         plan: list[_Range] = []
         for number in numbers:
             file, slot = divmod(number, self._layout.blocks_per_file)
@@ -138,7 +138,7 @@ class RangedRows:
 
     def _read(self, wanted: _Range) -> dict[int, NDArray[Any]]:
         step = self._layout.block_bytes + CRC_BYTES
-        for _ in range(2):  # once more where a checksum differs: the fault may be the way's
+        for _ in range(2):  # if a checksum differs, read again: the transfer may be at fault
             raw = self._remote.get_range(self._key(wanted.file), wanted.start, wanted.stop)
             pieces = [raw[at : at + step] for at in range(0, len(raw), step)]
             if all(struct.pack("<I", crc32c(piece[:-CRC_BYTES])) == piece[-CRC_BYTES:] for piece in pieces):
@@ -167,7 +167,7 @@ class RangedRows:
 
 
 class _KeptBlocks:
-    """Which blocks this process keeps, of all of its remote arrays: a feature set has one for each of its parts."""
+    """Cached blocks of all remote arrays of this process, least recently used first."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -175,7 +175,7 @@ class _KeptBlocks:
         self._last_used: OrderedDict[tuple[weakref.ref[RangedRows], int], int] = OrderedDict()
 
     def note(self, rows: RangedRows, numbers: Sequence[int], *, block_bytes: int) -> None:
-        """Keep blocks that were asked for now, and let those go that were longest ago."""
+        """Mark blocks as used, and drop the least recently used ones above the limit."""
         of = weakref.ref(rows)
         with self._lock:
             for number in numbers:
@@ -184,8 +184,8 @@ class _KeptBlocks:
             while self._bytes > _most_bytes_kept():
                 (oldest, number), gone_bytes = self._last_used.popitem(last=False)
                 self._bytes -= gone_bytes
-                if (there := oldest()) is not None:
-                    there.forget(number)
+                if (owner := oldest()) is not None:
+                    owner.forget(number)
 
 
 @cache
@@ -197,7 +197,7 @@ _KEPT_BLOCKS = _KeptBlocks()
 
 
 class _Range(NamedTuple):
-    """Bytes [start, stop) of a file, which are these blocks one after another."""
+    """Bytes [start, stop) of a file, which contain adjacent blocks."""
 
     file: int
     start: int

@@ -1,4 +1,4 @@
-"""Objects of a store that is no folder of this machine."""
+"""Objects of a remote store."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from featstore.store.prefetch import in_order
 
 __all__ = ["RemoteObjects", "open_remote_objects"]
 
-_WRITES_AT_A_TIME = 8
-_MOST_WAITING_BYTES = 256 << 20
+_PARALLEL_WRITES = 8
+_MAX_PENDING_BYTES = 256 << 20
 
 
 def open_remote_objects(url: str) -> RemoteObjects:
-    """The objects below a URL."""
+    """Return the objects below a URL."""
     return RemoteObjects(open_remote(url))
 
 
 class RemoteObjects:
     """Objects below a URL.
 
-    The arrays of a part travel side by side: `put` hands an object over and returns, and `settle` waits until the
-    server has answered for all of them. A document is put in one request that is waited for.
+    The arrays of a part are uploaded in parallel: `put` queues an object and returns, and `settle` waits for the
+    responses to all queued objects. `write` waits for the response.
     """
 
     def __init__(self, remote: Remote) -> None:
         self.remote = remote
         self._pool = ThreadPoolExecutor(NETWORK_THREADS, thread_name_prefix="network")
-        self._writes = ThreadPoolExecutor(_WRITES_AT_A_TIME, thread_name_prefix="put")
-        self._waiting: dict[str, Future[None]] = {}
-        self._waiting_bytes = 0
+        self._writes = ThreadPoolExecutor(_PARALLEL_WRITES, thread_name_prefix="put")
+        self._pending: dict[str, Future[None]] = {}
+        self._pending_bytes = 0
         self._changed = threading.Condition()
 
     def __reduce__(self) -> tuple[type[RemoteObjects], tuple[Remote]]:
@@ -46,46 +46,46 @@ class RemoteObjects:
 
     @property
     def url(self) -> str:
-        """The URL as it was given, without its credentials."""
+        """The user's URL without credentials."""
         return self.remote.url
 
     @property
     def identity(self) -> str:
-        """A hash of where the store is."""
+        """A hash that identifies the store's location."""
         return self.remote.identity
 
     @property
     def root(self) -> Path | None:
-        """None: there is no folder to map files of."""
+        """None: the store is not a local folder."""
         return None
 
     def read(self, key: str, *, most_bytes: int | None = None) -> bytes | None:
-        """Get one object."""
+        """Read an object."""
         return self.remote.get(key, most_bytes=most_bytes)
 
     def read_many(self, keys: Iterable[str], *, most_bytes: int | None = None) -> Iterator[bytes | None]:
-        """Get objects side by side, in order, and no more than a few ahead of whoever takes them."""
+        """Read objects in parallel, in order, with a limited number of requests ahead of the consumer."""
         return in_order(self._pool, partial(self.remote.get, most_bytes=most_bytes), keys, ahead=NETWORK_THREADS)
 
     def write(self, key: str, data: bytes) -> None:
-        """Put one object: atomic by the contract of object stores."""
+        """Write an object; object stores do this atomically."""
         self.remote.put(key, data)
         fault_point("document-written")
 
     def put(self, key: str, buffers: Iterable[Any]) -> None:
-        """Put one object in the background: joined, for an object store takes it in one piece."""
+        """Write an object in the background, in one request."""
         data = b"".join(memoryview(buffer).cast("B") for buffer in buffers)
         with self._changed:
-            self._changed.wait_for(lambda: self._waiting_bytes == 0 or self._waiting_bytes < _MOST_WAITING_BYTES)
-            self._waiting_bytes += len(data)
-        self._waiting[key] = self._writes.submit(self._put, key, data)
+            self._changed.wait_for(lambda: self._pending_bytes == 0 or self._pending_bytes < _MAX_PENDING_BYTES)
+            self._pending_bytes += len(data)
+        self._pending[key] = self._writes.submit(self._put, key, data)
 
     def _put(self, key: str, data: bytes) -> None:
         try:
             self.remote.put(key, data)
         finally:
             with self._changed:
-                self._waiting_bytes -= len(data)
+                self._pending_bytes -= len(data)
                 self._changed.notify_all()
 
     def children(self, prefix: str) -> tuple[str, ...]:
@@ -98,9 +98,9 @@ class RemoteObjects:
         return {each.key.removeprefix(base): each.size or 0 for each in self.remote.objects(prefix)}
 
     def settle(self, prefix: str) -> None:
-        """Wait for every object under `prefix` that was put; an object store is durable when it answers."""
-        writes = self._taken(prefix)
-        wait(writes)  # for all of them where one has failed: none may land after what a deletion finds
+        """Wait for all uploads under `prefix`; an object store makes an object durable before it responds."""
+        writes = self._take_pending(prefix)
+        wait(writes)  # also if one has failed: none may arrive after a deletion
         for write in writes:
             write.result()
 
@@ -110,24 +110,24 @@ class RemoteObjects:
 
     def delete(self, prefix: str, *, first: Iterable[str] = ()) -> None:
         """Delete the objects named in `first`, then the rest."""
-        wait(self._taken(prefix))  # what is still on its way must not land after the deletion
+        wait(self._take_pending(prefix))  # an upload in flight must not arrive after the deletion
         for name in first:
             self.remove(f"{prefix}/{name}")
             fault_point("deleting-arrays")
         self.remote.delete([each.key for each in self.remote.objects(prefix)])
 
     def touch(self, prefix: str) -> None:
-        """Put an object of its own. A document is not put again for it: late on its way, it might land on a commit."""
+        """Write a separate object. Rewriting the document could overwrite a commit if the request arrives late."""
         self.remote.put(f"{prefix}/{HEARTBEAT}", b"")
 
     def last_change(self, prefix: str) -> float | None:
-        """The latest time in a listing."""
+        """Return the latest time in a listing."""
         times = [each.modified_ns for each in self.remote.objects(prefix)]
         known = [time for time in times if time is not None]
         return max(known) / 1e9 if known and len(known) == len(times) else None
 
     def clock(self, prefix: str) -> float | None:
-        """Put an object, and see what time the server gives it."""
+        """Return the modification time of a new object."""
         key = f"{prefix}/.probe.{uuid.uuid4().hex}"
         self.remote.put(key, b"")
         try:
@@ -136,6 +136,6 @@ class RemoteObjects:
             self.remote.delete([key])
         return None if about is None or about.modified_ns is None else about.modified_ns / 1e9
 
-    def _taken(self, prefix: str) -> list[Future[None]]:
-        keys = [key for key in list(self._waiting) if key.startswith(f"{prefix}/")]
-        return [self._waiting.pop(key) for key in keys]
+    def _take_pending(self, prefix: str) -> list[Future[None]]:
+        keys = [key for key in list(self._pending) if key.startswith(f"{prefix}/")]
+        return [self._pending.pop(key) for key in keys]

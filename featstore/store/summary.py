@@ -1,4 +1,4 @@
-"""What there is to know about a feature set: its size, its provenance, and the state of its numbers."""
+"""Statistics of a feature set: its size, its provenance, and properties of its embeddings."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ _READ_BYTES = 64 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
-    """One feature set in one line. ``frames`` is None where none are stored; ``bytes`` is of the parts that count."""
+    """Size of a feature set. ``frames`` is None if frames are not stored; ``bytes`` is the size of the current parts.
+
+    ``left_out`` is the number of skipped clips.
+    """
 
     path: str
     encoder: str
@@ -41,7 +44,7 @@ class Summary:
 
 @dataclass(frozen=True, slots=True)
 class Quartiles:
-    """Least, quarter, median, three quarters, greatest."""
+    """Minimum, lower quartile, median, upper quartile and maximum."""
 
     low: float
     q1: float
@@ -52,7 +55,10 @@ class Quartiles:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardSummary:
-    """One shard, and the part that counts for it. ``seconds`` is what the part took, of all its shards together."""
+    """One shard and its current part. ``seconds`` is the time to write the part, with all its shards.
+
+    ``left_out`` is the number of skipped clips.
+    """
 
     shard: str
     size: int
@@ -68,32 +74,31 @@ class ShardSummary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Details:
-    """Everything about one feature set.
+    """Detailed statistics of one feature set.
 
     Attributes
     ----------
     summary : Summary
     recipe : mapping
-        As it is hashed into the fingerprint.
+        JSON of the recipe.
     content_hash : str
     shards : tuple of ShardSummary
         In order of name.
     versions : mapping
-        Software, with every version that made a part.
+        Software, with all versions that made a part.
     first_commit, last_commit : str or None
         ISO 8601.
     audio_seconds_per_second : float or None
-        Throughput of the runs that made the parts; None where all parts were compacted since, which keeps no times.
+        Throughput of the runs that made the parts; None if all parts were compacted, which discards the times.
     skipped : tuple of SkippedClip
-        Clips left out.
     window_seconds, norms, frame_lengths : Quartiles or None
-        Of true durations, of the Euclidean norms of finite utterance vectors, and of frames per window.
+        Of window durations without padding, of Euclidean norms of finite utterance vectors, and of frames per window.
     windows_not_finite : int
         Windows whose utterance vector has a NaN or an infinity.
     repeated_keys : int
-        Windows whose key an earlier window has.
+        Windows with the same key as an earlier window.
     repeated_vectors : int
-        Windows whose utterance vector an earlier window has, bit for bit: most often one recording twice.
+        Windows with exactly the same utterance vector as an earlier window, usually a duplicate recording.
     """
 
     summary: Summary
@@ -113,25 +118,25 @@ class Details:
     repeated_vectors: int
 
     def as_json(self) -> dict[str, Any]:
-        """Plain JSON: the summary's fields and these beside one another."""
+        """Plain JSON, with the fields of the summary at the same level."""
         raw = asdict(self)
         return {**raw.pop("summary"), **raw}
 
 
 def summarise(fs: FeatureSet) -> Summary:
-    """Read the commit records of a feature set, and none of its arrays."""
+    """Summarise a feature set from its commit records, without reading arrays."""
     return _summary(fs, fs.commits())
 
 
 def examine(fs: FeatureSet) -> Details:
-    """Read the commit records, keys and utterance vectors of a feature set, these in bounded memory."""
+    """Compute the details of a feature set from its commit records, keys and utterance vectors, in bounded memory."""
     commits = fs.commits()
     versions: dict[str, set[str]] = {}
     for commit in commits:
         for name, version in commit.versions.items():
             versions.setdefault(name, set()).add(version)
     committed = sorted(commit.committed_at for commit in commits)
-    vectors = _look_at_vectors(fs)
+    vectors = _vector_statistics(fs)
     return Details(
         summary=_summary(fs, commits),
         recipe=fs.recipe.as_json(),
@@ -152,7 +157,7 @@ def examine(fs: FeatureSet) -> Details:
 
 
 def busy_seconds(intervals: Iterable[tuple[float, float]]) -> float:
-    """Length of the union of intervals: parts are written several at a time, and runs days apart.
+    """Total length of the union of intervals, which may overlap.
 
     >>> busy_seconds([(0.0, 2.0), (1.0, 3.0), (10.0, 11.0)])
     4.0
@@ -200,7 +205,7 @@ def _shards(fs: FeatureSet) -> tuple[ShardSummary, ...]:
 
 
 def _throughput(commits: Iterable[Commit]) -> float | None:
-    # A part of several members was compacted: its seconds are those of copying, not of encoding.
+    # A part with several members was compacted: its seconds are for copying, not for encoding.
     encoded = [commit for commit in commits if len(commit.members) == 1]
     ends = [datetime.fromisoformat(commit.committed_at).timestamp() for commit in encoded]
     busy = busy_seconds((end - commit.seconds, end) for end, commit in zip(ends, encoded, strict=True))
@@ -214,12 +219,12 @@ class _Vectors:
     repeated: int
 
 
-def _look_at_vectors(fs: FeatureSet) -> _Vectors:
+def _vector_statistics(fs: FeatureSet) -> _Vectors:
     norms = np.empty(len(fs), np.float64)
     seen: set[bytes] = set()
-    at_a_time = max(1, _READ_BYTES // (4 * fs.recipe.dim))
-    for start in range(0, len(fs), at_a_time):
-        rows = fs.utterance_rows.slice(start, min(start + at_a_time, len(fs)))
+    rows_per_read = max(1, _READ_BYTES // (4 * fs.recipe.dim))
+    for start in range(0, len(fs), rows_per_read):
+        rows = fs.utterance_rows.slice(start, min(start + rows_per_read, len(fs)))
         norms[start : start + len(rows)] = np.sqrt(np.einsum("ij,ij->i", rows, rows, dtype=np.float64))
         seen.update(hashlib.blake2b(row.data, digest_size=16).digest() for row in rows)
     finite = np.isfinite(norms)

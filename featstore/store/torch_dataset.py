@@ -1,8 +1,7 @@
-"""The one door of torch in the store: feature sets as map-style datasets. Imported by `FeatureSet.as_dataset` only.
+"""Feature sets as map-style torch datasets. No other module of the store imports torch.
 
-What a dataset holds is where the numbers lie, so that any number of workers, forked or spawned, read through maps of
-the same files and no array is copied to them. Tensors are copies: a map cannot be written, and torch knows no tensor
-that cannot.
+A dataset contains the locations of the files, so that all workers, forked or spawned, map the same files and no array
+is sent to them. Tensors are copies, because the maps are read-only and torch has no read-only tensors.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ class UtteranceBatch(NamedTuple):
 
 
 class FrameBatch(NamedTuple):
-    """``x`` (n, T_max, dim) of the stored type, zero beyond a window's frames; ``lengths`` int64 (n,); ``y`` (n,)."""
+    """``x`` (n, T_max, dim) of the stored type, zero-padded; ``lengths`` int64 (n,); ``y`` (n,)."""
 
     x: Tensor
     lengths: Tensor
@@ -48,19 +47,18 @@ class FrameBatch(NamedTuple):
 
 
 class Windows(Protocol[_B_co]):
-    """Where a dataset reads its windows."""
+    """Source of a dataset's windows."""
 
-    def __len__(self) -> int:
-        """How many there are."""
+    def __len__(self) -> int: ...
 
     def one(self, at: int) -> NDArray[Any]:
-        """A copy of one window's numbers."""
+        """Return a copy of one window's embedding."""
 
     def batch(self, positions: Sequence[int], y: Tensor) -> _B_co:
-        """Several windows, read straight into one batch."""
+        """Read several windows into one batch."""
 
     def joined(self, xs: Sequence[Tensor], y: Tensor) -> _B_co:
-        """The same from windows that `one` has read."""
+        """Make a batch of windows that `one` has returned."""
 
 
 class UtteranceWindows:
@@ -73,12 +71,12 @@ class UtteranceWindows:
         return len(self._rows)
 
     def one(self, at: int) -> NDArray[Any]:
-        """One vector, float32 (dim,)."""
+        """Return one vector, float32 (dim,)."""
         vector: NDArray[np.float32] = self._rows.take([at])[0]
         return vector
 
     def batch(self, positions: Sequence[int], y: Tensor) -> UtteranceBatch:
-        """Vectors one below another."""
+        """Read vectors into a batch."""
         return UtteranceBatch(torch.from_numpy(self._rows.take(positions)), y)
 
     def joined(self, xs: Sequence[Tensor], y: Tensor) -> UtteranceBatch:
@@ -96,22 +94,22 @@ class FrameWindows:
         return len(self._frames)
 
     def one(self, at: int) -> NDArray[Any]:
-        """Frames of one window, (T, dim)."""
+        """Return the frames of one window, (T, dim)."""
         return self._frames.ragged([at]).values
 
     def batch(self, positions: Sequence[int], y: Tensor) -> FrameBatch:
-        """Frames padded to the longest window."""
+        """Read frames into a batch, padded to the longest window."""
         values, lengths = self._frames.padded(positions)
         return FrameBatch(torch.from_numpy(values), torch.from_numpy(lengths), y)
 
     def joined(self, xs: Sequence[Tensor], y: Tensor) -> FrameBatch:
-        """Pad to the longest window."""
+        """Pad frames to the longest window."""
         lengths = torch.tensor([len(x) for x in xs])
         return FrameBatch(torch.nn.utils.rnn.pad_sequence(list(xs), batch_first=True), lengths, y)
 
 
 class Samples(Sequence[Sample]):
-    """The samples of one batch, each made when it is asked for; `collate` needs only which they are."""
+    """The samples of one batch, read on access; `collate` uses only their positions."""
 
     def __init__(self, dataset: WindowDataset[Any], positions: list[int]) -> None:
         self.dataset = dataset
@@ -136,9 +134,9 @@ class WindowDataset(Dataset[Sample], Generic[_B_co]):
     Attributes
     ----------
     labels : Tensor (windows,) or (windows, n_classes)
-        int64 codes of classes or whole numbers; float32 where any number is not whole, and of multi-hot label sets.
+        int64 class codes or integers; float32 if any number is not an integer, and for multi-hot label sets.
     classes : tuple or None
-        What the codes or columns stand for; None where the labels are numbers.
+        Classes of the codes or columns; None if the labels are numbers.
     """
 
     def __init__(self, windows: Windows[_B_co], labels: Labels) -> None:
@@ -152,17 +150,17 @@ class WindowDataset(Dataset[Sample], Generic[_B_co]):
         return len(self._windows)
 
     def __getitem__(self, index: int) -> Sample:
-        at = range(len(self))[index]  # an index below zero or out of range is treated as a list treats it
+        at = range(len(self))[index]  # handles negative and out-of-range indices as a list does
         return Sample(torch.from_numpy(self._windows.one(at)), self.labels[at])
 
     def __getitems__(self, indices: list[int]) -> Samples:
-        """A batch's samples; DataLoader looks for this method."""
+        """Return the samples of a batch; DataLoader calls this method."""
         return Samples(self, [range(len(self))[index] for index in indices])
 
     def collate(self, samples: Sequence[Sample]) -> _B_co:
         """Make one batch of samples: ``DataLoader(dataset, batch_size=32, collate_fn=dataset.collate)``.
 
-        What DataLoader hands over is read from the map straight into the batch.
+        A `Samples` object from DataLoader is read from the map directly into the batch.
         """
         if isinstance(samples, Samples) and samples.dataset is self:
             return self._windows.batch(samples.positions, self.labels[samples.positions])
@@ -170,10 +168,10 @@ class WindowDataset(Dataset[Sample], Generic[_B_co]):
 
 
 def utterance_dataset(rows: WindowRows, labels: Labels) -> WindowDataset[UtteranceBatch]:
-    """Utterance vectors and labels: items ``x`` float32 (dim,)."""
+    """Return a dataset of utterance vectors and labels: items ``x`` float32 (dim,)."""
     return WindowDataset(UtteranceWindows(rows), labels)
 
 
 def frame_dataset(frames: Frames, labels: Labels) -> WindowDataset[FrameBatch]:
-    """Frames and labels: items ``x`` (T, dim) of the stored type."""
+    """Return a dataset of frames and labels: items ``x`` (T, dim) of the stored type."""
     return WindowDataset(FrameWindows(frames), labels)

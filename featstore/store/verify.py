@@ -1,7 +1,7 @@
-"""Reads everything a store holds against what was committed; `featstore.store.repair` repairs what can be repaired.
+"""Verifies all content of a store against its commit records; `featstore.store.repair` repairs the findings.
 
-A commit record names every object of its part with its size and CRC-32C, and is itself sealed by a hash; so are the
-documents above it. Whatever is missing, cut, changed by a bit or not ours is found, and named with its part.
+A commit record contains the size and CRC-32C of every object of its part. Commit records and the documents above them
+contain a hash of their own content. So missing, truncated, changed and foreign objects are all found.
 """
 
 from __future__ import annotations
@@ -43,32 +43,32 @@ from featstore.store.prefetch import in_order
 
 __all__ = ["Finding", "VerifyReport", "require_sound", "verify_store"]
 
-_FOREIGN = "featstore did not write it: it is left alone; move it out of the store by hand"
-_PARTS_AT_A_TIME = 16
-_LARGE_AT_A_TIME = 4  # of all parts together: objects of up to 64 MiB
+_FOREIGN = "featstore did not write it and does not change it: move it out of the store"
+_PARALLEL_PARTS = 16
+_PARALLEL_LARGE_OBJECTS = 4  # large objects (up to 64 MiB) in memory, over all parts
 
 
 def verify_store(url: str, *, on_part: Callable[[str], None] = lambda _: None) -> VerifyReport:
-    """Read every object of a store through its checksums, and change nothing.
+    """Read every object of a store and check it. Nothing is changed.
 
     Parameters
     ----------
     url : str
     on_part : callable
-        Told the path of each part when it has been read.
+        Called with the path of each part after it is read.
 
     Raises
     ------
     StoreNotFound
-        There is nothing at the URL.
+        There is no store at the URL.
     StoreVersionError
-        A newer featstore wrote it.
+        A newer featstore wrote the store.
     StoreError
-        What is there is no store; or something cannot be read, which says nothing of what it holds: a server does not
-        answer, a file is forbidden.
+        It is not a featstore store, or an object cannot be read although it may be intact: the server is unreachable,
+        or access is denied.
     """
     objects = open_objects(url)
-    _check_ours(objects)
+    _check_is_store(objects)
     check = _Verification(objects, on_part)
     findings = tuple(check.run())
     return VerifyReport(
@@ -76,10 +76,10 @@ def verify_store(url: str, *, on_part: Callable[[str], None] = lambda _: None) -
     )
 
 
-def _check_ours(objects: Objects) -> None:
-    """Make sure that featstore made what is there, even where the store's own document is damaged or gone.
+def _check_is_store(objects: Objects) -> None:
+    """Check that featstore wrote the store, even if the store's own document is damaged or missing.
 
-    Of a folder that is no store everything would be "damaged", and a repair would delete files of somebody's.
+    In any other folder everything would be a finding, and a repair would delete the user's files.
     """
     try:
         check_root(objects)
@@ -91,12 +91,12 @@ def _check_ours(objects: Objects) -> None:
 
 
 def require_sound(url: str) -> None:
-    """Verify a store for a reader that wants to be sure before it maps a file.
+    """Verify a store before reading it: memory-mapped reads are not checked.
 
     Raises
     ------
     DamagedPart
-        Names the first thing that is wrong, and how many there are.
+        There are findings; the message has the first one and their number.
     """
     report = verify_store(url)
     if report.findings:
@@ -104,13 +104,13 @@ def require_sound(url: str) -> None:
         command = f"`featstore verify --store {url}{' --repair' if report.repairable else ''}`"
         raise DamagedPart(
             f"{url} is damaged: {first.where}: {first.problem} ({len(report.findings)} findings); "
-            f"{command} {'drops or repairs what is damaged' if report.repairable else 'names each of them'}"
+            f"{command} {'drops or repairs what is damaged' if report.repairable else 'lists them'}"
         )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Checked:
-    """What came of one group of a split: its commit record where it is a part, its keys, and what it took."""
+    """Result of checking one group of a split: findings, commit record (None if it is not a part), keys, bytes read."""
 
     findings: tuple[Finding, ...]
     commit: Commit | None = None
@@ -124,19 +124,19 @@ class _Checked:
 
 
 class _Verification:
-    """Reads a store. Of a remote one parts are read side by side, and what is found is told in their order."""
+    """Verification of one store. Parts of a remote store are read in parallel; findings are in order."""
 
     def __init__(self, objects: Objects, on_part: Callable[[str], None]) -> None:
         self._objects = objects
         self._on_part = on_part
-        self._parts_at_a_time = 1 if objects.root is not None else _PARTS_AT_A_TIME
-        self._large = threading.Semaphore(_LARGE_AT_A_TIME)
+        self._parallel_parts = 1 if objects.root is not None else _PARALLEL_PARTS
+        self._large = threading.Semaphore(_PARALLEL_LARGE_OBJECTS)
         self.parts = 0
         self.objects_read = 0
         self.bytes_read = 0
 
     def run(self) -> Iterator[Finding]:
-        """Findings in order of path."""
+        """Yield the findings in order of path."""
         yield from self._root()
         yield from self._foreign("")
         for encoder in group_names(self._objects, ""):
@@ -150,13 +150,13 @@ class _Verification:
             yield from self._split(path)
 
     def _foreign(self, path: str) -> Iterator[Finding]:
-        """What bears a name that featstore gives to nothing: it is listed, and left alone."""
+        """List items with names that featstore does not use; a repair does not change them."""
         for name in foreign_names(self._objects, path):
             where = f"{path}/{name}" if path else name
-            yield Finding(where=where, problem="featstore did not write this: delete it by hand", remedy="none")
+            yield Finding(where=where, problem="featstore did not write this: delete it manually", remedy="none")
 
     def _is_object(self, key: str) -> bool:
-        """Whether a file, or something that is no folder either, lies where a group should be."""
+        """Whether a file or special file is at the path of a group."""
         try:
             return self._objects.read(key) is not None
         except ForeignFile:
@@ -170,14 +170,16 @@ class _Verification:
         except DamagedPart as error:
             content, problem = None, str(error.__cause__)
         else:
-            problem = "it does not say that this is a store"
+            problem = "it is not the document of a store"
         if content is None or content.get("format") != FORMAT_VERSION:
             yield self._of_document("", problem)
 
     def _document(self, path: str, agrees: Callable[[str, dict[str, Any]], str]) -> Iterator[Finding]:
-        """A group's own document: there, whole, and of this group."""
+        """Check that a group's document exists, is intact and belongs to the group."""
         if self._is_object(path):
-            yield Finding(where=path, problem="this object belongs to nothing: delete it by hand", remedy="none")
+            yield Finding(
+                where=path, problem="this object does not belong to a part: delete it manually", remedy="none"
+            )
             return
         try:
             content = read_document(self._objects, path)
@@ -191,13 +193,13 @@ class _Verification:
             yield self._of_document(path, problem)
 
     def _of_document(self, path: str, problem: str) -> Finding:
-        """What is wrong with a group's document, which can be written again where that of a split says what it held."""
+        """Return the finding for a group's document. A repair can rewrite it if a split's document has its content."""
         remedy: Remedy = "write the document again" if path in self._known_documents else "none"
         return Finding(where=path or GROUP_DOCUMENT, problem=problem, remedy=remedy)
 
     @cached_property
     def _known_documents(self) -> frozenset[str]:
-        """Paths of the documents that those of splits, or those above them, say the content of."""
+        """Paths of the documents whose content is known from the documents of splits, or from those above them."""
         addresses = (known_address(self._objects, path) for path in split_paths(self._objects))
         return frozenset(path for address in addresses if address is not None for path in address.documents())
 
@@ -208,7 +210,7 @@ class _Verification:
 
     @staticmethod
     def _is_dataset(path: str, content: dict[str, Any]) -> str:
-        return "" if "dataset" in content else f"it does not say which dataset {path} is"
+        return "" if "dataset" in content else f"it does not name the dataset of {path}"
 
     def _is_split(self, path: str, content: dict[str, Any], *, checked: Mapping[str, _Checked]) -> str:
         if (stated := SplitAddress.from_document(content).path) != path:
@@ -217,17 +219,17 @@ class _Verification:
         catalogue = content.get("catalogue", [])
         for listed in map(Commit.from_json, catalogue if isinstance(catalogue, list) else [catalogue]):
             if listed.part not in checked:
-                if listed.part not in group_names(self._objects, path):  # it may have come since
+                if listed.part not in group_names(self._objects, path):  # it may be newer than the first listing
                     gone.append(listed)
                 continue
-            held = checked[listed.part].commit
-            if held is not None and replace(held, objects={}) != listed:
+            commit = checked[listed.part].commit
+            if commit is not None and replace(commit, objects={}) != listed:
                 return f"its catalogue does not agree with the commit record of {listed.part}"
-        # One that would not count was deleted on a full disk: the catalogue is behind, and hides nothing.
-        held_ones = [each.commit for each in checked.values() if each.commit is not None]
-        counted = {segment.commit.part for segment in counted_segments([*held_ones, *gone])}
+        # A superseded part may have been deleted on a full disk: an outdated catalogue then hides nothing.
+        commits = [each.commit for each in checked.values() if each.commit is not None]
+        counted = {segment.commit.part for segment in counted_segments([*commits, *gone])}
         missed = [commit.part for commit in gone if commit.part in counted]
-        return f"its catalogue lists {missed[0]}, which is gone" if missed else ""
+        return f"its catalogue lists {missed[0]}, which is missing" if missed else ""
 
     # --- parts --------------------------------------------------------------------------------------------------------
 
@@ -237,8 +239,8 @@ class _Verification:
             yield Finding(where=path, problem=_FOREIGN, remedy="none")
             return
         checked: dict[str, _Checked] = {}
-        with ThreadPoolExecutor(self._parts_at_a_time, thread_name_prefix="verify") as pool:
-            groups = in_order(pool, lambda name: self._group(path, name), names, ahead=self._parts_at_a_time)
+        with ThreadPoolExecutor(self._parallel_parts, thread_name_prefix="verify") as pool:
+            groups = in_order(pool, lambda name: self._group(path, name), names, ahead=self._parallel_parts)
             for name, each in zip(names, groups, strict=True):
                 checked[name] = each
                 if each.commit is not None:
@@ -249,7 +251,7 @@ class _Verification:
         yield from self._document(path, partial(self._is_split, checked=checked))
         found = [finding for each in checked.values() for finding in each.findings]
         if found and known_address(self._objects, path) is None:
-            found = [replace(finding, remedy="none") for finding in found]  # whose it is, nothing says
+            found = [replace(finding, remedy="none") for finding in found]  # featstore may not have written it
         yield from found
         yield from self._keys(path, checked)
 
@@ -263,7 +265,7 @@ class _Verification:
             problem = str(error.__cause__ or error)
             return _Checked(findings=(Finding(where=where, problem=problem, remedy="drop the part"),))
         if commit is None:
-            return _Checked(findings=tuple(self._stray(path, part)))
+            return _Checked(findings=tuple(self._uncommitted_group(path, part)))
         reading = PartReading(self._objects, where, commit, large=self._large)
         findings = [*reading.sealed_objects()]
         if all(finding.remedy != "drop the part" for finding in findings):
@@ -276,21 +278,21 @@ class _Verification:
             bytes=reading.bytes_read,
         )
 
-    def _stray(self, path: str, part: str) -> Iterator[Finding]:
-        """What is called as a part and has no commit record.
+    def _uncommitted_group(self, path: str, part: str) -> Iterator[Finding]:
+        """Findings for a group with the name of a part and without a commit record.
 
-        A group whose document says who is writing it is that writer's business, or the next sweep's.
+        A group whose document names a writer is not a finding: the writer, or the next sweep, handles it.
         """
         where = f"{path}/{part}"
         if is_foreign_group(self._objects, path, part):
             yield Finding(where=where, problem=_FOREIGN, remedy="none")
         elif group_names(self._objects, where) and read_document(self._objects, where) is None:
-            # Listed first: a writer's document comes before its arrays, so arrays that are there had one.
-            says = "it has arrays and no commit record: the record was lost, or a deletion was cut short"
-            yield Finding(where=where, problem=says, remedy="drop the part")
+            # The listing comes first: a writer creates the document before the arrays, so these arrays had one.
+            problem = "it has arrays and no commit record: the record was lost, or a deletion was interrupted"
+            yield Finding(where=where, problem=problem, remedy="drop the part")
 
     def _keys(self, path: str, checked: Mapping[str, _Checked]) -> Iterator[Finding]:
-        """Keys are unique among the windows that count."""
+        """Check that the keys of all current windows are unique."""
         counts: Counter[str] = Counter()
         for segment in counted_segments(each.commit for each in checked.values() if each.commit and each.is_sound):
             chunk = checked[segment.commit.part].keys
@@ -304,8 +306,8 @@ class _Verification:
                 counts.update(keys[segment.start : segment.start + segment.member.windows].tolist())
         twice = [key for key, count in counts.items() if count > 1]
         if twice:
-            says = (
-                f"{len(twice)} keys stand there more than once, {json.dumps(twice[0])} among them: shards hold the "
-                "same clips; take those away that are too many, and `featstore extract --prune`"
+            problem = (
+                f"{len(twice)} keys are repeated, for example {json.dumps(twice[0])}: several shards have the same "
+                "clips; remove the duplicate shards, and run `featstore extract --prune`"
             )
-            yield Finding(where=path, problem=says, remedy="none")
+            yield Finding(where=path, problem=problem, remedy="none")

@@ -1,15 +1,15 @@
 """Writes a feature set, part by part.
 
-The commit protocol of one part, on a local disk and on an object store alike:
+The commit protocol of a part is the same on a local disk and on an object store:
 
-1. its group document says who is writing (so that a sweep can tell a live writer from a dead one);
-2. its arrays are written, and settled;
-3. its group document is replaced, in one atomic step, by the commit record. From then on it is a part.
+1. Write the group document with the identity of the writer, so that a sweep can distinguish live from dead writers.
+2. Write the arrays, and wait until they are durable.
+3. Replace the group document atomically by the commit record. This commits the part.
 
-A part is never changed after that. A newer part of the same shard gets a greater generation, and so takes its place;
-only then is the older one deleted: from the catalogue first, then its commit record, then its arrays.
+A committed part never changes. A newer part of the same shard has a greater generation, and supersedes the older part.
+The older part is then deleted: first from the catalogue, then its commit record, then its arrays.
 
-What featstore did not write is never deleted, wherever in the group it is.
+Foreign items, which featstore did not write, are never deleted.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from featstore.store.format import (
     seal,
 )
 from featstore.store.liveness import is_abandoned
-from featstore.store.part_writer import PartInFlight, PartWriter, is_disk_full, telling_what_to_do
+from featstore.store.part_writer import PartInFlight, PartWriter, is_disk_full, write_errors_explained
 
 __all__ = [
     "SplitWriter",
@@ -59,8 +59,8 @@ __all__ = [
 
 
 def open_split_writer_at(objects: Objects, address: SplitAddress) -> SplitWriter:
-    """Open, and where needed make, the feature set at an address. Errors as of `open_split_writer`."""
-    with telling_what_to_do(objects):
+    """Open the feature set at an address, and create it if needed. Errors are those of `open_split_writer`."""
+    with write_errors_explained(objects):
         if objects.root is None and (content := _own_document(objects, address)) is not None:
             return SplitWriter(objects, address, document=content)
         documents = address.documents()
@@ -81,20 +81,20 @@ def open_split_writer_at(objects: Objects, address: SplitAddress) -> SplitWriter
 def open_split_writer(
     url: str, *, recipe: Recipe, spec: str, dataset: str, crop_seconds: float | None, split: str
 ) -> SplitWriter:
-    """Open, and where needed make, the feature set that a split's parts go to.
+    """Open the feature set of a split for writing, and create it if needed.
 
-    `spec` is how the encoder was named on the command line; it is kept beside the recipe and is no part of it.
+    `spec` is the encoder's name on the command line; it is stored next to the recipe, and is not part of it.
 
     Raises
     ------
     StoreError
-        The URL cannot be written, or a name cannot be a group's.
+        The URL cannot be written, or a name is not a valid group name.
     StoreVersionError
         A newer featstore wrote the store.
     """
     for kind, name in (("dataset", dataset), ("split", split), ("encoder", recipe.encoder)):
         if not is_group_name(name):
-            raise StoreError(f"a {kind} may have letters, digits and . _ + @ = - in its name: got {name!r}")
+            raise StoreError(f"the name of a {kind} may have letters, digits and . _ + @ = -: got {name!r}")
     objects = open_objects(url)
     address = SplitAddress(recipe=recipe, spec=spec, dataset=dataset, crop_seconds=crop_seconds, split=split)
     return open_split_writer_at(objects, address)
@@ -103,7 +103,7 @@ def open_split_writer(
 def find_split_writer(
     url: str, *, recipe: Recipe, spec: str, dataset: str, crop_seconds: float | None, split: str
 ) -> SplitWriter | None:
-    """Open the feature set as `open_split_writer` does where it is there; None where that would have to make it."""
+    """Open an existing feature set as `open_split_writer` does; None if it does not exist."""
     objects = open_objects(url)
     address = SplitAddress(recipe=recipe, spec=spec, dataset=dataset, crop_seconds=crop_seconds, split=split)
     content = _own_document(objects, address)
@@ -113,25 +113,25 @@ def find_split_writer(
 
 
 def _own_document(objects: Objects, address: SplitAddress) -> dict[str, Any] | None:
-    """The split's document, where it says all that those above it do: a server need not be asked for these."""
+    """The split's document if it is valid. It contains the content of those above it, which then need not be read."""
     try:
         content = read_document(objects, address.path)
         if content is None or content.get("format") != FORMAT_VERSION:
             return None
         return content if SplitAddress.from_document(content).path == address.path else None
     except (DamagedPart, DamagedDocument):
-        return None  # what reads it next says so
+        return None  # the next reader reports it
 
 
 def recipe_groups(url: str) -> tuple[str, ...]:
-    """Names of the groups of recipes in the store at `url`, ``logmel@3f9c2a71``; none where there is no store yet."""
+    """Names of the recipe groups in the store at `url`, such as ``logmel@3f9c2a71``; empty if there is no store."""
     objects = open_objects(url)
-    with telling_what_to_do(objects):
+    with write_errors_explained(objects):
         return tuple(name for name in group_names(objects, "") if "@" in name)
 
 
 def is_split_begun(url: str, *, recipe: Recipe, dataset: str, crop_seconds: float | None, split: str) -> bool:
-    """Whether the store at `url`, as it is seen from here, has the feature set that somebody opened for writing."""
+    """Whether this process sees the feature set that another process has opened for writing in the store at `url`."""
     address = SplitAddress(recipe=recipe, spec="", dataset=dataset, crop_seconds=crop_seconds, split=split)
     return read_document(open_objects(url), address.path) is not None
 
@@ -142,9 +142,9 @@ class SplitWriter:
     def __init__(self, objects: Objects, address: SplitAddress, *, document: dict[str, Any] | None = None) -> None:
         self._objects = objects
         self._address = address
-        self._document = document  # as it was a moment ago, for the first look at the split alone
+        self._document = document  # for `begin_run`, which reads it again only if it is None
         self._written: dict[str, Commit] = {}
-        self._generations: dict[str, int] | None = None  # of shards, where a part was begun without one
+        self._generations: dict[str, int] | None = None  # by shard name; read when a part starts without one
         self._is_catalogued = False
         self._has_leftovers = False
 
@@ -155,23 +155,23 @@ class SplitWriter:
 
     @property
     def is_catalogued(self) -> bool:
-        """Whether the catalogue said just what there was, when this writer last looked."""
+        """Whether the catalogue listed exactly the committed parts when this writer last read it."""
         return self._is_catalogued
 
     @property
     def has_leftovers(self) -> bool:
-        """Whether a sweep would have deleted something when the run began."""
+        """Whether there was anything for a sweep to delete when the run started."""
         return self._has_leftovers
 
     def begin_run(self) -> dict[str, Segment]:
-        """Look at the split, and return what counts for each shard: two requests of a server. Nothing is deleted."""
+        """Return the current segment of each shard, with two requests to a server. Nothing is deleted."""
         document, self._document = self._document or read_document(self._objects, self.path), None
         state = self._look(document)
         self._has_leftovers = any(self._leftovers(state))
         return _by_shard(state.commits)
 
     def committed(self) -> dict[str, Segment]:
-        """What counts for each shard, by shard name."""
+        """Return the current segment of each shard, by shard name."""
         return _by_shard(self._look(read_document(self._objects, self.path)).commits)
 
     def _look(self, document: dict[str, Any] | None, *, without: Collection[str] = ()) -> SplitState:
@@ -185,7 +185,8 @@ class SplitWriter:
         Parameters
         ----------
         generation : int, optional
-            Greater than that of every part that it replaces. None reads what there is, once for all parts.
+            Must be greater than the generations of the parts that it replaces. None reads them from the store, once
+            for all parts.
         """
         if generation is None:
             if self._generations is None:
@@ -202,9 +203,9 @@ class SplitWriter:
         )
 
     def copy_part(self, commit: Commit, objects: Iterable[tuple[str, bytes]]) -> Commit:
-        """Commit a copy of a part, under a name of its own, whose objects are held against their seals already."""
+        """Commit a copy of a part under a new name. `objects` must be checked against their seals."""
         copied = replace(commit, part=_new_part_name(commit.part.rpartition(".")[0]))
-        with telling_what_to_do(self._objects), PartInFlight(self._objects, f"{self.path}/{copied.part}") as part:
+        with write_errors_explained(self._objects), PartInFlight(self._objects, f"{self.path}/{copied.part}") as part:
             for name, data in objects:
                 part.put(name, [data], entry=commit.objects[name])
             part.settle()
@@ -213,27 +214,27 @@ class SplitWriter:
         return copied
 
     def _remember(self, commit: Commit) -> None:
-        """Keep what a commit says for the catalogue, without its seals, rather than read it back."""
+        """Keep a commit record without seals for the catalogue, so that it is not read back."""
         self._written[commit.part] = replace(commit, objects={})
         if self._generations is not None:
             self._generations |= {member.shard.name: commit.generation for member in commit.members}
 
     def sweep(self) -> tuple[str, ...]:
-        """Delete what counts for nothing: superseded parts, and orphans of writers that are gone.
+        """Delete superseded parts, and orphans of dead writers.
 
         Returns
         -------
         tuple of str
-            Names of what was deleted.
+            Names of the deleted groups.
         """
         superseded, orphans = self._leftovers(self._look(read_document(self._objects, self.path)))
-        self._delete_groups(orphans)  # which are in no catalogue: so that they go where there is no space to write one
+        self._delete_groups(orphans)  # first, because it needs no space for a catalogue
         self.delete(superseded)
         fault_point("swept")
         return (*superseded, *orphans)
 
     def _leftovers(self, state: SplitState) -> tuple[list[str], list[str]]:
-        """Superseded parts, and orphans."""
+        """Return the names of superseded parts and of orphans."""
         commits = {commit.part: commit for commit in state.commits}
         counted = {segment.commit.part for segment in counted_segments(commits.values())}
         superseded = [name for name in state.names if name in commits and name not in counted]
@@ -243,17 +244,17 @@ class SplitWriter:
         return superseded, [*orphans, *state.discarded]
 
     def foreign(self) -> tuple[str, ...]:
-        """Names of what is in the split's group and not of featstore: no sweep touches it."""
+        """Names of foreign items in the split's group; no sweep deletes them."""
         state = self._look(read_document(self._objects, self.path))
         known = {commit.part for commit in state.commits}
         names = [name for name in state.names if name not in known]
         return tuple(name for name in names if is_foreign_group(self._objects, self.path, name))
 
     def delete(self, parts: Iterable[str]) -> None:
-        """Delete parts, so that at no moment a half of one looks whole.
+        """Delete parts so that an incomplete part never looks complete.
 
-        A local part disappears from the listing in one step, so that a catalogue may list it a while longer: on a full
-        disk the parts go first, and the catalogue is written when there is space.
+        The catalogue is written first. On a full disk the parts are deleted first: a local part disappears from the
+        listing atomically, so that an outdated catalogue is harmless.
         """
         parts = tuple(parts)
         if not parts:
@@ -266,34 +267,34 @@ class SplitWriter:
         self._delete_groups(parts)
 
     def _delete_groups(self, names: Iterable[str]) -> None:
-        with telling_what_to_do(self._objects):
+        with write_errors_explained(self._objects):
             for name in names:
                 fault_point("deleting-document")
                 self._objects.delete(f"{self.path}/{name}", first=(GROUP_DOCUMENT,))
 
     def write_catalogue(self, *, without: Iterable[str] = ()) -> None:
-        """Put the commit records into the split's own document, so that a reader opens one instead of thousands.
+        """Write the commit records to the split's document, so that a reader opens one document instead of thousands.
 
         Parts named in `without` are neither read nor listed.
         """
-        leave_out = frozenset(without)
+        excluded = frozenset(without)
         while True:
             document = read_document(self._objects, self.path)
-            state = self._look(document, without=leave_out)
+            state = self._look(document, without=excluded)
             content = self._address.split_document(state.commits)
             if document != content:
-                with telling_what_to_do(self._objects):
+                with write_errors_explained(self._objects):
                     self._objects.write(f"{self.path}/{GROUP_DOCUMENT}", seal(content))
             fault_point("catalogue-written")
-            # Another writer may have committed since that listing, and written its catalogue before this one was: of
-            # all writers the last looks once more, so that its catalogue lists every part there is.
-            if document == content or self._is_whole(state, leave_out):
+            # Another writer may have committed since that listing, and written its catalogue before this one. Each
+            # writer lists again after writing, so that the last catalogue contains all parts.
+            if document == content or self._is_up_to_date(state, excluded):
                 self._is_catalogued = True
                 return
 
-    def _is_whole(self, state: SplitState, leave_out: Collection[str]) -> bool:
-        """Whether no part was committed since `state`; parts in the making are passed over."""
-        new = set(group_names(self._objects, self.path)) - set(state.names) - set(leave_out)
+    def _is_up_to_date(self, state: SplitState, excluded: Collection[str]) -> bool:
+        """Whether no part was committed since `state`; uncommitted parts are ignored."""
+        new = set(group_names(self._objects, self.path)) - set(state.names) - set(excluded)
         return not any(read_commits(self._objects, self.path, sorted(new)))
 
 

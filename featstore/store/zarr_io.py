@@ -1,4 +1,4 @@
-"""The one door of zarr: opens arrays of any store that are not of format 1's own layouts, and makes groups."""
+"""The only module that imports zarr: opens arrays with layouts that format 1 does not define, and creates groups."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __all__ = ["create_local_group", "open_array"]
 
 
 class _ObjectsStore(Store):
-    """Objects of a remote store, read by its own client: with its limits, its patience and its errors."""
+    """A zarr store that reads objects with featstore's client: with its limits, timeouts and errors."""
 
     def __init__(self, objects: Objects) -> None:
         super().__init__(read_only=True)
@@ -86,16 +86,18 @@ class _ObjectsStore(Store):
             yield name
 
 
-def _span(asked: ByteRequest, size: int) -> slice:
-    if isinstance(asked, RangeByteRequest):
-        return slice(asked.start, min(asked.end, size))
+def _span(requested: ByteRequest, size: int) -> slice:
+    if isinstance(requested, RangeByteRequest):
+        return slice(requested.start, min(requested.end, size))
     return (
-        slice(asked.offset, size) if isinstance(asked, OffsetByteRequest) else slice(max(0, size - asked.suffix), size)
+        slice(requested.offset, size)
+        if isinstance(requested, OffsetByteRequest)
+        else slice(max(0, size - requested.suffix), size)
     )
 
 
 class _BoundedZstd(ZstdCodec):
-    """zstd that expands a chunk to what the array says that it has, and to no more."""
+    """zstd codec that decompresses a chunk to at most the size in the array document."""
 
     def _decode_sync(self, chunk_bytes: Buffer, chunk_spec: ArraySpec) -> Buffer:
         most = math.prod(chunk_spec.shape) * chunk_spec.dtype.to_native_dtype().itemsize + 4 * CRC_BYTES
@@ -104,7 +106,7 @@ class _BoundedZstd(ZstdCodec):
 
 
 def _bounded(codecs: Iterable[Any]) -> tuple[Any, ...]:
-    """Codecs that allocate no more than a chunk's own size: a closed list, since any other may expand to anything."""
+    """Return codecs whose allocations are bounded by the chunk size. Other codecs are rejected."""
     found: list[Any] = []
     for codec in codecs:
         if isinstance(codec, ShardingCodec):
@@ -115,21 +117,21 @@ def _bounded(codecs: Iterable[Any]) -> tuple[Any, ...]:
         elif isinstance(codec, BytesCodec | Crc32cCodec | TransposeCodec):
             found.append(codec)
         else:
-            raise TypeError(f"its codec {type(codec).__name__} is none of bytes, crc32c, transpose, zstd and sharding")
+            raise TypeError(f"its codec must be bytes, crc32c, transpose, zstd or sharding: got {type(codec).__name__}")
     return tuple(found)
 
 
 def open_array(objects: Objects, path: str) -> zarr.Array[Any]:
-    """Open one array for reading, through all of its codecs and checksums, of which only some are read."""
+    """Open one array for reading. Only codecs with bounded memory use are supported."""
     store: Store = _ObjectsStore(objects) if objects.root is None else LocalStore(objects.root, read_only=True)
     array = zarr.open_array(store, path=path, mode="r", zarr_format=3)
     metadata = array.metadata
     if not isinstance(metadata, ArrayV3Metadata):
-        raise TypeError("it is no array of Zarr v3")
+        raise TypeError("it is not a Zarr v3 array")
     metadata = replace(metadata, codecs=_bounded(metadata.codecs))
     return zarr.Array(AsyncArray(metadata=metadata, store_path=StorePath(store, path)))
 
 
 def create_local_group(folder: Path, *, attributes: Mapping[str, Any]) -> zarr.Group:
-    """Make a group in a folder that does not exist yet, for arrays that are not a store's."""
+    """Create a group in a new folder, for exports."""
     return zarr.create_group(LocalStore(folder), zarr_format=3, attributes=dict(attributes))

@@ -1,6 +1,6 @@
-"""Tasks as data: TOML manifests, the built-in tasks, labels, and splits.
+"""Tasks: TOML manifests, the built-in tasks, labels, and splits.
 
-Names are imported when they are first used: splits need NumPy alone, and manifests pydantic.
+Names are imported on first use: splits need NumPy only, manifests need pydantic.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The tasks that come with featstore, and how a task is named on a command line."""
+"""The built-in tasks, and how the command line resolves a task by name or path."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ __all__ = ["builtin_tasks", "find_task"]
 
 
 def find_task(name_or_path: str | os.PathLike[str]) -> Manifest:
-    """Find the manifest of a built-in task, or read one from a file.
+    """Load the manifest of a built-in task, or read one from a file.
 
     Parameters
     ----------
     name_or_path : str or os.PathLike
-        Name of a built-in task; else a path, when it ends in ``.toml`` or a file is there.
+        Name of a built-in task, or the path of a manifest: it ends in ``.toml`` or is an existing file.
 
     Raises
     ------
     featstore.errors.UnknownTask
-        It is neither. The message names the built-in tasks that are spelt nearly so.
+        The argument is neither. The message suggests built-in tasks with a similar name.
     featstore.errors.ManifestError
-        The file is not a manifest.
+        The file is not a valid manifest.
     """
     name_or_path = os.fspath(name_or_path)
     builtin = manifest_files()
@@ -40,12 +40,12 @@ def find_task(name_or_path: str | os.PathLike[str]) -> Manifest:
 
 
 def builtin_tasks() -> tuple[Manifest, ...]:
-    """Every task that comes with featstore, sorted by name."""
+    """Load the manifests of all built-in tasks, sorted by name."""
     return tuple(load_manifest(path) for _, path in sorted(manifest_files().items()))
 
 
 def _is_file(text: str) -> bool:
     try:
         return Path(text).is_file()
-    except (OSError, ValueError):  # longer than a file name may be, or a NUL in it
+    except (OSError, ValueError):  # the text is longer than a file name can be, or contains NUL
         return False

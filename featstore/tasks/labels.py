@@ -1,11 +1,11 @@
-"""Labels out of the samples' JSON, by the rules of a manifest.
+"""Read labels from the samples' JSON, by the rules of a manifest.
 
-Metas are untrusted text straight from a store. Whatever is wrong with one is a `featstore.errors.LabelError` that names
-the clip, the field and what came.
+The JSON is untrusted text from a store. An invalid sample raises `featstore.errors.LabelError` with the clip, the field
+and the value.
 
-One text for one value. A string is itself; a number is written as JSON writes it, a whole one without its ``.0`` (3 and
-3.0 are one class); true and false are ``"true"`` and ``"false"``. null, lists, objects, NaN and the empty string are no
-class. A manifest's mapping is looked up by that text, ``"*"`` catching what has no entry of its own.
+Each value has one text form. A string is used as it is. A number is written as in JSON, without a trailing ``.0``: 3
+and 3.0 are the same class. Booleans are ``"true"`` and ``"false"``. null, lists, objects, NaN and the empty string are
+not classes. A manifest's mapping is looked up by this text; its ``"*"`` entry applies to all other values.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """One class that sounds from ``onset`` to ``offset``, in seconds of its clip."""
+    """One event: its class, and its ``onset`` and ``offset`` in seconds from the start of the clip."""
 
     onset: float
     offset: float
@@ -50,15 +50,16 @@ def field_values(manifest: Manifest, keys: Sequence[str], metas: Sequence[str]) 
 
     Parameters
     ----------
+    manifest : Manifest
     keys : sequence of str
-        Names of the clips, for errors.
+        Keys of the clips, for error messages.
     metas : sequence of str
-        Their JSON, in the same order.
+        JSON of the clips, in the same order.
 
     Raises
     ------
     featstore.errors.LabelError
-        A clip has no usable class, or one that is none of ``manifest.label.classes``.
+        A clip has no usable class, or a class that is not in ``manifest.label.classes``.
     """
     to_class = _class_reader(manifest)
     return _read_all(manifest, keys, metas, lambda sample: to_class(_at(sample, _field(manifest))))
@@ -67,8 +68,8 @@ def field_values(manifest: Manifest, keys: Sequence[str], metas: Sequence[str]) 
 def field_sets(manifest: Manifest, keys: Sequence[str], metas: Sequence[str]) -> list[frozenset[str]]:
     """Read the classes of every clip (kind ``multilabel``): the parts of a string, or the items of a list.
 
-    With a separator a string is cut at it, and space around its parts is dropped; without one it is one class. An empty
-    string and an empty list are no class at all. Raises as `field_values` does.
+    A string is split at the separator, and each part is stripped; without a separator it is one class. An empty string
+    and an empty list give an empty set. Raises the errors of `field_values`.
     """
     to_class = _class_reader(manifest)
 
@@ -81,14 +82,14 @@ def field_sets(manifest: Manifest, keys: Sequence[str], metas: Sequence[str]) ->
 
 
 def field_numbers(manifest: Manifest, keys: Sequence[str], metas: Sequence[str]) -> list[float]:
-    """Read the number of every clip (kind ``regression``): a finite JSON number, or a string that spells one."""
+    """Read the number of every clip (kind ``regression``): a finite JSON number, or a string that contains one."""
     return _read_all(manifest, keys, metas, lambda sample: _number(_at(sample, _field(manifest))))
 
 
 def field_events(manifest: Manifest, keys: Sequence[str], metas: Sequence[str]) -> list[tuple[Event, ...]]:
-    """Read the events of every clip (kind ``frame``), in the order of its JSON.
+    """Read the events of every clip (kind ``frame``), in JSON order.
 
-    An item of several classes is several events. Raises as `field_values` does.
+    An item with several classes becomes several events. Raises the errors of `field_values`.
     """
     rules, to_class = manifest.label, _class_reader(manifest)
 
@@ -102,7 +103,7 @@ def field_events(manifest: Manifest, keys: Sequence[str], metas: Sequence[str]) 
     def to_event(item: object) -> Iterable[Event]:
         onset, offset = _number(_at(item, rules.onset)), _number(_at(item, rules.offset))
         if not 0 <= onset <= offset:
-            msg = f"an event must not begin before 0 nor end before it begins, got {onset:g} to {offset:g} s"
+            msg = f"an event must have 0 <= onset <= offset, got {onset:g} to {offset:g} s"
             raise _UnusableError(msg)
         for part in _parts(_at(item, _field(manifest)), separator=rules.separator):
             yield Event(onset=onset, offset=offset, label=to_class(part))
@@ -111,7 +112,7 @@ def field_events(manifest: Manifest, keys: Sequence[str], metas: Sequence[str]) 
 
 
 def captions(manifest: Manifest, keys: Sequence[str], metas: Sequence[str]) -> list[tuple[str, ...]]:
-    """Read the captions of every clip (kind ``contrastive``), at least one."""
+    """Read the captions of every clip (kind ``contrastive``); each clip has at least one."""
     wanted = manifest.label.captions or "*"
 
     def to_captions(sample: object) -> tuple[str, ...]:
@@ -128,12 +129,12 @@ def captions(manifest: Manifest, keys: Sequence[str], metas: Sequence[str]) -> l
 
 
 def transcripts(manifest: Manifest, keys: Sequence[str], metas: Sequence[str]) -> list[str]:
-    """Read the transcript of every clip (kinds ``ctc`` and ``asr``), as it is written."""
+    """Read the transcript of every clip (kinds ``ctc`` and ``asr``), unchanged."""
     return _read_all(manifest, keys, metas, lambda sample: _sentence(_at(sample, _field(manifest))))
 
 
 def clip_groups(manifest: Manifest, keys: Sequence[str], metas: Sequence[str]) -> list[str]:
-    """Read the group of every clip, the text of the field that ``splits.group`` names."""
+    """Read the group of every clip: the text of the field that ``splits.group`` names."""
     field = manifest.group
     if field is None:
         msg = f"{manifest.name}: the manifest has no splits.group"
@@ -142,9 +143,9 @@ def clip_groups(manifest: Manifest, keys: Sequence[str], metas: Sequence[str]) -
 
 
 def class_names(manifest: Manifest, observed: Iterable[str]) -> tuple[str, ...]:
-    """Order the classes of a task: those of the manifest, else what was observed, sorted.
+    """Return the classes of a task in order: those of the manifest, or else the sorted classes in `observed`.
 
-    Classes that are all whole numbers are sorted as numbers.
+    If all classes are whole numbers, they are sorted numerically.
     """
     if manifest.label.classes is not None:
         return manifest.label.classes
@@ -155,7 +156,7 @@ def class_names(manifest: Manifest, observed: Iterable[str]) -> tuple[str, ...]:
 
 
 class _UnusableError(Exception):
-    """What is wrong with one sample; `_read_all` adds whose it is."""
+    """The problem with one sample; `_read_all` adds the clip's key."""
 
 
 def _read_all(manifest: Manifest, keys: Sequence[str], metas: Sequence[str], read: Callable[[object], T]) -> list[T]:
@@ -175,7 +176,7 @@ def _parsed(meta: str) -> object:
     except RecursionError:
         msg = "its JSON is nested too deeply"
     except ValueError as error:
-        # json.JSONDecodeError, and the plain ValueError of an integer of thousands of digits.
+        # json.JSONDecodeError, or the plain ValueError of an integer with thousands of digits
         msg = f"its JSON cannot be read ({error}), got {shown(meta)}"
     raise _UnusableError(msg)
 
@@ -188,7 +189,7 @@ def _field(manifest: Manifest) -> str:
 
 
 def _at(sample: object, path: str) -> object:
-    """Look up the value at a dotted path."""
+    """Return the value at a dotted path."""
     value = sample
     for step in path.split("."):
         if not isinstance(value, dict):
@@ -203,7 +204,7 @@ def _at(sample: object, path: str) -> object:
 
 
 def _class_reader(manifest: Manifest) -> Callable[[object], str]:
-    """One raw value to one class: its text, through the mapping, checked against the classes."""
+    """Return a function that converts a raw value to a class: text, then mapping, then a check against the classes."""
     where, mapping, classes = f"field {shown(_field(manifest))}", manifest.label.mapping, manifest.label.classes
     allowed = frozenset(classes or ())
 
@@ -219,7 +220,7 @@ def _class_reader(manifest: Manifest) -> Callable[[object], str]:
             msg = f"{where} is empty"
             raise _UnusableError(msg)
         if classes is not None and text not in allowed:
-            msg = f"{where} is {shown(text)}, none of its {len(classes)} classes: {some_of(classes)}"
+            msg = f"{where} is {shown(text)}, which is not one of its {len(classes)} classes: {some_of(classes)}"
             raise _UnusableError(msg)
         return text
 
@@ -257,18 +258,18 @@ def _number(value: object) -> float:
         except (ValueError, OverflowError):
             number = math.nan
     if not math.isfinite(number):
-        msg = f"a finite number is needed, got {shown(value)}"
+        msg = f"must be a finite number, got {shown(value)}"
         raise _UnusableError(msg)
     return number
 
 
 def _sentence(value: object) -> str:
     if not isinstance(value, str) or not value.strip() or not _is_unicode(value):
-        msg = f"text is needed, got {shown(value)}"
+        msg = f"must be text that is not empty, got {shown(value)}"
         raise _UnusableError(msg)
     return value
 
 
 def _is_unicode(text: str) -> bool:
-    """Whether the text can be encoded: JSON may spell half a surrogate pair."""
+    """Return whether the text can be encoded: JSON can contain unpaired surrogates."""
     return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)

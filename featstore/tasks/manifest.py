@@ -1,9 +1,8 @@
-"""Manifest format 1 as frozen pydantic models, and the loading of a manifest file."""
+"""Manifest format 1 as frozen pydantic models, and loading a manifest from a file."""
 
 from __future__ import annotations
 
 import os
-import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,7 +24,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 from featstore.errors import ManifestError
 from featstore.records import dataset_group, sha256_of
 from featstore.shard_patterns import PatternError, expand_braces
-from featstore.tasks.rules import SPLIT_NAMES, broken_rules, place_of, reworded, shown
+from featstore.tasks.rules import SPLIT_NAMES, broken_rules, message_of, place_of, shown
 
 __all__ = ["Data", "Kind", "Label", "Manifest", "MetricArgs", "Probe", "Retrieve", "Splits", "load_manifest"]
 
@@ -34,56 +33,29 @@ Kind = Literal["clip", "multilabel", "frame", "regression", "contrastive", "ctc"
 Domain = Literal["speech", "environment", "music"]
 
 
-def _check_name(text: str) -> str:
-    """Refuse a name that cannot be part of file names and of store paths."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", text):
-        msg = f"must be letters, digits, '_', '-' and '.', and begin with a letter or digit, got {shown(text)}"
-        raise ValueError(msg)
-    return text
-
-
 def _check_line(text: str) -> str:
     if not text.strip() or not text.isprintable():
-        msg = f"must be one line of text, got {shown(text)}"
-        raise ValueError(msg)
+        raise PydanticCustomError("line", "Input should be one line of text")
     return text
 
 
 def _check_pattern(pattern: str) -> str:
-    """Refuse a shard pattern that leaves its dataset's folder or is no plain glob."""
+    """Reject a shard pattern that leaves the dataset's folder or is not a glob of tar files."""
     if pattern.startswith(("/", "~")) or "\\" in pattern or ":" in pattern or ".." in pattern.split("/"):
-        msg = f"must be a path inside the dataset's folder, with '/', got {shown(pattern)}"
-        raise ValueError(msg)
+        raise PydanticCustomError("pattern", "Input should be a path inside the dataset's folder, with '/'")
     try:
         expand_braces(pattern)
     except PatternError as error:
-        msg = f"{error}; got {shown(pattern)}"
-        raise ValueError(msg) from None
+        raise PydanticCustomError("pattern", "{reason}", {"reason": str(error)}) from None
     if not pattern.endswith(".tar") or not pattern.isprintable():
-        msg = f"must name tar files, such as 'train*.tar', got {shown(pattern)}"
-        raise ValueError(msg)
+        raise PydanticCustomError("pattern", "Input should match tar files, such as 'train*.tar'")
     return pattern
 
 
-def _check_field_path(path: str) -> str:
-    if not all(path.split(".")):
-        msg = f"must be a key, or keys joined by dots, such as 'speaker.gender', got {shown(path)}"
-        raise ValueError(msg)
-    return path
-
-
-def _check_zenodo(record: str) -> str:
-    if not re.fullmatch(r"[0-9]+", record):
-        msg = f"must be the digits of a Zenodo record, such as '14614287', got {shown(record)}"
-        raise ValueError(msg)
-    return record
-
-
 def _check_classes(classes: tuple[str, ...]) -> tuple[str, ...]:
-    if len(set(classes)) < len(classes):
-        twice = next(name for index, name in enumerate(classes) if name in classes[:index])
-        msg = f"every class once, but {shown(twice)} is there twice"
-        raise ValueError(msg)
+    duplicate = next((name for index, name in enumerate(classes) if name in classes[:index]), None)
+    if duplicate is not None:
+        raise PydanticCustomError("unique", "Classes should be unique, {name} is not", {"name": shown(duplicate)})
     return classes
 
 
@@ -92,15 +64,14 @@ def _check_captions(captions: object) -> object:
         return captions
     fields = tuple(captions) if isinstance(captions, list | tuple) else ()
     if not fields or not all(isinstance(field, str) and all(field.split(".")) for field in fields):
-        msg = f"must be '*' (every value of the object) or a list of its fields, got {shown(captions)}"
-        raise ValueError(msg)
+        raise PydanticCustomError("captions", "Input should be '*' (all values of the object) or a list of field paths")
     return fields
 
 
-Name = Annotated[str, AfterValidator(_check_name)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 Line = Annotated[str, AfterValidator(_check_line)]
 Pattern = Annotated[str, AfterValidator(_check_pattern)]
-FieldPath = Annotated[str, AfterValidator(_check_field_path)]
+FieldPath = Annotated[str, Field(pattern=r"^[^.]+(\.[^.]+)*$")]
 NonEmpty = Annotated[str, Field(min_length=1)]
 Flag = Annotated[bool, Strict()]
 Count = Annotated[int, Strict(), Field(ge=1)]
@@ -113,7 +84,7 @@ class _Table(BaseModel):
 
 
 class Data(_Table):
-    """Where the shards are.
+    """Location of the shards.
 
     Attributes
     ----------
@@ -122,30 +93,29 @@ class Data(_Table):
     crop_seconds : float, optional
         Clips are cut into windows of this length before they are encoded.
     zenodo : str, optional
-        Record that holds the shards.
+        Zenodo record that holds the shards, such as ``"14614287"``.
     """
 
     dataset: Name
     crop_seconds: Positive | None = None
-    zenodo: Annotated[str, AfterValidator(_check_zenodo)] | None = None
+    zenodo: Annotated[str, Field(pattern="^[0-9]+$")] | None = None
 
 
 class Splits(_Table):
-    """A shard pattern for each split. Two splits may have the same: the protocol then says who selects.
+    """A shard pattern for each split. Two splits can have the same pattern: the protocol then separates their clips.
 
     Attributes
     ----------
     train : str
-        Shards that are trained on, or among which neighbours are looked for: a glob such as ``"train-*.tar"``, or
-        ``"train-{000..009}.tar"``.
+        Shards to train on, or to search for neighbours: ``"train-*.tar"`` or ``"train-{000..009}.tar"``, for example.
     valid : str
-        Shards that select a model.
+        Shards for model selection.
     test : str
         Shards that are scored.
     group : str, optional
-        Field of a clip's JSON, such as ``"speaker"``: clips of one group are not independent. Intervals and comparisons
-        resample groups, and no part of a split that featstore draws itself divides one. With ``[folds]`` it is the one
-        key of this table; without, the three patterns are required.
+        Field of a clip's JSON, such as ``"speaker"``. Clips of one group are not independent: intervals and comparisons
+        resample groups, and a split that featstore draws keeps each group in one part. With ``[folds]``, ``group`` is
+        the only key of this table; without it, the three patterns are required.
     """
 
     train: Pattern | None = None
@@ -155,26 +125,26 @@ class Splits(_Table):
 
 
 class Label(_Table):
-    """How a label is read from a sample's JSON; which keys apply is a matter of the task's kind.
+    """How a label is read from a sample's JSON. The kind of the task decides which keys apply.
 
     Attributes
     ----------
     field : str, optional
-        Dotted path of the value; of an event's class, for frame tasks.
+        Dotted path of the value; for frame tasks, of an event's class.
     events : str, optional
-        Dotted path of the list of events. Without it the JSON itself is that list.
+        Dotted path of the list of events. Default: the JSON itself is the list.
     onset : str
-        Key of an event's begin, in seconds.
+        Key of an event's onset, in seconds.
     offset : str
-        Key of its end.
+        Key of an event's offset, in seconds.
     separator : str, optional
-        Parts several classes that stand in one string.
+        Separates several classes in one string.
     mapping : dict, optional
-        Raw value to class; ``"*"`` catches every value that is not named.
+        Raw value to class; ``"*"`` matches every value that is not listed.
     captions : "*" or tuple of str, optional
-        Every value of the object is a caption, or the values of these fields are.
+        ``"*"``: every value of the object is a caption. Otherwise, the fields that hold captions.
     classes : tuple of str, optional
-        In order. Without it: the sorted union of what is observed.
+        Classes in order. Default: the sorted union of the observed classes.
     """
 
     field: FieldPath | None = None
@@ -188,38 +158,38 @@ class Label(_Table):
 
 
 class MetricArgs(_Table):
-    """What a metric needs beside targets and scores.
+    """Arguments of the metric.
 
     Attributes
     ----------
     segment_seconds : float
-        Segment length of segment F1.
+        Segment length of the segment F1 metrics.
     """
 
     segment_seconds: Positive = 1.0
 
 
 class Probe(_Table):
-    """Track A: how the linear model is trained.
+    """Track A: how the probe is trained.
 
     Attributes
     ----------
     head : str, optional
-        Of the ``strict`` protocol, where it is not the default of the task's kind: ``"logistic"`` for kinds ``clip``
-        and ``multilabel``, ``"ridge"`` for ``regression``, else ``"sweep"``. ``"linear"`` is X-ARES's schedule, to
-        which ``epochs`` and ``learning_rate`` belong.
+        Head of the ``strict`` protocol. Default: ``"logistic"`` for kinds ``clip`` and ``multilabel``, ``"ridge"`` for
+        ``regression``, ``"sweep"`` for all others. ``"linear"`` is the X-ARES schedule, which uses ``epochs`` and
+        ``learning_rate``.
     epochs : int
         Passes over the training clips.
     learning_rate : float
-        Of the first epoch; it falls along a cosine.
+        Learning rate of the first epoch; it follows a cosine decay.
     batch_size : int
-        Clips in a step.
+        Clips per step.
     pos_weight : float, optional
-        Weighs the positives of a binary cross-entropy.
+        Weight of the positive labels in the binary cross-entropy.
     tokenizer : str, optional
-        Of a contrastive task: folder or hub name of a transformers tokenizer. Without it words are the tokens.
+        For contrastive tasks: folder or hub name of a transformers tokenizer. Default: words are the tokens.
     language_model : str, optional
-        Of a task of speech recognition: folder or hub name of a causal language model of transformers.
+        For speech recognition tasks: folder or hub name of a causal language model of transformers.
     """
 
     head: Literal["logistic", "ridge", "linear", "sweep", "logreg"] | None = None
@@ -232,16 +202,16 @@ class Probe(_Table):
 
 
 class Retrieve(_Table):
-    """Track B: k nearest neighbours vote.
+    """Track B: k-nearest-neighbour vote.
 
     Attributes
     ----------
     enabled : bool
-        Whether the task has this track. Without a table ``[retrieve]`` only tasks of kind ``clip`` do.
+        Whether the task has this track. Without a ``[retrieve]`` table, only tasks of kind ``clip`` have it.
     k : int
-        Neighbours that vote.
+        Number of neighbours.
     temperature : float
-        Of the softmax over similarities that weighs a neighbour.
+        Temperature of the softmax over similarities that weights the neighbours.
     """
 
     enabled: Flag = True
@@ -250,41 +220,41 @@ class Retrieve(_Table):
 
 
 class Manifest(_Table):
-    """One task: where its shards are, what its labels are, how it is probed and scored.
+    """One task: where its shards are, how its labels are read, and how it is probed and scored.
 
-    Built from a file by `featstore.tasks.load_manifest`. Built directly, a wrong one raises
-    ``pydantic.ValidationError`` with the same problems.
+    `featstore.tasks.load_manifest` builds it from a file. The constructor raises ``pydantic.ValidationError`` with the
+    same problems for invalid arguments.
 
     Attributes
     ----------
     name : str
-        As the task is called in scores: letters, digits, ``_``, ``-`` and ``.``.
+        Name of the task in scores: letters, digits, ``_``, ``-`` and ``.``.
     title : str
-        As tables and pages call it.
+        Name of the task in tables and pages.
     domain : str, optional
-        What `featstore tasks` sorts by.
+        Domain that `featstore tasks` sorts by.
     kind : str
-        What is learned and scored.
+        Kind of prediction.
     metric : str
-        The score: which there are depends on the kind, see below.
+        Metric of the score; the kind decides which are allowed.
     eval_weight : float
-        Weight in a leaderboard's averages. 0: shown, and part of no average.
+        Weight in the averages of a leaderboard. A task with weight 0 is shown but not averaged.
     private : bool
-        Left out of the average over public tasks.
+        Excluded from the average over public tasks.
     data : Data
-        Where the shards are.
+        Location of the shards.
     splits : Splits, optional
         Shard patterns of train, valid and test, and the field of independent groups.
     folds : dict, optional
-        Fold name to shard pattern; given in place of the patterns of ``splits``.
+        Fold name to shard pattern; replaces the patterns of ``splits``.
     label : Label
         How a label is read.
     metric_args : MetricArgs
-        What the metric needs.
+        Arguments of the metric.
     probe : Probe
-        Hyper-parameters of Track A.
+        Hyperparameters of Track A.
     retrieve : Retrieve
-        Hyper-parameters of Track B.
+        Hyperparameters of Track B.
     """
 
     name: Name
@@ -304,10 +274,10 @@ class Manifest(_Table):
 
     @model_validator(mode="wrap")
     @classmethod
-    def _report_everything_at_once(cls, raw: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+    def _validate_all_rules(cls, raw: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
         if not isinstance(raw, Mapping):
             return handler(raw)
-        given = {key: _as_written(value) for key, value in raw.items() if value is not None}
+        given = {key: _as_table(value) for key, value in raw.items() if value is not None}
         if "retrieve" not in given and given.get("kind") != "clip":
             raw = {**raw, "retrieve": {"enabled": False}}
         manifest: Self | None = None
@@ -315,53 +285,53 @@ class Manifest(_Table):
         try:
             manifest = handler(raw)
         except ValidationError as error:
-            problems += [_detail(each["loc"], reworded(each, root=cls)) for each in error.errors()]
-        told = {each["loc"] for each in problems}
-        broken = [rule for rule in broken_rules(given) if told.isdisjoint((rule.place, rule.place[:1]))]
-        problems += [_detail(each.place, each.says) for each in broken]
+            problems += [_detail(each["loc"], message_of(each, root=cls)) for each in error.errors()]
+        reported = {each["loc"] for each in problems}
+        broken = [rule for rule in broken_rules(given) if reported.isdisjoint((rule.place, rule.place[:1]))]
+        problems += [_detail(each.place, each.message) for each in broken]
         if manifest is None or problems:
             raise ValidationError.from_exception_data(cls.__name__, problems)
         return manifest
 
     @property
     def sha256(self) -> str:
-        """Hash of what the manifest says: comments, order and defaults that are written out do not change it."""
+        """SHA-256 of the manifest's values. Comments, key order and explicit defaults do not change it."""
         return sha256_of(self.model_dump(mode="json", exclude_none=True))
 
     @property
     def feature_dataset(self) -> str:
-        """Name of the dataset in a store, to which a crop belongs: ``librispeech``, ``librispeech+crop5s``."""
+        """Name of the dataset in a store, including the crop: ``librispeech``, ``librispeech+crop5s``."""
         return dataset_group(self.data.dataset, self.data.crop_seconds)
 
     @property
     def patterns(self) -> dict[str, str]:
-        """Split or fold name to shard pattern: train, valid, test, or the folds in the order of the file."""
+        """Split or fold name to shard pattern: train, valid and test, or the folds in file order."""
         if self.folds is not None:
             return dict(self.folds)
         return {name: getattr(self.splits, name) for name in SPLIT_NAMES}
 
     @property
     def group(self) -> str | None:
-        """Field of a clip's JSON that names its group."""
+        """Field of a clip's JSON that holds its group."""
         return None if self.splits is None else self.splits.group
 
     @property
     def feature_sets(self) -> dict[str, str]:
-        """Split or fold name to the name of the feature set that holds it.
+        """Split or fold name to the name of the feature set that stores it.
 
-        Splits with one pattern share one feature set, named after the last of them, so nothing is encoded twice.
+        Splits with the same pattern share one feature set, named after the last of them: clips are encoded once.
         """
         last_of_pattern = {pattern: name for name, pattern in self.patterns.items()}
         return {name: last_of_pattern[pattern] for name, pattern in self.patterns.items()}
 
     @property
     def wants_frames(self) -> bool:
-        """Whether the task is scored on frames, and not on one vector per window."""
+        """Whether the task is scored on frames instead of one vector per window."""
         return self.kind in ("frame", "ctc", "asr")
 
 
-def _as_written(value: object) -> object:
-    """Give a table as a file would, from a model or a mapping: without what was not said."""
+def _as_table(value: object) -> object:
+    """Return a model or mapping as a TOML file would contain it: without defaults and None."""
     if isinstance(value, BaseModel):
         return value.model_dump(exclude_unset=True, exclude_none=True)
     if isinstance(value, Mapping):
@@ -369,9 +339,9 @@ def _as_written(value: object) -> object:
     return value
 
 
-def _detail(place: tuple[int | str, ...], says: str) -> InitErrorDetails:
-    # The message is passed as it is: without a context, pydantic does not look for placeholders in it.
-    return InitErrorDetails(type=PydanticCustomError("manifest", says), loc=place, input=None)
+def _detail(place: tuple[int | str, ...], message: str) -> InitErrorDetails:
+    # PydanticCustomError without a context does not substitute placeholders in the message.
+    return InitErrorDetails(type=PydanticCustomError("manifest", message), loc=place, input=None)
 
 
 def load_manifest(path: str | os.PathLike[str]) -> Manifest:
@@ -380,7 +350,7 @@ def load_manifest(path: str | os.PathLike[str]) -> Manifest:
     Raises
     ------
     featstore.errors.ManifestError
-        The file cannot be read, is not TOML, or breaks manifest format 1: all of its problems, each with its place.
+        The file cannot be read, is not TOML, or breaks manifest format 1. The error lists all problems by place.
     """
     raw = _read_toml(Path(path))
     try:
@@ -392,7 +362,7 @@ def load_manifest(path: str | os.PathLike[str]) -> Manifest:
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        # Windows editors put a byte-order mark before the text; it is no part of it.
+        # Windows editors add a byte-order mark before the text.
         return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         problem = f"cannot be read: {(error.strerror or type(error).__name__).lower()}"

@@ -1,4 +1,4 @@
-"""Rules between the fields of a manifest, and the wording of what violates them."""
+"""Rules between the fields of a manifest, and the messages of the problems found."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, get_args
 
 from pydantic import BaseModel
 
@@ -25,8 +25,8 @@ __all__ = [
     "Problem",
     "broken_rules",
     "did_you_mean",
+    "message_of",
     "place_of",
-    "reworded",
     "shown",
     "some_of",
 ]
@@ -37,7 +37,7 @@ MOST_LISTED = 12
 
 
 def shown(value: object) -> str:
-    r"""Show a value as an error message does: on one line, and short.
+    r"""Return `value` as error messages show it: one line of at most 60 characters.
 
     >>> shown("dog\nbark")
     "'dog\\nbark'"
@@ -49,12 +49,12 @@ def shown(value: object) -> str:
 
 
 def _encodable(text: str) -> str:
-    """Spell out what a terminal or a log file cannot encode (lone surrogates)."""
+    """Escape what a terminal or a log file cannot encode (lone surrogates)."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def some_of(values: Sequence[str]) -> str:
-    """List the first dozen values, and how many more there are.
+    """List the first 12 values, and the number of the others.
 
     >>> some_of(["M", "F"])
     "'M', 'F'"
@@ -62,12 +62,12 @@ def some_of(values: Sequence[str]) -> str:
     "'11' and 88 more"
     """
     listed = ", ".join(shown(value) for value in values[:MOST_LISTED])
-    left_out = len(values) - MOST_LISTED
-    return f"{listed} and {left_out} more" if left_out > 0 else listed
+    more = len(values) - MOST_LISTED
+    return f"{listed} and {more} more" if more > 0 else listed
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Say ``"; did you mean a or b?"``, or nothing where no known word is near.
+    """Return ``"; did you mean a or b?"`` with the closest known words, or ``""`` if there is none.
 
     >>> did_you_mean("epoch", ["epochs", "batch_size"])
     '; did you mean epochs?'
@@ -79,13 +79,13 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     ''
     """
     typed, words = word.lower(), sorted(known)
-    begun = [name for name in words if len(typed) > 2 and name.startswith(typed)]
-    near = list(dict.fromkeys(difflib.get_close_matches(typed, words, n=3, cutoff=0.7) + begun))[:3]
+    prefixed = [name for name in words if len(typed) > 2 and name.startswith(typed)]
+    near = list(dict.fromkeys(difflib.get_close_matches(typed, words, n=3, cutoff=0.7) + prefixed))[:3]
     return f"; did you mean {' or '.join(near)}?" if near else ""
 
 
 def place_of(path: Sequence[int | str]) -> str:
-    """Spell a place in a manifest, in a form that TOML would understand where it is a key.
+    """Format a place in a manifest as a dotted TOML key, with list indices in brackets.
 
     >>> place_of(("probe", "epochs"))
     'probe.epochs'
@@ -104,44 +104,18 @@ def place_of(path: Sequence[int | str]) -> str:
     return place
 
 
-# Error type of pydantic -> what the value must be. {name} is filled from the error's own context.
-MUST_BE: Mapping[str, str] = {
-    "bool_type": "true or false",
-    "dict_type": "a table",
-    "finite_number": "a finite number",
-    "float_type": "a number",
-    "greater_than": "above {gt:g}",
-    "greater_than_equal": "at least {ge:g}",
-    "int_type": "a whole number",
-    "model_type": "a table",
-    "string_too_short": "text that is not empty",
-    "string_type": "text in quotes",
-    "tuple_type": "a list",
-}
-
-
-def reworded(error: ErrorDetails, *, root: type[BaseModel]) -> str:
-    """Say one finding of pydantic to the author of a manifest, its place left out."""
-    kind, place, value = error["type"], error["loc"], error["input"]
-    context: Mapping[str, Any] = error.get("ctx") or {}
-    if kind in MUST_BE:
-        return f"must be {MUST_BE[kind].format(**context)}, got {shown(value)}"
-    match kind:
+def message_of(error: ErrorDetails, *, root: type[BaseModel]) -> str:
+    """Return pydantic's message of an error, with the value and, for a misspelt key or choice, a suggestion."""
+    match error["type"]:
         case "missing":
-            says = "required, and missing"
+            return error["msg"]
         case "extra_forbidden":
-            says = _unknown_key(place, root=root)
+            return _unknown_key(error["loc"], root=root)
         case "literal_error":
-            allowed = _literals_at(place, root=root)
-            guess = did_you_mean(value, allowed) if isinstance(value, str) else ""
-            says = f"must be one of {', '.join(allowed)}, got {shown(value)}{guess}"
-        case "too_short":
-            says = f"must hold at least {context['min_length']}, got {context['actual_length']}"
-        case "value_error":
-            says = str(context["error"])
+            guess = did_you_mean(str(error["input"]), re.findall(r"'(\w+)'", error["ctx"]["expected"]))
         case _:
-            says = f"{error['msg']}, got {shown(value)}"
-    return says
+            guess = ""
+    return f"{error['msg']}, got {shown(error['input'])}{guess}"
 
 
 def _unknown_key(place: tuple[int | str, ...], *, root: type[BaseModel]) -> str:
@@ -166,15 +140,6 @@ def _tables_of(root: type[BaseModel]) -> Iterator[tuple[str, type[BaseModel]]]:
                 yield name, candidate
 
 
-def _literals_at(place: tuple[int | str, ...], *, root: type[BaseModel]) -> list[str]:
-    """List the values that a Literal field of the top of the file takes."""
-    annotation = root.model_fields[str(place[0])].annotation
-    nested = [get_args(arg) for arg in get_args(annotation)]
-    return [
-        arg for arg in (*get_args(annotation), *(inner for group in nested for inner in group)) if isinstance(arg, str)
-    ]
-
-
 MAX_BRACES = 10_000
 MAX_COMPARISONS = 100_000
 
@@ -192,7 +157,7 @@ METRICS_BY_KIND: Mapping[str, tuple[str, ...]] = {
 KINDS = tuple(METRICS_BY_KIND)
 
 RETRIEVABLE_KINDS = ("clip", "multilabel")
-SEVERAL_AT_ONCE_KINDS = ("multilabel", "frame")
+MULTI_LABEL_KINDS = ("multilabel", "frame")
 KIND_OF_TEXT_MODEL: Mapping[str, str] = {"tokenizer": "contrastive", "language_model": "asr"}
 
 KINDS_OF_HEAD: Mapping[str, tuple[str, ...]] = {
@@ -227,19 +192,19 @@ ALL_LABEL_KEYS = frozenset(key for keys in REQUIRED_LABEL_KEYS.values() for key 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """One thing that is wrong with a manifest: where, and what."""
+    """One problem of a manifest."""
 
     place: tuple[int | str, ...]
-    says: str
+    message: str
 
 
 def broken_rules(raw: Mapping[str, object]) -> Iterator[Problem]:
-    """Every rule between fields that a manifest breaks.
+    """Yield every rule between fields that a manifest breaks.
 
     Parameters
     ----------
     raw : mapping
-        A manifest as TOML gives it: tables are mappings, defaults are absent.
+        A manifest as TOML contains it: tables are mappings, defaults are absent.
     """
     yield from _either_splits_or_folds(raw)
     yield from _shards_belong_to_one_split(raw)
@@ -254,20 +219,20 @@ def broken_rules(raw: Mapping[str, object]) -> Iterator[Problem]:
 def _either_splits_or_folds(raw: Mapping[str, object]) -> Iterator[Problem]:
     splits = _table(raw, "splits")
     if "folds" in raw and any(name in splits for name in SPLIT_NAMES):
-        yield Problem(place=("folds",), says="give patterns in [splits] or in [folds], not in both")
+        yield Problem(place=("folds",), message="give patterns in [splits] or in [folds], not in both")
     elif "splits" not in raw and "folds" not in raw:
-        says = "give [splits] with train, valid and test, or [folds] with one shard pattern each"
-        yield Problem(place=("splits",), says=says)
+        message = "give [splits] with train, valid and test, or [folds] with one shard pattern each"
+        yield Problem(place=("splits",), message=message)
     elif "folds" in raw and len(_table(raw, "folds")) < 2:
-        yield Problem(place=("folds",), says=f"at least 2 folds are needed, got {len(_table(raw, 'folds'))}")
+        yield Problem(place=("folds",), message=f"at least 2 folds are needed, got {len(_table(raw, 'folds'))}")
     elif "folds" not in raw and isinstance(raw.get("splits"), Mapping):
         for name in SPLIT_NAMES:
             if name not in splits:
-                yield Problem(place=("splits", name), says="required, and missing")
+                yield Problem(place=("splits", name), message="Field required")
 
 
 def _shards_belong_to_one_split(raw: Mapping[str, object]) -> Iterator[Problem]:
-    """Two splits may share all their shards (the protocol then separates them), two folds none; neither shares some."""
+    """Splits share all their shards (the protocol then separates the clips) or none; folds are disjoint."""
     for name in ("splits", "folds"):
         patterns = {
             key: value
@@ -278,25 +243,25 @@ def _shards_belong_to_one_split(raw: Mapping[str, object]) -> Iterator[Problem]:
             first_with = {pattern: fold for fold, pattern in reversed(patterns.items())}
             for fold, pattern in patterns.items():
                 if first_with[pattern] != fold:
-                    says = f"has the same shards as {shown(first_with[pattern])}; folds are disjoint"
-                    yield Problem(place=(name, fold), says=says)
+                    message = f"has the same shards as {shown(first_with[pattern])}; folds are disjoint"
+                    yield Problem(place=(name, fold), message=message)
         names = {pattern: _names(pattern) for pattern in patterns.values()}
         for (one, wide), (other, narrow) in itertools.permutations(patterns.items(), 2):
             if wide != narrow and _covers(names[wide], names[narrow]):
-                says = f"{shown(wide)} also matches the shards of {other} ({shown(narrow)})"
-                yield Problem(place=(name, one), says=says)
+                message = f"{shown(wide)} also matches the shards of {other} ({shown(narrow)})"
+                yield Problem(place=(name, one), message=message)
 
 
 def _names(pattern: str) -> tuple[str, ...]:
-    """What a pattern stands for, at most the first ten thousand; the pattern itself where it cannot be expanded."""
+    """Expand a pattern to at most 10,000 names; a pattern that cannot be expanded is returned as it is."""
     try:
         return tuple(itertools.islice(expand_braces(pattern), MAX_BRACES))
-    except PatternError:  # told of its own
+    except PatternError:  # reported by the field's own validator
         return (pattern,)
 
 
 def _covers(wides: Sequence[str], narrows: Sequence[str]) -> bool:
-    """Whether some shard of `narrows` is one of `wides` too, as far as the names and globs tell."""
+    """Return whether a shard of `narrows` is also in `wides`, judged by names and globs."""
     literal = {each for each in wides if not set(each) & set("*?[")}
     globs = [each for each in wides if each not in literal][: MAX_COMPARISONS // max(1, len(narrows))]
     return any(each in literal or any(fnmatch.fnmatchcase(each, glob) for glob in globs) for each in narrows)
@@ -309,8 +274,8 @@ def _classes_and_mapping_agree(label: Mapping[str, object]) -> Iterator[Problem]
     known = {value for value in classes if isinstance(value, str)}
     for source, target in _table(label, "mapping").items():
         if isinstance(target, str) and target not in known:
-            says = f"maps to {shown(target)}, which is none of label.classes{did_you_mean(target, known)}"
-            yield Problem(place=("label", "mapping", source), says=says)
+            message = f"maps to {shown(target)}, which is not one of label.classes{did_you_mean(target, known)}"
+            yield Problem(place=("label", "mapping", source), message=message)
 
 
 def _metric_fits_kind(raw: Mapping[str, object], kind: str) -> Iterator[Problem]:
@@ -318,48 +283,47 @@ def _metric_fits_kind(raw: Mapping[str, object], kind: str) -> Iterator[Problem]
     if not isinstance(metric, str):
         return
     if metric not in metrics:
-        says = f"a {kind} task takes {' or '.join(metrics)}, got {shown(metric)}{did_you_mean(metric, metrics)}"
-        yield Problem(place=("metric",), says=says)
+        message = f"a {kind} task takes {' or '.join(metrics)}, got {shown(metric)}{did_you_mean(metric, metrics)}"
+        yield Problem(place=("metric",), message=message)
     if "segment_seconds" in _table(raw, "metric_args") and not metric.startswith("segment_f1"):
-        says = "only segment_f1_macro and segment_f1_micro have segments: remove it"
-        yield Problem(place=("metric_args", "segment_seconds"), says=says)
+        message = "only segment_f1_macro and segment_f1_micro have segments: remove it"
+        yield Problem(place=("metric_args", "segment_seconds"), message=message)
 
 
 def _label_fits_kind(label: Mapping[str, object], kind: str) -> Iterator[Problem]:
     required, optional = REQUIRED_LABEL_KEYS[kind], OPTIONAL_LABEL_KEYS[kind]
     for key in required:
         if key not in label:
-            yield Problem(place=("label", key), says=f"required for a {kind} task, and missing")
+            yield Problem(place=("label", key), message=f"required for a {kind} task")
     for key in label:
         if key in ALL_LABEL_KEYS and key not in required and key not in optional:
-            says = (
-                f"means nothing for a {kind} task, whose label keys are {', '.join((*required, *optional))}: remove it"
-            )
-            yield Problem(place=("label", key), says=says)
+            keys = ", ".join((*required, *optional))
+            message = f"not a label key of a {kind} task, which takes {keys}: remove it"
+            yield Problem(place=("label", key), message=message)
 
     classes = label.get("classes")
     if kind == "clip" and isinstance(classes, list | tuple) and len(classes) == 1:
-        yield Problem(place=("label", "classes"), says="a clip task tells at least 2 classes apart, got 1")
+        yield Problem(place=("label", "classes"), message="a clip task needs at least 2 classes, got 1")
 
 
 def _training_fits_kind(raw: Mapping[str, object], kind: str) -> Iterator[Problem]:
-    if "pos_weight" in _table(raw, "probe") and kind not in SEVERAL_AT_ONCE_KINDS:
-        says = f"only {' and '.join(SEVERAL_AT_ONCE_KINDS)} tasks weigh positives: remove it"
-        yield Problem(place=("probe", "pos_weight"), says=says)
+    if "pos_weight" in _table(raw, "probe") and kind not in MULTI_LABEL_KINDS:
+        message = f"only {' and '.join(MULTI_LABEL_KINDS)} tasks have a positive weight: remove it"
+        yield Problem(place=("probe", "pos_weight"), message=message)
     for key, its_kind in KIND_OF_TEXT_MODEL.items():
         if key in _table(raw, "probe") and kind != its_kind:
-            yield Problem(place=("probe", key), says=f"only a task of kind {its_kind} has one: remove it")
+            yield Problem(place=("probe", key), message=f"only tasks of kind {its_kind} have one: remove it")
     head = _table(raw, "probe").get("head")
     if isinstance(head, str) and kind not in KINDS_OF_HEAD.get(head, KINDS):
-        says = f"{shown(head)} is a head of tasks of kind {' and '.join(KINDS_OF_HEAD[head])}: remove it"
-        yield Problem(place=("probe", "head"), says=says)
+        message = f"{shown(head)} is a head of tasks of kind {' and '.join(KINDS_OF_HEAD[head])}: remove it"
+        yield Problem(place=("probe", "head"), message=message)
     retrieve = _table(raw, "retrieve")
     if retrieve and retrieve.get("enabled", True) is True and kind not in RETRIEVABLE_KINDS:
-        says = f"a {kind} task has no nearest-neighbour track: set enabled = false"
-        yield Problem(place=("retrieve", "enabled"), says=says)
+        message = f"a {kind} task has no nearest-neighbour track: set enabled = false"
+        yield Problem(place=("retrieve", "enabled"), message=message)
 
 
 def _table(raw: Mapping[str, object], name: str) -> Mapping[str, object]:
-    """Find the table of that name: empty where there is none or where it is no table."""
+    """Return the table of that name; an empty one if it is missing or not a table."""
     table = raw.get(name)
     return table if isinstance(table, Mapping) else {}

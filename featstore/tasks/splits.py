@@ -1,4 +1,4 @@
-"""Splits of a task: training, validation and test clips of each round, decided from clip names alone."""
+"""Splits of a task: training, validation and test clips of each round, computed from clip names and labels."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ __all__ = [
 
 
 def stratified_tenth(clips: NDArray[np.int64], *, ids: Sequence[str], strata: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Choose a tenth of some clips, at least one where it can, and leave every stratum at least one clip.
+    """Choose a tenth of the clips, at least one if possible; every stratum keeps at least one clip.
 
     Parameters
     ----------
     clips : int64 (n,)
         Indices into ``ids`` and ``strata``.
     ids : sequence of str (n_clips,)
-        Unique names, which are hashed.
+        Unique names. Their hashes decide the order.
     strata : int64 (n_clips,)
-        What is kept in proportion: the class of each clip, for example.
+        Stratum of each clip, such as its class. Strata keep their proportions.
 
     Returns
     -------
     int64 (about n / 10,)
-        Sorted. Empty where every stratum has a single clip.
+        Sorted indices. Empty if every stratum has a single clip.
     """
     ranked = _by_stratum_then_hash(clips, ids=ids, strata=strata)
     stratum = strata[ranked]
@@ -53,19 +53,20 @@ def stratified_tenth(clips: NDArray[np.int64], *, ids: Sequence[str], strata: ND
 def stratified_folds(
     clips: NDArray[np.int64], *, ids: Sequence[str], strata: NDArray[np.int64], n_folds: int
 ) -> tuple[NDArray[np.int64], ...]:
-    """Deal clips into folds of equal size, to within one clip over all and within each stratum.
+    """Assign clips to folds of equal size, to within one clip in total and within each stratum.
 
-    Parameters are those of `stratified_tenth`. Each fold comes sorted; some are empty where clips are fewer than folds.
+    The parameters are those of `stratified_tenth`. Each fold is sorted; folds are empty if there are fewer clips than
+    folds.
     """
     ranked = _by_stratum_then_hash(clips, ids=ids, strata=strata)
     return tuple(np.sort(ranked[fold::n_folds]) for fold in range(n_folds))
 
 
 def grouped_tenth(clips: NDArray[np.int64], *, groups: Sequence[str], strata: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Choose complete groups that hold about a tenth of some clips; every stratum keeps a clip outside of them.
+    """Choose complete groups with about a tenth of the clips; every stratum keeps a clip outside of them.
 
-    Groups are walked in the order of their hashes and taken at an even stride of clips, so that large ones are taken as
-    often as their share. The first group that may be taken is, even if it is larger than a tenth.
+    Groups are visited in hash order and taken at an even stride of clips, so that a large group is chosen as often as
+    its share. The first group that can be taken is taken, even if it is larger than a tenth.
 
     Parameters
     ----------
@@ -77,7 +78,7 @@ def grouped_tenth(clips: NDArray[np.int64], *, groups: Sequence[str], strata: ND
     Returns
     -------
     int64
-        Sorted. Empty where no group can be spared.
+        Sorted indices. Empty if no group can be taken.
     """
     members = _members(clips, groups=groups, strata=strata)
     left = np.bincount(strata[clips]) if len(clips) else np.zeros(0, np.int64)
@@ -97,26 +98,26 @@ def grouped_tenth(clips: NDArray[np.int64], *, groups: Sequence[str], strata: ND
 def grouped_folds(
     clips: NDArray[np.int64], *, groups: Sequence[str], strata: NDArray[np.int64], n_folds: int
 ) -> tuple[NDArray[np.int64], ...]:
-    """Deal complete groups into folds, the largest first, each to the fold that has the fewest clips of its strata.
+    """Assign complete groups to folds, largest first, each to the fold with the fewest clips of its strata.
 
-    There are no more folds than groups. Each fold comes sorted.
+    The number of folds is at most the number of groups. Each fold is sorted.
     """
     members = sorted(_members(clips, groups=groups, strata=strata), key=len, reverse=True)
     n_folds = min(n_folds, len(members))
     n_strata = int(strata[clips].max(initial=0)) + 1
-    held = np.zeros((n_folds, n_strata))
+    counts = np.zeros((n_folds, n_strata))
     folds: list[list[NDArray[np.int64]]] = [[] for _ in range(n_folds)]
     for mine in members:
         own = np.bincount(strata[mine], minlength=n_strata)
-        crowded = held @ own + held.sum(axis=1) * own.sum() / n_strata
-        fold = int(np.lexsort((held.sum(axis=1), crowded))[0])
+        crowded = counts @ own + counts.sum(axis=1) * own.sum() / n_strata
+        fold = int(np.lexsort((counts.sum(axis=1), crowded))[0])
         folds[fold].append(mine)
-        held[fold] += own
+        counts[fold] += own
     return tuple(np.sort(np.concatenate(mine)) for mine in folds)
 
 
 def _members(clips: NDArray[np.int64], *, groups: Sequence[str], strata: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-    """Clips of each group, by the group's most frequent stratum and then by the hash of its name."""
+    """Return the clips of each group, sorted by the group's most frequent stratum, then by the hash of its name."""
     of_group: dict[str, list[int]] = {}
     for clip in clips.tolist():
         of_group.setdefault(groups[clip], []).append(clip)
@@ -139,20 +140,21 @@ N_HASH_FOLDS = 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Round:
-    """One training and one test.
+    """One training and test round.
 
     Attributes
     ----------
     name : str
         The fold that is tested, or ``"test"``.
     train, valid, test : int64 (n,)
-        Clips. Under ``strict`` no clip is in two of them, and ``valid`` is empty only where training has no clip to
-        spare (every class has a single one): then nothing is selected, and the last epoch counts.
+        Clips. Under ``strict`` they are disjoint, and ``valid`` is empty only if every class has a single training
+        clip; then there is no model selection, and the last epoch is used.
     reference : int64 (n,)
-        Clips that a method without model selection may use: ``train``, and what ``strict`` set aside from it.
+        Clips that a method without model selection can use: ``train``, and the validation clips that ``strict`` drew
+        from it.
     leave_one_out : bool
-        Every clip is tested, on what all others teach: ``train`` is ``test``, and a clip's own windows never count, nor
-        do those of its group.
+        Every clip is tested against all others: ``train`` equals ``test``, and the windows of a clip and of its group
+        are excluded from its own search.
     """
 
     name: str
@@ -170,7 +172,7 @@ class Round:
             return
         if self.leave_one_out:
             if len(self.valid) or not np.array_equal(self.train, self.test):
-                raise ValueError(f"round {self.name!r}: leaving one out tests all of train, and selects nothing")
+                raise ValueError(f"round {self.name!r}: leave-one-out needs train equal to test and an empty valid")
             return
         parts = {"train": self.train, "valid": self.valid, "test": self.test}
         for one, other in (("train", "valid"), ("train", "test"), ("valid", "test")):
@@ -193,29 +195,29 @@ def plan_rounds(
 ) -> tuple[Round, ...]:
     """Plan the rounds of a task.
 
-    ``xares`` takes splits as they are declared; with folds it trains on the others, and both selects and tests on the
-    fold itself. ``strict`` tests every clip once on a head that was chosen without it:
+    ``xares`` uses the declared splits; with folds, each fold is both validation and test set, and the other folds are
+    the training set. ``strict`` tests every clip once with a head that was selected without it:
 
-    - with folds, or where the validation set is the test set or the training set, a stratified tenth of the round's
-      training clips, chosen by hash, selects;
-    - where the training set is the test set, five stratified hash folds take its place, or one round that leaves one
-      clip out at a time for a method that can.
+    - with folds, or if the validation set equals the test set or the training set, the validation set is a stratified
+      tenth of the round's training clips, chosen by hash;
+    - if the training set equals the test set, there are five stratified hash folds, or one leave-one-out round for a
+      method that supports it.
 
     Parameters
     ----------
     protocol : "strict" or "xares"
     members : mapping
-        Name of a feature set -> int64 (n,), its clips.
+        Name of a feature set to its clips, int64 (n,).
     roles : mapping or None
-        ``train``, ``valid`` and ``test`` -> name of a feature set; None where every member is a fold.
+        ``train``, ``valid`` and ``test`` to the name of a feature set; None if every member is a fold.
     ids : sequence of str (n_clips,)
         Unique names of all clips.
     stratify : callable
-        From the clips that are to be split, to what their parts keep in proportion, int64 (n_clips,).
+        Takes the clips to split, int64 (n,), and returns the stratum of every clip, int64 (n_clips,).
     groups : sequence of str (n_clips,), optional
-        Group of each clip: what is drawn here, the tenth and the hash folds, takes complete groups.
+        Group of each clip. The validation tenth and the hash folds consist of complete groups.
     leave_one_out : bool
-        Whether the method can do without a clip at no cost, as a search for neighbours can.
+        Whether the method can exclude one clip at no cost, as a neighbour search can.
     """
 
     def strict_round(
@@ -274,19 +276,21 @@ def _all_but(members: Mapping[str, NDArray[np.int64]], name: str) -> NDArray[np.
 def draw_support(
     clips: NDArray[np.int64], targets: NDArray[np.number], *, shots: int, rng: np.random.Generator
 ) -> NDArray[np.int64]:
-    """Draw a support set: for each class, ``shots`` of its clips without replacement, or all that there are.
+    """Draw a support set: ``shots`` clips of each class without replacement, or all clips of a smaller class.
 
     Parameters
     ----------
     clips : int64 (n,)
         Clips to draw from.
     targets : int64 (n_clips,) or (n_clips, n_classes)
-        Class indices, or label sets of 0 and 1, of all clips. A clip of several labels may be drawn for any of them.
+        Class indices, or label sets of 0 and 1, of all clips. A clip with several labels can be drawn for any of them.
+    shots : int
+    rng : numpy.random.Generator
 
     Returns
     -------
     int64 (about shots x n_classes,)
-        Sorted, each clip once.
+        Sorted indices without duplicates.
     """
     values = targets[clips]
     members = (

@@ -21,9 +21,9 @@ def test_layers_and_pools_of_one_extraction_are_probed_by_name(run: Run, folder:
         "--data", "data", "--store", "store",
     )  # fmt: skip
     assert done.code == 0, done.err
-    assert (
-        done.out.count("of which the device was busy; the run waited on") == 3
-    )  # once a split, though it made four feature sets of each
+    lines = done.out.splitlines()
+    assert [line.split(":")[0].strip() for line in lines[1:]] == ["tiny/train", "tiny/valid", "tiny/test"]
+    assert max(map(len, lines)) <= 80
     listed = json.loads(run("inspect", "--store", "store", "--split", "test", "--json").out)
     names = [f"wav2vec2-tiny{layer}{pool}" for layer in ("", ".layer2") for pool in ("", ".std")]
     assert sorted(record["encoder"] for record in listed) == sorted(names)
@@ -38,9 +38,8 @@ def test_the_command_line_says_under_which_name_the_store_has_it(run: Run, folde
     (folder / "first").rename(folder / "second")
     done = run("extract", "tiny.toml", "--encoder", "hf:second", *common)
     assert done.code == 0, done.err
-    assert done.out.count("0 shards encoded, 2 reused") == 4
-    [told] = [line for line in done.out.splitlines() if "the store has this encoder as" in line]
-    assert re.fullmatch(r"  the store has this encoder as first\.layer1@\w{8}, first@\w{8}", told)
+    assert done.out.count("2 shards reused") == 2
+    assert re.search(r"first\.layer1@\w{8}, first@\w{8}$", done.out.splitlines()[-1])
 
 
 def test_the_table_counts_layers_as_people_do(run: Run, tmp_path: Path) -> None:
@@ -53,14 +52,14 @@ def test_the_table_counts_layers_as_people_do(run: Run, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "part"),
     [
-        (["--layers", "1,x"], "layers such as 3,6,9,last"),
-        (["--layers", "1,1"], "twice"),
-        (["--layers", "1"], "logmel has no layers"),
+        (["--layers", "1,x"], "3,6,9,last"),
+        (["--layers", "1,1"], "'1,1'"),
+        (["--layers", "1"], "logmel"),
         (["--pool", "median"], "mean, max, std"),
-        (["--pool", "max,"], "different names"),
-        (["--pool", "max", "--frames", "always"], "add mean to --pool"),
+        (["--pool", "max,"], "'max,'"),
+        (["--pool", "max", "--frames", "always"], "--pool"),
         (["--max-window-seconds", "0"], "x>=0.1"),
-        (["--encoder", "hf:./nowhere"], "no model folder"),
+        (["--encoder", "hf:./nowhere"], "nowhere"),
         (["--encoder", "dasheng:huge"], "base, 0.6b, 1.2b"),
     ],
 )

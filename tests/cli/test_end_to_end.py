@@ -28,9 +28,13 @@ def test_hand_made_shards_are_extracted_probed_retrieved_and_reported(run: Run, 
     for encoder in ("logmel", "mfcc"):
         extracted = run(*EXTRACT, "--encoder", encoder)
         assert (extracted.code, extracted.error_lines) == (0, [])
-        assert "24 clips" in extracted.out
+        header, *lines = extracted.out.splitlines()
+        assert header.startswith(f"{encoder}@")
+        assert [line.split(", ")[0].strip() for line in lines] == [
+            "tiny/train: 24 clips", "tiny/valid: 6 clips", "tiny/test: 9 clips"
+        ]  # fmt: skip
     again = run(*EXTRACT, "--encoder", "mfcc")
-    assert "0 shards encoded, 2 reused" in again.out
+    assert again.out.count("2 shards reused") == 3
     for command in ("probe", "retrieve"):
         scored = run(command, "tiny.toml", "--store", "store", "--results", "results")
         assert (scored.code, scored.err) == (0, "")
@@ -38,11 +42,11 @@ def test_hand_made_shards_are_extracted_probed_retrieved_and_reported(run: Run, 
         assert "mfcc" in scored.out
     table = run("report", "--results", "results")
     assert table.code == 0
-    assert "Tiny" in table.out
-    markdown = run("report", "--results", "results", "--format", "markdown", "--out", "board.md")
+    assert "tiny" in table.out
+    markdown = run("report", "--results", "results", "--out", "board.md")
     assert (markdown.code, markdown.out) == (0, "")
     assert "| " in (folder / "board.md").read_text()
-    scores = json.loads(run("report", "--results", "results", "--format", "json").out)
+    scores = json.loads(run("report", "results", "--format", "json").out)
     assert {(score["track"], score["encoder"]) for score in scores} == {
         (track, encoder) for track in "AB" for encoder in ("logmel", "mfcc")
     }
@@ -71,7 +75,7 @@ def test_json_lists_the_clips_that_were_left_out_and_fail_on_skip_fails(run: Run
     assert len(record["skipped"]) == 24 - record["clips"] > 0
     assert all(left_out.keys() == {"shard", "key", "reason", "seconds"} for left_out in record["skipped"])
     plain = run(*EXTRACT, *options)
-    assert "left out: train-000.tar" in plain.out
+    assert "train-000.tar" in plain.out
     failed = run(*EXTRACT, *options, "--fail-on-skip")
     assert failed.code == 1
     assert "--fail-on-skip" in failed.error_lines[-1]
@@ -109,3 +113,40 @@ def test_tasks_are_listed_and_shown(run: Run) -> None:
     assert "esc50" in run("tasks").out
     [shown] = json.loads(run("tasks", "tiny.toml", "--json").out)
     assert shown["name"] == "tiny"
+
+
+def test_the_format_of_a_report_follows_its_file_and_results_are_merged(run: Run, folder: Path) -> None:
+    for encoder in ("logmel", "mfcc"):
+        assert run(*EXTRACT, "--encoder", encoder).code == 0
+        assert run("retrieve", "tiny.toml", "--store", "store", "--encoder", encoder, "--results", encoder).code == 0
+    for name in ("b.html", "b.MD", "b.csv", "b.json", "b.txt"):
+        assert run("report", "logmel", "--results", "mfcc", "--results", "logmel", "--out", name).code == 0
+    assert (folder / "b.html").read_text().startswith("<!doctype html>")
+    assert (folder / "b.MD").read_text().startswith("### ")
+    assert (folder / "b.csv").read_text().startswith("line,protocol,")
+    assert {each["encoder"] for each in json.loads((folder / "b.json").read_text())} == {"logmel", "mfcc"}
+    assert "mfcc" in (folder / "b.txt").read_text()
+    assert run("report", "logmel", "--out", "c.csv", "--format", "json").code == 0
+    assert len(json.loads((folder / "c.csv").read_text())) == 1
+    assert run("report").code == 2
+    exported = run("export", "words.npz", "--store", "store", "--encoder", "mfcc", "--split", "test", "--json")
+    assert (exported.code, (folder / "words.npz").is_file()) == (0, True)
+    assert run("export", "words.x", "--store", "store", "--encoder", "mfcc", "--split", "test").code == 2
+
+
+@pytest.mark.parametrize("place", ["before", "after"])
+def test_quiet_and_verbose_work_before_and_after_the_command(place: str, run: Run) -> None:
+    def extract(option: str) -> tuple[str, str]:
+        command = (*EXTRACT, "--encoder", "logmel", "--split", "test")
+        done = run(option, *command) if place == "before" else run(*command, option)
+        assert done.code == 0
+        return done.out, done.err
+
+    assert extract("--quiet") == ("", "")
+    out, err = extract("--verbose")
+    assert "tiny/test" in out
+    assert "logmel@" in err
+    out, err = extract("--json")[0] if place == "after" else "[]", ""
+    assert isinstance(json.loads(out), list)
+    assert extract("-q") == ("", "")
+    assert run("inspect", "store", "-q", "--json").out.startswith("[")

@@ -22,3 +22,7 @@ def test_store_and_data_are_taken_from_the_environment_and_home_is_expanded(
     assert (folder / "embeddings.zarr" / "zarr.json").is_file()
     assert run("gc", "--store=~/elsewhere.zarr").code == 2  # an option comes before the environment
     assert run("verify", "--store=~/embeddings.zarr").code == 0
+    assert run("retrieve", "~/tiny.toml", "--results=~/results").code == 0
+    assert run("report", "~/results", "--results", "~/results", "--out=~/board.csv").code == 0
+    assert run("export", "~/x.npz", "--split", "test").code == 0
+    assert sorted(path.name for path in folder.glob("*.*")) == ["board.csv", "embeddings.zarr", "tiny.toml", "x.npz"]

@@ -134,7 +134,7 @@ def test_several_failures_are_a_line_each_and_a_count(run: Run, folder: Path) ->
     outcome = extract(run)
     assert outcome.code == 1
     first, *lines, last = outcome.error_lines
-    assert "b is not extracted" in first
+    assert first.startswith("featstore: b ")
     assert [any(part in line for line in lines) for part in ("train-001", "test-000", "b: ")] == [True] * 3
     assert len(lines) == 3
     assert "2 of 12 shards" in last
@@ -147,7 +147,8 @@ def test_nothing_but_failures_is_one_line_each(run: Run, folder: Path) -> None:
     assert outcome.code == 1
     assert [each["task"] for each in json.loads(outcome.out)] == ["a"]
     [line] = outcome.error_lines
-    assert line.startswith("featstore: there is no folder nowhere")
+    assert line.startswith("featstore: ")
+    assert "nowhere" in line
     assert not Path("store").exists()
 
 
@@ -161,8 +162,8 @@ def test_an_encoder_that_breaks_its_contract_ends_the_run_and_json_has_what_was_
     failures = [each for each in records if "error" in each]
     assert [(each["task"], each["error"]) for each in failures] == [("b", "EncoderContractError"), ("c", "")]
     unrun, last = outcome.error_lines
-    assert unrun.endswith("not run: c")
-    assert "clip 'loud' of train" in last or "clip 'loud' of valid" in last
+    assert unrun.endswith(": c")
+    assert "'loud'" in last
 
 
 def test_a_store_that_cannot_be_written_ends_the_run(run: Run, folder: Path) -> None:

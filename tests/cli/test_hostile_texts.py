@@ -42,8 +42,9 @@ def harmless(outcome: Outcome) -> Outcome:
     return outcome
 
 
-def test_clips_of_a_store(run: Run, store: Path) -> None:
+def test_clips_of_a_store(run: Run, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     key = f"train/3{ESCAPES[:-1]}"
+    monkeypatch.setenv("COLUMNS", "1000")  # every field fits
     asked = ("query", key, "--store", store, "--k", "3")
     told = harmless(run(*asked))
     told_escapes = told.out.count("\\x1b[2J\\x1b]0;owned\\x07\\x9b31m\\x7f\\u202eback")
@@ -81,7 +82,7 @@ def test_a_report_in_every_format(run: Run, tmp_path: Path, form: str) -> None:
 
 
 def test_a_stream_of_few_letters_gets_escapes_and_json_that_says_the_same(tmp_path: Path) -> None:
-    write_score(scored("words", "a", 0.5, title="Wörter 🎵"), tmp_path / "results")
+    write_score(scored("words", "Wörter 🎵", 0.5), tmp_path / "results")
     code = (
         "from featstore.cli import main\n"
         "for form in ('table', 'json'):\n"
@@ -95,7 +96,7 @@ def test_a_stream_of_few_letters_gets_escapes_and_json_that_says_the_same(tmp_pa
     table, records, _ = told.stdout.split("exit 0\n")
     assert "W\\xf6rter \\U0001f3b5" in table
     assert "0.500 \\xb10.030" in table
-    assert json.loads(records)[0]["title"] == "Wörter 🎵"
+    assert json.loads(records)[0]["encoder"] == "Wörter 🎵"
 
 
 @pytest.mark.parametrize("meta", ['{"n": NaN}', '{"a": "\\ud800"}', "[" * 100_000 + "]" * 100_000, "{"])

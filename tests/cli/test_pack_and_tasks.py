@@ -88,7 +88,7 @@ def test_nothing_is_overwritten(run: Run) -> None:
     before = shards("one")
     again = run("pack", "one", "--audio", "sounds")
     assert (again.code, shards("one")) == (2, before)
-    assert "one.toml is there already" in again.err
+    assert "one.toml" in again.err
     assert "all-000000.tar" in run("pack", "one", "--audio", "sounds", "--manifest", "b.toml").err
     assert run("pack", "one", "--audio", "sounds", "--manifest", "b.toml", "--split", "more").code == 0
 
@@ -99,8 +99,8 @@ def test_a_file_that_cannot_be_read_is_left_out_and_told(run: Run, audio: Path) 
     (audio / "high/empty.flac").write_bytes(b"")
     done = run("pack", "one", "--audio", "sounds")
     assert done.code == 0
-    assert "left out sounds/low/broken.wav: it cannot be decoded" in done.out
-    assert "left out sounds/high/empty.flac: " in done.out
+    assert "sounds/low/broken.wav: " in done.out
+    assert "sounds/high/empty.flac: " in done.out
     assert len(contents("one")) == 12
     assert run("pack", "two", "--audio", "sounds", "--fail-on-skip").code == 1
 
@@ -146,10 +146,10 @@ def test_splits_of_other_names_are_folds_and_lists_of_labels_are_label_sets(run:
 @pytest.mark.parametrize(
     ("row", "says"),
     [
-        ({"file": "../outside.wav"}, "line 6: '../outside.wav' must be a path inside"),
-        ({"file": "/etc/x.wav"}, "must be a path inside"),
-        ({"file": ""}, "line 6:"),
-        ({"id": "b"}, "key 'b'"),
+        ({"file": "../outside.wav"}, "line 6: '../outside.wav'"),
+        ({"file": "/etc/x.wav"}, "/etc/x.wav"),
+        ({"file": ""}, "line 6: "),
+        ({"id": "b"}, "'b'"),
         ({"part": "a/b"}, "'a/b'"),
         ({"file": "notes.txt"}, "notes.txt"),
     ],
@@ -167,11 +167,11 @@ def test_a_line_that_cannot_be_packed_is_named(run: Run, row: dict, says: str) -
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("--audio", "nowhere"), "there is no folder"),
+        (("--audio", "nowhere"), "nowhere"),
         (("--audio", "sounds/low/deeper"), "take.0.flac"),
-        (("--audio", "sounds", "--key", "id"), "columns of a table"),
-        (("--audio", "sounds", "--csv", "a", "--jsonl", "b"), "one table"),
-        (("--audio", "sounds", "--csv", "missing.csv"), "missing.csv cannot be read: no such file or directory\n"),
+        (("--audio", "sounds", "--key", "id"), "--csv"),
+        (("--audio", "sounds", "--csv", "a", "--jsonl", "b"), "--jsonl"),
+        (("--audio", "sounds", "--csv", "missing.csv"), "missing.csv"),
     ],
 )
 def test_what_cannot_be_packed_is_one_line(run: Run, arguments: tuple[str, ...], says: str) -> None:
@@ -184,7 +184,7 @@ def test_what_cannot_be_packed_is_one_line(run: Run, arguments: tuple[str, ...],
 def test_a_folder_without_a_name_of_its_own_is_no_dataset(run: Run) -> None:
     done = run("pack", ".", "--audio", "sounds")
     assert done.code == 2
-    assert "name will be that of the dataset: got '.'; try data/NAME" in done.err
+    assert "'.'" in done.err
 
 
 @pytest.mark.usefixtures("audio")
@@ -193,7 +193,8 @@ def test_files_of_which_none_can_be_read_make_no_task(run: Run, audio: Path) -> 
         path.write_bytes(b"nonsense")
     done = run("pack", "one", "--audio", "sounds")
     assert done.code == 1
-    assert "none of 12 files can be packed; the first, sounds/high/deeper/take.0.flac: " in done.err
+    assert "12 files" in done.err
+    assert "sounds/high/deeper/take.0.flac: " in done.err
     assert not Path("one.toml").exists()
 
 
@@ -201,8 +202,8 @@ def test_files_of_which_none_can_be_read_make_no_task(run: Run, audio: Path) -> 
 @pytest.mark.parametrize(
     ("more", "says"),
     [
-        ('"loudness": NaN', "line 1: it is not valid JSON (NaN"),
-        ('"deep": ' + "[" * 100_000, "line 1:"),
+        ('"loudness": NaN', "line 1: "),
+        ('"deep": ' + "[" * 100_000, "line 1: "),
     ],
 )
 def test_a_line_of_what_only_python_takes_for_json_is_named(run: Run, more: str, says: str) -> None:
@@ -223,9 +224,11 @@ def test_odd_and_long_names_and_labels_inside_objects_come_through(run: Run) -> 
     assert done.err == ""
     Path("t.jsonl").write_text("\n".join(json.dumps(each) for each in (row, {**row, "key": "x", "who": None})))
     some = run("pack", "some", "--audio", "sounds", "--jsonl", "t.jsonl", "--key", "key", "--label", "who.age")
-    assert "1 of 2 clips have no label at 'who.age', x among them" in some.err
+    assert "1 of 2 clips" in some.err
+    assert "'who.age'" in some.err
     dotted = run("pack", "two", "--audio", "sounds", "--csv", "t.csv", "--label", "who.age")
-    assert "'who.age' cannot be the column of labels: a dot reaches into an object" in dotted.err
+    assert dotted.code == 2
+    assert "'who.age'" in dotted.err
 
 
 def test_what_is_no_audio_file_is_listed_and_the_others_are_packed(run: Run, audio: Path) -> None:
@@ -293,7 +296,7 @@ def test_a_manifest_to_start_from_has_no_schedule_and_knows_validation_by_other_
     assert run("pack", "one", "--audio", "sounds", "--jsonl", "t.jsonl", *COLUMNS).code == 0
     manifest = load_manifest(Path("one.toml"))
     assert manifest.patterns == {"train": "train-*.tar", "valid": "dev-*.tar", "test": "test-*.tar"}
-    assert "# no part of the task: rest" in Path("one.toml").read_text()
+    assert "rest" in Path("one.toml").read_text()
     assert "[probe]" not in Path("one.toml").read_text()  # the default trains until it has converged
 
 

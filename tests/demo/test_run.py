@@ -24,27 +24,22 @@ SMALL = (
 
 
 def test_a_demo_ends_in_scores_above_chance_and_a_second_one_encodes_nothing(tmp_path: Path) -> None:
-    said: list[str] = []
-    first = run_demo(tmp_path, encoders=("logmel",), collections=SMALL, say=said.append)
+    first = run_demo(tmp_path, encoders=("logmel",), collections=SMALL, say=lambda _: None)
     assert {(score.task, score.track) for score in first.scores} == {
         (collection.dataset, track) for collection in SMALL for track in "AB"
     }
     assert all(score.value > 0.2 for score in first.scores)
     assert [(table.track, len(table.rows)) for table in first.leaderboard.tables] == [("A", 2), ("B", 2)]
     assert sum(record.shards_done for record in first.extracts) == 9
-    assert "9 shards made, 0 reused" in said[0]
     page = first.report_path.read_text(encoding="utf-8")
     assert first.report_path == tmp_path / "report.html"
     assert page.count('<figure class="chart"') == 4  # by k and by training clips, of two tasks
     assert page.count('<table class="cm">') == 4
     assert "Embedding spaces" in page
-    assert "by chance" in page
 
-    said.clear()
-    second = run_demo(tmp_path, encoders=("logmel",), collections=SMALL, say=said.append)
+    second = run_demo(tmp_path, encoders=("logmel",), collections=SMALL, say=lambda _: None)
     assert sum(record.shards_done for record in second.extracts) == 0
-    assert "0 shards made, 9 reused" in said[0]
-    assert "0 shards encoded, 9 reused" in said[1]
+    assert sum(record.shards_reused for record in second.extracts) == 9
     assert [score.value for score in second.scores] == pytest.approx([score.value for score in first.scores])
     assert [score.key for score in second.scores] == [score.key for score in first.scores]
     assert len(read_scores(first.results_dir)) == len(first.scores)
@@ -58,8 +53,10 @@ def test_the_last_line_of_the_command_names_the_page_it_wrote(tmp_path: Path) ->
     page = Path(told.stdout.splitlines()[-1].rpartition(": ")[2])
     assert page == folder / "report.html"
     assert "<h1>The demo</h1>" in page.read_text(encoding="utf-8")
-    further = [shlex.split(line) for line in told.stdout.splitlines() if line.startswith("  featstore ")]
-    assert [words[1] for words in further] == ["probe", "inspect", "explore"]
+    further = [
+        shlex.split(line) for line in told.stdout.replace("\\\n", "").splitlines() if line.startswith("  featstore ")
+    ]
+    assert [words[1] for words in further] == ["inspect", "probe", "explore"]
     for words in further:
         assert CliRunner().invoke(cli, words[1:]).exit_code == 0
     assert "<title>demo-scenes/fold1" in (folder / "map.html").read_text(encoding="utf-8")

@@ -338,7 +338,7 @@ def test_a_layer_is_said_once(model: Path) -> None:
 
 def test_an_encoder_of_one_vector_has_no_layers_and_nothing_to_pool(saved: Path) -> None:
     assert "no layers" in why(saved / "clap", layers=[1])
-    assert "nothing to pool" in why(saved / "clap", pools=["mean", "std"])
+    assert "--pool must be mean" in why(saved / "clap", pools=["mean", "std"])
 
 
 def test_a_name_beside_a_folder_that_is_there_is_a_path(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

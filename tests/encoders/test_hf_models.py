@@ -224,7 +224,7 @@ def test_a_model_leaves_no_tensor_behind_when_it_is_moved_and_looks_at_none_on_i
     rate = encoder.facts.sample_rate_hz  # a second is what loading has run it on: what it keeps of that is found again
     layers = run._layers(torch.empty((3, rate), device=device), np.array([rate, rate - 99, rate // 2]))
     with torch.inference_mode():
-        made = [run._made(output, layers[output.layer]) for output in encoder.outputs]
+        made = [run._device_output(output, layers[output.layer]) for output in encoder.outputs]
         sent = [tensor for each in made for tensor in (each.is_finite(), *each.to_transfer())]
     assert {tensor.device for tensor in sent} == {device}
 

@@ -212,7 +212,7 @@ def test_what_an_encoder_returns_on_another_device_is_brought_to_its_own(monkeyp
     for own, counts in ((None, None), (torch.ones(2, 2), None), (None, torch.tensor([3, 1]))):
         output = EncoderOutput(frames=torch.ones(2, 5, 2), utterance=own, n_frames=counts)
         with torch.inference_mode():
-            made = run._made(Output(), run._layer(None, output, np.array([50, 20])))
+            made = run._device_output(Output(), run._layer(None, output, np.array([50, 20])))
         assert {tensor.device for tensor in made.to_transfer()} == {device}
 
 
@@ -225,7 +225,7 @@ class FailsLater:
 
 def test_what_goes_wrong_on_a_device_is_one_line_wherever_it_comes_up(monkeypatch: pytest.MonkeyPatch) -> None:
     run = start(Ramp())
-    monkeypatch.setattr(run, "_made", lambda output, layer: FailsLater())
+    monkeypatch.setattr(run, "_device_output", lambda output, layer: FailsLater())
     for encode in (run, run.begin):
         with pytest.raises(EncoderError, match=r"handmade.forward failed on float32 \(2, 50\): AcceleratorError: CUDA"):
             encode(*batch(50, 20))

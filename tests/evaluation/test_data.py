@@ -128,7 +128,7 @@ def test_a_class_that_only_the_test_shows_is_a_class_and_is_told():
     ("sets", "error", "says"),
     [
         pytest.param({**SPLITS, "valid": tiny.TinySet([], [SkippedClip(shard="s", key="k", reason="r")])}, DataError,
-                     "'valid' holds no clip; 1 were left out", id="a split without clips"),
+                     "'valid' has no clip; 1 skipped", id="a split without clips"),
         pytest.param({**SPLITS, "train": tiny.clips("train", 9, n_classes=1)}, LabelError,
                      "9 training clips show 1 class (class-0)", id="a single class"),
         pytest.param({**SPLITS, "test": [tiny.Clip("bad", "class-0", np.array([[1.0] * 7 + [np.nan]]))]}, DataError,
@@ -235,7 +235,7 @@ def test_a_test_set_without_anything_to_count_is_an_error_and_no_score(name, pro
     """Not even a NaN, which no file of results can hold."""
     y_true, y_score = np.zeros((4, 3)), np.full((4, 3, 2) if name.startswith("segment") else (4, 3), 0.0)
     test_set = TestSet(y_true=y_true, y_scores=(y_score,), clip=np.arange(4))
-    with pytest.raises(DataError, match=f"{name} has nothing to count: no clip shows a class"):
+    with pytest.raises(DataError, match=name):
         score_test_sets(find_metric(name, protocol), [test_set], clip_ids=list("abcd"))
 
 

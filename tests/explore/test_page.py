@@ -103,7 +103,7 @@ def test_of_more_clips_than_points_a_draw_is_shown_that_repeats(tmp_path, rng):
     )
     assert data_of(html) == data_of(again)
     assert (data_of(html)["n"], len(set(data_of(html)["keys"]))) == (20, 20)
-    assert "20 of 90 clips, drawn at random," in html
+    assert "20 of 90 clips" in html
     assert data_of(html)["columns"][data_of(html)["colour"]]["name"] == "snr"
 
 
@@ -142,13 +142,13 @@ def test_umap_keeps_clusters_together_and_repeats(rng):
     distances = np.linalg.norm(found.xy[:, None] - found.xy[None], axis=2) + np.eye(90) * 1e9
     assert (distances.argmin(axis=1) // 30 == np.arange(90) // 30).mean() > 0.95
     assert projection.umap(X[:20]).xy.shape == (20, 2)
-    with pytest.raises(UsageError, match="at least 20 clips, and here are 19: take --map pca"):
+    with pytest.raises(UsageError, match=r"20 .* 19: .*--map pca"):
         projection.umap(X[:19])
 
 
 def test_umap_that_is_not_installed_is_told(monkeypatch):
     monkeypatch.setitem(sys.modules, "umap", None)
-    with pytest.raises(UsageError, match=r"--map umap needs umap, which is not installed: .*or take --map pca"):
+    with pytest.raises(UsageError, match=r"--map pca.* umap.*featstore\[umap\]"):
         projection.umap(np.eye(4, dtype=np.float32))
 
 
@@ -223,12 +223,12 @@ def test_columns_that_would_make_the_page_too_large_are_named_instead(tmp_path, 
     write_set(tmp_path / "s", clips)
     html = render_map(explore(take_points(opened(tmp_path / "s"), max_points=999)))
     assert [column["name"] for column in data_of(html)["columns"]] == ["word", "(seconds)", "(shard)"]
-    assert "said: they would make the page too large" in html
+    assert "<dd>said: " in html
 
 
 def test_a_colour_that_no_clip_has_is_told(tmp_path, rng):
     write_set(tmp_path / "s", some(5, rng))
-    with pytest.raises(LabelError, match=r"no clip of .* has a field 'wrod' to colour by: there are word, by\.id"):
+    with pytest.raises(LabelError, match=r"'wrod'.* word, by\.id"):
         explore(take_points(opened(tmp_path / "s"), max_points=9), colour="wrod")
 
 

@@ -95,7 +95,7 @@ def test_the_page_and_every_clip_are_served_as_the_encoder_heard_them(server, fs
 )  # fmt: skip
 def test_no_other_path_is_there(server, path):
     status, _, body = get(server, path)
-    assert (status, body) == (404, b"nothing here\n")
+    assert (status, b"secret" in body) == (404, False)
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_a_piece_of_a_sound_can_be_had(server, asked, status, piece):
 def test_a_store_cannot_name_a_file_outside_of_the_datasets_folder(place, fs, name):
     audio = ClipAudio(fs, place / "data")
     audio._shards = [replace(shard, name=name, size=6) for shard in audio._shards]
-    with pytest.raises(ShardError, match="is not below"):
+    with pytest.raises(ShardError, match="not below"):
         audio.flac(0)
 
 
@@ -163,9 +163,9 @@ def test_a_shard_that_has_gone_or_changed_gives_no_sound_and_the_others_do(tmp_p
         assert server.sound(9) is None
     assert set(audio.excerpts(range(9))) == {5, 6, 7, 8}
     (tmp_path / "data/tiny" / first.name).write_bytes(first.read_bytes() + bytes(512))
-    with pytest.raises(ShardError, match="is not as it was when it was encoded"):
+    with pytest.raises(ShardError, match=r"train-000\.tar"):
         audio.flac(0)
-    with pytest.raises(ShardError, match="--data is the folder"):
+    with pytest.raises(ShardError, match="--data"):
         ClipAudio(fs, tmp_path)
 
 

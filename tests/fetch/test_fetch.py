@@ -198,7 +198,7 @@ def test_a_server_that_ignores_ranges_is_read_from_the_start(server: Server, tmp
 def test_a_server_that_always_breaks_at_one_place_is_given_up(server: Server, tmp_path: Path) -> None:
     server.knows_ranges = False
     server.break_after["train-0.tar"] = [100_000] * 50
-    with pytest.raises(FetchError, match="times without getting further"):
+    with pytest.raises(FetchError, match=r"train-0\.tar: .* 6 consecutive failures"):
         fetch(server, tmp_path)
 
 
@@ -228,7 +228,7 @@ def test_what_is_never_as_listed_is_an_error_and_no_shard(
 
 def test_a_server_that_sends_nothing_any_more_is_given_up_and_what_came_is_kept(server: Server, tmp_path: Path) -> None:
     server.break_after["train-0.tar"] = [1000] + [0] * 50
-    with pytest.raises(FetchError, match=r"train-0\.tar: .* times without getting further. The same command goes on"):
+    with pytest.raises(FetchError, match=r"train-0\.tar: .* 6 consecutive failures"):
         fetch(server, tmp_path)
     assert held(tmp_path)[".train-0.tar.part"] == BODY["train-0.tar"][:1000]
     server.break_after.clear()
@@ -273,10 +273,10 @@ def test_the_tars_of_a_zip_become_shards_and_nothing_else_of_it_does(server: Ser
 @pytest.mark.parametrize(
     ("body", "says"),
     [
-        (b"no zip", "cannot be unpacked"),
-        (zipped({"a.txt": b""}), "holds no .tar"),
-        (zipped({"a/x.tar": b"1", "b/x.tar": b"2"}), "two tars of one name"),
-        (zipped({"x.tar": b"original"}).replace(b"original", b"tampered"), "cannot be unpacked"),
+        (b"no zip", "extracted"),
+        (zipped({"a.txt": b""}), "no .tar"),
+        (zipped({"a/x.tar": b"1", "b/x.tar": b"2"}), "two tars"),
+        (zipped({"x.tar": b"original"}).replace(b"original", b"tampered"), "extracted"),
     ],
     ids=["no zip", "no tar", "two of one name", "damaged"],
 )
@@ -293,13 +293,13 @@ def test_a_zip_that_cannot_be_taken_apart_is_an_error(server: Server, tmp_path: 
 @pytest.mark.parametrize(
     ("listed", "says"),
     [
-        ({"key": "../up.tar"}, "no plain file name"),
-        ({"key": "a/b.tar"}, "no plain file name"),
-        ({"key": ".hidden.tar"}, "no plain file name"),
-        ({"key": "c:x.tar"}, "no plain file name"),
-        ({"checksum": "sha256:00"}, "no MD5"),
+        ({"key": "../up.tar"}, "plain file name"),
+        ({"key": "a/b.tar"}, "plain file name"),
+        ({"key": ".hidden.tar"}, "plain file name"),
+        ({"key": "c:x.tar"}, "plain file name"),
+        ({"checksum": "sha256:00"}, "MD5"),
         ({"size": "9"}, "no size"),
-        ({"links": {"self": "file:///etc/passwd"}}, "not at a web address"),
+        ({"links": {"self": "file:///etc/passwd"}}, "file:///etc/passwd"),
         ({"links": {}}, "'self' is missing"),
         ({"key": "TEST-0.tar"}, "lists a file twice"),
     ],

@@ -149,5 +149,5 @@ def test_the_interval_is_by_clip():
 
 
 def test_no_query_has_no_recall():
-    with pytest.raises(DataError, match="needs a query"):
+    with pytest.raises(DataError, match="query"):
         RecallAt(k=1).score(np.zeros(0, int), np.zeros(0))

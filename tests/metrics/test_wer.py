@@ -99,5 +99,5 @@ def test_an_error_rate_is_edits_per_word():
 
 def test_without_jiwer_one_line_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "jiwer", None)
-    with pytest.raises(UsageError, match=r"jiwer, which is not installed: `pip install featstore\[asr\]`$"):
+    with pytest.raises(UsageError, match=r"jiwer.*featstore\[asr\]"):
         count_edits(["a"], ["a"], unit="word")

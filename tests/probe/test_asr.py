@@ -252,5 +252,5 @@ def test_a_task_without_a_language_model_says_where_it_is_named(store):
 @pytest.mark.parametrize(("library", "extra"), [("jiwer", "asr"), ("transformers", "hf")])
 def test_without_a_library_one_line_says_what_to_install(store, model_folder, monkeypatch, library, extra):
     monkeypatch.setitem(sys.modules, library, None)
-    with pytest.raises(UsageError, match=rf"{library}.*`pip install featstore\[{extra}\]`$"):
+    with pytest.raises(UsageError, match=rf"{library}.*featstore\[{extra}\]"):
         probe_task(store, task(model_folder))

@@ -216,7 +216,7 @@ def test_a_tokenizer_that_is_not_there_is_one_line_with_a_remedy(store, tmp_path
 
 def test_without_transformers_one_line_says_what_to_install(store, monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(UsageError, match=r"transformers.*`pip install featstore\[hf\]`$"):
+    with pytest.raises(UsageError, match=r"transformers.*featstore\[hf\]"):
         probe_task(store, with_probe(tokenizer="bert-base-uncased"), seeds=(0,))
 
 

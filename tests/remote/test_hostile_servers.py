@@ -78,7 +78,7 @@ def test_an_object_without_an_end_is_read_as_far_as_its_kind_may_go(monkeypatch)
             request.wfile.write(b" " * 65536)
 
     with hostile_server(answer) as (url, _), bounded():
-        with pytest.raises(RemoteError, match="larger than the 1,048,576 bytes"):
+        with pytest.raises(RemoteError, match="larger than 1,048,576 bytes"):
             featstore.open(f"{url}/x.zarr")
         assert len(open_remote(url).get("key", most_bytes=1000)) == 1001
 
@@ -148,7 +148,7 @@ def test_an_index_page_that_links_to_itself_for_ever_ends():
         request.send(index_of("deeper/"), kind="text/html")
 
     with hostile_server(answer) as (url, requests), bounded():
-        with pytest.raises(RemoteError, match="go on and on"):
+        with pytest.raises(RemoteError, match="index pages exceed"):
             list(open_remote(url).objects(""))
         assert len(requests) <= limits.MOST_DEPTH + 2
 
@@ -164,7 +164,7 @@ def test_index_pages_that_branch_for_ever_end(monkeypatch):
         request.send(index_of(*(f"{at}/" for at in range(100))), kind="text/html")
 
     with hostile_server(answer) as (url, requests), bounded():
-        with pytest.raises(RemoteError, match="go on and on"):
+        with pytest.raises(RemoteError, match="index pages exceed"):
             list(open_remote(url).objects(""))
         assert len(requests) <= 51
         with pytest.raises(StoreError):

@@ -172,7 +172,7 @@ def test_an_average_takes_only_scores_of_which_one_is_perfect(score: Score) -> N
     assert table.averages[0].n_tasks == 1
 
 
-def test_what_is_not_averaged_is_listed_apart(score: Score) -> None:
-    laid_out = grid(_only(build([score(task="near", title="Near", metric="d_prime", value=3.5), score()])))
-    assert [cell.text for cell in laid_out.averages[-1].cells] == ["n/a"]
-    assert "Near" in laid_out.averages[-1].head
+def test_what_is_not_averaged_is_a_column_and_no_average_of_one_task_is_shown(score: Score) -> None:
+    laid_out = grid(_only(build([score(task="near", metric="d_prime", value=3.5), score()])))
+    assert laid_out.header == ("Encoder", "near\nd_prime", "words\naccuracy")
+    assert any("d_prime" in note for note in laid_out.notes)

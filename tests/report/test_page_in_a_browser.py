@@ -88,11 +88,11 @@ def test_hovering_says_intervals_and_what_was_taken_for_what(browser: Browser) -
     page.locator("#open-all").click()
     page.evaluate("document.querySelectorAll('details.part').forEach((each) => { each.open = true; })")
     page.locator("table.cm tbody td").first.hover()
-    assert tip.text_content().startswith("class 0 taken for class 0: ")
+    assert tip.text_content().startswith("class 0 predicted as class 0: ")
     image = page.locator("img.cm").first
     box = image.bounding_box()
     image.hover(position={"x": box["width"] * 1.5 / 40, "y": box["height"] * 39.5 / 40})
-    assert tip.text_content().startswith("class 39 taken for class 1: ")
+    assert tip.text_content().startswith("class 39 predicted as class 1: ")
     point = page.locator("figure.chart svg .point").first
     assert ": 0." in point.locator("title").text_content()
     assert opened.problems == []
@@ -128,7 +128,6 @@ def test_a_phone_shows_it_without_scrolling_sideways_and_paper_shows_all_of_it(b
     assert (
         heads.first.locator("button").evaluate(display) == "contents"
     )  # else Chromium drops it on a table's next page
-    assert page.locator("tfoot").first.evaluate(display) == "table-row-group"  # averages stand at the end alone
     page.emulate_media(media="screen")
     page.evaluate("dispatchEvent(new Event('afterprint'))")
     assert page.locator("details.task[open]").count() == 0
@@ -139,10 +138,10 @@ def test_a_phone_shows_it_without_scrolling_sideways_and_paper_shows_all_of_it(b
 def test_a_link_to_something_folded_away_opens_it(browser: Browser) -> None:
     opened = browser.open(everything())
     page = opened.page
-    page.locator("#board-strict-A table.matrix tbody th a").first.click()
-    assert page.locator("details.task[open]").count() == 1
+    page.locator("#board-strict-A table.matrix thead a").first.click()
+    page.locator("details.task[open]").wait_for()
     page.locator("#board-strict-A table.rank tbody th a").first.click()
-    assert page.locator("#recipes details[open] dt").first.is_visible()
+    page.locator("#recipes details[open] dt").first.wait_for(state="visible")
     page.close()
 
 

@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import io
+import re
 
-from featstore.cli.progress import PlainProgress, progress_bar, scoring
+import pytest
+
+from featstore.cli.progress import downloading, progress_bar, scoring, steps
 from featstore.extract import Progress
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
 
 
 def _split(watcher: Progress, *, shards: int, reused: int, seconds: float = 60.0) -> None:
@@ -17,41 +25,64 @@ def _split(watcher: Progress, *, shards: int, reused: int, seconds: float = 60.0
     watcher.end()
 
 
-def test_a_log_gets_plain_lines_without_control_characters() -> None:
+def test_a_short_run_writes_nothing_to_a_log() -> None:
     out = io.StringIO()
     with progress_bar(stream=out) as watcher:
         _split(watcher, shards=3, reused=1)
-    first, last = out.getvalue().splitlines()
-    assert first == "words/train: 2 shards to encode, 1 reused"
-    assert last.startswith("words/train: 2/2 shards, 200 clips")
+    assert out.getvalue() == ""
+
+
+def test_a_log_gets_a_plain_line_every_ten_seconds_across_splits() -> None:
+    out, now = io.StringIO(), [0.0]
+    with progress_bar(stream=out, clock=lambda: now[0]) as watcher:
+        for label in ("words/train", "words/test"):
+            watcher.begin(label=label, shards_total=3, shards_reused=1)
+            for _ in range(500):
+                now[0] += 0.1
+                watcher.advance(clips=1, audio_seconds=2.0)
+            watcher.shard_done()
+            watcher.end()
+    lines = out.getvalue().splitlines()
+    assert 9 <= len(lines) <= 10
+    assert re.fullmatch(r"words/train: 0/2 shards, 10[01] clips, 20 x", lines[0])
+    assert lines[-1].startswith("words/test: 0/2 shards, ")
     assert "\x1b" not in out.getvalue()
 
 
-def test_a_log_gets_at_most_a_line_every_ten_seconds() -> None:
-    written: list[str] = []
-    now = [0.0]
-    watcher = PlainProgress(written.append, clock=lambda: now[0])
-    watcher.begin(label="words/train", shards_total=1, shards_reused=0)
-    for _ in range(1000):
-        now[0] += 0.1
-        watcher.advance(clips=1, audio_seconds=2.0)
-    watcher.shard_done()
-    watcher.end()
-    assert 10 <= len(written) <= 13
-    assert written[-1] == "words/train: 1/1 shards, 1,000 clips, 10 clips/s, 20 x real time\n"
+@pytest.mark.parametrize("width", [40, 60, 80, 120])
+def test_progress_on_a_terminal_never_wraps(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    out = Terminal()
+    with progress_bar(stream=out) as watcher:
+        watcher.begin(label="a-very-long-data-set-name/training-split " * 2, shards_total=12_345, shards_reused=0)
+        watcher.advance(clips=1_234_567, audio_seconds=1e7)
+        watcher.shard_done()
+        watcher.end()
+    with scoring(stream=out) as show:
+        show(1, 1000, "task by encoder " * 10)
+    with steps(stream=out) as begin:
+        begin("a long step " * 20)
+    with downloading(stream=out) as watcher:
+        watcher.begin(label="a-very-long-task-name " * 4, bytes_total=10**12)
+        watcher.advance(10**11)
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", out.getvalue()).replace("\r", "\n")
+    assert max(map(len, shown.splitlines())) <= width
+    assert len({line[:8] for line in shown.splitlines() if "shards" in line}) <= 12  # the spinner alone changes
 
 
-def test_a_split_that_is_all_there_is_one_line() -> None:
-    written: list[str] = []
-    _split(PlainProgress(written.append, clock=lambda: 0.0), shards=2, reused=2)
-    assert written == ["words/train: 0 shards to encode, 2 reused\n"]
+def test_quiet_shows_no_progress(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("featstore.cli.progress.is_quiet", lambda: True)
+    out, log, now = Terminal(), io.StringIO(), [0.0]
+    for stream in (out, log):
+        with progress_bar(stream=stream, clock=lambda: now[0]) as watcher:
+            watcher.begin(label="words/train", shards_total=1, shards_reused=0)
+            now[0] += 60
+            watcher.advance(clips=1, audio_seconds=1.0)
+            watcher.end()
+    assert (out.getvalue().strip(), log.getvalue()) == ("", "")
 
 
 def test_a_terminal_gets_a_bar_with_shards_clips_and_speed() -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
     out = Terminal()
     with progress_bar(stream=out) as watcher:
         _split(watcher, shards=3, reused=1)
@@ -61,10 +92,6 @@ def test_a_terminal_gets_a_bar_with_shards_clips_and_speed() -> None:
 
 
 def test_a_log_hears_of_scores_at_most_every_ten_seconds_and_a_terminal_of_each() -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
     log, terminal, now = io.StringIO(), Terminal(), [0.0]
     for out in (log, terminal):
         with scoring(stream=out, clock=lambda: now[0]) as tell:

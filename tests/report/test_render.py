@@ -11,7 +11,7 @@ from collections.abc import Callable
 import pytest
 
 from featstore.records import ScoreRecord
-from featstore.report import build, grid, to_csv, to_json, to_markdown
+from featstore.report import build, grid, published_scores, to_csv, to_json, to_markdown
 
 Score = Callable[..., ScoreRecord]
 
@@ -28,20 +28,15 @@ def records(score: Score) -> list[ScoreRecord]:
 def test_markdown_shows_scores_intervals_the_best_the_missing_and_how_complete_an_average_is(
     records: list[ScoreRecord],
 ) -> None:
-    assert to_markdown(build(records)).splitlines() == [
-        "### Track A, linear probe (strict protocol)",
-        "",
-        "| Task | Metric | logmel | mfcc |",
-        "| --- | --- | ---: | ---: |",
-        "| Noises \\| all | mAP | ? 0.500 | **0.750** |",
-        "| Words* | accuracy | 0.900 ±0.020 | – |",
-        "| Weighted average, public 1 task |  | ? 0.500 | **0.750** |",
-        "| Weighted average, 2 tasks |  | 0.800 | 0.750 (1 of 2 tasks) |",
-        "",
-        "±: half of the 95 % interval, or the deviation over seeds where there is none  ",
-        "?: not comparable with the best: `featstore report --compare` has the reason  ",
-        "*: a private task, left out of the average over public tasks  ",
+    lines = to_markdown(build(records)).splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines if line.startswith("|")]
+    assert rows == [
+        ["Encoder", "Average<br>2 tasks", "noises<br>mAP", "words*<br>accuracy"],
+        ["---", "---:", "---:", "---:"],
+        ["logmel", "0.800", "? 0.500", "0.900 ±0.020"],
+        ["mfcc", "0.750 (1 of 2)", "**▸ 0.750**", "–"],
     ]
+    assert [line[0] for line in lines[7:] if line] == ["±", "A", "▸", "?", "*"]
 
 
 def test_csv_has_every_entry_unrounded_and_no_line_for_what_is_missing(records: list[ScoreRecord]) -> None:
@@ -77,7 +72,7 @@ def test_a_terminal_shows_the_same_words_as_markdown(records: list[ScoreRecord])
     out = io.StringIO()
     show(leaderboard_tables(build(records)), stream=out)
     text = out.getvalue()
-    for words in ("Track A, linear probe", "▸ 0.750", "0.900 ±0.020", "–", "0.750 (1 of 2 tasks)", "*: a private task"):
+    for words in ("Track A", "noises", "▸ 0.750", "0.900 ±0.020", "–", "0.750 (1 of 2)"):
         assert words in text
     assert "▸ 0.500" not in text
 
@@ -95,22 +90,24 @@ def test_a_wide_leaderboard_loses_nothing_in_a_file(score: Score) -> None:
 
 
 @pytest.mark.parametrize("width", [60, 80, 100, 200])
-def test_on_a_narrow_terminal_no_score_is_broken_and_every_table_has_its_tasks(score: Score, width: int) -> None:
+def test_on_a_narrow_terminal_no_score_is_broken_and_every_block_has_the_encoders(score: Score, width: int) -> None:
     from rich.console import Console
 
     from featstore.cli.tables import leaderboard_tables
 
-    values = {f"encoder-{index}": 0.1 + 0.01 * index for index in range(8)}
-    board = build([score(encoder=name, value=v, ci_low=v - 0.02, ci_high=v + 0.02) for name, v in values.items()])
+    values = {f"task-{index}": 0.1 + 0.01 * index for index in range(8)}
+    board = build(
+        [score(encoder="encoder", task=t, value=v, ci_low=v - 0.02, ci_high=v + 0.02) for t, v in values.items()]
+    )
     console = Console(file=io.StringIO(), force_terminal=True, color_system=None, width=width)
     console.print(leaderboard_tables(board))
     lines = console.file.getvalue().splitlines()
     assert max(map(len, lines)) <= width
-    shown = " ".join(line for line in lines if line.strip().startswith("Words "))
+    shown = " ".join(line for line in lines if line.strip().startswith("encoder "))
     assert [value for value in values.values() if f"{value:.3f} ±" not in shown] == []
-    tables = sum("Task" in line for line in lines)
-    assert tables == sum(line.strip().startswith("Words ") for line in lines)
-    assert (tables == 1) == (width == 200)
+    blocks = sum("Encoder" in line for line in lines)
+    assert blocks == sum(line.strip().startswith("encoder ") for line in lines)
+    assert (blocks == 1) == (width == 200)
 
 
 def test_on_a_terminal_the_best_and_only_the_best_are_bold(records: list[ScoreRecord]) -> None:
@@ -121,14 +118,14 @@ def test_on_a_terminal_the_best_and_only_the_best_are_bold(records: list[ScoreRe
     console = Console(file=io.StringIO(), force_terminal=True, color_system="standard", width=120)
     console.print(leaderboard_tables(build(records)))
     bold = re.findall(r"\x1b\[1[;\d]*m([^\x1b]*\d\.\d{3}[^\x1b]*)", console.file.getvalue())
-    assert [text.strip() for text in bold] == ["▸ 0.750", "▸ 0.750"]
+    assert [text.strip() for text in bold] == ["▸ 0.750"]
 
 
-def test_a_title_that_looks_like_markup_is_text_to_a_terminal(score: Score) -> None:
+def test_a_name_that_looks_like_markup_is_text_to_a_terminal(score: Score) -> None:
     from featstore.cli.tables import leaderboard_tables, plain_table, show
 
     out = io.StringIO()
-    show(leaderboard_tables(build([score(title="[red]x[/nope]")])), plain_table(["a"], [["[bold]1"]]), stream=out)
+    show(leaderboard_tables(build([score(encoder="[red]x[/nope]")])), plain_table(["a"], [["[bold]1"]]), stream=out)
     assert "[red]x[/nope]" in out.getvalue()
     assert "[bold]1" in out.getvalue()
 
@@ -136,7 +133,33 @@ def test_a_title_that_looks_like_markup_is_text_to_a_terminal(score: Score) -> N
 def test_a_table_of_errors_marks_the_least_and_has_no_average(score: Score) -> None:
     board = build([score(encoder=name, metric="eer", value=value) for name, value in (("a", 0.2), ("b", 0.1))])
     laid_out = grid(board.tables[0])
-    assert [cell.best for cell in laid_out.rows[0].cells] == [False, True]
-    assert laid_out.averages == ()
-    assert "less is better for eer, which no average includes" in laid_out.notes
-    assert "average" not in to_markdown(board).lower().replace("no average", "")
+    assert [(row.labels, row.cells[0].best) for row in laid_out.rows] == [(("a",), False), (("b",), True)]
+    assert laid_out.header == ("Encoder", "words\neer")
+
+
+def test_encoders_are_rows_by_their_average_and_published_ones_a_section_of_their_own(score: Score) -> None:
+    records = [
+        score(task=task, encoder=encoder, protocol="xares", value=value)
+        for task in ("esc50", "mine")
+        for encoder, value in (("a", 0.4), ("b", 0.6))
+    ]
+    own, published = grid(build(records, published=published_scores()).tables[0]).sections
+    assert [row.labels for row in own] == [("b",), ("a",)]
+    assert [row.labels[0].endswith("(published)") for row in published] == [True] * 4
+    assert [cell.text for cell in own[0].cells] == ["0.600", "0.600", "0.600"]
+
+
+def test_a_file_has_leaderboards_of_80_columns_and_other_tables_unbroken(
+    score: Score, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from featstore.cli.tables import leaderboard_tables, plain_table, show
+
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+    board = build([score(task=f"task-{at}", encoder=name) for at in range(12) for name in ("a", "b" * 60)])
+    out = io.StringIO()
+    show(leaderboard_tables(board), stream=out)
+    assert max(map(len, out.getvalue().splitlines())) <= 80
+    wide = io.StringIO()
+    show(plain_table(["name", *"abc"], [["x" * 60, *("y" * 50 for _ in "abc")]]), stream=wide)
+    assert sum("y" in line for line in wide.getvalue().splitlines()) == 1

@@ -170,9 +170,9 @@ DAMAGE: dict[str, tuple[Callable[[Path], str], str]] = {
         lambda path: _changed(path, lambda raw: raw.update(written_at="2025-06-01T12:00:00")),
         "time zone",
     ),
-    "its encoder was changed by hand": (
+    "its encoder was key": (
         lambda path: _changed(path, lambda raw: raw["score"].update(encoder="mine")),
-        "changed by hand",
+        "key",
     ),
     "it is nested too deeply": (lambda _: "[" * 100_000, "recursion"),
 }

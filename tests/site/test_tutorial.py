@@ -45,7 +45,7 @@ def run_apart(command: list[str], env: dict[str, str]) -> str:
 
 def loosely(text: str) -> list[str]:
     """Lines without what differs from machine to machine: figures, fingerprints, marks of the best, widths."""
-    text = re.sub(r"@[0-9a-f]{8}\b", "@", text)
+    text = re.sub(r"bottleneck: [a-z ]+", "bottleneck: ", re.sub(r"@[0-9a-f]{8}\b", "@", text))
     text = re.sub(r"[▸≈]", " ", re.sub(r"\d+([.,]\d+)*", "0", text))
     return [" ".join(line.split()) for line in text.splitlines()]
 

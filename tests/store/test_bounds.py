@@ -72,7 +72,7 @@ def test_the_size_that_a_frame_states_is_read_as_zstd_writes_it():
         plain = bytes(np.random.default_rng(size).integers(0, 3, size, dtype=np.uint8))
         packed = Zstd(level=3).encode(plain)
         assert codecs.decode_zstd(packed, most_bytes=size) == plain
-        with pytest.raises(ValueError, match="are the most"):
+        with pytest.raises(ValueError, match=f"{size - 1:,}"):
             codecs.decode_zstd(packed, most_bytes=size - 1)
     unstated = zstd_bomb(1 << 20, stated=False)
     assert codecs.decode_zstd(unstated, most_bytes=1 << 20) == bytes(1 << 20)
@@ -224,7 +224,7 @@ def test_an_array_that_zarr_reads_expands_a_chunk_to_its_size_and_no_further(tmp
 def test_of_codecs_that_expand_to_anything_zarr_reads_none(tmp_path):
     for name, compressor in (("gzip", zarr.codecs.GzipCodec()), ("blosc", zarr.codecs.BloscCodec())):
         zarr.create_array(str(tmp_path), name=name, data=np.zeros((20, 3)), chunks=(7, 3), compressors=compressor)
-        with pytest.raises(DamagedPart, match="none of bytes, crc32c"):
+        with pytest.raises(DamagedPart, match=type(compressor).__name__):
             open_rows(open_objects(str(tmp_path)), name)
 
 

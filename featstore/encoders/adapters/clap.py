@@ -13,17 +13,17 @@ __all__ = ["ClapEncoder"]
 
 
 class ClapEncoder(nn.Module):
-    """The vector that CLAP compares with a text's, not scaled to unit length. A window is one frame: that vector.
+    """The audio embedding of CLAP, not scaled to unit length. Each window has one frame, which is the same vector.
 
-    A window shorter than ten seconds is repeated and padded as its feature extractor does it. The extractor's fusion of
-    views is for longer clips, which are cut into windows here; alone or in a batch, no window counts as longer.
+    A window shorter than ten seconds is repeated and padded as in the model's feature extractor. The extractor fuses
+    views of longer clips; here these are cut into windows, and no window is marked as longer, alone or in a batch.
 
     Parameters
     ----------
     tower, projection : Module
-        ``ClapAudioModel`` and what leads from it to the space that audio and text share.
+        ``ClapAudioModel``, and the projection of its output to the space shared with text.
     extractor
-        Its feature extractor.
+        The feature extractor of the model.
     """
 
     filters: Tensor
@@ -56,7 +56,7 @@ class ClapEncoder(nn.Module):
         return vectors[:, None], vectors, torch.ones_like(lengths)
 
     def features(self, audio: Tensor, lengths: Tensor) -> Tensor:
-        """float32 (batch, samples) -> (batch, views, steps, mels), as ``ClapFeatureExtractor`` makes them."""
+        """float32 (batch, samples) -> (batch, views, steps, mels), as in ``ClapFeatureExtractor``."""
         lengths = lengths.clamp(1, self._input_samples)[:, None]
         at = torch.arange(self._input_samples, device=audio.device)[None, :]
         times = {"repeatpad": self._input_samples // lengths, "repeat": self._input_samples // lengths + 1}

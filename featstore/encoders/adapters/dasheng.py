@@ -1,7 +1,7 @@
-"""Loads a Dasheng model. The one door to the ``dasheng`` package.
+"""Loads a Dasheng model. Only this module imports the ``dasheng`` package.
 
-The package makes its spectra with torchaudio, which has to be of the release that fits torch: its absence is one line.
-Weights are read by ``torch.load(weights_only=True)``, so that a checkpoint holds tensors and plain values alone.
+The package computes spectra with torchaudio, whose release must match that of torch; if it does not, the error is one
+line. Weights are read by ``torch.load(weights_only=True)``: a checkpoint contains only tensors and plain values.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from featstore.records import sha256_of
 __all__ = ["SIZES", "load_dasheng"]
 
 SIZES = {"base": "dasheng_base", "0.6b": "dasheng_06B", "1.2b": "dasheng_12B"}
-_HEADS = {768: 12, 1280: 16, 1536: 24}  # of the published sizes, by width: what the package's own functions pass
+_HEADS = {768: 12, 1280: 16, 1536: 24}  # of the published sizes, by width, as in the functions of the package
 
 
 def load_dasheng(which: str) -> LoadedModel:
@@ -33,7 +33,7 @@ def load_dasheng(which: str) -> LoadedModel:
     Raises
     ------
     EncoderError
-        The package or torchaudio is missing, or there are no such weights; the message says what to do.
+        The package or torchaudio is missing, or the weights do not exist; the message has the fix.
     """
     size, path = which.lower(), Path(which).expanduser()
     if size not in SIZES and not (which and path.is_file()):
@@ -65,7 +65,7 @@ def load_dasheng(which: str) -> LoadedModel:
 def _package() -> Any:
     try:
         return importlib.import_module("dasheng.pretrained.pretrained")
-    except (ImportError, OSError) as error:  # a torchaudio of another release than torch's fails at its libraries
+    except (ImportError, OSError) as error:  # a torchaudio release that does not match torch fails to load libraries
         missing = getattr(error, "name", None) or " ".join(str(error).split())[:160]
         raise EncoderError(
             f"dasheng: encoders need the dasheng package, and the torchaudio that fits torch {torch.__version__}, from "
@@ -83,7 +83,7 @@ def _read(path: Path) -> Any:
 
 
 def _settings(dump: Mapping[str, Any]) -> dict[str, Any]:
-    """Constructor arguments: the checkpoint's own; where it says nothing of its size, what its weights say."""
+    """Return the constructor arguments: those of the checkpoint, with the size taken from its weights."""
     weights, told = dump["model"], dict(dump["config"])
     width = int(weights["norm.weight"].shape[0])
     blocks = {match[1] for name in weights if (match := re.match(r"blocks\.(\d+)\.", name))}

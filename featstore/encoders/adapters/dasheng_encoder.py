@@ -11,14 +11,14 @@ __all__ = ["DashengEncoder"]
 
 
 class DashengEncoder(nn.Module):
-    """Blocks of a mel spectrum of 40 ms, 25 frames a second.
+    """Dasheng: blocks of a mel spectrum of 40 ms, 25 frames per second.
 
-    The range of its spectrum is measured from the loudest point of each window. The package by itself measures it from
-    the loudest of the whole batch. The model was trained without a mask: windows of one padded length are batched, and
+    The dynamic range of the spectrum is relative to the loudest point of each window; in the package, it is relative to
+    the loudest point of the batch. The model was trained without a mask: windows of one padded length are batched, and
     frames of padding are trimmed.
 
-    A window longer than the model's positions (10.08 s of the published ones) is encoded in pieces of that length, each
-    by itself, and so are its hidden states: that is the package's own way.
+    A window longer than the model's positional embeddings (10.08 s for the published models) is encoded in pieces of
+    that length, each by itself, including its hidden states. The package does the same.
 
     Parameters
     ----------
@@ -35,8 +35,8 @@ class DashengEncoder(nn.Module):
         self._hop_samples = int(model.hop_size) * int(model.patch_stride[-1])
         self.hop_size_in_ms = self.layer_hop_in_ms = 1000.0 * self._hop_samples / self.sampling_rate
         self.n_layers = len(model.blocks)
-        self._seen: dict[int, list[Tensor]] = {}  # pieces of the hidden states that are wanted, during a pass
-        # hooks for good: under torch.compile, ones that came and went with each pass would be compiled with each
+        self._seen: dict[int, list[Tensor]] = {}  # pieces of the requested hidden states, during a forward pass
+        # permanent hooks: torch.compile would compile hooks that are registered in each pass with each pass
         model.blocks[0].register_forward_pre_hook(lambda _block, given: self._see(0, given[0]))
         for number, block in enumerate(model.blocks, start=1):
             block.register_forward_hook(lambda _block, _given, made, number=number: self._see(number, made))
@@ -48,26 +48,26 @@ class DashengEncoder(nn.Module):
     def forward_layers(
         self, audio: Tensor, lengths: Tensor | None = None, *, layers: tuple[int | None, ...]
     ) -> tuple[tuple[Tensor, None, Tensor], ...]:
-        """One pass: frames and their counts for each hidden state, and for None the model's own, after its last norm.
+        """Run one pass: frames and their counts for each hidden state, and for None the output after the last norm.
 
-        State 0 is what enters the first block, positions added; state K is what block K gives.
+        State 0 is the input of the first block, with positional embeddings; state K is the output of block K.
         """
         audio = nn.functional.pad(audio, (0, max(0, self._hop_samples - audio.shape[1])))
         with torch.autocast(audio.device.type, enabled=False):
-            spectra = self.model.front_end(audio[:, None])  # a channel of its own: the range is then each window's own
+            spectra = self.model.front_end(audio[:, None])  # one channel per window: the dynamic range is the window's
             spectra = self.model.init_bn(spectra)
         seen: dict[int, list[Tensor]] = {layer: [] for layer in layers if layer is not None}
         self._seen = seen
         try:
             last: Tensor = self.model.forward_spectrogram(spectra)
         finally:
-            self._seen = {}  # of a batch that does not fit nothing is kept
+            self._seen = {}  # after an out-of-memory error, no tensor is kept
         if lengths is None:
             lengths = torch.full((len(audio),), audio.shape[1], device=audio.device)
         n_frames = torch.round(lengths / self._hop_samples).long().clamp(1, last.shape[1])
         return tuple((last if layer is None else torch.cat(seen[layer], dim=1), None, n_frames) for layer in layers)
 
     def _see(self, layer: int, state: Tensor) -> None:
-        """Keep a hidden state of a piece, where it is wanted."""
+        """Keep a hidden state of a piece if it is requested."""
         if layer in self._seen:
             self._seen[layer].append(state)

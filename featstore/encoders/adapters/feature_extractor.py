@@ -1,4 +1,4 @@
-"""Any other transformers model with a feature extractor: slower, and right."""
+"""Any other transformers model with a feature extractor, slower than the specific adapters."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ _PROBED_SECONDS = (1.0, 5.0)
 
 
 class OtherEncoder(nn.Module):
-    """Its own feature extractor prepares each window alone, on the CPU; windows of one shape go in together.
+    """A model whose own feature extractor prepares each window by itself, on the CPU; equal shapes are batched.
 
-    Nothing is padded beyond what the extractor does to a window alone, so every frame is real. The hop and the width
+    Nothing is padded beyond what the extractor does to a single window, so every frame is real. The hop and the width
     are measured on noise.
 
     Parameters
     ----------
     model : Module
-        The encoder half where there are two.
+        The encoder, for encoder-decoder models.
     extractor
-        The model's feature extractor.
+        The feature extractor of the model.
 
     Raises
     ------
     EncoderError
-        The model gives no frames, or as many whatever the length.
+        The model returns no frames, or the same number for every length.
     """
 
     def __init__(self, model: Any, *, extractor: Any) -> None:
@@ -61,10 +61,10 @@ class OtherEncoder(nn.Module):
     def forward_layers(
         self, audio: Tensor, lengths: Tensor | None = None, *, layers: tuple[int | None, ...]
     ) -> tuple[tuple[Tensor, None, Tensor], ...]:
-        """Frames and their counts for each hidden state, and for None the model's own output."""
+        """Return frames and their counts for each hidden state, and for None the model's own output."""
         counts = [audio.shape[1]] * len(audio) if lengths is None else lengths.tolist()
         rows: dict[int, list[Tensor]] = {}
-        with full_precision(audio):  # extractors that are written in torch would be lowered on a CPU
+        with full_precision(audio):  # autocast on a CPU would affect extractors that are written in torch
             groups = self._by_shape(audio, counts)
         for together in groups:
             numbers = [number for number, _ in together]
@@ -75,7 +75,7 @@ class OtherEncoder(nn.Module):
         return tuple(_stacked([rows[number][at] for number in range(len(audio))]) for at in range(len(layers)))
 
     def _by_shape(self, audio: Tensor, counts: list[int]) -> list[list[tuple[int, dict[str, Tensor]]]]:
-        """Rows with what the extractor makes of each, those of equal shape together."""
+        """Group rows, with the extractor's output for each, by its shapes."""
         groups: dict[object, list[tuple[int, dict[str, Tensor]]]] = defaultdict(list)
         for number, count in enumerate(counts):
             wave = at_least(audio[number : number + 1, :count], self._least_samples)[0]
@@ -85,7 +85,7 @@ class OtherEncoder(nn.Module):
         return list(groups.values())
 
     def _states(self, inputs: list[dict[str, Tensor]], device: torch.device) -> list[Tensor]:
-        """Hidden states where the model tells them, and its own output last."""
+        """Return the hidden states if the model has them, followed by its own output."""
         together = {name: torch.cat([each[name] for each in inputs]).to(device) for name in inputs[0]}
         found = self.model(**together, output_hidden_states=True)
         last = getattr(found, "last_hidden_state", None)
@@ -106,7 +106,7 @@ class OtherEncoder(nn.Module):
         for seconds in _LEAST_SECONDS[:-1]:
             try:
                 self._probe(seconds)
-            except (RuntimeError, ValueError, IndexError):  # too short for a kernel or a window
+            except (RuntimeError, ValueError, IndexError):  # too short for a kernel or window
                 continue
             return round(seconds * self.sampling_rate)
         return round(_LEAST_SECONDS[-1] * self.sampling_rate)

@@ -1,4 +1,4 @@
-"""Log-mel filter banks as Kaldi makes them: what two families of transformers models hear through."""
+"""Log-mel filter banks as in Kaldi, the input of two families of transformers models."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ _PREEMPHASIS = 0.97
 
 
 def steps_of(lengths: Tensor) -> Tensor:
-    """Steps of a filter bank that so many samples, at least 400, make."""
+    """Return the number of filter bank steps of ``lengths`` samples, which are at least 400."""
     return (lengths - WINDOW_SAMPLES) // HOP_SAMPLES + 1
 
 
 class FilterBanks(nn.Module):
-    """25 ms every 10 ms, pre-emphasis in each frame, nothing padded. In float64, as in `spectrograms`.
+    """Filter banks of 25 ms every 10 ms, with pre-emphasis in each frame and no padding, in float64.
 
     Parameters
     ----------
     filters, window : Tensor
-        float64 (257, mels) and (400,), as the feature extractor has them. They are no weights: no state holds them.
+        float64 (257, mels) and (400,), from the feature extractor. They are buffers outside the state dict.
     """
 
     filters: Tensor

@@ -13,18 +13,18 @@ __all__ = ["PatchEncoder"]
 
 
 class PatchEncoder(nn.Module):
-    """A frame is the mean of the patches that stand over one another; the utterance vector is the model's own.
+    """Audio spectrogram transformer. A frame is the mean of its patches over frequency.
 
-    That vector is the mean of the class and the distillation token, which is what the model's head reads.
+    The utterance vector is the mean of the class and distillation tokens, which is the input of the model's head.
 
     Parameters
     ----------
     model : Module
         ``ASTModel``.
     extractor
-        Its feature extractor.
+        The feature extractor of the model.
     banks : FilterBanks
-        As that extractor makes them.
+        Filter banks of that extractor.
     """
 
     def __init__(self, model: Any, *, extractor: Any, banks: FilterBanks) -> None:
@@ -49,7 +49,7 @@ class PatchEncoder(nn.Module):
     def forward_layers(
         self, audio: Tensor, lengths: Tensor | None = None, *, layers: tuple[int | None, ...]
     ) -> tuple[tuple[Tensor, Tensor, Tensor], ...]:
-        """One pass: frames, own vectors and counts for each hidden state, and for None the model's own output."""
+        """Run one pass: frames, utterance vectors and counts for each hidden state, and for None the model's output."""
         lengths = given_or_whole(audio, lengths)
         steps = steps_of(lengths.clamp(min=WINDOW_SAMPLES)).clamp(max=self._steps)
         with full_precision(audio):
@@ -60,12 +60,12 @@ class PatchEncoder(nn.Module):
         return tuple((self._over_frequency(state), state[:, :2].mean(dim=1), n_frames) for state in states)
 
     def _over_frequency(self, state: Tensor) -> Tensor:
-        """(batch, 2 + rows * frames, dim) -> (batch, frames, dim): patches are in order of frequency, then of time."""
+        """(batch, 2 + rows * frames, dim) -> (batch, frames, dim): patches are ordered by frequency, then by time."""
         batch, tokens, dim = state.shape
         return state[:, 2:].reshape(batch, self._rows, (tokens - 2) // self._rows, dim).mean(dim=1)
 
     def features(self, audio: Tensor, steps: Tensor) -> Tensor:
-        """float32 (batch, samples) -> (batch, steps, mels), as ``ASTFeatureExtractor`` makes them."""
+        """float32 (batch, samples) -> (batch, steps, mels), as in ``ASTFeatureExtractor``."""
         banks: Tensor = self.banks(at_least(audio, WINDOW_SAMPLES))
         banks = banks[:, : self._steps]
         banks = banks.masked_fill(~real(steps, banks.shape[1])[:, :, None], 0.0)

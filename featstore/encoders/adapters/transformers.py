@@ -1,7 +1,7 @@
-"""Loads a transformers audio model, from a folder or by its hub name. The encoders' one door to transformers.
+"""Loads a transformers audio model, from a folder or by its hub name. Only this encoder module imports transformers.
 
 transformers is an optional library: ``pip install featstore[hf]``. Weights are read from safetensors, or from a pickle
-that holds tensors and nothing else (``torch.load(weights_only=True)``); code that comes with a model is run only by
+that contains only tensors (``torch.load(weights_only=True)``). Code that comes with a model runs only with
 ``--trust-remote-code``.
 """
 
@@ -57,12 +57,12 @@ _NOT_DECISIVE = {
 
 
 def load_hf(where: str, *, trust_remote_code: bool) -> LoadedModel:
-    """Load the model in a folder or of a hub name.
+    """Load the model in a folder, or by hub name.
 
     Raises
     ------
     EncoderError
-        transformers is missing, or there is no such model, or it is no audio model; the message says what to do.
+        transformers is missing, or the model does not exist or is not an audio model; the message has the fix.
     """
     transformers = _transformers()
     source = _source(where)
@@ -80,7 +80,7 @@ def load_hf(where: str, *, trust_remote_code: bool) -> LoadedModel:
                 trust_remote_code=trust_remote_code,
                 local_files_only=is_here,
                 weights_only=True,
-                ignore_mismatched_sizes=True,  # `_check_weights` tells of them, by name
+                ignore_mismatched_sizes=True,  # `_check_weights` reports them by name
                 dtype=torch.float32,
                 output_loading_info=True,
             )
@@ -88,7 +88,7 @@ def load_hf(where: str, *, trust_remote_code: bool) -> LoadedModel:
         _check_weights(model, module, report, where)
     identity = _identity(module, model, extractor)
     earlier = None
-    if type(model).__module__.split(".")[0] != "transformers":  # code that came with the model
+    if type(model).__module__.split(".")[0] != "transformers":  # code that comes with the model
         earlier = {**identity, "model_source_sha256": source_sha256(type(model))}
         code = code_without_loading(sys.modules[type(model).__module__])
         identity["model_code_sha256"] = sha256_of(sorted(each.sha256 for each in code))
@@ -107,7 +107,7 @@ def _transformers() -> Any:
 
 
 def _source(where: str) -> str:
-    """A folder's path, or a hub name."""
+    """Return a folder's path, or a hub name."""
     folder = Path(where).expanduser()
     if where and folder.is_dir():
         if not (folder / "config.json").is_file():
@@ -120,10 +120,9 @@ def _source(where: str) -> str:
 
 
 def _is_here_alone(name: str) -> bool:
-    """Whether a hub name is to be taken from what was downloaded before, for the hub does not give it.
+    """Return whether a hub name must be loaded from the download cache, because the hub cannot be reached.
 
-    The hub is asked once: transformers would try for half a minute, for each file that a model may lack, and say
-    nothing of it.
+    The hub is asked once. transformers would try silently for half a minute, for each file that a model may lack.
     """
     hub = importlib.import_module("huggingface_hub")
     unknown = importlib.import_module("huggingface_hub.errors").RepositoryNotFoundError
@@ -143,7 +142,7 @@ def _is_here_alone(name: str) -> bool:
 
 
 def _check_config(transformers: Any, source: str, where: str, *, trusts: bool, is_here: bool) -> None:
-    """Say what a configuration asks for before anything is run for it."""
+    """Check a configuration before any code that it names runs."""
     with _told(where, "configuration"):
         raw, _ = transformers.PretrainedConfig.get_config_dict(source, local_files_only=is_here)
     if (kernel := _kernel_in(raw)) is not None and not trusts:
@@ -162,7 +161,7 @@ def _check_config(transformers: Any, source: str, where: str, *, trusts: bool, i
 
 
 def _kernel_in(config: object) -> str | None:
-    """Repository of an attention kernel that a configuration names, of the model or of a part of it."""
+    """Return the repository of an attention kernel that a configuration names, at any depth, or None."""
     if not isinstance(config, Mapping):
         return None
     for name, value in config.items():
@@ -176,7 +175,7 @@ def _kernel_in(config: object) -> str | None:
 
 
 def _check_takes_audio(source: str, where: str) -> None:
-    """A folder without the settings of a feature extractor holds a model of text, or not all of a model of audio."""
+    """Raise EncoderError for a folder without feature extractor settings: a text model, or an incomplete one."""
     folder = Path(source)
     if folder.is_dir() and not any((folder / name).is_file() for name in _EXTRACTOR_FILES):
         raise EncoderError(
@@ -186,7 +185,7 @@ def _check_takes_audio(source: str, where: str) -> None:
 
 
 def _encoder(model: Any, extractor: Any, where: str) -> nn.Module:
-    """The module that takes audio as this family of models does."""
+    """Return the module that feeds audio to this family of models."""
     kind = model.config.model_type
     makes = type(extractor).__name__
     if not hasattr(extractor, "sampling_rate"):
@@ -207,7 +206,7 @@ def _encoder(model: Any, extractor: Any, where: str) -> nn.Module:
 
 
 def _filter_banks(extractor: Any, window: str) -> FilterBanks:
-    """Kaldi's filter banks as a feature extractor has them, under a window of that name."""
+    """Build Kaldi's filter banks with the settings of a feature extractor and a window of that name."""
     audio_utils = importlib.import_module("transformers.audio_utils")
     filters = audio_utils.mel_filter_bank(
         num_frequency_bins=257,
@@ -224,7 +223,7 @@ def _filter_banks(extractor: Any, window: str) -> FilterBanks:
 
 
 def _check_weights(model: nn.Module, module: nn.Module, report: Mapping[str, Any], where: str) -> None:
-    """A weight that the files lack was made up at random: no embedding may come of it."""
+    """Raise EncoderError for weights that the files lack, which transformers initialises at random."""
     used = {id(weight) for weight in (*module.parameters(), *module.buffers())}
     named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
@@ -250,7 +249,7 @@ def _check_weights(model: nn.Module, module: nn.Module, report: Mapping[str, Any
 
 
 def _identity(module: nn.Module, model: Any, extractor: Any) -> dict[str, Any]:
-    """What the encoder is; no path and no hub name is part of it."""
+    """Return the identity of the encoder, without paths and hub names."""
     config = {name: value for name, value in model.config.to_diff_dict().items() if name not in _NOT_DECISIVE}
     settings = {name: value for name, value in extractor.to_dict().items() if _is_plain(value)}
     settings.pop("processor_class", None)
@@ -264,7 +263,7 @@ def _identity(module: nn.Module, model: Any, extractor: Any) -> dict[str, Any]:
 
 
 def _plain(value: object) -> object:
-    """JSON of a configuration, whose keys may be numbers."""
+    """Convert a configuration to JSON; its keys can be numbers."""
     if isinstance(value, Mapping):
         return {str(name): _plain(each) for name, each in value.items() if name not in _NOT_DECISIVE}
     if isinstance(value, (list, tuple)):
@@ -277,9 +276,9 @@ def _is_plain(value: object) -> bool:
 
 
 def _short_name(source: str) -> str:
-    """Name of its feature sets: the last part of the path or hub name, in characters that a group's name may have.
+    """Return the name of its feature sets: the last part of the path or hub name, in characters of group names.
 
-    A folder of the hub's own cache is called by a commit; the model's name stands above it.
+    A folder of the hub's cache is named after a commit; its model name is in a parent folder.
     """
     cached = re.search(r"/models--(?:[^/]+--)?([^/]+)/snapshots/[^/]+$", source)
     last = cached[1] if cached else source.rstrip("/").rpartition("/")[2]
@@ -288,7 +287,7 @@ def _short_name(source: str) -> str:
 
 @contextmanager
 def _told(where: str, what: str) -> Iterator[None]:
-    """One line of whatever transformers has to say."""
+    """Report any error of transformers in one line."""
     try:
         yield
     except EncoderError:
@@ -314,7 +313,7 @@ def _told(where: str, what: str) -> Iterator[None]:
 
 @contextmanager
 def _quietly(transformers: Any) -> Iterator[None]:
-    """Silence the bar of reading weights, what is said of heads that are not used, and each try to reach the hub."""
+    """Silence progress bars, warnings about unused heads, and retries of the hub."""
     log, hub = transformers.utils.logging, logging.getLogger("huggingface_hub")
     shown, level, hub_level = log.is_progress_bar_enabled(), log.get_verbosity(), hub.level
     log.disable_progress_bar()

@@ -11,23 +11,23 @@ from featstore.encoders.adapters.spectrograms import at_least, full_precision, g
 
 __all__ = ["FbankEncoder"]
 
-_LEAST_SAMPLES = WINDOW_SAMPLES + HOP_SAMPLES  # two steps: a deviation over one is no number
+_LEAST_SAMPLES = WINDOW_SAMPLES + HOP_SAMPLES  # two steps: the deviation of one step is undefined
 _INT16 = 2.0**15
 
 
 class FbankEncoder(nn.Module):
-    """Two steps of a filter bank make a frame; each band has zero mean and unit variance over the window.
+    """wav2vec2-bert. Two filter bank steps form a frame; each band has zero mean and unit variance over the window.
 
-    An attention mask always goes in, so padding changes nothing.
+    An attention mask is always passed, so padding has no effect.
 
     Parameters
     ----------
     model : Module
         ``Wav2Vec2BertModel``.
     extractor
-        Its feature extractor.
+        The feature extractor of the model.
     banks : FilterBanks
-        As that extractor makes them.
+        Filter banks of that extractor.
     """
 
     def __init__(self, model: Any, *, extractor: Any, banks: FilterBanks) -> None:
@@ -53,7 +53,7 @@ class FbankEncoder(nn.Module):
     def forward_layers(
         self, audio: Tensor, lengths: Tensor | None = None, *, layers: tuple[int | None, ...]
     ) -> tuple[tuple[Tensor, None, Tensor], ...]:
-        """One pass: frames and their counts for each hidden state, and for None the model's own output."""
+        """Run one pass: frames and their counts for each hidden state, and for None the model's own output."""
         lengths = given_or_whole(audio, lengths)
         steps = steps_of(lengths.clamp(min=_LEAST_SAMPLES))
         with full_precision(audio):
@@ -73,12 +73,12 @@ class FbankEncoder(nn.Module):
         )
 
     def features(self, audio: Tensor, steps: Tensor) -> Tensor:
-        """float32 (batch, samples) -> (batch, frames, stack * mels), as ``SeamlessM4TFeatureExtractor`` makes them.
+        """float32 (batch, samples) -> (batch, frames, stack * mels), as in ``SeamlessM4TFeatureExtractor``.
 
-        It normalises in float32, which costs it up to 1e-4 in bands that hardly change; here it is float64.
+        The extractor normalises in float32, with errors up to 1e-4 in nearly constant bands; this method uses float64.
         """
         banks: Tensor = self.banks(at_least(audio, _LEAST_SAMPLES) * _INT16)
-        banks = banks.float().double()  # rounded as there
+        banks = banks.float().double()  # rounded as in the extractor
         keep = real(steps, banks.shape[1])[:, :, None]
         mean = banks.masked_fill(~keep, 0.0).sum(dim=1, keepdim=True) / steps[:, None, None]
         apart = (banks - mean).masked_fill(~keep, 0.0)

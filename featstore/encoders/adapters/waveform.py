@@ -1,4 +1,4 @@
-"""Models that take a waveform: wav2vec2, data2vec-audio, HuBERT, WavLM, UniSpeech(-SAT), wav2vec2-conformer."""
+"""Models of waveforms: wav2vec2, data2vec-audio, HuBERT, WavLM, UniSpeech(-SAT), wav2vec2-conformer."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ __all__ = ["WaveformEncoder", "normalised"]
 
 
 def normalised(audio: Tensor, lengths: Tensor) -> Tensor:
-    """Zero mean and unit variance over the real samples of each row; zeros after them.
+    """Scale the real samples of each row to zero mean and unit variance, with zeros after them.
 
-    float32 (batch, samples), int64 (batch,) -> float32 (batch, samples). As ``Wav2Vec2FeatureExtractor`` does it to a
-    clip alone.
+    float32 (batch, samples), int64 (batch,) -> float32 (batch, samples). ``Wav2Vec2FeatureExtractor`` does the same to
+    a single clip.
     """
     keep = real(lengths, audio.shape[1])
     count = lengths[:, None]
@@ -28,23 +28,23 @@ def normalised(audio: Tensor, lengths: Tensor) -> Tensor:
 
 
 class WaveformEncoder(nn.Module):
-    """A convolution over the waveform, then a transformer.
+    """A convolutional feature encoder and a transformer.
 
-    An attention mask goes in where the feature extractor says that the model was trained with one. Such a model sees no
-    padding, save where its own design reaches into it: the stacked positional convolutions of data2vec-audio, the
-    convolutions of an adapter.
+    An attention mask is passed if, according to the feature extractor, the model was trained with one. Padding then has
+    no effect, except where the architecture mixes it in: in the stacked positional convolutions of data2vec-audio, and
+    in the convolutions of an adapter.
 
-    One that was not (``feat_extract_norm`` of its configuration is ``group``, as in wav2vec2-base) sees zeros after a
-    window, in the statistics of its first layer and in its attention, as it did in training: what comes out depends on
-    the window and on its padded length, which the window's own length decides. ``--padding exact`` gives it no padding
-    to see.
+    A model that was trained without a mask (``feat_extract_norm`` is ``group``, as in wav2vec2-base) processes the
+    zeros after a window, in the statistics of its first layer and in its attention, as in training. Its output depends
+    on the window and on the padded length, which the length of the window determines. ``--padding exact`` avoids
+    padding.
 
     Parameters
     ----------
     model : Module
-        Of transformers.
+        A model of transformers.
     extractor
-        The model's feature extractor; what it does is done here, over the real samples of each window.
+        The feature extractor of the model; its processing is repeated here, over the real samples of each window.
     """
 
     def __init__(self, model: Any, *, extractor: Any) -> None:
@@ -72,14 +72,14 @@ class WaveformEncoder(nn.Module):
     def forward_layers(
         self, audio: Tensor, lengths: Tensor | None = None, *, layers: tuple[int | None, ...]
     ) -> tuple[tuple[Tensor, None, Tensor], ...]:
-        """One pass: frames and their counts for each hidden state, and for None the model's own output."""
+        """Run one pass: frames and their counts for each hidden state, and for None the model's own output."""
         masks = self.masks and lengths is not None
         lengths = given_or_whole(audio, lengths)
         with full_precision(audio):
             waves = normalised(audio, lengths.clamp(min=1)) if self.normalises else audio
         waves = at_least(waves, self._least_samples)
         lengths = lengths.clamp(min=self._least_samples)
-        with warnings.catch_warnings():  # WavLM's attention: its mask and its bias are of two types, which is no fault
+        with warnings.catch_warnings():  # WavLM's attention has mask and bias of different dtypes, which is harmless
             warnings.filterwarnings("ignore", message="Support for mismatched key_padding_mask")
             found = self.model(
                 waves,
@@ -96,14 +96,14 @@ class WaveformEncoder(nn.Module):
         )
 
     def _n_frames(self, lengths: Tensor, *, of_layer: bool) -> Tensor:
-        """By the model's own function; an adapter shortens the last output and no hidden state."""
+        """Count frames by the model's own function; an adapter shortens the last output and no hidden state."""
         before_adapter = {"add_adapter": False} if self._adapted and of_layer else {}
         counted: Tensor = self.model._get_feat_extract_output_lengths(lengths, **before_adapter)
         return counted.long()
 
 
 def _least_samples(kernels: Any, strides: Any) -> int:
-    """Samples that make one frame."""
+    """Return the number of samples of one frame."""
     samples = 1
     for kernel, stride in zip(reversed(kernels), reversed(strides), strict=True):
         samples = (samples - 1) * stride + kernel

@@ -1,4 +1,4 @@
-"""The encoder half of Whisper."""
+"""The encoder of Whisper."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ __all__ = ["WhisperEncoder"]
 
 
 class WhisperEncoder(nn.Module):
-    """Log-mel spectrum of 30 s, whatever the window; frames past the window's end are trimmed.
+    """Log-mel spectrum of 30 s for every window; frames after the end of the window are trimmed.
 
-    It was trained on 30 s with silence at the end and no mask, so silence is what it sees here. Its feature extractor
-    makes a spectrum every 10 ms and its second convolution halves that: a frame is 20 ms.
+    The model was trained on 30 s with silence at the end and no mask, so the input is padded with silence. The feature
+    extractor computes a spectrum every 10 ms and the second convolution halves the rate: a frame is 20 ms.
 
     Parameters
     ----------
     encoder : Module
-        The encoder half.
+        The encoder of the model.
     extractor
-        The model's feature extractor, whose filters and lengths count.
+        The feature extractor of the model, for its filters and lengths.
     """
 
     filters: Tensor
@@ -50,7 +50,7 @@ class WhisperEncoder(nn.Module):
     def forward_layers(
         self, audio: Tensor, lengths: Tensor | None = None, *, layers: tuple[int | None, ...]
     ) -> tuple[tuple[Tensor, None, Tensor], ...]:
-        """One pass: frames and their counts for each hidden state, and for None the encoder's own output."""
+        """Run one pass: frames and their counts for each hidden state, and for None the encoder's own output."""
         lengths = given_or_whole(audio, lengths)
         with full_precision(audio):
             features = self.features(audio)
@@ -63,7 +63,7 @@ class WhisperEncoder(nn.Module):
         )
 
     def features(self, audio: Tensor) -> Tensor:
-        """float32 (batch, samples) -> (batch, mels, steps), as ``WhisperFeatureExtractor`` makes them."""
+        """float32 (batch, samples) -> (batch, mels, steps), as in ``WhisperFeatureExtractor``."""
         waves = at_least(audio[:, : self._input_samples], self._input_samples)
         power = power_spectrum(waves, window=self.window, hop_samples=self._hop_samples)[:, :-1]
         logs = (power @ self.filters).clamp(min=1e-10).log10()

@@ -1,4 +1,4 @@
-"""`featstore check`: what an encoder does that its embeddings would suffer from, measured before anything is stored."""
+"""`featstore check`: measures properties of an encoder that would harm its embeddings, before anything is stored."""
 
 from __future__ import annotations
 

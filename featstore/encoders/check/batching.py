@@ -7,7 +7,8 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from featstore.encoders.check.bench import Bench, Check, Difference, Verdict, cosine, difference, furthest
+from featstore.encoders.canary import cosine
+from featstore.encoders.check.bench import Bench, Check, Difference, Verdict, difference, furthest
 from featstore.errors import EncoderError
 
 __all__ = [
@@ -19,8 +20,8 @@ __all__ = [
 ]
 
 
-# The share of a vector's length that arithmetic alone may move it by: a kernel that is picked by the batch's shape adds
-# up in another order. TF32 keeps as many digits of a factor as float16. Ten times as much is a failure.
+# Relative change of a vector that arithmetic alone can cause: kernels are selected by the shape of the batch and add in
+# another order. Factors have as many significant digits in TF32 as in float16. Ten times as much is a failure.
 _LIMITS: Mapping[str, float] = {"float32": 1e-3, "tf32": 1e-2, "float16": 1e-2, "bfloat16": 5e-2}
 _FAILS_AT = 10.0
 _SECONDS = (1.0, 4.0)
@@ -28,55 +29,56 @@ _GAINS = (1.0, 0.1, 0.001, 1.8, 0.5, 0.02)
 
 
 def numeric_limit(precision: str) -> float:
-    """Relative difference that is put down to arithmetic in this precision."""
+    """Return the relative difference that is attributed to arithmetic in this precision."""
     return _LIMITS[precision]
 
 
 def check_determinism(bench: Bench) -> Check:
-    """Encode a batch again and again, and once more after another batch."""
+    """Encode a batch twice, and once more after another batch."""
     waves = [bench.window(1.0, seed=seed) for seed in range(4)]
     others = [bench.window(2.0, seed=seed) for seed in range(10, 12)]
-    bench.together(waves)  # so that both of the next two come after the same
+    bench.together(waves)  # so that both of the next runs follow the same batch
     first, second = bench.together(waves), bench.together(waves)
     bench.together(others)
     third = bench.together(waves)
-    in_a_row = furthest(map(difference, first, second))
+    consecutive = furthest(map(difference, first, second))
     later = furthest(map(difference, second, third))
-    found = furthest([in_a_row, later])
+    found = furthest([consecutive, later])
     verdict = _verdict(found.largest, bench)
-    remembers = in_a_row.largest * 10 < later.largest
+    is_stateful = consecutive.largest * 10 < later.largest
     return Check(
         name="determinism",
         verdict=verdict,
-        measured=f"one batch three times, another between: {_apart(found)}",
-        advice="" if verdict == "ok" else _why_random(bench, remembers=remembers),
+        measured=f"one batch three times, with another in between: {_apart(found)}",
+        advice="" if verdict == "ok" else _why_random(bench, is_stateful=is_stateful),
         figures={"max_relative_difference": found.largest, "min_cosine": found.cosine},
     )
 
 
-def _why_random(bench: Bench, *, remembers: bool) -> str:
+def _why_random(bench: Bench, *, is_stateful: bool) -> str:
     training = [name or "the encoder" for name, module in bench.encoder.module.named_modules() if module.training]
     if training:
-        return f"{', '.join(training[:3])} is in training mode, so dropout is on: see that eval() reaches it"
-    if remembers:
-        return "it remembers the batch before: keep no state from one forward to the next"
-    return "dropout left on (functional.dropout without training=self.training), or random numbers in forward: take out"
+        return f"{', '.join(training[:3])} is in training mode, so dropout is active: make eval() apply to it"
+    if is_stateful:
+        return "the output depends on the previous batch: keep no state from one forward to the next"
+    return "dropout left on (functional.dropout without training=self.training), or random numbers in forward: remove"
 
 
 def check_batch_invariance(bench: Bench, *, noise_floor: float) -> Check:
-    """Encode windows of one padded length alone and in a batch; they are of different lengths and levels.
+    """Encode windows of one padded length, with different lengths and levels, alone and in a batch.
 
     Parameters
     ----------
+    bench : Bench
     noise_floor : float
-        Relative difference between two runs of the same.
+        Relative difference between two identical runs.
     """
     name = "batch invariance"
     if noise_floor > numeric_limit(bench.recipe.precision):
         return Check(
             name=name,
             verdict="warning",
-            measured=f"cannot be told: two runs of the same differ by {noise_floor:.2g} of their size",
+            measured=f"not measurable: two identical runs differ by {noise_floor:.2g} of their size",
             advice="fix determinism first",
         )
     found: Difference = furthest(_alone_and_batched(bench, seconds) for seconds in _SECONDS)
@@ -90,7 +92,7 @@ def check_batch_invariance(bench: Bench, *, noise_floor: float) -> Check:
         ),
         advice=""
         if verdict == "ok"
-        else "something reaches across the batch (BatchNorm on batch statistics, audio scaled by the batch's peak): "
+        else "rows of a batch affect each other (BatchNorm on batch statistics, audio scaled by the batch's peak): "
         "compute it for each row by itself",
         figures={"max_relative_difference": found.largest, "min_cosine": found.cosine},
     )
@@ -130,7 +132,7 @@ _PADDING_SECONDS = (
     2.01,
     5.01,
     10.01,
-)  # just above a multiple of the usual quantum: nearly all of it is added
+)  # just above multiples of the usual quantum, so that nearly all of it is padding
 _ROUNDING = 1e-5
 _WARNS_AT = 0.01
 _PADDING_FAILS_AT = 0.05
@@ -144,20 +146,20 @@ _LEAKS = (
 
 
 def check_padding(bench: Bench, *, noise_floor: float) -> Check:
-    """Encode windows as they are, and padded by the recipe's rule; compare what both have.
+    """Encode windows without padding and padded by the recipe's rule, and compare the frames that both have.
 
-    Frames are compared as far as both have them: the padded window often has one more at its end.
+    The padded window often has one more frame at its end, which is ignored.
     """
     name = "padding"
     if bench.recipe.padding in ("exact", "xares"):
-        rule = "nothing is added to a window" if bench.recipe.padding == "exact" else "as X-ARES does: see the next"
+        rule = "windows are not padded" if bench.recipe.padding == "exact" else "as in X-ARES: see the next check"
         return Check(name=name, verdict="ok", measured=f"{rule} (--padding {bench.recipe.padding})")
     limit = numeric_limit(bench.recipe.precision)
     if noise_floor > limit:
         return Check(
             name=name,
             verdict="warning",
-            measured=f"cannot be told: two runs of the same differ by {noise_floor:.2g} of their size",
+            measured=f"not measurable: two identical runs differ by {noise_floor:.2g} of their size",
             advice="fix determinism first",
         )
     found, unread = _by_length(bench)
@@ -165,29 +167,29 @@ def check_padding(bench: Bench, *, noise_floor: float) -> Check:
         return Check(
             name=name,
             verdict="ok",
-            measured="cannot be told: forward fails on every window that is not padded; --padding exact is not for it",
+            measured="not measurable: forward fails on every window without padding; do not use --padding exact",
         )
-    told = ", ".join(f"{100 * moved:.2g} % at {seconds:g} s" for seconds, moved in found.items())
+    changes = ", ".join(f"{100 * moved:.2g} % at {seconds:g} s" for seconds, moved in found.items())
     verdict = _padding_verdict(found, limit)
-    note = f" (forward fails without at {', '.join(f'{each:g}' for each in unread)} s)" if unread else ""
+    note = f" (forward fails without it at {', '.join(f'{each:g}' for each in unread)} s)" if unread else ""
     return Check(
         name=name,
         verdict=verdict,
-        measured=f"up to a multiple of {bench.recipe.padding} s, it moves the utterance vector by "
-        f"{told if max(found.values()) > _ROUNDING else 'no more than rounding does'}{note}",
+        measured=f"padding to a multiple of {bench.recipe.padding} s changes the utterance vector by "
+        f"{changes if max(found.values()) > _ROUNDING else 'no more than rounding'}{note}",
         advice="" if verdict == "ok" else _LEAKS,
         figures={"relative_difference_by_seconds": {f"{seconds:g}": moved for seconds, moved in found.items()}},
     )
 
 
 def _by_length(bench: Bench) -> tuple[dict[float, float], list[float]]:
-    """How far padding moves the utterance vector by seconds of the window, and lengths that cannot do without."""
+    """Return the change of the utterance vector by window length in seconds, and the lengths that need padding."""
     found, unread = {}, []
     for seconds in filter(bench.is_one_window, _PADDING_SECONDS):
         wave = bench.window(seconds)
         try:
             exact = bench.exactly(wave)
-        except EncoderError:  # too short or too long for it: other checks tell
+        except EncoderError:  # too short or too long for the encoder: other checks report it
             unread.append(seconds)
             continue
         padded = bench.alone(wave)
@@ -197,7 +199,7 @@ def _by_length(bench: Bench) -> tuple[dict[float, float], list[float]]:
 
 
 def _padding_verdict(found: dict[float, float], limit: float) -> Verdict:
-    """Of a window shorter than a second much may be padding: it warns, and does not fail."""
+    """Return the verdict; windows below a second, which can be mostly padding, cause a warning and no failure."""
     longer = max((moved for seconds, moved in found.items() if seconds >= _FAILS_FROM_SECONDS), default=0.0)
     if longer > max(_PADDING_FAILS_AT, limit):
         return "failed"
@@ -205,9 +207,9 @@ def _padding_verdict(found: dict[float, float], limit: float) -> Verdict:
 
 
 def check_padding_beside_a_longer_clip(bench: Bench) -> Check:
-    """Encode a short window padded to the length of a longer one, and pool over all of it, as X-ARES does.
+    """Encode a short window padded to the length of a longer one, and pool over all frames, as X-ARES does.
 
-    It is not what this project does unless it is asked to, so it fails nothing.
+    featstore does so only under ``--padding xares``, so the check never fails.
     """
     wave = bench.window(_SHORT_SECONDS)
     alone = bench.untrimmed_to(wave, padded=len(wave))
@@ -215,18 +217,18 @@ def check_padding_beside_a_longer_clip(bench: Bench) -> Check:
     for seconds in filter(bench.is_one_window, _NEIGHBOURS_SECONDS):
         try:
             beside = bench.untrimmed_to(wave, padded=bench.pad(round(seconds * bench.rate_hz)))
-        except EncoderError:  # too long for it: the check of long audio tells
+        except EncoderError:  # too long for the encoder: the check of long audio reports it
             continue
         cosines[seconds] = cosine(alone.utterance, beside.utterance)
-    told = " and ".join(f"{each:.3f} beside one of {seconds:g} s" for seconds, each in cosines.items())
+    similarities = " and ".join(f"{each:.3f} beside one of {seconds:g} s" for seconds, each in cosines.items())
     is_used = bench.recipe.padding == "xares"
     moved = is_used and min(cosines.values(), default=1.0) < 1 - _WARNS_AT
     return Check(
         name="padding of X-ARES",
         verdict="warning" if moved else "ok",
-        measured=f"a window of {_SHORT_SECONDS:g} s, padded and pooled as X-ARES does: cosine with itself {told}"
-        + ("" if is_used else "; not so under this --padding"),
-        advice="an embedding depends on its neighbours: --padding xares is for reproducing X-ARES's scores alone"
+        measured=f"a window of {_SHORT_SECONDS:g} s, padded and pooled as in X-ARES: cosine with itself {similarities}"
+        + ("" if is_used else "; not under this --padding"),
+        advice="an embedding depends on its neighbours: use --padding xares only to reproduce scores of X-ARES"
         if moved
         else "",
         figures={"cosine_by_seconds": {f"{seconds:g}": each for seconds, each in cosines.items()}},

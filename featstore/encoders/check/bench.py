@@ -1,14 +1,15 @@
-"""What the checks of an encoder share: their results, test audio, and an encoder run as extraction runs it."""
+"""Shared parts of the checks: results, test audio, and an encoder that runs as in extraction."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from featstore.encoders.canary import Planned, cosine
 from featstore.encoders.encoder import Encoder
 from featstore.encoders.runner import EncoderRun
 from featstore.records import Recipe
@@ -18,10 +19,8 @@ __all__ = [
     "Check",
     "Difference",
     "Embedding",
-    "Planned",
     "Verdict",
     "clipped",
-    "cosine",
     "difference",
     "furthest",
     "tones",
@@ -33,20 +32,20 @@ Verdict = Literal["ok", "warning", "failed"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
-    """One property of an encoder, measured.
+    """One measured property of an encoder.
 
     Attributes
     ----------
     name : str
-        Such as ``"batch invariance"``.
+        For example ``"batch invariance"``.
     verdict : str
-        ``"ok"``; ``"warning"``: fit for use, with a care that `advice` names; ``"failed"``: not fit for use as it is.
+        ``"ok"``; ``"warning"``: usable, with the precaution in `advice`; ``"failed"``: not usable as it is.
     measured : str
-        What was measured, with its units.
+        What was measured, with units.
     advice : str
-        What to do; never empty where the verdict is not ``"ok"``.
+        What to do; not empty unless the verdict is ``"ok"``.
     figures : mapping
-        The same in numbers, for programs; names carry units.
+        The measurements as numbers; names carry units.
     """
 
     name: str
@@ -57,10 +56,10 @@ class Check:
 
     def __post_init__(self) -> None:
         if self.verdict != "ok" and not self.advice:
-            raise ValueError(f"check {self.name} is {self.verdict}: it must say what to do")
+            raise ValueError(f"check {self.name} is {self.verdict}: advice is required")
 
     def as_json(self) -> dict[str, Any]:
-        """The check as plain JSON."""
+        """Return the check as plain JSON."""
         return {
             "name": self.name,
             "verdict": self.verdict,
@@ -74,9 +73,9 @@ _REPEATS_AFTER_SECONDS = 20.0
 
 
 def tones(seconds: float, *, rate_hz: int, seed: int) -> NDArray[np.float32]:
-    """A harmonic tone with vibrato and a slow envelope, in faint noise; float32 (samples,), its peak at 0.5.
+    """Generate a harmonic tone with vibrato and a slow envelope, in faint noise: float32 (samples,) with peak 0.5.
 
-    What is longer than twenty seconds repeats.
+    Signals longer than 20 s repeat.
     """
     n_samples = max(1, round(seconds * rate_hz))
     n_made = min(n_samples, round(_REPEATS_AFTER_SECONDS * rate_hz))
@@ -94,29 +93,13 @@ def tones(seconds: float, *, rate_hz: int, seed: int) -> NDArray[np.float32]:
 
 
 def clipped(wave: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The same recorded far too loud: most samples stand at -1 or 1."""
+    """Return a wave recorded far too loud: most samples are -1 or 1."""
     return np.clip(40 * wave, -1, 1)
-
-
-class Planned(Protocol):
-    """A window as extraction plans it: samples [start, stop), to be padded to `padded`."""
-
-    @property
-    def start(self) -> int:
-        """First sample."""
-
-    @property
-    def stop(self) -> int:
-        """The sample after its last."""
-
-    @property
-    def padded(self) -> int:
-        """Samples that are encoded."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Embedding:
-    """What would be stored of one window.
+    """The stored values of one window.
 
     Attributes
     ----------
@@ -129,12 +112,12 @@ class Embedding:
 
     @property
     def is_pooled(self) -> bool:
-        """Whether the utterance vector is the mean of the frames, and not the encoder's own."""
+        """Whether the utterance vector is the mean of the frames, rather than the encoder's own."""
         mean = self.frames.mean(axis=0)
         return bool(np.linalg.norm(self.utterance - mean) <= 1e-3 * np.linalg.norm(self.utterance))
 
     def first(self, n_frames: int) -> Embedding:
-        """Cut to the first frames, and pooled over them where the utterance vector is pooled."""
+        """Return the first frames, with their mean as the utterance vector if it is pooled."""
         frames = self.frames[:n_frames]
         return Embedding(utterance=frames.mean(axis=0) if self.is_pooled else self.utterance, frames=frames)
 
@@ -146,13 +129,13 @@ class Bench:
     Attributes
     ----------
     recipe : Recipe
-        What extraction would store under.
+        Recipe that extraction would store under.
     plan : callable
-        Samples of a clip -> its windows, by the rule of the recipe.
+        Takes a number of samples and returns the windows of such a clip, under the recipe.
     trimmed : EncoderRun
-        As extraction runs it, but frames come back as float32, so that their range can be measured.
+        Runs as in extraction, but returns frames as float32, so that their range can be measured.
     untrimmed : EncoderRun
-        As under ``--padding xares``: every frame that the encoder returns.
+        Runs as under ``--padding xares``: returns every frame of the encoder.
     """
 
     encoder: Encoder
@@ -177,47 +160,47 @@ class Bench:
 
     @property
     def rate_hz(self) -> int:
-        """Samples in a second."""
+        """Sample rate in Hz."""
         return self.recipe.sample_rate_hz
 
     def pad(self, n_samples: int) -> int:
-        """Samples that a clip of so many is padded to; where it is cut into windows, those that its longest is."""
+        """Return the padded length of a clip of `n_samples`; for several windows, that of the longest."""
         return max(window.padded for window in self.plan(n_samples))
 
     def is_one_window(self, seconds: float) -> bool:
-        """Whether a clip of so many seconds is encoded as a whole."""
+        """Return whether a clip of this duration is encoded as one window."""
         return len(self.plan(round(seconds * self.rate_hz))) == 1
 
     def tones(self, seconds: float, *, seed: int = 0) -> NDArray[np.float32]:
-        """Audio at the encoder's rate."""
+        """Generate audio at the encoder's sample rate."""
         return tones(seconds, rate_hz=self.rate_hz, seed=seed)
 
     def window(self, seconds: float, *, seed: int = 0) -> NDArray[np.float32]:
-        """Audio of one window: so many seconds, or as many as the recipe leaves in one."""
+        """Generate audio of one window: of this duration, or as long as the recipe allows."""
         first = self.plan(max(1, round(seconds * self.rate_hz)))[0]
         return self.tones(seconds, seed=seed)[first.start : first.stop]
 
     def alone(self, wave: NDArray[np.float32]) -> Embedding:
-        """Encode one window, padded by the rule of the recipe."""
+        """Encode one window, padded by the recipe's rule."""
         return self.together([wave])[0]
 
     def clip(self, wave: NDArray[np.float32]) -> tuple[Embedding, ...]:
-        """Encode a clip as extraction does: its windows, one after the other."""
+        """Encode the windows of a clip sequentially, as extraction does."""
         return tuple(
             _encode(self.trimmed, [wave[window.start : window.stop]], padded=window.padded)[0]
             for window in self.plan(len(wave))
         )
 
     def exactly(self, wave: NDArray[np.float32]) -> Embedding:
-        """Encode one window without any padding."""
+        """Encode one window without padding."""
         return _encode(self.trimmed, [wave], padded=len(wave))[0]
 
     def together(self, waves: Sequence[NDArray[np.float32]]) -> tuple[Embedding, ...]:
-        """Encode one batch of windows that the rule pads to one length."""
+        """Encode one batch of windows that the rule pads to the same length."""
         return _encode(self.trimmed, waves, padded=max(self.pad(len(wave)) for wave in waves))
 
     def untrimmed_to(self, wave: NDArray[np.float32], *, padded: int) -> Embedding:
-        """Encode one window padded to a length, and keep every frame."""
+        """Encode one window padded to a given length, and keep every frame."""
         return _encode(self.untrimmed, [wave], padded=padded)[0]
 
 
@@ -232,17 +215,17 @@ def _encode(run: EncoderRun, waves: Sequence[NDArray[np.float32]], *, padded: in
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
-    """How far one embedding is from another, as shares of the length of the reference's vectors.
+    """Difference of two embeddings, relative to the length of the reference's vectors.
 
     Attributes
     ----------
     utterance : float
         Length of the difference of the utterance vectors.
     frames : float
-        Length of the largest difference of two frames, against the root mean square length of the reference's; 1 where
-        there are not as many.
+        Length of the largest difference of two frames, relative to the root mean square length of the reference's; 1
+        if the numbers of frames differ.
     cosine : float
-        Of the utterance vectors.
+        Cosine of the utterance vectors.
     """
 
     utterance: float
@@ -251,12 +234,12 @@ class Difference:
 
     @property
     def largest(self) -> float:
-        """Of the utterance vectors or of a frame."""
+        """The larger of the utterance and frame differences."""
         return max(self.utterance, self.frames)
 
 
 def difference(reference: Embedding, other: Embedding) -> Difference:
-    """Compare two embeddings of one window."""
+    """Compare two embeddings of the same window."""
     utterance = _share(np.linalg.norm(other.utterance - reference.utterance), np.linalg.norm(reference.utterance))
     frames = 1.0
     if len(reference.frames) == len(other.frames):
@@ -265,19 +248,12 @@ def difference(reference: Embedding, other: Embedding) -> Difference:
     return Difference(utterance=utterance, frames=frames, cosine=cosine(reference.utterance, other.utterance))
 
 
-def cosine(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:
-    """Cosine of two vectors; 1 for two that are zero."""
-    a, b = one.astype(np.float64), other.astype(np.float64)
-    norms = float(np.linalg.norm(a) * np.linalg.norm(b))
-    return float(np.clip(a @ b / norms, -1, 1)) if norms else float(not a.any() and not b.any())
-
-
 def _share(apart: float | np.floating, size: float | np.floating) -> float:
     return float(apart) / (float(size) or 1.0)
 
 
 def furthest(differences: Iterable[Difference]) -> Difference:
-    """The largest difference, and the smallest cosine, of some."""
+    """Return the largest differences and the smallest cosine."""
     found = tuple(differences)
     return Difference(
         utterance=max(each.utterance for each in found),

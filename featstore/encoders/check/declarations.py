@@ -1,4 +1,4 @@
-"""Checks of what an encoder declares: contract, hop, identity, and the inputs that it accepts."""
+"""Checks of what an encoder declares (contract, hop, identity), and of the inputs that it accepts."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from featstore.encoders.check.bench import Bench, Check, Embedding, Verdict, clipped, cosine
+from featstore.encoders.canary import cosine
+from featstore.encoders.check.bench import Bench, Check, Embedding, Verdict, clipped
 from featstore.errors import EncoderContractError, EncoderError
 from featstore.records import sha256_of
 
@@ -27,7 +28,7 @@ CONTRACT = "contract"
 
 
 def check_contract(bench: Bench) -> Check:
-    """Encode one second; tell what the encoder declares and what it returns."""
+    """Encode one second, and report the encoder's declarations and output."""
     facts, recipe = bench.encoder.facts, bench.recipe
     seen: list[torch.dtype] = []
     handle = bench.encoder.module.register_forward_hook(lambda _, __, output: seen.extend(_dtypes(output)))
@@ -42,7 +43,7 @@ def check_contract(bench: Bench) -> Check:
         verdict="ok",
         measured=(
             f"1 s at {facts.sample_rate_hz:,} Hz gives {len(embedding.frames)} {returned} frames, {recipe.dim} wide; "
-            f"takes lengths: {'yes' if facts.takes_lengths else 'no'}; utterance vector of its own: {own}"
+            f"takes lengths: {'yes' if facts.takes_lengths else 'no'}; own utterance vector: {own}"
         ),
         figures={
             "encoder": bench.encoder.name,
@@ -62,7 +63,7 @@ def check_contract(bench: Bench) -> Check:
 
 
 def broken_contract(error: EncoderContractError) -> Check:
-    """What there is to say of an encoder that loading refused."""
+    """Return the failed check of an encoder that could not be loaded."""
     return Check(
         name=CONTRACT,
         verdict="failed",
@@ -72,7 +73,7 @@ def broken_contract(error: EncoderContractError) -> Check:
 
 
 def _dtypes(output: object) -> Iterator[torch.dtype]:
-    """Of the tensors that a forward pass returned, in whatever it returned them."""
+    """Yield the dtypes of the tensors in the output of a forward pass."""
     if isinstance(output, torch.Tensor):
         yield output.dtype
     elif isinstance(output, (tuple, list, dict)):
@@ -81,16 +82,16 @@ def _dtypes(output: object) -> Iterator[torch.dtype]:
 
 
 HOP = "hop"
-_HOP_SECONDS = (1.0, 2.25, 3.25, 4.75, 6.0, 8.25, 10.25, 20.0)  # irregular: rounding to whole frames must not line up
+_HOP_SECONDS = (1.0, 2.25, 3.25, 4.75, 6.0, 8.25, 10.25, 20.0)  # irregular, so that rounding errors do not align
 _FEWEST_LENGTHS = 3
 _MOST_FRAMES_OFF_IN_10_S = 1.0
 
 
 def check_hop(bench: Bench) -> Check:
-    """Count the frames of inputs of several lengths, and lay a line through them by least squares.
+    """Count the frames of inputs of several lengths, and fit a line by least squares.
 
-    However the encoder rounds to whole frames, over these lengths that moves the line by less than the frame in ten
-    seconds that is forgiven.
+    Rounding to complete frames changes the slope over these lengths by less than the tolerance of one frame in ten
+    seconds.
     """
     declared = bench.recipe.hop_seconds
     frames_by_length = _frames_by_length(bench)
@@ -99,7 +100,7 @@ def check_hop(bench: Bench) -> Check:
         "declared_hop_seconds": declared,
         "frames_by_seconds": {f"{length / bench.rate_hz:g}": count for length, count in frames_by_length.items()},
     }
-    if len(lengths) == 1:  # the recipe pads every window to what the encoder asks for
+    if len(lengths) == 1:  # the recipe pads every window to the encoder's fixed input
         frames_per_second = counts[0] * bench.rate_hz / lengths[0]
     elif min(counts) == max(counts):
         return _same_for_every_length(counts[0], declared, figures)
@@ -110,13 +111,13 @@ def check_hop(bench: Bench) -> Check:
     off = 10 * (frames_per_second - 1 / declared)
     measured = 1000 / frames_per_second
     figures |= {"measured_hop_seconds": measured / 1000, "frames_off_in_10_s": off}
-    # over shorter lengths a frame of rounding moves the line by more
+    # over shorter lengths, rounding by a frame changes the slope more
     wrong = abs(off) > _MOST_FRAMES_OFF_IN_10_S * _HOP_SECONDS[-1] / min(_HOP_SECONDS[-1], lengths[-1] / bench.rate_hz)
     return Check(
         name=HOP,
         verdict="failed" if wrong else "ok",
         measured=f"declared {1000 * declared:g} ms, measured {measured:.4g} ms: {abs(off):.2f} frames off in 10 s",
-        advice=f"events and trimming would go wrong: hop_size_in_ms must be {measured:.4g}" if wrong else "",
+        advice=f"events and trimming would be wrong: hop_size_in_ms must be {measured:.4g}" if wrong else "",
         figures=figures,
     )
 
@@ -126,33 +127,33 @@ def _same_for_every_length(count: int, declared: float, figures: dict[str, objec
     return Check(
         name=HOP,
         verdict="warning",
-        measured=f"declared {1000 * declared:g} ms, but forward returns {many} whatever the length: not measured",
-        advice="it has no frames in time: leave tasks that score frames out"
+        measured=f"declared {1000 * declared:g} ms, but forward returns {many} for every length: not measured",
+        advice="frames do not follow time: do not use it for tasks that score frames"
         if count == 1
-        else "it pads or cuts its input to one length: see that the hop is right, and crop clips to that length",
+        else "it pads or cuts its input to one length: check that the hop is correct, and crop clips to that length",
         figures=figures,
     )
 
 
 def _frames_by_length(bench: Bench) -> dict[int, int]:
-    """Frames by samples, of lengths that are one window and that the encoder takes: three at least, or its error."""
+    """Count frames by number of samples, for lengths of one window; raises its error if it accepts fewer than three."""
     found: dict[int, int] = {}
-    refused: EncoderError | None = None
+    rejected: EncoderError | None = None
     lengths = sorted(
         {bench.pad(round(seconds * bench.rate_hz)) for seconds in filter(bench.is_one_window, _HOP_SECONDS)}
     )
     for length in lengths:
         try:
             found[length] = len(bench.untrimmed_to(bench.tones(length / bench.rate_hz), padded=length).frames)
-        except EncoderError as error:  # too long for it: the check of long audio tells
-            refused = error
-    if refused is not None and len(found) < _FEWEST_LENGTHS:
-        raise refused
+        except EncoderError as error:  # too long for the encoder: the check of long audio reports it
+            rejected = error
+    if rejected is not None and len(found) < _FEWEST_LENGTHS:
+        raise rejected
     return found
 
 
 def identity_check(bench: Bench) -> Check:
-    """List what decides the fingerprint, so that a user can see what counts."""
+    """List the parts of the fingerprint."""
     identity, code = bench.recipe.encoder_identity, bench.encoder.code
     if code:
         names = ", ".join(module.name or "its own file" for module in code)
@@ -164,7 +165,7 @@ def identity_check(bench: Bench) -> Check:
     return Check(
         name="identity",
         verdict="ok",
-        measured=f"the fingerprint is of {made_of}; {n_weights} weights and buffers; {arguments}",
+        measured=f"the fingerprint covers {made_of}; {n_weights} weights and buffers; {arguments}",
         figures={
             "modules": [{"name": each.name, "sha256": each.sha256, "path": each.path} for each in code],
             "identity": dict(identity),
@@ -176,11 +177,11 @@ def identity_check(bench: Bench) -> Check:
 _SHORT_SECONDS = 0.01
 _INPUT_SECONDS = (1.0, 5.0)
 _FLOAT16_LARGEST = 65504.0
-_NEAR_SHARE = 0.25  # an encoder has heard little here: what it says of other audio may be a few times as large
+_NEAR_SHARE = 0.25  # other audio can have frame values a few times as large as these test signals
 
 
 def check_short(bench: Bench) -> Check:
-    """Encode 10 ms under the padding rule, and, to tell, as they are."""
+    """Encode 10 ms padded by the recipe's rule, and without padding."""
     wave = bench.window(_SHORT_SECONDS)
     padded = bench.pad(len(wave)) / bench.rate_hz
     added = f", padded to {padded:g} s," if padded > _SHORT_SECONDS else ""
@@ -190,7 +191,7 @@ def check_short(bench: Bench) -> Check:
         try:
             bench.exactly(wave)
         except EncoderError:
-            note = "; without padding forward fails: --padding exact is not for clips as short"
+            note = "; without padding forward fails: do not use --padding exact for such short clips"
     return Check(
         name="10 ms of audio",
         verdict="ok",
@@ -200,7 +201,7 @@ def check_short(bench: Bench) -> Check:
 
 
 def check_silence(bench: Bench) -> Check:
-    """Encode digital silence by itself."""
+    """Encode digital silence."""
     embeddings = [bench.alone(np.zeros_like(bench.window(seconds))) for seconds in _INPUT_SECONDS]
     zero = not any(each.utterance.any() for each in embeddings)
     varies = max(_varies(each) for each in embeddings)
@@ -209,7 +210,7 @@ def check_silence(bench: Bench) -> Check:
         name="silence",
         verdict="warning" if zero else "ok",
         measured=f"{_listed()} s of it: finite, {'all zeros' if zero else over_time}",
-        advice="a vector of zeros has no direction: the neighbours of a silent clip are chance" if zero else "",
+        advice="a zero vector has no direction: the neighbours of a silent clip are random" if zero else "",
         figures={"frames_vary_by": varies, "is_zero": zero},
     )
 
@@ -238,14 +239,14 @@ def _listed() -> str:
 
 
 def check_float16_range(bench: Bench) -> Check:
-    """Find the largest frame value over audio of all levels, and silence; float16 ends at 65,504."""
+    """Find the largest frame value for audio of several levels and for silence; the limit of float16 is 65,504."""
     wave = bench.window(4.0)
     sounds = [0.01 * wave, wave, 1.9 * wave, clipped(wave), np.zeros_like(wave)]
     largest = 0.0
     for sound in sounds:
         try:
             frames = bench.alone(sound.astype(np.float32)).frames
-        except EncoderError:  # of silence or clipping: their own checks tell
+        except EncoderError:  # on silence or clipped audio: their own checks report it
             continue
         largest = max(largest, float(np.abs(frames).max()))
     verdict = _range_verdict(largest, bench.recipe.frame_dtype)

@@ -1,4 +1,4 @@
-"""How long may a clip be? Lengths are tried one after the other, as far as time and memory are foreseen to last."""
+"""Maximum length of a clip: lengths are tried in ascending order while time and memory are predicted to suffice."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _FRAMES_LOST_SHARE = 0.02
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """What encoding one window of so many seconds took; ``peak_bytes`` is None where it cannot be told."""
+    """Cost of encoding one window of ``audio_seconds``; ``peak_bytes`` is None if it cannot be measured."""
 
     audio_seconds: float
     seconds: float
@@ -31,14 +31,15 @@ class Step:
 
 
 def check_long(bench: Bench, *, budget_seconds: float, on_step: Callable[[str], None]) -> Check:
-    """Encode a clip of 3 s, 10 s, ... 10 min.
+    """Encode clips of 3 s, 10 s, ... 10 min.
 
     Parameters
     ----------
+    bench : Bench
     budget_seconds : float
-        Time that all of it may take; a length that is foreseen to take more is not begun.
+        Total time limit; a length that is predicted to exceed it is not tried.
     on_step : callable
-        Told what is begun.
+        Called with the name of each step before it starts.
     """
     steps: list[Step] = []
     began = time.perf_counter()
@@ -71,7 +72,7 @@ def _encode(bench: Bench, audio_seconds: float) -> Step:
 
 
 def foresee(known: Sequence[tuple[float, float]], at: float) -> float:
-    """Continue a growth that is between linear and quadratic: a power law through the last two points.
+    """Extrapolate a growth that is between linear and quadratic: a power law through the last two points.
 
     >>> foresee([(10.0, 1.0), (30.0, 3.0)], 60.0)
     6.0
@@ -87,7 +88,7 @@ def foresee(known: Sequence[tuple[float, float]], at: float) -> float:
 
 
 def why_stop(steps: Sequence[Step], audio_seconds: float, *, left_seconds: float, free_bytes: int | None) -> str:
-    """Why a window of so many seconds is not to be tried after these; empty where it is."""
+    """Return the reason not to try a window of ``audio_seconds`` after these steps, or an empty string."""
     if not steps:
         return ""
     peaks = [(step.audio_seconds, float(step.peak_bytes)) for step in steps if step.peak_bytes is not None]
@@ -100,7 +101,7 @@ def why_stop(steps: Sequence[Step], audio_seconds: float, *, left_seconds: float
             )
     took = foresee([(step.audio_seconds, step.seconds) for step in steps], audio_seconds)
     if took > left_seconds:
-        return f"{_spoken(audio_seconds)} would take about {took:,.0f} s, more than this check waits"
+        return f"{_spoken(audio_seconds)} would take about {took:,.0f} s, more than the time limit of this check"
     return ""
 
 
@@ -108,25 +109,25 @@ def _went_through(steps: Sequence[Step]) -> Check:
     first, last = steps[0], steps[-1]
     lost = [step for step in steps if step.frames < (1 - _FRAMES_LOST_SHARE) * _due(first, step)]
     if not lost:
-        return _check(steps, verdict="ok", measured=_told(last))
-    whole = max(step.audio_seconds for step in steps if step not in lost)
+        return _check(steps, verdict="ok", measured=_step_text(last))
+    complete = max(step.audio_seconds for step in steps if step not in lost)
     return _check(
         steps,
         verdict="warning",
-        measured=f"{_spoken(last.audio_seconds)} give {last.frames:,} frames, where {_due(first, last):,.0f} are due: "
-        f"what is past {_spoken(whole)} or so is lost",
-        advice=_crop(whole),
+        measured=f"{_spoken(last.audio_seconds)} give {last.frames:,} frames, {_due(first, last):,.0f} are expected: "
+        f"audio after about {_spoken(complete)} is lost",
+        advice=_crop(complete),
     )
 
 
 def _due(first: Step, step: Step) -> float:
-    """Frames to expect by those of the first; one frame of it may be rounding."""
+    """Return the expected number of frames, by those of the first step; one frame of it can be rounding."""
     return (first.frames - 1) / first.audio_seconds * step.audio_seconds
 
 
 def _stopped(steps: Sequence[Step], why: str) -> Check:
     last = steps[-1]
-    return _check(steps, verdict="warning", measured=f"{_told(last)}; {why}", advice=_crop(last.audio_seconds))
+    return _check(steps, verdict="warning", measured=f"{_step_text(last)}; {why}", advice=_crop(last.audio_seconds))
 
 
 def _broke(steps: Sequence[Step], audio_seconds: float, error: EncoderError) -> Check:
@@ -136,7 +137,8 @@ def _broke(steps: Sequence[Step], audio_seconds: float, error: EncoderError) -> 
     return _check(
         steps,
         verdict="warning" if out_of_memory else "failed",
-        measured=f"{_told(steps[-1])}; {_spoken(audio_seconds)}: " + ("out of memory" if out_of_memory else str(error)),
+        measured=f"{_step_text(steps[-1])}; {_spoken(audio_seconds)}: "
+        + ("out of memory" if out_of_memory else str(error)),
         advice=_crop(steps[-1].audio_seconds),
     )
 
@@ -156,13 +158,13 @@ def _check(steps: Sequence[Step], *, verdict: Verdict, measured: str, advice: st
     return Check(name=NAME, verdict=verdict, measured=measured, advice=advice, figures=figures)
 
 
-def _told(step: Step) -> str:
-    memory = "" if step.peak_bytes is None else f", {spoken_bytes(step.peak_bytes)} at its peak"
+def _step_text(step: Step) -> str:
+    memory = "" if step.peak_bytes is None else f", peak memory {spoken_bytes(step.peak_bytes)}"
     return f"{_spoken(step.audio_seconds)} take {step.seconds:.2g} s{memory}"
 
 
 def _crop(most_seconds: float) -> str:
-    return f"have longer clips cut: --max-window-seconds {most_seconds:g}; or leave them out: --max-clip-seconds"
+    return f"cut longer clips with --max-window-seconds {most_seconds:g}, or skip them with --max-clip-seconds"
 
 
 def _spoken(seconds: float) -> str:

@@ -1,17 +1,18 @@
-"""All checks of one encoder, one after the other."""
+"""Runs all checks of one encoder."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from featstore.encoders.canary import Planned
 from featstore.encoders.check.batching import (
     check_batch_invariance,
     check_determinism,
     check_padding,
     check_padding_beside_a_longer_clip,
 )
-from featstore.encoders.check.bench import Bench, Check, Planned
+from featstore.encoders.check.bench import Bench, Check
 from featstore.encoders.check.declarations import (
     check_clipped,
     check_contract,
@@ -32,7 +33,7 @@ __all__ = ["Budget", "check_encoder"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
-    """Seconds that the two checks may take which would go on for as long as an encoder is slow."""
+    """Time limits in seconds of the two checks whose time depends on the encoder's speed."""
 
     long_seconds: float = 60.0
     speed_seconds: float = 20.0
@@ -56,15 +57,15 @@ def check_encoder(
     device : str
         ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
     plan : callable
-        Samples of a clip -> its windows, as extraction plans them under the recipe.
+        Takes a number of samples and returns the windows of such a clip, as planned by extraction under the recipe.
     budget : Budget
     on_step : callable
-        Told what is begun.
+        Called with the name of each step before it starts.
 
     Returns
     -------
     tuple of Check
-        A check that the encoder raises in has failed, and says so; after a broken contract there are no others.
+        A check in which the encoder raises is failed, with the error. A broken contract is the only check.
 
     Raises
     ------
@@ -73,11 +74,11 @@ def check_encoder(
     """
     bench = Bench.start(encoder, recipe=recipe, device=device, plan=plan)
     with bench.trimmed.at_work():
-        contract = _made("contract", lambda: check_contract(bench), on_step)
+        contract = _run("contract", lambda: check_contract(bench), on_step)
         if contract.verdict == "failed":
             return (contract,)
-        identity = _made("identity", lambda: identity_check(bench), on_step)
-        determinism = _made("determinism", lambda: check_determinism(bench), on_step)
+        identity = _run("identity", lambda: identity_check(bench), on_step)
+        determinism = _run("determinism", lambda: check_determinism(bench), on_step)
         noise = float(determinism.figures.get("max_relative_difference", 0.0))
         rest: dict[str, Callable[[], Check]] = {
             "batch invariance": lambda: check_batch_invariance(bench, noise_floor=noise),
@@ -91,10 +92,10 @@ def check_encoder(
             "float16 range": lambda: check_float16_range(bench),
             "speed": lambda: check_speed(bench, budget_seconds=budget.speed_seconds, on_step=on_step),
         }
-        return (contract, identity, determinism, *(_made(name, check, on_step) for name, check in rest.items()))
+        return (contract, identity, determinism, *(_run(name, check, on_step) for name, check in rest.items()))
 
 
-def _made(name: str, check: Callable[[], Check], on_step: Callable[[str], None]) -> Check:
+def _run(name: str, check: Callable[[], Check], on_step: Callable[[str], None]) -> Check:
     on_step(name)
     try:
         return check()
@@ -103,5 +104,5 @@ def _made(name: str, check: Callable[[], Check], on_step: Callable[[str], None])
             name=name,
             verdict="failed",
             measured=str(error),
-            advice=f"extraction stops at such a clip: fix forward, or keep clips of this kind out ({name})",
+            advice=f"extraction stops at such a clip: fix forward, or remove clips of this kind ({name})",
         )

@@ -1,4 +1,4 @@
-"""How fast an encoder is, in how much memory, and which ``--batch-seconds`` follows."""
+"""Speed and memory of an encoder by batch size, and the suggested ``--batch-seconds``."""
 
 from __future__ import annotations
 
@@ -24,21 +24,22 @@ _TIMED_RUNS = (2, 10)
 
 
 def check_speed(bench: Bench, *, budget_seconds: float, on_step: Callable[[str], None]) -> Check:
-    """Time batches of ever more windows of four seconds, and suggest a size.
+    """Measure batches of increasing numbers of four-second windows, and suggest a size.
 
     Parameters
     ----------
+    bench : Bench
     budget_seconds : float
-        Time that all of it may take; a size that is foreseen to take more is not begun, the first apart.
+        Total time limit; a size that is predicted to exceed it is not tried, except the first.
     on_step : callable
-        Told what is begun.
+        Called with the name of each step before it starts.
     """
     free = free_bytes(device=bench.device)
     window_seconds = len(bench.window(_WINDOW_SECONDS)) / bench.rate_hz
     speeds = _speeds(bench, budget_seconds=budget_seconds, free=free, on_step=on_step)
     suggested = suggest_batch_seconds(speeds, free_bytes=free)
     best = max(speeds, key=lambda each: each.times_real_time)
-    memory = "" if best.peak_bytes is None else f", {spoken_bytes(best.peak_bytes)} at its peak"
+    memory = "" if best.peak_bytes is None else f", peak memory {spoken_bytes(best.peak_bytes)}"
     left = "" if free is None else f"; {spoken_bytes(free)} are free"
     figures = {
         "batches": [asdict(each) for each in speeds],
@@ -54,7 +55,7 @@ def check_speed(bench: Bench, *, budget_seconds: float, on_step: Callable[[str],
             name=NAME,
             verdict="warning",
             measured=measured,
-            advice=f"one window of {window_seconds:g} s takes over half of the free memory: crop, or a lower "
+            advice=f"one window of {window_seconds:g} s uses more than half of the free memory: crop, or use a lower "
             "--precision",
             figures=figures,
         )
@@ -63,7 +64,7 @@ def check_speed(bench: Bench, *, budget_seconds: float, on_step: Callable[[str],
         name=NAME,
         verdict="warning" if slow else "ok",
         measured=measured,
-        advice=f"--batch-seconds {suggested:g}" + (", on a GPU: it is slower than its audio" if slow else ""),
+        advice=f"--batch-seconds {suggested:g}" + (", on a GPU: it is slower than real time" if slow else ""),
         figures=figures,
     )
 
@@ -89,7 +90,7 @@ def _speeds(
 
 
 def _time_batch(bench: Bench, waves: list[NDArray[np.float32]]) -> BatchSpeed:
-    """The first run warms up and tells the memory; of the others the quickest counts."""
+    """Time a batch. The first run warms up and measures memory; the fastest of the others counts."""
     peak = peak_bytes(lambda: bench.together(waves), device=bench.device)
     fewest, most = _TIMED_RUNS
     took: list[float] = []
@@ -105,7 +106,7 @@ def _time_batch(bench: Bench, waves: list[NDArray[np.float32]]) -> BatchSpeed:
 
 
 def times(factor: float) -> str:
-    """A factor of real time in three digits, or all that are before the point.
+    """Format a real-time factor with three significant digits, or as a whole number from 100.
 
     >>> times(12345.6), times(12.345), times(0.01234)
     ('12,346', '12.3', '0.0123')

@@ -2,7 +2,7 @@
   const $ = (id) => document.getElementById(id);
   const data = JSON.parse($("data").textContent), n = data.n, keys = data.keys;
 
-  // --- what was packed ------------------------------------------------------------------------------------------------
+  // --- packed data ---------------------------------------------------------------------------------------------------
   const bytes = (text) => {
     const raw = atob(text), out = new Uint8Array(raw.length);
     for (let at = 0; at < raw.length; at++) out[at] = raw.charCodeAt(at);
@@ -40,7 +40,7 @@
     return made;
   };
 
-  // --- colours: eight that every kind of colour vision tells apart (after Okabe and Ito), then the same in other shapes
+  // --- colours: eight that are distinct for every kind of colour vision (Okabe and Ito), then the same in other shapes
   const TOP = 16, OTHER = TOP, NONE = TOP + 1, RAMP = 32, NO_NUMBER = 255, NOT_FOUND = 254;
   const PALETTES = {
     light: ["#0072b2", "#e08a00", "#009e73", "#cc5f9e", "#d55e00", "#3aa5dc", "#a89400", "#2b2f33"],
@@ -48,7 +48,7 @@
   };
   const SHAPES = ["circle", "square", "triangle", "diamond"];
   const shapeOf = (style) => (state.column?.numbers || style >= TOP || style < 8 ? "circle" : SHAPES[1 + (style % 3)]);
-  // viridis, without the end that the background would swallow
+  // viridis, without the end that is close to the background
   const VIRIDIS = [[68, 1, 84], [72, 40, 120], [62, 74, 137], [49, 104, 142], [38, 130, 142], [31, 158, 137], [53, 183, 121], [109, 205, 89], [180, 222, 44], [253, 231, 37]];
   const rampAt = (share, dark) => {
     const place = (dark ? 0.22 + 0.78 * share : 0.88 * share) * (VIRIDIS.length - 1), low = Math.min(VIRIDIS.length - 2, Math.floor(place));
@@ -66,13 +66,13 @@
     return style === OTHER || style === NONE ? theme.none : theme.palette[style % 8];
   };
 
-  // --- what is shown ----------------------------------------------------------------------------------------------------
+  // --- visible points ----------------------------------------------------------------------------------------------------
   const canvas = $("map"), context = canvas.getContext("2d");
-  const style = new Uint8Array(n);   // by the colour's column
+  const style = new Uint8Array(n);   // by the colour column
   const shown = new Uint8Array(n);   // by the legend and by sound
-  let matched = null;                // by the search, where there is one
+  let matched = null;                // by the search, if any
   const state = { column: null, hidden: new Set(), from: -Infinity, to: Infinity, pinned: -1, over: -1, low: 0, high: 1 };
-  const order = new Uint32Array(n);  // one class must not cover another for standing behind it in the store
+  const order = new Uint32Array(n);  // random, so that no class covers another because of its order in the store
   for (let at = 0; at < n; at++) order[at] = at;
   for (let at = n - 1, seed = 1; at > 0; at--) {
     seed = (Math.imul(seed, 1664525) + 1013904223) >>> 0;
@@ -226,7 +226,7 @@
     draw();
   }).observe(canvas);
 
-  // --- which point is there: a grid over the map, so that a hover looks at a few ------------------------------------------
+  // --- the point at a position: a grid over the map, so that a hover tests few points---------------------------------------
   const side = Math.max(1, Math.round(Math.sqrt(n / 2)));
   const cellOf = (value, axis) => Math.max(0, Math.min(side - 1, Math.floor(((value - data.low[axis]) / (axis ? span.y : span.x)) * side)));
   const cellStart = new Uint32Array(side * side + 1), inCell = new Uint32Array(n);
@@ -377,7 +377,7 @@
     const equals = text.indexOf("="), named = equals > 0 ? columns.findIndex((column) => column.name.toLowerCase() === text.slice(0, equals).trim()) : -1;
     const wanted = named >= 0 ? text.slice(equals + 1).trim() : text;
     columns.forEach((column, which) => {
-      if (named >= 0 ? which !== named : column.name.startsWith("(")) return;  // every clip of a shard is no answer
+      if (named >= 0 ? which !== named : column.name.startsWith("(")) return;  // a match of a shard would find all of its clips
       if (!column.codes) {
         if (named === which) for (let at = 0; at < n; at++) if (valueOf(column, at) === wanted) matched[at] = 1;
         return;
@@ -425,7 +425,7 @@
     const legend = $("legend"), column = state.column;
     legend.replaceChildren();
     if (!column) return;
-    legend.append(make("p", { className: "by", textContent: `Coloured by ${column.name}` }));  // on paper, where no choice is
+    legend.append(make("p", { className: "by", textContent: `Coloured by ${column.name}` }));  // for print, which has no controls
     if (column.numbers) {
       const ramp = make("div", { className: "ramp" }), box = (name, which) => {
         const input = make("input", { type: "number", step: "any" });
@@ -466,7 +466,7 @@
     head.replaceChildren();
     body.replaceChildren();
     $("table-says").textContent = column?.codes
-      ? `Classes of ${column.name}, and how much of the ${data.k} nearest clips of each clip is of its own class.`
+      ? `Classes of ${column.name}, and the share of the ${data.k} nearest clips of each clip with the same class.`
       : "Colour the map by a field of classes to see them as a table.";
     if (!column?.codes) return;
     const clips = new Map(), alike = new Map();
@@ -489,7 +489,7 @@
   };
   const describe = () => {
     const by = state.column ? `, coloured by ${state.column.name}` : "";
-    canvas.setAttribute("aria-label", `Map of ${withCommas(n)} clips of ${data.of}${by}. The classes stand in a table below it; clips are found by the search box.`);
+    canvas.setAttribute("aria-label", `Map of ${withCommas(n)} clips of ${data.of}${by}. A table of the classes is below the map; the search box finds clips.`);
   };
 
   const recolour = (which) => {

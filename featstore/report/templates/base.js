@@ -1,15 +1,15 @@
 "use strict";
-// What every page can do: `page` is all that the script after this one may count on.
+// Functions of every page: scripts that follow use `page` only.
 const page = (() => {
-  // Light or dark: what the reader's system says, until asked.
+  // Light or dark: the setting of the system, until the button is clicked.
   const root = document.documentElement, system = matchMedia("(prefers-color-scheme: dark)"), listeners = [];
   const isDark = () => (root.style.colorScheme ? root.style.colorScheme === "dark" : system.matches);
-  const tell = () => listeners.forEach((listener) => listener());
+  const notify = () => listeners.forEach((listener) => listener());
   document.getElementById("theme").addEventListener("click", () => {
     root.style.colorScheme = isDark() ? "light" : "dark";
-    tell();
+    notify();
   });
-  system.addEventListener("change", tell);
+  system.addEventListener("change", notify);
 
   const tip = document.getElementById("tip");
   const showTip = (text, at) => {

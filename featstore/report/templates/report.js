@@ -2,7 +2,7 @@
   const { showTip } = page;
   const all = (selector, root = document) => [...root.querySelectorAll(selector)];
 
-  // Sorting: numbers from data-v or as they read, text as it reads; what has no value stays last, and each tbody keeps to itself.
+  // Sorting: numbers by data-v or by their text, text by itself; cells without a value are last, and each tbody is sorted on its own.
   const keyOf = (row, at, numeric) => {
     const cell = row.cells[at];
     if (!numeric) return cell.textContent.trim().toLocaleLowerCase();
@@ -31,7 +31,7 @@
     if (button) sort(button.closest("th"));
   });
 
-  // A printed page shows everything but provenance; on screen it is as it was afterwards.
+  // A printed page shows everything except provenance; afterwards the state of the screen is restored.
   const wanted = "details.task, details.part";
   let opened = [];
   addEventListener("beforeprint", () => {
@@ -44,7 +44,7 @@
   document.getElementById("open-all")?.addEventListener("click", () => setAll(true));
   document.getElementById("close-all")?.addEventListener("click", () => setAll(false));
 
-  // A link to something folded away opens it.
+  // A link to a target inside closed details opens them.
   const reveal = () => {
     const target = location.hash && document.getElementById(location.hash.slice(1));
     if (!target) return;
@@ -54,7 +54,7 @@
   addEventListener("hashchange", reveal);
   reveal();
 
-  // Hover: cells of tables say their interval, cells of matrices what was taken for what.
+  // Hover: cells of tables show their interval, cells of matrices the true and the predicted class.
   const matrixOf = new WeakMap();
   const matrix = (image) => {
     if (!matrixOf.has(image)) {
@@ -63,25 +63,25 @@
     }
     return matrixOf.get(image);
   };
-  const said = (name, as, n, line) => `${name} taken for ${as}: ${n} of ${line.reduce((sum, each) => sum + each, 0)}`;
-  const says = (event) => {
+  const describe = (name, as, n, line) => `${name} predicted as ${as}: ${n} of ${line.reduce((sum, each) => sum + each, 0)}`;
+  const tipOf = (event) => {
     const image = event.target.closest("img.cm");
     if (image) {
       const { classes, counts } = matrix(image), box = image.getBoundingClientRect(), last = classes.length - 1;
       const place = (at, size) => Math.min(last, Math.max(0, Math.floor((at / size) * classes.length)));
       const row = place(event.clientY - box.top, box.height), column = place(event.clientX - box.left, box.width);
-      return said(classes[row], classes[column], counts[row][column], counts[row]);
+      return describe(classes[row], classes[column], counts[row][column], counts[row]);
     }
     const cell = event.target.closest("table.cm tbody td");
     if (cell) {
       const line = [...cell.parentElement.cells].slice(1).map((each) => Number(each.textContent || 0));
       const heads = cell.closest("table").tHead.rows[0].cells;
-      return said(cell.parentElement.cells[0].textContent, heads[cell.cellIndex].textContent, Number(cell.textContent || 0), line);
+      return describe(cell.parentElement.cells[0].textContent, heads[cell.cellIndex].textContent, Number(cell.textContent || 0), line);
     }
     return event.target.closest("[data-tip]")?.dataset.tip;
   };
   document.addEventListener("pointermove", (event) => {
-    showTip(event.target.closest ? says(event) : "", event);
+    showTip(event.target.closest ? tipOf(event) : "", event);
   });
   document.addEventListener("pointerleave", () => showTip(""));
 })();

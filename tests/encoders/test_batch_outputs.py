@@ -1,4 +1,4 @@
-"""What a batch comes to is the same whether it is read where it was made or sent in one transfer."""
+"""The output of a batch is the same, copied at once or sent in one transfer."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from featstore.encoders.batch_outputs import Layer, Made, pack, to_host, unpack
+from featstore.encoders.batch_outputs import DeviceOutput, Layer, pack, to_host, unpack
 from featstore.errors import EncoderContractError
 
 COUNTS = np.array([7, 2, 5])
@@ -16,8 +16,8 @@ def made(kept, *, dtype=torch.float16, with_frames=True):
     generator = torch.Generator().manual_seed(0)
     frames = torch.randn((3, 7, 5), generator=generator)
     there = torch.from_numpy(kept) if isinstance(kept, np.ndarray) else kept
-    layer = Layer(frames=frames, own=None, kept=kept, kept_there=there)
-    return Made(layer=layer, vectors=frames.mean(dim=1), frames=frames.to(dtype) if with_frames else None)
+    layer = Layer(frames=frames, utterance=None, n_frames=kept, n_frames_on_device=there)
+    return DeviceOutput(layer=layer, vectors=frames.mean(dim=1), frames=frames.to(dtype) if with_frames else None)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
@@ -31,7 +31,7 @@ def made(kept, *, dtype=torch.float16, with_frames=True):
 )
 def test_what_is_sent_is_what_is_there(kept, dtype):
     one = made(kept, dtype=dtype)
-    sent = one.receipt(name="tiny").encoded(to_host(one.to_transfer()).arrays())
+    sent = one.layout(name="tiny").encoded(to_host(one.to_transfer()).arrays())
     there = one.encoded(name="tiny")
     np.testing.assert_array_equal(sent.utterance, there.utterance)
     assert [len(each) for each in sent.frames] == (COUNTS if kept is not None else np.full(3, 7)).tolist()
@@ -44,7 +44,7 @@ def test_what_is_sent_is_what_is_there(kept, dtype):
 def test_what_waits_for_its_part_to_be_written_holds_none_of_the_memory_that_it_was_sent_in(kept):
     one = made(kept)
     copy = to_host(one.to_transfer())
-    sent = one.receipt(name="tiny").encoded(copy.arrays())
+    sent = one.layout(name="tiny").encoded(copy.arrays())
     for each in (sent.utterance, *sent.frames):
         assert not np.shares_memory(each, copy.packed.numpy())
 
@@ -52,7 +52,7 @@ def test_what_waits_for_its_part_to_be_written_holds_none_of_the_memory_that_it_
 def test_vectors_alone_are_sent_alone():
     one = made(COUNTS, with_frames=False)
     assert len(one.to_transfer()) == 1
-    assert one.receipt(name="tiny").encoded(to_host(one.to_transfer()).arrays()).frames is None
+    assert one.layout(name="tiny").encoded(to_host(one.to_transfer()).arrays()).frames is None
 
 
 @pytest.mark.parametrize("with_frames", [True, False])
@@ -61,7 +61,7 @@ def test_counts_that_only_the_device_knew_are_checked_when_they_arrive(wrong, wi
     """Whether frames are stored or not: vectors are means over as many."""
     one = made(torch.tensor([7, wrong, 5]), with_frames=with_frames)
     with pytest.raises(EncoderContractError, match="counts of frames within 1 to 7"):
-        one.receipt(name="tiny").encoded(to_host(one.to_transfer()).arrays())
+        one.layout(name="tiny").encoded(to_host(one.to_transfer()).arrays())
     with pytest.raises(EncoderContractError, match="counts of frames within 1 to 7"):
         one.encoded(name="tiny")
 
