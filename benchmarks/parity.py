@@ -236,8 +236,8 @@ def _segment_f1(store: Any, manifest: Any, *, head: Path) -> dict[str, float]:
 
     from featstore.evaluation import load_frame_task
     from featstore.metrics import find_metric
-    from featstore.probe.frame_heads import FrameFeatures, crew, frame_logits
-    from featstore.probe.frame_scoring import excerpts_of, judge_of
+    from featstore.probe.frame_heads import FrameFeatures, frame_logits, worker_threads
+    from featstore.probe.frame_scoring import excerpts_of, segment_groups
     from featstore.probe.linear import Trained
 
     task = load_frame_task(store, manifest, encoder=None, protocol="xares")
@@ -246,14 +246,14 @@ def _segment_f1(store: Any, manifest: Any, *, head: Path) -> dict[str, float]:
     np.savez(head, weight=weight, bias=bias)
     samples = task.samples(only.test)
     excerpts = excerpts_of(task, samples)
-    judge = judge_of(task, samples, excerpts)
-    with crew() as workers:
-        features = FrameFeatures(task.frames, dim=task.recipe.dim, crew=workers)
+    segments = segment_groups(task, samples, excerpts)
+    with worker_threads() as workers:
+        features = FrameFeatures(task.frames, dim=task.recipe.dim, threads=workers)
     trained = Trained(weight=torch.from_numpy(weight), bias=torch.from_numpy(bias), epoch=1, history=())
     with torch.no_grad():
-        counts = judge.found_counts(lambda group: frame_logits(features, excerpts, group, trained))
+        counts = segments.predicted_counts(lambda group: frame_logits(features, excerpts, group, trained))
     return {
-        average: float(find_metric(f"segment_f1_{average}", "xares").score(judge.true_counts(), counts))
+        average: float(find_metric(f"segment_f1_{average}", "xares").score(segments.true_counts(), counts))
         for average in ("macro", "micro")
     }
 

@@ -183,7 +183,7 @@ def extract(
     from featstore.tasks import find_task
 
     share = parse_share(share_text) if share_text else share_from_environment(os.environ)
-    if not share.is_whole:
+    if not share.is_complete:
         note(f"{share}: other processes encode the other shards", err=True)
     options = ExtractOptions(**settings)
     manifests = [find_task(task) for task in tasks]

@@ -1,4 +1,4 @@
-"""Extraction: shards -> decode -> windows -> batches -> encoder -> store."""
+"""Extraction pipeline: read shards, decode, cut windows, batch, encode, pool, write and commit."""
 
 from featstore.extract.engine import EncoderRequest, Engine
 from featstore.extract.engine_choice import open_engine

@@ -35,13 +35,13 @@ __all__ = [
 _MIRRORED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 _OGG_PAGE = struct.Struct("<4sBBqIII")
 _OGG_HEADER_BYTES, _FIRST_PAGE, _LAST_PAGE = 27, 2, 4
-_UNKNOWN_WAV_BYTES = 0x7FFF_0000  # what writes to a pipe claims about 2 or 4 GiB; no member of a shard is as large
+_UNKNOWN_WAV_BYTES = 0x7FFF_0000  # writers to a pipe claim about 2 or 4 GiB; no member of a shard is as large
 _MP3_FRAME = 1152
 _MP3_TAG_WITHIN_BYTES = 4096
 
 
 def damage_of(data: bytes) -> str:
-    """Why a file is damaged or cut off, by what its container says; empty where it does not show."""
+    """Reason why a file is damaged or truncated, found from its container; empty if none is found."""
     if data.startswith(b"OggS"):
         return _damage_of_ogg(data)
     if data[:4] == b"RIFF" and data[8:12] == b"WAVE":
@@ -50,22 +50,22 @@ def damage_of(data: bytes) -> str:
 
 
 def missing_frames_allowed(data: bytes, *, form: str) -> int | None:
-    """Frames that decoding may give less than the header counts; None where the count is an estimate.
+    """Number of frames that decoding may return less than the header counts; None if the count is an estimate.
 
-    The count of an MP3 is exact where its first frame is a Xing or Info tag, up to what a decoder drops at either end:
-    two MP3 frames are allowed. Without the tag libsndfile estimates it from the size and the first bit rate.
+    The count of an MP3 is exact if its first frame is a Xing or Info tag, except for what a decoder drops at both ends:
+    two MP3 frames are allowed. Without the tag libsndfile estimates the count from the size and the first bit rate.
     """
     if form != "MP3":
         return 0
     start = 0
-    if data.startswith(b"ID3") and len(data) > 10:  # its size is in 7 bits of each of four bytes
+    if data.startswith(b"ID3") and len(data) > 10:  # the size has 7 bits in each of four bytes
         start = 10 + sum((byte & 0x7F) << shift for byte, shift in zip(data[6:10], (21, 14, 7, 0), strict=True))
     has_count = re.search(rb"Xing|Info", data[start : start + _MP3_TAG_WITHIN_BYTES]) is not None
     return 2 * _MP3_FRAME if has_count else None
 
 
 def _damage_of_ogg(data: bytes) -> str:
-    """Walk the pages: each has a checksum and a number that goes up by one, until the last of a stream or file."""
+    """Check the pages: each has a checksum, and a sequence number that increases by one until a stream or file ends."""
     at = 0
     next_numbers: dict[int, int] = {}
     while data[at : at + 4] == b"OggS":
@@ -86,7 +86,7 @@ def _damage_of_ogg(data: bytes) -> str:
 
 
 def _ogg_crc32(page: bytes) -> int:
-    """CRC-32 of Ogg: zlib's polynomial, with the bits of every byte and of the result mirrored, from 0 and unturned."""
+    """CRC-32 of Ogg: zlib's polynomial with the bits of every byte and of the result reversed, initial value 0."""
     mirrored = zlib.crc32(page.translate(_MIRRORED), 0xFFFF_FFFF) ^ 0xFFFF_FFFF
     return int.from_bytes(mirrored.to_bytes(4, "little").translate(_MIRRORED), "big")
 
@@ -97,9 +97,9 @@ def _damage_of_wav(data: bytes) -> str:
         name, size = struct.unpack_from("<4sI", data, at)
         at += 8
         if name == b"data":
-            there = len(data) - at
-            if there < size < _UNKNOWN_WAV_BYTES:
-                return f"it breaks off: its header claims {size:,} bytes of audio, and {there:,} are there"
+            available = len(data) - at
+            if available < size < _UNKNOWN_WAV_BYTES:
+                return f"it breaks off: its header claims {size:,} bytes of audio, and {available:,} are there"
             return ""
         at += size + size % 2
     return ""
@@ -108,27 +108,27 @@ def _damage_of_wav(data: bytes) -> str:
 RESAMPLER = "soxr-HQ"
 MAX_CHANNELS = 64
 SAMPLE_RATES_HZ = (100, 768_000)
-MAX_AMPLITUDE = 2.0**31  # audio is within [-1, 1], or counts of an integer type that somebody stored as floats
+MAX_AMPLITUDE = 2.0**31  # audio is within [-1, 1], or integer samples that were stored as floats
 _BLOCK_BYTES = 16 << 20
-_UNKNOWN_FRAMES = 1 << 62  # libsndfile counts 2**63 - 1 where a header does not say, as of a FLAC that came from a pipe
-_BYTES_COPIED = (24 << 10, 8 << 20)  # of less it is read in two or three calls; more is not held twice
+_UNKNOWN_FRAMES = 1 << 62  # libsndfile counts 2**63 - 1 if a header has no count, as in a FLAC written to a pipe
+_BYTES_COPIED = (24 << 10, 8 << 20)  # smaller files take two or three reads; larger ones are not copied
 
 
 def decode(
     data: bytes, *, sample_rate_hz: int, max_seconds: float, admit: Callable[[int], None] = lambda _: None
 ) -> NDArray[np.float32]:
-    """Decode an audio file to one channel at `sample_rate_hz`: channels are averaged, then resampled.
+    """Decode an audio file to mono at `sample_rate_hz`: channels are averaged, then resampled.
 
-    The file is read block by block, so that beside the result only a block is in memory, whatever its rate.
+    The file is read block by block, so that only one block is in memory in addition to the result.
 
     Parameters
     ----------
     data : bytes
-        wav, flac, ogg, mp3 or whatever else libsndfile reads.
+        wav, flac, ogg, mp3 or another format that libsndfile reads.
     max_seconds : float
-        A clip whose header claims more is not decoded.
+        A clip whose header claims a longer duration is not decoded.
     admit : callable
-        Told, between the header and the first sample, the bytes that the result will take; may wait.
+        Called with the size of the result in bytes, after the header and before the first sample is read; may block.
 
     Returns
     -------
@@ -137,8 +137,8 @@ def decode(
     Raises
     ------
     UnusableClip
-        It cannot be read, is empty, too long, damaged or cut off, has too many channels, or holds numbers that are no
-        audio. ``seconds`` is what a clip claims that is too long.
+        The file is unreadable, empty, too long, damaged or truncated, has too many channels, or has samples that are
+        not audio. ``seconds`` is the claimed duration of a clip that is too long.
     """
     import soundfile
 
@@ -153,7 +153,7 @@ def decode(
             )
             samples = _joined(blocks) if rate == sample_rate_hz else _resampled(blocks, rate, sample_rate_hz)
     except (soundfile.SoundFileError, RuntimeError, ValueError, TypeError, OverflowError) as error:
-        raise UnusableClip(f"it cannot be decoded: {_told(error)}") from error
+        raise UnusableClip(f"it cannot be decoded: {_reason(error)}") from error
     if not len(samples):
         raise UnusableClip("it has no samples")
     largest = max(float(samples.max()), -float(samples.min()))  # both are NaN if any sample is
@@ -166,9 +166,9 @@ def decode(
 
 @contextmanager
 def _as_file(data: bytes) -> Iterator[int | io.BytesIO]:
-    """The bytes as something that libsndfile reads: by itself where it can, else by calls back into Python.
+    """A file that libsndfile can read: a descriptor if possible, else a Python file object.
 
-    Each such call waits for the interpreter, which other threads are using: a dozen of them for a clip of five seconds.
+    Each call into a Python file object waits for the GIL: about a dozen calls for a clip of five seconds.
     """
     least, most = _BYTES_COPIED
     descriptor = _in_memory(data) if least <= len(data) <= most else None
@@ -182,17 +182,17 @@ def _as_file(data: bytes) -> Iterator[int | io.BytesIO]:
 
 
 def _in_memory(data: bytes) -> int | None:
-    """Descriptor of a file in memory that holds `data`; None where the system has none to give."""
+    """Descriptor of an in-memory file with `data`; None if the system provides none."""
     try:
         descriptor = os.memfd_create("clip")
     except (AttributeError, OSError):
         return None
     try:
-        whole = os.write(descriptor, data) == len(data)
+        is_complete = os.write(descriptor, data) == len(data)
         os.lseek(descriptor, 0, os.SEEK_SET)
     except OSError:
-        whole = False
-    if whole:
+        is_complete = False
+    if is_complete:
         return descriptor
     os.close(descriptor)
     return None
@@ -208,24 +208,24 @@ def encode_flac(samples: NDArray[np.float32], sample_rate_hz: int) -> bytes:
 
 
 def encode_ogg(samples: NDArray[np.float32], sample_rate_hz: int) -> bytes:
-    """Encode a waveform, float32 (samples,) in [-1, 1], as Ogg Vorbis: a fifth of FLAC, for listening."""
+    """Encode a waveform, float32 (samples,) in [-1, 1], as Ogg Vorbis, a fifth of the size of FLAC, for playback."""
     import soundfile
 
     out = io.BytesIO()
     with soundfile.SoundFile(out, "w", sample_rate_hz, 1, format="OGG", subtype="VORBIS") as file:
-        for start in range(0, len(samples), sample_rate_hz):  # its encoder breaks down at minutes in one call
+        for start in range(0, len(samples), sample_rate_hz):  # the encoder crashes on minutes of audio in one call
             file.write(np.clip(samples[start : start + sample_rate_hz], -1.0, 1.0))
     return out.getvalue()
 
 
-def _told(error: Exception) -> str:
-    """What libsndfile says, without the address of the object that it was reading: reasons are stored and compared."""
+def _reason(error: Exception) -> str:
+    """Message of libsndfile without object addresses, because reasons are stored and compared."""
     text = getattr(error, "error_string", str(error))
     return " ".join(str(text).split()).removeprefix("Error : ")[:160]
 
 
 def _checked_rate(file: SoundFile, max_seconds: float) -> int:
-    """The sample rate, where the header claims nothing that would not be decoded."""
+    """The sample rate of the header. Raises UnusableClip if the header claims unsupported values."""
     rate = int(file.samplerate)
     if not SAMPLE_RATES_HZ[0] <= rate <= SAMPLE_RATES_HZ[1]:
         lowest, highest = SAMPLE_RATES_HZ
@@ -245,9 +245,9 @@ def _checked_rate(file: SoundFile, max_seconds: float) -> int:
 def _mono_blocks(
     file: SoundFile, *, max_seconds: float, missing_allowed: int | None
 ) -> Iterator[tuple[NDArray[np.float32], bool]]:
-    """The file's channels averaged, float32 (frames,), and whether this block is the last. At least one comes.
+    """Blocks of the averaged channels, float32 (frames,), each with whether it is the last. There is at least one.
 
-    Fewer frames than the header counts are damage, where the count is exact: see `missing_frames_allowed`.
+    Fewer frames than the header counts are damage, if the count is exact: see `missing_frames_allowed`.
     """
     block_frames = max(1, _BLOCK_BYTES // (4 * file.channels))
     frames, last = 0, False
@@ -268,8 +268,8 @@ def _mono_blocks(
 
 
 def _downmixed(block: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Channels averaged, one pass for each: NumPy's mean along a short last axis takes ten times as long."""
-    if block.shape[1] == 1 and block.base is None:  # no piece of a buffer that was made for what the header claims
+    """Average the channels, one pass per channel: NumPy's mean over a short last axis takes ten times as long."""
+    if block.shape[1] == 1 and block.base is None:  # not a view of a buffer with the size that the header claims
         return block[:, 0]
     total = np.array(block[:, 0])
     for channel in range(1, block.shape[1]):
@@ -283,7 +283,7 @@ def _joined(blocks: Iterator[tuple[NDArray[np.float32], bool]]) -> NDArray[np.fl
 
 
 def _resampled(blocks: Iterator[tuple[NDArray[np.float32], bool]], rate_hz: int, wanted_hz: int) -> NDArray[np.float32]:
-    """Resample block by block; the numbers are those of one call over the whole (a test holds soxr to that)."""
+    """Resample block by block; the result equals that of one call over all samples (tested against soxr)."""
     import soxr
 
     stream = soxr.ResampleStream(rate_hz, wanted_hz, 1, dtype="float32", quality="HQ")

@@ -1,7 +1,8 @@
-"""Gathers windows into batches. Pure: the batches depend on the windows and their order alone.
+"""Groups windows into batches. Pure: batches depend only on the windows and their order.
 
-Where no window outlasts its shard, a part is the same, bit for bit, whatever was encoded before it, whichever worker
-took the shard and however often a run was killed. Where windows wait for those of later shards, batches are full.
+If every window is encoded before its shard ends, a part is bit-identical whatever was encoded before it, whichever
+worker encoded the shard and however often the run was killed. If windows wait for windows of later shards, batches are
+full.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ _SPAN_BATCHES = 64
 
 @dataclass(frozen=True, slots=True)
 class PendingWindow:
-    """A window to be encoded: its shard's number and its index there, its samples, its padded length."""
+    """A window to encode: shard number, index in the shard, samples, padded length."""
 
     shard: int
     index: int
@@ -36,47 +37,47 @@ class Batcher(Protocol):
     """Takes windows, shard after shard, and yields batches."""
 
     def add(self, window: PendingWindow) -> Iterator[Batch]:
-        """Take one window; yield the batches that are ready."""
+        """Add a window; yield the batches that are ready."""
 
     def end_shard(self, shard: int) -> Iterator[Batch]:
-        """A shard has no more windows: yield what must not wait longer."""
+        """End a shard: yield the batches that must not wait longer."""
 
     def forget(self, shard: int) -> None:
-        """Drop the windows of a shard that cannot be read to its end."""
+        """Drop the windows of a shard that cannot be read completely."""
 
     def oldest(self) -> Iterator[Batch]:
-        """Too many embeddings wait for these windows: yield those that have waited longest."""
+        """Yield the batches of the windows that have waited longest, to free embeddings that wait for them."""
 
     def flush(self) -> Iterator[Batch]:
-        """No window comes for now: yield all that is left."""
+        """Yield all remaining batches: no further window is available for now."""
 
 
 class LengthBatcher:
-    """Batches of one padded length each, up to a budget of samples.
+    """Batches of equal padded length, up to a budget of samples.
 
-    Windows wait for others of their length. A batch is yielded before it is full when 32 budgets wait in all lengths
-    together (the length that has most), and when 64 budgets have come since the first window of a length (the
-    embeddings of all windows behind that one wait for it). With clips of 1 to 10 s in quarters of a second, batches
-    fill over 90 % of their budgets.
+    Windows wait for others of their length. A batch is yielded before it is full in two cases: the pending windows of
+    all lengths exceed 32 budgets (the length with the most samples is yielded), or 64 budgets were added since the
+    first pending window of a length (whose later embeddings wait for it). For clips of 1 to 10 s in quarters of a
+    second, batches fill over 90 % of their budgets.
 
     Parameters
     ----------
     budget_samples : int
-        Padded samples in a batch; a longer window is a batch of its own.
+        Maximum padded samples of a batch; a longer window is a batch by itself.
     shards_ahead : int
-        At the end of a shard, windows of shards that ended so many before it, or earlier, wait no longer.
+        When a shard ends, windows of shards that ended at least this many shards earlier are yielded.
     """
 
     def __init__(self, *, budget_samples: int, shards_ahead: int) -> None:
         self._budget = budget_samples
         self._shards_ahead = shards_ahead
-        self._waiting: dict[int, list[PendingWindow]] = {}  # by length, the one that has waited longest first
+        self._waiting: dict[int, list[PendingWindow]] = {}  # by length, in order of arrival
         self._since: dict[int, int] = {}
         self._pending = 0
         self._taken = 0
 
     def add(self, window: PendingWindow) -> Iterator[Batch]:
-        """Take one window."""
+        """Add a window."""
         waiting = self._waiting.setdefault(window.padded, [])
         self._since.setdefault(window.padded, self._taken)
         waiting.append(window)
@@ -90,7 +91,7 @@ class LengthBatcher:
             yield self._take(next(iter(self._waiting)))
 
     def end_shard(self, shard: int) -> Iterator[Batch]:
-        """Yield every length that has windows of a shard that ended too long ago, the longest first."""
+        """Yield every length with windows of a shard that ended too long ago, longest length first."""
         for padded in sorted(self._waiting, reverse=True):
             if self._waiting[padded][0].shard + self._shards_ahead <= shard:
                 yield self._take(padded)
@@ -111,7 +112,7 @@ class LengthBatcher:
             yield self._take(next(iter(self._waiting)))
 
     def flush(self) -> Iterator[Batch]:
-        """Yield every length, the longest first."""
+        """Yield every length, longest first."""
         for padded in sorted(self._waiting, reverse=True):
             yield self._take(padded)
 
@@ -123,20 +124,20 @@ class LengthBatcher:
 
 
 class FileOrderBatcher:
-    """Batches of `size` windows in file order, each padded to its longest: what X-ARES does."""
+    """Batches of `size` windows in file order, each padded to its longest window, as in X-ARES."""
 
     def __init__(self, *, size: int) -> None:
         self._size = size
         self._waiting: list[PendingWindow] = []
 
     def add(self, window: PendingWindow) -> Iterator[Batch]:
-        """Take one window."""
+        """Add a window."""
         self._waiting.append(window)
         if len(self._waiting) == self._size:
             yield from self.flush()
 
     def end_shard(self, shard: int) -> Iterator[Batch]:
-        """Yield what is left of it."""
+        """Yield the remaining windows."""
         if self._waiting and self._waiting[-1].shard == shard:
             yield from self.flush()
 
@@ -145,11 +146,11 @@ class FileOrderBatcher:
         self._waiting = [window for window in self._waiting if window.shard != shard]
 
     def oldest(self) -> Iterator[Batch]:
-        """Yield what is left."""
+        """Yield the remaining windows."""
         yield from self.flush()
 
     def flush(self) -> Iterator[Batch]:
-        """Yield what is left."""
+        """Yield the remaining windows."""
         if self._waiting:
             batch, self._waiting = tuple(self._waiting), []
             yield batch
@@ -158,9 +159,9 @@ class FileOrderBatcher:
 def stack(
     batch: Batch, *, blank: Callable[[tuple[int, int]], NDArray[np.float32]]
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Pad a batch with zeros. Returns float32 (batch, samples), and int64 (batch,) the samples of each before padding.
+    """Pad a batch with zeros. Returns float32 (batch, samples), and the original lengths, int64 (batch,).
 
-    ``blank`` returns zeros of a shape, in memory that the encoder chooses.
+    ``blank`` returns zeros of a given shape in memory that the encoder allocates.
     """
     audio = blank((len(batch), max(window.padded for window in batch)))
     for row, window in enumerate(batch):

@@ -1,4 +1,4 @@
-"""The encoder to load, the interface of every engine, and the engine that encodes in this process."""
+"""Encoder requests, the engine interface, and the engine that encodes in this process."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from featstore.extract.job import EncodeJob, EncoderCard, StaleShard, Workplace
+from featstore.extract.job import DeviceEncoder, EncodeJob, EncoderCard, StaleShard
 from featstore.extract.results import EncodeResult, Progress, collect
 from featstore.system import cores
 
@@ -23,9 +23,9 @@ __all__ = ["EncoderRequest", "Engine", "LocalEngine"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncoderRequest:
-    """Which encoder to load: the parameters of `featstore.encoders.load_encoder`.
+    """An encoder to load: the parameters of `featstore.encoders.load_encoder`.
 
-    ``folder`` is where relative paths begin, of the encoder, the shards and the store.
+    ``folder`` is the base of relative paths to the encoder, the shards and the store.
     """
 
     spec: str
@@ -36,7 +36,7 @@ class EncoderRequest:
     folder: str = field(default_factory=lambda: str(Path.cwd()))
 
     def load(self) -> Encoder:
-        """Load it in this process. Raises as `featstore.encoders.load_encoder` does."""
+        """Load the encoder in this process. Raises as `featstore.encoders.load_encoder` does."""
         from featstore.encoders import load_encoder
 
         return load_encoder(
@@ -49,10 +49,10 @@ class EncoderRequest:
 
 
 class Engine(Protocol):
-    """Encodes shards with one encoder, which it keeps loaded from job to job."""
+    """Encodes shards with one encoder, which stays loaded between jobs."""
 
     def describe(self, options: ExtractOptions) -> EncoderCard:
-        """The encoder's name, and the recipes of its outputs; loads the encoder if it is not loaded.
+        """Return the encoder's name and the recipes of its outputs. Loads the encoder if necessary.
 
         Raises
         ------
@@ -61,15 +61,15 @@ class Engine(Protocol):
         """
 
     def canary(self, options: ExtractOptions) -> CanaryReading:
-        """The encoder's output for the reference signals, on the device that encodes. Raises as `describe` does."""
+        """Return the encoder's output for the reference signals on the encoding device. Raises as `describe` does."""
 
     def encode(self, job: EncodeJob, shards: Sequence[StaleShard], *, progress: Progress) -> EncodeResult:
-        """Encode `shards` and commit them. Only `advance` and `shard_done` of `progress` are called, in this thread.
+        """Encode `shards` and commit them; calls only `advance` and `shard_done` of `progress`, in this thread.
 
         Raises
         ------
         EncoderContractError
-            The encoder's output is unusable; the message names the clip.
+            The encoder's output is invalid; the message names the clip.
         StoreError
             The store cannot be written.
         WorkerError
@@ -81,18 +81,18 @@ class LocalEngine:
     """Encodes in this process, on one device."""
 
     def __init__(self, encoder: Encoder, *, device: str) -> None:
-        self._workplace = Workplace(encoder, device=device, cores=cores())
+        self._device_encoder = DeviceEncoder(encoder, device=device, cores=cores())
 
     def describe(self, options: ExtractOptions) -> EncoderCard:
         """See `Engine.describe`."""
-        return self._workplace.card(options)
+        return self._device_encoder.card(options)
 
     def canary(self, options: ExtractOptions) -> CanaryReading:
         """See `Engine.canary`."""
-        return self._workplace.canary(options)
+        return self._device_encoder.canary(options)
 
     def encode(self, job: EncodeJob, shards: Sequence[StaleShard], *, progress: Progress) -> EncodeResult:
         """Encode one shard after another."""
         stale = {each.shard.name: each for each in shards}
-        with closing(self._workplace.encode(job, [each.shard for each in shards], stale=stale)) as events:
+        with closing(self._device_encoder.encode(job, [each.shard for each in shards], stale=stale)) as events:
             return collect(events, progress=progress)

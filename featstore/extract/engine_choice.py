@@ -14,13 +14,13 @@ __all__ = ["RAY_SETTINGS", "open_engine"]
 
 RAY_SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray's future default, of which it warns
-    "RAY_DEDUP_LOGS_SKIP_REGEX": ".",  # Ray prints a paragraph on a worker that dies, and the run a line
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray's future default; suppresses its warning
+    "RAY_DEDUP_LOGS_SKIP_REGEX": ".",  # replaces Ray's paragraph about a dead worker by the run's single line
 }
-"""Defaults of environment variables; Ray reads some of them when it is imported."""
+"""Defaults of environment variables. Ray reads some of them on import."""
 
 _ATTEMPTS = 2
-_ATTEMPTS_ON_RAY = 3  # a node may be taken away
+_ATTEMPTS_ON_RAY = 3  # a node may be preempted
 
 
 @contextmanager
@@ -33,35 +33,35 @@ def open_engine(
     cpus_per_worker: int | None = None,
     local_rank: int | None = None,
 ) -> Iterator[Engine]:
-    """Open an engine for `featstore.extract.extract_task`; its workers end when the context is left.
+    """Open an engine for `featstore.extract.extract_task`; leaving the context ends its workers.
 
     Parameters
     ----------
     request : EncoderRequest
     device : str
-        ``auto``, ``cpu``, ``cuda`` or ``cuda:1``: this process encodes. ``all``, or several with commas between, such
-        as ``cuda:0,cuda:1``: a process for each.
+        ``auto``, ``cpu``, ``cuda`` or ``cuda:1``: encode in this process. ``all``, or a comma-separated list such as
+        ``cuda:0,cuda:1``: one process per device.
     engine : str
-        ``local``: this machine. ``ray``: a Ray cluster, with a worker for each GPU, or on each `cpus_per_worker` cores
-        where it has none or `device` is ``cpu``.
+        ``local``: this machine. ``ray``: a Ray cluster with one worker per GPU, or per `cpus_per_worker` cores if it
+        has no GPU or `device` is ``cpu``.
     ray_address : str, optional
         ``auto`` or ``host:port``; None starts a cluster on this machine.
     cpus_per_worker : int, optional
-        Cores of a Ray worker; None chooses.
+        Cores of a Ray worker; chosen automatically by default.
     local_rank : int, optional
-        Number of this process among those of its machine, where a scheduler has started several: its GPU.
+        Rank of this process on its machine, set by a scheduler: selects the GPU.
 
     Raises
     ------
     UsageError
-        There is no such device or cluster.
+        The device or the cluster does not exist.
     """
     if engine == "ray":
         with _on_ray(request, device=device, address=ray_address, cpus_per_worker=cpus_per_worker) as opened:
             yield opened
         return
     if ray_address is not None or cpus_per_worker is not None:
-        raise UsageError("--ray-address and --cpus-per-worker go with --engine ray")
+        raise UsageError("--ray-address and --cpus-per-worker require --engine ray")
     from featstore.encoders.devices import pick_devices
 
     devices = pick_devices(device, local_rank=local_rank)

@@ -1,6 +1,6 @@
-"""A job, and the encoder on its device that encodes the shards of one job after another.
+"""Encoding jobs, and the encoder on its device that processes them.
 
-A job can be pickled: the worker that encodes it may be this process, another, or one on another machine.
+A job can be pickled: the worker that encodes it may be this process, another process, or on another machine.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ if TYPE_CHECKING:
     from featstore.extract.options import ExtractOptions
 
 __all__ = [
+    "DeviceEncoder",
     "EncodeJob",
     "EncoderCard",
-    "KeptOutput",
     "OutputCard",
     "StaleShard",
-    "Workplace",
+    "StoredOutput",
     "card_of",
     "new_batcher",
     "plan_recipe",
@@ -59,9 +59,9 @@ _LEAST_WAITING_BYTES = 1 << 30
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutputCard:
-    """One output of an encoder: the recipe it is stored under, and how it is named on the command line.
+    """One output of an encoder: its recipe, and its spec on the command line.
 
-    ``earlier`` is the recipe that an earlier featstore would have stored it under, where its rules were others.
+    ``earlier`` is its recipe by the rules of an earlier featstore, if these differ.
     """
 
     recipe: Recipe
@@ -71,9 +71,9 @@ class OutputCard:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncoderCard:
-    """An encoder that may be loaded in another process, as a run refers to it: its name, and its outputs' recipes.
+    """Description of an encoder that may be loaded in another process: its name and the recipes of its outputs.
 
-    ``featstore`` is the version that encodes: two versions may make different numbers of one recipe.
+    ``featstore`` is the encoding version: two versions may compute different numbers for one recipe.
     """
 
     name: str
@@ -82,8 +82,8 @@ class EncoderCard:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class KeptOutput:
-    """An output as a task keeps it."""
+class StoredOutput:
+    """An output as a task stores it."""
 
     recipe: Recipe
     spec: str
@@ -92,10 +92,10 @@ class KeptOutput:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncodeJob:
-    """One split of one task, to be encoded: everything a worker needs beside its encoder and the shards."""
+    """One split of one task to encode: what a worker needs in addition to its encoder and the shards."""
 
     card: EncoderCard
-    outputs: tuple[KeptOutput, ...]
+    outputs: tuple[StoredOutput, ...]
     options: ExtractOptions
     frames_wanted: bool
     store_url: str
@@ -104,16 +104,16 @@ class EncodeJob:
     crop_seconds: float | None
     split: str
 
-    def open_writer(self, output: KeptOutput) -> SplitWriter:
-        """Open the feature set that an output goes to; create it if the store does not have it."""
+    def open_writer(self, output: StoredOutput) -> SplitWriter:
+        """Open the feature set of an output; create it if the store lacks it."""
         return open_split_writer(self.store_url, recipe=output.recipe, spec=output.spec, **self._address)
 
-    def find_writer(self, output: KeptOutput) -> SplitWriter | None:
-        """Open that feature set; None if the store does not have it."""
+    def find_writer(self, output: StoredOutput) -> SplitWriter | None:
+        """Open the feature set of an output; None if the store lacks it."""
         return find_split_writer(self.store_url, recipe=output.recipe, spec=output.spec, **self._address)
 
-    def is_begun(self, output: KeptOutput) -> bool:
-        """Whether the store has that feature set, as it does once the run has opened it."""
+    def is_created(self, output: StoredOutput) -> bool:
+        """Whether the store has the feature set of an output. True once the run has opened it."""
         return is_split_begun(self.store_url, recipe=output.recipe, **self._address)
 
     @property
@@ -123,9 +123,9 @@ class EncodeJob:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StaleShard:
-    """A shard that the store lacks, and the outputs, by number, whose feature sets lack it.
+    """A shard that the store lacks, and the numbers of the outputs whose feature sets lack it.
 
-    ``generations`` are of its parts, by output: each is greater than that of the part that the run found there.
+    ``generations`` are the generations of its new parts by output, each greater than that of the part they replace.
     """
 
     shard: AnyShard
@@ -133,7 +133,7 @@ class StaleShard:
     generations: Mapping[int, int] = field(default_factory=dict, hash=False)
 
 
-class Workplace:
+class DeviceEncoder:
     """An encoder on its device.
 
     Parameters
@@ -142,7 +142,7 @@ class Workplace:
     device : str
         ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
     cores : int
-        Cores of this worker: the number of decoding threads, at most 16, unless a job's options set it.
+        Cores of this worker; the number of decoding threads, at most 16, unless a job's options set it.
     """
 
     def __init__(self, encoder: Encoder, *, device: str, cores: int) -> None:
@@ -155,16 +155,16 @@ class Workplace:
         self._traced = False
 
     def card(self, options: ExtractOptions) -> EncoderCard:
-        """Its encoder's name and recipes under these options."""
+        """Card of the encoder under these options."""
         return card_of(self._encoder, device=self._device, options=options)
 
     def check(self, job: EncodeJob) -> None:
-        """Check that this worker would make what the job is for, and can reach its shards and its store.
+        """Check that this worker has the encoder of the job, and can reach its shards and store.
 
         Raises
         ------
         EncoderError
-            The encoder or featstore are different here.
+            The encoder or the featstore version differs on this worker.
         ShardError, StoreError
             The shards or the store cannot be reached.
         """
@@ -173,17 +173,17 @@ class Workplace:
         if card != job.card:
             what = f"{here[0]} by featstore {card.featstore}", f"{there[0]} by featstore {job.card.featstore}"
             raise EncoderError(
-                f"every worker must have the same encoder, files and featstore: on {socket.gethostname()} it is "
-                f"{what[0]}, where the run began {what[1]}"
+                f"every worker must have the same encoder, files and featstore: {socket.gethostname()} has "
+                f"{what[0]}, the run started with {what[1]}"
             )
         if isinstance(job.data_folder, Path) and not job.data_folder.is_dir():
             raise ShardError(
-                f"{socket.gethostname()} has no folder {job.data_folder}: every worker must reach --data by one path"
+                f"{socket.gethostname()} has no folder {job.data_folder}: every worker must reach --data under one path"
             )
-        if not all(map(job.is_begun, job.outputs)):
+        if not all(map(job.is_created, job.outputs)):
             raise StoreError(
-                f"{socket.gethostname()} does not see the store at {redacted(job.store_url)} that the run has opened: "
-                "every worker must reach --store by one path or URL"
+                f"{socket.gethostname()} does not find the store of the run at {redacted(job.store_url)}: "
+                "every worker must reach --store under one path or URL"
             )
 
     def encode(
@@ -191,7 +191,7 @@ class Workplace:
     ) -> Generator[PipelineEvent, None, None]:
         """Encode shards into the feature sets that lack them: see `Pipeline.run`.
 
-        ``stale`` has every shard by name; it may grow until `shards` yields the shard.
+        ``stale`` maps names to shards; it may grow until `shards` yields the shard.
         """
         writers = [job.open_writer(output) for output in job.outputs]
         rate = self._encoder.facts.sample_rate_hz
@@ -222,7 +222,7 @@ class Workplace:
                     budget_samples=round(batch_seconds * rate),
                     shards_ahead=_GPU_SHARDS_AHEAD if run.batches_ahead else 0,
                 ),
-                most_waiting_bytes=_waiting_bytes(self._cores) if run.batches_ahead else None,
+                max_pending_bytes=_max_pending_bytes(self._cores) if run.batches_ahead else None,
                 settings=EncodeSettings(
                     sample_rate_hz=rate,
                     max_clip_seconds=job.options.max_clip_seconds,
@@ -232,11 +232,11 @@ class Workplace:
                     versions=software_versions(),
                 ),
             )
-            with self._watched(run, job.options):
+            with self._profiled(run, job.options):
                 yield from pipeline.run(shards)
 
     def canary(self, options: ExtractOptions) -> CanaryReading:
-        """The encoder's output for the reference signals under these options; encoded once for several tasks."""
+        """The encoder's output for the reference signals under these options, cached between tasks."""
         from featstore.encoders.canary import read_canary
 
         recipe = self.card(options).outputs[0].recipe
@@ -251,7 +251,7 @@ class Workplace:
         return self._canaries[recipe.fingerprint]
 
     def _plan(self, options: ExtractOptions, *, crop_seconds: float | None) -> Callable[[int], tuple[Window, ...]]:
-        """Samples of a clip -> its windows."""
+        """Return a function from the number of samples of a clip to its windows."""
         return partial(
             plan_windows,
             crop_seconds=crop_seconds,
@@ -262,7 +262,7 @@ class Workplace:
         )
 
     def _start(self, job: EncodeJob) -> EncoderRun:
-        """The encoder on its device; kept from job to job, because it learns which batches fit on the device."""
+        """The encoder on its device, cached between jobs because it learns which batch sizes fit on the device."""
         from featstore.encoders.runner import EncoderRun
 
         recipe = job.outputs[0].recipe
@@ -277,15 +277,15 @@ class Workplace:
         return self._started[1]
 
     def _budget(self, run: EncoderRun, job: EncodeJob) -> float:
-        """Seconds of audio in a batch; auto-tuned once on a GPU."""
+        """Seconds of audio per batch; auto-tuned once on a GPU."""
         key = (job.outputs[0].recipe.fingerprint, job.options.batch_seconds, job.crop_seconds)
         if key not in self._batch_seconds:
             self._batch_seconds[key] = _batch_seconds(self._encoder, run, job.options, crop_seconds=job.crop_seconds)
         return self._batch_seconds[key]
 
     @contextmanager
-    def _watched(self, run: EncoderRun, options: ExtractOptions) -> Iterator[None]:
-        """Trace the first batches of this worker if a profile is asked for."""
+    def _profiled(self, run: EncoderRun, options: ExtractOptions) -> Iterator[None]:
+        """Trace the first batches of this worker if a profile is requested."""
         if options.profile_path is None or self._traced:
             yield
             return
@@ -297,11 +297,11 @@ class Workplace:
 
 
 def _batch_seconds(encoder: Encoder, run: EncoderRun, options: ExtractOptions, *, crop_seconds: float | None) -> float:
-    """Seconds of audio in a batch: as asked for, auto-tuned on a GPU, or a constant on a CPU.
+    """Seconds of audio per batch: as requested, auto-tuned on a GPU, or a constant on a CPU.
 
-    A CPU is as fast at any size (measured on a transformer, and from 24 s on with light encoders), and the batches
-    decide the last bits, so there they do not depend on a measurement. Tensors of large batches fragment the heap: with
-    32 s for a light encoder memory is constant after 10,000 clips, with 64 s it kept growing.
+    On a CPU the throughput does not depend on the batch size (measured for a transformer, and from 24 s for light
+    encoders). The batch size affects the last bits, so it must not depend on a measurement there. Large batches
+    fragment the heap: at 32 s with a light encoder memory is constant after 10,000 clips, at 64 s it kept growing.
     """
     if options.batch_seconds:
         return options.batch_seconds
@@ -323,7 +323,7 @@ def _batch_seconds(encoder: Encoder, run: EncoderRun, options: ExtractOptions, *
 
 
 def card_of(encoder: Encoder, *, device: str, options: ExtractOptions) -> EncoderCard:
-    """The card of an encoder on a device."""
+    """Build the card of an encoder on a device."""
     return EncoderCard(
         name=encoder.name,
         outputs=tuple(
@@ -348,7 +348,7 @@ def plan_recipe(
     options: ExtractOptions,
     identity: Mapping[str, Any] | None = None,
 ) -> Recipe:
-    """The recipe that an extraction with these options on this device stores one output under."""
+    """Build the recipe of one output of an encoder for these options on this device."""
     return encoder.recipe(
         padding=str(Padding.parse(options.padding)),
         precision=_precision(options.precision, device, encoder),
@@ -362,37 +362,38 @@ def plan_recipe(
 
 
 def software_versions() -> dict[str, str]:
-    """Versions of the packages that decide the numbers."""
+    """Versions of the packages that affect embeddings."""
     names = ["featstore", "numpy", "soundfile", "soxr", "torch", "webdataset", "zarr"]
-    names += [name for name in ("dasheng", "transformers") if name in sys.modules]  # where an encoder came from them
+    names += [name for name in ("dasheng", "transformers") if name in sys.modules]  # if an encoder uses them
     versions = {"python": platform.python_version()}
     for name in names:
         try:
             versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:  # run from a checkout that was not installed
+        except metadata.PackageNotFoundError:  # a checkout that is not installed
             versions[name] = "unknown"
     return versions
 
 
 def new_batcher(padding: Padding, *, budget_samples: int, shards_ahead: int) -> Batcher:
-    """The batcher of a padding rule.
+    """Build the batcher of a padding rule.
 
-    A CPU is as fast at any batch size, so there no batch has windows of two shards (``shards_ahead=0``), and a part is
-    the same, bit for bit, whatever came before it. A GPU is not, and no two of its runs are the same to the last bit.
+    On a CPU the throughput does not depend on the batch size, so batches do not span shards (``shards_ahead=0``): a
+    part is bit-identical whatever was encoded before it. On a GPU batches span shards; its results vary in the last
+    bits.
     """
     if padding.kind == "xares":
         return FileOrderBatcher(size=XARES_BATCH)
     return LengthBatcher(budget_samples=budget_samples, shards_ahead=shards_ahead)
 
 
-def _waiting_bytes(cores_here: int) -> int:
-    """Limit of embeddings that wait in memory: half of a worker's share, by its cores, of what is free."""
+def _max_pending_bytes(cores_here: int) -> int:
+    """Limit of embeddings that wait in memory: half of this worker's share, by cores, of the free memory."""
     return max(_LEAST_WAITING_BYTES, (free_memory_bytes() or 0) * cores_here // (2 * cores()))
 
 
 def _precision(asked: str, device: str, encoder: Encoder) -> str:
     if asked == "tf32" and not device.startswith("cuda"):
-        raise UsageError(f"--precision tf32 is for GPUs, and this runs on {device}: use float32")
+        raise UsageError(f"--precision tf32 requires a GPU, and the device is {device}: use float32")
     if asked != "auto":
         return asked
     if not device.startswith("cuda") or not encoder.has_weights:

@@ -1,4 +1,4 @@
-"""How to extract: what decides the numbers, and what decides only how fast they come."""
+"""Options of extraction: those that affect the embeddings, and those that affect speed only."""
 
 from __future__ import annotations
 
@@ -17,41 +17,41 @@ LEAST_WINDOW_SECONDS = 0.1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExtractOptions:
-    """How to extract. ``padding``, ``precision``, ``frame_dtype`` and ``max_window_seconds`` are part of the recipe.
+    """Options of extraction. ``padding``, ``precision``, ``frame_dtype`` and ``max_window_seconds`` are in the recipe.
 
     Attributes
     ----------
     device : str
-        ``auto`` (a GPU where there is one), ``cpu``, ``cuda`` or ``cuda:1``.
+        ``auto`` (a GPU if there is one), ``cpu``, ``cuda`` or ``cuda:1``.
     precision : str
-        ``auto`` (bfloat16 for an encoder with weights on a GPU that multiplies in it, else float32), ``float32``,
-        ``tf32`` (float32 whose products a GPU may round), ``bfloat16``, ``float16``.
+        ``auto`` (bfloat16 for an encoder with weights on a GPU with bfloat16 arithmetic, else float32), ``float32``,
+        ``tf32`` (float32 with TF32 matrix products on a GPU), ``bfloat16``, ``float16``.
     frame_dtype : str
-        What frames are stored as.
+        Data type in which frames are stored.
     frames : str
-        ``auto`` stores them where the task scores frames.
+        ``auto`` stores frames if the task scores frames.
     padding : str
         A quantum in seconds, ``exact`` or ``xares``.
-    batch_seconds : float
+    Seconds of audio per batch, padding included; 0 selects it automatically (by measurement on a GPU).
         Audio in a batch, padding included; 0 picks for the device: on a GPU by measuring.
-    workers : int
+    Decoding threads; 0 selects one per core, at most 16.
         Decoding threads; 0 is one for each core, at most 16.
     max_clip_seconds : float
-        Clips that claim to be longer are skipped; a later run with a higher limit encodes those that are within it.
+        Clips with a longer claimed duration are skipped; a later run with a higher limit encodes them.
     max_window_seconds : float or None
-        Longer clips are cut into windows of one length; None leaves that to the encoder.
+        Longer clips are cut into windows of equal length; None uses the encoder's limit.
     compiled : bool
         Compile the encoder with ``torch.compile``.
     profile_path : Path or None
-        Where a trace of the first batches is written.
+        File for a trace of the first batches.
     prune : bool
-        Drop the embeddings of shards whose files are no longer in the data folder. Those of a shard that is there stay,
-        whether this manifest's pattern names it or not: another task may.
+        Delete the embeddings of shards whose files are no longer in the data folder. Embeddings of existing shards are
+        never deleted, even if the manifest's pattern does not match them: another task may use them.
     allow_drift : bool
-        Encode though the encoder returns other numbers than when its embeddings were stored.
+        Encode even if the encoder's output has changed since its embeddings were stored.
     check_shards : bool
-        Read and hash every shard that is in the store, and encode again those whose content has changed. Without it, a
-        shard of the size and modification time (or etag) of its commit is taken for unchanged.
+        Read and hash every shard in the store, and encode changed ones again. By default a shard with the size and
+        modification time (or etag) of its commit is considered unchanged.
     """
 
     device: str = "auto"
@@ -91,7 +91,7 @@ class ExtractOptions:
 
 
 class ExtractSettings(TypedDict, total=False):
-    """The fields of `ExtractOptions` as keyword arguments: see there for their meaning and defaults."""
+    """Fields of `ExtractOptions` as keyword arguments; see there for meanings and defaults."""
 
     device: str
     precision: str

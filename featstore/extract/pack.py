@@ -1,7 +1,7 @@
-"""Shards from audio files: a folder by sub-folders, a CSV or JSON lines.
+"""Packs audio files into shards, from a folder with one sub-folder per label, a CSV or JSON lines.
 
-Planning lists every clip once, with its key, split and JSON, and reads no audio. Packing streams: a clip is in memory,
-and a shard on disk under another name, until it is whole.
+Planning lists every clip with its key, split and JSON, without reading audio. Packing streams: one clip is in memory,
+and a shard has a temporary name until it is complete.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ CHECK_SAMPLE_RATE_HZ = 16_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Clip:
-    """One clip to pack. ``meta`` becomes its JSON."""
+    """A clip to pack. ``meta`` becomes its JSON."""
 
     key: str
     path: Path
@@ -39,14 +39,14 @@ class Clip:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
-    """Where a CSV or a file of JSON lines says what.
+    """Column names of a CSV or JSON lines file.
 
     Attributes
     ----------
     path_field : str
-        Column of the audio file, below the audio folder.
+        Column with the path of the audio file, relative to the audio folder.
     key_field, split_field : str or None
-        Columns of the clip's key (else its path) and of its split (else ``split`` for all).
+        Columns with the clip's key (default: its path) and its split (default: ``split`` for all clips).
     """
 
     path: Path
@@ -57,7 +57,7 @@ class Table:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackRecord:
-    """What was packed."""
+    """Result of packing."""
 
     folder: str
     shards: Mapping[str, int]
@@ -70,12 +70,12 @@ class PackRecord:
 
 
 def plan_folder(audio_dir: Path, *, split: str) -> tuple[Clip, ...]:
-    """List the audio files of a folder in order of path; the label of each is the sub-folder that it is in.
+    """List the audio files of a folder in path order; the label of each is its sub-folder.
 
     Raises
     ------
     UsageError
-        There is no such folder, it holds no audio, or a file stands in no sub-folder.
+        The folder does not exist or has no audio, or a file is in no sub-folder.
     """
     if not audio_dir.is_dir():
         raise UsageError(f"there is no folder {audio_dir}")
@@ -83,12 +83,12 @@ def plan_folder(audio_dir: Path, *, split: str) -> tuple[Clip, ...]:
         (path.relative_to(audio_dir) for path in audio_dir.rglob("*") if _is_audio(path)), key=lambda path: path.parts
     )
     if not found:
-        raise UsageError(f"{audio_dir} holds no audio file ({', '.join(AUDIO_EXTENSIONS)})")
+        raise UsageError(f"{audio_dir} has no audio file ({', '.join(AUDIO_EXTENSIONS)})")
     loose = [path for path in found if len(path.parts) == 1]
     if loose:
         raise UsageError(
-            f"{len(loose)} files stand in no sub-folder, the first is {loose[0]}: a label is the name of a sub-folder, "
-            "or comes from --csv or --jsonl"
+            f"{len(loose)} files are in no sub-folder, the first is {loose[0]}: a label is the name of a sub-folder, "
+            "or is given by --csv or --jsonl"
         )
     clips = [
         Clip(key=_key_of(path.as_posix()), path=audio_dir / path, split=split, meta={"label": path.parts[0]})
@@ -98,12 +98,12 @@ def plan_folder(audio_dir: Path, *, split: str) -> tuple[Clip, ...]:
 
 
 def plan_table(audio_dir: Path, table: Table, *, split: str) -> tuple[Clip, ...]:
-    """List the clips of a table in its order; every other column is part of a clip's JSON.
+    """List the clips of a table in order; all other columns become the clip's JSON.
 
     Raises
     ------
     UsageError
-        A line has no path or no split, or leaves the folder; two lines have one key. The message names the line.
+        A line has no path or no split, or its path leaves the folder; or two lines have one key. Names the line.
     DataError
         The table cannot be read.
     """
@@ -111,36 +111,36 @@ def plan_table(audio_dir: Path, table: Table, *, split: str) -> tuple[Clip, ...]
     for number, row in _rows(table.path):
         where = f"{table.path}, line {number}"
         path = _relative(_text(row, table.path_field, where=where), where=where)
-        told = _text(row, table.key_field, where=where) if table.key_field else path
+        reason = _text(row, table.key_field, where=where) if table.key_field else path
         clips.append(
             Clip(
-                key=_key_of(told, keep_suffix=bool(table.key_field)),
+                key=_key_of(reason, keep_suffix=bool(table.key_field)),
                 path=audio_dir / path,
                 split=_text(row, table.split_field, where=where) if table.split_field else split,
                 meta={name: value for name, value in row.items() if name not in (table.path_field, table.split_field)},
             )
         )
     if not clips:
-        raise UsageError(f"{table.path} names no clip")
+        raise UsageError(f"{table.path} has no rows")
     return _checked(clips)
 
 
 def pack_clips(
     clips: Sequence[Clip], folder: Path, *, clips_per_shard: int, on_clip: Callable[[], None] = lambda: None
 ) -> PackRecord:
-    """Write clips, split by split, as ``SPLIT-000000.tar`` and so on; the bytes depend on the clips alone.
+    """Write clips, split by split, as ``SPLIT-000000.tar`` and so on. The bytes depend on the clips only.
 
-    A file that cannot be decoded, or whose JSON `extract` would refuse, is skipped and listed. Nothing is overwritten.
+    Files that cannot be decoded, or whose JSON `extract` would reject, are skipped and listed. Nothing is overwritten.
 
     Raises
     ------
     UsageError
-        A shard of such a split is there already.
+        A shard of one of these splits exists already.
     """
     splits = tuple(dict.fromkeys(clip.split for clip in clips))
     there = sorted(path.name for split in splits for path in folder.glob(f"{split}-*.tar"))
     if there:
-        raise UsageError(f"{folder} holds {there[0]} already: nothing is overwritten, name another folder or split")
+        raise UsageError(f"{folder} has {there[0]} already: nothing is overwritten, choose another folder or split")
     skipped: list[SkippedClip] = []
     shards: dict[str, int] = {}
     packed: dict[str, int] = {}
@@ -177,37 +177,37 @@ def _samples(clips: Sequence[Clip], skipped: list[SkippedClip]) -> Iterator[dict
 
 
 def _json_of(meta: Mapping[str, Any]) -> bytes:
-    """The JSON of a clip; UnusableClip where `extract` would refuse it."""
+    """The JSON of a clip. Raises UnusableClip if `extract` would reject it."""
     try:
         text = json.dumps(meta, ensure_ascii=False, allow_nan=False)
         parse_clip_json(text)
         return text.encode()
     except (ValueError, RecursionError) as error:
-        raise UnusableClip(f"its labels are no JSON: {' '.join(str(error).split())[:120]}") from error
+        raise UnusableClip(f"its labels are not valid JSON: {' '.join(str(error).split())[:120]}") from error
 
 
 def _content(path: Path) -> bytes:
-    """Content of a plain file that a shard can hold; UnusableClip of anything else: a pipe never ends."""
+    """Content of a regular file that fits a shard. Raises UnusableClip for other files, such as a pipe."""
     try:
         status = path.stat()
     except ValueError as error:
-        raise UnusableClip(f"its name is none that a file can have: {error}") from error
+        raise UnusableClip(f"its name is not a valid file name: {error}") from error
     if not stat.S_ISREG(status.st_mode):
-        raise UnusableClip("it is no plain file")
+        raise UnusableClip("it is not a regular file")
     if status.st_size > MAX_MEMBER_BYTES:
         raise UnusableClip(f"it has {status.st_size:,} bytes, more than {MAX_MEMBER_BYTES:,}")
     return path.read_bytes()
 
 
 def _is_audio(path: Path) -> bool:
-    """Whether it is called as an audio file is. What is no plain file, or a link to nowhere, is listed when packed."""
+    """Whether the file has an audio extension. Special files and dangling links are listed when packed."""
     return path.suffix[1:].lower() in AUDIO_EXTENSIONS and not path.name.startswith(".") and not path.is_dir()
 
 
 def _key_of(text: str, *, keep_suffix: bool = False) -> str:
-    """A key from a path or from what a table says: WebDataset ends a key at its first dot, and takes / for a folder.
+    """Make a key from a path or a table cell: WebDataset ends a key at its first dot, and treats / as a folder.
 
-    What no name of a file may hold, controls and halves of surrogate pairs, goes the way of these.
+    Characters that a file name cannot have (controls, unpaired surrogates) are replaced too.
 
     >>> _key_of("dog/bark 1.take.wav"), _key_of("a.b", keep_suffix=True)
     ('dog_bark 1_take', 'a_b')
@@ -220,17 +220,17 @@ def _checked(clips: Sequence[Clip]) -> tuple[Clip, ...]:
     first: dict[tuple[str, str], Clip] = {}
     for clip in clips:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", clip.split):
-            raise UsageError(f"{clip.split!r} is no name of a split: letters, digits, - and _")
+            raise UsageError(f"{clip.split!r} is not a valid split name: use letters, digits, - and _")
         if clip.path.suffix[1:].lower() not in AUDIO_EXTENSIONS:
-            raise UsageError(f"{clip.path} is no audio file: it must end in one of {', '.join(AUDIO_EXTENSIONS)}")
+            raise UsageError(f"{clip.path} is not an audio file: it must end in one of {', '.join(AUDIO_EXTENSIONS)}")
         other = first.setdefault((clip.split, clip.key), clip)
         if other is not clip:
-            raise UsageError(f"{other.path} and {clip.path} would both have the key {clip.key!r}: rename one")
+            raise UsageError(f"{other.path} and {clip.path} have the same key {clip.key!r}: rename one")
     return tuple(clips)
 
 
 def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """Rows of a table with the numbers of their lines."""
+    """Rows of a table, with their line numbers."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             if path.suffix.lower() in (".jsonl", ".ndjson", ".json"):
@@ -242,8 +242,8 @@ def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
                     raise DataError(f"{path}, line {reader.line_num}: it has more or fewer columns than the first line")
                 yield reader.line_num, row
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        told = error.strerror.lower() if isinstance(error, OSError) and error.strerror else error
-        raise DataError(f"{path} cannot be read: {told}") from error
+        reason = error.strerror.lower() if isinstance(error, OSError) and error.strerror else error
+        raise DataError(f"{path} cannot be read: {reason}") from error
 
 
 def _json_lines(file: Iterator[str] | Any, path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
@@ -253,21 +253,21 @@ def _json_lines(file: Iterator[str] | Any, path: Path) -> Iterator[tuple[int, Ma
         try:
             row = json.loads(line, parse_constant=_no_constant)
         except (ValueError, RecursionError) as error:
-            raise DataError(f"{path}, line {number}: it is no JSON ({error})") from error
+            raise DataError(f"{path}, line {number}: it is not valid JSON ({error})") from error
         if not isinstance(row, dict):
             raise DataError(f"{path}, line {number}: it must be a JSON object")
         yield number, row
 
 
 def _no_constant(text: str) -> None:
-    """NaN and Infinity are no JSON, though Python reads them."""
-    raise ValueError(f"{text} is no number of JSON")
+    """Reject NaN and Infinity, which Python parses but JSON does not allow."""
+    raise ValueError(f"{text} is not a JSON number")
 
 
 def _text(row: Mapping[str, Any], field: str, *, where: str) -> str:
     value = row.get(field)
     if value is None or isinstance(value, dict | list) or not str(value).strip():
-        raise UsageError(f"{where}: there is nothing at {field!r}; there are {', '.join(map(str, row))}")
+        raise UsageError(f"{where}: no value in column {field!r}; the columns are {', '.join(map(str, row))}")
     return str(value).strip()
 
 

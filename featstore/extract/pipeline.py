@@ -1,10 +1,10 @@
-"""The extraction pipeline: a window's way from clip to stored row, in one loop.
+"""The extraction pipeline in one loop, from decoded clips to committed parts.
 
 `Pipeline.run` reads from top to bottom: the clips of a shard are decoded (`shard_reader`), cut into windows
-(`ShardExtraction.windows`), gathered into batches (`batching`), encoded and pooled (`encoders.runner`), put back in the
-order of their shard (`ShardExtraction.keep`) and written to a part, which is committed once it is complete.
+(`ShardExtraction.windows`), gathered into batches (`batching`), encoded and pooled (`encoders.runner`), restored to the
+order of their shard (`ShardExtraction.add_embeddings`) and written to a part, which is committed when it is complete.
 
-Reading, decoding and writing run in threads beside the loop; everything else runs in the thread that iterates over it.
+Reading, decoding and writing run in background threads; everything else runs in the thread that iterates.
 """
 
 from __future__ import annotations
@@ -65,17 +65,17 @@ class BatchEncoder(Protocol):
 
     @property
     def batches_ahead(self) -> int:
-        """Batches to begin before the result of the first is asked for."""
+        """Number of batches to submit before waiting for the result of the first."""
 
     @property
     def busy_seconds(self) -> float:
         """Time that the device has spent on batches."""
 
     def blank(self, shape: tuple[int, int]) -> NDArray[np.float32]:
-        """Zeros for a batch to be laid out in."""
+        """Zeros in which a batch is assembled."""
 
     def begin(self, audio: NDArray[np.float32], n_samples: NDArray[np.int64]) -> Callable[[], Sequence[Encoded]]:
-        """Begin one batch: audio (batch, samples), n_samples int64 (batch,). The callable returns each output."""
+        """Submit a batch: audio (batch, samples), n_samples int64 (batch,). The callable returns each output."""
 
 
 # --- the loop ---------------------------------------------------------------------------------------------------------
@@ -83,7 +83,7 @@ class BatchEncoder(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _BatchInFlight:
-    """A batch that the encoder has begun. ``shards`` has the shard of each window by its number."""
+    """A submitted batch. ``shards`` maps numbers to the shards of its windows."""
 
     windows: Batch
     shards: Mapping[int, ShardExtraction]
@@ -92,21 +92,21 @@ class _BatchInFlight:
 
 @dataclass(slots=True, kw_only=True)
 class Pipeline:
-    """Encodes shards with one encoder on one device. An instance runs once.
+    """Encodes shards with one encoder on one device. Each instance runs once.
 
     Attributes
     ----------
     targets : callable
-        Shard -> the feature sets that lack it: a part is committed to each.
+        Returns the feature sets that lack a shard; a part is committed to each.
     encoder : BatchEncoder
     encoder_name : str
-        For messages.
+        Name for messages.
     plan : callable
-        Samples of a clip -> its windows.
+        Returns the windows of a clip by its number of samples.
     batcher : Batcher
-    most_waiting_bytes : int or None
-        Limit of embeddings in memory that wait for windows of other batches: past it, batches are encoded before they
-        are full. None where no window outlasts its shard.
+    max_pending_bytes : int or None
+        Limit of embeddings in memory that wait for windows of other batches; above it, batches are encoded before they
+        are full. None if every window is encoded before its shard ends.
     settings : EncodeSettings
     """
 
@@ -115,22 +115,22 @@ class Pipeline:
     encoder_name: str
     plan: Callable[[int], tuple[Window, ...]]
     batcher: Batcher
-    most_waiting_bytes: int | None
+    max_pending_bytes: int | None
     settings: EncodeSettings
     _times: StageTimes = field(default_factory=StageTimes)
-    _open: dict[int, ShardExtraction] = field(default_factory=dict)  # by number, those with windows in no batch yet
+    _open: dict[int, ShardExtraction] = field(default_factory=dict)  # by number: shards with unsubmitted windows
     _in_flight: deque[_BatchInFlight | ShardExtraction] = field(default_factory=deque)
     _batches_in_flight: int = 0
 
     def run(self, shards: Sequence[AnyShard] | ShardFeed) -> Generator[PipelineEvent, None, None]:
-        """Encode shards, and commit each that can be read to its end.
+        """Encode shards, and commit each that can be read completely.
 
-        A caller that stops before `Finished` must close the iterator: parts that are not committed are then deleted.
+        If the caller stops before `Finished`, it must close the iterator, which deletes uncommitted parts.
 
         Raises
         ------
         EncoderContractError
-            The encoder's output is unusable; the message names the clip.
+            The encoder's output is invalid; the message names the clip.
         StoreError
             The store cannot be written.
         """
@@ -143,7 +143,7 @@ class Pipeline:
         )
         with BackgroundWriter(self._times) as background, stream:
             numbers = itertools.count()
-            shard: ShardExtraction | None = None  # the one whose clips are being taken
+            shard: ShardExtraction | None = None  # the shard whose clips are being processed
             for event in self._timed(stream):
                 if isinstance(event, ShardBegins):
                     shard = ShardExtraction(
@@ -161,7 +161,7 @@ class Pipeline:
                         for window in shard.windows(clip, self.plan(len(clip.samples))):
                             for batch in self.batcher.add(window):
                                 yield from self._encode(batch)
-                                yield from self._limit_waiting_bytes()
+                                yield from self._limit_pending_bytes()
                     yield ClipTaken(shard.source, 0.0 if clip is None else shard.seconds_of(clip))
                 elif isinstance(event, ShardEnds) and shard is not None:
                     for batch in self.batcher.end_shard(shard.number):
@@ -179,15 +179,15 @@ class Pipeline:
                     yield ShardRead(event.shard)
                     yield ShardFailed(event.shard, ShardError(str(event.error)))
                 elif isinstance(event, ShardAwaited):
-                    yield from self._encode_all_that_waits()
-            yield from self._encode_all_that_waits()
+                    yield from self._flush()
+            yield from self._flush()
             self._times.read, self._times.decode = stream.read_seconds, stream.decode_seconds
         self._times.busy = self.encoder.busy_seconds - busy_before
         self._times.total = time.perf_counter() - began
         yield Finished(self._times, self.settings)
 
     def _encode(self, windows: Batch) -> Iterator[PipelineEvent]:
-        """Begin a batch, complete the batches before it that are one too many, and commit what is encoded by then."""
+        """Submit a batch, complete the batches beyond the limit in flight, and commit shards that are fully encoded."""
         shards = {window.shard: self._open[window.shard] for window in windows}
         with self._naming_the_clip(windows, shards):
             audio, n_samples = stack(windows, blank=self.encoder.blank)
@@ -198,21 +198,21 @@ class Pipeline:
         self._batches_in_flight += 1
         yield from self._complete(at_most=self.encoder.batches_ahead)
         for window in windows:
-            shards[window.shard].note_begun()
+            shards[window.shard].note_submitted()
         for shard in shards.values():
             yield from self._commit_once_encoded(shard)
 
     def _commit_once_encoded(self, shard: ShardExtraction) -> Iterator[PipelineEvent]:
-        """Queue the commit of a shard behind the batches in flight, if each of its windows is in one or encoded."""
-        if shard.is_all_begun:
+        """Queue the commit of a shard behind the batches in flight, if all of its windows are submitted."""
+        if shard.is_fully_submitted:
             del self._open[shard.number]
             self._in_flight.append(shard)
             yield from self._complete(at_most=self.encoder.batches_ahead)
 
     def _complete(self, *, at_most: int) -> Iterator[PipelineEvent]:
-        """Store the results of the oldest batches until `at_most` are in flight; commit the shards that come between.
+        """Store the results of the oldest batches until `at_most` are in flight; commit the shards queued between them.
 
-        So shards are committed in the order in which they were read to their end and all their windows begun.
+        Shards are therefore committed in the order in which their last windows were submitted.
         """
         while self._in_flight and (
             self._batches_in_flight > at_most or isinstance(self._in_flight[0], ShardExtraction)
@@ -225,31 +225,31 @@ class Pipeline:
                 self._store(first)
 
     def _store(self, batch: _BatchInFlight) -> None:
-        """Wait for a batch, and hand each row to its shard, which writes what is next in its order."""
+        """Wait for a batch and pass each row to its shard, which writes the rows that are next in order."""
         with self._naming_the_clip(batch.windows, batch.shards):
             outputs = batch.result()
         for row, window in enumerate(batch.windows):
-            batch.shards[window.shard].keep(window.index, outputs, row=row)
+            batch.shards[window.shard].add_embeddings(window.index, outputs, row=row)
         for shard in batch.shards.values():
-            shard.write_what_is_next()
+            shard.write_ready()
 
-    def _encode_all_that_waits(self) -> Iterator[PipelineEvent]:
-        """Nothing comes for now: encode batches that are not full, and complete all that is in flight."""
+    def _flush(self) -> Iterator[PipelineEvent]:
+        """Encode all pending windows in partial batches, and complete all batches in flight."""
         for batch in self.batcher.flush():
             yield from self._encode(batch)
         yield from self._complete(at_most=0)
 
-    def _limit_waiting_bytes(self) -> Iterator[PipelineEvent]:
-        """Encode the windows that have waited longest, until few enough embeddings wait for them."""
-        while self.most_waiting_bytes is not None and self._waiting_bytes() > self.most_waiting_bytes:
+    def _limit_pending_bytes(self) -> Iterator[PipelineEvent]:
+        """Encode the windows that have waited longest, until the pending embeddings are within the limit."""
+        while self.max_pending_bytes is not None and self._pending_bytes() > self.max_pending_bytes:
             yield from self._complete(at_most=0)
             if not (batches := tuple(self.batcher.oldest())):
                 return
             for batch in batches:
                 yield from self._encode(batch)
 
-    def _waiting_bytes(self) -> int:
-        """Embeddings in memory because windows wait: those behind them, and what is unwritten of complete shards."""
+    def _pending_bytes(self) -> int:
+        """Embeddings in memory that wait for an earlier window, and unwritten ones of complete shards."""
         return sum(
             shard.encoded_bytes + (shard.unwritten_bytes if shard.state is ShardState.ENCODING else 0)
             for shard in self._open.values()
@@ -257,8 +257,8 @@ class Pipeline:
 
     @contextmanager
     def _naming_the_clip(self, batch: Batch, shards: Mapping[int, ShardExtraction]) -> Iterator[None]:
-        """Count the time as the encoder's, and add the clip to its errors."""
-        from featstore.encoders.runner import NonFiniteRow  # imports torch, which every real encoder has imported
+        """Count the time as encoding, and add the clip to errors of the encoder."""
+        from featstore.encoders.runner import NonFiniteRow  # imports torch, which real encoders have imported already
 
         began = time.perf_counter()
         try:
@@ -273,7 +273,7 @@ class Pipeline:
             self._times.encode += time.perf_counter() - began
 
     def _timed(self, stream: ClipStream) -> Iterator[Event]:
-        """The stream's events; the wait for each counts as waiting for clips."""
+        """Events of the stream; waiting for an event counts as waiting for clips."""
         events = iter(stream)
         while True:
             began = time.perf_counter()
@@ -293,25 +293,25 @@ def _clip_of(window: PendingWindow, shards: Mapping[int, ShardExtraction]) -> st
 
 
 class ShardState(Enum):
-    """Where a shard is on its way into the store."""
+    """States of a shard in the pipeline."""
 
     READING = "reading"
-    """Its clips are being taken."""
+    """Its clips are being decoded."""
     ENCODING = "encoding"
-    """All of its clips are taken, and some of its windows are not encoded."""
+    """All clips are decoded; some windows are not encoded yet."""
     WRITING = "writing"
-    """All of its windows are encoded, and its commit is queued."""
+    """All windows are encoded; the commit is queued."""
     COMMITTED = "committed"
     """Its parts are in the store."""
     FAILED = "failed"
-    """It could not be read or committed: its parts are deleted."""
+    """It could not be read or committed; its parts are deleted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartTarget:
-    """Where one output of the encoder goes: its place among what `BatchEncoder` returns, and the feature set.
+    """Destination of one output of the encoder: its index in the result of `BatchEncoder`, and the feature set.
 
-    ``generation`` is that of the part, as `SplitWriter.begin_part` takes it.
+    ``generation`` is the generation of the new part: see `SplitWriter.begin_part`.
     """
 
     output: int
@@ -321,17 +321,17 @@ class PartTarget:
 
 
 class ShardExtraction:
-    """One shard from its first clip to its commit. Windows keep their order, whichever batches they are encoded in.
+    """One shard from its first clip to its commit. Windows keep their order, whatever the batches.
 
     Attributes
     ----------
     number : int
-        Counts the shards of this run.
+        Number of the shard in this run.
     source : AnyShard
-        The file that is read.
+        The file to read.
     state : ShardState
     encoded_bytes : int
-        Embeddings that wait for those of a window before them.
+        Size of the embeddings that wait for an earlier window.
     """
 
     def __init__(
@@ -357,9 +357,9 @@ class ShardExtraction:
             for target in targets
         ]
         self._sha256: Future[str] = Future()
-        self._described: list[tuple[str, str, float, float]] = []  # key, JSON, start and length of each window
+        self._described: list[tuple[str, str, float, float]] = []  # key, JSON, start and duration of each window
         self._begun = 0
-        self._encoded: dict[int, list[_Vectors]] = {}  # by window: those that wait for a window before them
+        self._encoded: dict[int, list[_Vectors]] = {}  # by window: those that wait for an earlier window
         self._submitted = 0
         self._submitted_bytes = 0
         self._unwritten = 0
@@ -368,7 +368,7 @@ class ShardExtraction:
         self._skipped: list[SkippedClip] = []
 
     def decoded(self, clip: ClipRead) -> DecodedClip | None:
-        """Wait for a clip to be decoded, and count it; None where it is skipped."""
+        """Wait for a clip to be decoded, and count it; None if it is skipped."""
         began = time.perf_counter()
         try:
             decoded = clip.decoded.result()
@@ -384,22 +384,22 @@ class ShardExtraction:
         return decoded
 
     def seconds_of(self, clip: DecodedClip) -> float:
-        """Length of a clip."""
+        """Duration of a clip."""
         return len(clip.samples) / self._settings.sample_rate_hz
 
     def windows(self, clip: DecodedClip, planned: Sequence[Window]) -> Iterator[PendingWindow]:
-        """Cut a clip into its windows, one after another."""
+        """Cut a clip into its planned windows."""
         rate = self._settings.sample_rate_hz
         for nth, window in enumerate(planned, start=1):
             key = clip.key if nth == 1 else f"{clip.key}#{nth}"
             self._described.append((key, clip.meta, window.start / rate, (window.stop - window.start) / rate))
             samples = clip.samples[window.start : window.stop]
             if len(planned) > 1:
-                samples = samples.copy()  # a window that waits for its batch must not keep the complete clip in memory
+                samples = samples.copy()  # a pending window must not keep the complete clip in memory
             yield PendingWindow(self.number, len(self._described) - 1, samples, window.padded)
 
     def end_reading(self, sha256: Future[str]) -> None:
-        """The last clip has been taken; `sha256` is of the file."""
+        """End reading; `sha256` is the hash of the file."""
         self._sha256 = sha256
         self.state = ShardState.ENCODING
 
@@ -407,22 +407,22 @@ class ShardExtraction:
         """Key of a window."""
         return self._described[index][0]
 
-    def note_begun(self) -> None:
-        """One more of its windows is in a batch that was begun."""
+    def note_submitted(self) -> None:
+        """Count a window as submitted."""
         self._begun += 1
 
     @property
-    def is_all_begun(self) -> bool:
-        """Whether no window of it is still to come or to be put in a batch."""
+    def is_fully_submitted(self) -> bool:
+        """Whether every window of the shard has been submitted."""
         return self.state is ShardState.ENCODING and self._begun == len(self._described)
 
     @property
     def unwritten_bytes(self) -> int:
-        """Embeddings that may be in memory until the commit: of each part, what is less than a file of frames."""
+        """Upper bound of embeddings in memory until the commit: less than one file of frames per part."""
         return min(self._submitted_bytes, FILE_BYTES * len(self._parts))
 
-    def keep(self, index: int, outputs: Sequence[Encoded], *, row: int) -> None:
-        """Keep the embeddings of a window: one row of each of the encoder's outputs."""
+    def add_embeddings(self, index: int, outputs: Sequence[Encoded], *, row: int) -> None:
+        """Add the embeddings of a window: one row of each output of the encoder."""
         if self.state is ShardState.FAILED:
             return
         wanted = [outputs[target.output] for target, _ in self._parts]
@@ -431,8 +431,8 @@ class ShardExtraction:
         ]
         self.encoded_bytes += _n_bytes(self._encoded[index])
 
-    def write_what_is_next(self) -> None:
-        """Submit the windows that are next in the order of the shard to the writing thread."""
+    def write_ready(self) -> None:
+        """Pass the windows that are next in the order of the shard to the writing thread."""
         ready = []
         while (vectors := self._encoded.pop(self._submitted, None)) is not None:
             key, meta, start, seconds = self._described[self._submitted]
@@ -451,12 +451,12 @@ class ShardExtraction:
             self._background.submit(self._write, ready)
 
     def commit(self) -> Future[Outcome]:
-        """Queue the commit behind the windows: all of them are encoded."""
+        """Queue the commit behind the writes. All windows must be encoded."""
         self.state = ShardState.WRITING
         return self._background.submit(self._commit)
 
     def fail(self) -> None:
-        """The shard cannot be read to its end: what was written of it is deleted."""
+        """Delete the parts of a shard that cannot be read completely."""
         self.state = ShardState.FAILED
         self._encoded.clear()
         self.encoded_bytes = 0
@@ -473,7 +473,7 @@ class ShardExtraction:
         self._unwritten -= len(windows)
 
     def _commit(self) -> Outcome:
-        """Commit the parts. An error that concerns this shard alone is returned, and the run continues."""
+        """Commit the parts. An error that concerns only this shard is returned, and the run continues."""
         try:
             stored = self._checked_commit()
         except ShardError as error:
@@ -488,10 +488,10 @@ class ShardExtraction:
         try:
             identity = self.source.identity(sha256=self._sha256.result())
         except (OSError, ShardError) as error:
-            raise ShardError(f"shard {name} went away while it was read: {error}") from error
+            raise ShardError(f"shard {name} disappeared while it was read: {error}") from error
         if (identity.size, identity.mtime_ns, identity.etag) != (before.size, before.mtime_ns, before.etag):
             raise ShardError(f"shard {name} changed while it was read: run the same command again")
-        if self._unwritten:  # a write failed, which ends the run; this commit was queued behind it by then
+        if self._unwritten:  # an earlier write failed, which ends the run
             raise ShardError(f"shard {name} was not written completely: run the same command again")
         try:
             return {target.output: self._commit_part(target, future, identity) for target, future in self._parts}
@@ -519,7 +519,7 @@ class ShardExtraction:
 
 
 _Vectors = tuple[NDArray[np.float32], NDArray[np.generic] | None]
-"""One output of one window: its utterance vector, and its frames."""
+"""Utterance vector and frames of one output for one window."""
 
 
 def _n_bytes(vectors: Sequence[_Vectors]) -> int:
@@ -536,7 +536,7 @@ _T = TypeVar("_T")
 
 @dataclass(slots=True)
 class BackgroundWriter:
-    """One thread that writes. A few writes may be queued; the first that fails stops the run."""
+    """One writing thread with a bounded queue. The first failed write ends the run."""
 
     times: StageTimes
     _pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="write"))
@@ -558,17 +558,17 @@ class BackgroundWriter:
             self._close()
 
     def begin(self, writer: SplitWriter, shard: str, *, generation: int | None) -> Future[PartWriter]:
-        """Start a part. It is deleted at the end if it was never committed."""
+        """Start a part. It is deleted at the end unless it is committed."""
         future = self._pool.submit(writer.begin_part, shard, generation=generation)
         self._open.add(future)
         return future
 
     def end(self, part: Future[PartWriter]) -> None:
-        """The part was committed or aborted: release it and its memory."""
+        """Release a part, and its memory, after its commit or deletion."""
         self._open.discard(part)
 
     def submit(self, work: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> Future[_T]:
-        """Queue a write behind the others; wait while too many are queued."""
+        """Queue a write; block while the queue is full."""
         began = time.perf_counter()
         self._wait(_WRITES_AHEAD - 1)
         self.times.wait_write += time.perf_counter() - began
@@ -588,7 +588,7 @@ class BackgroundWriter:
             self._waiting.pop(0).result()
 
     def _close(self) -> None:
-        """Wait for what is queued, which may be the commit of a complete shard; then delete what is not committed."""
+        """Wait for queued writes, which may include the commit of a complete shard; then delete uncommitted parts."""
         self._pool.shutdown(wait=True)
         for future in self._open:
             if future.exception() is None:

@@ -1,4 +1,4 @@
-"""Workers that are processes of this machine, one for each device."""
+"""Workers as processes of this machine, one per device."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ class _Running:
 
 
 class Processes:
-    """Workers that are spawned processes: a fork would inherit torch's threads in an undefined state.
+    """Workers as spawned processes; a fork would inherit torch's threads in an undefined state.
 
-    Each has a pipe of its own: a queue of `multiprocessing` that all share is left locked by a process that is killed
+    Each worker has its own pipe: a shared `multiprocessing` queue stays locked if a process is killed while it reads.
     while it reads from it.
 
     Parameters
     ----------
     request : EncoderRequest
     devices : sequence of str
-        One for each worker; several workers may have the same.
+        One per worker; several workers may share a device.
     """
 
     def __init__(self, request: EncoderRequest, *, devices: Sequence[str]) -> None:
@@ -49,11 +49,11 @@ class Processes:
 
     @property
     def size(self) -> int:
-        """One for each device."""
+        """Number of devices."""
         return len(self._devices)
 
     def start(self, worker: int) -> None:
-        """Start a process."""
+        """Start the process of a worker."""
         settings = WorkerSettings(device=self._devices[worker], cores=max(1, cores() // self.size))
         ours, theirs = self._context.Pipe()
         process = self._context.Process(
@@ -64,22 +64,22 @@ class Processes:
         )
         with inheriting(threads=settings.cores):
             process.start()
-        theirs.close()  # only the child has it now, so that the pipe ends when the child does
+        theirs.close()  # only the child keeps it, so that the pipe closes when the child exits
         self._running[worker] = _Running(process=process, connection=ours)
 
     def send(self, worker: int, message: Message) -> None:
-        """Send through the pipe."""
+        """Send a message through the worker's pipe."""
         with suppress(OSError):
             self._running[worker].connection.send(message)
 
     def events(self) -> Sequence[tuple[int, Event]]:
-        """Wait for any pipe."""
+        """Wait for events on any pipe."""
         workers = {running.connection: worker for worker, running in self._running.items()}
         ready = [each for each in wait(list(workers)) if isinstance(each, Connection)]
         return [(workers[connection], self._event(workers[connection], connection)) for connection in ready]
 
     def close(self, *, loading: Collection[int]) -> None:
-        """Close the pipes, which ends the processes, and kill those that do not end in time."""
+        """Close the pipes, which ends the processes, and kill processes that do not exit in time."""
         limit = time.monotonic() + END_WITHIN_SECONDS
         for running in self._running.values():
             running.connection.close()
@@ -99,7 +99,7 @@ class Processes:
             return event
         except (EOFError, OSError):
             return self._died(worker)
-        except Exception as error:  # noqa: BLE001 - what cannot be unpickled here is raised as it is
+        except Exception as error:  # noqa: BLE001 - an event that cannot be unpickled is raised as an error
             return Failed(error=error)
 
     def _died(self, worker: int) -> Died:
@@ -111,18 +111,18 @@ class Processes:
         if code == -signal.SIGKILL:
             return Died(
                 why=f"the process for {device} was killed (SIGKILL)",
-                advice="the system kills when its memory runs out: fewer devices, or smaller --batch-seconds and "
-                "--workers, take less",
+                advice="the system kills processes when memory runs out: use fewer devices, or smaller --batch-seconds "
+                "and --workers",
             )
         how = signal.Signals(-code).name if -code in set(signal.Signals) else f"exit code {code}"
         return Died(
             why=f"the process for {device} died ({how})",
-            advice="the encoder, its driver or a decoder crashed: --device with one device shows its messages",
+            advice="the encoder, its driver or a decoder crashed: run with one --device to see its messages",
         )
 
 
 class _Pipe:
-    """The link of a worker that is a process."""
+    """Link of a worker process to its coordinator."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -148,17 +148,17 @@ class _Pipe:
 
 
 def _work_in_process(connection: Connection, request: EncoderRequest, settings: WorkerSettings) -> None:
-    """Ctrl-C is left to the coordinator. Stdout is its stderr: an encoder may print where a command prints JSON."""
+    """Run a worker. Ctrl-C is left to the coordinator. Stdout goes to stderr: commands print JSON on stdout."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.dup2(2, 1)
     threading.Thread(target=_exit_with_the_coordinator, daemon=True).start()
     work(_Pipe(connection), request, settings)
     sys.stderr.flush()
-    os._exit(0)  # nothing is left to do, and the teardown of torch takes 0.4 s
+    os._exit(0)  # skips the teardown of torch, which takes 0.4 s
 
 
 def _exit_with_the_coordinator() -> None:
-    """Exit at once when its process is dead: loading weights or encoding a batch may take minutes."""
+    """Exit at once when the coordinator's process has exited: loading weights or encoding may take minutes."""
     if (coordinator := multiprocessing.parent_process()) is not None:
         coordinator.join()
         os._exit(1)

@@ -1,8 +1,8 @@
-"""Workers on the nodes of a Ray cluster, or of one that is started here; no other module imports ray.
+"""Workers on the nodes of a Ray cluster, or of a cluster that is started here. The only module that imports ray.
 
-A worker is an actor. Ray decides on which node it runs, and reports its death; it takes shards from the same queue as a
-process of this machine does (`workers.ShardQueue`). Its events are the items of one call that never returns before the
-worker ends, a generator, and each message to it is another call, which runs beside.
+A worker is an actor. Ray places it on a node and reports its death; it takes shards from the same queue as a process of
+this machine (`workers.ShardQueue`). Its events are the items of one generator call, which returns when the worker ends;
+each message to the worker is another, concurrent call.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ __all__ = ["RayWorkers", "Seats", "connected", "seats"]
 _CONNECT_WITHIN_SECONDS = 10.0
 _PLACED_WITHIN_SECONDS = 300.0
 _LOOK_EVERY_SECONDS = 5.0
-_CALLS_AT_A_TIME = 3  # the one that yields events, one that brings a message, and the last
+_CALLS_AT_A_TIME = 3  # the generator of events, a message, and the final call
 _DEFAULT_CPUS = 4
-_OBJECT_STORE_BYTES = 128 << 20  # Ray would take a third of the memory; only commit records go through it
+_OBJECT_STORE_BYTES = 128 << 20  # only commit records pass through it; Ray's default is a third of the memory
 
 
 @contextmanager
 def connected(address: str | None) -> Iterator[None]:
     """Connect to the cluster at `address`, ``auto`` or ``host:port``; None starts a cluster on this machine.
 
-    A program that has called ``ray.init`` keeps its connection.
+    An existing connection of the program (``ray.init``) is used and stays open.
     """
     if ray.is_initialized():
         yield
@@ -55,8 +55,8 @@ def connected(address: str | None) -> Iterator[None]:
             ray.init(address=address, **quiet)
     except ConnectionError as error:
         raise UsageError(
-            f"--ray-address {address} leads to no Ray cluster: `ray start --head` begins one on this machine, and "
-            "without --ray-address one is started for the run"
+            f"there is no Ray cluster at --ray-address {address}: `ray start --head` starts one on this machine; "
+            "without --ray-address the run starts its own"
         ) from error
     try:
         yield
@@ -65,7 +65,7 @@ def connected(address: str | None) -> Iterator[None]:
 
 
 def _check_address(address: str) -> None:
-    """Ray itself would try for many minutes, without a message."""
+    """Check that the address answers: Ray itself would retry for minutes without a message."""
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
         raise UsageError(f"--ray-address must be auto or host:port, such as 10.0.0.1:6379: got {address!r}")
@@ -73,13 +73,13 @@ def _check_address(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=_CONNECT_WITHIN_SECONDS).close()
     except (OSError, OverflowError) as error:
         raise UsageError(
-            f"no Ray cluster answers at --ray-address {address} ({error}): it is where `ray start --head` listens"
+            f"no Ray cluster answers at --ray-address {address} ({error}): see what `ray start --head` prints"
         ) from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seats:
-    """How many workers a cluster can run at once, and what each takes. Ray assigns the GPU of a ``cuda`` worker."""
+    """Number of workers that a cluster can run at once, and resources of each. Ray assigns the GPU of a worker."""
 
     count: int
     device: str
@@ -88,21 +88,19 @@ class Seats:
 
 
 def seats(*, device: str, cpus_per_worker: int | None) -> Seats:
-    """One worker for each GPU of the cluster; without GPUs, or on the CPU, one for each `cpus_per_worker` cores.
+    """One worker per GPU of the cluster; without GPUs, or on the CPU, one per `cpus_per_worker` cores.
 
     Raises
     ------
     UsageError
-        The cluster has no such devices.
+        The cluster lacks the devices.
     """
     if device not in ("auto", "all", "cpu", "cuda"):
-        raise UsageError(
-            f"--engine ray takes --device auto, cpu, cuda or all, for Ray gives each worker its GPU: got {device!r}"
-        )
+        raise UsageError(f"--engine ray takes --device auto, cpu, cuda or all (Ray assigns the GPUs): got {device!r}")
     nodes = [node["Resources"] for node in _alive_nodes()]
     gpus = [(int(node["GPU"]), int(node.get("CPU", 0))) for node in nodes if node.get("GPU", 0) >= 1]
     if device in ("all", "cuda") and not gpus:
-        raise UsageError(f"--device {device} takes the GPUs of the Ray cluster, and it has none: leave it out")
+        raise UsageError(f"--device {device} needs a GPU, and the Ray cluster has none: omit it")
     if gpus and device != "cpu":
         cpus = cpus_per_worker or max(1, min(cores // count for count, cores in gpus))
         count = sum(min(count, cores // cpus) for count, cores in gpus)
@@ -114,13 +112,13 @@ def seats(*, device: str, cpus_per_worker: int | None) -> Seats:
         cpus = cpus_per_worker or max(1, min(_DEFAULT_CPUS, most))
         found = Seats(count=sum(cores // cpus for cores in each), device="cpu", cpus=cpus, gpus=0)
     if not found.count:
-        raise UsageError(f"no node of the Ray cluster has {found.cpus} cores: --cpus-per-worker takes {most} at most")
+        raise UsageError(f"no node of the Ray cluster has {found.cpus} cores: --cpus-per-worker must be at most {most}")
     return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Place:
-    """Where an actor runs. Both are empty until it has answered."""
+    """Location of an actor. Both fields are empty until the actor has started."""
 
     host: str = ""
     node: str = ""
@@ -134,7 +132,7 @@ class _Running:
 
 
 class RayWorkers:
-    """Workers that are actors.
+    """Workers as Ray actors.
 
     Parameters
     ----------
@@ -157,11 +155,11 @@ class RayWorkers:
 
     @property
     def size(self) -> int:
-        """The number of workers that the cluster could run at once when the run began."""
+        """Number of workers that the cluster could run at once when the run started."""
         return self._seats.count
 
     def start(self, worker: int) -> None:
-        """Ask Ray for an actor; it starts when a node has its resources free."""
+        """Request an actor from Ray; it starts when a node has its resources free."""
         actor: Any = self._actor_class.remote(
             self._request, WorkerSettings(device=self._seats.device, cores=self._seats.cpus)
         )
@@ -170,7 +168,7 @@ class RayWorkers:
         self._last_start = time.monotonic()
 
     def send(self, worker: int, message: Message) -> None:
-        """Call the actor."""
+        """Send a message by calling the actor."""
         if worker in self._running:
             self._running[worker].actor.receive.remote(message)
 
@@ -186,7 +184,7 @@ class RayWorkers:
             self._check_placed()
 
     def close(self, *, loading: Collection[int]) -> None:
-        """Tell those that encode to end; kill all."""
+        """Ask the encoding actors to end; then kill all actors."""
         try:
             ending = [running.actor.end.remote() for worker, running in self._running.items() if worker not in loading]
             if ending:
@@ -198,7 +196,7 @@ class RayWorkers:
             self._running.clear()
 
     def _event(self, worker: int) -> Event | None:
-        """The next event of an actor; None for the first item, which is its place."""
+        """The next event of an actor; None for the first item, which is its location."""
         running = self._running[worker]
         try:
             item: Event | _Place = ray.get(next(running.events))
@@ -222,24 +220,24 @@ class RayWorkers:
             return Died(why=f"a node of the Ray cluster ({place.host}) is gone", advice="other nodes may fail too")
         return Died(
             why=f"a Ray worker on {place.host} died",
-            advice="the system kills when its memory runs out, and a larger --cpus-per-worker makes fewer workers; "
-            "else its encoder, a driver or a decoder crashed, and --engine local shows its messages",
+            advice="the system kills processes when memory runs out (a larger --cpus-per-worker starts fewer workers); "
+            "or the encoder, a driver or a decoder crashed (run with --engine local to see messages)",
         )
 
     def _check_placed(self) -> None:
-        """Wait for resources that other programs hold, but not forever."""
+        """Wait for resources that other programs use, up to a time limit."""
         if any(running.place.host for running in self._running.values()):
             return
         if time.monotonic() - self._last_start > _PLACED_WITHIN_SECONDS:
             what = f"{self._seats.cpus} cores" + (" and a GPU" if self._seats.gpus else "")
             raise WorkerError(
                 f"no node of the Ray cluster has had {what} free for a worker in {_PLACED_WITHIN_SECONDS:.0f} s: "
-                "`ray status` lists what holds them; what is committed is kept, and the same command resumes from there"
+                "`ray status` lists what uses them; committed shards are kept, and the same command resumes"
             )
 
 
 def _with_host(event: Event, *, host: str) -> Event:
-    """Name the node where a server refuses a worker or cannot be reached: it is not where the command was run."""
+    """Add the node's name to remote errors: the node differs from the machine where the command was run."""
     if not isinstance(event, Failed) or not isinstance(event.error, RemoteError):
         return event
     return Failed(error=RemoteError(f"a Ray worker on {host}, with the environment of its node: {event.error}"))
@@ -258,10 +256,10 @@ def _last_line(error: BaseException) -> str:
 
 
 class _ActorLink:
-    """The link of a worker that is a thread of an actor."""
+    """Link of a worker, which runs in a thread of an actor."""
 
     def __init__(self) -> None:
-        self.events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()  # None is the end
+        self.events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()  # None marks the end
         self.messages: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._closed = threading.Event()
 
@@ -281,18 +279,18 @@ class _ActorLink:
 
     def close(self) -> None:
         self._closed.set()
-        self.messages.put(None)  # wakes a `receive`
+        self.messages.put(None)  # wakes up `receive`
 
 
 class _Actor:
-    """A worker in a thread of a Ray actor: calls run beside it, up to three at once."""
+    """A worker in a thread of a Ray actor, with up to three concurrent calls."""
 
     def __init__(self, request: EncoderRequest, settings: WorkerSettings) -> None:
         self._link = _ActorLink()
         self._thread = threading.Thread(target=self._work, args=(request, settings), name="worker", daemon=True)
 
     def events(self) -> Iterator[Event | _Place]:
-        """Start the worker, and yield its place and then its events."""
+        """Start the worker, and yield its location and then its events."""
         yield _Place(host=socket.gethostname(), node=ray.get_runtime_context().get_node_id())
         self._thread.start()
         while (event := self._link.events.get()) is not None:
@@ -303,7 +301,7 @@ class _Actor:
         self._link.messages.put(message)
 
     def end(self) -> None:
-        """Close the link, and wait until the worker has deleted what is not committed."""
+        """Close the link, and wait until the worker has deleted uncommitted parts."""
         self._link.close()
         self._thread.join()
 

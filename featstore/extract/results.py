@@ -1,4 +1,4 @@
-"""Results of encoding shards, the events that lead to them, stage times, and the interface of progress."""
+"""Results of encoding, the events of the pipeline, stage times, and the progress interface."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ __all__ = [
 
 
 class Progress(Protocol):
-    """Watches one split at a time; called from one thread."""
+    """Progress of one split at a time; called from one thread."""
 
     def begin(self, *, label: str, shards_total: int, shards_reused: int) -> None:
-        """A split begins; `shards_reused` of its shards are in the store already."""
+        """Start a split; `shards_reused` of its shards are in the store already."""
 
     def advance(self, *, clips: int, audio_seconds: float) -> None:
-        """N more clips have been encoded or skipped."""
+        """Count further clips that have been encoded or skipped."""
 
     def shard_done(self) -> None:
-        """One more shard has been encoded; its commit is pending."""
+        """Count a shard that has been encoded; its commit is pending."""
 
     def end(self) -> None:
-        """The split has ended, one way or another."""
+        """End the split, whether it succeeded or failed."""
 
 
 class Silent:
@@ -64,10 +64,10 @@ class Silent:
 
 @dataclass(slots=True)
 class StageTimes:
-    """Seconds by stage. ``wait_*`` are of the encoding thread; reading, decoding and writing run beside it.
+    """Seconds by stage. ``wait_*`` are waits of the encoding thread; reading, decoding and writing run concurrently.
 
-    ``busy`` is the time that the device spent on batches, of ``total``. ``batches`` is their number, and ``budgets`` is
-    the sum of the share of its budget that each of them filled, at most 1.
+    ``busy`` is the time of ``total`` that the device spent on batches. ``batches`` is their number; ``budgets`` is the
+    sum of the fraction of its budget that each batch filled, at most 1.
     """
 
     read: float = 0.0
@@ -82,12 +82,12 @@ class StageTimes:
     budgets: float = 0.0
 
     def as_json(self) -> dict[str, float]:
-        """Seconds by name, rounded to the millisecond."""
+        """Seconds by name, rounded to milliseconds."""
         return {name: round(getattr(self, name), 3) for name in self.__slots__ if name not in ("batches", "budgets")}
 
     @property
     def batch_fill(self) -> float | None:
-        """Mean share of its budget that a batch filled, 0 to 1."""
+        """Mean fraction of its budget that a batch filled, 0 to 1."""
         return self.budgets / self.batches if self.batches else None
 
     def bottleneck(self, *, decode_threads: int) -> str:
@@ -99,7 +99,7 @@ class StageTimes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncodeSettings:
-    """How shards are encoded; none of it changes the numbers beyond the last bits."""
+    """Settings of encoding that affect only the last bits of embeddings."""
 
     device: str
     batch_seconds: float
@@ -111,22 +111,22 @@ class EncodeSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredShard:
-    """A commit to one feature set: what it has of the shard, and the bytes of its objects."""
+    """A commit to one feature set: the stored shard, and the size of its objects in bytes."""
 
     member: Member
     n_bytes: int
 
 
 Outcome = Mapping[int, StoredShard] | ShardError
-"""The result of one shard: its commits by output, or why there is none."""
+"""Result of one shard: its commits by output, or the error."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncodeResult:
-    """The result of a run over shards: what was stored, by output in order; what failed, and why; the time by stage.
+    """Result of encoding shards: commits by output in order, failures with reasons, and stage times.
 
-    Where several workers encoded, ``times`` is the sum over them, except for its total, and ``deaths`` lists the
-    workers that died: others encoded their shards. ``settings`` is None where nothing was to be encoded.
+    With several workers, ``times`` is the sum over the workers except for its total, and ``deaths`` lists workers that
+    died, whose shards others encoded. ``settings`` is None if nothing had to be encoded.
     """
 
     stored: Mapping[int, tuple[StoredShard, ...]]
@@ -142,7 +142,7 @@ class EncodeResult:
 
 @dataclass(frozen=True, slots=True)
 class ClipTaken:
-    """A clip of a shard was cut into windows, or skipped: then its ``audio_seconds`` are 0."""
+    """A clip was cut into windows, or skipped with ``audio_seconds`` 0."""
 
     shard: AnyShard
     audio_seconds: float
@@ -150,14 +150,14 @@ class ClipTaken:
 
 @dataclass(frozen=True, slots=True)
 class ShardRead:
-    """The last clip of a shard was taken, or the shard is unreadable: the clips that follow are of the next shard."""
+    """All clips of a shard are processed, or it is unreadable; further clips are of the next shard."""
 
     shard: AnyShard
 
 
 @dataclass(frozen=True, slots=True)
 class ShardEncoded:
-    """All windows of a shard are encoded. ``outcome`` holds its commits by output, or why there is none."""
+    """All windows of a shard are encoded. ``outcome`` has its commits by output, or the error."""
 
     shard: AnyShard
     outcome: Future[Outcome]
@@ -165,7 +165,7 @@ class ShardEncoded:
 
 @dataclass(frozen=True, slots=True)
 class ShardFailed:
-    """A shard cannot be read to its end; nothing of it is stored."""
+    """A shard cannot be read completely; nothing of it is stored."""
 
     shard: AnyShard
     error: ShardError
@@ -173,7 +173,7 @@ class ShardFailed:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """Every shard is committed or has failed: always the last event."""
+    """Every shard is committed or has failed. Always the last event."""
 
     times: StageTimes
     settings: EncodeSettings
@@ -183,7 +183,7 @@ PipelineEvent = ClipTaken | ShardRead | ShardEncoded | ShardFailed | Finished
 
 
 def collect(events: Iterable[PipelineEvent], *, progress: Progress) -> EncodeResult:
-    """Iterate to the end, and report to `progress`. A run may have a million shards: little is kept of each."""
+    """Consume the events and report to `progress`. Little is kept per shard: a run may have a million."""
     stored: dict[int, list[StoredShard]] = {}
     broken: list[tuple[AnyShard, str]] = []
     pending: deque[tuple[AnyShard, Future[Outcome]]] = deque()

@@ -1,4 +1,4 @@
-"""Extracts several planned tasks one after the other: one that fails does not stop those after it."""
+"""Extracts several planned tasks in sequence; the failure of one task does not stop the others."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ __all__ = ["TaskExtraction", "extract_plans"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskExtraction:
-    """The result of one task.
+    """Result of one task.
 
     Attributes
     ----------
     records : tuple of ExtractRecord
-        Of the feature sets that are up to date now.
+        One per up-to-date feature set.
     failure : ExtractFailure or None
-        Why there are no more.
+        The reason why records are missing.
     fatal : exception or None
-        The error, where it is one of the encoder or the store and no further task was tried.
+        The error, if it concerns the encoder or the store and stopped the run.
     """
 
     records: tuple[ExtractRecord, ...] = ()
@@ -36,10 +36,10 @@ class TaskExtraction:
 def extract_plans(
     plans: Sequence[TaskPlan | ExtractFailure], *, watch: Callable[[], AbstractContextManager[Progress]]
 ) -> Iterator[TaskExtraction]:
-    """Extract the plans of `featstore.extract.plan_tasks`, and yield the result of each task as it is known.
+    """Extract the plans of `featstore.extract.plan_tasks`, and yield the result of each task when it is done.
 
-    A task whose data are missing or damaged fails alone. An encoder that breaks its contract, or a store that cannot be
-    written, fails every task after it as well: these are not run.
+    A task with missing or damaged data fails alone. If the encoder violates its contract or the store cannot be
+    written, later tasks are not run.
 
     Parameters
     ----------

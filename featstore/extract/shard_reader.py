@@ -1,4 +1,4 @@
-"""Reads shards ahead of the encoder: one thread walks the tars, a pool decodes, and a bounded buffer follows."""
+"""Reads shards ahead of the encoder: one thread reads the tars, a thread pool decodes into a bounded buffer."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ __all__ = [
 
 
 class BufferLimit:
-    """Bounds a buffer: admits numbered clips while those inside stay under a limit, and the oldest always.
+    """Bounds a buffer: admits numbered clips while their total size is within a limit, and always admits the oldest.
 
-    Clips leave in the order of their numbers, 0, 1, 2... If the oldest had to wait to enter, none could ever leave.
+    Clips leave in the order of their numbers, 0, 1, 2... The oldest must be admitted, or no clip could ever leave.
 
     Parameters
     ----------
     most_bytes : int
-        Limit of the clips inside together; one clip alone may be larger.
+        Maximum total size of the admitted clips; a single clip may be larger.
     most_clips : int
-        How many numbers may be ahead of the oldest.
+        Maximum difference between an admitted number and the oldest.
     """
 
     def __init__(self, *, most_bytes: int, most_clips: int) -> None:
@@ -58,7 +58,7 @@ class BufferLimit:
         self._closed = False
 
     def enter(self, number: int, n_bytes: int) -> bool:
-        """Wait until clip `number` is admitted; False where the buffer was closed."""
+        """Block until clip `number` is admitted; False if the buffer is closed."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed or self._fits(number, n_bytes))
             if self._closed:
@@ -68,14 +68,14 @@ class BufferLimit:
             return True
 
     def leave(self) -> None:
-        """The oldest clip leaves, whether or not it had entered."""
+        """Release the oldest clip, whether or not it was admitted."""
         with self._changed:
             self._bytes -= self._inside.pop(self._oldest, 0)
             self._oldest += 1
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Admit none of those that wait, and none later."""
+        """Reject all waiting and later clips."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -95,7 +95,7 @@ _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecodedClip:
-    """A decoded clip: samples float32 (n,) at the encoder's rate."""
+    """A decoded clip: float32 samples (n,) at the encoder's sample rate."""
 
     key: str
     meta: str
@@ -104,7 +104,7 @@ class DecodedClip:
 
 @dataclass(frozen=True, slots=True)
 class ShardBegins:
-    """The clips that follow are of this shard. ``identity`` is from before its first byte was read."""
+    """Start of a shard. ``identity`` was read before its first byte."""
 
     shard: AnyShard
     identity: ShardIdentity
@@ -112,7 +112,7 @@ class ShardBegins:
 
 @dataclass(frozen=True, slots=True)
 class ClipRead:
-    """One clip. ``decoded`` raises UnusableClip where it is skipped."""
+    """A clip. ``decoded`` raises UnusableClip if it is skipped."""
 
     key: str
     decoded: Future[DecodedClip]
@@ -120,7 +120,7 @@ class ClipRead:
 
 @dataclass(frozen=True, slots=True)
 class ShardEnds:
-    """The shard was read to its end."""
+    """End of a shard that was read completely."""
 
     shard: AnyShard
     sha256: Future[str]
@@ -128,7 +128,7 @@ class ShardEnds:
 
 @dataclass(frozen=True, slots=True)
 class ShardBreaks:
-    """The shard cannot be read to its end, or not at all: none of its clips count."""
+    """A shard that cannot be read, or not completely: its clips are discarded."""
 
     shard: AnyShard
     error: DataError
@@ -136,7 +136,7 @@ class ShardBreaks:
 
 @dataclass(frozen=True, slots=True)
 class ShardAwaited:
-    """The next shard has not arrived yet, and may take long: other workers may have it, or it is being fetched."""
+    """The next shard is not available yet: it may be with other workers, or being downloaded."""
 
 
 Event = ShardBegins | ClipRead | ShardEnds | ShardBreaks | ShardAwaited
@@ -145,15 +145,15 @@ Event = ShardBegins | ClipRead | ShardEnds | ShardBreaks | ShardAwaited
 class ShardFeed(Protocol):
     """Yields shards one after another while others are encoded.
 
-    The next is asked for when the one before has been read to its end; a remote shard, when the reading of the one
-    before begins, so that it is fetched meanwhile.
+    The next shard is requested when the current one has been read; a remote shard is requested when reading of the
+    current one starts, so that it is downloaded meanwhile.
     """
 
     def __iter__(self) -> Iterator[AnyShard]:
-        """Yield the next shard when there is one; end when there will be none."""
+        """Yield the next shard when it is available; end when there is none."""
 
     def close(self) -> None:
-        """Yield no more: end the reading thread's wait for the next."""
+        """Stop yielding: wake up the reading thread if it waits for a shard."""
 
 
 @dataclass(slots=True)
@@ -164,7 +164,7 @@ class _Spent:
 
 
 class ClipStream:
-    """Iterates over the events of `shards` while threads read ahead. A context manager: leaving it stops them."""
+    """Iterates over the events of `shards` while threads read ahead. Leaving the context stops the threads."""
 
     def __init__(
         self,
@@ -188,12 +188,12 @@ class ClipStream:
 
     @property
     def read_seconds(self) -> float:
-        """Time the reading thread was busy."""
+        """Time that the reading thread was busy."""
         return self._spent.read
 
     @property
     def decode_seconds(self) -> float:
-        """Time the decoding threads were busy, added up."""
+        """Total time that the decoding threads were busy."""
         return self._spent.decode
 
     def __enter__(self) -> Self:
@@ -206,7 +206,7 @@ class ClipStream:
         self._decoded.close()
         if not isinstance(self._shards, Sequence):
             self._shards.close()
-        # at the end of a whole run only content hashes may be waiting, and commits wait for these
+        # after a complete run only content hashes may be pending, and commits wait for these
         self._pool.shutdown(wait=True, cancel_futures=error[0] is not None)
         self._reader.join()
 
@@ -222,33 +222,33 @@ class ClipStream:
     def _read(self) -> None:
         fetcher = ThreadPoolExecutor(1, thread_name_prefix="fetch")
         shards = iter(self._shards)
-        ahead: Future[_Coming | None] | None = None
+        ahead: Future[_NextShard | None] | None = None
         try:
             while True:
                 asked = time.perf_counter()
-                coming = self._when_it_comes(ahead or fetcher.submit(_next, shards))
+                next_shard = self._wait_for_next(ahead or fetcher.submit(_next, shards))
                 ahead = None
-                if coming is None:
+                if next_shard is None:
                     break
-                self._spent.read += time.perf_counter() - max(asked, coming.known_at)
+                self._spent.read += time.perf_counter() - max(asked, next_shard.known_at)
                 if self._stopped.is_set():
-                    coming.close()
+                    next_shard.close()
                     return
-                # one remote shard is fetched while the one before it is read; it takes disk space meanwhile
-                ahead = fetcher.submit(_next, shards) if isinstance(coming.shard, RemoteShard) else None
-                self._events.put(self._read_shard(coming.shard, coming.fetched))
+                # one remote shard, which takes disk space, is downloaded while the previous one is read
+                ahead = fetcher.submit(_next, shards) if isinstance(next_shard.shard, RemoteShard) else None
+                self._events.put(self._read_shard(next_shard.shard, next_shard.fetched))
                 if self._stopped.is_set():
                     return
             self._events.put(None)
-        except BaseException as error:  # noqa: BLE001 - it is raised where clips are taken
+        except BaseException as error:  # noqa: BLE001 - raised again in the consuming thread
             self._events.put(error)
         finally:
             if ahead is not None and not ahead.cancel():
                 ahead.add_done_callback(_close)
             fetcher.shutdown(wait=True, cancel_futures=True)
 
-    def _when_it_comes(self, ahead: Future[_Coming | None]) -> _Coming | None:
-        """Wait for the next shard, and report it if that takes long: the feed may wait for shards before it."""
+    def _wait_for_next(self, ahead: Future[_NextShard | None]) -> _NextShard | None:
+        """Wait for the next shard, and report a long wait: the feed may wait for earlier shards."""
         if not wait([ahead], timeout=_PATIENCE_SECONDS).done:
             self._events.put(ShardAwaited())
         return ahead.result()
@@ -306,15 +306,15 @@ class ClipStream:
 
 
 class _Fetched(NamedTuple):
-    """A shard's bytes on this machine, and its identity from before the first of them was read."""
+    """The local file of a shard, and its identity before the first byte was read."""
 
     identity: ShardIdentity
     file: ShardFile
 
 
 @dataclass(frozen=True, slots=True)
-class _Coming:
-    """A shard, when it was known to be the next, and the result of fetching it."""
+class _NextShard:
+    """The next shard, the time when it was known, and the result of its download."""
 
     shard: AnyShard
     known_at: float
@@ -325,25 +325,25 @@ class _Coming:
             self.fetched.file.close()
 
 
-def _next(shards: Iterator[AnyShard]) -> _Coming | None:
-    """Wait for the next shard and fetch it; None where there will be none."""
+def _next(shards: Iterator[AnyShard]) -> _NextShard | None:
+    """Wait for the next shard and download it; None if there is none."""
     shard = next(shards, None)
     if shard is None:
         return None
     known_at = time.perf_counter()
     try:
-        return _Coming(shard, known_at, _Fetched(shard.identity(), shard.fetch()))
+        return _NextShard(shard, known_at, _Fetched(shard.identity(), shard.fetch()))
     except DataError as error:
-        return _Coming(shard, known_at, error)
+        return _NextShard(shard, known_at, error)
 
 
-def _close(coming: Future[_Coming | None]) -> None:
-    if not coming.cancelled() and coming.exception() is None and (unread := coming.result()) is not None:
+def _close(next_shard: Future[_NextShard | None]) -> None:
+    if not next_shard.cancelled() and next_shard.exception() is None and (unread := next_shard.result()) is not None:
         unread.close()
 
 
 def _problem(sample: Sample, seen: set[str]) -> str:
-    """Why a sample is skipped without decoding it; empty if it is not."""
+    """Reason to skip a sample without decoding it; empty if there is none."""
     if sample.problem:
         return sample.problem
     if sample.key in seen:
@@ -366,14 +366,14 @@ def _is_text(key: str) -> bool:
 
 
 def _printable(key: str) -> str:
-    """A key as a record names it: bytes that are not text, and control characters, escaped; a long one shortened."""
+    """A key for records: control characters and bytes that are not text are escaped, a long key is shortened."""
     text = key.encode("utf-8", "backslashreplace").decode()
     text = _CONTROLS.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
     return text if len(text) <= MAX_KEY_CHARACTERS else f"{text[:64]}... ({len(text):,} characters)"
 
 
 def _checked_json(raw: bytes) -> str:
-    """JSON text, as it is in the shard.
+    """The JSON text as stored in the shard.
 
     Raises
     ------
@@ -384,5 +384,5 @@ def _checked_json(raw: bytes) -> str:
         text = raw.decode("utf-8")
         parse_clip_json(text)
     except ValueError as error:
-        raise UnusableClip(f"its .json is no JSON: {' '.join(str(error).split())[:120]}") from error
+        raise UnusableClip(f"its .json is not valid JSON: {' '.join(str(error).split())[:120]}") from error
     return text

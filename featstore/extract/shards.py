@@ -1,4 +1,4 @@
-"""Finds the shards of a split, in a folder or at a URL, and tells one state of a shard from another."""
+"""Finds the shards of a split in a folder or at a URL, and detects changed shards."""
 
 from __future__ import annotations
 
@@ -19,8 +19,18 @@ from featstore.remote import Remote, RemoteObject, is_url, joined_url, open_remo
 from featstore.shard_patterns import PatternError, ShardPattern, is_glob, matches_glob
 from featstore.store import Segment, ShardIdentity
 
-__all__ = ["AnyShard", "RemoteShard", "Shard", "ShardFile", "dataset_folder", "find_shards", "is_committed",
-           "sha256_of_file", "sha256_of_shard", "still_there"]  # fmt: skip
+__all__ = [
+    "AnyShard",
+    "RemoteShard",
+    "Shard",
+    "ShardFile",
+    "dataset_folder",
+    "existing_shards",
+    "find_shards",
+    "is_committed",
+    "sha256_of_file",
+    "sha256_of_shard",
+]  # fmt: skip
 
 _RANGE_BYTES = 16 << 20
 _RANGES_AT_A_TIME = 4
@@ -29,7 +39,7 @@ _CLAIMED_SECONDS = re.compile(r"its header claims ([0-9,]+) s, more than --max-c
 
 @dataclass(frozen=True, slots=True)
 class ShardFile:
-    """A shard's bytes as a file of this machine; `close` when nobody reads them any more."""
+    """Local file of a shard's bytes; `close` it after reading."""
 
     path: Path
     close: Callable[[], None]
@@ -48,7 +58,7 @@ class Shard:
         return str(self.path)
 
     def identity(self, *, sha256: str = "") -> ShardIdentity:
-        """Size and modification time now, with the content hash where it is known; ShardError where it has gone."""
+        """Current size and modification time, and the content hash if known. Raises ShardError if it is missing."""
         try:
             stat = self.path.stat()
         except OSError as error:
@@ -56,13 +66,13 @@ class Shard:
         return ShardIdentity(name=self.name, size=stat.st_size, mtime_ns=stat.st_mtime_ns, sha256=sha256)
 
     def fetch(self) -> ShardFile:
-        """The file itself."""
+        """Return the file itself."""
         return ShardFile(self.path, lambda: None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RemoteShard:
-    """A tar at a URL, as the listing showed it."""
+    """A tar at a URL, as listed."""
 
     name: str
     remote: Remote
@@ -76,15 +86,15 @@ class RemoteShard:
         return joined_url(self.remote.url, self.name)
 
     def identity(self, *, sha256: str = "") -> ShardIdentity:
-        """Size and etag as listed; `fetch` gives out no other bytes. The time counts where there is no etag."""
+        """Size and etag as listed, which `fetch` enforces; the modification time is used if there is no etag."""
         mtime_ns = None if self.etag else self.mtime_ns
         return ShardIdentity(name=self.name, size=self.size, etag=self.etag, mtime_ns=mtime_ns, sha256=sha256)
 
     def fetch(self) -> ShardFile:
-        """Copy it to a temporary file, in ranges side by side: nothing of a shard is used before all of it is here.
+        """Download to a temporary file, in parallel ranges. The file is used after the download is complete.
 
-        ``TMPDIR`` says where. Each range is asked for again by the client where a connection drops, under the etag of
-        the listing, so that a shard which changes meanwhile is an error and not a mixture.
+        ``TMPDIR`` sets the folder. The client retries each range after a connection failure. Ranges are requested with
+        the listed etag, so that a shard that changes meanwhile is an error.
         """
         folder = tempfile.TemporaryDirectory(prefix="featstore-")
         path = Path(folder.name) / "shard.tar"
@@ -96,8 +106,8 @@ class RemoteShard:
         except OSError as error:
             folder.cleanup()
             raise ShardError(
-                f"shard {self.where} has no room in {tempfile.gettempdir()}: {error.strerror}; "
-                "TMPDIR names another folder"
+                f"shard {self.where} does not fit in {tempfile.gettempdir()}: {error.strerror}; "
+                "set TMPDIR to another folder"
             ) from error
         except BaseException:
             folder.cleanup()
@@ -123,12 +133,12 @@ AnyShard: TypeAlias = Shard | RemoteShard
 
 
 def find_shards(folder: Path | str, pattern: str) -> tuple[AnyShard, ...]:
-    """Shards below `folder`, a path or URL, that match a glob or brace pattern, in order of name.
+    """Shards below `folder`, a path or URL, that match a glob or brace pattern, sorted by name.
 
     Raises
     ------
     ShardError
-        The folder is not there, or nothing in it matches: every alternative of a brace pattern must match a shard.
+        The folder does not exist, or an alternative of the pattern matches no shard.
     """
     if isinstance(folder, str) and is_url(folder):
         return _find_remote(folder, pattern)
@@ -136,7 +146,7 @@ def find_shards(folder: Path | str, pattern: str) -> tuple[AnyShard, ...]:
 
 
 def dataset_folder(data: Path | str, dataset: str) -> Path | str:
-    """Where a dataset's shards are below ``--data``.
+    """Folder or URL of a dataset's shards below ``--data``.
 
     >>> str(dataset_folder("data", "words")), dataset_folder("s3://bucket/data/", "words")
     ('data/words', 's3://bucket/data/words')
@@ -150,9 +160,7 @@ def dataset_folder(data: Path | str, dataset: str) -> Path | str:
 
 def _find_local(folder: Path, pattern: str) -> tuple[Shard, ...]:
     if not folder.is_dir():
-        raise ShardError(
-            f"there is no folder {folder}: --data is the folder that holds one folder of shards for each dataset"
-        )
+        raise ShardError(f"there is no folder {folder}: --data must be a folder with one folder of shards per dataset")
     found = {each: _matches(folder, each) for each in _alternatives(pattern)}
     _require_all(found, pattern, folder)
     named = {path.relative_to(folder).as_posix(): path for paths in found.values() for path in paths}
@@ -163,7 +171,7 @@ def _find_local(folder: Path, pattern: str) -> tuple[Shard, ...]:
 
 
 def _find_remote(url: str, pattern: str) -> tuple[RemoteShard, ...]:
-    """Names without wildcards are asked for one by one, which needs no listing; for the others there is one."""
+    """Look up names without wildcards one by one, without a listing; list the folder for the others."""
     alternatives = _alternatives(pattern)
     try:
         remote = open_remote(url)
@@ -186,7 +194,7 @@ def _find_remote(url: str, pattern: str) -> tuple[RemoteShard, ...]:
 def _remote_shard(remote: Remote, found: RemoteObject) -> RemoteShard:
     if found.size is None:
         where = joined_url(remote.url, found.key)
-        raise ShardError(f"the server does not say how large {where} is: copy it to a folder first")
+        raise ShardError(f"the server does not report the size of {where}: copy it to a folder first")
     return RemoteShard(name=found.key, remote=remote, size=found.size, etag=found.etag, mtime_ns=found.modified_ns)
 
 
@@ -198,7 +206,7 @@ def _require_all(found: Mapping[str, Sequence[object]], pattern: str, where: obj
 
 
 def _alternatives(pattern: str) -> tuple[str, ...]:
-    """Globs that a brace pattern stands for, each once."""
+    """Unique globs that a brace pattern expands to."""
     try:
         return ShardPattern(pattern).alternatives
     except PatternError as error:
@@ -209,7 +217,7 @@ def _matches(folder: Path, pattern: str) -> tuple[Path, ...]:
     try:
         return tuple(path for path in folder.glob(pattern) if path.is_file())
     except (ValueError, NotImplementedError) as error:
-        raise ShardError(f"{pattern!r} is no pattern of shards below {folder}: {error}") from error
+        raise ShardError(f"{pattern!r} is not a valid shard pattern below {folder}: {error}") from error
 
 
 def _is_utf8(text: str) -> bool:
@@ -220,13 +228,13 @@ def _is_utf8(text: str) -> bool:
     return True
 
 
-def still_there(folder: Path | str, names: Sequence[str]) -> frozenset[str]:
-    """Those of some shard names whose files are in `folder`, a path or URL, whatever pattern matches them.
+def existing_shards(folder: Path | str, names: Sequence[str]) -> frozenset[str]:
+    """Those shard names whose files exist in `folder`, a path or URL, whether or not a pattern matches them.
 
     Raises
     ------
     ShardError
-        The URL cannot be asked.
+        The URL cannot be accessed.
     """
     if not names:
         return frozenset()
@@ -242,7 +250,7 @@ def still_there(folder: Path | str, names: Sequence[str]) -> frozenset[str]:
 
 
 def _is_inside(name: str) -> bool:
-    """Whether a name, which may be of a store that others wrote, is a path inside its folder."""
+    """Whether a name, which may come from an untrusted store, is a path inside its folder."""
     return not name.startswith("/") and ".." not in name.split("/")
 
 
@@ -255,17 +263,17 @@ def is_committed(
     check_content: bool = False,
     sha256_of: Callable[[AnyShard], str] | None = None,
 ) -> bool:
-    """Whether a part says all that is wanted of this shard as it is now.
+    """Whether a part is up to date with the current shard and the requested outputs.
 
-    A shard whose time or etag has changed and whose size has not is read and hashed: a copied data set is not encoded
-    again. With `check_content` every shard is, so that one that was replaced by another of its size and time is seen.
-    A clip that was skipped for its length, and would not be by `max_clip_seconds`, makes its shard stale; one that is
-    longer than a lower limit does not. `sha256_of` may remember what it has hashed.
+    A shard with the same size and another time or etag is hashed, so that a copied data set is not encoded again. With
+    `check_content` every shard is hashed, which detects a replacement of the same size and time. A shard is stale if it
+    has a clip that was skipped for its duration and fits `max_clip_seconds` now; a lower limit does not make it stale.
+    `sha256_of` may cache hashes.
 
     Raises
     ------
     ShardError
-        The shard has gone, or cannot be read.
+        The shard is missing or unreadable.
     """
     if cached is None or (wants_frames and not cached.commit.frames_stored):
         return False
@@ -282,21 +290,21 @@ def is_committed(
 
 
 def _fits(clip: SkippedClip, max_clip_seconds: float) -> bool:
-    """Whether a clip was skipped for a length that is within the limit."""
+    """Whether a clip was skipped for a duration that is within the limit now."""
     if clip.seconds is not None:
         return clip.seconds <= max_clip_seconds
-    # records of before have the length in their reason alone, rounded to the second
+    # older records have the duration only in their reason, rounded to seconds
     rounded = _CLAIMED_SECONDS.match(clip.reason)
     return rounded is not None and float(rounded[1].replace(",", "")) + 0.5 <= max_clip_seconds
 
 
 def _bare(etag: str | None) -> str | None:
-    """An etag without quotes: some servers put them around it in a header, and not in a listing."""
+    """An etag without quotes, which some servers add in headers but not in listings."""
     return etag.strip('"') if etag else None
 
 
 def sha256_of_shard(shard: AnyShard) -> str:
-    """Content hash of a shard, which is fetched for it where it is elsewhere."""
+    """Content hash of a shard, downloaded if it is remote."""
     with _file_of(shard) as path:
         return sha256_of_file(path)
 
@@ -311,6 +319,6 @@ def _file_of(shard: AnyShard) -> Iterator[Path]:
 
 
 def sha256_of_file(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file's bytes; releases the GIL."""
+    """Hexadecimal SHA-256 of a file; releases the GIL."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

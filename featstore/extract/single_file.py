@@ -1,4 +1,4 @@
-"""One audio file through a store's own recipe: decoded, resampled, windowed, padded and encoded as its shards were."""
+"""Encodes one audio file by a store's recipe: decoded, resampled, windowed, padded and encoded as its shards were."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from featstore.encoders import load_encoder, parse_spec
 from featstore.errors import EncoderError, FeatstoreError, UnusableClip, UsageError
 from featstore.extract.audio import RESAMPLER, decode
 from featstore.extract.batching import Batch, Batcher, PendingWindow, stack
-from featstore.extract.encoder_changes import differing_fields, named_as_held
+from featstore.extract.encoder_changes import differing_fields, match_stored_names
 from featstore.extract.job import new_batcher
 from featstore.extract.windows import Padding, plan_windows
 
@@ -32,7 +32,7 @@ _BATCH_SECONDS = 64.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncodedFile:
-    """Utterance vectors of a file's windows, float32 (windows, dim), and what the file holds in seconds."""
+    """Utterance vectors of a file's windows, float32 (windows, dim), and the duration of the file in seconds."""
 
     utterance: NDArray[np.float32]
     seconds: float
@@ -41,23 +41,23 @@ class EncodedFile:
 def load_encoder_of(recipe: Recipe, *, stored_spec: str, spec: str | None) -> Encoder:
     """Load the encoder that made a feature set.
 
-    A store is data, perhaps of a stranger: by itself it loads a built-in encoder and nothing else. Any other is loaded
-    where the user names it: a file or module runs its code, and ``hf:`` or ``dasheng:`` reads files or asks a server.
-    Code that comes with a model of transformers is never run.
+    A store may be untrusted, so by itself it loads only built-in encoders. Other encoders must be named by the user: a
+    file or module runs code, and ``hf:`` or ``dasheng:`` read files or access a server. Code in transformers models is
+    never run.
 
     Parameters
     ----------
     stored_spec : str
-        How the encoder was named when the store was made.
+        Spec of the encoder when the store was made.
     spec : str, optional
-        How the user names it now.
+        Spec given by the user.
 
     Raises
     ------
     UsageError
-        It has to be named by the user, or is named in no form that there is.
+        The user has to name the encoder, or its spec is invalid.
     EncoderError
-        It cannot be loaded, or is no longer the encoder of the recipe.
+        It cannot be loaded, or it differs from the encoder of the recipe.
     """
     if spec is None:
         _check_loads_by_itself(recipe, stored_spec)
@@ -69,7 +69,7 @@ def load_encoder_of(recipe: Recipe, *, stored_spec: str, spec: str | None) -> En
         layers=(layer if named.layer is None else named.layer,),
         pools=(cast("Pool", recipe.pool),),
     )
-    made = encoder.recipe(
+    current = encoder.recipe(
         padding=recipe.padding,
         precision=recipe.precision,
         frame_dtype=recipe.frame_dtype,
@@ -77,14 +77,14 @@ def load_encoder_of(recipe: Recipe, *, stored_spec: str, spec: str | None) -> En
         format_version=recipe.format_version,
         max_window_seconds=recipe.max_window_seconds,
     )
-    of_layer = {name: made.encoder_identity[name] for name in ("layer",) if name in made.encoder_identity}
-    before = None if encoder.earlier is None else replace(made, encoder_identity={**encoder.earlier, **of_layer})
-    [held] = named_as_held([made], name=made.encoder, groups=[recipe.group_name], earlier=[before])
-    if held.group_name != recipe.group_name:
+    of_layer = {name: current.encoder_identity[name] for name in ("layer",) if name in current.encoder_identity}
+    before = None if encoder.earlier is None else replace(current, encoder_identity={**encoder.earlier, **of_layer})
+    [matched] = match_stored_names([current], name=current.encoder, groups=[recipe.group_name], earlier=[before])
+    if matched.group_name != recipe.group_name:
         raise EncoderError(
-            f"what {named.base!r} loads now is not the encoder of {recipe.group_name} "
-            f"({', '.join(differing_fields(recipe, made))} differ): its vectors would not be comparable; "
-            "name the right one with --spec, or extract again"
+            f"{named.base!r} is not the encoder of {recipe.group_name} "
+            f"({', '.join(differing_fields(recipe, current))} differ): its vectors are not comparable; "
+            "name the right encoder with --spec, or extract again"
         )
     return encoder
 
@@ -96,33 +96,33 @@ def _check_loads_by_itself(recipe: Recipe, stored_spec: str) -> None:
         is_built_in = False
     if not is_built_in:
         raise UsageError(
-            f"{recipe.group_name} was made by {stored_spec!r}, which a store may not load by itself: where you trust "
-            f"it, name it with `--spec {quote(stored_spec)}`, or where it is now; a cached key needs no encoder"
+            f"{recipe.group_name} was made by {stored_spec!r}, which is not loaded automatically from a store: if you "
+            f"trust it, name it with `--spec {quote(stored_spec)}`, or its current path; a stored key needs no encoder"
         )
 
 
 def _stored_arguments(recipe: Recipe) -> tuple[Mapping[str, Any], int | None]:
-    """Constructor arguments, as they were given, and layer: what the store has of them may be anything."""
+    """Constructor arguments and layer of the encoder. Validated because the store may contain anything."""
     identity = recipe.encoder_identity
     arguments, layer = identity.get("arguments") or {}, identity.get("layer")
     if not isinstance(arguments, Mapping) or isinstance(layer, bool) or not isinstance(layer, int | None):
-        raise EncoderError(f"{recipe.group_name} is damaged: arguments are an object and a layer is a number")
+        raise EncoderError(f"{recipe.group_name} is damaged: arguments must be an object and the layer a number")
     return recipe.arguments, layer
 
 
 def encode_file(
     path: Path, *, encoder: Encoder, recipe: Recipe, crop_seconds: float | None, device: str = "auto"
 ) -> EncodedFile:
-    """Encode an audio file as a clip of a shard would be: the same windows, padding, precision and pooling.
+    """Encode an audio file as a clip of a shard: the same windows, padding, precision and pooling.
 
-    Under ``padding="xares"``, where a clip's vector depends on the clips that it is batched with, it is batched alone.
+    Under ``padding="xares"`` a clip's vector depends on its batch; here the file is a batch by itself.
 
     Raises
     ------
     UnusableClip
-        The file cannot be read or decoded, or is longer than an hour.
+        The file cannot be read or decoded, or is longer than one hour.
     EncoderError
-        The encoder fails on it.
+        The encoder fails on the file.
     """
     from featstore.encoders.devices import pick_device
     from featstore.encoders.runner import EncoderRun

@@ -1,4 +1,4 @@
-"""Reads the samples of a tar shard, and writes shards. The only module that imports webdataset."""
+"""Reads the samples of tar shards, and writes shards. The only module that imports webdataset."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ __all__ = [
 ]
 
 
-MAX_HEADER_BYTES = 32 << 10  # of one member: its long name and its pax records with it
+MAX_HEADER_BYTES = 32 << 10  # of one member: its long name and pax records
 _MOST_EXPANSION = 20
 _FREE_EXPANSION_BYTES = 64 << 20
 _GZIP_MAGIC = b"\x1f\x8b"
 
 
 class TarBytes:
-    """A file to read and to seek in, that gives out no more than it was told to allow.
+    """A seekable file that limits how much can be read.
 
-    tarfile reads what a header claims, be it a name of eight gigabytes. With an allowance set before each step, a
-    claim like that is an error.
+    tarfile reads as much as a header claims, even a name of eight gigabytes. With an allowance for each step, such a
+    claim is an error.
 
     Parameters
     ----------
     file : binary file
     most_bytes : int, optional
-        Where the file must have ended.
+        Maximum size of the unpacked file.
     """
 
     def __init__(self, file: BinaryIO | gzip.GzipFile, *, most_bytes: int | None) -> None:
@@ -52,11 +52,11 @@ class TarBytes:
         self._allowed = 0
 
     def allow(self, n_bytes: int) -> None:
-        """From here on so many bytes may be read."""
+        """Allow the next `n_bytes` to be read."""
         self._allowed = n_bytes
 
     def read(self, n_bytes: int) -> bytes:
-        """Read up to `n_bytes`; tarfile.ReadError where that is not allowed."""
+        """Read up to `n_bytes`. Raises tarfile.ReadError beyond the allowance."""
         if not 0 <= n_bytes <= self._allowed:
             raise tarfile.ReadError(f"a header that claims {n_bytes:,} bytes more, where {self._allowed:,} are allowed")
         self._allowed -= n_bytes
@@ -71,7 +71,7 @@ class TarBytes:
         return self._file.seek(position, whence)
 
     def tell(self) -> int:
-        """Where the next byte is."""
+        """Current position."""
         return self._file.tell()
 
     def __enter__(self) -> Self:
@@ -86,7 +86,7 @@ class TarBytes:
 
 
 def open_tar_bytes(path: Path) -> TarBytes:
-    """Open a shard, unpacking what is gzipped. Raises OSError."""
+    """Open a shard, decompressing gzip. Raises OSError."""
     with path.open("rb") as file:
         magic = file.read(len(_GZIP_MAGIC))
     if magic != _GZIP_MAGIC:
@@ -95,7 +95,7 @@ def open_tar_bytes(path: Path) -> TarBytes:
     return TarBytes(gzip.open(path, "rb"), most_bytes=most_bytes)
 
 
-# in this order where a sample has several (the order of X-ARES 0.1.3, then more that libsndfile reads)
+# in order of preference if a sample has several (the order of X-ARES 0.1.3, then further formats of libsndfile)
 AUDIO_EXTENSIONS = ("flac", "mp3", "sox", "wav", "m4a", "ogg", "wma", "opus", "aiff", "aif", "au", "w64", "caf")
 MAX_MEMBER_BYTES = 1 << 30
 MAX_META_BYTES = 4 << 20
@@ -104,7 +104,7 @@ _BROKEN_TAR = (tarfile.TarError, OSError, EOFError, ValueError, OverflowError, z
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """One sample of a shard. ``problem`` says why it cannot be used, where the tar alone shows it."""
+    """One sample of a shard. ``problem`` is the reason why it is unusable, if the tar alone shows it."""
 
     key: str
     audio: bytes
@@ -114,17 +114,17 @@ class Sample:
 
 
 def read_samples(path: Path, *, where: str = "", only: Collection[str] | None = None) -> Iterator[Sample]:
-    """Read a shard's samples in order. ``where`` is what messages call it, if not by its path.
+    """Read a shard's samples in order. ``where`` is its name in messages, by default its path.
 
     Parameters
     ----------
     only : collection of str, optional
-        Keys of the samples that are wanted: of the others no content is read, nor is the end of the tar.
+        Keys of the requested samples: other samples are skipped, and the end of the tar is not checked.
 
     Raises
     ------
     ShardError
-        The file is no tar, plain or gzipped, or breaks off: a shard that is half there is no shard.
+        The file is not a tar (plain or gzipped), or is truncated.
     """
     from webdataset.tariterators import base_plus_ext, group_by_keys
 
@@ -145,7 +145,7 @@ def read_samples(path: Path, *, where: str = "", only: Collection[str] | None = 
 
 
 class _Members:
-    """The files of a tar that make up its samples, as webdataset's grouping takes them."""
+    """The members of a tar, as input of webdataset's grouping."""
 
     def __init__(
         self,
@@ -180,15 +180,15 @@ class _Members:
     def _next(self) -> tarfile.TarInfo | None:
         self._source.allow(MAX_HEADER_BYTES)
         member = self._tar.next()
-        self._tar.members.clear()  # type: ignore[attr-defined]  # tarfile would keep every header of the shard
-        self._tar.pax_headers = {}  # nor do a shard's global headers say anything of its samples
+        self._tar.members.clear()  # type: ignore[attr-defined]  # tarfile would keep every header in memory
+        self._tar.pax_headers = {}  # global headers do not apply to samples
         if member is not None and (member.size < 0 or self._tar.offset <= self._at):
-            raise tarfile.ReadError(f"a member that claims {member.size:,} bytes")  # it would be read again for ever
+            raise tarfile.ReadError(f"a member that claims {member.size:,} bytes")  # would be read again forever
         self._at = self._tar.offset
         return member
 
     def _read(self, member: tarfile.TarInfo) -> bytes | None:
-        """Content of a member that a sample needs; b"" of one that has only a name; None of one that is passed over."""
+        """Content of a member that a sample needs; b"" if only its name matters; None if it is ignored."""
         key, suffix = self._split_name(member.name)
         extension = member.name.rpartition(".")[2].lower()
         wanted = extension in AUDIO_EXTENSIONS or extension == "json"
@@ -211,10 +211,10 @@ class _Members:
         return None if file is None else file.read()
 
     def on_duplicate(self, error: Exception) -> bool:
-        """Called by webdataset's grouping; it keeps the first of two members of one name."""
+        """Callback of webdataset's grouping, which keeps the first of two members of one name."""
         if isinstance(error, ShardError):
             raise error
-        self._report(self._current, "a second member of this name was left out")
+        self._report(self._current, "a second member of this name was skipped")
         return True
 
     def _report(self, name: str, problem: str) -> None:
@@ -236,7 +236,7 @@ def _sample(group: Mapping[str, Any]) -> Sample:
     if not extension:
         problem = f"it has no audio member (found: {_listed(suffixes)})"
     elif len(by_extension[extension]) > 1:
-        problem = f"it has more than one {extension} member ({_listed(by_extension[extension])}): which one is meant?"
+        problem = f"it has more than one {extension} member ({_listed(by_extension[extension])}): ambiguous"
     elif "json" not in group:
         problem = f"it has no .json member (found: {_listed(suffixes)}); a key ends at the first dot of the name"
     if problem:
@@ -258,7 +258,7 @@ def _open_tar(path: Path, where: str) -> Iterator[tuple[tarfile.TarFile, TarByte
     with source:
         with _as_shard_error(where):
             source.allow(MAX_HEADER_BYTES)
-            # the encoding of names is said here, for else the machine's locale would decide about keys
+            # set the encoding, because the default depends on the locale of the machine
             tar = tarfile.TarFile(path.name, "r", fileobj=source, encoding="utf-8")  # type: ignore[arg-type]
         with tar:
             yield tar, source
@@ -271,12 +271,12 @@ def _as_shard_error(where: str) -> Iterator[None]:
     except FileNotFoundError as error:
         raise ShardError(f"there is no shard {where}") from error
     except _BROKEN_TAR as error:
-        told = " ".join(str(error).split())[:200] or type(error).__name__
-        raise ShardError(f"{where} is no whole tar: {told}; make or download it again") from error
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ShardError(f"{where} is not a complete tar: {reason}; make or download it again") from error
 
 
 def _check_end(tar: tarfile.TarFile, source: TarBytes, where: str) -> None:
-    """A tar ends in blocks of zeros. tarfile stops without a word at anything else: damage, a cut, a second archive."""
+    """Check the end mark of a tar. tarfile stops silently at damage, truncation or a second archive."""
     step = 1 << 20
     with _as_shard_error(where):
         source.seek(tar.offset)
@@ -286,22 +286,20 @@ def _check_end(tar: tarfile.TarFile, source: TarBytes, where: str) -> None:
             raise ShardError(f"{where} breaks off at byte {tar.offset:,}, without a tar's end mark: download it again")
         while rest:
             if rest.count(0) != len(rest):
-                raise ShardError(
-                    f"{where} is damaged at byte {tar.offset:,}: neither a member nor the end mark stands there"
-                )
+                raise ShardError(f"{where} is damaged at byte {tar.offset:,}: expected a member or the end mark")
             source.allow(step)
             rest = source.read(step)
 
 
 def write_shard(path: Path, samples: Iterable[Mapping[str, bytes | str]]) -> None:
-    """Write a WebDataset shard whose bytes depend on nothing but its samples.
+    """Write a WebDataset shard whose bytes depend only on its samples.
 
     Parameters
     ----------
     path : Path
-        Appears when it is whole: the tar is written under another name beside it, then renamed.
+        Written under a temporary name beside it, then renamed when complete.
     samples : iterable of mapping
-        ``__key__``, then one entry for each member: extension -> bytes.
+        ``__key__``, then one entry per member: extension -> bytes.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with (
@@ -315,7 +313,7 @@ def write_shard(path: Path, samples: Iterable[Mapping[str, bytes | str]]) -> Non
 
 
 def _add(tar: tarfile.TarFile, name: str, content: bytes | str) -> None:
-    """Add a member as webdataset's own writer has it, owner and all; to import that would be to import torch."""
+    """Add a member with the metadata of webdataset's own writer, whose import would import torch."""
     data = content.encode() if isinstance(content, str) else content
     info = tarfile.TarInfo(name)
     info.size, info.mode, info.uname, info.gname = len(data), 0o444, "bigdata", "bigdata"

@@ -1,7 +1,7 @@
 """Brings the feature sets of tasks up to date with their shards: `plan_tasks` for several, `extract_task` for one.
 
-What is wrong with a call or with the encoder, and a store that cannot be written, end a run. A task whose shards cannot
-be found costs that task alone, and a shard that cannot be read costs that shard alone.
+An invalid call or encoder, or a store that cannot be written, ends the run. If the shards of a task cannot be found,
+only that task fails; if a shard cannot be read, only that shard fails.
 """
 
 from __future__ import annotations
@@ -15,12 +15,19 @@ from typing import TYPE_CHECKING, Any
 
 from featstore.errors import DataError, ShardError, StoreError, UsageError
 from featstore.extract.distributed import Share
-from featstore.extract.encoder_changes import DriftCheck, named_as_held, what_changed
+from featstore.extract.encoder_changes import DriftCheck, describe_change, match_stored_names
 from featstore.extract.engine import Engine, LocalEngine
-from featstore.extract.job import EncodeJob, EncoderCard, KeptOutput, StaleShard
+from featstore.extract.job import EncodeJob, EncoderCard, StaleShard, StoredOutput
 from featstore.extract.options import ExtractOptions
 from featstore.extract.results import EncodeResult, Progress, Silent, StageTimes, StoredShard
-from featstore.extract.shards import AnyShard, dataset_folder, find_shards, is_committed, sha256_of_shard, still_there
+from featstore.extract.shards import (
+    AnyShard,
+    dataset_folder,
+    existing_shards,
+    find_shards,
+    is_committed,
+    sha256_of_shard,
+)
 from featstore.records import BrokenShard, ExtractFailure, ExtractRecord, Recipe, dataset_group
 from featstore.store import (
     Segment,
@@ -50,38 +57,38 @@ def extract_task(
     share: Share | None = None,
     local_rank: int | None = None,
 ) -> tuple[ExtractRecord, ...]:
-    """Bring a task's feature sets up to date: encode the shards that the store does not have, or not as they are now.
+    """Bring a task's feature sets up to date: encode shards that the store lacks or that have changed.
 
     Parameters
     ----------
     manifest : Manifest
     encoder : Encoder or Engine
-        From `featstore.encoders.load_encoder`, to encode in this process; or from `featstore.extract.open_engine`, to
-        encode where that says, whatever the device of `options`.
+        An encoder from `featstore.encoders.load_encoder` encodes in this process. An engine from
+        `featstore.extract.open_engine` encodes on its own devices; the device of `options` is ignored.
     data_dir : Path or str
-        Folder or URL that holds a folder of shards for each dataset.
+        Folder or URL with one folder of shards per dataset.
     store_url : str
-        Folder or URL of the store; it is made where there is none.
+        Folder or URL of the store; created if it does not exist.
     splits : sequence of str
-        Splits or folds to extract; empty means all.
+        Splits or folds to extract; all if empty.
     share : Share, optional
-        Which of the shards are this process's, of several that extract together; all of them without it.
+        The share of the shards to process, if several processes extract together; all by default.
     local_rank : int, optional
-        Number of this process on its machine: ``device="auto"``, or ``"cuda"``, takes the GPU of that number where
-        there are several.
+        Rank of this process on its machine: ``device="auto"`` or ``"cuda"`` selects the GPU with this number on a
+        machine with several.
 
     Returns
     -------
     tuple of ExtractRecord
-        One for each feature set: the encoder's outputs of a split, then those of the next.
+        One per feature set: all outputs of the encoder for a split, then those for the next.
 
     Raises
     ------
     ShardError
-        Shards are missing or broken; every other shard has been committed by then.
+        Shards are missing or broken; all others are committed.
     EncoderChanged
-        The encoder returns other numbers for the reference signals than when its embeddings were stored, or others each
-        time; no shard has been encoded.
+        The encoder's output for the reference signals differs from the stored one, or between two passes; no shard is
+        encoded.
     EncoderContractError, StoreError, UsageError
         See `featstore.errors`.
     """
@@ -123,17 +130,17 @@ def plan_tasks(
     share: Share | None = None,
     local_rank: int | None = None,
 ) -> tuple[TaskPlan | ExtractFailure, ...]:
-    """Look up the shards of every task, before any is encoded. The parameters are those of `extract_task`.
+    """Find the shards of every task before encoding. The parameters are those of `extract_task`.
 
     Returns
     -------
     tuple of TaskPlan or ExtractFailure
-        One for each manifest: what `TaskPlan.extract` will encode, or why the task's shards cannot be found.
+        One per manifest: the plan, or the reason why the task's shards cannot be found.
 
     Raises
     ------
     EncoderError, EncoderContractError, StoreError, UsageError
-        The call, the encoder or the store is wrong for every task, or a task lacks what the call asks of it.
+        The call, the encoder or the store is invalid for every task, or a task lacks a requested split.
     """
     engine = _as_engine(encoder, options, local_rank=local_rank)
     found = [_shards_or_failure(manifest, data_dir, splits) for manifest in manifests]
@@ -173,7 +180,7 @@ def _shards_or_failure(
 def _find_every_shard(
     manifest: Manifest, data_dir: Path | str, splits: Sequence[str]
 ) -> dict[str, tuple[AnyShard, ...]]:
-    """Feature set -> its shards; every pattern is looked up before the first shard is encoded."""
+    """Feature set -> its shards. All patterns are looked up before the first shard is encoded."""
     folder = dataset_folder(data_dir, manifest.data.dataset)
     return {name: find_shards(folder, pattern) for name, pattern in _chosen_feature_sets(manifest, splits).items()}
 
@@ -193,11 +200,11 @@ def _planned(
 ) -> TaskPlan:
     frames_wanted = options.frames == "always" or (options.frames == "auto" and manifest.wants_frames)
     outputs = tuple(
-        KeptOutput(recipe=recipe, spec=output.spec, frames_stored=frames_wanted and recipe.pool == "mean")
+        StoredOutput(recipe=recipe, spec=output.spec, frames_stored=frames_wanted and recipe.pool == "mean")
         for output, recipe in zip(card.outputs, recipes, strict=True)
     )
-    if frames_wanted and not any(kept.frames_stored for kept in outputs):
-        raise UsageError("frames are stored beside the mean: add mean to --pool, or give --frames never")
+    if frames_wanted and not any(output.frames_stored for output in outputs):
+        raise UsageError("frames are stored with the mean: add mean to --pool, or set --frames never")
     return TaskPlan(
         manifest=manifest,
         shards=shards,
@@ -214,7 +221,7 @@ def _planned(
 
 
 def _recipes(card: EncoderCard, store_url: str) -> tuple[tuple[Recipe, ...], tuple[str, ...]]:
-    """Recipes of the encoder's outputs, as the store has them; and a line about the first that it does not have."""
+    """Recipes of the encoder's outputs as the store names them, and a note about the first one that it lacks."""
     groups = recipe_groups(store_url)
     recipes = tuple(output.recipe for output in card.outputs)
     earlier = tuple(output.earlier for output in card.outputs)
@@ -223,19 +230,19 @@ def _recipes(card: EncoderCard, store_url: str) -> tuple[tuple[Recipe, ...], tup
         group = read_encoder_group(store_url, name)
         return None if group is None else group.encoder_identity
 
-    held = named_as_held(recipes, name=card.name, groups=groups, earlier=earlier, noted=noted)
-    for recipe, there in zip(recipes, held, strict=True):
-        # a group of an earlier featstore: what it did not hash has to stay as it is from now on
+    matched = match_stored_names(recipes, name=card.name, groups=groups, earlier=earlier, noted=noted)
+    for recipe, there in zip(recipes, matched, strict=True):
+        # a group of an earlier featstore: record the identity fields that it did not hash
         if there.encoder_identity != recipe.encoder_identity and noted(there.group_name) is None:
-            with suppress(StoreError):  # a store that is only read is read as before
+            with suppress(StoreError):  # a read-only store stays usable
                 note_in_encoder_group(store_url, there.group_name, encoder_identity=recipe.encoder_identity)
-    for there, recipe, then in zip(held, recipes, earlier, strict=True):
+    for there, recipe, then in zip(matched, recipes, earlier, strict=True):
         if there.group_name not in groups:
             alike = [name for name in groups if name.rpartition("@")[0] == there.encoder]
             stored = [(group.recipe, group.encoder_identity) for group in read_encoder_groups(store_url, alike)]
-            told = what_changed(replace(recipe, encoder=there.encoder), then, stored)
-            return held, () if told is None else (told,)
-    return held, ()
+            note = describe_change(replace(recipe, encoder=there.encoder), then, stored)
+            return matched, () if note is None else (note,)
+    return matched, ()
 
 
 def _as_engine(encoder: Encoder | Engine, options: ExtractOptions, *, local_rank: int | None) -> Engine:
@@ -252,9 +259,9 @@ _NOTHING_TO_DO = EncodeResult(stored={}, broken=(), times=StageTimes(), settings
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _FeatureSet:
-    """One output of one split: where it goes, what the store has of it, and which shards it lacks."""
+    """One output of one split: its feature set, the stored shards, and the stale ones."""
 
-    kept: KeptOutput
+    output: StoredOutput
     writer: SplitWriter
     cached: Mapping[str, Segment]
     gone: tuple[str, ...]
@@ -262,25 +269,25 @@ class _FeatureSet:
     stale: frozenset[str]
 
     def generation_of(self, shard: str) -> int:
-        """Generation of a new part of a shard: above that of the part which counts, whatever a clock says."""
+        """Generation of a new part of a shard, above that of the current part, independent of clocks."""
         there = self.cached.get(shard)
         return 0 if there is None else there.commit.generation + 1
 
     def is_changed(self, name: str) -> bool:
-        """Whether a stale shard was encoded from another file, and does not only lack its frames."""
+        """Whether the file of a stale shard has changed, as opposed to missing frames only."""
         cached = self.cached.get(name)
-        return cached is not None and (cached.commit.frames_stored or not self.kept.frames_stored)
+        return cached is not None and (cached.commit.frames_stored or not self.output.frames_stored)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskPlan:
-    """One task under the recipes of one encoder, wherever that is, and the shards of each of its feature sets."""
+    """One task with the recipes of one encoder, and the shards of each of its feature sets."""
 
     manifest: Manifest
     shards: Mapping[str, tuple[AnyShard, ...]]
     engine: Engine
     card: EncoderCard
-    outputs: tuple[KeptOutput, ...]
+    outputs: tuple[StoredOutput, ...]
     check: DriftCheck
     frames_wanted: bool
     data_folder: Path | str
@@ -289,20 +296,20 @@ class TaskPlan:
     share: Share
 
     def extract(self, progress: Progress) -> Iterator[tuple[ExtractRecord, ...]]:
-        """Encode what is missing, and yield the records of one split's feature sets after another.
+        """Encode stale shards; yield the records of each split's feature sets.
 
-        A shard that cannot be read is listed in their ``broken``, and every other one is committed.
+        Shards that cannot be read are listed in ``broken`` of the records; all others are committed.
 
         Raises
         ------
         ShardError, DamagedPart
-            This task cannot be extracted further; others can.
+            This task cannot be extracted further; other tasks can.
         EncoderChanged
-            Nor can any other task: the encoder returns other numbers than when its embeddings were stored, or others
-            each time. Nothing of the split that lacked a shard has been written.
+            No task can be extracted: the encoder's output differs from the stored one, or between two passes. Nothing
+            is written for the split with the stale shard.
         EncoderError, EncoderContractError, StoreError, WorkerError
-            Nor can any other task: the encoder does not keep its contract, the store cannot be written, or workers died
-            over and over.
+            No task can be extracted: the encoder violates its contract, the store cannot be written, or workers died
+            repeatedly.
         """
         for split, shards in self.shards.items():
             yield self._bring_up_to_date(split, shards, progress)
@@ -310,23 +317,23 @@ class TaskPlan:
     def _bring_up_to_date(
         self, split: str, every_shard: Sequence[AnyShard], progress: Progress
     ) -> tuple[ExtractRecord, ...]:
-        """Encode what is missing of one split's feature sets. Returns their records."""
+        """Encode the stale shards of one split's feature sets. Returns their records."""
         job = self._job(split)
         shards = self.share.of(every_shard)
-        found = [job.find_writer(kept) for kept in self.outputs]
+        found = [job.find_writer(output) for output in self.outputs]
         if shards and None in found:
-            self.check.pass_once(job)  # before anything is written
-        writers = [writer or job.open_writer(kept) for writer, kept in zip(found, self.outputs, strict=True)]
-        hashed_once = cache(sha256_of_shard)  # a shard that was touched is asked about by every output
+            self.check.check_once(job)  # before anything is written
+        writers = [writer or job.open_writer(output) for writer, output in zip(found, self.outputs, strict=True)]
+        hashed_once = cache(sha256_of_shard)  # every output asks for the hash of a touched shard
         sets = tuple(
-            self._feature_set(kept, writer, every_shard, hashed_once)
-            for kept, writer in zip(self.outputs, writers, strict=True)
+            self._feature_set(output, writer, every_shard, hashed_once)
+            for output, writer in zip(self.outputs, writers, strict=True)
         )
         stale = _stale(shards, sets)
         to_sweep = [writer for writer in writers if writer.has_leftovers]
         to_prune = self.options.prune and any(each.gone for each in sets)
         if stale or to_sweep or to_prune:
-            self.check.pass_once(job)  # before anything is deleted
+            self.check.check_once(job)  # before anything is deleted
         if stale:
             self.check.note_canaries(self.store_url)
         for writer in to_sweep:
@@ -370,15 +377,15 @@ class TaskPlan:
 
     def _feature_set(
         self,
-        kept: KeptOutput,
+        output: StoredOutput,
         writer: SplitWriter,
         shards: Sequence[AnyShard],
         sha256_of: Callable[[AnyShard], str],
     ) -> _FeatureSet:
-        """See what one output's feature set lacks of this run's share."""
+        """Find the shards of this run's share that one output's feature set lacks."""
         cached = writer.begin_run()
         unmatched = cached.keys() - {shard.name for shard in shards}
-        there = still_there(self.data_folder, sorted(unmatched))
+        there = existing_shards(self.data_folder, sorted(unmatched))
         gone = unmatched - there
 
         def is_stale(shard: AnyShard) -> bool:
@@ -386,16 +393,16 @@ class TaskPlan:
                 return not is_committed(
                     shard,
                     cached.get(shard.name),
-                    wants_frames=kept.frames_stored,
+                    wants_frames=output.frames_stored,
                     max_clip_seconds=self.options.max_clip_seconds,
                     check_content=self.options.check_shards,
                     sha256_of=sha256_of,
                 )
             except (DataError, OSError):
-                return True  # it is encoded like any other, which tells of it as of a broken shard
+                return True  # it fails like a broken shard when it is encoded
 
         return _FeatureSet(
-            kept=kept,
+            output=output,
             writer=writer,
             cached=cached,
             gone=tuple(sorted(gone)),
@@ -415,18 +422,18 @@ class TaskPlan:
     ) -> ExtractRecord:
         settings = result.settings
         done = {shard.member.shard.name: shard.member for shard in stored}
-        held = {name: segment.member for name, segment in each.cached.items()} | done
-        current = [held[shard.name] for shard in shards if shard.name in held]
+        in_store = {name: segment.member for name, segment in each.cached.items()} | done
+        current = [in_store[shard.name] for shard in shards if shard.name in in_store]
         broken = tuple(
             BrokenShard(shard=shard.name, reason=reason) for shard, reason in result.broken if shard.name in each.stale
         )
-        kept_of_broken = sum(one.shard in held for one in broken)
+        kept_of_broken = sum(one.shard in in_store for one in broken)
         return ExtractRecord(
             task=self.manifest.name,
             dataset=dataset_group(self.manifest.data.dataset, self.manifest.data.crop_seconds),
             split=split,
-            encoder=each.kept.recipe.encoder,
-            fingerprint=each.kept.recipe.fingerprint,
+            encoder=each.output.recipe.encoder,
+            fingerprint=each.output.recipe.fingerprint,
             shards_total=len(shards),
             shards_done=len(done),
             shards_reused=len(current) - len(done) - kept_of_broken,
@@ -443,19 +450,19 @@ class TaskPlan:
             bottleneck=result.times.bottleneck(decode_threads=settings.decode_threads) if done and settings else "",
             settings={
                 "device": settings.device if settings else None,
-                "precision": each.kept.recipe.precision,
+                "precision": each.output.recipe.precision,
                 "batch_seconds": round(settings.batch_seconds, 2) if settings else None,
                 "workers": settings.decode_threads if settings else None,
                 "batch_fill": self._batch_fill(result),
             },
             workers=result.workers,
             deaths=result.deaths,
-            asked_as=asked.encoder if asked.encoder != each.kept.recipe.encoder else "",
+            asked_as=asked.encoder if asked.encoder != each.output.recipe.encoder else "",
             broken=broken,
         )
 
     def _batch_fill(self, result: EncodeResult) -> float | None:
-        """Of batches that have a budget: those of X-ARES are of so many windows, whatever these hold."""
+        """Mean fill of batches with a budget; batches of X-ARES have a fixed number of windows instead."""
         fill = result.times.batch_fill
         return None if fill is None or self.options.padding == "xares" else round(fill, 3)
 
@@ -475,21 +482,21 @@ def _stale(shards: Sequence[AnyShard], sets: Sequence[_FeatureSet]) -> tuple[Sta
 
 
 def _pruned(each: _FeatureSet) -> _FeatureSet:
-    """The feature set without embeddings of shards that are gone, but for those in parts that hold others too."""
+    """The feature set without the embeddings of removed shards, except in parts that contain other shards too."""
     if not each.gone:
         return each
-    each.writer.delete(_parts_of_nothing_but(each.gone, each.cached))
+    each.writer.delete(_parts_only_of(each.gone, each.cached))
     return replace(each, gone=tuple(sorted(each.writer.committed().keys() & set(each.gone))))
 
 
-def _parts_of_nothing_but(gone: Collection[str], cached: Mapping[str, Segment]) -> list[str]:
-    """Parts that hold shards of `gone` alone; a compacted part that holds others too stays."""
+def _parts_only_of(gone: Collection[str], cached: Mapping[str, Segment]) -> list[str]:
+    """Parts that contain only shards of `gone`; a compacted part with other shards is kept."""
     commits = {segment.commit.part: segment.commit for segment in cached.values()}
     return [part for part, commit in commits.items() if all(each.shard.name in gone for each in commit.members)]
 
 
 def _chosen_feature_sets(manifest: Manifest, splits: Sequence[str]) -> dict[str, str]:
-    """Feature set -> shard pattern, each pattern once."""
+    """Feature set -> shard pattern; each pattern occurs once."""
     patterns, stored_as = manifest.patterns, manifest.feature_sets
     unknown = [name for name in splits if name not in patterns]
     if unknown:

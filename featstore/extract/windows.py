@@ -1,4 +1,4 @@
-"""Plans the windows of a clip: where each begins and ends, and what it is padded to. Pure."""
+"""Plans the windows of a clip: start, stop and padded length. Pure."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ MAX_QUANTUM_SECONDS = 3600.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Padding:
-    """The rule by which windows are padded.
+    """Rule for padding windows.
 
-    ``quantum`` rounds a window's length up to a multiple of `quantum_seconds`; ``exact`` adds nothing; ``xares`` leaves
-    the length to the batch, as X-ARES does.
+    ``quantum`` rounds the length of a window up to a multiple of `quantum_seconds`; ``exact`` adds no padding;
+    ``xares`` pads to the longest window of the batch, as X-ARES does.
     """
 
     kind: Literal["quantum", "exact", "xares"]
@@ -27,7 +27,7 @@ class Padding:
 
     @classmethod
     def parse(cls, text: str) -> Padding:
-        """Read ``--padding``.
+        """Parse ``--padding``.
 
         >>> Padding.parse("0.25")
         Padding(kind='quantum', quantum_seconds=0.25)
@@ -53,7 +53,7 @@ class Padding:
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Samples [start, stop) of a clip, to be padded to `padded` samples before they are encoded."""
+    """Samples [start, stop) of a clip, padded to `padded` samples for encoding."""
 
     start: int
     stop: int
@@ -69,13 +69,14 @@ def plan_windows(
     longest_seconds: float | None = None,
     input_seconds: float | None = None,
 ) -> tuple[Window, ...]:
-    """The windows of a clip of `n_samples`, at least 1.
+    """Windows of a clip of `n_samples`, at least 1.
 
-    Without a crop the clip is one window. With one, windows follow each other; a clip shorter than one is padded to
-    one; what is left of a longer clip is a window of its own, save under ``xares``, which drops it.
+    Without a crop the clip is one window. With a crop, windows are consecutive; a clip shorter than the crop is padded
+    to it; the remainder of a longer clip is a window by itself, except under ``xares``, which drops it.
 
-    Where `longest_seconds` is less than that, a clip is cut into as few windows as it takes, of one length: there is no
-    sliver at the end. An encoder that always computes on `input_seconds` gets that, save under ``xares``.
+    If `longest_seconds` is shorter than that, a clip is cut into the smallest number of windows of equal length, so
+    that there is no short remainder. For an encoder with a fixed `input_seconds`, windows are padded to it, except
+    under ``xares``.
 
     >>> plan_windows(12, crop_seconds=5.0, padding=Padding.parse("exact"), sample_rate_hz=1)
     (Window(start=0, stop=5, padded=5), Window(start=5, stop=10, padded=5), Window(start=10, stop=12, padded=2))
@@ -98,7 +99,7 @@ def plan_windows(
 
 
 def _even(n_samples: int, *, longest: int) -> tuple[tuple[int, int], ...]:
-    """As few stretches of at most `longest` as it takes, their lengths equal to within one sample."""
+    """The smallest number of ranges of at most `longest`, with lengths that differ by at most one sample."""
     count = -(-n_samples // longest)
     bounds = [number * n_samples // count for number in range(count + 1)]
     return tuple(pairwise(bounds))
@@ -107,12 +108,12 @@ def _even(n_samples: int, *, longest: int) -> tuple[tuple[int, int], ...]:
 def _crops(n_samples: int, crop: int, padding: Padding, sample_rate_hz: int) -> tuple[Window, ...]:
     if n_samples < crop:
         return (Window(0, n_samples, crop),)
-    whole = tuple(Window(start, start + crop, crop) for start in range(0, n_samples - crop + 1, crop))
+    complete = tuple(Window(start, start + crop, crop) for start in range(0, n_samples - crop + 1, crop))
     left = n_samples % crop
     if not left or padding.kind == "xares":
-        return whole
+        return complete
     rest = Window(n_samples - left, n_samples, min(crop, _padded(left, padding, sample_rate_hz)))
-    return (*whole, rest)
+    return (*complete, rest)
 
 
 def _padded(n_samples: int, padding: Padding, sample_rate_hz: int) -> int:

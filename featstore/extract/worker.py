@@ -1,7 +1,7 @@
-"""One worker: loads the encoder once, then encodes the shards that its coordinator assigns, job after job.
+"""A worker: loads the encoder once, then encodes the shards that its coordinator assigns, job after job.
 
-The coordinator sends `Describe` or `Encode`, and a `StaleShard` or None as the answer to each `NextShard`; a worker
-sends the events below. Everything is pickled on the way. A worker ends when its coordinator does.
+The coordinator sends `Describe` or `Encode`, and answers each `NextShard` with a `StaleShard` or None; the worker sends
+the events below. All messages are pickled. A worker ends when its coordinator ends.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from featstore.errors import EncoderError, FeatstoreError, ShardError
 from featstore.extract.engine import EncoderRequest
-from featstore.extract.job import EncodeJob, EncoderCard, StaleShard, Workplace
+from featstore.extract.job import DeviceEncoder, EncodeJob, EncoderCard, StaleShard
 from featstore.extract.results import (
     ClipTaken,
     EncodeSettings,
@@ -75,7 +75,7 @@ class Describe:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Encode:
-    """Encode shards of this job, asking for one after another."""
+    """Encode shards of this job, requesting one after another."""
 
     job: EncodeJob
 
@@ -88,7 +88,7 @@ Message = Describe | Encode | StaleShard | None
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """The encoder is loaded: the worker waits for `Describe` or `Encode`."""
+    """The encoder is loaded; the worker waits for `Describe` or `Encode`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,12 +101,12 @@ class Described:
 
 @dataclass(frozen=True, slots=True)
 class NextShard:
-    """The worker can read another shard: it waits for one, or for None, which ends the job."""
+    """The worker can read another shard; it waits for one, or for None, which ends the job."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClipsDone:
-    """N more clips of a shard have been taken for encoding or skipped."""
+    """Further clips of a shard have been encoded or skipped."""
 
     shard: str
     clips: int
@@ -115,14 +115,14 @@ class ClipsDone:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardTaken:
-    """The last clip of a shard has been taken: its batches and its commit are pending."""
+    """All clips of a shard are processed; its batches and its commit are pending."""
 
     shard: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardDone:
-    """A shard is committed, with a part for each output; or it failed, and `broken` is why."""
+    """A shard is committed, with a part per output; or it failed for the reason in `broken`."""
 
     shard: str
     stored: Mapping[int, StoredShard]
@@ -131,7 +131,7 @@ class ShardDone:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobDone:
-    """All shards of the job that this worker took are done: it waits for `Describe` or `Encode`."""
+    """All shards of the job that this worker took are done; it waits for `Describe` or `Encode`."""
 
     times: StageTimes
     settings: EncodeSettings
@@ -139,14 +139,14 @@ class JobDone:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failed:
-    """What was asked for cannot be done, by this worker or any other."""
+    """The request failed, and would fail on any worker."""
 
     error: BaseException
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Died:
-    """The worker is dead, and sends nothing more. It is reported by what started the worker."""
+    """The worker has died, and sends nothing more. Reported by the object that started it."""
 
     why: str
     advice: str
@@ -156,11 +156,11 @@ Event = Loaded | Described | NextShard | ClipsDone | ShardTaken | ShardDone | Jo
 
 
 class CoordinatorGone(Exception):
-    """The coordinator has ended or closed the link: what is not committed is of no use to it."""
+    """The coordinator has ended or closed the link; uncommitted work is discarded."""
 
 
 class Link(Protocol):
-    """A worker's end of its connection to the coordinator. `send` may be called by several threads."""
+    """A worker's end of its connection to the coordinator. `send` is thread-safe."""
 
     def send(self, event: Event) -> None:
         """Send an event. Raises CoordinatorGone."""
@@ -181,43 +181,43 @@ class WorkerSettings:
 
 
 def work(link: Link, request: EncoderRequest, settings: WorkerSettings) -> None:
-    """Load the encoder, then do what messages ask for, until the coordinator is gone or something fails."""
+    """Load the encoder, then process messages until the coordinator is gone or an error occurs."""
     try:
-        workplace = _load(request, settings)
+        device_encoder = _load(request, settings)
         link.send(Loaded())
         while True:
             message = link.receive()
             if isinstance(message, Describe):
-                reading = workplace.canary(message.options) if message.canary else None
-                link.send(Described(card=workplace.card(message.options), canary=reading))
+                reading = device_encoder.canary(message.options) if message.canary else None
+                link.send(Described(card=device_encoder.card(message.options), canary=reading))
             elif isinstance(message, Encode):
-                _encode(workplace, message.job, link)
+                _encode(device_encoder, message.job, link)
     except CoordinatorGone:
         return
-    except Exception as error:  # noqa: BLE001 - whatever it is, the coordinator raises it where the user sees it
+    except Exception as error:  # noqa: BLE001 - the coordinator raises it again
         with suppress(CoordinatorGone):
             link.send(Failed(error=_picklable(error)))
 
 
-def _load(request: EncoderRequest, settings: WorkerSettings) -> Workplace:
+def _load(request: EncoderRequest, settings: WorkerSettings) -> DeviceEncoder:
     from featstore.encoders.devices import settle_on
 
     if not Path(request.folder).is_dir():
         raise EncoderError(
-            f"a worker has no folder {request.folder}, from which the command was run and where its relative paths "
-            "lead: run the command from a folder that every node has"
+            f"a worker has no folder {request.folder}, the working directory of the command and the base of relative "
+            "paths: run the command in a folder that every node has"
         )
     os.chdir(request.folder)
     settle_on(settings.device, threads=settings.cores)
-    return Workplace(request.load(), device=settings.device, cores=settings.cores)
+    return DeviceEncoder(request.load(), device=settings.device, cores=settings.cores)
 
 
-def _encode(workplace: Workplace, job: EncodeJob, link: Link) -> None:
-    """Encode the shards of a job, and report on them. Clips are reported a few times a second."""
-    workplace.check(job)
+def _encode(device_encoder: DeviceEncoder, job: EncodeJob, link: Link) -> None:
+    """Encode the shards of a job, and report on them; clips are reported a few times per second."""
+    device_encoder.check(job)
     feed = _Feed(link)
     clips, audio_seconds, reported = 0, 0.0, time.monotonic()
-    with closing(workplace.encode(job, feed, stale=feed.taken)) as events:
+    with closing(device_encoder.encode(job, feed, stale=feed.taken)) as events:
         for event in events:
             if isinstance(event, ClipTaken | ShardRead):
                 is_last = isinstance(event, ShardRead)
@@ -240,12 +240,12 @@ def _encode(workplace: Workplace, job: EncodeJob, link: Link) -> None:
 
 
 def _send_outcome(link: Link, feed: _Feed, shard: str, done: Future[Outcome]) -> None:
-    """Report a shard as soon as it is committed: the loop over events may be waiting for the next shard."""
+    """Report a shard when it is committed: the event loop may be waiting for the next shard."""
     if done.exception() is not None:
-        feed.close()  # the loop raises the error when it has no more shards to wait for
+        feed.close()  # the loop raises the error when it waits for no more shards
         return
     outcome = done.result()
-    with suppress(CoordinatorGone):  # the loop finds that out too
+    with suppress(CoordinatorGone):  # the loop detects that too
         if isinstance(outcome, ShardError):
             link.send(ShardDone(shard=shard, stored={}, broken=str(outcome)))
         else:
@@ -253,16 +253,16 @@ def _send_outcome(link: Link, feed: _Feed, shard: str, done: Future[Outcome]) ->
 
 
 class _Feed:
-    """Shards of one job, as the coordinator assigns them.
+    """Shards of one job, in the order of assignment.
 
     Attributes
     ----------
     taken : dict
-        The shards assigned so far, by name.
+        Shards assigned so far, by name.
     last_encoded : float
-        When the last shard had been encoded, by `time.perf_counter`; set by the caller.
+        Time when the last shard was encoded, by `time.perf_counter`; set by the caller.
     idle_seconds : float
-        Time at the end of the job in which this worker had nothing to encode and others had.
+        Idle time of this worker at the end of the job, while others were encoding.
     """
 
     def __init__(self, link: Link) -> None:
@@ -273,7 +273,7 @@ class _Feed:
         self._closed = threading.Event()
 
     def __iter__(self) -> Iterator[AnyShard]:
-        """Ask for a shard, wait for it, yield it."""
+        """Request a shard, wait for it, yield it."""
         while not self._closed.is_set():
             self._link.send(NextShard())
             assigned = self._answer()
@@ -284,7 +284,7 @@ class _Feed:
             yield assigned.shard
 
     def close(self) -> None:
-        """Stop waiting for a shard: another thread has failed."""
+        """Stop waiting for a shard, after a failure in another thread."""
         self._closed.set()
 
     def _answer(self) -> StaleShard | None:
@@ -296,12 +296,12 @@ class _Feed:
 
 
 def _picklable(error: Exception) -> BaseException:
-    """The error itself if it can be pickled; with its traceback as a note, which pickling would drop."""
+    """The error if it can be pickled, with its traceback as a note, which pickling would drop."""
     where = "".join(traceback.format_exception(error))
     sent: BaseException = error
     try:
         survives = type(pickle.loads(pickle.dumps(error))) is type(error)
-    except Exception:  # noqa: BLE001 - an exception class of the user's may fail in any way
+    except Exception:  # noqa: BLE001 - pickling an exception class of the user may fail in any way
         survives = False
     if not survives:
         sent = FeatstoreError(f"a worker failed: {type(error).__name__}: {' '.join(str(error).split())}")

@@ -1,7 +1,7 @@
 """Several workers on one queue of shards: the queue, and the coordinator.
 
-Each worker takes a shard from the queue when it can read another. When a worker dies, its unfinished shards return to
-the front of the queue and another worker is started in its place; a shard that several workers die with ends the run.
+Each worker takes a shard when it can read another. When a worker dies, its unfinished shards return to the front of the
+queue and a replacement is started; a shard with which several workers die ends the run.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ if TYPE_CHECKING:
 
 __all__ = ["END_WITHIN_SECONDS", "ShardQueue", "Workers", "WorkersEngine"]
 
-_MOST_READ_AT_A_TIME = 2  # one that is encoded, and the next, which is read meanwhile
-_MOST_NAMED = 3  # of the shards of a dead worker: on a GPU some sixty may wait for their batches
+_MOST_READ_AT_A_TIME = 2  # one that is being encoded, and the next, read ahead
+_MOST_NAMED = 3  # shards of a dead worker in a message: on a GPU some sixty may be pending
 END_WITHIN_SECONDS = 10.0
-"""Time that a worker has to delete what it has not committed, when a run ends early."""
+"""Time for a worker to delete uncommitted parts when a run ends early."""
 
 
 # --- the queue --------------------------------------------------------------------------------------------------------
@@ -50,7 +50,7 @@ END_WITHIN_SECONDS = 10.0
 
 @dataclass(slots=True)
 class _Unfinished:
-    """The shards of one worker: those that it reads, and those whose batches or commits are pending."""
+    """Unfinished shards of one worker: those being read, and those with pending batches or commits."""
 
     is_asking: bool = False
     read: dict[str, StaleShard] = field(default_factory=dict)
@@ -58,10 +58,10 @@ class _Unfinished:
 
 
 class ShardQueue:
-    """The shards of a job, and which worker has which.
+    """The shards of a job, and their assignment to workers.
 
-    A worker that reads no shard is served first. One that reads a shard is given the next, to read or to fetch it
-    ahead, only while one is left for every other worker: so at the end none waits for what another has not begun.
+    A worker without a shard is served first. A worker that reads a shard is assigned the next one, to read or download
+    ahead, only while at least one remains for every other worker, so that no worker idles at the end.
 
     >>> from pathlib import Path
     >>> from featstore.extract.shards import Shard
@@ -83,7 +83,7 @@ class ShardQueue:
         self._workers.setdefault(worker, _Unfinished()).is_asking = True
 
     def assign(self) -> Iterator[tuple[int, StaleShard]]:
-        """Take shards from the queue for the workers that ask."""
+        """Assign shards of the queue to the workers that asked."""
         for worker, its in sorted(self._workers.items(), key=lambda each: len(each[1].read)):
             is_free = not its.read or (
                 len(its.read) < _MOST_READ_AT_A_TIME and len(self._waiting) >= len(self._workers)
@@ -94,25 +94,25 @@ class ShardQueue:
                 yield worker, shard
 
     def dismiss(self) -> Iterator[int]:
-        """The workers that ask in vain: every shard is done."""
+        """Workers that asked after every shard was done."""
         for worker, its in self._workers.items():
             if self.is_done and its.is_asking:
                 its.is_asking = False
                 yield worker
 
     def note_taken(self, worker: int, shard: str) -> None:
-        """The worker has read a shard to its end, and encodes it: it may read another."""
+        """Note that a worker has read a shard completely: it may read another."""
         its = self._workers[worker]
         its.pending[shard] = its.read.pop(shard)
 
     def note_done(self, worker: int, shard: str) -> None:
-        """A shard is committed, or failed by itself: no other worker is to encode it."""
+        """Note that a shard is committed or has failed by itself: it is not assigned again."""
         its = self._workers[worker]
         its.read.pop(shard, None)
         its.pending.pop(shard, None)
 
     def requeue(self, worker: int) -> tuple[StaleShard, ...]:
-        """The worker has died: its unfinished shards are next, in their order. Returns them."""
+        """Return the unfinished shards of a dead worker to the front of the queue, in order. Returns them."""
         its = self._workers.pop(worker, _Unfinished())
         unfinished = (*its.pending.values(), *its.read.values())
         self._waiting.extendleft(reversed(unfinished))
@@ -120,7 +120,7 @@ class ShardQueue:
         return unfinished
 
     def losses(self, shard: StaleShard) -> int:
-        """The number of workers that died with a shard unfinished."""
+        """Number of workers that died with a shard unfinished."""
         return self._losses[shard.shard.name]
 
     @property
@@ -133,23 +133,23 @@ class ShardQueue:
 
 
 class Workers(Protocol):
-    """Starts workers, numbered from 0 on, and connects them to the coordinator."""
+    """Starts workers, numbered from 0, and connects them to the coordinator."""
 
     @property
     def size(self) -> int:
-        """The largest number of workers."""
+        """Maximum number of workers."""
 
     def start(self, worker: int) -> None:
-        """Start a worker, or another in place of one that has died."""
+        """Start a worker, or a replacement for one that has died."""
 
     def send(self, worker: int, message: Message) -> None:
         """Send a message; it is lost if the worker has died."""
 
     def events(self) -> Sequence[tuple[int, Event]]:
-        """Wait for events of any worker. After `Died` there are none of that worker until it is started again."""
+        """Wait for events of any worker. `Died` is the last event of a worker until it is started again."""
 
     def close(self, *, loading: Collection[int]) -> None:
-        """End every worker: those that are `loading` at once, others when they have deleted what is not committed."""
+        """End every worker: `loading` ones at once, others after they have deleted uncommitted parts."""
 
 
 class _State(Enum):
@@ -159,7 +159,7 @@ class _State(Enum):
 
 
 class WorkersEngine:
-    """An engine of several workers. See `featstore.extract.engine.Engine`.
+    """Engine of several workers: see `featstore.extract.engine.Engine`.
 
     One worker is started to describe the encoder; the others are started when there are shards for them.
 
@@ -167,7 +167,7 @@ class WorkersEngine:
     ----------
     workers : Workers
     attempts : int
-        How many workers may die with one shard unfinished before the run ends.
+        Number of workers that may die with one shard unfinished before the run ends.
     """
 
     def __init__(self, workers: Workers, *, attempts: int) -> None:
@@ -183,13 +183,13 @@ class WorkersEngine:
         self.close()
 
     def close(self) -> None:
-        """End every worker; a later job would start them again."""
+        """End every worker; a later job starts them again."""
         self._workers.close(loading=self._in_state(_State.LOADING))
         self._states.clear()
         self._fruitless_deaths = 0
 
     def describe(self, options: ExtractOptions) -> EncoderCard:
-        """Ask a worker: the encoder is never loaded in this process."""
+        """Ask a worker: the encoder is not loaded in this process."""
         return self._answer_to(Describe(options=options)).card
 
     def canary(self, options: ExtractOptions) -> CanaryReading:
@@ -200,7 +200,7 @@ class WorkersEngine:
         asked: int | None = None
         with self._closed_on_error():
             while True:
-                if asked not in self._states:  # no worker was ready for it, or the one that was asked has died
+                if asked not in self._states:  # no worker was ready, or the one that was asked has died
                     self._start_until(1)
                     asked = min(self._in_state(_State.IDLE), default=None)
                     if asked is not None:
@@ -213,7 +213,7 @@ class WorkersEngine:
                     self._note_state(worker, event)
 
     def encode(self, job: EncodeJob, shards: Sequence[StaleShard], *, progress: Progress) -> EncodeResult:
-        """Encode shards on one worker for each shard, at most on all."""
+        """Encode shards on as many workers as there are shards, up to the maximum."""
         run = _Run(shards=shards, progress=progress)
         with self._closed_on_error():
             while not (run.queue.is_done and not self._in_state(_State.ENCODING)):
@@ -236,7 +236,7 @@ class WorkersEngine:
         return run.result()
 
     def _start_until(self, n_workers: int) -> None:
-        """Start workers until there are `n_workers`, at most all; those that are loading count."""
+        """Start workers until there are `n_workers`, up to the maximum; loading workers count."""
         missing = [worker for worker in range(self._workers.size) if worker not in self._states]
         for worker in missing[: max(0, n_workers - len(self._states))]:
             self._workers.start(worker)
@@ -261,15 +261,15 @@ class WorkersEngine:
         if fatal:
             others = f" or one of {len(fatal) - 1} more" if len(fatal) > 1 else ""
             raise WorkerError(
-                f"{event.why} while it encoded {fatal[0]}{others}, the last of {self._attempts} workers that died over "
-                f"that shard: {event.advice}; what is committed is kept, and the same command resumes from there"
+                f"{event.why} while it encoded {fatal[0]}{others}, the last of {self._attempts} workers that died with "
+                f"that shard: {event.advice}; committed shards are kept, and the same command resumes"
             )
 
     def _note_fruitless_death(self, event: Died) -> None:
-        """A worker died that had nothing to encode: loading the encoder may have killed it."""
+        """Count a worker that died without work: loading the encoder may have killed it."""
         self._fruitless_deaths += 1
         if self._fruitless_deaths > self._attempts:
-            raise WorkerError(f"{event.why} before it encoded anything, and so did others: {event.advice}")
+            raise WorkerError(f"{event.why} before it encoded anything, as did others: {event.advice}")
 
     @contextmanager
     def _closed_on_error(self) -> Iterator[None]:
@@ -285,13 +285,13 @@ _NO_CLIPS = (0, 0.0)
 
 @dataclass(slots=True, kw_only=True)
 class _Run:
-    """One job: its queue, and what its workers have reported."""
+    """One job: its queue, and the reports of its workers."""
 
     shards: Sequence[StaleShard]
     progress: Progress
     queue: ShardQueue = field(init=False)
     _began: float = field(default_factory=time.perf_counter)
-    _clips: dict[str, tuple[int, float]] = field(default_factory=dict)  # by shard: clips, and their seconds
+    _clips: dict[str, tuple[int, float]] = field(default_factory=dict)  # by shard: clips and their seconds
     _done: dict[str, ShardDone] = field(default_factory=dict)
     _jobs: list[JobDone] = field(default_factory=list)
     _took_part: set[int] = field(default_factory=set)
@@ -320,7 +320,7 @@ class _Run:
             self._jobs.append(event)
 
     def note_death(self, worker: int, event: Died) -> tuple[StaleShard, ...]:
-        """Return the worker's shards to the queue, and take their clips back from the progress."""
+        """Return the worker's shards to the queue, and subtract their clips from the progress."""
         lost = self.queue.requeue(worker)
         names = [shard.shard.name for shard in lost]
         for name in names:

@@ -1,4 +1,4 @@
-"""Track A: a linear head, trained on embeddings from the store."""
+"""Track A of the evaluation: train a linear head on stored embeddings and score it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One task's probe, from the store to a score."""
+"""Score one task with a trained head: `probe_task` selects the scorer of the task's kind."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SEEDS: Mapping[Protocol, tuple[int, ...]] = {"strict": (0, 1, 2), "xares": (42,)
 
 
 class KindScorer(Interface):
-    """What scores the tasks of one kind: it trains, selects and tests as the protocol has it, and builds the record."""
+    """Scores the tasks of one kind: trains, selects and tests a head by the protocol, and returns the record."""
 
     def __call__(
         self,
@@ -36,7 +36,7 @@ class KindScorer(Interface):
         seeds: tuple[int, ...],
         head: Head,
     ) -> ScoreRecord:
-        """Score one task; ``seeds`` are one or more different numbers from 0 on, ``head`` is one of its kind's."""
+        """Score one task; ``seeds`` are unique and non-negative, ``head`` is one of `HEADS` for the task's kind."""
 
 
 HEADS: Mapping[str, tuple[Head, ...]] = {
@@ -48,12 +48,12 @@ HEADS: Mapping[str, tuple[Head, ...]] = {
     "ctc": ("sweep", "linear"),
     "asr": ("sweep", "linear"),
 }
-"""By kind; the first is what ``strict`` takes. ``xares`` takes ``linear``."""
+"""Heads by kind. The first is the default under ``strict``; ``xares`` uses ``linear``."""
 
-# Kinds of one target for each clip: see featstore.probe.clips.
+# Kinds with one target per clip: see featstore.probe.clips.
 CLIP_KINDS = ("clip", "multilabel")
 
-# Module and function by kind, imported when a task of that kind comes.
+# Module and function by kind, imported on first use.
 SCORERS: Mapping[str, tuple[str, str]] = {
     "frame": ("featstore.probe.frame", "score_frames"),
     "regression": ("featstore.probe.regression", "score_regression"),
@@ -73,42 +73,43 @@ def probe_task(
     head: str | None = None,
     shots: tuple[int, ...] = (),
 ) -> ScoreRecord:
-    """Train a head on a task's cached embeddings and score it.
+    """Train a head on a task's stored embeddings and score it.
 
-    Strengths, learning rates and epochs are selected on the round's validation clips:
-    `featstore.tasks.splits.plan_rounds` chooses these for each protocol. The selected model is tested as it is; it is
-    not fitted again with the validation clips.
+    Regularisation strengths, learning rates and epochs are selected on the validation clips of each round
+    (`featstore.tasks.splits.plan_rounds` makes the rounds of each protocol). The selected model is tested as it is; it
+    is not refitted on training plus validation clips.
 
     Parameters
     ----------
     store : Store
     manifest : Manifest
     encoder : str, optional
-        ``"logmel"`` or ``"logmel@3f9c2a71"``; not needed where the store holds one encoder.
+        ``"logmel"`` or ``"logmel@3f9c2a71"``; optional where the store has one encoder.
     protocol : "strict" or "xares"
     seeds : tuple of int, optional
-        Of initial weights and batch order: (0, 1, 2) under ``strict``, (42,) under ``xares``. ``logistic`` and
-        ``ridge`` have none.
+        Seeds of the initial weights and the batch order; by default (0, 1, 2) under ``strict`` and (42,) under
+        ``xares``. ``logistic`` and ``ridge`` use no seed.
     head : str, optional
-        ``logistic`` (kinds ``clip`` and ``multilabel``; ``logreg`` is another name of it) and ``ridge`` (kind
-        ``regression``): converged linear models on standardised features. ``sweep`` (all but ``regression``):
-        minibatches on standardised features, at a learning rate that validation chooses, until validation stops
-        improving. ``linear``: X-ARES's schedule, as the manifest says. By default that of the manifest's ``[probe]
-        head``, else the converged model of the kind or ``sweep`` under ``strict``; ``linear`` under ``xares``.
+        ``logistic`` (kinds ``clip`` and ``multilabel``; alias ``logreg``) and ``ridge`` (kind ``regression``):
+        converged linear models on standardised features. ``sweep`` (all kinds but ``regression``): minibatches on
+        standardised features with early stopping, at a learning rate selected by validation. ``linear``: the schedule
+        of X-ARES with the manifest's epochs, batch size and learning rate. Default under ``strict``: the manifest's
+        ``[probe] head``, else the first of `HEADS` for the kind; under ``xares``: ``linear``.
     shots : tuple of int, optional
-        Kinds ``clip`` and ``multilabel`` only: ``details["shots"]`` has the scores of heads that learn from so many
-        clips of each class.
+        Kinds ``clip`` and ``multilabel`` only: ``details["shots"]`` reports the scores of heads that are trained on
+        this many clips of each class.
+
 
     Raises
     ------
     UnknownFeatureSet, AmbiguousSelection
-        The store does not hold what the task needs; the message says what to run.
+        The store lacks embeddings that the task needs; the message gives the command to run.
     LabelError, DataError
-        The labels or the embeddings cannot be learned from.
+        The labels or the embeddings are invalid.
     UsageError
-        The head, the metric or the kind of the task is not one that the probe knows.
+        The head, the metric, the seeds or ``shots`` do not apply to the task.
     """
-    chosen = _head_of(manifest, asked=head, protocol=protocol)
+    chosen = _head_of(manifest, requested=head, protocol=protocol)
     check_shots(shots)
     if shots and manifest.kind not in CLIP_KINDS:
         raise UsageError(
@@ -116,7 +117,7 @@ def probe_task(
         )
     seeds = SEEDS[protocol] if seeds is None else seeds
     if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
-        raise UsageError(f"seeds must be one or more different numbers from 0 on, got {seeds}")
+        raise UsageError(f"seeds must be one or more unique non-negative numbers, got {seeds}")
     if manifest.kind in CLIP_KINDS:
         from featstore.probe.clips import score_clips
 
@@ -126,10 +127,10 @@ def probe_task(
     return scorer(store, manifest, encoder=encoder, protocol=protocol, seeds=seeds, head=chosen)
 
 
-def _head_of(manifest: Manifest, *, asked: str | None, protocol: Protocol) -> Head:
-    """The head that is asked for, or the default. Raises UsageError for one that the task's kind does not have."""
+def _head_of(manifest: Manifest, *, requested: str | None, protocol: Protocol) -> Head:
+    """The head that was requested, else the default. Raises UsageError where the task's kind does not have it."""
     heads = HEADS[manifest.kind]
-    named = manifest.probe.head if asked is None and protocol == "strict" else asked
+    named = manifest.probe.head if requested is None and protocol == "strict" else requested
     if named is None:
         return "linear" if protocol == "xares" else heads[0]
     head = ALIASES.get(named, named)

@@ -1,4 +1,4 @@
-"""The probe on arrays: a task and a store in memory, scored by `featstore.probe.probe_task` like any other."""
+"""Probe on arrays: builds an in-memory task and store, which `featstore.probe.probe_task` scores like any other."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def probe_arrays(
     sets = {name: _ArraySet.of(name, *arrays, kind=kind) for name, arrays in parts.items()}
     dims = {name: each.utterance.shape[1] for name, each in sets.items()}
     if len(set(dims.values())) > 1:
-        raise DataError(f"embeddings of all parts have one width: got {dims}")
+        raise DataError(f"embeddings of all parts must have the same dim, got {dims}")
     patterns = {"train": "train.tar", "valid": "train.tar" if valid is None else "valid.tar", "test": "test.tar"}
     manifest = Manifest.model_validate(
         {
@@ -65,7 +65,7 @@ def probe_arrays(
 
 
 def _kind_of(y: ArrayLike | Sequence[Any]) -> str:
-    """Kind of the task that labels make up: a fraction among them is a number to regress."""
+    """Kind of the task by its labels: lists or multi-hot rows, floats (regression), or classes."""
     if _is_label_sets(y):
         return "multilabel"
     values = np.asarray(y)
@@ -73,7 +73,7 @@ def _kind_of(y: ArrayLike | Sequence[Any]) -> str:
         return "multilabel"
     if values.ndim != 1:
         raise UsageError(
-            f"labels are (n,), lists of text or a multi-hot array (n, n_classes) of 0 and 1: got shape {values.shape}"
+            f"labels must be (n,), lists of str or a multi-hot array (n, n_classes) of 0 and 1, got {values.shape}"
         )
     return "regression" if values.dtype.kind == "f" else "clip"
 
@@ -86,7 +86,7 @@ def _is_label_sets(y: ArrayLike | Sequence[Any]) -> bool:
 
 
 def _labels_of(y: ArrayLike | Sequence[Any], kind: str) -> list[Any]:
-    """Labels as the JSON of a clip holds them."""
+    """Labels as in the JSON of a clip."""
     if kind == "regression":
         return [float(each) for each in np.asarray(y)]
     if kind == "clip":
@@ -100,7 +100,7 @@ def _labels_of(y: ArrayLike | Sequence[Any], kind: str) -> list[Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class _ArraySet:
-    """One part in memory, with what `featstore.evaluation` reads of a feature set: a window and a shard for a clip."""
+    """One part in memory, with the attributes of a feature set that scoring reads: one window per clip, one shard."""
 
     name: str
     utterance: NDArray[np.float32]
@@ -113,7 +113,7 @@ class _ArraySet:
         labels = _labels_of(y, kind)
         if utterance.ndim != 2 or len(utterance) != len(labels):
             raise DataError(
-                f"{name}: embeddings are (n, dim) with one label each: got {utterance.shape} and {len(labels)} labels"
+                f"{name}: embeddings must be (n, dim), one label each: got {utterance.shape} and {len(labels)} labels"
             )
         metas = np.array([json.dumps({"label": each}) for each in labels], dtype=object)
         return cls(name=name, utterance=utterance, meta_json=metas)
@@ -151,7 +151,7 @@ class _ArraySet:
 
 @dataclass(frozen=True, kw_only=True)
 class _ArrayStore:
-    """What scoring asks of a store."""
+    """The part of `featstore.store.Store` that scoring uses."""
 
     sets: Mapping[str, _ArraySet]
     recipe: Recipe
@@ -168,7 +168,7 @@ class _ArrayStore:
 
 
 def _recipe(dim: int) -> Recipe:
-    """Of embeddings whose origin is not known."""
+    """Recipe of embeddings of unknown origin."""
     return Recipe(
         encoder="arrays",
         encoder_identity={},

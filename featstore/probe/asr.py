@@ -32,27 +32,27 @@ if TYPE_CHECKING:
     from featstore.store import Store
     from featstore.tasks import Manifest
 
-__all__ = ["Adapter", "Listener", "Utterances", "listening_device", "load_language_model", "score_asr"]
+__all__ = ["Adapter", "AudioLanguageModel", "Utterances", "default_device", "load_language_model", "score_asr"]
 
 
 NO_LABEL = -100
 
 
-def listening_device() -> torch.device:
-    """A GPU where there is one: half a billion weights are much for a CPU."""
+def default_device() -> torch.device:
+    """Return the GPU if there is one, else the CPU: language models have some 500 million weights."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Utterances:
-    """A batch: frames float32 (n_frames, dim) of each clip, and the tokens of what is said in it."""
+    """A batch: frames float32 (n_frames, dim) and transcript tokens of each clip."""
 
     frames: Sequence[NDArray[np.float32]]
     tokens: Sequence[Sequence[int]]
 
 
 class Adapter(nn.Module):
-    """Frames (..., dim) to embeddings (..., width), gated (SwiGLU, Shazeer 2020)."""
+    """Gated projection (SwiGLU, Shazeer 2020) of frames (..., dim) to embeddings (..., width)."""
 
     def __init__(self, *, dim: int, inner_width: int, width: int, norm: nn.Module | None = None) -> None:
         super().__init__()
@@ -70,15 +70,15 @@ class Adapter(nn.Module):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Padded:
-    """Left-padded input of the model: embeddings (batch, length, width), 1 where real, positions, (batch, length)."""
+    """Left-padded input of the model: embeddings (batch, length, width), mask and positions (batch, length)."""
 
     embeddings: Tensor
     mask: Tensor
     positions: Tensor
 
 
-class Listener:
-    """A language model that hears through an adapter; only the adapter learns."""
+class AudioLanguageModel:
+    """A frozen language model that takes audio frames through a trainable adapter."""
 
     def __init__(self, language_model: LanguageModel, adapter: Adapter) -> None:
         self.language_model = language_model
@@ -86,52 +86,52 @@ class Listener:
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """Device of the model."""
         device: torch.device = self.language_model.model.device
         return device
 
     def loss(self, batch: Utterances) -> Tensor:
-        """Mean cross-entropy of the tokens of all texts and of their ends, each given those before it."""
-        logits, labels = self._teach(batch)
+        """Mean cross-entropy of all text tokens and end tokens, with teacher forcing."""
+        logits, labels = self._teacher_forced(batch)
         return functional.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=NO_LABEL)
 
     @torch.no_grad()
-    def told_loss(self, batch: Utterances) -> tuple[float, int]:
-        """Sum of the same cross-entropy, and over how many tokens it is."""
-        logits, labels = self._teach(batch)
+    def teacher_forced_loss(self, batch: Utterances) -> tuple[float, int]:
+        """Sum of the cross-entropy of `loss`, and the number of its tokens."""
+        logits, labels = self._teacher_forced(batch)
         total = functional.cross_entropy(
             logits.flatten(0, 1).float(), labels.flatten(), ignore_index=NO_LABEL, reduction="sum"
         )
         return float(total), int((labels != NO_LABEL).sum())
 
     @torch.no_grad()
-    def told_texts(self, batch: Utterances) -> list[str]:
-        """Texts of the likeliest tokens, each given the true ones before it."""
-        logits, labels = self._teach(batch)
+    def teacher_forced_texts(self, batch: Utterances) -> list[str]:
+        """Decode the most likely token at each position, with teacher forcing."""
+        logits, labels = self._teacher_forced(batch)
         best = logits.argmax(dim=2)
         return [
             self.language_model.decode(row[known].tolist()) for row, known in zip(best, labels != NO_LABEL, strict=True)
         ]
 
     @torch.no_grad()
-    def listen(
+    def generate(
         self, frames: Sequence[NDArray[np.float32]], *, max_new_tokens: int, repetition_penalty: float
     ) -> list[str]:
-        """Generate the text of each clip, greedily."""
+        """Generate the text of each clip by greedy decoding."""
         padded = self._padded(frames, [[self.language_model.separator] for _ in frames])
         with self._autocast():
-            made = self.language_model.generate(
+            generated = self.language_model.generate(
                 padded.embeddings,
                 padded.mask,
                 max_new_tokens=max_new_tokens,
                 repetition_penalty=repetition_penalty,
             )
-        return [self.language_model.decode(row) for row in made]
+        return [self.language_model.decode(row) for row in generated]
 
-    def _teach(self, batch: Utterances) -> tuple[Tensor, Tensor]:
-        """Logits (batch, longest, vocabulary) from the separators on, and the tokens that should come (batch, longest).
+    def _teacher_forced(self, batch: Utterances) -> tuple[Tensor, Tensor]:
+        """Logits (batch, longest, vocabulary) from the separators on, and target tokens (batch, longest).
 
-        Texts end together on the right, so that the vocabulary's worth of logits is made for them alone.
+        Texts are aligned on the right, so that logits are computed for text positions only.
         """
         texts = [[*tokens, self.language_model.end] for tokens in batch.tokens]
         longest = max(map(len, texts))
@@ -148,11 +148,13 @@ class Listener:
         return output.logits[:, -longest:], torch.tensor(labels, device=self.device)
 
     def _padded(self, frames: Sequence[NDArray[np.float32]], tokens: Sequence[Sequence[int]]) -> _Padded:
-        heard = self.adapter(torch.from_numpy(np.concatenate(frames)).to(self.device)).split([len(f) for f in frames])
+        embedded = self.adapter(torch.from_numpy(np.concatenate(frames)).to(self.device)).split(
+            [len(f) for f in frames]
+        )
         dtype = self.language_model.model.dtype
         rows = [
             torch.cat([audio.to(dtype), self.language_model.embed(torch.tensor(text, device=self.device))])
-            for audio, text in zip(heard, tokens, strict=True)
+            for audio, text in zip(embedded, tokens, strict=True)
         ]
         embeddings = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_side="left")
         lengths = torch.tensor([len(row) for row in rows], device=self.device)
@@ -160,7 +162,7 @@ class Listener:
         return _Padded(embeddings=embeddings, mask=mask, positions=(mask.cumsum(dim=1) - 1).clamp(min=0))
 
     def _autocast(self) -> AbstractContextManager[Any]:
-        # The model's own weights are bfloat16 on a GPU; autocast is for what it casts by itself.
+        # The model's weights are bfloat16 on a GPU already; autocast covers the adapter.
         return torch.autocast("cuda", dtype=torch.bfloat16) if self.device.type == "cuda" else nullcontext()
 
 
@@ -178,21 +180,21 @@ def score_asr(
     seeds: tuple[int, ...],
     head: Head,
 ) -> ScoreRecord:
-    """Score a task of kind ``asr`` on its cached frames, with the language model that ``[probe]`` names.
+    """Score a task of kind ``asr`` on its stored frames, with the language model that ``[probe]`` names.
 
     Raises
     ------
     UnknownFeatureSet, AmbiguousSelection
-        The store does not hold what the task needs; the message says what to run.
+        The store lacks frames that the task needs; the message gives the command to run.
     LabelError, DataError
-        The transcripts or the frames cannot be learned from, or are more than the language model takes.
+        The transcripts or the frames are invalid, or exceed the positions of the language model.
     UsageError
-        A library is missing, or the language model cannot be had.
+        A library is missing, or the language model cannot be loaded.
     """
     require_jiwer()
     if manifest.probe.language_model is None:
         raise UsageError(
-            f"task {manifest.name}: speech recognition takes a language model: give its folder or hub name as "
+            f"task {manifest.name}: speech recognition needs a language model: set its folder or hub name as "
             '[probe] language_model, such as "Qwen/Qwen2.5-0.5B"'
         )
 
@@ -200,18 +202,18 @@ def score_asr(
     with watch("read"):
         sequences = open_sequences(store, manifest, encoder=encoder, protocol=protocol)
         rounds = plan(manifest, sequences.windows, protocol=protocol)
-        language_model = load_language_model(manifest.probe.language_model, device=listening_device())
-        spoken = _spoken(manifest, sequences, language_model, protocol=protocol)
+        language_model = load_language_model(manifest.probe.language_model, device=default_device())
+        transcripts = _transcripts(manifest, sequences, language_model, protocol=protocol)
     tested = []
     for number, each in enumerate(rounds):
         with watch("train"):
             trained = over_seeds(
                 seeds,
-                partial(_train, manifest, spoken, each, number=number, head=head, protocol=protocol),
+                partial(_train, manifest, transcripts, each, number=number, head=head, protocol=protocol),
                 fit_of=lambda found: found[1],
             )
         with watch("score"):
-            tested.append(_test(manifest, spoken, each, trained, protocol=protocol))
+            tested.append(_test(manifest, transcripts, each, trained, protocol=protocol))
     return verdict(
         manifest,
         sequences.windows,
@@ -227,8 +229,8 @@ def score_asr(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Spoken:
-    """What is said in each clip: the text to learn, its tokens, and the text to score by."""
+class _Transcripts:
+    """Transcripts of all clips: texts and tokens to train on, and texts to score."""
 
     sequences: Sequences
     language_model: LanguageModel
@@ -243,21 +245,23 @@ class _Spoken:
             tokens=[self.tokens[clip] for clip in clips],
         )
 
-    def room_for(self, clips: NDArray[np.int64]) -> int:
-        """How many tokens the language model can add to the frames of a batch."""
+    def max_new_tokens(self, clips: NDArray[np.int64]) -> int:
+        """Number of tokens that the language model can generate after the longest clip of a batch."""
         most = self.language_model.max_positions
         return sys.maxsize if most is None else most - int(self.sequences.n_frames[clips].max()) - 1
 
     def scored(self, text: str) -> str:
-        """Give a text the form that words are compared in."""
+        """Normalise a text as the protocol scores it."""
         return text.lower() if self.protocol == "xares" else normalised(text)
 
     def references(self, clips: NDArray[np.int64]) -> list[str]:
-        """Texts of some clips, in that form."""
+        """Reference texts of some clips, normalised."""
         return [self.scored(self.texts[clip]) for clip in clips]
 
 
-def _spoken(manifest: Manifest, sequences: Sequences, language_model: LanguageModel, *, protocol: Protocol) -> _Spoken:
+def _transcripts(
+    manifest: Manifest, sequences: Sequences, language_model: LanguageModel, *, protocol: Protocol
+) -> _Transcripts:
     texts = tuple(sequences.transcripts if protocol == "xares" else map(normalised, sequences.transcripts))
     tokens = tuple(map(language_model.encode, texts))
     most = language_model.max_positions
@@ -269,15 +273,17 @@ def _spoken(manifest: Manifest, sequences: Sequences, language_model: LanguageMo
     if long:
         raise DataError(
             f"task {manifest.name}: clip {sequences.windows.ids[long[0]]} and {len(long) - 1} more are too long for "
-            f"{language_model.name}, which takes {most} positions: {sequences.n_frames[long[0]]} frames and "
-            f"{len(tokens[long[0]])} tokens came"
+            f"{language_model.name}, which has {most} positions: the first has {sequences.n_frames[long[0]]} frames "
+            f"and {len(tokens[long[0]])} tokens"
         )
-    return _Spoken(sequences=sequences, language_model=language_model, texts=texts, tokens=tokens, protocol=protocol)
+    return _Transcripts(
+        sequences=sequences, language_model=language_model, texts=texts, tokens=tokens, protocol=protocol
+    )
 
 
 def _train(
     manifest: Manifest,
-    spoken: _Spoken,
+    transcripts: _Transcripts,
     each: Round,
     *,
     number: int,
@@ -285,8 +291,8 @@ def _train(
     protocol: Protocol,
     seed: int,
     rates: Sequence[float],
-) -> tuple[Listener, Fitted]:
-    probe, sequences, model = manifest.probe, spoken.sequences, spoken.language_model
+) -> tuple[AudioLanguageModel, Fitted]:
+    probe, sequences, model = manifest.probe, transcripts.sequences, transcripts.language_model
     norm = Standardise(sequences.standardisation(each.train)) if head == "sweep" else None
 
     def build(rng: np.random.Generator) -> Adapter:
@@ -296,66 +302,70 @@ def _train(
 
     def batches(rng: np.random.Generator) -> Iterator[Utterances]:
         planned = length_batches(each.train, sequences.n_frames, batch_size=probe.batch_size, rng=rng)
-        return map(spoken.utterances, planned)
+        return map(transcripts.utterances, planned)
 
     def score(adapter: Adapter) -> Score:
-        listener = Listener(model, adapter)
+        recogniser = AudioLanguageModel(model, adapter)
         planned = length_batches(each.valid, sequences.n_frames, batch_size=probe.batch_size, rng=None)
         if protocol == "xares":
-            return _told_words_right(spoken, listener, planned), 0.0
-        sums = [listener.told_loss(spoken.utterances(batch)) for batch in planned]
+            return _teacher_forced_accuracy(transcripts, recogniser, planned), 0.0
+        sums = [recogniser.teacher_forced_loss(transcripts.utterances(batch)) for batch in planned]
         return -sum(total for total, _ in sums) / sum(count for _, count in sums), 0.0
 
     adapter, fitted = train(
         build,
         seed=(seed, number),
         batches=batches,
-        loss=lambda adapter, batch: Listener(model, adapter).loss(batch),
+        loss=lambda adapter, batch: AudioLanguageModel(model, adapter).loss(batch),
         score=score if len(each.valid) else None,
         epochs=probe.epochs,
         learning_rate=probe.learning_rate,
         rates=rates if head == "sweep" else None,
     )
-    return Listener(model, adapter), fitted
+    return AudioLanguageModel(model, adapter), fitted
 
 
-def _told_words_right(spoken: _Spoken, listener: Listener, planned: Sequence[NDArray[np.int64]]) -> float:
-    """Score teacher-forced texts, cut off where the true ones end, as X-ARES selects."""
+def _teacher_forced_accuracy(
+    transcripts: _Transcripts, recogniser: AudioLanguageModel, planned: Sequence[NDArray[np.int64]]
+) -> float:
+    """Word accuracy of teacher-forced texts, each cut at the length of its reference, as X-ARES selects."""
     clips = np.concatenate(planned)
-    said = [text for batch in planned for text in listener.told_texts(spoken.utterances(batch))]
-    cut = [spoken.scored(text[: len(spoken.texts[clip])]) for clip, text in zip(clips, said, strict=True)]
-    return max(0.0, 1.0 - count_edits(spoken.references(clips), cut, unit="word").rate)
+    recognised = [text for batch in planned for text in recogniser.teacher_forced_texts(transcripts.utterances(batch))]
+    cut = [
+        transcripts.scored(text[: len(transcripts.texts[clip])]) for clip, text in zip(clips, recognised, strict=True)
+    ]
+    return max(0.0, 1.0 - count_edits(transcripts.references(clips), cut, unit="word").rate)
 
 
 def _test(
     manifest: Manifest,
-    spoken: _Spoken,
+    transcripts: _Transcripts,
     each: Round,
-    trained: Sequence[tuple[Listener, Fitted]],
+    trained: Sequence[tuple[AudioLanguageModel, Fitted]],
     *,
     protocol: Protocol,
 ) -> RoundResult:
-    batches = length_batches(each.test, spoken.sequences.n_frames, batch_size=manifest.probe.batch_size, rng=None)
+    batches = length_batches(each.test, transcripts.sequences.n_frames, batch_size=manifest.probe.batch_size, rng=None)
     clips = np.concatenate(batches)
-    longest = max(len(spoken.tokens[clip]) for clip in each.train)
+    longest = max(len(transcripts.tokens[clip]) for clip in each.train)
     most = XARES_MAX_NEW_TOKENS if protocol == "xares" else longest + SPARE_TOKENS
-    said = [
+    recognised = [
         [
-            spoken.scored(text)
+            transcripts.scored(text)
             for batch in batches
-            for text in listener.listen(
-                spoken.utterances(batch).frames,
-                max_new_tokens=min(most, spoken.room_for(batch)),
+            for text in recogniser.generate(
+                transcripts.utterances(batch).frames,
+                max_new_tokens=min(most, transcripts.max_new_tokens(batch)),
                 repetition_penalty=XARES_REPETITION_PENALTY if protocol == "xares" else 1.0,
             )
         ]
-        for listener, _ in trained
+        for recogniser, _ in trained
     ]
     return compare_texts(
         each,
         clips=clips,
-        references=spoken.references(clips),
-        said=said,
+        references=transcripts.references(clips),
+        recognised=recognised,
         fits=[fitted for _, fitted in trained],
         details={},
     )

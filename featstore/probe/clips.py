@@ -1,4 +1,4 @@
-"""Tasks of one target for each clip, kinds ``clip`` and ``multilabel``: which head is trained, and its score."""
+"""Kinds ``clip`` and ``multilabel``, which have one target per clip: train a head and score it."""
 
 from __future__ import annotations
 
@@ -45,19 +45,19 @@ if TYPE_CHECKING:
 __all__ = ["score_clips"]
 
 SUPPORT_STEPS = 200
-"""A few-shot head takes at least so many steps: ten epochs of one batch would teach it nothing."""
+"""Minimum number of optimiser steps of a few-shot head: ten epochs of a single batch would underfit."""
 
 STEPS_PER_EPOCH = 8
 MAX_BATCH = 256
-"""Batches of the sweep grow until an epoch has so many, or this size is reached."""
+"""The sweep enlarges its batches until an epoch has `STEPS_PER_EPOCH` of them, up to this size."""
 
 CERTAIN = 100.0
-"""What a class that training never shows has as its logit, below zero."""
+"""Logits of classes without a training clip are minus this value."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Bench:
-    """What training needs."""
+    """A task, its metric and the seeds."""
 
     task: TaskData
     metric: Metric
@@ -65,26 +65,25 @@ class _Bench:
 
     @property
     def one_class(self) -> bool:
-        """Whether a clip has one class; else it has a set of labels."""
+        """Whether a clip has exactly one class, as opposed to a set of labels."""
         return self.task.targets.values.ndim == 1
 
     def y_scores(self, samples: Samples, logits: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
-        """Logits under ``xares``, as in X-ARES; under ``strict`` log-odds, for which the windows of a clip vote."""
+        """Logits under ``xares``, as in X-ARES; log-odds under ``strict``, averaged over the windows of each clip."""
         return logits if self.task.protocol == "xares" else log_odds(vote(samples, self._log_shares(logits)))
 
     def selecting_score(self, each: Round, samples: Samples, logits: NDArray[np.floating[Any]]) -> float:
-        """Validation score of a round, higher is better. Raises DataError where its clips cannot select by it."""
+        """Validation score of a round, higher is better. Raises DataError if the metric is undefined on its clips."""
         sign = 1.0 if self.metric.higher_is_better else -1.0
         try:
             return sign * self.metric.score(samples.y_true, self.y_scores(samples, logits))
         except DataError as error:
             raise DataError(
-                f"task {self.task.manifest.name}, round {each.name!r}: its {len(each.valid)} validation clips cannot "
-                f"select: {error}; it takes more clips, or a split of their own"
+                f"task {self.task.manifest.name}, round {each.name!r}: the metric is undefined on its "
+                f"{len(each.valid)} validation clips: {error}; add clips, or give the task a validation split"
             ) from error
 
     def log_loss(self, samples: Samples, logits: NDArray[np.floating[Any]]) -> float:
-        """Validation loss of samples."""
         return mean_log_loss(samples.y_true, vote(samples, self._log_shares(logits)))
 
     def _log_shares(self, logits: NDArray[np.floating[Any]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -92,17 +91,17 @@ class _Bench:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Learned:
-    """What one round taught: for each seed, logits float32 (n, classes) of windows of the pool."""
+class _RoundModels:
+    """Trained heads of one round: for each seed, a function from windows of the pool to float32 (n, classes)."""
 
     logits: tuple[Callable[[NDArray[np.int64]], NDArray[np.float32]], ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Taught:
-    """What all rounds taught, in their order, and what the record keeps of it."""
+class _TrainedRounds:
+    """Trained heads of all rounds, in order, and the details and settings of the record."""
 
-    rounds: Sequence[_Learned]
+    rounds: Sequence[_RoundModels]
     details: Mapping[str, Any]
     seeds: tuple[int, ...]
     settings: Mapping[str, Any]
@@ -120,18 +119,23 @@ def score_clips(
 ) -> ScoreRecord:
     """Score a task of kind ``clip`` or ``multilabel``: see `featstore.probe.probe_task`."""
     metric = find_metric(manifest.metric, protocol, log_odds=True)
-    import torch  # noqa: F401  # so that its import is no part of a stage
+    import torch  # noqa: F401  # imported here so that no timed stage includes it
 
     watch = Stopwatch()
     with watch("read"):
         task = load_task(store, manifest, encoder=encoder, protocol=protocol)
     bench = _Bench(task=task, metric=metric, seeds=seeds)
     with watch("train"):
-        taught = LEARNERS[head](bench)
+        trained_rounds = LEARNERS[head](bench)
     with watch("score"):
-        outcomes = [_outcome(bench, each, found) for each, found in zip(task.rounds, taught.rounds, strict=True)]
+        outcomes = [
+            _outcome(bench, each, found) for each, found in zip(task.rounds, trained_rounds.rounds, strict=True)
+        ]
         scores = score_outcomes(task, outcomes, metric=metric)
-    details = {**taught.details, "at_or_below_majority": _at_or_below_majority(bench, outcomes, value=scores.value)}
+    details = {
+        **trained_rounds.details,
+        "at_or_below_majority": _at_or_below_majority(bench, outcomes, value=scores.value),
+    }
     if protocol == "strict":
         with watch("neighbours"):
             vote = score_neighbours(task)
@@ -146,8 +150,8 @@ def score_clips(
         task,
         scores,
         track="A",
-        seeds=taught.seeds,
-        settings={"head": head, **taught.settings, **({"shots": list(shots)} if shots else {})},
+        seeds=trained_rounds.seeds,
+        settings={"head": head, **trained_rounds.settings, **({"shots": list(shots)} if shots else {})},
         seconds=watch.seconds,
         libraries=("torch",),
         details=details,
@@ -157,27 +161,27 @@ def score_clips(
 # --- heads ------------------------------------------------------------------------------------------------------------
 
 
-def _learn_logistic(bench: _Bench) -> _Taught:
-    """Logistic regression of every round in one batch; by minibatches where a round is too large."""
+def _learn_logistic(bench: _Bench) -> _TrainedRounds:
+    """Fit logistic regression for all rounds in one batch; fall back to minibatches where a round is too large."""
     from featstore.probe import logistic
 
     task = bench.task
     n_windows = max(len(task.windows_of(each.train)) for each in task.rounds)
     if not logistic.fits_full_batch(n_windows, task.X.shape[1], len(task.classes)):
-        taught = _learn_sweep(bench)
-        return _Taught(
-            rounds=taught.rounds,
-            details=taught.details,
-            seeds=taught.seeds,
-            settings={**taught.settings, "solver": "minibatch"},
+        trained_rounds = _learn_sweep(bench)
+        return _TrainedRounds(
+            rounds=trained_rounds.rounds,
+            details=trained_rounds.details,
+            seeds=trained_rounds.seeds,
+            settings={**trained_rounds.settings, "solver": "minibatch"},
         )
     paths = logistic.fit_paths(
         [_training_set(bench, each) for each in task.rounds],
         n_classes=len(task.classes),
         pos_weight=task.manifest.probe.pos_weight or 1.0,
     )
-    return _Taught(
-        rounds=[_Learned(logits=(partial(_logits_of, task, path.model),)) for path in paths],
+    return _TrainedRounds(
+        rounds=[_RoundModels(logits=(partial(_logits_of, task, path.model),)) for path in paths],
         details=fit_details(task.rounds, [[_fit_of(path)] for path in paths]),
         seeds=(),
         settings={
@@ -222,19 +226,22 @@ def _logits_of(
     return model(task.X[windows])
 
 
-def _learn_linear(bench: _Bench) -> _Taught:
-    """X-ARES's schedule: one head for each round and seed, those of rounds with the same classes in one batch."""
+def _learn_linear(bench: _Bench) -> _TrainedRounds:
+    """Train by the schedule of X-ARES: one head per round and seed; rounds with the same classes share a batch."""
     import torch
 
     from featstore.probe import linear as heads
 
     task, probe = bench.task, bench.task.manifest.probe
     features = heads.layer_normalised(torch.from_numpy(task.X))
-    shown = [_Shown.of(task, each) for each in task.rounds]
+    classes_of_rounds = [_TrainingClasses.of(task, each) for each in task.rounds]
     trained: list[Sequence[Trained]] = [()] * len(task.rounds)
-    for _, alike in groupby(sorted(range(len(shown)), key=lambda at: shown[at].key), key=lambda at: shown[at].key):
+    for _, alike in groupby(
+        sorted(range(len(classes_of_rounds)), key=lambda at: classes_of_rounds[at].key),
+        key=lambda at: classes_of_rounds[at].key,
+    ):
         numbers = list(alike)
-        classes = shown[numbers[0]]
+        classes = classes_of_rounds[numbers[0]]
         found = heads.train_heads(
             features,
             classes.targets(task)[task.clip],
@@ -248,10 +255,10 @@ def _learn_linear(bench: _Bench) -> _Taught:
         n_seeds = len(bench.seeds)
         for place, number in enumerate(numbers):
             trained[number] = found[place * n_seeds : (place + 1) * n_seeds]
-    return _Taught(
+    return _TrainedRounds(
         rounds=[
-            _Learned(logits=tuple(partial(_head_logits, features, head, classes) for head in of_round))
-            for of_round, classes in zip(trained, shown, strict=True)
+            _RoundModels(logits=tuple(partial(_head_logits, features, head, classes) for head in of_round))
+            for of_round, classes in zip(trained, classes_of_rounds, strict=True)
         ],
         details=selection_details(task.rounds, trained),
         seeds=bench.seeds,
@@ -259,8 +266,8 @@ def _learn_linear(bench: _Bench) -> _Taught:
     )
 
 
-def _learn_sweep(bench: _Bench) -> _Taught:
-    """Minibatches on standardised features: see `featstore.probe.training`."""
+def _learn_sweep(bench: _Bench) -> _TrainedRounds:
+    """Train minibatches on standardised features: see `featstore.probe.training`."""
     from featstore.probe.training import over_seeds
 
     task = bench.task
@@ -268,8 +275,8 @@ def _learn_sweep(bench: _Bench) -> _Taught:
         over_seeds(bench.seeds, partial(_sweep_round, bench, number, each), fit_of=lambda trained: trained[1])
         for number, each in enumerate(task.rounds)
     ]
-    return _Taught(
-        rounds=[_Learned(logits=tuple(partial(_logits_of, task, model) for model, _ in of)) for of in found],
+    return _TrainedRounds(
+        rounds=[_RoundModels(logits=tuple(partial(_logits_of, task, model) for model, _ in of)) for of in found],
         details=selection_details(task.rounds, [[fitted for _, fitted in of] for of in found]),
         seeds=bench.seeds,
         settings=task.manifest.probe.model_dump(exclude_none=True, include={"batch_size", "pos_weight"}),
@@ -279,14 +286,14 @@ def _learn_sweep(bench: _Bench) -> _Taught:
 def _sweep_round(
     bench: _Bench, number: int, each: Round, *, seed: int, rates: Sequence[float]
 ) -> tuple[Callable[[NDArray[np.float32]], NDArray[np.float32]], Fitted]:
-    """Logits of embeddings as they are, and how they were fitted."""
+    """Return a function from raw embeddings to logits, and the record of its training."""
     import torch
 
     from featstore.probe.standardisation import Standardisation
     from featstore.probe.training import train, zero_layer
 
     task, probe = bench.task, bench.task.manifest.probe
-    classes = _Shown.of(task, each)
+    classes = _TrainingClasses.of(task, each)
     windows = task.windows_of(each.train)
     standardisation = Standardisation.of(task.X[windows])
     X = standardisation(task.X[windows])
@@ -324,39 +331,39 @@ def _sweep_round(
     return logits, fitted
 
 
-LEARNERS: Mapping[Head, Callable[[_Bench], _Taught]] = {
+LEARNERS: Mapping[Head, Callable[[_Bench], _TrainedRounds]] = {
     "logistic": _learn_logistic,
     "linear": _learn_linear,
     "sweep": _learn_sweep,
 }
 
 
-# --- what the heads have in common ------------------------------------------------------------------------------------
+# --- shared by the heads ----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Shown:
-    """Classes that a round's training clips show; under ``xares`` all of the task's, as in X-ARES.
+class _TrainingClasses:
+    """Classes that occur in a round's training clips; all classes of the task under ``xares``, as in X-ARES.
 
-    A class of the test set alone changes nothing of what is learned.
+    Classes that occur in the test clips only do not affect training.
     """
 
     labels: NDArray[np.int64]
     n_classes: int
 
     @classmethod
-    def of(cls, task: TaskData, each: Round) -> _Shown:
+    def of(cls, task: TaskData, each: Round) -> _TrainingClasses:
         n_classes = len(task.classes)
         labels = np.arange(n_classes) if task.protocol == "xares" else task.targets.present(each.train)
         return cls(labels=labels, n_classes=n_classes)
 
     @property
     def key(self) -> tuple[int, ...]:
-        """What two rounds of the same classes share."""
+        """Equal for rounds with the same classes."""
         return tuple(self.labels.tolist())
 
     def targets(self, task: TaskData) -> NDArray[Any]:
-        """Targets of all clips among these classes; of a clip of another class, any."""
+        """Targets of all clips as indices or columns of these classes; arbitrary for clips of other classes."""
         values = task.targets.values
         if len(self.labels) == self.n_classes:
             return values
@@ -365,7 +372,7 @@ class _Shown:
         return np.minimum(np.searchsorted(self.labels, values), len(self.labels) - 1)
 
     def expand(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Logits of all classes."""
+        """Logits of all classes of the task."""
         if len(self.labels) == self.n_classes:
             return logits
         of_all = np.full((len(logits), self.n_classes), -CERTAIN, np.float32)
@@ -381,8 +388,8 @@ def _loss_of(manifest: Manifest) -> Loss:
     return heads.cross_entropy
 
 
-def _jobs(bench: _Bench, number: int, classes: _Shown) -> list[Job]:
-    """One job of a round for each seed."""
+def _jobs(bench: _Bench, number: int, classes: _TrainingClasses) -> list[Job]:
+    """Jobs of a round, one per seed."""
     from featstore.probe import linear as heads
 
     each = bench.task.rounds[number]
@@ -403,14 +410,16 @@ def _jobs(bench: _Bench, number: int, classes: _Shown) -> list[Job]:
     ]
 
 
-def _head_logits(features: Tensor, head: Trained, classes: _Shown, windows: NDArray[np.int64]) -> NDArray[np.float32]:
+def _head_logits(
+    features: Tensor, head: Trained, classes: _TrainingClasses, windows: NDArray[np.int64]
+) -> NDArray[np.float32]:
     from featstore.probe import linear as heads
 
     (logits,) = heads.predict(features, windows, [head])
     return classes.expand(logits)
 
 
-def _outcome(bench: _Bench, each: Round, learned: _Learned) -> Outcome:
+def _outcome(bench: _Bench, each: Round, learned: _RoundModels) -> Outcome:
     samples = bench.task.samples(each.test)
     return Outcome(
         samples=samples,
@@ -419,7 +428,7 @@ def _outcome(bench: _Bench, each: Round, learned: _Learned) -> Outcome:
 
 
 def _is_above(vote: float, scores: TaskScore, *, metric: Metric) -> bool:
-    """Whether another score is outside the interval of these, on the better side."""
+    """Whether a score lies outside the confidence interval of ``scores``, on the better side."""
     low, high = scores.interval.low, scores.interval.high
     if low is None or high is None:
         return False
@@ -427,7 +436,7 @@ def _is_above(vote: float, scores: TaskScore, *, metric: Metric) -> bool:
 
 
 def _at_or_below_majority(bench: _Bench, outcomes: Sequence[Outcome], *, value: float) -> bool:
-    """Whether a score is no better than that of the training shares, the same for every test clip."""
+    """Whether the score does not exceed that of constant predictions by training class frequencies."""
     task = bench.task
     constant = []
     for each, outcome in zip(task.rounds, outcomes, strict=True):
@@ -444,7 +453,7 @@ def _at_or_below_majority(bench: _Bench, outcomes: Sequence[Outcome], *, value: 
 
 
 def _few_shot_logistic(bench: _Bench, *, shots: int) -> NDArray[np.float64]:
-    """Scores (rounds, support sets) of logistic regressions that see a support set alone, at C = 1."""
+    """Scores (rounds, support sets) of logistic regressions that are trained on one support set each, at C = 1."""
     from featstore.probe import logistic
 
     task = bench.task
@@ -465,7 +474,7 @@ def _few_shot_logistic(bench: _Bench, *, shots: int) -> NDArray[np.float64]:
 
 
 def _few_shot_linear(bench: _Bench, *, shots: int) -> NDArray[np.float64]:
-    """Scores (rounds, support sets) of linear heads that see a support set alone; their last epoch counts."""
+    """Scores (rounds, support sets) of linear heads that are trained on one support set each, after the last epoch."""
     import torch
 
     from featstore.probe import linear as heads
@@ -474,7 +483,7 @@ def _few_shot_linear(bench: _Bench, *, shots: int) -> NDArray[np.float64]:
     features = heads.layer_normalised(torch.from_numpy(task.X))
     scores = []
     for number, each in enumerate(task.rounds):
-        classes = _Shown.of(task, each)
+        classes = _TrainingClasses.of(task, each)
         drawn = [task.windows_of(clips) for clips in support_sets(task, each, shots=shots)]
         smallest = min(map(len, drawn))
         trained = heads.train_heads(

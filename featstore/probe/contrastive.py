@@ -1,19 +1,18 @@
-"""Audio-text retrieval: find a caption's clip, and a clip's captions, in a space that is learned for both.
+"""Kind ``contrastive``: audio-text retrieval by cosine similarity in a learned shared space.
 
-Metrics, from cosine similarity, over the test clips of a round and all of their captions:
+Metrics are computed over the test clips of a round and all of their captions:
 
-- text to audio: every caption asks for its clip; audio to text: every clip asks for its captions;
-- recall@k: the share of questions with a right answer among the first k; mAP@10: see `average_precision_at`;
-- ``recall_at_1``, the main metric, is the mean of both directions, as in X-ARES.
+- text to audio: the query is a caption, its clip is relevant; audio to text: the query is a clip, its captions are;
+- recall@k: the fraction of queries with a relevant result among the first k; mAP@10: see `average_precision_at`;
+- ``recall_at_1``, the main metric, is the mean over both directions, as in X-ARES.
 
-X-ARES gives each clip as many copies as it has captions, and undoes that when it scores: the first copy of a clip
-stands for it. With one window and the same number of captions for each clip, which it requires, that is the
-definition above. ``xares`` differs from ``strict`` in what is asked for, which is a window there and a clip here (the
-cosines of its windows are averaged by their seconds), and in what is learned: see
+X-ARES repeats each clip once per caption in training and scores only the first copy. It requires one window and the
+same number of captions per clip, where its metric equals the one above. The protocols differ in the queries of audio to
+text (``strict``: a clip, whose windows are averaged by their seconds; ``xares``: a window) and in the loss: see
 `featstore.probe.contrastive_model.objective_of`.
 
-A token that no training caption has says nothing: under ``strict`` it is left out, under ``xares`` it keeps the random
-embedding that it began with.
+Tokens that no training caption has are dropped under ``strict``; under ``xares`` they keep their random initial
+embeddings.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ MAP_AT = 10
 AUDIO_TO_TEXT, TEXT_TO_AUDIO = 0, 1
 DIRECTIONS = ("audio_to_text", "text_to_audio")
 WORDS = "words"
-NOTHING = 0
+NO_TOKEN = 0
 
 
 def score_contrastive(
@@ -63,16 +62,16 @@ def score_contrastive(
     seeds: tuple[int, ...],
     head: Head,
 ) -> ScoreRecord:
-    """Score a task of kind ``contrastive`` on its cached utterance vectors.
+    """Score a task of kind ``contrastive`` on its stored utterance vectors.
 
     Raises
     ------
     UnknownFeatureSet, AmbiguousSelection
-        The store does not hold what the task needs; the message says what to run.
+        The store lacks embeddings that the task needs; the message gives the command to run.
     LabelError, DataError
-        The captions or the embeddings cannot be learned from.
+        The captions or the embeddings are invalid.
     UsageError
-        The tokenizer cannot be had.
+        The metric is not ``recall_at_1``, or the tokenizer cannot be loaded.
     """
     if manifest.metric != "recall_at_1":
         raise UsageError(f"task {manifest.name}: a contrastive task is scored by recall_at_1, got {manifest.metric!r}")
@@ -86,15 +85,15 @@ def score_contrastive(
     tested = []
     for number, each in enumerate(rounds):
         captions = texts.known_to(each) if protocol == "strict" else texts.captions
-        material = _Material(pool=pool, texts=texts, captions=captions, protocol=protocol)
+        data = _RoundData(pool=pool, texts=texts, captions=captions, protocol=protocol)
         with watch("train"):
             trained = over_seeds(
                 seeds,
-                partial(_train, manifest, material, each, number=number, head=head),
+                partial(_train, manifest, data, each, number=number, head=head),
                 fit_of=lambda found: found[1],
             )
         with watch("score"):
-            tested.append(_test(material, each, trained))
+            tested.append(_test(data, each, trained))
     return verdict(
         manifest,
         pool,
@@ -111,45 +110,45 @@ def score_contrastive(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Texts:
-    """Captions of all clips; those of a clip are neighbours.
+    """Captions of all clips; the captions of a clip are consecutive.
 
     Attributes
     ----------
     clip : int64 (captions,)
-        Rising.
+        Clip of each caption, ascending.
     """
 
     clip: NDArray[np.int64]
-    written: tuple[str, ...]
+    texts: tuple[str, ...]
     captions: Captions
     settings: Mapping[str, Any]
     libraries: tuple[str, ...]
 
     def n_shared(self, captions: NDArray[np.int64]) -> int:
-        """How many of some captions another clip has too, word for word: at best one of their clips comes first."""
+        """Number of captions that occur in another clip too; for these, only one of the clips can rank first."""
         clips_of: dict[str, set[int]] = {}
         for caption in captions.tolist():
-            clips_of.setdefault(self.written[caption], set()).add(int(self.clip[caption]))
-        return sum(len(clips_of[self.written[caption]]) > 1 for caption in captions.tolist())
+            clips_of.setdefault(self.texts[caption], set()).add(int(self.clip[caption]))
+        return sum(len(clips_of[self.texts[caption]]) > 1 for caption in captions.tolist())
 
     def of(self, clip: int) -> NDArray[np.int64]:
         """Captions of a clip."""
         return np.arange(*np.searchsorted(self.clip, [clip, clip + 1]))
 
     def known_to(self, each: Round) -> Captions:
-        """Captions without the tokens that training captions do not have; one that loses all of them says nothing."""
+        """Captions without tokens that do not occur in training; a caption without tokens becomes ``[NO_TOKEN]``."""
         all_tokens = self.captions
         trained = np.flatnonzero(np.isin(self.clip, each.train))
         seen = np.zeros(all_tokens.n_tokens, bool)
         seen[all_tokens.take(trained)[0]] = True
-        seen[NOTHING] = False
+        seen[NO_TOKEN] = False
         by_caption = np.split(all_tokens.tokens, all_tokens.bounds[1:-1])
         return _as_captions([tokens[seen[tokens]] for tokens in by_caption], n_tokens=all_tokens.n_tokens)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Material:
-    """What a round is learned and tested from: ``captions`` are those of `texts` as far as the round knows them."""
+class _RoundData:
+    """Data of a round; ``captions`` are those of `texts`, restricted to its training tokens under ``strict``."""
 
     pool: Pool
     texts: _Texts
@@ -157,11 +156,11 @@ class _Material:
     protocol: Protocol
 
     def windows_of(self, clips: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Rows of the pool."""
+        """Rows of the pool that belong to some clips."""
         return np.flatnonzero(np.isin(self.pool.clip, clips))
 
     def pairs(self, clips: NDArray[np.int64]) -> Pairs:
-        """Every window of some clips with every caption of its clip."""
+        """All pairs of a window of some clips and a caption of its clip."""
         from featstore.probe.contrastive_model import Pairs
 
         windows = self.windows_of(clips)
@@ -169,14 +168,14 @@ class _Material:
         window = np.repeat(windows, [len(each) for each in captions])
         return Pairs(window=window, caption=np.concatenate(captions), clip=self.pool.clip[window])
 
-    def questions(self, clips: NDArray[np.int64]) -> _Questions:
-        """What is asked of some clips."""
+    def queries(self, clips: NDArray[np.int64]) -> _Queries:
+        """Queries and documents of some clips, in both directions."""
         windows = self.windows_of(clips)
         clip = self.pool.clip[windows]
-        alone = self.protocol == "xares"
-        starts = np.arange(len(windows)) if alone else np.flatnonzero(np.diff(clip, prepend=-1))
+        by_window = self.protocol == "xares"
+        starts = np.arange(len(windows)) if by_window else np.flatnonzero(np.diff(clip, prepend=-1))
         captions = [self.texts.of(each) for each in clip[starts].tolist()]
-        return _Questions(
+        return _Queries(
             windows=windows,
             starts=starts,
             weights=np.maximum(self.pool.seconds[windows], SHORTEST_SECONDS).astype(np.float32),
@@ -185,16 +184,16 @@ class _Material:
             caption_item=np.repeat(np.arange(len(starts)), [len(each) for each in captions]),
         )
 
-    def ranks(self, model: Embedder, questions: _Questions) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Ranks of the right answers by direction: see `relevant_ranks`."""
-        weights, starts = questions.weights[:, None], questions.starts
-        audio = model.embed_audio(self.pool.X[questions.windows]) * weights
+    def ranks(self, model: Embedder, queries: _Queries) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Ranks of the relevant results by direction: see `relevant_ranks`."""
+        weights, starts = queries.weights[:, None], queries.starts
+        audio = model.embed_audio(self.pool.X[queries.windows]) * weights
         audio = (np.add.reduceat(audio, starts, axis=0) / np.add.reduceat(weights, starts, axis=0)).astype(np.float32)
-        text = model.embed_captions(*self.captions.take(questions.caption))
-        items = np.arange(len(questions.clip))
+        text = model.embed_captions(*self.captions.take(queries.caption))
+        items = np.arange(len(queries.clip))
         return (
-            relevant_ranks(audio, text, query_clip=items, document_clip=questions.caption_item),
-            relevant_ranks(text, audio, query_clip=questions.caption_item, document_clip=items),
+            relevant_ranks(audio, text, query_clip=items, document_clip=queries.caption_item),
+            relevant_ranks(text, audio, query_clip=queries.caption_item, document_clip=items),
         )
 
 
@@ -215,12 +214,12 @@ def _read_texts(manifest: Manifest, pool: Pool) -> _Texts:
         tokenized = tokenizer.tokens(flat)
         settings = {"tokenizer": tokenizer.name, "tokenizer_sha256": tokenizer.sha256}
         libraries = ("transformers",)
-    # Numbers from 1 on, of tokens that some caption has: what none has would never be read nor learned.
+    # Token numbers start at 1 and cover only tokens that occur.
     number: dict[str | int, int] = {}
     ids = [np.array([number.setdefault(token, len(number) + 1) for token in tokens], np.int64) for tokens in tokenized]
     return _Texts(
         clip=np.repeat(np.arange(len(by_clip)), [len(captions) for captions in by_clip]),
-        written=tuple(flat),
+        texts=tuple(flat),
         captions=_as_captions(ids, n_tokens=len(number) + 1),
         settings=settings,
         libraries=libraries,
@@ -228,27 +227,27 @@ def _read_texts(manifest: Manifest, pool: Pool) -> _Texts:
 
 
 def _as_captions(by_caption: Sequence[NDArray[np.int64]], *, n_tokens: int) -> Captions:
-    """Join the tokens of all captions; one without any has the token that stands for nothing."""
+    """Concatenate the tokens of all captions; a caption without tokens becomes ``[NO_TOKEN]``."""
     from featstore.probe.contrastive_model import Captions
 
-    filled = [tokens if len(tokens) else np.array([NOTHING]) for tokens in by_caption]
+    filled = [tokens if len(tokens) else np.array([NO_TOKEN]) for tokens in by_caption]
     return Captions(tokens=np.concatenate(filled), bounds=np.cumsum([0, *map(len, filled)]), n_tokens=n_tokens)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Questions:
-    """What is asked in both directions: items (clips, or windows under ``xares``) and the captions of each.
+class _Queries:
+    """Items (clips, or windows under ``xares``) and their captions, which are queries and documents of each other.
 
     Attributes
     ----------
     windows : int64 (windows,)
-        Rows of the pool; those of an item are neighbours, and begin at ``starts`` (items,).
+        Rows of the pool; the rows of an item are consecutive and start at ``starts`` (items,).
     weights : float32 (windows,)
-        True seconds.
+        Duration of each window without padding.
     clip : int64 (items,)
     caption : int64 (captions,)
     caption_item : int64 (captions,)
-        Which item each is of; rising.
+        Item of each caption, ascending.
     """
 
     windows: NDArray[np.int64]
@@ -258,7 +257,7 @@ class _Questions:
     caption: NDArray[np.int64]
     caption_item: NDArray[np.int64]
 
-    def answers(self, ranks: tuple[NDArray[np.int64], NDArray[np.int64]]) -> dict[str, dict[str, float]]:
+    def scores(self, ranks: tuple[NDArray[np.int64], NDArray[np.int64]]) -> dict[str, dict[str, float]]:
         """Recalls and mAP@10 by direction."""
         n_relevant = (np.bincount(self.caption_item), np.ones(len(self.caption), np.int64))
         return {
@@ -272,7 +271,7 @@ class _Questions:
 
 def _train(
     manifest: Manifest,
-    material: _Material,
+    data: _RoundData,
     each: Round,
     *,
     number: int,
@@ -280,23 +279,23 @@ def _train(
     seed: int,
     rates: Sequence[float],
 ) -> tuple[Embedder, Fitted]:
-    """Train a model, selected by the mean recall@1 of both directions."""
+    """Train a model; the mean recall@1 over both directions selects its epoch."""
     from featstore.probe import contrastive_model
 
-    questions = material.questions(each.valid) if len(each.valid) else None
+    queries = data.queries(each.valid) if len(each.valid) else None
 
     def score(model: Embedder) -> tuple[float, float]:
-        """Recall@1, and the mean reciprocal rank; of both directions."""
-        ranks = () if questions is None else material.ranks(model, questions)
+        """Mean recall@1 and, as a tie-breaker, mean reciprocal rank over both directions."""
+        ranks = () if queries is None else data.ranks(model, queries)
         recalls, reciprocals = ([np.mean(of[:, 0] <= 1) for of in ranks], [np.mean(1.0 / of[:, 0]) for of in ranks])
         return float(np.mean(recalls)), float(np.mean(reciprocals))
 
     return contrastive_model.train(
-        material.pool.X,
-        material.captions,
-        material.pairs(each.train),
-        objective=contrastive_model.objective_of(material.protocol),
-        score=None if questions is None else score,
+        data.pool.X,
+        data.captions,
+        data.pairs(each.train),
+        objective=contrastive_model.objective_of(data.protocol),
+        score=None if queries is None else score,
         seed=(seed, number),
         epochs=manifest.probe.epochs,
         batch_size=manifest.probe.batch_size,
@@ -305,24 +304,24 @@ def _train(
     )
 
 
-def _test(material: _Material, each: Round, trained: Sequence[tuple[Embedder, Fitted]]) -> RoundResult:
-    questions = material.questions(each.test)
-    ranks = [material.ranks(model, questions) for model, _ in trained]
-    answers = [questions.answers(of) for of in ranks]
-    direction = np.repeat([AUDIO_TO_TEXT, TEXT_TO_AUDIO], [len(questions.clip), len(questions.caption)])
+def _test(data: _RoundData, each: Round, trained: Sequence[tuple[Embedder, Fitted]]) -> RoundResult:
+    queries = data.queries(each.test)
+    ranks = [data.ranks(model, queries) for model, _ in trained]
+    scores = [queries.scores(of) for of in ranks]
+    direction = np.repeat([AUDIO_TO_TEXT, TEXT_TO_AUDIO], [len(queries.clip), len(queries.caption)])
     return RoundResult(
         round=each,
         test_set=TestSet(
             y_true=direction,
             y_scores=tuple(np.concatenate([of[:, 0] for of in both]).astype(np.float64) for both in ranks),
-            clip=np.concatenate([questions.clip, questions.clip[questions.caption_item]]),
+            clip=np.concatenate([queries.clip, queries.clip[queries.caption_item]]),
         ),
         fits=tuple(fitted for _, fitted in trained),
         details={
-            "n_captions": len(questions.caption),
-            "n_shared_captions": material.texts.n_shared(np.unique(questions.caption)),
+            "n_captions": len(queries.caption),
+            "n_shared_captions": data.texts.n_shared(np.unique(queries.caption)),
             **{
-                name: {key: float(np.mean([of[name][key] for of in answers])) for key in answers[0][name]}
+                name: {key: float(np.mean([of[name][key] for of in scores])) for key in scores[0][name]}
                 for name in DIRECTIONS
             },
         },

@@ -1,9 +1,8 @@
-"""Audio and text in one space: the model of a contrastive task, and its training. The door to torch of this kind.
+"""Model and training of the audio-text retrieval probe, after ``RetrivalMLP`` of X-ARES.
 
-After X-ARES's ``RetrivalMLP``: utterance vectors pass LayerNorm and two layers, tokens are embedded and pass two layers
-each, and a caption is the mean of its tokens. A token gives the same vector wherever it stands, so each distinct token
-of a batch passes the first layer once; and the second is linear, so it takes the mean of a caption's tokens in place of
-each of them.
+Utterance vectors pass through LayerNorm and a two-layer MLP. Tokens are embedded and pass through a two-layer MLP; the
+embedding of a caption is the mean over its tokens. Two optimisations leave the result unchanged: each distinct token of
+a batch passes the first layer once, and the second layer, which is linear, is applied to the mean.
 """
 
 from __future__ import annotations
@@ -33,14 +32,14 @@ MAX_SCALE = 100.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Captions:
-    """Tokens of all captions behind one another: those of caption ``i`` are ``bounds[i]`` to ``bounds[i + 1]``."""
+    """Concatenated tokens of all captions: caption ``i`` has tokens ``bounds[i]`` to ``bounds[i + 1]``."""
 
     tokens: NDArray[np.int64]
     bounds: NDArray[np.int64]
     n_tokens: int
 
     def take(self, captions: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Tokens of some captions, and where each of them begins."""
+        """Concatenated tokens of some captions, and the offset of each caption."""
         lengths = (self.bounds[1:] - self.bounds[:-1])[captions]
         starts = np.cumsum(lengths) - lengths
         at = np.arange(lengths.sum()) + np.repeat(self.bounds[captions] - starts, lengths)
@@ -49,7 +48,7 @@ class Captions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pairs:
-    """What is learned from: a window, a caption of its clip, and which clip that is, int64 (pairs,) each."""
+    """Training pairs: window, caption and clip index, int64 (pairs,) each."""
 
     window: NDArray[np.int64]
     caption: NDArray[np.int64]
@@ -57,7 +56,7 @@ class Pairs:
 
 
 class Embedder(nn.Module):
-    """Two towers and a temperature; `embed_audio` and `embed_captions` give unit vectors."""
+    """Audio tower, text tower and a temperature; `embed_audio` and `embed_captions` return unit vectors."""
 
     def __init__(self, *, dim: int, n_tokens: int, norm: nn.Module | None = None) -> None:
         super().__init__()
@@ -69,12 +68,12 @@ class Embedder(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(math.log(1.0 / TEMPERATURE)))
 
     def project_audio(self, vectors: Tensor) -> Tensor:
-        """Utterance vectors (n, dim) in the shared space, (n, 1024)."""
+        """Project utterance vectors (n, dim) into the shared space, (n, 1024)."""
         projected: Tensor = self.audio(self.norm(vectors))
         return projected
 
     def project_captions(self, tokens: NDArray[np.int64], starts: NDArray[np.int64]) -> Tensor:
-        """Captions in the shared space, (captions, 1024)."""
+        """Project captions into the shared space, (captions, 1024)."""
         distinct, place = np.unique(tokens, return_inverse=True)
         passed: Tensor = self.token(self.embedding(torch.from_numpy(distinct)))
         means = functional.embedding_bag(torch.from_numpy(place), passed, torch.from_numpy(starts), mode="mean")
@@ -83,12 +82,12 @@ class Embedder(nn.Module):
 
     @torch.no_grad()
     def embed_audio(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Unit vectors, float32 (n, 1024), of utterance vectors (n, dim)."""
+        """Unit vectors float32 (n, 1024) of utterance vectors (n, dim)."""
         return _unit(self.project_audio(torch.from_numpy(vectors)))
 
     @torch.no_grad()
     def embed_captions(self, tokens: NDArray[np.int64], starts: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Unit vectors, float32 (captions, 1024)."""
+        """Unit vectors float32 (captions, 1024) of captions."""
         return _unit(self.project_captions(tokens, starts))
 
 
@@ -98,18 +97,18 @@ def _unit(projected: Tensor) -> NDArray[np.float32]:
 
 
 class Objective(Protocol):
-    """What a batch of pairs costs."""
+    """Contrastive loss of a batch of pairs."""
 
     def __call__(self, audio: Tensor, text: Tensor, *, clip: Tensor, log_scale: Tensor) -> Tensor:
-        """Loss of projections (pairs, width), pair by pair of ``clip`` (pairs,)."""
+        """Return the loss of projections (pairs, width); ``clip`` (pairs,) is the clip of each pair."""
 
 
 def objective_of(protocol: EvaluationProtocol) -> Objective:
-    """Symmetric cross-entropy over a batch.
+    """Symmetric cross-entropy over a batch (InfoNCE).
 
-    ``xares``: of dot products, with the pair itself as the only right answer, though other captions of its clip are in
-    the batch, and with the peer's regulariser of the projections. ``strict``: of cosines, which is what retrieval
-    goes by, with every caption of the clip as a right answer, and a scale of at most 100 (as CLIP has it).
+    ``xares``: on dot products; only the pair itself is positive, even where other captions of its clip are in the
+    batch; with the regulariser of X-ARES on the projections. ``strict``: on cosines, which retrieval ranks by; every
+    caption of the clip is positive; the scale is at most 100, as in CLIP.
     """
     return _as_x_ares if protocol == "xares" else _of_cosines
 
@@ -143,17 +142,18 @@ def train(
     learning_rate: float,
     rates: Sequence[float] | None,
 ) -> tuple[Embedder, Fitted]:
-    """Train a model; every epoch takes the pairs in a new order, its last batch as small as it comes.
+    """Train a model. Every epoch shuffles the pairs; its last batch may be smaller.
 
     Parameters
     ----------
     features : float32 (windows, dim)
     score : callable or None
-        Of a model, and what decides between equals, higher is better; None takes the last epoch.
+        Returns the validation score of a model and a tie-breaker; higher is better. None: use the last epoch.
     seed : pair of int
-        Seed of the run and number of the round: initial weights, then the order of each epoch.
+        Seed of the run and number of the round; seeds the initial weights and the order of each epoch.
     rates : sequence of float or None
-        Learning rates to choose from, on standardised features (`featstore.probe.training`). None: X-ARES's schedule.
+        Learning rates of the sweep, on standardised features (`featstore.probe.training`). None: the schedule of
+        X-ARES.
     """
     norm = None if rates is None else Standardise(Standardisation.of(features[np.unique(pairs.window)]))
 

@@ -34,14 +34,14 @@ __all__ = ["CtcHead", "Utterances", "rows_needed", "score_ctc", "upsampling_for"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Utterances:
-    """A batch: frames float32 (n_frames, dim) of each clip, and symbols int64 (n,) of what is said in it."""
+    """A batch: frames float32 (n_frames, dim) and transcript symbols int64 (n,) of each clip."""
 
     frames: Sequence[NDArray[np.float32]]
     symbols: Sequence[NDArray[np.int64]]
 
 
 class CtcHead(nn.Module):
-    """``upsampling`` rows of symbol scores for each frame, in the order of time."""
+    """Linear CTC head with ``upsampling`` rows of symbol scores per frame, in time order."""
 
     def __init__(self, *, dim: int, n_symbols: int, upsampling: int, norm: nn.Module | None = None) -> None:
         super().__init__()
@@ -50,18 +50,18 @@ class CtcHead(nn.Module):
         self.linear = nn.Linear(dim, n_symbols * upsampling)
 
     def forward(self, frames: Tensor) -> Tensor:
-        """Scores (n_frames * upsampling, n_symbols) of frames (n_frames, dim), of one clip or of several in a row."""
+        """Scores (n_frames * upsampling, n_symbols) of frames (n_frames, dim), of one clip or several concatenated."""
         scores: Tensor = self.linear(self.norm(frames))
         return scores.reshape(-1, self.n_symbols)
 
     @torch.no_grad()
     def best_symbols(self, frames: NDArray[np.float32]) -> NDArray[np.int64]:
-        """Read the best symbol of every row, int64 (n_frames * upsampling,)."""
+        """Most likely symbol of every row, int64 (n_frames * upsampling,)."""
         best: NDArray[np.int64] = self(torch.from_numpy(frames)).argmax(dim=1).numpy()
         return best
 
     def loss(self, batch: Utterances) -> Tensor:
-        """CTC loss by symbol, a mean over clips; 0 for a clip that has fewer rows than its text needs."""
+        """CTC loss per symbol, averaged over clips; 0 for a clip with fewer rows than its text needs."""
         scores = self(torch.from_numpy(np.concatenate(batch.frames)))
         n_rows = [len(frames) * self.upsampling for frames in batch.frames]
         padded = nn.utils.rnn.pad_sequence(list(scores.log_softmax(dim=1).split(n_rows)))
@@ -88,14 +88,14 @@ def score_ctc(
     seeds: tuple[int, ...],
     head: Head,
 ) -> ScoreRecord:
-    """Score a task of kind ``ctc`` on its cached frames.
+    """Score a task of kind ``ctc`` on its stored frames.
 
     Raises
     ------
     UnknownFeatureSet, AmbiguousSelection
-        The store does not hold what the task needs; the message says what to run.
+        The store lacks frames that the task needs; the message gives the command to run.
     LabelError, DataError
-        The transcripts or the frames cannot be learned from.
+        The transcripts or the frames are invalid.
     UsageError
         jiwer is not installed.
     """
@@ -129,7 +129,7 @@ def score_ctc(
 
 
 def rows_needed(symbols: NDArray[np.int64]) -> int:
-    """Rows of scores that CTC needs for a text: one for each symbol, and a blank between two that are equal.
+    """Rows of scores that CTC needs for a text: one per symbol, and one blank between equal neighbours.
 
     >>> rows_needed(np.array([1, 2, 2, 3]))
     5
@@ -138,7 +138,7 @@ def rows_needed(symbols: NDArray[np.int64]) -> int:
 
 
 def upsampling_for(needed: NDArray[np.int64], n_frames: NDArray[np.int64]) -> int:
-    """Rows for each frame: the least number that does for 99 % of the clips, at most `MAX_UPSAMPLING`.
+    """Rows per frame: the smallest number that suffices for 99 % of the clips, at most `MAX_UPSAMPLING`.
 
     >>> upsampling_for(np.array([5, 7]), np.array([10, 3]))
     3
@@ -150,7 +150,7 @@ def upsampling_for(needed: NDArray[np.int64], n_frames: NDArray[np.int64]) -> in
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Speller:
-    """A round's alphabet, and what is said in each clip, in text and in symbols."""
+    """Alphabet of a round, with the text and symbols of each clip."""
 
     sequences: Sequences
     texts: tuple[str, ...]
@@ -165,8 +165,8 @@ class _Speller:
             symbols=[self.symbols[clip] for clip in clips],
         )
 
-    def read_aloud(self, head: CtcHead, clips: NDArray[np.int64]) -> list[str]:
-        """What a head makes of some clips."""
+    def transcribe(self, head: CtcHead, clips: NDArray[np.int64]) -> list[str]:
+        """Transcribe some clips by greedy decoding."""
         return [self.alphabet.collapse(head.best_symbols(self.sequences.frames(clip))) for clip in clips.tolist()]
 
 
@@ -174,7 +174,7 @@ def _speller(manifest: Manifest, sequences: Sequences, texts: tuple[str, ...], e
     alphabet = Alphabet.of(texts[clip] for clip in each.train)
     if not alphabet.characters:
         raise DataError(
-            f"task {manifest.name}, round {each.name!r}: none of {len(each.train)} training transcripts has a letter"
+            f"task {manifest.name}, round {each.name!r}: no letter in any of {len(each.train)} training transcripts"
         )
     symbols = tuple(map(alphabet.encode, texts))
     needed = np.array([rows_needed(symbols[clip]) for clip in each.train])
@@ -197,7 +197,7 @@ def _train(
     seed: int,
     rates: Sequence[float],
 ) -> tuple[CtcHead, Fitted]:
-    """A head, selected by word error rate that is not cut off at 1, which would tell no early epoch from another."""
+    """Train a head, selected by word error rate. The rate is not clipped at 1, which would make early epochs equal."""
     sequences, probe = speller.sequences, manifest.probe
     dim = sequences.windows.recipe.dim
     norm = Standardise(sequences.standardisation(each.train)) if head == "sweep" else None
@@ -213,7 +213,7 @@ def _train(
 
     def score(model: CtcHead) -> Score:
         references = [speller.texts[clip] for clip in each.valid]
-        rate = count_edits(references, speller.read_aloud(model, each.valid), unit="word").rate
+        rate = count_edits(references, speller.transcribe(model, each.valid), unit="word").rate
         return 1.0 - rate, -loss(model) if head == "sweep" else 0.0
 
     @torch.no_grad()
@@ -240,7 +240,7 @@ def _test(speller: _Speller, each: Round, trained: list[tuple[CtcHead, Fitted]])
         each,
         clips=each.test,
         references=[speller.texts[clip] for clip in each.test],
-        said=[speller.read_aloud(head, each.test) for head, _ in trained],
+        recognised=[speller.transcribe(head, each.test) for head, _ in trained],
         fits=[fitted for _, fitted in trained],
         details={
             "alphabet": "".join(speller.alphabet.characters),

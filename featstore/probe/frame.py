@@ -1,4 +1,4 @@
-"""Tasks of kind ``frame``: a linear head on every frame, scored by segments and, under ``strict``, by events too."""
+"""Kind ``frame``: train a linear head on every frame; score by segments and, under ``strict``, by events."""
 
 from __future__ import annotations
 
@@ -20,13 +20,22 @@ from featstore.evaluation import (
 )
 from featstore.metrics import Metric, find_metric
 from featstore.metrics.classification import Average, CountF1
-from featstore.probe.frame_scoring import Excerpts, Group, Judge, Rows, count_events, counted, excerpts_of, judge_of
+from featstore.probe.frame_scoring import (
+    Excerpts,
+    Group,
+    Rows,
+    SegmentGroups,
+    count_events,
+    count_segments,
+    excerpts_of,
+    segment_groups,
+)
 from featstore.probe.selection import selection_details
 from featstore.records import Protocol, ScoreRecord
 from featstore.tasks.splits import Round
 
 if TYPE_CHECKING:
-    from featstore.probe.frame_heads import Crew, FrameFeatures
+    from featstore.probe.frame_heads import FrameFeatures, WorkerThreads
     from featstore.probe.linear import Trained
     from featstore.probe.selection import Head
     from featstore.store import Store
@@ -39,13 +48,12 @@ ONSET_TOLERANCE_SECONDS = 0.2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Frames:
-    """Frames of a task, and the threads that work on them."""
+    """Frames of a task, and the thread pool that processes them."""
 
     features: FrameFeatures
-    crew: Crew
+    threads: WorkerThreads
 
     def rows(self, part: _Part, group: range, head: Trained) -> Rows:
-        """Logits of some samples of a part."""
         from featstore.probe import frame_heads
 
         return frame_heads.frame_logits(self.features, part.excerpts, group, head)
@@ -53,11 +61,11 @@ class _Frames:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Part:
-    """The training, validation or test clips of a round, laid out."""
+    """The training, validation or test clips of a round, as rows of frames with their targets."""
 
     samples: Samples
     excerpts: Excerpts
-    judge: Judge
+    segments: SegmentGroups
     true: NDArray[np.int64]
 
 
@@ -72,7 +80,7 @@ def score_frames(
 ) -> ScoreRecord:
     """Score a task of kind ``frame``.
 
-    Frames stay on disk and are read through the map, chunk by chunk, so a set may be larger than memory.
+    Frames are read from disk through a memory map, chunk by chunk, so a set may be larger than memory.
     """
     metric = find_metric(manifest.metric, protocol)
     from featstore.probe import frame_heads
@@ -80,17 +88,19 @@ def score_frames(
     watch = Stopwatch()
     with watch("read"):
         task = load_frame_task(store, manifest, encoder=encoder, protocol=protocol)
-    with frame_heads.crew() as crew:
+    with frame_heads.worker_threads() as threads:
         outcomes, events, trained = [], [], []
         frames = None
         for number, each in enumerate(task.rounds):
             with watch("train"):
                 if frames is None or head == "sweep":
-                    frames = _frames_of(task, each, crew, head=head)
+                    frames = _frames_of(task, each, threads, head=head)
                 trained.append(_train(task, frames, number, metric=metric, seeds=seeds, head=head))
             with watch("score"):
                 part = _part(task, each.test)
-                found, events_of_round = zip(*(_found(task, frames, part, layer) for layer in trained[-1]), strict=True)
+                found, events_of_round = zip(
+                    *(_predicted_counts(task, frames, part, layer) for layer in trained[-1]), strict=True
+                )
                 events.append([counts for counts in events_of_round if counts is not None])
                 samples = replace(part.samples, y_true=part.true)
                 outcomes.append(Outcome(samples=samples, y_scores=found))
@@ -120,12 +130,12 @@ def score_frames(
 def _part(task: FrameTask, clips: NDArray[np.int64]) -> _Part:
     samples = task.samples(clips)
     excerpts = excerpts_of(task, samples)
-    judge = judge_of(task, samples, excerpts)
-    return _Part(samples=samples, excerpts=excerpts, judge=judge, true=judge.true_counts())
+    segments = segment_groups(task, samples, excerpts)
+    return _Part(samples=samples, excerpts=excerpts, segments=segments, true=segments.true_counts())
 
 
-def _frames_of(task: FrameTask, each: Round, crew: Crew, *, head: Head) -> _Frames:
-    """Frames as a head takes them: standardised by those of the round's training clips, or by LayerNorm."""
+def _frames_of(task: FrameTask, each: Round, threads: WorkerThreads, *, head: Head) -> _Frames:
+    """Frames normalised for a head: standardised by the round's training clips, or by LayerNorm."""
     from featstore.probe import frame_heads
     from featstore.probe.linear import layer_normalised
     from featstore.probe.standardisation import Standardisation
@@ -134,14 +144,14 @@ def _frames_of(task: FrameTask, each: Round, crew: Crew, *, head: Head) -> _Fram
     if head == "sweep":
         windows = task.samples(each.train).windows.tolist()
         normalise = frame_heads.standardised_by(Standardisation.of_chunks(task.frames[window] for window in windows))
-    features = frame_heads.FrameFeatures(task.frames, dim=task.recipe.dim, crew=crew, normalise=normalise)
-    return _Frames(features=features, crew=crew)
+    features = frame_heads.FrameFeatures(task.frames, dim=task.recipe.dim, threads=threads, normalise=normalise)
+    return _Frames(features=features, threads=threads)
 
 
 def _train(
     task: FrameTask, frames: _Frames, number: int, *, metric: Metric, seeds: tuple[int, ...], head: Head
 ) -> tuple[Trained, ...]:
-    """Heads of a round by seed."""
+    """Heads of a round, one per seed."""
     from featstore.probe import frame_heads
     from featstore.probe.training import over_seeds
 
@@ -153,7 +163,7 @@ def _train(
         return frame_heads.train_frame_head(
             frames.features,
             excerpts,
-            crew=frames.crew,
+            threads=frames.threads,
             padded=task.protocol == "xares",
             pos_weight=probe.pos_weight or 1.0,
             seed=(seed, number),
@@ -170,7 +180,7 @@ def _train(
 def _validation(
     task: FrameTask, frames: _Frames, each: Round, *, metric: Metric, head: Head
 ) -> Callable[[Trained], tuple[float, float]] | None:
-    """The metric of a layer, and what decides between equals: minus the loss, where the head is trained by it."""
+    """Return a function from a head to its metric and a tie-breaker: minus the loss for a sweep, else 0."""
     if not len(each.valid):
         return None
     part = _part(task, each.valid)
@@ -185,7 +195,7 @@ def _validation(
                 losses.append((group.start, _loss_sum(part, group, found.logits, pos_weight=pos_weight)))
             return found
 
-        found = part.judge.found_counts(rows, each=frames.crew.map)
+        found = part.segments.predicted_counts(rows, each=frames.threads.map)
         return metric.score(part.true, found), -sum(loss for _, loss in sorted(losses))
 
     return score
@@ -198,15 +208,15 @@ def _loss_sum(part: _Part, group: range, logits: NDArray[np.float32], *, pos_wei
     return float(losses.sum(dtype=np.float64))
 
 
-def _found(
+def _predicted_counts(
     task: FrameTask, frames: _Frames, part: _Part, head: Trained
 ) -> tuple[NDArray[np.float64], tuple[NDArray[np.int64], NDArray[np.float64]] | None]:
-    """Counts of segments that a head found, by sample, and under ``strict`` those of events, true and found."""
+    """Segment counts by sample and, under ``strict``, event counts (true, and predicted and matched)."""
 
     def count(group: Group) -> tuple[NDArray[np.float64], tuple[NDArray[np.int64], NDArray[np.float64]] | None]:
         rows = frames.rows(part, group.samples, head)
         if task.protocol != "strict":
-            return counted(group, rows), None
+            return count_segments(group, rows), None
         events = count_events(
             task,
             part.samples,
@@ -215,9 +225,9 @@ def _found(
             logits=rows.logits,
             tolerance_seconds=ONSET_TOLERANCE_SECONDS,
         )
-        return counted(group, rows), events
+        return count_segments(group, rows), events
 
-    segments, by_group = zip(*frames.crew.map(count, part.judge.groups), strict=True)
+    segments, by_group = zip(*frames.threads.map(count, part.segments.groups), strict=True)
     events = [each for each in by_group if each is not None]
     if not events:
         return np.concatenate(segments), None
@@ -228,7 +238,7 @@ def _found(
 def _event_f1(
     events: Sequence[Sequence[tuple[NDArray[np.int64], NDArray[np.float64]]]], *, average: Average
 ) -> Mapping[str, Any]:
-    """Event-based F1 by onset, averaged as the task's segment F1 is: a mean over rounds and seeds."""
+    """Onset-based event F1 with the averaging of the task's segment F1; the mean over rounds and seeds."""
     metric = CountF1(name="event_f1", average=average, absent_class="left out")
     values = [metric.score(true, found) for of_round in events for true, found in of_round]
     return {"value": float(np.mean(values)), "average": average, "onset_tolerance_seconds": ONSET_TOLERANCE_SECONDS}

@@ -1,8 +1,8 @@
-"""Linear heads on frames that stay on disk: read chunk by chunk through the memory map, and normalised.
+"""Linear heads on frames that are read chunk by chunk through a memory map, and normalised.
 
-The loss of a batch is a mean over its frames, so its gradient is a sum over chunks of them (`_ChunkedLoss`): a thread
-holds one window as it is stored, and one chunk, which stays in the processor's cache from its forward to its backward
-pass. A set that fits in memory is normalised once, and cached.
+The loss of a batch is a mean over its frames, so its gradient is a sum over chunks of frames (`_ChunkedLoss`). A thread
+has one stored window and one chunk in memory; the chunk stays in the CPU cache from its forward to its backward pass.
+A set that fits in memory is normalised once and cached.
 """
 
 from __future__ import annotations
@@ -21,40 +21,40 @@ from torch import Tensor, nn
 from featstore.errors import DataError
 from featstore.evaluation.frames import FrameReader
 from featstore.probe.frame_scoring import Excerpts, Rows, Span, spans_of
-from featstore.probe.linear import LinearHeads, Loss, Trained, binary_cross_entropy, layer_normalised, threads
+from featstore.probe.linear import LinearHeads, Loss, Trained, binary_cross_entropy, layer_normalised, torch_threads
 from featstore.probe.standardisation import Standardisation
 from featstore.probe.training import Fitted, Score, train, zero_layer
 from featstore.system import free_memory_bytes
 
 __all__ = [
-    "Crew",
     "FrameFeatures",
-    "crew",
+    "WorkerThreads",
     "frame_logits",
     "standardised_by",
     "train_frame_head",
+    "worker_threads",
 ]
 
 CHUNK_ROWS = 1024
 
 SHARES = 4
-"""A batch is differentiated in so many shares, which are added up in order: whatever the cores, the sum is the same."""
+"""Number of partial sums of a batch's gradient; it is fixed, so that results do not depend on the number of cores."""
 
-KEPT_SHARE = 4
-"""Standardised frames are kept where they take no more than one in so many bytes of the memory that is free."""
+CACHE_SHARE = 4
+"""Standardised frames are cached if they take at most this fraction (one in N) of the free memory."""
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
-class Crew:
-    """Threads that share the work of one operation after another: each operation is too small for torch's own."""
+class WorkerThreads:
+    """Thread pool for operations that are too small for torch's own parallelism."""
 
     def __init__(self, pool: ThreadPoolExecutor) -> None:
         self._pool = pool
 
     def map(self, work: Callable[[T], R], items: Iterable[T]) -> tuple[R, ...]:
-        """Work on every item without gradients; results in the order of the items."""
+        """Apply ``work`` to every item without gradients; return the results in order."""
 
         def without_gradients(item: T) -> R:
             with torch.no_grad():
@@ -64,18 +64,18 @@ class Crew:
 
 
 @contextmanager
-def crew() -> Iterator[Crew]:
-    """As many threads as torch has, which has one meanwhile."""
+def worker_threads() -> Iterator[WorkerThreads]:
+    """Start as many threads as torch uses, and limit torch to one thread per operation meanwhile."""
     n_threads = torch.get_num_threads()
-    with threads(1), ThreadPoolExecutor(n_threads) as pool:
-        yield Crew(pool)
+    with torch_threads(1), ThreadPoolExecutor(n_threads) as pool:
+        yield WorkerThreads(pool)
 
 
 def train_frame_head(
     features: FrameFeatures,
     excerpts: Excerpts,
     *,
-    crew: Crew,
+    threads: WorkerThreads,
     padded: bool,
     pos_weight: float,
     seed: tuple[int, int],
@@ -85,22 +85,22 @@ def train_frame_head(
     learning_rate: float,
     rates: Sequence[float] | None,
 ) -> Trained:
-    """Train a head by one of the schedules of `featstore.probe.training.train`.
+    """Train a head by the fixed schedule or by a sweep: see `featstore.probe.training.train`.
 
-    X-ARES's head has the affine of LayerNorm. That of a sweep is a linear layer on standardised frames, whose loss is
-    convex: it starts at zero.
+    The head of the X-ARES schedule has the affine parameters of LayerNorm. The head of a sweep is a linear layer on
+    standardised frames; its loss is convex, so it starts at zero.
 
     Parameters
     ----------
     excerpts : Excerpts
-        What it learns from, every sample of it.
+        Training samples; all of them are used.
     padded : bool
-        Whether a batch is padded to its longest sample with frames of zeros, and the loss a mean over these as well, as
-        in X-ARES; else it is a mean over the frames that there are.
+        If true, as in X-ARES, a batch is padded with zero frames to its longest sample and the loss is the mean over
+        padded frames too; else it is the mean over real frames.
     score : callable or None
         Validation score of a head; higher is better.
     """
-    batch_loss = _BatchLoss(features, excerpts, crew=crew, padded=padded, loss=binary_cross_entropy(pos_weight))
+    batch_loss = _BatchLoss(features, excerpts, threads=threads, padded=padded, loss=binary_cross_entropy(pos_weight))
 
     def build(rng: np.random.Generator) -> LinearHeads | nn.Linear:
         if rates is None:
@@ -131,7 +131,7 @@ def train_frame_head(
 
 
 def _affine(model: LinearHeads | nn.Linear) -> tuple[Tensor, Tensor]:
-    """Weight (classes, dim) and bias (classes,) of the affine map that a head is."""
+    """Weight (classes, dim) and bias (classes,) of the head as one affine map."""
     if isinstance(model, nn.Linear):
         return model.weight, model.bias
     weight, bias = model.folded()
@@ -139,11 +139,11 @@ def _affine(model: LinearHeads | nn.Linear) -> tuple[Tensor, Tensor]:
 
 
 Normalise = Callable[[Tensor], Tensor]
-"""From rows float32 (n, dim), which may be overwritten, to what a head takes."""
+"""From rows float32 (n, dim), which may be modified in place, to the input of a head."""
 
 
 def standardised_by(by: Standardisation) -> Normalise:
-    """Rows of mean 0 and variance 1 per dimension, by the statistics of training frames."""
+    """Return a function that standardises rows by the mean and variance of training frames."""
     mean, scale = torch.from_numpy(by.mean.astype(np.float32)), torch.from_numpy(by.scale.astype(np.float32))
     return lambda inputs: inputs.sub_(mean).div_(scale)
 
@@ -151,8 +151,8 @@ def standardised_by(by: Standardisation) -> Normalise:
 class FrameFeatures:
     """Normalised frames, by window.
 
-    All of them are made once and kept where they fit in ``kept_bytes``, by default a share of what is free; else
-    each is made when it is asked for.
+    All frames are normalised once and cached if they fit in ``cache_bytes``, by default a share of the free memory;
+    else each access normalises its frames.
     """
 
     def __init__(
@@ -160,27 +160,27 @@ class FrameFeatures:
         reader: FrameReader,
         *,
         dim: int,
-        crew: Crew,
+        threads: WorkerThreads,
         normalise: Normalise = layer_normalised,
-        kept_bytes: int | None = None,
+        cache_bytes: int | None = None,
     ) -> None:
         self._reader, self._normalise = reader, normalise
         self.dim = dim
-        self._kept: Tensor | None = None
+        self._cached: Tensor | None = None
         self._firsts: list[int] = []
         n_rows = int(reader.lengths.sum())
-        if n_rows * dim * 4 <= (_room() if kept_bytes is None else kept_bytes):
+        if n_rows * dim * 4 <= (_cache_capacity() if cache_bytes is None else cache_bytes):
             self._firsts = (np.cumsum(reader.lengths) - reader.lengths).tolist()
-            # From NumPy, which asks the system for large pages: a seventh of the time of torch's own.
-            self._kept = self._all(torch.from_numpy(np.empty((n_rows, dim), np.float32)), crew)
+            # NumPy allocates huge pages, which takes a seventh of the time of torch.empty.
+            self._cached = self._all(torch.from_numpy(np.empty((n_rows, dim), np.float32)), threads)
 
     def pieces(self, spans: Sequence[Span], scratch: Scratch) -> list[Tensor]:
-        """Rows of the spans of a chunk in order, float32 (rows, dim), until the scratch is used again."""
-        if self._kept is None:
+        """Normalised rows of the spans of a chunk, float32 (rows, dim); valid until the scratch buffers are reused."""
+        if self._cached is None:
             return [self._standardised(spans, scratch)]
-        return [self._kept[self._firsts[span.window] + span.start :][: len(span)] for span in spans]
+        return [self._cached[self._firsts[span.window] + span.start :][: len(span)] for span in spans]
 
-    def _all(self, rows: Tensor, crew: Crew) -> Tensor:
+    def _all(self, rows: Tensor, threads: WorkerThreads) -> Tensor:
         def fill(windows: NDArray[np.int64]) -> None:
             scratch = Scratch()
             for window in windows.tolist():
@@ -189,7 +189,7 @@ class FrameFeatures:
                     span = Span(0, window, start, min(length, start + CHUNK_ROWS), start)
                     rows[first + start :][: len(span)] = self._standardised([span], scratch)
 
-        crew.map(fill, np.array_split(np.arange(len(self._firsts)), SHARES))
+        threads.map(fill, np.array_split(np.arange(len(self._firsts)), SHARES))
         return rows
 
     def _standardised(self, spans: Sequence[Span], scratch: Scratch) -> Tensor:
@@ -199,32 +199,32 @@ class FrameFeatures:
             stored = scratch.array("stored", (CHUNK_ROWS, self.dim), frames.dtype)
             stored[row : row + len(span)] = frames[span.start : span.stop]
             row += len(span)
-        # NumPy copies out of the map and torch converts: NumPy alone takes five times as long from float16.
+        # Copy by NumPy, convert by torch: NumPy alone takes five times as long from float16.
         inputs = torch.from_numpy(scratch.array("inputs", (CHUNK_ROWS, self.dim), np.dtype(np.float32)))[:row]
         inputs.copy_(torch.from_numpy(stored)[:row])
         return self._normalise(inputs)
 
 
-def _room() -> int:
+def _cache_capacity() -> int:
     free = free_memory_bytes()
-    return 2**30 if free is None else free // KEPT_SHARE
+    return 2**30 if free is None else free // CACHE_SHARE
 
 
 class Scratch:
-    """What one thread uses again and again."""
+    """Reusable buffers of one thread."""
 
     def __init__(self) -> None:
         self._arrays: dict[str, NDArray[Any]] = {}
         self._last: tuple[int, NDArray[Any]] | None = None
 
     def frames_of(self, reader: FrameReader, window: int) -> NDArray[Any]:
-        """Frames of a window, read once for all spans of it that follow each other."""
+        """Frames of a window; consecutive calls for one window read it once."""
         if self._last is None or self._last[0] != window:
             self._last = window, reader[window]
         return self._last[1]
 
     def array(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
-        """The array of that name, with whatever it holds."""
+        """The uninitialised buffer of that name."""
         found = self._arrays.get(name)
         if found is None or found.dtype != dtype or found.shape != shape:
             found = self._arrays[name] = np.empty(shape, dtype)
@@ -232,7 +232,7 @@ class Scratch:
 
 
 def frame_logits(features: FrameFeatures, excerpts: Excerpts, samples: Sequence[int], head: Trained) -> Rows:
-    """Logits of the frames of some samples behind one another. Raises DataError where some are not finite."""
+    """Concatenated logits of the frames of some samples. Raises DataError if some are not finite."""
     scratch = Scratch()
     logits = torch.empty(len(head.bias), int(excerpts.n_rows[list(samples)].sum()))
     row = 0
@@ -243,7 +243,7 @@ def frame_logits(features: FrameFeatures, excerpts: Excerpts, samples: Sequence[
     logits += head.bias.unsqueeze(1)
     if not math.isfinite(float(logits.sum())):
         raise DataError(
-            "some frames are not finite: `featstore verify --repair` drops damaged parts, extracting makes them again"
+            "frames have non-finite values: run `featstore verify --repair` to drop damaged parts, then extract again"
         )
     return Rows(logits=logits.numpy().T, padding=head.bias.numpy())
 
@@ -251,44 +251,47 @@ def frame_logits(features: FrameFeatures, excerpts: Excerpts, samples: Sequence[
 class _BatchLoss:
     """Loss of a batch of samples under an affine map of their frames."""
 
-    def __init__(self, features: FrameFeatures, excerpts: Excerpts, *, crew: Crew, padded: bool, loss: Loss) -> None:
-        self._features, self._excerpts, self._crew, self._padded, self._loss = features, excerpts, crew, padded, loss
+    def __init__(
+        self, features: FrameFeatures, excerpts: Excerpts, *, threads: WorkerThreads, padded: bool, loss: Loss
+    ) -> None:
+        self._features, self._excerpts, self._threads = features, excerpts, threads
+        self._padded, self._loss = padded, loss
         self._scratch = [Scratch() for _ in range(SHARES)]
 
     def __call__(self, weight: Tensor, bias: Tensor, batch: Sequence[int]) -> Tensor:
-        """Mean over the frames, of a weight (classes, dim) and a bias (classes,)."""
+        """Mean loss over the frames, for a weight (classes, dim) and a bias (classes,)."""
         n_rows = self._excerpts.n_rows[batch]
         n_counted = len(batch) * int(n_rows.max()) if self._padded else int(n_rows.sum())
         loss: Tensor = _ChunkedLoss.apply(weight, bias, self, batch)  # type: ignore[no-untyped-call]
         n_padded = n_counted - int(n_rows.sum())
         if n_padded:
-            # LayerNorm makes zeros of zeros, so a padded frame has the logits of the bias. The loss is linear in the
-            # target: one frame with their mean target stands for all.
+            # LayerNorm maps zeros to zeros, so the logits of a padded frame are the bias. The loss is linear in the
+            # target, so one frame with the mean target stands for all padded frames.
             loss = loss + n_padded * self._loss(bias, self._mean_padded_target(batch, n_padded))
         return loss / n_counted
 
     def chunk_gradients(self, weight: Tensor, bias: Tensor, batch: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
-        """Sum of the losses of all frames, and its gradients by weight and bias."""
+        """Sum of the losses of all frames, and its gradients with respect to weight and bias."""
         chunks = list(spans_of(self._excerpts, batch, max_rows=CHUNK_ROWS))
         bounds = [len(chunks) * number // SHARES for number in range(SHARES + 1)]
 
         def add_up(number: int) -> tuple[Tensor, Tensor, Tensor]:
-            mine = [each.detach().requires_grad_() for each in (weight, bias)]
-            total, gradients = torch.zeros(()), [torch.zeros_like(each) for each in mine]
+            variables = [each.detach().requires_grad_() for each in (weight, bias)]
+            total, gradients = torch.zeros(()), [torch.zeros_like(each) for each in variables]
             for spans in chunks[bounds[number] : bounds[number + 1]]:
                 with torch.enable_grad():
-                    loss = self._of_chunk(mine[0], mine[1], spans, self._scratch[number])
-                torch._foreach_add_(gradients, list(torch.autograd.grad(loss, mine)))
+                    loss = self._of_chunk(variables[0], variables[1], spans, self._scratch[number])
+                torch._foreach_add_(gradients, list(torch.autograd.grad(loss, variables)))
                 total += loss.detach()
             return total, gradients[0], gradients[1]
 
-        (loss, d_weight, d_bias), *others = self._crew.map(add_up, range(SHARES))
+        (loss, d_weight, d_bias), *others = self._threads.map(add_up, range(SHARES))
         for other in others:
             torch._foreach_add_([loss, d_weight, d_bias], list(other))
         return loss, d_weight, d_bias
 
     def _of_chunk(self, weight: Tensor, bias: Tensor, spans: Sequence[Span], scratch: Scratch) -> Tensor:
-        # Classes by rows: with few classes, a third faster than rows by classes.
+        # (classes, rows) is a third faster than (rows, classes) when there are few classes.
         column = bias.unsqueeze(1)
         logits = torch.cat(
             [torch.addmm(column, weight, rows.T) for rows in self._features.pieces(spans, scratch)], dim=1
@@ -306,7 +309,7 @@ class _BatchLoss:
 
 
 class _ChunkedLoss(torch.autograd.Function):
-    """A loss that is differentiated in its forward pass, chunk by chunk, so that no chunk is cached or read again."""
+    """A loss that computes its gradient in the forward pass, chunk by chunk, so that no chunk is read twice."""
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, bias: Tensor, batch_loss: _BatchLoss, batch: Sequence[int]) -> Tensor:

@@ -1,4 +1,4 @@
-"""Targets and scoring of frames: segments under either protocol, and events."""
+"""Frame targets, and scoring by segments (both protocols) and by events."""
 
 from __future__ import annotations
 
@@ -16,42 +16,42 @@ from featstore.metrics.events import SegmentPlan, count_matches, covered, onsets
 __all__ = [
     "Excerpts",
     "Group",
-    "Judge",
     "Rows",
+    "SegmentGroups",
     "Span",
     "count_events",
-    "counted",
+    "count_segments",
     "excerpts_of",
-    "judge_of",
+    "segment_groups",
     "spans_of",
 ]
 
 
-# Seconds are decimal fractions: a frame's centre is met within a millionth of a hop.
+# Tolerance in hops: times are decimal fractions, so a frame centre may be off by rounding.
 SLACK = 1e-6
 
-# X-ARES makes the targets of this task ten seconds long, whatever the clip, and drops what sounds later.
+# X-ARES cuts the targets of this task at ten seconds.
 XARES_TARGET_SECONDS = {"desed": 10.0}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Excerpts:
-    """Samples as rows of frames, with the ranges of rows in which a class sounds.
+    """Samples as sequences of frames (rows), with the row ranges of their events.
 
     Attributes
     ----------
     windows : int64 (windows,)
-        Of the task; those of a sample are neighbours.
+        Rows of the task's frames; the windows of a sample are consecutive.
     lengths : int64 (windows,)
-        How many rows each has.
+        Number of frames of each window.
     bounds : int64 (samples + 1,)
         The windows of sample ``i`` are ``bounds[i]`` to ``bounds[i + 1]``.
     n_rows : int64 (samples,)
     first, stop, label : int64 (ranges,)
-        Rows of a sample in which a class sounds, from first up to stop. Under ``xares`` a range may go on past the
-        sample's last row, where it is padded.
+        An event of class ``label`` covers rows [first, stop) of its sample. Under ``xares`` a range may exceed the
+        sample's last row and cover padding.
     range_bounds : int64 (samples + 1,)
-        As ``bounds``, of ranges.
+        Like ``bounds``, for ranges.
     """
 
     windows: NDArray[np.int64]
@@ -68,11 +68,11 @@ class Excerpts:
         return len(self.n_rows)
 
     def ranges(self, sample: int) -> slice:
-        """Where the ranges of a sample are."""
+        """Slice of the ranges of a sample."""
         return slice(int(self.range_bounds[sample]), int(self.range_bounds[sample + 1]))
 
     def targets(self, sample: int, *, start: int, stop: int) -> NDArray[np.bool_]:
-        """Which classes sound in rows [start, stop) of a sample, bool (rows, n_classes)."""
+        """Multi-hot targets of rows [start, stop) of a sample, bool (rows, n_classes)."""
         at = self.ranges(sample)
         return covered(
             self.first[at] - start, self.stop[at] - start, self.label[at], n=stop - start, n_classes=self.n_classes
@@ -81,7 +81,7 @@ class Excerpts:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Frames [start, stop) of a window: rows of a sample from ``row`` on."""
+    """Frames [start, stop) of a window, which are rows of a sample starting at ``row``."""
 
     sample: int
     window: int
@@ -94,35 +94,35 @@ class Span:
 
 
 def spans_of(excerpts: Excerpts, samples: Sequence[int], *, max_rows: int) -> Iterator[list[Span]]:
-    """Cut samples into chunks of at most so many rows, in order: short samples share one, long ones take several."""
+    """Split samples into chunks of at most ``max_rows`` rows, in order; a chunk may hold several samples or a part."""
     chunk: list[Span] = []
-    room = max_rows
+    free_rows = max_rows
     for sample in samples:
         row = 0
         for at in range(int(excerpts.bounds[sample]), int(excerpts.bounds[sample + 1])):
             window, length = int(excerpts.windows[at]), int(excerpts.lengths[at])
-            if length > room and chunk and length <= max_rows:  # a window that would fit by itself is not torn
+            if length > free_rows and chunk and length <= max_rows:  # keep a window that fits in a chunk together
                 yield chunk
-                chunk, room = [], max_rows
+                chunk, free_rows = [], max_rows
             start = 0
             while start < length:
-                stop = min(length, start + room)
+                stop = min(length, start + free_rows)
                 chunk.append(Span(sample, window, start, stop, row + start))
-                room -= stop - start
+                free_rows -= stop - start
                 start = stop
-                if not room:
+                if not free_rows:
                     yield chunk
-                    chunk, room = [], max_rows
+                    chunk, free_rows = [], max_rows
             row += length
     if chunk:
         yield chunk
 
 
 def excerpts_of(task: FrameTask, samples: Samples) -> Excerpts:
-    """Lay samples out as rows, and their events as ranges of rows.
+    """Arrange samples as rows, and their events as ranges of rows.
 
-    ``strict``: a frame hears what sounds at its centre; what is too short for any centre is heard by the frame that its
-    own middle lies in. ``xares``, as X-ARES: from row ceil(onset / hop) up to row ceil(offset / hop).
+    ``strict``: an event covers the frames whose centres it contains; an event that contains no centre covers the frame
+    of its midpoint. ``xares``, as X-ARES: from row ceil(onset / hop) up to row ceil(offset / hop).
     """
     lengths = task.frames.lengths[samples.windows]
     bounds = np.append(samples.starts, len(samples.windows))
@@ -130,7 +130,7 @@ def excerpts_of(task: FrameTask, samples: Samples) -> Excerpts:
     row_of_window = np.cumsum(lengths) - lengths
     row_of_window -= np.repeat(row_of_window[samples.starts], np.diff(bounds))
 
-    # Every window meets every event of its clip; most miss.
+    # All pairs of a window and an event of its clip; most do not overlap.
     clip = task.clip[samples.windows]
     n_events = np.diff(task.events.bounds)[clip]
     window = np.repeat(np.arange(len(clip)), n_events)
@@ -149,18 +149,18 @@ def excerpts_of(task: FrameTask, samples: Samples) -> Excerpts:
         first[short] = np.floor((onset[short] + offset[short]) / 2.0)
         stop[short] = first[short] + 1.0
         first, stop = np.maximum(first, 0.0), np.minimum(stop, lengths[window])
-    heard = np.flatnonzero(first < stop)
+    active = np.flatnonzero(first < stop)
     sample_of_window = np.repeat(np.arange(len(samples.starts)), np.diff(bounds))
-    ranges_of_sample = np.bincount(sample_of_window[window[heard]], minlength=len(samples.starts))
-    row = row_of_window[window[heard]]
+    ranges_of_sample = np.bincount(sample_of_window[window[active]], minlength=len(samples.starts))
+    row = row_of_window[window[active]]
     return Excerpts(
         windows=samples.windows,
         lengths=lengths,
         bounds=bounds,
         n_rows=n_rows,
-        first=first[heard].astype(np.int64) + row,
-        stop=stop[heard].astype(np.int64) + row,
-        label=task.events.label[event[heard]],
+        first=first[active].astype(np.int64) + row,
+        stop=stop[active].astype(np.int64) + row,
+        label=task.events.label[event[active]],
         range_bounds=np.append(0, np.cumsum(ranges_of_sample)),
         n_classes=len(task.targets.classes),
     )
@@ -173,14 +173,14 @@ Map = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rows:
-    """Logits of the samples of a group behind one another, float32 (rows, n_classes), and those of a padded frame."""
+    """Concatenated logits of a group's samples, float32 (rows, n_classes), and the logits of a padding frame."""
 
     logits: NDArray[np.float32]
     padding: NDArray[np.float32]
 
 
 class Group(Protocol):
-    """Samples that are judged at once."""
+    """Samples that are scored together."""
 
     @property
     def samples(self) -> range:
@@ -188,19 +188,19 @@ class Group(Protocol):
 
     @property
     def truth(self) -> NDArray[np.bool_]:
-        """Segments in which each class sounds, (segments, n_classes)."""
+        """Segments in which each class is active, bool (segments, n_classes)."""
 
     @property
     def segment_bounds(self) -> NDArray[np.int64]:
-        """First segment of each sample, and the end: (samples + 1,)."""
+        """Offset of each sample's first segment, plus the end: (samples + 1,)."""
 
     def pooled(self, rows: Rows) -> NDArray[np.float32]:
-        """Highest logits in each segment, (segments, n_classes)."""
+        """Maximum logits of each segment, (segments, n_classes)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SecondsGroup:
-    """Segments in seconds, as far as each sample lasts."""
+    """Segments of a fixed number of seconds, up to the end of each sample."""
 
     samples: range
     truth: NDArray[np.bool_]
@@ -208,22 +208,22 @@ class SecondsGroup:
     plan: SegmentPlan
 
     def pooled(self, rows: Rows) -> NDArray[np.float32]:
-        """Highest logits of the frames that tell each segment."""
+        """Maximum logits of each segment over its frames."""
         return self.plan.pooled(rows.logits)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PaddedGroup:
-    """One batch of X-ARES, padded to its longest sample: as many whole segments of frames for each as fit in that.
+    """One batch of X-ARES, padded to its longest sample; each sample has as many complete segments as fit the padding.
 
     Attributes
     ----------
     starts : int64 (pieces,)
-        First row of each stretch of a sample that lies in one segment.
+        First row of each run of a sample's rows within one segment.
     slots : int64 (pieces,)
-        The segment of each, -1 where it was dropped.
+        Segment of each run, -1 if it is dropped.
     mixed : bool (pieces,)
-        Its segment has padding as well.
+        Whether the segment contains padding as well.
     """
 
     samples: range
@@ -234,7 +234,7 @@ class PaddedGroup:
     mixed: NDArray[np.bool_]
 
     def pooled(self, rows: Rows) -> NDArray[np.float32]:
-        """Highest logits in each segment, padding included."""
+        """Maximum logits of each segment, padding included."""
         found = np.broadcast_to(rows.padding, self.truth.shape).copy()
         pieces = np.maximum.reduceat(rows.logits, self.starts, axis=0)
         pieces[self.mixed] = np.maximum(pieces[self.mixed], rows.padding)
@@ -244,42 +244,42 @@ class PaddedGroup:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Judge:
-    """All samples of a set, in groups."""
+class SegmentGroups:
+    """Segments of a set, in groups of samples."""
 
     excerpts: Excerpts
     groups: tuple[Group, ...]
 
     def true_counts(self) -> NDArray[np.int64]:
-        """How many segments each class sounds in, (samples, n_classes)."""
+        """Number of segments in which each class is active, (samples, n_classes)."""
         return np.concatenate([_by_sample(group.truth, group.segment_bounds) for group in self.groups])
 
-    def found_counts(self, rows_of: Callable[[range], Rows], *, each: Map = map) -> NDArray[np.float64]:
-        """How many segments each class was predicted in, and how many of these rightly: (samples, n_classes, 2).
+    def predicted_counts(self, rows_of: Callable[[range], Rows], *, each: Map = map) -> NDArray[np.float64]:
+        """Predicted segments, and correctly predicted segments, of each class: (samples, n_classes, 2).
 
-        ``each`` goes through the groups: `map`, or the like of it that has threads.
+        ``each`` applies a function to the groups: `map`, or a parallel equivalent.
         """
-        return np.concatenate(list(each(lambda group: counted(group, rows_of(group.samples)), self.groups)))
+        return np.concatenate(list(each(lambda group: count_segments(group, rows_of(group.samples)), self.groups)))
 
 
-def counted(group: Group, rows: Rows) -> NDArray[np.float64]:
-    """Segments that were predicted, and those predicted rightly, of one group: (samples, n_classes, 2)."""
-    found = decided(group.pooled(rows))
+def count_segments(group: Group, rows: Rows) -> NDArray[np.float64]:
+    """Predicted segments, and correctly predicted segments, of one group: (samples, n_classes, 2)."""
+    found = predicted(group.pooled(rows))
     counts = [_by_sample(each, group.segment_bounds) for each in (found, found & group.truth)]
     return np.stack(counts, axis=-1).astype(np.float64)
 
 
-def decided(logits: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Whether a sigmoid rounds to 1: it is above a half in float32, which the least logits above 0 do not reach."""
+def predicted(logits: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Whether the sigmoid exceeds 0.5 in float32; the smallest positive logits give exactly 0.5."""
     with np.errstate(over="ignore"):
         return np.asarray(np.float32(1.0) / (np.float32(1.0) + np.exp(-logits)) > np.float32(0.5))
 
 
-def judge_of(task: FrameTask, samples: Samples, excerpts: Excerpts) -> Judge:
-    """Lay the segments of a set out as the task's protocol has them.
+def segment_groups(task: FrameTask, samples: Samples, excerpts: Excerpts) -> SegmentGroups:
+    """Divide the samples of a set into segments by the task's protocol.
 
-    ``strict``: in seconds of the clip, the last one as short as the clip leaves it. ``xares``: of ceil(segment / hop)
-    frames, in batches of the task's batch size in the order of the store; what does not fill a segment is dropped.
+    ``strict``: by seconds of the clip; the last segment may be shorter. ``xares``: by ceil(segment / hop) frames, in
+    batches of the task's batch size in store order; an incomplete segment is dropped.
     """
     if task.protocol == "xares":
         size = task.manifest.probe.batch_size
@@ -288,7 +288,7 @@ def judge_of(task: FrameTask, samples: Samples, excerpts: Excerpts) -> Judge:
         groups: tuple[Group, ...] = tuple(_padded(excerpts, batch, n_frames=n_frames) for batch in batches)
     else:
         groups = tuple(_in_seconds(task, samples, excerpts, each) for each in _few_rows(excerpts))
-    return Judge(excerpts=excerpts, groups=groups)
+    return SegmentGroups(excerpts=excerpts, groups=groups)
 
 
 def count_events(
@@ -300,15 +300,15 @@ def count_events(
     logits: NDArray[np.float32],
     tolerance_seconds: float,
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Events by their onsets: how many there are (samples, n_classes), and how many were found and matched (..., 2).
+    """Onset-based event counts: true events (samples, n_classes), and predicted and matched ones (..., 2).
 
-    A found event is a run of frames that a class was decided for; it begins with its first frame.
+    A predicted event is a run of frames with positive predictions of a class; its onset is its first frame.
     """
     true = np.zeros((len(group), excerpts.n_classes), np.int64)
     found = np.zeros((len(group), excerpts.n_classes, 2))
     times = np.concatenate([frame_starts(task, excerpts, sample) for sample in group])
     sample_of_row = np.repeat(np.arange(len(group)), excerpts.n_rows[group.start : group.stop])
-    frame, label = onsets_of(decided(logits), first_of_clip=np.diff(sample_of_row, prepend=-1) > 0)
+    frame, label = onsets_of(predicted(logits), first_of_clip=np.diff(sample_of_row, prepend=-1) > 0)
     found_at: dict[tuple[int, int], list[float]] = {}
     for sample, each, time in zip(sample_of_row[frame].tolist(), label.tolist(), times[frame].tolist(), strict=True):
         found_at.setdefault((sample, each), []).append(time)
@@ -328,7 +328,7 @@ def count_events(
 
 
 def frame_starts(task: FrameTask, excerpts: Excerpts, sample: int) -> NDArray[np.float64]:
-    """When each row of a sample begins, in seconds of its clip."""
+    """Start of each row of a sample, in seconds of its clip."""
     at = slice(int(excerpts.bounds[sample]), int(excerpts.bounds[sample + 1]))
     windows, lengths = excerpts.windows[at], excerpts.lengths[at]
     frame = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
@@ -336,7 +336,7 @@ def frame_starts(task: FrameTask, excerpts: Excerpts, sample: int) -> NDArray[np
 
 
 def _extent(task: FrameTask, excerpts: Excerpts, sample: int) -> tuple[float, float]:
-    """Begin and end of a sample in seconds of its clip."""
+    """Start and end of a sample in seconds of its clip."""
     first, last = excerpts.windows[excerpts.bounds[sample]], excerpts.windows[excerpts.bounds[sample + 1] - 1]
     return float(task.start_seconds[first]), float(task.start_seconds[last] + task.seconds[last])
 

@@ -1,8 +1,9 @@
-"""Linear heads on utterance vectors, trained many at a time by X-ARES's schedule.
+"""Linear heads on utterance vectors, trained in parallel by the schedule of X-ARES.
 
-A head is LayerNorm (epsilon 1e-5, with its affine) and Linear, as in X-ARES. The statistics of LayerNorm do not depend
-on the parameters, so features are normalised once; its affine is learned with the layer (`LinearHeads`). Folds and
-seeds are heads of one module, as in DINOv2's evaluation: their losses are added, so that each has its own gradient.
+A head is LayerNorm (epsilon 1e-5, with affine parameters) and Linear, as in X-ARES. The statistics of LayerNorm do not
+depend on the parameters, so features are normalised once; the affine parameters are trained with the layer
+(`LinearHeads`). Folds and seeds are heads of one module, as in DINOv2's evaluation: the sum of their losses gives each
+head its own gradient.
 """
 
 from __future__ import annotations
@@ -32,19 +33,19 @@ __all__ = [
     "cross_entropy",
     "layer_normalised",
     "predict",
-    "threads",
+    "torch_threads",
     "train_heads",
 ]
 
 LAYER_NORM_EPS = 1e-5
 
-# Below this many multiply-adds in a step, waking a second thread costs more than it saves, and on a busy machine far
-# more: two threads that spin for one free core took 3 ms for a step of 0.06 ms.
+# Below this number of multiply-adds per step, a second thread costs more than it saves; on a busy machine, two threads
+# that compete for one free core took 3 ms for a step of 0.06 ms.
 MIN_WORK_FOR_THREADS = 20_000_000
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-"""Loss (...) of each sample, a mean over classes where it has several targets, from logits (..., classes) and
-targets: (...) class indices or numbers, or (..., classes) label sets."""
+"""Loss (...) of each sample, averaged over classes for multi-hot targets, from logits (..., classes) and
+targets: (...) class indices or numbers, or (..., classes) multi-hot labels."""
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
@@ -54,7 +55,7 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def binary_cross_entropy(pos_weight: float) -> Loss:
-    """Mean binary cross-entropy of label sets over classes, as ``torch.nn.BCEWithLogitsLoss``."""
+    """Binary cross-entropy of multi-hot labels, averaged over classes, as ``torch.nn.BCEWithLogitsLoss``."""
     weight = torch.tensor(pos_weight)
 
     def loss(logits: Tensor, targets: Tensor) -> Tensor:
@@ -66,7 +67,7 @@ def binary_cross_entropy(pos_weight: float) -> Loss:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Validation:
-    """What selects an epoch: ``score`` of the logits of ``windows``; higher is better."""
+    """Validation of a head: ``score`` of the logits of ``windows``, higher is better; selects the epoch."""
 
     windows: NDArray[np.int64]
     score: Callable[[NDArray[np.float32]], float]
@@ -79,11 +80,11 @@ class Job:
     Attributes
     ----------
     windows : int64 (n,)
-        Rows of the features it learns from.
+        Training rows of the features.
     validation : Validation or None
-        Without one, the last epoch is taken.
+        None: use the last epoch.
     rng : numpy Generator
-        Initial weights, then the order of each epoch.
+        Seeds the initial weights, then the order of each epoch.
     """
 
     windows: NDArray[np.int64]
@@ -93,7 +94,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trained(Fitted):
-    """A head as it was after its best epoch, folded into one affine map of normalised features.
+    """A head after its best epoch, as one affine map of normalised features.
 
     Attributes
     ----------
@@ -106,16 +107,16 @@ class Trained(Fitted):
 
 
 class LinearHeads(nn.Module):
-    """LayerNorm's affine and Linear, of several heads: parameters are float32 (heads, ...).
+    """Affine parameters of LayerNorm and Linear, for several heads: parameters are float32 (heads, ...).
 
-    Initial weights are uniform within 1 / sqrt(dim), as of ``torch.nn.Linear``, drawn from each head's generator.
+    Initial weights are uniform in +-1 / sqrt(dim), as in ``torch.nn.Linear``, drawn from the generator of each head.
     """
 
     def __init__(self, rngs: Sequence[np.random.Generator], *, n_classes: int, dim: int) -> None:
         super().__init__()
         bound = dim**-0.5
         drawn = np.stack([rng.uniform(-bound, bound, (n_classes, dim + 1)).astype(np.float32) for rng in rngs])
-        # (heads, dim, classes): the products of the forward and of the backward pass then copy no matrix.
+        # (heads, dim, classes) avoids copies of matrices in the forward and backward passes.
         self.weight = nn.Parameter(torch.from_numpy(np.ascontiguousarray(drawn[:, :, :-1].transpose(0, 2, 1))))
         self.bias = nn.Parameter(torch.from_numpy(drawn[:, None, :, -1].copy()))
         self.gamma = nn.Parameter(torch.ones(len(rngs), 1, dim))
@@ -126,13 +127,13 @@ class LinearHeads(nn.Module):
         return torch.baddbmm(self.bias, inputs * self.gamma + self.beta, self.weight)
 
     def folded(self) -> tuple[Tensor, Tensor]:
-        """Weight (heads, classes, dim) and bias (heads, classes) of the affine map that each head is."""
+        """Weight (heads, classes, dim) and bias (heads, classes) of each head as one affine map."""
         weight = (self.weight * self.gamma.transpose(1, 2)).transpose(1, 2).contiguous()
         return weight, torch.baddbmm(self.bias, self.beta, self.weight).squeeze(1)
 
 
 def layer_normalised(inputs: Tensor) -> Tensor:
-    """Rows (n, dim) of mean 0 and variance 1: what LayerNorm makes of them before its affine."""
+    """Normalise rows (n, dim) to mean 0 and variance 1: LayerNorm without its affine parameters."""
     return functional.layer_norm(inputs, inputs.shape[1:], eps=LAYER_NORM_EPS)
 
 
@@ -153,17 +154,17 @@ def train_heads(
     batch_size: int,
     learning_rate: float,
 ) -> tuple[Trained, ...]:
-    """Train every job's head by X-ARES's schedule; to rounding, a head does not depend on the other jobs.
+    """Train the head of every job by the schedule of X-ARES.
 
-    Every epoch has a new order, and its last batch may be smaller; the first of the best epochs by validation score is
-    taken.
+    A head does not depend on the other jobs, except for rounding. Every epoch shuffles the windows; its last batch may
+    be smaller. The earliest epoch with the best validation score is selected.
 
     Parameters
     ----------
     features : float32 (windows, dim)
         From `layer_normalised`.
     targets : (windows, ...)
-        Of all windows.
+        Targets of all windows.
     jobs : sequence of Job
 
     Raises
@@ -184,8 +185,8 @@ def train_heads(
 
     work = len(jobs) * batch_size * n_classes * features.shape[1]
     trained: dict[int, Trained] = {}
-    with threads(1 if work < MIN_WORK_FOR_THREADS else torch.get_num_threads()):
-        # Heads that take the same number of steps share a module and an optimiser.
+    with torch_threads(1 if work < MIN_WORK_FOR_THREADS else torch.get_num_threads()):
+        # Heads with the same number of steps share a module and an optimiser.
         for _, group in groupby(sorted(range(len(jobs)), key=n_steps), key=n_steps):
             numbers = list(group)
             alike = [jobs[at] for at in numbers]
@@ -204,9 +205,9 @@ def train_heads(
 
 
 def _batches(jobs: Sequence[Job], batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of an epoch: windows int64 (heads, batch), and their weights in the mean of a head's loss.
+    """Batches of an epoch: windows int64 (heads, batch), and their weights in the mean loss of a head.
 
-    The last batch is filled up with windows of weight 0 where a head has fewer windows than another.
+    The last batch is padded with windows of weight 0 for heads with fewer windows than others.
     """
     longest = max(len(job.windows) for job in jobs)
     last = (longest - 1) // batch_size * batch_size
@@ -225,7 +226,7 @@ def _batches(jobs: Sequence[Job], batch_size: int) -> Iterator[tuple[Tensor, Ten
 def _best_heads(
     model: LinearHeads, features: Tensor, jobs: Sequence[Job], best: Sequence[Trained | None], *, epoch: int
 ) -> list[Trained | None]:
-    """The heads as they are after an epoch, or as they were where validation scores them no better."""
+    """The heads after an epoch, or the previous best where the validation score has not improved."""
     found: list[Trained | None] = []
     for job, before, weight, bias in zip(jobs, best, *model.folded(), strict=True):
         history: tuple[float, ...] = ()
@@ -241,8 +242,8 @@ def _best_heads(
 
 
 @contextmanager
-def threads(n_threads: int) -> Iterator[None]:
-    """Set the number of threads of torch's operations, until the block ends."""
+def torch_threads(n_threads: int) -> Iterator[None]:
+    """Set the number of threads of torch's operations inside the block."""
     before = torch.get_num_threads()
     torch.set_num_threads(n_threads)
     try:

@@ -1,17 +1,16 @@
-"""Logistic regression to convergence, over a path of regularisation strengths that validation chooses from.
+"""Logistic regression to convergence, over a path of regularisation strengths from which validation selects.
 
-The objective is scikit-learn's, and so is the strength ``C``: the sum of the log losses of the training windows plus
-|W|^2 / (2 C), on features that are standardised per dimension; intercepts are not penalised. One multinomial model
-where a clip has one class (for two classes the binomial model, as in scikit-learn), one model for each class of label
-sets.
+The objective and the strength ``C`` are those of scikit-learn: the sum of the log losses of the training windows plus
+|W|^2 / (2 C), on features standardised per dimension; intercepts are not penalised. Single-label tasks have one
+multinomial model (binomial for two classes, as in scikit-learn); multi-label tasks have one binary model per class.
 
-Features are rotated into the eigenvectors of their covariance, of which there are no more than training windows. The
-rotation changes neither the objective nor its minimum, but there the Hessian is nearly diagonal, and L-BFGS scaled by
-that diagonal takes few passes, where correlated features take hundreds. All folds and classes are one batch (see
-`featstore.probe.lbfgs`); strengths go from strong regularisation to weak, each from where the line through its two
-nearest solutions, in log C, leads (the predictor step of path-following methods: Allgower and Georg 1990). Rows are
-taken in chunks of a fixed size, one thread each, and added up in order: the result does not depend on the number of
-threads.
+Features are rotated into the eigenbasis of their covariance, whose rank is at most the number of training windows. The
+rotation does not change the objective or its minimum, but makes the Hessian nearly diagonal: L-BFGS scaled by that
+diagonal needs few passes, where correlated features need hundreds. All folds and classes are one batch (see
+`featstore.probe.lbfgs`). Strengths are solved from strong to weak regularisation. Each starts from the linear
+extrapolation, in log C, of its two nearest solutions (the predictor step of path-following methods: Allgower and Georg
+1990). Rows are processed in chunks of a fixed size, one per thread, and added in order: the result does not depend on
+the number of threads.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from featstore.probe.lbfgs import minimise
-from featstore.probe.linear import threads
+from featstore.probe.linear import torch_threads
 from featstore.probe.selection import GridSearch
 from featstore.probe.standardisation import Standardisation
 
@@ -36,33 +35,33 @@ __all__ = ["GRID", "HIGHEST_C", "LOWEST_C", "Affine", "Path", "TrainingSet", "Tr
 
 GRID = tuple(10.0**exponent for exponent in (-4.0, -3.5, -3.0, -2.5, -2.0, -1.5, -1.0))
 LOWEST_C, HIGHEST_C = 1e-6, 1e6
-"""Where the best strength is the first or the last, the grid is extended by a decade, and again while that improves the
-metric, to here at most: the range of CLIP's search (Radford et al. 2021, appendix A.3)."""
+"""Bounds of the search, the range of CLIP's (Radford et al. 2021, appendix A.3). If the best strength is at an edge of
+the grid, the grid is extended by a decade, repeatedly while that improves the metric."""
 
 C_UNSELECTED = 1.0
-"""scikit-learn's default, where there is no validation clip to choose by."""
+"""Strength without validation clips: scikit-learn's default."""
 
 TOLERANCE, PATH_TOLERANCE = 1e-3, 3e-3
-"""Of the gradient, as a share of the penalty's (see `featstore.probe.lbfgs`): of the chosen model, and of those that
-are only compared. Logits are as exact."""
+"""Convergence criterion of the selected model and of the others: norm of the gradient as a fraction of the penalty's
+(see `featstore.probe.lbfgs`). The relative error of logits is of the same order."""
 
 LARGEST_FLOAT32_C = 3.0
-"""Weaker penalties leave a gradient that float32 does not resolve: such fits are in float64."""
+"""Fits with a weaker penalty use float64: float32 does not resolve their gradients."""
 
 VARIANCE_FLOOR = 0.3
-"""Added to the variance of each eigenvector, of which the mean is 1, where L-BFGS is scaled. With a weak penalty few
-samples near the boundary make the Hessian, and what is left of a small variance says little about it."""
+"""Added to the variance (mean 1) of each eigenvector when scaling L-BFGS. With a weak penalty a few samples near the
+boundary dominate the Hessian, and small variances predict little of it."""
 
 MAX_ITERATIONS = 1000
 
 CERTAIN = 100.0
-"""What a class that training never shows, or always shows, has as its logit, either way."""
+"""Absolute logit of a class that no training clip has, or that all have."""
 
 MAX_PASS = 10_000_000_000
 MAX_VALUES = 2**29
 MAX_RANK = 8192
-"""Multiply-adds of a pass at one strength (windows x dim x classes), values of the features, which are held three times
-in float32, and rows of the matrix whose eigenvectors are found: beyond any of these, minibatches."""
+"""Limits of full-batch training: multiply-adds per pass (windows x dim x classes), number of feature values (three
+float32 copies are in memory), and rows of the eigenproblem. Larger problems use minibatches."""
 
 MAX_BATCH_BYTES = 2**30
 CHUNK_ROWS = 1024
@@ -70,32 +69,32 @@ CHUNK_ROWS = 1024
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Affine:
-    """Logits are ``standardisation(X) @ weight.T + bias``: float32 (classes, dim) and (classes,)."""
+    """Affine model: logits are ``standardisation(X) @ weight.T + bias``; float32 (classes, dim) and (classes,)."""
 
     standardisation: Standardisation
     weight: Tensor
     bias: Tensor
 
     def __call__(self, X: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Logits float32 (n, classes) of embeddings as they are."""
+        """Logits float32 (n, classes) of raw embeddings."""
         logits: NDArray[np.float32] = torch.addmm(self.bias, self.standardisation(X), self.weight.T).numpy()
         return logits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingSet:
-    """What one round teaches.
+    """Training and validation data of one round.
 
     Attributes
     ----------
     X : float32 (n, dim)
-        Embeddings as they are.
+        Raw embeddings.
     y : int64 (n,) or float32 (n, n_classes)
-        Class indices, or label sets of 0 and 1.
+        Class indices, or multi-hot labels.
     X_valid : float32 (m, dim) or None
-        What selects the strength.
+        Embeddings that select the strength.
     score : callable or None
-        From logits of ``X_valid`` to the validation score, higher is better, and what decides between equals.
+        Maps logits of ``X_valid`` to the validation score and a tie-breaker, higher is better.
     """
 
     X: NDArray[np.float32]
@@ -106,7 +105,7 @@ class TrainingSet:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tried:
-    """One strength: its validation score, and how far its fit got; ``gradient_norm`` is a share, see `TOLERANCE`."""
+    """Result for one strength: validation score, and convergence; ``gradient_norm`` is relative, see `TOLERANCE`."""
 
     C: float
     score: tuple[float, float] | None
@@ -116,14 +115,14 @@ class Tried:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Path:
-    """The chosen model, and all strengths in rising order.
+    """The selected model, and the results for all strengths in ascending order.
 
     Attributes
     ----------
     extended : bool
-        Whether the best strength was at an edge of the grid, which was extended.
+        Whether the grid was extended because the best strength was at its edge.
     at_edge : bool
-        Whether the metric still rises at a bound of the search.
+        Whether the best strength is at a bound of the search.
     """
 
     model: Affine
@@ -134,12 +133,12 @@ class Path:
 
     @property
     def converged(self) -> bool:
-        """Whether the gradient of the chosen model is within the tolerance."""
+        """Whether the gradient of the selected model is within the tolerance."""
         return self.chosen.gradient_norm <= TOLERANCE
 
 
 def fits_full_batch(n: int, dim: int, n_classes: int) -> bool:
-    """Whether full-batch passes suit so many training windows: the rule of size.
+    """Whether full-batch training is feasible for a training set of this size.
 
     >>> fits_full_batch(289_205, 768, 11), fits_full_batch(138_000, 768, 1251)
     (True, False)
@@ -150,19 +149,19 @@ def fits_full_batch(n: int, dim: int, n_classes: int) -> bool:
 def fit_paths(
     sets: Sequence[TrainingSet], *, n_classes: int, pos_weight: float = 1.0, grid: Sequence[float] = GRID
 ) -> tuple[Path, ...]:
-    """Fit every training set at each strength, and choose by its validation.
+    """Fit every training set at each strength, and select a strength by validation.
 
     Parameters
     ----------
     sets : sequence of TrainingSet
-        Of one dim. Those without validation are fitted at `C_UNSELECTED` alone.
+        All have the same dim. Sets without validation are fitted at `C_UNSELECTED` only.
     pos_weight : float
-        How often a positive of a label set counts.
+        Weight of positives in multi-label losses.
     """
     paths: dict[int, Path] = {}
     folds = [_Fold(each, at, grid=grid, n_classes=n_classes, pos_weight=pos_weight) for at, each in enumerate(sets)]
     n_threads = torch.get_num_threads()
-    with torch.no_grad(), threads(1), ThreadPoolExecutor(n_threads) as pool:
+    with torch.no_grad(), torch_threads(1), ThreadPoolExecutor(n_threads) as pool:
         for batch in _batches(folds):
             list(pool.map(_Fold.reduce, batch))
             width = max(each.width for each in batch)
@@ -178,7 +177,7 @@ def fit_paths(
 
 
 def _batches(folds: Iterable[_Fold]) -> Iterable[list[_Fold]]:
-    """Folds of models of one shape, no more at a time than memory should hold."""
+    """Batches of folds with models of one shape, limited by memory."""
 
     def shape(fold: _Fold) -> tuple[bool, int]:
         return fold.per_class, fold.n_models if not fold.per_class else 0
@@ -194,21 +193,21 @@ def _batches(folds: Iterable[_Fold]) -> Iterable[list[_Fold]]:
 
 
 class _Fold:
-    """One training set: its features in the eigenbasis, with a column of ones, and what is solved of its path."""
+    """One training set: its features in the eigenbasis plus a column of ones, and the solved part of its path."""
 
     def __init__(self, of: TrainingSet, at: int, *, grid: Sequence[float], n_classes: int, pos_weight: float) -> None:
         self.at, self._of, self._n_classes, self.pos_weight = at, of, n_classes, pos_weight
         if of.y.ndim == 1:
-            self.shown = np.unique(of.y)
-            self.per_class = len(self.shown) == 2
-            known = np.searchsorted(self.shown, of.y)
+            self.classes = np.unique(of.y)
+            self.per_class = len(self.classes) == 2
+            known = np.searchsorted(self.classes, of.y)
             self.y = torch.from_numpy(known.astype(np.float32)[:, None] if self.per_class else known)
-            self.n_models = 1 if self.per_class else len(self.shown)
+            self.n_models = 1 if self.per_class else len(self.classes)
         else:
             self.per_class = True
-            self.shown = np.flatnonzero(of.y.min(axis=0) < of.y.max(axis=0))
-            self.y = torch.from_numpy(np.ascontiguousarray(of.y[:, self.shown], np.float32))
-            self.n_models = len(self.shown)
+            self.classes = np.flatnonzero(of.y.min(axis=0) < of.y.max(axis=0))
+            self.y = torch.from_numpy(np.ascontiguousarray(of.y[:, self.classes], np.float32))
+            self.n_models = len(self.classes)
         self._grid = tuple(sorted(grid)) if of.score is not None else (C_UNSELECTED,)
         self._pending = list(self._grid)
         self._search = GridSearch(bounds=(LOWEST_C, HIGHEST_C))
@@ -216,7 +215,7 @@ class _Fold:
         self.n_bytes = of.X.nbytes
 
     def reduce(self) -> None:
-        """Rotate the features, to as many columns as they can span."""
+        """Rotate the features into the eigenbasis and drop null dimensions."""
         self._standardisation = Standardisation.of(self._of.X)
         rows = self._standardisation(self._of.X)
         n, dim = rows.shape
@@ -233,7 +232,7 @@ class _Fold:
             self._Z_valid = torch.cat([valid @ self._basis, torch.ones(len(valid), 1)], dim=1)
 
     def pad(self, width: int) -> None:
-        """Give the features as many columns as those of the other folds."""
+        """Pad the features with zero columns to a width shared with other folds."""
         spare = width - self.width
         if spare:
             self.Z = torch.nn.functional.pad(self.Z, (spare, 0))
@@ -242,7 +241,7 @@ class _Fold:
             self.width = width
 
     def release(self) -> None:
-        """Let the features go."""
+        """Release the memory of the features."""
         del self.Z, self._Z_valid, self._basis
 
     def next_strength(self) -> float | None:
@@ -252,7 +251,7 @@ class _Fold:
         return self._pending.pop(0) if self._pending else None
 
     def start(self, C: float) -> Tensor:
-        """Weights (n_models, width) on the line, in log C, through the solutions of the two nearest strengths."""
+        """Initial weights (n_models, width): extrapolated in log C from the two nearest solutions."""
         if not self._solved:
             return torch.zeros(self.n_models, self.width)
         nearest, *others = sorted(self._solved, key=lambda other: abs(np.log(other / C)))
@@ -263,17 +262,17 @@ class _Fold:
         return torch.lerp(weights, self._solved[others[0]][0], share)
 
     def add(self, C: float, weights: Tensor, *, iterations: int, gradient_norm: float) -> None:
-        """Keep a solution (n_models, width), with its validation score."""
+        """Add a solution (n_models, width) and its validation score."""
         score = None
         if self._of.score is not None and self._Z_valid is not None:
             score = self._of.score(self._expanded(self._Z_valid @ weights.T).numpy())
-        if C in self._solved:  # the chosen one, on from where it was compared: that comparison stands
+        if C in self._solved:  # the selected strength, refined: the scores of the comparison stay
             before = self._solved[C][1]
             iterations, score = iterations + before.iterations, before.score
         self._solved[C] = weights, Tried(C=C, score=score, iterations=iterations, gradient_norm=gradient_norm)
 
     def best_strength(self) -> float:
-        """The one that is chosen."""
+        """The selected strength."""
         return self._best(self._tried()).C
 
     def path(self) -> Path:
@@ -300,22 +299,22 @@ class _Fold:
         return max(tried, key=lambda each: each.score or (0.0, 0.0))
 
     def _expanded(self, of_models: Tensor, *, missing: float | None = None) -> Tensor:
-        """Columns (n, n_models) as columns of classes; those that are not learned are certain, or ``missing``."""
+        """Expand columns (n, n_models) to all classes; classes without a model get a certain logit, or ``missing``."""
         columns = torch.full((len(of_models), self._n_classes), -CERTAIN if missing is None else missing)
         if self._of.y.ndim == 2:
             if missing is None:
                 columns[:, torch.from_numpy(self._of.y.min(axis=0) > 0)] = CERTAIN
-            columns[:, torch.from_numpy(self.shown)] = of_models
+            columns[:, torch.from_numpy(self.classes)] = of_models
         elif self.per_class:
-            columns[:, int(self.shown[0])] = 0.0
-            columns[:, int(self.shown[1])] = of_models[:, 0]
+            columns[:, int(self.classes[0])] = 0.0
+            columns[:, int(self.classes[1])] = of_models[:, 0]
         else:
-            columns[:, torch.from_numpy(self.shown)] = of_models
+            columns[:, torch.from_numpy(self.classes)] = of_models
         return columns
 
 
 def _solve(wave: Sequence[tuple[_Fold, float]], pool: Executor, *, tolerance: float) -> None:
-    """Solve some strengths of some folds, those of a fold being neighbours: a batch for each precision."""
+    """Solve strengths of some folds, those of a fold consecutive: one batch per precision."""
     for dtype in (torch.float32, torch.float64):
         batch = [(fold, C) for fold, C in wave if (C > LARGEST_FLOAT32_C) == (dtype == torch.float64)]
         if batch:
@@ -347,7 +346,7 @@ def _solve_batch(wave: Sequence[tuple[_Fold, float]], pool: Executor, *, toleran
 
 
 class _Problems:
-    """The problems of a wave, in the order of its folds; each has so many ``n_variables``."""
+    """Objectives of a wave of problems, in the order of its folds; each problem has ``n_variables``."""
 
     n_variables: int
 
@@ -367,7 +366,7 @@ class _Problems:
         self.penalty.view(len(penalty), -1, self._width)[..., -1] = 0.0
 
     def __call__(self, x: Tensor, problems: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean log loss, and its gradient: see `featstore.probe.lbfgs.minimise`."""
+        """Mean log loss and its gradient: see `featstore.probe.lbfgs.minimise`."""
         values = torch.zeros(len(x), dtype=torch.float64)
         gradients = torch.zeros_like(x)
         bounds = torch.searchsorted(self._fold[problems], torch.arange(len(self._folds) + 1)).tolist()
@@ -379,27 +378,27 @@ class _Problems:
         ]
 
         def of_chunk(item: tuple[_Fold, slice, slice]) -> tuple[Tensor, Tensor]:
-            fold, mine, rows = item
+            fold, own, rows = item
             with torch.no_grad():
-                return self._of_chunk(fold, rows, x[mine], problems[mine])
+                return self._of_chunk(fold, rows, x[own], problems[own])
 
-        found = map(of_chunk, work) if len(work) == 1 else self._pool.map(of_chunk, work)  # a thread's turn costs more
-        for (_, mine, _), (value, gradient) in zip(work, found, strict=True):
-            values[mine] += value
-            gradients[mine] += gradient
+        found = map(of_chunk, work) if len(work) == 1 else self._pool.map(of_chunk, work)  # a thread would cost more
+        for (_, own, _), (value, gradient) in zip(work, found, strict=True):
+            values[own] += value
+            gradients[own] += gradient
         return values, gradients
 
     def curvature(self) -> Tensor:
-        """An estimate of the diagonals of the Hessians: as if each sample had the shares that the classes have.
+        """Estimate of the Hessian diagonals: predicts class frequencies for every sample.
 
-        The variances are those of the eigenvectors, and more: see `VARIANCE_FLOOR`.
+        Uses the variances of the eigenvectors plus `VARIANCE_FLOOR`.
         """
         variances = {fold: Z.square().mean(0) + VARIANCE_FLOOR for fold, Z in self._Z.items()}
         h = {fold: torch.outer(self._spread(fold).to(of.dtype), of) for fold, of in variances.items()}
         return torch.cat([h[fold] for fold in self._fold_of_strength]).view(len(self.penalty), -1) + self.penalty
 
     def _spread(self, fold: _Fold) -> Tensor:
-        """Second derivative of the loss by the logit of each of the fold's models."""
+        """Second derivative of the loss with respect to the logit of each model of the fold."""
         raise NotImplementedError
 
     def _of_chunk(self, fold: _Fold, rows: slice, x: Tensor, problems: Tensor) -> tuple[Tensor, Tensor]:
@@ -407,7 +406,7 @@ class _Problems:
 
 
 class _Multinomial(_Problems):
-    """One problem is one strength of one fold: the weights (n_models, width) of all its classes."""
+    """One problem per strength and fold: the weights (n_models, width) of all its classes."""
 
     def __init__(self, wave: Sequence[tuple[_Fold, float]], pool: Executor, dtype: torch.dtype) -> None:
         self._n_classes = wave[0][0].n_models
@@ -415,7 +414,7 @@ class _Multinomial(_Problems):
         super().__init__(wave, [1] * len(wave), pool, dtype)
 
     def _spread(self, fold: _Fold) -> Tensor:
-        """Of diag(p) - p p^T, the diagonal of diag(p), which is an upper bound (Böhning 1992)."""
+        """Upper bound of diag(p) - p p^T by diag(p) (Böhning 1992)."""
         return torch.bincount(fold.y, minlength=self._n_classes) / len(fold.y)
 
     def _of_chunk(self, fold: _Fold, rows: slice, x: Tensor, problems: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG002
@@ -428,7 +427,7 @@ class _Multinomial(_Problems):
 
 
 class _PerClass(_Problems):
-    """One problem is one class at one strength of one fold: its weights (width,)."""
+    """One problem per class, strength and fold: its weights (width,)."""
 
     def __init__(self, wave: Sequence[tuple[_Fold, float]], pool: Executor, dtype: torch.dtype) -> None:
         self.n_variables = wave[0][0].width

@@ -1,4 +1,4 @@
-"""Tasks of kind ``regression``: ridge regression, or a linear head that is trained as X-ARES does."""
+"""Kind ``regression``: ridge regression, or a linear head with the schedule of X-ARES."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ __all__ = ["GRID", "RidgePath", "SquaredError", "fit_ridge", "score_regression"]
 
 GRID = tuple(10.0 ** (exponent / 2) for exponent in range(-2, 11))
 LOWEST_ALPHA, HIGHEST_ALPHA = 1e-6, 1e10
-"""Where the best penalty is the first or the last, the grid goes on, to here at most."""
+"""Bounds of the search: the grid is extended while the best penalty is at its edge."""
 
 ALPHA_UNSELECTED = 1.0
-"""scikit-learn's default, where there is no validation clip to choose by."""
+"""Penalty without validation clips: scikit-learn's default."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RidgePath:
-    """The chosen model, and all penalties in rising order, each with its validation score.
+    """The selected model, and the validation scores of all penalties in ascending order.
 
     Attributes
     ----------
     gradient_norm : float
-        Of the objective, as a share of that of the penalty: what rounding leaves.
+        Norm of the gradient as a fraction of the penalty's; nonzero by rounding only.
     """
 
     standardisation: Standardisation
@@ -58,7 +58,7 @@ class RidgePath:
     gradient_norm: float
 
     def __call__(self, X: NDArray[np.float32]) -> NDArray[np.float64]:
-        """Numbers (n, 1) of embeddings as they are."""
+        """Predictions (n, 1) for raw embeddings."""
         return _predicted(self.standardisation(X), self.weight[:, None], self.bias)
 
 
@@ -70,7 +70,7 @@ def fit_ridge(
     score: Callable[[NDArray[np.float64]], tuple[float, float]] | None,
     grid: Sequence[float] = GRID,
 ) -> RidgePath:
-    """Fit every penalty and choose by validation.
+    """Fit every penalty and select one by validation.
 
     Parameters
     ----------
@@ -78,14 +78,14 @@ def fit_ridge(
     y : float64 (n,)
     X_valid : float32 (m, dim) or None
     score : callable or None
-        From numbers (m, 1) to the validation score, higher is better, and what decides between equals. Without it the
-        penalty is `ALPHA_UNSELECTED`.
+        Maps predictions (m, 1) to the validation score and a tie-breaker, higher is better. None: use
+        `ALPHA_UNSELECTED`.
     """
     standardisation = Standardisation.of(X)
     rows = standardisation(X).double()
     bias = float(y.mean())
     products = rows.T @ torch.from_numpy(y - bias)
-    # Of more rows than columns, R of a QR decomposition has the same S and V.
+    # With more rows than columns, R of a QR decomposition has the same S and V.
     _, s, Vt = torch.linalg.svd(
         torch.linalg.qr(rows, mode="r").R if len(rows) > rows.shape[1] else rows, full_matrices=False
     )
@@ -102,7 +102,7 @@ def fit_ridge(
             if score is not None and valid is not None:
                 found[alpha] = score(_predicted(valid, solution[:, None], bias))
         alphas = sorted(found)
-        # Of equals, the strongest penalty.
+        # Ties go to the strongest penalty.
         best = max(reversed(alphas), key=lambda alpha: found[alpha] or (0.0, 0.0))
         pending = search.beyond({alpha: found[alpha] or (0.0, 0.0) for alpha in reversed(alphas)})
     solution = along / (s.square() + best)
@@ -133,21 +133,21 @@ LARGEST_NUMBER = 1e30
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SquaredError:
-    """Squared error of standardised numbers, as ``torch.nn.MSELoss``; a `featstore.probe.linear.Loss`.
+    """Squared error of standardised targets, as ``torch.nn.MSELoss``; a `featstore.probe.linear.Loss`.
 
-    A head that begins near 0 would spend its epochs on the way to numbers of another size: it learns
-    (number - mean) / std instead, and its scores are turned back into numbers.
+    A head that starts near 0 would need its epochs to reach targets of a different magnitude. It predicts
+    (target - mean) / std instead, and `scores` inverts the transform.
     """
 
     mean: float = 0.0
     std: float = 1.0
 
     def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Of logits (..., 1) and numbers (...)."""
+        """Squared error of logits (..., 1) and targets (...)."""
         return (logits.squeeze(-1) - (targets - self.mean) / self.std).square()
 
     def scores(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Numbers, as they were before they were standardised."""
+        """Invert the standardisation of predictions."""
         return logits * np.float32(self.std) + np.float32(self.mean)
 
 
@@ -162,32 +162,33 @@ def score_regression(
 ) -> ScoreRecord:
     """Score a task of kind ``regression``.
 
-    ``ridge`` is ridge regression; ``linear`` is X-ARES's schedule, which under ``strict`` learns numbers that are
-    standardised by the round's training clips. ``strict`` averages the windows of a clip; under ``xares`` every window
-    is a sample.
+    ``ridge`` is ridge regression. ``linear`` is the schedule of X-ARES; under ``strict`` its targets are standardised
+    by the round's training clips. ``strict`` averages the windows of a clip; under ``xares`` every window is a sample.
     """
     metric = find_metric(manifest.metric, protocol)
-    import torch  # noqa: F401  # so that its import is no part of a stage
+    import torch  # noqa: F401  # imported here so that no timed stage includes it
 
     watch = Stopwatch()
     with watch("read"):
         task = load_task(store, manifest, encoder=encoder, protocol=protocol)
         _check_size(task)
     with watch("train"):
-        taught = _learn_ridge(task, metric) if head == "ridge" else _learn_linear(task, metric, seeds=seeds)
+        trained_rounds = _learn_ridge(task, metric) if head == "ridge" else _learn_linear(task, metric, seeds=seeds)
     with watch("score"):
-        outcomes = [_outcome(task, each, numbers) for each, numbers in zip(task.rounds, taught.numbers, strict=True)]
+        outcomes = [
+            _outcome(task, each, numbers) for each, numbers in zip(task.rounds, trained_rounds.numbers, strict=True)
+        ]
         scores = score_outcomes(task, outcomes)
     return score_record(
         task,
         scores,
         track="A",
-        seeds=taught.seeds,
-        settings={"head": head, **taught.settings},
+        seeds=trained_rounds.seeds,
+        settings={"head": head, **trained_rounds.settings},
         seconds=watch.seconds,
         libraries=("torch",),
         details={
-            **taught.details,
+            **trained_rounds.details,
             "at_or_below_majority": _at_or_below_mean(task, metric, outcomes, value=scores.value),
             "metrics": {name: _mean_score(find_metric(name, protocol), outcomes) for name in METRICS},
         },
@@ -195,12 +196,12 @@ def score_regression(
 
 
 Predict = Callable[[NDArray[np.int64]], NDArray[np.floating[Any]]]
-"""Numbers (n, 1) of windows of the pool."""
+"""Maps windows of the pool to predictions (n, 1)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Taught:
-    """What each round taught, by seed, and what the record keeps of it."""
+class _TrainedRounds:
+    """Trained models of each round, by seed, and the details and settings of the record."""
 
     numbers: Sequence[Sequence[Predict]]
     details: Mapping[str, Any]
@@ -208,7 +209,7 @@ class _Taught:
     settings: Mapping[str, Any]
 
 
-def _learn_ridge(task: TaskData, metric: Metric) -> _Taught:
+def _learn_ridge(task: TaskData, metric: Metric) -> _TrainedRounds:
 
     paths = []
     for each in task.rounds:
@@ -234,7 +235,7 @@ def _learn_ridge(task: TaskData, metric: Metric) -> _Taught:
         ]
         for path in paths
     ]
-    return _Taught(
+    return _TrainedRounds(
         numbers=[(partial(_ridge_numbers, task, path),) for path in paths],
         details=fit_details(task.rounds, fits),
         seeds=(),
@@ -243,7 +244,7 @@ def _learn_ridge(task: TaskData, metric: Metric) -> _Taught:
 
 
 def _ridge_score(metric: Metric, samples: Samples, numbers: NDArray[np.float64]) -> tuple[float, float]:
-    """Validation score, and the squared error, which decides between equals; both negated where lower is better."""
+    """Validation score, and the squared error as a tie-breaker; both negated where lower is better."""
     voted = samples.vote(numbers)
     sign = 1.0 if metric.higher_is_better else -1.0
     return sign * metric.score(samples.y_true, voted), -float(np.square(voted[:, 0] - samples.y_true).mean())
@@ -253,7 +254,7 @@ def _ridge_numbers(task: TaskData, path: RidgePath, windows: NDArray[np.int64]) 
     return path(task.X[windows])
 
 
-def _learn_linear(task: TaskData, metric: Metric, *, seeds: tuple[int, ...]) -> _Taught:
+def _learn_linear(task: TaskData, metric: Metric, *, seeds: tuple[int, ...]) -> _TrainedRounds:
     from featstore.probe import linear as heads
 
     features = heads.layer_normalised(torch.from_numpy(task.X))
@@ -261,7 +262,7 @@ def _learn_linear(task: TaskData, metric: Metric, *, seeds: tuple[int, ...]) -> 
     trained = [
         _train(task, features, number, loss=loss, metric=metric, seeds=seeds) for number, loss in enumerate(losses)
     ]
-    return _Taught(
+    return _TrainedRounds(
         numbers=[
             [partial(_linear_numbers, features, head, loss) for head in of_round]
             for of_round, loss in zip(trained, losses, strict=True)
@@ -282,7 +283,7 @@ def _linear_numbers(
 
 
 def _at_or_below_mean(task: TaskData, metric: Metric, outcomes: Sequence[Outcome], *, value: float) -> bool:
-    """Whether a score is no better than that of the training mean, the same for every test clip."""
+    """Whether the score is no better than that of the training mean as a constant prediction."""
     baseline = np.mean(
         [
             metric.score(
@@ -300,8 +301,8 @@ def _check_size(task: TaskData) -> None:
     if len(too_large):
         clip, number = task.clip_id[too_large[0]], task.targets.values[too_large[0]]
         raise LabelError(
-            f"task {task.manifest.name}: clip {clip} has the number {number:g}; a head computes in float32, and takes "
-            f"numbers of at most {LARGEST_NUMBER:g} in size: scale them"
+            f"task {task.manifest.name}: clip {clip} has the label {number:g}; heads compute in float32, so absolute "
+            f"values must be at most {LARGEST_NUMBER:g}: rescale the labels"
         )
 
 
@@ -315,7 +316,7 @@ def _loss_of(task: TaskData, each: Round) -> SquaredError:
 def _train(
     task: TaskData, features: Tensor, number: int, *, loss: SquaredError, metric: Metric, seeds: tuple[int, ...]
 ) -> tuple[Trained, ...]:
-    """Heads of one round by seed."""
+    """Heads of one round, one per seed."""
     from featstore.probe import linear as heads
 
     each, probe = task.rounds[number], task.manifest.probe
@@ -363,7 +364,7 @@ def _outcome(task: TaskData, each: Round, numbers: Sequence[Predict]) -> Outcome
 
 
 def _mean_score(metric: Metric, outcomes: Sequence[Outcome]) -> float:
-    """Mean over rounds and seeds."""
+    """Mean score over rounds and seeds."""
     return float(
         np.mean([metric.score(each.samples.y_true, y_score) for each in outcomes for y_score in each.y_scores])
     )

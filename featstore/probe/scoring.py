@@ -1,4 +1,4 @@
-"""From what a probe predicted in each round to a `ScoreRecord`, for the kinds that score more than class scores."""
+"""Build a `ScoreRecord` from the predictions of each round, for sequence, retrieval and other non-clip kinds."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ __all__ = ["RoundResult", "plan", "verdict"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoundResult:
-    """What was predicted in one round.
+    """Predictions of one round.
 
     Attributes
     ----------
     test_set : TestSet
         One prediction per seed.
     fits : tuple of Fitted
-        By seed.
+        One per seed.
     details : mapping
-        More numbers of the round: means over seeds.
+        Further numbers of the round: means over seeds.
     """
 
     round: Round
@@ -46,12 +46,12 @@ class RoundResult:
 
 
 def plan(manifest: Manifest, windows: Windows, *, protocol: Protocol) -> tuple[Round, ...]:
-    """Plan the rounds of a task whose clips are all of one stratum.
+    """Plan the rounds of a task without stratification.
 
     Raises
     ------
     DataError
-        A round has no training clip, or no test clip.
+        A round has no training clip or no test clip.
     """
     rounds = plan_rounds(
         protocol=protocol,
@@ -80,9 +80,9 @@ def verdict(
     seconds: Mapping[str, float],
     libraries: Sequence[str],
 ) -> ScoreRecord:
-    """Score every round and build the record; the interval is made as for every other kind.
+    """Score every round and build the record with its confidence interval.
 
-    ``settings`` are those that the manifest's ``[probe]`` does not tell.
+    ``settings`` are those that are not in the manifest's ``[probe]``.
     """
     rounds = tuple(each.round for each in tested)
     task = _WindowsTask(
@@ -111,7 +111,7 @@ def verdict(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _WindowsTask(Windows):
-    """Windows with what the record of their score names."""
+    """Windows, and the task, protocol and rounds that the record names."""
 
     manifest: Manifest
     protocol: Protocol
@@ -119,7 +119,7 @@ class _WindowsTask(Windows):
 
 
 def _by_round(tested: Sequence[RoundResult]) -> dict[str, Any]:
-    """Numbers of the rounds: as they are for a single round, else by round."""
+    """Details of the rounds: unchanged for a single round, else by round name."""
     if len(tested) == 1:
         return dict(tested[0].details)
     names = dict.fromkeys(name for each in tested for name in each.details)

@@ -1,4 +1,4 @@
-"""What was selected, and how sure that is: the part of a record that every probe has."""
+"""Model selection as a `ScoreRecord` reports it, and extension of hyperparameter grids."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ AT_EDGE = "the best strength or learning rate is at the bound of the search"
 
 
 class Selected(Protocol):
-    """What was trained, as far as its epochs go."""
+    """Training history of a head."""
 
     @property
     def epoch(self) -> int:
-        """The best one, counted from 1."""
+        """The best epoch, counted from 1."""
 
     @property
     def history(self) -> Sequence[float]:
@@ -29,18 +29,18 @@ class Selected(Protocol):
 
     @property
     def fit(self) -> Mapping[str, Any] | None:
-        """How its learning rate was found; None where the schedule is fixed."""
+        """How the learning rate was found; None for a fixed schedule."""
 
 
 class GridSearch:
-    """Extension of a log grid of half decades whose best value is at its edge.
+    """Extends a logarithmic grid of half decades while its best value is at an edge.
 
     Attributes
     ----------
     extended : bool
         Whether the grid was extended.
     at_edge : bool
-        Whether the metric still rises at one of the ``bounds``, beyond which nothing is tried.
+        Whether the best value is at one of the ``bounds``.
     """
 
     def __init__(self, *, bounds: tuple[float, float]) -> None:
@@ -49,12 +49,12 @@ class GridSearch:
         self.extended = self.at_edge = False
 
     def beyond(self, scores: Mapping[float, tuple[float, float]]) -> list[float]:
-        """Return the values to try next: a decade beyond an edge that is the best, while that improves the metric.
+        """Return the values to try next: one decade beyond the best edge, while that improves the metric.
 
         Parameters
         ----------
         scores : mapping
-            From each value that was tried to its metric, higher is better, and what decides between equals.
+            Maps each value tried to its metric and a tie-breaker, higher is better.
 
         Examples
         --------
@@ -75,7 +75,7 @@ class GridSearch:
             beyond = [best / 10.0**0.5, best / 10.0]
         else:
             return []
-        slack = 1.0 + 1e-9  # of rounding
+        slack = 1.0 + 1e-9  # for rounding
         found = [each for each in beyond if self._bounds[0] / slack <= each <= self._bounds[1] * slack]
         self.extended |= bool(found)
         self.at_edge = not found and all(of[0] < metric for value, of in scores.items() if value != best)
@@ -83,7 +83,7 @@ class GridSearch:
 
 
 def selection_details(rounds: Sequence[Round], trained: Sequence[Sequence[Selected]]) -> dict[str, Any]:
-    """Best epochs and validation scores of what was trained in each round, by seed."""
+    """Best epochs and validation scores of each round, by seed."""
     by_name = {each.name: of for each, of in zip(rounds, trained, strict=True)}
     every = [each for of in trained for each in of]
     details: dict[str, Any] = {
@@ -97,18 +97,18 @@ def selection_details(rounds: Sequence[Round], trained: Sequence[Sequence[Select
 
 
 def _finite(score: float) -> float | None:
-    """A score, or None of an epoch that came to numbers that are not finite."""
+    """A score, or None if it is not finite."""
     return score if math.isfinite(score) else None
 
 
 def _at_edge(each: Selected) -> bool:
-    """Whether the best epoch is the first, or the last that the schedule allows."""
+    """Whether the best epoch is the first or the last epoch of the schedule."""
     stopped_early = each.fit is not None and each.fit["converged"]
     return each.epoch == 1 or (each.epoch == len(each.history) and not stopped_early)
 
 
 def fit_details(rounds: Sequence[Round], fits: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
-    """Build ``details["fit"]`` from the fits of each round, by seed where there are several."""
+    """Build ``details["fit"]`` from the fits of each round, by seed where a round has several."""
     every = [fit for of in fits for fit in of]
     converged, at_edge = all(fit["converged"] for fit in every), any(fit["at_edge"] for fit in every)
     notes = [note for note, given in ((NOT_CONVERGED, not converged), (AT_EDGE, at_edge)) if given]

@@ -1,4 +1,4 @@
-"""Clips as sequences of frames with transcripts, and the error rates of what a head recognised."""
+"""Clips as frame sequences with transcripts, length-sorted batches, and error rates of recognised texts."""
 
 from __future__ import annotations
 
@@ -27,24 +27,24 @@ __all__ = ["Sequences", "compare_texts", "length_batches", "open_sequences"]
 
 
 MAX_BATCH_FRAMES = 2**17
-"""Frames of one padded batch: 400 MiB of float32 at 768 dimensions."""
+"""Default frames per padded batch: 400 MiB of float32 at 768 dimensions."""
 
 LENGTH_JITTER = 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sequences:
-    """Clips of a task; the windows of a clip make one sequence, in the order of time, under both protocols.
+    """Clips of a task. The windows of a clip form one sequence in time order, under both protocols.
 
     Attributes
     ----------
     windows : Windows
     window_frames : int64 (windows,)
-        Frames to read of each.
+        Number of frames to read from each window.
     n_frames : int64 (n_clips,)
-        Sums of these.
+        Number of frames of each clip.
     transcripts : tuple of str (n_clips,)
-        As they are written.
+        Raw transcripts.
     """
 
     windows: Windows
@@ -53,7 +53,7 @@ class Sequences:
     transcripts: tuple[str, ...]
 
     def frames(self, clip: int) -> NDArray[np.float32]:
-        """Frames of one clip, float32 (n_frames[clip], dim), owned. Raises DataError where one is not finite."""
+        """Frames of one clip, float32 (n_frames[clip], dim), copied. Raises DataError if one is not finite."""
         sizes = [len(each) for each in self.windows.sets]
         firsts = np.cumsum([0, *sizes])
         begin, end = np.searchsorted(self.windows.clip, [clip, clip + 1])
@@ -67,27 +67,27 @@ class Sequences:
             done += count
         if not np.isfinite(frames).all():
             raise DataError(
-                f"clip {self.windows.ids[clip]} has frames that are not finite: `featstore verify --repair` drops "
-                "damaged parts, extracting makes them again"
+                f"clip {self.windows.ids[clip]} has frames with non-finite values: run `featstore verify --repair` to "
+                "drop damaged parts, then extract again"
             )
         return frames
 
     def standardisation(self, clips: NDArray[np.int64]) -> Standardisation:
-        """Mean and variance of all frames of some clips, read one clip after another."""
+        """Mean and variance of all frames of some clips, computed clip by clip."""
         return Standardisation.of_chunks(self.frames(clip) for clip in clips.tolist())
 
 
 def open_sequences(store: Store, manifest: Manifest, *, encoder: str | None, protocol: Protocol) -> Sequences:
-    """Find the frames and read the transcripts of a task.
+    """Open the frames and read the transcripts of a task.
 
-    Under ``strict`` frames that an encoder made of padding are left out, under ``xares`` all that are stored count.
+    ``strict`` omits frames of padding; ``xares`` uses all stored frames.
 
     Raises
     ------
     UnknownFeatureSet
-        The store lacks some feature sets, their frames, or the encoder; the message says what to run.
+        The store lacks feature sets, frames or the encoder; the message gives the command to run.
     LabelError
-        A clip has no usable transcript.
+        A clip has no valid transcript.
     DataError
         A set has no clip, or a window has no frame.
     """
@@ -97,7 +97,7 @@ def open_sequences(store: Store, manifest: Manifest, *, encoder: str | None, pro
     without = sorted({each.split for each in windows.sets if not each.has_frames})
     if without:
         raise UnknownFeatureSet(
-            f"task {manifest.name}: {store.url} holds no frames of {manifest.feature_dataset} {', '.join(without)}: "
+            f"task {manifest.name}: {store.url} has no frames of {manifest.feature_dataset} {', '.join(without)}: "
             f"run `{extract_command(manifest, windows.recipe, store, options=' --frames always')}`"
         )
     stored = np.concatenate([each.frames.lengths for each in windows.sets])
@@ -122,16 +122,16 @@ def length_batches(
     rng: np.random.Generator | None,
     max_frames: int = MAX_BATCH_FRAMES,
 ) -> list[NDArray[np.int64]]:
-    """Batches of clips that are nearly as long as one another, every clip once.
+    """Batches of clips of similar length; every clip occurs once.
 
     Parameters
     ----------
     clips : int64 (n,)
         Indices into ``n_frames``.
     rng : numpy Generator or None
-        Shuffles which neighbours in length share a batch, and the order of batches; None: by length alone.
+        Shuffles clips of similar length and the order of batches. None: sorted by length.
     max_frames : int
-        Of a batch, padding included; a longer clip is a batch of its own.
+        Maximum frames of a batch, padding included; a longer clip is a batch by itself.
     """
     length = n_frames[clips].astype(np.float64)
     if rng is not None:
@@ -158,25 +158,25 @@ def compare_texts(
     *,
     clips: NDArray[np.int64],
     references: Sequence[str],
-    said: Sequence[Sequence[str]],
+    recognised: Sequence[Sequence[str]],
     fits: Sequence[Fitted],
     details: Mapping[str, Any],
 ) -> RoundResult:
-    """Count the edits between the texts of a round's test clips and what was made of them.
+    """Count the edits between reference texts and recognised texts of a round's test clips.
 
     Parameters
     ----------
     clips : int64 (n,)
-        The test clips, in the order of their texts.
+        The test clips, in the order of ``references``.
     references : sequence of str (n,)
-        What was said, in the form that words are compared in.
-    said : sequence of sequence of str (seeds, n)
-        What was made of it, in the same form.
+        True texts, normalised for scoring.
+    recognised : sequence of sequence of str (seeds, n)
+        Recognised texts, normalised likewise.
     details : mapping
-        More numbers of the round.
+        Further numbers of the round.
     """
-    words = [count_edits(references, texts, unit="word") for texts in said]
-    characters = [count_edits(references, texts, unit="character") for texts in said]
+    words = [count_edits(references, texts, unit="word") for texts in recognised]
+    characters = [count_edits(references, texts, unit="character") for texts in recognised]
     return RoundResult(
         round=each,
         test_set=TestSet(
@@ -189,6 +189,6 @@ def compare_texts(
             "wer": float(np.mean([of.rate for of in words])),
             "cer": float(np.mean([of.rate for of in characters])),
             **details,
-            "examples": [list(pair) for pair in zip(references[:N_EXAMPLES], said[0][:N_EXAMPLES], strict=True)],
+            "examples": [list(pair) for pair in zip(references[:N_EXAMPLES], recognised[0][:N_EXAMPLES], strict=True)],
         },
     )

@@ -1,4 +1,4 @@
-"""Features of mean 0 and variance 1 in each dimension of a training set, as scikit-learn's ``StandardScaler``."""
+"""Standardise features to mean 0 and variance 1 per dimension of a training set, as ``StandardScaler``."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class Standardisation:
 
     @classmethod
     def of(cls, X: NDArray[np.float32]) -> Standardisation:
-        """By the rows (n, dim) of an array."""
+        """Compute the statistics of the rows (n, dim) of an array."""
         return cls.of_chunks(X[start : start + CHUNK_ROWS] for start in range(0, len(X), CHUNK_ROWS))
 
     @classmethod
     def of_chunks(cls, chunks: Iterable[NDArray[np.floating]]) -> Standardisation:
-        """By rows that come chunk by chunk, their statistics merged pairwise (Chan, Golub and LeVeque 1983)."""
+        """Compute the statistics of chunks of rows, merged pairwise (Chan, Golub and LeVeque 1983)."""
         n, mean, squares = 0, np.zeros(1), np.zeros(1)
         for chunk in chunks:
             rows = np.asarray(chunk, np.float64)
@@ -42,7 +42,7 @@ class Standardisation:
             mean = mean + offset * len(rows) / total
             n = total
         variance = squares / max(n, 1)
-        # What rounding alone makes of a constant column: the bound of scikit-learn's StandardScaler.
+        # A constant column has a variance within this bound by rounding (the bound of StandardScaler).
         eps = np.finfo(np.float64).eps
         constant = variance <= n * eps * variance + np.square(n * mean * eps)
         return cls(mean=mean, scale=np.where(constant, 1.0, np.sqrt(variance)))
@@ -68,5 +68,5 @@ class Standardise(nn.Module):
         self.register_buffer("scale", torch.from_numpy(by.scale.astype(np.float32)))
 
     def forward(self, features: Tensor) -> Tensor:
-        """Rows (..., dim)."""
+        """Standardise rows (..., dim)."""
         return (features - self.mean) / self.scale

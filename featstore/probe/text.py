@@ -1,4 +1,4 @@
-"""Transcripts and alphabets, tokenizers and language models. The only module of the probe that imports transformers."""
+"""Transcripts, alphabets, tokenizers and language models. The only module of the probe that imports transformers."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ BLANK = 0
 
 
 def normalised(text: str) -> str:
-    """Put a transcript in the form that is learned from and scored.
+    """Normalise a transcript for training and scoring.
 
-    NFKC and lower case; letters, their marks, digits and apostrophes inside words stay, everything else is space; one
-    space between words.
+    Applies NFKC and lower case, keeps letters, their marks, digits and apostrophes inside words, and replaces other
+    characters by single spaces.
 
     >>> normalised("“Don’t”, she said -- 'TWICE'!")
     "don't she said twice"
@@ -49,7 +49,7 @@ def normalised(text: str) -> str:
 
 
 def words(text: str) -> list[str]:
-    """Cut a text into the words of its normalised form.
+    """Split the normalised text into words.
 
     >>> words("A dog, barking.")
     ['a', 'dog', 'barking']
@@ -59,26 +59,26 @@ def words(text: str) -> list[str]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Alphabet:
-    """Characters that a CTC head tells apart: number 0 is the blank, number n the n-th character."""
+    """Symbols of a CTC head: 0 is the blank, n is the n-th character."""
 
     characters: tuple[str, ...]
 
     @classmethod
     def of(cls, texts: Iterable[str]) -> Alphabet:
-        """Characters of some texts, in order of their code points."""
+        """Alphabet of the characters of some texts, in code point order."""
         return cls(characters=tuple(sorted(set().union(*map(set, texts)))))
 
     def __len__(self) -> int:
-        """Count the blank too."""
+        """Number of symbols, the blank included."""
         return len(self.characters) + 1
 
     def encode(self, text: str) -> NDArray[np.int64]:
-        """Spell a text in numbers, int64 (n,); characters that are not in the alphabet are left out."""
+        """Encode a text as symbols, int64 (n,); characters outside the alphabet are skipped."""
         number = {character: at for at, character in enumerate(self.characters, start=1)}
         return np.array([number[each] for each in text if each in number], dtype=np.int64)
 
     def collapse(self, best: NDArray[np.int64]) -> str:
-        """Read off greedy decoding: runs of one symbol are one, then blanks go (Graves et al. 2006).
+        """Collapse greedy CTC output: merge runs of a symbol, then remove blanks (Graves et al. 2006).
 
         >>> Alphabet(characters=(" ", "a", "b")).collapse(np.array([2, 2, 0, 2, 3, 3, 0, 1, 1]))
         'aab'
@@ -89,7 +89,7 @@ class Alphabet:
 
 
 SEPARATORS = ("<|vision_end|>",)
-"""Tokens that some models have for the end of what is no text; X-ARES takes Qwen's. Others begin a text with `bos`."""
+"""Separator tokens of some models, such as Qwen's as in X-ARES. Other models use their `bos` token."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,9 +99,9 @@ class Tokenizer:
     Attributes
     ----------
     name : str
-        As it was asked for.
+        Name or folder as given.
     sha256 : str
-        Of its vocabulary and special tokens: sixteen hexadecimal digits.
+        Hash of its vocabulary and special tokens, 16 hexadecimal digits.
     """
 
     name: str
@@ -109,24 +109,24 @@ class Tokenizer:
     raw: Any
 
     def tokens(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token numbers of each text, with the special tokens that the tokenizer adds."""
+        """Token ids of each text, with the tokenizer's special tokens."""
         return [list(map(int, ids)) for ids in self.raw(list(texts))["input_ids"]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LanguageModel:
-    """A causal language model whose weights are frozen, and its tokenizer.
+    """A causal language model with frozen weights, and its tokenizer.
 
     Attributes
     ----------
     separator, end, pad : int
-        Tokens between audio and text, after the text, and beside it.
+        Tokens between audio and text, after the text, and for padding.
     width, inner_width : int
-        Of an embedding, and of the model's own feed-forward layers.
+        Widths of the embeddings and of the model's feed-forward layers.
     max_positions : int or None
-        How long audio and text may be together.
+        Maximum length of audio plus text.
     sha256 : str
-        Of its weights: sixteen hexadecimal digits.
+        Hash of its weights, 16 hexadecimal digits.
     """
 
     name: str
@@ -141,11 +141,11 @@ class LanguageModel:
     max_positions: int | None
 
     def encode(self, text: str) -> list[int]:
-        """Token numbers of a text alone, without special tokens."""
+        """Token ids of a text, without special tokens."""
         return list(map(int, self.tokenizer.raw(text, add_special_tokens=False)["input_ids"]))
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """Text of some tokens, special ones left out."""
+        """Text of some tokens, without special tokens."""
         return str(self.tokenizer.raw.decode(list(tokens), skip_special_tokens=True))
 
     def embed(self, tokens: Tensor) -> Tensor:
@@ -156,29 +156,28 @@ class LanguageModel:
     def generate(
         self, embeddings: Tensor, mask: Tensor, *, max_new_tokens: int, repetition_penalty: float
     ) -> list[list[int]]:
-        """Go on greedily from embeddings (batch, length, width): the tokens of each row before its end.
+        """Generate greedily from embeddings (batch, length, width); return the tokens of each row before its end token.
 
-        Rows are padded on the left. What the model's folder says of generation (a temperature, a penalty) does not
-        count.
+        Rows are padded on the left. The generation settings in the model's folder (temperature, penalties) are ignored.
         """
         transformers = _transformers("a language model")
         config = transformers.GenerationConfig(
             max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=self.pad, eos_token_id=self.end
         )
-        # As a setting of the configuration, the penalty would spare as many tokens as a row has padding.
+        # As a configuration setting, the penalty would exempt tokens by the padding of the row.
         penalty = transformers.RepetitionPenaltyLogitsProcessor(penalty=repetition_penalty)
-        made = self.model.generate(
+        generated = self.model.generate(
             inputs_embeds=embeddings,
             attention_mask=mask,
             generation_config=config,
             logits_processor=transformers.LogitsProcessorList([penalty]),
         )
-        rows = [list(map(int, row)) for row in made]
+        rows = [list(map(int, row)) for row in generated]
         return [row[: row.index(self.end)] if self.end in row else row for row in rows]
 
 
 def require_transformers(what: str) -> None:
-    """Raise UsageError, with what to install, where transformers is missing; ``what`` needs it."""
+    """Raise UsageError with the install command if transformers is missing; ``what`` is the feature that needs it."""
     _transformers(what)
 
 
@@ -188,7 +187,7 @@ def load_tokenizer(name: str) -> Tokenizer:
     Raises
     ------
     UsageError
-        transformers is missing, or it has no such tokenizer and cannot get it; the message says what to do.
+        transformers is missing, or the tokenizer cannot be loaded; the message gives the fix.
     """
     transformers = _transformers("a transformers tokenizer")
     try:
@@ -207,7 +206,7 @@ def load_language_model(name: str, *, device: torch.device) -> LanguageModel:
     Raises
     ------
     UsageError
-        transformers is missing, or it has no such model in safetensors files and cannot get it.
+        transformers is missing, or there is no such model with safetensors weights.
     """
     transformers = _transformers("a language model")
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
@@ -223,9 +222,7 @@ def load_language_model(name: str, *, device: torch.device) -> LanguageModel:
     model = model.eval().to(device)
     end = raw.eos_token_id
     if end is None:
-        raise UsageError(
-            f"language model {name!r} has no end-of-text token: name another one as [probe] language_model"
-        )
+        raise UsageError(f"language model {name!r} has no end-of-text token: set another one as [probe] language_model")
     vocabulary = raw.get_vocab()
     known = [vocabulary[token] for token in SEPARATORS if token in vocabulary]
     separator = known[0] if known else raw.bos_token_id if raw.bos_token_id is not None else end
@@ -255,7 +252,7 @@ def _weights_sha256(model: torch.nn.Module) -> str:
 
 
 def _transformers(what: str) -> Any:
-    # A tokenizer that has started threads of its own warns at every fork; ours are few texts, once.
+    # A tokenizer that has started threads warns at every fork; texts are few, so threads are not needed.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         return importlib.import_module("transformers")
@@ -265,7 +262,7 @@ def _transformers(what: str) -> Any:
 
 @contextmanager
 def _without_progress_bars(transformers: Any) -> Iterator[None]:
-    """Silence the bar of reading weights, which takes seconds."""
+    """Disable the progress bar of weight loading, which takes seconds."""
     bars = transformers.utils.logging
     shown = bars.is_progress_bar_enabled()
     bars.disable_progress_bar()
@@ -280,6 +277,6 @@ def _cannot_load(what: str, name: str, error: Exception, *, key: str) -> UsageEr
     reason = " ".join(str(error).split())
     shortened = reason if len(reason) <= 160 else f"{reason[:157]}..."
     return UsageError(
-        f"{what} {name!r} cannot be loaded: give [probe] {key} the folder of one that was downloaded before (with its "
-        f"weights in safetensors files), or run where the hub can be reached ({type(error).__name__}: {shortened})"
+        f"{what} {name!r} cannot be loaded: set [probe] {key} to the folder of a downloaded one (with its weights in "
+        f"safetensors files), or give access to the hub ({type(error).__name__}: {shortened})"
     )

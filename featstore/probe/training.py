@@ -1,21 +1,20 @@
-"""Training by minibatches: one loop for every head, and two schedules that drive it.
+"""Minibatch training: one loop for every head, and two schedules.
 
-A head is an `nn.Module`; autograd differentiates it and ``torch.optim`` takes the steps (`AdamW`).
+A head is an `nn.Module`, differentiated by autograd and updated by `AdamW`.
 
-**X-ARES's schedule** (``--head linear``): Adam, a cosine learning rate by epoch, and the first of the best epochs by
-validation score.
+**The schedule of X-ARES** (``--head linear``): Adam, a cosine learning rate per epoch, and the earliest of the best
+epochs by validation score.
 
-**The sweep** (``--head sweep``), the rule of ``strict`` for what full-batch passes do not suit: frames, sequences, two
+**The sweep** (``--head sweep``), used under ``strict`` where full-batch training does not apply: frames, sequences, two
 towers, and sets that are too large (see `featstore.probe.logistic.fits_full_batch`).
 
-1. Each learning rate of a log grid is trained for a few epochs; where the best is the first or the last, the grid is
-   extended.
-2. Training continues at the best one. After `PATIENCE` epochs without a better validation score it returns to its best
-   epoch and continues at a tenth of the rate; when the rate has fallen `N_DROPS` times and the score stalls once more,
-   training has converged.
+1. Each learning rate of a logarithmic grid is trained for a few epochs. If the best rate is the first or the last, the
+   grid is extended.
+2. Training continues at the best rate. After `PATIENCE` epochs without improvement it returns to its best epoch and
+   continues at a tenth of the rate. After `N_DROPS` reductions, the next plateau ends training.
 
-A better score is a better metric, or an equal one with a lower loss: a word error rate can stay at 1 or at 0 while the
-head still improves.
+An improvement is a better metric, or an equal metric with a lower loss: a word error rate can stay at 1 or at 0 while
+the head still improves.
 """
 
 from __future__ import annotations
@@ -61,23 +60,23 @@ Batch = TypeVar("Batch")
 Module = TypeVar("Module", bound=nn.Module)
 
 Score = tuple[float, float]
-"""The metric, and the tie-breaker between equal metrics; higher is better for both."""
+"""Metric and tie-breaker; higher is better for both."""
 
 DIVERGED: Score = (-math.inf, -math.inf)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fitted:
-    """How a head was trained.
+    """Training record of a head.
 
     Attributes
     ----------
     epoch : int
-        The best one, counted from 1.
+        The best epoch, counted from 1.
     history : tuple of float
         Validation score after each epoch; empty without validation.
     fit : mapping or None
-        How its learning rate was found, an entry of a record's ``details["fit"]``; None where the schedule is fixed.
+        How the learning rate was found, an entry of the record's ``details["fit"]``; None for a fixed schedule.
     """
 
     epoch: int
@@ -96,29 +95,29 @@ def train(
     learning_rate: float,
     rates: Sequence[float] | None,
 ) -> tuple[Module, Fitted]:
-    """Train a head, and return it as it was after its best epoch.
+    """Train a head and return it as it was after its best epoch.
 
     Parameters
     ----------
     build : callable
-        Makes the module, from the generator that then orders the batches.
+        Makes the module from a generator, which then shuffles the batches.
     seed : pair of int
         Seed of the run and number of the round.
     batches : callable
-        Gives the batches of an epoch, one by one.
+        Yields the batches of an epoch.
     loss : callable
-        Of a batch.
+        Loss of the module on a batch.
     score : callable or None
-        Validation score of the module; None takes the last epoch.
+        Validation score of the module. None: use the last epoch.
     epochs, learning_rate
-        Of X-ARES's schedule, which a sweep takes too where there is no validation score.
+        Settings of the X-ARES schedule; also of a sweep without validation.
     rates : sequence of float or None
-        Learning rates of a sweep; None: X-ARES's schedule.
+        Learning rates of a sweep. None: the schedule of X-ARES.
 
     Raises
     ------
     DataError
-        The parameters are not finite, in a sweep at every rate.
+        The parameters are not finite; in a sweep, at every rate.
     """
     if rates is not None and score is not None:
         return sweep_rates(build, seed=seed, batches=batches, loss=loss, score=score, rates=rates)
@@ -149,7 +148,7 @@ def fixed_schedule(
     epochs: int,
     learning_rate: float,
 ) -> Iterator[int]:
-    """Train by X-ARES's schedule; yields the number of each epoch, counted from 1, after it.
+    """Train by the schedule of X-ARES; yields the number of each epoch, counted from 1, when it ends.
 
     Raises
     ------
@@ -163,17 +162,17 @@ def fixed_schedule(
             optimizer.step(loss(model, batch), learning_rate=rate)
         if not _is_finite(model):
             raise DataError(
-                "training gave parameters that are not finite: lower the manifest's [probe] learning_rate, or scale "
-                "labels; `featstore verify` finds damaged embeddings"
+                "the parameters became non-finite in training: lower [probe] learning_rate in the manifest, or rescale "
+                "the labels; `featstore verify` finds damaged embeddings"
             )
         yield epoch + 1
 
 
 def cosine_rate(learning_rate: float, *, epoch: int, epochs: int) -> float:
-    """Rate of an epoch, counted from 0, on a cosine from the full rate towards a tenth of it.
+    """Learning rate of an epoch, counted from 0: a cosine from the full rate towards a tenth of it.
 
-    The tenth belongs to the epoch after the last, which never comes: that is how X-ARES, through ignite's
-    ``CosineAnnealingScheduler`` with a cycle of ``epochs``, has it.
+    The tenth would be reached in the epoch after the last, as in X-ARES, which uses ignite's
+    ``CosineAnnealingScheduler`` with a cycle of ``epochs``.
 
     >>> [round(cosine_rate(1.0, epoch=epoch, epochs=3), 4) for epoch in range(3)]
     [1.0, 0.775, 0.325]
@@ -193,7 +192,8 @@ def sweep_rates(
 ) -> tuple[Module, Fitted]:
     """Train at the best of some rates until validation stops improving: see `train`.
 
-    ``rates`` is a rising grid, which is extended where its best is at an edge; a single rate is taken as it is.
+    ``rates`` is an ascending grid, which is extended while its best value is at an edge; a single rate is used as it
+    is.
     """
     runs: dict[float, _Run[Module, Batch]] = {}
     pending = list(rates)
@@ -214,7 +214,7 @@ def sweep_rates(
     while not run.stalled and len(run.history) < MAX_EPOCHS:
         run.step()
     if run.best_score == DIVERGED:
-        raise DataError("training gave parameters that are not finite at every learning rate: scale the embeddings")
+        raise DataError("the parameters became non-finite in training at every learning rate: rescale the embeddings")
     run.model.load_state_dict(run.best)
     fit = {
         "learning_rate": best,
@@ -229,7 +229,7 @@ def sweep_rates(
 
 
 class _Run(Generic[Module, Batch]):
-    """A model in training from one learning rate on: the state of its plateau."""
+    """A training run from one learning rate, with its plateau state."""
 
     def __init__(
         self,
@@ -252,7 +252,7 @@ class _Run(Generic[Module, Batch]):
         self.gradient_norm = math.inf
 
     def step(self) -> None:
-        """Train for one epoch, score the model, and lower the rate where the score has stalled."""
+        """Train for one epoch, score the model, and lower the rate on a plateau."""
         if self.stalled:
             return
         total = [torch.zeros_like(each) for each in self._optimizer.parameters]
@@ -261,7 +261,7 @@ class _Run(Generic[Module, Batch]):
             gradients = self._optimizer.step(self._loss(self.model, batch), learning_rate=self._rate)
             torch._foreach_add_(total, list(gradients))
             n_batches += 1
-        # Of the mean gradient of the epoch.
+        # Norm of the mean gradient of the epoch.
         self.gradient_norm = math.sqrt(sum(float(each.square().sum()) for each in total)) / n_batches
         score = self._score(self.model) if _is_finite(self.model) else DIVERGED
         if not all(map(math.isfinite, score)):
@@ -279,10 +279,10 @@ class _Run(Generic[Module, Batch]):
 
 
 class AdamW:
-    """Steps the parameters of a module by torch's Adam; matrices decay first (Loshchilov and Hutter 2019).
+    """Adam with decoupled weight decay of matrices (Loshchilov and Hutter 2019).
 
-    It calls the function that ``torch.optim.Adam`` calls: constructing the class imports ``torch._dynamo``, which takes
-    0.95 s of CPU (torch 2.13), more than twice the time of a probe on 2,200 clips.
+    Calls the function behind ``torch.optim.Adam``: constructing that class imports ``torch._dynamo``, which takes 0.95
+    s of CPU (torch 2.13), more than twice the time of a probe on 2,200 clips.
     """
 
     def __init__(self, model: nn.Module, *, weight_decay: float) -> None:
@@ -293,7 +293,7 @@ class AdamW:
         self._n_steps = [torch.zeros((), device=each.device) for each in self.parameters]
 
     def step(self, loss: Tensor, *, learning_rate: float) -> Sequence[Tensor]:
-        """Take a step down the gradients of a loss; returns them."""
+        """Take one step along the gradients of a loss; return the gradients."""
         gradients = [each.contiguous() for each in torch.autograd.grad(loss, self.parameters)]
         with torch.no_grad():
             for each in self.parameters:
@@ -319,7 +319,7 @@ class AdamW:
 
 
 def _is_finite(model: nn.Module) -> bool:
-    """Whether all parameters are: their sums show it, and cost next to nothing."""
+    """Whether all parameters are finite, tested cheaply by their sums."""
     return all(math.isfinite(each.detach().sum().item()) for each in model.parameters())
 
 
@@ -328,14 +328,14 @@ def _copied_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def initialised(build: Callable[[], Module], rng: np.random.Generator) -> Module:
-    """Build a module whose initial weights come from a generator, and leave torch's own generator as it is."""
+    """Build a module with initial weights from ``rng``; torch's global generator is not changed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(rng.integers(2**62)))
         return build()
 
 
 def zero_layer(*, dim: int, n_classes: int) -> nn.Linear:
-    """Make a linear layer of zeros, for a loss that is convex in it, whose optimum does not depend on the start."""
+    """Make a linear layer of zeros, for convex losses, whose optimum does not depend on the start."""
     layer = nn.Linear(dim, n_classes)
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
@@ -343,7 +343,7 @@ def zero_layer(*, dim: int, n_classes: int) -> nn.Linear:
 
 
 def unselected(epochs: int, learning_rate: float) -> dict[str, Any]:
-    """Build the fit of a record where there was no validation to choose by, or to stop by."""
+    """Build the fit of a record without validation."""
     return {
         "learning_rate": learning_rate,
         "grid": [learning_rate],
@@ -358,14 +358,14 @@ def unselected(epochs: int, learning_rate: float) -> dict[str, Any]:
 class _HasFit(Protocol):
     @property
     def fit(self) -> Mapping[str, Any] | None:
-        """How a learning rate was found."""
+        """How the learning rate was found."""
 
 
 Found = TypeVar("Found")
 
 
 def over_seeds(seeds: Sequence[int], train: Callable[..., Found], *, fit_of: Callable[[Found], _HasFit]) -> list[Found]:
-    """Train once for each seed, given ``seed`` and ``rates``: the first one chooses the rate, which the others take."""
+    """Train once per seed with ``seed`` and ``rates``; the first seed selects the rate for the others."""
     first = train(seed=seeds[0], rates=RATES)
     fit = fit_of(first).fit
     rates = RATES if fit is None else (fit["learning_rate"],)

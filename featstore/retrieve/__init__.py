@@ -1,6 +1,6 @@
-"""Track B: nearest neighbours among cached embeddings; nothing is trained.
+"""Track B of the evaluation: score stored embeddings by nearest neighbours, without training.
 
-`open_index` opens the saved index of a feature set, for searches of millions of windows.
+`open_index` opens the saved index of a feature set for searches over millions of windows.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One task's nearest-neighbour score, from the store."""
+"""Score one task by nearest neighbours: `retrieve_task`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from featstore.evaluation.neighbours import neighbour_vote, votes_of_nearest
 from featstore.metrics import Metric, find_metric
 from featstore.records import Protocol, ScoreRecord
 from featstore.retrieve.index_plan import IvfKind
-from featstore.retrieve.knn import IndexName, Neighbours, evenly, ranking_scores, share_found, without_own
+from featstore.retrieve.knn import IndexName, Neighbours, evenly, ranking_scores, recall_of, without_own
 from featstore.retrieve.saved_index import RECALL_K, JoinedIndexes, Tell, open_index
 from featstore.retrieve.scan import unit_columns, unit_rows
 from featstore.tasks.splits import Round
@@ -41,7 +41,7 @@ __all__ = ["retrieve_task"]
 KINDS = ("clip", "multilabel")
 N_RECALL_QUERIES = 1000
 MIN_SAVED_WINDOWS = 100_000
-"""From so many reference windows on an inverted-file index is kept beside the store; fewer are indexed in a moment."""
+"""Number of reference windows from which an inverted-file index is saved beside the store."""
 
 Scaling = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 SCALING_OF_TRAIN: Mapping[Protocol, Scaling] = {"strict": unit_rows, "xares": unit_columns}
@@ -49,7 +49,7 @@ SCALING_OF_TRAIN: Mapping[Protocol, Scaling] = {"strict": unit_rows, "xares": un
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Search:
-    """How neighbours are looked for: every number of neighbours as asked for, a round of fewer windows takes all."""
+    """Search settings: the values of k as requested (a round with fewer windows uses all of them), vote and index."""
 
     ks: tuple[int, ...]
     chosen_k: int
@@ -59,18 +59,18 @@ class _Search:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Found:
-    """What one round's search came to.
+    """Search results of one round.
 
     Attributes
     ----------
     y_scores : mapping
-        Number of neighbours asked for -> their vote, float (samples, n_classes).
+        Requested number of neighbours -> vote, float (samples, n_classes).
     n_neighbours : int
-        The most that there were, those of a query's own clip left out.
+        Number of neighbours found, at most the largest k; the query's own clip is excluded.
     ranking : mapping
         From `featstore.retrieve.knn.ranking_scores`.
     recall : mapping or None
-        Share of the exact neighbours that the index finds, and what it was measured on; None for the exact index.
+        Recall of the index against exact search, and its data; None for the exact index.
     """
 
     samples: Samples
@@ -91,10 +91,10 @@ def retrieve_task(
     shots: tuple[int, ...] = (),
     tell: Tell = lambda _: None,
 ) -> ScoreRecord:
-    """Score a task's cached embeddings by the vote of their nearest neighbours in the training clips.
+    """Score a task's stored embeddings by the vote of their nearest neighbours in the training clips.
 
-    ``strict`` compares by cosine, the windows of a clip vote together, and a task whose training set is its test set
-    leaves one clip out at a time. ``xares`` scales the training embeddings per feature over all samples, and the
+    ``strict`` uses cosine similarity, averages the vote over the windows of a clip, and leaves one clip out if the
+    training set is the test set. ``xares`` normalises the training embeddings per feature over all samples, and the
     queries per sample.
 
     Parameters
@@ -102,29 +102,33 @@ def retrieve_task(
     store : Store
     manifest : Manifest
     encoder : str, optional
-        ``"logmel"`` or ``"logmel@3f9c2a71"``; not needed where the store holds one encoder.
+        ``"logmel"`` or ``"logmel@3f9c2a71"``; optional where the store has one encoder.
     protocol : "strict" or "xares"
     k : int or several, optional
-        Neighbours; the manifest's number by default. One search answers all: ``details["k_curve"]``. The value is that
-        of the manifest's number where it is among them, else of the first. Clamped to the training windows; the
-        record's settings tell.
+        Number of neighbours; by default the manifest's. One search serves all values: ``details["k_curve"]``. The
+        reported value uses the manifest's k if it is among them, else the first; it is at most the number of training
+        windows (``settings["k"]`` of the record).
     index : "flat", "hnsw", "ivf" or "ivfpq"
-        Exact search, or an approximate one whose recall against it is measured: ``details["index_recall"]``. An ivf or
-        ivfpq of whole feature sets, together of 100,000 windows or more, is kept beside the store
-        (`featstore.retrieve.open_index`): under ``strict``, where no clip is left out.
+        Exact search, or an approximate index whose recall is measured: ``details["index_recall"]``. Under ``strict``,
+        without leave-one-out, an ivf or ivfpq index of complete feature sets with 100,000 windows or more in total is
+        saved beside the store (`featstore.retrieve.open_index`).
     shots : tuple of int, optional
-        ``details["shots"]`` has the scores with so many training clips of each class.
+        ``details["shots"]`` reports the scores with this many training clips of each class.
     tell : callable
-        Takes a line before an index that is to be kept is made.
+        Receives a line of text before an index is built and saved.
+
+    Returns
+    -------
+        ScoreRecord
 
     Raises
     ------
     UsageError
-        The task has no nearest-neighbour track, or ``k``, the index or the metric is not one there is.
+        The task has no nearest-neighbour track, or ``k``, the index or the metric is invalid.
     UnknownFeatureSet, AmbiguousSelection
-        The store does not hold what the task needs; the message says what to run.
+        The store lacks embeddings that the task needs; the message gives the command to run.
     LabelError, DataError
-        The labels or the embeddings cannot be learned from.
+        The labels or the embeddings are invalid.
     """
     search = _plan(manifest, k=k, index=index)
     check_shots(shots)
@@ -176,14 +180,14 @@ def _plan(manifest: Manifest, *, k: int | Sequence[int] | None, index: str) -> _
         raise UsageError(f"task {manifest.name} is of kind {manifest.kind!r}, which has no nearest-neighbour track")
     if not manifest.retrieve.enabled:
         raise UsageError(
-            f"task {manifest.name} has no nearest-neighbour track: its manifest says retrieve.enabled = false"
+            f"task {manifest.name} has no nearest-neighbour track: its manifest sets retrieve.enabled = false"
         )
     usual = manifest.retrieve.k
     ks = (usual,) if k is None else (k,) if isinstance(k, int) else tuple(k)
     if not ks or min(ks) < 1:
         raise UsageError(f"k must be at least 1, got {min(ks, default='nothing')}")
     if len(set(ks)) < len(ks):
-        raise UsageError(f"every k once, got {', '.join(map(str, ks))}")
+        raise UsageError(f"values of k must be unique, got {', '.join(map(str, ks))}")
     if index not in get_args(IndexName):
         raise UsageError(f"there is no index {index!r}; there are {', '.join(get_args(IndexName))}")
     return _Search(
@@ -203,7 +207,7 @@ def _search_round(
     watch: Stopwatch,
     saved: JoinedIndexes | None,
 ) -> _Found:
-    """Search some windows for the neighbours of a round's test windows, once for every k: by a saved index of them."""
+    """Search the reference windows for the neighbours of a round's test windows, once for every k."""
     searcher: Searcher | JoinedIndexes
     if saved is None:
         with watch("index"):
@@ -214,7 +218,7 @@ def _search_round(
         searcher = saved
     samples = task.samples(each.test)
     queries = unit_rows(task.X[samples.windows])
-    # a query is compared with no window of its own clip, or of its group
+    # windows of the query's own clip or group are excluded
     unit = _independent(task)
     own = int(np.bincount(unit[task.clip[reference]]).max()) if each.leave_one_out else 0
     n_others = len(reference) - own
@@ -239,7 +243,7 @@ def _search_round(
         with watch("recall"):
             some = evenly(len(queries), wanted=N_RECALL_QUERIES)
             exact = of_others(searcher.search_exactly(queries[some], k=n_wanted + own), some)
-            recall = {"k": max(search.ks), "recall": share_found(exact.rows, nearest.rows[some])}
+            recall = {"k": max(search.ks), "recall": recall_of(exact.rows, nearest.rows[some])}
     with watch("score"):
         targets = task.targets.values[clip_of_row[nearest.rows]]
         y_scores = {
@@ -258,7 +262,7 @@ def _search_round(
 
 
 def _saved(task: TaskData, each: Round, search: _Search, tell: Tell, watch: Stopwatch) -> JoinedIndexes | None:
-    """The saved indexes of a round's reference windows, in the order of these; None where they are no whole sets."""
+    """Saved indexes of a round's reference windows, in order; None if these are not complete feature sets."""
     if task.protocol != "strict" or each.leave_one_out or search.index not in get_args(IvfKind):
         return None
     in_reference = np.zeros(len(task.clip_id), bool)
@@ -276,7 +280,7 @@ def _saved(task: TaskData, each: Round, search: _Search, tell: Tell, watch: Stop
 
 
 def _independent(task: TaskData) -> NDArray[np.int64]:
-    """Which clips count as one: int64 (n_clips,), a number for each clip, or for each group where there are groups."""
+    """Independent unit of each clip, int64 (n_clips,): its group, or the clip itself without groups."""
     if task.groups is None:
         return np.arange(len(task.clip_id))
     return np.unique(np.array(task.groups, object).astype(str), return_inverse=True)[1]
@@ -291,16 +295,16 @@ def _ranking(
     ks: tuple[int, ...],
     leave_one_out: bool,
 ) -> dict[str, Any]:
-    """Score the neighbours' order: relevant is a window of the query's class, or with a label of the query's."""
+    """Ranking metrics of the neighbours: a window is relevant if it has the query's class or shares a label with it."""
     values = task.targets.values
-    wanted, held = values[task.clip[samples.windows]], values[clip_of_row]
+    wanted, found_values = values[task.clip[samples.windows]], values[clip_of_row]
     if values.ndim == 1:
         relevant = targets == wanted[:, None]
-        n_relevant = np.bincount(held, minlength=len(task.classes))[wanted]
+        n_relevant = np.bincount(found_values, minlength=len(task.classes))[wanted]
     else:
         relevant = np.einsum("qkc,qc->qk", targets, wanted) > 0
         n_relevant = np.concatenate(
-            [(block @ held.T > 0).sum(axis=1) for block in np.split(wanted, range(256, len(wanted), 256))]
+            [(block @ found_values.T > 0).sum(axis=1) for block in np.split(wanted, range(256, len(wanted), 256))]
         )
     if leave_one_out:
         n_relevant = n_relevant - _own_relevant(_independent(task), task.clip[samples.windows], clip_of_row, values)
@@ -310,13 +314,13 @@ def _ranking(
 def _own_relevant(
     unit: NDArray[np.int64], query_clip: NDArray[np.int64], clip_of_row: NDArray[np.int64], values: NDArray[Any]
 ) -> NDArray[np.int64]:
-    """Count the rows of each query's own clip or group that would be relevant to it: (queries,)."""
+    """Number of relevant rows in each query's own clip or group, (queries,)."""
     order = np.argsort(unit[clip_of_row], kind="stable")
     bounds = np.searchsorted(unit[clip_of_row][order], np.arange(int(unit.max()) + 2))
     found = np.empty(len(query_clip), np.int64)
     for at, clip in enumerate(query_clip.tolist()):
-        mine = clip_of_row[order[bounds[unit[clip]] : bounds[unit[clip] + 1]]]
-        same = values[mine] == values[clip] if values.ndim == 1 else values[mine] @ values[clip] > 0
+        own_rows = clip_of_row[order[bounds[unit[clip]] : bounds[unit[clip] + 1]]]
+        same = values[own_rows] == values[clip] if values.ndim == 1 else values[own_rows] @ values[clip] > 0
         found[at] = int(same.sum())
     return found
 
@@ -337,10 +341,10 @@ def _details(task: TaskData, found: Sequence[_Found], search: _Search, metric: M
 
 
 def _few_shot(task: TaskData, search: _Search, metric: Metric, *, shots: int) -> NDArray[np.float64]:
-    """Scores (rounds, support sets) with the clips of a support set as the only neighbours, by exact search.
+    """Scores (rounds, support sets) by exact search in the clips of a support set only.
 
-    A clip of the support set is one neighbour, as near as its nearest window: k counts clips. Were every window one, a
-    few clips of many windows each would outvote the nearest clip.
+    A clip of the support set is one neighbour, represented by its nearest window, so k counts clips. With windows as
+    neighbours, a clip with many windows would outvote the nearest clip.
     """
     scores = []
     for each in task.rounds:

@@ -1,6 +1,6 @@
-"""Search by FAISS: of rows in memory, and of inverted-file indexes that are filled on disk. The one door to FAISS.
+"""FAISS search of rows in memory, and of inverted-file indexes built on disk. The only module that imports FAISS.
 
-Rows of an inverted-file index come at unit length, so that inner products are cosines.
+Rows of an inverted-file index have unit length, so inner products are cosines.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ CENTROIDS_SEARCH_BEAM = 32
 IVF_SHARE_SEARCHED = 1 / 16
 
 MIN_WORK_TO_DIVIDE = 10**11
-"""Queries x rows x dim from which on each thread searches for blocks of queries of its own."""
+"""Work (queries x rows x dim) above which every thread searches for its own blocks of queries."""
 
 QUERIES_PER_BLOCK = 512
 TWO_LEVELS_FROM_LISTS = 1024
 ITERATIONS = 10
 SAMPLE_PER_CODE = 128
 MOST_WORKERS = 16
-"""Each has products and buffers of about 8 MiB."""
+"""Maximum number of threads; each has about 8 MiB of products and buffers."""
 
 SEED = 1234
 
@@ -48,11 +48,11 @@ SEED = 1234
 
 
 class Searcher:
-    """Rows to search, by one kind of index.
+    """In-memory index of rows.
 
-    ``flat`` is exact. ``hnsw`` is a graph (Malkov and Yashunin 2018); its links depend on the order in which threads
-    run, so its last neighbours may differ between runs. ``ivf`` searches a sixteenth of the lists of a k-means;
-    ``ivfpq`` has short codes in its lists, and compares the best ten for each neighbour (at least a hundred) again.
+    ``flat`` is exact. ``hnsw`` is a graph (Malkov and Yashunin 2018); its links depend on thread order, so its last
+    neighbours may differ between runs. ``ivf`` searches a sixteenth of the lists of a k-means; ``ivfpq`` stores product
+    codes in its lists and compares the best ten candidates per neighbour (at least a hundred) with the exact vectors.
 
     Parameters
     ----------
@@ -73,9 +73,9 @@ class Searcher:
             self._index.add(X)
 
     def search(self, queries: NDArray[np.float32], *, k: int) -> Neighbours:
-        """Find the ``k`` rows of largest inner product with each query (queries, dim), as the index finds them.
+        """Find the ``k`` rows with the largest inner product for each query (queries, dim), as the index finds them.
 
-        There are at least ``k`` rows. A query for which an index finds fewer is compared with all of them.
+        The index must have at least ``k`` rows. A query for which it finds fewer is compared with all rows.
         """
         if self._index is None:
             return self.search_exactly(queries, k=k)
@@ -94,29 +94,29 @@ class Searcher:
         return found
 
     def search_exactly(self, queries: NDArray[np.float32], *, k: int) -> Neighbours:
-        """Compare each query with every row; of rows that are equally near the lowest come first.
+        """Compare each query with every row; ties are ordered by row number.
 
-        It is what FAISS's flat index does, without its copy of the rows. From 100 neighbours on FAISS does not define
-        which of several rows that are equally near to the last place it keeps.
+        Equivalent to FAISS's flat index without its copy of the rows. For k >= 100, FAISS does not define which of
+        several rows tied for the last place it returns.
         """
         return _compare_all(queries, self.X, k=k)
 
 
 class ExactHeap:
-    """The nearest of rows that come block by block."""
+    """Top-k search over rows that arrive in blocks."""
 
     def __init__(self, queries: NDArray[np.float32], *, k: int) -> None:
         self._queries = queries
         self._heap = faiss.ResultHeap(len(queries), k, keep_max=True)
 
     def add(self, rows: NDArray[np.float32], *, first: int) -> None:
-        """Compare some rows (n, dim), numbered from `first` on."""
+        """Compare some rows (n, dim), numbered from `first`."""
         k = min(self._heap.k, len(rows))
         found = _compare_all(self._queries, rows, k=k)
         self._heap.add_result(found.similarities, found.rows + first)
 
     def nearest(self) -> Neighbours:
-        """The nearest rows, nearest first; nothing can be added after it."""
+        """The nearest rows, nearest first. Call it once, after the last `add`."""
         self._heap.finalize()
         return _lowest_first(self._heap.D, self._heap.I)
 
@@ -134,18 +134,18 @@ def _compare_all(queries: NDArray[np.float32], X: NDArray[np.float32], *, k: int
     if len(queries) * X.size < MIN_WORK_TO_DIVIDE:
         return _lowest_first(*search(queries))
     blocks = np.split(queries, range(QUERIES_PER_BLOCK, len(queries), QUERIES_PER_BLOCK))
-    with _one_thread_each(faiss.omp_get_max_threads()) as pool:
+    with _single_threaded_pool(faiss.omp_get_max_threads()) as pool:
         similarities, rows = zip(*pool.map(search, blocks), strict=True)
     return _lowest_first(np.concatenate(similarities), np.concatenate(rows))
 
 
-def _one_thread_each(workers: int) -> ThreadPoolExecutor:
-    """Threads in which FAISS starts no others: its own wait for one another, which other processes make very slow."""
+def _single_threaded_pool(workers: int) -> ThreadPoolExecutor:
+    """Threads with one OpenMP thread each: FAISS's own threads wait for each other, which is slow on a busy machine."""
     return ThreadPoolExecutor(workers, initializer=faiss.omp_set_num_threads, initargs=(1,))
 
 
 def _lowest_first(similarities: NDArray[np.float32], rows: NDArray[np.int64]) -> Neighbours:
-    """Put equally near rows in rising order: FAISS keeps the lowest, and lists them from the highest down."""
+    """Order tied rows by row number: FAISS keeps the lowest, but lists them in descending order."""
     order = np.lexsort((rows, -similarities), axis=1)
     return Neighbours(
         similarities=np.take_along_axis(similarities, order, axis=1), rows=np.take_along_axis(rows, order, axis=1)
@@ -156,7 +156,7 @@ def _lowest_first(similarities: NDArray[np.float32], rows: NDArray[np.int64]) ->
 
 
 def train_index(plan: IvfPlan, sample: NDArray[np.float32]) -> faiss.Index:
-    """Make an empty index: centroids and codes are learned from a sample (n, dim)."""
+    """Create an empty index whose centroids and codes are learned from a sample (n, dim)."""
     index = faiss.index_factory(plan.dim, plan.factory, faiss.METRIC_INNER_PRODUCT)
     ivf: Any = faiss.downcast_index(faiss.extract_index_ivf(index))
     quantizer: Any = faiss.downcast_index(ivf.quantizer)
@@ -166,28 +166,28 @@ def train_index(plan: IvfPlan, sample: NDArray[np.float32]) -> faiss.Index:
     quantizer.add(np.pad(_centroids(sample, plan), ((0, 0), (0, ivf.d - plan.dim))))
     if plan.kind == "ivfpq":
         ivf.pq.cp.niter, ivf.pq.cp.max_points_per_centroid = ITERATIONS, SAMPLE_PER_CODE
-        # some rows several times where there are fewer: FAISS 1.15 is five times as slow with a smaller sample
+        # repeat rows of a small sample: FAISS 1.15 is five times as slow with fewer rows
         n = SAMPLE_PER_CODE * ivf.pq.ksub
         sample = sample[np.linspace(0, len(sample) - 1, n).astype(np.int64)]
-    # The centroids are there: what is left are the codes, 256 centres of a few numbers each. Measured on two busy
-    # cores: 3.3 s by one thread, 15.9 s by two of FAISS's.
-    with _one_thread_each(1) as pool:
+    # The centroids are set; codes of 256 centres with few dimensions remain to be trained. On two busy cores this took
+    # 3.3 s with one thread, and 15.9 s with two of FAISS's.
+    with _single_threaded_pool(1) as pool:
         pool.submit(index.train, sample).result()
     return index
 
 
 def write_block(index: faiss.Index, rows: NDArray[np.float32], *, first: int, folder: Path) -> None:
-    """Write the lists of some rows (n, dim), numbered from `first` on, and leave the index empty.
+    """Write the lists of some rows (n, dim), numbered from `first`, and empty the index.
 
     Raises
     ------
     StoreError
-        It cannot be written.
+        The block cannot be written.
     """
     index.add_with_ids(rows, np.arange(first, first + len(rows)))
     ivf = faiss.extract_index_ivf(index)
     centroids, none = ivf.quantizer, faiss.IndexFlatIP(ivf.d)
-    ivf.quantizer = none  # of a billion rows, they would be most of a block
+    ivf.quantizer = none  # for a billion rows, the centroids would be most of a block
     try:
         _write(ivf, folder / f"block-{first:012d}.faiss")
     finally:
@@ -196,15 +196,15 @@ def write_block(index: faiss.Index, rows: NDArray[np.float32], *, first: int, fo
 
 
 def merge_blocks(index: faiss.Index, folder: Path) -> None:
-    """Join the lists of the blocks in a folder into one file, mapped on both sides, and delete the blocks.
+    """Merge the blocks in a folder into one file of lists, memory-mapped on both sides, and delete the blocks.
 
-    FAISS does it in a process of its own: its prints go nowhere, its maps end with it, and a disk that fills up under a
-    mapped file ends no other process.
+    FAISS runs in a child process: this discards its prints, releases its memory maps, and confines a crash of a mapped
+    file on a full disk to that process.
 
     Raises
     ------
     StoreError
-        It failed.
+        The merge failed.
     """
     _write(index, folder / INDEX_FILE)
     path = os.pathsep.join(filter(None, sys.path))
@@ -219,7 +219,7 @@ def merge_blocks(index: faiss.Index, folder: Path) -> None:
     )
     if child.returncode:
         reason = child.stderr.strip().splitlines() or [f"its process ended with {child.returncode}"]
-        raise StoreError(f"FAISS cannot join the lists of an index in {folder.parent}: {reason[-1]}")
+        raise StoreError(f"FAISS cannot merge the lists of an index in {folder.parent}: {reason[-1]}")
     for block in folder.glob(BLOCKS):
         block.unlink()
 
@@ -237,16 +237,16 @@ faiss.write_index(index, index_file)
 
 
 def read_lists(folder: Path, *, dim: int) -> faiss.Index:
-    """Open a merged index of vectors (n, dim), read only: its lists are mapped.
+    """Open a merged index of vectors (n, dim) read-only, with memory-mapped lists.
 
     Raises
     ------
     StoreError
-        The folder has no such index that FAISS can read.
+        The folder has no such index, or FAISS cannot read it.
     """
     try:
         index = faiss.read_index(str(folder / INDEX_FILE), faiss.IO_FLAG_SKIP_IVF_DATA | faiss.IO_FLAG_READ_ONLY)
-        # It names its lists by the folder where it was made. FAISS's IO_FLAG_ONDISK_SAME_DIR prints a line for that.
+        # The index names its lists by the original folder. FAISS's IO_FLAG_ONDISK_SAME_DIR prints a line for that.
         ivf: Any = faiss.extract_index_ivf(index)
         lists: Any = faiss.downcast_InvertedLists(ivf.invlists)
         lists.filename = str(folder / LISTS_FILE)
@@ -254,12 +254,12 @@ def read_lists(folder: Path, *, dim: int) -> faiss.Index:
     except RuntimeError as error:
         raise StoreError(f"FAISS cannot read the index in {folder}: {_last_line(error)}") from error
     if index.d != dim:
-        raise StoreError(f"the index in {folder} has vectors of {index.d} numbers, not of {dim}")
+        raise StoreError(f"the index in {folder} has vectors of dim {index.d}, not {dim}")
     return index
 
 
 def search_lists(index: faiss.Index, queries: NDArray[np.float32], *, k: int, n_probe: int) -> Neighbours:
-    """Find the ``k`` best rows of the `n_probe` lists nearest to each query; a row is -1 where they hold fewer."""
+    """Find the ``k`` best rows in the `n_probe` lists nearest to each query; missing rows are -1."""
     faiss.extract_index_ivf(index).nprobe = n_probe
     return _search(index, queries, k=k)
 
@@ -267,7 +267,7 @@ def search_lists(index: faiss.Index, queries: NDArray[np.float32], *, k: int, n_
 def _write(index: faiss.Index, path: Path) -> None:
     try:
         faiss.write_index(index, str(path))
-    except RuntimeError as error:  # FAISS has no other for a file that it cannot write
+    except RuntimeError as error:  # what FAISS raises for a file that it cannot write
         raise StoreError(f"FAISS cannot write to {path.parent.parent}: {_last_line(error)}") from error
 
 
@@ -276,11 +276,11 @@ def _last_line(error: RuntimeError) -> str:
 
 
 def _centroids(sample: NDArray[np.float32], plan: IvfPlan) -> NDArray[np.float32]:
-    """Centres (n_lists, dim) of a k-means on the sphere; of many, in two levels.
+    """Spherical k-means centroids (n_lists, dim), in two levels if there are many.
 
-    The k-means of `index.train` compares every row of the sample with every centre, which takes longer than all else.
-    Two levels (root of the lists first, then in each of these its share by rows) take next to no time. FAISS has
-    `faiss.contrib.clustering.two_level_clustering`, which fails where a cluster has fewer rows than a list.
+    The k-means of `index.train` compares every sample row with every centroid, which dominates the build time. Two
+    levels are fast: first sqrt(n_lists) clusters, then in each a number of lists proportional to its rows. FAISS's own
+    `faiss.contrib.clustering.two_level_clustering` fails if a cluster has fewer rows than lists.
     """
     if plan.n_lists < TWO_LEVELS_FROM_LISTS:
         return np.asarray(_k_means(sample, plan.n_lists).centroids)
@@ -290,9 +290,9 @@ def _centroids(sample: NDArray[np.float32], plan: IvfPlan) -> NDArray[np.float32
     members = np.split(np.argsort(nearest, kind="stable"), np.cumsum(counts)[:-1])
     shares = np.diff(np.round(np.cumsum(counts) * (plan.n_lists / len(sample))), prepend=0).astype(int)
     parts = [(rows, int(share)) for rows, share in zip(members, shares, strict=True) if share]
-    # rows are copied out of the mapped sample, at most a block of them at a time
+    # copy rows of the mapped sample, at most one block at a time
     workers = min(faiss.omp_get_max_threads(), MOST_WORKERS, max(1, plan.block_rows // int(counts.max())))
-    with _one_thread_each(workers) as pool:
+    with _single_threaded_pool(workers) as pool:
         return np.concatenate(list(pool.map(lambda part: _k_means(sample[part[0]], part[1]).centroids, parts)))
 
 
@@ -303,8 +303,8 @@ def _k_means(rows: NDArray[np.float32], k: int) -> Any:
         niter=ITERATIONS,
         spherical=True,
         seed=SEED,
-        min_points_per_centroid=1,  # a small set is no reason to write to stderr
-        max_points_per_centroid=1 << 30,  # the sample is as large as it is meant to be
+        min_points_per_centroid=1,  # suppress the warning about small samples on stderr
+        max_points_per_centroid=1 << 30,  # do not subsample
     )
     means.train(rows)
     return means

@@ -1,4 +1,4 @@
-"""Folders of saved indexes and their seals: checksums, and a key of this user on this machine."""
+"""Folders of saved indexes: checksums of their files, and signatures by a key of this user on this machine."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ __all__ = [
     "RECORD_FILE",
     "IndexRecord",
     "UnusableIndex",
+    "atomic_folder",
     "check_file",
     "checksum",
+    "first_writable",
     "has_key",
     "index_folders",
     "key_path",
     "read_regular",
-    "seals_of",
     "signature",
+    "sizes_and_checksums",
     "usable_record",
-    "whole_folder",
-    "writable_one",
     "write_record",
 ]
 
@@ -52,20 +52,20 @@ _BLOCK_BYTES = 4 << 20
 _PURPOSE = b"featstore saved index\n"
 
 _verified: set[tuple[str, int, int, int, int, str]] = set()
-"""Files that this process has read and found sound, as they were then."""
+"""Files that this process has verified, with their state at that time."""
 
 
 class UnusableIndex(Exception):
-    """An index that is not to be opened; the message says why, and is empty where there is none."""
+    """An index that must not be opened; the message is the reason, and empty if there is no index."""
 
 
 def signature(record: Mapping[str, Any]) -> str:
-    """HMAC-SHA-256 of a record's canonical JSON, by the key of this machine."""
+    """HMAC-SHA-256 of a record's canonical JSON with the key of this machine."""
     return hmac.new(_key(key_path()), _PURPOSE + canonical_json(record).encode(), hashlib.sha256).hexdigest()
 
 
 def checksum(path: Path, *, kind: str) -> str:
-    """Checksum of a file, read block by block: ``sha256:...`` or ``crc32c:...``, which is six times as fast."""
+    """Checksum of a file, read in blocks: ``sha256:...``, or ``crc32c:...``, which is six times as fast."""
     digest, crc = hashlib.sha256(), 0
     block = memoryview(bytearray(_BLOCK_BYTES))
     with path.open("rb", buffering=0) as file:
@@ -78,34 +78,34 @@ def checksum(path: Path, *, kind: str) -> str:
 
 
 def check_file(path: Path, *, size: int, expected: str) -> None:
-    """Check a file against its checksum, once per process as long as it stays as it is.
+    """Verify a file against its checksum, once per process while the file does not change.
 
     Raises
     ------
     UnusableIndex
-        It is missing, is not a regular file, or differs.
+        The file is missing, is not a regular file, or does not match.
     """
     try:
         about = path.lstat()
         if not stat.S_ISREG(about.st_mode) or about.st_size != size:
-            raise UnusableIndex(f"{path.name} is not as long as it was written")
+            raise UnusableIndex(f"{path.name} does not have the size that was written")
         seen = (str(path), about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns, expected)
         if seen in _verified:
             return
         if checksum(path, kind=expected.partition(":")[0]) != expected:
-            raise UnusableIndex(f"{path.name} differs from its checksum")
+            raise UnusableIndex(f"{path.name} does not match its checksum")
     except OSError as error:
         raise UnusableIndex(f"{path.name} cannot be read") from error
     _verified.add(seen)
 
 
 def read_regular(path: Path, *, most_bytes: int) -> bytes:
-    """Read a small regular file; what is a link, a FIFO or too large raises OSError, and nothing waits for a writer."""
+    """Read a small regular file without blocking. Raises OSError for a link, a FIFO or a file that is too large."""
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
     with os.fdopen(descriptor, "rb") as file:
         about = os.fstat(descriptor)
         if not stat.S_ISREG(about.st_mode) or about.st_size > most_bytes:
-            raise OSError(f"{path} is not a file of at most {most_bytes} bytes")
+            raise OSError(f"{path} is not a regular file of at most {most_bytes} bytes")
         return file.read(most_bytes)
 
 
@@ -113,10 +113,10 @@ def read_regular(path: Path, *, most_bytes: int) -> bytes:
 
 
 def key_path() -> Path:
-    """Where this user's key is."""
+    """Path of this user's key."""
     if named := os.environ.get("XDG_STATE_HOME"):
         return Path(named) / "featstore" / "index-key"
-    home = Path(os.path.expanduser("~"))  # noqa: PTH111 - of a user without a home, Path raises
+    home = Path(os.path.expanduser("~"))  # noqa: PTH111 - Path.expanduser raises for a user without a home
     if sys.platform == "darwin":
         return home / "Library" / "Application Support" / "featstore" / "index-key"
     if sys.platform == "win32":
@@ -125,13 +125,13 @@ def key_path() -> Path:
 
 
 def has_key() -> bool:
-    """Whether there is a key that outlasts this process."""
+    """Whether a key is stored, so that signatures outlast this process."""
     return _stored_key(key_path()) is not None
 
 
 @cache
 def _key(path: Path) -> bytes:
-    """The key, made where there is none; one of this process alone where it cannot be stored."""
+    """The key. It is created if missing, and valid for this process only if it cannot be stored."""
     with contextlib.suppress(OSError):
         if (there := _stored_key(path)) is not None:
             return there
@@ -143,19 +143,19 @@ def _key(path: Path) -> bytes:
                 file.flush()
                 os.fsync(file.fileno())
             try:
-                os.link(new, path)  # never over one that another process has just made
+                os.link(new, path)  # does not replace a key that another process has just stored
             except OSError:
-                if _stored_key(path) is None:  # unusable, or the file system has no links
+                if _stored_key(path) is None:  # unusable, or the file system has no hard links
                     new.replace(path)
         finally:
             new.unlink(missing_ok=True)
-        if (made := _stored_key(path)) is not None:
-            return made
+        if (stored_key := _stored_key(path)) is not None:
+            return stored_key
     return secrets.token_bytes(_KEY_BYTES)
 
 
 def _stored_key(path: Path) -> bytes | None:
-    """The key in a file that is this user's own and that no one else may read."""
+    """The key in a file that belongs to this user and is not readable by others."""
     try:
         key = read_regular(path, most_bytes=_KEY_BYTES)
         about = path.lstat()
@@ -166,7 +166,7 @@ def _stored_key(path: Path) -> bytes | None:
     return key if len(key) == _KEY_BYTES else None
 
 
-INDEX_FORMAT = 2  # 1 had no seals
+INDEX_FORMAT = 2  # format 1 had no signatures
 RECORD_FILE = "index.json"
 _MOST_RECORD_BYTES = 1 << 20
 _PARSED_BY_FAISS = (".faiss",)
@@ -174,26 +174,26 @@ _PARSED_BY_FAISS = (".faiss",)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IndexRecord:
-    """What stands beside an index.
+    """Metadata stored beside an index.
 
     Attributes
     ----------
     feature_set, fingerprint, content_hash : str
-        What it was made of.
+        The feature set that was indexed.
     plan : mapping
-        `IvfPlan`.
+        Fields of the `IvfPlan`.
     n_probe : int
-        Lists that a search looks through.
+        Number of lists that a search visits.
     recall, recall_k : float, int
-        Share of the ``recall_k`` nearest that a search finds, of rows of the set itself with that row left out.
+        Recall at ``recall_k``, measured on rows of the set as queries with the query's own row excluded.
     recall_by_probes : mapping
-        Number of lists searched -> recall, for each that was tried.
+        Number of lists searched -> recall, for each number tried.
     seconds : mapping
-        What making it took, by stage.
+        Build time by stage.
     files : mapping
-        Name -> size in bytes.
+        File name -> size in bytes.
     checksums : mapping
-        Name -> ``sha256:...`` of a file whose structure FAISS reads, ``crc32c:...`` of lists, which may be large.
+        File name -> ``sha256:...`` for files that FAISS parses, ``crc32c:...`` for lists, which may be large.
     """
 
     format: int
@@ -212,14 +212,14 @@ class IndexRecord:
 
     @property
     def bytes(self) -> int:
-        """Bytes on disk."""
+        """Size on disk in bytes."""
         return sum(self.files.values())
 
 
 def index_folders(feature_set: FeatureSet, kind: IvfKind) -> tuple[Path, ...]:
-    """Where a feature set's index may be, the best place first.
+    """Possible folders of a feature set's index, in order of preference.
 
-    Beside a store no symbolic link is followed: one that came with a store would lead to the user's own folders.
+    No symbolic link beside a store is followed: a link in a downloaded store could lead to the user's own folders.
     """
     root = local_root(feature_set.store_url)
     cached = cache_folder() / "indexes" / feature_set.store_identity[:16] / feature_set.path / kind
@@ -231,27 +231,27 @@ def index_folders(feature_set: FeatureSet, kind: IvfKind) -> tuple[Path, ...]:
     return (cached,) if is_linked else (beside, cached)
 
 
-def writable_one(folders: Sequence[Path]) -> Path:
-    """The first that can be made, or the last."""
+def first_writable(folders: Sequence[Path]) -> Path:
+    """The first folder that can be created or written, else the last."""
     return next((each for each in folders if _is_writable(each)), folders[-1])
 
 
 def usable_record(folder: Path, feature_set: FeatureSet, kind: IvfKind) -> IndexRecord:
-    """The record of an index that was made here, of what the feature set holds now, and whose every byte is sound.
+    """The record of an index that was built here from the current content and is intact.
 
     Raises
     ------
     UnusableIndex
-        There is none; the message says why not, and is empty where the folder holds no index.
+        The index is missing, outdated, damaged, or not from this user and machine; the message is the reason.
     """
     try:
         raw = json.loads(read_regular(folder / RECORD_FILE, most_bytes=_MOST_RECORD_BYTES))
         if not isinstance(raw, dict) or raw.get("format") != INDEX_FORMAT:
-            raise UnusableIndex("it is of another version of featstore")
+            raise UnusableIndex("it was written by another version of featstore")
         signed = raw.pop("seal", None)
         if not isinstance(signed, str) or not hmac.compare_digest(signed.encode(), signature(raw).encode()):
-            no_key = "" if has_key() else f"; no key can be kept in {key_path()}"
-            raise UnusableIndex(f"it was not made by this user on this machine, or was changed{no_key}")
+            no_key = "" if has_key() else f"; no key can be stored in {key_path()}"
+            raise UnusableIndex(f"it was not built by this user on this machine, or was changed{no_key}")
         record = IndexRecord(**raw)
     except FileNotFoundError:
         raise UnusableIndex("") from None
@@ -263,13 +263,13 @@ def usable_record(folder: Path, feature_set: FeatureSet, kind: IvfKind) -> Index
         feature_set.fingerprint,
         feature_set.content_hash,
     ):
-        raise UnusableIndex("it is of other content")
+        raise UnusableIndex("the content of the feature set has changed")
     for name, size in record.files.items():
         check_file(folder / name, size=size, expected=record.checksums[name])
     return record
 
 
-def seals_of(folder: Path) -> tuple[dict[str, int], dict[str, str]]:
+def sizes_and_checksums(folder: Path) -> tuple[dict[str, int], dict[str, str]]:
     """Sizes and checksums of the files of a new index, by name."""
     paths = sorted(folder.iterdir())
     kinds = {path.name: "sha256" if path.suffix in _PARSED_BY_FAISS else "crc32c" for path in paths}
@@ -280,23 +280,23 @@ def seals_of(folder: Path) -> tuple[dict[str, int], dict[str, str]]:
 
 
 def write_record(record: IndexRecord, folder: Path) -> None:
-    """Write what stands beside an index, signed."""
-    said = json.loads(json.dumps(asdict(record)))  # as it will be read
-    (folder / RECORD_FILE).write_text(json.dumps({**said, "seal": signature(said)}, indent=1), encoding="utf-8")
+    """Sign and write the metadata of an index."""
+    fields = json.loads(json.dumps(asdict(record)))  # as it will be read back
+    (folder / RECORD_FILE).write_text(json.dumps({**fields, "seal": signature(fields)}, indent=1), encoding="utf-8")
 
 
 @contextlib.contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder, which gets the name `folder` at the end of a block that raises nothing."""
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder that is renamed to `folder` if the block succeeds."""
     with temporary_folder(folder) as temporary:
         yield temporary
         LocalObjects(temporary.parent).settle(temporary.name)
-        _put(temporary, folder)
+        _replace(temporary, folder)
 
 
-def _put(temporary: Path, folder: Path) -> None:
-    """Give an index its name; one that has it goes. Whoever has that mapped keeps it."""
-    for _ in range(3):  # another process may be putting its own there
+def _replace(temporary: Path, folder: Path) -> None:
+    """Rename a folder, replacing an existing index. Processes that have the old one mapped keep it."""
+    for _ in range(3):  # another process may replace it at the same time
         try:
             temporary.rename(folder)
         except OSError:
@@ -306,7 +306,7 @@ def _put(temporary: Path, folder: Path) -> None:
                 folder.rename(aside / "old")
         else:
             return
-    raise StoreError(f"{folder} is being replaced by other processes all the time: try again")
+    raise StoreError(f"{folder} is being replaced by other processes: try again")
 
 
 def _is_writable(folder: Path) -> bool:

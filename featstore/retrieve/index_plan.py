@@ -1,10 +1,10 @@
-"""The size and the `faiss.index_factory` description of an inverted-file index, planned before anything is read. Pure.
+"""Plan the size and the `faiss.index_factory` string of an inverted-file index. Pure.
 
-The numbers follow FAISS's own guidelines (its wiki, "Guidelines to choose an index"): four times the square root of the
-rows in lists, 30 to 256 training vectors a list, product codes of at most 64 bytes, and a graph over the centroids
-where there are many. One rule is featstore's: memory is bounded by a number of bytes, whatever the rows. The training
-sample is a mapped file; the centroids are in memory and bound the lists. At the default of 1 GiB that is 174,762 lists
-of 256 numbers, or 58,254 of 768: enough for 1.9 billion rows, or for 212 million.
+The numbers follow FAISS's wiki ("Guidelines to choose an index"): 4 sqrt(n) lists, 30 to 256 training vectors per list,
+product codes of at most 64 bytes, and an HNSW graph over many centroids. In addition, memory is bounded independently
+of the number of rows. The training sample is a memory-mapped file; the centroids are in memory, which limits the number
+of lists. The default of 1 GiB allows 174,762 lists at dim 256 or 58,254 at dim 768: enough for 1.9 billion rows, or 212
+million.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MIN_SAMPLE_ROWS = 256 * 256
 MAX_CODES = 64
 MIN_DIMS_PER_CODE = 4
 GRAPH_FROM_LISTS = 4096
-"""Fewer centroids are compared with all at once, as fast as the graph is walked (measured at 256 numbers)."""
+"""Up to this many centroids, exhaustive search is as fast as the graph (measured at dim 256)."""
 
 GRAPH_LINKS = 32
 ID_BYTES = 8
@@ -37,22 +37,21 @@ CANDIDATES_PER_NEIGHBOUR = 10
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IvfPlan:
-    """An inverted-file index, before it is made.
+    """Plan of an inverted-file index.
 
     Attributes
     ----------
     kind : "ivf" or "ivfpq"
-        Lists of vectors, or of product codes (Jegou et al. 2011) whose best candidates are compared again with the
+        Lists of vectors; or lists of product codes (Jegou et al. 2011), whose best candidates are compared with the
         stored vectors.
     rows, dim : int
     factory : str
-        Takes `faiss.index_factory` to the empty index. Vectors that cannot be divided into equal codes are padded with
-        zeros.
+        Argument of `faiss.index_factory`. Vectors whose dim is not divisible into equal codes are padded with zeros.
     n_lists : int
     row_bytes : int
         Bytes of one row in its list.
     sample_rows : int
-        Rows, evenly drawn, that the index is trained on.
+        Evenly spaced rows on which the index is trained.
     block_rows : int
         Rows that are read and added at a time.
     """
@@ -73,27 +72,27 @@ class IvfPlan:
         return self.rows * self.row_bytes + self.n_lists * (4 * self.dim + links + 64)
 
     @property
-    def making_bytes(self) -> int:
-        """Bytes on disk while it is made: the sample, then every row in a block of lists and in the merged lists."""
+    def build_bytes(self) -> int:
+        """Peak disk usage of the build: the sample, then every row in block files and in the merged lists."""
         return self.index_bytes + max(self.rows * self.row_bytes, 4 * self.dim * self.sample_rows)
 
     @property
     def n_blocks(self) -> int:
-        """Blocks of lists that are merged."""
+        """Number of block files that are merged."""
         return -(-self.rows // self.block_rows)
 
     def n_candidates(self, k: int) -> int:
-        """Rows that are compared again for the ``k`` nearest; ``k`` where lists hold the vectors."""
+        """Candidates to compare with stored vectors for ``k`` neighbours; ``k`` if lists hold the vectors."""
         if self.kind == "ivf":
             return k
         return min(self.rows, max(MIN_CANDIDATES, k * CANDIDATES_PER_NEIGHBOUR))
 
 
 def plan_ivf(rows: int, dim: int, kind: IvfKind, *, memory_bytes: int = MEMORY_BYTES) -> IvfPlan:
-    """Plan an index of `rows` vectors of `dim` numbers that is made in `memory_bytes`, mapped files apart.
+    """Plan an index of `rows` vectors of `dim` numbers that is built in `memory_bytes`, memory-mapped files excluded.
 
-    FAISS's own workspace is the minimum: 16 MiB of products, about 8 MiB for each core up to 16, and 32,768 vectors
-    twice where it learns codes.
+    FAISS's workspace is the minimum: 16 MiB of products, about 8 MiB per core up to 16 cores, and two copies of 32,768
+    vectors for learning codes.
 
     >>> plan = plan_ivf(5_000_000, 256, "ivfpq")
     >>> plan.factory, f"{plan.index_bytes / 1e9:.2f} GB"
@@ -102,16 +101,16 @@ def plan_ivf(rows: int, dim: int, kind: IvfKind, *, memory_bytes: int = MEMORY_B
     Raises
     ------
     UsageError
-        There is no row, or no index of that kind.
+        `rows` or `dim` is below 1, or `kind` is unknown.
     """
     if kind not in ("ivf", "ivfpq"):
-        raise UsageError(f"there is no saved index of kind {kind!r}; there are ivf and ivfpq")
+        raise UsageError(f"there is no saved index of kind {kind!r}; choose ivf or ivfpq")
     if rows < 1 or dim < 1:
-        raise UsageError(f"an index takes at least one row of at least one number: got {rows} of {dim}")
-    # Half for the centroids, which are there three times while they are learned. Then an eighth for a block: there
-    # are the rows as they are stored, at unit length, and in lists that have grown by doubling.
-    most_lists = max(1, min(rows // MIN_ROWS_PER_LIST, memory_bytes // 2 // (3 * 4 * dim)))
-    n_lists = min(LISTS_PER_ROOT * math.isqrt(rows), most_lists)
+        raise UsageError(f"an index needs at least one row of at least one number, got {rows} of {dim}")
+    # Half of the memory is for the centroids, three copies of which exist in training. An eighth is for a block: rows
+    # as stored, rows at unit length, and lists that grow by doubling.
+    max_lists = max(1, min(rows // MIN_ROWS_PER_LIST, memory_bytes // 2 // (3 * 4 * dim)))
+    n_lists = min(LISTS_PER_ROOT * math.isqrt(rows), max_lists)
     graph = f"_HNSW{GRAPH_LINKS}" if n_lists >= GRAPH_FROM_LISTS else ""
     factory, row_bytes = f"IVF{n_lists}{graph},Flat", 4 * dim
     if kind == "ivfpq":

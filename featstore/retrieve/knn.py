@@ -1,4 +1,4 @@
-"""What a search finds, and which of it counts: pure NumPy."""
+"""Nearest neighbours as arrays: exclusion of own clips, ranking metrics, re-ranking and recall. Pure NumPy."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["IndexName", "Neighbours", "evenly", "ranking_scores", "reranked", "share_found", "without_own"]
+__all__ = ["IndexName", "Neighbours", "evenly", "ranking_scores", "recall_of", "reranked", "without_own"]
 
 IndexName = Literal["flat", "hnsw", "ivf", "ivfpq"]
 
-# A hundred candidates each, of a thousand numbers: 26 MB.
+# 100 candidates each of 1,000 numbers: 26 MB.
 QUERIES_RERANKED_AT_ONCE = 64
 
 
@@ -32,12 +32,12 @@ class Neighbours:
 
 
 def without_own(found: Neighbours, *, own: NDArray[np.int64], clip_of_row: NDArray[np.int64], k: int) -> Neighbours:
-    """Leave the windows of a query's own clip out, and keep the ``k`` nearest of the rest.
+    """Exclude the windows of each query's own clip, and keep the ``k`` nearest of the rest.
 
     Parameters
     ----------
     found : Neighbours
-        At least ``k`` more than a clip has windows.
+        At least ``k`` plus the number of windows of the largest clip.
     own : int64 (queries,)
         Clip of each query.
     clip_of_row : int64 (n,)
@@ -54,20 +54,20 @@ def without_own(found: Neighbours, *, own: NDArray[np.int64], clip_of_row: NDArr
 def ranking_scores(
     relevant: NDArray[np.bool_], n_relevant: NDArray[np.int64], *, ks: tuple[int, ...]
 ) -> dict[str, Any]:
-    """Score neighbours as the answer of a search engine.
+    """Ranking metrics of neighbours.
 
     Parameters
     ----------
     relevant : bool (queries, k)
-        Whether each neighbour is what was looked for, nearest first.
+        Whether each neighbour is relevant, nearest first.
     n_relevant : int64 (queries,)
-        How many there are among all rows; a query without any is left out.
+        Number of relevant rows in the index; queries without any are skipped.
 
     Returns
     -------
     mapping
-        ``recall``: by k, the share of queries with a relevant one among their first k. ``map``: the mean over queries
-        of average precision at the largest k, with min(n_relevant, k) for the number of hits that there could be.
+        ``recall``: by k, the fraction of queries with a relevant row among the first k. ``map``: mean average
+        precision at the largest k, with min(n_relevant, k) as the number of possible hits.
     """
     some = n_relevant > 0
     if not some.any():
@@ -91,15 +91,15 @@ def reranked(
     k: int,
     vectors_of: Callable[[NDArray[np.int64]], NDArray[np.float32]],
 ) -> Neighbours:
-    """Compare candidates again, by their vectors, and keep the ``k`` nearest.
+    """Compare candidates with the exact vectors, and keep the ``k`` nearest.
 
     Parameters
     ----------
     rows : int64 (queries, n)
-        At least ``k`` candidates each; -1 is none.
+        At least ``k`` candidates each; -1 for none.
     queries : float32 (queries, dim)
     vectors_of : callable
-        Rising rows (m,) -> their vectors, float32 (m, dim).
+        Maps ascending rows (m,) to their vectors, float32 (m, dim).
     """
     similarities = np.full(rows.shape, -np.inf, np.float32)
     for start in range(0, len(rows), QUERIES_RERANKED_AT_ONCE):
@@ -116,12 +116,12 @@ def reranked(
 
 
 def evenly(n: int, *, wanted: int) -> NDArray[np.int64]:
-    """As many of ``n`` rows as are wanted, or all where there are no more, in even steps from the first to the last."""
+    """``wanted`` of ``n`` row numbers, or all if there are fewer, evenly spaced from the first to the last."""
     return np.unique(np.linspace(0, n - 1, min(n, wanted)).astype(np.int64))
 
 
-def share_found(wanted: NDArray[np.int64], found: NDArray[np.int64]) -> float:
-    """Share of the wanted rows (queries, k) that are among those found for their query; 1 where nothing is wanted."""
+def recall_of(wanted: NDArray[np.int64], found: NDArray[np.int64]) -> float:
+    """Recall: fraction of the wanted rows (queries, k) that were found for their query; 1 if none is wanted."""
     if not wanted.size:
         return 1.0
     return float(np.mean([np.isin(one, other).mean() for one, other in zip(wanted, found, strict=True)]))

@@ -1,4 +1,4 @@
-"""Saved indexes: made once for a feature set in bounded memory, then memory-mapped."""
+"""Saved indexes: built once per feature set in bounded memory, then memory-mapped."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from featstore.retrieve.index_files import (
     INDEX_FORMAT,
     IndexRecord,
     UnusableIndex,
+    atomic_folder,
+    first_writable,
     index_folders,
-    seals_of,
+    sizes_and_checksums,
     usable_record,
-    whole_folder,
-    writable_one,
     write_record,
 )
 from featstore.retrieve.index_plan import IvfKind, IvfPlan, plan_ivf
-from featstore.retrieve.knn import Neighbours, evenly, reranked, share_found
+from featstore.retrieve.knn import Neighbours, evenly, recall_of, reranked
 from featstore.retrieve.scan import unit_rows
 
 if TYPE_CHECKING:
@@ -41,41 +41,41 @@ __all__ = ["RECALL_K", "JoinedIndexes", "SavedIndex", "Tell", "make_index", "ope
 
 SAMPLE_FILE = "sample.float32"
 TARGET_RECALL, RECALL_K = 0.95, 10
-"""Of the ten nearest: a new index searches the fewest lists, of a rising series, that reach it."""
+"""Recall at 10 that a new index must reach; it searches the smallest number of lists, doubling from 1, that does."""
 
 N_RECALL_QUERIES = 200
 LEAST_MOST_LISTS, MOST_SHARE_OF_LISTS = 16, 1 / 4
-"""No more than a quarter of the lists are searched, or 16 where that is more."""
+"""Maximum number of lists to search: a quarter of them, but at least 16."""
 
 
 def make_index(feature_set: FeatureSet, plan: IvfPlan, folder: Path) -> IndexRecord:
-    """Make the index of a feature set as planned, in memory of the plan's size, and put it in a folder.
+    """Build the planned index of a feature set in bounded memory, and store it in a folder.
 
-    It reads the set twice: for the sample, and to fill the lists.
+    Reads the set twice: for the sample, and to fill the lists.
 
     Raises
     ------
     DataError
         A vector is not finite.
     StoreError
-        The index cannot be written.
+        The index cannot be written, or the disk has too little space.
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         sweep_leftovers(folder)
-        room = shutil.disk_usage(folder.parent).free
-        if room < plan.making_bytes:  # a mapped file that a disk has no room for ends the process
+        free_bytes = shutil.disk_usage(folder.parent).free
+        if free_bytes < plan.build_bytes:  # a mapped file on a full disk would kill the process
             raise StoreError(
-                f"the {plan.kind} index of {feature_set.path} takes {spoken_bytes(plan.making_bytes)} while it is "
-                f"made: {folder.parent} has {spoken_bytes(room)} free"
+                f"building the {plan.kind} index of {feature_set.path} needs {spoken_bytes(plan.build_bytes)}, but "
+                f"{folder.parent} has {spoken_bytes(free_bytes)} free"
             )
-        with whole_folder(folder) as temporary:
+        with atomic_folder(folder) as temporary:
             record = _build(feature_set, plan, temporary)
             write_record(record, temporary)
     except OSError as error:
         raise StoreError(
-            f"cannot keep an index in {folder}: {error.strerror or error}; FEATSTORE_CACHE names another place where "
-            "the store's own cannot be written"
+            f"cannot store an index in {folder}: {error.strerror or error}; set FEATSTORE_CACHE to another folder for "
+            "indexes of stores that cannot be written"
         ) from error
     return record
 
@@ -106,11 +106,11 @@ def _build(feature_set: FeatureSet, plan: IvfPlan, folder: Path) -> IndexRecord:
         n_probe, by_probes = 1, dict[int, float]()
         while True:
             found = _search_lists(lists, feature_set, plan, queries, k=k, n_probe=n_probe)
-            by_probes[n_probe] = share_found(wanted, _others(found.rows, own))
+            by_probes[n_probe] = recall_of(wanted, _others(found.rows, own))
             if by_probes[n_probe] >= TARGET_RECALL or 2 * n_probe > most:
                 break
             n_probe *= 2
-    sizes, checksums = seals_of(folder)
+    sizes, checksums = sizes_and_checksums(folder)
     return IndexRecord(
         format=INDEX_FORMAT,
         feature_set=feature_set.path,
@@ -129,9 +129,9 @@ def _build(feature_set: FeatureSet, plan: IvfPlan, folder: Path) -> IndexRecord:
 
 
 def _sample(feature_set: FeatureSet, plan: IvfPlan, path: Path) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Evenly drawn rows: their numbers, and themselves at unit length, float32 (sample_rows, dim), in a file.
+    """Evenly spaced rows: their numbers, and a memory-mapped file of them at unit length, float32 (sample_rows, dim).
 
-    They are read in order, block by block: of a store by URL a single row costs as much as its chunk.
+    Rows are read in order, block by block: in a remote store, reading a single row costs as much as its chunk.
     """
     drawn = evenly(plan.rows, wanted=plan.sample_rows)
     with path.open("wb") as file:
@@ -144,21 +144,21 @@ def _sample(feature_set: FeatureSet, plan: IvfPlan, path: Path) -> tuple[NDArray
 
 
 def _unit_blocks(feature_set: FeatureSet, plan: IvfPlan) -> Iterator[tuple[int, NDArray[np.float32]]]:
-    """Number of a block's first row, and its rows (n, dim) at unit length."""
+    """Blocks of rows (n, dim) at unit length, each with the number of its first row."""
     for first in range(0, plan.rows, plan.block_rows):
         rows = feature_set.utterance_rows.slice(first, min(first + plan.block_rows, plan.rows))
         yield first, _unit(rows, feature_set)
 
 
 def _unit(rows: NDArray[np.float32], feature_set: FeatureSet) -> NDArray[np.float32]:
-    """Some rows (n, dim) of a feature set at unit length; DataError where one is not finite."""
+    """Scale rows (n, dim) of a feature set to unit length. Raises DataError if one is not finite."""
     unit = unit_rows(rows)
     with np.errstate(invalid="ignore"):
         sums = unit.sum(axis=1)
     if not np.isfinite(sums).all():
         raise DataError(
-            f"{feature_set.path} has embeddings that are not finite, which no index can hold: `featstore verify "
-            f"--store {feature_set.store_url} --repair` drops damaged parts, extracting makes them again"
+            f"{feature_set.path} has non-finite embeddings, which cannot be indexed: run `featstore verify --store "
+            f"{feature_set.store_url} --repair` to drop damaged parts, then extract again"
         )
     return unit
 
@@ -166,7 +166,7 @@ def _unit(rows: NDArray[np.float32], feature_set: FeatureSet) -> NDArray[np.floa
 def _search_lists(
     index: faiss.Index, feature_set: FeatureSet, plan: IvfPlan, queries: NDArray[np.float32], *, k: int, n_probe: int
 ) -> Neighbours:
-    """Search the lists for unit queries (queries, dim); candidates by codes are compared again by stored vectors."""
+    """Search the lists for unit queries (queries, dim); re-rank candidates of product codes by stored vectors."""
     from featstore.retrieve.index import search_lists
 
     found = search_lists(index, queries, k=plan.n_candidates(k), n_probe=n_probe)
@@ -177,7 +177,7 @@ def _search_lists(
 
 
 def _others(rows: NDArray[np.int64], own: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Neighbours (queries, k + 1) without the query's own row, or without the last where it was not found."""
+    """Neighbours (queries, k + 1) without the query's own row, or without the last if the own row is missing."""
     is_own = rows == own[:, None]
     kept = np.argsort(is_own, axis=1, kind="stable")[:, : rows.shape[1] - 1]
     return np.take_along_axis(rows, kept, axis=1)
@@ -194,7 +194,7 @@ Tell = Callable[[str], None]
 
 
 class SavedIndex:
-    """An index of one feature set, as `open_index` opens it. Its rows are the windows of the set, in their order."""
+    """Saved index of one feature set, opened by `open_index`. Its rows are the windows of the set, in order."""
 
     def __init__(self, feature_set: FeatureSet, folder: Path, record: IndexRecord) -> None:
         from featstore.retrieve.index import read_lists
@@ -210,29 +210,29 @@ class SavedIndex:
 
     @property
     def recall(self) -> float:
-        """Share of the nearest that it finds, as measured when it was made."""
+        """Recall at 10, measured when the index was built."""
         return self.record.recall
 
     def search(self, queries: NDArray[np.float32], k: int) -> Neighbours:
         """Find the ``k`` windows nearest to each query (queries, dim) by cosine, as the index finds them.
 
-        Queries may be of any length. There are fewer than ``k`` neighbours only where the set has fewer windows.
+        Queries need not be normalised. A query has fewer than ``k`` neighbours only if the set has fewer windows.
 
         Raises
         ------
         UsageError
-            The queries are not as wide as the set's vectors, or ``k`` is below 1.
+            The queries do not have the dim of the set, or ``k`` is below 1.
         """
         k, unit = _at_most(k, len(self)), self._unit(queries)
         found = _search_lists(self._lists, self.feature_set, self._plan, unit, k=k, n_probe=self.record.n_probe)
         few = np.flatnonzero((found.rows < 0).any(axis=1))
-        if len(few):  # the lists that were searched hold fewer than k
+        if len(few):  # the lists searched have fewer than k rows
             exact = self.search_exactly(queries[few], k)
             found.similarities[few], found.rows[few] = exact.similarities, exact.rows
         return found
 
     def search_exactly(self, queries: NDArray[np.float32], k: int) -> Neighbours:
-        """The same by comparing every window, read block by block."""
+        """Exact search: compares every window, read block by block."""
         from featstore.retrieve.index import ExactHeap
 
         heap = ExactHeap(self._unit(queries), k=_at_most(k, len(self)))
@@ -242,23 +242,23 @@ class SavedIndex:
 
     def _unit(self, queries: NDArray[np.float32]) -> NDArray[np.float32]:
         if queries.ndim != 2 or queries.shape[1] != self._plan.dim:
-            raise UsageError(f"queries are (queries, {self._plan.dim}), as wide as the set: got {queries.shape}")
+            raise UsageError(f"queries must have the shape (queries, {self._plan.dim}), got {queries.shape}")
         return unit_rows(queries)
 
 
 class JoinedIndexes:
-    """Several indexes searched as one: the rows of each follow those of the one before."""
+    """Several indexes searched as one; the rows of each follow the rows of the previous one."""
 
     def __init__(self, indexes: Sequence[SavedIndex]) -> None:
         self.indexes = tuple(indexes)
 
     @property
     def recall(self) -> float:
-        """The mean of theirs, by rows."""
+        """Mean recall, weighted by rows."""
         return float(np.average([each.recall for each in self.indexes], weights=[len(each) for each in self.indexes]))
 
     def search(self, queries: NDArray[np.float32], k: int) -> Neighbours:
-        """Find the ``k`` nearest of all: they are among the ``k`` nearest of each."""
+        """Find the ``k`` nearest over all indexes."""
         similarities, rows, first = [], [], 0
         for index in self.indexes:
             found = index.search(queries, k)
@@ -274,21 +274,21 @@ class JoinedIndexes:
 
 
 def open_index(feature_set: FeatureSet, kind: IvfKind = "ivf", *, tell: Tell = lambda _: None) -> SavedIndex:
-    """Open the saved index of a feature set; where there is none of what the set holds now, make it first.
+    """Open the saved index of a feature set; build it first if there is none for the current content.
 
     Parameters
     ----------
     feature_set : FeatureSet
     kind : "ivf" or "ivfpq"
-        Whole vectors, as large on disk as the set's own; or codes of at most 64 bytes, whose best hundred candidates
-        (ten for each neighbour, where that is more) are compared again with the stored vectors.
+        Complete vectors, as large on disk as the set; or product codes of at most 64 bytes, whose best 100 candidates
+        (or 10 per neighbour, if more) are compared with the stored vectors.
     tell : callable
-        Takes a line that says what is about to take its time.
+        Receives a line of text before a build, which may take long.
 
     Raises
     ------
     UsageError
-        There is no such kind, or the set is empty.
+        The kind is unknown, or the set is empty.
     DataError
         A vector is not finite.
     StoreError
@@ -301,29 +301,29 @@ def open_index(feature_set: FeatureSet, kind: IvfKind = "ivf", *, tell: Tell = l
         try:
             return _opened(folder, feature_set, kind)
         except UnusableIndex as error:
-            unusable = unusable or (f"the index in {folder} is not used, for {error}: " if str(error) else "")
-    folder = writable_one(folders)
+            unusable = unusable or (f"the index in {folder} is not used: {error}; " if str(error) else "")
+    folder = first_writable(folders)
     tell(
-        f"{unusable}making the {kind} index of {feature_set.path}, {plan.rows:,} x {plan.dim}, "
+        f"{unusable}building the {kind} index of {feature_set.path}, {plan.rows:,} x {plan.dim}, "
         f"{spoken_bytes(plan.index_bytes)}: {folder}"
     )
     make_index(feature_set, plan, folder)
-    for _ in range(3):  # another process may be putting its own there
+    for _ in range(3):  # another process may replace it at the same time
         with contextlib.suppress(UnusableIndex):
             return _opened(folder, feature_set, kind)
-    raise StoreError(f"{folder} is being replaced by other processes all the time: try again")
+    raise StoreError(f"{folder} is being replaced by other processes: try again")
 
 
 def _opened(folder: Path, feature_set: FeatureSet, kind: IvfKind) -> SavedIndex:
-    """The index in a folder; UnusableIndex where it is not to be used."""
+    """Open the index in a folder. Raises UnusableIndex if it must not be used."""
     record = usable_record(folder, feature_set, kind)
     try:
         index = SavedIndex(feature_set, folder, record)
-    except StoreError as error:  # it has gone this moment, or has the padded vectors of an earlier featstore
+    except StoreError as error:  # just deleted, or with the padded vectors of an earlier featstore
         raise UnusableIndex("FAISS cannot read it as vectors of the set") from error
-    # Centroids and lists are two files: another process may have replaced both in between.
+    # Centroids and lists are two files: another process may have replaced both between the reads.
     if usable_record(folder, feature_set, kind) != record:
-        raise UnusableIndex("it was replaced while it was opened")
+        raise UnusableIndex("it was replaced while it was being opened")
     return index
 
 

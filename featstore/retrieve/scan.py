@@ -1,4 +1,4 @@
-"""How embeddings are scaled, and one query over stored vectors."""
+"""Normalise embeddings, and compute the best cosine of stored vectors with queries."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ from numpy.typing import NDArray
 __all__ = ["VectorRows", "best_cosines", "unit_columns", "unit_rows"]
 
 
-# A vector of zeros stays one: the smallest norm that is divided by, as in torch.nn.functional.normalize.
+# Minimum norm to divide by, as in torch.nn.functional.normalize: a zero vector stays zero.
 MIN_NORM = 1e-12
 
 
 def unit_rows(X: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Each row (n, dim) at unit length: inner products become cosines."""
+    """Scale each row (n, dim) to unit length, so that inner products are cosines."""
     norms = np.sqrt(np.einsum("nd,nd->n", X, X))
     return np.asarray(X / np.maximum(norms, MIN_NORM)[:, None])
 
 
 def unit_columns(X: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Each column (n, dim) at unit length: every feature is scaled by its norm over all samples.
+    """Scale each column (n, dim) to unit length: every feature is divided by its norm over all samples.
 
-    Not a cosine, but what X-ARES publishes: it normalises the transposed training matrix along its sample axis.
+    Not a cosine, but what X-ARES does: it normalises the transposed training matrix along its sample axis.
     """
     norms = np.sqrt(np.einsum("nd,nd->d", X, X))
     return np.asarray(X / np.maximum(norms, MIN_NORM))
 
 
-# A block stays in a core's cache while its norms and its products are taken.
+# A block stays in the cache of a core while its norms and products are computed.
 BLOCK_BYTES = 1 << 20
 MAX_THREADS = 8
 
 
 class VectorRows(Protocol):
-    """Vectors that are read piece by piece."""
+    """Vectors that are read in slices."""
 
     def __len__(self) -> int:
         """How many."""
@@ -47,19 +47,19 @@ class VectorRows(Protocol):
 
 
 def best_cosines(rows: VectorRows, queries: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Cosine of each row with whichever query is closest to it.
+    """Cosine of each row with its most similar query.
 
-    Memory is a block of rows beside the result.
+    Uses the memory of one block of rows in addition to the result.
 
     Parameters
     ----------
     queries : float32 (queries, dim)
-        At least one.
+        At least one query.
 
     Returns
     -------
     float32 (rows,)
-        Minus infinity where a row is not finite.
+        Minus infinity for a row that is not finite.
     """
     wanted = unit_rows(queries).T
     step = max(1, BLOCK_BYTES // max(1, 4 * queries.shape[1]))

@@ -132,7 +132,7 @@ def flac_claiming(frames: int) -> bytes:
 
 
 def test_a_header_that_claims_ten_hours_is_not_decoded() -> None:
-    assert "claims 36,000 s, more than --max-clip-seconds 3600" in why(flac_claiming(36_000 * 16_000))
+    assert "36,000 s, more than --max-clip-seconds 3600" in why(flac_claiming(36_000 * 16_000))
 
 
 def test_a_long_clip_is_left_out_by_the_limit_that_was_given() -> None:
@@ -158,9 +158,9 @@ def test_a_sample_rate_that_no_audio_has_is_not_decoded(rate: int) -> None:
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        (b"", "cannot be decoded"),
-        (b"RIFF", "cannot be decoded"),
-        (b"not audio at all" * 100, "cannot be decoded"),
+        (b"", "decode"),
+        (b"RIFF", "decode"),
+        (b"not audio at all" * 100, "decode"),
         (wav(), "no samples"),
         (audio_bytes(np.array([0.1, np.nan, 0.2], np.float32)), "NaN or infinite"),
         (audio_bytes(np.array([0.1, np.inf, 0.2], np.float32)), "NaN or infinite"),

@@ -160,7 +160,7 @@ def test_every_shard_is_committed_once_with_its_windows_in_order_whatever_shares
             encoder_name="late",
             plan=lambda n: (Window(start=0, stop=n, padded=-(-n // 3) * 3),),
             batcher=LengthBatcher(budget_samples=12, shards_ahead=shards_ahead),
-            most_waiting_bytes=None if may_wait else 8,
+            max_pending_bytes=None if may_wait else 8,
             settings=EncodeSettings(
                 sample_rate_hz=16_000,
                 max_clip_seconds=9,
@@ -280,5 +280,5 @@ def test_a_clip_that_breaks_a_batch_is_named_though_the_next_was_begun(data: Pat
     write_split(tmp_path / "data/tiny", "train-loud", [loud])
     with pytest.MonkeyPatch.context() as patched:
         answering_late(patched, batches_ahead=2)
-        with pytest.raises(EncoderContractError, match=r"clip 'loud' of train-loud-000\.tar: .* NaN"):
+        with pytest.raises(EncoderContractError, match=r"'loud' of train-loud-000\.tar.*NaN"):
             extract(tiny.task(), data, tmp_path / "store", encoder=build(BreaksOnLoud()))

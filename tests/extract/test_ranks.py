@@ -47,17 +47,17 @@ def test_every_shard_is_of_one_share(things, world_size):
 def test_a_scheduler_says_which_share(environment, rank, world_size):
     share = share_from_environment(environment)
     assert (share.rank, share.world_size) == (rank, world_size)
-    assert share.is_whole or str(share).startswith(f"share {rank + 1} of {world_size} (")
+    assert share.is_complete or str(share).startswith(f"share {rank + 1} of {world_size} (")
 
 
 @pytest.mark.parametrize(
     ("environment", "says"),
     [
-        ({"RANK": "1"}, "RANK is set and WORLD_SIZE is not"),
-        ({"WORLD_SIZE": "4"}, "WORLD_SIZE is set and RANK is not"),
-        ({"RANK": "4", "WORLD_SIZE": "4"}, "got rank 4 of 4"),
-        ({"RANK": "-1", "WORLD_SIZE": "4"}, "RANK must be a whole number: got '-1'"),
-        ({"RANK": "0", "WORLD_SIZE": "0"}, "got rank 0 of 0"),
+        ({"RANK": "1"}, "^RANK .*WORLD_SIZE"),
+        ({"WORLD_SIZE": "4"}, "^WORLD_SIZE .*RANK"),
+        ({"RANK": "4", "WORLD_SIZE": "4"}, "rank 4 of 4"),
+        ({"RANK": "-1", "WORLD_SIZE": "4"}, "RANK.*'-1'"),
+        ({"RANK": "0", "WORLD_SIZE": "0"}, "rank 0 of 0"),
         ({"SLURM_ARRAY_TASK_ID": "7", "SLURM_ARRAY_TASK_COUNT": "3", "SLURM_ARRAY_TASK_MIN": "0"}, "--array=0-2"),
     ],
 )
@@ -69,7 +69,7 @@ def test_numbers_that_do_not_go_together_are_said(environment, says):
 def test_a_share_by_hand_counts_from_one():
     assert parse_share("8/8").of("abcdefgh") == ("h",)
     for wrong in ("0/8", "9/8", "8", "a/b", "1/", "-1/2"):
-        with pytest.raises(UsageError, match="--share is K/N"):
+        with pytest.raises(UsageError, match=f"--share.*{wrong!r}"):
             parse_share(wrong)
 
 

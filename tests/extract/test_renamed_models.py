@@ -15,7 +15,7 @@ from featstore.encoders.pooling import Output
 from featstore.errors import EncoderError, UsageError
 from featstore.extract import ExtractOptions, extract_task
 from featstore.extract.audio import RESAMPLER
-from featstore.extract.encoder_changes import named_as_held
+from featstore.extract.encoder_changes import match_stored_names
 from featstore.extract.single_file import load_encoder_of
 from featstore.records import NamedBy, Recipe
 from featstore.store import open_store, recipe_groups
@@ -123,10 +123,10 @@ def test_another_model_of_a_name_that_is_taken_is_a_group_of_its_own(data: Path,
 def test_of_several_names_that_a_store_has_the_one_in_use_comes_first_else_the_first_by_letter() -> None:
     [mine] = recipes(model("b"))
     groups = [f"{name}@{mine.fingerprint}" for name in "zab"]
-    assert named_as_held([mine], name="b", groups=groups) == (mine,)
-    [held] = named_as_held([mine], name="b", groups=[groups[0], groups[1]])
+    assert match_stored_names([mine], name="b", groups=groups) == (mine,)
+    [held] = match_stored_names([mine], name="b", groups=[groups[0], groups[1]])
     assert held.encoder == "a"
-    assert named_as_held([mine], name="b", groups=["a@00000000", "stray"]) == (mine,)
+    assert match_stored_names([mine], name="b", groups=["a@00000000", "stray"]) == (mine,)
 
 
 def test_a_class_is_looked_for_by_its_own_name_alone() -> None:
@@ -160,8 +160,8 @@ def test_a_file_is_encoded_by_the_model_under_its_new_name_for_a_store_that_has_
     [made] = recipes(load_encoder(now))
     for stored in (replace(made, encoder="before"), replace(made, encoder="before", named_by="class")):
         assert load_encoder_of(stored, stored_spec="hf:before", spec=now).name == "now"
-    with pytest.raises(UsageError, match=r"name it with `--spec hf:\./before`, or where it is now"):
+    with pytest.raises(UsageError, match=r"--spec hf:\./before"):
         load_encoder_of(made, stored_spec="hf:./before", spec=None)
     other = replace(made, encoder="before", encoder_identity={**made.encoder_identity, "state_sha256": "0"})
-    with pytest.raises(EncoderError, match=r"is not the encoder of before@\w+ \(state_sha256 differ\)"):
+    with pytest.raises(EncoderError, match=r"before@\w+ \(state_sha256 "):
         load_encoder_of(other, stored_spec="hf:before", spec=now)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 
 import numpy as np
@@ -16,7 +17,7 @@ from featstore.probe import probe_task
 transformers = pytest.importorskip("transformers", reason="needs transformers: pip install featstore[hf]")
 pytest.importorskip("jiwer", reason="word error rates need jiwer: pip install featstore[asr]")
 
-from featstore.probe.asr import Adapter, Listener, Utterances  # noqa: E402
+from featstore.probe.asr import Adapter, AudioLanguageModel, Utterances  # noqa: E402
 from featstore.probe.text import load_language_model  # noqa: E402
 
 WORDS = ("abc", "fed", "dabe", "bce")
@@ -125,7 +126,7 @@ def test_a_run_repeats_to_the_last_digit(store, model_folder):
 def listener(folder, dim=6):
     model = load_language_model(str(folder), device=CPU)
     torch.manual_seed(0)
-    return Listener(model, Adapter(dim=dim, inner_width=model.inner_width, width=model.width))
+    return AudioLanguageModel(model, Adapter(dim=dim, inner_width=model.inner_width, width=model.width))
 
 
 @pytest.fixture(scope="module", params=["qwen2", "gpt2"])
@@ -160,16 +161,16 @@ def test_the_loss_is_that_of_each_clip_by_itself_written_out(hearing):
             total, count = total - row[token].item(), count + 1
     with torch.no_grad():
         assert hearing.loss(batch).item() == pytest.approx(total / count, rel=1e-4)
-    told, tokens_told = hearing.told_loss(batch)
+    told, tokens_told = hearing.teacher_forced_loss(batch)
     assert (told, tokens_told) == (pytest.approx(total, rel=1e-4), count)
 
 
 def test_a_clip_is_heard_the_same_alone_and_in_a_batch(hearing):
     batch = utterances(hearing)
     for options in ({"repetition_penalty": 1.0}, {"repetition_penalty": 1.3}):
-        together = hearing.listen(batch.frames, max_new_tokens=12, **options)
-        assert together == [hearing.listen(one.frames, max_new_tokens=12, **options)[0] for one in alone(batch)]
-    assert hearing.told_texts(batch) == [hearing.told_texts(one)[0] for one in alone(batch)]
+        together = hearing.generate(batch.frames, max_new_tokens=12, **options)
+        assert together == [hearing.generate(one.frames, max_new_tokens=12, **options)[0] for one in alone(batch)]
+    assert hearing.teacher_forced_texts(batch) == [hearing.teacher_forced_texts(one)[0] for one in alone(batch)]
 
 
 def test_generation_is_greedy_step_by_step(hearing):
@@ -181,7 +182,7 @@ def test_generation_is_greedy_step_by_step(hearing):
             while len(said) < 8 and model.end not in said:
                 inputs = torch.cat([heard, model.embed(torch.tensor([model.separator, *said]))])
                 said.append(int(model.model(inputs_embeds=inputs[None]).logits[0, -1].argmax()))
-        (text,) = hearing.listen([frames], max_new_tokens=8, repetition_penalty=1.0)
+        (text,) = hearing.generate([frames], max_new_tokens=8, repetition_penalty=1.0)
         assert text == model.decode(said)  # the end is a special token
 
 
@@ -205,7 +206,7 @@ def test_a_model_of_pickled_weights_is_refused(tmp_path):
     state = transformers.AutoModelForCausalLM.from_pretrained(folder).state_dict()
     (folder / "model.safetensors").unlink()
     torch.save(state, folder / "pytorch_model.bin")
-    with pytest.raises(UsageError, match=r"cannot be loaded: .* in safetensors files"):
+    with pytest.raises(UsageError, match=rf"{re.escape(str(folder))}.*safetensors"):
         load_language_model(str(folder), device=CPU)
 
 
@@ -215,16 +216,14 @@ def test_code_that_comes_with_a_model_is_not_run(tmp_path):
     config |= {"model_type": "mine", "auto_map": {"AutoConfig": "mine.C", "AutoModelForCausalLM": "mine.M"}}
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "mine.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass C: pass\nclass M: pass\n")
-    with pytest.raises(UsageError, match="cannot be loaded"):
+    with pytest.raises(UsageError, match=re.escape(str(folder))):
         load_language_model(str(folder), device=CPU)
     assert not (tmp_path / "ran").exists()
 
 
 def test_a_model_that_cannot_be_had_is_one_line_with_a_remedy(store, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(
-        UsageError, match=r"give \[probe\] language_model the folder of one .* hub can be reached"
-    ) as caught:
+    with pytest.raises(UsageError, match=r"Qwen/Qwen2.5-0.5B.*\[probe\] language_model") as caught:
         probe_task(store, task("Qwen/Qwen2.5-0.5B"))
     assert "\n" not in str(caught.value)
 
@@ -233,7 +232,7 @@ def test_a_clip_that_is_longer_than_the_model_takes_is_named(store, tmp_path):
     folder = save_model(tmp_path / "model")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 30}))
-    with pytest.raises(DataError, match=r"clip \w+/[\w-]+ and \d+ more are too long for .*, which takes 30 positions"):
+    with pytest.raises(DataError, match=r"clip \w+/[\w-]+ and \d+ more .* 30 positions"):
         probe_task(store, task(folder))
 
 
@@ -246,7 +245,7 @@ def test_generation_ends_where_the_model_has_no_more_positions(store, tmp_path):
 
 def test_a_task_without_a_language_model_says_where_it_is_named(store):
     nameless = beeps.manifest(kind="asr", metric="wer_inv", label={"field": "trans"})
-    with pytest.raises(UsageError, match=r"its folder or hub name as \[probe\] language_model"):
+    with pytest.raises(UsageError, match=r"\[probe\] language_model"):
         probe_task(store, nameless)
 
 

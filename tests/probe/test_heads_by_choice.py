@@ -227,11 +227,11 @@ def test_more_shots_score_better_and_the_curve_has_mean_and_interval(head):
 @pytest.mark.parametrize(
     ("changes", "options", "says"),
     [
-        pytest.param({}, {"head": "svm"}, "there is no head .svm.; there are logistic, ridge", id="head"),
-        pytest.param({}, {"shots": (0,)}, "from 1 on, got 0", id="shots"),
-        pytest.param({}, {"shots": (2, 2)}, "distinct numbers", id="shots twice"),
+        pytest.param({}, {"head": "svm"}, "'svm'.*logistic, ridge", id="head"),
+        pytest.param({}, {"shots": (0,)}, "shots.* 0", id="shots"),
+        pytest.param({}, {"shots": (2, 2)}, "shots.*2, 2", id="shots twice"),
         pytest.param(
-            {"kind": "regression", "metric": "pearson"}, {"head": "sweep"}, "is of kind regression", id="kind"
+            {"kind": "regression", "metric": "pearson"}, {"head": "sweep"}, "sweep.*kind regression", id="kind"
         ),
     ],
 )

@@ -95,10 +95,10 @@ def test_a_record_names_what_it_was_made_with():
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        pytest.param({"head": "forest"}, "there is no head 'forest'; there are logistic", id="head"),
-        pytest.param({"seeds": ()}, "one or more different numbers", id="no seed"),
-        pytest.param({"seeds": (1, 1)}, "one or more different numbers", id="a seed twice"),
-        pytest.param({"seeds": (-1,)}, "from 0 on, got", id="a negative seed"),
+        pytest.param({"head": "forest"}, "'forest'.*logistic", id="head"),
+        pytest.param({"seeds": ()}, r"seeds.*\(\)", id="no seed"),
+        pytest.param({"seeds": (1, 1)}, r"seeds.*\(1, 1\)", id="a seed twice"),
+        pytest.param({"seeds": (-1,)}, r"seeds.*\(-1,\)", id="a negative seed"),
     ],
 )
 def test_what_cannot_be_probed_is_a_usage_error(options, says):
@@ -108,19 +108,18 @@ def test_what_cannot_be_probed_is_a_usage_error(options, says):
 
 @pytest.mark.parametrize("changes", [{"metric": "mAP"}, {"kind": "multilabel", "metric": "mAP"}])
 def test_a_head_that_diverged_is_one_line_with_a_remedy(changes):
-    with pytest.raises(DataError, match=r"not finite: lower the manifest's \[probe\] learning_rate"):
+    with pytest.raises(DataError, match=r"\[probe\] learning_rate"):
         probe(changes={**changes, "probe": {"epochs": 2, "learning_rate": 1e30}}, head="linear")
 
 
 @pytest.mark.parametrize("head", ["linear", "logistic", "sweep"])
 def test_validation_clips_that_cannot_select_are_named_with_their_round(head):
     alone = {**SETS, "valid": tiny.TinySet([clip for clip in SETS["valid"].clips if clip.label == "class-0"])}
-    says = r"task tiny, round 'test': its 10 validation clips cannot select: d_prime needs .* more clips"
-    with pytest.raises(DataError, match=says):
+    with pytest.raises(DataError, match=r"tiny, round 'test'.* 10 validation clips.*d_prime"):
         probe(alone, changes={"metric": "d_prime"}, head=head)
 
 
 def test_test_clips_that_cannot_be_scored_are_told_as_such():
     alone = {**SETS, "test": tiny.TinySet([clip for clip in SETS["test"].clips if clip.label == "class-0"])}
-    with pytest.raises(DataError, match="task tiny: its test clips cannot be scored: d_prime needs"):
+    with pytest.raises(DataError, match=r"tiny: .*test clips.*d_prime"):
         probe(alone, changes={"metric": "d_prime"})

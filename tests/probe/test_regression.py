@@ -110,7 +110,7 @@ def test_a_run_repeats_to_the_last_digit(changes):
 
 def test_numbers_that_are_all_one_teach_nothing_and_say_so():
     train = [tiny.Clip(clip.key, 5.0, clip.vectors, clip.seconds) for clip in SETS["train"]]
-    with pytest.raises(LabelError, match=r"150 training clips show 1 value \(5.0\)"):
+    with pytest.raises(LabelError, match=r"150 training clips.* 1 value \(5.0\)"):
         probe({**SETS, "train": train})
 
 
@@ -134,9 +134,7 @@ def test_from_audio_to_a_score(tmp_path):
 
 def test_a_number_that_float32_cannot_hold_is_named_with_its_clip():
     far = [tiny.Clip("far", 1e300, np.zeros((1, 16)))]
-    with pytest.raises(
-        LabelError, match=r"clip test/far has the number 1e\+300; .* at most 1e\+30 in size: scale them"
-    ):
+    with pytest.raises(LabelError, match=r"test/far.* 1e\+300.* 1e\+30"):
         probe({**SETS, "test": [*SETS["test"], *far]})
 
 

@@ -148,11 +148,11 @@ def test_nothing_is_random_and_the_record_is_complete():
 @pytest.mark.parametrize(
     ("changes", "options", "says"),
     [
-        pytest.param({"retrieve": {"enabled": False}}, {}, "says retrieve.enabled = false", id="switched off"),
-        pytest.param({"kind": "regression", "metric": "pearson"}, {}, "of kind 'regression'", id="kind"),
-        pytest.param({}, {"k": 0}, "k must be at least 1, got 0", id="k"),
-        pytest.param({}, {"k": (5, 5)}, "every k once", id="k twice"),
-        pytest.param({}, {"index": "tree"}, "there is no index 'tree'; there are flat, hnsw, ivf", id="index"),
+        pytest.param({"retrieve": {"enabled": False}}, {}, "tiny.*retrieve.enabled = false", id="switched off"),
+        pytest.param({"kind": "regression", "metric": "pearson"}, {}, "'regression'", id="kind"),
+        pytest.param({}, {"k": 0}, "k .* 0", id="k"),
+        pytest.param({}, {"k": (5, 5)}, "k .*5, 5", id="k twice"),
+        pytest.param({}, {"index": "tree"}, "'tree'.*flat, hnsw, ivf", id="index"),
     ],
 )
 def test_what_cannot_be_searched_is_a_usage_error(changes, options, says):

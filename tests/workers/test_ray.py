@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 import time
 import urllib.request
@@ -80,8 +81,7 @@ def test_what_a_node_held_that_is_removed_is_encoded_by_others_and_the_store_is_
     finally:
         removing.join()
     [death] = record.deaths
-    assert death.startswith("a node of the Ray cluster (")
-    assert "is gone; others encoded train-" in death
+    assert re.search(r"^a node of .* train-", death)
     assert_same_contents(alone, tmp_path / "store", ignoring=())
 
 
@@ -91,8 +91,7 @@ def test_what_a_killed_actor_held_is_encoded_by_others_and_the_store_is_the_same
     (folder / "faults/killed-once").touch()
     record = extract(engine, folder, tmp_path / "store")
     [death] = record.deaths
-    assert death.startswith("a Ray worker on ")
-    assert "died; others encoded train-" in death
+    assert re.search(r"^a Ray worker on .* train-", death)
     assert_same_contents(alone, tmp_path / "store", ignoring=())
     assert capfd.readouterr() == ("", "")  # Ray has a paragraph on it
 
@@ -105,28 +104,23 @@ def test_credentials_that_only_the_command_has_are_missed_on_a_node_that_is_name
             monkeypatch.setenv(name, value)
         bucket = urllib.request.Request(f"http://127.0.0.1:{s3.port}/bucket", method="PUT")
         urllib.request.urlopen(bucket).close()
-        with pytest.raises(
-            RemoteError, match=r"^a Ray worker on .*: there are no credentials for s3://bucket/x.zarr: set AWS_"
-        ):
+        with pytest.raises(RemoteError, match=r"^a Ray worker on .*s3://bucket/x.zarr.*AWS_"):
             extract(engine, folder, "s3://bucket/x.zarr")
 
 
 @pytest.mark.slow  # that errors come over from a node is seen above, that of an encoder in `test_processes`
 def test_an_encoder_that_fails_on_a_node_fails_as_it_would_here(engine: Engine, folder: Path, tmp_path: Path) -> None:
     write_split(tmp_path / "data/tiny", "train", [clip("loud", noise(0.5) / abs(noise(0.5)).max())])
-    with pytest.raises(EncoderContractError, match=r"failed on clip 'loud' of train-000.tar: the encoder returned NaN"):
+    with pytest.raises(EncoderContractError, match=r"'loud' of train-000\.tar.*NaN"):
         extract(engine, folder, tmp_path / "store", data=tmp_path / "data")
 
 
 @pytest.mark.parametrize(
     ("asked", "told"),
     [
-        ({"device": "cuda"}, "--device cuda takes the GPUs of the Ray cluster, and it has none: leave it out"),
-        (
-            {"device": "cpu,cpu"},
-            "--engine ray takes --device auto, cpu, cuda or all, for Ray gives",
-        ),
-        ({"cpus_per_worker": 64}, "no node of the Ray cluster has 64 cores: --cpus-per-worker takes 1 at most"),
+        ({"device": "cuda"}, "--device cuda"),
+        ({"device": "cpu,cpu"}, "--engine ray.*auto, cpu, cuda or all.*'cpu,cpu'"),
+        ({"cpus_per_worker": 64}, "64 cores.*--cpus-per-worker.* 1$"),
     ],
 )
 def test_what_the_cluster_cannot_give_is_a_usage_error(
@@ -139,8 +133,8 @@ def test_what_the_cluster_cannot_give_is_a_usage_error(
 @pytest.mark.parametrize(
     ("address", "told"),
     [
-        ("nowhere", r"--ray-address must be auto or host:port, such as .*: got 'nowhere'"),
-        ("127.0.0.1:1", "no Ray cluster answers at --ray-address 127.0.0.1:1 "),
+        ("nowhere", "--ray-address.*host:port.*'nowhere'"),
+        ("127.0.0.1:1", "--ray-address 127.0.0.1:1 "),
     ],
 )
 def test_an_address_without_a_cluster_is_a_usage_error(address: str, told: str) -> None:
