@@ -35,6 +35,9 @@ MIN_WORK_TO_DIVIDE = 10**11
 """Queries x rows x dim from which on each thread searches for blocks of queries of its own."""
 
 QUERIES_PER_BLOCK = 512
+MORE_OF_EQUALS, MOST_OF_EQUALS = 8, 1 << 22
+"""Where rows are equally near to the last place, so many times more are found, of so many (48 MiB) at a time."""
+
 TWO_LEVELS_FROM_LISTS = 1024
 ITERATIONS = 10
 SAMPLE_PER_CODE = 128
@@ -96,8 +99,8 @@ class Searcher:
     def search_exactly(self, queries: NDArray[np.float32], *, k: int) -> Neighbours:
         """Compare each query with every row; of rows that are equally near the lowest come first.
 
-        It is what FAISS's flat index does, without its copy of the rows. From 100 neighbours on FAISS does not define
-        which of several rows that are equally near to the last place it keeps.
+        It is what FAISS's flat index does, without its copy of the rows; of rows that are equally near to the last
+        place FAISS keeps any.
         """
         return _compare_all(queries, self.X, k=k)
 
@@ -106,19 +109,22 @@ class ExactHeap:
     """The nearest of rows that come block by block."""
 
     def __init__(self, queries: NDArray[np.float32], *, k: int) -> None:
-        self._queries = queries
-        self._heap = faiss.ResultHeap(len(queries), k, keep_max=True)
+        self._queries, self._k = queries, k
+        self._similarities = np.empty((len(queries), 0), np.float32)
+        self._rows = np.empty((len(queries), 0), np.int64)
 
     def add(self, rows: NDArray[np.float32], *, first: int) -> None:
         """Compare some rows (n, dim), numbered from `first` on."""
-        k = min(self._heap.k, len(rows))
-        found = _compare_all(self._queries, rows, k=k)
-        self._heap.add_result(found.similarities, found.rows + first)
+        found = _compare_all(self._queries, rows, k=min(self._k, len(rows)))
+        both = _lowest_first(
+            np.concatenate([self._similarities, found.similarities], axis=1),
+            np.concatenate([self._rows, found.rows + first], axis=1),
+        )
+        self._similarities, self._rows = both.similarities[:, : self._k], both.rows[:, : self._k]
 
     def nearest(self) -> Neighbours:
-        """The nearest rows, nearest first; nothing can be added after it."""
-        self._heap.finalize()
-        return _lowest_first(self._heap.D, self._heap.I)
+        """The nearest rows so far, nearest first; of rows that are equally near the lowest come first."""
+        return Neighbours(similarities=self._similarities, rows=self._rows)
 
 
 def _search(index: faiss.Index, queries: NDArray[np.float32], *, k: int) -> Neighbours:
@@ -127,16 +133,38 @@ def _search(index: faiss.Index, queries: NDArray[np.float32], *, k: int) -> Neig
 
 
 def _compare_all(queries: NDArray[np.float32], X: NDArray[np.float32], *, k: int) -> Neighbours:
+    """The ``k`` nearest rows; where more are equally near to the last place, all of these are found before a choice."""
+    n_found = min(k + 1, len(X))
+    found = _lowest_first(*_nearest(queries, X, k=n_found))
+    similarities, rows = found.similarities[:, :k], found.rows[:, :k]
+    tied = np.flatnonzero(found.similarities[:, k - 1] == found.similarities[:, -1])
+    while n_found < len(X) and len(tied):
+        n_found = min(MORE_OF_EQUALS * n_found, len(X))
+        at_once = max(1, MOST_OF_EQUALS // n_found)
+        still_tied = []
+        for some in np.split(tied, range(at_once, len(tied), at_once)):
+            found = _lowest_first(*_nearest(queries[some], X, k=n_found))
+            similarities[some], rows[some] = found.similarities[:, :k], found.rows[:, :k]
+            still_tied.append(some[found.similarities[:, k - 1] == found.similarities[:, -1]])
+        tied = np.concatenate(still_tied)
+    return Neighbours(similarities=similarities, rows=rows)
+
+
+def _nearest(
+    queries: NDArray[np.float32], X: NDArray[np.float32], *, k: int
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Similarities and rows (queries, k), in FAISS's order."""
+
     def search(some: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         found: tuple[NDArray[np.float32], NDArray[np.int64]] = faiss.knn(some, X, k, metric=faiss.METRIC_INNER_PRODUCT)
         return found
 
     if len(queries) * X.size < MIN_WORK_TO_DIVIDE:
-        return _lowest_first(*search(queries))
+        return search(queries)
     blocks = np.split(queries, range(QUERIES_PER_BLOCK, len(queries), QUERIES_PER_BLOCK))
     with _one_thread_each(faiss.omp_get_max_threads()) as pool:
         similarities, rows = zip(*pool.map(search, blocks), strict=True)
-    return _lowest_first(np.concatenate(similarities), np.concatenate(rows))
+    return np.concatenate(similarities), np.concatenate(rows)
 
 
 def _one_thread_each(workers: int) -> ThreadPoolExecutor:
@@ -145,7 +173,7 @@ def _one_thread_each(workers: int) -> ThreadPoolExecutor:
 
 
 def _lowest_first(similarities: NDArray[np.float32], rows: NDArray[np.int64]) -> Neighbours:
-    """Put equally near rows in rising order: FAISS keeps the lowest, and lists them from the highest down."""
+    """Nearest first, and equally near rows in rising order, which FAISS lists from the highest down."""
     order = np.lexsort((rows, -similarities), axis=1)
     return Neighbours(
         similarities=np.take_along_axis(similarities, order, axis=1), rows=np.take_along_axis(rows, order, axis=1)
