@@ -198,19 +198,21 @@ class WorkersEngine:
 
     def _answer_to(self, question: Describe) -> Described:
         asked: int | None = None
+        answer: Described | None = None
         with self._closed_on_error():
-            while True:
+            while answer is None:
                 if asked not in self._states:  # no worker was ready, or the one that was asked has died
                     self._start_until(1)
                     asked = min(self._in_state(_State.IDLE), default=None)
                     if asked is not None:
                         self._workers.send(asked, question)
                 for worker, event in self._workers.events():
-                    if isinstance(event, Described):
-                        return event
-                    if isinstance(event, Died):
-                        self._note_fruitless_death(event)
                     self._note_state(worker, event)
+                    if isinstance(event, Described):
+                        answer = event
+                    elif isinstance(event, Died):
+                        self._note_fruitless_death(event)
+        return answer
 
     def encode(self, job: EncodeJob, shards: Sequence[StaleShard], *, progress: Progress) -> EncodeResult:
         """Encode shards on as many workers as there are shards, up to the maximum."""

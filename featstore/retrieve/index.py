@@ -35,6 +35,9 @@ MIN_WORK_TO_DIVIDE = 10**11
 """Work (queries x rows x dim) above which every thread searches for its own blocks of queries."""
 
 QUERIES_PER_BLOCK = 512
+MORE_OF_EQUALS, MOST_OF_EQUALS = 8, 1 << 22
+"""Factor by which k is increased where rows tie for the last place, and the number of results (48 MiB) per block."""
+
 TWO_LEVELS_FROM_LISTS = 1024
 ITERATIONS = 10
 SAMPLE_PER_CODE = 128
@@ -96,8 +99,8 @@ class Searcher:
     def search_exactly(self, queries: NDArray[np.float32], *, k: int) -> Neighbours:
         """Compare each query with every row; ties are ordered by row number.
 
-        Equivalent to FAISS's flat index without its copy of the rows. For k >= 100, FAISS does not define which of
-        several rows tied for the last place it returns.
+        Equivalent to FAISS's flat index without its copy of the rows, except that of several rows tied for the last place
+        the lowest are returned, where FAISS returns any.
         """
         return _compare_all(queries, self.X, k=k)
 
@@ -106,19 +109,22 @@ class ExactHeap:
     """Top-k search over rows that arrive in blocks."""
 
     def __init__(self, queries: NDArray[np.float32], *, k: int) -> None:
-        self._queries = queries
-        self._heap = faiss.ResultHeap(len(queries), k, keep_max=True)
+        self._queries, self._k = queries, k
+        self._similarities = np.empty((len(queries), 0), np.float32)
+        self._rows = np.empty((len(queries), 0), np.int64)
 
     def add(self, rows: NDArray[np.float32], *, first: int) -> None:
         """Compare some rows (n, dim), numbered from `first`."""
-        k = min(self._heap.k, len(rows))
-        found = _compare_all(self._queries, rows, k=k)
-        self._heap.add_result(found.similarities, found.rows + first)
+        found = _compare_all(self._queries, rows, k=min(self._k, len(rows)))
+        both = _lowest_first(
+            np.concatenate([self._similarities, found.similarities], axis=1),
+            np.concatenate([self._rows, found.rows + first], axis=1),
+        )
+        self._similarities, self._rows = both.similarities[:, : self._k], both.rows[:, : self._k]
 
     def nearest(self) -> Neighbours:
-        """The nearest rows, nearest first. Call it once, after the last `add`."""
-        self._heap.finalize()
-        return _lowest_first(self._heap.D, self._heap.I)
+        """The nearest rows so far, nearest first; ties are ordered by row number."""
+        return Neighbours(similarities=self._similarities, rows=self._rows)
 
 
 def _search(index: faiss.Index, queries: NDArray[np.float32], *, k: int) -> Neighbours:
@@ -127,16 +133,38 @@ def _search(index: faiss.Index, queries: NDArray[np.float32], *, k: int) -> Neig
 
 
 def _compare_all(queries: NDArray[np.float32], X: NDArray[np.float32], *, k: int) -> Neighbours:
+    """The ``k`` nearest rows; where more are equally near to the last place, all of these are found before a choice."""
+    n_found = min(k + 1, len(X))
+    found = _lowest_first(*_nearest(queries, X, k=n_found))
+    similarities, rows = found.similarities[:, :k], found.rows[:, :k]
+    tied = np.flatnonzero(found.similarities[:, k - 1] == found.similarities[:, -1])
+    while n_found < len(X) and len(tied):
+        n_found = min(MORE_OF_EQUALS * n_found, len(X))
+        at_once = max(1, MOST_OF_EQUALS // n_found)
+        still_tied = []
+        for some in np.split(tied, range(at_once, len(tied), at_once)):
+            found = _lowest_first(*_nearest(queries[some], X, k=n_found))
+            similarities[some], rows[some] = found.similarities[:, :k], found.rows[:, :k]
+            still_tied.append(some[found.similarities[:, k - 1] == found.similarities[:, -1]])
+        tied = np.concatenate(still_tied)
+    return Neighbours(similarities=similarities, rows=rows)
+
+
+def _nearest(
+    queries: NDArray[np.float32], X: NDArray[np.float32], *, k: int
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Similarities and rows (queries, k), in FAISS's order."""
+
     def search(some: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         found: tuple[NDArray[np.float32], NDArray[np.int64]] = faiss.knn(some, X, k, metric=faiss.METRIC_INNER_PRODUCT)
         return found
 
     if len(queries) * X.size < MIN_WORK_TO_DIVIDE:
-        return _lowest_first(*search(queries))
+        return search(queries)
     blocks = np.split(queries, range(QUERIES_PER_BLOCK, len(queries), QUERIES_PER_BLOCK))
     with _single_threaded_pool(faiss.omp_get_max_threads()) as pool:
         similarities, rows = zip(*pool.map(search, blocks), strict=True)
-    return _lowest_first(np.concatenate(similarities), np.concatenate(rows))
+    return np.concatenate(similarities), np.concatenate(rows)
 
 
 def _single_threaded_pool(workers: int) -> ThreadPoolExecutor:
@@ -145,7 +173,7 @@ def _single_threaded_pool(workers: int) -> ThreadPoolExecutor:
 
 
 def _lowest_first(similarities: NDArray[np.float32], rows: NDArray[np.int64]) -> Neighbours:
-    """Order tied rows by row number: FAISS keeps the lowest, but lists them in descending order."""
+    """Sort by similarity, and tied rows by row number, which FAISS lists in descending order."""
     order = np.lexsort((rows, -similarities), axis=1)
     return Neighbours(
         similarities=np.take_along_axis(similarities, order, axis=1), rows=np.take_along_axis(rows, order, axis=1)

@@ -143,6 +143,30 @@ def test_the_best_rate_is_found_beyond_the_grid_and_rates_that_diverge_lose():
         sweep(lambda _: (math.nan, 0.0), rates=(1.0,))
 
 
+class SteepOutside(OneWeight):
+    """A weight whose gradient is infinite from half a unit on."""
+
+    def loss(self, batch):
+        return super().loss(batch) / (self.weight.abs() < 0.5)
+
+
+def test_a_rate_that_diverged_goes_on_at_a_tenth_from_moments_that_are_finite():
+    def score(model):
+        return (0.5 - abs(model.weight.item() + 0.1) if abs(model.weight.item()) < 0.5 else math.nan), 0.0
+
+    model, fitted = training.sweep_rates(
+        lambda _: SteepOutside(),
+        seed=(0, 0),
+        batches=lambda _: [0],
+        loss=SteepOutside.loss,
+        score=score,
+        rates=(1.0,),
+    )
+    assert fitted.history[:3] == (-math.inf,) * 3
+    assert model.weight.item() == pytest.approx(-0.1, abs=1e-3)
+    assert fitted.epoch == 4
+
+
 def test_ranking_metrics_see_what_float32_probabilities_do_not():
     rng = np.random.default_rng(0)
     margins = rng.uniform(20, 60, 200)  # softmax of any of these is 1 to float32

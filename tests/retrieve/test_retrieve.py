@@ -366,6 +366,20 @@ def test_exact_search_finds_the_nearest_and_of_equals_the_lowest_rows(X, k, n_qu
         assert ((found.rows == wanted) | ((np.abs(gaps) < 1e-5) & (gaps != 0))).all()
 
 
+@pytest.mark.parametrize("k", [1, 3, 20, 120])
+@pytest.mark.parametrize("n_queries", [1, 40])
+def test_a_nearer_row_that_comes_late_takes_the_place_of_the_highest_of_equals(k, n_queries):
+    X = np.random.default_rng(k).integers(0, 3, (300, 2)).astype(np.float32)  # five similarities, exact in float32
+    queries = np.ones((n_queries, 2), np.float32)
+    wanted = np.argsort(-(queries @ X.T), axis=1, kind="stable")[:, :k]
+    blocks = ExactHeap(queries, k=k)
+    for first in range(0, len(X), 70):
+        blocks.add(X[first : first + 70], first=first)
+    for found in (Searcher(X, "flat").search(queries, k=k), blocks.nearest()):
+        np.testing.assert_array_equal(found.rows, wanted)
+        np.testing.assert_array_equal(found.similarities, np.take_along_axis(queries @ X.T, wanted, axis=1))
+
+
 def test_the_first_of_many_neighbours_are_those_of_a_search_for_few():
     X = VECTORS["the same over and over"]
     many, few = (Searcher(X, "flat").search(X[:5] + np.float32(0.01), k=k).rows for k in (50, 3))

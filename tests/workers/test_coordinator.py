@@ -14,6 +14,8 @@ from featstore.extract.results import EncodeResult, EncodeSettings, Silent, Stag
 from featstore.extract.shards import Shard
 from featstore.extract.worker import (
     ClipsDone,
+    Describe,
+    Described,
     Died,
     Encode,
     Event,
@@ -106,3 +108,56 @@ def test_of_many_shards_that_a_dead_worker_had_a_few_are_named_and_each_clip_cou
 def test_a_run_that_its_workers_die_of_names_one_of_the_shards_and_how_many_more_it_may_be() -> None:
     with pytest.raises(WorkerError, match=r" 0\.tar .*5 more.* 2 workers"):
         encode(Mortal(deaths=2), Counting())
+
+
+class Pair:
+    """Two workers that commit the shards they get. The second one's death is known together with an answer."""
+
+    size = 2
+
+    def __init__(self) -> None:
+        self.living: set[int] = set()
+        self._said: list[tuple[int, Event]] = []
+
+    def start(self, worker: int) -> None:
+        self.living.add(worker)
+        self._said.append((worker, Loaded()))
+
+    def send(self, worker: int, message: Message) -> None:
+        assert worker in self.living
+        card: Any = None
+        if isinstance(message, Describe):
+            self._said.append((worker, Described(card=card, canary=None)))
+            if 1 in self.living:
+                self.living.remove(1)
+                self._said.append((1, Died(why="a worker died", advice="look at it")))
+        elif isinstance(message, Encode):
+            self._said.append((worker, NextShard()))
+        elif isinstance(message, StaleShard):
+            name = message.shard.name
+            events = (ShardTaken(shard=name), ShardDone(shard=name, stored={}), NextShard())
+            self._said += [(worker, event) for event in events]
+        else:
+            self._said.append((worker, JobDone(times=StageTimes(), settings=SETTINGS)))
+
+    def events(self) -> Sequence[tuple[int, Event]]:
+        said, self._said = self._said, []
+        assert said, "coordinator and worker wait for each other"
+        return said
+
+    def close(self, *, loading: Collection[int]) -> None:
+        self.living.clear()
+
+
+def test_a_worker_that_dies_while_another_answers_is_started_again_for_the_next_job() -> None:
+    workers = Pair()
+    shards = [StaleShard(shard=Shard(name=f"{n}.tar", path=Path(f"{n}.tar")), outputs=(0,)) for n in range(4)]
+    job: Any = None
+    options: Any = None
+    engine = WorkersEngine(workers, attempts=2)
+    engine.encode(job, shards, progress=Silent())
+    assert workers.living == {0, 1}
+    engine.describe(options)
+    assert workers.living == {0}
+    result = engine.encode(job, shards, progress=Counting())
+    assert (workers.living, result.workers) == ({0, 1}, 2)

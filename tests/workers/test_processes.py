@@ -169,7 +169,7 @@ def test_no_process_outlives_a_run_that_is_interrupted_or_killed(
     assert committed < N_SHARDS
     if sent == signal.SIGINT:
         assert started.returncode == 130
-        assert said.strip().splitlines()[-1].startswith("featstore: interrupted; whatever was committed is kept")
+        assert said.strip().splitlines()[-1].startswith("featstore: interrupted")
         assert n_parts(tmp_path / "store") == committed
     (folder / "faults/slow").unlink()
     record = extract(engine, folder, tmp_path / "store")
