@@ -50,7 +50,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Unpack, cast, overload
+from typing import TYPE_CHECKING, Any, Literal, Unpack, cast, get_args, overload
 
 from featstore.errors import FeatstoreError, UsageError
 
@@ -200,7 +200,7 @@ def extract(
     split: str | Sequence[str] | None = None,
     arguments: Mapping[str, Any] | None = None,
     layers: Sequence[int | None] = (),
-    pool: Sequence[Pool] = (),
+    pool: Pool | Sequence[Pool] = (),
     trust_remote_code: bool = False,
     engine: Literal["local", "ray"] = "local",
     ray_address: str | None = None,
@@ -227,7 +227,7 @@ def extract(
         Constructor arguments of the encoder.
     layers : sequence of int or None
         Hidden states to keep, each a feature set NAME.layerK; None is what the encoder returns, and the default.
-    pool : sequence of str
+    pool : str or sequence of str
         ``mean`` (the default), ``max``, ``std``: utterance vectors to keep of each layer.
     trust_remote_code : bool
         Run the code that comes with a transformers model.
@@ -258,6 +258,9 @@ def extract(
 
     manifests = list(_manifests(tasks).values())
     encoders = list(encoder) if isinstance(encoder, list | tuple) else [cast("AnyEncoder", encoder)]
+    if not encoders:
+        raise UsageError("no encoder is given: name one or more, such as 'logmel'")
+    _one_of("engine", engine, ("local", "ray"))
     settings = ExtractOptions(**options)
     records: list[ExtractRecord] = []
     failures: list[ExtractFailure] = []
@@ -265,7 +268,7 @@ def extract(
         loading = {
             "arguments": dict(arguments or {}),
             "layers": tuple(layers),
-            "pools": tuple(pool),
+            "pools": _several(pool),
             "trust_remote_code": trust_remote_code,
         }
         try:
@@ -393,14 +396,15 @@ def probe(
     Raises
     ------
     featstore.errors.UsageError
-        A task is not known, or two different tasks have one name.
+        A task or the protocol is not known, or two different tasks have one name.
     featstore.errors.StoreError
         The store cannot be read.
     """
     from featstore.probe import probe_task
+    from featstore.records import Protocol
 
-    chosen = tuple(range(seeds)) if isinstance(seeds, int) else None if seeds is None else tuple(seeds)
-    score = partial(_score, probe_task, protocol=protocol, head=head, seeds=chosen, shots=tuple(shots))
+    _one_of("protocol", protocol, get_args(Protocol))
+    score = partial(_score, probe_task, protocol=protocol, head=head, seeds=_seeds(seeds), shots=tuple(shots))
     return _scores(
         _manifests(tasks), score, store=store, encoder=encoder, jobs=jobs, results=results, progress=progress
     )
@@ -442,10 +446,13 @@ def retrieve(
     Raises
     ------
     featstore.errors.UsageError
-        No task has a nearest-neighbour track, a task is not known, or two different tasks have one name.
+        No task has a nearest-neighbour track, a task or the protocol is not known, or two different tasks have one
+        name.
     """
+    from featstore.records import Protocol
     from featstore.retrieve import retrieve_task
 
+    _one_of("protocol", protocol, get_args(Protocol))
     manifests = _manifests(tasks)
     without = [label for label, manifest in manifests.items() if not manifest.retrieve.enabled]
     if len(manifests) > 1:  # a task alone is scored, and reports its own lack of the track
@@ -517,7 +524,7 @@ def probe_arrays(
     valid: Labelled | None = None,
     metric: str | None = None,
     head: str | None = None,
-    seeds: Sequence[int] | None = None,
+    seeds: int | Sequence[int] | None = None,
 ) -> ScoreRecord:
     """Train and score the probe of the protocol ``strict`` on arrays, without a store or a manifest.
 
@@ -536,13 +543,20 @@ def probe_arrays(
         By default ``accuracy`` for classes, ``mAP`` for label sets, ``pearson`` for numbers.
     head : str, optional
         ``logistic``, ``sweep`` or ``linear``; ``ridge`` or ``linear`` for numbers.
-    seeds : sequence of int, optional
-        Of heads that are trained by minibatches; 0, 1 and 2 by default.
+    seeds : int or sequence of int, optional
+        Of heads that are trained by minibatches: their number, from 0 on, or the seeds themselves; 3 by default.
 
     Returns
     -------
     ScoreRecord
         ``metric``, ``value``, ``ci_low``, ``ci_high``, and ``details`` with the fit and the warnings.
+
+    Raises
+    ------
+    featstore.errors.UsageError
+        The shape or kind of the labels, the metric or the head is not one that the probe knows.
+    featstore.errors.DataError, featstore.errors.LabelError
+        The embeddings and labels do not fit together, or cannot be learned from.
 
     Examples
     --------
@@ -556,9 +570,7 @@ def probe_arrays(
     """
     from featstore.probe.arrays import probe_arrays as on_arrays
 
-    return on_arrays(
-        X, y, test=test, valid=valid, metric=metric, head=head, seeds=None if seeds is None else tuple(seeds)
-    )
+    return on_arrays(X, y, test=test, valid=valid, metric=metric, head=head, seeds=_seeds(seeds))
 
 
 def compare(scores: Iterable[ScoreRecord] | StrPath, a: str, b: str) -> Comparison:
@@ -687,9 +699,13 @@ def query(
         There is neither such a clip nor such a file, or no feature set matches.
     featstore.errors.AmbiguousSelection
         The feature sets are of several encoders, or several clips have the key.
+    featstore.errors.UsageError
+        `k` is less than 1.
     """
     from featstore.explore.query import nearest_to_file, nearest_to_key, sets_of_one_encoder
 
+    if k < 1:
+        raise UsageError(f"k must be at least 1, got {k}")
     sets = sets_of_one_encoder(_opened(store), encoder=encoder, dataset=dataset, split=split)
     name = os.fspath(wanted)
     if not os.path.isfile(name):  # noqa: PTH113 - a key may be longer than a file name, for which Path raises
@@ -733,6 +749,8 @@ def health(
         No feature set matches.
     featstore.errors.LabelError
         A clip has no such field, or several values in it.
+    featstore.errors.UsageError
+        `near_cosine` is not above 0 and at most 1.
     """
     from featstore.diagnostics import NEAR_COSINE, examine_health
     from featstore.errors import UnknownFeatureSet
@@ -744,6 +762,8 @@ def health(
             f"{opened.url} holds nothing of {'/'.join(each or '*' for each in (encoder, dataset, split))}"
         )
     near = NEAR_COSINE if near_cosine is None else near_cosine
+    if not 0 < near <= 1:
+        raise UsageError(f"near_cosine must be above 0 and at most 1, got {near:g}")
     return examine_health(chosen, among=opened.feature_sets(), label=label, near_cosine=near)
 
 
@@ -772,6 +792,15 @@ def _manifests(tasks: Tasks) -> dict[str, Manifest]:
     if not found:
         raise UsageError("no task is given: name one or more, see `featstore tasks`")
     return found
+
+
+def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise UsageError(f"{name} must be one of {', '.join(allowed)}: got {value!r}")
+
+
+def _seeds(seeds: int | Sequence[int] | None) -> tuple[int, ...] | None:
+    return tuple(range(seeds)) if isinstance(seeds, int) else None if seeds is None else tuple(seeds)
 
 
 def _several(names: str | Sequence[str] | None) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from featstore.errors import DataError, UnknownFeatureSet
+from featstore.errors import AmbiguousSelection, DataError, UnknownFeatureSet
 from featstore.formatting import counted
 from featstore.records import Recipe, SkippedClip
 from featstore.shard_patterns import ShardPattern
@@ -126,7 +126,7 @@ def read_windows(store: Store, manifest: Manifest, *, encoder: str | None) -> Wi
     """
     from featstore.tasks.labels import clip_groups
 
-    recipe = store.resolve_encoder(encoder)
+    recipe = _recipe_of(store, manifest, encoder)
     sets = _select_all(store, manifest, recipe)
     for name, feature_set in sets.items():
         if not len(feature_set):
@@ -159,6 +159,18 @@ def read_windows(store: Store, manifest: Manifest, *, encoder: str | None) -> Wi
         left_out=tuple(clip for feature_set in sets.values() for clip in feature_set.skipped),
         groups=None if manifest.group is None else tuple(clip_groups(manifest, keys, metas)),
     )
+
+
+def _recipe_of(store: Store, manifest: Manifest, encoder: str | None) -> Recipe:
+    try:
+        return store.resolve_encoder(encoder)
+    except AmbiguousSelection:
+        if encoder is not None or store.feature_sets(dataset=manifest.feature_dataset):
+            raise
+        command = f"featstore extract {_task_argument(manifest)} --encoder ENCODER --data DIR --store {store.url}"
+        raise UnknownFeatureSet(
+            f"task {manifest.name}: {store.url} has no {manifest.feature_dataset} by any encoder: run `{command}`"
+        ) from None
 
 
 def _check_distinct(keys: Sequence[str], *, name: str, task: str) -> None:
@@ -217,9 +229,14 @@ def shard_names(feature_set: FeatureSet) -> tuple[str, ...]:
     return tuple(segment.member.shard.name for segment in feature_set.segments)
 
 
+def _task_argument(manifest: Manifest) -> str:
+    """The task as an argument of a command. The path of a user's own manifest is not known."""
+    return manifest.name if manifest.name in manifest_files() else "MANIFEST"
+
+
 def extract_command(manifest: Manifest, recipe: Recipe, store: Store, *, options: str) -> str:
-    """Return the command that extracts missing embeddings. The path of a user's own manifest is not known."""
-    task = manifest.name if manifest.name in manifest_files() else "MANIFEST"
+    """Return the command that extracts missing embeddings."""
+    task = _task_argument(manifest)
     spec = store.feature_sets(encoder=recipe.group_name)[0].address.spec  # the encoder's name is not a spec
     pool = "" if recipe.pool == "mean" else f" --pool {recipe.pool}"
     return f"featstore extract {task}{options} --encoder {quote(spec)}{pool} --data DIR --store {store.url}"

@@ -40,9 +40,20 @@ def probe_arrays(
 ) -> ScoreRecord:
     """Train and score a probe on arrays: see `featstore.api.probe_arrays`."""
     from featstore.tasks import Manifest
+    from featstore.tasks.rules import METRICS_BY_KIND
 
     parts = {"train": (X, y), **({} if valid is None else {"valid": valid}), "test": test}
     kind = _kind_of(y)
+    metric = metric or _METRICS[kind]
+    if metric not in METRICS_BY_KIND[kind]:
+        raise UsageError(f"labels of kind {kind} take {', '.join(METRICS_BY_KIND[kind])}: got metric {metric!r}")
+    if kind == "multilabel":
+        widths = {name: None if _is_label_sets(labels) else np.shape(labels)[1:] for name, (_, labels) in parts.items()}
+        if len(set(widths.values())) > 1:
+            raise DataError(
+                "label sets of all parts are lists of text, or multi-hot arrays with one column for each class: "
+                f"got {widths}"
+            )
     sets = {name: _ArraySet.of(name, *arrays, kind=kind) for name, arrays in parts.items()}
     dims = {name: each.utterance.shape[1] for name, each in sets.items()}
     if len(set(dims.values())) > 1:
@@ -53,7 +64,7 @@ def probe_arrays(
             "name": "arrays",
             "title": "Arrays",
             "kind": kind,
-            "metric": metric or _METRICS[kind],
+            "metric": metric,
             "eval_weight": 1.0,
             "data": {"dataset": "arrays"},
             "splits": patterns,
@@ -66,9 +77,14 @@ def probe_arrays(
 
 def _kind_of(y: ArrayLike | Sequence[Any]) -> str:
     """Kind of the task that labels make up: a fraction among them is a number to regress."""
+    if not len(cast("Sequence[Any]", y)):
+        raise DataError("train: there is no label")
     if _is_label_sets(y):
         return "multilabel"
-    values = np.asarray(y)
+    try:
+        values = np.asarray(y)
+    except ValueError as error:
+        raise UsageError("labels are (n,), or lists of text for every clip: got lists beside other values") from error
     if values.ndim == 2 and values.dtype.kind in "biuf" and np.isin(values, (0, 1)).all():
         return "multilabel"
     if values.ndim != 1:
@@ -86,11 +102,11 @@ def _is_label_sets(y: ArrayLike | Sequence[Any]) -> bool:
 
 
 def _labels_of(y: ArrayLike | Sequence[Any], kind: str) -> list[Any]:
-    """Labels as the JSON of a clip holds them."""
+    """Labels as in the JSON of a clip, by whose rules 3 and 3.0 are one class, and None is not a class."""
     if kind == "regression":
         return [float(each) for each in np.asarray(y)]
     if kind == "clip":
-        return [str(each) for each in np.asarray(y).tolist()]
+        return list(np.asarray(y).tolist())
     if _is_label_sets(y):
         return [sorted(each) for each in cast("Sequence[Any]", y)]
     values = np.asarray(y)
@@ -115,7 +131,7 @@ class _ArraySet:
             raise DataError(
                 f"{name}: embeddings are (n, dim) with one label each: got {utterance.shape} and {len(labels)} labels"
             )
-        metas = np.array([json.dumps({"label": each}) for each in labels], dtype=object)
+        metas = np.array([json.dumps({"label": each}, default=str) for each in labels], dtype=object)
         return cls(name=name, utterance=utterance, meta_json=metas)
 
     def __len__(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 from featstore.errors import UsageError
 from featstore.records import ScoreRecord
@@ -48,8 +48,10 @@ def render(
     Raises
     ------
     UsageError
-        `store` is given for another format than HTML, or a library of the page is not installed.
+        `form` is not a format, `store` is given for a format other than HTML, or a library of the page is missing.
     """
+    if form not in get_args(Format):
+        raise UsageError(f"format must be one of {', '.join(get_args(Format))}: got {form!r}")
     if form == "html":
         from featstore.report.page import render_page
         from featstore.report.spaces import spaces_of

@@ -149,6 +149,8 @@ def read_results(*folders: str | os.PathLike[str]) -> Results:
         here: list[_Written] = []
         n_failures = len(failures)
         for path in sorted(folder.glob("[!.]*.json")):
+            if path.name == "zarr.json":  # of a store: the advice to delete a damaged score would destroy it
+                continue
             try:
                 here.append(_read(path))
             except ResultsError as error:

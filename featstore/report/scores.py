@@ -33,7 +33,7 @@ class Board(Leaderboard):
     __slots__ = ()
 
     def __repr__(self) -> str:
-        return grids_to_markdown(grid(table) for table in self.tables)
+        return harmless(grids_to_markdown(grid(table) for table in self.tables), keep="\n")
 
     def _repr_html_(self) -> str:
         return grids_to_html(grid(table) for table in self.tables)

@@ -317,7 +317,7 @@ def _bold(cell: GridCell) -> str:
 
 
 def _markdown_line(entries: Iterable[str]) -> str:
-    return "| " + " | ".join(entry.replace("|", "\\|") for entry in entries) + " |"
+    return "| " + " | ".join(" ".join(entry.splitlines()).replace("|", "\\|") for entry in entries) + " |"
 
 
 CSV_HEADER = (

@@ -228,7 +228,7 @@ def _table_row(fs: FeatureSet) -> tuple[str, ...]:
 
 def _split_name(name: str) -> tuple[str, str, str]:
     """Split the name of a feature set into encoder, dataset and split."""
-    parts = name.split("/")
+    parts = name.split("/") if isinstance(name, str) else []
     if len(parts) != 3 or not all(parts):
         raise UnknownFeatureSet(
             f"the name of a feature set must be ENCODER/DATASET/SPLIT, such as 'logmel/words/train': got {name!r}"
