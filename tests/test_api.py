@@ -199,6 +199,42 @@ def test_a_wrong_call_raises(folder: Path, tmp_path: Path) -> None:
         featstore.probe([load_manifest(other), load_manifest(folder / "tiny.toml")], store=folder / "s.zarr")
 
 
+def test_a_value_that_is_none_of_the_choices_raises_and_computes_nothing(folder: Path, tmp_path: Path) -> None:
+    task, store, data = folder / "tiny.toml", folder / "s.zarr", folder / "data"
+    for call in (
+        lambda: featstore.probe(task, store=store, protocol="stric"),  # type: ignore[arg-type]
+        lambda: featstore.retrieve(task, store=store, protocol="stric"),  # type: ignore[arg-type]
+        lambda: featstore.extract(task, encoder=[], data=data, store=tmp_path / "s.zarr"),
+        lambda: featstore.extract(
+            task,
+            encoder="mfcc",
+            data=data,
+            store=tmp_path / "s.zarr",
+            engine="lcal",  # type: ignore[arg-type]
+        ),
+        lambda: featstore.report([], tmp_path / "board.md", format="cvs"),  # type: ignore[arg-type]
+        lambda: featstore.query("test0", store=store, encoder="mfcc", k=0),
+        lambda: featstore.health(store, near_cosine=1.5),
+        lambda: featstore.open(store)[0],  # type: ignore[index]
+    ):
+        with pytest.raises(UsageError):
+            call()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_task_that_no_encoder_has_reports_what_to_extract(folder: Path) -> None:
+    [failure] = featstore.probe(["esc50"], store=folder / "s.zarr").failures
+    assert failure.error == "UnknownFeatureSet"
+    assert f"featstore extract esc50 --encoder ENCODER --data DIR --store {folder / 's.zarr'}" in failure.message
+
+
+def test_one_pool_may_be_given_as_a_text(folder: Path, tmp_path: Path) -> None:
+    made = featstore.extract(
+        folder / "tiny.toml", encoder="mfcc", data=folder / "data", store=tmp_path / "s.zarr", split="test", pool="max"
+    )
+    assert [each.encoder for each in made] == ["mfcc.max"]
+
+
 def test_scores_add_up_and_the_last_of_equals_counts_in_tables() -> None:
     one, other = scored("a", "x", 0.5), scored("a", "y", 0.75)
     scores = featstore.Scores([one])
@@ -219,6 +255,15 @@ def test_a_table_in_a_notebook_shows_the_text_of_others_as_text() -> None:
     for html in (featstore.Scores([record])._repr_html_(), record._repr_html_()):
         assert "<script>" not in html
         assert "&lt;script&gt;" in html
+
+
+def test_a_leaderboard_as_text_is_one_line_for_each_encoder_without_control_characters() -> None:
+    names = ("a\x1b[31m|\nb", "c")
+    scores = featstore.Scores([scored("words", name, value) for name, value in zip(names, (0.9, 0.5), strict=True)])
+    text = repr(scores.leaderboard())
+    assert "\x1b" not in text
+    header, _, *rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert [row.replace("\\|", "").count("|") for row in rows] == [header.count("|")] * 2
 
 
 def test_scores_as_a_data_frame_and_as_files(tmp_path: Path) -> None:
@@ -489,8 +534,25 @@ def test_probing_arrays_agrees_with_scikit_learn_on_each_kind_of_label() -> None
         (np.zeros((4, 2)), [0, 1, 0], (np.zeros((1, 2)), [0])),
         (np.zeros((4, 2)), [0, 1, 0, 1], (np.zeros((1, 3)), [0])),
         (np.zeros((2, 2)), np.full((2, 2), 7), (np.zeros((1, 2)), [0])),
+        (np.zeros((0, 2)), [], (np.zeros((1, 2)), ["a"])),
+        (np.zeros((4, 2)), [["a"], "b"] * 2, (np.zeros((1, 2)), ["b"])),
+        (np.eye(4), ["a", None] * 2, (np.zeros((1, 4)), ["a"])),
+        (np.eye(4), [[0, 1], [1, 0]] * 2, (np.zeros((2, 4)), [[1], [0]])),
+        (np.eye(4), [["a"], ["b"]] * 2, (np.zeros((2, 4)), ["a", "b"])),
     ],
 )
 def test_arrays_that_do_not_fit_together_are_an_error(X, y, test) -> None:
     with pytest.raises(FeatstoreError):
         featstore.probe_arrays(X, y, test=test)
+
+
+def test_a_metric_that_the_labels_do_not_have_is_an_error() -> None:
+    for metric in ("acc", "pearson"):
+        with pytest.raises(UsageError):
+            featstore.probe_arrays(np.eye(4), ["a", "b"] * 2, test=(np.eye(4), ["a", "b"] * 2), metric=metric)
+
+
+def test_whole_numbers_are_the_same_classes_whatever_their_type() -> None:
+    X = np.eye(4)[[0, 1] * 20]
+    found = featstore.probe_arrays(X, np.array([0, 1] * 20), test=(X, np.array([0.0, 1.0] * 20)), seeds=2)
+    assert found.value == 1.0

@@ -210,3 +210,9 @@ def test_other_files_in_the_folder_do_not_matter_and_no_folder_is_told(tmp_path:
     assert len(read_scores(tmp_path)) == 1
     with pytest.raises(UsageError, match="featstore probe"):
         read_scores(tmp_path / "nowhere")
+
+
+def test_a_store_given_as_a_folder_of_results_is_not_called_a_damaged_score(tmp_path: Path) -> None:
+    (tmp_path / "zarr.json").write_text('{"zarr_format": 3, "node_type": "group"}')
+    with pytest.raises(UsageError):
+        read_results(tmp_path)
