@@ -99,8 +99,8 @@ class Searcher:
     def search_exactly(self, queries: NDArray[np.float32], *, k: int) -> Neighbours:
         """Compare each query with every row; ties are ordered by row number.
 
-        Equivalent to FAISS's flat index without its copy of the rows, except that of several rows tied for the last place
-        the lowest are returned, where FAISS returns any.
+        Equivalent to FAISS's flat index without its copy of the rows, except that of several rows tied for the last
+        place the lowest are returned, where FAISS returns any.
         """
         return _compare_all(queries, self.X, k=k)
 
