@@ -273,6 +273,8 @@ class _Run(Generic[Module, Batch]):
             return
         self._waited += 1
         if self._waited == PATIENCE:
+            if not _is_finite(self.model):  # nor are the moments, which would spoil every step to come
+                self._optimizer = AdamW(self.model, weight_decay=WEIGHT_DECAY)
             self.model.load_state_dict(self.best)
             self.stalled = self._drops == N_DROPS
             self._rate, self._drops, self._waited = self._rate / 10, self._drops + 1, 0
