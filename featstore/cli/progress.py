@@ -29,7 +29,7 @@ from rich.table import Column
 from rich.text import Text
 
 from featstore.cli.options import is_quiet
-from featstore.formatting import printable, spoken_bytes
+from featstore.formatting import counted, printable, spoken_bytes
 
 if TYPE_CHECKING:
     from rich.progress import Task, TaskID
@@ -286,4 +286,4 @@ class Downloads:
 
 def _throughput(clips: int, audio_seconds: float, elapsed_seconds: float) -> str:
     speed = f", {audio_seconds / elapsed_seconds:,.0f} x" if elapsed_seconds > 0 and clips else ""
-    return f"{clips:,} clips{speed}"
+    return f"{counted(clips, 'clip')}{speed}"

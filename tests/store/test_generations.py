@@ -74,8 +74,10 @@ def test_workers_in_processes_of_their_own_get_the_generation_with_the_shard(tmp
     cached = split_writer(tmp_path / "s.zarr").begin_run()
     shards = [Shard(name=name, path=tmp_path / name) for name in ("a.tar", "b.tar")]
     sets = [
-        _FeatureSet(kept=None, writer=writer, cached=cached, gone=(), unnamed=(), stale=frozenset(("a.tar", "b.tar"))),
-        _FeatureSet(kept=None, writer=writer, cached={}, gone=(), unnamed=(), stale=frozenset(("a.tar",))),
+        _FeatureSet(
+            output=None, writer=writer, cached=cached, gone=(), unnamed=(), stale=frozenset(("a.tar", "b.tar"))
+        ),
+        _FeatureSet(output=None, writer=writer, cached={}, gone=(), unnamed=(), stale=frozenset(("a.tar",))),
     ]
     assert [each.generations for each in _stale(shards, sets)] == [{0: 2, 1: 0}, {0: 0}]
 
