@@ -49,6 +49,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing, nullcontext
 from functools import partial
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Unpack, cast, get_args, overload
 
@@ -800,7 +801,9 @@ def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
 
 
 def _seeds(seeds: int | Sequence[int] | None) -> tuple[int, ...] | None:
-    return tuple(range(seeds)) if isinstance(seeds, int) else None if seeds is None else tuple(seeds)
+    if seeds is None:
+        return None
+    return tuple(range(int(seeds))) if isinstance(seeds, Integral) else tuple(map(int, cast("Sequence[int]", seeds)))
 
 
 def _several(names: str | Sequence[str] | None) -> tuple[str, ...]:

@@ -144,7 +144,7 @@ def test_probe_is_probe_task_for_every_encoder(folder: Path) -> None:
 
     store = featstore.open(folder / "s.zarr")
     manifest = load_manifest(folder / "tiny.toml")
-    found = featstore.probe(manifest, store=store, head="sweep", seeds=1)
+    found = featstore.probe(manifest, store=store, head="sweep", seeds=np.int64(1))
     assert [each.encoder for each in found] == ["logmel", "mfcc"]
     for each in found:
         alone = probe_task(store, manifest, encoder=each.encoder, head="sweep", seeds=(0,))
@@ -153,7 +153,7 @@ def test_probe_is_probe_task_for_every_encoder(folder: Path) -> None:
 
 def test_two_processes_give_the_scores_of_one_and_a_list_of_tasks_may_be_of_any_kind(folder: Path) -> None:
     path = folder / "tiny.toml"
-    alone = featstore.retrieve(str(path), store=str(folder / "s.zarr"), k=[1, 3])
+    alone = featstore.retrieve(str(path), store=str(folder / "s.zarr"), k=np.array([1, 3]))
     together = featstore.retrieve([path, load_manifest(path)], store=folder / "s.zarr", k=[1, 3], jobs=2)
     assert [dataclasses.replace(each, seconds={}) for each in together] == [
         dataclasses.replace(each, seconds={}) for each in alone

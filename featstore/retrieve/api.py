@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, cast, get_args
 
 import numpy as np
@@ -183,7 +184,8 @@ def _plan(manifest: Manifest, *, k: int | Sequence[int] | None, index: str) -> _
             f"task {manifest.name} has no nearest-neighbour track: its manifest sets retrieve.enabled = false"
         )
     usual = manifest.retrieve.k
-    ks = (usual,) if k is None else (k,) if isinstance(k, int) else tuple(k)
+    asked: Any = usual if k is None else k
+    ks = tuple(int(each) for each in ((asked,) if isinstance(asked, Integral) else asked))
     if not ks or min(ks) < 1:
         raise UsageError(f"k must be at least 1, got {min(ks, default='nothing')}")
     if len(set(ks)) < len(ks):
