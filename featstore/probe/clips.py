@@ -47,9 +47,10 @@ __all__ = ["score_clips"]
 SUPPORT_STEPS = 200
 """Minimum number of optimiser steps of a few-shot head: ten epochs of a single batch would underfit."""
 
-STEPS_PER_EPOCH = 8
-MAX_BATCH = 256
-"""The sweep enlarges its batches until an epoch has `STEPS_PER_EPOCH` of them, up to this size."""
+STEPS_PER_EPOCH, MAX_BATCH = 8, 256
+STEPS_PER_LONG_EPOCH, MAX_LONG_BATCH = 128, 1024
+"""The sweep enlarges its batches while an epoch has `STEPS_PER_EPOCH` of them, up to `MAX_BATCH`, and while it has
+`STEPS_PER_LONG_EPOCH`, up to `MAX_LONG_BATCH`: with 1,251 classes an update of Adam takes as long as 256 windows."""
 
 CERTAIN = 100.0
 """Logits of classes without a training clip are minus this value."""
@@ -298,7 +299,11 @@ def _sweep_round(
     standardisation = Standardisation.of(task.X[windows])
     X = standardisation(task.X[windows])
     y = torch.from_numpy(classes.targets(task)[task.clip[windows]])
-    batch_size = max(probe.batch_size, min(MAX_BATCH, len(windows) // STEPS_PER_EPOCH))
+    batch_size = max(
+        probe.batch_size,
+        min(MAX_BATCH, len(windows) // STEPS_PER_EPOCH),
+        min(MAX_LONG_BATCH, len(windows) // STEPS_PER_LONG_EPOCH),
+    )
     samples = task.samples(each.valid) if len(each.valid) else None
     X_valid = standardisation(task.X[samples.windows]) if samples is not None else X[:0]
     loss_of = _loss_of(task.manifest)

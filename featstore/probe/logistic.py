@@ -60,8 +60,8 @@ CERTAIN = 100.0
 MAX_PASS = 10_000_000_000
 MAX_VALUES = 2**29
 MAX_RANK = 8192
-"""Limits of full-batch training: multiply-adds per pass (windows x dim x classes), number of feature values (three
-float32 copies are in memory), and rows of the eigenproblem. Larger problems use minibatches."""
+"""Limits of full-batch training: multiply-adds per pass (windows x dim x classes), number of feature values (four
+float32 copies are in memory at most), and rows of the eigenproblem. Larger problems use minibatches."""
 
 MAX_BATCH_BYTES = 2**30
 CHUNK_ROWS = 1024
@@ -212,6 +212,8 @@ class _Fold:
         self._pending = list(self._grid)
         self._search = GridSearch(bounds=(LOWEST_C, HIGHEST_C))
         self._solved: dict[float, tuple[Tensor, Tried]] = {}
+        self._Z_of: dict[torch.dtype, Tensor] = {}
+        self._variances: Tensor | None = None
         self.n_bytes = of.X.nbytes
 
     def reduce(self) -> None:
@@ -240,8 +242,21 @@ class _Fold:
             self._basis = torch.nn.functional.pad(self._basis, (spare, 0))
             self.width = width
 
+    def features(self, dtype: torch.dtype) -> Tensor:
+        """Return `Z` in a precision, converted once."""
+        if dtype not in self._Z_of:
+            self._Z_of[dtype] = self.Z.to(dtype)
+        return self._Z_of[dtype]
+
+    def variances(self) -> Tensor:
+        """Return the mean squares of the columns of `Z`, float32 (width,)."""
+        if self._variances is None:
+            self._variances = self.Z.square().mean(0)
+        return self._variances
+
     def release(self) -> None:
         """Release the memory of the features."""
+        self._Z_of.clear()
         del self.Z, self._Z_valid, self._basis
 
     def next_strength(self) -> float | None:
@@ -356,7 +371,7 @@ class _Problems:
         self._pool = pool
         self._fold_of_strength = [fold for fold, _ in wave]
         self._folds = list(dict.fromkeys(self._fold_of_strength))
-        self._Z = {fold: fold.Z.to(dtype) for fold in self._folds}
+        self._Z = {fold: fold.features(dtype) for fold in self._folds}
         number = {fold: at for at, fold in enumerate(self._folds)}
         each = torch.tensor(counts)
         self._fold = torch.tensor([number[fold] for fold, _ in wave]).repeat_interleave(each)
@@ -393,7 +408,7 @@ class _Problems:
 
         Uses the variances of the eigenvectors plus `VARIANCE_FLOOR`.
         """
-        variances = {fold: Z.square().mean(0) + VARIANCE_FLOOR for fold, Z in self._Z.items()}
+        variances = {fold: fold.variances().to(Z.dtype) + VARIANCE_FLOOR for fold, Z in self._Z.items()}
         h = {fold: torch.outer(self._spread(fold).to(of.dtype), of) for fold, of in variances.items()}
         return torch.cat([h[fold] for fold in self._fold_of_strength]).view(len(self.penalty), -1) + self.penalty
 
