@@ -61,8 +61,8 @@ def tables(options: Options) -> Iterator[Table | Grid]:
     )
     yield Table(
         title="Logistic regression, five folds",
-        measures=f"As above: {FOLDS} folds of {FOLD_CLIPS:,} x {DIM} x {FOLD_CLASSES}, the size of ESC-50. Of "
-        f"scikit-learn one fold is measured, and counted {FOLDS} times.",
+        measures=f"As above: {FOLDS} folds of {FOLD_CLIPS:,} x {DIM} x {FOLD_CLASSES}, the size of ESC-50. "
+        "scikit-learn's tolerance is the one that the first fold needs.",
         unit="s",
         baseline="scikit-learn, as converged",
         rows=_rows(folds, {"featstore": (at_most(3.0), at_most_times(0.05))}),
@@ -155,14 +155,17 @@ def measure_path(*, n_sets: int, repeats: int) -> dict[str, float]:
     began = time.process_time()
     ours()
     cpu = time.process_time() - began
-    first, strengths = parts[0], [tried.C for tried in paths[0].tried]
-    tolerance = _tolerance_of(paths[0], *first[:2])
+    tolerance = _tolerance_of(paths[0], *parts[0][:2])
+
+    def theirs(tol: float) -> None:
+        for part, path in zip(parts, paths, strict=True):
+            _sklearn_path(*part, grid=[tried.C for tried in path.tried], tol=tol)
+
     return {
         "featstore": measured.median,
         "featstore, cpu": cpu,
-        "scikit-learn, tol=1e-4": n_sets * timed(lambda: _sklearn_path(*first, grid=strengths), repeats=1).median,
-        "scikit-learn, as converged": n_sets
-        * timed(lambda: _sklearn_path(*first, grid=strengths, tol=tolerance), repeats=1).median,
+        "scikit-learn, tol=1e-4": timed(lambda: theirs(1e-4), repeats=1).median,
+        "scikit-learn, as converged": timed(lambda: theirs(tolerance), repeats=1).median,
     }
 
 
