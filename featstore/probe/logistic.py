@@ -15,6 +15,7 @@ the number of threads.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -360,7 +361,7 @@ def _solve_batch(wave: Sequence[tuple[_Fold, float]], pool: Executor, *, toleran
         )
 
 
-class _Problems:
+class _Problems(ABC):
     """Objectives of a wave of problems, in the order of its folds; each problem has ``n_variables``."""
 
     n_variables: int
@@ -412,12 +413,13 @@ class _Problems:
         h = {fold: torch.outer(self._spread(fold).to(of.dtype), of) for fold, of in variances.items()}
         return torch.cat([h[fold] for fold in self._fold_of_strength]).view(len(self.penalty), -1) + self.penalty
 
+    @abstractmethod
     def _spread(self, fold: _Fold) -> Tensor:
         """Second derivative of the loss with respect to the logit of each model of the fold."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _of_chunk(self, fold: _Fold, rows: slice, x: Tensor, problems: Tensor) -> tuple[Tensor, Tensor]:
-        raise NotImplementedError
+        """Losses (p,) and gradients (p, n_variables) of some problems over some rows."""
 
 
 class _Multinomial(_Problems):

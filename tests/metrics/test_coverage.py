@@ -179,3 +179,32 @@ def test_chance_corrected_average_precision_does_not_depend_on_how_many_clips_th
     assert many[0] == pytest.approx(0.0, abs=0.02)
     assert few[1] > many[1] + 0.05  # what the plain one does
     assert chance_corrected(np.eye(3)[[0, 1, 2, 0]], np.eye(3)[[0, 1, 2, 0]]) == 1.0
+
+
+def test_seeds_that_vary_add_their_variance_less_the_noise_of_the_clips() -> None:
+    """The variance between seeds is counted less the part that the clips explain: here NumPy's figure for accuracy."""
+    rng = np.random.default_rng(0)
+    right = rng.random((3, 200)) < 0.7
+    y_true = np.zeros(200, np.int64)
+    scores = tuple(np.eye(2)[1 - each.astype(int)] for each in right)
+    test_set = TestSet(y_true=y_true, y_scores=scores, clip=np.arange(200))
+    spread = jackknife(
+        find_metric("accuracy", "strict"), [test_set], plan_units([test_set.clip], names=list(map(str, range(200))))
+    )
+    expected = (right - right.mean(axis=1, keepdims=True)).var(axis=0, ddof=1).sum() / (200 * 199)
+    assert spread.seed_noise == pytest.approx(expected, rel=1e-4)
+    # Wilson's interval solves |p - mean| = t sqrt(p (1 - p) / n), with Satterthwaite's degrees of freedom.
+    by_seed, mean = right.mean(axis=1), right.mean()
+    of_clips, between = right.mean(axis=0).var(ddof=1) / 200, by_seed.var(ddof=1) / 3
+    variance = of_clips + max(0.0, between - expected / 3)
+    df = variance**2 / (of_clips**2 / 199 + between**2 / 2)
+    z = scipy.stats.t.ppf(0.975, df) ** 2 * variance / (mean * (1 - mean))
+    low, high = sorted(np.roots([1 + z, -2 * mean - z, mean**2]))
+    found = interval(find_metric("accuracy", "strict"), test_set)
+    assert (found.low, found.high) == pytest.approx((low, high), abs=1e-4)
+
+
+def test_map_has_no_interval_where_its_bias_exceeds_its_standard_error() -> None:
+    (population,) = (each for each in POPULATIONS if each.name == "50 classes of 2 %, distance 1.5")
+    found = coverage.coverage(population, 1000, n_experiments=1, truth=0.19)
+    assert found.printed == 0.0

@@ -155,6 +155,18 @@ def test_separable_data_extend_the_grid_and_a_bound_is_told(monkeypatch):
     assert (path.extended, path.at_edge, path.chosen.C) == (True, True, pytest.approx(logistic.LOWEST_C))
 
 
+def test_a_grid_is_extended_while_the_metric_improves_and_no_further():
+    X, y = mixed(120, 60, n_classes=3, spread=2.0, correlated=False)
+    X_valid, y_valid = mixed(60, 60, n_classes=3, spread=2.0, correlated=False, seed=1)
+
+    def perfect(logits):
+        return 1.0, -log_loss(y_valid, logits)
+
+    (path,) = logistic.fit_paths([logistic.TrainingSet(X=X, y=y, X_valid=X_valid, score=perfect)], n_classes=3)
+    assert [tried.C for tried in path.tried] == pytest.approx([*logistic.GRID, 10**-0.5, 1.0])
+    assert (path.extended, path.at_edge) == (True, False)
+
+
 def test_folds_in_one_batch_are_folds_alone_whatever_the_threads():
     sets = []
     for seed, (n, classes) in enumerate([(90, 4), (97, 4), (200, 4), (60, 3)]):
