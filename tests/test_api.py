@@ -79,7 +79,7 @@ def test_a_package_is_called_whatever_was_imported_before(folder: Path) -> None:
         assert in_a_process(f"{imports}\nprint({score})") == "['tiny', 'tiny']"
 
 
-@pytest.mark.parametrize("name", ["extract", "probe", "retrieve", "report"])
+@pytest.mark.parametrize("name", ["explore", "extract", "fetch", "probe", "report", "retrieve"])
 def test_a_callable_package_stays_a_package_and_has_the_signature_of_its_function(name: str) -> None:
     import featstore.api
 
