@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Unpack, cast, overload
 
 from featstore.api.arguments import StrPath, manifests_of, names_of, one_of, url_of
 from featstore.errors import EncoderContractError, FeatstoreError, UsageError
-from featstore.formatting import one_line, printable
+from featstore.formatting import harmless, one_line
 
 if TYPE_CHECKING:
     from featstore.api.arguments import AnyEncoder, Tasks
@@ -83,9 +83,7 @@ class Extracted(Sequence["ExtractRecord"]):
             f"{each.encoder}@{each.fingerprint}/{each.dataset}/{each.split}: {each.clips:,} clips" for each in self
         ]
         lines += [f"failed: {each.task}: {each.message}" for each in self.failures]
-        return "\n".join(
-            [f"featstore.Extracted: {len(self)} feature sets", *(f"  {printable(line)}" for line in lines)]
-        )
+        return "\n".join([f"featstore.Extracted: {len(self)} feature sets", *(f"  {harmless(line)}" for line in lines)])
 
 
 def extract(

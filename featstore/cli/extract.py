@@ -25,7 +25,7 @@ from featstore.cli.options import (
     parse_arguments,
     parse_layers,
     parse_names,
-    say,
+    report_problem,
     store_option,
     tasks_argument,
 )
@@ -238,7 +238,7 @@ class _Run:
 
         if not self._started:  # the tasks that follow may take hours
             for failure in self.failures:
-                say(f"featstore: {failure.task} is not extracted: {_one_line(failure.message)}", err=True)
+                report_problem(f"{failure.task} is not extracted: {failure.message}")
         self._started = True
         with progress_bar() as progress:
             yield progress
@@ -290,7 +290,7 @@ class _Run:
             return
         if self.fatal is not None or len(lines) > 1:
             for line in lines:
-                say(f"featstore: {_one_line(line)}", err=True)
+                report_problem(line)
         if self.fatal is not None:
             raise self.fatal
         raise self._sum(broken, lines)
@@ -314,10 +314,6 @@ class _Run:
     def _n_shards(self) -> int:
         """Number of shards of this run, each counted once for all feature sets."""
         return sum({(record.dataset, record.split): record.shards_total for record in self.records}.values())
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
 
 
 def _print_records(done: Sequence[ExtractRecord]) -> None:

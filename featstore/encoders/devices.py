@@ -21,7 +21,7 @@ __all__ = [
     "move",
     "pick_device",
     "pick_devices",
-    "settle_on",
+    "set_up_device",
 ]
 
 
@@ -175,7 +175,7 @@ def idle_gpus(device: str) -> int:
     return max(0, torch.cuda.device_count() - 1) if device == "cuda" else 0
 
 
-def settle_on(device: str, *, threads: int) -> None:
+def set_up_device(device: str, *, threads: int) -> None:
     """Make a device the default of this process for all of torch; each device has its own process."""
     torch.set_num_threads(threads)
     if ":" in device:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featstore.errors import DataError, StoreError, UsageError
+from featstore.evaluation.scores import Stopwatch
 from featstore.files import sweep_leftovers
 from featstore.formatting import spoken_bytes
 from featstore.retrieve.index_files import (
@@ -83,8 +83,8 @@ def make_index(feature_set: FeatureSet, plan: IvfPlan, folder: Path) -> IndexRec
 def _build(feature_set: FeatureSet, plan: IvfPlan, folder: Path) -> IndexRecord:
     from featstore.retrieve.index import ExactHeap, merge_blocks, read_lists, train_index, write_block
 
-    seconds: dict[str, float] = {}
-    with _timed(seconds, "train"):
+    watch = Stopwatch()
+    with watch("train"):
         sample_rows, sample = _sample(feature_set, plan, folder / SAMPLE_FILE)
         index = train_index(plan, sample)
         some = evenly(len(sample), wanted=N_RECALL_QUERIES)
@@ -93,13 +93,13 @@ def _build(feature_set: FeatureSet, plan: IvfPlan, folder: Path) -> IndexRecord:
         (folder / SAMPLE_FILE).unlink()
     k = min(RECALL_K + 1, plan.rows)
     exact = ExactHeap(queries, k=k)
-    with _timed(seconds, "add"):
+    with watch("add"):
         for first, rows in _unit_blocks(feature_set, plan):
             write_block(index, rows, first=first, folder=folder)
             exact.add(rows, first=first)
-    with _timed(seconds, "merge"):
+    with watch("merge"):
         merge_blocks(index, folder)
-    with _timed(seconds, "measure"):
+    with watch("measure"):
         lists = read_lists(folder, dim=plan.dim)
         wanted = _others(exact.nearest().rows, own)
         most = min(plan.n_lists, max(LEAST_MOST_LISTS, int(plan.n_lists * MOST_SHARE_OF_LISTS)))
@@ -122,7 +122,7 @@ def _build(feature_set: FeatureSet, plan: IvfPlan, folder: Path) -> IndexRecord:
         recall=by_probes[n_probe],
         recall_k=RECALL_K,
         recall_by_probes={str(n_probe): recall for n_probe, recall in by_probes.items()},
-        seconds={stage: round(spent, 3) for stage, spent in seconds.items()},
+        seconds={stage: round(spent, 3) for stage, spent in watch.seconds.items()},
         files=sizes,
         checksums=checksums,
     )
@@ -181,13 +181,6 @@ def _others(rows: NDArray[np.int64], own: NDArray[np.int64]) -> NDArray[np.int64
     is_own = rows == own[:, None]
     kept = np.argsort(is_own, axis=1, kind="stable")[:, : rows.shape[1] - 1]
     return np.take_along_axis(rows, kept, axis=1)
-
-
-@contextlib.contextmanager
-def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
-    began = time.perf_counter()
-    yield
-    seconds[stage] = time.perf_counter() - began
 
 
 Tell = Callable[[str], None]

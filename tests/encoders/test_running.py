@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from featstore.encoders.contract import EncoderOutput
-from featstore.encoders.devices import gpu_multiplies_bfloat16, pick_device, pick_devices, settle_on
+from featstore.encoders.devices import gpu_multiplies_bfloat16, pick_device, pick_devices, set_up_device
 from featstore.encoders.encoder import Encoder
 from featstore.encoders.pooling import Output
 from featstore.encoders.runner import EncoderRun, NonFiniteRow, real_frames
@@ -316,7 +316,7 @@ def test_a_gpu_that_lets_nobody_in_is_one_line(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(torch.cuda, "set_device", refuses)
     monkeypatch.setattr(torch.cuda, "device", refuses)
     with pytest.raises(EncoderError, match=r"cuda:1 cannot be used: CUDA error: CUDA-capable device\(s\) is/are busy"):
-        settle_on("cuda:1", threads=torch.get_num_threads())
+        set_up_device("cuda:1", threads=torch.get_num_threads())
     with pytest.raises(EncoderError, match="cuda cannot be used: CUDA error"):
         gpu_multiplies_bfloat16("cuda")
 

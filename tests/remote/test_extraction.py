@@ -169,7 +169,7 @@ def test_shards_at_a_url_are_found_as_in_a_folder(s3, bucket, folder):
 
 def test_a_killed_run_goes_on_in_the_bucket(s3, bucket, folder, manifest, encoder, expected, tmp_path):
     store = f"{bucket}/killed.zarr"
-    code, _ = run(folder, store, FEATSTORE_FAULT_POINT="arrays-settled:3")
+    code, _ = run(folder, store, FEATSTORE_FAULT_POINT="arrays-synced:3")
     assert code == -signal.SIGKILL
     assert len(featstore.open(store).select().segments) == 2
     assert verify_store(store).sound

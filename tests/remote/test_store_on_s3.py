@@ -107,7 +107,7 @@ def test_names_that_one_answer_holds_are_planned_with_their_catalogue_and_a_list
         part = f"{number:04}.0badc0de"
         records.append({**like, "part": part, "members": [{**like["members"][0], "shard": shard}]})
         objects.put(f"{writer.path}/{part}/key/zarr.json", [b"{}"])
-    objects.settle(writer.path)
+    objects.sync(writer.path)
     document["catalogue"] += records
     objects.write(f"{writer.path}/zarr.json", seal(document))
 
@@ -366,7 +366,7 @@ def test_what_a_killed_writer_left_is_no_part_and_is_swept(url, s3):
     for each in shard_windows("d.tar"):
         part.add(each)
     part._put_arrays(frames_stored=True)
-    part._objects.settle(part._path)
+    part._objects.sync(part._path)
     assert len(featstore.open(url).select()) == 15
     # the same, as it looks when its process is gone
     objects = open_objects(url)

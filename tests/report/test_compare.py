@@ -193,13 +193,13 @@ def test_scores_of_two_protocol_versions_are_never_mixed(score: Score) -> None:
     new = [score(encoder=name, value=0.5, protocol_version=2, details=_kept([0.01, -0.01])) for name in ("a", "c")]
     (table,) = build([old[1], *new]).tables
     assert [column.label for column in table.columns] == ["a", "c"]
-    assert [record.encoder for record in table.left_out] == ["b"]
+    assert [record.encoder for record in table.superseded] == ["b"]
     assert table.averages[0].values == (0.5, 0.5)
     assert "words by b" in to_markdown(build([old[1], *new]))
     with pytest.raises(UsageError, match="no score of b"):
         compare([old[1], *new], "a", "b")
     both_old = build(old).tables[0]
-    assert (len(both_old.columns), both_old.left_out) == (2, ())
+    assert (len(both_old.columns), both_old.superseded) == (2, ())
     assert old[0].key == score(encoder="a", value=0.1).key != new[0].key
 
 

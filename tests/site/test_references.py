@@ -172,7 +172,7 @@ def test_every_array_of_a_part_is_told_as_it_is_stored(tmp_path: Path) -> None:
 def test_protocols_are_told_by_what_they_plan_and_define() -> None:
     page = SITE["reference/rules.md"]
     assert list(rows(page, "## Metrics")) == list(METRICS)
-    assert rows(page, "## Metrics")["mAP"][3:5] == ["absent class: left out", "absent class: zero"]
+    assert rows(page, "## Metrics")["mAP"][3:5] == ["absent class: skip", "absent class: zero"]
     for planned in (
         "valid is train | A | 90 train, 10 select, 100 tested | 100 train, 100 select, 100 tested",
         "all three are the same | B | 100 tested, each on the other 99 | "
