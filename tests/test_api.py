@@ -167,11 +167,11 @@ def test_what_fails_is_returned_and_logged_and_the_others_are_scored(
     folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     broken = task_toml(tmp_path, name="broken", data={"dataset": "elsewhere"})
-    told: list[tuple[int, int, str]] = []
+    calls: list[tuple[int, int, str]] = []
     with caplog.at_level(logging.WARNING, logger="featstore"):
         scores = featstore.retrieve(
             [broken, folder / "tiny.toml"], store=folder / "s.zarr", encoder="mfcc", results=tmp_path / "r",
-            progress=lambda *each: told.append(each),
+            progress=lambda *each: calls.append(each),
         )  # fmt: skip
     [failure] = scores.failures
     assert (failure.task, failure.encoder, failure.error, failure.exit_code) == (
@@ -182,7 +182,7 @@ def test_what_fails_is_returned_and_logged_and_the_others_are_scored(
     )
     assert [record.name for record in caplog.records] == ["featstore"]
     assert [each.task for each in scores] == ["tiny"]
-    assert [each[:2] for each in told] == [(0, 2), (1, 2), (2, 2)]
+    assert [each[:2] for each in calls] == [(0, 2), (1, 2), (2, 2)]
     assert [path.name.split(".")[0] for path in (tmp_path / "r").iterdir()] == ["tiny"]
     with pytest.raises(FeatstoreError) as error:
         scores.raise_failures()

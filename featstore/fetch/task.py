@@ -42,8 +42,8 @@ def unpack_tars(archive: Path, folder: Path) -> dict[str, int]:
             names = [_last_name(each) for each in members]
             if not members:
                 raise FetchError(f"{archive.name} has no .tar: create its shards manually")
-            if len(set(names)) < len(names):
-                raise FetchError(f"{archive.name} has two tars with the same name: extract it manually")
+            if repeated := [name for name in names if names.count(name) > 1]:
+                raise FetchError(f"{archive.name} has {len(repeated)} tars called {repeated[0]}: extract it manually")
             for member, name in zip(members, names, strict=True):
                 _unpack(opened, member, folder / name)
                 sizes[name] = member.file_size

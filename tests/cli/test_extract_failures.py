@@ -222,5 +222,5 @@ def test_a_call_from_python_of_one_task_raises_as_before(folder: Path) -> None:
     from handmade import extract as extract_one
 
     cut(folder, "a/train-001.tar")
-    with pytest.raises(ShardError, match="1 of 6 shards"):
+    with pytest.raises(ShardError, match=r"\b1\b.*\b6\b"):
         extract_one(load_manifest(Path("a.toml")), folder / "data", folder / "store", splits=())

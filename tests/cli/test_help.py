@@ -89,5 +89,5 @@ def test_the_help_of_extract_has_the_batches_that_a_cpu_is_given() -> None:
     from featstore.cli import cli
     from featstore.extract import job as work
 
-    said = " ".join(CliRunner().invoke(cli, ["extract", "--help"]).output.split())
-    assert f"{work.CPU_BATCH_SECONDS:g} on a CPU, {work.LIGHT_BATCH_SECONDS:g} for a light encoder" in said
+    text = " ".join(CliRunner().invoke(cli, ["extract", "--help"]).output.split())
+    assert f"{work.CPU_BATCH_SECONDS:g} on a CPU, {work.LIGHT_BATCH_SECONDS:g} for a light encoder" in text

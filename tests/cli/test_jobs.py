@@ -77,9 +77,9 @@ def test_what_is_asked_for_twice_is_scored_once_and_two_tasks_of_one_name_are_an
     assert [each["encoder"] for each in json.loads(twice.out)] == ["mfcc"]
     (folder / "other").mkdir()
     task_toml(folder / "other", probe={"epochs": 3})
-    told = run("retrieve", "tiny.toml", "other/tiny.toml", "--store", "s")
-    assert (told.code, told.out) == (2, "")
-    assert "tiny.toml and other/tiny.toml" in told.err
+    outcome = run("retrieve", "tiny.toml", "other/tiny.toml", "--store", "s")
+    assert (outcome.code, outcome.out) == (2, "")
+    assert "tiny.toml and other/tiny.toml" in outcome.err
 
 
 @pytest.mark.usefixtures("store")
@@ -178,16 +178,16 @@ def test_ctrl_c_ends_every_process_and_says_so_on_one_line(folder: Path, moment:
         time.sleep(0.02)
     time.sleep(0.5)
     os.killpg(started.pid, signal.SIGINT)
-    _, said = started.communicate(timeout=30)
-    assert started.returncode == 130, said
-    assert said.strip().startswith("featstore: ")
-    assert "\n" not in said.strip()
+    _, error = started.communicate(timeout=30)
+    assert started.returncode == 130, error
+    assert error.strip().startswith("featstore: ")
+    assert "\n" not in error.strip()
     wait_until_nobody_is_left(started.pid)
 
 
 @pytest.mark.usefixtures("store")
 def test_what_is_measured_beside_a_score_is_printed(run: Run) -> None:
-    told = run(
+    outcome = run(
         "retrieve",
         "tiny.toml",
         "--store",
@@ -201,9 +201,9 @@ def test_what_is_measured_beside_a_score_is_printed(run: Run) -> None:
         "--shots",
         "1,2",
     ).out
-    assert "recall@3 1.000" in told
-    assert "tiny by logmel: k=1 " in told
-    assert "tiny by logmel: 1 shot " in told
+    assert "recall@3 1.000" in outcome
+    assert "tiny by logmel: k=1 " in outcome
+    assert "tiny by logmel: 1 shot " in outcome
     few = run("probe", "tiny.toml", "--store", "s", "--encoder", "logmel", "--head", "logreg", "--shots", "2", "--json")
     [record] = json.loads(few.out)
     assert record["settings"]["head"] == "logistic"

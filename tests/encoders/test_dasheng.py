@@ -44,8 +44,8 @@ def test_a_checkpoint_is_the_same_encoder_wherever_it_lies(dasheng_package: Path
 
 def test_what_the_configuration_leaves_out_is_seen_from_the_weights(dasheng_package: Path) -> None:
     dump = torch.load(dasheng_package, weights_only=True)
-    told = {name: value for name, value in dump["config"].items() if name not in ("embed_dim", "depth")}
-    torch.save({**dump, "config": told}, dasheng_package)
+    result = {name: value for name, value in dump["config"].items() if name not in ("embed_dim", "depth")}
+    torch.save({**dump, "config": result}, dasheng_package)
     assert load_encoder("dasheng:base").facts.dim == 8
 
 

@@ -58,16 +58,16 @@ def test_a_file_in_memory_and_calls_back_into_python_read_the_same(
 ) -> None:
     data = audio_bytes(noise(6.0, rate=22_050), extension, rate=22_050)[:cut_at]
 
-    def told() -> str | list[float]:
+    def result() -> str | list[float]:
         try:
             return decoded(data).tolist()
         except UnusableClip as reason:
             return str(reason)
 
     monkeypatch.setattr(audio, "_BYTES_COPIED", (0, len(data)))
-    in_memory = told()
+    in_memory = result()
     monkeypatch.setattr(audio, "_BYTES_COPIED", (0, 0))
-    assert told() == in_memory
+    assert result() == in_memory
 
 
 def test_where_the_system_gives_no_file_in_memory_a_clip_is_read_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,9 +107,9 @@ def test_flac_round_trip_is_16_bit() -> None:
 
 
 def test_how_much_is_decoded_is_told_before_it_is() -> None:
-    told: list[int] = []
-    decode(audio_bytes(noise(1.0, rate=8000), rate=8000), sample_rate_hz=16_000, max_seconds=9, admit=told.append)
-    assert told == [64_000]
+    calls: list[int] = []
+    decode(audio_bytes(noise(1.0, rate=8000), rate=8000), sample_rate_hz=16_000, max_seconds=9, admit=calls.append)
+    assert calls == [64_000]
 
 
 def wav(*, channels: int = 1, rate: int = 16_000, body: bytes = b"", claimed: int | None = None) -> bytes:

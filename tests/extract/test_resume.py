@@ -100,7 +100,7 @@ def test_a_part_that_loses_an_array_while_it_is_written_costs_its_shard_alone(
 
     with monkeypatch.context() as harmed:
         harmed.setattr(LocalObjects, "sync", then_one_is_gone)
-        with pytest.raises(ShardError, match=r"1 of 8 shards.*train-003\.tar"):
+        with pytest.raises(ShardError, match=r"\b1\b.*\b8\b.*train-003\.tar"):
             finish(folder, "store")
     assert n_committed(folder / "store") == N_SHARDS - 1
     assert not list((folder / "store").glob("*/*/*/train-003.*"))

@@ -329,7 +329,7 @@ def test_a_set_without_frames_says_how_to_get_them(tmp_path):
 
 def test_training_clips_without_an_event_are_one_clear_error(tmp_path):
     silent = {name: [framed.Clip(clip.key, clip.frames, []) for clip in clips] for name, clips in SETS.items()}
-    with pytest.raises(LabelError, match=r"24 training clips.* 0 class"):
+    with pytest.raises(LabelError, match=r"\b24\b.*\b0\b"):
         probe_task(framed.write(tmp_path / "store.zarr", silent), framed.task())
 
 

@@ -97,8 +97,8 @@ def test_verify_lists_it_without_a_remedy(store):
 
 def test_the_command_lists_what_it_left(store):
     (split_of(store) / "notes").mkdir()
-    told = CliRunner().invoke(cli, ["gc", "--store", str(store)], catch_exceptions=False)
-    assert f"{split_writer(store).path}/notes" in told.output
+    outcome = CliRunner().invoke(cli, ["gc", "--store", str(store)], catch_exceptions=False)
+    assert f"{split_writer(store).path}/notes" in outcome.output
     [record] = json.loads(CliRunner().invoke(cli, ["gc", "--store", str(store), "--json"]).output)
     assert record == {"path": split_writer(store).path, "deleted": [], "left": ["notes"]}
 
