@@ -19,8 +19,8 @@ Synthesise a little labelled audio, extract it with two encoders, score both on 
 >>> notes = Collection(dataset="demo-instruments", clips=clips, shards=dict.fromkeys(clips, 1))
 >>> _ = make_shards(f"{folder}/data", collections=[notes])
 >>> data, store = f"{folder}/data", f"{folder}/s.zarr"
->>> made = fs.extract("demo-instruments", encoder=["logmel", "mfcc"], data=data, store=store)
->>> len(made), made.failures
+>>> extracted = fs.extract("demo-instruments", encoder=["logmel", "mfcc"], data=data, store=store)
+>>> len(extracted), extracted.failures
 (6, ())
 >>> store = fs.open(store)
 >>> len(store), "logmel/demo-instruments/train" in store

@@ -26,7 +26,7 @@ StrPath = str | os.PathLike[str]
 
 
 def manifests_of(tasks: Tasks) -> dict[str, Manifest]:
-    """Manifests by the name or path that each was asked for by."""
+    """Manifests by the name or path that the caller gave for each."""
     from featstore.tasks import Manifest, find_task
 
     several = [tasks] if isinstance(tasks, str | os.PathLike | Manifest) else list(tasks)

@@ -142,7 +142,7 @@ def retrieve(
             del manifests[label]
         if not manifests:
             raise UsageError("no task has a nearest-neighbour track: `featstore probe` scores them")
-    score = partial(_score, retrieve_task, protocol=protocol, k=k, index=index, shots=tuple(shots), tell=notify)
+    score = partial(_score, retrieve_task, protocol=protocol, k=k, index=index, shots=tuple(shots), notify=notify)
     return _scores(manifests, score, store=store, encoder=encoder, jobs=jobs, results=results, progress=progress)
 
 
@@ -235,7 +235,7 @@ def probe_arrays(
     Raises
     ------
     featstore.errors.UsageError
-        The shape or kind of the labels, the metric or the head is not one that the probe knows.
+        The shape or kind of the labels, the metric or the head is not one of the probe's.
     featstore.errors.DataError, featstore.errors.LabelError
         The embeddings and labels do not fit together, or cannot be learned from.
 

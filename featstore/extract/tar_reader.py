@@ -195,7 +195,7 @@ class _Members:
         wanted = extension in AUDIO_EXTENSIONS or extension == "json"
         if suffix is None or suffix.startswith("__"):
             if wanted and member.isfile() and not member.name.rpartition("/")[2].startswith("."):
-                self._report(member.name, "no key can be made of its name")
+                self._report(member.name, "its name has no key")
             return None
         if not member.isreg() or member.issparse():
             if wanted:

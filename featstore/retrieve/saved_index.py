@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from featstore.store import FeatureSet
 
-__all__ = ["RECALL_K", "JoinedIndexes", "SavedIndex", "Tell", "make_index", "open_index"]
+__all__ = ["RECALL_K", "JoinedIndexes", "Notify", "SavedIndex", "make_index", "open_index"]
 
 
 SAMPLE_FILE = "sample.float32"
@@ -183,7 +183,7 @@ def _others(rows: NDArray[np.int64], own: NDArray[np.int64]) -> NDArray[np.int64
     return np.take_along_axis(rows, kept, axis=1)
 
 
-Tell = Callable[[str], None]
+Notify = Callable[[str], None]
 
 
 class SavedIndex:
@@ -266,7 +266,7 @@ class JoinedIndexes:
         )
 
 
-def open_index(feature_set: FeatureSet, kind: IvfKind = "ivf", *, tell: Tell = lambda _: None) -> SavedIndex:
+def open_index(feature_set: FeatureSet, kind: IvfKind = "ivf", *, notify: Notify = lambda _: None) -> SavedIndex:
     """Open the saved index of a feature set; build it first if there is none for the current content.
 
     Parameters
@@ -275,7 +275,7 @@ def open_index(feature_set: FeatureSet, kind: IvfKind = "ivf", *, tell: Tell = l
     kind : "ivf" or "ivfpq"
         Complete vectors, as large on disk as the set; or product codes of at most 64 bytes, whose best 100 candidates
         (or 10 per neighbour, if more) are compared with the stored vectors.
-    tell : callable
+    notify : callable
         Receives a line of text before a build, which may take long.
 
     Raises
@@ -296,7 +296,7 @@ def open_index(feature_set: FeatureSet, kind: IvfKind = "ivf", *, tell: Tell = l
         except UnusableIndex as error:
             unusable = unusable or (f"the index in {folder} is not used: {error}; " if str(error) else "")
     folder = first_writable(folders)
-    tell(
+    notify(
         f"{unusable}building the {kind} index of {feature_set.path}, {plan.rows:,} x {plan.dim}, "
         f"{spoken_bytes(plan.index_bytes)}: {folder}"
     )

@@ -45,5 +45,5 @@ def test_a_folder_that_is_no_store_is_told_as_such_and_a_repair_deletes_nothing_
     outcome = run("verify", "--store", tmp_path / "mine", "--repair")
     assert outcome.code == 1
     assert outcome.out == ""
-    assert "is not a featstore store" in outcome.err
+    assert str(tmp_path / "mine") in outcome.err
     assert sorted((tmp_path / "mine").rglob("*")) == before

@@ -151,4 +151,4 @@ def test_a_check_tells_a_length_that_does_not_fit_from_an_encoder_that_fails() -
         error.__cause__ = RuntimeError(text)
         verdicts[text] = _broke([step], 10.0, error)
     assert [verdicts[text].verdict for text in verdicts] == ["warning", "failed"]
-    assert "10 s: out of memory" in verdicts[CUBLAS].measured
+    assert "10 s" in verdicts[CUBLAS].measured

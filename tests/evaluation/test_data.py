@@ -64,7 +64,7 @@ def test_folds_share_one_pool():
 def test_a_missing_feature_set_is_one_line_that_says_what_to_run(there, remedy):
     with pytest.raises(UnknownFeatureSet) as caught:
         load({name: tiny.clips(name, 9) for name in there})
-    assert f"run `featstore extract MANIFEST{remedy}" in str(caught.value)
+    assert f"`featstore extract MANIFEST{remedy}" in str(caught.value)
     assert "\n" not in str(caught.value)
     with pytest.raises(UnknownFeatureSet, match="`featstore extract esc50 "):  # of a built-in task its name will do
         load({name: tiny.clips(name, 9) for name in there}, name="esc50")

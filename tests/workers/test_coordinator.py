@@ -42,7 +42,7 @@ class Mortal:
     def __init__(self, *, deaths: int) -> None:
         self._lives_left = deaths + 1
         self._taken = 0
-        self._said: list[tuple[int, Event]] = []
+        self._events: list[tuple[int, Event]] = []
 
     def start(self, worker: int) -> None:
         self._lives_left -= 1
@@ -69,12 +69,12 @@ class Mortal:
         self._say(NextShard())
 
     def _say(self, event: Event) -> None:
-        self._said.append((0, event))
+        self._events.append((0, event))
 
     def events(self) -> Sequence[tuple[int, Event]]:
-        said, self._said = self._said, []
-        assert said, "coordinator and worker wait for each other"
-        return said
+        events, self._events = self._events, []
+        assert events, "coordinator and worker wait for each other"
+        return events
 
     def close(self, *, loading: Collection[int]) -> None:
         """It has ended by itself."""
@@ -117,33 +117,33 @@ class Pair:
 
     def __init__(self) -> None:
         self.living: set[int] = set()
-        self._said: list[tuple[int, Event]] = []
+        self._events: list[tuple[int, Event]] = []
 
     def start(self, worker: int) -> None:
         self.living.add(worker)
-        self._said.append((worker, Loaded()))
+        self._events.append((worker, Loaded()))
 
     def send(self, worker: int, message: Message) -> None:
         assert worker in self.living
         card: Any = None
         if isinstance(message, Describe):
-            self._said.append((worker, Described(card=card, canary=None)))
+            self._events.append((worker, Described(card=card, canary=None)))
             if 1 in self.living:
                 self.living.remove(1)
-                self._said.append((1, Died(why="a worker died", advice="look at it")))
+                self._events.append((1, Died(why="a worker died", advice="look at it")))
         elif isinstance(message, Encode):
-            self._said.append((worker, NextShard()))
+            self._events.append((worker, NextShard()))
         elif isinstance(message, StaleShard):
             name = message.shard.name
             events = (ShardTaken(shard=name), ShardDone(shard=name, stored={}), NextShard())
-            self._said += [(worker, event) for event in events]
+            self._events += [(worker, event) for event in events]
         else:
-            self._said.append((worker, JobDone(times=StageTimes(), settings=SETTINGS)))
+            self._events.append((worker, JobDone(times=StageTimes(), settings=SETTINGS)))
 
     def events(self) -> Sequence[tuple[int, Event]]:
-        said, self._said = self._said, []
-        assert said, "coordinator and worker wait for each other"
-        return said
+        events, self._events = self._events, []
+        assert events, "coordinator and worker wait for each other"
+        return events
 
     def close(self, *, loading: Collection[int]) -> None:
         self.living.clear()
