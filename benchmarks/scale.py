@@ -39,7 +39,7 @@ def tables(options: Options) -> Iterator[Grid]:
         found = {kind: in_child(measure_searching, folder=folder, kind=kind) for kind in KINDS}
     yield Grid(
         title=f"Making an index of {n_rows:,} x {DIM}",
-        measures="From the committed store until the index is settled on disk, its own recall measured. Memory of its "
+        measures="From the committed store until the index is durable, its own recall measured. Memory of its "
         "own is what no file backs; resident memory counts the pages of mapped files too, which are the page cache's. "
         f"Writing the store itself took {figure(written['seconds'])} s.",
         header=("", "s", "train", "add", "merge", "measure", "own memory, MB", "resident, MB", "on disk, MB", "lists"),

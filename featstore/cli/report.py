@@ -163,9 +163,10 @@ def _report(
 
 def _comparison(scores: tuple[ScoreRecord, ...], pair: tuple[str, str], form: Form) -> tuple[str, tuple[Grid, ...]]:
     """A comparison as text, or as tables for the terminal."""
-    from featstore.report import compare, comparison_grids, comparison_to_csv, comparison_to_json, grids_to_markdown
+    from featstore import api
+    from featstore.report import comparison_grids, comparison_to_csv, comparison_to_json, grids_to_markdown
 
-    found = compare(scores, *pair)
+    found = api.compare(scores, *pair)
     if form == "table":
         return "", comparison_grids(found)
     if form == "markdown":

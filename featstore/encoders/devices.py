@@ -164,8 +164,8 @@ def _gpus_for(requested: str) -> int:
     if count and not torch.cuda.is_available():
         raise UsageError(
             f"--device {requested}: PyTorch {torch.__version__} cannot use the GPUs of this machine, usually because "
-            f"their driver is older than CUDA {torch.version.cuda}: update the driver, or install a PyTorch build for the "
-            "CUDA version that `nvidia-smi` prints"
+            f"their driver is older than CUDA {torch.version.cuda}: update the driver, or install a PyTorch build for "
+            "the CUDA version that `nvidia-smi` prints"
         )
     return count
 

@@ -86,6 +86,13 @@ def test_a_page_is_not_poured_into_a_terminal(run: Run, folder: Path, monkeypatc
     check_error_line(run("report", "--results", "results", "--format", "html"), 2, "--out")
 
 
+def test_a_suffix_that_names_no_format_lists_those_that_do(run: Run, folder: Path) -> None:
+    for name in ("board.xls", "board"):
+        outcome = run("report", "results", "--out", name)
+        check_error_line(outcome, 2, name, ".html", ".md", ".csv", ".json", ".txt")
+        assert not Path(name).exists()
+
+
 def test_a_split_that_the_task_does_not_have(run: Run) -> None:
     check_error_line(run(*EXTRACT, "--split", "dev"), 2, "dev", "train, valid, test")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 import xml.etree.ElementTree as ET
@@ -24,6 +25,7 @@ from featstore.report.page import render_page
 from featstore.report.page_boards import board_view
 from featstore.report.page_charts import Curve, Plotter, Point, matrix_png
 from featstore.report.page_tasks import recipes_of, task_views
+from featstore.report.templating import as_data
 from scored import HOSTILE, a_full_board, hostile_records, scored
 
 VOID = {"meta", "link", "img", "br"}
@@ -67,6 +69,15 @@ def test_labels_keys_and_titles_are_text_whatever_they_hold():
     for text in HOSTILE[:5]:
         assert any(text in shown for shown in page.texts)
     assert sum("{{ 7*7 }}{% raw %}" in shown for shown in page.texts) > 20  # not reckoned out anywhere
+
+
+def test_control_characters_are_escaped_in_pages_and_their_data():
+    controls = "".join(map(chr, (0, 7, 8, 11, 13, 27, 127, 133, 159)))
+    html = render_page([scored(f"a{controls}", f"b{controls}", 0.5)], title=f"c{controls}")
+    assert not set(controls) & set(html)
+    assert "a\\x00\\x07" in html
+    assert json.loads(as_data({"x": controls})) == {"x": controls}
+    assert not set(controls) & set(as_data({"x": controls}))
 
 
 def test_the_page_forbids_and_needs_no_request():
