@@ -132,7 +132,7 @@ def test_an_ambiguous_encoder_name(command: str, run: Run) -> None:
     run(*EXTRACT)
     run(*EXTRACT, "--padding", "exact")
     check_error_line(run(command, "tiny.toml", "--store", "store", "--encoder", "logmel"), 2, "logmel@")
-    check_error_line(run(command, "tiny.toml", "--store", "store", "--encoder", "nobody"), 2, "nobody")
+    check_error_line(run(command, "tiny.toml", "--store", "store", "--encoder", "unknown"), 2, "unknown")
 
 
 def test_a_store_of_a_newer_format(run: Run, folder: Path) -> None:

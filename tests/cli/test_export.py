@@ -216,7 +216,7 @@ def test_an_export_that_breaks_off_leaves_the_old_one_and_nothing_else(export, m
     ("arguments", "named"),
     [(["--encoder", "bare", "--frames", "--format", "npz"], "--frames always"),
      (["--encoder", "bare", "--label", "word", "--format", "npz"], "'word'"),
-     (["--encoder", "mel", "--format", "npz"], "--split"),
+     (["--encoder", "mel", "--format", "npz"], "words/test"),
      (["--encoder", "bare", "--format", "csv"], "'csv'")],
 )  # fmt: skip
 def test_what_cannot_be_exported_is_one_line(run, store, tmp_path, arguments, named):

@@ -155,7 +155,7 @@ def test_vectors_that_are_no_numbers_or_twice_there_are_counted(tmp_path):
 
 @pytest.mark.parametrize(
     ("arguments", "named"),
-    [(["nobody"], "nobody/*/*"), (["a/b/c/d"], "ENCODER/DATASET/SPLIT"),
+    [(["unknown"], "unknown/*/*"), (["a/b/c/d"], "ENCODER/DATASET/SPLIT"),
      (["mel", "--encoder", "bare"], "'bare'")],
 )  # fmt: skip
 def test_what_is_not_there_is_one_line(run, store, arguments, named):

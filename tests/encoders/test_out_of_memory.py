@@ -54,7 +54,7 @@ OTHERWISE = [
 @pytest.mark.parametrize("text", TOO_LITTLE)
 def test_what_libraries_say_when_memory_runs_out_is_known(text: str) -> None:
     assert is_out_of_memory(RuntimeError(text))
-    assert not is_out_of_memory(ValueError(text))  # nobody but PyTorch is taken at its word
+    assert not is_out_of_memory(ValueError(text))  # only PyTorch's own errors count
 
 
 @pytest.mark.parametrize("text", OTHERWISE)

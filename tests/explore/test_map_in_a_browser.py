@@ -168,7 +168,7 @@ def test_search_finds_keys_and_labels_by_the_keyboard_alone(browser: Browser, or
     page.keyboard.press("ArrowDown")
     page.keyboard.press("Enter")
     assert page.locator("#clip h2").text_content() == page.locator("#results button").nth(1).get_attribute("title")
-    page.fill("#find", "nobody")
+    page.fill("#find", "unknown")
     assert page.locator("#count").text_content() == "No clips found"
     page.fill("#find", "")
     assert page.locator("#found").is_hidden()

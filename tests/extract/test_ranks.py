@@ -1,4 +1,4 @@
-"""Shares of the shards: every shard is somebody's and nobody's twice, as torchrun and SLURM count."""
+"""Shares of the shards: every shard is in exactly one share, numbered as torchrun and SLURM do."""
 
 from __future__ import annotations
 

@@ -121,11 +121,11 @@ def test_nor_do_they_under_another_metric(n_discordant: int) -> None:
     rng = np.random.default_rng(0)
     y_true = rng.integers(4, size=100)
     predicted = np.where(rng.random(100) < 0.9, y_true, (y_true + 1) % 4)
-    mended = predicted.copy()
-    mended[np.flatnonzero(predicted != y_true)[:n_discordant]] = y_true[
+    corrected = predicted.copy()
+    corrected[np.flatnonzero(predicted != y_true)[:n_discordant]] = y_true[
         np.flatnonzero(predicted != y_true)[:n_discordant]
     ]
-    a, b = (evidence_of(_scored_by("macro_f1", y_true, each)) for each in (mended, predicted))
+    a, b = (evidence_of(_scored_by("macro_f1", y_true, each)) for each in (corrected, predicted))
     tested = pair(a, b)
     assert tested.difference > 0
     assert tested.p > 0.05

@@ -154,7 +154,7 @@ def test_samples_are_copies_with_their_codes(fs, written):
     x, y = dataset[-1]
     np.testing.assert_array_equal(x.numpy(), written[-1].frames)
     assert y.item() == 39 % 3
-    x.zero_()  # nobody's file
+    x.zero_()  # a copy, not the file
     np.testing.assert_array_equal(dataset[39].x.numpy(), written[-1].frames)
     with pytest.raises(IndexError):
         dataset[40]

@@ -190,7 +190,7 @@ def test_repair_touches_nothing_of_folders_that_somebody_put_into_a_store(store)
     array = zarr.create_array(str(store / "other"), name="a/b/c", data=np.ones(4))
     report = repair_store(str(store))
     assert {finding.where.split("/")[0] for finding in report.findings} == {"notes", "other"}
-    assert {finding.remedy for finding in report.findings} == {"none"}  # so that nobody is told to run it once more
+    assert {finding.remedy for finding in report.findings} == {"none"}  # a second repair would change nothing
     assert mine.read_text() == "mine"
     np.testing.assert_array_equal(array[...], np.ones(4))
     assert len(featstore.open(str(store)).feature_sets()) == 2
