@@ -9,10 +9,10 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 demo: $(VENV)/.installed
 	$(BIN)/featstore demo
 
-# Half as many workers again as cores, for many tests wait for processes and servers.
+# One and a half workers per core, because many tests wait for processes and servers.
 WORKERS = $(shell $(PYTHON) -c "import os; print(max(2, (os.cpu_count() or 2) * 3 // 2))")
 
-# The tests start a hundred interpreters: byte code is kept for them, whatever the environment says.
+# The tests start a hundred interpreters: byte code is cached for them, whatever the environment sets.
 test: $(VENV)/.test browser
 	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow"
 
@@ -37,11 +37,11 @@ format: $(VENV)/.lint
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks
 
-# The site, into site/. The variable silences a notice: Material is mended until May 2027, and Zensical follows it.
+# The site, into site/. The variable silences a notice: Material for MkDocs gets fixes until May 2027; Zensical is its successor.
 docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
-# Chromium for the tests of pages; where it cannot be installed, they are skipped and say so.
+# Chromium for the tests of pages; where it cannot be installed, they are skipped.
 browser:
 	@sh tests/report/install-chromium.sh
 

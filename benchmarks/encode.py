@@ -37,7 +37,7 @@ class DataSet:
     seconds: tuple[float, float]
     clips_per_shard: int = 32
 
-    def told(self) -> str:
+    def summary(self) -> str:
         low, high = self.seconds
         return (
             f"{self.n_clips:,} clips of {low:g} s"
@@ -75,12 +75,12 @@ def _beside_forward(folder: Path, *, n_clips: int, quick: bool) -> Iterator[Tabl
             measure_forward, folder=str(folder), dataset=data.name, encoder=str(encoder), device=device,
             precision=precision, repeats=1 if quick else 2,
         )  # fmt: skip
-        what, share, told = measured.pop("device"), measured.pop("busy"), measured.pop("batches")
+        what, share, batches = measured.pop("device"), measured.pop("busy"), measured.pop("batches")
         after = ", after one that found the size of batches," if device == "cuda" else ""
         yield Table(
             title=f"Extraction with a transformer of wav2vec2-{size}'s size, {device}",
-            measures=f"{data.told()}, {precision}, on {what}: the best of {1 if quick else 2} runs into an empty store{after or ','} beside the forward passes "
-            f"alone of the same batches, which lie ready in memory ({told}). The device was busy for {share:.1%} of the run.",
+            measures=f"{data.summary()}, {precision}, on {what}: the best of {1 if quick else 2} runs into an empty store{after or ','} beside the forward passes "
+            f"alone of the same batches, which are ready in memory ({batches}). The device was busy for {share:.1%} of the run.",
             unit="s",
             baseline="bare forward passes",
             rows=(
@@ -242,7 +242,7 @@ def _beside_xares(folder: Path, *, n_clips: int, n_light: int) -> Grid:
             theirs = None
             if reason == "X-ARES 0.1.3":
                 theirs = _xares_encodes(folder, data.name, encoder=encoder, kind=kind)
-            rows += _xares_rows(f"{title}, {data.told()}", ours, theirs, faster=faster, smaller=smaller)
+            rows += _xares_rows(f"{title}, {data.summary()}", ours, theirs, faster=faster, smaller=smaller)
     return Grid(
         title="Beside X-ARES's encode stage",
         measures=f"The same shards and encoder on the CPU, seconds and bytes written. X-ARES ({reason}): its own "

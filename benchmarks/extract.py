@@ -85,8 +85,8 @@ def _table(data_set: DataSet, encoder: str, measured: dict[str, float], *, n_cli
         title=f"Extraction with {encoder}, {data_set.title}",
         measures=f"{n_clips} FLAC clips of {CLIP_SECONDS[0]:g} to {CLIP_SECONDS[1]:g} s, {audio_seconds / 60:.0f} min, "
         f"in {SHARDS} shards: each stage alone, and the best of three runs into an empty store, at "
-        f"{n_clips / whole:,.0f} clips/s or {audio_seconds / whole:,.0f} x real time. CPU time tells what a busy "
-        "machine hides.",
+        f"{n_clips / whole:,.0f} clips/s or {audio_seconds / whole:,.0f} x real time. CPU time does not "
+        "depend on the load of the machine.",
         unit="s",
         baseline="floor",
         rows=tuple(Row(what, seconds, targets if what == "extract_task" else ()) for what, seconds in measured.items()),
@@ -173,7 +173,7 @@ def _decode(data: bytes, sample_rate_hz: int) -> np.ndarray:
 
 
 def _forward_seconds(module: Any, batches: list[Any]) -> tuple[float, float]:
-    """On one thread, and on as many as torch takes by itself."""
+    """On one thread, and on torch's default number."""
     import torch
 
     def forward() -> None:

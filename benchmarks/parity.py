@@ -60,10 +60,10 @@ class Parity:
         return min(self.xares) - self.step <= float(np.mean(self.ours)) <= max(self.xares) + self.step
 
     def cells(self) -> tuple[str, ...]:
-        return (self.what, _told(self.xares), _told(self.ours), self.rule, "yes" if self.holds() else "NO")
+        return (self.what, _shown(self.xares), _shown(self.ours), self.rule, "yes" if self.holds() else "NO")
 
 
-def _told(values: tuple[float, ...]) -> str:
+def _shown(values: tuple[float, ...]) -> str:
     if len(set(values)) == 1:
         return f"{values[0]:.6f}" if values[0] > EQUAL else f"{values[0]:.1g}"
     return f"{np.mean(values):.4f} ({min(values):.4f} to {max(values):.4f})"

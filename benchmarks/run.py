@@ -77,8 +77,8 @@ def _parse(arguments: Sequence[str] | None, only: str | None) -> argparse.Namesp
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks{f'.{only}' if only else ''}", description=__doc__)
     if only is None:
         known = (*NAMES, *BY_NAME_ONLY)
-        told = f"{', '.join(NAMES)} (all of these by default), {', '.join(BY_NAME_ONLY)}"
-        parser.add_argument("names", nargs="*", choices=known, default=NAMES, metavar="NAME", help=told)
+        choices = f"{', '.join(NAMES)} (all of these by default), {', '.join(BY_NAME_ONLY)}"
+        parser.add_argument("names", nargs="*", choices=known, default=NAMES, metavar="NAME", help=choices)
         parser.add_argument("--write", action="store_true", help="put the tables as printed into docs/benchmarks.md")
     parser.add_argument("--quick", action="store_true", help="little of everything: shows that it runs, no more")
     parser.add_argument("--frames-clips", type=int, metavar="N", help="clips with frames that `store` writes and reads")

@@ -321,7 +321,7 @@ def _reading_tables(measured: Measured, sizes: Sizes) -> Iterator[Table]:
     yield Table(
         title="A shuffled epoch of frames",
         measures=f"{sizes.n_clips:,} clips in random order, in batches of {BATCH_SIZE} padded to their longest; bytes "
-        "of real frames, the zeros (nearly as many) not counted. memcpy copies all frames as they lie; arrays in "
+        "of real frames, the zeros (nearly as many) not counted. memcpy copies all frames as stored; arrays in "
         "memory makes the same batches of an array; padded(out=...) makes them in one buffer that is kept.",
         unit="GB/s",
         baseline="memcpy",

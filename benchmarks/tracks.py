@@ -283,7 +283,7 @@ def measure_retrieve(*, folder: str, repeats: int) -> dict[str, float]:
 
 
 def _task_seconds(task: Callable[[], Any], *, repeats: int) -> tuple[float, dict[str, float]]:
-    """Median wall time of a task, and medians of the stages that its record tells."""
+    """Median wall time of a task, and medians of the stages in its record."""
     records = []
     whole = timed(lambda: records.append(task()), repeats=repeats, budget_seconds=15.0)
     stages = [record.seconds for record in records[-len(whole.seconds) :]]

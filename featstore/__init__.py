@@ -1,8 +1,9 @@
 """featstore: run an audio encoder once, keep its embeddings, answer every later question from the store.
 
-The public functions are those of `featstore.api`, each imported when it is first used. Four of them share their name
-with a package: `extract`, `probe`, `retrieve` and `report`. These packages are callable: ``featstore.probe(...)`` is
-`featstore.api.probe`, and ``from featstore.probe import probe_task`` still imports from the package.
+The public functions are those of `featstore.api`, each imported when it is first used. Six of them share their name
+with a package: `explore`, `extract`, `fetch`, `probe`, `report` and `retrieve`. These packages are callable:
+``featstore.probe(...)`` is `featstore.api.probe`, and ``from featstore.probe import probe_task`` still imports from the
+package.
 """
 
 from __future__ import annotations
@@ -16,9 +17,18 @@ if TYPE_CHECKING:
     from featstore.api import (
         Extracted,
         Scores,
+        check,
+        compact,
         compare,
+        copy,
+        explore,
+        explore_server,
+        export,
         extract,
+        fetch,
+        gc,
         health,
+        inspect,
         load_encoder,
         open,
         probe,
@@ -26,6 +36,7 @@ if TYPE_CHECKING:
         query,
         report,
         retrieve,
+        verify,
     )
 
 __version__ = "0.2.0"
@@ -33,9 +44,18 @@ __all__ = [
     "Extracted",
     "Scores",
     "__version__",
+    "check",
+    "compact",
     "compare",
+    "copy",
+    "explore",
+    "explore_server",
+    "export",
     "extract",
+    "fetch",
+    "gc",
     "health",
+    "inspect",
     "load_encoder",
     "open",
     "probe",
@@ -43,9 +63,10 @@ __all__ = [
     "query",
     "report",
     "retrieve",
+    "verify",
 ]
 
-_PACKAGES = ("extract", "probe", "report", "retrieve")
+_PACKAGES = ("explore", "extract", "fetch", "probe", "report", "retrieve")
 
 
 class _CallablePackage(ModuleType):

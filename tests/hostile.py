@@ -42,7 +42,7 @@ class Request(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def drip(self, *, length: int = 1 << 20) -> None:
-        """Five bytes a second until nobody listens."""
+        """Five bytes a second until the client disconnects."""
         self.send(b"", length=length, kind="text/html")
         for _ in range(200):
             self.wfile.write(b" ")

@@ -10,6 +10,8 @@ import os
 import pickle
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import get_type_hints
@@ -23,12 +25,13 @@ from featstore.errors import (
     EncoderContractError,
     EncoderError,
     FeatstoreError,
+    StoreError,
     StoreNotFound,
     UnknownFeatureSet,
     UnknownTask,
     UsageError,
 )
-from featstore.extract import ExtractOptions
+from featstore.extract import ExtractOptions, Silent, TaskExtraction
 from featstore.extract.options import ExtractSettings
 from featstore.records import ExtractFailure, ScoreRecord
 from featstore.store import FeatureSet
@@ -79,7 +82,7 @@ def test_a_package_is_called_whatever_was_imported_before(folder: Path) -> None:
         assert in_a_process(f"{imports}\nprint({score})") == "['tiny', 'tiny']"
 
 
-@pytest.mark.parametrize("name", ["extract", "probe", "retrieve", "report"])
+@pytest.mark.parametrize("name", ["explore", "extract", "fetch", "probe", "report", "retrieve"])
 def test_a_callable_package_stays_a_package_and_has_the_signature_of_its_function(name: str) -> None:
     import featstore.api
 
@@ -164,11 +167,11 @@ def test_what_fails_is_returned_and_logged_and_the_others_are_scored(
     folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     broken = task_toml(tmp_path, name="broken", data={"dataset": "elsewhere"})
-    told: list[tuple[int, int, str]] = []
+    calls: list[tuple[int, int, str]] = []
     with caplog.at_level(logging.WARNING, logger="featstore"):
         scores = featstore.retrieve(
             [broken, folder / "tiny.toml"], store=folder / "s.zarr", encoder="mfcc", results=tmp_path / "r",
-            progress=lambda *each: told.append(each),
+            progress=lambda *each: calls.append(each),
         )  # fmt: skip
     [failure] = scores.failures
     assert (failure.task, failure.encoder, failure.error, failure.exit_code) == (
@@ -179,7 +182,7 @@ def test_what_fails_is_returned_and_logged_and_the_others_are_scored(
     )
     assert [record.name for record in caplog.records] == ["featstore"]
     assert [each.task for each in scores] == ["tiny"]
-    assert [each[:2] for each in told] == [(0, 2), (1, 2), (2, 2)]
+    assert [each[:2] for each in calls] == [(0, 2), (1, 2), (2, 2)]
     assert [path.name.split(".")[0] for path in (tmp_path / "r").iterdir()] == ["tiny"]
     with pytest.raises(FeatstoreError) as error:
         scores.raise_failures()
@@ -273,6 +276,8 @@ def test_scores_as_a_data_frame_and_as_files(tmp_path: Path) -> None:
     assert isinstance(frame, pandas.DataFrame)
     assert frame["value"].tolist() == [0.5, 0.25]
     assert frame["head"].tolist()[0] == "linear"
+    for records in (scores, scores[1:], ()):
+        assert {featstore.Scores(records).to_pandas()[name].dtype.kind for name in ("std", "k")} == {"f"}
     assert frame["k"].tolist()[1] == 10
     assert len(scores.save(str(tmp_path / "r"))) == 2
     from featstore.report import read_scores
@@ -380,6 +385,51 @@ def test_of_several_encoders_and_tasks_one_that_fails_does_not_stop_the_others(f
     assert all(isinstance(each, ExtractFailure) for each in made.failures)
 
 
+def test_results_of_tasks_arrive_one_by_one_those_without_shards_first(folder: Path, tmp_path: Path) -> None:
+    missing = task_toml(tmp_path, name="missing", data={"dataset": "nothing"})
+    events: list[object] = []
+
+    @contextmanager
+    def opened() -> Iterator[Silent]:
+        events.append("opened")
+        yield Silent()
+        events.append("closed")
+
+    made = featstore.extract(
+        [folder / "tiny.toml", missing], encoder="mfcc", data=folder / "data", store=tmp_path / "s.zarr",
+        progress=opened, on_task=events.append,
+    )  # fmt: skip
+    first, *around, last = events
+    assert around == ["opened", "closed"]
+    assert isinstance(first, TaskExtraction)
+    assert isinstance(last, TaskExtraction)
+    assert (first.number, first.records, first.failure) == (1, (), made.failures[0])
+    assert (last.number, last.records, last.failure, last.fatal) == (0, tuple(made), None, None)
+
+
+def test_an_error_that_ends_the_run_is_raised_after_every_task_has_a_result(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise StoreError("the disk is full")
+
+    monkeypatch.setattr("featstore.extract.task.TaskPlan._bring_up_to_date", full)
+    other = task_toml(tmp_path, name="other", data={"dataset": "tiny"})
+    results: list[TaskExtraction] = []
+    with pytest.raises(StoreError) as error:
+        featstore.extract(
+            [folder / "tiny.toml", other], encoder="mfcc", data=folder / "data", store=tmp_path / "s.zarr",
+            on_task=results.append,
+        )  # fmt: skip
+    assert [each.fatal for each in results] == [error.value, None]
+    assert [each.failure.error for each in results if each.failure] == ["StoreError", ""]
+
+
+def test_extracted_prints_no_control_characters() -> None:
+    made = featstore.Extracted([], failures=[ExtractFailure(task="a\x1b[2J", error="DataError", message="b\x9b")])
+    assert not [each for each in repr(made).replace("\n", "") if not each.isprintable()]
+
+
 def test_one_encoder_that_cannot_be_loaded_raises(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(EncoderError):
         featstore.extract(folder / "tiny.toml", encoder="./no.py", data=folder / "data", store=tmp_path / "s.zarr")
@@ -415,6 +465,75 @@ def test_meta_gives_dicts_and_frames_are_found_by_key(tmp_path: Path) -> None:
         np.testing.assert_array_equal(fs.frames[fs.key[at]], fs.frames[at])
     with pytest.raises(KeyError):
         fs.frames["nothing"]
+
+
+def test_stores_are_copied_compacted_verified_and_exported(folder: Path, tmp_path: Path) -> None:
+    parts: list[str] = []
+    copied = featstore.copy(folder / "s.zarr", tmp_path / "c.zarr", encoder="mfcc", on_part=parts.append)
+    assert [each.copied for each in copied] == [1, 1, 1]
+    assert len(parts) == 3
+    store = featstore.open(tmp_path / "c.zarr")
+    assert {fs.recipe.encoder for fs in store} == {"mfcc"}
+    assert featstore.verify(store).sound
+    assert featstore.compact(store) == featstore.gc(store) == ()
+    with pytest.raises(UsageError):
+        featstore.compact(store, part_bytes=0)
+    record = featstore.export(store, tmp_path / "x.npz", split="test", label="label")
+    with np.load(tmp_path / "x.npz") as arrays:
+        np.testing.assert_array_equal(arrays["utterance"], store["mfcc/tiny/test"].utterance)
+    assert (record.format, record.clips) == ("npz", 8)
+    for wrong in (tmp_path / "x.unknown", tmp_path / "x"):
+        with pytest.raises(UsageError):
+            featstore.export(store, wrong, split="test")
+    [array] = [
+        path
+        for path in (tmp_path / "c.zarr").rglob("*")
+        if path.is_file() and "test/" in path.as_posix() and "utterance/c/" in path.as_posix()
+    ]
+    array.write_bytes(b"\0" * array.stat().st_size)
+    report = featstore.verify(store)
+    assert (report.sound, len(report.findings)) == (False, 1)
+    assert featstore.verify(store, repair=True).sound
+
+
+def test_inspect_summarises_and_details_have_the_same_counts(folder: Path) -> None:
+    store = featstore.open(folder / "s.zarr")
+    summaries = featstore.inspect(store)
+    details = featstore.inspect(store, details=True)
+    assert [(each.encoder, each.split, each.clips) for each in summaries] == [
+        (encoder, split, SPLITS[split]) for encoder in ("logmel", "mfcc") for split in sorted(SPLITS)
+    ]
+    assert [each.summary for each in details] == list(summaries)
+    with pytest.raises(UnknownFeatureSet):
+        featstore.inspect(store, encoder="nothing")
+    assert [each.path for each in featstore.health(store)] == [each.path for each in summaries]
+
+
+def test_an_encoder_is_checked_and_a_broken_contract_is_a_failed_check(tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text(XARES_ENCODER.replace("self.output_dim", "self.width"))
+    steps: list[str] = []
+    report = featstore.check(tmp_path / "broken.py", on_step=steps.append)
+    assert [each.verdict for each in report.checks] == ["failed"]
+    assert report.failed == report.checks
+    assert len(steps) == 1
+
+
+def test_a_map_is_written_and_served(folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("jinja2")
+    chosen = {"encoder": "mfcc", "split": "test"}
+    record = featstore.explore(folder / "s.zarr", out=tmp_path / "m.html", data=folder / "data", n_audio=3, **chosen)
+    assert (record.clips, record.sounds, record.sounds_skipped) == (8, 3, 0)
+    assert record.out.stat().st_size == record.bytes
+    with featstore.explore_server(folder / "s.zarr", port=0, **chosen) as server:
+        assert server.page.startswith(b"<!")
+        with pytest.raises(UsageError):
+            featstore.explore_server(folder / "s.zarr", port=server.server_port, **chosen)
+
+
+def test_a_private_task_cannot_be_fetched(tmp_path: Path) -> None:
+    with pytest.raises(UsageError):
+        featstore.fetch(task_toml(tmp_path), data=tmp_path / "data")
+    assert not (tmp_path / "data").exists()
 
 
 # --- label sets -------------------------------------------------------------------------------------------------------

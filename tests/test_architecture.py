@@ -148,7 +148,7 @@ def test_of_featstore_itself_only_the_version_is_asked() -> None:
 @pytest.mark.parametrize("library", sorted(DOORS))
 def test_a_heavy_library_has_one_door(library: str) -> None:
     users = {each.module: str(each) for each in IMPORTS if each.target.split(".")[0] == library}
-    assert not [said for module, said in users.items() if not is_in(module, DOORS[library])]
+    assert not [statement for module, statement in users.items() if not is_in(module, DOORS[library])]
 
 
 def at_import_reachable_from(start: str) -> Iterator[Import]:

@@ -98,7 +98,7 @@ def mean_average_precision(*, predictions: str, batch_size: int) -> float:
 
 
 class GivenEncoder(torch.nn.Module):
-    """Stands for an encoder where its tars are given."""
+    """Placeholder for an encoder whose tars exist."""
 
     def __init__(self, *, output_dim: int, hop_size_in_ms: float) -> None:
         super().__init__()

@@ -53,19 +53,19 @@ def run_xares(action: str, **arguments: Any) -> Any:
     """Call a function of `benchmarks.peer.driver` in the environment of X-ARES; arguments and result are JSON."""
     _lend()
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    with tempfile.TemporaryFile("w+") as told:
+    with tempfile.TemporaryFile("w+") as stderr:
         done = subprocess.run(
             [str(PYTHON), "-P", str(HERE / "driver.py"), action],
             input=json.dumps(arguments),
             stdout=subprocess.PIPE,
-            stderr=told,
+            stderr=stderr,
             text=True,
             env=environment,
             check=False,
         )
         if done.returncode:
-            told.seek(0)
-            raise NoPeerError(f"X-ARES failed at {action}:\n{told.read()[-4000:]}")
+            stderr.seek(0)
+            raise NoPeerError(f"X-ARES failed at {action}:\n{stderr.read()[-4000:]}")
     return json.loads(done.stdout)
 
 

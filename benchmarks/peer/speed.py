@@ -36,10 +36,10 @@ class Row:
     def cells(self) -> tuple[str, ...]:
         gain = None if self.xares is None else self.xares / self.ours
         verdict = "" if gain is None or self.target is None else "met" if gain >= self.target else "missed"
-        told = ("-" if seconds is None else figure(seconds) for seconds in (self.xares, self.sklearn, self.ours))
+        cells = ("-" if seconds is None else figure(seconds) for seconds in (self.xares, self.sklearn, self.ours))
         return (
             self.what,
-            *told,
+            *cells,
             "-" if gain is None else f"{gain:.0f} x" if gain >= 10 else f"{gain:.1f} x",
             "" if self.target is None else f"at least {self.target:g} x",
             verdict,

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from featstore.cli.completion import complete_encoders
 from featstore.cli.options import emit_json, encoder_settings, json_option, parse_arguments
-from featstore.errors import EncoderContractError, EncoderError
+from featstore.errors import EncoderError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from featstore.encoders.check import Check
-    from featstore.encoders.encoder import Encoder
-    from featstore.extract import ExtractOptions
+    from featstore.encoders.check import Check, EncoderReport
 
 __all__ = ["check"]
 
@@ -45,63 +42,35 @@ def check(
 
     Settings are those of `featstore extract`. The exit code is 1 if a check failed; warnings do not count.
     """  # noqa: D301 - click takes the character itself
+    from featstore import api
     from featstore.cli.progress import steps
     from featstore.cli.tables import show, verdict_table
-    from featstore.encoders import load_encoder
-    from featstore.encoders.check import broken_contract
-    from featstore.extract import ExtractOptions
 
-    options = ExtractOptions(**settings)
-    arguments = parse_arguments(encoder_args)
     # an encoder may print, and stdout is for results
     with steps() as on_step, redirect_stdout(sys.stderr):
-        on_step(f"loading {spec}")
-        try:
-            encoder = load_encoder(spec, arguments=arguments, trust_remote_code=trust_remote_code)
-        except EncoderContractError as error:
-            name, checks = spec, _alone(broken_contract(error))
-        else:
-            name, checks = encoder.name, _checks(encoder, options, on_step)
+        report = api.check(
+            spec,
+            arguments=parse_arguments(encoder_args),
+            trust_remote_code=trust_remote_code,
+            on_step=on_step,
+            **settings,
+        )
     if as_json:
-        emit_json(checks)
+        emit_json(report.checks)
     else:
-        rows = [(each.name, each.verdict, each.measured, each.advice) for each in checks]
-        show(verdict_table(rows, title=_title(name, checks)), *_speeds(checks))
-    failed = [each for each in checks if each.verdict == "failed"]
-    if failed:
-        others = f" and {len(failed) - 1} more checks" if len(failed) > 1 else ""
-        raise EncoderError(f"{name} fails {failed[0].name}{others}: {failed[0].advice}")
+        rows = [(each.name, each.verdict, each.measured, each.advice) for each in report.checks]
+        show(verdict_table(rows, title=_title(report)), *_speeds(report.checks))
+    if report.failed:
+        first, *rest = report.failed
+        others = f" and {len(rest)} more checks" if rest else ""
+        raise EncoderError(f"{report.encoder} fails {first.name}{others}: {first.advice}")
 
 
-def _alone(check: Check) -> tuple[Check, ...]:
-    return (check,)
-
-
-def _checks(encoder: Encoder, options: ExtractOptions, on_step: Callable[[str], None]) -> tuple[Check, ...]:
-    """Run every check with the recipe and padding rule of an extraction with these options."""
-    from featstore.encoders.check import Budget, check_encoder
-    from featstore.encoders.devices import pick_device
-    from featstore.extract import plan_recipe
-    from featstore.extract.windows import Padding, plan_windows
-
-    device = pick_device(options.device)
-    recipe = plan_recipe(encoder, encoder.outputs[0], device=device, options=options)
-    plan = partial(
-        plan_windows,
-        crop_seconds=None,
-        padding=Padding.parse(options.padding),
-        sample_rate_hz=recipe.sample_rate_hz,
-        longest_seconds=encoder.longest_window_seconds(options.max_window_seconds),
-        input_seconds=encoder.facts.input_seconds,
-    )
-    return check_encoder(encoder, recipe=recipe, device=device, plan=plan, budget=Budget(), on_step=on_step)
-
-
-def _title(name: str, checks: Sequence[Check]) -> str:
-    ran = checks[0].figures
+def _title(report: EncoderReport) -> str:
+    ran = report.checks[0].figures
     if not ran:
-        return name
-    return f"{name}@{ran['fingerprint']} on {ran['device']}, {ran['precision']}, --padding {ran['padding']}"
+        return report.encoder
+    return f"{report.encoder}@{ran['fingerprint']} on {ran['device']}, {ran['precision']}, --padding {ran['padding']}"
 
 
 def _speeds(checks: Sequence[Check]) -> Iterator[RenderableType]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from featstore.cli.options import emit_json, is_quiet, say
+from featstore.cli.options import emit_json, is_quiet, report_problem
 
 if TYPE_CHECKING:
     from featstore.api import Scores
@@ -28,7 +28,7 @@ def print_scores(scores: Scores, *, as_json: bool) -> None:
         _print_tables(scores)
     if len(scores) + len(scores.failures) > 1:
         for failure in scores.failures:
-            say(f"featstore: {failure}", err=True)
+            report_problem(str(failure))
     scores.raise_failures()
 
 

@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import click
 
 from featstore.cli.options import HomePath, feature_set_options, note, require_folder_of, say, selection, store_option
 from featstore.errors import UsageError
-from featstore.files import write_whole
 from featstore.formatting import counted, spoken_bytes
-
-if TYPE_CHECKING:
-    from featstore.explore.audio import ClipAudio
-    from featstore.explore.page import Explorer
-    from featstore.store import FeatureSet
 
 __all__ = ["explore"]
 
@@ -109,62 +103,42 @@ def explore(
     if n_audio is not None and (data_dir is None or serve):
         raise UsageError("--audio needs --data and excludes --serve, which plays every clip")
     require_folder_of(out_path)
-    from featstore.explore.map import take_points
-    from featstore.explore.page import explore, render_map
-    from featstore.store import open_store
+    from featstore import api
 
     encoder, dataset, split = selection(path, encoder, dataset, split)
-    fs = open_store(store_url).select(encoder=encoder, dataset=dataset, split=split)
-    audio = None if data_dir is None else _sounds(fs, data_dir)
-    explorer = explore(take_points(fs, max_points=points), method=method, colour=colour)
     if serve:
-        _serve(render_map(explorer, audio=audio, title=title), audio, port=port)
+        with api.explore_server(
+            store_url,
+            encoder=encoder,
+            dataset=dataset,
+            split=split,
+            port=port,
+            map=method,
+            colour=colour,
+            points=points,
+            data=data_dir,
+            title=title,
+        ) as server:
+            say(f"{server.url}  (Ctrl-C stops it{'' if data_dir else '; --data adds playback'})")
+            try:
+                server.serve_forever()
+            except KeyboardInterrupt:
+                note("stopped", err=True)
         return
-    sounds, about_sounds = _embedded(explorer, audio, most=n_audio or 40)
-    page = render_map(explorer, audio=sounds, title=title)
-    out_path = out_path or Path(_file_name(fs.path))
-    write_whole(out_path, page)
-    say(f"{out_path}: {counted(len(explorer.points), 'clip')}, {spoken_bytes(len(page.encode()))}{about_sounds}")
-
-
-def _sounds(fs: FeatureSet, data_dir: Path) -> ClipAudio:
-    from featstore.explore.audio import ClipAudio
-
-    return ClipAudio(fs, data_dir)
-
-
-def _file_name(path: str) -> str:
-    """File name of the page, made of the names of the groups; their documents are untrusted text.
-
-    >>> _file_name("logmel@3f9c2a71/words/train")
-    'logmel-words-train.html'
-    """
-    encoder, *place = path.split("/")
-    return "-".join((encoder.partition("@")[0], *place)) + ".html"
-
-
-def _embedded(explorer: Explorer, audio: ClipAudio | None, *, most: int) -> tuple[dict[int, str] | None, str]:
-    """Sounds for the page, and a message about them."""
-    if audio is None:
-        return None, ""
-    from featstore.explore.audio import embed
-
-    found = embed(audio, explorer.points.numbers, explorer.groups, most=most)
-    left_out = found.wanted - len(found.uris)
-    why = f" ({left_out:,} skipped: changed or missing in --data, or over the size limit)" if left_out else ""
-    return dict(found.uris), f", {len(found.uris):,} of them with sound{why}"
-
-
-def _serve(page: str, audio: ClipAudio | None, *, port: int) -> None:
-    from featstore.explore.serve import LOOPBACK, PageServer
-
-    try:
-        server = PageServer(page, audio, port=port)
-    except OSError as error:
-        raise UsageError(f"cannot serve at {LOOPBACK}:{port}: {error.strerror}; --port 0: a free port") from error
-    with server:
-        say(f"{server.url}  (Ctrl-C stops it{'' if audio else '; --data adds playback'})")
-        try:
-            server.serve_forever()
-        except KeyboardInterrupt:
-            note("stopped", err=True)
+    record = api.explore(
+        store_url,
+        encoder=encoder,
+        dataset=dataset,
+        split=split,
+        out=out_path,
+        map=method,
+        colour=colour,
+        points=points,
+        data=data_dir,
+        n_audio=n_audio or 40,
+        title=title,
+    )
+    sounds = "" if data_dir is None else f", {record.sounds:,} of them with sound"
+    if record.sounds_skipped:
+        sounds += f" ({record.sounds_skipped:,} skipped: changed or missing in --data, or over the size limit)"
+    say(f"{record.out}: {counted(record.clips, 'clip')}, {spoken_bytes(record.bytes)}{sounds}")

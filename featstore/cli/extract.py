@@ -6,8 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import redirect_stdout
-from dataclasses import dataclass, field
+from contextlib import contextmanager, redirect_stdout
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO
@@ -26,7 +25,7 @@ from featstore.cli.options import (
     parse_arguments,
     parse_layers,
     parse_names,
-    say,
+    report_problem,
     store_option,
     tasks_argument,
 )
@@ -35,7 +34,7 @@ from featstore.formatting import counted, lasting, spoken_bytes
 from featstore.system import CPU_BATCH_SECONDS, LIGHT_BATCH_SECONDS
 
 if TYPE_CHECKING:
-    from featstore.extract import TaskPlan
+    from featstore.extract import Progress, TaskExtraction
     from featstore.records import ExtractFailure, ExtractRecord
 
 __all__ = ["extract"]
@@ -178,47 +177,41 @@ def extract(
     A task whose shards are missing, and a shard that cannot be read, do not stop the others: they are reported, and the
     exit code is 1. An encoder that breaks its contract and a store that cannot be written end the run.
     """
-    from featstore.extract import EncoderRequest, ExtractOptions, open_engine, plan_tasks
+    from featstore import api
     from featstore.extract.distributed import local_rank, parse_share, share_from_environment
-    from featstore.tasks import find_task
 
     share = parse_share(share_text) if share_text else share_from_environment(os.environ)
     if not share.is_complete:
         note(f"{share}: other processes encode the other shards", err=True)
-    options = ExtractOptions(**settings)
-    manifests = [find_task(task) for task in tasks]
-    request = EncoderRequest(
-        spec=spec,
-        arguments=parse_arguments(encoder_args),
-        layers=layers,
-        pools=pools,
-        trust_remote_code=trust_remote_code,
-    )
     run = _Run(as_json=as_json, stdout=sys.stdout)
-    with (
-        redirect_stdout(sys.stderr),  # an encoder or Ray may print, and stdout is for results
-        open_engine(
-            request,
-            device=options.device,
-            engine=engine,
-            ray_address=ray_address,
-            cpus_per_worker=cpus_per_worker,
-            local_rank=local_rank(os.environ),
-        ) as encoding,
-    ):
-        plans = plan_tasks(
-            manifests,
-            encoding,
-            data_dir=data_dir,
-            store_url=store_url,
-            options=options,
-            splits=splits,
-            share=share,
-        )
-        run.extract_all(plans)
-    if options.profile_path is not None:
+    with redirect_stdout(sys.stderr):  # an encoder or Ray may print, and stdout is for results
+        try:
+            api.extract(
+                tasks,
+                encoder=spec,
+                data=data_dir,
+                store=store_url,
+                split=splits,
+                arguments=parse_arguments(encoder_args),
+                layers=layers,
+                pool=pools,
+                trust_remote_code=trust_remote_code,
+                engine=engine,
+                ray_address=ray_address,
+                cpus_per_worker=cpus_per_worker,
+                share=share,
+                local_rank=local_rank(os.environ),
+                progress=run.open_progress,
+                on_task=run.add,
+                **settings,
+            )
+        except (FeatstoreError, OSError, MemoryError) as error:
+            if error is not run.fatal:
+                raise
+    if settings["profile_path"] is not None:
         encoded = any(record.shards_done for record in run.records)
-        note(f"trace in {options.profile_path}" if encoded else "no trace, because nothing was encoded", err=True)
+        trace = f"trace in {settings['profile_path']}"
+        note(trace if encoded else "no trace, because nothing was encoded", err=True)
     if as_json:
         emit_json((*run.records, *run.failures))
     run.raise_failures()
@@ -229,33 +222,51 @@ def extract(
         )
 
 
-@dataclass(slots=True, kw_only=True)
 class _Run:
-    """The records and failures of all tasks; an error that ended the run is raised after they are printed."""
+    """The results of all tasks, each printed when it is known."""
 
-    as_json: bool
-    stdout: TextIO
-    records: list[ExtractRecord] = field(default_factory=list)
-    failures: list[ExtractFailure] = field(default_factory=list)
-    fatal: FeatstoreError | OSError | MemoryError | None = None
+    def __init__(self, *, as_json: bool, stdout: TextIO) -> None:
+        self._as_json = as_json
+        self._stdout = stdout
+        self._results: list[TaskExtraction] = []
+        self._started = False
 
-    def extract_all(self, plans: Sequence[TaskPlan | ExtractFailure]) -> None:
-        """Extract one task after another, and print the result of each."""
+    @contextmanager
+    def open_progress(self) -> Iterator[Progress]:
+        """Show the progress of one task; before the first, print the tasks whose shards cannot be found."""
         from featstore.cli.progress import progress_bar
-        from featstore.extract import extract_plans
-        from featstore.records import ExtractFailure
 
-        unready = [plan for plan in plans if isinstance(plan, ExtractFailure)]
-        if len(unready) < len(plans):
-            for failure in unready:  # before the others, which may take hours, and again at the end
-                say(f"featstore: {failure.task} is not extracted: {_one_line(failure.message)}", err=True)
-        for done in extract_plans(plans, watch=progress_bar):
-            self.records += done.records
-            self.failures += [] if done.failure is None else [done.failure]
-            self.fatal = self.fatal or done.fatal
-            if not self.as_json:
-                with redirect_stdout(self.stdout):
-                    _print_records(done.records)
+        if not self._started:  # the tasks that follow may take hours
+            for failure in self.failures:
+                report_problem(f"{failure.task} is not extracted: {failure.message}")
+        self._started = True
+        with progress_bar() as progress:
+            yield progress
+
+    def add(self, result: TaskExtraction) -> None:
+        """Keep the result of a task, and print its records."""
+        self._results.append(result)
+        if not self._as_json:
+            with redirect_stdout(self._stdout):
+                _print_records(result.records)
+
+    @property
+    def records(self) -> list[ExtractRecord]:
+        """The records of all tasks."""
+        return [record for each in self._in_order() for record in each.records]
+
+    @property
+    def failures(self) -> list[ExtractFailure]:
+        """The failed tasks."""
+        return [each.failure for each in self._in_order() if each.failure is not None]
+
+    @property
+    def fatal(self) -> FeatstoreError | OSError | MemoryError | None:
+        """The error that ended the run."""
+        return next((each.fatal for each in self._results if each.fatal is not None), None)
+
+    def _in_order(self) -> list[TaskExtraction]:
+        return sorted(self._results, key=lambda each: each.number)
 
     def raise_failures(self) -> None:
         """Print a line for each failure, and raise one error for all.
@@ -270,16 +281,16 @@ class _Run:
             for record in self.records
             for each in record.broken
         }
-        lines = [*broken.values(), *(f"{each.task}: {each.message}" for each in self.failures if each.error)]
+        failed = [each.failure for each in self._in_order() if each.failure is not None and each.fatal is None]
+        lines = [*broken.values(), *(f"{each.task}: {each.message}" for each in failed if each.error)]
         if self.fatal is not None:
-            unrun = [each.task for each in self.failures if not each.error]
-            lines = lines[:-1]  # the error itself is the last line
+            unrun = [each.task for each in failed if not each.error]
             lines += [f"not run: {', '.join(unrun)}"] if unrun else []
         elif not lines:
             return
         if self.fatal is not None or len(lines) > 1:
             for line in lines:
-                say(f"featstore: {_one_line(line)}", err=True)
+                report_problem(line)
         if self.fatal is not None:
             raise self.fatal
         raise self._sum(broken, lines)
@@ -287,14 +298,15 @@ class _Run:
     def _sum(self, broken: Collection[object], lines: Sequence[str]) -> FeatstoreError:
         """One error that counts the failures; a single failure is given with its reason."""
         counts = [f"{len(broken):,} of {counted(self._n_shards(), 'shard')} could not be read"] if broken else []
-        if self.failures:
-            n_tasks = len({record.task for record in self.records} | {each.task for each in self.failures})
-            counts.append(f"{len(self.failures)} of {counted(n_tasks, 'task')} failed")
-        done = "; the others are in the store" if self.records else ""
-        codes = {1} if broken else {each.exit_code for each in self.failures}
+        records, failures = self.records, self.failures
+        if failures:
+            n_tasks = len({record.task for record in records} | {each.task for each in failures})
+            counts.append(f"{len(failures)} of {counted(n_tasks, 'task')} failed")
+        done = "; the others are in the store" if records else ""
+        codes = {1} if broken else {each.exit_code for each in failures}
         message = f"{', '.join(counts)}{done}"
         if len(lines) == 1:
-            message = f"{message}: {lines[0]}" if self.records else self.failures[0].message
+            message = f"{message}: {lines[0]}" if records else failures[0].message
         error = FeatstoreError(message)
         error.exit_code = codes.pop() if len(codes) == 1 else 1
         return error
@@ -302,10 +314,6 @@ class _Run:
     def _n_shards(self) -> int:
         """Number of shards of this run, each counted once for all feature sets."""
         return sum({(record.dataset, record.split): record.shards_total for record in self.records}.values())
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
 
 
 def _print_records(done: Sequence[ExtractRecord]) -> None:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from featstore.cli.options import HomePath, emit_json, json_option, note, tasks_argument
 from featstore.formatting import counted, spoken_bytes
+
+if TYPE_CHECKING:
+    from featstore.fetch import FetchRecord
 
 __all__ = ["fetch"]
 
@@ -32,21 +36,24 @@ def fetch(*, tasks: tuple[str, ...], data_dir: Path, jobs: int, zenodo_url: str,
 
     Interrupted downloads resume. Each file is checked against the MD5 of its record and appears when it is complete.
     """
+    from featstore import api
     from featstore.cli.progress import downloading
-    from featstore.fetch import fetch_task
-    from featstore.tasks import find_task
 
-    records = []
-    for manifest in [find_task(task) for task in tasks]:
-        with downloading() as watcher:
-            record = fetch_task(manifest, data_dir, watcher=watcher, base_url=zenodo_url, jobs=jobs)
-        records.append(record)
-        if not as_json:
-            n_new = len(record.files) - len(record.reused)
-            note(
-                f"{record.task}: {counted(len(record.shards), 'shard')} in {record.folder}; "
-                f"{counted(n_new, 'file')} downloaded "
-                f"({spoken_bytes(record.bytes_downloaded)}), {len(record.reused)} reused"
-            )
+    records = api.fetch(
+        tasks,
+        data=data_dir,
+        jobs=jobs,
+        progress=downloading,
+        on_task=None if as_json else _print_record,
+        zenodo_url=zenodo_url,
+    )
     if as_json:
         emit_json(records)
+
+
+def _print_record(record: FetchRecord) -> None:
+    n_new = len(record.files) - len(record.reused)
+    note(
+        f"{record.task}: {counted(len(record.shards), 'shard')} in {record.folder}; "
+        f"{counted(n_new, 'file')} downloaded ({spoken_bytes(record.bytes_downloaded)}), {len(record.reused)} reused"
+    )

@@ -23,12 +23,11 @@ from featstore.cli.options import (
     say_json,
     selection,
 )
-from featstore.errors import UnknownFeatureSet, UsageError
+from featstore.errors import UsageError
 from featstore.formatting import counted, lasting, printable, spoken_bytes
 
 if TYPE_CHECKING:
     from featstore.diagnostics import Health
-    from featstore.store import FeatureSet, Store
     from featstore.store.summary import Details, Quartiles, Summary
 
 __all__ = ["inspect"]
@@ -80,27 +79,29 @@ def inspect(
     featstore inspect S logmel/words --health --label word
                                            health, leakage between splits
     """  # noqa: D301 - click takes the character itself
-    from featstore.store import open_store
-    from featstore.store.summary import examine, summarise
+    from featstore import api
 
     store_url, path = _store_and_path(words, store_url)
-    store = open_store(store_url)
-    selected = selection(path, encoder, dataset, split)
-    chosen = _matching(store, selected)
+    store = api.open(store_url)
+    encoder, dataset, split = selected = selection(path, encoder, dataset, split)
     if health:
-        _print_health(store, chosen, label=label, near=near, verbose=verbose, as_json=as_json)
+        found = api.health(store, encoder=encoder, dataset=dataset, split=split, label=label, near_cosine=near)
+        _print_health(found, with_label=label is not None, verbose=verbose, as_json=as_json)
         return
     if label is not None or near is not None:
         raise UsageError("--label and --near need --health")
-    in_full = verbose or (len(chosen) == 1 and any(selected))
-    if as_json:
-        records = [examine(fs).as_json() if in_full else asdict(summarise(fs)) for fs in chosen]
-        say_json(records)
-    elif in_full:
-        for fs in chosen:
-            _print_details(examine(fs), limit=None if verbose else _SHOWN)
+    summaries = api.inspect(store, encoder=encoder, dataset=dataset, split=split)
+    if verbose or (len(summaries) == 1 and any(selected)):
+        details = api.inspect(store, encoder=encoder, dataset=dataset, split=split, details=True)
+        if as_json:
+            emit_json(details)
+            return
+        for each in details:
+            _print_details(each, limit=None if verbose else _SHOWN)
+    elif as_json:
+        say_json([asdict(each) for each in summaries])
     else:
-        _print_table([summarise(fs) for fs in chosen], url=store.url)
+        _print_table(summaries, url=store.url)
         if not any(selected):
             _print_foreign(store.foreign())
 
@@ -120,19 +121,6 @@ def _store_and_path(words: Sequence[str], store_url: str | None) -> tuple[str, s
     if len(rest) > 1:
         raise click.UsageError(f"Got unexpected extra argument ({rest[1]})")
     return store_url, rest[0] if rest else None
-
-
-def _matching(store: Store, selected: Sequence[str | None]) -> list[FeatureSet]:
-    encoder, dataset, split = selected
-    chosen = store.feature_sets(encoder=encoder, dataset=dataset, split=split)
-    if not chosen and any(selected):
-        wanted = "/".join(name or "*" for name in selected)
-        raise UnknownFeatureSet(
-            f"{store.url} has no feature set {wanted}: `featstore inspect --store {store.url}` lists all"
-        )
-    from featstore.report.leaderboard import natural
-
-    return sorted(chosen, key=lambda fs: (natural(fs.encoder), fs.recipe.fingerprint))
 
 
 def _print_table(summaries: Sequence[Summary], *, url: str) -> None:
@@ -181,22 +169,17 @@ def _hours(seconds: float) -> str:
     return f"{hours:,.2f}" if hours >= 1 else f"{hours:.2g}"
 
 
-def _print_health(
-    store: Store, chosen: Sequence[FeatureSet], *, label: str | None, near: float | None, verbose: bool, as_json: bool
-) -> None:
+def _print_health(found: Sequence[Health], *, with_label: bool, verbose: bool, as_json: bool) -> None:
     from featstore.cli.tables import lines_below, plain_table, show
-    from featstore.diagnostics import NEAR_COSINE, examine_health, health_notes
+    from featstore.diagnostics import health_notes
 
-    found = examine_health(
-        chosen, among=store.feature_sets(), label=label, near_cosine=NEAR_COSINE if near is None else near
-    )
     if as_json:
         emit_json(found)
         return
     header = ["feature set", "windows", "norm", "rank", "anisotropy", "dead", "repeated", "hubness", "orphans"]
-    header += ["separable"] if label is not None else []
-    show(plain_table([*header, "near-duplicates"], [_health_row(each, with_label=label is not None) for each in found]))
-    show(lines_below(health_notes(found, told_label=label is not None)))
+    header += ["separable"] if with_label else []
+    show(plain_table([*header, "near-duplicates"], [_health_row(each, with_label=with_label) for each in found]))
+    show(lines_below(health_notes(found, with_label=with_label)))
     pairs = [(each, pair) for each in found if each.overlap is not None for pair in each.overlap.pairs]
     if pairs:
         say(f"  Near-duplicates in other splits, {len(pairs):,} listed:")

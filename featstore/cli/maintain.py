@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,15 +9,12 @@ import click
 
 from featstore.cli.completion import complete_folders
 from featstore.cli.options import HomePath, emit_json, feature_set_options, json_option, parse_store, say, store_option
-from featstore.errors import UsageError
 from featstore.formatting import counted, redacted, spoken_bytes
 
 if TYPE_CHECKING:
     from featstore.store.export import ExportFormat
 
 __all__ = ["compact", "copy", "export", "gc", "verify"]
-
-_FORMAT_OF_SUFFIX: Mapping[str, ExportFormat] = {".npz": "npz", ".parquet": "parquet", ".zarr": "zarr"}
 
 
 @click.command()
@@ -32,13 +28,12 @@ def verify(*, store_url: str, repair: bool, as_json: bool) -> None:
 
     The exit code is 1 if damage remains.
     """
+    from featstore import api
     from featstore.cli.progress import counting
-    from featstore.store.repair import repair_store
-    from featstore.store.verify import verify_store
 
-    read, shown = (repair_store if repair else verify_store), redacted(store_url)
+    shown = redacted(store_url)
     with counting("parts verified") as tick:
-        report = read(store_url, on_part=lambda _: tick())
+        report = api.verify(store_url, repair=repair, on_part=lambda _: tick())
     if as_json:
         emit_json([report])
     else:
@@ -64,9 +59,9 @@ def verify(*, store_url: str, repair: bool, as_json: bool) -> None:
 @json_option
 def gc(*, store_url: str, as_json: bool) -> None:
     """Delete superseded parts and the leftovers of killed runs."""
-    from featstore.store.maintenance import gc_store
+    from featstore import api
 
-    records = gc_store(store_url)
+    records = api.gc(store_url)
     if as_json:
         emit_json(records)
         return
@@ -86,9 +81,9 @@ def gc(*, store_url: str, as_json: bool) -> None:
 @json_option
 def compact(*, store_url: str, part_megabytes: float, as_json: bool) -> None:
     """Merge small neighbouring parts into larger ones. Nothing is encoded again."""
-    from featstore.store.maintenance import compact_store
+    from featstore import api
 
-    records = compact_store(store_url, part_bytes=round(part_megabytes * 1e6))
+    records = api.compact(store_url, part_bytes=round(part_megabytes * 1e6))
     if as_json:
         emit_json(records)
         return
@@ -120,11 +115,11 @@ def copy(
     interrupted copy resumes. Parts that DST has with the same shard content are skipped; parts with other content are
     replaced.
     """
+    from featstore import api
     from featstore.cli.progress import counting
-    from featstore.store.copy import copy_store
 
     with counting("parts copied") as tick:
-        records = copy_store(
+        records = api.copy(
             source,
             target,
             only="utterance" if only else "everything",
@@ -180,17 +175,19 @@ def export(
     featstore export words.npz --store S --encoder logmel \\
       --dataset words --split train --label word
     """  # noqa: D301 - click takes the character itself
-    from featstore.store import open_store
-    from featstore.store.export import export_feature_set
+    from featstore import api
 
-    file_format = file_format or _FORMAT_OF_SUFFIX.get(out.suffix.lower())
-    if file_format is None:
-        raise UsageError(
-            f"the suffix of {out.name!r} names no format: it is {', '.join(_FORMAT_OF_SUFFIX)}, or give --format"
-        )
-
-    fs = open_store(store_url).select(encoder=encoder, dataset=dataset, split=split)
-    record = export_feature_set(fs, out, file_format=file_format, frames=frames, label=label, force=force)
+    record = api.export(
+        store_url,
+        out,
+        encoder=encoder,
+        dataset=dataset,
+        split=split,
+        format=file_format,
+        frames=frames,
+        label=label,
+        force=force,
+    )
     if as_json:
         emit_json([record])
         return

@@ -40,6 +40,7 @@ __all__ = [
     "parse_numbers",
     "parse_store",
     "protocol_option",
+    "report_problem",
     "require_folder_of",
     "results_option",
     "say",
@@ -63,7 +64,7 @@ class _StderrHandler(logging.Handler):
     """Writes log records as lines to the current sys.stderr."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        say(f"featstore: {' '.join(redacted(record.getMessage()).split())}", err=True)
+        report_problem(record.getMessage())
 
 
 def set_up_logging() -> None:
@@ -434,6 +435,11 @@ def note(text: str, *, err: bool = False) -> None:
     """Print status lines, which are not the result of a command; --quiet suppresses them."""
     if not is_quiet():
         say(text, err=err)
+
+
+def report_problem(text: str) -> None:
+    """Print a problem on stderr, as one line without credentials; --quiet does not suppress it."""
+    say(f"featstore: {redacted(' '.join(text.split()))}", err=True)
 
 
 def say_json(value: Any) -> None:

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from featstore.cli.options import HomePath, note, optional_store_option, require_folder_of, say, say_json_text
+from featstore.cli.options import (
+    HomePath,
+    note,
+    optional_store_option,
+    report_problem,
+    require_folder_of,
+    say,
+    say_json_text,
+)
 from featstore.errors import ResultsError, UsageError
 from featstore.files import write_whole
 from featstore.formatting import counted, spoken_bytes
@@ -37,7 +45,7 @@ __all__ = ["report"]
     "--format",
     "form",
     type=click.Choice(["table", "markdown", "csv", "json", "html"]),
-    help="html: one self-contained page.  [default: by the suffix of --out (.html, .md, .csv, .json), else table]",
+    help="html: one page.  [default: by the suffix of --out (.html, .md, .csv, .json, .txt), else table]",
 )
 @click.option(
     "--out",
@@ -80,14 +88,12 @@ def report(
     featstore report results --compare logmel mfcc
     """  # noqa: D301 - click takes the character itself
     from featstore.report import read_results
-    from featstore.report.render import FORMAT_OF_SUFFIX
 
     folders += more_folders
     if not folders:
         raise click.UsageError("Missing argument 'RESULTS': a folder that `probe --results` wrote to.")
     require_folder_of(out_path)
-    by_suffix: Form = FORMAT_OF_SUFFIX.get(out_path.suffix.lower(), "table") if out_path else "table"
-    form = form or by_suffix
+    form = form or ("table" if out_path is None else _format_of(out_path))
     if pair and published:
         raise UsageError("--compare and --published exclude each other: published scores have no clips to pair")
     if store_url is not None and form != "html":
@@ -100,15 +106,26 @@ def report(
     if not results.scores and len(results.failures) == 1:
         raise results.failures[0]
     for failure in results.failures:
-        say(f"featstore: {failure}", err=True)
+        report_problem(str(failure))
     if results.unsealed:
         n_unsealed, first = counted(len(results.unsealed), "file"), results.unsealed[0]
-        say(f"featstore: {n_unsealed} without a seal, so changes cannot be detected; the first is {first}", err=True)
+        report_problem(f"{n_unsealed} without a seal, so changes cannot be detected; the first is {first}")
     if results.scores:
         _report(results.scores, form, out_path, published=published, store_url=store_url, title=title, pair=pair)
     if results.failures:
         where = ", ".join(map(str, folders))
         raise ResultsError(f"skipped {counted(len(results.failures), 'damaged file')} in {where}")
+
+
+def _format_of(path: Path) -> Form:
+    """The format that the suffix of a file names."""
+    from featstore.report.render import FORMAT_OF_SUFFIX
+
+    formats: dict[str, Form] = {**FORMAT_OF_SUFFIX, ".txt": "table"}
+    form = formats.get(path.suffix.lower())
+    if form is None:
+        raise UsageError(f"the suffix of {path.name!r} names no format: it is {', '.join(formats)}, or give --format")
+    return form
 
 
 def _report(
@@ -130,7 +147,7 @@ def _report(
         return
     protocol = published_scores().protocol
     if published and form != "html" and not any(score.protocol == protocol for score in scores):
-        say(f"featstore: no score has --protocol {protocol}, so --published adds nothing", err=True)
+        report_problem(f"no score has --protocol {protocol}, so --published adds nothing")
         published = False
     if form == "table":
         board = build(scores, published=published_scores() if published else None)
@@ -146,9 +163,10 @@ def _report(
 
 def _comparison(scores: tuple[ScoreRecord, ...], pair: tuple[str, str], form: Form) -> tuple[str, tuple[Grid, ...]]:
     """A comparison as text, or as tables for the terminal."""
-    from featstore.report import compare, comparison_grids, comparison_to_csv, comparison_to_json, grids_to_markdown
+    from featstore import api
+    from featstore.report import comparison_grids, comparison_to_csv, comparison_to_json, grids_to_markdown
 
-    found = compare(scores, *pair)
+    found = api.compare(scores, *pair)
     if form == "table":
         return "", comparison_grids(found)
     if form == "markdown":

@@ -15,8 +15,8 @@ from featstore.cli.options import (
     json_option,
     parse_numbers,
     protocol_option,
+    report_problem,
     results_option,
-    say,
     shots_option,
     store_option,
     tasks_argument,
@@ -30,7 +30,7 @@ __all__ = ["retrieve"]
 
 def _print_line(line: str) -> None:
     """Print a line about a skipped task or an index; a module-level function, which --jobs can pickle."""
-    say(f"featstore: {line}", err=True)
+    report_problem(line)
 
 
 def _ignore(_: str) -> None:

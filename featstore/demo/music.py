@@ -1,7 +1,7 @@
 """Twelve synthetic instruments whose timbres overlap: recorded phrases of one to four notes.
 
-An instrument is a function from a note's length and pitch to its waveform. Some of them differ in their spectrum,
-others in the way it moves in time, so an encoder that averages over time cannot know them all.
+An instrument is a function from a note's length and pitch to its waveform. Some instruments differ in their spectrum,
+others only in how it changes over time, which an encoder that averages over time cannot distinguish.
 """
 
 from __future__ import annotations

@@ -116,7 +116,7 @@ def _place(fs: FeatureSet) -> tuple[str, str]:
     return fs.recipe.group_name, fs.dataset
 
 
-def health_notes(found: Iterable[Health], *, told_label: bool) -> tuple[str, ...]:
+def health_notes(found: Iterable[Health], *, with_label: bool) -> tuple[str, ...]:
     """Return the lines under a table of health that explain its columns."""
     everything = tuple(found)
     notes = [
@@ -125,7 +125,7 @@ def health_notes(found: Iterable[Health], *, told_label: bool) -> tuple[str, ...
         "hubness: skewness of how often a vector is among the ten nearest of another, 0 is even (Radovanovic 2010); "
         "orphans never are",
     ]
-    if told_label:
+    if with_label:
         notes.append("separable: vectors whose nearest class mean, computed without the vector, is that of their class")
     cosines = sorted({each.overlap.cosine for each in everything if each.overlap is not None})
     if cosines:

@@ -21,7 +21,7 @@ __all__ = [
     "move",
     "pick_device",
     "pick_devices",
-    "settle_on",
+    "set_up_device",
 ]
 
 
@@ -96,7 +96,7 @@ def _moved(value: Any, device: torch.device) -> Any:
     return value
 
 
-def pick_device(asked: str, *, local_rank: int | None = None) -> str:
+def pick_device(requested: str, *, local_rank: int | None = None) -> str:
     """Return the device to run on; ``auto`` is a GPU if there is one.
 
     On a machine with several GPUs, ``auto`` and ``cuda`` select the one of `local_rank`; otherwise all processes of a
@@ -107,17 +107,17 @@ def pick_device(asked: str, *, local_rank: int | None = None) -> str:
     UsageError
         The device does not exist, or torch cannot use it.
     """
-    if asked == "auto":
+    if requested == "auto":
         return gpu_of(local_rank, torch.cuda.device_count()) if torch.cuda.is_available() else "cpu"
     try:
-        device = torch.device(asked)
+        device = torch.device(requested)
     except RuntimeError as error:
-        raise UsageError(f"--device must be auto, cpu, cuda or cuda:N: got {asked!r}") from error
+        raise UsageError(f"--device must be auto, cpu, cuda or cuda:N: got {requested!r}") from error
     if device.type not in ("cpu", "cuda"):
-        raise UsageError(f"--device must be auto, cpu, cuda or cuda:N: got {asked!r}")
-    if device.type == "cuda" and (device.index or 0) >= (count := _gpus_for(asked)):
-        raise UsageError(f"--device {asked} is not there: this machine has {count} CUDA devices")
-    return gpu_of(local_rank, count) if asked == "cuda" else asked
+        raise UsageError(f"--device must be auto, cpu, cuda or cuda:N: got {requested!r}")
+    if device.type == "cuda" and (device.index or 0) >= (count := _gpus_for(requested)):
+        raise UsageError(f"--device {requested} is not there: this machine has {count} CUDA devices")
+    return gpu_of(local_rank, count) if requested == "cuda" else requested
 
 
 def gpu_of(local_rank: int | None, n_gpus: int) -> str:
@@ -129,7 +129,7 @@ def gpu_of(local_rank: int | None, n_gpus: int) -> str:
     return "cuda" if local_rank is None or n_gpus < 2 else f"cuda:{local_rank % n_gpus}"
 
 
-def pick_devices(asked: str, *, local_rank: int | None = None) -> tuple[str, ...]:
+def pick_devices(requested: str, *, local_rank: int | None = None) -> tuple[str, ...]:
     """Return the devices to run on: a comma-separated list, or ``all`` CUDA devices. ``cpu`` can be listed repeatedly.
 
     Raises
@@ -137,20 +137,20 @@ def pick_devices(asked: str, *, local_rank: int | None = None) -> tuple[str, ...
     UsageError
         A device does not exist, a GPU is listed twice, or a list mixes kinds of devices.
     """
-    if asked == "all":
-        count = _gpus_for(asked)
+    if requested == "all":
+        count = _gpus_for(requested)
         if not count:
             raise UsageError("--device all selects every CUDA device, and this machine has none: omit it")
         return tuple(f"cuda:{number}" for number in range(count))
-    names = tuple(name.strip() for name in asked.split(","))
+    names = tuple(name.strip() for name in requested.split(","))
     if len(names) == 1:
         return (pick_device(names[0], local_rank=local_rank),)
     if "auto" in names or "all" in names:
-        raise UsageError(f"--device auto and all cannot be combined with others: got {asked!r}")
+        raise UsageError(f"--device auto and all cannot be combined with others: got {requested!r}")
     devices = tuple(f"cuda:{torch.device(pick_device(name)).index or 0}" if name != "cpu" else name for name in names)
     if len({device.partition(":")[0] for device in devices}) > 1:
         raise UsageError(
-            f"--device takes devices of one kind, since a CPU and a GPU differ in the last bits: got {asked!r}"
+            f"--device takes devices of one kind, since a CPU and a GPU differ in the last bits: got {requested!r}"
         )
     twice = sorted({device for device in devices if device != "cpu" and devices.count(device) > 1})
     if twice:
@@ -158,14 +158,14 @@ def pick_devices(asked: str, *, local_rank: int | None = None) -> tuple[str, ...
     return devices
 
 
-def _gpus_for(asked: str) -> int:
+def _gpus_for(requested: str) -> int:
     """Count the CUDA devices. The driver's library counts them even if this build of torch cannot use them."""
     count = torch.cuda.device_count()
     if count and not torch.cuda.is_available():
         raise UsageError(
-            f"--device {asked}: PyTorch {torch.__version__} cannot use the GPUs of this machine, usually because their "
-            f"driver is older than CUDA {torch.version.cuda}: update the driver, or install a PyTorch build for the "
-            "CUDA version that `nvidia-smi` prints"
+            f"--device {requested}: PyTorch {torch.__version__} cannot use the GPUs of this machine, usually because "
+            f"their driver is older than CUDA {torch.version.cuda}: update the driver, or install a PyTorch build for "
+            "the CUDA version that `nvidia-smi` prints"
         )
     return count
 
@@ -175,7 +175,7 @@ def idle_gpus(device: str) -> int:
     return max(0, torch.cuda.device_count() - 1) if device == "cuda" else 0
 
 
-def settle_on(device: str, *, threads: int) -> None:
+def set_up_device(device: str, *, threads: int) -> None:
     """Make a device the default of this process for all of torch; each device has its own process."""
     torch.set_num_threads(threads)
     if ":" in device:

@@ -101,15 +101,15 @@ class Encoder:
         """Return the spec of one output on the command line."""
         return spec_with_layer(self.spec, output.layer)
 
-    def longest_window_seconds(self, asked: float | None) -> float | None:
-        """Return the maximum duration of a window: the smaller of the encoder's limit and `asked`."""
-        limits = [limit for limit in (self.facts.input_seconds, asked) if limit is not None]
+    def longest_window_seconds(self, requested: float | None) -> float | None:
+        """Return the maximum duration of a window: the smaller of the encoder's limit and `requested`."""
+        limits = [limit for limit in (self.facts.input_seconds, requested) if limit is not None]
         return min(limits, default=None)
 
-    def _cut_by_request(self, asked: float | None) -> float | None:
-        """Return `asked` if it is below the encoder's own limit, which is not part of a recipe."""
+    def _cut_by_request(self, requested: float | None) -> float | None:
+        """Return `requested` if it is below the encoder's own limit, which is not part of a recipe."""
         own = self.facts.input_seconds
-        return asked if asked is not None and (own is None or asked < own) else None
+        return requested if requested is not None and (own is None or requested < own) else None
 
     def dim_of(self, layer: int | None) -> int:
         """Return the width of a layer's frames."""

@@ -218,7 +218,7 @@ class TaskWindows:
         Feature sets, in the order of their windows.
     members : mapping
         Name of a feature set to its clips, int64 (n,); in the order of ``sets``.
-    left_out : tuple of SkippedClip
+    skipped : tuple of SkippedClip
         Clips that are not in the store, each with its reason.
     groups : tuple of str (n_clips,), optional
         Group of each clip, if the manifest names a field for it.
@@ -235,7 +235,7 @@ class TaskWindows:
     features: Mapping[str, str]
     sets: tuple[FeatureSet, ...]
     members: Mapping[str, NDArray[np.int64]]
-    left_out: tuple[SkippedClip, ...]
+    skipped: tuple[SkippedClip, ...]
     groups: tuple[str, ...] | None = None
 
     def samples(self, clips: NDArray[np.int64]) -> Samples:
@@ -300,7 +300,7 @@ def task_fields(
     for each in rounds:
         check_parts(each, task=manifest.name)
         _check_classes(each, targets, task=manifest.name, least=least_classes)
-    names = ("recipe", "seconds", "clip", "clip_id", "features", "sets", "members", "left_out", "groups")
+    names = ("recipe", "seconds", "clip", "clip_id", "features", "sets", "members", "skipped", "groups")
     shared = {name: getattr(windows, name) for name in names}
     return {"manifest": manifest, "protocol": protocol, "targets": targets, "rounds": rounds, **shared}
 

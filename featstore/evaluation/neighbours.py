@@ -91,10 +91,10 @@ def score_neighbours(task: TaskData) -> float | None:
 
     Returns None if the manifest has no such track, or if an exact search would take long compared with the probe.
     """
-    asked, metric = task.manifest.retrieve, find_metric(task.manifest.metric, task.protocol)
+    rules, metric = task.manifest.retrieve, find_metric(task.manifest.metric, task.protocol)
     sides = [(task.windows_of(each.reference), task.samples(each.test)) for each in task.rounds]
     work = sum(len(reference) * len(samples.windows) for reference, samples in sides) * task.X.shape[1]
-    if not asked.enabled or work > MAX_WORK:
+    if not rules.enabled or work > MAX_WORK:
         return None
     norms = np.linalg.norm(task.X, axis=1, keepdims=True)
     unit = task.X / np.maximum(norms, np.finfo(np.float32).tiny)
@@ -105,8 +105,8 @@ def score_neighbours(task: TaskData) -> float | None:
             unit[reference],
             task.targets.values[task.clip[reference]],
             n_classes=len(task.classes),
-            k=asked.k,
-            temperature=asked.temperature,
+            k=rules.k,
+            temperature=rules.temperature,
         )
         scores.append(metric.score(samples.y_true, samples.vote(votes)))
     return float(np.mean(scores))

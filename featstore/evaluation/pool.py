@@ -46,7 +46,7 @@ class Windows:
         Name of a feature set to its clips, int64 (n,).
     features : mapping
         Name of a feature set to its content hash.
-    left_out : tuple of SkippedClip
+    skipped : tuple of SkippedClip
         Clips that are not in the store, each with its reason.
     groups : tuple of str (n_clips,) or None
         Group of each clip, if the manifest names a field for it (``[splits] group``).
@@ -61,7 +61,7 @@ class Windows:
     ids: tuple[str, ...]
     members: Mapping[str, NDArray[np.int64]]
     features: Mapping[str, str]
-    left_out: tuple[SkippedClip, ...]
+    skipped: tuple[SkippedClip, ...]
     groups: tuple[str, ...] | None
 
     @property
@@ -156,7 +156,7 @@ def read_windows(store: Store, manifest: Manifest, *, encoder: str | None) -> Wi
         ids=tuple(ids),
         members=members,
         features={name: feature_set.content_hash for name, feature_set in sets.items()},
-        left_out=tuple(clip for feature_set in sets.values() for clip in feature_set.skipped),
+        skipped=tuple(clip for feature_set in sets.values() for clip in feature_set.skipped),
         groups=None if manifest.group is None else tuple(clip_groups(manifest, keys, metas)),
     )
 

@@ -177,7 +177,7 @@ def _outcome_of(future: Future[ScoreRecord | ScoreFailure], pair: Pair) -> Score
     try:
         return future.result()
     except BrokenProcessPool:
-        message = "its process was ended from outside, perhaps for want of memory: fewer --jobs take less"
+        message = "its process was killed, perhaps because memory ran out: fewer --jobs need less"
         return ScoreFailure(
             task=pair.manifest.name, encoder=pair.encoder or "", error="BrokenProcessPool", message=message
         )

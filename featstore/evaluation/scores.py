@@ -55,7 +55,7 @@ class Stopwatch:
 
 MAX_CONFUSION_CLASSES = 60
 MAX_CONFUSED_PAIRS = 100
-MAX_LEFT_OUT_NAMED = 100
+MAX_SKIPPED_NAMED = 100
 DISTRIBUTIONS = {"sklearn": "scikit-learn"}
 
 
@@ -63,7 +63,7 @@ class Origin(Sides, Interface):
     """Source of scored embeddings: `featstore.evaluation.pool.Windows`, or a task."""
 
     @property
-    def left_out(self) -> tuple[SkippedClip, ...]:
+    def skipped(self) -> tuple[SkippedClip, ...]:
         """Clips that are not in the store."""
 
     @property
@@ -242,7 +242,7 @@ def _right_seeds(test_set: TestSet, clips: Sequence[int]) -> str:
 
 def _origin_details(origin: Origin) -> dict[str, Any]:
     """Return the recipe of the embeddings, and up to 100 of the clips that are not in the store."""
-    named = [[clip.shard, clip.key, clip.reason] for clip in origin.left_out[:MAX_LEFT_OUT_NAMED]]
+    named = [[clip.shard, clip.key, clip.reason] for clip in origin.skipped[:MAX_SKIPPED_NAMED]]
     return {"recipe": origin.recipe.as_json(), "left_out": named}
 
 
@@ -296,7 +296,7 @@ def score_record(
         n_train=round(float(np.mean(n_train))),
         n_valid=round(float(np.mean(n_valid))),
         n_test=sum(len(each.test) for each in rounds),
-        n_skipped=len(task.left_out),
+        n_skipped=len(task.skipped),
         eval_weight=float(manifest.eval_weight),
         private=manifest.private,
         seconds={**seconds, **watch.seconds},

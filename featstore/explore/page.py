@@ -158,7 +158,7 @@ class Explorer:
     near_cosines : float32 (n, k)
     colour : int
         Column that colours the map at first, or -1.
-    left_out : tuple of str
+    omitted : tuple of str
         Columns that did not fit.
     """
 
@@ -169,7 +169,7 @@ class Explorer:
     colour: int
     near_rows: NDArray[np.int64]
     near_cosines: NDArray[np.float32]
-    left_out: tuple[str, ...]
+    omitted: tuple[str, ...]
 
     @property
     def groups(self) -> list[int]:
@@ -200,7 +200,7 @@ def explore(points: Points, *, method: Literal["pca", "umap"] = "pca", colour: s
     if colour is not None and colour not in names:
         raise LabelError(f"no clip of {points.fs.path} has a field {colour!r}; the fields are {_listed(names)}")
     first = default_colour(found, label=_label_field(points)) if colour is None else names.index(colour)
-    kept, left_out = _fitting_columns(found, first)
+    kept, omitted = _fitting_columns(found, first)
     near = nearest_points(points.vectors, k=NEIGHBOURS)
     return Explorer(
         points=points,
@@ -210,7 +210,7 @@ def explore(points: Points, *, method: Literal["pca", "umap"] = "pca", colour: s
         colour=next((at for at, column in enumerate(kept) if first >= 0 and column is found[first]), -1),
         near_rows=near.rows,
         near_cosines=near.similarities,
-        left_out=left_out,
+        omitted=omitted,
     )
 
 
@@ -246,7 +246,7 @@ def render_map(
         n_points=len(explorer.points),
         k=explorer.near_rows.shape[1],
         projection=projection,
-        left_out=explorer.left_out,
+        omitted=explorer.omitted,
         recipe=[(name.replace("_", " "), _text_of(value)) for name, value in fs.recipe.as_json().items()],
     )
     return writable(page)

@@ -391,11 +391,11 @@ def _max_pending_bytes(cores_here: int) -> int:
     return max(_LEAST_WAITING_BYTES, (free_memory_bytes() or 0) * cores_here // (2 * cores()))
 
 
-def _precision(asked: str, device: str, encoder: Encoder) -> str:
-    if asked == "tf32" and not device.startswith("cuda"):
+def _precision(requested: str, device: str, encoder: Encoder) -> str:
+    if requested == "tf32" and not device.startswith("cuda"):
         raise UsageError(f"--precision tf32 requires a GPU, and the device is {device}: use float32")
-    if asked != "auto":
-        return asked
+    if requested != "auto":
+        return requested
     if not device.startswith("cuda") or not encoder.has_weights:
         return "float32"
     from featstore.encoders.devices import gpu_multiplies_bfloat16

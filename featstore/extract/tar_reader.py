@@ -14,6 +14,7 @@ from typing import Any, BinaryIO, Self
 
 from featstore.errors import ShardError
 from featstore.files import replacing
+from featstore.formatting import one_line
 
 __all__ = [
     "AUDIO_EXTENSIONS",
@@ -194,7 +195,7 @@ class _Members:
         wanted = extension in AUDIO_EXTENSIONS or extension == "json"
         if suffix is None or suffix.startswith("__"):
             if wanted and member.isfile() and not member.name.rpartition("/")[2].startswith("."):
-                self._report(member.name, "no key can be made of its name")
+                self._report(member.name, "its name has no key")
             return None
         if not member.isreg() or member.issparse():
             if wanted:
@@ -271,8 +272,9 @@ def _as_shard_error(where: str) -> Iterator[None]:
     except FileNotFoundError as error:
         raise ShardError(f"there is no shard {where}") from error
     except _BROKEN_TAR as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise ShardError(f"{where} is not a complete tar: {reason}; make or download it again") from error
+        raise ShardError(
+            f"{where} is not a complete tar: {one_line(error, most=200)}; make or download it again"
+        ) from error
 
 
 def _check_end(tar: tarfile.TarFile, source: TarBytes, where: str) -> None:

@@ -356,8 +356,10 @@ class TaskPlan:
                 if stale or not each.writer.is_catalogued:
                     each.writer.write_catalogue()
         records = tuple(
-            self._record(split, shards, each, asked=asked.recipe, stored=result.stored.get(number, ()), result=result)
-            for number, (each, asked) in enumerate(zip(sets, self.card.outputs, strict=True))
+            self._record(
+                split, shards, each, requested=requested.recipe, stored=result.stored.get(number, ()), result=result
+            )
+            for number, (each, requested) in enumerate(zip(sets, self.card.outputs, strict=True))
         )
         return (replace(records[0], notes=self.check.take_notes()), *records[1:]) if stale else records
 
@@ -416,7 +418,7 @@ class TaskPlan:
         shards: Sequence[AnyShard],
         each: _FeatureSet,
         *,
-        asked: Recipe,
+        requested: Recipe,
         stored: Sequence[StoredShard],
         result: EncodeResult,
     ) -> ExtractRecord:
@@ -457,7 +459,7 @@ class TaskPlan:
             },
             workers=result.workers,
             deaths=result.deaths,
-            asked_as=asked.encoder if asked.encoder != each.output.recipe.encoder else "",
+            asked_as=requested.encoder if requested.encoder != each.output.recipe.encoder else "",
             broken=broken,
         )
 

@@ -200,7 +200,7 @@ def work(link: Link, request: EncoderRequest, settings: WorkerSettings) -> None:
 
 
 def _load(request: EncoderRequest, settings: WorkerSettings) -> DeviceEncoder:
-    from featstore.encoders.devices import settle_on
+    from featstore.encoders.devices import set_up_device
 
     if not Path(request.folder).is_dir():
         raise EncoderError(
@@ -208,7 +208,7 @@ def _load(request: EncoderRequest, settings: WorkerSettings) -> DeviceEncoder:
             "paths: run the command in a folder that every node has"
         )
     os.chdir(request.folder)
-    settle_on(settings.device, threads=settings.cores)
+    set_up_device(settings.device, threads=settings.cores)
     return DeviceEncoder(request.load(), device=settings.device, cores=settings.cores)
 
 

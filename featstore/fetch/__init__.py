@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from featstore.fetch.task import FetchRecord, fetch_task
+from featstore.fetch.task import FetchRecord, Unwatched, fetch_task
 
-__all__ = ["FetchRecord", "fetch_task"]
+__all__ = ["FetchRecord", "Unwatched", "fetch_task"]

@@ -65,8 +65,8 @@ def parse_record(text: bytes, *, where: str) -> tuple[RemoteFile, ...]:
     if not files:
         raise FetchError(f"{where} lists no .tar and no .zip: download its shards manually")
     names = [file.name.lower() for file in files]
-    if len(set(names)) < len(names):
-        raise FetchError(f"{where} lists a file twice")
+    if repeated := [file.name for file in files if names.count(file.name.lower()) > 1]:
+        raise FetchError(f"{where} lists {repeated[0]!r} {len(repeated)} times")
     return tuple(files)
 
 
@@ -77,7 +77,7 @@ def _parse_file(raw: Mapping[str, object]) -> RemoteFile:
     if "\\" in name or ":" in name:
         raise ValueError(f"{name!r} is not a plain file name")
     if not isinstance(size, int) or isinstance(size, bool) or size < 0:
-        raise ValueError(f"{name} has no size")
+        raise ValueError(f"{name} needs a size in bytes: got {size!r}")
     found = re.fullmatch(r"md5:([0-9a-f]{32})", str(raw["checksum"]))
     if not found:
         raise ValueError(f"{name} needs an MD5 checksum: got {raw['checksum']!r}")

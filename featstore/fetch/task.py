@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from featstore.fetch.download import Connection
     from featstore.tasks import Manifest
 
-__all__ = ["ZENODO", "FetchRecord", "Watcher", "fetch_task", "unpack_tars"]
+__all__ = ["ZENODO", "FetchRecord", "Unwatched", "Watcher", "fetch_task", "unpack_tars"]
 
 
 def unpack_tars(archive: Path, folder: Path) -> dict[str, int]:
@@ -42,8 +42,8 @@ def unpack_tars(archive: Path, folder: Path) -> dict[str, int]:
             names = [_last_name(each) for each in members]
             if not members:
                 raise FetchError(f"{archive.name} has no .tar: create its shards manually")
-            if len(set(names)) < len(names):
-                raise FetchError(f"{archive.name} has two tars with the same name: extract it manually")
+            if repeated := [name for name in names if names.count(name) > 1]:
+                raise FetchError(f"{archive.name} has {len(repeated)} tars called {repeated[0]}: extract it manually")
             for member, name in zip(members, names, strict=True):
                 _unpack(opened, member, folder / name)
                 sizes[name] = member.file_size
@@ -79,6 +79,16 @@ class Watcher(Protocol):
 
     def advance(self, n_bytes: int) -> None:
         """Called from several threads with a number of new bytes, negative if bytes are discarded."""
+
+
+class Unwatched:
+    """No-op progress."""
+
+    def begin(self, *, label: str, bytes_total: int) -> None:
+        """Ignore."""
+
+    def advance(self, n_bytes: int) -> None:
+        """Ignore."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

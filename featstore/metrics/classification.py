@@ -62,13 +62,13 @@ class CountF1:
     ----------
     average : "micro" or "macro"
         F1 of the total counts, or mean of the F1 of each class.
-    absent_class : "left out" or "zero"
+    absent_class : "skip" or "zero"
         Contribution of a class that is neither true nor predicted to the macro mean. scikit-learn uses 0.
     """
 
     name: str
     average: Average
-    absent_class: Literal["left out", "zero"]
+    absent_class: Literal["skip", "zero"]
     higher_is_better: bool = True
     bounds: tuple[float, float] = (0.0, 1.0)
     libraries: tuple[str, ...] = ()
@@ -110,7 +110,7 @@ class MacroF1:
     def score(self, y_true: NDArray[Any], y_score: NDArray[np.floating[Any]]) -> float:
         """Mean over classes; 0 if nothing is true and nothing is predicted."""
         per_class = self.per_class(y_true, y_score)
-        return float(np.nan_to_num(mean_of_classes(per_class[:, None], absent_class="left out")).item())
+        return float(np.nan_to_num(mean_of_classes(per_class[:, None], absent_class="skip")).item())
 
     def weighted(
         self, y_true: NDArray[Any], y_score: NDArray[np.floating[Any]], weights: NDArray[np.float32]
@@ -118,7 +118,7 @@ class MacroF1:
         """Mean over classes, for each column of ``weights``."""
         true, predicted = self._decided(y_true, y_score)
         counts = (each.T.astype(np.float32) @ weights for each in (true, predicted, true & predicted))
-        return mean_of_classes(f1(*counts), absent_class="left out")
+        return mean_of_classes(f1(*counts), absent_class="skip")
 
     def per_class(self, y_true: NDArray[Any], y_score: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
         """F1 of each class; NaN if it is neither true nor predicted."""
@@ -144,9 +144,7 @@ def f1(true: NDArray[Any], predicted: NDArray[Any], hits: NDArray[Any]) -> NDArr
     return np.asarray(np.divide(2.0 * hits, total, out=np.full_like(total, np.nan), where=total > 0))
 
 
-def mean_of_classes(
-    per_class: NDArray[np.float64], *, absent_class: Literal["left out", "zero"]
-) -> NDArray[np.float64]:
+def mean_of_classes(per_class: NDArray[np.float64], *, absent_class: Literal["skip", "zero"]) -> NDArray[np.float64]:
     """Mean over the first axis (n_classes, ...); NaN if every class is absent."""
     known = ~np.isnan(per_class)
     n_known = known.sum(axis=0)

@@ -22,11 +22,11 @@ class MeanAveragePrecision:
 
     Parameters
     ----------
-    absent_class : "left out" or "zero"
+    absent_class : "skip" or "zero"
         Contribution of a class without a positive sample to the mean.
     """
 
-    absent_class: Literal["left out", "zero"]
+    absent_class: Literal["skip", "zero"]
     name: str = "mAP"
     higher_is_better: bool = True
     bounds: tuple[float, float] = (0.0, 1.0)
@@ -37,7 +37,7 @@ class MeanAveragePrecision:
         per_class = self.per_class(y_true, y_score)
         if np.isnan(per_class).all():
             raise DataError(f"mAP needs a sample with a label; none of {len(y_true)} samples has one")
-        return float(np.nanmean(per_class) if self.absent_class == "left out" else np.nan_to_num(per_class).mean())
+        return float(np.nanmean(per_class) if self.absent_class == "skip" else np.nan_to_num(per_class).mean())
 
     def weighted(
         self, y_true: NDArray[Any], y_score: NDArray[np.floating[Any]], weights: NDArray[np.float32]
@@ -219,7 +219,7 @@ class DPrime:
             false_alarms, found = _rates(positive, y_score[:, label], weights)
             pairs = weights[positive].sum(axis=0, dtype=np.float64) * weights[~positive].sum(axis=0, dtype=np.float64)
             areas[label] = _limited(np.asarray(np.trapezoid(found, false_alarms, axis=0)), pairs)
-        return _distance(mean_of_classes(areas, absent_class="left out"))
+        return _distance(mean_of_classes(areas, absent_class="skip"))
 
     def per_class(self, y_true: NDArray[Any], y_score: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
         """Distance of each class; NaN for a class that all samples have or none."""

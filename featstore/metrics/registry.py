@@ -49,8 +49,8 @@ class Metric(Protocol):
         """Score of each class ``(n_classes,)``; NaN for an absent class."""
 
 
-def _absent(protocol: EvaluationProtocol) -> Literal["left out", "zero"]:
-    return "zero" if protocol == "xares" else "left out"
+def _absent(protocol: EvaluationProtocol) -> Literal["skip", "zero"]:
+    return "zero" if protocol == "xares" else "skip"
 
 
 METRICS: Mapping[str, Callable[[EvaluationProtocol], Metric]] = {

@@ -239,6 +239,6 @@ def _event_f1(
     events: Sequence[Sequence[tuple[NDArray[np.int64], NDArray[np.float64]]]], *, average: Average
 ) -> Mapping[str, Any]:
     """Onset-based event F1 with the averaging of the task's segment F1; the mean over rounds and seeds."""
-    metric = CountF1(name="event_f1", average=average, absent_class="left out")
+    metric = CountF1(name="event_f1", average=average, absent_class="skip")
     values = [metric.score(true, found) for of_round in events for true, found in of_round]
     return {"value": float(np.mean(values)), "average": average, "onset_tolerance_seconds": ONSET_TOLERANCE_SECONDS}

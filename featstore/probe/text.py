@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from featstore.errors import UsageError, missing_extra
+from featstore.formatting import one_line
 from featstore.records import sha256_of
 
 __all__ = [
@@ -274,9 +275,7 @@ def _without_progress_bars(transformers: Any) -> Iterator[None]:
 
 
 def _cannot_load(what: str, name: str, error: Exception, *, key: str) -> UsageError:
-    reason = " ".join(str(error).split())
-    shortened = reason if len(reason) <= 160 else f"{reason[:157]}..."
     return UsageError(
         f"{what} {name!r} cannot be loaded: set [probe] {key} to the folder of a downloaded one (with its weights in "
-        f"safetensors files), or give access to the hub ({type(error).__name__}: {shortened})"
+        f"safetensors files), or give access to the hub ({one_line(error, most=160, typed=True)})"
     )

@@ -97,7 +97,7 @@ class Comparison:
         One for each protocol and track with several tasks, which are independent.
     only_a, only_b : int
         Number of scores that the other encoder lacks.
-    left_out : tuple of ScoreRecord
+    superseded : tuple of ScoreRecord
         Scores of older protocol versions, which are not comparable with the newest.
     """
 
@@ -107,7 +107,7 @@ class Comparison:
     averages: tuple[Difference, ...]
     only_a: int
     only_b: int
-    left_out: tuple[ScoreRecord, ...] = ()
+    superseded: tuple[ScoreRecord, ...] = ()
 
 
 def compare(records: Iterable[ScoreRecord], a: str, b: str) -> Comparison:
@@ -127,7 +127,7 @@ def compare(records: Iterable[ScoreRecord], a: str, b: str) -> Comparison:
     """
     everything = tuple(records)
     _scores_of(everything, a), _scores_of(everything, b)  # a wrong name is reported before a wrong version
-    current, left_out = newest_versions(each for each in everything if _is_by(each, a) or _is_by(each, b))
+    current, superseded = newest_versions(each for each in everything if _is_by(each, a) or _is_by(each, b))
     of_a, of_b = (_scores_of(current, name, none="of the newest protocol version: score it again") for name in (a, b))
     if of_a == of_b:
         raise UsageError(f"--compare needs two encoders, and {a} and {b} are the same")
@@ -146,7 +146,7 @@ def compare(records: Iterable[ScoreRecord], a: str, b: str) -> Comparison:
         averages=tuple(average for average in averages if average is not None),
         only_a=len(of_a.keys() - of_b.keys()),
         only_b=len(of_b.keys() - of_a.keys()),
-        left_out=left_out,
+        superseded=superseded,
     )
 
 

@@ -147,7 +147,7 @@ class Average:
 class Table:
     """One protocol and track: rows by task, columns by encoder, then the averages.
 
-    ``protocol_version`` is that of all its scores; ``left_out`` are scores of older versions, not comparable.
+    ``protocol_version`` is that of all its scores; ``superseded`` are scores of older versions, not comparable.
     """
 
     track: Track
@@ -157,7 +157,7 @@ class Table:
     averages: tuple[Average, ...]
     """Over public tasks, if some are private, and over all tasks."""
     protocol_version: int = 1
-    left_out: tuple[ScoreRecord, ...] = ()
+    superseded: tuple[ScoreRecord, ...] = ()
     warnings: tuple[WarningLine, ...] = ()
     """Warnings of its scores, one for each task and kind."""
 
@@ -222,7 +222,7 @@ def newest_versions(records: Iterable[ScoreRecord]) -> tuple[tuple[ScoreRecord, 
 def _table(
     everything: Sequence[ScoreRecord], *, protocol: Protocol, track: Track, published: PublishedScores | None
 ) -> Table:
-    records, left_out = newest_versions(everything)
+    records, superseded = newest_versions(everything)
     columns, column_of = _columns(records)
     placed: dict[tuple[str, str], dict[int, ScoreRecord]] = {}
     for record, column in zip(records, column_of, strict=True):
@@ -250,7 +250,7 @@ def _table(
         rows=rows,
         averages=averages,
         protocol_version=records[0].protocol_version,
-        left_out=left_out,
+        superseded=superseded,
     )
 
 

@@ -101,7 +101,7 @@ def _colours(board: Leaderboard) -> Mapping[str, int]:
 def _health_notes(health: Sequence[Health]) -> tuple[str, ...]:
     from featstore.diagnostics import health_notes
 
-    return health_notes(health, told_label=any(each.space.separability is not None for each in health))
+    return health_notes(health, with_label=any(each.space.separability is not None for each in health))
 
 
 def _number(value: float | None, form: str) -> str:

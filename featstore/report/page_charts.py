@@ -217,13 +217,13 @@ class PointView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CurveView:
-    """A chart: curves by label, with the colour of each. ``left_out`` is the number of curves that are not drawn."""
+    """A chart: curves by label, with the colour of each. ``n_not_drawn`` is the number of curves that are not drawn."""
 
     kind: CurveKind
     title: str
     x_label: str
     curves: tuple[tuple[str, int, tuple[PointView, ...]], ...]
-    left_out: int
+    n_not_drawn: int
 
     @property
     def xs(self) -> tuple[float, ...]:
@@ -304,7 +304,7 @@ def _chart(
         title=title,
         x_label=x_label,
         curves=tuple(drawn[:MAX_CURVES]),
-        left_out=max(0, len(drawn) - MAX_CURVES),
+        n_not_drawn=max(0, len(drawn) - MAX_CURVES),
     )
 
 

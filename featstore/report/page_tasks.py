@@ -145,7 +145,7 @@ class ScoreRow:
     entry: Entry
     record: ScoreRecord
     recipe: str
-    left_out: tuple[tuple[str, str, str], ...]
+    skipped: tuple[tuple[str, str, str], ...]
     details: tuple[tuple[str, str], ...]
 
 
@@ -241,7 +241,7 @@ def _block(table: Table, row: Row, scored: Mapping[int, ScoreRecord], *, colours
             entry=entry_of(row, at),
             record=scored[at],
             recipe=recipe_anchor(scored[at].encoder, scored[at].fingerprint),
-            left_out=_left_out(scored[at]),
+            skipped=_skipped(scored[at]),
             details=_provenance(scored[at]),
         )
         for at in ranked
@@ -273,7 +273,7 @@ def _provenance(record: ScoreRecord) -> tuple[tuple[str, str], ...]:
     )
 
 
-def _left_out(record: ScoreRecord) -> tuple[tuple[str, str, str], ...]:
+def _skipped(record: ScoreRecord) -> tuple[tuple[str, str, str], ...]:
     raw = record.details.get("left_out")
     if not isinstance(raw, list):
         return ()

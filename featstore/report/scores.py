@@ -138,7 +138,8 @@ class Scores(Sequence[ScoreRecord]):
             ]
             for record in self._records
         ]
-        return pd.DataFrame(rows, columns=[*_COLUMNS, *CHOSEN_SETTINGS, "seconds"])
+        frame = pd.DataFrame(rows, columns=[*_COLUMNS, *CHOSEN_SETTINGS, "seconds"])
+        return frame.astype({"std": float, "k": float})  # a column of None alone would be of objects
 
     def save(self, folder: str | os.PathLike[str]) -> list[Path]:
         """Write each score to a file of its own, for ``featstore report`` and `featstore.report.read_scores`.

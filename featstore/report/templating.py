@@ -7,9 +7,11 @@ nor connect to a server.
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 from featstore.errors import missing_extra
+from featstore.formatting import harmless_json
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -48,12 +50,16 @@ def as_markup(text: str) -> Markup:
 
 def as_data(value: Any) -> Markup:
     """JSON for a ``<script type="application/json">``, escaped so that it cannot end the element."""
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    text = harmless_json(json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")))
     for character in "<>&\u2028\u2029":  # they occur in strings only, where escapes are equivalent
         text = text.replace(character, f"\\u{ord(character):04x}")
     return as_markup(text)
 
 
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
 def writable(page: str) -> str:
-    """The page with lone surrogates replaced, which JSON can hold and UTF-8 cannot."""
-    return page.encode("utf-8", "replace").decode("utf-8")
+    """The page with control characters escaped, and lone surrogates, which UTF-8 cannot hold, replaced."""
+    escaped = _CONTROLS.sub(lambda found: repr(found.group())[1:-1], page)
+    return escaped.encode("utf-8", "replace").decode("utf-8")

@@ -196,7 +196,7 @@ def _notes(table: Table) -> tuple[str, ...]:
     if any(column.published for column in table.columns):
         notes.append("(published): printed by others, not computed here, never marked as best")
     notes += _scale_notes(row.metric for row in table.rows)
-    notes += left_out_notes(table.left_out, version=table.protocol_version)
+    notes += superseded_notes(table.superseded, version=table.protocol_version)
     return tuple(notes)
 
 
@@ -209,13 +209,13 @@ def _scale_notes(metrics: Iterable[str]) -> list[str]:
     return notes
 
 
-def left_out_notes(left_out: Sequence[ScoreRecord], *, version: int) -> list[str]:
+def superseded_notes(superseded: Sequence[ScoreRecord], *, version: int) -> list[str]:
     """Name the scores of older protocol versions, which are not shown, and the command that scores them again."""
-    if not left_out:
+    if not superseded:
         return []
-    named = sorted({f"{each.task} by {each.encoder}" for each in left_out})
+    named = sorted({f"{each.task} by {each.encoder}" for each in superseded})
     more = f" and {len(named) - 5} more" if len(named) > 5 else ""
-    command = "retrieve" if all(each.track == "B" for each in left_out) else "probe"
+    command = "retrieve" if all(each.track == "B" for each in superseded) else "probe"
     return [
         f"not shown, because an older protocol version than {version} is not comparable: {', '.join(named[:5])}{more}; "
         f"run `featstore {command} TASK --store STORE --results DIR` again"
@@ -241,8 +241,8 @@ def _comparison_grid(comparison: Comparison, *, protocol: Protocol, track: Track
     if any(each.one_seed for each in here):
         notes.append("some heads were trained with one seed: the variance over seeds is not in the test")
     notes += _scale_notes(each.metric for each in here)
-    left_out = [each for each in comparison.left_out if (each.protocol, each.track) == (protocol, track)]
-    notes += left_out_notes(left_out, version=2)
+    superseded = [each for each in comparison.superseded if (each.protocol, each.track) == (protocol, track)]
+    notes += superseded_notes(superseded, version=2)
     alone = ((comparison.only_a, comparison.a), (comparison.only_b, comparison.b))
     missing = [f"{n} of {name}" for n, name in alone if n]
     if missing:

@@ -28,7 +28,7 @@ from featstore.metrics import Metric, find_metric
 from featstore.records import Protocol, ScoreRecord
 from featstore.retrieve.index_plan import IvfKind
 from featstore.retrieve.knn import IndexName, Neighbours, evenly, ranking_scores, recall_of, without_own
-from featstore.retrieve.saved_index import RECALL_K, JoinedIndexes, Tell, open_index
+from featstore.retrieve.saved_index import RECALL_K, JoinedIndexes, Notify, open_index
 from featstore.retrieve.scan import unit_columns, unit_rows
 from featstore.tasks.splits import Round
 
@@ -90,7 +90,7 @@ def retrieve_task(
     k: int | Sequence[int] | None = None,
     index: str = "flat",
     shots: tuple[int, ...] = (),
-    tell: Tell = lambda _: None,
+    notify: Notify = lambda _: None,
 ) -> ScoreRecord:
     """Score a task's stored embeddings by the vote of their nearest neighbours in the training clips.
 
@@ -115,7 +115,7 @@ def retrieve_task(
         saved beside the store (`featstore.retrieve.open_index`).
     shots : tuple of int, optional
         ``details["shots"]`` reports the scores with this many training clips of each class.
-    tell : callable
+    notify : callable
         Receives a line of text before an index is built and saved.
 
     Returns
@@ -145,7 +145,7 @@ def retrieve_task(
             task.windows_of(each.reference),
             search,
             watch=watch,
-            saved=_saved(task, each, search, tell, watch),
+            saved=_saved(task, each, search, notify, watch),
         )
         for each in task.rounds
     ]
@@ -184,8 +184,8 @@ def _plan(manifest: Manifest, *, k: int | Sequence[int] | None, index: str) -> _
             f"task {manifest.name} has no nearest-neighbour track: its manifest sets retrieve.enabled = false"
         )
     usual = manifest.retrieve.k
-    asked: Any = usual if k is None else k
-    ks = tuple(int(each) for each in ((asked,) if isinstance(asked, Integral) else asked))
+    requested: Any = usual if k is None else k
+    ks = tuple(int(each) for each in ((requested,) if isinstance(requested, Integral) else requested))
     if not ks or min(ks) < 1:
         raise UsageError(f"k must be at least 1, got {min(ks, default='nothing')}")
     if len(set(ks)) < len(ks):
@@ -263,7 +263,7 @@ def _search_round(
     return _Found(samples=samples, y_scores=y_scores, n_neighbours=n_wanted, ranking=ranking, recall=recall)
 
 
-def _saved(task: TaskData, each: Round, search: _Search, tell: Tell, watch: Stopwatch) -> JoinedIndexes | None:
+def _saved(task: TaskData, each: Round, search: _Search, notify: Notify, watch: Stopwatch) -> JoinedIndexes | None:
     """Saved indexes of a round's reference windows, in order; None if these are not complete feature sets."""
     if task.protocol != "strict" or each.leave_one_out or search.index not in get_args(IvfKind):
         return None
@@ -278,7 +278,7 @@ def _saved(task: TaskData, each: Round, search: _Search, tell: Tell, watch: Stop
     if sum(len(one) for one in sets) < MIN_SAVED_WINDOWS:
         return None
     with watch("index"):
-        return JoinedIndexes([open_index(one, cast(IvfKind, search.index), tell=tell) for one in sets])
+        return JoinedIndexes([open_index(one, cast(IvfKind, search.index), notify=notify) for one in sets])
 
 
 def _independent(task: TaskData) -> NDArray[np.int64]:

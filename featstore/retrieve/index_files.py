@@ -290,7 +290,7 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     """A temporary folder that is renamed to `folder` if the block succeeds."""
     with temporary_folder(folder) as temporary:
         yield temporary
-        LocalObjects(temporary.parent).settle(temporary.name)
+        LocalObjects(temporary.parent).sync(temporary.name)
         _replace(temporary, folder)
 
 

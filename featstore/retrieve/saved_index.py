@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featstore.errors import DataError, StoreError, UsageError
+from featstore.evaluation.scores import Stopwatch
 from featstore.files import sweep_leftovers
 from featstore.formatting import spoken_bytes
 from featstore.retrieve.index_files import (
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from featstore.store import FeatureSet
 
-__all__ = ["RECALL_K", "JoinedIndexes", "SavedIndex", "Tell", "make_index", "open_index"]
+__all__ = ["RECALL_K", "JoinedIndexes", "Notify", "SavedIndex", "make_index", "open_index"]
 
 
 SAMPLE_FILE = "sample.float32"
@@ -83,8 +83,8 @@ def make_index(feature_set: FeatureSet, plan: IvfPlan, folder: Path) -> IndexRec
 def _build(feature_set: FeatureSet, plan: IvfPlan, folder: Path) -> IndexRecord:
     from featstore.retrieve.index import ExactHeap, merge_blocks, read_lists, train_index, write_block
 
-    seconds: dict[str, float] = {}
-    with _timed(seconds, "train"):
+    watch = Stopwatch()
+    with watch("train"):
         sample_rows, sample = _sample(feature_set, plan, folder / SAMPLE_FILE)
         index = train_index(plan, sample)
         some = evenly(len(sample), wanted=N_RECALL_QUERIES)
@@ -93,13 +93,13 @@ def _build(feature_set: FeatureSet, plan: IvfPlan, folder: Path) -> IndexRecord:
         (folder / SAMPLE_FILE).unlink()
     k = min(RECALL_K + 1, plan.rows)
     exact = ExactHeap(queries, k=k)
-    with _timed(seconds, "add"):
+    with watch("add"):
         for first, rows in _unit_blocks(feature_set, plan):
             write_block(index, rows, first=first, folder=folder)
             exact.add(rows, first=first)
-    with _timed(seconds, "merge"):
+    with watch("merge"):
         merge_blocks(index, folder)
-    with _timed(seconds, "measure"):
+    with watch("measure"):
         lists = read_lists(folder, dim=plan.dim)
         wanted = _others(exact.nearest().rows, own)
         most = min(plan.n_lists, max(LEAST_MOST_LISTS, int(plan.n_lists * MOST_SHARE_OF_LISTS)))
@@ -122,7 +122,7 @@ def _build(feature_set: FeatureSet, plan: IvfPlan, folder: Path) -> IndexRecord:
         recall=by_probes[n_probe],
         recall_k=RECALL_K,
         recall_by_probes={str(n_probe): recall for n_probe, recall in by_probes.items()},
-        seconds={stage: round(spent, 3) for stage, spent in seconds.items()},
+        seconds={stage: round(spent, 3) for stage, spent in watch.seconds.items()},
         files=sizes,
         checksums=checksums,
     )
@@ -183,14 +183,7 @@ def _others(rows: NDArray[np.int64], own: NDArray[np.int64]) -> NDArray[np.int64
     return np.take_along_axis(rows, kept, axis=1)
 
 
-@contextlib.contextmanager
-def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
-    began = time.perf_counter()
-    yield
-    seconds[stage] = time.perf_counter() - began
-
-
-Tell = Callable[[str], None]
+Notify = Callable[[str], None]
 
 
 class SavedIndex:
@@ -273,7 +266,7 @@ class JoinedIndexes:
         )
 
 
-def open_index(feature_set: FeatureSet, kind: IvfKind = "ivf", *, tell: Tell = lambda _: None) -> SavedIndex:
+def open_index(feature_set: FeatureSet, kind: IvfKind = "ivf", *, notify: Notify = lambda _: None) -> SavedIndex:
     """Open the saved index of a feature set; build it first if there is none for the current content.
 
     Parameters
@@ -282,7 +275,7 @@ def open_index(feature_set: FeatureSet, kind: IvfKind = "ivf", *, tell: Tell = l
     kind : "ivf" or "ivfpq"
         Complete vectors, as large on disk as the set; or product codes of at most 64 bytes, whose best 100 candidates
         (or 10 per neighbour, if more) are compared with the stored vectors.
-    tell : callable
+    notify : callable
         Receives a line of text before a build, which may take long.
 
     Raises
@@ -303,7 +296,7 @@ def open_index(feature_set: FeatureSet, kind: IvfKind = "ivf", *, tell: Tell = l
         except UnusableIndex as error:
             unusable = unusable or (f"the index in {folder} is not used: {error}; " if str(error) else "")
     folder = first_writable(folders)
-    tell(
+    notify(
         f"{unusable}building the {kind} index of {feature_set.path}, {plan.rows:,} x {plan.dim}, "
         f"{spoken_bytes(plan.index_bytes)}: {folder}"
     )

@@ -183,7 +183,7 @@ def _replacing_folder(out: Path) -> Iterator[Path]:
     with temporary_folder(out) as parent:
         temporary = parent / "new"
         yield temporary
-        LocalObjects(parent).settle("new")
+        LocalObjects(parent).sync("new")
         if out.is_dir():  # a folder cannot be replaced atomically
             out.rename(parent / "old")
         temporary.rename(out)

@@ -1,7 +1,7 @@
 """Fault points: named points in the commit protocol at which a test can kill the process.
 
-``FEATSTORE_FAULT_POINT=arrays-settled`` kills the process with SIGKILL when it first reaches that point, and
-``arrays-settled:3`` when it reaches it for the third time. Without the variable a fault point costs one look-up.
+``FEATSTORE_FAULT_POINT=arrays-synced`` kills the process with SIGKILL when it first reaches that point, and
+``arrays-synced:3`` when it reaches it for the third time. Without the variable a fault point costs one look-up.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ FAULT_POINTS = (
     "part-begun",
     "frames-written",
     "arrays-written",
-    "arrays-settled",
+    "arrays-synced",
     "document-written",
     "committed",
     "catalogue-written",

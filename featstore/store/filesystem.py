@@ -155,7 +155,7 @@ class Objects(Protocol):
         """Write an object atomically and durably."""
 
     def put(self, key: str, buffers: Iterable[Any]) -> None:
-        """Write an object of an uncommitted part from consecutive buffers. It is durable after `settle`."""
+        """Write an object of an uncommitted part from consecutive buffers. It is durable after `sync`."""
 
     def children(self, prefix: str) -> tuple[str, ...]:
         """Return the names directly under `prefix`, sorted."""
@@ -163,7 +163,7 @@ class Objects(Protocol):
     def sizes(self, prefix: str) -> dict[str, int]:
         """Return the size in bytes of each object under `prefix`, by relative key; -1 if it is not a regular file."""
 
-    def settle(self, prefix: str) -> None:
+    def sync(self, prefix: str) -> None:
         """Wait until all objects under `prefix` are durable."""
 
     def remove(self, key: str) -> None:
@@ -314,7 +314,7 @@ class LocalObjects:
                             found[path.relative_to(base).as_posix()] = size
         return found
 
-    def settle(self, prefix: str) -> None:
+    def sync(self, prefix: str) -> None:
         """Fsync every file and folder under `prefix`, and the folders above it up to the root."""
         base = confined(self._root, prefix)
         for folder, _, names in os.walk(base):

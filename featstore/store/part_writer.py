@@ -98,7 +98,7 @@ class PartInFlight:
         self._objects.put(f"{self.path}/{name}", buffers)
         self.seals[name] = entry
 
-    def settle(self) -> None:
+    def sync(self) -> None:
         """Wait until all objects are durable, and check that they exist and have the right sizes.
 
         Raises
@@ -108,8 +108,8 @@ class PartInFlight:
         """
         fault_point("arrays-written")
         with contextlib.suppress(FileNotFoundError):  # reported as PartLost below
-            self._objects.settle(self.path)
-        fault_point("arrays-settled")
+            self._objects.sync(self.path)
+        fault_point("arrays-synced")
         self._heartbeat.stop()
         found = self._objects.sizes(self.path)
         wrong = [name for name, entry in self.seals.items() if found.get(name) != entry.size]
@@ -123,7 +123,7 @@ class PartInFlight:
             )
 
     def commit(self, commit: Commit) -> None:
-        """Write the commit record of a settled part, atomically."""
+        """Write the commit record of a synced part, atomically."""
         self._objects.write(f"{self.path}/{GROUP_DOCUMENT}", seal({"commit": commit.as_json()}))
         self._committed = True
         fault_point("committed")
@@ -233,7 +233,7 @@ class PartWriter:
         """
         with write_errors_explained(self._objects):
             self._put_arrays(frames_stored=frames_stored)
-            self._part.settle()
+            self._part.sync()
             commit = Commit(
                 part=self._path.rsplit("/", 1)[-1],
                 members=tuple(members),

@@ -29,7 +29,7 @@ def open_remote_objects(url: str) -> RemoteObjects:
 class RemoteObjects:
     """Objects below a URL.
 
-    The arrays of a part are uploaded in parallel: `put` queues an object and returns, and `settle` waits for the
+    The arrays of a part are uploaded in parallel: `put` queues an object and returns, and `sync` waits for the
     responses to all queued objects. `write` waits for the response.
     """
 
@@ -97,7 +97,7 @@ class RemoteObjects:
         base = f"{prefix}/" if prefix else ""
         return {each.key.removeprefix(base): each.size or 0 for each in self.remote.objects(prefix)}
 
-    def settle(self, prefix: str) -> None:
+    def sync(self, prefix: str) -> None:
         """Wait for all uploads under `prefix`; an object store makes an object durable before it responds."""
         writes = self._take_pending(prefix)
         wait(writes)  # also if one has failed: none may arrive after a deletion

@@ -208,7 +208,7 @@ class SplitWriter:
         with write_errors_explained(self._objects), PartInFlight(self._objects, f"{self.path}/{copied.part}") as part:
             for name, data in objects:
                 part.put(name, [data], entry=commit.objects[name])
-            part.settle()
+            part.sync()
             part.commit(copied)
         self._remember(copied)
         return copied

@@ -60,8 +60,8 @@ def test_bash_completes(tmp_path: Path) -> None:
         '  echo "${COMPREPLY[*]}"\n'
         "done <<'LINES'\n" + "\n".join(COMPLETED) + "\nLINES\n"
     )
-    told = [line.split() for line in shell("bash", script, tmp_path).splitlines()]
-    assert dict(zip(COMPLETED, told, strict=True)) == COMPLETED
+    records = [line.split() for line in shell("bash", script, tmp_path).splitlines()]
+    assert dict(zip(COMPLETED, records, strict=True)) == COMPLETED
 
 
 FOR_ANY_SHELL = ("featstore ret", "featstore probe esc50 gtzan_g", "featstore probe esc50 --protocol x")
@@ -80,15 +80,17 @@ def test_zsh_completes(tmp_path: Path) -> None:
         'zpty -w typed \'featstore() { print -r -- ra""n/"$*"/en""d }\'\n'  # what is typed is echoed, too
         f"{typed}zpty -d typed\n"
     )
-    told = [line.split()[-1:] for line in shell("zsh", script, tmp_path).splitlines()]
-    assert told == [COMPLETED[line] for line in FOR_ANY_SHELL]
+    records = [line.split()[-1:] for line in shell("zsh", script, tmp_path).splitlines()]
+    assert records == [COMPLETED[line] for line in FOR_ANY_SHELL]
 
 
 def test_fish_completes(tmp_path: Path) -> None:
     asked = [*FOR_ANY_SHELL, "featstore probe ./mine"]
     lines = "".join(f'complete -C "{line}"\necho ---\n' for line in asked)
-    told = shell("fish", f"featstore completion fish | source\n{lines}", tmp_path).split("---\n")[:-1]
-    names = [[line.split("\t")[0] for line in of.splitlines()] for of in told]  # behind a tab is the help of a command
+    result = shell("fish", f"featstore completion fish | source\n{lines}", tmp_path).split("---\n")[:-1]
+    names = [
+        [line.split("\t")[0] for line in of.splitlines()] for of in result
+    ]  # behind a tab is the help of a command
     assert names == [COMPLETED[line] for line in asked]
 
 
@@ -101,9 +103,9 @@ def test_the_script_is_what_click_makes(name: str, run: Run, monkeypatch: pytest
 
 
 def test_a_shell_that_is_not_known_is_named_in_one_line(run: Run) -> None:
-    told = run("completion", "tcsh")
-    assert told.code == 2
-    assert "'tcsh' is not one of 'bash', 'zsh', 'fish'" in told.err
+    outcome = run("completion", "tcsh")
+    assert outcome.code == 2
+    assert all(f"'{name}'" in outcome.err for name in ("tcsh", "bash", "zsh", "fish"))
 
 
 def test_every_task_is_completed_and_nothing_heavy_is_imported_for_it() -> None:

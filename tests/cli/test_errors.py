@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("folder")
 EXTRACT = ("extract", "tiny.toml", "--encoder", "logmel", "--data", "data", "--store", "store")
 
 
-def told(outcome: Outcome, code: int, *parts: str) -> None:
+def check_error_line(outcome: Outcome, code: int, *parts: str) -> None:
     assert outcome.code == code, outcome.err
     assert outcome.out == ""
     [line] = outcome.error_lines
@@ -36,12 +36,12 @@ def replaced(option: str, value: str | Path) -> tuple[str, ...]:
 
 
 def test_a_wrong_path_to_the_data(run: Run) -> None:
-    told(run(*replaced("--data", "nowhere")), 1, "nowhere", "--data")
+    check_error_line(run(*replaced("--data", "nowhere")), 1, "nowhere", "--data")
 
 
 def test_an_empty_pattern(run: Run, folder: Path) -> None:
     task_toml(folder, splits={"train": "none*.tar", "valid": "valid*.tar", "test": "test*.tar"})
-    told(run(*EXTRACT), 1, "'none*.tar'")
+    check_error_line(run(*EXTRACT), 1, "'none*.tar'")
 
 
 def test_an_unreadable_tar_is_named_and_the_others_are_extracted(run: Run, folder: Path) -> None:
@@ -62,12 +62,12 @@ def test_an_unreadable_tar_is_named_and_the_others_are_extracted(run: Run, folde
 def test_an_unknown_manifest_key(run: Run, folder: Path) -> None:
     path = folder / "tiny.toml"
     path.write_text(path.read_text().replace('field = "label"', 'feild = "label"'))
-    told(run(*EXTRACT), 2, "tiny.toml", "feild")
+    check_error_line(run(*EXTRACT), 2, "tiny.toml", "feild")
 
 
 def test_a_manifest_that_is_no_toml(run: Run, folder: Path) -> None:
     (folder / "tiny.toml").write_bytes(b"\xff\x00 = [")
-    told(run(*EXTRACT), 2, "tiny.toml")
+    check_error_line(run(*EXTRACT), 2, "tiny.toml")
 
 
 @pytest.mark.parametrize("command", ["extract", "probe", "retrieve"])
@@ -77,30 +77,37 @@ def test_an_unknown_task(command: str, run: Run) -> None:
     else:
         run(*EXTRACT)
         outcome = run(command, "esc5", "--store", "store")
-    told(outcome, 2, "esc5", "esc50")
+    check_error_line(outcome, 2, "esc5", "esc50")
 
 
 def test_a_page_is_not_poured_into_a_terminal(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "results").mkdir()
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    told(run("report", "--results", "results", "--format", "html"), 2, "--out")
+    check_error_line(run("report", "--results", "results", "--format", "html"), 2, "--out")
+
+
+def test_a_suffix_that_names_no_format_lists_those_that_do(run: Run, folder: Path) -> None:
+    for name in ("board.xls", "board"):
+        outcome = run("report", "results", "--out", name)
+        check_error_line(outcome, 2, name, ".html", ".md", ".csv", ".json", ".txt")
+        assert not Path(name).exists()
 
 
 def test_a_split_that_the_task_does_not_have(run: Run) -> None:
-    told(run(*EXTRACT, "--split", "dev"), 2, "dev", "train, valid, test")
+    check_error_line(run(*EXTRACT, "--split", "dev"), 2, "dev", "train, valid, test")
 
 
 @pytest.mark.parametrize("command", ["probe", "retrieve"])
 def test_a_split_that_was_not_extracted(command: str, run: Run) -> None:
     run(*EXTRACT, "--split", "train")
-    told(run(command, "tiny.toml", "--store", "store"), 2, "store")
+    check_error_line(run(command, "tiny.toml", "--store", "store"), 2, "store")
 
 
 @pytest.mark.parametrize("command", ["probe", "retrieve"])
 def test_a_label_outside_the_classes(command: str, run: Run, folder: Path) -> None:
     run(*EXTRACT)
     task_toml(folder, classes=["low", "middle"])
-    told(run(command, "tiny.toml", "--store", "store"), 1, "'high'", "low")
+    check_error_line(run(command, "tiny.toml", "--store", "store"), 1, "'high'", "low")
 
 
 @pytest.mark.parametrize(
@@ -116,7 +123,7 @@ def test_a_label_outside_the_classes(command: str, run: Run, folder: Path) -> No
 def test_an_encoder_that_breaks_the_contract(change: str, part: str, run: Run, folder: Path) -> None:
     new = "" if part == "(2, 12, 50)" else change
     (folder / "my_encoder.py").write_text(XARES_ENCODER.replace(".transpose(1, 2)", new))
-    told(run(*replaced("--encoder", "./my_encoder.py")), 1, "MyEncoder", part)
+    check_error_line(run(*replaced("--encoder", "./my_encoder.py")), 1, "MyEncoder", part)
     assert not (folder / "store").exists()
 
 
@@ -124,8 +131,8 @@ def test_an_encoder_that_breaks_the_contract(change: str, part: str, run: Run, f
 def test_an_ambiguous_encoder_name(command: str, run: Run) -> None:
     run(*EXTRACT)
     run(*EXTRACT, "--padding", "exact")
-    told(run(command, "tiny.toml", "--store", "store", "--encoder", "logmel"), 2, "logmel@")
-    told(run(command, "tiny.toml", "--store", "store", "--encoder", "nobody"), 2, "nobody")
+    check_error_line(run(command, "tiny.toml", "--store", "store", "--encoder", "logmel"), 2, "logmel@")
+    check_error_line(run(command, "tiny.toml", "--store", "store", "--encoder", "unknown"), 2, "unknown")
 
 
 def test_a_store_of_a_newer_format(run: Run, folder: Path) -> None:
@@ -134,33 +141,35 @@ def test_a_store_of_a_newer_format(run: Run, folder: Path) -> None:
 
     (folder / "store/zarr.json").write_bytes(seal({"format": 2}))
     for command in (EXTRACT, ("probe", "tiny.toml", "--store", "store"), ("retrieve", "tiny.toml", "--store", "store")):
-        told(run(*command), 1, "format 2")
+        check_error_line(run(*command), 1, "format 2")
 
 
 @pytest.mark.parametrize("command", ["probe", "retrieve"])
 def test_a_store_that_is_not_there(command: str, run: Run) -> None:
-    told(run(command, "tiny.toml", "--store", "no-store"), 2, "no-store")
+    check_error_line(run(command, "tiny.toml", "--store", "no-store"), 2, "no-store")
 
 
 def test_a_folder_that_is_no_store_is_not_written_to(run: Run, folder: Path) -> None:
     outcome = run(*replaced("--store", "data"))
-    told(outcome, 1, "data")
+    check_error_line(outcome, 1, "data")
     assert [path.name for path in (folder / "data").iterdir()] == ["tiny"]
 
 
 @pytest.mark.parametrize("command", [EXTRACT[:-2], ("inspect",), ("gc",), ("verify",), ("tasks",)])
 def test_a_file_in_place_of_a_store(command: tuple[str, ...], run: Run) -> None:
-    told(run(*command, "--store", "tiny.toml"), 2, "--store", "'tiny.toml'")
-    told(run("copy", "store", "tiny.toml"), 2, "DST", "'tiny.toml'")
+    check_error_line(run(*command, "--store", "tiny.toml"), 2, "--store", "'tiny.toml'")
+    check_error_line(run("copy", "store", "tiny.toml"), 2, "DST", "'tiny.toml'")
 
 
 def test_a_page_for_a_folder_that_is_not_there_is_refused_before_it_is_made(run: Run) -> None:
-    told(run("report", "--results", "nowhere", "--out", "no/board.html", "--format", "html"), 2, "board.html")
+    check_error_line(
+        run("report", "--results", "nowhere", "--out", "no/board.html", "--format", "html"), 2, "board.html"
+    )
 
 
 def test_a_store_in_a_folder_that_cannot_be_made(run: Run, folder: Path) -> None:
     (folder / "file").write_text("")
-    told(run(*replaced("--store", "file/store")), 1, "file/store")
+    check_error_line(run(*replaced("--store", "file/store")), 1, "file/store")
 
 
 @pytest.mark.parametrize(
@@ -180,22 +189,22 @@ def test_a_store_in_a_folder_that_cannot_be_made(run: Run, folder: Path) -> None
     ],
 )
 def test_a_call_that_cannot_be(arguments: tuple[str, ...], parts: list[str], run: Run) -> None:
-    told(run(*arguments), 2, *parts)
+    check_error_line(run(*arguments), 2, *parts)
 
 
 def test_an_encoder_argument_that_does_not_fit(run: Run) -> None:
-    told(run(*EXTRACT, "--encoder-arg", "depth=3"), 1, "depth")
-    told(run(*EXTRACT, "--encoder-arg", "mels=NaN"), 1, "mels='NaN'")
+    check_error_line(run(*EXTRACT, "--encoder-arg", "depth=3"), 1, "depth")
+    check_error_line(run(*EXTRACT, "--encoder-arg", "mels=NaN"), 1, "mels='NaN'")
 
 
 def test_results_that_are_not_there_or_damaged(run: Run, folder: Path) -> None:
-    told(run("report", "--results", "nowhere"), 2, "nowhere", "--results DIR")
+    check_error_line(run("report", "--results", "nowhere"), 2, "nowhere", "--results DIR")
     results = folder / "results"
     results.mkdir()
     for form in ("table", "json", "html"):
-        told(run("report", "--results", "results", "--format", form), 2, "results", "--results DIR")
+        check_error_line(run("report", "--results", "results", "--format", form), 2, "results", "--results DIR")
     (results / "a.json").write_text("{")
-    told(run("report", "--results", "results"), 1, "a.json")
+    check_error_line(run("report", "--results", "results"), 1, "a.json")
 
 
 def test_traceback_shows_where_an_error_was_raised() -> None:
@@ -222,11 +231,11 @@ def test_an_interrupt_is_one_line_and_exit_code_130(run: Run, monkeypatch: pytes
 
 
 @pytest.mark.parametrize(
-    ("error", "says"),
+    ("error", "named"),
     [(MemoryError("unable to allocate 30 GiB"), "unable to allocate 30 GiB"), (MemoryError(), "memory")],
 )
 def test_too_little_memory_is_one_line(
-    error: MemoryError, says: str, run: Run, monkeypatch: pytest.MonkeyPatch
+    error: MemoryError, named: str, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def greedy(*_: object) -> None:
         raise error
@@ -235,4 +244,4 @@ def test_too_little_memory_is_one_line(
     outcome = run("inspect", "--store", "s")
     assert outcome.code == 1
     [line] = outcome.error_lines
-    assert says in line
+    assert named in line

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +138,7 @@ def test_several_failures_are_a_line_each_and_a_count(run: Run, folder: Path) ->
     assert first.startswith("featstore: b ")
     assert [any(part in line for line in lines) for part in ("train-001", "test-000", "b: ")] == [True] * 3
     assert len(lines) == 3
-    assert "2 of 12 shards" in last
+    assert re.search(r"\b2\b.*\b12\b", last)
     assert "1 of 3 tasks" in last
     assert "c/test" in outcome.out
 
@@ -222,5 +223,5 @@ def test_a_call_from_python_of_one_task_raises_as_before(folder: Path) -> None:
     from handmade import extract as extract_one
 
     cut(folder, "a/train-001.tar")
-    with pytest.raises(ShardError, match="1 of 6 shards"):
+    with pytest.raises(ShardError, match=r"\b1\b.*\b6\b"):
         extract_one(load_manifest(Path("a.toml")), folder / "data", folder / "store", splits=())

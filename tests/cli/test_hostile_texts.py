@@ -34,10 +34,10 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def harmless(outcome: Outcome) -> Outcome:
-    said = outcome.out + outcome.err
-    assert said
+    output = outcome.out + outcome.err
+    assert output
     assert [
-        each for each in said if unicodedata.category(each) in ("Cc", "Cf", "Cs", "Zl", "Zp") and each != "\n"
+        each for each in output if unicodedata.category(each) in ("Cc", "Cf", "Cs", "Zl", "Zp") and each != "\n"
     ] == []
     return outcome
 
@@ -46,14 +46,17 @@ def test_clips_of_a_store(run: Run, store: Path, monkeypatch: pytest.MonkeyPatch
     key = f"train/3{ESCAPES[:-1]}"
     monkeypatch.setenv("COLUMNS", "1000")  # every field fits
     asked = ("query", key, "--store", store, "--k", "3")
-    told = harmless(run(*asked))
-    told_escapes = told.out.count("\\x1b[2J\\x1b]0;owned\\x07\\x9b31m\\x7f\\u202eback")
-    assert (told.code, told_escapes) == (0, 10)  # in the line of the query 3, in the head 1, of each clip key and word
+    outcome = harmless(run(*asked))
+    told_escapes = outcome.out.count("\\x1b[2J\\x1b]0;owned\\x07\\x9b31m\\x7f\\u202eback")
+    assert (outcome.code, told_escapes) == (
+        0,
+        10,
+    )  # in the line of the query 3, in the head 1, of each clip key and word
     [first, *_] = json.loads(harmless(run(*asked, "--json")).out)
     assert first["key"][1:] == first["labels"]["word"] == ESCAPES[:-1]  # as JSON it is what it was
     for wrong in ([key.removeprefix("train/")], [f"x{key}"], [key, "--field", f"no{ESCAPES[:-1]}"]):
-        told = harmless(run("query", *wrong, "--store", store))
-        assert (told.code > 0, told.out, told.err.count("\n")) == (True, "", 1)
+        outcome = harmless(run("query", *wrong, "--store", store))
+        assert (outcome.code > 0, outcome.out, outcome.err.count("\n")) == (True, "", 1)
     for more in ([], ["mel/words/train"], ["mel", "--health", "--near", "0.01"], ["--json"]):
         assert harmless(run("inspect", *more, "--store", store)).code == 0
     out = f"{ESCAPES[:6]}.html"
@@ -69,10 +72,10 @@ def test_a_report_in_every_format(run: Run, tmp_path: Path, form: str) -> None:
             f"task {ESCAPES[:3]}", f"{encoder}{ESCAPES[:-1]}", 0.5, title=f"[/red]{ESCAPES}", classes=["x", ESCAPES]
         )
         write_score(record, tmp_path / "results")
-    told = harmless(run("report", "--results", tmp_path / "results", "--format", form))
-    assert told.code == 0
+    outcome = harmless(run("report", "--results", tmp_path / "results", "--format", form))
+    assert outcome.code == 0
     if form == "json":
-        assert {record["title"] for record in json.loads(told.out)} == {f"[/red]{ESCAPES}"}
+        assert {record["title"] for record in json.loads(outcome.out)} == {f"[/red]{ESCAPES}"}
     assert run("report", "--results", tmp_path / "results", "--format", form, "--out", tmp_path / "out").code == 0
     if form != "html":
         pair = (f"a{ESCAPES[:-1]}", f"b{ESCAPES[:-1]}")
@@ -89,11 +92,11 @@ def test_a_stream_of_few_letters_gets_escapes_and_json_that_says_the_same(tmp_pa
         "    try:\n        main(['report', '--results', 'results', '--format', form])\n"
         "    except SystemExit as done:\n        print('exit', done.code)\n"
     )
-    told = subprocess.run(
+    outcome = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env=environment(PYTHONIOENCODING="ascii"),
         capture_output=True, text=True, check=True,
     )  # fmt: skip
-    table, records, _ = told.stdout.split("exit 0\n")
+    table, records, _ = outcome.stdout.split("exit 0\n")
     assert "W\\xf6rter \\U0001f3b5" in table
     assert "0.500 \\xb10.030" in table
     assert json.loads(records)[0]["encoder"] == "Wörter 🎵"
@@ -109,6 +112,6 @@ def test_json_of_a_clip_that_extract_would_have_refused_is_one_line(run: Run, tm
         ("explore", "--store", tmp_path / "s", "--out", tmp_path / "map.html"),
         ("export", tmp_path / "x.npz", "--store", tmp_path / "s", "--format", "npz", "--label", "n"),
     ):
-        told = harmless(run(*command))
-        assert (told.code > 0, told.out, told.err.count("\n"), "bad" in told.err) == (True, "", 1, True)
+        outcome = harmless(run(*command))
+        assert (outcome.code > 0, outcome.out, outcome.err.count("\n"), "bad" in outcome.err) == (True, "", 1, True)
     assert not (tmp_path / "map.html").exists()

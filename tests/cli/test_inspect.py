@@ -31,9 +31,9 @@ def on_disk(url: str, encoder: str, split: str) -> int:
 
 
 def test_a_table_lists_every_feature_set(run, store):
-    told = run("inspect", "--store", store.url)
-    assert told.code == 0
-    rows = [line.split() for line in told.out.splitlines() if line.strip()]
+    outcome = run("inspect", "--store", store.url)
+    assert outcome.code == 0
+    rows = [line.split() for line in outcome.out.splitlines() if line.strip()]
     assert ["feature", "set", "clips", "dim", "frames", "hours", "size", "skipped"] in rows
     listed = [(row[0].partition("@")[0], *row[1:4]) for row in rows if len(row) == 1 or row[0].startswith("words/")]
     assert [row for row in listed if row[0][0].isalpha()] == [
@@ -65,9 +65,9 @@ def test_the_store_is_an_argument_an_option_or_a_variable(run, store, monkeypatc
 @pytest.mark.parametrize("more", [[], ["mel/words/train"], ["--health"]])
 def test_tables_fit_80_columns(run, store, monkeypatch, more):
     monkeypatch.setenv("COLUMNS", "80")
-    told = run("inspect", store.url, *more)
-    assert told.code == 0
-    assert max(map(len, told.out.splitlines())) <= 80
+    outcome = run("inspect", store.url, *more)
+    assert outcome.code == 0
+    assert max(map(len, outcome.out.splitlines())) <= 80
 
 
 @pytest.mark.parametrize(
@@ -81,39 +81,39 @@ def test_tables_fit_80_columns(run, store, monkeypatch, more):
     ],
 )
 def test_a_path_and_options_choose_alike(run, store, arguments):
-    told = json.loads(run("inspect", *arguments, "--store", store.url, "--json").out)
-    assert [(each["encoder"], each["split"]) for each in told] == [("mel", "test"), ("mel", "train")]
-    assert [each["bytes"] for each in told] == [on_disk(store.url, "mel", split) for split in ("test", "train")]
+    records = json.loads(run("inspect", *arguments, "--store", store.url, "--json").out)
+    assert [(each["encoder"], each["split"]) for each in records] == [("mel", "test"), ("mel", "train")]
+    assert [each["bytes"] for each in records] == [on_disk(store.url, "mel", split) for split in ("test", "train")]
 
 
 def test_one_feature_set_is_told_in_full(run, store):
-    [told] = json.loads(run("inspect", "mel/words/train", "--store", store.url, "--json").out)
+    [records] = json.loads(run("inspect", "mel/words/train", "--store", store.url, "--json").out)
     norms = [float(np.linalg.norm(vector.astype(np.float64))) for vector in store.column("utterance")]
     lengths = [len(frames) for frames in store.column("frames")]
-    assert told["norms"]["low"] == pytest.approx(min(norms))
-    assert told["norms"]["median"] == pytest.approx(np.median(norms))
-    assert told["norms"]["high"] == pytest.approx(max(norms))
-    assert told["frame_lengths"] == dict(
+    assert records["norms"]["low"] == pytest.approx(min(norms))
+    assert records["norms"]["median"] == pytest.approx(np.median(norms))
+    assert records["norms"]["high"] == pytest.approx(max(norms))
+    assert records["frame_lengths"] == dict(
         zip(["low", "q1", "median", "q3", "high"], np.percentile(lengths, [0, 25, 50, 75, 100]), strict=True)
     )
-    assert (told["windows_not_finite"], told["repeated_keys"], told["repeated_vectors"]) == (0, 0, 0)
-    assert [(each["shard"], each["windows"], each["left_out"]) for each in told["shards"]] == [
+    assert (records["windows_not_finite"], records["repeated_keys"], records["repeated_vectors"]) == (0, 0, 0)
+    assert [(each["shard"], each["windows"], each["left_out"]) for each in records["shards"]] == [
         ("a.tar", 3, 0),
         ("b.tar", 4, 1),
     ]
-    assert told["skipped"] == [{"shard": "b.tar", "key": LEFT_OUT.key, "reason": LEFT_OUT.reason, "seconds": None}]
-    assert told["recipe"]["encoder_identity"]["arguments"] == {"mels": 8}
-    assert told["audio_seconds_per_second"] > 0
-    assert told["versions"] == {"featstore": ["test"]}
+    assert records["skipped"] == [{"shard": "b.tar", "key": LEFT_OUT.key, "reason": LEFT_OUT.reason, "seconds": None}]
+    assert records["recipe"]["encoder_identity"]["arguments"] == {"mels": 8}
+    assert records["audio_seconds_per_second"] > 0
+    assert records["versions"] == {"featstore": ["test"]}
 
 
 def test_a_key_cannot_write_on_the_terminal(run, store):
-    told = run("inspect", "mel/words/train", "--store", store.url).out
-    assert "b.tar/broken\\x1b[2J" in told
-    assert "\x1b" not in told
-    assert "7 x 8 float32" in told
-    assert "25 x 8 float16" in told
-    assert "40 ms" in told
+    result = run("inspect", "mel/words/train", "--store", store.url).out
+    assert "b.tar/broken\\x1b[2J" in result
+    assert "\x1b" not in result
+    assert "7 x 8 float32" in result
+    assert "25 x 8 float16" in result
+    assert "40 ms" in result
 
 
 def test_compaction_leaves_the_numbers_and_forgets_the_throughput(run, tmp_path):
@@ -154,14 +154,14 @@ def test_vectors_that_are_no_numbers_or_twice_there_are_counted(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
-    [(["nobody"], "nobody/*/*"), (["a/b/c/d"], "ENCODER/DATASET/SPLIT"),
+    ("arguments", "named"),
+    [(["unknown"], "unknown/*/*"), (["a/b/c/d"], "ENCODER/DATASET/SPLIT"),
      (["mel", "--encoder", "bare"], "'bare'")],
 )  # fmt: skip
-def test_what_is_not_there_is_one_line(run, store, arguments, says):
-    told = run("inspect", *arguments, "--store", store.url)
-    assert (told.code, told.out, told.err.count("\n")) == (2, "", 1)
-    assert says in told.err
+def test_what_is_not_there_is_one_line(run, store, arguments, named):
+    outcome = run("inspect", *arguments, "--store", store.url)
+    assert (outcome.code, outcome.out, outcome.err.count("\n")) == (2, "", 1)
+    assert named in outcome.err
 
 
 def test_time_spent_side_by_side_counts_once():

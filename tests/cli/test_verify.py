@@ -18,10 +18,10 @@ def test_clips_that_stand_in_two_shards_are_told_with_what_to_do_and_no_repair_i
     again = data / shard.name.replace("0", "1", 1)
     shutil.copy(shard, again)
     extract(tiny.task(), tmp_path / "data", tmp_path / "store")
-    told = run("verify", "--store", tmp_path / "store")
-    assert told.code == 1
-    assert "extract --prune" in told.out
-    assert "--repair" not in told.out
+    outcome = run("verify", "--store", tmp_path / "store")
+    assert outcome.code == 1
+    assert "extract --prune" in outcome.out
+    assert "--repair" not in outcome.out
     again.unlink()
     extract(tiny.task(), tmp_path / "data", tmp_path / "store", prune=True)
     assert run("verify", "--store", tmp_path / "store").code == 0
@@ -32,9 +32,9 @@ def test_a_damaged_part_is_told_with_the_repair(tmp_path: Path, run: Run) -> Non
     extract(tiny.task(), tmp_path / "data", tmp_path / "store")
     [vectors] = (tmp_path / "store").glob("*/*/*/*/utterance/c/0/0")
     vectors.write_bytes(vectors.read_bytes()[:-1])
-    told = run("verify", "--store", tmp_path / "store")
-    assert told.code == 1
-    assert f"`featstore verify --store {tmp_path / 'store'} --repair`" in told.out
+    outcome = run("verify", "--store", tmp_path / "store")
+    assert outcome.code == 1
+    assert f"`featstore verify --store {tmp_path / 'store'} --repair`" in outcome.out
 
 
 def test_a_folder_that_is_no_store_is_told_as_such_and_a_repair_deletes_nothing_of_it(tmp_path: Path, run: Run) -> None:
@@ -42,8 +42,8 @@ def test_a_folder_that_is_no_store_is_told_as_such_and_a_repair_deletes_nothing_
         (tmp_path / "mine" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "mine" / name).write_text("")
     before = sorted((tmp_path / "mine").rglob("*"))
-    told = run("verify", "--store", tmp_path / "mine", "--repair")
-    assert told.code == 1
-    assert told.out == ""
-    assert "is not a featstore store" in told.err
+    outcome = run("verify", "--store", tmp_path / "mine", "--repair")
+    assert outcome.code == 1
+    assert outcome.out == ""
+    assert str(tmp_path / "mine") in outcome.err
     assert sorted((tmp_path / "mine").rglob("*")) == before

@@ -66,7 +66,7 @@ def write_together(folder: Path, store: str, *, rng: random.Random, within_secon
 def harry(
     folder: Path, alone: Contents, store: str, *, rng: random.Random, within_seconds: float, tmp_path: Path
 ) -> None:
-    """Waves of writers on one store, then one that nobody kills."""
+    """Waves of writers on one store, then one that is not killed."""
     before = set[str]()
     for _ in range(rng.randint(1, AT_MOST_WAVES)):
         write_together(folder, store, rng=rng, within_seconds=within_seconds)

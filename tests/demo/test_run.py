@@ -48,13 +48,13 @@ def test_a_demo_ends_in_scores_above_chance_and_a_second_one_encodes_nothing(tmp
 @pytest.mark.slow
 def test_the_last_line_of_the_command_names_the_page_it_wrote(tmp_path: Path) -> None:
     folder = tmp_path / "the demo"
-    told = CliRunner().invoke(cli, ["demo", "--dir", str(folder)])
-    assert told.exit_code == 0, told.output
-    page = Path(told.stdout.splitlines()[-1].rpartition(": ")[2])
+    outcome = CliRunner().invoke(cli, ["demo", "--dir", str(folder)])
+    assert outcome.exit_code == 0, outcome.output
+    page = Path(outcome.stdout.splitlines()[-1].rpartition(": ")[2])
     assert page == folder / "report.html"
     assert "<h1>The demo</h1>" in page.read_text(encoding="utf-8")
     further = [
-        shlex.split(line) for line in told.stdout.replace("\\\n", "").splitlines() if line.startswith("  featstore ")
+        shlex.split(line) for line in outcome.stdout.replace("\\\n", "").splitlines() if line.startswith("  featstore ")
     ]
     assert [words[1] for words in further] == ["inspect", "probe", "explore"]
     for words in further:

@@ -137,21 +137,21 @@ def test_the_demo_is_of_the_size_that_was_promised() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "named"),
     [
-        ({"dataset": "demo-birds", "clips": {"train": 1}, "shards": {"train": 1}}, "got 'demo-birds'"),
-        ({"dataset": "demo-scenes", "clips": {"a": 1}, "shards": {"b": 1}}, "same splits"),
-        ({"dataset": "demo-scenes", "clips": {"a": 2}, "shards": {"a": 3}}, "got 3"),
+        ({"dataset": "demo-birds", "clips": {"train": 1}, "shards": {"train": 1}}, "'demo-birds'"),
+        ({"dataset": "demo-scenes", "clips": {"a": 1}, "shards": {"b": 1}}, r"\['a'\].*\['b'\]"),
+        ({"dataset": "demo-scenes", "clips": {"a": 2}, "shards": {"a": 3}}, r"\b3$"),
     ],
     ids=["a dataset that there is not", "shards of another split", "more shards than clips"],
 )
-def test_a_collection_that_cannot_be_made_is_refused(arguments: dict, says: str) -> None:
-    with pytest.raises(UsageError, match=says):
+def test_a_collection_that_cannot_be_made_is_refused(arguments: dict, named: str) -> None:
+    with pytest.raises(UsageError, match=named):
         Collection(**arguments)
 
 
 def test_a_clip_that_there_is_not_is_refused() -> None:
-    with pytest.raises(UsageError, match="got 'demo-birds'"):
+    with pytest.raises(UsageError, match="'demo-birds'"):
         synthesise("demo-birds", "train", 0)
-    with pytest.raises(UsageError, match="got -1"):
+    with pytest.raises(UsageError, match="-1"):
         synthesise("demo-scenes", "fold1", -1)

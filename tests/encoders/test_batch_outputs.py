@@ -60,9 +60,9 @@ def test_vectors_alone_are_sent_alone():
 def test_counts_that_only_the_device_knew_are_checked_when_they_arrive(wrong, with_frames):
     """Whether frames are stored or not: vectors are means over as many."""
     one = made(torch.tensor([7, wrong, 5]), with_frames=with_frames)
-    with pytest.raises(EncoderContractError, match="counts of frames within 1 to 7"):
+    with pytest.raises(EncoderContractError, match=r"\b1\b.*\b7\b"):
         one.layout(name="tiny").encoded(to_host(one.to_transfer()).arrays())
-    with pytest.raises(EncoderContractError, match="counts of frames within 1 to 7"):
+    with pytest.raises(EncoderContractError, match=r"\b1\b.*\b7\b"):
         one.encoded(name="tiny")
 
 

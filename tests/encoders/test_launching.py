@@ -169,9 +169,7 @@ def test_a_device_that_fails_before_or_after_the_forward_pass_is_one_line_too(
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
     monkeypatch.setattr(run, step, fails)
-    with pytest.raises(
-        EncoderError, match=r"tiny.forward failed on float32 \(3, 4000\): RuntimeError: CUDA error: an ill"
-    ):
+    with pytest.raises(EncoderError, match=r"tiny\.forward.*float32 \(3, 4000\).*RuntimeError.*CUDA error"):
         (run.begin if step == "_launch" else run)(*batch())
 
 
@@ -182,7 +180,7 @@ def test_what_goes_wrong_on_the_device_is_one_line_when_it_is_waited_for(monkeyp
         raise RuntimeError("CUDA error: device-side assert triggered\nCUDA kernel errors might be reported later")
 
     monkeypatch.setattr(HostCopy, "arrays", fails)
-    with pytest.raises(EncoderError, match=r"tiny.forward failed on float32 \(3, 4000\): RuntimeError: CUDA error"):
+    with pytest.raises(EncoderError, match=r"tiny\.forward.*float32 \(3, 4000\).*RuntimeError.*CUDA error"):
         begun()
 
 
@@ -195,7 +193,7 @@ def test_what_went_wrong_with_the_batch_before_is_one_line_when_the_next_is_begu
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
     monkeypatch.setattr(run, "_upload", fails)
-    with pytest.raises(EncoderError, match=r"failed on .*: RuntimeError: CUDA error: an illegal memory access"):
+    with pytest.raises(EncoderError, match=r"RuntimeError.*CUDA error"):
         run.begin(*batch())
 
 

@@ -106,17 +106,17 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("example", EXAMPLES)
 def test_an_example_by_transformers_runs_as_a_file(example: str, data: Path, tmp_path: Path) -> None:
-    told = EXAMPLES[example]
-    weights = save(told["family"], tmp_path / told["where"])
+    result = EXAMPLES[example]
+    weights = save(result["family"], tmp_path / result["where"])
     if example == "whisper":
         (tmp_path / "vocab.json").write_text(json.dumps({"<|endoftext|>": 0, "a": 1}))
         (tmp_path / "merges.txt").write_text("#version: 0.2\n")
         tokenizer = transformers.WhisperTokenizer(str(tmp_path / "vocab.json"), str(tmp_path / "merges.txt"))
         extractor = transformers.WhisperFeatureExtractor(feature_size=20, chunk_length=2)
         transformers.WhisperProcessor(extractor, tokenizer).save_pretrained(weights)
-    (tmp_path / f"{example}_encoder.py").write_text(BY_TRANSFORMERS.format(**told))
+    (tmp_path / f"{example}_encoder.py").write_text(BY_TRANSFORMERS.format(**result))
     extract(task(), data, tmp_path / "store", encoder=f"./{example}_encoder.py", frames="always")
-    fs = featstore.open(str(tmp_path / "store")).select(encoder=told["name"])
+    fs = featstore.open(str(tmp_path / "store")).select(encoder=result["name"])
     assert [len(frames) for frames in fs.frames] == [30, 55, 80]
     assert np.isfinite(fs.utterance).all()
 
@@ -134,9 +134,9 @@ def test_the_example_by_dasheng_runs_as_a_file(
 
 def test_a_clip_longer_than_ten_seconds_goes_through_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    told = EXAMPLES["wav2vec2"]
-    save(told["family"], tmp_path / told["where"])
-    (tmp_path / "wav2vec2_encoder.py").write_text(BY_TRANSFORMERS.format(**told))
+    result = EXAMPLES["wav2vec2"]
+    save(result["family"], tmp_path / result["where"])
+    (tmp_path / "wav2vec2_encoder.py").write_text(BY_TRANSFORMERS.format(**result))
     write_split(tmp_path / "data/tiny", "train", [clip("long", noise(12.0))])
     extract(task(), tmp_path / "data", tmp_path / "store", encoder="./wav2vec2_encoder.py", frames="always")
     fs = featstore.open(str(tmp_path / "store")).select()

@@ -64,9 +64,9 @@ def test_folds_share_one_pool():
 def test_a_missing_feature_set_is_one_line_that_says_what_to_run(there, remedy):
     with pytest.raises(UnknownFeatureSet) as caught:
         load({name: tiny.clips(name, 9) for name in there})
-    assert f"run `featstore extract MANIFEST{remedy}" in str(caught.value)
+    assert f"`featstore extract MANIFEST{remedy}" in str(caught.value)
     assert "\n" not in str(caught.value)
-    with pytest.raises(UnknownFeatureSet, match="run `featstore extract esc50 "):  # of a built-in task its name will do
+    with pytest.raises(UnknownFeatureSet, match="`featstore extract esc50 "):  # of a built-in task its name will do
         load({name: tiny.clips(name, 9) for name in there}, name="esc50")
 
 
@@ -125,21 +125,21 @@ def test_a_class_that_only_the_test_shows_is_a_class_and_is_told():
 
 
 @pytest.mark.parametrize(
-    ("sets", "error", "says"),
+    ("sets", "error", "named"),
     [
         pytest.param({**SPLITS, "valid": tiny.TinySet([], [SkippedClip(shard="s", key="k", reason="r")])}, DataError,
-                     "'valid' has no clip; 1 skipped", id="a split without clips"),
+                     "'valid'", id="a split without clips"),
         pytest.param({**SPLITS, "train": tiny.clips("train", 9, n_classes=1)}, LabelError,
-                     "9 training clips show 1 class (class-0)", id="a single class"),
+                     "class-0", id="a single class"),
         pytest.param({**SPLITS, "test": [tiny.Clip("bad", "class-0", np.array([[1.0] * 7 + [np.nan]]))]}, DataError,
-                     "1 of 37 embeddings are not finite, the first in clip test/bad", id="not a number"),
+                     "test/bad", id="not a number"),
         pytest.param({**SPLITS, "test": [tiny.Clip("t", None, np.zeros((1, 8)))]}, LabelError, "t", id="no label"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_scored_is_one_clear_line(sets, error, says):
+def test_what_cannot_be_scored_is_one_clear_line(sets, error, named):
     with pytest.raises(error) as caught:
         load(sets)
-    assert says in str(caught.value)
+    assert named in str(caught.value)
     assert "tiny" in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -150,7 +150,7 @@ def test_numbers_whose_sum_overflows_are_still_finite():
 
 
 def test_a_kind_that_is_not_scored_yet_is_a_usage_error():
-    with pytest.raises(UsageError, match="of kind 'ctc'"):
+    with pytest.raises(UsageError, match="'ctc'"):
         load(kind="ctc", metric="wer_inv")
 
 
@@ -190,26 +190,26 @@ def scored(sets, *, n_classes, **changes):
     task = load(sets, protocol="xares", **changes)
     [each] = task.rounds
     samples = task.samples(each.test)
-    said = (samples.y_true + (np.arange(len(samples.y_true)) % 3 == 0)) % n_classes
-    outcomes = [Outcome(samples=samples, y_scores=(np.eye(n_classes)[said],))]
+    predicted = (samples.y_true + (np.arange(len(samples.y_true)) % 3 == 0)) % n_classes
+    outcomes = [Outcome(samples=samples, y_scores=(np.eye(n_classes)[predicted],))]
     scores = score_outcomes(task, outcomes)
     record = score_record(
         task, scores, track="A", seeds=(), settings={}, seconds={}, libraries=(), details={}
     )  # fmt: skip
-    return record, samples.y_true, said
+    return record, samples.y_true, predicted
 
 
 def test_support_counts_clips_and_confusion_counts_samples():
-    record, true, said = scored({**SPLITS, "test": tiny.clips("test", 10, windows=2)}, n_classes=3)
+    record, true, predicted = scored({**SPLITS, "test": tiny.clips("test", 10, windows=2)}, n_classes=3)
     assert record.details["support"] == [4, 3, 3]
-    assert record.details["confusion"] == confusion_matrix(true, said).tolist()
+    assert record.details["confusion"] == confusion_matrix(true, predicted).tolist()
     assert "confused" not in record.details
 
 
 def test_of_many_classes_the_pairs_that_are_confused_most_are_kept():
     sets = {name: tiny.clips(name, 3 * 70, n_classes=70) for name in ("train", "valid", "test")}
-    record, true, said = scored(sets, n_classes=70)
-    counts = confusion_matrix(true, said)
+    record, true, predicted = scored(sets, n_classes=70)
+    counts = confusion_matrix(true, predicted)
     np.fill_diagonal(counts, 0)
     pairs = record.details["confused"]
     assert "confusion" not in record.details
@@ -242,15 +242,15 @@ def test_a_test_set_without_anything_to_count_is_an_error_and_no_score(name, pro
 def test_the_score_of_a_class_is_weighted_by_its_test_clips():
     sets = {"1": tiny.clips("1", 30), "2": tiny.clips("2", 9)}
     task = load(sets, **tiny.folds("1", "2"))
-    rng, outcomes, true, said = np.random.default_rng(0), [], [], []
+    rng, outcomes, true, predicted = np.random.default_rng(0), [], [], []
     for each in task.rounds:
         samples = task.samples(each.test)
         y_score = np.eye(3)[samples.y_true] + rng.standard_normal((len(samples.y_true), 3))
         outcomes.append(Outcome(samples=samples, y_scores=(y_score,)))
         true.append(samples.y_true)
-        said.append(y_score.argmax(axis=1))
+        predicted.append(y_score.argmax(axis=1))
     details = score_outcomes(task, outcomes).details
-    counts = confusion_matrix(np.concatenate(true), np.concatenate(said))
+    counts = confusion_matrix(np.concatenate(true), np.concatenate(predicted))
     assert details["support"] == counts.sum(axis=1).tolist()
     assert details["by_class"] == pytest.approx((counts.diagonal() / counts.sum(axis=1)).tolist())
 

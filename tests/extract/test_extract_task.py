@@ -277,7 +277,7 @@ def test_a_broken_shard_is_named_and_every_other_one_is_committed(data: Path, st
     paths = write_split(data / "tiny", "train", [clip(f"c{n}", noise(0.3, seed=n)) for n in range(6)], shards=3)
     whole = paths[1].read_bytes()
     paths[1].write_bytes(whole[:20_000])
-    with pytest.raises(ShardError, match=r"1 of 3 shards.*train-001\.tar") as caught:
+    with pytest.raises(ShardError, match=r"\b1\b.*\b3\b.*train-001\.tar") as caught:
         extract(task(), data, store)
     assert "\n" not in str(caught.value)
     assert sorted(opened(store).key) == ["c0", "c2", "c3", "c5"]
@@ -360,7 +360,7 @@ def test_a_clip_that_comes_out_as_nan_is_named_and_what_was_committed_stays(data
         def forward(self, audio: torch.Tensor) -> torch.Tensor:
             return (2 - super().forward(audio)).log()
 
-    with pytest.raises(EncoderContractError, match=r"'loud' of train-1\.tar.*NaN"):
+    with pytest.raises(EncoderContractError, match=r"'loud'.*train-1\.tar.*NaN"):
         extract(task(), data, store, encoder=build(Log()))
     assert list(opened(store).key) == ["fine"]
     assert n_parts(store) == 1
@@ -374,7 +374,7 @@ def test_a_forward_pass_that_fails_names_the_clip(data: Path, store: Path) -> No
         def forward(self, audio: torch.Tensor) -> torch.Tensor:
             return conv(audio[:, None]).transpose(1, 2)
 
-    with pytest.raises(EncoderError, match=r"float32 \(1, 160\).*RuntimeError.*'tiny' of train-000"):
+    with pytest.raises(EncoderError, match=r"float32 \(1, 160\).*RuntimeError.*'tiny'.*train-000"):
         extract(task(), data, store, encoder=build(Conv()), padding="exact")
 
 
@@ -408,26 +408,26 @@ def test_bfloat16_is_close_to_float32_and_another_recipe(data: Path, store: Path
 
 def test_progress_is_told_of_every_split_clip_and_shard(data: Path, store: Path) -> None:
     write_split(data / "tiny", "train", [clip(f"c{n}", noise(0.5, seed=n)) for n in range(4)], shards=2)
-    told: list[tuple[str, Any]] = []
+    calls: list[tuple[str, Any]] = []
 
     class Watch:
         def begin(self, **what: Any) -> None:
-            told.append(("begin", what))
+            calls.append(("begin", what))
 
         def advance(self, *, clips: int, audio_seconds: float) -> None:
-            told.append(("advance", (clips, audio_seconds)))
+            calls.append(("advance", (clips, audio_seconds)))
 
         def shard_done(self) -> None:
-            told.append(("shard", None))
+            calls.append(("shard", None))
 
         def end(self) -> None:
-            told.append(("end", None))
+            calls.append(("end", None))
 
     extract_task(
         task(), load_encoder("logmel"), data_dir=data, store_url=str(store), options=ExtractOptions(workers=1),
         splits=["train"], progress=Watch(),
     )  # fmt: skip
-    assert told[0] == ("begin", {"label": "logmel tiny/train", "shards_total": 2, "shards_reused": 0})
-    assert told[1:-1].count(("advance", (1, 0.5))) == 4
-    assert told[1:-1].count(("shard", None)) == 2
-    assert told[-1] == ("end", None)
+    assert calls[0] == ("begin", {"label": "logmel tiny/train", "shards_total": 2, "shards_reused": 0})
+    assert calls[1:-1].count(("advance", (1, 0.5))) == 4
+    assert calls[1:-1].count(("shard", None)) == 2
+    assert calls[-1] == ("end", None)

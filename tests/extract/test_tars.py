@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import re
 import tarfile
 from pathlib import Path
 
@@ -125,13 +126,13 @@ def test_a_member_that_is_too_large_is_left_out_and_the_rest_is_not(
     monkeypatch.setattr(tars, "MAX_MEMBER_BYTES", 1000)
     path = write_tar(tmp_path / "s.tar", [("big.wav", bytes(1001)), ("big.json", b"{}"), *GOOD])
     found = problems(path)
-    assert "1,001 bytes, more than 1,000" in found["big.wav"]
+    assert re.search(r"1,001\b.*1,000\b", found["big.wav"])
     assert [sample.key for sample in read(path) if not sample.problem] == ["a", "b"]
 
 
 def test_json_has_a_limit_of_its_own(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "s.tar", [("a.wav", b"w"), ("a.json", b" " * (5 << 20))])
-    assert "more than 4,194,304" in problems(path)["a.json"]
+    assert "4,194,304" in problems(path)["a.json"]
 
 
 def test_a_truncated_tar_is_no_shard_wherever_it_is_cut(tmp_path: Path) -> None:

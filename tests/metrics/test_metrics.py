@@ -98,10 +98,10 @@ def test_map_takes_class_indices_as_sets_of_one():
 
 
 def test_map_without_any_label_is_one_clear_error():
-    with pytest.raises(DataError, match="none of 3 samples"):
+    with pytest.raises(DataError, match=r"\b3\b"):
         find_metric("mAP", "strict").score(np.zeros((3, 2)), np.zeros((3, 2)))
 
 
 def test_an_unknown_metric_is_a_usage_error_that_lists_those_there_are():
-    with pytest.raises(UsageError, match="'bleu' is not available here; there are accuracy, d_prime, eer"):
+    with pytest.raises(UsageError, match=r"'bleu'.*accuracy, d_prime, eer"):
         find_metric("bleu", "strict")

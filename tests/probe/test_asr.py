@@ -161,8 +161,8 @@ def test_the_loss_is_that_of_each_clip_by_itself_written_out(hearing):
             total, count = total - row[token].item(), count + 1
     with torch.no_grad():
         assert hearing.loss(batch).item() == pytest.approx(total / count, rel=1e-4)
-    told, tokens_told = hearing.teacher_forced_loss(batch)
-    assert (told, tokens_told) == (pytest.approx(total, rel=1e-4), count)
+    result, tokens_told = hearing.teacher_forced_loss(batch)
+    assert (result, tokens_told) == (pytest.approx(total, rel=1e-4), count)
 
 
 def test_a_clip_is_heard_the_same_alone_and_in_a_batch(hearing):
@@ -176,14 +176,14 @@ def test_a_clip_is_heard_the_same_alone_and_in_a_batch(hearing):
 def test_generation_is_greedy_step_by_step(hearing):
     batch, model = utterances(hearing), hearing.language_model
     for frames in batch.frames:
-        said = []
+        tokens_so_far = []
         with torch.no_grad():
             heard = hearing.adapter(torch.from_numpy(frames))
-            while len(said) < 8 and model.end not in said:
-                inputs = torch.cat([heard, model.embed(torch.tensor([model.separator, *said]))])
-                said.append(int(model.model(inputs_embeds=inputs[None]).logits[0, -1].argmax()))
+            while len(tokens_so_far) < 8 and model.end not in tokens_so_far:
+                inputs = torch.cat([heard, model.embed(torch.tensor([model.separator, *tokens_so_far]))])
+                tokens_so_far.append(int(model.model(inputs_embeds=inputs[None]).logits[0, -1].argmax()))
         (text,) = hearing.generate([frames], max_new_tokens=8, repetition_penalty=1.0)
-        assert text == model.decode(said)  # the end is a special token
+        assert text == model.decode(tokens_so_far)  # the end is a special token
 
 
 def test_only_the_adapter_learns(hearing):
@@ -232,7 +232,7 @@ def test_a_clip_that_is_longer_than_the_model_takes_is_named(store, tmp_path):
     folder = save_model(tmp_path / "model")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 30}))
-    with pytest.raises(DataError, match=r"clip \w+/[\w-]+ and \d+ more .* 30 positions"):
+    with pytest.raises(DataError, match=r"\w+/[\w-]+.*\d+.*\b30\b"):
         probe_task(store, task(folder))
 
 

@@ -78,7 +78,7 @@ def test_captions_find_their_clips_and_clips_their_captions(store, protocol):
     both = [record.details[direction]["recall_at_1"] for direction in ("audio_to_text", "text_to_audio")]
     assert record.value == pytest.approx(np.mean(both))
     assert (record.ci_low, record.ci_high) == (None, None)
-    assert "24 test clips" in record.details["interval"]["reason"]
+    assert "24" in record.details["interval"]["reason"]
     assert (record.n_train, record.n_valid, record.n_test) == (60, 12, 24)
     assert record.details["n_captions"] == 3 * n_items
     assert record.settings["tokenizer"] == "words"
@@ -106,11 +106,11 @@ def test_selection_of_strict_never_sees_a_test_caption(folds):
 
     def clips(name, n, *, swapped=False):
         vectors = np.random.default_rng([*name.encode()]).standard_normal((n, 6))
-        said = [f"word{at}" for at in vectors.argmax(axis=1)]
-        said = said[::-1] if swapped else said
+        captions = [f"word{at}" for at in vectors.argmax(axis=1)]
+        captions = captions[::-1] if swapped else captions
         return CaptionSet([
             tiny.Clip(f"{name}{at}", f'{{"one": "{text} x", "two": "y {text}"}}', vector)
-            for at, (text, vector) in enumerate(zip(said, vectors, strict=True))
+            for at, (text, vector) in enumerate(zip(captions, vectors, strict=True))
         ])  # fmt: skip
 
     changes = tiny.folds("train", "test") if folds else {}
@@ -221,7 +221,7 @@ def test_without_transformers_one_line_says_what_to_install(store, monkeypatch):
 
 
 def test_another_head_is_a_usage_error(store):
-    with pytest.raises(UsageError, match=r"--head logreg .*clip and multilabel"):
+    with pytest.raises(UsageError, match=r"--head logreg.*\bclip\b.*\bmultilabel\b"):
         probe_task(store, TASK, head="logreg")
 
 
@@ -235,9 +235,9 @@ def test_captions_that_several_clips_have_are_counted(tmp_path):
     rng = np.random.default_rng(0)
 
     def clips(name, n):
-        said = [f"A beep, number {at // 2 if name == 'test' else at}." for at in range(n)]
+        captions = [f"A beep, number {at // 2 if name == 'test' else at}." for at in range(n)]
         return [beeps.clip(f"{name}{at}", beeps.spoken("ab", tones=PITCHES, tone_seconds=0.2, rng=rng), {"c": text})
-                for at, text in enumerate(said)]  # fmt: skip
+                for at, text in enumerate(captions)]  # fmt: skip
 
     store = beeps.store_of(
         tmp_path, TASK, {name: clips(name, n) for name, n in (("train", 12), ("valid", 4), ("test", 8))}

@@ -126,13 +126,13 @@ def train(jobs, epochs=4):
     ("scores", "epoch"), [((0.5, 0.7, 0.7, 0.6), 2), ((0.5, 0.5, 0.5, 0.5), 1), ((0.1, 0.2, 0.3, 0.4), 4)]
 )
 def test_the_first_of_the_best_epochs_is_kept(scores, epoch):
-    told = iter(scores)
-    (best,) = train([job(lambda _: next(told), windows=np.arange(40))])
+    scores_in_order = iter(scores)
+    (best,) = train([job(lambda _: next(scores_in_order), windows=np.arange(40))])
     assert best.epoch == epoch
     assert best.history == scores
     # Fewer epochs have another schedule, so the same weights are found by validation of a second head.
-    told = iter([float(at == epoch - 1) for at in range(4)])
-    (same,) = train([job(lambda _: next(told), windows=np.arange(40))])
+    scores_in_order = iter([float(at == epoch - 1) for at in range(4)])
+    (same,) = train([job(lambda _: next(scores_in_order), windows=np.arange(40))])
     torch.testing.assert_close(best.weight, same.weight, rtol=0, atol=0)
 
 

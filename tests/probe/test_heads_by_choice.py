@@ -103,11 +103,11 @@ def sweep(score, *, rates, build=OneWeight):
 
 
 def test_a_plateau_goes_back_lowers_the_rate_and_stops():
-    told, seen = iter([1, 3, 2, 2, 2, 4, 4, 4, 4, 0, 0, 0]), []
+    result, seen = iter([1, 3, 2, 2, 2, 4, 4, 4, 4, 0, 0, 0]), []
 
     def score(model):
         seen.append((model.before, model.rate))
-        return next(told), 0.0
+        return next(result), 0.0
 
     model, fitted = sweep(score, rates=(0.1,))
     np.testing.assert_allclose([rate for _, rate in seen], [0.1] * 5 + [0.01] * 4 + [0.001] * 3, atol=1e-6)
@@ -249,7 +249,7 @@ def test_more_shots_score_better_and_the_curve_has_mean_and_interval(head):
 
 
 @pytest.mark.parametrize(
-    ("changes", "options", "says"),
+    ("changes", "options", "named"),
     [
         pytest.param({}, {"head": "svm"}, "'svm'.*logistic, ridge", id="head"),
         pytest.param({}, {"shots": (0,)}, "shots.* 0", id="shots"),
@@ -259,6 +259,6 @@ def test_more_shots_score_better_and_the_curve_has_mean_and_interval(head):
         ),
     ],
 )
-def test_what_cannot_be_trained_is_a_usage_error(changes, options, says):
-    with pytest.raises(UsageError, match=says):
+def test_what_cannot_be_trained_is_a_usage_error(changes, options, named):
+    with pytest.raises(UsageError, match=named):
         probe(changes=changes, **options)

@@ -110,7 +110,7 @@ def test_a_run_repeats_to_the_last_digit(changes):
 
 def test_numbers_that_are_all_one_teach_nothing_and_say_so():
     train = [tiny.Clip(clip.key, 5.0, clip.vectors, clip.seconds) for clip in SETS["train"]]
-    with pytest.raises(LabelError, match=r"150 training clips.* 1 value \(5.0\)"):
+    with pytest.raises(LabelError, match=r"\b150\b.*\b5\.0\b"):
         probe({**SETS, "train": train})
 
 

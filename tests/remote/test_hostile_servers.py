@@ -78,7 +78,7 @@ def test_an_object_without_an_end_is_read_as_far_as_its_kind_may_go(monkeypatch)
             request.wfile.write(b" " * 65536)
 
     with hostile_server(answer) as (url, _), bounded():
-        with pytest.raises(RemoteError, match="larger than 1,048,576 bytes"):
+        with pytest.raises(RemoteError, match="1,048,576"):
             featstore.open(f"{url}/x.zarr")
         assert len(open_remote(url).get("key", most_bytes=1000)) == 1001
 
@@ -148,7 +148,7 @@ def test_an_index_page_that_links_to_itself_for_ever_ends():
         request.send(index_of("deeper/"), kind="text/html")
 
     with hostile_server(answer) as (url, requests), bounded():
-        with pytest.raises(RemoteError, match="index pages exceed"):
+        with pytest.raises(RemoteError, match="index"):
             list(open_remote(url).objects(""))
         assert len(requests) <= limits.MOST_DEPTH + 2
 
@@ -164,7 +164,7 @@ def test_index_pages_that_branch_for_ever_end(monkeypatch):
         request.send(index_of(*(f"{at}/" for at in range(100))), kind="text/html")
 
     with hostile_server(answer) as (url, requests), bounded():
-        with pytest.raises(RemoteError, match="index pages exceed"):
+        with pytest.raises(RemoteError, match="index"):
             list(open_remote(url).objects(""))
         assert len(requests) <= 51
         with pytest.raises(StoreError):
@@ -192,7 +192,7 @@ def test_names_on_a_page_are_counted(monkeypatch):
     page = index_of(*(f"{number}.tar" for number in range(11)))
     with (
         hostile_server(lambda request: request.send(page, kind="text/html")) as (url, _),
-        pytest.raises(RemoteError, match="more than 10 names"),
+        pytest.raises(RemoteError, match=r"\b10\b"),
     ):
         open_remote(url).children("")
 
@@ -266,7 +266,7 @@ def test_a_listing_of_a_bucket_is_counted(s3, bucket, monkeypatch):
     objects = open_objects(bucket)
     for number in range(4):
         objects.write(f"many/{number}", b"x")
-    with pytest.raises(RemoteError, match="more than 3 objects"):
+    with pytest.raises(RemoteError, match=r"\b3\b"):
         objects.sizes("many")
 
 
@@ -304,7 +304,7 @@ def test_pages_of_a_bucket_that_never_end_are_left(monkeypatch):
         asked = len(requests)
         time.sleep(0.1)
         assert len(requests) <= asked + 1  # nothing goes on in the background
-        with pytest.raises(RemoteError, match="more than 200 objects"):
+        with pytest.raises(RemoteError, match=r"\b200\b"):
             list(remote.objects(""))
         assert len(requests) <= asked + 1 + 200
 

@@ -107,7 +107,7 @@ def test_names_that_one_answer_holds_are_planned_with_their_catalogue_and_a_list
         part = f"{number:04}.0badc0de"
         records.append({**like, "part": part, "members": [{**like["members"][0], "shard": shard}]})
         objects.put(f"{writer.path}/{part}/key/zarr.json", [b"{}"])
-    objects.settle(writer.path)
+    objects.sync(writer.path)
     document["catalogue"] += records
     objects.write(f"{writer.path}/zarr.json", seal(document))
 
@@ -272,11 +272,11 @@ def test_a_server_that_fails_for_ever_ends_in_one_line_and_loses_nothing(url, s3
     monkeypatch.setenv("FEATSTORE_RETRIES", "1")
     writer = split_writer(url)
     s3.fault = lambda request: "500" if request.method == "PUT" and "d." in request.path else ""
-    with pytest.raises(StoreError, match=r"cannot write s3://.*500 Internal Server Error") as told:
+    with pytest.raises(StoreError, match=r"s3://.*\b500\b") as caught:
         write_part(writer, "d.tar", shard_windows("d.tar"))
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(caught.value)
     s3.fault = lambda request: "500" if "utterance/c" in request.path and request.method == "PUT" else ""
-    with pytest.raises(StoreError, match="500 Internal Server Error"):
+    with pytest.raises(StoreError, match=r"\b500\b"):
         write_part(writer, "d.tar", shard_windows("d.tar"))
     s3.forget()
     assert sorted(split_writer(url).committed()) == list(SHARDS)
@@ -366,7 +366,7 @@ def test_what_a_killed_writer_left_is_no_part_and_is_swept(url, s3):
     for each in shard_windows("d.tar"):
         part.add(each)
     part._put_arrays(frames_stored=True)
-    part._objects.settle(part._path)
+    part._objects.sync(part._path)
     assert len(featstore.open(url).select()) == 15
     # the same, as it looks when its process is gone
     objects = open_objects(url)
@@ -420,13 +420,13 @@ def test_damage_in_a_bucket_is_found_named_and_repaired(url):
     raw = bytearray(objects.read(key))
     raw[5] ^= 4
     objects.write(key, bytes(raw))
-    with pytest.raises(DamagedPart, match=f"{part}/utterance/c/0/0 is not what was committed"):
+    with pytest.raises(DamagedPart, match=f"{part}/utterance/c/0/0"):
         featstore.open(url).select().utterance  # noqa: B018
     key = f"{writer.path}/{writer.committed()['c.tar'].commit.part}/frames/c/0/0"
     raw = bytearray(objects.read(key))
     raw[5] ^= 4
     objects.write(key, bytes(raw))
-    with pytest.raises(DamagedPart, match="a checksum does not match"):
+    with pytest.raises(DamagedPart, match="checksum"):
         featstore.open(url).select().frames[12]
     assert {finding.remedy for finding in verify_store(url).findings} == {"drop the part"}
     assert repair_store(url).sound

@@ -40,4 +40,4 @@ _DEFAULTS: dict[str, Any] = {
 @pytest.fixture
 def score() -> Callable[..., ScoreRecord]:
     """Make a score; what is not said is ordinary."""
-    return lambda **said: ScoreRecord(**{**_DEFAULTS, **said})
+    return lambda **fields: ScoreRecord(**{**_DEFAULTS, **fields})

@@ -120,21 +120,23 @@ def test_one_to_three_clips_never_make_an_encoder_better(score: Score, n: int, n
 def test_nor_do_they_under_another_metric(n_discordant: int) -> None:
     rng = np.random.default_rng(0)
     y_true = rng.integers(4, size=100)
-    said = np.where(rng.random(100) < 0.9, y_true, (y_true + 1) % 4)
-    mended = said.copy()
-    mended[np.flatnonzero(said != y_true)[:n_discordant]] = y_true[np.flatnonzero(said != y_true)[:n_discordant]]
-    a, b = (evidence_of(_scored_by("macro_f1", y_true, each)) for each in (mended, said))
+    predicted = np.where(rng.random(100) < 0.9, y_true, (y_true + 1) % 4)
+    corrected = predicted.copy()
+    corrected[np.flatnonzero(predicted != y_true)[:n_discordant]] = y_true[
+        np.flatnonzero(predicted != y_true)[:n_discordant]
+    ]
+    a, b = (evidence_of(_scored_by("macro_f1", y_true, each)) for each in (corrected, predicted))
     tested = pair(a, b)
     assert tested.difference > 0
     assert tested.p > 0.05
     assert tested.interval[0] < 0 < tested.interval[1]
 
 
-def _scored_by(metric: str, y_true: np.ndarray, *said: np.ndarray, encoder: str = "a") -> ScoreRecord:
+def _scored_by(metric: str, y_true: np.ndarray, *predicted: np.ndarray, encoder: str = "a") -> ScoreRecord:
     """The record of predictions, one for each seed."""
     n_classes = int(y_true.max()) + 1
     test_set = TestSet(
-        y_true=y_true, y_scores=tuple(np.eye(n_classes)[each] for each in said), clip=np.arange(len(y_true))
+        y_true=y_true, y_scores=tuple(np.eye(n_classes)[each] for each in predicted), clip=np.arange(len(y_true))
     )
     found = score_test_sets(
         find_metric(metric, "strict"), [test_set], clip_ids=[f"clip {at}" for at in range(len(y_true))]
@@ -142,7 +144,7 @@ def _scored_by(metric: str, y_true: np.ndarray, *said: np.ndarray, encoder: str 
     return ScoreRecord(
         task="words", title="Words", track="A", protocol="strict", encoder=encoder, fingerprint="0", metric=metric,
         value=found.value, std=found.std, ci_low=found.interval.low, ci_high=found.interval.high,
-        seeds=tuple(range(len(said))), n_train=1, n_valid=1, n_test=len(y_true), n_skipped=0, eval_weight=1.0,
+        seeds=tuple(range(len(predicted))), n_train=1, n_valid=1, n_test=len(y_true), n_skipped=0, eval_weight=1.0,
         private=False, seconds={}, manifest_sha256="", versions={}, details=found.details, protocol_version=2,
     )  # fmt: skip
 
@@ -152,14 +154,15 @@ def test_seeds_are_part_of_a_difference() -> None:
     rng = np.random.default_rng(0)
     y_true = rng.integers(4, size=2000)
 
-    def said(accuracy: float) -> np.ndarray:
+    def predicted(accuracy: float) -> np.ndarray:
         return np.where(rng.random(2000) < accuracy, y_true, (y_true + 1) % 4)
 
     steady = [
-        _scored_by("accuracy", y_true, *(said(p) for _ in range(3)), encoder=e) for e, p in (("a", 0.9), ("b", 0.85))
+        _scored_by("accuracy", y_true, *(predicted(p) for _ in range(3)), encoder=e)
+        for e, p in (("a", 0.9), ("b", 0.85))
     ]
     shaky = [
-        _scored_by("accuracy", y_true, said(p - 0.08), said(p), said(p + 0.08), encoder=e)
+        _scored_by("accuracy", y_true, predicted(p - 0.08), predicted(p), predicted(p + 0.08), encoder=e)
         for e, p in (("a", 0.9), ("b", 0.85))
     ]
     assert compare(steady, "a", "b").differences[0].better == "A"
@@ -193,13 +196,13 @@ def test_scores_of_two_protocol_versions_are_never_mixed(score: Score) -> None:
     new = [score(encoder=name, value=0.5, protocol_version=2, details=_kept([0.01, -0.01])) for name in ("a", "c")]
     (table,) = build([old[1], *new]).tables
     assert [column.label for column in table.columns] == ["a", "c"]
-    assert [record.encoder for record in table.left_out] == ["b"]
+    assert [record.encoder for record in table.superseded] == ["b"]
     assert table.averages[0].values == (0.5, 0.5)
     assert "words by b" in to_markdown(build([old[1], *new]))
-    with pytest.raises(UsageError, match="no score of b"):
+    with pytest.raises(UsageError, match=r"\bb\b"):
         compare([old[1], *new], "a", "b")
     both_old = build(old).tables[0]
-    assert (len(both_old.columns), both_old.left_out) == (2, ())
+    assert (len(both_old.columns), both_old.superseded) == (2, ())
     assert old[0].key == score(encoder="a", value=0.1).key != new[0].key
 
 
@@ -247,24 +250,24 @@ def test_a_weighted_average_of_differences_has_an_interval_too(score: Score) -> 
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "named"),
     [
-        ({"details": {}}, "score again"),
-        ({"details": _kept([0.1, 0.2], clips="beef")}, "test clips"),
-        ({"details": _kept([0.1, 0.2, 0.3])}, "test clips"),
-        ({"details": {"bootstrap": {"clips": "cafe", "values": [0.1]}}}, "score again"),
+        ({"details": {}}, "score"),
+        ({"details": _kept([0.1, 0.2], clips="beef")}, "clips"),
+        ({"details": _kept([0.1, 0.2, 0.3])}, "clips"),
+        ({"details": {"bootstrap": {"clips": "cafe", "values": [0.1]}}}, "score"),
         ({"details": _kept(["x", 0.1])}, "undefined"),
         ({"details": _kept([0.1, 0.2], units="groups", n=3)}, "groups"),
-        ({"details": _kept([0.1, 0.2]), "manifest_sha256": "00"}, "different manifests"),
+        ({"details": _kept([0.1, 0.2]), "manifest_sha256": "00"}, "manifest"),
         ({"details": _kept([0.1, 0.2]), "seeds": (0, 1)}, "(3 and 2)"),
     ],
 )
-def test_scores_that_cannot_be_paired_have_no_interval_and_say_why(score: Score, change: dict, says: str) -> None:
+def test_scores_that_cannot_be_paired_have_no_interval_and_say_why(score: Score, change: dict, named: str) -> None:
     compared = compare([score(encoder="a", details=_kept([0.1, 0.2])), score(encoder="b", **change)], "a", "b")
     (found,) = compared.differences
     assert (found.low, found.high, found.better) == (None, None, "")
-    assert says in found.unpaired
-    assert says in grids_to_markdown(comparison_grids(compared))
+    assert named in found.unpaired
+    assert named in grids_to_markdown(comparison_grids(compared))
     assert json.loads(comparison_to_json(compared))[0]["low"] is None
 
 
@@ -286,22 +289,24 @@ def test_only_scores_of_one_question_are_compared(score: Score) -> None:
     ]
     compared = compare(records, "a", "b")
     assert (len(compared.differences), compared.only_a, compared.only_b) == (1, 1, 2)
-    assert any("1 of a, 2 of b" in note for grid in comparison_grids(compared) for note in grid.notes)
+    assert any(
+        re.search(r"\b1\b.*\ba\b.*\b2\b.*\bb\b", note) for grid in comparison_grids(compared) for note in grid.notes
+    )
     assert len(list(csv.DictReader(io.StringIO(comparison_to_csv(compared))))) == 1
 
 
 @pytest.mark.parametrize(
-    ("pair", "says"),
+    ("pair", "named"),
     [
-        (("a", "nobody"), "nobody.* a@1"),
+        (("a", "unscored"), "unscored.* a@1"),
         (("a", "b"), "b@1, b@2"),
-        (("a", "a"), "two encoders"),
-        (("a", "c"), "no score in common"),
+        (("a", "a"), r"\ba\b"),
+        (("a", "c"), r"\ba\b.*\bc\b"),
     ],
 )
-def test_what_cannot_be_compared_is_a_usage_error(score: Score, pair: tuple[str, str], says: str) -> None:
+def test_what_cannot_be_compared_is_a_usage_error(score: Score, pair: tuple[str, str], named: str) -> None:
     records = [score(encoder=name, fingerprint=print_) for name, print_ in (("a", "1"), ("b", "1"), ("b", "2"))]
-    with pytest.raises(UsageError, match=says):
+    with pytest.raises(UsageError, match=named):
         compare([*records, score(encoder="c", task="other")], *pair)
 
 

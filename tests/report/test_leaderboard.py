@@ -71,12 +71,12 @@ def test_whatever_is_missing_is_missing_and_no_average_counts_it(
         assert row.best == (best if len(there) > 1 else set())
 
 
-def _score(**said: object) -> ScoreRecord:
+def _score(**fields: object) -> ScoreRecord:
     return ScoreRecord(
         **{
             "title": "", "track": "A", "protocol": "strict", "fingerprint": "0", "metric": "accuracy", "std": 0.0,
             "ci_low": 0.0, "ci_high": 0.0, "seeds": (), "n_train": 1, "n_valid": 1, "n_test": 1, "n_skipped": 0,
-            "private": False, "seconds": {}, "manifest_sha256": "", "versions": {}, **said,
+            "private": False, "seconds": {}, "manifest_sha256": "", "versions": {}, **fields,
         }
     )  # fmt: skip
 
@@ -153,7 +153,7 @@ def test_scores_under_different_manifests_are_marked(score: Score) -> None:
 
 
 def test_two_scores_for_one_place_are_refused(score: Score) -> None:
-    with pytest.raises(UsageError, match="words by logmel"):
+    with pytest.raises(UsageError, match=r"\bwords\b.*\blogmel\b"):
         build([score(), score(value=0.6)])
 
 

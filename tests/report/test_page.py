@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 import xml.etree.ElementTree as ET
@@ -24,6 +25,7 @@ from featstore.report.page import render_page
 from featstore.report.page_boards import board_view
 from featstore.report.page_charts import Curve, Plotter, Point, matrix_png
 from featstore.report.page_tasks import recipes_of, task_views
+from featstore.report.templating import as_data
 from scored import HOSTILE, a_full_board, hostile_records, scored
 
 VOID = {"meta", "link", "img", "br"}
@@ -67,6 +69,15 @@ def test_labels_keys_and_titles_are_text_whatever_they_hold():
     for text in HOSTILE[:5]:
         assert any(text in shown for shown in page.texts)
     assert sum("{{ 7*7 }}{% raw %}" in shown for shown in page.texts) > 20  # not reckoned out anywhere
+
+
+def test_control_characters_are_escaped_in_pages_and_their_data():
+    controls = "".join(map(chr, (0, 7, 8, 11, 13, 27, 127, 133, 159)))
+    html = render_page([scored(f"a{controls}", f"b{controls}", 0.5)], title=f"c{controls}")
+    assert not set(controls) & set(html)
+    assert "a\\x00\\x07" in html
+    assert json.loads(as_data({"x": controls})) == {"x": controls}
+    assert not set(controls) & set(as_data({"x": controls}))
 
 
 def test_the_page_forbids_and_needs_no_request():
@@ -245,9 +256,9 @@ def test_the_command_writes_a_page_and_says_what_does_not_go_together(tmp_path: 
         write_score(record, tmp_path / "results")
     run = ["report", "--results", str(tmp_path / "results")]
     out = tmp_path / "r.html"
-    told = CliRunner().invoke(cli, [*run, "--format", "html", "--title", "Mine & yours", "--out", str(out)])
-    assert (told.exit_code, told.stdout) == (0, "")
-    assert re.fullmatch(rf"{re.escape(str(out))}: \d+\.\d kB\n", told.stderr)
+    outcome = CliRunner().invoke(cli, [*run, "--format", "html", "--title", "Mine & yours", "--out", str(out)])
+    assert (outcome.exit_code, outcome.stdout) == (0, "")
+    assert re.fullmatch(rf"{re.escape(str(out))}: \d+\.\d kB\n", outcome.stderr)
     assert "<h1>Mine &amp; yours</h1>" in out.read_text(encoding="utf-8")
     assert Page(CliRunner().invoke(cli, [*run, "--format", "html"]).output).texts
     for wrong in (["--store", "x.zarr"], ["--format", "html", "--compare", "a", "b"]):
@@ -265,7 +276,7 @@ def test_without_what_it_takes_a_page_is_refused_in_one_line(monkeypatch):
             without.setitem(sys.modules, missing, None)
             without.delitem(sys.modules, "featstore.report.page_charts", raising=False)
             without.delattr("featstore.report.page_charts", raising=False)
-            with pytest.raises(UsageError, match=rf"needs {missing}, .*pip install 'featstore\[report\]'"):
+            with pytest.raises(UsageError, match=rf"{missing}.*pip install 'featstore\[report\]'"):
                 render_page([scored("one", "a", 0.5)])
 
 

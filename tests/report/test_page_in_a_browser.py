@@ -48,8 +48,8 @@ def test_it_opens_from_disk_asks_for_nothing_and_complains_of_nothing(browser: B
     assert [url for url in opened.requests if not url.startswith(("file:", "data:"))] == []
     assert opened.problems == []
     # And it could not, if it would.
-    said = page.evaluate("fetch('https://example.org').then(() => 'sent', () => 'refused')")
-    assert said == "refused"
+    response = page.evaluate("fetch('https://example.org').then(() => 'sent', () => 'refused')")
+    assert response == "refused"
     assert any("Content Security Policy" in problem for problem in opened.problems)
     page.close()
 

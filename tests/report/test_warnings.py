@@ -23,10 +23,10 @@ NEAR = "{} of 650 test clips have a near-duplicate in training (cosine 0.98 or m
 
 
 def warned(record: ScoreRecord, **counts: int) -> ScoreRecord:
-    told: list[dict[str, Any]] = [
+    result: list[dict[str, Any]] = [
         {"kind": kind, "message": NEAR.format(count), "count": count} for kind, count in counts.items()
     ]
-    return replace(record, details={**record.details, "warnings": told})
+    return replace(record, details={**record.details, "warnings": result})
 
 
 RECORDS = [
@@ -64,18 +64,18 @@ def test_every_form_of_a_report_has_the_warnings_and_a_terminal_of_80_columns_cu
     words = " ".join(printed.getvalue().split())
     page = render_page(RECORDS)
     for form in ("table", "markdown"):
-        told = CliRunner().invoke(cli, ["report", "--results", str(tmp_path), "--format", form])
-        assert told.exit_code == 0
-        output = " ".join(told.output.split())
+        outcome = CliRunner().invoke(cli, ["report", "--results", str(tmp_path), "--format", form])
+        assert outcome.exit_code == 0
+        output = " ".join(outcome.output.split())
         assert all(each in output for each in expected)
     assert all(each in words and each in page for each in expected)
-    told = CliRunner().invoke(cli, ["report", "--results", str(tmp_path), "--format", "json"])
-    counts = {(each["task"], each["encoder"]): each["details"].get("warnings") for each in json.loads(told.output)}
+    outcome = CliRunner().invoke(cli, ["report", "--results", str(tmp_path), "--format", "json"])
+    counts = {(each["task"], each["encoder"]): each["details"].get("warnings") for each in json.loads(outcome.output)}
     assert counts["words", "mfcc"][0]["count"] == 12
 
 
 def test_messages_of_others_are_text_on_a_page() -> None:
     hostile = "<script>window.pwned=1</script>"
     record = scored("words", "logmel", 0.8)
-    told = [{"kind": "x", "message": hostile, "count": 1}]
-    assert hostile not in render_page([replace(record, details={**record.details, "warnings": told})])
+    result = [{"kind": "x", "message": hostile, "count": 1}]
+    assert hostile not in render_page([replace(record, details={**record.details, "warnings": result})])

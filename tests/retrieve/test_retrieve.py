@@ -146,7 +146,7 @@ def test_nothing_is_random_and_the_record_is_complete():
 
 
 @pytest.mark.parametrize(
-    ("changes", "options", "says"),
+    ("changes", "options", "named"),
     [
         pytest.param({"retrieve": {"enabled": False}}, {}, "tiny.*retrieve.enabled = false", id="switched off"),
         pytest.param({"kind": "regression", "metric": "pearson"}, {}, "'regression'", id="kind"),
@@ -155,8 +155,8 @@ def test_nothing_is_random_and_the_record_is_complete():
         pytest.param({}, {"index": "tree"}, "'tree'.*flat, hnsw, ivf", id="index"),
     ],
 )
-def test_what_cannot_be_searched_is_a_usage_error(changes, options, says):
-    with pytest.raises(UsageError, match=says):
+def test_what_cannot_be_searched_is_a_usage_error(changes, options, named):
+    with pytest.raises(UsageError, match=named):
         retrieve(changes=changes, **options)
 
 
@@ -217,9 +217,9 @@ def test_an_approximate_index_tells_the_recall_that_it_measured(index):
         for name, n in (("train", 1500), ("valid", 10), ("test", 100))
     }
     record, exact = retrieve(sets, index=index), retrieve(sets)
-    told = record.details["index_recall"]
-    assert told["k"] == 10
-    assert 0.2 < told["recall"] <= 1.0
+    result = record.details["index_recall"]
+    assert result["k"] == 10
+    assert 0.2 < result["recall"] <= 1.0
     assert record.settings["index"] == index
     assert abs(record.value - exact.value) < 0.15
     assert "index_recall" not in exact.details
@@ -252,13 +252,13 @@ def test_a_query_is_never_compared_with_its_own_group():
     splits = {**WHOLE["splits"], "group": "label.speaker"}
     grouped = retrieve({"test": tiny.TinySet(made)}, changes={**changes, "splits": splits}, k=5)
     X, speaker = unit_rows(tiny.TinySet(made).utterance).astype(np.float64), np.repeat(np.arange(240) // 8, 2)
-    said = np.repeat([int(each.label["class"][-1]) for each in made], 2)
+    classes = np.repeat([int(each.label["class"][-1]) for each in made], 2)
     right = []
     for clip in range(240):
         mine = np.arange(480) // 2 == clip
         others = speaker != clip // 8
-        votes = naive_votes(X[others], said[others], X[mine], k=5, temperature=0.07)
-        right.append(votes.mean(axis=0).argmax() == said[2 * clip])
+        votes = naive_votes(X[others], classes[others], X[mine], k=5, temperature=0.07)
+        right.append(votes.mean(axis=0).argmax() == classes[2 * clip])
     assert grouped.value == pytest.approx(np.mean(right))
     assert alone.value > grouped.value
     assert (grouped.details["spread"]["units"], grouped.details["spread"]["n"]) == ("groups", 30)

@@ -47,9 +47,9 @@ def test_every_key_of_a_manifest_is_told_with_its_meaning() -> None:
         for manifest in [builtin_tasks()[0]]
         for name in ("data", "label", "metric_args", "probe", "retrieve")
     ]:
-        told = rows(page, heading)
-        assert list(told) == list(model.model_fields)
-        assert all(len(row) == 4 and row[3].strip() for row in told.values())
+        result = rows(page, heading)
+        assert list(result) == list(model.model_fields)
+        assert all(len(row) == 4 and row[3].strip() for row in result.values())
 
 
 def test_values_and_defaults_of_a_manifest_are_those_of_the_model() -> None:
@@ -62,10 +62,10 @@ def test_values_and_defaults_of_a_manifest_are_those_of_the_model() -> None:
 
 
 def test_every_kind_is_told_with_its_metrics() -> None:
-    told = rows(SITE["reference/manifest.md"], "## What depends on the kind")
-    assert {kind: tuple(re.findall(r"`([^`]+)`", row[1])) for kind, row in told.items() if kind in METRICS_BY_KIND} == (
-        METRICS_BY_KIND
-    )
+    result = rows(SITE["reference/manifest.md"], "## What depends on the kind")
+    assert {
+        kind: tuple(re.findall(r"`([^`]+)`", row[1])) for kind, row in result.items() if kind in METRICS_BY_KIND
+    } == (METRICS_BY_KIND)
 
 
 def test_every_task_is_listed_once() -> None:
@@ -76,9 +76,9 @@ def test_every_task_is_listed_once() -> None:
 def test_every_command_and_option_is_on_the_page() -> None:
     page = SITE["reference/command-line.md"]
     for name, command in cli.commands.items():
-        told = " ".join(rows(page, f"## {name}"))
+        result = " ".join(rows(page, f"## {name}"))
         options = [each for each in command.params if isinstance(each, click.Option) and not each.hidden]
-        assert not [each.opts[0] for each in options if each.opts[0] not in told]
+        assert not [each.opts[0] for each in options if each.opts[0] not in result]
 
 
 def test_every_command_that_prints_json_says_what() -> None:
@@ -107,9 +107,9 @@ def test_a_record_is_told_field_by_field_as_it_is_printed(printed: Printed) -> N
 
 
 def test_every_field_of_a_score_has_its_meaning() -> None:
-    told = rows(SITE["reference/json.md"], "## ScoreRecord")
-    assert all(row[2].strip() for row in told.values())
-    assert told["seeds"][1] == "list of whole numbers"
+    result = rows(SITE["reference/json.md"], "## ScoreRecord")
+    assert all(row[2].strip() for row in result.values())
+    assert result["seeds"][1] == "list of whole numbers"
 
 
 def test_every_key_of_the_details_of_a_score_has_its_meaning() -> None:
@@ -157,22 +157,22 @@ def _texts(keys: Sequence[ast.expr | None]) -> Iterator[str]:
 
 @pytest.mark.parametrize("record", [Recipe, Commit, Member, ShardIdentity, Writing])
 def test_a_document_of_a_store_is_told_field_by_field(record: type) -> None:
-    told = rows(SITE["reference/documents.md"], f"## {record.__name__}")
-    assert list(told) == [field.name for field in dataclasses.fields(record)]
+    result = rows(SITE["reference/documents.md"], f"## {record.__name__}")
+    assert list(result) == [field.name for field in dataclasses.fields(record)]
 
 
 def test_every_array_of_a_part_is_told_as_it_is_stored(tmp_path: Path) -> None:
     [split] = Path(cached(tmp_path).url).glob("mel@*/words/train")
     documents = {path.parent.name: json.loads(path.read_text()) for path in split.glob("*/*/zarr.json")}
-    told = rows(SITE["reference/documents.md"], "## Arrays")
-    assert {name: row[1] for name, row in told.items()} == {name: it["data_type"] for name, it in documents.items()}
-    assert all(f"`{codec['name']}`" in told[name][4] for name, it in documents.items() for codec in it["codecs"])
+    result = rows(SITE["reference/documents.md"], "## Arrays")
+    assert {name: row[1] for name, row in result.items()} == {name: it["data_type"] for name, it in documents.items()}
+    assert all(f"`{codec['name']}`" in result[name][4] for name, it in documents.items() for codec in it["codecs"])
 
 
 def test_protocols_are_told_by_what_they_plan_and_define() -> None:
     page = SITE["reference/rules.md"]
     assert list(rows(page, "## Metrics")) == list(METRICS)
-    assert rows(page, "## Metrics")["mAP"][3:5] == ["absent class: left out", "absent class: zero"]
+    assert rows(page, "## Metrics")["mAP"][3:5] == ["absent class: skip", "absent class: zero"]
     for planned in (
         "valid is train | A | 90 train, 10 select, 100 tested | 100 train, 100 select, 100 tested",
         "all three are the same | B | 100 tested, each on the other 99 | "

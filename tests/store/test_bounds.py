@@ -217,7 +217,7 @@ def test_an_array_that_zarr_reads_expands_a_chunk_to_its_size_and_no_further(tmp
     (tmp_path / "odd/c/1/0").write_bytes(zstd_bomb(2 << 30, stated=True))
     rows = open_rows(open_objects(str(tmp_path)), "odd")
     assert isinstance(rows, ZarrRows)
-    with little_memory(), pytest.raises(DamagedPart, match="expands to"):
+    with little_memory(), pytest.raises(DamagedPart, match=r"odd.*[0-9,]{9}"):
         rows.slice(3, 17)
 
 

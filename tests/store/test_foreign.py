@@ -97,8 +97,8 @@ def test_verify_lists_it_without_a_remedy(store):
 
 def test_the_command_lists_what_it_left(store):
     (split_of(store) / "notes").mkdir()
-    told = CliRunner().invoke(cli, ["gc", "--store", str(store)], catch_exceptions=False)
-    assert f"{split_writer(store).path}/notes" in told.output
+    outcome = CliRunner().invoke(cli, ["gc", "--store", str(store)], catch_exceptions=False)
+    assert f"{split_writer(store).path}/notes" in outcome.output
     [record] = json.loads(CliRunner().invoke(cli, ["gc", "--store", str(store), "--json"]).output)
     assert record == {"path": split_writer(store).path, "deleted": [], "left": ["notes"]}
 
@@ -186,7 +186,7 @@ def test_gc_deletes_old_temporary_files_of_any_name_anywhere_by_the_store_s_own_
         path.mkdir(parents=True)
     for path in (*old, mine, hidden, empty, empty.parent, of_mine):
         os.utime(path, (0, 0))
-    monkeypatch.setattr("time.time", lambda: 0.0)  # of this machine, which nobody asks
+    monkeypatch.setattr("time.time", lambda: 0.0)  # the clock of this machine is not used
     [record] = [each for each in gc_store(str(store)) if each.path == ""]
     assert {str(store / name) for name in record.deleted} >= {str(path) for path in (*old, empty)}
     assert not any(path.exists() for path in (*old, empty))

@@ -85,14 +85,14 @@ def test_a_batch_laid_into_a_used_buffer_is_that_of_fresh_memory(fs):
 
 
 @pytest.mark.parametrize(
-    ("index", "says"),
-    [(40, "40 windows: got index 40"), (-41, "got index -41"), ([0, 99], "got index 99"), ([[1]], "(1, 1)"),
-     ([0.5], "float64"), (np.ones(3, bool), "one entry for each of 40 windows: got 3")],
+    ("index", "named"),
+    [(40, "40"), (-41, "-41"), ([0, 99], "99"), ([[1]], "(1, 1)"),
+     ([0.5], "float64"), (np.ones(3, bool), "40")],
 )  # fmt: skip
-def test_what_is_no_window_is_an_index_error(fs, index, says):
+def test_what_is_no_window_is_an_index_error(fs, index, named):
     with pytest.raises(IndexError) as caught:
         fs.frames[index]
-    assert says in str(caught.value)
+    assert named in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -130,18 +130,18 @@ def test_text_becomes_codes_of_sorted_classes_and_numbers_stay_numbers():
 
 def test_a_test_set_takes_the_codes_of_its_training_set():
     assert encode_labels(*of("c"), "of.x", classes=("a", "b", "c")).values.tolist() == [2]
-    with pytest.raises(LabelError, match=r"clip 'k1': of\.x 'd' .* 2 classes 'a', 'c'"):
+    with pytest.raises(LabelError, match=r"'k1'.*of\.x 'd'.*\b2\b.*'a', 'c'"):
         encode_labels(*of("c", "d"), "of.x", classes=("a", "c"))
 
 
 @pytest.mark.parametrize(
-    ("values", "says"),
-    [(("a", None), "clip 'k1': .*'of.x' is null"),
-     (("a", ["b"]), r"'of.x' is \[\"b\"\]"),
+    ("values", "named"),
+    [(("a", None), r"'k1'.*'of\.x'"),
+     (("a", ["b"]), r"'of\.x'.*\[\"b\"\]"),
      (("a", 1), "'of.x' .*'k0'.*'k1'")],
 )  # fmt: skip
-def test_what_is_no_label_is_an_error_that_names_the_clip(values, says):
-    with pytest.raises(LabelError, match=says):
+def test_what_is_no_label_is_an_error_that_names_the_clip(values, named):
+    with pytest.raises(LabelError, match=named):
         encode_labels(*of(*values), "of.x")
 
 
@@ -154,7 +154,7 @@ def test_samples_are_copies_with_their_codes(fs, written):
     x, y = dataset[-1]
     np.testing.assert_array_equal(x.numpy(), written[-1].frames)
     assert y.item() == 39 % 3
-    x.zero_()  # nobody's file
+    x.zero_()  # a copy, not the file
     np.testing.assert_array_equal(dataset[39].x.numpy(), written[-1].frames)
     with pytest.raises(IndexError):
         dataset[40]

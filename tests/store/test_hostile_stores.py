@@ -221,7 +221,7 @@ def test_a_pipe_or_a_link_beside_the_groups_is_listed_and_left_alone(store, tmp_
 @pytest.mark.parametrize("key", ["../x", "a/../../x", "/etc/passwd", "a//b", "a/./b", "a\\..\\b", "a\0b"])
 def test_no_key_leads_out_of_the_folder(tmp_path, key):
     objects = LocalObjects(tmp_path / "s.zarr")
-    for call in (objects.read, objects.children, objects.sizes, objects.remove, objects.delete, objects.settle):
+    for call in (objects.read, objects.children, objects.sizes, objects.remove, objects.delete, objects.sync):
         with pytest.raises(StoreError):
             call(key)
     for write in (lambda: objects.write(key, b""), lambda: objects.put(key, [b""])):

@@ -36,7 +36,7 @@ def begun(url, document, name="d.00000000"):
     objects, path = open_objects(url), f"{split_writer(url).path}/{name}"
     objects.write(f"{path}/{GROUP_DOCUMENT}", document)
     objects.put(f"{path}/key/zarr.json", [b"{}"])
-    objects.settle(path)
+    objects.sync(path)
     return path
 
 
@@ -161,10 +161,10 @@ def test_a_part_that_something_harmed_behind_its_writers_back_is_not_committed(t
     for each in shard_windows("d.tar"):
         part.add(each)
     folder = Path(url) / part._path
-    settle = part._objects.settle
+    sync = part._objects.sync
 
     def then_harm(path):
-        settle(path)
+        sync(path)
         if harm == "everything":
             part._objects.delete(path)
         elif harm == "cut":
@@ -172,7 +172,7 @@ def test_a_part_that_something_harmed_behind_its_writers_back_is_not_committed(t
         else:
             (folder / ("zarr.json" if harm == "document" else "utterance/c/0/0")).unlink()
 
-    part._objects.settle = then_harm
+    part._objects.sync = then_harm
     with pytest.raises(PartLost), part:
         part.commit([], frames_stored=True, versions={})
     assert not folder.exists()

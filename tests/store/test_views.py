@@ -97,7 +97,7 @@ def test_rows_read_in_pieces_are_those_of_the_whole(fs):
     np.testing.assert_array_equal(fs.utterance_rows.take([14, 0, 7]), fs.utterance[[14, 0, 7]])
     assert fs.metas_of([14, 0, 7]) == fs.meta_json[[14, 0, 7]].tolist()
     for wrong in (15, -1):
-        with pytest.raises(IndexError, match=f"there are 15 windows, numbered from 0: got {wrong}"):
+        with pytest.raises(IndexError, match=rf"\b15\b.*{wrong}"):
             fs.metas_of([0, wrong])
 
 
@@ -156,5 +156,5 @@ def test_dask_tells_one_content_in_other_pieces_apart(store, tmp_path):
 @pytest.mark.parametrize(("library", "call"), [("xarray", "to_xarray"), ("dask", "to_dask")])
 def test_a_missing_library_is_one_line_with_the_remedy(fs, monkeypatch, library, call):
     without(monkeypatch, library)
-    with pytest.raises(UsageError, match=f"needs {library}, which is not installed: `pip install"):
+    with pytest.raises(UsageError, match=rf"{library}.*`pip install"):
         getattr(fs, call)()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -107,43 +108,43 @@ def test_a_manifest_full_of_slips_gives_one_line_for_each(tmp_path: Path) -> Non
     ]
     given = {"name": "'my task'", "kind": "'multilable'", "eval_weight": "'100'", "data.dataset": "'../birds'"}
     given |= {"data.crop_seconds": "-1", "label.classes": "['owl', 'wren', 'owl']", "probe.batch_size": "1.5"}
-    assert all(f"got {value}" in problems[place] for place, value in given.items())
+    assert all(f"{value}" in problems[place] for place, value in given.items())
     suggested = {"kind": "multilabel", "probe.epoch": "epochs", "epochs": "[probe]", "titel": "title"}
     assert all(word in problems[place] for place, word in {**suggested, "retreive": "retrieve"}.items())
     assert problems["title"] == problems["splits.test"] == "Field required"
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "place", "says"),
+    ("old", "new", "place", "named"),
     [
-        ("[splits]", "[folds]\n1 = 'a.tar'\n2 = 'b.tar'\n[splits]", "folds", "not in both"),
+        ("[splits]", "[folds]\n1 = 'a.tar'\n2 = 'b.tar'\n[splits]", "folds", "splits"),
         ('field = "species"', "", "label.field", "clip"),
         ('field = "species"', 'field = "a"\nonset = "start"', "label.onset", "clip"),
         ('field = "species"', 'field = "a"\nseparator = ";"', "label.separator", "clip"),
         ('field = "species"', 'field = "a"\ncaptions = "*"', "label.captions", "clip"),
         ('field = "species"', 'field = "speaker..sex"', "label.field", "'speaker..sex'"),
         ('field = "species"', 'field = "a"\nclasses = ["owl"]', "label.classes", "2"),
-        ('field = "species"', 'field = "a"\nclasses = [1, 2]', "label.classes[0]", "got 1"),
+        ('field = "species"', 'field = "a"\nclasses = [1, 2]', "label.classes[0]", "1"),
         (
             'field = "species"',
             'field = "a"\nclasses = ["male", "female"]\nmapping = { "M" = "mal" }',
             "label.mapping.M",
-            "did you mean male?",
+            "male",
         ),
-        ('"accuracy"', '"acuracy"', "metric", "got 'acuracy'; did you mean accuracy?"),
+        ('"accuracy"', '"acuracy"', "metric", "accuracy"),
         ('"accuracy"', '"segment_f1_macro"', "metric", "accuracy"),
         ('kind = "clip"', 'kind = "frame"', "metric", "segment_f1_micro"),
         ("[label]", "[metric_args]\nsegment_seconds = 1\n[label]", "metric_args.segment_seconds", "segment_f1_macro"),
-        ("[label]", "[probe]\npos_weight = 10\n[label]", "probe.pos_weight", "multilabel and frame"),
+        ("[label]", "[probe]\npos_weight = 10\n[label]", "probe.pos_weight", "multilabel"),
         ("[label]", "[probe]\ntokenizer = 'bert'\n[label]", "probe.tokenizer", "contrastive"),
         ("[label]", "[probe]\nlanguage_model = 'qwen'\n[label]", "probe.language_model", "asr"),
-        ("[label]", "[probe]\ntokenizer = ' '\n[label]", "probe.tokenizer", "got ' '"),
+        ("[label]", "[probe]\ntokenizer = ' '\n[label]", "probe.tokenizer", "' '"),
         ("[label]", "[probe]\nk = 10\n[label]", "probe.k", "[retrieve]"),
-        ("[label]", "[retrieve]\nenabled = 1\n[label]", "retrieve.enabled", "got 1"),
-        ("[label]", "[probe]\nepochs = true\n[label]", "probe.epochs", "got true"),
-        ("= 100", "= true", "eval_weight", "got true"),
-        ("= 100", "= -1", "eval_weight", "got -1"),
-        ("[data]", "data = 3\n[dat]", "data", "got 3"),
+        ("[label]", "[retrieve]\nenabled = 1\n[label]", "retrieve.enabled", "1"),
+        ("[label]", "[probe]\nepochs = true\n[label]", "probe.epochs", "true"),
+        ("= 100", "= true", "eval_weight", "true"),
+        ("= 100", "= -1", "eval_weight", "-1"),
+        ("[data]", "data = 3\n[dat]", "data", "3"),
         ('dataset = "birds"', 'dataset = "birds+crop5s"', "data.dataset", "'birds+crop5s'"),
         ('dataset = "birds"', 'dataset = "birds"\nzenodo = "10.5281/zenodo.1"', "data.zenodo", "'10.5281/zenodo.1'"),
         ('"train*.tar"', '"/data/train*.tar"', "splits.train", "folder"),
@@ -151,12 +152,12 @@ def test_a_manifest_full_of_slips_gives_one_line_for_each(tmp_path: Path) -> Non
         ('"train*.tar"', "'train\\a.tar'", "splits.train", "folder"),
         ('"train*.tar"', '"train-{00..09.tar"', "splits.train", "braces"),
         ('"train*.tar"', '"train*"', "splits.train", "tar"),
-        ('title = "Birds"', 'title = "Bi\\nrds"', "title", "got 'Bi\\nrds'"),
+        ('title = "Birds"', 'title = "Bi\\nrds"', "title", "'Bi\\nrds'"),
     ],
 )
-def test_a_wrong_field_is_reported_at_its_place(tmp_path: Path, old: str, new: str, place: str, says: str) -> None:
+def test_a_wrong_field_is_reported_at_its_place(tmp_path: Path, old: str, new: str, place: str, named: str) -> None:
     problems = problems_of(tmp_path, edited(old, new))
-    assert any(problem.startswith(f"{place}: ") and says in problem for problem in problems), problems
+    assert any(problem.startswith(f"{place}: ") and named in problem for problem in problems), problems
 
 
 def test_a_missing_table_is_one_problem_and_not_one_for_each_of_its_keys(tmp_path: Path) -> None:
@@ -179,15 +180,15 @@ def test_fold_1_does_not_swallow_fold_10(raw: Callable[..., dict[str, Any]]) -> 
 
 
 def test_two_folds_never_hold_the_same_shards(raw: Callable[..., dict[str, Any]]) -> None:
-    with pytest.raises(ValidationError, match="same shards as '1'; folds are disjoint"):
+    with pytest.raises(ValidationError, match="'1'"):
         Manifest.model_validate(raw(splits=None, folds={"1": "a.tar", "2": "b.tar", "3": "a.tar"}))
-    with pytest.raises(ValidationError, match="at least 2 folds are needed, got 1"):
+    with pytest.raises(ValidationError, match=r"\b2\b.*\b1\b"):
         Manifest.model_validate(raw(splits=None, folds={"1": "a.tar"}))
 
 
 def test_only_clip_tasks_are_retrieved_unless_told_otherwise(raw: Callable[..., dict[str, Any]]) -> None:
     assert not Manifest.model_validate(raw(kind="regression")).retrieve.enabled
-    with pytest.raises(ValidationError, match="no nearest-neighbour track: set enabled = false"):
+    with pytest.raises(ValidationError, match="enabled = false"):
         Manifest.model_validate(raw(kind="regression", retrieve={"k": 3}))
 
 
@@ -215,7 +216,7 @@ def test_every_kind_has_metrics_and_no_other_word_is_a_kind() -> None:
 def test_a_syntax_error_carries_its_line_and_column(tmp_path: Path) -> None:
     (problem,) = problems_of(tmp_path, 'name = "birds"\ntitle = Birds\n')
     assert problem.startswith("is not TOML")
-    assert "line 2, column 9" in problem
+    assert re.search(r"\b2\b.*\b9\b", problem)
 
 
 def test_what_cannot_be_read_is_one_clear_line(tmp_path: Path) -> None:
@@ -223,15 +224,15 @@ def test_what_cannot_be_read_is_one_clear_line(tmp_path: Path) -> None:
     latin.write_bytes('title = "Vögel"'.encode("latin-1"))
     deep = tmp_path / "deep.toml"
     deep.write_text("x = " + "[" * 100_000)
-    said = {}
+    messages = {}
     for path in (tmp_path / "absent.toml", tmp_path, latin, deep):
         with pytest.raises(ManifestError) as caught:
             load_manifest(path)
-        said[path.name] = str(caught.value)
-    assert said["absent.toml"] == f"{tmp_path / 'absent.toml'}: cannot be read: no such file or directory"
-    assert said[tmp_path.name] == f"{tmp_path}: cannot be read: is a directory"
-    assert said["latin.toml"].endswith("is not UTF-8 text: byte 10 is 0xf6")
-    assert "nested too deeply" in said["deep.toml"]
+        messages[path.name] = str(caught.value)
+    assert messages["absent.toml"].startswith(f"{tmp_path / 'absent.toml'}: ")
+    assert messages[tmp_path.name].startswith(f"{tmp_path}: ")
+    assert re.search(r"\b10\b.*\b0xf6\b", messages["latin.toml"])
+    assert messages["deep.toml"].startswith(f"{tmp_path / 'deep.toml'}: ")
 
 
 def test_a_byte_order_mark_is_no_part_of_a_manifest(tmp_path: Path) -> None:

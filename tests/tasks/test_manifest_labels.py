@@ -43,21 +43,21 @@ def test_a_value_has_one_text(task: TaskOf, value: object, text: str) -> None:
 
 @pytest.mark.parametrize("value", [None, "", [], ["owl"], {"a": 1}, float("nan"), float("inf"), "\ud800"])
 def test_what_is_no_class_is_an_error_that_names_clip_and_field(task: TaskOf, value: object) -> None:
-    with pytest.raises(LabelError, match=r"birds: clip 'clip-7': field 'y' "):
+    with pytest.raises(LabelError, match=r"birds.*'clip-7'.*'y'"):
         one(labels.field_values, task(label={"field": "y"}), {"y": value})
 
 
 def test_a_dotted_path_walks_into_objects(task: TaskOf) -> None:
     nested = task(label={"field": "speaker.sex"})
     assert one(labels.field_values, nested, {"speaker": {"sex": "F"}, "sex": "M"}) == "F"
-    with pytest.raises(LabelError, match=r"'speaker.sex' is missing; the object has 'age'"):
+    with pytest.raises(LabelError, match=r"'speaker\.sex'.*'age'"):
         one(labels.field_values, nested, {"speaker": {"age": 3}})
-    with pytest.raises(LabelError, match=r"needs an object to look 'sex' up in, got 'F'"):
+    with pytest.raises(LabelError, match=r"'sex'.*'F'"):
         one(labels.field_values, nested, {"speaker": "F"})
 
 
 def test_a_misnamed_field_is_met_with_the_one_that_is_there(task: TaskOf) -> None:
-    with pytest.raises(LabelError, match=r"field 'label' is missing; did you mean labels\?; the object has 'labels'"):
+    with pytest.raises(LabelError, match=r"'label'.*'labels'"):
         one(labels.field_values, task(label={"field": "label"}), {"labels": "owl"})
 
 
@@ -74,23 +74,23 @@ def test_without_a_star_every_value_needs_its_entry() -> None:
     metas = [json.dumps({"broadcasting": value}) for value in (1, True, "1", 0, False)]
     heard = labels.field_values(broadcast, list("abcde"), metas)
     assert heard == ["broadcasting"] * 3 + ["silent"] * 2
-    with pytest.raises(LabelError, match="no mapping for '2'; it has one for '0', '1', 'false', 'true'"):
+    with pytest.raises(LabelError, match=r"'2'.*'0', '1', 'false', 'true'"):
         one(labels.field_values, broadcast, {"broadcasting": 2})
 
 
 def test_a_label_outside_the_classes_is_named_with_a_few_that_are_allowed() -> None:
     with pytest.raises(LabelError) as caught:
         one(labels.field_values, find_task("voxceleb1"), {"speakerid": "id1"})
-    said = str(caught.value)
-    assert all(value in said for value in ("voxceleb1", "'clip-7'", "'speakerid'", "'id1'", "1251", "'id10003', "))
-    assert said.endswith("and 1239 more")
+    message = str(caught.value)
+    assert all(value in message for value in ("voxceleb1", "'clip-7'", "'speakerid'", "'id1'", "1251", "'id10003', "))
+    assert message.endswith("and 1239 more")
 
 
 def test_classes_in_one_string_are_cut_at_the_separator() -> None:
     fsd50k = find_task("fsd50k")
     assert one(labels.field_sets, fsd50k, {"soundevent": "Bark; Dog;Bark;"}) == {"Bark", "Dog"}
     assert one(labels.field_sets, fsd50k, {"soundevent": ""}) == frozenset()
-    with pytest.raises(LabelError, match=r"'Unicorn', .* 200 classes"):
+    with pytest.raises(LabelError, match=r"'Unicorn'.*\b200\b"):
         one(labels.field_sets, fsd50k, {"soundevent": "Bark;Unicorn"})
 
 
@@ -118,7 +118,7 @@ def test_a_number_survives_json_and_text(task: TaskOf, number: float) -> None:
 
 @pytest.mark.parametrize("value", [True, None, "", "ten", "1_0", "nan", float("inf"), 10**400, [1.0]])
 def test_what_is_no_finite_number_is_an_error(task: TaskOf, value: object) -> None:
-    with pytest.raises(LabelError, match=r"clip 'clip-7'.*finite number, got"):
+    with pytest.raises(LabelError, match="'clip-7'"):
         one(labels.field_numbers, task(kind="regression", label={"field": "y"}), {"y": value})
 
 
@@ -142,18 +142,18 @@ def test_piano_notes_are_classes_by_their_midi_number() -> None:
 
 
 @pytest.mark.parametrize(
-    ("sample", "says"),
+    ("sample", "named"),
     [
-        ({"onset": 0}, "the JSON must be a list of events"),
-        (["Dog"], "needs an object to look 'onset' up in"),
-        ([{"onset": 0, "label": "Dog"}], "field 'offset' is missing; did you mean onset"),
-        ([{"onset": 2, "offset": 1, "label": "Dog"}], "got 2 to 1 s"),
-        ([{"onset": -1, "offset": 1, "label": "Dog"}], "got -1 to 1 s"),
-        ([{"onset": 0, "offset": 1, "label": "Dragon"}], "'Dragon', .* 10 classes"),
+        ({"onset": 0}, "clip-7"),
+        (["Dog"], "'onset'"),
+        ([{"onset": 0, "label": "Dog"}], "'offset'"),
+        ([{"onset": 2, "offset": 1, "label": "Dog"}], r"\b2\b.*\b1 s"),
+        ([{"onset": -1, "offset": 1, "label": "Dog"}], r"-1\b.*\b1 s"),
+        ([{"onset": 0, "offset": 1, "label": "Dragon"}], r"'Dragon'.*\b10\b"),
     ],
 )
-def test_a_wrong_event_is_an_error(sample: object, says: str) -> None:
-    with pytest.raises(LabelError, match=says):
+def test_a_wrong_event_is_an_error(sample: object, named: str) -> None:
+    with pytest.raises(LabelError, match=named):
         one(labels.field_events, find_task("desed"), sample)
 
 
@@ -185,11 +185,11 @@ def test_hostile_json_is_a_label_error_on_one_short_line(task: TaskOf, kind: str
     hostile = task(kind=kind, label={"captions": "*"} if kind == "contrastive" else {"field": "y"})
     with pytest.raises(LabelError) as caught:
         READERS_OF_KIND[kind](hostile, ["odd\nkey"], [meta])
-    said = str(caught.value)
-    assert "odd\\nkey" in said
-    assert "\n" not in said
-    assert len(said) < 400
-    said.encode()
+    message = str(caught.value)
+    assert "odd\\nkey" in message
+    assert "\n" not in message
+    assert len(message) < 400
+    message.encode()
 
 
 @pytest.mark.parametrize("kind", READERS_OF_KIND)

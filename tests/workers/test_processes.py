@@ -89,8 +89,8 @@ def test_a_shard_that_two_workers_died_over_ends_the_run_and_what_is_committed_s
     (folder / "faults/killed-always").touch()
     with pytest.raises(WorkerError) as caught:
         extract(engine, folder, tmp_path / "store")
-    told = str(caught.value)
-    assert re.search(r"cpu .*SIGKILL.* train-.*memory", told)
+    result = str(caught.value)
+    assert re.search(r"cpu .*SIGKILL.* train-.*memory", result)
     assert n_committed(tmp_path / "store") == n_parts(tmp_path / "store") < N_SHARDS
 
 
@@ -109,14 +109,14 @@ def test_an_encoder_that_fails_in_a_worker_fails_as_it_would_here_and_names_the_
     engine: Engine, folder: Path, tmp_path: Path
 ) -> None:
     write_split(tmp_path / "data/tiny", "train", [clip("loud", noise(0.5) / abs(noise(0.5)).max())])
-    said = []
+    messages = []
     with open_engine(tripping(), device="cpu") as local:
         for each in (local, engine):
             with pytest.raises(EncoderContractError) as caught:
                 extract(each, folder, tmp_path / "store", data=tmp_path / "data")
-            said.append(str(caught.value))
-    assert said[0] == said[1]
-    assert "clip 'loud' of train-000.tar" in said[0]
+            messages.append(str(caught.value))
+    assert messages[0] == messages[1]
+    assert re.search(r"'loud'.*train-000\.tar", messages[0])
 
 
 def test_shards_that_break_in_workers_are_told_together_and_the_others_are_committed(
@@ -127,7 +127,7 @@ def test_shards_that_break_in_workers_are_told_together_and_the_others_are_commi
     )
     for broken in (1, 4):
         shards[broken].write_bytes(shards[broken].read_bytes()[:3000])
-    with pytest.raises(ShardError, match="2 of 6 shards") as caught:
+    with pytest.raises(ShardError, match=r"\b2\b.*\b6\b") as caught:
         extract(engine, folder, tmp_path / "store", data=tmp_path / "data")
     assert "train-001.tar" in str(caught.value)
     assert "train-004.tar" in str(caught.value)
@@ -161,15 +161,15 @@ def test_no_process_outlives_a_run_that_is_interrupted_or_killed(
         os.killpg(started.pid, sent)  # as a terminal does: to all of them
     else:
         os.kill(started.pid, sent)
-    out, said = started.communicate(timeout=30)
+    out, errors = started.communicate(timeout=30)
     wait_until_nobody_is_left(started.pid)
     assert out == ""
-    assert "Traceback" not in said
+    assert "Traceback" not in errors
     committed = n_committed(tmp_path / "store")
     assert committed < N_SHARDS
     if sent == signal.SIGINT:
         assert started.returncode == 130
-        assert said.strip().splitlines()[-1].startswith("featstore: interrupted")
+        assert errors.strip().splitlines()[-1].startswith("featstore: interrupted")
         assert n_parts(tmp_path / "store") == committed
     (folder / "faults/slow").unlink()
     record = extract(engine, folder, tmp_path / "store")
@@ -192,7 +192,7 @@ def test_no_process_outlives_a_run_that_ends_while_workers_load(
 
 
 @pytest.mark.parametrize(
-    ("asked", "told"),
+    ("asked", "named"),
     [
         ("all", "--device all"),
         ("cpu,auto", "--device.*'cpu,auto'"),
@@ -201,12 +201,12 @@ def test_no_process_outlives_a_run_that_ends_while_workers_load(
         ("cuda:0,cuda:1", "--device cuda:0"),
     ],
 )
-def test_devices_that_cannot_be_are_a_usage_error(folder: Path, asked: str, told: str) -> None:
+def test_devices_that_cannot_be_are_a_usage_error(folder: Path, asked: str, named: str) -> None:
     import torch
 
     if torch.cuda.is_available() and "cpu" not in asked:
         pytest.skip("they are there")
-    with pytest.raises(UsageError, match=told), open_engine(tripping(), device=asked):
+    with pytest.raises(UsageError, match=named), open_engine(tripping(), device=asked):
         pass
 
 

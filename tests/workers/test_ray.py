@@ -104,41 +104,41 @@ def test_credentials_that_only_the_command_has_are_missed_on_a_node_that_is_name
             monkeypatch.setenv(name, value)
         bucket = urllib.request.Request(f"http://127.0.0.1:{s3.port}/bucket", method="PUT")
         urllib.request.urlopen(bucket).close()
-        with pytest.raises(RemoteError, match=r"^a Ray worker on .*s3://bucket/x.zarr.*AWS_"):
+        with pytest.raises(RemoteError, match=r"s3://bucket/x\.zarr.*AWS_"):
             extract(engine, folder, "s3://bucket/x.zarr")
 
 
 @pytest.mark.slow  # that errors come over from a node is seen above, that of an encoder in `test_processes`
 def test_an_encoder_that_fails_on_a_node_fails_as_it_would_here(engine: Engine, folder: Path, tmp_path: Path) -> None:
     write_split(tmp_path / "data/tiny", "train", [clip("loud", noise(0.5) / abs(noise(0.5)).max())])
-    with pytest.raises(EncoderContractError, match=r"'loud' of train-000\.tar.*NaN"):
+    with pytest.raises(EncoderContractError, match=r"'loud'.*train-000\.tar.*NaN"):
         extract(engine, folder, tmp_path / "store", data=tmp_path / "data")
 
 
 @pytest.mark.parametrize(
-    ("asked", "told"),
+    ("asked", "named"),
     [
         ({"device": "cuda"}, "--device cuda"),
         ({"device": "cpu,cpu"}, "--engine ray.*auto, cpu, cuda or all.*'cpu,cpu'"),
-        ({"cpus_per_worker": 64}, "64 cores.*--cpus-per-worker.* 1$"),
+        ({"cpus_per_worker": 64}, r"\b64\b.*--cpus-per-worker.* 1$"),
     ],
 )
 def test_what_the_cluster_cannot_give_is_a_usage_error(
-    engine: Engine, cluster: Any, asked: dict[str, Any], told: str
+    engine: Engine, cluster: Any, asked: dict[str, Any], named: str
 ) -> None:
-    with pytest.raises(UsageError, match=told), open_engine(EncoderRequest(spec="logmel"), engine="ray", **asked):
+    with pytest.raises(UsageError, match=named), open_engine(EncoderRequest(spec="logmel"), engine="ray", **asked):
         pass
 
 
 @pytest.mark.parametrize(
-    ("address", "told"),
+    ("address", "named"),
     [
-        ("nowhere", "--ray-address.*host:port.*'nowhere'"),
+        ("nowhere", "--ray-address.*'nowhere'"),
         ("127.0.0.1:1", "--ray-address 127.0.0.1:1 "),
     ],
 )
-def test_an_address_without_a_cluster_is_a_usage_error(address: str, told: str) -> None:
+def test_an_address_without_a_cluster_is_a_usage_error(address: str, named: str) -> None:
     from featstore.extract.ray_workers import _check_address
 
-    with pytest.raises(UsageError, match=told):
+    with pytest.raises(UsageError, match=named):
         _check_address(address)

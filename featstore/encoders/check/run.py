@@ -28,7 +28,7 @@ from featstore.encoders.encoder import Encoder
 from featstore.errors import EncoderError
 from featstore.records import Recipe
 
-__all__ = ["Budget", "check_encoder"]
+__all__ = ["Budget", "EncoderReport", "check_encoder"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +37,19 @@ class Budget:
 
     long_seconds: float = 60.0
     speed_seconds: float = 20.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncoderReport:
+    """The checks of an encoder. ``encoder`` is its name, or its spec if it could not be loaded."""
+
+    encoder: str
+    checks: tuple[Check, ...]
+
+    @property
+    def failed(self) -> tuple[Check, ...]:
+        """The failed checks."""
+        return tuple(each for each in self.checks if each.verdict == "failed")
 
 
 def check_encoder(

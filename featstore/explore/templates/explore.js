@@ -252,7 +252,7 @@
   const pointers = new Map();
   let travelled = 0;
   const placeOf = (event) => { const box = canvas.getBoundingClientRect(); return [event.clientX - box.left, event.clientY - box.top]; };
-  const says = (at) => [keys[at], ...(state.column ? [`${state.column.name}: ${valueOf(state.column, at) || "no value"}`] : [])].join("\n");
+  const tipOf = (at) => [keys[at], ...(state.column ? [`${state.column.name}: ${valueOf(state.column, at) || "no value"}`] : [])].join("\n");
   canvas.addEventListener("pointerdown", (event) => {
     canvas.setPointerCapture(event.pointerId);
     pointers.set(event.pointerId, placeOf(event));
@@ -264,7 +264,7 @@
     if (!before) {
       const over = pointAt(x, y, radius() + 6);
       if (over !== state.over) { state.over = over; redraw(); }
-      page.showTip(over >= 0 ? says(over) : "", event);
+      page.showTip(over >= 0 ? tipOf(over) : "", event);
       return;
     }
     travelled += Math.abs(x - before[0]) + Math.abs(y - before[1]);
@@ -314,12 +314,12 @@
     made.style.setProperty("--c", colourOf(number));
     return made;
   };
-  const entry = (at, says) => {
+  const entry = (at, text) => {
     const label = state.column ? valueOf(state.column, at) : "";
     const button = make("button", { type: "button", title: keys[at] }, mark(at), make("span", { className: "key", textContent: keys[at] }));
     if (label) button.append(make("span", { className: "label", textContent: label, title: label }));
     if (data.audio === "embedded" && hasSound(at)) button.append(make("span", { textContent: "♪", title: "has sound" }));
-    if (says) button.append(make("span", { className: "n", textContent: says }));
+    if (text) button.append(make("span", { className: "n", textContent: text }));
     button.addEventListener("click", () => pin(at));
     return make("li", {}, button);
   };
@@ -465,7 +465,7 @@
     const table = $("table"), column = state.column, head = table.tHead, body = table.tBodies[0];
     head.replaceChildren();
     body.replaceChildren();
-    $("table-says").textContent = column?.codes
+    $("table-caption").textContent = column?.codes
       ? `Classes of ${column.name}, and the share of the ${data.k} nearest clips of each clip with the same class.`
       : "Colour the map by a field of classes to see them as a table.";
     if (!column?.codes) return;

@@ -2,7 +2,7 @@
   const { showTip } = page;
   const all = (selector, root = document) => [...root.querySelectorAll(selector)];
 
-  // Sorting: numbers by data-v or by their text, text by itself; cells without a value are last, and each tbody is sorted on its own.
+  // Sorting: numbers by data-v or by their text, text alphabetically; cells without a value are last, and each tbody is sorted separately.
   const keyOf = (row, at, numeric) => {
     const cell = row.cells[at];
     if (!numeric) return cell.textContent.trim().toLocaleLowerCase();

@@ -1,0 +1,388 @@
+"""Public functions that compute embeddings: `extract`, and around it `fetch` and `check`."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Unpack, cast, overload
+
+from featstore.api.arguments import StrPath, manifests_of, names_of, one_of, url_of
+from featstore.errors import EncoderContractError, FeatstoreError, UsageError
+from featstore.formatting import harmless, one_line
+
+if TYPE_CHECKING:
+    from featstore.api.arguments import AnyEncoder, Tasks
+    from featstore.encoders.check import EncoderReport
+    from featstore.encoders.encoder import Encoder
+    from featstore.encoders.pooling import Pool
+    from featstore.extract import Engine, ExtractOptions, ExtractSettings, Progress, TaskExtraction
+    from featstore.extract.distributed import Share
+    from featstore.fetch import FetchRecord
+    from featstore.fetch.task import Watcher
+    from featstore.records import ExtractFailure, ExtractRecord
+    from featstore.store import Store
+    from featstore.tasks import Manifest
+
+    OpenProgress = Callable[[], AbstractContextManager[Progress]]
+
+__all__ = ["Extracted", "check", "extract", "fetch"]
+
+_log = logging.getLogger("featstore")
+
+
+class Extracted(Sequence["ExtractRecord"]):
+    """The result of `extract`: a record for each feature set that is up to date, and the tasks that failed.
+
+    Attributes
+    ----------
+    failures : tuple of ExtractFailure
+        Tasks that were not extracted, or not to their end, each with its reason. A shard that could not be read is not
+        one of them: it is in ``broken`` of its record.
+    """
+
+    def __init__(self, records: Iterable[ExtractRecord], *, failures: Iterable[ExtractFailure] = ()) -> None:
+        self._records = tuple(records)
+        self.failures = tuple(failures)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    @overload
+    def __getitem__(self, index: int) -> ExtractRecord: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[ExtractRecord, ...]: ...
+    def __getitem__(self, index: int | slice) -> ExtractRecord | tuple[ExtractRecord, ...]:
+        return self._records[index]
+
+    def raise_failures(self) -> None:
+        """Raise one error for all failures and unreadable shards; return if there are none.
+
+        Raises
+        ------
+        FeatstoreError
+            Its ``exit_code`` is that of the failures, if they agree.
+        """
+        reasons = [*self._unreadable(), *(f"{each.task}: {each.message}" for each in self.failures)]
+        if not reasons:
+            return
+        error = FeatstoreError(f"not everything was extracted: {'; '.join(reasons)}")
+        codes = {each.exit_code for each in self.failures} | ({1} if self._unreadable() else set())
+        error.exit_code = codes.pop() if len(codes) == 1 else 1
+        raise error
+
+    def _unreadable(self) -> list[str]:
+        reasons = (f"{each.dataset}/{each.split}: {broken.reason}" for each in self for broken in each.broken)
+        return list(dict.fromkeys(reasons))
+
+    def __repr__(self) -> str:
+        lines = [
+            f"{each.encoder}@{each.fingerprint}/{each.dataset}/{each.split}: {each.clips:,} clips" for each in self
+        ]
+        lines += [f"failed: {each.task}: {each.message}" for each in self.failures]
+        return "\n".join([f"featstore.Extracted: {len(self)} feature sets", *(f"  {harmless(line)}" for line in lines)])
+
+
+def extract(
+    tasks: Tasks,
+    *,
+    encoder: AnyEncoder | Sequence[AnyEncoder],
+    data: StrPath,
+    store: Store | StrPath,
+    split: str | Sequence[str] | None = None,
+    arguments: Mapping[str, Any] | None = None,
+    layers: Sequence[int | None] = (),
+    pool: Pool | Sequence[Pool] = (),
+    trust_remote_code: bool = False,
+    engine: Literal["local", "ray"] = "local",
+    ray_address: str | None = None,
+    cpus_per_worker: int | None = None,
+    share: Share | None = None,
+    local_rank: int | None = None,
+    progress: Progress | OpenProgress | None = None,
+    on_task: Callable[[TaskExtraction], object] | None = None,
+    **options: Unpack[ExtractSettings],
+) -> Extracted:
+    """Encode the shards of tasks into a store, each shard once; what the store has already is not encoded again.
+
+    Parameters
+    ----------
+    tasks : str, os.PathLike, Manifest, or a sequence of these
+    encoder : str, os.PathLike, nn.Module, callable, or a sequence of these
+        A spec (see `featstore.load_encoder`), a module that keeps the encoder contract, or a class or function that
+        returns one. A module is set to evaluation mode.
+    data : str or os.PathLike
+        Folder or URL that holds a folder of shards for each dataset.
+    store : Store, str or os.PathLike
+        Folder or URL; it is created where there is none.
+    split : str or sequence of str, optional
+        Only these splits or folds.
+    arguments : mapping, optional
+        Constructor arguments of the encoder.
+    layers : sequence of int or None
+        Hidden states to keep, each a feature set NAME.layerK; None is what the encoder returns, and the default.
+    pool : str or sequence of str
+        ``mean`` (the default), ``max``, ``std``: utterance vectors to keep of each layer.
+    trust_remote_code : bool
+        Run the code that comes with a transformers model.
+    engine : "local" or "ray"
+        This machine, or a Ray cluster; see `featstore.extract.open_engine` for `ray_address` and `cpus_per_worker`.
+    share : Share, optional
+        Which of the shards are this process's, of several that extract together.
+    local_rank : int, optional
+        Rank of this process on its machine, set by a scheduler: selects the GPU.
+    progress : Progress or callable, optional
+        Is called as shards are encoded; or a function that opens a Progress for each task, as a context manager.
+    on_task : callable, optional
+        Takes the `featstore.extract.TaskExtraction` of each task as soon as it is known: first the tasks whose shards
+        cannot be found, then each task that is extracted. Without it, failures are logged.
+    **options
+        Fields of `featstore.extract.ExtractOptions`: ``device``, ``precision``, ``padding``, ``frames``...
+
+    Returns
+    -------
+    Extracted
+        A sequence of ExtractRecord with ``failures``.
+
+    Raises
+    ------
+    featstore.errors.FeatstoreError
+        The only encoder cannot be loaded, breaks its contract or has changed, or the store cannot be written. Of
+        several encoders such an error is one of the failures, and the next encoder is tried.
+    """
+    from featstore.extract import ExtractOptions
+
+    manifests = tuple(manifests_of(tasks).values())
+    encoders = list(encoder) if isinstance(encoder, list | tuple) else [cast("AnyEncoder", encoder)]
+    if not encoders:
+        raise UsageError("no encoder is given: name one or more, such as 'logmel'")
+    one_of("engine", engine, ("local", "ray"))
+    settings = ExtractOptions(**options)
+    loading = {
+        "arguments": dict(arguments or {}),
+        "layers": tuple(layers),
+        "pools": names_of(pool),
+        "trust_remote_code": trust_remote_code,
+    }
+    placing: dict[str, Any] = {
+        "engine": engine,
+        "ray_address": ray_address,
+        "cpus_per_worker": cpus_per_worker,
+        "local_rank": local_rank,
+    }
+    planning = {
+        "data_dir": os.fspath(data),
+        "store_url": url_of(store),
+        "options": settings,
+        "splits": names_of(split),
+        "share": share,
+    }
+    records: list[ExtractRecord] = []
+    failures: list[ExtractFailure] = []
+    for each in encoders:
+        open_engine = partial(_engine, each, loading, settings, **placing)
+        run = _extractions(open_engine, manifests, planning, progress=progress)
+        if len(encoders) > 1:
+            run = _failing_alone(run, manifests, name=_shown(each))
+        tasks_done: list[TaskExtraction] = []
+        with closing(run):
+            for done in run:
+                tasks_done.append(done)
+                if on_task is not None:
+                    on_task(done)
+        tasks_done.sort(key=lambda done: done.number)
+        for done in tasks_done:
+            if done.fatal is not None and len(encoders) == 1:
+                raise done.fatal
+            records += done.records
+            failures += [] if done.failure is None else [done.failure]
+    extracted = Extracted(records, failures=failures)
+    if on_task is None:
+        for reason in (*extracted._unreadable(), *(f"{each.task}: {each.message}" for each in failures)):
+            _log.warning("not extracted: %s", reason)
+    return extracted
+
+
+def _extractions(
+    open_engine: Callable[[], AbstractContextManager[Engine]],
+    manifests: Sequence[Manifest],
+    planning: Mapping[str, Any],
+    *,
+    progress: Progress | OpenProgress | None,
+) -> Generator[TaskExtraction]:
+    """Plan and extract all tasks by one encoder."""
+    from featstore.extract import Silent, extract_plans, plan_tasks
+
+    if callable(progress):
+        watch = progress
+    else:
+        opened = Silent() if progress is None else progress
+        watch = lambda: nullcontext(opened)  # noqa: E731 - a constant as a context manager
+    with open_engine() as engine:
+        yield from extract_plans(plan_tasks(manifests, engine, **planning), watch=watch)
+
+
+def _failing_alone(
+    run: Generator[TaskExtraction], manifests: Sequence[Manifest], *, name: str
+) -> Generator[TaskExtraction]:
+    """The extractions by one of several encoders; its error becomes the failure of every task."""
+    from featstore.extract import TaskExtraction
+    from featstore.records import ExtractFailure
+
+    try:
+        yield from run
+    except (FeatstoreError, OSError, MemoryError) as error:
+        message = f"{name}: {one_line(error) or type(error).__name__}"
+        code = error.exit_code if isinstance(error, FeatstoreError) else 1
+        for number, manifest in enumerate(manifests):
+            failure = ExtractFailure(task=manifest.name, error=type(error).__name__, message=message, exit_code=code)
+            yield TaskExtraction(number=number, failure=failure)
+
+
+def _engine(
+    encoder: AnyEncoder,
+    loading: Mapping[str, Any],
+    options: ExtractOptions,
+    *,
+    engine: Literal["local", "ray"],
+    local_rank: int | None,
+    **on_ray: Any,
+) -> AbstractContextManager[Engine]:
+    """The engine that encodes: a spec may be loaded by other processes, a module stays in this one."""
+    from featstore.extract import EncoderRequest, open_engine
+
+    if isinstance(encoder, str | os.PathLike):
+        request = EncoderRequest(spec=os.fspath(encoder), **loading)
+        return open_engine(request, device=options.device, engine=engine, local_rank=local_rank, **on_ray)
+    from featstore.encoders.devices import pick_devices
+    from featstore.encoders.encoder import Encoder
+    from featstore.encoders.load import load_object
+    from featstore.extract.engine import LocalEngine
+
+    devices = pick_devices(options.device, local_rank=local_rank)
+    if engine != "local" or len(devices) > 1:
+        raise UsageError(
+            "a module or callable is encoded by this process on one device: give a spec for several workers"
+        )
+    loaded = encoder
+    if not isinstance(encoder, Encoder):
+        del (given := dict(loading))["trust_remote_code"]
+        loaded = load_object(encoder, **given)
+    return nullcontext(LocalEngine(cast("Encoder", loaded), device=devices[0]))
+
+
+def _shown(encoder: AnyEncoder) -> str:
+    return os.fspath(encoder) if isinstance(encoder, str | os.PathLike) else type(encoder).__name__
+
+
+def check(
+    encoder: StrPath,
+    *,
+    arguments: Mapping[str, Any] | None = None,
+    trust_remote_code: bool = False,
+    on_step: Callable[[str], None] | None = None,
+    **options: Unpack[ExtractSettings],
+) -> EncoderReport:
+    """Test an encoder on synthesised audio, under the recipe and the padding rule of an extraction.
+
+    Parameters
+    ----------
+    encoder : str or os.PathLike
+        A spec, see `featstore.load_encoder`.
+    arguments : mapping, optional
+        Constructor arguments of the encoder.
+    trust_remote_code : bool
+        Run the code that comes with a transformers model.
+    on_step : callable, optional
+        Takes the name of each step before it starts.
+    **options
+        As of `extract`.
+
+    Returns
+    -------
+    EncoderReport
+        ``encoder``, its name; ``checks``, each with ``name``, ``verdict``, ``measured`` and ``advice``; ``failed``.
+
+    Raises
+    ------
+    featstore.errors.EncoderError
+        The encoder cannot be loaded, or cannot run on the device. A broken contract is a failed check.
+    """
+    from featstore.encoders import load_encoder
+    from featstore.encoders.check import Budget, EncoderReport, broken_contract, check_encoder
+    from featstore.encoders.devices import pick_device
+    from featstore.extract import ExtractOptions, plan_recipe
+    from featstore.extract.windows import Padding, plan_windows
+
+    spec, settings = os.fspath(encoder), ExtractOptions(**options)
+    step = on_step or (lambda _: None)
+    step(f"loading {spec}")
+    try:
+        loaded = load_encoder(spec, arguments=dict(arguments or {}), trust_remote_code=trust_remote_code)
+    except EncoderContractError as error:
+        return EncoderReport(encoder=spec, checks=(broken_contract(error),))
+    device = pick_device(settings.device)
+    recipe = plan_recipe(loaded, loaded.outputs[0], device=device, options=settings)
+    plan = partial(
+        plan_windows,
+        crop_seconds=None,
+        padding=Padding.parse(settings.padding),
+        sample_rate_hz=recipe.sample_rate_hz,
+        longest_seconds=loaded.longest_window_seconds(settings.max_window_seconds),
+        input_seconds=loaded.facts.input_seconds,
+    )
+    checks = check_encoder(loaded, recipe=recipe, device=device, plan=plan, budget=Budget(), on_step=step)
+    return EncoderReport(encoder=loaded.name, checks=checks)
+
+
+def fetch(
+    tasks: Tasks,
+    *,
+    data: StrPath,
+    jobs: int = 4,
+    progress: Callable[[], AbstractContextManager[Watcher]] | None = None,
+    on_task: Callable[[FetchRecord], object] | None = None,
+    zenodo_url: str = "https://zenodo.org",
+) -> tuple[FetchRecord, ...]:
+    """Download the shards of tasks from their Zenodo records; interrupted downloads resume.
+
+    Parameters
+    ----------
+    tasks : str, os.PathLike, Manifest, or a sequence of these
+    data : str or os.PathLike
+        Output folder, with a folder of shards for each dataset.
+    jobs : int
+        Parallel files.
+    progress : callable, optional
+        Opens the progress of one task, as a context manager.
+    on_task : callable, optional
+        Takes the record of each task as soon as it is downloaded.
+    zenodo_url : str
+        Base URL of the server.
+
+    Returns
+    -------
+    tuple of FetchRecord
+
+    Raises
+    ------
+    featstore.errors.UsageError
+        The shards of a task are not published, or a task is not known.
+    featstore.errors.FetchError
+        A record cannot be read, the disk is too small, or a file does not match its checksum. Downloaded bytes are
+        kept.
+    """
+    from featstore.fetch import Unwatched, fetch_task
+
+    watch = progress or (lambda: nullcontext(Unwatched()))
+    records: list[FetchRecord] = []
+    for manifest in manifests_of(tasks).values():
+        with watch() as watcher:
+            record = fetch_task(manifest, Path(data), watcher=watcher, base_url=zenodo_url, jobs=jobs)
+        records.append(record)
+        if on_task is not None:
+            on_task(record)
+    return tuple(records)

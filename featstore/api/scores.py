@@ -1,0 +1,338 @@
+"""Public functions that train, score and compare: `probe`, `retrieve`, `probe_arrays`, `compare`, `report`."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from featstore.api.arguments import StrPath, manifests_of, names_of, one_of, opened, seeds_of
+from featstore.errors import UsageError
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+    from featstore.api.arguments import Tasks
+    from featstore.evaluation.runner import ScoreFailure, Scorer
+    from featstore.probe.arrays import Labelled
+    from featstore.records import Protocol, ScoreRecord
+    from featstore.report import Comparison
+    from featstore.report.scores import Scores
+    from featstore.store import Store
+    from featstore.tasks import Manifest
+
+__all__ = ["ScoreProgress", "compare", "probe", "probe_arrays", "report", "retrieve"]
+
+_log = logging.getLogger("featstore")
+
+ScoreProgress = Callable[[int, int, str], object]
+"""Takes how many scores are done, of how many, and the name of the last: the first call has none done."""
+
+
+def probe(
+    tasks: Tasks,
+    *,
+    store: Store | StrPath,
+    encoder: str | Sequence[str] | None = None,
+    protocol: Protocol = "strict",
+    head: str | None = None,
+    seeds: int | Sequence[int] | None = None,
+    shots: Sequence[int] = (),
+    jobs: int = 1,
+    results: StrPath | None = None,
+    progress: ScoreProgress | None = None,
+) -> Scores:
+    """Track A: train a linear model on the cached embeddings of each task and encoder, and score it.
+
+    Parameters
+    ----------
+    tasks : str, os.PathLike, Manifest, or a sequence of these
+    store : Store, str or os.PathLike
+    encoder : str or sequence of str, optional
+        Names in the store (``"logmel"``, or ``"logmel@3f9c2a71"``); by default every encoder that has the task.
+    protocol : "strict" or "xares"
+        Sound evaluation, or X-ARES's own rules.
+    head : str, optional
+        ``logistic``, ``ridge``, ``sweep`` or ``linear``; see `featstore.probe.probe_task`.
+    seeds : int or sequence of int, optional
+        Their number, from 0 on, or the seeds themselves; 3 under ``strict``, one under ``xares``.
+    shots : sequence of int
+        Few-shot curve: also score with N training clips of each class.
+    jobs : int
+        Processes that score pairs of task and encoder; they share the cores.
+    results : str or os.PathLike, optional
+        Folder to which each score is written as soon as it is known.
+    progress : callable, optional
+        Takes the number of scores done, their total and the name of the last.
+
+    Returns
+    -------
+    Scores
+        A sequence of ScoreRecord, in the order of tasks and encoders, with ``failures``.
+
+    Raises
+    ------
+    featstore.errors.UsageError
+        A task or the protocol is not known, or two different tasks have one name.
+    featstore.errors.StoreError
+        The store cannot be read.
+    """
+    from featstore.probe import probe_task
+    from featstore.records import Protocol
+
+    one_of("protocol", protocol, get_args(Protocol))
+    score = partial(_score, probe_task, protocol=protocol, head=head, seeds=seeds_of(seeds), shots=tuple(shots))
+    return _scores(
+        manifests_of(tasks), score, store=store, encoder=encoder, jobs=jobs, results=results, progress=progress
+    )
+
+
+def retrieve(
+    tasks: Tasks,
+    *,
+    store: Store | StrPath,
+    encoder: str | Sequence[str] | None = None,
+    protocol: Protocol = "strict",
+    k: int | Sequence[int] | None = None,
+    index: str = "flat",
+    shots: Sequence[int] = (),
+    jobs: int = 1,
+    results: StrPath | None = None,
+    progress: ScoreProgress | None = None,
+    notify: Callable[[str], object] = _log.info,
+) -> Scores:
+    """Track B: let the nearest cached neighbours of each test clip vote on its label; nothing is trained.
+
+    Of several tasks, those without a nearest-neighbour track are skipped.
+
+    Parameters
+    ----------
+    tasks, store, encoder, protocol, shots, jobs, results, progress
+        As of `probe`.
+    k : int or sequence of int, optional
+        Neighbours that vote; one search answers several. The task's number by default.
+    index : "flat", "hnsw", "ivf" or "ivfpq"
+        FAISS index: ``flat`` is exact, of the others the recall is measured.
+    notify : callable
+        Takes a line about a task that is skipped and an index that is built; with several jobs a module-level function.
+
+    Returns
+    -------
+    Scores
+
+    Raises
+    ------
+    featstore.errors.UsageError
+        No task has a nearest-neighbour track, a task or the protocol is not known, or two different tasks have one
+        name.
+    """
+    from featstore.records import Protocol
+    from featstore.retrieve import retrieve_task
+
+    one_of("protocol", protocol, get_args(Protocol))
+    manifests = manifests_of(tasks)
+    without = [label for label, manifest in manifests.items() if not manifest.retrieve.enabled]
+    if len(manifests) > 1:  # a task alone is scored, and reports its own lack of the track
+        for label in without:
+            notify(f"{label} has no nearest-neighbour track: skipped")
+            del manifests[label]
+        if not manifests:
+            raise UsageError("no task has a nearest-neighbour track: `featstore probe` scores them")
+    score = partial(_score, retrieve_task, protocol=protocol, k=k, index=index, shots=tuple(shots), notify=notify)
+    return _scores(manifests, score, store=store, encoder=encoder, jobs=jobs, results=results, progress=progress)
+
+
+def _score(
+    score: Callable[..., ScoreRecord], store: Store, manifest: Manifest, encoder: str | None, **options: Any
+) -> ScoreRecord:
+    return score(store, manifest, encoder=encoder, **options)
+
+
+def _scores(
+    manifests: Mapping[str, Manifest],
+    score: Scorer,
+    *,
+    store: Store | StrPath,
+    encoder: str | Sequence[str] | None,
+    jobs: int,
+    results: StrPath | None,
+    progress: ScoreProgress | None,
+) -> Scores:
+    """Score every pair, write each score as soon as it is known, and collect all in the order of the pairs."""
+    import featstore.report as reports
+    from featstore.evaluation.runner import ScoreFailure, plan_pairs, run_pairs
+    from featstore.report.scores import Scores
+
+    cached = opened(store)
+    pairs = plan_pairs(cached, manifests, names_of(encoder))
+    folder = None if results is None else Path(results)
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)  # before any score is computed
+    found: dict[int, ScoreRecord | ScoreFailure] = {}
+    unwritten: list[str] = []
+    if progress is not None:
+        progress(0, len(pairs), "")
+    with closing(run_pairs(cached, pairs, score, jobs=jobs)) as outcomes:
+        for number, outcome in outcomes:
+            found[number] = outcome
+            if isinstance(outcome, ScoreFailure):
+                _log.warning("%s", outcome)
+            elif folder is not None:
+                try:
+                    reports.write_score(outcome, folder)
+                except OSError as error:  # a full disk: the score is returned, and others are computed
+                    unwritten.append(f"{pairs[number]} ({(error.strerror or str(error)).lower()})")
+                    _log.warning("the score of %s could not be written", unwritten[-1])
+            if progress is not None:
+                progress(len(found), len(pairs), str(pairs[number]))
+    in_order = [found[number] for number in sorted(found)]
+    return Scores(
+        [each for each in in_order if not isinstance(each, ScoreFailure)],
+        failures=[each for each in in_order if isinstance(each, ScoreFailure)],
+        unwritten=unwritten,
+    )
+
+
+def probe_arrays(
+    X: ArrayLike,
+    y: ArrayLike | Sequence[Any],
+    *,
+    test: Labelled,
+    valid: Labelled | None = None,
+    metric: str | None = None,
+    head: str | None = None,
+    seeds: int | Sequence[int] | None = None,
+) -> ScoreRecord:
+    """Train and score the probe of the protocol ``strict`` on arrays, without a store or a manifest.
+
+    Parameters
+    ----------
+    X : array-like (n, dim)
+        Embeddings of the training clips.
+    y : array-like (n,) or (n, n_classes)
+        Classes (text or whole numbers); label sets, as lists of text or as a multi-hot array; or numbers with a
+        fraction, which are regressed.
+    test : tuple
+        Embeddings and labels that are scored.
+    valid : tuple, optional
+        Embeddings and labels that choose the regularisation; a tenth of the training clips by default.
+    metric : str, optional
+        By default ``accuracy`` for classes, ``mAP`` for label sets, ``pearson`` for numbers.
+    head : str, optional
+        ``logistic``, ``sweep`` or ``linear``; ``ridge`` or ``linear`` for numbers.
+    seeds : int or sequence of int, optional
+        Of heads that are trained by minibatches: their number, from 0 on, or the seeds themselves; 3 by default.
+
+    Returns
+    -------
+    ScoreRecord
+        ``metric``, ``value``, ``ci_low``, ``ci_high``, and ``details`` with the fit and the warnings.
+
+    Raises
+    ------
+    featstore.errors.UsageError
+        The shape or kind of the labels, the metric or the head is not one of the probe's.
+    featstore.errors.DataError, featstore.errors.LabelError
+        The embeddings and labels do not fit together, or cannot be learned from.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> rng = np.random.default_rng(0)
+    >>> y = rng.integers(0, 3, 300)
+    >>> X = np.eye(8)[y] + 0.3 * rng.standard_normal((300, 8))
+    >>> score = probe_arrays(X[:200], y[:200], test=(X[200:], y[200:]))
+    >>> score.metric, score.value > 0.9, score.ci_low < score.value < score.ci_high
+    ('accuracy', True, True)
+    """
+    from featstore.probe.arrays import probe_arrays as on_arrays
+
+    return on_arrays(X, y, test=test, valid=valid, metric=metric, head=head, seeds=seeds_of(seeds))
+
+
+def compare(scores: Iterable[ScoreRecord] | StrPath, a: str, b: str) -> Comparison:
+    """Compare two encoders on everything that both are scored on, with 95 % intervals and tests on the same clips.
+
+    Parameters
+    ----------
+    scores : Scores, iterable of ScoreRecord, str or os.PathLike
+        Scores, or the folder that they were written to.
+    a, b : str
+        ``"logmel"``, or ``"logmel@3f9c2a71"`` where there are several recipes of it.
+
+    Returns
+    -------
+    Comparison
+        ``differences`` by task and ``averages``; each has ``difference``, ``low``, ``high``, ``p`` and ``better``.
+
+    Raises
+    ------
+    featstore.errors.UsageError
+        An encoder has no score, a name is that of several, or the two have no score in common.
+    """
+    from featstore.report import compare as compared
+
+    return compared(_records(scores), a, b)
+
+
+def report(
+    scores: Iterable[ScoreRecord] | StrPath,
+    out: StrPath,
+    *,
+    format: Literal["html", "markdown", "csv", "json"] | None = None,
+    title: str = "Audio encoders",
+    published: bool = False,
+    store: Store | StrPath | None = None,
+) -> Path:
+    """Write the leaderboard of scores to a file.
+
+    Parameters
+    ----------
+    scores : Scores, iterable of ScoreRecord, str or os.PathLike
+        Scores, or the folder that they were written to.
+    out : str or os.PathLike
+        The file; its suffix (``.html``, ``.md``, ``.csv``, ``.json``) names the format where `format` does not.
+    title : str
+        Of an HTML page.
+    published : bool
+        Add the published scores of X-ARES to Markdown and CSV tables of the protocol ``xares``; an HTML page always has
+        them.
+    store : Store, str or os.PathLike, optional
+        Of an HTML page: also show the health of the embedding spaces.
+
+    Returns
+    -------
+    Path
+        `out`.
+
+    Raises
+    ------
+    featstore.errors.UsageError
+        The format is not known, or a library that it needs is not installed.
+    """
+    from featstore.files import write_whole
+    from featstore.report.render import FORMAT_OF_SUFFIX, render
+
+    path = Path(out)
+    chosen = FORMAT_OF_SUFFIX.get(path.suffix.lower()) if format is None else format
+    if chosen is None:
+        raise UsageError(
+            f"the suffix of {path.name!r} names no format: it is {', '.join(FORMAT_OF_SUFFIX)}, or give format"
+        )
+    cached = None if store is None else opened(store)
+    write_whole(path, render(_records(scores), chosen, title=title, published=published, store=cached))
+    return path
+
+
+def _records(scores: Iterable[ScoreRecord] | StrPath) -> tuple[ScoreRecord, ...]:
+    """The newest score of everything that was scored."""
+    from featstore.report import read_scores
+    from featstore.report.scores import Scores
+
+    if isinstance(scores, str | os.PathLike):
+        return read_scores(Path(scores))
+    return Scores(scores).newest()

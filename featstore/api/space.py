@@ -1,0 +1,344 @@
+"""Public functions that look into a store: `inspect`, `health`, `query`, and the map of `explore`."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, overload
+
+from featstore.api.arguments import StrPath, opened
+from featstore.errors import UnknownFeatureSet, UsageError
+
+if TYPE_CHECKING:
+    from featstore.diagnostics import Health
+    from featstore.encoders.encoder import Encoder
+    from featstore.explore.audio import ClipAudio
+    from featstore.explore.page import Explorer
+    from featstore.explore.query import Found
+    from featstore.explore.serve import PageServer
+    from featstore.store import FeatureSet, Store
+    from featstore.store.summary import Details, Summary
+
+__all__ = ["ExploreRecord", "explore", "explore_server", "health", "inspect", "query"]
+
+
+def query(
+    wanted: StrPath,
+    *,
+    store: Store | StrPath,
+    encoder: str | None = None,
+    dataset: str | None = None,
+    split: str | None = None,
+    k: int = 10,
+    spec: str | None = None,
+    device: str = "auto",
+) -> Found:
+    """Find the cached clips nearest to an audio file or to a cached clip.
+
+    Parameters
+    ----------
+    wanted : str or os.PathLike
+        An audio file, or the key of a cached clip; with ``split/`` or ``dataset/split/`` before it where several
+        feature sets have the key.
+    store : Store, str or os.PathLike
+    encoder, dataset, split : str, optional
+        Search only these feature sets, which are of one encoder.
+    k : int
+        Number of clips.
+    spec : str, optional
+        How to load the encoder for a file, where it is not built in.
+    device : str
+        Where the file is encoded.
+
+    Returns
+    -------
+    Found
+        ``hits``, nearest first: ``key``, ``dataset``, ``split``, ``similarity``, ``distance``, ``labels``.
+
+    Raises
+    ------
+    featstore.errors.UnknownFeatureSet
+        There is neither such a clip nor such a file, or no feature set matches.
+    featstore.errors.AmbiguousSelection
+        The feature sets are of several encoders, or several clips have the key.
+    featstore.errors.UsageError
+        `k` is less than 1.
+    """
+    from featstore.explore.query import nearest_to_file, nearest_to_key, sets_of_one_encoder
+
+    if k < 1:
+        raise UsageError(f"k must be at least 1, got {k}")
+    sets = sets_of_one_encoder(opened(store), encoder=encoder, dataset=dataset, split=split)
+    name = os.fspath(wanted)
+    if not os.path.isfile(name):  # noqa: PTH113 - a key may be longer than a file name, for which Path raises
+        return nearest_to_key(sets, name, k=k)
+    from featstore.extract.single_file import load_encoder_of
+
+    def load(fs: FeatureSet) -> Encoder:
+        return load_encoder_of(fs.recipe, stored_spec=fs.address.spec, spec=spec)
+
+    return nearest_to_file(sets, Path(name), load=load, k=k, device=device)
+
+
+def health(
+    store: Store | StrPath,
+    *,
+    encoder: str | None = None,
+    dataset: str | None = None,
+    split: str | None = None,
+    label: str | None = None,
+    near_cosine: float | None = None,
+) -> tuple[Health, ...]:
+    """Measure embedding spaces: norms, effective rank, anisotropy, hubness, near-duplicates in other splits.
+
+    Parameters
+    ----------
+    store : Store, str or os.PathLike
+    encoder, dataset, split : str, optional
+        Measure only these feature sets.
+    label : str, optional
+        Field of the clips' JSON that holds the class: adds the separability of classes.
+    near_cosine : float, optional
+        From where on two whitened vectors are near-duplicates; 0.98 by default.
+
+    Returns
+    -------
+    tuple of Health
+
+    Raises
+    ------
+    featstore.errors.UnknownFeatureSet
+        No feature set matches.
+    featstore.errors.LabelError
+        A clip has no such field, or several values in it.
+    featstore.errors.UsageError
+        `near_cosine` is not above 0 and at most 1.
+    """
+    from featstore.diagnostics import NEAR_COSINE, examine_health
+
+    near = NEAR_COSINE if near_cosine is None else near_cosine
+    if not 0 < near <= 1:
+        raise UsageError(f"near_cosine must be above 0 and at most 1, got {near:g}")
+    cached = opened(store)
+    chosen = matching(cached, encoder=encoder, dataset=dataset, split=split)
+    return examine_health(chosen, among=cached.feature_sets(), label=label, near_cosine=near)
+
+
+@overload
+def inspect(
+    store: Store | StrPath,
+    *,
+    encoder: str | None = ...,
+    dataset: str | None = ...,
+    split: str | None = ...,
+    details: Literal[False] = ...,
+) -> tuple[Summary, ...]: ...
+@overload
+def inspect(
+    store: Store | StrPath,
+    *,
+    encoder: str | None = ...,
+    dataset: str | None = ...,
+    split: str | None = ...,
+    details: Literal[True],
+) -> tuple[Details, ...]: ...
+def inspect(
+    store: Store | StrPath,
+    *,
+    encoder: str | None = None,
+    dataset: str | None = None,
+    split: str | None = None,
+    details: bool = False,
+) -> tuple[Summary, ...] | tuple[Details, ...]:
+    """Summarise the feature sets of a store.
+
+    Parameters
+    ----------
+    store : Store, str or os.PathLike
+    encoder, dataset, split : str, optional
+        Only these feature sets.
+    details : bool
+        Also recipe, provenance, shards, skipped clips and statistics of the vectors, which are read.
+
+    Returns
+    -------
+    tuple of Summary or of Details
+        In the natural order of encoders.
+
+    Raises
+    ------
+    featstore.errors.UnknownFeatureSet
+        No feature set matches.
+    """
+    from featstore.store.summary import examine, summarise
+
+    chosen = matching(opened(store), encoder=encoder, dataset=dataset, split=split)
+    return tuple(map(examine, chosen)) if details else tuple(map(summarise, chosen))
+
+
+def matching(store: Store, *, encoder: str | None, dataset: str | None, split: str | None) -> list[FeatureSet]:
+    """The selected feature sets in the natural order of encoders; all of them, perhaps none, if nothing is selected."""
+    from featstore.report.leaderboard import natural
+
+    chosen = store.feature_sets(encoder=encoder, dataset=dataset, split=split)
+    wanted = (encoder, dataset, split)
+    if not chosen and any(wanted):
+        raise UnknownFeatureSet(
+            f"{store.url} has no feature set {'/'.join(name or '*' for name in wanted)}: "
+            f"`featstore inspect --store {store.url}` lists all"
+        )
+    return sorted(chosen, key=lambda fs: (natural(fs.encoder), fs.recipe.fingerprint))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExploreRecord:
+    """Result of `explore`.
+
+    Attributes
+    ----------
+    out : Path
+        The page.
+    clips, bytes : int
+        Clips of the map, and the size of the page.
+    sounds, sounds_skipped : int
+        Clips that the page plays, and chosen clips that it does not: changed or missing in the data, or too large.
+    """
+
+    out: Path
+    clips: int
+    bytes: int
+    sounds: int = 0
+    sounds_skipped: int = 0
+
+
+def explore(
+    store: Store | StrPath,
+    *,
+    encoder: str | None = None,
+    dataset: str | None = None,
+    split: str | None = None,
+    out: StrPath | None = None,
+    map: Literal["pca", "umap"] = "pca",
+    colour: str | None = None,
+    points: int = 50_000,
+    data: StrPath | None = None,
+    n_audio: int = 40,
+    title: str | None = None,
+) -> ExploreRecord:
+    """Write a map of the clips of one feature set: a self-contained page to view, search and listen to.
+
+    Parameters
+    ----------
+    store : Store, str or os.PathLike
+    encoder, dataset, split : str, optional
+        Select the feature set; what the store has only one of need not be named.
+    out : str or os.PathLike, optional
+        The page; ``ENCODER-DATASET-SPLIT.html`` in the current folder by default.
+    map : "pca" or "umap"
+        Projection.
+    colour : str, optional
+        Field that colours the map; by default the label, else the first field with 2 to 50 classes.
+    points : int
+        Maximum number of clips; more are sampled at random.
+    data : str or os.PathLike, optional
+        Folder with a folder of shards for each dataset: adds playback of clips.
+    n_audio : int
+        Number of clips of which the page embeds ten seconds, balanced over classes.
+    title : str, optional
+        Title of the page; ``DATASET/SPLIT`` by default.
+
+    Returns
+    -------
+    ExploreRecord
+
+    Raises
+    ------
+    featstore.errors.UnknownFeatureSet, featstore.errors.AmbiguousSelection
+        No feature set matches, or several do.
+    featstore.errors.LabelError
+        No clip has the field `colour`.
+    featstore.errors.UsageError
+        A library of the page or of the projection is not installed.
+    """
+    from featstore.explore.audio import embed
+    from featstore.explore.page import render_map
+    from featstore.files import write_whole
+
+    fs = opened(store).select(encoder=encoder, dataset=dataset, split=split)
+    explorer, audio = _explorer(fs, map=map, colour=colour, points=points, data=data)
+    path = Path(_file_name(fs.path) if out is None else out)
+    found = None if audio is None else embed(audio, explorer.points.numbers, explorer.groups, most=n_audio)
+    page = render_map(explorer, audio=None if found is None else dict(found.uris), title=title)
+    write_whole(path, page)
+    return ExploreRecord(
+        out=path,
+        clips=len(explorer.points),
+        bytes=len(page.encode()),
+        sounds=0 if found is None else len(found.uris),
+        sounds_skipped=0 if found is None else found.wanted - len(found.uris),
+    )
+
+
+def explore_server(
+    store: Store | StrPath,
+    *,
+    encoder: str | None = None,
+    dataset: str | None = None,
+    split: str | None = None,
+    port: int = 8642,
+    map: Literal["pca", "umap"] = "pca",
+    colour: str | None = None,
+    points: int = 50_000,
+    data: StrPath | None = None,
+    title: str | None = None,
+) -> PageServer:
+    """Open a local server of the page of `explore`, which plays every clip; its ``serve_forever`` answers requests.
+
+    Parameters
+    ----------
+    port : int
+        Port on the loopback interface; 0 chooses a free one.
+    store, encoder, dataset, split, map, colour, points, data, title
+        As of `explore`.
+
+    Returns
+    -------
+    PageServer
+        A context manager with ``url``, as `http.server.HTTPServer`.
+
+    Raises
+    ------
+    featstore.errors.UsageError
+        The port cannot be opened. Other errors are those of `explore`.
+    """
+    from featstore.explore.page import render_map
+    from featstore.explore.serve import LOOPBACK, PageServer
+
+    fs = opened(store).select(encoder=encoder, dataset=dataset, split=split)
+    explorer, audio = _explorer(fs, map=map, colour=colour, points=points, data=data)
+    try:
+        return PageServer(render_map(explorer, audio=audio, title=title), audio, port=port)
+    except OSError as error:
+        raise UsageError(f"cannot serve at {LOOPBACK}:{port}: {error.strerror}; --port 0: a free port") from error
+
+
+def _explorer(
+    fs: FeatureSet, *, map: Literal["pca", "umap"], colour: str | None, points: int, data: StrPath | None
+) -> tuple[Explorer, ClipAudio | None]:
+    from featstore.explore.audio import ClipAudio
+    from featstore.explore.map import take_points
+    from featstore.explore.page import explore
+
+    audio = None if data is None else ClipAudio(fs, Path(data))
+    return explore(take_points(fs, max_points=points), method=map, colour=colour), audio
+
+
+def _file_name(path: str) -> str:
+    """File name of the page, made of the names of the groups; their documents are untrusted text.
+
+    >>> _file_name("logmel@3f9c2a71/words/train")
+    'logmel-words-train.html'
+    """
+    encoder, *place = path.split("/")
+    return "-".join((encoder.partition("@")[0], *place)) + ".html"
