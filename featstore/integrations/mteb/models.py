@@ -38,7 +38,7 @@ _SETTINGS = {
     *("device", "precision", "frame_dtype", "padding", "batch_seconds", "max_clip_seconds", "max_window_seconds"),
     *("compiled", "allow_drift"),
 }
-_MTEB_GROUP_SECONDS = 64.0
+_MTEB_GROUP_SECONDS = 16.0
 _GPU_GROUP_BATCHES = 16
 _SIGNALS_RATE_HZ = 16_000
 
