@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -33,6 +34,7 @@ from speech_tasks import as_array, speech_tasks, synthetic_speech
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::sklearn.exceptions.UndefinedMetricWarning"),
+    pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning"),
     pytest.mark.filterwarnings("ignore:The number of unique classes is greater than 50%:UserWarning"),
 ]
 
@@ -143,7 +145,7 @@ class OneByOne:
 def test_an_encoder_of_featstore_scores_as_its_vectors_of_single_files(kind: str, store: Path, tmp_path: Path) -> None:
     expected = main_score(scores(OneByOne("mfcc", tmp_path), speech_tasks(SPEECH)[kind]))
     first = scores(CachedEncoder("mfcc", store=store), speech_tasks(SPEECH)[kind], batch_size=8)
-    assert main_score(first) == pytest.approx(expected, abs=1e-3)
+    assert main_score(first) == pytest.approx(expected, abs=0.02)  # batches differ, and so may last bits
 
     encoder, passes = load_encoder("mfcc"), []
     again = CachedEncoder(encoder, store=store)
@@ -172,6 +174,12 @@ def test_vectors_do_not_depend_on_the_batch_where_those_of_the_model_do(store: P
     assert np.array_equal(encode(CachedEncoder(SmallAudioModel(), store=store), CLIPS, batch_size=len(CLIPS)), alone)
     shuffled = CachedEncoder(SmallAudioModel(), store=tmp_path / "other.zarr")
     assert np.array_equal(encode(shuffled, CLIPS[::-1], batch_size=3)[::-1], alone)
+
+
+@pytest.mark.parametrize("spec", ["logmel", "mfcc"])
+def test_vectors_of_an_encoder_of_featstore_are_those_of_single_files(spec: str, store: Path, tmp_path: Path) -> None:
+    alone = encode(OneByOne(spec, tmp_path), CLIPS)
+    assert np.allclose(encode(CachedEncoder(spec, store=store), CLIPS, batch_size=4), alone, rtol=1e-5, atol=1e-5)
 
 
 def test_a_long_clip_is_the_mean_of_its_windows(store: Path, tmp_path: Path) -> None:
@@ -245,27 +253,18 @@ def test_the_feature_sets_are_those_of_any_store(store: Path) -> None:
     assert again.batches == []
 
 
-ENCODE_SLOWLY = """
-import sys
-import mteb_models
-from test_mteb import LONG_CLIPS, encode
-from featstore.integrations.mteb import CachedEncoder
-
-mteb_models.pause_seconds = float(sys.argv[2])
-model = mteb_models.SmallAudioModel()
-encode(CachedEncoder(model, store=sys.argv[1], commit_seconds=0.0), LONG_CLIPS)
-print(len(model.batches))
-"""
 LONG_CLIPS = [as_array(noise(2.0, seed=number)) for number in range(40)]
 
 
-def start_encoding(store: Path, *, pause_seconds: float) -> subprocess.Popen[str]:
+def start_encoding(store: Path, *, pause_seconds: float) -> subprocess.Popen[bytes]:
+    script = (
+        "from test_mteb import *; "
+        f"mteb_models.pause_seconds = {pause_seconds}; "
+        f"encode(CachedEncoder(SmallAudioModel(), store={str(store)!r}, commit_seconds=0.0), LONG_CLIPS)"
+    )
     here = Path(__file__).parent
-    paths = f"{here}:{here.parent}:{here.parents[1]}"
-    return subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", ENCODE_SLOWLY, str(store), str(pause_seconds)],
-        env=environment(PYTHONPATH=paths), stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    paths = os.pathsep.join(map(str, (here, here.parent, here.parents[1])))
+    return subprocess.Popen([sys.executable, "-W", "ignore", "-c", script], env=environment(PYTHONPATH=paths))
 
 
 def stored_clips(store: Path) -> int:
@@ -275,11 +274,17 @@ def stored_clips(store: Path) -> int:
         return 0
 
 
+def wait_for(process: subprocess.Popen[bytes], store: Path, *, clips: int) -> None:
+    until = time.monotonic() + 300
+    while stored_clips(store) < clips:
+        assert process.poll() is None
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
 def test_after_a_kill_only_the_rest_is_encoded(store: Path) -> None:
     process = start_encoding(store, pause_seconds=0.1)
-    until = time.monotonic() + 100
-    while stored_clips(store) < 16 and process.poll() is None and time.monotonic() < until:
-        time.sleep(0.05)
+    wait_for(process, store, clips=16)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     committed = stored_clips(store)
@@ -292,13 +297,16 @@ def test_after_a_kill_only_the_rest_is_encoded(store: Path) -> None:
     assert run_cli("verify", "--store", store).returncode == 0
 
 
-def test_two_processes_write_to_one_store(store: Path) -> None:
-    processes = [start_encoding(store, pause_seconds=0.02) for _ in range(2)]
-    assert [(process.communicate()[0] != "", process.returncode) for process in processes] == [(True, 0)] * 2
-    model = SmallAudioModel()
-    found = encode(CachedEncoder(model, store=store), LONG_CLIPS)
-    assert model.batches == []
+def test_two_processes_write_to_one_store_at_once(store: Path) -> None:
+    process = start_encoding(store, pause_seconds=0.1)
+    wait_for(process, store, clips=8)
+    found = encode(CachedEncoder(SmallAudioModel(), store=store, commit_seconds=0.0), LONG_CLIPS)
+    process.communicate()
+    assert process.returncode == 0
     assert np.array_equal(found, encode(SmallAudioModel(), LONG_CLIPS))
+    again = SmallAudioModel()
+    assert np.array_equal(encode(CachedEncoder(again, store=store), LONG_CLIPS), found)
+    assert again.batches == []
     assert run_cli("verify", "--store", store).returncode == 0
 
 
