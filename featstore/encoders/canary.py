@@ -33,8 +33,10 @@ __all__ = [
     "Drift",
     "Planned",
     "cosine",
+    "decimals",
     "furthest_drift",
     "read_canary",
+    "read_canary_of",
     "reference_signals",
 ]
 
@@ -148,22 +150,46 @@ def read_canary(
         Versions of the software that affect the numbers.
     """
     run = EncoderRun(encoder, replace(recipe, frame_dtype="float32"), device=device, keep_frames=True)
-    signals = reference_signals(recipe.sample_rate_hz)
     with run.at_work():
-        found = {name: _encoded(run, wave, plan) for name, wave in signals.items()}
-        works = next((name for name, outputs in found.items() if outputs is not None), None)
-        again = None if works is None else _encoded(run, signals[works], plan)
+        return read_canary_of(
+            lambda wave: _encoded(run, wave, plan),
+            n_outputs=len(encoder.outputs),
+            sample_rate_hz=recipe.sample_rate_hz,
+            precision=recipe.precision,
+            made_by={"device": _named(device), "versions": dict(versions)},
+        )
+
+
+def read_canary_of(
+    encode: Callable[[NDArray[np.float32]], tuple[dict[str, Any], ...] | None],
+    *,
+    n_outputs: int,
+    sample_rate_hz: int,
+    precision: str,
+    made_by: Mapping[str, Any],
+) -> CanaryReading:
+    """Encode the reference signals one after the other, and the first that can be encoded once more.
+
+    Parameters
+    ----------
+    encode : callable
+        Takes a signal, and returns ``{"utterance", "frames"}`` for each output, or None if it cannot be encoded.
+    """
+    signals = reference_signals(sample_rate_hz)
+    found = {name: encode(wave) for name, wave in signals.items()}
+    works = next((name for name, outputs in found.items() if outputs is not None), None)
+    again = None if works is None else encode(signals[works])
     outputs = tuple(
-        {name: None if each is None else each[at] for name, each in found.items()} for at in range(len(encoder.outputs))
+        {name: None if each is None else each[at] for name, each in found.items()} for at in range(n_outputs)
     )
     drifts = []
     if works is not None and (first := found[works]) is not None:
         drifts = [_drift(works, each, None if again is None else again[at]) for at, each in enumerate(first)]
-    limit = _SAME_PROCESS * TOLERANCES[recipe.precision]
+    limit = _SAME_PROCESS * TOLERANCES[precision]
     return CanaryReading(
         outputs=outputs,
         unsteady=max((drift for drift in drifts if not drift.relative <= limit), key=_by_size, default=None),
-        made_by={"device": _named(device), "versions": dict(versions)},
+        made_by=made_by,
     )
 
 
@@ -182,10 +208,7 @@ def _encoded(
         encoded = run(audio, np.array([n_samples], np.int64))
     except EncoderError:  # for example, the signal is too short; extraction reports clips that are too short
         return None
-    return tuple(
-        {"utterance": [_decimal(value) for value in each.utterance[0]], "frames": _summary(each.frames)}
-        for each in encoded
-    )
+    return tuple({"utterance": decimals(each.utterance[0]), "frames": _summary(each.frames)} for each in encoded)
 
 
 def _summary(frames: tuple[NDArray[Any], ...] | None) -> dict[str, Any] | None:
@@ -193,6 +216,11 @@ def _summary(frames: tuple[NDArray[Any], ...] | None) -> dict[str, Any] | None:
         return None
     values = frames[0].astype(np.float64)
     return {"count": len(values), "mean": _decimal(values.mean()), "std": _decimal(values.std())}
+
+
+def decimals(vector: NDArray[np.floating[Any]]) -> list[float]:
+    """Return the numbers of a vector as the shortest decimals that round to the same float32."""
+    return [_decimal(value) for value in vector]
 
 
 def _decimal(value: Any) -> float:

@@ -29,6 +29,7 @@ __all__ = [
     "encode_flac",
     "encode_ogg",
     "missing_frames_allowed",
+    "prepare",
 ]
 
 
@@ -154,6 +155,42 @@ def decode(
             samples = _joined(blocks) if rate == sample_rate_hz else _resampled(blocks, rate, sample_rate_hz)
     except (soundfile.SoundFileError, RuntimeError, ValueError, TypeError, OverflowError) as error:
         raise UnusableClip(f"it cannot be decoded: {_reason(error)}") from error
+    return _checked(samples)
+
+
+def prepare(
+    samples: NDArray[np.generic], *, rate_hz: int, sample_rate_hz: int, max_seconds: float
+) -> NDArray[np.float32]:
+    """Average the channels of decoded audio and resample it, as `decode` does with a file.
+
+    Parameters
+    ----------
+    samples : (samples,) or (channels, samples)
+        Audio in [-1, 1].
+    rate_hz : int
+        Sample rate of `samples`.
+
+    Returns
+    -------
+    float32 (samples,) at `sample_rate_hz`
+
+    Raises
+    ------
+    UnusableClip
+        It is empty, too long, or not audio, or its sample rate is not supported.
+    """
+    lowest, highest = SAMPLE_RATES_HZ
+    if not lowest <= rate_hz <= highest:
+        raise UnusableClip(f"its sample rate is {rate_hz:,} Hz, which is not within {lowest} to {highest:,}")
+    if samples.ndim not in (1, 2) or not samples.size:
+        raise UnusableClip(f"its samples have shape {samples.shape}: (samples,) or (channels, samples) is supported")
+    if (seconds := samples.shape[-1] / rate_hz) > max_seconds:
+        raise UnusableClip(f"it has {seconds:,.0f} s, more than max_clip_seconds {max_seconds:g}", seconds=seconds)
+    mono = _downmixed(np.atleast_2d(samples).astype(np.float32, copy=False).T)
+    return _checked(mono if rate_hz == sample_rate_hz else _resampled(iter([(mono, True)]), rate_hz, sample_rate_hz))
+
+
+def _checked(samples: NDArray[np.float32]) -> NDArray[np.float32]:
     if not len(samples):
         raise UnusableClip("it has no samples")
     largest = max(float(samples.max()), -float(samples.min()))  # both are NaN if any sample is

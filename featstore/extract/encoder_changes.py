@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from featstore.errors import EncoderChanged
 from featstore.extract.job import EncodeJob
@@ -13,10 +13,10 @@ from featstore.store import note_in_encoder_group, read_encoder_group, read_enco
 
 if TYPE_CHECKING:
     from featstore.encoders.canary import CanaryReading, Drift
-    from featstore.extract.engine import Engine
+    from featstore.extract.options import ExtractOptions
     from featstore.store import EncoderGroup
 
-__all__ = ["DriftCheck", "describe_change", "differing_fields", "match_stored_names"]
+__all__ = ["CanarySource", "DriftCheck", "describe_change", "differing_fields", "match_stored_names"]
 
 
 _FIELD_NAMES = {
@@ -143,6 +143,13 @@ def _difference(field: str, stored: Recipe, now: Recipe) -> str:
 SIGNALS_VERSION = 1
 
 
+class CanarySource(Protocol):
+    """An encoder whose output for the reference signals can be read: see `featstore.extract.engine.Engine`."""
+
+    def canary(self, options: ExtractOptions) -> CanaryReading:
+        """Return the encoder's output for the reference signals."""
+
+
 class DriftCheck:
     """Reads the canary of the encoder once per run, and compares it with the canaries in the store.
 
@@ -150,13 +157,13 @@ class DriftCheck:
 
     Parameters
     ----------
-    engine : Engine
+    engine : CanarySource
         Engine of the run.
     notes : sequence of str
         Lines about the encoder, reported with those about its canary.
     """
 
-    def __init__(self, engine: Engine, *, notes: Sequence[str] = ()) -> None:
+    def __init__(self, engine: CanarySource, *, notes: Sequence[str] = ()) -> None:
         self._engine = engine
         self._notes = tuple(notes)
         self._new: dict[str, Mapping[str, Any]] = {}  # group -> canary that the store lacks

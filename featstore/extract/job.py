@@ -209,14 +209,14 @@ class DeviceEncoder:
                 for number in lacking.outputs
             )
 
-        run = self._start(job)
+        run = self.start(job)
         with run.at_work():
-            batch_seconds = self._budget(run, job)
+            batch_seconds = self.batch_seconds(run, job)
             pipeline = Pipeline(
                 targets=targets,
                 encoder=run,
                 encoder_name=self._encoder.name,
-                plan=self._plan(job.options, crop_seconds=job.crop_seconds),
+                plan=self.plan(job.options, crop_seconds=job.crop_seconds),
                 batcher=new_batcher(
                     padding,
                     budget_samples=round(batch_seconds * rate),
@@ -245,12 +245,12 @@ class DeviceEncoder:
                 self._encoder,
                 recipe,
                 device=self._device,
-                plan=self._plan(options, crop_seconds=None),
+                plan=self.plan(options, crop_seconds=None),
                 versions=software_versions(),
             )
         return self._canaries[recipe.fingerprint]
 
-    def _plan(self, options: ExtractOptions, *, crop_seconds: float | None) -> Callable[[int], tuple[Window, ...]]:
+    def plan(self, options: ExtractOptions, *, crop_seconds: float | None) -> Callable[[int], tuple[Window, ...]]:
         """Return a function from the number of samples of a clip to its windows."""
         return partial(
             plan_windows,
@@ -261,7 +261,7 @@ class DeviceEncoder:
             input_seconds=self._encoder.facts.input_seconds,
         )
 
-    def _start(self, job: EncodeJob) -> EncoderRun:
+    def start(self, job: EncodeJob) -> EncoderRun:
         """The encoder on its device, cached between jobs because it learns which batch sizes fit on the device."""
         from featstore.encoders.runner import EncoderRun
 
@@ -276,7 +276,7 @@ class DeviceEncoder:
             )
         return self._started[1]
 
-    def _budget(self, run: EncoderRun, job: EncodeJob) -> float:
+    def batch_seconds(self, run: EncoderRun, job: EncodeJob) -> float:
         """Seconds of audio per batch; auto-tuned once on a GPU."""
         key = (job.outputs[0].recipe.fingerprint, job.options.batch_seconds, job.crop_seconds)
         if key not in self._batch_seconds:

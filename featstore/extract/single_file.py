@@ -1,9 +1,13 @@
-"""Encodes one audio file by a store's recipe: decoded, resampled, windowed, padded and encoded as its shards were."""
+"""Encodes clips without shards: an audio file by a store's recipe, or decoded clips in memory.
+
+They are resampled, cut into windows, padded and encoded as the clips of a shard.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any, cast
@@ -17,14 +21,15 @@ from featstore.extract.audio import RESAMPLER, decode
 from featstore.extract.batching import Batch, Batcher, PendingWindow, stack
 from featstore.extract.encoder_changes import differing_fields, match_stored_names
 from featstore.extract.job import new_batcher
-from featstore.extract.windows import Padding, plan_windows
+from featstore.extract.windows import Padding, Window, plan_windows
 
 if TYPE_CHECKING:
     from featstore.encoders.encoder import Encoder
     from featstore.encoders.pooling import Pool
+    from featstore.encoders.runner import EncoderRun
     from featstore.records import Recipe
 
-__all__ = ["EncodedFile", "encode_file", "load_encoder_of"]
+__all__ = ["EncodedClip", "EncodedFile", "encode_clips", "encode_file", "load_encoder_of"]
 
 MAX_SECONDS = 3600.0
 _BATCH_SECONDS = 64.0
@@ -135,8 +140,8 @@ def encode_file(
     except UnusableClip as error:
         raise UnusableClip(f"{path} cannot be used: {error}") from error
     padding = Padding.parse(recipe.padding)
-    windows = plan_windows(
-        len(samples),
+    plan = partial(
+        plan_windows,
         crop_seconds=crop_seconds,
         padding=padding,
         sample_rate_hz=rate,
@@ -144,16 +149,54 @@ def encode_file(
         input_seconds=encoder.facts.input_seconds,
     )
     run = EncoderRun(encoder, recipe, device=pick_device(device), keep_frames=False)
-    utterance = np.empty((len(windows), recipe.dim), np.float32)
-    pending = [
-        PendingWindow(0, index, samples[window.start : window.stop], window.padded)
+    batcher = new_batcher(padding, budget_samples=round(_BATCH_SECONDS * rate), shards_ahead=0)
+    [encoded] = encode_clips([samples], run=run, plan=plan, batcher=batcher)
+    return EncodedFile(utterance=encoded.utterance, seconds=len(samples) / rate)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncodedClip:
+    """Windows of a clip, and their utterance vectors, float32 (windows, dim)."""
+
+    windows: tuple[Window, ...]
+    utterance: NDArray[np.float32]
+
+
+def encode_clips(
+    clips: Sequence[NDArray[np.float32]],
+    *,
+    run: EncoderRun,
+    plan: Callable[[int], tuple[Window, ...]],
+    batcher: Batcher,
+) -> list[EncodedClip]:
+    """Encode clips at the encoder's sample rate, in batches of their windows; only the first output is returned.
+
+    Parameters
+    ----------
+    plan : callable
+        Returns the windows of a clip by its number of samples.
+
+    Raises
+    ------
+    EncoderError
+        The encoder fails on a batch.
+    """
+    planned = [plan(len(samples)) for samples in clips]
+    vectors: list[dict[int, NDArray[np.float32]]] = [{} for _ in clips]
+    pending = (
+        PendingWindow(number, index, samples[window.start : window.stop], window.padded)
+        for number, (samples, windows) in enumerate(zip(clips, planned, strict=True))
         for index, window in enumerate(windows)
-    ]
+    )
     with run.at_work():
-        batcher = new_batcher(padding, budget_samples=round(_BATCH_SECONDS * rate), shards_ahead=0)
         for batch in _batches(pending, batcher):
-            utterance[[window.index for window in batch]] = run(*stack(batch, blank=run.blank))[0].utterance
-    return EncodedFile(utterance=utterance, seconds=len(samples) / rate)
+            encoded = run(*stack(batch, blank=run.blank))[0].utterance
+            for window, vector in zip(batch, encoded, strict=True):
+                vectors[window.shard][window.index] = vector
+    return [
+        EncodedClip(windows=windows, utterance=np.stack([of_clip[index] for index in range(len(windows))]))
+        for windows, of_clip in zip(planned, vectors, strict=True)
+    ]
 
 
 def _batches(windows: Iterable[PendingWindow], batcher: Batcher) -> Iterable[Batch]:

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from featstore.encoders.encoder import Encoder
     from featstore.tasks import Manifest
 
-__all__ = ["TaskPlan", "extract_task", "plan_tasks"]
+__all__ = ["TaskPlan", "extract_task", "plan_tasks", "stored_recipes"]
 
 
 def extract_task(
@@ -95,7 +95,7 @@ def extract_task(
     engine = _as_engine(encoder, options, local_rank=local_rank)
     shards = _find_every_shard(manifest, data_dir, splits)
     card = engine.describe(options)
-    recipes, anew = _recipes(card, store_url)
+    recipes, anew = stored_recipes(card, store_url)
     plan = _planned(
         manifest,
         shards,
@@ -147,7 +147,7 @@ def plan_tasks(
     if all(isinstance(each, ExtractFailure) for each in found):
         return tuple(each for each in found if isinstance(each, ExtractFailure))
     card = engine.describe(options)
-    recipes, anew = _recipes(card, store_url)
+    recipes, anew = stored_recipes(card, store_url)
     check = DriftCheck(engine, notes=anew)
     return tuple(
         each
@@ -220,7 +220,7 @@ def _planned(
     )
 
 
-def _recipes(card: EncoderCard, store_url: str) -> tuple[tuple[Recipe, ...], tuple[str, ...]]:
+def stored_recipes(card: EncoderCard, store_url: str) -> tuple[tuple[Recipe, ...], tuple[str, ...]]:
     """Recipes of the encoder's outputs as the store names them, and a note about the first one that it lacks."""
     groups = recipe_groups(store_url)
     recipes = tuple(output.recipe for output in card.outputs)

@@ -90,7 +90,7 @@ def test_numbers_make_the_round_trip_to_the_last_bit(encoder_file: Path) -> None
     recipe = plan_recipe(encoder, Output(), device="cpu", options=ExtractOptions(padding="exact"))
     wave = reference_signals(16_000)["noise-0.3s"]
     vector = encoder.module(torch.from_numpy(wave)[None])[0].mean(0).detach().numpy()
-    plan = DeviceEncoder(encoder, device="cpu", cores=1)._plan(ExtractOptions(padding="exact"), crop_seconds=None)
+    plan = DeviceEncoder(encoder, device="cpu", cores=1).plan(ExtractOptions(padding="exact"), crop_seconds=None)
     found = read_canary(encoder, recipe, device="cpu", plan=plan, versions={}).outputs[0]["noise-0.3s"]["utterance"]
     again = np.array(json.loads(json.dumps(found)), np.float32)
     np.testing.assert_allclose(again, vector, rtol=1e-5)

@@ -1,0 +1,1 @@
+"""featstore in other evaluation frameworks. Each module needs the extra of its name."""
