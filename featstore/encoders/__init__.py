@@ -32,7 +32,8 @@ def load_encoder(
         ``hear:MODULE[=WEIGHTS]``, ``onnx:FILE``, ``torchscript:FILE``, ``st:NAME_OR_PATH``, ``./file.py[:Class]`` or
         ``package.module:Class``.
     arguments : mapping, optional
-        Keyword arguments of the class, or what a model's file does not state. Every recipe stores them; an argument that looks like a secret is rejected.
+        Keyword arguments of the class, or what a model's file does not state. Every recipe stores them; one that
+        looks like a secret is rejected.
     layers : sequence of int or None, optional
         Hidden states to keep of each forward pass; None, the default, is the output of the encoder.
     pools : sequence of str, optional

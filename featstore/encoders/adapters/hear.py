@@ -10,7 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from featstore.encoders.adapters.windows import WHOLE_WINDOW_MS, in_row_order, rows_by_length
+from featstore.encoders.adapters.windows import (
+    WHOLE_WINDOW_MS,
+    in_row_order,
+    noise,
+    rows_by_length,
+    shortest_window,
+)
 from featstore.errors import EncoderContractError, EncoderError
 from featstore.formatting import one_line
 
@@ -63,7 +69,8 @@ def build_hear(api: ModuleType, *, where: str, weights: str, arguments: Mapping[
 class HearEncoder(nn.Module):
     """A HEAR model. The timestamp embeddings are frames; the scene embedding is the utterance vector.
 
-    The API has no mask, so that each call gets windows of one length, without padding. If the two embeddings differ in
+    The API has no mask, so that each call gets windows of one length, without padding; windows that are too short for
+    the model, of less than 0.1, 0.5 or 1 s, are padded to that with silence. If the two embeddings differ in
     width, or the model has one only, one of them is used: the scene embedding as a single frame for each window, or the
     timestamp embeddings, with their mean as the utterance vector.
 
@@ -103,12 +110,14 @@ class HearEncoder(nn.Module):
         kind = "scene" if self._timestamps is None else "timestamp"
         self.output_dim = self._whole_number(f"{kind}_embedding_size")
         self.hop_size_in_ms = WHOLE_WINDOW_MS if self._timestamps is None else self._hop_in_ms()
+        self._least = 1
+        self._least = shortest_window(self, rate_hz=self.sampling_rate)
 
     def forward(self, audio: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor | None, Tensor]:
         """float32 (batch, samples) -> frames (batch, frames, dim), vectors (batch, dim) or None, int64 (batch,)."""
         frames: dict[int, Tensor] = {}
         vectors: dict[int, Tensor] = {}
-        for rows, waves in rows_by_length(audio, lengths):
+        for rows, waves in rows_by_length(audio, lengths, least=self._least):
             if self._scene is not None:
                 found = _tensor(self._scene(waves, self.model), "get_scene_embeddings", self._where, waves, ndim=2)
                 vectors |= dict(zip(rows, found, strict=True))
@@ -134,16 +143,15 @@ class HearEncoder(nn.Module):
 
     def _hop_in_ms(self) -> float:
         """Return the spacing of the timestamps of noise."""
-        generator = torch.Generator().manual_seed(0)
-        noise = torch.rand((1, round(_PROBED_SECONDS * self.sampling_rate)), generator=generator) - 0.5
+        waves = noise(_PROBED_SECONDS, rate_hz=self.sampling_rate)
         try:
             with torch.inference_mode():
-                _, times = self._frames(noise)
+                _, times = self._frames(waves)
         except EncoderContractError:
             raise
         except Exception as error:
             raise EncoderContractError(
-                f"get_timestamp_embeddings of {self._where} failed on float32 {tuple(noise.shape)}: "
+                f"get_timestamp_embeddings of {self._where} failed on float32 {tuple(waves.shape)}: "
                 f"{one_line(error, typed=True)}"
             ) from error
         at = times.detach().cpu().double().flatten()

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from featstore.encoders.adapters.windows import WHOLE_WINDOW_MS
+from featstore.encoders.adapters.windows import WHOLE_WINDOW_MS, noise
 from featstore.errors import EncoderContractError, EncoderError
 from featstore.formatting import one_line
 
@@ -111,16 +111,16 @@ class GraphEncoder(nn.Module):
             self.input_seconds = self._samples / self.sampling_rate
 
     def _test_run(self) -> Any:
-        generator = torch.Generator().manual_seed(0)
-        noise = torch.rand((self._batch or 1, self._samples or self.sampling_rate), generator=generator) - 0.5
+        seconds = (self._samples or self.sampling_rate) / self.sampling_rate
+        waves = noise(seconds, rate_hz=self.sampling_rate).expand(self._batch or 1, -1)
         try:
             with torch.inference_mode():
-                return as_frames(self.run(noise))
+                return as_frames(self.run(waves))
         except EncoderError:
             raise
         except Exception as error:
             raise EncoderError(
-                f"{self._where} fails on float32 {tuple(noise.shape)}, noise at {self.sampling_rate} Hz: if it needs "
+                f"{self._where} fails on float32 {tuple(waves.shape)}, noise at {self.sampling_rate} Hz: if it needs "
                 f"a fixed length, add --encoder-arg input_seconds= ({one_line(error, most=200, typed=True)})"
             ) from error
 

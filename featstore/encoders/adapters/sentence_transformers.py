@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from featstore.encoders.adapters.windows import WHOLE_WINDOW_MS, in_row_order, rows_by_length
+from featstore.encoders.adapters.windows import WHOLE_WINDOW_MS, in_row_order, rows_by_length, shortest_window
 from featstore.encoders.contract import LoadedModel
 from featstore.encoders.fingerprint import encoder_identity
 from featstore.encoders.user_code import code_without_loading
@@ -68,7 +68,8 @@ def load_sentence_transformer(where: str, *, trust_remote_code: bool) -> LoadedM
 class SentenceTransformerEncoder(nn.Module):
     """A sentence-transformers model: one vector for each window.
 
-    ``encode`` gets windows of one length at a time, so that its feature extractor pads nothing.
+    ``encode`` gets windows of one length at a time, so that its feature extractor pads nothing. Windows that are too
+    short for the model, of less than 0.1, 0.5 or 1 s, are padded to that with silence.
 
     Parameters
     ----------
@@ -89,11 +90,13 @@ class SentenceTransformerEncoder(nn.Module):
         self.sampling_rate = rate
         self.hop_size_in_ms = WHOLE_WINDOW_MS
         self.output_dim = int(model.get_embedding_dimension())
+        self._least = 1
+        self._least = shortest_window(self, rate_hz=rate)
 
     def forward(self, audio: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """float32 (batch, samples) -> (batch, 1, output_dim), (batch, output_dim), ones int64 (batch,)."""
         found: dict[int, Tensor] = {}
-        for rows, waves in rows_by_length(audio, lengths):
+        for rows, waves in rows_by_length(audio, lengths, least=self._least):
             clips = [{"array": wave, "sampling_rate": self.sampling_rate} for wave in waves.cpu().numpy()]
             made = self.model.encode(clips, batch_size=len(clips), convert_to_tensor=True, show_progress_bar=False)
             found |= dict(zip(rows, made.float(), strict=True))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -114,7 +115,9 @@ _Loaded = tuple[nn.Module, int | None, int | None, bool]
 
 
 def _scripted(file: Path) -> _Loaded:
-    graph = torch.jit.load(str(file), map_location="cpu").eval()  # type: ignore[no-untyped-call]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of torch.jit as a whole: the file exists
+        graph = torch.jit.load(str(file), map_location="cpu").eval()  # type: ignore[no-untyped-call]
     arguments = [each.name for each in graph.forward.schema.arguments]
     return graph, None, None, "lengths" in arguments
 
