@@ -123,7 +123,7 @@ def test_a_store_is_extracted_once_and_asked_with_the_spec(
     with pytest.raises(SystemExit) as ended:  # a store loads none of them by itself
         main(["query", str(tmp_path / "heard.wav"), "--store", store])
     assert ended.value.code == 2
-    found = json.loads(
-        run(capsys, "query", str(tmp_path / "heard.wav"), "--store", store, "--spec", case.spec, "--json")
-    )
-    assert "-0" in json.dumps(found)
+    asked = ["query", str(tmp_path / "heard.wav"), "--store", store, "--spec", case.spec, "--split", "train"]
+    found = json.loads(run(capsys, *asked, "--json"))
+    assert found[0]["key"] == "train-0"
+    assert found[0]["similarity"] == pytest.approx(1.0, abs=1e-5)

