@@ -53,7 +53,8 @@ _log = logging.getLogger("featstore")
     required=True,
     shell_complete=complete_encoders,
     help="logmel, mfcc, hf:NAME_OR_PATH (a transformers audio model) or dasheng:base|0.6b|1.2b|PATH, both with "
-    "#layer=K for a hidden state, ./file.py[:Class] or package.module:Class.",
+    "#layer=K for a hidden state, hear:MODULE[=WEIGHTS], onnx:FILE, torchscript:FILE, st:NAME_OR_PATH (a "
+    "sentence-transformers model), ./file.py[:Class] or package.module:Class.",
 )
 @encoder_settings(
     device_help="auto, cpu, cuda or cuda:N; all (every GPU) or a list such as cuda:0,cuda:2: a process for each."

@@ -247,7 +247,7 @@ def encoder_settings(*, device_help: str) -> Callable[[_F], _F]:
         click.option(
             "--trust-remote-code",
             is_flag=True,
-            help="Run the code of an hf: model. Review it first.",
+            help="Run the code of an hf: or st: model. Review it first.",
         ),
         click.option("--device", default="auto", show_default=True, help=device_help),
         click.option(

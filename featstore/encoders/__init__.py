@@ -29,15 +29,17 @@ def load_encoder(
     ----------
     spec : str
         ``logmel``, ``mfcc``, ``hf:NAME_OR_PATH[#layer=K]``, ``dasheng:base|0.6b|1.2b|PATH[#layer=K]``,
-        ``./file.py[:Class]`` or ``package.module:Class``.
+        ``hear:MODULE[=WEIGHTS]``, ``onnx:FILE``, ``torchscript:FILE``, ``st:NAME_OR_PATH``, ``./file.py[:Class]`` or
+        ``package.module:Class``.
     arguments : mapping, optional
-        Keyword arguments of the class. Every recipe stores them; an argument that looks like a secret is rejected.
+        Keyword arguments of the class, or what a model's file does not state. Every recipe stores them; one that
+        looks like a secret is rejected.
     layers : sequence of int or None, optional
         Hidden states to keep of each forward pass; None, the default, is the output of the encoder.
     pools : sequence of str, optional
         ``mean``, ``max``, ``std``: utterance vectors to keep of each layer; default: ``mean``.
     trust_remote_code : bool
-        Run code that comes with a transformers model.
+        Run code that comes with a transformers or sentence-transformers model.
 
     Raises
     ------

@@ -21,6 +21,7 @@ from featstore.records import sha256_of
 
 __all__ = [
     "builtin_code_sha256",
+    "by_content",
     "distribution_of",
     "earlier_identity",
     "encoder_identity",
@@ -135,7 +136,7 @@ def user_identity(module: nn.Module, *, arguments: Mapping[str, Any]) -> dict[st
     is_installed = not is_user_path(file_of(sys.modules[kind.__module__]) or "")
     return {
         "class": kind.__qualname__,
-        **({"distribution": distribution_of(kind)} if is_installed else {}),
+        **({"distribution": distribution_of(sys.modules[kind.__module__])} if is_installed else {}),
         "state_sha256": state_sha256(module, all_buffers=True),
         "arguments": {name: by_content(value) for name, value in arguments.items()},
     }
@@ -188,13 +189,12 @@ def builtin_code_sha256(kind: type) -> str:
     return sha256_of(sorted(sha256_of_module(module) for module in seen))
 
 
-def distribution_of(kind: type) -> str:
-    """Return name and version of the distribution that installed a class, such as ``"dasheng==0.0.9"``.
+def distribution_of(home: ModuleType) -> str:
+    """Return name and version of the distribution that installed a module, such as ``"dasheng==0.0.9"``.
 
-    If there is no such distribution, return the hash of the class's module.
+    If there is no such distribution, return the hash of the module.
     """
-    home = sys.modules[kind.__module__]
-    names = metadata.packages_distributions().get(kind.__module__.partition(".")[0], ())
+    names = metadata.packages_distributions().get(home.__name__.partition(".")[0], ())
     found = [metadata.distribution(name) for name in dict.fromkeys(names)]
     if len(found) > 1:  # a namespace package that several distributions share
         path = Path(file_of(home) or "").resolve()

@@ -16,9 +16,17 @@ from torch import nn
 from featstore.encoders.builtin import LogMelEncoder, MfccEncoder
 from featstore.encoders.contract import LoadedModel
 from featstore.encoders.encoder import Encoder
-from featstore.encoders.fingerprint import earlier_identity, encoder_identity, plain_attributes, user_identity
+from featstore.encoders.fingerprint import (
+    by_content,
+    distribution_of,
+    earlier_identity,
+    encoder_identity,
+    plain_attributes,
+    state_sha256,
+    user_identity,
+)
 from featstore.encoders.pooling import Output, Pool
-from featstore.encoders.source_code import file_of
+from featstore.encoders.source_code import file_of, is_users
 from featstore.encoders.specs import EncoderSpec, check_arguments, check_built_in_arguments, parse_spec
 from featstore.encoders.user_code import ENCODER_FILE, Loading, loading_user_code
 from featstore.errors import EncoderContractError, EncoderError, UsageError
@@ -44,9 +52,13 @@ def load(
     if parsed.layer is not None and layers:
         raise UsageError("a layer is given by #layer= and by --layers: give it once")
     outputs = _outputs((parsed.layer,) if parsed.layer is not None else layers, pools)
-    if parsed.scheme in ("hf", "dasheng"):
+    if parsed.scheme in ("hf", "dasheng", "st"):
         found = _of_a_library(parsed, arguments, trust_remote_code=trust_remote_code)
         return _encoder(found, parsed.base, outputs)
+    if parsed.scheme in ("onnx", "torchscript"):
+        return _encoder(_of_a_model_file(parsed, arguments), parsed.base, outputs)
+    if parsed.scheme == "hear":
+        return _of_a_hear_module(parsed, arguments, outputs)
     if parsed.scheme == "built-in":
         return _encoder(_of_a_built_in(parsed, arguments), parsed.base, outputs)
     with loading_user_code(_folder_of(parsed)) as loading:
@@ -159,16 +171,52 @@ def _outputs(layers: tuple[int | None, ...], pools: tuple[Pool, ...]) -> tuple[O
 
 
 def _of_a_library(spec: EncoderSpec, arguments: Mapping[str, Any], *, trust_remote_code: bool) -> LoadedModel:
-    """Load a model of transformers or dasheng, by the scheme of its spec."""
+    """Load a model of transformers, dasheng or sentence-transformers, by the scheme of its spec."""
     if arguments:
         raise EncoderError(f"{spec.scheme}: encoders take no --encoder-arg: got {next(iter(arguments))}")
     if spec.scheme == "hf":
         from featstore.encoders.adapters.transformers import load_hf
 
         return load_hf(spec.name, trust_remote_code=trust_remote_code)
+    if spec.scheme == "st":
+        from featstore.encoders.adapters.sentence_transformers import load_sentence_transformer
+
+        return load_sentence_transformer(spec.name, trust_remote_code=trust_remote_code)
     from featstore.encoders.adapters.dasheng import load_dasheng
 
     return load_dasheng(spec.name)
+
+
+def _of_a_model_file(spec: EncoderSpec, arguments: Mapping[str, Any]) -> LoadedModel:
+    if spec.scheme == "onnx":
+        from featstore.encoders.adapters.onnx import load_onnx
+
+        return load_onnx(spec.name, arguments)
+    from featstore.encoders.adapters.torchscript import load_torchscript
+
+    return load_torchscript(spec.name, arguments)
+
+
+def _of_a_hear_module(spec: EncoderSpec, arguments: Mapping[str, Any], outputs: tuple[Output, ...]) -> Encoder:
+    """Load a HEAR module, which is user code: by name or from a file."""
+    from featstore.encoders.adapters.hear import build_hear
+
+    is_file = spec.name.endswith(".py")
+    with loading_user_code(Path(spec.name).resolve().parent if is_file else Path.cwd()) as loading:
+        api = _file(spec) if is_file else _imported(spec)
+        module = build_hear(api, where=spec.name, weights=spec.weights, arguments=arguments).eval()
+        identity = {
+            **encoder_identity(module, arguments=arguments),
+            "model": type(module.model).__qualname__,
+            "state_sha256": state_sha256(module, all_buffers=True),
+            **({} if is_users(api) else {"distribution": distribution_of(api)}),
+            **({"weights": by_content(spec.weights)} if spec.weights else {}),
+        }
+        name = Path(spec.name).stem if is_file else spec.name
+        found = LoadedModel(module=module, name=name, named_by="place", identity=identity)
+        encoder = _encoder(found, spec.base, outputs)
+        code = loading.modules(module, main=api)
+        return encoder.with_code(code) if code else encoder
 
 
 def _of_a_built_in(spec: EncoderSpec, arguments: Mapping[str, Any]) -> LoadedModel:
@@ -196,6 +244,11 @@ def _folder_of(spec: EncoderSpec) -> Path:
 
 
 def _class_in_file(spec: EncoderSpec) -> tuple[type[nn.Module], ModuleType]:
+    module = _file(spec)
+    return _pick_class(module, spec.class_name, where=str(Path(spec.name))), module
+
+
+def _file(spec: EncoderSpec) -> ModuleType:
     path = Path(spec.name)
     if not path.is_file():
         raise EncoderError(f"there is no encoder file {path}: check the path in --encoder {spec.base}")
@@ -210,17 +263,20 @@ def _class_in_file(spec: EncoderSpec) -> tuple[type[nn.Module], ModuleType]:
     except (Exception, SystemExit) as error:
         del sys.modules[module_name]
         raise EncoderError(f"{path} could not be imported: {one_line(error, typed=True)}") from error
-    return _pick_class(module, spec.class_name, where=str(path)), module
+    return module
 
 
 def _class_by_import(spec: EncoderSpec) -> tuple[type[nn.Module], ModuleType]:
-    name = spec.name
+    module = _imported(spec)
+    return _pick_class(module, spec.class_name, where=spec.name), module
+
+
+def _imported(spec: EncoderSpec) -> ModuleType:
     try:
-        module = importlib.import_module(name)
+        return importlib.import_module(spec.name)
     except (Exception, SystemExit) as error:
         reason = one_line(error, typed=True)
-        raise EncoderError(f"module {name} of --encoder {spec.base} could not be imported: {reason}") from error
-    return _pick_class(module, spec.class_name, where=name), module
+        raise EncoderError(f"module {spec.name} of --encoder {spec.base} could not be imported: {reason}") from error
 
 
 def _pick_class(module: ModuleType, wanted: str, *, where: str) -> type[nn.Module]:

@@ -12,6 +12,7 @@ from featstore.records import canonical_json
 
 __all__ = [
     "BUILT_IN",
+    "SCHEMES",
     "EncoderSpec",
     "Scheme",
     "check_arguments",
@@ -125,7 +126,9 @@ def _secret_place(name: str, value: object, *, inside: str = "") -> str | None:
 
 BUILT_IN = ("logmel", "mfcc")
 
-Scheme = Literal["built-in", "hf", "dasheng", "file", "module"]
+Scheme = Literal["built-in", "hf", "dasheng", "hear", "onnx", "torchscript", "st", "file", "module"]
+SCHEMES: tuple[Scheme, ...] = ("hf", "dasheng", "hear", "onnx", "torchscript", "st")
+"""Schemes that are written before a colon."""
 
 _LAYER = "#layer="
 _FILE = re.compile(r"(?P<path>.+\.py)(:(?P<class_name>\w+))?", re.DOTALL)
@@ -139,10 +142,12 @@ class EncoderSpec:
     Attributes
     ----------
     scheme : str
-        ``built-in``, ``hf`` and ``dasheng`` run only code of featstore and its libraries; ``file`` and ``module``
-        import the code that they name.
+        ``file``, ``module`` and ``hear`` import the code that they name. The others run only code of featstore and its
+        libraries; a TorchScript file is a program of PyTorch's interpreter.
     name : str
         Built-in name; hub name, size or path; file; module.
+    weights : str
+        Path that a HEAR module loads; empty for its default.
     class_name : str
         Class in the file or module; empty if none is given.
     layer : int or None
@@ -154,13 +159,14 @@ class EncoderSpec:
     scheme: Scheme
     name: str
     class_name: str = ""
+    weights: str = ""
     layer: int | None = None
     base: str
 
     @property
     def runs_code(self) -> bool:
         """Whether loading the encoder imports code that the spec names."""
-        return self.scheme in ("file", "module")
+        return self.scheme in ("file", "module", "hear")
 
 
 def parse_spec(text: str) -> EncoderSpec:
@@ -178,10 +184,11 @@ def parse_spec(text: str) -> EncoderSpec:
     """
     base, layer = _split_layer(text)
     scheme, colon, where = base.partition(":")
-    if colon and scheme == "hf":
-        return EncoderSpec(scheme="hf", name=where, layer=layer, base=base)
-    if colon and scheme == "dasheng":
-        return EncoderSpec(scheme="dasheng", name=where, layer=layer, base=base)
+    if colon and scheme == "hear":
+        name, _, weights = where.partition("=")
+        return EncoderSpec(scheme="hear", name=name, weights=weights, layer=layer, base=base)
+    if colon and scheme in SCHEMES:
+        return EncoderSpec(scheme=scheme, name=where, layer=layer, base=base)
     if base in BUILT_IN:
         return EncoderSpec(scheme="built-in", name=base, layer=layer, base=base)
     if found := _FILE.fullmatch(base):
@@ -192,7 +199,7 @@ def parse_spec(text: str) -> EncoderSpec:
         return EncoderSpec(scheme="module", name=name, class_name=class_name, layer=layer, base=base)
     raise EncoderError(
         f"no encoder is called {base!r}: give a built-in ({', '.join(BUILT_IN)}), hf:NAME_OR_PATH, dasheng:base, "
-        "./file.py[:Class] or package.module:Class"
+        "hear:MODULE, onnx:FILE, torchscript:FILE, st:NAME_OR_PATH, ./file.py[:Class] or package.module:Class"
     )
 
 

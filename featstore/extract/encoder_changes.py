@@ -28,6 +28,7 @@ _FIELD_NAMES = {
     "state_sha256": "weights",
     "config_sha256": "configuration",
     "feature_extractor_sha256": "feature extractor",
+    "model_sha256": "content of the model file",
 }
 
 Noted = Callable[[str], Mapping[str, Any] | None]

@@ -364,7 +364,8 @@ def plan_recipe(
 def software_versions() -> dict[str, str]:
     """Versions of the packages that affect embeddings."""
     names = ["featstore", "numpy", "soundfile", "soxr", "torch", "webdataset", "zarr"]
-    names += [name for name in ("dasheng", "transformers") if name in sys.modules]  # if an encoder uses them
+    used = ("dasheng", "onnxruntime", "sentence_transformers", "transformers")
+    names += [name for name in used if name in sys.modules]  # if an encoder uses them
     versions = {"python": platform.python_version()}
     for name in names:
         try:

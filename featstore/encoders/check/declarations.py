@@ -158,6 +158,8 @@ def identity_check(bench: Bench) -> Check:
     if code:
         names = ", ".join(module.name or "its own file" for module in code)
         made_of = f"{len(code)} modules of code ({names})" if len(code) > 1 else "its own file of code"
+    elif "model_sha256" in identity:
+        made_of = "the model's file and featstore's own code"
     else:
         made_of = identity.get("distribution") or "featstore's own code"
     n_weights = len(bench.encoder.module.state_dict())
