@@ -122,7 +122,8 @@ def test_a_call_that_cannot_be_is_one_line(arguments: tuple[str, ...], code: int
 def test_an_encoder_file_of_xares_is_checked(tmp_path: Path, run: Run) -> None:
     (tmp_path / "my_encoder.py").write_text(XARES_ENCODER)
     done = run("check", str(tmp_path / "my_encoder.py"), "--encoder-arg", "width=4")
-    assert (done.code, done.err) == (0, "")
+    assert done.code == 0
+    assert all(line.startswith("checking: ") for line in done.err.splitlines())  # progress, where the check is slow
     assert "FAILED" not in done.out
 
 
