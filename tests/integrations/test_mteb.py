@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from featstore.errors import EncoderChanged, EncoderContractError, EncoderError,
 from featstore.extract.single_file import encode_file
 from featstore.integrations.mteb import CachedEncoder
 from featstore.store import open_store
+from fenced import ROOT, blocks
 from handmade import environment, noise, run_cli
 from mteb_models import DIM, SmallAudioModel, SmallEncoder
 from speech_tasks import as_array, speech_tasks, synthetic_speech
@@ -310,6 +312,22 @@ def test_two_processes_write_to_one_store_at_once(store: Path) -> None:
     assert run_cli("verify", "--store", store).returncode == 0
 
 
+# --- the page ---------------------------------------------------------------------------------------------------------
+
+ON_THE_PAGE = [block.text for block in blocks(ROOT / "docs/how-to/i-have.md") if "CachedEncoder" in block.text]
+
+
+@pytest.mark.parametrize(("text", "kind"), list(zip(ON_THE_PAGE, ["clustering", "zero-shot"], strict=True)))
+def test_the_code_on_the_page_runs(text: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a task and a model that are here, in place of those of the hub."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(mteb, "get_tasks", lambda tasks: [speech_tasks(SPEECH)[kind]])
+    monkeypatch.setattr(mteb, "get_model", lambda name: SmallAudioModel())
+    monkeypatch.setattr(mteb, "evaluate", partial(mteb.evaluate, cache=None))
+    exec(text, {})
+    assert stored_clips(tmp_path / "embeddings.zarr") >= 20
+
+
 # --- identity ---------------------------------------------------------------------------------------------------------
 
 
@@ -424,6 +442,7 @@ def test_output_that_is_not_one_finite_vector_per_clip_is_refused(output: np.nda
         (mteb.get_model_meta("mteb/baseline-random-cross-encoder"), {}, EncoderError),
         ("logmel", {"padding": "xares"}, UsageError),
         ("logmel", {"frames": "always"}, UsageError),
+        ("logmel", {"colour": "red"}, UsageError),
         ("logmel", {"commit_seconds": -1.0}, UsageError),
         ("mteb/baseline-random-encoder", {"precision": "float32"}, UsageError),
     ],

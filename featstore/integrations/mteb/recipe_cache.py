@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -112,7 +113,7 @@ class RecipeCache:
         pending: list[_Pending] = []
         committed_at = time.monotonic()
         try:
-            for group in groups(missing(), seconds=self._encoding.group_seconds(job)):
+            for group in groups(missing(), seconds=partial(self._encoding.group_seconds, job)):
                 writer = writer or self._open_writer(job)
                 for clip, encoded in zip(group, self._encode(group, call, job), strict=True):
                     if isinstance(encoded, UnusableClip):
@@ -121,12 +122,12 @@ class RecipeCache:
                         pending.append(_Pending(key=clip.key, row=clip.row, meta=call.meta(clip), encoded=encoded))
                 if len(pending) >= _PART_CLIPS or time.monotonic() - committed_at >= self._commit_seconds:
                     part, pending = pending, []
-                    _commit(writer, part)
+                    _commit(writer, part, split=call.split)
                     committed_at = time.monotonic()
         finally:
             if writer is not None:
                 if pending:
-                    _commit(writer, pending)
+                    _commit(writer, pending, split=call.split)
                 writer.write_catalogue()
         _log.info("%s/%s: encoded %d of %d clips", call.dataset, call.split, len(found) - len(unusable), len(keys))
         return unusable
@@ -196,10 +197,10 @@ class _Pending:
     encoded: Encoded
 
 
-def _commit(writer: SplitWriter, clips: Sequence[_Pending]) -> None:
-    """Commit clips as one part. Its shard is named by the first row, so that parts are in the order of the rows."""
+def _commit(writer: SplitWriter, clips: Sequence[_Pending], *, split: str) -> None:
+    """Commit clips as one part. Its shard is named by the split and the first row, by which shards are sorted."""
     digest = hashlib.sha256("\n".join(clip.key for clip in clips).encode()).hexdigest()
-    name = f"clips-{clips[0].row:07d}-{digest[:8]}"
+    name = f"{split}-{clips[0].row:07d}-{digest[:8]}.tar"
     with writer.begin_part(name) as part:
         for clip in clips:
             encoded = clip.encoded
