@@ -426,6 +426,20 @@ def test_a_failure_of_the_model_names_the_inputs_and_keeps_what_was_encoded(stor
     assert stored_clips(store) == 8
 
 
+def test_an_encoder_that_returns_nan_breaks_its_contract(store: Path) -> None:
+    loud = as_array(np.full(8_000, 2.0))
+    with pytest.raises(EncoderContractError, match=r"inputs 0 to 2 of mteb-LocalAudioClassification/test"):
+        encode(CachedEncoder(NanForLoud(), store=store), [*CLIPS[:2], loud])
+    assert stored_clips(store) == 0
+
+
+class NanForLoud(SmallEncoder):
+    """An encoder that fails on what no canary has."""
+
+    def forward(self, audio: torch.Tensor) -> torch.Tensor:
+        return super().forward(audio) / (audio.abs().amax(dim=(1,), keepdim=True)[..., None] <= 1.5)
+
+
 @pytest.mark.parametrize("output", [np.zeros((1, 2, 3)), np.full((1, 4), np.nan), np.zeros((9, 4))])
 def test_output_that_is_not_one_finite_vector_per_clip_is_refused(output: np.ndarray, store: Path) -> None:
     with pytest.raises(EncoderError):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from featstore.errors import EncoderError, StoreNotFound, UnusableClip
+from featstore.errors import EncoderContractError, EncoderError, StoreNotFound, UnusableClip
 from featstore.extract.encoder_changes import DriftCheck
 from featstore.extract.job import EncodeJob, EncoderCard, StoredOutput, software_versions
 from featstore.extract.options import ExtractOptions
@@ -137,7 +137,8 @@ class RecipeCache:
             return self._encoding.encode(group, call, job)
         except EncoderError as error:
             rows = f"{group[0].row} to {group[-1].row}" if len(group) > 1 else str(group[0].row)
-            raise type(error)(f"{error}; it was at inputs {rows} of {call.dataset}/{call.split}") from error
+            kind = EncoderContractError if isinstance(error, EncoderContractError) else EncoderError
+            raise kind(f"{error}; it was at inputs {rows} of {call.dataset}/{call.split}") from error
 
     def _job(self, call: Call) -> EncodeJob:
         card, options = self._encoding.card, self._encoding.options
