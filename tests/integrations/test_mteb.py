@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from featstore.errors import EncoderChanged, EncoderContractError, EncoderError,
 from featstore.extract.single_file import encode_file
 from featstore.integrations.mteb import CachedEncoder
 from featstore.store import open_store
+from fenced import ROOT, blocks
 from handmade import environment, noise, run_cli
 from mteb_models import DIM, SmallAudioModel, SmallEncoder
 from speech_tasks import as_array, speech_tasks, synthetic_speech
@@ -310,6 +312,22 @@ def test_two_processes_write_to_one_store_at_once(store: Path) -> None:
     assert run_cli("verify", "--store", store).returncode == 0
 
 
+# --- the page ---------------------------------------------------------------------------------------------------------
+
+ON_THE_PAGE = [block.text for block in blocks(ROOT / "docs/how-to/i-have.md") if "CachedEncoder" in block.text]
+
+
+@pytest.mark.parametrize(("text", "kind"), list(zip(ON_THE_PAGE, ["clustering", "zero-shot"], strict=True)))
+def test_the_code_on_the_page_runs(text: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a task and a model that are here, in place of those of the hub."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(mteb, "get_tasks", lambda tasks: [speech_tasks(SPEECH)[kind]])
+    monkeypatch.setattr(mteb, "get_model", lambda name: SmallAudioModel())
+    monkeypatch.setattr(mteb, "evaluate", partial(mteb.evaluate, cache=None))
+    exec(text, {})
+    assert stored_clips(tmp_path / "embeddings.zarr") >= 20
+
+
 # --- identity ---------------------------------------------------------------------------------------------------------
 
 
@@ -408,6 +426,20 @@ def test_a_failure_of_the_model_names_the_inputs_and_keeps_what_was_encoded(stor
     assert stored_clips(store) == 8
 
 
+def test_an_encoder_that_returns_nan_breaks_its_contract(store: Path) -> None:
+    loud = as_array(np.full(8_000, 2.0))
+    with pytest.raises(EncoderContractError, match=r"inputs 0 to 2 of mteb-LocalAudioClassification/test"):
+        encode(CachedEncoder(NanForLoud(), store=store), [*CLIPS[:2], loud])
+    assert stored_clips(store) == 0
+
+
+class NanForLoud(SmallEncoder):
+    """An encoder that fails on what no canary has."""
+
+    def forward(self, audio: torch.Tensor) -> torch.Tensor:
+        return super().forward(audio) / (audio.abs().amax(dim=(1,), keepdim=True)[..., None] <= 1.5)
+
+
 @pytest.mark.parametrize("output", [np.zeros((1, 2, 3)), np.full((1, 4), np.nan), np.zeros((9, 4))])
 def test_output_that_is_not_one_finite_vector_per_clip_is_refused(output: np.ndarray, store: Path) -> None:
     with pytest.raises(EncoderError):
@@ -424,6 +456,7 @@ def test_output_that_is_not_one_finite_vector_per_clip_is_refused(output: np.nda
         (mteb.get_model_meta("mteb/baseline-random-cross-encoder"), {}, EncoderError),
         ("logmel", {"padding": "xares"}, UsageError),
         ("logmel", {"frames": "always"}, UsageError),
+        ("logmel", {"colour": "red"}, UsageError),
         ("logmel", {"commit_seconds": -1.0}, UsageError),
         ("mteb/baseline-random-encoder", {"precision": "float32"}, UsageError),
     ],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -98,7 +98,7 @@ class Clip:
     @property
     def seconds(self) -> float:
         """Duration of the clip."""
-        return self.samples.shape[-1] / self.rate_hz
+        return float(self.samples.shape[-1] / self.rate_hz)
 
 
 def _decoded(audio: Any) -> tuple[NDArray[np.generic], int]:
@@ -122,14 +122,14 @@ def content_key(samples: NDArray[np.generic], rate_hz: int) -> str:
     return digest.hexdigest()[:32]
 
 
-def groups(clips: Iterable[Clip], *, seconds: float) -> Iterator[list[Clip]]:
-    """Group clips to encode together: of about `seconds` of audio, and of limited number and memory."""
+def groups(clips: Iterable[Clip], *, seconds: Callable[[], float]) -> Iterator[list[Clip]]:
+    """Group clips to encode together: of about `seconds()` of audio, and of limited number and memory."""
     group: list[Clip] = []
     n_seconds, n_bytes = 0.0, 0
     for clip in clips:
         group.append(clip)
         n_seconds, n_bytes = n_seconds + clip.seconds, n_bytes + clip.samples.nbytes
-        if len(group) >= _GROUP_CLIPS or n_bytes >= _GROUP_BYTES or n_seconds >= seconds:
+        if len(group) >= _GROUP_CLIPS or n_bytes >= _GROUP_BYTES or n_seconds >= seconds():
             yield group
             group, n_seconds, n_bytes = [], 0.0, 0
     if group:

@@ -58,9 +58,9 @@ def open_model(encoder: Any, settings: ExtractSettings) -> FeatstoreModel | Mteb
     from featstore.encoders.encoder import Encoder
     from featstore.encoders.load import load_object
 
-    options = ExtractOptions(**settings)
     if unknown := sorted(settings.keys() - _SETTINGS):
         raise UsageError(f"CachedEncoder has no setting {unknown[0]!r}: it has {', '.join(sorted(_SETTINGS))}")
+    options = ExtractOptions(**settings)
     name = os.fspath(encoder) if isinstance(encoder, str | os.PathLike) else None
     try:
         if name in MODEL_REGISTRY:
@@ -269,6 +269,7 @@ class _MtebEncoding:
         self._model = model
         self._name = str(model.mteb_model_meta.name)
         self._first_call = call
+        self._failure: EncoderError | None = None
         self._precision = recipe.precision
         stored = (group.recipe for group in read_encoder_groups(store_url, recipe_groups(store_url)))
         dim = next((each.dim for each in stored if replace(each, dim=1).fingerprint == recipe.fingerprint), None)
@@ -329,7 +330,8 @@ class _MtebEncoding:
             rows = Dataset.from_dict({"audio": [{"array": wave, "sampling_rate": _SIGNALS_RATE_HZ}]})
             try:
                 return ({"utterance": decimals(self._vectors(rows, self._first_call)[0]), "frames": None},)
-            except EncoderError:
+            except EncoderError as error:
+                self._failure = error
                 return None
 
         return read_canary_of(
@@ -347,4 +349,4 @@ class _MtebEncoding:
         stated = self._model.mteb_model_meta.embed_dim
         if isinstance(stated, int):
             return stated
-        raise EncoderError(f"{self._name} cannot encode the reference signals, and its metadata has no embed_dim")
+        raise EncoderError(f"the reference signals cannot be encoded: {self._failure}")

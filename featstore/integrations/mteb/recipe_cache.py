@@ -7,13 +7,14 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from featstore.errors import EncoderError, StoreNotFound, UnusableClip
+from featstore.errors import EncoderContractError, EncoderError, StoreNotFound, UnusableClip
 from featstore.extract.encoder_changes import DriftCheck
 from featstore.extract.job import EncodeJob, EncoderCard, StoredOutput, software_versions
 from featstore.extract.options import ExtractOptions
@@ -112,7 +113,7 @@ class RecipeCache:
         pending: list[_Pending] = []
         committed_at = time.monotonic()
         try:
-            for group in groups(missing(), seconds=self._encoding.group_seconds(job)):
+            for group in groups(missing(), seconds=partial(self._encoding.group_seconds, job)):
                 writer = writer or self._open_writer(job)
                 for clip, encoded in zip(group, self._encode(group, call, job), strict=True):
                     if isinstance(encoded, UnusableClip):
@@ -121,12 +122,12 @@ class RecipeCache:
                         pending.append(_Pending(key=clip.key, row=clip.row, meta=call.meta(clip), encoded=encoded))
                 if len(pending) >= _PART_CLIPS or time.monotonic() - committed_at >= self._commit_seconds:
                     part, pending = pending, []
-                    _commit(writer, part)
+                    _commit(writer, part, split=call.split)
                     committed_at = time.monotonic()
         finally:
             if writer is not None:
                 if pending:
-                    _commit(writer, pending)
+                    _commit(writer, pending, split=call.split)
                 writer.write_catalogue()
         _log.info("%s/%s: encoded %d of %d clips", call.dataset, call.split, len(found) - len(unusable), len(keys))
         return unusable
@@ -136,7 +137,8 @@ class RecipeCache:
             return self._encoding.encode(group, call, job)
         except EncoderError as error:
             rows = f"{group[0].row} to {group[-1].row}" if len(group) > 1 else str(group[0].row)
-            raise type(error)(f"{error}; it was at inputs {rows} of {call.dataset}/{call.split}") from error
+            kind = EncoderContractError if isinstance(error, EncoderContractError) else EncoderError
+            raise kind(f"{error}; it was at inputs {rows} of {call.dataset}/{call.split}") from error
 
     def _job(self, call: Call) -> EncodeJob:
         card, options = self._encoding.card, self._encoding.options
@@ -196,10 +198,10 @@ class _Pending:
     encoded: Encoded
 
 
-def _commit(writer: SplitWriter, clips: Sequence[_Pending]) -> None:
-    """Commit clips as one part. Its shard is named by the first row, so that parts are in the order of the rows."""
+def _commit(writer: SplitWriter, clips: Sequence[_Pending], *, split: str) -> None:
+    """Commit clips as one part. Its shard is named by the split and the first row, by which shards are sorted."""
     digest = hashlib.sha256("\n".join(clip.key for clip in clips).encode()).hexdigest()
-    name = f"clips-{clips[0].row:07d}-{digest[:8]}"
+    name = f"{split}-{clips[0].row:07d}-{digest[:8]}.tar"
     with writer.begin_part(name) as part:
         for clip in clips:
             encoded = clip.encoded
