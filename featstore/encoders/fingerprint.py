@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
@@ -129,16 +129,29 @@ def encoder_identity(module: nn.Module, *, arguments: Mapping[str, Any]) -> dict
     }
 
 
-def user_identity(module: nn.Module, *, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the identity of any other encoder, without its code; for an installed class, with its version."""
+def user_identity(
+    module: nn.Module, *, arguments: Mapping[str, Any], factory: Callable[..., object] | None = None
+) -> dict[str, Any]:
+    """Return the identity of any other encoder, without its code; for installed code, with its version.
+
+    An encoder that a function made has the function's qualified name in its identity, since one module can have
+    several: their code is the same.
+    """
     kind = type(module)
-    is_installed = not is_user_path(file_of(sys.modules[kind.__module__]) or "")
+    makers = [kind] if factory is None else [kind, factory]
+    installed = [maker for maker in makers if not is_user_path(file_of(_home_of(maker)) or "")]
+    named = {} if factory is None else {"factory": factory.__qualname__}
     return {
         "class": kind.__qualname__,
-        **({"distribution": distribution_of(kind)} if is_installed else {}),
+        **named,
+        **({"distribution": " ".join(sorted({*map(distribution_of, installed)}))} if installed else {}),
         "state_sha256": state_sha256(module, all_buffers=True),
         "arguments": {name: by_content(value) for name, value in arguments.items()},
     }
+
+
+def _home_of(maker: Callable[..., object]) -> ModuleType:
+    return sys.modules[maker.__module__]
 
 
 def earlier_identity(module: nn.Module, *, arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -188,13 +201,13 @@ def builtin_code_sha256(kind: type) -> str:
     return sha256_of(sorted(sha256_of_module(module) for module in seen))
 
 
-def distribution_of(kind: type) -> str:
-    """Return name and version of the distribution that installed a class, such as ``"dasheng==0.0.9"``.
+def distribution_of(maker: Callable[..., object]) -> str:
+    """Return name and version of the distribution of a class or function, such as ``"dasheng==0.0.9"``.
 
-    If there is no such distribution, return the hash of the class's module.
+    If there is no such distribution, return the hash of its module.
     """
-    home = sys.modules[kind.__module__]
-    names = metadata.packages_distributions().get(kind.__module__.partition(".")[0], ())
+    home = _home_of(maker)
+    names = metadata.packages_distributions().get(maker.__module__.partition(".")[0], ())
     found = [metadata.distribution(name) for name in dict.fromkeys(names)]
     if len(found) > 1:  # a namespace package that several distributions share
         path = Path(file_of(home) or "").resolve()

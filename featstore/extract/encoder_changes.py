@@ -67,7 +67,7 @@ def match_stored_names(
         (there.encoder.removesuffix(suffix) for there, suffix in zip(matched, suffixes, strict=True) if there), name
     )
     return tuple(
-        there or replace(recipe, encoder=f"{stored_name}{suffix}")
+        there or recipe.renamed(f"{stored_name}{suffix}")
         for there, recipe, suffix in zip(matched, recipes, suffixes, strict=True)
     )
 

@@ -240,7 +240,7 @@ def _recipes(card: EncoderCard, store_url: str) -> tuple[tuple[Recipe, ...], tup
         if there.group_name not in groups:
             alike = [name for name in groups if name.rpartition("@")[0] == there.encoder]
             stored = [(group.recipe, group.encoder_identity) for group in read_encoder_groups(store_url, alike)]
-            note = describe_change(replace(recipe, encoder=there.encoder), then, stored)
+            note = describe_change(recipe.renamed(there.encoder), then, stored)
             return matched, () if note is None else (note,)
     return matched, ()
 
