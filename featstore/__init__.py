@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         probe,
         probe_arrays,
         query,
+        rename,
         report,
         retrieve,
     )
@@ -41,6 +42,7 @@ __all__ = [
     "probe",
     "probe_arrays",
     "query",
+    "rename",
     "report",
     "retrieve",
 ]

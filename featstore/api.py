@@ -72,6 +72,7 @@ if TYPE_CHECKING:
     from featstore.report import Comparison
     from featstore.report.scores import Scores
     from featstore.store import FeatureSet, FeatureSets, Store
+    from featstore.store.rename import RenameRecord
     from featstore.tasks import Manifest
 
 __all__ = [
@@ -85,6 +86,7 @@ __all__ = [
     "probe",
     "probe_arrays",
     "query",
+    "rename",
     "report",
     "retrieve",
 ]
@@ -776,6 +778,41 @@ def health(
     if not 0 < near <= 1:
         raise UsageError(f"near_cosine must be above 0 and at most 1, got {near:g}")
     return examine_health(chosen, among=opened.feature_sets(), label=label, near_cosine=near)
+
+
+def rename(store: Store | StrPath, old: str, new: str) -> tuple[RenameRecord, ...]:
+    """Change the name that a store has for an encoder. Its fingerprints and embeddings stay, and nothing is encoded.
+
+    All its layers and pools are renamed. A killed call leaves a complete store, and the same call renames the rest.
+    An open `Store` has the old names: open it again. Scores keep the name under which they were computed.
+
+    Parameters
+    ----------
+    store : Store, str or os.PathLike
+        A local store.
+    old : str
+        ``"logmel"``: every recipe of that name. ``"logmel@3f9c2a71"``: the outputs of this recipe only.
+    new : str
+        Letters, digits and ``. _ + = -``. The store may have other encoders of this name.
+
+    Returns
+    -------
+    tuple of RenameRecord
+        ``before`` and ``after``: the names of each group, such as ``"logmel.layer3@3f9c2a71"``.
+
+    Raises
+    ------
+    featstore.errors.UnknownFeatureSet
+        The store has no such encoder.
+    featstore.errors.UsageError
+        `new` cannot be a name, or is the old name.
+    featstore.errors.StoreError
+        The store is not a local folder, an extraction is writing embeddings of the encoder, or the store has the same
+        encoder and recipe under the new name.
+    """
+    from featstore.store.rename import rename_encoder
+
+    return rename_encoder(os.fspath(store) if isinstance(store, str | os.PathLike) else store.url, old, new)
 
 
 # --- arguments --------------------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
@@ -48,20 +48,16 @@ __all__ = [
     "not_a_module",
 ]
 
-_SIMILAR: Mapping[str, Sequence[str]] = {
-    "sampling_rate": ("sample_rate", "samplerate", "sampling_rate_hz", "sample_rate_hz", "sr", "fs", "rate"),
-    "output_dim": (
-        *("embed_dim", "embedding_dim", "embedding_size", "scene_embedding_size", "hidden_size", "hidden_dim", "out_dim"),
-        *("output_size", "feature_dim", "feature_size", "n_features", "d_model", "dim"),
-    ),
-    "hop_size_in_ms": ("hop_ms", "hop_in_ms", "hop_size", "hop_length", "hop_seconds", "hop", "frame_shift", "stride"),
-    "n_layers": ("num_layers", "num_hidden_layers", "depth"),
-    "layer_dim": ("hidden_size", "hidden_dim", "d_model"),
-    "layer_hop_in_ms": ("hop_size_in_ms",),
-    "forward": (
-        *("encode", "encode_audio", "embed", "extract_features", "get_embeddings", "get_embedding", "get_audio_embeddings"),
-        *("get_audio_features", "get_timestamp_embeddings", "get_scene_embeddings", "infer", "predict"),
-    ),
+_SIMILAR: Mapping[str, str] = {
+    "sampling_rate": "sample_rate samplerate sampling_rate_hz sample_rate_hz sr fs rate",
+    "output_dim": "embed_dim embedding_dim embedding_size scene_embedding_size hidden_size hidden_dim out_dim "
+    "output_size feature_dim feature_size n_features d_model dim",
+    "hop_size_in_ms": "hop_ms hop_in_ms hop_size hop_length hop_seconds hop frame_shift stride",
+    "n_layers": "num_layers num_hidden_layers depth",
+    "layer_dim": "hidden_size hidden_dim d_model",
+    "layer_hop_in_ms": "hop_size_in_ms",
+    "forward": "encode encode_audio embed extract_features get_embeddings get_embedding get_audio_embeddings "
+    "get_audio_features get_timestamp_embeddings get_scene_embeddings infer predict",
 }
 """Names that other libraries give to what the contract requires. They are suggested, and never read."""
 
@@ -203,7 +199,7 @@ def _similar(found: object, attribute: str) -> str | None:
     """Return the attribute of an object that may be what `attribute` is for, with its value; None if there is none."""
     names = [name for name in dir(found) if not name.startswith("_") and name not in dir(nn.Module)]
     spelled = {name.lower(): name for name in names}
-    known = [spelled[name] for name in _SIMILAR.get(attribute, ()) if name in spelled]
+    known = [spelled[name] for name in _SIMILAR.get(attribute, "").split() if name in spelled]
     for name in (*known, *difflib.get_close_matches(attribute, names, n=3, cutoff=0.8)):
         value = _declared(found, name)
         if callable(value) and not isinstance(value, nn.Module):

@@ -18,7 +18,7 @@ _DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 _SCHEME = re.compile(r"(?P<scheme>[A-Za-z][\w-]*):(?P<rest>.+)", re.DOTALL)
 _SCHEME_OF_SUFFIX = {".onnx": "onnx", **dict.fromkeys((".pt", ".pth", ".ts", ".pt2"), "torchscript")}
 _SCHEMES = ("hf", "dasheng", "hear", "onnx", "torchscript", "st")
-_OTHER_NAMES = {"huggingface": "hf", "transformers": "hf", "hub": "hf", "sentence-transformers": "st", "torch": "torchscript"}
+_OTHER_NAMES = {"huggingface": "hf", "transformers": "hf", "hub": "hf", "sentence-transformers": "st"}
 _HEAR = {"load_model", "get_scene_embeddings"}
 _MOST_CONFIG_BYTES = 1 << 20
 
@@ -72,7 +72,7 @@ def _of_a_module(text: str) -> str | None:
     if path is None:
         return None
     functions, classes = _defined_in(path)
-    if _HEAR <= functions:
+    if functions >= _HEAR:
         return f"it is a module with the HEAR API: write hear:{text}"
     encoders = [name for name in classes if name.endswith("Encoder")] or classes
     return f"it is a module: name a class or function of it, as in {text}:{encoders[0] if encoders else 'NAME'}"

@@ -91,7 +91,7 @@ def load_encoder_of(recipe: Recipe, *, stored_spec: str, spec: str | None) -> En
 
 def _check_loads_by_itself(recipe: Recipe, stored_spec: str) -> None:
     # before anything is parsed: the hints about a text that is no spec look at the files that it may name
-    if stored_spec.partition("#")[0] not in BUILT_IN:
+    if stored_spec.partition("#layer=")[0] not in BUILT_IN:
         raise UsageError(
             f"{recipe.group_name} was made by {stored_spec!r}, which is not loaded automatically from a store: if you "
             f"trust it, name it with `--spec {quote(stored_spec)}`, or its current path; a stored key needs no encoder"
