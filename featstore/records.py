@@ -189,6 +189,20 @@ class Recipe:
         return output_suffix(self.encoder_identity.get("layer"), self.pool)
 
     @property
+    def encoder_name(self) -> str:
+        """Name of the encoder without the suffix of a layer and pool."""
+        return self.encoder.removesuffix(self.output_suffix)
+
+    @property
+    def encoder_key(self) -> str:
+        """What the outputs of one encoder under one set of options have in common: its layers and pools."""
+        shared = self.as_decided()
+        identity = {name: value for name, value in shared["encoder_identity"].items() if name != "layer"}
+        of_output = ("encoder", "dim", "hop_seconds", "pool")
+        shared = {name: value for name, value in shared.items() if name not in of_output}
+        return canonical_json({**shared, "encoder_identity": identity})
+
+    @property
     def arguments(self) -> dict[str, Any]:
         """Constructor arguments as the caller gave them."""
         stored = self.encoder_identity.get("arguments") or {}

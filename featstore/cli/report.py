@@ -81,6 +81,7 @@ def report(
     """  # noqa: D301 - click takes the character itself
     from featstore.report import read_results
     from featstore.report.render import FORMAT_OF_SUFFIX
+    from featstore.report.results import renamed_encoders
 
     folders += more_folders
     if not folders:
@@ -104,6 +105,12 @@ def report(
     if results.unsealed:
         n_unsealed, first = counted(len(results.unsealed), "file"), results.unsealed[0]
         say(f"featstore: {n_unsealed} without a seal, so changes cannot be detected; the first is {first}", err=True)
+    for names in renamed_encoders(results.scores):
+        say(
+            f"featstore: {', '.join(names)} are names of one encoder with the same embeddings, each with a row: delete "
+            "the score files of the old name",
+            err=True,
+        )
     if results.scores:
         _report(results.scores, form, out_path, published=published, store_url=store_url, title=title, pair=pair)
     if results.failures:

@@ -230,7 +230,10 @@ def _recipes(card: EncoderCard, store_url: str) -> tuple[tuple[Recipe, ...], tup
         group = read_encoder_group(store_url, name)
         return None if group is None else group.encoder_identity
 
-    matched = match_stored_names(recipes, name=card.name, groups=groups, earlier=earlier, noted=noted)
+    def stored() -> Iterator[Recipe]:
+        return (group.recipe for group in read_encoder_groups(store_url, groups))
+
+    matched = match_stored_names(recipes, name=card.name, groups=groups, earlier=earlier, noted=noted, stored=stored)
     for recipe, there in zip(recipes, matched, strict=True):
         # a group of an earlier featstore: record the identity fields that it did not hash
         if there.encoder_identity != recipe.encoder_identity and noted(there.group_name) is None:
@@ -239,8 +242,8 @@ def _recipes(card: EncoderCard, store_url: str) -> tuple[tuple[Recipe, ...], tup
     for there, recipe, then in zip(matched, recipes, earlier, strict=True):
         if there.group_name not in groups:
             alike = [name for name in groups if name.rpartition("@")[0] == there.encoder]
-            stored = [(group.recipe, group.encoder_identity) for group in read_encoder_groups(store_url, alike)]
-            note = describe_change(recipe.renamed(there.encoder), then, stored)
+            similar = [(group.recipe, group.encoder_identity) for group in read_encoder_groups(store_url, alike)]
+            note = describe_change(recipe.renamed(there.encoder), then, similar)
             return matched, () if note is None else (note,)
     return matched, ()
 

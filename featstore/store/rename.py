@@ -17,7 +17,7 @@ from typing import Any
 
 from featstore.errors import DamagedPart, StoreError, UnknownFeatureSet, UsageError
 from featstore.files import fsync_folder
-from featstore.records import Recipe, canonical_json, check_encoder_name
+from featstore.records import Recipe, check_encoder_name
 from featstore.store.catalogue import check_root, group_names, known_address, split_paths
 from featstore.store.documents import read_document
 from featstore.store.encoder_groups import read_encoder_group
@@ -29,9 +29,6 @@ from featstore.store.part_writer import write_errors_explained
 __all__ = ["RenameRecord", "rename_encoder"]
 
 logger = logging.getLogger(__name__)
-
-_OF_OUTPUTS = ("encoder", "dim", "hop_seconds", "pool")
-"""Fields of a recipe that differ between the outputs of one encoder, besides the layer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,12 +109,12 @@ def _recipes_of(objects: Objects, old: str) -> tuple[Recipe, ...]:
     """Recipes of all outputs of an encoder, sorted by name of their groups."""
     found = [recipe for name in group_names(objects, "") if (recipe := _recipe_of(objects, name)) is not None]
     chosen = [recipe for recipe in found if old in (recipe.encoder, recipe.group_name)]
-    recipes = [recipe for recipe in found if _name_of(recipe) == old.partition("@")[0]]
+    recipes = [recipe for recipe in found if recipe.encoder_name == old.partition("@")[0]]
     if "@" in old:
-        same = {_settings_of(recipe) for recipe in chosen}
-        recipes = [recipe for recipe in recipes if _settings_of(recipe) in same]
+        same = {recipe.encoder_key for recipe in chosen}
+        recipes = [recipe for recipe in recipes if recipe.encoder_key in same]
     if chosen and not recipes:
-        name = _name_of(chosen[0])
+        name = chosen[0].encoder_name
         raise UsageError(f"{old} is a layer or pool of {name}, and is named after it: rename {name}")
     if not recipes:
         raise UnknownFeatureSet(
@@ -134,18 +131,6 @@ def _recipe_of(objects: Objects, name: str) -> Recipe | None:
         return group.recipe
     addresses = (known_address(objects, path) for path in split_paths(objects, encoder=name))
     return next((address.recipe for address in addresses if address is not None), None)
-
-
-def _name_of(recipe: Recipe) -> str:
-    """Name of the encoder that an output belongs to."""
-    return recipe.encoder.removesuffix(recipe.output_suffix)
-
-
-def _settings_of(recipe: Recipe) -> str:
-    """What the outputs of one encoder under one set of options have in common, as text."""
-    shared = recipe.as_decided()
-    shared["encoder_identity"] = {key: each for key, each in shared["encoder_identity"].items() if key != "layer"}
-    return canonical_json({key: each for key, each in shared.items() if key not in _OF_OUTPUTS})
 
 
 def _parts_in_flight(objects: Objects, group: str) -> Iterator[str]:
