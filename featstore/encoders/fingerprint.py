@@ -132,18 +132,12 @@ def encoder_identity(module: nn.Module, *, arguments: Mapping[str, Any]) -> dict
 def user_identity(
     module: nn.Module, *, arguments: Mapping[str, Any], factory: Callable[..., object] | None = None
 ) -> dict[str, Any]:
-    """Return the identity of any other encoder, without its code; for installed code, with its version.
-
-    An encoder that a function made has the function's qualified name in its identity, since one module can have
-    several: their code is the same.
-    """
+    """Return the identity of any other encoder, without its code; for an installed class or factory, with its version."""
     kind = type(module)
     makers = [kind] if factory is None else [kind, factory]
     installed = [maker for maker in makers if not is_user_path(file_of(_home_of(maker)) or "")]
-    named = {} if factory is None else {"factory": factory.__qualname__}
     return {
         "class": kind.__qualname__,
-        **named,
         **({"distribution": " ".join(sorted({*map(distribution_of, installed)}))} if installed else {}),
         "state_sha256": state_sha256(module, all_buffers=True),
         "arguments": {name: by_content(value) for name, value in arguments.items()},

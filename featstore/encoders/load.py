@@ -174,11 +174,15 @@ def _of_a_class(
         if is_own
         else user_identity(module, arguments=arguments, factory=factory)
     )
+    if attributes_sha256 is not None:
+        identity["attributes_sha256"] = attributes_sha256
+    if factory is not None:
+        identity["factory"] = factory.__qualname__  # a module may have several, whose code has one hash
     found = LoadedModel(
         module=module,
         name=kind.__name__,
         named_by="class",
-        identity=identity if attributes_sha256 is None else {**identity, "attributes_sha256": attributes_sha256},
+        identity=identity,
         earlier=None if is_own or attributes_sha256 is not None else earlier_identity(module, arguments=arguments),
     )
     encoder = _encoder(found, spec, outputs)

@@ -245,7 +245,7 @@ def _layers_of(part: object) -> Sequence[int | Literal["all"] | None]:
         return (None,)
     if part == "all":
         return ("all",)
-    if isinstance(part, Integral) and not isinstance(part, bool):
+    if not isinstance(part, bool) and isinstance(part, Integral):
         return (int(part),)
     numbers = _LAYERS.fullmatch(part) if isinstance(part, str) else None
     if numbers is None:

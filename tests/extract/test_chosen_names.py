@@ -116,6 +116,16 @@ def test_what_cannot_be_a_name_is_refused_before_anything_is_loaded(name: str) -
     assert "\n" not in str(caught.value)
 
 
+def test_what_changed_is_noted_under_whatever_name_the_store_has_the_encoder(folder: Path) -> None:
+    [before] = done(folder)
+    rename_encoder(str(folder / "store"), "Layered", "mine")
+    (folder / "mine.py").write_text(LAYERED.replace("/ 20", "/ 21"))
+    [after] = done(folder)
+    assert (after.encoder, after.shards_done) == ("Layered", 2)
+    assert f"mine@{before.fingerprint}" in after.notes[0]
+    assert "code" in after.notes[0]
+
+
 @pytest.mark.parametrize("name", ["a", "9", "My-Encoder_2.1+x=3", "a" * 200, "layer3", "x.layer3b"])
 def test_what_can_be_a_name_is_taken(name: str) -> None:
     check_encoder_name(name)
