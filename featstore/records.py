@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
+from featstore.errors import UsageError
 from featstore.formatting import html_table
 
 Track = Literal["A", "B"]
@@ -30,7 +32,9 @@ __all__ = [
     "SkippedClip",
     "Track",
     "canonical_json",
+    "check_encoder_name",
     "dataset_group",
+    "output_suffix",
     "sha256_of",
 ]
 
@@ -58,6 +62,39 @@ def dataset_group(dataset: str, crop_seconds: float | None) -> str:
     return dataset if crop_seconds is None else f"{dataset}+crop{repr(float(crop_seconds)).removesuffix('.0')}s"
 
 
+def output_suffix(layer: int | None, pool: str) -> str:
+    """Return the suffix of the encoder's name in the names of the feature sets of a layer and pool.
+
+    >>> output_suffix(6, "mean"), output_suffix(6, "std"), output_suffix(None, "mean")
+    ('.layer6', '.layer6.std', '')
+    """
+    suffix = "" if layer is None else f".layer{layer}"
+    return suffix if pool == "mean" else f"{suffix}.{pool}"
+
+
+_ENCODER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=-]{0,199}")
+_ENDS_AS_OUTPUT = re.compile(r"\.(layer[0-9]+|max|std)$")
+
+
+def check_encoder_name(name: str) -> None:
+    """Check a name that a user chooses for an encoder.
+
+    Raises
+    ------
+    UsageError
+        The name cannot be the name of a group, or ends as the name of a layer or pool of another encoder does.
+    """
+    if not isinstance(name, str) or not _ENCODER_NAME.fullmatch(name):
+        raise UsageError(
+            "the name of an encoder has letters, digits and . _ + = -, starts with a letter or digit, and has at most "
+            f"200 characters: got {name!r}"
+        )
+    if found := _ENDS_AS_OUTPUT.search(name):
+        raise UsageError(
+            f"the name of an encoder must not end in {found[0]}, which names a layer or pool of it: got {name!r}"
+        )
+
+
 @dataclass(frozen=True, kw_only=True)  # no slots: the fingerprint is a cached property
 class Recipe:
     """All settings that determine an embedding, except the crop of its windows.
@@ -68,8 +105,8 @@ class Recipe:
     Attributes
     ----------
     encoder : str
-        Short name: ``"logmel"``, the class name of a user-defined encoder, or the last component of the path or hub
-        name of a model.
+        Name that the encoder is shown by. By default ``"logmel"``, the class name of a user-defined encoder, or the
+        last component of the path or hub name of a model; the user can choose another.
     encoder_identity : mapping
         Identity of the encoder: ``class``, ``code_sha256`` (``distribution`` for an installed class, ``source_sha256``
         for a class of featstore), ``state_sha256``, ``arguments``, and ``layer`` if it is a hidden state. An argument
@@ -96,8 +133,10 @@ class Recipe:
     max_window_seconds : float or None
         Longest window; longer clips are cut into several windows.
     named_by : str
-        ``"class"``: the name identifies the encoder and is part of the fingerprint. ``"place"``: the name is where the
-        encoder was loaded from, and is not part of the fingerprint.
+        ``"class"``: the default name identifies the encoder and is part of the fingerprint. ``"place"``: the default
+        name is where the encoder was loaded from, and is not part of the fingerprint.
+    fingerprint_name : str or None
+        Default name of the encoder if it is part of the fingerprint and ``encoder`` is another name.
     """
 
     encoder: str
@@ -113,10 +152,15 @@ class Recipe:
     pool: str = "mean"
     max_window_seconds: float | None = None
     named_by: NamedBy = "class"
+    fingerprint_name: str | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """The recipe as plain JSON, as it is stored. Fields of later versions are omitted at their default."""
+        """The recipe as plain JSON, as it is stored. Fields of later versions are omitted at their default.
+
+        ``encoder`` is the name that the fingerprint includes; a store has the chosen name in the name of the group.
+        """
         raw = asdict(self)
+        raw["encoder"] = raw.pop("fingerprint_name") or self.encoder
         for name, default in (("pool", "mean"), ("max_window_seconds", None), ("named_by", "class")):
             if raw[name] == default:
                 del raw[name]
@@ -140,21 +184,47 @@ class Recipe:
         return f"{self.encoder}@{self.fingerprint}"
 
     @property
+    def output_suffix(self) -> str:
+        """End of the names of the feature sets of this layer and pool: ``.layer6.std``, or an empty text."""
+        return output_suffix(self.encoder_identity.get("layer"), self.pool)
+
+    @property
+    def encoder_name(self) -> str:
+        """Name of the encoder without the suffix of a layer and pool."""
+        return self.encoder.removesuffix(self.output_suffix)
+
+    @property
+    def encoder_key(self) -> str:
+        """What the outputs of one encoder under one set of options have in common: its layers and pools."""
+        shared = self.as_decided()
+        identity = {name: value for name, value in shared["encoder_identity"].items() if name != "layer"}
+        of_output = ("encoder", "dim", "hop_seconds", "pool")
+        shared = {name: value for name, value in shared.items() if name not in of_output}
+        return canonical_json({**shared, "encoder_identity": identity})
+
+    @property
     def arguments(self) -> dict[str, Any]:
         """Constructor arguments as the caller gave them."""
         stored = self.encoder_identity.get("arguments") or {}
         return {name: _as_given(value) for name, value in stored.items()}
+
+    def renamed(self, name: str) -> Recipe:
+        """Return the recipe of the same embeddings, with the same fingerprint, shown by another name."""
+        if self.named_by == "place":
+            return replace(self, encoder=name)
+        own = self.fingerprint_name or self.encoder
+        return replace(self, encoder=name, fingerprint_name=None if name == own else own)
 
     def named_as(self, group_name: str) -> Recipe | None:
         """Return this recipe under the name of a store's group; None if the group belongs to another recipe.
 
         Groups of versions without `named_by`, whose fingerprint includes the name of a place, are recognised too.
         """
-        if self.named_by == "class":
-            return self if self.group_name == group_name else None
         name = group_name.rpartition("@")[0]
-        both = (replace(self, encoder=name), replace(self, encoder=name, named_by="class"))
-        return next((recipe for recipe in both if recipe.group_name == group_name), None)
+        found = [self.renamed(name)]
+        if self.named_by == "place":
+            found += [replace(self, encoder=name, named_by="class"), replace(self, named_by="class").renamed(name)]
+        return next((recipe for recipe in found if recipe.group_name == group_name), None)
 
 
 def _as_given(value: Any) -> Any:

@@ -69,6 +69,7 @@ PRINTED = (
     Printed(record="featstore.store.verify.VerifyReport", commands=("verify --json",)),
     Printed(record="featstore.store.maintenance.GcRecord", commands=("gc --json",)),
     Printed(record="featstore.store.maintenance.CompactRecord", commands=("compact --json",)),
+    Printed(record="featstore.store.rename.RenameRecord", commands=("rename --json",)),
     Printed(record="featstore.store.copy.CopyRecord", commands=("copy --json",)),
     Printed(record="featstore.store.export.ExportRecord", commands=("export --json",)),
     Printed(record="featstore.extract.pack.PackRecord", commands=("pack --json",)),

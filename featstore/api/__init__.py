@@ -49,7 +49,7 @@ from typing import TYPE_CHECKING, Any
 from featstore.api.embeddings import Extracted, check, extract, fetch
 from featstore.api.scores import compare, probe, probe_arrays, report, retrieve
 from featstore.api.space import explore, explore_server, health, inspect, query
-from featstore.api.stores import compact, copy, export, gc, open, verify
+from featstore.api.stores import compact, copy, export, gc, open, rename, verify
 
 if TYPE_CHECKING:
     from featstore.encoders import load_encoder
@@ -75,6 +75,7 @@ __all__ = [
     "probe",
     "probe_arrays",
     "query",
+    "rename",
     "report",
     "retrieve",
     "verify",

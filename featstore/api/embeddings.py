@@ -17,7 +17,6 @@ from featstore.formatting import harmless, one_line
 if TYPE_CHECKING:
     from featstore.api.arguments import AnyEncoder, Tasks
     from featstore.encoders.check import EncoderReport
-    from featstore.encoders.encoder import Encoder
     from featstore.encoders.pooling import Pool
     from featstore.extract import Engine, ExtractOptions, ExtractSettings, Progress, TaskExtraction
     from featstore.extract.distributed import Share
@@ -94,9 +93,10 @@ def extract(
     store: Store | StrPath,
     split: str | Sequence[str] | None = None,
     arguments: Mapping[str, Any] | None = None,
-    layers: Sequence[int | None] = (),
+    layers: str | Sequence[int | str | None] = (),
     pool: Pool | Sequence[Pool] = (),
     trust_remote_code: bool = False,
+    name: str | None = None,
     engine: Literal["local", "ray"] = "local",
     ray_address: str | None = None,
     cpus_per_worker: int | None = None,
@@ -122,12 +122,16 @@ def extract(
         Only these splits or folds.
     arguments : mapping, optional
         Constructor arguments of the encoder.
-    layers : sequence of int or None
-        Hidden states to keep, each a feature set NAME.layerK; None is what the encoder returns, and the default.
+    layers : str or sequence of int, str or None
+        Hidden states to keep, each a feature set NAME.layerK: ``"all"``, ``"0-3,6,last"`` or ``[3, 6, None]``. ``last``
+        and None are what the encoder returns, and the default; ``all`` is every hidden state, without ``last``.
     pool : str or sequence of str
         ``mean`` (the default), ``max``, ``std``: utterance vectors to keep of each layer.
     trust_remote_code : bool
         Run the code that comes with a transformers model.
+    name : str, optional
+        Name of the feature sets of the encoder, NAME@fingerprint; it is not part of the encoder's identity. If the
+        store has the encoder under another name, that name is kept, and ``asked_as`` of the records has this one.
     engine : "local" or "ray"
         This machine, or a Ray cluster; see `featstore.extract.open_engine` for `ray_address` and `cpus_per_worker`.
     share : Share, optional
@@ -153,19 +157,26 @@ def extract(
         The only encoder cannot be loaded, breaks its contract or has changed, or the store cannot be written. Of
         several encoders such an error is one of the failures, and the next encoder is tried.
     """
+    from featstore.encoders.specs import parse_layers
     from featstore.extract import ExtractOptions
+    from featstore.records import check_encoder_name
 
     manifests = tuple(manifests_of(tasks).values())
     encoders = list(encoder) if isinstance(encoder, list | tuple) else [cast("AnyEncoder", encoder)]
     if not encoders:
         raise UsageError("no encoder is given: name one or more, such as 'logmel'")
     one_of("engine", engine, ("local", "ray"))
+    if name is not None:
+        check_encoder_name(name)
+        if len(encoders) > 1:
+            raise UsageError(f"name {name!r} is the name of one encoder: got {len(encoders)} encoders")
     settings = ExtractOptions(**options)
     loading = {
         "arguments": dict(arguments or {}),
-        "layers": tuple(layers),
+        "layers": parse_layers(layers) if layers else (),
         "pools": names_of(pool),
         "trust_remote_code": trust_remote_code,
+        "name": name,
     }
     placing: dict[str, Any] = {
         "engine": engine,
@@ -267,11 +278,10 @@ def _engine(
         raise UsageError(
             "a module or callable is encoded by this process on one device: give a spec for several workers"
         )
-    loaded = encoder
-    if not isinstance(encoder, Encoder):
-        del (given := dict(loading))["trust_remote_code"]
-        loaded = load_object(encoder, **given)
-    return nullcontext(LocalEngine(cast("Encoder", loaded), device=devices[0]))
+    del (given := dict(loading))["trust_remote_code"]
+    name = given.pop("name")
+    loaded = encoder if isinstance(encoder, Encoder) else load_object(encoder, **given)
+    return nullcontext(LocalEngine(loaded.named(name), device=devices[0]))
 
 
 def _shown(encoder: AnyEncoder) -> str:

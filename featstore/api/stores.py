@@ -1,4 +1,4 @@
-"""Public functions on stores: `open`, `verify`, `gc`, `compact`, `copy`, `export`."""
+"""Public functions on stores: `open`, `verify`, `gc`, `compact`, `copy`, `export`, `rename`."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ if TYPE_CHECKING:
     from featstore.store.copy import CopyRecord
     from featstore.store.export import ExportFormat, ExportRecord
     from featstore.store.maintenance import CompactRecord, GcRecord
+    from featstore.store.rename import RenameRecord
     from featstore.store.verify import VerifyReport
 
-__all__ = ["compact", "copy", "export", "gc", "open", "verify"]
+__all__ = ["compact", "copy", "export", "gc", "open", "rename", "verify"]
 
 
 def open(url: StrPath, *, verify: bool = False) -> Store:
@@ -242,3 +243,38 @@ def export(
 
 def _ignore(_: str) -> None:
     """Do nothing."""
+
+
+def rename(store: Store | StrPath, old: str, new: str) -> tuple[RenameRecord, ...]:
+    """Change the name that a store has for an encoder. Its fingerprints and embeddings stay, and nothing is encoded.
+
+    All its layers and pools are renamed. A killed call leaves a complete store, and the same call renames the rest.
+    An open `Store` has the old names: open it again. Scores keep the name under which they were computed.
+
+    Parameters
+    ----------
+    store : Store, str or os.PathLike
+        A local store.
+    old : str
+        ``"logmel"``: every recipe of that name. ``"logmel@3f9c2a71"``: the outputs of this recipe only.
+    new : str
+        Letters, digits and ``. _ + = -``. The store may have other encoders of this name.
+
+    Returns
+    -------
+    tuple of RenameRecord
+        ``before`` and ``after``: the names of each group, such as ``"logmel.layer3@3f9c2a71"``.
+
+    Raises
+    ------
+    featstore.errors.UnknownFeatureSet
+        The store has no such encoder.
+    featstore.errors.UsageError
+        `new` cannot be a name, or is the old name.
+    featstore.errors.StoreError
+        The store is not a local folder, an extraction is writing embeddings of the encoder, or the store has the same
+        encoder and recipe under the new name.
+    """
+    from featstore.store.rename import rename_encoder
+
+    return rename_encoder(url_of(store), old, new)

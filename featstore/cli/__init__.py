@@ -15,7 +15,7 @@ from featstore.cli.explore import explore
 from featstore.cli.extract import extract
 from featstore.cli.fetch import fetch
 from featstore.cli.inspect import inspect
-from featstore.cli.maintain import compact, copy, export, gc, verify
+from featstore.cli.maintain import compact, copy, export, gc, rename, verify
 from featstore.cli.options import set_up_logging, with_verbosity
 from featstore.cli.pack import pack
 from featstore.cli.probe import probe
@@ -55,7 +55,7 @@ def cli(*, traceback: bool) -> None:  # read in `main`
 
 for command in (
     demo, fetch, pack, check, extract, probe, retrieve, report, query, explore, tasks, inspect, copy, export, verify,
-    gc, compact, completion,
+    gc, compact, rename, completion,
 ):  # fmt: skip
     cli.add_command(with_verbosity(command))
 with_verbosity(cli)

@@ -23,6 +23,7 @@ from featstore.cli.options import (
     json_option,
     note,
     parse_arguments,
+    parse_encoder_name,
     parse_layers,
     parse_names,
     report_problem,
@@ -34,6 +35,7 @@ from featstore.formatting import counted, lasting, spoken_bytes
 from featstore.system import CPU_BATCH_SECONDS, LIGHT_BATCH_SECONDS
 
 if TYPE_CHECKING:
+    from featstore.encoders.specs import Layers
     from featstore.extract import Progress, TaskExtraction
     from featstore.records import ExtractFailure, ExtractRecord
 
@@ -54,16 +56,24 @@ _log = logging.getLogger("featstore")
     shell_complete=complete_encoders,
     help="logmel, mfcc, hf:NAME_OR_PATH (a transformers audio model) or dasheng:base|0.6b|1.2b|PATH, both with "
     "#layer=K for a hidden state, hear:MODULE[=WEIGHTS], onnx:FILE, torchscript:FILE, st:NAME_OR_PATH (a "
-    "sentence-transformers model), ./file.py[:Class] or package.module:Class.",
+    "sentence-transformers model), ./file.py[:NAME] or package.module:NAME (a class, or a function that returns an "
+    "nn.Module).",
+)
+@click.option(
+    "--name",
+    metavar="NAME",
+    callback=parse_encoder_name,
+    help="Name of the feature sets, NAME@fingerprint/...  [default: the class, or the last part of the path]",
 )
 @encoder_settings(
     device_help="auto, cpu, cuda or cuda:N; all (every GPU) or a list such as cuda:0,cuda:2: a process for each."
 )
 @click.option(
     "--layers",
-    metavar="K,K,last",
+    metavar="0-3,6,last|all",
     callback=parse_layers,
-    help="Hidden states to keep, each a feature set NAME.layerK, all from one pass.  [default: last]",
+    help="Hidden states to keep, each a feature set NAME.layerK, all from one pass. last: the output of the encoder. "
+    "all: every hidden state, without last (all,last has both).  [default: last]",
 )
 @click.option(
     "--pool",
@@ -157,7 +167,8 @@ def extract(
     tasks: tuple[str, ...],
     spec: str,
     encoder_args: tuple[str, ...],
-    layers: tuple[int | None, ...],
+    name: str | None,
+    layers: Layers,
     pools: tuple[Any, ...],
     trust_remote_code: bool,
     data_dir: str,
@@ -197,6 +208,7 @@ def extract(
                 layers=layers,
                 pool=pools,
                 trust_remote_code=trust_remote_code,
+                name=name,
                 engine=engine,
                 ray_address=ray_address,
                 cpus_per_worker=cpus_per_worker,

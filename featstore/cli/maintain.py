@@ -1,4 +1,4 @@
-"""`featstore verify`, `gc`, `compact`, `copy` and `export`."""
+"""`featstore verify`, `gc`, `compact`, `rename`, `copy` and `export`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from featstore.formatting import counted, redacted, spoken_bytes
 if TYPE_CHECKING:
     from featstore.store.export import ExportFormat
 
-__all__ = ["compact", "copy", "export", "gc", "verify"]
+__all__ = ["compact", "copy", "export", "gc", "rename", "verify"]
 
 
 @click.command()
@@ -91,6 +91,27 @@ def compact(*, store_url: str, part_megabytes: float, as_json: bool) -> None:
         say(f"{record.path}: {record.parts_before} parts are now {record.parts_after}")
     if not records:
         say(f"{redacted(store_url)}: nothing to do")
+
+
+@click.command()
+@click.argument("store_url", metavar="STORE", callback=parse_store, shell_complete=complete_folders)
+@click.argument("old", metavar="OLD")
+@click.argument("new", metavar="NEW")
+@json_option
+def rename(*, store_url: str, old: str, new: str, as_json: bool) -> None:
+    """Change the name that a store has for an encoder. Nothing is encoded again.
+
+    OLD is a name (`logmel`: every recipe of that name) or one recipe (`logmel@3f9c2a71`). Layers and pools of the
+    encoder are renamed with it. Scores keep the name under which they were computed.
+    """
+    from featstore import api
+
+    records = api.rename(store_url, old, new)
+    if as_json:
+        emit_json(records)
+        return
+    for record in records:
+        say(f"{record.before} is now {record.after}")
 
 
 @click.command()

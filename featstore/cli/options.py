@@ -15,8 +15,10 @@ import click
 from featstore.cli.completion import complete_folders, complete_tasks
 from featstore.errors import UsageError
 from featstore.formatting import counted, harmless, harmless_json, redacted
+from featstore.records import check_encoder_name
 
 if TYPE_CHECKING:
+    from featstore.encoders.specs import Layers
     from featstore.records import ExtractRecord
 
 __all__ = [
@@ -35,6 +37,7 @@ __all__ = [
     "note",
     "optional_store_option",
     "parse_arguments",
+    "parse_encoder_name",
     "parse_layers",
     "parse_names",
     "parse_numbers",
@@ -362,17 +365,24 @@ def parse_names(_: click.Context, option: click.Parameter, value: str) -> tuple[
     return names
 
 
-def parse_layers(_: click.Context, option: click.Parameter, value: str | None) -> tuple[int | None, ...]:
-    """A click callback that reads comma-separated layers, ``last`` as None; an empty tuple for None."""
-    if value is None:
-        return ()
-    parts = [part.strip() for part in value.split(",")]
-    if not all(part == "last" or (part.isascii() and part.isdigit()) for part in parts):
-        raise click.BadParameter(f"{value!r} is not a list of layers such as 3,6,9,last", param=option)
-    layers = tuple(None if part == "last" else int(part) for part in parts)
-    if len(set(layers)) < len(layers):
-        raise click.BadParameter(f"{value!r} has a duplicate layer", param=option)
-    return layers
+def parse_layers(_: click.Context, option: click.Parameter, value: str | None) -> Layers:
+    """A click callback that reads a selection of layers; an empty tuple for None."""
+    from featstore.encoders.specs import parse_layers
+
+    try:
+        return () if value is None else parse_layers(value)
+    except UsageError as error:
+        raise click.BadParameter(str(error), param=option) from error
+
+
+def parse_encoder_name(_: click.Context, option: click.Parameter, value: str | None) -> str | None:
+    """A click callback that checks a name that the user chooses for an encoder."""
+    try:
+        if value is not None:
+            check_encoder_name(value)
+    except UsageError as error:
+        raise click.BadParameter(str(error), param=option) from error
+    return value
 
 
 def parse_arguments(pairs: Iterable[str]) -> dict[str, Any]:

@@ -88,6 +88,7 @@ def report(
     featstore report results --compare logmel mfcc
     """  # noqa: D301 - click takes the character itself
     from featstore.report import read_results
+    from featstore.report.results import renamed_encoders
 
     folders += more_folders
     if not folders:
@@ -110,6 +111,11 @@ def report(
     if results.unsealed:
         n_unsealed, first = counted(len(results.unsealed), "file"), results.unsealed[0]
         report_problem(f"{n_unsealed} without a seal, so changes cannot be detected; the first is {first}")
+    for names in renamed_encoders(results.scores):
+        report_problem(
+            f"{', '.join(names)} are names of one encoder with the same embeddings, each with a row: delete the score "
+            "files of the old name"
+        )
     if results.scores:
         _report(results.scores, form, out_path, published=published, store_url=store_url, title=title, pair=pair)
     if results.failures:

@@ -22,6 +22,7 @@ Extensions:
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import math
 from collections.abc import Mapping
@@ -44,7 +45,23 @@ __all__ = [
     "check_counts",
     "check_output",
     "contract_facts",
+    "not_a_module",
 ]
+
+_SIMILAR: Mapping[str, str] = {
+    "sampling_rate": "sample_rate samplerate sampling_rate_hz sample_rate_hz sr fs rate",
+    "output_dim": "embed_dim embedding_dim embedding_size scene_embedding_size hidden_size hidden_dim out_dim "
+    "output_size feature_dim feature_size n_features d_model dim",
+    "hop_size_in_ms": "hop_ms hop_in_ms hop_size hop_length hop_seconds hop frame_shift stride",
+    "n_layers": "num_layers num_hidden_layers depth",
+    "layer_dim": "hidden_size hidden_dim d_model",
+    "layer_hop_in_ms": "hop_size_in_ms",
+    "forward": "encode encode_audio embed extract_features get_embeddings get_embedding get_audio_embeddings "
+    "get_audio_features get_timestamp_embeddings get_scene_embeddings infer predict",
+}
+"""Names that other libraries give to what the contract requires. They are suggested, and never read."""
+
+_REQUIRED = {"sampling_rate": "Hz", "output_dim": "values per frame", "hop_size_in_ms": "ms", "forward": "audio"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,7 +122,7 @@ def contract_facts(module: object) -> ContractFacts:
     """
     name = type(module).__name__
     if not isinstance(module, nn.Module):
-        raise EncoderContractError(f"an encoder must be a torch.nn.Module: {name} is not one")
+        raise EncoderContractError(not_a_module(module))
     problems: list[str] = []
     rate = _positive(module, "sampling_rate", "Hz", problems, whole=True)
     dim = _positive(module, "output_dim", "values per frame", problems, whole=True)
@@ -115,6 +132,8 @@ def contract_facts(module: object) -> ContractFacts:
         input_seconds = _positive(module, "input_seconds", "seconds", problems, whole=False)
     has_layers = hasattr(module, "forward_layers") and _declared(module, "n_layers") is not None
     layers = _layer_facts(module, problems) if has_layers else None
+    if not _has_forward(module):
+        problems.append(_missing(module, "forward", "audio"))
     if problems:
         raise EncoderContractError(f"{name} breaks the encoder contract: {'; '.join(problems)}")
     return ContractFacts(
@@ -139,6 +158,9 @@ def _layer_facts(module: nn.Module, problems: list[str]) -> LayerFacts | None:
 def _positive(module: nn.Module, attribute: str, unit: str, problems: list[str], *, whole: bool) -> float:
     """Return a declared positive number; if it is invalid, append a problem."""
     value = _declared(module, attribute)
+    if value is None and not hasattr(module, attribute):
+        problems.append(_missing(module, attribute, unit))
+        return math.nan
     number = math.nan if isinstance(value, bool) or not isinstance(value, Real) else float(value)
     if not 0 < number < math.inf:
         problems.append(f"{attribute} must be a positive number ({unit}), got {value!r}")
@@ -147,11 +169,44 @@ def _positive(module: nn.Module, attribute: str, unit: str, problems: list[str],
     return number
 
 
-def _declared(module: nn.Module, attribute: str) -> object:
+def _declared(module: object, attribute: str) -> object:
     try:
         return getattr(module, attribute, None)
     except Exception as error:  # noqa: BLE001 - a property is the user's own code
         return error
+
+
+def not_a_module(found: object) -> str:
+    """Return one line about an object, or a class, that is not an encoder: what it lacks, and what is similar."""
+    kind = found if isinstance(found, type) else type(found)
+    lacks = [_missing(found, name, unit) for name, unit in _REQUIRED.items() if not hasattr(found, name)]
+    return (
+        f"an encoder must be a torch.nn.Module: {kind.__name__} is not one, so derive a class from torch.nn.Module"
+        f"{''.join(f'; {each}' for each in lacks)}"
+    )
+
+
+def _has_forward(module: nn.Module) -> bool:
+    return getattr(_declared(module, "forward"), "__func__", None) is not nn.Module.forward
+
+
+def _missing(found: object, attribute: str, unit: str) -> str:
+    similar = _similar(found, attribute)
+    return f"{attribute} ({unit}) is missing{f', the class has {similar}' if similar else ''}"
+
+
+def _similar(found: object, attribute: str) -> str | None:
+    """Return the attribute of an object that may be what `attribute` is for, with its value; None if there is none."""
+    names = [name for name in dir(found) if not name.startswith("_") and name not in dir(nn.Module)]
+    spelled = {name.lower(): name for name in names}
+    known = [spelled[name] for name in _SIMILAR.get(attribute, "").split() if name in spelled]
+    for name in (*known, *difflib.get_close_matches(attribute, names, n=3, cutoff=0.8)):
+        value = _declared(found, name)
+        if callable(value) and not isinstance(value, nn.Module):
+            return f"{name}()"
+        if attribute != "forward" and isinstance(value, Real) and not isinstance(value, bool):
+            return f"{name} = {value}"
+    return None
 
 
 def _takes_lengths(module: nn.Module) -> bool:

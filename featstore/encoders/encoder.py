@@ -16,7 +16,7 @@ from featstore.encoders.source_code import CodeModule, code_sha256
 from featstore.encoders.specs import spec_with_layer
 from featstore.errors import EncoderContractError, EncoderError
 from featstore.formatting import one_line
-from featstore.records import NamedBy, Recipe
+from featstore.records import NamedBy, Recipe, check_encoder_name
 
 __all__ = ["Encoder", "failure_line"]
 
@@ -39,6 +39,8 @@ class Encoder:
         Identity in stores of an earlier version of featstore.
     code : tuple of CodeModule
         User modules that the encoder consists of.
+    chosen_name : str or None
+        Name that the user chose for its feature sets, if it is not ``name``; not part of its identity.
     """
 
     module: nn.Module
@@ -49,6 +51,7 @@ class Encoder:
     earlier: Mapping[str, Any] | None = None
     code: tuple[CodeModule, ...] = ()
     named_by: NamedBy = "class"
+    chosen_name: str | None = None
     facts: ContractFacts = field(init=False)
 
     def __post_init__(self) -> None:
@@ -61,6 +64,18 @@ class Encoder:
         encoder = copy.copy(self)
         object.__setattr__(encoder, "code", code)
         object.__setattr__(encoder, "identity", {**self.identity, "code_sha256": code_sha256(code)})
+        return encoder
+
+    def named(self, name: str | None) -> Encoder:
+        """Return a copy of the encoder whose feature sets have another name; None keeps the default.
+
+        Raises UsageError for a name that cannot be used.
+        """
+        if name is None:
+            return self
+        check_encoder_name(name)
+        encoder = copy.copy(self)
+        object.__setattr__(encoder, "chosen_name", name)
         return encoder
 
     def recipe(
@@ -81,7 +96,7 @@ class Encoder:
         """
         output = output or self.outputs[0]
         layer = {} if output.layer is None else {"layer": output.layer}
-        return Recipe(
+        recipe = Recipe(
             encoder=f"{self.name}{output.suffix}",
             encoder_identity={**(self.identity if identity is None else identity), **layer},
             sample_rate_hz=self.facts.sample_rate_hz,
@@ -96,6 +111,12 @@ class Encoder:
             max_window_seconds=self._cut_by_request(max_window_seconds),
             named_by=self.named_by,
         )
+        return recipe if self.chosen_name is None else recipe.renamed(f"{self.chosen_name}{output.suffix}")
+
+    @property
+    def shown_name(self) -> str:
+        """Name of its feature sets, without suffixes of layers and pools."""
+        return self.chosen_name or self.name
 
     def spec_of(self, output: Output) -> str:
         """Return the spec of one output on the command line."""

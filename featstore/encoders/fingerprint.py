@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
@@ -130,16 +130,27 @@ def encoder_identity(module: nn.Module, *, arguments: Mapping[str, Any]) -> dict
     }
 
 
-def user_identity(module: nn.Module, *, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the identity of any other encoder, without its code; for an installed class, with its version."""
+def user_identity(
+    module: nn.Module, *, arguments: Mapping[str, Any], factory: Callable[..., object] | None = None
+) -> dict[str, Any]:
+    """Return the identity of any other encoder, without its code; for an installed class or factory, with its version."""
     kind = type(module)
-    is_installed = not is_user_path(file_of(sys.modules[kind.__module__]) or "")
+    makers = [kind] if factory is None else [kind, factory]
+    installed = [maker for maker in makers if not is_user_path(file_of(_home_of(maker)) or "")]
     return {
         "class": kind.__qualname__,
-        **({"distribution": distribution_of(sys.modules[kind.__module__])} if is_installed else {}),
+        **(
+            {"distribution": " ".join(sorted({distribution_of(_home_of(each)) for each in installed}))}
+            if installed
+            else {}
+        ),
         "state_sha256": state_sha256(module, all_buffers=True),
         "arguments": {name: by_content(value) for name, value in arguments.items()},
     }
+
+
+def _home_of(maker: Callable[..., object]) -> ModuleType:
+    return sys.modules[maker.__module__]
 
 
 def earlier_identity(module: nn.Module, *, arguments: Mapping[str, Any]) -> dict[str, Any]:

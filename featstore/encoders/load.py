@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import importlib.util
+import inspect
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any, get_args
@@ -14,7 +17,7 @@ from typing import Any, get_args
 from torch import nn
 
 from featstore.encoders.builtin import LogMelEncoder, MfccEncoder
-from featstore.encoders.contract import LoadedModel
+from featstore.encoders.contract import LoadedModel, contract_facts, not_a_module
 from featstore.encoders.encoder import Encoder
 from featstore.encoders.fingerprint import (
     by_content,
@@ -27,7 +30,7 @@ from featstore.encoders.fingerprint import (
 )
 from featstore.encoders.pooling import Output, Pool
 from featstore.encoders.source_code import file_of, is_users
-from featstore.encoders.specs import EncoderSpec, check_arguments, check_built_in_arguments, parse_spec
+from featstore.encoders.specs import EncoderSpec, Layers, check_arguments, check_built_in_arguments, parse_spec
 from featstore.encoders.user_code import ENCODER_FILE, Loading, loading_user_code
 from featstore.errors import EncoderContractError, EncoderError, UsageError
 from featstore.formatting import one_line
@@ -42,7 +45,7 @@ def load(
     spec: str,
     *,
     arguments: Mapping[str, Any],
-    layers: tuple[int | None, ...],
+    layers: Layers,
     pools: tuple[Pool, ...],
     trust_remote_code: bool,
 ) -> Encoder:
@@ -51,7 +54,7 @@ def load(
     parsed = parse_spec(spec)
     if parsed.layer is not None and layers:
         raise UsageError("a layer is given by #layer= and by --layers: give it once")
-    outputs = _outputs((parsed.layer,) if parsed.layer is not None else layers, pools)
+    outputs = _Outputs(layers=(parsed.layer,) if parsed.layer is not None else layers, pools=pools)
     if parsed.scheme in ("hf", "dasheng", "st"):
         found = _of_a_library(parsed, arguments, trust_remote_code=trust_remote_code)
         return _encoder(found, parsed.base, outputs)
@@ -62,22 +65,25 @@ def load(
     if parsed.scheme == "built-in":
         return _encoder(_of_a_built_in(parsed, arguments), parsed.base, outputs)
     with loading_user_code(_folder_of(parsed)) as loading:
-        kind, main = _class_in_file(parsed) if parsed.scheme == "file" else _class_by_import(parsed)
-        module = _build(kind, arguments)
-        return _of_a_class(module, loading, main=main, spec=parsed.base, arguments=arguments, outputs=outputs)
+        maker, home = _found_in_file(parsed) if parsed.scheme == "file" else _found_by_import(parsed)
+        module = _build(maker, arguments)
+        if isinstance(maker, type):
+            return _of_a_class(module, loading, main=home, spec=parsed.base, arguments=arguments, outputs=outputs)
+        return _of_a_factory(maker, module, loading, spec=parsed.base, arguments=arguments, outputs=outputs)
 
 
 def load_object(
     encoder: nn.Module | Callable[..., nn.Module],
     *,
     arguments: Mapping[str, Any],
-    layers: tuple[int | None, ...],
+    layers: Layers,
     pools: tuple[Pool, ...],
 ) -> Encoder:
     """Build an encoder from a module, or from a class or function that returns one.
 
-    If `encoder` is a class, its arguments are known, and the encoder is the same as the one loaded by spec. If it is a
-    module or a function, every plain attribute of the module is part of its identity instead.
+    If `encoder` is a class or a function with a name, its arguments are known, and the encoder is the same as the one
+    loaded by spec. Every plain attribute of a module, or of the module that a function returns, is part of its
+    identity.
 
     Parameters
     ----------
@@ -96,7 +102,7 @@ def load_object(
         The encoder breaks the contract of `featstore.encoders.contract`.
     """
     check_arguments(arguments)
-    outputs = _outputs(layers, pools)
+    outputs = _Outputs(layers=layers, pools=pools)
     with loading_user_code(Path.cwd()) as loading:
         if isinstance(encoder, nn.Module):
             if arguments:
@@ -111,15 +117,54 @@ def load_object(
                 f"{kind.__name__} is not defined in a file, so that its code has no fingerprint: write it to a file "
                 "(%%writefile in a notebook) and import it, or give the file as the spec"
             )
+        spec = f"{kind.__module__}:{kind.__qualname__}"
+        if encoder is kind:
+            return _of_a_class(module, loading, main=main, spec=spec, arguments=arguments, outputs=outputs)
+        if not isinstance(encoder, nn.Module) and _is_in_a_module(encoder):
+            spec = f"{encoder.__module__}:{encoder.__qualname__}"
+            return _of_a_factory(encoder, module, loading, spec=spec, arguments=arguments, outputs=outputs)
         return _of_a_class(
             module,
             loading,
             main=main,
-            spec=f"{kind.__module__}:{kind.__qualname__}",
+            spec=spec,
             arguments=arguments,
             outputs=outputs,
-            attributes_sha256=None if encoder is kind else sha256_of(plain_attributes(module)),
+            attributes_sha256=sha256_of(plain_attributes(module)),
         )
+
+
+def _is_in_a_module(maker: Callable[..., nn.Module]) -> bool:
+    """Whether a function can be found by its name in a module, other than the running script, as a spec names it."""
+    home = getattr(maker, "__module__", None)
+    if home in (None, "__main__") or not inspect.isroutine(maker):
+        return False
+    found: object = sys.modules.get(home)
+    for name in maker.__qualname__.split("."):
+        found = getattr(found, name, None)
+    return found == maker  # a bound method of a class is another object at each access
+
+
+def _of_a_factory(
+    factory: Callable[..., nn.Module],
+    module: nn.Module,
+    loading: Loading,
+    *,
+    spec: str,
+    arguments: Mapping[str, Any],
+    outputs: _Outputs,
+) -> Encoder:
+    """Build the encoder that a function returned. The main module of its code is that of the function."""
+    return _of_a_class(
+        module,
+        loading,
+        main=sys.modules[factory.__module__],
+        spec=spec,
+        arguments=arguments,
+        outputs=outputs,
+        attributes_sha256=sha256_of(plain_attributes(module)),
+        factory=factory,
+    )
 
 
 def _of_a_class(
@@ -129,18 +174,27 @@ def _of_a_class(
     main: ModuleType,
     spec: str,
     arguments: Mapping[str, Any],
-    outputs: tuple[Output, ...],
+    outputs: _Outputs,
     attributes_sha256: str | None = None,
+    factory: Callable[..., nn.Module] | None = None,
 ) -> Encoder:
-    """Build the encoder of a class that a file or an installed package, the module `main`, defines."""
+    """Build the encoder of a class that a file or an installed package defines; `main` is the module of the spec."""
     kind = type(module)
     is_own = kind.__module__.partition(".")[0] == "featstore"
-    identity = (encoder_identity if is_own else user_identity)(module, arguments=arguments)
+    identity = (
+        encoder_identity(module, arguments=arguments)
+        if is_own
+        else user_identity(module, arguments=arguments, factory=factory)
+    )
+    if attributes_sha256 is not None:
+        identity["attributes_sha256"] = attributes_sha256
+    if factory is not None:
+        identity["factory"] = factory.__qualname__  # a module may have several, whose code has one hash
     found = LoadedModel(
         module=module,
         name=kind.__name__,
         named_by="class",
-        identity=identity if attributes_sha256 is None else {**identity, "attributes_sha256": attributes_sha256},
+        identity=identity,
         earlier=None if is_own or attributes_sha256 is not None else earlier_identity(module, arguments=arguments),
     )
     encoder = _encoder(found, spec, outputs)
@@ -148,7 +202,35 @@ def _of_a_class(
     return encoder.with_code(code) if code else encoder
 
 
-def _encoder(found: LoadedModel, spec: str, outputs: tuple[Output, ...]) -> Encoder:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Outputs:
+    """Layers and pools to keep, as the user gave them: `of` resolves ``all`` when the encoder is loaded."""
+
+    layers: Layers
+    pools: tuple[Pool, ...]
+
+    def __post_init__(self) -> None:
+        for values, what in ((self.layers, "--layers"), (self.pools, "--pool")):
+            if len(set(values)) < len(values):
+                raise UsageError(f"{what} lists a value twice: list it once")
+        for pool in self.pools:
+            if pool not in get_args(Pool):
+                raise UsageError(f"--pool takes {', '.join(get_args(Pool))}: got {pool!r}")
+
+    def of(self, found: LoadedModel) -> tuple[Output, ...]:
+        layers: list[int | None] = []
+        for layer in self.layers or (None,):
+            if layer != "all":
+                layers.append(layer)
+                continue
+            facts = contract_facts(found.module)
+            if facts.layers is None:
+                raise EncoderError(f"{found.name} has no layers to choose from: omit --layers")
+            layers += range(facts.layers.count + 1)
+        return tuple(Output(layer=layer, pool=pool) for layer in layers for pool in self.pools or ("mean",))
+
+
+def _encoder(found: LoadedModel, spec: str, outputs: _Outputs) -> Encoder:
     return Encoder(
         module=found.module,
         name=found.name,
@@ -156,18 +238,8 @@ def _encoder(found: LoadedModel, spec: str, outputs: tuple[Output, ...]) -> Enco
         spec=spec,
         identity=found.identity,
         earlier=found.earlier,
-        outputs=outputs,
+        outputs=outputs.of(found),
     )
-
-
-def _outputs(layers: tuple[int | None, ...], pools: tuple[Pool, ...]) -> tuple[Output, ...]:
-    unknown = [pool for pool in pools if pool not in get_args(Pool)]
-    if unknown:
-        raise UsageError(f"--pool takes {', '.join(get_args(Pool))}: got {unknown[0]!r}")
-    outputs = tuple(Output(layer=layer, pool=pool) for layer in layers or (None,) for pool in pools or ("mean",))
-    if len(set(outputs)) < len(outputs):
-        raise UsageError("--layers or --pool lists a value twice: list it once")
-    return outputs
 
 
 def _of_a_library(spec: EncoderSpec, arguments: Mapping[str, Any], *, trust_remote_code: bool) -> LoadedModel:
@@ -197,7 +269,7 @@ def _of_a_model_file(spec: EncoderSpec, arguments: Mapping[str, Any]) -> LoadedM
     return load_torchscript(spec.name, arguments)
 
 
-def _of_a_hear_module(spec: EncoderSpec, arguments: Mapping[str, Any], outputs: tuple[Output, ...]) -> Encoder:
+def _of_a_hear_module(spec: EncoderSpec, arguments: Mapping[str, Any], outputs: _Outputs) -> Encoder:
     """Load a HEAR module, which is user code: by name or from a file."""
     from featstore.encoders.adapters.hear import build_hear
 
@@ -226,16 +298,50 @@ def _of_a_built_in(spec: EncoderSpec, arguments: Mapping[str, Any]) -> LoadedMod
     return LoadedModel(module=module, name=spec.name, named_by="class", identity=identity)
 
 
-def _build(kind: Callable[..., nn.Module], arguments: Mapping[str, Any]) -> nn.Module:
-    name = getattr(kind, "__name__", type(kind).__name__)
+def _build(maker: Callable[..., nn.Module], arguments: Mapping[str, Any]) -> nn.Module:
+    """Call a class or function, and return the module in evaluation mode."""
+    name = getattr(maker, "__name__", type(maker).__name__)
+    _check_call(maker, name, arguments)
     try:
-        module = kind(**arguments)
+        module = maker(**arguments)
     except (Exception, SystemExit) as error:
         given = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
         raise EncoderError(f"{name}({given}) could not be built: {one_line(error, typed=True)}") from error
-    if not isinstance(module, nn.Module):
-        raise EncoderContractError(f"an encoder must be a torch.nn.Module: {name} is not one")
-    return module.eval()
+    if isinstance(module, nn.Module):
+        return module.eval()
+    if isinstance(maker, type):
+        raise EncoderContractError(not_a_module(module))
+    if isinstance(module, type):
+        raise EncoderContractError(f"{name} must return a torch.nn.Module: it returned the class {module.__name__}")
+    what = "None" if module is None else f"an object of the class {type(module).__name__}"
+    raise EncoderContractError(f"{name} must return a torch.nn.Module: it returned {what}")
+
+
+def _check_call(maker: Callable[..., nn.Module], name: str, arguments: Mapping[str, Any]) -> None:
+    """Check the names of the arguments of a class or function, if its signature is known."""
+    try:
+        parameters = inspect.signature(maker).parameters
+    except (TypeError, ValueError):
+        return
+    by_name = [each for each in parameters.values() if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)]
+    known = [each.name for each in by_name]
+    lacking = [each.name for each in by_name if each.default is each.empty and each.name not in arguments]
+    unknown = [] if any(each.kind is each.VAR_KEYWORD for each in parameters.values()) else [*arguments]
+    unknown = [each for each in unknown if each not in known]
+    if lacking and isinstance(maker, type) and not issubclass(maker, nn.Module):
+        raise EncoderContractError(not_a_module(maker))
+    if unknown:
+        raise EncoderError(
+            f"{name} has no argument {unknown[0]}: it takes {', '.join(known) or 'none'}{_meant(unknown[0], known)}"
+        )
+    if lacking:
+        values = " ".join(f"--encoder-arg {each}=VALUE" for each in lacking)
+        raise EncoderError(f"{name} cannot be called without {', '.join(lacking)}: give {values}, or add a default")
+
+
+def _meant(word: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 def _folder_of(spec: EncoderSpec) -> Path:
@@ -243,9 +349,9 @@ def _folder_of(spec: EncoderSpec) -> Path:
     return Path(spec.name).resolve().parent if spec.scheme == "file" else Path.cwd()
 
 
-def _class_in_file(spec: EncoderSpec) -> tuple[type[nn.Module], ModuleType]:
+def _found_in_file(spec: EncoderSpec) -> tuple[Callable[..., nn.Module], ModuleType]:
     module = _file(spec)
-    return _pick_class(module, spec.class_name, where=str(Path(spec.name))), module
+    return _pick(module, spec.class_name, where=str(Path(spec.name))), module
 
 
 def _file(spec: EncoderSpec) -> ModuleType:
@@ -266,9 +372,9 @@ def _file(spec: EncoderSpec) -> ModuleType:
     return module
 
 
-def _class_by_import(spec: EncoderSpec) -> tuple[type[nn.Module], ModuleType]:
+def _found_by_import(spec: EncoderSpec) -> tuple[Callable[..., nn.Module], ModuleType]:
     module = _imported(spec)
-    return _pick_class(module, spec.class_name, where=spec.name), module
+    return _pick(module, spec.class_name, where=spec.name), module
 
 
 def _imported(spec: EncoderSpec) -> ModuleType:
@@ -279,18 +385,50 @@ def _imported(spec: EncoderSpec) -> ModuleType:
         raise EncoderError(f"module {spec.name} of --encoder {spec.base} could not be imported: {reason}") from error
 
 
-def _pick_class(module: ModuleType, wanted: str, *, where: str) -> type[nn.Module]:
-    """Return the requested class, or else the only class whose name ends in Encoder, the rule of X-ARES."""
+def _pick(module: ModuleType, wanted: str, *, where: str) -> Callable[..., nn.Module]:
+    """Return the requested class or function, or else the only class whose name ends in Encoder, the rule of X-ARES."""
     if wanted:
-        kind = getattr(module, wanted, None)
-        if not isinstance(kind, type):
-            raise EncoderError(f"{where} has no class {wanted}")
-        return kind
+        return _by_name(module, wanted, where=where)
     classes = [kind for kind in vars(module).values() if isinstance(kind, type) and kind.__name__.endswith("Encoder")]
     own = [kind for kind in classes if kind.__module__ == module.__name__] or classes
     if len(own) == 1:
         return own[0]
     if not own:
-        raise EncoderError(f"{where} has no class whose name ends in Encoder: name one, as in {where}:MyModel")
-    names = ", ".join(sorted(kind.__name__ for kind in own))
-    raise EncoderError(f"{where} has several encoders: name one, as in {where}:{own[0].__name__} (it has {names})")
+        names = _makers(module)
+        example = f"{where}:{names[0] if names else 'MyModel'}"
+        has = f" (it has {', '.join(names)})" if names else ""
+        raise EncoderError(
+            f"{where} has no class whose name ends in Encoder: name a class or function, as in {example}{has}"
+        )
+    names = sorted(kind.__name__ for kind in own)
+    raise EncoderError(
+        f"{where} has several encoders: name one, as in {where}:{own[0].__name__} (it has {', '.join(names)})"
+    )
+
+
+def _by_name(module: ModuleType, wanted: str, *, where: str) -> Callable[..., nn.Module]:
+    found: Any = module
+    try:
+        for name in wanted.split("."):
+            found = getattr(found, name)
+    except AttributeError:
+        names = _makers(module)
+        has = f": it has {', '.join(names)}" if names else ""
+        raise EncoderError(f"{where} has no class or function {wanted}{has}{_meant(wanted, names)}") from None
+    if isinstance(found, type) or inspect.isroutine(found):
+        return found  # type: ignore[no-any-return]
+    raise EncoderError(
+        f"{wanted} of {where} is an object of the class {type(found).__name__}: name a class, or a function that "
+        "returns the encoder"
+    )
+
+
+def _makers(module: ModuleType) -> list[str]:
+    """Names of the modules' own classes that may be encoders, and of its public functions."""
+    return [
+        name
+        for name, each in vars(module).items()
+        if getattr(each, "__module__", None) == module.__name__
+        and not name.startswith("_")
+        and (inspect.isfunction(each) or (isinstance(each, type) and issubclass(each, nn.Module)))
+    ]

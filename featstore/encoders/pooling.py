@@ -8,6 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from featstore.records import output_suffix
+
 __all__ = ["Output", "Pool", "pooled"]
 
 Pool = Literal["mean", "max", "std"]
@@ -30,13 +32,8 @@ class Output:
 
     @property
     def suffix(self) -> str:
-        """Suffix of the encoder's name in the names of feature sets.
-
-        >>> Output(layer=6).suffix, Output(layer=6, pool="std").suffix, Output().suffix
-        ('.layer6', '.layer6.std', '')
-        """
-        layer = "" if self.layer is None else f".layer{self.layer}"
-        return layer if self.pool == "mean" else f"{layer}.{self.pool}"
+        """Suffix of the encoder's name in the names of feature sets."""
+        return output_suffix(self.layer, self.pool)
 
 
 def pooled(frames: Tensor, kept: Tensor | None, pool: Pool) -> Tensor:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, Literal
 
+from featstore.encoders.spec_hints import hint_for
 from featstore.errors import EncoderError, UsageError
 from featstore.records import canonical_json
 
@@ -14,10 +16,12 @@ __all__ = [
     "BUILT_IN",
     "SCHEMES",
     "EncoderSpec",
+    "Layers",
     "Scheme",
     "check_arguments",
     "check_built_in_arguments",
     "looks_secret",
+    "parse_layers",
     "parse_spec",
     "spec_with_layer",
 ]
@@ -130,8 +134,12 @@ Scheme = Literal["built-in", "hf", "dasheng", "hear", "onnx", "torchscript", "st
 SCHEMES: tuple[Scheme, ...] = ("hf", "dasheng", "hear", "onnx", "torchscript", "st")
 """Schemes that are written before a colon."""
 
+Layers = tuple[int | Literal["all"] | None, ...]
+"""Hidden states by number, None for the output of the encoder, ``"all"`` for every hidden state."""
+
 _LAYER = "#layer="
-_FILE = re.compile(r"(?P<path>.+\.py)(:(?P<class_name>\w+))?", re.DOTALL)
+_LAYERS = re.compile(r"(?P<first>[0-9]{1,4})(-(?P<last>[0-9]{1,4}))?", re.ASCII)
+_FILE = re.compile(r"(?P<path>.+\.py)(:(?P<class_name>\w[\w.]*))?", re.DOTALL)
 _MODULE = re.compile(r"(?P<module>[A-Za-z_][\w.]*):(?P<class_name>.+)", re.DOTALL)
 
 
@@ -149,7 +157,7 @@ class EncoderSpec:
     weights : str
         Path that a HEAR module loads; empty for its default.
     class_name : str
-        Class in the file or module; empty if none is given.
+        Class or function in the file or module; empty if none is given.
     layer : int or None
         Hidden state; None is the output of the encoder.
     base : str
@@ -194,12 +202,17 @@ def parse_spec(text: str) -> EncoderSpec:
     if found := _FILE.fullmatch(base):
         class_name = found["class_name"] or ""
         return EncoderSpec(scheme="file", name=found["path"], class_name=class_name, layer=layer, base=base)
-    if found := _MODULE.fullmatch(base):
+    found = _MODULE.fullmatch(base)
+    if found and all(part.isidentifier() for part in found["class_name"].split(".")):
         name, class_name = found["module"], found["class_name"]
         return EncoderSpec(scheme="module", name=name, class_name=class_name, layer=layer, base=base)
     raise EncoderError(
-        f"no encoder is called {base!r}: give a built-in ({', '.join(BUILT_IN)}), hf:NAME_OR_PATH, dasheng:base, "
-        "hear:MODULE, onnx:FILE, torchscript:FILE, st:NAME_OR_PATH, ./file.py[:Class] or package.module:Class"
+        f"no encoder is called {base!r}: "
+        + (
+            hint_for(base, built_in=BUILT_IN)
+            or f"give a built-in ({', '.join(BUILT_IN)}), hf:NAME_OR_PATH, dasheng:base, hear:MODULE, onnx:FILE, "
+            "torchscript:FILE, st:NAME_OR_PATH, ./file.py[:NAME] or package.module:NAME"
+        )
     )
 
 
@@ -210,6 +223,44 @@ def spec_with_layer(base: str, layer: int | None) -> str:
     ('hf:a/b#layer=6', 'logmel')
     """
     return base if layer is None else f"{base}{_LAYER}{layer}"
+
+
+def parse_layers(layers: str | Iterable[int | str | None]) -> Layers:
+    """Read a selection of layers: numbers, ranges, ``last`` (the output of the encoder), ``all`` (every hidden state).
+
+    >>> parse_layers("0-3,6,last"), parse_layers("all,last"), parse_layers([3, None])
+    ((0, 1, 2, 3, 6, None), ('all', None), (3, None))
+
+    Raises
+    ------
+    UsageError
+        It is not such a selection, or it has a layer twice.
+    """
+    parts: list[object] = [part.strip() for part in layers.split(",")] if isinstance(layers, str) else list(layers)
+    found = [layer for part in parts for layer in _layers_of(part)]
+    twice = next((layer for at, layer in enumerate(found) if layer in found[:at]), "")
+    number = next((layer for layer in found if isinstance(layer, int)), None)
+    if twice != "":
+        raise UsageError(f"layers {layers!r} has {'last' if twice is None else twice} twice: list each layer once")
+    if "all" in found and number is not None:
+        raise UsageError(f"layers {layers!r} has {number} twice: all is every hidden state by number")
+    return tuple(found)
+
+
+def _layers_of(part: object) -> Sequence[int | Literal["all"] | None]:
+    if part is None or part == "last":
+        return (None,)
+    if part == "all":
+        return ("all",)
+    if not isinstance(part, bool) and isinstance(part, Integral):
+        return (int(part),)
+    numbers = _LAYERS.fullmatch(part) if isinstance(part, str) else None
+    if numbers is None:
+        raise UsageError(f"layers are numbers, ranges, last and all, such as 3,6,9,last or 0-3: got {part!r}")
+    first, last = int(numbers["first"]), int(numbers["last"] or numbers["first"])
+    if last < first:
+        raise UsageError(f"a range of layers counts up: got {part!r}, write {last}-{first}")
+    return range(first, last + 1)
 
 
 def _split_layer(text: str) -> tuple[str, int | None]:

@@ -41,6 +41,7 @@ def match_stored_names(
     groups: Iterable[str],
     earlier: Sequence[Recipe | None] = (),
     noted: Noted = lambda _: None,
+    stored: Callable[[], Iterable[Recipe]] = tuple,
 ) -> tuple[Recipe, ...]:
     """Recipes of one encoder's outputs, with the names under which the store has them or will have them.
 
@@ -56,6 +57,8 @@ def match_stored_names(
         Recipes of the same outputs by the rules of an earlier featstore, if these differ.
     noted : callable
         Maps the name of a group to the identity in its document, or None.
+    stored : callable
+        Returns the recipes of the store's groups; called if the store has none of the outputs.
     """
     known = sorted(groups)
     before = earlier or (None,) * len(recipes)
@@ -65,12 +68,21 @@ def match_stored_names(
     ]
     suffixes = [recipe.encoder.removeprefix(name) for recipe in recipes]
     stored_name = next(
-        (there.encoder.removesuffix(suffix) for there, suffix in zip(matched, suffixes, strict=True) if there), name
-    )
+        (there.encoder.removesuffix(suffix) for there, suffix in zip(matched, suffixes, strict=True) if there), None
+    ) or _name_of_other_outputs(recipes[0], before[0], name, stored)
     return tuple(
-        there or replace(recipe, encoder=f"{stored_name}{suffix}")
+        there or recipe.renamed(f"{stored_name}{suffix}")
         for there, recipe, suffix in zip(matched, recipes, suffixes, strict=True)
     )
+
+
+def _name_of_other_outputs(
+    recipe: Recipe, then: Recipe | None, name: str, stored: Callable[[], Iterable[Recipe]]
+) -> str:
+    """Name under which the store has other outputs of the encoder, if it has any; `name` is preferred."""
+    keys = {each.encoder_key for each in (recipe, then) if each is not None}
+    names = sorted(other.encoder_name for other in stored() if other.encoder_key in keys)
+    return name if name in names or not names else names[0]
 
 
 def _stored(recipe: Recipe, groups: Iterable[str]) -> Recipe | None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from featstore.encoders.canary import CanaryReading
     from featstore.encoders.encoder import Encoder
     from featstore.encoders.pooling import Pool
+    from featstore.encoders.specs import Layers
     from featstore.extract.options import ExtractOptions
 
 __all__ = ["EncoderRequest", "Engine", "LocalEngine"]
@@ -30,9 +31,10 @@ class EncoderRequest:
 
     spec: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
-    layers: tuple[int | None, ...] = ()
+    layers: Layers = ()
     pools: tuple[Pool, ...] = ()
     trust_remote_code: bool = False
+    name: str | None = None
     folder: str = field(default_factory=lambda: str(Path.cwd()))
 
     def load(self) -> Encoder:
@@ -45,6 +47,7 @@ class EncoderRequest:
             layers=self.layers,
             pools=self.pools,
             trust_remote_code=self.trust_remote_code,
+            name=self.name,
         )
 
 

@@ -325,7 +325,7 @@ def _batch_seconds(encoder: Encoder, run: EncoderRun, options: ExtractOptions, *
 def card_of(encoder: Encoder, *, device: str, options: ExtractOptions) -> EncoderCard:
     """Build the card of an encoder on a device."""
     return EncoderCard(
-        name=encoder.name,
+        name=encoder.shown_name,
         outputs=tuple(
             OutputCard(
                 recipe=plan_recipe(encoder, output, device=device, options=options),

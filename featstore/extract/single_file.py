@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from featstore.encoders import load_encoder, parse_spec
-from featstore.errors import EncoderError, FeatstoreError, UnusableClip, UsageError
+from featstore.encoders import BUILT_IN, load_encoder, parse_spec
+from featstore.errors import EncoderError, UnusableClip, UsageError
 from featstore.extract.audio import RESAMPLER, decode
 from featstore.extract.batching import Batch, Batcher, PendingWindow, stack
 from featstore.extract.encoder_changes import differing_fields, match_stored_names
@@ -95,11 +95,8 @@ def load_encoder_of(recipe: Recipe, *, stored_spec: str, spec: str | None) -> En
 
 
 def _check_loads_by_itself(recipe: Recipe, stored_spec: str) -> None:
-    try:
-        is_built_in = parse_spec(stored_spec).scheme == "built-in"
-    except FeatstoreError:
-        is_built_in = False
-    if not is_built_in:
+    # before anything is parsed: the hints about a text that is no spec look at the files that it may name
+    if stored_spec.partition("#layer=")[0] not in BUILT_IN:
         raise UsageError(
             f"{recipe.group_name} was made by {stored_spec!r}, which is not loaded automatically from a store: if you "
             f"trust it, name it with `--spec {quote(stored_spec)}`, or its current path; a stored key needs no encoder"

@@ -40,6 +40,7 @@ from featstore.store import (
 
 if TYPE_CHECKING:
     from featstore.encoders.encoder import Encoder
+    from featstore.store import EncoderGroup
     from featstore.tasks import Manifest
 
 __all__ = ["TaskPlan", "extract_task", "plan_tasks", "stored_recipes"]
@@ -230,7 +231,18 @@ def stored_recipes(card: EncoderCard, store_url: str) -> tuple[tuple[Recipe, ...
         group = read_encoder_group(store_url, name)
         return None if group is None else group.encoder_identity
 
-    matched = match_stored_names(recipes, name=card.name, groups=groups, earlier=earlier, noted=noted)
+    @cache
+    def every_group() -> tuple[EncoderGroup, ...]:
+        return tuple(read_encoder_groups(store_url, groups))
+
+    matched = match_stored_names(
+        recipes,
+        name=card.name,
+        groups=groups,
+        earlier=earlier,
+        noted=noted,
+        stored=lambda: [group.recipe for group in every_group()],
+    )
     for recipe, there in zip(recipes, matched, strict=True):
         # a group of an earlier featstore: record the identity fields that it did not hash
         if there.encoder_identity != recipe.encoder_identity and noted(there.group_name) is None:
@@ -238,9 +250,14 @@ def stored_recipes(card: EncoderCard, store_url: str) -> tuple[tuple[Recipe, ...
                 note_in_encoder_group(store_url, there.group_name, encoder_identity=recipe.encoder_identity)
     for there, recipe, then in zip(matched, recipes, earlier, strict=True):
         if there.group_name not in groups:
-            alike = [name for name in groups if name.rpartition("@")[0] == there.encoder]
-            stored = [(group.recipe, group.encoder_identity) for group in read_encoder_groups(store_url, alike)]
-            note = describe_change(replace(recipe, encoder=there.encoder), then, stored)
+            own_name = recipe.fingerprint_name or recipe.encoder
+            similar = [
+                (group.recipe, group.encoder_identity)
+                for group in every_group()
+                if there.encoder == group.recipe.encoder
+                or own_name == (group.recipe.fingerprint_name or group.recipe.encoder)
+            ]
+            note = describe_change(recipe.renamed(there.encoder), then, similar)
             return matched, () if note is None else (note,)
     return matched, ()
 

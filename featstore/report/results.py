@@ -24,7 +24,16 @@ from featstore.errors import ResultsError, UsageError
 from featstore.files import write_whole
 from featstore.records import Protocol, ScoreRecord, Track, canonical_json
 
-__all__ = ["CHOSEN_SETTINGS", "RESULTS_FORMAT", "Results", "identity_of", "read_results", "read_scores", "write_score"]
+__all__ = [
+    "CHOSEN_SETTINGS",
+    "RESULTS_FORMAT",
+    "Results",
+    "identity_of",
+    "read_results",
+    "read_scores",
+    "renamed_encoders",
+    "write_score",
+]
 
 RESULTS_FORMAT = 1
 
@@ -207,6 +216,15 @@ def identity_of(record: ScoreRecord) -> tuple[str, ...]:
         record.metric,
         *chosen,
     )
+
+
+def renamed_encoders(records: Iterable[ScoreRecord]) -> tuple[tuple[str, ...], ...]:
+    """Names of each encoder that `records` have under several names: the same fingerprint on the same embeddings."""
+    names: dict[tuple[str, str], set[str]] = {}
+    for record in records:
+        if record.features:
+            names.setdefault((record.fingerprint, canonical_json(record.features)), set()).add(record.encoder)
+    return tuple(sorted({tuple(sorted(each)) for each in names.values() if len(each) > 1}))
 
 
 def _read(path: Path) -> _Written:

@@ -350,12 +350,9 @@ def read_split(objects: Objects, path: str) -> SplitEntry | None:
 def split_address(objects: Objects, path: str, content: Mapping[str, Any]) -> SplitAddress:
     """Read the address in a split's document. Raises DamagedPart if it is invalid, or belongs to another path."""
     try:
-        address = SplitAddress.from_document(content)
-        if address.path != path:
-            raise DamagedDocument(f"it is the document of {address.path}")
+        return SplitAddress.from_document(content, path=path)
     except DamagedDocument as error:
         raise damaged(objects.url, path, f"is damaged: {error}") from error
-    return address
 
 
 def known_address(objects: Objects, path: str) -> SplitAddress | None:
@@ -369,11 +366,9 @@ def known_address(objects: Objects, path: str) -> SplitAddress | None:
             content: dict[str, Any] = {"split": split}
             for source in sources:
                 content |= read_document(objects, source) or {}
-            address = SplitAddress.from_document(content)
+            return SplitAddress.from_document(content, path=path)
         except (DamagedPart, DamagedDocument):
             continue
-        if address.path == path:
-            return address
     return None
 
 

@@ -24,7 +24,8 @@ from typing import Any, Literal
 from featstore.errors import DamagedPart, StoreError, UnknownFeatureSet
 from featstore.remote import NETWORK_THREADS
 from featstore.store.cache import sealed_object
-from featstore.store.catalogue import SplitEntry, check_root, read_commits, read_split, split_paths
+from featstore.store.catalogue import SplitEntry, check_root, group_names, read_commits, read_split, split_paths
+from featstore.store.documents import SplitAddress
 from featstore.store.encoder_groups import copy_notes
 from featstore.store.filesystem import Objects, open_objects
 from featstore.store.format import Commit, Member, Segment
@@ -42,7 +43,7 @@ _FRAME_ARRAYS = ("frames", "frame_offsets")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CopyRecord:
-    """Result of copying one feature set.
+    """Result of copying one feature set to ``path`` of the target.
 
     ``there`` is the number of parts that the target already had; ``replaced`` of the copied parts replaced parts with
     other content of the same shards. ``objects`` and ``bytes`` were copied.
@@ -105,6 +106,16 @@ def copy_store(
             f"`featstore inspect --store {source.url}` lists them"
         )
     return tuple(_SplitCopy(source, target, entry, only=only, on_part=on_part).run() for entry in entries)
+
+
+def _address_in(target: Objects, address: SplitAddress) -> SplitAddress:
+    """Address of a feature set in the target, which may have its encoder under another name."""
+    names = group_names(target, "")
+    recipe = address.recipe
+    same = [name for name in names if name.endswith(f"@{recipe.fingerprint}")]
+    if not same or recipe.group_name in same:
+        return address
+    return replace(address, recipe=recipe.renamed(same[0].rpartition("@")[0]))
 
 
 def _location(objects: Objects) -> str:
@@ -194,8 +205,9 @@ class _SplitCopy:
 
     def run(self) -> CopyRecord:
         parts = self._parts()
-        writer = open_split_writer_at(self._target, self._entry.address)
-        copy_notes(self._source, self._target, self._entry.path.split("/")[0])
+        address = _address_in(self._target, self._entry.address)
+        writer = open_split_writer_at(self._target, address)
+        copy_notes(self._source, self._entry.path.split("/")[0], self._target, address.path.split("/")[0])
         wanted = _plan(parts, writer.begin_run())
         if writer.has_leftovers:
             writer.sweep()
@@ -215,7 +227,7 @@ class _SplitCopy:
                 writer.write_catalogue()
         seals = [entry for part in copied for entry in part.commit.objects.values()]
         return CopyRecord(
-            path=self._entry.path,
+            path=address.path,
             parts=len(parts),
             copied=len(copied),
             there=len(parts) - len(copied),

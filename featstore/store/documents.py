@@ -20,7 +20,7 @@ from featstore.store.format import (
     is_amount,
     is_group_name,
     is_text,
-    recipe_from_json,
+    recipe_of_group,
     seal,
     unseal,
 )
@@ -100,11 +100,20 @@ class SplitAddress:
         return {"dataset": self.dataset, "crop_seconds": self.crop_seconds}
 
     @classmethod
-    def from_document(cls, content: Mapping[str, Any]) -> SplitAddress:
-        """Read a split's document. Raises DamagedDocument if it is invalid."""
+    def from_document(cls, content: Mapping[str, Any], *, path: str) -> SplitAddress:
+        """Read the document of the split at `path`, whose first component names the encoder.
+
+        Raises
+        ------
+        DamagedDocument
+            It is invalid, or belongs to another path.
+        """
         checked = check_fields(content, _SPLIT_RULES, of="document")
         known = {name: checked[name] for name in ("spec", "dataset", "crop_seconds", "split")}
-        return cls(recipe=recipe_from_json(checked["recipe"]), **known)
+        address = cls(recipe=recipe_of_group(checked["recipe"], path.partition("/")[0]), **known)
+        if address.path != path:
+            raise DamagedDocument(f"it is the document of {address.path}")
+        return address
 
 
 _SPLIT_RULES: Mapping[str, Callable[[object], bool]] = {

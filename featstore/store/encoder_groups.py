@@ -18,7 +18,7 @@ from featstore.errors import DamagedPart
 from featstore.records import Recipe, canonical_json
 from featstore.store.documents import damaged, read_document, write_document
 from featstore.store.filesystem import ForeignFile, Objects, open_objects
-from featstore.store.format import DamagedDocument, recipe_from_json
+from featstore.store.format import DamagedDocument, recipe_from_json, recipe_of_group
 from featstore.store.part_writer import write_errors_explained
 
 __all__ = ["EncoderGroup", "copy_notes", "note_in_encoder_group", "read_encoder_group", "read_encoder_groups"]
@@ -52,7 +52,7 @@ def _read(objects: Objects, names: Iterable[str]) -> Iterator[EncoderGroup]:
         with write_errors_explained(objects):
             try:
                 content = read_document(objects, name) or {}
-                recipe = recipe_from_json(content.get("recipe"))
+                recipe = recipe_of_group(content.get("recipe"), name)
             except (DamagedPart, DamagedDocument, ForeignFile):
                 continue
         yield EncoderGroup(
@@ -103,12 +103,12 @@ def _is_signal(value: Any) -> bool:
     )
 
 
-def copy_notes(source: Objects, target: Objects, name: str) -> None:
-    """Copy the notes that the target's group lacks from the source's group of the same name."""
-    found = next(_read(source, [name]), None)
+def copy_notes(source: Objects, source_name: str, target: Objects, target_name: str) -> None:
+    """Copy the notes that the target's group lacks from the source's group of the same recipe."""
+    found = next(_read(source, [source_name]), None)
     if found is not None:
         noted = {key: value for key in _NOTES if (value := getattr(found, key)) is not None}
-        _write(target, name, lambda content: {**noted, **content})
+        _write(target, target_name, lambda content: {**noted, **content})
 
 
 def note_in_encoder_group(url: str, name: str, **noted: Mapping[str, Any]) -> None:

@@ -40,6 +40,7 @@ __all__ = [
     "is_text",
     "part_stem",
     "recipe_from_json",
+    "recipe_of_group",
     "seal",
     "unseal",
 ]
@@ -500,3 +501,16 @@ def recipe_from_json(raw: object) -> Recipe:
     except (ValueError, TypeError, RecursionError) as error:
         raise DamagedDocument(f"its recipe cannot be hashed: {error}") from error
     return recipe
+
+
+def recipe_of_group(raw: object, group: str) -> Recipe:
+    """Read the recipe in a document of the encoder's group `group`, under the name that the group gives the encoder.
+
+    The name of a group is ``NAME@FINGERPRINT``. The recipe decides the fingerprint only: `rename_encoder` changes the
+    name of the group and no document. Raises DamagedDocument if the recipe is invalid or has another fingerprint.
+    """
+    recipe = recipe_from_json(raw)
+    name, at, fingerprint = group.rpartition("@")
+    if not at or fingerprint != recipe.fingerprint or not is_group_name(name):
+        raise DamagedDocument(f"its recipe is that of {recipe.group_name}")
+    return recipe.renamed(name)

@@ -36,7 +36,7 @@ from featstore.store.format import (
     DamagedDocument,
     counted_segments,
     is_part_name,
-    recipe_from_json,
+    recipe_of_group,
 )
 from featstore.store.part_check import Finding, PartReading, Remedy, VerifyReport
 from featstore.store.prefetch import in_order
@@ -205,16 +205,15 @@ class _Verification:
 
     @staticmethod
     def _is_encoder(path: str, content: dict[str, Any]) -> str:
-        name = recipe_from_json(content.get("recipe", {})).group_name
-        return "" if name == path else f"its recipe is that of {name}"
+        recipe_of_group(content.get("recipe", {}), path)
+        return ""
 
     @staticmethod
     def _is_dataset(path: str, content: dict[str, Any]) -> str:
         return "" if "dataset" in content else f"it does not name the dataset of {path}"
 
     def _is_split(self, path: str, content: dict[str, Any], *, checked: Mapping[str, _Checked]) -> str:
-        if (stated := SplitAddress.from_document(content).path) != path:
-            return f"it is the document of {stated}"
+        SplitAddress.from_document(content, path=path)
         gone: list[Commit] = []
         catalogue = content.get("catalogue", [])
         for listed in map(Commit.from_json, catalogue if isinstance(catalogue, list) else [catalogue]):

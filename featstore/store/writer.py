@@ -20,7 +20,7 @@ from dataclasses import replace
 from functools import cache, partial
 from typing import Any
 
-from featstore.errors import DamagedPart, StoreError
+from featstore.errors import DamagedPart, PartLost, StoreError
 from featstore.records import Recipe
 from featstore.store.catalogue import (
     SplitState,
@@ -32,7 +32,7 @@ from featstore.store.catalogue import (
 )
 from featstore.store.documents import SplitAddress, is_foreign, read_document, write_document
 from featstore.store.faults import fault_point
-from featstore.store.filesystem import Objects, open_objects
+from featstore.store.filesystem import Objects, confined, open_objects
 from featstore.store.format import (
     FORMAT_VERSION,
     GROUP_DOCUMENT,
@@ -118,9 +118,10 @@ def _own_document(objects: Objects, address: SplitAddress) -> dict[str, Any] | N
         content = read_document(objects, address.path)
         if content is None or content.get("format") != FORMAT_VERSION:
             return None
-        return content if SplitAddress.from_document(content).path == address.path else None
+        SplitAddress.from_document(content, path=address.path)
     except (DamagedPart, DamagedDocument):
         return None  # the next reader reports it
+    return content
 
 
 def recipe_groups(url: str) -> tuple[str, ...]:
@@ -195,7 +196,7 @@ class SplitWriter:
         address = self._address
         return PartWriter(
             self._objects,
-            f"{self.path}/{_new_part_name(part_stem(shard))}",
+            self._new_group(part_stem(shard)),
             recipe=address.recipe,
             crop_seconds=address.crop_seconds,
             generation=generation,
@@ -204,14 +205,38 @@ class SplitWriter:
 
     def copy_part(self, commit: Commit, objects: Iterable[tuple[str, bytes]]) -> Commit:
         """Commit a copy of a part under a new name. `objects` must be checked against their seals."""
-        copied = replace(commit, part=_new_part_name(commit.part.rpartition(".")[0]))
-        with write_errors_explained(self._objects), PartInFlight(self._objects, f"{self.path}/{copied.part}") as part:
+        path = self._new_group(commit.part.rpartition(".")[0])
+        copied = replace(commit, part=path.rpartition("/")[2])
+        with write_errors_explained(self._objects), PartInFlight(self._objects, path) as part:
             for name, data in objects:
                 part.put(name, [data], entry=commit.objects[name])
             part.sync()
             part.commit(copied)
         self._remember(copied)
         return copied
+
+    def _new_group(self, stem: str) -> str:
+        """Path of a new part. In a local store its folder is created, without the folders above it.
+
+        Raises
+        ------
+        PartLost
+            The feature set no longer exists: its encoder was renamed, or it was deleted.
+        """
+        path = f"{self.path}/{stem}.{secrets.token_hex(4)}"
+        if (root := self._objects.root) is not None:
+            with write_errors_explained(self._objects):
+                try:
+                    confined(root, path).mkdir()
+                except FileNotFoundError:
+                    raise self._is_gone() from None
+        return path
+
+    def _is_gone(self) -> PartLost:
+        return PartLost(
+            f"{self._objects.url}/{self.path} is gone: its encoder was renamed, or it was deleted, while it was "
+            "written; run the same command again, which resumes"
+        )
 
     def _remember(self, commit: Commit) -> None:
         """Keep a commit record without seals for the catalogue, so that it is not read back."""
@@ -279,6 +304,8 @@ class SplitWriter:
         """
         excluded = frozenset(without)
         while True:
+            if (root := self._objects.root) is not None and not confined(root, self.path).is_dir():
+                raise self._is_gone()
             document = read_document(self._objects, self.path)
             state = self._look(document, without=excluded)
             content = self._address.split_document(state.commits)
@@ -300,7 +327,3 @@ class SplitWriter:
 
 def _by_shard(commits: Iterable[Commit]) -> dict[str, Segment]:
     return {segment.member.shard.name: segment for segment in counted_segments(commits)}
-
-
-def _new_part_name(stem: str) -> str:
-    return f"{stem}.{secrets.token_hex(4)}"

@@ -51,6 +51,7 @@ def test_what_needs_no_heavy_library_imports_none(tmp_path: Path) -> None:
         ["verify", "--store", "s"],
         ["compact", "--store", "s"],
         ["gc", "--store", "s"],
+        ["rename", "s", "mel", "mine"],
         ["report", "--results", "audio"],
     ]
     heavy = ["torch", "sklearn", "faiss", "webdataset", "zarr", "scipy", "matplotlib", "transformers", "jinja2"]

@@ -58,7 +58,6 @@ def test_an_encoder_that_is_no_module_is_refused() -> None:
 @pytest.mark.parametrize(
     ("attribute", "value"),
     [
-        ("sampling_rate", None),
         ("sampling_rate", 16_000.5),
         ("output_dim", 0),
         ("output_dim", "4"),
@@ -77,6 +76,53 @@ def test_a_declaration_that_is_missing_or_senseless_is_named(attribute: str, val
 def test_all_declarations_that_are_wrong_are_named_at_once() -> None:
     message = why(Sound(sampling_rate=None, output_dim=-3, hop_size_in_ms="fast"))
     assert all(name in message for name in ("sampling_rate", "output_dim", "hop_size_in_ms", "'fast'"))
+
+
+@pytest.mark.parametrize(
+    ("lacking", "has", "value", "part"),
+    [
+        ("sampling_rate", "sample_rate", 8000, "sample_rate = 8000"),
+        ("sampling_rate", "sr", 8000, "sr = 8000"),
+        ("sampling_rate", "SampleRate", 8000, "SampleRate = 8000"),
+        ("sampling_rate", "sampling_rat", 8000, "sampling_rat = 8000"),
+        ("sampling_rate", "sample_rate", "8 kHz", None),
+        ("sampling_rate", "volume", 11, None),
+        ("output_dim", "embed_dim", 768, "embed_dim = 768"),
+        ("output_dim", "hidden_size", 768, "hidden_size = 768"),
+        ("hop_size_in_ms", "hop_length", 320, "hop_length = 320"),
+        ("hop_size_in_ms", "hop_ms", 20.0, "hop_ms = 20.0"),
+        ("hop_size_in_ms", "hop_size", lambda: 20, "hop_size()"),
+    ],
+)
+def test_a_missing_declaration_is_named_with_the_attribute_that_may_be_it(
+    lacking: str, has: str, value: object, part: str | None
+) -> None:
+    message = why(Sound(**{lacking: None, has: value}))
+    assert f"{lacking} (" in message
+    assert "is missing" in message
+    assert (has in message) == (part is not None)
+    assert part is None or part in message
+
+
+def test_a_class_without_forward_is_told_before_it_is_run() -> None:
+    class Encodes(torch.nn.Module):
+        sampling_rate, output_dim, hop_size_in_ms = 16_000, 4, 40
+
+        def encode(self, audio: torch.Tensor) -> torch.Tensor:
+            return audio
+
+    assert "forward (audio) is missing, the class has encode()" in why(Encodes())
+
+
+def test_an_attribute_that_is_suggested_is_never_read() -> None:
+    class Renames(Sound):
+        @property
+        def sample_rate(self) -> int:
+            raise RuntimeError("read")
+
+    message = why(Renames(sampling_rate=None, output_dim=None))
+    assert "output_dim (values per frame) is missing" in message
+    assert build(Renames()).facts.sample_rate_hz == 16_000
 
 
 @pytest.mark.parametrize(

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from featstore.encoders import load_encoder, parse_spec
-from featstore.encoders.specs import looks_secret, spec_with_layer
+from featstore.encoders.spec_hints import hint_for
+from featstore.encoders.specs import looks_secret, parse_layers, spec_with_layer
 from featstore.errors import EncoderError, FeatstoreError, UsageError
 from handmade import XARES_ENCODER
 
@@ -27,6 +30,8 @@ from handmade import XARES_ENCODER
         ("./my.py", "file", "./my.py", "", None),
         ("a:b/my.py:Mine#layer=0", "file", "a:b/my.py", "Mine", 0),
         ("pack.age:Mine", "module", "pack.age", "Mine", None),
+        ("./my.py:Mine.make", "file", "./my.py", "Mine.make", None),
+        ("pack.age:Mine.make#layer=1", "module", "pack.age", "Mine.make", 1),
     ],
 )
 def test_a_spec_is_taken_apart(text: str, scheme: str, name: str, class_name: str, layer: int | None) -> None:
@@ -67,6 +72,119 @@ def test_whatever_is_parsed_is_read_the_same_from_what_is_stored_of_it(text: str
         return
     assert "#layer=" not in spec.base
     assert parse_spec(spec_with_layer(spec.base, spec.layer)) == spec
+
+
+# --- layers -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given_layers", "layers"),
+    [
+        ("3,6,last", (3, 6, None)),
+        ("0-3,6,last", (0, 1, 2, 3, 6, None)),
+        (" 2 , 4-4 ", (2, 4)),
+        ("all", ("all",)),
+        ("last,all", (None, "all")),
+        ([3, None, "5-6"], (3, None, 5, 6)),
+        (["all", "last"], ("all", None)),
+        ([np.int64(3)], (3,)),
+    ],
+)
+def test_layers_are_numbers_ranges_last_and_all(given_layers: Any, layers: tuple[object, ...]) -> None:
+    assert parse_layers(given_layers) == layers
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *("", ",", "x", "1,", "1-", "-1", "3-1", "1--2", "1-2-3", "0-99999", "٣", "1,1", "0-3,2", "all,1", "last,last"),
+        *("all,all", [1, 1], [True], [1.0], [None, "last"], ["all", 0], ["1,2"]),
+    ],
+)
+def test_what_is_no_selection_of_layers_is_refused(wrong: Any) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_layers(wrong)
+    assert "\n" not in str(caught.value)
+
+
+# --- hints ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with what users name by mistake, without a scheme."""
+    files = {
+        "w2v/config.json": '{"model_type": "wav2vec2"}',
+        "plain/config.json": "{}",
+        "broken/config.json": "{",
+        "st/modules.json": "[]",
+        "empty/notes.txt": "",
+        "heard_idt/__init__.py": "raise SystemExit\ndef load_model(w=''): ...\ndef get_scene_embeddings(a, m): ...\n",
+        "heard_idt/deep/__init__.py": "raise SystemExit",
+        "heard_idt/deep/api.py": "from ..x import load_model\nfrom ..y import scenes as get_scene_embeddings\n",
+        "module_idt.py": "raise SystemExit\nclass Small: ...\nclass MyEncoder: ...\n",
+        "my.encoder.py": "",
+        "notes.txt": "",
+        "model.onnx": "",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("logmels", "mean logmel?"),
+        ("LogMel", "mean logmel?"),
+        ("mfccs", "mean mfcc?"),
+        ("w2v", "hf:w2v"),
+        ("./w2v", "hf:./w2v"),
+        ("w2v#layer=3", "hf:w2v"),
+        ("facebook/wav2vec2-base", "hf:facebook/wav2vec2-base"),
+        ("st", "st:st"),
+        ("model.onnx", "onnx:model.onnx"),
+        ("gone.pt", "torchscript:gone.pt; there is no file gone.pt"),
+        ("a/b.PTH", "torchscript:a/b.PTH"),
+        ("a/b.ts", "torchscript:a/b.ts"),
+        ("a/b.pt2", "torchscript:a/b.pt2"),
+        ("heard_idt", "hear:heard_idt"),
+        ("heard_idt.deep.api", "hear:heard_idt.deep.api"),
+        ("module_idt", "module_idt:MyEncoder"),
+        ("./module_idt", "./module_idt.py"),
+        ("my.encoder", "package.module"),
+        ("./my.encoder", "./my.encoder.py"),
+        ("plain", "model_type"),
+        ("broken", "config.json"),
+        ("empty", "config.json"),
+        ("notes.txt", "Python file"),
+        ("huggingface:facebook/wav2vec2-base", "hf:facebook/wav2vec2-base"),
+        ("HF:a/b-c", "hf:a/b-c"),
+        ("dasheg:0.6b", "dasheng:0.6b"),
+    ],
+)
+def test_what_is_no_spec_is_answered_with_what_it_may_mean(text: str, hint: str, here: Path) -> None:
+    with pytest.raises(EncoderError) as caught:
+        parse_spec(text)
+    message = str(caught.value)
+    assert hint in message
+    assert "\n" not in message
+
+
+def test_a_hint_imports_nothing(here: Path) -> None:
+    before = set(sys.modules)
+    for text in ("heard_idt", "heard_idt.deep.api", "module_idt", "no_such_idt", "no.such.idt", "os.path", "json"):
+        with pytest.raises(EncoderError):
+            parse_spec(text)
+    assert not [name for name in set(sys.modules) - before if "idt" in name]
+
+
+@given(st.text(max_size=60))
+def test_a_hint_never_fails(text: str) -> None:
+    hint_for(text, built_in=("logmel", "mfcc"))
 
 
 # --- arguments --------------------------------------------------------------------------------------------------------

@@ -129,11 +129,15 @@ def test_of_several_names_that_a_store_has_the_one_in_use_comes_first_else_the_f
     assert match_stored_names([mine], name="b", groups=["a@00000000", "stray"]) == (mine,)
 
 
-def test_a_class_is_looked_for_by_its_own_name_alone() -> None:
+def test_the_name_of_a_class_is_in_its_fingerprint_whatever_name_it_is_shown_by() -> None:
     [mine] = recipes(model("Mine", named_by="class"))
     assert mine.named_as(mine.group_name) == mine
-    assert mine.named_as(f"Yours@{mine.fingerprint}") is None
+    yours = mine.named_as(f"Yours@{mine.fingerprint}")
+    assert yours is not None
+    assert (yours.encoder, yours.fingerprint, yours.as_json()) == ("Yours", mine.fingerprint, mine.as_json())
+    assert yours.named_as(mine.group_name) == mine
     assert mine.fingerprint != recipes(model("Yours", named_by="class"))[0].fingerprint
+    assert mine.named_as("Mine@00000000") is None
     assert "named_by" not in mine.as_json()
 
 
@@ -141,15 +145,23 @@ def test_every_field_of_a_recipe_decides_its_fingerprint_but_the_name_of_a_place
     others: dict[str, Any] = {
         "encoder": "another", "encoder_identity": {"class": "y"}, "sample_rate_hz": 8000, "dim": 3, "hop_seconds": 0.01,
         "padding": "exact", "precision": "bfloat16", "frame_dtype": "float32", "resampler": "none", "format_version": 2,
-        "pool": "max", "max_window_seconds": 1.0, "named_by": "class",
+        "pool": "max", "max_window_seconds": 1.0, "named_by": "class", "fingerprint_name": "another",
     }  # fmt: skip
     assert set(others) == {field.name for field in fields(Recipe)}
-    for named_by, idle in (("place", {"encoder"}), ("class", {"named_by"})):
+    for named_by, idle in (("place", {"encoder", "fingerprint_name"}), ("class", {"named_by"})):
         [mine] = recipes(model("one", named_by=named_by))  # type: ignore[arg-type]
         same = {
             name for name, value in others.items() if replace(mine, **{name: value}).fingerprint == mine.fingerprint
         }
         assert same == idle
+
+
+def test_a_renamed_group_of_the_time_when_the_name_was_in_the_fingerprint_is_found() -> None:
+    [now] = recipes(model("one"))
+    [then] = recipes(model("one", named_by="class"))
+    found = now.named_as(then.renamed("shown").group_name)
+    assert found is not None
+    assert (found.encoder, found.fingerprint) == ("shown", then.fingerprint)
 
 
 # as a user meets it

@@ -23,7 +23,8 @@ def identity_of(model: Any, meta: ModelMeta) -> dict[str, Any]:
     from featstore.encoders.user_code import code_without_loading
 
     kind = type(model)
-    if file_of(sys.modules[kind.__module__]) is None:
+    home = sys.modules[kind.__module__]
+    if file_of(home) is None:
         raise EncoderError(
             f"{kind.__name__} is not defined in a file, so that its code has no fingerprint: write it to a file and "
             "import it"
@@ -39,7 +40,7 @@ def identity_of(model: Any, meta: ModelMeta) -> dict[str, Any]:
     }
     return {
         "class": kind.__qualname__,
-        **({} if is_users(sys.modules[kind.__module__]) else {"distribution": distribution_of(kind)}),
+        **({} if is_users(home) else {"distribution": distribution_of(home)}),
         **({"code_sha256": code_sha256(code)} if code else {}),
         "mteb": metadata.version("mteb"),
         "model": str(meta.name),
