@@ -15,10 +15,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from featstore.api import (
         Extracted,
+        Imported,
         Scores,
         compare,
         extract,
         health,
+        import_embeddings,
+        knn_arrays,
         load_encoder,
         open,
         probe,
@@ -31,11 +34,14 @@ if TYPE_CHECKING:
 __version__ = "0.2.0"
 __all__ = [
     "Extracted",
+    "Imported",
     "Scores",
     "__version__",
     "compare",
     "extract",
     "health",
+    "import_embeddings",
+    "knn_arrays",
     "load_encoder",
     "open",
     "probe",

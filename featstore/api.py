@@ -63,11 +63,12 @@ if TYPE_CHECKING:
     from featstore.encoders import load_encoder
     from featstore.encoders.encoder import Encoder
     from featstore.encoders.pooling import Pool
+    from featstore.evaluation.arrays import Labelled
     from featstore.evaluation.runner import ScoreFailure, Scorer
     from featstore.explore.query import Found
     from featstore.extract import ExtractSettings, Progress
     from featstore.extract.distributed import Share
-    from featstore.probe.arrays import Labelled
+    from featstore.extract.import_embeddings import Imported
     from featstore.records import ExtractFailure, ExtractRecord, Protocol, ScoreRecord
     from featstore.report import Comparison
     from featstore.report.scores import Scores
@@ -76,10 +77,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Extracted",
+    "Imported",
     "Scores",
     "compare",
     "extract",
     "health",
+    "import_embeddings",
+    "knn_arrays",
     "load_encoder",
     "open",
     "probe",
@@ -92,7 +96,11 @@ __all__ = [
 StrPath = str | os.PathLike[str]
 
 _log = logging.getLogger("featstore")
-_ELSEWHERE = {"Scores": "featstore.report.scores", "load_encoder": "featstore.encoders"}
+_ELSEWHERE = {
+    "Imported": "featstore.extract.import_embeddings",
+    "Scores": "featstore.report.scores",
+    "load_encoder": "featstore.encoders",
+}
 
 
 def __getattr__(name: str) -> Any:
@@ -347,6 +355,178 @@ def _shown(encoder: AnyEncoder) -> str:
     return os.fspath(encoder) if isinstance(encoder, str | os.PathLike) else type(encoder).__name__
 
 
+def import_embeddings(
+    embeddings: StrPath | Sequence[StrPath] | ArrayLike,
+    *,
+    encoder: str,
+    store: StrPath,
+    dataset: str | None = None,
+    split: str | None = None,
+    task: Task | None = None,
+    source: str = "",
+    table: StrPath | Sequence[StrPath] | None = None,
+    vector: str | None = None,
+    frames: str | None = None,
+    hop: float | None = None,
+    dtype: Literal["float32", "float16"] = "float32",
+    key: str | None = None,
+    split_column: str | None = None,
+    columns: Sequence[str] | None = None,
+    keys: Sequence[Any] | None = None,
+    labels: Sequence[Any] | Mapping[str, Sequence[Any]] | None = None,
+    replace: bool = False,
+    progress: Callable[[], object] | None = None,
+) -> Imported:
+    """Import embeddings that other software made, from files or from an array.
+
+    An import that is repeated changes nothing. Rows without a key, and rows whose numbers are not finite, are skipped
+    and listed; a file with any other error is refused, and nothing of it is written. Nothing is unpickled.
+
+    Parameters
+    ----------
+    embeddings : str, os.PathLike, a sequence of these, or array-like (n, dim)
+        ``.npz``, ``.npy``, ``.parquet``, ``.safetensors``, a folder of `datasets.Dataset.save_to_disk`, or OWNER/NAME
+        of a data set on the Hugging Face hub. All files of a split belong in one call.
+    encoder : str
+        Name of the encoder in the store. Two imports are of the same encoder if the name, `source`, the dim, the hop
+        and `dtype` are equal.
+    store : str or os.PathLike
+        Folder or URL; it is created if it does not exist.
+    dataset : str, optional
+        Name of the dataset; by default that of `task`.
+    split : str, optional
+        Split of all rows, ``all`` by default.
+    task : str, os.PathLike or Manifest, optional
+        Task whose splits these are: shards get names that its patterns match.
+    source : str
+        One line about the origin of the embeddings, such as ``"BEATs iter3, layer 9, 16 kHz"``.
+    table : str, os.PathLike, or a sequence of these, optional
+        For each file a CSV or JSON lines with further columns, a line for each row.
+    vector, frames : str, optional
+        Column, array or tensor of utterance vectors, and of frames; found by type and name if it is the only one. The
+        utterance vector of a clip that has frames only is their mean.
+    hop : float, optional
+        Seconds from one frame to the next. With it, all files need frames; without it, frames are not stored.
+    dtype : "float32" or "float16"
+        Type of the stored frames. Utterance vectors are float32.
+    key, split_column : str, optional
+        Column of keys (by default the name of the file and the number of the row), and of splits.
+    columns : sequence of str, optional
+        Columns of the clips' JSON; by default all others, except other lists of floats and binary data.
+    keys, labels : sequence (n,), optional
+        Of an array: keys, and labels for the field ``label``, or a mapping of fields to values.
+    replace : bool
+        Replace what the feature sets have from another import.
+    progress : callable, optional
+        Is called for each file that was checked.
+
+    Returns
+    -------
+    Imported
+        A sequence of ImportRecord, one for each feature set, with ``failures``: files that were refused, of several.
+
+    Raises
+    ------
+    featstore.errors.UsageError
+        A name or a column is invalid, or a feature set has content of another import and `replace` is not set.
+    featstore.errors.DataError
+        The only file cannot be read, a key occurs twice, or shapes or lengths do not agree.
+    featstore.errors.StoreError
+        The store cannot be written.
+
+    Examples
+    --------
+    >>> import tempfile, numpy as np, featstore as fs
+    >>> X = np.random.default_rng(0).standard_normal((4, 8))
+    >>> url = tempfile.mkdtemp() + "/emb.zarr"
+    >>> words = {"encoder": "mine", "dataset": "words", "split": "train", "store": url}
+    >>> [record] = fs.import_embeddings(X, keys=["a", "b", "c", "d"], labels=[0, 1, 0, 1], **words)
+    >>> record.clips, record.parts_written, fs.open(url)["mine/words/train"].xy("label")[1].tolist()
+    (4, 1, [0, 1, 0, 1])
+    >>> fs.import_embeddings(X, keys=["a", "b", "c", "d"], labels=[0, 1, 0, 1], **words)[0].parts_written
+    0
+    """
+    from featstore.extract.embedding_files import Columns, open_embeddings
+    from featstore.extract.import_embeddings import ImportSettings, Source, import_sources
+
+    paths = _paths(embeddings)
+    tables = [None] * len(paths) if table is None else _paths(table)
+    if not paths and table is not None:
+        raise UsageError("a table belongs to a file: give keys and labels with an array")
+    if len(tables) != len(paths):
+        raise UsageError(f"each file has its table: got {len(paths)} files and {len(tables)} tables")
+    if paths and (keys is not None or labels is not None):
+        raise UsageError("keys and labels are those of an array: name columns of files with key and columns")
+    if not paths and (vector or frames or key or split_column or columns or hop is not None):
+        raise UsageError("vector, frames, hop, key, split_column and columns are those of files")
+    _one_of("dtype", dtype, ("float32", "float16"))
+    chosen = Columns(
+        vector=vector,
+        frames=frames,
+        key="key" if keys is not None else key,
+        split=split_column,
+        kept=None if columns is None else tuple(columns),
+        frames_wanted=hop is not None,
+    )
+    if frames is not None and hop is None:
+        raise UsageError("frames need hop, the seconds from one frame to the next")
+    common: dict[str, Any] = {
+        "encoder": encoder,
+        "source": source,
+        "split": split,
+        "columns": chosen,
+        "hop_seconds": None if hop is None else float(hop),
+        "frame_dtype": dtype,
+    }
+    if task is not None:
+        [manifest] = _manifests(task).values()
+        if dataset not in (None, manifest.data.dataset):
+            raise UsageError(f"task {manifest.name} is on dataset {manifest.data.dataset!r}: got {dataset!r}")
+        settings = ImportSettings.of_task(manifest, **common)
+    elif dataset is None:
+        raise UsageError("give the name of the dataset, or a task")
+    else:
+        settings = ImportSettings(dataset=dataset, **common)
+    if paths:
+        sources = [
+            Source(name=os.fspath(path), open=partial(open_embeddings, path, chosen, table=beside))
+            for path, beside in zip(paths, tables, strict=True)
+        ]
+    else:
+        sources = [Source(name="the array", open=partial(_array_embeddings, embeddings, keys, labels))]
+    imported = import_sources(
+        sources, settings, store_url=os.fspath(store), replace=replace, on_file=progress or (lambda: None)
+    )
+    for failure in imported.failures:
+        _log.warning("not imported: %s", failure.message)
+    return imported
+
+
+def _paths(files: StrPath | Sequence[StrPath] | ArrayLike) -> list[Path]:
+    """Paths of files; empty for an array."""
+    if isinstance(files, str | os.PathLike):
+        return [Path(files)]
+    is_paths = isinstance(files, list | tuple) and all(isinstance(each, str | os.PathLike) for each in files)
+    if is_paths and not files:
+        raise UsageError("there is no file to import")
+    return [Path(each) for each in cast("Sequence[StrPath]", files)] if is_paths else []
+
+
+def _array_embeddings(
+    embeddings: ArrayLike, keys: Sequence[Any] | None, labels: Sequence[Any] | Mapping[str, Sequence[Any]] | None
+) -> Any:
+    import numpy as np
+
+    from featstore.extract.embedding_files import ArrayEmbeddings
+
+    fields = labels if isinstance(labels, Mapping) else {} if labels is None else {"label": labels}
+    values = fields if keys is None else {"key": keys, **fields}
+    return ArrayEmbeddings(
+        vectors=np.asarray(embeddings),
+        values={name: each.tolist() if isinstance(each, np.ndarray) else list(each) for name, each in values.items()},
+    )
+
+
 # --- scores -----------------------------------------------------------------------------------------------------------
 
 ScoreProgress = Callable[[int, int, str], object]
@@ -523,6 +703,7 @@ def probe_arrays(
     *,
     test: Labelled,
     valid: Labelled | None = None,
+    groups: Sequence[Any] | None = None,
     metric: str | None = None,
     head: str | None = None,
     seeds: int | Sequence[int] | None = None,
@@ -537,9 +718,13 @@ def probe_arrays(
         Classes (text or whole numbers); label sets, as lists of text or as a multi-hot array; or numbers with a
         fraction, which are regressed.
     test : tuple
-        Embeddings and labels that are scored.
+        Embeddings and labels that are scored, and their groups if there are `groups`.
     valid : tuple, optional
-        Embeddings and labels that choose the regularisation; a tenth of the training clips by default.
+        Embeddings and labels that choose the regularisation (and their groups); a tenth of the training clips by
+        default.
+    groups : sequence (n,), optional
+        Group of each training clip, such as its speaker: intervals resample the groups of `test`, and the validation
+        tenth consists of complete groups.
     metric : str, optional
         By default ``accuracy`` for classes, ``mAP`` for label sets, ``pearson`` for numbers.
     head : str, optional
@@ -569,9 +754,68 @@ def probe_arrays(
     >>> score.metric, score.value > 0.9, score.ci_low < score.value < score.ci_high
     ('accuracy', True, True)
     """
-    from featstore.probe.arrays import probe_arrays as on_arrays
+    from featstore.evaluation.arrays import array_task
+    from featstore.probe import probe_task
 
-    return on_arrays(X, y, test=test, valid=valid, metric=metric, head=head, seeds=_seeds(seeds))
+    store, manifest = array_task(X, y, groups=groups, test=test, valid=valid, metric=metric)
+    return probe_task(store, manifest, encoder="arrays", head=head, seeds=_seeds(seeds))
+
+
+def knn_arrays(
+    X: ArrayLike,
+    y: ArrayLike | Sequence[Any],
+    *,
+    test: Labelled | None = None,
+    groups: Sequence[Any] | None = None,
+    k: int | Sequence[int] | None = None,
+    metric: str | None = None,
+) -> ScoreRecord:
+    """Score arrays by the vote of nearest neighbours of the protocol ``strict``, without a store or a manifest.
+
+    Parameters
+    ----------
+    X : array-like (n, dim)
+        Embeddings of the training clips, which are searched by cosine similarity.
+    y : array-like (n,) or (n, n_classes)
+        Classes (text or whole numbers), or label sets, as lists of text or as a multi-hot array.
+    test : tuple, optional
+        Embeddings and labels that are scored, and their groups if there are `groups`. By default each clip of `X` is
+        scored by its neighbours among the others.
+    groups : sequence (n,), optional
+        Group of each clip of `X`, such as its speaker: intervals resample groups, and without `test` a clip's
+        neighbours are of other groups.
+    k : int or sequence of int, optional
+        Neighbours that vote, 10 by default; of several, ``details["k_curve"]`` has all scores.
+    metric : str, optional
+        By default ``accuracy`` for classes, ``mAP`` for label sets.
+
+    Returns
+    -------
+    ScoreRecord
+        ``metric``, ``value``, ``ci_low``, ``ci_high``, and ``details`` with ranking metrics and the warnings.
+
+    Raises
+    ------
+    featstore.errors.UsageError
+        The labels are numbers, or their shape or kind, `k` or the metric is invalid.
+    featstore.errors.DataError, featstore.errors.LabelError
+        The embeddings and labels do not fit together.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> rng = np.random.default_rng(0)
+    >>> y = rng.integers(0, 3, 300)
+    >>> X = np.eye(8)[y] + 0.3 * rng.standard_normal((300, 8))
+    >>> score = knn_arrays(X[:200], y[:200], test=(X[200:], y[200:]), k=[1, 5])
+    >>> score.metric, score.value > 0.9, sorted(score.details["k_curve"])
+    ('accuracy', True, ['1', '5'])
+    """
+    from featstore.evaluation.arrays import array_task
+    from featstore.retrieve import retrieve_task
+
+    store, manifest = array_task(X, y, groups=groups, test=test, metric=metric)
+    return retrieve_task(store, manifest, encoder="arrays", k=k)
 
 
 def compare(scores: Iterable[ScoreRecord] | StrPath, a: str, b: str) -> Comparison:
