@@ -261,6 +261,7 @@ def extract(
         several encoders such an error is one of the failures, and the next encoder is tried.
     """
     from featstore.extract import ExtractOptions, plan_tasks
+    from featstore.extract.import_embeddings import check_not_imported
     from featstore.extract.results import Silent
     from featstore.extract.run import extract_plans
     from featstore.records import ExtractFailure
@@ -281,6 +282,8 @@ def extract(
             "trust_remote_code": trust_remote_code,
         }
         try:
+            if isinstance(each, str | os.PathLike):
+                check_not_imported(os.fspath(each), os.fspath(store))
             with _engine(
                 each, loading, settings, engine=engine, ray_address=ray_address, cpus_per_worker=cpus_per_worker
             ) as opened:

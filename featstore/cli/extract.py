@@ -180,6 +180,7 @@ def extract(
     """
     from featstore.extract import EncoderRequest, ExtractOptions, open_engine, plan_tasks
     from featstore.extract.distributed import local_rank, parse_share, share_from_environment
+    from featstore.extract.import_embeddings import check_not_imported
     from featstore.tasks import find_task
 
     share = parse_share(share_text) if share_text else share_from_environment(os.environ)
@@ -187,6 +188,7 @@ def extract(
         note(f"{share}: other processes encode the other shards", err=True)
     options = ExtractOptions(**settings)
     manifests = [find_task(task) for task in tasks]
+    check_not_imported(spec, store_url)
     request = EncoderRequest(
         spec=spec,
         arguments=parse_arguments(encoder_args),

@@ -62,7 +62,9 @@ def array_task(
     for name, each in (("valid", valid), ("test", test)):
         if each is not None:
             if len(each) not in (2, 3):
-                raise UsageError(f"{name} must be (embeddings, labels) or (embeddings, labels, groups): got {len(each)}")
+                raise UsageError(
+                    f"{name} must be (embeddings, labels) or (embeddings, labels, groups): got {len(each)}"
+                )
             parts[name] = _Part(*each)
     kind = _kind_of(y)
     metric = metric or _METRICS[kind]

@@ -82,7 +82,8 @@ def open_parquet(path: str | Path, columns: Columns) -> _ArrowFile:
         with pyarrow.parquet.ParquetFile(path) as file:
             yield from file.iter_batches(batch_size=n, columns=list(names))
 
-    return _found(path.name, path.stem, schema, _class_names(schema.metadata or {}), batches, columns)
+    class_names = _class_names(schema.metadata or {})
+    return _found(path.name, schema, columns, stem=path.stem, class_names=class_names, batches=batches)
 
 
 def open_dataset(path: str | Path, columns: Columns) -> _ArrowFile:
@@ -92,7 +93,7 @@ def open_dataset(path: str | Path, columns: Columns) -> _ArrowFile:
         import pyarrow
     except ImportError as error:
         raise missing_extra("the import of a data set", error, "import") from error
-    name = Path(path).name
+    name, stem = str(path), Path(path).name
     if Path(path).is_dir():
         if not any((Path(path) / each).is_file() for each in ("state.json", "dataset_dict.json")):
             raise UsageError(f"{path} is not a folder of datasets' save_to_disk: name the files in it")
@@ -120,12 +121,11 @@ def open_dataset(path: str | Path, columns: Columns) -> _ArrowFile:
         for each, feature in first.features.items()
         if isinstance(feature, datasets.ClassLabel) and feature.names
     }
-    found_file = _found(name, name, schema, classes, batches, columns)
+    file = _found(name, schema, columns, stem=stem, class_names=classes, batches=batches)
     if not is_divided:
-        return found_file
-    if SPLIT_COLUMN not in found_file.columns:
-        found_file = replace(found_file, columns=(*found_file.columns, SPLIT_COLUMN))
-    return replace(found_file, split_column=SPLIT_COLUMN)
+        return file
+    others = tuple(each for each in file.columns if each != SPLIT_COLUMN)
+    return replace(file, columns=(*others, SPLIT_COLUMN), split_column=SPLIT_COLUMN)
 
 
 def _class_names(metadata: Mapping[bytes, bytes]) -> dict[str, tuple[str, ...]]:
@@ -143,11 +143,12 @@ def _class_names(metadata: Mapping[bytes, bytes]) -> dict[str, tuple[str, ...]]:
 
 def _found(
     name: str,
-    stem: str,
     schema: Any,
+    columns: Columns,
+    *,
+    stem: str,
     class_names: Mapping[str, Sequence[str]],
     batches: Callable[[Sequence[str], int], Iterator[Any]],
-    columns: Columns,
 ) -> _ArrowFile:
     """Find the vectors and the frames by their types: lists of floats, and lists of these."""
     depth = {each.name: _depth(each.type) for each in schema}
@@ -190,7 +191,7 @@ def _storage(kind: Any) -> Any:
 
 def _depth(kind: Any) -> int:
     """Number of levels of lists around floats; 0 for every other type."""
-    import pyarrow.types as types
+    from pyarrow import types
 
     kind, levels = _storage(kind), 0
     while types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
@@ -200,7 +201,7 @@ def _depth(kind: Any) -> int:
 
 def _is_json(kind: Any) -> bool:
     """Whether values of a type are JSON, or are written as text: all but binary data."""
-    import pyarrow.types as types
+    from pyarrow import types
 
     kind = _storage(kind)
     if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
@@ -234,7 +235,9 @@ def _as_large(column: Any) -> Any:
     """Convert list, fixed-size list and large list to large list: null lists have no values."""
     import pyarrow
 
-    return column if pyarrow.types.is_large_list(column.type) else column.cast(pyarrow.large_list(column.type.value_type))
+    return (
+        column if pyarrow.types.is_large_list(column.type) else column.cast(pyarrow.large_list(column.type.value_type))
+    )
 
 
 def _lengths(lists: Any) -> NDArray[np.int64]:
@@ -278,7 +281,7 @@ def _frames(
     if len(wrong) or (len(lengths) and not dim):
         row = int(np.searchsorted(np.cumsum(counts), wrong[0] if len(wrong) else 0, side="right"))
         raise DataError(
-            f"{file.name}, row {first + row:,}: a frame of {name!r} has {int(lengths[wrong[0]]) if len(wrong) else 0:,} "
+            f"{file.name}, row {first + row:,}: a frame of {name!r} has {int(lengths[wrong[0]]) if len(wrong) else 0} "
             f"numbers, others {dim:,}: frames have the same length"
         )
     return values.reshape(len(lengths), dim), counts

@@ -90,6 +90,7 @@ class NpyFile:
 
     @classmethod
     def open(cls, path: str | Path, columns: Columns) -> NpyFile:
+        """Check the header. Raises DataError for other arrays."""
         path = Path(path)
         if columns.vector or columns.frames:
             raise UsageError(f"{path.name} is one array: --vector and --frames name arrays of other formats")
@@ -102,6 +103,7 @@ class NpyFile:
         return _NpyStream.open(file, name=self.name, size=self.path.stat().st_size)
 
     def rows(self) -> Iterator[Rows]:
+        """Yield all rows; see `EmbeddingFile`."""
         with readable(self.name), self.path.open("rb") as file:
             stream = self._stream(file)
             yield from _matrix_blocks(stream, {})
@@ -133,6 +135,7 @@ class NpzFile:
 
     @classmethod
     def open(cls, path: str | Path, columns: Columns) -> NpzFile:
+        """Find the vectors, the frames and the columns, by the headers of the arrays."""
         path = Path(path)
         name = path.name
         with zipfile.ZipFile(path) as archive:
@@ -186,6 +189,7 @@ class NpzFile:
         )
 
     def rows(self) -> Iterator[Rows]:
+        """Yield all rows; see `EmbeddingFile`."""
         with readable(self.name), zipfile.ZipFile(self.path) as archive:
             others = {each: _read_column(archive, each, self.name) for each in self.columns}
             if self.frames is None:
@@ -274,6 +278,7 @@ class ArrayEmbeddings:
         object.__setattr__(self, "columns", tuple(self.values))
 
     def rows(self) -> Iterator[Rows]:
+        """Yield all rows; see `EmbeddingFile`."""
         step = block_rows(self.vectors.itemsize * self.vectors.shape[1])
         for start in range(0, len(self.vectors), step):
             columns = {name: values[start : start + step] for name, values in self.values.items()}

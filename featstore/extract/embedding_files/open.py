@@ -40,7 +40,7 @@ def open_embeddings(path: str | Path, columns: Columns, *, table: Path | None = 
         A column is missing or ambiguous, or a library is not installed.
     """
     reader = _reader_of(str(path))
-    name = Path(path).name or str(path)
+    name = Path(path).name if Path(path).exists() else str(path)
     with readable(name):
         found = reader(path, columns)
     if table is not None:
@@ -144,7 +144,7 @@ class _Joined:
             yield replace(rows, columns=values if by_key is not None else {**rows.columns, **values})
         if by_key is None and next(lines, None) is not None:
             raise DataError(
-                f"{self.table.name} has more rows than the {first:,} embeddings of {self.inner.name}: lengths must agree"
+                f"{self.table.name} has more rows than {self.inner.name}, {first:,} embeddings: lengths must agree"
             )
 
     def _by_key(self, lines: Iterator[tuple[int, Mapping[str, Any]]]) -> dict[str, Mapping[str, Any]]:
@@ -171,5 +171,7 @@ def _table_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
         reader = csv.DictReader(file, strict=True)
         for row in reader:
             if None in row or None in row.values():
-                raise DataError(f"{path.name}, line {reader.line_num}: it has more or fewer columns than the first line")
+                raise DataError(
+                    f"{path.name}, line {reader.line_num}: it has more or fewer columns than the first line"
+                )
             yield reader.line_num, row

@@ -162,7 +162,7 @@ def pick(
         return asked
     usually = [name for name in usual if name in candidates]
     if len(candidates) > 1 and len(usually) != 1:
-        raise UsageError(f"{file} has several {what}: name one of {', '.join(candidates)} with {option}")
+        raise UsageError(f"{file} has more than one {what}: name one of {', '.join(candidates)} with {option}")
     return usually[0] if usually else next(iter(candidates), None)
 
 

@@ -87,7 +87,9 @@ def _opened(path: Path, kinds: Mapping[str, str]) -> Any:
 
 
 def _array(tensor: Any) -> NDArray[Any]:
-    return tensor if isinstance(tensor, np.ndarray) else np.asarray(tensor.float().numpy())
+    if isinstance(tensor, np.ndarray):
+        return tensor
+    return np.asarray((tensor.float() if tensor.is_floating_point() else tensor).numpy())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,7 +115,7 @@ class _MatrixTensors:
             if self.frames is None:
                 step = block_rows(8 * vectors.get_shape()[1])
                 for start in range(0, self.n, step):
-                    block = _array(vectors[start : start + step])
+                    block = _array(vectors[start : min(start + step, self.n)])
                     yield Rows(vectors=block, frames=None, frame_counts=None, columns={})
                 return
             frames, name = file.get_slice(self.frames), self.counts or ""
