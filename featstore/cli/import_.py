@@ -106,8 +106,9 @@ def import_(
     refused, and the others are imported.
 
     \b
-    featstore import train.npz --encoder mine --dataset words --split train --store S
-    featstore import X.npy --table clips.csv --key id --split-column split --encoder mine --dataset words --store S
+    featstore import train.npz --encoder E --dataset D --split train --store S
+    featstore import X.npy --table X.csv --key id --split-column split \\
+        --encoder E --dataset D --store S
     """  # noqa: D301 - click takes the character itself
     from featstore import api
     from featstore.cli.progress import counting

@@ -62,8 +62,7 @@ def load_encoder_of(recipe: Recipe, *, stored_spec: str, spec: str | None) -> En
     if recipe.imported_from is not None:
         words = f" ({recipe.imported_from})" if recipe.imported_from else ""
         raise UsageError(
-            f"{recipe.group_name} was imported{words}: no encoder is known that computes its vectors; name a stored clip "
-            "by its key"
+            f"{recipe.group_name} was imported{words}: there is no encoder for a file; name a stored clip by its key"
         )
     if spec is None:
         _check_loads_by_itself(recipe, stored_spec)
