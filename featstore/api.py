@@ -496,7 +496,8 @@ def import_embeddings(
             for path, beside in zip(paths, tables, strict=True)
         ]
     else:
-        sources = [Source(name="the array", open=partial(_array_embeddings, embeddings, keys, labels))]
+        array = cast("ArrayLike", embeddings)
+        sources = [Source(name="the array", open=partial(_array_embeddings, array, keys, labels))]
     imported = import_sources(
         sources, settings, store_url=os.fspath(store), replace=replace, on_file=progress or (lambda: None)
     )
@@ -522,12 +523,10 @@ def _array_embeddings(
 
     from featstore.extract.embedding_files import ArrayEmbeddings
 
-    fields = labels if isinstance(labels, Mapping) else {} if labels is None else {"label": labels}
-    values = fields if keys is None else {"key": keys, **fields}
-    return ArrayEmbeddings(
-        vectors=np.asarray(embeddings),
-        values={name: each.tolist() if isinstance(each, np.ndarray) else list(each) for name, each in values.items()},
-    )
+    fields: Mapping[str, Any] = labels if isinstance(labels, Mapping) else {} if labels is None else {"label": labels}
+    given: dict[str, Any] = {**({} if keys is None else {"key": keys}), **fields}
+    values = {name: each.tolist() if isinstance(each, np.ndarray) else list(each) for name, each in given.items()}
+    return ArrayEmbeddings(vectors=np.asarray(embeddings), values=values, columns=tuple(values))
 
 
 # --- scores -----------------------------------------------------------------------------------------------------------

@@ -50,6 +50,7 @@ DOORS = {
     "umap": {"explore/map"},
     "transformers": {"encoders/adapters/transformers", "probe/text"},
     "dasheng": {"encoders/adapters/dasheng"},
+    "safetensors": {"extract/embedding_files/safetensors_file"},
     "obstore": {"remote/buckets"},
     "fsspec": {"remote/filesystems"},
     "aiohttp": {"remote/filesystems"},

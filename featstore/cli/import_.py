@@ -199,7 +199,7 @@ def _print_next(record: ImportRecord, store_url: str, *, task: str | None, manif
 
 def _draft(record: ImportRecord, store_url: str, path: Path, *, label_field: str) -> bool:
     """Write a manifest of all splits that the store has of the dataset, unless the file exists."""
-    from featstore.cli.pack import _manifest
+    from featstore.cli.pack import _manifest  # to be replaced by the function that finds the kind of labels
     from featstore.extract.pack import Clip
     from featstore.store import open_store
     from featstore.tasks import load_manifest

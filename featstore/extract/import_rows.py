@@ -163,21 +163,21 @@ def _by_feature_set(
     with np.errstate(over="ignore", invalid="ignore"):
         utterance = _means(frames, counts) if rows.vectors is None else rows.vectors.astype(np.float32)
     problems = _problems(keys, metas, utterance, frames, counts)
-    names_of = np.array(names, object)
+    named, is_usable = np.array(names), np.array([not problem for problem in problems])
     for name in dict.fromkeys(names):
-        mine = names_of == name
-        usable = mine & np.array([not problem for problem in problems])
-        chosen = np.flatnonzero(usable)
+        mine = named == name
+        usable = mine & is_usable
+        chosen = np.flatnonzero(usable).tolist()
         skipped = [
             SkippedClip(
                 shard=file, key=_shown(keys[at]) or f"row {first + at}", reason=f"row {first + at:,}: {problems[at]}"
             )
-            for at in np.flatnonzero(mine & ~usable)
+            for at in np.flatnonzero(mine & ~usable).tolist()
         ]
         of_frames = None if counts is None else counts[usable]
         yield Block(
             feature_set=name,
-            numbers=[first + int(at) for at in chosen],
+            numbers=[first + at for at in chosen],
             skipped=skipped,
             windows=WindowBlock(
                 keys=[keys[at] for at in chosen],
@@ -220,7 +220,7 @@ def _problems(
     counts: NDArray[np.int64] | None,
 ) -> list[str]:
     """Reason to skip each row; empty for rows that are stored."""
-    finite = np.isfinite(utterance).all(axis=1)
+    finite = np.asarray(np.isfinite(utterance).all(axis=1))
     finite_frames = np.ones(len(keys), bool)
     if frames is not None and counts is not None:
         row_of = np.repeat(np.arange(len(counts)), counts)

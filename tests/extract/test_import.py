@@ -6,6 +6,7 @@ import csv
 import json
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -667,3 +668,39 @@ def test_a_frame_task_is_scored_on_imported_frames(tmp_path: Path) -> None:
     [failure] = fs.probe(manifest, store=tmp_path / "v").failures
     assert failure.error == "UnknownFeatureSet"
     assert "--hop" in failure.message
+
+
+# --- size -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["npy", "npz", "parquet", "safetensors"])
+def test_memory_is_bounded_by_blocks_and_parts_and_not_by_the_file(
+    form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    n, dim = 2_000, 2_000  # 16 MB
+    large = np.arange(n * dim, dtype=np.float32).reshape(n, dim)
+    path = tmp_path / f"e.{form}"
+    if form == "npy":
+        np.save(path, large)
+    elif form == "npz":
+        np.savez_compressed(path, X=large)
+    elif form == "safetensors":
+        save_file({"X": large}, path)
+    else:
+        pq.write_table(pa.table({"X": list(large)}), path, row_group_size=50)
+    del large
+    for module, name, size in (
+        (rows, "MAX_BLOCK_ROWS", 50),
+        (arrow_files, "BATCH_ROWS", 50),
+        (import_rows, "MAX_PART_ROWS", 10_000),
+        (import_rows, "PART_BYTES", 1 << 20),
+    ):
+        monkeypatch.setattr(module, name, size)
+    tracemalloc.start()
+    try:
+        [record] = fs.import_embeddings(path, **PLACE, store=tmp_path / "s")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert (record.clips, record.parts_written) == (n, 16)
+    assert peak < 10 << 20

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featstore.errors import DataError, UsageError, missing_extra
-from featstore.extract.embedding_files.rows import VECTORS, Columns, Rows, pick, readable
+from featstore.extract.embedding_files.rows import VECTORS, Columns, EmbeddingFile, Rows, pick, readable
 
 __all__ = ["SPLIT_COLUMN", "open_dataset", "open_parquet"]
 
@@ -23,7 +23,7 @@ BATCH_ROWS, BATCH_ROWS_WITH_FRAMES = 1024, 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _ArrowFile:
+class _ArrowFile(EmbeddingFile):
     """Record batches with a column of lists of numbers.
 
     Attributes
@@ -34,16 +34,10 @@ class _ArrowFile:
         Column of class indices -> names of the classes, as `datasets.ClassLabel` has them.
     """
 
-    name: str
-    stem: str
     batches: Callable[[Sequence[str], int], Iterator[Any]]
-    columns: tuple[str, ...]
-    ignored: tuple[str, ...]
     vector: str | None
     frames: str | None
     class_names: Mapping[str, Sequence[str]]
-    key_column: str | None = None
-    split_column: str | None = None
 
     def rows(self) -> Iterator[Rows]:
         first, dim = 0, None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,6 +18,7 @@ from featstore.extract.embedding_files.rows import (
     FRAME_COUNTS,
     VECTORS,
     Columns,
+    EmbeddingFile,
     Rows,
     block_rows,
     check_matrix,
@@ -77,16 +78,10 @@ class _NpyStream:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NpyFile:
+class NpyFile(EmbeddingFile):
     """One array (n, dim)."""
 
     path: Path
-    name: str
-    stem: str
-    columns: tuple[str, ...] = ()
-    ignored: tuple[str, ...] = ()
-    key_column: str | None = None
-    split_column: str | None = None
 
     @classmethod
     def open(cls, path: str | Path, columns: Columns) -> NpyFile:
@@ -118,20 +113,14 @@ def _matrix_blocks(stream: _NpyStream, others: Mapping[str, Sequence[Any]]) -> I
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NpzFile:
+class NpzFile(EmbeddingFile):
     """Arrays by name: vectors (n, dim), frames (total, dim) with counts or offsets, and columns (n,)."""
 
     path: Path
-    name: str
-    stem: str
-    columns: tuple[str, ...]
     vector: str | None
     frames: str | None
     counts: str | None
     n: int
-    ignored: tuple[str, ...] = ()
-    key_column: str | None = None
-    split_column: str | None = None
 
     @classmethod
     def open(cls, path: str | Path, columns: Columns) -> NpzFile:
@@ -258,24 +247,19 @@ def _read_column(archive: zipfile.ZipFile, array: str, name: str) -> list[Any]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ArrayEmbeddings:
+class ArrayEmbeddings(EmbeddingFile):
     """Arrays of the caller: vectors (n, dim), and columns of n values."""
 
     vectors: NDArray[Any]
     values: Mapping[str, Sequence[Any]]
     name: str = "the array"
     stem: str = ""
-    columns: tuple[str, ...] = field(init=False)
-    ignored: tuple[str, ...] = ()
-    key_column: str | None = None
-    split_column: str | None = None
 
     def __post_init__(self) -> None:
         check_matrix(self.name, self.vectors)
         for name, values in self.values.items():
             if len(values) != len(self.vectors):
                 raise DataError(f"there are {len(self.vectors):,} embeddings and {len(values):,} of {name!r}")
-        object.__setattr__(self, "columns", tuple(self.values))
 
     def rows(self) -> Iterator[Rows]:
         """Yield all rows; see `EmbeddingFile`."""

@@ -78,19 +78,13 @@ def _reader_of(path: str) -> Callable[[str | Path, Columns], EmbeddingFile]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Joined:
+class _Joined(EmbeddingFile):
     """A file with the columns of a table: line by line, or by key for a file that has keys of its own."""
 
     inner: EmbeddingFile
     table: Path
-    columns: tuple[str, ...]
     from_table: tuple[str, ...]
     key: str | None
-    name: str
-    stem: str
-    ignored: tuple[str, ...]
-    split_column: str | None
-    key_column: str | None = None
 
     @classmethod
     def of(cls, inner: EmbeddingFile, table: Path, columns: Columns) -> _Joined:

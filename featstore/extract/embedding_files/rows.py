@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import csv
 import zipfile
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,7 +96,8 @@ class Rows:
         return 0 if self.frame_counts is None else len(self.frame_counts)
 
 
-class EmbeddingFile(Protocol):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbeddingFile(ABC):
     """A source of rows.
 
     Attributes
@@ -114,11 +116,12 @@ class EmbeddingFile(Protocol):
 
     name: str
     stem: str
-    columns: tuple[str, ...]
-    ignored: tuple[str, ...]
-    key_column: str | None
-    split_column: str | None
+    columns: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
+    key_column: str | None = None
+    split_column: str | None = None
 
+    @abstractmethod
     def rows(self) -> Iterator[Rows]:
         """Yield all rows in blocks, from the start. Raises DataError for a row that has another shape."""
 

@@ -93,25 +93,19 @@ def _array(tensor: Any) -> NDArray[Any]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _MatrixTensors:
+class _MatrixTensors(EmbeddingFile):
     """Vectors (n, dim), and frames (total, dim) with counts; a table has the other columns."""
 
     path: Path
-    name: str
-    stem: str
     kinds: Mapping[str, str]
     vector: str | None
     frames: str | None
     counts: str | None
     n: int
-    ignored: tuple[str, ...]
-    columns: tuple[str, ...] = ()
-    key_column: str | None = None
-    split_column: str | None = None
 
     def rows(self) -> Iterator[Rows]:
         with readable(self.name), _opened(self.path, self.kinds) as file:
-            vectors = None if self.vector is None else file.get_slice(self.vector)
+            vectors: Any = None if self.vector is None else file.get_slice(self.vector)
             if self.frames is None:
                 step = block_rows(8 * vectors.get_shape()[1])
                 for start in range(0, self.n, step):
@@ -154,18 +148,14 @@ def _tensors_by_key(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _KeyedTensors:
+class _KeyedTensors(EmbeddingFile):
     """A tensor for each key: vectors (dim,), or frames (frames, dim)."""
 
     path: Path
-    name: str
-    stem: str
     kinds: Mapping[str, str]
     ragged: bool
-    ignored: tuple[str, ...] = ()
     columns: tuple[str, ...] = (KEY_COLUMN,)
     key_column: str | None = KEY_COLUMN
-    split_column: str | None = None
 
     def rows(self) -> Iterator[Rows]:
         with readable(self.name), _opened(self.path, self.kinds) as file:
