@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from featstore.api import (
         Extracted,
+        Imported,
         Scores,
         check,
         compact,
@@ -28,7 +29,9 @@ if TYPE_CHECKING:
         fetch,
         gc,
         health,
+        import_embeddings,
         inspect,
+        knn_arrays,
         load_encoder,
         open,
         probe,
@@ -43,6 +46,7 @@ if TYPE_CHECKING:
 __version__ = "0.2.0"
 __all__ = [
     "Extracted",
+    "Imported",
     "Scores",
     "__version__",
     "check",
@@ -56,7 +60,9 @@ __all__ = [
     "fetch",
     "gc",
     "health",
+    "import_embeddings",
     "inspect",
+    "knn_arrays",
     "load_encoder",
     "open",
     "probe",

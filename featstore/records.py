@@ -111,7 +111,8 @@ class Recipe:
         Identity of the encoder: ``class``, ``code_sha256`` (``distribution`` for an installed class, ``source_sha256``
         for a class of featstore), ``state_sha256``, ``arguments``, and ``layer`` if it is a hidden state. An argument
         that names a file is ``{"file": path, "file_sha256": hash of its content}``, one that names a folder
-        ``{"folder": path, "folder_sha256": hash}``; the path is not part of the fingerprint.
+        ``{"folder": path, "folder_sha256": hash}``; the path is not part of the fingerprint. Of imported embeddings:
+        ``imported``, words about their origin.
     sample_rate_hz : int
         Sample rate of the waveforms that are encoded.
     dim : int
@@ -201,6 +202,12 @@ class Recipe:
         of_output = ("encoder", "dim", "hop_seconds", "pool")
         shared = {name: value for name, value in shared.items() if name not in of_output}
         return canonical_json({**shared, "encoder_identity": identity})
+
+    @property
+    def imported_from(self) -> str | None:
+        """Words about the origin of imported embeddings, which may be empty; None if an encoder was run."""
+        words = self.encoder_identity.get("imported")
+        return words if isinstance(words, str) else None
 
     @property
     def arguments(self) -> dict[str, Any]:

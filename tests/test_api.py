@@ -675,3 +675,81 @@ def test_whole_numbers_are_the_same_classes_whatever_their_type() -> None:
     X = np.eye(4)[[0, 1] * 20]
     found = featstore.probe_arrays(X, np.array([0, 1] * 20), test=(X, np.array([0.0, 1.0] * 20)), seeds=2)
     assert found.value == 1.0
+
+
+def test_the_neighbours_of_arrays_vote_as_scikit_learn_has_it() -> None:
+    from sklearn.neighbors import KNeighborsClassifier
+
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 4, 300)
+    X = np.eye(6)[y] + 0.8 * rng.standard_normal((300, 6))
+    train, test = slice(0, 200), slice(200, 300)
+
+    def weights(distances: np.ndarray) -> np.ndarray:
+        return np.exp((1 - distances) / 0.07)
+
+    for k in (1, 10):
+        reference = KNeighborsClassifier(k, metric="cosine", algorithm="brute", weights=weights)
+        expected = reference.fit(X[train], y[train]).score(X[test], y[test])
+        found = featstore.knn_arrays(X[train], y[train], test=(X[test], y[test]), k=k)
+        assert (found.track, found.metric, found.value) == ("B", "accuracy", pytest.approx(expected))
+        assert 0.3 < found.ci_low < found.value < found.ci_high
+    unit = X / np.linalg.norm(X, axis=1, keepdims=True)
+    cosines = unit @ unit.T
+    np.fill_diagonal(cosines, -np.inf)
+    expected = float(np.mean(y[cosines.argmax(axis=1)] == y))
+    alone = featstore.knn_arrays(X, y, k=1)
+    assert (alone.value, alone.n_test) == (pytest.approx(expected), 300)
+
+
+def test_the_neighbours_of_label_sets_are_the_same_by_names_and_by_columns() -> None:
+    rng = np.random.default_rng(0)
+    hot = (rng.random((120, 3)) < 0.4).astype(int)
+    X = hot @ rng.standard_normal((3, 8)) + 0.3 * rng.standard_normal((120, 8))
+    names = [[f"c{column}" for column in np.flatnonzero(row)] for row in hot]
+    by_array = featstore.knn_arrays(X[:80], hot[:80], test=(X[80:], hot[80:]))
+    by_names = featstore.knn_arrays(X[:80], names[:80], test=(X[80:], names[80:]))
+    assert by_array.metric == "mAP"
+    assert by_array.value == by_names.value > 0.8
+
+
+@pytest.mark.parametrize("score", [featstore.probe_arrays, featstore.knn_arrays])
+def test_intervals_of_arrays_resample_groups(score) -> None:
+    rng = np.random.default_rng(0)
+    speaker = np.repeat(np.arange(60), 10)
+    y = np.repeat(rng.integers(0, 2, 60), 10)
+    X = np.eye(4)[y] + np.repeat(0.8 * rng.standard_normal((60, 4)), 10, axis=0) + 0.1 * rng.standard_normal((600, 4))
+    train, test = slice(0, 300), slice(300, 600)
+    alone = score(X[train], y[train], test=(X[test], y[test]))
+    grouped = score(X[train], y[train], groups=speaker[train], test=(X[test], y[test], speaker[test]))
+    assert grouped.ci_high - grouped.ci_low > 1.5 * (alone.ci_high - alone.ci_low)
+    with pytest.raises(UsageError):
+        score(X[train], y[train], groups=speaker[train], test=(X[test], y[test]))
+    with pytest.raises(UsageError):
+        score(X[train], y[train], test=(X[test], y[test], speaker[test]))
+    with pytest.raises(FeatstoreError):
+        score(X[train], y[train], groups=speaker[train][:-1], test=(X[test], y[test], speaker[test]))
+
+
+def test_without_a_test_set_neighbours_of_ones_own_group_do_not_vote() -> None:
+    speaker = np.repeat(np.arange(8), 2)
+    y = np.repeat([0, 1] * 4, 2)
+    X = np.repeat(np.eye(8), 2, axis=0) + 0.01 * np.random.default_rng(0).standard_normal((16, 8))
+    assert featstore.knn_arrays(X, y, k=1).value == 1.0  # the other clip of the speaker
+    assert featstore.knn_arrays(X, y, k=1, groups=speaker).value < 1.0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"y": np.arange(4) + 0.5},
+        {"k": 0},
+        {"metric": "pearson"},
+        {"test": (np.eye(4),)},
+        {"X": np.full((4, 4), np.nan)},
+    ],
+)
+def test_a_wrong_call_of_knn_arrays_is_an_error(options) -> None:
+    given = {"X": np.eye(4), "y": [0, 1, 0, 1], "test": (np.eye(4), [0, 1, 0, 1]), **options}
+    with pytest.raises(FeatstoreError):
+        featstore.knn_arrays(given.pop("X"), given.pop("y"), **given)

@@ -53,6 +53,7 @@ DOORS = {
     "mteb": {"integrations/mteb/*"},
     "onnxruntime": {"encoders/adapters/onnx"},
     "sentence_transformers": {"encoders/adapters/sentence_transformers", "integrations/mteb/models"},
+    "safetensors": {"extract/embedding_files/safetensors_file"},
     "obstore": {"remote/buckets"},
     "fsspec": {"remote/filesystems"},
     "aiohttp": {"remote/filesystems"},

@@ -72,6 +72,8 @@ PRINTED = (
     Printed(record="featstore.store.rename.RenameRecord", commands=("rename --json",)),
     Printed(record="featstore.store.copy.CopyRecord", commands=("copy --json",)),
     Printed(record="featstore.store.export.ExportRecord", commands=("export --json",)),
+    Printed(record="featstore.extract.import_embeddings.ImportRecord", commands=("import --json",)),
+    Printed(record="featstore.extract.import_embeddings.ImportFailure", commands=("import --json",)),
     Printed(record="featstore.extract.pack.PackRecord", commands=("pack --json",)),
     Printed(record="featstore.fetch.FetchRecord", commands=("fetch --json",)),
 )

@@ -47,16 +47,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from featstore.api.embeddings import Extracted, check, extract, fetch
-from featstore.api.scores import compare, probe, probe_arrays, report, retrieve
+from featstore.api.imports import import_embeddings
+from featstore.api.scores import compare, knn_arrays, probe, probe_arrays, report, retrieve
 from featstore.api.space import explore, explore_server, health, inspect, query
 from featstore.api.stores import compact, copy, export, gc, open, rename, verify
 
 if TYPE_CHECKING:
     from featstore.encoders import load_encoder
+    from featstore.extract.import_embeddings import Imported
     from featstore.report.scores import Scores
 
 __all__ = [
     "Extracted",
+    "Imported",
     "Scores",
     "check",
     "compact",
@@ -69,7 +72,9 @@ __all__ = [
     "fetch",
     "gc",
     "health",
+    "import_embeddings",
     "inspect",
+    "knn_arrays",
     "load_encoder",
     "open",
     "probe",
@@ -81,7 +86,11 @@ __all__ = [
     "verify",
 ]
 
-_ELSEWHERE = {"Scores": "featstore.report.scores", "load_encoder": "featstore.encoders"}
+_ELSEWHERE = {
+    "Imported": "featstore.extract.import_embeddings",
+    "Scores": "featstore.report.scores",
+    "load_encoder": "featstore.encoders",
+}
 
 
 def __getattr__(name: str) -> Any:

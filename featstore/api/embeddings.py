@@ -179,6 +179,7 @@ def extract(
         "name": name,
     }
     placing: dict[str, Any] = {
+        "store_url": url_of(store),
         "engine": engine,
         "ray_address": ray_address,
         "cpus_per_worker": cpus_per_worker,
@@ -260,12 +261,15 @@ def _engine(
     *,
     engine: Literal["local", "ray"],
     local_rank: int | None,
+    store_url: str,
     **on_ray: Any,
 ) -> AbstractContextManager[Engine]:
     """The engine that encodes: a spec may be loaded by other processes, a module stays in this one."""
     from featstore.extract import EncoderRequest, open_engine
+    from featstore.extract.import_embeddings import check_not_imported
 
     if isinstance(encoder, str | os.PathLike):
+        check_not_imported(os.fspath(encoder), store_url)
         request = EncoderRequest(spec=os.fspath(encoder), **loading)
         return open_engine(request, device=options.device, engine=engine, local_rank=local_rank, **on_ray)
     from featstore.encoders.devices import pick_devices

@@ -1,4 +1,4 @@
-"""Public functions that train, score and compare: `probe`, `retrieve`, `probe_arrays`, `compare`, `report`."""
+"""Public functions that train, score and compare: `probe`, `retrieve`, `probe_arrays`, `knn_arrays`, `compare`, `report`."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
     from featstore.api.arguments import Tasks
+    from featstore.evaluation.arrays import Labelled
     from featstore.evaluation.runner import ScoreFailure, Scorer
-    from featstore.probe.arrays import Labelled
     from featstore.records import Protocol, ScoreRecord
     from featstore.report import Comparison
     from featstore.report.scores import Scores
     from featstore.store import Store
     from featstore.tasks import Manifest
 
-__all__ = ["ScoreProgress", "compare", "probe", "probe_arrays", "report", "retrieve"]
+__all__ = ["ScoreProgress", "compare", "knn_arrays", "probe", "probe_arrays", "report", "retrieve"]
 
 _log = logging.getLogger("featstore")
 
@@ -203,6 +203,7 @@ def probe_arrays(
     *,
     test: Labelled,
     valid: Labelled | None = None,
+    groups: Sequence[Any] | None = None,
     metric: str | None = None,
     head: str | None = None,
     seeds: int | Sequence[int] | None = None,
@@ -217,9 +218,13 @@ def probe_arrays(
         Classes (text or whole numbers); label sets, as lists of text or as a multi-hot array; or numbers with a
         fraction, which are regressed.
     test : tuple
-        Embeddings and labels that are scored.
+        Embeddings and labels that are scored, and their groups if there are `groups`.
     valid : tuple, optional
-        Embeddings and labels that choose the regularisation; a tenth of the training clips by default.
+        Embeddings and labels that choose the regularisation (and their groups); a tenth of the training clips by
+        default.
+    groups : sequence (n,), optional
+        Group of each training clip, such as its speaker: intervals resample the groups of `test`, and the validation
+        tenth consists of complete groups.
     metric : str, optional
         By default ``accuracy`` for classes, ``mAP`` for label sets, ``pearson`` for numbers.
     head : str, optional
@@ -235,7 +240,7 @@ def probe_arrays(
     Raises
     ------
     featstore.errors.UsageError
-        The shape or kind of the labels, the metric or the head is not one of the probe's.
+        The shape or kind of the labels, the metric or the head is not one that the probe knows.
     featstore.errors.DataError, featstore.errors.LabelError
         The embeddings and labels do not fit together, or cannot be learned from.
 
@@ -249,9 +254,68 @@ def probe_arrays(
     >>> score.metric, score.value > 0.9, score.ci_low < score.value < score.ci_high
     ('accuracy', True, True)
     """
-    from featstore.probe.arrays import probe_arrays as on_arrays
+    from featstore.evaluation.arrays import array_task
+    from featstore.probe import probe_task
 
-    return on_arrays(X, y, test=test, valid=valid, metric=metric, head=head, seeds=seeds_of(seeds))
+    store, manifest = array_task(X, y, groups=groups, test=test, valid=valid, metric=metric)
+    return probe_task(store, manifest, encoder="arrays", head=head, seeds=seeds_of(seeds))
+
+
+def knn_arrays(
+    X: ArrayLike,
+    y: ArrayLike | Sequence[Any],
+    *,
+    test: Labelled | None = None,
+    groups: Sequence[Any] | None = None,
+    k: int | Sequence[int] | None = None,
+    metric: str | None = None,
+) -> ScoreRecord:
+    """Score arrays by the vote of nearest neighbours of the protocol ``strict``, without a store or a manifest.
+
+    Parameters
+    ----------
+    X : array-like (n, dim)
+        Embeddings of the training clips, which are searched by cosine similarity.
+    y : array-like (n,) or (n, n_classes)
+        Classes (text or whole numbers), or label sets, as lists of text or as a multi-hot array.
+    test : tuple, optional
+        Embeddings and labels that are scored, and their groups if there are `groups`. By default each clip of `X` is
+        scored by its neighbours among the others.
+    groups : sequence (n,), optional
+        Group of each clip of `X`, such as its speaker: intervals resample groups, and without `test` a clip's
+        neighbours are of other groups.
+    k : int or sequence of int, optional
+        Neighbours that vote, 10 by default; of several, ``details["k_curve"]`` has all scores.
+    metric : str, optional
+        By default ``accuracy`` for classes, ``mAP`` for label sets.
+
+    Returns
+    -------
+    ScoreRecord
+        ``metric``, ``value``, ``ci_low``, ``ci_high``, and ``details`` with ranking metrics and the warnings.
+
+    Raises
+    ------
+    featstore.errors.UsageError
+        The labels are numbers, or their shape or kind, `k` or the metric is invalid.
+    featstore.errors.DataError, featstore.errors.LabelError
+        The embeddings and labels do not fit together.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> rng = np.random.default_rng(0)
+    >>> y = rng.integers(0, 3, 300)
+    >>> X = np.eye(8)[y] + 0.3 * rng.standard_normal((300, 8))
+    >>> score = knn_arrays(X[:200], y[:200], test=(X[200:], y[200:]), k=[1, 5])
+    >>> score.metric, score.value > 0.9, sorted(score.details["k_curve"])
+    ('accuracy', True, ['1', '5'])
+    """
+    from featstore.evaluation.arrays import array_task
+    from featstore.retrieve import retrieve_task
+
+    store, manifest = array_task(X, y, groups=groups, test=test, metric=metric)
+    return retrieve_task(store, manifest, encoder="arrays", k=k)
 
 
 def compare(scores: Iterable[ScoreRecord] | StrPath, a: str, b: str) -> Comparison:

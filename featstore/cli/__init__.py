@@ -14,6 +14,7 @@ from featstore.cli.demo import demo
 from featstore.cli.explore import explore
 from featstore.cli.extract import extract
 from featstore.cli.fetch import fetch
+from featstore.cli.import_ import import_
 from featstore.cli.inspect import inspect
 from featstore.cli.maintain import compact, copy, export, gc, rename, verify
 from featstore.cli.options import set_up_logging, with_verbosity
@@ -42,6 +43,8 @@ def cli(*, traceback: bool) -> None:  # read in `main`
     featstore check    ENCODER                 test an encoder
     featstore extract  TASK... --encoder E --data D --store S
                                                encode shards (GPU machine)
+    featstore import   FILE... --encoder E --dataset N --store S
+                                               store embeddings made elsewhere
     featstore probe    TASK... --store S       Track A: linear probe (laptop)
     featstore retrieve TASK... --store S       Track B: nearest neighbours (laptop)
     featstore report   RESULTS                 leaderboard
@@ -54,8 +57,8 @@ def cli(*, traceback: bool) -> None:  # read in `main`
 
 
 for command in (
-    demo, fetch, pack, check, extract, probe, retrieve, report, query, explore, tasks, inspect, copy, export, verify,
-    gc, compact, rename, completion,
+    demo, fetch, pack, check, extract, import_, probe, retrieve, report, query, explore, tasks, inspect, copy, export,
+    verify, gc, compact, rename, completion,
 ):  # fmt: skip
     cli.add_command(with_verbosity(command))
 with_verbosity(cli)

@@ -256,7 +256,8 @@ def _facts(details: Details) -> Iterator[tuple[str, str]]:
     frames = "not stored" if summary.frames is None else f"{summary.frames:,} x {summary.dim} {recipe['frame_dtype']}"
     yield "clips", f"{summary.clips:,} in {counted(summary.windows, 'window')}, {lasting(summary.audio_seconds)}"
     yield "utterance", f"{summary.windows:,} x {summary.dim} float32"
-    yield "frames", f"{frames}; hop {recipe['hop_seconds'] * 1000:g} ms"
+    hop = f"; hop {recipe['hop_seconds'] * 1000:g} ms" if recipe["hop_seconds"] else ""  # 0 if it is not known
+    yield "frames", f"{frames}{hop}"
     n_parts = len({each.part for each in details.shards})
     yield "size", f"{spoken_bytes(summary.bytes)} in {counted(n_parts, 'part')}"
     yield "window seconds", _spread(details.window_seconds, "{:.2f}")
@@ -269,7 +270,12 @@ def _facts(details: Details) -> Iterator[tuple[str, str]]:
 
 
 def _provenance(details: Details) -> Iterator[tuple[str, str]]:
+    words = details.recipe["encoder_identity"].get("imported")
+    if words is not None:
+        yield "imported from", str(words) or "unknown"
     for name, value in details.recipe.items():
+        if words is not None and name in ("encoder_identity", "sample_rate_hz", "padding", "precision", "resampler"):
+            continue  # not known of imported embeddings
         if name == "encoder_identity":
             for field, what in value.items():
                 yield f"encoder {field.replace('_', ' ')}", what if isinstance(what, str) else json.dumps(what)
@@ -278,6 +284,8 @@ def _provenance(details: Details) -> Iterator[tuple[str, str]]:
     yield "content hash", details.content_hash
     yield "software", ", ".join(f"{name} {' and '.join(found)}" for name, found in details.versions.items())
     yield "committed", f"{(details.first_commit or '')[:19]} to {(details.last_commit or '')[:19]} UTC"
+    if words is not None:
+        return
     rate = details.audio_seconds_per_second
     yield "throughput", "unknown, because the parts were compacted" if rate is None else f"{rate:,.0f} x real time"
 

@@ -182,7 +182,8 @@ def _check_distinct(keys: Sequence[str], *, name: str, task: str) -> None:
         if key in seen:
             raise DataError(
                 f"task {task}: {name!r} contains clip {key!r} more than once; if a shard was renamed or removed, run "
-                "`featstore extract --prune` with the same options to drop shards that no longer exist"
+                "`featstore extract --prune` with the same options to drop shards that no longer exist; if an import "
+                "with --replace was interrupted, run it again"
             )
         seen.add(key)
 
@@ -235,8 +236,12 @@ def _task_argument(manifest: Manifest) -> str:
 
 
 def extract_command(manifest: Manifest, recipe: Recipe, store: Store, *, options: str) -> str:
-    """Return the command that extracts missing embeddings."""
+    """Return the command that extracts missing embeddings; `options` are those of ``featstore extract``."""
     task = _task_argument(manifest)
+    if recipe.imported_from is not None:
+        words = f" --source {quote(recipe.imported_from)}" if recipe.imported_from else ""
+        hop = " --hop SECONDS" if manifest.wants_frames else ""
+        return f"featstore import FILE --encoder {recipe.encoder}{words}{hop} --task {task} --store {store.url}"
     spec = store.feature_sets(encoder=recipe.group_name)[0].address.spec  # the encoder's name is not a spec
     pool = "" if recipe.pool == "mean" else f" --pool {recipe.pool}"
     return f"featstore extract {task}{options} --encoder {quote(spec)}{pool} --data DIR --store {store.url}"

@@ -42,10 +42,12 @@ class ClipAudio:
     Raises
     ------
     ShardError
-        `data_dir` has no folder of the dataset.
+        `data_dir` has no folder of the dataset, or the feature set was imported.
     """
 
     def __init__(self, fs: FeatureSet, data_dir: Path) -> None:
+        if fs.recipe.imported_from is not None:
+            raise ShardError(f"{fs.path} was imported and has no shards of audio: leave --data out")
         dataset = fs.address.dataset
         self._folder = data_dir / dataset
         if not _is_below(dataset) or not self._folder.is_dir():

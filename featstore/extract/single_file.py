@@ -64,6 +64,11 @@ def load_encoder_of(recipe: Recipe, *, stored_spec: str, spec: str | None) -> En
     EncoderError
         It cannot be loaded, or it differs from the encoder of the recipe.
     """
+    if recipe.imported_from is not None:
+        words = f" ({recipe.imported_from})" if recipe.imported_from else ""
+        raise UsageError(
+            f"{recipe.group_name} was imported{words}: there is no encoder for a file; name a stored clip by its key"
+        )
     if spec is None:
         _check_loads_by_itself(recipe, stored_spec)
     named = parse_spec(stored_spec if spec is None else spec)

@@ -217,9 +217,10 @@ class FeatureSet:
             Frames are not stored.
         """
         if not self.has_frames:
-            raise UnknownFeatureSet(
-                f"{self.path} has utterance vectors only: extract it again with `--frames always` to store frames"
-            )
+            how = "extract it again with `--frames always`"
+            if self.recipe.imported_from is not None:
+                how = "import its frames with `--hop SECONDS`"
+            raise UnknownFeatureSet(f"{self.path} has utterance vectors only: {how} to store frames")
         fetch_ahead(self._runs, "frame_offsets")
         fetch_ahead(self._runs, "frames")
         return Frames(self._runs)

@@ -38,6 +38,7 @@ def test_what_needs_no_heavy_library_imports_none(tmp_path: Path) -> None:
     clips = [Stored(f"clip-{at}", np.eye(4)[at % 4] + 1, {"label": str(at % 2)}) for at in range(12)]
     for split in ("train", "test"):
         write_set(tmp_path / "s", clips, split=split)
+    np.savez(tmp_path / "e.npz", X=np.eye(4))
     (tmp_path / "audio/a").mkdir(parents=True)
     (tmp_path / "audio/a/b.wav").write_bytes(audio_bytes(noise(0.1)))
     commands = [
@@ -47,6 +48,7 @@ def test_what_needs_no_heavy_library_imports_none(tmp_path: Path) -> None:
         ["inspect", "mel/words/train", "--store", "s"],
         ["query", "train/clip-1", "--store", "s"],
         ["export", "x.npz", "--store", "s", "--split", "train", "--format", "npz", "--label", "label"],
+        ["import", "e.npz", "--encoder", "mine", "--dataset", "words", "--store", "t"],
         ["copy", "s", "t"],
         ["verify", "--store", "s"],
         ["compact", "--store", "s"],

@@ -1,4 +1,4 @@
-"""Probe on arrays: builds an in-memory task and store, which `featstore.probe.probe_task` scores like any other."""
+"""Labelled arrays as a task and a store in memory, which both tracks score like any other."""
 
 from __future__ import annotations
 
@@ -8,57 +8,85 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from featstore.errors import DataError, UnknownFeatureSet, UsageError
-from featstore.probe.api import SEEDS, probe_task
-from featstore.records import Recipe, ScoreRecord, SkippedClip
+from featstore.records import Recipe, SkippedClip
 
 if TYPE_CHECKING:
     from featstore.store import Store
+    from featstore.tasks import Manifest
 
-__all__ = ["Labelled", "probe_arrays"]
+__all__ = ["Labelled", "array_task"]
 
-Labelled = tuple[ArrayLike, ArrayLike | Sequence[Any]]
-"""Embeddings (n, dim) and their labels."""
+Labelled = (
+    tuple[ArrayLike, ArrayLike | Sequence[Any]] | tuple[ArrayLike, ArrayLike | Sequence[Any], Sequence[Any] | None]
+)
+"""Embeddings (n, dim), their labels, and optionally their groups."""
 
 _METRICS = {"clip": "accuracy", "multilabel": "mAP", "regression": "pearson"}
 
 
-def probe_arrays(
+def array_task(
     X: ArrayLike,
     y: ArrayLike | Sequence[Any],
     *,
-    test: Labelled,
-    valid: Labelled | None,
-    metric: str | None,
-    head: str | None,
-    seeds: tuple[int, ...] | None,
-) -> ScoreRecord:
-    """Train and score a probe on arrays: see `featstore.api.probe_arrays`."""
+    groups: Sequence[Any] | None,
+    test: Labelled | None,
+    valid: Labelled | None = None,
+    metric: str | None = None,
+) -> tuple[Store, Manifest]:
+    """Build the store and the manifest of labelled arrays, for `probe_task` and `retrieve_task`.
+
+    Parameters
+    ----------
+    X, y, groups
+        Embeddings, labels and groups of the training clips.
+    test, valid : Labelled, optional
+        Without `test` the task has one set of clips. Without `valid` the protocol chooses validation clips.
+    metric : str, optional
+        By default that of the kind of the labels.
+
+    Raises
+    ------
+    UsageError, DataError
+        See `featstore.api.probe_arrays`.
+    """
     from featstore.tasks import Manifest
     from featstore.tasks.rules import METRICS_BY_KIND
 
-    parts = {"train": (X, y), **({} if valid is None else {"valid": valid}), "test": test}
+    parts = {"train": _Part(X, y, groups)}
+    for name, each in (("valid", valid), ("test", test)):
+        if each is not None:
+            if len(each) not in (2, 3):
+                raise UsageError(
+                    f"{name} must be (embeddings, labels) or (embeddings, labels, groups): got {len(each)}"
+                )
+            parts[name] = _Part(*each)
     kind = _kind_of(y)
     metric = metric or _METRICS[kind]
     if metric not in METRICS_BY_KIND[kind]:
         raise UsageError(f"labels of kind {kind} take {', '.join(METRICS_BY_KIND[kind])}: got metric {metric!r}")
     if kind == "multilabel":
-        widths = {name: None if _is_label_sets(labels) else np.shape(labels)[1:] for name, (_, labels) in parts.items()}
+        widths = {name: None if _is_label_sets(each.y) else np.shape(each.y)[1:] for name, each in parts.items()}
         if len(set(widths.values())) > 1:
             raise DataError(
                 "label sets of all parts are lists of text, or multi-hot arrays with one column for each class: "
                 f"got {widths}"
             )
-    sets = {name: _ArraySet.of(name, *arrays, kind=kind) for name, arrays in parts.items()}
+    if without := [name for name, each in parts.items() if (each.groups is None) != (groups is None)]:
+        raise UsageError(
+            f"groups are given for all parts or for none, `groups` and a third item of valid and test: {without[0]} "
+            f"has {'no groups' if groups is not None else 'groups, and train has none'}"
+        )
+    sets = {name: _ArraySet.of(name, each, kind=kind) for name, each in parts.items()}
     dims = {name: each.utterance.shape[1] for name, each in sets.items()}
     if len(set(dims.values())) > 1:
         raise DataError(f"embeddings of all parts must have the same dim, got {dims}")
-    patterns = {"train": "train.tar", "valid": "train.tar" if valid is None else "valid.tar", "test": "test.tar"}
+    patterns = {name: f"{name if name in sets else 'train'}.tar" for name in ("train", "valid", "test")}
     manifest = Manifest.model_validate(
         {
             "name": "arrays",
@@ -67,12 +95,18 @@ def probe_arrays(
             "metric": metric,
             "eval_weight": 1.0,
             "data": {"dataset": "arrays"},
-            "splits": patterns,
+            "splits": {**patterns, **({} if groups is None else {"group": "group"})},
             "label": {"field": "label"},
+            "retrieve": {"enabled": kind != "regression"},
         }
     )
-    store = _ArrayStore(sets=sets, recipe=_recipe(dims["train"]))
-    return probe_task(cast("Store", store), manifest, encoder="arrays", head=head, seeds=seeds or SEEDS["strict"])
+    return cast("Store", _ArrayStore(sets=sets, recipe=_recipe(dims["train"]))), manifest
+
+
+class _Part(NamedTuple):
+    X: ArrayLike
+    y: ArrayLike | Sequence[Any]
+    groups: Sequence[Any] | None = None
 
 
 def _kind_of(y: ArrayLike | Sequence[Any]) -> str:
@@ -124,15 +158,20 @@ class _ArraySet:
     skipped: tuple[SkippedClip, ...] = ()
 
     @classmethod
-    def of(cls, name: str, X: ArrayLike, y: ArrayLike | Sequence[Any], *, kind: str) -> _ArraySet:
-        utterance = np.asarray(X, dtype=np.float32)
-        labels = _labels_of(y, kind)
-        if utterance.ndim != 2 or len(utterance) != len(labels):
+    def of(cls, name: str, part: _Part, *, kind: str) -> _ArraySet:
+        utterance = np.asarray(part.X, dtype=np.float32)
+        metas = [{"label": each} for each in _labels_of(part.y, kind)]
+        if utterance.ndim != 2 or len(utterance) != len(metas):
             raise DataError(
-                f"{name}: embeddings must be (n, dim), one label each: got {utterance.shape} and {len(labels)} labels"
+                f"{name}: embeddings must be (n, dim), one label each: got {utterance.shape} and {len(metas)} labels"
             )
-        metas = np.array([json.dumps({"label": each}, default=str) for each in labels], dtype=object)
-        return cls(name=name, utterance=utterance, meta_json=metas)
+        if part.groups is not None:
+            groups = np.asarray(part.groups)
+            if groups.shape != (len(metas),):
+                raise DataError(f"{name}: groups must be ({len(metas)},), one for each clip: got {groups.shape}")
+            metas = [{**meta, "group": group} for meta, group in zip(metas, groups.tolist(), strict=True)]
+        texts = np.array([json.dumps(meta, default=str) for meta in metas], dtype=object)
+        return cls(name=name, utterance=utterance, meta_json=texts)
 
     def __len__(self) -> int:
         return len(self.utterance)
