@@ -67,6 +67,8 @@ if TYPE_CHECKING:
     from featstore.explore.query import Found
     from featstore.extract import ExtractSettings, Progress
     from featstore.extract.distributed import Share
+    from featstore.extract.pack import PackRecord
+    from featstore.extract.sources import SourceSettings
     from featstore.probe.arrays import Labelled
     from featstore.records import ExtractFailure, ExtractRecord, Protocol, ScoreRecord
     from featstore.report import Comparison
@@ -82,6 +84,7 @@ __all__ = [
     "health",
     "load_encoder",
     "open",
+    "pack",
     "probe",
     "probe_arrays",
     "query",
@@ -137,6 +140,67 @@ def open(url: StrPath, *, verify: bool = False) -> Store:
     return open_store(url)
 
 
+# --- audio ------------------------------------------------------------------------------------------------------------
+
+
+def pack(
+    out: StrPath,
+    *,
+    manifest: StrPath | None = None,
+    shard_size: int = 1024,
+    split: str | None = None,
+    progress: Callable[[], object] | None = None,
+    **source: Unpack[SourceSettings],
+) -> PackRecord:
+    """Pack labelled audio into shards, with a draft manifest. Nothing is overwritten.
+
+    Parameters
+    ----------
+    out : str or os.PathLike
+        Folder of the shards; its name is the name of the data set.
+    manifest : str or os.PathLike, optional
+        Output file of the manifest; ``OUT.toml`` by default.
+    shard_size : int
+        Clips per shard.
+    split : str, optional
+        Split of all clips: no column of splits is used.
+    progress : callable, optional
+        Is called for each clip that is packed.
+    **source
+        Fields of `featstore.extract.sources.Source`. Where the audio is: ``audio`` (a folder of a folder for each
+        label), ``csv``, ``jsonl``, ``hf``, ``lhotse`` or ``kaldi``. And ``label``, ``key``, ``path``, ``kind``,
+        ``separator``, ``split_column``, ``split_by``, ``folds``, ``group``.
+
+    Returns
+    -------
+    PackRecord
+        ``clips`` and ``shards`` by split, ``skipped`` files, ``manifest``, and what the label was found to be.
+
+    Raises
+    ------
+    featstore.errors.UsageError
+        The call is wrong, or the shards or the manifest exist.
+    featstore.errors.DataError
+        A table cannot be read, or no clip can be packed. Nothing is left.
+    """
+    from featstore.extract.pack import pack as pack_source
+    from featstore.extract.sources import Source
+
+    if shard_size < 1:
+        raise UsageError(f"shard_size must be 1 or more, got {shard_size}")
+    return pack_source(
+        Path(out),
+        Source(split=split, **source),
+        manifest=None if manifest is None else Path(manifest),
+        clips_per_shard=shard_size,
+        on_clip=progress or _no_op,
+    )
+
+
+def _no_op() -> None:
+    pass
+
+
 # --- embeddings -------------------------------------------------------------------------------------------------------
 
 
@@ -148,11 +212,20 @@ class Extracted(Sequence["ExtractRecord"]):
     failures : tuple of ExtractFailure
         Tasks that were not extracted, or not to their end, each with its reason. A shard that could not be read is not
         one of them: it is in ``broken`` of its record.
+    packed : PackRecord or None
+        The audio that was packed before: ``packed.manifest`` is its task.
     """
 
-    def __init__(self, records: Iterable[ExtractRecord], *, failures: Iterable[ExtractFailure] = ()) -> None:
+    def __init__(
+        self,
+        records: Iterable[ExtractRecord],
+        *,
+        failures: Iterable[ExtractFailure] = (),
+        packed: PackRecord | None = None,
+    ) -> None:
         self._records = tuple(records)
         self.failures = tuple(failures)
+        self.packed = packed
 
     def __len__(self) -> int:
         return len(self._records)
@@ -192,11 +265,17 @@ class Extracted(Sequence["ExtractRecord"]):
         return "\n".join([f"featstore.Extracted: {len(self)} feature sets", *done, *failed])
 
 
+if TYPE_CHECKING:
+
+    class ExtractKeywords(ExtractSettings, SourceSettings, total=False):
+        """Options of extraction, and the labelled audio to pack before."""
+
+
 def extract(
-    tasks: Tasks,
+    tasks: Tasks = (),
     *,
     encoder: AnyEncoder | Sequence[AnyEncoder],
-    data: StrPath,
+    data: StrPath | None = None,
     store: StrPath,
     split: str | Sequence[str] | None = None,
     arguments: Mapping[str, Any] | None = None,
@@ -208,9 +287,12 @@ def extract(
     cpus_per_worker: int | None = None,
     share: Share | None = None,
     progress: Progress | None = None,
-    **options: Unpack[ExtractSettings],
+    **options: Unpack[ExtractKeywords],
 ) -> Extracted:
     """Encode the shards of tasks into a store, each shard once; what the store has already is not encoded again.
+
+    With ``audio=``, ``csv=`` or another keyword of `pack`, labelled audio is packed first, unless an earlier call did
+    and nothing has changed: its shards and ``NAME.toml`` are in `data`, by default a folder beside the store.
 
     Parameters
     ----------
@@ -219,7 +301,7 @@ def extract(
         A spec (see `featstore.load_encoder`), a module that keeps the encoder contract, or a class or function that
         returns one. A module is set to evaluation mode.
     data : str or os.PathLike
-        Folder or URL that holds a folder of shards for each dataset.
+        Folder or URL that holds a folder of shards for each dataset; optional where all audio is packed.
     store : str or os.PathLike
         Folder or URL; it is created where there is none.
     split : str or sequence of str, optional
@@ -239,12 +321,13 @@ def extract(
     progress : Progress, optional
         Is called as shards are encoded.
     **options
-        Fields of `featstore.extract.ExtractOptions`: ``device``, ``precision``, ``padding``, ``frames``...
+        Fields of `featstore.extract.ExtractOptions`: ``device``, ``precision``, ``padding``, ``frames``... And those
+        of `featstore.extract.sources.Source`: ``audio``, ``csv``, ``hf``, ``label``, ``group``...
 
     Returns
     -------
     Extracted
-        A sequence of ExtractRecord with ``failures``.
+        A sequence of ExtractRecord with ``failures``; ``packed`` is the record of the audio that was packed, or None.
 
     Raises
     ------
@@ -257,12 +340,24 @@ def extract(
     from featstore.extract.run import extract_plans
     from featstore.records import ExtractFailure
 
+    source, settings_given = _source_of(options)
+    packed: PackRecord | None = None
+    if source is not None:
+        from featstore.extract.pack import pack_for_store
+
+        packed = pack_for_store(source, store_url=os.fspath(store), data_dir=None if data is None else os.fspath(data))
+        given = [tasks] if isinstance(tasks, str | os.PathLike) or not isinstance(tasks, Sequence) else list(tasks)
+        if given and data is None:
+            raise UsageError("data is needed: the folder of shards of the other tasks")
+        tasks, data = [*given, packed.manifest], os.path.dirname(packed.folder)  # noqa: PTH120
+    if data is None:
+        raise UsageError("data is needed: the folder of shards of the tasks; or audio to pack")
     manifests = list(_manifests(tasks).values())
     encoders = list(encoder) if isinstance(encoder, list | tuple) else [cast("AnyEncoder", encoder)]
     if not encoders:
         raise UsageError("no encoder is given: name one or more, such as 'logmel'")
     _one_of("engine", engine, ("local", "ray"))
-    settings = ExtractOptions(**options)
+    settings = ExtractOptions(**settings_given)
     records: list[ExtractRecord] = []
     failures: list[ExtractFailure] = []
     for each in encoders:
@@ -299,10 +394,19 @@ def extract(
                 ExtractFailure(task=manifest.name, error=type(error).__name__, message=message, exit_code=code)
                 for manifest in manifests
             ]
-    extracted = Extracted(records, failures=failures)
+    extracted = Extracted(records, failures=failures, packed=packed)
     for reason in (*extracted._unreadable(), *(f"{each.task}: {each.message}" for each in failures)):
         _log.warning("not extracted: %s", reason)
     return extracted
+
+
+def _source_of(options: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The labelled audio among the options of `extract`, or None, and the other options."""
+    from featstore.extract.sources.source import SOURCE_FIELDS, Source
+
+    of_source = {name: value for name, value in options.items() if name in SOURCE_FIELDS}
+    others = {name: value for name, value in options.items() if name not in SOURCE_FIELDS}
+    return (Source(**of_source) if of_source else None), others
 
 
 def _engine(

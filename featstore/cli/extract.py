@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 import click
 
-from featstore.cli.completion import complete_encoders, complete_folders
+from featstore.cli.completion import complete_encoders, complete_folders, complete_tasks
 from featstore.cli.options import (
     HomePath,
     advice,
@@ -28,14 +28,15 @@ from featstore.cli.options import (
     parse_names,
     say,
     store_option,
-    tasks_argument,
 )
-from featstore.errors import DataError, FeatstoreError
+from featstore.cli.sources import SOURCE_OPTIONS, print_packed, source_options
+from featstore.errors import DataError, FeatstoreError, UsageError
 from featstore.formatting import counted, lasting, spoken_bytes
 from featstore.system import CPU_BATCH_SECONDS, LIGHT_BATCH_SECONDS
 
 if TYPE_CHECKING:
     from featstore.extract import TaskPlan
+    from featstore.extract.distributed import Share
     from featstore.records import ExtractFailure, ExtractRecord
 
 __all__ = ["extract"]
@@ -46,7 +47,13 @@ _log = logging.getLogger("featstore")
 
 
 @click.command()
-@tasks_argument
+@click.argument(
+    "tasks",
+    metavar="[TASK...]",
+    nargs=-1,
+    callback=lambda _, __, values: tuple(map(expand_home, values)),
+    shell_complete=complete_tasks,
+)
 @click.option(
     "--encoder",
     "spec",
@@ -77,15 +84,16 @@ _log = logging.getLogger("featstore")
 @click.option(
     "--data",
     "data_dir",
-    required=True,
     envvar="FEATSTORE_DATA",
     show_envvar=True,
     callback=lambda _, __, value: expand_home(value),
     metavar="DIR|URL",
     shell_complete=complete_folders,
-    help="Folder or URL (s3://, gs://, az://, hf://, https://) with a folder of shards for each dataset.",
+    help="Folder or URL (s3://, gs://, az://, hf://, https://) with a folder of shards for each dataset.  "
+    "[default for packed audio: beside the store]",
 )
 @store_option
+@source_options
 @click.option("--split", "splits", metavar="NAME", multiple=True, help="Only this split or fold; may be repeated.")
 @click.option(
     "--engine",
@@ -160,7 +168,7 @@ def extract(
     layers: tuple[int | None, ...],
     pools: tuple[Any, ...],
     trust_remote_code: bool,
-    data_dir: str,
+    data_dir: str | None,
     store_url: str,
     splits: tuple[str, ...],
     share_text: str | None,
@@ -173,7 +181,8 @@ def extract(
 ) -> None:
     """Encode the shards of tasks into a store, each shard once.
 
-    Shards that the store has under the same encoder and settings are reused. A killed run resumes.
+    Shards that the store has under the same encoder and settings are reused. A killed run resumes. --audio, --csv,
+    --jsonl, --hf, --lhotse or --kaldi pack labelled audio first, unless an earlier run did and nothing has changed.
 
     A task whose shards are missing, and a shard that cannot be read, do not stop the others: they are reported, and the
     exit code is 1. An encoder that breaks its contract and a store that cannot be written end the run.
@@ -185,6 +194,7 @@ def extract(
     share = parse_share(share_text) if share_text else share_from_environment(os.environ)
     if not share.is_complete:
         note(f"{share}: other processes encode the other shards", err=True)
+    tasks, data_dir, settings = _with_packed(tasks, data_dir, settings, store_url, share=share, as_json=as_json)
     options = ExtractOptions(**settings)
     manifests = [find_task(task) for task in tasks]
     request = EncoderRequest(
@@ -227,6 +237,42 @@ def extract(
         raise DataError(
             f"{counted(n_skipped, 'clip')} skipped (--fail-on-skip); `featstore extract ... --json` lists them"
         )
+
+
+def _with_packed(
+    tasks: tuple[str, ...],
+    data_dir: str | None,
+    settings: dict[str, Any],
+    store_url: str,
+    *,
+    share: Share,
+    as_json: bool,
+) -> tuple[tuple[str, ...], str, dict[str, Any]]:
+    """Pack the audio that options name: the tasks with its manifest, the folder of shards, and the other options."""
+    from featstore.extract.sources.source import SOURCE_FIELDS
+
+    others = {name: value for name, value in settings.items() if name not in SOURCE_FIELDS}
+    if any(settings[name] for name in SOURCE_OPTIONS):
+        from featstore.cli.progress import counting
+        from featstore.extract.pack import pack_for_store
+        from featstore.extract.sources import Source
+
+        if not share.is_complete:
+            raise UsageError("audio is packed by one process: run `featstore pack` first, then extract in shares")
+        if tasks and data_dir is None:
+            raise click.UsageError("Missing option '--data': the folder of shards of the named tasks")
+        source = Source(**{name: settings[name] for name in SOURCE_FIELDS})
+        with counting("clips packed") as tick:
+            packed = pack_for_store(source, store_url=store_url, data_dir=data_dir, on_clip=tick)
+        state = "up to date" if packed.reused else "packed"
+        note(f"{packed.folder}: {state}; the task is {packed.manifest}", err=as_json)
+        print_packed(packed, err=as_json)
+        tasks, data_dir = (*tasks, packed.manifest), str(Path(packed.folder).parent)
+    if not tasks:
+        raise click.UsageError("Missing argument 'TASK...', or audio to pack: --audio DIR, --csv FILE, ...")
+    if data_dir is None:
+        raise click.UsageError("Missing option '--data'")
+    return tasks, data_dir, others
 
 
 @dataclass(slots=True, kw_only=True)
