@@ -28,7 +28,7 @@ from featstore.files import temporary_folder, write_whole
 from featstore.formatting import counted
 from featstore.records import SkippedClip
 from featstore.tasks import load_manifest
-from featstore.tasks.draft import draft_manifest, roles_of_splits, value_at
+from featstore.tasks.draft import draft_manifest, in_order, roles_of_splits, value_at
 
 __all__ = ["CLIPS_PER_SHARD", "PackRecord", "pack", "pack_clips", "pack_for_store"]
 
@@ -326,7 +326,7 @@ def _dataset_name(out: Path) -> str:
 def _record(packed: _Packed | PackRecord, plan: Plan, *, out: Path, toml: Path) -> PackRecord:
     used = [split for split, n_clips in packed.clips.items() if n_clips]
     roles = roles_of_splits(used)
-    names = {split: split for split in used} if roles is None else roles
+    names = {split: split for split in in_order(used)} if roles is None else roles
     stored = {split: name for name, split in names.items()}  # of splits with the same shards, the last names them
     return PackRecord(
         folder=str(out),

@@ -25,8 +25,8 @@ from featstore.tasks.manifest import Kind
 from featstore.tasks.rules import METRICS_BY_KIND, RETRIEVABLE_KINDS, shown
 
 __all__ = [
-    "FoundLabel", "draft_manifest", "find_label", "is_split_name", "roles_of_splits", "split_name_in", "strata_of",
-    "value_at",
+    "FoundLabel", "draft_manifest", "find_label", "in_order", "is_split_name", "roles_of_splits", "split_name_in",
+    "strata_of", "value_at",
 ]  # fmt: skip
 
 MAX_NUMBERED_CLASSES = 100
@@ -334,7 +334,7 @@ def _split_lines(names: list[str], *, group: str | None) -> list[str]:
     grouped = [] if group is None else [f"group = {_toml(group)}"]
     roles = roles_of_splits(names)
     if roles is None:
-        folds = ["[folds]", *(f"{_toml(name)} = {_toml(f'{name}-*.tar')}" for name in sorted(names, key=_by_number))]
+        folds = ["[folds]", *(f"{_toml(name)} = {_toml(f'{name}-*.tar')}" for name in in_order(names))]
         return [*folds, *(["", "[splits]", *grouped] if grouped else [])]
     comments = []
     if len(names) == 1:
@@ -346,10 +346,18 @@ def _split_lines(names: list[str], *, group: str | None) -> list[str]:
     return ["[splits]", *comments, *(f"{role} = {_toml(f'{name}-*.tar')}" for role, name in roles.items()), *grouped]
 
 
-def _by_number(name: str) -> tuple[int, str]:
-    """Sort fold2 before fold10."""
-    digits = re.search(r"[0-9]+", name)
-    return (int(digits[0]) if digits else 0, name)
+def in_order(folds: Sequence[str]) -> list[str]:
+    """Folds as a manifest lists them: by their first number, then by name.
+
+    >>> in_order(["fold10", "fold2"])
+    ['fold2', 'fold10']
+    """
+
+    def place(name: str) -> tuple[int, str]:
+        digits = re.search(r"[0-9]+", name)
+        return (int(digits[0]) if digits else 0, name)
+
+    return sorted(folds, key=place)
 
 
 def _toml(value: Any) -> str:

@@ -1,8 +1,9 @@
 """Clips of a Hugging Face data set: parquet files, a folder of `save_to_disk`, or a name on the hub.
 
 Rows are read as Arrow tables and audio is not decoded. The first pass reads all columns but the audio, the second the
-audio of one row after another: memory does not depend on the number of clips. A data set of the hub is downloaded by
-`datasets` into its own cache, whose files are memory-mapped.
+audio of a few rows at a time: memory does not depend on the number of clips, only on the pages of a compressed parquet
+file, each of which is decompressed at once. A data set of the hub is downloaded by `datasets` into its own cache, whose
+files are memory-mapped.
 """
 
 from __future__ import annotations
@@ -168,7 +169,8 @@ class _ParquetRows:
         from datasets import Features
 
         self.name, self.files = str(path), (path,)
-        self._file = pyarrow.parquet.ParquetFile(path)
+        # with a memory map only the batch is in memory; without it pyarrow reads complete row groups ahead
+        self._file = pyarrow.parquet.ParquetFile(path, memory_map=True)
         self.features = dict(Features.from_arrow_schema(self._file.schema_arrow))
         self._first_rows = [0]
         for group in range(self._file.num_row_groups):

@@ -95,7 +95,9 @@ class Source:
     group: str | None = None
 
     def __post_init__(self) -> None:
-        doors = [name for name in ("csv", "jsonl", "hf", "lhotse", "kaldi") if getattr(self, name) not in (None, (), [])]
+        doors = [
+            name for name in ("csv", "jsonl", "hf", "lhotse", "kaldi") if getattr(self, name) not in (None, (), [])
+        ]
         if len(doors) > 1:
             raise UsageError(f"{' and '.join(f'--{name}' for name in doors)} exclude each other")
         if not doors and self.audio is None:
@@ -115,7 +117,6 @@ class Source:
         """Name of a data set: that of the folder or file, without its extensions."""
         named = self.audio or self.csv or self.jsonl or self.hf or self.kaldi or self.lhotse_files[0]
         return Path(os.path.abspath(Path(named).expanduser())).name.partition(".")[0]  # noqa: PTH100 - not resolved
-
 
     @property
     def lhotse_files(self) -> tuple[Path, ...]:
