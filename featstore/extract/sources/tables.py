@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -127,7 +128,8 @@ def _located(text: str, *, audio_dir: Path | None, table: Path, where: str) -> t
     path = Path(text)
     folder = table.parent if audio_dir is None else audio_dir
     if path.is_absolute():
-        return path, (path.relative_to(folder) if path.is_relative_to(folder) else path).as_posix()
+        start = os.path.abspath(folder)  # noqa: PTH100 - links are kept
+        return path, (path.relative_to(start) if path.is_relative_to(start) else path).as_posix()
     if audio_dir is not None and ".." in path.parts:
         raise UsageError(f"{where}: {text!r} must be a path inside the audio folder, or an absolute path")
     return folder / path, path.as_posix()
