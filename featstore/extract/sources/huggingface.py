@@ -30,7 +30,7 @@ _EVENT_TIMES = ({"onset", "offset"}, {"start", "end"}, {"begin", "end"})
 class _Rows(Protocol):
     """Rows of one file or data set: ``features`` of `datasets`, and the ``files`` that hold them."""
 
-    features: Mapping[str, Any]
+    features: dict[str, Any]
     files: tuple[Path, ...]
     name: str
 
@@ -168,10 +168,11 @@ class _ParquetRows:
         import pyarrow.parquet
         from datasets import Features
 
-        self.name, self.files = str(path), (path,)
+        self.name = str(path)
+        self.files: tuple[Path, ...] = (path,)
         # with a memory map only the batch is in memory; without it pyarrow reads complete row groups ahead
         self._file = pyarrow.parquet.ParquetFile(path, memory_map=True)
-        self.features = dict(Features.from_arrow_schema(self._file.schema_arrow))
+        self.features: dict[str, Any] = dict(Features.from_arrow_schema(self._file.schema_arrow))
         self._first_rows = [0]
         for group in range(self._file.num_row_groups):
             self._first_rows.append(self._first_rows[-1] + self._file.metadata.row_group(group).num_rows)
@@ -209,7 +210,7 @@ class _DatasetRows:
 
     def __init__(self, dataset: Any, name: str) -> None:
         self.name = name
-        self.features = dict(dataset.features)
+        self.features: dict[str, Any] = dict(dataset.features)
         self.files = tuple(Path(each["filename"]) for each in dataset.cache_files)
         self._dataset = dataset.with_format("arrow")
 
