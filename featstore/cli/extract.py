@@ -29,7 +29,7 @@ from featstore.cli.options import (
     say,
     store_option,
 )
-from featstore.cli.sources import SOURCE_OPTIONS, print_packed, source_options
+from featstore.cli.sources import SOURCE_OPTIONS, parse_tasks, print_packed, source_options
 from featstore.errors import DataError, FeatstoreError, UsageError
 from featstore.formatting import counted, lasting, spoken_bytes
 from featstore.system import CPU_BATCH_SECONDS, LIGHT_BATCH_SECONDS
@@ -51,7 +51,7 @@ _log = logging.getLogger("featstore")
     "tasks",
     metavar="[TASK...]",
     nargs=-1,
-    callback=lambda _, __, values: tuple(map(expand_home, values)),
+    callback=parse_tasks,
     shell_complete=complete_tasks,
 )
 @click.option(
@@ -268,8 +268,6 @@ def _with_packed(
         note(f"{packed.folder}: {state}; the task is {packed.manifest}", err=as_json)
         print_packed(packed, err=as_json)
         tasks, data_dir = (*tasks, packed.manifest), str(Path(packed.folder).parent)
-    if not tasks:
-        raise click.UsageError("Missing argument 'TASK...', or audio to pack: --audio DIR, --csv FILE, ...")
     if data_dir is None:
         raise click.UsageError("Missing option '--data'")
     return tasks, data_dir, others

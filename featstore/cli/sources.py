@@ -14,36 +14,39 @@ from featstore.formatting import counted
 if TYPE_CHECKING:
     from featstore.extract.pack import PackRecord
 
-__all__ = ["SOURCE_OPTIONS", "print_packed", "source_options"]
+__all__ = ["SOURCE_OPTIONS", "parse_tasks", "print_packed", "source_options"]
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _SHOWN = 10
 _KINDS = ("clip", "multilabel", "regression", "frame", "ctc", "asr", "contrastive")
 _FILE = HomePath(dir_okay=False, path_type=Path)
 _FOLDER = HomePath(file_okay=False, path_type=Path)
-_OPTIONS = (
+_OPTIONS = (  # those that name audio are eager: `parse_tasks` requires tasks only without them
     click.option(
         "--audio",
+        is_eager=True,
         type=_FOLDER,
         metavar="DIR",
         help="Folder of audio files. Alone, its sub-folders are the labels; with a table, relative paths start here.",
     ),
-    click.option("--csv", type=_FILE, metavar="FILE", help="CSV of clips."),
-    click.option("--jsonl", type=_FILE, metavar="FILE", help="JSON lines of clips."),
+    click.option("--csv", is_eager=True, type=_FILE, metavar="FILE", help="CSV of clips."),
+    click.option("--jsonl", is_eager=True, type=_FILE, metavar="FILE", help="JSON lines of clips."),
     click.option(
         "--hf",
+        is_eager=True,
         metavar="PATH|NAME",
         callback=lambda _, __, value: expand_home(value),
         help="Hugging Face data set: parquet (a file or folder), a folder of save_to_disk, or a hub's NAME[:CONFIG].",
     ),
     click.option(
         "--lhotse",
+        is_eager=True,
         type=_FILE,
         metavar="FILE",
         multiple=True,
         help="lhotse CutSet, or recordings and supervisions (the option twice), as JSON lines.",
     ),
-    click.option("--kaldi", type=_FOLDER, metavar="DIR", help="Kaldi data folder."),
+    click.option("--kaldi", is_eager=True, type=_FOLDER, metavar="DIR", help="Kaldi data folder."),
     click.option("--path", metavar="NAME", help="Column of file paths, or of the audio of --hf.  [default: path]"),
     click.option("--key", metavar="NAME", help="Column of keys.  [default: the path or id]"),
     click.option("--label", default="label", show_default=True, metavar="NAME", help="Column of labels."),
@@ -73,6 +76,15 @@ def source_options(function: _F) -> _F:
     for option in reversed(_OPTIONS):
         function = option(function)
     return function
+
+
+def parse_tasks(context: click.Context, _: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+    """A click callback of tasks that are required unless audio is packed."""
+    if not values and not any(context.params.get(name) for name in SOURCE_OPTIONS):
+        raise click.UsageError(
+            "Missing argument 'TASK...', or audio to pack (--audio, --csv, --hf or another)", context
+        )
+    return tuple(expand_home(value) or value for value in values)
 
 
 def print_packed(record: PackRecord, *, err: bool = False) -> None:

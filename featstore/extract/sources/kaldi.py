@@ -92,10 +92,10 @@ def _problem(named: str | None) -> str:
     if named is None:
         return "wav.scp has no such recording"
     if named.rstrip().endswith("|") or named.lstrip().startswith("|"):
-        return f"its recording is a command, which is not run ({named[:60]}): write the audio to a file first"
+        return "its recording is a command, which is not run: write it to a file"
     head, colon, offset = named.rpartition(":")
     if colon and offset.isdigit() and head.endswith(".ark"):
-        return f"its recording is in an archive ({named[:60]}): write the audio to a file first"
+        return "its recording is in an archive, which is not read: write it to a file"
     if not is_audio(Path(named)):
         return f"{named[:60]} is not an audio file"
     return ""

@@ -209,7 +209,7 @@ def _file_of(cut: _Cut, *, start: Path) -> tuple[Path, tuple[int, ...] | None]:
         raise UnusableClip(f"its recording is in {len(sources)} files, and one is needed")
     kind, source = sources[0].get("type"), sources[0].get("source")
     if kind != "file" or not isinstance(source, str):
-        raise UnusableClip(f"its recording is of type {kind!r}, which is not read: write the audio to a file first")
+        raise UnusableClip(f"its recording is of type {kind!r}, which is not read: write it to a file")
     named = list(sources[0].get("channels") or [])
     if cut.channels is None or not named:
         return start / source, cut.channels

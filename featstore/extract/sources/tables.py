@@ -105,6 +105,8 @@ def plan_table(
     clips = []
     for number, row in rows:
         where = f"{path}, line {number}"
+        if path_field not in row:
+            raise UsageError(f"{where}: no column {path_field!r}: name one of {', '.join(row)} with --path")
         named = scalar_text(row, path_field, where=where)
         file, relative = _located(named, audio_dir=audio_dir, table=path, where=where)
         if file.suffix[1:].lower() not in AUDIO_EXTENSIONS:
