@@ -46,6 +46,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from featstore.api.audio import pack
 from featstore.api.embeddings import Extracted, check, extract, fetch
 from featstore.api.imports import import_embeddings
 from featstore.api.scores import compare, knn_arrays, probe, probe_arrays, report, retrieve
@@ -77,6 +78,7 @@ __all__ = [
     "knn_arrays",
     "load_encoder",
     "open",
+    "pack",
     "probe",
     "probe_arrays",
     "query",

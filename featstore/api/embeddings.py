@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from featstore.encoders.pooling import Pool
     from featstore.extract import Engine, ExtractOptions, ExtractSettings, Progress, TaskExtraction
     from featstore.extract.distributed import Share
+    from featstore.extract.pack import PackRecord
+    from featstore.extract.sources import Source, SourceSettings
     from featstore.fetch import FetchRecord
     from featstore.fetch.task import Watcher
     from featstore.records import ExtractFailure, ExtractRecord
@@ -41,11 +43,20 @@ class Extracted(Sequence["ExtractRecord"]):
     failures : tuple of ExtractFailure
         Tasks that were not extracted, or not to their end, each with its reason. A shard that could not be read is not
         one of them: it is in ``broken`` of its record.
+    packed : PackRecord or None
+        The audio that was packed before: ``packed.manifest`` is its task.
     """
 
-    def __init__(self, records: Iterable[ExtractRecord], *, failures: Iterable[ExtractFailure] = ()) -> None:
+    def __init__(
+        self,
+        records: Iterable[ExtractRecord],
+        *,
+        failures: Iterable[ExtractFailure] = (),
+        packed: PackRecord | None = None,
+    ) -> None:
         self._records = tuple(records)
         self.failures = tuple(failures)
+        self.packed = packed
 
     def __len__(self) -> int:
         return len(self._records)
@@ -85,11 +96,17 @@ class Extracted(Sequence["ExtractRecord"]):
         return "\n".join([f"featstore.Extracted: {len(self)} feature sets", *(f"  {harmless(line)}" for line in lines)])
 
 
+if TYPE_CHECKING:
+
+    class ExtractKeywords(ExtractSettings, SourceSettings, total=False):
+        """Options of extraction, and the labelled audio to pack before."""
+
+
 def extract(
-    tasks: Tasks,
+    tasks: Tasks = (),
     *,
     encoder: AnyEncoder | Sequence[AnyEncoder],
-    data: StrPath,
+    data: StrPath | None = None,
     store: Store | StrPath,
     split: str | Sequence[str] | None = None,
     arguments: Mapping[str, Any] | None = None,
@@ -104,9 +121,14 @@ def extract(
     local_rank: int | None = None,
     progress: Progress | OpenProgress | None = None,
     on_task: Callable[[TaskExtraction], object] | None = None,
-    **options: Unpack[ExtractSettings],
+    on_clip_packed: Callable[[], object] | None = None,
+    on_packed: Callable[[PackRecord], object] | None = None,
+    **options: Unpack[ExtractKeywords],
 ) -> Extracted:
     """Encode the shards of tasks into a store, each shard once; what the store has already is not encoded again.
+
+    With ``audio=``, ``csv=`` or another keyword of `pack`, labelled audio is packed first, unless an earlier call did
+    and nothing has changed: its shards and ``NAME.toml`` are in `data`, by default a folder beside the store.
 
     Parameters
     ----------
@@ -115,7 +137,7 @@ def extract(
         A spec (see `featstore.load_encoder`), a module that keeps the encoder contract, or a class or function that
         returns one. A module is set to evaluation mode.
     data : str or os.PathLike
-        Folder or URL that holds a folder of shards for each dataset.
+        Folder or URL that holds a folder of shards for each dataset; optional where all audio is packed.
     store : Store, str or os.PathLike
         Folder or URL; it is created where there is none.
     split : str or sequence of str, optional
@@ -143,13 +165,16 @@ def extract(
     on_task : callable, optional
         Takes the `featstore.extract.TaskExtraction` of each task as soon as it is known: first the tasks whose shards
         cannot be found, then each task that is extracted. Without it, failures are logged.
+    on_clip_packed, on_packed : callable, optional
+        Called for each clip that is packed, and with the PackRecord of all before the first task is extracted.
     **options
-        Fields of `featstore.extract.ExtractOptions`: ``device``, ``precision``, ``padding``, ``frames``...
+        Fields of `featstore.extract.ExtractOptions`: ``device``, ``precision``, ``padding``, ``frames``... And those
+        of `featstore.extract.sources.Source`: ``audio``, ``csv``, ``hf``, ``label``, ``group``...
 
     Returns
     -------
     Extracted
-        A sequence of ExtractRecord with ``failures``.
+        A sequence of ExtractRecord with ``failures``; ``packed`` is the record of the audio that was packed, or None.
 
     Raises
     ------
@@ -161,6 +186,27 @@ def extract(
     from featstore.extract import ExtractOptions
     from featstore.records import check_encoder_name
 
+    source, options_given = _source_of(options)
+    packed: PackRecord | None = None
+    if source is not None:
+        from featstore.extract.pack import pack_for_store
+
+        if share is not None and not share.is_complete:
+            raise UsageError("audio is packed by one process: run `featstore pack` first, then extract in shares")
+        others = [tasks] if isinstance(tasks, str | os.PathLike) or not isinstance(tasks, Sequence) else list(tasks)
+        if others and data is None:
+            raise UsageError("--data is missing: the folder of shards of the named tasks")
+        packed = pack_for_store(
+            source,
+            store_url=url_of(store),
+            data_dir=None if data is None else os.fspath(data),
+            on_clip=on_clip_packed or (lambda: None),
+        )
+        if on_packed is not None:
+            on_packed(packed)
+        tasks, data = [*others, packed.manifest], Path(packed.folder).parent
+    if data is None:
+        raise UsageError("--data is missing: the folder of shards of the tasks; or name audio to pack")
     manifests = tuple(manifests_of(tasks).values())
     encoders = list(encoder) if isinstance(encoder, list | tuple) else [cast("AnyEncoder", encoder)]
     if not encoders:
@@ -170,7 +216,7 @@ def extract(
         check_encoder_name(name)
         if len(encoders) > 1:
             raise UsageError(f"name {name!r} is the name of one encoder: got {len(encoders)} encoders")
-    settings = ExtractOptions(**options)
+    settings = ExtractOptions(**options_given)
     loading = {
         "arguments": dict(arguments or {}),
         "layers": parse_layers(layers) if layers else (),
@@ -211,11 +257,20 @@ def extract(
                 raise done.fatal
             records += done.records
             failures += [] if done.failure is None else [done.failure]
-    extracted = Extracted(records, failures=failures)
+    extracted = Extracted(records, failures=failures, packed=packed)
     if on_task is None:
         for reason in (*extracted._unreadable(), *(f"{each.task}: {each.message}" for each in failures)):
             _log.warning("not extracted: %s", reason)
     return extracted
+
+
+def _source_of(options: Mapping[str, Any]) -> tuple[Source | None, dict[str, Any]]:
+    """The labelled audio among the options of `extract`, or None, and the other options."""
+    from featstore.extract.sources import SOURCE_FIELDS, Source
+
+    of_source = {name: value for name, value in options.items() if name in SOURCE_FIELDS}
+    others = {name: value for name, value in options.items() if name not in SOURCE_FIELDS}
+    return (Source(**of_source) if of_source else None), others
 
 
 def _extractions(

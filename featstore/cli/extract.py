@@ -5,15 +5,15 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 import click
 
-from featstore.cli.completion import complete_encoders, complete_folders
+from featstore.cli.completion import complete_encoders, complete_folders, complete_tasks
 from featstore.cli.options import (
     HomePath,
     advice,
@@ -28,8 +28,8 @@ from featstore.cli.options import (
     parse_names,
     report_problem,
     store_option,
-    tasks_argument,
 )
+from featstore.cli.sources import parse_tasks, print_packed, source_given, source_options
 from featstore.errors import DataError, FeatstoreError
 from featstore.formatting import counted, lasting, spoken_bytes
 from featstore.system import CPU_BATCH_SECONDS, LIGHT_BATCH_SECONDS
@@ -37,6 +37,7 @@ from featstore.system import CPU_BATCH_SECONDS, LIGHT_BATCH_SECONDS
 if TYPE_CHECKING:
     from featstore.encoders.specs import Layers
     from featstore.extract import Progress, TaskExtraction
+    from featstore.extract.pack import PackRecord
     from featstore.records import ExtractFailure, ExtractRecord
 
 __all__ = ["extract"]
@@ -47,7 +48,13 @@ _log = logging.getLogger("featstore")
 
 
 @click.command()
-@tasks_argument
+@click.argument(
+    "tasks",
+    metavar="[TASK...]",
+    nargs=-1,
+    callback=parse_tasks,
+    shell_complete=complete_tasks,
+)
 @click.option(
     "--encoder",
     "spec",
@@ -87,15 +94,16 @@ _log = logging.getLogger("featstore")
 @click.option(
     "--data",
     "data_dir",
-    required=True,
     envvar="FEATSTORE_DATA",
     show_envvar=True,
     callback=lambda _, __, value: expand_home(value),
     metavar="DIR|URL",
     shell_complete=complete_folders,
-    help="Folder or URL (s3://, gs://, az://, hf://, https://) with a folder of shards for each dataset.",
+    help="Folder or URL (s3://, gs://, az://, hf://, https://) with a folder of shards for each dataset.  "
+    "[default for packed audio: beside the store]",
 )
 @store_option
+@source_options
 @click.option("--split", "splits", metavar="NAME", multiple=True, help="Only this split or fold; may be repeated.")
 @click.option(
     "--engine",
@@ -171,7 +179,7 @@ def extract(
     layers: Layers,
     pools: tuple[Any, ...],
     trust_remote_code: bool,
-    data_dir: str,
+    data_dir: str | None,
     store_url: str,
     splits: tuple[str, ...],
     share_text: str | None,
@@ -184,7 +192,8 @@ def extract(
 ) -> None:
     """Encode the shards of tasks into a store, each shard once.
 
-    Shards that the store has under the same encoder and settings are reused. A killed run resumes.
+    Shards that the store has under the same encoder and settings are reused. A killed run resumes. --audio, --csv,
+    --jsonl, --hf, --lhotse or --kaldi pack labelled audio first, unless an earlier run did and nothing has changed.
 
     A task whose shards are missing, and a shard that cannot be read, do not stop the others: they are reported, and the
     exit code is 1. An encoder that breaks its contract and a store that cannot be written end the run.
@@ -195,8 +204,9 @@ def extract(
     share = parse_share(share_text) if share_text else share_from_environment(os.environ)
     if not share.is_complete:
         note(f"{share}: other processes encode the other shards", err=True)
+    source = source_given(settings)
     run = _Run(as_json=as_json, stdout=sys.stdout)
-    with redirect_stdout(sys.stderr):  # an encoder or Ray may print, and stdout is for results
+    with run.packing, redirect_stdout(sys.stderr):  # an encoder or Ray may print, and stdout is for results
         try:
             api.extract(
                 tasks,
@@ -216,6 +226,9 @@ def extract(
                 local_rank=local_rank(os.environ),
                 progress=run.open_progress,
                 on_task=run.add,
+                on_clip_packed=run.count_packed() if source else None,
+                on_packed=run.show_packed,
+                **source,
                 **settings,
             )
         except (FeatstoreError, OSError, MemoryError) as error:
@@ -243,6 +256,21 @@ class _Run:
         self._stdout = stdout
         self._results: list[TaskExtraction] = []
         self._started = False
+        self.packing = ExitStack()
+
+    def count_packed(self) -> Callable[[], None]:
+        """Show the number of packed clips until all are packed."""
+        from featstore.cli.progress import counting
+
+        return self.packing.enter_context(counting("clips packed"))
+
+    def show_packed(self, packed: PackRecord) -> None:
+        """Print what was packed."""
+        self.packing.close()
+        state = "up to date" if packed.reused else "packed"
+        with redirect_stdout(self._stdout):
+            note(f"{packed.folder}: {state}; the task is {packed.manifest}", err=self._as_json)
+            print_packed(packed, err=self._as_json)
 
     @contextmanager
     def open_progress(self) -> Iterator[Progress]:

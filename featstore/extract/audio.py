@@ -9,7 +9,8 @@ import struct
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,7 @@ __all__ = [
     "MAX_CHANNELS",
     "RESAMPLER",
     "SAMPLE_RATES_HZ",
+    "cut_file",
     "damage_of",
     "decode",
     "encode_flac",
@@ -253,6 +255,94 @@ def encode_ogg(samples: NDArray[np.float32], sample_rate_hz: int) -> bytes:
         for start in range(0, len(samples), sample_rate_hz):  # the encoder crashes on minutes of audio in one call
             file.write(np.clip(samples[start : start + sample_rate_hz], -1.0, 1.0))
     return out.getvalue()
+
+
+_FLAC_CHANNELS, _FLAC_RATE_HZ = 8, 655_350
+_AS_STORED = {"PCM_32": ("int32", "PCM_32"), "DOUBLE": ("float64", "DOUBLE")}
+_LOSSY_OR_FLOAT = ("FLOAT", "VORBIS", "OPUS", "MPEG_LAYER_I", "MPEG_LAYER_II", "MPEG_LAYER_III")
+
+
+def cut_file(
+    path: Path,
+    *,
+    span: Callable[[int], tuple[int, int | None]],
+    channels: tuple[int, ...] | None,
+    max_overshoot_seconds: float,
+) -> tuple[str, bytes]:
+    """Cut samples out of an audio file: extension and bytes of a file with exactly these samples.
+
+    Integer samples of up to 24 bits are written as FLAC. Other samples (float, 32 bits, decoded MP3, Vorbis and Opus)
+    are written as WAV of their type, because FLAC would round them.
+
+    Parameters
+    ----------
+    path : Path
+    span : callable
+        Takes the sample rate of the file; returns the first sample and the one after the last, None for the end.
+    channels : tuple of int or None
+        Channels to keep; None keeps all.
+    max_overshoot_seconds : float
+        A segment that ends later than the file, by at most this, is cut at the end of the file.
+
+    Raises
+    ------
+    UnusableClip
+        The file cannot be read, or the samples or channels are not in it.
+    """
+    import soundfile
+
+    try:
+        with soundfile.SoundFile(path) as file:
+            rate = int(file.samplerate)
+            first, end = _within(file, span(rate), max_overshoot_seconds)
+            wanted = tuple(range(file.channels)) if channels is None else channels
+            if missing := [channel for channel in wanted if not 0 <= channel < file.channels]:
+                raise UnusableClip(f"its recording has {file.channels} channels, and no channel {missing[0]}")
+            dtype, form, subtype = _lossless(file.subtype, n_channels=len(wanted), rate_hz=rate)
+            _go_to(file, first)
+            samples = file.read(end - first, dtype=dtype, always_2d=True)
+            if len(samples) < end - first:
+                raise UnusableClip(f"its recording breaks off at sample {first + len(samples):,} of {file.frames:,}")
+        out = io.BytesIO()
+        soundfile.write(out, samples[:, list(wanted)], rate, format=form, subtype=subtype)
+    except (soundfile.SoundFileError, RuntimeError, ValueError, TypeError, OverflowError) as error:
+        raise UnusableClip(f"its recording cannot be decoded: {_reason(error)}") from error
+    return form.lower(), out.getvalue()
+
+
+def _within(file: SoundFile, span: tuple[int, int | None], max_overshoot_seconds: float) -> tuple[int, int]:
+    """The first sample and the one after the last, in the file. Raises UnusableClip if they are not."""
+    rate, (first, end) = file.samplerate, span
+    if end is None:
+        end = file.frames
+    if not 0 <= first < min(end, file.frames) or end > file.frames + max_overshoot_seconds * rate:
+        raise UnusableClip(
+            f"its segment, {first / rate:g} to {end / rate:g} s, is not in its recording of {file.frames / rate:g} s"
+        )
+    return first, min(end, file.frames)
+
+
+def _lossless(subtype: str, *, n_channels: int, rate_hz: int) -> tuple[str, str, str]:
+    """How samples are read and written without loss: data type, format and subtype of the new file."""
+    if subtype in _AS_STORED:
+        dtype, stored = _AS_STORED[subtype]
+        return dtype, "WAV", stored
+    if subtype in _LOSSY_OR_FLOAT:
+        return "float32", "WAV", "FLOAT"
+    form = "FLAC" if n_channels <= _FLAC_CHANNELS and rate_hz <= _FLAC_RATE_HZ else "WAV"
+    return ("int32", form, "PCM_24") if "24" in subtype else ("int16", form, "PCM_16")
+
+
+def _go_to(file: Any, first: int) -> None:
+    """Move to a sample. Seeking is exact in PCM and FLAC only: other files are decoded up to there."""
+    if file.subtype.startswith("PCM_") or file.subtype in ("FLOAT", "DOUBLE", "ULAW", "ALAW"):
+        file.seek(first)
+        return
+    while first > 0:
+        read = len(file.read(min(first, 1 << 20), dtype="float32", always_2d=True))
+        if not read:
+            return
+        first -= read
 
 
 def _reason(error: Exception) -> str:

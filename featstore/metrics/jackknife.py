@@ -169,9 +169,9 @@ def jackknife(metric: Metric, test_sets: Sequence[TestSet], units: Units) -> Spr
             continue
         whole = _by_seed(metric, test_set, np.ones((n, 1), np.float32))
         score += float(whole.mean()) / n_sets
-        without = np.empty((n_seeds, len(mine)))
+        without = np.full((n_seeds, len(mine)), np.nan)
         block = max(1, MAX_BLOCK_CELLS // n)
-        for start in range(0, len(mine), block):
+        for start in range(0, len(mine) if len(mine) > 1 else 0, block):  # nothing is left without the only unit
             some = np.arange(start, min(start + block, len(mine)))
             without[:, some] = _by_seed(metric, test_set, (place[:, None] != some).astype(np.float32))
         share = np.bincount(place) / n

@@ -13,6 +13,7 @@ from featstore.records import Protocol
 
 __all__ = [
     "Round",
+    "draw_splits",
     "draw_support",
     "grouped_folds",
     "grouped_tenth",
@@ -114,6 +115,52 @@ def grouped_folds(
         folds[fold].append(mine)
         counts[fold] += own
     return tuple(np.sort(np.concatenate(mine)) for mine in folds)
+
+
+def draw_splits(
+    *, ids: Sequence[str], strata: NDArray[np.int64], groups: Sequence[str] | None, n_folds: int | None
+) -> list[str]:
+    """Name a split for each clip: about 70 % train, 10 % valid and 20 % test, or ``fold1`` to ``foldN`` of equal size.
+
+    Clips are stratified and their order is that of hashes, so that the same clips have the same splits everywhere. A
+    group is never divided. Where there are fewer than ten groups, shares are rounded to groups, and two groups make
+    a training and a test set.
+
+    Parameters
+    ----------
+    ids : sequence of str (n_clips,)
+        Unique names.
+    strata : int64 (n_clips,)
+    groups : sequence of str (n_clips,), optional
+    n_folds : int, optional
+        Number of folds; None draws train, valid and test.
+
+    Raises
+    ------
+    ValueError
+        There are fewer groups (or clips) than parts.
+    """
+    clips = np.arange(len(ids))
+    n_units = len(ids if groups is None else set(groups))
+    n_parts = n_folds or min(10, n_units)
+    if n_units < max(2, n_parts):
+        raise ValueError(
+            f"{max(2, n_parts)} parts need as many {'clips' if groups is None else 'groups'}, got {n_units}"
+        )
+    if groups is None:
+        parts = stratified_folds(clips, ids=ids, strata=strata, n_folds=n_parts)
+    else:
+        parts = grouped_folds(clips, groups=groups, strata=strata, n_folds=n_parts)
+    if n_folds:
+        names = [f"fold{number}" for number in range(1, n_folds + 1)]
+    else:
+        parts = tuple(sorted(parts, key=len, reverse=True))
+        n_test, n_valid = max(1, round(n_parts * 0.2)), min(1, n_parts - 2)
+        names = ["train"] * (n_parts - n_test - n_valid) + ["test"] * n_test + ["valid"] * n_valid
+    split_of = np.empty(len(ids), dtype=object)
+    for name, members in zip(names, parts, strict=True):
+        split_of[members] = name
+    return [str(name) for name in split_of]
 
 
 def _members(clips: NDArray[np.int64], *, groups: Sequence[str], strata: NDArray[np.int64]) -> list[NDArray[np.int64]]:

@@ -13,6 +13,8 @@ from featstore.cli.pack import pack
 from featstore.extract import pack as packing
 from featstore.extract.audio import encode_flac
 from featstore.extract.job import XARES_BATCH
+from featstore.extract.sources.clips import MAX_MEMBER_BYTES
+from featstore.extract.sources.tables import plan_folder
 from featstore.extract.tar_reader import read_samples
 from featstore.tasks import load_manifest
 from handmade import Run
@@ -147,7 +149,6 @@ def test_splits_of_other_names_are_folds_and_lists_of_labels_are_label_sets(run:
     ("row", "says"),
     [
         ({"file": "../outside.wav"}, "line 6: '../outside.wav'"),
-        ({"file": "/etc/x.wav"}, "/etc/x.wav"),
         ({"file": ""}, "line 6: "),
         ({"id": "b"}, "'b'"),
         ({"part": "a/b"}, "'a/b'"),
@@ -243,7 +244,7 @@ def test_what_is_no_audio_file_is_listed_and_the_others_are_packed(run: Run, aud
     (audio / odd).mkdir()
     (audio / odd / "a.flac").write_bytes((folder / "deeper/take.0.flac").read_bytes())
     with (folder / "huge.wav").open("wb") as file:
-        file.truncate(packing.MAX_MEMBER_BYTES + 1)
+        file.truncate(MAX_MEMBER_BYTES + 1)
     done = run("pack", "one", "--audio", "sounds", "--json")
     assert done.code == 0, done.err
     [record] = json.loads(done.out)
@@ -301,7 +302,7 @@ def test_a_manifest_to_start_from_has_no_schedule_and_knows_validation_by_other_
 
 
 def test_packing_holds_one_clip_at_a_time(audio: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    clips = packing.plan_folder(audio, split="all")
+    clips, _ = plan_folder(audio, split="all")
     read = []
     samples = packing._samples
 
