@@ -266,7 +266,7 @@ def measure_document(*, n_commits: int) -> dict[str, float]:
         began = time.perf_counter()
         content = unseal(document) or {}
         segments = counted_segments(Commit.from_json(raw) for raw in content["catalogue"])
-        entry = SplitEntry(address=SplitAddress.from_document(content), segments=segments)
+        entry = SplitEntry(address=SplitAddress.from_document(content, path=where.path), segments=segments)
         windows = entry.windows
         read = time.perf_counter() - began
     if windows != len(segments) * CLIPS_PER_SHARD:

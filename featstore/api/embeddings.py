@@ -84,6 +84,11 @@ class Extracted(Sequence["ExtractRecord"]):
         error.exit_code = codes.pop() if len(codes) == 1 else 1
         raise error
 
+    def log_failures(self) -> None:
+        """Log a warning for each failure and unreadable shard."""
+        for reason in (*self._unreadable(), *(f"{each.task}: {each.message}" for each in self.failures)):
+            _log.warning("not extracted: %s", reason)
+
     def _unreadable(self) -> list[str]:
         reasons = (f"{each.dataset}/{each.split}: {broken.reason}" for each in self for broken in each.broken)
         return list(dict.fromkeys(reasons))
@@ -187,24 +192,13 @@ def extract(
     from featstore.records import check_encoder_name
 
     source, options_given = _source_of(options)
-    packed: PackRecord | None = None
+    packed = None
     if source is not None:
-        from featstore.extract.pack import pack_for_store
-
         if share is not None and not share.is_complete:
             raise UsageError("audio is packed by one process: run `featstore pack` first, then extract in shares")
-        others = [tasks] if isinstance(tasks, str | os.PathLike) or not isinstance(tasks, Sequence) else list(tasks)
-        if others and data is None:
-            raise UsageError("--data is missing: the folder of shards of the named tasks")
-        packed = pack_for_store(
-            source,
-            store_url=url_of(store),
-            data_dir=None if data is None else os.fspath(data),
-            on_clip=on_clip_packed or (lambda: None),
-        )
+        tasks, data, packed = _packed(source, tasks, data, url_of(store), on_clip=on_clip_packed)
         if on_packed is not None:
             on_packed(packed)
-        tasks, data = [*others, packed.manifest], Path(packed.folder).parent
     if data is None:
         raise UsageError("--data is missing: the folder of shards of the tasks; or name audio to pack")
     manifests = tuple(manifests_of(tasks).values())
@@ -238,29 +232,19 @@ def extract(
         "splits": names_of(split),
         "share": share,
     }
-    records: list[ExtractRecord] = []
-    failures: list[ExtractFailure] = []
+    results: list[TaskExtraction] = []
     for each in encoders:
-        open_engine = partial(_engine, each, loading, settings, **placing)
-        run = _extractions(open_engine, manifests, planning, progress=progress)
+        run = _extractions(partial(_engine, each, loading, settings, **placing), manifests, planning, progress=progress)
         if len(encoders) > 1:
             run = _failing_alone(run, manifests, name=_shown(each))
-        tasks_done: list[TaskExtraction] = []
-        with closing(run):
-            for done in run:
-                tasks_done.append(done)
-                if on_task is not None:
-                    on_task(done)
-        tasks_done.sort(key=lambda done: done.number)
-        for done in tasks_done:
-            if done.fatal is not None and len(encoders) == 1:
-                raise done.fatal
-            records += done.records
-            failures += [] if done.failure is None else [done.failure]
-    extracted = Extracted(records, failures=failures, packed=packed)
+        results += _in_order(run, on_task=on_task, raises=len(encoders) == 1)
+    extracted = Extracted(
+        (record for each in results for record in each.records),
+        failures=(each.failure for each in results if each.failure is not None),
+        packed=packed,
+    )
     if on_task is None:
-        for reason in (*extracted._unreadable(), *(f"{each.task}: {each.message}" for each in failures)):
-            _log.warning("not extracted: %s", reason)
+        extracted.log_failures()
     return extracted
 
 
@@ -271,6 +255,24 @@ def _source_of(options: Mapping[str, Any]) -> tuple[Source | None, dict[str, Any
     of_source = {name: value for name, value in options.items() if name in SOURCE_FIELDS}
     others = {name: value for name, value in options.items() if name not in SOURCE_FIELDS}
     return (Source(**of_source) if of_source else None), others
+
+
+def _packed(
+    source: Source, tasks: Tasks, data: StrPath | None, store_url: str, *, on_clip: Callable[[], object] | None
+) -> tuple[Tasks, Path, PackRecord]:
+    """Pack the source; return the tasks with its own, the folder of shards, and the record."""
+    from featstore.extract.pack import pack_for_store
+
+    others = [tasks] if isinstance(tasks, str | os.PathLike) or not isinstance(tasks, Sequence) else list(tasks)
+    if others and data is None:
+        raise UsageError("--data is missing: the folder of shards of the named tasks")
+    packed = pack_for_store(
+        source,
+        store_url=store_url,
+        data_dir=None if data is None else os.fspath(data),
+        on_clip=on_clip or (lambda: None),
+    )
+    return [*others, packed.manifest], Path(packed.folder).parent, packed
 
 
 def _extractions(
@@ -290,6 +292,23 @@ def _extractions(
         watch = lambda: nullcontext(opened)  # noqa: E731 - a constant as a context manager
     with open_engine() as engine:
         yield from extract_plans(plan_tasks(manifests, engine, **planning), watch=watch)
+
+
+def _in_order(
+    run: Generator[TaskExtraction], *, on_task: Callable[[TaskExtraction], object] | None, raises: bool
+) -> list[TaskExtraction]:
+    """Run the extractions; return their results in the order of the tasks, or raise the error that ended the run."""
+    results: list[TaskExtraction] = []
+    with closing(run):
+        for result in run:
+            results.append(result)
+            if on_task is not None:
+                on_task(result)
+    results.sort(key=lambda result: result.number)
+    for result in results:
+        if result.fatal is not None and raises:
+            raise result.fatal
+    return results
 
 
 def _failing_alone(

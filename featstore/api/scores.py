@@ -1,4 +1,4 @@
-"""Public functions that train, score and compare: `probe`, `retrieve`, `probe_arrays`, `knn_arrays`, `compare`, `report`."""
+"""Public functions that score: `probe`, `retrieve`, `probe_arrays`, `knn_arrays`, `compare` and `report`."""
 
 from __future__ import annotations
 

@@ -199,21 +199,17 @@ def _print_next(record: ImportRecord, store_url: str, *, task: str | None, manif
 
 def _draft(record: ImportRecord, store_url: str, path: Path, *, label_field: str) -> bool:
     """Write a manifest of all splits that the store has of the dataset, unless the file exists."""
-    from featstore.cli.pack import _manifest  # to be replaced by the function that finds the kind of labels
-    from featstore.extract.pack import Clip
     from featstore.store import open_store
     from featstore.tasks import load_manifest
+    from featstore.tasks.draft import draft_manifest, find_label
 
     if path.exists():
         load_manifest(path)
         return False
     encoder = f"{record.encoder}@{record.fingerprint}"
-    clips = [
-        Clip(key=key, path=Path(), split=each.split, meta=meta)
-        for each in open_store(store_url).feature_sets(encoder=encoder, dataset=record.dataset)
-        for key, meta in zip(each.key, each.meta, strict=True)
-    ]
-    text = _manifest(clips, dataset=record.dataset, label_field=label_field)
+    feature_sets = open_store(store_url).feature_sets(encoder=encoder, dataset=record.dataset)
+    label = find_label([meta for each in feature_sets for meta in each.meta], label_field)
+    text = draft_manifest(dataset=record.dataset, label=label, splits=[each.split for each in feature_sets])
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, text)
     load_manifest(path)
