@@ -101,9 +101,9 @@ class GraphEncoder(nn.Module):
     def _declare_length(self, input_seconds: float | None) -> None:
         if input_seconds is not None:
             samples = round(input_seconds * self.sampling_rate)
-            if self._samples not in (None, samples):
+            if self._samples is not None and self._samples != samples:
                 raise EncoderError(
-                    f"{self._where} takes {self._samples} samples, which is {self._samples / self.sampling_rate:.6g} s "  # type: ignore[operator]
+                    f"{self._where} takes {self._samples} samples, which is {self._samples / self.sampling_rate:.6g} s "
                     f"at {self.sampling_rate} Hz: got input_seconds={input_seconds:g}"
                 )
             self._samples = max(1, samples)
