@@ -204,7 +204,7 @@ def _similar(found: object, attribute: str) -> str | None:
         value = _declared(found, name)
         if callable(value) and not isinstance(value, nn.Module):
             return f"{name}()"
-        if attribute != "forward" and isinstance(value, Real) and not isinstance(value, bool):
+        if attribute != "forward" and not isinstance(value, bool) and isinstance(value, Real):
             return f"{name} = {value}"
     return None
 

@@ -133,9 +133,9 @@ def encoder_identity(module: nn.Module, *, arguments: Mapping[str, Any]) -> dict
 def user_identity(
     module: nn.Module, *, arguments: Mapping[str, Any], factory: Callable[..., object] | None = None
 ) -> dict[str, Any]:
-    """Return the identity of any other encoder, without its code; for an installed class or factory, with its version."""
+    """Return the identity of any other encoder, without its code; for an installed one, with its version."""
     kind = type(module)
-    makers = [kind] if factory is None else [kind, factory]
+    makers: list[Callable[..., object]] = [kind] if factory is None else [kind, factory]
     installed = [maker for maker in makers if not is_user_path(file_of(_home_of(maker)) or "")]
     return {
         "class": kind.__qualname__,

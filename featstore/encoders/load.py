@@ -303,7 +303,7 @@ def _build(maker: Callable[..., nn.Module], arguments: Mapping[str, Any]) -> nn.
     name = getattr(maker, "__name__", type(maker).__name__)
     _check_call(maker, name, arguments)
     try:
-        module = maker(**arguments)
+        module: object = maker(**arguments)  # a user's code may return anything
     except (Exception, SystemExit) as error:
         given = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
         raise EncoderError(f"{name}({given}) could not be built: {one_line(error, typed=True)}") from error
@@ -416,7 +416,7 @@ def _by_name(module: ModuleType, wanted: str, *, where: str) -> Callable[..., nn
         has = f": it has {', '.join(names)}" if names else ""
         raise EncoderError(f"{where} has no class or function {wanted}{has}{_meant(wanted, names)}") from None
     if isinstance(found, type) or inspect.isroutine(found):
-        return found  # type: ignore[no-any-return]
+        return found
     raise EncoderError(
         f"{wanted} of {where} is an object of the class {type(found).__name__}: name a class, or a function that "
         "returns the encoder"

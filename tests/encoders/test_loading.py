@@ -85,7 +85,7 @@ def test_a_file_may_import_the_files_beside_it_when_it_is_imported_and_when_it_i
 @pytest.mark.parametrize(
     ("spec", "parts"),
     [
-        ("logmell", ["logmell", "logmel, mfcc", "file.py"]),
+        ("logmell", ["'logmell'", "logmel?"]),
         ("", ["''"]),
         ("nowhere.py", ["nowhere.py", "path"]),
         ("no_such_module_here:Encoder", ["no_such_module_here", "ModuleNotFoundError"]),
@@ -94,7 +94,7 @@ def test_a_file_may_import_the_files_beside_it_when_it_is_imported_and_when_it_i
         ("../up:Encoder", ["../up:Encoder"]),
     ],
 )
-def test_a_spec_that_leads_nowhere_is_told_in_one_line(spec: str, parts: list[str]) -> None:
+def test_a_spec_that_names_no_encoder_is_one_line(spec: str, parts: list[str]) -> None:
     message = why(spec)
     assert all(part in message for part in parts)
 

@@ -348,7 +348,7 @@ def test_an_encoder_is_its_name_its_source_and_its_numbers(tmp_path: Path) -> No
     assert (recipe.imported_from, recipe.dim) == ("layer 9", DIM)
 
 
-@pytest.mark.parametrize("point", ["arrays-settled:2", "committed:2", "document-written:6"])
+@pytest.mark.parametrize("point", ["arrays-synced:2", "committed:2", "document-written:6"])
 def test_an_import_that_was_killed_is_completed_by_the_same_import(point: str, tmp_path: Path) -> None:
     np.savez(tmp_path / "e.npz", X=X, key=KEYS)
     code = (
