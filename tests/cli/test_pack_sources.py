@@ -321,7 +321,10 @@ def test_only_the_shards_whose_content_changed_are_written_and_encoded_again(
     run(*EXTRACT, *options)
     os.utime("sounds/low/01.wav", (1, 1))  # touched, and not changed
     Path("sounds/high/03.wav").write_bytes(audio_bytes(noise(0.3, seed=7)))
+    train = Path("emb-data/t/train-000000.tar")
+    before = train.stat()
     done = run(*EXTRACT, *options, "--json")
+    assert (train.stat().st_ino, train.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
     assert {each["split"]: (each["shards_done"], each["shards_reused"]) for each in json.loads(done.out)} == {
         "train": (0, 1),
         "test": (1, 0),
@@ -347,13 +350,20 @@ def test_a_new_label_changes_the_manifest_alone_and_an_edited_one_is_kept(run: R
 
 def test_a_run_that_was_killed_while_it_replaced_shards_is_repeated(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     run(*EXTRACT, "--audio", "sounds")
-    Path("sounds/low/00.wav").unlink()
+    replace_shards = packing._replace_shards
+
+    def killed(*arguments: Any, **options: Any) -> None:
+        replace_shards(*arguments, **options)
+        raise KeyboardInterrupt
+
+    Path("sounds/low/00.wav").rename("aside.wav")
     with monkeypatch.context() as patch:
-        patch.setattr(packing, "_replace_shards", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt()))
+        patch.setattr(packing, "_replace_shards", killed)
         assert run(*EXTRACT, "--audio", "sounds").code == 130
-    assert len(metas("emb-data/sounds")) == 24
-    assert extracted(run, "--audio", "sounds")["clips"] == 23
     assert len(metas("emb-data/sounds")) == 23
+    Path("aside.wav").rename("sounds/low/00.wav")  # the files are those of the first run again, the shards are not
+    assert extracted(run, "--audio", "sounds")["clips"] == 24
+    assert len(metas("emb-data/sounds")) == 24
 
 
 def test_shards_of_fewer_splits_take_the_place_of_the_earlier_ones(run: Run) -> None:

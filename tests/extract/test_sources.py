@@ -301,7 +301,7 @@ def test_a_kaldi_folder_is_packed_and_its_segments_are_cut_at_the_sample(folder:
     recording("kaldi/two.flac", seed=2)
     kaldi(
         wav__scp=f"r1 {folder / 'kaldi/one.wav'}\nr2 two.flac\n",
-        segments="u1 r1 0 1.00003\nu2 r1 1.00003 -1\nu3 r2 0.5 3.3\n",
+        segments="u1 r1 0 1.00004\nu2 r1 1.00004 -1\nu3 r2 0.5 3.3\n",
         utt2spk="u1 ada\nu2 bo\nu3 ada\n",
         utt2label="u1 yes\nu2 no\nu3 yes\n",
         spk2gender="ada f\nbo m\n",
@@ -312,13 +312,13 @@ def test_a_kaldi_folder_is_packed_and_its_segments_are_cut_at_the_sample(folder:
     one, two = (
         soundfile.read(path, dtype="float64", always_2d=True)[0] for path in ("kaldi/one.wav", "kaldi/two.flac")
     )
-    first = round(1.00003 * RATE)
+    first = round(1.00004 * RATE)
     for key, expected in (("u1", one[:first]), ("u2", one[first:]), ("u3", two[8000:])):
         assert packed[key]["extension"] == "flac"
         np.testing.assert_array_equal(decoded(packed[key]["audio"]), expected)
     assert packed["u2"]["meta"] == {
         "utterance": "u2", "recording": "r1", "speaker": "bo", "gender": "m", "label": "no", "text": "no thanks",
-        "start": 1.00003, "end": -1.0,
+        "start": 1.00004, "end": -1.0,
     }  # fmt: skip
     assert record.clips == {"all": 3}
 
@@ -411,7 +411,7 @@ def lhotse_set(lhotse: Any) -> tuple[Any, Any]:
     for at, name in enumerate(("r0", "r1")):
         path = recording(f"audio/{name}.wav", 4.0, seed=at)
         recordings.append(lhotse.Recording.from_file(path))
-        for number, (start, duration) in enumerate(((0.1234567, 1.00003), (2.0, 1.5))):
+        for number, (start, duration) in enumerate(((0.1234567, 1.00004), (2.0, 1.5))):
             supervisions.append(
                 lhotse.SupervisionSegment(
                     id=f"{name}-{number}", recording_id=name, start=start, duration=duration, text=f"say {number}",
