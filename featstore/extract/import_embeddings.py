@@ -9,7 +9,6 @@ writes only what is missing.
 
 from __future__ import annotations
 
-import contextlib
 import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -471,23 +470,23 @@ def _write(scan: _Scan, settings: ImportSettings, targets: Mapping[str, _Target]
         return
     versions = {"python": platform.python_version(), "numpy": np.__version__, "featstore": _version()}
     contents: dict[str, list[PartContent]] = {name: [] for name in scan.parts}
-    with contextlib.ExitStack() as stack:
-        in_flight: dict[tuple[str, int], PartWriter] = {}
+    in_flight: dict[tuple[str, int], PartWriter] = {}  # without those that are committed, which hold their rows
 
-        def writer_of(name: str, number: int) -> PartWriter:
-            if (name, number) not in in_flight:
-                in_flight[name, number] = stack.enter_context(targets[name].begin(scan.parts[name][number]))
-            return in_flight[name, number]
+    def writer_of(name: str, number: int) -> PartWriter:
+        if (name, number) not in in_flight:
+            in_flight[name, number] = targets[name].begin(scan.parts[name][number])
+        return in_flight[name, number]
 
-        def commit(name: str, number: int) -> None:
-            member = scan.parts[name][number]
-            if number >= len(contents[name]) or contents[name][number].sha256 != member.shard.sha256:
-                raise DataError(f"{scan.source.name} changed while it was imported: import it again")
-            writer_of(name, number).commit([member], frames_stored=settings.hop_seconds is not None, versions=versions)
-            del in_flight[name, number]
-            missing.remove((name, number))
-            targets[name].written += 1
+    def commit(name: str, number: int) -> None:
+        member = scan.parts[name][number]
+        if number >= len(contents[name]) or contents[name][number].sha256 != member.shard.sha256:
+            raise DataError(f"{scan.source.name} changed while it was imported: import it again")
+        writer_of(name, number).commit([member], frames_stored=settings.hop_seconds is not None, versions=versions)
+        del in_flight[name, number]
+        missing.remove((name, number))
+        targets[name].written += 1
 
+    try:
         for block in checked_blocks(scan.source.open(), settings):
             name = block.feature_set
             for number, piece in pieces(block, contents.setdefault(name, [])):
@@ -497,6 +496,9 @@ def _write(scan: _Scan, settings: ImportSettings, targets: Mapping[str, _Target]
                         commit(name, number)
         for name, number in sorted(missing):
             commit(name, number)
+    finally:
+        for part in in_flight.values():
+            part.abort()
 
 
 def _version() -> str:
