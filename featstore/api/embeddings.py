@@ -187,24 +187,14 @@ def extract(
         The only encoder cannot be loaded, breaks its contract or has changed, or the store cannot be written. Of
         several encoders such an error is one of the failures, and the next encoder is tried.
     """
-    from featstore.encoders.specs import parse_layers
+    from featstore.encoders.specs import parse_layers, parse_spec
     from featstore.extract import ExtractOptions
     from featstore.records import check_encoder_name
 
-    source, options_given = _source_of(options)
-    packed = None
-    if source is not None:
-        if share is not None and not share.is_complete:
-            raise UsageError("audio is packed by one process: run `featstore pack` first, then extract in shares")
-        tasks, data, packed = _packed(source, tasks, data, url_of(store), on_clip=on_clip_packed)
-        if on_packed is not None:
-            on_packed(packed)
-    if data is None:
-        raise UsageError("--data is missing: the folder of shards of the tasks; or name audio to pack")
-    manifests = tuple(manifests_of(tasks).values())
     encoders = list(encoder) if isinstance(encoder, list | tuple) else [cast("AnyEncoder", encoder)]
     if not encoders:
         raise UsageError("no encoder is given: name one or more, such as 'logmel'")
+    source, options_given = _source_of(options)
     one_of("engine", engine, ("local", "ray"))
     if name is not None:
         check_encoder_name(name)
@@ -218,6 +208,18 @@ def extract(
         "trust_remote_code": trust_remote_code,
         "name": name,
     }
+    packed = None
+    if source is not None:
+        if share is not None and not share.is_complete:
+            raise UsageError("audio is packed by one process: run `featstore pack` first, then extract in shares")
+        if len(encoders) == 1 and isinstance(encoders[0], str | os.PathLike):
+            parse_spec(os.fspath(encoders[0]))  # a misspelt one is found before audio is packed
+        tasks, data, packed = _packed(source, tasks, data, url_of(store), on_clip=on_clip_packed)
+        if on_packed is not None:
+            on_packed(packed)
+    if data is None:
+        raise UsageError("--data is missing: the folder of shards of the tasks; or name audio to pack")
+    manifests = tuple(manifests_of(tasks).values())
     placing: dict[str, Any] = {
         "store_url": url_of(store),
         "engine": engine,

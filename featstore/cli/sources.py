@@ -108,7 +108,7 @@ def print_packed(record: PackRecord, *, err: bool = False) -> None:
             note(text, err=err)
     note(f"label: {record.label!r}, {record.found}", err=err)
     for name, split in record.splits.items():
-        of_shards = "" if name == split else f", {split}-*.tar"
+        of_shards = "" if name == split else f" ({split}-*.tar)"
         say(
             f"{name}: {counted(record.clips[split], 'clip')} in {counted(record.shards[split], 'shard')}{of_shards}",
             err=err,

@@ -26,6 +26,7 @@ _FIELD_NAMES = {
     "model_source_sha256": "code of the model",
     "distribution": "version of its package",
     "state_sha256": "weights",
+    "attributes_sha256": "attributes",
     "config_sha256": "configuration",
     "feature_extractor_sha256": "feature extractor",
     "model_sha256": "content of the model file",

@@ -8,13 +8,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
+import tiny_models
 import torch
 from model_files import DIM, KERNEL, write_exported, write_hear, write_onnx, write_sentence_transformer, write_traced
 
 from featstore.cli import main
 from featstore.store import open_store
 from fenced import ROOT
-from handmade import clip, noise, write_split
+from handmade import XARES_ENCODER, clip, noise, write_split
 
 PAGE = ROOT / "docs/how-to/i-have.md"
 SPLITS = [f"wds-audio-fold-{fold}" for fold in range(1, 6)]
@@ -23,6 +24,21 @@ SPLITS = [f"wds-audio-fold-{fold}" for fold in range(1, 6)]
 def _hear(folder: Path) -> None:
     write_hear(folder, name="my_hear_model")
     torch.save({"weight": torch.rand(DIM, 1, KERNEL)}, folder / "weights.pt")
+
+
+def _xares(folder: Path) -> None:
+    (folder / "my_encoder.py").write_text(XARES_ENCODER)
+
+
+def _transformers(folder: Path) -> None:
+    tiny_models.save("wav2vec2-group", folder / "facebook/wav2vec2-base")
+
+
+def _function(folder: Path) -> None:
+    [code] = re.findall(
+        r'^```python title="my_models.py"\n(.*?)^```$', PAGE.read_text(), flags=re.MULTILINE | re.DOTALL
+    )
+    (folder / "my_models.py").write_text(code)
 
 
 def _onnx(folder: Path) -> None:
@@ -39,6 +55,9 @@ def _st(folder: Path) -> None:
 
 
 DOORS: Mapping[str, tuple[Callable[[Path], None], int]] = {  # what makes the model, and the encoders that are stored
+    "an encoder file for X-ARES": (_xares, 1),
+    "a transformers or Dasheng model": (_transformers, 5),  # the output, and four hidden states
+    "a function that builds a model": (_function, 2),
     "a HEAR model": (_hear, 1),
     "an ONNX file": (_onnx, 1),
     "a TorchScript file": (_torchscript, 2),

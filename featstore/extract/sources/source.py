@@ -176,6 +176,8 @@ def _is_folder(source: Source) -> bool:
 
 def _listed(source: Source) -> tuple[tuple[Clip, ...], tuple[str, ...]]:
     audio_dir = None if source.audio is None else Path(source.audio)
+    if audio_dir is not None and not audio_dir.is_dir():
+        raise UsageError(f"there is no folder {audio_dir}")
     columns = {"key_field": source.key, "split_field": source.split_column, "split": source.split}
     if source.hf is not None:
         from featstore.extract.sources.huggingface import plan_hugging_face

@@ -44,8 +44,6 @@ def plan_folder(audio_dir: Path, *, split: str | None) -> tuple[tuple[Clip, ...]
     UsageError
         The folder does not exist or has no audio, or a file is in no sub-folder.
     """
-    if not audio_dir.is_dir():
-        raise UsageError(f"there is no folder {audio_dir}")
     found = sorted(
         (path.relative_to(audio_dir) for path in audio_dir.rglob("*") if is_audio(path)), key=lambda path: path.parts
     )
