@@ -212,7 +212,9 @@ def test_vectors_are_those_of_the_package(model: Model, stored: FeatureSet) -> N
     task = next(each for each in recordings.TASKS if each.name == model.task)
     rows = {row.key: row.path for row in task.rows()}
     for number in range(0, len(stored), max(1, len(stored) // 5)):
-        wave, rate = soundfile.read(task.folder / rows[stored.key[number].partition("#")[0]], dtype="float32", always_2d=True)
+        wave, rate = soundfile.read(
+            task.folder / rows[stored.key[number].partition("#")[0]], dtype="float32", always_2d=True
+        )
         resampled = soxr.resample(wave.mean(axis=1), rate, model.rate, quality="HQ")
         start = round(stored.start_seconds[number] * model.rate)
         window = resampled[start : start + round(stored.seconds[number] * model.rate)].astype(np.float32)
