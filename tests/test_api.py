@@ -128,7 +128,10 @@ def test_the_types_are_those_of_the_functions_for_a_type_checker(tmp_path: Path)
     )
     root = Path(featstore.__file__).parents[1]
     child = subprocess.run(
-        [sys.executable, "-m", "mypy", "--config-file", str(root / "pyproject.toml"), "user.py"],
+        [
+            *(sys.executable, "-m", "mypy", "--config-file", str(root / "pyproject.toml")),
+            *("--cache-dir", str(root / ".mypy_cache"), "user.py"),  # that of `make lint`
+        ],
         cwd=tmp_path, env={**os.environ, "MYPYPATH": str(root)}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     lines = child.stdout.splitlines()

@@ -225,7 +225,7 @@ def install():
 """
 
 
-@pytest.mark.parametrize("layout", ["path", "finder"])
+@pytest.mark.parametrize("layout", ["path", pytest.param("finder", marks=pytest.mark.slow)])
 def test_code_of_an_editable_package_is_hashed_as_user_code(layout: str, tmp_path: Path) -> None:
     source, site_packages = write_package(tmp_path / "work/src"), tmp_path / "site-packages"
     about(site_packages, "1.0", "__editable__.pkg_idt.pth")
@@ -243,6 +243,7 @@ def test_code_of_an_editable_package_is_hashed_as_user_code(layout: str, tmp_pat
     assert all(after[spec]["code_sha256"] != before[spec]["code_sha256"] for spec in SPECS)
 
 
+@pytest.mark.slow
 def test_installed_code_counts_by_distribution_and_version(tmp_path: Path) -> None:
     site_packages = write_package(tmp_path / "site-packages")
     about(site_packages, "1.0", "pkg_idt/__init__.py", "pkg_idt/enc.py")

@@ -82,6 +82,11 @@ def run(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     return captured.out
 
 
+@pytest.mark.parametrize(
+    "case",
+    ["hear", "onnx", *(pytest.param(each, marks=pytest.mark.slow) for each in ("torchscript", "st"))],
+    indirect=True,
+)
 def test_two_processes_make_the_store_of_one(case: Case, folder: Path, tmp_path: Path) -> None:
     request = EncoderRequest(spec=case.spec, arguments=case.arguments)
     for device, name in (("cpu", "one"), ("cpu,cpu", "two")):

@@ -152,7 +152,7 @@ def test_all_is_every_hidden_state_without_last(folder: Path) -> None:
     assert load_encoder("mine.py:Layered", layers="all").layers == (0, 1, 2)
     assert load_encoder("mine.py:Layered", layers=["all", None]).layers == (0, 1, 2, None)
     assert load_encoder("mine.py:Layered", layers="last,all").layers == (None, 0, 1, 2)
-    with pytest.raises(EncoderError, match="has no layers"):
+    with pytest.raises(EncoderError, match=r"logmel.*--layers"):
         load_encoder("logmel", layers="all")
     with pytest.raises(EncoderError, match="layers 0 to 2"):
         load_encoder("mine.py:Layered", layers="0-3")

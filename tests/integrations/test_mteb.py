@@ -299,6 +299,7 @@ def test_after_a_kill_only_the_rest_is_encoded(store: Path) -> None:
     assert run_cli("verify", "--store", store).returncode == 0
 
 
+@pytest.mark.slow
 def test_two_processes_write_to_one_store_at_once(store: Path) -> None:
     process = start_encoding(store, pause_seconds=0.1)
     wait_for(process, store, clips=8)
@@ -317,7 +318,7 @@ def test_two_processes_write_to_one_store_at_once(store: Path) -> None:
 ON_THE_PAGE = [block.text for block in blocks(ROOT / "docs/how-to/i-have.md") if "CachedEncoder" in block.text]
 
 
-@pytest.mark.parametrize(("text", "kind"), list(zip(ON_THE_PAGE, ["clustering", "zero-shot"], strict=True)))
+@pytest.mark.parametrize(("text", "kind"), list(zip(ON_THE_PAGE, ["zero-shot", "clustering"], strict=True)))
 def test_the_code_on_the_page_runs(text: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a task and a model that are here, in place of those of the hub."""
     monkeypatch.chdir(tmp_path)
