@@ -115,6 +115,7 @@ print({{"torch", "faiss", "webdataset", "sklearn", "ray", "pydantic"}} & set(sys
     assert in_a_process(code) == "set()"
 
 
+@pytest.mark.slow
 def test_the_types_are_those_of_the_functions_for_a_type_checker(tmp_path: Path) -> None:
     pytest.importorskip("mypy")
     (tmp_path / "user.py").write_text(

@@ -677,18 +677,22 @@ def test_a_frame_task_is_scored_on_imported_frames(tmp_path: Path) -> None:
 def test_memory_is_bounded_by_blocks_and_parts_and_not_by_the_file(
     form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    n, dim = 2_000, 2_000  # 16 MB
-    large = np.arange(n * dim, dtype=np.float32).reshape(n, dim)
-    path = tmp_path / f"e.{form}"
-    if form == "npy":
-        np.save(path, large)
-    elif form == "npz":
-        np.savez_compressed(path, X=large)
-    elif form == "safetensors":
-        save_file({"X": large}, path)
-    else:
-        pq.write_table(pa.table({"X": list(large)}), path, row_group_size=50)
-    del large
+    def written(name: str, n: int, dim: int) -> Path:
+        large = np.arange(n * dim, dtype=np.float32).reshape(n, dim)
+        path = tmp_path / f"{name}.{form}"
+        if form == "npy":
+            np.save(path, large)
+        elif form == "npz":
+            np.savez_compressed(path, X=large)
+        elif form == "safetensors":
+            save_file({"X": large}, path)
+        else:
+            pq.write_table(pa.table({"X": list(large)}), path, row_group_size=50)
+        return path
+
+    fs.import_embeddings(written("small", 2, 2), **PLACE, store=tmp_path / "other")  # imports the libraries
+    n = 2_000
+    path = written("large", n, 2_000)  # 16 MB
     for module, name, size in (
         (rows, "MAX_BLOCK_ROWS", 50),
         (arrow_files, "BATCH_ROWS", 50),
