@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ def test_what_is_stored_is_what_the_encoder_returns_for_each_signal_alone(data: 
     extract(task(), data, store, encoder=encoder, padding="exact")
     [canary] = canaries(store).values()
     assert set(canary) == {"version", "signals", "made_by"}
-    assert canary["made_by"]["versions"]["torch"] == torch.__version__
+    assert canary["made_by"]["versions"]["torch"] == metadata.version("torch")
     for name, wave in reference_signals(16_000).items():
         frames = encoder.module(torch.from_numpy(wave)[None])[0].numpy()
         frames = frames[: round(len(wave) / 640)]
