@@ -24,7 +24,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 collect_ignore = ["extract/fuzz_target.py"]  # a script: it imports atheris, which is not everywhere
 
-# copies of remote stores, and shares of a scheduler that the tests may run under, are nobody's business here
+# copies of remote stores, and shares of a scheduler that the tests may run under, do not apply here
 _cache = tempfile.TemporaryDirectory(prefix="featstore-test-cache-")
 os.environ["FEATSTORE_CACHE"] = _cache.name
 os.environ["XDG_STATE_HOME"] = str(Path(_cache.name) / "state")  # the key that saved indexes are signed with

@@ -147,7 +147,7 @@ def test_a_name_as_long_as_names_can_be_is_written(tmp_path: Path) -> None:
     assert len(names(tmp_path)) == 1
 
 
-def test_a_missing_folder_is_told_by_the_name_that_was_asked_for(tmp_path: Path) -> None:
+def test_a_missing_folder_is_reported_by_the_name_that_was_asked_for(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError) as caught:
         write_whole(tmp_path / "nowhere" / "page.html", "new")
     assert caught.value.filename == str(tmp_path / "nowhere" / "page.html")

@@ -44,7 +44,7 @@ class TrippingEncoder(torch.nn.Module):
 
     def fail_as_told(self):
         self.passes += 1
-        while self.passes > 1 and (FAULTS / "skewed").exists():  # whoever is to have other weights has not loaded them
+        while self.passes > 1 and (FAULTS / "skewed").exists():  # the worker with other weights has not loaded them
             time.sleep(0.02)
         if self.passes > 4:  # past the pass over noise, and into a second shard
             if once("killed-once") or (FAULTS / "killed-always").exists():

@@ -1,4 +1,4 @@
-"""What a long extraction is told at its end, and a short one is not."""
+"""Advice that a long extraction prints at its end, and a short one does not."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def lasting_a_minute(record: ExtractRecord, **settings: object) -> ExtractRecord
     return replace(record, seconds={**record.seconds, "encode": 60.0}, settings={**record.settings, **settings})
 
 
-def test_a_cpu_that_has_bfloat16_is_told_of_it(short: ExtractRecord, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cpu_that_has_bfloat16_is_suggested_it(short: ExtractRecord, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "cpu_multiplies_bfloat16", lambda: True)
     long = lasting_a_minute(short)
     [line] = advice(long)
@@ -41,7 +41,7 @@ def test_a_cpu_that_has_bfloat16_is_told_of_it(short: ExtractRecord, monkeypatch
     assert not list(advice(long))
 
 
-def test_one_gpu_of_several_is_told_of_the_others(short: ExtractRecord, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_gpu_of_several_is_shown_the_others(short: ExtractRecord, monkeypatch: pytest.MonkeyPatch) -> None:
     long = lasting_a_minute(short, device="cuda")
     assert not list(advice(long))
     monkeypatch.setattr("torch.cuda.device_count", lambda: 8)

@@ -49,7 +49,7 @@ def encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-def test_a_sound_encoder_is_told_in_a_table_and_exits_with_0(run: Run) -> None:
+def test_a_sound_encoder_is_reported_in_a_table_and_exits_with_0(run: Run) -> None:
     done = run("check", "./quick.py")
     assert done.code == 0
     first, *lines = [line.rstrip() for line in done.out.splitlines() if line.strip()]

@@ -1,4 +1,4 @@
-"""Models of transformers on the command line: layers and pools of one pass, and what is told."""
+"""Models of transformers on the command line: layers and pools of one pass, and what is printed."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ def test_json_is_one_array_on_stdout_with_the_designs_fields(run: Run) -> None:
         assert ScoreRecord.from_json(score).as_json()["value"] == score["value"]
 
 
-def test_json_lists_the_clips_that_were_left_out_and_fail_on_skip_fails(run: Run) -> None:
+def test_json_lists_the_clips_that_were_skipped_and_fail_on_skip_fails(run: Run) -> None:
     options = ("--encoder", "logmel", "--split", "train", "--max-clip-seconds", "0.6")
     extracted = run(*EXTRACT, *options, "--json")
     [record] = json.loads(extracted.out)

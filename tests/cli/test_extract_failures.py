@@ -88,7 +88,7 @@ def test_a_shard_that_breaks_later_is_neither_encoded_nor_reused_and_its_old_par
     assert records[0]["clips"] == 4
 
 
-def test_a_task_without_shards_is_told_of_at_once_and_costs_itself(run: Run, folder: Path) -> None:
+def test_a_task_without_shards_is_reported_at_once_and_costs_itself(run: Run, folder: Path) -> None:
     splits = {"train": "tarin*.tar", "valid": "valid*.tar", "test": "test*.tar"}
     task_toml(folder, name="b", data={"dataset": "b"}, splits=splits)
     outcome = extract(run, "--json")

@@ -86,7 +86,7 @@ def test_a_path_and_options_choose_alike(run, store, arguments):
     assert [each["bytes"] for each in records] == [on_disk(store.url, "mel", split) for split in ("test", "train")]
 
 
-def test_one_feature_set_is_told_in_full(run, store):
+def test_one_feature_set_is_reported_in_full(run, store):
     [records] = json.loads(run("inspect", "mel/words/train", "--store", store.url, "--json").out)
     norms = [float(np.linalg.norm(vector.astype(np.float64))) for vector in store.column("utterance")]
     lengths = [len(frames) for frames in store.column("frames")]

@@ -166,7 +166,7 @@ def trains(group: int) -> bool:
 
 @pytest.mark.usefixtures("store")
 @pytest.mark.parametrize("moment", [has_begun, trains])
-def test_ctrl_c_ends_every_process_and_says_so_on_one_line(folder: Path, moment: Callable[[int], bool]) -> None:
+def test_ctrl_c_ends_every_process_and_is_reported_on_one_line(folder: Path, moment: Callable[[int], bool]) -> None:
     code = "import sys; from featstore.cli import main; main(sys.argv[1:])"
     command = [sys.executable, "-c", code, "probe", "tiny.toml", "--store", "s", "--jobs", "2"]
     command += ["--head", "linear", "--seeds", "2000"]
@@ -212,7 +212,7 @@ def test_what_is_measured_beside_a_score_is_printed(run: Run) -> None:
 
 
 @pytest.mark.usefixtures("store")
-def test_a_task_without_neighbours_is_left_out_among_several_and_an_error_alone(run: Run, folder: Path) -> None:
+def test_a_task_without_neighbours_is_skipped_among_several_and_an_error_alone(run: Run, folder: Path) -> None:
     other = folder / "other"
     other.mkdir()
     task_toml(other, name="other", retrieve={"enabled": False})

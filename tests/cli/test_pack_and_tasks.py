@@ -96,7 +96,7 @@ def test_nothing_is_overwritten(run: Run) -> None:
 
 
 @pytest.mark.usefixtures("audio")
-def test_a_file_that_cannot_be_read_is_left_out_and_told(run: Run, audio: Path) -> None:
+def test_a_file_that_cannot_be_read_is_skipped_and_reported(run: Run, audio: Path) -> None:
     (audio / "low/broken.wav").write_bytes(b"RIFF nonsense")
     (audio / "high/empty.flac").write_bytes(b"")
     done = run("pack", "one", "--audio", "sounds")

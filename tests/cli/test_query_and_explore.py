@@ -71,7 +71,7 @@ def test_keys_and_labels_cannot_drive_a_terminal(run: Run, store: Path) -> None:
     assert "\x1b" not in run("query", "both", "--store", store, "--split", "train", "--k", "99").out
 
 
-def test_what_cannot_be_asked_is_told_in_one_line(run: Run, store: Path) -> None:
+def test_what_cannot_be_asked_is_reported_in_one_line(run: Run, store: Path) -> None:
     one_line(run, "query", "both", "--store", store, code=2, says="words/test/both, words/train/both")
     one_line(run, "query", "trian-3", "--store", store, code=2, says="'trian-3'.*'train-3'")
     one_line(run, "query", "both", "--store", store, "--split", "dev", code=2, says=r" \*/\*/dev")
@@ -105,7 +105,7 @@ def test_explore_writes_a_page_and_says_how_large_it_is(run: Run, store: Path) -
     assert Path("mel-words-train.html").is_file()
 
 
-def test_what_cannot_be_explored_is_told_in_one_line(run: Run, store: Path) -> None:
+def test_what_cannot_be_explored_is_reported_in_one_line(run: Run, store: Path) -> None:
     one_line(run, "explore", "--store", store, "--out", "x.html", code=2, says="feature set")
     page = ("explore", "mel/words/train", "--store", store)
     one_line(run, *page, "--serve", "--out", "x.html", code=2, says="--out .*--serve")
@@ -116,7 +116,9 @@ def test_what_cannot_be_explored_is_told_in_one_line(run: Run, store: Path) -> N
     assert not Path("x.html").exists()
 
 
-def test_serve_answers_on_the_loopback_until_it_is_interrupted_and_a_taken_port_is_told(run: Run, store: Path) -> None:
+def test_serve_answers_on_the_loopback_until_it_is_interrupted_and_a_taken_port_is_reported(
+    run: Run, store: Path
+) -> None:
     command = [
         sys.executable,
         "-m",

@@ -9,7 +9,7 @@ import tiny
 from handmade import Run, clip, extract, noise, write_split
 
 
-def test_clips_that_stand_in_two_shards_are_told_with_what_to_do_and_no_repair_is_advised(
+def test_clips_that_stand_in_two_shards_are_reported_with_what_to_do_and_no_repair_is_advised(
     tmp_path: Path, run: Run
 ) -> None:
     data = tmp_path / "data/tiny"
@@ -27,7 +27,7 @@ def test_clips_that_stand_in_two_shards_are_told_with_what_to_do_and_no_repair_i
     assert run("verify", "--store", tmp_path / "store").code == 0
 
 
-def test_a_damaged_part_is_told_with_the_repair(tmp_path: Path, run: Run) -> None:
+def test_a_damaged_part_is_reported_with_the_repair(tmp_path: Path, run: Run) -> None:
     write_split(tmp_path / "data/tiny", "train", [clip("a", noise(0.3))])
     extract(tiny.task(), tmp_path / "data", tmp_path / "store")
     [vectors] = (tmp_path / "store").glob("*/*/*/*/utterance/c/0/0")
@@ -37,7 +37,9 @@ def test_a_damaged_part_is_told_with_the_repair(tmp_path: Path, run: Run) -> Non
     assert f"`featstore verify --store {tmp_path / 'store'} --repair`" in outcome.out
 
 
-def test_a_folder_that_is_no_store_is_told_as_such_and_a_repair_deletes_nothing_of_it(tmp_path: Path, run: Run) -> None:
+def test_a_folder_that_is_no_store_is_reported_as_such_and_a_repair_deletes_nothing_of_it(
+    tmp_path: Path, run: Run
+) -> None:
     for name in ("a/b/c/precious.csv", "a/b/c/d/e/precious.csv", "x.wav"):
         (tmp_path / "mine" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "mine" / name).write_text("")

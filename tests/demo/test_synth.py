@@ -118,7 +118,7 @@ def test_the_first_note_of_a_sustained_phrase_has_the_pitch_of_its_label() -> No
 
 
 def test_a_pinned_clip_has_not_drifted() -> None:
-    # Whoever changes what is heard raises SYNTHESIS_VERSION and takes these numbers anew.
+    # A change of the sounds raises SYNTHESIS_VERSION and updates these numbers.
     for (dataset, split), (n, rms) in {
         ("demo-instruments", "test"): (7290, 0.06805),
         ("demo-scenes", "fold3"): (80000, 0.0742),

@@ -101,14 +101,14 @@ def test_separability_is_scatter_and_nearest_means_without_the_row_itself(rng):
         pytest.param(np.full((30, 4), 1e30), id="huge and constant"),
     ],
 )
-def test_a_space_with_nothing_to_measure_says_so_without_a_warning(X):
+def test_a_space_with_nothing_to_measure_is_reported_without_a_warning(X):
     result = space_health(X.astype(np.float32), classes=np.arange(len(X)) % 2)
     assert result.effective_rank is None
     assert result.separability is None
     json.dumps(result.norm_spread, allow_nan=False)
 
 
-def test_rows_that_are_not_finite_are_counted_and_left_out(rng):
+def test_rows_that_are_not_finite_are_counted_and_skipped(rng):
     X = rng.standard_normal((60, 4)).astype(np.float32)
     broken = np.vstack([X, np.full((2, 4), np.nan, np.float32)])
     assert space_health(broken).not_finite == 2
@@ -133,7 +133,7 @@ def test_a_clip_that_is_louder_and_noisier_is_found_and_other_clips_are_not(rng)
     assert cosines == sorted(cosines, reverse=True)
 
 
-def test_very_many_rows_are_drawn_from_and_the_draw_is_told(rng, monkeypatch):
+def test_very_many_rows_are_drawn_from_and_the_draw_is_reported(rng, monkeypatch):
     monkeypatch.setattr("featstore.evaluation.leakage.MAX_WORK", 10 * 50 * 4)
     X = rng.standard_normal((80, 4)).astype(np.float32)
     result = find_overlap(X, X[:50], keys=[str(at) for at in range(80)], other_keys=[str(at) for at in range(50)])

@@ -100,7 +100,7 @@ def write_scripted(path: Path, module: torch.nn.Module) -> Path:
 
 @contextmanager
 def deprecated_jit() -> Iterator[None]:
-    """torch warns whoever makes TorchScript; people have it."""
+    """TorchScript is deprecated in torch, which warns; users still have such files."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         yield

@@ -271,7 +271,7 @@ def test_what_a_quantum_does_to_a_global_mean_is_measured_right() -> None:
     assert of_defect(Sound)["padding"].figures["relative_difference_by_seconds"]["1.01"] < 1e-6
 
 
-def test_under_xares_a_neighbour_is_told_as_a_warning_and_padding_fails_nothing() -> None:
+def test_under_xares_a_neighbour_is_reported_as_a_warning_and_padding_fails_nothing() -> None:
     checks = checked(Sound(), padding="xares")
     assert names(checks, "warning") == {"padding of X-ARES"}
     assert not names(checks, "failed")

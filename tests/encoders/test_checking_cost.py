@@ -69,7 +69,7 @@ def test_a_length_is_not_tried_that_is_foreseen_to_take_longer_than_is_left() ->
     assert not why_stop([], 10, left_seconds=0, free_bytes=0)
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks are told by Linux")
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from Linux")
 def test_peak_memory_is_of_the_work_alone() -> None:
     """Of work that takes 200 MB for a moment, before and after work that takes 20."""
 

@@ -104,7 +104,7 @@ def test_a_missing_declaration_is_named_with_the_attribute_that_may_be_it(
     assert part is None or part in message
 
 
-def test_a_class_without_forward_is_told_before_it_is_run() -> None:
+def test_a_class_without_forward_is_reported_before_it_is_run() -> None:
     class Encodes(torch.nn.Module):
         sampling_rate, output_dim, hop_size_in_ms = 16_000, 4, 40
 
@@ -166,12 +166,12 @@ def test_an_attribute_that_is_suggested_is_never_read() -> None:
         "infinite utterance vectors",
     ],
 )  # fmt: skip
-def test_output_that_breaks_the_contract_is_told_before_any_shard_is_read(make: Any, part: str) -> None:
+def test_output_that_breaks_the_contract_is_reported_before_any_shard_is_read(make: Any, part: str) -> None:
     message = why(Returns(make))
     assert part in message
 
 
-def test_a_forward_pass_that_raises_is_told_with_its_reason() -> None:
+def test_a_forward_pass_that_raises_is_reported_with_its_reason() -> None:
     def fail(_: torch.Tensor) -> None:
         raise RuntimeError("the weights\nare upside down")
 

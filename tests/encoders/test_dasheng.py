@@ -132,13 +132,13 @@ def test_a_pickle_that_holds_code_is_refused(dasheng_package: Path, tmp_path: Pa
     assert not (tmp_path / "ran").exists()
 
 
-def test_weights_of_another_model_are_told(dasheng_package: Path) -> None:
+def test_weights_of_another_model_are_reported(dasheng_package: Path) -> None:
     torch.save({"model": {"norm.weight": torch.ones(8)}, "config": {}}, dasheng_package)
     assert "cannot be loaded" in why(dasheng_package)
 
 
 @pytest.mark.parametrize("which", ["huge", "", "/no/such/file.pt"])
-def test_a_size_that_is_not_there_is_told(which: str) -> None:
+def test_a_size_that_is_not_there_is_reported(which: str) -> None:
     assert "base, 0.6b, 1.2b" in why(which)
 
 

@@ -161,7 +161,7 @@ class Config:
 """
 
 
-def test_a_class_that_is_no_module_is_told_with_what_it_lacks(tmp_path: Path) -> None:
+def test_a_class_that_is_no_module_is_reported_with_what_it_lacks(tmp_path: Path) -> None:
     (tmp_path / "plain.py").write_text(PLAIN)
     message = why(f"{tmp_path}/plain.py:Plain", EncoderContractError)
     assert all(part in message for part in ("torch.nn.Module", "sample_rate = 8000", "encode()", "hop_size_in_ms"))

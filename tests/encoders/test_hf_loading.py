@@ -1,4 +1,4 @@
-"""``hf:`` specs: what is loaded, what it is called, what is never run, and what is told where nothing can be loaded."""
+"""``hf:`` specs: what is loaded, what it is called, what is never run, and the errors when nothing can be loaded."""
 
 from __future__ import annotations
 
@@ -190,14 +190,14 @@ def test_a_pickle_that_holds_code_is_refused_and_not_run(model: Path, tmp_path: 
     assert (tmp_path / "ran").exists()  # it would have run
 
 
-def test_weights_that_are_missing_are_told_and_not_made_up(model: Path) -> None:
+def test_weights_that_are_missing_are_reported_and_not_made_up(model: Path) -> None:
     weights = load_file(model / "model.safetensors")
     del weights["encoder.layers.1.attention.k_proj.weight"]
     save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
     assert "encoder.layers.1.attention.k_proj.weight" in why(model)
 
 
-def test_weights_of_other_shapes_than_the_configuration_says_are_told(model: Path) -> None:
+def test_weights_of_other_shapes_than_the_configuration_says_are_reported(model: Path) -> None:
     edit(model / "config.json", intermediate_size=32)
     message = why(model)
     assert "config.json" in message
@@ -282,7 +282,7 @@ def edit(path: Path, **changes: Any) -> None:
 
 
 @pytest.mark.parametrize("spec", ["/no/such/folder", "./nowhere", "a/b/c", ""])
-def test_a_folder_that_is_not_there_is_told(spec: str) -> None:
+def test_a_folder_that_is_not_there_is_reported(spec: str) -> None:
     assert "no model folder" in why(spec)
 
 
@@ -290,16 +290,16 @@ def test_a_file_is_no_folder(model: Path) -> None:
     assert "folder" in why(model / "config.json")
 
 
-def test_a_folder_without_a_model_is_told(tmp_path: Path) -> None:
+def test_a_folder_without_a_model_is_reported(tmp_path: Path) -> None:
     assert "no config.json" in why(tmp_path)
 
 
-def test_a_model_without_a_feature_extractor_is_told(model: Path) -> None:
+def test_a_model_without_a_feature_extractor_is_reported(model: Path) -> None:
     (model / "preprocessor_config.json").unlink()
     assert "feature extractor" in why(model)
 
 
-def test_a_model_of_text_is_told(tmp_path: Path) -> None:
+def test_a_model_of_text_is_reported(tmp_path: Path) -> None:
     config = transformers.BertConfig(
         hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, vocab_size=20
     )
@@ -307,7 +307,7 @@ def test_a_model_of_text_is_told(tmp_path: Path) -> None:
     assert "preprocessor_config.json" in why(tmp_path / "bert")
 
 
-def test_a_type_that_transformers_does_not_know_is_told(model: Path) -> None:
+def test_a_type_that_transformers_does_not_know_is_reported(model: Path) -> None:
     edit(model / "config.json", model_type="wav2vec9")
     assert "'wav2vec9'" in why(model)
 
@@ -322,12 +322,12 @@ def test_a_type_that_transformers_does_not_know_is_told(model: Path) -> None:
         ({"arguments": {"x": 1}}, EncoderError, "no --encoder-arg"),
     ],
 )
-def test_an_output_that_is_not_there_is_told(options: Any, kind: Any, part: str, model: Path) -> None:
+def test_an_output_that_is_not_there_is_reported(options: Any, kind: Any, part: str, model: Path) -> None:
     assert part in why(model, kind, **options)
 
 
 @pytest.mark.parametrize("layer", ["first", "-1", "1.5", ""])
-def test_a_layer_that_is_no_number_is_told(layer: str, model: Path) -> None:
+def test_a_layer_that_is_no_number_is_reported(layer: str, model: Path) -> None:
     assert "#layer=" in why(f"{model}#layer={layer}", UsageError)
 
 
@@ -367,7 +367,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     return point_to
 
 
-def test_a_hub_that_cannot_be_reached_is_told_at_once(hub: Callable[[str], None]) -> None:
+def test_a_hub_that_cannot_be_reached_is_reported_at_once(hub: Callable[[str], None]) -> None:
     with socket.socket() as unheard:
         unheard.bind(("127.0.0.1", 0))
         hub(f"http://127.0.0.1:{unheard.getsockname()[1]}")
@@ -376,7 +376,7 @@ def test_a_hub_that_cannot_be_reached_is_told_at_once(hub: Callable[[str], None]
     assert time.monotonic() - began < 10.0
 
 
-def test_a_name_that_the_hub_does_not_know_is_told_as_such(hub: Callable[[str], None], tmp_path: Path) -> None:
+def test_a_name_that_the_hub_does_not_know_is_reported_as_such(hub: Callable[[str], None], tmp_path: Path) -> None:
     class Unknown(BaseHTTPRequestHandler):
         def do_HEAD(self) -> None:
             self.send_response(404)

@@ -93,7 +93,7 @@ def batch(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.mark.parametrize("padding", ["0.25", "xares"])
 @pytest.mark.parametrize("kind", [Layered, Counts])
-def test_a_batch_that_was_begun_comes_to_what_one_that_is_waited_for_does(
+def test_a_batch_that_was_begun_gives_what_one_that_is_waited_for_does(
     kind: type[Layered], padding: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = launching(kind(), monkeypatch, padding=padding)

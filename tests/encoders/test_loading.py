@@ -1,4 +1,4 @@
-"""Encoders by spec: files, modules, built-ins; and what is told where there is none."""
+"""Encoders by spec: files, modules, built-ins; and the errors for missing ones."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_a_spec_that_names_no_encoder_is_one_line(spec: str, parts: list[str]) -
     ],
     ids=["syntax", "raises", "exits", "no encoder", "two encoders", "no module", "constructor raises"],
 )
-def test_a_file_that_holds_no_encoder_is_told_in_one_line(source: str, parts: list[str], tmp_path: Path) -> None:
+def test_a_file_that_holds_no_encoder_is_reported_in_one_line(source: str, parts: list[str], tmp_path: Path) -> None:
     path = tmp_path / "wrong.py"
     path.write_text(source)
     message = why(path)
@@ -131,11 +131,11 @@ def test_a_file_that_is_edited_within_a_second_is_run_as_it_reads(
     assert after.identity["state_sha256"] != before.identity["state_sha256"]
 
 
-def test_an_argument_that_the_class_does_not_take_is_told(encoder_file: Path) -> None:
+def test_an_argument_that_the_class_does_not_take_is_reported(encoder_file: Path) -> None:
     assert "depth" in why(encoder_file, depth=3)
 
 
-def test_an_argument_that_cannot_be_hashed_is_told() -> None:
+def test_an_argument_that_cannot_be_hashed_is_reported() -> None:
     assert "JSON" in why("logmel", mels=float("nan"))
     assert "JSON" in why("logmel", mels=object())
 

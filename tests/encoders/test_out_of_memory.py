@@ -62,7 +62,7 @@ def test_no_other_failure_is_taken_for_one_of_memory(text: str) -> None:
     assert not is_out_of_memory(RuntimeError(text))
 
 
-def test_a_machine_without_room_says_so_to_pytorch_numpy_and_python_alike() -> None:
+def test_a_machine_without_room_is_reported_to_pytorch_numpy_and_python_alike() -> None:
     for allocate in (lambda: torch.empty(2**50), lambda: np.empty(2**50), lambda: bytearray(2**50)):
         with pytest.raises((RuntimeError, MemoryError)) as caught:
             allocate()
@@ -108,7 +108,7 @@ def batch(n_windows: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize("fails", [says(CUBLAS), lambda: torch.empty(2**50), lambda: np.empty(2**50)])
-def test_a_batch_that_does_not_fit_is_halved_whoever_says_so(fails: Any) -> None:
+def test_a_batch_that_does_not_fit_is_halved_anyone_is_reported(fails: Any) -> None:
     module = Small(fails)
     run = started(module)
     [encoded] = run(*batch(8))

@@ -109,7 +109,7 @@ def test_counts_of_frames_that_an_encoder_returns_are_kept_to() -> None:
     assert [len(frames) for frames in found.frames or ()] == [3, 3]
 
 
-def test_a_layer_that_is_not_there_is_told() -> None:
+def test_a_layer_that_is_not_there_is_reported() -> None:
     with pytest.raises(EncoderError, match=r"\b0\b.*\b2\b.*\b3\b"):
         layered(Output(layer=3))
 
@@ -125,7 +125,7 @@ def test_a_layer_that_is_not_there_is_told() -> None:
         ({"forward_layers": lambda *_, **__: []}, "2 layers: got 0"),
     ],
 )
-def test_declarations_of_layers_that_make_no_sense_are_told(change: dict[str, Any], part: str) -> None:
+def test_declarations_of_layers_that_make_no_sense_are_reported(change: dict[str, Any], part: str) -> None:
     module = Layered()
     for name, value in change.items():
         setattr(module, name, value)

@@ -280,7 +280,7 @@ def test_a_row_that_is_no_number_is_named_by_its_place_in_the_batch_and_not_in_i
     assert caught.value.row == 6
 
 
-def test_what_float16_cannot_hold_on_its_way_is_told_with_the_remedy() -> None:
+def test_what_float16_cannot_hold_on_its_way_is_reported_with_the_remedy() -> None:
     class Overflows(Ramp):
         def forward(self, audio: torch.Tensor) -> Any:
             loud = audio[:, :200].abs().amax(dim=1, keepdim=True) * torch.full((1, 2), 1e5)
@@ -309,7 +309,7 @@ def test_gpus_that_the_driver_counts_and_torch_cannot_use_are_a_usage_error(
     assert pick_devices("auto") == ("cpu",)
 
 
-def test_a_gpu_that_lets_nobody_in_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_that_lets_no_one_in_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuses(device: str) -> None:
         raise RuntimeError("CUDA error: CUDA-capable device(s) is/are busy or unavailable\nCUDA kernel errors ...")
 
@@ -325,7 +325,7 @@ def test_a_gpu_that_lets_nobody_in_is_one_line(monkeypatch: pytest.MonkeyPatch) 
     ("asked", "rank", "device"),
     [("auto", 3, "cuda:3"), ("cuda", 3, "cuda:3"), ("cuda", None, "cuda"), ("cuda:1", 3, "cuda:1"), ("cpu", 3, "cpu")],
 )
-def test_processes_of_one_machine_take_a_gpu_each_unless_they_are_told_which(
+def test_processes_of_one_machine_take_a_gpu_each_unless_they_are_reported_which(
     asked: str, rank: int | None, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)

@@ -115,7 +115,7 @@ def test_label_sets_become_rows_of_zeros_and_ones():
     )
 
 
-def test_a_class_that_only_the_test_shows_is_a_class_and_is_told():
+def test_a_class_that_only_the_test_shows_is_a_class_and_is_reported():
     sets = {**SPLITS, "test": [*SPLITS["test"], tiny.Clip("odd", "unheard", np.zeros((1, 8)))]}
     task = load(sets)
     assert task.classes[-1] == "unheard"
@@ -218,7 +218,7 @@ def test_of_many_classes_the_pairs_that_are_confused_most_are_kept():
     assert [count for _, _, count in pairs] == sorted((count for _, _, count in pairs), reverse=True)
 
 
-def test_a_record_holds_the_recipe_and_names_the_clips_that_were_left_out():
+def test_a_record_holds_the_recipe_and_names_the_clips_that_were_skipped():
     sets = {
         **SPLITS,
         "train": tiny.TinySet(SPLITS["train"], skipped=(SkippedClip(shard="a.tar", key="x", reason="no"),)),

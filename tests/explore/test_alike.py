@@ -46,7 +46,7 @@ def test_of_very_long_names_the_beginnings_are_compared():
         ("bark.wav", []),
     ],
 )
-def test_a_few_names_are_told_the_closest_alone(wanted, found):
+def test_a_few_names_are_reported_the_closest_alone(wanted, found):
     assert closest_names(wanted, [f"clip-{at:06d}" for at in range(2000)], most=3) == found
 
 

@@ -50,7 +50,7 @@ def pairs(found: Found) -> list[tuple[float, str]]:
     return [(pytest.approx(hit.similarity, abs=1e-5), hit.key) for hit in found.hits]
 
 
-def test_clips_are_ranked_by_their_closest_windows_over_all_splits_and_the_clip_itself_is_left_out(tmp_path):
+def test_clips_are_ranked_by_their_closest_windows_over_all_splits_and_the_clip_itself_is_skipped(tmp_path):
     train, test = some("train", 40, windows=4), some("test", 30, windows=3)
     write_set(tmp_path / "s", train, shards=3)
     write_set(tmp_path / "s", test, split="test")
@@ -72,7 +72,7 @@ def unit(X: np.ndarray) -> np.ndarray:
     return X / np.linalg.norm(X, axis=1, keepdims=True)
 
 
-def test_a_window_asks_alone_by_its_own_key_and_its_clip_is_left_out_all_the_same(tmp_path):
+def test_a_window_asks_alone_by_its_own_key_and_its_clip_is_skipped_all_the_same(tmp_path):
     clips = some("a", 12, windows=3)
     write_set(tmp_path / "s", clips)
     found = nearest_to_key(sets_in(tmp_path / "s"), "a-5#2", k=4)
@@ -197,7 +197,7 @@ def test_an_encoder_that_runs_code_is_loaded_when_the_user_names_it_and_is_still
         load(sets[0], "./mine.py")
 
 
-def test_a_file_that_is_no_audio_is_told_by_its_name(tmp_path):
+def test_a_file_that_is_no_audio_is_reported_by_its_name(tmp_path):
     shards(tmp_path / "data")
     extract(task(), tmp_path / "data", tmp_path / "s")
     path = tmp_path / "text.wav"

@@ -146,7 +146,7 @@ def test_umap_keeps_clusters_together_and_repeats(rng):
         projection.umap(X[:19])
 
 
-def test_umap_that_is_not_installed_is_told(monkeypatch):
+def test_umap_that_is_not_installed_is_reported(monkeypatch):
     monkeypatch.setitem(sys.modules, "umap", None)
     with pytest.raises(UsageError, match=r"--map pca.* umap.*featstore\[umap\]"):
         projection.umap(np.eye(4, dtype=np.float32))
@@ -226,7 +226,7 @@ def test_columns_that_would_make_the_page_too_large_are_named_instead(tmp_path, 
     assert "<dd>said: " in html
 
 
-def test_a_colour_that_no_clip_has_is_told(tmp_path, rng):
+def test_a_colour_that_no_clip_has_is_reported(tmp_path, rng):
     write_set(tmp_path / "s", some(5, rng))
     with pytest.raises(LabelError, match=r"'wrod'.* word, by\.id"):
         explore(take_points(opened(tmp_path / "s"), max_points=9), colour="wrod")

@@ -169,7 +169,7 @@ def test_a_shard_that_has_gone_or_changed_gives_no_sound_and_the_others_do(tmp_p
         ClipAudio(fs, tmp_path)
 
 
-def test_a_clip_that_its_shard_does_not_have_is_told(place, fs):
+def test_a_clip_that_its_shard_does_not_have_is_reported(place, fs):
     audio = ClipAudio(fs, place / "data")
     audio._keys = ["other"] * len(audio._keys)
     with pytest.raises(UnusableClip, match="'other'"):

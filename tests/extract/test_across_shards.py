@@ -1,6 +1,6 @@
 """On a GPU a batch may hold windows of several shards: what is stored is the same, and no shard waits for ever.
 
-A CPU plays the GPU: it has batches under way, and is told how much audio a batch is to hold.
+The CPU stands in for a GPU: batches are in flight, and the audio per batch is given.
 """
 
 from __future__ import annotations

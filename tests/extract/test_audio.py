@@ -107,14 +107,14 @@ def test_flac_round_trip_is_16_bit() -> None:
     np.testing.assert_allclose(decoded(encode_flac(wave, 16_000)), wave, atol=1 / 32_000)
 
 
-def test_how_much_is_decoded_is_told_before_it_is() -> None:
+def test_how_much_is_decoded_is_reported_before_it_is() -> None:
     calls: list[int] = []
     decode(audio_bytes(noise(1.0, rate=8000), rate=8000), sample_rate_hz=16_000, max_seconds=9, admit=calls.append)
     assert calls == [64_000]
 
 
 def wav(*, channels: int = 1, rate: int = 16_000, body: bytes = b"", claimed: int | None = None) -> bytes:
-    """A 16-bit wav whose header says what it is told to say."""
+    """A 16-bit WAV file with a header of the given values."""
     size = len(body) if claimed is None else claimed
     block = 2 * channels
     form = struct.pack("<HHIIHH", 1, channels & 0xFFFF, rate, rate * block & 0xFFFFFFFF, block & 0xFFFF, 16)
@@ -136,7 +136,7 @@ def test_a_header_that_claims_ten_hours_is_not_decoded() -> None:
     assert re.search(r"36,000 s.*--max-clip-seconds 3600", why(flac_claiming(36_000 * 16_000)))
 
 
-def test_a_long_clip_is_left_out_by_the_limit_that_was_given() -> None:
+def test_a_long_clip_is_skipped_by_the_limit_that_was_given() -> None:
     assert "--max-clip-seconds 0.5" in why(audio_bytes(noise(0.6)), max_seconds=0.5)
     assert len(decoded(audio_bytes(noise(0.6)), max_seconds=0.6)) == 9600
 
@@ -169,11 +169,11 @@ def test_a_sample_rate_that_no_audio_has_is_not_decoded(rate: int) -> None:
     ],
     ids=["empty", "cut", "text", "zero samples", "NaN", "infinite", "far too loud"],
 )
-def test_what_is_no_audio_is_told_with_its_reason(data: bytes, reason: str) -> None:
+def test_what_is_no_audio_is_reported_with_its_reason(data: bytes, reason: str) -> None:
     assert reason in why(data)
 
 
-def test_a_reason_is_the_same_whenever_it_is_told() -> None:
+def test_a_reason_is_the_same_whenever_it_is_reported() -> None:
     assert why(b"not audio" * 9) == why(b"not audio" * 9)
 
 

@@ -58,7 +58,7 @@ def test_a_profile_is_a_trace_of_the_first_batches(data: Path, tmp_path: Path, e
     assert "aten::conv1d" in names
 
 
-def test_a_profile_that_cannot_be_written_is_told_before_anything_is_encoded(data: Path, tmp_path: Path) -> None:
+def test_a_profile_that_cannot_be_written_is_reported_before_anything_is_encoded(data: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=re.escape(str(tmp_path / "none"))):
         extract(tiny.task(), data, tmp_path / "s", profile_path=tmp_path / "none" / "trace.json")
 
@@ -95,7 +95,7 @@ def test_settings_of_torch_are_as_before_when_a_run_has_ended(data: Path, tmp_pa
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
-def test_a_compiled_encoder_comes_to_the_same_store(data: Path, tmp_path: Path) -> None:
+def test_a_compiled_encoder_gives_the_same_store(data: Path, tmp_path: Path) -> None:
     class Doubles(torch.nn.Module):
         sampling_rate, output_dim, hop_size_in_ms = 16_000, 4, 40
 
@@ -111,7 +111,7 @@ def test_a_compiled_encoder_comes_to_the_same_store(data: Path, tmp_path: Path) 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
-def test_layers_of_a_compiled_encoder_come_to_the_same_store(data: Path, tmp_path: Path) -> None:
+def test_layers_of_a_compiled_encoder_give_the_same_store(data: Path, tmp_path: Path) -> None:
     outputs = (Output(layer=1), Output(layer=2, pool="std"), Output())
     for name, compiled in (("plain", False), ("compiled", True)):
         encoder = Encoder(module=Layered().eval(), name="layered", spec="layered", identity={}, outputs=outputs)

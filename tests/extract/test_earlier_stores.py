@@ -136,7 +136,7 @@ def test_an_old_store_too_notices_an_edit_that_its_fingerprint_does_not_know(
     assert now.notes[0].endswith(": code")
 
 
-def test_what_an_old_fingerprint_counted_and_no_other_does_is_told_once(project: Project, data: Path) -> None:
+def test_what_an_old_fingerprint_counted_and_no_other_does_is_reported_once(project: Project, data: Path) -> None:
     old = run(project, data, as_old=True)
     SAME["comment"](project)
     now = run(project, data)

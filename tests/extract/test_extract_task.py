@@ -336,14 +336,14 @@ def test_folds_are_feature_sets_of_their_own(data: Path, store: Path) -> None:
     assert list(opened(store, split="two").key) == ["two"]
 
 
-def test_only_the_splits_asked_for_are_extracted_and_an_unknown_one_is_told(data: Path, store: Path) -> None:
+def test_only_the_splits_asked_for_are_extracted_and_an_unknown_one_is_reported(data: Path, store: Path) -> None:
     write_split(data / "tiny", "valid", [clip("a", noise(0.3))])
     assert [record.split for record in extract(task(), data, store, splits=["valid"])] == ["valid"]
     with pytest.raises(UsageError, match=r"'dev'.*train, valid, test"):
         extract(task(), data, store, splits=["dev"])
 
 
-def test_a_missing_split_is_told_before_anything_is_encoded(data: Path, store: Path) -> None:
+def test_a_missing_split_is_reported_before_anything_is_encoded(data: Path, store: Path) -> None:
     write_split(data / "tiny", "train", [clip("a", noise(0.3))])
     with pytest.raises(ShardError, match=r"'valid.*tar'"):
         extract(task(), data, store, splits=())
@@ -378,7 +378,7 @@ def test_a_forward_pass_that_fails_names_the_clip(data: Path, store: Path) -> No
         extract(task(), data, store, encoder=build(Conv()), padding="exact")
 
 
-def test_a_store_that_cannot_be_written_is_told_in_one_line(data: Path, store: Path) -> None:
+def test_a_store_that_cannot_be_written_is_reported_in_one_line(data: Path, store: Path) -> None:
     write_split(data / "tiny", "train", [clip("a", noise(0.3))])
     store.write_text("a file is in the way")
     with pytest.raises(StoreError) as caught:
@@ -406,7 +406,7 @@ def test_bfloat16_is_close_to_float32_and_another_recipe(data: Path, store: Path
     np.testing.assert_allclose(half, full, atol=0.5)
 
 
-def test_progress_is_told_of_every_split_clip_and_shard(data: Path, store: Path) -> None:
+def test_progress_reports_every_split_clip_and_shard(data: Path, store: Path) -> None:
     write_split(data / "tiny", "train", [clip(f"c{n}", noise(0.5, seed=n)) for n in range(4)], shards=2)
     calls: list[tuple[str, Any]] = []
 

@@ -46,18 +46,18 @@ def test_globs_and_braces_find_shards_in_order_of_name_each_once(pattern: str, n
         ("train-{0..999999999}.tar", "1,000,000,000"),
     ],
 )
-def test_a_pattern_without_shards_is_told(pattern: str, part: str, folder: Path) -> None:
+def test_a_pattern_without_shards_is_reported(pattern: str, part: str, folder: Path) -> None:
     with pytest.raises(ShardError) as caught:
         find_shards(folder, pattern)
     assert part in str(caught.value)
 
 
-def test_a_folder_that_is_not_there_is_told(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_there_is_reported(tmp_path: Path) -> None:
     with pytest.raises(ShardError, match=r"nowhere.*--data"):
         find_shards(tmp_path / "nowhere", "*.tar")
 
 
-def test_a_name_that_is_no_utf8_is_told(tmp_path: Path) -> None:
+def test_a_name_that_is_no_utf8_is_reported(tmp_path: Path) -> None:
     (tmp_path / os.fsdecode(b"bad-\xff.tar")).touch()
     with pytest.raises(ShardError, match="UTF-8"):
         find_shards(tmp_path, "*.tar")

@@ -173,12 +173,12 @@ def fuzz(folder: Path, seeds: range) -> None:
     assert min(ends.count("whole"), ends.count("broken")) > len(seeds) // 10
 
 
-def test_two_hundred_mutated_shards_are_read_or_told(tmp_path: Path) -> None:
+def test_two_hundred_mutated_shards_are_read_or_reported(tmp_path: Path) -> None:
     fuzz(tmp_path, range(200))
 
 
 @pytest.mark.slow
-def test_two_thousand_mutated_shards_are_read_or_told(tmp_path: Path) -> None:
+def test_two_thousand_mutated_shards_are_read_or_reported(tmp_path: Path) -> None:
     fuzz(tmp_path, range(1000, 3000))
 
 
@@ -222,7 +222,7 @@ JSON_TEXTS = st.recursive(st.none() | st.floats() | st.text(), st.lists).map(lam
     names=st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=40), max_size=4),
     meta=st.binary(max_size=50) | JSON_TEXTS,
 )
-def test_names_and_json_of_any_kind_are_taken_or_told(names: list[str], meta: bytes, tmp_path: Path) -> None:
+def test_names_and_json_of_any_kind_are_accepted_or_reported(names: list[str], meta: bytes, tmp_path: Path) -> None:
     listed = [m for name in names for m in ((f"{name}.wav", AUDIO["wav"]), (f"{name}.json", meta))]
     assert check_is_read_or_told(tmp_path / "s.tar", tar_bytes(listed)) == "whole"
 
@@ -274,7 +274,7 @@ def test_a_key_is_text_and_never_a_file_name(key: str, tmp_path: Path) -> None:
     assert {path.relative_to(tmp_path).parts[0] for path in set(tmp_path.rglob("*")) - before} == {"store"}
 
 
-def test_a_key_of_ten_thousand_characters_is_left_out_with_its_reason(tmp_path: Path) -> None:
+def test_a_key_of_ten_thousand_characters_is_skipped_with_its_reason(tmp_path: Path) -> None:
     path = tmp_path / "data/tiny/train-0.tar"
     path.parent.mkdir(parents=True)
     path.write_bytes(pax("k" * 10_000))
@@ -284,7 +284,7 @@ def test_a_key_of_ten_thousand_characters_is_left_out_with_its_reason(tmp_path: 
     assert len(left_out.key) < 200
 
 
-def test_a_key_that_is_no_utf8_is_left_out_with_its_reason(tmp_path: Path) -> None:
+def test_a_key_that_is_no_utf8_is_skipped_with_its_reason(tmp_path: Path) -> None:
     path = tmp_path / "data/tiny/train-0.tar"
     path.parent.mkdir(parents=True)
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT, encoding="latin-1") as tar:
@@ -305,7 +305,7 @@ def test_a_key_that_is_no_utf8_is_left_out_with_its_reason(tmp_path: Path) -> No
     ids=["deep list", "deep object", "huge number", "huge float", "surrogate", "byte order mark", "many lists",
          "nothing", "NUL", "NaN"],
 )  # fmt: skip
-def test_json_that_is_deep_or_huge_or_none_is_taken_or_left_out(meta: bytes, tmp_path: Path) -> None:
+def test_json_that_is_deep_or_huge_or_none_is_taken_or_skipped(meta: bytes, tmp_path: Path) -> None:
     write_tar(tmp_path / "data/tiny/train-0.tar", [("a.wav", AUDIO["wav"]), ("a.json", meta), *clip("b", noise(0.1))])
     extract(task(), tmp_path / "data", tmp_path / "store")
     fs = featstore.open(str(tmp_path / "store")).select()
@@ -315,7 +315,7 @@ def test_json_that_is_deep_or_huge_or_none_is_taken_or_left_out(meta: bytes, tmp
         assert fs.meta_json[0] == meta.decode()
 
 
-def test_what_was_left_out_is_in_the_commit_record_and_in_the_summary(
+def test_what_was_skipped_is_in_the_commit_record_and_in_the_summary(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_tar(

@@ -71,7 +71,7 @@ def test_a_run_that_is_killed_in_the_middle_and_run_again_gives_the_same_store(f
         assert list(left.parent.iterdir()) == [left]  # killed at its first byte: it may be another writer that begins
 
 
-def test_an_interrupted_run_says_so_in_one_line_and_the_same_command_goes_on(folder: Path) -> None:
+def test_an_interrupted_run_is_reported_in_one_line_and_the_same_command_goes_on(folder: Path) -> None:
     interrupted = start(folder)
     wait_for_commits(folder / "store", interrupted, 1)
     interrupted.send_signal(signal.SIGINT)

@@ -102,7 +102,7 @@ def test_a_run_that_ends_between_two_outputs_of_a_shard_goes_on_with_the_other(
     assert_equal_stores(tmp_path / "store", tmp_path / "whole")
 
 
-def test_frames_that_no_output_would_keep_are_told(data: Path, tmp_path: Path) -> None:
+def test_frames_that_no_output_would_keep_are_reported(data: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"frames.*--pool"):
         extract(task(), data, tmp_path / "store", encoder=layered(Output(pool="max")), frames="always")
 
@@ -128,7 +128,7 @@ def test_a_crop_shorter_than_the_limit_stays_what_it_is(tmp_path: Path) -> None:
     np.testing.assert_allclose(fs.seconds, [1.0, 1.0, 0.5])
 
 
-def test_windows_are_cut_where_it_is_asked_for_and_the_recipe_says_so(data: Path, tmp_path: Path) -> None:
+def test_windows_are_cut_where_it_is_asked_for_and_the_recipe_is_reported(data: Path, tmp_path: Path) -> None:
     plain, cut = (extract(task(), data, tmp_path / "store", max_window_seconds=seconds)[0] for seconds in (None, 0.3))
     assert plain.fingerprint != cut.fingerprint
     assert plain.audio_seconds == cut.audio_seconds

@@ -104,7 +104,7 @@ def test_folders_hidden_files_and_files_without_extension_are_passed_over(tmp_pa
         ([("a.__key__.wav", b"x")], "a.__key__.wav", "key"),
     ],
 )  # fmt: skip
-def test_what_is_left_out_is_told_with_its_reason(
+def test_what_is_skipped_is_reported_with_its_reason(
     members: list[Member], key: str | None, reason: str, tmp_path: Path
 ) -> None:
     found = problems(write_tar(tmp_path / "s.tar", members))
@@ -120,7 +120,7 @@ def test_members_that_no_sample_needs_are_not_read(tmp_path: Path, monkeypatch: 
     assert problems(path) == {}
 
 
-def test_a_member_that_is_too_large_is_left_out_and_the_rest_is_not(
+def test_a_member_that_is_too_large_is_skipped_and_the_rest_is_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tars, "MAX_MEMBER_BYTES", 1000)
@@ -164,7 +164,7 @@ def test_a_file_of_another_kind_is_no_shard(content: bytes, tmp_path: Path) -> N
     broken(path)
 
 
-def test_a_shard_that_is_not_there_is_told(tmp_path: Path) -> None:
+def test_a_shard_that_is_not_there_is_reported(tmp_path: Path) -> None:
     assert "s.tar" in broken(tmp_path / "s.tar")
 
 
@@ -227,7 +227,7 @@ def test_a_gzip_bomb_is_stopped(tmp_path: Path) -> None:
     assert "20 times" in broken(path)
 
 
-def test_sparse_members_are_left_out(tmp_path: Path) -> None:
+def test_sparse_members_are_skipped(tmp_path: Path) -> None:
     name = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": "a.wav",
             "GNU.sparse.realsize": "1000000000000"}  # fmt: skip
     path = tmp_path / "s.tar"

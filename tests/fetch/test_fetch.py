@@ -236,7 +236,7 @@ def test_a_server_that_sends_nothing_any_more_is_given_up_and_what_came_is_kept(
     assert held(tmp_path) == BODY
 
 
-def test_a_file_that_has_gone_is_told_with_its_address(server: Server, tmp_path: Path) -> None:
+def test_a_file_that_has_gone_is_reported_with_its_address(server: Server, tmp_path: Path) -> None:
     server.listed["train-0.tar"] = {"links": {"self": f"{server.url}/files/elsewhere/content"}}
     with pytest.raises(FetchError, match=r"/files/elsewhere/content.*\b404\b"):
         fetch(server, tmp_path)
@@ -310,7 +310,7 @@ def test_a_listing_is_not_trusted(server: Server, tmp_path: Path, listed: dict[s
         fetch(server, tmp_path)
 
 
-def test_a_record_without_shards_is_told(server: Server, tmp_path: Path) -> None:
+def test_a_record_without_shards_is_reported(server: Server, tmp_path: Path) -> None:
     server.files = {"paper.pdf": b""}
     with pytest.raises(FetchError, match=r"\.tar.*\.zip"):
         fetch(server, tmp_path)

@@ -66,7 +66,7 @@ def test_map_is_the_macro_average_of_scikit_learn(protocol):
 
 
 @pytest.mark.filterwarnings("ignore:No positive class found")
-def test_a_class_without_positives_is_left_out_under_strict_and_zero_under_xares():
+def test_a_class_without_positives_is_skipped_under_strict_and_zero_under_xares():
     rng = np.random.default_rng(0)
     y_true, y_score = label_sets(rng), rng.standard_normal((60, 5))
     y_true[:, 2] = 0

@@ -114,7 +114,7 @@ def assert_close(one: Any, other: Any, *, rtol: float = 1e-3, atol: float = 1e-4
 
 @pytest.mark.parametrize("padding", ["0.25", "xares"])
 @pytest.mark.parametrize("kind", [Layered, Counts, OnTheHost])
-def test_a_batch_that_was_begun_comes_to_what_one_that_is_waited_for_does(kind: type[Layered], padding: str) -> None:
+def test_a_batch_that_was_begun_gives_what_one_that_is_waited_for_does(kind: type[Layered], padding: str) -> None:
     on_gpu = run_of(kind(), padding=padding, outputs=OUTPUTS)
     on_cpu = run_of(kind(), padding=padding, outputs=OUTPUTS, device="cpu")
     assert on_gpu.batches_ahead == 1

@@ -35,7 +35,7 @@ import torch
 
 
 class AssertsEncoder(torch.nn.Module):
-    """On a GPU it looks past the end of a table, which the device finds and nobody else."""
+    """On a GPU it looks past the end of a table, which only the device can detect."""
 
     sampling_rate, output_dim, hop_size_in_ms = 16_000, 2, 10.0
 
@@ -127,7 +127,7 @@ def test_every_gpu_takes_part(folder: Path, alone: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("device", ["cuda", "cuda:0"])
-def test_what_fails_on_the_device_is_told_in_a_line(device: str, folder: Path, tmp_path: Path) -> None:
+def test_what_fails_on_the_device_is_reported_in_a_line(device: str, folder: Path, tmp_path: Path) -> None:
     done = run_cli(
         "extract", folder / "tiny.toml", "--encoder", folder / "asserts_encoder.py", "--data", folder / "data",
         "--store", tmp_path / "store", "--split", "train", "--device", device, "--batch-seconds", "4", timeout=300,

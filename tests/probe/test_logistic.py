@@ -132,7 +132,7 @@ def test_label_sets_are_one_versus_rest_and_what_never_varies_is_certain(pos_wei
     assert np.ptp(found[:, 6:], axis=0).tolist() == [0.0, 0.0]
 
 
-def test_separable_data_extend_the_grid_and_a_bound_is_told(monkeypatch):
+def test_separable_data_extend_the_grid_and_a_bound_is_reported(monkeypatch):
     X, y = mixed(120, 60, n_classes=3, spread=2.0, correlated=False)
     X_valid, y_valid = mixed(60, 60, n_classes=3, spread=2.0, correlated=False, seed=1)
 

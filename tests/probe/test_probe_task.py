@@ -119,7 +119,7 @@ def test_validation_clips_that_cannot_select_are_named_with_their_round(head):
         probe(alone, changes={"metric": "d_prime"}, head=head)
 
 
-def test_test_clips_that_cannot_be_scored_are_told_as_such():
+def test_test_clips_that_cannot_be_scored_are_reported_as_such():
     alone = {**SETS, "test": tiny.TinySet([clip for clip in SETS["test"].clips if clip.label == "class-0"])}
     with pytest.raises(DataError, match=r"tiny.*\btest\b.*d_prime"):
         probe(alone, changes={"metric": "d_prime"})

@@ -220,7 +220,7 @@ def test_what_cannot_be_copied_is_said_in_one_line(local, tmp_path, bucket, s3):
         copy(local, f"http://127.0.0.1:{s3.port}/x.zarr")
 
 
-def test_the_command_copies_what_is_asked_for_and_says_so(local, bucket):
+def test_the_command_copies_what_is_asked_for_and_is_reported(local, bucket):
     other = split_writer(local, split="test")
     write_part(other, "t.tar", shard_windows("t.tar"))
     asked = ["copy", str(local), f"{bucket}/x.zarr", "--only", "utterance", "--split", "test"]

@@ -96,7 +96,7 @@ def test_no_error_of_any_call_shows_a_credential(form, answer, tmp_path, caplog)
                 call(with_secret(form, url), tmp_path)
             assert SECRET not in shown(error.value)
             assert "\n" not in str(error.value)
-        assert url.removeprefix("http://") in str(error.value)  # where it was is told
+        assert url.removeprefix("http://") in str(error.value)  # the address is in the message
         if "?" in form:
             assert all(SECRET in request for request in requests)  # and the credential was used
     assert SECRET not in caplog.text.replace(" ".join(requests), "")

@@ -141,7 +141,7 @@ def test_a_cache_that_cannot_be_written_names_the_variable(bucket, monkeypatch, 
         featstore.open(f"{bucket}/x.zarr").select().utterance  # noqa: B018
 
 
-def test_a_forked_worker_is_told_what_to_do_and_does_not_hang(bucket):
+def test_a_forked_worker_gets_advice_and_does_not_hang(bucket):
     make_store(f"{bucket}/x.zarr")
     fs = featstore.open(f"{bucket}/x.zarr").select()
     assert len(fs.frames[0])

@@ -43,7 +43,7 @@ def manifest(folder: Path) -> Manifest:
 
 @pytest.fixture(scope="session")
 def expected(folder, manifest, encoder, tmp_path_factory):
-    """What an extraction from a folder into a folder comes to."""
+    """The result of an extraction from a folder into a folder."""
     store = tmp_path_factory.mktemp("expected") / "expected.zarr"
     extract(manifest, encoder, folder / "data", store)
     return contents_by_plain_zarr(store)
@@ -72,7 +72,7 @@ def contents(url: str, tmp_path: Path):
     return contents_by_plain_zarr(tmp_path / "pulled.zarr")
 
 
-def test_from_a_bucket_into_a_bucket_comes_to_the_same(s3, bucket, folder, manifest, encoder, expected, tmp_path):
+def test_from_a_bucket_into_a_bucket_gives_the_same(s3, bucket, folder, manifest, encoder, expected, tmp_path):
     data, store = upload(s3, bucket, folder / "data"), f"{bucket}/out.zarr"
     faults: list[Request] = []
 

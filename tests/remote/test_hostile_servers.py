@@ -110,7 +110,7 @@ def test_a_server_that_drips_its_headers_is_left(call):
 
 
 def test_a_slow_server_that_makes_progress_is_waited_for(monkeypatch):
-    """It takes several times as long as silence may; with a size that the pace allows it comes to its end."""
+    """It takes several times as long as silence may; with a size that the pace allows it completes."""
     monkeypatch.setattr(limits, "LEAST_BYTES_A_SECOND", 100)
     monkeypatch.setenv("FEATSTORE_TIMEOUT", "0.5")
 

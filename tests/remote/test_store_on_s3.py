@@ -308,7 +308,7 @@ def test_two_writers_at_once_leave_one_part_for_each_shard(s3, bucket):
     assert [segment.member.shard.name for segment in fs.segments] == list(SHARDS)
     assert fs.key.tolist() == [each.key for shard in SHARDS for each in shard_windows(shard)]
     objects = open_objects(url)
-    # whoever wrote the catalogue last looked once more: it lists all four parts
+    # the last writer of the catalogue listed the parts again: all four are there
     assert look_at_split(objects, fs.path, read_document(objects, fs.path)).catalogued
     [record] = gc_store(url)
     assert len(record.deleted) == 1

@@ -140,7 +140,7 @@ def test_two_recipes_of_an_encoder_are_two_columns_and_one_recipe_needs_no_finge
     assert [column.label for column in _only(build(records)).columns] == ["logmel@aaaaaaaa", "logmel@bbbbbbbb", "mfcc"]
 
 
-def test_settings_are_told_only_where_they_tell_scores_apart(score: Score) -> None:
+def test_settings_are_shown_only_where_they_distinguish_scores(score: Score) -> None:
     k_by_task = [score(task=task, settings={"k": k, "index": "flat"}) for task, k in (("a", 10), ("b", 5))]
     assert [column.label for column in _only(build(k_by_task)).columns] == ["logmel"]
     asked_twice = [score(settings={"k": k, "index": "flat"}) for k in (10, 5)]

@@ -266,7 +266,7 @@ def test_the_command_writes_a_page_and_says_what_does_not_go_together(tmp_path: 
         assert failed.exit_code != 0
 
 
-def test_no_score_is_a_page_that_says_so():
+def test_no_score_is_a_page_that_is_reported():
     assert "No scores." in render_page([])
 
 

@@ -120,7 +120,7 @@ def test_a_changed_value_is_found_and_costs_the_other_files_nothing(tmp_path: Pa
 @pytest.mark.parametrize(
     "change", [{"generation": 99}, {"written_at": "2035-06-01T12:00:00+00:00"}, {"generation": -1}]
 )
-def test_what_is_told_about_a_score_is_sealed_too(tmp_path: Path, score: Score, change: dict) -> None:
+def test_what_is_reported_about_a_score_is_sealed_too(tmp_path: Path, score: Score, change: dict) -> None:
     path = write_score(score(), tmp_path)
     path.write_text(_changed(path, lambda raw: raw.update(change)))
     assert len(read_results(tmp_path).failures) == 1
@@ -203,7 +203,7 @@ def test_a_score_that_is_not_a_number_is_not_written(tmp_path: Path, score: Scor
     assert list(tmp_path.iterdir()) == []
 
 
-def test_other_files_in_the_folder_do_not_matter_and_no_folder_is_told(tmp_path: Path, score: Score) -> None:
+def test_other_files_in_the_folder_do_not_matter_and_no_folder_is_reported(tmp_path: Path, score: Score) -> None:
     write_score(score(), tmp_path)
     (tmp_path / "notes.txt").write_text("mine")
     (tmp_path / ".words.json.0.tmp").write_text("{")

@@ -181,7 +181,7 @@ def test_an_index_of_what_the_set_held_before_is_never_used_and_goes(tmp_path):
         fresh.search(queries, 1).similarities[:, 0], cosines(queries, vectors(600, seed=7)).max(axis=1), atol=0.05
     )
     assert [path.name for path in fresh.folder.parent.iterdir()] == ["ivf"]
-    assert stale.search(queries, 1).rows.shape == (5, 1)  # whoever has it open keeps it
+    assert stale.search(queries, 1).rows.shape == (5, 1)  # a reader that has it open keeps it
 
 
 def tell(folder: Path, **changes: object) -> None:
@@ -228,14 +228,14 @@ def test_an_index_that_is_replaced_while_it_is_opened_is_not_taken_for_either(in
     assert len(lines) == 1
 
 
-def test_queries_of_another_width_are_told_in_one_line(store):
+def test_queries_of_another_width_are_reported_in_one_line(store):
     index = open_index(feature_set(store))
     for search in (index.search, index.search_exactly):
         with pytest.raises(UsageError, match=r"\(queries, 24\).*\(3, 7\)"):
             search(vectors(3, dim=7), 1)
 
 
-def test_a_disk_that_fills_up_while_lists_are_joined_is_told_in_one_line(tmp_path):
+def test_a_disk_that_fills_up_while_lists_are_joined_is_reported_in_one_line(tmp_path):
     plan = plan_ivf(300, DIM, "ivf")
     rows = vectors(300)
     with pytest.raises(StoreError, match=re.escape(str(tmp_path / "gone"))):
@@ -421,7 +421,7 @@ def test_the_key_is_this_users_alone_and_is_made_once(tmp_path, monkeypatch):
     assert path.stat().st_mode & 0o777 == 0o600
 
 
-def test_a_folder_that_cannot_hold_it_is_told_in_one_line_and_nothing_is_left(tmp_path, monkeypatch):
+def test_a_folder_that_cannot_hold_it_is_reported_in_one_line_and_nothing_is_left(tmp_path, monkeypatch):
     url = tmp_path / "s.zarr"
     write(url, vectors(300))
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 10, 0))
@@ -444,7 +444,7 @@ def test_of_a_store_by_url_it_is_kept_in_the_cache_folder(tmp_path, monkeypatch)
     assert index.search(rows[:20], 1).rows[:, 0].tolist() == list(range(20))
 
 
-def test_vectors_that_are_not_finite_and_kinds_that_are_not_there_are_told(tmp_path):
+def test_vectors_that_are_not_finite_and_kinds_that_are_not_there_are_reported(tmp_path):
     url, rows = tmp_path / "s.zarr", vectors(50)
     rows[7, 3] = np.nan
     write(url, rows)

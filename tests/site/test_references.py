@@ -40,7 +40,7 @@ def rows(page: str, heading: str) -> dict[str, list[str]]:
     return {name: row for row in cells for name in re.findall(r"`([^`]+)`", row[0])}
 
 
-def test_every_key_of_a_manifest_is_told_with_its_meaning() -> None:
+def test_every_key_of_a_manifest_is_reported_with_its_meaning() -> None:
     page = SITE["reference/manifest.md"]
     for heading, model in [("## At the top", Manifest)] + [
         (f"## [{name}]", type(getattr(manifest, name)))
@@ -61,7 +61,7 @@ def test_values_and_defaults_of_a_manifest_are_those_of_the_model() -> None:
     assert rows(page, "## At the top")["kind"][1] == ", ".join(f"`{json.dumps(kind)}`" for kind in METRICS_BY_KIND)
 
 
-def test_every_kind_is_told_with_its_metrics() -> None:
+def test_every_kind_is_reported_with_its_metrics() -> None:
     result = rows(SITE["reference/manifest.md"], "## What depends on the kind")
     assert {
         kind: tuple(re.findall(r"`([^`]+)`", row[1])) for kind, row in result.items() if kind in METRICS_BY_KIND
@@ -99,7 +99,7 @@ def example(hint: Any) -> Any:
 
 
 @pytest.mark.parametrize("printed", PRINTED, ids=[each.record for each in PRINTED])
-def test_a_record_is_told_field_by_field_as_it_is_printed(printed: Printed) -> None:
+def test_a_record_is_reported_field_by_field_as_it_is_printed(printed: Printed) -> None:
     module, _, name = printed.record.rpartition(".")
     record = example(getattr(importlib.import_module(module), name))
     plain = record.as_json() if hasattr(record, "as_json") else dataclasses.asdict(record)
@@ -156,12 +156,12 @@ def _texts(keys: Sequence[ast.expr | None]) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("record", [Recipe, Commit, Member, ShardIdentity, Writing])
-def test_a_document_of_a_store_is_told_field_by_field(record: type) -> None:
+def test_a_document_of_a_store_is_reported_field_by_field(record: type) -> None:
     result = rows(SITE["reference/documents.md"], f"## {record.__name__}")
     assert list(result) == [field.name for field in dataclasses.fields(record)]
 
 
-def test_every_array_of_a_part_is_told_as_it_is_stored(tmp_path: Path) -> None:
+def test_every_array_of_a_part_is_reported_as_it_is_stored(tmp_path: Path) -> None:
     [split] = Path(cached(tmp_path).url).glob("mel@*/words/train")
     documents = {path.parent.name: json.loads(path.read_text()) for path in split.glob("*/*/zarr.json")}
     result = rows(SITE["reference/documents.md"], "## Arrays")
@@ -169,7 +169,7 @@ def test_every_array_of_a_part_is_told_as_it_is_stored(tmp_path: Path) -> None:
     assert all(f"`{codec['name']}`" in result[name][4] for name, it in documents.items() for codec in it["codecs"])
 
 
-def test_protocols_are_told_by_what_they_plan_and_define() -> None:
+def test_protocols_are_reported_by_what_they_plan_and_define() -> None:
     page = SITE["reference/rules.md"]
     assert list(rows(page, "## Metrics")) == list(METRICS)
     assert rows(page, "## Metrics")["mAP"][3:5] == ["absent class: skip", "absent class: zero"]

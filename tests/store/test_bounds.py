@@ -86,7 +86,7 @@ def test_strings_come_back_as_they_were(values):
 
 
 def rewritten(store: Path, part: str, changes: dict[str, bytes], edit: Callable[[Commit], Commit] = lambda c: c) -> str:
-    """Change objects of a part and seal it again, as whoever publishes a store can."""
+    """Change objects of a part and seal it again, as the publisher of a store can."""
     objects = LocalObjects(store)
     [folder] = store.glob(f"*/*/*/{part}.*")
     path = folder.relative_to(store).as_posix()

@@ -161,7 +161,7 @@ def test_the_temporary_file_of_a_writer_killed_at_its_first_document_is_not_fore
 
 @pytest.mark.parametrize("document", ['{"zarr_format":3,"node_type":"group","attributes":{"mine":{"a":1}}}',
     '{"zarr_format":3,"node_type":"group"}', '{"zarr_format":3,"node_type":"array","shape":[1]}', "{}"])  # fmt: skip
-def test_a_document_of_other_software_is_told_from_a_damaged_one(document):
+def test_a_document_of_other_software_is_distinguished_from_a_damaged_one(document):
     assert unseal(document.encode()) is None
     ours = seal({"format": 1})
     for at in range(len(ours)):

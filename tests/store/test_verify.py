@@ -259,7 +259,7 @@ def test_a_part_is_not_dropped_because_a_folder_may_not_be_read(store, monkeypat
     assert verify_store(str(store)).sound
 
 
-def test_a_disk_that_cannot_be_written_is_told_in_one_line(store, monkeypatch):
+def test_a_disk_that_cannot_be_written_is_reported_in_one_line(store, monkeypatch):
     [chunk] = store.glob("*/*/train/b.*/frames/c/0/0")
     chunk.with_name("stray").write_bytes(b"x")
 

@@ -184,7 +184,7 @@ def test_a_file_that_may_not_be_read_is_not_called_damaged(tmp_path, monkeypatch
         pytest.param("seconds", b'"chunk_shape": [\n    5', b'"chunk_shape": [\n    0', "seconds", id="no rows"),
     ],
 )
-def test_an_array_document_that_was_changed_is_told_with_its_place(tmp_path, array, was, becomes, named):
+def test_an_array_document_that_was_changed_is_reported_with_its_place(tmp_path, array, was, becomes, named):
     make_store(tmp_path / "s.zarr", shards=["a.tar"])
     [document] = tmp_path.glob(f"s.zarr/*/*/*/*/{array}/zarr.json")
     assert was in document.read_bytes()
@@ -195,7 +195,7 @@ def test_an_array_document_that_was_changed_is_told_with_its_place(tmp_path, arr
 
 
 @pytest.mark.parametrize("byte", [7, 8, 8 * 5 + 7], ids=["below zero", "beyond the next", "beyond the last"])
-def test_offsets_that_lead_beyond_the_frames_are_told_with_their_place(tmp_path, byte):
+def test_offsets_that_lead_beyond_the_frames_are_reported_with_their_place(tmp_path, byte):
     make_store(tmp_path / "s.zarr", shards=["a.tar"])
     [chunk] = tmp_path.glob("s.zarr/*/*/*/*/frame_offsets/c/0")
     raw = bytearray(chunk.read_bytes())
@@ -328,7 +328,7 @@ def test_the_sweep_deletes_what_a_dead_writer_left(url, tmp_path):
     assert not orphan.exists()
 
 
-def test_keys_of_a_part_that_a_writer_replaced_since_are_not_silently_left_out(url):
+def test_keys_of_a_part_that_a_writer_replaced_since_are_not_silently_skipped(url):
     fs = featstore.open(url).select()
     writer = split_writer(url)
     write_part(writer, "b.tar", shard_windows("b.tar", seed=1), size=2)
@@ -339,7 +339,7 @@ def test_keys_of_a_part_that_a_writer_replaced_since_are_not_silently_left_out(u
     assert len(featstore.open(url).select().key) == 15
 
 
-def test_a_folder_that_may_not_be_listed_is_told_in_one_line(url, monkeypatch):
+def test_a_folder_that_may_not_be_listed_is_reported_in_one_line(url, monkeypatch):
     def refuses(*_):
         raise PermissionError(13, "Permission denied")
 
@@ -348,7 +348,7 @@ def test_a_folder_that_may_not_be_listed_is_told_in_one_line(url, monkeypatch):
         featstore.open(url).select()
 
 
-def test_a_document_that_does_not_say_enough_is_told_with_its_place(url):
+def test_a_document_that_does_not_say_enough_is_reported_with_its_place(url):
     path = split_writer(url).path
     LocalObjects(Path(url)).write(f"{path}/{GROUP_DOCUMENT}", seal({"split": "train"}))
     for look in (lambda: featstore.open(url).select(), lambda: gc_store(url)):
@@ -419,7 +419,7 @@ def test_what_is_no_store_is_said_in_one_line(tmp_path):
 
 
 @pytest.mark.parametrize("reads_before", [0, 1, 2])
-def test_a_store_that_comes_to_be_while_it_is_opened_is_found_or_not_there_yet(reads_before, tmp_path, monkeypatch):
+def test_a_store_that_gives_be_while_it_is_opened_is_found_or_not_there_yet(reads_before, tmp_path, monkeypatch):
     path = tmp_path / "new.zarr"
     original, n_reads = LocalObjects.read, 0
 

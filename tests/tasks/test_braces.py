@@ -30,7 +30,7 @@ pieces = st.sampled_from(["{", "}", "{", ",", "a", "b", "1..3", "09..11", "-2..2
 
 
 @given(st.lists(pieces, max_size=10).map("".join))
-def test_a_pattern_stands_for_what_braceexpand_makes_of_it(pattern: str) -> None:
+def test_a_pattern_represents_what_braceexpand_makes_of_it(pattern: str) -> None:
     try:
         expected = list(braceexpand(pattern))
     except ValueError:

@@ -186,7 +186,7 @@ def test_two_folds_never_hold_the_same_shards(raw: Callable[..., dict[str, Any]]
         Manifest.model_validate(raw(splits=None, folds={"1": "a.tar"}))
 
 
-def test_only_clip_tasks_are_retrieved_unless_told_otherwise(raw: Callable[..., dict[str, Any]]) -> None:
+def test_only_clip_tasks_are_retrieved_by_default(raw: Callable[..., dict[str, Any]]) -> None:
     assert not Manifest.model_validate(raw(kind="regression")).retrieve.enabled
     with pytest.raises(ValidationError, match="enabled = false"):
         Manifest.model_validate(raw(kind="regression", retrieve={"k": 3}))

@@ -94,7 +94,7 @@ def test_a_shard_that_two_workers_died_over_ends_the_run_and_what_is_committed_s
     assert n_committed(tmp_path / "store") == n_parts(tmp_path / "store") < N_SHARDS
 
 
-def test_a_worker_with_other_weights_is_told_apart_before_it_encodes(
+def test_a_worker_with_other_weights_is_reported_apart_before_it_encodes(
     engine: WorkersEngine, folder: Path, alone: Path, tmp_path: Path
 ) -> None:
     engine.close()
@@ -119,7 +119,7 @@ def test_an_encoder_that_fails_in_a_worker_fails_as_it_would_here_and_names_the_
     assert re.search(r"'loud'.*train-000\.tar", messages[0])
 
 
-def test_shards_that_break_in_workers_are_told_together_and_the_others_are_committed(
+def test_shards_that_break_in_workers_are_reported_together_and_the_others_are_committed(
     engine: Engine, folder: Path, tmp_path: Path
 ) -> None:
     shards = write_split(

@@ -74,20 +74,22 @@ class GraphEncoder(nn.Module):
         EncoderError
             A declaration is missing, is not a positive number or contradicts the graph, or the graph fails on noise.
         """
-        told = {**{name: stated[name] for name in DECLARATIONS if name in stated}, **arguments}
-        rate = _positive(told, "sampling_rate", self._where)
+        declared = {**{name: stated[name] for name in DECLARATIONS if name in stated}, **arguments}
+        rate = _positive(declared, "sampling_rate", self._where)
         if rate is None:
             raise EncoderError(
                 f"{self._where} does not state its sample rate in Hz: add --encoder-arg sampling_rate=16000, or its own"
             )
         if rate != int(rate):
-            raise EncoderError(f"{self._where} needs a whole number of Hz: got sampling_rate={told['sampling_rate']!r}")
+            raise EncoderError(
+                f"{self._where} needs a whole number of Hz: got sampling_rate={declared['sampling_rate']!r}"
+            )
         self.sampling_rate = int(rate)
-        self._declare_length(_positive(told, "input_seconds", self._where))
+        self._declare_length(_positive(declared, "input_seconds", self._where))
         output = self._test_run()
         frames = output[0] if isinstance(output, tuple) else output
         self.output_dim = int(frames.shape[2])
-        hop = _positive(told, "hop_size_in_ms", self._where)
+        hop = _positive(declared, "hop_size_in_ms", self._where)
         is_vector = isinstance(output, tuple) and output[1] is not None and frames.shape[1] == 1
         if hop is None and not is_vector:
             seconds = (self._samples or self.sampling_rate) / self.sampling_rate
@@ -162,8 +164,8 @@ def _concatenated(pieces: list[Any]) -> Any:
     return tuple(None if each[0] is None else torch.cat(each) for each in zip(*pieces, strict=True))
 
 
-def _positive(told: Mapping[str, Any], name: str, where: str) -> float | None:
-    value = told.get(name)
+def _positive(declared: Mapping[str, Any], name: str, where: str) -> float | None:
+    value = declared.get(name)
     if value is None:
         return None
     try:
