@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import subprocess
 import sys
 import tracemalloc
@@ -673,10 +674,9 @@ def test_a_frame_task_is_scored_on_imported_frames(tmp_path: Path) -> None:
 # --- size -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("form", ["npy", "npz", "parquet", "safetensors"])
-def test_memory_is_bounded_by_blocks_and_parts_and_not_by_the_file(
-    form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def traced_import(form: str, tmp_path: Path) -> tuple[int, int, int]:
+    """Clips, parts and peak of traced bytes of the import of 16 MB."""
+
     def written(name: str, n: int, dim: int) -> Path:
         large = np.arange(n * dim, dtype=np.float32).reshape(n, dim)
         path = tmp_path / f"{name}.{form}"
@@ -690,21 +690,29 @@ def test_memory_is_bounded_by_blocks_and_parts_and_not_by_the_file(
             pq.write_table(pa.table({"X": list(large)}), path, row_group_size=50)
         return path
 
-    fs.import_embeddings(written("small", 2, 2), **PLACE, store=tmp_path / "other")  # imports the libraries
-    n = 2_000
-    path = written("large", n, 2_000)  # 16 MB
-    for module, name, size in (
-        (rows, "MAX_BLOCK_ROWS", 50),
-        (arrow_files, "BATCH_ROWS", 50),
-        (import_rows, "MAX_PART_ROWS", 10_000),
-        (import_rows, "PART_BYTES", 1 << 20),
-    ):
-        monkeypatch.setattr(module, name, size)
+    fs.import_embeddings(written("small", 2, 2), **PLACE, store=tmp_path / f"small-{form}.zarr")  # imports libraries
+    path = written("large", 2_000, 2_000)
+    rows.MAX_BLOCK_ROWS = arrow_files.BATCH_ROWS = 50
+    import_rows.MAX_PART_ROWS, import_rows.PART_BYTES = 10_000, 1 << 20
     tracemalloc.start()
-    try:
-        [record] = fs.import_embeddings(path, **PLACE, store=tmp_path / "s")
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert (record.clips, record.parts_written) == (n, 16)
-    assert peak < 10 << 20
+    [record] = fs.import_embeddings(path, **PLACE, store=tmp_path / f"{form}.zarr")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return record.clips, record.parts_written, peak
+
+
+def test_memory_is_bounded_by_blocks_and_parts_and_not_by_the_file(tmp_path: Path) -> None:
+    code = "import json, sys, test_import; from pathlib import Path\n"
+    code += "print(json.dumps([test_import.traced_import(form, Path(sys.argv[1])) for form in sys.argv[2:]]))"
+    forms = ["npy", "npz", "parquet", "safetensors"]
+    child = subprocess.run(  # other tests and their threads allocate in this process
+        [sys.executable, "-c", code, str(tmp_path), *forms],
+        env=environment(PYTHONPATH=os.pathsep.join([str(Path(__file__).parent), *sys.path])),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert child.returncode == 0, child.stderr
+    for form, (clips, parts, peak) in zip(forms, json.loads(child.stdout), strict=True):
+        assert (clips, parts) == (2_000, 16)
+        assert peak < 10 << 20, form
