@@ -37,7 +37,7 @@ DOORS = {
     "soxr": {"extract/audio"},
     "zarr": {"store/zarr_io"},
     "torch": {"encoders/*", "probe/*", "store/torch_dataset", "integrations/mteb/*"},
-    "sklearn": {"metrics/*"},
+    "sklearn": {"metrics/*", "retrieve/clustering"},
     "faiss": {"retrieve/index"},
     "rich": {"cli/progress", "cli/tables"},
     "matplotlib": {"report/page_charts"},

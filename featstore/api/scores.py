@@ -97,6 +97,7 @@ def retrieve(
     store: Store | StrPath,
     encoder: str | Sequence[str] | None = None,
     protocol: Protocol = "strict",
+    measure: str | Sequence[str] = "knn",
     k: int | Sequence[int] | None = None,
     index: str = "flat",
     shots: Sequence[int] = (),
@@ -105,16 +106,20 @@ def retrieve(
     progress: ScoreProgress | None = None,
     notify: Callable[[str], object] = _log.info,
 ) -> Scores:
-    """Track B: let the nearest cached neighbours of each test clip vote on its label; nothing is trained.
+    """Track B: score the cached embeddings of each task and encoder without training, by one or more measures.
 
-    Of several tasks, those without a nearest-neighbour track are skipped.
+    By default the nearest neighbours of each test clip vote on its label. Tasks without any of the measures are skipped
+    if there are several tasks, and so are measures that a task does not have if there are several measures.
 
     Parameters
     ----------
     tasks, store, encoder, protocol, shots, jobs, results, progress
         As of `probe`.
+    measure : str or sequence of str
+        ``knn``: the vote of the nearest neighbours. ``retrieval``: test clips find others of their class. ``clustering``:
+        k-means and HDBSCAN against the classes. ``pairs``: are two clips of the same class? Each is one record.
     k : int or sequence of int, optional
-        Neighbours that vote; one search answers several. The task's number by default.
+        For ``knn``: neighbours that vote; one search answers several. The task's number by default.
     index : "flat", "hnsw", "ivf" or "ivfpq"
         FAISS index: ``flat`` is exact, of the others the recall is measured.
     notify : callable
@@ -127,28 +132,44 @@ def retrieve(
     Raises
     ------
     featstore.errors.UsageError
-        No task has a nearest-neighbour track, a task or the protocol is not known, or two different tasks have one
-        name.
+        No task has a measure, a task, measure or the protocol is not known, or two different tasks have one name.
     """
     from featstore.records import Protocol
-    from featstore.retrieve import retrieve_task
+    from featstore.retrieve.measures import check_measures, score_measures, why_not
 
     one_of("protocol", protocol, get_args(Protocol))
+    measures = names_of(measure)
+    check_measures(measures, protocol)
     manifests = manifests_of(tasks)
-    without = [label for label, manifest in manifests.items() if not manifest.retrieve.enabled]
-    if len(manifests) > 1:  # a task alone is scored, and reports its own lack of the track
-        for label in without:
-            notify(f"{label} has no nearest-neighbour track: skipped")
-            del manifests[label]
+    if len(manifests) > 1:  # a task alone is scored, and reports its own lack of measures
+        for label, manifest in list(manifests.items()):
+            if all(why_not(each, manifest) for each in measures):
+                what = "nearest-neighbour track" if measures == ("knn",) else f"measure {', '.join(measures)}"
+                notify(f"{label} has no {what}: skipped")
+                del manifests[label]
         if not manifests:
-            raise UsageError("no task has a nearest-neighbour track: `featstore probe` scores them")
-    score = partial(_score, retrieve_task, protocol=protocol, k=k, index=index, shots=tuple(shots), notify=notify)
+            what = "nearest-neighbour track" if measures == ("knn",) else f"measure {', '.join(measures)}"
+            raise UsageError(f"no task has a {what}: `featstore probe` scores them")
+    score = partial(
+        _score,
+        score_measures,
+        protocol=protocol,
+        measures=measures,
+        k=k,
+        index=index,
+        shots=tuple(shots),
+        notify=notify,
+    )
     return _scores(manifests, score, store=store, encoder=encoder, jobs=jobs, results=results, progress=progress)
 
 
 def _score(
-    score: Callable[..., ScoreRecord], store: Store, manifest: Manifest, encoder: str | None, **options: Any
-) -> ScoreRecord:
+    score: Callable[..., ScoreRecord | Sequence[ScoreRecord | ScoreFailure]],
+    store: Store,
+    manifest: Manifest,
+    encoder: str | None,
+    **options: Any,
+) -> ScoreRecord | Sequence[ScoreRecord | ScoreFailure]:
     return score(store, manifest, encoder=encoder, **options)
 
 
@@ -172,24 +193,25 @@ def _scores(
     folder = None if results is None else Path(results)
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)  # before any score is computed
-    found: dict[int, ScoreRecord | ScoreFailure] = {}
+    found: dict[int, tuple[ScoreRecord | ScoreFailure, ...]] = {}
     unwritten: list[str] = []
     if progress is not None:
         progress(0, len(pairs), "")
     with closing(run_pairs(cached, pairs, score, jobs=jobs)) as outcomes:
-        for number, outcome in outcomes:
-            found[number] = outcome
-            if isinstance(outcome, ScoreFailure):
-                _log.warning("%s", outcome)
-            elif folder is not None:
-                try:
-                    reports.write_score(outcome, folder)
-                except OSError as error:  # a full disk: the score is returned, and others are computed
-                    unwritten.append(f"{pairs[number]} ({(error.strerror or str(error)).lower()})")
-                    _log.warning("the score of %s could not be written", unwritten[-1])
+        for number, of_pair in outcomes:
+            found[number] = of_pair
+            for outcome in of_pair:
+                if isinstance(outcome, ScoreFailure):
+                    _log.warning("%s", outcome)
+                elif folder is not None:
+                    try:
+                        reports.write_score(outcome, folder)
+                    except OSError as error:  # a full disk: the score is returned, and others are computed
+                        unwritten.append(f"{pairs[number]} ({(error.strerror or str(error)).lower()})")
+                        _log.warning("the score of %s could not be written", unwritten[-1])
             if progress is not None:
                 progress(len(found), len(pairs), str(pairs[number]))
-    in_order = [found[number] for number in sorted(found)]
+    in_order = [outcome for number in sorted(found) for outcome in found[number]]
     return Scores(
         [each for each in in_order if not isinstance(each, ScoreFailure)],
         failures=[each for each in in_order if isinstance(each, ScoreFailure)],

@@ -13,6 +13,7 @@ from featstore.cli.options import (
     is_quiet,
     jobs_option,
     json_option,
+    parse_names,
     parse_numbers,
     protocol_option,
     report_problem,
@@ -43,6 +44,16 @@ def _ignore(_: str) -> None:
 @encoder_names
 @protocol_option
 @click.option(
+    "--measure",
+    "measures",
+    callback=parse_names,
+    metavar="NAME,NAME",
+    default="knn",
+    show_default=True,
+    help="knn: vote of the nearest neighbours. retrieval: clips find clips of their class. clustering: k-means and "
+    "HDBSCAN. pairs: same class or not. Several read the embeddings once.",
+)
+@click.option(
     "--k",
     "ks",
     callback=parse_numbers,
@@ -68,6 +79,7 @@ def retrieve(
     store_url: str,
     encoders: tuple[str, ...],
     protocol: Protocol,
+    measures: tuple[str, ...],
     ks: tuple[int, ...],
     index: str,
     shots: tuple[int, ...],
@@ -75,7 +87,7 @@ def retrieve(
     results_dir: Path | None,
     as_json: bool,
 ) -> None:
-    """Track B: score k nearest neighbours.
+    """Track B: score k nearest neighbours, and other measures without training.
 
     Reads the cached embeddings of each task and encoder; nothing is trained.
     """
@@ -88,6 +100,7 @@ def retrieve(
             store=store_url,
             encoder=encoders,
             protocol=protocol,
+            measure=measures,
             k=ks or None,
             index=index,
             shots=shots,

@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from featstore.errors import FeatstoreError, UsageError
 from featstore.shard_patterns import ShardPattern
@@ -23,11 +23,14 @@ if TYPE_CHECKING:
     from featstore.store import Store
     from featstore.tasks import Manifest
 
-__all__ = ["Pair", "ScoreFailure", "Scorer", "encoders_with", "out_of_memory_message", "plan_pairs", "run_pairs"]
+__all__ = ["Pair", "ScoreFailure", "Scorer", "encoders_with", "attempt", "out_of_memory_message", "plan_pairs", "run_pairs"]
 
-Scorer = Callable[["Store", "Manifest", str | None], "ScoreRecord"]
-"""Scores one task with one encoder of a store. With several processes it is pickled: use a module-level function, or a
-`functools.partial` of one."""
+Scorer = Callable[["Store", "Manifest", str | None], "ScoreRecord | Sequence[ScoreRecord | ScoreFailure]"]
+"""Scores one task with one encoder of a store; several scores may each have failed. With several processes it is
+pickled: use a module-level function, or a `functools.partial` of one."""
+
+
+_Scored = TypeVar("_Scored")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +46,7 @@ class Pair:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoreFailure:
-    """The reason why a pair has no score.
+    """The reason why a pair has no score, or lacks one of its measures.
 
     Attributes
     ----------
@@ -57,6 +60,8 @@ class ScoreFailure:
         Exit code of a command in which nothing else fails.
     trace : str
         The traceback as text, since the error itself may not be picklable.
+    measure : str
+        The measure of Track B that failed, as in the settings of a score; empty for ``knn`` and for the pair as a whole.
     """
 
     task: str
@@ -65,9 +70,11 @@ class ScoreFailure:
     message: str
     exit_code: int = 1
     trace: str = ""
+    measure: str = ""
 
     def __str__(self) -> str:
         name = f"{self.task} by {self.encoder}" if self.encoder else self.task
+        name += f" ({self.measure})" if self.measure else ""
         return f"{name}: {' '.join(self.message.split())}"
 
     def as_json(self) -> dict[str, Any]:
@@ -136,8 +143,8 @@ def encoders_with(store: Store, manifest: Manifest) -> list[str]:
 
 def run_pairs(
     store: Store, pairs: Sequence[Pair], score: Scorer, *, jobs: int = 1
-) -> Generator[tuple[int, ScoreRecord | ScoreFailure], None, None]:
-    """Score pairs sequentially or in `jobs` processes; yield the index and outcome of each as it completes.
+) -> Generator[tuple[int, tuple[ScoreRecord | ScoreFailure, ...]], None, None]:
+    """Score pairs sequentially or in `jobs` processes; yield the index and outcomes of each as it completes.
 
     Close the iterator (`contextlib.closing`) to terminate the processes early. Processes are spawned: a script that
     uses several must have its code under ``if __name__ == "__main__"``.
@@ -173,30 +180,41 @@ def _work(store: Store, manifest: Manifest) -> int:
     return sum(rows.values()) * manifest.probe.epochs
 
 
-def _outcome_of(future: Future[ScoreRecord | ScoreFailure], pair: Pair) -> ScoreRecord | ScoreFailure:
+def _outcome_of(future: Future[tuple[ScoreRecord | ScoreFailure, ...]], pair: Pair) -> tuple[ScoreRecord | ScoreFailure, ...]:
     try:
         return future.result()
     except BrokenProcessPool:
         message = "its process was killed, perhaps because memory ran out: fewer --jobs need less"
-        return ScoreFailure(
-            task=pair.manifest.name, encoder=pair.encoder or "", error="BrokenProcessPool", message=message
+        return (
+            ScoreFailure(
+                task=pair.manifest.name, encoder=pair.encoder or "", error="BrokenProcessPool", message=message
+            ),
         )
 
 
-def _attempt(store: Store, pair: Pair, score: Scorer) -> ScoreRecord | ScoreFailure:
+def _attempt(store: Store, pair: Pair, score: Scorer) -> tuple[ScoreRecord | ScoreFailure, ...]:
+    outcome = attempt(
+        lambda: score(store, pair.manifest, pair.encoder), task=pair.manifest.name, encoder=pair.encoder
+    )
+    return tuple(outcome) if isinstance(outcome, Sequence) else (outcome,)
+
+
+def attempt(score: Callable[[], _Scored], *, task: str, encoder: str | None, measure: str = "") -> _Scored | ScoreFailure:
+    """Return the score, or the failure that an error is recorded as; an unknown error is raised."""
     try:
-        return score(store, pair.manifest, pair.encoder)
+        return score()
     except (FeatstoreError, OSError, MemoryError, RuntimeError) as error:
         out_of_memory = out_of_memory_message(error)
         if isinstance(error, RuntimeError) and out_of_memory is None:
             raise
         return ScoreFailure(
-            task=pair.manifest.name,
-            encoder=pair.encoder or "",
+            task=task,
+            encoder=encoder or "",
             error=type(error).__name__,
             message=out_of_memory or str(error) or type(error).__name__,
             exit_code=error.exit_code if isinstance(error, FeatstoreError) else 1,
             trace=traceback.format_exc(),
+            measure=measure,
         )
 
 

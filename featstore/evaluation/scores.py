@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from featstore.errors import DataError
 from featstore.evaluation.leakage import Sides, shared_embeddings, shared_names
-from featstore.evaluation.warnings import warnings_of_details
+from featstore.evaluation.warnings import ScoreWarning, warnings_of_details
 from featstore.metrics import Interval, Metric, Spread, TestSet, Units, find_metric, interval_of, jackknife, plan_units
 from featstore.metrics.ranking import chance_corrected
 from featstore.records import PROTOCOL_VERSION, Protocol, ScoreRecord, SkippedClip, Track, sha256_of
@@ -120,7 +120,7 @@ class TaskScore:
     value : float
         Mean over rounds and seeds.
     by_round, by_seed : tuple of float
-        Means over seeds by round, and over rounds by seed.
+        Means over seeds by round, and over rounds by seed; a score of the clips of all rounds together has no rounds.
     std : float or None
         Sample standard deviation of ``by_seed``; None for one seed.
     interval : Interval
@@ -258,6 +258,8 @@ def score_record(
     details: Mapping[str, Any],
     n_train: Sequence[int] | None = None,
     n_valid: Sequence[int] | None = None,
+    metric: str | None = None,
+    with_leakage: bool = True,
 ) -> ScoreRecord:
     """Build the record of a score, of whatever kind the task is.
 
@@ -267,16 +269,24 @@ def score_record(
         Modules that the track used.
     n_train, n_valid : sequence of int, optional
         Clips that were learned from and that selected, by round; by default those of ``task.rounds``.
+    metric : str, optional
+        Name of the metric; by default the manifest's.
+    with_leakage : bool
+        Whether the score depends on the training side, so that test clips which it shares are reported.
     """
     manifest, rounds = task.manifest, task.rounds
+    metric = manifest.metric if metric is None else metric
     n_train = [len(each.train) for each in rounds] if n_train is None else n_train
     n_valid = [len(each.valid) for each in rounds] if n_valid is None else n_valid
     watch = Stopwatch()
-    with watch("warnings"):
-        shared = (*(shared_names(task, rounds) if task.protocol == "xares" else ()), *shared_embeddings(task, rounds))
+    shared: tuple[ScoreWarning, ...] = ()
+    if with_leakage:
+        with watch("warnings"):
+            names = shared_names(task, rounds) if task.protocol == "xares" else ()
+            shared = (*names, *shared_embeddings(task, rounds))
     implied = warnings_of_details(
         {**scores.details, **details},
-        metric=manifest.metric,
+        metric=metric,
         value=scores.value,
         skipped={name: len(each.skipped) for name, each in zip(task.members, task.sets, strict=True)},
     )
@@ -287,7 +297,7 @@ def score_record(
         protocol=task.protocol,
         encoder=task.recipe.encoder,
         fingerprint=task.recipe.fingerprint,
-        metric=manifest.metric,
+        metric=metric,
         value=scores.value,
         std=scores.std,
         ci_low=scores.interval.low,
@@ -305,7 +315,7 @@ def score_record(
         settings=dict(settings),
         features=dict(task.features),
         details={
-            "by_round": {each.name: score for each, score in zip(rounds, scores.by_round, strict=True)},
+            "by_round": {each.name: score for each, score in zip(rounds, scores.by_round, strict=bool(scores.by_round))},
             "by_seed": {str(seed): score for seed, score in zip(seeds, scores.by_seed, strict=False)},
             **scores.details,
             **details,

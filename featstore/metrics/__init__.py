@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from featstore.metrics.intervals import Interval, interval_of
-from featstore.metrics.jackknife import Spread, TestSet, Units, jackknife, plan_units
+from featstore.metrics.intervals import Interval, interval_of, interval_of_units
+from featstore.metrics.jackknife import Spread, TestSet, Units, jackknife, of_units, plan_units, unit_spread
 from featstore.metrics.registry import Metric, find_metric
 
 __all__ = [
@@ -14,6 +14,9 @@ __all__ = [
     "Units",
     "find_metric",
     "interval_of",
+    "interval_of_units",
     "jackknife",
+    "of_units",
     "plan_units",
+    "unit_spread",
 ]

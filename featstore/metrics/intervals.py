@@ -20,7 +20,7 @@ from featstore.metrics.jackknife import Spread, TestSet, Units
 if TYPE_CHECKING:
     from featstore.metrics.registry import Metric
 
-__all__ = ["MIN_GROUPS", "Interval", "degrees_of_freedom", "interval_of", "seed_variance", "student"]
+__all__ = ["MIN_GROUPS", "Interval", "degrees_of_freedom", "interval_of", "interval_of_units", "seed_variance", "student"]
 
 MIN_GROUPS = 12
 MIN_CLIPS = 20
@@ -159,6 +159,35 @@ def interval_of(
         return Interval(low=None, high=None, reason="the classes are separated without an error: d' has no upper limit")
     # subtracting the bias can move the score itself out of the interval
     return Interval(low=min(low, spread.score), high=max(high, spread.score), method=METHODS[rule.scale])
+
+
+def interval_of_units(
+    spread: Spread, units: Units, *, by_seed: Sequence[float] = (), bounds: tuple[float, float] = (0.0, 1.0)
+) -> Interval:
+    """Compute the 95 % interval of a bounded score of one test set, over other clips of this number and other seeds.
+
+    Wilson's, with the number of trials that gives the variance; without a variance, with the number of clips or groups.
+    The variance of a single seed is added and not that of the mean: other clips start an algorithm elsewhere, too.
+    """
+    n_clips = len(units.of_sample[0])
+    reason = ""
+    if units.grouped and units.n_independent < MIN_GROUPS:
+        reason = f"{units.n_independent} groups of test clips, and an interval takes {MIN_GROUPS} or more"
+    elif n_clips < MIN_CLIPS:
+        reason = f"{n_clips} test clips, and an interval takes {MIN_CLIPS} or more"
+    elif not np.isfinite(spread.variance):
+        reason = "without some of its clips the score is not defined"
+    if reason:
+        return Interval(low=None, high=None, reason=reason)
+    lowest, width = bounds[0], bounds[1] - bounds[0]
+    parts = [(spread.variance / width**2, units.n - 1.0)]
+    if len(by_seed) > 1:
+        parts.append((float(np.var(by_seed, ddof=1)) / width**2, len(by_seed) - 1.0))
+    variance = sum(part for part, _ in parts)
+    share = min(max((spread.score - lowest) / width, 0.0), 1.0)
+    trials = share * (1.0 - share) / variance if 0.0 < share < 1.0 and variance > 0.0 else float(units.n_independent)
+    low, high = wilson(share, trials, student(degrees_of_freedom(parts)))
+    return Interval(low=lowest + width * low, high=lowest + width * high, method=METHODS["share"])
 
 
 def why_none(rule: Rule, spread: Spread, units: Units, test_sets: Sequence[TestSet]) -> str:

@@ -20,7 +20,7 @@ from featstore.metrics.ranking import EqualErrorRate
 if TYPE_CHECKING:
     from featstore.metrics.registry import Metric
 
-__all__ = ["MAX_UNITS", "Spread", "TestSet", "Units", "jackknife", "plan_units"]
+__all__ = ["MAX_UNITS", "Spread", "TestSet", "Units", "jackknife", "of_units", "plan_units", "unit_spread"]
 
 MAX_UNITS = 200
 
@@ -187,6 +187,34 @@ def jackknife(metric: Metric, test_sets: Sequence[TestSet], units: Units) -> Spr
         variance=float(correction * np.square(deviations).sum()),
         bias=bias,
         seed_noise=float(correction * by_seed.var(axis=0, ddof=1).sum()) if n_seeds > 1 else 0.0,
+    )
+
+
+def of_units(deviations: NDArray[np.float64], units: Units) -> NDArray[np.float64]:
+    """Add up the deviations of clips, (..., clips), to those of their units, (..., units), to first order.
+
+    A deviation is the score - the score without the clip, or without the unit. The clips are one test set.
+    """
+    (unit,) = units.of_sample
+    n = len(unit)
+    ones = np.zeros((n, units.n))
+    ones[np.arange(n), unit] = 1.0
+    left = 1.0 - ones.sum(axis=0) / n
+    return np.asarray((deviations * (1.0 - 1.0 / n)) @ ones / np.where(left > 0, left, np.nan))
+
+
+def unit_spread(score: float, deviations: NDArray[np.float64], units: Units) -> Spread:
+    """Variation of a score of one test set, from its deviations (units,): score - score without the unit.
+
+    Deviations and variance are scaled as those of `jackknife`.
+    """
+    (unit,) = units.of_sample
+    n_units = max(units.n, 2)
+    if not units.grouped:
+        deviations = deviations * (1.0 - np.bincount(unit, minlength=units.n) / len(unit))
+    correction = (n_units - 1) / n_units if units.grouped else n_units / (n_units - 1)
+    return Spread(
+        score=score, deviations=deviations, variance=float(correction * np.square(deviations).sum()), bias=0.0
     )
 
 

@@ -11,7 +11,15 @@ from numpy.typing import NDArray
 from featstore.errors import DataError
 from featstore.metrics.classification import as_label_sets, mean_of_classes
 
-__all__ = ["DPrime", "EqualErrorRate", "MeanAveragePrecision", "chance_corrected"]
+__all__ = [
+    "DPrime",
+    "EqualErrorRate",
+    "MeanAveragePrecision",
+    "chance_corrected",
+    "crossing",
+    "distance_of",
+    "limited",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,14 +156,14 @@ class EqualErrorRate:
 
         positive, scores = _of_two_classes(y_true, y_score)
         false_alarms, found, _ = roc_curve(positive, scores, drop_intermediate=False)
-        return _crossing(false_alarms[:, None], found[:, None]).item()
+        return crossing(false_alarms[:, None], found[:, None]).item()
 
     def weighted(
         self, y_true: NDArray[Any], y_score: NDArray[np.floating[Any]], weights: NDArray[np.float32]
     ) -> NDArray[np.float64]:
         """Rate for each column of ``weights``; NaN if one of the classes has no weight."""
         positive, scores = _of_two_classes(y_true, y_score)
-        return _crossing(*_rates(positive, scores, weights))
+        return crossing(*_rates(positive, scores, weights))
 
     def deviations(self, y_true: NDArray[Any], y_score: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
         """Contribution of each sample to the rate, (n,), in closed form: the rate is not a smooth function of samples.
@@ -166,7 +174,7 @@ class EqualErrorRate:
         """
         positive, scores = _of_two_classes(y_true, y_score)
         false_alarms, found = _rates(positive, scores, np.ones((len(scores), 1), np.float32))
-        rate = _crossing(false_alarms, found).item()
+        rate = crossing(false_alarms, found).item()
         deviations = np.empty(len(scores))
         for mine, sign in ((positive, 1.0), (~positive, -1.0)):
             # errors as a share of the class are the rate: samples at the crossing count fractionally
@@ -206,7 +214,7 @@ class DPrime:
             raise DataError(
                 f"d_prime needs a class that some samples have and some have not; got {len(y_true)} samples"
             )
-        return _distance(np.array([np.nanmean(areas)])).item()
+        return distance_of(np.array([np.nanmean(areas)])).item()
 
     def weighted(
         self, y_true: NDArray[Any], y_score: NDArray[np.floating[Any]], weights: NDArray[np.float32]
@@ -218,12 +226,12 @@ class DPrime:
             positive = label_sets[:, label]
             false_alarms, found = _rates(positive, y_score[:, label], weights)
             pairs = weights[positive].sum(axis=0, dtype=np.float64) * weights[~positive].sum(axis=0, dtype=np.float64)
-            areas[label] = _limited(np.asarray(np.trapezoid(found, false_alarms, axis=0)), pairs)
-        return _distance(mean_of_classes(areas, absent_class="skip"))
+            areas[label] = limited(np.asarray(np.trapezoid(found, false_alarms, axis=0)), pairs)
+        return distance_of(mean_of_classes(areas, absent_class="skip"))
 
     def per_class(self, y_true: NDArray[Any], y_score: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
         """Distance of each class; NaN for a class that all samples have or none."""
-        return _distance(self._areas(y_true, y_score))
+        return distance_of(self._areas(y_true, y_score))
 
     def _areas(self, y_true: NDArray[Any], y_score: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
         from sklearn.metrics import roc_auc_score
@@ -232,7 +240,7 @@ class DPrime:
         areas = np.full(y_score.shape[1], np.nan)
         for label in np.flatnonzero(label_sets.any(axis=0) & ~label_sets.all(axis=0)):
             area, n_positive = roc_auc_score(label_sets[:, label], y_score[:, label]), label_sets[:, label].sum()
-            areas[label] = _limited(np.array([area]), n_positive * (len(y_true) - n_positive)).item()
+            areas[label] = limited(np.array([area]), n_positive * (len(y_true) - n_positive)).item()
         return areas
 
 
@@ -267,7 +275,7 @@ def _rates(
     return share_above(~positive), share_above(positive)
 
 
-def _crossing(false_alarms: NDArray[np.float64], found: NDArray[np.float64]) -> NDArray[np.float64]:
+def crossing(false_alarms: NDArray[np.float64], found: NDArray[np.float64]) -> NDArray[np.float64]:
     """Interpolate the rate at which misses, 1 - ``found``, equal false alarms; both are (thresholds, columns)."""
     ahead = 1.0 - found - false_alarms
     after = np.argmax(~(ahead > 0), axis=0)[None]
@@ -277,13 +285,13 @@ def _crossing(false_alarms: NDArray[np.float64], found: NDArray[np.float64]) -> 
     return np.asarray((low + (high - low) * start / (start - stop))[0])
 
 
-def _limited(area: NDArray[np.float64], pairs: NDArray[np.float64] | np.integer[Any]) -> NDArray[np.float64]:
+def limited(area: NDArray[np.float64], pairs: NDArray[np.float64] | np.integer[Any]) -> NDArray[np.float64]:
     """Limit areas (columns,) to at least half a pair from 0 and 1; NaN stays NaN."""
     half_pair = 0.5 / np.maximum(pairs, 1)
     return np.clip(area, half_pair, 1.0 - half_pair)
 
 
-def _distance(area: NDArray[np.float64]) -> NDArray[np.float64]:
+def distance_of(area: NDArray[np.float64]) -> NDArray[np.float64]:
     from scipy.special import ndtri
 
     return np.asarray(np.sqrt(2.0) * ndtri(area), dtype=np.float64)

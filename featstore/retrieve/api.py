@@ -1,4 +1,4 @@
-"""Score one task by nearest neighbours: `retrieve_task`."""
+"""Score one task by the vote of nearest neighbours, the measure ``knn``: `retrieve_task`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from featstore.evaluation import (
     Stopwatch,
     TaskData,
     check_shots,
-    load_task,
     score_outcomes,
     score_record,
     shots_details,
@@ -28,6 +27,7 @@ from featstore.metrics import Metric, find_metric
 from featstore.records import Protocol, ScoreRecord
 from featstore.retrieve.index_plan import IvfKind
 from featstore.retrieve.knn import IndexName, Neighbours, evenly, ranking_scores, recall_of, without_own
+from featstore.retrieve.measured import MeasuredTask
 from featstore.retrieve.saved_index import RECALL_K, JoinedIndexes, Notify, open_index
 from featstore.retrieve.scan import unit_columns, unit_rows
 from featstore.tasks.splits import Round
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from featstore.store import FeatureSet, Store
     from featstore.tasks import Manifest
 
-__all__ = ["retrieve_task"]
+__all__ = ["retrieve_task", "score_knn", "why_no_vote"]
 
 KINDS = ("clip", "multilabel")
 N_RECALL_QUERIES = 1000
@@ -131,13 +131,30 @@ def retrieve_task(
     LabelError, DataError
         The labels or the embeddings are invalid.
     """
-    search = _plan(manifest, k=k, index=index)
+    return score_knn(
+        MeasuredTask(
+            store=store,
+            manifest=manifest,
+            encoder=encoder,
+            protocol=protocol,
+            k=k,
+            index=index,
+            shots=shots,
+            notify=notify,
+        )
+    )
+
+
+def score_knn(of: MeasuredTask) -> ScoreRecord:
+    """The measure ``knn``: see `retrieve_task`."""
+    shots, notify = of.shots, of.notify
+    search = _plan(of.manifest, k=of.k, index=of.index)
     check_shots(shots)
-    metric = find_metric(manifest.metric, protocol)
+    metric = find_metric(of.manifest.metric, of.protocol)
 
     watch = Stopwatch()
     with watch("read"):
-        task = load_task(store, manifest, encoder=encoder, protocol=protocol, leave_one_out=True)
+        task = of.task
     found = [
         _search_round(
             task,
@@ -176,13 +193,18 @@ def retrieve_task(
     )
 
 
-def _plan(manifest: Manifest, *, k: int | Sequence[int] | None, index: str) -> _Search:
+def why_no_vote(manifest: Manifest) -> str:
+    """Return why a task has no nearest-neighbour track, or an empty text."""
     if manifest.kind not in KINDS:
-        raise UsageError(f"task {manifest.name} is of kind {manifest.kind!r}, which has no nearest-neighbour track")
+        return f"is of kind {manifest.kind!r}, which has no nearest-neighbour track"
     if not manifest.retrieve.enabled:
-        raise UsageError(
-            f"task {manifest.name} has no nearest-neighbour track: its manifest sets retrieve.enabled = false"
-        )
+        return "has no nearest-neighbour track: its manifest sets retrieve.enabled = false"
+    return ""
+
+
+def _plan(manifest: Manifest, *, k: int | Sequence[int] | None, index: str) -> _Search:
+    if reason := why_no_vote(manifest):
+        raise UsageError(f"task {manifest.name} {reason}")
     usual = manifest.retrieve.k
     requested: Any = usual if k is None else k
     ks = tuple(int(each) for each in ((requested,) if isinstance(requested, Integral) else requested))

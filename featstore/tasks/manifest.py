@@ -15,6 +15,7 @@ from pydantic import (
     ConfigDict,
     Field,
     ModelWrapValidatorHandler,
+    PrivateAttr,
     Strict,
     ValidationError,
     model_validator,
@@ -52,6 +53,13 @@ def _check_pattern(pattern: str) -> str:
     return pattern
 
 
+def _check_file(path: str) -> str:
+    """Reject a path that leaves the manifest's folder."""
+    if path.startswith(("/", "~")) or "\\" in path or ":" in path or ".." in path.split("/"):
+        raise PydanticCustomError("file", "Input should be a path inside the manifest's folder, with '/'")
+    return _check_line(path)
+
+
 def _check_classes(classes: tuple[str, ...]) -> tuple[str, ...]:
     duplicate = next((name for index, name in enumerate(classes) if name in classes[:index]), None)
     if duplicate is not None:
@@ -71,6 +79,7 @@ def _check_captions(captions: object) -> object:
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 Line = Annotated[str, AfterValidator(_check_line)]
 Pattern = Annotated[str, AfterValidator(_check_pattern)]
+FileName = Annotated[str, AfterValidator(_check_file)]
 FieldPath = Annotated[str, Field(pattern=r"^[^.]+(\.[^.]+)*$")]
 NonEmpty = Annotated[str, Field(min_length=1)]
 Flag = Annotated[bool, Strict()]
@@ -202,21 +211,26 @@ class Probe(_Table):
 
 
 class Retrieve(_Table):
-    """Track B: k-nearest-neighbour vote.
+    """Track B: k-nearest-neighbour vote, and measures of pairs of clips.
 
     Attributes
     ----------
     enabled : bool
-        Whether the task has this track. Without a ``[retrieve]`` table, only tasks of kind ``clip`` have it.
+        Whether the task has the nearest-neighbour vote. Without a ``[retrieve]`` table, only tasks of kind ``clip`` have
+        it. Other measures do not depend on it.
     k : int
         Number of neighbours.
     temperature : float
         Temperature of the softmax over similarities that weights the neighbours.
+    trials : str, optional
+        CSV file of the pairs that ``--measure pairs`` scores, relative to the manifest: two keys of test clips, and
+        ``same`` or ``different``. Default: all pairs of test clips.
     """
 
     enabled: Flag = True
     k: Count = 10
     temperature: Positive = 0.07
+    trials: FileName | None = None
 
 
 class Manifest(_Table):
@@ -271,6 +285,7 @@ class Manifest(_Table):
     metric_args: MetricArgs = MetricArgs()
     probe: Probe = Probe()
     retrieve: Retrieve = Retrieve()
+    _folder: Path | None = PrivateAttr(default=None)
 
     @model_validator(mode="wrap")
     @classmethod
@@ -316,6 +331,11 @@ class Manifest(_Table):
         return None if self.splits is None else self.splits.group
 
     @property
+    def trials_path(self) -> Path | None:
+        """The file of trials, in the folder of the manifest's file; in the current folder for a manifest without one."""
+        return None if self.retrieve.trials is None else (self._folder or Path()) / self.retrieve.trials
+
+    @property
     def feature_sets(self) -> dict[str, str]:
         """Split or fold name to the name of the feature set that stores it.
 
@@ -354,10 +374,13 @@ def load_manifest(path: str | os.PathLike[str]) -> Manifest:
     """
     raw = _read_toml(Path(path))
     try:
-        return Manifest.model_validate(raw)
+        manifest = Manifest.model_validate(raw)
     except ValidationError as error:
         problems = tuple(f"{place_of(each['loc'])}: {each['msg']}" for each in error.errors())
         raise ManifestError(str(path), problems) from None
+    if manifest.retrieve.trials is not None:  # equal manifests of different folders stay equal without a file in them
+        manifest._folder = Path(path).absolute().parent
+    return manifest
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

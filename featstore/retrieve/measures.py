@@ -1,0 +1,143 @@
+"""The measures of Track B by name, and `score_measures`, which scores several of them for one task and encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from featstore.errors import UsageError
+from featstore.evaluation.runner import ScoreFailure, attempt
+from featstore.records import Protocol, ScoreRecord
+from featstore.retrieve.api import score_knn, why_no_vote
+from featstore.retrieve.clustering import score_clustering
+from featstore.retrieve.measured import MeasuredTask
+from featstore.retrieve.pairs import score_same_pairs
+from featstore.retrieve.ranking import score_retrieval
+
+if TYPE_CHECKING:
+    from featstore.store import Store
+    from featstore.tasks import Manifest
+
+__all__ = ["MEASURES", "Measure", "check_measures", "score_measures", "why_not"]
+
+KINDS = ("clip", "multilabel")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measure:
+    """One evaluation without training.
+
+    Attributes
+    ----------
+    score : callable
+        Takes the task and encoder, and returns the record; raises FeatstoreError.
+    why_not : callable
+        Takes the manifest and returns why the task has no such measure, or an empty text.
+    protocols : tuple of str
+        Protocols that define it.
+    """
+
+    score: Callable[[MeasuredTask], ScoreRecord]
+    why_not: Callable[[Manifest], str]
+    protocols: tuple[Protocol, ...] = ("strict",)
+
+
+def _why_no_classes(manifest: Manifest) -> str:
+    return "" if manifest.kind in KINDS else f"is of kind {manifest.kind!r}, which has no classes to compare clips by"
+
+
+MEASURES: Mapping[str, Measure] = {
+    "knn": Measure(score=score_knn, why_not=why_no_vote, protocols=("strict", "xares")),
+    "retrieval": Measure(score=score_retrieval, why_not=_why_no_classes),
+    "clustering": Measure(score=score_clustering, why_not=_why_no_classes),
+    "pairs": Measure(score=score_same_pairs, why_not=_why_no_classes),
+}
+"""Name, as in ``--measure``, to measure, in the order of tables."""
+
+
+def check_measures(measures: Sequence[str], protocol: Protocol) -> None:
+    """Raise UsageError unless measures are known, distinct and defined by the protocol."""
+    if not measures:
+        raise UsageError(f"no measure is given: name one or more of {', '.join(MEASURES)}")
+    for name in measures:
+        if name not in MEASURES:
+            raise UsageError(f"there is no measure {name!r}; there are {', '.join(MEASURES)}")
+        if protocol not in MEASURES[name].protocols:
+            raise UsageError(
+                f"protocol {protocol} has no measure {name!r}: it has "
+                f"{', '.join(each for each, measure in MEASURES.items() if protocol in measure.protocols)}"
+            )
+    if len(set(measures)) < len(measures):
+        raise UsageError(f"measures must be unique, got {', '.join(measures)}")
+
+
+def why_not(measure: str, manifest: Manifest) -> str:
+    """Return why a task has no such measure, as one line, or an empty text."""
+    reason = MEASURES[measure].why_not(manifest)
+    return f"task {manifest.name} {reason}" if reason else ""
+
+
+def score_measures(
+    store: Store,
+    manifest: Manifest,
+    *,
+    encoder: str | None = None,
+    protocol: Protocol = "strict",
+    measures: Sequence[str] = ("knn",),
+    k: int | Sequence[int] | None = None,
+    index: str = "flat",
+    shots: tuple[int, ...] = (),
+    notify: Callable[[str], object] = lambda _: None,
+) -> list[ScoreRecord | ScoreFailure]:
+    """Score measures of one task and encoder; its embeddings are read once. One that fails does not stop the others.
+
+    A measure that the task does not have is skipped, with a line to ``notify``, unless it has none of them.
+
+    Parameters
+    ----------
+    measures : sequence of str
+        Names of `MEASURES`.
+    store, manifest, encoder, protocol, k, index, shots, notify
+        As of `featstore.retrieve.retrieve_task`; ``k``, ``index`` and ``shots`` apply to ``knn``.
+
+    Returns
+    -------
+    list of ScoreRecord or ScoreFailure
+        One for each measure, in their order.
+
+    Raises
+    ------
+    UsageError
+        A measure is unknown, or the task has none of them.
+    FeatstoreError
+        The task cannot be read; see `featstore.evaluation.load_task`.
+    """
+    check_measures(measures, protocol)
+    reasons = {name: why_not(name, manifest) for name in measures}
+    there = [name for name in measures if not reasons[name]]
+    if not there:
+        raise UsageError(next(iter(reasons.values())))
+    for name, reason in reasons.items():
+        if reason:
+            notify(f"measure {name} is skipped: {reason}")
+    of = MeasuredTask(
+        store=store,
+        manifest=manifest,
+        encoder=encoder,
+        protocol=protocol,
+        k=k,
+        index=index,
+        shots=shots,
+        notify=notify,
+    )
+    if len(there) == 1:
+        return [MEASURES[there[0]].score(of)]
+    _ = of.task  # a task that cannot be read is one failure
+    return [
+        attempt(
+            partial(MEASURES[name].score, of), task=manifest.name, encoder=encoder, measure="" if name == "knn" else name
+        )
+        for name in there
+    ]
