@@ -367,13 +367,13 @@ class ScoreRecord:
     task, title : str
         Name and title of the manifest.
     track : str
-        ``"A"``: a probe is trained; ``"B"``: nearest neighbours.
+        ``"A"``: a probe is trained; ``"B"``: nothing is trained; see `measure`.
     protocol : str
         Scoring rules: ``"strict"`` or ``"xares"``.
     encoder, fingerprint : str
         Names, as the store has them.
     metric : str
-        Name of the metric, as in the manifest.
+        Name of the metric, as in the manifest; of a measure other than ``knn``, its own.
     value : float
         Mean over seeds.
     std : float or None
@@ -453,6 +453,11 @@ class ScoreRecord:
             *(("warning", each) for each in warnings),
         ]
         return html_table(("score", self.task), rows, caption=self.title)
+
+    @property
+    def measure(self) -> str:
+        """Measure of Track B: ``settings["measure"]``, or ``"knn"`` without one. Empty for Track A."""
+        return str(self.settings.get("measure", "knn")) if self.track == "B" else ""
 
     @property
     def key(self) -> str:

@@ -116,8 +116,9 @@ def retrieve(
     tasks, store, encoder, protocol, shots, jobs, results, progress
         As of `probe`.
     measure : str or sequence of str
-        ``knn``: the vote of the nearest neighbours. ``retrieval``: test clips find others of their class. ``clustering``:
-        k-means and HDBSCAN against the classes. ``pairs``: are two clips of the same class? Each is one record.
+        ``knn``: the vote of the nearest neighbours. ``retrieval``: test clips find others of their class.
+        ``clustering``: k-means and HDBSCAN against the classes. ``pairs``: whether two clips have the same class. Each
+        is one record.
     k : int or sequence of int, optional
         For ``knn``: neighbours that vote; one search answers several. The task's number by default.
     index : "flat", "hnsw", "ivf" or "ivfpq"

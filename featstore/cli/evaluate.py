@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from featstore.cli.options import emit_json, is_quiet, report_problem
@@ -47,7 +47,7 @@ def _print_tables(scores: Sequence[ScoreRecord]) -> None:
 
 
 def _details(scores: Sequence[ScoreRecord]) -> Iterator[str]:
-    """Recall of an index, captions of several clips, curves over k and shots: a line each."""
+    """Yield lines: other metrics of a measure, recall of an index, shared captions, curves over k and shots."""
     for record in scores:
         name = f"{record.task} by {record.encoder}"
         measured = record.details.get("index_recall")
@@ -55,6 +55,15 @@ def _details(scores: Sequence[ScoreRecord]) -> Iterator[str]:
             index, recall, k = record.settings["index"], measured["recall"], measured["k"]
             of = f", measured on {measured['of']}" if "of" in measured else ""
             yield f"{name}: index {index} has recall@{k} {recall:.3f} against exact search{of}"
+        others = {key: each for key, each in record.details.get("scores", {}).items() if key != record.metric}
+        if others:
+            yield f"{name}: " + _estimates(others)
+        by_density = record.details.get("hdbscan")
+        if by_density:
+            yield (
+                f"{name}: HDBSCAN {_estimates(by_density['scores'])}; {by_density['n_clusters']} clusters, "
+                f"{by_density['noise']:.0%} noise"
+            )
         shared = record.details.get("n_shared_captions")
         n_shared = sum(shared.values()) if isinstance(shared, dict) else shared
         if n_shared:
@@ -67,3 +76,12 @@ def _details(scores: Sequence[ScoreRecord]) -> Iterator[str]:
                 f"{name}: {shots} {'shot' if shots == '1' else 'shots'} {point['mean']:.3f} "
                 f"({point['low']:.3f} to {point['high']:.3f} over {point['support_sets']} support sets)"
             )
+
+
+def _estimates(scores: Mapping[str, Mapping[str, float | None]]) -> str:
+    """Metrics with their intervals: ``purity 0.512 (0.460 to 0.563)``."""
+    return ", ".join(
+        f"{name} {each['value']:.3f}"
+        + (f" ({each['low']:.3f} to {each['high']:.3f})" if each["low"] is not None else "")
+        for name, each in scores.items()
+    )

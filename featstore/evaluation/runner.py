@@ -23,7 +23,16 @@ if TYPE_CHECKING:
     from featstore.store import Store
     from featstore.tasks import Manifest
 
-__all__ = ["Pair", "ScoreFailure", "Scorer", "encoders_with", "attempt", "out_of_memory_message", "plan_pairs", "run_pairs"]
+__all__ = [
+    "Pair",
+    "ScoreFailure",
+    "Scorer",
+    "attempt",
+    "encoders_with",
+    "out_of_memory_message",
+    "plan_pairs",
+    "run_pairs",
+]
 
 Scorer = Callable[["Store", "Manifest", str | None], "ScoreRecord | Sequence[ScoreRecord | ScoreFailure]"]
 """Scores one task with one encoder of a store; several scores may each have failed. With several processes it is
@@ -61,7 +70,7 @@ class ScoreFailure:
     trace : str
         The traceback as text, since the error itself may not be picklable.
     measure : str
-        The measure of Track B that failed, as in the settings of a score; empty for ``knn`` and for the pair as a whole.
+        The measure of Track B that failed, as in the settings of a score; empty for ``knn`` and for the complete pair.
     """
 
     task: str
@@ -180,7 +189,9 @@ def _work(store: Store, manifest: Manifest) -> int:
     return sum(rows.values()) * manifest.probe.epochs
 
 
-def _outcome_of(future: Future[tuple[ScoreRecord | ScoreFailure, ...]], pair: Pair) -> tuple[ScoreRecord | ScoreFailure, ...]:
+def _outcome_of(
+    future: Future[tuple[ScoreRecord | ScoreFailure, ...]], pair: Pair
+) -> tuple[ScoreRecord | ScoreFailure, ...]:
     try:
         return future.result()
     except BrokenProcessPool:
@@ -193,13 +204,13 @@ def _outcome_of(future: Future[tuple[ScoreRecord | ScoreFailure, ...]], pair: Pa
 
 
 def _attempt(store: Store, pair: Pair, score: Scorer) -> tuple[ScoreRecord | ScoreFailure, ...]:
-    outcome = attempt(
-        lambda: score(store, pair.manifest, pair.encoder), task=pair.manifest.name, encoder=pair.encoder
-    )
+    outcome = attempt(lambda: score(store, pair.manifest, pair.encoder), task=pair.manifest.name, encoder=pair.encoder)
     return tuple(outcome) if isinstance(outcome, Sequence) else (outcome,)
 
 
-def attempt(score: Callable[[], _Scored], *, task: str, encoder: str | None, measure: str = "") -> _Scored | ScoreFailure:
+def attempt(
+    score: Callable[[], _Scored], *, task: str, encoder: str | None, measure: str = ""
+) -> _Scored | ScoreFailure:
     """Return the score, or the failure that an error is recorded as; an unknown error is raised."""
     try:
         return score()

@@ -315,7 +315,9 @@ def score_record(
         settings=dict(settings),
         features=dict(task.features),
         details={
-            "by_round": {each.name: score for each, score in zip(rounds, scores.by_round, strict=bool(scores.by_round))},
+            "by_round": {
+                each.name: score for each, score in zip(rounds, scores.by_round, strict=bool(scores.by_round))
+            },
             "by_seed": {str(seed): score for seed, score in zip(seeds, scores.by_seed, strict=False)},
             **scores.details,
             **details,

@@ -20,7 +20,15 @@ from featstore.metrics.jackknife import Spread, TestSet, Units
 if TYPE_CHECKING:
     from featstore.metrics.registry import Metric
 
-__all__ = ["MIN_GROUPS", "Interval", "degrees_of_freedom", "interval_of", "interval_of_units", "seed_variance", "student"]
+__all__ = [
+    "MIN_GROUPS",
+    "Interval",
+    "degrees_of_freedom",
+    "interval_of",
+    "interval_of_units",
+    "seed_variance",
+    "student",
+]
 
 MIN_GROUPS = 12
 MIN_CLIPS = 20

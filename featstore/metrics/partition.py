@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,14 +51,16 @@ def agreement(classes: NDArray[np.int64], clusters: NDArray[np.int64]) -> Agreem
     largest = np.zeros(n_clusters)
     np.maximum.at(largest, column, both)
     tied = np.bincount(column, weights=both == largest[column])
-    sums = {
-        power: tuple(float(function(each).sum()) for each in (a, b, both))
-        for power, function in (("entropy", _n_log_n), ("pairs", _n_pairs))
-    }
+
+    def without(function: Callable[[NDArray[np.float64]], NDArray[np.float64]]) -> Iterator[NDArray[np.float64]]:
+        """Sums of a function of the sizes of classes, clusters and cells, without a clip of each cell."""
+        for sizes, mine in ((a, a[row]), (b, b[column]), (both, both)):
+            yield function(sizes).sum() - function(mine) + function(mine - 1.0)
+
     # a clip changes one class, one cluster and one cell: every clip of a cell has the same scores without it
-    without = {
-        "v_measure": _v_measure(n - 1, *(_less_one(_n_log_n, *each) for each in zip(sums["entropy"], (a[row], b[column], both), strict=True))),
-        "adjusted_rand": _adjusted_rand(n - 1, *(_less_one(_n_pairs, *each) for each in zip(sums["pairs"], (a[row], b[column], both), strict=True))),
+    left = {
+        "v_measure": _v_measure(n - 1, *without(_n_log_n)),
+        "adjusted_rand": _adjusted_rand(n - 1, *without(_n_pairs)),
         "purity": (largest.sum() - ((both == largest[column]) & (tied[column] == 1))) / (n - 1),
     }
     values = {
@@ -66,9 +68,7 @@ def agreement(classes: NDArray[np.int64], clusters: NDArray[np.int64]) -> Agreem
         "adjusted_rand": float(adjusted_rand_score(classes, clusters)),
         "purity": float(largest.sum() / n),
     }
-    return Agreement(
-        values=values, deviations={name: values[name] - without[name][cell] for name in PARTITION_METRICS}
-    )
+    return Agreement(values=values, deviations={name: values[name] - left[name][cell] for name in PARTITION_METRICS})
 
 
 def _n_log_n(x: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -77,10 +77,6 @@ def _n_log_n(x: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _n_pairs(x: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(x * (x - 1.0) / 2.0)
-
-
-def _less_one(function, total: float, size: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.asarray(total - function(size) + function(size - 1.0))
 
 
 def _v_measure(

@@ -292,6 +292,7 @@ def limited(area: NDArray[np.float64], pairs: NDArray[np.float64] | np.integer[A
 
 
 def distance_of(area: NDArray[np.float64]) -> NDArray[np.float64]:
+    """D' of areas under the ROC curve."""
     from scipy.special import ndtri
 
     return np.asarray(np.sqrt(2.0) * ndtri(area), dtype=np.float64)

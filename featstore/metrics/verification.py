@@ -23,7 +23,7 @@ TARGET_PRIOR = 0.01
 PAIR_METRICS = ("eer", "min_dcf", "average_precision", "roc_area")
 
 N_CUTS = 512
-"""Number of thresholds, at equal steps of the hit rate and of the false alarm rate, of the curves without a unit."""
+"""Number of thresholds of the curves without a unit: at equal steps of both rates."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,27 +88,29 @@ def score_pairs(
     total_same, total_different = totals or (float(n_same), float(len(same) - n_same))
     per_pair = (total_same / n_same, total_different / (len(same) - n_same))
     order = np.argsort(-similarities)
-    ranked, hit = similarities[order], same[order]
+    ranked = similarities[order]
     ends = np.flatnonzero(np.r_[ranked[1:] != ranked[:-1], True])
-    hits = np.cumsum(hit)[ends]
-    false_alarms = (ends + 1 - hits).astype(np.float64)
-    values = _scores(hits[:, None].astype(np.float64), false_alarms[:, None], per_pair)
+    hits = np.cumsum(same[order], dtype=np.float64)[ends]
+    false_alarms = ends + 1.0 - hits
+    rises = np.diff(hits, prepend=0.0) > 0
+    corner = rises | np.r_[rises[1:], True]  # between these points the curve is a straight line
+    values = _scores(hits[corner][:, None], false_alarms[corner][:, None], per_pair)
 
     cuts = ends[_cuts(hits, false_alarms)]
     n_cuts = len(cuts)
-    place = np.repeat(np.arange(n_cuts), np.diff(cuts, prepend=-1))  # of each ranked pair, its place between cuts
-    first, second = (each[order] for each in units)
-    counts = np.zeros((2, n_units, n_cuts))
-    for kind, mine in enumerate((hit, ~hit)):
-        one, other, at = first[mine], second[mine], place[mine]
-        apart = one != other
-        for unit, some in ((one, slice(None)), (other, apart)):
-            cells = unit[some] * n_cuts + at[some]
-            counts[kind] += np.bincount(cells, minlength=n_units * n_cuts).reshape(n_units, n_cuts)
-    whole = np.stack([np.bincount(place[mine], minlength=n_cuts) for mine in (hit, ~hit)]).astype(np.float64)
-    curves = np.cumsum(whole[:, :, None], axis=1)
+    place = np.empty(len(order), np.int64)  # of each pair, its place between cuts; different pairs behind same ones
+    place[order] = np.repeat(np.arange(n_cuts), np.diff(cuts, prepend=-1))
+    place[~same] += n_units * n_cuts
+    n_cells = 2 * n_units * n_cuts
+    cells = [place + unit * n_cuts for unit in units]
+    inside = np.flatnonzero(units[0] == units[1])  # a pair of two clips of one unit counts once
+    counts = sum(np.bincount(each, minlength=n_cells) for each in cells)
+    counts = (counts - np.bincount(cells[0][inside], minlength=n_cells)).reshape(2, n_units, n_cuts)
+    total = np.bincount(place, minlength=n_cells)
+    whole = np.stack([total[:n_cuts], total[n_units * n_cuts :][:n_cuts]])
+    curves = np.cumsum(whole[:, :, None], axis=1, dtype=np.float64)
     without = curves - np.cumsum(counts, axis=2).transpose(0, 2, 1)
-    coarse, left = _scores(*curves, per_pair), _scores(*without, per_pair)
+    coarse, left = _scores(curves[0], curves[1], per_pair), _scores(without[0], without[1], per_pair)
     return PairScores(
         values={name: float(each[0]) for name, each in values.items()},
         deviations={name: coarse[name] - left[name] for name in PAIR_METRICS},
@@ -117,7 +119,7 @@ def score_pairs(
     )
 
 
-def _cuts(hits: NDArray[np.int64], false_alarms: NDArray[np.float64]) -> NDArray[np.int64]:
+def _cuts(hits: NDArray[np.float64], false_alarms: NDArray[np.float64]) -> NDArray[np.int64]:
     """Indices of thresholds: equal steps of both rates, and finer ones of the lowest false alarm rates."""
     steps = np.linspace(0.0, 1.0, N_CUTS // 2)
     low = np.geomspace(1e-5, 1.0, N_CUTS // 4)

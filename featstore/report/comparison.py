@@ -12,7 +12,7 @@ import numpy as np
 from featstore.errors import UsageError
 from featstore.metrics.comparison import ALPHA, Paired
 from featstore.records import Protocol, ScoreRecord, Track
-from featstore.report.leaderboard import LOWER_IS_BETTER, NOT_AVERAGED, newest_versions
+from featstore.report.leaderboard import LOWER_IS_BETTER, Place, is_averaged, newest_versions
 from featstore.report.pairing import average_pair, evidence_of, pair, why_unpaired
 from featstore.report.results import CHOSEN_SETTINGS
 
@@ -34,6 +34,8 @@ class Difference:
         p-value: McNemar's exact test for accuracy, else the paired t test of `featstore.metrics.comparison`.
     unpaired : str
         Reason why the scores cannot be compared; empty if they can.
+    measure : str
+        Measure of Track B; empty for Track A.
     one_seed : bool
         Whether a head was trained with one seed, so that the test excludes the variance over seeds.
     """
@@ -52,6 +54,12 @@ class Difference:
     eval_weight: float
     p: float | None = None
     one_seed: bool = False
+    measure: str = ""
+
+    @property
+    def place(self) -> Place:
+        """Protocol, track and measure, as of a table of a leaderboard."""
+        return self.protocol, self.track, self.measure
 
     @property
     def difference(self) -> float:
@@ -82,6 +90,7 @@ class Difference:
             "better": self.better,
             "unpaired": self.unpaired,
             "one_seed": self.one_seed,
+            "measure": self.measure,
         }
 
 
@@ -94,7 +103,7 @@ class Comparison:
     differences : tuple of Difference
         By protocol, track and task.
     averages : tuple of Difference
-        One for each protocol and track with several tasks, which are independent.
+        One for each protocol, track and measure with several tasks, which are independent.
     only_a, only_b : int
         Number of scores that the other encoder lacks.
     superseded : tuple of ScoreRecord
@@ -135,9 +144,9 @@ def compare(records: Iterable[ScoreRecord], a: str, b: str) -> Comparison:
     if not common:
         raise UsageError(f"{a} and {b} have no score in common: score both on the same task, track and protocol")
     pairs = [_pair(of_a[place], of_b[place]) for place in common]
-    groups: dict[tuple[Protocol, Track], list[_Pair]] = {}
+    groups: dict[Place, list[_Pair]] = {}
     for each in pairs:
-        groups.setdefault((each.found.protocol, each.found.track), []).append(each)
+        groups.setdefault(each.found.place, []).append(each)
     averages = [_average(group) for group in groups.values()]
     return Comparison(
         a=a,
@@ -206,14 +215,17 @@ def _pair(a: ScoreRecord, b: ScoreRecord) -> _Pair:
             unpaired=why_unpaired(one, other),
             eval_weight=a.eval_weight,
             one_seed=1 in (len(a.seeds), len(b.seeds)),
+            measure=a.measure,
         ),
         tested=tested,
     )
 
 
 def _average(pairs: Sequence[_Pair]) -> Difference | None:
-    """Weighted average over the tasks of one protocol and track; None for fewer than two."""
-    counted = [each for each in pairs if each.found.eval_weight > 0 and each.found.metric not in NOT_AVERAGED]
+    """Weighted average over the tasks of one protocol, track and measure; None for fewer than two."""
+    metrics = {each.found.metric for each in pairs}
+    own = metrics.pop() if len(metrics) == 1 and pairs[0].found.measure not in ("", "knn") else ""
+    counted = [each for each in pairs if each.found.eval_weight > 0 and is_averaged(each.found.metric, own=own)]
     tasks = [each.found.task for each in counted]
     if len(counted) < 2 or len(set(tasks)) < len(tasks):
         return None
@@ -226,7 +238,7 @@ def _average(pairs: Sequence[_Pair]) -> Difference | None:
         track=first.track,
         task="",
         title=f"Weighted average, {len(counted)} tasks",
-        metric="",
+        metric=own,
         settings=(),
         value_a=float(np.average([each.found.value_a for each in counted], weights=weights)),
         value_b=float(np.average([each.found.value_b for each in counted], weights=weights)),
@@ -236,4 +248,5 @@ def _average(pairs: Sequence[_Pair]) -> Difference | None:
         unpaired="" if tested is not None else "a task cannot be compared",
         eval_weight=float(sum(weights)),
         one_seed=any(each.found.one_seed for each in counted),
+        measure=first.measure,
     )

@@ -1,4 +1,4 @@
-"""Leaderboards: one table per protocol and track, with weighted averages, intervals and significance marks.
+"""Leaderboards: one table per protocol, track and measure, with weighted averages, intervals and significance marks.
 
 A pure function of score records. A row of a table is a task and a column is an encoder; `featstore.report.text` shows
 encoders as rows. A missing score is None, never zero, and an average has the number of its tasks.
@@ -27,19 +27,36 @@ __all__ = [
     "Cell",
     "Column",
     "Leaderboard",
+    "Place",
     "Row",
     "Table",
     "build",
+    "is_averaged",
     "natural",
     "newest_versions",
+    "place_of",
     "ranked",
 ]
 
 LOWER_IS_BETTER = frozenset({"eer", "mae", "mse", "wer"})
-"""Metrics for which lower is better; averages exclude them."""
+"""Metrics for which lower is better; averages of several metrics exclude them."""
 
 NOT_AVERAGED = LOWER_IS_BETTER | {"d_prime"}
-"""Metrics that averages exclude, because higher is not better or 1 is not the maximum."""
+"""Metrics that averages of several metrics exclude, because higher is not better or 1 is not the maximum."""
+
+
+Place = tuple[Protocol, Track, str]
+"""Protocol, track and measure of a table."""
+
+
+def place_of(record: ScoreRecord) -> Place:
+    """Return the table of a score."""
+    return record.protocol, record.track, record.measure
+
+
+def is_averaged(metric: str, *, own: str) -> bool:
+    """Whether an average includes a metric: higher is better and 1 the maximum, or all its tasks have this metric."""
+    return metric not in NOT_AVERAGED or metric == own
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,6 +135,8 @@ class Average:
     ----------
     over : str
         ``"public"`` or ``"all"``.
+    lower_is_better : bool
+        Whether the tasks have one error as their metric, as the measure ``pairs`` has.
     values : tuple of float or None
         One per column; None without a score.
     n_scored : tuple of int
@@ -141,11 +160,12 @@ class Average:
     inside_noise: frozenset[int]
     not_comparable: frozenset[int] = frozenset()
     ranks: Mapping[int, tuple[int, int]] = field(default_factory=dict)
+    lower_is_better: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
-    """One protocol and track: rows by task, columns by encoder, then the averages.
+    """One protocol, track and measure: rows by task, columns by encoder, then the averages.
 
     ``protocol_version`` is that of all its scores; ``superseded`` are scores of older versions, not comparable.
     """
@@ -160,6 +180,8 @@ class Table:
     superseded: tuple[ScoreRecord, ...] = ()
     warnings: tuple[WarningLine, ...] = ()
     """Warnings of its scores, one for each task and kind."""
+    measure: str = ""
+    """Measure of Track B; empty for Track A."""
 
     def __post_init__(self) -> None:
         labels = [column.label for column in self.columns]
@@ -172,7 +194,7 @@ class Table:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Leaderboard:
-    """The tables of some scores: strict before xares, track A before track B."""
+    """The tables of some scores: strict before xares, track A before track B, ``knn`` before other measures."""
 
     tables: tuple[Table, ...]
 
@@ -190,51 +212,48 @@ def build(records: Iterable[ScoreRecord], *, published: PublishedScores | None =
     UsageError
         Two scores have the same task, encoder and settings; `featstore.report.read_scores` keeps the newest.
     """
-    of_table: dict[tuple[Protocol, Track], list[ScoreRecord]] = {}
-    scores = tuple(records)
-    for record in scores:
-        of_table.setdefault((record.protocol, record.track), []).append(record)
+    of_table: dict[Place, list[ScoreRecord]] = {}
+    for record in records:
+        of_table.setdefault(place_of(record), []).append(record)
     return Leaderboard(
         tables=tuple(
             replace(
-                _table(of_table[place], protocol=place[0], track=place[1], published=published),
+                _table(of_table[place], place=place, published=published),
                 warnings=warning_lines(of_table[place]),
             )
-            for place in sorted(of_table)
+            for place in sorted(of_table, key=lambda place: (*place[:2], place[2] not in ("", "knn"), place[2]))
         )
     )
 
 
 def newest_versions(records: Iterable[ScoreRecord]) -> tuple[tuple[ScoreRecord, ...], tuple[ScoreRecord, ...]]:
-    """Split scores into those of the newest protocol version of their protocol and track, and older ones."""
+    """Split scores into those of the newest protocol version of their table, and older ones."""
     everything = tuple(records)
-    newest: dict[tuple[Protocol, Track], int] = {}
+    newest: dict[Place, int] = {}
     for each in everything:
-        place = (each.protocol, each.track)
-        newest[place] = max(each.protocol_version, newest.get(place, 0))
-    current = [each.protocol_version == newest[each.protocol, each.track] for each in everything]
+        newest[place_of(each)] = max(each.protocol_version, newest.get(place_of(each), 0))
+    current = [each.protocol_version == newest[place_of(each)] for each in everything]
     return (
         tuple(each for each, is_current in zip(everything, current, strict=True) if is_current),
         tuple(each for each, is_current in zip(everything, current, strict=True) if not is_current),
     )
 
 
-def _table(
-    everything: Sequence[ScoreRecord], *, protocol: Protocol, track: Track, published: PublishedScores | None
-) -> Table:
+def _table(everything: Sequence[ScoreRecord], *, place: Place, published: PublishedScores | None) -> Table:
+    protocol, track, measure = place
     records, superseded = newest_versions(everything)
     columns, column_of = _columns(records)
     placed: dict[tuple[str, str], dict[int, ScoreRecord]] = {}
     for record, column in zip(records, column_of, strict=True):
         row = placed.setdefault((record.task, record.metric), {})
         if column in row:
-            place = f"{record.task} by {columns[column].label} (track {track}, {protocol})"
-            raise UsageError(f"a table has one score for each task and encoder, got two for {place}: keep the newest")
+            where = f"{record.task} by {columns[column].label} (track {track}, {protocol})"
+            raise UsageError(f"a table has one score for each task and encoder, got two for {where}: keep the newest")
         row[column] = record
-    scored = [placed[place] for place in sorted(placed)]
+    scored = [placed[of_task] for of_task in sorted(placed)]
     evidence = [{column: evidence_of(record) for column, record in of_task.items()} for of_task in scored]
     rows = tuple(_row(of_task, known, n_columns=len(columns)) for of_task, known in zip(scored, evidence, strict=True))
-    if published is not None and published.protocol == protocol:
+    if published is not None and published.protocol == protocol and measure in ("", "knn"):
         references = _references(rows, published.of_track(track))
         columns += tuple(column for column, _ in references)
         rows = tuple(
@@ -242,7 +261,9 @@ def _table(
         )
     ours = frozenset(at for at, column in enumerate(columns) if not column.published)
     spans = ("public", "all") if any(row.private for row in rows) else ("all",)
-    averages = tuple(_average(rows, evidence, over=span, n_columns=len(columns), ours=ours) for span in spans)
+    # the metrics of Track A and knn are those of the tasks; every other measure has one of its own
+    own = "" if measure in ("", "knn") or len({row.metric for row in rows}) > 1 else rows[0].metric
+    averages = tuple(_average(rows, evidence, over=span, n_columns=len(columns), ours=ours, own=own) for span in spans)
     return Table(
         track=track,
         protocol=protocol,
@@ -251,6 +272,7 @@ def _table(
         averages=averages,
         protocol_version=records[0].protocol_version,
         superseded=superseded,
+        measure=measure,
     )
 
 
@@ -271,11 +293,12 @@ def ranked(table: Table) -> tuple[int, ...]:
     is that of the table.
     """
     average = table.averages[-1]
+    sign = 1.0 if average.lower_is_better else -1.0
 
     def order(column: int) -> tuple[bool, bool, float, int]:
         value = average.values[column]
         incomplete = average.n_scored[column] < average.n_tasks
-        return table.columns[column].published, incomplete, 0.0 if value is None else -value, column
+        return table.columns[column].published, incomplete, 0.0 if value is None else sign * value, column
 
     return tuple(sorted(range(len(table.columns)), key=order))
 
@@ -373,12 +396,19 @@ def _cell(record: ScoreRecord) -> Cell:
 
 
 def _average(
-    rows: Sequence[Row], evidence: Sequence[Mapping[int, Evidence]], *, over: str, n_columns: int, ours: frozenset[int]
+    rows: Sequence[Row],
+    evidence: Sequence[Mapping[int, Evidence]],
+    *,
+    over: str,
+    n_columns: int,
+    ours: frozenset[int],
+    own: str,
 ) -> Average:
+    """Average of a table, whose rows may all have the metric ``own``."""
     at = [
         index
         for index, row in enumerate(rows)
-        if row.eval_weight > 0 and row.metric not in NOT_AVERAGED and (over == "all" or not row.private)
+        if row.eval_weight > 0 and is_averaged(row.metric, own=own) and (over == "all" or not row.private)
     ]
     counted, known = [rows[index] for index in at], [evidence[index] for index in at]
     values: list[float | None] = []
@@ -397,7 +427,7 @@ def _average(
     if counted:
         marks = marks_of(
             complete,
-            lower_is_better=False,
+            lower_is_better=own in LOWER_IS_BETTER,
             pair=lambda a, b: average_pair([pair(of[a], of[b]) for of in known], weights),
         )
     return Average(
@@ -413,4 +443,5 @@ def _average(
         inside_noise=marks.inside_noise,
         not_comparable=marks.not_comparable,
         ranks=marks.ranks,
+        lower_is_better=own in LOWER_IS_BETTER,
     )

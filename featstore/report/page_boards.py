@@ -10,7 +10,7 @@ import numpy as np
 from featstore.formatting import counted
 from featstore.records import sha256_of
 from featstore.report.leaderboard import Cell, Row, Table, ranked
-from featstore.report.text import TRACK_TITLES, flags_of
+from featstore.report.text import flags_of, table_title
 
 __all__ = [
     "Bar",
@@ -84,7 +84,7 @@ class EncoderRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BoardView:
-    """One protocol and track: encoders ranked by their averages, and a table of encoders by tasks.
+    """One protocol, track and measure: encoders ranked by their averages, and a table of encoders by tasks.
 
     ``axis`` holds the ends of the ranking's bars.
     """
@@ -112,6 +112,8 @@ def board_view(table: Table, *, notes: Sequence[str], colours: Mapping[str, int]
         Label of an encoder -> number of its colour.
     """
     place = f"{table.protocol}-{table.track}"
+    if table.measure not in ("", "knn"):  # a measure in a file of results is untrusted text
+        place += f"-{sha256_of(table.measure)[:12]}"
     axis = _axis(table)
     rank = {
         at: RankRow(
@@ -153,8 +155,8 @@ def board_view(table: Table, *, notes: Sequence[str], colours: Mapping[str, int]
 
 
 def board_title(table: Table) -> str:
-    """Name of the track and the protocol."""
-    return f"{TRACK_TITLES[table.track]} ({table.protocol} protocol)"
+    """Name of the track, the measure and the protocol."""
+    return table_title(table.measure, table.protocol)
 
 
 def task_anchor(task: str) -> str:

@@ -215,13 +215,9 @@ def task_views(
 def _records_of(records: Sequence[ScoreRecord], table: Table, row: Row) -> dict[int, ScoreRecord]:
     found = {}
     for record in records:
-        if (record.task, record.metric, record.track, record.protocol, record.protocol_version) != (
-            row.task,
-            row.metric,
-            table.track,
-            table.protocol,
-            table.protocol_version,
-        ):
+        place = (record.task, record.metric, record.track, record.measure, record.protocol, record.protocol_version)
+        of_row = (row.task, row.metric, table.track, table.measure, table.protocol, table.protocol_version)
+        if place != of_row:
             continue
         for at, column in enumerate(table.columns):
             same = (column.encoder, column.fingerprint) == (record.encoder, record.fingerprint)

@@ -37,7 +37,7 @@ __all__ = [
 
 RESULTS_FORMAT = 1
 
-CHOSEN_SETTINGS = ("head", "k", "index", "temperature")
+CHOSEN_SETTINGS = ("measure", "head", "k", "index", "temperature")
 """Settings that distinguish scores in a report; scores that differ in nothing else are repetitions of one score."""
 
 
@@ -85,8 +85,8 @@ def write_score(
 ) -> Path:
     """Write a score atomically and return its file.
 
-    The name has task, track, protocol, encoder and `ScoreRecord.key`: the same score is written to the same file again,
-    and a score with other settings to another file.
+    The name has task, track, protocol, encoder, measure (except ``knn``) and `ScoreRecord.key`: the same score is
+    written to the same file again, and a score with other settings to another file.
 
     Parameters
     ----------
@@ -310,5 +310,6 @@ def _file_name(record: ScoreRecord) -> str:
 
 
 def _file_stem(record: ScoreRecord) -> str:
-    parts = (record.task, record.track, record.protocol, record.encoder)
+    measure = () if record.measure in ("", "knn") else (record.measure,)
+    parts = (record.task, record.track, record.protocol, record.encoder, *measure)
     return ".".join(re.sub(r"[^A-Za-z0-9_+-]+", "-", part) for part in parts)

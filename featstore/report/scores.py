@@ -110,7 +110,7 @@ class Scores(Sequence[ScoreRecord]):
         return tuple({identity_of(record): record for record in self._records}.values())
 
     def leaderboard(self) -> Board:
-        """Tables of tasks and encoders, one for each protocol and track, with averages and significance marks.
+        """Tables of tasks and encoders, one for each protocol, track and measure, with averages and significance marks.
 
         Returns
         -------
@@ -119,7 +119,7 @@ class Scores(Sequence[ScoreRecord]):
         return Board(tables=build(self.newest()).tables)
 
     def to_pandas(self) -> pd.DataFrame:
-        """One row for each score: value and interval, counts, chosen settings (head, k, index), total seconds.
+        """One row for each score: value and interval, counts, chosen settings (measure, head, k, index), total seconds.
 
         Raises
         ------
@@ -133,7 +133,10 @@ class Scores(Sequence[ScoreRecord]):
         rows = [
             [
                 *(getattr(record, name) for name in _COLUMNS),
-                *(record.settings.get(name) for name in CHOSEN_SETTINGS),
+                *(
+                    record.measure or None if name == "measure" else record.settings.get(name)
+                    for name in CHOSEN_SETTINGS
+                ),
                 sum(record.seconds.values()),
             ]
             for record in self._records
@@ -188,7 +191,8 @@ class Scores(Sequence[ScoreRecord]):
         lines = [f"featstore.Scores: {counted(len(self), 'score')}, {counted(len(self._failures), 'failure')}"]
         for record in self._records:
             interval = "" if record.ci_low is None else f" [{record.ci_low:.4f}, {record.ci_high:.4f}]"
-            protocol = f"track {record.track}, {record.protocol}"
+            measure = "" if record.measure in ("", "knn") else f" {record.measure}"
+            protocol = f"track {record.track}{measure}, {record.protocol}"
             lines.append(
                 f"  {record.task} by {record.encoder} ({protocol}): {record.metric} {record.value:.4f}{interval}"
             )

@@ -5,12 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 from html import escape
 
 from featstore.formatting import harmless, html_table
-from featstore.records import Protocol, ScoreRecord, Track
+from featstore.records import Protocol, ScoreRecord
 from featstore.report.comparison import Comparison, Difference
 from featstore.report.leaderboard import (
     LOWER_IS_BETTER,
@@ -18,8 +18,10 @@ from featstore.report.leaderboard import (
     Average,
     Cell,
     Leaderboard,
+    Place,
     Row,
     Table,
+    place_of,
     ranked,
 )
 
@@ -34,13 +36,25 @@ __all__ = [
     "grid",
     "grids_to_html",
     "grids_to_markdown",
+    "table_title",
     "to_csv",
     "to_json",
     "to_markdown",
 ]
 
 MISSING = "–"
-TRACK_TITLES = {"A": "Track A, linear probe", "B": "Track B, k nearest neighbours"}
+MEASURE_TITLES = {
+    "": "Track A, linear probe",
+    "knn": "Track B, k nearest neighbours",
+    "retrieval": "Track B, audio-to-audio retrieval",
+    "clustering": "Track B, clustering",
+    "pairs": "Track B, pairs of the same class",
+}
+
+
+def table_title(measure: str, protocol: Protocol) -> str:
+    """Title of the table of a measure of Track B, or of Track A (an empty text), under a protocol."""
+    return f"{MEASURE_TITLES.get(measure, f'Track B, {measure}')} ({protocol} protocol)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,7 +122,7 @@ def grid(table: Table) -> Grid:
         [column for column in order if table.columns[column].published],
     )
     return Grid(
-        title=f"{TRACK_TITLES[table.track]} ({table.protocol} protocol)",
+        title=table_title(table.measure, table.protocol),
         header=(
             "Encoder",
             *(
@@ -195,15 +209,18 @@ def _notes(table: Table) -> tuple[str, ...]:
         notes.append("†: scored under different manifests, not comparable: score them again")
     if any(column.published for column in table.columns):
         notes.append("(published): printed by others, not computed here, never marked as best")
-    notes += _scale_notes(row.metric for row in table.rows)
+    notes += _scale_notes(
+        {row.metric for row in table.rows}, lower=any(each.lower_is_better for each in table.averages)
+    )
     notes += superseded_notes(table.superseded, version=table.protocol_version)
     return tuple(notes)
 
 
-def _scale_notes(metrics: Iterable[str]) -> list[str]:
-    there = set(metrics)
-    errors, unbounded = sorted(there & LOWER_IS_BETTER), sorted(there & (NOT_AVERAGED - LOWER_IS_BETTER))
-    notes = [f"lower is better, excluded from averages: {', '.join(errors)}"] if errors else []
+def _scale_notes(metrics: Set[str], *, lower: bool = False) -> list[str]:
+    """Notes on metrics that averages exclude; with ``lower``, averages are of an error."""
+    errors, unbounded = sorted(metrics & LOWER_IS_BETTER), sorted(metrics & (NOT_AVERAGED - LOWER_IS_BETTER))
+    excluded = "" if lower else ", excluded from averages"
+    notes = [f"lower is better{excluded}: {', '.join(errors)}"] if errors else []
     if unbounded:
         notes.append(f"no upper bound, excluded from averages: {', '.join(unbounded)}")
     return notes
@@ -223,15 +240,15 @@ def superseded_notes(superseded: Sequence[ScoreRecord], *, version: int) -> list
 
 
 def comparison_grids(comparison: Comparison) -> tuple[Grid, ...]:
-    """Lay out a comparison: a table for each protocol and track, in which significantly better values are marked."""
-    places = dict.fromkeys((each.protocol, each.track) for each in comparison.differences)
-    return tuple(_comparison_grid(comparison, protocol=protocol, track=track) for protocol, track in places)
+    """Lay out a comparison: a table for each protocol, track and measure, in which better values are marked."""
+    places = dict.fromkeys(each.place for each in comparison.differences)
+    return tuple(_comparison_grid(comparison, place=place) for place in places)
 
 
-def _comparison_grid(comparison: Comparison, *, protocol: Protocol, track: Track) -> Grid:
-    here = [each for each in comparison.differences if (each.protocol, each.track) == (protocol, track)]
+def _comparison_grid(comparison: Comparison, *, place: Place) -> Grid:
+    here = [each for each in comparison.differences if each.place == place]
     several = {each.task for each in here if sum(other.task == each.task for other in here) > 1}
-    averages = [each for each in comparison.averages if (each.protocol, each.track) == (protocol, track)]
+    averages = [each for each in comparison.averages if each.place == place]
     notes = [
         "delta: the first encoder minus the second; averages are weighted by eval_weight",
         "▸: better, significant at 5 % for this task alone",
@@ -240,8 +257,9 @@ def _comparison_grid(comparison: Comparison, *, protocol: Protocol, track: Track
     notes += sorted({f"{each.title}: not compared, {each.unpaired}" for each in (*here, *averages) if each.unpaired})
     if any(each.one_seed for each in here):
         notes.append("some heads were trained with one seed: the variance over seeds is not in the test")
-    notes += _scale_notes(each.metric for each in here)
-    superseded = [each for each in comparison.superseded if (each.protocol, each.track) == (protocol, track)]
+    lower = any(each.metric in LOWER_IS_BETTER for each in averages)
+    notes += _scale_notes({each.metric for each in here}, lower=lower)
+    superseded = [each for each in comparison.superseded if place_of(each) == place]
     notes += superseded_notes(superseded, version=2)
     alone = ((comparison.only_a, comparison.a), (comparison.only_b, comparison.b))
     missing = [f"{n} of {name}" for n, name in alone if n]
@@ -252,7 +270,7 @@ def _comparison_grid(comparison: Comparison, *, protocol: Protocol, track: Track
         tuple(_difference(each, with_settings=False) for each in averages),
     )
     return Grid(
-        title=f"{TRACK_TITLES[track]} ({protocol} protocol): {comparison.a} - {comparison.b}",
+        title=f"{table_title(place[2], place[0])}: {comparison.a} - {comparison.b}",
         header=("Task", "Metric", comparison.a, comparison.b, "delta", "95 % interval", "p"),
         n_labels=2,
         sections=tuple(section for section in sections if section),
@@ -261,7 +279,8 @@ def _comparison_grid(comparison: Comparison, *, protocol: Protocol, track: Track
 
 
 def _difference(found: Difference, *, with_settings: bool) -> GridRow:
-    settings = ", ".join(f"{name}={value}" for name, value in found.settings) if with_settings else ""
+    chosen = [f"{name}={value}" for name, value in found.settings if name != "measure"]
+    settings = ", ".join(chosen) if with_settings else ""
     interval = MISSING if found.low is None or found.high is None else f"{found.low:+.3f}, {found.high:+.3f}"
     name = found.task or found.title.removeprefix("Weighted ").capitalize()
     return GridRow(
@@ -341,14 +360,15 @@ CSV_HEADER = (
     "not_comparable",
     "rank_first",
     "rank_last",
+    "measure",
 )
 
 
 def to_csv(board: Leaderboard) -> str:
     """Every entry of every table on a line of its own, unrounded.
 
-    The column ``line`` is ``score`` or ``average``; of an average, ``task`` is ``public`` or ``all``. What is missing
-    has no line.
+    The column ``measure`` is empty for Track A. The column ``line`` is ``score`` or ``average``; of an average, ``task``
+    is ``public`` or ``all``. What is missing has no line.
     """
     text = io.StringIO()
     writer = csv.DictWriter(text, CSV_HEADER, lineterminator="\n")
@@ -359,7 +379,7 @@ def to_csv(board: Leaderboard) -> str:
 
 
 def _csv_lines(table: Table) -> Iterable[dict[str, object]]:
-    place = {"protocol": table.protocol, "track": table.track}
+    place = {"protocol": table.protocol, "track": table.track, "measure": table.measure}
     for row in table.rows:
         for index, cell in enumerate(row.cells):
             if cell is not None:
@@ -422,6 +442,7 @@ COMPARISON_CSV_HEADER = (
     "unpaired",
     "p",
     "one_seed",
+    "measure",
 )
 
 

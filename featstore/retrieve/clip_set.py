@@ -26,15 +26,16 @@ MAX_CLIPS = 20_000
 MAX_STORED_CLIPS = 5_000
 """Number of clips up to which all similarities are computed once and stored (100 MB); above it, block by block."""
 
-MAX_BLOCK_CELLS = 2**20
-"""Number of similarities that are ranked at a time: 4 MiB of float32, and a few arrays of float64."""
+MAX_BLOCK_CELLS = 2**22
+"""Number of similarities that are computed at a time: 16 MiB of float32."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ClipSet:
     """Test clips of all rounds, in the order of the hashes of their names.
 
-    Two clips are comparable if they are different clips, of different groups and of different folds: folds separate what
-    is alike in a data set, such as the cuts of one recording.
+    Two clips are comparable if they are different clips, of different groups and of different folds: folds separate
+    what is alike in a data set, such as the cuts of one recording.
 
     Attributes
     ----------
@@ -140,7 +141,11 @@ def clip_set(task: TaskData, *, max_clips: int | None = MAX_CLIPS) -> ClipSet:
     place = np.searchsorted(samples.clip, clips[kept])
     clips, fold = clips[kept], fold[kept]
     groups = None if task.groups is None else tuple(task.groups[clip] for clip in clips.tolist())
-    group = np.arange(len(clips)) if groups is None else np.unique(np.array(groups, object).astype(str), return_inverse=True)[1]
+    group = (
+        np.arange(len(clips))
+        if groups is None
+        else np.unique(np.array(groups, object).astype(str), return_inverse=True)[1]
+    )
     return ClipSet(
         task=task.manifest.name,
         X=unit_rows(np.asarray(samples.vote(task.X[samples.windows]), np.float32)[place]),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,7 @@ from featstore.evaluation import Stopwatch, TaskData, TaskScore, load_task, scor
 from featstore.metrics import Interval, Spread
 from featstore.records import Protocol, ScoreRecord, sha256_of
 from featstore.retrieve.clip_set import ClipSet, clip_set
+from featstore.retrieve.saved_index import Notify
 
 if TYPE_CHECKING:
     from featstore.store import Store
@@ -36,7 +37,7 @@ class MeasuredTask:
     k: int | Sequence[int] | None = None
     index: str = "flat"
     shots: tuple[int, ...] = ()
-    notify: Callable[[str], object] = lambda _: None
+    notify: Notify = lambda _: None
 
     @cached_property
     def task(self) -> TaskData:

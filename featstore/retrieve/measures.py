@@ -15,6 +15,7 @@ from featstore.retrieve.clustering import score_clustering
 from featstore.retrieve.measured import MeasuredTask
 from featstore.retrieve.pairs import score_same_pairs
 from featstore.retrieve.ranking import score_retrieval
+from featstore.retrieve.saved_index import Notify
 
 if TYPE_CHECKING:
     from featstore.store import Store
@@ -89,7 +90,7 @@ def score_measures(
     k: int | Sequence[int] | None = None,
     index: str = "flat",
     shots: tuple[int, ...] = (),
-    notify: Callable[[str], object] = lambda _: None,
+    notify: Notify = lambda _: None,
 ) -> list[ScoreRecord | ScoreFailure]:
     """Score measures of one task and encoder; its embeddings are read once. One that fails does not stop the others.
 
@@ -137,7 +138,10 @@ def score_measures(
     _ = of.task  # a task that cannot be read is one failure
     return [
         attempt(
-            partial(MEASURES[name].score, of), task=manifest.name, encoder=encoder, measure="" if name == "knn" else name
+            partial(MEASURES[name].score, of),
+            task=manifest.name,
+            encoder=encoder,
+            measure="" if name == "knn" else name,
         )
         for name in there
     ]

@@ -216,8 +216,8 @@ class Retrieve(_Table):
     Attributes
     ----------
     enabled : bool
-        Whether the task has the nearest-neighbour vote. Without a ``[retrieve]`` table, only tasks of kind ``clip`` have
-        it. Other measures do not depend on it.
+        Whether the task has the nearest-neighbour vote. Without a ``[retrieve]`` table, only tasks of kind ``clip``
+        have it. Other measures do not depend on it.
     k : int
         Number of neighbours.
     temperature : float
@@ -332,7 +332,7 @@ class Manifest(_Table):
 
     @property
     def trials_path(self) -> Path | None:
-        """The file of trials, in the folder of the manifest's file; in the current folder for a manifest without one."""
+        """The file of trials: in the folder of the manifest's file, or in the current folder without one."""
         return None if self.retrieve.trials is None else (self._folder or Path()) / self.retrieve.trials
 
     @property
