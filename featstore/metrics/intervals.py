@@ -195,7 +195,8 @@ def interval_of_units(
     share = min(max((spread.score - lowest) / width, 0.0), 1.0)
     trials = share * (1.0 - share) / variance if 0.0 < share < 1.0 and variance > 0.0 else float(units.n_independent)
     low, high = wilson(share, trials, student(degrees_of_freedom(parts)))
-    return Interval(low=lowest + width * low, high=lowest + width * high, method=METHODS["share"])
+    ends = lowest + width * low, lowest + width * high
+    return Interval(low=min(ends[0], spread.score), high=max(ends[1], spread.score), method=METHODS["share"])
 
 
 def why_none(rule: Rule, spread: Spread, units: Units, test_sets: Sequence[TestSet]) -> str:

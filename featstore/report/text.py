@@ -367,7 +367,7 @@ CSV_HEADER = (
 def to_csv(board: Leaderboard) -> str:
     """Every entry of every table on a line of its own, unrounded.
 
-    The column ``measure`` is empty for Track A. The column ``line`` is ``score`` or ``average``; of an average, ``task``
+    ``measure`` is empty for Track A. The column ``line`` is ``score`` or ``average``; of an average, ``task``
     is ``public`` or ``all``. What is missing has no line.
     """
     text = io.StringIO()
