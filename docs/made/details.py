@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from docs.made.markdown import code, table
 
-EVERY, CLASSES, TRAINED, NEAREST = "every score", "kinds with classes", "track A", "track B"
+EVERY, CLASSES, TRAINED, NEAREST = "every score", "kinds with classes", "track A", "measure knn"
+MEASURES = "measures retrieval, clustering, pairs"
 DETAILS = (
-    ("by_round", EVERY, "object of numbers: score of each round (`test`, or a fold), averaged over seeds"),
+    (
+        "by_round",
+        EVERY,
+        "object of numbers: score of each round (`test`, or a fold), averaged over seeds; empty for measures other than "
+        "knn, which score the clips of all rounds together",
+    ),
     ("by_seed", EVERY, "object of numbers: score of each seed, averaged over rounds"),
     (
         "interval",
@@ -57,6 +63,20 @@ DETAILS = (
         "`score` of the nearest neighbours in the rounds of the probe, and `above_interval`: whether it is better than "
         "the probe's interval",
     ),
+    (
+        "scores",
+        MEASURES,
+        "by metric: `value`, `low` and `high` of its 95 % interval, and `method`, or the `reason` why there is none",
+    ),
+    ("clips", MEASURES, "number of test clips that were compared; of more than 20,000, a sample"),
+    ("queries", "measure retrieval", "number of clips with another clip to find"),
+    ("n_clusters", "measure clustering", "number of clusters of k-means, and in `hdbscan` of HDBSCAN"),
+    (
+        "hdbscan",
+        "measure clustering",
+        "`scores`, `clips` and `n_clusters`, and `noise`, the share of clips in no cluster",
+    ),
+    ("pairs", "measure pairs", "numbers of `same` and `different` pairs, and of `scored` ones; of too many, a sample"),
     ("k_curve", NEAREST, "object of numbers: score by k"),
     ("k_asked", NEAREST, "k of the reported score"),
     (

@@ -15,6 +15,7 @@ from featstore.metrics import find_metric
 from featstore.metrics.intervals import MIN_GROUPS
 from featstore.metrics.jackknife import MAX_UNITS
 from featstore.metrics.registry import METRICS
+from featstore.metrics.verification import TARGET_PRIOR
 from featstore.probe.api import SEEDS
 from featstore.probe.asr import SPARE_TOKENS, XARES_MAX_NEW_TOKENS, XARES_REPETITION_PENALTY
 from featstore.probe.clips import SUPPORT_STEPS
@@ -22,6 +23,9 @@ from featstore.probe.ctc import MAX_UPSAMPLING
 from featstore.probe.frame import ONSET_TOLERANCE_SECONDS
 from featstore.records import Protocol
 from featstore.retrieve.api import MIN_SAVED_WINDOWS, N_RECALL_QUERIES, SCALING_OF_TRAIN
+from featstore.retrieve.clip_set import MAX_CLIPS, MAX_STORED_CLIPS
+from featstore.retrieve.clustering import SEEDS as CLUSTERING_SEEDS
+from featstore.retrieve.pairs import MAX_PAIRS
 from featstore.tasks.rules import METRICS_BY_KIND
 from featstore.tasks.splits import N_HASH_FOLDS, Round, plan_rounds
 
@@ -134,6 +138,11 @@ def _number_rows() -> Iterator[tuple[str, ...]]:
         ("confusions stored for more classes", MAX_CONFUSED_PAIRS),
         ("minimum number of windows for a saved index", f"{MIN_SAVED_WINDOWS:,}"),
         ("queries for measuring the recall of an index", f"{N_RECALL_QUERIES:,}"),
+        ("maximum number of test clips that are compared with each other (measures except knn)", f"{MAX_CLIPS:,}"),
+        ("maximum number of pairs that are scored (measure pairs)", f"{MAX_PAIRS:,}"),
+        ("maximum number of clips of HDBSCAN (measure clustering)", f"{MAX_STORED_CLIPS:,}"),
+        ("seeds of k-means (measure clustering)", ", ".join(map(str, CLUSTERING_SEEDS))),
+        ("share of same pairs that minDCF assumes (measure pairs)", TARGET_PRIOR),
         ("tolerance of an onset, in seconds", ONSET_TOLERANCE_SECONDS),
         ("maximum repetitions of a frame (ctc)", MAX_UPSAMPLING),
     )

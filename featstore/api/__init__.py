@@ -49,7 +49,7 @@ from typing import TYPE_CHECKING, Any
 from featstore.api.audio import pack
 from featstore.api.embeddings import Extracted, check, extract, fetch
 from featstore.api.imports import import_embeddings
-from featstore.api.scores import compare, knn_arrays, probe, probe_arrays, report, retrieve
+from featstore.api.scores import compare, knn_arrays, measure_arrays, probe, probe_arrays, report, retrieve
 from featstore.api.space import explore, explore_server, health, inspect, query
 from featstore.api.stores import compact, copy, export, gc, open, rename, verify
 
@@ -77,6 +77,7 @@ __all__ = [
     "inspect",
     "knn_arrays",
     "load_encoder",
+    "measure_arrays",
     "open",
     "pack",
     "probe",

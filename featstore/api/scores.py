@@ -1,4 +1,4 @@
-"""Public functions that score: `probe`, `retrieve`, `probe_arrays`, `knn_arrays`, `compare` and `report`."""
+"""Public functions that score: `probe`, `retrieve`, the same of arrays, `compare` and `report`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from featstore.store import Store
     from featstore.tasks import Manifest
 
-__all__ = ["ScoreProgress", "compare", "knn_arrays", "probe", "probe_arrays", "report", "retrieve"]
+__all__ = ["ScoreProgress", "compare", "knn_arrays", "measure_arrays", "probe", "probe_arrays", "report", "retrieve"]
 
 _log = logging.getLogger("featstore")
 
@@ -339,6 +339,60 @@ def knn_arrays(
 
     store, manifest = array_task(X, y, groups=groups, test=test, metric=metric)
     return retrieve_task(store, manifest, encoder="arrays", k=k)
+
+
+def measure_arrays(
+    X: ArrayLike,
+    y: ArrayLike | Sequence[Any],
+    *,
+    groups: Sequence[Any] | None = None,
+    measure: str | Sequence[str] = ("retrieval", "clustering", "pairs"),
+) -> Scores:
+    """Score arrays by measures that compare the clips with each other, without a store or a manifest.
+
+    Parameters
+    ----------
+    X : array-like (n, dim)
+        Embeddings, which are compared by cosine similarity.
+    y : array-like (n,) or (n, n_classes)
+        Classes (text or whole numbers), or label sets, as lists of text or as a multi-hot array.
+    groups : sequence (n,), optional
+        Group of each clip, such as its speaker: intervals resample groups, and clips of one group are not compared.
+    measure : str or sequence of str
+        ``retrieval``, ``clustering`` and ``pairs``, as of `featstore.api.retrieve`.
+
+    Returns
+    -------
+    Scores
+        One record for each measure; ``details["scores"]`` has all metrics of it with their intervals.
+
+    Raises
+    ------
+    featstore.errors.UsageError
+        The labels are numbers, or their shape or kind or the measure is invalid.
+    featstore.errors.DataError, featstore.errors.LabelError
+        The embeddings and labels do not fit together, or a measure is not defined for them.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> rng = np.random.default_rng(0)
+    >>> y = rng.integers(0, 3, 120)
+    >>> X = np.eye(8)[y] + 0.3 * rng.standard_normal((120, 8))
+    >>> [(score.measure, score.metric) for score in measure_arrays(X, y, measure=["retrieval", "pairs"])]
+    [('retrieval', 'mAP'), ('pairs', 'eer')]
+    """
+    from featstore.evaluation.arrays import array_task
+    from featstore.evaluation.runner import ScoreFailure
+    from featstore.report.scores import Scores
+    from featstore.retrieve import score_measures
+
+    store, manifest = array_task(X, y, groups=groups, test=None)
+    found = score_measures(store, manifest, encoder="arrays", measures=names_of(measure))
+    return Scores(
+        [each for each in found if not isinstance(each, ScoreFailure)],
+        failures=[each for each in found if isinstance(each, ScoreFailure)],
+    )
 
 
 def compare(scores: Iterable[ScoreRecord] | StrPath, a: str, b: str) -> Comparison:

@@ -109,19 +109,21 @@ def test_memory_that_runs_out_is_a_line_for_its_task_and_the_others_are_scored(
     run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch, command: str, error: Exception
 ) -> None:
     import featstore.probe
-    import featstore.retrieve
+    import featstore.retrieve.measures
 
     (folder / "large").mkdir()
     task_toml(folder / "large", name="large", probe={"epochs": 3})
-    module = featstore.probe if command == "probe" else featstore.retrieve
-    score = getattr(module, f"{command}_task")
+    module, name = (
+        (featstore.probe, "probe_task") if command == "probe" else (featstore.retrieve.measures, "score_measures")
+    )
+    score = getattr(module, name)
 
     def runs_out(store: object, manifest: Any, **options: Any) -> object:
         if manifest.name == "large":
             raise error
         return score(store, manifest, **options)
 
-    monkeypatch.setattr(module, f"{command}_task", runs_out)
+    monkeypatch.setattr(module, name, runs_out)
     done = run(command, "large/large.toml", "tiny.toml", "--store", "s", "--json", "--results", "r")
     assert (done.code, [each["task"] for each in json.loads(done.out)]) == (1, ["tiny", "tiny"])
     lines = [line for line in done.err.splitlines() if line.startswith("featstore: large by ")]
@@ -222,6 +224,24 @@ def test_a_task_without_neighbours_is_skipped_among_several_and_an_error_alone(r
     assert {each["task"] for each in json.loads(among.out)} == {"tiny"}
     alone = run("retrieve", "other/other.toml", "--store", "s")
     assert alone.code == 2
+
+
+@pytest.mark.usefixtures("store")
+def test_several_measures_are_scored_and_written_and_have_a_table_each(run: Run, folder: Path) -> None:
+    measures = "knn,retrieval,clustering,pairs"
+    done = run(
+        "retrieve", "tiny.toml", "--store", "s", "--encoder", "mfcc", "--measure", measures, "--results", "r", "--json"
+    )
+    assert done.code == 0, done.err
+    records = json.loads(done.out)
+    assert [each["settings"].get("measure", "knn") for each in records] == measures.split(",")
+    assert len(list((folder / "r").iterdir())) == 4
+    report = run("report", "r", "--format", "csv")
+    assert {line.split(",")[-1] for line in report.out.splitlines()[1:]} == set(measures.split(","))
+    shown = run("retrieve", "tiny.toml", "--store", "s", "--encoder", "mfcc", "--measure", "pairs")
+    assert "d_prime" in shown.out
+    unknown = run("retrieve", "tiny.toml", "--store", "s", "--measure", "pair")
+    assert (unknown.code, "Traceback" in unknown.err) == (2, False)
 
 
 @pytest.mark.parametrize(("option", "value"), [("--k", "1,x"), ("--k", "0"), ("--shots", "5,5"), ("--shots", "")])

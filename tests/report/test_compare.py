@@ -436,3 +436,23 @@ def test_the_interval_of_an_average_is_of_independent_tasks() -> None:
     (table,) = build(records).tables
     expected = (pytest.approx(value - 1.97 * error, abs=2e-3), pytest.approx(value + 1.97 * error, abs=2e-3))
     assert table.averages[0].intervals == (expected,)
+
+
+def test_an_average_of_errors_of_a_measure_is_better_where_it_is_lower() -> None:
+    records = [
+        replace(
+            scored(task, encoder, value, track="B", metric="eer", curves=False),
+            settings={"measure": "pairs"},
+            ci_low=value - 0.03,
+            ci_high=value + 0.03,
+        )
+        for encoder, value in (("a", 0.1), ("b", 0.3))
+        for task in ("one", "two")
+    ]
+    found = compare([*records, *(replace(each, settings={}) for each in records)], "a", "b")
+    measures = [each.measure for each in found.differences]
+    assert sorted(set(measures)) == ["knn", "pairs"]
+    (average,) = found.averages  # the metric of the tasks, under knn, is not averaged
+    assert (average.measure, average.better) == ("pairs", "A")
+    assert average.difference == pytest.approx(-0.2)
+    assert [len(each.rows) for each in comparison_grids(found)] == [2, 3]

@@ -176,3 +176,38 @@ def test_what_is_not_averaged_is_a_column_and_no_average_of_one_task_is_shown(sc
     laid_out = grid(_only(build([score(task="near", metric="d_prime", value=3.5), score()])))
     assert laid_out.header == ("Encoder", "near\nd_prime", "words\naccuracy")
     assert any("d_prime" in note for note in laid_out.notes)
+
+
+def of_measure(score: Score, measure: str, **fields: object) -> ScoreRecord:
+    settings = {} if measure == "knn" else {"measure": measure}
+    metric = {"knn": "accuracy", "retrieval": "mAP", "clustering": "v_measure", "pairs": "eer"}[measure]
+    return score(**{"track": "B", "settings": settings, "metric": metric, "seeds": (), **fields})
+
+
+def test_each_measure_has_a_table_of_its_own_with_knn_first(score: Score) -> None:
+    records = [of_measure(score, measure) for measure in ("pairs", "retrieval", "knn", "clustering")]
+    board = build([*records, score()])
+    assert [(table.track, table.measure) for table in board.tables] == [
+        ("A", ""),
+        ("B", "knn"),
+        ("B", "clustering"),
+        ("B", "pairs"),
+        ("B", "retrieval"),
+    ]
+    titles = [grid(table).title for table in board.tables]
+    assert len(set(titles)) == 5
+    assert all([column.label for column in table.columns] == ["logmel"] for table in board.tables)
+
+
+def test_an_error_that_is_the_metric_of_a_measure_is_averaged_and_the_lowest_is_first(score: Score) -> None:
+    values = {("a", "one"): 0.1, ("a", "two"): 0.2, ("b", "one"): 0.3, ("b", "two"): 0.15}
+    table = _only(
+        build(of_measure(score, "pairs", task=task, encoder=encoder, value=v) for (encoder, task), v in values.items())
+    )
+    (average,) = table.averages
+    assert average.values == pytest.approx((0.15, 0.225))
+    assert (average.best, average.lower_is_better) == ({0}, True)
+    assert [row.labels[0] for row in grid(table).rows] == ["a", "b"]
+    # as the metric of tasks, it is on another scale than theirs
+    mixed = _only(build(score(task=task, metric="eer", value=0.1) for task in ("one", "two")))
+    assert mixed.averages[0].n_tasks == 0

@@ -216,3 +216,13 @@ def test_a_store_given_as_a_folder_of_results_is_not_called_a_damaged_score(tmp_
     (tmp_path / "zarr.json").write_text('{"zarr_format": 3, "node_type": "group"}')
     with pytest.raises(UsageError):
         read_results(tmp_path)
+
+
+def test_measures_of_one_task_have_files_of_their_own_and_the_name_of_the_vote_is_as_before(
+    tmp_path: Path, score: Score
+) -> None:
+    vote = score(track="B", settings={"k": 10})
+    pairs = score(track="B", settings={"measure": "pairs"}, metric="eer")
+    names = [write_score(each, tmp_path).name for each in (vote, pairs)]
+    assert names == [f"words.B.strict.logmel.{vote.key}.json", f"words.B.strict.logmel.pairs.{pairs.key}.json"]
+    assert {each.measure for each in read_scores(tmp_path)} == {"knn", "pairs"}
