@@ -12,7 +12,7 @@ import zarr
 from numpy.typing import NDArray
 from scipy.special import expit, softmax
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import accuracy_score, average_precision_score, log_loss
+from sklearn.metrics import accuracy_score, average_precision_score, log_loss, roc_curve
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.preprocessing import StandardScaler
 
@@ -199,3 +199,26 @@ def speaker_vector(wave: NDArray[np.float64], weights: Mapping[str, NDArray[np.f
         x = np.array(states)
     vector = np.maximum(weights["linear.weight"] @ x[-1] + weights["linear.bias"], 0)
     return vector / np.linalg.norm(vector)
+
+
+def compared_clips(of: Vectors, folds: Sequence[Sequence[str]]) -> tuple[float, float]:
+    """Mean average precision of retrieving test clips by clips, and the equal error rate of all pairs.
+
+    A clip is the mean of its windows by seconds; clips of different folds are compared, or with one fold all clips.
+    """
+    clips = vote(of, np.isin(of.clip, np.concatenate(folds)), of.X)
+    unit = clips.shares / np.linalg.norm(clips.shares, axis=1, keepdims=True)
+    fold = np.array([next(at for at, members in enumerate(folds) if clip in set(members)) for clip in clips.clip])
+    same = clips.y[:, None] == clips.y if clips.y.ndim == 1 else clips.y @ clips.y.T > 0
+    similarity, apart = unit @ unit.T, ~np.eye(len(unit), dtype=bool)
+    if len(folds) > 1:
+        apart &= fold[:, None] != fold
+    precision = [
+        average_precision_score(same[at, apart[at]], similarity[at, apart[at]])
+        for at in range(len(unit))
+        if same[at, apart[at]].any()
+    ]
+    pairs = np.triu(apart)
+    alarms, found, _ = roc_curve(same[pairs], similarity[pairs], drop_intermediate=False)
+    at = int(np.argmin(np.abs(1 - found - alarms)))
+    return float(np.mean(precision)), float((1 - found[at] + alarms[at]) / 2)

@@ -15,7 +15,15 @@ import soxr
 import torch
 from corpus import ENCODERS, Corpus, Table
 from ge2e import Ge2eEncoder, weights_file
-from reference import Vectors, logistic_regression, mel_power, nearest_neighbours, read_vectors, speaker_vector
+from reference import (
+    Vectors,
+    compared_clips,
+    logistic_regression,
+    mel_power,
+    nearest_neighbours,
+    read_vectors,
+    speaker_vector,
+)
 
 import featstore.probe.clips
 import featstore.retrieve.api
@@ -24,7 +32,7 @@ from featstore.metrics.comparison import ALPHA
 from featstore.probe import probe_task
 from featstore.records import ScoreRecord
 from featstore.report.pairing import evidence_of, pair
-from featstore.retrieve import retrieve_task
+from featstore.retrieve import retrieve_task, score_measures
 
 pytestmark = pytest.mark.real
 
@@ -127,6 +135,20 @@ def test_the_neighbours_vote_is_numpys(case: Case) -> None:
     np.testing.assert_allclose(found[sure], expected.voted.shares[sure], atol=1e-5)
     either = replace(expected.voted, shares=np.where(sure[:, None], expected.voted.shares, found))
     assert of.record.value == pytest.approx(either.score(), abs=1e-6)
+
+
+def test_clips_that_are_compared_score_as_scikit_learn_does(case: Case, corpus: Corpus) -> None:
+    manifest = corpus.manifests[case.name]
+    retrieval, pairs, clusters = score_measures(
+        corpus.store, manifest, encoder=case.encoder, measures=("retrieval", "pairs", "clustering")
+    )
+    ids = np.array(case.retrieved.task.clip_id)
+    precision, error_rate = compared_clips(
+        case.vectors, [ids[each.test].tolist() for each in case.retrieved.task.rounds]
+    )
+    assert retrieval.value == pytest.approx(precision, abs=1e-3)
+    assert pairs.value == pytest.approx(error_rate, abs=1e-3)
+    assert all(each.ci_low < each.value < each.ci_high for each in (retrieval, pairs, clusters))
 
 
 def test_the_schedule_of_xares_is_nowhere_significantly_better(case: Case, corpus: Corpus) -> None:
