@@ -10,8 +10,8 @@ DETAILS = (
     (
         "by_round",
         EVERY,
-        "object of numbers: score of each round (`test`, or a fold), averaged over seeds; empty for measures other than "
-        "knn, which score the clips of all rounds together",
+        "object of numbers: score of each round (`test`, or a fold), averaged over seeds; empty for measures other "
+        "than knn, which score the clips of all rounds together",
     ),
     ("by_seed", EVERY, "object of numbers: score of each seed, averaged over rounds"),
     (

@@ -12,7 +12,7 @@ import numpy as np
 from featstore.errors import UsageError
 from featstore.metrics.comparison import ALPHA, Paired
 from featstore.records import Protocol, ScoreRecord, Track
-from featstore.report.leaderboard import LOWER_IS_BETTER, Place, is_averaged, newest_versions
+from featstore.report.leaderboard import LOWER_IS_BETTER, Place, is_averaged, newest_versions, place_of, place_order
 from featstore.report.pairing import average_pair, evidence_of, pair, why_unpaired
 from featstore.report.results import CHOSEN_SETTINGS
 
@@ -140,7 +140,7 @@ def compare(records: Iterable[ScoreRecord], a: str, b: str) -> Comparison:
     of_a, of_b = (_scores_of(current, name, none="of the newest protocol version: score it again") for name in (a, b))
     if of_a == of_b:
         raise UsageError(f"--compare needs two encoders, and {a} and {b} are the same")
-    common = sorted(of_a.keys() & of_b.keys())
+    common = sorted(of_a.keys() & of_b.keys(), key=lambda key: (place_order(place_of(of_a[key])), key))
     if not common:
         raise UsageError(f"{a} and {b} have no score in common: score both on the same task, track and protocol")
     pairs = [_pair(of_a[place], of_b[place]) for place in common]

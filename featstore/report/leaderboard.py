@@ -35,6 +35,7 @@ __all__ = [
     "natural",
     "newest_versions",
     "place_of",
+    "place_order",
     "ranked",
 ]
 
@@ -52,6 +53,12 @@ Place = tuple[Protocol, Track, str]
 def place_of(record: ScoreRecord) -> Place:
     """Return the table of a score."""
     return record.protocol, record.track, record.measure
+
+
+def place_order(place: Place) -> tuple[str, str, bool, str]:
+    """Sort key of tables: strict before xares, track A before track B, ``knn`` before other measures."""
+    protocol, track, measure = place
+    return protocol, track, measure not in ("", "knn"), measure
 
 
 def is_averaged(metric: str, *, own: str) -> bool:
@@ -221,7 +228,7 @@ def build(records: Iterable[ScoreRecord], *, published: PublishedScores | None =
                 _table(of_table[place], place=place, published=published),
                 warnings=warning_lines(of_table[place]),
             )
-            for place in sorted(of_table, key=lambda place: (*place[:2], place[2] not in ("", "knn"), place[2]))
+            for place in sorted(of_table, key=place_order)
         )
     )
 

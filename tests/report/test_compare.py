@@ -38,8 +38,8 @@ from featstore.report import (
 )
 from featstore.report.pairing import evidence_of, pair
 from featstore.retrieve import retrieve_task
-from scored import scored
 from featstore.tasks import builtin_tasks
+from scored import scored
 
 Score = Callable[..., ScoreRecord]
 
