@@ -15,8 +15,9 @@ from typing import Any
 from featstore.errors import UsageError
 from featstore.records import Protocol, ScoreRecord, Track
 from featstore.report.marks import NO_MARKS, Marks, marks_of
-from featstore.report.pairing import Evidence, average_interval, average_pair, evidence_of, pair
+from featstore.report.pairing import Evidence, average_interval, average_pair, evidence_of, pair, pair_over_tasks
 from featstore.report.published import PublishedScores
+from featstore.report.resolution import Resolution, resolution_of
 from featstore.report.results import CHOSEN_SETTINGS
 from featstore.report.warnings import WarningLine, warning_lines
 
@@ -94,6 +95,8 @@ class Row:
         Whether a head was trained with one seed, so that the variance over seeds is unknown.
     manifests : int
         Number of different manifests of the row's scores; above 1, they are not comparable.
+    resolution : Resolution or None
+        What its test clips can resolve; None if no two encoders can be compared.
     """
 
     task: str
@@ -108,6 +111,7 @@ class Row:
     not_comparable: frozenset[int] = frozenset()
     ranks: Mapping[int, tuple[int, int]] = field(default_factory=dict)
     one_seed: bool = False
+    resolution: Resolution | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,8 +132,11 @@ class Average:
         The best complete columns, without published ones; empty if fewer than two are complete.
     intervals : tuple of (float, float) or None
         95 % interval of each complete column whose tasks all have one; tasks are independent.
-    inside_noise, not_comparable, ranks
-        See `Row`.
+    inside_noise, not_comparable, ranks, resolution
+        See `Row`: the tasks are fixed, and their test clips are resampled.
+    over_tasks : Resolution or None
+        The same for other tasks of the same kind: tasks are resampled with their clips. None if their effective number
+        is below 5.
     """
 
     over: str
@@ -141,6 +148,8 @@ class Average:
     inside_noise: frozenset[int]
     not_comparable: frozenset[int] = frozenset()
     ranks: Mapping[int, tuple[int, int]] = field(default_factory=dict)
+    resolution: Resolution | None = None
+    over_tasks: Resolution | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -233,7 +242,11 @@ def _table(
         row[column] = record
     scored = [placed[place] for place in sorted(placed)]
     evidence = [{column: evidence_of(record) for column, record in of_task.items()} for of_task in scored]
-    rows = tuple(_row(of_task, known, n_columns=len(columns)) for of_task, known in zip(scored, evidence, strict=True))
+    marks = [_marks(of_task, known, n_columns=len(columns)) for of_task, known in zip(scored, evidence, strict=True)]
+    rows = tuple(
+        _row(of_task, known, marked, n_columns=len(columns))
+        for of_task, known, marked in zip(scored, evidence, marks, strict=True)
+    )
     if published is not None and published.protocol == protocol:
         references = _references(rows, published.of_track(track))
         columns += tuple(column for column, _ in references)
@@ -242,7 +255,7 @@ def _table(
         )
     ours = frozenset(at for at, column in enumerate(columns) if not column.published)
     spans = ("public", "all") if any(row.private for row in rows) else ("all",)
-    averages = tuple(_average(rows, evidence, over=span, n_columns=len(columns), ours=ours) for span in spans)
+    averages = tuple(_average(rows, evidence, marks, over=span, n_columns=len(columns), ours=ours) for span in spans)
     return Table(
         track=track,
         protocol=protocol,
@@ -339,13 +352,18 @@ def _references(
 # --- rows and averages ------------------------------------------------------------------------------------------------
 
 
-def _row(scored: Mapping[int, ScoreRecord], known: Mapping[int, Evidence], *, n_columns: int) -> Row:
-    first = scored[min(scored)]
-    marks = marks_of(
+def _marks(scored: Mapping[int, ScoreRecord], known: Mapping[int, Evidence], *, n_columns: int) -> Marks:
+    return marks_of(
         [scored[column].value if column in scored else None for column in range(n_columns)],
-        lower_is_better=first.metric in LOWER_IS_BETTER,
+        lower_is_better=scored[min(scored)].metric in LOWER_IS_BETTER,
         pair=lambda a, b: pair(known[a], known[b]),
     )
+
+
+def _row(
+    scored: Mapping[int, ScoreRecord], known: Mapping[int, Evidence], marks: Marks, *, n_columns: int
+) -> Row:
+    first = scored[min(scored)]
     return Row(
         task=first.task,
         title=first.title,
@@ -359,6 +377,12 @@ def _row(scored: Mapping[int, ScoreRecord], known: Mapping[int, Evidence], *, n_
         ranks=marks.ranks,
         one_seed=any(len(record.seeds) == 1 for record in scored.values()),
         manifests=len({record.manifest_sha256 for record in scored.values()}),
+        resolution=resolution_of(
+            marks,
+            [scored[column].value if column in scored else None for column in range(n_columns)],
+            over="groups" if any(each.grouped for each in known.values()) else "clips",
+            n=max(record.n_test for record in scored.values()),
+        ),
     )
 
 
@@ -373,7 +397,13 @@ def _cell(record: ScoreRecord) -> Cell:
 
 
 def _average(
-    rows: Sequence[Row], evidence: Sequence[Mapping[int, Evidence]], *, over: str, n_columns: int, ours: frozenset[int]
+    rows: Sequence[Row],
+    evidence: Sequence[Mapping[int, Evidence]],
+    tested: Sequence[Marks],
+    *,
+    over: str,
+    n_columns: int,
+    ours: frozenset[int],
 ) -> Average:
     at = [
         index
@@ -381,6 +411,7 @@ def _average(
         if row.eval_weight > 0 and row.metric not in NOT_AVERAGED and (over == "all" or not row.private)
     ]
     counted, known = [rows[index] for index in at], [evidence[index] for index in at]
+    pairs = [tested[index].pairs for index in at]
     values: list[float | None] = []
     n_scored: list[int] = []
     for column in range(n_columns):
@@ -394,12 +425,21 @@ def _average(
     ]
     weights = [row.eval_weight for row in counted]
     marks: Marks = NO_MARKS
+    over_tasks: Marks = NO_MARKS
     if counted:
         marks = marks_of(
             complete,
             lower_is_better=False,
-            pair=lambda a, b: average_pair([pair(of[a], of[b]) for of in known], weights),
+            pair=lambda a, b: average_pair([of.get((a, b)) for of in pairs], weights),
         )
+        over_tasks = marks_of(
+            complete,
+            lower_is_better=False,
+            pair=lambda a, b: (
+                pair_over_tasks([of[a].value - of[b].value for of in known], weights) if (a, b) in marks.pairs else None
+            ),
+        )
+    is_grouped = any(each.grouped for of in known for each in of.values())
     return Average(
         over=over,
         values=tuple(values),
@@ -413,4 +453,11 @@ def _average(
         inside_noise=marks.inside_noise,
         not_comparable=marks.not_comparable,
         ranks=marks.ranks,
+        resolution=resolution_of(
+            marks,
+            complete,
+            over="groups" if is_grouped else "clips",
+            n=sum(row.resolution.n for row in counted if row.resolution is not None),
+        ),
+        over_tasks=resolution_of(over_tasks, complete, over="tasks", n=len(counted)),
     )

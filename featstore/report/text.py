@@ -22,6 +22,7 @@ from featstore.report.leaderboard import (
     Table,
     ranked,
 )
+from featstore.report.resolution_text import rank_columns, resolution_notes
 
 __all__ = [
     "MISSING",
@@ -45,12 +46,16 @@ TRACK_TITLES = {"A": "Track A, linear probe", "B": "Track B, k nearest neighbour
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GridCell:
-    """One entry as text, and its mark: the best, not significantly different from the best, or not comparable."""
+    """One entry as text, and its mark: the best, not significantly different from the best, or not comparable.
+
+    ``letters`` are those of its tie groups, which only LaTeX shows.
+    """
 
     text: str
     best: bool = False
     inside_noise: bool = False
     not_comparable: bool = False
+    letters: str = ""
 
     @property
     def marked(self) -> str:
@@ -99,9 +104,11 @@ class Grid:
 def grid(table: Table) -> Grid:
     """Lay out a table: a row for each encoder, the best average first, and a column for each average and task.
 
-    Values have three decimals and half of their interval; a missing score is a dash.
+    Columns of ranks and ties are first, and a last row has the smallest difference that each column can resolve. Values
+    have three decimals and half of their interval; a missing score is a dash.
     """
     averages = [average for average in table.averages if average.n_tasks > 1]
+    ranks = rank_columns(table)
     order = ranked(table)
     sections = (
         [column for column in order if not table.columns[column].published],
@@ -111,6 +118,7 @@ def grid(table: Table) -> Grid:
         title=f"{TRACK_TITLES[table.track]} ({table.protocol} protocol)",
         header=(
             "Encoder",
+            *(header for header, _ in ranks),
             *(
                 f"Average\n{average.n_tasks}{' public' if average.over == 'public' else ''} tasks"
                 for average in averages
@@ -123,6 +131,7 @@ def grid(table: Table) -> Grid:
                 GridRow(
                     labels=(table.columns[column].label,),
                     cells=(
+                        *(GridCell(text=entries[column]) for _, entries in ranks),
                         *(_marked(_average(average, column), average, column) for average in averages),
                         *(_marked(_shown(row.cells[column]), row, column) for row in table.rows),
                     ),
@@ -131,10 +140,18 @@ def grid(table: Table) -> Grid:
             )
             for section in sections
             if section
-        ),
+        )
+        + ((_resolutions([*averages, *table.rows], n_ranks=len(ranks)),) if ranks else ()),
         notes=_notes(table),
         warnings=tuple(map(str, table.warnings)),
     )
+
+
+def _resolutions(lines: Sequence[Row | Average], *, n_ranks: int) -> tuple[GridRow, ...]:
+    """The last row: the smallest difference that each column can resolve."""
+    smallest = (None if line.resolution is None else line.resolution.smallest_difference for line in lines)
+    cells = [GridCell(text=MISSING if each is None else f"{each:.3f}") for each in smallest]
+    return (GridRow(labels=("Resolution",), cells=(*[GridCell(text="")] * n_ranks, *cells)),)
 
 
 def flags_of(row: Row) -> str:
@@ -148,6 +165,7 @@ def _marked(text: str, line: Row | Average, column: int) -> GridCell:
         best=column in line.best,
         inside_noise=column in line.inside_noise,
         not_comparable=column in line.not_comparable,
+        letters="" if line.resolution is None else line.resolution.letters[column],
     )
 
 
@@ -170,12 +188,13 @@ SIGNIFICANCE = "5 % over all pairs (Holm); McNemar's test or paired t test"
 
 
 def _notes(table: Table) -> tuple[str, ...]:
-    notes = []
+    notes: list[str] = []
     marked: list[Row | Average] = [*table.rows, *table.averages]
     widths = [cell for row in table.rows for cell in row.cells if cell is not None and cell.half_width is not None]
     if widths:
         notes.append("±: half of the 95 % interval (without one: standard deviation over seeds)")
     has_worse = any(len(line.ranks) > len(line.best | line.inside_noise | line.not_comparable) for line in marked)
+    notes += resolution_notes(table)
     if any(average.n_tasks > 1 for average in table.averages):
         notes.append("Average: weighted by the eval_weight of each task")
     if any(line.best for line in marked):
