@@ -242,17 +242,19 @@ def _table(
         row[column] = record
     scored = [placed[place] for place in sorted(placed)]
     evidence = [{column: evidence_of(record) for column, record in of_task.items()} for of_task in scored]
+    references = []
+    if published is not None and published.protocol == protocol:
+        references = _references([task for task, _ in sorted(placed)], published.of_track(track))
+    n_ours, columns = len(columns), (*columns, *(column for column, _ in references))
     marks = [_marks(of_task, known, n_columns=len(columns)) for of_task, known in zip(scored, evidence, strict=True)]
     rows = tuple(
         _row(of_task, known, marked, n_columns=len(columns))
         for of_task, known, marked in zip(scored, evidence, marks, strict=True)
     )
-    if published is not None and published.protocol == protocol:
-        references = _references(rows, published.of_track(track))
-        columns += tuple(column for column, _ in references)
-        rows = tuple(
-            replace(row, cells=(*row.cells, *(cells[at] for _, cells in references))) for at, row in enumerate(rows)
-        )
+    rows = tuple(
+        replace(row, cells=(*row.cells[:n_ours], *(cells[at] for _, cells in references)))
+        for at, row in enumerate(rows)
+    )
     ours = frozenset(at for at, column in enumerate(columns) if not column.published)
     spans = ("public", "all") if any(row.private for row in rows) else ("all",)
     averages = tuple(_average(rows, evidence, marks, over=span, n_columns=len(columns), ours=ours) for span in spans)
@@ -337,14 +339,14 @@ def _label(encoder: str, fingerprint: str, settings: tuple[tuple[str, Any], ...]
 
 
 def _references(
-    rows: Sequence[Row], by_task: Mapping[str, Mapping[str, float]]
+    tasks: Sequence[str], by_task: Mapping[str, Mapping[str, float]]
 ) -> list[tuple[Column, tuple[Cell | None, ...]]]:
-    """Published columns with a score of at least one row, and their cells."""
-    encoders = sorted({encoder for row in rows for encoder in by_task.get(row.task, {})})
+    """Published columns with a score of at least one task, and their cells."""
+    encoders = sorted({encoder for task in tasks for encoder in by_task.get(task, {})})
     found = []
     for encoder in encoders:
         column = Column(encoder=encoder, fingerprint="", settings=(), label=f"{encoder} (published)", published=True)
-        values = [by_task.get(row.task, {}).get(encoder) for row in rows]
+        values = [by_task.get(task, {}).get(encoder) for task in tasks]
         found.append((column, tuple(None if value is None else Cell(value=value, half_width=None) for value in values)))
     return found
 
@@ -360,10 +362,9 @@ def _marks(scored: Mapping[int, ScoreRecord], known: Mapping[int, Evidence], *, 
     )
 
 
-def _row(
-    scored: Mapping[int, ScoreRecord], known: Mapping[int, Evidence], marks: Marks, *, n_columns: int
-) -> Row:
+def _row(scored: Mapping[int, ScoreRecord], known: Mapping[int, Evidence], marks: Marks, *, n_columns: int) -> Row:
     first = scored[min(scored)]
+    values = [scored[column].value if column in scored else None for column in range(n_columns)]
     return Row(
         task=first.task,
         title=first.title,
@@ -379,7 +380,7 @@ def _row(
         manifests=len({record.manifest_sha256 for record in scored.values()}),
         resolution=resolution_of(
             marks,
-            [scored[column].value if column in scored else None for column in range(n_columns)],
+            values,
             over="groups" if any(each.grouped for each in known.values()) else "clips",
             n=max(record.n_test for record in scored.values()),
         ),

@@ -49,6 +49,8 @@ class Separation:
         Of their scores, 0 or more.
     p : float or None
         After Holm's correction; None if the two cannot be compared.
+    separated : bool
+        Whether the difference is significant.
     smallest_difference : float or None
         True difference of the two that the tests find with a power of 80 %.
     more_clips : int or None
@@ -61,13 +63,9 @@ class Separation:
     worse: int
     difference: float
     p: float | None
-    smallest_difference: float | None = None
-    more_clips: int | None = None
-
-    @property
-    def separated(self) -> bool:
-        """Whether the difference is significant."""
-        return self.p is not None and self.p <= ALPHA
+    separated: bool
+    smallest_difference: float | None
+    more_clips: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,6 +145,7 @@ def resolution_of(
                 worse=b,
                 difference=abs((values[a] or 0.0) - (values[b] or 0.0)),
                 p=marks.adjusted.get(key),
+                separated=marks.adjusted.get(key, 1.0) <= ALPHA,
                 smallest_difference=smallest.get(key),
                 more_clips=more.get(key),
             )

@@ -78,7 +78,9 @@ def _sentence(line: Row | Average, resolution: Resolution, labels: Sequence[str]
     for pair in resolution.adjacent:
         if pair.more_clips is not None:
             kind = " of new groups" if resolution.over == "groups" else ""
-            found += f"; about {pair.more_clips:,} more{kind} would separate {labels[pair.better]} from {labels[pair.worse]}"
+            found += (
+                f"; about {pair.more_clips:,} more{kind} would separate {labels[pair.better]} from {labels[pair.worse]}"
+            )
             break
     n_pairs = f"{resolution.n_pairs} pairs" if resolution.n_pairs > 1 else "1 pair"
     return f"{found} ({POWER_TEXT}, 5 % over {n_pairs})"

@@ -360,6 +360,10 @@ CSV_HEADER = (
     "not_comparable",
     "rank_first",
     "rank_last",
+    "ties",
+    "over_tasks_rank_first",
+    "over_tasks_rank_last",
+    "smallest_difference",
 )
 
 
@@ -419,11 +423,17 @@ def _csv_lines(table: Table) -> Iterable[dict[str, object]]:
 
 def _compared(line: Row | Average, column: int) -> dict[str, object]:
     first, last = line.ranks.get(column, ("", ""))
-    return {
+    found: dict[str, object] = {
         "not_comparable": str(column in line.not_comparable).lower(),
         "rank_first": first,
         "rank_last": last,
     }
+    if line.resolution is not None:
+        found["ties"] = line.resolution.letters[column]
+        found["smallest_difference"] = line.resolution.smallest_difference
+    if isinstance(line, Average) and line.over_tasks is not None and (ends := line.over_tasks.ranks[column]):
+        found["over_tasks_rank_first"], found["over_tasks_rank_last"] = ends
+    return found
 
 
 COMPARISON_CSV_HEADER = (
