@@ -172,8 +172,13 @@ def _report(
 def _comparison(scores: tuple[ScoreRecord, ...], pair: tuple[str, str], form: Form) -> tuple[str, tuple[Grid, ...]]:
     """A comparison as text, or as tables for the terminal."""
     from featstore import api
-    from featstore.report import comparison_grids, comparison_to_csv, comparison_to_json, grids_to_markdown
-    from featstore.report.latex import grids_to_latex
+    from featstore.report import (
+        comparison_grids,
+        comparison_to_csv,
+        comparison_to_json,
+        grids_to_latex,
+        grids_to_markdown,
+    )
 
     found = api.compare(scores, *pair)
     if form == "table":

@@ -226,11 +226,14 @@ class _Tests:
         """Difference that is found with the power, with `factor` times the test clips.
 
         The test compares with a variance that includes its two added units; the difference itself varies without them.
+        More units have a smaller part in it, until there are `MAX_UNITS`, which then contain more clips each.
         """
         from scipy.special import stdtrit
 
-        clips = (self.units + self.lump) / factor
-        df = np.maximum(self.unit_df, np.minimum(self.unit_df * factor, MAX_UNITS - 1.0))
+        n_units = self.unit_df + 1.0
+        growth = np.maximum(1.0, np.minimum(factor, MAX_UNITS / n_units))
+        clips = (self.units + self.lump / growth) / factor
+        df = n_units * growth - 1.0
         both = clips**2 / df + self.seeds**2 / self.seed_df
         df = np.where(both > 0, (clips + self.seeds) ** 2 / np.where(both > 0, both, 1.0), df)
         critical = stdtrit(df, 1.0 - ALPHA / (2.0 * n_tests)) * np.sqrt(clips + self.seeds)
