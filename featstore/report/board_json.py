@@ -7,30 +7,22 @@ import json
 from collections.abc import Mapping, Set
 from typing import Any
 
-from featstore.report.leaderboard import Average, Column, Leaderboard, Row, Table
+from featstore.report.leaderboard import Leaderboard
 
-__all__ = ["OMITTED", "board_to_json"]
-
-OMITTED: Mapping[type, frozenset[str]] = {
-    Table: frozenset({"superseded"}),
-    Row: frozenset({"ranks"}),
-    Average: frozenset({"ranks"}),
-}
-"""Fields that are not in the JSON: scores that are not in the table, and what ``resolution`` contains."""
+__all__ = ["board_to_json"]
 
 
 def board_to_json(board: Leaderboard) -> str:
-    """The tables as one JSON array."""
-    found = [_plain(table) for table in board.tables]
+    """The tables as one JSON array, without scores of superseded protocol versions."""
+    found = [{name: each for name, each in _plain(table).items() if name != "superseded"} for table in board.tables]
     return json.dumps(found, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
 
 
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
-        omitted = OMITTED.get(type(value), frozenset())
-        names = (each.name for each in dataclasses.fields(value) if each.name not in omitted)
-        found = {name: _plain(getattr(value, name)) for name in names}
-        return {**found, "settings": dict(value.settings)} if isinstance(value, Column) else found
+        return {each.name: _plain(getattr(value, each.name)) for each in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(name): _plain(each) for name, each in value.items()}
     if isinstance(value, Set):
         return sorted(value)
-    return [_plain(each) for each in value] if isinstance(value, tuple) else value
+    return [_plain(each) for each in value] if isinstance(value, tuple | list) else value

@@ -110,5 +110,5 @@ def _notes(laid_out: Grid) -> list[str]:
         notes.append("superscripts: letters of the tie groups of a column")
     if not notes:
         return []
-    lines = [rf"{escape_latex(each)}\\" for each in notes]
-    return [r"\begin{flushleft}", r"\footnotesize", *lines, r"\end{flushleft}"]
+    lines = "\\\\\n".join(map(escape_latex, notes))
+    return [r"\begin{flushleft}", r"\footnotesize", lines, r"\end{flushleft}"]
