@@ -156,7 +156,8 @@ class Average:
 class Table:
     """One protocol and track: rows by task, columns by encoder, then the averages.
 
-    Records inside it name a column by its number, from 0. ``protocol_version`` is that of all its scores; ``superseded`` are scores of older versions, not comparable.
+    Records inside it name a column by its number, from 0. ``protocol_version`` is that of all its scores;
+    ``superseded`` are scores of older versions, not comparable.
     """
 
     track: Track

@@ -22,17 +22,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-from featstore.metrics.comparison import ALPHA, Paired
-from featstore.metrics.jackknife import MAX_UNITS
+from featstore.metrics.comparison import ALPHA
+from featstore.metrics.power import clip_factors, smallest_differences
 from featstore.report.marks import Marks
 
-__all__ = ["POWER", "Resolution", "Separation", "resolution_of", "tie_groups"]
-
-POWER = 0.8
-MAX_FACTOR = 1e6
-"""A pair that takes more than this many times the test clips has no number of further clips."""
+__all__ = ["Resolution", "Separation", "resolution_of", "tie_groups"]
 
 _LETTERS = string.ascii_lowercase + string.ascii_uppercase
 
@@ -126,10 +121,10 @@ def resolution_of(
     for at, group in enumerate(groups):
         for column in group:
             letters[column] += _letter(at)
-    smallest = dict(zip(marks.pairs, _smallest_differences(list(marks.pairs.values())).tolist(), strict=True))
+    smallest = dict(zip(marks.pairs, smallest_differences(list(marks.pairs.values())).tolist(), strict=True))
     neighbours = [(a, b, (min(a, b), max(a, b))) for a, b in zip(marks.order, marks.order[1:], strict=False)]
     close = [key for _, _, key in neighbours if marks.adjusted.get(key, 0.0) > ALPHA and over != "tasks"]
-    factors = _factors([marks.pairs[key] for key in close], n_pairs=len(marks.pairs))
+    factors = clip_factors([marks.pairs[key] for key in close], n_tests=len(marks.pairs))
     more = {key: _more_clips(factor, n) for key, factor in zip(close, factors.tolist(), strict=True)}
     return Resolution(
         over=over,
@@ -194,67 +189,6 @@ def tie_groups(order: Sequence[int], separated: set[tuple[int, int]]) -> tuple[t
 def _letter(at: int) -> str:
     turn, place = divmod(at, len(_LETTERS))
     return _LETTERS[place] + (str(turn) if turn else "")
-
-
-# --- power ------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class _Tests:
-    """The tests of several pairs as arrays float64 (pairs,)."""
-
-    difference: NDArray[np.float64]
-    units: NDArray[np.float64]
-    lump: NDArray[np.float64]
-    seeds: NDArray[np.float64]
-    unit_df: NDArray[np.float64]
-    seed_df: NDArray[np.float64]
-
-    @classmethod
-    def of(cls, pairs: Sequence[Paired]) -> _Tests:
-        columns = np.array(
-            [
-                (abs(each.difference), each.variance, each.lump, each.seed_variance, each.unit_df, each.seed_df)
-                for each in pairs
-            ],
-            np.float64,
-        ).reshape(len(pairs), 6)
-        difference, variance, lump, seeds, unit_df, seed_df = columns.T
-        return cls(difference, variance - lump - seeds, lump, seeds, unit_df, seed_df)
-
-    def smallest_difference(self, factor: float | NDArray[np.float64], *, n_tests: int) -> NDArray[np.float64]:
-        """Difference that is found with the power, with `factor` times the test clips.
-
-        The test compares with a variance that includes its two added units; the difference itself varies without them.
-        More units have a smaller part in it, until there are `MAX_UNITS`, which then contain more clips each.
-        """
-        from scipy.special import stdtrit
-
-        n_units = self.unit_df + 1.0
-        growth = np.maximum(1.0, np.minimum(factor, MAX_UNITS / n_units))
-        clips = (self.units + self.lump / growth) / factor
-        df = n_units * growth - 1.0
-        both = clips**2 / df + self.seeds**2 / self.seed_df
-        df = np.where(both > 0, (clips + self.seeds) ** 2 / np.where(both > 0, both, 1.0), df)
-        critical = stdtrit(df, 1.0 - ALPHA / (2.0 * n_tests)) * np.sqrt(clips + self.seeds)
-        found: NDArray[np.float64] = critical + stdtrit(df, POWER) * np.sqrt(self.units / factor + self.seeds)
-        return found
-
-
-def _smallest_differences(pairs: Sequence[Paired]) -> NDArray[np.float64]:
-    return _Tests.of(pairs).smallest_difference(1.0, n_tests=len(pairs))
-
-
-def _factors(pairs: Sequence[Paired], *, n_pairs: int) -> NDArray[np.float64]:
-    """How many times the test clips find the observed differences, float64 (pairs,); infinite beyond `MAX_FACTOR`."""
-    tests = _Tests.of(pairs)
-    low, high = np.zeros(len(pairs)), np.full(len(pairs), np.log(MAX_FACTOR))
-    reached = tests.smallest_difference(np.exp(high), n_tests=n_pairs) <= tests.difference
-    for _ in range(40):
-        middle = (low + high) / 2
-        enough = tests.smallest_difference(np.exp(middle), n_tests=n_pairs) <= tests.difference
-        low, high = np.where(enough, low, middle), np.where(enough, middle, high)
-    return np.where(reached & (tests.difference > 0), np.exp(high), np.inf)
 
 
 def _more_clips(factor: float, n: int) -> int | None:
