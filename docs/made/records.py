@@ -55,6 +55,11 @@ PRINTED = (
         computed={"value_b": ("difference",), "high": ("better",)},
         words={"settings": "object"},
     ),
+    Printed(
+        record="featstore.report.leaderboard.Table",
+        commands=("report --format leaderboard-json",),
+        omitted=("superseded",),
+    ),
     Printed(record="featstore.records.ExtractRecord", commands=("extract --json",)),
     Printed(record="featstore.records.ExtractFailure", commands=("extract --json",)),
     Printed(record="featstore.encoders.check.Check", commands=("check --json",)),
@@ -204,6 +209,8 @@ def _words_of_several(hint: Any, shown: Set[type]) -> str:
         return f"list of {_plural(json_words(inner[0], shown))}"
     if origin is tuple:
         return f"list of {len(inner)}: {', '.join(json_words(each, shown) for each in inner)}"
+    if isinstance(origin, type) and issubclass(origin, Set):
+        return f"list of {_plural(json_words(inner[0], shown))}"
     if isinstance(origin, type) and issubclass(origin, Mapping):
         return "object" if inner[1] is Any else f"object of {_plural(json_words(inner[1], shown))}"
     raise TypeError(f"no words for {hint}: add them to docs/made/records.py")

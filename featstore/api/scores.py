@@ -424,7 +424,7 @@ def report(
     scores: Iterable[ScoreRecord] | StrPath,
     out: StrPath,
     *,
-    format: Literal["html", "markdown", "csv", "json"] | None = None,
+    format: Literal["html", "markdown", "latex", "csv", "json", "leaderboard-json"] | None = None,
     title: str = "Audio encoders",
     published: bool = False,
     store: Store | StrPath | None = None,
@@ -436,12 +436,15 @@ def report(
     scores : Scores, iterable of ScoreRecord, str or os.PathLike
         Scores, or the folder that they were written to.
     out : str or os.PathLike
-        The file; its suffix (``.html``, ``.md``, ``.csv``, ``.json``) names the format where `format` does not.
+        The file; its suffix (``.html``, ``.md``, ``.tex``, ``.csv``, ``.json``) names the format where `format` does
+        not.
+    format : str, optional
+        ``json`` is the score records; ``leaderboard-json`` is the tables, with averages, ranks and resolution.
     title : str
         Of an HTML page.
     published : bool
-        Add the published scores of X-ARES to Markdown and CSV tables of the protocol ``xares``; an HTML page always has
-        them.
+        Add the published scores of X-ARES to tables of the protocol ``xares``; an HTML page always has them, and
+        ``json`` never.
     store : Store, str or os.PathLike, optional
         Of an HTML page: also show the health of the embedding spaces.
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from featstore.records import ScoreRecord
     from featstore.report import Grid
 
-Form = Literal["table", "markdown", "csv", "json", "html"]
+Form = Literal["table", "markdown", "latex", "csv", "json", "leaderboard-json", "html"]
 
 __all__ = ["report"]
 
@@ -44,8 +44,9 @@ __all__ = ["report"]
 @click.option(
     "--format",
     "form",
-    type=click.Choice(["table", "markdown", "csv", "json", "html"]),
-    help="html: one page.  [default: by the suffix of --out (.html, .md, .csv, .json, .txt), else table]",
+    type=click.Choice(["table", "markdown", "latex", "csv", "json", "leaderboard-json", "html"]),
+    help="json: the score records. leaderboard-json: the tables. html: one page.  [default: by the suffix of --out "
+    "(.html, .md, .tex, .csv, .json, .txt), else table]",
 )
 @click.option(
     "--out",
@@ -79,8 +80,9 @@ def report(
 ) -> None:
     """Print the leaderboard of scores.
 
-    A table for each track and protocol has encoders as rows, tasks as columns, and weighted averages. RESULTS are
-    folders that `probe` and `retrieve` wrote scores to; the newest of repeated scores is shown.
+    A table for each track and protocol has encoders as rows, tasks as columns, weighted averages, rank intervals, tie
+    groups, and the smallest difference that the test clips can resolve. RESULTS are folders that `probe` and `retrieve`
+    wrote scores to; the newest of repeated scores is shown.
 
     \b
     featstore report results
@@ -99,8 +101,8 @@ def report(
         raise UsageError("--compare and --published exclude each other: published scores have no clips to pair")
     if store_url is not None and form != "html":
         raise UsageError("--store needs --format html; `featstore inspect --health` prints the health of a store")
-    if form == "html" and pair:
-        raise UsageError("--compare has no HTML page: use --format table, markdown, csv or json")
+    if form in ("html", "leaderboard-json") and pair:
+        raise UsageError(f"--compare has no --format {form}: use table, markdown, latex, csv or json")
     if form == "html" and out_path is None and sys.stdout.isatty():
         raise UsageError("--format html writes a page for a browser: give --out FILE")
     results = read_results(*folders)
@@ -170,13 +172,21 @@ def _report(
 def _comparison(scores: tuple[ScoreRecord, ...], pair: tuple[str, str], form: Form) -> tuple[str, tuple[Grid, ...]]:
     """A comparison as text, or as tables for the terminal."""
     from featstore import api
-    from featstore.report import comparison_grids, comparison_to_csv, comparison_to_json, grids_to_markdown
+    from featstore.report import (
+        comparison_grids,
+        comparison_to_csv,
+        comparison_to_json,
+        grids_to_latex,
+        grids_to_markdown,
+    )
 
     found = api.compare(scores, *pair)
     if form == "table":
         return "", comparison_grids(found)
     if form == "markdown":
         return grids_to_markdown(comparison_grids(found)), ()
+    if form == "latex":
+        return grids_to_latex(comparison_grids(found)), ()
     return comparison_to_csv(found) if form == "csv" else comparison_to_json(found), ()
 
 
@@ -194,5 +204,5 @@ def _write(text: str, grids: tuple[Grid, ...], out_path: Path | None, form: Form
     elif grids:
         show(painted(grids))
     elif text:
-        write = say_json_text if form == "json" else say
+        write = say_json_text if form in ("json", "leaderboard-json") else say
         write(text.rstrip("\n"))

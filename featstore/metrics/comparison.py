@@ -19,7 +19,16 @@ from numpy.typing import NDArray
 
 from featstore.metrics.intervals import degrees_of_freedom, student
 
-__all__ = ["ALPHA", "Paired", "holm", "mcnemar", "paired_difference", "weighted_difference"]
+__all__ = [
+    "ALPHA",
+    "Paired",
+    "difference_over_tasks",
+    "effective_number",
+    "holm",
+    "mcnemar",
+    "paired_difference",
+    "weighted_difference",
+]
 
 ALPHA = 0.05
 
@@ -35,6 +44,10 @@ class Paired:
         Variance of the difference, including ``lump``, and its degrees of freedom.
     lump : float
         Variance of the two added units.
+    unit_df : float
+        Degrees of freedom of the part of the variance that more units would reduce.
+    seed_variance, seed_df : float
+        The part of the variance that is due to seeds, and its degrees of freedom.
     exact_p : float or None
         p value of McNemar's test, if it applies.
     """
@@ -43,6 +56,9 @@ class Paired:
     variance: float
     df: float
     lump: float
+    unit_df: float
+    seed_variance: float = 0.0
+    seed_df: float = 1.0
     exact_p: float | None = None
 
     @property
@@ -95,6 +111,9 @@ def paired_difference(
         variance=sum(variance for variance, _ in parts),
         df=degrees_of_freedom(parts),
         lump=lump,
+        unit_df=n - 1.0,
+        seed_variance=sum(variance for variance, _ in seed_variances),
+        seed_df=degrees_of_freedom(seed_variances) if seed_variances else 1.0,
         exact_p=exact_p,
     )
 
@@ -112,12 +131,57 @@ def weighted_difference(pairs: Sequence[Paired], weights: Sequence[float]) -> Pa
     lump = max(square * each.lump for square, each in zip(squares, pairs, strict=True))
     parts = [(square * (each.variance - each.lump), each.df) for square, each in zip(squares, pairs, strict=True)]
     parts.append((lump, max(each.df for each in pairs)))
+    seeds = [(square * each.seed_variance, each.seed_df) for square, each in zip(squares, pairs, strict=True)]
+    units = [
+        (square * (each.variance - each.lump - each.seed_variance), each.unit_df)
+        for square, each in zip(squares, pairs, strict=True)
+    ]
     return Paired(
         difference=sum(weight * each.difference for weight, each in zip(weights, pairs, strict=True)),
         variance=sum(variance for variance, _ in parts),
         df=degrees_of_freedom(parts),
         lump=lump,
+        unit_df=degrees_of_freedom(units),
+        seed_variance=sum(variance for variance, _ in seeds),
+        seed_df=degrees_of_freedom(seeds),
     )
+
+
+def difference_over_tasks(differences: NDArray[np.float64], weights: Sequence[float]) -> Paired:
+    """Average differences over tasks that are a sample of other tasks, by the delete-one jackknife over tasks.
+
+    The difference of each task includes its test clips and seeds, so that their variance is part of that over tasks
+    (Davison and Hinkley 1997, section 3.8). The degrees of freedom are those of equal variances with these weights.
+
+    Parameters
+    ----------
+    differences : float64 (tasks,)
+        At least two.
+    weights : sequence of float
+        Their sum is 1.
+    """
+    shares = np.array(weights, np.float64)
+    n = len(differences)
+    mean = float(shares @ differences)
+    without = shares * (differences - mean) / (1.0 - shares)
+    df = effective_number(weights) - 1.0
+    return Paired(
+        difference=mean,
+        variance=(n - 1) / n * float(np.square(without).sum()),
+        df=df,
+        lump=0.0,
+        unit_df=df,
+    )
+
+
+def effective_number(weights: Sequence[float]) -> float:
+    """Number of equally weighted tasks that determine a variance as well as tasks of these weights.
+
+    >>> effective_number([0.25] * 4)
+    4.0
+    """
+    squares = np.square(np.array(weights, np.float64))
+    return float(squares.sum() ** 2 / np.square(squares).sum())
 
 
 def mcnemar(only_first: int, only_second: int) -> float:

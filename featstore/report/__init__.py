@@ -1,8 +1,11 @@
 """Reports on scores: result files, leaderboards, comparisons, and their text, CSV, JSON and HTML."""
 
+from featstore.report.board_json import board_to_json
 from featstore.report.comparison import Comparison, Difference, compare
+from featstore.report.latex import grids_to_latex
 from featstore.report.leaderboard import LOWER_IS_BETTER, Average, Cell, Column, Leaderboard, Row, Table, build
 from featstore.report.published import PublishedScores, published_scores
+from featstore.report.resolution import Resolution, Separation
 from featstore.report.results import Results, read_results, read_scores, write_score
 from featstore.report.text import (
     Grid,
@@ -31,16 +34,20 @@ __all__ = [
     "GridRow",
     "Leaderboard",
     "PublishedScores",
+    "Resolution",
     "Results",
     "Row",
+    "Separation",
     "Table",
     "WarningLine",
+    "board_to_json",
     "build",
     "compare",
     "comparison_grids",
     "comparison_to_csv",
     "comparison_to_json",
     "grid",
+    "grids_to_latex",
     "grids_to_markdown",
     "published_scores",
     "read_results",

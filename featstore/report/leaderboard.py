@@ -15,8 +15,9 @@ from typing import Any
 from featstore.errors import UsageError
 from featstore.records import Protocol, ScoreRecord, Track
 from featstore.report.marks import NO_MARKS, Marks, marks_of
-from featstore.report.pairing import Evidence, average_interval, average_pair, evidence_of, pair
+from featstore.report.pairing import Evidence, average_interval, average_pair, evidence_of, pair, pair_over_tasks
 from featstore.report.published import PublishedScores
+from featstore.report.resolution import Resolution, resolution_of
 from featstore.report.results import CHOSEN_SETTINGS
 from featstore.report.warnings import WarningLine, warning_lines
 
@@ -118,6 +119,8 @@ class Row:
         Whether a head was trained with one seed, so that the variance over seeds is unknown.
     manifests : int
         Number of different manifests of the row's scores; above 1, they are not comparable.
+    resolution : Resolution or None
+        What its test clips can resolve; None if no two encoders can be compared.
     """
 
     task: str
@@ -132,6 +135,7 @@ class Row:
     not_comparable: frozenset[int] = frozenset()
     ranks: Mapping[int, tuple[int, int]] = field(default_factory=dict)
     one_seed: bool = False
+    resolution: Resolution | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,8 +158,11 @@ class Average:
         The best complete columns, without published ones; empty if fewer than two are complete.
     intervals : tuple of (float, float) or None
         95 % interval of each complete column whose tasks all have one; tasks are independent.
-    inside_noise, not_comparable, ranks
-        See `Row`.
+    inside_noise, not_comparable, ranks, resolution
+        See `Row`: the tasks are fixed, and their test clips are resampled.
+    over_tasks : Resolution or None
+        The same for other tasks of the same kind: tasks are resampled with their clips. None if their effective number
+        is below 5.
     """
 
     over: str
@@ -168,13 +175,16 @@ class Average:
     not_comparable: frozenset[int] = frozenset()
     ranks: Mapping[int, tuple[int, int]] = field(default_factory=dict)
     lower_is_better: bool = False
+    resolution: Resolution | None = None
+    over_tasks: Resolution | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
     """One protocol, track and measure: rows by task, columns by encoder, then the averages.
 
-    ``protocol_version`` is that of all its scores; ``superseded`` are scores of older versions, not comparable.
+    Records inside it name a column by its number, from 0. ``protocol_version`` is that of all its scores;
+    ``superseded`` are scores of older versions, not comparable.
     """
 
     track: Track
@@ -259,18 +269,26 @@ def _table(everything: Sequence[ScoreRecord], *, place: Place, published: Publis
         row[column] = record
     scored = [placed[of_task] for of_task in sorted(placed)]
     evidence = [{column: evidence_of(record) for column, record in of_task.items()} for of_task in scored]
-    rows = tuple(_row(of_task, known, n_columns=len(columns)) for of_task, known in zip(scored, evidence, strict=True))
+    references = []
     if published is not None and published.protocol == protocol and measure in ("", "knn"):
-        references = _references(rows, published.of_track(track))
-        columns += tuple(column for column, _ in references)
-        rows = tuple(
-            replace(row, cells=(*row.cells, *(cells[at] for _, cells in references))) for at, row in enumerate(rows)
-        )
+        references = _references([task for task, _ in sorted(placed)], published.of_track(track))
+    n_ours, columns = len(columns), (*columns, *(column for column, _ in references))
+    marks = [_marks(of_task, known, n_columns=len(columns)) for of_task, known in zip(scored, evidence, strict=True)]
+    rows = tuple(
+        _row(of_task, known, marked, n_columns=len(columns))
+        for of_task, known, marked in zip(scored, evidence, marks, strict=True)
+    )
+    rows = tuple(
+        replace(row, cells=(*row.cells[:n_ours], *(cells[at] for _, cells in references)))
+        for at, row in enumerate(rows)
+    )
     ours = frozenset(at for at, column in enumerate(columns) if not column.published)
     spans = ("public", "all") if any(row.private for row in rows) else ("all",)
     # the metrics of Track A and knn are those of the tasks; every other measure has one of its own
     own = "" if measure in ("", "knn") or len({row.metric for row in rows}) > 1 else rows[0].metric
-    averages = tuple(_average(rows, evidence, over=span, n_columns=len(columns), ours=ours, own=own) for span in spans)
+    averages = tuple(
+        _average(rows, evidence, marks, over=span, n_columns=len(columns), ours=ours, own=own) for span in spans
+    )
     return Table(
         track=track,
         protocol=protocol,
@@ -354,14 +372,14 @@ def _label(encoder: str, fingerprint: str, settings: tuple[tuple[str, Any], ...]
 
 
 def _references(
-    rows: Sequence[Row], by_task: Mapping[str, Mapping[str, float]]
+    tasks: Sequence[str], by_task: Mapping[str, Mapping[str, float]]
 ) -> list[tuple[Column, tuple[Cell | None, ...]]]:
-    """Published columns with a score of at least one row, and their cells."""
-    encoders = sorted({encoder for row in rows for encoder in by_task.get(row.task, {})})
+    """Published columns with a score of at least one task, and their cells."""
+    encoders = sorted({encoder for task in tasks for encoder in by_task.get(task, {})})
     found = []
     for encoder in encoders:
         column = Column(encoder=encoder, fingerprint="", settings=(), label=f"{encoder} (published)", published=True)
-        values = [by_task.get(row.task, {}).get(encoder) for row in rows]
+        values = [by_task.get(task, {}).get(encoder) for task in tasks]
         found.append((column, tuple(None if value is None else Cell(value=value, half_width=None) for value in values)))
     return found
 
@@ -369,13 +387,17 @@ def _references(
 # --- rows and averages ------------------------------------------------------------------------------------------------
 
 
-def _row(scored: Mapping[int, ScoreRecord], known: Mapping[int, Evidence], *, n_columns: int) -> Row:
-    first = scored[min(scored)]
-    marks = marks_of(
+def _marks(scored: Mapping[int, ScoreRecord], known: Mapping[int, Evidence], *, n_columns: int) -> Marks:
+    return marks_of(
         [scored[column].value if column in scored else None for column in range(n_columns)],
-        lower_is_better=first.metric in LOWER_IS_BETTER,
+        lower_is_better=scored[min(scored)].metric in LOWER_IS_BETTER,
         pair=lambda a, b: pair(known[a], known[b]),
     )
+
+
+def _row(scored: Mapping[int, ScoreRecord], known: Mapping[int, Evidence], marks: Marks, *, n_columns: int) -> Row:
+    first = scored[min(scored)]
+    values = [scored[column].value if column in scored else None for column in range(n_columns)]
     return Row(
         task=first.task,
         title=first.title,
@@ -389,6 +411,12 @@ def _row(scored: Mapping[int, ScoreRecord], known: Mapping[int, Evidence], *, n_
         ranks=marks.ranks,
         one_seed=any(len(record.seeds) == 1 for record in scored.values()),
         manifests=len({record.manifest_sha256 for record in scored.values()}),
+        resolution=resolution_of(
+            marks,
+            values,
+            over="groups" if any(each.grouped for each in known.values()) else "clips",
+            n=max(record.n_test for record in scored.values()),
+        ),
     )
 
 
@@ -405,6 +433,7 @@ def _cell(record: ScoreRecord) -> Cell:
 def _average(
     rows: Sequence[Row],
     evidence: Sequence[Mapping[int, Evidence]],
+    tested: Sequence[Marks],
     *,
     over: str,
     n_columns: int,
@@ -418,6 +447,7 @@ def _average(
         if row.eval_weight > 0 and is_averaged(row.metric, own=own) and (over == "all" or not row.private)
     ]
     counted, known = [rows[index] for index in at], [evidence[index] for index in at]
+    pairs = [tested[index].pairs for index in at]
     values: list[float | None] = []
     n_scored: list[int] = []
     for column in range(n_columns):
@@ -431,12 +461,21 @@ def _average(
     ]
     weights = [row.eval_weight for row in counted]
     marks: Marks = NO_MARKS
+    over_tasks: Marks = NO_MARKS
     if counted:
         marks = marks_of(
             complete,
             lower_is_better=own in LOWER_IS_BETTER,
-            pair=lambda a, b: average_pair([pair(of[a], of[b]) for of in known], weights),
+            pair=lambda a, b: average_pair([of.get((a, b)) for of in pairs], weights),
         )
+        over_tasks = marks_of(
+            complete,
+            lower_is_better=own in LOWER_IS_BETTER,
+            pair=lambda a, b: (
+                pair_over_tasks([of[a].value - of[b].value for of in known], weights) if (a, b) in marks.pairs else None
+            ),
+        )
+    is_grouped = any(each.grouped for of in known for each in of.values())
     return Average(
         over=over,
         values=tuple(values),
@@ -451,4 +490,11 @@ def _average(
         not_comparable=marks.not_comparable,
         ranks=marks.ranks,
         lower_is_better=own in LOWER_IS_BETTER,
+        resolution=resolution_of(
+            marks,
+            complete,
+            over="groups" if is_grouped else "clips",
+            n=sum(row.resolution.n for row in counted if row.resolution is not None),
+        ),
+        over_tasks=resolution_of(over_tasks, complete, over="tasks", n=len(counted)),
     )

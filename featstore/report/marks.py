@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from featstore.metrics.comparison import ALPHA, Paired, holm
 
@@ -25,12 +25,21 @@ class Marks:
     ranks : mapping of int
         Column -> first and last possible rank: 1 + the number of significantly better columns, and the number of
         columns - the number of significantly worse ones.
+    order : tuple of int
+        The compared columns, the best first.
+    pairs : mapping
+        Two columns -> test of first - second, without those that cannot be compared.
+    adjusted : mapping
+        Two columns -> p value after Holm's correction.
     """
 
     best: frozenset[int]
     inside_noise: frozenset[int]
     not_comparable: frozenset[int]
     ranks: dict[int, tuple[int, int]]
+    order: tuple[int, ...] = ()
+    pairs: Mapping[tuple[int, int], Paired] = field(default_factory=dict)
+    adjusted: Mapping[tuple[int, int], float] = field(default_factory=dict)
 
 
 NO_MARKS = Marks(best=frozenset(), inside_noise=frozenset(), not_comparable=frozenset(), ranks={})
@@ -59,8 +68,9 @@ def marks_of(
     top = max(goodness.values())
     best = frozenset(column for column in there if goodness[column] == top)
     leader = min(best)
-    found = {(a, b): pair(a, b) for at, a in enumerate(there) for b in there[at + 1 :]}
-    adjusted = holm({columns: each.p for columns, each in found.items() if each is not None})
+    tested = {(a, b): pair(a, b) for at, a in enumerate(there) for b in there[at + 1 :]}
+    pairs = {columns: each for columns, each in tested.items() if each is not None}
+    adjusted = holm({columns: each.p for columns, each in pairs.items()})
     better: dict[int, int] = dict.fromkeys(there, 0)
     worse: dict[int, int] = dict.fromkeys(there, 0)
     for (a, b), p in adjusted.items():
@@ -74,4 +84,7 @@ def marks_of(
         inside_noise=frozenset(column for column, of in rivals.items() if of in adjusted and adjusted[of] > ALPHA),
         not_comparable=frozenset(column for column, of in rivals.items() if of not in adjusted),
         ranks={column: (1 + better[column], len(there) - worse[column]) for column in there},
+        order=tuple(sorted(there, key=lambda column: -goodness[column])),
+        pairs=pairs,
+        adjusted=adjusted,
     )

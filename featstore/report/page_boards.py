@@ -10,6 +10,8 @@ import numpy as np
 from featstore.formatting import counted
 from featstore.records import sha256_of
 from featstore.report.leaderboard import Cell, Row, Table, ranked
+from featstore.report.resolution import Resolution
+from featstore.report.resolution_text import rank_columns, short_letters
 from featstore.report.text import flags_of, table_title
 
 __all__ = [
@@ -52,11 +54,12 @@ class Entry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankRow:
-    """One encoder of a ranking, with its averages in the order of `BoardView.spans`."""
+    """One encoder of a ranking: its ranks and ties by `BoardView.rank_heads`, its averages by `BoardView.spans`."""
 
     label: str
     anchor: str
     colour: int
+    ranks: tuple[str, ...]
     averages: tuple[Entry, ...]
     n_scored: int
     n_tasks: int
@@ -86,17 +89,20 @@ class EncoderRow:
 class BoardView:
     """One protocol, track and measure: encoders ranked by their averages, and a table of encoders by tasks.
 
-    ``axis`` holds the ends of the ranking's bars.
+    ``axis`` holds the ends of the ranking's bars; ``resolutions`` holds the smallest difference of each task, or is
+    empty.
     """
 
     anchor: str
     title: str
+    rank_heads: tuple[str, ...]
     spans: tuple[str, ...]
     axis: tuple[float, float]
     ranking: tuple[RankRow, ...]
     published: tuple[RankRow, ...]
     columns: tuple[TaskColumn, ...]
     rows: tuple[EncoderRow, ...]
+    resolutions: tuple[str, ...]
     notes: tuple[str, ...]
     warnings: tuple[str, ...]
 
@@ -115,11 +121,13 @@ def board_view(table: Table, *, notes: Sequence[str], colours: Mapping[str, int]
     if table.measure not in ("", "knn"):  # a measure in a file of results is untrusted text
         place += f"-{sha256_of(table.measure)[:12]}"
     axis = _axis(table)
+    ranks = rank_columns(table)
     rank = {
         at: RankRow(
             label=column.label,
             anchor=recipe_anchor(column.encoder, column.fingerprint),
             colour=colours.get(column.label, -1),
+            ranks=tuple(entries[at] for _, entries in ranks),
             averages=tuple(_average_entry(table, span, at, axis=axis) for span in range(len(table.averages))),
             n_scored=table.averages[-1].n_scored[at],
             n_tasks=table.averages[-1].n_tasks,
@@ -132,6 +140,7 @@ def board_view(table: Table, *, notes: Sequence[str], colours: Mapping[str, int]
     return BoardView(
         anchor=f"board-{place}",
         title=board_title(table),
+        rank_heads=tuple(" ".join(header.split()) for header, _ in ranks),
         spans=tuple(_span_name(average.over, average.n_tasks) for average in table.averages),
         axis=axis,
         ranking=tuple(rank[at] for at in with_average if not table.columns[at].published),
@@ -149,6 +158,11 @@ def board_view(table: Table, *, notes: Sequence[str], colours: Mapping[str, int]
             )
             for at in order
         ),
+        resolutions=tuple(
+            "–" if row.resolution is None else f"{row.resolution.smallest_difference:.3f}" for row in table.rows
+        )
+        if ranks
+        else (),
         notes=tuple(notes),
         warnings=tuple(map(str, table.warnings)),
     )
@@ -175,13 +189,21 @@ def entry_of(row: Row, at: int) -> Entry:
     there = [each for each in row.cells if each is not None]
     ends = [end for each in there for end in (each.value, each.low, each.high) if end is not None]
     axis = min(0.0, *ends), max(1.0, *ends)
-    return _shown(
+    entry = _shown(
         row.cells[at],
         axis=axis,
         best=at in row.best,
         inside_noise=at in row.inside_noise,
         not_comparable=at in row.not_comparable,
     )
+    return replace(entry, tip=entry.tip + _rank_tip(row.resolution, at))
+
+
+def _rank_tip(resolution: Resolution | None, at: int) -> str:
+    if resolution is None or (ends := resolution.ranks[at]) is None:
+        return ""
+    rank = f"{ends[0]}" if ends[0] == ends[1] else f"{ends[0]} to {ends[1]}"
+    return f", rank {rank}, tie {short_letters(resolution.letters[at])}"
 
 
 def _average_entry(table: Table, span: int, at: int, *, axis: tuple[float, float]) -> Entry:

@@ -15,11 +15,30 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featstore.metrics.comparison import Paired, mcnemar, paired_difference, weighted_difference
+from featstore.metrics.comparison import (
+    Paired,
+    difference_over_tasks,
+    effective_number,
+    mcnemar,
+    paired_difference,
+    weighted_difference,
+)
 from featstore.metrics.intervals import MIN_GROUPS, degrees_of_freedom, student
 from featstore.records import ScoreRecord
 
-__all__ = ["Evidence", "average_interval", "average_pair", "evidence_of", "pair", "why_unpaired"]
+__all__ = [
+    "MIN_TASKS",
+    "Evidence",
+    "average_interval",
+    "average_pair",
+    "evidence_of",
+    "pair",
+    "pair_over_tasks",
+    "why_unpaired",
+]
+
+MIN_TASKS = 5
+"""Least effective number of tasks from which the variance over tasks is estimated."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +66,7 @@ class Evidence:
     seed_variance: float
     has_interval: bool
     problem: str
+    grouped: bool
 
 
 def evidence_of(record: ScoreRecord) -> Evidence:
@@ -79,6 +99,7 @@ def evidence_of(record: ScoreRecord) -> Evidence:
         seed_variance=record.std**2 / n_seeds if record.std and n_seeds > 1 else 0.0,
         has_interval=record.ci_low is not None,
         problem=problem,
+        grouped=isinstance(kept, Mapping) and kept.get("units") == "groups",
     )
 
 
@@ -124,6 +145,14 @@ def average_pair(pairs: Sequence[Paired | None], weights: Sequence[float]) -> Pa
         return None
     shares = np.array(weights, np.float64) / np.sum(weights)
     return weighted_difference(there, shares.tolist())
+
+
+def pair_over_tasks(differences: Sequence[float], weights: Sequence[float]) -> Paired | None:
+    """Weighted average of differences over a sample of tasks; None if their effective number is below `MIN_TASKS`."""
+    shares = (np.array(weights, np.float64) / np.sum(weights)).tolist()
+    if len(shares) < MIN_TASKS or effective_number(shares) < MIN_TASKS:
+        return None
+    return difference_over_tasks(np.array(differences, np.float64), shares)
 
 
 def average_interval(

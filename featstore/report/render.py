@@ -1,4 +1,4 @@
-"""Scores as the text of one file: HTML, Markdown, CSV or JSON."""
+"""Scores as the text of one file: HTML, Markdown, LaTeX, CSV or JSON."""
 
 from __future__ import annotations
 
@@ -7,20 +7,23 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from featstore.errors import UsageError
 from featstore.records import ScoreRecord
+from featstore.report.board_json import board_to_json
+from featstore.report.latex import grids_to_latex
 from featstore.report.leaderboard import build
 from featstore.report.published import published_scores
-from featstore.report.text import to_csv, to_json, to_markdown
+from featstore.report.text import grid, to_csv, to_json, to_markdown
 
 if TYPE_CHECKING:
     from featstore.store import Store
 
 __all__ = ["FORMAT_OF_SUFFIX", "Format", "render"]
 
-Format = Literal["html", "markdown", "csv", "json"]
+Format = Literal["html", "markdown", "latex", "csv", "json", "leaderboard-json"]
 FORMAT_OF_SUFFIX: Mapping[str, Format] = {
     ".html": "html",
     ".htm": "html",
     ".md": "markdown",
+    ".tex": "latex",
     ".csv": "csv",
     ".json": "json",
 }
@@ -41,7 +44,8 @@ def render(
     title : str
         Title of an HTML page.
     published : bool
-        Add the published scores of X-ARES to Markdown and CSV; an HTML page always has them.
+        Add the published scores of X-ARES to the tables; an HTML page always has them, and ``json``, which is the score
+        records, never.
     store : Store, optional
         For an HTML page: also show the health of the embedding spaces of the scores.
 
@@ -63,4 +67,8 @@ def render(
     if form == "json":
         return to_json(scores)
     board = build(scores, published=published_scores() if published else None)
+    if form == "latex":
+        return grids_to_latex(grid(table) for table in board.tables)
+    if form == "leaderboard-json":
+        return board_to_json(board)
     return to_csv(board) if form == "csv" else to_markdown(board)

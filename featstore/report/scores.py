@@ -110,7 +110,10 @@ class Scores(Sequence[ScoreRecord]):
         return tuple({identity_of(record): record for record in self._records}.values())
 
     def leaderboard(self) -> Board:
-        """Tables of tasks and encoders, one for each protocol, track and measure, with averages and significance marks.
+        """Tables of tasks and encoders, one for each protocol, track and measure, with averages, marks and ranks.
+
+        ``tables[0].averages[-1].resolution`` has the rank intervals, tie groups, the smallest difference that the test
+        clips can resolve, and the number of clips that would separate two encoders; so has each of ``tables[0].rows``.
 
         Returns
         -------

@@ -24,6 +24,7 @@ from featstore.report.leaderboard import (
     place_of,
     ranked,
 )
+from featstore.report.resolution_text import rank_columns, resolution_notes
 
 __all__ = [
     "MISSING",
@@ -59,12 +60,16 @@ def table_title(measure: str, protocol: Protocol) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GridCell:
-    """One entry as text, and its mark: the best, not significantly different from the best, or not comparable."""
+    """One entry as text, and its mark: the best, not significantly different from the best, or not comparable.
+
+    ``letters`` are those of its tie groups, which only LaTeX shows.
+    """
 
     text: str
     best: bool = False
     inside_noise: bool = False
     not_comparable: bool = False
+    letters: str = ""
 
     @property
     def marked(self) -> str:
@@ -113,9 +118,11 @@ class Grid:
 def grid(table: Table) -> Grid:
     """Lay out a table: a row for each encoder, the best average first, and a column for each average and task.
 
-    Values have three decimals and half of their interval; a missing score is a dash.
+    Columns of ranks and ties are first, and a last row has the smallest difference that each column can resolve. Values
+    have three decimals and half of their interval; a missing score is a dash.
     """
     averages = [average for average in table.averages if average.n_tasks > 1]
+    ranks = rank_columns(table)
     order = ranked(table)
     sections = (
         [column for column in order if not table.columns[column].published],
@@ -125,6 +132,7 @@ def grid(table: Table) -> Grid:
         title=table_title(table.measure, table.protocol),
         header=(
             "Encoder",
+            *(header for header, _ in ranks),
             *(
                 f"Average\n{average.n_tasks}{' public' if average.over == 'public' else ''} tasks"
                 for average in averages
@@ -137,6 +145,7 @@ def grid(table: Table) -> Grid:
                 GridRow(
                     labels=(table.columns[column].label,),
                     cells=(
+                        *(GridCell(text=entries[column]) for _, entries in ranks),
                         *(_marked(_average(average, column), average, column) for average in averages),
                         *(_marked(_shown(row.cells[column]), row, column) for row in table.rows),
                     ),
@@ -145,10 +154,18 @@ def grid(table: Table) -> Grid:
             )
             for section in sections
             if section
-        ),
+        )
+        + ((_resolutions([*averages, *table.rows], n_ranks=len(ranks)),) if ranks else ()),
         notes=_notes(table),
         warnings=tuple(map(str, table.warnings)),
     )
+
+
+def _resolutions(lines: Sequence[Row | Average], *, n_ranks: int) -> tuple[GridRow, ...]:
+    """The last row: the smallest difference that each column can resolve."""
+    smallest = (None if line.resolution is None else line.resolution.smallest_difference for line in lines)
+    cells = [GridCell(text=MISSING if each is None else f"{each:.3f}") for each in smallest]
+    return (GridRow(labels=("Resolution",), cells=(*[GridCell(text="")] * n_ranks, *cells)),)
 
 
 def flags_of(row: Row) -> str:
@@ -162,6 +179,7 @@ def _marked(text: str, line: Row | Average, column: int) -> GridCell:
         best=column in line.best,
         inside_noise=column in line.inside_noise,
         not_comparable=column in line.not_comparable,
+        letters="" if line.resolution is None else line.resolution.letters[column],
     )
 
 
@@ -184,12 +202,13 @@ SIGNIFICANCE = "5 % over all pairs (Holm); McNemar's test or paired t test"
 
 
 def _notes(table: Table) -> tuple[str, ...]:
-    notes = []
+    notes: list[str] = []
     marked: list[Row | Average] = [*table.rows, *table.averages]
     widths = [cell for row in table.rows for cell in row.cells if cell is not None and cell.half_width is not None]
     if widths:
         notes.append("±: half of the 95 % interval (without one: standard deviation over seeds)")
     has_worse = any(len(line.ranks) > len(line.best | line.inside_noise | line.not_comparable) for line in marked)
+    notes += resolution_notes(table)
     if any(average.n_tasks > 1 for average in table.averages):
         notes.append("Average: weighted by the eval_weight of each task")
     if any(line.best for line in marked):
@@ -361,6 +380,10 @@ CSV_HEADER = (
     "rank_first",
     "rank_last",
     "measure",
+    "ties",
+    "over_tasks_rank_first",
+    "over_tasks_rank_last",
+    "smallest_difference",
 )
 
 
@@ -420,11 +443,17 @@ def _csv_lines(table: Table) -> Iterable[dict[str, object]]:
 
 def _compared(line: Row | Average, column: int) -> dict[str, object]:
     first, last = line.ranks.get(column, ("", ""))
-    return {
+    found: dict[str, object] = {
         "not_comparable": str(column in line.not_comparable).lower(),
         "rank_first": first,
         "rank_last": last,
     }
+    if line.resolution is not None:
+        found["ties"] = line.resolution.letters[column]
+        found["smallest_difference"] = line.resolution.smallest_difference
+    if isinstance(line, Average) and line.over_tasks is not None and (ends := line.over_tasks.ranks[column]):
+        found["over_tasks_rank_first"], found["over_tasks_rank_last"] = ends
+    return found
 
 
 COMPARISON_CSV_HEADER = (
