@@ -77,8 +77,8 @@ class Pool(Windows):
     X: NDArray[np.float32]
 
 
-def read_pool(store: Store, manifest: Manifest, *, encoder: str | None) -> Pool:
-    """Read each distinct feature set of a task once.
+def read_pool(store: Store, manifest: Manifest, *, encoder: str | None, group: str | None = None) -> Pool:
+    """Read each distinct feature set of a task once; ``group`` is as of `read_windows`.
 
     Raises
     ------
@@ -87,7 +87,7 @@ def read_pool(store: Store, manifest: Manifest, *, encoder: str | None) -> Pool:
     DataError
         A set has no clip, or an embedding is not finite.
     """
-    windows = read_windows(store, manifest, encoder=encoder)
+    windows = read_windows(store, manifest, encoder=encoder, group=group)
     X = np.empty((len(windows.clip), windows.recipe.dim), np.float32)
     first = 0
     for feature_set in windows.sets:
@@ -112,8 +112,13 @@ def without_overwritten(pool: Pool) -> Pool:
     return replace(pool, X=pool.X[kept], seconds=pool.seconds[kept], clip=pool.clip[kept])
 
 
-def read_windows(store: Store, manifest: Manifest, *, encoder: str | None) -> Windows:
+def read_windows(store: Store, manifest: Manifest, *, encoder: str | None, group: str | None = None) -> Windows:
     """Find each distinct feature set of a task, and read the clips of its windows.
+
+    Parameters
+    ----------
+    group : str, optional
+        Field of a clip's JSON that holds its group; by default that of the manifest.
 
     Raises
     ------
@@ -122,10 +127,11 @@ def read_windows(store: Store, manifest: Manifest, *, encoder: str | None) -> Wi
     DataError
         A set has no clip.
     LabelError
-        The manifest names a group field, and a clip has no group.
+        There is a group field, and a clip has no group.
     """
     from featstore.tasks.labels import clip_groups
 
+    group = group or manifest.group
     recipe = _recipe_of(store, manifest, encoder)
     sets = _select_all(store, manifest, recipe)
     for name, feature_set in sets.items():
@@ -157,7 +163,7 @@ def read_windows(store: Store, manifest: Manifest, *, encoder: str | None) -> Wi
         members=members,
         features={name: feature_set.content_hash for name, feature_set in sets.items()},
         skipped=tuple(clip for feature_set in sets.values() for clip in feature_set.skipped),
-        groups=None if manifest.group is None else tuple(clip_groups(manifest, keys, metas)),
+        groups=None if group is None else tuple(clip_groups(manifest, keys, metas, field=group)),
     )
 
 
