@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from featstore.errors import AmbiguousSelection, DataError, UnknownFeatureSet, UsageError
 from featstore.evaluation.data import TaskData, load_task
-from featstore.evaluation.pool import read_pool
+from featstore.evaluation.pool import read_pool, task_argument
 from featstore.evaluation.runner import encoders_with
 from featstore.records import Protocol, Recipe, ScoreRecord, output_suffix, sha256_of
 
@@ -116,7 +116,9 @@ def find_family(store: Store, manifest: Manifest, encoder: str | None) -> LayerF
     if len(found) > 1:
         listed = ", ".join(each.group_name for each in found)
         raise AmbiguousSelection(f"{store.url} has the layers of several encoders: select one of {listed}")
-    advice = f"run `featstore extract {manifest.name} --encoder SPEC --layers all --data DIR --store {store.url}`"
+    advice = (
+        f"run `featstore extract {task_argument(manifest)} --encoder SPEC --layers all --data DIR --store {store.url}`"
+    )
     if not found:
         of = "any encoder" if encoder is None else encoder
         raise UnknownFeatureSet(f"task {manifest.name}: {store.url} has no layers of {of} with its shards: {advice}")

@@ -20,7 +20,16 @@ if TYPE_CHECKING:
     from featstore.store import FeatureSet, Store
     from featstore.tasks import Manifest
 
-__all__ = ["Pool", "Windows", "extract_command", "read_pool", "read_windows", "shard_names", "without_overwritten"]
+__all__ = [
+    "Pool",
+    "Windows",
+    "extract_command",
+    "read_pool",
+    "read_windows",
+    "shard_names",
+    "task_argument",
+    "without_overwritten",
+]
 
 # Batch size of X-ARES in windows, which ``--padding xares`` uses too.
 XARES_BATCH = 16
@@ -173,7 +182,7 @@ def _recipe_of(store: Store, manifest: Manifest, encoder: str | None) -> Recipe:
     except AmbiguousSelection:
         if encoder is not None or store.feature_sets(dataset=manifest.feature_dataset):
             raise
-        command = f"featstore extract {_task_argument(manifest)} --encoder ENCODER --data DIR --store {store.url}"
+        command = f"featstore extract {task_argument(manifest)} --encoder ENCODER --data DIR --store {store.url}"
         raise UnknownFeatureSet(
             f"task {manifest.name}: {store.url} has no {manifest.feature_dataset} by any encoder: run `{command}`"
         ) from None
@@ -236,14 +245,14 @@ def shard_names(feature_set: FeatureSet) -> tuple[str, ...]:
     return tuple(segment.member.shard.name for segment in feature_set.segments)
 
 
-def _task_argument(manifest: Manifest) -> str:
+def task_argument(manifest: Manifest) -> str:
     """The task as an argument of a command. The path of a user's own manifest is not known."""
     return manifest.name if manifest.name in manifest_files() else "MANIFEST"
 
 
 def extract_command(manifest: Manifest, recipe: Recipe, store: Store, *, options: str) -> str:
     """Return the command that extracts missing embeddings; `options` are those of ``featstore extract``."""
-    task = _task_argument(manifest)
+    task = task_argument(manifest)
     if recipe.imported_from is not None:
         words = f" --source {quote(recipe.imported_from)}" if recipe.imported_from else ""
         hop = " --hop SECONDS" if manifest.wants_frames else ""

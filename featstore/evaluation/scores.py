@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featstore.errors import DataError
-from featstore.evaluation.leakage import Sides, shared_embeddings, shared_names
+from featstore.evaluation.duplicates import shared_embeddings
+from featstore.evaluation.leakage import Sides, shared_names
 from featstore.evaluation.warnings import warnings_of_details
 from featstore.metrics import Interval, Metric, Spread, TestSet, Units, find_metric, interval_of, jackknife, plan_units
 from featstore.metrics.ranking import chance_corrected
@@ -273,7 +274,8 @@ def score_record(
     n_valid = [len(each.valid) for each in rounds] if n_valid is None else n_valid
     watch = Stopwatch()
     with watch("warnings"):
-        shared = (*(shared_names(task, rounds) if task.protocol == "xares" else ()), *shared_embeddings(task, rounds))
+        duplicates = shared_embeddings(task, rounds)
+        shared = (*(shared_names(task, rounds) if task.protocol == "xares" else ()), *duplicates.warnings())
     implied = warnings_of_details(
         {**scores.details, **details},
         metric=manifest.metric,
@@ -310,6 +312,7 @@ def score_record(
             **scores.details,
             **details,
             **_origin_details(task),
+            "near_duplicates": duplicates.as_json(),
             "warnings": [each.as_json() for each in (*shared, *implied)],
         },
         protocol_version=PROTOCOL_VERSION,

@@ -93,9 +93,9 @@ def probe_task(
         ``logistic`` (kinds ``clip`` and ``multilabel``; alias ``logreg``) and ``ridge`` (kind ``regression``):
         converged linear models on standardised features. ``sweep`` (all kinds but ``regression``): minibatches on
         standardised features with early stopping, at a learning rate selected by validation. ``linear``: the schedule
-        of X-ARES with the manifest's epochs, batch size and learning rate. ``layer-mix`` (kinds ``clip``, ``multilabel``
-        and ``regression``, under ``strict``): the converged linear model of a weighted sum of the layers of an encoder,
-        learned with the weights (`featstore.probe.layer_mix`); `encoder` is then the name of the encoder without a
+        of X-ARES with the manifest's epochs, batch size and learning rate. ``layer-mix`` (kinds ``clip``,
+        ``multilabel`` and ``regression``, under ``strict``): the converged linear model of a weighted sum of the layers
+        of an encoder, learned with the weights (`featstore.probe.layer_mix`); `encoder` is then its name without a
         layer, and all layers are in memory. Default under ``strict``: the manifest's
         ``[probe] head``, else the first of `HEADS` for the kind; under ``xares``: ``linear``.
     shots : tuple of int, optional
