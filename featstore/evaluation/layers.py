@@ -116,17 +116,17 @@ def find_family(store: Store, manifest: Manifest, encoder: str | None) -> LayerF
     if len(found) > 1:
         listed = ", ".join(each.group_name for each in found)
         raise AmbiguousSelection(f"{store.url} has the layers of several encoders: select one of {listed}")
-    advice = (
-        f"run `featstore extract {task_argument(manifest)} --encoder SPEC --layers all --data DIR --store {store.url}`"
-    )
+    command = f"featstore extract {task_argument(manifest)} --encoder SPEC --layers all --data DIR --store {store.url}"
     if not found:
         of = "any encoder" if encoder is None else encoder
-        raise UnknownFeatureSet(f"task {manifest.name}: {store.url} has no layers of {of} with its shards: {advice}")
+        raise UnknownFeatureSet(
+            f"task {manifest.name}: {store.url} has no layers of {of} with its shards: run `{command}`"
+        )
     (family,) = found
     if len(family.layers) == 1:
         raise UsageError(
             f"task {manifest.name}: {store.url} has one layer of {family.name}, {family.layers[0]}, and a layer mix "
-            f"takes two or more: {advice}"
+            f"takes two or more: run `{command}`"
         )
     return family
 

@@ -6,15 +6,16 @@ regularisation strength has the same meaning for every mix; if one layer has all
 `featstore.probe.logistic` on this layer. The objective is the log loss of that module (or half the squared error) plus
 |W|^2 / (2 C) over the head's weights; the weights of layers are not penalised.
 
-The problem is not convex. Every strength starts from equal weights and a head of zeros, and is solved by L-BFGS; all
-strengths of a grid are one batch, because a pass is limited by reading the layers. Rows are processed in chunks of a
-fixed size and added in order: the result does not depend on the number of threads.
+The problem is not convex. The weakest penalty of the grid starts from equal weights and a head of zeros; every other
+strength starts from the nearest solution, with its weights moved halfway to equal ones. Each is solved by L-BFGS
+(`featstore.probe.lbfgs`). Rows are processed in chunks of a fixed size and added in order: the result does not depend on
+the number of threads.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -56,8 +57,9 @@ __all__ = [
 ]
 
 MAX_ITERATIONS = 1000
-MIX_CURVATURE = 0.1
-"""Estimate of the second derivative of the loss with respect to the logit of a layer, times the number of layers."""
+MIX_CURVATURE = 1.0
+"""Second derivative of the loss with respect to the logit of a layer, times the number of layers, in the scaling of
+L-BFGS. A lower value lets the first steps overshoot to a single layer, from where no gradient leads back."""
 
 MAX_PASS = 2_000_000_000
 MAX_VALUES = 2**29
@@ -262,14 +264,16 @@ def fit_layer_mix(of: MixSet, *, grid: Sequence[float] = GRID) -> MixPath:
         problem = _Problem(of, pool)
         pending = sorted(grid) if of.score is not None else [C_UNSELECTED]
         while pending:
-            for each in problem.solve({C: problem.start() for C in pending}, tolerance=PATH_TOLERANCE):
-                score = None if of.score is None or valid is None else of.score(each.model(valid))
-                tried[each.C] = replace(each, score=score)
+            for C in sorted(pending, reverse=not tried):
+                nearest = min(tried.values(), key=lambda each: abs(math.log(each.C / C)), default=None)
+                found = problem.solve(C, problem.start(nearest), tolerance=PATH_TOLERANCE)
+                score = None if of.score is None or valid is None else of.score(found.model(valid))
+                tried[C] = replace(found, score=score)
             ordered = [tried[C] for C in sorted(tried)]
             chosen = max(ordered, key=lambda each: each.score or (0.0, 0.0))  # ties: the strongest penalty
             scores = {each.C: each.score for each in ordered if each.score is not None}
             pending = search.beyond(scores) if scores else []
-        (refined,) = problem.solve({chosen.C: chosen.x}, tolerance=TOLERANCE)
+        refined = problem.solve(chosen.C, chosen.x, tolerance=TOLERANCE)
     chosen = replace(refined, score=chosen.score, iterations=chosen.iterations + refined.iterations)
     return MixPath(chosen=chosen, tried=tuple(ordered), extended=search.extended, at_edge=search.at_edge)
 
@@ -289,40 +293,42 @@ class _Problem:
         equal /= equal.square().mean().sqrt().clamp(min=torch.finfo(torch.float32).tiny)
         self._variances, self._basis = torch.linalg.eigh(equal.T @ equal / self._n)
 
-    def start(self) -> Tensor:
-        """Equal weights and a head of zeros."""
-        return torch.zeros(self._n_layers + len(self._objective.spread) * (self._dim + 1))
+    def start(self, nearest: TriedMix | None) -> Tensor:
+        """Start of a strength: the nearest solution, with its weights of layers moved halfway to equal weights.
 
-    def solve(self, starts: Mapping[float, Tensor], *, tolerance: float) -> Iterator[TriedMix]:
-        """Solve strengths from their starts: one batch per precision."""
-        for dtype in (torch.float32, torch.float64):
-            some = [C for C in starts if (C > LARGEST_FLOAT32_C) == (dtype == torch.float64)]
-            if not some:
-                continue
-            found = minimise(
-                self._losses,
-                torch.stack([starts[C] for C in some]).to(dtype),
-                penalty=(penalty := self._penalty(some).to(dtype)),
-                curvature=self._curvature().to(dtype) + penalty,
-                tolerance=tolerance,
-                max_iterations=MAX_ITERATIONS,
-            )
-            for at, C in enumerate(some):
-                yield TriedMix(
-                    C=C,
-                    model=self._model(found.x[at]),
-                    x=found.x[at].float(),
-                    score=None,
-                    iterations=int(found.iterations[at]),
-                    gradient_norm=float(found.gradient_norm[at]),
-                )
+        A layer without weight has no gradient, and would never get weight again.
+        """
+        if nearest is None:
+            return torch.zeros(self._n_layers + len(self._objective.spread) * (self._dim + 1))
+        weights = torch.from_numpy(nearest.model.layer_weights)
+        return torch.cat([((weights + 1.0 / len(weights)) / 2.0).log().float(), nearest.x[self._n_layers :]])
 
-    def _penalty(self, strengths: Sequence[float]) -> Tensor:
-        """Penalties (strengths, variables) of the mean loss: of the head's weights only."""
+    def solve(self, C: float, start: Tensor, *, tolerance: float) -> TriedMix:
+        """Minimise the objective of a strength, in float64 where float32 does not resolve its gradients."""
+        dtype = torch.float64 if C > LARGEST_FLOAT32_C else torch.float32
+        penalty = self._penalty(C).to(dtype)
+        found = minimise(
+            self._losses,
+            start[None].to(dtype),
+            penalty=penalty[None],
+            curvature=(self._curvature().to(dtype) + penalty)[None],
+            tolerance=tolerance,
+            max_iterations=MAX_ITERATIONS,
+        )
+        return TriedMix(
+            C=C,
+            model=self._model(found.x[0]),
+            x=found.x[0].float(),
+            score=None,
+            iterations=int(found.iterations[0]),
+            gradient_norm=float(found.gradient_norm[0]),
+        )
+
+    def _penalty(self, C: float) -> Tensor:
+        """Penalty (variables,) of the mean loss: of the head's weights only."""
         penalised = torch.ones(len(self._objective.spread), self._dim + 1)
         penalised[:, -1] = 0.0
-        of_all = torch.cat([torch.zeros(self._n_layers), penalised.flatten()])
-        return of_all / (torch.tensor(strengths)[:, None] * self._n)
+        return torch.cat([torch.zeros(self._n_layers), penalised.flatten()]) / (C * self._n)
 
     def _curvature(self) -> Tensor:
         """Estimate of the Hessian's diagonal (variables,)."""

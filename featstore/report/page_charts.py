@@ -77,7 +77,7 @@ class Plotter:
     """Draws charts one after the other on the same axes, because creating axes and ticks takes most of the time."""
 
     def __init__(self) -> None:
-        self._drawn_on: dict[XScale, tuple[Figure, Axes]] = {}
+        self._drawn_on: dict[tuple[XScale, bool], tuple[Figure, Axes]] = {}
 
     def curves_svg(
         self,
@@ -101,12 +101,16 @@ class Plotter:
             The text alternative.
         """
         with mpl.rc_context(_STYLE):
-            figure, axes = self._cleared(x_scale)
+            figure, axes = self._cleared(x_scale, as_bars=as_bars)
             for at, curve in enumerate(curves):
                 if as_bars:
                     _draw_bars(axes, at, curve, n_curves=len(curves))
                 else:
                     _draw(axes, at, curve, with_band=len(curves) <= MAX_BANDS)
+            if as_bars:
+                ends = [point.x for curve in curves for point in curve.points]
+                highest = max(point.y if point.high is None else point.high for each in curves for point in each.points)
+                axes.set(xlim=(min(ends) - 0.5, max(ends) + 0.5), ylim=(0.0, 1.05 * highest))
             _set_places(axes, curves, x_scale=x_scale)
             axes.set_xlabel(x_label)
             axes.set_ylabel(y_label)
@@ -114,10 +118,11 @@ class Plotter:
             figure.savefig(text, format="svg", metadata={"Date": None})
         return _for_a_page(text.getvalue(), curves, number=number, title=title, description=description)
 
-    def _cleared(self, x_scale: XScale) -> tuple[Figure, Axes]:
-        if x_scale not in self._drawn_on:
-            self._drawn_on[x_scale] = _new_axes(x_scale)
-        figure, axes = self._drawn_on[x_scale]
+    def _cleared(self, x_scale: XScale, *, as_bars: bool) -> tuple[Figure, Axes]:
+        place = x_scale, as_bars  # axes of bars have limits of their own
+        if place not in self._drawn_on:
+            self._drawn_on[place] = _new_axes(x_scale)
+        figure, axes = self._drawn_on[place]
         for artist in (*axes.lines, *axes.collections):
             artist.remove()
         axes.relim()
