@@ -8,8 +8,8 @@ regularisation strength has the same meaning for every mix; if one layer has all
 
 The problem is not convex. The weakest penalty of the grid starts from equal weights and a head of zeros; every other
 strength starts from the nearest solution, with its weights moved halfway to equal ones. Each is solved by L-BFGS
-(`featstore.probe.lbfgs`). Rows are processed in chunks of a fixed size and added in order: the result does not depend on
-the number of threads.
+(`featstore.probe.lbfgs`). Rows are processed in chunks of a fixed size and added in order: the result does not depend
+on the number of threads.
 """
 
 from __future__ import annotations

@@ -62,7 +62,8 @@ def _interval(grouped: ScoreRecord, at_random: ScoreRecord, difference: float) -
         if each.std and len(each.seeds) > 1
     ]
     deviations = np.array(one["deviations"]) - np.array(other["deviations"])
-    return paired_difference(difference, deviations, seed_variances=seeds).interval
+    of_a_clip = 1.0 / grouped.n_test if grouped.metric == "accuracy" else 0.0
+    return paired_difference(difference, deviations, seed_variances=seeds, least_lump=of_a_clip).interval
 
 
 def _spread(record: ScoreRecord) -> Mapping[str, Any]:
