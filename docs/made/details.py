@@ -40,6 +40,13 @@ DETAILS = (
         "list of warnings: `kind`, `message`, `count`, and the figures of the kind; see "
         "[Protocols](../protocols.md#warnings-with-a-score)",
     ),
+    (
+        "near_duplicates",
+        EVERY,
+        "`test_clips`; of these, `exact` with the embedding of a training or validation clip, and `near`, further clips "
+        "with nearly one (`cosine` or more); `searched_windows` of `test_windows`, and `is_complete`: whether no window "
+        "was left out of the search",
+    ),
     ("classes", CLASSES, "list of text: names of the classes, in the order of the other lists of classes"),
     (
         "by_class",
@@ -56,6 +63,19 @@ DETAILS = (
         "`--shots`",
         "by number of training clips per class: `mean`, `std`, `low` and `high` (the middle 95 % of draws in a "
         "round) over `support_sets` draws",
+    ),
+    (
+        "random_folds",
+        "`--split-by`",
+        "score of random folds of the same clips: `value`, `ci_low`, `ci_high`, number of `folds` and `groups`; "
+        "`difference`, random - grouped, and its 95 % interval, `difference_low` and `difference_high` (null for fewer "
+        "than 12 groups)",
+    ),
+    (
+        "layer_weights",
+        "head layer-mix",
+        "`layers`; `mean`, their weights over rounds and seeds, and `std`, the standard deviation (null for one fit); "
+        "number of `fits`",
     ),
     (
         "neighbours_vote",
@@ -87,7 +107,7 @@ DETAILS = (
     ("index_recall", "`--index` except flat", "`recall` of the index at `k` against exact search; `of`, the queries"),
     (
         "fit",
-        "heads logistic, ridge, sweep",
+        "heads logistic, ridge, sweep, layer-mix",
         "`converged` (all fits), `at_edge` (any fit), `extended`, `notes`, and `rounds`: by round, for each seed, "
         "`strength` (scikit-learn's C or alpha) or `learning_rate`, the searched `grid` with its validation "
         "`scores`, whether it was `extended`, `at_edge`, `iterations` or `epochs`, `gradient_norm` and `converged`",

@@ -42,6 +42,7 @@ def probe(
     head: str | None = None,
     seeds: int | Sequence[int] | None = None,
     shots: Sequence[int] = (),
+    split_by: str | None = None,
     jobs: int = 1,
     results: StrPath | None = None,
     progress: ScoreProgress | None = None,
@@ -57,11 +58,17 @@ def probe(
     protocol : "strict" or "xares"
         Sound evaluation, or X-ARES's own rules.
     head : str, optional
-        ``logistic``, ``ridge``, ``sweep`` or ``linear``; see `featstore.probe.probe_task`.
+        ``logistic``, ``ridge``, ``sweep``, ``linear`` or ``layer-mix``; see `featstore.probe.probe_task`. ``layer-mix``
+        gives one score for all layers of an encoder, which is named without a layer; by default every encoder of which
+        the store has two or more layers of the task.
     seeds : int or sequence of int, optional
         Their number, from 0 on, or the seeds themselves; 3 under ``strict``, one under ``xares``.
     shots : sequence of int
         Few-shot curve: also score with N training clips of each class.
+    split_by : str, optional
+        Field of a clip's JSON, or ``"group"`` for the manifest's group: five folds of all clips that keep each group
+        together, in place of the declared splits. ``details["random_folds"]`` has the score of random folds and the
+        difference.
     jobs : int
         Processes that score pairs of task and encoder; they share the cores.
     results : str or os.PathLike, optional
@@ -81,13 +88,29 @@ def probe(
     featstore.errors.StoreError
         The store cannot be read.
     """
+    from featstore.evaluation.layers import families_with
     from featstore.probe import probe_task
     from featstore.records import Protocol
 
     one_of("protocol", protocol, get_args(Protocol))
-    score = partial(_score, probe_task, protocol=protocol, head=head, seeds=seeds_of(seeds), shots=tuple(shots))
+    score = partial(
+        _score,
+        probe_task,
+        protocol=protocol,
+        head=head,
+        seeds=seeds_of(seeds),
+        shots=tuple(shots),
+        split_by=split_by,
+    )
     return _scores(
-        manifests_of(tasks), score, store=store, encoder=encoder, jobs=jobs, results=results, progress=progress
+        manifests_of(tasks),
+        score,
+        store=store,
+        encoder=encoder,
+        jobs=jobs,
+        results=results,
+        progress=progress,
+        found_by=families_with if head == "layer-mix" else None,
     )
 
 
@@ -183,6 +206,7 @@ def _scores(
     jobs: int,
     results: StrPath | None,
     progress: ScoreProgress | None,
+    found_by: Callable[[Store, Manifest], Sequence[str]] | None = None,
 ) -> Scores:
     """Score every pair, write each score as soon as it is known, and collect all in the order of the pairs."""
     import featstore.report as reports
@@ -190,7 +214,7 @@ def _scores(
     from featstore.report.scores import Scores
 
     cached = opened(store)
-    pairs = plan_pairs(cached, manifests, names_of(encoder))
+    pairs = plan_pairs(cached, manifests, names_of(encoder), found_by=found_by)
     folder = None if results is None else Path(results)
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)  # before any score is computed

@@ -46,8 +46,20 @@ def _print_tables(scores: Sequence[ScoreRecord]) -> None:
         show(lines_below([", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in stages.items())]))
 
 
+def _random_folds(name: str, record: ScoreRecord) -> Iterator[str]:
+    """Random folds against folds by group."""
+    at_random = record.details.get("random_folds")
+    if at_random:
+        low, high = at_random["difference_low"], at_random["difference_high"]
+        interval = "" if low is None else f" ({low:+.3f} to {high:+.3f})"
+        yield (
+            f"{name}: random folds {at_random['value']:.3f}, folds by {record.settings['split_by']} "
+            f"{record.value:.3f}: difference {at_random['difference']:+.3f}{interval}"
+        )
+
+
 def _details(scores: Sequence[ScoreRecord]) -> Iterator[str]:
-    """Yield lines: other metrics of a measure, recall of an index, shared captions, curves over k and shots."""
+    """Yield lines: other metrics of a measure, recall of an index, shared captions, folds, layers, curves."""
     for record in scores:
         name = f"{record.task} by {record.encoder}"
         measured = record.details.get("index_recall")
@@ -71,6 +83,11 @@ def _details(scores: Sequence[ScoreRecord]) -> Iterator[str]:
         curve = record.details.get("k_curve", {})
         if len(curve) > 1:
             yield f"{name}: " + ", ".join(f"k={k} {value:.3f}" for k, value in curve.items())
+        yield from _random_folds(name, record)
+        weights = record.details.get("layer_weights")
+        if weights:
+            shares = zip(weights["layers"], weights["mean"], strict=True)
+            yield f"{name}: weights of layers: " + ", ".join(f"{layer} {share:.2f}" for layer, share in shares)
         for shots, point in record.details.get("shots", {}).items():
             yield (
                 f"{name}: {shots} {'shot' if shots == '1' else 'shots'} {point['mean']:.3f} "

@@ -32,15 +32,22 @@ __all__ = ["probe"]
 @protocol_option
 @click.option(
     "--head",
-    type=click.Choice(["logistic", "ridge", "linear", "sweep", "logreg"]),
+    type=click.Choice(["logistic", "ridge", "linear", "sweep", "layer-mix", "logreg"]),
     help="logistic, ridge: converged linear models, regularisation chosen on validation data. sweep: minibatches, "
-    "learning rate chosen on validation data. linear: the schedule of X-ARES. logreg: same as logistic.  "
+    "learning rate chosen on validation data. linear: the schedule of X-ARES. layer-mix: logistic or "
+    "ridge on a learned weighted sum of all stored layers of an encoder. logreg: same as logistic.  "
     "[default: the manifest's, else by kind; under xares linear]",
 )
 @click.option(
     "--seeds", type=click.IntRange(min=1), metavar="N", help="Seeds 0 to N - 1.  [default: 3; under xares one, 42]"
 )
 @shots_option
+@click.option(
+    "--split-by",
+    metavar="FIELD",
+    help="Score five folds of all clips that keep each group together, and five random folds, and print the "
+    "difference. FIELD of the clip's JSON holds the group; `group`: that of the manifest.",
+)
 @jobs_option
 @results_option
 @json_option
@@ -53,6 +60,7 @@ def probe(
     head: str | None,
     seeds: int | None,
     shots: tuple[int, ...],
+    split_by: str | None,
     jobs: int,
     results_dir: Path | None,
     as_json: bool,
@@ -73,6 +81,7 @@ def probe(
             head=head,
             seeds=seeds,
             shots=shots,
+            split_by=split_by,
             jobs=jobs,
             results=results_dir,
             progress=progress,

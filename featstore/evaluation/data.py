@@ -13,7 +13,7 @@ from featstore.errors import DataError, LabelError, UsageError
 from featstore.evaluation.leakage import check_sides
 from featstore.evaluation.pool import read_pool, without_overwritten
 from featstore.records import Protocol, Recipe, SkippedClip
-from featstore.tasks.splits import Round, plan_rounds
+from featstore.tasks.splits import N_HASH_FOLDS, Round, SplitBy, plan_rounds
 
 if TYPE_CHECKING:
     from featstore.evaluation.pool import Windows
@@ -277,25 +277,30 @@ def task_fields(
     protocol: Protocol,
     least_classes: int,
     leave_one_out: bool = False,
+    split_by: SplitBy | None = None,
 ) -> dict[str, Any]:
     """Plan and check the rounds of a task, and return the fields of its `TaskWindows`.
 
     Raises
     ------
     DataError
+        All clips are of one group, and the rounds are to be split by it.
         A round has no training clip or no test clip, or a ``strict`` round has a shard or a clip on both sides.
     LabelError
         The training clips of a round have fewer than ``least_classes`` classes (or distinct values, for numbers).
     """
-    rounds = plan_rounds(
-        protocol=protocol,
-        members=windows.members,
-        roles=None if manifest.folds is not None else manifest.feature_sets,
-        ids=windows.ids,
-        stratify=targets.stratify,
-        groups=windows.groups,
-        leave_one_out=leave_one_out,
-    )
+    if split_by is None:
+        rounds = plan_rounds(
+            protocol=protocol,
+            members=windows.members,
+            roles=None if manifest.folds is not None else manifest.feature_sets,
+            ids=windows.ids,
+            stratify=targets.stratify,
+            groups=windows.groups,
+            leave_one_out=leave_one_out,
+        )
+    else:
+        rounds = _folds_of_all(windows, targets, split_by, protocol=protocol, task=manifest.name)
     check_sides(windows, rounds, protocol=protocol, task=manifest.name)
     for each in rounds:
         check_parts(each, task=manifest.name)
@@ -305,8 +310,35 @@ def task_fields(
     return {"manifest": manifest, "protocol": protocol, "targets": targets, "rounds": rounds, **shared}
 
 
+def _folds_of_all(
+    windows: Windows, targets: Targets, split_by: SplitBy, *, protocol: Protocol, task: str
+) -> tuple[Round, ...]:
+    """Plan rounds of all clips, by group or at random, whatever the declared splits are."""
+    n_groups = len(set(windows.groups or ()))
+    if n_groups < 2:
+        raise DataError(
+            f"task {task}: folds by {split_by.field!r} take two or more groups, and all clips are of one: split by "
+            "another field"
+        )
+    return plan_rounds(
+        protocol=protocol,
+        members={"all": np.arange(len(windows.ids))},
+        roles=dict.fromkeys(("train", "valid", "test"), "all"),
+        ids=windows.ids,
+        stratify=targets.stratify,
+        groups=windows.groups if split_by.is_grouped else None,
+        n_folds=min(N_HASH_FOLDS, n_groups),
+    )
+
+
 def load_task(
-    store: Store, manifest: Manifest, *, encoder: str | None, protocol: Protocol, leave_one_out: bool = False
+    store: Store,
+    manifest: Manifest,
+    *,
+    encoder: str | None,
+    protocol: Protocol,
+    leave_one_out: bool = False,
+    split_by: SplitBy | None = None,
 ) -> TaskData:
     """Read a task's embeddings and labels and plan its rounds.
 
@@ -319,6 +351,8 @@ def load_task(
     protocol : "strict" or "xares"
     leave_one_out : bool
         See `featstore.tasks.splits.plan_rounds`.
+    split_by : SplitBy, optional
+        Folds of all clips, in place of the declared splits.
 
     Raises
     ------
@@ -331,12 +365,20 @@ def load_task(
     UsageError
         Tasks of this kind cannot be scored.
     """
-    pool = read_pool(store, manifest, encoder=encoder)
+    pool = read_pool(store, manifest, encoder=encoder, group=None if split_by is None else split_by.field)
     if protocol == "xares" and pool.recipe.padding == "xares":
         pool = without_overwritten(pool)
     targets = read_targets(manifest, pool)
     return TaskData(
-        **task_fields(manifest, pool, targets, protocol=protocol, least_classes=2, leave_one_out=leave_one_out),
+        **task_fields(
+            manifest,
+            pool,
+            targets,
+            protocol=protocol,
+            least_classes=2,
+            leave_one_out=leave_one_out,
+            split_by=split_by,
+        ),
         X=pool.X,
     )
 

@@ -18,6 +18,7 @@ from featstore.records import Protocol
 if TYPE_CHECKING:
     from featstore.store import Frames, Store
     from featstore.tasks import Manifest
+    from featstore.tasks.splits import SplitBy
 
 __all__ = ["Events", "FrameReader", "FrameTask", "load_frame_task"]
 
@@ -95,7 +96,9 @@ class FrameTask(TaskWindows):
         return self.recipe.hop_seconds
 
 
-def load_frame_task(store: Store, manifest: Manifest, *, encoder: str | None, protocol: Protocol) -> FrameTask:
+def load_frame_task(
+    store: Store, manifest: Manifest, *, encoder: str | None, protocol: Protocol, split_by: SplitBy | None = None
+) -> FrameTask:
     """Find a task's frames, read its events and plan its rounds.
 
     Parameters
@@ -105,6 +108,8 @@ def load_frame_task(store: Store, manifest: Manifest, *, encoder: str | None, pr
     encoder : str or None
         ``"logmel"``, ``"logmel@3f9c2a71"``, or None if the store has one encoder.
     protocol : "strict" or "xares"
+    split_by : SplitBy, optional
+        Folds of all clips, in place of the declared splits.
 
     Raises
     ------
@@ -115,7 +120,8 @@ def load_frame_task(store: Store, manifest: Manifest, *, encoder: str | None, pr
     DataError
         A split has no clip.
     """
-    windows = read_windows(store, manifest, encoder=encoder)
+    group = None if split_by is None else split_by.field
+    windows = read_windows(store, manifest, encoder=encoder, group=group)
     frames = tuple(each.frames for each in windows.sets)
     stored = np.concatenate([each.lengths for each in frames])
     if not stored.all():
@@ -125,7 +131,7 @@ def load_frame_task(store: Store, manifest: Manifest, *, encoder: str | None, pr
     lengths = stored if protocol == "xares" else np.minimum(stored, real)
     events, targets = _read_events(manifest, windows.keys, windows.metas)
     return FrameTask(
-        **task_fields(manifest, windows, targets, protocol=protocol, least_classes=1),
+        **task_fields(manifest, windows, targets, protocol=protocol, least_classes=1, split_by=split_by),
         frames=FrameReader(
             frames=frames,
             lengths=lengths,

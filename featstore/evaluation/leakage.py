@@ -1,9 +1,7 @@
-"""Leakage between the training side and the test side of a round: shared shards, keys and embeddings."""
+"""Leakage between the training side and the test side of a round: shared shards, shared keys and nearly equal rows."""
 
 from __future__ import annotations
 
-import hashlib
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -31,8 +29,8 @@ __all__ = [
     "find_overlap",
     "nearest_rows",
     "row_hashes",
-    "shared_embeddings",
     "shared_names",
+    "training_side",
     "whitened",
 ]
 
@@ -199,16 +197,6 @@ def row_hashes(X: NDArray[np.float32]) -> NDArray[np.uint64]:
     return hashes
 
 
-MAX_NEAR_WORK = 3 * 10**10
-"""Test windows x training windows x dim of the near-duplicate search, all rounds: about 4 s on one core."""
-
-MAX_NEAR_WINDOWS = 50_000
-"""Number of windows that are searched for near-duplicates; larger tasks are subsampled with a fixed seed."""
-
-BLOCK_WINDOWS = 8_192
-CACHED_TASKS = 64
-
-
 class Sides(Interface):
     """Clips and windows of a task, such as `featstore.evaluation.pool.Windows` or `featstore.evaluation.TaskData`."""
 
@@ -257,7 +245,7 @@ def shared_names(sides: Sides, rounds: Sequence[Round]) -> Iterator[ScoreWarning
     shards: set[str] = set()
     shared: list[NDArray[np.int64]] = []
     for each in rounds:
-        training = _training_side(each)
+        training = training_side(each)
         shared.append(np.intersect1d(codes[training], codes[each.test]))
         for one in np.unique(of_set[training]):
             for other in np.unique(of_set[each.test]):
@@ -282,140 +270,6 @@ def shared_names(sides: Sides, rounds: Sequence[Round]) -> Iterator[ScoreWarning
         )
 
 
-def _training_side(each: Round) -> NDArray[np.int64]:
+def training_side(each: Round) -> NDArray[np.int64]:
     """Return clips for training or validation that are not test clips; xares declares the overlap of the others."""
     return np.setdiff1d(np.union1d(each.reference, each.valid), each.test)
-
-
-_found: OrderedDict[str, tuple[ScoreWarning, ...]] = OrderedDict()
-
-
-def shared_embeddings(sides: Sides, rounds: Sequence[Round]) -> tuple[ScoreWarning, ...]:
-    """Find test clips whose embedding equals, or nearly equals, that of a training or validation clip.
-
-    Equality is bit for bit, over all windows. Near-duplicates have a cosine of at least `NEAR_COSINE` between whitened
-    vectors; the search is limited to 50,000 windows and a fixed amount of work, beyond which it is subsampled. Results
-    are cached in the process: another head or another k does not repeat the search.
-    """
-    key = _cache_key(sides, rounds)
-    if key not in _found:
-        _found[key] = tuple(_shared_embeddings(sides, rounds))
-        while len(_found) > CACHED_TASKS:
-            _found.popitem(last=False)
-    return _found[key]
-
-
-def _cache_key(sides: Sides, rounds: Sequence[Round]) -> str:
-    digest = hashlib.sha256(repr((sides.recipe.fingerprint, sorted(sides.features.items()))).encode())
-    for each in rounds:
-        for clips in (_training_side(each), each.test):
-            digest.update(b"%d:" % len(clips) + clips.tobytes())
-        digest.update(bytes([each.leave_one_out]))
-    return digest.hexdigest()
-
-
-def _shared_embeddings(sides: Sides, rounds: Sequence[Round]) -> Iterator[ScoreWarning]:
-    clip = np.concatenate(
-        [clips[0] + each.clip for clips, each in zip(sides.members.values(), sides.sets, strict=True)]
-    ).astype(np.int64)
-    n_tested = sum(len(each.test) for each in rounds)
-    equal = _equal_clips(sides, rounds, clip)
-    if len(equal):
-        yield ScoreWarning(
-            kind="exact_duplicates",
-            message=f"{len(equal):,} of {n_tested:,} test clips have the same embedding as a training clip",
-            count=len(equal),
-            figures={"test_clips": n_tested, "example": sides.clip_id[int(equal[0])]},
-        )
-    rows = np.arange(len(clip))
-    if len(rows) > MAX_NEAR_WINDOWS:
-        rows = np.sort(np.random.default_rng(0).choice(len(rows), MAX_NEAR_WINDOWS, replace=False))
-    near, searched = _near_clips(_read(sides, rows), clip[rows], rounds)
-    near = {one: other for one, other in near.items() if one not in set(equal.tolist())}
-    if near:
-        n_windows = sum(int(np.isin(clip, each.test).sum()) for each in rounds)
-        drawn = "" if searched == n_windows and len(rows) == len(clip) else f", {searched:,} of {n_windows:,} searched"
-        first = min(near)
-        yield ScoreWarning(
-            kind="near_duplicates",
-            message=f"{len(near):,} of {n_tested:,} test clips have a near-duplicate in training "
-            f"(cosine {NEAR_COSINE:g} or more{drawn})",
-            count=len(near),
-            figures={
-                "test_clips": n_tested,
-                "searched_windows": searched,
-                "test_windows": n_windows,
-                "cosine": NEAR_COSINE,
-                "example": [sides.clip_id[first], sides.clip_id[near[first]]],
-            },
-        )
-
-
-def _blocks(sides: Sides) -> Iterator[NDArray[np.float32]]:
-    """Yield the vectors of all windows in blocks."""
-    for each in sides.sets:
-        for start in range(0, len(each), BLOCK_WINDOWS):
-            yield each.utterance_rows.slice(start, min(start + BLOCK_WINDOWS, len(each)))
-
-
-def _read(sides: Sides, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Read the vectors of some windows, float32 (rows, dim)."""
-    X = np.empty((len(rows), sides.recipe.dim), np.float32)
-    first = done = 0
-    for block in _blocks(sides):
-        until = int(np.searchsorted(rows, first + len(block)))
-        X[done:until] = block[rows[done:until] - first]
-        first, done = first + len(block), until
-    return X
-
-
-def _equal_clips(sides: Sides, rounds: Sequence[Round], clip: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return test clips with a window that equals one of the training side bit for bit."""
-    hashes = np.concatenate([row_hashes(block) for block in _blocks(sides)])
-    _, vector, n_windows = np.unique(hashes, return_inverse=True, return_counts=True)
-    repeated = np.flatnonzero(n_windows[vector] > 1)
-    vector, clip = vector[repeated], clip[repeated]  # empty for most tasks
-    found = []
-    for each in rounds:
-        tested = np.isin(clip, each.test)
-        if each.leave_one_out:
-            pairs = np.unique(np.stack([vector[tested], clip[tested]]), axis=1)
-            vectors, n_clips = np.unique(pairs[0], return_counts=True)
-            found.append(clip[tested][np.isin(vector[tested], vectors[n_clips > 1])])
-        else:
-            trained = vector[np.isin(clip, _training_side(each))]
-            found.append(clip[tested][np.isin(vector[tested], trained)])
-    return np.unique(np.concatenate(found)) if found else np.zeros(0, np.int64)
-
-
-def _near_clips(X: NDArray[np.float32], clip: NDArray[np.int64], rounds: Sequence[Round]) -> tuple[dict[int, int], int]:
-    """Map test clips to their closest near-duplicate on the training side, and count the windows that were searched.
-
-    Rows that are not finite are ignored.
-    """
-    finite = np.isfinite(X).all(axis=1)
-    X, clip = X[finite], clip[finite]
-    if len(X) < 2:
-        return {}, 0
-    [unit] = whitened(X)
-    rng = np.random.default_rng(0)
-    near: dict[int, int] = {}
-    searched = 0
-    for each in rounds:
-        tested = np.flatnonzero(np.isin(clip, each.test))
-        trained = tested if each.leave_one_out else np.flatnonzero(np.isin(clip, _training_side(each)))
-        if not len(tested) or not len(trained):
-            continue
-        most = max(1, MAX_NEAR_WORK // (len(rounds) * len(trained) * X.shape[1]))
-        if len(tested) > most:
-            tested = np.sort(rng.choice(tested, most, replace=False))
-        cosines, nearest = nearest_rows(
-            unit[tested],
-            unit[trained],
-            group=clip[tested],
-            reference_group=clip[trained] if each.leave_one_out else None,
-        )
-        searched += len(tested)
-        for at in np.flatnonzero(cosines >= NEAR_COSINE):
-            near.setdefault(int(clip[tested[at]]), int(clip[trained[nearest[at]]]))
-    return near, searched

@@ -20,7 +20,16 @@ if TYPE_CHECKING:
     from featstore.store import FeatureSet, Store
     from featstore.tasks import Manifest
 
-__all__ = ["Pool", "Windows", "extract_command", "read_pool", "read_windows", "shard_names", "without_overwritten"]
+__all__ = [
+    "Pool",
+    "Windows",
+    "extract_command",
+    "read_pool",
+    "read_windows",
+    "shard_names",
+    "task_argument",
+    "without_overwritten",
+]
 
 # Batch size of X-ARES in windows, which ``--padding xares`` uses too.
 XARES_BATCH = 16
@@ -77,8 +86,8 @@ class Pool(Windows):
     X: NDArray[np.float32]
 
 
-def read_pool(store: Store, manifest: Manifest, *, encoder: str | None) -> Pool:
-    """Read each distinct feature set of a task once.
+def read_pool(store: Store, manifest: Manifest, *, encoder: str | None, group: str | None = None) -> Pool:
+    """Read each distinct feature set of a task once; ``group`` is as of `read_windows`.
 
     Raises
     ------
@@ -87,7 +96,7 @@ def read_pool(store: Store, manifest: Manifest, *, encoder: str | None) -> Pool:
     DataError
         A set has no clip, or an embedding is not finite.
     """
-    windows = read_windows(store, manifest, encoder=encoder)
+    windows = read_windows(store, manifest, encoder=encoder, group=group)
     X = np.empty((len(windows.clip), windows.recipe.dim), np.float32)
     first = 0
     for feature_set in windows.sets:
@@ -112,8 +121,13 @@ def without_overwritten(pool: Pool) -> Pool:
     return replace(pool, X=pool.X[kept], seconds=pool.seconds[kept], clip=pool.clip[kept])
 
 
-def read_windows(store: Store, manifest: Manifest, *, encoder: str | None) -> Windows:
+def read_windows(store: Store, manifest: Manifest, *, encoder: str | None, group: str | None = None) -> Windows:
     """Find each distinct feature set of a task, and read the clips of its windows.
+
+    Parameters
+    ----------
+    group : str, optional
+        Field of a clip's JSON that holds its group; by default that of the manifest.
 
     Raises
     ------
@@ -122,10 +136,11 @@ def read_windows(store: Store, manifest: Manifest, *, encoder: str | None) -> Wi
     DataError
         A set has no clip.
     LabelError
-        The manifest names a group field, and a clip has no group.
+        There is a group field, and a clip has no group.
     """
     from featstore.tasks.labels import clip_groups
 
+    group = group or manifest.group
     recipe = _recipe_of(store, manifest, encoder)
     sets = _select_all(store, manifest, recipe)
     for name, feature_set in sets.items():
@@ -157,7 +172,7 @@ def read_windows(store: Store, manifest: Manifest, *, encoder: str | None) -> Wi
         members=members,
         features={name: feature_set.content_hash for name, feature_set in sets.items()},
         skipped=tuple(clip for feature_set in sets.values() for clip in feature_set.skipped),
-        groups=None if manifest.group is None else tuple(clip_groups(manifest, keys, metas)),
+        groups=None if group is None else tuple(clip_groups(manifest, keys, metas, field=group)),
     )
 
 
@@ -167,7 +182,7 @@ def _recipe_of(store: Store, manifest: Manifest, encoder: str | None) -> Recipe:
     except AmbiguousSelection:
         if encoder is not None or store.feature_sets(dataset=manifest.feature_dataset):
             raise
-        command = f"featstore extract {_task_argument(manifest)} --encoder ENCODER --data DIR --store {store.url}"
+        command = f"featstore extract {task_argument(manifest)} --encoder ENCODER --data DIR --store {store.url}"
         raise UnknownFeatureSet(
             f"task {manifest.name}: {store.url} has no {manifest.feature_dataset} by any encoder: run `{command}`"
         ) from None
@@ -230,14 +245,14 @@ def shard_names(feature_set: FeatureSet) -> tuple[str, ...]:
     return tuple(segment.member.shard.name for segment in feature_set.segments)
 
 
-def _task_argument(manifest: Manifest) -> str:
+def task_argument(manifest: Manifest) -> str:
     """The task as an argument of a command. The path of a user's own manifest is not known."""
     return manifest.name if manifest.name in manifest_files() else "MANIFEST"
 
 
 def extract_command(manifest: Manifest, recipe: Recipe, store: Store, *, options: str) -> str:
     """Return the command that extracts missing embeddings; `options` are those of ``featstore extract``."""
-    task = _task_argument(manifest)
+    task = task_argument(manifest)
     if recipe.imported_from is not None:
         words = f" --source {quote(recipe.imported_from)}" if recipe.imported_from else ""
         hop = " --hop SECONDS" if manifest.wants_frames else ""

@@ -91,7 +91,13 @@ class ScoreFailure:
         return asdict(self)
 
 
-def plan_pairs(store: Store, tasks: Mapping[str, Manifest], encoders: Sequence[str]) -> tuple[Pair, ...]:
+def plan_pairs(
+    store: Store,
+    tasks: Mapping[str, Manifest],
+    encoders: Sequence[str],
+    *,
+    found_by: Callable[[Store, Manifest], Sequence[str]] | None = None,
+) -> tuple[Pair, ...]:
     """Pair every task with each of `encoders`; by default, with each encoder that has all of the task's shards.
 
     If no encoder has a task's shards, the task is one pair without an encoder: scoring it reports what to extract.
@@ -103,6 +109,8 @@ def plan_pairs(store: Store, tasks: Mapping[str, Manifest], encoders: Sequence[s
         Name or path, for messages, to manifest. A task that is listed twice is scored once.
     encoders : sequence of str
         ``"logmel"`` or ``"logmel@3f9c2a71"``. An encoder that is listed under two names is scored once.
+    found_by : callable, optional
+        Finds the encoders of a task by default; `encoders_with` if it is not given.
 
     Raises
     ------
@@ -121,7 +129,7 @@ def plan_pairs(store: Store, tasks: Mapping[str, Manifest], encoders: Sequence[s
     return tuple(
         Pair(manifest=manifest, encoder=encoder)
         for _, manifest in distinct.values()
-        for encoder in chosen or encoders_with(store, manifest) or nothing
+        for encoder in chosen or (found_by or encoders_with)(store, manifest) or nothing
     )
 
 

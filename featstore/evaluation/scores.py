@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featstore.errors import DataError
-from featstore.evaluation.leakage import Sides, shared_embeddings, shared_names
+from featstore.evaluation.duplicates import shared_embeddings
+from featstore.evaluation.leakage import Sides, shared_names
 from featstore.evaluation.warnings import ScoreWarning, warnings_of_details
 from featstore.metrics import Interval, Metric, Spread, TestSet, Units, find_metric, interval_of, jackknife, plan_units
 from featstore.metrics.ranking import chance_corrected
@@ -280,10 +281,13 @@ def score_record(
     n_valid = [len(each.valid) for each in rounds] if n_valid is None else n_valid
     watch = Stopwatch()
     shared: tuple[ScoreWarning, ...] = ()
+    counts: dict[str, Any] = {}
     if with_leakage:
         with watch("warnings"):
+            duplicates = shared_embeddings(task, rounds)
             names = shared_names(task, rounds) if task.protocol == "xares" else ()
-            shared = (*names, *shared_embeddings(task, rounds))
+            shared = (*names, *duplicates.warnings())
+            counts = {"near_duplicates": duplicates.as_json()}
     implied = warnings_of_details(
         {**scores.details, **details},
         metric=metric,
@@ -322,6 +326,7 @@ def score_record(
             **scores.details,
             **details,
             **_origin_details(task),
+            **counts,
             "warnings": [each.as_json() for each in (*shared, *implied)],
         },
         protocol_version=PROTOCOL_VERSION,

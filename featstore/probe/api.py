@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, get_args
+from functools import partial
+from typing import TYPE_CHECKING, Any, get_args
 from typing import Protocol as Interface
 
 from featstore.errors import UsageError
 from featstore.evaluation import check_shots
 from featstore.probe.selection import Head
+from featstore.probe.split_by import with_random_folds
 from featstore.records import Protocol, ScoreRecord
+from featstore.tasks.splits import SplitBy
 
 if TYPE_CHECKING:
     from featstore.store import Store
@@ -24,25 +27,16 @@ SEEDS: Mapping[Protocol, tuple[int, ...]] = {"strict": (0, 1, 2), "xares": (42,)
 
 
 class KindScorer(Interface):
-    """Scores the tasks of one kind: trains, selects and tests a head by the protocol, and returns the record."""
+    """Scores a task: trains, selects and tests a head by the protocol, and returns the record."""
 
-    def __call__(
-        self,
-        store: Store,
-        manifest: Manifest,
-        *,
-        encoder: str | None,
-        protocol: Protocol,
-        seeds: tuple[int, ...],
-        head: Head,
-    ) -> ScoreRecord:
-        """Score one task; ``seeds`` are unique and non-negative, ``head`` is one of `HEADS` for the task's kind."""
+    def __call__(self, *, split_by: SplitBy = ...) -> ScoreRecord:
+        """Score the task, whose kind is in `SPLIT_KINDS` if ``split_by`` is given."""
 
 
 HEADS: Mapping[str, tuple[Head, ...]] = {
-    "clip": ("logistic", "linear", "sweep"),
-    "multilabel": ("logistic", "linear", "sweep"),
-    "regression": ("ridge", "linear"),
+    "clip": ("logistic", "linear", "sweep", "layer-mix"),
+    "multilabel": ("logistic", "linear", "sweep", "layer-mix"),
+    "regression": ("ridge", "linear", "layer-mix"),
     "frame": ("sweep", "linear"),
     "contrastive": ("sweep", "linear"),
     "ctc": ("sweep", "linear"),
@@ -53,8 +47,13 @@ HEADS: Mapping[str, tuple[Head, ...]] = {
 # Kinds with one target per clip: see featstore.probe.clips.
 CLIP_KINDS = ("clip", "multilabel")
 
+# Kinds whose clips can be split again, stratified by their labels.
+SPLIT_KINDS = ("clip", "multilabel", "regression", "frame")
+
 # Module and function by kind, imported on first use.
 SCORERS: Mapping[str, tuple[str, str]] = {
+    "clip": ("featstore.probe.clips", "score_clips"),
+    "multilabel": ("featstore.probe.clips", "score_clips"),
     "frame": ("featstore.probe.frame", "score_frames"),
     "regression": ("featstore.probe.regression", "score_regression"),
     "contrastive": ("featstore.probe.contrastive", "score_contrastive"),
@@ -72,6 +71,7 @@ def probe_task(
     seeds: tuple[int, ...] | None = None,
     head: str | None = None,
     shots: tuple[int, ...] = (),
+    split_by: str | None = None,
 ) -> ScoreRecord:
     """Train a head on a task's stored embeddings and score it.
 
@@ -93,12 +93,19 @@ def probe_task(
         ``logistic`` (kinds ``clip`` and ``multilabel``; alias ``logreg``) and ``ridge`` (kind ``regression``):
         converged linear models on standardised features. ``sweep`` (all kinds but ``regression``): minibatches on
         standardised features with early stopping, at a learning rate selected by validation. ``linear``: the schedule
-        of X-ARES with the manifest's epochs, batch size and learning rate. Default under ``strict``: the manifest's
+        of X-ARES with the manifest's epochs, batch size and learning rate. ``layer-mix`` (kinds ``clip``,
+        ``multilabel`` and ``regression``, under ``strict``): the converged linear model of a weighted sum of the layers
+        of an encoder, learned with the weights (`featstore.probe.layer_mix`); `encoder` is then its name without a
+        layer, and all layers are in memory. Default under ``strict``: the manifest's
         ``[probe] head``, else the first of `HEADS` for the kind; under ``xares``: ``linear``.
     shots : tuple of int, optional
         Kinds ``clip`` and ``multilabel`` only: ``details["shots"]`` reports the scores of heads that are trained on
         this many clips of each class.
-
+    split_by : str, optional
+        Field of a clip's JSON, or ``"group"`` for that of the manifest's ``[splits] group``. All clips of the task are
+        assigned to five folds of complete groups, stratified by label, in place of the declared splits. The score of
+        five random folds and the difference are in ``details["random_folds"]``. Kinds ``clip``, ``multilabel``,
+        ``regression`` and ``frame``, under ``strict``.
 
     Raises
     ------
@@ -107,7 +114,7 @@ def probe_task(
     LabelError, DataError
         The labels or the embeddings are invalid.
     UsageError
-        The head, the metric, the seeds or ``shots`` do not apply to the task.
+        The head, the metric, the seeds, ``shots`` or ``split_by`` do not apply to the task.
     """
     chosen = _head_of(manifest, requested=head, protocol=protocol)
     check_shots(shots)
@@ -115,16 +122,33 @@ def probe_task(
         raise UsageError(
             f"--shots is for tasks of kind {' and '.join(CLIP_KINDS)}, and {manifest.name} is of kind {manifest.kind}"
         )
+    if chosen == "layer-mix" and (shots or protocol == "xares"):
+        what = "--shots" if shots else "--protocol xares"
+        raise UsageError(f"--head layer-mix does not support {what}")
+    field = None if split_by is None else _group_field(manifest, split_by, protocol=protocol)
     seeds = SEEDS[protocol] if seeds is None else seeds
     if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
         raise UsageError(f"seeds must be one or more unique non-negative numbers, got {seeds}")
-    if manifest.kind in CLIP_KINDS:
-        from featstore.probe.clips import score_clips
-
-        return score_clips(store, manifest, encoder=encoder, protocol=protocol, seeds=seeds, head=chosen, shots=shots)
     module, name = SCORERS[manifest.kind]
-    scorer: KindScorer = getattr(importlib.import_module(module), name)
-    return scorer(store, manifest, encoder=encoder, protocol=protocol, seeds=seeds, head=chosen)
+    options: dict[str, Any] = {"encoder": encoder, "protocol": protocol, "seeds": seeds, "head": chosen}
+    if manifest.kind in CLIP_KINDS:
+        options["shots"] = shots
+    scorer: KindScorer = partial(getattr(importlib.import_module(module), name), store, manifest, **options)
+    if field is None:
+        return scorer()
+    grouped = scorer(split_by=SplitBy(field=field))
+    return with_random_folds(grouped, scorer(split_by=SplitBy(field=field, is_grouped=False)), field=field)
+
+
+def _group_field(manifest: Manifest, split_by: str, *, protocol: Protocol) -> str:
+    """Field of a clip's JSON that holds its group. Raises UsageError where a task cannot be split by it."""
+    if protocol == "xares":
+        raise UsageError("--split-by is for --protocol strict: xares uses the declared splits")
+    if manifest.kind not in SPLIT_KINDS:
+        raise UsageError(
+            f"--split-by is for tasks of kind {', '.join(SPLIT_KINDS)}, and {manifest.name} is of kind {manifest.kind}"
+        )
+    return manifest.group or split_by if split_by == "group" else split_by
 
 
 def _head_of(manifest: Manifest, *, requested: str | None, protocol: Protocol) -> Head:

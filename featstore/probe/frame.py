@@ -32,7 +32,7 @@ from featstore.probe.frame_scoring import (
 )
 from featstore.probe.selection import selection_details
 from featstore.records import Protocol, ScoreRecord
-from featstore.tasks.splits import Round
+from featstore.tasks.splits import Round, SplitBy
 
 if TYPE_CHECKING:
     from featstore.probe.frame_heads import FrameFeatures, WorkerThreads
@@ -77,6 +77,7 @@ def score_frames(
     protocol: Protocol,
     seeds: tuple[int, ...],
     head: Head,
+    split_by: SplitBy | None = None,
 ) -> ScoreRecord:
     """Score a task of kind ``frame``.
 
@@ -87,7 +88,7 @@ def score_frames(
 
     watch = Stopwatch()
     with watch("read"):
-        task = load_frame_task(store, manifest, encoder=encoder, protocol=protocol)
+        task = load_frame_task(store, manifest, encoder=encoder, protocol=protocol, split_by=split_by)
     with frame_heads.worker_threads() as threads:
         outcomes, events, trained = [], [], []
         frames = None

@@ -27,6 +27,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from featstore.probe.class_models import ClassModels
 from featstore.probe.lbfgs import minimise
 from featstore.probe.linear import torch_threads
 from featstore.probe.selection import GridSearch
@@ -54,9 +55,6 @@ VARIANCE_FLOOR = 0.3
 boundary dominate the Hessian, and small variances predict little of it."""
 
 MAX_ITERATIONS = 1000
-
-CERTAIN = 100.0
-"""Absolute logit of a class that no training clip has, or that all have."""
 
 MAX_PASS = 10_000_000_000
 MAX_VALUES = 2**29
@@ -197,18 +195,9 @@ class _Fold:
     """One training set: its features in the eigenbasis plus a column of ones, and the solved part of its path."""
 
     def __init__(self, of: TrainingSet, at: int, *, grid: Sequence[float], n_classes: int, pos_weight: float) -> None:
-        self.at, self._of, self._n_classes, self.pos_weight = at, of, n_classes, pos_weight
-        if of.y.ndim == 1:
-            self.classes = np.unique(of.y)
-            self.per_class = len(self.classes) == 2
-            known = np.searchsorted(self.classes, of.y)
-            self.y = torch.from_numpy(known.astype(np.float32)[:, None] if self.per_class else known)
-            self.n_models = 1 if self.per_class else len(self.classes)
-        else:
-            self.per_class = True
-            self.classes = np.flatnonzero(of.y.min(axis=0) < of.y.max(axis=0))
-            self.y = torch.from_numpy(np.ascontiguousarray(of.y[:, self.classes], np.float32))
-            self.n_models = len(self.classes)
+        self.at, self._of, self.pos_weight = at, of, pos_weight
+        self.models = ClassModels.of(of.y, n_classes=n_classes)
+        self.n_models, self.per_class, self.y = self.models.n_models, self.models.per_class, self.models.y
         self._grid = tuple(sorted(grid)) if of.score is not None else (C_UNSELECTED,)
         self._pending = list(self._grid)
         self._search = GridSearch(bounds=(LOWEST_C, HIGHEST_C))
@@ -281,7 +270,7 @@ class _Fold:
         """Add a solution (n_models, width) and its validation score."""
         score = None
         if self._of.score is not None and self._Z_valid is not None:
-            score = self._of.score(self._expanded(self._Z_valid @ weights.T).numpy())
+            score = self._of.score(self.models.expand(self._Z_valid @ weights.T).numpy())
         if C in self._solved:  # the selected strength, refined: the scores of the comparison stay
             before = self._solved[C][1]
             iterations, score = iterations + before.iterations, before.score
@@ -299,8 +288,8 @@ class _Fold:
         return Path(
             model=Affine(
                 standardisation=self._standardisation,
-                weight=self._expanded(self._basis @ weights[:, :-1].T, missing=0.0).T.contiguous(),
-                bias=self._expanded(weights[None, :, -1])[0],
+                weight=self.models.expand(self._basis @ weights[:, :-1].T, missing=0.0).T.contiguous(),
+                bias=self.models.expand(weights[None, :, -1])[0],
             ),
             chosen=chosen,
             tried=tuple(tried),
@@ -313,20 +302,6 @@ class _Fold:
 
     def _best(self, tried: Sequence[Tried]) -> Tried:
         return max(tried, key=lambda each: each.score or (0.0, 0.0))
-
-    def _expanded(self, of_models: Tensor, *, missing: float | None = None) -> Tensor:
-        """Expand columns (n, n_models) to all classes; classes without a model get a certain logit, or ``missing``."""
-        columns = torch.full((len(of_models), self._n_classes), -CERTAIN if missing is None else missing)
-        if self._of.y.ndim == 2:
-            if missing is None:
-                columns[:, torch.from_numpy(self._of.y.min(axis=0) > 0)] = CERTAIN
-            columns[:, torch.from_numpy(self.classes)] = of_models
-        elif self.per_class:
-            columns[:, int(self.classes[0])] = 0.0
-            columns[:, int(self.classes[1])] = of_models[:, 0]
-        else:
-            columns[:, torch.from_numpy(self.classes)] = of_models
-        return columns
 
 
 def _solve(wave: Sequence[tuple[_Fold, float]], pool: Executor, *, tolerance: float) -> None:

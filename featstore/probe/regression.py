@@ -14,13 +14,15 @@ from torch import Tensor
 
 from featstore.errors import LabelError
 from featstore.evaluation import Outcome, Samples, Stopwatch, TaskData, load_task, score_outcomes, score_record
+from featstore.evaluation.layers import LayeredTask, load_layered_task, record_of_family
 from featstore.metrics import Metric, find_metric
 from featstore.probe.selection import GridSearch, fit_details, selection_details
 from featstore.probe.standardisation import Standardisation
 from featstore.records import Protocol, ScoreRecord
-from featstore.tasks.splits import Round
+from featstore.tasks.splits import Round, SplitBy
 
 if TYPE_CHECKING:
+    from featstore.probe.layer_mix import LayerMix
     from featstore.probe.linear import Trained, Validation
     from featstore.probe.selection import Head
     from featstore.store import Store
@@ -159,27 +161,35 @@ def score_regression(
     protocol: Protocol,
     seeds: tuple[int, ...],
     head: Head,
+    split_by: SplitBy | None = None,
 ) -> ScoreRecord:
     """Score a task of kind ``regression``.
 
-    ``ridge`` is ridge regression. ``linear`` is the schedule of X-ARES; under ``strict`` its targets are standardised
-    by the round's training clips. ``strict`` averages the windows of a clip; under ``xares`` every window is a sample.
+    ``ridge`` is ridge regression; ``layer-mix`` is the same on a weighted sum of layers. ``linear`` is the schedule of
+    X-ARES; under ``strict`` its targets are standardised by the round's training clips. ``strict`` averages the windows
+    of a clip; under ``xares`` every window is a sample.
     """
     metric = find_metric(manifest.metric, protocol)
     import torch  # noqa: F401  # imported here so that no timed stage includes it
 
     watch = Stopwatch()
+    load = load_layered_task if head == "layer-mix" else load_task
     with watch("read"):
-        task = load_task(store, manifest, encoder=encoder, protocol=protocol)
+        task = load(store, manifest, encoder=encoder, protocol=protocol, split_by=split_by)
         _check_size(task)
     with watch("train"):
-        trained_rounds = _learn_ridge(task, metric) if head == "ridge" else _learn_linear(task, metric, seeds=seeds)
+        if isinstance(task, LayeredTask):
+            trained_rounds = _learn_layer_mix(task, metric)
+        elif head == "ridge":
+            trained_rounds = _learn_ridge(task, metric)
+        else:
+            trained_rounds = _learn_linear(task, metric, seeds=seeds)
     with watch("score"):
         outcomes = [
             _outcome(task, each, numbers) for each, numbers in zip(task.rounds, trained_rounds.numbers, strict=True)
         ]
         scores = score_outcomes(task, outcomes)
-    return score_record(
+    record = score_record(
         task,
         scores,
         track="A",
@@ -193,6 +203,7 @@ def score_regression(
             "metrics": {name: _mean_score(find_metric(name, protocol), outcomes) for name in METRICS},
         },
     )
+    return record_of_family(record, task.family) if isinstance(task, LayeredTask) else record
 
 
 Predict = Callable[[NDArray[np.int64]], NDArray[np.floating[Any]]]
@@ -252,6 +263,37 @@ def _ridge_score(metric: Metric, samples: Samples, numbers: NDArray[np.float64])
 
 def _ridge_numbers(task: TaskData, path: RidgePath, windows: NDArray[np.int64]) -> NDArray[np.float64]:
     return path(task.X[windows])
+
+
+def _learn_layer_mix(task: LayeredTask, metric: Metric) -> _TrainedRounds:
+    from featstore.probe import layer_mix
+    from featstore.probe.clip_layers import mix_fit, weights_details
+
+    paths = []
+    for each in task.rounds:
+        windows = task.windows_of(each.train)
+        samples = task.samples(each.valid) if len(each.valid) else None
+        of = layer_mix.MixSet(
+            layers=task.X_of_layer,
+            windows=windows,
+            objective=layer_mix.objective_of_numbers(task.targets.values[task.clip[windows]]),
+            valid=None if samples is None else samples.windows,
+            score=None if samples is None else partial(_ridge_score, metric, samples),
+        )
+        paths.append(layer_mix.fit_layer_mix(of, grid=[1.0 / alpha for alpha in GRID]))
+    return _TrainedRounds(
+        numbers=[(partial(_mix_numbers, task, path.chosen.model),) for path in paths],
+        details={
+            **fit_details(task.rounds, [[mix_fit(path)] for path in paths]),
+            **weights_details(task, [[path.chosen.model] for path in paths]),
+        },
+        seeds=(),
+        settings={"solver": "lbfgs", "layers": list(task.family.layers)},
+    )
+
+
+def _mix_numbers(task: LayeredTask, model: LayerMix, windows: NDArray[np.int64]) -> NDArray[np.floating[Any]]:
+    return model([X[windows] for X in task.X_of_layer])
 
 
 def _learn_linear(task: TaskData, metric: Metric, *, seeds: tuple[int, ...]) -> _TrainedRounds:

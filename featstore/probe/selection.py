@@ -10,7 +10,7 @@ from featstore.tasks.splits import Round
 
 __all__ = ["GridSearch", "Head", "Selected", "fit_details", "selection_details"]
 
-Head = Literal["logistic", "ridge", "linear", "sweep"]
+Head = Literal["logistic", "ridge", "linear", "sweep", "layer-mix"]
 
 NOT_CONVERGED = "the fit did not converge: the score may be below what the embeddings allow"
 AT_EDGE = "the best strength or learning rate is at the bound of the search"

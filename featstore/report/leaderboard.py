@@ -355,13 +355,19 @@ def _columns(records: Sequence[ScoreRecord]) -> tuple[tuple[Column, ...], tuple[
 
 
 def _varying_settings(records: Sequence[ScoreRecord]) -> tuple[str, ...]:
-    """The settings of which one encoder has several values for one task, so that labels must include them."""
+    """The settings that labels must include: one encoder has several values for one task, or scores would be confused.
+
+    Scores of folds by group always name the group, and heads are named where some scores mix layers and others do not.
+    """
     values: dict[tuple[str, ...], set[str]] = {}
     for record in records:
         for name in CHOSEN_SETTINGS:
             place = (name, record.task, record.metric, record.encoder, record.fingerprint)
             values.setdefault(place, set()).add(json.dumps(record.settings.get(name)))
     varying = {place[0] for place, seen in values.items() if len(seen) > 1}
+    varying |= {"split_by" for record in records if record.settings.get("split_by") is not None}
+    if len({record.settings.get("head") == "layer-mix" for record in records}) > 1:
+        varying.add("head")
     return tuple(name for name in CHOSEN_SETTINGS if name in varying)
 
 

@@ -169,9 +169,10 @@ class _Charts:
             curves,
             number=next(self._numbers),
             title=f"{view.title}: {task}, {metric}",
-            description=f"{metric} by {view.x_label}. {ends}.",
+            description=f"{metric if view.y_label == 'score' else view.y_label} by {view.x_label}. {ends}.",
             x_label=view.x_label,
-            y_label="score",
-            x_scale="linear" if view.kind == "layer" else "log",
+            y_label=view.y_label,
+            x_scale="linear" if view.kind in ("layer", "weights") else "log",
+            as_bars=view.kind == "weights",
         )
         return as_markup(svg)  # every untrusted text in it is escaped

@@ -6,7 +6,7 @@ import base64
 import io
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -35,6 +35,9 @@ MAX_BANDS = 4
 
 # Placeholder colours, which are replaced by CSS variables in the SVG.
 _INK, _GRID, _SERIES = "#fedc00", "#fedc01", "#fedd{:02x}"
+_AXES_POINTS = 4.4 * 72 * 0.85
+"""Width of the axes."""
+
 _DASHES: tuple[str | tuple[int, tuple[int, ...]], ...] = ("-", (0, (4, 2)), (0, (1, 1.5)))  # type: ignore[assignment]
 _STYLE: Any = {
     "svg.fonttype": "none",  # text stays text, for search, copy and screen readers
@@ -74,7 +77,7 @@ class Plotter:
     """Draws charts one after the other on the same axes, because creating axes and ticks takes most of the time."""
 
     def __init__(self) -> None:
-        self._drawn_on: dict[XScale, tuple[Figure, Axes]] = {}
+        self._drawn_on: dict[tuple[XScale, bool], tuple[Figure, Axes]] = {}
 
     def curves_svg(
         self,
@@ -86,8 +89,9 @@ class Plotter:
         x_label: str,
         y_label: str,
         x_scale: XScale,
+        as_bars: bool = False,
     ) -> str:
-        """Draw curves as an ``<svg>`` element of a page.
+        """Draw curves, or bars from 0, as an ``<svg>`` element of a page.
 
         Parameters
         ----------
@@ -97,9 +101,16 @@ class Plotter:
             The text alternative.
         """
         with mpl.rc_context(_STYLE):
-            figure, axes = self._cleared(x_scale)
+            figure, axes = self._cleared(x_scale, as_bars=as_bars)
             for at, curve in enumerate(curves):
-                _draw(axes, at, curve, with_band=len(curves) <= MAX_BANDS)
+                if as_bars:
+                    _draw_bars(axes, at, curve, n_curves=len(curves))
+                else:
+                    _draw(axes, at, curve, with_band=len(curves) <= MAX_BANDS)
+            if as_bars:
+                ends = [point.x for curve in curves for point in curve.points]
+                highest = max(point.y if point.high is None else point.high for each in curves for point in each.points)
+                axes.set(xlim=(min(ends) - 0.5, max(ends) + 0.5), ylim=(0.0, 1.05 * highest))
             _set_places(axes, curves, x_scale=x_scale)
             axes.set_xlabel(x_label)
             axes.set_ylabel(y_label)
@@ -107,10 +118,11 @@ class Plotter:
             figure.savefig(text, format="svg", metadata={"Date": None})
         return _for_a_page(text.getvalue(), curves, number=number, title=title, description=description)
 
-    def _cleared(self, x_scale: XScale) -> tuple[Figure, Axes]:
-        if x_scale not in self._drawn_on:
-            self._drawn_on[x_scale] = _new_axes(x_scale)
-        figure, axes = self._drawn_on[x_scale]
+    def _cleared(self, x_scale: XScale, *, as_bars: bool) -> tuple[Figure, Axes]:
+        place = x_scale, as_bars  # axes of bars have limits of their own
+        if place not in self._drawn_on:
+            self._drawn_on[place] = _new_axes(x_scale)
+        figure, axes = self._drawn_on[place]
         for artist in (*axes.lines, *axes.collections):
             artist.remove()
         axes.relim()
@@ -143,6 +155,24 @@ def _draw(axes: Axes, at: int, curve: Curve, *, with_band: bool) -> None:
         axes.fill_between([point.x for point in known], low, high, color=colour, alpha=0.13, linewidth=0)
     axes.plot(x, y, color=colour, linewidth=1.4, linestyle=dashes, clip_on=False)
     axes.plot(x, y, "o", color=colour, markersize=4, clip_on=False, gid=f"points-{at}")
+
+
+def _draw_bars(axes: Axes, at: int, curve: Curve, *, n_curves: int) -> None:
+    """Draw bars beside those of other curves, their intervals, and a point with the tooltip at the end of each."""
+    colour, width = _SERIES.format(curve.colour % N_COLOURS), 0.8 / n_curves
+    x = [point.x + (at - (n_curves - 1) / 2) * width for point in curve.points]
+    n_places = curve.points[-1].x - curve.points[0].x + 1
+    points_wide = 0.8 * _AXES_POINTS * width / n_places
+    axes.vlines(x, 0.0, [point.y for point in curve.points], color=colour, alpha=0.4, linewidth=points_wide)
+    known = [(place, point) for place, point in zip(x, curve.points, strict=True) if point.low is not None]
+    axes.vlines(
+        [place for place, _ in known],
+        [point.low or 0.0 for _, point in known],
+        [point.high or 0.0 for _, point in known],
+        color=colour,
+        linewidth=0.8,
+    )
+    axes.plot(x, [point.y for point in curve.points], "o", color=colour, markersize=2.5, gid=f"points-{at}")
 
 
 def _set_places(axes: Axes, curves: Sequence[Curve], *, x_scale: XScale) -> None:
@@ -202,7 +232,7 @@ MAX_CURVES = 12
 LAYER = re.compile(r"(?P<name>.+)\.layer(?P<layer>[0-9]+)(\.(?P<pool>max|std))?")
 """Name of a layer of an encoder, with its pooling unless it is the mean."""
 
-CurveKind = Literal["k", "shots", "layer"]
+CurveKind = Literal["k", "shots", "layer", "weights"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -217,13 +247,17 @@ class PointView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CurveView:
-    """A chart: curves by label, with the colour of each. ``n_not_drawn`` is the number of curves that are not drawn."""
+    """A chart: curves by label, with the colour of each; of kind ``weights``, bars.
+
+    ``n_not_drawn`` is the number of curves that are not drawn.
+    """
 
     kind: CurveKind
     title: str
     x_label: str
     curves: tuple[tuple[str, int, tuple[PointView, ...]], ...]
     n_not_drawn: int
+    y_label: str = "score"
 
     @property
     def xs(self) -> tuple[float, ...]:
@@ -239,7 +273,8 @@ class CurveView:
 
 def curves_of(scored: Sequence[tuple[str, int, ScoreRecord]]) -> tuple[CurveView, ...]:
     """The charts of a task with at least two points, for scores with labels and colours."""
-    charts = [_k_curve(scored), _shots_curve(scored), _layer_curve([record for _, _, record in scored])]
+    layers = _layer_curve([record for _, _, record in scored])
+    charts = [_k_curve(scored), _shots_curve(scored), layers, _layer_weights(scored)]
     return tuple(chart for chart in charts if chart is not None)
 
 
@@ -286,6 +321,22 @@ def _layer_curve(scored: Sequence[ScoreRecord]) -> CurveView | None:
         for colour, (name, layers) in enumerate(sorted(by_name.items()))
     ]
     return _chart("layer", curves, title="Score by layer", x_label="layer of the encoder")
+
+
+def _layer_weights(scored: Sequence[tuple[str, int, ScoreRecord]]) -> CurveView | None:
+    """Mean weight of each layer, with one standard deviation over rounds and seeds."""
+    curves = []
+    for label, colour, record in scored:
+        raw = record.details.get("layer_weights")
+        if isinstance(raw, Mapping):
+            spread = raw["std"] or [None] * len(raw["mean"])
+            points = [
+                PointView(x=x, y=y, low=None if std is None else y - std, high=None if std is None else y + std)
+                for x, y, std in zip(raw["layers"], raw["mean"], spread, strict=True)
+            ]
+            curves.append((label, colour, tuple(points)))
+    chart = _chart("weights", curves, title="Weights of the layer mix", x_label="layer of the encoder")
+    return None if chart is None else replace(chart, y_label="weight")
 
 
 def _chart(

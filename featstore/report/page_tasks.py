@@ -138,7 +138,13 @@ def _confusion(label: str, record: ScoreRecord) -> Confusion | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoreRow:
-    """One score with its provenance."""
+    """One score with its provenance.
+
+    Attributes
+    ----------
+    duplicates : int or None
+        Test clips with an equal or nearly equal embedding in training; None in older records.
+    """
 
     label: str
     colour: int
@@ -147,6 +153,7 @@ class ScoreRow:
     recipe: str
     skipped: tuple[tuple[str, str, str], ...]
     details: tuple[tuple[str, str], ...]
+    duplicates: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -239,6 +246,7 @@ def _block(table: Table, row: Row, scored: Mapping[int, ScoreRecord], *, colours
             recipe=recipe_anchor(scored[at].encoder, scored[at].fingerprint),
             skipped=_skipped(scored[at]),
             details=_provenance(scored[at]),
+            duplicates=_duplicates(scored[at]),
         )
         for at in ranked
     )
@@ -267,6 +275,13 @@ def _provenance(record: ScoreRecord) -> tuple[tuple[str, str], ...]:
         ("seconds", seconds),
         ("key", record.key),
     )
+
+
+def _duplicates(record: ScoreRecord) -> int | None:
+    raw = record.details.get("near_duplicates")
+    counts = [raw.get("exact"), raw.get("near")] if isinstance(raw, Mapping) else []
+    numbers = [count for count in counts if isinstance(count, int)]
+    return sum(numbers) if len(numbers) == 2 else None
 
 
 def _skipped(record: ScoreRecord) -> tuple[tuple[str, str, str], ...]:

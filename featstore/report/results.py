@@ -37,7 +37,7 @@ __all__ = [
 
 RESULTS_FORMAT = 1
 
-CHOSEN_SETTINGS = ("measure", "head", "k", "index", "temperature")
+CHOSEN_SETTINGS = ("measure", "head", "k", "index", "temperature", "split_by")
 """Settings that distinguish scores in a report; scores that differ in nothing else are repetitions of one score."""
 
 

@@ -133,9 +133,11 @@ def transcripts(manifest: Manifest, keys: Sequence[str], metas: Sequence[str]) -
     return _read_all(manifest, keys, metas, lambda sample: _sentence(_at(sample, _field(manifest))))
 
 
-def clip_groups(manifest: Manifest, keys: Sequence[str], metas: Sequence[str]) -> list[str]:
-    """Read the group of every clip: the text of the field that ``splits.group`` names."""
-    field = manifest.group
+def clip_groups(
+    manifest: Manifest, keys: Sequence[str], metas: Sequence[str], *, field: str | None = None
+) -> list[str]:
+    """Read the group of every clip: the text of a field, by default of the one that ``splits.group`` names."""
+    field = field or manifest.group
     if field is None:
         msg = f"{manifest.name}: the manifest has no splits.group"
         raise LabelError(msg)

@@ -13,6 +13,7 @@ from featstore.records import Protocol
 
 __all__ = [
     "Round",
+    "SplitBy",
     "draw_splits",
     "draw_support",
     "grouped_folds",
@@ -186,6 +187,23 @@ N_HASH_FOLDS = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SplitBy:
+    """Folds of all clips of a task, in place of its declared splits.
+
+    Attributes
+    ----------
+    field : str
+        Field of a clip's JSON that holds its group.
+    is_grouped : bool
+        Whether folds consist of complete groups. If not, clips are assigned to as many folds at random (by hash);
+        intervals resample groups in both cases.
+    """
+
+    field: str
+    is_grouped: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Round:
     """One training and test round.
 
@@ -239,6 +257,7 @@ def plan_rounds(
     stratify: Callable[[NDArray[np.int64]], NDArray[np.int64]],
     groups: Sequence[str] | None = None,
     leave_one_out: bool = False,
+    n_folds: int = N_HASH_FOLDS,
 ) -> tuple[Round, ...]:
     """Plan the rounds of a task.
 
@@ -265,6 +284,8 @@ def plan_rounds(
         Group of each clip. The validation tenth and the hash folds consist of complete groups.
     leave_one_out : bool
         Whether the method can exclude one clip at no cost, as a neighbour search can.
+    n_folds : int
+        Number of hash folds; fewer if there are fewer groups.
     """
 
     def strict_round(
@@ -306,9 +327,9 @@ def plan_rounds(
             ),
         )
     if groups is None:
-        folds = stratified_folds(train, ids=ids, strata=stratify(train), n_folds=N_HASH_FOLDS)
+        folds = stratified_folds(train, ids=ids, strata=stratify(train), n_folds=n_folds)
     else:
-        folds = grouped_folds(train, groups=groups, strata=stratify(train), n_folds=N_HASH_FOLDS)
+        folds = grouped_folds(train, groups=groups, strata=stratify(train), n_folds=n_folds)
     return tuple(
         strict_round(f"hash-{number}", np.setdiff1d(train, fold), fold, declared)
         for number, fold in enumerate(folds, start=1)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import tiny
-from featstore.evaluation import leakage as sides
+from featstore.evaluation import duplicates as sides
 from featstore.evaluation.leakage import nearest_rows, row_hashes
 from featstore.evaluation.warnings import warnings_of_details
 from featstore.probe import probe_task

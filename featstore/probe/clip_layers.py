@@ -1,0 +1,145 @@
+"""``--head layer-mix`` of kinds ``clip`` and ``multilabel``: see `featstore.probe.layer_mix`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from featstore.evaluation.layers import LayeredTask
+from featstore.probe import layer_mix
+from featstore.probe.clip_bench import Bench, RoundModels, TrainedRounds, TrainingClasses
+from featstore.probe.clip_sweep import sweep_head
+from featstore.probe.layer_mix import LayerMix, MixHead, MixPath, MixSet, layer_products, standardised
+from featstore.probe.selection import fit_details, selection_details
+from featstore.probe.training import Fitted, over_seeds
+from featstore.tasks.splits import Round
+
+__all__ = ["learn_layer_mix", "mix_fit", "weights_details"]
+
+
+def learn_layer_mix(bench: Bench, task: LayeredTask) -> TrainedRounds:
+    """Fit a mix for each round by L-BFGS; fall back to minibatches where a round is too large."""
+    n_windows = max(len(task.windows_of(each.train)) for each in task.rounds)
+    fits = layer_mix.fits_full_batch(
+        n_windows, task.X.shape[1], n_layers=len(task.X_of_layer), n_classes=len(task.classes)
+    )
+    found = _full_batch(bench, task) if fits else _minibatches(bench, task)
+    return TrainedRounds(
+        rounds=found.rounds,
+        details=found.details,
+        seeds=found.seeds,
+        settings={"solver": "lbfgs" if fits else "minibatch", **found.settings, "layers": list(task.family.layers)},
+    )
+
+
+def _full_batch(bench: Bench, task: LayeredTask) -> TrainedRounds:
+    paths = [layer_mix.fit_layer_mix(_mix_set(bench, task, each)) for each in task.rounds]
+    return TrainedRounds(
+        rounds=[RoundModels(logits=(partial(_logits, task, path.chosen.model),)) for path in paths],
+        details={
+            **fit_details(task.rounds, [[mix_fit(path)] for path in paths]),
+            **weights_details(task, [[path.chosen.model] for path in paths]),
+        },
+        seeds=(),
+        settings=task.manifest.probe.model_dump(exclude_none=True, include={"pos_weight"}),
+    )
+
+
+def _mix_set(bench: Bench, task: LayeredTask, each: Round) -> MixSet:
+    windows = task.windows_of(each.train)
+    objective = layer_mix.objective_of_classes(
+        task.targets.values[task.clip[windows]],
+        n_classes=len(task.classes),
+        pos_weight=task.manifest.probe.pos_weight or 1.0,
+    )
+    if not len(each.valid):
+        return MixSet(layers=task.X_of_layer, windows=windows, objective=objective)
+    samples = task.samples(each.valid)
+
+    def score(logits: NDArray[np.floating[Any]]) -> tuple[float, float]:
+        return bench.selecting_score(each, samples, logits), -bench.log_loss(samples, logits)
+
+    return MixSet(layers=task.X_of_layer, windows=windows, objective=objective, valid=samples.windows, score=score)
+
+
+def _logits(task: LayeredTask, model: LayerMix, windows: NDArray[np.int64]) -> NDArray[np.float32]:
+    return np.asarray(model([X[windows] for X in task.X_of_layer]), np.float32)
+
+
+def _minibatches(bench: Bench, task: LayeredTask) -> TrainedRounds:
+    found = [
+        over_seeds(bench.seeds, partial(_sweep_round, bench, task, number, each), fit_of=lambda trained: trained[1])
+        for number, each in enumerate(task.rounds)
+    ]
+    models = [[model for model, _ in of] for of in found]
+    return TrainedRounds(
+        rounds=[RoundModels(logits=tuple(partial(_logits, task, model) for model in of)) for of in models],
+        details={
+            **selection_details(task.rounds, [[fitted for _, fitted in of] for of in found]),
+            **weights_details(task, models),
+        },
+        seeds=bench.seeds,
+        settings=task.manifest.probe.model_dump(exclude_none=True, include={"batch_size", "pos_weight"}),
+    )
+
+
+def _sweep_round(
+    bench: Bench, task: LayeredTask, number: int, each: Round, *, seed: int, rates: Sequence[float]
+) -> tuple[LayerMix, Fitted]:
+    classes = TrainingClasses.of(task, each)
+    windows = task.windows_of(each.train)
+    Z, statistics = standardised(task.X_of_layer, windows)
+    products = layer_products(Z)
+
+    def rows_of(some: NDArray[np.int64]) -> torch.Tensor:
+        if some is windows:
+            return Z
+        return torch.stack([by(X[some]) for by, X in zip(statistics, task.X_of_layer, strict=True)])
+
+    model, fitted = sweep_head(
+        bench,
+        number,
+        each,
+        build=lambda: MixHead(products, dim=task.X.shape[1], n_outputs=len(classes.labels)),
+        windows=windows,
+        rows_of=rows_of,
+        seed=seed,
+        rates=rates,
+    )
+
+    def expand(logits: torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(classes.expand(logits.numpy()))
+
+    return model.mix(statistics, expand), fitted
+
+
+def mix_fit(path: MixPath) -> dict[str, Any]:
+    """Entry of ``details["fit"]``."""
+    return {
+        "strength": path.chosen.C,
+        "grid": [tried.C for tried in path.tried],
+        "scores": [None if tried.score is None else tried.score[0] for tried in path.tried],
+        "extended": path.extended,
+        "at_edge": path.at_edge,
+        "iterations": path.chosen.iterations,
+        "gradient_norm": path.chosen.gradient_norm,
+        "converged": path.converged,
+    }
+
+
+def weights_details(task: LayeredTask, models: Sequence[Sequence[LayerMix]]) -> Mapping[str, Any]:
+    """``details["layer_weights"]``: mean over rounds and seeds, with their standard deviation if there are several."""
+    weights = np.array([model.layer_weights for of_round in models for model in of_round])
+    return {
+        "layer_weights": {
+            "layers": list(task.family.layers),
+            "mean": weights.mean(axis=0).tolist(),
+            "std": weights.std(axis=0, ddof=1).tolist() if len(weights) > 1 else None,
+            "fits": len(weights),
+        }
+    }
