@@ -49,7 +49,7 @@ _FIRST_CODE: Mapping[str, str] = {
     "7aab22bdc2e362f33f9db3eee095ad954c713f55c68ba58cc252e72e3d54bba8": (  # FbankEncoder
         "17137120ff4cdf9f111ec84f594e5ba8e7e48b3371f1ac3a9c0a32d8ddbfc9c5"
     ),
-    "14e624406124a04f792e2c91a3d63b513f335a70524fb526160e41f2f2ce0b14": (  # ClapEncoder
+    "f10cc62364f2567993920b522f5cac6b961b6dd43d881afa5ecb0dceb7c742de": (  # ClapEncoder
         "ecaf789057c217cfaf00871d93173605bad40273b688c3287f8b8d688b762bb3"
     ),
     "cbaf0660352b0551cd12ffae4c702f0d786d206cafb3688f80f2b263f0ed777d": (  # OtherEncoder
