@@ -98,13 +98,14 @@ def query(
 
 def _text_vector(text: str, store: Store, fs: FeatureSet, *, spec: str | None, device: str) -> NDArray[np.float32]:
     """Vector of a text in the space of a feature set, float32 (dim,): the stored one if there is one."""
-    from featstore.evaluation.texts import check_is_space_of_texts
-    from featstore.extract.single_file import encode_text, load_encoder_of
+    from featstore.store import check_is_space_of_texts
 
     check_is_space_of_texts(fs.recipe)
     stored = store.texts(fs.recipe.group_name).get(text)
     if stored is not None:
         return stored
+    from featstore.extract.single_file import encode_text, load_encoder_of
+
     encoder = load_encoder_of(fs.recipe, stored_spec=fs.address.spec, spec=spec)
     return encode_text(text, encoder=encoder, recipe=fs.recipe, device=device)
 

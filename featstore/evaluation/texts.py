@@ -15,23 +15,9 @@ if TYPE_CHECKING:
     from featstore.store import Store
     from featstore.tasks import Manifest
 
-__all__ = ["check_has_words", "check_is_space_of_texts", "is_space_of_texts", "prompts_of_task"]
+__all__ = ["KINDS", "check_has_words", "prompts_of_task"]
 
 KINDS = ("clip", "multilabel")
-
-
-def is_space_of_texts(recipe: Recipe) -> bool:
-    """Whether vectors of texts are in the space of a recipe: it is of what ``forward`` returns, and of the mean."""
-    return "layer" not in recipe.encoder_identity and recipe.pool == "mean"
-
-
-def check_is_space_of_texts(recipe: Recipe) -> None:
-    """Raise UsageError unless vectors of texts are in the space of a recipe."""
-    if not is_space_of_texts(recipe):
-        raise UsageError(
-            f"{recipe.group_name} cannot be compared with texts: these are in the space of the encoder's own output, "
-            "pooled by the mean, and not of its layers and other pools"
-        )
 
 
 def prompts_of_task(manifest: Manifest, store: Store, recipe: Recipe) -> tuple[str, ...]:

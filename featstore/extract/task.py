@@ -34,6 +34,7 @@ from featstore.store import (
     Segment,
     SplitWriter,
     has_texts,
+    is_space_of_texts,
     note_in_encoder_group,
     open_store,
     read_encoder_group,
@@ -341,7 +342,7 @@ class TaskPlan:
 
     def _store_prompts(self, split: str) -> tuple[str, ...]:
         """Encode the prompts of the task if the encoder has a text tower and the store lacks them. Returns notes."""
-        from featstore.evaluation.texts import is_space_of_texts, prompts_of_task
+        from featstore.evaluation.texts import prompts_of_task
 
         tower = self.card.text_sha256
         # texts are in the space of what `forward` returns, not of hidden states

@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 from featstore.errors import UnknownFeatureSet, UsageError
 from featstore.evaluation import Outcome, Samples, Stopwatch, TaskData, load_task, score_outcomes, score_record
 from featstore.evaluation.pool import extract_command
-from featstore.evaluation.texts import KINDS, check_has_words, check_is_space_of_texts
+from featstore.evaluation.texts import KINDS, check_has_words
 from featstore.metrics import Metric, find_metric
 from featstore.metrics.classification import as_label_sets
 from featstore.records import Protocol, Recipe, ScoreRecord
 from featstore.retrieve.scan import unit_rows
+from featstore.store import check_is_space_of_texts
 
 if TYPE_CHECKING:
     from featstore.store import Store

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from featstore.errors import UsageError
 from featstore.records import Recipe, sha256_of
 from featstore.store.catalogue import SplitEntry, read_split, split_paths
 from featstore.store.documents import SplitAddress
@@ -22,9 +23,23 @@ from featstore.store.format import TEXT_GROUP, Member, ShardIdentity
 from featstore.store.part_writer import WindowBlock
 from featstore.store.writer import open_split_writer_at
 
-__all__ = ["has_texts", "text_entries", "write_texts"]
+__all__ = ["check_is_space_of_texts", "has_texts", "is_space_of_texts", "text_entries", "write_texts"]
 
 _SHARD = "texts"
+
+
+def is_space_of_texts(recipe: Recipe) -> bool:
+    """Whether vectors of texts are in the space of a recipe: it is of what ``forward`` returns, and of the mean."""
+    return "layer" not in recipe.encoder_identity and recipe.pool == "mean"
+
+
+def check_is_space_of_texts(recipe: Recipe) -> None:
+    """Raise UsageError unless vectors of texts are in the space of a recipe."""
+    if not is_space_of_texts(recipe):
+        raise UsageError(
+            f"{recipe.group_name} cannot be compared with texts: these are in the space of the encoder's own output, "
+            "pooled by the mean, and not of its layers and other pools"
+        )
 
 
 def text_entries(objects: Objects, encoder: str) -> Iterator[SplitEntry]:
