@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from model_files import write_sentence_transformer
 from safetensors.torch import load_file, save_file
 from tiny_models import save, save_with_text
 from torch.nn import functional
@@ -119,6 +120,19 @@ def test_a_model_without_the_weights_of_its_text_tower_has_none(clap: Path, tmp_
     assert not encoder.facts.takes_text
     with pytest.raises(EncoderError, match="text tower"):
         run_of(encoder).encode_texts(["dog"])
+
+
+def test_texts_of_sentence_transformers_are_those_of_its_encode(clap: Path, tmp_path: Path) -> None:
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    folder = Path(shutil.copytree(clap, tmp_path / "clap"))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    extractor = transformers.ClapFeatureExtractor.from_pretrained(folder)
+    transformers.ClapProcessor(extractor, tokenizer).save_pretrained(folder)
+    encoder = load_encoder(f"st:{folder}")
+    wanted = sentence_transformers.SentenceTransformer(str(folder), device="cpu").encode(TEXTS)
+    np.testing.assert_allclose(run_of(encoder).encode_texts(TEXTS), wanted, atol=1e-6)
+    assert encoder.text_sha256 is not None
+    assert not load_encoder(f"st:{write_sentence_transformer(tmp_path / 'audio')}").facts.takes_text
 
 
 class Bagged(torch.nn.Module):

@@ -1,8 +1,7 @@
-"""Text towers of transformers models, and the identity of their tokenizers."""
+"""Text towers of transformers models."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from functools import cache
 from typing import Any
@@ -10,10 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from featstore.encoders.fingerprint import builtin_code_sha256, state_sha256
-from featstore.records import sha256_of
+from featstore.encoders.fingerprint import builtin_code_sha256, state_sha256, tokenizer_sha256
 
-__all__ = ["ClapText", "tokenizer_sha256"]
+__all__ = ["ClapText"]
 
 
 class ClapText:
@@ -52,20 +50,3 @@ class ClapText:
             "tokenizer_sha256": tokenizer_sha256(self._tokenizer),
             "source_sha256": builtin_code_sha256(ClapText),
         }
-
-
-def tokenizer_sha256(tokenizer: Any) -> str:
-    """Hash what determines the tokens of a text: class, vocabulary, special tokens, and the rules of a fast tokenizer.
-
-    Padding and truncation are excluded, because each call changes them.
-    """
-    rules = getattr(tokenizer, "backend_tokenizer", None)
-    steps = {} if rules is None else json.loads(rules.to_str())
-    return sha256_of(
-        {
-            "class": type(tokenizer).__name__,
-            "vocabulary": tokenizer.get_vocab(),
-            "special_tokens": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
-            "steps": {name: step for name, step in steps.items() if name not in ("padding", "truncation")},
-        }
-    )
