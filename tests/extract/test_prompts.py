@@ -158,6 +158,12 @@ def test_words_of_numbers_make_texts_of_them(data: Path, store: Path, encoder: E
     assert [*stored(store)] == ["a sound of rain", "rain, outside", "a sound of snow", "snow, outside"]
 
 
+def test_classes_of_the_same_words_share_a_text(data: Path, store: Path, encoder: Encoder) -> None:
+    extract(manifest(labels={"x": "rain", "y": "rain"}), data, store, encoder=encoder)
+    assert [*stored(store)] == ["a sound of rain", "rain, outside"]
+    assert verify_store(str(store)).sound
+
+
 def test_unusable_labels_are_a_note_and_the_audio_is_stored(data: Path, store: Path, encoder: Encoder) -> None:
     [record] = extract(manifest(label={"field": "missing"}), data, store, encoder=encoder)
     assert (record.shards_done, len(record.notes), stored(store)) == (2, 1, {})
