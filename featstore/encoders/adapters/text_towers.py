@@ -25,7 +25,7 @@ class ClapText:
     """
 
     def __init__(self, tower: Any, projection: Any, *, tokenizer: Any) -> None:
-        self._modules = nn.ModuleList([tower, projection])
+        self._towers = nn.ModuleList([tower, projection])
         self._tokenizer = tokenizer
         config = tower.config
         # positions start after the index of the padding token, as in RoBERTa
@@ -35,7 +35,7 @@ class ClapText:
 
     def __call__(self, texts: list[str], *, device: torch.device) -> Tensor:
         """Return the projected vectors of texts, not scaled to unit length, (texts, dim)."""
-        tower, projection = self._modules.to(device)
+        tower, projection = self._towers.to(device)
         tokens = self._tokenizer(
             texts, padding=True, truncation=True, max_length=self._most_tokens, return_tensors="pt"
         ).to(device)
@@ -46,7 +46,7 @@ class ClapText:
     def _identity(self) -> Mapping[str, Any]:
         """Return what determines the vectors: weights, tokenizer and code."""
         return {
-            "state_sha256": state_sha256(self._modules),
+            "state_sha256": state_sha256(self._towers),
             "tokenizer_sha256": tokenizer_sha256(self._tokenizer),
             "source_sha256": builtin_code_sha256(ClapText),
         }
