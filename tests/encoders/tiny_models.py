@@ -100,7 +100,7 @@ def _sew() -> tuple[Any, Any]:
     return transformers.SEWModel(config), transformers.Wav2Vec2FeatureExtractor(return_attention_mask=False)
 
 
-WORDS = "this is a sound of dog barking rain car horn".split()
+WORDS = ["this", "is", "a", "sound", "of", "dog", "barking", "rain", "car", "horn"]
 
 
 def _word_tokenizer() -> Any:
