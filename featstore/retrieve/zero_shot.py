@@ -28,14 +28,31 @@ if TYPE_CHECKING:
     from featstore.store import Store
     from featstore.tasks import Manifest
 
-__all__ = ["prompt_vectors", "score_text_retrieval", "score_zero_shot"]
+__all__ = ["prompt_vectors", "score_text_retrieval", "score_zero_shot", "why_no_text", "why_no_zero_shot"]
 
 RECALL_KS = (1, 5, 10)
 NDCG_K = 10
 
 
+def why_no_text(manifest: Manifest) -> str:
+    """Return why the measure ``text`` is not defined for a task, or an empty text."""
+    return "" if manifest.kind in KINDS else f"is of kind {manifest.kind!r}, which has no classes to describe by texts"
+
+
+def why_no_zero_shot(manifest: Manifest) -> str:
+    """Return why the measure ``zero-shot`` is not defined for a task, or an empty text."""
+    if manifest.kind == "multilabel" and manifest.metric == "macro_f1":
+        return "has several labels and the metric macro_f1, which needs a threshold that cosines do not have"
+    return why_no_text(manifest)
+
+
 def score_zero_shot(
-    store: Store, manifest: Manifest, *, encoder: str | None = None, protocol: Protocol = "strict"
+    store: Store,
+    manifest: Manifest,
+    *,
+    encoder: str | None = None,
+    protocol: Protocol = "strict",
+    task: TaskData | None = None,
 ) -> ScoreRecord:
     """Classify test clips by the cosine with the texts of the classes; nothing is trained.
 
@@ -47,8 +64,9 @@ def score_zero_shot(
     encoder : str, optional
         ``"clap"`` or ``"clap@3f9c2a71"``; optional where the store has one encoder.
     protocol : "strict" or "xares"
-        ``strict`` compares the mean of the unit vectors of a clip's windows, weighted by duration; ``xares`` each
-        window.
+        ``strict`` compares the mean of the vectors of a clip's windows, weighted by duration; ``xares`` each window.
+    task : TaskData, optional
+        The embeddings of this task, encoder and protocol, if they are in memory: `load_task` with ``leave_one_out``.
 
     Returns
     -------
@@ -65,17 +83,19 @@ def score_zero_shot(
     LabelError, DataError
         The labels or the embeddings are invalid.
     """
-    if manifest.kind == "multilabel" and manifest.metric == "macro_f1":
-        raise UsageError(
-            f"task {manifest.name}: macro_f1 of several labels needs a threshold, which cosines do not have: use mAP"
-        )
-    compared = _compare(store, manifest, encoder=encoder, protocol=protocol, measure="zero-shot")
+    _check(manifest, why_no_zero_shot(manifest))
+    compared = _compare(store, manifest, task, encoder=encoder, protocol=protocol)
     metric = find_metric(manifest.metric, protocol)
     return _record(compared, metric, measure="zero-shot")
 
 
 def score_text_retrieval(
-    store: Store, manifest: Manifest, *, encoder: str | None = None, protocol: Protocol = "strict"
+    store: Store,
+    manifest: Manifest,
+    *,
+    encoder: str | None = None,
+    protocol: Protocol = "strict",
+    task: TaskData | None = None,
 ) -> ScoreRecord:
     """Retrieve the test clips of each class by the text of the class; the score is mAP, the mean over classes.
 
@@ -88,7 +108,8 @@ def score_text_retrieval(
         ``details["text_to_audio"]`` has ``queries``, the number of classes with a test clip, ``recall``, the share of
         queries with a clip of the class among the first 1, 5 and 10, and ``ndcg_at_10``; means over rounds.
     """
-    compared = _compare(store, manifest, encoder=encoder, protocol=protocol, measure="text")
+    _check(manifest, why_no_text(manifest))
+    compared = _compare(store, manifest, task, encoder=encoder, protocol=protocol)
     record = _record(compared, find_metric("mAP", protocol), measure="text")
     relevant = [
         _relevant_by_rank(samples.y_true, scores)
@@ -134,14 +155,18 @@ class _Compared:
     alone: tuple[tuple[NDArray[np.float32], ...], ...]
 
 
-def _compare(store: Store, manifest: Manifest, *, encoder: str | None, protocol: Protocol, measure: str) -> _Compared:
-    if manifest.kind not in KINDS:
-        raise UsageError(
-            f"task {manifest.name} is of kind {manifest.kind!r}, and measure {measure} takes {' and '.join(KINDS)}"
-        )
+def _check(manifest: Manifest, reason: str) -> None:
+    if reason:
+        raise UsageError(f"task {manifest.name} {reason}")
+
+
+def _compare(
+    store: Store, manifest: Manifest, task: TaskData | None, *, encoder: str | None, protocol: Protocol
+) -> _Compared:
     watch = Stopwatch()
     with watch("read"):
-        task = load_task(store, manifest, encoder=encoder, protocol=protocol, leave_one_out=True)
+        if task is None:
+            task = load_task(store, manifest, encoder=encoder, protocol=protocol, leave_one_out=True)
         nothing = np.zeros(0, np.int64)
         # nothing is trained, so that clips of the training set cannot leak
         untrained = [replace(each, train=nothing, valid=nothing, reference=nothing) for each in task.rounds]
@@ -149,7 +174,7 @@ def _compare(store: Store, manifest: Manifest, *, encoder: str | None, protocol:
         texts = prompt_vectors(store, manifest, task.recipe, task.classes)
     with watch("compare"):
         samples = tuple(task.samples(each.test) for each in task.rounds)
-        clips = [unit_rows(each.vote(unit_rows(task.X[each.windows])).astype(np.float32)) for each in samples]
+        clips = [unit_rows(each.vote(task.X[each.windows]).astype(np.float32)) for each in samples]
         classes = unit_rows(texts.mean(axis=1))
         return _Compared(
             task=task,

@@ -57,8 +57,8 @@ def unit(x: np.ndarray) -> np.ndarray:
 
 
 def clip_vectors(clips: list[tiny.Clip]) -> np.ndarray:
-    """Mean of the unit vectors of the windows, weighted by their seconds, of unit length."""
-    return unit(np.array([np.average(unit(each.vectors), axis=0, weights=each.seconds) for each in clips]))
+    """Mean of the vectors of the windows, weighted by their seconds, of unit length."""
+    return unit(np.array([np.average(each.vectors, axis=0, weights=each.seconds) for each in clips]))
 
 
 def cosines(manifest: Manifest, texts: Mapping[str, np.ndarray], clips: list[tiny.Clip]) -> np.ndarray:
