@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -22,16 +21,6 @@ SETS = {
     name: tiny.clips(name, n, n_classes=N_CLASSES, dim=DIM, spread=2.0, windows=3)
     for name, n in (("train", 12), ("valid", 8), ("test", 41))
 }
-
-
-@dataclass(frozen=True)
-class TextStore(tiny.TinyStore):
-    """A store that has texts of the task `tiny`."""
-
-    vectors: Mapping[str, np.ndarray] = field(default_factory=dict)
-
-    def texts(self, encoder: str, *, task: str | None = None) -> Mapping[str, np.ndarray]:
-        return self.vectors if task == "tiny" else {}
 
 
 def task(**changes: Any) -> Manifest:
@@ -71,7 +60,7 @@ def labels(clips: list[tiny.Clip]) -> np.ndarray:
 
 
 def scored(manifest: Manifest, texts: Mapping[str, np.ndarray], **options: Any) -> ScoreRecord:
-    return score_zero_shot(TextStore(options.pop("sets", SETS), vectors=texts), manifest, **options)
+    return score_zero_shot(tiny.TinyStore(options.pop("sets", SETS), vectors=texts), manifest, **options)
 
 
 def test_a_clip_has_the_class_whose_mean_unit_prompt_is_nearest() -> None:
@@ -153,7 +142,7 @@ def test_several_labels_are_ranked_by_cosine() -> None:
 def test_texts_retrieve_the_clips_of_their_class() -> None:
     manifest = task()
     texts = vectors_of(manifest, CLASSES)
-    record = score_text_retrieval(TextStore(SETS, vectors=texts), manifest)
+    record = score_text_retrieval(tiny.TinyStore(SETS, vectors=texts), manifest)
     similar = cosines(manifest, texts, SETS["test"]).T
     truth = labels(SETS["test"])[None] == np.arange(N_CLASSES)[:, None]
     order = np.argsort(-similar, axis=1)
@@ -175,7 +164,7 @@ def test_texts_retrieve_the_clips_of_their_class() -> None:
 def test_equal_texts_retrieve_nothing_by_luck() -> None:
     manifest = task()
     texts = dict.fromkeys(vectors_of(manifest, CLASSES), np.zeros(DIM, np.float32))
-    found = score_text_retrieval(TextStore(SETS, vectors=texts), manifest).details["text_to_audio"]
+    found = score_text_retrieval(tiny.TinyStore(SETS, vectors=texts), manifest).details["text_to_audio"]
     assert (found["recall"]["10"], found["ndcg_at_10"]) == (0.0, 0.0)
 
 
