@@ -317,7 +317,7 @@ class ExtractRecord:
     asked_as : str
         Name that the encoder was requested by, if the store has it under another name; else empty.
     notes : tuple of str
-        Why it was encoded again, another encoder with the same output, an allowed drift.
+        Why it was encoded again, another encoder with the same output, an allowed drift, prompts that were encoded.
     broken : tuple of BrokenShard
         Shards that this run could not read. ``shards_done`` and ``shards_reused`` do not include them; embeddings of
         them that the store had before are kept.

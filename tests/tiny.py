@@ -83,6 +83,8 @@ class TinyStore:
     url: str = "tiny.zarr"
     spec: str = "./my encoder.py"
     read: list[str] = field(default_factory=list)
+    vectors: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """Texts of the task `tiny`."""
 
     def resolve_encoder(self, name: str | None) -> Recipe:
         return recipe(dim=next(np.shape(clip.vectors)[-1] for clips in self.sets.values() for clip in _clips(clips)))
@@ -90,6 +92,10 @@ class TinyStore:
     def feature_sets(self, *, encoder: str) -> Sequence[SimpleNamespace]:
         """As far as it is asked for: how the encoder was named on the command line."""
         return [SimpleNamespace(address=SimpleNamespace(spec=self.spec))]
+
+    def texts(self, encoder: str, *, task: str | None = None) -> Mapping[str, np.ndarray]:
+        """The stored texts of a task."""
+        return self.vectors if task == "tiny" else {}
 
     def view(self, *, encoder: str, dataset: str, split: str, pattern: str) -> TinySet:
         """What a split's pattern names: all that is said to be in it."""

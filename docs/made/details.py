@@ -104,6 +104,22 @@ DETAILS = (
         NEAREST,
         "by round: `recall` by k, `map`, `k`, and `queries`, the number of queries with a relevant training clip",
     ),
+    (
+        "prompts",
+        "measures `zero-shot` and `text`",
+        "list of objects: each `prompt` of the manifest, and the `value` of the score by it alone",
+    ),
+    (
+        "prompt_spread",
+        "measures `zero-shot` and `text`",
+        "`min`, `max` and sample standard deviation `std` of these values; `std` is null for one prompt",
+    ),
+    (
+        "text_to_audio",
+        "measure `text`",
+        "`queries`, the number of classes with a test clip; `recall` by k, the share of them with a clip of the class "
+        "among the first k; `ndcg_at_10`; means over rounds",
+    ),
     ("index_recall", "`--index` except flat", "`recall` of the index at `k` against exact search; `of`, the queries"),
     (
         "fit",

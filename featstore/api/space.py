@@ -11,6 +11,9 @@ from featstore.api.arguments import StrPath, opened
 from featstore.errors import UnknownFeatureSet, UsageError
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from featstore.diagnostics import Health
     from featstore.encoders.encoder import Encoder
     from featstore.explore.audio import ClipAudio
@@ -24,8 +27,9 @@ __all__ = ["ExploreRecord", "explore", "explore_server", "health", "inspect", "q
 
 
 def query(
-    wanted: StrPath,
+    wanted: StrPath | None = None,
     *,
+    text: str | None = None,
     store: Store | StrPath,
     encoder: str | None = None,
     dataset: str | None = None,
@@ -34,22 +38,25 @@ def query(
     spec: str | None = None,
     device: str = "auto",
 ) -> Found:
-    """Find the cached clips nearest to an audio file or to a cached clip.
+    """Find the cached clips nearest to an audio file, to a cached clip, or to a text.
 
     Parameters
     ----------
-    wanted : str or os.PathLike
+    wanted : str or os.PathLike, optional
         An audio file, or the key of a cached clip; with ``split/`` or ``dataset/split/`` before it where several
         feature sets have the key.
+    text : str, optional
+        A text in place of `wanted`, for encoders with a text tower. A text that the store has, such as a prompt of a
+        task, needs no encoder.
     store : Store, str or os.PathLike
     encoder, dataset, split : str, optional
         Search only these feature sets, which are of one encoder.
     k : int
         Number of clips.
     spec : str, optional
-        How to load the encoder for a file, where it is not built in.
+        How to load the encoder for a file or a text, where it is not built in.
     device : str
-        Where the file is encoded.
+        Where the file or text is encoded.
 
     Returns
     -------
@@ -62,14 +69,22 @@ def query(
         There is neither such a clip nor such a file, or no feature set matches.
     featstore.errors.AmbiguousSelection
         The feature sets are of several encoders, or several clips have the key.
+    featstore.errors.EncoderError
+        The encoder cannot be loaded, or has no text tower.
     featstore.errors.UsageError
-        `k` is less than 1.
+        `k` is less than 1, or both or neither of `wanted` and `text` are given.
     """
-    from featstore.explore.query import nearest_to_file, nearest_to_key, sets_of_one_encoder
+    from featstore.explore.query import nearest_to_file, nearest_to_key, nearest_to_vector, sets_of_one_encoder
 
     if k < 1:
         raise UsageError(f"k must be at least 1, got {k}")
-    sets = sets_of_one_encoder(opened(store), encoder=encoder, dataset=dataset, split=split)
+    if (wanted is None) == (text is None):
+        raise UsageError("give a file, a key or a text to search for, and one of them only")
+    cached = opened(store)
+    sets = sets_of_one_encoder(cached, encoder=encoder, dataset=dataset, split=split)
+    if wanted is None:
+        vector = _text_vector(str(text), cached, sets[0], spec=spec, device=device)
+        return nearest_to_vector(sets, vector, k=k, name=str(text))
     name = os.fspath(wanted)
     if not os.path.isfile(name):  # noqa: PTH113 - a key may be longer than a file name, for which Path raises
         return nearest_to_key(sets, name, k=k)
@@ -79,6 +94,20 @@ def query(
         return load_encoder_of(fs.recipe, stored_spec=fs.address.spec, spec=spec)
 
     return nearest_to_file(sets, Path(name), load=load, k=k, device=device)
+
+
+def _text_vector(text: str, store: Store, fs: FeatureSet, *, spec: str | None, device: str) -> NDArray[np.float32]:
+    """Vector of a text in the space of a feature set, float32 (dim,): the stored one if there is one."""
+    from featstore.store import check_is_space_of_texts
+
+    check_is_space_of_texts(fs.recipe)
+    stored = store.texts(fs.recipe.group_name).get(text)
+    if stored is not None:
+        return stored
+    from featstore.extract.single_file import encode_text, load_encoder_of
+
+    encoder = load_encoder_of(fs.recipe, stored_spec=fs.address.spec, spec=spec)
+    return encode_text(text, encoder=encoder, recipe=fs.recipe, device=device)
 
 
 def health(

@@ -1,4 +1,4 @@
-"""`featstore query`: the cached clips nearest to a clip or a file."""
+"""`featstore query`: the cached clips nearest to a clip, a file or a text."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ _TEXT = 48
 
 
 @click.command()
-@click.argument("wanted", metavar="AUDIO|KEY")
+@click.argument("wanted", metavar="AUDIO|KEY", required=False)
+@click.option("--text", metavar="TEXT", help="Text to search for in place of AUDIO|KEY; the encoder has a text tower.")
 @store_option
 @feature_set_options
 @click.option("--k", type=click.IntRange(min=1), default=10, show_default=True, help="Number of clips to list.")
@@ -38,13 +39,14 @@ _TEXT = 48
 @click.option(
     "--spec",
     metavar="SPEC",
-    help="For AUDIO: spec of an encoder that is not built in. Its weights and source must be those of the store.",
+    help="For AUDIO and --text: spec of an encoder that is not built in, with the weights and source of the store.",
 )
-@click.option("--device", default="auto", show_default=True, help="For AUDIO: auto, cpu, cuda or cuda:N.")
+@click.option("--device", default="auto", show_default=True, help="For AUDIO and --text: auto, cpu, cuda or cuda:N.")
 @json_option
 def query(
     *,
-    wanted: str,
+    wanted: str | None,
+    text: str | None,
     store_url: str,
     encoder: str | None,
     dataset: str | None,
@@ -55,21 +57,32 @@ def query(
     device: str,
     as_json: bool,
 ) -> None:
-    """List the cached clips nearest to a file or a clip.
+    """List the cached clips nearest to a file, a clip or a text.
 
     A file is decoded, resampled, cut into windows and encoded by the recipe of the store. A cached clip is named by its
     key, after `split/` or `dataset/split/` if several feature sets have it; no encoder is loaded. The similarity of two
     clips is the cosine of their two closest windows; the distance is 1 - similarity.
 
+    A text is encoded by the text tower of the encoder. The prompts of the tasks are stored, and need no encoder.
+
     \b
     featstore query bark.wav --store S --encoder logmel
     featstore query train/clip-3 --store S --encoder logmel --field label
+    featstore query --text "dog barking" --store S --encoder clap --spec hf:laion/clap-htsat-unfused
     """  # noqa: D301 - click takes the character itself
     from featstore import api
 
     with redirect_stdout(sys.stderr):  # an encoder may print, and stdout is for results
         found = api.query(
-            wanted, store=store_url, encoder=encoder, dataset=dataset, split=split, k=k, spec=spec, device=device
+            wanted,
+            text=text,
+            store=store_url,
+            encoder=encoder,
+            dataset=dataset,
+            split=split,
+            k=k,
+            spec=spec,
+            device=device,
         )
     shown = _columns(found, fields)
     if as_json:

@@ -17,7 +17,10 @@ Extensions:
   and shorter ones take as much compute;
 - ``n_layers: int``, ``layer_dim: int``, ``layer_hop_in_ms: float`` and
   ``forward_layers(audio, lengths=None, *, layers)`` let users select hidden states. `layers` is a tuple of numbers from
-  0 to ``n_layers`` and of None (the output of ``forward``); the result has one output of the forms above for each.
+  0 to ``n_layers`` and of None (the output of ``forward``); the result has one output of the forms above for each;
+- ``encode_text(texts: list[str])`` returns the vectors of texts in the space of the utterance vectors, floating point
+  (texts, output_dim). The vector of a text does not depend on the other texts. The attribute can be None: the encoder
+  then has no text tower.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
@@ -44,6 +47,7 @@ __all__ = [
     "LoadedModel",
     "check_counts",
     "check_output",
+    "check_text_output",
     "contract_facts",
     "not_a_module",
 ]
@@ -83,6 +87,8 @@ class ContractFacts:
         Fixed input duration, if there is one.
     layers : LayerFacts or None
         Hidden states that users can select, if there are any.
+    takes_text : bool
+        Whether it has a text tower.
     """
 
     sample_rate_hz: int
@@ -91,6 +97,7 @@ class ContractFacts:
     takes_lengths: bool
     input_seconds: float | None
     layers: LayerFacts | None
+    takes_text: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,6 +150,7 @@ def contract_facts(module: object) -> ContractFacts:
         takes_lengths=_takes_lengths(module),
         input_seconds=input_seconds,
         layers=layers,
+        takes_text=callable(_declared(module, "encode_text")),
     )
 
 
@@ -246,6 +254,22 @@ def check_output(output: object, *, name: str, batch: int, dim: int) -> EncoderO
     return EncoderOutput(frames=frames, utterance=utterance, n_frames=_checked_counts(n_frames, frames, name))
 
 
+def check_text_output(output: object, *, name: str, texts: int, dim: int) -> Tensor:
+    """Check the shape and type of the vectors of texts, and that they are finite.
+
+    Raises
+    ------
+    EncoderContractError
+        The message has the broken rule and the actual value.
+    """
+    rule = f"{name}.encode_text must return floating-point vectors (texts, output_dim) = ({texts}, {dim})"
+    if not isinstance(output, Tensor) or tuple(output.shape) != (texts, dim) or not output.dtype.is_floating_point:
+        raise EncoderContractError(f"{rule}: got {_shape(output)}")
+    if not output.isfinite().all():
+        raise EncoderContractError(f"{rule}: got NaN or infinity")
+    return output
+
+
 def _checked_counts(n_frames: object, frames: Tensor, name: str) -> Tensor | None:
     if n_frames is None:
         return None
@@ -277,7 +301,8 @@ def _shape(value: object) -> str:
 class LoadedModel:
     """A module that satisfies the contract, the name of its feature sets and the origin of that name, and its identity.
 
-    ``earlier`` is the identity that an earlier version of featstore gave it, if it differs.
+    ``earlier`` is the identity that an earlier version of featstore gave it, if it differs. ``text_identity`` returns
+    what determines the vectors of texts and is not in ``identity``, such as the weights of a separate text tower.
     """
 
     module: nn.Module
@@ -285,3 +310,4 @@ class LoadedModel:
     named_by: NamedBy
     identity: Mapping[str, Any]
     earlier: Mapping[str, Any] | None = None
+    text_identity: Callable[[], Mapping[str, Any]] = dict

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from featstore.encoders.contract import ContractFacts, EncoderOutput, check_output, contract_facts
+from featstore.encoders.contract import (
+    ContractFacts,
+    EncoderOutput,
+    check_output,
+    check_text_output,
+    contract_facts,
+)
 from featstore.encoders.pooling import Output
 from featstore.encoders.source_code import CodeModule, code_sha256
 from featstore.encoders.specs import spec_with_layer
 from featstore.errors import EncoderContractError, EncoderError
 from featstore.formatting import one_line
-from featstore.records import NamedBy, Recipe, check_encoder_name
+from featstore.records import NamedBy, Recipe, check_encoder_name, sha256_of
 
 __all__ = ["Encoder", "failure_line"]
 
@@ -41,6 +47,8 @@ class Encoder:
         User modules that the encoder consists of.
     chosen_name : str or None
         Name that the user chose for its feature sets, if it is not ``name``; not part of its identity.
+    text_identity : callable
+        See `featstore.encoders.contract.LoadedModel`.
     """
 
     module: nn.Module
@@ -52,6 +60,7 @@ class Encoder:
     code: tuple[CodeModule, ...] = ()
     named_by: NamedBy = "class"
     chosen_name: str | None = None
+    text_identity: Callable[[], Mapping[str, Any]] = dict
     facts: ContractFacts = field(init=False)
 
     def __post_init__(self) -> None:
@@ -184,6 +193,31 @@ class Encoder:
             check_output(output, name=self.name, batch=len(waves), dim=self.dim_of(layer))
             for output, layer in zip(found, self.layers, strict=True)
         )
+
+    @property
+    def text_sha256(self) -> str | None:
+        """Hash of what determines the vectors of texts besides the recipe; None without a text tower."""
+        return sha256_of(self.text_identity()) if self.facts.takes_text else None
+
+    def encode_text(self, texts: Sequence[str]) -> Tensor:
+        """Return the checked vectors of texts, (texts, dim).
+
+        Raises
+        ------
+        EncoderError
+            The encoder has no text tower, or fails on the texts.
+        EncoderContractError
+            Its output breaks the contract.
+        """
+        if not self.facts.takes_text:
+            raise EncoderError(
+                f"{self.name} has no text tower: text needs an encoder with encode_text, such as an hf: CLAP model"
+            )
+        try:
+            output = self.module.encode_text(list(texts))  # type: ignore[operator]
+        except Exception as error:
+            raise EncoderError(f"{self.name}.encode_text failed: {one_line(error, typed=True)}") from error
+        return check_text_output(output, name=self.name, texts=len(texts), dim=self.facts.dim)
 
     def _check_outputs(self) -> None:
         chosen = [layer for layer in self.layers if layer is not None]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import json
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -28,6 +29,7 @@ __all__ = [
     "plain_attributes",
     "source_sha256",
     "state_sha256",
+    "tokenizer_sha256",
     "user_identity",
 ]
 
@@ -49,7 +51,7 @@ _FIRST_CODE: Mapping[str, str] = {
     "7aab22bdc2e362f33f9db3eee095ad954c713f55c68ba58cc252e72e3d54bba8": (  # FbankEncoder
         "17137120ff4cdf9f111ec84f594e5ba8e7e48b3371f1ac3a9c0a32d8ddbfc9c5"
     ),
-    "14e624406124a04f792e2c91a3d63b513f335a70524fb526160e41f2f2ce0b14": (  # ClapEncoder
+    "f10cc62364f2567993920b522f5cac6b961b6dd43d881afa5ecb0dceb7c742de": (  # ClapEncoder
         "ecaf789057c217cfaf00871d93173605bad40273b688c3287f8b8d688b762bb3"
     ),
     "cbaf0660352b0551cd12ffae4c702f0d786d206cafb3688f80f2b263f0ed777d": (  # OtherEncoder
@@ -58,8 +60,14 @@ _FIRST_CODE: Mapping[str, str] = {
     "5e01fc7d2a13a7a0b2f941fd6b473b2eefd004a64489e533acf1badf017ed772": (  # DashengEncoder
         "8cb2c79b9c264719e7f9d1d2bb0be77224c45ee712e2e6be45d80092876a8dcd"
     ),
+    "4b04dff507aaeeda0d809b7abe891c4e9dcda95d8e84f2bee1816e1f71d412ea": (  # SentenceTransformerEncoder
+        "91f2e69d3cd63827245ab64a7076c476d3eab4c7f8a6ed805ec837c795aac3e0"
+    ),
 }
-"""`builtin_code_sha256` to `source_sha256` of featstore 0. Add a line for an edit that does not change any number."""
+"""`builtin_code_sha256` to `source_sha256` of featstore 0, or of the first version that had the class.
+
+Add a line for an edit that does not change any number.
+"""
 
 
 def state_sha256(module: nn.Module, *, all_buffers: bool = False) -> str:
@@ -198,6 +206,23 @@ def builtin_code_sha256(kind: type) -> str:
                 seen[module] = None
                 waiting.append(module)
     return sha256_of(sorted(sha256_of_module(module) for module in seen))
+
+
+def tokenizer_sha256(tokenizer: Any) -> str:
+    """Hash what determines the tokens of a text: class, vocabulary, special tokens, and the rules of a fast tokenizer.
+
+    Padding and truncation are excluded, because each call changes them.
+    """
+    rules = getattr(tokenizer, "backend_tokenizer", None)
+    steps = {} if rules is None else json.loads(rules.to_str())
+    return sha256_of(
+        {
+            "class": type(tokenizer).__name__,
+            "vocabulary": tokenizer.get_vocab(),
+            "special_tokens": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
+            "steps": {name: step for name, step in steps.items() if name not in ("padding", "truncation")},
+        }
+    )
 
 
 def distribution_of(home: ModuleType) -> str:

@@ -238,6 +238,7 @@ def _encoder(found: LoadedModel, spec: str, outputs: _Outputs) -> Encoder:
         spec=spec,
         identity=found.identity,
         earlier=found.earlier,
+        text_identity=found.text_identity,
         outputs=outputs.of(found),
     )
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 
 import numpy as np
@@ -35,6 +35,7 @@ _PRECISIONS = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+_TEXTS_PER_BATCH = 64
 
 
 _Encode = Callable[[NDArray[np.float32], NDArray[np.int64]], Callable[[], tuple[Encoded, ...]]]
@@ -207,6 +208,16 @@ class EncoderRun:
             return tuple(concatenated(one, other) for one, other in zip(first, second, strict=True))
 
         return result
+
+    def encode_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Encode texts in batches by the text tower, float32 (texts, dim). Raises as `Encoder.encode_text` does."""
+        vectors = np.empty((len(texts), self._encoder.facts.dim), np.float32)
+        for start in range(0, len(texts), _TEXTS_PER_BATCH):
+            batch = texts[start : start + _TEXTS_PER_BATCH]
+            with torch.inference_mode(), self._autocast():
+                found = self._encoder.encode_text(batch)
+            vectors[start : start + len(batch)] = found.float().cpu().numpy()
+        return vectors
 
     def _encode(self, audio: NDArray[np.float32], n_samples: NDArray[np.int64]) -> tuple[Encoded, ...]:
         """Encode one batch synchronously."""

@@ -362,6 +362,7 @@ def _by_class(task: ScoredTask, metric: Metric, outcomes: Sequence[Outcome]) -> 
     unseen = [
         label
         for each in task.rounds
+        if len(each.train)  # a measure without training has none
         for label in np.setdiff1d(task.targets.present(each.test), task.targets.present(each.train))
     ]
     found: dict[str, Any] = {

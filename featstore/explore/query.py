@@ -1,4 +1,4 @@
-"""The cached clips nearest to a cached clip or to an audio file."""
+"""The cached clips nearest to a cached clip, to an audio file, or to a text."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ __all__ = [
     "edits",
     "nearest_to_file",
     "nearest_to_key",
+    "nearest_to_vector",
     "sets_of_one_encoder",
 ]
 
@@ -291,6 +292,22 @@ def nearest_to_file(
         meta="",
         encoder=sets[0].recipe.group_name,
         windows=max(len(each.utterance) for each in encoded.values()),
+        hits=hits,
+        clips_searched=searched,
+        sets_searched=len(sets),
+        seconds=time.perf_counter() - began,
+    )
+
+
+def nearest_to_vector(sets: Sequence[FeatureSet], vector: NDArray[np.float32], *, k: int, name: str) -> Found:
+    """The ``k`` clips nearest to a vector, float32 (dim,), such as that of a text; `name` is shown as the query."""
+    began = time.perf_counter()
+    hits, searched = _nearest(sets, lambda _: vector[None], k=k, own=None)
+    return Found(
+        query=name,
+        meta="",
+        encoder=sets[0].recipe.group_name,
+        windows=1,
         hits=hits,
         clips_searched=searched,
         sets_searched=len(sets),

@@ -13,6 +13,9 @@ from featstore.extract.results import EncodeResult, Progress, collect
 from featstore.system import cores
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from featstore.encoders.canary import CanaryReading
     from featstore.encoders.encoder import Encoder
     from featstore.encoders.pooling import Pool
@@ -66,6 +69,15 @@ class Engine(Protocol):
     def canary(self, options: ExtractOptions) -> CanaryReading:
         """Return the encoder's output for the reference signals on the encoding device. Raises as `describe` does."""
 
+    def encode_texts(self, texts: Sequence[str], options: ExtractOptions) -> NDArray[np.float32]:
+        """Return the vectors of texts by the encoder's text tower, float32 (texts, dim).
+
+        Raises
+        ------
+        EncoderError, EncoderContractError
+            The encoder has no text tower, or fails on the texts.
+        """
+
     def encode(self, job: EncodeJob, shards: Sequence[StaleShard], *, progress: Progress) -> EncodeResult:
         """Encode `shards` and commit them; calls only `advance` and `shard_done` of `progress`, in this thread.
 
@@ -93,6 +105,10 @@ class LocalEngine:
     def canary(self, options: ExtractOptions) -> CanaryReading:
         """See `Engine.canary`."""
         return self._device_encoder.canary(options)
+
+    def encode_texts(self, texts: Sequence[str], options: ExtractOptions) -> NDArray[np.float32]:
+        """See `Engine.encode_texts`."""
+        return self._device_encoder.encode_texts(texts, options)
 
     def encode(self, job: EncodeJob, shards: Sequence[StaleShard], *, progress: Progress) -> EncodeResult:
         """Encode one shard after another."""

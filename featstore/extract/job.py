@@ -31,6 +31,9 @@ from featstore.store import FORMAT_VERSION, SplitWriter, find_split_writer, is_s
 from featstore.system import CPU_BATCH_SECONDS, LIGHT_BATCH_SECONDS, cores, free_memory_bytes
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from featstore.encoders.canary import CanaryReading
     from featstore.encoders.encoder import Encoder
     from featstore.encoders.pooling import Output
@@ -73,12 +76,14 @@ class OutputCard:
 class EncoderCard:
     """Description of an encoder that may be loaded in another process: its name and the recipes of its outputs.
 
-    ``featstore`` is the encoding version: two versions may compute different numbers for one recipe.
+    ``featstore`` is the encoding version: two versions may compute different numbers for one recipe. ``text_sha256`` is
+    None for an encoder without a text tower: see `featstore.encoders.encoder.Encoder`.
     """
 
     name: str
     outputs: tuple[OutputCard, ...]
     featstore: str
+    text_sha256: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -250,6 +255,15 @@ class DeviceEncoder:
             )
         return self._canaries[recipe.fingerprint]
 
+    def encode_texts(self, texts: Sequence[str], options: ExtractOptions) -> NDArray[np.float32]:
+        """Encode texts by the text tower in the precision of the recipe, float32 (texts, dim)."""
+        from featstore.encoders.runner import EncoderRun
+
+        recipe = self.card(options).outputs[0].recipe
+        run = EncoderRun(self._encoder, recipe, device=self._device, keep_frames=False)
+        with run.at_work():
+            return run.encode_texts(texts)
+
     def plan(self, options: ExtractOptions, *, crop_seconds: float | None) -> Callable[[int], tuple[Window, ...]]:
         """Return a function from the number of samples of a clip to its windows."""
         return partial(
@@ -337,6 +351,7 @@ def card_of(encoder: Encoder, *, device: str, options: ExtractOptions) -> Encode
             for output in encoder.outputs
         ),
         featstore=__version__,
+        text_sha256=encoder.text_sha256,
     )
 
 

@@ -1,6 +1,6 @@
-"""Encodes clips without shards: an audio file by a store's recipe, or decoded clips in memory.
+"""Encodes without shards: an audio file or a text by a store's recipe, or decoded clips in memory.
 
-They are resampled, cut into windows, padded and encoded as the clips of a shard.
+Clips are resampled, cut into windows, padded and encoded as the clips of a shard.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from featstore.encoders.runner import EncoderRun
     from featstore.records import Recipe
 
-__all__ = ["EncodedClip", "EncodedFile", "encode_clips", "encode_file", "load_encoder_of"]
+__all__ = ["EncodedClip", "EncodedFile", "encode_clips", "encode_file", "encode_text", "load_encoder_of"]
 
 MAX_SECONDS = 3600.0
 _BATCH_SECONDS = 64.0
@@ -67,7 +67,8 @@ def load_encoder_of(recipe: Recipe, *, stored_spec: str, spec: str | None) -> En
     if recipe.imported_from is not None:
         words = f" ({recipe.imported_from})" if recipe.imported_from else ""
         raise UsageError(
-            f"{recipe.group_name} was imported{words}: there is no encoder for a file; name a stored clip by its key"
+            f"{recipe.group_name} was imported{words}: there is no encoder for a file or a text; name a stored clip by "
+            "its key"
         )
     if spec is None:
         _check_loads_by_itself(recipe, stored_spec)
@@ -154,6 +155,22 @@ def encode_file(
     batcher = new_batcher(padding, budget_samples=round(_BATCH_SECONDS * rate), shards_ahead=0)
     [encoded] = encode_clips([samples], run=run, plan=plan, batcher=batcher)
     return EncodedFile(utterance=encoded.utterance, seconds=len(samples) / rate)
+
+
+def encode_text(text: str, *, encoder: Encoder, recipe: Recipe, device: str = "auto") -> NDArray[np.float32]:
+    """Encode a text by the encoder's text tower in the precision of a recipe, float32 (dim,).
+
+    Raises
+    ------
+    EncoderError
+        The encoder has no text tower, or fails on the text.
+    """
+    from featstore.encoders.devices import pick_device
+    from featstore.encoders.runner import EncoderRun
+
+    run = EncoderRun(encoder, recipe, device=pick_device(device), keep_frames=False)
+    with run.at_work():
+        return run.encode_texts([text]).reshape(-1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,11 +13,11 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featstore.errors import DataError, ShardError, StoreError, UsageError
+from featstore.errors import DataError, LabelError, ShardError, StoreError, UsageError
 from featstore.extract.distributed import Share
 from featstore.extract.encoder_changes import DriftCheck, describe_change, match_stored_names
 from featstore.extract.engine import Engine, LocalEngine
-from featstore.extract.job import EncodeJob, EncoderCard, StaleShard, StoredOutput
+from featstore.extract.job import EncodeJob, EncoderCard, StaleShard, StoredOutput, software_versions
 from featstore.extract.options import ExtractOptions
 from featstore.extract.results import EncodeResult, Progress, Silent, StageTimes, StoredShard
 from featstore.extract.shards import (
@@ -28,14 +28,19 @@ from featstore.extract.shards import (
     is_committed,
     sha256_of_shard,
 )
+from featstore.formatting import counted
 from featstore.records import BrokenShard, ExtractFailure, ExtractRecord, Recipe, dataset_group
 from featstore.store import (
     Segment,
     SplitWriter,
+    has_texts,
+    is_space_of_texts,
     note_in_encoder_group,
+    open_store,
     read_encoder_group,
     read_encoder_groups,
     recipe_groups,
+    write_texts,
 )
 
 if TYPE_CHECKING:
@@ -328,8 +333,35 @@ class TaskPlan:
             No task can be extracted: the encoder violates its contract, the store cannot be written, or workers died
             repeatedly.
         """
-        for split, shards in self.shards.items():
-            yield self._bring_up_to_date(split, shards, progress)
+        for number, (split, shards) in enumerate(self.shards.items(), start=1):
+            records = self._bring_up_to_date(split, shards, progress)
+            if number == len(self.shards):  # the classes of a task can be those of its clips
+                notes = self._store_prompts(split)
+                records = (replace(records[0], notes=(*records[0].notes, *notes)), *records[1:])
+            yield records
+
+    def _store_prompts(self, split: str) -> tuple[str, ...]:
+        """Encode the prompts of the task if the encoder has a text tower and the store lacks them. Returns notes."""
+        from featstore.evaluation.texts import prompts_of_task
+
+        tower = self.card.text_sha256
+        # texts are in the space of what `forward` returns, not of hidden states
+        output = next((each for each in self.outputs if is_space_of_texts(each.recipe)), None)
+        if tower is None or output is None:
+            return ()
+        try:
+            texts = prompts_of_task(self.manifest, open_store(self.store_url), output.recipe)
+        except LabelError as error:
+            return (f"no prompt was encoded: {error}",)
+        place = (self.store_url, output.recipe, self.manifest.name)
+        if not texts or has_texts(*place, texts=texts, tower_sha256=tower):
+            return ()
+        self.check.check_once(self._job(split))
+        vectors = self.engine.encode_texts(texts, self.options)
+        write_texts(
+            *place, spec=output.spec, texts=texts, vectors=vectors, tower_sha256=tower, versions=software_versions()
+        )
+        return (f"{counted(len(texts), 'prompt')} of {self.manifest.name} encoded",)
 
     def _bring_up_to_date(
         self, split: str, every_shard: Sequence[AnyShard], progress: Progress

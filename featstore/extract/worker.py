@@ -35,6 +35,9 @@ from featstore.extract.results import (
 from featstore.extract.shards import AnyShard
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from featstore.encoders.canary import CanaryReading
     from featstore.extract.options import ExtractOptions
 
@@ -67,10 +70,14 @@ _LOOK_EVERY_SECONDS = 0.2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Describe:
-    """Return the encoder's card under these options; with `canary`, also its output for the reference signals."""
+    """Return the encoder's card under these options.
+
+    With `canary`, also its output for the reference signals; with `texts`, also their vectors.
+    """
 
     options: ExtractOptions
     canary: bool = False
+    texts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +104,7 @@ class Described:
 
     card: EncoderCard
     canary: CanaryReading | None
+    text_vectors: NDArray[np.float32] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +197,8 @@ def work(link: Link, request: EncoderRequest, settings: WorkerSettings) -> None:
             message = link.receive()
             if isinstance(message, Describe):
                 reading = device_encoder.canary(message.options) if message.canary else None
-                link.send(Described(card=device_encoder.card(message.options), canary=reading))
+                texts = device_encoder.encode_texts(message.texts, message.options) if message.texts else None
+                link.send(Described(card=device_encoder.card(message.options), canary=reading, text_vectors=texts))
             elif isinstance(message, Encode):
                 _encode(device_encoder, message.job, link)
     except CoordinatorGone:

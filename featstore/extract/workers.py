@@ -34,6 +34,9 @@ from featstore.extract.worker import (
 )
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from featstore.encoders.canary import CanaryReading
     from featstore.extract.options import ExtractOptions
 
@@ -195,6 +198,11 @@ class WorkersEngine:
     def canary(self, options: ExtractOptions) -> CanaryReading:
         """Ask a worker."""
         return cast("CanaryReading", self._answer_to(Describe(options=options, canary=True)).canary)
+
+    def encode_texts(self, texts: Sequence[str], options: ExtractOptions) -> NDArray[np.float32]:
+        """Ask a worker."""
+        answer = self._answer_to(Describe(options=options, texts=tuple(texts)))
+        return cast("NDArray[np.float32]", answer.text_vectors)
 
     def _answer_to(self, question: Describe) -> Described:
         asked: int | None = None

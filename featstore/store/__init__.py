@@ -11,6 +11,7 @@ from featstore.store.format import FORMAT_VERSION, Commit, Member, Segment, Shar
 from featstore.store.frames import Frames, PaddedFrames, RaggedFrames
 from featstore.store.part_writer import EmbeddedWindow, PartWriter, WindowBlock
 from featstore.store.reader import FeatureSets, Store, open_store
+from featstore.store.texts import check_is_space_of_texts, has_texts, is_space_of_texts, write_texts
 from featstore.store.writer import SplitWriter, find_split_writer, is_split_begun, open_split_writer, recipe_groups
 
 __all__ = [
@@ -30,8 +31,11 @@ __all__ = [
     "SplitWriter",
     "Store",
     "WindowBlock",
+    "check_is_space_of_texts",
     "find_split_writer",
+    "has_texts",
     "is_group_name",
+    "is_space_of_texts",
     "is_split_begun",
     "note_in_encoder_group",
     "open_split_writer",
@@ -39,4 +43,5 @@ __all__ = [
     "read_encoder_group",
     "read_encoder_groups",
     "recipe_groups",
+    "write_texts",
 ]

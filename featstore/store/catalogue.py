@@ -18,6 +18,7 @@ from featstore.store.filesystem import ForeignFile, Objects, is_temporary
 from featstore.store.format import (
     FORMAT_VERSION,
     GROUP_DOCUMENT,
+    TEXT_GROUP,
     Commit,
     DamagedDocument,
     Segment,
@@ -229,17 +230,22 @@ def is_without_document(objects: Objects, path: str) -> bool:
 
 
 def split_paths(
-    objects: Objects, *, encoder: str | None = None, dataset: str | None = None, split: str | None = None
+    objects: Objects,
+    *,
+    encoder: str | None = None,
+    dataset: str | None = None,
+    split: str | None = None,
+    texts: bool = False,
 ) -> Iterator[str]:
     """Yield the paths of the split groups that match; only groups that match are listed.
 
-    `encoder` is ``logmel`` or ``logmel@3f9c2a71``.
+    `encoder` is ``logmel`` or ``logmel@3f9c2a71``. With `texts`, the groups of texts (`featstore.store.texts`) too.
     """
     found = 0
     for above in group_names(objects, ""):
         if encoder not in (None, above, above.rpartition("@")[0]):
             continue
-        for group in group_names(objects, above):
+        for group in (*group_names(objects, above), *((TEXT_GROUP,) if texts else ())):
             if dataset not in (None, group):
                 continue
             for name in group_names(objects, f"{above}/{group}"):

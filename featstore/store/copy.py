@@ -30,6 +30,7 @@ from featstore.store.encoder_groups import copy_notes
 from featstore.store.filesystem import Objects, open_objects
 from featstore.store.format import Commit, Member, Segment
 from featstore.store.prefetch import in_order
+from featstore.store.texts import text_entries
 from featstore.store.writer import SplitWriter, open_split_writer_at
 
 __all__ = ["CopyRecord", "copy_store", "without_frames"]
@@ -72,7 +73,7 @@ def copy_store(
     split: str | None,
     on_part: Callable[[str], None] = lambda _: None,
 ) -> tuple[CopyRecord, ...]:
-    """Copy the matching feature sets of a store to another store.
+    """Copy the matching feature sets of a store to another store, with all stored texts of their encoders.
 
     Parameters
     ----------
@@ -105,6 +106,8 @@ def copy_store(
             f"{source.url} has no feature set {encoder or '*'}/{dataset or '*'}/{split or '*'}: "
             f"`featstore inspect --store {source.url}` lists them"
         )
+    groups = dict.fromkeys(entry.address.recipe.group_name for entry in entries)
+    entries += [text for group in groups for text in text_entries(source, group)]
     return tuple(_SplitCopy(source, target, entry, only=only, on_part=on_part).run() for entry in entries)
 
 

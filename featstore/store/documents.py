@@ -14,6 +14,7 @@ from featstore.store.filesystem import Objects
 from featstore.store.format import (
     FORMAT_VERSION,
     GROUP_DOCUMENT,
+    TEXT_GROUP,
     Commit,
     DamagedDocument,
     check_fields,
@@ -119,7 +120,7 @@ class SplitAddress:
 _SPLIT_RULES: Mapping[str, Callable[[object], bool]] = {
     "recipe": lambda value: isinstance(value, dict),
     "spec": is_text,
-    "dataset": is_group_name,
+    "dataset": lambda value: value == TEXT_GROUP or is_group_name(value),
     "crop_seconds": lambda value: value is None or (is_amount(value) and value != 0),
     "split": is_group_name,
 }

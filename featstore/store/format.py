@@ -22,6 +22,7 @@ __all__ = [
     "FORMAT_VERSION",
     "GROUP_DOCUMENT",
     "HEARTBEAT",
+    "TEXT_GROUP",
     "Commit",
     "DamagedDocument",
     "Member",
@@ -47,6 +48,8 @@ __all__ = [
 
 FORMAT_VERSION = 1
 GROUP_DOCUMENT = "zarr.json"
+TEXT_GROUP = ".text"
+"""Group of an encoder that takes the place of a dataset: its splits hold vectors of texts, one split per task."""
 HEARTBEAT = ".alive"
 """Object that the writer of an uncommitted part rewrites periodically on a server; local writers touch the document."""
 

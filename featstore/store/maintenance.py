@@ -66,7 +66,7 @@ def gc_store(url: str) -> tuple[GcRecord, ...]:
     objects = open_objects(url)
     check_root(objects)
     records = []
-    for path in split_paths(objects):
+    for path in split_paths(objects, texts=True):
         content = read_document(objects, path)
         if content is None or "split" not in content:
             continue

@@ -7,6 +7,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from featstore.errors import AmbiguousSelection, UnknownFeatureSet
 from featstore.formatting import counted, html_table, text_table
 from featstore.records import Recipe
@@ -14,6 +17,7 @@ from featstore.shard_patterns import ShardPattern
 from featstore.store.catalogue import SplitEntry, check_root, foreign_paths, read_split, split_paths, view_of_shards
 from featstore.store.feature_set import FeatureSet
 from featstore.store.filesystem import Objects, open_objects
+from featstore.store.texts import text_entries
 
 __all__ = ["FeatureSets", "Store", "open_store"]
 
@@ -157,6 +161,25 @@ class Store:
         )
         what = f"feature set with {requested}" if requested else "feature set"
         return FeatureSet(self._objects, _only_one(found, what=what, url=self.url, name=lambda entry: entry.path))
+
+    def texts(self, encoder: str, *, task: str | None = None) -> dict[str, NDArray[np.float32]]:
+        """Return the stored vectors of texts by an encoder's text tower: text to float32 (dim,).
+
+        Parameters
+        ----------
+        encoder : str
+            ``"clap"``, or ``"clap@3f9c2a71"``.
+        task : str, optional
+            Only the texts of one task; by default, of all.
+        """
+        group = self.resolve_encoder(encoder).group_name
+        return {
+            str(text): vector
+            for entry in text_entries(self._objects, group)
+            if task in (None, entry.address.split)
+            for fs in (FeatureSet(self._objects, entry),)
+            for text, vector in zip(fs.key, fs.utterance, strict=True)
+        }
 
     def foreign(self) -> tuple[str, ...]:
         """Return the paths of all items in the store that featstore did not write, sorted."""

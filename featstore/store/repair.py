@@ -37,7 +37,7 @@ def repair_store(url: str, *, on_part: Callable[[str], None] = lambda _: None) -
 
 def _repaired(objects: Objects, findings: Sequence[Finding]) -> Iterator[Finding]:
     """Repair findings. Documents come first, from the store's down: dropping a part rewrites its split's document."""
-    known = ((path, known_address(objects, path)) for path in split_paths(objects))
+    known = ((path, known_address(objects, path)) for path in split_paths(objects, texts=True))
     addresses = {path: address for path, address in known if address is not None}
     damaged = _parts_to_drop(findings)
     order = ("write the document again", "delete the object", "drop the part", "none")

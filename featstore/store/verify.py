@@ -32,6 +32,7 @@ from featstore.store.filesystem import ForeignFile, Objects, open_objects
 from featstore.store.format import (
     FORMAT_VERSION,
     GROUP_DOCUMENT,
+    TEXT_GROUP,
     Commit,
     DamagedDocument,
     counted_segments,
@@ -142,12 +143,17 @@ class _Verification:
         for encoder in group_names(self._objects, ""):
             yield from self._document(encoder, self._is_encoder)
             yield from self._foreign(encoder)
-            for dataset in group_names(self._objects, encoder):
+            for dataset in self._datasets(encoder):
                 yield from self._document(f"{encoder}/{dataset}", self._is_dataset)
                 yield from self._foreign(f"{encoder}/{dataset}")
-        for path in split_paths(self._objects):
+        for path in split_paths(self._objects, texts=True):
             yield from self._foreign(path)
             yield from self._split(path)
+
+    def _datasets(self, encoder: str) -> Iterator[str]:
+        yield from group_names(self._objects, encoder)
+        if TEXT_GROUP in self._objects.children(encoder):
+            yield TEXT_GROUP
 
     def _foreign(self, path: str) -> Iterator[Finding]:
         """List items with names that featstore does not use; a repair does not change them."""
@@ -200,7 +206,7 @@ class _Verification:
     @cached_property
     def _known_documents(self) -> frozenset[str]:
         """Paths of the documents whose content is known from the documents of splits, or from those above them."""
-        addresses = (known_address(self._objects, path) for path in split_paths(self._objects))
+        addresses = (known_address(self._objects, path) for path in split_paths(self._objects, texts=True))
         return frozenset(path for address in addresses if address is not None for path in address.documents())
 
     @staticmethod

@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from featstore.tasks.builtin import builtin_tasks, find_task
-    from featstore.tasks.manifest import Data, Kind, Label, Manifest, MetricArgs, Probe, Retrieve, Splits, load_manifest
+    from featstore.tasks.manifest import (
+        Data,
+        Kind,
+        Label,
+        Manifest,
+        MetricArgs,
+        Probe,
+        Retrieve,
+        Splits,
+        ZeroShot,
+        load_manifest,
+    )
     from featstore.tasks.rules import METRICS_BY_KIND
 
 __all__ = [
@@ -23,6 +34,7 @@ __all__ = [
     "Probe",
     "Retrieve",
     "Splits",
+    "ZeroShot",
     "builtin_tasks",
     "find_task",
     "load_manifest",

@@ -25,9 +25,20 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 from featstore.errors import ManifestError
 from featstore.records import dataset_group, sha256_of
 from featstore.shard_patterns import PatternError, expand_braces
-from featstore.tasks.rules import SPLIT_NAMES, broken_rules, message_of, place_of, shown
+from featstore.tasks.rules import LABEL_PLACE, SPLIT_NAMES, broken_rules, message_of, place_of, shown
 
-__all__ = ["Data", "Kind", "Label", "Manifest", "MetricArgs", "Probe", "Retrieve", "Splits", "load_manifest"]
+__all__ = [
+    "Data",
+    "Kind",
+    "Label",
+    "Manifest",
+    "MetricArgs",
+    "Probe",
+    "Retrieve",
+    "Splits",
+    "ZeroShot",
+    "load_manifest",
+]
 
 
 Kind = Literal["clip", "multilabel", "frame", "regression", "contrastive", "ctc", "asr"]
@@ -74,6 +85,18 @@ def _check_captions(captions: object) -> object:
     if not fields or not all(isinstance(field, str) and all(field.split(".")) for field in fields):
         raise PydanticCustomError("captions", "Input should be '*' (all values of the object) or a list of field paths")
     return fields
+
+
+def _check_prompts(prompts: tuple[str, ...]) -> tuple[str, ...]:
+    for prompt in prompts:
+        if LABEL_PLACE not in prompt:
+            lacking = {"place": LABEL_PLACE, "prompt": shown(prompt)}
+            raise PydanticCustomError("prompt", "Every prompt should contain {place}, {prompt} does not", lacking)
+    if not prompts:
+        raise PydanticCustomError("prompts", "At least one prompt is needed")
+    if len(set(prompts)) < len(prompts):
+        raise PydanticCustomError("unique", "Prompts should be unique")
+    return prompts
 
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
@@ -233,6 +256,31 @@ class Retrieve(_Table):
     trials: FileName | None = None
 
 
+class ZeroShot(_Table):
+    """Texts of the classes, for encoders with a text tower.
+
+    Attributes
+    ----------
+    prompts : tuple of str
+        Each contains ``{label}``, which is replaced by the words of a class. The default is that of CLAP (Elizalde et
+        al. 2023).
+    labels : dict
+        Class to its words: ``S = "sad"``. Default: the class, with spaces for underscores.
+    """
+
+    prompts: Annotated[tuple[Line, ...], AfterValidator(_check_prompts)] = (f"this is a sound of {LABEL_PLACE}",)
+    labels: dict[str, Line] = {}
+
+    def texts(self, label: str) -> tuple[str, ...]:
+        """Return the prompts with the words of a class.
+
+        >>> ZeroShot(prompts=["a sound of {label}"]).texts("dog_bark")
+        ('a sound of dog bark',)
+        """
+        words = self.labels.get(label, label.replace("_", " "))
+        return tuple(prompt.replace(LABEL_PLACE, words) for prompt in self.prompts)
+
+
 class Manifest(_Table):
     """One task: where its shards are, how its labels are read, and how it is probed and scored.
 
@@ -269,6 +317,8 @@ class Manifest(_Table):
         Hyperparameters of Track A.
     retrieve : Retrieve
         Hyperparameters of Track B.
+    zero_shot : ZeroShot
+        Texts of the classes.
     """
 
     name: Name
@@ -285,6 +335,7 @@ class Manifest(_Table):
     metric_args: MetricArgs = MetricArgs()
     probe: Probe = Probe()
     retrieve: Retrieve = Retrieve()
+    zero_shot: ZeroShot = ZeroShot()
     _folder: Path | None = PrivateAttr(default=None)
 
     @model_validator(mode="wrap")
@@ -310,7 +361,15 @@ class Manifest(_Table):
 
     @property
     def sha256(self) -> str:
-        """SHA-256 of the manifest's values. Comments, key order and explicit defaults do not change it."""
+        """SHA-256 of the manifest's values. Comments, key order and explicit defaults do not change it.
+
+        Without ``zero_shot``, which only scores of texts depend on: see `sha256_with_texts`.
+        """
+        return sha256_of(self.model_dump(mode="json", exclude_none=True, exclude={"zero_shot"}))
+
+    @property
+    def sha256_with_texts(self) -> str:
+        """SHA-256 of the manifest's values, ``zero_shot`` included."""
         return sha256_of(self.model_dump(mode="json", exclude_none=True))
 
     @property

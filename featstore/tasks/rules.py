@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "KINDS",
+    "LABEL_PLACE",
     "METRICS_BY_KIND",
     "SPLIT_NAMES",
     "Problem",
@@ -144,6 +145,8 @@ MAX_BRACES = 10_000
 MAX_COMPARISONS = 100_000
 
 SPLIT_NAMES = ("train", "valid", "test")
+LABEL_PLACE = "{label}"
+"""What the words of a class replace in a prompt."""
 
 METRICS_BY_KIND: Mapping[str, tuple[str, ...]] = {
     "clip": ("accuracy", "macro_f1", "mAP", "eer", "d_prime"),
@@ -214,6 +217,7 @@ def broken_rules(raw: Mapping[str, object]) -> Iterator[Problem]:
         yield from _metric_fits_kind(raw, kind)
         yield from _label_fits_kind(_table(raw, "label"), kind)
         yield from _training_fits_kind(raw, kind)
+        yield from _texts_fit_classes(raw, kind)
 
 
 def _either_splits_or_folds(raw: Mapping[str, object]) -> Iterator[Problem]:
@@ -321,6 +325,18 @@ def _training_fits_kind(raw: Mapping[str, object], kind: str) -> Iterator[Proble
     if retrieve and retrieve.get("enabled", True) is True and kind not in RETRIEVABLE_KINDS:
         message = f"a {kind} task has no nearest-neighbour track: set enabled = false"
         yield Problem(place=("retrieve", "enabled"), message=message)
+
+
+def _texts_fit_classes(raw: Mapping[str, object], kind: str) -> Iterator[Problem]:
+    if "zero_shot" in raw and kind not in RETRIEVABLE_KINDS:
+        message = f"only {' and '.join(RETRIEVABLE_KINDS)} tasks have classes to describe by texts: remove it"
+        yield Problem(place=("zero_shot",), message=message)
+    classes = _table(raw, "label").get("classes")
+    known = [each for each in classes if isinstance(each, str)] if isinstance(classes, list | tuple) else None
+    for label in _table(_table(raw, "zero_shot"), "labels"):
+        if known is not None and label not in known:
+            message = f"not one of label.classes{did_you_mean(label, known)}"
+            yield Problem(place=("zero_shot", "labels", label), message=message)
 
 
 def _table(raw: Mapping[str, object], name: str) -> Mapping[str, object]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import transformers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 CONV: dict[str, Any] = {
     "conv_dim": (16, 16, 16),
@@ -86,7 +87,7 @@ def _clap(*, fusion: bool) -> tuple[Any, Any]:
         "spec_size": 64, "num_mel_bins": 16, "window_size": 4, "num_hidden_layers": 2, "enable_fusion": fusion,
         "fusion_num_hidden_layers": 1, "aff_block_r": 2, "projection_dim": 10,
     }  # fmt: skip
-    text = {**BODY, "vocab_size": 30, "max_position_embeddings": 8, "projection_dim": 10}
+    text = {**BODY, "vocab_size": 30, "max_position_embeddings": 20, "projection_dim": 10}
     config = transformers.ClapConfig(audio_config=audio, text_config=text, projection_dim=10)
     extractor = transformers.ClapFeatureExtractor(
         feature_size=16, max_length_s=2, truncation="fusion" if fusion else "rand_trunc"
@@ -97,6 +98,28 @@ def _clap(*, fusion: bool) -> tuple[Any, Any]:
 def _sew() -> tuple[Any, Any]:
     config = transformers.SEWConfig(**CONV, **BODY, squeeze_factor=2, mask_time_prob=0.0)
     return transformers.SEWModel(config), transformers.Wav2Vec2FeatureExtractor(return_attention_mask=False)
+
+
+WORDS = ["this", "is", "a", "sound", "of", "dog", "barking", "rain", "car", "horn"]
+
+
+def _word_tokenizer() -> Any:
+    """A tokenizer of whole words with the special tokens of RoBERTa, in its places."""
+    words = ["<s>", "<pad>", "</s>", "<unk>", *WORDS]
+    tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>", bos_token="<s>", eos_token="</s>"
+    )
+
+
+def save_with_text(folder: Path, *, seed: int = SEED) -> Path:
+    """CLAP with its tokenizer, as `save` makes it otherwise."""
+    _word_tokenizer().save_pretrained(save("clap", folder, seed=seed))
+    return folder
 
 
 FAMILIES: dict[str, Callable[[], tuple[Any, Any]]] = {

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_models import FAMILIES, save
+from tiny_models import FAMILIES, save, save_with_text
 
 from featstore.encoders import load_encoder
 from featstore.encoders.encoder import Encoder
@@ -50,3 +50,12 @@ def test_a_gpu_gives_what_the_cpu_gives(family: str, precision: str, tmp_path: P
                 apart = np.linalg.norm(mine.utterance - theirs.utterance) / np.linalg.norm(theirs.utterance)
                 assert apart < ALLOWED[precision]
                 assert [len(frames) for frames in mine.frames or ()] == [len(frames) for frames in theirs.frames or ()]
+
+
+@pytest.mark.parametrize("precision", sorted(ALLOWED))
+def test_texts_on_a_gpu_are_those_of_the_cpu(precision: str, tmp_path: Path) -> None:
+    spec, texts = f"hf:{save_with_text(tmp_path / 'clap')}", ["dog barking", "this is a sound of rain"]
+    expected = run_of(load_encoder(spec), precision="float32", device="cpu").encode_texts(texts)
+    found = run_of(load_encoder(spec), precision=precision, device="cuda").encode_texts(texts)
+    apart = np.linalg.norm(found - expected, axis=1) / np.linalg.norm(expected, axis=1)
+    assert apart.max() < ALLOWED[precision]

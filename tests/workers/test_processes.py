@@ -11,13 +11,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from stores import assert_same_contents
 
 from featstore.errors import EncoderContractError, EncoderError, ShardError, UsageError, WorkerError
-from featstore.extract import Engine, open_engine
+from featstore.extract import EncoderRequest, Engine, ExtractOptions, open_engine
 from featstore.extract.workers import WorkersEngine
-from handmade import clip, environment, noise, write_split
+from handmade import XARES_ENCODER, clip, environment, noise, write_split
 from servers import web_server
 from trippable import (
     CLIPS_PER_SHARD,
@@ -49,6 +50,22 @@ def test_two_processes_make_the_store_of_one_bit_for_bit_and_count_together(
     assert (record.shards_done, record.clips, record.deaths) == (N_SHARDS, N_SHARDS * CLIPS_PER_SHARD, ())
     again = extract(engine, folder, tmp_path / "store")
     assert (again.shards_done, again.shards_reused) == (0, N_SHARDS)
+
+
+def test_texts_are_encoded_by_one_of_the_processes(folder: Path) -> None:
+    method = (
+        "    def encode_text(self, texts):\n        return self.weight[:, 0, :2].T[[len(text) for text in texts]]\n"
+    )
+    (folder / "texts.py").write_text(XARES_ENCODER + "\n" + method)
+    options = ExtractOptions(precision="float32")
+    found = []
+    for device in ("cpu", "cpu,cpu"):
+        with open_engine(EncoderRequest(spec="./texts.py"), device=device) as engine:
+            assert engine.describe(options).text_sha256 is not None
+            found.append(engine.encode_texts(["", "a", ""], options))
+    one, several = found
+    assert one.shape == (3, 12)
+    np.testing.assert_array_equal(one, several)
 
 
 def test_shards_of_a_url_that_are_fetched_ahead_make_the_same_store(

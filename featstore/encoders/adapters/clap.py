@@ -24,12 +24,14 @@ class ClapEncoder(nn.Module):
         ``ClapAudioModel``, and the projection of its output to the space shared with text.
     extractor
         The feature extractor of the model.
+    text : ClapText, optional
+        The text tower. It is not a submodule: the identity of the audio embeddings does not include it.
     """
 
     filters: Tensor
     window: Tensor
 
-    def __init__(self, tower: Any, projection: Any, *, extractor: Any) -> None:
+    def __init__(self, tower: Any, projection: Any, *, extractor: Any, text: Any = None) -> None:
         super().__init__()
         self.tower = tower
         self.projection = projection
@@ -45,6 +47,8 @@ class ClapEncoder(nn.Module):
         self.register_buffer("filters", torch.from_numpy(filters).double(), persistent=False)
         hann = torch.hann_window(int(extractor.fft_window_size), dtype=torch.float64)
         self.register_buffer("window", hann, persistent=False)
+        self.text = text
+        self.encode_text = None if text is None else self._text_vectors
 
     def forward(self, audio: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """float32 (batch, samples) -> (batch, 1, output_dim), (batch, output_dim), ones int64 (batch,)."""
@@ -54,6 +58,11 @@ class ClapEncoder(nn.Module):
         longer = torch.zeros((len(audio), 1), dtype=torch.bool, device=audio.device)
         vectors = self.projection(self.tower(input_features=features, is_longer=longer).pooler_output)
         return vectors[:, None], vectors, torch.ones_like(lengths)
+
+    def _text_vectors(self, texts: list[str]) -> Tensor:
+        """Return the text embedding of CLAP, not scaled to unit length, (texts, output_dim)."""
+        vectors: Tensor = self.text(texts, device=self.window.device)
+        return vectors
 
     def features(self, audio: Tensor, lengths: Tensor) -> Tensor:
         """float32 (batch, samples) -> (batch, views, steps, mels), as in ``ClapFeatureExtractor``."""

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from featstore.encoders.adapters.windows import WHOLE_WINDOW_MS, in_row_order, rows_by_length, shortest_window
 from featstore.encoders.contract import LoadedModel
-from featstore.encoders.fingerprint import encoder_identity
+from featstore.encoders.fingerprint import encoder_identity, tokenizer_sha256
 from featstore.encoders.user_code import code_without_loading
 from featstore.errors import EncoderError
 from featstore.formatting import one_line
@@ -62,11 +62,17 @@ def load_sentence_transformer(where: str, *, trust_remote_code: bool) -> LoadedM
     if foreign:  # code that comes with the model
         code = {each.sha256 for name in foreign for each in code_without_loading(sys.modules[name])}
         identity["model_code_sha256"] = sha256_of(sorted(code))
-    return LoadedModel(module=module, name=_short_name(source), named_by="place", identity=identity)
+    return LoadedModel(
+        module=module,
+        name=_short_name(source),
+        named_by="place",
+        identity=identity,
+        text_identity=lambda: _text_identity(model),
+    )
 
 
 class SentenceTransformerEncoder(nn.Module):
-    """A sentence-transformers model: one vector for each window.
+    """A sentence-transformers model: one vector for each window, and, if the model takes them, for each text.
 
     ``encode`` gets windows of one length at a time, so that its feature extractor pads nothing. Windows that are too
     short for the model, of less than 0.1, 0.5 or 1 s, are padded to that with silence.
@@ -90,6 +96,7 @@ class SentenceTransformerEncoder(nn.Module):
         self.sampling_rate = rate
         self.hop_size_in_ms = WHOLE_WINDOW_MS
         self.output_dim = int(model.get_embedding_dimension())
+        self.encode_text = self._text_vectors if model.supports("text") else None
         self._least = 1
         self._least = shortest_window(self, rate_hz=rate)
 
@@ -102,6 +109,13 @@ class SentenceTransformerEncoder(nn.Module):
             found |= dict(zip(rows, made.float(), strict=True))
         vectors = in_row_order(found)
         return vectors[:, None], vectors, torch.ones(len(audio), dtype=torch.int64, device=vectors.device)
+
+    def _text_vectors(self, texts: list[str]) -> Tensor:
+        """Return the vectors of texts, (texts, output_dim)."""
+        vectors: Tensor = self.model.encode(
+            texts, batch_size=len(texts), convert_to_tensor=True, show_progress_bar=False
+        )
+        return vectors
 
 
 def _library() -> Any:
@@ -152,6 +166,12 @@ def _settings(model: Any) -> dict[str, Any]:
         "prompts": dict(model.prompts),
         "default_prompt_name": model.default_prompt_name,
     }
+
+
+def _text_identity(model: Any) -> dict[str, Any]:
+    """Return what determines the vectors of texts besides the identity of the encoder: the tokenizer."""
+    tokenizer = getattr(model.processor, "tokenizer", None)
+    return {} if tokenizer is None else {"tokenizer_sha256": tokenizer_sha256(tokenizer)}
 
 
 def _config(model: Any) -> object:

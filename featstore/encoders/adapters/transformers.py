@@ -24,6 +24,7 @@ from featstore.encoders.adapters.clap import ClapEncoder
 from featstore.encoders.adapters.feature_extractor import OtherEncoder
 from featstore.encoders.adapters.kaldi_features import WINDOW_SAMPLES, FilterBanks
 from featstore.encoders.adapters.spectrogram_transformer import PatchEncoder
+from featstore.encoders.adapters.text_towers import ClapText
 from featstore.encoders.adapters.wav2vec2_bert import FbankEncoder
 from featstore.encoders.adapters.waveform import WaveformEncoder
 from featstore.encoders.adapters.whisper import WhisperEncoder
@@ -84,7 +85,10 @@ def load_hf(where: str, *, trust_remote_code: bool) -> LoadedModel:
                 dtype=torch.float32,
                 output_loading_info=True,
             )
-        module = _encoder(model.eval(), extractor, where)
+        text = None
+        if model.config.model_type == "clap":
+            text = _clap_text(transformers, model.eval(), report, source, trusts=trust_remote_code, is_here=is_here)
+        module = _encoder(model.eval(), extractor, where, text=text)
         _check_weights(model, module, report, where)
     identity = _identity(module, model, extractor)
     earlier = None
@@ -93,7 +97,12 @@ def load_hf(where: str, *, trust_remote_code: bool) -> LoadedModel:
         code = code_without_loading(sys.modules[type(model).__module__])
         identity["model_code_sha256"] = sha256_of(sorted(each.sha256 for each in code))
     return LoadedModel(
-        module=module.eval(), name=_short_name(source), named_by="place", identity=identity, earlier=earlier
+        module=module.eval(),
+        name=_short_name(source),
+        named_by="place",
+        identity=identity,
+        earlier=earlier,
+        text_identity=dict if text is None else text.identity,
     )
 
 
@@ -184,7 +193,25 @@ def _check_takes_audio(source: str, where: str) -> None:
         )
 
 
-def _encoder(model: Any, extractor: Any, where: str) -> nn.Module:
+def _clap_text(
+    transformers: Any, model: Any, report: Mapping[str, Any], source: str, *, trusts: bool, is_here: bool
+) -> ClapText | None:
+    """Return the text tower of CLAP; None if the files lack its weights or its tokenizer."""
+    absent = [*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])]
+    if any(name.startswith("text_") and not _UNUSED_WEIGHTS.search(name) for name in absent):
+        return None
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            source, trust_remote_code=trusts, local_files_only=is_here
+        )
+    except Exception:  # noqa: BLE001 - of any missing or unreadable file; the model of audio is usable without it
+        return None
+    if len(tokenizer.get_vocab()) <= len(tokenizer.all_special_tokens):  # made without files
+        return None
+    return ClapText(model.text_model, model.text_projection, tokenizer=tokenizer)
+
+
+def _encoder(model: Any, extractor: Any, where: str, *, text: ClapText | None) -> nn.Module:
     """Return the module that feeds audio to this family of models."""
     kind = model.config.model_type
     makes = type(extractor).__name__
@@ -199,7 +226,7 @@ def _encoder(model: Any, extractor: Any, where: str) -> nn.Module:
     if kind == "wav2vec2-bert" and makes == "SeamlessM4TFeatureExtractor":
         return FbankEncoder(model, extractor=extractor, banks=_filter_banks(extractor, "povey"))
     if kind == "clap" and makes == "ClapFeatureExtractor":
-        return ClapEncoder(model.audio_model, model.audio_projection, extractor=extractor)
+        return ClapEncoder(model.audio_model, model.audio_projection, extractor=extractor, text=text)
     half = model.get_encoder() if model.config.is_encoder_decoder else model
     with _told(where, "model"):
         return OtherEncoder(half, extractor=extractor)

@@ -1,4 +1,4 @@
-"""Checks that an embedding does not depend on its batch or on padding."""
+"""Checks that an embedding of audio or of a text does not depend on its batch or on padding."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featstore.encoders.canary import cosine
-from featstore.encoders.check.bench import Bench, Check, Difference, Verdict, difference, furthest
+from featstore.encoders.check.bench import Bench, Check, Difference, Embedding, Verdict, difference, furthest
 from featstore.errors import EncoderError
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "check_determinism",
     "check_padding",
     "check_padding_beside_a_longer_clip",
+    "check_text",
     "numeric_limit",
 ]
 
@@ -233,3 +234,47 @@ def check_padding_beside_a_longer_clip(bench: Bench) -> Check:
         else "",
         figures={"cosine_by_seconds": {f"{seconds:g}": each for seconds, each in cosines.items()}},
     )
+
+
+_TEXTS = (
+    "dog",
+    "this is a sound of rain",
+    "a car passes by",
+    "an orchestra plays a slow waltz while the audience coughs",
+)
+
+
+def check_text(bench: Bench) -> Check:
+    """Encode texts together, in another order, and alone."""
+    name = "text"
+    try:
+        together = _of_texts(bench, _TEXTS)
+        backwards = _of_texts(bench, _TEXTS[::-1])[::-1]
+        alone = [vector for text in _TEXTS for vector in _of_texts(bench, (text,))]
+    except EncoderError as error:
+        return Check(
+            name=name, verdict="failed", measured=str(error), advice="zero-shot scores need it: fix encode_text"
+        )
+    found = furthest(
+        difference(one, other) for others in (backwards, alone) for one, other in zip(together, others, strict=True)
+    )
+    figures = {"max_relative_difference": found.largest, "min_cosine": found.cosine, "dim": bench.recipe.dim}
+    if all(np.array_equal(together[0].utterance, other.utterance) for other in together[1:]):
+        measured = f"{len(_TEXTS)} different texts have the same vector"
+        return Check(
+            name=name, verdict="failed", measured=measured, advice="encode_text ignores the text", figures=figures
+        )
+    verdict = _verdict(found.largest, bench)
+    return Check(
+        name=name,
+        verdict=verdict,
+        measured=f"{len(_TEXTS)} texts together, in reverse order and alone: {_apart(found)}",
+        advice=""
+        if verdict == "ok"
+        else "texts of a batch affect each other, or padding does: pass the attention mask to the text tower",
+        figures=figures,
+    )
+
+
+def _of_texts(bench: Bench, texts: tuple[str, ...]) -> list[Embedding]:
+    return [Embedding(utterance=each, frames=each[None]) for each in bench.trimmed.encode_texts(texts)]

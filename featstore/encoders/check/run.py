@@ -11,6 +11,7 @@ from featstore.encoders.check.batching import (
     check_determinism,
     check_padding,
     check_padding_beside_a_longer_clip,
+    check_text,
 )
 from featstore.encoders.check.bench import Bench, Check
 from featstore.encoders.check.declarations import (
@@ -103,6 +104,7 @@ def check_encoder(
             "silence": lambda: check_silence(bench),
             "clipped audio": lambda: check_clipped(bench),
             "float16 range": lambda: check_float16_range(bench),
+            **({"text": lambda: check_text(bench)} if encoder.facts.takes_text else {}),
             "speed": lambda: check_speed(bench, budget_seconds=budget.speed_seconds, on_step=on_step),
         }
         return (contract, identity, determinism, *(_run(name, check, on_step) for name, check in rest.items()))
