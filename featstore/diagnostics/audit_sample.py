@@ -48,7 +48,7 @@ def sample_size(sample: str | int, n_clips: int) -> int:
 
 
 def draw_sample(n_clips: int, n_sampled: int, *, seed: int) -> NDArray[np.int64]:
-    """Draw one clip of each of `n_sampled` blocks of `n_clips` clips in order: ascending indices, int64 (n_sampled,)."""
+    """Draw one clip of each of `n_sampled` blocks of `n_clips` clips: ascending indices, int64 (n_sampled,)."""
     bounds = np.arange(n_sampled + 1, dtype=np.int64) * n_clips // n_sampled if n_sampled else np.zeros(1, np.int64)
     return np.random.default_rng(seed).integers(bounds[:-1], bounds[1:])
 
@@ -62,7 +62,8 @@ def miss_probability(n_clips: int, n_sampled: int, *, fraction: float) -> float:
     if n_sampled >= n_clips:
         return 0.0
     n_forged = math.ceil(round(fraction * n_clips, 9))
-    return max(0.0, 1 - n_forged / (n_sampled * _largest_block(n_clips, n_sampled))) ** n_sampled
+    no_forged_clip = max(0.0, 1 - n_forged / (n_sampled * _largest_block(n_clips, n_sampled)))
+    return float(no_forged_clip**n_sampled)
 
 
 def forged_at_most(n_clips: int, n_sampled: int) -> float:
@@ -75,7 +76,7 @@ def forged_at_most(n_clips: int, n_sampled: int) -> float:
     """
     if n_sampled >= n_clips:
         return 0.0
-    most = n_sampled * _largest_block(n_clips, n_sampled) * (1 - (1 - CONFIDENCE) ** (1 / n_sampled))
+    most: float = n_sampled * _largest_block(n_clips, n_sampled) * (1 - (1 - CONFIDENCE) ** (1 / n_sampled))
     return min(1.0, most / n_clips)
 
 

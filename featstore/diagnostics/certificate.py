@@ -1,8 +1,8 @@
 """Certificates of audits: the record, its file, and the hash that covers it.
 
-The hash is the SHA-256 of the canonical JSON of everything else. It identifies a certificate and detects a change of it.
-It is no signature with a secret key: it does not show who audited. A reader who does not trust the author of a
-certificate runs the audit again.
+The hash is the SHA-256 of the canonical JSON of everything else. It identifies a certificate and detects changes. It is
+no signature with a secret key: it does not show who audited. A reader who does not trust the author of a certificate
+runs the audit again.
 """
 
 from __future__ import annotations
@@ -243,7 +243,9 @@ def read_certificate(path: str | os.PathLike[str]) -> Certificate:
         problem = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
         raise ResultsError(f"{path} is not a certificate ({problem}): run `featstore audit` again") from error
     if certificate.certified != (not certificate.findings):
-        raise ResultsError(f"{path} is not a certificate (it is certified and has findings): run `featstore audit` again")
+        raise ResultsError(
+            f"{path} is not a certificate (it is certified and has findings): run `featstore audit` again"
+        )
     return certificate
 
 

@@ -116,6 +116,7 @@ def _score(store: Store, record: ScoreRecord, manifest: Manifest, *, encoder: st
         from featstore.retrieve import retrieve_task
 
         measure = settings.get("measure")
+        measures: dict[str, Any] = {} if measure is None else {"measures": (measure,)}
         found = retrieve_task(
             store,
             manifest,
@@ -124,7 +125,7 @@ def _score(store: Store, record: ScoreRecord, manifest: Manifest, *, encoder: st
             k=settings.get("ks") or details.get("k_asked"),
             index=settings.get("index", "flat"),
             shots=shots,
-            **({} if measure is None else {"measures": (measure,)}),
+            **measures,
         )
     again: ScoreRecord = found if isinstance(found, ScoreRecord) else found[0]
     return replace(again, encoder=record.encoder)

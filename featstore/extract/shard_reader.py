@@ -286,9 +286,7 @@ class ClipStream:
             sha256.add_done_callback(lambda _: file.close())
         return ShardEnds(shard, sha256, frozenset(keys or ()))
 
-    def _read_clips(
-        self, path: Path, *, where: str, only: Collection[str] | None, keys: set[str] | None
-    ) -> None:
+    def _read_clips(self, path: Path, *, where: str, only: Collection[str] | None, keys: set[str] | None) -> None:
         seen: set[str] = set()
         began = time.perf_counter()
         for sample in read_samples(path, where=where, only=only, keys=keys):

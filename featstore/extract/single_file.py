@@ -29,7 +29,15 @@ if TYPE_CHECKING:
     from featstore.encoders.runner import EncoderRun
     from featstore.records import Recipe
 
-__all__ = ["EncodedClip", "EncodedFile", "differences_from", "encode_clips", "encode_file", "load_encoder_of", "plan_of"]
+__all__ = [
+    "EncodedClip",
+    "EncodedFile",
+    "differences_from",
+    "encode_clips",
+    "encode_file",
+    "load_encoder_of",
+    "plan_of",
+]
 
 MAX_SECONDS = 3600.0
 _BATCH_SECONDS = 64.0
@@ -162,10 +170,8 @@ def encode_file(
     return EncodedFile(utterance=encoded.utterance, seconds=len(samples) / rate)
 
 
-def plan_of(
-    encoder: Encoder, recipe: Recipe, *, crop_seconds: float | None
-) -> Callable[[int], tuple[Window, ...]]:
-    """Return a function from the number of samples of a clip to its windows, as extraction under a recipe plans them."""
+def plan_of(encoder: Encoder, recipe: Recipe, *, crop_seconds: float | None) -> Callable[[int], tuple[Window, ...]]:
+    """Return a function from the number of samples of a clip to its windows, as extraction plans them."""
     return partial(
         plan_windows,
         crop_seconds=crop_seconds,
