@@ -150,7 +150,7 @@ def _print(found: SpaceDiff) -> None:
     title = f"A: {found.a}, {found.dim_a} dimensions\nB: {found.b}, {found.dim_b} dimensions"
     show(plain_table(("measure", "value", "95 % interval"), rows, title=title), lines_below([*meanings, *lines]))
     if found.moved:
-        moved = (
-            f"{each.moved:.3f}, {each.overlap:.0%} of its neighbours kept: {each.clip}" for each in found.moved[:_SHOWN]
+        moved = [f"{each.moved:.3f}  {each.overlap:4.0%}  {each.clip}" for each in found.moved[:_SHOWN]]
+        show(
+            lines_below(["clips that moved most: 1 - cosine after A is rotated onto B; neighbours kept", *moved]),
         )
-        show(lines_below(["", "Clips that moved most (1 - cosine after A is rotated onto B):"]), lines_below(moved))

@@ -3,7 +3,7 @@
 from featstore.report.comparison import Comparison, Difference, compare
 from featstore.report.leaderboard import LOWER_IS_BETTER, Average, Cell, Column, Leaderboard, Row, Table, build
 from featstore.report.published import PublishedScores, published_scores
-from featstore.report.results import Results, read_results, read_scores, write_score
+from featstore.report.results import Results, read_certificates, read_results, read_scores, write_score
 from featstore.report.text import (
     Grid,
     GridCell,
@@ -43,6 +43,7 @@ __all__ = [
     "grid",
     "grids_to_markdown",
     "published_scores",
+    "read_certificates",
     "read_results",
     "read_scores",
     "to_csv",
