@@ -36,6 +36,11 @@ __all__ = ["AuditedVectors", "audit_vectors", "sets_of_encoder"]
 _MAX_SECONDS = 3600.0
 
 
+def _with_outputs(encoder: Encoder, outputs: tuple[Output, ...]) -> Encoder:
+    """Return the encoder with other outputs, which it checks on noise."""
+    return encoder if encoder.outputs == outputs else replace(encoder, outputs=outputs)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditedVectors:
     """Result of comparing the sample."""
@@ -242,7 +247,7 @@ def _audit_job(
         for shard, key in (*each.unmet, *each.skipped):
             if shard in only:
                 only[shard].add(key)
-    loaded = replace(encoder, outputs=outputs)
+    loaded = _with_outputs(encoder, outputs)
     found = reencode(
         shards,
         only,
@@ -294,7 +299,7 @@ def _compare_canaries(
             state |= {each.group_name: "not stored" for each in family}
             continue
         reading = read_canary(
-            replace(encoder, outputs=tuple(map(_output, family))),
+            _with_outputs(encoder, tuple(map(_output, family))),
             family[0],
             device=device,
             plan=plan_of(encoder, family[0], crop_seconds=None),
