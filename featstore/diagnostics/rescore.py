@@ -66,7 +66,7 @@ def rescore(
         recomputed: float | None = None
         try:
             again = _score(store, record, _manifest_of(record, manifests), encoder=groups[record.fingerprint])
-        except FeatstoreError as error:
+        except (FeatstoreError, TypeError, ValueError) as error:  # the settings of an edited record may be anything
             problem = f"it cannot be computed again: {one_line(error)}"
         else:
             recomputed = again.value

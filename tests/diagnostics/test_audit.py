@@ -284,6 +284,14 @@ def test_an_edited_score_is_found_although_its_file_is_sealed(folder: Path, trac
     assert certified_scores([found]) == frozenset()
 
 
+def test_a_score_with_settings_that_no_command_takes_is_a_finding(folder: Path) -> None:
+    [record] = [each for each in read_results(folder / "r").scores if each.track == "B"]
+    write_score(replace(record, settings={"k": 10, "temperature": 0.07, "index": 7, "shots": [["a"]]}), folder / "r")
+    found = audit(folder, sample=1)
+    assert kinds(found) == {"score"}
+    assert any(each.recomputed is None for each in found.scores)
+
+
 @pytest.mark.parametrize(
     "change",
     [
