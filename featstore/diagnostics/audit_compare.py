@@ -51,6 +51,8 @@ class SampledSet:
     """(shard, key) -> sampled clip that was not encoded again yet."""
     skipped: dict[tuple[str, str], str] = field(default_factory=dict)
     """(shard, key) of sampled skipped clips -> reason."""
+    metas: dict[int, str] = field(default_factory=dict)
+    """Row of a sampled clip -> the JSON text of its clip in the store."""
     shards_read: int = 0
     change: float | None = None
     frame_change: float | None = None
@@ -165,7 +167,7 @@ def _compare_clip(audited: SampledSet, found: ReencodedClip, at: int, output: in
     """Compare a clip's JSON, windows, vectors and frames with the stored ones."""
     fs, place = audited.fs, (found.shard, found.key)
     rows = range(int(audited.firsts[at]), int(audited.firsts[at + 1]))
-    if any(meta != found.meta for meta in fs.metas_of(rows)):
+    if any(audited.metas[row] != found.meta for row in rows):
         yield finding_of_clip("label", audited, *place, "its JSON in the store differs from its JSON in the shard")
     rate = fs.recipe.sample_rate_hz
     planned = np.array([(window.start / rate, (window.stop - window.start) / rate) for window in found.windows])
