@@ -1,7 +1,8 @@
 """An encoder of wav2vec2-base's size with random weights, in plain torch, so that both sides can run it as a file.
 
 Seven strided convolutions and twelve layers of a transformer (Baevski et al. 2020, table 6 has the sizes): 94 M
-parameters, 768 wide, a frame every 20 ms. ``large`` is that of wav2vec2-large: 24 layers, 1024 wide, 315 M.
+parameters, 768 wide, a frame every 20 ms. ``large`` is that of wav2vec2-large: 24 layers, 1024 wide, 315 M. ``small``
+has the same convolutions, and 6 layers, 384 wide.
 """
 
 from __future__ import annotations
@@ -11,8 +12,12 @@ from typing import Literal
 
 __all__ = ["SIZES", "Size", "write_transformer"]
 
-Size = Literal["base", "large"]
-SIZES: dict[Size, tuple[int, int, int, int]] = {"base": (768, 12, 12, 3072), "large": (1024, 24, 16, 4096)}
+Size = Literal["small", "base", "large"]
+SIZES: dict[Size, tuple[int, int, int, int]] = {
+    "small": (384, 6, 6, 1536),
+    "base": (768, 12, 12, 3072),
+    "large": (1024, 24, 16, 4096),
+}
 
 SOURCE = '''"""Convolutions and a transformer of random weights."""
 import torch

@@ -70,6 +70,8 @@ PRINTED = (
         flattened=("summary",),
     ),
     Printed(record="featstore.diagnostics.Health", commands=("inspect --health --json",)),
+    Printed(record="featstore.diagnostics.diff.SpaceDiff", commands=("diff --json",)),
+    Printed(record="featstore.diagnostics.certificate.Certificate", commands=("audit --json",)),
     Printed(record="featstore.explore.query.QueryRecord", commands=("query --json",)),
     Printed(record="featstore.store.verify.VerifyReport", commands=("verify --json",)),
     Printed(record="featstore.store.maintenance.GcRecord", commands=("gc --json",)),

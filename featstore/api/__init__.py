@@ -47,10 +47,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from featstore.api.audio import pack
+from featstore.api.audits import audit
 from featstore.api.embeddings import Extracted, check, extract, fetch
 from featstore.api.imports import import_embeddings
 from featstore.api.scores import compare, knn_arrays, measure_arrays, probe, probe_arrays, report, retrieve
-from featstore.api.space import explore, explore_server, health, inspect, query
+from featstore.api.space import diff, explore, explore_server, health, inspect, query
 from featstore.api.stores import compact, copy, export, gc, open, rename, verify
 
 if TYPE_CHECKING:
@@ -62,10 +63,12 @@ __all__ = [
     "Extracted",
     "Imported",
     "Scores",
+    "audit",
     "check",
     "compact",
     "compare",
     "copy",
+    "diff",
     "explore",
     "explore_server",
     "export",

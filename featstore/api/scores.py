@@ -458,7 +458,7 @@ def report(
     Parameters
     ----------
     scores : Scores, iterable of ScoreRecord, str or os.PathLike
-        Scores, or the folder that they were written to.
+        Scores, or the folder that they were written to; scores that a certificate in the folder covers are marked.
     out : str or os.PathLike
         The file; its suffix (``.html``, ``.md``, ``.tex``, ``.csv``, ``.json``) names the format where `format` does
         not.
@@ -482,7 +482,9 @@ def report(
     featstore.errors.UsageError
         The format is not known, or a library that it needs is not installed.
     """
+    from featstore.diagnostics.certificate import certified_scores
     from featstore.files import write_whole
+    from featstore.report import read_certificates
     from featstore.report.render import FORMAT_OF_SUFFIX, render
 
     path = Path(out)
@@ -492,7 +494,11 @@ def report(
             f"the suffix of {path.name!r} names no format: it is {', '.join(FORMAT_OF_SUFFIX)}, or give format"
         )
     cached = None if store is None else opened(store)
-    write_whole(path, render(_records(scores), chosen, title=title, published=published, store=cached))
+    certified: frozenset[str] = frozenset()
+    if isinstance(scores, str | os.PathLike):
+        certified = certified_scores(read_certificates(scores)[0])
+    text = render(_records(scores), chosen, title=title, published=published, store=cached, certified=certified)
+    write_whole(path, text)
     return path
 
 

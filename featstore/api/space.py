@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from featstore.diagnostics import Health
+    from featstore.diagnostics.diff import SpaceDiff
     from featstore.encoders.encoder import Encoder
     from featstore.explore.audio import ClipAudio
     from featstore.explore.page import Explorer
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from featstore.store import FeatureSet, Store
     from featstore.store.summary import Details, Summary
 
-__all__ = ["ExploreRecord", "explore", "explore_server", "health", "inspect", "query"]
+__all__ = ["ExploreRecord", "diff", "explore", "explore_server", "health", "inspect", "query"]
 
 
 def query(
@@ -152,6 +153,64 @@ def health(
     cached = opened(store)
     chosen = matching(cached, encoder=encoder, dataset=dataset, split=split)
     return examine_health(chosen, among=cached.feature_sets(), label=label, near_cosine=near)
+
+
+def diff(
+    store: Store | StrPath,
+    a: str,
+    b: str,
+    *,
+    store_b: Store | StrPath | None = None,
+    dataset: str | None = None,
+    split: str | None = None,
+    k: int = 10,
+    max_clips: int | None = None,
+    seed: int = 0,
+) -> SpaceDiff:
+    """Compare two encoders, layers, precisions or versions on the clips that both have.
+
+    Parameters
+    ----------
+    store : Store, str or os.PathLike
+    a, b : str
+        Names in the store (``"logmel"``, or ``"logmel@3f9c2a71"``), imported embeddings included.
+    store_b : Store, str or os.PathLike, optional
+        Store of `b`; `store` by default.
+    dataset, split : str, optional
+        Compare only these feature sets.
+    k : int
+        Number of nearest neighbours.
+    max_clips : int, optional
+        Of more common clips, a random sample of this size is compared; 5,000 by default.
+    seed : int
+        Seed of the sample, and of the groups of clips that the intervals leave out.
+
+    Returns
+    -------
+    SpaceDiff
+        ``cka``, ``overlap``, ``index_overlap``, ``procrustes`` and ``rank_correlation``, each with ``value``, ``low``
+        and ``high``, and ``moved``, the clips that moved most.
+
+    Raises
+    ------
+    featstore.errors.UnknownFeatureSet, featstore.errors.AmbiguousSelection
+        A store has no such encoder, or several recipes of it.
+    featstore.errors.DataError
+        The two have fewer than three clips in common.
+    featstore.errors.UsageError
+        `k` is less than 1, or `max_clips` less than 3.
+    """
+    from featstore.diagnostics.diff import MAX_CLIPS, compare_spaces
+
+    most = MAX_CLIPS if max_clips is None else max_clips
+    if most < 3:
+        raise UsageError(f"max_clips must be at least 3, got {most}")
+    first = opened(store)
+    sets = []
+    for cached, name in ((first, a), (first if store_b is None else opened(store_b), b)):
+        group = cached.resolve_encoder(name).group_name
+        sets.append(matching(cached, encoder=group, dataset=dataset, split=split))
+    return compare_spaces(sets[0], sets[1], k=k, max_clips=most, seed=seed)
 
 
 @overload

@@ -8,9 +8,11 @@ from io import TextIOWrapper
 import click
 
 from featstore import __version__
+from featstore.cli.audit import audit
 from featstore.cli.check import check
 from featstore.cli.completion import completion
 from featstore.cli.demo import demo
+from featstore.cli.diff import diff
 from featstore.cli.explore import explore
 from featstore.cli.extract import extract
 from featstore.cli.fetch import fetch
@@ -49,6 +51,8 @@ def cli(*, traceback: bool) -> None:  # read in `main`
     featstore retrieve TASK... --store S       Track B: nearest neighbours (laptop)
     featstore report   RESULTS                 leaderboard
     featstore inspect  S                       feature sets of a store
+    featstore diff     A B --store S           compare two encoders
+    featstore audit    S --encoder E --data D  prove what a store holds
     featstore query    AUDIO|KEY --store S     nearest cached clips
     featstore explore  --store S --out F.html  map of cached clips
 
@@ -57,8 +61,8 @@ def cli(*, traceback: bool) -> None:  # read in `main`
 
 
 for command in (
-    demo, fetch, pack, check, extract, import_, probe, retrieve, report, query, explore, tasks, inspect, copy, export,
-    verify, gc, compact, rename, completion,
+    demo, fetch, pack, check, extract, import_, probe, retrieve, report, query, explore, tasks, inspect, diff, audit,
+    copy, export, verify, gc, compact, rename, completion,
 ):  # fmt: skip
     cli.add_command(with_verbosity(command))
 with_verbosity(cli)

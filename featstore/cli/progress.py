@@ -187,12 +187,14 @@ def counting(what: str) -> Iterator[Callable[[], None]]:
 
 
 @contextmanager
-def steps(*, stream: TextIO | None = None, clock: Clock = time.monotonic) -> Iterator[Callable[[str], None]]:
+def steps(
+    *, prefix: str = "checking", stream: TextIO | None = None, clock: Clock = time.monotonic
+) -> Iterator[Callable[[str], None]]:
     """Show the current step on stderr (or `stream`); the callable takes the name of the step that starts."""
     console = _console(stream)
     if not console.is_terminal:
         lines = _Lines(console, clock)
-        yield lambda step: lines(lambda: f"checking: {printable(step)}")
+        yield lambda step: lines(lambda: f"{prefix}: {printable(step)}")
         return
     elapsed = TimeElapsedColumn(table_column=_one_line())
     with _bars(console, SpinnerColumn(), _text("{task.description}"), elapsed, transient=True) as bars:

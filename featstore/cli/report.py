@@ -80,9 +80,10 @@ def report(
 ) -> None:
     """Print the leaderboard of scores.
 
-    A table for each track and protocol has encoders as rows, tasks as columns, weighted averages, rank intervals, tie
-    groups, and the smallest difference that the test clips can resolve. RESULTS are folders that `probe` and `retrieve`
-    wrote scores to; the newest of repeated scores is shown.
+    A table for each track, protocol and measure has encoders as rows, tasks as columns, weighted averages, rank
+    intervals, tie groups, and the smallest difference that the test clips can resolve. RESULTS are folders that `probe`
+    and `retrieve` wrote scores to; the newest of repeated scores is shown. A check mark is a score that a certificate
+    of `featstore audit` in RESULTS covers.
 
     \b
     featstore report results
@@ -118,11 +119,36 @@ def report(
             f"{', '.join(names)} are names of one encoder with the same embeddings, each with a row: delete the score "
             "files of the old name"
         )
+    certified = _certified(folders)
     if results.scores:
-        _report(results.scores, form, out_path, published=published, store_url=store_url, title=title, pair=pair)
+        _report(
+            results.scores,
+            form,
+            out_path,
+            published=published,
+            store_url=store_url,
+            title=title,
+            pair=pair,
+            certified=certified,
+        )
     if results.failures:
         where = ", ".join(map(str, folders))
         raise ResultsError(f"skipped {counted(len(results.failures), 'damaged file')} in {where}")
+
+
+def _certified(folders: tuple[Path, ...]) -> frozenset[str]:
+    """Hashes of the scores that certificates in the folders cover; a certificate that covers none is reported."""
+    from featstore.diagnostics.certificate import certified_scores
+    from featstore.report import read_certificates
+
+    certificates, failures = read_certificates(*folders)
+    for failure in failures:
+        report_problem(str(failure))
+    for each in certificates:
+        if not each.certified:
+            found = counted(len(each.findings), "finding")
+            report_problem(f"the audit of {each.recipes[0].group} has {found}: no score is certified by it")
+    return certified_scores(certificates)
 
 
 def _format_of(path: Path) -> Form:
@@ -145,6 +171,7 @@ def _report(
     store_url: str | None,
     title: str,
     pair: tuple[str, str] | None,
+    certified: frozenset[str],
 ) -> None:
     """Write a comparison, or the leaderboard."""
     from featstore.report import build, grid, published_scores
@@ -158,7 +185,7 @@ def _report(
         report_problem(f"no score has --protocol {protocol}, so --published adds nothing")
         published = False
     if form == "table":
-        board = build(scores, published=published_scores() if published else None)
+        board = build(scores, published=published_scores() if published else None, certified=certified)
         _write("", tuple(grid(table) for table in board.tables), out_path, form)
         return
     store = None
@@ -166,7 +193,8 @@ def _report(
         from featstore.store import open_store
 
         store = open_store(store_url)
-    _write(render(scores, form, title=title, published=published, store=store), (), out_path, form)
+    text = render(scores, form, title=title, published=published, store=store, certified=certified)
+    _write(text, (), out_path, form)
 
 
 def _comparison(scores: tuple[ScoreRecord, ...], pair: tuple[str, str], form: Form) -> tuple[str, tuple[Grid, ...]]:

@@ -6,7 +6,7 @@ import queue
 import re
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -120,10 +120,14 @@ class ClipRead:
 
 @dataclass(frozen=True, slots=True)
 class ShardEnds:
-    """End of a shard that was read completely."""
+    """End of a shard that was read completely.
+
+    Of a stream of requested clips, ``sha256`` is the hash of nothing, and ``keys`` are the keys of all samples.
+    """
 
     shard: AnyShard
     sha256: Future[str]
+    keys: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +168,19 @@ class _Spent:
 
 
 class ClipStream:
-    """Iterates over the events of `shards` while threads read ahead. Leaving the context stops the threads."""
+    """Iterates over the events of `shards` while threads read ahead. Leaving the context stops the threads.
+
+    Parameters
+    ----------
+    shards : sequence of AnyShard, or ShardFeed
+    sample_rate_hz : int
+    max_clip_seconds : float
+        Clips with a longer claimed duration cannot be used.
+    decode_threads : int
+    only : mapping, optional
+        Name of a shard -> keys of the requested clips. Other clips are located without being read, and shards are not
+        hashed.
+    """
 
     def __init__(
         self,
@@ -173,8 +189,10 @@ class ClipStream:
         sample_rate_hz: int,
         max_clip_seconds: float,
         decode_threads: int,
+        only: Mapping[str, Collection[str]] | None = None,
     ) -> None:
         self._shards = shards
+        self._only = only
         self._sample_rate_hz = sample_rate_hz
         self._max_clip_seconds = max_clip_seconds
         self._pool = ThreadPoolExecutor(decode_threads, thread_name_prefix="decode")
@@ -258,19 +276,20 @@ class ClipStream:
             return ShardBreaks(shard, fetched)
         identity, file = fetched
         self._events.put(ShardBegins(shard, identity))
-        sha256 = self._pool.submit(sha256_of_file, file.path)
+        only, keys = (None, None) if self._only is None else (self._only[shard.name], set[str]())
+        sha256 = self._pool.submit(str) if self._only is not None else self._pool.submit(sha256_of_file, file.path)
         try:
-            self._read_clips(file.path, where=shard.where)
+            self._read_clips(file.path, where=shard.where, only=only, keys=keys)
         except DataError as error:
             return ShardBreaks(shard, error)
         finally:
             sha256.add_done_callback(lambda _: file.close())
-        return ShardEnds(shard, sha256)
+        return ShardEnds(shard, sha256, frozenset(keys or ()))
 
-    def _read_clips(self, path: Path, *, where: str) -> None:
+    def _read_clips(self, path: Path, *, where: str, only: Collection[str] | None, keys: set[str] | None) -> None:
         seen: set[str] = set()
         began = time.perf_counter()
-        for sample in read_samples(path, where=where):
+        for sample in read_samples(path, where=where, only=only, keys=keys):
             problem = _problem(sample, seen)
             seen.add(sample.key)
             self._spent.read += time.perf_counter() - began

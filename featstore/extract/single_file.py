@@ -6,7 +6,7 @@ Clips are resampled, cut into windows, padded and encoded as the clips of a shar
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from shlex import quote
@@ -25,11 +25,20 @@ from featstore.extract.windows import Padding, Window, plan_windows
 
 if TYPE_CHECKING:
     from featstore.encoders.encoder import Encoder
-    from featstore.encoders.pooling import Pool
+    from featstore.encoders.pooling import Output, Pool
     from featstore.encoders.runner import EncoderRun
     from featstore.records import Recipe
 
-__all__ = ["EncodedClip", "EncodedFile", "encode_clips", "encode_file", "encode_text", "load_encoder_of"]
+__all__ = [
+    "EncodedClip",
+    "EncodedFile",
+    "differences_from",
+    "encode_clips",
+    "encode_file",
+    "encode_text",
+    "load_encoder_of",
+    "plan_of",
+]
 
 MAX_SECONDS = 3600.0
 _BATCH_SECONDS = 64.0
@@ -80,24 +89,38 @@ def load_encoder_of(recipe: Recipe, *, stored_spec: str, spec: str | None) -> En
         layers=(layer if named.layer is None else named.layer,),
         pools=(cast("Pool", recipe.pool),),
     )
-    current = encoder.recipe(
-        padding=recipe.padding,
-        precision=recipe.precision,
-        frame_dtype=recipe.frame_dtype,
-        resampler=RESAMPLER,
-        format_version=recipe.format_version,
-        max_window_seconds=recipe.max_window_seconds,
-    )
-    of_layer = {name: current.encoder_identity[name] for name in ("layer",) if name in current.encoder_identity}
-    before = None if encoder.earlier is None else replace(current, encoder_identity={**encoder.earlier, **of_layer})
-    [matched] = match_stored_names([current], name=current.encoder, groups=[recipe.group_name], earlier=[before])
-    if matched.group_name != recipe.group_name:
+    if differences := differences_from(encoder, recipe, encoder.outputs[0]):
         raise EncoderError(
             f"{named.base!r} is not the encoder of {recipe.group_name} "
-            f"({', '.join(differing_fields(recipe, current))} differ): its vectors are not comparable; "
+            f"({', '.join(differences)} differ): its vectors are not comparable; "
             "name the right encoder with --spec, or extract again"
         )
     return encoder
+
+
+def differences_from(encoder: Encoder, recipe: Recipe, output: Output) -> tuple[str, ...]:
+    """Fields in which an output of an encoder, under the options of a stored recipe, differs from that recipe.
+
+    The result is empty if the recipe is that of the output, by the current rules or by those of an earlier featstore.
+    """
+    current, before = (
+        encoder.recipe(
+            padding=recipe.padding,
+            precision=recipe.precision,
+            frame_dtype=recipe.frame_dtype,
+            resampler=RESAMPLER,
+            format_version=recipe.format_version,
+            max_window_seconds=recipe.max_window_seconds,
+            output=output,
+            identity=identity,
+        )
+        for identity in (encoder.identity, encoder.earlier)
+    )
+    earlier = [None if encoder.earlier is None else before]
+    [matched] = match_stored_names([current], name=current.encoder, groups=[recipe.group_name], earlier=earlier)
+    if matched.group_name == recipe.group_name:
+        return ()
+    return tuple(differing_fields(recipe, current)) or ("fingerprint",)
 
 
 def _check_loads_by_itself(recipe: Recipe, stored_spec: str) -> None:
@@ -142,19 +165,23 @@ def encode_file(
         raise UnusableClip(f"{path} cannot be read: {error.strerror}") from error
     except UnusableClip as error:
         raise UnusableClip(f"{path} cannot be used: {error}") from error
-    padding = Padding.parse(recipe.padding)
-    plan = partial(
+    plan = plan_of(encoder, recipe, crop_seconds=crop_seconds)
+    run = EncoderRun(encoder, recipe, device=pick_device(device), keep_frames=False)
+    batcher = new_batcher(Padding.parse(recipe.padding), budget_samples=round(_BATCH_SECONDS * rate), shards_ahead=0)
+    [encoded] = encode_clips([samples], run=run, plan=plan, batcher=batcher)
+    return EncodedFile(utterance=encoded.utterance, seconds=len(samples) / rate)
+
+
+def plan_of(encoder: Encoder, recipe: Recipe, *, crop_seconds: float | None) -> Callable[[int], tuple[Window, ...]]:
+    """Return a function from the number of samples of a clip to its windows, as extraction plans them."""
+    return partial(
         plan_windows,
         crop_seconds=crop_seconds,
-        padding=padding,
-        sample_rate_hz=rate,
+        padding=Padding.parse(recipe.padding),
+        sample_rate_hz=recipe.sample_rate_hz,
         longest_seconds=encoder.longest_window_seconds(recipe.max_window_seconds),
         input_seconds=encoder.facts.input_seconds,
     )
-    run = EncoderRun(encoder, recipe, device=pick_device(device), keep_frames=False)
-    batcher = new_batcher(padding, budget_samples=round(_BATCH_SECONDS * rate), shards_ahead=0)
-    [encoded] = encode_clips([samples], run=run, plan=plan, batcher=batcher)
-    return EncodedFile(utterance=encoded.utterance, seconds=len(samples) / rate)
 
 
 def encode_text(text: str, *, encoder: Encoder, recipe: Recipe, device: str = "auto") -> NDArray[np.float32]:

@@ -114,13 +114,17 @@ class Sample:
     problem: str = ""
 
 
-def read_samples(path: Path, *, where: str = "", only: Collection[str] | None = None) -> Iterator[Sample]:
+def read_samples(
+    path: Path, *, where: str = "", only: Collection[str] | None = None, keys: set[str] | None = None
+) -> Iterator[Sample]:
     """Read a shard's samples in order. ``where`` is its name in messages, by default its path.
 
     Parameters
     ----------
     only : collection of str, optional
         Keys of the requested samples: other samples are skipped, and the end of the tar is not checked.
+    keys : set of str, optional
+        Receives the key of every sample, skipped ones included.
 
     Raises
     ------
@@ -134,6 +138,8 @@ def read_samples(path: Path, *, where: str = "", only: Collection[str] | None = 
     with _open_tar(path, where) as (tar, source):
         members = _Members(tar, source, where, split_name=base_plus_ext, unusual=unusual, only=only)
         for group in group_by_keys(members, keys=base_plus_ext, handler=members.on_duplicate):
+            if keys is not None:
+                keys.add(group["__key__"])
             if only is not None:
                 unusual.clear()
                 if group["__key__"] not in only:

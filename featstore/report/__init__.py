@@ -6,7 +6,7 @@ from featstore.report.latex import grids_to_latex
 from featstore.report.leaderboard import LOWER_IS_BETTER, Average, Cell, Column, Leaderboard, Row, Table, build
 from featstore.report.published import PublishedScores, published_scores
 from featstore.report.resolution import Resolution, Separation
-from featstore.report.results import Results, read_results, read_scores, write_score
+from featstore.report.results import Results, read_certificates, read_results, read_scores, write_score
 from featstore.report.text import (
     Grid,
     GridCell,
@@ -50,6 +50,7 @@ __all__ = [
     "grids_to_latex",
     "grids_to_markdown",
     "published_scores",
+    "read_certificates",
     "read_results",
     "read_scores",
     "to_csv",

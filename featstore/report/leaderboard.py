@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from featstore.diagnostics.certificate import hash_of_score
 from featstore.errors import UsageError
 from featstore.records import Protocol, ScoreRecord, Track
 from featstore.report.marks import NO_MARKS, Marks, marks_of
@@ -77,12 +78,15 @@ class Cell:
         Half of the 95 % interval, else the standard deviation over seeds, else None.
     low, high : float or None
         Ends of the interval, or the value plus and minus one standard deviation.
+    certified : bool
+        Whether a certificate of an audit covers the score.
     """
 
     value: float
     half_width: float | None
     low: float | None = None
     high: float | None = None
+    certified: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -216,13 +220,20 @@ class Leaderboard:
     tables: tuple[Table, ...]
 
 
-def build(records: Iterable[ScoreRecord], *, published: PublishedScores | None = None) -> Leaderboard:
+def build(
+    records: Iterable[ScoreRecord],
+    *,
+    published: PublishedScores | None = None,
+    certified: Collection[str] = frozenset(),
+) -> Leaderboard:
     """Build the tables of some scores.
 
     Parameters
     ----------
     published : PublishedScores, optional
         Added as reference columns to the tables of its protocol; scores of other protocols are not comparable.
+    certified : collection of str
+        Hashes of certified scores, from `featstore.diagnostics.certificate.certified_scores`.
 
     Raises
     ------
@@ -235,7 +246,7 @@ def build(records: Iterable[ScoreRecord], *, published: PublishedScores | None =
     return Leaderboard(
         tables=tuple(
             replace(
-                _table(of_table[place], place=place, published=published),
+                _table(of_table[place], place=place, published=published, certified=certified),
                 warnings=warning_lines(of_table[place]),
             )
             for place in sorted(of_table, key=place_order)
@@ -256,7 +267,13 @@ def newest_versions(records: Iterable[ScoreRecord]) -> tuple[tuple[ScoreRecord, 
     )
 
 
-def _table(everything: Sequence[ScoreRecord], *, place: Place, published: PublishedScores | None) -> Table:
+def _table(
+    everything: Sequence[ScoreRecord],
+    *,
+    place: Place,
+    published: PublishedScores | None,
+    certified: Collection[str],
+) -> Table:
     protocol, track, measure = place
     records, superseded = newest_versions(everything)
     columns, column_of = _columns(records)
@@ -275,7 +292,7 @@ def _table(everything: Sequence[ScoreRecord], *, place: Place, published: Publis
     n_ours, columns = len(columns), (*columns, *(column for column, _ in references))
     marks = [_marks(of_task, known, n_columns=len(columns)) for of_task, known in zip(scored, evidence, strict=True)]
     rows = tuple(
-        _row(of_task, known, marked, n_columns=len(columns))
+        _row(of_task, known, marked, n_columns=len(columns), certified=certified)
         for of_task, known, marked in zip(scored, evidence, marks, strict=True)
     )
     rows = tuple(
@@ -401,7 +418,14 @@ def _marks(scored: Mapping[int, ScoreRecord], known: Mapping[int, Evidence], *, 
     )
 
 
-def _row(scored: Mapping[int, ScoreRecord], known: Mapping[int, Evidence], marks: Marks, *, n_columns: int) -> Row:
+def _row(
+    scored: Mapping[int, ScoreRecord],
+    known: Mapping[int, Evidence],
+    marks: Marks,
+    *,
+    n_columns: int,
+    certified: Collection[str],
+) -> Row:
     first = scored[min(scored)]
     values = [scored[column].value if column in scored else None for column in range(n_columns)]
     return Row(
@@ -410,7 +434,12 @@ def _row(scored: Mapping[int, ScoreRecord], known: Mapping[int, Evidence], marks
         metric=first.metric,
         eval_weight=first.eval_weight,
         private=first.private,
-        cells=tuple(_cell(scored[column]) if column in scored else None for column in range(n_columns)),
+        cells=tuple(
+            replace(_cell(scored[column]), certified=bool(certified) and hash_of_score(scored[column]) in certified)
+            if column in scored
+            else None
+            for column in range(n_columns)
+        ),
         best=marks.best,
         inside_noise=marks.inside_noise,
         not_comparable=marks.not_comparable,

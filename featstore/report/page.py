@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import count
@@ -36,6 +36,7 @@ def render_page(
     health: Sequence[Health] = (),
     title: str = "Audio encoders",
     made_at: datetime | None = None,
+    certified: Collection[str] = frozenset(),
 ) -> str:
     """Render scores as one HTML page.
 
@@ -50,6 +51,8 @@ def render_page(
     title : str
     made_at : datetime, optional
         The current time by default.
+    certified : collection of str
+        Hashes of the scores that are marked as certified.
 
     Raises
     ------
@@ -58,7 +61,7 @@ def render_page(
     """
     templates = _templates()
     scores = tuple(records)
-    board = build(scores, published=published)
+    board = build(scores, published=published, certified=certified)
     colours = _colours(board)
     charts = _Charts()
     boards = [board_view(table, notes=grid(table).notes, colours=colours) for table in board.tables]

@@ -240,9 +240,11 @@ def _shown(
     low, high = (cell.value if end is None else end for end in (cell.low, cell.high))
     has_interval = cell.low is not None
     return Entry(
-        text=f"{cell.value:.3f}",
+        text=f"{cell.value:.3f}{' ✓' if cell.certified else ''}",
         plus_minus="" if cell.half_width is None else f"±{cell.half_width:.3f}",
-        tip=f"{cell.value:.4f}" + (f", {low:.4f} to {high:.4f}" if has_interval else ""),
+        tip=f"{cell.value:.4f}"
+        + (f", {low:.4f} to {high:.4f}" if has_interval else "")
+        + (", certified" if cell.certified else ""),
         value=cell.value,
         best=best,
         inside_noise=inside_noise,

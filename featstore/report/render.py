@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, get_args
 
 from featstore.errors import UsageError
@@ -36,6 +36,7 @@ def render(
     title: str = "Audio encoders",
     published: bool = False,
     store: Store | None = None,
+    certified: Collection[str] = frozenset(),
 ) -> str:
     """Render the leaderboard of scores.
 
@@ -48,6 +49,8 @@ def render(
         records, never.
     store : Store, optional
         For an HTML page: also show the health of the embedding spaces of the scores.
+    certified : collection of str
+        Hashes of the scores that are marked as certified; see `featstore.report.build`.
 
     Raises
     ------
@@ -61,12 +64,12 @@ def render(
         from featstore.report.spaces import spaces_of
 
         health = () if store is None else spaces_of(store, scores)
-        return render_page(scores, published=published_scores(), health=health, title=title)
+        return render_page(scores, published=published_scores(), health=health, title=title, certified=certified)
     if store is not None:
         raise UsageError("only the format html shows the health of a store")
     if form == "json":
-        return to_json(scores)
-    board = build(scores, published=published_scores() if published else None)
+        return to_json(scores, certified=certified)
+    board = build(scores, published=published_scores() if published else None, certified=certified)
     if form == "latex":
         return grids_to_latex(grid(table) for table in board.tables)
     if form == "leaderboard-json":

@@ -20,6 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, get_args
 
+from featstore.diagnostics.certificate import CERTIFICATE_SUFFIX, Certificate, read_certificate
 from featstore.errors import ResultsError, UsageError
 from featstore.files import write_whole
 from featstore.records import Protocol, ScoreRecord, Track, canonical_json
@@ -29,6 +30,7 @@ __all__ = [
     "RESULTS_FORMAT",
     "Results",
     "identity_of",
+    "read_certificates",
     "read_results",
     "read_scores",
     "renamed_encoders",
@@ -158,7 +160,8 @@ def read_results(*folders: str | os.PathLike[str]) -> Results:
         here: list[_Written] = []
         n_failures = len(failures)
         for path in sorted(folder.glob("[!.]*.json")):
-            if path.name == "zarr.json":  # of a store: the advice to delete a damaged score would destroy it
+            # zarr.json is that of a store: the advice to delete a damaged score would destroy it
+            if path.name == "zarr.json" or path.name.endswith(CERTIFICATE_SUFFIX):
                 continue
             try:
                 here.append(_read(path))
@@ -173,6 +176,26 @@ def read_results(*folders: str | os.PathLike[str]) -> Results:
         unsealed=tuple(each.name for each in newest if not each.is_sealed),
         failures=tuple(failures),
     )
+
+
+def read_certificates(*folders: str | os.PathLike[str]) -> tuple[tuple[Certificate, ...], tuple[ResultsError, ...]]:
+    """Read the certificates (``*.certificate.json``) in folders of results.
+
+    Returns
+    -------
+    tuple of Certificate
+    tuple of ResultsError
+        One for each file that is not a certificate, or was changed.
+    """
+    found: list[Certificate] = []
+    failures: list[ResultsError] = []
+    for folder in dict.fromkeys(map(Path, folders)):
+        for path in sorted(folder.glob(f"[!.]*{CERTIFICATE_SUFFIX}")):
+            try:
+                found.append(read_certificate(path))
+            except ResultsError as error:
+                failures.append(error)
+    return tuple(found), tuple(failures)
 
 
 def _newest(written: Iterable[_Written], *, age: Callable[[_Written], tuple[Any, ...]]) -> tuple[_Written, ...]:

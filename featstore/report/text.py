@@ -5,10 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Collection, Iterable, Sequence, Set
 from dataclasses import dataclass
 from html import escape
 
+from featstore.diagnostics.certificate import hash_of_score
 from featstore.formatting import harmless, html_table
 from featstore.records import Protocol, ScoreRecord
 from featstore.report.comparison import Comparison, Difference
@@ -186,7 +187,8 @@ def _marked(text: str, line: Row | Average, column: int) -> GridCell:
 def _shown(cell: Cell | None) -> str:
     if cell is None:
         return MISSING
-    return f"{cell.value:.3f}" if cell.half_width is None else f"{cell.value:.3f} ±{cell.half_width:.3f}"
+    text = f"{cell.value:.3f}" if cell.half_width is None else f"{cell.value:.3f} ±{cell.half_width:.3f}"
+    return f"{text} ✓" if cell.certified else text
 
 
 def _average(average: Average, column: int) -> str:
@@ -209,6 +211,8 @@ def _notes(table: Table) -> tuple[str, ...]:
         notes.append("±: half of the 95 % interval (without one: standard deviation over seeds)")
     has_worse = any(len(line.ranks) > len(line.best | line.inside_noise | line.not_comparable) for line in marked)
     notes += resolution_notes(table)
+    if any(cell.certified for row in table.rows for cell in row.cells if cell is not None):
+        notes.append("✓: certified by `featstore audit`")
     if any(average.n_tasks > 1 for average in table.averages):
         notes.append("Average: weighted by the eval_weight of each task")
     if any(line.best for line in marked):
@@ -384,6 +388,7 @@ CSV_HEADER = (
     "over_tasks_rank_first",
     "over_tasks_rank_last",
     "smallest_difference",
+    "certified",
 )
 
 
@@ -420,6 +425,7 @@ def _csv_lines(table: Table) -> Iterable[dict[str, object]]:
                     "published": str(table.columns[index].published).lower(),
                     "low": "" if cell.low is None else cell.low,
                     "high": "" if cell.high is None else cell.high,
+                    "certified": str(cell.certified).lower(),
                     **_compared(row, index),
                 }
     for average in table.averages:
@@ -491,6 +497,10 @@ def comparison_to_json(comparison: Comparison) -> str:
     return json.dumps(found, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
 
 
-def to_json(records: Iterable[ScoreRecord]) -> str:
-    """Score records as one JSON array."""
-    return json.dumps([record.as_json() for record in records], indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+def to_json(records: Iterable[ScoreRecord], *, certified: Collection[str] = frozenset()) -> str:
+    """Score records as one JSON array; a score whose hash is in `certified` also has ``"certified": true``."""
+    found = []
+    for record in records:
+        mark = {"certified": True} if certified and hash_of_score(record) in certified else {}
+        found.append({**record.as_json(), **mark})
+    return json.dumps(found, indent=1, allow_nan=False, ensure_ascii=False) + "\n"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -49,7 +49,9 @@ _PARALLEL_PARTS = 16
 _PARALLEL_LARGE_OBJECTS = 4  # large objects (up to 64 MiB) in memory, over all parts
 
 
-def verify_store(url: str, *, on_part: Callable[[str], None] = lambda _: None) -> VerifyReport:
+def verify_store(
+    url: str, *, on_part: Callable[[str], None] = lambda _: None, only: Collection[str] | None = None
+) -> VerifyReport:
     """Read every object of a store and check it. Nothing is changed.
 
     Parameters
@@ -57,6 +59,8 @@ def verify_store(url: str, *, on_part: Callable[[str], None] = lambda _: None) -
     url : str
     on_part : callable
         Called with the path of each part after it is read.
+    only : collection of str, optional
+        Paths of feature sets (``logmel@3f9c2a71/words/train``): check these, and the documents above them, alone.
 
     Raises
     ------
@@ -70,7 +74,7 @@ def verify_store(url: str, *, on_part: Callable[[str], None] = lambda _: None) -
     """
     objects = open_objects(url)
     _check_is_store(objects)
-    check = _Verification(objects, on_part)
+    check = _Verification(objects, on_part, only)
     findings = tuple(check.run())
     return VerifyReport(
         url=objects.url, parts=check.parts, objects=check.objects_read, bytes_read=check.bytes_read, findings=findings
@@ -127,7 +131,8 @@ class _Checked:
 class _Verification:
     """Verification of one store. Parts of a remote store are read in parallel; findings are in order."""
 
-    def __init__(self, objects: Objects, on_part: Callable[[str], None]) -> None:
+    def __init__(self, objects: Objects, on_part: Callable[[str], None], only: Collection[str] | None) -> None:
+        self._only = only
         self._objects = objects
         self._on_part = on_part
         self._parallel_parts = 1 if objects.root is not None else _PARALLEL_PARTS
@@ -139,6 +144,13 @@ class _Verification:
     def run(self) -> Iterator[Finding]:
         """Yield the findings in order of path."""
         yield from self._root()
+        if self._only is not None:
+            for path in sorted(self._only):
+                encoder, dataset, _ = path.split("/")
+                yield from self._document(encoder, self._is_encoder)
+                yield from self._document(f"{encoder}/{dataset}", self._is_dataset)
+                yield from self._split(path)
+            return
         yield from self._foreign("")
         for encoder in group_names(self._objects, ""):
             yield from self._document(encoder, self._is_encoder)
