@@ -273,7 +273,7 @@ def score_record(
     n_valid = [len(each.valid) for each in rounds] if n_valid is None else n_valid
     watch = Stopwatch()
     with watch("warnings"):
-        shared = (*(shared_names(task, rounds) if task.protocol == "xares" else ()), *shared_embeddings(task, rounds))
+        shared = (*(shared_names(task, rounds) if task.protocol != "strict" else ()), *shared_embeddings(task, rounds))
     implied = warnings_of_details(
         {**scores.details, **details},
         metric=manifest.metric,
