@@ -52,7 +52,10 @@ class RowClustering:
         rng.randint(0, n, init_size)  # rows on which scikit-learn compares several initialisations: here there is one
         # the rows of the initialisation are drawn only where they are fewer than the sample
         rows = sample[rng.randint(0, n, init_size)] if init_size < n else sample
-        centres = self._X[rows[self._plus_plus(rows, rng)]]
+        # the centres, and below them the batch: updated centres are weighted sums of these rows
+        stacked = np.empty((n_clusters + batch_size, self._X.shape[1]), np.float32)
+        centres, batch = stacked[:n_clusters], stacked[n_clusters:]
+        centres[:] = self._X[rows[self._plus_plus(rows, rng)]]
         counts = np.zeros(n_clusters, np.float32)
         share = min(1.0, batch_size * 2.0 / (n + 1))
         average = lowest = np.inf
@@ -60,14 +63,14 @@ class RowClustering:
         for step in range(MAX_PASSES * n // batch_size):
             # RandomState.choice with equal probabilities
             drawn = np.minimum((rng.random_sample(batch_size) * n).astype(np.int64), n - 1)
-            batch = self._X[sample[drawn]]
+            np.take(self._X, sample[drawn], axis=0, out=batch, mode="clip")
             since_reassignment += batch_size
             reassigns = since_reassignment >= 10 * n_clusters or bool((counts == 0).any())
             if reassigns:
                 since_reassignment = 0
             nearest = _nearest(batch, centres)
             inertia = _inertia(batch, centres, nearest) / batch_size
-            centres = _updated(batch, nearest, centres, counts)
+            centres[:] = _updated(stacked, nearest, counts)
             if reassigns:
                 _reassign(batch, centres, counts, rng)
             if step == 0:  # the inertia of the initialisation
@@ -115,23 +118,40 @@ def _nearest(X: NDArray[np.float32], centres: NDArray[np.float32]) -> NDArray[np
 
 
 def _inertia(X: NDArray[np.float32], centres: NDArray[np.float32], nearest: NDArray[np.int64]) -> float:
-    apart = X - centres[nearest]
-    return float(np.einsum("ij,ij->", apart, apart))
+    apart = centres[nearest]
+    np.subtract(X, apart, out=apart)
+    return float(np.vdot(apart, apart))
 
 
 def _updated(
-    X: NDArray[np.float32], nearest: NDArray[np.int64], centres: NDArray[np.float32], counts: NDArray[np.float32]
+    stacked: NDArray[np.float32], nearest: NDArray[np.int64], counts: NDArray[np.float32]
 ) -> NDArray[np.float32]:
-    """Return the centres with the rows of a batch averaged in; `counts`, the rows of each centre, are updated."""
-    order = np.argsort(nearest, kind="stable")
-    present, starts, sizes = np.unique(nearest[order], return_index=True, return_counts=True)
-    # one segment of rows for each centre, which begins with the sum of the rows before
-    rows = np.insert(X[order], starts, centres[present] * counts[present, None], axis=0)
-    counts[present] += sizes.astype(np.float32)
-    updated = centres.copy()
-    updated[present] = np.add.reduceat(rows, starts + np.arange(len(starts)), axis=0)
+    """Return the centres with the rows of a batch averaged in; `counts`, the rows of each centre, are updated.
+
+    Parameters
+    ----------
+    stacked : float32 (n_clusters + rows, dim)
+        The centres, and the rows.
+    nearest : int64 (rows,)
+    """
+    from scipy.sparse import csr_array
+
+    n_clusters = len(counts)
+    sizes = np.bincount(nearest, minlength=n_clusters)
+    bounds = np.zeros(n_clusters + 1, np.int64)
+    np.cumsum(sizes + 1, out=bounds[1:])
+    firsts, n_terms = bounds[:-1], bounds[-1]
+    # each sum begins with the rows before, as in scikit-learn: the order decides the last bits
+    columns, weights = np.empty(n_terms, np.int64), np.ones(n_terms, np.float32)
+    is_first = np.zeros(n_terms, bool)
+    is_first[firsts] = True
+    columns[firsts], weights[firsts] = np.arange(n_clusters), np.where(sizes > 0, counts, np.float32(1.0))
+    columns[~is_first] = n_clusters + np.argsort(nearest, kind="stable")
+    updated = csr_array((weights, columns, bounds), shape=(n_clusters, len(stacked))) @ stacked
+    present = sizes > 0
+    counts[present] += sizes[present].astype(np.float32)
     updated[present] *= (np.float32(1.0) / counts[present])[:, None]
-    return updated
+    return np.asarray(updated)
 
 
 def _reassign(
