@@ -82,9 +82,8 @@ def probe(
         The store cannot be read.
     """
     from featstore.probe import probe_task
-    from featstore.records import Protocol
 
-    one_of("protocol", protocol, get_args(Protocol))
+    one_of("protocol", protocol, ("strict", "xares"))
     score = partial(_score, probe_task, protocol=protocol, head=head, seeds=seeds_of(seeds), shots=tuple(shots))
     return _scores(
         manifests_of(tasks), score, store=store, encoder=encoder, jobs=jobs, results=results, progress=progress

@@ -99,7 +99,9 @@ def split_clips(**options: Any) -> Clips:
 
 
 SPLIT = split_clips(windows=3)
-FOLDED = Clips({f"fold{n}": tiny.TinySet(tiny.clips(f"f{n}", 40 + n, dim=DIM, spread=2.0, n_classes=4)) for n in (1, 2)})
+FOLDED = Clips(
+    {f"fold{n}": tiny.TinySet(tiny.clips(f"f{n}", 40 + n, dim=DIM, spread=2.0, n_classes=4)) for n in (1, 2)}
+)
 UNDIVIDED = Clips({"test": tiny.TinySet(tiny.clips("all", 83, dim=DIM, spread=2.0, n_classes=5))})
 TASKS = {
     "split": (SPLIT, {}, SPLIT.rows("test")),
@@ -184,7 +186,7 @@ def values_of(clips: Clips, rows: np.ndarray) -> np.ndarray:
 def retrieval(clips: Clips, tested: np.ndarray, candidates: dict[str, list[str]] | None, **more: Any) -> Any:
     names, values = clips.names[tested].tolist(), values_of(clips, tested)
     same = values[:, None] == values if values.ndim == 1 else values @ values.T > 0
-    np.fill_diagonal(same, False)
+    same[np.diag_indices(len(same))] = False
     documents = Dataset.from_dict({"id": names, "audio": audio(tested)})
     relevant = {
         name: {
@@ -212,9 +214,7 @@ def test_retrieval_is_that_of_mteb(scored: Any) -> None:
 def listed(clips: Clips, tested: np.ndarray) -> dict[str, list[str]]:
     names = clips.names[tested]
     queries, candidates = draw_candidates(values_of(clips, tested), names.tolist())
-    return {
-        str(names[query]): names[some[some >= 0]].tolist() for query, some in zip(queries, candidates, strict=True)
-    }
+    return {str(names[query]): names[some[some >= 0]].tolist() for query, some in zip(queries, candidates, strict=True)}
 
 
 def test_reranking_is_that_of_mteb(scored: Any) -> None:

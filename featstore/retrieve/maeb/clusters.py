@@ -55,6 +55,7 @@ class RowClustering:
         # the centres, and below them the batch: updated centres are weighted sums of these rows
         stacked = np.empty((n_clusters + batch_size, self._X.shape[1]), np.float32)
         centres, batch = stacked[:n_clusters], stacked[n_clusters:]
+        apart = np.empty_like(batch)
         centres[:] = self._X[rows[self._plus_plus(rows, rng)]]
         counts = np.zeros(n_clusters, np.float32)
         share = min(1.0, batch_size * 2.0 / (n + 1))
@@ -69,7 +70,9 @@ class RowClustering:
             if reassigns:
                 since_reassignment = 0
             nearest = _nearest(batch, centres)
-            inertia = _inertia(batch, centres, nearest) / batch_size
+            np.take(centres, nearest, axis=0, out=apart, mode="clip")
+            np.subtract(batch, apart, out=apart)
+            inertia = float(np.vdot(apart, apart)) / batch_size
             centres[:] = _updated(stacked, nearest, counts)
             if reassigns:
                 _reassign(batch, centres, counts, rng)
@@ -109,18 +112,10 @@ class RowClustering:
 
 def _nearest(X: NDArray[np.float32], centres: NDArray[np.float32]) -> NDArray[np.int64]:
     """Nearest centre of each row (rows,)."""
-    from scipy.linalg.blas import sgemm
-
-    squared = np.einsum("ij,ij->i", centres, centres)
-    distances = np.asfortranarray(np.broadcast_to(squared[:, None], (len(centres), len(X))))
-    sgemm(-2.0, centres.T, X.T, beta=1.0, c=distances, trans_a=True, overwrite_c=True)
-    return np.asarray(distances.T.argmin(axis=1))
-
-
-def _inertia(X: NDArray[np.float32], centres: NDArray[np.float32], nearest: NDArray[np.int64]) -> float:
-    apart = centres[nearest]
-    np.subtract(X, apart, out=apart)
-    return float(np.vdot(apart, apart))
+    distances = X @ centres.T
+    distances *= np.float32(-2.0)
+    distances += np.einsum("ij,ij->i", centres, centres)
+    return np.asarray(distances.argmin(axis=1))
 
 
 def _updated(

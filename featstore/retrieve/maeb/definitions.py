@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 import warnings
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 
 from featstore.errors import LabelError
 from featstore.retrieve.maeb.clusters import RowClustering
+from featstore.system import cores
 
 __all__ = [
     "N_DRAWS",
@@ -210,9 +212,7 @@ def label_ranking_precision(sets: NDArray[np.floating[Any]], scores: NDArray[np.
     return found
 
 
-def cluster_rounds(
-    X: NDArray[np.float32], y: NDArray[np.int64]
-) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+def cluster_rounds(X: NDArray[np.float32], y: NDArray[np.int64]) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
     """Cluster ten samples of 16,384 clips, drawn with replacement, by k-means with one cluster for each class.
 
     Returns
@@ -220,13 +220,14 @@ def cluster_rounds(
     list of (int64 (clips,), int64 (clips,))
         For each round, the cluster of every clip, and how often the clip was drawn.
     """
+    from threadpoolctl import threadpool_limits
+
     rng = random.Random(SEED)
     clustering = RowClustering(X, n_clusters=len(np.unique(y)), seed=SEED)
-    rounds = []
-    for _ in range(N_DRAWS):
-        sample = np.array(rng.choices(range(len(X)), k=ROUND_CLIPS), np.int64)
-        rounds.append((clustering.labels(sample), np.bincount(sample, minlength=len(X))))
-    return rounds
+    samples = [np.array(rng.choices(range(len(X)), k=ROUND_CLIPS), np.int64) for _ in range(N_DRAWS)]
+    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(cores()) as pool:
+        found = list(pool.map(clustering.labels, samples))
+    return [(labels, np.bincount(sample, minlength=len(X))) for labels, sample in zip(found, samples, strict=True)]
 
 
 PAIRS_PER_BLOCK = 8_192

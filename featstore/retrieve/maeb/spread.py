@@ -160,7 +160,8 @@ def scored(
     spread = _spread_of(replicates, units)
     by_draw = replicates.values.tolist()
     interval = _interval_of(spread, units, len(clips), by_draw)
-    names = [[clip_ids[clip], *([groups[clip]] if groups else [])] for clip in sorted(clips.tolist(), key=clip_ids.__getitem__)]
+    by_name = sorted(clips.tolist(), key=clip_ids.__getitem__)
+    names = [[clip_ids[clip], *([groups[clip]] if groups else [])] for clip in by_name]
     defined = bool(np.isfinite(spread.variance))
     return TaskScore(
         value=spread.score,

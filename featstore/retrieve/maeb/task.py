@@ -187,9 +187,7 @@ def _read(store: Store, manifest: Manifest, *, encoder: str | None) -> _Data:
         )
     else:
         clips = pool.members[roles["test"]]
-        rounds = (
-            Round(name="test", protocol="maeb", train=pool.members[roles["train"]], valid=NO_CLIPS, test=clips),
-        )
+        rounds = (Round(name="test", protocol="maeb", train=pool.members[roles["train"]], valid=NO_CLIPS, test=clips),)
     for each in rounds:
         check_parts(each, task=manifest.name)
     shared = ("recipe", "seconds", "clip", "clip_id", "features", "sets", "members", "skipped", "groups")
@@ -208,7 +206,7 @@ def _read(store: Store, manifest: Manifest, *, encoder: str | None) -> _Data:
 
 def _folds(clips: NDArray[np.int64], manifest: Manifest) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
     if len(clips) < definitions.N_FOLDS:
-        raise LabelError(f"task {manifest.name} has {len(clips)} clips, and mteb's {definitions.N_FOLDS} folds need more")
+        raise LabelError(f"task {manifest.name} has {len(clips)} clips, fewer than mteb's {definitions.N_FOLDS} folds")
     return definitions.folds(len(clips))
 
 
@@ -256,7 +254,10 @@ def _classification(data: _Data) -> _Found:
     return _Found(
         scores=score_outcomes(data.task, outcomes, metric=Accuracy()),
         task=data.task,
-        settings={"samples_per_label": definitions.SHOTS, **({"folds": 5} if cross_validated else {"draws": len(draws)})},
+        settings={
+            "samples_per_label": definitions.SHOTS,
+            **({"folds": len(draws)} if cross_validated else {"draws": len(draws)}),
+        },
         details={"fit": _fit_details(fits)},
         n_train=tuple(map(len, draws)) if cross_validated else (round(float(np.mean([*map(len, draws)]))),),
         seeds=() if cross_validated else tuple(range(len(draws))),
@@ -311,8 +312,7 @@ def _pairs(data: _Data) -> _Found:
         list(similarities.values()), drawn.same, (data.unit[first], data.unit[second]), data.units.n
     )
     precisions = {
-        f"{name}_ap": float(pair_replicates([each], drawn.same, (), 0).values[0])
-        for name, each in similarities.items()
+        f"{name}_ap": float(pair_replicates([each], drawn.same, (), 0).values[0]) for name, each in similarities.items()
     }
     return _among_tested(
         data,
@@ -333,23 +333,20 @@ def _reranking(data: _Data) -> _Found:
             for start, stop in pairwise([*range(0, len(queries), QUERIES_PER_BLOCK), len(queries)])
         ]
     )
-    n_same = (candidates[:, : lists.N_SAME] >= 0).sum(axis=1)
     # mteb orders equal similarities by name, the last one first
     rank_of_name = np.argsort(np.argsort(np.array(_names(data), object)))
     order = np.lexsort((-rank_of_name[candidates], np.where(candidates >= 0, -similarities, np.inf)))
-    ranked = np.take_along_axis(candidates, order, axis=1)
-    listed = np.arange(candidates.shape[1]) < lists.N_SAME
-    relevant = np.take_along_axis((candidates >= 0) & listed, order, axis=1)
+    is_same = (candidates >= 0) & (np.arange(candidates.shape[1]) < lists.N_SAME)
+    ranked, relevant = (np.take_along_axis(each, order, axis=1) for each in (candidates, is_same))
     own = data.units.of_sample[0]
     lost = np.zeros((len(queries), data.units.n))
-    rows, _ = np.nonzero((candidates >= 0) & listed)
-    np.add.at(lost, (rows, own[candidates[(candidates >= 0) & listed]]), 1.0)
+    np.add.at(lost, (np.nonzero(is_same)[0], own[candidates[is_same]]), 1.0)
     found = Lists(query=queries, ranked=ranked, relevant=relevant, lost=lost)
     return _among_tested(
         data,
         ranked_replicates(found, definitions.average_precision, own),
         settings={"same": lists.N_SAME, "different": lists.N_DIFFERENT},
-        details={"queries": len(queries), "mean_same": float(n_same.mean())},
+        details={"queries": len(queries)},
     )
 
 
@@ -420,9 +417,7 @@ def _among_tested(
     seeds: tuple[int, ...] = (),
 ) -> _Found:
     """Build the score of a comparison of the test clips with one another."""
-    among = Round(
-        name="test", protocol="maeb", train=data.clips, valid=NO_CLIPS, test=data.clips, leave_one_out=True
-    )
+    among = Round(name="test", protocol="maeb", train=data.clips, valid=NO_CLIPS, test=data.clips, leave_one_out=True)
     return _Found(
         scores=_scored(data, replicates, data.clips, data.units),
         task=replace(data.task, rounds=(among,)),
