@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from featstore.evaluation import TaskScore
 from featstore.metrics import Interval, Spread, Units
-from featstore.metrics.intervals import MIN_GROUPS, degrees_of_freedom, seed_variance, student, wilson
+from featstore.metrics.intervals import MIN_GROUPS, degrees_of_freedom, student, wilson
 from featstore.metrics.ranking import weighted_average_precision
 from featstore.records import sha256_of
 
@@ -155,11 +155,16 @@ def scored(
     *,
     clip_ids: Sequence[str],
     groups: Sequence[str] | None,
+    other_clips_draw_anew: bool = False,
 ) -> TaskScore:
-    """Build the score of one round from its replicates, with its interval and the values that comparisons use."""
+    """Build the score of one round from its replicates, with its interval and the values that comparisons use.
+
+    ``other_clips_draw_anew``: other clips would also change the clusters, which the jackknife keeps. The variance of
+    one draw stands for it, where that of the mean of the draws would be too small.
+    """
     spread = _spread_of(replicates, units)
     by_draw = replicates.values.tolist()
-    interval = _interval_of(spread, units, len(clips), by_draw)
+    interval = _interval_of(spread, units, len(clips), by_draw, of_one_draw=other_clips_draw_anew)
     by_name = sorted(clips.tolist(), key=clip_ids.__getitem__)
     names = [[clip_ids[clip], *([groups[clip]] if groups else [])] for clip in by_name]
     defined = bool(np.isfinite(spread.variance))
@@ -200,7 +205,9 @@ def _spread_of(replicates: Replicates, units: Units) -> Spread:
     )
 
 
-def _interval_of(spread: Spread, units: Units, n_clips: int, by_draw: Sequence[float]) -> Interval:
+def _interval_of(
+    spread: Spread, units: Units, n_clips: int, by_draw: Sequence[float], *, of_one_draw: bool
+) -> Interval:
     """Wilson's score interval over test clips and draws, with the number of trials that gives the variance."""
     reason = ""
     if units.grouped and units.n_independent < MIN_GROUPS:
@@ -214,8 +221,9 @@ def _interval_of(spread: Spread, units: Units, n_clips: int, by_draw: Sequence[f
     variance, df = spread.variance, float(units.n - 1)
     if len(by_draw) > 1:
         # as for seeds: the variance between draws less the part that the test clips explain
-        between = seed_variance(by_draw)
-        component = max(0.0, between - spread.seed_noise / len(by_draw))
+        n_draws = 1 if of_one_draw else len(by_draw)
+        between = float(np.var(by_draw, ddof=1)) / n_draws
+        component = max(0.0, between - spread.seed_noise / n_draws)
         df = degrees_of_freedom([(variance, df), (between, len(by_draw) - 1.0)], total=variance + component)
         variance += component
     score = min(max(spread.score, 0.0), 1.0)

@@ -404,8 +404,17 @@ def _names(data: _Data) -> list[str]:
     return [data.task.clip_id[clip] for clip in data.clips.tolist()]
 
 
-def _scored(data: _Data, replicates: Replicates, clips: NDArray[np.int64], units: Units) -> TaskScore:
-    return scored(replicates, clips, units, clip_ids=data.task.clip_id, groups=data.task.groups)
+def _scored(
+    data: _Data, replicates: Replicates, clips: NDArray[np.int64], units: Units, *, other_clips_draw_anew: bool = False
+) -> TaskScore:
+    return scored(
+        replicates,
+        clips,
+        units,
+        clip_ids=data.task.clip_id,
+        groups=data.task.groups,
+        other_clips_draw_anew=other_clips_draw_anew,
+    )
 
 
 def _among_tested(
@@ -419,7 +428,7 @@ def _among_tested(
     """Build the score of a comparison of the test clips with one another."""
     among = Round(name="test", protocol="maeb", train=data.clips, valid=NO_CLIPS, test=data.clips, leave_one_out=True)
     return _Found(
-        scores=_scored(data, replicates, data.clips, data.units),
+        scores=_scored(data, replicates, data.clips, data.units, other_clips_draw_anew=bool(seeds)),
         task=replace(data.task, rounds=(among,)),
         settings=settings,
         details=details,
