@@ -90,9 +90,8 @@ def probe(
     """
     from featstore.evaluation.layers import families_with
     from featstore.probe import probe_task
-    from featstore.records import Protocol
 
-    one_of("protocol", protocol, get_args(Protocol))
+    one_of("protocol", protocol, ("strict", "xares"))
     score = partial(
         _score,
         probe_task,

@@ -285,7 +285,7 @@ def score_record(
     if with_leakage:
         with watch("warnings"):
             duplicates = shared_embeddings(task, rounds)
-            names = shared_names(task, rounds) if task.protocol == "xares" else ()
+            names = shared_names(task, rounds) if task.protocol != "strict" else ()
             shared = (*names, *duplicates.warnings())
             counts = {"near_duplicates": duplicates.as_json()}
     implied = warnings_of_details(
