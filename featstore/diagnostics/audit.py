@@ -200,8 +200,8 @@ def _draw(sets: Sequence[SampledSet], *, sample: str | int, seed: int) -> None:
             for at in mine[np.searchsorted(mine, rows.first_clip) : np.searchsorted(mine, rows.stop_clip)].tolist():
                 each.unmet[name, each.key_of(at)] = at
         # all at once: the texts of a part are one chunk
-        rows = [row for at in mine.tolist() for row in range(int(each.firsts[at]), int(each.firsts[at + 1]))]
-        each.metas = dict(zip(rows, each.fs.metas_of(rows), strict=True))
+        wanted = [row for at in mine.tolist() for row in range(int(each.firsts[at]), int(each.firsts[at + 1]))]
+        each.metas = dict(zip(wanted, each.fs.metas_of(wanted), strict=True))
     # the limit by which a clip was too long is not stored
     skipped = [(each, clip) for each in sets for clip in each.fs.skipped if clip.seconds is None]
     if skipped:
