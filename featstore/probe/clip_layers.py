@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -19,7 +19,7 @@ from featstore.probe.selection import fit_details, selection_details
 from featstore.probe.training import Fitted, over_seeds
 from featstore.tasks.splits import Round
 
-__all__ = ["learn_layer_mix", "mix_fit", "weights_details"]
+__all__ = ["learn_layer_mix", "mix_fit", "weights_of"]
 
 
 def learn_layer_mix(bench: Bench, task: LayeredTask) -> TrainedRounds:
@@ -43,7 +43,7 @@ def _full_batch(bench: Bench, task: LayeredTask) -> TrainedRounds:
         rounds=[RoundModels(logits=(partial(_logits, task, path.chosen.model),)) for path in paths],
         details={
             **fit_details(task.rounds, [[mix_fit(path)] for path in paths]),
-            **weights_details(task, [[path.chosen.model] for path in paths]),
+            "layer_weights": weights_of(task, [[path.chosen.model] for path in paths]),
         },
         seeds=(),
         settings=task.manifest.probe.model_dump(exclude_none=True, include={"pos_weight"}),
@@ -81,7 +81,7 @@ def _minibatches(bench: Bench, task: LayeredTask) -> TrainedRounds:
         rounds=[RoundModels(logits=tuple(partial(_logits, task, model) for model in of)) for of in models],
         details={
             **selection_details(task.rounds, [[fitted for _, fitted in of] for of in found]),
-            **weights_details(task, models),
+            "layer_weights": weights_of(task, models),
         },
         seeds=bench.seeds,
         settings=task.manifest.probe.model_dump(exclude_none=True, include={"batch_size", "pos_weight"}),
@@ -132,14 +132,12 @@ def mix_fit(path: MixPath) -> dict[str, Any]:
     }
 
 
-def weights_details(task: LayeredTask, models: Sequence[Sequence[LayerMix]]) -> Mapping[str, Any]:
-    """``details["layer_weights"]``: mean over rounds and seeds, with their standard deviation if there are several."""
+def weights_of(task: LayeredTask, models: Sequence[Sequence[LayerMix]]) -> dict[str, Any]:
+    """Mean weights of layers over rounds and seeds, with their standard deviation if there are several fits."""
     weights = np.array([model.layer_weights for of_round in models for model in of_round])
     return {
-        "layer_weights": {
-            "layers": list(task.family.layers),
-            "mean": weights.mean(axis=0).tolist(),
-            "std": weights.std(axis=0, ddof=1).tolist() if len(weights) > 1 else None,
-            "fits": len(weights),
-        }
+        "layers": list(task.family.layers),
+        "mean": weights.mean(axis=0).tolist(),
+        "std": weights.std(axis=0, ddof=1).tolist() if len(weights) > 1 else None,
+        "fits": len(weights),
     }

@@ -267,7 +267,7 @@ def _ridge_numbers(task: TaskData, path: RidgePath, windows: NDArray[np.int64]) 
 
 def _learn_layer_mix(task: LayeredTask, metric: Metric) -> _TrainedRounds:
     from featstore.probe import layer_mix
-    from featstore.probe.clip_layers import mix_fit, weights_details
+    from featstore.probe.clip_layers import mix_fit, weights_of
 
     paths = []
     for each in task.rounds:
@@ -285,7 +285,7 @@ def _learn_layer_mix(task: LayeredTask, metric: Metric) -> _TrainedRounds:
         numbers=[(partial(_mix_numbers, task, path.chosen.model),) for path in paths],
         details={
             **fit_details(task.rounds, [[mix_fit(path)] for path in paths]),
-            **weights_details(task, [[path.chosen.model] for path in paths]),
+            "layer_weights": weights_of(task, [[path.chosen.model] for path in paths]),
         },
         seeds=(),
         settings={"solver": "lbfgs", "layers": list(task.family.layers)},
