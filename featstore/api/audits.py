@@ -188,7 +188,8 @@ def _manifests(tasks: Tasks, data: StrPath) -> dict[str, Manifest]:
                 found.append(load_manifest(path))
             except (ManifestError, OSError):  # another file
                 continue
-    return {each.sha256: each for each in (*builtin_tasks(), *found)}
+    known = (*builtin_tasks(), *found)
+    return {each.sha256_with_texts: each for each in known} | {each.sha256: each for each in known}
 
 
 def _of_sets(

@@ -119,7 +119,7 @@ def retrieve(
     store: Store | StrPath,
     encoder: str | Sequence[str] | None = None,
     protocol: Protocol = "strict",
-    measure: str | Sequence[str] = "knn",
+    measure: str | Sequence[str] | None = None,
     k: int | Sequence[int] | None = None,
     index: str = "flat",
     shots: Sequence[int] = (),
@@ -135,12 +135,16 @@ def retrieve(
 
     Parameters
     ----------
-    tasks, store, encoder, protocol, shots, jobs, results, progress
+    tasks, store, encoder, shots, jobs, results, progress
         As of `probe`.
-    measure : str or sequence of str
-        ``knn``: the vote of the nearest neighbours. ``retrieval``: test clips find others of their class.
-        ``clustering``: k-means and HDBSCAN against the classes. ``pairs``: whether two clips have the same class. Each
-        is one record.
+    protocol : "strict", "xares" or "maeb"
+        As of `probe`; ``maeb`` computes the scores of mteb's evaluators.
+    measure : str or sequence of str, optional
+        ``knn``, the default: the vote of the nearest neighbours. ``retrieval``: test clips find others of their class.
+        ``clustering``: k-means and HDBSCAN against the classes. ``pairs``: whether two clips have the same class.
+        ``zero-shot``: texts of the classes classify the clips; ``text``: they find the clips (both for encoders with a
+        text tower). Of ``maeb``: ``classification``, ``multilabel``, ``clustering``, ``pairs``, ``reranking``,
+        ``retrieval``; by default all that the task has. Each is one record.
     k : int or sequence of int, optional
         For ``knn``: neighbours that vote; one search answers several. The task's number by default.
     index : "flat", "hnsw", "ivf" or "ivfpq"
@@ -158,20 +162,20 @@ def retrieve(
         No task has a measure, a task, measure or the protocol is not known, or two different tasks have one name.
     """
     from featstore.records import Protocol
-    from featstore.retrieve.measures import check_measures, score_measures, why_not
+    from featstore.retrieve.measures import check_measures, default_measures, score_measures, why_not
 
     one_of("protocol", protocol, get_args(Protocol))
-    measures = names_of(measure)
-    check_measures(measures, protocol)
+    measures = None if measure is None else names_of(measure)
+    wanted = default_measures(protocol) if measures is None else measures
+    check_measures(wanted, protocol)
+    what = "nearest-neighbour track" if wanted == ("knn",) else f"measure {', '.join(wanted)}"
     manifests = manifests_of(tasks)
     if len(manifests) > 1:  # a task alone is scored, and reports its own lack of measures
         for label, manifest in list(manifests.items()):
-            if all(why_not(each, manifest) for each in measures):
-                what = "nearest-neighbour track" if measures == ("knn",) else f"measure {', '.join(measures)}"
+            if all(why_not(each, manifest, protocol) for each in wanted):
                 notify(f"{label} has no {what}: skipped")
                 del manifests[label]
         if not manifests:
-            what = "nearest-neighbour track" if measures == ("knn",) else f"measure {', '.join(measures)}"
             raise UsageError(f"no task has a {what}: `featstore probe` scores them")
     score = partial(
         _score,

@@ -215,15 +215,22 @@ def json_option(function: _F) -> _F:
     )
 
 
-def protocol_option(function: _F) -> _F:
-    """``--protocol``."""
+_OF_PROTOCOL = {
+    "strict": "strict: sound evaluation.",
+    "xares": "xares: the rules of X-ARES, comparable with its published scores.",
+    "maeb": "maeb: the definitions of mteb's audio benchmark.",
+}
+
+
+def protocol_option(*names: str) -> Callable[[_F], _F]:
+    """``--protocol``: one of some names."""
     return click.option(
         "--protocol",
-        type=click.Choice(["strict", "xares"]),
+        type=click.Choice(names),
         default="strict",
         show_default=True,
-        help="strict: sound evaluation. xares: the rules of X-ARES, comparable with its published scores.",
-    )(function)
+        help=" ".join(_OF_PROTOCOL[name] for name in names),
+    )
 
 
 def results_option(function: _F) -> _F:
@@ -357,8 +364,10 @@ def parse_numbers(_: click.Context, option: click.Parameter, value: str | None) 
     return numbers
 
 
-def parse_names(_: click.Context, option: click.Parameter, value: str) -> tuple[str, ...]:
-    """A click callback that reads comma-separated names."""
+def parse_names(_: click.Context, option: click.Parameter, value: str | None) -> tuple[str, ...]:
+    """A click callback that reads comma-separated names; an empty tuple for None."""
+    if value is None:
+        return ()
     names = tuple(name.strip() for name in value.split(","))
     if not all(names) or len(set(names)) < len(names):
         raise click.BadParameter(f"{value!r} is not a comma-separated list of distinct names", param=option)

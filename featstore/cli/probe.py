@@ -29,7 +29,7 @@ __all__ = ["probe"]
 @tasks_argument
 @store_option
 @encoder_names
-@protocol_option
+@protocol_option("strict", "xares")
 @click.option(
     "--head",
     type=click.Choice(["logistic", "ridge", "linear", "sweep", "layer-mix", "logreg"]),

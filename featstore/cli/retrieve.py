@@ -42,16 +42,15 @@ def _ignore(_: str) -> None:
 @tasks_argument
 @store_option
 @encoder_names
-@protocol_option
+@protocol_option("strict", "xares", "maeb")
 @click.option(
     "--measure",
     "measures",
     callback=parse_names,
     metavar="NAME,NAME",
-    default="knn",
-    show_default=True,
     help="knn: vote of the nearest neighbours. retrieval: clips find clips of their class. clustering: k-means and "
-    "HDBSCAN. pairs: same class or not. Several read the embeddings once.",
+    "HDBSCAN. pairs: same class or not. zero-shot, text: texts of the classes classify and find clips, with a text "
+    "tower. Several read the embeddings once.  [default: knn; of maeb, all of mteb's that the task has]",
 )
 @click.option(
     "--k",
@@ -100,7 +99,7 @@ def retrieve(
             store=store_url,
             encoder=encoders,
             protocol=protocol,
-            measure=measures,
+            measure=measures or None,
             k=ks or None,
             index=index,
             shots=shots,

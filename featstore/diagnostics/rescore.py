@@ -111,24 +111,22 @@ def _score(store: Store, record: ScoreRecord, manifest: Manifest, *, encoder: st
             seeds=tuple(record.seeds) or None,
             head=settings.get("head"),
             shots=shots,
+            split_by=settings.get("split_by"),
         )
     else:
-        from featstore.retrieve import retrieve_task
+        from featstore.retrieve import score_measures
 
-        measure = settings.get("measure")
-        measures: dict[str, Any] = {} if measure is None else {"measures": (measure,)}
-        found = retrieve_task(
+        [found] = score_measures(
             store,
             manifest,
             encoder=encoder,
             protocol=record.protocol,
+            measures=(settings.get("measure", "knn"),),
             k=settings.get("ks") or details.get("k_asked"),
             index=settings.get("index", "flat"),
             shots=shots,
-            **measures,
         )
-    again: ScoreRecord = found if isinstance(found, ScoreRecord) else found[0]
-    return replace(again, encoder=record.encoder)
+    return replace(found, encoder=record.encoder)
 
 
 def differences_of(stated: ScoreRecord, again: ScoreRecord, *, tolerance: float) -> Iterator[str]:

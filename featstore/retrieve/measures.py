@@ -12,16 +12,18 @@ from featstore.evaluation.runner import ScoreFailure, attempt
 from featstore.records import Protocol, ScoreRecord
 from featstore.retrieve.api import score_knn, why_no_vote
 from featstore.retrieve.clustering import score_clustering
+from featstore.retrieve.maeb import METRICS, score_maeb, why_no_type
 from featstore.retrieve.measured import MeasuredTask
 from featstore.retrieve.pairs import score_same_pairs
 from featstore.retrieve.ranking import score_retrieval
 from featstore.retrieve.saved_index import Notify
+from featstore.retrieve.zero_shot import score_text_retrieval, score_zero_shot, why_no_text, why_no_zero_shot
 
 if TYPE_CHECKING:
     from featstore.store import Store
     from featstore.tasks import Manifest
 
-__all__ = ["MEASURES", "Measure", "check_measures", "score_measures", "why_not"]
+__all__ = ["MEASURES", "Measure", "check_measures", "default_measures", "measures_of", "score_measures", "why_not"]
 
 KINDS = ("clip", "multilabel")
 
@@ -38,45 +40,73 @@ class Measure:
         Takes the manifest and returns why the task has no such measure, or an empty text.
     protocols : tuple of str
         Protocols that define it.
+    by_default : bool
+        Whether it is computed where no measure is named.
     """
 
     score: Callable[[MeasuredTask], ScoreRecord]
     why_not: Callable[[Manifest], str]
     protocols: tuple[Protocol, ...] = ("strict",)
+    by_default: bool = False
 
 
 def _why_no_classes(manifest: Manifest) -> str:
     return "" if manifest.kind in KINDS else f"is of kind {manifest.kind!r}, which has no classes to compare clips by"
 
 
+def _by_texts(score: Callable[..., ScoreRecord]) -> Callable[[MeasuredTask], ScoreRecord]:
+    return lambda of: score(of.store, of.manifest, encoder=of.encoder, protocol=of.protocol, task=of.task)
+
+
 MEASURES: Mapping[str, Measure] = {
-    "knn": Measure(score=score_knn, why_not=why_no_vote, protocols=("strict", "xares")),
+    "knn": Measure(score=score_knn, why_not=why_no_vote, protocols=("strict", "xares"), by_default=True),
     "retrieval": Measure(score=score_retrieval, why_not=_why_no_classes),
     "clustering": Measure(score=score_clustering, why_not=_why_no_classes),
     "pairs": Measure(score=score_same_pairs, why_not=_why_no_classes),
+    "zero-shot": Measure(score=_by_texts(score_zero_shot), why_not=why_no_zero_shot, protocols=("strict", "xares")),
+    "text": Measure(score=_by_texts(score_text_retrieval), why_not=why_no_text, protocols=("strict", "xares")),
 }
 """Name, as in ``--measure``, to measure, in the order of tables."""
+
+
+def _of_mteb(name: str) -> Measure:
+    return Measure(
+        score=lambda of: score_maeb(of.maeb, name),
+        why_not=partial(why_no_type, name),
+        protocols=("maeb",),
+        by_default=True,
+    )
+
+
+OF_MTEB: Mapping[str, Measure] = {name: _of_mteb(name) for name in METRICS}
+"""Types of mteb tasks: the measures of the protocol ``maeb``."""
+
+
+def measures_of(protocol: Protocol) -> Mapping[str, Measure]:
+    """Return the measures that a protocol defines, by name."""
+    known = OF_MTEB if protocol == "maeb" else MEASURES
+    return {name: measure for name, measure in known.items() if protocol in measure.protocols}
+
+
+def default_measures(protocol: Protocol) -> tuple[str, ...]:
+    """Return the names of the measures that a protocol computes if none is named."""
+    return tuple(name for name, measure in measures_of(protocol).items() if measure.by_default)
 
 
 def check_measures(measures: Sequence[str], protocol: Protocol) -> None:
     """Raise UsageError unless measures are known, distinct and defined by the protocol."""
     if not measures:
-        raise UsageError(f"no measure is given: name one or more of {', '.join(MEASURES)}")
+        raise UsageError(f"no measure is given: name one or more of {', '.join(measures_of(protocol))}")
     for name in measures:
-        if name not in MEASURES:
-            raise UsageError(f"there is no measure {name!r}; there are {', '.join(MEASURES)}")
-        if protocol not in MEASURES[name].protocols:
-            raise UsageError(
-                f"protocol {protocol} has no measure {name!r}: it has "
-                f"{', '.join(each for each, measure in MEASURES.items() if protocol in measure.protocols)}"
-            )
+        if name not in measures_of(protocol):
+            raise UsageError(f"protocol {protocol} has no measure {name!r}; it has {', '.join(measures_of(protocol))}")
     if len(set(measures)) < len(measures):
         raise UsageError(f"measures must be unique, got {', '.join(measures)}")
 
 
-def why_not(measure: str, manifest: Manifest) -> str:
-    """Return why a task has no such measure, as one line, or an empty text."""
-    reason = MEASURES[measure].why_not(manifest)
+def why_not(measure: str, manifest: Manifest, protocol: Protocol) -> str:
+    """Return why a task has no such measure of a protocol, as one line, or an empty text."""
+    reason = measures_of(protocol)[measure].why_not(manifest)
     return f"task {manifest.name} {reason}" if reason else ""
 
 
@@ -86,7 +116,7 @@ def score_measures(
     *,
     encoder: str | None = None,
     protocol: Protocol = "strict",
-    measures: Sequence[str] = ("knn",),
+    measures: Sequence[str] | None = None,
     k: int | Sequence[int] | None = None,
     index: str = "flat",
     shots: tuple[int, ...] = (),
@@ -98,8 +128,8 @@ def score_measures(
 
     Parameters
     ----------
-    measures : sequence of str
-        Names of `MEASURES`.
+    measures : sequence of str, optional
+        Names of `measures_of`; by default those of `default_measures` that the task has.
     store, manifest, encoder, protocol, k, index, shots, notify
         As of `featstore.retrieve.retrieve_task`; ``k``, ``index`` and ``shots`` apply to ``knn``.
 
@@ -115,13 +145,14 @@ def score_measures(
     FeatstoreError
         The task cannot be read; see `featstore.evaluation.load_task`.
     """
-    check_measures(measures, protocol)
-    reasons = {name: why_not(name, manifest) for name in measures}
-    there = [name for name in measures if not reasons[name]]
+    named = default_measures(protocol) if measures is None else measures
+    check_measures(named, protocol)
+    reasons = {name: why_not(name, manifest, protocol) for name in named}
+    there = [name for name in named if not reasons[name]]
     if not there:
         raise UsageError(next(iter(reasons.values())))
     for name, reason in reasons.items():
-        if reason:
+        if reason and measures is not None:
             notify(f"measure {name} is skipped: {reason}")
     of = MeasuredTask(
         store=store,
@@ -134,11 +165,11 @@ def score_measures(
         notify=notify,
     )
     if len(there) == 1:
-        return [MEASURES[there[0]].score(of)]
-    _ = of.task  # a task that cannot be read is one failure
+        return [measures_of(protocol)[there[0]].score(of)]
+    _ = of.maeb if protocol == "maeb" else of.task  # a task that cannot be read is one failure
     return [
         attempt(
-            partial(MEASURES[name].score, of),
+            partial(measures_of(protocol)[name].score, of),
             task=manifest.name,
             encoder=encoder,
             measure="" if name == "knn" else name,

@@ -202,6 +202,7 @@ def _record(compared: _Compared, metric: Metric, *, measure: str) -> ScoreRecord
         task,
         scores,
         track="B",
+        with_leakage=False,
         seeds=(),
         settings={"measure": measure, "prompts": list(prompts)},
         seconds=watch.seconds,

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from featstore.retrieve.maeb.task import MEASURES, maeb_task
+from featstore.retrieve.maeb.task import METRICS, MaebTask, maeb_task, read_maeb, score_maeb, why_no_type
 
-__all__ = ["MEASURES", "maeb_task"]
+__all__ = ["METRICS", "MaebTask", "maeb_task", "read_maeb", "score_maeb", "why_no_type"]

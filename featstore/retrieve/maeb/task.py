@@ -1,4 +1,4 @@
-"""Score one task by mteb's definitions: `maeb_task`."""
+"""Score one task by mteb's definitions: `maeb_task`, or `read_maeb` and `score_maeb` for each type."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from featstore.store import Store
     from featstore.tasks import Manifest
 
-__all__ = ["MEASURES", "maeb_task"]
+__all__ = ["MEASURES", "METRICS", "MaebTask", "maeb_task", "read_maeb", "score_maeb", "why_no_type"]
 
 MEASURES: Mapping[str, tuple[str, ...]] = {
     "clip": ("classification", "clustering", "pairs", "reranking", "retrieval"),
@@ -59,7 +59,7 @@ QUERIES_PER_BLOCK = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Data:
+class MaebTask:
     """A task as mteb sees it.
 
     Attributes
@@ -133,48 +133,46 @@ def maeb_task(
     LabelError, DataError
         The labels or the embeddings are invalid.
     """
-    chosen = _plan(manifest, measures)
+    chosen = tuple(METRICS if measures is None else measures)
+    reasons = {measure: why_no_type(measure, manifest) for measure in chosen}
+    if measures is None:
+        chosen = tuple(measure for measure in chosen if not reasons[measure]) or chosen
+    for measure in chosen:
+        if reasons[measure]:
+            raise UsageError(f"task {manifest.name} {reasons[measure]}")
+    data = read_maeb(store, manifest, encoder=encoder)
+    return tuple(score_maeb(data, measure) for measure in chosen)
+
+
+def why_no_type(measure: str, manifest: Manifest) -> str:
+    """Return why the labels of a task do not admit a type of mteb task, or an empty text."""
+    if measure in MEASURES.get(manifest.kind, ()):
+        return ""
+    return f"is of kind {manifest.kind!r}, which mteb's {measure} does not score"
+
+
+def score_maeb(data: MaebTask, measure: str) -> ScoreRecord:
+    """Score one type of mteb task; the types are those of `METRICS`."""
     watch = Stopwatch()
-    with watch("read"):
-        data = _read(store, manifest, encoder=encoder)
-    records = []
-    for measure in chosen:
-        own = Stopwatch()
-        with own("score"):
-            found = MEASURE_FUNCTIONS[measure](data)
-        record = score_record(
-            found.task,
-            found.scores,
-            track="B",
-            seeds=found.seeds,
-            settings={"measure": measure, **found.settings},
-            seconds={**(watch.seconds if not records else {}), **own.seconds},
-            libraries=("sklearn",),
-            details=found.details,
-            n_train=found.n_train,
-            n_valid=[0] * len(found.n_train),
-        )
-        records.append(replace(record, metric=METRICS[measure]))
-    return tuple(records)
+    with watch("score"):
+        found = MEASURE_FUNCTIONS[measure](data)
+    return score_record(
+        found.task,
+        found.scores,
+        track="B",
+        metric=METRICS[measure],
+        seeds=found.seeds,
+        settings={"measure": measure, **found.settings},
+        seconds=watch.seconds,
+        libraries=("sklearn",),
+        details=found.details,
+        n_train=found.n_train,
+        n_valid=[0] * len(found.n_train),
+    )
 
 
-def _plan(manifest: Manifest, measures: Sequence[str] | None) -> tuple[str, ...]:
-    if manifest.kind not in MEASURES:
-        raise UsageError(
-            f"task {manifest.name} is of kind {manifest.kind!r}; protocol maeb scores {' and '.join(MEASURES)}"
-        )
-    admitted = MEASURES[manifest.kind]
-    chosen = admitted if measures is None else tuple(measures)
-    for measure in chosen:
-        if measure not in admitted:
-            raise UsageError(
-                f"task {manifest.name} of kind {manifest.kind!r} has no mteb task {measure!r}; there are "
-                f"{', '.join(admitted)}"
-            )
-    return chosen
-
-
-def _read(store: Store, manifest: Manifest, *, encoder: str | None) -> _Data:
+def read_maeb(store: Store, manifest: Manifest, *, encoder: str | None) -> MaebTask:
+    """Read a task's embeddings, one vector per clip; the errors are those of `maeb_task`."""
     pool = read_pool(store, manifest, encoder=encoder)
     targets = read_targets(manifest, pool)
     roles = manifest.feature_sets
@@ -201,7 +199,7 @@ def _read(store: Store, manifest: Manifest, *, encoder: str | None) -> _Data:
     units = plan_units([clips], names=pool.clip_id, groups=pool.groups)
     unit = np.full(len(pool.clip_id), -1, np.int64)
     unit[clips] = units.of_sample[0]
-    return _Data(task=task, X=_clip_vectors(pool), clips=clips, units=units, unit=unit)
+    return MaebTask(task=task, X=_clip_vectors(pool), clips=clips, units=units, unit=unit)
 
 
 def _folds(clips: NDArray[np.int64], manifest: Manifest) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
@@ -220,7 +218,7 @@ def _clip_vectors(pool: Pool) -> NDArray[np.float32]:
     return np.asarray(sums / np.add.reduceat(weights, starts, axis=0), np.float32)
 
 
-def _samples(data: _Data, test: NDArray[np.int64]) -> Samples:
+def _samples(data: MaebTask, test: NDArray[np.int64]) -> Samples:
     """Each clip as a sample of one window."""
     return Samples(
         windows=test,
@@ -231,7 +229,7 @@ def _samples(data: _Data, test: NDArray[np.int64]) -> Samples:
     )
 
 
-def _classification(data: _Data) -> _Found:
+def _classification(data: MaebTask) -> _Found:
     rounds, y = data.task.rounds, data.values
     for each in rounds:
         if len(np.unique(y[each.train])) < 2:
@@ -268,7 +266,7 @@ def _fit_details(fits: definitions.Fits) -> dict[str, Any]:
     return {"iterations": list(fits.iterations), "fits": [{"converged": each} for each in fits.converged]}
 
 
-def _multilabel(data: _Data) -> _Found:
+def _multilabel(data: MaebTask) -> _Found:
     sets, rounds = data.values, data.task.rounds
     # mteb cross-validates classes only: of clips without a test set of their own, the first fold is tested
     train, test = rounds[0].train, rounds[0].test
@@ -287,7 +285,7 @@ def _multilabel(data: _Data) -> _Found:
     )
 
 
-def _clustering(data: _Data) -> _Found:
+def _clustering(data: MaebTask) -> _Found:
     y = data.values[data.clips]
     if len(np.unique(y)) < 2:
         raise LabelError(f"task {data.task.manifest.name}: its test clips show one class only, and clusters take two")
@@ -302,7 +300,7 @@ def _clustering(data: _Data) -> _Found:
     )
 
 
-def _pairs(data: _Data) -> _Found:
+def _pairs(data: MaebTask) -> _Found:
     drawn = lists.draw_pairs(data.values[data.clips], _names(data))
     if not drawn.same.any() or drawn.same.all():
         raise LabelError(f"task {data.task.manifest.name}: its test clips have no pair of the same or of two classes")
@@ -322,7 +320,7 @@ def _pairs(data: _Data) -> _Found:
     )
 
 
-def _reranking(data: _Data) -> _Found:
+def _reranking(data: MaebTask) -> _Found:
     queries, candidates = lists.draw_candidates(data.values[data.clips], _names(data))
     if not len(queries):
         raise LabelError(f"task {data.task.manifest.name}: no test clip has another clip that is the same")
@@ -350,7 +348,7 @@ def _reranking(data: _Data) -> _Found:
     )
 
 
-def _retrieval(data: _Data) -> _Found:
+def _retrieval(data: MaebTask) -> _Found:
     from featstore.retrieve.index import Searcher
 
     names, n = np.array(_names(data), object), len(data.clips)
@@ -400,12 +398,17 @@ def _relevant_by_unit(values: NDArray[Any], unit: NDArray[np.int64], n_units: in
     return found
 
 
-def _names(data: _Data) -> list[str]:
+def _names(data: MaebTask) -> list[str]:
     return [data.task.clip_id[clip] for clip in data.clips.tolist()]
 
 
 def _scored(
-    data: _Data, replicates: Replicates, clips: NDArray[np.int64], units: Units, *, other_clips_draw_anew: bool = False
+    data: MaebTask,
+    replicates: Replicates,
+    clips: NDArray[np.int64],
+    units: Units,
+    *,
+    other_clips_draw_anew: bool = False,
 ) -> TaskScore:
     return scored(
         replicates,
@@ -418,7 +421,7 @@ def _scored(
 
 
 def _among_tested(
-    data: _Data,
+    data: MaebTask,
     replicates: Replicates,
     *,
     settings: Mapping[str, Any],
@@ -436,7 +439,7 @@ def _among_tested(
     )
 
 
-MEASURE_FUNCTIONS: Mapping[str, Callable[[_Data], _Found]] = {
+MEASURE_FUNCTIONS: Mapping[str, Callable[[MaebTask], _Found]] = {
     "classification": _classification,
     "multilabel": _multilabel,
     "clustering": _clustering,
