@@ -17,7 +17,7 @@ from benchmarks.table import Table
 
 __all__ = ["Options", "document", "main"]
 
-NAMES = ("cli", "extract", "encode", "store", "remote", "tracks", "measures", "evaluation", "parity")
+NAMES = ("cli", "extract", "encode", "store", "remote", "tracks", "measures", "maeb", "evaluation", "parity")
 BY_NAME_ONLY = ("scale", "simulate")
 """Ten minutes and 20 GB of disk, and three minutes: run when they are asked for."""
 

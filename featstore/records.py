@@ -14,7 +14,7 @@ from featstore.errors import UsageError
 from featstore.formatting import html_table
 
 Track = Literal["A", "B"]
-Protocol = Literal["strict", "xares"]
+Protocol = Literal["strict", "xares", "maeb"]
 NamedBy = Literal["class", "place"]
 
 PROTOCOL_VERSION = 2
@@ -369,7 +369,7 @@ class ScoreRecord:
     track : str
         ``"A"``: a probe is trained; ``"B"``: nothing is trained; see `measure`.
     protocol : str
-        Scoring rules: ``"strict"`` or ``"xares"``.
+        Scoring rules: ``"strict"``, ``"xares"``, or for track B ``"maeb"``.
     encoder, fingerprint : str
         Names, as the store has them.
     metric : str

@@ -82,9 +82,8 @@ def probe(
         The store cannot be read.
     """
     from featstore.probe import probe_task
-    from featstore.records import Protocol
 
-    one_of("protocol", protocol, get_args(Protocol))
+    one_of("protocol", protocol, ("strict", "xares"))
     score = partial(_score, probe_task, protocol=protocol, head=head, seeds=seeds_of(seeds), shots=tuple(shots))
     return _scores(
         manifests_of(tasks), score, store=store, encoder=encoder, jobs=jobs, results=results, progress=progress
@@ -113,8 +112,11 @@ def retrieve(
 
     Parameters
     ----------
-    tasks, store, encoder, protocol, shots, jobs, results, progress
+    tasks, store, encoder, shots, jobs, results, progress
         As of `probe`.
+    protocol : "strict", "xares" or "maeb"
+        ``maeb``: the scores of mteb's evaluators (`featstore.retrieve.maeb.maeb_task`), one record for each type of
+        mteb task that the labels admit; ``measure`` selects types (``classification``, ``pairs``, ...).
     measure : str or sequence of str
         ``knn``: the vote of the nearest neighbours. ``retrieval``: test clips find others of their class.
         ``clustering``: k-means and HDBSCAN against the classes. ``pairs``: whether two clips have the same class. Each
@@ -140,8 +142,13 @@ def retrieve(
 
     one_of("protocol", protocol, get_args(Protocol))
     measures = names_of(measure)
-    check_measures(measures, protocol)
     manifests = manifests_of(tasks)
+    if protocol == "maeb":
+        if k is not None or index != "flat" or shots:
+            raise UsageError("k, index and shots are of the measure knn, which protocol maeb does not have")
+        score = _maeb_scorer(manifests, None if measures == ("knn",) else measures, notify=notify)
+        return _scores(manifests, score, store=store, encoder=encoder, jobs=jobs, results=results, progress=progress)
+    check_measures(measures, protocol)
     if len(manifests) > 1:  # a task alone is scored, and reports its own lack of measures
         for label, manifest in list(manifests.items()):
             if all(why_not(each, manifest) for each in measures):
@@ -162,6 +169,22 @@ def retrieve(
         notify=notify,
     )
     return _scores(manifests, score, store=store, encoder=encoder, jobs=jobs, results=results, progress=progress)
+
+
+def _maeb_scorer(
+    manifests: dict[str, Manifest], measures: Sequence[str] | None, *, notify: Callable[[str], object]
+) -> Scorer:
+    """Return the scorer of protocol maeb; of several tasks, those of other kinds are removed."""
+    from featstore.retrieve.maeb import MEASURES, maeb_task
+
+    if len(manifests) > 1:
+        for label, manifest in list(manifests.items()):
+            if manifest.kind not in MEASURES:
+                notify(f"{label} is of kind {manifest.kind}, which protocol maeb does not score: skipped")
+                del manifests[label]
+        if not manifests:
+            raise UsageError(f"protocol maeb scores tasks of kind {' and '.join(MEASURES)}, and there is none")
+    return partial(_score, maeb_task, measures=measures)
 
 
 def _score(

@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -46,6 +46,7 @@ __all__ = [
     "report_problem",
     "require_folder_of",
     "results_option",
+    "retrieval_protocol_option",
     "say",
     "say_json",
     "say_json_text",
@@ -216,14 +217,25 @@ def json_option(function: _F) -> _F:
 
 
 def protocol_option(function: _F) -> _F:
-    """``--protocol``."""
+    """``--protocol`` of Track A."""
+    return _protocol_option(("strict", "xares"), "")(function)
+
+
+def retrieval_protocol_option(function: _F) -> _F:
+    """``--protocol`` of Track B."""
+    return _protocol_option(
+        ("strict", "xares", "maeb"), " maeb: the scores of mteb's evaluators, one for each type of its tasks."
+    )(function)
+
+
+def _protocol_option(choices: Sequence[str], more: str) -> Callable[[_F], _F]:
     return click.option(
         "--protocol",
-        type=click.Choice(["strict", "xares"]),
+        type=click.Choice(choices),
         default="strict",
         show_default=True,
-        help="strict: sound evaluation. xares: the rules of X-ARES, comparable with its published scores.",
-    )(function)
+        help="strict: sound evaluation. xares: the rules of X-ARES, comparable with its published scores." + more,
+    )
 
 
 def results_option(function: _F) -> _F:

@@ -15,9 +15,9 @@ from featstore.cli.options import (
     json_option,
     parse_names,
     parse_numbers,
-    protocol_option,
     report_problem,
     results_option,
+    retrieval_protocol_option,
     shots_option,
     store_option,
     tasks_argument,
@@ -42,7 +42,7 @@ def _ignore(_: str) -> None:
 @tasks_argument
 @store_option
 @encoder_names
-@protocol_option
+@retrieval_protocol_option
 @click.option(
     "--measure",
     "measures",
@@ -51,7 +51,8 @@ def _ignore(_: str) -> None:
     default="knn",
     show_default=True,
     help="knn: vote of the nearest neighbours. retrieval: clips find clips of their class. clustering: k-means and "
-    "HDBSCAN. pairs: same class or not. Several read the embeddings once.",
+    "HDBSCAN. pairs: same class or not. Several read the embeddings once. Of maeb: types of "
+    "mteb tasks, all by default.",
 )
 @click.option(
     "--k",

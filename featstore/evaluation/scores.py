@@ -282,7 +282,7 @@ def score_record(
     shared: tuple[ScoreWarning, ...] = ()
     if with_leakage:
         with watch("warnings"):
-            names = shared_names(task, rounds) if task.protocol == "xares" else ()
+            names = shared_names(task, rounds) if task.protocol != "strict" else ()
             shared = (*names, *shared_embeddings(task, rounds))
     implied = warnings_of_details(
         {**scores.details, **details},

@@ -109,6 +109,8 @@ def probe_task(
     UsageError
         The head, the metric, the seeds or ``shots`` do not apply to the task.
     """
+    if protocol not in SEEDS:
+        raise UsageError(f"protocol {protocol} has no Track A: run `featstore retrieve --protocol {protocol}`")
     chosen = _head_of(manifest, requested=head, protocol=protocol)
     check_shots(shots)
     if shots and manifest.kind not in CLIP_KINDS:

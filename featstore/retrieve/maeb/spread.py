@@ -1,0 +1,232 @@
+"""Intervals of mteb's scores: what each clip contributes, by the delete-one jackknife.
+
+A clip is part of a score in several ways: of an accuracy once, of pairs and lists as one side and as the other. The
+jackknife removes it from all of them (Arvesen 1969 for U-statistics). Training clips, clusters and the rest of the
+lists stay as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featstore.evaluation import TaskScore
+from featstore.metrics import Interval, Spread, Units
+from featstore.metrics.intervals import MIN_GROUPS, degrees_of_freedom, student, wilson
+from featstore.metrics.ranking import weighted_average_precision
+from featstore.records import sha256_of
+
+__all__ = ["Lists", "Replicates", "mean_replicates", "pair_replicates", "ranked_replicates", "scored", "v_replicates"]
+
+MIN_CLIPS = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replicates:
+    """Scores of each draw, and the same scores without each unit.
+
+    Attributes
+    ----------
+    values : float64 (draws,)
+    without : float64 (draws, units)
+        NaN if the score is not defined without a unit.
+    """
+
+    values: NDArray[np.float64]
+    without: NDArray[np.float64]
+
+
+def mean_replicates(by_clip: NDArray[np.float64], unit: NDArray[np.int64], n_units: int) -> Replicates:
+    """Means of values of clips (draws, clips), whose units are int64 (clips,)."""
+    n_clips = np.bincount(unit, minlength=n_units)
+    sums = np.stack([np.bincount(unit, each, minlength=n_units) for each in by_clip])
+    with np.errstate(invalid="ignore", divide="ignore"):
+        without = (sums.sum(axis=1, keepdims=True) - sums) / (len(unit) - n_clips)
+    return Replicates(values=by_clip.mean(axis=1), without=without)
+
+
+def v_replicates(
+    rounds: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]],
+    y: NDArray[np.int64],
+    unit: NDArray[np.int64],
+    n_units: int,
+) -> Replicates:
+    """V-measures (Rosenberg and Hirschberg 2007) of clusterings; see `definitions.cluster_rounds`."""
+    n_classes, values, without = int(y.max()) + 1, [], []
+    for clusters, drawn in rounds:
+        n_clusters = int(clusters.max()) + 1
+        cell = y * n_clusters + clusters
+        counts = np.zeros((n_units, n_classes * n_clusters))
+        np.add.at(counts, (unit, cell), drawn)
+        total = counts.sum(axis=0)
+        tables = np.concatenate([total[None], total - counts]).reshape(-1, n_classes, n_clusters)
+        found = _v_measures(tables)
+        values.append(found[0])
+        without.append(found[1:])
+    return Replicates(values=np.array(values), without=np.array(without))
+
+
+def _v_measures(tables: NDArray[np.float64]) -> NDArray[np.float64]:
+    """V-measures of contingency tables (tables, classes, clusters): 2 I / (H(classes) + H(clusters))."""
+    n = tables.sum(axis=(1, 2))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        of_classes, of_clusters, of_both = (
+            np.log(n) - (each * np.log(np.maximum(each, 1.0))).sum(axis=1) / n
+            for each in (tables.sum(axis=2), tables.sum(axis=1), tables.reshape(len(tables), -1))
+        )
+        both = of_classes + of_clusters
+        return np.asarray(np.where(n > 0, np.where(both > 1e-12, 2.0 * (both - of_both) / both, 1.0), np.nan))
+
+
+def pair_replicates(
+    similarities: Sequence[NDArray[np.floating[Any]]],
+    same: NDArray[np.bool_],
+    units: Sequence[NDArray[np.int64]],
+    n_units: int,
+) -> Replicates:
+    """Largest average precision of several similarities of pairs (pairs,).
+
+    ``units`` has the unit of the first and of the second clip of each pair, int64 (pairs,).
+    """
+    weights = np.ones((len(same), 1 + n_units), np.float32)
+    for unit in units:
+        weights[np.arange(len(same)), 1 + unit] = 0.0
+    found = np.max([weighted_average_precision(same, each, weights) for each in similarities], axis=0)
+    return Replicates(values=found[:1], without=found[None, 1:])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lists:
+    """Ranked lists of queries.
+
+    Attributes
+    ----------
+    query : int64 (queries,)
+        Clip of each query.
+    ranked : int64 (queries, ranks)
+        Clips, the most similar first; -1 behind the end of a list.
+    relevant : bool (queries, ranks)
+    lost : float (queries, units)
+        Number of relevant clips of each unit, whether they are among the first ranks or not.
+    """
+
+    query: NDArray[np.int64]
+    ranked: NDArray[np.int64]
+    relevant: NDArray[np.bool_]
+    lost: NDArray[np.floating[Any]]
+
+    @property
+    def n_relevant(self) -> NDArray[np.floating[Any]]:
+        """Number of relevant clips of each query."""
+        return np.asarray(self.lost.sum(axis=1))
+
+
+ListScore = Callable[[NDArray[np.bool_], NDArray[np.floating[Any]]], NDArray[np.float64]]
+"""Takes relevant (queries, ranks) and the number of relevant clips (queries,), and returns scores (queries,)."""
+
+
+def ranked_replicates(lists: Lists, score: ListScore, unit: NDArray[np.int64]) -> Replicates:
+    """Mean score of the lists; a unit is removed as queries and from all lists. `unit` is int64 (clips,)."""
+    n_relevant, n_units = lists.n_relevant, lists.lost.shape[1]
+    values = score(lists.relevant, n_relevant)
+    ranked_unit = np.where(lists.ranked >= 0, unit[lists.ranked], -1)
+    without = np.full(n_units, np.nan)
+    for each in range(n_units):
+        removed, left = ranked_unit == each, n_relevant - lists.lost[:, each]
+        changed = np.flatnonzero(removed.any(axis=1) | (left < n_relevant))
+        moved = np.argsort(removed[changed], axis=1, kind="stable")  # the others move up
+        kept = np.take_along_axis((lists.relevant & ~removed)[changed], moved, axis=1)
+        new = values.copy()
+        new[changed] = score(kept, left[changed])
+        asked = (unit[lists.query] != each) & (left > 0)
+        if asked.any():
+            without[each] = new[asked].mean()
+    return Replicates(values=values.mean(keepdims=True), without=without[None])
+
+
+def scored(
+    replicates: Replicates,
+    clips: NDArray[np.int64],
+    units: Units,
+    *,
+    clip_ids: Sequence[str],
+    groups: Sequence[str] | None,
+    other_clips_draw_anew: bool = False,
+) -> TaskScore:
+    """Build the score of one round from its replicates, with its interval and the values that comparisons use.
+
+    ``other_clips_draw_anew``: other clips would also change the clusters, which the jackknife keeps. The variance of
+    one draw stands for it, where that of the mean of the draws would be too small.
+    """
+    spread = _spread_of(replicates, units)
+    by_draw = replicates.values.tolist()
+    interval = _interval_of(spread, units, len(clips), by_draw, of_one_draw=other_clips_draw_anew)
+    by_name = sorted(clips.tolist(), key=clip_ids.__getitem__)
+    names = [[clip_ids[clip], *([groups[clip]] if groups else [])] for clip in by_name]
+    defined = bool(np.isfinite(spread.variance))
+    return TaskScore(
+        value=spread.score,
+        std=float(np.std(by_draw, ddof=1)) if len(by_draw) > 1 else None,
+        interval=interval,
+        by_round=(spread.score,),
+        by_seed=tuple(by_draw),
+        details={
+            "interval": interval.as_json(),
+            "spread": {
+                "clips": sha256_of([names])[:32],
+                "units": "groups" if units.grouped else "clips",
+                "n": units.n_independent,
+                "variance": spread.variance if defined else None,
+                "deviations": [float(f"{value:.9g}") for value in spread.deviations.tolist()] if defined else None,
+            },
+        },
+        libraries=(),
+    )
+
+
+def _spread_of(replicates: Replicates, units: Units) -> Spread:
+    """Variance over units, scaled as in `featstore.metrics.jackknife`."""
+    moved = replicates.values[:, None] - replicates.without
+    share = np.bincount(units.of_sample[0], minlength=units.n) / len(units.of_sample[0])
+    by_draw = moved if units.grouped else (1.0 - share) * moved
+    n, n_draws = max(units.n, 2), len(by_draw)
+    correction = (n - 1) / n if units.grouped else n / (n - 1)
+    deviations = by_draw.mean(axis=0)
+    return Spread(
+        score=float(replicates.values.mean()),
+        deviations=deviations,
+        variance=float(correction * np.square(deviations).sum()),
+        bias=-float(moved.mean()) * (n - 1),
+        seed_noise=float(correction * by_draw.var(axis=0, ddof=1).sum()) if n_draws > 1 else 0.0,
+    )
+
+
+def _interval_of(
+    spread: Spread, units: Units, n_clips: int, by_draw: Sequence[float], *, of_one_draw: bool
+) -> Interval:
+    """Wilson's score interval over test clips and draws, with the number of trials that gives the variance."""
+    reason = ""
+    if units.grouped and units.n_independent < MIN_GROUPS:
+        reason = f"{units.n_independent} groups of test clips, and an interval takes {MIN_GROUPS} or more"
+    elif n_clips < MIN_CLIPS:
+        reason = f"{n_clips} test clips, and an interval takes {MIN_CLIPS} or more"
+    elif not np.isfinite(spread.variance):
+        reason = "without one of its clips the score is not defined"
+    if reason:
+        return Interval(low=None, high=None, reason=reason)
+    variance, df = spread.variance, float(units.n - 1)
+    if len(by_draw) > 1:
+        # as for seeds: the variance between draws less the part that the test clips explain
+        n_draws = 1 if of_one_draw else len(by_draw)
+        between = float(np.var(by_draw, ddof=1)) / n_draws
+        component = max(0.0, between - spread.seed_noise / n_draws)
+        df = degrees_of_freedom([(variance, df), (between, len(by_draw) - 1.0)], total=variance + component)
+        variance += component
+    score = min(max(spread.score, 0.0), 1.0)
+    trials = score * (1.0 - score) / variance if 0.0 < score < 1.0 and variance > 0.0 else float(units.n_independent)
+    low, high = wilson(score, trials, student(df))
+    return Interval(low=low, high=high, method="Wilson score interval, effective sample size by the jackknife")
