@@ -33,7 +33,7 @@ def tables(options: Options) -> Iterator[Table]:
         yield Table(
             title=f"mteb's scores, {unit} time",
             measures=f"{of}, of the five scores that a labelled task of ESC-50's size has: {n_clips:,} x {DIM}, "
-            f"{CLASSES} classes, cross-validated. featstore: `maeb_task` with intervals and warnings. mteb: "
+            f"{CLASSES} classes, cross-validated. featstore: `retrieve --protocol maeb` with intervals and warnings. mteb: "
             "`mteb.evaluate` with a model that looks vectors up. Libraries imported, one evaluation before.",
             unit="s",
             baseline="mteb",
@@ -42,15 +42,15 @@ def tables(options: Options) -> Iterator[Table]:
 
 
 def measure_featstore(*, n_clips: int) -> dict[str, Any]:
-    """Seconds and scores of `maeb_task` by measure; reading the vectors counts to the first."""
+    """Seconds and scores of `retrieve --protocol maeb` by measure; reading the vectors counts to the first."""
     from featstore.evaluation.arrays import array_task
-    from featstore.retrieve.maeb import maeb_task
+    from featstore.retrieve import score_measures
 
     X, y = vectors(n_clips)
     store, manifest = array_task(X, [f"class-{label:02d}" for label in y], groups=None, test=None, metric=None)
-    maeb_task(store, manifest, encoder="arrays", measures=("reranking",))
+    score_measures(store, manifest, encoder="arrays", measures=("reranking",), protocol="maeb")
     wall, cpu = time.perf_counter(), time.process_time()
-    records = maeb_task(store, manifest, encoder="arrays")
+    records = score_measures(store, manifest, encoder="arrays", protocol="maeb")
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     seconds = {str(each.settings["measure"]): sum(each.seconds.values()) for each in records}
     total = sum(seconds.values())

@@ -11,7 +11,7 @@ from featstore.evaluation import Stopwatch, TaskData, TaskScore, load_task, scor
 from featstore.metrics import Interval, Spread
 from featstore.records import Protocol, ScoreRecord, sha256_of
 from featstore.retrieve.clip_set import ClipSet, clip_set
-from featstore.retrieve.maeb import MaebTask, read_maeb
+from featstore.retrieve.maeb import MtebData, read_data
 from featstore.retrieve.saved_index import Notify
 
 if TYPE_CHECKING:
@@ -46,9 +46,9 @@ class MeasuredTask:
         return load_task(self.store, self.manifest, encoder=self.encoder, protocol=self.protocol, leave_one_out=True)
 
     @cached_property
-    def maeb(self) -> MaebTask:
+    def maeb(self) -> MtebData:
         """The task as mteb sees it."""
-        return read_maeb(self.store, self.manifest, encoder=self.encoder)
+        return read_data(self.store, self.manifest, encoder=self.encoder)
 
     @cached_property
     def clips(self) -> ClipSet:

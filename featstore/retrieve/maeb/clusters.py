@@ -107,7 +107,7 @@ class RowClustering:
         inner = self._exact[some] @ self._exact[rows].T if self._inner is None else self._inner[some][:, rows]
         squared = (self._norms[some, None] - 2.0 * inner + self._norms[rows]).astype(np.float32)
         squared[some[:, None] == rows] = 0.0
-        return np.maximum(squared, np.float32(0.0))
+        return np.asarray(np.maximum(squared, np.float32(0.0)))
 
 
 def _nearest(X: NDArray[np.float32], centres: NDArray[np.float32]) -> NDArray[np.int64]:

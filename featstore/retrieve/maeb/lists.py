@@ -70,14 +70,14 @@ def draw_candidates(values: NDArray[Any], names: Sequence[str]) -> tuple[NDArray
     int64 (queries,)
         Clips with a candidate that is the same.
     int64 (queries, 21)
-        Candidates; -1 where there are fewer.
+        Candidates, first those that are the same; -1 where there are fewer of a kind.
     """
     queries, lists = [], []
     for clip, (same, different) in _draw(values, names, n_same=N_SAME, n_different=N_DIFFERENT):
         if same:
             queries.append(clip)
-            drawn = [*same, *different]
-            lists.append(drawn + [-1] * (N_SAME + N_DIFFERENT - len(drawn)))
+            missing = [-1] * (N_SAME - len(same)), [-1] * (N_DIFFERENT - len(different))
+            lists.append([*same, *missing[0], *different, *missing[1]])
     return np.array(queries, np.int64), np.array(lists, np.int64).reshape(len(queries), N_SAME + N_DIFFERENT)
 
 

@@ -79,7 +79,7 @@ def _v_measures(tables: NDArray[np.float64]) -> NDArray[np.float64]:
             for each in (tables.sum(axis=2), tables.sum(axis=1), tables.reshape(len(tables), -1))
         )
         both = of_classes + of_clusters
-        return np.where(n > 0, np.where(both > 1e-12, 2.0 * (both - of_both) / both, 1.0), np.nan)
+        return np.asarray(np.where(n > 0, np.where(both > 1e-12, 2.0 * (both - of_both) / both, 1.0), np.nan))
 
 
 def pair_replicates(
@@ -122,7 +122,7 @@ class Lists:
     @property
     def n_relevant(self) -> NDArray[np.floating[Any]]:
         """Number of relevant clips of each query."""
-        return self.lost.sum(axis=1)
+        return np.asarray(self.lost.sum(axis=1))
 
 
 ListScore = Callable[[NDArray[np.bool_], NDArray[np.floating[Any]]], NDArray[np.float64]]
