@@ -167,7 +167,7 @@ def retrieve(
     one_of("protocol", protocol, get_args(Protocol))
     measures = None if measure is None else names_of(measure)
     wanted = default_measures(protocol) if measures is None else measures
-    check_measures(wanted, protocol)
+    check_measures(wanted, protocol, k=k, index=index, shots=shots)
     what = "nearest-neighbour track" if wanted == ("knn",) else f"measure {', '.join(wanted)}"
     manifests = manifests_of(tasks)
     if len(manifests) > 1:  # a task alone is scored, and reports its own lack of measures

@@ -93,8 +93,15 @@ def default_measures(protocol: Protocol) -> tuple[str, ...]:
     return tuple(name for name, measure in measures_of(protocol).items() if measure.by_default)
 
 
-def check_measures(measures: Sequence[str], protocol: Protocol) -> None:
-    """Raise UsageError unless measures are known, distinct and defined by the protocol."""
+def check_measures(
+    measures: Sequence[str],
+    protocol: Protocol,
+    *,
+    k: int | Sequence[int] | None = None,
+    index: str = "flat",
+    shots: Sequence[int] = (),
+) -> None:
+    """Raise UsageError unless measures are known, distinct and defined by the protocol, and the options are of one."""
     if not measures:
         raise UsageError(f"no measure is given: name one or more of {', '.join(measures_of(protocol))}")
     for name in measures:
@@ -102,6 +109,8 @@ def check_measures(measures: Sequence[str], protocol: Protocol) -> None:
             raise UsageError(f"protocol {protocol} has no measure {name!r}; it has {', '.join(measures_of(protocol))}")
     if len(set(measures)) < len(measures):
         raise UsageError(f"measures must be unique, got {', '.join(measures)}")
+    if "knn" not in measures and (k is not None or index != "flat" or shots):
+        raise UsageError(f"k, index and shots are options of the measure knn, got {', '.join(measures)}")
 
 
 def why_not(measure: str, manifest: Manifest, protocol: Protocol) -> str:
@@ -146,7 +155,7 @@ def score_measures(
         The task cannot be read; see `featstore.evaluation.load_task`.
     """
     named = default_measures(protocol) if measures is None else measures
-    check_measures(named, protocol)
+    check_measures(named, protocol, k=k, index=index, shots=shots)
     reasons = {name: why_not(name, manifest, protocol) for name in named}
     there = [name for name in named if not reasons[name]]
     if not there:
