@@ -104,7 +104,7 @@ class Described:
 
     card: EncoderCard
     canary: CanaryReading | None
-    text_vectors: NDArray[np.float32] | None
+    text_vectors: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True, slots=True)
