@@ -51,6 +51,8 @@ MEASURE_TITLES = {
     "retrieval": "Track B, audio-to-audio retrieval",
     "clustering": "Track B, clustering",
     "pairs": "Track B, pairs of the same class",
+    "zero-shot": "Track B, zero-shot classification by texts",
+    "text": "Track B, text-to-audio retrieval",
 }
 
 
