@@ -137,9 +137,10 @@ def plus_plus(X, k, random_state):
 
 def test_measures_are_those_that_each_has_alone_and_read_the_task_once():
     store = tiny.TinyStore(SETS)
-    together = score_measures(store, tiny.task(), measures=tuple(MEASURES))
+    measures = [name for name in MEASURES if name not in ("zero-shot", "text")]  # see test_zero_shot.py
+    together = score_measures(store, tiny.task(), measures=measures)
     assert store.read == ["train", "valid", "test"]
-    assert [each.measure for each in together] == list(MEASURES)
+    assert [each.measure for each in together] == measures
     for record in together:
         [alone] = measured(record.measure)
         assert (alone.value, alone.ci_low, alone.ci_high, alone.key) == (

@@ -11,7 +11,9 @@ from sklearn.metrics import average_precision_score, ndcg_score
 
 import tiny
 from featstore.errors import UnknownFeatureSet, UsageError
+from featstore.evaluation.runner import ScoreFailure
 from featstore.records import Recipe, ScoreRecord
+from featstore.retrieve import score_measures
 from featstore.retrieve.zero_shot import score_text_retrieval, score_zero_shot
 from featstore.tasks import Manifest
 
@@ -74,6 +76,18 @@ def test_a_clip_has_the_class_whose_mean_unit_prompt_is_nearest() -> None:
     assert (record.track, record.metric, record.n_train, record.n_valid, record.n_test) == ("B", "accuracy", 0, 0, 41)
     assert record.settings == {"measure": "zero-shot", "prompts": PROMPTS}
     assert record.details["spread"]["units"] == "clips"
+
+
+def test_both_are_measures_of_retrieve() -> None:
+    texts = vectors_of(task(), CLASSES)
+    store = tiny.TinyStore(SETS, vectors=texts)
+    zero_shot, text = score_measures(store, task(), measures=("zero-shot", "text"))
+    assert store.read == ["train", "valid", "test"]
+    assert (zero_shot.measure, text.measure) == ("zero-shot", "text")
+    assert zero_shot.value == scored(task(), texts).value
+    [missing, knn] = score_measures(tiny.TinyStore(SETS), task(), measures=("zero-shot", "knn"))
+    assert isinstance(missing, ScoreFailure)
+    assert isinstance(knn, ScoreRecord)
 
 
 def test_each_prompt_is_scored_alone() -> None:
