@@ -761,3 +761,22 @@ def test_a_wrong_call_of_knn_arrays_is_an_error(options) -> None:
     given = {"X": np.eye(4), "y": [0, 1, 0, 1], "test": (np.eye(4), [0, 1, 0, 1]), **options}
     with pytest.raises(FeatstoreError):
         featstore.knn_arrays(given.pop("X"), given.pop("y"), **given)
+
+
+def test_measures_of_arrays_are_records_and_one_that_fails_is_a_failure() -> None:
+    rng = np.random.default_rng(0)
+    y = np.arange(60) % 3
+    X = np.eye(8)[y] + 0.4 * rng.standard_normal((60, 8))
+    scores = featstore.measure_arrays(X, y)
+    assert [(each.measure, each.metric) for each in scores] == [
+        ("retrieval", "mAP"),
+        ("clustering", "v_measure"),
+        ("pairs", "eer"),
+    ]
+    assert [table.measure for table in scores.leaderboard().tables] == ["clustering", "pairs", "retrieval"]
+    apart = featstore.measure_arrays(X, np.arange(60), measure=["retrieval", "pairs"])  # no two clips of a class
+    assert [each.measure for each in apart.failures] == ["retrieval", "pairs"]
+    grouped = featstore.measure_arrays(X, y, groups=np.arange(60) // 2, measure="pairs")
+    assert grouped[0].details["spread"]["units"] == "groups"
+    with pytest.raises(UsageError):
+        featstore.measure_arrays(X, rng.random(60))

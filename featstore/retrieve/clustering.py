@@ -118,16 +118,17 @@ def _hdbscan(clips: ClipSet, classes: NDArray[np.int64]) -> tuple[NDArray[np.int
     np.fill_diagonal(distances, 0.0)
     np.sqrt(np.maximum(distances, 0.0, out=distances), out=distances)
 
-    def labels(of: NDArray[np.float64]) -> NDArray[np.int64]:
-        return np.asarray(HDBSCAN(metric="precomputed", copy=False).fit(of).labels_, np.int64)
+    def labels(rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        of = distances if len(rows) == len(distances) else distances[np.ix_(rows, rows)]
+        return np.asarray(HDBSCAN(metric="precomputed", copy=True).fit(of).labels_, np.int64)
 
-    def of_half(half: NDArray[np.int64]) -> Agreement | None:
-        found = labels(distances[np.ix_(half, half)])
-        return agreement(classes[half], found) if found.max() >= 0 else None
-
+    halves = _halves(clips)
     with threadpool_limits(1), ThreadPoolExecutor(min(cores(), N_HALVES)) as pool:
-        halves = list(pool.map(of_half, _halves(clips)))
-    return labels(distances), halves
+        clusters, *of_halves = pool.map(labels, [np.arange(len(clips)), *halves])
+    return clusters, [
+        agreement(classes[half], found) if found.max() >= 0 else None
+        for half, found in zip(halves, of_halves, strict=True)
+    ]
 
 
 def _halves(clips: ClipSet) -> list[NDArray[np.int64]]:
