@@ -1,6 +1,5 @@
 """Reports on scores: result files, leaderboards, comparisons, and their text, CSV, JSON and HTML."""
 
-from featstore.report.board_json import board_to_json
 from featstore.report.comparison import Comparison, Difference, compare
 from featstore.report.latex import grids_to_latex
 from featstore.report.leaderboard import LOWER_IS_BETTER, Average, Cell, Column, Leaderboard, Row, Table, build
@@ -11,6 +10,7 @@ from featstore.report.text import (
     Grid,
     GridCell,
     GridRow,
+    board_to_json,
     comparison_grids,
     comparison_to_csv,
     comparison_to_json,

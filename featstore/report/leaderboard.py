@@ -17,6 +17,7 @@ from featstore.errors import UsageError
 from featstore.records import Protocol, ScoreRecord, Track
 from featstore.report.marks import NO_MARKS, Marks, marks_of
 from featstore.report.pairing import Evidence, average_interval, average_pair, evidence_of, pair, pair_over_tasks
+from featstore.report.plain import plain
 from featstore.report.published import PublishedScores
 from featstore.report.resolution import Resolution, resolution_of
 from featstore.report.results import CHOSEN_SETTINGS
@@ -211,6 +212,10 @@ class Table:
         for line in (*(row.cells for row in self.rows), *(average.values for average in self.averages)):
             if len(line) != len(self.columns):
                 raise UsageError(f"a row must have one entry per column ({len(self.columns)}), got {len(line)}")
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain JSON, without `superseded`."""
+        return {name: each for name, each in plain(self).items() if name != "superseded"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

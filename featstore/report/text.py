@@ -32,6 +32,7 @@ __all__ = [
     "Grid",
     "GridCell",
     "GridRow",
+    "board_to_json",
     "comparison_grids",
     "comparison_to_csv",
     "comparison_to_json",
@@ -496,6 +497,12 @@ def comparison_to_csv(comparison: Comparison) -> str:
 def comparison_to_json(comparison: Comparison) -> str:
     """Differences, then averages, as one JSON array."""
     found = [each.as_json() for each in (*comparison.differences, *comparison.averages)]
+    return json.dumps(found, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def board_to_json(board: Leaderboard) -> str:
+    """The tables as one JSON array, with averages, ranks and resolution."""
+    found = [table.as_json() for table in board.tables]
     return json.dumps(found, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
 
 
