@@ -33,6 +33,7 @@ _ESCAPES = str.maketrans(
         "▸": r"\textbf{bold}",
         "†": r"\textdagger{}",
         "′": r"$'$",
+        "✓": r"$\surd$",
     }
 )
 
