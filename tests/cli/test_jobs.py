@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import json
 import os
@@ -237,7 +238,7 @@ def test_several_measures_are_scored_and_written_and_have_a_table_each(run: Run,
     assert [each["settings"].get("measure", "knn") for each in records] == measures.split(",")
     assert len(list((folder / "r").iterdir())) == 4
     report = run("report", "r", "--format", "csv")
-    assert {line.split(",")[-1] for line in report.out.splitlines()[1:]} == set(measures.split(","))
+    assert {line["measure"] for line in csv.DictReader(report.out.splitlines())} == set(measures.split(","))
     shown = run("retrieve", "tiny.toml", "--store", "s", "--encoder", "mfcc", "--measure", "pairs")
     assert "d_prime" in shown.out
     unknown = run("retrieve", "tiny.toml", "--store", "s", "--measure", "pair")
