@@ -185,7 +185,7 @@ def test_a_damaged_document_of_one_task_in_the_store_costs_that_task(run: Run, f
     assert by_split(records).keys() >= {("a", "train"), ("c", "train")}
 
 
-@pytest.mark.parametrize("device", ["cpu", "cpu,cpu"])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cpu,cpu", marks=pytest.mark.slow)])
 def test_engines_report_alike(device: str, folder: Path) -> None:
     cut(folder, "a/train-001.tar")
     for path in (folder / "data/b").iterdir():

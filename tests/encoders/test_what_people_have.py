@@ -84,7 +84,7 @@ def run(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 
 @pytest.mark.parametrize(
     "case",
-    ["hear", "onnx", *(pytest.param(each, marks=pytest.mark.slow) for each in ("torchscript", "st"))],
+    ["hear", *(pytest.param(each, marks=pytest.mark.slow) for each in ("onnx", "torchscript", "st"))],
     indirect=True,
 )
 def test_two_processes_make_the_store_of_one(case: Case, folder: Path, tmp_path: Path) -> None:

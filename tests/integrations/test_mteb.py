@@ -284,6 +284,7 @@ def wait_for(process: subprocess.Popen[bytes], store: Path, *, clips: int) -> No
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_after_a_kill_only_the_rest_is_encoded(store: Path) -> None:
     process = start_encoding(store, pause_seconds=0.1)
     wait_for(process, store, clips=16)

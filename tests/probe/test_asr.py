@@ -87,7 +87,7 @@ def store(tmp_path_factory, model_folder):
     return beeps.store_of(tmp_path_factory.mktemp("asr"), task(model_folder), clips)
 
 
-@pytest.mark.parametrize("protocol", ["strict", "xares"])
+@pytest.mark.parametrize("protocol", ["strict", pytest.param("xares", marks=pytest.mark.slow)])
 def test_a_frozen_language_model_learns_to_hear(store, model_folder, protocol):
     record = probe_task(store, task(model_folder), protocol=protocol, seeds=(0,))
     # One word in four is chance. As in X-ARES, xares takes the first epoch that gets the letters of validation texts
@@ -117,6 +117,7 @@ def test_a_clip_that_is_not_heard_is_not_guessed(store, model_folder, monkeypatc
     assert probe_task(store, task(model_folder, epochs=15), seeds=(0,)).value < 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("few_epochs")
 def test_a_run_repeats_to_the_last_digit(store, model_folder):
     one, two = (probe_task(store, task(model_folder, epochs=2), seeds=(1, 2)) for _ in range(2))

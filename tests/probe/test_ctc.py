@@ -61,6 +61,7 @@ def test_a_probe_learns_to_spell_what_it_hears(store, protocol):
     assert {"jiwer", "torch"} <= set(record.versions)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("few_epochs")
 def test_a_run_repeats_to_the_last_digit(store):
     task = TASK.model_copy(update={"probe": TASK.probe.model_copy(update={"epochs": 2})})

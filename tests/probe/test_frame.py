@@ -299,7 +299,7 @@ def test_events_are_found_by_their_onsets(store):
     assert record.details["event_f1"]["average"] == "macro"
 
 
-@pytest.mark.parametrize("protocol", ["strict", "xares"])
+@pytest.mark.parametrize("protocol", ["strict", pytest.param("xares", marks=pytest.mark.slow)])
 def test_a_run_repeats_to_the_last_digit_whatever_the_threads(store, protocol):
     before = torch.get_num_threads()
     records = []

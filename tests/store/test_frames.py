@@ -176,7 +176,8 @@ def test_collate_joins_samples_of_any_origin_as_it_reads_its_own(fs):
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork:DeprecationWarning")
 @pytest.mark.parametrize(
-    ("start", "frames"), [(None, True), (None, False), ("fork", True), ("fork", False), ("spawn", True)]
+    ("start", "frames"),
+    [(None, True), (None, False), ("fork", True), ("fork", False), pytest.param("spawn", True, marks=pytest.mark.slow)],
 )
 def test_workers_read_one_shuffled_epoch_through_the_map(fs, written, start, frames):
     import torch
