@@ -304,6 +304,7 @@ def explore(
     store: Store | StrPath,
     *,
     encoder: str | None = None,
+    encoder_b: str | None = None,
     dataset: str | None = None,
     split: str | None = None,
     out: StrPath | None = None,
@@ -314,15 +315,18 @@ def explore(
     n_audio: int = 40,
     title: str | None = None,
 ) -> ExploreRecord:
-    """Write a map of the clips of one feature set: a self-contained page to view, search and listen to.
+    """Write a map of the clips of a feature set: a self-contained page to view, search and listen to.
 
     Parameters
     ----------
     store : Store, str or os.PathLike
     encoder, dataset, split : str, optional
         Select the feature set; what the store has only one of need not be named.
+    encoder_b : str, optional
+        A second encoder: the page has the maps of both side by side, of the clips that both have. A clip that is
+        selected in one is selected in the other, and a class has the same colour in both.
     out : str or os.PathLike, optional
-        The page; ``ENCODER-DATASET-SPLIT.html`` in the current folder by default.
+        The page; ``ENCODER[-ENCODER_B]-DATASET-SPLIT.html`` in the current folder by default.
     map : "pca" or "umap"
         Projection.
     colour : str, optional
@@ -347,15 +351,15 @@ def explore(
     featstore.errors.LabelError
         No clip has the field `colour`.
     featstore.errors.UsageError
-        A library of the page or of the projection is not installed.
+        A library of the page or of the projection is not installed, or there are fewer than two clips.
     """
     from featstore.explore.audio import embed
     from featstore.explore.page import render_map
     from featstore.files import write_whole
 
-    fs = opened(store).select(encoder=encoder, dataset=dataset, split=split)
-    explorer, audio = _explorer(fs, map=map, colour=colour, points=points, data=data)
-    path = Path(_file_name(fs.path) if out is None else out)
+    sets = _sets(store, encoder=encoder, encoder_b=encoder_b, dataset=dataset, split=split)
+    explorer, audio = _explorer(sets, map=map, colour=colour, points=points, data=data)
+    path = Path(_file_name(*(fs.path for fs in sets)) if out is None else out)
     found = None if audio is None else embed(audio, explorer.points.numbers, explorer.groups, most=n_audio)
     page = render_map(explorer, audio=None if found is None else dict(found.uris), title=title)
     write_whole(path, page)
@@ -372,6 +376,7 @@ def explore_server(
     store: Store | StrPath,
     *,
     encoder: str | None = None,
+    encoder_b: str | None = None,
     dataset: str | None = None,
     split: str | None = None,
     port: int = 8642,
@@ -387,7 +392,7 @@ def explore_server(
     ----------
     port : int
         Port on the loopback interface; 0 chooses a free one.
-    store, encoder, dataset, split, map, colour, points, data, title
+    store, encoder, encoder_b, dataset, split, map, colour, points, data, title
         As of `explore`.
 
     Returns
@@ -403,30 +408,46 @@ def explore_server(
     from featstore.explore.page import render_map
     from featstore.explore.serve import LOOPBACK, PageServer
 
-    fs = opened(store).select(encoder=encoder, dataset=dataset, split=split)
-    explorer, audio = _explorer(fs, map=map, colour=colour, points=points, data=data)
+    sets = _sets(store, encoder=encoder, encoder_b=encoder_b, dataset=dataset, split=split)
+    explorer, audio = _explorer(sets, map=map, colour=colour, points=points, data=data)
     try:
         return PageServer(render_map(explorer, audio=audio, title=title), audio, port=port)
     except OSError as error:
         raise UsageError(f"cannot serve at {LOOPBACK}:{port}: {error.strerror}; --port 0: a free port") from error
 
 
+def _sets(
+    store: Store | StrPath, *, encoder: str | None, encoder_b: str | None, dataset: str | None, split: str | None
+) -> list[FeatureSet]:
+    """The selected feature set, and that of the second encoder for the same dataset and split."""
+    cached = opened(store)
+    fs = cached.select(encoder=encoder, dataset=dataset, split=split)
+    if encoder_b is None:
+        return [fs]
+    return [fs, cached.select(encoder=encoder_b, dataset=fs.dataset, split=fs.split)]
+
+
 def _explorer(
-    fs: FeatureSet, *, map: Literal["pca", "umap"], colour: str | None, points: int, data: StrPath | None
+    sets: Sequence[FeatureSet], *, map: Literal["pca", "umap"], colour: str | None, points: int, data: StrPath | None
 ) -> tuple[Explorer, ClipAudio | None]:
     from featstore.explore.audio import ClipAudio
-    from featstore.explore.map import take_points
+    from featstore.explore.map import take_common_points, take_points
     from featstore.explore.page import explore
 
-    audio = None if data is None else ClipAudio(fs, Path(data))
-    return explore(take_points(fs, max_points=points), method=map, colour=colour), audio
+    audio = None if data is None else ClipAudio(sets[0], Path(data))
+    if len(sets) == 1:
+        return explore(take_points(sets[0], max_points=points), method=map, colour=colour), audio
+    a, b = take_common_points(*sets, max_points=points)
+    return explore(a, b, method=map, colour=colour), audio
 
 
-def _file_name(path: str) -> str:
+def _file_name(*paths: str) -> str:
     """File name of the page, made of the names of the groups; their documents are untrusted text.
 
     >>> _file_name("logmel@3f9c2a71/words/train")
     'logmel-words-train.html'
+    >>> _file_name("logmel@3f9c2a71/words/train", "mfcc@0b1e7d42/words/train")
+    'logmel-mfcc-words-train.html'
     """
-    encoder, *place = path.split("/")
-    return "-".join((encoder.partition("@")[0], *place)) + ".html"
+    encoders = [path.partition("@")[0] for path in paths]
+    return "-".join((*encoders, *paths[0].split("/")[1:])) + ".html"

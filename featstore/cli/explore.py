@@ -1,4 +1,4 @@
-"""`featstore explore`: a map of one feature set, as a page or served locally."""
+"""`featstore explore`: a map of a feature set, or of two side by side, as a page or served locally."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ __all__ = ["explore"]
 
 @click.command()
 @click.argument("path", required=False)
+@click.argument("encoder_b", required=False)
 @store_option
 @feature_set_options
 @click.option(
@@ -23,7 +24,7 @@ __all__ = ["explore"]
     "out_path",
     type=HomePath(dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="Output file.  [default: ENCODER-DATASET-SPLIT.html]",
+    help="Output file.  [default: ENCODER[-ENCODER_B]-DATASET-SPLIT.html]",
 )
 @click.option(
     "--map",
@@ -74,6 +75,7 @@ __all__ = ["explore"]
 def explore(
     *,
     path: str | None,
+    encoder_b: str | None,
     store_url: str,
     encoder: str | None,
     dataset: str | None,
@@ -88,15 +90,17 @@ def explore(
     port: int,
     title: str | None,
 ) -> None:
-    """Write a map of the clips of one feature set.
+    """Write a map of the clips of a feature set.
 
     The map is a self-contained page to view, search and listen to. PATH is ENCODER[/DATASET[/SPLIT]] as in `featstore
-    inspect`; it stands for --encoder, --dataset and --split.
+    inspect`; it stands for --encoder, --dataset and --split. With ENCODER_B, the page has the maps of both encoders
+    side by side, with linked selection.
 
     \b
     featstore explore logmel/words/test --store S
     featstore explore logmel/words/test --store S --out map.html --data D
     featstore explore logmel/words/test --store S --data D --serve
+    featstore explore logmel/words/test mfcc --store S
     """  # noqa: D301 - click takes the character itself
     if serve and out_path is not None:
         raise UsageError("--out and --serve exclude each other")
@@ -110,6 +114,7 @@ def explore(
         with api.explore_server(
             store_url,
             encoder=encoder,
+            encoder_b=encoder_b,
             dataset=dataset,
             split=split,
             port=port,
@@ -128,6 +133,7 @@ def explore(
     record = api.explore(
         store_url,
         encoder=encoder,
+        encoder_b=encoder_b,
         dataset=dataset,
         split=split,
         out=out_path,
@@ -139,6 +145,8 @@ def explore(
         title=title,
     )
     sounds = "" if data_dir is None else f", {record.sounds:,} of them with sound"
+    if data_dir is not None and record.sounds < record.clips:
+        sounds += " (more: --audio N; all: --serve)"
     if record.sounds_skipped:
         sounds += f" ({record.sounds_skipped:,} skipped: changed or missing in --data, or over the size limit)"
     say(f"{record.out}: {counted(record.clips, 'clip')}, {spoken_bytes(record.bytes)}{sounds}")

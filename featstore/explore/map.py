@@ -1,4 +1,4 @@
-"""The points of a map of a feature set: its clips, their neighbours, and a projection to two dimensions."""
+"""The points of a map of a feature set: its clips, their neighbours, a projection to two dimensions, its frame."""
 
 from __future__ import annotations
 
@@ -16,7 +16,17 @@ if TYPE_CHECKING:
     from featstore.retrieve.knn import Neighbours
     from featstore.store import FeatureSet
 
-__all__ = ["MAX_POINTS", "Points", "Projection", "nearest_points", "pca", "take_points", "umap"]
+__all__ = [
+    "MAX_POINTS",
+    "Points",
+    "Projection",
+    "frame",
+    "nearest_points",
+    "pca",
+    "take_common_points",
+    "take_points",
+    "umap",
+]
 
 
 MAX_POINTS = 50_000
@@ -76,12 +86,40 @@ def take_points(fs: FeatureSet, *, max_points: int) -> Points:
     UsageError
         There are fewer than two clips.
     """
+    n = fs.n_clips
+    if n < 2:
+        raise UsageError(f"a map needs at least two clips, and {fs.path} has {n}")
+    return _points(fs, _sample(n, max_points))
+
+
+def take_common_points(a: FeatureSet, b: FeatureSet, *, max_points: int) -> tuple[Points, Points]:
+    """Read the clips that two feature sets have in common, matched by key, or a sample of `max_points`.
+
+    Both results have the same clips in the order of `a`.
+
+    Raises
+    ------
+    UsageError
+        The feature sets are the same one, or have fewer than two clips in common.
+    """
+    if a.path == b.path:
+        raise UsageError(f"both encoders are {a.recipe.group_name}: name two")
+    _, in_a, in_b = np.intersect1d(a.clip_key, b.clip_key, return_indices=True)
+    if len(in_a) < 2:
+        raise UsageError(f"a map needs at least two clips, and {a.path} and {b.path} have {len(in_a)} in common")
+    order = np.argsort(in_a)[_sample(len(in_a), max_points)]
+    return _points(a, in_a[order]), _points(b, in_b[order])
+
+
+def _sample(n: int, most: int) -> NDArray[np.int64]:
+    """All of `n` numbers, or `most` of them, drawn with a fixed seed; ascending."""
+    if n <= most:
+        return np.arange(n)
+    return np.sort(np.random.default_rng(0).choice(n, most, replace=False))
+
+
+def _points(fs: FeatureSet, numbers: NDArray[np.int64]) -> Points:
     firsts = np.flatnonzero(fs.start_seconds == 0.0)
-    if len(firsts) < 2:
-        raise UsageError(f"a map needs at least two clips, and {fs.path} has {len(firsts)}")
-    numbers = np.arange(len(firsts))
-    if len(firsts) > max_points:
-        numbers = np.sort(np.random.default_rng(0).choice(len(firsts), max_points, replace=False))
     place = np.full(len(firsts), -1)
     place[numbers] = np.arange(len(numbers))
     return Points(
@@ -186,3 +224,22 @@ def umap(vectors: NDArray[np.float32]) -> Projection:
         reducer = UMAP(n_components=2, n_neighbors=UMAP_NEIGHBOURS, metric="cosine", random_state=0)
         xy = reducer.fit_transform(vectors)
     return Projection(name="UMAP", xy=np.nan_to_num(np.asarray(xy, np.float32)), axes=("", ""))
+
+
+FRAME_SHARE = 0.01
+"""Share of the points at each end of an axis that may be outliers; at least one point."""
+
+
+def frame(xy: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Limits of the axes that outliers do not widen, each float32 (2,).
+
+    The range of an axis without 1 % of the points at each end is extended by half of its width at both ends, and cut
+    to the range of all points. An axis on which all other points coincide has the range of all points.
+    """
+    in_order = np.sort(xy, axis=0)
+    cut = max(1, int(FRAME_SHARE * len(xy)))
+    least, most = in_order[0], in_order[-1]
+    low, high = (in_order[cut], in_order[-1 - cut]) if len(xy) > 2 * cut else (least, most)
+    margin = (high - low) / 2
+    spread = high > low
+    return np.where(spread, np.maximum(least, low - margin), least), np.where(spread, np.minimum(most, high + margin), most)

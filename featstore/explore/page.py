@@ -1,12 +1,10 @@
-"""The map of one feature set as a self-contained page."""
+"""The map of a feature set, or of two of the same clips side by side, as a self-contained page."""
 
 from __future__ import annotations
 
 import base64
-import json
-import math
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+import shlex
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,130 +14,14 @@ from numpy.typing import NDArray
 
 from featstore import __version__
 from featstore.errors import LabelError
-from featstore.explore.map import Points, Projection, nearest_points, pca, umap
-from featstore.report.leaderboard import natural
+from featstore.explore.columns import Column, columns_of, default_colour
+from featstore.explore.map import Points, Projection, frame, nearest_points, pca, umap
 from featstore.report.templating import as_data, environment, writable
-from featstore.store.clip_fields import stored_clip_json
 
 if TYPE_CHECKING:
     from featstore.explore.audio import ClipAudio
 
-__all__ = ["NEIGHBOURS", "Column", "Explorer", "columns_of", "default_colour", "explore", "render_map"]
-
-
-MAX_CLASSES = 1_000
-"""A column with more distinct values is text: searchable and shown, but not a colour."""
-
-MAX_COLUMNS = 40
-MAX_NUMBERS_AS_CLASSES = 12
-MAX_TEXT = 200
-_DEPTH = 3
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Column:
-    """One field of all clips.
-
-    Attributes
-    ----------
-    values : tuple of str
-        For ``class`` and ``text``: the value of each code, the most frequent first, ties in natural order.
-    codes : int64 (n,)
-        -1 for a clip without this field.
-    numbers : float64 (n,)
-        For ``number``; NaN for a clip without this field.
-    """
-
-    name: str
-    kind: Literal["class", "number", "text"]
-    values: tuple[str, ...] = ()
-    codes: NDArray[np.int64] | None = None
-    numbers: NDArray[np.float64] | None = None
-
-
-def columns_of(keys: Sequence[str], metas: Sequence[str]) -> tuple[Column, ...]:
-    """Columns of the clips' JSON, in the order in which fields first occur; nested fields have dotted names.
-
-    Numbers with few distinct whole values are classes. A list of text or numbers is one text, with words sorted. Lists
-    of objects, deeper fields and fields beyond the fortieth are skipped.
-
-    Raises
-    ------
-    LabelError
-        The JSON of a clip cannot be read.
-    """
-    raw: dict[str, list[Any]] = {}
-    for at, (key, meta) in enumerate(zip(keys, metas, strict=True)):
-        for name, value in _flat(stored_clip_json(meta, key=key), "", _DEPTH):
-            if name not in raw and len(raw) == MAX_COLUMNS:
-                continue
-            column = raw.setdefault(name, [])
-            column += [None] * (at - len(column))
-            if len(column) == at:
-                column.append(value)
-    return tuple(_column(name, column + [None] * (len(metas) - len(column))) for name, column in raw.items())
-
-
-def default_colour(columns: Sequence[Column], *, label: str | None = None) -> int:
-    """The column called `label`, then one called ``label``, then the first of 2 to 50 classes of text.
-
-    Otherwise the first that can be a colour; -1 if there is none.
-    """
-    ranked = [
-        (
-            column.name != label,
-            column.name != "label",
-            not (column.kind == "class" and 2 <= len(column.values) <= 50),
-            at,
-        )
-        for at, column in enumerate(columns)
-        if column.kind == "number" or (len(column.values) >= 2 and column.kind == "class")
-    ]
-    return min(ranked)[-1] if ranked else -1
-
-
-def _flat(value: Any, name: str, depth: int) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict):
-        for key, inner in value.items() if depth else ():
-            yield from _flat(inner, f"{name}.{key}" if name else str(key), depth - 1)
-    elif name and value is not None:
-        if isinstance(value, list):
-            if value and all(isinstance(each, str | int | float) for each in value):
-                texts = [_text(each) for each in value]
-                yield name, ", ".join(sorted(texts) if all(isinstance(each, str) for each in value) else texts)
-        else:
-            yield name, value
-
-
-def _column(name: str, raw: list[Any]) -> Column:
-    present = [value for value in raw if value is not None]
-    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in present):
-        few = len(set(present)) <= MAX_NUMBERS_AS_CLASSES and all(
-            isinstance(value, int) or value.is_integer() for value in present
-        )
-        if not few:
-            return Column(name=name, kind="number", numbers=np.array([_number(value) for value in raw]))
-    texts = [None if value is None else _text(value) for value in raw]
-    counts = Counter(text for text in texts if text is not None)
-    values = sorted(counts, key=lambda text: (-counts[text], natural(text)))
-    codes = {text: code for code, text in enumerate(values)}
-    return Column(
-        name=name,
-        kind="class" if len(values) <= MAX_CLASSES else "text",
-        values=tuple(values),
-        codes=np.array([-1 if text is None else codes[text] for text in texts], np.int64),
-    )
-
-
-def _text(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value)
-    return text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 1] + "…"
-
-
-def _number(value: float | None) -> float:
-    """The number as a float; NaN for None and for numbers that float32 cannot represent."""
-    number = math.nan if value is None else float(value) if abs(value) < 3e38 else math.nan
-    return number if math.isfinite(number) else math.nan
+__all__ = ["NEIGHBOURS", "Explorer", "Space", "explore", "render_map"]
 
 
 NEIGHBOURS = 8
@@ -148,28 +30,59 @@ MAX_COLUMN_BYTES = 3_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Explorer:
-    """All that a page shows, before it is written down.
+class Space:
+    """One map: the clips in the space of one encoder.
 
     Attributes
     ----------
     near_rows : int64 (n, k)
         Nearest points of each, nearest first.
     near_cosines : float32 (n, k)
+    """
+
+    points: Points
+    projection: Projection
+    near_rows: NDArray[np.int64]
+    near_cosines: NDArray[np.float32]
+
+    @property
+    def name(self) -> str:
+        """Name of the encoder in the store."""
+        return self.points.fs.recipe.group_name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Explorer:
+    """All that a page shows, before it is written down.
+
+    Attributes
+    ----------
+    spaces : tuple of Space
+        One, or two with the same clips.
+    columns : tuple of Column
+        Fields of the clips as the first feature set has them.
     colour : int
-        Column that colours the map at first, or -1.
+        Column that colours the maps at first, or -1.
     omitted : tuple of str
         Columns that did not fit.
     """
 
-    points: Points
+    spaces: tuple[Space, ...]
     keys: tuple[str, ...]
-    projection: Projection
     columns: tuple[Column, ...]
     colour: int
-    near_rows: NDArray[np.int64]
-    near_cosines: NDArray[np.float32]
     omitted: tuple[str, ...]
+
+    @property
+    def points(self) -> Points:
+        """Clips of the first space."""
+        return self.spaces[0].points
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Short name of each encoder; with the fingerprint if both have the same."""
+        names = tuple(space.points.fs.encoder for space in self.spaces)
+        return names if len(set(names)) == len(names) else tuple(space.name for space in self.spaces)
 
     @property
     def groups(self) -> list[int]:
@@ -178,13 +91,17 @@ class Explorer:
         return [0] * len(self.points) if codes is None else codes.tolist()
 
 
-def explore(points: Points, *, method: Literal["pca", "umap"] = "pca", colour: str | None = None) -> Explorer:
-    """Project the clips of a feature set and find the neighbours of each.
+def explore(
+    points: Points, beside: Points | None = None, *, method: Literal["pca", "umap"] = "pca", colour: str | None = None
+) -> Explorer:
+    """Project the clips of a feature set, or of two, and find the neighbours of each.
 
     Parameters
     ----------
+    beside : Points, optional
+        The same clips in the space of another encoder, see `take_common_points`.
     colour : str, optional
-        Field that colours the map. The default is the label of the task of the dataset, see `default_colour`.
+        Field that colours the maps. The default is the label of the task of the dataset, see `default_colour`.
 
     Raises
     ------
@@ -193,24 +110,38 @@ def explore(points: Points, *, method: Literal["pca", "umap"] = "pca", colour: s
     UsageError
         `method` is ``umap``, and umap-learn is not installed.
     """
-    place = pca if method == "pca" else umap
-    projection = place(points.vectors)
     found = (*columns_of(points.keys, points.metas), *_own_columns(points))
-    names = [column.name for column in found]
-    if colour is not None and colour not in names:
-        raise LabelError(f"no clip of {points.fs.path} has a field {colour!r}; the fields are {_listed(names)}")
-    first = default_colour(found, label=_label_field(points)) if colour is None else names.index(colour)
+    if colour is None:
+        first = default_colour(found, label=_label_field(points))
+    else:
+        # checked before the projection, which may take minutes
+        names = [column.name for column in found] + ([SHARED] if beside else [])
+        if colour not in names:
+            raise LabelError(f"no clip of {points.fs.path} has a field {colour!r}; the fields are {_listed(names)}")
+        first = names.index(colour)
+    spaces = tuple(_space(each, pca if method == "pca" else umap) for each in (points, beside) if each is not None)
+    if beside is not None:
+        near_a, near_b = (space.near_rows for space in spaces)
+        shared = (near_a[:, :, None] == near_b[:, None, :]).any(axis=2).sum(axis=1)
+        found = (*found, Column(name=SHARED, kind="number", numbers=shared.astype(np.float64)))
     kept, omitted = _fitting_columns(found, first)
-    near = nearest_points(points.vectors, k=NEIGHBOURS)
     return Explorer(
-        points=points,
+        spaces=spaces,
         keys=tuple(points.keys),
-        projection=projection,
         columns=kept,
         colour=next((at for at, column in enumerate(kept) if first >= 0 and column is found[first]), -1),
-        near_rows=near.rows,
-        near_cosines=near.similarities,
         omitted=omitted,
+    )
+
+
+SHARED = "(shared neighbours)"
+"""Column of two spaces: how many of the nearest clips of a clip both have."""
+
+
+def _space(points: Points, project: Callable[[NDArray[np.float32]], Projection]) -> Space:
+    near = nearest_points(points.vectors, k=NEIGHBOURS)
+    return Space(
+        points=points, projection=project(points.vectors), near_rows=near.rows, near_cosines=near.similarities
     )
 
 
@@ -234,7 +165,7 @@ def render_map(
         jinja2 is not installed.
     """
     templates = environment("featstore.explore", what="the page of `featstore explore`")
-    fs, projection = explorer.points.fs, explorer.projection
+    fs = explorer.points.fs
     served = audio is not None and not isinstance(audio, Mapping)
     page = templates.get_template("explore.html.j2").render(
         title=title or f"{fs.dataset}/{fs.split}",
@@ -242,31 +173,50 @@ def render_map(
         made_at=(made_at or datetime.now(UTC)).strftime("%Y-%m-%d %H:%M UTC"),
         media="'self'" if served else "data:" if audio else "",
         data=as_data(_data(explorer, audio)),
-        fs=fs,
+        spaces=tuple(zip(explorer.names, explorer.spaces, strict=True)),
         n_points=len(explorer.points),
-        k=explorer.near_rows.shape[1],
-        projection=projection,
+        k=explorer.spaces[0].near_rows.shape[1],
+        n_sounds=len(explorer.points) if served else len(audio) if isinstance(audio, Mapping) else 0,
+        # an imported feature set has no shards to read sounds from
+        command=None if fs.recipe.imported_from is not None else _command(explorer),
         omitted=explorer.omitted,
-        recipe=[(name.replace("_", " "), _text_of(value)) for name, value in fs.recipe.as_json().items()],
+        recipes=[
+            [(name.replace("_", " "), _text_of(value)) for name, value in space.points.fs.recipe.as_json().items()]
+            for space in explorer.spaces
+        ],
     )
     return writable(page)
 
 
+def _command(explorer: Explorer) -> str:
+    """The command that makes this map, without its options; a store is not named, as its address may be private."""
+    other = [space.name for space in explorer.spaces[1:]]
+    return shlex.join(["featstore", "explore", explorer.points.fs.path, *other]) + " --store STORE --data DIR"
+
+
 def _data(explorer: Explorer, audio: Mapping[int, str] | ClipAudio | None) -> dict[str, Any]:
-    points = explorer.points
-    n = len(points)
+    fs = explorer.points.fs
     return {
-        "n": n,
-        "of": f"{points.fs.dataset}/{points.fs.split}",
+        "n": len(explorer.points),
+        "of": f"{fs.dataset}/{fs.split}",
         "keys": explorer.keys,
-        **_coordinates(explorer.projection.xy),
-        "axes": explorer.projection.axes,
+        "k": explorer.spaces[0].near_rows.shape[1],
+        "maps": [_space_data(name, space) for name, space in zip(explorer.names, explorer.spaces, strict=True)],
         "columns": [_column_data(column) for column in explorer.columns],
         "colour": explorer.colour,
-        "k": explorer.near_rows.shape[1],
-        "near": _base64(_narrow(explorer.near_rows, most=n)),
-        "cosines": _base64(np.rint((explorer.near_cosines.clip(-1, 1) + 1) / 2 * 65_535).astype("<u2")),
-        **_audio_data(points, audio),
+        **_audio_data(explorer.points, audio),
+    }
+
+
+def _space_data(name: str, space: Space) -> dict[str, Any]:
+    low, high = frame(space.projection.xy)
+    return {
+        "name": name,
+        "xy": _base64(space.projection.xy.astype("<f4")),
+        "low": low.tolist(),
+        "high": high.tolist(),
+        "near": _base64(_narrow(space.near_rows, most=len(space.points))),
+        "cosines": _base64(np.rint((space.near_cosines.clip(-1, 1) + 1) / 2 * 65_535).astype("<u2")),
     }
 
 
@@ -276,14 +226,6 @@ def _audio_data(points: Points, audio: Mapping[int, str] | ClipAudio | None) -> 
     if isinstance(audio, Mapping):
         return {"audio": "embedded", "sounds": {str(at): uri for at, uri in audio.items()}}
     return {"audio": "served", "numbers": _base64(points.numbers.astype("<u4"))}
-
-
-def _coordinates(xy: NDArray[np.float32]) -> dict[str, Any]:
-    """Coordinates in 16 bits between the minimum and the maximum of their axis."""
-    low, high = xy.min(axis=0), xy.max(axis=0)
-    span = np.maximum(high - low, np.finfo(np.float32).tiny)
-    coded = np.rint((xy - low) / span * 65_535).astype("<u2")
-    return {"xy": _base64(coded), "low": low.tolist(), "high": high.tolist()}
 
 
 def _column_data(column: Column) -> dict[str, Any]:

@@ -18,7 +18,8 @@ from featstore.errors import LabelError, UsageError
 from featstore.explore import map as projection
 from featstore.explore import page as explore_page
 from featstore.explore.map import pca, take_points
-from featstore.explore.page import Column, columns_of, default_colour, explore, render_map
+from featstore.explore.columns import Column, columns_of, default_colour
+from featstore.explore.page import explore, render_map
 from mapped import HOSTILE, Stored, write_set
 
 DIM = 6
@@ -68,16 +69,15 @@ def test_coordinates_labels_keys_and_neighbours_of_the_page_are_those_of_the_sto
     means = np.array([unit.mean(axis=0) for unit in units])
     means /= np.linalg.norm(means, axis=1, keepdims=True)
     wanted = PCA(2).fit_transform(means)
-    coded = numbers(data["xy"], "<u2").reshape(-1, 2) / 65_535
-    low, high = np.array(data["low"]), np.array(data["high"])
-    found = low + coded * (high - low)
+    [space] = data["maps"]
+    found = numbers(space["xy"], "<f4").reshape(-1, 2)
     for axis in range(2):
         assert abs(np.corrcoef(found[:, axis], wanted[:, axis])[0, 1]) > 0.99999
     cosine = means @ means.T
     np.fill_diagonal(cosine, -2)
-    near = numbers(data["near"], "<u1").reshape(150, 8)
+    near = numbers(space["near"], "<u1").reshape(150, 8)
     assert near.tolist() == np.argsort(-cosine, axis=1, kind="stable")[:, :8].tolist()
-    result = numbers(data["cosines"], "<u2").reshape(150, 8) / 65_535 * 2 - 1
+    result = numbers(space["cosines"], "<u2").reshape(150, 8) / 65_535 * 2 - 1
     np.testing.assert_allclose(result, np.take_along_axis(cosine, near.astype(int), axis=1), atol=2e-5)
     by_name = {column["name"]: column for column in data["columns"]}
     assert list(by_name) == ["word", "by.id", "by.old", "snr", "tags", "(seconds)", "(shard)"]
@@ -155,7 +155,7 @@ def test_umap_that_is_not_installed_is_reported(monkeypatch):
 def test_two_clips_make_a_map_and_one_does_not(tmp_path, rng):
     write_set(tmp_path / "two", some(2, rng))
     data = data_of(render_map(explore(take_points(opened(tmp_path / "two"), max_points=9))))
-    assert (data["n"], data["k"], numbers(data["near"], "<u1").tolist()) == (2, 1, [1, 0])
+    assert (data["n"], data["k"], numbers(data["maps"][0]["near"], "<u1").tolist()) == (2, 1, [1, 0])
     write_set(tmp_path / "one", some(1, rng))
     with pytest.raises(UsageError):
         take_points(opened(tmp_path / "one"), max_points=9)
@@ -165,7 +165,7 @@ def test_vectors_that_are_not_finite_do_not_spoil_the_map(tmp_path, rng):
     clips = [*some(20, rng), Stored("broken", np.full(DIM, np.inf), {"word": "w1"})]
     write_set(tmp_path / "s", clips)
     data = data_of(render_map(explore(take_points(opened(tmp_path / "s"), max_points=99))))
-    assert np.isfinite(data["low"]).all()
+    assert np.isfinite(numbers(data["maps"][0]["xy"], "<f4")).all()
     assert data["n"] == 21
 
 
