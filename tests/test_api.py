@@ -533,8 +533,9 @@ def test_a_map_is_written_and_served(folder: Path, tmp_path: Path) -> None:
     record = featstore.explore(folder / "s.zarr", out=tmp_path / "m.html", data=folder / "data", n_audio=3, **chosen)
     assert (record.clips, record.sounds, record.sounds_skipped) == (8, 3, 0)
     assert record.out.stat().st_size == record.bytes
-    with featstore.explore_server(folder / "s.zarr", port=0, **chosen) as server:
+    with featstore.explore_server(folder / "s.zarr", encoder_b="logmel", port=0, **chosen) as server:
         assert server.page.startswith(b"<!")
+        assert server.page.count(b"<canvas") == 2
         with pytest.raises(UsageError):
             featstore.explore_server(folder / "s.zarr", port=server.server_port, **chosen)
 

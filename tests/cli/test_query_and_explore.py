@@ -105,6 +105,14 @@ def test_explore_writes_a_page_and_says_how_large_it_is(run: Run, store: Path) -
     assert Path("mel-words-train.html").is_file()
 
 
+def test_explore_with_two_encoders_writes_one_page(run: Run, store: Path) -> None:
+    write_set(store, [Stored(f"train-{at}", np.eye(4)[at % 4] + at, {}) for at in range(5)], encoder="other")
+    outcome = run("explore", "mel/words/train", "other", "--store", store)
+    assert outcome.out.startswith("mel-other-words-train.html: 5 clips, ")
+    one_line(run, "explore", "mel/words/train", "mel", "--store", store, code=2, says="both encoders are mel@")
+    one_line(run, "explore", "mel/words/train", "none", "--store", store, code=2, says="none")
+
+
 def test_what_cannot_be_explored_is_reported_in_one_line(run: Run, store: Path) -> None:
     one_line(run, "explore", "--store", store, "--out", "x.html", code=2, says="feature set")
     page = ("explore", "mel/words/train", "--store", store)

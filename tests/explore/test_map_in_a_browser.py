@@ -15,7 +15,7 @@ import pytest
 import featstore
 from browsing import Browser, Opened, faint_texts
 from featstore.explore.audio import ClipAudio, embed
-from featstore.explore.map import take_points
+from featstore.explore.map import take_common_points, take_points
 from featstore.explore.page import explore, render_map
 from featstore.explore.serve import PageServer
 from handmade import clip, extract, noise, write_split
@@ -248,6 +248,154 @@ def test_a_phone_and_the_dark_show_it_too(browser: Browser, ordinary: str) -> No
         page.locator("canvas").evaluate("(map) => map.width / map.height"),
     )
     assert box["width"] / box["height"] == pytest.approx(drawn_as, rel=0.01)  # a circle stays one
+    closed(opened)
+
+
+# --- two encoders -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The clips of two encoders, in other places and in another order; one clip by encoder b is far from all others."""
+    rng = np.random.default_rng(3)
+    folder = tmp_path_factory.mktemp("pair")
+    for name, seed in (("a", 1), ("b", 2)):
+        centres = np.random.default_rng(seed).standard_normal((3, 8)) * 4
+        clips = [Stored(f"c{at:02d}", centres[at % 3] + rng.standard_normal(8), {"word": WORDS[at % 3]}) for at in range(90)]
+        write_set(folder / "s", clips if name == "a" else clips[::-1], encoder=name)
+    store = featstore.open(str(folder / "s"))
+    return render_map(explore(*take_common_points(store.select(encoder="a"), store.select(encoder="b"), max_points=99)))
+
+
+RINGS = """([map, x, y]) => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => {
+  const canvas = document.querySelectorAll('canvas')[map], box = canvas.getBoundingClientRect();
+  const copy = document.createElement('canvas'), ratio = canvas.width / box.width;
+  [copy.width, copy.height] = [canvas.width, canvas.height];
+  const to = copy.getContext('2d', { willReadFrequently: true });
+  to.drawImage(canvas, 0, 0);
+  const { data } = to.getImageData(Math.round((x - box.x) * ratio) - 12, Math.round((y - box.y) * ratio) - 12, 25, 25);
+  let black = 0;
+  for (let at = 0; at < data.length; at += 4) if (data[at] + data[at + 1] + data[at + 2] < 60) black++;
+  done(black);
+})))"""
+
+
+def ringed(page: Any, key: str, *, map: int) -> bool:
+    """Whether a map has a ring around a clip."""
+    return bool(page.evaluate(RINGS, [map, *place_of(page, key, map=map)]) > 15)
+
+
+def test_a_clip_under_the_pointer_or_pinned_in_one_map_is_ringed_in_the_other(browser: Browser, pair: str) -> None:
+    opened = browser.open(pair)
+    page = opened.page
+    assert page.locator("figcaption").all_text_contents() == ["a", "b"]
+    assert not any(ringed(page, "c07", map=map) for map in (0, 1))
+    page.mouse.move(*place_of(page, "c07", map=1))
+    assert page.locator("#tip").text_content() == "c07\nword: no"
+    assert all(ringed(page, "c07", map=map) for map in (0, 1))
+    page.mouse.move(2, 2)
+    assert not any(ringed(page, "c07", map=map) for map in (0, 1))
+    page.mouse.click(*place_of(page, "c07", map=0))
+    page.mouse.move(2, 2)
+    assert all(ringed(page, "c07", map=map) for map in (0, 1))
+    assert page.locator("#clip h3").all_text_contents() == ["Nearest by cosine in a", "Nearest by cosine in b"]
+    data = json.loads(page.locator("#data").text_content())
+    for map, listed in enumerate(page.locator("#clip .clips").all()):
+        near = np.frombuffer(base64.b64decode(data["maps"][map]["near"]), "u1").reshape(-1, data["k"])
+        assert listed.locator(".key").all_text_contents() == [data["keys"][at] for at in near[data["keys"].index("c07")]]
+    closed(opened)
+
+
+@pytest.mark.parametrize("how", ["Shift", "button"])
+def test_a_lasso_in_one_map_selects_the_clips_in_both(browser: Browser, pair: str, how: str) -> None:
+    opened = browser.open(pair)
+    page = opened.page
+    data = json.loads(page.locator("#data").text_content())
+    places = {key: np.array(place_of(page, key, map=0)) for key in data["keys"]}
+    box = page.locator("canvas").first.bounding_box()
+    low = np.array([box["x"] + 12, box["y"] + 12])  # the left half
+    high = np.array([box["x"] + box["width"] / 2, box["y"] + box["height"] - 12])
+    inside = sorted(key for key, place in places.items() if (low < place).all() and (place < high).all())
+    assert 2 <= len(inside) < 60
+    corners = [low, (high[0], low[1]), high, (low[0], high[1])]
+    before = [canvas.screenshot() for canvas in page.locator("canvas").all()]
+    if how == "Shift":
+        page.keyboard.down("Shift")
+    else:
+        page.locator("#lasso").click()
+    page.mouse.move(*corners[0])
+    page.mouse.down()
+    for corner in corners[1:]:
+        page.mouse.move(*corner, steps=2)
+    page.mouse.up()
+    if how == "Shift":
+        page.keyboard.up("Shift")
+    page.mouse.move(2, 2)
+    assert page.locator("#count").text_content() == f"{len(inside)} clips selected"
+    assert sorted(page.locator("#results .key").all_text_contents()) == inside
+    outside = next(key for key in data["keys"] if key not in inside)
+    page.wait_for_timeout(40)
+    assert [canvas.screenshot() for canvas in page.locator("canvas").all()] != before
+    for map in (0, 1):  # the others are dimmed, and the pointer does not find them
+        page.mouse.move(*place_of(page, outside, map=map))
+        assert outside not in (page.locator("#tip").text_content() if page.locator("#tip").is_visible() else "")
+        page.mouse.move(*place_of(page, inside[0], map=map))
+        assert page.locator("#tip").text_content().startswith(tuple(inside))
+    page.locator("#clear").click()
+    assert page.locator("#found").is_hidden()
+    closed(opened)
+
+
+def test_two_maps_are_used_by_the_keyboard_alone_and_fit_a_phone(browser: Browser, pair: str) -> None:
+    opened = browser.open(pair, width=390)
+    page = opened.page
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    first, second = (canvas.bounding_box() for canvas in page.locator("canvas").all())
+    assert (first["x"], first["width"]) == (second["x"], second["width"])  # one above the other
+    second_map = page.locator("canvas").nth(1)
+    second_map.press("Enter")
+    assert page.locator("#clip h2").text_content().startswith("c")
+    second_map.press("s")
+    assert page.locator("#count").text_content() == "90 clips selected, the first 60:"
+    for _ in range(2):
+        second_map.press("+")
+    second_map.press("s")
+    assert 0 < int(page.locator("#count").text_content().split()[0]) < 90
+    second_map.press("Escape")
+    assert (page.locator("#found").is_hidden(), page.locator("#clip h2").count()) == (True, 0)
+    page.locator("details.part > summary", has_text="table").click()
+    assert page.locator("#table th").first.text_content() == "word"
+    assert page.locator("#table tbody tr").first.locator("td").count() == 3
+    assert faint_texts(page) == []
+    page.emulate_media(media="print")
+    first, second = (canvas.bounding_box() for canvas in page.locator("canvas").all())
+    assert first["y"] == second["y"]  # side by side
+    closed(opened)
+
+
+def test_a_far_clip_is_an_arrow_at_the_edge_that_a_click_pins(browser: Browser, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    clips = [Stored(f"c{at}", [10, *rng.standard_normal(7)], {"word": WORDS[at % 3]}) for at in range(60)]
+    write_set(tmp_path / "s", [*clips, Stored("far", [-10] + [0.0] * 7, {"word": "yes"})])
+    opened = browser.open(page_of(tmp_path / "s"))
+    page = opened.page
+    assert page.locator(".beyond span").text_content() == "1 far clip is an arrow at the edge."
+    box = page.locator("canvas").bounding_box()
+    near = [np.array(place_of(page, f"c{at}")) for at in range(60)]
+    assert np.ptp(near, axis=0).max() > 0.5 * box["height"]
+    x, y = place_of(page, "far")
+    assert not box["x"] < x < box["x"] + box["width"]
+    edge = box["x"] + (box["width"] - 9 if x > box["x"] else 9)
+    page.mouse.click(edge, y)
+    assert page.locator("#clip h2").text_content() == "far"
+    before = drawn(page)
+    page.locator("[data-do=all]").click()
+    assert drawn(page) != before
+    page.mouse.click(edge, y)
+    assert page.locator("#clip h2").count() == 0  # it is no longer at the edge
+    page.locator("[data-do=fit]").click()
+    page.mouse.click(edge, y)
+    assert page.locator("#clip h2").text_content() == "far"
     closed(opened)
 
 

@@ -17,7 +17,7 @@ import featstore
 from featstore.errors import LabelError, UsageError
 from featstore.explore import map as projection
 from featstore.explore import page as explore_page
-from featstore.explore.map import pca, take_points
+from featstore.explore.map import frame, pca, take_common_points, take_points
 from featstore.explore.columns import Column, columns_of, default_colour
 from featstore.explore.page import explore, render_map
 from mapped import HOSTILE, Stored, write_set
@@ -167,6 +167,58 @@ def test_vectors_that_are_not_finite_do_not_spoil_the_map(tmp_path, rng):
     data = data_of(render_map(explore(take_points(opened(tmp_path / "s"), max_points=99))))
     assert np.isfinite(numbers(data["maps"][0]["xy"], "<f4")).all()
     assert data["n"] == 21
+
+
+def test_outliers_do_not_widen_the_frame_and_a_spread_without_them_is_shown_in_full(rng):
+    xy = rng.standard_normal((500, 2)).astype(np.float32)
+    low, high = frame(xy)
+    assert np.array_equal(low, xy.min(axis=0))
+    assert np.array_equal(high, xy.max(axis=0))
+    spoilt = np.vstack([xy, [[1e4, 0], [0, -1e6], [np.float32(3e30), 0]]]).astype(np.float32)
+    low, high = frame(spoilt)
+    assert (low >= -6).all()
+    assert (high <= 6).all()
+    assert ((spoilt >= low) & (spoilt <= high)).all(axis=1).sum() == 500
+    for n in (1, 2, 3):  # of few points all are shown
+        assert np.array_equal(frame(xy[:n]), [xy[:n].min(axis=0), xy[:n].max(axis=0)])
+    flat = np.zeros((100, 2), np.float32)
+    flat[0] = 5
+    assert np.array_equal(frame(flat), [[0, 0], [5, 5]])
+
+
+def test_two_spaces_have_the_clips_that_both_have_in_one_order_each_with_its_own_neighbours(tmp_path, rng):
+    clips = some(40, rng, windows=2)
+    write_set(tmp_path / "s", clips, encoder="a")
+    others = [Stored(clip.key, rng.standard_normal(3), {}) for clip in clips[5:]] + [Stored("new", np.ones(3), {})]
+    write_set(tmp_path / "s", [others[at] for at in rng.permutation(len(others))], encoder="b")
+    store = featstore.open(str(tmp_path / "s"))
+    a, b = (store.select(encoder=name) for name in "ab")
+    pair = take_common_points(a, b, max_points=99)
+    assert [points.keys for points in pair] == [[clip.key for clip in clips[5:]]] * 2
+    explorer = explore(*pair)
+    vectors = {clip.key: clip.rows[0] / np.linalg.norm(clip.rows[0]) for clip in others}
+    rows = np.array([vectors[key] for key in explorer.keys])
+    cosine = rows @ rows.T
+    np.fill_diagonal(cosine, -2)
+    near_b = np.argsort(-cosine, axis=1, kind="stable")[:, :8]
+    near_a = explore(pair[0]).spaces[0].near_rows
+    assert [sorted(row) for row in explorer.spaces[1].near_rows.tolist()] == [sorted(row) for row in near_b.tolist()]
+    assert np.array_equal(explorer.spaces[0].near_rows, near_a)
+    assert explorer.columns[-1].name == "(shared neighbours)"
+    assert explorer.columns[-1].numbers.tolist() == [
+        len(set(one) & set(other)) for one, other in zip(near_a.tolist(), near_b.tolist(), strict=True)
+    ]
+    html = render_map(explorer)
+    assert [space["name"] for space in data_of(html)["maps"]] == ["a", "b"]
+    assert f"featstore explore {a.path} {b.recipe.group_name} --store STORE --data DIR --serve" in html
+    sampled = [points.keys for points in take_common_points(a, b, max_points=9)]
+    assert sampled[0] == sampled[1]
+    assert len(sampled[0]) == 9
+    with pytest.raises(UsageError, match="a@.*name two"):
+        take_common_points(a, a, max_points=9)
+    write_set(tmp_path / "s", [Stored("elsewhere", np.ones(3)), Stored(clips[6].key, np.ones(3))], encoder="c")
+    with pytest.raises(UsageError, match="1 in common"):
+        take_common_points(a, featstore.open(str(tmp_path / "s")).select(encoder="c"), max_points=9)
 
 
 def columns_of_metas(metas: list[str]) -> tuple[Column, ...]:
