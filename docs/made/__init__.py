@@ -18,6 +18,10 @@ from featstore.tasks import builtin_tasks
 __all__ = ["pages"]
 
 
+# these pages mention every topic
+_LAST_IN_SEARCH = "---\nsearch:\n  boost: 0.2\n---\n\n"
+
+
 def pages(root: Path) -> dict[str, str]:
     """Generate every page, by its path in the site."""
     notebooks = {
@@ -31,7 +35,7 @@ def pages(root: Path) -> dict[str, str]:
         "reference/json.md": json_page(PRINTED),
         "reference/documents.md": documents_page(),
         "reference/rules.md": rules_page(),
-        "changelog.md": (root / "CHANGELOG.md").read_text(encoding="utf-8"),
-        "contributing.md": (root / "CONTRIBUTING.md").read_text(encoding="utf-8"),
+        "changelog.md": _LAST_IN_SEARCH + (root / "CHANGELOG.md").read_text(encoding="utf-8"),
+        "contributing.md": _LAST_IN_SEARCH + (root / "CONTRIBUTING.md").read_text(encoding="utf-8"),
         **notebooks,
     }
