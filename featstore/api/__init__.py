@@ -50,8 +50,9 @@ from featstore.api.audio import pack
 from featstore.api.audits import audit
 from featstore.api.embeddings import Extracted, check, extract, fetch
 from featstore.api.imports import import_embeddings
+from featstore.api.maps import explore, explore_server
 from featstore.api.scores import compare, knn_arrays, measure_arrays, probe, probe_arrays, report, retrieve
-from featstore.api.space import diff, explore, explore_server, health, inspect, query
+from featstore.api.space import diff, health, inspect, query
 from featstore.api.stores import compact, copy, export, gc, open, rename, verify
 
 if TYPE_CHECKING:

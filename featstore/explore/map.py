@@ -242,4 +242,6 @@ def frame(xy: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.floa
     low, high = (in_order[cut], in_order[-1 - cut]) if len(xy) > 2 * cut else (least, most)
     margin = (high - low) / 2
     spread = high > low
-    return np.where(spread, np.maximum(least, low - margin), least), np.where(spread, np.minimum(most, high + margin), most)
+    return np.where(spread, np.maximum(least, low - margin), least), np.where(
+        spread, np.minimum(most, high + margin), most
+    )

@@ -140,9 +140,7 @@ SHARED = "(shared neighbours)"
 
 def _space(points: Points, project: Callable[[NDArray[np.float32]], Projection]) -> Space:
     near = nearest_points(points.vectors, k=NEIGHBOURS)
-    return Space(
-        points=points, projection=project(points.vectors), near_rows=near.rows, near_cosines=near.similarities
-    )
+    return Space(points=points, projection=project(points.vectors), near_rows=near.rows, near_cosines=near.similarities)
 
 
 def render_map(

@@ -261,7 +261,9 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("pair")
     for name, seed in (("a", 1), ("b", 2)):
         centres = np.random.default_rng(seed).standard_normal((3, 8)) * 4
-        clips = [Stored(f"c{at:02d}", centres[at % 3] + rng.standard_normal(8), {"word": WORDS[at % 3]}) for at in range(90)]
+        clips = [
+            Stored(f"c{at:02d}", centres[at % 3] + rng.standard_normal(8), {"word": WORDS[at % 3]}) for at in range(90)
+        ]
         write_set(folder / "s", clips if name == "a" else clips[::-1], encoder=name)
     store = featstore.open(str(folder / "s"))
     return render_map(explore(*take_common_points(store.select(encoder="a"), store.select(encoder="b"), max_points=99)))
@@ -302,7 +304,9 @@ def test_a_clip_under_the_pointer_or_pinned_in_one_map_is_ringed_in_the_other(br
     data = json.loads(page.locator("#data").text_content())
     for map, listed in enumerate(page.locator("#clip .clips").all()):
         near = np.frombuffer(base64.b64decode(data["maps"][map]["near"]), "u1").reshape(-1, data["k"])
-        assert listed.locator(".key").all_text_contents() == [data["keys"][at] for at in near[data["keys"].index("c07")]]
+        assert listed.locator(".key").all_text_contents() == [
+            data["keys"][at] for at in near[data["keys"].index("c07")]
+        ]
     closed(opened)
 
 

@@ -17,8 +17,8 @@ import featstore
 from featstore.errors import LabelError, UsageError
 from featstore.explore import map as projection
 from featstore.explore import page as explore_page
-from featstore.explore.map import frame, pca, take_common_points, take_points
 from featstore.explore.columns import Column, columns_of, default_colour
+from featstore.explore.map import frame, pca, take_common_points, take_points
 from featstore.explore.page import explore, render_map
 from mapped import HOSTILE, Stored, write_set
 
@@ -214,7 +214,7 @@ def test_two_spaces_have_the_clips_that_both_have_in_one_order_each_with_its_own
     sampled = [points.keys for points in take_common_points(a, b, max_points=9)]
     assert sampled[0] == sampled[1]
     assert len(sampled[0]) == 9
-    with pytest.raises(UsageError, match="a@.*name two"):
+    with pytest.raises(UsageError, match=r"a@.*name two"):
         take_common_points(a, a, max_points=9)
     write_set(tmp_path / "s", [Stored("elsewhere", np.ones(3)), Stored(clips[6].key, np.ones(3))], encoder="c")
     with pytest.raises(UsageError, match="1 in common"):

@@ -89,12 +89,15 @@ def test_pages_fit_a_phone_and_wide_tables_scroll_in_their_own_frame(browser: Br
         opened = browser.go((site / f"{name}.html").as_uri(), width=390)
         page = opened.page
         assert page.evaluate("document.documentElement.scrollWidth") == 390, name
-        assert page.evaluate(
-            """() => [...document.querySelectorAll('article table')].filter((table) => {
+        assert (
+            page.evaluate(
+                """() => [...document.querySelectorAll('article table')].filter((table) => {
                  const frame = table.closest('.md-typeset__scrollwrap') ?? table;
                  return frame.getBoundingClientRect().right > 390 || getComputedStyle(frame).overflowX !== 'auto';
                }).length"""
-        ) == 0, name
+            )
+            == 0
+        ), name
         page.close()
 
 
