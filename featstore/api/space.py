@@ -1,4 +1,4 @@
-"""Public functions that look into a store: `inspect`, `health`, `query`, and the map of `explore`."""
+"""Public functions that look into a store: `inspect`, `health`, `query` and `diff`."""
 
 from __future__ import annotations
 
