@@ -76,6 +76,12 @@ const createMap = (space, figure, on) => {
       to.globalAlpha = style === marks.OUT_OF_FOCUS ? 0.45 : n > 4000 ? 0.75 : 0.85;
       to.fillStyle = marks.colourOf(style);
       to.fill();
+      if (n <= 4000 && style !== marks.OUT_OF_FOCUS) {  // a thin outline, for light colours on a light background
+        to.globalAlpha = 0.4;
+        to.lineWidth = 0.6;
+        to.strokeStyle = theme.ink;
+        to.stroke();
+      }
       sprites.set(name, [made, half]);
     }
     return sprites.get(name);

@@ -3,7 +3,7 @@
 const marks = (() => {
   const TOP = 16, OTHER = TOP, NONE = TOP + 1, RAMP = 32, NO_NUMBER = 255, OUT_OF_FOCUS = 254;
   const PALETTES = {
-    light: ["#0072b2", "#e08a00", "#009e73", "#cc5f9e", "#d55e00", "#3aa5dc", "#a89400", "#2b2f33"],
+    light: ["#0072b2", "#d97f00", "#009e73", "#cc79a7", "#c24e00", "#56b4e9", "#d4bf00", "#2b2f33"],
     dark: ["#4aa3e0", "#e69f00", "#22c295", "#e08bbd", "#f0703a", "#8ad0ff", "#f0e442", "#eef1f4"],
   };
   const SHAPES = ["circle", "square", "triangle", "diamond"];
