@@ -280,14 +280,14 @@ def score_record(
     n_train = [len(each.train) for each in rounds] if n_train is None else n_train
     n_valid = [len(each.valid) for each in rounds] if n_valid is None else n_valid
     watch = Stopwatch()
+    details = dict(details)
     shared: tuple[ScoreWarning, ...] = ()
-    counts: dict[str, Any] = {}
     if with_leakage:
         with watch("warnings"):
             duplicates = shared_embeddings(task, rounds)
             names = shared_names(task, rounds) if task.protocol != "strict" else ()
             shared = (*names, *duplicates.warnings())
-            counts = {"near_duplicates": duplicates.as_json()}
+        details["near_duplicates"] = duplicates.as_json()
     implied = warnings_of_details(
         {**scores.details, **details},
         metric=metric,
@@ -326,7 +326,6 @@ def score_record(
             **scores.details,
             **details,
             **_origin_details(task),
-            **counts,
             "warnings": [each.as_json() for each in (*shared, *implied)],
         },
         protocol_version=PROTOCOL_VERSION,
