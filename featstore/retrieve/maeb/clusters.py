@@ -133,11 +133,11 @@ def _updated(
 
     n_clusters = len(counts)
     sizes = np.bincount(nearest, minlength=n_clusters)
-    bounds = np.zeros(n_clusters + 1, np.int64)
+    bounds = np.zeros(n_clusters + 1, np.int32)
     np.cumsum(sizes + 1, out=bounds[1:])
     firsts, n_terms = bounds[:-1], bounds[-1]
     # each sum begins with the rows before, as in scikit-learn: the order decides the last bits
-    columns, weights = np.empty(n_terms, np.int64), np.ones(n_terms, np.float32)
+    columns, weights = np.empty(n_terms, np.int32), np.ones(n_terms, np.float32)
     is_first = np.zeros(n_terms, bool)
     is_first[firsts] = True
     columns[firsts], weights[firsts] = np.arange(n_clusters), np.where(sizes > 0, counts, np.float32(1.0))
