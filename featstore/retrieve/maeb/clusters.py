@@ -108,9 +108,7 @@ class RowClustering:
         return np.asarray(np.maximum(squared, np.float32(0.0)))
 
 
-def _nearest(
-    X: NDArray[np.float32], centres: NDArray[np.float32]
-) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+def _nearest(X: NDArray[np.float32], centres: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Nearest centre of each row, int64 (rows,), and the squared distance to it less the squared norm of the row."""
     distances = X @ centres.T
     distances *= np.float32(-2.0)
