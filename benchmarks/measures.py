@@ -18,7 +18,8 @@ from benchmarks.run import Options, main
 from benchmarks.table import Row, Table, at_most, at_most_times
 
 DIM, CLASSES, CLIPS, FOLDS = 768, 50, 2000, 5
-MEASURES = ("knn", "retrieval", "clustering", "pairs")
+MEASURES = ("knn", "retrieval", "clustering", "pairs", "zero-shot", "text")
+PROMPTS = ("a sound of {label}", "this is a sound of {label}", "{label}")
 SEEDS = 5
 TOTAL = "all measures"
 
@@ -34,7 +35,8 @@ def tables(options: Options) -> Iterator[Table]:
         measures=f"{CLIPS:,} clips x {DIM}, {CLASSES} classes, {FOLDS} folds: `featstore.retrieve` from the store to the "
         "records, with intervals; medians. scikit-learn computes the same scores without intervals and without the "
         "clusterings of HDBSCAN's intervals: KNeighborsClassifier, average_precision_score of each clip's list, "
-        f"KMeans with {SEEDS} seeds and HDBSCAN, and roc_curve and average_precision_score of all pairs.",
+        f"KMeans with {SEEDS} seeds and HDBSCAN, roc_curve and average_precision_score of all pairs, and accuracy_score "
+        f"and average_precision_score of cosines with texts: of the mean of {len(PROMPTS)} prompts and of each.",
         unit="s",
         baseline=f"scikit-learn, {TOTAL}",
         rows=(
@@ -56,7 +58,7 @@ def features() -> tuple[np.ndarray, np.ndarray]:
 
 def make_store(*, folder: str) -> None:
     """Write the five folds."""
-    from featstore.store import EmbeddedWindow, open_split_writer
+    from featstore.store import EmbeddedWindow, open_split_writer, write_texts
 
     X, y = features()
     recipe = made_up_recipe("noise", dim=DIM)
@@ -79,6 +81,11 @@ def make_store(*, folder: str) -> None:
                 )
             commit_made_up(part, f"fold{fold}.tar", clips=len(mine), audio_seconds=5.0 * len(mine))
         writer.write_catalogue()
+    prompts = [prompt.format(label=f"class-{label:02d}") for label in range(CLASSES) for prompt in PROMPTS]
+    vectors = np.random.default_rng(1).standard_normal((len(prompts), DIM)).astype(np.float32)
+    write_texts(
+        _store(folder), recipe, "bench", spec="noise", texts=prompts, vectors=vectors, tower_sha256="", versions={}
+    )
 
 
 def measure_ours(*, folder: str, repeats: int) -> dict[str, float]:
@@ -102,7 +109,7 @@ def measure_sklearn(*, repeats: int) -> dict[str, float]:
     X, y = features()
     fold = np.arange(CLIPS) // CLASSES % FOLDS
     X /= np.linalg.norm(X, axis=1, keepdims=True)
-    work = {"knn": _knn, "retrieval": _retrieval, "clustering": _clustering, "pairs": _pairs}
+    work = {"knn": _knn, "retrieval": _retrieval, "clustering": _clustering, "pairs": _pairs, "texts": _texts}
     return {
         name: timed(lambda each=each: each(X, y, fold), repeats=repeats, budget_seconds=8.0).median
         for name, each in work.items()
@@ -144,6 +151,19 @@ def _pairs(X: np.ndarray, y: np.ndarray, fold: np.ndarray) -> None:
     average_precision_score(same, similarities)
 
 
+def _texts(X: np.ndarray, y: np.ndarray, fold: np.ndarray) -> None:
+    from sklearn.metrics import accuracy_score, average_precision_score
+
+    texts = np.random.default_rng(1).standard_normal((CLASSES, len(PROMPTS), DIM)).astype(np.float32)
+    for classes in (texts.mean(axis=1), *texts.transpose(1, 0, 2)):
+        similarities = X @ classes.T
+        for each in range(FOLDS):
+            tested = fold == each
+            accuracy_score(y[tested], similarities[tested].argmax(axis=1))
+            for label in range(CLASSES):
+                average_precision_score(y[tested] == label, similarities[tested, label])
+
+
 def _manifest() -> Any:
     from featstore.tasks import Manifest
 
@@ -157,6 +177,7 @@ def _manifest() -> Any:
             "data": {"dataset": "bench"},
             "folds": {f"fold{fold}": f"fold{fold}.tar" for fold in range(FOLDS)},
             "label": {"field": "label"},
+            "zero_shot": {"prompts": list(PROMPTS)},
         }
     )
 

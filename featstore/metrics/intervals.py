@@ -170,12 +170,18 @@ def interval_of(
 
 
 def interval_of_units(
-    spread: Spread, units: Units, *, by_seed: Sequence[float] = (), bounds: tuple[float, float] = (0.0, 1.0)
+    spread: Spread,
+    units: Units,
+    *,
+    by_seed: Sequence[float] = (),
+    of_mean: bool = False,
+    bounds: tuple[float, float] = (0.0, 1.0),
 ) -> Interval:
     """Compute the 95 % interval of a bounded score of one test set, over other clips of this number and other seeds.
 
     Wilson's, with the number of trials that gives the variance; without a variance, with the number of clips or groups.
-    The variance of a single seed is added and not that of the mean: other clips start an algorithm elsewhere, too.
+    The variance of a single seed is added and not that of the mean: other clips start an algorithm elsewhere, too. With
+    ``of_mean`` it is that of the mean, for draws that do not depend on the test clips.
     """
     n_clips = len(units.of_sample[0])
     reason = ""
@@ -190,7 +196,8 @@ def interval_of_units(
     lowest, width = bounds[0], bounds[1] - bounds[0]
     parts = [(spread.variance / width**2, units.n - 1.0)]
     if len(by_seed) > 1:
-        parts.append((float(np.var(by_seed, ddof=1)) / width**2, len(by_seed) - 1.0))
+        between = seed_variance(by_seed) if of_mean else float(np.var(by_seed, ddof=1))
+        parts.append((between / width**2, len(by_seed) - 1.0))
     variance = sum(part for part, _ in parts)
     share = min(max((spread.score - lowest) / width, 0.0), 1.0)
     trials = share * (1.0 - share) / variance if 0.0 < share < 1.0 and variance > 0.0 else float(units.n_independent)

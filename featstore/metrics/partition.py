@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["PARTITION_METRICS", "Agreement", "agreement"]
+__all__ = ["PARTITION_METRICS", "Agreement", "agreement", "n_log_n", "v_measure_of_sums"]
 
 PARTITION_METRICS = ("v_measure", "adjusted_rand", "purity")
 
@@ -59,7 +59,7 @@ def agreement(classes: NDArray[np.int64], clusters: NDArray[np.int64]) -> Agreem
 
     # a clip changes one class, one cluster and one cell: every clip of a cell has the same scores without it
     left = {
-        "v_measure": _v_measure(n - 1, *without(_n_log_n)),
+        "v_measure": v_measure_of_sums(n - 1, *without(n_log_n)),
         "adjusted_rand": _adjusted_rand(n - 1, *without(_n_pairs)),
         "purity": (largest.sum() - ((both == largest[column]) & (tied[column] == 1))) / (n - 1),
     }
@@ -71,7 +71,8 @@ def agreement(classes: NDArray[np.int64], clusters: NDArray[np.int64]) -> Agreem
     return Agreement(values=values, deviations={name: values[name] - left[name][cell] for name in PARTITION_METRICS})
 
 
-def _n_log_n(x: NDArray[np.float64]) -> NDArray[np.float64]:
+def n_log_n(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return x log x of counts, 0 for none."""
     return np.asarray(x * np.log(np.maximum(x, 1.0)))
 
 
@@ -79,10 +80,13 @@ def _n_pairs(x: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(x * (x - 1.0) / 2.0)
 
 
-def _v_measure(
-    n: int, of_classes: NDArray[np.float64], of_clusters: NDArray[np.float64], of_both: NDArray[np.float64]
+def v_measure_of_sums(
+    n: int | NDArray[np.float64],
+    of_classes: NDArray[np.float64],
+    of_clusters: NDArray[np.float64],
+    of_both: NDArray[np.float64],
 ) -> NDArray[np.float64]:
-    """2 I / (H(classes) + H(clusters)), from sums of n log n; 1 if both entropies are 0."""
+    """V-measure 2 I / (H(classes) + H(clusters)) of n samples, from sums of n log n; 1 if both entropies are 0."""
     h_classes, h_clusters, h_both = (np.log(n) - each / n for each in (of_classes, of_clusters, of_both))
     total = h_classes + h_clusters
     return np.where(total > 1e-12, 2.0 * (total - h_both) / np.maximum(total, 1e-12), 1.0)

@@ -38,7 +38,7 @@ class MeanAveragePrecision:
     name: str = "mAP"
     higher_is_better: bool = True
     bounds: tuple[float, float] = (0.0, 1.0)
-    libraries: tuple[str, ...] = ("sklearn",)
+    libraries: tuple[str, ...] = ()
 
     def score(self, y_true: NDArray[Any], y_score: NDArray[np.floating[Any]]) -> float:
         """Mean over classes. Raises DataError if no class has a positive sample."""
@@ -58,13 +58,11 @@ class MeanAveragePrecision:
         return mean_of_classes(per_class, absent_class=self.absent_class)
 
     def per_class(self, y_true: NDArray[Any], y_score: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-        """Average precision of each class by scikit-learn; NaN for a class without a positive sample."""
-        from sklearn.metrics import average_precision_score
-
+        """Average precision of each class; NaN for a class without a positive sample."""
         label_sets = as_label_sets(y_true, y_score.shape[1])
         per_class = np.full(y_score.shape[1], np.nan)
         for label in np.flatnonzero(label_sets.any(axis=0)):
-            per_class[label] = average_precision_score(label_sets[:, label], y_score[:, label])
+            per_class[label] = average_precision(label_sets[:, label], y_score[:, label])
         return per_class
 
 
@@ -81,16 +79,26 @@ def chance_corrected(y_true: NDArray[Any], y_score: NDArray[np.floating[Any]]) -
     usable = (positives > 0) & (positives < n)
     if not usable.any():
         return 0.0
-    once = np.ones((n, 1), np.float32)
-    found = np.array(
-        [
-            weighted_average_precision(label_sets[:, label], y_score[:, label], once).item()
-            for label in np.flatnonzero(usable)
-        ]
-    )
+    found = MeanAveragePrecision(absent_class="skip").per_class(y_true, y_score)[usable]
     harmonic = float(np.sum(1.0 / np.arange(1, n + 1)))
     chance = ((positives[usable] - 1) / (n - 1) * (n - harmonic) + harmonic) / n
     return float(np.mean((found - chance) / (1.0 - chance)))
+
+
+def average_precision(positive: NDArray[np.bool_], scores: NDArray[np.floating[Any]]) -> float:
+    """Average precision of one class as defined by scikit-learn, whose function takes a millisecond for its checks.
+
+    Parameters
+    ----------
+    positive : bool (n,)
+        At least one.
+    scores : float (n,)
+    """
+    order = np.argsort(-scores, kind="stable")
+    ranked = scores[order]
+    ends_tie = np.flatnonzero(np.append(ranked[1:] != ranked[:-1], True))
+    hits = np.cumsum(positive[order])[ends_tie]
+    return float(np.diff(hits, prepend=0) @ (hits / (ends_tie + 1.0)) / hits[-1])
 
 
 def weighted_average_precision(

@@ -194,7 +194,11 @@ def _record(compared: _Compared, metric: Metric, *, measure: str) -> ScoreRecord
         ]
         scores = score_outcomes(task, outcomes, metric=metric)
         alone = [
-            float(np.mean([_plain_score(metric, *each) for each in zip(compared.samples, by_round, strict=True)]))
+            float(
+                np.mean(
+                    [metric.score(each.y_true, found) for each, found in zip(compared.samples, by_round, strict=True)]
+                )
+            )
             for by_round in compared.alone
         ]
     prompts = manifest.zero_shot.prompts
@@ -217,12 +221,6 @@ def _record(compared: _Compared, metric: Metric, *, measure: str) -> ScoreRecord
         },
     )
     return replace(record, manifest_sha256=manifest.sha256_with_texts)
-
-
-def _plain_score(metric: Metric, samples: Samples, scores: NDArray[np.float32]) -> float:
-    """The score by the vectorised form of the metric: of mAP it is several times as fast."""
-    [score] = metric.weighted(samples.y_true, scores, np.ones((len(scores), 1), np.float32))
-    return float(score)
 
 
 def prompt_vectors(store: Store, manifest: Manifest, recipe: Recipe, classes: Sequence[str]) -> NDArray[np.float32]:

@@ -110,12 +110,17 @@ TASKS = {
 }
 
 
-@pytest.fixture(scope="module", params=TASKS)
+def _slow(name: str) -> Any:
+    return pytest.param(name, marks=pytest.mark.slow)
+
+
+@pytest.fixture(scope="module", params=["split", _slow("folds"), _slow("undivided")])
 def scored(request: pytest.FixtureRequest) -> tuple[Clips, np.ndarray, dict[str, ScoreRecord]]:
     clips, changes, tested = TASKS[request.param]
     return clips, tested, clips.scores(**changes)
 
 
+@pytest.mark.parametrize("scored", ["split", "folds", _slow("undivided")], indirect=True)
 def test_classification_is_that_of_mteb(scored: Any) -> None:
     clips, tested, records = scored
     if len(tested) == len(clips.X):

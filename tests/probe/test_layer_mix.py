@@ -217,6 +217,7 @@ def test_sets_that_are_too_large_train_the_same_mix_by_minibatches(store, monkey
     assert record.value > 0.9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [

@@ -55,7 +55,6 @@ class RowClustering:
         # the centres, and below them the batch: updated centres are weighted sums of these rows
         stacked = np.empty((n_clusters + batch_size, self._X.shape[1]), np.float32)
         centres, batch = stacked[:n_clusters], stacked[n_clusters:]
-        apart = np.empty_like(batch)
         centres[:] = self._X[rows[self._plus_plus(rows, rng)]]
         counts = np.zeros(n_clusters, np.float32)
         share = min(1.0, batch_size * 2.0 / (n + 1))
@@ -64,15 +63,14 @@ class RowClustering:
         for step in range(MAX_PASSES * n // batch_size):
             # RandomState.choice with equal probabilities
             drawn = np.minimum((rng.random_sample(batch_size) * n).astype(np.int64), n - 1)
-            np.take(self._X, sample[drawn], axis=0, out=batch, mode="clip")
+            rows = sample[drawn]
+            np.take(self._X, rows, axis=0, out=batch, mode="clip")
             since_reassignment += batch_size
             reassigns = since_reassignment >= 10 * n_clusters or bool((counts == 0).any())
             if reassigns:
                 since_reassignment = 0
-            nearest = _nearest(batch, centres)
-            np.take(centres, nearest, axis=0, out=apart, mode="clip")
-            np.subtract(batch, apart, out=apart)
-            inertia = float(np.vdot(apart, apart)) / batch_size
+            nearest, distances = _nearest(batch, centres)
+            inertia = float(self._norms[rows].sum() + distances.sum(dtype=np.float64)) / batch_size
             centres[:] = _updated(stacked, nearest, counts)
             if reassigns:
                 _reassign(batch, centres, counts, rng)
@@ -83,7 +81,7 @@ class RowClustering:
             lowest = min(lowest, average)
             if n_worse >= MAX_STEPS_WITHOUT_IMPROVEMENT:
                 break
-        return _nearest(self._X, centres).astype(np.int64)
+        return _nearest(self._X, centres)[0]
 
     def _plus_plus(self, rows: NDArray[np.int64], rng: np.random.RandomState) -> NDArray[np.int64]:
         """Indices into `rows` of the first centres, chosen by greedy k-means++."""
@@ -110,12 +108,13 @@ class RowClustering:
         return np.asarray(np.maximum(squared, np.float32(0.0)))
 
 
-def _nearest(X: NDArray[np.float32], centres: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Nearest centre of each row (rows,)."""
+def _nearest(X: NDArray[np.float32], centres: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Nearest centre of each row, int64 (rows,), and the squared distance to it less the squared norm of the row."""
     distances = X @ centres.T
     distances *= np.float32(-2.0)
     distances += np.einsum("ij,ij->i", centres, centres)
-    return np.asarray(distances.argmin(axis=1))
+    nearest = distances.argmin(axis=1)
+    return nearest, distances[np.arange(len(X)), nearest]
 
 
 def _updated(
@@ -133,11 +132,11 @@ def _updated(
 
     n_clusters = len(counts)
     sizes = np.bincount(nearest, minlength=n_clusters)
-    bounds = np.zeros(n_clusters + 1, np.int64)
+    bounds = np.zeros(n_clusters + 1, np.int32)
     np.cumsum(sizes + 1, out=bounds[1:])
     firsts, n_terms = bounds[:-1], bounds[-1]
     # each sum begins with the rows before, as in scikit-learn: the order decides the last bits
-    columns, weights = np.empty(n_terms, np.int64), np.ones(n_terms, np.float32)
+    columns, weights = np.empty(n_terms, np.int32), np.ones(n_terms, np.float32)
     is_first = np.zeros(n_terms, bool)
     is_first[firsts] = True
     columns[firsts], weights[firsts] = np.arange(n_clusters), np.where(sizes > 0, counts, np.float32(1.0))

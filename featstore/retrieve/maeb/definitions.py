@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import random
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +45,8 @@ SHOTS = 8
 N_FOLDS = 5
 MAX_ITERATIONS = 100
 ROUND_CLIPS = 16_384
+
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,14 +139,11 @@ def fit_classes(
     """Fit ``LogisticRegression(max_iter=100)`` to each draw, on features as they are, and predict its test clips."""
     from sklearn.linear_model import LogisticRegression
 
-    outputs, iterations = [], []
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of fits that do not converge: they are reported
-        for drawn, test in zip(draws, tests, strict=True):
-            model = LogisticRegression(max_iter=MAX_ITERATIONS, random_state=SEED).fit(X[drawn], y[drawn])
-            outputs.append(model.predict(X[test]))
-            iterations.append(int(model.n_iter_.max()))
-    return _fits(outputs, iterations)
+    def fit(drawn: NDArray[np.int64], test: NDArray[np.int64]) -> tuple[NDArray[Any], int]:
+        model = LogisticRegression(max_iter=MAX_ITERATIONS, random_state=SEED).fit(X[drawn], y[drawn])
+        return model.predict(X[test]), int(model.n_iter_.max())
+
+    return _fits(fit, draws, tests)
 
 
 def fit_label_sets(
@@ -164,34 +163,39 @@ def fit_label_sets(
     """
     from sklearn.linear_model import LogisticRegression
 
-    tested = np.flatnonzero(sets[test].any(axis=0))
-    outputs, iterations = [], []
+    tested = np.flatnonzero(sets[test].any(axis=0)).tolist()
+
+    def fit(drawn: NDArray[np.int64]) -> tuple[NDArray[Any], int]:
+        probabilities, longest = np.empty((len(test), len(tested))), 0
+        for column, label in enumerate(tested):
+            y = sets[drawn, label].astype(np.int64)
+            if y.min() == y.max():
+                raise LabelError(
+                    f"mteb's multilabel classification needs training clips with and without each class, and "
+                    f"{'all' if y[0] else 'none'} of {len(drawn)} drawn clips have {classes[label]}"
+                )
+            model = LogisticRegression(max_iter=MAX_ITERATIONS).fit(X[drawn], y)
+            probabilities[:, column] = model.predict_proba(X[test])[:, 1]
+            longest = max(longest, int(model.n_iter_.max()))
+        return probabilities, longest
+
+    return _fits(fit, draws)
+
+
+def _fits(fit: Callable[..., tuple[NDArray[Any], int]], *arguments: Sequence[Any]) -> Fits:
+    """Fit to each draw; fits that do not converge give no warning, but are counted."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for drawn in draws:
-            probabilities = np.empty((len(test), len(tested)))
-            longest = 0
-            for column, label in enumerate(tested.tolist()):
-                y = sets[drawn, label].astype(np.int64)
-                if y.min() == y.max():
-                    raise LabelError(
-                        f"mteb's multilabel classification needs training clips with and without each class, and "
-                        f"{'all' if y[0] else 'none'} of {len(drawn)} drawn clips have {classes[label]}"
-                    )
-                model = LogisticRegression(max_iter=MAX_ITERATIONS).fit(X[drawn], y)
-                probabilities[:, column] = model.predict_proba(X[test])[:, 1]
-                longest = max(longest, int(model.n_iter_.max()))
-            outputs.append(probabilities)
-            iterations.append(longest)
-    return _fits(outputs, iterations)
+        outputs, iterations = zip(*_side_by_side(fit, *arguments), strict=True)
+    return Fits(outputs=outputs, iterations=iterations, converged=tuple(n < MAX_ITERATIONS for n in iterations))
 
 
-def _fits(outputs: Sequence[NDArray[Any]], iterations: Sequence[int]) -> Fits:
-    return Fits(
-        outputs=tuple(outputs),
-        iterations=tuple(iterations),
-        converged=tuple(each < MAX_ITERATIONS for each in iterations),
-    )
+def _side_by_side(function: Callable[..., _Result], *arguments: Sequence[Any]) -> list[_Result]:
+    """Call a function for each draw on a thread of its own: threads of BLAS would wait for small matrices."""
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(cores()) as pool:
+        return list(pool.map(function, *arguments))
 
 
 def label_ranking_precision(sets: NDArray[np.floating[Any]], scores: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
@@ -220,13 +224,10 @@ def cluster_rounds(X: NDArray[np.float32], y: NDArray[np.int64]) -> list[tuple[N
     list of (int64 (clips,), int64 (clips,))
         For each round, the cluster of every clip, and how often the clip was drawn.
     """
-    from threadpoolctl import threadpool_limits
-
     rng = random.Random(SEED)
     clustering = RowClustering(X, n_clusters=len(np.unique(y)), seed=SEED)
     samples = [np.array(rng.choices(range(len(X)), k=ROUND_CLIPS), np.int64) for _ in range(N_DRAWS)]
-    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(cores()) as pool:
-        found = list(pool.map(clustering.labels, samples))
+    found = _side_by_side(clustering.labels, samples)
     return [(labels, np.bincount(sample, minlength=len(X))) for labels, sample in zip(found, samples, strict=True)]
 
 

@@ -6,7 +6,7 @@ of clips in a store nor on the encoder. Two clips are the same if they have the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,9 @@ __all__ = ["N_DIFFERENT", "N_SAME", "Pairs", "draw_candidates", "draw_pairs", "s
 N_SAME, N_DIFFERENT = 5, 16
 """Candidates of a query, as in ESC50AudioReranking."""
 
+CLIPS_PER_BLOCK = 256
+"""Clips that are compared with all clips at a time."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pairs:
@@ -31,21 +34,20 @@ class Pairs:
     same: NDArray[np.bool_]
 
 
-def sameness(values: NDArray[Any]) -> Callable[[int], NDArray[np.bool_]]:
-    """Return a function of a clip that gives the clips that are the same, bool (clips,), itself excluded.
+def sameness(values: NDArray[Any]) -> Iterator[tuple[slice, NDArray[np.bool_]]]:
+    """Yield blocks of clips with whether all clips are the same as each of them, bool (block, clips); itself is not.
 
     Parameters
     ----------
     values : (clips,) or (clips, n_classes)
         Class indices, or label sets.
     """
-
-    def same_as(clip: int) -> NDArray[np.bool_]:
-        same = values == values[clip] if values.ndim == 1 else values @ values[clip] > 0
-        same[clip] = False
-        return np.asarray(same)
-
-    return same_as
+    for start in range(0, len(values), CLIPS_PER_BLOCK):
+        some = values[start : start + CLIPS_PER_BLOCK]
+        same = some[:, None] == values if values.ndim == 1 else some @ values.T > 0
+        rows = np.arange(len(some))
+        same[rows, start + rows] = False
+        yield slice(start, start + len(some)), np.asarray(same)
 
 
 def draw_pairs(values: NDArray[Any], names: Sequence[str]) -> Pairs:
@@ -53,13 +55,9 @@ def draw_pairs(values: NDArray[Any], names: Sequence[str]) -> Pairs:
 
     mteb's audio tasks have as many pairs of one kind as of the other (CREMADPairClassification: 3,714 each).
     """
-    first, second, same = [], [], []
-    for clip, kinds in _draw(values, names, n_same=1, n_different=1):
-        for is_same, drawn in zip((True, False), kinds, strict=True):
-            first += [clip] * len(drawn)
-            second += drawn
-            same += [is_same] * len(drawn)
-    return Pairs(first=np.array(first, np.int64), second=np.array(second, np.int64), same=np.array(same, bool))
+    drawn = _draw(values, names, n_same=1, n_different=1)
+    first, kind = np.nonzero(drawn >= 0)
+    return Pairs(first=first, second=drawn[first, kind], same=kind == 0)
 
 
 def draw_candidates(values: NDArray[Any], names: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -72,29 +70,25 @@ def draw_candidates(values: NDArray[Any], names: Sequence[str]) -> tuple[NDArray
     int64 (queries, 21)
         Candidates, first those that are the same; -1 where there are fewer of a kind.
     """
-    queries, lists = [], []
-    for clip, (same, different) in _draw(values, names, n_same=N_SAME, n_different=N_DIFFERENT):
-        if same:
-            queries.append(clip)
-            missing = [-1] * (N_SAME - len(same)), [-1] * (N_DIFFERENT - len(different))
-            lists.append([*same, *missing[0], *different, *missing[1]])
-    return np.array(queries, np.int64), np.array(lists, np.int64).reshape(len(queries), N_SAME + N_DIFFERENT)
+    drawn = _draw(values, names, n_same=N_SAME, n_different=N_DIFFERENT)
+    queries = np.flatnonzero((drawn[:, :N_SAME] >= 0).any(axis=1))
+    return queries, drawn[queries]
 
 
-def _draw(
-    values: NDArray[Any], names: Sequence[str], *, n_same: int, n_different: int
-) -> list[tuple[int, tuple[list[int], list[int]]]]:
-    """Draw for each clip, in the order of its name, some clips that are the same and some that are different."""
-    order = name_order(names)
-    rng = np.random.default_rng(SEED)
-    same_as, ranked = sameness(values[order]), order
-    found = []
-    for place in range(len(order)):
-        same = same_as(place)
+def _draw(values: NDArray[Any], names: Sequence[str], *, n_same: int, n_different: int) -> NDArray[np.int64]:
+    """Draw for each clip some that are the same, and behind them some that are different; -1 where there are fewer."""
+    order, rng = name_order(names), np.random.default_rng(SEED)
+    drawn = np.full((len(order), n_same + n_different), -1)
+    for rows, same in sameness(values[order]):
+        keys = rng.random(same.shape)  # of several clips, those with the lowest keys are drawn
         other = ~same
-        other[place] = False
-        kinds = []
-        for members, n in ((np.flatnonzero(same), n_same), (np.flatnonzero(other), n_different)):
-            kinds.append(ranked[rng.choice(members, min(n, len(members)), replace=False)].tolist())
-        found.append((int(order[place]), (kinds[0], kinds[1])))
-    return sorted(found)
+        other[np.arange(len(same)), np.arange(rows.start, rows.stop)] = False
+        for kind, n, first in ((same, n_same, 0), (other, n_different, n_same)):
+            key = np.where(kind, keys, np.inf)
+            n_drawn = min(n, len(order))
+            place = np.argpartition(key, n_drawn - 1, axis=1)[:, :n_drawn]
+            lowest = np.take_along_axis(key, place, axis=1)
+            by_key = np.argsort(lowest, axis=1)
+            place, lowest = (np.take_along_axis(each, by_key, axis=1) for each in (place, lowest))
+            drawn[order[rows], first : first + n_drawn] = np.where(np.isfinite(lowest), order[place], -1)
+    return drawn

@@ -232,14 +232,7 @@ def _relevant_by_unit(values: NDArray[Any], unit: NDArray[np.int64], n_units: in
     """Number of clips of each unit that are the same as a clip, itself excluded: float32 (clips, units)."""
     member = np.zeros((len(unit), n_units), np.float32)
     member[np.arange(len(unit)), unit] = 1.0
-    found = np.empty_like(member)
-    for start in range(0, len(unit), QUERIES_PER_BLOCK):
-        some = values[start : start + QUERIES_PER_BLOCK]
-        same = some[:, None] == values if values.ndim == 1 else some @ values.T > 0
-        rows = np.arange(len(some))
-        same[rows, start + rows] = False
-        found[start : start + len(some)] = same.astype(np.float32) @ member
-    return found
+    return np.concatenate([same.astype(np.float32) @ member for _, same in lists.sameness(values)])
 
 
 def _without_intervals(scores: Mapping[str, float]) -> dict[str, dict[str, float | str | None]]:

@@ -15,14 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featstore.evaluation import TaskScore
-from featstore.metrics import Interval, Spread, Units
-from featstore.metrics.intervals import MIN_GROUPS, degrees_of_freedom, student, wilson
+from featstore.metrics import Units, interval_of_units, unit_spread
+from featstore.metrics.partition import n_log_n, v_measure_of_sums
 from featstore.metrics.ranking import weighted_average_precision
 from featstore.records import sha256_of
 
 __all__ = ["Lists", "Replicates", "mean_replicates", "pair_replicates", "ranked_replicates", "scored", "v_replicates"]
-
-MIN_CLIPS = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,30 +54,29 @@ def v_replicates(
     n_units: int,
 ) -> Replicates:
     """V-measures (Rosenberg and Hirschberg 2007) of clusterings; see `definitions.cluster_rounds`."""
-    n_classes, values, without = int(y.max()) + 1, [], []
+    values, without = [], []
     for clusters, drawn in rounds:
-        n_clusters = int(clusters.max()) + 1
-        cell = y * n_clusters + clusters
-        counts = np.zeros((n_units, n_classes * n_clusters))
-        np.add.at(counts, (unit, cell), drawn)
-        total = counts.sum(axis=0)
-        tables = np.concatenate([total[None], total - counts]).reshape(-1, n_classes, n_clusters)
-        found = _v_measures(tables)
+        n = drawn.sum() - np.append(0.0, np.bincount(unit, drawn, n_units))
+        cell = y * (clusters.max() + 1) + clusters
+        sums = [_n_log_n_without(label, drawn, unit, n_units) for label in (y, clusters, cell)]
+        found = np.where(n > 0, v_measure_of_sums(np.maximum(n, 1.0), *sums), np.nan)
         values.append(found[0])
         without.append(found[1:])
     return Replicates(values=np.array(values), without=np.array(without))
 
 
-def _v_measures(tables: NDArray[np.float64]) -> NDArray[np.float64]:
-    """V-measures of contingency tables (tables, classes, clusters): 2 I / (H(classes) + H(clusters))."""
-    n = tables.sum(axis=(1, 2))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        of_classes, of_clusters, of_both = (
-            np.log(n) - (each * np.log(np.maximum(each, 1.0))).sum(axis=1) / n
-            for each in (tables.sum(axis=2), tables.sum(axis=1), tables.reshape(len(tables), -1))
-        )
-        both = of_classes + of_clusters
-        return np.asarray(np.where(n > 0, np.where(both > 1e-12, 2.0 * (both - of_both) / both, 1.0), np.nan))
+def _n_log_n_without(
+    label: NDArray[np.int64], drawn: NDArray[np.int64], unit: NDArray[np.int64], n_units: int
+) -> NDArray[np.float64]:
+    """Sum of n log n over the sizes n of labels: of all clips, and without each unit, float64 (1 + units,)."""
+    label = np.unique(label, return_inverse=True)[1]
+    n_labels = int(label.max()) + 1
+    total = np.bincount(label, drawn)
+    own = np.bincount(unit * n_labels + label, drawn, n_units * n_labels)
+    cell = np.flatnonzero(own)
+    of_unit, of_label = np.divmod(cell, n_labels)
+    lost = n_log_n(total[of_label]) - n_log_n(total[of_label] - own[cell])
+    return np.asarray(n_log_n(total).sum() - np.append(0.0, np.bincount(of_unit, lost, n_units)))
 
 
 def pair_replicates(
@@ -162,9 +159,10 @@ def scored(
     ``other_clips_draw_anew``: other clips would also change the clusters, which the jackknife keeps. The variance of
     one draw stands for it, where that of the mean of the draws would be too small.
     """
-    spread = _spread_of(replicates, units)
     by_draw = replicates.values.tolist()
-    interval = _interval_of(spread, units, len(clips), by_draw, of_one_draw=other_clips_draw_anew)
+    deviations = (replicates.values[:, None] - replicates.without).mean(axis=0)
+    spread = unit_spread(float(replicates.values.mean()), deviations, units)
+    interval = interval_of_units(spread, units, by_seed=by_draw, of_mean=not other_clips_draw_anew)
     by_name = sorted(clips.tolist(), key=clip_ids.__getitem__)
     names = [[clip_ids[clip], *([groups[clip]] if groups else [])] for clip in by_name]
     defined = bool(np.isfinite(spread.variance))
@@ -186,47 +184,3 @@ def scored(
         },
         libraries=(),
     )
-
-
-def _spread_of(replicates: Replicates, units: Units) -> Spread:
-    """Variance over units, scaled as in `featstore.metrics.jackknife`."""
-    moved = replicates.values[:, None] - replicates.without
-    share = np.bincount(units.of_sample[0], minlength=units.n) / len(units.of_sample[0])
-    by_draw = moved if units.grouped else (1.0 - share) * moved
-    n, n_draws = max(units.n, 2), len(by_draw)
-    correction = (n - 1) / n if units.grouped else n / (n - 1)
-    deviations = by_draw.mean(axis=0)
-    return Spread(
-        score=float(replicates.values.mean()),
-        deviations=deviations,
-        variance=float(correction * np.square(deviations).sum()),
-        bias=-float(moved.mean()) * (n - 1),
-        seed_noise=float(correction * by_draw.var(axis=0, ddof=1).sum()) if n_draws > 1 else 0.0,
-    )
-
-
-def _interval_of(
-    spread: Spread, units: Units, n_clips: int, by_draw: Sequence[float], *, of_one_draw: bool
-) -> Interval:
-    """Wilson's score interval over test clips and draws, with the number of trials that gives the variance."""
-    reason = ""
-    if units.grouped and units.n_independent < MIN_GROUPS:
-        reason = f"{units.n_independent} groups of test clips, and an interval takes {MIN_GROUPS} or more"
-    elif n_clips < MIN_CLIPS:
-        reason = f"{n_clips} test clips, and an interval takes {MIN_CLIPS} or more"
-    elif not np.isfinite(spread.variance):
-        reason = "without one of its clips the score is not defined"
-    if reason:
-        return Interval(low=None, high=None, reason=reason)
-    variance, df = spread.variance, float(units.n - 1)
-    if len(by_draw) > 1:
-        # as for seeds: the variance between draws less the part that the test clips explain
-        n_draws = 1 if of_one_draw else len(by_draw)
-        between = float(np.var(by_draw, ddof=1)) / n_draws
-        component = max(0.0, between - spread.seed_noise / n_draws)
-        df = degrees_of_freedom([(variance, df), (between, len(by_draw) - 1.0)], total=variance + component)
-        variance += component
-    score = min(max(spread.score, 0.0), 1.0)
-    trials = score * (1.0 - score) / variance if 0.0 < score < 1.0 and variance > 0.0 else float(units.n_independent)
-    low, high = wilson(score, trials, student(df))
-    return Interval(low=low, high=high, method="Wilson score interval, effective sample size by the jackknife")
