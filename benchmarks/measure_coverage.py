@@ -21,6 +21,8 @@ from typing import Any
 
 import numpy as np
 
+from featstore.records import ScoreRecord
+
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "protocols.md"
 NAMES = {"strict": "coverage of measures", "maeb": "coverage of mteb's scores"}
 DIM = 16
@@ -98,6 +100,7 @@ def mteb_scores_of(population: Population, rng: np.random.Generator) -> dict[str
     return {
         name: {"value": each.value, "low": each.ci_low, "high": each.ci_high}
         for name, each in zip(OF_MTEB, records, strict=True)
+        if isinstance(each, ScoreRecord)
     }
 
 

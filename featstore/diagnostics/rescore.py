@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from featstore.diagnostics.certificate import AuditedScore, AuditFinding, hash_of_score
 from featstore.errors import FeatstoreError, UnknownTask
+from featstore.evaluation.runner import ScoreFailure
 from featstore.formatting import one_line
 from featstore.records import PROTOCOL_VERSION, ScoreRecord
 
@@ -103,7 +104,7 @@ def _score(store: Store, record: ScoreRecord, manifest: Manifest, *, encoder: st
     if record.track == "A":
         from featstore.probe import probe_task
 
-        found: Any = probe_task(
+        found: ScoreRecord | ScoreFailure = probe_task(
             store,
             manifest,
             encoder=encoder,
@@ -126,6 +127,8 @@ def _score(store: Store, record: ScoreRecord, manifest: Manifest, *, encoder: st
             index=settings.get("index", "flat"),
             shots=shots,
         )
+    if isinstance(found, ScoreFailure):  # one measure alone raises its error
+        raise FeatstoreError(found.message)
     return replace(found, encoder=record.encoder)
 
 

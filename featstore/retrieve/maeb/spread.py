@@ -71,8 +71,8 @@ def _n_log_n_without(
     """Sum of n log n over the sizes n of labels: of all clips, and without each unit, float64 (1 + units,)."""
     label = np.unique(label, return_inverse=True)[1]
     n_labels = int(label.max()) + 1
-    total = np.bincount(label, drawn)
-    own = np.bincount(unit * n_labels + label, drawn, n_units * n_labels)
+    total: NDArray[np.float64] = np.bincount(label, drawn).astype(np.float64)
+    own = np.bincount(unit * n_labels + label, drawn, n_units * n_labels).astype(np.float64)
     cell = np.flatnonzero(own)
     of_unit, of_label = np.divmod(cell, n_labels)
     lost = n_log_n(total[of_label]) - n_log_n(total[of_label] - own[cell])
