@@ -225,7 +225,7 @@ def measure_encoder(*, folder: str, device: str, name: str, size: Size, dataset:
 
 
 def measure_devices(*, folder: str, size: Size, dataset: str, devices: str) -> list[Cells]:
-    """Extraction by a process on each device, the start of the processes included."""
+    """Extraction by a worker on each device, loading of the encoder included."""
     from featstore.extract import EncoderRequest, open_engine
 
     path = write_transformer(Path(folder), size=size)
@@ -237,7 +237,12 @@ def measure_devices(*, folder: str, size: Size, dataset: str, devices: str) -> l
     if (record.shards_done, record.deaths) != (n_shards, ()):
         raise SystemExit(f"{record.shards_done} of {n_shards} shards are stored; deaths: {record.deaths}")
     return [
-        (f"--device {devices}: {record.workers} processes", f"{figure(seconds)} s, their start included", "", ""),
+        (
+            f"--device {devices}: {record.workers} of the workers took part",
+            f"{figure(seconds)} s, loading included",
+            "",
+            "",
+        ),
         (f"--device {devices}: {n_shards} shards", f"{figure(record.seconds['total'])} s", "all stored", "passed"),
     ]
 

@@ -50,4 +50,5 @@ def _reader() -> Callable[[bytes], Any] | None:
         from miniaudio import flac_read_f32
     except ImportError:
         return None
-    return flac_read_f32
+    read: Callable[[bytes], Any] = flac_read_f32
+    return read
