@@ -121,11 +121,12 @@ def measure_forward(
             began = time.perf_counter()
             records.append(_extract(folder, dataset, loaded, frames=frames, **settings))
             seconds.append(time.perf_counter() - began)
-            settings["batch_seconds"] = records[-1].settings["batch_seconds"]
+            settings["batch_seconds"] = found["batch_seconds"] = records[-1].settings["batch_seconds"]
         found["extract" if frames == "never" else "extract_frames"] = min(seconds)
         if frames == "never":
             best = records[int(np.argmin(seconds))]
             found["busy"] = best.seconds["busy"] / best.seconds["total"]
+            found["audio_seconds"] = best.audio_seconds
     batches = _recorded_batches(folder, dataset, loaded, **settings)
     module = loaded.module.to(device)
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision]

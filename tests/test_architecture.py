@@ -35,6 +35,7 @@ DOORS = {
     "webdataset": {"extract/tar_reader"},
     "soundfile": {"extract/audio"},
     "soxr": {"extract/audio"},
+    "miniaudio": {"extract/flac"},
     "zarr": {"store/zarr_io"},
     "torch": {"encoders/*", "probe/*", "store/torch_dataset", "integrations/mteb/*"},
     "sklearn": {"metrics/*", "retrieve/clustering", "retrieve/maeb/*"},

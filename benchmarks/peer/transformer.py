@@ -2,7 +2,8 @@
 
 Seven strided convolutions and twelve layers of a transformer (Baevski et al. 2020, table 6 has the sizes): 94 M
 parameters, 768 wide, a frame every 20 ms. ``large`` is that of wav2vec2-large: 24 layers, 1024 wide, 315 M. ``small``
-has the same convolutions, and 6 layers, 384 wide.
+has the same convolutions, and 6 layers, 384 wide; ``tiny`` has one layer, 32 wide, after convolutions of 16
+channels.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from typing import Literal
 
 __all__ = ["SIZES", "Size", "write_transformer"]
 
-Size = Literal["small", "base", "large"]
+Size = Literal["tiny", "small", "base", "large"]
 SIZES: dict[Size, tuple[int, int, int, int]] = {
+    "tiny": (32, 1, 2, 64),
     "small": (384, 6, 6, 1536),
     "base": (768, 12, 12, 3072),
     "large": (1024, 24, 16, 4096),
@@ -33,10 +35,10 @@ class LookalikeEncoder(nn.Module):
         self.sampling_rate, self.output_dim, self.hop_size_in_ms = 16_000, {dim}, 20
         stem, channels = [], 1
         for kernel, stride in KERNELS:
-            stem += [nn.Conv1d(channels, 512, kernel, stride, bias=False), nn.GELU()]
-            channels = 512
+            stem += [nn.Conv1d(channels, {stem}, kernel, stride, bias=False), nn.GELU()]
+            channels = {stem}
         self.stem = nn.Sequential(*stem)
-        self.project = nn.Sequential(nn.LayerNorm(512), nn.Linear(512, {dim}))
+        self.project = nn.Sequential(nn.LayerNorm({stem}), nn.Linear({stem}, {dim}))
         layer = nn.TransformerEncoderLayer({dim}, {heads}, {inner}, dropout=0.0, activation="gelu", batch_first=True)
         self.layers = nn.TransformerEncoder(layer, {n_layers}, enable_nested_tensor=False)
 
@@ -49,6 +51,7 @@ class LookalikeEncoder(nn.Module):
 def write_transformer(folder: Path, *, size: Size = "base") -> Path:
     """The file of the encoder, whose class is ``LookalikeEncoder``."""
     dim, n_layers, heads, inner = SIZES[size]
+    stem = 16 if size == "tiny" else 512
     path = folder / f"lookalike_{size}_encoder.py"
-    path.write_text(SOURCE.format(dim=dim, heads=heads, inner=inner, n_layers=n_layers))
+    path.write_text(SOURCE.format(stem=stem, dim=dim, heads=heads, inner=inner, n_layers=n_layers))
     return path

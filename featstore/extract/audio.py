@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featstore.errors import UnusableClip
+from featstore.extract.flac import read_flac
 
 if TYPE_CHECKING:
     from soundfile import SoundFile
@@ -151,13 +152,18 @@ def decode(
             if damage := damage_of(data):
                 raise UnusableClip(damage)
             admit(round(file.frames / rate * sample_rate_hz) * 4)
-            blocks = _mono_blocks(
-                file, max_seconds=max_seconds, missing_allowed=missing_frames_allowed(data, form=file.format)
+            samples = _small_flac(data, file)
+            blocks = (
+                _mono_blocks(
+                    file, max_seconds=max_seconds, missing_allowed=missing_frames_allowed(data, form=file.format)
+                )
+                if samples is None
+                else iter([(_downmixed(samples), True)])
             )
-            samples = _joined(blocks) if rate == sample_rate_hz else _resampled(blocks, rate, sample_rate_hz)
+            mono = _joined(blocks) if rate == sample_rate_hz else _resampled(blocks, rate, sample_rate_hz)
     except (soundfile.SoundFileError, RuntimeError, ValueError, TypeError, OverflowError) as error:
         raise UnusableClip(f"it cannot be decoded: {_reason(error)}") from error
-    return _checked(samples)
+    return _checked(mono)
 
 
 def prepare(
@@ -258,6 +264,7 @@ def encode_ogg(samples: NDArray[np.float32], sample_rate_hz: int) -> bytes:
 
 
 _FLAC_CHANNELS, _FLAC_RATE_HZ = 8, 655_350
+_INTEGER_FLAC = ("PCM_S8", "PCM_16", "PCM_24")
 _AS_STORED = {"PCM_32": ("int32", "PCM_32"), "DOUBLE": ("float64", "DOUBLE")}
 _LOSSY_OR_FLOAT = ("FLOAT", "VORBIS", "OPUS", "MPEG_LAYER_I", "MPEG_LAYER_II", "MPEG_LAYER_III")
 
@@ -367,6 +374,20 @@ def _checked_rate(file: SoundFile, max_seconds: float) -> int:
     if file.channels > MAX_CHANNELS:
         raise UnusableClip(f"it has {file.channels:,} channels, more than {MAX_CHANNELS}")
     return rate
+
+
+def _small_flac(data: bytes, file: SoundFile) -> NDArray[np.float32] | None:
+    """Samples of a FLAC file of one block, float32 (frames, channels); None if libsndfile has to decode the file.
+
+    libsndfile decodes the first frame of every file, so that it rejects damaged metadata, which dr_flac ignores.
+    """
+    is_small = file.frames * file.channels * 4 < _BLOCK_BYTES
+    if file.format != "FLAC" or file.subtype not in _INTEGER_FLAC or not is_small:
+        return None
+    samples = read_flac(data, frames=file.frames, channels=file.channels, rate_hz=file.samplerate)
+    if samples is not None:
+        file.read(1, dtype="float32")
+    return samples
 
 
 def _mono_blocks(
