@@ -18,8 +18,8 @@ from benchmarks.table import Table
 __all__ = ["Options", "document", "main"]
 
 NAMES = ("cli", "extract", "encode", "audit", "store", "remote", "tracks", "measures", "maeb", "evaluation", "parity")
-BY_NAME_ONLY = ("scale", "simulate")
-"""Ten minutes and 20 GB of disk, and three minutes: run when they are asked for."""
+BY_NAME_ONLY = ("scale", "simulate", "real")
+"""Ten minutes and 20 GB of disk, three minutes, and packages of recordings: run when they are asked for."""
 
 HEAD = """# Benchmarks
 
