@@ -68,14 +68,18 @@ class Ge2eEncoder(nn.Module):
         )
         return spectrum.abs().square().transpose(1, 2) @ self.filters
 
+    def input_mels(self, audio: Tensor, lengths: Tensor) -> Tensor:
+        """Mel bands of each clip without its padding, a quiet one raised."""
+        real = torch.arange(audio.shape[1], device=audio.device) < lengths[:, None]
+        rms = ((audio * real).square().sum(dim=1) / lengths.clamp(min=1)).sqrt().clamp(min=1e-8)
+        louder = (QUIETEST_RMS / rms).clamp(min=1.0)
+        return self.mels(audio * real * louder[:, None])
+
     def forward(self, audio: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """float32 (batch, samples) -> frames (batch, 1 + samples // 160, 256), utterance vectors, counts of frames."""
         if lengths is None:
             lengths = torch.full((len(audio),), audio.shape[1], device=audio.device)
-        real = torch.arange(audio.shape[1], device=audio.device) < lengths[:, None]
-        rms = ((audio * real).square().sum(dim=1) / lengths.clamp(min=1)).sqrt().clamp(min=1e-8)
-        louder = (QUIETEST_RMS / rms).clamp(min=1.0)
-        hidden, _ = self.lstm(self.mels(audio * real * louder[:, None]))
+        hidden, _ = self.lstm(self.input_mels(audio, lengths))
         frames = torch.relu(self.linear(hidden))
         n_frames = 1 + lengths // STEP_SAMPLES
         last = frames[torch.arange(len(frames), device=audio.device), n_frames - 1]
