@@ -1,11 +1,13 @@
 """Pictures of the pages that recorded audio gives: ``docs/images/real-report.png`` and ``real-map.png``.
 
-`python -m benchmarks.pictures` packs the tasks of `benchmarks.real`, extracts and scores them with its encoders, and
-opens the report and a map in Chromium. It needs what `make test-real` installs, and playwright.
+`python -m benchmarks.pictures` runs the commands of ``docs/real.md`` and opens the report and the map in Chromium;
+`python -m benchmarks.pictures FOLDER` opens the ``report.html`` and ``map.html`` of a folder where they were run. It needs
+what `make test-real` installs, and playwright.
 """
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
 import sys
@@ -13,26 +15,26 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.harness import ROOT
-from benchmarks.real import ENCODERS, TASKS, pack_tasks, why_not
+from benchmarks.real import ENCODERS, why_not
 
 IMAGES = ROOT / "docs" / "images"
 WIDTH, HEIGHT = 1200, 760
 
 
 def write_pages(folder: Path) -> dict[str, Path]:
-    """Write the report of both tracks, and the map of the languages by the speaker network; pages by name."""
+    """Run the commands of ``docs/real.md``; its pages by the name of their picture."""
     import featstore
 
-    pack_tasks(folder=str(folder))
-    tasks, store = [folder / f"{task}.toml" for task in TASKS], folder / "store.zarr"
-    specs = [f"{ROOT / file}:{name}" for name, file in ENCODERS.items()]
-    extracted = featstore.extract(tasks, encoder=specs, data=folder / "data", store=store, device="cpu")
-    extracted.raise_failures()
-    scores = featstore.probe(tasks, store=store) + featstore.retrieve(tasks, store=store)
+    recordings = importlib.import_module("tests.real.recordings")
+    store, task = folder / "real.zarr", folder / "real-data" / "klettres.toml"
+    specs = ["logmel", f"{ROOT / ENCODERS['SpeakerEncoder']}:SpeakerEncoder"]
+    featstore.extract(audio=recordings.KLETTRES, encoder=specs, store=store).raise_failures()
+    scores = featstore.probe(task, store=store)
+    scores += featstore.retrieve(task, store=store, measure=["knn", "retrieval", "clustering", "pairs"])
     scores.raise_failures()
-    report = featstore.report(scores, folder / "report.html", title="Recorded audio", store=store)
-    map_page = folder / "map.html"
-    featstore.explore(store, encoder="SpeakerEncoder", dataset="languages", split="test", out=map_page)
+    report, map_page = folder / "report.html", folder / "map.html"
+    featstore.report(scores, report, store=store)
+    featstore.explore(store, encoder="SpeakerEncoder", out=map_page)
     return {"real-report": report, "real-map": map_page}
 
 
@@ -52,6 +54,9 @@ def shoot(pages: dict[str, Path]) -> None:
 
 
 def main() -> None:
+    if len(sys.argv) > 1:
+        shoot({f"real-{name}": Path(sys.argv[1]).resolve() / f"{name}.html" for name in ("report", "map")})
+        return
     missing = why_not()
     if missing is not None:
         sys.exit(missing)
