@@ -113,11 +113,12 @@ def child_environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
 
 
-def in_child(function: Callable[..., Any], **arguments: Any) -> Any:
-    """Call a module's function in a process of its own; arguments and result are JSON."""
+def in_child(function: Callable[..., Any], *, threads: int | None = None, **arguments: Any) -> Any:
+    """Call a module's function in a process of its own, by default with all threads; arguments and result are JSON."""
     name = f"{function.__module__}:{function.__qualname__}"
     command = [sys.executable, "-m", "benchmarks.harness", name, json.dumps(arguments)]
-    done = subprocess.run(command, env=child_environment(), stdout=subprocess.PIPE, text=True, check=True)
+    environment = child_environment() | ({} if threads is None else {"OMP_NUM_THREADS": str(threads)})
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 

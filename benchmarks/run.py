@@ -18,13 +18,14 @@ from benchmarks.table import Table
 __all__ = ["Options", "document", "main"]
 
 NAMES = ("cli", "extract", "encode", "audit", "store", "remote", "tracks", "measures", "maeb", "evaluation", "parity")
-BY_NAME_ONLY = ("scale", "simulate", "gpu")
-"""Ten minutes and 20 GB of disk, three minutes, and a CUDA device: run when they are asked for."""
+BY_NAME_ONLY = ("scale", "simulate", "real", "gpu")
+"""Ten minutes and 20 GB of disk, three minutes, packages of recordings, and a CUDA device: run when asked for."""
 
 HEAD = """# Benchmarks
 
 Written by `python -m benchmarks [NAME ...] --write`; `make bench` prints the same. Every section is of one run on one
 machine, which it names, and every ratio is to a row of its own table. The absolute figures are that machine's."""
+MARKS = ("<!-- measured -->", "<!-- /measured -->")
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "benchmarks.md"
 
 
@@ -71,6 +72,10 @@ def main(arguments: Sequence[str] | None = None, *, only: str | None = None) -> 
         before = DOCUMENT.read_text(encoding="utf-8") if DOCUMENT.exists() else ""
         DOCUMENT.write_text(document(before, measured), encoding="utf-8")
         print(f"written to docs/{DOCUMENT.name}", file=sys.stderr)
+        for name, section in measured.items():
+            page = DOCUMENT.with_name(f"{name}.md")
+            if page.exists():  # a page that tells about this benchmark shows its tables too
+                page.write_text(with_tables(page.read_text(encoding="utf-8"), section), encoding="utf-8")
 
 
 def _parse(arguments: Sequence[str] | None, only: str | None) -> argparse.Namespace:
@@ -114,6 +119,16 @@ def document(before: str, measured: Mapping[str, str]) -> str:
     """The page: sections that were measured in place of those before, the others as they stand."""
     sections = {text.partition("\n")[0]: f"## {text.rstrip()}" for text in before.split("\n## ")[1:]} | dict(measured)
     return "\n\n".join([HEAD, *(sections[name] for name in (*NAMES, *BY_NAME_ONLY) if name in sections)]) + "\n"
+
+
+def with_tables(page: str, section: str) -> str:
+    """A page with the tables of a section between its marks; a page without marks as it is."""
+    before, start, rest = page.partition(MARKS[0])
+    _, end, after = rest.partition(MARKS[1])
+    if not end:
+        return page
+    _, _, measured = section.partition("\n\n")  # without the heading of the section
+    return f"{before}{start}\n\n{measured.rstrip()}\n\n{end}{after}"
 
 
 def _section(name: str, tables: Sequence[Table], *, machine: str, versions: str) -> str:

@@ -135,7 +135,10 @@ def _task(root: str, given: dict[str, Any], encoder: dict[str, Any], *, seed: in
             batch_size_train=given["batch_size"],
             crop_length=given.get("crop_seconds"),
         )
+        if "shards" in given:
+            config.audio_tar_name_of_split = given["shards"]
     config.env_root, config.private, config.seed = root, True, seed
+    config.torch_num_threads = given.get("threads", config.torch_num_threads)
     return XaresTask(config)
 
 

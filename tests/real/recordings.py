@@ -1,7 +1,7 @@
 """Tasks of recorded audio, from two packages of Debian: letters and syllables in many languages, and studio sounds.
 
 Each task is a table of files that are installed, with a label and, where clips are not drawn class by class over
-declared splits, what takes its place. `pack_tasks` has `featstore pack` make shards of them.
+declared splits, what takes its place. `corpus` and `benchmarks.real` pack them.
 
 In ``klettres-data`` a language is one speaker in one room with one microphone: the task "languages" is as easy as
 telling these apart, and "letters" tests on speakers that training never hears.
@@ -9,17 +9,12 @@ telling these apart, and "letters" tests on speakers that training never hears.
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import json
 import re
-import shutil
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-
-from handmade import run_cli
 
 KLETTRES, SONIC_PI = Path("/usr/share/klettres"), Path("/usr/share/sonic-pi/samples")
 PACKAGES = {KLETTRES: "klettres-data", SONIC_PI: "sonic-pi-samples"}
@@ -105,45 +100,6 @@ TASKS = (
     RealTask(name="spelling", folder=KLETTRES, rows=spelling, kind="multilabel", metric="mAP"),
     RealTask(name="sounds", folder=SONIC_PI, rows=sounds, crop_seconds=2.0),
 )
-
-
-def pack_tasks(folder: Path) -> dict[str, Path]:
-    """Pack each task that is not there yet into `folder`; the manifests by name."""
-    manifests = {}
-    for task in TASKS:
-        toml = manifests[task.name] = folder / f"{task.name}.toml"
-        if toml.exists():
-            continue
-        folder.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(folder / "data" / task.name, ignore_errors=True)
-        table = folder / f"{task.name}.{'jsonl' if task.kind == 'multilabel' else 'csv'}"
-        _write(table, task)
-        made = folder / "made.toml"
-        made.unlink(missing_ok=True)
-        packed = run_cli(
-            "pack", folder / "data" / task.name, "--audio", task.folder, f"--{table.suffix[1:]}", table,
-            "--split-column", "split", "--manifest", made, "--fail-on-skip", timeout=900,
-        )  # fmt: skip
-        assert packed.returncode == 0, packed.stdout + packed.stderr
-        text = made.read_text(encoding="utf-8")
-        if task.crop_seconds is not None:
-            text = text.replace("# crop_seconds = 10.0", f"crop_seconds = {task.crop_seconds}")
-        toml.write_text(text.replace("enabled = false", "enabled = true"), encoding="utf-8")
-    return manifests
-
-
-def _write(path: Path, task: RealTask) -> None:
-    rows = [
-        {"path": row.path.as_posix(), "label": row.label, "speaker": row.speaker, "split": row.split}
-        for row in task.rows()
-    ]
-    if task.kind == "multilabel":
-        path.write_text("".join(json.dumps({**row, "label": row["label"].split()}) + "\n" for row in rows))
-        return
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def _klettres() -> Iterator[Path]:

@@ -206,7 +206,8 @@ def compared_clips(of: Vectors, folds: Sequence[Sequence[str]]) -> tuple[float, 
 
     A clip is the mean of its windows by seconds; clips of different folds are compared, or with one fold all clips.
     """
-    clips = vote(of, np.isin(of.clip, np.concatenate(folds)), of.X)
+    tested = np.isin(of.clip, np.concatenate(folds))
+    clips = vote(of, tested, of.X[tested])
     unit = clips.shares / np.linalg.norm(clips.shares, axis=1, keepdims=True)
     fold = np.array([next(at for at, members in enumerate(folds) if clip in set(members)) for clip in clips.clip])
     same = clips.y[:, None] == clips.y if clips.y.ndim == 1 else clips.y @ clips.y.T > 0
