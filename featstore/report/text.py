@@ -39,6 +39,7 @@ __all__ = [
     "grid",
     "grids_to_html",
     "grids_to_markdown",
+    "measure_title",
     "table_title",
     "to_csv",
     "to_json",
@@ -59,7 +60,12 @@ MEASURE_TITLES = {
 
 def table_title(measure: str, protocol: Protocol) -> str:
     """Title of the table of a measure of Track B, or of Track A (an empty text), under a protocol."""
-    return f"{MEASURE_TITLES.get(measure, f'Track B, {measure}')} ({protocol} protocol)"
+    return f"{measure_title(measure)} ({protocol} protocol)"
+
+
+def measure_title(measure: str) -> str:
+    """Title of a measure of Track B, or of Track A (an empty text)."""
+    return MEASURE_TITLES.get(measure, f"Track B, {measure}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
