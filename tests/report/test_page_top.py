@@ -41,7 +41,7 @@ def test_three_heads_of_three_encoders_are_three_encoders() -> None:
     records = [
         with_head(scored("one", encoder, 0.5), head) for encoder in "abc" for head in ("linear", "mlp", "logistic")
     ]
-    assert "3 encoders on 1 task, 9 scores." in render_page([*records, scored("one", "a", 0.4, track="B")])
+    assert "3 encoders on 1 task, 10 scores." in render_page([*records, scored("one", "a", 0.4, track="B")])
 
 
 def test_an_encoder_has_one_colour_in_every_table_and_a_marker_for_each_of_its_heads() -> None:
