@@ -13,14 +13,15 @@ import numpy as np
 from featstore import __version__
 from featstore.errors import missing_extra
 from featstore.records import ScoreRecord
-from featstore.report.leaderboard import Leaderboard, build, natural
+from featstore.report.leaderboard import build
 from featstore.report.page_boards import sections_of
-from featstore.report.page_charts import CurveView, N_COLOURS, PointView
+from featstore.report.page_charts import N_COLOURS, CurveView, PointView
 from featstore.report.page_health import health_by_encoder
 from featstore.report.page_picture import picture_of
 from featstore.report.page_summary import opening_tables, problems_of, result_sentence
 from featstore.report.page_tasks import Confusion, recipes_of, task_views
 from featstore.report.published import PublishedScores
+from featstore.report.tables import Leaderboard, natural
 from featstore.report.templating import as_markup, environment, writable
 
 if TYPE_CHECKING:

@@ -10,12 +10,13 @@ import numpy as np
 
 from featstore.formatting import counted
 from featstore.records import sha256_of
+from featstore.report.grids import flags_of, grid, measure_title, table_title
 from featstore.report.latex import grids_to_latex
-from featstore.report.leaderboard import Cell, Leaderboard, Row, Table, ranked
 from featstore.report.page_summary import BANNER
 from featstore.report.resolution import Resolution
 from featstore.report.resolution_text import rank_columns, resolution_sentence, short_letters
-from featstore.report.text import flags_of, grid, measure_title, table_title, to_csv
+from featstore.report.tables import Cell, Leaderboard, Row, Table, ranked
+from featstore.report.text import to_csv
 
 __all__ = [
     "Bar",

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from featstore.report.leaderboard import NOT_AVERAGED, Average, Row, Table, ranked
+from featstore.report.grids import measure_title
 from featstore.report.page_boards import board_anchor, board_title, entry_of, task_anchor
-from featstore.report.text import measure_title
+from featstore.report.tables import NOT_AVERAGED, Average, Row, Table, ranked
 
 __all__ = ["MAX_LANES", "Band", "Group", "Lane", "Panel", "Picture", "picture_of"]
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from featstore.formatting import counted
-from featstore.report.leaderboard import Average, Row, Table, ranked
 from featstore.report.resolution_text import ranking_line
+from featstore.report.tables import Average, Row, Table, ranked
 
 __all__ = ["BANNER", "Problem", "opening_tables", "problems_of", "result_sentence"]
 
@@ -75,12 +75,9 @@ def _best(table: Table) -> str:
     best = [at for at in own if at in line.best] or own[:1]
     named = " and ".join(table.columns[at].label for at in best)
     score = _score(line, best[0])
-    if isinstance(line, Row):
-        where = f"on {line.task}"
-    else:
-        where = f"on average over {counted(line.n_tasks, 'task')}"
-    if score is None:
-        return f"no encoder has an average of all {counted(len(table.rows), 'task')}"
+    where = f"on {line.task}" if isinstance(line, Row) else f"on average over {counted(line.n_tasks, 'task')}"
+    if score is None or (isinstance(line, Average) and line.n_scored[best[0]] < line.n_tasks):
+        return "no encoder has scores of all tasks"
     if not line.best:
         return f"{named} scores {score} {where}"
     return f"{named} is best {where} ({score}){_versus(table, line, own, best)}"

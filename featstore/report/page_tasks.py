@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from featstore.records import ScoreRecord
-from featstore.report.leaderboard import LOWER_IS_BETTER, Leaderboard, Row, Table
 from featstore.report.page_boards import Entry, board_title, entry_of, recipe_anchor, task_anchor
 from featstore.report.page_charts import CurveView, curves_of
+from featstore.report.tables import LOWER_IS_BETTER, Leaderboard, Row, Table
 
 __all__ = [
     "ClassRow",
@@ -207,9 +207,7 @@ def task_views(
     everything = tuple(records)
     views = []
     for task, places in by_task.items():
-        blocks = tuple(
-            _block(table, row, _records_of(everything, table, row), styles=styles) for table, row in places
-        )
+        blocks = tuple(_block(table, row, _records_of(everything, table, row), styles=styles) for table, row in places)
         row = places[0][1]
         views.append(
             TaskView(

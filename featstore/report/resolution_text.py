@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from featstore.report.leaderboard import Average, Row, Table
 from featstore.report.resolution import Resolution
+from featstore.report.tables import Average, Row, Table
 
 __all__ = ["rank_columns", "ranking_line", "resolution_notes", "resolution_sentence", "short_letters"]
 
