@@ -125,7 +125,7 @@ class BoardView:
     Attributes
     ----------
     is_main : bool
-        Whether it is Track A or ``knn``; other measures are folded.
+        Whether it is Track A or ``knn``; other measures are folded, unless they are the first of their protocol.
     summary : str
         The best encoder, for the line of a folded board.
     axis : (float, float)

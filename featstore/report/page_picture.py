@@ -18,7 +18,7 @@ from featstore.report.tables import NOT_AVERAGED, Average, Row, Table, ranked
 __all__ = ["MAX_LANES", "Band", "Group", "Lane", "Panel", "Picture", "picture_of"]
 
 MAX_LANES = 16
-"""Encoders in the picture; of more, the best by their average."""
+"""Encoders in a panel; of more, the best by their average."""
 
 MAX_GROUPS = 14
 """Tasks in one band; more tasks continue in further bands below."""
@@ -109,6 +109,12 @@ class Picture:
     n_not_drawn: int
     other_scales: tuple[str, ...]
 
+    @property
+    def has_ties(self) -> bool:
+        """Whether a lane is shaded."""
+        groups = (group for panel in self.panels for band in panel.bands for group in band.groups)
+        return any(lane.tied for group in groups for lane in group.lanes)
+
 
 def picture_of(tables: Sequence[Table], *, styles: Mapping[str, int]) -> Picture | None:
     """Lay out tables of one protocol; None if no metric is from 0 to 1.
@@ -125,10 +131,14 @@ def picture_of(tables: Sequence[Table], *, styles: Mapping[str, int]) -> Picture
     labels = dict.fromkeys(
         table.columns[at].label for table, _ in lines for at in ranked(table) if not table.columns[at].published
     )
-    shown = list(labels)[:MAX_LANES]
+    lanes = [_lanes(table, list(labels)) for table, _ in lines]
+    shown = [label for label in labels if any(label in of for of in lanes)]
     axis = _axis([line for _, of in lines for line in of])
     return Picture(
-        panels=tuple(_panel(table, of, shown, axis=axis, styles=styles) for table, of in lines),
+        panels=tuple(
+            _panel(table, of, tuple(here.values()), axis=axis, styles=styles)
+            for (table, of), here in zip(lines, lanes, strict=True)
+        ),
         ticks=tuple(
             (round(float(value), 2), round(_y(float(value), axis), 1))
             for value in np.linspace(*axis, 1 + round((axis[1] - axis[0]) / (0.1 if axis[1] - axis[0] < 0.55 else 0.2)))
@@ -140,6 +150,12 @@ def picture_of(tables: Sequence[Table], *, styles: Mapping[str, int]) -> Picture
             dict.fromkeys(row.task for table in tables for row in table.rows if row.metric in NOT_AVERAGED)
         ),
     )
+
+
+def _lanes(table: Table, labels: Sequence[str]) -> dict[str, int]:
+    """Columns of a table by their label, in the order of labels."""
+    column_of = {column.label: at for at, column in enumerate(table.columns)}
+    return {label: column_of[label] for label in [each for each in labels if each in column_of][:MAX_LANES]}
 
 
 def _lines(table: Table) -> list[Row | Average]:
@@ -181,13 +197,11 @@ def _y(value: float, axis: tuple[float, float]) -> float:
 def _panel(
     table: Table,
     lines: Sequence[Row | Average],
-    shown: Sequence[str],
+    lanes: Sequence[int],
     *,
     axis: tuple[float, float],
     styles: Mapping[str, int],
 ) -> Panel:
-    column_of = {column.label: at for at, column in enumerate(table.columns)}
-    lanes = [column_of[label] for label in shown if label in column_of]
     n_bands = -(-len(lines) // MAX_GROUPS)
     in_band = -(-len(lines) // n_bands)
     lane = float(np.clip(390 / in_band / (len(lanes) + 0.8), 5.0, 36.0))

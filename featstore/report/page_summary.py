@@ -47,12 +47,8 @@ def problems_of(tables: Sequence[Table]) -> tuple[Problem, ...]:
 
 
 def opening_tables(tables: Sequence[Table]) -> tuple[Table, ...]:
-    """Both tracks of the protocol that the page opens with, which is strict if it has scores."""
-    if not tables:
-        return ()
-    protocols = [table.protocol for table in tables]
-    protocol = "strict" if "strict" in protocols else protocols[0]
-    here = [table for table in tables if table.protocol == protocol]
+    """Both tracks of the first protocol, which is strict if it has scores."""
+    here = [table for table in tables if table.protocol == tables[0].protocol]
     return tuple(table for table in here if table.measure in ("", "knn")) or tuple(here[:2])
 
 
@@ -73,14 +69,14 @@ def _best(table: Table) -> str:
     average = table.averages[-1]
     line: Row | Average = table.rows[0] if len(table.rows) == 1 else average
     best = [at for at in own if at in line.best] or own[:1]
-    named = " and ".join(table.columns[at].label for at in best)
+    named = _listed([table.columns[at].label for at in best])
     score = _score(line, best[0])
     where = f"on {line.task}" if isinstance(line, Row) else f"on average over {counted(line.n_tasks, 'task')}"
     if score is None or (isinstance(line, Average) and line.n_scored[best[0]] < line.n_tasks):
         return "no encoder has scores of all tasks"
     if not line.best:
         return f"{named} scores {score} {where}"
-    return f"{named} is best {where} ({score}){_versus(table, line, own, best)}"
+    return f"{named} {'is' if len(best) == 1 else 'are'} best {where} ({score}){_versus(table, line, own, best)}"
 
 
 def _score(line: Row | Average, at: int) -> str | None:
@@ -101,8 +97,7 @@ def _versus(table: Table, line: Row | Average, own: Sequence[int], best: Sequenc
         return ""
     tied = [table.columns[at].label for at in own if at in line.inside_noise]
     if tied:
-        more = f" and {len(tied) - MAX_NAMED} more" if len(tied) > MAX_NAMED else ""
-        return f", not significantly different from {_listed(tied[:MAX_NAMED], alone=not more)}{more}"
+        return f", not significantly different from {_listed(tied)}"
     others = [at for at in own if at in line.ranks and at not in best]
     if not others or line.not_comparable:
         return ""
@@ -111,5 +106,7 @@ def _versus(table: Table, line: Row | Average, own: Sequence[int], best: Sequenc
     )
 
 
-def _listed(names: Sequence[str], *, alone: bool) -> str:
-    return " and ".join([", ".join(names[:-1]), names[-1]]) if alone and len(names) > 1 else ", ".join(names)
+def _listed(names: Sequence[str]) -> str:
+    """The first names, and the number of the others."""
+    shown = [*names[:MAX_NAMED], *([f"{len(names) - MAX_NAMED} more"] if len(names) > MAX_NAMED else [])]
+    return " and ".join([", ".join(shown[:-1]), shown[-1]]) if len(shown) > 1 else shown[0]

@@ -46,10 +46,10 @@ def place_of(record: ScoreRecord) -> Place:
     return record.protocol, record.track, record.measure
 
 
-def place_order(place: Place) -> tuple[str, str, bool, str]:
-    """Sort key of tables: strict before xares, track A before track B, ``knn`` before other measures."""
+def place_order(place: Place) -> tuple[bool, str, str, bool, str]:
+    """Sort key of tables: strict before other protocols, track A before track B, ``knn`` before other measures."""
     protocol, track, measure = place
-    return protocol, track, measure not in ("", "knn"), measure
+    return protocol != "strict", protocol, track, measure not in ("", "knn"), measure
 
 
 def is_averaged(metric: str, *, own: str) -> bool:
@@ -208,7 +208,7 @@ class Table:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Leaderboard:
-    """The tables of some scores: strict before xares, track A before track B, ``knn`` before other measures."""
+    """The tables of some scores: strict before other protocols, track A before B, ``knn`` before other measures."""
 
     tables: tuple[Table, ...]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 from types import SimpleNamespace
@@ -77,7 +78,7 @@ def test_the_result_names_the_best_its_score_and_what_ties_with_it() -> None:
     near = [scored(task, "near", 0.499) for task in ("one", "two")]
     assert result_sentence(build([*records, *near]).tables).endswith("different from near.")
     many = [scored("one", f"n{at}", 0.5) for at in range(6)]
-    assert "different from n1, n2, n3 and" not in result_sentence(build(many).tables)  # six equal scores are all best
+    assert "n0, n1, n2 and 3 more are best on one" in result_sentence(build(many).tables)
     partly = result_sentence(build([scored("one", "a", 0.5), scored("two", "b", 0.5)]).tables)
     assert "0.5" not in partly
     alone = result_sentence(build([scored("one", "only", 0.5)]).tables)
@@ -150,6 +151,9 @@ def test_many_tasks_continue_in_further_bands_and_many_encoders_are_cut() -> Non
     crowd = drawn([scored("one", f"n{at}", 0.5, curves=False) for at in range(MAX_LANES + 4)])
     assert (len(crowd.encoders), crowd.n_not_drawn) == (MAX_LANES, 4)
     assert len(crowd.panels[0].bands[0].groups[0].lanes) == MAX_LANES
+    heads = [with_head(scored("one", f"n{at}", 0.5), head) for at in range(MAX_LANES) for head in ("linear", "mlp")]
+    of_b = drawn([*heads, scored("one", "n0", 0.5, track="B")]).panels[1]
+    assert [len(group.lanes) for group in of_b.bands[0].groups] == [1]
 
 
 def test_labels_of_the_picture_stay_inside_it() -> None:
@@ -201,19 +205,22 @@ def test_each_table_is_a_csv_and_a_latex_file_of_its_own() -> None:
         assert latex == grids_to_latex([grid(table)])
 
 
-def test_sections_are_protocols_and_only_the_two_tracks_are_open() -> None:
+def test_sections_are_protocols_and_open_are_the_two_tracks_or_the_first_measure() -> None:
     records = [
         scored("one", "a", 0.5, track=track, protocol=protocol) for track in "AB" for protocol in ("strict", "xares")
     ]
     records.append(replace(records[2], settings={"measure": "clustering"}))
+    records.append(replace(records[2], settings={"measure": "maeb-clustering"}, protocol="maeb"))
     sections = sections_of(build(records).tables, styles={})
     assert [(each.protocol, [board.is_main for board in each.boards]) for each in sections] == [
         ("strict", [True, True, False]),
+        ("maeb", [False]),
         ("xares", [True, True]),
     ]
     html = render_page(records)
-    assert html.count('<details class="part board"') == 5
-    assert html.count('<details class="part board" id="board-strict-B" open>') == 1
+    assert html.count('<details class="part board"') == 6
+    opened = re.findall(r'<details class="part board" id="board-(\w+-[AB])[^"]*" open>', html)
+    assert opened == ["strict-A", "strict-B", "maeb-B", "xares-A", "xares-B"]
 
 
 def a_space(encoder: str, dataset: str, split: str, **fields: Any) -> Any:
