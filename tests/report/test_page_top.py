@@ -108,7 +108,12 @@ def test_the_banner_has_the_problems_by_heading_and_names_each_task_once() -> No
 
 def test_the_picture_has_every_score_interval_and_tie_on_one_axis() -> None:
     records = a_full_board(["one", "two", "three"], ["a", "b", "c"], classes=(2,))
+    near = [each for each in records if each.encoder == "c"]
+    records += [
+        scored(each.task, "d", each.value - 0.0005, track=each.track, eval_weight=each.eval_weight) for each in near
+    ]
     board = build(records)
+    assert all(row.inside_noise for table in board.tables for row in table.rows)
     picture = drawn(records)
     assert [panel.title for panel in picture.panels] == [grid(table).title for table in board.tables]
     (top, at_top), (bottom, at_bottom) = picture.ticks[-1], picture.ticks[0]

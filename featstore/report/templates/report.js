@@ -65,7 +65,9 @@
     const names = all("li:has(.dot)", legend), row = size * 1.5;
     names.forEach((name, at) => {
       const y = height + row * (at + 1), colour = name.querySelector(".dot").style.getPropertyValue("--c");
-      make("circle", { cx: size, cy: y - size / 3, r: size / 3, fill: colour });
+      const dot = name.querySelector(".dot"), side = size * 0.6, round = dot.matches(".s1, .s2") ? 0 : side / 2;
+      const turn = dot.matches(".s2") ? `rotate(45 ${size} ${y - size / 3})` : "";
+      make("rect", { x: size - side / 2, y: y - size / 3 - side / 2, width: side, height: side, rx: round, fill: colour, transform: turn });
       make("text", { x: 2 * size, y, fill: "var(--ink)" }, name.textContent);
     });
     const box = [width, height + row * (names.length + 1)];
