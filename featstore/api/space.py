@@ -263,7 +263,7 @@ def inspect(
 
 def matching(store: Store, *, encoder: str | None, dataset: str | None, split: str | None) -> list[FeatureSet]:
     """The selected feature sets in the natural order of encoders; all of them, perhaps none, if nothing is selected."""
-    from featstore.report.leaderboard import natural
+    from featstore.report.tables import natural
 
     chosen = store.feature_sets(encoder=encoder, dataset=dataset, split=split)
     wanted = (encoder, dataset, split)

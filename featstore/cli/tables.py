@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TextIO
 
 from rich import box
@@ -51,8 +52,13 @@ def leaderboard_tables(board: Leaderboard) -> Group:
 
 
 def painted(grids: Iterable[Grid]) -> Group:
-    """Tables, for `show`."""
-    return Group(*map(_painted, grids))
+    """Tables, for `show`. Notes that several tables share are below the last one."""
+    tables = list(grids)
+    n_tables = Counter(note for each in tables for note in dict.fromkeys(each.notes))
+    shared = tuple(note for note, n in n_tables.items() if n > 1)
+    own = [replace(each, notes=tuple(note for note in each.notes if note not in shared)) for each in tables]
+    own[-1:] = [replace(last, notes=last.notes + shared) for last in own[-1:]]
+    return Group(*map(_painted, own))
 
 
 def _painted(laid_out: Grid) -> _Blocks:
@@ -61,7 +67,7 @@ def _painted(laid_out: Grid) -> _Blocks:
     warnings = [Padding(_text(f"! {each}", style="yellow"), (0, 0, 0, 2), expand=False) for each in laid_out.warnings]
     return _Blocks(
         title=laid_out.title,
-        header=laid_out.header,
+        header=[*laid_out.header[:n_labels], *(_WIDE_NAME.sub(r"\1\n", each) for each in laid_out.header[n_labels:])],
         n_labels=n_labels,
         is_numeric=[False] * n_labels + [True] * (len(laid_out.header) - n_labels),
         sections=[
@@ -69,7 +75,12 @@ def _painted(laid_out: Grid) -> _Blocks:
         ],
         below=[*notes, *warnings, Text()],
         file_columns=BLOCK_COLUMNS,
+        is_compact=n_labels == 1,
     )
+
+
+_WIDE_NAME = re.compile(r"(?m)^(?=.{15})(.{1,13}[-_])")
+"""The start of a line wider than a score with its mark and interval, up to the last hyphen or underscore that fits."""
 
 
 def _entry(cell: GridCell) -> Text:
@@ -88,6 +99,8 @@ class _Blocks:
     sections: Sequence[Sequence[Sequence[Text]]]
     below: Sequence[RenderableType] = ()
     file_columns: int
+    is_compact: bool = False
+    """Whether columns have one space between them and lines none at their ends."""
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         width = options.max_width if options.is_terminal else min(self.file_columns, options.max_width)
@@ -100,13 +113,15 @@ class _Blocks:
             fits = len(left)
             while fits > 1 and console.measure(self._table(left[:fits]), options=wide).maximum > width:
                 fits -= 1
-            lines.append(self._table(left[:fits]))
+            lines += [self._table(left[:fits]), *([Text()] if self.is_compact else [])]
             left = left[fits:]
         for line in (*lines, *self.below):
             yield Constrain(line, width)
 
     def _table(self, columns: Sequence[int]) -> Table:
-        table, shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)), (*range(self.n_labels), *columns)
+        padding = (0, 0 if self.is_compact else 1, 0, 0)
+        table = Table(box=box.SIMPLE_HEAD, padding=padding, show_edge=not self.is_compact)
+        shown = (*range(self.n_labels), *columns)
         for index in shown:
             table.add_column(
                 _text(self.header[index]),

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from featstore.report.leaderboard import natural
+from featstore.report.tables import natural
 from featstore.store.clip_fields import stored_clip_json
 
 __all__ = ["Column", "columns_of", "default_colour"]

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featstore.errors import AmbiguousSelection, UnknownFeatureSet
-from featstore.report.leaderboard import natural
+from featstore.report.tables import natural
 from featstore.retrieve.scan import best_cosines
 from featstore.store.clip_fields import stored_clip_json
 

@@ -12,9 +12,10 @@ import numpy as np
 from featstore.errors import UsageError
 from featstore.metrics.comparison import ALPHA, Paired
 from featstore.records import Protocol, ScoreRecord, Track
-from featstore.report.leaderboard import LOWER_IS_BETTER, Place, is_averaged, newest_versions, place_of, place_order
+from featstore.report.leaderboard import newest_versions
 from featstore.report.pairing import average_pair, evidence_of, pair, why_unpaired
 from featstore.report.results import CHOSEN_SETTINGS
+from featstore.report.tables import LOWER_IS_BETTER, Place, is_averaged, place_of, place_order
 
 __all__ = ["Comparison", "Difference", "compare"]
 

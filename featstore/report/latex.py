@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from featstore.formatting import harmless
-from featstore.report.text import Grid, GridCell
+from featstore.report.grids import Grid, GridCell
 
 __all__ = ["escape_latex", "grids_to_latex"]
 

@@ -13,20 +13,23 @@ import numpy as np
 from featstore import __version__
 from featstore.errors import missing_extra
 from featstore.records import ScoreRecord
-from featstore.report.leaderboard import Leaderboard, build, natural
-from featstore.report.page_boards import board_view
-from featstore.report.page_charts import CurveView, PointView
+from featstore.report.leaderboard import build
+from featstore.report.page_boards import sections_of
+from featstore.report.page_charts import N_COLOURS, CurveView, PointView
+from featstore.report.page_health import health_by_encoder
+from featstore.report.page_picture import picture_of
+from featstore.report.page_summary import opening_tables, problems_of, result_sentence
 from featstore.report.page_tasks import Confusion, recipes_of, task_views
 from featstore.report.published import PublishedScores
+from featstore.report.tables import Leaderboard, natural
 from featstore.report.templating import as_markup, environment, writable
-from featstore.report.text import grid
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
     from featstore.diagnostics import Health
 
-__all__ = ["render_page"]
+__all__ = ["render_page", "styles_of"]
 
 
 def render_page(
@@ -62,24 +65,27 @@ def render_page(
     templates = _templates()
     scores = tuple(records)
     board = build(scores, published=published, certified=certified)
-    colours = _colours(board)
+    styles = styles_of(board)
+    opening = opening_tables(board.tables)
     charts = _Charts()
-    boards = [board_view(table, notes=grid(table).notes, colours=colours) for table in board.tables]
     page = templates.get_template("report.html.j2").render(
         title=title,
         version=__version__,
         made_at=(made_at or datetime.now(UTC)).strftime("%Y-%m-%d %H:%M UTC"),
-        boards=boards,
-        tasks=task_views(board, scores, colours=colours),
+        result=result_sentence(opening),
+        picture=picture_of(opening, styles=styles),
+        problems=problems_of(board.tables),
+        sections=sections_of(board.tables, styles=styles),
+        tasks=task_views(board, scores, styles=styles),
         recipes=recipes_of(scores),
-        encoders=sorted(colours, key=lambda label: colours[label]),
+        n_encoders=len({(each.encoder, each.fingerprint) for each in scores}),
         n_scores=len(scores),
-        health=health,
+        health=health_by_encoder(health),
         health_notes=_health_notes(health),
         published_source="" if published is None else published.source,
         draw=charts.draw,
         media="",
-        picture=_picture,
+        matrix_picture=_matrix_picture,
     )
     return writable(page)
 
@@ -95,10 +101,20 @@ def _templates() -> Environment:
     return found
 
 
-def _colours(board: Leaderboard) -> Mapping[str, int]:
-    """Number the encoders by name, so that each has the same colour in every chart."""
-    labels = {column.label for table in board.tables for column in table.columns if not column.published}
-    return {label: number for number, label in enumerate(sorted(labels, key=natural))}
+def styles_of(board: Leaderboard) -> Mapping[str, int]:
+    """Number of the colour and marker of each label, the same in every table and chart.
+
+    The last digit is the colour, which is that of the encoder; settings of one encoder, such as heads, have further
+    markers. Encoders after the tenth use the colours again with other markers.
+    """
+    own = [column for table in board.tables for column in table.columns if not column.published]
+    encoders = sorted({(each.encoder, each.fingerprint) for each in own}, key=lambda place: natural("@".join(place)))
+    styles: dict[str, int] = {}
+    for at, place in enumerate(encoders):
+        labels = {each.label for each in own if (each.encoder, each.fingerprint) == place}
+        for variant, label in enumerate(sorted(labels, key=lambda label: (len(label), natural(label)))):
+            styles.setdefault(label, at % N_COLOURS + N_COLOURS * (at // N_COLOURS + variant))
+    return styles
 
 
 def _health_notes(health: Sequence[Health]) -> tuple[str, ...]:
@@ -124,7 +140,7 @@ class _Picture:
     tip: str
 
 
-def _picture(found: Confusion) -> _Picture:
+def _matrix_picture(found: Confusion) -> _Picture:
     from featstore.report.page_charts import matrix_png
 
     counts = np.array(found.counts, np.float64)

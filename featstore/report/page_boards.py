@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -9,22 +10,28 @@ import numpy as np
 
 from featstore.formatting import counted
 from featstore.records import sha256_of
-from featstore.report.leaderboard import Cell, Row, Table, ranked
+from featstore.report.grids import flags_of, grid, measure_title, table_title
+from featstore.report.latex import grids_to_latex
+from featstore.report.page_summary import BANNER
 from featstore.report.resolution import Resolution
-from featstore.report.resolution_text import rank_columns, short_letters
-from featstore.report.text import flags_of, table_title
+from featstore.report.resolution_text import rank_columns, resolution_sentence, short_letters
+from featstore.report.tables import Cell, Leaderboard, Row, Table, ranked
+from featstore.report.text import to_csv
 
 __all__ = [
     "Bar",
     "BoardView",
-    "EncoderRow",
     "Entry",
+    "Head",
+    "Matrix",
     "RankRow",
-    "TaskColumn",
+    "Section",
+    "board_anchor",
     "board_title",
     "board_view",
     "entry_of",
     "recipe_anchor",
+    "sections_of",
     "task_anchor",
 ]
 
@@ -58,7 +65,7 @@ class RankRow:
 
     label: str
     anchor: str
-    colour: int
+    style: int
     ranks: tuple[str, ...]
     averages: tuple[Entry, ...]
     n_scored: int
@@ -66,67 +73,127 @@ class RankRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TaskColumn:
-    """Header of one task: its short name, title and metric, and the anchor of its section."""
+class Head:
+    """An encoder or a task at the side or the top of a matrix.
+
+    Attributes
+    ----------
+    detail : str
+        The metric of a task.
+    anchor : str
+        Section of a task.
+    style : int
+        Colour and marker of an encoder, or -1.
+    """
 
     name: str
-    title: str
-    metric: str
-    anchor: str
+    title: str = ""
+    detail: str = ""
+    anchor: str = ""
+    style: int = -1
+    published: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EncoderRow:
-    """One encoder with its score of every task."""
+class Matrix:
+    """Encoders by tasks, or tasks by encoders: whichever has fewer columns. The last line is the resolution.
 
-    label: str
-    colour: int
-    published: bool
-    entries: tuple[Entry, ...]
+    Attributes
+    ----------
+    corner : str
+        Heading of the first column.
+    rows : tuple of (Head, tuple of Entry)
+    resolution : tuple of str
+        Smallest difference of each task, or empty; a row, or a column if rows are tasks.
+    """
+
+    corner: str
+    heads: tuple[Head, ...]
+    rows: tuple[tuple[Head, tuple[Entry, ...]], ...]
+    resolution: tuple[str, ...]
+
+    @property
+    def by_task(self) -> bool:
+        """Whether rows are tasks."""
+        return self.corner == "Task"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BoardView:
-    """One protocol, track and measure: encoders ranked by their averages, and a table of encoders by tasks.
+    """One protocol, track and measure: encoders ranked by their averages, and a matrix of encoders and tasks.
 
-    ``axis`` holds the ends of the ranking's bars; ``resolutions`` holds the smallest difference of each task, or is
-    empty.
+    Attributes
+    ----------
+    is_main : bool
+        Whether it is Track A or ``knn``; other measures are folded, unless they are the first of their protocol.
+    summary : str
+        The best encoder, for the line of a folded board.
+    axis : (float, float)
+        Ends of the ranking's bars.
+    sentence : str
+        What the test clips can resolve.
+    notes : tuple of str
+        Definitions of the columns and marks.
+    csv, latex : str
+        The table in these formats, as data URIs.
     """
 
     anchor: str
     title: str
+    name: str
+    is_main: bool
+    summary: str
     rank_heads: tuple[str, ...]
     spans: tuple[str, ...]
     axis: tuple[float, float]
     ranking: tuple[RankRow, ...]
     published: tuple[RankRow, ...]
-    columns: tuple[TaskColumn, ...]
-    rows: tuple[EncoderRow, ...]
-    resolutions: tuple[str, ...]
+    matrix: Matrix
+    sentence: str
     notes: tuple[str, ...]
     warnings: tuple[str, ...]
+    csv: str
+    latex: str
 
 
-def board_view(table: Table, *, notes: Sequence[str], colours: Mapping[str, int]) -> BoardView:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Section:
+    """The boards of one protocol."""
+
+    protocol: str
+    anchor: str
+    boards: tuple[BoardView, ...]
+
+
+def sections_of(tables: Sequence[Table], *, styles: Mapping[str, int]) -> tuple[Section, ...]:
+    """Lay out all tables by protocol."""
+    protocols = dict.fromkeys(table.protocol for table in tables)
+    return tuple(
+        Section(
+            protocol=protocol,
+            anchor=f"protocol-{protocol}",
+            boards=tuple(board_view(table, styles=styles) for table in tables if table.protocol == protocol),
+        )
+        for protocol in protocols
+    )
+
+
+def board_view(table: Table, *, styles: Mapping[str, int]) -> BoardView:
     """Lay out a table.
 
     Parameters
     ----------
-    notes : sequence of str
-        Legend of the marks.
-    colours : mapping
-        Label of an encoder -> number of its colour.
+    styles : mapping
+        Label of an encoder -> number of its colour and marker.
     """
-    place = f"{table.protocol}-{table.track}"
-    if table.measure not in ("", "knn"):  # a measure in a file of results is untrusted text
-        place += f"-{sha256_of(table.measure)[:12]}"
+    laid_out = grid(table)
     axis = _axis(table)
     ranks = rank_columns(table)
     rank = {
         at: RankRow(
             label=column.label,
             anchor=recipe_anchor(column.encoder, column.fingerprint),
-            colour=colours.get(column.label, -1),
+            style=styles.get(column.label, -1),
             ranks=tuple(entries[at] for _, entries in ranks),
             averages=tuple(_average_entry(table, span, at, axis=axis) for span in range(len(table.averages))),
             n_scored=table.averages[-1].n_scored[at],
@@ -134,43 +201,68 @@ def board_view(table: Table, *, notes: Sequence[str], colours: Mapping[str, int]
         )
         for at, column in enumerate(table.columns)
     }
-
     order = ranked(table)
     with_average = [at for at in order if table.averages[-1].values[at] is not None]
+    sentence = resolution_sentence(table)
     return BoardView(
-        anchor=f"board-{place}",
+        anchor=board_anchor(table),
         title=board_title(table),
+        name=measure_title(table.measure),
+        is_main=table.measure in ("", "knn"),
+        summary=f"{counted(len(table.rows), 'task')}, best: {table.columns[order[0]].label}",
         rank_heads=tuple(" ".join(header.split()) for header, _ in ranks),
         spans=tuple(_span_name(average.over, average.n_tasks) for average in table.averages),
         axis=axis,
         ranking=tuple(rank[at] for at in with_average if not table.columns[at].published),
         published=tuple(rank[at] for at in with_average if table.columns[at].published),
-        columns=tuple(
-            TaskColumn(name=row.task + flags_of(row), title=row.title, metric=row.metric, anchor=task_anchor(row.task))
-            for row in table.rows
-        ),
-        rows=tuple(
-            EncoderRow(
-                label=table.columns[at].label,
-                colour=colours.get(table.columns[at].label, -1),
-                published=table.columns[at].published,
-                entries=tuple(entry_of(row, at) for row in table.rows),
-            )
-            for at in order
-        ),
-        resolutions=tuple(
-            "–" if row.resolution is None else f"{row.resolution.smallest_difference:.3f}" for row in table.rows
-        )
-        if ranks
-        else (),
-        notes=tuple(notes),
-        warnings=tuple(map(str, table.warnings)),
+        matrix=_matrix(table, order, styles=styles, with_resolution=bool(ranks)),
+        sentence=sentence,
+        notes=tuple(note for note in laid_out.notes if note != sentence),
+        warnings=tuple(str(each) for each in table.warnings if each.kind not in BANNER),
+        csv=_data_uri(to_csv(Leaderboard(tables=(table,))), "text/csv"),
+        latex=_data_uri(grids_to_latex([laid_out]), "application/x-tex"),
     )
+
+
+def _matrix(table: Table, order: Sequence[int], *, styles: Mapping[str, int], with_resolution: bool) -> Matrix:
+    tasks = tuple(
+        Head(name=row.task + flags_of(row), title=row.title, detail=row.metric, anchor=task_anchor(row.task))
+        for row in table.rows
+    )
+    encoders = tuple(
+        Head(
+            name=table.columns[at].label,
+            style=styles.get(table.columns[at].label, -1),
+            published=table.columns[at].published,
+        )
+        for at in order
+    )
+    by_encoder = [tuple(entry_of(row, at) for row in table.rows) for at in order]
+    smallest = (None if row.resolution is None else row.resolution.smallest_difference for row in table.rows)
+    resolution = tuple("–" if each is None else f"{each:.3f}" for each in smallest) if with_resolution else ()
+    if len(tasks) > len(encoders):
+        by_task = zip(*by_encoder, strict=True)
+        rows = tuple(zip(tasks, by_task, strict=True))
+        return Matrix(corner="Task", heads=encoders, rows=rows, resolution=resolution)
+    return Matrix(
+        corner="Encoder", heads=tasks, rows=tuple(zip(encoders, by_encoder, strict=True)), resolution=resolution
+    )
+
+
+def _data_uri(text: str, mime: str) -> str:
+    encoded = base64.b64encode(text.encode("utf-8", "replace")).decode("ascii")
+    return f"data:{mime};charset=utf-8;base64,{encoded}"
 
 
 def board_title(table: Table) -> str:
     """Name of the track, the measure and the protocol."""
     return table_title(table.measure, table.protocol)
+
+
+def board_anchor(table: Table) -> str:
+    """Anchor of a table; a measure in a file of results is untrusted text."""
+    measure = "" if table.measure in ("", "knn") else f"-{sha256_of(table.measure)[:12]}"
+    return f"board-{table.protocol}-{table.track}{measure}"
 
 
 def task_anchor(task: str) -> str:

@@ -273,7 +273,7 @@ class CurveView:
 
 def curves_of(scored: Sequence[tuple[str, int, ScoreRecord]]) -> tuple[CurveView, ...]:
     """The charts of a task with at least two points, for scores with labels and colours."""
-    layers = _layer_curve([record for _, _, record in scored])
+    layers = _layer_curve(scored)
     charts = [_k_curve(scored), _shots_curve(scored), layers, _layer_weights(scored)]
     return tuple(chart for chart in charts if chart is not None)
 
@@ -297,17 +297,20 @@ def _shots_curve(scored: Sequence[tuple[str, int, ScoreRecord]]) -> CurveView | 
     return _chart("shots", curves, title="Score by number of training clips", x_label="training clips per class")
 
 
-def _layer_curve(scored: Sequence[ScoreRecord]) -> CurveView | None:
+def _layer_curve(scored: Sequence[tuple[str, int, ScoreRecord]]) -> CurveView | None:
+    """A curve for each encoder with several layers, in the colour of its first layer."""
     by_name: dict[str, dict[int, ScoreRecord]] = {}
-    for record in scored:
+    colour_of: dict[str, dict[int, int]] = {}
+    for _, colour, record in scored:
         found = LAYER.fullmatch(record.encoder)
         if found is not None:
             name = f"{found['name']} ({found['pool']})" if found["pool"] else found["name"]
             by_name.setdefault(name, {}).setdefault(int(found["layer"]), record)
+            colour_of.setdefault(name, {}).setdefault(int(found["layer"]), colour)
     curves = [
         (
             name,
-            colour,
+            colour_of[name][min(layers)],
             tuple(
                 PointView(
                     x=layer,
@@ -318,7 +321,7 @@ def _layer_curve(scored: Sequence[ScoreRecord]) -> CurveView | None:
                 for layer, record in sorted(layers.items())
             ),
         )
-        for colour, (name, layers) in enumerate(sorted(by_name.items()))
+        for name, layers in sorted(by_name.items())
     ]
     return _chart("layer", curves, title="Score by layer", x_label="layer of the encoder")
 

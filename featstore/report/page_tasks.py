@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from featstore.records import ScoreRecord
-from featstore.report.leaderboard import LOWER_IS_BETTER, Leaderboard, Row, Table
 from featstore.report.page_boards import Entry, board_title, entry_of, recipe_anchor, task_anchor
 from featstore.report.page_charts import CurveView, curves_of
+from featstore.report.tables import LOWER_IS_BETTER, Leaderboard, Row, Table
 
 __all__ = [
     "ClassRow",
@@ -147,7 +147,7 @@ class ScoreRow:
     """
 
     label: str
-    colour: int
+    style: int
     entry: Entry
     record: ScoreRecord
     recipe: str
@@ -158,14 +158,20 @@ class ScoreRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskBlock:
-    """One task under one protocol and track."""
+    """One task under one protocol, track and measure; Track A and ``knn`` are main."""
 
     title: str
+    is_main: bool
     metric: str
     scores: tuple[ScoreRow, ...]
     charts: tuple[CurveView, ...]
     classes: ClassTable
     confusions: tuple[Confusion, ...]
+
+    @property
+    def has_seeds(self) -> bool:
+        """Whether a head was trained with several seeds."""
+        return any(len(score.record.seeds) > 1 for score in self.scores)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,7 +197,7 @@ class RecipeView:
 
 
 def task_views(
-    board: Leaderboard, records: Iterable[ScoreRecord], *, colours: Mapping[str, int]
+    board: Leaderboard, records: Iterable[ScoreRecord], *, styles: Mapping[str, int]
 ) -> tuple[TaskView, ...]:
     """Everything about each task, sorted by title."""
     by_task: dict[str, list[tuple[Table, Row]]] = {}
@@ -201,9 +207,7 @@ def task_views(
     everything = tuple(records)
     views = []
     for task, places in by_task.items():
-        blocks = tuple(
-            _block(table, row, _records_of(everything, table, row), colours=colours) for table, row in places
-        )
+        blocks = tuple(_block(table, row, _records_of(everything, table, row), styles=styles) for table, row in places)
         row = places[0][1]
         views.append(
             TaskView(
@@ -233,14 +237,14 @@ def _records_of(records: Sequence[ScoreRecord], table: Table, row: Row) -> dict[
     return found
 
 
-def _block(table: Table, row: Row, scored: Mapping[int, ScoreRecord], *, colours: Mapping[str, int]) -> TaskBlock:
+def _block(table: Table, row: Row, scored: Mapping[int, ScoreRecord], *, styles: Mapping[str, int]) -> TaskBlock:
     less_is_better = row.metric in LOWER_IS_BETTER
     ranked = sorted(scored, key=lambda at: scored[at].value if less_is_better else -scored[at].value)
     labels = {at: table.columns[at].label for at in ranked}
     scores = tuple(
         ScoreRow(
             label=labels[at],
-            colour=colours.get(labels[at], 0),
+            style=styles.get(labels[at], 0),
             entry=entry_of(row, at),
             record=scored[at],
             recipe=recipe_anchor(scored[at].encoder, scored[at].fingerprint),
@@ -252,9 +256,10 @@ def _block(table: Table, row: Row, scored: Mapping[int, ScoreRecord], *, colours
     )
     return TaskBlock(
         title=board_title(table),
+        is_main=table.measure in ("", "knn"),
         metric=row.metric,
         scores=scores,
-        charts=curves_of([(each.label, each.colour, each.record) for each in scores]),
+        charts=curves_of([(each.label, each.style, each.record) for each in scores]),
         classes=class_table([(each.label, each.record) for each in scores]),
         confusions=confusions_of([(each.label, each.record) for each in scores]),
     )

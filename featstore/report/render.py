@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from featstore.errors import UsageError
 from featstore.records import ScoreRecord
+from featstore.report.grids import grid
 from featstore.report.latex import grids_to_latex
 from featstore.report.leaderboard import build
 from featstore.report.published import published_scores
-from featstore.report.text import board_to_json, grid, to_csv, to_json, to_markdown
+from featstore.report.text import board_to_json, to_csv, to_json, to_markdown
 
 if TYPE_CHECKING:
     from featstore.store import Store

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from featstore.report.leaderboard import Average, Row, Table
 from featstore.report.resolution import Resolution
+from featstore.report.tables import Average, Row, Table
 
-__all__ = ["rank_columns", "ranking_line", "resolution_notes", "short_letters"]
+__all__ = ["rank_columns", "ranking_line", "resolution_notes", "resolution_sentence", "short_letters"]
 
 
 def ranking_line(table: Table) -> Row | Average | None:
@@ -65,11 +65,15 @@ def resolution_notes(table: Table) -> Sequence[str]:
     if isinstance(line, Average) and line.over_tasks is not None:
         notes.append(f"Rank, new tasks: over other tasks of this kind, from the {line.over_tasks.n} tasks here")
     notes.append("Resolution: smallest true difference that is found with 80 % power, median over pairs")
-    return [*notes, _sentence(line, line.resolution, [column.label for column in table.columns])]
+    return [*notes, resolution_sentence(table)]
 
 
-def _sentence(line: Row | Average, resolution: Resolution, labels: Sequence[str]) -> str:
-    """What cannot be resolved, and how many more clips separate the first pair that is not separated."""
+def resolution_sentence(table: Table) -> str:
+    """State what cannot be resolved, and how many more clips separate the first pair that is not separated."""
+    line = ranking_line(table)
+    if line is None or line.resolution is None:
+        return ""
+    resolution, labels = line.resolution, [column.label for column in table.columns]
     where = f" of {line.n_tasks} tasks" if isinstance(line, Average) and line.n_tasks > 1 else ""
     found = (
         f"differences below {resolution.smallest_difference:.3f} cannot be resolved with the {resolution.n:,} test "

@@ -12,9 +12,11 @@ from featstore.errors import FeatstoreError, ResultsError, missing_extra
 from featstore.evaluation.runner import ScoreFailure
 from featstore.formatting import counted, harmless
 from featstore.records import ScoreRecord
-from featstore.report.leaderboard import Leaderboard, build
+from featstore.report.grids import grid
+from featstore.report.leaderboard import build
 from featstore.report.results import CHOSEN_SETTINGS, identity_of, write_score
-from featstore.report.text import grid, grids_to_html, grids_to_markdown
+from featstore.report.tables import Leaderboard
+from featstore.report.text import grids_to_html, grids_to_markdown
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -14,7 +14,7 @@ from featstore.errors import UsageError
 from featstore.metrics.registry import METRICS
 from featstore.records import ScoreRecord
 from featstore.report import Leaderboard, Table, build, grid
-from featstore.report.leaderboard import LOWER_IS_BETTER, NOT_AVERAGED
+from featstore.report.tables import LOWER_IS_BETTER, NOT_AVERAGED
 
 Score = Callable[..., ScoreRecord]
 

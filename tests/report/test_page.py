@@ -87,7 +87,8 @@ def test_the_page_forbids_and_needs_no_request():
     for _, attributes in page.tags:
         for name in ("src", "href", "xlink:href", "srcset", "action", "data"):
             link = attributes.get(name)
-            assert link is None or link.startswith(("#", "data:image/png;base64,")) or link == "data:,"
+            inside = ("#", "data:image/png;base64,", "data:text/csv;", "data:application/x-tex;")
+            assert link is None or link.startswith(inside) or link == "data:,"
     ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
     assert len(ids) == len(set(ids))
     linked = {a["href"][1:] for _, a in page.tags if (a.get("href") or "").startswith("#")}
@@ -143,7 +144,7 @@ def test_a_recipe_that_stores_have_under_two_names_stands_on_the_page_under_each
     assert [(view.name, dict(view.lines)) for view in views] == [
         (f"{name}@3f9c2a71", {"encoder": name}) for name in ("new", "old")
     ]
-    [block] = task_views(build(records), records, colours={})[0].blocks
+    [block] = task_views(build(records), records, styles={})[0].blocks
     assert [score.recipe for score in block.scores] == [view.anchor for view in views]
 
 
@@ -153,7 +154,7 @@ def test_a_task_shows_what_its_scores_keep_and_no_more():
         for encoder, value in (("enc.layer0", 0.5), ("enc.layer3", 0.7), ("enc.layer12", 0.6), ("other", 0.4))
     ]
     records += [scored("words", f"enc.layer{at}.std", 0.1 + at / 100, track="B") for at in (0, 3)]
-    [view] = task_views(build(records), records, colours={})
+    [view] = task_views(build(records), records, styles={})
     [block] = view.blocks
     assert [chart.kind for chart in block.charts] == ["k", "shots", "layer"]
     curves = {name: [(point.x, point.y) for point in points] for name, _, points in block.charts[2].curves}
@@ -164,7 +165,7 @@ def test_a_task_shows_what_its_scores_keep_and_no_more():
     assert [row.support for row in block.classes.rows] == records[1].details["support"]
     assert block.confusions[0].counts == tuple(map(tuple, records[1].details["confusion"]))
     bare = [replace(each, details={}) for each in records]
-    [view] = task_views(build(bare), bare, colours={})
+    [view] = task_views(build(bare), bare, styles={})
     [block] = view.blocks
     assert [chart.kind for chart in block.charts] == ["layer"]
     assert (block.classes.rows, block.confusions) == ((), ())
@@ -226,7 +227,7 @@ def test_a_ranking_puts_the_incomplete_last_and_its_bars_on_one_axis():
     records = a_full_board(["one", "two"], ["a", "b"], classes=(2,))
     records += [scored("one", "picky", 0.99)]
     table = build(records).tables[0]
-    view = board_view(table, notes=(), colours={})
+    view = board_view(table, styles={})
     assert [row.label for row in view.ranking] == ["b", "a", "picky"]
     low, high = view.axis
     for row, column in zip(view.ranking[:2], (1, 0), strict=True):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import xml.etree.ElementTree as ET
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -141,7 +143,40 @@ def test_a_link_to_something_folded_away_opens_it(browser: Browser) -> None:
     page.locator("#board-strict-A table.matrix thead a").first.click()
     page.locator("details.task[open]").wait_for()
     page.locator("#board-strict-A table.rank tbody th a").first.click()
-    page.locator("#recipes details[open] dt").first.wait_for(state="visible")
+    page.locator("#provenance details[open] dt").first.wait_for(state="visible")
+    page.close()
+
+
+def test_a_figure_is_saved_as_an_svg_with_its_legend_and_a_table_as_csv(browser: Browser) -> None:
+    records = a_full_board(["one", "two"], ["a", "b"], classes=(3,))
+    opened = browser.open(render_page(records), scheme="dark")
+    page = opened.page
+    page.evaluate("document.querySelectorAll('details').forEach((each) => { each.open = true; })")
+    text = "{http://www.w3.org/2000/svg}text"
+    for figure, name in (("figure.panel", "Track-A-linear-probe-strict-protocol-.svg"), ("figure.chart", None)):
+        with page.expect_download() as saved:
+            page.locator(f"{figure} button.save").first.click()
+        assert name in (None, saved.value.suggested_filename)
+        root = ET.fromstring(Path(saved.value.path()).read_text(encoding="utf-8"))
+        assert {"a", "b"} <= {each.text for each in root.iter(text)}
+        assert "var(" not in ET.tostring(root, encoding="unicode")
+        assert {each.get("fill") for each in root.iter(text) if each.text == "a"} == {"rgb(27, 31, 36)"}  # as if light
+        assert float(root.get("height", "0")) > float(root.get("width", "0")) * 0.3
+    with page.expect_download() as saved:
+        page.locator("#board-strict-A .files a").first.click()
+    assert saved.value.suggested_filename == "board-strict-A.csv"
+    lines = Path(saved.value.path()).read_text(encoding="utf-8").splitlines()
+    assert len(lines) == 1 + 2 * 2 + 2  # a header, scores, averages
+    assert opened.problems == []
+    page.close()
+
+
+def test_the_picture_opens_the_section_of_a_task(browser: Browser) -> None:
+    opened = browser.open(everything())
+    page = opened.page
+    assert page.locator("#result svg").count() == 2
+    page.locator("figure.panel svg a", has_text="three").first.click()
+    page.locator("details.task[open] h3", has_text="three").wait_for()
     page.close()
 
 

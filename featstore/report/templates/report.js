@@ -31,11 +31,12 @@
     if (button) sort(button.closest("th"));
   });
 
-  // A printed page shows everything except provenance; afterwards the state of the screen is restored.
-  const wanted = "details.task, details.part";
+  // A printed page shows everything except provenance, and the definitions of columns once; afterwards the state of the
+  // screen is restored.
+  const wanted = () => [...all("details.task, details.part:not(.key), .banner details"), ...all("details.key").slice(0, 1)];
   let opened = [];
   addEventListener("beforeprint", () => {
-    opened = all(wanted).filter((each) => !each.open);
+    opened = wanted().filter((each) => !each.open);
     opened.forEach((each) => { each.open = true; });
   });
   addEventListener("afterprint", () => opened.forEach((each) => { each.open = false; }));
@@ -43,6 +44,47 @@
   const setAll = (open) => all("details.task").forEach((each) => { each.open = open; });
   document.getElementById("open-all")?.addEventListener("click", () => setAll(true));
   document.getElementById("close-all")?.addEventListener("click", () => setAll(false));
+
+  // A figure as an SVG file of its own: light colours in place of the variables of the page, and the legend below.
+  const plain = (colour) => {
+    const probe = document.body.appendChild(document.createElement("i"));
+    probe.style.cssText = `color-scheme: light; color: ${colour}`;
+    const found = getComputedStyle(probe).color;
+    probe.remove();
+    return found;
+  };
+  const svgText = (figure) => {
+    const svg = figure.querySelector("svg"), copy = svg.cloneNode(true), make = (name, attributes, text = "") => {
+      const made = copy.appendChild(document.createElementNS("http://www.w3.org/2000/svg", name));
+      Object.entries(attributes).forEach(([key, value]) => made.setAttribute(key, value));
+      made.textContent = text;
+    };
+    const [, , width, height] = svg.getAttribute("viewBox").split(" ").map(Number);
+    const size = parseFloat(getComputedStyle(svg.querySelector("text")).fontSize);
+    const legend = figure.querySelector(".legend") ?? document.querySelector("#result .legend");
+    const names = all("li:has(.dot)", legend), row = size * 1.5;
+    names.forEach((name, at) => {
+      const y = height + row * (at + 1), colour = name.querySelector(".dot").style.getPropertyValue("--c");
+      const dot = name.querySelector(".dot"), side = size * 0.6, round = dot.matches(".s1, .s2") ? 0 : side / 2;
+      const turn = dot.matches(".s2") ? `rotate(45 ${size} ${y - size / 3})` : "";
+      make("rect", { x: size - side / 2, y: y - size / 3 - side / 2, width: side, height: side, rx: round, fill: colour, transform: turn });
+      make("text", { x: 2 * size, y, fill: "var(--ink)" }, name.textContent);
+    });
+    const box = [width, height + row * (names.length + 1)];
+    const attributes = { viewBox: `0 0 ${box.join(" ")}`, width: box[0], height: box[1], color: "var(--ink)", "font-size": size, "font-family": "sans-serif" };
+    Object.entries(attributes).forEach(([key, value]) => copy.setAttribute(key, value));
+    all("text:not([fill])", copy).forEach((text) => text.setAttribute("fill", "currentColor"));
+    return new XMLSerializer().serializeToString(copy).replace(/var\(--\w+\)/g, plain);
+  };
+  document.addEventListener("click", (event) => {
+    const figure = event.target.closest("button.save")?.closest("figure");
+    if (!figure) return;
+    const link = document.createElement("a");
+    link.download = `${figure.dataset.name.replace(/[^\w]+/g, "-")}.svg`;
+    link.href = URL.createObjectURL(new Blob([svgText(figure)], { type: "image/svg+xml" }));
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+  });
 
   // A link to a target inside closed details opens them.
   const reveal = () => {
