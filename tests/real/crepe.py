@@ -53,7 +53,7 @@ class CrepeEncoder(nn.Module):
         self.sampling_rate = 16_000
         self.hop_size_in_ms = 1000.0 * self.step_samples / self.sampling_rate
         self.output_dim = width * 8
-        self.eval()  # X-ARES runs an encoder in the mode that it comes in: batch norm would use the statistics of a batch
+        self.eval()  # X-ARES does not, and batch norm would use the statistics of each batch
 
     def forward(self, audio: Tensor) -> Tensor:
         """Embed centred frames of zero mean and unit variance."""
