@@ -454,7 +454,7 @@ def test_a_bucket_is_verified_with_one_request_an_object_and_reported_as_a_folde
     read = [request.path for request in s3.asked("GET") if not request.query]
     assert not [path for path in read if "/c/" in path and read.count(path) > 1]
     listings = [request for request in s3.asked("GET") if "list-type" in request.query]
-    assert len(listings) <= 6 + 2 + 2 * 4  # one a part; the rest is of groups and of what is no part
+    assert len(listings) <= 6 + 3 + 2 * 4  # one a part; the rest is of groups, of texts and of what is no part
 
 
 def test_an_array_of_another_layout_is_read_by_zarr(url):
