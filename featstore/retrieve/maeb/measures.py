@@ -35,7 +35,7 @@ __all__ = ["MEASURE_FUNCTIONS", "Found"]
 
 N_RANKS = 10
 CUTOFFS = (1, 5, N_RANKS)
-QUERIES_PER_BLOCK = 1024
+QUERIES_PER_BLOCK = 64
 NO_INTERVAL = "only the main score of mteb has an interval"
 
 
@@ -166,7 +166,7 @@ def _reranking(data: MtebData) -> Found:
     unit = unit_rows(data.X[data.clips])
     similarities = np.concatenate(
         [
-            np.einsum("qd,qcd->qc", unit[queries[start:stop]], unit[candidates[start:stop]])
+            np.matmul(unit[candidates[start:stop]], unit[queries[start:stop], :, None])[:, :, 0]
             for start, stop in pairwise([*range(0, len(queries), QUERIES_PER_BLOCK), len(queries)])
         ]
     )
