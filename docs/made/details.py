@@ -44,8 +44,8 @@ DETAILS = (
         "near_duplicates",
         EVERY,
         "`test_clips`; of these, `exact` with the embedding of a training or validation clip, and `near`, further "
-        "clips with nearly one (`cosine` or more); `searched_windows` of `test_windows`, and `is_complete`: whether no "
-        "window was left out of the search",
+        "clips with nearly one (`cosine` or more); `searched_windows` of `test_windows`, and `is_complete`: whether "
+        "every window was searched",
     ),
     ("classes", CLASSES, "list of text: names of the classes, in the order of the other lists of classes"),
     (

@@ -56,7 +56,7 @@ def audit(
     sample : str or int
         Percentage of the clips of each recipe (``"1%"``), or their number.
     seed : int, optional
-        Seed of the sample; drawn by the operating system by default. The guarantee holds if whoever made the store did
+        Seed of the sample; drawn by the operating system by default. The guarantee holds if the maker of the store did
         not know it. The certificate has it, so that the same sample can be drawn again.
     dataset : str, optional
         Audit this dataset of the store (``"words"``, or ``"words+crop5s"``) alone.

@@ -58,7 +58,7 @@ class SharedEmbeddings:
     searched_windows, test_windows : int
         Windows that were searched for near-duplicates, and all windows of test clips.
     is_complete : bool
-        Whether no window was left out of the search.
+        Whether every window was searched.
     cosine : float
         Minimum cosine of whitened vectors.
     exact_example : str or None

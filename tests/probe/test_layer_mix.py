@@ -151,12 +151,14 @@ SPLITS = {"train": 120, "valid": 45, "test": 90}
 def write_layers(url, *, numbers=(0, 1, 2), name="wav", sizes=(0.0, 0.2, 1.0), flipped=False, seed=0, multi=False):
     for split, n in SPLITS.items():
         y = np.arange(n) % 3
-        told = (y + 1) % 3 if flipped and split == "test" else y
+        labelled = (y + 1) % 3 if flipped and split == "test" else y
         found = layers_of(y, informative=sizes, seed=len(split) + seed, dim=16)
         for layer, X in zip(numbers, found, strict=True):
             clips = [
                 Stored(
-                    f"{split}-{at}", X[at], {"label": [f"c{told[at]}"] if multi else f"c{told[at]}", "n": float(y[at])}
+                    f"{split}-{at}",
+                    X[at],
+                    {"label": [f"c{labelled[at]}"] if multi else f"c{labelled[at]}", "n": float(y[at])},
                 )
                 for at in range(n)
             ]

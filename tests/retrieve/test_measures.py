@@ -303,11 +303,11 @@ def test_what_a_task_does_not_have_is_a_usage_error(measures, changes, options, 
 
 
 def test_a_measure_that_a_task_does_not_have_is_skipped_among_others():
-    told = []
-    records = measured("knn", "pairs", changes={"retrieve": {"enabled": False}}, notify=told.append)
+    lines = []
+    records = measured("knn", "pairs", changes={"retrieve": {"enabled": False}}, notify=lines.append)
     assert [each.measure for each in records] == ["pairs"]
-    assert len(told) == 1
-    assert "knn" in told[0]
+    assert len(lines) == 1
+    assert "knn" in lines[0]
 
 
 def test_one_failing_measure_does_not_lose_the_others(tmp_path):
