@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from featstore.cli.options import emit_json, is_quiet, report_problem
+from featstore.formatting import counted
 
 if TYPE_CHECKING:
     from featstore.api import Scores
@@ -33,17 +34,70 @@ def print_scores(scores: Scores, *, as_json: bool) -> None:
 
 
 def _print_tables(scores: Sequence[ScoreRecord]) -> None:
-    """Print leaderboards, the details of scores, and the seconds by stage."""
-    from featstore.cli.tables import leaderboard_tables, lines_below, show
+    """Print leaderboards, tables of further scores, lines about scores, and the seconds by stage."""
+    from featstore.cli.tables import leaderboard_tables, lines_below, plain_table, show
     from featstore.report import build
 
-    show(leaderboard_tables(build(scores)), lines_below(_details(scores)))
+    show(leaderboard_tables(build(scores)))
+    for title, rows in _further_tables(scores).items():
+        columns = list(dict.fromkeys(name for row in rows.values() for name in row))
+        show(
+            plain_table(
+                ("Task, encoder", *columns),
+                [(label, *(row.get(name, "–") for name in columns)) for label, row in rows.items()],
+                title=title,
+            )
+        )
+    show(lines_below(_lines(scores)))
     stages: dict[str, float] = {}
     for record in scores:
         for stage, seconds in record.seconds.items():
             stages[stage] = stages.get(stage, 0.0) + seconds
     if not is_quiet():
         show(lines_below([", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in stages.items())]))
+
+
+def _further_tables(scores: Sequence[ScoreRecord]) -> dict[str, dict[str, dict[str, str]]]:
+    """Other metrics of a measure, HDBSCAN's, curves over k and training clips, and weights of layers.
+
+    Returns
+    -------
+    dict
+        Title of a table -> task and encoder -> column -> entry.
+    """
+    from featstore.report.grids import measure_title
+
+    tables: dict[str, dict[str, dict[str, str]]] = {}
+
+    def add(title: str, record: ScoreRecord, entries: Mapping[str, str]) -> None:
+        if entries:
+            row = tables.setdefault(f"{measure_title(record.measure)}: {title}", {})
+            row.setdefault(f"{record.task}, {record.encoder}", {}).update(entries)
+
+    for record in scores:
+        details = record.details
+        others = {name: each for name, each in details.get("scores", {}).items() if name != record.metric}
+        add("other scores", record, _estimates(others))
+        by_density = details.get("hdbscan")
+        if by_density:
+            counts = {"clusters": str(by_density["n_clusters"]), "noise": f"{by_density['noise']:.0%}"}
+            add("by HDBSCAN", record, {**_estimates(by_density["scores"]), **counts})
+        curve = details.get("k_curve", {})
+        if len(curve) > 1:
+            add(f"{record.metric} by k", record, {f"k={k}": f"{value:.3f}" for k, value in curve.items()})
+        weights = details.get("layer_weights")
+        if weights:
+            shares = zip(weights["layers"], weights["mean"], strict=True)
+            add("weights of layers", record, {f"layer {layer}": f"{share:.2f}" for layer, share in shares})
+        add(
+            f"{record.metric} by number of training clips of a class (middle 95 % of the support sets)",
+            record,
+            {
+                counted(int(shots), "shot"): f"{point['mean']:.3f} ({point['low']:.3f} to {point['high']:.3f})"
+                for shots, point in details.get("shots", {}).items()
+            },
+        )
+    return tables
 
 
 def _random_folds(name: str, record: ScoreRecord) -> Iterator[str]:
@@ -58,8 +112,8 @@ def _random_folds(name: str, record: ScoreRecord) -> Iterator[str]:
         )
 
 
-def _details(scores: Sequence[ScoreRecord]) -> Iterator[str]:
-    """Yield lines: other metrics of a measure, recall of an index, shared captions, folds, layers, curves."""
+def _lines(scores: Sequence[ScoreRecord]) -> Iterator[str]:
+    """Yield lines: recall of an index, shared captions, random folds."""
     for record in scores:
         name = f"{record.task} by {record.encoder}"
         measured = record.details.get("index_recall")
@@ -67,38 +121,17 @@ def _details(scores: Sequence[ScoreRecord]) -> Iterator[str]:
             index, recall, k = record.settings["index"], measured["recall"], measured["k"]
             of = f", measured on {measured['of']}" if "of" in measured else ""
             yield f"{name}: index {index} has recall@{k} {recall:.3f} against exact search{of}"
-        others = {key: each for key, each in record.details.get("scores", {}).items() if key != record.metric}
-        if others:
-            yield f"{name}: " + _estimates(others)
-        by_density = record.details.get("hdbscan")
-        if by_density:
-            yield (
-                f"{name}: HDBSCAN {_estimates(by_density['scores'])}; {by_density['n_clusters']} clusters, "
-                f"{by_density['noise']:.0%} noise"
-            )
         shared = record.details.get("n_shared_captions")
         n_shared = sum(shared.values()) if isinstance(shared, dict) else shared
         if n_shared:
             yield f"{name}: {n_shared} test captions belong to several clips, of which only one can be ranked first"
-        curve = record.details.get("k_curve", {})
-        if len(curve) > 1:
-            yield f"{name}: " + ", ".join(f"k={k} {value:.3f}" for k, value in curve.items())
         yield from _random_folds(name, record)
-        weights = record.details.get("layer_weights")
-        if weights:
-            shares = zip(weights["layers"], weights["mean"], strict=True)
-            yield f"{name}: weights of layers: " + ", ".join(f"{layer} {share:.2f}" for layer, share in shares)
-        for shots, point in record.details.get("shots", {}).items():
-            yield (
-                f"{name}: {shots} {'shot' if shots == '1' else 'shots'} {point['mean']:.3f} "
-                f"({point['low']:.3f} to {point['high']:.3f} over {point['support_sets']} support sets)"
-            )
 
 
-def _estimates(scores: Mapping[str, Mapping[str, float | None]]) -> str:
-    """Metrics with their intervals: ``purity 0.512 (0.460 to 0.563)``."""
-    return ", ".join(
-        f"{name} {each['value']:.3f}"
-        + (f" ({each['low']:.3f} to {each['high']:.3f})" if each["low"] is not None else "")
+def _estimates(scores: Mapping[str, Mapping[str, float | None]]) -> dict[str, str]:
+    """Metrics with half of their intervals: ``{"purity": "0.512 ±0.052"}``."""
+    return {
+        name: f"{each['value']:.3f}" + ("" if low is None or high is None else f" ±{(high - low) / 2:.3f}")
         for name, each in scores.items()
-    )
+        for low, high in [(each["low"], each["high"])]
+    }
