@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.encode import DataSet, make_shards
-from benchmarks.harness import in_child
+from benchmarks.harness import clip_manifest, in_child
 from benchmarks.peer.transformer import write_transformer
 from benchmarks.run import Options, main
 from benchmarks.table import Row, Table, at_most_times
@@ -66,22 +66,10 @@ def measure(*, folder: str, dataset: str, encoder: str) -> dict[str, float]:
     from featstore.extract.single_file import plan_of
     from featstore.store import note_in_encoder_group, open_store
     from featstore.store.verify import verify_store
-    from featstore.tasks import Manifest
 
     torch.set_num_threads(1)  # a thread that waits for another spends CPU time
     loaded = load_encoder(encoder)
-    manifest = Manifest.model_validate(
-        {
-            "name": "bench",
-            "title": "Benchmark",
-            "kind": "clip",
-            "metric": "accuracy",
-            "eval_weight": 1.0,
-            "data": {"dataset": dataset},
-            "splits": dict.fromkeys(("train", "valid", "test"), "*.tar"),
-            "label": {"field": "label"},
-        }
-    )
+    manifest = clip_manifest(dataset, splits=dict.fromkeys(("train", "valid", "test"), "*.tar"))
     url = str(Path(folder) / f"{dataset}.zarr")
 
     def extract() -> None:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from benchmarks.harness import PeakMemory, in_child
+from benchmarks.harness import PeakMemory, clip_manifest, in_child
 from benchmarks.peer.environment import NoPeerError, make_environment, run_xares
 from benchmarks.peer.grid import Grid
 from benchmarks.peer.shards import write_encoder
@@ -200,20 +200,7 @@ def _extract(
 
 
 def _manifest(dataset: str) -> Any:
-    from featstore.tasks import Manifest
-
-    return Manifest.model_validate(
-        {
-            "name": dataset,
-            "title": dataset,
-            "kind": "clip",
-            "metric": "accuracy",
-            "eval_weight": 1.0,
-            "data": {"dataset": dataset},
-            "splits": dict.fromkeys(("train", "valid", "test"), "wds-audio-fold-1-*.tar"),
-            "label": {"field": "label"},
-        }
-    )
+    return clip_manifest(dataset, splits=dict.fromkeys(("train", "valid", "test"), "wds-audio-fold-1-*.tar"))
 
 
 # --- beside X-ARES

@@ -14,9 +14,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["PeakMemory", "Timing", "child_environment", "in_child", "timed"]
+if TYPE_CHECKING:
+    from featstore.tasks import Manifest
+
+__all__ = ["PeakMemory", "Timing", "child_environment", "clip_manifest", "in_child", "timed"]
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -120,6 +123,24 @@ def in_child(function: Callable[..., Any], *, threads: int | None = None, **argu
     environment = child_environment() | ({} if threads is None else {"OMP_NUM_THREADS": str(threads)})
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def clip_manifest(name: str = "bench", **tables: Any) -> Manifest:
+    """A task of kind ``clip``, scored by accuracy; `tables` are the rest of its manifest, such as ``splits``."""
+    from featstore.tasks import Manifest
+
+    return Manifest.model_validate(
+        {
+            "name": name,
+            "title": name,
+            "kind": "clip",
+            "metric": "accuracy",
+            "eval_weight": 1.0,
+            "data": {"dataset": name},
+            "label": {"field": "label"},
+            **tables,
+        }
+    )
 
 
 @contextmanager

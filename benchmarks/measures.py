@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.harness import in_child, timed
+from benchmarks.harness import clip_manifest, in_child, timed
 from benchmarks.recipes import commit_made_up, made_up_recipe, power_law_mixing
 from benchmarks.run import Options, main
 from benchmarks.table import Row, Table, at_most, at_most_times
@@ -165,21 +165,8 @@ def _texts(X: np.ndarray, y: np.ndarray, fold: np.ndarray) -> None:
 
 
 def _manifest() -> Any:
-    from featstore.tasks import Manifest
-
-    return Manifest.model_validate(
-        {
-            "name": "bench",
-            "title": "Benchmark",
-            "kind": "clip",
-            "metric": "accuracy",
-            "eval_weight": 1.0,
-            "data": {"dataset": "bench"},
-            "folds": {f"fold{fold}": f"fold{fold}.tar" for fold in range(FOLDS)},
-            "label": {"field": "label"},
-            "zero_shot": {"prompts": list(PROMPTS)},
-        }
-    )
+    folds = {f"fold{fold}": f"fold{fold}.tar" for fold in range(FOLDS)}
+    return clip_manifest(folds=folds, zero_shot={"prompts": list(PROMPTS)})
 
 
 def _store(folder: str) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.harness import in_child
+from benchmarks.harness import clip_manifest, in_child
 from benchmarks.peer.environment import NoPeerError, make_environment, run_xares
 from benchmarks.peer.grid import Grid
 from benchmarks.peer.shards import (
@@ -288,21 +288,13 @@ def _mean_average_precision(predictions: Path) -> float:
 
 
 def _task(name: str, *, crop_seconds: int | None = None, **patterns: Mapping[str, str]) -> Any:
-    from featstore.tasks import Manifest
-
-    return Manifest.model_validate(
-        {
-            "name": name,
-            "title": name,
-            "kind": "clip",
-            "metric": "accuracy",
-            "eval_weight": 1.0,
-            "data": {"dataset": name, "crop_seconds": crop_seconds},
-            **patterns,
-            "label": {"field": "label", "classes": list(CLASSES)},
-            "probe": PROBE,
-            "retrieve": {"k": 10, "temperature": 0.07},
-        }
+    return clip_manifest(
+        name,
+        data={"dataset": name, "crop_seconds": crop_seconds},
+        label={"field": "label", "classes": list(CLASSES)},
+        probe=PROBE,
+        retrieve={"k": 10, "temperature": 0.07},
+        **patterns,
     )
 
 

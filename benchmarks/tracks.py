@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.harness import in_child, timed
+from benchmarks.harness import clip_manifest, in_child, timed
 from benchmarks.peer.grid import Grid
 from benchmarks.peer.speed import beside_xares
 from benchmarks.recipes import commit_made_up, made_up_recipe, power_law_mixing
@@ -333,21 +333,10 @@ def _arrays(folder: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
 
 
 def _manifest() -> Any:
-    from featstore.tasks import Manifest
-
-    return Manifest.model_validate(
-        {
-            "name": "bench",
-            "title": "Benchmark",
-            "kind": "clip",
-            "metric": "accuracy",
-            "eval_weight": 1.0,
-            "data": {"dataset": "bench"},
-            "splits": {split: f"{split}.tar" for split in CLIPS},
-            "label": {"field": "label"},
-            "probe": {"epochs": EPOCHS, "learning_rate": 1e-3, "batch_size": BATCH_SIZE},
-            "retrieve": {"k": K, "temperature": TEMPERATURE},
-        }
+    return clip_manifest(
+        splits={split: f"{split}.tar" for split in CLIPS},
+        probe={"epochs": EPOCHS, "learning_rate": 1e-3, "batch_size": BATCH_SIZE},
+        retrieve={"k": K, "temperature": TEMPERATURE},
     )
 
 
