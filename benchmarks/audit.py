@@ -26,7 +26,10 @@ def tables(options: Options) -> Iterator[Table]:
     with tempfile.TemporaryDirectory(prefix="featstore-bench-") as name:
         folder = Path(name)
         cases = [
-            ("a small transformer", str(write_transformer(folder, size="small")), 600, (TARGET,)),
+            *(
+                (f"a transformer of {size} size", str(write_transformer(folder, size=size)), 600, (TARGET,))
+                for size in ("base", "small")
+            ),
             ("logmel", "logmel", 3000, ()),
         ]
         for what, encoder, n_clips, targets in cases:
