@@ -171,11 +171,6 @@ class EncoderSpec:
     layer: int | None = None
     base: str
 
-    @property
-    def runs_code(self) -> bool:
-        """Whether loading the encoder imports code that the spec names."""
-        return self.scheme in ("file", "module", "hear")
-
 
 def parse_spec(text: str) -> EncoderSpec:
     """Parse an encoder spec.

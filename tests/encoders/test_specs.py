@@ -37,7 +37,6 @@ from handmade import XARES_ENCODER
 def test_a_spec_is_taken_apart(text: str, scheme: str, name: str, class_name: str, layer: int | None) -> None:
     spec = parse_spec(text)
     assert (spec.scheme, spec.name, spec.class_name, spec.layer) == (scheme, name, class_name, layer)
-    assert spec.runs_code == (scheme in ("file", "module"))
 
 
 @pytest.mark.parametrize(
