@@ -128,9 +128,17 @@ DETAILS = (
         "`strength` (scikit-learn's C or alpha) or `learning_rate`, the searched `grid` with its validation "
         "`scores`, whether it was `extended`, `at_edge`, `iterations` or `epochs`, `gradient_norm` and `converged`",
     ),
-    ("best_epoch", "heads linear, sweep", "by round: the selected epoch of each seed"),
-    ("validation", "heads linear, sweep", "by round: validation score of each epoch, for each seed"),
-    ("best_epoch_at_edge", "heads linear, sweep", "whether any best epoch is the first or the last allowed"),
+    ("best_epoch", "minibatches: heads linear, sweep, layer-mix", "by round: the selected epoch of each seed"),
+    (
+        "validation",
+        "minibatches: heads linear, sweep, layer-mix",
+        "by round: validation score of each epoch, for each seed",
+    ),
+    (
+        "best_epoch_at_edge",
+        "minibatches: heads linear, sweep, layer-mix",
+        "whether any best epoch is the first or the last allowed",
+    ),
     (
         "at_or_below_majority",
         "track A of kinds clip, multilabel, regression",

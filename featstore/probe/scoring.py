@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from featstore.evaluation.data import check_parts
+from featstore.evaluation.layers import LayerFamily, record_of_family
 from featstore.evaluation.leakage import check_sides
 from featstore.evaluation.pool import Windows
 from featstore.evaluation.scores import score_record, score_test_sets
 from featstore.metrics import Metric, TestSet
-from featstore.probe.selection import selection_details
+from featstore.probe.selection import selection_details, weight_details
 from featstore.records import Protocol, ScoreRecord
 from featstore.tasks.splits import Round, plan_rounds
 
@@ -79,10 +80,11 @@ def verdict(
     settings: Mapping[str, Any],
     seconds: Mapping[str, float],
     libraries: Sequence[str],
+    family: LayerFamily | None = None,
 ) -> ScoreRecord:
     """Score every round and build the record with its confidence interval.
 
-    ``settings`` are those that are not in the manifest's ``[probe]``.
+    ``settings`` are those that are not in the manifest's ``[probe]``; ``family`` are the layers of a layer mix.
     """
     rounds = tuple(each.round for each in tested)
     task = _WindowsTask(
@@ -91,7 +93,13 @@ def verdict(
         protocol=protocol,
         rounds=rounds,
     )
-    return score_record(
+    details = {**selection_details(rounds, [each.fits for each in tested]), **_by_round(tested)}
+    if family is not None:
+        details["layer_weights"] = weight_details(
+            family.layers, [fitted.layer_weights for each in tested for fitted in each.fits]
+        )
+        settings = {**settings, "layers": list(family.layers)}
+    record = score_record(
         task,
         score_test_sets(metric, [each.test_set for each in tested], clip_ids=windows.ids, groups=windows.groups),
         track="A",
@@ -105,8 +113,9 @@ def verdict(
         },
         seconds=seconds,
         libraries=libraries,
-        details={**selection_details(rounds, [each.fits for each in tested]), **_by_round(tested)},
+        details=details,
     )
+    return record if family is None else record_of_family(record, family)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
