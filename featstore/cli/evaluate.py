@@ -80,6 +80,11 @@ def _details(scores: Sequence[ScoreRecord]) -> Iterator[str]:
         n_shared = sum(shared.values()) if isinstance(shared, dict) else shared
         if n_shared:
             yield f"{name}: {n_shared} test captions belong to several clips, of which only one can be ranked first"
+        for direction in ("text_to_audio", "audio_to_text"):
+            found = record.details.get(direction, {})
+            if "recall_at_1" in found:  # of folds, each has its own
+                recalls = ", ".join(f"@{k} {found[f'recall_at_{k}']:.3f}" for k in (1, 5, 10))
+                yield f"{name}: {direction.replace('_', ' ')}: recall{recalls}, mAP@10 {found['map_at_10']:.3f}"
         curve = record.details.get("k_curve", {})
         if len(curve) > 1:
             yield f"{name}: " + ", ".join(f"k={k} {value:.3f}" for k, value in curve.items())
