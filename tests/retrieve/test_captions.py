@@ -14,6 +14,8 @@ import featstore as fs
 import tiny
 from featstore.errors import LabelError, UnknownFeatureSet, UsageError
 from featstore.evaluation.captions import CaptionQueries
+from featstore.evaluation.scores import score_test_sets
+from featstore.metrics.retrieval import RecallAt
 from featstore.records import ScoreRecord
 from featstore.report import read_scores
 from featstore.report.page import render_page
@@ -174,6 +176,30 @@ def test_each_fold_is_retrieved_from_itself(tmp_path: Path) -> None:
         recalls = [of[direction]["recall_at_1"] for direction in of]
         assert record.details["by_round"][name] == pytest.approx(np.mean(recalls))
     assert record.value == pytest.approx(np.mean([*record.details["by_round"].values()]))
+
+
+def test_intervals_cover_the_score_of_other_clips() -> None:
+    """Clips are drawn again with their captions, of which two fail together."""
+    rng, n = np.random.default_rng(0), 100
+    metric, found = RecallAt(k=1), []
+    for _ in range(150):
+        audio = rng.standard_normal((n, DIM))
+        shift = np.repeat(rng.standard_normal((n, DIM)), 2, axis=0)
+        text = np.repeat(audio, 2, axis=0) + 0.5 * shift + 0.5 * rng.standard_normal((2 * n, DIM))
+        queries = CaptionQueries(
+            windows=np.arange(n),
+            starts=np.arange(n),
+            weights=np.ones(n, np.float32),
+            clip=np.arange(n),
+            caption=np.arange(2 * n),
+            caption_item=np.repeat(np.arange(n), 2),
+        )
+        audio, text = (each / np.linalg.norm(each, axis=1, keepdims=True) for each in (audio, text))
+        tested = queries.test_set([queries.ranks(audio.astype(np.float32), text.astype(np.float32))])
+        found.append(score_test_sets(metric, [tested], clip_ids=[str(clip) for clip in range(n)]))
+    truth = np.mean([each.value for each in found])
+    covered = [each.interval.low <= truth <= each.interval.high for each in found]
+    assert 0.9 < np.mean(covered) < 1.0
 
 
 def test_equal_vectors_find_nothing(tmp_path: Path) -> None:
