@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 
 import handmade
+from featstore.encoders import load_encoder
+from featstore.encoders.encoder import Encoder
 from featstore.store import Store, open_store
 from featstore.tasks import Manifest
 
@@ -38,10 +40,35 @@ def manifest(**changes: Any) -> Manifest:
     return Manifest.model_validate({**raw, **changes})
 
 
-def store_of(folder: Path, task: Manifest, clips: Mapping[str, Sequence[list[handmade.Member]]]) -> Store:
+def store_of(
+    folder: Path, task: Manifest, clips: Mapping[str, Sequence[list[handmade.Member]]], **options: Any
+) -> Store:
     """Write shards and extract them with logmel; keys begin with the split."""
     for split, members in clips.items():
         named = [[(f"{split}-{name}", data) for name, data in clip] for clip in members]
         handmade.write_split(folder / "data" / "beeps", split, named, shards=2)
-    handmade.extract(task, folder / "data", folder / "store.zarr", splits=tuple(clips))
+    handmade.extract(task, folder / "data", folder / "store.zarr", splits=tuple(clips), **options)
     return open_store(str(folder / "store.zarr"))
+
+
+LAYERED = """
+import torch
+
+class Ear(torch.nn.Module):
+    sampling_rate, output_dim, hop_size_in_ms = 16_000, 64, 20
+    n_layers, layer_dim, layer_hop_in_ms = 2, 64, 20
+
+    def forward(self, audio):
+        return self.forward_layers(audio, layers=(2,))[0]
+
+    def forward_layers(self, audio, *, layers):
+        frames = torch.nn.functional.pad(audio, (0, -audio.shape[1] % 320)).reshape(len(audio), -1, 320)
+        spectrum = torch.fft.rfft(frames, dim=2).abs()[:, :, 1:65]
+        return [torch.log(1e-2 + spectrum) if layer == 2 else DEAF * (layer + 1) for layer in layers]
+"""
+
+
+def layered(folder: Path, *, deaf: str = "torch.frac(1e4 * frames[:, :, :64].abs())") -> Encoder:
+    """An encoder of three layers, of which the last alone has the spectrum; all of them are outputs."""
+    (folder / "ear.py").write_text(LAYERED.replace("DEAF", deaf))
+    return load_encoder(f"{folder / 'ear.py'}:Ear", layers="all")

@@ -47,10 +47,14 @@ def write(
     hop: float = HOP,
     dtype: str = "float16",
     frames_stored: bool = True,
+    encoder: str = "tiny",
+    identity: Mapping[str, Any] | None = None,
 ) -> Store:
     """Write feature sets of dataset ``tiny``, two shards each, and open the store; keys begin with the split."""
     dim = next(clip.frames.shape[1] for clips in sets.values() for clip in clips)
-    recipe = replace(tiny.recipe(dim=dim), hop_seconds=hop, frame_dtype=dtype)
+    recipe = replace(tiny.recipe(dim=dim), hop_seconds=hop, frame_dtype=dtype, encoder=encoder)
+    if identity is not None:
+        recipe = replace(recipe, encoder_identity=dict(identity))
     for split, clips in sets.items():
         writer = open_split_writer(str(url), recipe=recipe, spec="tiny", dataset="tiny", crop_seconds=None, split=split)
         half = -(-len(clips) // 2)

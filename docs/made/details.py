@@ -116,7 +116,7 @@ DETAILS = (
     ),
     (
         "text_to_audio",
-        "measure `text`",
+        "measure `text` of classes",
         "`queries`, the number of classes with a test clip; `recall` by k, the share of them with a clip of the class "
         "among the first k; `ndcg_at_10`; means over rounds",
     ),
@@ -128,9 +128,17 @@ DETAILS = (
         "`strength` (scikit-learn's C or alpha) or `learning_rate`, the searched `grid` with its validation "
         "`scores`, whether it was `extended`, `at_edge`, `iterations` or `epochs`, `gradient_norm` and `converged`",
     ),
-    ("best_epoch", "heads linear, sweep", "by round: the selected epoch of each seed"),
-    ("validation", "heads linear, sweep", "by round: validation score of each epoch, for each seed"),
-    ("best_epoch_at_edge", "heads linear, sweep", "whether any best epoch is the first or the last allowed"),
+    ("best_epoch", "minibatches: heads linear, sweep, layer-mix", "by round: the selected epoch of each seed"),
+    (
+        "validation",
+        "minibatches: heads linear, sweep, layer-mix",
+        "by round: validation score of each epoch, for each seed",
+    ),
+    (
+        "best_epoch_at_edge",
+        "minibatches: heads linear, sweep, layer-mix",
+        "whether any best epoch is the first or the last allowed",
+    ),
     (
         "at_or_below_majority",
         "track A of kinds clip, multilabel, regression",
@@ -138,14 +146,18 @@ DETAILS = (
     ),
     ("event_f1", "kind frame, strict", "event-based F1: `value`, `average`, `onset_tolerance_seconds`"),
     ("metrics", "kind regression", "object of numbers: `mae`, `mse`, `pearson`, `spearman`"),
-    ("n_captions", "kind contrastive", "number of captions used as queries and targets"),
-    ("n_shared_captions", "kind contrastive", "number of these captions that several test clips share, word for word"),
+    ("n_captions", "kind contrastive, both tracks", "number of captions used as queries and targets"),
+    (
+        "n_shared_captions",
+        "kind contrastive, both tracks",
+        "number of these captions that several test clips share, word for word",
+    ),
     (
         "audio_to_text",
-        "kind contrastive",
+        "kind contrastive, both tracks",
         "`recall_at_1`, `recall_at_5`, `recall_at_10` and `map_at_10` of retrieving captions by clip",
     ),
-    ("text_to_audio", "kind contrastive", "the same for retrieving clips by caption"),
+    ("text_to_audio", "kind contrastive, both tracks", "the same for retrieving clips by caption"),
     ("wer", "kinds ctc, asr", "word error rate"),
     ("cer", "kinds ctc, asr", "character error rate"),
     ("examples", "kinds ctc, asr", "list of reference and hypothesis of the first few test clips"),

@@ -142,9 +142,9 @@ def retrieve(
     measure : str or sequence of str, optional
         ``knn``, the default: the vote of the nearest neighbours. ``retrieval``: test clips find others of their class.
         ``clustering``: k-means and HDBSCAN against the classes. ``pairs``: whether two clips have the same class.
-        ``zero-shot``: texts of the classes classify the clips; ``text``: they find the clips (both for encoders with a
-        text tower). Of ``maeb``: ``classification``, ``multilabel``, ``clustering``, ``pairs``, ``reranking``,
-        ``retrieval``; by default all that the task has. Each is one record.
+        ``zero-shot``: texts of the classes classify the clips; ``text``: they find the clips, or captions and clips
+        find each other (both for encoders with a text tower). Of ``maeb``: ``classification``, ``multilabel``,
+        ``clustering``, ``pairs``, ``reranking``, ``retrieval``; by default all that the task has. Each is one record.
     k : int or sequence of int, optional
         For ``knn``: neighbours that vote; one search answers several. The task's number by default.
     index : "flat", "hnsw", "ivf" or "ivfpq"
@@ -161,6 +161,7 @@ def retrieve(
     featstore.errors.UsageError
         No task has a measure, a task, measure or the protocol is not known, or two different tasks have one name.
     """
+    from featstore.evaluation.captions import encoders_to_retrieve
     from featstore.records import Protocol
     from featstore.retrieve.measures import check_measures, default_measures, score_measures, why_not
 
@@ -187,7 +188,16 @@ def retrieve(
         shots=tuple(shots),
         notify=notify,
     )
-    return _scores(manifests, score, store=store, encoder=encoder, jobs=jobs, results=results, progress=progress)
+    return _scores(
+        manifests,
+        score,
+        store=store,
+        encoder=encoder,
+        jobs=jobs,
+        results=results,
+        progress=progress,
+        found_by=encoders_to_retrieve,
+    )
 
 
 def _score(

@@ -58,7 +58,7 @@ def _print_tables(scores: Sequence[ScoreRecord]) -> None:
 
 
 def _further_tables(scores: Sequence[ScoreRecord]) -> dict[str, dict[str, dict[str, str]]]:
-    """Other metrics of a measure, HDBSCAN's, curves over k and training clips, and weights of layers.
+    """Other metrics of a measure, HDBSCAN's, of each direction, curves over k and training clips, weights of layers.
 
     Returns
     -------
@@ -82,6 +82,10 @@ def _further_tables(scores: Sequence[ScoreRecord]) -> dict[str, dict[str, dict[s
         if by_density:
             counts = {"clusters": str(by_density["n_clusters"]), "noise": f"{by_density['noise']:.0%}"}
             add("by HDBSCAN", record, {**_estimates(by_density["scores"]), **counts})
+        for direction in ("text_to_audio", "audio_to_text"):
+            found = details.get(direction, {})
+            if "recall_at_1" in found:  # of folds, each has its own
+                add(direction.replace("_", " "), record, {name: f"{value:.3f}" for name, value in found.items()})
         curve = details.get("k_curve", {})
         if len(curve) > 1:
             add(f"{record.metric} by k", record, {f"k={k}": f"{value:.3f}" for k, value in curve.items()})

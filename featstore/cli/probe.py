@@ -34,8 +34,8 @@ __all__ = ["probe"]
     "--head",
     type=click.Choice(["logistic", "ridge", "linear", "sweep", "layer-mix", "logreg"]),
     help="logistic, ridge: converged linear models, regularisation chosen on validation data. sweep: minibatches, "
-    "learning rate chosen on validation data. linear: the schedule of X-ARES. layer-mix: logistic or "
-    "ridge on a learned weighted sum of all stored layers of an encoder. logreg: same as logistic.  "
+    "learning rate chosen on validation data. linear: the schedule of X-ARES. layer-mix: the strict "
+    "head on a learned weighted sum of all stored layers of an encoder. logreg: same as logistic.  "
     "[default: the manifest's, else by kind; under xares linear]",
 )
 @click.option(

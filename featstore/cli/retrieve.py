@@ -49,8 +49,9 @@ def _ignore(_: str) -> None:
     callback=parse_names,
     metavar="NAME,NAME",
     help="knn: vote of the nearest neighbours. retrieval: clips find clips of their class. clustering: k-means and "
-    "HDBSCAN. pairs: same class or not. zero-shot, text: texts of the classes classify and find clips, with a text "
-    "tower. Several read the embeddings once.  [default: knn; of maeb, all of mteb's that the task has]",
+    "HDBSCAN. pairs: same class or not. zero-shot, text: texts of the classes classify and find clips, or captions and "
+    "clips find each other, with a text tower. Several read the embeddings once.  [default: knn; of maeb, all of "
+    "mteb's that the task has]",
 )
 @click.option(
     "--k",

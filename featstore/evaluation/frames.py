@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featstore.errors import DataError
+from featstore.errors import DataError, UnknownFeatureSet
 from featstore.evaluation.data import Targets, TaskWindows, rarest_label, task_fields
-from featstore.evaluation.pool import read_windows
+from featstore.evaluation.pool import Windows, extract_command, read_windows
 from featstore.records import Protocol
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from featstore.tasks import Manifest
     from featstore.tasks.splits import SplitBy
 
-__all__ = ["Events", "FrameReader", "FrameTask", "load_frame_task"]
+__all__ = ["Events", "FrameReader", "FrameTask", "load_frame_task", "read_frames"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,22 +53,24 @@ class FrameReader:
 
     Attributes
     ----------
-    frames : tuple of Frames
-        One for each feature set.
+    frames : tuple of tuple of Frames
+        For each layer of an encoder that is read, one for each feature set.
     lengths : int64 (windows,)
         Number of frames of each window.
     firsts : tuple of int
         First window of each feature set.
     """
 
-    frames: tuple[Frames, ...]
+    frames: tuple[tuple[Frames, ...], ...]
     lengths: NDArray[np.int64]
     firsts: tuple[int, ...]
 
     def __getitem__(self, window: int) -> NDArray[Any]:
-        """Return the frames of one window, (lengths[window], dim), in the stored dtype. They are read-only."""
+        """Return the frames of one window, (lengths[window], layers x dim), in the stored dtype. They are read-only."""
         part = bisect_right(self.firsts, window) - 1
-        return self.frames[part][window - self.firsts[part]][: self.lengths[window]]
+        row, length = window - self.firsts[part], self.lengths[window]
+        layers = [of_layer[part][row][:length] for of_layer in self.frames]
+        return layers[0] if len(layers) == 1 else np.concatenate(layers, axis=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,23 +124,43 @@ def load_frame_task(
     """
     group = None if split_by is None else split_by.field
     windows = read_windows(store, manifest, encoder=encoder, group=group)
+    frames = read_frames(store, manifest, windows, protocol=protocol)
+    events, targets = _read_events(manifest, windows.keys, windows.metas)
+    return FrameTask(
+        **task_fields(manifest, windows, targets, protocol=protocol, least_classes=1, split_by=split_by),
+        frames=frames,
+        start_seconds=np.concatenate([each.start_seconds for each in windows.sets]),
+        events=events,
+    )
+
+
+def read_frames(store: Store, manifest: Manifest, windows: Windows, *, protocol: Protocol) -> FrameReader:
+    """Open the frames of some windows: without those of padding under ``strict``, as stored under ``xares``.
+
+    Raises
+    ------
+    UnknownFeatureSet
+        A feature set has no frames; the message has the command to run.
+    DataError
+        A window has no frame.
+    """
+    without = sorted({each.split for each in windows.sets if not each.has_frames})
+    if without:
+        raise UnknownFeatureSet(
+            f"task {manifest.name}: {store.url} has no frames of {manifest.feature_dataset} {', '.join(without)} by "
+            f"{windows.recipe.group_name}: run "
+            f"`{extract_command(manifest, windows.recipe, store, options=' --frames always')}`"
+        )
     frames = tuple(each.frames for each in windows.sets)
     stored = np.concatenate([each.lengths for each in frames])
     if not stored.all():
         key = windows.ids[windows.clip[int(np.argmin(stored))]]
         raise DataError(f"task {manifest.name}: clip {key} has a window without frames: extract it again")
     real = np.maximum(1, np.rint(windows.seconds / windows.recipe.hop_seconds)).astype(np.int64)
-    lengths = stored if protocol == "xares" else np.minimum(stored, real)
-    events, targets = _read_events(manifest, windows.keys, windows.metas)
-    return FrameTask(
-        **task_fields(manifest, windows, targets, protocol=protocol, least_classes=1, split_by=split_by),
-        frames=FrameReader(
-            frames=frames,
-            lengths=lengths,
-            firsts=tuple(np.cumsum([0, *(len(each) for each in windows.sets[:-1])]).tolist()),
-        ),
-        start_seconds=np.concatenate([each.start_seconds for each in windows.sets]),
-        events=events,
+    return FrameReader(
+        frames=(frames,),
+        lengths=stored if protocol == "xares" else np.minimum(stored, real),
+        firsts=tuple(np.cumsum([0, *(len(each) for each in windows.sets[:-1])]).tolist()),
     )
 
 

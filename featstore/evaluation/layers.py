@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
@@ -9,17 +10,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featstore.errors import AmbiguousSelection, DataError, UnknownFeatureSet, UsageError
-from featstore.evaluation.data import TaskData, load_task
-from featstore.evaluation.pool import read_pool, task_argument
+from featstore.evaluation.data import TaskData, TaskWindows, load_task
+from featstore.evaluation.frames import FrameReader, FrameTask, load_frame_task, read_frames
+from featstore.evaluation.pool import Windows, read_pool, read_windows, task_argument
 from featstore.evaluation.runner import encoders_with
 from featstore.records import Protocol, Recipe, ScoreRecord, output_suffix, sha256_of
 
 if TYPE_CHECKING:
-    from featstore.store import Store
+    from featstore.store import Frames, Store
     from featstore.tasks import Manifest
     from featstore.tasks.splits import SplitBy
 
-__all__ = ["LayerFamily", "LayeredTask", "families_with", "load_layered_task", "record_of_family"]
+__all__ = [
+    "LayerFamily",
+    "LayeredFrameTask",
+    "LayeredTask",
+    "families_with",
+    "find_family",
+    "frames_of_layers",
+    "load_layered_frame_task",
+    "load_layered_task",
+    "record_of_family",
+]
+
+Clips = Windows | TaskWindows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +80,13 @@ class LayeredTask(TaskData):
 
     family: LayerFamily
     X_of_layer: tuple[NDArray[np.float32], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayeredFrameTask(FrameTask):
+    """A task's frames of several layers, concatenated along their dimensions; the other fields as of `LayeredTask`."""
+
+    family: LayerFamily
 
 
 def families_with(store: Store, manifest: Manifest) -> list[str]:
@@ -146,24 +167,85 @@ def load_layered_task(
     family = find_family(store, manifest, encoder)
     *others, last = family.recipes
     task = load_task(store, manifest, encoder=last.group_name, protocol=protocol, split_by=split_by)
-    layers = []
-    features: dict[str, str] = {}
-    for layer, recipe in zip(family.layers, others, strict=False):
+    layers, features = [], []
+    for recipe in others:
         pool = read_pool(store, manifest, encoder=recipe.group_name)
-        if pool.ids != task.clip_id or not np.array_equal(pool.clip, task.clip) or pool.X.shape != task.X.shape:
-            raise DataError(
-                f"task {manifest.name}: {recipe.group_name} and {last.group_name} have different clips or widths: "
-                "extract all layers of the task again in one run"
-            )
+        _check_same_clips(pool, task, manifest)
         layers.append(pool.X)
-        features |= {f"{name}.layer{layer}": content for name, content in pool.features.items()}
-    features |= {f"{name}.layer{family.layers[-1]}": content for name, content in task.features.items()}
-    return LayeredTask(
-        **{field.name: getattr(task, field.name) for field in fields(TaskData) if field.name != "features"},
-        features=features,
-        family=family,
-        X_of_layer=(*layers, task.X),
+        features.append(pool.features)
+    known = {field.name: getattr(task, field.name) for field in fields(TaskData)}
+    known["features"] = _features_of(family, [*features, task.features])
+    return LayeredTask(**known, family=family, X_of_layer=(*layers, task.X))
+
+
+def load_layered_frame_task(
+    store: Store, manifest: Manifest, *, encoder: str | None, protocol: Protocol, split_by: SplitBy | None = None
+) -> LayeredFrameTask:
+    """Find the frames of every layer of an encoder, read the events and plan the rounds: see `load_frame_task`.
+
+    Raises
+    ------
+    DataError
+        The layers have different clips, frames or widths.
+    """
+    family = find_family(store, manifest, encoder)
+    task = load_frame_task(store, manifest, encoder=family.recipes[-1].group_name, protocol=protocol, split_by=split_by)
+    known = {field.name: getattr(task, field.name) for field in fields(FrameTask)}
+    known["frames"], known["features"] = frames_of_layers(store, manifest, family, task, task.frames, protocol=protocol)
+    return LayeredFrameTask(**known, family=family)
+
+
+def frames_of_layers(
+    store: Store, manifest: Manifest, family: LayerFamily, last: Clips, frames: FrameReader, *, protocol: Protocol
+) -> tuple[FrameReader, dict[str, str]]:
+    """Return a reader of the frames of all layers, concatenated, and the content hashes of their feature sets.
+
+    Parameters
+    ----------
+    last, frames
+        The windows of the last layer, and their frames.
+
+    Raises
+    ------
+    UnknownFeatureSet
+        The store lacks the frames of a layer; the message has the command to run.
+    DataError
+        The layers have different clips, frames or widths.
+    """
+    layers: list[tuple[Frames, ...]] = []
+    features = []
+    for recipe in family.recipes[:-1]:
+        windows = read_windows(store, manifest, encoder=recipe.group_name)
+        _check_same_clips(windows, last, manifest)
+        found = read_frames(store, manifest, windows, protocol=protocol)
+        if not np.array_equal(found.lengths, frames.lengths):
+            raise _different(windows, last, manifest)
+        layers += found.frames
+        features.append(windows.features)
+    return replace(frames, frames=(*layers, *frames.frames)), _features_of(family, [*features, last.features])
+
+
+def _check_same_clips(layer: Windows, last: Clips, manifest: Manifest) -> None:
+    """Raise DataError unless a layer has the windows and the width of the last one."""
+    same = layer.clip_id == last.clip_id and np.array_equal(layer.clip, last.clip)
+    if not same or layer.recipe.dim != last.recipe.dim:
+        raise _different(layer, last, manifest)
+
+
+def _different(layer: Windows, last: Clips, manifest: Manifest) -> DataError:
+    return DataError(
+        f"task {manifest.name}: {layer.recipe.group_name} and {last.recipe.group_name} have different clips, frames or "
+        "widths: extract all layers of the task again in one run"
     )
+
+
+def _features_of(family: LayerFamily, features: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """Content hashes of the feature sets of all layers: ``train.layer0`` to the hash."""
+    return {
+        f"{name}.layer{layer}": content
+        for layer, of_layer in zip(family.layers, features, strict=True)
+        for name, content in of_layer.items()
+    }
 
 
 def record_of_family(record: ScoreRecord, family: LayerFamily) -> ScoreRecord:

@@ -6,7 +6,7 @@ import importlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 from typing import Protocol as Interface
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from featstore.errors import DataError
 from featstore.evaluation.duplicates import shared_embeddings
 from featstore.evaluation.leakage import Sides, shared_names
+from featstore.evaluation.pool import Windows
 from featstore.evaluation.warnings import ScoreWarning, warnings_of_details
 from featstore.metrics import Interval, Metric, Spread, TestSet, Units, find_metric, interval_of, jackknife, plan_units
 from featstore.metrics.ranking import chance_corrected
@@ -34,6 +35,8 @@ __all__ = [
     "ScoredTask",
     "Stopwatch",
     "TaskScore",
+    "WindowsTask",
+    "details_by_round",
     "score_outcomes",
     "score_record",
     "score_test_sets",
@@ -141,6 +144,29 @@ class TaskScore:
     by_seed: tuple[float, ...]
     details: Mapping[str, Any]
     libraries: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WindowsTask(Windows):
+    """Windows, and the task, protocol and rounds that a record names."""
+
+    manifest: Manifest
+    protocol: Protocol
+    rounds: tuple[Round, ...]
+
+    @classmethod
+    def of(cls, windows: Windows, manifest: Manifest, rounds: tuple[Round, ...], *, protocol: Protocol) -> WindowsTask:
+        """The task of some windows."""
+        known = {field.name: getattr(windows, field.name) for field in fields(Windows)}
+        return cls(**known, manifest=manifest, protocol=protocol, rounds=rounds)
+
+
+def details_by_round(details: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Details of the rounds, by name of the round: unchanged for a single one, else each entry by round."""
+    if len(details) == 1:
+        return dict(*details.values())
+    names = dict.fromkeys(name for each in details.values() for name in each)
+    return {name: {number: each[name] for number, each in details.items()} for name in names}
 
 
 def score_outcomes(task: ScoredTask, outcomes: Sequence[Outcome], *, metric: Metric | None = None) -> TaskScore:

@@ -335,24 +335,25 @@ class TaskPlan:
         """
         for number, (split, shards) in enumerate(self.shards.items(), start=1):
             records = self._bring_up_to_date(split, shards, progress)
-            if number == len(self.shards):  # the classes of a task can be those of its clips
-                notes = self._store_prompts(split)
+            if number == len(self.shards):  # the texts of a task can be those of its clips
+                notes = self._store_texts(split)
                 records = (replace(records[0], notes=(*records[0].notes, *notes)), *records[1:])
             yield records
 
-    def _store_prompts(self, split: str) -> tuple[str, ...]:
-        """Encode the prompts of the task if the encoder has a text tower and the store lacks them. Returns notes."""
-        from featstore.evaluation.texts import prompts_of_task
+    def _store_texts(self, split: str) -> tuple[str, ...]:
+        """Encode the texts of the task if the encoder has a text tower and the store lacks them. Returns notes."""
+        from featstore.evaluation.texts import texts_of_task
 
         tower = self.card.text_sha256
         # texts are in the space of what `forward` returns, not of hidden states
         output = next((each for each in self.outputs if is_space_of_texts(each.recipe)), None)
         if tower is None or output is None:
             return ()
+        what = "caption" if self.manifest.kind == "contrastive" else "prompt"
         try:
-            texts = prompts_of_task(self.manifest, open_store(self.store_url), output.recipe)
+            texts = texts_of_task(self.manifest, open_store(self.store_url), output.recipe)
         except LabelError as error:
-            return (f"no prompt was encoded: {error}",)
+            return (f"no {what} was encoded: {error}",)
         place = (self.store_url, output.recipe, self.manifest.name)
         if not texts or has_texts(*place, texts=texts, tower_sha256=tower):
             return ()
@@ -361,7 +362,7 @@ class TaskPlan:
         write_texts(
             *place, spec=output.spec, texts=texts, vectors=vectors, tower_sha256=tower, versions=software_versions()
         )
-        return (f"{counted(len(texts), 'prompt')} of {self.manifest.name} encoded",)
+        return (f"{counted(len(texts), what)} of {self.manifest.name} encoded",)
 
     def _bring_up_to_date(
         self, split: str, every_shard: Sequence[AnyShard], progress: Progress

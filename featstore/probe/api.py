@@ -37,10 +37,10 @@ HEADS: Mapping[str, tuple[Head, ...]] = {
     "clip": ("logistic", "linear", "sweep", "layer-mix"),
     "multilabel": ("logistic", "linear", "sweep", "layer-mix"),
     "regression": ("ridge", "linear", "layer-mix"),
-    "frame": ("sweep", "linear"),
+    "frame": ("sweep", "linear", "layer-mix"),
     "contrastive": ("sweep", "linear"),
-    "ctc": ("sweep", "linear"),
-    "asr": ("sweep", "linear"),
+    "ctc": ("sweep", "linear", "layer-mix"),
+    "asr": ("sweep", "linear", "layer-mix"),
 }
 """Heads by kind. The first is the default under ``strict``; ``xares`` uses ``linear``."""
 
@@ -93,10 +93,10 @@ def probe_task(
         ``logistic`` (kinds ``clip`` and ``multilabel``; alias ``logreg``) and ``ridge`` (kind ``regression``):
         converged linear models on standardised features. ``sweep`` (all kinds but ``regression``): minibatches on
         standardised features with early stopping, at a learning rate selected by validation. ``linear``: the schedule
-        of X-ARES with the manifest's epochs, batch size and learning rate. ``layer-mix`` (kinds ``clip``,
-        ``multilabel`` and ``regression``, under ``strict``): the converged linear model of a weighted sum of the layers
-        of an encoder, learned with the weights (`featstore.probe.layer_mix`); `encoder` is then its name without a
-        layer, and all layers are in memory. Default under ``strict``: the manifest's
+        of X-ARES with the manifest's epochs, batch size and learning rate. ``layer-mix`` (all kinds but
+        ``contrastive``, under ``strict``): the default head of the kind on a weighted sum of the layers of an encoder,
+        learned with the weights (`featstore.probe.layer_mix`); `encoder` is then its name without a layer. All
+        utterance vectors are in memory; frames are read chunk by chunk. Default under ``strict``: the manifest's
         ``[probe] head``, else the first of `HEADS` for the kind; under ``xares``: ``linear``.
     shots : tuple of int, optional
         Kinds ``clip`` and ``multilabel`` only: ``details["shots"]`` reports the scores of heads that are trained on

@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +19,9 @@ from torch.nn import functional
 from featstore.errors import DataError, UsageError
 from featstore.evaluation import Stopwatch
 from featstore.metrics.word_error_rate import InverseErrorRate, count_edits, require_jiwer
+from featstore.probe.layer_mix import learned_weights
 from featstore.probe.scoring import RoundResult, plan, verdict
 from featstore.probe.speech import Sequences, compare_texts, length_batches, open_sequences
-from featstore.probe.standardisation import Standardise
 from featstore.probe.text import load_language_model, normalised
 from featstore.probe.training import Fitted, Score, initialised, over_seeds, train
 from featstore.records import Protocol, ScoreRecord
@@ -200,7 +201,7 @@ def score_asr(
 
     watch = Stopwatch()
     with watch("read"):
-        sequences = open_sequences(store, manifest, encoder=encoder, protocol=protocol)
+        sequences = open_sequences(store, manifest, encoder=encoder, protocol=protocol, every_layer=head == "layer-mix")
         rounds = plan(manifest, sequences.windows, protocol=protocol)
         language_model = load_language_model(manifest.probe.language_model, device=default_device())
         transcripts = _transcripts(manifest, sequences, language_model, protocol=protocol)
@@ -224,6 +225,7 @@ def score_asr(
         head=head,
         settings={"language_model_sha256": language_model.sha256},
         seconds=watch.seconds,
+        family=sequences.family,
         libraries=("torch", "transformers"),
     )
 
@@ -293,11 +295,11 @@ def _train(
     rates: Sequence[float],
 ) -> tuple[AudioLanguageModel, Fitted]:
     probe, sequences, model = manifest.probe, transcripts.sequences, transcripts.language_model
-    norm = Standardise(sequences.standardisation(each.train)) if head == "sweep" else None
+    norm = None if head == "linear" else sequences.normalisation(each.train)
 
     def build(rng: np.random.Generator) -> Adapter:
         dim, inner_width, width = sequences.windows.recipe.dim, model.inner_width, model.width
-        adapter = initialised(lambda: Adapter(dim=dim, inner_width=inner_width, width=width, norm=norm), rng)
+        adapter = initialised(lambda: Adapter(dim=dim, inner_width=inner_width, width=width, norm=deepcopy(norm)), rng)
         return adapter.to(model.model.device)
 
     def batches(rng: np.random.Generator) -> Iterator[Utterances]:
@@ -320,9 +322,9 @@ def _train(
         score=score if len(each.valid) else None,
         epochs=probe.epochs,
         learning_rate=probe.learning_rate,
-        rates=rates if head == "sweep" else None,
+        rates=None if head == "linear" else rates,
     )
-    return AudioLanguageModel(model, adapter), fitted
+    return AudioLanguageModel(model, adapter), replace(fitted, layer_weights=learned_weights(adapter))
 
 
 def _teacher_forced_accuracy(

@@ -15,11 +15,11 @@ from featstore.probe import layer_mix
 from featstore.probe.clip_bench import Bench, RoundModels, TrainedRounds, TrainingClasses
 from featstore.probe.clip_sweep import sweep_head
 from featstore.probe.layer_mix import LayerMix, MixHead, MixPath, MixSet, layer_products, standardised
-from featstore.probe.selection import fit_details, selection_details
+from featstore.probe.selection import fit_details, selection_details, weight_details
 from featstore.probe.training import Fitted, over_seeds
 from featstore.tasks.splits import Round
 
-__all__ = ["learn_layer_mix", "mix_fit", "weights_of"]
+__all__ = ["learn_layer_mix", "mix_fit"]
 
 
 def learn_layer_mix(bench: Bench, task: LayeredTask) -> TrainedRounds:
@@ -43,7 +43,7 @@ def _full_batch(bench: Bench, task: LayeredTask) -> TrainedRounds:
         rounds=[RoundModels(logits=(partial(_logits, task, path.chosen.model),)) for path in paths],
         details={
             **fit_details(task.rounds, [[mix_fit(path)] for path in paths]),
-            "layer_weights": weights_of(task, [[path.chosen.model] for path in paths]),
+            "layer_weights": weight_details(task.family.layers, [path.chosen.model.layer_weights for path in paths]),
         },
         seeds=(),
         settings=task.manifest.probe.model_dump(exclude_none=True, include={"pos_weight"}),
@@ -81,7 +81,7 @@ def _minibatches(bench: Bench, task: LayeredTask) -> TrainedRounds:
         rounds=[RoundModels(logits=tuple(partial(_logits, task, model) for model in of)) for of in models],
         details={
             **selection_details(task.rounds, [[fitted for _, fitted in of] for of in found]),
-            "layer_weights": weights_of(task, models),
+            "layer_weights": weight_details(task.family.layers, [model.layer_weights for of in models for model in of]),
         },
         seeds=bench.seeds,
         settings=task.manifest.probe.model_dump(exclude_none=True, include={"batch_size", "pos_weight"}),
@@ -129,15 +129,4 @@ def mix_fit(path: MixPath) -> dict[str, Any]:
         "iterations": path.chosen.iterations,
         "gradient_norm": path.chosen.gradient_norm,
         "converged": path.converged,
-    }
-
-
-def weights_of(task: LayeredTask, models: Sequence[Sequence[LayerMix]]) -> dict[str, Any]:
-    """Mean weights of layers over rounds and seeds, with their standard deviation if there are several fits."""
-    weights = np.array([model.layer_weights for of_round in models for model in of_round])
-    return {
-        "layers": list(task.family.layers),
-        "mean": weights.mean(axis=0).tolist(),
-        "std": weights.std(axis=0, ddof=1).tolist() if len(weights) > 1 else None,
-        "fits": len(weights),
     }

@@ -1,10 +1,6 @@
 """Kind ``contrastive``: audio-text retrieval by cosine similarity in a learned shared space.
 
-Metrics are computed over the test clips of a round and all of their captions:
-
-- text to audio: the query is a caption, its clip is relevant; audio to text: the query is a clip, its captions are;
-- recall@k: the fraction of queries with a relevant result among the first k; mAP@10: see `average_precision_at`;
-- ``recall_at_1``, the main metric, is the mean over both directions, as in X-ARES.
+`featstore.evaluation.captions` has the metrics.
 
 X-ARES repeats each clip once per caption in training and scores only the first copy. It requires one window and the
 same number of captions per clip, where its metric equals the one above. The protocols differ in the queries of audio to
@@ -27,10 +23,9 @@ from numpy.typing import NDArray
 
 from featstore.errors import UsageError
 from featstore.evaluation import Stopwatch
-from featstore.evaluation.data import SHORTEST_SECONDS
+from featstore.evaluation.captions import CaptionQueries, ClipCaptions, Ranks, queries_of, read_captions
 from featstore.evaluation.pool import Pool, read_pool
-from featstore.metrics import TestSet
-from featstore.metrics.retrieval import RecallAt, average_precision_at, relevant_ranks
+from featstore.metrics.retrieval import RecallAt
 from featstore.probe.scoring import RoundResult, plan, verdict
 from featstore.probe.text import words
 from featstore.records import Protocol, ScoreRecord
@@ -45,10 +40,6 @@ if TYPE_CHECKING:
 
 __all__ = ["score_contrastive"]
 
-RECALLS = (1, 5, 10)
-MAP_AT = 10
-AUDIO_TO_TEXT, TEXT_TO_AUDIO = 0, 1
-DIRECTIONS = ("audio_to_text", "text_to_audio")
 WORDS = "words"
 NO_TOKEN = 0
 
@@ -109,31 +100,12 @@ def score_contrastive(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Texts:
-    """Captions of all clips; the captions of a clip are consecutive.
+class _Texts(ClipCaptions):
+    """Captions of all clips, and their tokens."""
 
-    Attributes
-    ----------
-    clip : int64 (captions,)
-        Clip of each caption, ascending.
-    """
-
-    clip: NDArray[np.int64]
-    texts: tuple[str, ...]
     captions: Captions
     settings: Mapping[str, Any]
     libraries: tuple[str, ...]
-
-    def n_shared(self, captions: NDArray[np.int64]) -> int:
-        """Number of captions that occur in another clip too; for these, only one of the clips can rank first."""
-        clips_of: dict[str, set[int]] = {}
-        for caption in captions.tolist():
-            clips_of.setdefault(self.texts[caption], set()).add(int(self.clip[caption]))
-        return sum(len(clips_of[self.texts[caption]]) > 1 for caption in captions.tolist())
-
-    def of(self, clip: int) -> NDArray[np.int64]:
-        """Captions of a clip."""
-        return np.arange(*np.searchsorted(self.clip, [clip, clip + 1]))
 
     def known_to(self, each: Round) -> Captions:
         """Captions without tokens that do not occur in training; a caption without tokens becomes ``[NO_TOKEN]``."""
@@ -168,58 +140,36 @@ class _RoundData:
         window = np.repeat(windows, [len(each) for each in captions])
         return Pairs(window=window, caption=np.concatenate(captions), clip=self.pool.clip[window])
 
-    def queries(self, clips: NDArray[np.int64]) -> _Queries:
+    def queries(self, clips: NDArray[np.int64]) -> CaptionQueries:
         """Queries and documents of some clips, in both directions."""
-        windows = self.windows_of(clips)
-        clip = self.pool.clip[windows]
-        by_window = self.protocol == "xares"
-        starts = np.arange(len(windows)) if by_window else np.flatnonzero(np.diff(clip, prepend=-1))
-        captions = [self.texts.of(each) for each in clip[starts].tolist()]
-        return _Queries(
-            windows=windows,
-            starts=starts,
-            weights=np.maximum(self.pool.seconds[windows], SHORTEST_SECONDS).astype(np.float32),
-            clip=clip[starts],
-            caption=np.concatenate(captions),
-            caption_item=np.repeat(np.arange(len(starts)), [len(each) for each in captions]),
-        )
+        return queries_of(self.pool, self.texts, clips, protocol=self.protocol)
 
-    def ranks(self, model: Embedder, queries: _Queries) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Ranks of the relevant results by direction: see `relevant_ranks`."""
-        weights, starts = queries.weights[:, None], queries.starts
-        audio = model.embed_audio(self.pool.X[queries.windows]) * weights
-        audio = (np.add.reduceat(audio, starts, axis=0) / np.add.reduceat(weights, starts, axis=0)).astype(np.float32)
-        text = model.embed_captions(*self.captions.take(queries.caption))
-        items = np.arange(len(queries.clip))
-        return (
-            relevant_ranks(audio, text, query_clip=items, document_clip=queries.caption_item),
-            relevant_ranks(text, audio, query_clip=queries.caption_item, document_clip=items),
-        )
+    def ranks(self, model: Embedder, queries: CaptionQueries) -> Ranks:
+        """Ranks of the relevant results by direction."""
+        audio = queries.items(model.embed_audio(self.pool.X[queries.windows]))
+        return queries.ranks(audio, model.embed_captions(*self.captions.take(queries.caption)))
 
 
 def _read_texts(manifest: Manifest, pool: Pool) -> _Texts:
-    from featstore.tasks import labels
-
-    by_clip = labels.captions(manifest, pool.keys, pool.metas)
-    flat = [caption for captions in by_clip for caption in captions]
+    read = read_captions(manifest, pool.keys, pool.metas)
     tokenized: Sequence[Sequence[str | int]]
     if manifest.probe.tokenizer is None:
-        tokenized = [words(caption) for caption in flat]
+        tokenized = [words(caption) for caption in read.texts]
         settings: dict[str, Any] = {"tokenizer": WORDS}
         libraries: tuple[str, ...] = ()
     else:
         from featstore.probe.text import load_tokenizer
 
         tokenizer = load_tokenizer(manifest.probe.tokenizer)
-        tokenized = tokenizer.tokens(flat)
+        tokenized = tokenizer.tokens(read.texts)
         settings = {"tokenizer": tokenizer.name, "tokenizer_sha256": tokenizer.sha256}
         libraries = ("transformers",)
     # Token numbers start at 1 and cover only tokens that occur.
     number: dict[str | int, int] = {}
     ids = [np.array([number.setdefault(token, len(number) + 1) for token in tokens], np.int64) for tokens in tokenized]
     return _Texts(
-        clip=np.repeat(np.arange(len(by_clip)), [len(captions) for captions in by_clip]),
-        texts=tuple(flat),
+        clip=read.clip,
+        texts=read.texts,
         captions=_as_captions(ids, n_tokens=len(number) + 1),
         settings=settings,
         libraries=libraries,
@@ -232,41 +182,6 @@ def _as_captions(by_caption: Sequence[NDArray[np.int64]], *, n_tokens: int) -> C
 
     filled = [tokens if len(tokens) else np.array([NO_TOKEN]) for tokens in by_caption]
     return Captions(tokens=np.concatenate(filled), bounds=np.cumsum([0, *map(len, filled)]), n_tokens=n_tokens)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Queries:
-    """Items (clips, or windows under ``xares``) and their captions, which are queries and documents of each other.
-
-    Attributes
-    ----------
-    windows : int64 (windows,)
-        Rows of the pool; the rows of an item are consecutive and start at ``starts`` (items,).
-    weights : float32 (windows,)
-        Duration of each window without padding.
-    clip : int64 (items,)
-    caption : int64 (captions,)
-    caption_item : int64 (captions,)
-        Item of each caption, ascending.
-    """
-
-    windows: NDArray[np.int64]
-    starts: NDArray[np.int64]
-    weights: NDArray[np.float32]
-    clip: NDArray[np.int64]
-    caption: NDArray[np.int64]
-    caption_item: NDArray[np.int64]
-
-    def scores(self, ranks: tuple[NDArray[np.int64], NDArray[np.int64]]) -> dict[str, dict[str, float]]:
-        """Recalls and mAP@10 by direction."""
-        n_relevant = (np.bincount(self.caption_item), np.ones(len(self.caption), np.int64))
-        return {
-            direction: {
-                **{f"recall_at_{k}": float(np.mean(of[:, 0] <= k)) for k in RECALLS},
-                f"map_at_{MAP_AT}": float(np.mean(average_precision_at(of, k=MAP_AT, n_relevant=number))),
-            }
-            for direction, of, number in zip(DIRECTIONS, ranks, n_relevant, strict=True)
-        }
 
 
 def _train(
@@ -307,22 +222,9 @@ def _train(
 def _test(data: _RoundData, each: Round, trained: Sequence[tuple[Embedder, Fitted]]) -> RoundResult:
     queries = data.queries(each.test)
     ranks = [data.ranks(model, queries) for model, _ in trained]
-    scores = [queries.scores(of) for of in ranks]
-    direction = np.repeat([AUDIO_TO_TEXT, TEXT_TO_AUDIO], [len(queries.clip), len(queries.caption)])
     return RoundResult(
         round=each,
-        test_set=TestSet(
-            y_true=direction,
-            y_scores=tuple(np.concatenate([of[:, 0] for of in both]).astype(np.float64) for both in ranks),
-            clip=np.concatenate([queries.clip, queries.clip[queries.caption_item]]),
-        ),
+        test_set=queries.test_set(ranks),
         fits=tuple(fitted for _, fitted in trained),
-        details={
-            "n_captions": len(queries.caption),
-            "n_shared_captions": data.texts.n_shared(np.unique(queries.caption)),
-            **{
-                name: {key: float(np.mean([of[name][key] for of in scores])) for key in scores[0][name]}
-                for name in DIRECTIONS
-            },
-        },
+        details=queries.details(ranks, data.texts),
     )

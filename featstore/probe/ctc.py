@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -16,9 +17,9 @@ from torch.nn import functional
 from featstore.errors import DataError
 from featstore.evaluation import Stopwatch
 from featstore.metrics.word_error_rate import InverseErrorRate, count_edits, require_jiwer
+from featstore.probe.layer_mix import learned_weights
 from featstore.probe.scoring import RoundResult, plan, verdict
 from featstore.probe.speech import Sequences, compare_texts, length_batches, open_sequences
-from featstore.probe.standardisation import Standardise
 from featstore.probe.text import BLANK, Alphabet, normalised
 from featstore.probe.training import Fitted, Score, initialised, over_seeds, train
 from featstore.records import Protocol, ScoreRecord
@@ -102,7 +103,7 @@ def score_ctc(
     require_jiwer()
     watch = Stopwatch()
     with watch("read"):
-        sequences = open_sequences(store, manifest, encoder=encoder, protocol=protocol)
+        sequences = open_sequences(store, manifest, encoder=encoder, protocol=protocol, every_layer=head == "layer-mix")
         texts = tuple(map(normalised, sequences.transcripts))
         rounds = plan(manifest, sequences.windows, protocol=protocol)
     tested = []
@@ -124,6 +125,7 @@ def score_ctc(
         head=head,
         settings={},
         seconds=watch.seconds,
+        family=sequences.family,
         libraries=("torch",),
     )
 
@@ -200,11 +202,14 @@ def _train(
     """Train a head, selected by word error rate. The rate is not clipped at 1, which would make early epochs equal."""
     sequences, probe = speller.sequences, manifest.probe
     dim = sequences.windows.recipe.dim
-    norm = Standardise(sequences.standardisation(each.train)) if head == "sweep" else None
+    norm = None if head == "linear" else sequences.normalisation(each.train)
 
     def build(rng: np.random.Generator) -> CtcHead:
         return initialised(
-            lambda: CtcHead(dim=dim, n_symbols=len(speller.alphabet), upsampling=speller.upsampling, norm=norm), rng
+            lambda: CtcHead(
+                dim=dim, n_symbols=len(speller.alphabet), upsampling=speller.upsampling, norm=deepcopy(norm)
+            ),
+            rng,
         )
 
     def batches(rng: np.random.Generator) -> Iterator[Utterances]:
@@ -214,14 +219,14 @@ def _train(
     def score(model: CtcHead) -> Score:
         references = [speller.texts[clip] for clip in each.valid]
         rate = count_edits(references, speller.transcribe(model, each.valid), unit="word").rate
-        return 1.0 - rate, -loss(model) if head == "sweep" else 0.0
+        return 1.0 - rate, 0.0 if head == "linear" else -loss(model)
 
     @torch.no_grad()
     def loss(model: CtcHead) -> float:
         planned = length_batches(each.valid, sequences.n_frames, batch_size=probe.batch_size, rng=None)
         return sum(float(model.loss(speller.utterances(batch))) * len(batch) for batch in planned)
 
-    return train(
+    model, fitted = train(
         build,
         seed=(seed, number),
         batches=batches,
@@ -229,8 +234,9 @@ def _train(
         score=score if len(each.valid) else None,
         epochs=probe.epochs,
         learning_rate=probe.learning_rate,
-        rates=rates if head == "sweep" else None,
+        rates=None if head == "linear" else rates,
     )
+    return model, replace(fitted, layer_weights=learned_weights(model))
 
 
 def _test(speller: _Speller, each: Round, trained: list[tuple[CtcHead, Fitted]]) -> RoundResult:

@@ -1,4 +1,7 @@
-"""Kind ``frame``: train a linear head on every frame; score by segments and, under ``strict``, by events."""
+"""Kind ``frame``: train a linear head on every frame; score by segments and, under ``strict``, by events.
+
+``--head layer-mix`` is the linear head of a weighted sum of the layers' frames: see `featstore.probe.layer_mix`.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,7 @@ from featstore.evaluation import (
     score_outcomes,
     score_record,
 )
+from featstore.evaluation.layers import LayeredFrameTask, load_layered_frame_task, record_of_family
 from featstore.metrics import Metric, find_metric
 from featstore.metrics.classification import Average, CountF1
 from featstore.probe.frame_scoring import (
@@ -30,11 +34,13 @@ from featstore.probe.frame_scoring import (
     excerpts_of,
     segment_groups,
 )
-from featstore.probe.selection import selection_details
+from featstore.probe.selection import selection_details, weight_details
 from featstore.records import Protocol, ScoreRecord
 from featstore.tasks.splits import Round, SplitBy
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from featstore.probe.frame_heads import FrameFeatures, WorkerThreads
     from featstore.probe.linear import Trained
     from featstore.probe.selection import Head
@@ -48,9 +54,10 @@ ONSET_TOLERANCE_SECONDS = 0.2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Frames:
-    """Frames of a task, and the thread pool that processes them."""
+    """Frames of a task, and the thread pool that processes them; ``products`` are of the layers of a mix."""
 
     features: FrameFeatures
+    products: Tensor | None
     threads: WorkerThreads
 
     def rows(self, part: _Part, group: range, head: Trained) -> Rows:
@@ -81,20 +88,22 @@ def score_frames(
 ) -> ScoreRecord:
     """Score a task of kind ``frame``.
 
-    Frames are read from disk through a memory map, chunk by chunk, so a set may be larger than memory.
+    Frames are read from disk through a memory map, chunk by chunk, so a set may be larger than memory. ``layer-mix``
+    reads those of all layers.
     """
     metric = find_metric(manifest.metric, protocol)
     from featstore.probe import frame_heads
 
     watch = Stopwatch()
+    load = load_layered_frame_task if head == "layer-mix" else load_frame_task
     with watch("read"):
-        task = load_frame_task(store, manifest, encoder=encoder, protocol=protocol, split_by=split_by)
+        task = load(store, manifest, encoder=encoder, protocol=protocol, split_by=split_by)
     with frame_heads.worker_threads() as threads:
         outcomes, events, trained = [], [], []
         frames = None
         for number, each in enumerate(task.rounds):
             with watch("train"):
-                if frames is None or head == "sweep":
+                if frames is None or head != "linear":
                     frames = _frames_of(task, each, threads, head=head)
                 trained.append(_train(task, frames, number, metric=metric, seeds=seeds, head=head))
             with watch("score"):
@@ -108,15 +117,19 @@ def score_frames(
     with watch("score"):
         scores = score_outcomes(task, outcomes)
     details = selection_details(task.rounds, trained)
+    layers = list(task.family.layers) if isinstance(task, LayeredFrameTask) else None
+    if layers is not None:
+        details["layer_weights"] = weight_details(layers, [each.layer_weights for of in trained for each in of])
     if protocol == "strict":
         details["event_f1"] = _event_f1(events, average="micro" if manifest.metric.endswith("micro") else "macro")
-    return score_record(
+    record = score_record(
         task,
         scores,
         track="A",
         seeds=seeds,
         settings={
             "head": head,
+            **({} if layers is None else {"layers": layers}),
             **manifest.probe.model_dump(
                 exclude_none=True, exclude={"head"} if head == "linear" else {"head", "epochs", "learning_rate"}
             ),
@@ -126,6 +139,7 @@ def score_frames(
         libraries=("torch",),
         details=details,
     )
+    return record_of_family(record, task.family) if isinstance(task, LayeredFrameTask) else record
 
 
 def _part(task: FrameTask, clips: NDArray[np.int64]) -> _Part:
@@ -138,15 +152,22 @@ def _part(task: FrameTask, clips: NDArray[np.int64]) -> _Part:
 def _frames_of(task: FrameTask, each: Round, threads: WorkerThreads, *, head: Head) -> _Frames:
     """Frames normalised for a head: standardised by the round's training clips, or by LayerNorm."""
     from featstore.probe import frame_heads
+    from featstore.probe.layer_mix import frame_products
     from featstore.probe.linear import layer_normalised
     from featstore.probe.standardisation import Standardisation
 
     normalise: frame_heads.Normalise = layer_normalised
-    if head == "sweep":
+    n_layers, products = 1, None
+    if head != "linear":
         windows = task.samples(each.train).windows.tolist()
-        normalise = frame_heads.standardised_by(Standardisation.of_chunks(task.frames[window] for window in windows))
-    features = frame_heads.FrameFeatures(task.frames, dim=task.recipe.dim, threads=threads, normalise=normalise)
-    return _Frames(features=features, threads=threads)
+        statistics = Standardisation.of_chunks(task.frames[window] for window in windows)
+        normalise = frame_heads.standardised_by(statistics)
+        if isinstance(task, LayeredFrameTask):
+            n_layers = len(task.family.layers)
+            products = frame_products((task.frames[window] for window in windows), statistics, n_layers=n_layers)
+    dim = task.recipe.dim * n_layers
+    features = frame_heads.FrameFeatures(task.frames, dim=dim, threads=threads, normalise=normalise)
+    return _Frames(features=features, products=products, threads=threads)
 
 
 def _train(
@@ -172,7 +193,8 @@ def _train(
             epochs=probe.epochs,
             batch_size=probe.batch_size,
             learning_rate=probe.learning_rate,
-            rates=rates if head == "sweep" else None,
+            rates=None if head == "linear" else rates,
+            products=frames.products,
         )
 
     return tuple(over_seeds(seeds, train, fit_of=lambda layer: layer))
@@ -181,7 +203,7 @@ def _train(
 def _validation(
     task: FrameTask, frames: _Frames, each: Round, *, metric: Metric, head: Head
 ) -> Callable[[Trained], tuple[float, float]] | None:
-    """Return a function from a head to its metric and a tie-breaker: minus the loss for a sweep, else 0."""
+    """Return a function from a head to its metric and a tie-breaker: minus the loss, or 0 for `linear`."""
     if not len(each.valid):
         return None
     part = _part(task, each.valid)
@@ -192,7 +214,7 @@ def _validation(
 
         def rows(group: range) -> Rows:
             found = frames.rows(part, group, layer)
-            if head == "sweep":
+            if head != "linear":
                 losses.append((group.start, _loss_sum(part, group, found.logits, pos_weight=pos_weight)))
             return found
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from featstore.errors import DataError
 from featstore.evaluation.frames import FrameReader
 from featstore.probe.frame_scoring import Excerpts, Rows, Span, spans_of
+from featstore.probe.layer_mix import MixHead, learned_weights
 from featstore.probe.linear import LinearHeads, Loss, Trained, binary_cross_entropy, layer_normalised, torch_threads
 from featstore.probe.standardisation import Standardisation
 from featstore.probe.training import Fitted, Score, train, zero_layer
@@ -84,11 +85,13 @@ def train_frame_head(
     batch_size: int,
     learning_rate: float,
     rates: Sequence[float] | None,
+    products: Tensor | None = None,
 ) -> Trained:
     """Train a head by the fixed schedule or by a sweep: see `featstore.probe.training.train`.
 
     The head of the X-ARES schedule has the affine parameters of LayerNorm. The head of a sweep is a linear layer on
-    standardised frames; its loss is convex, so it starts at zero.
+    standardised frames; its loss is convex, so it starts at zero. A layer mix is one affine map of all layers, so that
+    it has the same batches.
 
     Parameters
     ----------
@@ -97,12 +100,16 @@ def train_frame_head(
     padded : bool
         If true, as in X-ARES, a batch is padded with zero frames to its longest sample and the loss is the mean over
         padded frames too; else it is the mean over real frames.
+    products : float64 (layers, layers), optional
+        Of a layer mix, whose features have all layers: see `featstore.probe.layer_mix`.
     score : callable or None
         Validation score of a head; higher is better.
     """
     batch_loss = _BatchLoss(features, excerpts, threads=threads, padded=padded, loss=binary_cross_entropy(pos_weight))
 
-    def build(rng: np.random.Generator) -> LinearHeads | nn.Linear:
+    def build(rng: np.random.Generator) -> _Head:
+        if products is not None:
+            return MixHead(products, dim=features.dim // len(products), n_outputs=excerpts.n_classes)
         if rates is None:
             return LinearHeads([rng], n_classes=excerpts.n_classes, dim=features.dim)
         return zero_layer(dim=features.dim, n_classes=excerpts.n_classes)
@@ -112,9 +119,16 @@ def train_frame_head(
         return (order[start : start + batch_size] for start in range(0, len(order), batch_size))
 
     @torch.no_grad()
-    def trained(model: LinearHeads | nn.Linear, fitted: Fitted) -> Trained:
+    def trained(model: _Head, fitted: Fitted) -> Trained:
         weight, bias = (each.clone() for each in _affine(model))
-        return Trained(weight=weight, bias=bias, epoch=fitted.epoch, history=fitted.history, fit=fitted.fit)
+        return Trained(
+            weight=weight,
+            bias=bias,
+            epoch=fitted.epoch,
+            history=fitted.history,
+            fit=fitted.fit,
+            layer_weights=learned_weights(model),
+        )
 
     unfitted = Fitted(epoch=0, history=())
     model, fitted = train(
@@ -130,8 +144,13 @@ def train_frame_head(
     return trained(model, fitted)
 
 
-def _affine(model: LinearHeads | nn.Linear) -> tuple[Tensor, Tensor]:
+_Head = LinearHeads | nn.Linear | MixHead
+
+
+def _affine(model: _Head) -> tuple[Tensor, Tensor]:
     """Weight (classes, dim) and bias (classes,) of the head as one affine map."""
+    if isinstance(model, MixHead):
+        return model.affine()
     if isinstance(model, nn.Linear):
         return model.weight, model.bias
     weight, bias = model.folded()

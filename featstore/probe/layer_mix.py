@@ -15,7 +15,7 @@ on the number of threads.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -45,12 +45,16 @@ from featstore.probe.training import zero_layer
 
 __all__ = [
     "LayerMix",
+    "LayerSum",
     "MixHead",
     "MixPath",
     "MixSet",
     "Objective",
     "fit_layer_mix",
     "fits_full_batch",
+    "frame_products",
+    "layer_products",
+    "learned_weights",
     "objective_of_classes",
     "objective_of_numbers",
     "standardised",
@@ -241,11 +245,22 @@ def standardised(
 
 def layer_products(Z: Tensor) -> Tensor:
     """Mean product of each pair of standardised layers, float64 (layers, layers): ``w @ K @ w`` is a mix's square."""
-    K = torch.zeros(len(Z), len(Z), dtype=torch.float64)
-    for chunk in torch.split(Z, CHUNK_ROWS, dim=1):
+    return _mean_products(torch.split(Z, CHUNK_ROWS, dim=1))
+
+
+def frame_products(frames: Iterable[NDArray[np.floating]], by: Standardisation, *, n_layers: int) -> Tensor:
+    """`layer_products` of frames (n, layers x dim) that are read in pieces, standardised by ``by``."""
+    return _mean_products(by(each).view(len(each), n_layers, -1).movedim(1, 0) for each in frames)
+
+
+def _mean_products(chunks: Iterable[Tensor]) -> Tensor:
+    total: Tensor | float = 0.0
+    n_values = 0
+    for chunk in chunks:
         flat = chunk.flatten(1)
-        K += (flat @ flat.T).double()
-    return K / Z[0].numel()
+        total = total + (flat @ flat.T).double()
+        n_values += flat.shape[1]
+    return torch.as_tensor(total) / n_values
 
 
 def fit_layer_mix(of: MixSet, *, grid: Sequence[float] = GRID) -> MixPath:
@@ -381,21 +396,20 @@ class _Problem:
         )
 
 
-class MixHead(nn.Module):
-    """The same model as a module for minibatches: float32 logits of layers, and a linear layer of zeros.
+class LayerSum(nn.Module):
+    """Weighted sum of standardised layers, for minibatches; the float32 logits of its weights are learned.
 
     Parameters
     ----------
     products : float64 (layers, layers)
-        From `layer_products`.
+        From `layer_products` or `frame_products`.
     """
 
     products: Tensor
 
-    def __init__(self, products: Tensor, *, dim: int, n_outputs: int) -> None:
+    def __init__(self, products: Tensor) -> None:
         super().__init__()
         self.layer_logits = nn.Parameter(torch.zeros(len(products)))
-        self.head = zero_layer(dim=dim, n_classes=n_outputs)
         self.register_buffer("products", products.float())
 
     @property
@@ -405,22 +419,49 @@ class MixHead(nn.Module):
 
     @property
     def scale(self) -> Tensor:
-        """Root mean square of the weighted sum on training windows."""
+        """Root mean square of the weighted sum on training windows or frames."""
         return (self.layer_weights @ self.products @ self.layer_weights).sqrt()
+
+    @property
+    def factors(self) -> Tensor:
+        """Factor of each layer in the sum, (layers,)."""
+        return self.layer_weights / self.scale
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Mix (n, dim) of standardised rows (n, layers x dim)."""
+        return self.factors @ rows.view(len(rows), len(self.products), -1)
+
+
+def learned_weights(model: nn.Module) -> NDArray[np.float64] | None:
+    """Weights (layers,) of the layer sum in a model, or None if it has none."""
+    found = next((each for each in model.modules() if isinstance(each, LayerSum)), None)
+    return None if found is None else found.layer_weights.detach().double().cpu().numpy()
+
+
+class MixHead(nn.Module):
+    """A linear layer, of zeros at the start, on the weighted sum: the model of `LayerMix`."""
+
+    def __init__(self, products: Tensor, *, dim: int, n_outputs: int) -> None:
+        super().__init__()
+        self.layers = LayerSum(products)
+        self.head = zero_layer(dim=dim, n_classes=n_outputs)
 
     def forward(self, Z: Tensor) -> Tensor:
         """Logits (n, outputs) of standardised rows (layers, n, dim)."""
-        mixed: Tensor = torch.tensordot(self.layer_weights / self.scale, Z, dims=1)
-        logits: Tensor = self.head(mixed)
+        logits: Tensor = self.head(torch.tensordot(self.layers.factors, Z, dims=1))
         return logits
+
+    def affine(self) -> tuple[Tensor, Tensor]:
+        """The model as one map of standardised rows (n, layers x dim): weight (outputs, layers x dim), and bias."""
+        return (self.layers.factors[:, None] * self.head.weight[:, None]).flatten(1), self.head.bias
 
     @torch.no_grad()
     def mix(self, of: Sequence[Standardisation], expand: Callable[[Tensor], Tensor]) -> LayerMix:
         """The model as it is now, of layers with these statistics."""
         return LayerMix(
             standardisations=tuple(of),
-            layer_weights=self.layer_weights.double().numpy(),
-            scale=float(self.scale),
+            layer_weights=self.layers.layer_weights.double().numpy(),
+            scale=float(self.layers.scale),
             weight=self.head.weight.detach().clone(),
             bias=self.head.bias.detach().clone(),
             expand=expand,

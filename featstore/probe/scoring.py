@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from featstore.evaluation.data import check_parts
+from featstore.evaluation.layers import LayerFamily, record_of_family
 from featstore.evaluation.leakage import check_sides
 from featstore.evaluation.pool import Windows
-from featstore.evaluation.scores import score_record, score_test_sets
+from featstore.evaluation.scores import WindowsTask, details_by_round, score_record, score_test_sets
 from featstore.metrics import Metric, TestSet
-from featstore.probe.selection import selection_details
+from featstore.probe.selection import selection_details, weight_details
 from featstore.records import Protocol, ScoreRecord
 from featstore.tasks.splits import Round, plan_rounds
 
@@ -79,19 +80,24 @@ def verdict(
     settings: Mapping[str, Any],
     seconds: Mapping[str, float],
     libraries: Sequence[str],
+    family: LayerFamily | None = None,
 ) -> ScoreRecord:
     """Score every round and build the record with its confidence interval.
 
-    ``settings`` are those that are not in the manifest's ``[probe]``.
+    ``settings`` are those that are not in the manifest's ``[probe]``; ``family`` are the layers of a layer mix.
     """
     rounds = tuple(each.round for each in tested)
-    task = _WindowsTask(
-        **{field.name: getattr(windows, field.name) for field in fields(Windows)},
-        manifest=manifest,
-        protocol=protocol,
-        rounds=rounds,
-    )
-    return score_record(
+    task = WindowsTask.of(windows, manifest, rounds, protocol=protocol)
+    details = {
+        **selection_details(rounds, [each.fits for each in tested]),
+        **details_by_round({each.round.name: each.details for each in tested}),
+    }
+    if family is not None:
+        details["layer_weights"] = weight_details(
+            family.layers, [fitted.layer_weights for each in tested for fitted in each.fits]
+        )
+        settings = {**settings, "layers": list(family.layers)}
+    record = score_record(
         task,
         score_test_sets(metric, [each.test_set for each in tested], clip_ids=windows.ids, groups=windows.groups),
         track="A",
@@ -105,22 +111,6 @@ def verdict(
         },
         seconds=seconds,
         libraries=libraries,
-        details={**selection_details(rounds, [each.fits for each in tested]), **_by_round(tested)},
+        details=details,
     )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _WindowsTask(Windows):
-    """Windows, and the task, protocol and rounds that the record names."""
-
-    manifest: Manifest
-    protocol: Protocol
-    rounds: tuple[Round, ...]
-
-
-def _by_round(tested: Sequence[RoundResult]) -> dict[str, Any]:
-    """Details of the rounds: unchanged for a single round, else by round name."""
-    if len(tested) == 1:
-        return dict(tested[0].details)
-    names = dict.fromkeys(name for each in tested for name in each.details)
-    return {name: {each.round.name: each.details[name] for each in tested} for name in names}
+    return record if family is None else record_of_family(record, family)

@@ -6,9 +6,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from featstore.tasks.splits import Round
 
-__all__ = ["GridSearch", "Head", "Selected", "fit_details", "selection_details"]
+__all__ = ["GridSearch", "Head", "Selected", "fit_details", "selection_details", "weight_details"]
 
 Head = Literal["logistic", "ridge", "linear", "sweep", "layer-mix"]
 
@@ -122,3 +125,14 @@ def fit_details(rounds: Sequence[Round], fits: Sequence[Sequence[Mapping[str, An
         }
     }
     return details
+
+
+def weight_details(layers: Sequence[int], weights: Sequence[NDArray[np.float64] | None]) -> dict[str, Any]:
+    """Build ``details["layer_weights"]`` from the weights of the layers in each fit, (layers,) each."""
+    found = np.array([each for each in weights if each is not None])
+    return {
+        "layers": list(layers),
+        "mean": found.mean(axis=0).tolist(),
+        "std": found.std(axis=0, ddof=1).tolist() if len(found) > 1 else None,
+        "fits": len(found),
+    }

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 
-from featstore.errors import DataError, UnknownFeatureSet
-from featstore.evaluation.pool import Windows, extract_command, read_windows
+from featstore.errors import DataError
+from featstore.evaluation.frames import FrameReader, read_frames
+from featstore.evaluation.layers import LayerFamily, find_family, frames_of_layers
+from featstore.evaluation.pool import Windows, read_windows
 from featstore.metrics import TestSet
 from featstore.metrics.word_error_rate import count_edits
+from featstore.probe import layer_mix
 from featstore.probe.scoring import RoundResult
-from featstore.probe.standardisation import Standardisation
+from featstore.probe.standardisation import Standardisation, Standardise
 from featstore.records import Protocol
 from featstore.tasks.splits import Round
 
@@ -39,32 +43,26 @@ class Sequences:
     Attributes
     ----------
     windows : Windows
-    window_frames : int64 (windows,)
-        Number of frames to read from each window.
+    reader : FrameReader
+        Frames of each window; of all layers, concatenated, if there is a ``family``.
     n_frames : int64 (n_clips,)
         Number of frames of each clip.
     transcripts : tuple of str (n_clips,)
         Raw transcripts.
+    family : LayerFamily or None
+        The layers of a layer mix.
     """
 
     windows: Windows
-    window_frames: NDArray[np.int64]
+    reader: FrameReader
     n_frames: NDArray[np.int64]
     transcripts: tuple[str, ...]
+    family: LayerFamily | None = None
 
     def frames(self, clip: int) -> NDArray[np.float32]:
-        """Frames of one clip, float32 (n_frames[clip], dim), copied. Raises DataError if one is not finite."""
-        sizes = [len(each) for each in self.windows.sets]
-        firsts = np.cumsum([0, *sizes])
-        begin, end = np.searchsorted(self.windows.clip, [clip, clip + 1])
-        frames = np.empty((int(self.n_frames[clip]), self.windows.recipe.dim), np.float32)
-        done = 0
-        for window in range(int(begin), int(end)):
-            number = int(np.searchsorted(firsts, window, side="right")) - 1
-            count = int(self.window_frames[window])
-            stored = self.windows.sets[number].frames[window - int(firsts[number])]
-            frames[done : done + count] = stored[:count]
-            done += count
+        """Frames of one clip, float32 (n_frames[clip], layers x dim), copied. Raises DataError if one is not finite."""
+        windows = range(*np.searchsorted(self.windows.clip, [clip, clip + 1]).tolist())
+        frames = np.concatenate([self.reader[window] for window in windows], dtype=np.float32)
         if not np.isfinite(frames).all():
             raise DataError(
                 f"clip {self.windows.ids[clip]} has frames with non-finite values: run `featstore verify --repair` to "
@@ -76,11 +74,23 @@ class Sequences:
         """Mean and variance of all frames of some clips, computed clip by clip."""
         return Standardisation.of_chunks(self.frames(clip) for clip in clips.tolist())
 
+    def normalisation(self, clips: NDArray[np.int64]) -> nn.Module:
+        """Build the first layer of a strict head: standardise by the frames of some clips; then mix the layers."""
+        statistics = self.standardisation(clips)
+        if self.family is None:
+            return Standardise(statistics)
+        frames = map(self.frames, clips.tolist())
+        products = layer_mix.frame_products(frames, statistics, n_layers=len(self.family.layers))
+        return nn.Sequential(Standardise(statistics), layer_mix.LayerSum(products))
 
-def open_sequences(store: Store, manifest: Manifest, *, encoder: str | None, protocol: Protocol) -> Sequences:
+
+def open_sequences(
+    store: Store, manifest: Manifest, *, encoder: str | None, protocol: Protocol, every_layer: bool = False
+) -> Sequences:
     """Open the frames and read the transcripts of a task.
 
-    ``strict`` omits frames of padding; ``xares`` uses all stored frames.
+    ``strict`` omits frames of padding; ``xares`` uses all stored frames. With ``every_layer``, ``encoder`` is the name
+    of one without a layer.
 
     Raises
     ------
@@ -93,24 +103,18 @@ def open_sequences(store: Store, manifest: Manifest, *, encoder: str | None, pro
     """
     from featstore.tasks import labels
 
-    windows = read_windows(store, manifest, encoder=encoder)
-    without = sorted({each.split for each in windows.sets if not each.has_frames})
-    if without:
-        raise UnknownFeatureSet(
-            f"task {manifest.name}: {store.url} has no frames of {manifest.feature_dataset} {', '.join(without)}: "
-            f"run `{extract_command(manifest, windows.recipe, store, options=' --frames always')}`"
-        )
-    stored = np.concatenate([each.frames.lengths for each in windows.sets])
-    if not stored.all():
-        key = windows.ids[int(windows.clip[int(np.argmin(stored))])]
-        raise DataError(f"task {manifest.name}: clip {key} has a window without frames: extract it again")
-    real = np.maximum(1, np.rint(windows.seconds / windows.recipe.hop_seconds)).astype(np.int64)
-    kept = stored if protocol == "xares" else np.minimum(stored, real)
+    family = find_family(store, manifest, encoder) if every_layer else None
+    windows = read_windows(store, manifest, encoder=encoder if family is None else family.recipes[-1].group_name)
+    reader = read_frames(store, manifest, windows, protocol=protocol)
+    if family is not None:
+        reader, features = frames_of_layers(store, manifest, family, windows, reader, protocol=protocol)
+        windows = replace(windows, features=features)
     return Sequences(
         windows=windows,
-        window_frames=kept,
-        n_frames=np.bincount(windows.clip, weights=kept, minlength=len(windows.ids)).astype(np.int64),
+        reader=reader,
+        n_frames=np.bincount(windows.clip, weights=reader.lengths, minlength=len(windows.ids)).astype(np.int64),
         transcripts=tuple(labels.transcripts(manifest, windows.keys, windows.metas)),
+        family=family,
     )
 
 

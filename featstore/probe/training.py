@@ -26,6 +26,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim.adam import adam
 
@@ -77,11 +78,14 @@ class Fitted:
         Validation score after each epoch; empty without validation.
     fit : mapping or None
         How the learning rate was found, an entry of the record's ``details["fit"]``; None for a fixed schedule.
+    layer_weights : float64 (layers,) or None
+        Weights of the layers of a mix: see `featstore.probe.layer_mix`.
     """
 
     epoch: int
     history: tuple[float, ...]
     fit: Mapping[str, Any] | None = None
+    layer_weights: NDArray[np.float64] | None = None
 
 
 def train(

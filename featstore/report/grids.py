@@ -30,7 +30,7 @@ MEASURE_TITLES = {
     "clustering": "Track B, clustering",
     "pairs": "Track B, pairs of the same class",
     "zero-shot": "Track B, zero-shot classification by texts",
-    "text": "Track B, text-to-audio retrieval",
+    "text": "Track B, retrieval by texts",
 }
 
 

@@ -55,7 +55,11 @@ def _why_no_classes(manifest: Manifest) -> str:
 
 
 def _by_texts(score: Callable[..., ScoreRecord]) -> Callable[[MeasuredTask], ScoreRecord]:
-    return lambda of: score(of.store, of.manifest, encoder=of.encoder, protocol=of.protocol, task=of.task)
+    def scored(of: MeasuredTask) -> ScoreRecord:
+        task = None if of.manifest.kind == "contrastive" else of.task  # captions have no labels
+        return score(of.store, of.manifest, encoder=of.encoder, protocol=of.protocol, task=task)
+
+    return scored
 
 
 MEASURES: Mapping[str, Measure] = {

@@ -14,15 +14,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featstore.errors import UnknownFeatureSet, UsageError
+from featstore.errors import UsageError
 from featstore.evaluation import Outcome, Samples, Stopwatch, TaskData, load_task, score_outcomes, score_record
-from featstore.evaluation.pool import extract_command
-from featstore.evaluation.texts import KINDS, check_has_words
+from featstore.evaluation.texts import KINDS, check_has_words, text_vectors
 from featstore.metrics import Metric, find_metric
 from featstore.metrics.classification import as_label_sets
 from featstore.records import Protocol, Recipe, ScoreRecord
+from featstore.retrieve.captions import score_captions
 from featstore.retrieve.scan import unit_rows
-from featstore.store import check_is_space_of_texts
 
 if TYPE_CHECKING:
     from featstore.store import Store
@@ -36,14 +35,16 @@ NDCG_K = 10
 
 def why_no_text(manifest: Manifest) -> str:
     """Return why the measure ``text`` is not defined for a task, or an empty text."""
-    return "" if manifest.kind in KINDS else f"is of kind {manifest.kind!r}, which has no classes to describe by texts"
+    if manifest.kind in (*KINDS, "contrastive"):
+        return ""
+    return f"is of kind {manifest.kind!r}, which has neither classes to describe by texts nor captions"
 
 
 def why_no_zero_shot(manifest: Manifest) -> str:
     """Return why the measure ``zero-shot`` is not defined for a task, or an empty text."""
     if manifest.kind == "multilabel" and manifest.metric == "macro_f1":
         return "has several labels and the metric macro_f1, which needs a threshold that cosines do not have"
-    return why_no_text(manifest)
+    return "" if manifest.kind in KINDS else f"is of kind {manifest.kind!r}, which has no classes to describe by texts"
 
 
 def score_zero_shot(
@@ -99,7 +100,8 @@ def score_text_retrieval(
 ) -> ScoreRecord:
     """Retrieve the test clips of each class by the text of the class; the score is mAP, the mean over classes.
 
-    The parameters and errors are those of `score_zero_shot`.
+    The parameters and errors are those of `score_zero_shot`. Of a data set with captions, these are the texts: see
+    `featstore.retrieve.captions.score_captions`.
 
     Returns
     -------
@@ -109,6 +111,8 @@ def score_text_retrieval(
         queries with a clip of the class among the first 1, 5 and 10, and ``ndcg_at_10``; means over rounds.
     """
     _check(manifest, why_no_text(manifest))
+    if manifest.kind == "contrastive":
+        return score_captions(store, manifest, encoder=encoder, protocol=protocol)
     compared = _compare(store, manifest, task, encoder=encoder, protocol=protocol)
     record = _record(compared, find_metric("mAP", protocol), measure="text")
     relevant = [
@@ -233,18 +237,7 @@ def prompt_vectors(store: Store, manifest: Manifest, recipe: Recipe, classes: Se
     UsageError
         The embeddings are of a hidden state or another pooling than the mean, or the classes are numbers without words.
     """
-    check_is_space_of_texts(recipe)
     check_has_words(manifest, classes)
-    stored = store.texts(recipe.group_name, task=manifest.name)
     texts = [text for name in classes for text in manifest.zero_shot.texts(name)]
-    missing = [text for text in dict.fromkeys(texts) if text not in stored]
-    if missing:
-        command = f"run `{extract_command(manifest, recipe, store, options='')}`, which encodes only the texts"
-        if recipe.imported_from is not None:
-            command = "imported embeddings have no text tower"
-        raise UnknownFeatureSet(
-            f"task {manifest.name}: {store.url} lacks {len(missing)} of {len(set(texts))} texts by "
-            f"{recipe.group_name}: if the encoder has a text tower, {command}"
-        )
-    vectors = unit_rows(np.stack([stored[text] for text in texts]))
+    vectors = unit_rows(text_vectors(store, manifest, recipe, texts))
     return vectors.reshape(len(classes), len(manifest.zero_shot.prompts), -1)

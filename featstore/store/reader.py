@@ -181,6 +181,14 @@ class Store:
             for text, vector in zip(fs.key, fs.utterance, strict=True)
         }
 
+    def text_counts(self, encoder: str) -> dict[str, int]:
+        """Return the number of stored texts of each task, by an encoder's text tower."""
+        group = self.resolve_encoder(encoder).group_name
+        return {
+            entry.address.split: sum(segment.member.windows for segment in entry.segments)
+            for entry in text_entries(self._objects, group)
+        }
+
     def foreign(self) -> tuple[str, ...]:
         """Return the paths of all items in the store that featstore did not write, sorted."""
         return tuple(sorted(foreign_paths(self._objects, self._entries_at(self._paths))))

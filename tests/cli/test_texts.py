@@ -128,3 +128,76 @@ def test_an_encoder_without_a_text_tower_is_one_line(tmp_path: Path, run: Run, f
 def test_one_thing_is_searched_for(wanted: tuple[str, ...], folder: Path, run: Run) -> None:
     outcome = run("query", *wanted, "--store", folder / "store")
     assert (outcome.code, outcome.out, len(outcome.err.splitlines())) == (2, "", 1)
+
+
+# --- captions ---------------------------------------------------------------------------------------------------------
+
+CAPTIONS = (
+    ("a dog barking", "barking of a dog", "this is a dog"),
+    ("rain", "a sound of rain"),
+    ("car horn", "a car", "this is a car horn", "a horn", "horn of a car"),
+    ("a dog", "car barking"),
+    ("rain is a sound", "sound of a horn"),
+)
+
+
+@pytest.fixture(scope="module")
+def captioned(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards with captions, a manifest, and a store of the test clips alone."""
+    made = tmp_path_factory.mktemp("captions")
+    clips = []
+    for at, captions in enumerate(CAPTIONS):
+        [audio, _] = clip(f"c{at}", noise(0.5, seed=70 + at, rate=RATE), rate=RATE)
+        meta = {f"caption_{number}": caption for number, caption in enumerate(captions)}
+        clips.append([audio, (f"c{at}.json", json.dumps(meta).encode())])
+    for split in ("train", "valid", "test"):
+        write_split(made / "data/sounds", split, clips if split == "test" else clips[:1])
+    (made / "sounds.toml").write_text(
+        'name = "sounds"\ntitle = "Sounds"\nkind = "contrastive"\nmetric = "recall_at_1"\neval_weight = 1.0\n'
+        '[data]\ndataset = "sounds"\n[label]\ncaptions = "*"\n'
+        '[splits]\ntrain = "train*.tar"\nvalid = "valid*.tar"\ntest = "test*.tar"\n'
+    )
+    featstore.extract(
+        made / "sounds.toml", encoder=f"hf:{folder / 'model'}", data=made / "data", store=made / "store",
+        split=["test"], workers=1, device="cpu",
+    ).raise_failures()  # fmt: skip
+    return made
+
+
+def test_captions_of_a_stored_clap_are_retrieved_as_by_transformers(captioned: Path, folder: Path, run: Run) -> None:
+    model = transformers.ClapModel.from_pretrained(folder / "model").eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "model")
+    flat = [caption for captions in CAPTIONS for caption in captions]
+    owner = np.repeat(np.arange(len(CAPTIONS)), [len(captions) for captions in CAPTIONS])
+    with torch.no_grad():
+        text = unit(model.get_text_features(**tokenizer(flat, padding=True, return_tensors="pt")).pooler_output.numpy())
+    test = featstore.open(captioned / "store").select(split="test")
+    audio = unit(np.asarray(test.utterance))[[list(test.key).index(f"c{at}") for at in range(len(CAPTIONS))]]
+    cosines = text @ audio.T
+    nearest_clip, nearest_caption = cosines.argmax(axis=1), cosines.argmax(axis=0)
+    found = run("retrieve", captioned / "sounds.toml", "--store", captioned / "store", "--measure", "text")
+    assert "recall@1" in found.out
+    printed = run("retrieve", captioned / "sounds.toml", "--store", captioned / "store", "--measure", "text", "--json")
+    [record] = json.loads(printed.out)
+    expected = {
+        "text_to_audio": np.mean(nearest_clip == owner),
+        "audio_to_text": np.mean(owner[nearest_caption] == np.arange(len(CAPTIONS))),
+    }
+    for direction, recall in expected.items():
+        assert record["details"][direction]["recall_at_1"] == pytest.approx(recall)
+    assert record["value"] == pytest.approx(np.mean([*expected.values()]))
+
+
+def test_captions_without_a_text_tower_are_one_line(captioned: Path, tmp_path: Path, run: Run) -> None:
+    featstore.extract(
+        captioned / "sounds.toml", encoder="logmel", data=captioned / "data", store=tmp_path / "s", workers=1
+    )
+    found = run("retrieve", captioned / "sounds.toml", "--store", tmp_path / "s", "--measure", "text")
+    assert (found.code, found.out, found.err.count("\n")) == (2, "", 1)
+    assert "--split test --encoder logmel" in found.err
+
+
+def test_inspect_counts_the_texts_of_an_encoder(captioned: Path, run: Run) -> None:
+    recipe = featstore.open(captioned / "store").resolve_encoder("model")
+    assert f"texts by {recipe.group_name}: 14 of sounds" in run("inspect", captioned / "store").out
+    assert "14 of sounds" in run("inspect", captioned / "store", "model/sounds/test").out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -127,6 +128,43 @@ def test_classes_of_the_manifest_are_those_of_the_prompts(data: Path, store: Pat
     listed = manifest(label={"field": "label", "classes": ["y", "x", "dog_bark"]}, prompts=["{label}"])
     extract(listed, data, store, encoder=encoder)
     assert [*stored(store)] == ["y", "x", "dog bark"]
+
+
+def captioned(**changes: Any) -> Manifest:
+    return task(kind="contrastive", metric="recall_at_1", label={"captions": "*"}, retrieve=None, **changes)
+
+
+def with_captions(key: str, seed: int, *captions: str) -> list[tuple[str, bytes]]:
+    [audio, _] = clip(key, noise(0.3, seed=seed))
+    return [audio, (f"{key}.json", json.dumps({f"c{at}": text for at, text in enumerate(captions)}).encode())]
+
+
+def test_captions_of_the_test_clips_are_stored_and_those_of_others_are_not(
+    data: Path, store: Path, module: Lettered, encoder: Encoder
+) -> None:
+    write_split(data / "tiny", "train", [with_captions("t", 1, "learned")], shards=1)
+    long = "ein sehr langer Satz über Vögel " * 100
+    clips = [with_captions("a", 2, "a dog", "a bark"), with_captions("b", 3, long), with_captions("c", 4, "a dog")]
+    write_split(data / "tiny", "test", clips, shards=2)
+    [*_, record] = extract(captioned(), data, store, encoder=encoder, splits=("train", "test"))
+    wanted = ["a dog", "a bark", long.strip()]
+    assert sorted(map(str.strip, module.texts)) == sorted(wanted)
+    assert (len(stored(store)), len(record.notes)) == (3, 1)
+    assert open_store(store).text_counts("handmade") == {"tiny": 3}
+    with torch.no_grad():
+        for text, vector in stored(store).items():
+            np.testing.assert_array_equal(vector, module.vectors([text])[0].numpy())
+    assert verify_store(str(store)).sound
+    before = files(store)
+    extract(captioned(), data, store, encoder=encoder, splits=("test",))
+    assert files(store) == before
+
+
+def test_changed_captions_are_encoded_again(data: Path, store: Path, encoder: Encoder) -> None:
+    for caption in ("rain", "snow"):
+        write_split(data / "tiny", "test", [with_captions("a", 2, caption)])
+        extract(captioned(), data, store, encoder=encoder, splits=("test",))
+        assert [*stored(store)] == [caption]
 
 
 def test_two_tasks_have_their_own_texts(data: Path, store: Path, encoder: Encoder) -> None:

@@ -107,6 +107,27 @@ def test_a_frozen_language_model_learns_to_hear(store, model_folder, protocol):
 
 
 @pytest.mark.usefixtures("few_epochs")
+def test_with_one_layer_that_varies_the_mix_is_the_head_of_that_layer(tmp_path, model_folder):
+    rng = np.random.default_rng(0)
+    clips = {
+        name: [
+            beeps.clip(f"{name}{at}", beeps.spoken(WORDS[at % 4], tones=LETTERS, rng=rng), {"trans": WORDS[at % 4]})
+            for at in range(n)
+        ]
+        for name, n in (("train", 16), ("valid", 4), ("test", 8))
+    }
+    encoder = beeps.layered(tmp_path, deaf="torch.ones_like(spectrum)")
+    store = beeps.store_of(tmp_path, task(model_folder), clips, encoder=encoder)
+    mix = probe_task(store, task(model_folder), head="layer-mix", seeds=(0,))
+    alone = probe_task(store, task(model_folder), encoder="Ear.layer2", seeds=(0,))
+    assert (mix.encoder, mix.settings["layers"]) == ("Ear", [0, 1, 2])
+    assert mix.details["layer_weights"]["mean"] == pytest.approx([1 / 3] * 3, abs=0.05)  # Adam amplifies rounding
+    assert mix.details["fit"]["rounds"]["test"][0]["grid"] == alone.details["fit"]["rounds"]["test"][0]["grid"]
+    found, expected = (each.details["validation"]["test"][0] for each in (mix, alone))
+    assert found[:5] == pytest.approx(expected[:5], rel=1e-3)
+
+
+@pytest.mark.usefixtures("few_epochs")
 def test_a_clip_that_is_not_heard_is_not_guessed(store, model_folder, monkeypatch):
     """The words are as likely without sound: what scores above is the sound that came through the adapter."""
     rng = np.random.default_rng(1)

@@ -255,7 +255,12 @@ def test_a_store_of_many_encoders_gives_a_score_for_each_with_layers(store, tmp_
         pytest.param({"encoder": "logmel"}, UnknownFeatureSet, r"logmel.*--layers all", id="no layers"),
         pytest.param({"shots": (1,)}, UsageError, "--shots", id="shots"),
         pytest.param({"protocol": "xares"}, UsageError, "xares", id="xares"),
-        pytest.param({"task": {"kind": "frame", "metric": "segment_f1_macro"}}, UsageError, "frame", id="frames"),
+        pytest.param(
+            {"task": {"kind": "contrastive", "metric": "recall_at_1", "label": {"captions": ["label"]}}},
+            UsageError,
+            "contrastive",
+            id="captions",
+        ),
     ],
 )
 def test_what_a_mix_cannot_do_is_one_line(store, options, error, named):

@@ -21,8 +21,8 @@ from cached import cached
 from docs.made import pages
 from docs.made.records import PRINTED, PRINTS_MANIFESTS, Printed
 from featstore.cli import cli
+from featstore.evaluation.captions import DIRECTIONS
 from featstore.metrics.registry import METRICS
-from featstore.probe.contrastive import DIRECTIONS
 from featstore.records import Recipe
 from featstore.store.format import Commit, Member, ShardIdentity, Writing
 from featstore.tasks import Manifest, builtin_tasks
