@@ -14,12 +14,12 @@ from featstore.evaluation.layers import LayeredTask
 from featstore.probe import layer_mix
 from featstore.probe.clip_bench import Bench, RoundModels, TrainedRounds, TrainingClasses
 from featstore.probe.clip_sweep import sweep_head
-from featstore.probe.layer_mix import LayerMix, MixHead, MixPath, MixSet, layer_products, standardised
-from featstore.probe.selection import fit_details, selection_details, weight_details
+from featstore.probe.layer_mix import LayerMix, MixHead, MixSet, layer_products, standardised
+from featstore.probe.selection import fit_details, path_details, selection_details, weight_details
 from featstore.probe.training import Fitted, over_seeds
 from featstore.tasks.splits import Round
 
-__all__ = ["learn_layer_mix", "mix_fit"]
+__all__ = ["learn_layer_mix"]
 
 
 def learn_layer_mix(bench: Bench, task: LayeredTask) -> TrainedRounds:
@@ -42,7 +42,7 @@ def _full_batch(bench: Bench, task: LayeredTask) -> TrainedRounds:
     return TrainedRounds(
         rounds=[RoundModels(logits=(partial(_logits, task, path.chosen.model),)) for path in paths],
         details={
-            **fit_details(task.rounds, [[mix_fit(path)] for path in paths]),
+            **fit_details(task.rounds, [[path_details(path)] for path in paths]),
             "layer_weights": weight_details(task.family.layers, [path.chosen.model.layer_weights for path in paths]),
         },
         seeds=(),
@@ -116,17 +116,3 @@ def _sweep_round(
         return torch.from_numpy(classes.expand(logits.numpy()))
 
     return model.mix(statistics, expand), fitted
-
-
-def mix_fit(path: MixPath) -> dict[str, Any]:
-    """Entry of ``details["fit"]``."""
-    return {
-        "strength": path.chosen.C,
-        "grid": [tried.C for tried in path.tried],
-        "scores": [None if tried.score is None else tried.score[0] for tried in path.tried],
-        "extended": path.extended,
-        "at_edge": path.at_edge,
-        "iterations": path.chosen.iterations,
-        "gradient_norm": path.chosen.gradient_norm,
-        "converged": path.converged,
-    }

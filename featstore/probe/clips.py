@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +32,7 @@ from featstore.probe.clip_bench import (
     is_at_or_below_majority,
     outcome_of,
 )
-from featstore.probe.selection import fit_details, selection_details
+from featstore.probe.selection import fit_details, path_details, selection_details
 from featstore.records import Protocol, ScoreRecord
 from featstore.tasks.splits import Round, SplitBy
 
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from featstore.probe.linear import Job, Trained
-    from featstore.probe.logistic import Path, TrainingSet
+    from featstore.probe.logistic import TrainingSet
     from featstore.probe.selection import Head
     from featstore.store import Store
     from featstore.tasks import Manifest
@@ -137,7 +137,7 @@ def _learn_logistic(bench: Bench) -> TrainedRounds:
     )
     return TrainedRounds(
         rounds=[RoundModels(logits=(partial(_logits_of, task, path.model),)) for path in paths],
-        details=fit_details(task.rounds, [[_fit_of(path)] for path in paths]),
+        details=fit_details(task.rounds, [[path_details(path)] for path in paths]),
         seeds=(),
         settings={
             "solver": "lbfgs",
@@ -160,19 +160,6 @@ def _training_set(bench: Bench, each: Round) -> TrainingSet:
         return bench.selecting_score(each, samples, logits), -bench.log_loss(samples, logits)
 
     return logistic.TrainingSet(X=X, y=y, X_valid=task.X[samples.windows], score=score)
-
-
-def _fit_of(path: Path) -> dict[str, Any]:
-    return {
-        "strength": path.chosen.C,
-        "grid": [tried.C for tried in path.tried],
-        "scores": [None if tried.score is None else tried.score[0] for tried in path.tried],
-        "extended": path.extended,
-        "at_edge": path.at_edge,
-        "iterations": path.chosen.iterations,
-        "gradient_norm": path.chosen.gradient_norm,
-        "converged": path.converged,
-    }
 
 
 def _logits_of(

@@ -16,7 +16,7 @@ from featstore.errors import LabelError
 from featstore.evaluation import Outcome, Samples, Stopwatch, TaskData, load_task, score_outcomes, score_record
 from featstore.evaluation.layers import LayeredTask, load_layered_task, record_of_family
 from featstore.metrics import Metric, find_metric
-from featstore.probe.selection import GridSearch, fit_details, selection_details, weight_details
+from featstore.probe.selection import GridSearch, fit_details, path_details, selection_details, weight_details
 from featstore.probe.standardisation import Standardisation
 from featstore.records import Protocol, ScoreRecord
 from featstore.tasks.splits import Round, SplitBy
@@ -267,7 +267,6 @@ def _ridge_numbers(task: TaskData, path: RidgePath, windows: NDArray[np.int64]) 
 
 def _learn_layer_mix(task: LayeredTask, metric: Metric) -> _TrainedRounds:
     from featstore.probe import layer_mix
-    from featstore.probe.clip_layers import mix_fit
 
     paths = []
     for each in task.rounds:
@@ -284,7 +283,7 @@ def _learn_layer_mix(task: LayeredTask, metric: Metric) -> _TrainedRounds:
     return _TrainedRounds(
         numbers=[(partial(_mix_numbers, task, path.chosen.model),) for path in paths],
         details={
-            **fit_details(task.rounds, [[mix_fit(path)] for path in paths]),
+            **fit_details(task.rounds, [[path_details(path)] for path in paths]),
             "layer_weights": weight_details(task.family.layers, [path.chosen.model.layer_weights for path in paths]),
         },
         seeds=(),

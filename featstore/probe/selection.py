@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from featstore.tasks.splits import Round
 
-__all__ = ["GridSearch", "Head", "Selected", "fit_details", "selection_details", "weight_details"]
+__all__ = ["GridSearch", "Head", "Selected", "fit_details", "path_details", "selection_details", "weight_details"]
 
 Head = Literal["logistic", "ridge", "linear", "sweep", "layer-mix"]
 
@@ -33,6 +33,30 @@ class Selected(Protocol):
     @property
     def fit(self) -> Mapping[str, Any] | None:
         """How the learning rate was found; None for a fixed schedule."""
+
+
+class Searched(Protocol):
+    """The results for all strengths of a search, in ascending order, and the selected one."""
+
+    @property
+    def chosen(self) -> Any:
+        """Has ``C``, ``iterations`` and ``gradient_norm``."""
+
+    @property
+    def tried(self) -> Sequence[Any]:
+        """Each has ``C``, and ``score``, which is None without validation."""
+
+    @property
+    def extended(self) -> bool:
+        """Whether the grid was extended."""
+
+    @property
+    def at_edge(self) -> bool:
+        """Whether the selected strength is at a bound of the search."""
+
+    @property
+    def converged(self) -> bool:
+        """Whether the gradient of the selected model is within the tolerance."""
 
 
 class GridSearch:
@@ -108,6 +132,20 @@ def _at_edge(each: Selected) -> bool:
     """Whether the best epoch is the first or the last epoch of the schedule."""
     stopped_early = each.fit is not None and each.fit["converged"]
     return each.epoch == 1 or (each.epoch == len(each.history) and not stopped_early)
+
+
+def path_details(path: Searched) -> dict[str, Any]:
+    """Build the entry of ``details["fit"]`` of a search for a regularisation strength."""
+    return {
+        "strength": path.chosen.C,
+        "grid": [tried.C for tried in path.tried],
+        "scores": [None if tried.score is None else tried.score[0] for tried in path.tried],
+        "extended": path.extended,
+        "at_edge": path.at_edge,
+        "iterations": path.chosen.iterations,
+        "gradient_norm": path.chosen.gradient_norm,
+        "converged": path.converged,
+    }
 
 
 def fit_details(rounds: Sequence[Round], fits: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
