@@ -10,16 +10,8 @@ takes no less than
 where ``forward`` alone is the better of one thread and of torch's own number. Checks, batching, padding, pooling,
 hashing, writing and every fsync count against extraction, and are not in its floor.
 
-The floor decodes with libsndfile, whatever extraction uses. dr_flac (miniaudio), which extraction uses for FLAC if it is
-installed, takes 0.42 to 0.48 of libsndfile's CPU time at 16 kHz and 0.58 at 44.1 kHz stereo, for the same samples. The
-CPU time of an extraction with logmel falls by 10 to 19 % and by 20 %. What is not used:
-
-- Decoding in processes with shared memory, which was not built: the decoders and soxr release the GIL, and what a
-  decoding thread does besides decoding is 4 % of its time.
-- torchcodec: its wheels contain no FFmpeg, so that the samples would depend on the system's.
-- Resampling of whole batches, or keeping soxr's resamplers: making one takes 0.13 ms of the 1.4 ms of 5 s of audio, at
-  most 4 % of an extraction.
-- MP3 and Vorbis by another decoder: lossy decoders differ in the last bits, and embeddings would depend on the choice.
+The floor decodes with libsndfile, whatever extraction uses: dr_flac (miniaudio) for FLAC, if it is installed, with the
+same samples. CONTRIBUTING.md lists what else was tried.
 """
 
 from __future__ import annotations

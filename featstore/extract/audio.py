@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featstore.errors import UnusableClip
-from featstore.extract.flac import read_flac
+from featstore.extract.flac import flac_header, read_flac
 
 if TYPE_CHECKING:
     from soundfile import SoundFile
@@ -147,20 +147,25 @@ def decode(
     import soundfile
 
     try:
+        header = flac_header(data)
+        if header is not None and header.frames * header.channels * 4 < _BLOCK_BYTES:
+            _check_header(
+                rate_hz=header.rate_hz, frames=header.frames, channels=header.channels, max_seconds=max_seconds
+            )
+            admit(round(header.frames / header.rate_hz * sample_rate_hz) * 4)
+            samples = read_flac(data, header)
+            if samples is not None:
+                return _checked(_at_rate(iter([(_downmixed(samples), True)]), header.rate_hz, sample_rate_hz))
+            admit = _admitted  # libsndfile gives the reason, or the samples
         with _as_file(data) as stored, soundfile.SoundFile(stored, closefd=False) as file:
-            rate = _checked_rate(file, max_seconds)
+            rate = int(file.samplerate)
+            _check_header(rate_hz=rate, frames=file.frames, channels=file.channels, max_seconds=max_seconds)
             if damage := damage_of(data):
                 raise UnusableClip(damage)
             admit(round(file.frames / rate * sample_rate_hz) * 4)
-            samples = _small_flac(data, file)
-            blocks = (
-                _mono_blocks(
-                    file, max_seconds=max_seconds, missing_allowed=missing_frames_allowed(data, form=file.format)
-                )
-                if samples is None
-                else iter([(_downmixed(samples), True)])
-            )
-            mono = _joined(blocks) if rate == sample_rate_hz else _resampled(blocks, rate, sample_rate_hz)
+            missing_allowed = missing_frames_allowed(data, form=file.format)
+            blocks = _mono_blocks(file, max_seconds=max_seconds, missing_allowed=missing_allowed)
+            mono = _at_rate(blocks, rate, sample_rate_hz)
     except (soundfile.SoundFileError, RuntimeError, ValueError, TypeError, OverflowError) as error:
         raise UnusableClip(f"it cannot be decoded: {_reason(error)}") from error
     return _checked(mono)
@@ -195,7 +200,7 @@ def prepare(
     if (seconds := samples.shape[-1] / rate_hz) > max_seconds:
         raise UnusableClip(f"it has {seconds:,.0f} s, more than max_clip_seconds {max_seconds:g}", seconds=seconds)
     mono = _downmixed(np.atleast_2d(samples).astype(np.float32, copy=False).T)
-    return _checked(mono if rate_hz == sample_rate_hz else _resampled(iter([(mono, True)]), rate_hz, sample_rate_hz))
+    return _checked(_at_rate(iter([(mono, True)]), rate_hz, sample_rate_hz))
 
 
 def _checked(samples: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -264,7 +269,6 @@ def encode_ogg(samples: NDArray[np.float32], sample_rate_hz: int) -> bytes:
 
 
 _FLAC_CHANNELS, _FLAC_RATE_HZ = 8, 655_350
-_INTEGER_FLAC = ("PCM_S8", "PCM_16", "PCM_24")
 _AS_STORED = {"PCM_32": ("int32", "PCM_32"), "DOUBLE": ("float64", "DOUBLE")}
 _LOSSY_OR_FLOAT = ("FLOAT", "VORBIS", "OPUS", "MPEG_LAYER_I", "MPEG_LAYER_II", "MPEG_LAYER_III")
 
@@ -358,36 +362,24 @@ def _reason(error: Exception) -> str:
     return " ".join(str(text).split()).removeprefix("Error : ")[:160]
 
 
-def _checked_rate(file: SoundFile, max_seconds: float) -> int:
-    """The sample rate of the header. Raises UnusableClip if the header claims unsupported values."""
-    rate = int(file.samplerate)
-    if not SAMPLE_RATES_HZ[0] <= rate <= SAMPLE_RATES_HZ[1]:
+def _admitted(n_bytes: int) -> None:
+    """No-op callback."""
+
+
+def _check_header(*, rate_hz: int, frames: int, channels: int, max_seconds: float) -> None:
+    """Raise UnusableClip if a header claims unsupported values."""
+    if not SAMPLE_RATES_HZ[0] <= rate_hz <= SAMPLE_RATES_HZ[1]:
         lowest, highest = SAMPLE_RATES_HZ
         raise UnusableClip(
-            f"its header claims a sample rate of {rate:,} Hz, which is not within {lowest} to {highest:,}"
+            f"its header claims a sample rate of {rate_hz:,} Hz, which is not within {lowest} to {highest:,}"
         )
-    claimed = file.frames / rate
+    claimed = frames / rate_hz
     if claimed > max_seconds:
         raise UnusableClip(
             f"its header claims {claimed:,.0f} s, more than --max-clip-seconds {max_seconds:g}", seconds=claimed
         )
-    if file.channels > MAX_CHANNELS:
-        raise UnusableClip(f"it has {file.channels:,} channels, more than {MAX_CHANNELS}")
-    return rate
-
-
-def _small_flac(data: bytes, file: SoundFile) -> NDArray[np.float32] | None:
-    """Samples of a FLAC file of one block, float32 (frames, channels); None if libsndfile has to decode the file.
-
-    libsndfile decodes the first frame of every file, so that it rejects damaged metadata, which dr_flac ignores.
-    """
-    is_small = file.frames * file.channels * 4 < _BLOCK_BYTES
-    if file.format != "FLAC" or file.subtype not in _INTEGER_FLAC or not is_small:
-        return None
-    samples = read_flac(data, frames=file.frames, channels=file.channels, rate_hz=file.samplerate)
-    if samples is not None:
-        file.read(1, dtype="float32")
-    return samples
+    if channels > MAX_CHANNELS:
+        raise UnusableClip(f"it has {channels:,} channels, more than {MAX_CHANNELS}")
 
 
 def _mono_blocks(
@@ -422,18 +414,18 @@ def _downmixed(block: NDArray[np.float32]) -> NDArray[np.float32]:
     total = np.array(block[:, 0])
     for channel in range(1, block.shape[1]):
         total += block[:, channel]
-    return total if block.shape[1] == 1 else total / np.float32(block.shape[1])
+    if block.shape[1] > 1:
+        total /= np.float32(block.shape[1])
+    return total
 
 
-def _joined(blocks: Iterator[tuple[NDArray[np.float32], bool]]) -> NDArray[np.float32]:
-    pieces = [block for block, _ in blocks]
-    return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
-
-
-def _resampled(blocks: Iterator[tuple[NDArray[np.float32], bool]], rate_hz: int, wanted_hz: int) -> NDArray[np.float32]:
+def _at_rate(blocks: Iterator[tuple[NDArray[np.float32], bool]], rate_hz: int, wanted_hz: int) -> NDArray[np.float32]:
     """Resample block by block; the result equals that of one call over all samples (tested against soxr)."""
-    import soxr
+    if rate_hz == wanted_hz:
+        pieces = [block for block, _ in blocks]
+    else:
+        import soxr
 
-    stream = soxr.ResampleStream(rate_hz, wanted_hz, 1, dtype="float32", quality="HQ")
-    pieces = [np.asarray(stream.resample_chunk(block, last=last), np.float32) for block, last in blocks]
+        stream = soxr.ResampleStream(rate_hz, wanted_hz, 1, dtype="float32", quality="HQ")
+        pieces = [np.asarray(stream.resample_chunk(block, last=last), np.float32) for block, last in blocks]
     return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
