@@ -4,22 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from featstore.cli import main
-from handmade import Outcome, Run, write_pitches
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run a command in this process; a bug would come out as an exception, and fail the test."""
-
-    def runs(*arguments: str | Path) -> Outcome:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as done:
-            main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return Outcome(code=int(done.value.code or 0), out=captured.out, err=captured.err)
-
-    return runs
+from handmade import write_pitches
 
 
 @pytest.fixture

@@ -43,30 +43,22 @@ def _without_time(scores: str) -> list[dict]:
 
 
 @pytest.mark.usefixtures("store")
-def test_jobs_give_the_scores_of_one_process_in_the_same_order(run: Run) -> None:
-    alone = run("retrieve", "tiny.toml", "--store", "s", "--json")
-    together = run("retrieve", "tiny.toml", "--store", "s", "--json", "--jobs", "2", "--results", "r")
-    assert (alone.code, together.code) == (0, 0)
+def test_jobs_give_the_scores_of_one_process_in_the_same_order_and_a_pair_that_fails_is_named(
+    run: Run, folder: Path
+) -> None:
+    (folder / "broken").mkdir()
+    task_toml(folder / "broken", name="broken", data={"dataset": "elsewhere"})
+    tasks = ("retrieve", "broken/broken.toml", "tiny.toml", "--store", "s", "--encoder", "logmel", "--encoder", "mfcc")
+    alone = run(*tasks, "--json")
+    together = run(*tasks, "--json", "--jobs", "2", "--results", "r")
+    assert (alone.code, together.code) == (2, 2)
     assert _without_time(together.out) == _without_time(alone.out)
     assert [each["encoder"] for each in json.loads(together.out)] == ["logmel", "mfcc"]
-    assert len(list(Path("r").iterdir())) == 2
-
-
-@pytest.mark.usefixtures("store")
-def test_a_pair_that_fails_in_a_process_is_named_and_the_others_are_done(run: Run, folder: Path) -> None:
-    broken = folder / "broken"
-    broken.mkdir()
-    task_toml(broken, name="broken", data={"dataset": "elsewhere"})
-    done = run(
-        "retrieve", "broken/broken.toml", "tiny.toml", "--store", "s", "--encoder", "mfcc", "--jobs", "2",
-        "--results", "r",
-    )  # fmt: skip
-    assert done.code == 2
-    assert "broken by mfcc: " in done.err
-    assert "1 of 2" in done.error_lines[-1]
-    assert [path.name.split(".")[0] for path in Path("r").iterdir()] == ["tiny"]
-    assert "tiny" in done.out
-    assert max(map(len, done.out.splitlines())) <= 80
+    assert [path.name.split(".")[0] for path in Path("r").iterdir()] == ["tiny", "tiny"]
+    for encoder in ("logmel", "mfcc"):
+        assert f"broken by {encoder}: " in together.err
+    assert "2 of 4" in together.error_lines[-1]
+    assert max(map(len, run("report", "r").out.splitlines())) <= 80
 
 
 @pytest.mark.usefixtures("store")
