@@ -260,7 +260,7 @@ def test_what_the_advice_says_is_a_cure() -> None:
 
 def test_what_a_quantum_does_to_a_global_mean_is_measured_right() -> None:
     """By hand: gates of 1.01 s of frames, and of those with zeros up to 1.25 s, on what both pool, 50 frames."""
-    wave = torch.from_numpy(tones(1.01, rate_hz=1000, seed=0))[None]
+    wave = torch.tensor(tones(1.01, rate_hz=1000, seed=0))[None]
     with torch.no_grad():
         exact, padded = Sound()(wave)[0].numpy(), Sound()(functional.pad(wave, (0, 240)))[0].numpy()
     pooled = exact[:50].mean(0)
