@@ -10,6 +10,7 @@ import sys
 import tarfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,11 @@ class MyEncoder(torch.nn.Module):
 
 def noise(seconds: float, *, seed: int = 0, rate: int = RATE, channels: int = 1) -> np.ndarray:
     """A tone in noise, float32 (samples,) or (samples, channels)."""
+    return _noise(seconds, seed, rate, channels).copy()
+
+
+@lru_cache(maxsize=512)
+def _noise(seconds: float, seed: int, rate: int, channels: int) -> np.ndarray:
     n = round(seconds * rate)
     rng = np.random.default_rng(seed)
     wave = 0.3 * np.sin(2 * np.pi * (200 + 60 * (seed % 20)) * np.arange(n) / rate)

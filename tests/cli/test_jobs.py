@@ -19,16 +19,16 @@ from typing import Any
 import pytest
 
 from featstore.tasks import load_manifest
-from handmade import Run, environment, extract, task_toml, write_pitches
+from handmade import Run, environment, extract, task_toml
 from watched import members_of, wait_until_nobody_is_left
 
 
 @pytest.fixture(scope="module")
-def extracted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def extracted(pitches: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("extracted")
-    manifest = load_manifest(write_pitches(folder))
     for encoder in ("logmel", "mfcc"):
-        extract(manifest, folder / "data", folder / "s", encoder=encoder, splits=("train", "valid", "test"))
+        manifest = load_manifest(pitches / "tiny.toml")
+        extract(manifest, pitches / "data", folder / "s", encoder=encoder, splits=("train", "valid", "test"))
     return folder / "s"
 
 

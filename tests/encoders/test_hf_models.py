@@ -25,6 +25,7 @@ MASKED = {"wav2vec2-layer", "wav2vec2-adapter", "data2vec-audio", "hubert", "wav
 REACHING = {"wav2vec2-adapter", "data2vec-audio"}  # convolutions after the mask, by design
 FIXED = {"whisper", "ast", "clap", "clap-fusion"}
 WITH_LAYERS = sorted(FAMILIES.keys() - {"clap", "clap-fusion"})
+ONE_OF_EACH_ADAPTER = {"wav2vec2-layer", "wavlm", "whisper", "ast", "wav2vec2-bert", "clap"}
 SECONDS = (1.0, 0.76, 0.83, 0.999)
 
 
@@ -213,7 +214,13 @@ def test_very_short_and_silent_windows_are_finite(family: str, folder: Path) -> 
         assert len(frames) <= 2 or family == "sew"  # what no extractor cuts shorter than 0.1 s
 
 
-@pytest.mark.parametrize("family", sorted(FAMILIES.keys() - {"sew", "clap-fusion"}))
+@pytest.mark.parametrize(
+    "family",
+    [
+        family if family in ONE_OF_EACH_ADAPTER else pytest.param(family, marks=pytest.mark.slow)
+        for family in sorted(FAMILIES.keys() - {"sew", "clap-fusion"})
+    ],
+)
 def test_a_model_leaves_no_tensor_behind_when_it_is_moved_and_looks_at_none_on_its_device(
     family: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -106,7 +106,7 @@ class OnnxEncoder(GraphEncoder):
         self.declare(arguments, stated)
 
     def compile(self, *_: Any, **__: Any) -> None:
-        """Do nothing: onnxruntime runs the graph. ``torch.compiler.disable`` imports ``torch._dynamo``, which takes 2 s."""
+        """Do nothing: onnxruntime runs the graph."""  # torch.compiler.disable would import torch._dynamo, for 2 s
 
     def run(self, audio: Tensor, **_: Tensor) -> Tensor:
         """Run the session on its own batch size and length."""
