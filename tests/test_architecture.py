@@ -82,9 +82,14 @@ class Import:
         return f"featstore/{self.module}.py:{self.line} imports {self.target}"
 
 
+def _last_name(node: ast.expr) -> str:
+    """``c`` of ``c`` and of ``a.b.c``."""
+    return getattr(node, "attr", "") or getattr(node, "id", "")
+
+
 def imported_by_name(node: ast.AST) -> str | None:
     """Name of the module in ``importlib.import_module("name")``."""
-    if isinstance(node, ast.Call) and node.args and ast.unparse(node.func).endswith("import_module"):
+    if isinstance(node, ast.Call) and node.args and _last_name(node.func) == "import_module":
         [name, *_] = node.args
         return name.value if isinstance(name, ast.Constant) and isinstance(name.value, str) else None
     return None
@@ -103,7 +108,7 @@ def imports_of(module: str, tree: ast.Module) -> Iterator[Import]:
                     yield Import(module, f"{child.module}.{alias.name}", at_import, child.lineno)
             elif (named := imported_by_name(child)) is not None:
                 yield Import(module, named, at_import, child.lineno)  # type: ignore[attr-defined]
-            elif isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
+            elif isinstance(child, ast.If) and _last_name(child.test) == "TYPE_CHECKING":
                 for statement in child.orelse:
                     yield from walk(statement, at_import=at_import)
             else:
