@@ -19,7 +19,7 @@ from featstore.store.faults import FAULT_POINTS
 from featstore.store.maintenance import gc_store
 from featstore.store.verify import verify_store
 
-KILLS = 6
+KILLS = 4
 AT_THE_END = ("deleting-document", "deleting-arrays")  # a first extraction has nothing to delete
 
 
