@@ -13,6 +13,8 @@ import pytest
 from hypothesis import settings
 
 from browsing import Browser, launched
+from featstore.cli import main
+from handmade import Outcome, Run
 
 # A test fails for what it finds, never for how long it took.
 settings.register_profile("untimed", deadline=None, max_examples=50)
@@ -38,6 +40,9 @@ if "FEATSTORE_TEST_GPUS" not in os.environ:
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
+# Only a power failure would show that a file was not fsynced; on a disk, tests spend a third of their time on that.
+os.fsync = lambda _: None
+
 # What collection imports stays: the garbage collector need not look through it while it comes, nor in every test.
 gc.disable()
 
@@ -45,6 +50,27 @@ gc.disable()
 def pytest_collection_finish() -> None:
     gc.freeze()
     gc.enable()
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run a command in this process; a bug would come out as an exception, and fail the test."""
+
+    def runs(*arguments: str | Path) -> Outcome:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as done:
+            main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return Outcome(code=int(done.value.code or 0), out=captured.out, err=captured.err)
+
+    return runs
+
+
+@pytest.fixture
+def brief_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`featstore check` with clips of 10 s at most and batches of two windows; `test_checking` has ten minutes."""
+    monkeypatch.setattr("featstore.encoders.check.length._LENGTHS_SECONDS", (3.0, 10.0))
+    monkeypatch.setattr("featstore.encoders.check.speed._MOST_WINDOWS", {"cpu": 2})
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -81,9 +82,14 @@ class Import:
         return f"featstore/{self.module}.py:{self.line} imports {self.target}"
 
 
+def _last_name(node: ast.expr) -> str:
+    """``c`` of ``c`` and of ``a.b.c``."""
+    return getattr(node, "attr", "") or getattr(node, "id", "")
+
+
 def imported_by_name(node: ast.AST) -> str | None:
     """Name of the module in ``importlib.import_module("name")``."""
-    if isinstance(node, ast.Call) and node.args and ast.unparse(node.func).endswith("import_module"):
+    if isinstance(node, ast.Call) and node.args and _last_name(node.func) == "import_module":
         [name, *_] = node.args
         return name.value if isinstance(name, ast.Constant) and isinstance(name.value, str) else None
     return None
@@ -102,7 +108,7 @@ def imports_of(module: str, tree: ast.Module) -> Iterator[Import]:
                     yield Import(module, f"{child.module}.{alias.name}", at_import, child.lineno)
             elif (named := imported_by_name(child)) is not None:
                 yield Import(module, named, at_import, child.lineno)  # type: ignore[attr-defined]
-            elif isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
+            elif isinstance(child, ast.If) and _last_name(child.test) == "TYPE_CHECKING":
                 for statement in child.orelse:
                     yield from walk(statement, at_import=at_import)
             else:
@@ -112,11 +118,17 @@ def imports_of(module: str, tree: ast.Module) -> Iterator[Import]:
     yield from walk(tree, at_import=True)
 
 
-MODULES = {
-    path.relative_to(PACKAGE).with_suffix("").as_posix(): ast.parse(path.read_text(encoding="utf-8"))
-    for path in sorted(PACKAGE.rglob("*.py"))
-}
-IMPORTS = [each for module, tree in MODULES.items() for each in imports_of(module, tree)]
+@cache  # parsed by the worker that runs these tests alone
+def modules() -> dict[str, ast.Module]:
+    return {
+        path.relative_to(PACKAGE).with_suffix("").as_posix(): ast.parse(path.read_text(encoding="utf-8"))
+        for path in sorted(PACKAGE.rglob("*.py"))
+    }
+
+
+@cache
+def imports() -> list[Import]:
+    return [each for module, tree in modules().items() for each in imports_of(module, tree)]
 
 
 def subpackage(dotted: str) -> str | None:
@@ -130,12 +142,12 @@ def is_in(module: str, places: set[str] | tuple[str, ...]) -> bool:
 
 
 def test_every_module_is_in_a_layer() -> None:
-    assert {module.split("/")[0] for module in MODULES} - {"__init__"} == set(LEVEL)
+    assert {module.split("/")[0] for module in modules()} - {"__init__"} == set(LEVEL)
 
 
 def test_imports_point_down_and_siblings_never_import_one_another() -> None:
     wrong = []
-    for each in IMPORTS:
+    for each in imports():
         here, there = each.module.split("/")[0], subpackage(each.target)
         if here in LEVEL and there is not None and there != here and LEVEL[there] <= LEVEL[here]:
             wrong.append(str(each))
@@ -144,7 +156,7 @@ def test_imports_point_down_and_siblings_never_import_one_another() -> None:
 
 def test_of_featstore_itself_only_the_version_is_asked() -> None:
     of_itself = [
-        each for each in IMPORTS if each.target.split(".")[0] == "featstore" and subpackage(each.target) is None
+        each for each in imports() if each.target.split(".")[0] == "featstore" and subpackage(each.target) is None
     ]
     wrong = [each for each in of_itself if each.target != "featstore.__version__" and each.at_import]
     assert not [str(each) for each in wrong]
@@ -152,7 +164,7 @@ def test_of_featstore_itself_only_the_version_is_asked() -> None:
 
 @pytest.mark.parametrize("library", sorted(DOORS))
 def test_a_heavy_library_has_one_door(library: str) -> None:
-    users = {each.module: str(each) for each in IMPORTS if each.target.split(".")[0] == library}
+    users = {each.module: str(each) for each in imports() if each.target.split(".")[0] == library}
     assert not [statement for module, statement in users.items() if not is_in(module, DOORS[library])]
 
 
@@ -164,7 +176,7 @@ def at_import_reachable_from(start: str) -> Iterator[Import]:
         if module in seen:
             continue
         seen.add(module)
-        for each in IMPORTS:
+        for each in imports():
             if each.module == module and each.at_import:
                 yield each
                 waiting += modules_run_by(each.target)
@@ -178,7 +190,7 @@ def modules_run_by(dotted: str) -> list[str]:
     names = ["__init__"]
     for depth in range(2, len(parts) + 1):
         inner = "/".join(parts[1:depth])
-        names += [name for name in (f"{inner}/__init__", inner) if name in MODULES]
+        names += [name for name in (f"{inner}/__init__", inner) if name in modules()]
     return names
 
 
@@ -191,7 +203,7 @@ def test_nothing_heavy_is_imported_at_import_time(start: str) -> None:
 
 def test_light_modules_import_numpy_only_when_they_need_it() -> None:
     wrong = [
-        each for each in IMPORTS if each.at_import and each.target.startswith("numpy") and is_in(each.module, LIGHT)
+        each for each in imports() if each.at_import and each.target.startswith("numpy") and is_in(each.module, LIGHT)
     ]
     assert not [str(each) for each in wrong]
 
@@ -207,7 +219,7 @@ def test_outside_its_doors_a_heavy_library_is_never_imported_at_module_level() -
 def test_only_the_command_line_prints() -> None:
     calls = [
         f"featstore/{module}.py:{node.lineno}"
-        for module, tree in MODULES.items()
+        for module, tree in modules().items()
         if not module.startswith("cli/")
         for node in ast.walk(tree)
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
@@ -219,7 +231,7 @@ def test_what_commands_print_goes_through_what_leaves_nothing_for_a_terminal_to_
     may = {"cli/options", "cli/completion", "cli/__init__"}  # the last two print a script, and one line with a colour
     echoes = [
         f"featstore/{module}.py:{node.lineno}"
-        for module, tree in MODULES.items()
+        for module, tree in modules().items()
         if module.startswith("cli/") and module not in may
         for node in ast.walk(tree)
         if isinstance(node, ast.Call) and ast.unparse(node.func) in {"print", "click.echo", "click.secho"}
@@ -230,7 +242,7 @@ def test_what_commands_print_goes_through_what_leaves_nothing_for_a_terminal_to_
 def test_no_assert_checks_input() -> None:
     asserts = [
         f"featstore/{module}.py:{node.lineno}"
-        for module, tree in MODULES.items()
+        for module, tree in modules().items()
         for node in ast.walk(tree)
         if isinstance(node, ast.Assert)
     ]
@@ -239,14 +251,14 @@ def test_no_assert_checks_input() -> None:
 
 def test_there_is_no_import_cycle() -> None:
     """Not inside packages, not in functions, and not for types alone."""
-    module_of = {name.removesuffix("/__init__").replace("/", "."): name for name in MODULES}
+    module_of = {name.removesuffix("/__init__").replace("/", "."): name for name in modules()}
 
     def module_at(dotted: str) -> str | None:
         name = dotted.partition(".")[2] if dotted.startswith("featstore.") else None
         return module_of.get(name) if name in module_of else module_of.get((name or "").rpartition(".")[0])
 
-    graph: dict[str, set[str]] = {name: set() for name in MODULES if name != "__init__"}
-    for name, tree in MODULES.items():
+    graph: dict[str, set[str]] = {name: set() for name in modules() if name != "__init__"}
+    for name, tree in modules().items():
         for node in ast.walk(tree):
             if isinstance(node, ast.ImportFrom):
                 targets = {module_at(f"{node.module}.{alias.name}") for alias in node.names}

@@ -16,6 +16,7 @@ import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, Protocol
 
 import numpy as np
@@ -98,8 +99,9 @@ class CanaryReading:
     made_by: Mapping[str, Any]
 
 
-def reference_signals(sample_rate_hz: int) -> dict[str, NDArray[np.float32]]:
-    """Generate the signals by name, float32 (samples,), identical to the last bit on every machine."""
+@lru_cache(maxsize=8)
+def reference_signals(sample_rate_hz: int) -> Mapping[str, NDArray[np.float32]]:
+    """Generate the signals by name, float32 (samples,), identical to the last bit on every machine, and read-only."""
     sweep_at = np.arange(sample_rate_hz) / sample_rate_hz
     top_hz = 0.45 * sample_rate_hz
     sweep = 0.5 * np.sin(2 * math.pi * (50.0 * sweep_at + (top_hz - 50.0) / 2 * sweep_at**2))
@@ -123,7 +125,9 @@ def _noise(n_samples: int, *, seed: int) -> NDArray[np.float64]:
 
 
 def _sixteen_bits(samples: NDArray[np.float64]) -> NDArray[np.float32]:
-    return (np.rint(np.clip(samples, -1, 1) * 32767) / 32768).astype(np.float32)
+    rounded = (np.rint(np.clip(samples, -1, 1) * 32767) / 32768).astype(np.float32)
+    rounded.flags.writeable = False
+    return rounded
 
 
 def read_canary(

@@ -63,6 +63,9 @@ _FIRST_CODE: Mapping[str, str] = {
     "4b04dff507aaeeda0d809b7abe891c4e9dcda95d8e84f2bee1816e1f71d412ea": (  # SentenceTransformerEncoder
         "91f2e69d3cd63827245ab64a7076c476d3eab4c7f8a6ed805ec837c795aac3e0"
     ),
+    "8dbb6fdd3ab69b601eaec8cd0125bbbd5519daffa106da831c3da143b2de1d1b": (  # OnnxEncoder
+        "a1af6406264564322e0cc5c1814c5e4d058011e6ebb15cb4d9eaba150ad44fe9"
+    ),
 }
 """`builtin_code_sha256` to `source_sha256` of featstore 0, or of the first version that had the class.
 

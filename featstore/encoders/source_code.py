@@ -53,6 +53,7 @@ def code_sha256(modules: Iterable[CodeModule]) -> str:
     return sha256_of(sorted({(module.name, module.sha256) for module in modules}))
 
 
+@lru_cache(maxsize=256)
 def ast_sha256(source: bytes) -> str:
     """Hash Python source by its abstract syntax tree, without docstrings and other string statements.
 

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -381,13 +381,15 @@ def software_versions() -> dict[str, str]:
     names = ["featstore", "numpy", "soundfile", "soxr", "torch", "webdataset", "zarr"]
     used = ("dasheng", "onnxruntime", "sentence_transformers", "transformers")
     names += [name for name in used if name in sys.modules]  # if an encoder uses them
-    versions = {"python": platform.python_version()}
-    for name in names:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:  # a checkout that is not installed
-            versions[name] = "unknown"
-    return versions
+    return {"python": platform.python_version(), **{name: _version(name) for name in names}}
+
+
+@cache
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:  # a checkout that is not installed
+        return "unknown"
 
 
 def new_batcher(padding: Padding, *, budget_samples: int, shards_ahead: int) -> Batcher:

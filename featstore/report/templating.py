@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from featstore.errors import missing_extra
@@ -29,9 +30,16 @@ def environment(*packages: str, what: str) -> Environment:
         jinja2 is not installed; `what` is the feature that needs it.
     """
     try:
-        import jinja2
+        import jinja2  # noqa: F401
     except ImportError as error:
         raise missing_extra(what, error, "report") from error
+    return _environment(packages)
+
+
+@cache  # it keeps the compiled templates
+def _environment(packages: tuple[str, ...]) -> Environment:
+    import jinja2
+
     return jinja2.Environment(
         loader=jinja2.ChoiceLoader([jinja2.PackageLoader(name) for name in (*packages, "featstore.report")]),
         autoescape=True,

@@ -119,6 +119,7 @@ def test_a_call_that_cannot_be_is_one_line(arguments: tuple[str, ...], code: int
         assert part in line
 
 
+@pytest.mark.usefixtures("brief_checks")
 def test_an_encoder_file_of_xares_is_checked(tmp_path: Path, run: Run) -> None:
     (tmp_path / "my_encoder.py").write_text(XARES_ENCODER)
     done = run("check", str(tmp_path / "my_encoder.py"), "--encoder-arg", "width=4")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from featstore.records import ScoreRecord
-from handmade import XARES_ENCODER, Run, run_cli
+from handmade import XARES_ENCODER, Run
 
 pytestmark = pytest.mark.usefixtures("folder")
 
@@ -81,15 +81,15 @@ def test_json_lists_the_clips_that_were_skipped_and_fail_on_skip_fails(run: Run)
     assert "--fail-on-skip" in failed.error_lines[-1]
 
 
-def test_what_an_encoder_prints_does_not_spoil_the_json(folder: Path) -> None:
+def test_what_an_encoder_prints_does_not_spoil_the_json(run: Run, folder: Path) -> None:
     noisy = XARES_ENCODER.replace("        padded = torch.nn", "        print('forward')\n        padded = torch.nn", 1)
     (folder / "my_encoder.py").write_text("print('loading')\n" + noisy)
-    child = run_cli(*EXTRACT, "--encoder", "./my_encoder.py", "--split", "valid", "--json", cwd=folder)
-    assert child.returncode == 0, child.stderr
-    [record] = json.loads(child.stdout)
+    done = run(*EXTRACT, "--encoder", "./my_encoder.py", "--split", "valid", "--json")
+    assert done.code == 0, done.err
+    [record] = json.loads(done.out)
     assert record["encoder"] == "MyEncoder"
-    assert "loading" in child.stderr
-    assert "forward" in child.stderr
+    assert "loading" in done.err
+    assert "forward" in done.err
 
 
 def test_an_encoder_file_with_arguments_goes_the_whole_way(run: Run, folder: Path) -> None:

@@ -213,8 +213,8 @@ def test_traceback_shows_where_an_error_was_raised() -> None:
 
 
 def test_a_process_of_its_own_tells_an_error_as_one_line(folder: Path) -> None:
-    child = run_cli(*replaced("--data", "nowhere"), cwd=folder)
-    assert (child.returncode, child.stdout) == (1, "")
+    child = run_cli("inspect", "--store", "nowhere", cwd=folder)
+    assert (child.returncode, child.stdout) == (2, "")
     [line] = child.stderr.splitlines()
     assert line.startswith("featstore: ")
     assert "nowhere" in line

@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,16 +18,24 @@ from typing import Any
 
 import pytest
 
-from handmade import Run, environment, task_toml
+from featstore.tasks import load_manifest
+from handmade import Run, environment, extract, task_toml
 from watched import members_of, wait_until_nobody_is_left
 
 
-@pytest.fixture
-def store(folder: Path, run: Run) -> Path:
-    """A store of two encoders for tiny.toml."""
+@pytest.fixture(scope="module")
+def extracted(pitches: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("extracted")
     for encoder in ("logmel", "mfcc"):
-        assert run("extract", "tiny.toml", "--encoder", encoder, "--data", "data", "--store", "s").code == 0
+        manifest = load_manifest(pitches / "tiny.toml")
+        extract(manifest, pitches / "data", folder / "s", encoder=encoder, splits=("train", "valid", "test"))
     return folder / "s"
+
+
+@pytest.fixture
+def store(folder: Path, extracted: Path) -> Path:
+    """A store of two encoders for tiny.toml."""
+    return Path(shutil.copytree(extracted, folder / "s"))
 
 
 def _without_time(scores: str) -> list[dict]:
@@ -34,31 +43,22 @@ def _without_time(scores: str) -> list[dict]:
 
 
 @pytest.mark.usefixtures("store")
-def test_jobs_give_the_scores_of_one_process_in_the_same_order(run: Run) -> None:
-    alone = run("retrieve", "tiny.toml", "--store", "s", "--json")
-    together = run("retrieve", "tiny.toml", "--store", "s", "--json", "--jobs", "2", "--results", "r")
-    assert (alone.code, together.code) == (0, 0)
+def test_jobs_give_the_scores_of_one_process_in_the_same_order_and_a_pair_that_fails_is_named(
+    run: Run, folder: Path
+) -> None:
+    (folder / "broken").mkdir()
+    task_toml(folder / "broken", name="broken", data={"dataset": "elsewhere"})
+    tasks = ("retrieve", "broken/broken.toml", "tiny.toml", "--store", "s", "--encoder", "logmel", "--encoder", "mfcc")
+    alone = run(*tasks, "--json")
+    together = run(*tasks, "--json", "--jobs", "2", "--results", "r")
+    assert (alone.code, together.code) == (2, 2)
     assert _without_time(together.out) == _without_time(alone.out)
     assert [each["encoder"] for each in json.loads(together.out)] == ["logmel", "mfcc"]
-    assert len(list(Path("r").iterdir())) == 2
-
-
-@pytest.mark.usefixtures("store")
-@pytest.mark.parametrize("jobs", ["1", "2"])
-def test_a_pair_that_fails_is_named_and_the_others_are_done(run: Run, folder: Path, jobs: str) -> None:
-    broken = folder / "broken"
-    broken.mkdir()
-    task_toml(broken, name="broken", data={"dataset": "elsewhere"})
-    done = run(
-        "retrieve", "broken/broken.toml", "tiny.toml", "--store", "s", "--encoder", "mfcc", "--jobs", jobs,
-        "--results", "r",
-    )  # fmt: skip
-    assert done.code == 2
-    assert "broken by mfcc: " in done.err
-    assert "1 of 2" in done.error_lines[-1]
-    assert [path.name.split(".")[0] for path in Path("r").iterdir()] == ["tiny"]
-    assert "tiny" in done.out
-    assert max(map(len, done.out.splitlines())) <= 80
+    assert [path.name.split(".")[0] for path in Path("r").iterdir()] == ["tiny", "tiny"]
+    for encoder in ("logmel", "mfcc"):
+        assert f"broken by {encoder}: " in together.err
+    assert "2 of 4" in together.error_lines[-1]
+    assert max(map(len, run("report", "r").out.splitlines())) <= 80
 
 
 @pytest.mark.usefixtures("store")
@@ -104,8 +104,11 @@ OUT_OF_MEMORY = (
 
 
 @pytest.mark.usefixtures("store")
-@pytest.mark.parametrize("command", ["probe", "retrieve"])
-@pytest.mark.parametrize("error", [RuntimeError(OUT_OF_MEMORY), MemoryError()], ids=["of PyTorch", "of Python"])
+@pytest.mark.parametrize(
+    ("command", "error"),
+    [("probe", RuntimeError(OUT_OF_MEMORY)), ("retrieve", MemoryError())],
+    ids=["of PyTorch", "of Python"],
+)
 def test_memory_that_runs_out_is_a_line_for_its_task_and_the_others_are_scored(
     run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch, command: str, error: Exception
 ) -> None:
@@ -168,7 +171,7 @@ def trains(group: int) -> bool:
 
 
 @pytest.mark.usefixtures("store")
-@pytest.mark.parametrize("moment", [has_begun, trains])
+@pytest.mark.parametrize("moment", [pytest.param(has_begun, marks=pytest.mark.slow), trains])
 def test_ctrl_c_ends_every_process_and_is_reported_on_one_line(folder: Path, moment: Callable[[int], bool]) -> None:
     code = "import sys; from featstore.cli import main; main(sys.argv[1:])"
     command = [sys.executable, "-c", code, "probe", "tiny.toml", "--store", "s", "--jobs", "2"]

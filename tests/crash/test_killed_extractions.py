@@ -19,7 +19,7 @@ from featstore.store.faults import FAULT_POINTS
 from featstore.store.maintenance import gc_store
 from featstore.store.verify import verify_store
 
-KILLS = 10
+KILLS = 4
 AT_THE_END = ("deleting-document", "deleting-arrays")  # a first extraction has nothing to delete
 
 
@@ -81,7 +81,7 @@ class Reader:
                 missing = str(error)
             except Exception as error:  # noqa: BLE001 - whatever it is, the test shows it
                 self.wrong.append(repr(error))
-            time.sleep(0.002)
+            time.sleep(0.01)
 
 
 def killed_at(point, folder, store):

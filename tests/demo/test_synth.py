@@ -44,14 +44,14 @@ def test_a_clip_is_the_same_whenever_wherever_and_in_whatever_order_it_is_made(d
 
 
 def test_no_two_clips_have_one_waveform_or_one_key() -> None:
-    samples = [_made(place) for place in _places(6)]
+    samples = [_made(place) for place in _places(4)]
     assert len({sample.key for sample in samples}) == len(samples)
     assert len({sample.waveform.tobytes() for sample in samples}) == len(samples)
 
 
 def test_clips_are_finite_in_range_audible_and_as_long_as_they_say() -> None:
     limits = {"demo-instruments": (0.4, 4.0), "demo-scenes": (5.0, 5.0), "demo-mixtures": (3.0, 6.0)}
-    for place in _places(20):
+    for place in _places(5):
         sample = _made(place)
         wave, seconds = sample.waveform, len(sample.waveform) / sample.sample_rate_hz
         low, high = limits[place[0]]
@@ -69,8 +69,9 @@ def test_clips_are_finite_in_range_audible_and_as_long_as_they_say() -> None:
 )
 def test_every_split_has_the_same_number_of_clips_of_every_class(dataset: str, field: str, classes: dict) -> None:
     collection = next(each for each in COLLECTIONS if each.dataset == dataset)
-    for split, n_clips in collection.clips.items():
+    for n_clips in collection.clips.values():
         assert n_clips % len(classes) == 0
+    for split in list(collection.clips)[:2]:
         first_two_rounds = [synthesise(dataset, split, index).meta[field] for index in range(2 * len(classes))]
         assert Counter(first_two_rounds) == dict.fromkeys(classes, 2)
         assert first_two_rounds[: len(classes)] != sorted(first_two_rounds[: len(classes)])
@@ -114,7 +115,9 @@ def test_the_first_note_of_a_sustained_phrase_has_the_pitch_of_its_label() -> No
         between = spectrum[np.abs(hz - 1.5 * sample.meta["pitch_hz"]) < 20].max()
         assert near > 3 * between
         checked += 1
-    assert checked >= 2
+        if checked == 2:
+            return
+    pytest.fail("too few phrases of an organ")
 
 
 def test_a_pinned_clip_has_not_drifted() -> None:

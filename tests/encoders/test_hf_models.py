@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from contextlib import nullcontext
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ MASKED = {"wav2vec2-layer", "wav2vec2-adapter", "data2vec-audio", "hubert", "wav
 REACHING = {"wav2vec2-adapter", "data2vec-audio"}  # convolutions after the mask, by design
 FIXED = {"whisper", "ast", "clap", "clap-fusion"}
 WITH_LAYERS = sorted(FAMILIES.keys() - {"clap", "clap-fusion"})
+ONE_OF_EACH_ADAPTER = {"wav2vec2-layer", "wavlm", "whisper", "ast", "wav2vec2-bert", "clap"}
 SECONDS = (1.0, 0.76, 0.83, 0.999)
 
 
@@ -73,8 +75,7 @@ def normalised_in_float64(extractor: Any, wave: np.ndarray) -> torch.Tensor:
 
 def by_transformers(path: Path, wave: np.ndarray, *, layer: int | None = None) -> torch.Tensor:
     """Frames (frames, dim) that transformers gives for a clip alone, by its own feature extractor."""
-    extractor = transformers.AutoFeatureExtractor.from_pretrained(path)
-    model = transformers.AutoModel.from_pretrained(path).eval()
+    extractor, model = peer(path)
     inputs = extractor(wave, sampling_rate=extractor.sampling_rate, return_tensors="pt")
     if model.config.model_type == "wav2vec2-bert":
         inputs["input_features"] = normalised_in_float64(extractor, wave)
@@ -100,9 +101,19 @@ def encoder_of(folder: Path, family: str, **options: Any) -> Encoder:
     return load_encoder(f"hf:{folder / family}", **options)
 
 
+unchanged = cache(encoder_of)
+"""The encoder of tests that leave it as it is."""
+
+
+@cache
+def peer(path: Path) -> tuple[Any, Any]:
+    """Feature extractor and model of transformers."""
+    return transformers.AutoFeatureExtractor.from_pretrained(path), transformers.AutoModel.from_pretrained(path).eval()
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_clip_alone_gives_what_transformers_gives_by_its_own_feature_extractor(family: str, folder: Path) -> None:
-    encoder = encoder_of(folder, family)
+    encoder = unchanged(folder, family)
     for wave in waves(encoder)[1:3]:
         [(_, frames)] = alone(encoder, wave)
         expected = by_transformers(folder / family, wave)[: len(frames)].numpy()
@@ -135,7 +146,7 @@ def test_a_window_embeds_the_same_alone_and_in_a_batch(family: str, folder: Path
 
 @pytest.mark.parametrize("family", sorted((MASKED | FIXED | {"sew"}) - REACHING))
 def test_padding_reaches_no_window_of_a_model_with_a_mask_or_a_length_of_its_own(family: str, folder: Path) -> None:
-    encoder = encoder_of(folder, family)
+    encoder = unchanged(folder, family)
     for wave in waves(encoder)[1:3]:
         for (utterance, frames), (padded, padded_frames) in zip(
             alone(encoder, wave), alone(encoder, wave, to=2 * len(wave)), strict=True
@@ -187,7 +198,7 @@ def test_a_model_with_a_mask_is_given_it(family: str, folder: Path) -> None:
     ],
 )
 def test_frames_are_those_of_the_true_duration(family: str, seconds: float, frames: int, folder: Path) -> None:
-    encoder = encoder_of(folder, family)
+    encoder = unchanged(folder, family)
     rate = encoder.facts.sample_rate_hz
     [found] = start(encoder)(*stacked([noise(seconds, rate=rate), noise(0.3, rate=rate)], to=2 * rate))
     assert len(found.frames[0]) == frames
@@ -195,7 +206,7 @@ def test_frames_are_those_of_the_true_duration(family: str, seconds: float, fram
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_very_short_and_silent_windows_are_finite(family: str, folder: Path) -> None:
-    encoder = encoder_of(folder, family)
+    encoder = unchanged(folder, family)
     short = [np.ones(1, np.float32), noise(0.01, rate=encoder.facts.sample_rate_hz), np.zeros(399, np.float32)]
     for wave in short:
         [(utterance, frames)] = alone(encoder, wave)
@@ -203,7 +214,13 @@ def test_very_short_and_silent_windows_are_finite(family: str, folder: Path) -> 
         assert len(frames) <= 2 or family == "sew"  # what no extractor cuts shorter than 0.1 s
 
 
-@pytest.mark.parametrize("family", sorted(FAMILIES.keys() - {"sew", "clap-fusion"}))
+@pytest.mark.parametrize(
+    "family",
+    [
+        family if family in ONE_OF_EACH_ADAPTER else pytest.param(family, marks=pytest.mark.slow)
+        for family in sorted(FAMILIES.keys() - {"sew", "clap-fusion"})
+    ],
+)
 def test_a_model_leaves_no_tensor_behind_when_it_is_moved_and_looks_at_none_on_its_device(
     family: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

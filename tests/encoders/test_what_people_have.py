@@ -82,11 +82,7 @@ def run(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     return captured.out
 
 
-@pytest.mark.parametrize(
-    "case",
-    ["hear", *(pytest.param(each, marks=pytest.mark.slow) for each in ("onnx", "torchscript", "st"))],
-    indirect=True,
-)
+@pytest.mark.slow
 def test_two_processes_make_the_store_of_one(case: Case, folder: Path, tmp_path: Path) -> None:
     request = EncoderRequest(spec=case.spec, arguments=case.arguments)
     for device, name in (("cpu", "one"), ("cpu,cpu", "two")):
@@ -103,6 +99,7 @@ def test_two_processes_make_the_store_of_one(case: Case, folder: Path, tmp_path:
     assert_same_contents(tmp_path / "one", tmp_path / "two", ignoring=())
 
 
+@pytest.mark.usefixtures("brief_checks")
 def test_every_check_passes(case: Case, capsys: pytest.CaptureFixture[str]) -> None:
     checks = {each["name"]: each for each in json.loads(run(capsys, "check", case.spec, *case.options(), "--json"))}
     assert "failed" not in {each["verdict"] for each in checks.values()}

@@ -77,7 +77,7 @@ def test_what_is_stored_is_what_the_encoder_returns_for_each_signal_alone(data: 
     assert set(canary) == {"version", "signals", "made_by"}
     assert canary["made_by"]["versions"]["torch"] == metadata.version("torch")
     for name, wave in reference_signals(16_000).items():
-        frames = encoder.module(torch.from_numpy(wave)[None])[0].numpy()
+        frames = encoder.module(torch.tensor(wave)[None])[0].numpy()
         frames = frames[: round(len(wave) / 640)]
         np.testing.assert_allclose(canary["signals"][name]["utterance"], frames.mean(0), rtol=1e-5)
         summary = canary["signals"][name]["frames"]
@@ -90,7 +90,7 @@ def test_numbers_make_the_round_trip_to_the_last_bit(encoder_file: Path) -> None
     encoder = load_encoder(str(encoder_file))
     recipe = plan_recipe(encoder, Output(), device="cpu", options=ExtractOptions(padding="exact"))
     wave = reference_signals(16_000)["noise-0.3s"]
-    vector = encoder.module(torch.from_numpy(wave)[None])[0].mean(0).detach().numpy()
+    vector = encoder.module(torch.tensor(wave)[None])[0].mean(0).detach().numpy()
     plan = DeviceEncoder(encoder, device="cpu", cores=1).plan(ExtractOptions(padding="exact"), crop_seconds=None)
     found = read_canary(encoder, recipe, device="cpu", plan=plan, versions={}).outputs[0]["noise-0.3s"]["utterance"]
     again = np.array(json.loads(json.dumps(found)), np.float32)

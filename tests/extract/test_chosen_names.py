@@ -175,6 +175,7 @@ def test_the_python_api_takes_names_and_layers(folder: Path) -> None:
         featstore.extract(task(), encoder="logmel", name="a/b", **places)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow  # that workers make the same store is seen in `test_processes`
 def test_workers_resolve_layers_and_names_as_one_process_does(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("PYTHONPATH", "OMP_NUM_THREADS"):
         monkeypatch.setenv(name, environment()[name])

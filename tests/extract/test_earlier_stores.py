@@ -100,6 +100,7 @@ def test_fingerprints_of_featstore_0_are_computed_as_they_were(tmp_path: Path) -
             "SentenceTransformerEncoder",
             "91f2e69d3cd63827245ab64a7076c476d3eab4c7f8a6ed805ec837c795aac3e0",
         ),
+        ("adapters.onnx", "OnnxEncoder", "a1af6406264564322e0cc5c1814c5e4d058011e6ebb15cb4d9eaba150ad44fe9"),
     ],
 )
 def test_code_of_our_own_counts_as_in_featstore_0_until_an_edit_changes_a_number(

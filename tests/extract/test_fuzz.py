@@ -50,10 +50,6 @@ def fuzz(tmp_path: Path, *, runs: int) -> None:
     assert f"Done {runs} runs" in done.stderr
 
 
-def test_the_seeds_of_the_fuzzer_and_two_hundred_inputs_are_read_or_reported(tmp_path: Path) -> None:
-    fuzz(tmp_path, runs=200)
-
-
 @pytest.mark.slow
 def test_twenty_thousand_inputs_are_read_or_reported(tmp_path: Path) -> None:
     fuzz(tmp_path, runs=20_000)

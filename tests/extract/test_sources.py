@@ -165,7 +165,7 @@ def test_rows_are_read_in_any_order_and_each_audio_is_that_of_its_row() -> None:
 
 @pytest.mark.parametrize(("rows_per_group", "compression"), [(1, "none"), (60, "none"), (5, "snappy")])
 def test_audio_of_a_parquet_file_is_never_in_memory_together(rows_per_group: int, compression: str) -> None:
-    loud = audio_bytes(noise(25.0), "wav")  # 1.6 MB
+    loud = audio_bytes(noise(12.5), "wav")  # 0.8 MB
     rows = [{"audio": {"bytes": loud, "path": "a.wav"}, "label": f"{at % 2}"} for at in range(60)]
     schema = pa.schema({"audio": BYTES_AND_PATH, "label": pa.string()})
     with pq.ParquetWriter("clips.parquet", schema, use_dictionary=False, compression=compression) as writer:

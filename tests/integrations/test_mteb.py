@@ -24,6 +24,7 @@ from mteb.similarity_functions import cos_sim, pairwise_cos_sim
 
 import featstore as fs
 import mteb_models
+from featstore.cli import main
 from featstore.encoders import load_encoder
 from featstore.errors import EncoderChanged, EncoderContractError, EncoderError, UnusableClip, UsageError
 from featstore.extract.single_file import encode_file
@@ -42,8 +43,8 @@ pytestmark = [
 
 SPEECH = synthetic_speech()
 KINDS = tuple(speech_tasks(SPEECH))
-AUDIO_ONLY = tuple(kind for kind in KINDS if kind != "zero-shot")
-MOCKS = {task.metadata.name: type(task) for task in MOCK_MAEB_TASK_GRID}
+MOCKS = {task.metadata.name: type(task) for task in MOCK_MAEB_TASK_GRID if "Any2Any" in task.metadata.name}
+"""Retrieval across modalities; `speech_tasks` has all other kinds."""
 CANARY_PASSES = 4  # three signals, and the first once more
 
 
@@ -143,7 +144,7 @@ class OneByOne:
     similarity_pairwise = staticmethod(pairwise_cos_sim)
 
 
-@pytest.mark.parametrize("kind", AUDIO_ONLY)
+@pytest.mark.parametrize("kind", ["classification", "retrieval"])
 def test_an_encoder_of_featstore_scores_as_its_vectors_of_single_files(kind: str, store: Path, tmp_path: Path) -> None:
     expected = main_score(scores(OneByOne("mfcc", tmp_path), speech_tasks(SPEECH)[kind]))
     first = scores(CachedEncoder("mfcc", store=store), speech_tasks(SPEECH)[kind], batch_size=8)
@@ -246,10 +247,10 @@ def test_the_feature_sets_are_those_of_any_store(store: Path) -> None:
     assert sorted(set(y.tolist())) == [0, 1, 2, 3, 4]
     assert by_name["logmel/test"].meta[0]["task"] == "LocalAudioClassification"
     assert len(fs.health(store, encoder="small-audio-model", label="label")) == 2
-    assert run_cli("verify", "--store", store).returncode == 0
-    listed = run_cli("inspect", "--store", store, "--json")
-    assert listed.returncode == 0
-    assert run_cli("compact", "--store", store).returncode == 0
+    for command in ("verify", "inspect", "compact"):
+        with pytest.raises(SystemExit) as ended:
+            main([command, "--store", str(store)])
+        assert not ended.value.code
     again = SmallAudioModel()
     scores(CachedEncoder(again, store=store), speech_tasks(SPEECH)["classification"])
     assert again.batches == []

@@ -81,6 +81,7 @@ def test_noise_in_place_of_speech_scores_nothing(store, monkeypatch):
     assert probe_task(store, task, seeds=(0,)).value < 0.1
 
 
+@pytest.mark.usefixtures("few_epochs")
 def test_frames_that_are_fewer_than_characters_get_several_rows_each(tmp_path):
     rng = np.random.default_rng(0)
     texts = [rng.permutation(list("abcdef" * 4)) for _ in range(6)]

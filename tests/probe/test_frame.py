@@ -280,10 +280,9 @@ def test_chunks_hold_every_frame_once_and_in_order(store):
 # --- the whole task ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("protocol", ["strict", "xares"])
-@pytest.mark.parametrize("metric", ["segment_f1_macro", "segment_f1_micro"])
+@pytest.mark.parametrize(("protocol", "metric"), [("strict", "segment_f1_macro"), ("xares", "segment_f1_micro")])
 def test_a_probe_learns_when_what_sounds(store, protocol, metric):
-    record = probe_task(store, framed.task(probe=PROBE, metric=metric), protocol=protocol)
+    record = probe_task(store, framed.task(probe=PROBE, metric=metric), protocol=protocol, seeds=(0,))
     assert record.value > 0.85
     assert (record.ci_low, record.ci_high) == (None, None)
     assert "14" in record.details["interval"]["reason"]
@@ -294,7 +293,7 @@ def test_a_probe_learns_when_what_sounds(store, protocol, metric):
 
 
 def test_events_are_found_by_their_onsets(store):
-    record = probe_task(store, framed.task(probe=PROBE))
+    record = probe_task(store, framed.task(probe=PROBE), seeds=(0,))
     assert record.details["event_f1"]["value"] > 0.6
     assert record.details["event_f1"]["average"] == "macro"
 
@@ -362,4 +361,4 @@ def test_from_audio_to_a_score(tmp_path):
     handmade.extract(manifest, tmp_path / "data", tmp_path / "store.zarr", splits=("train", "valid", "test"))
     store = open_store(str(tmp_path / "store.zarr"))
     for protocol in ("strict", "xares"):
-        assert probe_task(store, manifest, protocol=protocol).value > 0.85
+        assert probe_task(store, manifest, protocol=protocol, seeds=(0,)).value > 0.85

@@ -48,8 +48,9 @@ def test_every_head_learns_under_both_protocols(head, protocol, changes):
     assert fit["converged"]
     assert [len(of) for of in fit["rounds"].values()] == [max(1, len(record.seeds))] * len(fit["rounds"])
     assert not record.details["at_or_below_majority"]
-    again = probe(changes=changes, head=head, protocol=protocol)
-    assert {**record.as_json(), "seconds": {}} == {**again.as_json(), "seconds": {}}
+    if protocol == "strict":
+        again = probe(changes=changes, head=head, protocol=protocol)
+        assert {**record.as_json(), "seconds": {}} == {**again.as_json(), "seconds": {}}
 
 
 def test_the_default_is_the_manifests_head_else_the_converged_model_and_under_xares_that_of_x_ares():

@@ -180,7 +180,7 @@ def serving(folder: Path) -> Callable[[Request], None]:
     return answer
 
 
-@pytest.mark.parametrize("form", [URLS["a password"], URLS["a signature"], URLS["a token"]])
+@pytest.mark.parametrize("form", [URLS["a password"], URLS["a signature"]])
 def test_a_store_behind_credentials_is_read_shown_pickled_and_copied(form, tmp_path):
     make_store(tmp_path / "x.zarr")
     local = featstore.open(str(tmp_path / "x.zarr")).select()

@@ -175,7 +175,6 @@ def test_of_several_equal_encoders_one_is_called_worse_in_at_most_one_table_of_t
     from benchmarks.coverage import Equals, false_positives
 
     for equals, n, most in (
-        (Equals(2, 0.98), 100, 3),
         (Equals(8, 0.9), 100, 7),
         (Equals(2, 0.9, seeds=3, by_seed=0.02), 100, 7),
     ):

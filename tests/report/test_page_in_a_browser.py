@@ -194,7 +194,7 @@ def test_hostile_labels_do_nothing_and_are_shown_as_they_are(browser: Browser) -
     page.close()
 
 
-@pytest.mark.parametrize("n_tasks", [9, pytest.param(27, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("n_tasks", [6, pytest.param(27, marks=pytest.mark.slow)])
 def test_many_tasks_by_8_encoders_stay_usable(browser: Browser, n_tasks: int) -> None:
     tasks = [task.name for task in builtin_tasks() if not task.name.startswith("demo")][:n_tasks]
     encoders = [*(f"base.layer{at}" for at in range(5)), "dasheng", "whisper", "wav2vec2"]

@@ -73,6 +73,7 @@ def commands(heading: str) -> list[list[str]]:
     return [shlex.split(line) for text in shells for line in text.replace("\\\n", " ").splitlines()]
 
 
+@pytest.mark.usefixtures("brief_checks")
 @pytest.mark.parametrize("heading", DOORS)
 def test_the_commands_of_the_page_work(heading: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

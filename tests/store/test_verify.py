@@ -96,7 +96,7 @@ def test_a_sound_store_has_no_findings(sound):
     assert report.bytes_read == sum(path.stat().st_size for path in files(sound) if path not in documents)
 
 
-@pytest.mark.parametrize("flips", [40, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("flips", [20, pytest.param(200, marks=pytest.mark.slow)])
 def test_every_single_bit_flip_is_found_and_its_part_is_named_and_repair_brings_everything_back(
     sound, sound_bytes, tmp_path, flips
 ):

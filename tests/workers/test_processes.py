@@ -100,6 +100,7 @@ def test_what_a_killed_worker_held_is_encoded_by_others_and_the_store_is_the_sam
     assert n_parts(tmp_path / "store") == N_SHARDS
 
 
+@pytest.mark.slow  # `test_coordinator` has workers that die twice
 def test_a_shard_that_two_workers_died_over_ends_the_run_and_what_is_committed_stays(
     engine: Engine, folder: Path, alone: Path, tmp_path: Path
 ) -> None:
@@ -167,7 +168,7 @@ def start_cli(folder: Path, store: Path, *more: str) -> subprocess.Popen[str]:
     )
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("sent", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
 def test_no_process_outlives_a_run_that_is_interrupted_or_killed(
     sent: signal.Signals, engine: Engine, folder: Path, alone: Path, tmp_path: Path
 ) -> None:
@@ -194,7 +195,7 @@ def test_no_process_outlives_a_run_that_is_interrupted_or_killed(
     assert_same_contents(alone, tmp_path / "store", ignoring=())
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("sent", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGKILL])
 def test_no_process_outlives_a_run_that_ends_while_workers_load(
     sent: signal.Signals, folder: Path, tmp_path: Path
 ) -> None:

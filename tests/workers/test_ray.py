@@ -62,6 +62,7 @@ def test_two_nodes_make_the_store_of_one_process_bit_for_bit_and_count_together(
     assert capfd.readouterr() == ("", "")  # the encoder prints, and Ray would tell of it
 
 
+@pytest.mark.slow
 def test_what_a_node_held_that_is_removed_is_encoded_by_others_and_the_store_is_the_same(
     engine: Engine, cluster: Any, folder: Path, alone: Path, tmp_path: Path
 ) -> None:
@@ -85,6 +86,7 @@ def test_what_a_node_held_that_is_removed_is_encoded_by_others_and_the_store_is_
     assert_same_contents(alone, tmp_path / "store", ignoring=())
 
 
+@pytest.mark.slow  # what the coordinator does about a death is seen in `test_processes` and `test_coordinator`
 def test_what_a_killed_actor_held_is_encoded_by_others_and_the_store_is_the_same(
     engine: Engine, folder: Path, alone: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -105,7 +105,9 @@ class OnnxEncoder(GraphEncoder):
         stated = {**metadata, "sampling_rate": metadata.get("sampling_rate", metadata.get("sample_rate"))}
         self.declare(arguments, stated)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def compile(self, *_: Any, **__: Any) -> None:
+        """Do nothing: onnxruntime runs the graph."""  # torch.compiler.disable would import torch._dynamo, for 2 s
+
     def run(self, audio: Tensor, **_: Tensor) -> Tensor:
         """Run the session on its own batch size and length."""
         waves = audio.detach().cpu().numpy().astype(self._dtype).reshape(self._shape(*audio.shape))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -72,10 +73,11 @@ class Check:
 _REPEATS_AFTER_SECONDS = 20.0
 
 
+@lru_cache(maxsize=128)
 def tones(seconds: float, *, rate_hz: int, seed: int) -> NDArray[np.float32]:
     """Generate a harmonic tone with vibrato and a slow envelope, in faint noise: float32 (samples,) with peak 0.5.
 
-    Signals longer than 20 s repeat.
+    Signals longer than 20 s repeat. The array is cached, and therefore read-only.
     """
     n_samples = max(1, round(seconds * rate_hz))
     n_made = min(n_samples, round(_REPEATS_AFTER_SECONDS * rate_hz))
@@ -89,7 +91,9 @@ def tones(seconds: float, *, rate_hz: int, seed: int) -> NDArray[np.float32]:
     envelope = 0.6 + 0.4 * np.sin(2 * np.pi * rng.uniform(0.5, 3) * at + rng.uniform(0, 6))
     wave = wave * envelope + 0.03 * rng.standard_normal(len(at))
     wave *= 0.5 / np.abs(wave).max()
-    return np.resize(wave[:n_made].astype(np.float32), n_samples)
+    made = np.resize(wave[:n_made].astype(np.float32), n_samples)
+    made.flags.writeable = False
+    return made
 
 
 def clipped(wave: NDArray[np.float32]) -> NDArray[np.float32]:
