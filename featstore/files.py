@@ -1,4 +1,4 @@
-"""Atomic replacement of files and folders: a reader sees the complete old content or the complete new content.
+"""Paths with ``~``, and atomic replacement of files: a reader sees all of the old content or all of the new content.
 
 The new content is written under a temporary name in the same folder, fsynced, and renamed. A temporary file or folder
 is locked with ``flock`` while it is written. The next writer deletes unlocked ones, which killed processes left behind;
@@ -21,10 +21,15 @@ try:
 except ImportError:  # Windows has no flock: leftovers are not deleted
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["fsync_folder", "replacing", "sweep_leftovers", "temporary_folder", "write_whole"]
+__all__ = ["expanded", "fsync_folder", "replacing", "sweep_leftovers", "temporary_folder", "write_whole"]
 
 _SUFFIX = ".featstore-tmp"
 _MAX_NAME_BYTES = 180  # a temporary name adds at most 40 bytes, and file systems allow 255
+
+
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """Expand a leading ``~`` or ``~user``; of an unknown user it is unchanged, where `Path.expanduser` raises."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111
 
 
 def write_whole(path: Path, content: str | bytes) -> None:

@@ -14,6 +14,7 @@ import click
 
 from featstore.cli.completion import complete_folders, complete_tasks
 from featstore.errors import UsageError
+from featstore.files import expanded
 from featstore.formatting import counted, harmless, harmless_json, redacted
 from featstore.records import check_encoder_name
 
@@ -348,7 +349,7 @@ def expand_home(value: str | None) -> str | None:
     >>> expand_home("s3://bucket/store.zarr")
     's3://bucket/store.zarr'
     """
-    return str(Path(value).expanduser()) if value is not None and value.startswith("~") else value
+    return str(expanded(value)) if value is not None and value.startswith("~") else value
 
 
 def parse_numbers(_: click.Context, option: click.Parameter, value: str | None) -> tuple[int, ...]:

@@ -18,6 +18,7 @@ from torch import nn
 
 from featstore.encoders.source_code import file_of, is_user_path, sha256_of_module
 from featstore.encoders.user_code import modules_named_in
+from featstore.files import expanded
 from featstore.records import sha256_of
 
 __all__ = [
@@ -60,10 +61,10 @@ _FIRST_CODE: Mapping[str, str] = {
     "5e01fc7d2a13a7a0b2f941fd6b473b2eefd004a64489e533acf1badf017ed772": (  # DashengEncoder
         "8cb2c79b9c264719e7f9d1d2bb0be77224c45ee712e2e6be45d80092876a8dcd"
     ),
-    "4b04dff507aaeeda0d809b7abe891c4e9dcda95d8e84f2bee1816e1f71d412ea": (  # SentenceTransformerEncoder
+    "bf3473d607c53754afabd4b08cac0b98b1d0b525a5cbf272555326b7575e2f99": (  # SentenceTransformerEncoder
         "91f2e69d3cd63827245ab64a7076c476d3eab4c7f8a6ed805ec837c795aac3e0"
     ),
-    "8dbb6fdd3ab69b601eaec8cd0125bbbd5519daffa106da831c3da143b2de1d1b": (  # OnnxEncoder
+    "1fd2cddb289a302603a7d5be842a8828009cc99288a53a8542665487ffe1bfec": (  # OnnxEncoder
         "a1af6406264564322e0cc5c1814c5e4d058011e6ebb15cb4d9eaba150ad44fe9"
     ),
 }
@@ -260,7 +261,7 @@ def by_content(value: Any) -> Any:
 
 
 def _path_by_content(value: str) -> Any:
-    path = Path(value).expanduser()
+    path = expanded(value)
     if path.is_file():
         return {"file": value, "file_sha256": _sha256_of_file(path)}
     if path.is_dir() and (files := _files_in(path)) is not None:

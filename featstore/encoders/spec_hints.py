@@ -11,6 +11,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from featstore.files import expanded
+
 __all__ = ["hint_for"]
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
@@ -40,7 +42,7 @@ def hint_for(text: str, *, built_in: Sequence[str]) -> str | None:
 
 
 def _of_a_path(text: str) -> str | None:
-    path = Path(text).expanduser()
+    path = expanded(text)
     if text and path.is_dir():
         return _of_a_folder(text, path)
     scheme = _SCHEME_OF_SUFFIX.get(path.suffix.lower())

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featstore.errors import StoreError
-from featstore.files import temporary_folder
+from featstore.files import expanded, temporary_folder
 from featstore.records import canonical_json
 from featstore.retrieve.index_plan import IvfKind
 from featstore.store.cache import cache_folder
@@ -116,7 +116,7 @@ def key_path() -> Path:
     """Path of this user's key."""
     if named := os.environ.get("XDG_STATE_HOME"):
         return Path(named) / "featstore" / "index-key"
-    home = Path(os.path.expanduser("~"))  # noqa: PTH111 - Path.expanduser raises for a user without a home
+    home = expanded("~")
     if sys.platform == "darwin":
         return home / "Library" / "Application Support" / "featstore" / "index-key"
     if sys.platform == "win32":

@@ -15,7 +15,7 @@ from featstore.encoders import load_encoder, parse_spec
 from featstore.encoders.spec_hints import hint_for
 from featstore.encoders.specs import looks_secret, parse_layers, spec_with_layer
 from featstore.errors import EncoderError, FeatstoreError, UsageError
-from handmade import XARES_ENCODER
+from handmade import XARES_ENCODER, Run
 
 
 @pytest.mark.parametrize(
@@ -262,3 +262,11 @@ def test_built_ins_take_sizes_alone(arguments: dict[str, Any]) -> None:
     with pytest.raises(EncoderError):
         load_encoder("logmel", arguments=arguments)
     assert load_encoder("logmel", arguments={"mels": 64}).facts.dim == 64
+
+
+@pytest.mark.parametrize("spec", ["~nosuch/x.onnx", "./~nosuch", "hf:~nosuch/x", "st:~nosuch/x", "onnx:~nosuch/x.onnx"])
+def test_the_home_of_an_unknown_user_is_a_path_that_does_not_exist(spec: str, run: Run) -> None:
+    found = run("check", spec)
+    assert found.code == 1
+    assert found.err.startswith("featstore: ")
+    assert found.err.count("\n") == 1

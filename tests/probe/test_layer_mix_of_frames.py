@@ -56,10 +56,15 @@ def store(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def record(store):
+def twenty_epochs():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("featstore.probe.training.MAX_EPOCHS", 20)
-        return probe_task(store, TASK, head="layer-mix", seeds=(0, 1))
+        yield
+
+
+@pytest.fixture(scope="module")
+def record(store, twenty_epochs):
+    return probe_task(store, TASK, head="layer-mix", seeds=(0, 1))
 
 
 def plainly(layers, targets, *, seed, epochs, batch_size, rate, pos_weight):
@@ -160,8 +165,7 @@ def test_the_layer_with_the_events_has_the_weight(store, record):
     assert [point.y for point in chart.curves[0][2]] == weights["mean"]
 
 
-@pytest.mark.usefixtures("few_epochs")
-def test_the_events_of_the_test_clips_have_no_say(store, record, tmp_path):
+def test_the_events_of_the_test_clips_have_no_say(record, tmp_path, twenty_epochs):
     silent = {**SETS, "test": [replace(clip, events=[]) for clip in SETS["test"]]}
     other = probe_task(write_layers(tmp_path / "s.zarr", sets=silent), TASK, head="layer-mix", seeds=(0, 1))
     assert other.details["layer_weights"] == record.details["layer_weights"]
@@ -200,8 +204,7 @@ def test_xares_has_no_mix_of_frames(store):
 # --- an encoder whose last hidden state is the only one that hears ----------------------------------------------------
 
 
-@pytest.mark.usefixtures("few_epochs")
-def test_a_mix_of_layers_learns_to_spell(tmp_path):
+def test_a_mix_of_layers_learns_to_spell(tmp_path, twenty_epochs):
     """SUPERB's speech recognition from an extraction with ``--layers all``."""
     pytest.importorskip("jiwer", reason="word error rates need jiwer: pip install featstore[asr]")
     rng = np.random.default_rng(0)

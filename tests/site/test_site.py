@@ -16,8 +16,6 @@ from fenced import ROOT
 from handmade import environment
 from servers import web_server
 
-pytestmark = pytest.mark.slow  # the build takes 20 s
-
 NEEDED = ("mkdocs", "material", "mkdocstrings")
 
 

@@ -19,6 +19,7 @@ from featstore.encoders.adapters.dasheng_encoder import DashengEncoder
 from featstore.encoders.contract import LoadedModel
 from featstore.encoders.fingerprint import encoder_identity
 from featstore.errors import EncoderError
+from featstore.files import expanded
 from featstore.records import sha256_of
 
 __all__ = ["SIZES", "load_dasheng"]
@@ -35,7 +36,7 @@ def load_dasheng(which: str) -> LoadedModel:
     EncoderError
         The package or torchaudio is missing, or the weights do not exist; the message has the fix.
     """
-    size, path = which.lower(), Path(which).expanduser()
+    size, path = which.lower(), expanded(which)
     if size not in SIZES and not (which and path.is_file()):
         raise EncoderError(
             f"there is no dasheng:{which}: give {', '.join(SIZES)}, or the path of a checkpoint of the dasheng package"

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from featstore.encoders.adapters.windows import WHOLE_WINDOW_MS, noise
 from featstore.errors import EncoderContractError, EncoderError
+from featstore.files import expanded
 from featstore.formatting import one_line
 
 __all__ = ["DECLARATIONS", "GraphEncoder", "check_argument_names", "existing_file", "name_of", "sha256_of_files"]
@@ -186,7 +187,7 @@ def check_argument_names(where: str, arguments: Mapping[str, Any], known: Iterab
 
 def existing_file(spec: str, path: str) -> Path:
     """Return the path of the file that a spec names. Raises EncoderError if it is not a file."""
-    found = Path(path).expanduser()
+    found = expanded(path)
     if path and found.is_file():
         return found
     what = "is a folder" if path and found.is_dir() else "does not exist"

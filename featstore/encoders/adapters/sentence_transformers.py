@@ -23,6 +23,7 @@ from featstore.encoders.contract import LoadedModel
 from featstore.encoders.fingerprint import encoder_identity, tokenizer_sha256
 from featstore.encoders.user_code import code_without_loading
 from featstore.errors import EncoderError
+from featstore.files import expanded
 from featstore.formatting import one_line
 from featstore.records import sha256_of
 
@@ -129,7 +130,7 @@ def _library() -> Any:
 
 def _source(where: str) -> str:
     """Return a folder's path, or a hub name."""
-    folder = Path(where).expanduser()
+    folder = expanded(where)
     if where and folder.is_dir():
         if not any((folder / name).is_file() for name in ("modules.json", "config.json")):
             raise EncoderError(f"{where} is not a model folder: there is no modules.json, which save_pretrained writes")

@@ -32,6 +32,7 @@ from featstore.encoders.contract import LoadedModel
 from featstore.encoders.fingerprint import encoder_identity, source_sha256
 from featstore.encoders.user_code import code_without_loading
 from featstore.errors import EncoderError
+from featstore.files import expanded
 from featstore.records import sha256_of
 
 __all__ = ["load_hf"]
@@ -117,7 +118,7 @@ def _transformers() -> Any:
 
 def _source(where: str) -> str:
     """Return a folder's path, or a hub name."""
-    folder = Path(where).expanduser()
+    folder = expanded(where)
     if where and folder.is_dir():
         if not (folder / "config.json").is_file():
             raise EncoderError(f"{where} is no model folder: there is no config.json, which save_pretrained writes")
@@ -329,7 +330,7 @@ def _told(where: str, what: str) -> Iterator[None]:
         shortened = reason if len(reason) <= 200 else f"{reason[:197]}..."
         advice = (
             "see that the folder is whole, as save_pretrained or a finished download leaves it"
-            if Path(where).expanduser().is_dir()
+            if expanded(where).is_dir()
             else "give the folder of a model that was downloaded before, as in hf:/path/to/model, or run where the hub "
             "can be reached"
         )

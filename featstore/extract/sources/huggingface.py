@@ -19,6 +19,7 @@ from featstore.errors import DataError, UnusableClip, UsageError, missing_extra
 from featstore.extract.sources.clips import Clip, Content, key_of, read_file, scalar_text
 from featstore.extract.sources.tables import split_column_of
 from featstore.extract.tar_reader import AUDIO_EXTENSIONS, MAX_MEMBER_BYTES
+from featstore.files import expanded
 from featstore.tasks.draft import split_name_in
 
 __all__ = ["plan_hugging_face"]
@@ -118,7 +119,7 @@ def plan_hugging_face(
 
 def _opened(named: str) -> list[tuple[str | None, _Rows]]:
     """The splits of a data set, each with its name, or None where it has none."""
-    path = Path(named).expanduser()
+    path = expanded(named)
     try:
         import datasets
         import pyarrow.parquet  # noqa: F401 - its absence is reported here

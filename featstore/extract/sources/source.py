@@ -11,6 +11,7 @@ from typing import TypedDict
 from featstore.errors import UsageError
 from featstore.extract.sources.clips import Clip, checked_clips
 from featstore.extract.sources.tables import plan_folder, plan_table
+from featstore.files import expanded
 from featstore.formatting import counted
 from featstore.tasks.draft import FoundLabel, find_label, roles_of_splits, strata_of, value_at
 
@@ -116,7 +117,7 @@ class Source:
     def name(self) -> str:
         """Name of a data set: that of the folder or file, without its extensions."""
         named = self.audio or self.csv or self.jsonl or self.hf or self.kaldi or self.lhotse_files[0]
-        return Path(os.path.abspath(Path(named).expanduser())).name.partition(".")[0]  # noqa: PTH100 - not resolved
+        return Path(os.path.abspath(expanded(named))).name.partition(".")[0]  # noqa: PTH100 - not resolved
 
     @property
     def lhotse_files(self) -> tuple[Path, ...]:
