@@ -27,6 +27,7 @@ from benchmarks.peer.environment import NoPeerError, make_environment, run_xares
 from benchmarks.peer.grid import Grid
 from benchmarks.run import Options, main
 from benchmarks.table import figure
+from featstore.system import cores
 
 __all__ = ["ENCODERS", "TASKS", "pack_tasks", "tables", "why_not"]
 
@@ -46,8 +47,8 @@ PARTS = {"train": 10, "valid": 3, "test": 6}
 PROBE = {"epochs": 10, "learning_rate": 1e-3, "batch_size": 32}
 """X-ARES's defaults, and a manifest's."""
 
-THREADS = 1
-"""Of torch and BLAS, on both sides: these networks are fastest so, and clips are decoded beside them."""
+THREADS = cores()
+"""Of torch and BLAS, on both sides: PyTorch's default."""
 
 FASTER, POINTS = 8.0, 0.5
 Results = dict[str, dict[str, Any]]
@@ -156,13 +157,14 @@ def _whole(theirs: Results, ours: Results, extra: Mapping[str, float], *, clips:
         title="Two tasks by three encoders",
         measures=f"Clips: {clips}. X-ARES 0.1.3: its own `make_encoded_tar`, `run_mlp` and `run_knn`, medians of {seeds} "
         "seeds. featstore: `extract_task`, `probe_task` and `retrieve_task` with the defaults, which are `strict`, one "
-        "seed: medians of three, with intervals and warnings. Both have one thread of torch, and take turns, encoder by "
+        "seed: medians of three, with intervals and warnings. Both have a thread of torch for each core, and take turns, encoder by "
         f"encoder; imports count for none. All of it, the {seeds} seeds and scikit-learn included, took {spent / 60:.1f} min.",
         header=("", "X-ARES", "featstore", "faster", "target", ""),
         rows=(
             row("pack recordings into shards", None, extra["pack"]),
             row("check the encoders", None, sum(each["check"] for each in ours.values())),
             *(row(stage, _total(theirs, stage), _total(ours, stage)) for stage in stages),
+            row("encode: batches in the encoder", None, _total(ours, "forward")),
             *(
                 row(
                     f"{encoder}: all three stages", *(_total(side, *stages, encoder=encoder) for side in (theirs, ours))
@@ -349,11 +351,14 @@ def measure_ours(*, folder: str, encoder: str, seeds: list[int]) -> dict[str, An
         "xares": ExtractOptions(device="cpu", padding="xares", frame_dtype="float32"),
     }
 
-    def encode(task: str, protocol: str, *, store: Path) -> float:
+    def encode(task: str, protocol: str, *, store: Path) -> tuple[float, float]:
+        """Seconds of an extraction, and of its batches in the encoder."""
         loaded = load_encoder(spec)
         began = time.perf_counter()
-        extract_task(manifests[task], loaded, data_dir=root / "data", store_url=str(store), options=options[protocol])
-        return time.perf_counter() - began
+        records = extract_task(
+            manifests[task], loaded, data_dir=root / "data", store_url=str(store), options=options[protocol]
+        )
+        return time.perf_counter() - began, sum(record.seconds["encode"] for record in records)
 
     began = time.perf_counter()
     featstore.check(spec, device="cpu")
@@ -366,7 +371,7 @@ def measure_ours(*, folder: str, encoder: str, seeds: list[int]) -> dict[str, An
         for protocol, prefix in (("strict", ""), ("xares", "xares ")):
             store = root / f"{protocol}.zarr"
             before = _megabytes(store)
-            of[f"{prefix}encode"] = encode(task, protocol, store=store)
+            of[f"{prefix}encode"], of[f"{prefix}forward"] = encode(task, protocol, store=store)
             of[f"{prefix}megabytes"] = _megabytes(store) - before
 
             def scored(score: Callable[..., Any], *, url: str = str(store), of: Any = manifest, **settings: Any) -> Any:

@@ -224,9 +224,12 @@ def cluster_rounds(X: NDArray[np.float32], y: NDArray[np.int64]) -> list[tuple[N
     list of (int64 (clips,), int64 (clips,))
         For each round, the cluster of every clip, and how often the clip was drawn.
     """
-    rng = random.Random(SEED)
     clustering = RowClustering(X, n_clusters=len(np.unique(y)), seed=SEED)
-    samples = [np.array(rng.choices(range(len(X)), k=ROUND_CLIPS), np.int64) for _ in range(N_DRAWS)]
+    # what random.Random(SEED).choices draws, whose generator is NumPy's RandomState too
+    _, (*words, at), _ = random.Random(SEED).getstate()
+    rng = np.random.RandomState()
+    rng.set_state(("MT19937", np.array(words, np.uint32), at, 0, 0.0))
+    samples = [(rng.random_sample(ROUND_CLIPS) * len(X)).astype(np.int64) for _ in range(N_DRAWS)]
     found = _side_by_side(clustering.labels, samples)
     return [(labels, np.bincount(sample, minlength=len(X))) for labels, sample in zip(found, samples, strict=True)]
 
