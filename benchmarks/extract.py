@@ -54,7 +54,7 @@ DATA_SETS = (
     DataSet(
         name="mono16",
         title="16 kHz mono",
-        n_clips=600,
+        n_clips=2400,
         sample_rate_hz=16_000,
         channels=1,
         encoders=("logmel", "mfcc"),
@@ -62,7 +62,7 @@ DATA_SETS = (
     DataSet(
         name="stereo44",
         title="44.1 kHz stereo, resampled",
-        n_clips=300,
+        n_clips=1200,
         sample_rate_hz=44_100,
         channels=2,
         encoders=("logmel",),
