@@ -50,7 +50,7 @@ def test_the_targets_are_of_the_sums_over_encoders_and_tasks(seconds: float, ver
         name: {
             "check": 1.0,
             **{
-                task: dict.fromkeys((*stages, *(f"xares {each}" for each in stages), "megabytes"), seconds)
+                task: dict.fromkeys((*stages, *(f"xares {each}" for each in stages), "forward", "megabytes"), seconds)
                 for task in real.TASKS
             },
         }
