@@ -47,7 +47,8 @@ class Separation:
     separated : bool
         Whether the difference is significant.
     smallest_difference : float or None
-        True difference of the two that the tests find with a power of 80 %.
+        True difference of the two that the tests find with a power of 80 %; None if the two cannot be compared, or the
+        difference does not vary over the clips.
     more_clips : int or None
         Number of further test clips with which a true difference as large as the observed one is found with a power of
         80 %, to two significant digits. None if the two are separated or cannot be compared, if they have the same
@@ -81,8 +82,9 @@ class Resolution:
         Letters of the tie groups of each column; empty without a score.
     tie_groups : tuple of tuple of int
         Columns of each tie group, the best first, in the order of the letters.
-    smallest_difference : float
-        True difference that the tests find with a power of 80 %: the median over pairs.
+    smallest_difference : float or None
+        True difference that the tests find with a power of 80 %: the median over pairs. None if no difference varies over
+        the clips, as between encoders with the same predictions.
     adjacent : tuple of Separation
         Each column with the next one in the order of scores, the best first.
     """
@@ -93,7 +95,7 @@ class Resolution:
     ranks: tuple[tuple[int, int] | None, ...]
     letters: tuple[str, ...]
     tie_groups: tuple[tuple[int, ...], ...]
-    smallest_difference: float
+    smallest_difference: float | None
     adjacent: tuple[Separation, ...]
 
 
@@ -121,7 +123,8 @@ def resolution_of(
     for at, group in enumerate(groups):
         for column in group:
             letters[column] += _letter(at)
-    smallest = dict(zip(marks.pairs, smallest_differences(list(marks.pairs.values())).tolist(), strict=True))
+    found = smallest_differences(list(marks.pairs.values())).tolist()
+    smallest = {pair: each for pair, each in zip(marks.pairs, found, strict=True) if each > 0.0}
     neighbours = [(a, b, (min(a, b), max(a, b))) for a, b in zip(marks.order, marks.order[1:], strict=False)]
     close = [key for _, _, key in neighbours if marks.adjusted.get(key, 0.0) > ALPHA and over != "tasks"]
     factors = clip_factors([marks.pairs[key] for key in close], n_tests=len(marks.pairs))
@@ -133,7 +136,7 @@ def resolution_of(
         ranks=tuple(marks.ranks.get(column) for column in range(len(values))),
         letters=tuple(letters),
         tie_groups=groups,
-        smallest_difference=float(np.median(list(smallest.values()))),
+        smallest_difference=float(np.median(list(smallest.values()))) if smallest else None,
         adjacent=tuple(
             Separation(
                 better=a,

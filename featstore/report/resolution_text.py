@@ -74,6 +74,8 @@ def resolution_sentence(table: Table) -> str:
     if line is None or line.resolution is None:
         return ""
     resolution, labels = line.resolution, [column.label for column in table.columns]
+    if resolution.smallest_difference is None:
+        return "differences do not vary over the test clips: the resolution is unknown"
     where = f" of {line.n_tasks} tasks" if isinstance(line, Average) and line.n_tasks > 1 else ""
     found = (
         f"differences below {resolution.smallest_difference:.3f} cannot be resolved with the {resolution.n:,} test "

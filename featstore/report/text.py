@@ -165,7 +165,8 @@ def _compared(line: Row | Average, column: int) -> dict[str, object]:
     }
     if line.resolution is not None:
         found["ties"] = line.resolution.letters[column]
-        found["smallest_difference"] = line.resolution.smallest_difference
+        smallest = line.resolution.smallest_difference
+        found["smallest_difference"] = "" if smallest is None else smallest
     if isinstance(line, Average) and line.over_tasks is not None and (ends := line.over_tasks.ranks[column]):
         found["over_tasks_rank_first"], found["over_tasks_rank_last"] = ends
     return found

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
+from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
@@ -10,12 +13,14 @@ import numpy as np
 import pytest
 import scipy.stats
 
+import featstore
 from benchmarks.resolution import RANKINGS, draw_right, rank_coverage, records_of
 from featstore.metrics.comparison import difference_over_tasks, mcnemar
 from featstore.records import ScoreRecord
 from featstore.report import Average, Resolution, Row, build, grid
 from featstore.report.pairing import evidence_of, pair
 from featstore.report.resolution import tie_groups
+from featstore.report.text import board_to_json, to_csv
 
 
 def _line(records: list[ScoreRecord]) -> Row:
@@ -204,3 +209,17 @@ def test_a_table_has_columns_of_ranks_and_ties_and_a_line_of_differences() -> No
     average = build(records).tables[0].averages[-1]
     assert last.cells[3].text == f"{_of(average).smallest_difference:.3f}"
     assert laid_out.rows[0].cells[4].letters
+
+
+def test_differences_that_do_not_vary_have_no_resolution() -> None:
+    """Two encoders with the same vectors."""
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 3, 200)
+    (record,) = featstore.measure_arrays(rng.standard_normal((200, 4)) + y[:, None], y, measure="retrieval")
+    board = build([record, replace(record, encoder="other", fingerprint="0")])
+    found = _of(board.tables[0].rows[0])
+    assert found.smallest_difference is None
+    assert (found.tie_groups, found.ranks) == (((0, 1),), ((1, 2), (1, 2)))
+    assert grid(board.tables[0]).rows[-1].cells[-1].text == "–"
+    assert json.loads(board_to_json(board))[0]["rows"][0]["resolution"]["smallest_difference"] is None
+    assert {line["smallest_difference"] for line in csv.DictReader(io.StringIO(to_csv(board)))} == {""}
