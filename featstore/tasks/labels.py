@@ -112,14 +112,15 @@ def field_events(manifest: Manifest, keys: Sequence[str], metas: Sequence[str]) 
 
 
 def captions(manifest: Manifest, keys: Sequence[str], metas: Sequence[str]) -> list[tuple[str, ...]]:
-    """Read the captions of every clip (kind ``contrastive``); each clip has at least one."""
+    """Read the captions of every clip (kind ``contrastive``): each field has one or a list; a clip has at least one."""
     wanted = manifest.label.captions or "*"
 
     def to_captions(sample: object) -> tuple[str, ...]:
         if not isinstance(sample, dict):
             msg = f"the JSON must be an object of captions, got {shown(sample)}"
             raise _UnusableError(msg)
-        found = list(sample.values()) if wanted == "*" else [_at(sample, field) for field in wanted]
+        fields = list(sample.values()) if wanted == "*" else [_at(sample, field) for field in wanted]
+        found = [caption for each in fields for caption in (each if isinstance(each, list) else [each])]
         if not found:
             msg = "the object has no caption"
             raise _UnusableError(msg)

@@ -168,6 +168,11 @@ def test_captions_are_every_value_or_the_named_fields(task: TaskOf) -> None:
     assert one(labels.captions, find_task("clotho"), sample) == ("Rain.", "It rains.", "rain.wav")
     named = task(kind="contrastive", label={"captions": ["caption_2", "caption_1"]})
     assert one(labels.captions, named, sample) == ("It rains.", "Rain.")
+    listed = task(kind="contrastive", label={"captions": ["captions"]})
+    assert one(labels.captions, listed, {"captions": ["Rain.", "It rains."]}) == ("Rain.", "It rains.")
+    for wrong in ([], ["Rain.", ""], [["Rain."]]):
+        with pytest.raises(LabelError):
+            one(labels.captions, listed, {"captions": wrong})
     for wrong in ({}, [], {"caption_1": 3, "caption_2": "x"}, {"caption_1": " ", "caption_2": "x"}):
         with pytest.raises(LabelError, match="clip-7"):
             one(labels.captions, find_task("clotho"), wrong)
