@@ -83,8 +83,8 @@ class Resolution:
     tie_groups : tuple of tuple of int
         Columns of each tie group, the best first, in the order of the letters.
     smallest_difference : float or None
-        True difference that the tests find with a power of 80 %: the median over pairs. None if no difference varies over
-        the clips, as between encoders with the same predictions.
+        True difference that the tests find with a power of 80 %: the median over pairs. None if no difference varies
+        over the clips, as between encoders with the same predictions.
     adjacent : tuple of Separation
         Each column with the next one in the order of scores, the best first.
     """

@@ -174,8 +174,8 @@ class Label(_Table):
     mapping : dict, optional
         Raw value to class; ``"*"`` matches every value that is not listed.
     captions : "*" or tuple of str, optional
-        ``"*"``: every value of the object is a caption. Otherwise, the fields that hold captions. A value may be a list of
-        captions.
+        ``"*"``: every value of the object is a caption. Otherwise, the fields that hold captions. A value may be a list
+        of captions.
     classes : tuple of str, optional
         Classes in order. Default: the sorted union of the observed classes.
     """
