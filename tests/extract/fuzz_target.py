@@ -1,6 +1,6 @@
-"""A coverage-guided fuzzer: ``python fuzz_target.py -runs=100000``. Whatever the bytes, featstore reads or tells.
+"""A coverage-guided fuzzer: ``python fuzz_target.py -runs=100000``. Whatever the bytes, featstore reads or reports.
 
-The first byte picks what the rest is taken for: a shard, an audio file, a manifest, a group's or an array's document.
+The first byte selects what the rest is: a shard, an audio file, a manifest, a group's or an array's document.
 """
 
 from __future__ import annotations
