@@ -11,7 +11,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["CPU_BATCH_SECONDS", "LIGHT_BATCH_SECONDS", "cores", "free_memory_bytes", "inheriting"]
+__all__ = [
+    "CPU_BATCH_SECONDS",
+    "LIGHT_BATCH_SECONDS",
+    "cores",
+    "free_memory_bytes",
+    "inheriting",
+    "with_numpys_kernels",
+]
 
 
 CPU_BATCH_SECONDS, LIGHT_BATCH_SECONDS = 16.0, 32.0
@@ -89,3 +96,30 @@ def inheriting(*, threads: int) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+_KERNELS = {
+    "SkylakeX": "SkylakeX", "Cooperlake": "SkylakeX", "SapphireRapids": "SkylakeX", "Haswell": "Haswell", "Zen": "Zen"
+}  # fmt: skip
+"""OpenBLAS's name of the processor that NumPy's OpenBLAS detects -> the nearest name that releases of 2021 know."""
+
+
+@contextmanager
+def with_numpys_kernels() -> Iterator[None]:
+    """An OpenBLAS that is loaded in the block multiplies matrices by the instructions that NumPy's OpenBLAS uses.
+
+    The wheels of FAISS carry OpenBLAS 0.3.15 of 2021, which takes each later Intel processor for one without AVX and
+    is then nine times slower (OpenBLAS issue 3453). The variable ``OPENBLAS_CORETYPE`` has precedence.
+    """
+    from threadpoolctl import threadpool_info
+
+    found = [_KERNELS.get(each.get("architecture", "")) for each in threadpool_info()]
+    kernels = next(filter(None, found), None)
+    if kernels is None or "OPENBLAS_CORETYPE" in os.environ:
+        yield
+        return
+    os.environ["OPENBLAS_CORETYPE"] = kernels
+    try:
+        yield
+    finally:
+        del os.environ["OPENBLAS_CORETYPE"]

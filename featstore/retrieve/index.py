@@ -13,13 +13,16 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import faiss
 import numpy as np
 from numpy.typing import NDArray
 
 from featstore.errors import StoreError
 from featstore.retrieve.index_plan import IvfPlan, plan_ivf
 from featstore.retrieve.knn import IndexName, Neighbours, reranked
+from featstore.system import with_numpys_kernels
+
+with with_numpys_kernels():
+    import faiss
 
 __all__ = ["ExactHeap", "Searcher", "merge_blocks", "read_lists", "search_lists", "train_index", "write_block"]
 

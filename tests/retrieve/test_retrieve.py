@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -396,3 +400,20 @@ def test_a_search_in_blocks_of_queries_finds_the_same(X, monkeypatch):
     gaps = np.take_along_axis(queries @ X.T, found.rows, axis=1) - together.similarities
     assert ((found.rows == together.rows) | (np.abs(gaps) < 1e-5)).all()
     assert found.rows.shape == (105, 10)
+
+
+def test_faiss_multiplies_matrices_by_the_instructions_that_numpy_uses():
+    code = """
+import json, os, featstore.retrieve.index, threadpoolctl
+assert "OPENBLAS_CORETYPE" not in os.environ
+found = threadpoolctl.ThreadpoolController().select(internal_api="openblas").info()
+print(json.dumps({each["filepath"]: each["architecture"] for each in found}))
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "OPENBLAS_CORETYPE"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    detected = json.loads(done.stdout)
+    by_numpy = {each for path, each in detected.items() if "numpy" in path}
+    by_faiss = {each for path, each in detected.items() if "faiss" in path}
+    if not by_numpy <= {"SkylakeX", "Haswell", "Zen"} or not by_faiss:
+        pytest.skip(f"NumPy uses {by_numpy}, and FAISS {by_faiss}")
+    assert by_faiss == by_numpy

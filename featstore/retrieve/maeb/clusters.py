@@ -57,6 +57,7 @@ class RowClustering:
         centres, batch = stacked[:n_clusters], stacked[n_clusters:]
         centres[:] = self._X[rows[self._plus_plus(rows, rng)]]
         counts = np.zeros(n_clusters, np.float32)
+        averages = _Averages(n_clusters, batch_size)
         share = min(1.0, batch_size * 2.0 / (n + 1))
         average = lowest = np.inf
         n_worse = since_reassignment = 0
@@ -71,7 +72,7 @@ class RowClustering:
                 since_reassignment = 0
             nearest, distances = _nearest(batch, centres)
             inertia = float(self._norms[rows].sum() + distances.sum(dtype=np.float64)) / batch_size
-            centres[:] = _updated(stacked, nearest, counts)
+            averages.update(stacked, nearest, counts)
             if reassigns:
                 _reassign(batch, centres, counts, rng)
             if step == 0:  # the inertia of the initialisation
@@ -113,39 +114,51 @@ def _nearest(X: NDArray[np.float32], centres: NDArray[np.float32]) -> tuple[NDAr
     distances = X @ centres.T
     distances *= np.float32(-2.0)
     distances += np.einsum("ij,ij->i", centres, centres)
-    nearest = distances.argmin(axis=1)
-    return nearest, distances[np.arange(len(X)), nearest]
+    return distances.argmin(axis=1), distances.min(axis=1)
 
 
-def _updated(
-    stacked: NDArray[np.float32], nearest: NDArray[np.int64], counts: NDArray[np.float32]
-) -> NDArray[np.float32]:
-    """Return the centres with the rows of a batch averaged in; `counts`, the rows of each centre, are updated.
+class _Averages:
+    """Averages the rows of a batch into the centres.
 
-    Parameters
-    ----------
-    stacked : float32 (n_clusters + rows, dim)
-        The centres, and the rows.
-    nearest : int64 (rows,)
+    The sums are a product with a sparse matrix, whose arrays are written again for each batch. They are added in the
+    order of scikit-learn, which decides the last bits: the weighted centre, then the rows.
     """
-    from scipy.sparse import csr_array
 
-    n_clusters = len(counts)
-    sizes = np.bincount(nearest, minlength=n_clusters)
-    bounds = np.zeros(n_clusters + 1, np.int32)
-    np.cumsum(sizes + 1, out=bounds[1:])
-    firsts, n_terms = bounds[:-1], bounds[-1]
-    # each sum begins with the rows before, as in scikit-learn: the order decides the last bits
-    columns, weights = np.empty(n_terms, np.int32), np.ones(n_terms, np.float32)
-    is_first = np.zeros(n_terms, bool)
-    is_first[firsts] = True
-    columns[firsts], weights[firsts] = np.arange(n_clusters), np.where(sizes > 0, counts, np.float32(1.0))
-    columns[~is_first] = n_clusters + np.argsort(nearest, kind="stable")
-    updated = csr_array((weights, columns, bounds), shape=(n_clusters, len(stacked))) @ stacked
-    present = sizes > 0
-    counts[present] += sizes[present].astype(np.float32)
-    updated[present] *= (np.float32(1.0) / counts[present])[:, None]
-    return np.asarray(updated)
+    def __init__(self, n_clusters: int, batch_size: int) -> None:
+        from scipy.sparse import csr_array
+
+        n_terms = n_clusters + batch_size
+        self._is_first = np.empty(n_terms, bool)
+        bounds = np.zeros(n_clusters + 1, np.int32)
+        bounds[1:] = n_terms
+        self._sums = csr_array(
+            (np.ones(n_terms, np.float32), np.zeros(n_terms, np.int32), bounds), shape=(n_clusters, n_terms)
+        )
+
+    def update(self, stacked: NDArray[np.float32], nearest: NDArray[np.int64], counts: NDArray[np.float32]) -> None:
+        """Update the centres, and `counts`, the rows of each.
+
+        Parameters
+        ----------
+        stacked : float32 (n_clusters + batch_size, dim)
+            The centres, and the rows.
+        nearest : int64 (batch_size,)
+        """
+        n_clusters = len(counts)
+        sizes = np.bincount(nearest, minlength=n_clusters)
+        np.cumsum(sizes + 1, out=self._sums.indptr[1:])
+        firsts = self._sums.indptr[:-1]
+        self._is_first[:] = False
+        self._is_first[firsts] = True
+        self._sums.indices[firsts] = np.arange(n_clusters)
+        self._sums.indices[~self._is_first] = n_clusters + np.argsort(nearest, kind="stable")
+        self._sums.data[:] = 1.0
+        self._sums.data[firsts] = np.where(sizes > 0, counts, np.float32(1.0))
+        present = sizes > 0
+        counts += sizes
+        weights = np.ones(n_clusters, np.float32)
+        np.divide(np.float32(1.0), counts, out=weights, where=present)
+        np.multiply(self._sums @ stacked, weights[:, None], out=stacked[:n_clusters])
 
 
 def _reassign(
