@@ -13,8 +13,6 @@ to is the same.
 
 from __future__ import annotations
 
-import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -38,7 +36,6 @@ __all__ = ["CopyRecord", "copy_store", "without_frames"]
 _PARALLEL_PARTS = 8
 _SMALL_BYTES = 1 << 20
 _SMALL_AHEAD = 16  # small objects prefetched per part; of large objects (up to 64 MiB) one, so 8 parts buffer 512 MiB
-_MIN_REFRESH_INTERVAL = 20.0  # as a multiple of the time that a refresh takes
 _FRAME_ARRAYS = ("frames", "frame_offsets")
 
 
@@ -167,11 +164,10 @@ def _plan(parts: Sequence[_Part], counted: Mapping[str, Segment]) -> list[_Part]
     return wanted
 
 
-def _has(there: Segment | None, wanted: Segment, commit: Commit, *, generation: int = 0) -> bool:
-    """Whether the target has a shard with the same content, no fewer windows and frames, and at least `generation`."""
+def _has(there: Segment | None, wanted: Segment, commit: Commit) -> bool:
+    """Whether the target has a shard with the same content, and no fewer windows and frames."""
     return (
         there is not None
-        and there.commit.generation >= generation
         and _is_same(there.member, wanted.member)
         and there.commit.recipe_fingerprint == commit.recipe_fingerprint
         and there.commit.frames_stored >= commit.frames_stored
@@ -201,9 +197,6 @@ class _SplitCopy:
         self._entry = entry
         self._only = only
         self._on_part = on_part
-        self._refresh_lock = threading.Lock()
-        self._next_refresh = 0.0
-        self._counted: Mapping[str, Segment] = {}
         self._reads = ThreadPoolExecutor(NETWORK_THREADS, thread_name_prefix="read")
 
     def run(self) -> CopyRecord:
@@ -216,25 +209,22 @@ class _SplitCopy:
             writer.sweep()
         for _ in range(len(parts) - len(wanted)):
             self._on_part(self._entry.path)
-        copied: list[_Part] = []
         try:
             with ThreadPoolExecutor(_PARALLEL_PARTS, thread_name_prefix="copy") as pool, self._reads:
-                copies = in_order(pool, partial(self._copy, writer), wanted, ahead=_PARALLEL_PARTS)
-                for part, is_copied in zip(wanted, copies, strict=True):
-                    copied += [part] if is_copied else []
-                    self._on_part(f"{self._entry.path}/{part.commit.part}")
+                for copied in in_order(pool, partial(self._copy, writer), wanted, ahead=_PARALLEL_PARTS):
+                    self._on_part(copied)
         finally:
             if wanted:
                 writer.sweep()
             if wanted or not writer.is_catalogued:
                 writer.write_catalogue()
-        seals = [entry for part in copied for entry in part.commit.objects.values()]
+        seals = [entry for part in wanted for entry in part.commit.objects.values()]
         return CopyRecord(
             path=address.path,
             parts=len(parts),
-            copied=len(copied),
-            there=len(parts) - len(copied),
-            replaced=sum(part.replaces_other_content for part in copied),
+            copied=len(wanted),
+            there=len(parts) - len(wanted),
+            replaced=sum(part.replaces_other_content for part in wanted),
             objects=len(seals),
             bytes=sum(entry.size for entry in seals),
         )
@@ -254,24 +244,11 @@ class _SplitCopy:
             found.append(_Part(kept, tuple(segments[name])))
         return found
 
-    def _copy(self, writer: SplitWriter, part: _Part) -> bool:
-        """Copy a part unless a concurrent run has copied it; returns whether it was copied."""
-        counted = self._refreshed(writer)
-        there = [(counted.get(each.member.shard.name), each) for each in part.segments]
-        if all(_has(present, each, part.commit, generation=part.commit.generation) for present, each in there):
-            return False
-        writer.copy_part(part.commit, self._objects_of(f"{self._entry.path}/{part.commit.part}", part.commit))
-        return True
-
-    def _refreshed(self, writer: SplitWriter) -> Mapping[str, Segment]:
-        """Current segments of the target, refreshed at intervals that keep this below a twentieth of the time."""
-        with self._refresh_lock:
-            started = time.monotonic()
-            if started >= self._next_refresh:
-                self._counted = writer.committed()
-                ended = time.monotonic()
-                self._next_refresh = ended + _MIN_REFRESH_INTERVAL * (ended - started)
-            return self._counted
+    def _copy(self, writer: SplitWriter, part: _Part) -> str:
+        """Copy a part, and return its path in the source."""
+        source = f"{self._entry.path}/{part.commit.part}"
+        writer.copy_part(part.commit, self._objects_of(source, part.commit))
+        return source
 
     def _objects_of(self, source: str, commit: Commit) -> Iterator[tuple[str, bytes]]:
         """Read the objects of a part, checked against their seals: small ones in parallel, large ones one by one."""
