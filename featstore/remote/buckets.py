@@ -19,7 +19,7 @@ from featstore.errors import RemoteError, UsageError
 from featstore.formatting import one_line, redacted
 from featstore.remote.client import (
     RETRY_SECONDS,
-    BaseRemote,
+    Remote,
     RemoteObject,
     RetryPolicy,
     hidden_cause,
@@ -132,7 +132,7 @@ def _credentials_of_boto3(url: str) -> Any:
         raise RemoteError(f"there are no credentials for {redacted(url)}: set {_CREDENTIALS['s3']}") from error
 
 
-class BucketRemote(BaseRemote):
+class BucketRemote(Remote):
     """Objects that obstore reads and writes. ``store`` is the client for objects, ``names`` the client for listings."""
 
     def __init__(
