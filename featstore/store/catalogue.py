@@ -44,7 +44,6 @@ __all__ = [
     "read_split",
     "read_splits",
     "split_address",
-    "split_commits",
     "split_paths",
     "view_of_shards",
 ]
@@ -274,11 +273,6 @@ def read_commits(objects: Objects, split_path: str, parts: Sequence[str]) -> Ite
             yield Commit.from_json(content["commit"], part=part)
         except DamagedDocument as error:
             raise damaged(objects.url, f"{split_path}/{part}", f"is damaged: {error}") from error
-
-
-def split_commits(objects: Objects, split_path: str) -> tuple[Commit, ...]:
-    """Read the commit records of a split's parts, superseded ones included, in order of name."""
-    return look_at_split(objects, split_path, read_document(objects, split_path)).commits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

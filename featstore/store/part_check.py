@@ -62,7 +62,6 @@ class VerifyReport:
 
 _SMALL_BYTES = 1 << 20
 _MAX_CACHE_BYTES = 8 << 20  # per part
-_STRINGS = ("key/c/0", "meta/c/0")
 _CHECKED_ARRAYS = ("start_seconds", "seconds", "utterance", "frame_offsets", "frames")
 
 
@@ -82,7 +81,6 @@ class PartReading:
         self._large = large
         self._cache: dict[str, bytes] = {}
         self._cache_bytes = 0
-        self._oversized: list[str] = []
         self.keys: bytes | None = None
         self._metas: bytes | None = None
         self.objects_read = 0
@@ -137,11 +135,6 @@ class PartReading:
             self.keys = data
         if name == "meta/c/0":
             self._metas = data
-        if name in _STRINGS:
-            try:
-                codecs.check_strings(data, n=self._commit.windows)
-            except ValueError as error:
-                self._oversized.append(f"{name} cannot be read: {error}")
         is_checked = name.split("/", maxsplit=1)[0] in _CHECKED_ARRAYS and not name.startswith("frames/c/")
         if is_checked and self._objects.root is None and self._cache_bytes + len(data) <= _MAX_CACHE_BYTES:
             self._cache[f"{self._where}/{name}"] = data
@@ -151,7 +144,7 @@ class PartReading:
     def contents(self) -> Iterator[Finding]:
         """Check that the arrays are consistent with each other; only a bug in the writer can violate this."""
         try:
-            problem = self._oversized[0] if self._oversized else self._wrong_contents() or self._wrong_metas()
+            problem = self._wrong_contents() or self._wrong_metas()
         except DamagedPart as error:  # no other StoreError: an unreachable server is not damage
             problem = str(error)
         if problem:
