@@ -22,7 +22,7 @@ from typing import Any, Literal
 from featstore.errors import DamagedPart, StoreError, UnknownFeatureSet
 from featstore.remote import NETWORK_THREADS
 from featstore.store.cache import sealed_object
-from featstore.store.catalogue import SplitEntry, check_root, group_names, read_commits, read_split, split_paths
+from featstore.store.catalogue import SplitEntry, check_root, group_names, read_commits, read_splits, split_paths
 from featstore.store.documents import SplitAddress
 from featstore.store.encoder_groups import copy_notes
 from featstore.store.filesystem import Objects, open_objects
@@ -97,7 +97,7 @@ def copy_store(
         raise StoreError(f"source and target are the same store: {source.url}")
     check_root(source)
     paths = split_paths(source, encoder=encoder, dataset=dataset, split=split)
-    entries = [entry for entry in (read_split(source, path) for path in paths) if entry is not None]
+    entries = list(read_splits(source, paths))
     if not entries:
         raise UnknownFeatureSet(
             f"{source.url} has no feature set {encoder or '*'}/{dataset or '*'}/{split or '*'}: "

@@ -64,7 +64,7 @@ class FeatureSet:
     @property
     def dataset(self) -> str:
         """Name of the dataset in the store, which includes the crop."""
-        return self._entry.dataset_group
+        return self.path.split("/")[1]
 
     @property
     def split(self) -> str:
@@ -111,7 +111,7 @@ class FeatureSet:
         return self._entry.path
 
     def __len__(self) -> int:
-        return self._entry.windows
+        return sum(segment.member.windows for segment in self.segments)
 
     @cached_property
     def key(self) -> NDArray[np.object_]:
@@ -183,17 +183,17 @@ class FeatureSet:
     @property
     def n_frames(self) -> int:
         """Number of frames of all windows, stored or not."""
-        return self._entry.frames
+        return sum(segment.member.frames for segment in self.segments)
 
     @property
     def audio_seconds(self) -> float:
         """Seconds of audio."""
-        return self._entry.audio_seconds
+        return sum(segment.member.audio_seconds for segment in self.segments)
 
     @property
     def n_clips(self) -> int:
         """Number of clips."""
-        return self._entry.clips
+        return sum(segment.member.clips for segment in self.segments)
 
     @property
     def skipped(self) -> tuple[SkippedClip, ...]:
@@ -203,7 +203,7 @@ class FeatureSet:
     @property
     def has_frames(self) -> bool:
         """Whether frames are stored."""
-        return self._entry.has_frames
+        return all(segment.commit.frames_stored for segment in self.segments)
 
     @cached_property
     def frames(self) -> Frames:

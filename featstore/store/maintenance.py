@@ -101,7 +101,7 @@ def compact_store(url: str, *, part_bytes: int) -> tuple[CompactRecord, ...]:
     objects = open_objects(url)
     check_root(objects)
     records = []
-    for entry in read_splits(objects):
+    for entry in read_splits(objects, split_paths(objects)):
         groups = [group for group in _groups(entry, part_bytes) if len({each.commit.part for each in group}) > 1]
         if not groups:
             continue
