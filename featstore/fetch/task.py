@@ -8,14 +8,15 @@ import threading
 import zipfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from featstore.errors import FetchError, UsageError
 from featstore.fetch.download import Connection, RemoteFile, download, file_bytes, matches_record, parse_record
 from featstore.files import replacing, write_whole
 from featstore.formatting import spoken_bytes
+from featstore.records import JsonRecord
 
 if TYPE_CHECKING:
     from featstore.tasks import Manifest
@@ -91,7 +92,7 @@ class Unwatched:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FetchRecord:
+class FetchRecord(JsonRecord):
     """Result of downloading a task. ``files`` are those of the record; ``reused`` were complete before."""
 
     task: str
@@ -102,10 +103,6 @@ class FetchRecord:
     reused: tuple[str, ...]
     shards: tuple[str, ...]
     bytes_downloaded: int
-
-    def as_json(self) -> dict[str, Any]:
-        """The record as plain JSON."""
-        return asdict(self)
 
 
 def fetch_task(

@@ -15,11 +15,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 from featstore.errors import DamagedPart, StoreError, UnknownFeatureSet
+from featstore.records import JsonRecord
 from featstore.remote import NETWORK_THREADS
 from featstore.store.cache import sealed_object
 from featstore.store.catalogue import SplitEntry, check_root, group_names, read_commits, read_splits, split_paths
@@ -40,7 +41,7 @@ _FRAME_ARRAYS = ("frames", "frame_offsets")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CopyRecord:
+class CopyRecord(JsonRecord):
     """Result of copying one feature set to ``path`` of the target.
 
     ``there`` is the number of parts that the target already had; ``replaced`` of the copied parts replaced parts with
@@ -54,10 +55,6 @@ class CopyRecord:
     replaced: int
     objects: int
     bytes: int
-
-    def as_json(self) -> dict[str, Any]:
-        """Plain JSON."""
-        return asdict(self)
 
 
 def copy_store(

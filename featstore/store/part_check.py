@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from featstore.clip_json import parse_clip_json
 from featstore.errors import DamagedPart
+from featstore.records import JsonRecord
 from featstore.store import codecs
 from featstore.store.arrays import Rows, open_rows
 from featstore.store.filesystem import Objects
@@ -36,7 +37,7 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class VerifyReport:
+class VerifyReport(JsonRecord):
     """Result of a verification."""
 
     url: str
@@ -54,10 +55,6 @@ class VerifyReport:
     def repairable(self) -> bool:
         """Whether a repair would change anything."""
         return any(finding.remedy != "none" and not finding.repaired for finding in self.findings)
-
-    def as_json(self) -> dict[str, Any]:
-        """Plain JSON."""
-        return asdict(self)
 
 
 _SMALL_BYTES = 1 << 20
