@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,12 +13,13 @@ import numpy as np
 from featstore.clip_json import parse_clip_json
 from featstore.errors import DamagedPart
 from featstore.records import JsonRecord
+from featstore.remote import Remote
 from featstore.store import codecs
 from featstore.store.arrays import Rows, open_rows
 from featstore.store.filesystem import Objects
 from featstore.store.format import GROUP_DOCUMENT, HEARTBEAT, Commit
-from featstore.store.layout import ArrayLayout, parse_layout
-from featstore.store.remote_arrays import RangedRows, Ranges
+from featstore.store.layout import parse_layout
+from featstore.store.remote_arrays import RangedRows
 
 __all__ = ["Finding", "PartReading", "Remedy", "VerifyReport"]
 
@@ -194,33 +195,18 @@ class PartReading:
 
     def _rows(self, name: str) -> Rows:
         path = f"{self._where}/{name}"
-        remote: Ranges | None = getattr(self._objects, "remote", None)
+        remote: Remote | None = getattr(self._objects, "remote", None)
         document = self._cache.get(f"{path}/{GROUP_DOCUMENT}")
-        layout = None if document is None else self._layout(document)
+        layout = None
+        if document is not None:
+            with contextlib.suppress(ValueError):  # `open_rows` reports the problem
+                layout = parse_layout(document)
         if remote is None or layout is None:
             return open_rows(self._objects, path)
+
+        def get_range(key: str, start: int, stop: int) -> bytes:
+            data = self._cache.get(key)
+            return remote.get_range(key, start, stop) if data is None else data[start:stop]
+
         sizes = {key: entry.size for key, entry in self._commit.objects.items()}
-        return RangedRows(_CachedRanges(remote, self._cache), path, layout, lambda key: sizes.get(f"{name}/{key}", 0))
-
-    @staticmethod
-    def _layout(document: bytes) -> ArrayLayout | None:
-        try:
-            return parse_layout(document)
-        except ValueError:
-            return None  # `open_rows` reports the problem
-
-
-@dataclass(frozen=True, slots=True)
-class _CachedRanges:
-    """Byte ranges of remote objects; cached objects are not requested."""
-
-    remote: Ranges
-    cache: Mapping[str, bytes]
-
-    @property
-    def url(self) -> str:
-        return self.remote.url
-
-    def get_range(self, key: str, start: int, stop: int) -> bytes:
-        data = self.cache.get(key)
-        return self.remote.get_range(key, start, stop) if data is None else data[start:stop]
+        return RangedRows(remote.url, path, layout, get_range, lambda key: sizes.get(f"{name}/{key}", 0))
