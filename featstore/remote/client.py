@@ -13,6 +13,7 @@ from featstore.formatting import redacted
 from featstore.remote.limits import MOST_BYTES
 
 __all__ = [
+    "ENDPOINTS",
     "NETWORK_THREADS",
     "RETRY_SECONDS",
     "Remote",
@@ -28,8 +29,12 @@ __all__ = [
 RETRY_SECONDS = 240.0  # a request is retried for at most this long
 NETWORK_THREADS = 32  # requests in flight: enough to hide latency, and acceptable to servers
 _WEB = ("http", "https")
-_ENDPOINTS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT", "GOOGLE_BASE_URL", "AZURE_STORAGE_ENDPOINT",
-              "AZURE_ENDPOINT", "HF_ENDPOINT")  # fmt: skip
+ENDPOINTS = {
+    "s3": ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT"),
+    "gs": ("GOOGLE_BASE_URL",),
+    "az": ("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT"),
+    "hf": ("HF_ENDPOINT",),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,7 +173,8 @@ def identity_of(url: str) -> str:
     """Hash a location: the URL without user and password, and the endpoints that the environment names."""
     scheme, _, rest = url.rstrip("/").partition("://")
     authority, slash, path = rest.partition("/")
-    named = [f"{name}={os.environ[name]}" for name in _ENDPOINTS if os.environ.get(name)] if scheme not in _WEB else []
+    names = [name for names in ENDPOINTS.values() for name in names if scheme not in _WEB and os.environ.get(name)]
+    named = [f"{name}={os.environ[name]}" for name in names]
     place = "\n".join([f"{scheme}://{authority.rpartition('@')[2]}{slash}{path}", *named])
     return hashlib.sha256(place.encode(errors="surrogatepass")).hexdigest()
 
