@@ -66,7 +66,10 @@ def is_abandoned(objects: Objects, path: str, *, clock: Callable[[], float | Non
     except (DamagedPart, DamagedDocument):
         return False  # `verify --repair` handles the damage
     alive = _is_alive(writer)
-    return not alive if alive is not None else _is_silent(objects, path, clock())
+    if alive is not None:
+        return not alive
+    now, last = clock(), objects.last_change(path)
+    return now is not None and last is not None and now - last > SILENCE_SECONDS
 
 
 def _is_alive(writer: Writing) -> bool | None:
@@ -85,11 +88,6 @@ def _is_alive(writer: Writing) -> bool | None:
         return True  # another user's process, whose start time may be hidden
     started = _process_started(writer.pid)
     return started is None or writer.process_started is None or started == writer.process_started
-
-
-def _is_silent(objects: Objects, path: str, now: float | None) -> bool:
-    last = objects.last_change(path)
-    return now is not None and last is not None and now - last > SILENCE_SECONDS
 
 
 def _boot_id() -> str | None:

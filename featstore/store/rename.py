@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 from featstore.errors import DamagedPart, StoreError, UnknownFeatureSet, UsageError
 from featstore.files import fsync_folder
@@ -90,14 +89,10 @@ def rename_encoder(url: str, old: str, new: str) -> tuple[RenameRecord, ...]:
             )
     with write_errors_explained(objects):
         for each in renamed:
-            _rename(root, each)
+            confined(root, each.before).rename(confined(root, each.after))
+            fsync_folder(root)
             logger.info("%s is now %s", each.before, each.after)
     return renamed
-
-
-def _rename(root: Path, names: RenameRecord) -> None:
-    confined(root, names.before).rename(confined(root, names.after))
-    fsync_folder(root)
 
 
 def _recipes_of(objects: Objects, old: str) -> tuple[Recipe, ...]:
