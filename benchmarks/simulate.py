@@ -24,7 +24,6 @@ from benchmarks.scale import OwnMemory
 from benchmarks.table import figure
 from featstore.records import Recipe
 from featstore.store import FORMAT_VERSION, Commit, Member, ShardIdentity, WindowBlock, open_split_writer
-from featstore.store.catalogue import SplitEntry
 from featstore.store.documents import SplitAddress
 from featstore.store.filesystem import LocalObjects
 from featstore.store.format import counted_segments, seal, unseal
@@ -266,8 +265,8 @@ def measure_document(*, n_commits: int) -> dict[str, float]:
         began = time.perf_counter()
         content = unseal(document) or {}
         segments = counted_segments(Commit.from_json(raw) for raw in content["catalogue"])
-        entry = SplitEntry(address=SplitAddress.from_document(content, path=where.path), segments=segments)
-        windows = entry.windows
+        SplitAddress.from_document(content, path=where.path)
+        windows = sum(segment.member.windows for segment in segments)
         read = time.perf_counter() - began
     if windows != len(segments) * CLIPS_PER_SHARD:
         raise ValueError(f"{len(segments)} shards hold {windows} windows")
@@ -275,20 +274,20 @@ def measure_document(*, n_commits: int) -> dict[str, float]:
 
 
 def measure_planning(*, n_commits: int, per_split: int) -> dict[str, float]:
-    where, make, plan, clips, splits = address(), 0.0, 0.0, 0, 0
+    make, plan, clips, splits = 0.0, 0.0, 0, 0
     with OwnMemory() as own:
         for first in range(0, n_commits, per_split):
             until = min(first + per_split, n_commits)
             began = time.perf_counter()
             records = list(commits(first, until))
             made = time.perf_counter()
-            entry = SplitEntry(address=where, segments=counted_segments(records))
-            found = entry.windows, entry.clips, entry.frames, entry.audio_seconds, entry.has_frames
+            members = [segment.member for segment in counted_segments(records)]
+            windows = sum(member.windows for member in members)
             plan += time.perf_counter() - made
             make += made - began
-            if found[0] != (until - first) * CLIPS_PER_SHARD:
-                raise ValueError(f"{until - first} shards hold {found[0]} windows")
-            clips, splits = clips + found[1], splits + 1
+            if windows != (until - first) * CLIPS_PER_SHARD:
+                raise ValueError(f"{until - first} shards hold {windows} windows")
+            clips, splits = clips + sum(member.clips for member in members), splits + 1
     return {"make": make, "plan": plan, "own": own.bytes, "clips": clips, "splits": splits}
 
 

@@ -25,6 +25,7 @@ __all__ = [
     "BrokenShard",
     "ExtractFailure",
     "ExtractRecord",
+    "JsonRecord",
     "NamedBy",
     "Protocol",
     "Recipe",
@@ -255,6 +256,15 @@ def _without_paths(value: Any) -> Any:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class JsonRecord:
+    """A record that commands print with ``--json``."""
+
+    def as_json(self) -> dict[str, Any]:
+        """The record as plain JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SkippedClip:
     """A skipped clip and the reason. ``seconds`` is the stated duration of a clip that is too long, else None."""
 
@@ -273,7 +283,7 @@ class BrokenShard:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ExtractFailure:
+class ExtractFailure(JsonRecord):
     """A task that was not completely extracted. ``error`` is the class of the error, empty if the task was not run.
 
     ``exit_code`` is the exit code of the command if there is no other failure.
@@ -284,13 +294,9 @@ class ExtractFailure:
     message: str
     exit_code: int = 1
 
-    def as_json(self) -> dict[str, Any]:
-        """The record as plain JSON."""
-        return asdict(self)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ExtractRecord:
+class ExtractRecord(JsonRecord):
     """Result of extracting one dataset split.
 
     Attributes
@@ -352,10 +358,6 @@ class ExtractRecord:
     broken: tuple[BrokenShard, ...] = ()
     unnamed: tuple[str, ...] = ()
     changed: tuple[str, ...] = ()
-
-    def as_json(self) -> dict[str, Any]:
-        """The record as plain JSON."""
-        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

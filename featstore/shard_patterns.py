@@ -26,104 +26,55 @@ class PatternError(ValueError):
     """A pattern is invalid; the message is a predicate, such as ``must have balanced braces``."""
 
 
-def expand_braces(pattern: str) -> Iterator[str]:
-    """Yield the names that a brace pattern expands to, in the order of bash. A pattern without braces yields itself.
+def expand_braces(pattern: str) -> list[str]:
+    """Return the names that a brace pattern expands to, in the order of bash. A pattern without braces is one name.
 
-    >>> list(expand_braces("{a,b{1..2}}-{08..10}.tar"))[:4]
+    >>> expand_braces("{a,b{1..2}}-{08..10}.tar")[:4]
     ['a-08.tar', 'a-09.tar', 'a-10.tar', 'b1-08.tar']
 
     Raises
     ------
     PatternError
-        Braces are unbalanced or nested too deeply, or the pattern expands to more than 100,000 names. It is raised
-        before the first name is yielded.
+        Braces are unbalanced or nested too deeply, or the pattern expands to more than 100,000 names.
     """
-    parsed = _parse(pattern, depth=0)
-    count, characters = parsed.extent()
-    if count > MAX_ALTERNATIVES or characters > MAX_CHARACTERS:
-        raise PatternError(
-            f"must expand to at most {MAX_ALTERNATIVES:,} names with {MAX_CHARACTERS:,} characters in total, and "
-            f"expands to {f'{count:,}' if count < 10**18 else 'far more'}: use a glob such as 'train-*.tar'"
-        )
-    return iter(parsed)
+    return _expand(pattern, depth=0)
 
 
-@dataclass(frozen=True, slots=True)
-class _Names:
-    """A sequence of plain names."""
-
-    names: Sequence[str]
-
-    def extent(self) -> tuple[int, int]:
-        return len(self.names), sum(map(len, self.names))
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.names)
-
-
-@dataclass(frozen=True, slots=True)
-class _Numbers:
-    """The numbers of ``{08..10}``, zero-padded if an end has leading zeros."""
-
-    numbers: range
-    width: int
-
-    def extent(self) -> tuple[int, int]:
-        longest = max(len(str(self.numbers[0])), len(str(self.numbers[-1])), self.width)
-        return len(self.numbers), len(self.numbers) * longest
-
-    def __iter__(self) -> Iterator[str]:
-        return (f"{number:0{self.width}d}" for number in self.numbers)
-
-
-@dataclass(frozen=True, slots=True)
-class _AnyOf:
-    """The alternatives of ``{a,b}``."""
-
-    each: Sequence[_All]
-
-    def extent(self) -> tuple[int, int]:
-        counts, characters = zip(*(one.extent() for one in self.each), strict=True)
-        return sum(counts), sum(characters)
-
-    def __iter__(self) -> Iterator[str]:
-        return (name for one in self.each for name in one)
-
-
-@dataclass(frozen=True, slots=True)
-class _All:
-    """The concatenations of the names of all pieces: their Cartesian product."""
-
-    pieces: Sequence[_Names | _Numbers | _AnyOf | _All]
-
-    def extent(self) -> tuple[int, int]:
-        count, characters = 1, 0
-        for piece in self.pieces:
-            n, of_piece = piece.extent()
-            count, characters = count * n, characters * n + count * of_piece
-        return count, characters
-
-    def __iter__(self) -> Iterator[str]:
-        # `product` stores the names of each piece; `expand_braces` has checked the size of the result
-        return map("".join, product(*self.pieces))
-
-
-def _parse(pattern: str, *, depth: int) -> _All:
+def _expand(pattern: str, *, depth: int) -> list[str]:
     if depth > MAX_NESTED:
         raise PatternError(f"must have braces at most {MAX_NESTED} deep")
-    pieces: list[_Names | _Numbers | _AnyOf | _All] = []
+    pieces: list[list[str]] = []
+    count, characters = 1, 0
+    for piece in _pieces(pattern, depth=depth):
+        pieces.append(piece)
+        count, characters = count * len(piece), characters * len(piece) + count * sum(map(len, piece))
+        _require_few(count, characters)
+    return list(map("".join, product(*pieces)))
+
+
+def _require_few(count: int, characters: int) -> None:
+    if count > MAX_ALTERNATIVES or characters > MAX_CHARACTERS:
+        raise PatternError(
+            f"must expand to at most {MAX_ALTERNATIVES:,} names with {MAX_CHARACTERS:,} characters in total: "
+            "use a glob such as 'train-*.tar'"
+        )
+
+
+def _pieces(pattern: str, *, depth: int) -> Iterator[list[str]]:
+    """Yield the names of each part of a pattern, between braces and in them."""
     at = 0
     while (start := pattern.find("{", at)) >= 0:
         end = _closing(pattern, start)
-        pieces += [_literal(pattern[at:start]), _expression(pattern[start + 1 : end], depth=depth + 1)]
+        yield _literal(pattern[at:start])
+        yield _expression(pattern[start + 1 : end], depth=depth + 1)
         at = end + 1
-    return _All([*pieces, _literal(pattern[at:])])
+    yield _literal(pattern[at:])
 
 
-def _literal(text: str) -> _Names:
+def _literal(text: str) -> list[str]:
     if "}" in text:
         raise PatternError(_UNBALANCED)
-    return _Names((text,))
+    return [text]
 
 
 def _closing(pattern: str, at: int) -> int:
@@ -136,20 +87,25 @@ def _closing(pattern: str, at: int) -> int:
     raise PatternError(_UNBALANCED)
 
 
-def _expression(inner: str, *, depth: int) -> _Names | _Numbers | _AnyOf | _All:
-    """Parse the text between two braces: a range, alternatives, or neither, in which case the braces are kept."""
+def _expression(inner: str, *, depth: int) -> list[str]:
+    """Expand the text between two braces: a range, alternatives, or neither, in which case the braces are kept."""
     if found := _NUMBERS.fullmatch(inner):
-        first, last = int(found[1]), int(found[2])
         padded = any(text.startswith(("0", "-0")) and text not in ("0", "-0") for text in found.groups()[:2])
         width = max(len(found[1]), len(found[2])) if padded else 0
-        return _Numbers(_steps(first, last, int(found[3] or 1) or 1), width)
+        numbers = _steps(int(found[1]), int(found[2]), int(found[3] or 1) or 1)
+        _require_few(len(numbers), 0)
+        return [f"{number:0{width}d}" for number in numbers]
     if found := _LETTER_RANGE.fullmatch(inner):
         steps = _steps(_LETTERS.index(found[1]), _LETTERS.index(found[2]), int(found[3] or 1) or 1)
-        return _Names([_LETTERS[number] for number in steps])
+        return [_LETTERS[number] for number in steps]
     parts = _split_at_commas(inner)
-    if len(parts) > 1:
-        return _AnyOf([_parse(part, depth=depth) for part in parts])
-    return _All([_Names(("{",)), _parse(inner, depth=depth), _Names(("}",))])
+    if len(parts) == 1:
+        return [f"{{{name}}}" for name in _expand(inner, depth=depth)]
+    names: list[str] = []
+    for part in parts:
+        names += _expand(part, depth=depth)
+        _require_few(len(names), 0)
+    return names
 
 
 def _steps(first: int, last: int, step: int) -> range:

@@ -13,23 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
-import urllib3
-from urllib3.exceptions import HTTPError
-from urllib3.util import Retry, Timeout
-
-from featstore.errors import FetchError
+from featstore.errors import FetchError, missing_extra
 from featstore.formatting import one_line, redacted
 
-__all__ = [
-    "Connection",
-    "ConnectionBroke",
-    "RangeRefused",
-    "RemoteFile",
-    "Stream",
-    "download",
-    "matches_record",
-    "parse_record",
-]
+try:
+    import urllib3
+    from urllib3.exceptions import HTTPError
+    from urllib3.util import Retry, Timeout
+except ModuleNotFoundError as error:
+    raise missing_extra("`featstore fetch`", error, "fetch") from error
+
+__all__ = ["Connection", "RemoteFile", "download", "file_bytes", "matches_record", "parse_record"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,20 +87,15 @@ CHUNK_BYTES = 1 << 20
 RETRY_STATUSES = (429, 500, 502, 503, 504)
 
 
-class ConnectionBroke(Exception):
-    """A download was interrupted. Received bytes are kept, and the rest is requested again."""
+class _ConnectionBroke(Exception):
+    """A download was interrupted. Received bytes are kept, and the rest is requested again.
 
+    With `start_again`, the server cannot resume from there: the complete file is requested again.
+    """
 
-class RangeRefused(ConnectionBroke):
-    """The server cannot resume from the requested position: the complete file is requested again."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stream:
-    """Bytes of a file from ``start`` on. ``start`` is 0 if the server ignores the requested range."""
-
-    start: int
-    chunks: Iterator[bytes]
+    def __init__(self, why: str, *, start_again: bool = False) -> None:
+        super().__init__(why)
+        self.start_again = start_again
 
 
 class Connection:
@@ -147,31 +136,26 @@ class Connection:
         return bytes(body)
 
     @contextmanager
-    def stream(self, url: str, *, start: int) -> Iterator[Stream]:
-        """Open a file from byte `start` on.
+    def stream(self, url: str, *, start: int) -> Iterator[tuple[int, Iterator[bytes]]]:
+        """Open a file from byte `start` on, or from byte 0 if the server ignores ranges; yields that byte and chunks.
 
-        Raises
-        ------
-        ConnectionBroke
-            The server cannot be reached, or the connection is lost.
-        FetchError
-            The server has no such file, or refuses the request.
+        Raises FetchError if the server has no such file, or refuses the request.
         """
         headers = {"Range": f"bytes={start}-"} if start else {}
         try:
             answer = self._pool.request("GET", url, headers=headers, preload_content=False, enforce_content_length=True)
         except HTTPError as error:
-            raise ConnectionBroke(one_line(error, most=200)) from error
+            raise _ConnectionBroke(one_line(error, most=200)) from error
         try:
             if answer.status in RETRY_STATUSES:
-                raise ConnectionBroke(f"the server answers {answer.status}")
+                raise _ConnectionBroke(f"the server answers {answer.status}")
             if answer.status not in (200, 206, 416):
                 raise FetchError(f"{redacted(url)} answers {answer.status} {answer.reason or ''}".rstrip())
             # A server that ignores the range sends the complete file. If it rejects the range, request all of it.
             resumed = answer.status == 206 and answer.headers.get("Content-Range", "").startswith(f"bytes {start}-")
             if answer.status == 416 or (answer.status == 206 and not resumed):
-                raise RangeRefused("the server cannot resume the file")
-            yield Stream(start=start if resumed else 0, chunks=_chunks(answer))
+                raise _ConnectionBroke("the server cannot resume the file", start_again=True)
+            yield start if resumed else 0, _chunks(answer)
         finally:
             answer.close()
 
@@ -180,7 +164,7 @@ def _chunks(answer: urllib3.BaseHTTPResponse) -> Iterator[bytes]:
     try:
         yield from answer.stream(CHUNK_BYTES, decode_content=False)
     except (HTTPError, OSError) as error:
-        raise ConnectionBroke(one_line(error, most=200)) from error
+        raise _ConnectionBroke(one_line(error, most=200)) from error
 
 
 MAX_FAILURES = 6
@@ -229,32 +213,37 @@ def download(
     partial = path.with_name(f".{path.name}.part")
     path.parent.mkdir(parents=True, exist_ok=True)
     received = failures = mismatches = 0
-    furthest = _size(partial)
+    furthest = file_bytes(partial)
     on_bytes(furthest)
+
+    def on_received(n_bytes: int) -> None:
+        nonlocal received
+        received += n_bytes
+        on_bytes(n_bytes)
+
+    def discard() -> None:
+        on_bytes(-file_bytes(partial))
+        partial.unlink(missing_ok=True)
+
     while not stopped():
-        if _size(partial) > file.size:
-            on_bytes(-_delete(partial))
+        if file_bytes(partial) > file.size:
+            discard()
         try:
-            new = (
-                _resume(connection, file, partial, on_bytes=on_bytes, stopped=stopped)
-                if _is_incomplete(partial, file)
-                else 0
-            )
-        except _Interrupted as interruption:
-            received += interruption.received
-            reached = _size(partial)
+            if not partial.exists() or file_bytes(partial) < file.size:
+                _resume(connection, file, partial, on_received=on_received, on_bytes=on_bytes, stopped=stopped)
+        except _ConnectionBroke as error:
+            reached = file_bytes(partial)
             failures = 0 if reached > furthest else failures + 1
             furthest = max(furthest, reached)
             if failures >= MAX_FAILURES:
                 raise FetchError(
-                    f"{file.name}: {interruption.why}; {failures} consecutive failures without progress. "
+                    f"{file.name}: {error}; {failures} consecutive failures without progress. "
                     "Run the same command again to resume"
-                ) from interruption
-            if interruption.start_again:
-                on_bytes(-_delete(partial))
+                ) from error
+            if error.start_again:
+                discard()
             time.sleep(min(60.0, backoff_seconds * 2**failures))
             continue
-        received += new
         if stopped():
             break
         if matches_record(partial, file):
@@ -263,18 +252,10 @@ def download(
             partial.replace(path)
             return received
         mismatches += 1
-        on_bytes(-_delete(partial))
+        discard()
         if mismatches >= MAX_MISMATCHES:
             raise FetchError(f"{file.name}: {redacted(file.url)} does not match its record (size or MD5 differs)")
     return received
-
-
-class _Interrupted(Exception):
-    """A connection was lost after `received` bytes."""
-
-    def __init__(self, why: str, *, received: int, start_again: bool) -> None:
-        super().__init__(why)
-        self.why, self.received, self.start_again = why, received, start_again
 
 
 def _resume(
@@ -282,40 +263,26 @@ def _resume(
     file: RemoteFile,
     partial: Path,
     *,
+    on_received: Callable[[int], None],
     on_bytes: Callable[[int], None],
     stopped: Callable[[], bool],
-) -> int:
-    """Download the rest of a file, or all of it if the server ignores ranges. Returns the received bytes."""
-    start, received = _size(partial), 0
-    try:
-        with connection.stream(file.url, start=start) as stream:
-            if stream.start != start:
-                on_bytes(-start)
-            with partial.open("r+b" if stream.start else "wb") as out:
-                out.seek(stream.start)
-                for chunk in stream.chunks:
-                    if stopped() or stream.start + received > file.size:
-                        break
-                    out.write(chunk)
-                    received += len(chunk)
-                    on_bytes(len(chunk))
-    except ConnectionBroke as error:
-        raise _Interrupted(str(error), received=received, start_again=isinstance(error, RangeRefused)) from error
-    if _is_incomplete(partial, file) and not stopped():
-        raise _Interrupted("the response ended early", received=received, start_again=False)
-    return received
+) -> None:
+    """Download the rest of a file, or all of it if the server ignores ranges."""
+    present = file_bytes(partial)
+    with connection.stream(file.url, start=present) as (start, chunks):
+        if start != present:
+            on_bytes(-present)
+        with partial.open("r+b" if start else "wb") as out:
+            out.seek(start)
+            for chunk in chunks:
+                if stopped() or out.tell() > file.size:
+                    break
+                out.write(chunk)
+                on_received(len(chunk))
+    if file_bytes(partial) < file.size and not stopped():
+        raise _ConnectionBroke("the response ended early")
 
 
-def _is_incomplete(partial: Path, file: RemoteFile) -> bool:
-    return not partial.exists() or _size(partial) < file.size
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
-
-
-def _delete(path: Path) -> int:
-    """Delete a file, and return its size."""
-    size = _size(path)
-    path.unlink(missing_ok=True)
-    return size
+def file_bytes(path: Path) -> int:
+    """Size of a file, 0 if it does not exist."""
+    return path.stat().st_size if path.is_file() else 0

@@ -8,17 +8,17 @@ import threading
 import zipfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from featstore.errors import FetchError, UsageError, missing_extra
-from featstore.fetch.download import RemoteFile, download, matches_record, parse_record
+from featstore.errors import FetchError, UsageError
+from featstore.fetch.download import Connection, RemoteFile, download, file_bytes, matches_record, parse_record
 from featstore.files import replacing, write_whole
 from featstore.formatting import spoken_bytes
+from featstore.records import JsonRecord
 
 if TYPE_CHECKING:
-    from featstore.fetch.download import Connection
     from featstore.tasks import Manifest
 
 __all__ = ["ZENODO", "FetchRecord", "Unwatched", "Watcher", "fetch_task", "unpack_tars"]
@@ -92,7 +92,7 @@ class Unwatched:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FetchRecord:
+class FetchRecord(JsonRecord):
     """Result of downloading a task. ``files`` are those of the record; ``reused`` were complete before."""
 
     task: str
@@ -103,10 +103,6 @@ class FetchRecord:
     reused: tuple[str, ...]
     shards: tuple[str, ...]
     bytes_downloaded: int
-
-    def as_json(self) -> dict[str, Any]:
-        """The record as plain JSON."""
-        return asdict(self)
 
 
 def fetch_task(
@@ -136,11 +132,6 @@ def fetch_task(
         raise UsageError(
             f"task {manifest.name} {why}: its shards cannot be fetched; put them in {data_dir / manifest.data.dataset}"
         )
-    try:
-        from featstore.fetch.download import Connection
-    except ModuleNotFoundError as error:
-        raise missing_extra("`featstore fetch`", error, "fetch") from error
-
     connection = Connection(n_connections=jobs, backoff_seconds=backoff_seconds, timeout_seconds=TIMEOUT_SECONDS)
     url = f"{base_url.rstrip('/')}/api/records/{manifest.data.zenodo}"
     files = parse_record(connection.get(url), where=url)
@@ -192,7 +183,7 @@ class _Fetch:
     def _check_free_space(self, missing: Sequence[RemoteFile]) -> None:
         """Raise FetchError if the disk is too small. A zip needs its size twice, until its tars are extracted."""
         needed = sum(file.size * (2 if file.is_archive else 1) for file in missing)
-        needed -= sum(_size(self._folder / f".{file.name}.part") for file in missing)
+        needed -= sum(file_bytes(self._folder / f".{file.name}.part") for file in missing)
         free = shutil.disk_usage(self._folder).free
         if needed > free:
             raise FetchError(
@@ -236,7 +227,7 @@ class _Receipts:
 
     def has(self, file: RemoteFile) -> bool:
         tars = self._tars_by_md5.get(file.md5)
-        return bool(tars) and all(_size(self._path.with_name(name)) == size for name, size in (tars or {}).items())
+        return bool(tars) and all(file_bytes(self._path.with_name(name)) == size for name, size in (tars or {}).items())
 
     def shards_of(self, file: RemoteFile) -> tuple[str, ...]:
         return tuple(self._tars_by_md5.get(file.md5, {}))
@@ -245,7 +236,3 @@ class _Receipts:
         with self._lock:
             self._tars_by_md5[file.md5] = dict(tars)
             write_whole(self._path, json.dumps(self._tars_by_md5, indent=1, sort_keys=True) + "\n")
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.is_file() else 0

@@ -1,6 +1,6 @@
 """Objects at URLs: buckets, web servers and repositories of the Hugging Face Hub.
 
-The protocol `Remote` has two implementations:
+The base class `Remote` has two implementations:
 
 - **obstore** (Rust's object_store) serves ``s3://``, ``gs://`` and ``az://``, and reads ``http(s)://``. It is one wheel
   without dependencies. It sends one request per operation, reads ranges in parallel, retries with backoff, takes

@@ -18,8 +18,9 @@ from urllib.parse import unquote_to_bytes, urlsplit
 from featstore.errors import RemoteError, UsageError
 from featstore.formatting import one_line, redacted
 from featstore.remote.client import (
+    ENDPOINTS,
     RETRY_SECONDS,
-    BaseRemote,
+    Remote,
     RemoteObject,
     RetryPolicy,
     hidden_cause,
@@ -45,11 +46,6 @@ _CREDENTIALS = {
     "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; AWS_SKIP_SIGNATURE=true for a public bucket",
     "gs": "GOOGLE_APPLICATION_CREDENTIALS; GOOGLE_SKIP_SIGNATURE=true for a public bucket",
     "az": "AZURE_STORAGE_ACCOUNT_NAME with AZURE_STORAGE_ACCOUNT_KEY or AZURE_STORAGE_SAS_KEY",
-}
-_ENDPOINTS = {
-    "s3": ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT"),
-    "gs": ("GOOGLE_BASE_URL",),
-    "az": ("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT"),
 }
 
 
@@ -102,7 +98,7 @@ def _client_options(policy: RetryPolicy, longest: timedelta) -> dict[str, Any]:
 
 def _check_endpoint(kind: str) -> None:
     """Raise UsageError for an endpoint without a scheme: the client's own message would be a page long."""
-    for name in _ENDPOINTS[kind]:
+    for name in ENDPOINTS[kind]:
         parts = urlsplit(text := os.environ.get(name) or "http://localhost")
         if parts.scheme not in ("http", "https") or not parts.netloc:
             raise UsageError(f"{name} must be a URL such as http://localhost:9000: got {redacted(text)!r}")
@@ -132,7 +128,7 @@ def _credentials_of_boto3(url: str) -> Any:
         raise RemoteError(f"there are no credentials for {redacted(url)}: set {_CREDENTIALS['s3']}") from error
 
 
-class BucketRemote(BaseRemote):
+class BucketRemote(Remote):
     """Objects that obstore reads and writes. ``store`` is the client for objects, ``names`` the client for listings."""
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The protocol `Remote`, and the base class of its implementations."""
+"""`Remote`, the base class of the clients: hides credentials in the URL, and checks the sizes of responses."""
 
 from __future__ import annotations
 
@@ -7,16 +7,15 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
 
 from featstore.errors import RemoteError, UsageError, missing_extra
 from featstore.formatting import redacted
 from featstore.remote.limits import MOST_BYTES
 
 __all__ = [
+    "ENDPOINTS",
     "NETWORK_THREADS",
     "RETRY_SECONDS",
-    "BaseRemote",
     "Remote",
     "RemoteObject",
     "RetryPolicy",
@@ -30,8 +29,12 @@ __all__ = [
 RETRY_SECONDS = 240.0  # a request is retried for at most this long
 NETWORK_THREADS = 32  # requests in flight: enough to hide latency, and acceptable to servers
 _WEB = ("http", "https")
-_ENDPOINTS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT", "GOOGLE_BASE_URL", "AZURE_STORAGE_ENDPOINT",
-              "AZURE_ENDPOINT", "HF_ENDPOINT")  # fmt: skip
+ENDPOINTS = {
+    "s3": ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT"),
+    "gs": ("GOOGLE_BASE_URL",),
+    "az": ("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT"),
+    "hf": ("HF_ENDPOINT",),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,70 +68,37 @@ class RetryPolicy:
         )
 
 
-class Remote(Protocol):
+class Remote(ABC):
     """Objects with slash-separated keys below a URL. All failures except a missing object raise RemoteError."""
-
-    @property
-    def url(self) -> str:
-        """The user's URL without credentials: for display, not for opening."""
-
-    @property
-    def identity(self) -> str:
-        """A hash that identifies the location, even where `url` hides parts of it."""
-
-    def get(self, key: str, *, most_bytes: int | None = None) -> bytes | None:
-        """Return an object's content, or None if there is no such object.
-
-        With `most_bytes`, at most `most_bytes` + 1 bytes are returned; the extra byte shows that the object is larger.
-        Without it, an object larger than `MOST_BYTES` raises RemoteError.
-        """
-
-    def get_range(self, key: str, start: int, stop: int, *, etag: str | None = None) -> bytes:
-        """Return bytes [start, stop) of an object. Raises RemoteError if it is missing or its etag differs."""
-
-    def put(self, key: str, data: bytes) -> None:
-        """Put an object in one request, atomically."""
-
-    def head(self, key: str) -> RemoteObject | None:
-        """Return an object's metadata, or None if there is no such object."""
-
-    def children(self, prefix: str) -> tuple[str, ...]:
-        """Return the names directly under `prefix`, sorted."""
-
-    def objects(self, prefix: str) -> Iterator[RemoteObject]:
-        """Yield all objects under `prefix`, with keys relative to the URL."""
-
-    def delete(self, keys: Iterable[str]) -> None:
-        """Delete objects; missing ones are ignored."""
-
-
-class BaseRemote(ABC):
-    """Base class of the implementations: hides credentials in the URL, and checks the sizes of responses."""
 
     def __init__(self, url: str) -> None:
         self._url_with_credentials = url
         self._url = redacted(url)
 
-    def __reduce__(self) -> tuple[Callable[[str], BaseRemote], tuple[str]]:
+    def __reduce__(self) -> tuple[Callable[[str], Remote], tuple[str]]:
         return type(self).open, (self._url_with_credentials,)
 
     @classmethod
     @abstractmethod
-    def open(cls, url: str) -> BaseRemote:
+    def open(cls, url: str) -> Remote:
         """Open a URL, with credentials and a retry policy from the environment."""
 
     @property
     def url(self) -> str:
-        """The URL without credentials."""
+        """The user's URL without credentials: for display, not for opening."""
         return self._url
 
     @property
     def identity(self) -> str:
-        """Hash of the URL and of the endpoints."""
+        """A hash of the URL and of the endpoints, which identifies the location even where `url` hides parts of it."""
         return identity_of(self._url_with_credentials)
 
     def get(self, key: str, *, most_bytes: int | None = None) -> bytes | None:
-        """Read an object in one request."""
+        """Return an object's content, read in one request, or None if there is no such object.
+
+        With `most_bytes`, at most `most_bytes` + 1 bytes are returned; the extra byte shows that the object is larger.
+        Without it, an object larger than `MOST_BYTES` raises RemoteError.
+        """
         data = self._read(key, most_bytes=MOST_BYTES if most_bytes is None else most_bytes)
         if data is not None and most_bytes is None and len(data) > MOST_BYTES:
             raise RemoteError(
@@ -137,7 +107,7 @@ class BaseRemote(ABC):
         return data
 
     def get_range(self, key: str, start: int, stop: int, *, etag: str | None = None) -> bytes:
-        """Read a range of an object in one request."""
+        """Return bytes [start, stop) of an object. Raises RemoteError if it is missing or its etag differs."""
         data = self._read(key, start=start, most_bytes=stop - start, etag=etag)
         if data is None:
             raise RemoteError(f"{self._where(key)} does not exist any more")
@@ -146,6 +116,26 @@ class BaseRemote(ABC):
                 f"{self._where(key)}: bytes {start:,} to {stop:,} were requested, and {len(data):,} bytes received"
             )
         return data
+
+    @abstractmethod
+    def put(self, key: str, data: bytes) -> None:
+        """Put an object in one request, atomically."""
+
+    @abstractmethod
+    def head(self, key: str) -> RemoteObject | None:
+        """Return an object's metadata, or None if there is no such object."""
+
+    @abstractmethod
+    def children(self, prefix: str) -> tuple[str, ...]:
+        """Return the names directly under `prefix`, sorted."""
+
+    @abstractmethod
+    def objects(self, prefix: str) -> Iterator[RemoteObject]:
+        """Yield all objects under `prefix`, with keys relative to the URL."""
+
+    @abstractmethod
+    def delete(self, keys: Iterable[str]) -> None:
+        """Delete objects; missing ones are ignored."""
 
     @abstractmethod
     def _read(self, key: str, *, most_bytes: int, start: int | None = None, etag: str | None = None) -> bytes | None:
@@ -183,7 +173,8 @@ def identity_of(url: str) -> str:
     """Hash a location: the URL without user and password, and the endpoints that the environment names."""
     scheme, _, rest = url.rstrip("/").partition("://")
     authority, slash, path = rest.partition("/")
-    named = [f"{name}={os.environ[name]}" for name in _ENDPOINTS if os.environ.get(name)] if scheme not in _WEB else []
+    names = [name for names in ENDPOINTS.values() for name in names if scheme not in _WEB and os.environ.get(name)]
+    named = [f"{name}={os.environ[name]}" for name in names]
     place = "\n".join([f"{scheme}://{authority.rpartition('@')[2]}{slash}{path}", *named])
     return hashlib.sha256(place.encode(errors="surrogatepass")).hexdigest()
 

@@ -17,7 +17,7 @@ from urllib.parse import quote, unquote, urljoin
 from featstore.errors import FeatstoreError, RemoteError
 from featstore.formatting import one_line, redacted
 from featstore.remote.client import (
-    BaseRemote,
+    Remote,
     RemoteObject,
     RetryPolicy,
     hidden_cause,
@@ -121,7 +121,7 @@ def _name_below(base: str, link: str) -> str:
     return "" if rest or name in ("", ".", "..") else name + slash
 
 
-class FilesystemRemote(BaseRemote):
+class FilesystemRemote(Remote):
     """Objects of an fsspec file system."""
 
     @classmethod

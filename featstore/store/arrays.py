@@ -265,7 +265,7 @@ def open_remote_rows(objects: Objects, path: str, document: bytes | None, size_o
     remote = getattr(objects, "remote", None)
     if layout is None or remote is None:
         return ZarrRows(objects, path)
-    return RangedRows(remote, path, layout, size_of)
+    return RangedRows(remote.url, path, layout, remote.get_range, size_of)
 
 
 def _layout(objects: Objects, path: str, document: bytes | None) -> ArrayLayout | None:

@@ -33,7 +33,7 @@ from featstore.records import canonical_json
 from featstore.store import codecs
 from featstore.store.catalogue import read_commit
 from featstore.store.documents import damaged
-from featstore.store.filesystem import LocalObjects, Objects
+from featstore.store.filesystem import LocalObjects, Objects, confined
 from featstore.store.format import GROUP_DOCUMENT, Commit, ObjectSeal, seal
 
 __all__ = ["CachedPart", "PartCache", "cache_folder", "fetch_array", "sealed_object"]
@@ -44,7 +44,6 @@ _PROCESS_STARTED = time.time()
 _PARTS = "featstore-parts"
 _MARKER, _MARKED = ".featstore-cache", b"Copies of parts of remote stores, which featstore makes and deletes.\n"
 _OWN_NAME = re.compile(r"[0-9a-f]{40}")
-_OBJECT_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +163,10 @@ class CachedPart:
     @cached_property
     def folder(self) -> Path:
         """Folder of its copies."""
-        return self.cache.folder_of(self._objects, self._path, self.commit)
+        folder = self.cache.folder_of(self._objects, self._path, self.commit)
+        if folder.is_symlink():
+            raise self.cache.unusable(f"{folder} is a symbolic link")
+        return folder
 
     @property
     def local(self) -> LocalObjects:
@@ -184,29 +186,23 @@ class CachedPart:
 
     def note_use(self) -> None:
         """Record that the part was opened now, for `PartCache.trim`."""
-        try:
-            if (record := self._existing_file(GROUP_DOCUMENT)) is not None:
+        with contextlib.suppress(OSError, StoreError):  # a read-only cache is still usable
+            record = confined(self.folder, GROUP_DOCUMENT)
+            if record.exists():
                 os.utime(record)
             else:
                 self._put(GROUP_DOCUMENT, seal({"commit": self.commit.as_json()}))
-        except (OSError, StoreError):  # a read-only cache is still usable
-            return
 
     def _is_cached(self, name: str, entry: ObjectSeal) -> bool:
         """Whether an undamaged copy is cached; a power failure can damage a copy."""
-        path = self._existing_file(name)
-        if path is None:
-            return False
         if name in self._checked:  # the file must still exist: another process may have trimmed the cache
-            return True
-        data = self.local.read(name, most_bytes=entry.size)
-        return data is not None and len(data) == entry.size and codecs.seal_crc32c([data]) == entry.crc32c
+            return (self.folder / name).exists()
+        return _matches(self.local.read(name, most_bytes=entry.size), entry)
 
     def _put(self, name: str, data: bytes) -> None:
         """Write a copy atomically. It is not fsynced, because it is checked before use."""
-        self._existing_file(name)
         self.cache.make()
-        path = self.folder / name
+        path = confined(self.folder, name)
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -216,30 +212,6 @@ class CachedPart:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
             raise self.cache.unusable(error.strerror or str(error)) from error
-
-    def _existing_file(self, name: str) -> Path | None:
-        """Path of an object's copy, or None if it does not exist. Links are not followed.
-
-        Raises
-        ------
-        DamagedPart
-            The name is not an object name of format 1.
-        StoreError
-            A component of the path is a link or a special file.
-        """
-        if not _OBJECT_NAME.fullmatch(name):
-            raise damaged(self._objects.url, self._path, f"names an invalid object: {name!r}")
-        path = self.folder
-        steps = ("", *name.split("/"))
-        for number, step in enumerate(steps):
-            path = path / step
-            try:
-                mode = path.lstat().st_mode
-            except OSError:  # it does not exist, or cannot be read
-                return None
-            if not (stat.S_ISREG(mode) if number == len(steps) - 1 else stat.S_ISDIR(mode)):
-                raise self.cache.unusable(f"{path} is a link or a special file")
-        return path
 
 
 def sealed_object(objects: Objects, key: str, entry: ObjectSeal) -> bytes:
@@ -253,10 +225,14 @@ def sealed_object(objects: Objects, key: str, entry: ObjectSeal) -> bytes:
     data = None
     for _ in range(2):
         data = objects.read(key, most_bytes=entry.size)
-        if data is not None and len(data) == entry.size and codecs.seal_crc32c([data]) == entry.crc32c:
+        if data is not None and _matches(data, entry):
             return data
     problem = "is missing" if data is None else "is not what was committed: its size or checksum differs"
     raise damaged(objects.url, key, problem)
+
+
+def _matches(data: bytes | None, entry: ObjectSeal) -> bool:
+    return data is not None and len(data) == entry.size and codecs.seal_crc32c([data]) == entry.crc32c
 
 
 def fetch_array(parts: Sequence[CachedPart], array: str) -> None:

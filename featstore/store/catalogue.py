@@ -7,7 +7,7 @@ missing from the catalogue is read from its own document.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -44,7 +44,6 @@ __all__ = [
     "read_split",
     "read_splits",
     "split_address",
-    "split_commits",
     "split_paths",
     "view_of_shards",
 ]
@@ -72,36 +71,6 @@ class SplitEntry:
     def placed_segments(self) -> tuple[tuple[str, Segment], ...]:
         """Pairs of the path of a segment's group and the segment."""
         return tuple(zip(self.homes or (self.path,) * len(self.segments), self.segments, strict=True))
-
-    @property
-    def dataset_group(self) -> str:
-        """Name of its dataset in the store, crop included."""
-        return self.path.split("/")[1]
-
-    @property
-    def has_frames(self) -> bool:
-        """Whether frames are stored for all shards."""
-        return all(segment.commit.frames_stored for segment in self.segments)
-
-    @property
-    def clips(self) -> int:
-        """Number of clips with embeddings."""
-        return sum(segment.member.clips for segment in self.segments)
-
-    @property
-    def windows(self) -> int:
-        """Number of windows, the rows of its arrays."""
-        return sum(segment.member.windows for segment in self.segments)
-
-    @property
-    def frames(self) -> int:
-        """Number of frames of all windows."""
-        return sum(segment.member.frames for segment in self.segments)
-
-    @property
-    def audio_seconds(self) -> float:
-        """Seconds of audio."""
-        return sum(segment.member.audio_seconds for segment in self.segments)
 
 
 def view_of_shards(entries: Sequence[SplitEntry], *, split: str, pattern: ShardPattern) -> SplitEntry | None:
@@ -276,11 +245,6 @@ def read_commits(objects: Objects, split_path: str, parts: Sequence[str]) -> Ite
             raise damaged(objects.url, f"{split_path}/{part}", f"is damaged: {error}") from error
 
 
-def split_commits(objects: Objects, split_path: str) -> tuple[Commit, ...]:
-    """Read the commit records of a split's parts, superseded ones included, in order of name."""
-    return look_at_split(objects, split_path, read_document(objects, split_path)).commits
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SplitState:
     """Snapshot of a split's group: the names of its groups, and the commit records of the committed parts.
@@ -378,8 +342,8 @@ def known_address(objects: Objects, path: str) -> SplitAddress | None:
     return None
 
 
-def read_splits(objects: Objects) -> Iterator[SplitEntry]:
-    """Yield all feature sets of the store, in order of path; foreign groups are skipped."""
-    for path in split_paths(objects):
+def read_splits(objects: Objects, paths: Iterable[str]) -> Iterator[SplitEntry]:
+    """Yield the feature sets at paths; foreign groups are skipped."""
+    for path in paths:
         if (entry := read_split(objects, path)) is not None:
             yield entry

@@ -23,7 +23,6 @@ __all__ = [
     "UNCHECKED_BYTES",
     "Buffers",
     "block_offsets",
-    "check_strings",
     "crc32c",
     "decode_strings",
     "decode_zstd",
@@ -110,36 +109,22 @@ def decode_strings(chunk: bytes, *, n: int) -> NDArray[np.object_]:
     if len(chunk) < CRC_BYTES or struct.pack("<I", crc32c(chunk[:-CRC_BYTES])) != chunk[-CRC_BYTES:]:
         raise ValueError("its checksum does not match")
     packed = memoryview(chunk)[:-CRC_BYTES]
-    plain = decode_zstd(packed, most_bytes=_most_string_bytes(packed, n))
+    most_bytes = min(4 + n * MOST_STRING_BYTES, max(MOST_CHUNK_BYTES, MOST_EXPANSION * len(packed)))
+    plain = decode_zstd(packed, most_bytes=most_bytes)
     count = struct.unpack_from("<I", plain)[0] if len(plain) >= 4 else 0
     if count != n or len(plain) < 4 + 4 * n:
         raise ValueError(f"it has {count:,} rows in {len(plain):,} bytes, and {n:,} were committed")
     return np.asarray(VLenUTF8().decode(plain), dtype=object)
 
 
-def check_strings(chunk: bytes, *, n: int) -> None:
-    """Raise ValueError if a chunk of `n` strings is too large for `decode_strings`, without decompressing it."""
-    packed = memoryview(chunk)[: max(0, len(chunk) - CRC_BYTES)]
-    _require_small(packed, most_bytes=_most_string_bytes(packed, n))
-
-
-def _most_string_bytes(packed: memoryview, n: int) -> int:
-    return min(4 + n * MOST_STRING_BYTES, max(MOST_CHUNK_BYTES, MOST_EXPANSION * len(packed)))
-
-
 def decode_zstd(packed: Any, *, most_bytes: int) -> bytes:
     """Decompress zstd frames. Raises ValueError if they are malformed, or expand to more than `most_bytes`."""
-    _require_small(packed, most_bytes=most_bytes)
+    if (expanded := _zstd_bytes(packed)) > most_bytes:
+        raise ValueError(f"it expands to {expanded:,} bytes, and the limit is {most_bytes:,}")
     try:
         return bytes(Zstd().decode(packed))
     except RuntimeError as error:
         raise ValueError(str(error)) from error
-
-
-def _require_small(packed: Any, *, most_bytes: int) -> None:
-    expanded = _zstd_bytes(packed)
-    if expanded > most_bytes:
-        raise ValueError(f"it expands to {expanded:,} bytes, and the limit is {most_bytes:,}")
 
 
 def _zstd_bytes(packed: Any) -> int:

@@ -13,37 +13,34 @@ to is the same.
 
 from __future__ import annotations
 
-import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
-from functools import partial
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from featstore.errors import DamagedPart, StoreError, UnknownFeatureSet
+from featstore.records import JsonRecord
 from featstore.remote import NETWORK_THREADS
 from featstore.store.cache import sealed_object
-from featstore.store.catalogue import SplitEntry, check_root, group_names, read_commits, read_split, split_paths
+from featstore.store.catalogue import SplitEntry, check_root, group_names, read_commits, read_splits, split_paths
 from featstore.store.documents import SplitAddress
 from featstore.store.encoder_groups import copy_notes
 from featstore.store.filesystem import Objects, open_objects
 from featstore.store.format import Commit, Member, Segment
 from featstore.store.prefetch import in_order
 from featstore.store.texts import text_entries
-from featstore.store.writer import SplitWriter, open_split_writer_at
+from featstore.store.writer import open_split_writer_at
 
 __all__ = ["CopyRecord", "copy_store", "without_frames"]
 
 _PARALLEL_PARTS = 8
 _SMALL_BYTES = 1 << 20
 _SMALL_AHEAD = 16  # small objects prefetched per part; of large objects (up to 64 MiB) one, so 8 parts buffer 512 MiB
-_MIN_REFRESH_INTERVAL = 20.0  # as a multiple of the time that a refresh takes
 _FRAME_ARRAYS = ("frames", "frame_offsets")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CopyRecord:
+class CopyRecord(JsonRecord):
     """Result of copying one feature set to ``path`` of the target.
 
     ``there`` is the number of parts that the target already had; ``replaced`` of the copied parts replaced parts with
@@ -57,10 +54,6 @@ class CopyRecord:
     replaced: int
     objects: int
     bytes: int
-
-    def as_json(self) -> dict[str, Any]:
-        """Plain JSON."""
-        return asdict(self)
 
 
 def copy_store(
@@ -100,7 +93,7 @@ def copy_store(
         raise StoreError(f"source and target are the same store: {source.url}")
     check_root(source)
     paths = split_paths(source, encoder=encoder, dataset=dataset, split=split)
-    entries = [entry for entry in (read_split(source, path) for path in paths) if entry is not None]
+    entries = list(read_splits(source, paths))
     if not entries:
         raise UnknownFeatureSet(
             f"{source.url} has no feature set {encoder or '*'}/{dataset or '*'}/{split or '*'}: "
@@ -108,7 +101,7 @@ def copy_store(
         )
     groups = dict.fromkeys(entry.address.recipe.group_name for entry in entries)
     entries += [text for group in groups for text in text_entries(source, group)]
-    return tuple(_SplitCopy(source, target, entry, only=only, on_part=on_part).run() for entry in entries)
+    return tuple(_copy_split(source, target, entry, only=only, on_part=on_part) for entry in entries)
 
 
 def _address_in(target: Objects, address: SplitAddress) -> SplitAddress:
@@ -167,11 +160,10 @@ def _plan(parts: Sequence[_Part], counted: Mapping[str, Segment]) -> list[_Part]
     return wanted
 
 
-def _has(there: Segment | None, wanted: Segment, commit: Commit, *, generation: int = 0) -> bool:
-    """Whether the target has a shard with the same content, no fewer windows and frames, and at least `generation`."""
+def _has(there: Segment | None, wanted: Segment, commit: Commit) -> bool:
+    """Whether the target has a shard with the same content, and no fewer windows and frames."""
     return (
         there is not None
-        and there.commit.generation >= generation
         and _is_same(there.member, wanted.member)
         and there.commit.recipe_fingerprint == commit.recipe_fingerprint
         and there.commit.frames_stored >= commit.frames_stored
@@ -186,98 +178,72 @@ def _is_same(one: Member, other: Member) -> bool:
     return one.shard == other.shard
 
 
-class _SplitCopy:
-    def __init__(
-        self,
-        source: Objects,
-        target: Objects,
-        entry: SplitEntry,
-        *,
-        only: Literal["everything", "utterance"],
-        on_part: Callable[[str], None],
-    ) -> None:
-        self._source = source
-        self._target = target
-        self._entry = entry
-        self._only = only
-        self._on_part = on_part
-        self._refresh_lock = threading.Lock()
-        self._next_refresh = 0.0
-        self._counted: Mapping[str, Segment] = {}
-        self._reads = ThreadPoolExecutor(NETWORK_THREADS, thread_name_prefix="read")
+def _copy_split(
+    source: Objects,
+    target: Objects,
+    entry: SplitEntry,
+    *,
+    only: Literal["everything", "utterance"],
+    on_part: Callable[[str], None],
+) -> CopyRecord:
+    parts = _parts_of(source, entry, only=only)
+    address = _address_in(target, entry.address)
+    writer = open_split_writer_at(target, address)
+    copy_notes(source, entry.path.split("/")[0], target, address.path.split("/")[0])
+    wanted = _plan(parts, writer.begin_run())
+    if writer.has_leftovers:
+        writer.sweep()
+    for _ in range(len(parts) - len(wanted)):
+        on_part(entry.path)
+    try:
+        with (
+            ThreadPoolExecutor(_PARALLEL_PARTS, thread_name_prefix="copy") as pool,
+            ThreadPoolExecutor(NETWORK_THREADS, thread_name_prefix="read") as reads,
+        ):
 
-    def run(self) -> CopyRecord:
-        parts = self._parts()
-        address = _address_in(self._target, self._entry.address)
-        writer = open_split_writer_at(self._target, address)
-        copy_notes(self._source, self._entry.path.split("/")[0], self._target, address.path.split("/")[0])
-        wanted = _plan(parts, writer.begin_run())
-        if writer.has_leftovers:
+            def copy_part(part: _Part) -> str:
+                path = f"{entry.path}/{part.commit.part}"
+                writer.copy_part(part.commit, _objects_of(source, path, part.commit, pool=reads))
+                return path
+
+            for path in in_order(pool, copy_part, wanted, ahead=_PARALLEL_PARTS):
+                on_part(path)
+    finally:
+        if wanted:
             writer.sweep()
-        for _ in range(len(parts) - len(wanted)):
-            self._on_part(self._entry.path)
-        copied: list[_Part] = []
-        try:
-            with ThreadPoolExecutor(_PARALLEL_PARTS, thread_name_prefix="copy") as pool, self._reads:
-                copies = in_order(pool, partial(self._copy, writer), wanted, ahead=_PARALLEL_PARTS)
-                for part, is_copied in zip(wanted, copies, strict=True):
-                    copied += [part] if is_copied else []
-                    self._on_part(f"{self._entry.path}/{part.commit.part}")
-        finally:
-            if wanted:
-                writer.sweep()
-            if wanted or not writer.is_catalogued:
-                writer.write_catalogue()
-        seals = [entry for part in copied for entry in part.commit.objects.values()]
-        return CopyRecord(
-            path=address.path,
-            parts=len(parts),
-            copied=len(copied),
-            there=len(parts) - len(copied),
-            replaced=sum(part.replaces_other_content for part in copied),
-            objects=len(seals),
-            bytes=sum(entry.size for entry in seals),
-        )
+        if wanted or not writer.is_catalogued:
+            writer.write_catalogue()
+    seals = [each for part in wanted for each in part.commit.objects.values()]
+    return CopyRecord(
+        path=address.path,
+        parts=len(parts),
+        copied=len(wanted),
+        there=len(parts) - len(wanted),
+        replaced=sum(part.replaces_other_content for part in wanted),
+        objects=len(seals),
+        bytes=sum(each.size for each in seals),
+    )
 
-    def _parts(self) -> list[_Part]:
-        """Parts with current segments in the source, with their seals, and without frames if these are not copied."""
-        segments: dict[str, list[Segment]] = {}
-        for segment in self._entry.segments:
-            segments.setdefault(segment.commit.part, []).append(segment)
-        found: list[_Part] = []
-        for name, commit in zip(segments, read_commits(self._source, self._entry.path, list(segments)), strict=True):
-            if commit is None:
-                raise DamagedPart(
-                    f"{self._source.url}/{self._entry.path}/{name} was deleted: run the same command again"
-                )
-            kept = without_frames(commit) if self._only == "utterance" else commit
-            found.append(_Part(kept, tuple(segments[name])))
-        return found
 
-    def _copy(self, writer: SplitWriter, part: _Part) -> bool:
-        """Copy a part unless a concurrent run has copied it; returns whether it was copied."""
-        counted = self._refreshed(writer)
-        there = [(counted.get(each.member.shard.name), each) for each in part.segments]
-        if all(_has(present, each, part.commit, generation=part.commit.generation) for present, each in there):
-            return False
-        writer.copy_part(part.commit, self._objects_of(f"{self._entry.path}/{part.commit.part}", part.commit))
-        return True
+def _parts_of(source: Objects, entry: SplitEntry, *, only: Literal["everything", "utterance"]) -> list[_Part]:
+    """Parts with current segments in the source, with their seals, and without frames if these are not copied."""
+    segments: dict[str, list[Segment]] = {}
+    for segment in entry.segments:
+        segments.setdefault(segment.commit.part, []).append(segment)
+    found: list[_Part] = []
+    for name, commit in zip(segments, read_commits(source, entry.path, list(segments)), strict=True):
+        if commit is None:
+            raise DamagedPart(f"{source.url}/{entry.path}/{name} was deleted: run the same command again")
+        kept = without_frames(commit) if only == "utterance" else commit
+        found.append(_Part(kept, tuple(segments[name])))
+    return found
 
-    def _refreshed(self, writer: SplitWriter) -> Mapping[str, Segment]:
-        """Current segments of the target, refreshed at intervals that keep this below a twentieth of the time."""
-        with self._refresh_lock:
-            started = time.monotonic()
-            if started >= self._next_refresh:
-                self._counted = writer.committed()
-                ended = time.monotonic()
-                self._next_refresh = ended + _MIN_REFRESH_INTERVAL * (ended - started)
-            return self._counted
 
-    def _objects_of(self, source: str, commit: Commit) -> Iterator[tuple[str, bytes]]:
-        """Read the objects of a part, checked against their seals: small ones in parallel, large ones one by one."""
-        small = [name for name, entry in commit.objects.items() if entry.size <= _SMALL_BYTES]
-        large = [name for name, entry in commit.objects.items() if entry.size > _SMALL_BYTES]
-        for names, ahead in ((small, _SMALL_AHEAD), (large, 1)):
-            keys = [(f"{source}/{name}", commit.objects[name]) for name in names]
-            read = in_order(self._reads, lambda each: sealed_object(self._source, *each), keys, ahead=ahead)
-            yield from zip(names, read, strict=True)
+def _objects_of(source: Objects, path: str, commit: Commit, *, pool: ThreadPoolExecutor) -> Iterator[tuple[str, bytes]]:
+    """Read the objects of a part, checked against their seals: small ones in parallel, large ones one by one."""
+    small = [name for name, entry in commit.objects.items() if entry.size <= _SMALL_BYTES]
+    large = [name for name, entry in commit.objects.items() if entry.size > _SMALL_BYTES]
+    for names, ahead in ((small, _SMALL_AHEAD), (large, 1)):
+        keys = [(f"{path}/{name}", commit.objects[name]) for name in names]
+        read = in_order(pool, lambda each: sealed_object(source, *each), keys, ahead=ahead)
+        yield from zip(names, read, strict=True)

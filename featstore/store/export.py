@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from featstore.errors import LabelError, UsageError, missing_extra
 from featstore.files import replacing, temporary_folder
+from featstore.records import JsonRecord
 from featstore.store.clip_fields import field_values, is_label_sets, multi_hot, plain_labels
 from featstore.store.export_contents import Contents
 from featstore.store.feature_set import FeatureSet
@@ -36,7 +37,7 @@ MARKER = "featstore_export.json"  # provenance of a `datasets` folder, which has
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ExportRecord:
+class ExportRecord(JsonRecord):
     """Result of an export."""
 
     path: str
@@ -47,10 +48,6 @@ class ExportRecord:
     windows: int
     frames: int | None
     bytes: int
-
-    def as_json(self) -> dict[str, Any]:
-        """Plain JSON."""
-        return asdict(self)
 
 
 def export_feature_set(

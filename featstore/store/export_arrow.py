@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet
 from numpy.typing import NDArray
 
-from featstore.store.export_contents import Contents, Piece
+from featstore.store.export_contents import Contents
 
 __all__ = ["write_datasets_folder", "write_parquet"]
 
@@ -90,7 +90,7 @@ def _features(contents: Contents) -> tuple[NDArray[np.int64] | None, Any]:
 def _batches(contents: Contents, schema: Any, *, codes: NDArray[np.int64] | None = None) -> Iterator[Any]:
     small = {**contents.strings, **contents.numbers, **({} if codes is None else {"label": codes})}
     for piece in contents.pieces():
-        rows = {name: values[piece.start : piece.stop] for name, values in small.items()}
+        rows = {name: values[piece] for name, values in small.items()}
         columns = {name: _rows_of_vectors(of) if of.ndim == 2 else pa.array(of) for name, of in rows.items()}
         columns["utterance"] = _rows_of_vectors(contents.utterance(piece))
         if contents.with_frames:
@@ -102,7 +102,7 @@ def _rows_of_vectors(vectors: NDArray[Any]) -> Any:
     return pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1])
 
 
-def _rows_of_frames(contents: Contents, piece: Piece) -> Any:
-    lengths = contents.fs.frames.lengths[piece.start : piece.stop]
+def _rows_of_frames(contents: Contents, piece: slice) -> Any:
+    lengths = contents.fs.frames.lengths[piece]
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)  # a piece is far below 2**31 frames
     return pa.ListArray.from_arrays(pa.array(offsets), _rows_of_vectors(contents.frames(piece)))

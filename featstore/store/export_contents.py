@@ -11,18 +11,10 @@ from numpy.typing import NDArray
 
 from featstore.store.feature_set import FeatureSet
 
-__all__ = ["Contents", "Piece", "plan_pieces"]
+__all__ = ["Contents", "plan_pieces"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Piece:
-    """Windows [start, stop)."""
-
-    start: int
-    stop: int
-
-
-def plan_pieces(window_bytes: NDArray[np.int64], *, piece_bytes: int) -> Iterator[Piece]:
+def plan_pieces(window_bytes: NDArray[np.int64], *, piece_bytes: int) -> Iterator[slice]:
     """Split windows into pieces of at most `piece_bytes`, or one window.
 
     >>> [(piece.start, piece.stop) for piece in plan_pieces(np.array([4, 4, 4, 9, 1]), piece_bytes=8)]
@@ -33,7 +25,7 @@ def plan_pieces(window_bytes: NDArray[np.int64], *, piece_bytes: int) -> Iterato
     while start < len(ends):
         before = ends[start - 1] if start else 0
         stop = max(start + 1, int(np.searchsorted(ends, before + piece_bytes, side="right")))
-        yield Piece(start=start, stop=stop)
+        yield slice(start, stop)
         start = stop
 
 
@@ -75,7 +67,7 @@ class Contents:
         frames = ("frames",) if self.with_frames else ()
         return ("key", "meta", "start_seconds", "seconds", *label, "utterance", *frames)
 
-    def pieces(self) -> Iterator[Piece]:
+    def pieces(self) -> Iterator[slice]:
         """Split the windows into pieces of bounded size."""
         dim = self.fs.recipe.dim
         window_bytes = np.full(len(self.fs), 4 * dim, np.int64)
@@ -83,11 +75,11 @@ class Contents:
             window_bytes += self.fs.frames.lengths * dim * self.frame_dtype.itemsize
         return plan_pieces(window_bytes, piece_bytes=self.piece_bytes)
 
-    def utterance(self, piece: Piece) -> NDArray[np.float32]:
+    def utterance(self, piece: slice) -> NDArray[np.float32]:
         """Utterance vectors of a piece, (windows, dim)."""
         return self.fs.utterance_rows.slice(piece.start, piece.stop)
 
-    def frames(self, piece: Piece) -> NDArray[Any]:
+    def frames(self, piece: slice) -> NDArray[Any]:
         """Concatenated frames of a piece, (frames, dim)."""
         return self.fs.frames.ragged(range(piece.start, piece.stop)).values
 

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
     from featstore.store.documents import SplitAddress
     from featstore.store.format import Commit, Segment
-    from featstore.store.torch_dataset import FrameBatch, UtteranceBatch, WindowDataset
+    from featstore.store.torch_dataset import FrameDataset, UtteranceDataset
 
-__all__ = ["FeatureSet", "utterance_as_dask", "utterance_as_xarray"]
+__all__ = ["FeatureSet"]
 
 
 class FeatureSet:
@@ -64,7 +64,7 @@ class FeatureSet:
     @property
     def dataset(self) -> str:
         """Name of the dataset in the store, which includes the crop."""
-        return self._entry.dataset_group
+        return self.path.split("/")[1]
 
     @property
     def split(self) -> str:
@@ -111,7 +111,7 @@ class FeatureSet:
         return self._entry.path
 
     def __len__(self) -> int:
-        return self._entry.windows
+        return sum(segment.member.windows for segment in self.segments)
 
     @cached_property
     def key(self) -> NDArray[np.object_]:
@@ -183,17 +183,17 @@ class FeatureSet:
     @property
     def n_frames(self) -> int:
         """Number of frames of all windows, stored or not."""
-        return self._entry.frames
+        return sum(segment.member.frames for segment in self.segments)
 
     @property
     def audio_seconds(self) -> float:
         """Seconds of audio."""
-        return self._entry.audio_seconds
+        return sum(segment.member.audio_seconds for segment in self.segments)
 
     @property
     def n_clips(self) -> int:
         """Number of clips."""
-        return self._entry.clips
+        return sum(segment.member.clips for segment in self.segments)
 
     @property
     def skipped(self) -> tuple[SkippedClip, ...]:
@@ -203,7 +203,7 @@ class FeatureSet:
     @property
     def has_frames(self) -> bool:
         """Whether frames are stored."""
-        return self._entry.has_frames
+        return all(segment.commit.frames_stored for segment in self.segments)
 
     @cached_property
     def frames(self) -> Frames:
@@ -287,14 +287,14 @@ class FeatureSet:
     @overload
     def as_dataset(
         self, label: str, *, frames: Literal[False] = False, classes: Sequence[Any] | None = None
-    ) -> WindowDataset[UtteranceBatch]: ...
+    ) -> UtteranceDataset: ...
     @overload
     def as_dataset(
         self, label: str, *, frames: Literal[True], classes: Sequence[Any] | None = None
-    ) -> WindowDataset[FrameBatch]: ...
+    ) -> FrameDataset: ...
     def as_dataset(
         self, label: str, *, frames: bool = False, classes: Sequence[Any] | None = None
-    ) -> WindowDataset[UtteranceBatch] | WindowDataset[FrameBatch]:
+    ) -> UtteranceDataset | FrameDataset:
         """Return a map-style torch Dataset of the windows. All workers of a DataLoader share the memory maps.
 
         Reading needs no workers: without workers, batches are read at memory speed, and workers add the cost of sending
@@ -322,10 +322,10 @@ class FeatureSet:
         UnknownFeatureSet
             Frames are not stored.
         """
-        from featstore.store.torch_dataset import frame_dataset, utterance_dataset
+        from featstore.store.torch_dataset import FrameDataset, UtteranceDataset
 
         labels = encode_labels(self.key.tolist(), self.meta_json.tolist(), label, classes=classes)
-        return frame_dataset(self.frames, labels) if frames else utterance_dataset(self.utterance_rows, labels)
+        return FrameDataset(self.frames, labels) if frames else UtteranceDataset(self.utterance_rows, labels)
 
     def to_xarray(self) -> DataArray:
         """Return the utterance vectors as a DataArray (window, feature) with coordinates key, start_seconds, seconds.
@@ -335,7 +335,24 @@ class FeatureSet:
         UsageError
             xarray is not installed.
         """
-        return utterance_as_xarray(self)
+        try:
+            import xarray
+        except ImportError as error:
+            raise missing_extra("to_xarray", "xarray", "arrays") from error
+        of_windows = {"key": self.key, "start_seconds": self.start_seconds, "seconds": self.seconds}
+        return xarray.DataArray(
+            self.utterance,
+            dims=("window", "feature"),
+            coords={name: ("window", values) for name, values in of_windows.items()},
+            name="utterance",
+            attrs={
+                "encoder": self.encoder,
+                "fingerprint": self.fingerprint,
+                "dataset": self.dataset,
+                "split": self.split,
+                "content_hash": self.content_hash,
+            },
+        )
 
     def to_dask(self) -> DaskArray:
         """Return the utterance vectors as a dask array (windows, dim) with one chunk per part, read on compute.
@@ -345,7 +362,27 @@ class FeatureSet:
         UsageError
             dask is not installed.
         """
-        return utterance_as_dask(self, self._runs)
+        try:
+            import dask.array as dask_array
+            from dask.delayed import delayed
+        except ImportError as error:
+            raise missing_extra("to_dask", "dask", "arrays") from error
+        da: Any = dask_array  # dask is only partly typed
+        dim = self.recipe.dim
+        chunks = [
+            da.from_delayed(
+                # Equal keys in one dask graph must mean equal chunks, so the key names the part and the rows.
+                delayed(_utterance_of)(
+                    run, dask_key_name=f"featstore-{self.content_hash}-{run.part.path}-{run.start}-{run.stop}"
+                ),
+                shape=(len(run), dim),
+                dtype=np.float32,
+            )
+            for run in self._runs
+            if len(run)
+        ]
+        array: DaskArray = da.concatenate(chunks) if chunks else da.empty((0, dim), dtype=np.float32)
+        return array
 
     def _strings(self, name: str) -> NDArray[np.object_]:
         fetch_ahead(self._runs, name)
@@ -374,53 +411,6 @@ class FeatureSet:
             ("skipped clips", f"{len(self.skipped):,}"),
         ]
         return html_table(("feature set", self.path), rows)
-
-
-def utterance_as_xarray(fs: FeatureSet) -> DataArray:
-    """Implement `FeatureSet.to_xarray`."""
-    try:
-        import xarray
-    except ImportError as error:
-        raise missing_extra("to_xarray", "xarray", "arrays") from error
-    of_windows = {"key": fs.key, "start_seconds": fs.start_seconds, "seconds": fs.seconds}
-    return xarray.DataArray(
-        fs.utterance,
-        dims=("window", "feature"),
-        coords={name: ("window", values) for name, values in of_windows.items()},
-        name="utterance",
-        attrs={
-            "encoder": fs.encoder,
-            "fingerprint": fs.fingerprint,
-            "dataset": fs.dataset,
-            "split": fs.split,
-            "content_hash": fs.content_hash,
-        },
-    )
-
-
-def utterance_as_dask(fs: FeatureSet, runs: Sequence[Run]) -> DaskArray:
-    """Implement `FeatureSet.to_dask` with one lazy chunk per run of windows."""
-    try:
-        import dask.array as dask_array
-        from dask.delayed import delayed
-    except ImportError as error:
-        raise missing_extra("to_dask", "dask", "arrays") from error
-    da: Any = dask_array  # dask is only partly typed
-    dim = fs.recipe.dim
-    chunks = [
-        da.from_delayed(
-            # Equal keys in one dask graph must mean equal chunks, so the key names the part and the rows.
-            delayed(_utterance_of)(
-                run, dask_key_name=f"featstore-{fs.content_hash}-{run.part.path}-{run.start}-{run.stop}"
-            ),
-            shape=(len(run), dim),
-            dtype=np.float32,
-        )
-        for run in runs
-        if len(run)
-    ]
-    array: DaskArray = da.concatenate(chunks) if chunks else da.empty((0, dim), dtype=np.float32)
-    return array
 
 
 def _utterance_of(run: Run) -> NDArray[Any]:

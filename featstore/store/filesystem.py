@@ -199,9 +199,10 @@ def open_objects(url: str) -> Objects:
     root = local_root(url)
     if root is not None:
         return LocalObjects(root)
-    from featstore.store.remote_objects import open_remote_objects
+    from featstore.remote import open_remote
+    from featstore.store.remote_objects import RemoteObjects
 
-    return open_remote_objects(url)
+    return RemoteObjects(open_remote(url))
 
 
 _MOST_READ_BYTES = 4 << 30  # larger than any object that featstore writes

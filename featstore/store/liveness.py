@@ -25,7 +25,7 @@ import secrets
 import socket
 import threading
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -42,7 +42,7 @@ SILENCE_SECONDS = 6 * 3600.0
 
 def writing_document() -> bytes:
     """Encode the document of a part that this process starts to write."""
-    return seal({"writing": asdict(replace(_process.identity, began_at=datetime.now(UTC).isoformat()))})
+    return seal({"writing": asdict(replace(_this_process, began_at=datetime.now(UTC).isoformat()))})
 
 
 def is_abandoned(objects: Objects, path: str, *, clock: Callable[[], float | None]) -> bool:
@@ -66,12 +66,15 @@ def is_abandoned(objects: Objects, path: str, *, clock: Callable[[], float | Non
     except (DamagedPart, DamagedDocument):
         return False  # `verify --repair` handles the damage
     alive = _is_alive(writer)
-    return not alive if alive is not None else _is_silent(objects, path, clock())
+    if alive is not None:
+        return not alive
+    now, last = clock(), objects.last_change(path)
+    return now is not None and last is not None and now - last > SILENCE_SECONDS
 
 
 def _is_alive(writer: Writing) -> bool | None:
     """Whether a process is alive; None if this process cannot decide it."""
-    here = _process.identity
+    here = _this_process
     if writer.writer and writer.writer == here.writer:
         return True
     place = (here.boot_id, here.pid_namespace)
@@ -85,11 +88,6 @@ def _is_alive(writer: Writing) -> bool | None:
         return True  # another user's process, whose start time may be hidden
     started = _process_started(writer.pid)
     return started is None or writer.process_started is None or started == writer.process_started
-
-
-def _is_silent(objects: Objects, path: str, now: float | None) -> bool:
-    last = objects.last_change(path)
-    return now is not None and last is not None and now - last > SILENCE_SECONDS
 
 
 def _boot_id() -> str | None:
@@ -116,96 +114,53 @@ def _process_started(pid: int) -> int | None:
     return -1 if fields[0] in "ZX" else int(fields[19])  # a zombie does not write
 
 
-@dataclass(eq=False)
 class Heartbeat:
-    """The heartbeat of one uncommitted part, from its construction until `stop`.
+    """The heartbeat of one uncommitted part: a thread, from its construction until `stop`."""
 
-    One thread per process beats for all parts. A part that is committed before the first beat costs nothing.
-    """
+    def __init__(self, objects: Objects, path: str) -> None:
+        self._objects = objects
+        self._path = path
+        self._has_beaten = False
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+        self._thread.start()
 
-    objects: Objects
-    path: str
-    _beats: int = 0
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-    _stopped: bool = False
-
-    def __post_init__(self) -> None:
-        _process.pulse.add(self)
-
-    def beat(self) -> None:
-        """Update the time of the last change in the part. A failure is ignored until the next beat."""
-        with self._lock:
-            if not self._stopped:
-                self._beats += 1
-                with contextlib.suppress(OSError, StoreError):
-                    self.objects.touch(self.path)
+    def _run(self) -> None:
+        """Update the time of the last change in the part periodically. A failure is ignored until the next beat."""
+        while not self._stopped.wait(HEARTBEAT_SECONDS):
+            self._has_beaten = True
+            with contextlib.suppress(OSError, StoreError):
+                self._objects.touch(self._path)
 
     def stop(self) -> None:
         """Stop the heartbeat and delete its object. Returns when no beat is in flight."""
-        _process.pulse.discard(self)
-        with self._lock:
-            self._stopped = True
-            if self._beats and self.objects.root is None:
-                with contextlib.suppress(StoreError):  # a remaining object is harmless
-                    self.objects.remove(f"{self.path}/{HEARTBEAT}")
+        self._stopped.set()
+        self._thread.join()
+        if self._has_beaten and self._objects.root is None:
+            with contextlib.suppress(StoreError):  # a remaining object is harmless
+                self._objects.remove(f"{self._path}/{HEARTBEAT}")
 
 
-class _Pulse:
-    """The heartbeat thread, which runs while there are uncommitted parts."""
-
-    def __init__(self) -> None:
-        self._hearts: set[Heartbeat] = set()
-        self._changed = threading.Condition()
-        self._thread: threading.Thread | None = None
-
-    def add(self, heart: Heartbeat) -> None:
-        with self._changed:
-            self._hearts.add(heart)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
-                self._thread.start()
-
-    def discard(self, heart: Heartbeat) -> None:
-        with self._changed:
-            self._hearts.discard(heart)
-            self._changed.notify_all()
-
-    def _run(self) -> None:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: not self._hearts, timeout=HEARTBEAT_SECONDS)
-                if not self._hearts:
-                    self._thread = None
-                    return
-                hearts = tuple(self._hearts)
-            for heart in hearts:
-                heart.beat()
+def _identify() -> Writing:
+    pid = os.getpid()
+    return Writing(
+        host=socket.gethostname(),
+        pid=pid,
+        process_started=_process_started(pid),
+        began_at="",
+        writer=secrets.token_hex(16),
+        boot_id=_boot_id(),
+        pid_namespace=_pid_namespace(),
+    )
 
 
-class _Process:
-    """Identity of this process, and its heartbeat thread."""
-
-    def __init__(self) -> None:
-        pid = os.getpid()
-        self.pulse = _Pulse()
-        self.identity = Writing(
-            host=socket.gethostname(),
-            pid=pid,
-            process_started=_process_started(pid),
-            began_at="",
-            writer=secrets.token_hex(16),
-            boot_id=_boot_id(),
-            pid_namespace=_pid_namespace(),
-        )
+_this_process = _identify()
 
 
-_process = _Process()
-
-
-def _reset_after_fork() -> None:
-    global _process  # noqa: PLW0603 - a forked process is another writer, without the thread
-    _process = _Process()
+def _identify_after_fork() -> None:
+    global _this_process  # noqa: PLW0603 - a forked process is another writer
+    _this_process = _identify()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_reset_after_fork)
+    os.register_at_fork(after_in_child=_identify_after_fork)

@@ -6,10 +6,10 @@ import contextlib
 import logging
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from featstore.errors import StoreError
+from featstore.records import JsonRecord
 from featstore.store.catalogue import SplitEntry, check_root, read_commits, read_splits, split_address, split_paths
 from featstore.store.documents import damaged, missing_object, read_document
 from featstore.store.feature_set import FeatureSet
@@ -29,7 +29,7 @@ _TEMPORARY_MAX_AGE_SECONDS = 3600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GcRecord:
+class GcRecord(JsonRecord):
     """Names of the parts and orphans that were deleted from one feature set.
 
     ``left`` are the names in its group that featstore did not write.
@@ -39,22 +39,14 @@ class GcRecord:
     deleted: tuple[str, ...]
     left: tuple[str, ...] = ()
 
-    def as_json(self) -> dict[str, Any]:
-        """Plain JSON."""
-        return asdict(self)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CompactRecord:
+class CompactRecord(JsonRecord):
     """Number of parts of a feature set before and after compaction."""
 
     path: str
     parts_before: int
     parts_after: int
-
-    def as_json(self) -> dict[str, Any]:
-        """Plain JSON."""
-        return asdict(self)
 
 
 def gc_store(url: str) -> tuple[GcRecord, ...]:
@@ -101,7 +93,7 @@ def compact_store(url: str, *, part_bytes: int) -> tuple[CompactRecord, ...]:
     objects = open_objects(url)
     check_root(objects)
     records = []
-    for entry in read_splits(objects):
+    for entry in read_splits(objects, split_paths(objects)):
         groups = [group for group in _groups(entry, part_bytes) if len({each.commit.part for each in group}) > 1]
         if not groups:
             continue

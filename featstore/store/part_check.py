@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from featstore.clip_json import parse_clip_json
 from featstore.errors import DamagedPart
+from featstore.records import JsonRecord
+from featstore.remote import Remote
 from featstore.store import codecs
 from featstore.store.arrays import Rows, open_rows
 from featstore.store.filesystem import Objects
 from featstore.store.format import GROUP_DOCUMENT, HEARTBEAT, Commit
-from featstore.store.layout import ArrayLayout, parse_layout
-from featstore.store.remote_arrays import RangedRows, Ranges
+from featstore.store.layout import parse_layout
+from featstore.store.remote_arrays import RangedRows
 
 __all__ = ["Finding", "PartReading", "Remedy", "VerifyReport"]
 
@@ -36,7 +38,7 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class VerifyReport:
+class VerifyReport(JsonRecord):
     """Result of a verification."""
 
     url: str
@@ -55,14 +57,9 @@ class VerifyReport:
         """Whether a repair would change anything."""
         return any(finding.remedy != "none" and not finding.repaired for finding in self.findings)
 
-    def as_json(self) -> dict[str, Any]:
-        """Plain JSON."""
-        return asdict(self)
-
 
 _SMALL_BYTES = 1 << 20
 _MAX_CACHE_BYTES = 8 << 20  # per part
-_STRINGS = ("key/c/0", "meta/c/0")
 _CHECKED_ARRAYS = ("start_seconds", "seconds", "utterance", "frame_offsets", "frames")
 
 
@@ -82,7 +79,6 @@ class PartReading:
         self._large = large
         self._cache: dict[str, bytes] = {}
         self._cache_bytes = 0
-        self._oversized: list[str] = []
         self.keys: bytes | None = None
         self._metas: bytes | None = None
         self.objects_read = 0
@@ -137,11 +133,6 @@ class PartReading:
             self.keys = data
         if name == "meta/c/0":
             self._metas = data
-        if name in _STRINGS:
-            try:
-                codecs.check_strings(data, n=self._commit.windows)
-            except ValueError as error:
-                self._oversized.append(f"{name} cannot be read: {error}")
         is_checked = name.split("/", maxsplit=1)[0] in _CHECKED_ARRAYS and not name.startswith("frames/c/")
         if is_checked and self._objects.root is None and self._cache_bytes + len(data) <= _MAX_CACHE_BYTES:
             self._cache[f"{self._where}/{name}"] = data
@@ -151,7 +142,7 @@ class PartReading:
     def contents(self) -> Iterator[Finding]:
         """Check that the arrays are consistent with each other; only a bug in the writer can violate this."""
         try:
-            problem = self._oversized[0] if self._oversized else self._wrong_contents() or self._wrong_metas()
+            problem = self._wrong_contents() or self._wrong_metas()
         except DamagedPart as error:  # no other StoreError: an unreachable server is not damage
             problem = str(error)
         if problem:
@@ -204,33 +195,18 @@ class PartReading:
 
     def _rows(self, name: str) -> Rows:
         path = f"{self._where}/{name}"
-        remote: Ranges | None = getattr(self._objects, "remote", None)
+        remote: Remote | None = getattr(self._objects, "remote", None)
         document = self._cache.get(f"{path}/{GROUP_DOCUMENT}")
-        layout = None if document is None else self._layout(document)
+        layout = None
+        if document is not None:
+            with contextlib.suppress(ValueError):  # `open_rows` reports the problem
+                layout = parse_layout(document)
         if remote is None or layout is None:
             return open_rows(self._objects, path)
+
+        def get_range(key: str, start: int, stop: int) -> bytes:
+            data = self._cache.get(key)
+            return remote.get_range(key, start, stop) if data is None else data[start:stop]
+
         sizes = {key: entry.size for key, entry in self._commit.objects.items()}
-        return RangedRows(_CachedRanges(remote, self._cache), path, layout, lambda key: sizes.get(f"{name}/{key}", 0))
-
-    @staticmethod
-    def _layout(document: bytes) -> ArrayLayout | None:
-        try:
-            return parse_layout(document)
-        except ValueError:
-            return None  # `open_rows` reports the problem
-
-
-@dataclass(frozen=True, slots=True)
-class _CachedRanges:
-    """Byte ranges of remote objects; cached objects are not requested."""
-
-    remote: Ranges
-    cache: Mapping[str, bytes]
-
-    @property
-    def url(self) -> str:
-        return self.remote.url
-
-    def get_range(self, key: str, start: int, stop: int) -> bytes:
-        data = self.cache.get(key)
-        return self.remote.get_range(key, start, stop) if data is None else data[start:stop]
+        return RangedRows(remote.url, path, layout, get_range, lambda key: sizes.get(f"{name}/{key}", 0))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import TypeVar
 
@@ -56,7 +56,7 @@ class Store:
         return Store, (self._objects,)
 
     def __len__(self) -> int:
-        return len(self._entries_at(self._paths))
+        return sum(1 for _ in self._matching())
 
     def __iter__(self) -> Iterator[FeatureSet]:
         return iter(self.feature_sets())
@@ -73,7 +73,7 @@ class Store:
             encoder, dataset, split = _split_name(name)
         except UnknownFeatureSet:
             return False
-        return bool(self._matching(encoder, dataset, split))
+        return any(True for _ in self._matching(encoder, dataset, split))
 
     @property
     def url(self) -> str:
@@ -84,22 +84,16 @@ class Store:
     def _paths(self) -> tuple[str, ...]:
         return tuple(split_paths(self._objects))
 
-    def _entries_at(self, paths: Iterable[str]) -> tuple[SplitEntry, ...]:
-        """Feature sets at paths, each read on first use, so that a server gets no unneeded requests."""
-        for path in paths:
-            if path not in self._read:
-                self._read[path] = read_split(self._objects, path)
-        return tuple(entry for path in paths if (entry := self._read[path]) is not None)
-
-    def _matching(self, encoder: str | None, dataset: str | None, split: str | None) -> tuple[SplitEntry, ...]:
-        named = [path for path in self._paths if _is_at(path, encoder, dataset, split)]
-        return tuple(
-            entry
-            for entry in self._entries_at(named)
-            if _matches(encoder, entry.address.recipe)
-            and dataset in (None, entry.dataset_group)
-            and split in (None, entry.address.split)
-        )
+    def _matching(
+        self, encoder: str | None = None, dataset: str | None = None, split: str | None = None
+    ) -> Iterator[SplitEntry]:
+        """Feature sets that match, each read on first use, so that a server gets no unneeded requests."""
+        for path in self._paths:
+            if _is_at(path, encoder, dataset, split):
+                if path not in self._read:
+                    self._read[path] = read_split(self._objects, path)
+                if (entry := self._read[path]) is not None:
+                    yield entry
 
     def feature_sets(
         self, *, encoder: str | None = None, dataset: str | None = None, split: str | None = None
@@ -112,8 +106,8 @@ class Store:
 
     def encoders(self) -> tuple[Recipe, ...]:
         """Return the recipes of all feature sets."""
-        entries = self._entries_at(self._paths)
-        return tuple({entry.address.recipe.group_name: entry.address.recipe for entry in entries}.values())
+        recipes = (entry.address.recipe for entry in self._matching())
+        return tuple({recipe.group_name: recipe for recipe in recipes}.values())
 
     def resolve_encoder(self, name: str | None) -> Recipe:
         """Return the recipe with the name ``logmel`` or ``logmel@3f9c2a71``; None selects the only recipe.
@@ -125,14 +119,9 @@ class Store:
         AmbiguousSelection
             The store has several.
         """
-        groups: dict[str, list[str]] = {}
-        for path in self._paths:
-            if _is_at(path, name, None, None):
-                groups.setdefault(path.partition("/")[0], []).append(path)
-        firsts = (
-            next((entry for path in paths for entry in self._entries_at([path])), None) for paths in groups.values()
-        )
-        found = [first.address.recipe for first in firsts if first is not None and _matches(name, first.address.recipe)]
+        groups = dict.fromkeys(path.partition("/")[0] for path in self._paths if _is_at(path, name, None, None))
+        firsts = (next(self._matching(group), None) for group in groups)
+        found = [first.address.recipe for first in firsts if first is not None]
         what = f"encoder {name!r}" if name else "encoder"
         return _only_one(found, what=what, url=self.url, name=lambda recipe: recipe.group_name)
 
@@ -155,7 +144,7 @@ class Store:
         AmbiguousSelection
             Several feature sets match.
         """
-        found = self._matching(encoder, dataset, split)
+        found = tuple(self._matching(encoder, dataset, split))
         requested = ", ".join(
             f"{key}={value!r}" for key, value in (("encoder", encoder), ("dataset", dataset), ("split", split)) if value
         )
@@ -191,7 +180,7 @@ class Store:
 
     def foreign(self) -> tuple[str, ...]:
         """Return the paths of all items in the store that featstore did not write, sorted."""
-        return tuple(sorted(foreign_paths(self._objects, self._entries_at(self._paths))))
+        return tuple(sorted(foreign_paths(self._objects, tuple(self._matching()))))
 
     def view(self, *, encoder: str, dataset: str, split: str, pattern: str) -> FeatureSet:
         """Return the shards of a dataset that match a pattern, as one feature set.
@@ -217,10 +206,10 @@ class Store:
         AmbiguousSelection
             Several encoders match.
         """
-        found = self._matching(encoder, dataset, None)
-        by_recipe = {entry.address.recipe.group_name: entry for entry in found}
+        found = tuple(self._matching(encoder, dataset))
+        groups = tuple(dict.fromkeys(entry.address.recipe.group_name for entry in found))
         what = f"shard with encoder={encoder!r}, dataset={dataset!r} that matches {pattern!r}"
-        group = _only_one(tuple(by_recipe), what=what, url=self.url, name=str)
+        group = _only_one(groups, what=what, url=self.url, name=str)
         entries = [entry for entry in found if entry.address.recipe.group_name == group]
         view = view_of_shards(entries, split=split, pattern=ShardPattern(pattern))
         views = [] if view is None else [view]
@@ -275,10 +264,6 @@ def _is_at(path: str, encoder: str | None, dataset: str | None, split: str | Non
         and dataset in (None, its_dataset)
         and split in (None, its_split)
     )
-
-
-def _matches(requested: str | None, recipe: Recipe) -> bool:
-    return requested is None or requested in (recipe.encoder, recipe.group_name)
 
 
 def _only_one(found: Sequence[_T], *, what: str, url: str, name: Callable[[_T], str]) -> _T:

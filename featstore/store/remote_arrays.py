@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,21 +20,14 @@ from featstore.store.documents import damaged
 from featstore.store.layout import ArrayLayout
 from featstore.system import free_memory_bytes
 
-__all__ = ["RangedRows", "Ranges"]
+__all__ = ["RangedRows"]
 
 _BLOCKS_AT_ONCE_BYTES = 128 << 20
 _MOST_BYTES_A_REQUEST = 16 << 20
 
 
-class Ranges(Protocol):
-    """Reads byte ranges of objects, as `featstore.remote.Remote` does."""
-
-    @property
-    def url(self) -> str:
-        """URL of the objects."""
-
-    def get_range(self, key: str, start: int, stop: int) -> bytes:
-        """Return bytes [start, stop) of an object."""
+GetRange = Callable[[str, int, int], bytes]
+"""Returns bytes [start, stop) of the object with a key, as `featstore.remote.Remote.get_range` does."""
 
 
 class RangedRows:
@@ -45,19 +38,24 @@ class RangedRows:
     all arrays of the process is at most an eighth of the free memory, between 128 MiB and 1 GiB.
     """
 
-    def __init__(self, remote: Ranges, path: str, layout: ArrayLayout, size_of: Callable[[str], int]) -> None:
-        self._remote = remote
+    def __init__(
+        self, url: str, path: str, layout: ArrayLayout, get_range: GetRange, size_of: Callable[[str], int]
+    ) -> None:
+        self._store_url = url
         self._path = path
         self._layout = layout
+        self._get_range = get_range
         self._size_of = size_of
         self._offsets: dict[int, list[int]] = {}
         self._kept: dict[int, NDArray[Any]] = {}
         self._most_at_once = max(2, _BLOCKS_AT_ONCE_BYTES // max(1, layout.block_bytes))
 
-    def __reduce__(self) -> tuple[type[RangedRows], tuple[Ranges, str, ArrayLayout, Callable[[str], int]]]:
+    def __reduce__(
+        self,
+    ) -> tuple[type[RangedRows], tuple[str, str, ArrayLayout, GetRange, Callable[[str], int]]]:
         self.require(0, self._layout.shape[0])
         sizes = {self._layout.file_key(n): self._size_of(self._layout.file_key(n)) for n in range(self._layout.n_files)}
-        return RangedRows, (self._remote, self._path, self._layout, sizes.__getitem__)
+        return RangedRows, (self._store_url, self._path, self._layout, self._get_range, sizes.__getitem__)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -78,7 +76,7 @@ class RangedRows:
 
     def require(self, start: int, stop: int) -> None:
         """Raise DamagedPart if the objects are too small for rows [start, stop)."""
-        where = f"{self._remote.url}/{self._path}"
+        where = f"{self._store_url}/{self._path}"
         require_files(self._layout, start, stop, size_of=self._size_of, where=where)
 
     def read_into(self, out: NDArray[Any], *, start: int = 0) -> None:
@@ -139,11 +137,11 @@ class RangedRows:
     def _read(self, wanted: _Range) -> dict[int, NDArray[Any]]:
         step = self._layout.block_bytes + CRC_BYTES
         for _ in range(2):  # if a checksum differs, read again: the transfer may be at fault
-            raw = self._remote.get_range(self._key(wanted.file), wanted.start, wanted.stop)
+            raw = self._get_range(self._key(wanted.file), wanted.start, wanted.stop)
             pieces = [raw[at : at + step] for at in range(0, len(raw), step)]
             if all(struct.pack("<I", crc32c(piece[:-CRC_BYTES])) == piece[-CRC_BYTES:] for piece in pieces):
                 return dict(zip(wanted.blocks, map(self._array, pieces), strict=True))
-        raise damaged(self._remote.url, self._key(wanted.file), "is damaged: a checksum does not match")
+        raise damaged(self._store_url, self._key(wanted.file), "is damaged: a checksum does not match")
 
     def _array(self, piece: bytes) -> NDArray[Any]:
         count = self._layout.block_bytes // self._layout.dtype.itemsize
@@ -154,7 +152,7 @@ class RangedRows:
             self._offsets[file] = block_offsets(
                 self._layout,
                 file_bytes=self._size_of(self._layout.file_key(file)),
-                read=partial(self._remote.get_range, self._key(file)),
+                read=partial(self._get_range, self._key(file)),
                 where=self._url(file),
             )
         return self._offsets[file]
@@ -163,7 +161,7 @@ class RangedRows:
         return f"{self._path}/{self._layout.file_key(file)}"
 
     def _url(self, file: int) -> str:
-        return f"{self._remote.url}/{self._key(file)}"
+        return f"{self._store_url}/{self._key(file)}"
 
 
 class _KeptBlocks:

@@ -10,20 +10,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from featstore.remote import NETWORK_THREADS, Remote, open_remote
+from featstore.remote import NETWORK_THREADS, Remote
 from featstore.store.faults import fault_point
 from featstore.store.format import HEARTBEAT
 from featstore.store.prefetch import in_order
 
-__all__ = ["RemoteObjects", "open_remote_objects"]
+__all__ = ["RemoteObjects"]
 
 _PARALLEL_WRITES = 8
 _MAX_PENDING_BYTES = 256 << 20
-
-
-def open_remote_objects(url: str) -> RemoteObjects:
-    """Return the objects below a URL."""
-    return RemoteObjects(open_remote(url))
 
 
 class RemoteObjects:

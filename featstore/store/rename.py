@@ -10,14 +10,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 from featstore.errors import DamagedPart, StoreError, UnknownFeatureSet, UsageError
 from featstore.files import fsync_folder
-from featstore.records import Recipe, check_encoder_name
+from featstore.records import JsonRecord, Recipe, check_encoder_name
 from featstore.store.catalogue import check_root, group_names, known_address, split_paths
 from featstore.store.documents import read_document
 from featstore.store.encoder_groups import read_encoder_group
@@ -32,15 +30,11 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RenameRecord:
+class RenameRecord(JsonRecord):
     """Names of one group, an output of the encoder under one recipe, before and after it was renamed."""
 
     before: str
     after: str
-
-    def as_json(self) -> dict[str, Any]:
-        """Plain JSON."""
-        return asdict(self)
 
 
 def rename_encoder(url: str, old: str, new: str) -> tuple[RenameRecord, ...]:
@@ -95,14 +89,10 @@ def rename_encoder(url: str, old: str, new: str) -> tuple[RenameRecord, ...]:
             )
     with write_errors_explained(objects):
         for each in renamed:
-            _rename(root, each)
+            confined(root, each.before).rename(confined(root, each.after))
+            fsync_folder(root)
             logger.info("%s is now %s", each.before, each.after)
     return renamed
-
-
-def _rename(root: Path, names: RenameRecord) -> None:
-    confined(root, names.before).rename(confined(root, names.after))
-    fsync_folder(root)
 
 
 def _recipes_of(objects: Objects, old: str) -> tuple[Recipe, ...]:

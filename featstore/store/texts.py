@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from featstore.errors import UsageError
 from featstore.records import Recipe, sha256_of
-from featstore.store.catalogue import SplitEntry, read_split, split_paths
+from featstore.store.catalogue import SplitEntry, read_split, read_splits, split_paths
 from featstore.store.documents import SplitAddress
 from featstore.store.filesystem import Objects, open_objects
 from featstore.store.format import TEXT_GROUP, Member, ShardIdentity
@@ -50,9 +50,7 @@ def text_entries(objects: Objects, encoder: str) -> Iterator[SplitEntry]:
     DamagedPart
         A document is damaged.
     """
-    for path in split_paths(objects, encoder=encoder, dataset=TEXT_GROUP, texts=True):
-        if (entry := read_split(objects, path)) is not None:
-            yield entry
+    return read_splits(objects, split_paths(objects, encoder=encoder, dataset=TEXT_GROUP, texts=True))
 
 
 def has_texts(url: str, recipe: Recipe, task: str, *, texts: Sequence[str], tower_sha256: str) -> bool:

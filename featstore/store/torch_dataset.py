@@ -6,8 +6,9 @@ is sent to them. Tensors are copies, because the maps are read-only and torch ha
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar, overload
+from typing import Any, Generic, NamedTuple, TypeVar, overload
 
 import numpy as np
 import torch
@@ -19,7 +20,15 @@ from featstore.store.clip_fields import Labels
 from featstore.store.frames import Frames
 from featstore.store.part_reader import WindowRows
 
-__all__ = ["FrameBatch", "Sample", "Samples", "UtteranceBatch", "WindowDataset", "frame_dataset", "utterance_dataset"]
+__all__ = [
+    "FrameBatch",
+    "FrameDataset",
+    "Sample",
+    "Samples",
+    "UtteranceBatch",
+    "UtteranceDataset",
+    "WindowDataset",
+]
 
 _B_co = TypeVar("_B_co", covariant=True)
 
@@ -44,68 +53,6 @@ class FrameBatch(NamedTuple):
     x: Tensor
     lengths: Tensor
     y: Tensor
-
-
-class Windows(Protocol[_B_co]):
-    """Source of a dataset's windows."""
-
-    def __len__(self) -> int: ...
-
-    def one(self, at: int) -> NDArray[Any]:
-        """Return a copy of one window's embedding."""
-
-    def batch(self, positions: Sequence[int], y: Tensor) -> _B_co:
-        """Read several windows into one batch."""
-
-    def joined(self, xs: Sequence[Tensor], y: Tensor) -> _B_co:
-        """Make a batch of windows that `one` has returned."""
-
-
-class UtteranceWindows:
-    """Utterance vectors."""
-
-    def __init__(self, rows: WindowRows) -> None:
-        self._rows = rows
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def one(self, at: int) -> NDArray[Any]:
-        """Return one vector, float32 (dim,)."""
-        vector: NDArray[np.float32] = self._rows.take([at])[0]
-        return vector
-
-    def batch(self, positions: Sequence[int], y: Tensor) -> UtteranceBatch:
-        """Read vectors into a batch."""
-        return UtteranceBatch(torch.from_numpy(self._rows.take(positions)), y)
-
-    def joined(self, xs: Sequence[Tensor], y: Tensor) -> UtteranceBatch:
-        """Stack vectors."""
-        return UtteranceBatch(torch.stack(list(xs)), y)
-
-
-class FrameWindows:
-    """Frames."""
-
-    def __init__(self, frames: Frames) -> None:
-        self._frames = frames
-
-    def __len__(self) -> int:
-        return len(self._frames)
-
-    def one(self, at: int) -> NDArray[Any]:
-        """Return the frames of one window, (T, dim)."""
-        return self._frames.ragged([at]).values
-
-    def batch(self, positions: Sequence[int], y: Tensor) -> FrameBatch:
-        """Read frames into a batch, padded to the longest window."""
-        values, lengths = self._frames.padded(positions)
-        return FrameBatch(torch.from_numpy(values), torch.from_numpy(lengths), y)
-
-    def joined(self, xs: Sequence[Tensor], y: Tensor) -> FrameBatch:
-        """Pad frames to the longest window."""
-        lengths = torch.tensor([len(x) for x in xs])
-        return FrameBatch(torch.nn.utils.rnn.pad_sequence(list(xs), batch_first=True), lengths, y)
 
 
 class Samples(Sequence[Sample]):
@@ -139,19 +86,19 @@ class WindowDataset(Dataset[Sample], Generic[_B_co]):
         Classes of the codes or columns; None if the labels are numbers.
     """
 
-    def __init__(self, windows: Windows[_B_co], labels: Labels) -> None:
+    def __init__(self, windows: WindowRows | Frames, labels: Labels) -> None:
         as_float = labels.values.dtype.kind == "f" or labels.values.ndim == 2
         values = labels.values.astype(np.float32) if as_float else labels.values
-        self._windows = windows
+        self._n_windows = len(windows)
         self.labels = torch.from_numpy(values)
         self.classes = labels.classes
 
     def __len__(self) -> int:
-        return len(self._windows)
+        return self._n_windows
 
     def __getitem__(self, index: int) -> Sample:
         at = range(len(self))[index]  # handles negative and out-of-range indices as a list does
-        return Sample(torch.from_numpy(self._windows.one(at)), self.labels[at])
+        return Sample(torch.from_numpy(self._one(at)), self.labels[at])
 
     def __getitems__(self, indices: list[int]) -> Samples:
         """Return the samples of a batch; DataLoader calls this method."""
@@ -163,15 +110,54 @@ class WindowDataset(Dataset[Sample], Generic[_B_co]):
         A `Samples` object from DataLoader is read from the map directly into the batch.
         """
         if isinstance(samples, Samples) and samples.dataset is self:
-            return self._windows.batch(samples.positions, self.labels[samples.positions])
-        return self._windows.joined([sample.x for sample in samples], torch.stack([sample.y for sample in samples]))
+            return self._batch(samples.positions, self.labels[samples.positions])
+        return self._joined([sample.x for sample in samples], torch.stack([sample.y for sample in samples]))
+
+    @abstractmethod
+    def _one(self, at: int) -> NDArray[Any]:
+        """Return a copy of one window's embedding."""
+
+    @abstractmethod
+    def _batch(self, positions: Sequence[int], y: Tensor) -> _B_co:
+        """Read several windows into one batch."""
+
+    @abstractmethod
+    def _joined(self, xs: Sequence[Tensor], y: Tensor) -> _B_co:
+        """Make a batch of windows that `_one` has returned."""
 
 
-def utterance_dataset(rows: WindowRows, labels: Labels) -> WindowDataset[UtteranceBatch]:
-    """Return a dataset of utterance vectors and labels: items ``x`` float32 (dim,)."""
-    return WindowDataset(UtteranceWindows(rows), labels)
+class UtteranceDataset(WindowDataset[UtteranceBatch]):
+    """Utterance vectors: items ``x`` float32 (dim,)."""
+
+    def __init__(self, rows: WindowRows, labels: Labels) -> None:
+        super().__init__(rows, labels)
+        self._rows = rows
+
+    def _one(self, at: int) -> NDArray[Any]:
+        vector: NDArray[np.float32] = self._rows.take([at])[0]
+        return vector
+
+    def _batch(self, positions: Sequence[int], y: Tensor) -> UtteranceBatch:
+        return UtteranceBatch(torch.from_numpy(self._rows.take(positions)), y)
+
+    def _joined(self, xs: Sequence[Tensor], y: Tensor) -> UtteranceBatch:
+        return UtteranceBatch(torch.stack(list(xs)), y)
 
 
-def frame_dataset(frames: Frames, labels: Labels) -> WindowDataset[FrameBatch]:
-    """Return a dataset of frames and labels: items ``x`` (T, dim) of the stored type."""
-    return WindowDataset(FrameWindows(frames), labels)
+class FrameDataset(WindowDataset[FrameBatch]):
+    """Frames: items ``x`` (T, dim) of the stored type; batches are padded to the longest window."""
+
+    def __init__(self, frames: Frames, labels: Labels) -> None:
+        super().__init__(frames, labels)
+        self._frames = frames
+
+    def _one(self, at: int) -> NDArray[Any]:
+        return self._frames.ragged([at]).values
+
+    def _batch(self, positions: Sequence[int], y: Tensor) -> FrameBatch:
+        values, lengths = self._frames.padded(positions)
+        return FrameBatch(torch.from_numpy(values), torch.from_numpy(lengths), y)
+
+    def _joined(self, xs: Sequence[Tensor], y: Tensor) -> FrameBatch:
+        lengths = torch.tensor([len(x) for x in xs])
+        return FrameBatch(torch.nn.utils.rnn.pad_sequence(list(xs), batch_first=True), lengths, y)

@@ -259,7 +259,7 @@ def _shards_belong_to_one_split(raw: Mapping[str, object]) -> Iterator[Problem]:
 def _names(pattern: str) -> tuple[str, ...]:
     """Expand a pattern to at most 10,000 names; a pattern that cannot be expanded is returned as it is."""
     try:
-        return tuple(itertools.islice(expand_braces(pattern), MAX_BRACES))
+        return tuple(expand_braces(pattern)[:MAX_BRACES])
     except PatternError:  # reported by the field's own validator
         return (pattern,)
 

@@ -233,6 +233,7 @@ def test_windows_of_a_cropped_clip_share_its_label(tmp_path):
 def test_a_set_without_frames_says_how_to_get_them(tmp_path):
     make_bare_store(tmp_path / "s.zarr")
     fs = featstore.open(str(tmp_path / "s.zarr")).select()
+    assert not fs.has_frames
     with pytest.raises(UnknownFeatureSet, match="--frames always"):
         fs.as_dataset("label", frames=True)
 

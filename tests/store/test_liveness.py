@@ -56,59 +56,47 @@ def test_a_writer_of_another_container_with_our_host_name_is_judged_by_its_silen
     assert not open_objects(url).sizes(path)
 
 
-def test_a_heartbeat_keeps_a_part_whose_document_is_old(tmp_path):
+def until(happened):
+    deadline = time.monotonic() + 30
+    while not happened() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert happened()
+
+
+def test_a_heartbeat_keeps_a_part_whose_document_is_old_until_it_is_stopped(tmp_path, monkeypatch):
+    monkeypatch.setattr(liveness, "HEARTBEAT_SECONDS", 0.01)
     make_store(tmp_path / "s.zarr")
     path = begun(str(tmp_path / "s.zarr"), writing(**ELSEWHERE))
-    long_ago = time.time() - 10 * liveness.SILENCE_SECONDS
-    for file in (tmp_path / "s.zarr" / path).rglob("*"):
-        os.utime(file, (long_ago, long_ago))
+    files = list((tmp_path / "s.zarr" / path).rglob("*"))
+
+    def age():
+        long_ago = time.time() - 10 * liveness.SILENCE_SECONDS
+        for file in files:
+            os.utime(file, (long_ago, long_ago))
+
+    age()
     heart = Heartbeat(open_objects(str(tmp_path / "s.zarr")), path)
-    heart.beat()
-    heart.stop()
+    until(lambda: any(file.stat().st_mtime > time.time() - 60 for file in files))
     assert split_writer(tmp_path / "s.zarr").sweep() == ()
-    for file in (tmp_path / "s.zarr" / path).rglob("*"):
-        os.utime(file, (long_ago, long_ago))
-    heart.beat()  # it has stopped: nothing is renewed
+    heart.stop()
+    age()
+    time.sleep(0.05)
     assert split_writer(tmp_path / "s.zarr").sweep() == ("d.00000000",)
 
 
-def test_a_heartbeat_in_an_object_store_puts_no_document_and_leaves_nothing_behind():
+def test_a_heartbeat_in_an_object_store_puts_no_document_and_leaves_nothing_behind(monkeypatch):
+    monkeypatch.setattr(liveness, "HEARTBEAT_SECONDS", 0.01)
     url = "memory://heartbeat.zarr"
     make_store(url)
     writer = split_writer(url)
     part = writer.begin_part("d.tar")
     objects, path = open_objects(url), part._path
     document = objects.read(f"{path}/{GROUP_DOCUMENT}")
-    part._part._heartbeat.beat()
-    assert HEARTBEAT in objects.sizes(path)
+    until(lambda: HEARTBEAT in objects.sizes(path))
     assert objects.read(f"{path}/{GROUP_DOCUMENT}") == document
     part.commit([], frames_stored=False, versions={})
-    part._part._heartbeat.beat()
     assert HEARTBEAT not in objects.sizes(path)
     assert verify_store(url).sound
-
-
-def test_the_thread_beats_for_every_part_in_flight_and_ends_with_the_last(tmp_path, monkeypatch):
-    monkeypatch.setattr(liveness, "HEARTBEAT_SECONDS", 0.01)
-    monkeypatch.setattr(liveness._process, "pulse", liveness._Pulse())  # another test's part may be in flight
-    touched = set()
-
-    class Noted:
-        root = tmp_path
-
-        def touch(self, prefix):
-            touched.add(prefix)
-
-    hearts = [Heartbeat(Noted(), name) for name in ("a", "b")]
-    until = time.monotonic() + 30
-    while touched != {"a", "b"} and time.monotonic() < until:
-        time.sleep(0.01)
-    assert touched == {"a", "b"}
-    thread = liveness._process.pulse._thread
-    for heart in hearts:
-        heart.stop()
-    thread.join(timeout=30)
-    assert not thread.is_alive()
 
 
 def test_a_dead_writer_of_this_process_namespace_is_known_at_once_and_a_live_one_stays(url):
@@ -149,7 +137,7 @@ def test_a_forked_process_is_another_writer():
         os.write(write, unseal(writing_document())["writing"]["writer"].encode())
         os._exit(0)
     os.waitpid(pid, 0)
-    assert os.read(read, 100).decode() not in ("", liveness._process.identity.writer)
+    assert os.read(read, 100).decode() not in ("", liveness._this_process.writer)
 
 
 @pytest.mark.parametrize("harm", ["delete", "cut", "document", "everything"])

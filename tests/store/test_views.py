@@ -57,6 +57,7 @@ def test_feature_sets_are_a_tuple_that_shows_itself_as_a_table(store):
     assert store.feature_sets(dataset="other") == ()
     assert repr(sets) in repr(store)
     assert "2 feature sets" in repr(store)
+    assert "(15, 6)" in repr(sets[1])
 
 
 def test_a_notebook_gets_the_table_as_html_with_names_escaped(tmp_path):

@@ -13,17 +13,14 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from stores import (
-    DEAD_HERE,
     DIM,
     contents_by_plain_zarr,
-    make_bare_store,
     make_store,
     recipe,
     shard_windows,
     split_writer,
     window,
     write_part,
-    writing,
 )
 
 import featstore
@@ -293,14 +290,6 @@ def test_a_catalogue_that_is_behind_hides_nothing_and_shows_nothing_that_is_gone
     assert featstore.open(url).select().key[0] == "b.tar-0"
 
 
-def test_the_sweep_keeps_what_a_live_writer_is_making(url):
-    writer = split_writer(url)
-    part = writer.begin_part("d.tar")
-    part.add(shard_windows("d.tar")[0])
-    assert writer.sweep() == ()
-    part.abort()
-
-
 def test_the_sweep_keeps_what_a_writer_begins_while_it_looks(url, monkeypatch):
     writer = split_writer(url)
     objects = open_objects(url)
@@ -318,14 +307,6 @@ def test_the_sweep_keeps_what_a_writer_begins_while_it_looks(url, monkeypatch):
     monkeypatch.setattr(LocalObjects, "sizes", then_it_begins)
     assert writer.sweep() == ()
     assert objects.read(f"{part}/key/zarr.json")
-
-
-def test_the_sweep_deletes_what_a_dead_writer_left(url, tmp_path):
-    orphan = tmp_path / "embeddings.zarr" / split_writer(url).path / "d.00000000"
-    (orphan / "utterance").mkdir(parents=True)
-    (orphan / GROUP_DOCUMENT).write_bytes(writing(**DEAD_HERE))
-    assert split_writer(url).sweep() == ("d.00000000",)
-    assert not orphan.exists()
 
 
 def test_keys_of_a_part_that_a_writer_replaced_since_are_not_silently_skipped(url):
@@ -386,21 +367,6 @@ def test_selecting_names_what_there_is_when_it_is_not_one_thing(url):
         store.select(split="nope")
     with pytest.raises(KeyError):
         store.select(split="nope")
-
-
-def test_the_representations_are_tables_that_a_person_can_read(url):
-    text = repr(featstore.open(url))
-    assert "1 feature set" in text
-    assert "words" in text.splitlines()[2]
-    assert "(15, 6)" in repr(featstore.open(url).select())
-
-
-def test_frames_that_were_not_stored_are_asked_for_by_name(tmp_path):
-    make_bare_store(tmp_path / "s.zarr")
-    fs = featstore.open(str(tmp_path / "s.zarr")).select()
-    assert not fs.has_frames
-    with pytest.raises(UnknownFeatureSet, match="--frames always"):
-        _ = fs.frames
 
 
 # --- what is no store -------------------------------------------------------------------------------------------------

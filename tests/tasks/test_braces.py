@@ -23,6 +23,7 @@ ABSURD = (
     "{" * 3000 + "}" * 3000 + ".tar",
     "{a," * 200 + "b" + "}" * 200 + ".tar",
     "{0..9}" * 3000 + ".tar",
+    "{" + "{1..99999}," * 1000 + "x}.tar",
     "{" + "0" * 5000 + "..9}.tar" + "{0..99999999}",
 )
 
@@ -36,7 +37,7 @@ def test_a_pattern_represents_what_braceexpand_makes_of_it(pattern: str) -> None
     except ValueError:
         expected = None
     try:
-        assert list(expand_braces(pattern)) == expected
+        assert expand_braces(pattern) == expected
     except PatternError:
         # braceexpand only counts braces: it takes `}{` for balanced
         assert expected is None or closes_what_is_not_open(pattern)
@@ -52,21 +53,21 @@ def closes_what_is_not_open(pattern: str) -> bool:
 
 
 @pytest.mark.parametrize("pattern", ABSURD, ids=lambda pattern: pattern[:30])
-def test_more_names_than_the_limit_are_never_made(pattern: str) -> None:
+def test_a_pattern_of_more_names_than_the_limit_is_rejected_in_bounded_memory(pattern: str) -> None:
     tracemalloc.start()
     try:
         with pytest.raises(PatternError):
             expand_braces(pattern)
-        assert tracemalloc.get_traced_memory()[1] < 2 << 20
+        assert tracemalloc.get_traced_memory()[1] < 32 << 20
     finally:
         tracemalloc.stop()
 
 
 def test_as_many_names_as_the_limit_are_made() -> None:
-    assert sum(1 for _ in expand_braces(f"{{1..{MAX_ALTERNATIVES}}}")) == MAX_ALTERNATIVES
+    assert len(expand_braces(f"{{1..{MAX_ALTERNATIVES}}}")) == MAX_ALTERNATIVES
     with pytest.raises(PatternError):
         expand_braces(f"{{0..{MAX_ALTERNATIVES}}}")
-    assert list(expand_braces("{0..0}" * 3000)) == ["0" * 3000]
+    assert expand_braces("{0..0}" * 3000) == ["0" * 3000]
 
 
 @pytest.mark.parametrize("pattern", ABSURD, ids=lambda pattern: pattern[:30])
