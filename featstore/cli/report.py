@@ -12,11 +12,11 @@ import click
 from featstore.cli.options import (
     HomePath,
     note,
-    optional_store_option,
     report_problem,
     require_folder_of,
     say,
     say_json_text,
+    store_option,
 )
 from featstore.errors import ResultsError, UsageError
 from featstore.files import write_whole
@@ -58,7 +58,11 @@ __all__ = ["report"]
 @click.option(
     "--published", is_flag=True, help="Add the published scores of X-ARES to tables of protocol xares, for reference."
 )
-@optional_store_option("With --format html: also show the health of the embedding spaces of the scores.")
+@store_option(
+    "With --format html: also show the health of the embedding spaces of the scores.",
+    required=False,
+    from_environment=False,
+)
 @click.option("--title", metavar="TEXT", default="Audio encoders", show_default=True, help="Title of the page.")
 @click.option(
     "--compare",
@@ -74,7 +78,7 @@ def report(
     form: Form | None,
     out_path: Path | None,
     published: bool,
-    store_url: str | None,
+    store: str | None,
     title: str,
     pair: tuple[str, str] | None,
 ) -> None:
@@ -100,7 +104,7 @@ def report(
     form = form or ("table" if out_path is None else _format_of(out_path))
     if pair and published:
         raise UsageError("--compare and --published exclude each other: published scores have no clips to pair")
-    if store_url is not None and form != "html":
+    if store is not None and form != "html":
         raise UsageError("--store needs --format html; `featstore inspect --health` prints the health of a store")
     if form in ("html", "leaderboard-json") and pair:
         raise UsageError(f"--compare has no --format {form}: use table, markdown, latex, csv or json")
@@ -126,7 +130,7 @@ def report(
             form,
             out_path,
             published=published,
-            store_url=store_url,
+            store_url=store,
             title=title,
             pair=pair,
             certified=certified,
