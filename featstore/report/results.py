@@ -9,7 +9,6 @@ files have neither; they are read, and listed as unsealed.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import math
 import os
@@ -23,7 +22,7 @@ from typing import Any, get_args
 from featstore.diagnostics.certificate import CERTIFICATE_SUFFIX, Certificate, read_certificate
 from featstore.errors import ResultsError, UsageError
 from featstore.files import write_whole
-from featstore.records import Protocol, ScoreRecord, Track, canonical_json
+from featstore.records import Protocol, ScoreRecord, Track, canonical_json, sha256_of
 
 __all__ = [
     "CHOSEN_SETTINGS",
@@ -218,8 +217,7 @@ def _latest_generation(record: ScoreRecord, results_dir: Path) -> int:
 
 def _seal(envelope: Mapping[str, Any]) -> str:
     """SHA-256 of the canonical JSON of a file without its seal."""
-    content = canonical_json({name: value for name, value in envelope.items() if name != "seal"})
-    return hashlib.sha256(content.encode(errors="backslashreplace")).hexdigest()  # a title may have lone surrogates
+    return sha256_of({name: value for name, value in envelope.items() if name != "seal"})
 
 
 def _age(one: _Written) -> tuple[Any, ...]:
