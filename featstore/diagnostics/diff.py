@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from featstore.diagnostics.measures import sampled_rows
 from featstore.errors import DataError, UsageError
 from featstore.metrics.similarity import (
     Estimate,
@@ -173,10 +174,7 @@ def compare_spaces(
             f"the two have {len(common)} clips in common, and {_LEAST_CLIPS} are the least: clips are matched by "
             "dataset, split and key"
         )
-    drawn = np.arange(len(common))
-    if len(common) > max_clips:
-        drawn = np.sort(np.random.default_rng(seed).choice(len(common), max_clips, replace=False))
-    chosen = [common[at] for at in drawn.tolist()]
+    chosen = [common[at] for at in sampled_rows(len(common), max_clips, seed=seed).tolist()]
     of_a, of_b = pairs[0][1].fs.recipe, pairs[0][2].fs.recipe
     return compare_arrays(
         np.stack([pairs[at][1].vector(key) for at, key in chosen]),
@@ -274,9 +272,7 @@ def _mean(values: NDArray[np.float64], groups: Sequence[NDArray[np.int64]]) -> E
 
 def _rank_correlation(X: NDArray[np.floating[Any]], Y: NDArray[np.floating[Any]], *, seed: int) -> Estimate:
     """Spearman's correlation of the cosines of pairs; an interval leaves out the pairs of a group of clips."""
-    some = np.arange(len(X))
-    if len(X) > _MAX_PAIRED_CLIPS:
-        some = np.sort(np.random.default_rng(seed).choice(len(X), _MAX_PAIRED_CLIPS, replace=False))
+    some = sampled_rows(len(X), _MAX_PAIRED_CLIPS, seed=seed)
     X, Y = X[some], Y[some]
     without = [
         spearman(*(cosines_of_pairs(np.delete(each, group, axis=0)) for each in (X, Y)))
