@@ -106,7 +106,7 @@ def _table(
     evidence = [{column: evidence_of(record) for column, record in of_task.items()} for of_task in scored]
     references = []
     if published is not None and published.protocol == protocol and measure in ("", "knn"):
-        references = _references([task for task, _ in sorted(placed)], published.of_track(track))
+        references = _references([task for task, _ in sorted(placed)], published.scores[track])
     n_ours, columns = len(columns), (*columns, *(column for column, _ in references))
     marks = [_marks(of_task, known, n_columns=len(columns)) for of_task, known in zip(scored, evidence, strict=True)]
     rows = tuple(

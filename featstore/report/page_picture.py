@@ -167,13 +167,10 @@ def _lines(table: Table) -> list[Row | Average]:
 
 def _ends(line: Row | Average, at: int) -> tuple[float, float, float] | None:
     """Value, and the ends of its interval."""
-    if isinstance(line, Row):
-        cell = line.cells[at]
-        if cell is None:
-            return None
-        return cell.value, *(cell.value if end is None else end for end in (cell.low, cell.high))  # type: ignore[return-value]
-    value = line.values[at]
-    return None if value is None else (value, *(line.intervals[at] or (value, value)))
+    cell = line.cell(at)
+    if cell is None:
+        return None
+    return cell.value, cell.value if cell.low is None else cell.low, cell.value if cell.high is None else cell.high
 
 
 def _axis(lines: Sequence[Row | Average]) -> tuple[float, float]:

@@ -317,7 +317,7 @@ def test_published_scores_add_up_to_the_published_averages() -> None:
     published = published_scores()
     tasks = {task.name: task for task in builtin_tasks()}
     for track in ("A", "B"):
-        scores = published.of_track(track)
+        scores = published.scores[track]
         for encoder, printed in published.averages[track]["all"].items():
             weights = [tasks[task].eval_weight for task in scores]
             average = np.average([scores[task][encoder] for task in scores], weights=weights)
