@@ -13,8 +13,7 @@ import featstore
 from featstore.cli import main
 from featstore.diagnostics.diff import MEASURES, SpaceDiff, compare_arrays
 from featstore.errors import DataError, UnknownFeatureSet, UsageError
-from featstore.store import EmbeddedWindow, Member, ShardIdentity, open_split_writer
-from tiny import recipe
+from mapped import Stored, write_set
 
 N = 60
 
@@ -26,34 +25,9 @@ def arrays(n: int = N, *, dim: int = 6, other: int = 6, noise: float = 0.3, seed
     return X, X @ mix + noise * rng.standard_normal((n, other))
 
 
-def write(
-    url: Path, name: str, vectors: dict[str, np.ndarray], *, seconds: tuple[float, ...] = (1.0,), split: str = "train"
-) -> None:
+def write(url: Path, name: str, vectors: dict[str, np.ndarray], *, seconds: tuple[float, ...] = ()) -> None:
     """A feature set with the windows (windows, dim) of each clip by key."""
-    from dataclasses import replace
-
-    dim = next(iter(vectors.values())).shape[1]
-    made = replace(recipe(dim=dim), encoder=name, encoder_identity={"class": name})
-    writer = open_split_writer(str(url), recipe=made, spec=name, dataset="words", crop_seconds=None, split=split)
-    with writer.begin_part("a.tar") as part:
-        for key, windows in vectors.items():
-            start = 0.0
-            for at, (vector, length) in enumerate(zip(windows, seconds, strict=False)):
-                suffix = f"#{at + 1}" if at else ""
-                part.add(
-                    EmbeddedWindow(
-                        key=key + suffix, meta="{}", start_seconds=start, seconds=length,
-                        utterance=vector.astype(np.float32), frames=None,
-                    )
-                )  # fmt: skip
-                start += length
-        member = Member(
-            shard=ShardIdentity(name="a.tar", size=1, mtime_ns=1, sha256="0" * 64),
-            clips=len(vectors), windows=sum(min(len(each), len(seconds)) for each in vectors.values()), frames=0,
-            audio_seconds=1.0, skipped=(),
-        )  # fmt: skip
-        part.commit([member], frames_stored=False, versions={})
-    writer.write_catalogue()
+    write_set(url, [Stored(key, windows, seconds=seconds) for key, windows in vectors.items()], encoder=name)
 
 
 def by_key(X: np.ndarray, prefix: str = "clip") -> dict[str, np.ndarray]:
