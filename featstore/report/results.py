@@ -72,13 +72,13 @@ class _Written:
     is_sealed: bool
 
     @property
-    def order(self) -> tuple[int, datetime, str]:
-        """Sort key, highest for the newest. Only files without a generation are compared by time."""
-        time = _NO_TIME if self.generation else self.written_at
-        return self.generation, time, self.name
+    def age(self) -> tuple[int, int, datetime, str]:
+        """Sort key in a folder, highest for the newest. Only files without a generation are compared by time.
 
-
-_NO_TIME = datetime.min.replace(tzinfo=UTC)
+        The protocol version is first, because an older featstore may have written later.
+        """
+        time = datetime.min.replace(tzinfo=UTC) if self.generation else self.written_at
+        return self.record.protocol_version, self.generation, time, self.name
 
 
 def write_score(
@@ -168,7 +168,7 @@ def read_results(*folders: str | os.PathLike[str]) -> Results:
                 failures.append(error)
         if not here and len(failures) == n_failures:
             raise UsageError(f"there is no score in {folder}: `featstore probe` and `retrieve` write to --results DIR")
-        written += _newest(here, age=_age)
+        written += _newest(here, age=lambda one: one.age)
     newest = _newest(written, age=lambda one: (one.record.protocol_version, one.written_at))
     return Results(
         scores=tuple(each.record for each in newest),
@@ -218,11 +218,6 @@ def _latest_generation(record: ScoreRecord, results_dir: Path) -> int:
 def _seal(envelope: Mapping[str, Any]) -> str:
     """SHA-256 of the canonical JSON of a file without its seal."""
     return sha256_of({name: value for name, value in envelope.items() if name != "seal"})
-
-
-def _age(one: _Written) -> tuple[Any, ...]:
-    """Sort key within a folder; the protocol version is first, because an older featstore may have written later."""
-    return one.record.protocol_version, one.order
 
 
 def identity_of(record: ScoreRecord) -> tuple[str, ...]:
