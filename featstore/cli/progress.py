@@ -83,7 +83,7 @@ def progress_bar(*, stream: TextIO | None = None, clock: Clock = time.monotonic)
     """Show the progress of an extraction on stderr (or `stream`), a bar for each split."""
     console = _console(stream)
     if not console.is_terminal:
-        yield _LoggedExtraction(_Lines(console, clock), clock)
+        yield _Extraction(None, _Lines(console, clock), clock)
         return
     bars = _bars(
         console,
@@ -95,42 +95,50 @@ def progress_bar(*, stream: TextIO | None = None, clock: Clock = time.monotonic)
         TimeRemainingColumn(compact=True, table_column=_one_line()),
     )
     with bars:
-        yield _ShownExtraction(bars)
+        yield _Extraction(bars, None, clock)
 
 
-class _ShownExtraction:
-    """One line of a live display for each split."""
+class _Extraction:
+    """Progress of the split that is encoded: a line of a live display, or lines of a log."""
 
-    def __init__(self, bars: Progress) -> None:
-        self._bars = bars
+    def __init__(self, bars: Progress | None, lines: _Lines | None, clock: Clock) -> None:
+        self._bars, self._lines, self._clock = bars, lines, clock
         self._task: TaskID | None = None
-        self._clips = 0
-        self._audio_seconds = 0.0
+        self._label = ""
+        self._shards_total = self._shards_done = self._clips = 0
+        self._audio_seconds = self._started_at = 0.0
 
     def begin(self, *, label: str, shards_total: int, shards_reused: int) -> None:
-        """Add a line. Its bar counts the shards to encode only: reused ones would distort the time that remains."""
-        self._clips, self._audio_seconds = 0, 0.0
-        self._task = self._bars.add_task(
-            escape(printable(label)), total=shards_total - shards_reused, clips=0, audio_seconds=0.0
-        )
+        """Reset the counts, which are of the shards to encode: reused ones would distort the time that remains."""
+        self._label, self._shards_total, self._shards_done = label, shards_total - shards_reused, 0
+        self._clips, self._audio_seconds, self._started_at = 0, 0.0, self._clock()
+        if self._bars is not None:
+            shown = escape(printable(label))
+            self._task = self._bars.add_task(shown, total=self._shards_total, clips=0, audio_seconds=0.0)
 
     def advance(self, *, clips: int, audio_seconds: float) -> None:
-        """Count clips."""
-        if self._task is not None:
-            self._clips += clips
-            self._audio_seconds += audio_seconds
+        """Count clips, and write a line when one is due."""
+        self._clips += clips
+        self._audio_seconds += audio_seconds
+        if self._bars is not None and self._task is not None:
             self._bars.update(self._task, clips=self._clips, audio_seconds=self._audio_seconds)
+        elif self._lines is not None:
+            self._lines(self._line)
 
     def shard_done(self) -> None:
-        """Advance the bar."""
-        if self._task is not None:
+        """Count a shard."""
+        self._shards_done += 1
+        if self._bars is not None and self._task is not None:
             self._bars.advance(self._task)
 
     def end(self) -> None:
         """Stop the clock of the line."""
-        if self._task is not None:
+        if self._bars is not None and self._task is not None:
             self._bars.stop_task(self._task)
-            self._task = None
+
+    def _line(self) -> str:
+        rate = _throughput(self._clips, self._audio_seconds, self._clock() - self._started_at)
+        return f"{printable(self._label)}: {self._shards_done}/{self._shards_total} shards, {rate}"
 
 
 class _Throughput(ProgressColumn):
@@ -139,38 +147,6 @@ class _Throughput(ProgressColumn):
     def render(self, task: Task) -> Text:
         text = _throughput(task.fields["clips"], task.fields["audio_seconds"], task.elapsed or 0.0)
         return Text(text, style="progress.data.speed")
-
-
-class _LoggedExtraction:
-    """Lines of a log about the split that is encoded."""
-
-    def __init__(self, lines: _Lines, clock: Clock) -> None:
-        self._lines, self._clock = lines, clock
-        self._label = ""
-        self._shards_total = self._shards_done = self._clips = 0
-        self._audio_seconds = self._started_at = 0.0
-
-    def begin(self, *, label: str, shards_total: int, shards_reused: int) -> None:
-        """Reset the counts."""
-        self._label, self._shards_total, self._shards_done = label, shards_total - shards_reused, 0
-        self._clips, self._audio_seconds, self._started_at = 0, 0.0, self._clock()
-
-    def advance(self, *, clips: int, audio_seconds: float) -> None:
-        """Count clips, and write a line when one is due."""
-        self._clips += clips
-        self._audio_seconds += audio_seconds
-        self._lines(self._line)
-
-    def shard_done(self) -> None:
-        """Count a shard."""
-        self._shards_done += 1
-
-    def end(self) -> None:
-        """Do nothing: the command prints the result of the split."""
-
-    def _line(self) -> str:
-        rate = _throughput(self._clips, self._audio_seconds, self._clock() - self._started_at)
-        return f"{printable(self._label)}: {self._shards_done}/{self._shards_total} shards, {rate}"
 
 
 @contextmanager
