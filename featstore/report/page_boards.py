@@ -27,7 +27,6 @@ __all__ = [
     "RankRow",
     "Section",
     "board_anchor",
-    "board_title",
     "board_view",
     "entry_of",
     "recipe_anchor",
@@ -206,7 +205,7 @@ def board_view(table: Table, *, styles: Mapping[str, int]) -> BoardView:
     sentence = resolution_sentence(table)
     return BoardView(
         anchor=board_anchor(table),
-        title=board_title(table),
+        title=table_title(table.measure, table.protocol),
         name=measure_title(table.measure),
         is_main=table.measure in ("", "knn"),
         summary=f"{counted(len(table.rows), 'task')}, best: {table.columns[order[0]].label}",
@@ -252,11 +251,6 @@ def _matrix(table: Table, order: Sequence[int], *, styles: Mapping[str, int], wi
 def _data_uri(text: str, mime: str) -> str:
     encoded = base64.b64encode(text.encode("utf-8", "replace")).decode("ascii")
     return f"data:{mime};charset=utf-8;base64,{encoded}"
-
-
-def board_title(table: Table) -> str:
-    """Name of the track, the measure and the protocol."""
-    return table_title(table.measure, table.protocol)
 
 
 def board_anchor(table: Table) -> str:

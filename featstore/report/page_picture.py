@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from featstore.report.grids import measure_title
-from featstore.report.page_boards import board_anchor, board_title, entry_of, task_anchor
+from featstore.report.grids import measure_title, table_title
+from featstore.report.page_boards import board_anchor, entry_of, task_anchor
 from featstore.report.tables import NOT_AVERAGED, Average, Row, Table, ranked
 
 __all__ = ["MAX_LANES", "Band", "Group", "Lane", "Panel", "Picture", "picture_of"]
@@ -219,7 +219,7 @@ def _panel(
         bands.append(Band(top=_TOP + number * (_HEIGHT + below), right=right, groups=tuple(groups)))
     return Panel(
         name=measure_title(table.measure),
-        title=board_title(table),
+        title=table_title(table.measure, table.protocol),
         left=round(left, 1),
         text=_text(table, lines),
         width=round(max(260.0, bands[0].right + 2)),

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from featstore.records import ScoreRecord
-from featstore.report.page_boards import Entry, board_title, entry_of, recipe_anchor, task_anchor
+from featstore.report.grids import table_title
+from featstore.report.page_boards import Entry, entry_of, recipe_anchor, task_anchor
 from featstore.report.page_charts import Chart, charts_of
 from featstore.report.tables import LOWER_IS_BETTER, Leaderboard, Row, Table
 
@@ -261,7 +262,7 @@ def _block(table: Table, row: Row, scored: Mapping[int, ScoreRecord], *, styles:
         for at in ranked
     )
     return TaskBlock(
-        title=board_title(table),
+        title=table_title(table.measure, table.protocol),
         is_main=table.measure in ("", "knn"),
         metric=row.metric,
         scores=scores,
