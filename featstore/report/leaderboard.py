@@ -88,25 +88,22 @@ def _table(
     protocol, track, measure = place
     records, superseded = newest_versions(everything)
     columns, column_of = _columns(records)
-    placed: dict[tuple[str, str], dict[int, ScoreRecord]] = {}
+    placed: dict[tuple[str, str], dict[int, Evidence]] = {}
     for record, column in zip(records, column_of, strict=True):
         row = placed.setdefault((record.task, record.metric), {})
         if column in row:
             where = f"{record.task} by {columns[column].label} (track {track}, {protocol})"
             raise UsageError(f"a table has one score for each task and encoder, got two for {where}: keep the newest")
-        row[column] = record
-    scored = [placed[of_task] for of_task in sorted(placed)]
-    evidence = [{column: evidence_of(record) for column, record in of_task.items()} for of_task in scored]
+        row[column] = evidence_of(record)
+    evidence = [placed[of_task] for of_task in sorted(placed)]
     references = []
     if published is not None and published.protocol == protocol and measure in ("", "knn"):
         references = _references([task for task, _ in sorted(placed)], published.scores[track])
     n_ours, columns = len(columns), (*columns, *(column for column, _ in references))
-    marks = [_marks(of_task, known, n_columns=len(columns)) for of_task, known in zip(scored, evidence, strict=True)]
+    marks = [_marks(known, n_columns=len(columns)) for known in evidence]
     rows = tuple(
-        _row(
-            of_task, known, marked, n_ours=n_ours, published=[cells[at] for _, cells in references], certified=certified
-        )
-        for at, (of_task, known, marked) in enumerate(zip(scored, evidence, marks, strict=True))
+        _row(known, marked, n_ours=n_ours, published=[cells[at] for _, cells in references], certified=certified)
+        for at, (known, marked) in enumerate(zip(evidence, marks, strict=True))
     )
     ours = frozenset(at for at, column in enumerate(columns) if not column.published)
     spans = ("public", "all") if any(row.private for row in rows) else ("all",)
@@ -193,16 +190,15 @@ def _references(
 # --- rows and averages ------------------------------------------------------------------------------------------------
 
 
-def _marks(scored: Mapping[int, ScoreRecord], known: Mapping[int, Evidence], *, n_columns: int) -> Marks:
+def _marks(known: Mapping[int, Evidence], *, n_columns: int) -> Marks:
     return marks_of(
-        [scored[column].value if column in scored else None for column in range(n_columns)],
-        lower_is_better=scored[min(scored)].metric in LOWER_IS_BETTER,
+        [known[column].record.value if column in known else None for column in range(n_columns)],
+        lower_is_better=known[min(known)].record.metric in LOWER_IS_BETTER,
         pair=lambda a, b: pair(known[a], known[b]),
     )
 
 
 def _row(
-    scored: Mapping[int, ScoreRecord],
     known: Mapping[int, Evidence],
     marks: Marks,
     *,
@@ -210,8 +206,9 @@ def _row(
     published: Sequence[Cell | None],
     certified: Collection[str],
 ) -> Row:
-    first = scored[min(scored)]
-    ours = [scored.get(column) for column in range(n_ours)]
+    scored = [each.record for each in known.values()]
+    first = known[min(known)].record
+    ours = [known[column].record if column in known else None for column in range(n_ours)]
     return Row(
         task=first.task,
         title=first.title,
@@ -223,13 +220,13 @@ def _row(
         inside_noise=marks.inside_noise,
         not_comparable=marks.not_comparable,
         ranks=marks.ranks,
-        one_seed=any(len(record.seeds) == 1 for record in scored.values()),
-        manifests=len({record.manifest_sha256 for record in scored.values()}),
+        one_seed=any(len(record.seeds) == 1 for record in scored),
+        manifests=len({record.manifest_sha256 for record in scored}),
         resolution=resolution_of(
             marks,
             [*(None if record is None else record.value for record in ours), *(None for _ in published)],
             over="groups" if any(each.grouped for each in known.values()) else "clips",
-            n=max(record.n_test for record in scored.values()),
+            n=max(record.n_test for record in scored),
         ),
     )
 
@@ -286,7 +283,9 @@ def _average(
             complete,
             lower_is_better=own in LOWER_IS_BETTER,
             pair=lambda a, b: (
-                pair_over_tasks([of[a].value - of[b].value for of in known], weights) if (a, b) in marks.pairs else None
+                pair_over_tasks([of[a].record.value - of[b].record.value for of in known], weights)
+                if (a, b) in marks.pairs
+                else None
             ),
         )
     is_grouped = any(each.grouped for of in known for each in of.values())
