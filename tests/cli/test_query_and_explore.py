@@ -67,6 +67,10 @@ def test_a_query_as_json_is_one_array(run: Run, store: Path) -> None:
     )
 
 
+def test_keys_and_labels_cannot_drive_a_terminal(run: Run, store: Path) -> None:
+    assert "\x1b" not in run("query", "both", "--store", store, "--split", "train", "--k", "99").out
+
+
 def test_what_cannot_be_asked_is_reported_in_one_line(run: Run, store: Path) -> None:
     one_line(run, "query", "both", "--store", store, code=2, says="words/test/both, words/train/both")
     one_line(run, "query", "trian-3", "--store", store, code=2, says="'trian-3'.*'train-3'")
