@@ -50,8 +50,8 @@ def canonical_json(value: object) -> str:
 
 
 def sha256_of(value: object) -> str:
-    """Return the hexadecimal SHA-256 of a value's canonical JSON."""
-    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+    """Return the hexadecimal SHA-256 of a value's canonical JSON, in which lone surrogates are escaped."""
+    return hashlib.sha256(canonical_json(value).encode(errors="backslashreplace")).hexdigest()
 
 
 def dataset_group(dataset: str, crop_seconds: float | None) -> str:

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from stores import write_part
 
 import tiny
 from featstore.records import SkippedClip
-from featstore.store import EmbeddedWindow, Member, ShardIdentity, open_split_writer
+from featstore.store import EmbeddedWindow, open_split_writer
 
 DIM = 8
 LENGTHS = {"a.tar": (3, 1, 4), "b.tar": (1, 5, 9, 2)}
@@ -74,28 +75,7 @@ def _write(
     )
     writer = open_split_writer(url, recipe=recipe, spec=encoder, dataset="words", crop_seconds=None, split=split)
     for shard, windows in shards.items():
-        with writer.begin_part(shard) as part:
-            for each in windows:
-                stored = each if frames else _without_frames(each)
-                part.add(stored)
-            member = Member(
-                shard=ShardIdentity(name=shard, size=10_240, mtime_ns=7, sha256="0123456789abcdef" * 4),
-                clips=len(windows),
-                windows=len(windows),
-                frames=part.frames,
-                audio_seconds=sum(each.seconds for each in windows),
-                skipped=tuple(clip for clip in skipped or () if clip.shard == shard),
-            )
-            part.commit([member], frames_stored=frames, versions={"featstore": "test"})
+        stored = windows if frames else [replace(each, frames=None) for each in windows]
+        left_out = [clip for clip in skipped or () if clip.shard == shard]
+        write_part(writer, shard, stored, skipped=left_out, frames_stored=frames)
     writer.write_catalogue()
-
-
-def _without_frames(window: EmbeddedWindow) -> EmbeddedWindow:
-    return EmbeddedWindow(
-        key=window.key,
-        meta=window.meta,
-        start_seconds=window.start_seconds,
-        seconds=window.seconds,
-        utterance=window.utterance,
-        frames=None,
-    )

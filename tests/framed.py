@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from stores import write_part
 
 import tiny
-from featstore.store import EmbeddedWindow, Member, ShardIdentity, Store, open_split_writer, open_store
+from featstore.store import EmbeddedWindow, Store, open_split_writer, open_store
 from featstore.tasks import Manifest
 
 HOP = 0.02
@@ -61,38 +62,27 @@ def write(
         named = [replace(clip, key=f"{split}-{clip.key}") for clip in clips]
         for shard, mine in enumerate((named[:half], named[half:])):
             if mine:
-                _write_part(writer, f"{split}-{shard}.tar", mine, hop=hop, dtype=dtype, frames_stored=frames_stored)
+                windows = list(_windows(mine, hop=hop, dtype=dtype, frames_stored=frames_stored))
+                write_part(writer, f"{split}-{shard}.tar", windows, frames_stored=frames_stored)
     return open_store(str(url))
 
 
-def _write_part(writer: Any, shard: str, clips: Sequence[Clip], *, hop: float, dtype: str, frames_stored: bool) -> None:
-    with writer.begin_part(shard) as part:
-        for clip in clips:
-            meta = json.dumps([{"onset": on, "offset": off, "label": label} for on, off, label in clip.events])
-            step = clip.window_frames or len(clip.frames)
-            total = len(clip.frames) * hop if clip.seconds is None else clip.seconds
-            for number, start in enumerate(range(0, len(clip.frames), step)):
-                frames = clip.frames[start : start + step].astype(dtype)
-                is_last = start + step >= len(clip.frames)
-                part.add(
-                    EmbeddedWindow(
-                        key=clip.key if number == 0 else f"{clip.key}#{number + 1}",
-                        meta=meta,
-                        start_seconds=start * hop,
-                        seconds=total - start * hop if is_last else step * hop,
-                        utterance=frames.astype(np.float32).mean(axis=0),
-                        frames=frames if frames_stored else None,
-                    )
-                )
-        member = Member(
-            shard=ShardIdentity(name=shard, size=1),
-            clips=len(clips),
-            windows=part.windows,
-            frames=part.frames,
-            audio_seconds=1.0,
-            skipped=(),
-        )
-        part.commit([member], frames_stored=frames_stored, versions={})
+def _windows(clips: Sequence[Clip], *, hop: float, dtype: str, frames_stored: bool) -> Iterator[EmbeddedWindow]:
+    for clip in clips:
+        meta = json.dumps([{"onset": on, "offset": off, "label": label} for on, off, label in clip.events])
+        step = clip.window_frames or len(clip.frames)
+        total = len(clip.frames) * hop if clip.seconds is None else clip.seconds
+        for number, start in enumerate(range(0, len(clip.frames), step)):
+            frames = clip.frames[start : start + step].astype(dtype)
+            is_last = start + step >= len(clip.frames)
+            yield EmbeddedWindow(
+                key=clip.key if number == 0 else f"{clip.key}#{number + 1}",
+                meta=meta,
+                start_seconds=start * hop,
+                seconds=total - start * hop if is_last else step * hop,
+                utterance=frames.astype(np.float32).mean(axis=0),
+                frames=frames if frames_stored else None,
+            )
 
 
 def clips(

@@ -26,11 +26,12 @@ HOSTILE = (
 
 @dataclass(frozen=True)
 class Stored:
-    """A clip: one vector for each of its windows, of one second each."""
+    """A clip: one vector for each of its windows, of one second each or of other ``seconds``."""
 
     key: str
     vectors: Any
     meta: dict[str, Any] = field(default_factory=dict)
+    seconds: Sequence[float] = ()
 
     @property
     def rows(self) -> np.ndarray:
@@ -77,7 +78,7 @@ def _write_part(writer: Any, shard: str, clips: Sequence[Stored]) -> None:
                 keys=[f"{clip.key}#{at + 1}" if at else clip.key for clip, at in zip(owners, numbers, strict=True)],
                 metas=[json.dumps(clip.meta, ensure_ascii=False) for clip in owners],
                 start_seconds=np.array(numbers, float),
-                seconds=np.ones(len(numbers)),
+                seconds=np.concatenate([clip.seconds or np.ones(len(clip.rows)) for clip in clips]),
                 utterance=np.concatenate([clip.rows for clip in clips]),
                 frames=None,
                 frame_counts=None,

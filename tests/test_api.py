@@ -102,10 +102,6 @@ def test_every_public_name_is_there_and_no_other() -> None:
         _ = featstore.nothing  # type: ignore[attr-defined]
 
 
-def test_importing_featstore_imports_neither_numpy_nor_anything_heavy() -> None:
-    assert in_a_process("import featstore, featstore.api, sys; print('numpy' in sys.modules)") == "False"
-
-
 def test_reading_a_store_imports_neither_torch_nor_faiss_nor_webdataset(tmp_path: Path) -> None:
     url = cached(tmp_path).url
     code = f"""

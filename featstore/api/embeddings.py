@@ -76,22 +76,22 @@ class Extracted(Sequence["ExtractRecord"]):
         FeatstoreError
             Its ``exit_code`` is that of the failures, if they agree.
         """
-        reasons = [*self._unreadable(), *(f"{each.task}: {each.message}" for each in self.failures)]
+        reasons = self._reasons()
         if not reasons:
             return
         error = FeatstoreError(f"not everything was extracted: {'; '.join(reasons)}")
-        codes = {each.exit_code for each in self.failures} | ({1} if self._unreadable() else set())
+        codes = {each.exit_code for each in self.failures} | {1 for each in self if each.broken}
         error.exit_code = codes.pop() if len(codes) == 1 else 1
         raise error
 
     def log_failures(self) -> None:
         """Log a warning for each failure and unreadable shard."""
-        for reason in (*self._unreadable(), *(f"{each.task}: {each.message}" for each in self.failures)):
+        for reason in self._reasons():
             _log.warning("not extracted: %s", reason)
 
-    def _unreadable(self) -> list[str]:
-        reasons = (f"{each.dataset}/{each.split}: {broken.reason}" for each in self for broken in each.broken)
-        return list(dict.fromkeys(reasons))
+    def _reasons(self) -> list[str]:
+        unreadable = (f"{each.dataset}/{each.split}: {broken.reason}" for each in self for broken in each.broken)
+        return [*dict.fromkeys(unreadable), *(f"{each.task}: {each.message}" for each in self.failures)]
 
     def __repr__(self) -> str:
         lines = [
@@ -405,7 +405,7 @@ def check(
     from featstore.encoders.check import Budget, EncoderReport, broken_contract, check_encoder
     from featstore.encoders.devices import pick_device
     from featstore.extract import ExtractOptions, plan_recipe
-    from featstore.extract.windows import Padding, plan_windows
+    from featstore.extract.single_file import plan_of
 
     spec, settings = os.fspath(encoder), ExtractOptions(**options)
     step = on_step or (lambda _: None)
@@ -416,14 +416,7 @@ def check(
         return EncoderReport(encoder=spec, checks=(broken_contract(error),))
     device = pick_device(settings.device)
     recipe = plan_recipe(loaded, loaded.outputs[0], device=device, options=settings)
-    plan = partial(
-        plan_windows,
-        crop_seconds=None,
-        padding=Padding.parse(settings.padding),
-        sample_rate_hz=recipe.sample_rate_hz,
-        longest_seconds=loaded.longest_window_seconds(settings.max_window_seconds),
-        input_seconds=loaded.facts.input_seconds,
-    )
+    plan = plan_of(loaded, recipe, crop_seconds=None)
     checks = check_encoder(loaded, recipe=recipe, device=device, plan=plan, budget=Budget(), on_step=step)
     return EncoderReport(encoder=loaded.name, checks=checks)
 

@@ -93,13 +93,7 @@ def probe(
 
     one_of("protocol", protocol, ("strict", "xares"))
     score = partial(
-        _score,
-        probe_task,
-        protocol=protocol,
-        head=head,
-        seeds=seeds_of(seeds),
-        shots=tuple(shots),
-        split_by=split_by,
+        probe_task, protocol=protocol, head=head, seeds=seeds_of(seeds), shots=tuple(shots), split_by=split_by
     )
     return _scores(
         manifests_of(tasks),
@@ -179,14 +173,7 @@ def retrieve(
         if not manifests:
             raise UsageError(f"no task has a {what}: `featstore probe` scores them")
     score = partial(
-        _score,
-        score_measures,
-        protocol=protocol,
-        measures=measures,
-        k=k,
-        index=index,
-        shots=tuple(shots),
-        notify=notify,
+        score_measures, protocol=protocol, measures=measures, k=k, index=index, shots=tuple(shots), notify=notify
     )
     return _scores(
         manifests,
@@ -198,16 +185,6 @@ def retrieve(
         progress=progress,
         found_by=encoders_to_retrieve,
     )
-
-
-def _score(
-    score: Callable[..., ScoreRecord | Sequence[ScoreRecord | ScoreFailure]],
-    store: Store,
-    manifest: Manifest,
-    encoder: str | None,
-    **options: Any,
-) -> ScoreRecord | Sequence[ScoreRecord | ScoreFailure]:
-    return score(store, manifest, encoder=encoder, **options)
 
 
 def _scores(

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,10 +16,10 @@ from featstore.cli.options import (
     emit_json,
     expand_home,
     json_option,
+    loading_options,
     note,
-    parse_arguments,
-    parse_store,
     require_folder_of,
+    store_argument,
 )
 from featstore.formatting import counted
 
@@ -34,10 +34,9 @@ _SHOWN = 10
 
 
 @click.command()
-@click.argument("store_url", metavar="STORE", callback=parse_store, shell_complete=complete_folders)
+@store_argument
 @click.option(
     "--encoder",
-    "spec",
     metavar="SPEC",
     required=True,
     shell_complete=complete_encoders,
@@ -69,7 +68,6 @@ _SHOWN = 10
 @click.option("--dataset", metavar="NAME", help="Audit this dataset alone (`words`, or `words+crop5s`).")
 @click.option(
     "--results",
-    "results",
     type=HomePath(path_type=Path),
     multiple=True,
     metavar="DIR",
@@ -90,15 +88,7 @@ _SHOWN = 10
     metavar="X",
     help="Accepted difference of a score.  [default: 0.001]",
 )
-@click.option(
-    "--encoder-arg",
-    "encoder_args",
-    metavar="NAME=VALUE",
-    multiple=True,
-    help="Constructor argument of the encoder; may be repeated.",
-)
-@click.option("--trust-remote-code", is_flag=True, help="Run the code of an hf: or st: model. Review it first.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@loading_options()
 @click.option(
     "--out",
     "out_path",
@@ -107,23 +97,7 @@ _SHOWN = 10
     help="File of the certificate.  [default: NAME.certificate.json in the first --results, else here]",
 )
 @json_option
-def audit(
-    *,
-    store_url: str,
-    spec: str,
-    data: str,
-    sample: str,
-    seed: int | None,
-    dataset: str | None,
-    results: tuple[Path, ...],
-    tasks: tuple[str, ...],
-    score_tolerance: float | None,
-    encoder_args: tuple[str, ...],
-    trust_remote_code: bool,
-    device: str,
-    out_path: Path | None,
-    as_json: bool,
-) -> None:
+def audit(*, store: str, results: tuple[Path, ...], out_path: Path | None, as_json: bool, **settings: Any) -> None:
     """Prove that a store holds an encoder's vectors.
 
     Verifies checksums, encodes a random sample of clips again, compares vectors, windows and labels with the stored
@@ -139,21 +113,7 @@ def audit(
     require_folder_of(out_path)
     # an encoder may print, and stdout is for results
     with steps(prefix="auditing") as on_step, redirect_stdout(sys.stderr):
-        found = api.audit(
-            store_url,
-            encoder=spec,
-            data=data,
-            sample=sample,
-            seed=seed,
-            dataset=dataset,
-            results=results,
-            tasks=tasks,
-            arguments=parse_arguments(encoder_args),
-            trust_remote_code=trust_remote_code,
-            device=device,
-            score_tolerance=score_tolerance,
-            on_step=on_step,
-        )
+        found = api.audit(store, results=results, on_step=on_step, **settings)
     path = found.write(out_path or _default_path(found, results))
     if as_json:
         emit_json([found])

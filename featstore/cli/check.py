@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from featstore.cli.completion import complete_encoders
-from featstore.cli.options import emit_json, encoder_settings, json_option, parse_arguments
+from featstore.cli.options import emit_json, json_option, loading_options, recipe_options
 from featstore.errors import EncoderError
 
 if TYPE_CHECKING:
@@ -23,16 +23,10 @@ __all__ = ["check"]
 
 @click.command()
 @click.argument("spec", metavar="ENCODER", shell_complete=complete_encoders)
-@encoder_settings(device_help="auto, cpu, cuda or cuda:N.")
+@loading_options()
+@recipe_options
 @json_option
-def check(
-    *,
-    spec: str,
-    encoder_args: tuple[str, ...],
-    trust_remote_code: bool,
-    as_json: bool,
-    **settings: Any,
-) -> None:
+def check(*, spec: str, as_json: bool, **settings: Any) -> None:
     """Test an encoder on synthesised audio.
 
     \b
@@ -48,13 +42,7 @@ def check(
 
     # an encoder may print, and stdout is for results
     with steps() as on_step, redirect_stdout(sys.stderr):
-        report = api.check(
-            spec,
-            arguments=parse_arguments(encoder_args),
-            trust_remote_code=trust_remote_code,
-            on_step=on_step,
-            **settings,
-        )
+        report = api.check(spec, on_step=on_step, **settings)
     if as_json:
         emit_json(report.checks)
     else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -45,10 +45,9 @@ def _limits(_: click.Context, option: click.Parameter, values: tuple[str, ...]) 
 @click.command()
 @click.argument("a", metavar="A")
 @click.argument("b", metavar="B")
-@store_option
+@store_option()
 @click.option(
     "--store-b",
-    "store_b",
     metavar="URL",
     callback=parse_store,
     shell_complete=complete_folders,
@@ -84,20 +83,7 @@ def _limits(_: click.Context, option: click.Parameter, values: tuple[str, ...]) 
     help="Exit with 1 if a measure is above X, for example procrustes=0.1; may be repeated.",
 )
 @json_option
-def diff(
-    *,
-    a: str,
-    b: str,
-    store_url: str,
-    store_b: str | None,
-    dataset: str | None,
-    split: str | None,
-    k: int,
-    max_clips: int,
-    at_least: dict[str, float],
-    at_most: dict[str, float],
-    as_json: bool,
-) -> None:
+def diff(*, store: str, at_least: dict[str, float], at_most: dict[str, float], as_json: bool, **settings: Any) -> None:
     """Compare two encoders, layers, precisions or versions on the same clips.
 
     A and B are names in the store (`logmel`, or `logmel@3f9c2a71`). Imported embeddings can be compared too. Clips are
@@ -110,7 +96,7 @@ def diff(
     """  # noqa: D301 - click takes the character itself
     from featstore import api
 
-    found = api.diff(store_url, a, b, store_b=store_b, dataset=dataset, split=split, k=k, max_clips=max_clips)
+    found = api.diff(store, **settings)
     for name in (*at_least, *at_most):
         if found.value_of(name) is None:
             raise UsageError(f"{name} is undefined for {found.a} and {found.b}: choose another measure")

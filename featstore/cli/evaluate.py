@@ -104,18 +104,6 @@ def _further_tables(scores: Sequence[ScoreRecord]) -> dict[str, dict[str, dict[s
     return tables
 
 
-def _random_folds(name: str, record: ScoreRecord) -> Iterator[str]:
-    """Random folds against folds by group."""
-    at_random = record.details.get("random_folds")
-    if at_random:
-        low, high = at_random["difference_low"], at_random["difference_high"]
-        interval = "" if low is None else f" ({low:+.3f} to {high:+.3f})"
-        yield (
-            f"{name}: random folds {at_random['value']:.3f}, folds by {record.settings['split_by']} "
-            f"{record.value:.3f}: difference {at_random['difference']:+.3f}{interval}"
-        )
-
-
 def _lines(scores: Sequence[ScoreRecord]) -> Iterator[str]:
     """Yield lines: recall of an index, shared captions, random folds."""
     for record in scores:
@@ -129,7 +117,14 @@ def _lines(scores: Sequence[ScoreRecord]) -> Iterator[str]:
         n_shared = sum(shared.values()) if isinstance(shared, dict) else shared
         if n_shared:
             yield f"{name}: {n_shared} test captions belong to several clips, of which only one can be ranked first"
-        yield from _random_folds(name, record)
+        at_random = record.details.get("random_folds")
+        if at_random:
+            low, high = at_random["difference_low"], at_random["difference_high"]
+            interval = "" if low is None else f" ({low:+.3f} to {high:+.3f})"
+            yield (
+                f"{name}: random folds {at_random['value']:.3f}, folds by {record.settings['split_by']} "
+                f"{record.value:.3f}: difference {at_random['difference']:+.3f}{interval}"
+            )
 
 
 def _estimates(scores: Mapping[str, Mapping[str, float | None]]) -> dict[str, str]:

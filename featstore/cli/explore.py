@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import click
 
@@ -17,18 +17,16 @@ __all__ = ["explore"]
 @click.command()
 @click.argument("path", required=False)
 @click.argument("encoder_b", required=False)
-@store_option
+@store_option()
 @feature_set_options
 @click.option(
     "--out",
-    "out_path",
     type=HomePath(dir_okay=False, path_type=Path),
     metavar="FILE",
     help="Output file.  [default: ENCODER[-ENCODER_B]-DATASET-SPLIT.html]",
 )
 @click.option(
     "--map",
-    "method",
     type=click.Choice(["pca", "umap"]),
     default="pca",
     show_default=True,
@@ -50,7 +48,6 @@ __all__ = ["explore"]
 )
 @click.option(
     "--data",
-    "data_dir",
     type=HomePath(path_type=Path),
     metavar="DIR",
     help="Folder with a folder of shards for each dataset: adds playback of clips.",
@@ -74,21 +71,17 @@ __all__ = ["explore"]
 @click.option("--title", metavar="TEXT", help="Title of the page.  [default: DATASET/SPLIT]")
 def explore(
     *,
+    store: str,
     path: str | None,
-    encoder_b: str | None,
-    store_url: str,
     encoder: str | None,
     dataset: str | None,
     split: str | None,
-    out_path: Path | None,
-    method: Literal["pca", "umap"],
-    colour: str | None,
-    points: int,
-    data_dir: Path | None,
+    out: Path | None,
+    data: Path | None,
     n_audio: int | None,
     serve: bool,
     port: int,
-    title: str | None,
+    **settings: Any,
 ) -> None:
     """Write a map of the clips of a feature set.
 
@@ -102,50 +95,26 @@ def explore(
     featstore explore logmel/words/test --store S --data D --serve
     featstore explore logmel/words/test mfcc --store S
     """  # noqa: D301 - click takes the character itself
-    if serve and out_path is not None:
+    if serve and out is not None:
         raise UsageError("--out and --serve exclude each other")
-    if n_audio is not None and (data_dir is None or serve):
+    if n_audio is not None and (data is None or serve):
         raise UsageError("--audio needs --data and excludes --serve, which plays every clip")
-    require_folder_of(out_path)
+    require_folder_of(out)
     from featstore import api
 
     encoder, dataset, split = selection(path, encoder, dataset, split)
+    settings |= {"encoder": encoder, "dataset": dataset, "split": split, "data": data}
     if serve:
-        with api.explore_server(
-            store_url,
-            encoder=encoder,
-            encoder_b=encoder_b,
-            dataset=dataset,
-            split=split,
-            port=port,
-            map=method,
-            colour=colour,
-            points=points,
-            data=data_dir,
-            title=title,
-        ) as server:
-            say(f"{server.url}  (Ctrl-C stops it{'' if data_dir else '; --data adds playback'})")
+        with api.explore_server(store, port=port, **settings) as server:
+            say(f"{server.url}  (Ctrl-C stops it{'' if data else '; --data adds playback'})")
             try:
                 server.serve_forever()
             except KeyboardInterrupt:
                 note("stopped", err=True)
         return
-    record = api.explore(
-        store_url,
-        encoder=encoder,
-        encoder_b=encoder_b,
-        dataset=dataset,
-        split=split,
-        out=out_path,
-        map=method,
-        colour=colour,
-        points=points,
-        data=data_dir,
-        n_audio=n_audio or 40,
-        title=title,
-    )
-    sounds = "" if data_dir is None else f", {record.sounds:,} of them with sound"
-    if data_dir is not None and record.sounds < record.clips:
+    record = api.explore(store, out=out, n_audio=n_audio or 40, **settings)
+    sounds = "" if data is None else f", {record.sounds:,} of them with sound"
+    if data is not None and record.sounds < record.clips:
         sounds += " (more: --audio N; all: --serve)"
     if record.sounds_skipped:
         sounds += f" ({record.sounds_skipped:,} skipped: changed or missing in --data, or over the size limit)"

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
@@ -18,14 +18,14 @@ from featstore.cli.options import (
     HomePath,
     advice,
     emit_json,
-    encoder_settings,
     expand_home,
     json_option,
+    loading_options,
     note,
-    parse_arguments,
     parse_encoder_name,
     parse_layers,
     parse_names,
+    recipe_options,
     report_problem,
     store_option,
 )
@@ -35,7 +35,6 @@ from featstore.formatting import counted, lasting, spoken_bytes
 from featstore.system import CPU_BATCH_SECONDS, LIGHT_BATCH_SECONDS
 
 if TYPE_CHECKING:
-    from featstore.encoders.specs import Layers
     from featstore.extract import Progress, TaskExtraction
     from featstore.extract.pack import PackRecord
     from featstore.records import ExtractFailure, ExtractRecord
@@ -57,7 +56,6 @@ _log = logging.getLogger("featstore")
 )
 @click.option(
     "--encoder",
-    "spec",
     metavar="SPEC",
     required=True,
     shell_complete=complete_encoders,
@@ -72,9 +70,8 @@ _log = logging.getLogger("featstore")
     callback=parse_encoder_name,
     help="Name of the feature sets, NAME@fingerprint/...  [default: the class, or the last part of the path]",
 )
-@encoder_settings(
-    device_help="auto, cpu, cuda or cuda:N; all (every GPU) or a list such as cuda:0,cuda:2: a process for each."
-)
+@loading_options("auto, cpu, cuda or cuda:N; all (every GPU) or a list such as cuda:0,cuda:2: a process for each.")
+@recipe_options
 @click.option(
     "--layers",
     metavar="0-3,6,last|all",
@@ -84,7 +81,6 @@ _log = logging.getLogger("featstore")
 )
 @click.option(
     "--pool",
-    "pools",
     metavar="mean,max,std",
     default="mean",
     show_default=True,
@@ -93,7 +89,6 @@ _log = logging.getLogger("featstore")
 )
 @click.option(
     "--data",
-    "data_dir",
     envvar="FEATSTORE_DATA",
     show_envvar=True,
     callback=lambda _, __, value: expand_home(value),
@@ -102,9 +97,9 @@ _log = logging.getLogger("featstore")
     help="Folder or URL (s3://, gs://, az://, hf://, https://) with a folder of shards for each dataset.  "
     "[default for packed audio: beside the store]",
 )
-@store_option
+@store_option()
 @source_options
-@click.option("--split", "splits", metavar="NAME", multiple=True, help="Only this split or fold; may be repeated.")
+@click.option("--split", metavar="NAME", multiple=True, help="Only this split or fold; may be repeated.")
 @click.option(
     "--engine",
     type=click.Choice(["local", "ray"]),
@@ -173,19 +168,7 @@ _log = logging.getLogger("featstore")
 def extract(
     *,
     tasks: tuple[str, ...],
-    spec: str,
-    encoder_args: tuple[str, ...],
-    name: str | None,
-    layers: Layers,
-    pools: tuple[Any, ...],
-    trust_remote_code: bool,
-    data_dir: str | None,
-    store_url: str,
-    splits: tuple[str, ...],
     share_text: str | None,
-    engine: Literal["local", "ray"],
-    ray_address: str | None,
-    cpus_per_worker: int | None,
     fail_on_skip: bool,
     as_json: bool,
     **settings: Any,
@@ -210,18 +193,6 @@ def extract(
         try:
             api.extract(
                 tasks,
-                encoder=spec,
-                data=data_dir,
-                store=store_url,
-                split=splits,
-                arguments=parse_arguments(encoder_args),
-                layers=layers,
-                pool=pools,
-                trust_remote_code=trust_remote_code,
-                name=name,
-                engine=engine,
-                ray_address=ray_address,
-                cpus_per_worker=cpus_per_worker,
                 share=share,
                 local_rank=local_rank(os.environ),
                 progress=run.open_progress,

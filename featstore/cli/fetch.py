@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -20,7 +20,6 @@ __all__ = ["fetch"]
 @tasks_argument
 @click.option(
     "--data",
-    "data_dir",
     type=HomePath(file_okay=False, path_type=Path),
     required=True,
     envvar="FEATSTORE_DATA",
@@ -31,7 +30,7 @@ __all__ = ["fetch"]
 @click.option("--jobs", type=click.IntRange(1, 32), default=4, show_default=True, metavar="N", help="Parallel files.")
 @click.option("--zenodo-url", default="https://zenodo.org", envvar="FEATSTORE_ZENODO_URL", hidden=True)
 @json_option
-def fetch(*, tasks: tuple[str, ...], data_dir: Path, jobs: int, zenodo_url: str, as_json: bool) -> None:
+def fetch(*, tasks: tuple[str, ...], as_json: bool, **settings: Any) -> None:
     """Download the shards of tasks from their Zenodo records.
 
     Interrupted downloads resume. Each file is checked against the MD5 of its record and appears when it is complete.
@@ -39,14 +38,7 @@ def fetch(*, tasks: tuple[str, ...], data_dir: Path, jobs: int, zenodo_url: str,
     from featstore import api
     from featstore.cli.progress import downloading
 
-    records = api.fetch(
-        tasks,
-        data=data_dir,
-        jobs=jobs,
-        progress=downloading,
-        on_task=None if as_json else _print_record,
-        zenodo_url=zenodo_url,
-    )
+    records = api.fetch(tasks, progress=downloading, on_task=None if as_json else _print_record, **settings)
     if as_json:
         emit_json(records)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -25,15 +25,15 @@ _SHOWN = 5
 @click.command("import")
 @click.argument("files", metavar="FILE...", nargs=-1, required=True, type=HomePath())
 @click.option("--encoder", required=True, metavar="NAME", help="Name of the encoder in the store.")
-@store_option
+@store_option()
 @click.option("--dataset", metavar="NAME", help="Name of the dataset.  [default: that of --task]")
 @click.option("--split", metavar="NAME", help="Split of all rows.  [default: all]")
 @click.option("--split-column", metavar="NAME", help="Column of splits or folds.")
-@click.option("--key", "key_column", metavar="NAME", help="Column of keys.  [default: file name and number of the row]")
+@click.option("--key", metavar="NAME", help="Column of keys.  [default: file name and number of the row]")
 @click.option("--label", "label_field", default="label", show_default=True, metavar="NAME", help="Label of --manifest.")
 @click.option(
     "--columns",
-    callback=lambda context, option, value: None if value is None else parse_names(context, option, value),
+    callback=parse_names,
     metavar="NAME,NAME",
     help="Columns of the clips' JSON.  [default: all others]",
 )
@@ -49,7 +49,6 @@ _SHOWN = 5
 )
 @click.option(
     "--table",
-    "tables",
     type=HomePath(dir_okay=False),
     metavar="FILE",
     multiple=True,
@@ -77,25 +76,15 @@ _SHOWN = 5
 def import_(
     *,
     files: tuple[str, ...],
-    encoder: str,
-    store_url: str,
-    dataset: str | None,
-    split: str | None,
-    split_column: str | None,
-    key_column: str | None,
+    store: str,
     label_field: str,
-    columns: tuple[str, ...] | None,
-    vector: str | None,
-    frames: str | None,
-    hop: float | None,
-    dtype: Literal["float32", "float16"],
-    tables: tuple[str, ...],
-    source: str,
     task: str | None,
+    source: str,
+    table: tuple[str, ...],
     manifest_path: Path | None,
-    replace: bool,
     fail_on_skip: bool,
     as_json: bool,
+    **settings: Any,
 ) -> None:
     """Import embeddings that other software made.
 
@@ -117,23 +106,7 @@ def import_(
         raise UsageError("--task names a manifest and --manifest drafts one: give one of them")
     with counting("files checked") as tick:
         imported = api.import_embeddings(
-            files,
-            encoder=encoder,
-            store=store_url,
-            dataset=dataset,
-            split=split,
-            task=task,
-            source=source,
-            table=tables or None,
-            vector=vector,
-            frames=frames,
-            hop=hop,
-            dtype=dtype,
-            key=key_column,
-            split_column=split_column,
-            columns=columns,
-            replace=replace,
-            progress=tick,
+            files, store=store, task=task, source=source, table=table or None, progress=tick, **settings
         )
     if as_json:
         say_json([each.as_json() for each in (*imported, *imported.failures)])
@@ -142,10 +115,10 @@ def import_(
     drafted = None
     if manifest_path is not None and imported:
         drafted = manifest_path
-        wrote = _draft(imported[0], store_url, manifest_path, label_field=label_field)
+        wrote = _draft(imported[0], store, manifest_path, label_field=label_field)
         note(f"Wrote {drafted}" if wrote else f"{drafted} exists and is kept", err=as_json)
     if imported and not as_json:
-        _print_next(imported[0], store_url, task=task, manifest=drafted)
+        _print_next(imported[0], store, task=task, manifest=drafted)
     if imported.failures:
         for failure in imported.failures:
             say(f"featstore: {failure.message}", err=True)

@@ -13,7 +13,6 @@ import click
 
 from featstore.cli.completion import complete_folders
 from featstore.cli.options import (
-    alternative_store_option,
     emit_json,
     feature_set_options,
     is_store,
@@ -22,6 +21,7 @@ from featstore.cli.options import (
     say,
     say_json,
     selection,
+    store_option,
 )
 from featstore.errors import UsageError
 from featstore.formatting import counted, lasting, printable, spoken_bytes
@@ -38,7 +38,7 @@ _SHOWN = 12
 
 @click.command()
 @click.argument("words", metavar="[STORE] [PATH]", nargs=-1, shell_complete=complete_folders)
-@alternative_store_option
+@store_option("Folder or URL of the store. Same as STORE.", required=False)
 @feature_set_options
 @click.option(
     "--health",
@@ -58,7 +58,7 @@ _SHOWN = 12
 def inspect(
     *,
     words: tuple[str, ...],
-    store_url: str | None,
+    store: str | None,
     encoder: str | None,
     dataset: str | None,
     split: str | None,
@@ -82,43 +82,41 @@ def inspect(
     """  # noqa: D301 - click takes the character itself
     from featstore import api
 
-    store_url, path = _store_and_path(words, store_url)
-    store = api.open(store_url)
+    url, path = _store_and_path(words, store)
+    opened = api.open(url)
     encoder, dataset, split = selected = selection(path, encoder, dataset, split)
     if health:
-        found = api.health(store, encoder=encoder, dataset=dataset, split=split, label=label, near_cosine=near)
+        found = api.health(opened, encoder=encoder, dataset=dataset, split=split, label=label, near_cosine=near)
         _print_health(found, with_label=label is not None, verbose=verbose, as_json=as_json)
         return
     if label is not None or near is not None:
         raise UsageError("--label and --near need --health")
-    summaries = api.inspect(store, encoder=encoder, dataset=dataset, split=split)
+    summaries = api.inspect(opened, encoder=encoder, dataset=dataset, split=split)
     if verbose or (len(summaries) == 1 and any(selected)):
-        details = api.inspect(store, encoder=encoder, dataset=dataset, split=split, details=True)
+        details = api.inspect(opened, encoder=encoder, dataset=dataset, split=split, details=True)
         if as_json:
             emit_json(details)
             return
         for each in details:
-            _print_details(each, limit=None if verbose else _SHOWN, texts=_texts_of(store, each.summary))
+            _print_details(each, limit=None if verbose else _SHOWN, texts=_texts_of(opened, each.summary))
     elif as_json:
         say_json([asdict(each) for each in summaries])
     else:
-        _print_table(summaries, url=store.url)
+        _print_table(summaries, url=opened.url)
         for summary in {(each.encoder, each.fingerprint): each for each in summaries}.values():
-            if texts := _texts_of(store, summary):
+            if texts := _texts_of(opened, summary):
                 say(f"  texts by {summary.encoder}@{summary.fingerprint}: {texts}")
         if not any(selected):
-            _print_foreign(store.foreign())
+            _print_foreign(opened.foreign())
 
 
 def _store_and_path(words: Sequence[str], store_url: str | None) -> tuple[str, str | None]:
     """The store and the path of the command line; a store that is given as an argument replaces FEATSTORE_STORE."""
     context = click.get_current_context()
-    by_option = (
-        store_url if context.get_parameter_source("store_url") is click.core.ParameterSource.COMMANDLINE else None
-    )
+    by_option = store_url if context.get_parameter_source("store") is click.core.ParameterSource.COMMANDLINE else None
     rest = list(words)
     if not by_option and rest and (store_url is None or len(rest) > 1 or is_store(rest[0])):
-        parameter = next(each for each in context.command.params if each.name == "store_url")
+        parameter = next(each for each in context.command.params if each.name == "store")
         store_url = parse_store(context, parameter, rest.pop(0))
     if store_url is None:
         raise click.UsageError("Missing argument 'STORE': a folder or URL, or --store, or FEATSTORE_STORE.")

@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any, Literal
 
 import click
 
 from featstore.cli.completion import complete_folders
-from featstore.cli.options import HomePath, emit_json, feature_set_options, json_option, parse_store, say, store_option
+from featstore.cli.options import (
+    HomePath,
+    emit_json,
+    feature_set_options,
+    json_option,
+    parse_store,
+    say,
+    store_argument,
+    store_option,
+)
 from featstore.formatting import counted, redacted, spoken_bytes
-
-if TYPE_CHECKING:
-    from featstore.store.export import ExportFormat
 
 __all__ = ["compact", "copy", "export", "gc", "rename", "verify"]
 
 
 @click.command()
-@store_option
+@store_option()
 @click.option(
     "--repair", is_flag=True, help="Drop damaged parts, which the next extract encodes again, and repair documents."
 )
 @json_option
-def verify(*, store_url: str, repair: bool, as_json: bool) -> None:
+def verify(*, store: str, repair: bool, as_json: bool) -> None:
     """Check every checksum of a store, and list damaged parts.
 
     The exit code is 1 if damage remains.
@@ -31,9 +37,9 @@ def verify(*, store_url: str, repair: bool, as_json: bool) -> None:
     from featstore import api
     from featstore.cli.progress import counting
 
-    shown = redacted(store_url)
+    shown = redacted(store)
     with counting("parts verified") as tick:
-        report = api.verify(store_url, repair=repair, on_part=lambda _: tick())
+        report = api.verify(store, repair=repair, on_part=lambda _: tick())
     if as_json:
         emit_json([report])
     else:
@@ -55,13 +61,13 @@ def verify(*, store_url: str, repair: bool, as_json: bool) -> None:
 
 
 @click.command()
-@store_option
+@store_option()
 @json_option
-def gc(*, store_url: str, as_json: bool) -> None:
+def gc(*, store: str, as_json: bool) -> None:
     """Delete superseded parts and the leftovers of killed runs."""
     from featstore import api
 
-    records = api.gc(store_url)
+    records = api.gc(store)
     if as_json:
         emit_json(records)
         return
@@ -70,35 +76,35 @@ def gc(*, store_url: str, as_json: bool) -> None:
             say(f"deleted {record.path}/{name}" if record.path else f"deleted {name}")
         for name in record.left:
             say(f"kept {record.path}/{name}, which featstore did not write")
-    say(f"{redacted(store_url)}: {sum(len(record.deleted) for record in records)} deleted")
+    say(f"{redacted(store)}: {sum(len(record.deleted) for record in records)} deleted")
 
 
 @click.command()
-@store_option
+@store_option()
 @click.option(
     "--part-megabytes", type=click.FloatRange(min=1), default=256.0, show_default=True, help="Target size of a part."
 )
 @json_option
-def compact(*, store_url: str, part_megabytes: float, as_json: bool) -> None:
+def compact(*, store: str, part_megabytes: float, as_json: bool) -> None:
     """Merge small neighbouring parts into larger ones. Nothing is encoded again."""
     from featstore import api
 
-    records = api.compact(store_url, part_bytes=round(part_megabytes * 1e6))
+    records = api.compact(store, part_bytes=round(part_megabytes * 1e6))
     if as_json:
         emit_json(records)
         return
     for record in records:
         say(f"{record.path}: {record.parts_before} parts are now {record.parts_after}")
     if not records:
-        say(f"{redacted(store_url)}: nothing to do")
+        say(f"{redacted(store)}: nothing to do")
 
 
 @click.command()
-@click.argument("store_url", metavar="STORE", callback=parse_store, shell_complete=complete_folders)
+@store_argument
 @click.argument("old", metavar="OLD")
 @click.argument("new", metavar="NEW")
 @json_option
-def rename(*, store_url: str, old: str, new: str, as_json: bool) -> None:
+def rename(*, store: str, old: str, new: str, as_json: bool) -> None:
     """Change the name that a store has for an encoder. Nothing is encoded again.
 
     OLD is a name (`logmel`: every recipe of that name) or one recipe (`logmel@3f9c2a71`). Layers and pools of the
@@ -106,7 +112,7 @@ def rename(*, store_url: str, old: str, new: str, as_json: bool) -> None:
     """
     from featstore import api
 
-    records = api.rename(store_url, old, new)
+    records = api.rename(store, old, new)
     if as_json:
         emit_json(records)
         return
@@ -120,16 +126,7 @@ def rename(*, store_url: str, old: str, new: str, as_json: bool) -> None:
 @click.option("--only", type=click.Choice(["utterance"]), help="Copy the utterance vectors only, without frames.")
 @feature_set_options
 @json_option
-def copy(
-    *,
-    source: str,
-    target: str,
-    only: str | None,
-    encoder: str | None,
-    dataset: str | None,
-    split: str | None,
-    as_json: bool,
-) -> None:
+def copy(*, source: str, target: str, only: str | None, as_json: bool, **chosen: Any) -> None:
     """Copy feature sets from one store to another.
 
     SRC and DST are folders or URLs. Every object is checked, and a part is copied completely or not at all: an
@@ -140,15 +137,8 @@ def copy(
     from featstore.cli.progress import counting
 
     with counting("parts copied") as tick:
-        records = api.copy(
-            source,
-            target,
-            only="utterance" if only else "everything",
-            encoder=encoder,
-            dataset=dataset,
-            split=split,
-            on_part=lambda _: tick(),
-        )
+        contents: Literal["utterance", "everything"] = "utterance" if only else "everything"
+        records = api.copy(source, target, only=contents, on_part=lambda _: tick(), **chosen)
     if as_json:
         emit_json(records)
         return
@@ -162,11 +152,10 @@ def copy(
 
 @click.command()
 @click.argument("out", type=HomePath(path_type=Path))
-@store_option
+@store_option()
 @feature_set_options
 @click.option(
     "--format",
-    "file_format",
     type=click.Choice(["npz", "parquet", "zarr", "hf"]),
     help="npz: one NumPy file. parquet: one table. zarr: one group of dense arrays. hf: a folder of `datasets`.  "
     "[default: by the suffix of OUT (.npz, .parquet, .zarr)]",
@@ -175,19 +164,7 @@ def copy(
 @click.option("--label", metavar="FIELD", help="Field of the clips' JSON for column `label`, with dots.")
 @click.option("--force", is_flag=True, help="Replace an earlier export at OUT.")
 @json_option
-def export(
-    *,
-    out: Path,
-    store_url: str,
-    encoder: str | None,
-    dataset: str | None,
-    split: str | None,
-    file_format: ExportFormat | None,
-    frames: bool,
-    label: str | None,
-    force: bool,
-    as_json: bool,
-) -> None:
+def export(*, out: Path, store: str, as_json: bool, **settings: Any) -> None:
     """Export one feature set for other programs.
 
     OUT is a file, or a folder for the formats zarr and hf.
@@ -198,17 +175,7 @@ def export(
     """  # noqa: D301 - click takes the character itself
     from featstore import api
 
-    record = api.export(
-        store_url,
-        out,
-        encoder=encoder,
-        dataset=dataset,
-        split=split,
-        format=file_format,
-        frames=frames,
-        label=label,
-        force=force,
-    )
+    record = api.export(store, out, **settings)
     if as_json:
         emit_json([record])
         return

@@ -25,25 +25,23 @@ if TYPE_CHECKING:
 __all__ = [
     "HomePath",
     "advice",
-    "alternative_store_option",
     "emit_json",
     "encoder_names",
-    "encoder_settings",
     "expand_home",
     "feature_set_options",
     "is_quiet",
     "is_store",
     "jobs_option",
     "json_option",
+    "loading_options",
     "note",
-    "optional_store_option",
-    "parse_arguments",
     "parse_encoder_name",
     "parse_layers",
     "parse_names",
     "parse_numbers",
     "parse_store",
     "protocol_option",
+    "recipe_options",
     "report_problem",
     "require_folder_of",
     "results_option",
@@ -53,8 +51,10 @@ __all__ = [
     "selection",
     "set_up_logging",
     "shots_option",
+    "store_argument",
     "store_option",
     "tasks_argument",
+    "with_options",
     "with_verbosity",
 ]
 
@@ -143,187 +143,9 @@ def _idle_gpus(record: ExtractRecord) -> int:
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
-def tasks_argument(function: _F) -> _F:
-    """``TASK...``: built-in names or paths."""
-    return click.argument(
-        "tasks",
-        metavar="TASK...",
-        nargs=-1,
-        required=True,
-        callback=lambda _, __, values: tuple(map(expand_home, values)),
-        shell_complete=complete_tasks,
-    )(function)
-
-
-def store_option(function: _F) -> _F:
-    """``--store URL``."""
-    return _store("Folder or URL of the store.", required=True)(function)
-
-
 def is_store(text: str) -> bool:
     """Whether an argument names a store (a URL or an existing folder) rather than a feature set."""
     return "://" in text or text.startswith("~") or Path(text).is_dir()
-
-
-def optional_store_option(meaning: str) -> Callable[[_F], _F]:
-    """``--store URL``, for a command that does not need one; ``meaning`` is its help."""
-    return _store(meaning, required=False)
-
-
-def alternative_store_option(function: _F) -> _F:
-    """``--store URL``, for a command that also takes the store as an argument."""
-    return _store("Folder or URL of the store. Same as STORE.", required=False, from_environment=True)(function)
-
-
-def _store(meaning: str, *, required: bool, from_environment: bool = False) -> Callable[[_F], _F]:
-    return click.option(
-        "--store",
-        "store_url",
-        metavar="URL",
-        required=required,
-        envvar="FEATSTORE_STORE" if required or from_environment else None,
-        show_envvar=True,
-        callback=parse_store,
-        shell_complete=complete_folders,
-        help=meaning,
-    )
-
-
-def feature_set_options(function: _F) -> _F:
-    """``--encoder``, ``--dataset`` and ``--split``, which select feature sets of a store."""
-    return _with(
-        click.option("--encoder", metavar="NAME", help="Encoder of the feature sets (`logmel`, or `logmel@3f9c2a71`)."),
-        click.option("--dataset", metavar="NAME", help="Dataset of the feature sets (`words`, or `words+crop5s`)."),
-        click.option("--split", metavar="NAME", help="Split or fold of the feature sets."),
-    )(function)
-
-
-def _with(*options: Callable[[_F], _F]) -> Callable[[_F], _F]:
-    """Combine options into one decorator, in order."""
-
-    def with_options(function: _F) -> _F:
-        for option in reversed(options):
-            function = option(function)
-        return function
-
-    return with_options
-
-
-def json_option(function: _F) -> _F:
-    """``--json``."""
-    return click.option("--json", "as_json", is_flag=True, help="Print one JSON array on stdout, and nothing else.")(
-        function
-    )
-
-
-_OF_PROTOCOL = {
-    "strict": "strict: sound evaluation.",
-    "xares": "xares: the rules of X-ARES, comparable with its published scores.",
-    "maeb": "maeb: the definitions of mteb's audio benchmark.",
-}
-
-
-def protocol_option(*names: str) -> Callable[[_F], _F]:
-    """``--protocol``: one of some names."""
-    return click.option(
-        "--protocol",
-        type=click.Choice(names),
-        default="strict",
-        show_default=True,
-        help=" ".join(_OF_PROTOCOL[name] for name in names),
-    )
-
-
-def results_option(function: _F) -> _F:
-    """``--results DIR``."""
-    return click.option(
-        "--results",
-        "results_dir",
-        type=HomePath(file_okay=False, path_type=Path),
-        metavar="DIR",
-        help="Also write each score to this folder, for `featstore report`.",
-    )(function)
-
-
-def encoder_settings(*, device_help: str) -> Callable[[_F], _F]:
-    """The options that load and run an encoder, shared by `extract` and `check`."""
-    return _with(
-        click.option(
-            "--encoder-arg",
-            "encoder_args",
-            metavar="NAME=VALUE",
-            multiple=True,
-            help="Constructor argument of the encoder; may be repeated.",
-        ),
-        click.option(
-            "--trust-remote-code",
-            is_flag=True,
-            help="Run the code of an hf: or st: model. Review it first.",
-        ),
-        click.option("--device", default="auto", show_default=True, help=device_help),
-        click.option(
-            "--precision",
-            type=click.Choice(["auto", "float32", "tf32", "bfloat16", "float16"]),
-            default="auto",
-            show_default=True,
-            help="Arithmetic of the encoder. auto: bfloat16 on a GPU that supports it, else float32. "
-            "tf32: float32 with products that a GPU may round.",
-        ),
-        click.option(
-            "--dtype",
-            "frame_dtype",
-            type=click.Choice(["float16", "float32"]),
-            default="float16",
-            show_default=True,
-            help="Data type of stored frames; utterance vectors are always float32.",
-        ),
-        click.option(
-            "--padding",
-            metavar="SECONDS|exact|xares",
-            default="0.25",
-            show_default=True,
-            help="Round the length of windows up to a multiple, not at all, or as X-ARES does.",
-        ),
-        click.option(
-            "--max-window-seconds",
-            type=click.FloatRange(min=0.1),
-            help="Encode longer clips in windows of equal length, at most this.  [default: the limit of the encoder]",
-        ),
-    )
-
-
-def encoder_names(function: _F) -> _F:
-    """``--encoder NAME``, of a store."""
-    return click.option(
-        "--encoder",
-        "encoders",
-        metavar="NAME",
-        multiple=True,
-        help="Encoder in the store (`logmel`, or `logmel@3f9c2a71`); may be repeated.  "
-        "[default: all that have the task]",
-    )(function)
-
-
-def jobs_option(function: _F) -> _F:
-    """``--jobs N``."""
-    return click.option(
-        "--jobs",
-        type=click.IntRange(min=1),
-        default=1,
-        show_default=True,
-        metavar="N",
-        help="Number of processes that score pairs of task and encoder; they share the cores.",
-    )(function)
-
-
-def shots_option(function: _F) -> _F:
-    """``--shots 1,5,10``."""
-    return click.option(
-        "--shots",
-        callback=parse_numbers,
-        metavar="N,N",
-        help="Few-shot curve: also score with N training clips per class, over 20 random draws.",
-    )(function)
 
 
 def parse_store(_: click.Context, option: click.Parameter, value: str | None) -> str | None:
@@ -365,10 +187,10 @@ def parse_numbers(_: click.Context, option: click.Parameter, value: str | None) 
     return numbers
 
 
-def parse_names(_: click.Context, option: click.Parameter, value: str | None) -> tuple[str, ...]:
-    """A click callback that reads comma-separated names; an empty tuple for None."""
+def parse_names(_: click.Context, option: click.Parameter, value: str | None) -> tuple[str, ...] | None:
+    """A click callback that reads comma-separated names."""
     if value is None:
-        return ()
+        return None
     names = tuple(name.strip() for name in value.split(","))
     if not all(names) or len(set(names)) < len(names):
         raise click.BadParameter(f"{value!r} is not a comma-separated list of distinct names", param=option)
@@ -441,6 +263,143 @@ def require_folder_of(path: Path | None) -> None:
     """Raise UsageError before the work if the folder of an output file does not exist."""
     if path is not None and not path.parent.is_dir():
         raise UsageError(f"{path.parent} is not a folder: create it first, or write {path.name} elsewhere")
+
+
+# --- options that several commands have -------------------------------------------------------------------------------
+
+
+def with_options(*options: Callable[[_F], _F]) -> Callable[[_F], _F]:
+    """Combine options into one decorator, in order."""
+
+    def with_all(function: _F) -> _F:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return with_all
+
+
+def store_option(
+    meaning: str = "Folder or URL of the store.", *, required: bool = True, from_environment: bool = True
+) -> Callable[[_F], _F]:
+    """``--store URL``; ``meaning`` is its help."""
+    return click.option(
+        "--store",
+        metavar="URL",
+        required=required,
+        envvar="FEATSTORE_STORE" if from_environment else None,
+        show_envvar=True,
+        callback=parse_store,
+        shell_complete=complete_folders,
+        help=meaning,
+    )
+
+
+_OF_PROTOCOL = {
+    "strict": "strict: sound evaluation.",
+    "xares": "xares: the rules of X-ARES, comparable with its published scores.",
+    "maeb": "maeb: the definitions of mteb's audio benchmark.",
+}
+
+
+def protocol_option(*names: str) -> Callable[[_F], _F]:
+    """``--protocol``: one of some names."""
+    return click.option(
+        "--protocol",
+        type=click.Choice(names),
+        default="strict",
+        show_default=True,
+        help=" ".join(_OF_PROTOCOL[name] for name in names),
+    )
+
+
+def loading_options(device_help: str = "auto, cpu, cuda or cuda:N.") -> Callable[[_F], _F]:
+    """The options that load an encoder, and its device."""
+    return with_options(
+        click.option(
+            "--encoder-arg",
+            "arguments",
+            metavar="NAME=VALUE",
+            multiple=True,
+            callback=lambda _, __, values: parse_arguments(values),
+            help="Constructor argument of the encoder; may be repeated.",
+        ),
+        click.option("--trust-remote-code", is_flag=True, help="Run the code of an hf: or st: model. Review it first."),
+        click.option("--device", default="auto", show_default=True, help=device_help),
+    )
+
+
+tasks_argument = click.argument(
+    "tasks",
+    metavar="TASK...",
+    nargs=-1,
+    required=True,
+    callback=lambda _, __, values: tuple(map(expand_home, values)),
+    shell_complete=complete_tasks,
+)
+store_argument = click.argument("store", metavar="STORE", callback=parse_store, shell_complete=complete_folders)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON array on stdout, and nothing else.")
+feature_set_options = with_options(
+    click.option("--encoder", metavar="NAME", help="Encoder of the feature sets (`logmel`, or `logmel@3f9c2a71`)."),
+    click.option("--dataset", metavar="NAME", help="Dataset of the feature sets (`words`, or `words+crop5s`)."),
+    click.option("--split", metavar="NAME", help="Split or fold of the feature sets."),
+)
+encoder_names = click.option(
+    "--encoder",
+    metavar="NAME",
+    multiple=True,
+    help="Encoder in the store (`logmel`, or `logmel@3f9c2a71`); may be repeated.  [default: all that have the task]",
+)
+shots_option = click.option(
+    "--shots",
+    callback=parse_numbers,
+    metavar="N,N",
+    help="Few-shot curve: also score with N training clips per class, over 20 random draws.",
+)
+jobs_option = click.option(
+    "--jobs",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Number of processes that score pairs of task and encoder; they share the cores.",
+)
+results_option = click.option(
+    "--results",
+    type=HomePath(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Also write each score to this folder, for `featstore report`.",
+)
+recipe_options = with_options(
+    click.option(
+        "--precision",
+        type=click.Choice(["auto", "float32", "tf32", "bfloat16", "float16"]),
+        default="auto",
+        show_default=True,
+        help="Arithmetic of the encoder. auto: bfloat16 on a GPU that supports it, else float32. "
+        "tf32: float32 with products that a GPU may round.",
+    ),
+    click.option(
+        "--dtype",
+        "frame_dtype",
+        type=click.Choice(["float16", "float32"]),
+        default="float16",
+        show_default=True,
+        help="Data type of stored frames; utterance vectors are always float32.",
+    ),
+    click.option(
+        "--padding",
+        metavar="SECONDS|exact|xares",
+        default="0.25",
+        show_default=True,
+        help="Round the length of windows up to a multiple, not at all, or as X-ARES does.",
+    ),
+    click.option(
+        "--max-window-seconds",
+        type=click.FloatRange(min=0.1),
+        help="Encode longer clips in windows of equal length, at most this.  [default: the limit of the encoder]",
+    ),
+)
 
 
 # --- output: every command prints by these functions ------------------------------------------------------------------

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import click
 
@@ -19,15 +18,12 @@ from featstore.cli.options import (
     tasks_argument,
 )
 
-if TYPE_CHECKING:
-    from featstore.records import Protocol
-
 __all__ = ["probe"]
 
 
 @click.command()
 @tasks_argument
-@store_option
+@store_option()
 @encoder_names
 @protocol_option("strict", "xares")
 @click.option(
@@ -51,20 +47,7 @@ __all__ = ["probe"]
 @jobs_option
 @results_option
 @json_option
-def probe(
-    *,
-    tasks: tuple[str, ...],
-    store_url: str,
-    encoders: tuple[str, ...],
-    protocol: Protocol,
-    head: str | None,
-    seeds: int | None,
-    shots: tuple[int, ...],
-    split_by: str | None,
-    jobs: int,
-    results_dir: Path | None,
-    as_json: bool,
-) -> None:
+def probe(*, tasks: tuple[str, ...], as_json: bool, **settings: Any) -> None:
     """Track A: train and score linear models.
 
     Reads the cached embeddings of each task and encoder; no audio, encoder or GPU is needed.
@@ -73,17 +56,5 @@ def probe(
     from featstore.cli.progress import scoring
 
     with scoring() as progress:
-        scores = api.probe(
-            tasks,
-            store=store_url,
-            encoder=encoders,
-            protocol=protocol,
-            head=head,
-            seeds=seeds,
-            shots=shots,
-            split_by=split_by,
-            jobs=jobs,
-            results=results_dir,
-            progress=progress,
-        )
+        scores = api.probe(tasks, progress=progress, **settings)
     print_scores(scores, as_json=as_json)

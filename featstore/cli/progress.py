@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
@@ -42,24 +42,22 @@ PLAIN_EVERY_SECONDS = 10.0
 _DESCRIPTION_COLUMNS = 30
 _BAR_COLUMNS = 8
 
-Clock = Callable[[], float]
-
 
 class _Lines:
     """Lines of a log, at most one every ten seconds, and none in the first ten."""
 
-    def __init__(self, console: Console, clock: Clock) -> None:
-        self._write, self._clock = console.file.write, clock
-        self._written_at = clock()
+    def __init__(self, console: Console) -> None:
+        self._write = console.file.write
+        self._written_at = time.monotonic()
 
     def __call__(self, line: Callable[[], str]) -> None:
-        if self._clock() - self._written_at >= PLAIN_EVERY_SECONDS and not is_quiet():
-            self._written_at = self._clock()
+        if time.monotonic() - self._written_at >= PLAIN_EVERY_SECONDS and not is_quiet():
+            self._written_at = time.monotonic()
             self._write(f"{line()}\n")
 
 
-def _console(stream: TextIO | None) -> Console:
-    return Console(file=sys.stderr if stream is None else stream, highlight=False)
+def _console() -> Console:
+    return Console(file=sys.stderr, highlight=False)
 
 
 def _one_line() -> Column:
@@ -79,11 +77,11 @@ def _bars(console: Console, *columns: ProgressColumn, transient: bool = False) -
 
 
 @contextmanager
-def progress_bar(*, stream: TextIO | None = None, clock: Clock = time.monotonic) -> Iterator[Watcher]:
-    """Show the progress of an extraction on stderr (or `stream`), a bar for each split."""
-    console = _console(stream)
+def progress_bar() -> Iterator[Watcher]:
+    """Show the progress of an extraction on stderr, a bar for each split."""
+    console = _console()
     if not console.is_terminal:
-        yield _LoggedExtraction(_Lines(console, clock), clock)
+        yield _Extraction(None, _Lines(console))
         return
     bars = _bars(
         console,
@@ -95,42 +93,50 @@ def progress_bar(*, stream: TextIO | None = None, clock: Clock = time.monotonic)
         TimeRemainingColumn(compact=True, table_column=_one_line()),
     )
     with bars:
-        yield _ShownExtraction(bars)
+        yield _Extraction(bars, None)
 
 
-class _ShownExtraction:
-    """One line of a live display for each split."""
+class _Extraction:
+    """Progress of the split that is encoded: a line of a live display, or lines of a log."""
 
-    def __init__(self, bars: Progress) -> None:
-        self._bars = bars
+    def __init__(self, bars: Progress | None, lines: _Lines | None) -> None:
+        self._bars, self._lines = bars, lines
         self._task: TaskID | None = None
-        self._clips = 0
-        self._audio_seconds = 0.0
+        self._label = ""
+        self._shards_total = self._shards_done = self._clips = 0
+        self._audio_seconds = self._started_at = 0.0
 
     def begin(self, *, label: str, shards_total: int, shards_reused: int) -> None:
-        """Add a line. Its bar counts the shards to encode only: reused ones would distort the time that remains."""
-        self._clips, self._audio_seconds = 0, 0.0
-        self._task = self._bars.add_task(
-            escape(printable(label)), total=shards_total - shards_reused, clips=0, audio_seconds=0.0
-        )
+        """Reset the counts, which are of the shards to encode: reused ones would distort the time that remains."""
+        self._label, self._shards_total, self._shards_done = label, shards_total - shards_reused, 0
+        self._clips, self._audio_seconds, self._started_at = 0, 0.0, time.monotonic()
+        if self._bars is not None:
+            shown = escape(printable(label))
+            self._task = self._bars.add_task(shown, total=self._shards_total, clips=0, audio_seconds=0.0)
 
     def advance(self, *, clips: int, audio_seconds: float) -> None:
-        """Count clips."""
-        if self._task is not None:
-            self._clips += clips
-            self._audio_seconds += audio_seconds
+        """Count clips, and write a line when one is due."""
+        self._clips += clips
+        self._audio_seconds += audio_seconds
+        if self._bars is not None and self._task is not None:
             self._bars.update(self._task, clips=self._clips, audio_seconds=self._audio_seconds)
+        elif self._lines is not None:
+            self._lines(self._line)
 
     def shard_done(self) -> None:
-        """Advance the bar."""
-        if self._task is not None:
+        """Count a shard."""
+        self._shards_done += 1
+        if self._bars is not None and self._task is not None:
             self._bars.advance(self._task)
 
     def end(self) -> None:
         """Stop the clock of the line."""
-        if self._task is not None:
+        if self._bars is not None and self._task is not None:
             self._bars.stop_task(self._task)
-            self._task = None
+
+    def _line(self) -> str:
+        rate = _throughput(self._clips, self._audio_seconds, time.monotonic() - self._started_at)
+        return f"{printable(self._label)}: {self._shards_done}/{self._shards_total} shards, {rate}"
 
 
 class _Throughput(ProgressColumn):
@@ -141,42 +147,10 @@ class _Throughput(ProgressColumn):
         return Text(text, style="progress.data.speed")
 
 
-class _LoggedExtraction:
-    """Lines of a log about the split that is encoded."""
-
-    def __init__(self, lines: _Lines, clock: Clock) -> None:
-        self._lines, self._clock = lines, clock
-        self._label = ""
-        self._shards_total = self._shards_done = self._clips = 0
-        self._audio_seconds = self._started_at = 0.0
-
-    def begin(self, *, label: str, shards_total: int, shards_reused: int) -> None:
-        """Reset the counts."""
-        self._label, self._shards_total, self._shards_done = label, shards_total - shards_reused, 0
-        self._clips, self._audio_seconds, self._started_at = 0, 0.0, self._clock()
-
-    def advance(self, *, clips: int, audio_seconds: float) -> None:
-        """Count clips, and write a line when one is due."""
-        self._clips += clips
-        self._audio_seconds += audio_seconds
-        self._lines(self._line)
-
-    def shard_done(self) -> None:
-        """Count a shard."""
-        self._shards_done += 1
-
-    def end(self) -> None:
-        """Do nothing: the command prints the result of the split."""
-
-    def _line(self) -> str:
-        rate = _throughput(self._clips, self._audio_seconds, self._clock() - self._started_at)
-        return f"{printable(self._label)}: {self._shards_done}/{self._shards_total} shards, {rate}"
-
-
 @contextmanager
 def counting(what: str) -> Iterator[Callable[[], None]]:
     """Count on stderr if it is a terminal; the callable adds one."""
-    console = _console(None)
+    console = _console()
     if not console.is_terminal:
         yield lambda: None
         return
@@ -187,13 +161,11 @@ def counting(what: str) -> Iterator[Callable[[], None]]:
 
 
 @contextmanager
-def steps(
-    *, prefix: str = "checking", stream: TextIO | None = None, clock: Clock = time.monotonic
-) -> Iterator[Callable[[str], None]]:
-    """Show the current step on stderr (or `stream`); the callable takes the name of the step that starts."""
-    console = _console(stream)
+def steps(*, prefix: str = "checking") -> Iterator[Callable[[str], None]]:
+    """Show the current step on stderr; the callable takes the name of the step that starts."""
+    console = _console()
     if not console.is_terminal:
-        lines = _Lines(console, clock)
+        lines = _Lines(console)
         yield lambda step: lines(lambda: f"{prefix}: {printable(step)}")
         return
     elapsed = TimeElapsedColumn(table_column=_one_line())
@@ -203,16 +175,14 @@ def steps(
 
 
 @contextmanager
-def scoring(
-    *, stream: TextIO | None = None, clock: Clock = time.monotonic
-) -> Iterator[Callable[[int, int, str], None]]:
-    """Show the number of finished scores on stderr (or `stream`), until all are finished.
+def scoring() -> Iterator[Callable[[int, int, str], None]]:
+    """Show the number of finished scores on stderr, until all are finished.
 
     The callable takes the number of finished scores, the total and the name of the last one.
     """
-    console = _console(stream)
+    console = _console()
     if not console.is_terminal:
-        lines = _Lines(console, clock)
+        lines = _Lines(console)
 
         def write(done: int, total: int, last: str) -> None:
             if 0 < done < total:
@@ -240,11 +210,11 @@ def scoring(
 
 
 @contextmanager
-def downloading(*, stream: TextIO | None = None) -> Iterator[Downloads]:
-    """Show the progress of downloads on stderr (or `stream`)."""
-    console = _console(stream)
+def downloading() -> Iterator[Downloads]:
+    """Show the progress of downloads on stderr."""
+    console = _console()
     if not console.is_terminal:
-        yield Downloads(None, _Lines(console, time.monotonic))
+        yield Downloads(None, _Lines(console))
         return
     bars = _bars(
         console,

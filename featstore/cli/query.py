@@ -26,7 +26,7 @@ _TEXT = 48
 @click.command()
 @click.argument("wanted", metavar="AUDIO|KEY", required=False)
 @click.option("--text", metavar="TEXT", help="Text to search for in place of AUDIO|KEY; the encoder has a text tower.")
-@store_option
+@store_option()
 @feature_set_options
 @click.option("--k", type=click.IntRange(min=1), default=10, show_default=True, help="Number of clips to list.")
 @click.option(
@@ -43,20 +43,7 @@ _TEXT = 48
 )
 @click.option("--device", default="auto", show_default=True, help="For AUDIO and --text: auto, cpu, cuda or cuda:N.")
 @json_option
-def query(
-    *,
-    wanted: str | None,
-    text: str | None,
-    store_url: str,
-    encoder: str | None,
-    dataset: str | None,
-    split: str | None,
-    k: int,
-    fields: tuple[str, ...],
-    spec: str | None,
-    device: str,
-    as_json: bool,
-) -> None:
+def query(*, wanted: str | None, fields: tuple[str, ...], as_json: bool, **settings: Any) -> None:
     """List the cached clips nearest to a file, a clip or a text.
 
     A file is decoded, resampled, cut into windows and encoded by the recipe of the store. A cached clip is named by its
@@ -73,17 +60,7 @@ def query(
     from featstore import api
 
     with redirect_stdout(sys.stderr):  # an encoder may print, and stdout is for results
-        found = api.query(
-            wanted,
-            text=text,
-            store=store_url,
-            encoder=encoder,
-            dataset=dataset,
-            split=split,
-            k=k,
-            spec=spec,
-            device=device,
-        )
+        found = api.query(wanted, **settings)
     shown = _columns(found, fields)
     if as_json:
         emit_json([_record(rank, hit, shown) for rank, hit in enumerate(found.hits, start=1)])

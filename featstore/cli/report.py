@@ -12,11 +12,11 @@ import click
 from featstore.cli.options import (
     HomePath,
     note,
-    optional_store_option,
     report_problem,
     require_folder_of,
     say,
     say_json_text,
+    store_option,
 )
 from featstore.errors import ResultsError, UsageError
 from featstore.files import write_whole
@@ -58,7 +58,11 @@ __all__ = ["report"]
 @click.option(
     "--published", is_flag=True, help="Add the published scores of X-ARES to tables of protocol xares, for reference."
 )
-@optional_store_option("With --format html: also show the health of the embedding spaces of the scores.")
+@store_option(
+    "With --format html: also show the health of the embedding spaces of the scores.",
+    required=False,
+    from_environment=False,
+)
 @click.option("--title", metavar="TEXT", default="Audio encoders", show_default=True, help="Title of the page.")
 @click.option(
     "--compare",
@@ -74,7 +78,7 @@ def report(
     form: Form | None,
     out_path: Path | None,
     published: bool,
-    store_url: str | None,
+    store: str | None,
     title: str,
     pair: tuple[str, str] | None,
 ) -> None:
@@ -100,7 +104,7 @@ def report(
     form = form or ("table" if out_path is None else _format_of(out_path))
     if pair and published:
         raise UsageError("--compare and --published exclude each other: published scores have no clips to pair")
-    if store_url is not None and form != "html":
+    if store is not None and form != "html":
         raise UsageError("--store needs --format html; `featstore inspect --health` prints the health of a store")
     if form in ("html", "leaderboard-json") and pair:
         raise UsageError(f"--compare has no --format {form}: use table, markdown, latex, csv or json")
@@ -121,16 +125,12 @@ def report(
         )
     certified = _certified(folders)
     if results.scores:
-        _report(
-            results.scores,
-            form,
-            out_path,
-            published=published,
-            store_url=store_url,
-            title=title,
-            pair=pair,
-            certified=certified,
+        text, grids = (
+            _comparison(results.scores, pair, form)
+            if pair
+            else _leaderboard(results.scores, form, published=published, store=store, title=title, certified=certified)
         )
+        _write(text, grids, out_path, form)
     if results.failures:
         where = ", ".join(map(str, folders))
         raise ResultsError(f"skipped {counted(len(results.failures), 'damaged file')} in {where}")
@@ -162,39 +162,29 @@ def _format_of(path: Path) -> Form:
     return form
 
 
-def _report(
+def _leaderboard(
     scores: tuple[ScoreRecord, ...],
     form: Form,
-    out_path: Path | None,
     *,
     published: bool,
-    store_url: str | None,
+    store: str | None,
     title: str,
-    pair: tuple[str, str] | None,
     certified: frozenset[str],
-) -> None:
-    """Write a comparison, or the leaderboard."""
+) -> tuple[str, tuple[Grid, ...]]:
+    """The leaderboard as text, or as tables for the terminal."""
     from featstore.report import build, grid, published_scores
     from featstore.report.render import render
+    from featstore.store import open_store
 
-    if pair:
-        _write(*_comparison(scores, pair, form), out_path, form)
-        return
     protocol = published_scores().protocol
     if published and form != "html" and not any(score.protocol == protocol for score in scores):
         report_problem(f"no score has --protocol {protocol}, so --published adds nothing")
         published = False
     if form == "table":
         board = build(scores, published=published_scores() if published else None, certified=certified)
-        _write("", tuple(grid(table) for table in board.tables), out_path, form)
-        return
-    store = None
-    if store_url is not None:
-        from featstore.store import open_store
-
-        store = open_store(store_url)
-    text = render(scores, form, title=title, published=published, store=store, certified=certified)
-    _write(text, (), out_path, form)
+        return "", tuple(grid(table) for table in board.tables)
+    opened = None if store is None else open_store(store)
+    return render(scores, form, title=title, published=published, store=opened, certified=certified), ()
 
 
 def _comparison(scores: tuple[ScoreRecord, ...], pair: tuple[str, str], form: Form) -> tuple[str, tuple[Grid, ...]]:

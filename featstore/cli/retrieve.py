@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import click
 
@@ -23,9 +22,6 @@ from featstore.cli.options import (
     tasks_argument,
 )
 
-if TYPE_CHECKING:
-    from featstore.records import Protocol
-
 __all__ = ["retrieve"]
 
 
@@ -40,12 +36,11 @@ def _ignore(_: str) -> None:
 
 @click.command()
 @tasks_argument
-@store_option
+@store_option()
 @encoder_names
 @protocol_option("strict", "xares", "maeb")
 @click.option(
     "--measure",
-    "measures",
     callback=parse_names,
     metavar="NAME,NAME",
     help="knn: vote of the nearest neighbours. retrieval: clips find clips of their class. clustering: k-means and "
@@ -55,7 +50,6 @@ def _ignore(_: str) -> None:
 )
 @click.option(
     "--k",
-    "ks",
     callback=parse_numbers,
     metavar="N,N",
     help="Number of neighbours; several share one search. The score is for the task's own number if it is among them, "
@@ -73,20 +67,7 @@ def _ignore(_: str) -> None:
 @jobs_option
 @results_option
 @json_option
-def retrieve(
-    *,
-    tasks: tuple[str, ...],
-    store_url: str,
-    encoders: tuple[str, ...],
-    protocol: Protocol,
-    measures: tuple[str, ...],
-    ks: tuple[int, ...],
-    index: str,
-    shots: tuple[int, ...],
-    jobs: int,
-    results_dir: Path | None,
-    as_json: bool,
-) -> None:
+def retrieve(*, tasks: tuple[str, ...], k: tuple[int, ...], as_json: bool, **settings: Any) -> None:
     """Track B: score k nearest neighbours, and other measures without training.
 
     Reads the cached embeddings of each task and encoder; nothing is trained.
@@ -95,18 +76,6 @@ def retrieve(
     from featstore.cli.progress import scoring
 
     with scoring() as progress:
-        scores = api.retrieve(
-            tasks,
-            store=store_url,
-            encoder=encoders,
-            protocol=protocol,
-            measure=measures or None,
-            k=ks or None,
-            index=index,
-            shots=shots,
-            jobs=jobs,
-            results=results_dir,
-            progress=progress,
-            notify=_ignore if is_quiet() else _print_line,
-        )
+        notify = _ignore if is_quiet() else _print_line
+        scores = api.retrieve(tasks, k=k or None, progress=progress, notify=notify, **settings)
     print_scores(scores, as_json=as_json)

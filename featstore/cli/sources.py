@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from featstore.cli.options import HomePath, expand_home, note, say
+from featstore.cli.options import HomePath, expand_home, note, say, with_options
 from featstore.formatting import counted
 
 if TYPE_CHECKING:
@@ -17,12 +16,11 @@ if TYPE_CHECKING:
 
 __all__ = ["SOURCE_OPTIONS", "parse_tasks", "print_packed", "source_given", "source_options"]
 
-_F = TypeVar("_F", bound=Callable[..., Any])
 _SHOWN = 10
 _KINDS = ("clip", "multilabel", "regression", "frame", "ctc", "asr", "contrastive")
 _FILE = HomePath(dir_okay=False, path_type=Path)
 _FOLDER = HomePath(file_okay=False, path_type=Path)
-_OPTIONS = (  # those that name audio are eager: `parse_tasks` requires tasks only without them
+source_options = with_options(  # those that name audio are eager: `parse_tasks` requires tasks only without them
     click.option(
         "--audio",
         is_eager=True,
@@ -69,14 +67,9 @@ _OPTIONS = (  # those that name audio are eager: `parse_tasks` requires tasks on
     click.option("--folds", type=click.IntRange(min=2), metavar="N", help="Draw N folds instead of three splits."),
     click.option("--group", metavar="NAME", help="Column of groups that featstore's folds and intervals never divide."),
 )
+"""The fields of `featstore.extract.sources.Source`, but for ``split``."""
+
 SOURCE_OPTIONS = ("audio", "csv", "jsonl", "hf", "lhotse", "kaldi")
-
-
-def source_options(function: _F) -> _F:
-    """The fields of `featstore.extract.sources.Source`, but for ``split``."""
-    for option in reversed(_OPTIONS):
-        function = option(function)
-    return function
 
 
 def source_given(settings: dict[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from featstore.cli.completion import complete_tasks
-from featstore.cli.options import json_option, optional_store_option, say_json
+from featstore.cli.options import json_option, say_json, store_option
 
 if TYPE_CHECKING:
     from featstore.tasks import Manifest
@@ -20,15 +20,15 @@ _MAX_LETTERS = 200
 
 @click.command()
 @click.argument("name", metavar="[TASK]", required=False, shell_complete=complete_tasks)
-@optional_store_option("Also list the encoders that have each task in this store.")
+@store_option("Also list the encoders that have each task in this store.", required=False, from_environment=False)
 @json_option
-def tasks(*, name: str | None, store_url: str | None, as_json: bool) -> None:
+def tasks(*, name: str | None, store: str | None, as_json: bool) -> None:
     """List the built-in tasks by domain, or show one task."""
     from featstore.cli.tables import plain_table, show
     from featstore.tasks import builtin_tasks, find_task
 
     found = [find_task(name)] if name else list(builtin_tasks())
-    cached = _cached(store_url, found) if store_url else {}
+    cached = _cached(store, found) if store else {}
     if as_json:
         records = [
             {**task.model_dump(mode="json", exclude_none=True), **({"cached": cached[task.name]} if cached else {})}

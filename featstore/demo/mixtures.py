@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -38,46 +38,30 @@ from featstore.demo.sounds import (
 EventSound = Callable[[int, np.random.Generator], Wave]
 """(samples, rng) -> one event of that length."""
 
-__all__ = ["EVENTS", "Event", "Mixture", "mix"]
+__all__ = ["EVENTS", "mix"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Event:
-    """One event of a mixture, in seconds from the beginning of the clip."""
-
-    label: str
-    onset: float
-    offset: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Mixture:
-    """A mixture and its labels. `events` are in order of onset."""
-
-    wave: Wave
-    events: tuple[Event, ...]
-    peak_db: float
-
-
-def mix(*seed: int) -> Mixture:
-    """Mix a clip of 3 to 6 s. The same seed gives the same mixture."""
+def mix(*seed: int) -> tuple[Wave, dict[str, Any]]:
+    """Mix a clip of 3 to 6 s, with its labels: events in order of onset. The same seed gives the same mixture."""
     rng = generator(*seed)
     n = fast_length(int(rng.uniform(3.02, 6.0) * SAMPLE_RATE_HZ))
     n_events = int(rng.choice(5, p=[0.08, 0.24, 0.28, 0.24, 0.16]))
-    labels = rng.choice(list(EVENTS), size=n_events, replace=False)
+    labels = rng.choice(list(EVENTS), size=n_events, replace=False).tolist()
     dry = shaped_noise(n, rng, tilt(rng.uniform(-5, -3)))
     events = []
-    for label in map(str, labels):
+    for label in labels:
         length = fast_length(min(n, int(log_uniform(rng, 0.6, 3.0) * SAMPLE_RATE_HZ)))
         start = int(rng.integers(0, n - length + 1))
         add_at(dry, unit_power(EVENTS[label](length, rng)) * np.float32(from_db(rng.uniform(12, 30))), start)
         onset, offset = round(start / SAMPLE_RATE_HZ, 4), round((start + length) / SAMPLE_RATE_HZ, 4)
-        events.append(Event(label=label, onset=onset, offset=offset))
+        events.append({"label": label, "onset": onset, "offset": offset})
     peak_db = float(rng.uniform(-28, -8))
     wave = record(dry, rng, snr_db=60.0, equaliser_db=2.0, peak_db=peak_db)
-    return Mixture(
-        wave=wave, events=tuple(sorted(events, key=lambda event: (event.onset, event.label))), peak_db=peak_db
-    )
+    return wave, {
+        "labels": ";".join(sorted(labels)),
+        "events": sorted(events, key=lambda event: (event["onset"], event["label"])),
+        "peak_db": round(peak_db, 2),
+    }
 
 
 def _alarm(n: int, rng: np.random.Generator) -> Wave:

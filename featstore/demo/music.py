@@ -7,7 +7,7 @@ others only in how it changes over time, which an encoder that averages over tim
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -43,21 +43,11 @@ from featstore.demo.sounds import (
 Instrument = Callable[[int, float, np.random.Generator], Wave]
 """(samples, pitch_hz, rng) -> one note."""
 
-__all__ = ["INSTRUMENTS", "Phrase", "play"]
+__all__ = ["INSTRUMENTS", "play"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Phrase:
-    """A phrase and its labels."""
-
-    wave: Wave
-    pitches_hz: tuple[float, ...]
-    snr_db: float
-    peak_db: float
-
-
-def play(instrument: str, *seed: int) -> Phrase:
-    """Play one phrase of 0.4 to 4 s. The same instrument and seed give the same phrase."""
+def play(instrument: str, *seed: int) -> tuple[Wave, dict[str, Any]]:
+    """Play one phrase of 0.4 to 4 s, with its labels. The same instrument and seed give the same phrase."""
     rng = generator(*seed)
     note = INSTRUMENTS[instrument]
     n = fast_length(int(log_uniform(rng, 0.41, 4.0) * SAMPLE_RATE_HZ))
@@ -71,7 +61,13 @@ def play(instrument: str, *seed: int) -> Phrase:
         add_at(dry, note(length, pitch, rng) * np.float32(from_db(rng.uniform(-6, 0))), start)
     snr_db, peak_db = float(rng.uniform(28, 50)), float(rng.uniform(-30, -8))
     wave = record(dry, rng, snr_db=snr_db, equaliser_db=3.0, peak_db=peak_db)
-    return Phrase(wave=wave, pitches_hz=pitches, snr_db=snr_db, peak_db=peak_db)
+    return wave, {
+        "instrument": instrument,
+        "pitch_hz": pitches[0],
+        "pitches_hz": list(pitches),
+        "snr_db": round(snr_db, 2),
+        "peak_db": round(peak_db, 2),
+    }
 
 
 def _melody(rng: np.random.Generator, n_notes: int) -> tuple[float, ...]:

@@ -15,7 +15,6 @@ from featstore.files import write_whole
 from featstore.formatting import counted, lasting, spoken_bytes
 from featstore.records import ExtractRecord, ScoreRecord
 from featstore.report import Leaderboard, build, to_markdown
-from featstore.report.page import render_page
 from featstore.report.spaces import spaces_of
 from featstore.store import open_store
 from featstore.tasks import find_task
@@ -122,6 +121,8 @@ def run_demo(
 def _write_report(directory: Path, store: Store, scores: Sequence[ScoreRecord], *, say: Callable[[str], None]) -> Path:
     """Write the page; if its libraries are not installed, report that and write the leaderboard as Markdown."""
     try:
+        from featstore.report.page import render_page
+
         path, text = directory / "report.html", render_page(scores, health=spaces_of(store, scores), title="The demo")
     except UsageError as missing:
         say(str(missing))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -36,21 +36,11 @@ Texture = Callable[[int, np.random.Generator], Wave]
 
 SCENE_SECONDS = 5.0
 
-__all__ = ["SCENES", "SCENE_SECONDS", "Scene", "record_scene"]
+__all__ = ["SCENES", "SCENE_SECONDS", "record_scene"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Scene:
-    """A scene and its labels."""
-
-    wave: Wave
-    behind: str
-    behind_db: float
-    peak_db: float
-
-
-def record_scene(scene: str, *seed: int) -> Scene:
-    """Record five seconds of a scene, with another scene's texture some decibels below it."""
+def record_scene(scene: str, *seed: int) -> tuple[Wave, dict[str, Any]]:
+    """Record five seconds of a scene, with another scene's texture some decibels below it, and its labels."""
     rng = generator(*seed)
     n = int(SCENE_SECONDS * SAMPLE_RATE_HZ)
     behind = str(rng.choice([name for name in SCENES if name != scene]))
@@ -60,7 +50,7 @@ def record_scene(scene: str, *seed: int) -> Scene:
         unit_power(SCENES[behind](n // 2, rng)), 2
     )  # half of the length, repeated: faster
     wave = record(dry, rng, snr_db=float(rng.uniform(20, 45)), equaliser_db=3.0, peak_db=peak_db)
-    return Scene(wave=wave, behind=behind, behind_db=behind_db, peak_db=peak_db)
+    return wave, {"scene": scene, "behind": behind, "behind_db": round(behind_db, 2), "peak_db": round(peak_db, 2)}
 
 
 def _rain(n: int, rng: np.random.Generator) -> Wave:

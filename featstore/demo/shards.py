@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -100,52 +100,18 @@ def synthesise(dataset: str, split: str, index: int) -> Sample:
     )
 
 
-_Maker = Callable[[str, int, tuple[int, ...]], tuple[NDArray[np.float32], dict[str, Any]]]
-
-
-def _instrument(split: str, index: int, seed: tuple[int, ...]) -> tuple[NDArray[np.float32], dict[str, Any]]:
-    name = _balanced(tuple(INSTRUMENTS), split, index)
-    phrase = play(name, *seed)
-    return phrase.wave, {
-        "instrument": name,
-        "pitch_hz": phrase.pitches_hz[0],
-        "pitches_hz": list(phrase.pitches_hz),
-        "snr_db": round(phrase.snr_db, 2),
-        "peak_db": round(phrase.peak_db, 2),
-    }
-
-
-def _scene(split: str, index: int, seed: tuple[int, ...]) -> tuple[NDArray[np.float32], dict[str, Any]]:
-    name = _balanced(tuple(SCENES), split, index)
-    scene = record_scene(name, *seed)
-    return scene.wave, {
-        "scene": name,
-        "behind": scene.behind,
-        "behind_db": round(scene.behind_db, 2),
-        "peak_db": round(scene.peak_db, 2),
-    }
-
-
-def _mixture(split: str, index: int, seed: tuple[int, ...]) -> tuple[NDArray[np.float32], dict[str, Any]]:  # noqa: ARG001
-    mixture = mix(*seed)
-    return mixture.wave, {
-        "labels": ";".join(sorted(event.label for event in mixture.events)),
-        "events": [asdict(event) for event in mixture.events],
-        "peak_db": round(mixture.peak_db, 2),
-    }
-
-
 def _balanced(names: tuple[str, ...], split: str, index: int) -> str:
     """Class of a clip: each block of `len(names)` clips has every class once, in random order."""
     block, place = divmod(index, len(names))
     return names[int(generator(len(names), *split.encode(), block).permutation(len(names))[place])]
 
 
-_MAKERS: Mapping[str, _Maker] = {
-    "demo-instruments": _instrument,
-    "demo-scenes": _scene,
-    "demo-mixtures": _mixture,
+_MAKERS: Mapping[str, Callable[[str, int, tuple[int, ...]], tuple[NDArray[np.float32], dict[str, Any]]]] = {
+    "demo-instruments": lambda split, index, seed: play(_balanced(tuple(INSTRUMENTS), split, index), *seed),
+    "demo-scenes": lambda split, index, seed: record_scene(_balanced(tuple(SCENES), split, index), *seed),
+    "demo-mixtures": lambda _split, _index, seed: mix(*seed),
 }
+"""Dataset -> function of split, index and seed that makes a clip and its labels."""
 
 _FOLDS = tuple(f"fold{number}" for number in range(1, 6))
 

@@ -7,7 +7,6 @@ runs the audit again.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -17,7 +16,7 @@ from typing import Any, Literal
 
 from featstore.errors import ResultsError
 from featstore.files import write_whole
-from featstore.records import ScoreRecord, canonical_json
+from featstore.records import ScoreRecord, sha256_of
 
 __all__ = [
     "CERTIFICATE_FORMAT",
@@ -203,14 +202,12 @@ class Certificate:
 
 def _hash_of(raw: Mapping[str, Any]) -> str:
     """SHA-256 of the canonical JSON of a certificate without its hash."""
-    content = canonical_json({name: value for name, value in raw.items() if name != "sha256"})
-    return hashlib.sha256(content.encode(errors="backslashreplace")).hexdigest()
+    return sha256_of({name: value for name, value in raw.items() if name != "sha256"})
 
 
 def hash_of_score(record: ScoreRecord) -> str:
     """SHA-256 of the canonical JSON of a complete score record; `ScoreRecord.key` covers the inputs only."""
-    content = canonical_json(json.loads(json.dumps(record.as_json())))
-    return hashlib.sha256(content.encode(errors="backslashreplace")).hexdigest()
+    return sha256_of(json.loads(json.dumps(record.as_json())))
 
 
 def read_certificate(path: str | os.PathLike[str]) -> Certificate:

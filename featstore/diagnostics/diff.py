@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from featstore.diagnostics.measures import sampled_rows
 from featstore.errors import DataError, UsageError
 from featstore.metrics.similarity import (
     Estimate,
@@ -173,10 +174,7 @@ def compare_spaces(
             f"the two have {len(common)} clips in common, and {_LEAST_CLIPS} are the least: clips are matched by "
             "dataset, split and key"
         )
-    drawn = np.arange(len(common))
-    if len(common) > max_clips:
-        drawn = np.sort(np.random.default_rng(seed).choice(len(common), max_clips, replace=False))
-    chosen = [common[at] for at in drawn.tolist()]
+    chosen = [common[at] for at in sampled_rows(len(common), max_clips, seed=seed).tolist()]
     of_a, of_b = pairs[0][1].fs.recipe, pairs[0][2].fs.recipe
     return compare_arrays(
         np.stack([pairs[at][1].vector(key) for at, key in chosen]),
@@ -220,7 +218,13 @@ def compare_arrays(
     n, k = len(X), min(k, len(X) - 1)
     groups = _groups(n, seed=seed)
     # CKA and Procrustes do not depend on the offset; without it, products keep more digits
-    moments = _jackknife_moments(X - X.mean(axis=0), Y - Y.mean(axis=0), groups)
+    X0, Y0 = X - X.mean(axis=0), Y - Y.mean(axis=0)
+    moments = Moments.of(X0, Y0)
+
+    def of_moments(measure: Callable[[Moments], float]) -> Estimate:
+        without = [measure(moments - Moments.of(X0[group], Y0[group])) for group in groups]
+        return with_interval(measure(moments), without, least=0.0, most=1.0)
+
     near_a, near_b = nearest(X, X, k=k), nearest(Y, Y, k=k)
     overlap = overlap_by_row(near_a, near_b)
     same_width = X.shape[1] == Y.shape[1]
@@ -230,10 +234,10 @@ def compare_arrays(
         dim_b=Y.shape[1],
         clips=n,
         k=k,
-        cka=_of_moments(linear_cka, *moments),
+        cka=of_moments(linear_cka),
         overlap=_mean(overlap, groups),
         index_overlap=None if across is None else _mean(across, groups),
-        procrustes=_of_moments(procrustes_residual, *moments),
+        procrustes=of_moments(procrustes_residual),
         rank_correlation=_rank_correlation(X, Y, seed=seed),
         largest_change=_largest_change(X, Y) if same_width else None,
         moved=_moved(X, Y, overlap, names),
@@ -248,24 +252,6 @@ def _groups(n: int, *, seed: int) -> list[NDArray[np.int64]]:
     return np.array_split(np.random.default_rng(seed).permutation(n), _GROUPS)
 
 
-def _jackknife_moments(
-    X: NDArray[np.floating[Any]], Y: NDArray[np.floating[Any]], groups: Sequence[NDArray[np.int64]]
-) -> tuple[Moments, list[Callable[[], Moments]]]:
-    """Moments of all clips, and functions that compute those without each group, one at a time in memory."""
-    everything = Moments.of(X, Y)
-
-    def without(group: NDArray[np.int64]) -> Callable[[], Moments]:
-        return lambda: everything - Moments.of(X[group], Y[group])
-
-    return everything, [without(group) for group in groups]
-
-
-def _of_moments(
-    measure: Callable[[Moments], float], everything: Moments, without: Sequence[Callable[[], Moments]]
-) -> Estimate:
-    return with_interval(measure(everything), [measure(each()) for each in without], least=0.0, most=1.0)
-
-
 def _mean(values: NDArray[np.float64], groups: Sequence[NDArray[np.int64]]) -> Estimate:
     """Mean over clips; the neighbours of a clip are those among all clips in each group."""
     without = [float(np.delete(values, group).mean()) for group in groups]
@@ -274,9 +260,7 @@ def _mean(values: NDArray[np.float64], groups: Sequence[NDArray[np.int64]]) -> E
 
 def _rank_correlation(X: NDArray[np.floating[Any]], Y: NDArray[np.floating[Any]], *, seed: int) -> Estimate:
     """Spearman's correlation of the cosines of pairs; an interval leaves out the pairs of a group of clips."""
-    some = np.arange(len(X))
-    if len(X) > _MAX_PAIRED_CLIPS:
-        some = np.sort(np.random.default_rng(seed).choice(len(X), _MAX_PAIRED_CLIPS, replace=False))
+    some = sampled_rows(len(X), _MAX_PAIRED_CLIPS, seed=seed)
     X, Y = X[some], Y[some]
     without = [
         spearman(*(cosines_of_pairs(np.delete(each, group, axis=0)) for each in (X, Y)))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featstore.diagnostics.measures import SpaceHealth, space_health
+from featstore.diagnostics.measures import SpaceHealth, sampled_rows, space_health
 from featstore.errors import LabelError
 from featstore.evaluation.leakage import NEAR_COSINE, Overlap, find_overlap
 
@@ -142,9 +142,7 @@ def health_notes(found: Iterable[Health], *, with_label: bool) -> tuple[str, ...
 def _measured(fs: FeatureSet, max_rows: int) -> _Rows:
     """Read the measured vectors in blocks."""
     n = len(fs)
-    rows = np.arange(n)
-    if n > max_rows:
-        rows = np.sort(np.random.default_rng(0).choice(n, max_rows, replace=False))
+    rows = sampled_rows(n, max_rows)
     X = np.empty((len(rows), fs.recipe.dim), np.float32)
     for start in range(0, n, max_rows):
         stop = min(start + max_rows, n)

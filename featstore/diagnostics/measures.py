@@ -16,6 +16,7 @@ __all__ = [
     "duplicate_dimensions",
     "effective_rank",
     "hubness",
+    "sampled_rows",
     "separability",
     "space_health",
 ]
@@ -135,7 +136,7 @@ def space_health(X: NDArray[np.float32], *, classes: NDArray[np.int64] | None = 
         dead_dimensions=tuple(dead_dimensions(kept).tolist()),
         duplicate_dimensions=duplicates[:MAX_DUPLICATES_NAMED],
         n_duplicate_dimensions=len(duplicates),
-        hubness=hubness(_some(kept, MAX_NEIGHBOUR_ROWS).astype(np.float32)),
+        hubness=hubness(kept[sampled_rows(len(kept), MAX_NEIGHBOUR_ROWS)].astype(np.float32)),
         separability=None if classes is None else separability(kept, classes[finite]),
     )
 
@@ -260,8 +261,8 @@ def separability(X: NDArray[np.float64], classes: NDArray[np.int64]) -> Separabi
     )
 
 
-def _some(X: NDArray[np.float64], most: int) -> NDArray[np.float64]:
-    """Return all rows, or `most` of them drawn with a fixed seed."""
-    if len(X) <= most:
-        return X
-    return X[np.sort(np.random.default_rng(0).choice(len(X), most, replace=False))]
+def sampled_rows(n: int, most: int, *, seed: int = 0) -> NDArray[np.int64]:
+    """All of `n` numbers, or `most` of them, drawn with a fixed seed; ascending."""
+    if n <= most:
+        return np.arange(n)
+    return np.sort(np.random.default_rng(seed).choice(n, most, replace=False))

@@ -34,9 +34,9 @@ __all__ = [
     "run_pairs",
 ]
 
-Scorer = Callable[["Store", "Manifest", str | None], "ScoreRecord | Sequence[ScoreRecord | ScoreFailure]"]
-"""Scores one task with one encoder of a store; several scores may each have failed. With several processes it is
-pickled: use a module-level function, or a `functools.partial` of one."""
+Scorer = Callable[..., "ScoreRecord | Sequence[ScoreRecord | ScoreFailure]"]
+"""Scores one task with one encoder, from a store, a manifest and ``encoder=``; several scores may each have failed.
+With several processes it is pickled: use a module-level function, or a `functools.partial` of one."""
 
 
 _Scored = TypeVar("_Scored")
@@ -212,7 +212,9 @@ def _outcome_of(
 
 
 def _attempt(store: Store, pair: Pair, score: Scorer) -> tuple[ScoreRecord | ScoreFailure, ...]:
-    outcome = attempt(lambda: score(store, pair.manifest, pair.encoder), task=pair.manifest.name, encoder=pair.encoder)
+    outcome = attempt(
+        lambda: score(store, pair.manifest, encoder=pair.encoder), task=pair.manifest.name, encoder=pair.encoder
+    )
     return tuple(outcome) if isinstance(outcome, Sequence) else (outcome,)
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from featstore.diagnostics.measures import sampled_rows
 from featstore.errors import UsageError, missing_extra
 from featstore.retrieve.scan import unit_rows
 
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from featstore.store import FeatureSet
 
 __all__ = [
-    "MAX_POINTS",
     "Points",
     "Projection",
     "frame",
@@ -28,9 +28,6 @@ __all__ = [
     "umap",
 ]
 
-
-MAX_POINTS = 50_000
-"""Clips of a map; of more, a reproducible sample."""
 
 ROWS_PER_BLOCK = 4096
 
@@ -89,7 +86,7 @@ def take_points(fs: FeatureSet, *, max_points: int) -> Points:
     n = fs.n_clips
     if n < 2:
         raise UsageError(f"a map needs at least two clips, and {fs.path} has {n}")
-    return _points(fs, _sample(n, max_points))
+    return _points(fs, sampled_rows(n, max_points))
 
 
 def take_common_points(a: FeatureSet, b: FeatureSet, *, max_points: int) -> tuple[Points, Points]:
@@ -107,15 +104,8 @@ def take_common_points(a: FeatureSet, b: FeatureSet, *, max_points: int) -> tupl
     _, in_a, in_b = np.intersect1d(a.clip_key, b.clip_key, return_indices=True)
     if len(in_a) < 2:
         raise UsageError(f"a map needs at least two clips, and {a.path} and {b.path} have {len(in_a)} in common")
-    order = np.argsort(in_a)[_sample(len(in_a), max_points)]
+    order = np.argsort(in_a)[sampled_rows(len(in_a), max_points)]
     return _points(a, in_a[order]), _points(b, in_b[order])
-
-
-def _sample(n: int, most: int) -> NDArray[np.int64]:
-    """All of `n` numbers, or `most` of them, drawn with a fixed seed; ascending."""
-    if n <= most:
-        return np.arange(n)
-    return np.sort(np.random.default_rng(0).choice(n, most, replace=False))
 
 
 def _points(fs: FeatureSet, numbers: NDArray[np.int64]) -> Points:
@@ -179,9 +169,7 @@ def pca(vectors: NDArray[np.float32]) -> Projection:
 
     Memory is that of a block and of the covariance, independent of the number of rows.
     """
-    rows = np.arange(len(vectors))
-    if len(rows) > MAX_FITTED:
-        rows = np.sort(np.random.default_rng(0).choice(len(vectors), MAX_FITTED, replace=False))
+    rows = sampled_rows(len(vectors), MAX_FITTED)
     blocks = [rows[start : start + ROWS_PER_BLOCK] for start in range(0, len(rows), ROWS_PER_BLOCK)]
     dim = vectors.shape[1]
     mean = sum((vectors[block].sum(axis=0, dtype=np.float64) for block in blocks), np.zeros(dim)) / len(rows)

@@ -25,7 +25,6 @@ __all__ = [
     "Found",
     "QueryRecord",
     "closest_names",
-    "edits",
     "nearest_to_file",
     "nearest_to_key",
     "nearest_to_vector",
@@ -33,76 +32,39 @@ __all__ = [
 ]
 
 
-MAX_NAMES = 1_000_000
-MAX_RANKED = 10_000
-MAX_LETTERS = 64
-"""Letters of a name that count after the common prefix; the work is names x letters x letters."""
+def closest_names(wanted: str, names: Iterable[str], *, most: int) -> list[str]:
+    """Up to `most` names that differ by one edit; else those with the same numbers; else those that contain the wanted.
 
-NAMES_PER_BLOCK = 1 << 14
-"""Names per block, whose counters fit the cache of a core."""
-
-
-def closest_names(wanted: str, names: Sequence[str], *, most: int) -> list[str]:
-    """Up to `most` names with the smallest edit distance, at most a third of the letters of the wanted one, or one.
-
-    Among ties, a name with the same numbers is first (007 equals 07), then names with a longer common prefix. If no
-    name is that close, names that contain the wanted one. Only the first million names are considered.
+    An edit is a letter more, less or other, or two letters exchanged. Names with the same numbers (007 equals 07) are
+    first, then names with a longer common prefix.
 
     >>> closest_names("yes_07", ["yes_007", "yes_070", "yes_700", "no_07", "up"], most=2)
     ['yes_007', 'yes_070']
     >>> closest_names("00012", ["scenes-fold1-00012", "scenes-fold1-00120"], most=2)
     ['scenes-fold1-00012']
     """
-    known = list(dict.fromkeys(names[:MAX_NAMES]))
-    if not known or not wanted:
-        return []
-    found = edits(wanted, known)
-    if found.min() <= max(1, len(wanted) // 3):
-        nearest = [known[at] for at in np.flatnonzero(found == found.min())[:MAX_RANKED]]
-        number = natural(wanted)
-        rank = {name: (natural(name) != number, -_shared(wanted, name), len(name), name) for name in nearest}
-        return sorted(nearest, key=rank.__getitem__)[:most]
-    lowered = wanted.casefold()
-    return sorted((name for name in known if lowered in name.casefold()), key=lambda name: (len(name), name))[:most]
+    known = dict.fromkeys(names) if wanted else {}
+    number, lowered = natural(wanted), wanted.casefold()
+    found = (
+        [name for name in known if _is_one_edit(wanted, name)]
+        or [name for name in known if natural(name) == number]
+        or [name for name in known if lowered in name.casefold()]
+    )
+    rank = {name: (natural(name) != number, -_shared(wanted, name), len(name), name) for name in found}
+    return sorted(found, key=rank.__getitem__)[:most]
 
 
-def edits(wanted: str, names: Sequence[str]) -> NDArray[np.uint8]:
-    """Levenshtein distance of each name from the wanted one, uint8 (names,).
-
-    The table of Wagner and Fischer (1974), with columns over all names. The common prefix is skipped; the 64 letters
-    after it count. `difflib.get_close_matches` takes 3.3 s for 100,000 keys of one pattern, this function 0.2 s.
-    """
-    shared = min(_shared(wanted, min(names)), _shared(wanted, max(names)))
-    asked = _letters([wanted[shared:]])[:, 0]
-    out = np.empty(len(names), np.uint8)
-    for start in range(0, len(names), NAMES_PER_BLOCK):
-        block = [name[shared:] for name in names[start : start + NAMES_PER_BLOCK]]
-        lengths = np.minimum([len(name) for name in block], MAX_LETTERS)
-        letters = _letters(block)
-        row = np.repeat(np.arange(len(letters) + 1, dtype=np.uint8)[:, None], len(block), axis=1)
-        for number, letter in enumerate(asked, start=1):
-            above, row = row, np.empty_like(row)
-            row[0] = number
-            replaced = above[:-1] + (letters != letter)
-            for place in range(len(letters)):
-                row[place + 1] = np.minimum(np.minimum(row[place], above[place + 1]) + 1, replaced[place])
-        out[start : start + len(block)] = row[lengths, np.arange(len(block))]
-    return out
+def _is_one_edit(one: str, other: str) -> bool:
+    if abs(len(one) - len(other)) > 1:
+        return False
+    at = _shared(one, other)
+    a, b = one[at:], other[at:]
+    return a[1:] == b[1:] or a == b[1:] or a[1:] == b or a[1::-1] + a[2:] == b
 
 
 def _shared(one: str, other: str) -> int:
     """Length of the common prefix."""
     return next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
-
-
-def _letters(names: Sequence[str]) -> NDArray[np.uint32]:
-    """Code points by position, uint32 (longest name, names); zero after the end of a name."""
-    width = min(MAX_LETTERS, max(map(len, names)))
-    if not width:
-        return np.zeros((0, len(names)), np.uint32)
-    # lone surrogates are letters too, which NumPy would refuse
-    packed = b"".join(name[:width].encode("utf-32-le", "surrogatepass").ljust(4 * width, b"\0") for name in names)
-    return np.ascontiguousarray(np.frombuffer(packed, "<u4").reshape(len(names), width).T)
 
 
 _NAMED = 6
@@ -255,17 +217,8 @@ def nearest_to_key(sets: Sequence[FeatureSet], key: str, *, k: int) -> Found:
     began = time.perf_counter()
     clip = _clip_of(sets, key)
     queries = np.concatenate([clip.fs.utterance_rows.slice(row, row + 1) for row in clip.rows])
-    hits, searched = _nearest(sets, lambda _: queries, k=k, own=clip)
-    return Found(
-        query=clip.name,
-        meta=clip.fs.metas_of([clip.rows.start])[0],
-        encoder=clip.fs.recipe.group_name,
-        windows=len(clip.rows),
-        hits=hits,
-        clips_searched=searched,
-        sets_searched=len(sets),
-        seconds=time.perf_counter() - began,
-    )
+    meta = clip.fs.metas_of([clip.rows.start])[0]
+    return _nearest(sets, lambda _: queries, k=k, query=clip.name, began=began, own=clip, meta=meta)
 
 
 def nearest_to_file(
@@ -285,34 +238,14 @@ def nearest_to_file(
         crop: encode_file(path, encoder=encoder, recipe=sets[0].recipe, crop_seconds=crop, device=device)
         for crop in {fs.address.crop_seconds for fs in sets}
     }
-    began = time.perf_counter()
-    hits, searched = _nearest(sets, lambda fs: encoded[fs.address.crop_seconds].utterance, k=k, own=None)
-    return Found(
-        query=str(path),
-        meta="",
-        encoder=sets[0].recipe.group_name,
-        windows=max(len(each.utterance) for each in encoded.values()),
-        hits=hits,
-        clips_searched=searched,
-        sets_searched=len(sets),
-        seconds=time.perf_counter() - began,
+    return _nearest(
+        sets, lambda fs: encoded[fs.address.crop_seconds].utterance, k=k, query=str(path), began=time.perf_counter()
     )
 
 
 def nearest_to_vector(sets: Sequence[FeatureSet], vector: NDArray[np.float32], *, k: int, name: str) -> Found:
     """The ``k`` clips nearest to a vector, float32 (dim,), such as that of a text; `name` is shown as the query."""
-    began = time.perf_counter()
-    hits, searched = _nearest(sets, lambda _: vector[None], k=k, own=None)
-    return Found(
-        query=name,
-        meta="",
-        encoder=sets[0].recipe.group_name,
-        windows=1,
-        hits=hits,
-        clips_searched=searched,
-        sets_searched=len(sets),
-        seconds=time.perf_counter() - began,
-    )
+    return _nearest(sets, lambda _: vector[None], k=k, query=name, began=time.perf_counter())
 
 
 # --- selection --------------------------------------------------------------------------------------------------------
@@ -352,9 +285,8 @@ def _clip_in(fs: FeatureSet, key: str) -> _Clip | None:
 
 
 def _did_you_mean(sets: Sequence[FeatureSet], name: str) -> str:
-
     wanted = min((meant for fs in sets for meant in _keys_meant(fs, name)), key=len)
-    alike = closest_names(wanted, [key for fs in sets for key in fs.clip_key.tolist()], most=_ALIKE)
+    alike = closest_names(wanted, (key for fs in sets for key in fs.clip_key.tolist()), most=_ALIKE)
     return f"did you mean {' or '.join(map(repr, alike))}?" if alike else ""
 
 
@@ -381,15 +313,20 @@ def _nearest(
     queries_for: Callable[[FeatureSet], NDArray[np.float32]],
     *,
     k: int,
-    own: _Clip | None,
-) -> tuple[tuple[ClipHit, ...], int]:
-    """The nearest clips of all sets, and the number of compared clips."""
+    query: str,
+    began: float,
+    own: _Clip | None = None,
+    meta: str = "",
+) -> Found:
+    """Find the clips of all sets that are nearest to the windows of a query, without its own clip."""
     near: list[_Near] = []
-    searched = 0
+    searched = windows = 0
     for place, fs in enumerate(sets):
+        queries = queries_for(fs)
+        windows = max(windows, len(queries))
         if not len(fs):
             continue
-        cosines = best_cosines(fs.utterance_rows, queries_for(fs))
+        cosines = best_cosines(fs.utterance_rows, queries)
         firsts = np.flatnonzero(fs.start_seconds == 0.0)
         of_clip = cosines if len(firsts) == len(fs) else np.maximum.reduceat(cosines, firsts)
         searched += len(firsts)
@@ -407,17 +344,22 @@ def _nearest(
         for place in {each.place for each in near}
         if (rows := [each.row for each in near if each.place == place])
     }
-    return tuple(_hit(sets[each.place], each, metas[each.place][each.row]) for each in near), searched
+    return Found(
+        query=query,
+        meta=meta,
+        encoder=sets[0].recipe.group_name,
+        windows=windows,
+        hits=tuple(_hit(sets[each.place], each, metas[each.place][each.row]) for each in near),
+        clips_searched=searched,
+        sets_searched=len(sets),
+        seconds=time.perf_counter() - began,
+    )
 
 
 def _largest(values: NDArray[np.float32], k: int) -> list[int]:
     """Indices of the ``k`` largest finite values, the largest first, ties in order."""
-    if len(values) > 4 * k:
-        least = np.partition(values, len(values) - k)[len(values) - k]
-        places = np.flatnonzero(values >= least)
-    else:
-        places = np.arange(len(values))
-    places = places[np.isfinite(values[places])]
+    least = np.partition(values, len(values) - k)[len(values) - k] if k < len(values) else -np.inf
+    places = np.flatnonzero((values >= least) & np.isfinite(values))
     return [int(place) for place in places[np.argsort(-values[places], kind="stable")][:k]]
 
 

@@ -145,14 +145,14 @@ def compare(records: Iterable[ScoreRecord], a: str, b: str) -> Comparison:
     if not common:
         raise UsageError(f"{a} and {b} have no score in common: score both on the same task, track and protocol")
     pairs = [_pair(of_a[place], of_b[place]) for place in common]
-    groups: dict[Place, list[_Pair]] = {}
-    for each in pairs:
-        groups.setdefault(each.found.place, []).append(each)
+    groups: dict[Place, list[tuple[Difference, Paired | None]]] = {}
+    for found, tested in pairs:
+        groups.setdefault(found.place, []).append((found, tested))
     averages = [_average(group) for group in groups.values()]
     return Comparison(
         a=a,
         b=b,
-        differences=tuple(each.found for each in pairs),
+        differences=tuple(found for found, _ in pairs),
         averages=tuple(average for average in averages if average is not None),
         only_a=len(of_a.keys() - of_b.keys()),
         only_b=len(of_b.keys() - of_a.keys()),
@@ -188,52 +188,44 @@ def _scores_of(records: Sequence[ScoreRecord], name: str, *, none: str = "") -> 
     }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Pair:
-    """A difference and its test; None if the two scores cannot be compared."""
-
-    found: Difference
-    tested: Paired | None
-
-
-def _pair(a: ScoreRecord, b: ScoreRecord) -> _Pair:
+def _pair(a: ScoreRecord, b: ScoreRecord) -> tuple[Difference, Paired | None]:
+    """The difference of two scores and its test; None if the two cannot be compared."""
     one, other = evidence_of(a), evidence_of(b)
     tested = pair(one, other)
     low, high = tested.interval if tested is not None else (None, None)
-    return _Pair(
-        found=Difference(
-            protocol=a.protocol,
-            track=a.track,
-            task=a.task,
-            title=a.title,
-            metric=a.metric,
-            settings=tuple((name, a.settings[name]) for name in CHOSEN_SETTINGS if name in a.settings),
-            value_a=a.value,
-            value_b=b.value,
-            low=low,
-            high=high,
-            p=None if tested is None else tested.p,
-            unpaired=why_unpaired(one, other),
-            eval_weight=a.eval_weight,
-            one_seed=1 in (len(a.seeds), len(b.seeds)),
-            measure=a.measure,
-        ),
-        tested=tested,
+    found = Difference(
+        protocol=a.protocol,
+        track=a.track,
+        task=a.task,
+        title=a.title,
+        metric=a.metric,
+        settings=tuple((name, a.settings[name]) for name in CHOSEN_SETTINGS if name in a.settings),
+        value_a=a.value,
+        value_b=b.value,
+        low=low,
+        high=high,
+        p=None if tested is None else tested.p,
+        unpaired=why_unpaired(one, other),
+        eval_weight=a.eval_weight,
+        one_seed=1 in (len(a.seeds), len(b.seeds)),
+        measure=a.measure,
     )
+    return found, tested
 
 
-def _average(pairs: Sequence[_Pair]) -> Difference | None:
+def _average(pairs: Sequence[tuple[Difference, Paired | None]]) -> Difference | None:
     """Weighted average over the tasks of one protocol, track and measure; None for fewer than two."""
-    metrics = {each.found.metric for each in pairs}
-    own = metrics.pop() if len(metrics) == 1 and pairs[0].found.measure not in ("", "knn") else ""
-    counted = [each for each in pairs if each.found.eval_weight > 0 and is_averaged(each.found.metric, own=own)]
-    tasks = [each.found.task for each in counted]
+    first = pairs[0][0]
+    metrics = {found.metric for found, _ in pairs}
+    own = metrics.pop() if len(metrics) == 1 and first.measure not in ("", "knn") else ""
+    averaged = [each for each in pairs if each[0].eval_weight > 0 and is_averaged(each[0].metric, own=own)]
+    counted = [found for found, _ in averaged]
+    tasks = [found.task for found in counted]
     if len(counted) < 2 or len(set(tasks)) < len(tasks):
         return None
-    weights = [each.found.eval_weight for each in counted]
-    tested = average_pair([each.tested for each in counted], weights)
+    weights = [found.eval_weight for found in counted]
+    tested = average_pair([test for _, test in averaged], weights)
     low, high = tested.interval if tested is not None else (None, None)
-    first = counted[0].found
     return Difference(
         protocol=first.protocol,
         track=first.track,
@@ -241,13 +233,13 @@ def _average(pairs: Sequence[_Pair]) -> Difference | None:
         title=f"Weighted average, {len(counted)} tasks",
         metric=own,
         settings=(),
-        value_a=float(np.average([each.found.value_a for each in counted], weights=weights)),
-        value_b=float(np.average([each.found.value_b for each in counted], weights=weights)),
+        value_a=float(np.average([found.value_a for found in counted], weights=weights)),
+        value_b=float(np.average([found.value_b for found in counted], weights=weights)),
         low=low,
         high=high,
         p=None if tested is None else tested.p,
         unpaired="" if tested is not None else "a task cannot be compared",
         eval_weight=float(sum(weights)),
-        one_seed=any(each.found.one_seed for each in counted),
+        one_seed=any(found.one_seed for found in counted),
         measure=first.measure,
     )

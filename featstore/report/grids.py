@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from featstore.records import Protocol, ScoreRecord
 from featstore.report.comparison import Comparison, Difference
 from featstore.report.resolution_text import rank_columns, resolution_notes
-from featstore.report.tables import LOWER_IS_BETTER, NOT_AVERAGED, Average, Cell, Place, Row, Table, place_of, ranked
+from featstore.report.tables import LOWER_IS_BETTER, NOT_AVERAGED, Average, Place, Row, Table, place_of, ranked
 
 __all__ = [
     "MISSING",
@@ -108,6 +108,7 @@ def grid(table: Table) -> Grid:
     have three decimals and half of their interval; a missing score is a dash.
     """
     averages = [average for average in table.averages if average.n_tasks > 1]
+    lines: list[Row | Average] = [*averages, *table.rows]
     ranks = rank_columns(table)
     order = ranked(table)
     sections = (
@@ -132,8 +133,7 @@ def grid(table: Table) -> Grid:
                     labels=(table.columns[column].label,),
                     cells=(
                         *(GridCell(text=entries[column]) for _, entries in ranks),
-                        *(_marked(_average(average, column), average, column) for average in averages),
-                        *(_marked(_shown(row.cells[column]), row, column) for row in table.rows),
+                        *(_cell(line, column) for line in lines),
                     ),
                 )
                 for column in section
@@ -141,7 +141,7 @@ def grid(table: Table) -> Grid:
             for section in sections
             if section
         )
-        + ((_resolutions([*averages, *table.rows], n_ranks=len(ranks)),) if ranks else ()),
+        + ((_resolutions(lines, n_ranks=len(ranks)),) if ranks else ()),
         notes=_notes(table),
         warnings=tuple(map(str, table.warnings)),
     )
@@ -159,9 +159,9 @@ def flags_of(row: Row) -> str:
     return ("*" if row.private else "") + ("†" if row.manifests > 1 else "")
 
 
-def _marked(text: str, line: Row | Average, column: int) -> GridCell:
+def _cell(line: Row | Average, column: int) -> GridCell:
     return GridCell(
-        text=text,
+        text=_shown(line, column),
         best=column in line.best,
         inside_noise=column in line.inside_noise,
         not_comparable=column in line.not_comparable,
@@ -169,20 +169,14 @@ def _marked(text: str, line: Row | Average, column: int) -> GridCell:
     )
 
 
-def _shown(cell: Cell | None) -> str:
+def _shown(line: Row | Average, column: int) -> str:
+    cell = line.cell(column)
     if cell is None:
         return MISSING
+    if isinstance(line, Average) and line.n_scored[column] < line.n_tasks:
+        return f"{cell.value:.3f} ({line.n_scored[column]} of {line.n_tasks})"
     text = f"{cell.value:.3f}" if cell.half_width is None else f"{cell.value:.3f} ±{cell.half_width:.3f}"
     return f"{text} ✓" if cell.certified else text
-
-
-def _average(average: Average, column: int) -> str:
-    value, interval, n_scored = average.values[column], average.intervals[column], average.n_scored[column]
-    if value is None:
-        return MISSING
-    if n_scored < average.n_tasks:
-        return f"{value:.3f} ({n_scored} of {average.n_tasks})"
-    return f"{value:.3f}" if interval is None else f"{value:.3f} ±{(interval[1] - interval[0]) / 2:.3f}"
 
 
 SIGNIFICANCE = "5 % over all pairs (Holm); McNemar's test or paired t test"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from featstore.diagnostics.certificate import hash_of_score
@@ -63,10 +62,7 @@ def build(
         of_table.setdefault(place_of(record), []).append(record)
     return Leaderboard(
         tables=tuple(
-            replace(
-                _table(of_table[place], place=place, published=published, certified=certified),
-                warnings=warning_lines(of_table[place]),
-            )
+            _table(of_table[place], place=place, published=published, certified=certified)
             for place in sorted(of_table, key=place_order)
         )
     )
@@ -78,11 +74,8 @@ def newest_versions(records: Iterable[ScoreRecord]) -> tuple[tuple[ScoreRecord, 
     newest: dict[Place, int] = {}
     for each in everything:
         newest[place_of(each)] = max(each.protocol_version, newest.get(place_of(each), 0))
-    current = [each.protocol_version == newest[place_of(each)] for each in everything]
-    return (
-        tuple(each for each, is_current in zip(everything, current, strict=True) if is_current),
-        tuple(each for each, is_current in zip(everything, current, strict=True) if not is_current),
-    )
+    current = tuple(each for each in everything if each.protocol_version == newest[place_of(each)])
+    return current, tuple(each for each in everything if each.protocol_version != newest[place_of(each)])
 
 
 def _table(
@@ -95,27 +88,22 @@ def _table(
     protocol, track, measure = place
     records, superseded = newest_versions(everything)
     columns, column_of = _columns(records)
-    placed: dict[tuple[str, str], dict[int, ScoreRecord]] = {}
+    placed: dict[tuple[str, str], dict[int, Evidence]] = {}
     for record, column in zip(records, column_of, strict=True):
         row = placed.setdefault((record.task, record.metric), {})
         if column in row:
             where = f"{record.task} by {columns[column].label} (track {track}, {protocol})"
             raise UsageError(f"a table has one score for each task and encoder, got two for {where}: keep the newest")
-        row[column] = record
-    scored = [placed[of_task] for of_task in sorted(placed)]
-    evidence = [{column: evidence_of(record) for column, record in of_task.items()} for of_task in scored]
+        row[column] = evidence_of(record)
+    evidence = [placed[of_task] for of_task in sorted(placed)]
     references = []
     if published is not None and published.protocol == protocol and measure in ("", "knn"):
-        references = _references([task for task, _ in sorted(placed)], published.of_track(track))
+        references = _references([task for task, _ in sorted(placed)], published.scores[track])
     n_ours, columns = len(columns), (*columns, *(column for column, _ in references))
-    marks = [_marks(of_task, known, n_columns=len(columns)) for of_task, known in zip(scored, evidence, strict=True)]
+    marks = [_marks(known, n_columns=len(columns)) for known in evidence]
     rows = tuple(
-        _row(of_task, known, marked, n_columns=len(columns), certified=certified)
-        for of_task, known, marked in zip(scored, evidence, marks, strict=True)
-    )
-    rows = tuple(
-        replace(row, cells=(*row.cells[:n_ours], *(cells[at] for _, cells in references)))
-        for at, row in enumerate(rows)
+        _row(known, marked, n_ours=n_ours, published=[cells[at] for _, cells in references], certified=certified)
+        for at, (known, marked) in enumerate(zip(evidence, marks, strict=True))
     )
     ours = frozenset(at for at, column in enumerate(columns) if not column.published)
     spans = ("public", "all") if any(row.private for row in rows) else ("all",)
@@ -132,6 +120,7 @@ def _table(
         averages=averages,
         protocol_version=records[0].protocol_version,
         superseded=superseded,
+        warnings=warning_lines(everything),
         measure=measure,
     )
 
@@ -201,59 +190,55 @@ def _references(
 # --- rows and averages ------------------------------------------------------------------------------------------------
 
 
-def _marks(scored: Mapping[int, ScoreRecord], known: Mapping[int, Evidence], *, n_columns: int) -> Marks:
+def _marks(known: Mapping[int, Evidence], *, n_columns: int) -> Marks:
     return marks_of(
-        [scored[column].value if column in scored else None for column in range(n_columns)],
-        lower_is_better=scored[min(scored)].metric in LOWER_IS_BETTER,
+        [known[column].record.value if column in known else None for column in range(n_columns)],
+        lower_is_better=known[min(known)].record.metric in LOWER_IS_BETTER,
         pair=lambda a, b: pair(known[a], known[b]),
     )
 
 
 def _row(
-    scored: Mapping[int, ScoreRecord],
     known: Mapping[int, Evidence],
     marks: Marks,
     *,
-    n_columns: int,
+    n_ours: int,
+    published: Sequence[Cell | None],
     certified: Collection[str],
 ) -> Row:
-    first = scored[min(scored)]
-    values = [scored[column].value if column in scored else None for column in range(n_columns)]
+    scored = [each.record for each in known.values()]
+    first = known[min(known)].record
+    ours = [known[column].record if column in known else None for column in range(n_ours)]
     return Row(
         task=first.task,
         title=first.title,
         metric=first.metric,
         eval_weight=first.eval_weight,
         private=first.private,
-        cells=tuple(
-            replace(_cell(scored[column]), certified=bool(certified) and hash_of_score(scored[column]) in certified)
-            if column in scored
-            else None
-            for column in range(n_columns)
-        ),
+        cells=(*(None if record is None else _cell(record, certified) for record in ours), *published),
         best=marks.best,
         inside_noise=marks.inside_noise,
         not_comparable=marks.not_comparable,
         ranks=marks.ranks,
-        one_seed=any(len(record.seeds) == 1 for record in scored.values()),
-        manifests=len({record.manifest_sha256 for record in scored.values()}),
+        one_seed=any(len(record.seeds) == 1 for record in scored),
+        manifests=len({record.manifest_sha256 for record in scored}),
         resolution=resolution_of(
             marks,
-            values,
+            [*(None if record is None else record.value for record in ours), *(None for _ in published)],
             over="groups" if any(each.grouped for each in known.values()) else "clips",
-            n=max(record.n_test for record in scored.values()),
+            n=max(record.n_test for record in scored),
         ),
     )
 
 
-def _cell(record: ScoreRecord) -> Cell:
+def _cell(record: ScoreRecord, certified: Collection[str]) -> Cell:
+    half_width = low = high = None
     if record.ci_low is not None and record.ci_high is not None and record.ci_high > record.ci_low:
-        half_width = (record.ci_high - record.ci_low) / 2
-        return Cell(value=record.value, half_width=half_width, low=record.ci_low, high=record.ci_high)
-    if record.std:
-        low, high = record.value - record.std, record.value + record.std
-        return Cell(value=record.value, half_width=record.std, low=low, high=high)
-    return Cell(value=record.value, half_width=None)
+        half_width, low, high = (record.ci_high - record.ci_low) / 2, record.ci_low, record.ci_high
+    elif record.std:
+        half_width, low, high = record.std, record.value - record.std, record.value + record.std
+    is_certified = bool(certified) and hash_of_score(record) in certified
+    return Cell(value=record.value, half_width=half_width, low=low, high=high, certified=is_certified)
 
 
 def _average(
@@ -298,7 +283,9 @@ def _average(
             complete,
             lower_is_better=own in LOWER_IS_BETTER,
             pair=lambda a, b: (
-                pair_over_tasks([of[a].value - of[b].value for of in known], weights) if (a, b) in marks.pairs else None
+                pair_over_tasks([of[a].record.value - of[b].record.value for of in known], weights)
+                if (a, b) in marks.pairs
+                else None
             ),
         )
     is_grouped = any(each.grouped for of in known for each in of.values())

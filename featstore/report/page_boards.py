@@ -15,7 +15,7 @@ from featstore.report.latex import grids_to_latex
 from featstore.report.page_summary import BANNER
 from featstore.report.resolution import Resolution
 from featstore.report.resolution_text import rank_columns, resolution_sentence, short_letters
-from featstore.report.tables import Cell, Leaderboard, Row, Table, ranked
+from featstore.report.tables import Average, Leaderboard, Row, Table, ranked
 from featstore.report.text import to_csv
 
 __all__ = [
@@ -27,7 +27,6 @@ __all__ = [
     "RankRow",
     "Section",
     "board_anchor",
-    "board_title",
     "board_view",
     "entry_of",
     "recipe_anchor",
@@ -195,7 +194,7 @@ def board_view(table: Table, *, styles: Mapping[str, int]) -> BoardView:
             anchor=recipe_anchor(column.encoder, column.fingerprint),
             style=styles.get(column.label, -1),
             ranks=tuple(entries[at] for _, entries in ranks),
-            averages=tuple(_average_entry(table, span, at, axis=axis) for span in range(len(table.averages))),
+            averages=tuple(_average_entry(average, at, axis=axis) for average in table.averages),
             n_scored=table.averages[-1].n_scored[at],
             n_tasks=table.averages[-1].n_tasks,
         )
@@ -206,7 +205,7 @@ def board_view(table: Table, *, styles: Mapping[str, int]) -> BoardView:
     sentence = resolution_sentence(table)
     return BoardView(
         anchor=board_anchor(table),
-        title=board_title(table),
+        title=table_title(table.measure, table.protocol),
         name=measure_title(table.measure),
         is_main=table.measure in ("", "knn"),
         summary=f"{counted(len(table.rows), 'task')}, best: {table.columns[order[0]].label}",
@@ -254,11 +253,6 @@ def _data_uri(text: str, mime: str) -> str:
     return f"data:{mime};charset=utf-8;base64,{encoded}"
 
 
-def board_title(table: Table) -> str:
-    """Name of the track, the measure and the protocol."""
-    return table_title(table.measure, table.protocol)
-
-
 def board_anchor(table: Table) -> str:
     """Anchor of a table; a measure in a file of results is untrusted text."""
     measure = "" if table.measure in ("", "knn") else f"-{sha256_of(table.measure)[:12]}"
@@ -280,14 +274,7 @@ def entry_of(row: Row, at: int) -> Entry:
     # Most scores are within 0 to 1, the default axis; metrics beyond it extend the axis.
     there = [each for each in row.cells if each is not None]
     ends = [end for each in there for end in (each.value, each.low, each.high) if end is not None]
-    axis = min(0.0, *ends), max(1.0, *ends)
-    entry = _shown(
-        row.cells[at],
-        axis=axis,
-        best=at in row.best,
-        inside_noise=at in row.inside_noise,
-        not_comparable=at in row.not_comparable,
-    )
+    entry = _entry(row, at, axis=(min(0.0, *ends), max(1.0, *ends)))
     return replace(entry, tip=entry.tip + _rank_tip(row.resolution, at))
 
 
@@ -298,30 +285,16 @@ def _rank_tip(resolution: Resolution | None, at: int) -> str:
     return f", rank {rank}, tie {short_letters(resolution.letters[at])}"
 
 
-def _average_entry(table: Table, span: int, at: int, *, axis: tuple[float, float]) -> Entry:
-    average = table.averages[span]
-    value, interval = average.values[at], average.intervals[at]
-    cell = None
-    if value is not None:
-        low, high = interval or (None, None)
-        half_width = None if low is None or high is None else (high - low) / 2
-        cell = Cell(value=value, half_width=half_width, low=low, high=high)
-    entry = _shown(
-        cell,
-        axis=axis,
-        best=at in average.best,
-        inside_noise=at in average.inside_noise,
-        not_comparable=at in average.not_comparable,
-    )
-    if value is None or average.n_scored[at] == average.n_tasks:
+def _average_entry(average: Average, at: int, *, axis: tuple[float, float]) -> Entry:
+    entry = _entry(average, at, axis=axis)
+    if entry.value is None or average.n_scored[at] == average.n_tasks:
         return entry
     partly = f"{average.n_scored[at]} of {average.n_tasks} tasks"
     return replace(entry, plus_minus=partly, tip=f"{entry.tip}, {partly} only")
 
 
-def _shown(
-    cell: Cell | None, *, axis: tuple[float, float], best: bool, inside_noise: bool, not_comparable: bool
-) -> Entry:
+def _entry(line: Row | Average, at: int, *, axis: tuple[float, float]) -> Entry:
+    cell = line.cell(at)
     if cell is None:
         return Entry(text="–", plus_minus="", tip="no score", value=None, best=False, inside_noise=False, bar=None)
     lowest, highest = axis
@@ -338,9 +311,9 @@ def _shown(
         + (f", {low:.4f} to {high:.4f}" if has_interval else "")
         + (", certified" if cell.certified else ""),
         value=cell.value,
-        best=best,
-        inside_noise=inside_noise,
-        not_comparable=not_comparable,
+        best=at in line.best,
+        inside_noise=at in line.inside_noise,
+        not_comparable=at in line.not_comparable,
         bar=Bar(left=place(low), width=round(place(high) - place(low), 1), at=place(cell.value)),
     )
 

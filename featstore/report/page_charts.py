@@ -7,25 +7,29 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from html import escape
 from typing import TYPE_CHECKING, Any, Literal
 
-import matplotlib as mpl
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.image import imsave
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
+from featstore.errors import missing_extra
 from featstore.records import ScoreRecord
+
+try:
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+    from matplotlib.image import imsave
+    from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
+except ImportError as error:
+    raise missing_extra("the HTML report", error, "report") from error
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from numpy.typing import NDArray
 
-__all__ = ["N_COLOURS", "Curve", "CurveView", "Plotter", "Point", "PointView", "XScale", "curves_of", "matrix_png"]
+__all__ = ["N_COLOURS", "Chart", "Curve", "Point", "chart_svg", "charts_of", "matrix_png"]
 
-
-XScale = Literal["linear", "log"]
 
 N_COLOURS = 10
 """Series colours of the style sheet of the page, ``--c0`` to ``--c9``."""
@@ -53,15 +57,17 @@ _STYLE: Any = {
 }
 
 
+CurveKind = Literal["k", "shots", "layer", "weights"]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Point:
-    """One point of a curve, with the ends of its interval, if any, and its tooltip."""
+    """One point of a curve, with the ends of its interval, if any."""
 
     x: float
     y: float
     low: float | None = None
     high: float | None = None
-    tip: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,63 +79,84 @@ class Curve:
     points: tuple[Point, ...]
 
 
-class Plotter:
-    """Draws charts one after the other on the same axes, because creating axes and ticks takes most of the time."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chart:
+    """Curves on common axes; of kind ``weights``, bars from 0. ``n_not_drawn`` is the number of further curves."""
 
-    def __init__(self) -> None:
-        self._drawn_on: dict[tuple[XScale, bool], tuple[Figure, Axes]] = {}
+    kind: CurveKind
+    title: str
+    x_label: str
+    curves: tuple[Curve, ...]
+    n_not_drawn: int
+    y_label: str = "score"
 
-    def curves_svg(
-        self,
-        curves: Sequence[Curve],
-        *,
-        number: int,
-        title: str,
-        description: str,
-        x_label: str,
-        y_label: str,
-        x_scale: XScale,
-        as_bars: bool = False,
-    ) -> str:
-        """Draw curves, or bars from 0, as an ``<svg>`` element of a page.
+    @property
+    def xs(self) -> tuple[float, ...]:
+        """The x of every point: the columns of the chart as a table."""
+        return tuple(sorted({point.x for curve in self.curves for point in curve.points}))
 
-        Parameters
-        ----------
-        number : int
-            Different for every chart of a page: ids begin with it.
-        title, description : str
-            The text alternative.
-        """
-        with mpl.rc_context(_STYLE):
-            figure, axes = self._cleared(x_scale, as_bars=as_bars)
-            for at, curve in enumerate(curves):
-                if as_bars:
-                    _draw_bars(axes, at, curve, n_curves=len(curves))
-                else:
-                    _draw(axes, at, curve, with_band=len(curves) <= MAX_BANDS)
+    @property
+    def rows(self) -> tuple[tuple[str, tuple[float | None, ...]], ...]:
+        """Label of each curve and its score at each of ``xs``; None without a point."""
+        known = [(curve.label, {point.x: point.y for point in curve.points}) for curve in self.curves]
+        return tuple((label, tuple(y.get(x) for x in self.xs)) for label, y in known)
+
+
+def chart_svg(chart: Chart, *, number: int, task: str, metric: str) -> str:
+    """Draw a chart as an ``<svg>`` element of a page.
+
+    Parameters
+    ----------
+    number : int
+        Different for every chart of a page: ids begin with it.
+    task, metric : str
+        For the text alternative.
+    """
+    curves, as_bars = chart.curves, chart.kind == "weights"
+    x_scale: Literal["linear", "log"] = "linear" if chart.kind in ("layer", "weights") else "log"
+    with mpl.rc_context(_STYLE):
+        figure, axes = _empty_axes(x_scale, as_bars=as_bars)
+        for at, curve in enumerate(curves):
             if as_bars:
-                ends = [point.x for curve in curves for point in curve.points]
-                highest = max(point.y if point.high is None else point.high for each in curves for point in each.points)
-                axes.set(xlim=(min(ends) - 0.5, max(ends) + 0.5), ylim=(0.0, 1.05 * highest))
-            _set_places(axes, curves, x_scale=x_scale)
-            axes.set_xlabel(x_label)
-            axes.set_ylabel(y_label)
-            text = io.StringIO()
-            figure.savefig(text, format="svg", metadata={"Date": None})
-        return _for_a_page(text.getvalue(), curves, number=number, title=title, description=description)
+                _draw_bars(axes, at, curve, n_curves=len(curves))
+            else:
+                _draw(axes, at, curve, with_band=len(curves) <= MAX_BANDS)
+        if as_bars:
+            highest = max(point.y if point.high is None else point.high for each in curves for point in each.points)
+            axes.set(xlim=(chart.xs[0] - 0.5, chart.xs[-1] + 0.5), ylim=(0.0, 1.05 * highest))
+        if len(chart.xs) <= 8:
+            axes.xaxis.set_major_locator(FixedLocator(chart.xs))
+        else:
+            axes.xaxis.set_major_locator(MaxNLocator(8, integer=True) if x_scale == "linear" else LogLocator())
+        axes.set_xlabel(chart.x_label)
+        axes.set_ylabel(chart.y_label)
+        text = io.StringIO()
+        figure.savefig(text, format="svg", metadata={"Date": None})
+    ends = "; ".join(
+        f"{curve.label} from {curve.points[0].y:.3f} at {curve.points[0].x:g} "
+        f"to {curve.points[-1].y:.3f} at {curve.points[-1].x:g}"
+        for curve in curves
+    )
+    return _for_a_page(
+        text.getvalue(),
+        curves,
+        number=number,
+        title=f"{chart.title}: {task}, {metric}",
+        description=f"{metric if chart.y_label == 'score' else chart.y_label} by {chart.x_label}. {ends}.",
+    )
 
-    def _cleared(self, x_scale: XScale, *, as_bars: bool) -> tuple[Figure, Axes]:
-        place = x_scale, as_bars  # axes of bars have limits of their own
-        if place not in self._drawn_on:
-            self._drawn_on[place] = _new_axes(x_scale)
-        figure, axes = self._drawn_on[place]
-        for artist in (*axes.lines, *axes.collections):
-            artist.remove()
-        axes.relim()
-        return figure, axes
+
+def _empty_axes(x_scale: Literal["linear", "log"], *, as_bars: bool) -> tuple[Figure, Axes]:
+    """Axes of earlier charts are used again: to create them and their ticks takes a third of the time of a chart."""
+    figure, axes = _new_axes(x_scale, as_bars)
+    for artist in (*axes.lines, *axes.collections):
+        artist.remove()
+    axes.relim()
+    return figure, axes
 
 
-def _new_axes(x_scale: XScale) -> tuple[Figure, Axes]:
+@cache
+def _new_axes(x_scale: Literal["linear", "log"], as_bars: bool) -> tuple[Figure, Axes]:  # noqa: ARG001, FBT001 - bars set limits
     figure = Figure(figsize=(4.4, 2.5))
     figure.subplots_adjust(left=0.13, right=0.98, bottom=0.18, top=0.97)
     figure.patch.set_visible(False)
@@ -175,15 +202,6 @@ def _draw_bars(axes: Axes, at: int, curve: Curve, *, n_curves: int) -> None:
     axes.plot(x, [point.y for point in curve.points], "o", color=colour, markersize=2.5, gid=f"points-{at}")
 
 
-def _set_places(axes: Axes, curves: Sequence[Curve], *, x_scale: XScale) -> None:
-    """Set ticks at the points, if there are few enough."""
-    places = sorted({point.x for curve in curves for point in curve.points})
-    if len(places) <= 8:
-        axes.xaxis.set_major_locator(FixedLocator(places))
-    else:
-        axes.xaxis.set_major_locator(MaxNLocator(8, integer=True) if x_scale == "linear" else LogLocator())
-
-
 def _for_a_page(svg: str, curves: Sequence[Curve], *, number: int, title: str, description: str) -> str:
     """Remove metadata and styles, use colours and fonts of the style sheet, and add title, description and tooltips."""
     svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg[svg.index("<svg") :], flags=re.DOTALL)
@@ -193,10 +211,11 @@ def _for_a_page(svg: str, curves: Sequence[Curve], *, number: int, title: str, d
     svg = re.sub(r"font-size: 8px; ?|; fill: currentColor(?=\"( x=| transform=))", "", svg)
 
     def named(found: re.Match[str]) -> str:
-        points = iter(curves[int(found[1])].points)
+        curve = curves[int(found[1])]
+        points = iter(curve.points)
         return re.sub(
             r"<use[^>]*/>",
-            lambda use: f'<g class="point"><title>{escape(next(points).tip)}</title>{use[0]}</g>',
+            lambda use: f'<g class="point"><title>{escape(_tip(curve, next(points)))}</title>{use[0]}</g>',
             f"<g>{found[2]}",
         )
 
@@ -218,6 +237,11 @@ def _for_a_page(svg: str, curves: Sequence[Curve], *, number: int, title: str, d
     return re.sub(r"<svg[^>]*>", lambda _: opening, svg, count=1).strip()
 
 
+def _tip(curve: Curve, point: Point) -> str:
+    interval = "" if point.low is None or point.high is None else f", {point.low:.4f} to {point.high:.4f}"
+    return f"{curve.label}, {point.x:g}: {point.y:.4f}{interval}"
+
+
 def matrix_png(shares: NDArray[np.float64]) -> str:
     """A matrix (n, n) of numbers from 0 to 1 as a PNG data URI: one pixel per cell, whose opacity is the number."""
     pixels = np.zeros((*shares.shape, 4))
@@ -232,72 +256,33 @@ MAX_CURVES = 12
 LAYER = re.compile(r"(?P<name>.+)\.layer(?P<layer>[0-9]+)(\.(?P<pool>max|std))?")
 """Name of a layer of an encoder, with its pooling unless it is the mean."""
 
-CurveKind = Literal["k", "shots", "layer", "weights"]
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PointView:
-    """One point of a curve."""
-
-    x: float
-    y: float
-    low: float | None = None
-    high: float | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CurveView:
-    """A chart: curves by label, with the colour of each; of kind ``weights``, bars.
-
-    ``n_not_drawn`` is the number of curves that are not drawn.
-    """
-
-    kind: CurveKind
-    title: str
-    x_label: str
-    curves: tuple[tuple[str, int, tuple[PointView, ...]], ...]
-    n_not_drawn: int
-    y_label: str = "score"
-
-    @property
-    def xs(self) -> tuple[float, ...]:
-        """The x of every point: the columns of the chart as a table."""
-        return tuple(sorted({point.x for _, _, points in self.curves for point in points}))
-
-    @property
-    def rows(self) -> tuple[tuple[str, tuple[float | None, ...]], ...]:
-        """Label of each curve and its score at each of ``xs``; None without a point."""
-        known = [(label, {point.x: point.y for point in points}) for label, _, points in self.curves]
-        return tuple((label, tuple(y.get(x) for x in self.xs)) for label, y in known)
-
-
-def curves_of(scored: Sequence[tuple[str, int, ScoreRecord]]) -> tuple[CurveView, ...]:
+def charts_of(scored: Sequence[tuple[str, int, ScoreRecord]]) -> tuple[Chart, ...]:
     """The charts of a task with at least two points, for scores with labels and colours."""
-    layers = _layer_curve(scored)
-    charts = [_k_curve(scored), _shots_curve(scored), layers, _layer_weights(scored)]
+    charts = [_k_curve(scored), _shots_curve(scored), _layer_curve(scored), _layer_weights(scored)]
     return tuple(chart for chart in charts if chart is not None)
 
 
-def _k_curve(scored: Sequence[tuple[str, int, ScoreRecord]]) -> CurveView | None:
+def _k_curve(scored: Sequence[tuple[str, int, ScoreRecord]]) -> Chart | None:
     curves = []
     for label, colour, record in scored:
-        points = [PointView(x=x, y=y) for x, y in _numbered(record.details.get("k_curve"))]
-        curves.append((label, colour, tuple(points)))
+        points = [Point(x=x, y=y) for x, y in _numbered(record.details.get("k_curve"))]
+        curves.append(Curve(label=label, colour=colour, points=tuple(points)))
     return _chart("k", curves, title="Score by number of neighbours", x_label="k, number of neighbours")
 
 
-def _shots_curve(scored: Sequence[tuple[str, int, ScoreRecord]]) -> CurveView | None:
+def _shots_curve(scored: Sequence[tuple[str, int, ScoreRecord]]) -> Chart | None:
     curves = []
     for label, colour, record in scored:
         raw = record.details.get("shots")
         points = []
         for shots, found in sorted(raw.items(), key=lambda item: int(item[0])) if isinstance(raw, Mapping) else ():
-            points.append(PointView(x=int(shots), y=found["mean"], low=found["low"], high=found["high"]))
-        curves.append((label, colour, tuple(points)))
+            points.append(Point(x=int(shots), y=found["mean"], low=found["low"], high=found["high"]))
+        curves.append(Curve(label=label, colour=colour, points=tuple(points)))
     return _chart("shots", curves, title="Score by number of training clips", x_label="training clips per class")
 
 
-def _layer_curve(scored: Sequence[tuple[str, int, ScoreRecord]]) -> CurveView | None:
+def _layer_curve(scored: Sequence[tuple[str, int, ScoreRecord]]) -> Chart | None:
     """A curve for each encoder with several layers, in the colour of its first layer."""
     by_name: dict[str, dict[int, ScoreRecord]] = {}
     colour_of: dict[str, dict[int, int]] = {}
@@ -308,11 +293,11 @@ def _layer_curve(scored: Sequence[tuple[str, int, ScoreRecord]]) -> CurveView | 
             by_name.setdefault(name, {}).setdefault(int(found["layer"]), record)
             colour_of.setdefault(name, {}).setdefault(int(found["layer"]), colour)
     curves = [
-        (
-            name,
-            colour_of[name][min(layers)],
-            tuple(
-                PointView(
+        Curve(
+            label=name,
+            colour=colour_of[name][min(layers)],
+            points=tuple(
+                Point(
                     x=layer,
                     y=record.value,
                     low=None if record.ci_low == record.ci_high else record.ci_low,
@@ -326,7 +311,7 @@ def _layer_curve(scored: Sequence[tuple[str, int, ScoreRecord]]) -> CurveView | 
     return _chart("layer", curves, title="Score by layer", x_label="layer of the encoder")
 
 
-def _layer_weights(scored: Sequence[tuple[str, int, ScoreRecord]]) -> CurveView | None:
+def _layer_weights(scored: Sequence[tuple[str, int, ScoreRecord]]) -> Chart | None:
     """Mean weight of each layer, with one standard deviation over rounds and seeds."""
     curves = []
     for label, colour, record in scored:
@@ -334,26 +319,26 @@ def _layer_weights(scored: Sequence[tuple[str, int, ScoreRecord]]) -> CurveView 
         if isinstance(raw, Mapping):
             spread = raw["std"] or [None] * len(raw["mean"])
             points = [
-                PointView(x=x, y=y, low=None if std is None else y - std, high=None if std is None else y + std)
+                Point(x=x, y=y, low=None if std is None else y - std, high=None if std is None else y + std)
                 for x, y, std in zip(raw["layers"], raw["mean"], spread, strict=True)
             ]
-            curves.append((label, colour, tuple(points)))
+            curves.append(Curve(label=label, colour=colour, points=tuple(points)))
     chart = _chart("weights", curves, title="Weights of the layer mix", x_label="layer of the encoder")
     return None if chart is None else replace(chart, y_label="weight")
 
 
 def _chart(
     kind: CurveKind,
-    curves: Sequence[tuple[str, int, tuple[PointView, ...]]],
+    curves: Sequence[Curve],
     *,
     title: str,
     x_label: str,
-) -> CurveView | None:
+) -> Chart | None:
     """A chart of the curves with at least two points; None if there is none."""
-    drawn = [curve for curve in curves if len(curve[2]) > 1]
+    drawn = [curve for curve in curves if len(curve.points) > 1]
     if not drawn:
         return None
-    return CurveView(
+    return Chart(
         kind=kind,
         title=title,
         x_label=x_label,

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from featstore.report.grids import measure_title
-from featstore.report.page_boards import board_anchor, board_title, entry_of, task_anchor
+from featstore.report.grids import measure_title, table_title
+from featstore.report.page_boards import board_anchor, entry_of, task_anchor
 from featstore.report.tables import NOT_AVERAGED, Average, Row, Table, ranked
 
 __all__ = ["MAX_LANES", "Band", "Group", "Lane", "Panel", "Picture", "picture_of"]
@@ -167,13 +167,10 @@ def _lines(table: Table) -> list[Row | Average]:
 
 def _ends(line: Row | Average, at: int) -> tuple[float, float, float] | None:
     """Value, and the ends of its interval."""
-    if isinstance(line, Row):
-        cell = line.cells[at]
-        if cell is None:
-            return None
-        return cell.value, *(cell.value if end is None else end for end in (cell.low, cell.high))  # type: ignore[return-value]
-    value = line.values[at]
-    return None if value is None else (value, *(line.intervals[at] or (value, value)))
+    cell = line.cell(at)
+    if cell is None:
+        return None
+    return cell.value, cell.value if cell.low is None else cell.low, cell.value if cell.high is None else cell.high
 
 
 def _axis(lines: Sequence[Row | Average]) -> tuple[float, float]:
@@ -222,7 +219,7 @@ def _panel(
         bands.append(Band(top=_TOP + number * (_HEIGHT + below), right=right, groups=tuple(groups)))
     return Panel(
         name=measure_title(table.measure),
-        title=board_title(table),
+        title=table_title(table.measure, table.protocol),
         left=round(left, 1),
         text=_text(table, lines),
         width=round(max(260.0, bands[0].right + 2)),

@@ -66,34 +66,21 @@ def _place(table: Table) -> str:
 
 def _best(table: Table) -> str:
     own = [at for at in ranked(table) if not table.columns[at].published]
-    average = table.averages[-1]
-    line: Row | Average = table.rows[0] if len(table.rows) == 1 else average
+    line = ranking_line(table)
     best = [at for at in own if at in line.best] or own[:1]
     named = _listed([table.columns[at].label for at in best])
-    score = _score(line, best[0])
+    cell = line.cell(best[0])
     where = f"on {line.task}" if isinstance(line, Row) else f"on average over {counted(line.n_tasks, 'task')}"
-    if score is None or (isinstance(line, Average) and line.n_scored[best[0]] < line.n_tasks):
+    if cell is None or (isinstance(line, Average) and line.n_scored[best[0]] < line.n_tasks):
         return "no encoder has scores of all tasks"
+    score = f"{cell.value:.3f}" if cell.half_width is None else f"{cell.value:.3f} ±{cell.half_width:.3f}"
     if not line.best:
         return f"{named} scores {score} {where}"
     return f"{named} {'is' if len(best) == 1 else 'are'} best {where} ({score}){_versus(table, line, own, best)}"
 
 
-def _score(line: Row | Average, at: int) -> str | None:
-    if isinstance(line, Row):
-        cell = line.cells[at]
-        value, half_width = (None, None) if cell is None else (cell.value, cell.half_width)
-    else:
-        value, interval = line.values[at], line.intervals[at]
-        half_width = None if interval is None else (interval[1] - interval[0]) / 2
-    if value is None:
-        return None
-    return f"{value:.3f}" if half_width is None else f"{value:.3f} ±{half_width:.3f}"
-
-
 def _versus(table: Table, line: Row | Average, own: Sequence[int], best: Sequence[int]) -> str:
-    compared = ranking_line(table)
-    if compared is None:
+    if line.resolution is None:
         return ""
     tied = [table.columns[at].label for at in own if at in line.inside_noise]
     if tied:

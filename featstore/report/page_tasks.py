@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from featstore.records import ScoreRecord
-from featstore.report.page_boards import Entry, board_title, entry_of, recipe_anchor, task_anchor
-from featstore.report.page_charts import CurveView, curves_of
+from featstore.report.grids import table_title
+from featstore.report.page_boards import Entry, entry_of, recipe_anchor, task_anchor
+from featstore.report.page_charts import Chart, charts_of
 from featstore.report.tables import LOWER_IS_BETTER, Leaderboard, Row, Table
 
 __all__ = [
@@ -73,6 +74,12 @@ class Confusion:
     def is_small(self) -> bool:
         """Whether the matrix is small enough for a table."""
         return 0 < len(self.counts) <= MAX_TABLE_CLASSES
+
+    @property
+    def in_words(self) -> str:
+        """Text alternative of the matrix as a picture."""
+        most = "; ".join(f"{true} predicted as {other} {n} of {of} times" for true, other, n, of in self.pairs[:3])
+        return f"Confusion matrix of {self.label}, {len(self.classes)} classes. Most confused: {most or 'no classes'}."
 
 
 def class_table(scored: Sequence[tuple[str, ScoreRecord]]) -> ClassTable:
@@ -164,7 +171,7 @@ class TaskBlock:
     is_main: bool
     metric: str
     scores: tuple[ScoreRow, ...]
-    charts: tuple[CurveView, ...]
+    charts: tuple[Chart, ...]
     classes: ClassTable
     confusions: tuple[Confusion, ...]
 
@@ -255,11 +262,11 @@ def _block(table: Table, row: Row, scored: Mapping[int, ScoreRecord], *, styles:
         for at in ranked
     )
     return TaskBlock(
-        title=board_title(table),
+        title=table_title(table.measure, table.protocol),
         is_main=table.measure in ("", "knn"),
         metric=row.metric,
         scores=scores,
-        charts=curves_of([(each.label, each.style, each.record) for each in scores]),
+        charts=charts_of([(each.label, each.style, each.record) for each in scores]),
         classes=class_table([(each.label, each.record) for each in scores]),
         confusions=confusions_of([(each.label, each.record) for each in scores]),
     )

@@ -43,7 +43,7 @@ MIN_TASKS = 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
-    """The data of one score that comparisons use.
+    """A score, and the data of it that comparisons use.
 
     Attributes
     ----------
@@ -55,16 +55,12 @@ class Evidence:
         Variance of the mean over seeds.
     """
 
-    manifest: str
-    version: int
+    record: ScoreRecord
     clips: str
     deviations: NDArray[np.float64] | None
     variance: float
     right: NDArray[np.uint8] | None
-    value: float
-    n_seeds: int
     seed_variance: float
-    has_interval: bool
     problem: str
     grouped: bool
 
@@ -88,16 +84,12 @@ def evidence_of(record: ScoreRecord) -> Evidence:
             right = np.frombuffer(digits.encode(), np.uint8) - ord("0")
     n_seeds = len(record.seeds)
     return Evidence(
-        manifest=record.manifest_sha256,
-        version=record.protocol_version,
+        record=record,
         clips=kept["clips"] if not problem else "",
         deviations=deviations,
         variance=float(kept["variance"]) if not problem else 0.0,
         right=right,
-        value=record.value,
-        n_seeds=n_seeds,
         seed_variance=record.std**2 / n_seeds if record.std and n_seeds > 1 else 0.0,
-        has_interval=record.ci_low is not None,
         problem=problem,
         grouped=isinstance(kept, Mapping) and kept.get("units") == "groups",
     )
@@ -105,14 +97,15 @@ def evidence_of(record: ScoreRecord) -> Evidence:
 
 def why_unpaired(a: Evidence, b: Evidence) -> str:
     """Reason why two scores cannot be compared; empty if they can."""
-    if a.version != b.version:
-        return f"scored by protocol versions {a.version} and {b.version}: score the older again"
-    if a.manifest != b.manifest:
+    one, other = a.record, b.record
+    if one.protocol_version != other.protocol_version:
+        return f"scored by protocol versions {one.protocol_version} and {other.protocol_version}: score the older again"
+    if one.manifest_sha256 != other.manifest_sha256:
         return "scored under different manifests"
     if a.problem or b.problem:
         return a.problem or b.problem
-    if a.n_seeds and b.n_seeds and a.n_seeds != b.n_seeds:
-        return f"different numbers of seeds ({a.n_seeds} and {b.n_seeds}): use the same number"
+    if one.seeds and other.seeds and len(one.seeds) != len(other.seeds):
+        return f"different numbers of seeds ({len(one.seeds)} and {len(other.seeds)}): use the same number"
     if a.clips != b.clips or _length(a) != _length(b):
         return "different test clips"
     return ""
@@ -122,15 +115,15 @@ def pair(a: Evidence, b: Evidence) -> Paired | None:
     """Test the difference ``a - b``; None if the scores cannot be compared."""
     if why_unpaired(a, b) or a.deviations is None or b.deviations is None:
         return None
-    seeds = [(each.seed_variance, each.n_seeds - 1.0) for each in (a, b) if each.seed_variance > 0]
+    seeds = [(each.seed_variance, len(each.record.seeds) - 1.0) for each in (a, b) if each.seed_variance > 0]
     exact_p = None
     if not seeds and a.right is not None and b.right is not None and len(a.right) == len(b.right):
-        one, other = a.right == max(a.n_seeds, 1), b.right == max(b.n_seeds, 1)
+        one, other = a.right == max(len(a.record.seeds), 1), b.right == max(len(b.record.seeds), 1)
         neither = [right == 0 for right in (a.right, b.right)]
         if bool((one | neither[0]).all() and (other | neither[1]).all()):  # seeds agree on every clip
             exact_p = mcnemar(int((one & ~other).sum()), int((other & ~one).sum()))
     return paired_difference(
-        a.value - b.value,
+        a.record.value - b.record.value,
         a.deviations - b.deviations,
         seed_variances=seeds,
         least_lump=1.0 / len(a.right) if a.right is not None and len(a.right) else 0.0,
@@ -159,14 +152,14 @@ def average_interval(
     scores: Sequence[Evidence], weights: Sequence[float], *, value: float
 ) -> tuple[float, float] | None:
     """Return the 95 % interval of an average over independent tasks; None unless every task has an interval."""
-    if not scores or not all(each.has_interval and each.deviations is not None for each in scores):
+    if not scores or not all(each.record.ci_low is not None and each.deviations is not None for each in scores):
         return None
     shares = np.array(weights, np.float64) / np.sum(weights)
     parts = []
     for share, each in zip(shares.tolist(), scores, strict=True):
         parts.append((share**2 * each.variance, _length(each) - 1.0))
         if each.seed_variance > 0:
-            parts.append((share**2 * each.seed_variance, each.n_seeds - 1.0))
+            parts.append((share**2 * each.seed_variance, len(each.record.seeds) - 1.0))
     variance = sum(part for part, _ in parts)
     if variance <= 0:
         return None  # every score is perfect: an interval of width 0 would be wrong

@@ -33,10 +33,6 @@ class PublishedScores:
     scores: Mapping[Track, Mapping[str, Mapping[str, float]]]
     averages: Mapping[Track, Mapping[str, Mapping[str, float]]]
 
-    def of_track(self, track: Track) -> Mapping[str, Mapping[str, float]]:
-        """Task -> encoder -> score."""
-        return self.scores[track]
-
 
 def published_scores() -> PublishedScores:
     """Read the published scores that featstore ships."""

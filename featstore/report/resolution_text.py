@@ -10,17 +10,15 @@ from featstore.report.tables import Average, Row, Table
 __all__ = ["rank_columns", "ranking_line", "resolution_notes", "resolution_sentence", "short_letters"]
 
 
-def ranking_line(table: Table) -> Row | Average | None:
-    """The line that orders the encoders: the average over all tasks, or the only task; None without a comparison."""
-    average = table.averages[-1]
-    line = table.rows[0] if len(table.rows) == 1 else average
-    return line if line.resolution is not None else None
+def ranking_line(table: Table) -> Row | Average:
+    """The line that orders the encoders: the average over all tasks, or the only task."""
+    return table.rows[0] if len(table.rows) == 1 else table.averages[-1]
 
 
 def rank_columns(table: Table) -> tuple[tuple[str, tuple[str, ...]], ...]:
     """Header and entries of the columns of ranks and ties, with one entry for each column of the table."""
     line = ranking_line(table)
-    if line is None or line.resolution is None:
+    if line.resolution is None:
         return ()
     columns = [
         ("Rank", _ranks(line.resolution)),
@@ -56,7 +54,7 @@ def short_letters(letters: str) -> str:
 def resolution_notes(table: Table) -> Sequence[str]:
     """Lines that define ranks and ties, and state what the test clips can resolve."""
     line = ranking_line(table)
-    if line is None or line.resolution is None:
+    if line.resolution is None:
         return ()
     notes = [
         "Rank: 95 % interval for all encoders together, over other test clips",
@@ -71,7 +69,7 @@ def resolution_notes(table: Table) -> Sequence[str]:
 def resolution_sentence(table: Table) -> str:
     """State what cannot be resolved, and how many more clips separate the first pair that is not separated."""
     line = ranking_line(table)
-    if line is None or line.resolution is None:
+    if line.resolution is None:
         return ""
     resolution, labels = line.resolution, [column.label for column in table.columns]
     if resolution.smallest_difference is None:
@@ -89,7 +87,4 @@ def resolution_sentence(table: Table) -> str:
             )
             break
     n_pairs = f"{resolution.n_pairs} pairs" if resolution.n_pairs > 1 else "1 pair"
-    return f"{found} ({POWER_TEXT}, 5 % over {n_pairs})"
-
-
-POWER_TEXT = "80 % power"
+    return f"{found} (80 % power, 5 % over {n_pairs})"

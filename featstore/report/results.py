@@ -9,7 +9,6 @@ files have neither; they are read, and listed as unsealed.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import math
 import os
@@ -23,7 +22,7 @@ from typing import Any, get_args
 from featstore.diagnostics.certificate import CERTIFICATE_SUFFIX, Certificate, read_certificate
 from featstore.errors import ResultsError, UsageError
 from featstore.files import write_whole
-from featstore.records import Protocol, ScoreRecord, Track, canonical_json
+from featstore.records import Protocol, ScoreRecord, Track, canonical_json, sha256_of
 
 __all__ = [
     "CHOSEN_SETTINGS",
@@ -73,13 +72,13 @@ class _Written:
     is_sealed: bool
 
     @property
-    def order(self) -> tuple[int, datetime, str]:
-        """Sort key, highest for the newest. Only files without a generation are compared by time."""
-        time = _NO_TIME if self.generation else self.written_at
-        return self.generation, time, self.name
+    def age(self) -> tuple[int, int, datetime, str]:
+        """Sort key in a folder, highest for the newest. Only files without a generation are compared by time.
 
-
-_NO_TIME = datetime.min.replace(tzinfo=UTC)
+        The protocol version is first, because an older featstore may have written later.
+        """
+        time = datetime.min.replace(tzinfo=UTC) if self.generation else self.written_at
+        return self.record.protocol_version, self.generation, time, self.name
 
 
 def write_score(
@@ -169,7 +168,7 @@ def read_results(*folders: str | os.PathLike[str]) -> Results:
                 failures.append(error)
         if not here and len(failures) == n_failures:
             raise UsageError(f"there is no score in {folder}: `featstore probe` and `retrieve` write to --results DIR")
-        written += _newest(here, age=_age)
+        written += _newest(here, age=lambda one: one.age)
     newest = _newest(written, age=lambda one: (one.record.protocol_version, one.written_at))
     return Results(
         scores=tuple(each.record for each in newest),
@@ -218,13 +217,7 @@ def _latest_generation(record: ScoreRecord, results_dir: Path) -> int:
 
 def _seal(envelope: Mapping[str, Any]) -> str:
     """SHA-256 of the canonical JSON of a file without its seal."""
-    content = canonical_json({name: value for name, value in envelope.items() if name != "seal"})
-    return hashlib.sha256(content.encode(errors="backslashreplace")).hexdigest()  # a title may have lone surrogates
-
-
-def _age(one: _Written) -> tuple[Any, ...]:
-    """Sort key within a folder; the protocol version is first, because an older featstore may have written later."""
-    return one.record.protocol_version, one.order
+    return sha256_of({name: value for name, value in envelope.items() if name != "seal"})
 
 
 def identity_of(record: ScoreRecord) -> tuple[str, ...]:

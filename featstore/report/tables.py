@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Set
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
 from featstore.errors import UsageError
 from featstore.records import Protocol, ScoreRecord, Track
-from featstore.report.plain import plain
 from featstore.report.resolution import Resolution
 from featstore.report.warnings import WarningLine
 
@@ -130,6 +129,10 @@ class Row:
     one_seed: bool = False
     resolution: Resolution | None = None
 
+    def cell(self, column: int) -> Cell | None:
+        """The score of a column."""
+        return self.cells[column]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Average:
@@ -171,6 +174,14 @@ class Average:
     resolution: Resolution | None = None
     over_tasks: Resolution | None = None
 
+    def cell(self, column: int) -> Cell | None:
+        """The average of a column with its interval; None without a score."""
+        value, interval = self.values[column], self.intervals[column]
+        if value is None or interval is None:
+            return None if value is None else Cell(value=value, half_width=None)
+        low, high = interval
+        return Cell(value=value, half_width=(high - low) / 2, low=low, high=high)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
@@ -203,7 +214,7 @@ class Table:
 
     def as_json(self) -> dict[str, Any]:
         """Plain JSON, without `superseded`."""
-        return {name: each for name, each in plain(self).items() if name != "superseded"}
+        return {name: each for name, each in _plain(self).items() if name != "superseded"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -211,6 +222,17 @@ class Leaderboard:
     """The tables of some scores: strict before other protocols, track A before B, ``knn`` before other measures."""
 
     tables: tuple[Table, ...]
+
+
+def _plain(value: Any) -> Any:
+    """Records as JSON: their fields, with sets as sorted lists and numbers of columns as text in keys."""
+    if is_dataclass(value):
+        return {each.name: _plain(getattr(value, each.name)) for each in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(name): _plain(each) for name, each in value.items()}
+    if isinstance(value, Set):
+        return sorted(value)
+    return [_plain(each) for each in value] if isinstance(value, tuple | list) else value
 
 
 def natural(label: str) -> tuple[tuple[str, int, str], ...]:

@@ -7,6 +7,7 @@ import io
 import json
 from collections.abc import Collection, Iterable
 from html import escape
+from typing import Any
 
 from featstore.diagnostics.certificate import hash_of_score
 from featstore.formatting import harmless, html_table
@@ -203,14 +204,12 @@ def comparison_to_csv(comparison: Comparison) -> str:
 
 def comparison_to_json(comparison: Comparison) -> str:
     """Differences, then averages, as one JSON array."""
-    found = [each.as_json() for each in (*comparison.differences, *comparison.averages)]
-    return json.dumps(found, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    return _array([each.as_json() for each in (*comparison.differences, *comparison.averages)])
 
 
 def board_to_json(board: Leaderboard) -> str:
     """The tables as one JSON array, with averages, ranks and resolution."""
-    found = [table.as_json() for table in board.tables]
-    return json.dumps(found, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    return _array([table.as_json() for table in board.tables])
 
 
 def to_json(records: Iterable[ScoreRecord], *, certified: Collection[str] = frozenset()) -> str:
@@ -219,4 +218,8 @@ def to_json(records: Iterable[ScoreRecord], *, certified: Collection[str] = froz
     for record in records:
         mark = {"certified": True} if certified and hash_of_score(record) in certified else {}
         found.append({**record.as_json(), **mark})
+    return _array(found)
+
+
+def _array(found: list[Any]) -> str:
     return json.dumps(found, indent=1, allow_nan=False, ensure_ascii=False) + "\n"

@@ -183,7 +183,7 @@ def _others(rows: NDArray[np.int64], own: NDArray[np.int64]) -> NDArray[np.int64
     return np.take_along_axis(rows, kept, axis=1)
 
 
-Notify = Callable[[str], None]
+Notify = Callable[[str], object]
 
 
 class SavedIndex:

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from featstore.cli.progress import steps
 from featstore.cli.tables import verdict_table
 from handmade import XARES_ENCODER, Run
 
@@ -135,12 +134,3 @@ def test_the_table_fits_a_terminal_of_80_columns() -> None:
     assert max(map(len, out.getvalue().splitlines())) <= 80
     assert "…" not in out.getvalue()
     assert (out.getvalue().count("length"), out.getvalue().count("there")) == (12, 9)
-
-
-def test_a_log_gets_a_step_at_most_every_ten_seconds() -> None:
-    out, now = io.StringIO(), [0.0]
-    with steps(stream=out, clock=lambda: now[0]) as begin:
-        for number in range(100):
-            now[0] = number / 2
-            begin(f"step {number}")
-    assert [line.rpartition(" ")[2] for line in out.getvalue().splitlines()] == ["20", "40", "60", "80"]

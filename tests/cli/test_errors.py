@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
@@ -35,28 +34,9 @@ def replaced(option: str, value: str | Path) -> tuple[str, ...]:
     return tuple(command)
 
 
-def test_a_wrong_path_to_the_data(run: Run) -> None:
-    check_error_line(run(*replaced("--data", "nowhere")), 1, "nowhere", "--data")
-
-
 def test_an_empty_pattern(run: Run, folder: Path) -> None:
     task_toml(folder, splits={"train": "none*.tar", "valid": "valid*.tar", "test": "test*.tar"})
     check_error_line(run(*EXTRACT), 1, "'none*.tar'")
-
-
-def test_an_unreadable_tar_is_named_and_the_others_are_extracted(run: Run, folder: Path) -> None:
-    path = folder / "data/tiny/train-001.tar"
-    whole = path.read_bytes()
-    path.write_bytes(whole[:5000])
-    outcome = run(*EXTRACT)
-    assert outcome.code == 1
-    assert "tiny/test" in outcome.out
-    [line] = outcome.error_lines
-    for part in ("1 of 6 shards", "train-001.tar"):
-        assert part in line
-    path.write_bytes(whole)
-    records = json.loads(run(*EXTRACT, "--json").out)
-    assert [(record["split"], record["shards_done"]) for record in records] == [("train", 1), ("valid", 0), ("test", 0)]
 
 
 def test_an_unknown_manifest_key(run: Run, folder: Path) -> None:

@@ -63,7 +63,8 @@ def by_split(records: list[dict[str, Any]]) -> dict[tuple[str, str], tuple[int, 
 
 
 def test_a_broken_shard_costs_its_shard_and_every_feature_set_has_its_record(run: Run, folder: Path) -> None:
-    cut(folder, "a/train-001.tar")
+    whole = (folder / "data/a/train-001.tar").read_bytes()
+    path = cut(folder, "a/train-001.tar")
     outcome = extract(run, "--json")
     assert outcome.code == 1
     records = json.loads(outcome.out)
@@ -76,6 +77,9 @@ def test_a_broken_shard_costs_its_shard_and_every_feature_set_has_its_record(run
     assert "train-001.tar" in line
     again = json.loads(extract(run, "--json").out)
     assert by_split(again)["a", "train"] == (0, 1, ["train-001.tar"])
+    path.write_bytes(whole)
+    repaired = json.loads(extract(run, "--json").out)
+    assert by_split(repaired) == {each: (0, 2, []) for each in expected} | {("a", "train"): (1, 1, [])}
 
 
 def test_a_shard_that_breaks_later_is_neither_encoded_nor_reused_and_its_old_part_counts(

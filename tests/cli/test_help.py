@@ -80,7 +80,7 @@ def test_what_needs_no_heavy_library_imports_none(tmp_path: Path) -> None:
 
 
 def test_importing_featstore_imports_nothing_heavy() -> None:
-    code = f"import featstore, sys; print([name for name in {HEAVY!r} if name in sys.modules])"
+    code = f"import featstore.api, sys; print([name for name in {HEAVY!r} if name in sys.modules])"
     child = subprocess.run(
         [sys.executable, "-c", code], env=environment(), capture_output=True, text=True, timeout=60, check=True
     )

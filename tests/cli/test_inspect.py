@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from stores import write_part
 
 from cached import LEFT_OUT, cached
 from featstore.store.maintenance import compact_store
@@ -129,7 +130,7 @@ def test_compaction_leaves_the_numbers_and_forgets_the_throughput(run, tmp_path)
 
 
 def test_vectors_that_are_no_numbers_or_twice_there_are_counted(tmp_path):
-    from featstore.store import EmbeddedWindow, Member, ShardIdentity, open_split_writer, open_store
+    from featstore.store import EmbeddedWindow, open_split_writer, open_store
     from featstore.store.summary import examine
 
     store = cached(tmp_path)
@@ -137,16 +138,11 @@ def test_vectors_that_are_no_numbers_or_twice_there_are_counted(tmp_path):
     writer = open_split_writer(store.url, recipe=recipe, spec="bare", dataset="odd", crop_seconds=None, split="all")
     vectors = np.ones((5, 8), np.float32)
     vectors[1, 3], vectors[2, 0], vectors[4] = np.nan, np.inf, 2
-    with writer.begin_part("a.tar") as part:
-        for at, vector in enumerate(vectors):
-            part.add(
-                EmbeddedWindow(
-                    key=f"k{at % 4}", meta="{}", start_seconds=0.0, seconds=1.0, utterance=vector, frames=None
-                )
-            )
-        shard = ShardIdentity(name="a.tar", size=1)
-        member = Member(shard=shard, clips=5, windows=5, frames=0, audio_seconds=5.0, skipped=())
-        part.commit([member], frames_stored=False, versions={})
+    windows = [
+        EmbeddedWindow(key=f"k{at % 4}", meta="{}", start_seconds=0.0, seconds=1.0, utterance=vector, frames=None)
+        for at, vector in enumerate(vectors)
+    ]
+    write_part(writer, "a.tar", windows, frames_stored=False)
     details = examine(open_store(store.url).select(dataset="odd"))
     assert (details.windows_not_finite, details.repeated_vectors, details.repeated_keys) == (2, 1, 1)
     assert (details.norms.low, details.norms.high) == (pytest.approx(8**0.5), pytest.approx(32**0.5))

@@ -14,7 +14,6 @@ import pytest
 import zarr
 
 import featstore
-from featstore.cli import main
 from featstore.diagnostics.audit_sample import draw_sample, forged_at_most, miss_probability, sample_size
 from featstore.diagnostics.certificate import Certificate, certified_scores, hash_of_score, read_certificate
 from featstore.diagnostics.rescore import differences_of
@@ -29,7 +28,7 @@ from featstore.store.filesystem import open_objects
 from featstore.store.format import ObjectSeal
 from featstore.store.verify import verify_store
 from featstore.tasks import load_manifest
-from handmade import XARES_ENCODER, clip, extract, noise, task_toml, write_split, write_tar
+from handmade import XARES_ENCODER, Run, clip, extract, noise, task_toml, write_split, write_tar
 from scored import scored
 
 SPLITS = {"train": 16, "valid": 6, "test": 8}
@@ -355,34 +354,27 @@ def test_a_changed_certificate_is_refused(made: Path, tmp_path: Path) -> None:
             read_certificate(path)
 
 
-def test_the_report_marks_certified_scores_until_one_is_edited(
-    folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def run(*arguments: str | Path) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as done:
-            main([str(each) for each in arguments])
-        return (int(done.value.code or 0), *capsys.readouterr())
-
+def test_the_report_marks_certified_scores_until_one_is_edited(folder: Path, run: Run) -> None:
     def marks(text: str) -> int:
         return text.count(" ✓") - text.count(" ✓:")  # without the note
 
     call = ("audit", folder / "s.zarr", "--encoder", "logmel", "--data", folder / "data", "--results", folder / "r")
-    code, out, _ = run(*call, "--json")
-    assert code == 0
-    assert json.loads(out)[0]["certified"] is True
-    assert marks(run("report", folder / "r")[1]) == 2
-    assert run("report", folder / "r", "--format", "json")[1].count('"certified": true') == 2
+    done = run(*call, "--json")
+    assert done.code == 0
+    assert json.loads(done.out)[0]["certified"] is True
+    assert marks(run("report", folder / "r").out) == 2
+    assert run("report", folder / "r", "--format", "json").out.count('"certified": true') == 2
     page = featstore.report(folder / "r", folder / "page.html").read_text()
     assert page.count(" ✓</span>") >= 2
     [record] = [each for each in read_results(folder / "r").scores if each.track == "B"]
     write_score(replace(record, value=record.value - 0.01), folder / "r")
-    assert marks(run("report", folder / "r")[1]) == 1
-    code, out, _ = run(*call)
-    assert code == 1
-    assert "NOT CERTIFIED: 1 finding" in out
-    _, out, err = run("report", folder / "r")
-    assert "✓" not in out
-    assert "1 finding" in err
+    assert marks(run("report", folder / "r").out) == 1
+    done = run(*call)
+    assert done.code == 1
+    assert "NOT CERTIFIED: 1 finding" in done.out
+    done = run("report", folder / "r")
+    assert "✓" not in done.out
+    assert "1 finding" in done.err
 
 
 # --- the sample -------------------------------------------------------------------------------------------------------

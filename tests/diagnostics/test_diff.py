@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,10 @@ import numpy as np
 import pytest
 
 import featstore
-from featstore.cli import main
 from featstore.diagnostics.diff import MEASURES, SpaceDiff, compare_arrays
 from featstore.errors import DataError, UnknownFeatureSet, UsageError
-from featstore.store import EmbeddedWindow, Member, ShardIdentity, open_split_writer
-from tiny import recipe
+from handmade import Run
+from mapped import Stored, write_set
 
 N = 60
 
@@ -26,34 +26,9 @@ def arrays(n: int = N, *, dim: int = 6, other: int = 6, noise: float = 0.3, seed
     return X, X @ mix + noise * rng.standard_normal((n, other))
 
 
-def write(
-    url: Path, name: str, vectors: dict[str, np.ndarray], *, seconds: tuple[float, ...] = (1.0,), split: str = "train"
-) -> None:
+def write(url: Path, name: str, vectors: dict[str, np.ndarray], *, seconds: tuple[float, ...] = ()) -> None:
     """A feature set with the windows (windows, dim) of each clip by key."""
-    from dataclasses import replace
-
-    dim = next(iter(vectors.values())).shape[1]
-    made = replace(recipe(dim=dim), encoder=name, encoder_identity={"class": name})
-    writer = open_split_writer(str(url), recipe=made, spec=name, dataset="words", crop_seconds=None, split=split)
-    with writer.begin_part("a.tar") as part:
-        for key, windows in vectors.items():
-            start = 0.0
-            for at, (vector, length) in enumerate(zip(windows, seconds, strict=False)):
-                suffix = f"#{at + 1}" if at else ""
-                part.add(
-                    EmbeddedWindow(
-                        key=key + suffix, meta="{}", start_seconds=start, seconds=length,
-                        utterance=vector.astype(np.float32), frames=None,
-                    )
-                )  # fmt: skip
-                start += length
-        member = Member(
-            shard=ShardIdentity(name="a.tar", size=1, mtime_ns=1, sha256="0" * 64),
-            clips=len(vectors), windows=sum(min(len(each), len(seconds)) for each in vectors.values()), frames=0,
-            audio_seconds=1.0, skipped=(),
-        )  # fmt: skip
-        part.commit([member], frames_stored=False, versions={})
-    writer.write_catalogue()
+    write_set(url, [Stored(key, windows, seconds=seconds) for key, windows in vectors.items()], encoder=name)
 
 
 def by_key(X: np.ndarray, prefix: str = "clip") -> dict[str, np.ndarray]:
@@ -174,27 +149,22 @@ def test_intervals_cover_the_values_of_the_population() -> None:
         assert covered >= 0.87, measure  # 95 % less three standard errors
 
 
-def test_the_command_fails_below_a_threshold_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_fails_below_a_threshold_only(tmp_path: Path, run: Run) -> None:
     X, Y = arrays(other=4)
     write(tmp_path / "s.zarr", "one", by_key(X))
     write(tmp_path / "s.zarr", "other", by_key(Y))
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as done:
-            main(["diff", "one", "other", "--store", str(tmp_path / "s.zarr"), *arguments])
-        return (int(done.value.code or 0), *capsys.readouterr())
-
-    code, out, _ = run("--json")
-    [raw] = json.loads(out)
-    assert code == 0
+    diff = partial(run, "diff", "one", "other", "--store", tmp_path / "s.zarr")
+    done = diff("--json")
+    [raw] = json.loads(done.out)
+    assert done.code == 0
     value = raw["overlap"]["value"]
     assert raw == featstore.diff(tmp_path / "s.zarr", "one", "other").as_json() | {
         name: list(raw[name]) for name in ("feature_sets", "moved")
     }
-    assert run("--min", f"overlap={value - 0.001}", "--max", "procrustes=0.999")[0] == 0
+    assert diff("--min", f"overlap={value - 0.001}", "--max", "procrustes=0.999").code == 0
     for arguments in (("--min", f"overlap={value + 0.001}"), ("--max", "procrustes=0.001")):
-        code, _, err = run(*arguments)
-        assert code == 1
-        assert arguments[1].partition("=")[0] in err
+        done = diff(*arguments)
+        assert done.code == 1
+        assert arguments[1].partition("=")[0] in done.err
     for wrong in ("overlap", "nothing=1", "overlap=x", "index_overlap=0.5"):
-        assert run("--min", wrong)[0] == 2
+        assert diff("--min", wrong).code == 2

@@ -18,7 +18,7 @@ from featstore.probe import layer_mix, logistic, probe_task
 from featstore.probe.layer_mix import MixSet, fit_layer_mix, objective_of_classes, objective_of_numbers
 from featstore.report import read_scores
 from featstore.report.page import render_page
-from featstore.report.page_charts import curves_of
+from featstore.report.page_charts import charts_of
 from mapped import Stored, write_set
 
 N, DIM = 150, 6
@@ -298,8 +298,8 @@ def test_weights_are_written_drawn_and_printed(store, scores, tmp_path, capsys):
 
     scores.save(tmp_path)
     (read,) = read_scores(tmp_path)
-    (chart,) = [each for each in curves_of([("wav", 0, read)]) if each.kind == "weights"]
-    assert [point.y for point in chart.curves[0][2]] == scores[0].details["layer_weights"]["mean"]
+    (chart,) = [each for each in charts_of([("wav", 0, read)]) if each.kind == "weights"]
+    assert [point.y for point in chart.curves[0].points] == scores[0].details["layer_weights"]["mean"]
     page = render_page([read, replace(read, task="again", title="again")])
     assert page.count('data-kind="weights"') == 2
     print_scores(scores, as_json=False)

@@ -21,7 +21,7 @@ from featstore.probe.frame_scoring import excerpts_of
 from featstore.probe.layer_mix import LayerSum, frame_products, learned_weights
 from featstore.probe.standardisation import Standardisation, Standardise
 from featstore.probe.training import RATES
-from featstore.report.page_charts import curves_of
+from featstore.report.page_charts import charts_of
 from featstore.store import open_store
 
 PROBE = {"epochs": 4, "learning_rate": 1e-2, "batch_size": 5}
@@ -161,8 +161,8 @@ def test_the_layer_with_the_events_has_the_weight(store, record):
     assert record.value == pytest.approx(alone.value, abs=0.05)
     assert set(record.features) == {f"{name}.layer{layer}" for name in SETS for layer in range(3)}
     assert record.details["event_f1"]["value"] > 0.6
-    (chart,) = [each for each in curves_of([("wav", 0, record)]) if each.kind == "weights"]
-    assert [point.y for point in chart.curves[0][2]] == weights["mean"]
+    (chart,) = [each for each in charts_of([("wav", 0, record)]) if each.kind == "weights"]
+    assert [point.y for point in chart.curves[0].points] == weights["mean"]
 
 
 def test_the_events_of_the_test_clips_have_no_say(record, tmp_path, twenty_epochs):

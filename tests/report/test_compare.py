@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import re
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,9 +38,7 @@ from featstore.report import (
 from featstore.report.pairing import evidence_of, pair
 from featstore.retrieve import retrieve_task
 from featstore.tasks import builtin_tasks
-from scored import scored
-
-Score = Callable[..., ScoreRecord]
+from scored import score, scored
 
 
 def _sets(spread: float) -> dict[str, tiny.TinySet]:
@@ -100,7 +97,7 @@ def _right(right: np.ndarray) -> dict[str, object]:
 
 @pytest.mark.parametrize("n_discordant", [1, 2, 3])
 @pytest.mark.parametrize("n", [30, 100, 1000])
-def test_one_to_three_clips_never_make_an_encoder_better(score: Score, n: int, n_discordant: int) -> None:
+def test_one_to_three_clips_never_make_an_encoder_better(n: int, n_discordant: int) -> None:
     for trial in range(20):
         b = (np.random.default_rng(trial).random(n) < 0.9).astype(float)
         a = b.copy()
@@ -191,7 +188,7 @@ def test_the_family_wise_rule_holds_for_two_eight_and_sixteen_encoders() -> None
             assert rate <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 400), (equals, n, rate)
 
 
-def test_scores_of_two_protocol_versions_are_never_mixed(score: Score) -> None:
+def test_scores_of_two_protocol_versions_are_never_mixed() -> None:
     old = [score(encoder=name, value=0.99) for name in ("a", "b")]
     new = [score(encoder=name, value=0.5, protocol_version=2, details=_kept([0.01, -0.01])) for name in ("a", "c")]
     (table,) = build([old[1], *new]).tables
@@ -206,7 +203,7 @@ def test_scores_of_two_protocol_versions_are_never_mixed(score: Score) -> None:
     assert old[0].key == score(encoder="a", value=0.1).key != new[0].key
 
 
-def test_scores_that_cannot_be_compared_have_a_mark_of_their_own(score: Score) -> None:
+def test_scores_that_cannot_be_compared_have_a_mark_of_their_own() -> None:
     records = [
         score(encoder="a", value=0.9, details=_kept([0.01, -0.01])),
         score(encoder="b", value=0.5, details=_kept([0.01, -0.01], clips="beef")),
@@ -218,7 +215,7 @@ def test_scores_that_cannot_be_compared_have_a_mark_of_their_own(score: Score) -
     assert "significantly worse" not in to_markdown(build(records))
 
 
-def test_paired_intervals_hold_the_true_difference_about_as_often_as_they_say(score: Score) -> None:
+def test_paired_intervals_hold_the_true_difference_about_as_often_as_they_say() -> None:
     rng = np.random.default_rng(0)
     held = 0
     for _ in range(200):
@@ -233,7 +230,7 @@ def test_paired_intervals_hold_the_true_difference_about_as_often_as_they_say(sc
     assert 178 <= held <= 200  # 95 % of 200, by three standard deviations
 
 
-def test_a_weighted_average_of_differences_has_an_interval_too(score: Score) -> None:
+def test_a_weighted_average_of_differences_has_an_interval_too() -> None:
     rng = np.random.default_rng(0)
     weights, noise = {"t1": 100.0, "t2": 300.0, "t3": 0.0}, rng.standard_normal((3, 2, 200)) * 0.01 / np.sqrt(200)
     records = [
@@ -262,7 +259,7 @@ def test_a_weighted_average_of_differences_has_an_interval_too(score: Score) -> 
         ({"details": _kept([0.1, 0.2]), "seeds": (0, 1)}, "(3 and 2)"),
     ],
 )
-def test_scores_that_cannot_be_paired_have_no_interval_and_say_why(score: Score, change: dict, named: str) -> None:
+def test_scores_that_cannot_be_paired_have_no_interval_and_say_why(change: dict, named: str) -> None:
     compared = compare([score(encoder="a", details=_kept([0.1, 0.2])), score(encoder="b", **change)], "a", "b")
     (found,) = compared.differences
     assert (found.low, found.high, found.better) == (None, None, "")
@@ -271,7 +268,7 @@ def test_scores_that_cannot_be_paired_have_no_interval_and_say_why(score: Score,
     assert json.loads(comparison_to_json(compared))[0]["low"] is None
 
 
-def test_of_an_error_less_is_better(score: Score) -> None:
+def test_of_an_error_less_is_better() -> None:
     a, b = (
         score(encoder=name, metric="mae", value=value, details=_kept([0.001, -0.001] * 5))
         for name, value in (("a", 1.0), ("b", 2.0))
@@ -279,7 +276,7 @@ def test_of_an_error_less_is_better(score: Score) -> None:
     assert compare([a, b], "a", "b").differences[0].better == "A"
 
 
-def test_only_scores_of_one_question_are_compared(score: Score) -> None:
+def test_only_scores_of_one_question_are_compared() -> None:
     records = [
         score(encoder="a", settings={"head": "linear"}),
         score(encoder="a", settings={"head": "sweep"}),
@@ -304,7 +301,7 @@ def test_only_scores_of_one_question_are_compared(score: Score) -> None:
         (("a", "c"), r"\ba\b.*\bc\b"),
     ],
 )
-def test_what_cannot_be_compared_is_a_usage_error(score: Score, pair: tuple[str, str], named: str) -> None:
+def test_what_cannot_be_compared_is_a_usage_error(pair: tuple[str, str], named: str) -> None:
     records = [score(encoder=name, fingerprint=print_) for name, print_ in (("a", "1"), ("b", "1"), ("b", "2"))]
     with pytest.raises(UsageError, match=named):
         compare([*records, score(encoder="c", task="other")], *pair)
@@ -317,14 +314,14 @@ def test_published_scores_add_up_to_the_published_averages() -> None:
     published = published_scores()
     tasks = {task.name: task for task in builtin_tasks()}
     for track in ("A", "B"):
-        scores = published.of_track(track)
+        scores = published.scores[track]
         for encoder, printed in published.averages[track]["all"].items():
             weights = [tasks[task].eval_weight for task in scores]
             average = np.average([scores[task][encoder] for task in scores], weights=weights)
             assert average == pytest.approx(printed, abs=0.03 if track == "B" else 0.02)
 
 
-def test_published_scores_stand_beside_xares_scores_only_and_are_never_the_best(score: Score) -> None:
+def test_published_scores_stand_beside_xares_scores_only_and_are_never_the_best() -> None:
     records = [
         score(task=task, protocol=protocol, encoder=encoder, value=0.1 + len(encoder) / 100, eval_weight=weight)
         for protocol in ("strict", "xares")
@@ -354,7 +351,7 @@ def test_published_scores_stand_beside_xares_scores_only_and_are_never_the_best(
 # --- the command ------------------------------------------------------------------------------------------------------
 
 
-def test_the_command_compares_and_adds_what_is_published(tmp_path: Path, score: Score) -> None:
+def test_the_command_compares_and_adds_what_is_published(tmp_path: Path) -> None:
     for name, value in (("a", 0.6), ("b", 0.5)):
         details = _kept([0.001 * (-1) ** at for at in range(10)])
         write_score(score(encoder=name, task="esc50", title="ESC-50", value=value, details=details), tmp_path)
@@ -420,13 +417,6 @@ def test_terminal_and_markdown_show_which_differences_are_noise() -> None:
     bold = re.search(r"\x1b\[1;32m▸ (0\.\d{3}) ±", out.getvalue())
     assert bold is not None
     assert float(bold[1]) == pytest.approx(max(record.value for record in records), abs=5e-4)
-
-
-def test_scores_that_cannot_be_paired_are_not_called_noise(score: Score) -> None:
-    records = [score(encoder="a", value=0.5), score(encoder="b", value=0.501)]
-    (table,) = build(records).tables
-    assert not table.rows[0].inside_noise
-    assert table.averages[0].intervals == (None, None)
 
 
 def test_the_interval_of_an_average_is_of_independent_tasks() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,12 +10,10 @@ from click.testing import CliRunner
 
 import featstore
 from featstore.cli import cli
-from featstore.records import ScoreRecord
 from featstore.report import build, grid, grids_to_latex, write_score
 from featstore.report.latex import escape_latex
-from scored import HOSTILE, hostile_records, scored
+from scored import HOSTILE, hostile_records, score, scored
 
-Score = Callable[..., ScoreRecord]
 COMMANDS = {
     "begin", "end", "centering", "caption", "resizebox", "ifdim", "width", "linewidth", "else", "fi", "toprule",
     "midrule", "bottomrule", "textbf", "textsuperscript", "shortstack", "pm", "approx", "footnotesize",
@@ -58,7 +55,7 @@ def columns_of(text: str) -> list[int]:
     return [len(spec) for spec in re.findall(r"\\begin\{tabular\}\{([lr]+)\}", text)]
 
 
-def test_a_leaderboard_has_a_row_for_each_encoder_with_the_best_in_bold(score: Score) -> None:
+def test_a_leaderboard_has_a_row_for_each_encoder_with_the_best_in_bold() -> None:
     records = [score(encoder=name, value=value, ci_low=value - 0.02, ci_high=value + 0.02) for name, value in
                (("log_mel", 0.5), ("mfcc & co", 0.75), ("x", 0.6))]  # fmt: skip
     text = grids_to_latex(grid(table) for table in build(records).tables)

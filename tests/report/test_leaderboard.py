@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -15,8 +14,7 @@ from featstore.metrics.registry import METRICS
 from featstore.records import ScoreRecord
 from featstore.report import Leaderboard, Table, build, grid
 from featstore.report.tables import LOWER_IS_BETTER, NOT_AVERAGED
-
-Score = Callable[..., ScoreRecord]
+from scored import score
 
 
 def _only(board: Leaderboard) -> Table:
@@ -24,7 +22,7 @@ def _only(board: Leaderboard) -> Table:
     return table
 
 
-def test_an_average_weighs_tasks_by_their_eval_weight_once_over_public_ones_and_once_over_all(score: Score) -> None:
+def test_an_average_weighs_tasks_by_their_eval_weight_once_over_public_ones_and_once_over_all() -> None:
     rng = np.random.default_rng(0)
     weights, values = rng.uniform(1, 5000, 7), rng.uniform(0, 1, (7, 3))
     private = np.array([False, True, False, False, True, False, False])
@@ -49,7 +47,7 @@ scores_at = st.dictionaries(st.tuples(st.integers(0, 4), st.integers(0, 3)), st.
 def test_whatever_is_missing_is_missing_and_no_average_counts_it(
     scored: dict[tuple[int, int], float], weights: list[float]
 ) -> None:
-    records = [_score(task=f"t{i}", encoder=f"e{j}", value=v, eval_weight=weights[i]) for (i, j), v in scored.items()]
+    records = [score(task=f"t{i}", encoder=f"e{j}", value=v, eval_weight=weights[i]) for (i, j), v in scored.items()]
     table = _only(build(records))
     encoders = sorted({f"e{j}" for _, j in scored})
     tasks = sorted({f"t{i}" for i, _ in scored})
@@ -71,17 +69,7 @@ def test_whatever_is_missing_is_missing_and_no_average_counts_it(
         assert row.best == (best if len(there) > 1 else set())
 
 
-def _score(**fields: object) -> ScoreRecord:
-    return ScoreRecord(
-        **{
-            "title": "", "track": "A", "protocol": "strict", "fingerprint": "0", "metric": "accuracy", "std": 0.0,
-            "ci_low": 0.0, "ci_high": 0.0, "seeds": (), "n_train": 1, "n_valid": 1, "n_test": 1, "n_skipped": 0,
-            "private": False, "seconds": {}, "manifest_sha256": "", "versions": {}, **fields,
-        }
-    )  # fmt: skip
-
-
-def test_an_encoder_that_lacks_a_task_is_not_the_best_on_average(score: Score) -> None:
+def test_an_encoder_that_lacks_a_task_is_not_the_best_on_average() -> None:
     records = [
         score(task="easy", encoder="picky", value=0.99),
         *(
@@ -97,7 +85,7 @@ def test_an_encoder_that_lacks_a_task_is_not_the_best_on_average(score: Score) -
     assert best == {"b"}
 
 
-def test_tracks_and_protocols_have_tables_of_their_own_in_a_fixed_order(score: Score) -> None:
+def test_tracks_and_protocols_have_tables_of_their_own_in_a_fixed_order() -> None:
     records = [score(track=track, protocol=protocol) for protocol in ("xares", "strict") for track in "BA"]
     tables = build(records).tables
     assert [(table.protocol, table.track) for table in tables] == [
@@ -109,7 +97,7 @@ def test_tracks_and_protocols_have_tables_of_their_own_in_a_fixed_order(score: S
     assert build([]).tables == ()
 
 
-def test_a_cell_shows_the_interval_else_the_deviation_else_neither(score: Score) -> None:
+def test_a_cell_shows_the_interval_else_the_deviation_else_neither() -> None:
     records = [
         score(task="a", ci_low=0.4, ci_high=0.52, std=0.01),
         score(task="b", std=0.01),
@@ -119,7 +107,7 @@ def test_a_cell_shows_the_interval_else_the_deviation_else_neither(score: Score)
     assert halves == [pytest.approx(0.06), 0.01, None]
 
 
-def test_less_is_better_for_an_error_and_no_average_mixes_it_in(score: Score) -> None:
+def test_less_is_better_for_an_error_and_no_average_mixes_it_in() -> None:
     records = [score(task="age", metric="mae", encoder=e, value=v) for e, v in (("a", 3.0), ("b", 5.0))]
     records += [score(encoder=e, value=v) for e, v in (("a", 0.4), ("b", 0.6))]
     table = _only(build(records))
@@ -128,31 +116,31 @@ def test_less_is_better_for_an_error_and_no_average_mixes_it_in(score: Score) ->
     assert table.averages[0].n_tasks == 1
 
 
-def test_a_task_without_weight_is_shown_and_part_of_no_average(score: Score) -> None:
+def test_a_task_without_weight_is_shown_and_part_of_no_average() -> None:
     table = _only(build([score(task="a", eval_weight=0.0, value=1.0), score(task="b", value=0.5)]))
     assert len(table.rows) == 2
     assert table.averages[0].values == (0.5,)
     assert _only(build([score(eval_weight=0.0)])).averages[0].values == (None,)
 
 
-def test_two_recipes_of_an_encoder_are_two_columns_and_one_recipe_needs_no_fingerprint(score: Score) -> None:
+def test_two_recipes_of_an_encoder_are_two_columns_and_one_recipe_needs_no_fingerprint() -> None:
     records = [score(fingerprint="aaaaaaaa"), score(fingerprint="bbbbbbbb"), score(encoder="mfcc")]
     assert [column.label for column in _only(build(records)).columns] == ["logmel@aaaaaaaa", "logmel@bbbbbbbb", "mfcc"]
 
 
-def test_settings_are_shown_only_where_they_distinguish_scores(score: Score) -> None:
+def test_settings_are_shown_only_where_they_distinguish_scores() -> None:
     k_by_task = [score(task=task, settings={"k": k, "index": "flat"}) for task, k in (("a", 10), ("b", 5))]
     assert [column.label for column in _only(build(k_by_task)).columns] == ["logmel"]
     asked_twice = [score(settings={"k": k, "index": "flat"}) for k in (10, 5)]
     assert [column.label for column in _only(build(asked_twice)).columns] == ["logmel (k=5)", "logmel (k=10)"]
 
 
-def test_scores_under_different_manifests_are_marked(score: Score) -> None:
+def test_scores_under_different_manifests_are_marked() -> None:
     records = [score(encoder="a", manifest_sha256="1"), score(encoder="b", manifest_sha256="2"), score(task="z")]
     assert [row.manifests for row in _only(build(records)).rows] == [2, 1]
 
 
-def test_two_scores_for_one_place_are_refused(score: Score) -> None:
+def test_two_scores_for_one_place_are_refused() -> None:
     with pytest.raises(UsageError, match=r"\bwords\b.*\blogmel\b"):
         build([score(), score(value=0.6)])
 
@@ -162,7 +150,7 @@ def test_tables_and_metrics_agree_on_what_is_better() -> None:
         assert (name in LOWER_IS_BETTER) != make("strict").higher_is_better, name
 
 
-def test_an_average_takes_only_scores_of_which_one_is_perfect(score: Score) -> None:
+def test_an_average_takes_only_scores_of_which_one_is_perfect() -> None:
     for name, make in METRICS.items():
         metric = make("strict")
         assert (name not in NOT_AVERAGED) == (metric.higher_is_better and metric.bounds[1] == 1.0), name
@@ -172,20 +160,20 @@ def test_an_average_takes_only_scores_of_which_one_is_perfect(score: Score) -> N
     assert table.averages[0].n_tasks == 1
 
 
-def test_what_is_not_averaged_is_a_column_and_no_average_of_one_task_is_shown(score: Score) -> None:
+def test_what_is_not_averaged_is_a_column_and_no_average_of_one_task_is_shown() -> None:
     laid_out = grid(_only(build([score(task="near", metric="d_prime", value=3.5), score()])))
     assert laid_out.header == ("Encoder", "near\nd_prime", "words\naccuracy")
     assert any("d_prime" in note for note in laid_out.notes)
 
 
-def of_measure(score: Score, measure: str, **fields: object) -> ScoreRecord:
+def of_measure(measure: str, **fields: object) -> ScoreRecord:
     settings = {} if measure == "knn" else {"measure": measure}
     metric = {"knn": "accuracy", "retrieval": "mAP", "clustering": "v_measure", "pairs": "eer"}[measure]
     return score(**{"track": "B", "settings": settings, "metric": metric, "seeds": (), **fields})
 
 
-def test_each_measure_has_a_table_of_its_own_with_knn_first(score: Score) -> None:
-    records = [of_measure(score, measure) for measure in ("pairs", "retrieval", "knn", "clustering")]
+def test_each_measure_has_a_table_of_its_own_with_knn_first() -> None:
+    records = [of_measure(measure) for measure in ("pairs", "retrieval", "knn", "clustering")]
     board = build([*records, score()])
     assert [(table.track, table.measure) for table in board.tables] == [
         ("A", ""),
@@ -199,10 +187,10 @@ def test_each_measure_has_a_table_of_its_own_with_knn_first(score: Score) -> Non
     assert all([column.label for column in table.columns] == ["logmel"] for table in board.tables)
 
 
-def test_an_error_that_is_the_metric_of_a_measure_is_averaged_and_the_lowest_is_first(score: Score) -> None:
+def test_an_error_that_is_the_metric_of_a_measure_is_averaged_and_the_lowest_is_first() -> None:
     values = {("a", "one"): 0.1, ("a", "two"): 0.2, ("b", "one"): 0.3, ("b", "two"): 0.15}
     table = _only(
-        build(of_measure(score, "pairs", task=task, encoder=encoder, value=v) for (encoder, task), v in values.items())
+        build(of_measure("pairs", task=task, encoder=encoder, value=v) for (encoder, task), v in values.items())
     )
     (average,) = table.averages
     assert average.values == pytest.approx((0.15, 0.225))

@@ -23,7 +23,7 @@ from featstore.errors import UsageError
 from featstore.report import build, published_scores, write_score
 from featstore.report.page import render_page
 from featstore.report.page_boards import board_view
-from featstore.report.page_charts import Curve, Plotter, Point, matrix_png
+from featstore.report.page_charts import Chart, Curve, Point, chart_svg, matrix_png
 from featstore.report.page_tasks import recipes_of, task_views
 from featstore.report.templating import as_data
 from scored import HOSTILE, a_full_board, hostile_records, scored
@@ -157,7 +157,7 @@ def test_a_task_shows_what_its_scores_keep_and_no_more():
     [view] = task_views(build(records), records, styles={})
     [block] = view.blocks
     assert [chart.kind for chart in block.charts] == ["k", "shots", "layer"]
-    curves = {name: [(point.x, point.y) for point in points] for name, _, points in block.charts[2].curves}
+    curves = {each.label: [(point.x, point.y) for point in each.points] for each in block.charts[2].curves}
     assert curves == {"enc": [(0, 0.5), (3, 0.7), (12, 0.6)], "enc (std)": [(0, 0.1), (3, 0.13)]}
     assert block.charts[2].xs == (0, 3, 12)
     assert block.charts[2].rows == (("enc", (0.5, 0.7, 0.6)), ("enc (std)", (0.1, 0.13, None)))
@@ -189,21 +189,18 @@ def test_matrices_are_tables_pictures_or_pairs_by_their_size():
 
 
 def test_a_chart_is_well_formed_takes_the_pages_colours_and_says_what_it_shows():
-    curves = [
-        Curve(label="a", colour=colour, points=tuple(Point(x=x, y=0.1 * x, tip=f"<{x}>") for x in (1, 2, 4)))
-        for colour in (0, 11)
-    ]
-    svg = Plotter().curves_svg(
-        curves, number=7, title="T & <t>", description="D", x_label="k", y_label="score", x_scale="log"
-    )
+    points = tuple(Point(x=x, y=0.1 * x) for x in (1, 2, 4))
+    curves = tuple(Curve(label="<a>", colour=colour, points=points) for colour in (0, 11))
+    chart = Chart(kind="k", title="T &", x_label="k", curves=curves, n_not_drawn=0)
+    svg = chart_svg(chart, number=7, task="<t>", metric="mAP")
     root = ET.fromstring(svg)
     names = {"s": "http://www.w3.org/2000/svg"}
-    assert root.find("s:title", names).text == "T & <t>"
-    assert root.find("s:desc", names).text == "D"
+    assert root.find("s:title", names).text == "T &: <t>, mAP"
+    assert root.find("s:desc", names).text.startswith("mAP by k. <a> from 0.100 at 1 to 0.400 at 4; ")
     assert root.attrib["aria-labelledby"] == "chart7-title chart7-text"
     points = [each.find("s:title", names).text for each in root.iter("{http://www.w3.org/2000/svg}g")
               if each.attrib.get("class") == "point"]  # fmt: skip
-    assert points == ["<1>", "<2>", "<4>"] * 2
+    assert points == ["<a>, 1: 0.10", "<a>, 2: 0.20", "<a>, 4: 0.40"] * 2
     assert {"1", "2", "4", "k", "score"} <= {each.text for each in root.iter("{http://www.w3.org/2000/svg}text")}
     assert "var(--c0)" in svg
     assert "var(--c1)" in svg
@@ -271,14 +268,14 @@ def test_no_score_is_a_page_that_is_reported():
     assert "No scores." in render_page([])
 
 
-def test_without_what_it_takes_a_page_is_refused_in_one_line(monkeypatch):
+def test_without_what_it_takes_a_page_is_refused_in_one_line(monkeypatch, tmp_path: Path):
     for missing in ("jinja2", "matplotlib"):
         with monkeypatch.context() as without:
             without.setitem(sys.modules, missing, None)
-            without.delitem(sys.modules, "featstore.report.page_charts", raising=False)
-            without.delattr("featstore.report.page_charts", raising=False)
+            for module in [each for each in sys.modules if each.startswith("featstore.report.page")]:
+                without.delitem(sys.modules, module)
             with pytest.raises(UsageError, match=rf"{missing}.*pip install 'featstore\[report\]'"):
-                render_page([scored("one", "a", 0.5)])
+                featstore.report([scored("one", "a", 0.5)], tmp_path / "page.html")
 
 
 def test_a_chart_as_a_table_has_each_score_below_its_own_place() -> None:

@@ -6,18 +6,16 @@ import csv
 import io
 import json
 import re
-from collections.abc import Callable
 
 import pytest
 
 from featstore.records import ScoreRecord
 from featstore.report import build, grid, published_scores, to_csv, to_json, to_markdown
-
-Score = Callable[..., ScoreRecord]
+from scored import score
 
 
 @pytest.fixture
-def records(score: Score) -> list[ScoreRecord]:
+def records() -> list[ScoreRecord]:
     return [
         score(task="noises", title="Noises | all", encoder="logmel", value=0.5, eval_weight=100.0, metric="mAP"),
         score(task="noises", title="Noises | all", encoder="mfcc", value=0.75, eval_weight=100.0, metric="mAP"),
@@ -77,7 +75,7 @@ def test_a_terminal_shows_the_same_words_as_markdown(records: list[ScoreRecord])
     assert "▸ 0.500" not in text
 
 
-def test_a_wide_leaderboard_loses_nothing_in_a_file(score: Score) -> None:
+def test_a_wide_leaderboard_loses_nothing_in_a_file() -> None:
     from featstore.cli.tables import leaderboard_tables, show
 
     out = io.StringIO()
@@ -90,7 +88,7 @@ def test_a_wide_leaderboard_loses_nothing_in_a_file(score: Score) -> None:
 
 
 @pytest.mark.parametrize("width", [60, 80, 100, 200])
-def test_on_a_narrow_terminal_no_score_is_broken_and_every_block_has_the_encoders(score: Score, width: int) -> None:
+def test_on_a_narrow_terminal_no_score_is_broken_and_every_block_has_the_encoders(width: int) -> None:
     from rich.console import Console
 
     from featstore.cli.tables import leaderboard_tables
@@ -121,7 +119,7 @@ def test_on_a_terminal_the_best_and_only_the_best_are_bold(records: list[ScoreRe
     assert [text.strip() for text in bold] == ["▸ 0.750"]
 
 
-def test_a_name_that_looks_like_markup_is_text_to_a_terminal(score: Score) -> None:
+def test_a_name_that_looks_like_markup_is_text_to_a_terminal() -> None:
     from featstore.cli.tables import leaderboard_tables, plain_table, show
 
     out = io.StringIO()
@@ -130,14 +128,7 @@ def test_a_name_that_looks_like_markup_is_text_to_a_terminal(score: Score) -> No
     assert "[bold]1" in out.getvalue()
 
 
-def test_a_table_of_errors_marks_the_least_and_has_no_average(score: Score) -> None:
-    board = build([score(encoder=name, metric="eer", value=value) for name, value in (("a", 0.2), ("b", 0.1))])
-    laid_out = grid(board.tables[0])
-    assert [(row.labels, row.cells[0].best) for row in laid_out.rows] == [(("a",), False), (("b",), True)]
-    assert laid_out.header == ("Encoder", "words\neer")
-
-
-def test_encoders_are_rows_by_their_average_and_published_ones_a_section_of_their_own(score: Score) -> None:
+def test_encoders_are_rows_by_their_average_and_published_ones_a_section_of_their_own() -> None:
     records = [
         score(task=task, encoder=encoder, protocol="xares", value=value)
         for task in ("esc50", "mine")
@@ -149,9 +140,7 @@ def test_encoders_are_rows_by_their_average_and_published_ones_a_section_of_thei
     assert [cell.text for cell in own[0].cells] == ["0.600", "0.600", "0.600"]
 
 
-def test_a_file_has_leaderboards_of_80_columns_and_other_tables_unbroken(
-    score: Score, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_has_leaderboards_of_80_columns_and_other_tables_unbroken(monkeypatch: pytest.MonkeyPatch) -> None:
     from featstore.cli.tables import leaderboard_tables, plain_table, show
 
     monkeypatch.delenv("COLUMNS", raising=False)

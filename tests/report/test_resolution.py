@@ -21,6 +21,7 @@ from featstore.report import Average, Resolution, Row, build, grid
 from featstore.report.pairing import evidence_of, pair
 from featstore.report.resolution import tie_groups
 from featstore.report.text import board_to_json, to_csv
+from scored import score
 
 
 def _line(records: list[ScoreRecord]) -> Row:
@@ -170,10 +171,11 @@ def test_rank_intervals_contain_the_true_ranks_together(ranking: Any) -> None:
     assert percentiles < every  # bootstrap percentiles of ranks do not
 
 
-def test_without_data_for_comparisons_there_is_no_resolution(score: Any) -> None:
+def test_without_data_for_comparisons_there_is_no_resolution() -> None:
     (table,) = build([score(encoder="a", value=0.4), score(encoder="b", value=0.6)]).tables
     assert table.rows[0].resolution is None
-    assert table.averages[-1].resolution is None
+    assert not table.rows[0].inside_noise
+    assert (table.averages[-1].resolution, table.averages[-1].intervals) == (None, (None, None))
     assert grid(table).header == ("Encoder", "words\naccuracy")
 
 

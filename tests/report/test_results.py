@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from featstore.errors import FeatstoreError, ResultsError, UsageError
 from featstore.records import ScoreRecord
 from featstore.report import read_results, read_scores, write_score
+from scored import score
 
-Score = Callable[..., ScoreRecord]
 NOON = datetime(2025, 6, 1, 12, tzinfo=UTC)
 
 
-def test_what_is_written_is_read_back_to_the_last_bit(tmp_path: Path, score: Score) -> None:
+def test_what_is_written_is_read_back_to_the_last_bit(tmp_path: Path) -> None:
     written = score(value=0.1 + 0.2, std=1e-17, ci_low=1 / 3, title="Wörter, “said”", details={"per_seed": [0.1, None]})
     path = write_score(written, tmp_path / "results")
     assert read_scores(tmp_path / "results") == (written,)
@@ -50,7 +50,7 @@ def test_any_score_survives_its_json(value: float, counts: list[int], seeds: lis
 
 @pytest.mark.parametrize("clock", [1, 0, -1], ids=["goes on", "stands still", "is set back"])
 def test_a_score_that_was_made_again_takes_the_place_of_the_old_one_whatever_clocks_and_names_are(
-    tmp_path: Path, score: Score, clock: int
+    tmp_path: Path, clock: int
 ) -> None:
     remade = [
         score(value=index / 10, features={"words/test": str(index)}, versions={"featstore": f"0.{index}.0"})
@@ -66,7 +66,7 @@ def test_a_score_that_was_made_again_takes_the_place_of_the_old_one_whatever_clo
     assert read_scores(tmp_path) == (remade[5],)
 
 
-def test_the_same_score_made_again_has_the_same_file(tmp_path: Path, score: Score) -> None:
+def test_the_same_score_made_again_has_the_same_file(tmp_path: Path) -> None:
     paths = {write_score(score(seconds={"train": seconds}), tmp_path) for seconds in (1.0, 2.0)}
     assert len(paths) == 1
     assert read_scores(tmp_path)[0].seconds == {"train": 2.0}
@@ -78,9 +78,7 @@ def unsealed(path: Path) -> None:
     path.write_text(json.dumps({name: raw[name] for name in ("results_format", "written_at", "key", "score")}))
 
 
-def test_files_of_before_are_read_by_their_time_and_listed_and_any_new_one_counts_more(
-    tmp_path: Path, score: Score
-) -> None:
+def test_files_of_before_are_read_by_their_time_and_listed_and_any_new_one_counts_more(tmp_path: Path) -> None:
     later = NOON.astimezone(timezone(timedelta(hours=-9))) + timedelta(minutes=1)
     new = write_score(score(value=0.9, versions={"new": "1"}), tmp_path, written_at=later)
     old = write_score(score(value=0.1, versions={"old": "1"}), tmp_path, written_at=NOON)
@@ -103,7 +101,7 @@ FIELDS = {
 
 
 @pytest.mark.parametrize("name", FIELDS)
-def test_a_changed_value_is_found_and_costs_the_other_files_nothing(tmp_path: Path, score: Score, name: str) -> None:
+def test_a_changed_value_is_found_and_costs_the_other_files_nothing(tmp_path: Path, name: str) -> None:
     other = score(task="noises")
     write_score(other, tmp_path)
     path = write_score(score(details={"k_curve": {10: 0.5, 9: 0.4}}, title="half a pair \ud800"), tmp_path)
@@ -120,7 +118,7 @@ def test_a_changed_value_is_found_and_costs_the_other_files_nothing(tmp_path: Pa
 @pytest.mark.parametrize(
     "change", [{"generation": 99}, {"written_at": "2035-06-01T12:00:00+00:00"}, {"generation": -1}]
 )
-def test_what_is_reported_about_a_score_is_sealed_too(tmp_path: Path, score: Score, change: dict) -> None:
+def test_what_is_reported_about_a_score_is_sealed_too(tmp_path: Path, change: dict) -> None:
     path = write_score(score(), tmp_path)
     path.write_text(_changed(path, lambda raw: raw.update(change)))
     assert len(read_results(tmp_path).failures) == 1
@@ -140,9 +138,7 @@ def test_what_is_reported_about_a_score_is_sealed_too(tmp_path: Path, score: Sco
     ],
     ids=str,
 )
-def test_scores_that_answer_different_questions_stand_side_by_side(
-    tmp_path: Path, score: Score, difference: dict
-) -> None:
+def test_scores_that_answer_different_questions_stand_side_by_side(tmp_path: Path, difference: dict) -> None:
     write_score(score(), tmp_path)
     write_score(score(**difference), tmp_path)
     assert len(read_scores(tmp_path)) == 2
@@ -180,7 +176,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], str], str]] = {
 
 @pytest.mark.parametrize(("damage", "named"), DAMAGE.values(), ids=DAMAGE)
 def test_a_damaged_file_is_one_error_that_names_it_and_says_what_is_wrong(
-    tmp_path: Path, score: Score, damage: Callable[[Path], str], named: str
+    tmp_path: Path, damage: Callable[[Path], str], named: str
 ) -> None:
     write_score(score(task="noises"), tmp_path)
     path = write_score(score(), tmp_path)
@@ -197,13 +193,13 @@ def test_a_file_that_is_not_text_is_named_too(tmp_path: Path) -> None:
         read_scores(tmp_path)
 
 
-def test_a_score_that_is_not_a_number_is_not_written(tmp_path: Path, score: Score) -> None:
+def test_a_score_that_is_not_a_number_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(FeatstoreError, match=r"\bwords\b.*\blogmel\b"):
         write_score(score(value=float("nan")), tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_other_files_in_the_folder_do_not_matter_and_no_folder_is_reported(tmp_path: Path, score: Score) -> None:
+def test_other_files_in_the_folder_do_not_matter_and_no_folder_is_reported(tmp_path: Path) -> None:
     write_score(score(), tmp_path)
     (tmp_path / "notes.txt").write_text("mine")
     (tmp_path / ".words.json.0.tmp").write_text("{")
@@ -218,9 +214,7 @@ def test_a_store_given_as_a_folder_of_results_is_not_called_a_damaged_score(tmp_
         read_results(tmp_path)
 
 
-def test_measures_of_one_task_have_files_of_their_own_and_the_name_of_the_vote_is_as_before(
-    tmp_path: Path, score: Score
-) -> None:
+def test_measures_of_one_task_have_files_of_their_own_and_the_name_of_the_vote_is_as_before(tmp_path: Path) -> None:
     vote = score(track="B", settings={"k": 10})
     pairs = score(track="B", settings={"measure": "pairs"}, metric="eer")
     names = [write_score(each, tmp_path).name for each in (vote, pairs)]

@@ -93,6 +93,7 @@ class FeatstoreModel:
     def __init__(self, encoder: Encoder, options: ExtractOptions) -> None:
         from mteb.models import ModelMeta
         from mteb.models.model_meta import ScoringFunction
+        from mteb.similarity_functions import cos_sim, pairwise_cos_sim
 
         from featstore.encoders.devices import pick_device
 
@@ -101,6 +102,8 @@ class FeatstoreModel:
         if options.padding == "xares":
             raise UsageError("padding 'xares' depends on the batch: use 'exact' or seconds")
         self.options = options
+        self.similarity: Callable[[Any, Any], Any] = cos_sim
+        self.similarity_pairwise: Callable[[Any, Any], Any] = pairwise_cos_sim
         self._encoder = encoder
         self._device_encoder = DeviceEncoder(encoder, device=pick_device(options.device), cores=cores())
         self.card = self._device_encoder.card(options)
@@ -134,18 +137,6 @@ class FeatstoreModel:
             f"{self.meta.name} encodes audio only, and task {call.task_metadata.name} has inputs of {needed}: run "
             "tasks of audio alone"
         )
-
-    def similarity(self, one: Any, other: Any) -> Any:
-        """Cosines of all pairs."""
-        from mteb.similarity_functions import cos_sim
-
-        return cos_sim(one, other)
-
-    def similarity_pairwise(self, one: Any, other: Any) -> Any:
-        """Cosines of corresponding rows."""
-        from mteb.similarity_functions import pairwise_cos_sim
-
-        return pairwise_cos_sim(one, other)
 
     def canary(self, options: ExtractOptions) -> CanaryReading:
         """See `Encoding.canary`."""
