@@ -33,7 +33,7 @@ def open_engine(
     cpus_per_worker: int | None = None,
     local_rank: int | None = None,
 ) -> Iterator[Engine]:
-    """Open an engine for `featstore.extract.extract_task`; leaving the context ends its workers.
+    """Open an engine for `featstore.extract.plan_tasks`; leaving the context ends its workers.
 
     Parameters
     ----------

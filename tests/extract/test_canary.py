@@ -19,6 +19,7 @@ from featstore.encoders.encoder import Encoder
 from featstore.encoders.pooling import Output
 from featstore.errors import DamagedPart, EncoderChanged
 from featstore.extract import EncoderRequest, ExtractOptions, extract_task, open_engine, plan_tasks
+from featstore.extract.engine import LocalEngine
 from featstore.extract.job import DeviceEncoder, plan_recipe
 from featstore.extract.results import Silent
 from featstore.store import note_in_encoder_group, recipe_groups
@@ -335,7 +336,12 @@ def test_of_several_tasks_the_first_that_encodes_reads_the_canary_and_has_the_no
     manifests = [task(), *(task(data={"dataset": name}) for name in ("b", "c"))]
     options = ExtractOptions(device="cpu", workers=1, allow_drift=True)
     plans = plan_tasks(
-        manifests, load_encoder("logmel"), data_dir=data, store_url=str(store), options=options, splits=("train",)
+        manifests,
+        LocalEngine(load_encoder("logmel"), device="cpu"),
+        data_dir=data,
+        store_url=str(store),
+        options=options,
+        splits=("train",),
     )
     records = [record for plan in plans for of_split in plan.extract(Silent()) for record in of_split]
     assert [(record.shards_done, len(record.notes)) for record in records] == [(0, 0), (1, 1), (1, 0)]
