@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 from featstore.errors import DataError, LabelError, ShardError, StoreError, UsageError
 from featstore.extract.distributed import Share
 from featstore.extract.encoder_changes import DriftCheck, describe_change, match_stored_names
-from featstore.extract.engine import Engine, LocalEngine
-from featstore.extract.job import EncodeJob, EncoderCard, StaleShard, StoredOutput, software_versions
+from featstore.extract.engine import Engine
+from featstore.extract.job import DeviceEncoder, EncodeJob, EncoderCard, StaleShard, StoredOutput, software_versions
 from featstore.extract.options import ExtractOptions
 from featstore.extract.results import EncodeResult, Progress, Silent, StageTimes, StoredShard
 from featstore.extract.shards import (
@@ -89,7 +89,7 @@ def extract_task(
     from featstore.encoders.devices import pick_device
     from featstore.encoders.encoder import Encoder
 
-    engine = LocalEngine(encoder, device=pick_device(options.device)) if isinstance(encoder, Encoder) else encoder
+    engine = DeviceEncoder(encoder, device=pick_device(options.device)) if isinstance(encoder, Encoder) else encoder
     [plan] = plan_tasks(
         [manifest], engine, data_dir=data_dir, store_url=store_url, options=options, splits=splits, share=share
     )

@@ -19,7 +19,6 @@ from featstore.encoders.encoder import Encoder
 from featstore.encoders.pooling import Output
 from featstore.errors import DamagedPart, EncoderChanged
 from featstore.extract import EncoderRequest, ExtractOptions, extract_task, open_engine, plan_tasks
-from featstore.extract.engine import LocalEngine
 from featstore.extract.job import DeviceEncoder, plan_recipe
 from featstore.extract.results import Silent
 from featstore.store import note_in_encoder_group, recipe_groups
@@ -48,7 +47,7 @@ def encoder_file(tmp_path: Path) -> Path:
 
 
 def reading(encoder: Encoder, **options: Any) -> Any:
-    return DeviceEncoder(encoder, device="cpu", cores=2).canary(ExtractOptions(device="cpu", **options))
+    return DeviceEncoder(encoder, device="cpu").canary(ExtractOptions(device="cpu", **options))
 
 
 def canaries(store: Path) -> dict[str, Any]:
@@ -92,7 +91,7 @@ def test_numbers_make_the_round_trip_to_the_last_bit(encoder_file: Path) -> None
     recipe = plan_recipe(encoder, Output(), device="cpu", options=ExtractOptions(padding="exact"))
     wave = reference_signals(16_000)["noise-0.3s"]
     vector = encoder.module(torch.tensor(wave)[None])[0].mean(0).detach().numpy()
-    plan = DeviceEncoder(encoder, device="cpu", cores=1).plan(ExtractOptions(padding="exact"), crop_seconds=None)
+    plan = DeviceEncoder(encoder, device="cpu").plan(ExtractOptions(padding="exact"), crop_seconds=None)
     found = read_canary(encoder, recipe, device="cpu", plan=plan, versions={}).outputs[0]["noise-0.3s"]["utterance"]
     again = np.array(json.loads(json.dumps(found)), np.float32)
     np.testing.assert_allclose(again, vector, rtol=1e-5)
@@ -337,7 +336,7 @@ def test_of_several_tasks_the_first_that_encodes_reads_the_canary_and_has_the_no
     options = ExtractOptions(device="cpu", workers=1, allow_drift=True)
     plans = plan_tasks(
         manifests,
-        LocalEngine(load_encoder("logmel"), device="cpu"),
+        DeviceEncoder(load_encoder("logmel"), device="cpu"),
         data_dir=data,
         store_url=str(store),
         options=options,

@@ -24,7 +24,6 @@ from featstore.integrations.mteb.identity import identity_of, precision_of
 from featstore.integrations.mteb.recipe_cache import Encoded, Encoding, versions
 from featstore.records import Recipe, canonical_json
 from featstore.store import FORMAT_VERSION, read_encoder_groups, recipe_groups
-from featstore.system import cores
 
 if TYPE_CHECKING:
     from mteb.models import ModelMeta
@@ -102,8 +101,8 @@ class FeatstoreModel:
             raise UsageError("padding 'xares' depends on the batch: use 'exact' or seconds")
         self.options = options
         self._encoder = encoder
-        self._device_encoder = DeviceEncoder(encoder, device=pick_device(options.device), cores=cores())
-        self.card = self._device_encoder.card(options)
+        self._device_encoder = DeviceEncoder(encoder, device=pick_device(options.device))
+        self.card = self._device_encoder.describe(options)
         recipe = self.card.outputs[0].recipe
         about = {
             "name": f"featstore/{recipe.encoder}",
