@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from featstore.errors import UsageError
-from featstore.extract.sources.clips import Clip, checked_clips
+from featstore.extract.sources.clips import Clip, Columns, checked_clips
 from featstore.extract.sources.tables import plan_folder, plan_table
 from featstore.files import expanded
 from featstore.formatting import counted
@@ -179,22 +179,22 @@ def _listed(source: Source) -> tuple[tuple[Clip, ...], tuple[str, ...]]:
     audio_dir = None if source.audio is None else Path(source.audio)
     if audio_dir is not None and not audio_dir.is_dir():
         raise UsageError(f"there is no folder {audio_dir}")
-    columns = {"key_field": source.key, "split_field": source.split_column, "split": source.split}
+    columns = Columns(key=source.key, splits=source.split_column, split=source.split)
     if source.hf is not None:
         from featstore.extract.sources.huggingface import plan_hugging_face
 
-        return plan_hugging_face(os.fspath(source.hf), audio_field=source.path, **columns)
+        return plan_hugging_face(os.fspath(source.hf), columns, audio_field=source.path)
     if source.kaldi is not None:
         from featstore.extract.sources.kaldi import plan_kaldi
 
-        return plan_kaldi(Path(source.kaldi), audio_dir=audio_dir, **columns)
+        return plan_kaldi(Path(source.kaldi), columns, audio_dir=audio_dir)
     if source.lhotse:
         from featstore.extract.sources.lhotse import plan_lhotse
 
-        return plan_lhotse(source.lhotse_files, audio_dir=audio_dir, **columns)
+        return plan_lhotse(source.lhotse_files, columns, audio_dir=audio_dir)
     table = source.csv or source.jsonl
     if table is not None:
-        return plan_table(Path(table), audio_dir=audio_dir, path_field=source.path or "path", **columns)
+        return plan_table(Path(table), columns, audio_dir=audio_dir, path_field=source.path or "path")
     return plan_folder(audio_dir or Path(), split=source.split)
 
 
