@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import Literal
 
 from featstore.errors import UsageError
+from featstore.records import Window
 
 __all__ = ["Padding", "Window", "plan_windows"]
 
@@ -49,15 +50,6 @@ class Padding:
 
     def __str__(self) -> str:
         return f"{self.quantum_seconds:.9g}" if self.kind == "quantum" else self.kind
-
-
-@dataclass(frozen=True, slots=True)
-class Window:
-    """Samples [start, stop) of a clip, padded to `padded` samples for encoding."""
-
-    start: int
-    stop: int
-    padded: int
 
 
 def plan_windows(
