@@ -65,7 +65,7 @@ class EncoderRun:
         self._most_samples: int | None = None  # limit of a batch, set after the device ran out of memory
         self._uploads: torch.cuda.Stream | None = None
         self._busy_seconds = 0.0
-        self.after_batch: Callable[[], None] = _no_op
+        self.after_batch: Callable[[], object] = lambda: None
         try:
             if self._device.type == "cuda":
                 self._uploads = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
@@ -386,7 +386,3 @@ def _reason(error: BaseException) -> str:
     """Return a library's message in brackets; empty for PyTorch's own error, which adds no information."""
     text = " ".join(str(error).split())
     return "" if isinstance(error, torch.OutOfMemoryError) or not text else f" ({text[:200]})"
-
-
-def _no_op() -> None:
-    """No-op callback."""

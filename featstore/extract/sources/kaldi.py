@@ -63,16 +63,16 @@ def plan_kaldi(folder: Path, columns: Columns, *, audio_dir: Path | None) -> tup
     clips = []
     for utterance, named, times, meta in found:
         where = f"utterance {utterance}"
-        fields = {"name": where, **columns.of(meta, where=where, key=key_of(utterance, keep_suffix=True))}
+        clip = {"name": where, **columns.of(meta, where=where, key=key_of(utterance, keep_suffix=True))}
         path = start / (named or "")
         if problem := _problem(named):
-            clips.append(Clip(**fields, read=unusable(problem), place=(named,)))
+            clips.append(Clip(**clip, read=unusable(problem), place=(named,)))
         elif times is None:
-            clips.append(file_clip(path, **fields))
+            clips.append(file_clip(path, **clip))
         else:
             first, end = times
             read = partial(read_segment, path, span_from_end(first, None if end < 0 else end))
-            clips.append(Clip(**fields, read=read, files=(path,), place=(first, end)))
+            clips.append(Clip(**clip, read=read, files=(path,), place=(first, end)))
     return tuple(clips), notes
 
 
