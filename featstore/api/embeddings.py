@@ -405,7 +405,7 @@ def check(
     from featstore.encoders.check import Budget, EncoderReport, broken_contract, check_encoder
     from featstore.encoders.devices import pick_device
     from featstore.extract import ExtractOptions, plan_recipe
-    from featstore.extract.windows import Padding, plan_windows
+    from featstore.extract.windows import plan_of
 
     spec, settings = os.fspath(encoder), ExtractOptions(**options)
     step = on_step or (lambda _: None)
@@ -416,14 +416,7 @@ def check(
         return EncoderReport(encoder=spec, checks=(broken_contract(error),))
     device = pick_device(settings.device)
     recipe = plan_recipe(loaded, loaded.outputs[0], device=device, options=settings)
-    plan = partial(
-        plan_windows,
-        crop_seconds=None,
-        padding=Padding.parse(settings.padding),
-        sample_rate_hz=recipe.sample_rate_hz,
-        longest_seconds=loaded.longest_window_seconds(settings.max_window_seconds),
-        input_seconds=loaded.facts.input_seconds,
-    )
+    plan = plan_of(loaded, recipe, crop_seconds=None)
     checks = check_encoder(loaded, recipe=recipe, device=device, plan=plan, budget=Budget(), on_step=step)
     return EncoderReport(encoder=loaded.name, checks=checks)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import platform
 import socket
 import sys
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -24,7 +24,7 @@ from featstore.extract.pipeline import PartTarget, Pipeline
 from featstore.extract.results import EncodeResult, EncodeSettings, PipelineEvent, Progress, collect
 from featstore.extract.shard_reader import ShardFeed
 from featstore.extract.shards import AnyShard
-from featstore.extract.windows import Padding, Window, plan_windows
+from featstore.extract.windows import Padding, plan_of
 from featstore.formatting import redacted
 from featstore.records import Recipe
 from featstore.store import FORMAT_VERSION, SplitWriter, find_split_writer, is_split_begun, open_split_writer
@@ -240,7 +240,7 @@ class DeviceEncoder:
                 targets=targets,
                 encoder=run,
                 encoder_name=self._encoder.name,
-                plan=self.plan(job.options, crop_seconds=job.crop_seconds),
+                plan=plan_of(self._encoder, job.outputs[0].recipe, crop_seconds=job.crop_seconds),
                 batcher=new_batcher(
                     padding,
                     budget_samples=round(batch_seconds * rate),
@@ -269,7 +269,7 @@ class DeviceEncoder:
                 self._encoder,
                 recipe,
                 device=self._device,
-                plan=self.plan(options, crop_seconds=None),
+                plan=plan_of(self._encoder, recipe, crop_seconds=None),
                 versions=software_versions(),
             )
         return self._canaries[recipe.fingerprint]
@@ -282,17 +282,6 @@ class DeviceEncoder:
         run = EncoderRun(self._encoder, recipe, device=self._device, keep_frames=False)
         with run.at_work():
             return run.encode_texts(texts)
-
-    def plan(self, options: ExtractOptions, *, crop_seconds: float | None) -> Callable[[int], tuple[Window, ...]]:
-        """Return a function from the number of samples of a clip to its windows."""
-        return partial(
-            plan_windows,
-            crop_seconds=crop_seconds,
-            padding=Padding.parse(options.padding),
-            sample_rate_hz=self._encoder.facts.sample_rate_hz,
-            longest_seconds=self._encoder.longest_window_seconds(options.max_window_seconds),
-            input_seconds=self._encoder.facts.input_seconds,
-        )
 
     def start(self, job: EncodeJob) -> EncoderRun:
         """The encoder on its device, cached between jobs because it learns which batch sizes fit on the device."""

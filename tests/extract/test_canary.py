@@ -21,6 +21,7 @@ from featstore.errors import DamagedPart, EncoderChanged
 from featstore.extract import EncoderRequest, ExtractOptions, extract_task, open_engine, plan_tasks
 from featstore.extract.job import DeviceEncoder, plan_recipe
 from featstore.extract.results import Silent
+from featstore.extract.windows import plan_of
 from featstore.store import note_in_encoder_group, recipe_groups
 from featstore.store.verify import verify_store
 from handmade import XARES_ENCODER, build, clip, extract, noise, write_split
@@ -91,7 +92,7 @@ def test_numbers_make_the_round_trip_to_the_last_bit(encoder_file: Path) -> None
     recipe = plan_recipe(encoder, Output(), device="cpu", options=ExtractOptions(padding="exact"))
     wave = reference_signals(16_000)["noise-0.3s"]
     vector = encoder.module(torch.tensor(wave)[None])[0].mean(0).detach().numpy()
-    plan = DeviceEncoder(encoder, device="cpu").plan(ExtractOptions(padding="exact"), crop_seconds=None)
+    plan = plan_of(encoder, recipe, crop_seconds=None)
     found = read_canary(encoder, recipe, device="cpu", plan=plan, versions={}).outputs[0]["noise-0.3s"]["utterance"]
     again = np.array(json.loads(json.dumps(found)), np.float32)
     np.testing.assert_allclose(again, vector, rtol=1e-5)

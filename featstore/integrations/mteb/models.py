@@ -17,7 +17,7 @@ from featstore.extract.audio import prepare
 from featstore.extract.job import DeviceEncoder, EncodeJob, EncoderCard, OutputCard, new_batcher
 from featstore.extract.options import ExtractOptions, ExtractSettings
 from featstore.extract.single_file import encode_clips
-from featstore.extract.windows import Padding
+from featstore.extract.windows import Padding, plan_of
 from featstore.formatting import one_line
 from featstore.integrations.mteb.calls import Call, Clip, group_name
 from featstore.integrations.mteb.identity import identity_of, precision_of
@@ -169,7 +169,7 @@ class FeatstoreModel:
             encode_clips(
                 [samples for samples in prepared if not isinstance(samples, UnusableClip)],
                 run=run,
-                plan=self._device_encoder.plan(self.options, crop_seconds=None),
+                plan=plan_of(self._encoder, job.outputs[0].recipe, crop_seconds=None),
                 batcher=new_batcher(
                     Padding.parse(self.options.padding),
                     budget_samples=round(self._device_encoder.batch_seconds(run, job) * rate_hz),
