@@ -15,7 +15,7 @@ from featstore.extract.tar_reader import AUDIO_EXTENSIONS, MAX_MEMBER_BYTES
 
 __all__ = [
     "Clip",
-    "Columns",
+    "ClipColumns",
     "Content",
     "checked_clips",
     "file_clip",
@@ -116,7 +116,7 @@ SPLIT_COLUMNS = ("split", "fold")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Columns:
+class ClipColumns:
     """The columns of keys and of splits, if the user named any.
 
     Attributes
@@ -130,7 +130,7 @@ class Columns:
     splits: str | None = None
     split: str | None = None
 
-    def completed(self, rows: Iterable[Mapping[str, Any]], note: str) -> tuple[Columns, tuple[str, ...]]:
+    def completed(self, rows: Iterable[Mapping[str, Any]], note: str) -> tuple[ClipColumns, tuple[str, ...]]:
         """Find the column of splits where the user names none: ``split``, else ``fold``, if all rows have it.
 
         Returns the columns, and `note` with the name of the found column in it.

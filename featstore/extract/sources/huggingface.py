@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from featstore.errors import DataError, UnusableClip, UsageError, missing_extra
-from featstore.extract.sources.clips import Clip, Columns, Content, key_of, read_file
+from featstore.extract.sources.clips import Clip, ClipColumns, Content, key_of, read_file
 from featstore.extract.tar_reader import AUDIO_EXTENSIONS, MAX_MEMBER_BYTES
 from featstore.files import expanded
 from featstore.tasks.draft import split_name_in
@@ -40,7 +40,7 @@ class _Rows(Protocol):
 
 
 def plan_hugging_face(
-    named: str, columns: Columns, *, audio_field: str | None
+    named: str, columns: ClipColumns, *, audio_field: str | None
 ) -> tuple[tuple[Clip, ...], tuple[str, ...]]:
     """List the clips of a data set; all columns but the audio become the clip's JSON, a ClassLabel as its name.
 
@@ -48,7 +48,7 @@ def plan_hugging_face(
     ----------
     named : str
         A parquet file, a folder of parquet files, a folder that `save_to_disk` wrote, or a name on the hub.
-    columns : Columns
+    columns : ClipColumns
         By default keys are split and row, and splits are those of the data set, or of a column ``split`` or ``fold``.
     audio_field : str, optional
         Column of the audio. Default: the column of type Audio, or of ``{bytes, path}``.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from featstore.errors import DataError, UsageError
 from featstore.extract.segments import read_segment, span_from_end
-from featstore.extract.sources.clips import Clip, Columns, file_clip, is_audio, key_of, unusable
+from featstore.extract.sources.clips import Clip, ClipColumns, file_clip, is_audio, key_of, unusable
 
 __all__ = ["plan_kaldi"]
 
@@ -16,7 +16,9 @@ SPEAKER = "speaker"
 """Name of the field that ``utt2spk`` becomes; ``utt2X`` becomes X."""
 
 
-def plan_kaldi(folder: Path, columns: Columns, *, audio_dir: Path | None) -> tuple[tuple[Clip, ...], tuple[str, ...]]:
+def plan_kaldi(
+    folder: Path, columns: ClipColumns, *, audio_dir: Path | None
+) -> tuple[tuple[Clip, ...], tuple[str, ...]]:
     """List the utterances of a data folder in the order of ``segments``, or of ``wav.scp``.
 
     The JSON of an utterance has ``utterance``, ``recording``, ``speaker`` (of ``utt2spk``), ``text`` and the value of

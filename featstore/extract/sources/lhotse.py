@@ -17,7 +17,7 @@ from typing import Any
 
 from featstore.errors import DataError, UnusableClip, UsageError
 from featstore.extract.segments import read_segment, span_from_duration
-from featstore.extract.sources.clips import Clip, Columns, file_clip, is_audio, key_of, unusable
+from featstore.extract.sources.clips import Clip, ClipColumns, file_clip, is_audio, key_of, unusable
 from featstore.extract.table_rows import json_rows
 
 __all__ = ["plan_lhotse"]
@@ -39,7 +39,7 @@ class _Cut:
 
 
 def plan_lhotse(
-    paths: Sequence[Path], columns: Columns, *, audio_dir: Path | None
+    paths: Sequence[Path], columns: ClipColumns, *, audio_dir: Path | None
 ) -> tuple[tuple[Clip, ...], tuple[str, ...]]:
     """List the cuts of a CutSet, or the supervisions of recordings, or else the recordings.
 

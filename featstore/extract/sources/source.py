@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from featstore.errors import UsageError
-from featstore.extract.sources.clips import Clip, Columns, checked_clips
+from featstore.extract.sources.clips import Clip, ClipColumns, checked_clips
 from featstore.extract.sources.tables import plan_folder, plan_table
 from featstore.files import expanded
 from featstore.formatting import counted
@@ -179,7 +179,7 @@ def _listed(source: Source) -> tuple[tuple[Clip, ...], tuple[str, ...]]:
     audio_dir = None if source.audio is None else Path(source.audio)
     if audio_dir is not None and not audio_dir.is_dir():
         raise UsageError(f"there is no folder {audio_dir}")
-    columns = Columns(key=source.key, splits=source.split_column, split=source.split)
+    columns = ClipColumns(key=source.key, splits=source.split_column, split=source.split)
     if source.hf is not None:
         from featstore.extract.sources.huggingface import plan_hugging_face
 

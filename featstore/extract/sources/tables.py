@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from featstore.errors import UsageError
-from featstore.extract.sources.clips import Clip, Columns, file_clip, is_audio, key_of, scalar_text
+from featstore.extract.sources.clips import Clip, ClipColumns, file_clip, is_audio, key_of, scalar_text
 from featstore.extract.table_rows import table_rows
 from featstore.extract.tar_reader import AUDIO_EXTENSIONS
 from featstore.tasks.draft import is_split_name
@@ -55,7 +55,7 @@ def plan_folder(audio_dir: Path, *, split: str | None) -> tuple[tuple[Clip, ...]
 
 
 def plan_table(
-    path: Path, columns: Columns, *, audio_dir: Path | None, path_field: str
+    path: Path, columns: ClipColumns, *, audio_dir: Path | None, path_field: str
 ) -> tuple[tuple[Clip, ...], tuple[str, ...]]:
     """List the clips of a table in order; all columns but those of the path and the split become the clip's JSON.
 
