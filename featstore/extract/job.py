@@ -10,7 +10,7 @@ import socket
 import sys
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache, partial
 from importlib import metadata
 from pathlib import Path
@@ -127,14 +127,14 @@ class EncodeJob:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StaleShard:
-    """A shard that the store lacks, and the numbers of the outputs whose feature sets lack it.
+    """A shard that the store lacks.
 
-    ``generations`` are the generations of its new parts by output, each greater than that of the part they replace.
+    ``generations`` maps the numbers of the outputs whose feature sets lack it to the generations of its new parts, each
+    greater than that of the part it replaces.
     """
 
     shard: AnyShard
-    outputs: tuple[int, ...]
-    generations: Mapping[int, int] = field(default_factory=dict, hash=False)
+    generations: Mapping[int, int]
 
 
 class DeviceEncoder:
@@ -222,15 +222,14 @@ class DeviceEncoder:
         padding = Padding.parse(job.options.padding)
 
         def targets(shard: AnyShard) -> tuple[PartTarget, ...]:
-            lacking = stale[shard.name]
             return tuple(
                 PartTarget(
                     output=number,
                     writer=writers[number],
                     frames_stored=job.outputs[number].frames_stored,
-                    generation=lacking.generations.get(number),
+                    generation=generation,
                 )
-                for number in lacking.outputs
+                for number, generation in stale[shard.name].generations.items()
             )
 
         run = self.start(job)

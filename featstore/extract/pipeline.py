@@ -300,7 +300,7 @@ class PartTarget:
     output: int
     writer: SplitWriter
     frames_stored: bool
-    generation: int | None = None
+    generation: int
 
 
 class ShardExtraction:
@@ -540,7 +540,7 @@ class BackgroundWriter:
         else:
             self._close()
 
-    def begin(self, writer: SplitWriter, shard: str, *, generation: int | None) -> Future[PartWriter]:
+    def begin(self, writer: SplitWriter, shard: str, *, generation: int) -> Future[PartWriter]:
         """Start a part. It is deleted at the end unless it is committed."""
         future = self._pool.submit(writer.begin_part, shard, generation=generation)
         self._open.add(future)

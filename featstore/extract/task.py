@@ -477,17 +477,12 @@ class TaskPlan:
 
 
 def _stale(shards: Sequence[AnyShard], sets: Sequence[_FeatureSet]) -> tuple[StaleShard, ...]:
-    """Shards that any of the feature sets lacks, in order, each with the outputs that lack it."""
-    lacking = ((shard, [at for at, each in enumerate(sets) if shard.name in each.stale]) for shard in shards)
-    return tuple(
-        StaleShard(
-            shard=shard,
-            outputs=tuple(outputs),
-            generations={at: sets[at].generation_of(shard.name) for at in outputs},
-        )
-        for shard, outputs in lacking
-        if outputs
+    """Shards that any of the feature sets lacks, in order."""
+    lacking = (
+        (shard, {at: each.generation_of(shard.name) for at, each in enumerate(sets) if shard.name in each.stale})
+        for shard in shards
     )
+    return tuple(StaleShard(shard=shard, generations=generations) for shard, generations in lacking if generations)
 
 
 def _pruned(each: _FeatureSet) -> _FeatureSet:
