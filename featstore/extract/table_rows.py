@@ -1,16 +1,37 @@
-"""Reads CSV and JSON lines."""
+"""Reads CSV and JSON lines, and reports files that cannot be read in one line."""
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
+import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from featstore.errors import DataError
+from featstore.errors import DataError, UsageError
 
-__all__ = ["json_rows", "table_rows"]
+__all__ = ["json_rows", "readable", "table_rows"]
+
+
+_UNREADABLE = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, csv.Error)
+_LIBRARIES = ("pyarrow", "datasets", "safetensors", "safetensors_rust", "huggingface_hub")
+
+
+@contextlib.contextmanager
+def readable(name: str) -> Iterator[None]:
+    """Replace the error of a library that cannot read a file by a DataError of one line."""
+    try:
+        yield
+    except (DataError, UsageError):
+        raise
+    except Exception as error:
+        if not isinstance(error, _UNREADABLE) and type(error).__module__.partition(".")[0] not in _LIBRARIES:
+            raise
+        reason = error.strerror.lower() if isinstance(error, OSError) and error.strerror else str(error)
+        raise DataError(f"{name} cannot be read: {' '.join(reason.split())[:200] or type(error).__name__}") from error
 
 
 def table_rows(path: Path, *, allow_nan: bool = False) -> Iterator[tuple[int, Mapping[str, Any]]]:
@@ -18,19 +39,15 @@ def table_rows(path: Path, *, allow_nan: bool = False) -> Iterator[tuple[int, Ma
 
     With `allow_nan`, a value of a JSON line may be NaN or an infinity.
     """
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            if path.suffix.lower() in (".jsonl", ".ndjson", ".json"):
-                yield from json_rows(file, path, allow_nan=allow_nan)
-                return
-            reader = csv.DictReader(file, strict=True)
-            for row in reader:
-                if None in row or None in row.values():
-                    raise DataError(f"{path}, line {reader.line_num}: it has more or fewer columns than the first line")
-                yield reader.line_num, row
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        reason = error.strerror.lower() if isinstance(error, OSError) and error.strerror else error
-        raise DataError(f"{path} cannot be read: {reason}") from error
+    with readable(str(path)), path.open(encoding="utf-8-sig", newline="") as file:
+        if path.suffix.lower() in (".jsonl", ".ndjson", ".json"):
+            yield from json_rows(file, path, allow_nan=allow_nan)
+            return
+        reader = csv.DictReader(file, strict=True)
+        for row in reader:
+            if None in row or None in row.values():
+                raise DataError(f"{path}, line {reader.line_num}: it has more or fewer columns than the first line")
+            yield reader.line_num, row
 
 
 def json_rows(lines: Iterable[str], path: Path, *, allow_nan: bool = False) -> Iterator[tuple[int, Mapping[str, Any]]]:

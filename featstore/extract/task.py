@@ -6,7 +6,7 @@ only that task fails; if a shard cannot be read, only that shard fails.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
@@ -145,7 +145,9 @@ def plan_tasks(
     found: list[dict[str, tuple[AnyShard, ...]] | ExtractFailure] = []
     for manifest in manifests:
         try:
-            found.append(_find_every_shard(manifest, data_dir, splits))
+            folder = dataset_folder(data_dir, manifest.data.dataset)
+            chosen = _chosen_feature_sets(manifest, splits)
+            found.append({name: find_shards(folder, pattern) for name, pattern in chosen.items()})
         except DataError as error:
             found.append(ExtractFailure(task=manifest.name, error=type(error).__name__, message=str(error)))
     failures = tuple(each for each in found if isinstance(each, ExtractFailure))
@@ -182,14 +184,6 @@ def plan_tasks(
             )
         )
     return tuple(plans)
-
-
-def _find_every_shard(
-    manifest: Manifest, data_dir: Path | str, splits: Sequence[str]
-) -> dict[str, tuple[AnyShard, ...]]:
-    """Feature set -> its shards. All patterns are looked up before the first shard is encoded."""
-    folder = dataset_folder(data_dir, manifest.data.dataset)
-    return {name: find_shards(folder, pattern) for name, pattern in _chosen_feature_sets(manifest, splits).items()}
 
 
 def stored_recipes(card: EncoderCard, store_url: str) -> tuple[tuple[Recipe, ...], tuple[str, ...]]:
@@ -489,14 +483,11 @@ def _pruned(each: _FeatureSet) -> _FeatureSet:
     """The feature set without the embeddings of removed shards, except in parts that contain other shards too."""
     if not each.gone:
         return each
-    each.writer.delete(_parts_only_of(each.gone, each.cached))
+    commits = {segment.commit.part: segment.commit for segment in each.cached.values()}
+    each.writer.delete(
+        [part for part, commit in commits.items() if all(one.shard.name in each.gone for one in commit.members)]
+    )
     return replace(each, gone=tuple(sorted(each.writer.committed().keys() & set(each.gone))))
-
-
-def _parts_only_of(gone: Collection[str], cached: Mapping[str, Segment]) -> list[str]:
-    """Parts that contain only shards of `gone`; a compacted part with other shards is kept."""
-    commits = {segment.commit.part: segment.commit for segment in cached.values()}
-    return [part for part, commit in commits.items() if all(each.shard.name in gone for each in commit.members)]
 
 
 def _chosen_feature_sets(manifest: Manifest, splits: Sequence[str]) -> dict[str, str]:

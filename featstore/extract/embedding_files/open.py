@@ -11,9 +11,9 @@ from typing import Any
 from featstore.errors import DataError, UsageError
 from featstore.extract.embedding_files.arrow_files import open_dataset, open_parquet
 from featstore.extract.embedding_files.numpy_files import NpyFile, NpzFile
-from featstore.extract.embedding_files.rows import Columns, EmbeddingFile, Rows, readable
+from featstore.extract.embedding_files.rows import Columns, EmbeddingFile, Rows
 from featstore.extract.embedding_files.safetensors_file import open_safetensors
-from featstore.extract.table_rows import table_rows
+from featstore.extract.table_rows import readable, table_rows
 
 __all__ = ["open_embeddings"]
 

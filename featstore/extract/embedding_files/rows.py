@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import csv
-import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +23,6 @@ __all__ = [
     "frame_counts",
     "pick",
     "ragged_blocks",
-    "readable",
 ]
 
 VECTORS = ("embedding", "embeddings", "vector", "vectors", "utterance", "X")
@@ -124,24 +120,6 @@ class EmbeddingFile(ABC):
     @abstractmethod
     def rows(self) -> Iterator[Rows]:
         """Yield all rows in blocks, from the start. Raises DataError for a row that has another shape."""
-
-
-_UNREADABLE = (OSError, ValueError, EOFError, zipfile.BadZipFile, csv.Error)
-_LIBRARIES = ("pyarrow", "datasets", "safetensors", "safetensors_rust", "huggingface_hub", "zlib")
-
-
-@contextlib.contextmanager
-def readable(name: str) -> Iterator[None]:
-    """Replace the error of a library that cannot read a file by a DataError of one line."""
-    try:
-        yield
-    except (DataError, UsageError):
-        raise
-    except Exception as error:
-        if not isinstance(error, _UNREADABLE) and type(error).__module__.partition(".")[0] not in _LIBRARIES:
-            raise
-        reason = error.strerror.lower() if isinstance(error, OSError) and error.strerror else str(error)
-        raise DataError(f"{name} cannot be read: {' '.join(reason.split())[:200] or type(error).__name__}") from error
 
 
 def block_rows(row_bytes: int) -> int:

@@ -19,6 +19,7 @@ from featstore.errors import DataError, UnusableClip, UsageError, missing_extra
 from featstore.extract.sources.clips import Clip, ClipColumns, Content, key_of, read_file
 from featstore.extract.tar_reader import AUDIO_EXTENSIONS, MAX_MEMBER_BYTES
 from featstore.files import expanded
+from featstore.formatting import one_line
 from featstore.tasks.draft import split_name_in
 
 __all__ = ["plan_hugging_face"]
@@ -81,7 +82,7 @@ def plan_hugging_face(
                 meta = {name: _plain(row[name], rows.features[name]) for name in others}
                 planned.append((own_split, rows, number, column, meta))
         except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors
-            raise DataError(f"{rows.name} cannot be read: {_one_line(error)}") from error
+            raise DataError(f"{rows.name} cannot be read: {one_line(error, most=200)}") from error
     if not planned:
         raise UsageError(f"{named} has no rows")
     if len(names) < 2:
@@ -132,7 +133,7 @@ def _opened(named: str) -> list[tuple[str | None, _Rows]]:
     except (UsageError, DataError):
         raise
     except Exception as error:
-        raise DataError(f"{named} cannot be read as a data set: {type(error).__name__}: {_one_line(error)}") from error
+        raise DataError(f"{named} cannot be read as a data set: {one_line(error, most=200, typed=True)}") from error
 
 
 def _splits_of(found: Any, named: str) -> list[tuple[str | None, _Rows]]:
@@ -245,7 +246,7 @@ def _audio(rows: _Rows, row: int, column: str) -> Content:
     try:
         value = rows.value(row, column)
     except ValueError as error:
-        raise UnusableClip(f"its row cannot be read: {_one_line(error)}") from error
+        raise UnusableClip(f"its row cannot be read: {one_line(error, most=200)}") from error
     data, path = (value.get("bytes"), value.get("path")) if isinstance(value, Mapping) else (value, None)
     if isinstance(data, str):
         data, path = None, data
@@ -317,7 +318,3 @@ def _plain(value: Any, feature: Any) -> Any:  # noqa: PLR0911 - a case for each 
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return value if isinstance(value, str | int | bool) else str(value)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

@@ -9,6 +9,7 @@ from pathlib import Path
 from featstore.errors import DataError, UsageError
 from featstore.extract.segments import read_segment, span_from_end
 from featstore.extract.sources.clips import Clip, ClipColumns, file_clip, is_audio, key_of, unusable
+from featstore.extract.table_rows import readable
 
 __all__ = ["plan_kaldi"]
 
@@ -121,9 +122,6 @@ def _segments(path: Path) -> Iterator[tuple[str, str, tuple[float, float] | None
 
 def _lines(path: Path) -> list[tuple[int, str]]:
     """The lines that are not empty, with their numbers."""
-    try:
+    with readable(str(path)):
         lines = path.read_text(encoding="utf-8").split("\n")
-        return [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror.lower() if isinstance(error, OSError) and error.strerror else error
-        raise DataError(f"{path} cannot be read: {reason}") from error
+    return [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]

@@ -8,7 +8,6 @@ that are no files) are listed as skipped when packed.
 from __future__ import annotations
 
 import gzip
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +17,7 @@ from typing import Any
 from featstore.errors import DataError, UnusableClip, UsageError
 from featstore.extract.segments import read_segment, span_from_duration
 from featstore.extract.sources.clips import Clip, ClipColumns, file_clip, is_audio, key_of, unusable
-from featstore.extract.table_rows import json_rows
+from featstore.extract.table_rows import json_rows, readable
 
 __all__ = ["plan_lhotse"]
 
@@ -223,9 +222,8 @@ def _is_complete(cut: _Cut) -> bool:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    try:
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
-            yield from json_rows(file, path)
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        reason = error.strerror.lower() if isinstance(error, OSError) and error.strerror else error
-        raise DataError(f"{path} cannot be read: {reason}") from error
+    with (
+        readable(str(path)),
+        gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file,
+    ):
+        yield from json_rows(file, path)

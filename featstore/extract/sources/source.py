@@ -96,9 +96,7 @@ class Source:
     group: str | None = None
 
     def __post_init__(self) -> None:
-        doors = [
-            name for name in ("csv", "jsonl", "hf", "lhotse", "kaldi") if getattr(self, name) not in (None, (), [])
-        ]
+        doors = self.table_options
         if len(doors) > 1:
             raise UsageError(f"{' and '.join(f'--{name}' for name in doors)} exclude each other")
         if not doors and self.audio is None:
@@ -112,6 +110,11 @@ class Source:
             raise UsageError("--split-by and --folds draw splits: omit --split-column and --split")
         if self.folds is not None and self.folds < 2:
             raise UsageError(f"folds must be 2 or more: got {self.folds}")
+
+    @property
+    def table_options(self) -> list[str]:
+        """Names of the options that list clips; at most one. Without them, `audio` is a folder with labels."""
+        return [name for name in ("csv", "jsonl", "hf", "lhotse", "kaldi") if getattr(self, name) not in (None, (), [])]
 
     @property
     def name(self) -> str:
@@ -151,7 +154,7 @@ def plan_source(source: Source) -> Plan:
         A table or manifest cannot be read.
     """
     clips, notes = _listed(source)
-    label_field = "label" if _is_folder(source) else source.label
+    label_field = source.label if source.table_options else "label"
     label = find_label(
         [clip.meta for clip in clips],
         label_field,
@@ -169,10 +172,6 @@ def plan_source(source: Source) -> Plan:
     if group is not None:
         notes = (*notes, *_divided(clips, group, _groups(clips, group)))
     return Plan(clips=clips, label=label, group=group, notes=notes)
-
-
-def _is_folder(source: Source) -> bool:
-    return source.csv is None and source.jsonl is None and source.hf is None and not source.lhotse and not source.kaldi
 
 
 def _listed(source: Source) -> tuple[tuple[Clip, ...], tuple[str, ...]]:
