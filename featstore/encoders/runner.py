@@ -307,7 +307,7 @@ class EncoderRun:
         n_frames: NDArray[np.int64] | Tensor | None = output.n_frames if self._trims else None
         if self._trims and n_frames is None:
             seconds = n_samples / self._recipe.sample_rate_hz
-            n_frames = real_frames(seconds, hop_seconds=self._encoder.hop_seconds_of(layer), available=available)
+            n_frames = real_frames(seconds, hop_seconds=self._encoder.facts_of(layer).hop_seconds, available=available)
         if isinstance(n_frames, Tensor):
             n_frames = n_frames.numpy() if n_frames.device.type == "cpu" else n_frames.to(self._device)
         if isinstance(n_frames, np.ndarray) and (n_frames == available).all():

@@ -147,7 +147,7 @@ def pick(
     return usually[0] if usually else next(iter(candidates), None)
 
 
-def check_matrix(name: str, array: Any, *, what: str = "embeddings", n_dims: int = 2) -> None:
+def check_matrix(name: str, array: Any, *, what: str = "embeddings") -> None:
     """Raise DataError unless an array or tensor is (n, dim) of floating-point numbers."""
     dtype, shape = array.dtype, tuple(array.shape)
     if getattr(dtype, "hasobject", False):
@@ -157,7 +157,7 @@ def check_matrix(name: str, array: Any, *, what: str = "embeddings", n_dims: int
         )
     if np.dtype(dtype).kind != "f":
         raise DataError(f"{name} is {dtype}: {what} are float16, float32 or float64")
-    if len(shape) != n_dims or shape[-1] < 1:
+    if len(shape) != 2 or shape[-1] < 1:
         raise DataError(f"{name} has shape {shape}: {what} are (n, dim)")
 
 
