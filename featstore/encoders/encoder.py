@@ -70,7 +70,9 @@ class Encoder:
         self._check_on_noise()
 
     def with_code(self, code: tuple[CodeModule, ...]) -> Encoder:
-        """Return a copy of the encoder with its user modules, which become part of its identity."""
+        """Return the encoder with its user modules, if it has any, which become part of its identity."""
+        if not code:
+            return self
         encoder = copy.copy(self)
         object.__setattr__(encoder, "code", code)
         object.__setattr__(encoder, "identity", {**self.identity, "code_sha256": code_sha256(code)})

@@ -55,15 +55,10 @@ def load(
     if parsed.layer is not None and layers:
         raise UsageError("a layer is given by #layer= and by --layers: give it once")
     outputs = _Outputs(layers=(parsed.layer,) if parsed.layer is not None else layers, pools=pools)
-    if parsed.scheme in ("hf", "dasheng", "st"):
-        found = _of_a_library(parsed, arguments, trust_remote_code=trust_remote_code)
-        return _encoder(found, parsed.base, outputs)
-    if parsed.scheme in ("onnx", "torchscript"):
-        return _encoder(_of_a_model_file(parsed, arguments), parsed.base, outputs)
     if parsed.scheme == "hear":
         return _of_a_hear_module(parsed, arguments, outputs)
-    if parsed.scheme == "built-in":
-        return _encoder(_of_a_built_in(parsed, arguments), parsed.base, outputs)
+    if parsed.scheme not in ("file", "module"):
+        return _encoder(_of_a_library(parsed, arguments, trust_remote_code=trust_remote_code), parsed.base, outputs)
     is_file = parsed.scheme == "file"
     # the folder that an encoder can import files from without installation
     with loading_user_code(Path(parsed.name).resolve().parent if is_file else Path.cwd()) as loading:
@@ -193,8 +188,7 @@ def _of_user_code(
         earlier=None if is_own or "attributes_sha256" in identity else earlier_identity(module, arguments=arguments),
     )
     encoder = _encoder(found, spec, outputs)
-    code = loading.modules(module, main=main)  # after its first forward pass, which can import more modules
-    return encoder.with_code(code) if code else encoder
+    return encoder.with_code(loading.modules(module, main=main))  # its first forward pass can import more modules
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -239,7 +233,20 @@ def _encoder(found: LoadedModel, spec: str, outputs: _Outputs) -> Encoder:
 
 
 def _of_a_library(spec: EncoderSpec, arguments: Mapping[str, Any], *, trust_remote_code: bool) -> LoadedModel:
-    """Load a model of transformers, dasheng or sentence-transformers, by the scheme of its spec."""
+    """Load a built-in encoder, a model in a file, or a model of another library, by the scheme of the spec."""
+    if spec.scheme == "built-in":
+        check_built_in_arguments(spec.name, arguments)
+        module = _build(_BUILT_IN[spec.name], arguments)
+        identity = encoder_identity(module, arguments=arguments)
+        return LoadedModel(module=module, name=spec.name, named_by="class", identity=identity)
+    if spec.scheme == "onnx":
+        from featstore.encoders.adapters.onnx import load_onnx
+
+        return load_onnx(spec.name, arguments)
+    if spec.scheme == "torchscript":
+        from featstore.encoders.adapters.torchscript import load_torchscript
+
+        return load_torchscript(spec.name, arguments)
     if arguments:
         raise EncoderError(f"{spec.scheme}: encoders take no --encoder-arg: got {next(iter(arguments))}")
     if spec.scheme == "hf":
@@ -253,16 +260,6 @@ def _of_a_library(spec: EncoderSpec, arguments: Mapping[str, Any], *, trust_remo
     from featstore.encoders.adapters.dasheng import load_dasheng
 
     return load_dasheng(spec.name)
-
-
-def _of_a_model_file(spec: EncoderSpec, arguments: Mapping[str, Any]) -> LoadedModel:
-    if spec.scheme == "onnx":
-        from featstore.encoders.adapters.onnx import load_onnx
-
-        return load_onnx(spec.name, arguments)
-    from featstore.encoders.adapters.torchscript import load_torchscript
-
-    return load_torchscript(spec.name, arguments)
 
 
 def _of_a_hear_module(spec: EncoderSpec, arguments: Mapping[str, Any], outputs: _Outputs) -> Encoder:
@@ -283,15 +280,7 @@ def _of_a_hear_module(spec: EncoderSpec, arguments: Mapping[str, Any], outputs: 
         name = Path(spec.name).stem if is_file else spec.name
         found = LoadedModel(module=module, name=name, named_by="place", identity=identity)
         encoder = _encoder(found, spec.base, outputs)
-        code = loading.modules(module, main=api)
-        return encoder.with_code(code) if code else encoder
-
-
-def _of_a_built_in(spec: EncoderSpec, arguments: Mapping[str, Any]) -> LoadedModel:
-    check_built_in_arguments(spec.name, arguments)
-    module = _build(_BUILT_IN[spec.name], arguments)
-    identity = encoder_identity(module, arguments=arguments)
-    return LoadedModel(module=module, name=spec.name, named_by="class", identity=identity)
+        return encoder.with_code(loading.modules(module, main=api))
 
 
 def _build(maker: Callable[..., nn.Module], arguments: Mapping[str, Any]) -> nn.Module:
