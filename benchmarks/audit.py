@@ -66,7 +66,7 @@ def measure(*, folder: str, dataset: str, encoder: str) -> dict[str, float]:
     from featstore.encoders.canary import read_canary
     from featstore.extract import ExtractOptions, extract_task
     from featstore.extract.job import software_versions
-    from featstore.extract.single_file import plan_of
+    from featstore.extract.windows import plan_of
     from featstore.store import note_in_encoder_group, open_store
     from featstore.store.verify import verify_store
 

@@ -268,7 +268,7 @@ def compare_canaries(*, folder: str, device: str, size: Size, dataset: str) -> l
                     options=options, splits=(split,),
                 )  # fmt: skip
             rows.append((f"canary, {precision}: made on {first}, extended on {second}", "accepted", "", "passed"))
-            readings.append(DeviceEncoder(encoder, device=second, cores=1).canary(options).outputs[0])
+            readings.append(DeviceEncoder(encoder, device=second).canary(options).outputs[0])
         pairs = [tuple(np.array(each[signal]["utterance"], np.float64) for each in readings) for signal in readings[0]]
         nearest = min(cosine(one, other) for one, other in pairs)
         apart = max(float(np.linalg.norm(one - other) / np.linalg.norm(other)) for one, other in pairs)

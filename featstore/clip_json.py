@@ -1,4 +1,4 @@
-"""Parser of the clips' JSON: `extract` stores only JSON that all other commands can read, print and export."""
+"""Rules for the keys and the JSON of clips: what is stored can be read, printed and exported by all commands."""
 
 from __future__ import annotations
 
@@ -8,7 +8,29 @@ import re
 from itertools import islice
 from typing import Any
 
-__all__ = ["MAX_NESTED", "parse_clip_json"]
+__all__ = ["MAX_NESTED", "parse_clip_json", "printable_key", "problem_of_key"]
+
+MAX_KEY_CHARACTERS = 1024
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
+
+def problem_of_key(key: str) -> str:
+    """Reason why a key is not stored; empty if there is none."""
+    if len(key) > MAX_KEY_CHARACTERS:
+        return f"its key has {len(key):,} characters, more than {MAX_KEY_CHARACTERS:,}"
+    try:
+        key.encode()
+    except UnicodeEncodeError:
+        return "its key is not UTF-8 text"
+    return "its key has control characters" if _CONTROLS.search(key) else ""
+
+
+def printable_key(key: str) -> str:
+    """A key for records: control characters and bytes that are not text are escaped, a long key is shortened."""
+    text = key.encode("utf-8", "backslashreplace").decode()
+    text = _CONTROLS.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+    return text if len(text) <= MAX_KEY_CHARACTERS else f"{text[:64]}... ({len(text):,} characters)"
+
 
 MAX_NESTED = 64
 _OPENING = re.compile(r"[\[{]")

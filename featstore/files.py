@@ -8,6 +8,7 @@ this does not depend on clocks, process ids or host names. File systems without 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import re
 import shutil
@@ -21,7 +22,15 @@ try:
 except ImportError:  # Windows has no flock: leftovers are not deleted
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["expanded", "fsync_folder", "replacing", "sweep_leftovers", "temporary_folder", "write_whole"]
+__all__ = [
+    "expanded",
+    "fsync_folder",
+    "replacing",
+    "sha256_of_file",
+    "sweep_leftovers",
+    "temporary_folder",
+    "write_whole",
+]
 
 _SUFFIX = ".featstore-tmp"
 _MAX_NAME_BYTES = 180  # a temporary name adds at most 40 bytes, and file systems allow 255
@@ -30,6 +39,12 @@ _MAX_NAME_BYTES = 180  # a temporary name adds at most 40 bytes, and file system
 def expanded(path: str | os.PathLike[str]) -> Path:
     """Expand a leading ``~`` or ``~user``; of an unknown user it is unchanged, where `Path.expanduser` raises."""
     return Path(os.path.expanduser(path))  # noqa: PTH111
+
+
+def sha256_of_file(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file; releases the GIL."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_whole(path: Path, content: str | bytes) -> None:

@@ -32,6 +32,7 @@ __all__ = [
     "ScoreRecord",
     "SkippedClip",
     "Track",
+    "Window",
     "canonical_json",
     "check_encoder_name",
     "dataset_group",
@@ -253,6 +254,15 @@ def _without_paths(value: Any) -> Any:
                 return {f"{kind}_sha256": value[f"{kind}_sha256"]}
         return {name: _without_paths(each) for name, each in value.items()}
     return [_without_paths(each) for each in value] if isinstance(value, (list, tuple)) else value
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Samples [start, stop) of a clip, padded to `padded` samples for encoding."""
+
+    start: int
+    stop: int
+    padded: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,6 +20,7 @@ import torch
 
 from featstore.encoders import load_encoder
 from featstore.encoders.encoder import Encoder
+from featstore.encoders.runner import EncoderRun
 from featstore.extract import ExtractOptions, extract_task
 from featstore.records import ExtractRecord
 from featstore.tasks import Manifest
@@ -113,6 +114,14 @@ def write_split(folder: Path, split: str, clips: Sequence[list[Member]], *, shar
 def build(module: torch.nn.Module, *, name: str = "handmade") -> Encoder:
     """An encoder from a module that no file defines."""
     return Encoder(module=module.eval(), name=name, spec=name, identity={"class": type(module).__name__})
+
+
+def started(encoder: Encoder | torch.nn.Module, *, device: str = "cpu", **changes: Any) -> EncoderRun:
+    """An encoder on its device, by a recipe with these changes."""
+    encoder = encoder if isinstance(encoder, Encoder) else build(encoder)
+    settings = {"padding": "0.25", "precision": "float32", "frame_dtype": "float16", "resampler": "none"}
+    recipe = encoder.recipe(**{**settings, **changes}, format_version=1)
+    return EncoderRun(encoder, recipe, device=device, keep_frames=True)
 
 
 def extract(

@@ -351,7 +351,7 @@ def _engine(
     from featstore.encoders.devices import pick_devices
     from featstore.encoders.encoder import Encoder
     from featstore.encoders.load import load_object
-    from featstore.extract.engine import LocalEngine
+    from featstore.extract.job import DeviceEncoder
 
     devices = pick_devices(options.device, local_rank=local_rank)
     if engine != "local" or len(devices) > 1:
@@ -361,7 +361,7 @@ def _engine(
     del (given := dict(loading))["trust_remote_code"]
     name = given.pop("name")
     loaded = encoder if isinstance(encoder, Encoder) else load_object(encoder, **given)
-    return nullcontext(LocalEngine(loaded.named(name), device=devices[0]))
+    return nullcontext(DeviceEncoder(loaded.named(name), device=devices[0]))
 
 
 def _shown(encoder: AnyEncoder) -> str:
@@ -405,7 +405,7 @@ def check(
     from featstore.encoders.check import Budget, EncoderReport, broken_contract, check_encoder
     from featstore.encoders.devices import pick_device
     from featstore.extract import ExtractOptions, plan_recipe
-    from featstore.extract.single_file import plan_of
+    from featstore.extract.windows import plan_of
 
     spec, settings = os.fspath(encoder), ExtractOptions(**options)
     step = on_step or (lambda _: None)

@@ -20,7 +20,8 @@ from featstore.errors import EncoderError, ShardError
 from featstore.extract.job import software_versions
 from featstore.extract.reencode import ReencodedClip, UnreadClip, reencode
 from featstore.extract.shards import AnyShard, Shard, dataset_folder, existing_shards, find_shards
-from featstore.extract.single_file import differences_from, plan_of
+from featstore.extract.single_file import differences_from
+from featstore.extract.windows import plan_of
 from featstore.records import Recipe
 from featstore.remote import is_url
 from featstore.store import read_encoder_group

@@ -184,10 +184,7 @@ class DeviceOutput:
 
     def encoded(self, *, name: str) -> Encoded:
         """Copy to the host and wait for the device. Raises EncoderContractError for invalid frame counts."""
-        if isinstance(self.layer.n_frames, Tensor):
-            check_counts(self.layer.counts(), available=self.layer.frames.shape[1], name=name)
-        frames = None if self.frames is None else tuple(each.numpy() for each in self._real(self.frames.cpu()))
-        return Encoded(utterance=self.vectors.cpu().numpy(), frames=frames)
+        return self.layout(name=name).encoded([each.cpu().numpy() for each in self.to_transfer()])
 
     def _real(self, frames: Tensor) -> list[Tensor]:
         return [row[:count] for row, count in zip(frames, self.layer.counts().tolist(), strict=True)]

@@ -17,7 +17,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,13 +26,12 @@ from numpy.typing import NDArray
 from featstore.encoders.encoder import Encoder
 from featstore.encoders.runner import EncoderRun
 from featstore.errors import EncoderError
-from featstore.records import Recipe
+from featstore.records import Recipe, Window
 
 __all__ = [
     "TOLERANCES",
     "CanaryReading",
     "Drift",
-    "Planned",
     "cosine",
     "decimals",
     "furthest_drift",
@@ -52,22 +51,6 @@ products average out over terms and frames: 20 u and 13 u.
 
 _SAME_PROCESS = 0.1  # of a tolerance: same device and shape, one after the other
 _FLOOR = 0.005
-
-
-class Planned(Protocol):
-    """A window as planned by extraction: samples [start, stop), padded to `padded`."""
-
-    @property
-    def start(self) -> int:
-        """First sample of the window."""
-
-    @property
-    def stop(self) -> int:
-        """End of the window, exclusive."""
-
-    @property
-    def padded(self) -> int:
-        """Number of samples that are encoded."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,7 +118,7 @@ def read_canary(
     recipe: Recipe,
     *,
     device: str,
-    plan: Callable[[int], Sequence[Planned]],
+    plan: Callable[[int], Sequence[Window]],
     versions: Mapping[str, str],
 ) -> CanaryReading:
     """Encode the reference signals, each in a separate batch, and the first of them once more.
@@ -202,7 +185,7 @@ def _named(device: str) -> str:
 
 
 def _encoded(
-    run: EncoderRun, wave: NDArray[np.float32], plan: Callable[[int], Sequence[Planned]]
+    run: EncoderRun, wave: NDArray[np.float32], plan: Callable[[int], Sequence[Window]]
 ) -> tuple[dict[str, Any], ...] | None:
     window = plan(len(wave))[0]
     n_samples = window.stop - window.start

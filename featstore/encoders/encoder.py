@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from featstore.encoders.contract import (
     ContractFacts,
     EncoderOutput,
+    LayerFacts,
     check_output,
     check_text_output,
     contract_facts,
@@ -69,7 +70,9 @@ class Encoder:
         self._check_on_noise()
 
     def with_code(self, code: tuple[CodeModule, ...]) -> Encoder:
-        """Return a copy of the encoder with its user modules, which become part of its identity."""
+        """Return the encoder with its user modules, if it has any, which become part of its identity."""
+        if not code:
+            return self
         encoder = copy.copy(self)
         object.__setattr__(encoder, "code", code)
         object.__setattr__(encoder, "identity", {**self.identity, "code_sha256": code_sha256(code)})
@@ -109,8 +112,8 @@ class Encoder:
             encoder=f"{self.name}{output.suffix}",
             encoder_identity={**(self.identity if identity is None else identity), **layer},
             sample_rate_hz=self.facts.sample_rate_hz,
-            dim=self.dim_of(output.layer),
-            hop_seconds=self.hop_seconds_of(output.layer),
+            dim=self.facts_of(output.layer).dim,
+            hop_seconds=self.facts_of(output.layer).hop_seconds,
             padding=padding,
             precision=precision,
             frame_dtype=frame_dtype,
@@ -141,13 +144,9 @@ class Encoder:
         own = self.facts.input_seconds
         return requested if requested is not None and (own is None or requested < own) else None
 
-    def dim_of(self, layer: int | None) -> int:
-        """Return the width of a layer's frames."""
-        return self.facts.dim if layer is None or self.facts.layers is None else self.facts.layers.dim
-
-    def hop_seconds_of(self, layer: int | None) -> float:
-        """Return the time from one frame of a layer to the next."""
-        return self.facts.hop_seconds if layer is None or self.facts.layers is None else self.facts.layers.hop_seconds
+    def facts_of(self, layer: int | None) -> ContractFacts | LayerFacts:
+        """Return the declarations of a layer: its width and hop."""
+        return self.facts if layer is None or self.facts.layers is None else self.facts.layers
 
     @property
     def layers(self) -> tuple[int | None, ...]:
@@ -190,7 +189,7 @@ class Encoder:
                     f"got {len(found)}"
                 )
         return tuple(
-            check_output(output, name=self.name, batch=len(waves), dim=self.dim_of(layer))
+            check_output(output, name=self.name, batch=len(waves), dim=self.facts_of(layer).dim)
             for output, layer in zip(found, self.layers, strict=True)
         )
 

@@ -18,7 +18,7 @@ from torch import nn
 
 from featstore.encoders.source_code import file_of, is_user_path, sha256_of_module
 from featstore.encoders.user_code import modules_named_in
-from featstore.files import expanded
+from featstore.files import expanded, sha256_of_file
 from featstore.records import sha256_of
 
 __all__ = [
@@ -98,24 +98,27 @@ def source_sha256(kind: type) -> str:
     belong to libraries, whose versions are in every part's commit record.
     """
     home = sys.modules.get(kind.__module__)
-    folder = _file_of(home).parent if home is not None and _file_of(home) is not None else None  # type: ignore[union-attr]
-    texts = {_source(home)} if home is not None else set()
-    seen, waiting = {home}, [] if home is None else [home]
-    while folder is not None and waiting:
-        for module in modules_named_in(waiting.pop()):
-            path = _file_of(module)
-            if module not in seen and path is not None and path.is_relative_to(folder):
-                seen.add(module)
-                waiting.append(module)
-                texts.add(_source(module))
+    texts = set() if home is None else {_source(module) for module in _with_neighbours(home)}
     texts.discard("")
     digests = sorted(hashlib.sha256(text.encode()).hexdigest() for text in texts or {kind.__module__})
     return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
-def _file_of(module: ModuleType) -> Path | None:
-    name = getattr(module, "__file__", None)
-    return Path(name).resolve() if isinstance(name, str) else None
+def _with_neighbours(home: ModuleType) -> list[ModuleType]:
+    """Return a module and the modules of its folder and subfolders that it imports, directly or not."""
+    found, waiting = {home: None}, [home]
+    while waiting and (folder := _folder_of(home)) is not None:
+        for module in modules_named_in(waiting.pop()):
+            own = _folder_of(module)
+            if module not in found and own is not None and own.is_relative_to(folder):
+                found[module] = None
+                waiting.append(module)
+    return list(found)
+
+
+def _folder_of(module: ModuleType) -> Path | None:
+    path = file_of(module)
+    return None if path is None else Path(path).resolve().parent
 
 
 def _source(module: ModuleType) -> str:
@@ -199,17 +202,7 @@ def _is_plain(value: object) -> bool:
 
 def builtin_code_sha256(kind: type) -> str:
     """Hash the code of a featstore class: its module, and the modules of the same folder that it imports."""
-    home = sys.modules[kind.__module__]
-    folder = Path(file_of(home) or "").parent
-    seen: dict[ModuleType, None] = {home: None}
-    waiting = [home]
-    while waiting:
-        for module in modules_named_in(waiting.pop()):
-            path = file_of(module)
-            if module not in seen and path is not None and Path(path).is_relative_to(folder):
-                seen[module] = None
-                waiting.append(module)
-    return sha256_of(sorted(sha256_of_module(module) for module in seen))
+    return sha256_of(sorted(map(sha256_of_module, _with_neighbours(sys.modules[kind.__module__]))))
 
 
 def tokenizer_sha256(tokenizer: Any) -> str:
@@ -263,9 +256,9 @@ def by_content(value: Any) -> Any:
 def _path_by_content(value: str) -> Any:
     path = expanded(value)
     if path.is_file():
-        return {"file": value, "file_sha256": _sha256_of_file(path)}
+        return {"file": value, "file_sha256": sha256_of_file(path)}
     if path.is_dir() and (files := _files_in(path)) is not None:
-        inside = [[each.relative_to(path).as_posix(), _sha256_of_file(each)] for each in files]
+        inside = [[each.relative_to(path).as_posix(), sha256_of_file(each)] for each in files]
         return {"folder": value, "folder_sha256": sha256_of(inside)}
     return value
 
@@ -279,8 +272,3 @@ def _files_in(folder: Path) -> list[Path] | None:
         if len(found) > _MOST_FILES:
             return None
     return sorted(found, key=lambda each: each.relative_to(folder).as_posix())
-
-
-def _sha256_of_file(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

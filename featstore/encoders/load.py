@@ -55,21 +55,24 @@ def load(
     if parsed.layer is not None and layers:
         raise UsageError("a layer is given by #layer= and by --layers: give it once")
     outputs = _Outputs(layers=(parsed.layer,) if parsed.layer is not None else layers, pools=pools)
-    if parsed.scheme in ("hf", "dasheng", "st"):
-        found = _of_a_library(parsed, arguments, trust_remote_code=trust_remote_code)
-        return _encoder(found, parsed.base, outputs)
-    if parsed.scheme in ("onnx", "torchscript"):
-        return _encoder(_of_a_model_file(parsed, arguments), parsed.base, outputs)
     if parsed.scheme == "hear":
         return _of_a_hear_module(parsed, arguments, outputs)
-    if parsed.scheme == "built-in":
-        return _encoder(_of_a_built_in(parsed, arguments), parsed.base, outputs)
-    with loading_user_code(_folder_of(parsed)) as loading:
-        maker, home = _found_in_file(parsed) if parsed.scheme == "file" else _found_by_import(parsed)
-        module = _build(maker, arguments)
-        if isinstance(maker, type):
-            return _of_a_class(module, loading, main=home, spec=parsed.base, arguments=arguments, outputs=outputs)
-        return _of_a_factory(maker, module, loading, spec=parsed.base, arguments=arguments, outputs=outputs)
+    if parsed.scheme not in ("file", "module"):
+        return _encoder(_of_a_library(parsed, arguments, trust_remote_code=trust_remote_code), parsed.base, outputs)
+    is_file = parsed.scheme == "file"
+    # the folder that an encoder can import files from without installation
+    with loading_user_code(Path(parsed.name).resolve().parent if is_file else Path.cwd()) as loading:
+        home = _file(parsed) if is_file else _imported(parsed)
+        maker = _pick(home, parsed.class_name, where=str(Path(parsed.name)))
+        return _of_user_code(
+            _build(maker, arguments),
+            loading,
+            main=home,
+            spec=parsed.base,
+            arguments=arguments,
+            outputs=outputs,
+            factory=None if isinstance(maker, type) else maker,
+        )
 
 
 def load_object(
@@ -117,20 +120,17 @@ def load_object(
                 f"{kind.__name__} is not defined in a file, so that its code has no fingerprint: write it to a file "
                 "(%%writefile in a notebook) and import it, or give the file as the spec"
             )
-        spec = f"{kind.__module__}:{kind.__qualname__}"
-        if encoder is kind:
-            return _of_a_class(module, loading, main=main, spec=spec, arguments=arguments, outputs=outputs)
-        if not isinstance(encoder, nn.Module) and _is_in_a_module(encoder):
-            spec = f"{encoder.__module__}:{encoder.__qualname__}"
-            return _of_a_factory(encoder, module, loading, spec=spec, arguments=arguments, outputs=outputs)
-        return _of_a_class(
+        factory = encoder if not isinstance(encoder, nn.Module) and _is_in_a_module(encoder) else None
+        named = factory or kind
+        return _of_user_code(
             module,
             loading,
             main=main,
-            spec=spec,
+            spec=f"{named.__module__}:{named.__qualname__}",
             arguments=arguments,
             outputs=outputs,
-            attributes_sha256=sha256_of(plain_attributes(module)),
+            factory=factory,
+            has_own_attributes=encoder is not kind,
         )
 
 
@@ -145,29 +145,7 @@ def _is_in_a_module(maker: Callable[..., nn.Module]) -> bool:
     return found == maker  # a bound method of a class is another object at each access
 
 
-def _of_a_factory(
-    factory: Callable[..., nn.Module],
-    module: nn.Module,
-    loading: Loading,
-    *,
-    spec: str,
-    arguments: Mapping[str, Any],
-    outputs: _Outputs,
-) -> Encoder:
-    """Build the encoder that a function returned. The main module of its code is that of the function."""
-    return _of_a_class(
-        module,
-        loading,
-        main=sys.modules[factory.__module__],
-        spec=spec,
-        arguments=arguments,
-        outputs=outputs,
-        attributes_sha256=sha256_of(plain_attributes(module)),
-        factory=factory,
-    )
-
-
-def _of_a_class(
+def _of_user_code(
     module: nn.Module,
     loading: Loading,
     *,
@@ -175,10 +153,21 @@ def _of_a_class(
     spec: str,
     arguments: Mapping[str, Any],
     outputs: _Outputs,
-    attributes_sha256: str | None = None,
     factory: Callable[..., nn.Module] | None = None,
+    has_own_attributes: bool = False,
 ) -> Encoder:
-    """Build the encoder of a class that a file or an installed package defines; `main` is the module of the spec."""
+    """Build the encoder of a class, or of a function, that a file or an installed package defines.
+
+    Parameters
+    ----------
+    main : module
+        Module of the class; for a function, its own module is used.
+    factory : callable, optional
+        Function that returned the module.
+    has_own_attributes : bool
+        Whether the attributes of the module do not follow from its class and `arguments`, so that they are part of its
+        identity. With a factory they always are.
+    """
     kind = type(module)
     is_own = kind.__module__.partition(".")[0] == "featstore"
     identity = (
@@ -186,20 +175,20 @@ def _of_a_class(
         if is_own
         else user_identity(module, arguments=arguments, factory=factory)
     )
-    if attributes_sha256 is not None:
-        identity["attributes_sha256"] = attributes_sha256
+    if factory is not None or has_own_attributes:
+        identity["attributes_sha256"] = sha256_of(plain_attributes(module))
     if factory is not None:
+        main = sys.modules[factory.__module__]
         identity["factory"] = factory.__qualname__  # a module may have several, whose code has one hash
     found = LoadedModel(
         module=module,
         name=kind.__name__,
         named_by="class",
         identity=identity,
-        earlier=None if is_own or attributes_sha256 is not None else earlier_identity(module, arguments=arguments),
+        earlier=None if is_own or "attributes_sha256" in identity else earlier_identity(module, arguments=arguments),
     )
     encoder = _encoder(found, spec, outputs)
-    code = loading.modules(module, main=main)  # after its first forward pass, which can import more modules
-    return encoder.with_code(code) if code else encoder
+    return encoder.with_code(loading.modules(module, main=main))  # its first forward pass can import more modules
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -244,7 +233,20 @@ def _encoder(found: LoadedModel, spec: str, outputs: _Outputs) -> Encoder:
 
 
 def _of_a_library(spec: EncoderSpec, arguments: Mapping[str, Any], *, trust_remote_code: bool) -> LoadedModel:
-    """Load a model of transformers, dasheng or sentence-transformers, by the scheme of its spec."""
+    """Load a built-in encoder, a model in a file, or a model of another library, by the scheme of the spec."""
+    if spec.scheme == "built-in":
+        check_built_in_arguments(spec.name, arguments)
+        module = _build(_BUILT_IN[spec.name], arguments)
+        identity = encoder_identity(module, arguments=arguments)
+        return LoadedModel(module=module, name=spec.name, named_by="class", identity=identity)
+    if spec.scheme == "onnx":
+        from featstore.encoders.adapters.onnx import load_onnx
+
+        return load_onnx(spec.name, arguments)
+    if spec.scheme == "torchscript":
+        from featstore.encoders.adapters.torchscript import load_torchscript
+
+        return load_torchscript(spec.name, arguments)
     if arguments:
         raise EncoderError(f"{spec.scheme}: encoders take no --encoder-arg: got {next(iter(arguments))}")
     if spec.scheme == "hf":
@@ -258,16 +260,6 @@ def _of_a_library(spec: EncoderSpec, arguments: Mapping[str, Any], *, trust_remo
     from featstore.encoders.adapters.dasheng import load_dasheng
 
     return load_dasheng(spec.name)
-
-
-def _of_a_model_file(spec: EncoderSpec, arguments: Mapping[str, Any]) -> LoadedModel:
-    if spec.scheme == "onnx":
-        from featstore.encoders.adapters.onnx import load_onnx
-
-        return load_onnx(spec.name, arguments)
-    from featstore.encoders.adapters.torchscript import load_torchscript
-
-    return load_torchscript(spec.name, arguments)
 
 
 def _of_a_hear_module(spec: EncoderSpec, arguments: Mapping[str, Any], outputs: _Outputs) -> Encoder:
@@ -288,15 +280,7 @@ def _of_a_hear_module(spec: EncoderSpec, arguments: Mapping[str, Any], outputs: 
         name = Path(spec.name).stem if is_file else spec.name
         found = LoadedModel(module=module, name=name, named_by="place", identity=identity)
         encoder = _encoder(found, spec.base, outputs)
-        code = loading.modules(module, main=api)
-        return encoder.with_code(code) if code else encoder
-
-
-def _of_a_built_in(spec: EncoderSpec, arguments: Mapping[str, Any]) -> LoadedModel:
-    check_built_in_arguments(spec.name, arguments)
-    module = _build(_BUILT_IN[spec.name], arguments)
-    identity = encoder_identity(module, arguments=arguments)
-    return LoadedModel(module=module, name=spec.name, named_by="class", identity=identity)
+        return encoder.with_code(loading.modules(module, main=api))
 
 
 def _build(maker: Callable[..., nn.Module], arguments: Mapping[str, Any]) -> nn.Module:
@@ -345,16 +329,6 @@ def _meant(word: str, known: Sequence[str]) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def _folder_of(spec: EncoderSpec) -> Path:
-    """Return the folder that an encoder can import files from without installation."""
-    return Path(spec.name).resolve().parent if spec.scheme == "file" else Path.cwd()
-
-
-def _found_in_file(spec: EncoderSpec) -> tuple[Callable[..., nn.Module], ModuleType]:
-    module = _file(spec)
-    return _pick(module, spec.class_name, where=str(Path(spec.name))), module
-
-
 def _file(spec: EncoderSpec) -> ModuleType:
     path = Path(spec.name)
     if not path.is_file():
@@ -371,11 +345,6 @@ def _file(spec: EncoderSpec) -> ModuleType:
         del sys.modules[module_name]
         raise EncoderError(f"{path} could not be imported: {one_line(error, typed=True)}") from error
     return module
-
-
-def _found_by_import(spec: EncoderSpec) -> tuple[Callable[..., nn.Module], ModuleType]:
-    module = _imported(spec)
-    return _pick(module, spec.class_name, where=spec.name), module
 
 
 def _imported(spec: EncoderSpec) -> ModuleType:

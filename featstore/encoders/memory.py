@@ -44,13 +44,13 @@ def peak_bytes(work: Callable[[], object], *, device: str) -> int | None:
     return None if started is None or ended is None else max(0, ended - started)
 
 
-def free_bytes(*, device: str, root: Path = Path("/")) -> int | None:
+def free_bytes(*, device: str) -> int | None:
     """Return the free bytes of a device, or None if they cannot be determined."""
     where = torch.device(device)
     if where.type == "cuda":
         free, _ = torch.cuda.mem_get_info(where)
         return int(free + torch.cuda.memory_reserved(where) - torch.cuda.memory_allocated(where))
-    return free_memory_bytes(root=root)
+    return free_memory_bytes()
 
 
 def is_out_of_memory(error: BaseException) -> bool:

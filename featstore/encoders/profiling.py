@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,38 +38,18 @@ def traced(run: EncoderRun, path: Path) -> Iterator[None]:
     activities = [torch.profiler.ProfilerActivity.CPU]
     if torch.device(run.device).type == "cuda":
         activities.append(torch.profiler.ProfilerActivity.CUDA)
-    trace = _Trace(torch.profiler.profile(activities=activities), path)
-    before, run.after_batch = run.after_batch, trace.count
-    try:
-        yield
-    finally:
-        run.after_batch = before
-        trace.end()
 
+    def write(profiler: torch.profiler.profile) -> None:
+        with replacing(path) as temporary:  # if several processes use one path, that of the last one remains
+            profiler.export_chrome_trace(str(temporary))
 
-class _Trace:
-    """A profiler that stops after a fixed number of batches, since the trace of a complete run would fill memory."""
-
-    def __init__(self, profiler: torch.profiler.profile, path: Path) -> None:
-        self._profiler, self._path = profiler, path
-        self._left = BATCHES
-        profiler.start()
-
-    def count(self) -> None:
-        """Count one batch."""
-        if self._left:
-            self._left -= 1
-            if not self._left:
-                self._write()
-
-    def end(self) -> None:
-        """Stop the profiler if the run ends early."""
-        if self._left:
-            self._left = 0
-            self._write()
-
-    def _write(self) -> None:
-        """Write the trace. If several processes use one path, the file is the complete trace of the last one."""
-        self._profiler.stop()
-        with replacing(self._path) as temporary:
-            self._profiler.export_chrome_trace(str(temporary))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Profiler won't be using warmup")
+        # the trace of a complete run would fill memory
+        schedule = torch.profiler.schedule(wait=0, warmup=0, active=BATCHES, repeat=1)
+        with torch.profiler.profile(activities=activities, schedule=schedule, on_trace_ready=write) as profiler:
+            before, run.after_batch = run.after_batch, profiler.step
+            try:
+                yield
+            finally:
+                run.after_batch = before

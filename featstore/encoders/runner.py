@@ -65,7 +65,7 @@ class EncoderRun:
         self._most_samples: int | None = None  # limit of a batch, set after the device ran out of memory
         self._uploads: torch.cuda.Stream | None = None
         self._busy_seconds = 0.0
-        self.after_batch: Callable[[], None] = _no_op
+        self.after_batch: Callable[[], object] = lambda: None
         try:
             if self._device.type == "cuda":
                 self._uploads = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
@@ -307,7 +307,7 @@ class EncoderRun:
         n_frames: NDArray[np.int64] | Tensor | None = output.n_frames if self._trims else None
         if self._trims and n_frames is None:
             seconds = n_samples / self._recipe.sample_rate_hz
-            n_frames = real_frames(seconds, hop_seconds=self._encoder.hop_seconds_of(layer), available=available)
+            n_frames = real_frames(seconds, hop_seconds=self._encoder.facts_of(layer).hop_seconds, available=available)
         if isinstance(n_frames, Tensor):
             n_frames = n_frames.numpy() if n_frames.device.type == "cpu" else n_frames.to(self._device)
         if isinstance(n_frames, np.ndarray) and (n_frames == available).all():
@@ -386,7 +386,3 @@ def _reason(error: BaseException) -> str:
     """Return a library's message in brackets; empty for PyTorch's own error, which adds no information."""
     text = " ".join(str(error).split())
     return "" if isinstance(error, torch.OutOfMemoryError) or not text else f" ({text[:200]})"
-
-
-def _no_op() -> None:
-    """No-op callback."""

@@ -156,7 +156,7 @@ def decode(
             samples = read_flac(data, header)
             if samples is not None:
                 return _checked(_at_rate(iter([(_downmixed(samples), True)]), header.rate_hz, sample_rate_hz))
-            admit = _admitted  # libsndfile gives the reason, or the samples
+            admit = lambda _: None  # noqa: E731 - it was called; libsndfile gives the reason, or the samples
         with _as_file(data) as stored, soundfile.SoundFile(stored, closefd=False) as file:
             rate = int(file.samplerate)
             _check_header(rate_hz=rate, frames=file.frames, channels=file.channels, max_seconds=max_seconds)
@@ -360,10 +360,6 @@ def _reason(error: Exception) -> str:
     """Message of libsndfile without object addresses, because reasons are stored and compared."""
     text = getattr(error, "error_string", str(error))
     return " ".join(str(text).split()).removeprefix("Error : ")[:160]
-
-
-def _admitted(n_bytes: int) -> None:
-    """No-op callback."""
 
 
 def _check_header(*, rate_hz: int, frames: int, channels: int, max_seconds: float) -> None:

@@ -1,16 +1,14 @@
-"""Encoder requests, the engine interface, and the engine that encodes in this process."""
+"""Encoder requests, and the interface of engines. `job.DeviceEncoder` is the engine that encodes in this process."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from featstore.extract.job import DeviceEncoder, EncodeJob, EncoderCard, StaleShard
-from featstore.extract.results import EncodeResult, Progress, collect
-from featstore.system import cores
+from featstore.extract.job import EncodeJob, EncoderCard, StaleShard
+from featstore.extract.results import EncodeResult, Progress
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,7 +20,7 @@ if TYPE_CHECKING:
     from featstore.encoders.specs import Layers
     from featstore.extract.options import ExtractOptions
 
-__all__ = ["EncoderRequest", "Engine", "LocalEngine"]
+__all__ = ["EncoderRequest", "Engine"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,28 +88,3 @@ class Engine(Protocol):
         WorkerError
             Workers died repeatedly.
         """
-
-
-class LocalEngine:
-    """Encodes in this process, on one device."""
-
-    def __init__(self, encoder: Encoder, *, device: str) -> None:
-        self._device_encoder = DeviceEncoder(encoder, device=device, cores=cores())
-
-    def describe(self, options: ExtractOptions) -> EncoderCard:
-        """See `Engine.describe`."""
-        return self._device_encoder.card(options)
-
-    def canary(self, options: ExtractOptions) -> CanaryReading:
-        """See `Engine.canary`."""
-        return self._device_encoder.canary(options)
-
-    def encode_texts(self, texts: Sequence[str], options: ExtractOptions) -> NDArray[np.float32]:
-        """See `Engine.encode_texts`."""
-        return self._device_encoder.encode_texts(texts, options)
-
-    def encode(self, job: EncodeJob, shards: Sequence[StaleShard], *, progress: Progress) -> EncodeResult:
-        """Encode one shard after another."""
-        stale = {each.shard.name: each for each in shards}
-        with closing(self._device_encoder.encode(job, [each.shard for each in shards], stale=stale)) as events:
-            return collect(events, progress=progress)

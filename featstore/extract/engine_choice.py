@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from typing import Literal
 
 from featstore.errors import UsageError, missing_extra
-from featstore.extract.engine import EncoderRequest, Engine, LocalEngine
+from featstore.extract.engine import EncoderRequest, Engine
+from featstore.extract.job import DeviceEncoder
 
 __all__ = ["RAY_SETTINGS", "open_engine"]
 
@@ -33,7 +34,7 @@ def open_engine(
     cpus_per_worker: int | None = None,
     local_rank: int | None = None,
 ) -> Iterator[Engine]:
-    """Open an engine for `featstore.extract.extract_task`; leaving the context ends its workers.
+    """Open an engine for `featstore.extract.plan_tasks`; leaving the context ends its workers.
 
     Parameters
     ----------
@@ -70,7 +71,7 @@ def open_engine(
 
         with meant_by_cuda(devices[0]):
             encoder = request.load()
-        yield LocalEngine(encoder, device=devices[0])
+        yield DeviceEncoder(encoder, device=devices[0])
         return
     from featstore.extract.process_workers import Processes
     from featstore.extract.workers import WorkersEngine

@@ -12,10 +12,12 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, overload
 
 import numpy as np
 
+from featstore import __version__
 from featstore.errors import DataError, FeatstoreError, UsageError
 from featstore.extract.embedding_files import EmbeddingFile
 from featstore.extract.import_rows import PartContent, checked_blocks, pieces
@@ -434,7 +436,7 @@ def _targets(
         replaced = {segment.commit.part for segment in others}
         found[name] = _Target(
             writer=writer,
-            open_writer=_opener(store_url, place),
+            open_writer=partial(open_split_writer, store_url, **place),
             planned=planned,
             reused=frozenset(
                 segment.member.shard.sha256
@@ -446,10 +448,6 @@ def _targets(
             split=name,
         )
     return found
-
-
-def _opener(store_url: str, place: Mapping[str, Any]) -> Callable[[], SplitWriter]:
-    return lambda: open_split_writer(store_url, **place)
 
 
 def _write(scan: _Scan, settings: ImportSettings, targets: Mapping[str, _Target]) -> None:
@@ -468,7 +466,7 @@ def _write(scan: _Scan, settings: ImportSettings, targets: Mapping[str, _Target]
     }
     if not missing:
         return
-    versions = {"python": platform.python_version(), "numpy": np.__version__, "featstore": _version()}
+    versions = {"python": platform.python_version(), "numpy": np.__version__, "featstore": __version__}
     contents: dict[str, list[PartContent]] = {name: [] for name in scan.parts}
     in_flight: dict[tuple[str, int], PartWriter] = {}  # one for each feature set; a committed part frees its memory
 
@@ -499,9 +497,3 @@ def _write(scan: _Scan, settings: ImportSettings, targets: Mapping[str, _Target]
     finally:
         for writer in in_flight.values():
             writer.abort()
-
-
-def _version() -> str:
-    from featstore import __version__
-
-    return __version__

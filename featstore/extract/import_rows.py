@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime, time
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featstore.clip_json import parse_clip_json
+from featstore.clip_json import parse_clip_json, printable_key, problem_of_key
 from featstore.errors import DataError, UsageError
 from featstore.extract.embedding_files import EmbeddingFile, Rows
 from featstore.extract.import_settings import ImportSettings
@@ -26,8 +25,6 @@ __all__ = ["Block", "PartContent", "checked_blocks", "pieces"]
 
 PART_BYTES = 64 << 20
 MAX_PART_ROWS = 65_536
-MAX_KEY_CHARACTERS = 1024
-_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,7 +167,9 @@ def _by_feature_set(
         chosen = np.flatnonzero(usable).tolist()
         skipped = [
             SkippedClip(
-                shard=file, key=_shown(keys[at]) or f"row {first + at}", reason=f"row {first + at:,}: {problems[at]}"
+                shard=file,
+                key=printable_key(keys[at]) or f"row {first + at}",
+                reason=f"row {first + at:,}: {problems[at]}",
             )
             for at in np.flatnonzero(mine & ~usable).tolist()
         ]
@@ -227,13 +226,8 @@ def _problems(
         finite_frames[row_of[~np.isfinite(frames).all(axis=1)]] = False
     problems = []
     for at, (key, meta) in enumerate(zip(keys, metas, strict=True)):
-        problem = ""
-        if not key:
-            problem = "it has no key"
-        elif len(key) > MAX_KEY_CHARACTERS:
-            problem = f"its key has {len(key):,} characters, more than {MAX_KEY_CHARACTERS:,}"
-        elif _CONTROLS.search(key):
-            problem = "its key has control characters"
+        if problem := problem_of_key(key) if key else "it has no key":
+            pass
         elif meta is None:
             problem = "its columns are not valid JSON: an infinity, or text that is not UTF-8"
         elif counts is not None and not counts[at]:
@@ -244,11 +238,6 @@ def _problems(
             problem = "its vector is missing, or has NaN or an infinity"
         problems.append(problem)
     return problems
-
-
-def _shown(key: str) -> str:
-    text = _CONTROLS.sub(lambda found: f"\\x{ord(found[0]):02x}", key)
-    return text if len(text) <= MAX_KEY_CHARACTERS else f"{text[:64]}... ({len(text):,} characters)"
 
 
 # --- parts ------------------------------------------------------------------------------------------------------------

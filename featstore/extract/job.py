@@ -8,9 +8,9 @@ from __future__ import annotations
 import platform
 import socket
 import sys
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from functools import cache, partial
 from importlib import metadata
 from pathlib import Path
@@ -21,10 +21,10 @@ from featstore.errors import EncoderError, ShardError, StoreError, UsageError
 from featstore.extract.audio import RESAMPLER
 from featstore.extract.batching import Batcher, FileOrderBatcher, LengthBatcher
 from featstore.extract.pipeline import PartTarget, Pipeline
-from featstore.extract.results import EncodeSettings, PipelineEvent
+from featstore.extract.results import EncodeResult, EncodeSettings, PipelineEvent, Progress, collect
 from featstore.extract.shard_reader import ShardFeed
 from featstore.extract.shards import AnyShard
-from featstore.extract.windows import Padding, Window, plan_windows
+from featstore.extract.windows import Padding, plan_of
 from featstore.formatting import redacted
 from featstore.records import Recipe
 from featstore.store import FORMAT_VERSION, SplitWriter, find_split_writer, is_split_begun, open_split_writer
@@ -47,7 +47,6 @@ __all__ = [
     "OutputCard",
     "StaleShard",
     "StoredOutput",
-    "card_of",
     "new_batcher",
     "plan_recipe",
     "software_versions",
@@ -128,40 +127,54 @@ class EncodeJob:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StaleShard:
-    """A shard that the store lacks, and the numbers of the outputs whose feature sets lack it.
+    """A shard that the store lacks.
 
-    ``generations`` are the generations of its new parts by output, each greater than that of the part they replace.
+    ``generations`` maps the numbers of the outputs whose feature sets lack it to the generations of its new parts, each
+    greater than that of the part it replaces.
     """
 
     shard: AnyShard
-    outputs: tuple[int, ...]
-    generations: Mapping[int, int] = field(default_factory=dict, hash=False)
+    generations: Mapping[int, int]
 
 
 class DeviceEncoder:
-    """An encoder on its device.
+    """An encoder on its device, which is the engine that encodes in this process: see `featstore.extract.engine`.
 
     Parameters
     ----------
     encoder : Encoder
     device : str
         ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
-    cores : int
-        Cores of this worker; the number of decoding threads, at most 16, unless a job's options set it.
+    n_cores : int, optional
+        Cores of this worker, by default all; the number of decoding threads, at most 16, unless a job's options set it.
     """
 
-    def __init__(self, encoder: Encoder, *, device: str, cores: int) -> None:
+    def __init__(self, encoder: Encoder, *, device: str, n_cores: int | None = None) -> None:
         self._encoder = encoder
         self._device = device
-        self._cores = cores
+        self._cores = n_cores or cores()
         self._started: tuple[tuple[str, bool], EncoderRun] | None = None
         self._batch_seconds: dict[tuple[str, float, float | None], float] = {}
         self._canaries: dict[str, CanaryReading] = {}
         self._traced = False
 
-    def card(self, options: ExtractOptions) -> EncoderCard:
+    def describe(self, options: ExtractOptions) -> EncoderCard:
         """Card of the encoder under these options."""
-        return card_of(self._encoder, device=self._device, options=options)
+        encoder, earlier = self._encoder, self._encoder.earlier
+        plan = partial(plan_recipe, encoder, device=self._device, options=options)
+        return EncoderCard(
+            name=encoder.shown_name,
+            outputs=tuple(
+                OutputCard(
+                    recipe=plan(output),
+                    earlier=None if earlier is None else plan(output, identity=earlier),
+                    spec=encoder.spec_of(output),
+                )
+                for output in encoder.outputs
+            ),
+            featstore=__version__,
+            text_sha256=encoder.text_sha256,
+        )
 
     def check(self, job: EncodeJob) -> None:
         """Check that this worker has the encoder of the job, and can reach its shards and store.
@@ -173,7 +186,7 @@ class DeviceEncoder:
         ShardError, StoreError
             The shards or the store cannot be reached.
         """
-        card = self.card(job.options)
+        card = self.describe(job.options)
         here, there = ([output.recipe.group_name for output in each.outputs] for each in (card, job.card))
         if card != job.card:
             what = f"{here[0]} by featstore {card.featstore}", f"{there[0]} by featstore {job.card.featstore}"
@@ -191,7 +204,13 @@ class DeviceEncoder:
                 "every worker must reach --store under one path or URL"
             )
 
-    def encode(
+    def encode(self, job: EncodeJob, shards: Sequence[StaleShard], *, progress: Progress) -> EncodeResult:
+        """Encode one shard after another."""
+        stale = {each.shard.name: each for each in shards}
+        with closing(self.events(job, [each.shard for each in shards], stale=stale)) as events:
+            return collect(events, progress=progress)
+
+    def events(
         self, job: EncodeJob, shards: Sequence[AnyShard] | ShardFeed, *, stale: Mapping[str, StaleShard]
     ) -> Generator[PipelineEvent, None, None]:
         """Encode shards into the feature sets that lack them: see `Pipeline.run`.
@@ -203,15 +222,14 @@ class DeviceEncoder:
         padding = Padding.parse(job.options.padding)
 
         def targets(shard: AnyShard) -> tuple[PartTarget, ...]:
-            lacking = stale[shard.name]
             return tuple(
                 PartTarget(
                     output=number,
                     writer=writers[number],
                     frames_stored=job.outputs[number].frames_stored,
-                    generation=lacking.generations.get(number),
+                    generation=generation,
                 )
-                for number in lacking.outputs
+                for number, generation in stale[shard.name].generations.items()
             )
 
         run = self.start(job)
@@ -221,7 +239,7 @@ class DeviceEncoder:
                 targets=targets,
                 encoder=run,
                 encoder_name=self._encoder.name,
-                plan=self.plan(job.options, crop_seconds=job.crop_seconds),
+                plan=plan_of(self._encoder, job.outputs[0].recipe, crop_seconds=job.crop_seconds),
                 batcher=new_batcher(
                     padding,
                     budget_samples=round(batch_seconds * rate),
@@ -244,13 +262,13 @@ class DeviceEncoder:
         """The encoder's output for the reference signals under these options, cached between tasks."""
         from featstore.encoders.canary import read_canary
 
-        recipe = self.card(options).outputs[0].recipe
+        recipe = self.describe(options).outputs[0].recipe
         if recipe.fingerprint not in self._canaries:
             self._canaries[recipe.fingerprint] = read_canary(
                 self._encoder,
                 recipe,
                 device=self._device,
-                plan=self.plan(options, crop_seconds=None),
+                plan=plan_of(self._encoder, recipe, crop_seconds=None),
                 versions=software_versions(),
             )
         return self._canaries[recipe.fingerprint]
@@ -259,21 +277,10 @@ class DeviceEncoder:
         """Encode texts by the text tower in the precision of the recipe, float32 (texts, dim)."""
         from featstore.encoders.runner import EncoderRun
 
-        recipe = self.card(options).outputs[0].recipe
+        recipe = self.describe(options).outputs[0].recipe
         run = EncoderRun(self._encoder, recipe, device=self._device, keep_frames=False)
         with run.at_work():
             return run.encode_texts(texts)
-
-    def plan(self, options: ExtractOptions, *, crop_seconds: float | None) -> Callable[[int], tuple[Window, ...]]:
-        """Return a function from the number of samples of a clip to its windows."""
-        return partial(
-            plan_windows,
-            crop_seconds=crop_seconds,
-            padding=Padding.parse(options.padding),
-            sample_rate_hz=self._encoder.facts.sample_rate_hz,
-            longest_seconds=self._encoder.longest_window_seconds(options.max_window_seconds),
-            input_seconds=self._encoder.facts.input_seconds,
-        )
 
     def start(self, job: EncodeJob) -> EncoderRun:
         """The encoder on its device, cached between jobs because it learns which batch sizes fit on the device."""
@@ -334,25 +341,6 @@ def _batch_seconds(encoder: Encoder, run: EncoderRun, options: ExtractOptions, *
         most_seconds=MOST_BATCH_SECONDS,
     )
     return found or window
-
-
-def card_of(encoder: Encoder, *, device: str, options: ExtractOptions) -> EncoderCard:
-    """Build the card of an encoder on a device."""
-    return EncoderCard(
-        name=encoder.shown_name,
-        outputs=tuple(
-            OutputCard(
-                recipe=plan_recipe(encoder, output, device=device, options=options),
-                earlier=None
-                if encoder.earlier is None
-                else plan_recipe(encoder, output, device=device, options=options, identity=encoder.earlier),
-                spec=encoder.spec_of(output),
-            )
-            for output in encoder.outputs
-        ),
-        featstore=__version__,
-        text_sha256=encoder.text_sha256,
-    )
 
 
 def plan_recipe(

@@ -32,10 +32,10 @@ class ExtractOptions:
         ``auto`` stores frames if the task scores frames.
     padding : str
         A quantum in seconds, ``exact`` or ``xares``.
-    Seconds of audio per batch, padding included; 0 selects it automatically (by measurement on a GPU).
-        Audio in a batch, padding included; 0 picks for the device: on a GPU by measuring.
-    Decoding threads; 0 selects one per core, at most 16.
-        Decoding threads; 0 is one for each core, at most 16.
+    batch_seconds : float
+        Seconds of audio per batch, padding included; 0 selects it automatically (by measurement on a GPU).
+    workers : int
+        Decoding threads; 0 selects one per core, at most 16.
     max_clip_seconds : float
         Clips with a longer claimed duration are skipped; a later run with a higher limit encodes them.
     max_window_seconds : float or None

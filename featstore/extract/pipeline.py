@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
-from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,26 +56,9 @@ from featstore.store.layout import FILE_BYTES
 
 if TYPE_CHECKING:
     from featstore.encoders.batch_outputs import Encoded
+    from featstore.encoders.runner import EncoderRun
 
-__all__ = ["BatchEncoder", "PartTarget", "Pipeline", "ShardExtraction", "ShardState"]
-
-
-class BatchEncoder(Protocol):
-    """Encodes batches: see `featstore.encoders.runner.EncoderRun`."""
-
-    @property
-    def batches_ahead(self) -> int:
-        """Number of batches to submit before waiting for the result of the first."""
-
-    @property
-    def busy_seconds(self) -> float:
-        """Time that the device has spent on batches."""
-
-    def blank(self, shape: tuple[int, int]) -> NDArray[np.float32]:
-        """Zeros in which a batch is assembled."""
-
-    def begin(self, audio: NDArray[np.float32], n_samples: NDArray[np.int64]) -> Callable[[], Sequence[Encoded]]:
-        """Submit a batch: audio (batch, samples), n_samples int64 (batch,). The callable returns each output."""
+__all__ = ["PartTarget", "Pipeline", "ShardExtraction", "ShardState"]
 
 
 # --- the loop ---------------------------------------------------------------------------------------------------------
@@ -98,7 +81,7 @@ class Pipeline:
     ----------
     targets : callable
         Returns the feature sets that lack a shard; a part is committed to each.
-    encoder : BatchEncoder
+    encoder : EncoderRun
     encoder_name : str
         Name for messages.
     plan : callable
@@ -111,7 +94,7 @@ class Pipeline:
     """
 
     targets: Callable[[AnyShard], Sequence[PartTarget]]
-    encoder: BatchEncoder
+    encoder: EncoderRun
     encoder_name: str
     plan: Callable[[int], tuple[Window, ...]]
     batcher: Batcher
@@ -309,7 +292,7 @@ class ShardState(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartTarget:
-    """Destination of one output of the encoder: its index in the result of `BatchEncoder`, and the feature set.
+    """Destination of one output of the encoder: its index in the result of `EncoderRun`, and the feature set.
 
     ``generation`` is the generation of the new part: see `SplitWriter.begin_part`.
     """
@@ -317,7 +300,7 @@ class PartTarget:
     output: int
     writer: SplitWriter
     frames_stored: bool
-    generation: int | None = None
+    generation: int
 
 
 class ShardExtraction:
@@ -557,7 +540,7 @@ class BackgroundWriter:
         else:
             self._close()
 
-    def begin(self, writer: SplitWriter, shard: str, *, generation: int | None) -> Future[PartWriter]:
+    def begin(self, writer: SplitWriter, shard: str, *, generation: int) -> Future[PartWriter]:
         """Start a part. It is deleted at the end unless it is committed."""
         future = self._pool.submit(writer.begin_part, shard, generation=generation)
         self._open.add(future)

@@ -32,7 +32,6 @@ class Processes:
     """Workers as spawned processes; a fork would inherit torch's threads in an undefined state.
 
     Each worker has its own pipe: a shared `multiprocessing` queue stays locked if a process is killed while it reads.
-    while it reads from it.
 
     Parameters
     ----------

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from decimal import ROUND_HALF_UP, Decimal
-from functools import partial
 from pathlib import Path
 
 from featstore.errors import UnusableClip
@@ -30,21 +29,17 @@ def _samples(seconds: float, rate_hz: int) -> int:
 
 def span_from_end(start: float, end: float | None) -> Span:
     """The span from `start` to `end` in seconds: segments that meet in a time share no sample and lose none."""
-    return partial(_to_end, start, end)
-
-
-def _to_end(start: float, end: float | None, rate_hz: int) -> tuple[int, int | None]:
-    return _samples(start, rate_hz), None if end is None else _samples(end, rate_hz)
+    return lambda rate_hz: (_samples(start, rate_hz), None if end is None else _samples(end, rate_hz))
 
 
 def span_from_duration(start: float, duration: float) -> Span:
     """The span of `duration` seconds from `start`: its length depends on the duration alone, as in lhotse."""
-    return partial(_to_duration, start, duration)
 
+    def span(rate_hz: int) -> tuple[int, int]:
+        first = _samples(start, rate_hz)
+        return first, first + _samples(duration, rate_hz)
 
-def _to_duration(start: float, duration: float, rate_hz: int) -> tuple[int, int | None]:
-    first = _samples(start, rate_hz)
-    return first, first + _samples(duration, rate_hz)
+    return span
 
 
 def read_segment(path: Path, span: Span, *, channels: tuple[int, ...] | None = None) -> tuple[str, bytes]:

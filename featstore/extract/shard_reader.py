@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import queue
-import re
 import threading
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -15,11 +14,12 @@ from typing import NamedTuple, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from featstore.clip_json import parse_clip_json
+from featstore.clip_json import parse_clip_json, printable_key, problem_of_key
 from featstore.errors import DataError, UnusableClip
 from featstore.extract.audio import decode
-from featstore.extract.shards import AnyShard, RemoteShard, ShardFile, sha256_of_file
+from featstore.extract.shards import AnyShard, RemoteShard, ShardFile
 from featstore.extract.tar_reader import Sample, read_samples
+from featstore.files import sha256_of_file
 from featstore.store import ShardIdentity
 
 __all__ = [
@@ -89,8 +89,6 @@ _CLIPS_AHEAD = 64
 _PATIENCE_SECONDS = 1.0
 _STORED_BYTES_AHEAD = 256 << 20
 _DECODED_BYTES_AHEAD = 256 << 20
-MAX_KEY_CHARACTERS = 1024
-_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -297,7 +295,7 @@ class ClipStream:
             if not self._stored.enter(number, len(sample.audio) + len(sample.meta)):
                 return
             decoded = self._pool.submit(self._decode, number, sample, problem)
-            self._events.put(ClipRead(_printable(sample.key), decoded))
+            self._events.put(ClipRead(printable_key(sample.key), decoded))
             began = time.perf_counter()
         self._spent.read += time.perf_counter() - began
 
@@ -367,28 +365,7 @@ def _problem(sample: Sample, seen: set[str]) -> str:
         return sample.problem
     if sample.key in seen:
         return "a clip of this key came before it in the shard"
-    if len(sample.key) > MAX_KEY_CHARACTERS:
-        return f"its key has {len(sample.key):,} characters, more than {MAX_KEY_CHARACTERS:,}"
-    if not _is_text(sample.key):
-        return "its key is not UTF-8 text"
-    if _CONTROLS.search(sample.key):
-        return "its key has control characters"
-    return ""
-
-
-def _is_text(key: str) -> bool:
-    try:
-        key.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _printable(key: str) -> str:
-    """A key for records: control characters and bytes that are not text are escaped, a long key is shortened."""
-    text = key.encode("utf-8", "backslashreplace").decode()
-    text = _CONTROLS.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
-    return text if len(text) <= MAX_KEY_CHARACTERS else f"{text[:64]}... ({len(text):,} characters)"
+    return problem_of_key(sample.key)
 
 
 def _checked_json(raw: bytes) -> str:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import re
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
 from featstore.errors import RemoteError, ShardError
+from featstore.files import sha256_of_file
 from featstore.records import SkippedClip
 from featstore.remote import Remote, RemoteObject, is_url, joined_url, open_remote
 from featstore.shard_patterns import PatternError, ShardPattern, is_glob, matches_glob
@@ -28,7 +28,6 @@ __all__ = [
     "existing_shards",
     "find_shards",
     "is_committed",
-    "sha256_of_file",
     "sha256_of_shard",
 ]  # fmt: skip
 
@@ -305,20 +304,5 @@ def _bare(etag: str | None) -> str | None:
 
 def sha256_of_shard(shard: AnyShard) -> str:
     """Content hash of a shard, downloaded if it is remote."""
-    with _file_of(shard) as path:
-        return sha256_of_file(path)
-
-
-@contextlib.contextmanager
-def _file_of(shard: AnyShard) -> Iterator[Path]:
-    file = shard.fetch()
-    try:
-        yield file.path
-    finally:
-        file.close()
-
-
-def sha256_of_file(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file; releases the GIL."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    with contextlib.closing(shard.fetch()) as file:
+        return sha256_of_file(file.path)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any, cast
@@ -21,7 +20,7 @@ from featstore.extract.audio import RESAMPLER, decode
 from featstore.extract.batching import Batch, Batcher, PendingWindow, stack
 from featstore.extract.encoder_changes import differing_fields, match_stored_names
 from featstore.extract.job import new_batcher
-from featstore.extract.windows import Padding, Window, plan_windows
+from featstore.extract.windows import Padding, Window, plan_of
 
 if TYPE_CHECKING:
     from featstore.encoders.encoder import Encoder
@@ -37,7 +36,6 @@ __all__ = [
     "encode_file",
     "encode_text",
     "load_encoder_of",
-    "plan_of",
 ]
 
 MAX_SECONDS = 3600.0
@@ -170,18 +168,6 @@ def encode_file(
     batcher = new_batcher(Padding.parse(recipe.padding), budget_samples=round(_BATCH_SECONDS * rate), shards_ahead=0)
     [encoded] = encode_clips([samples], run=run, plan=plan, batcher=batcher)
     return EncodedFile(utterance=encoded.utterance, seconds=len(samples) / rate)
-
-
-def plan_of(encoder: Encoder, recipe: Recipe, *, crop_seconds: float | None) -> Callable[[int], tuple[Window, ...]]:
-    """Return a function from the number of samples of a clip to its windows, as extraction plans them."""
-    return partial(
-        plan_windows,
-        crop_seconds=crop_seconds,
-        padding=Padding.parse(recipe.padding),
-        sample_rate_hz=recipe.sample_rate_hz,
-        longest_seconds=encoder.longest_window_seconds(recipe.max_window_seconds),
-        input_seconds=encoder.facts.input_seconds,
-    )
 
 
 def encode_text(text: str, *, encoder: Encoder, recipe: Recipe, device: str = "auto") -> NDArray[np.float32]:

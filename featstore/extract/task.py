@@ -6,7 +6,7 @@ only that task fails; if a shard cannot be read, only that shard fails.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 from featstore.errors import DataError, LabelError, ShardError, StoreError, UsageError
 from featstore.extract.distributed import Share
 from featstore.extract.encoder_changes import DriftCheck, describe_change, match_stored_names
-from featstore.extract.engine import Engine, LocalEngine
-from featstore.extract.job import EncodeJob, EncoderCard, StaleShard, StoredOutput, software_versions
+from featstore.extract.engine import Engine
+from featstore.extract.job import DeviceEncoder, EncodeJob, EncoderCard, StaleShard, StoredOutput, software_versions
 from featstore.extract.options import ExtractOptions
 from featstore.extract.results import EncodeResult, Progress, Silent, StageTimes, StoredShard
 from featstore.extract.shards import (
@@ -61,7 +61,6 @@ def extract_task(
     splits: Sequence[str] = (),
     progress: Progress | None = None,
     share: Share | None = None,
-    local_rank: int | None = None,
 ) -> tuple[ExtractRecord, ...]:
     """Bring a task's feature sets up to date: encode shards that the store lacks or that have changed.
 
@@ -69,19 +68,8 @@ def extract_task(
     ----------
     manifest : Manifest
     encoder : Encoder or Engine
-        An encoder from `featstore.encoders.load_encoder` encodes in this process. An engine from
-        `featstore.extract.open_engine` encodes on its own devices; the device of `options` is ignored.
-    data_dir : Path or str
-        Folder or URL with one folder of shards per dataset.
-    store_url : str
-        Folder or URL of the store; created if it does not exist.
-    splits : sequence of str
-        Splits or folds to extract; all if empty.
-    share : Share, optional
-        The share of the shards to process, if several processes extract together; all by default.
-    local_rank : int, optional
-        Rank of this process on its machine: ``device="auto"`` or ``"cuda"`` selects the GPU with this number on a
-        machine with several.
+        An encoder from `featstore.encoders.load_encoder` encodes in this process, on the device of `options`. For an
+        engine and the other parameters, see `plan_tasks`.
 
     Returns
     -------
@@ -98,26 +86,19 @@ def extract_task(
     EncoderContractError, StoreError, UsageError
         See `featstore.errors`.
     """
-    engine = _as_engine(encoder, options, local_rank=local_rank)
-    shards = _find_every_shard(manifest, data_dir, splits)
-    card = engine.describe(options)
-    recipes, anew = stored_recipes(card, store_url)
-    plan = _planned(
-        manifest,
-        shards,
-        engine=engine,
-        card=card,
-        recipes=recipes,
-        check=DriftCheck(engine, notes=anew),
-        data_dir=data_dir,
-        store_url=store_url,
-        options=options,
-        share=share or Share(),
+    from featstore.encoders.devices import pick_device
+    from featstore.encoders.encoder import Encoder
+
+    engine = DeviceEncoder(encoder, device=pick_device(options.device)) if isinstance(encoder, Encoder) else encoder
+    [plan] = plan_tasks(
+        [manifest], engine, data_dir=data_dir, store_url=store_url, options=options, splits=splits, share=share
     )
+    if isinstance(plan, ExtractFailure):
+        raise ShardError(plan.message)
     records = tuple(record for of_split in plan.extract(progress or Silent()) for record in of_split)
     broken = {(record.split, each.shard): each for record in records for each in record.broken}
     if broken:
-        n_shards = sum(len(plan.share.of(found)) for found in shards.values())
+        n_shards = sum(len(plan.share.of(found)) for found in plan.shards.values())
         reasons = "; ".join(each.reason for each in broken.values())
         raise ShardError(
             f"{len(broken)} of {n_shards} shards could not be read, all others are in the store: {reasons}"
@@ -127,16 +108,29 @@ def extract_task(
 
 def plan_tasks(
     manifests: Sequence[Manifest],
-    encoder: Encoder | Engine,
+    engine: Engine,
     *,
     data_dir: Path | str,
     store_url: str,
     options: ExtractOptions,
     splits: Sequence[str] = (),
     share: Share | None = None,
-    local_rank: int | None = None,
 ) -> tuple[TaskPlan | ExtractFailure, ...]:
-    """Find the shards of every task before encoding. The parameters are those of `extract_task`.
+    """Find the shards of every task before encoding.
+
+    Parameters
+    ----------
+    manifests : sequence of Manifest
+    engine : Engine
+        From `featstore.extract.open_engine`; it encodes on its own devices, and the device of `options` is ignored.
+    data_dir : Path or str
+        Folder or URL with one folder of shards per dataset.
+    store_url : str
+        Folder or URL of the store; created if it does not exist.
+    splits : sequence of str
+        Splits or folds to extract; all if empty.
+    share : Share, optional
+        The share of the shards to process, if several processes extract together; all by default.
 
     Returns
     -------
@@ -148,82 +142,48 @@ def plan_tasks(
     EncoderError, EncoderContractError, StoreError, UsageError
         The call, the encoder or the store is invalid for every task, or a task lacks a requested split.
     """
-    engine = _as_engine(encoder, options, local_rank=local_rank)
-    found = [_shards_or_failure(manifest, data_dir, splits) for manifest in manifests]
-    if all(isinstance(each, ExtractFailure) for each in found):
-        return tuple(each for each in found if isinstance(each, ExtractFailure))
+    found: list[dict[str, tuple[AnyShard, ...]] | ExtractFailure] = []
+    for manifest in manifests:
+        try:
+            folder = dataset_folder(data_dir, manifest.data.dataset)
+            chosen = _chosen_feature_sets(manifest, splits)
+            found.append({name: find_shards(folder, pattern) for name, pattern in chosen.items()})
+        except DataError as error:
+            found.append(ExtractFailure(task=manifest.name, error=type(error).__name__, message=str(error)))
+    failures = tuple(each for each in found if isinstance(each, ExtractFailure))
+    if len(failures) == len(found):
+        return failures
     card = engine.describe(options)
     recipes, anew = stored_recipes(card, store_url)
     check = DriftCheck(engine, notes=anew)
-    return tuple(
-        each
-        if isinstance(each, ExtractFailure)
-        else _planned(
-            manifest,
-            each,
-            engine=engine,
-            card=card,
-            recipes=recipes,
-            check=check,
-            data_dir=data_dir,
-            store_url=store_url,
-            options=options,
-            share=share or Share(),
+    plans: list[TaskPlan | ExtractFailure] = []
+    for manifest, shards in zip(manifests, found, strict=True):
+        if isinstance(shards, ExtractFailure):
+            plans.append(shards)
+            continue
+        frames_wanted = options.frames == "always" or (options.frames == "auto" and manifest.wants_frames)
+        outputs = tuple(
+            StoredOutput(recipe=recipe, spec=output.spec, frames_stored=frames_wanted and recipe.pool == "mean")
+            for output, recipe in zip(card.outputs, recipes, strict=True)
         )
-        for manifest, each in zip(manifests, found, strict=True)
-    )
-
-
-def _shards_or_failure(
-    manifest: Manifest, data_dir: Path | str, splits: Sequence[str]
-) -> dict[str, tuple[AnyShard, ...]] | ExtractFailure:
-    try:
-        return _find_every_shard(manifest, data_dir, splits)
-    except DataError as error:
-        return ExtractFailure(task=manifest.name, error=type(error).__name__, message=str(error))
-
-
-def _find_every_shard(
-    manifest: Manifest, data_dir: Path | str, splits: Sequence[str]
-) -> dict[str, tuple[AnyShard, ...]]:
-    """Feature set -> its shards. All patterns are looked up before the first shard is encoded."""
-    folder = dataset_folder(data_dir, manifest.data.dataset)
-    return {name: find_shards(folder, pattern) for name, pattern in _chosen_feature_sets(manifest, splits).items()}
-
-
-def _planned(
-    manifest: Manifest,
-    shards: Mapping[str, tuple[AnyShard, ...]],
-    *,
-    engine: Engine,
-    card: EncoderCard,
-    recipes: Sequence[Recipe],
-    check: DriftCheck,
-    data_dir: Path | str,
-    store_url: str,
-    options: ExtractOptions,
-    share: Share,
-) -> TaskPlan:
-    frames_wanted = options.frames == "always" or (options.frames == "auto" and manifest.wants_frames)
-    outputs = tuple(
-        StoredOutput(recipe=recipe, spec=output.spec, frames_stored=frames_wanted and recipe.pool == "mean")
-        for output, recipe in zip(card.outputs, recipes, strict=True)
-    )
-    if frames_wanted and not any(output.frames_stored for output in outputs):
-        raise UsageError("frames are stored with the mean: add mean to --pool, or set --frames never")
-    return TaskPlan(
-        manifest=manifest,
-        shards=shards,
-        engine=engine,
-        card=card,
-        outputs=outputs,
-        check=check,
-        frames_wanted=frames_wanted,
-        data_folder=dataset_folder(data_dir, manifest.data.dataset),
-        store_url=store_url,
-        options=options,
-        share=share,
-    )
+        if frames_wanted and not any(output.frames_stored for output in outputs):
+            raise UsageError("frames are stored with the mean: add mean to --pool, or set --frames never")
+        plans.append(
+            TaskPlan(
+                manifest=manifest,
+                shards=shards,
+                engine=engine,
+                card=card,
+                outputs=outputs,
+                check=check,
+                frames_wanted=frames_wanted,
+                data_folder=dataset_folder(data_dir, manifest.data.dataset),
+                store_url=store_url,
+                options=options,
+                share=share or Share(),
+            )
+        )
+    return tuple(plans)
 
 
 def stored_recipes(card: EncoderCard, store_url: str) -> tuple[tuple[Recipe, ...], tuple[str, ...]]:
@@ -265,15 +225,6 @@ def stored_recipes(card: EncoderCard, store_url: str) -> tuple[tuple[Recipe, ...
             note = describe_change(recipe.renamed(there.encoder), then, similar)
             return matched, () if note is None else (note,)
     return matched, ()
-
-
-def _as_engine(encoder: Encoder | Engine, options: ExtractOptions, *, local_rank: int | None) -> Engine:
-    from featstore.encoders.devices import pick_device
-    from featstore.encoders.encoder import Encoder
-
-    if not isinstance(encoder, Encoder):
-        return encoder
-    return LocalEngine(encoder, device=pick_device(options.device, local_rank=local_rank))
 
 
 _NOTHING_TO_DO = EncodeResult(stored={}, broken=(), times=StageTimes(), settings=None)
@@ -520,31 +471,23 @@ class TaskPlan:
 
 
 def _stale(shards: Sequence[AnyShard], sets: Sequence[_FeatureSet]) -> tuple[StaleShard, ...]:
-    """Shards that any of the feature sets lacks, in order, each with the outputs that lack it."""
-    lacking = ((shard, [at for at, each in enumerate(sets) if shard.name in each.stale]) for shard in shards)
-    return tuple(
-        StaleShard(
-            shard=shard,
-            outputs=tuple(outputs),
-            generations={at: sets[at].generation_of(shard.name) for at in outputs},
-        )
-        for shard, outputs in lacking
-        if outputs
+    """Shards that any of the feature sets lacks, in order."""
+    lacking = (
+        (shard, {at: each.generation_of(shard.name) for at, each in enumerate(sets) if shard.name in each.stale})
+        for shard in shards
     )
+    return tuple(StaleShard(shard=shard, generations=generations) for shard, generations in lacking if generations)
 
 
 def _pruned(each: _FeatureSet) -> _FeatureSet:
     """The feature set without the embeddings of removed shards, except in parts that contain other shards too."""
     if not each.gone:
         return each
-    each.writer.delete(_parts_only_of(each.gone, each.cached))
+    commits = {segment.commit.part: segment.commit for segment in each.cached.values()}
+    each.writer.delete(
+        [part for part, commit in commits.items() if all(one.shard.name in each.gone for one in commit.members)]
+    )
     return replace(each, gone=tuple(sorted(each.writer.committed().keys() & set(each.gone))))
-
-
-def _parts_only_of(gone: Collection[str], cached: Mapping[str, Segment]) -> list[str]:
-    """Parts that contain only shards of `gone`; a compacted part with other shards is kept."""
-    commits = {segment.commit.part: segment.commit for segment in cached.values()}
-    return [part for part, commit in commits.items() if all(each.shard.name in gone for each in commit.members)]
 
 
 def _chosen_feature_sets(manifest: Manifest, splits: Sequence[str]) -> dict[str, str]:

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from featstore.errors import UsageError
+from featstore.records import Window
 
-__all__ = ["Padding", "Window", "plan_windows"]
+if TYPE_CHECKING:
+    from featstore.encoders.encoder import Encoder
+    from featstore.records import Recipe
+
+__all__ = ["Padding", "Window", "plan_of", "plan_windows"]
 
 MAX_QUANTUM_SECONDS = 3600.0
 
@@ -51,15 +58,6 @@ class Padding:
         return f"{self.quantum_seconds:.9g}" if self.kind == "quantum" else self.kind
 
 
-@dataclass(frozen=True, slots=True)
-class Window:
-    """Samples [start, stop) of a clip, padded to `padded` samples for encoding."""
-
-    start: int
-    stop: int
-    padded: int
-
-
 def plan_windows(
     n_samples: int,
     *,
@@ -96,6 +94,18 @@ def plan_windows(
         return planned
     least = round(input_seconds * sample_rate_hz)
     return tuple(replace(window, padded=max(least, window.padded)) for window in planned)
+
+
+def plan_of(encoder: Encoder, recipe: Recipe, *, crop_seconds: float | None) -> Callable[[int], tuple[Window, ...]]:
+    """Return a function from the number of samples of a clip to its windows, as extraction plans them."""
+    return partial(
+        plan_windows,
+        crop_seconds=crop_seconds,
+        padding=Padding.parse(recipe.padding),
+        sample_rate_hz=recipe.sample_rate_hz,
+        longest_seconds=encoder.longest_window_seconds(recipe.max_window_seconds),
+        input_seconds=encoder.facts.input_seconds,
+    )
 
 
 def _even(n_samples: int, *, longest: int) -> tuple[tuple[int, int], ...]:

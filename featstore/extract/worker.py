@@ -198,7 +198,7 @@ def work(link: Link, request: EncoderRequest, settings: WorkerSettings) -> None:
             if isinstance(message, Describe):
                 reading = device_encoder.canary(message.options) if message.canary else None
                 texts = device_encoder.encode_texts(message.texts, message.options) if message.texts else None
-                link.send(Described(card=device_encoder.card(message.options), canary=reading, text_vectors=texts))
+                link.send(Described(card=device_encoder.describe(message.options), canary=reading, text_vectors=texts))
             elif isinstance(message, Encode):
                 _encode(device_encoder, message.job, link)
     except CoordinatorGone:
@@ -218,7 +218,7 @@ def _load(request: EncoderRequest, settings: WorkerSettings) -> DeviceEncoder:
         )
     os.chdir(request.folder)
     set_up_device(settings.device, threads=settings.cores)
-    return DeviceEncoder(request.load(), device=settings.device, cores=settings.cores)
+    return DeviceEncoder(request.load(), device=settings.device, n_cores=settings.cores)
 
 
 def _encode(device_encoder: DeviceEncoder, job: EncodeJob, link: Link) -> None:
@@ -226,7 +226,7 @@ def _encode(device_encoder: DeviceEncoder, job: EncodeJob, link: Link) -> None:
     device_encoder.check(job)
     feed = _Feed(link)
     clips, audio_seconds, reported = 0, 0.0, time.monotonic()
-    with closing(device_encoder.encode(job, feed, stale=feed.taken)) as events:
+    with closing(device_encoder.events(job, feed, stale=feed.taken)) as events:
         for event in events:
             if isinstance(event, ClipTaken | ShardRead):
                 is_last = isinstance(event, ShardRead)

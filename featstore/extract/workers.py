@@ -68,7 +68,8 @@ class ShardQueue:
 
     >>> from pathlib import Path
     >>> from featstore.extract.shards import Shard
-    >>> queue = ShardQueue(StaleShard(shard=Shard(name=name, path=Path(name)), outputs=(0,)) for name in ("a", "b"))
+    >>> shards = [Shard(name=name, path=Path(name)) for name in ("a", "b")]
+    >>> queue = ShardQueue(StaleShard(shard=shard, generations={0: 0}) for shard in shards)
     >>> queue.ask(7)
     >>> [(worker, assigned.shard.name) for worker, assigned in queue.assign()]
     [(7, 'a')]

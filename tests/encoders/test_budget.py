@@ -7,8 +7,7 @@ import torch
 
 from featstore.encoders import batch_size as budget
 from featstore.encoders.batch_size import find_batch_seconds
-from featstore.encoders.runner import EncoderRun
-from handmade import build
+from handmade import started
 
 RATE = 1000
 
@@ -36,14 +35,6 @@ def four_at_a_time(monkeypatch):
     monkeypatch.setattr(
         budget, "_seconds", lambda run, audio, n_samples: run(audio, n_samples) and 0.01 * -(-len(audio) // 4)
     )
-
-
-def started(module: torch.nn.Module):
-    encoder = build(module)
-    recipe = encoder.recipe(
-        padding="0.25", precision="float32", frame_dtype="float16", resampler="none", format_version=1
-    )
-    return EncoderRun(encoder, recipe, device="cpu", keep_frames=False)
 
 
 @pytest.mark.parametrize("free", [None, 10**12])

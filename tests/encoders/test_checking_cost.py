@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from featstore.encoders.check.length import Step, foresee, why_stop
 from featstore.encoders.check.speed import BatchSpeed, suggest_batch_seconds
-from featstore.encoders.memory import free_bytes, peak_bytes
+from featstore.encoders.memory import peak_bytes
+from featstore.system import free_memory_bytes
 
 GB = 1_000_000_000
 
@@ -81,16 +82,16 @@ def test_peak_memory_is_of_the_work_alone() -> None:
 
 
 def test_memory_that_is_free_is_what_the_machine_and_the_group_of_processes_leave(tmp_path: Path) -> None:
-    assert free_bytes(device="cpu", root=tmp_path) is None
+    assert free_memory_bytes(root=tmp_path) is None
     (tmp_path / "proc").mkdir()
     (tmp_path / "proc/meminfo").write_text("MemTotal:  9000 kB\nMemAvailable:    5000 kB\n")
-    assert free_bytes(device="cpu", root=tmp_path) == 5000 * 1024
+    assert free_memory_bytes(root=tmp_path) == 5000 * 1024
     group = tmp_path / "sys/fs/cgroup"
     group.mkdir(parents=True)
     (group / "memory.max").write_text("max\n")
     (group / "memory.current").write_text("1000\n")
-    assert free_bytes(device="cpu", root=tmp_path) == 5000 * 1024
+    assert free_memory_bytes(root=tmp_path) == 5000 * 1024
     (group / "memory.max").write_text("3000000\n")
     (group / "memory.current").write_text("2500000\n")
     (group / "memory.stat").write_text("anon 5\ninactive_file 100000\nactive_file 7\n")
-    assert free_bytes(device="cpu", root=tmp_path) == 600_000
+    assert free_memory_bytes(root=tmp_path) == 600_000

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from contextlib import nullcontext
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,7 @@ from featstore.encoders import load_encoder
 from featstore.encoders.adapters.waveform import normalised
 from featstore.encoders.devices import move
 from featstore.encoders.encoder import Encoder
-from featstore.encoders.runner import EncoderRun
-from handmade import noise
+from handmade import noise, started
 
 MASKED = {"wav2vec2-layer", "wav2vec2-adapter", "data2vec-audio", "hubert", "wavlm", "wav2vec2-bert"}
 REACHING = {"wav2vec2-adapter", "data2vec-audio"}  # convolutions after the mask, by design
@@ -37,11 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def start(encoder: Encoder, *, padding: str = "0.25") -> EncoderRun:
-    recipe = encoder.recipe(
-        padding=padding, precision="float32", frame_dtype="float32", resampler="none", format_version=1
-    )
-    return EncoderRun(encoder, recipe, device="cpu", keep_frames=True)
+start = partial(started, frame_dtype="float32")
 
 
 def stacked(waves: list[np.ndarray], *, to: int) -> tuple[np.ndarray, np.ndarray]:

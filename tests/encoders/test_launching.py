@@ -15,6 +15,7 @@ from featstore.encoders.encoder import Encoder
 from featstore.encoders.pooling import Output
 from featstore.encoders.runner import EncoderRun, NonFiniteRow
 from featstore.errors import EncoderError
+from handmade import started
 from layered import Layered
 
 
@@ -71,10 +72,7 @@ OUTPUTS = (Output(layer=0), Output(layer=1, pool="std"), Output(layer=1), Output
 
 def launching(module: torch.nn.Module, monkeypatch: pytest.MonkeyPatch, *, padding: str = "0.25") -> EncoderRun:
     encoder = Encoder(module=module.eval(), name="tiny", spec="tiny", identity={}, outputs=OUTPUTS)
-    recipe = encoder.recipe(
-        padding=padding, precision="bfloat16", frame_dtype="float16", resampler="none", format_version=1
-    )
-    run = EncoderRun(encoder, recipe, device="cpu", keep_frames=True)
+    run = started(encoder, padding=padding, precision="bfloat16")
     run._uploads = object()  # type: ignore[assignment]
     monkeypatch.setattr(run, "_upload", torch.from_numpy)
     monkeypatch.setattr(run, "_on_device", torch.from_numpy)

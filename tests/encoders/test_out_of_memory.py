@@ -12,9 +12,8 @@ from featstore.encoders import batch_size as budget
 from featstore.encoders.batch_size import find_batch_seconds
 from featstore.encoders.check.length import Step, _broke
 from featstore.encoders.memory import is_out_of_memory
-from featstore.encoders.runner import EncoderRun
 from featstore.errors import EncoderError
-from handmade import build
+from handmade import started
 
 RATE = 1000
 CUBLAS = "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"
@@ -87,19 +86,11 @@ class Small(torch.nn.Module):
         return audio[:, : audio.shape[1] // 10 * 10].reshape(len(audio), -1, 10)[:, :, :1]
 
 
-def says(text: str) -> Any:
+def says(text: str, kind: type[Exception] = RuntimeError) -> Any:
     def fails() -> None:
-        raise RuntimeError(text)
+        raise kind(text)
 
     return fails
-
-
-def started(module: torch.nn.Module) -> EncoderRun:
-    encoder = build(module)
-    recipe = encoder.recipe(
-        padding="0.25", precision="float32", frame_dtype="float16", resampler="none", format_version=1
-    )
-    return EncoderRun(encoder, recipe, device="cpu", keep_frames=False)
 
 
 def batch(n_windows: int) -> tuple[np.ndarray, np.ndarray]:
@@ -107,7 +98,15 @@ def batch(n_windows: int) -> tuple[np.ndarray, np.ndarray]:
     return audio, np.full(n_windows, 100, np.int64)
 
 
-@pytest.mark.parametrize("fails", [says(CUBLAS), lambda: torch.empty(2**50), lambda: np.empty(2**50)])
+@pytest.mark.parametrize(
+    "fails",
+    [
+        says(CUBLAS),
+        says("CUDA out of memory", torch.OutOfMemoryError),
+        lambda: torch.empty(2**50),
+        lambda: np.empty(2**50),
+    ],
+)
 def test_a_batch_that_does_not_fit_is_halved_anyone_is_reported(fails: Any) -> None:
     module = Small(fails)
     run = started(module)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,8 @@ from hypothesis import strategies as st
 
 from featstore.encoders.encoder import Encoder
 from featstore.encoders.pooling import Output, Pool, pooled
-from featstore.encoders.runner import EncoderRun
 from featstore.errors import EncoderContractError, EncoderError
+from handmade import started
 from layered import Layered
 
 BY_NUMPY = {"mean": np.mean, "max": np.max, "std": np.std}
@@ -23,11 +24,7 @@ def layered(*outputs: Output, module: torch.nn.Module | None = None) -> Encoder:
     return Encoder(module=(module or Layered()).eval(), name="layered", spec="x", identity={}, outputs=outputs)
 
 
-def start(encoder: Encoder, **options: Any) -> EncoderRun:
-    recipe = encoder.recipe(
-        padding="exact", precision="float32", frame_dtype="float32", resampler="none", format_version=1
-    )
-    return EncoderRun(encoder, recipe, device="cpu", keep_frames=True, **options)
+start = partial(started, padding="exact", frame_dtype="float32")
 
 
 def batch(*lengths: int) -> tuple[np.ndarray, np.ndarray]:

@@ -15,12 +15,11 @@ from hypothesis import strategies as st
 
 from featstore.encoders.contract import EncoderOutput
 from featstore.encoders.devices import gpu_multiplies_bfloat16, pick_device, pick_devices, set_up_device
-from featstore.encoders.encoder import Encoder
 from featstore.encoders.pooling import Output
 from featstore.encoders.runner import EncoderRun, NonFiniteRow, real_frames
 from featstore.errors import EncoderError, UsageError
 from featstore.extract import EncoderRequest, open_engine
-from handmade import build
+from handmade import build, started
 
 
 class Ramp(torch.nn.Module):
@@ -33,21 +32,13 @@ class Ramp(torch.nn.Module):
         return frames[None, :, None].expand(len(audio), -1, 2).clone()
 
 
-def start(
-    module: torch.nn.Module, *, padding: str = "0.25", dtype: str = "float16", precision: str = "float32"
-) -> EncoderRun:
-    encoder: Encoder = build(module)
-    recipe = encoder.recipe(padding=padding, precision=precision, frame_dtype=dtype, resampler="none", format_version=1)
-    return EncoderRun(encoder, recipe, device="cpu", keep_frames=True)
-
-
 def batch(*lengths: int, to: int | None = None) -> tuple[np.ndarray, np.ndarray]:
     audio = np.zeros((len(lengths), to or max(lengths)), np.float32)
     return audio, np.array(lengths, np.int64)
 
 
 def test_frames_of_padding_are_trimmed_before_pooling_and_storing() -> None:
-    [encoded] = start(Ramp())(*batch(100, 34, 3))
+    [encoded] = started(Ramp())(*batch(100, 34, 3))
     assert [len(frames) for frames in encoded.frames] == [10, 3, 1]
     np.testing.assert_allclose(encoded.utterance[:, 0], [4.5, 1.0, 0.0])
     assert encoded.frames[0].dtype == np.float16
@@ -55,7 +46,7 @@ def test_frames_of_padding_are_trimmed_before_pooling_and_storing() -> None:
 
 
 def test_under_xares_nothing_is_trimmed() -> None:
-    [encoded] = start(Ramp(), padding="xares")(*batch(100, 34, 3))
+    [encoded] = started(Ramp(), padding="xares")(*batch(100, 34, 3))
     assert [len(frames) for frames in encoded.frames] == [10, 10, 10]
     np.testing.assert_allclose(encoded.utterance[:, 0], 4.5)
 
@@ -66,7 +57,7 @@ def test_an_encoders_own_utterance_vector_is_kept() -> None:
             frames = super().forward(audio)
             return frames, frames[:, 0] + 7
 
-    np.testing.assert_array_equal(start(Own())(*batch(50, 20))[0].utterance, 7.0)
+    np.testing.assert_array_equal(started(Own())(*batch(50, 20))[0].utterance, 7.0)
 
 
 def test_lengths_are_true_sample_counts_and_are_withheld_under_xares() -> None:
@@ -78,8 +69,8 @@ def test_lengths_are_true_sample_counts_and_are_withheld_under_xares() -> None:
             return super().forward(audio)
 
     masks, blind = Sees(), Sees()
-    start(masks)(*batch(50, 20))
-    start(blind, padding="xares")(*batch(50, 20))
+    started(masks)(*batch(50, 20))
+    started(blind, padding="xares")(*batch(50, 20))
     assert masks.seen[-1] == [50, 20]
     assert blind.seen[-1] is None
 
@@ -107,19 +98,19 @@ class Spoils(Ramp):
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_a_row_that_is_no_number_is_named(value: float) -> None:
     with pytest.raises(NonFiniteRow, match="NaN") as caught:
-        start(Spoils(value))(*batch(200, 200, 200))
+        started(Spoils(value))(*batch(200, 200, 200))
     assert caught.value.row == 1
 
 
 def test_a_frame_that_does_not_fit_float16_is_named_with_the_remedy() -> None:
     with pytest.raises(NonFiniteRow, match=r"1e\+06.*float16.*--dtype float32") as caught:
-        start(Spoils(1e6))(*batch(200, 200))
+        started(Spoils(1e6))(*batch(200, 200))
     assert caught.value.row == 1
-    assert start(Spoils(1e6), dtype="float32")(*batch(200, 200))[0].frames[1].max() == 1e6
+    assert started(Spoils(1e6), frame_dtype="float32")(*batch(200, 200))[0].frames[1].max() == 1e6
 
 
 def test_what_stands_in_padding_does_not_matter() -> None:
-    [encoded] = start(Spoils(float("nan")))(*batch(200, 34))
+    [encoded] = started(Spoils(float("nan")))(*batch(200, 34))
     assert np.isfinite(encoded.utterance).all()
 
 
@@ -131,7 +122,7 @@ def test_a_forward_pass_that_fails_on_a_batch_is_one_line() -> None:
             return super().forward(audio)
 
     with pytest.raises(EncoderError, match=r"float32 \(1, 20\).*RuntimeError"):
-        start(Fails())(*batch(20))
+        started(Fails())(*batch(20))
 
 
 class Small(Ramp):
@@ -149,22 +140,6 @@ class Small(Ramp):
         return super().forward(audio)
 
 
-def test_a_batch_that_does_not_fit_is_halved_and_later_ones_are_never_so_large() -> None:
-    module = Small(300)
-    run = start(module)
-    [encoded] = run(*batch(*[100] * 8))
-    np.testing.assert_allclose(encoded.utterance, start(Ramp())(*batch(*[100] * 8))[0].utterance)
-    assert len(encoded.frames) == 8
-    module.sizes.clear()
-    run(*batch(*[100] * 8))
-    assert max(module.sizes) <= 4
-
-
-def test_one_window_that_does_not_fit_is_an_error_with_the_remedy() -> None:
-    with pytest.raises(EncoderError, match=r"\bcpu\b.*\b400\b"):
-        start(Small(300))(*batch(400))
-
-
 def test_products_are_rounded_to_tf32_where_that_is_asked_for_and_nowhere_else() -> None:
     """cuDNN would by itself."""
     for precision, said in (
@@ -172,7 +147,7 @@ def test_products_are_rounded_to_tf32_where_that_is_asked_for_and_nowhere_else()
         ("float32", ("highest", False)),
         ("bfloat16", ("highest", False)),
     ):
-        with start(Ramp(), precision=precision).at_work():
+        with started(Ramp(), precision=precision).at_work():
             assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == said
 
 
@@ -197,7 +172,7 @@ def test_an_encoder_that_asks_for_tf32_by_torchs_newer_names_is_run_as_the_recip
     operations = (torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn)
     before = [each.fp32_precision for each in operations]
     for precision, said in (("float32", ("highest", False, "ieee")), ("tf32", ("high", True, "tf32"))):
-        with start(Ramp(), precision=precision).at_work():
+        with started(Ramp(), precision=precision).at_work():
             assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == said[:2]
             assert {each.fp32_precision for each in operations} == {said[2]}
         assert [each.fp32_precision for each in operations] == before
@@ -205,7 +180,7 @@ def test_an_encoder_that_asks_for_tf32_by_torchs_newer_names_is_run_as_the_recip
 
 def test_what_an_encoder_returns_on_another_device_is_brought_to_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """Encoders that end in ``.cpu()`` are run by X-ARES. Here ``meta``, which mixes with no other, is the GPU."""
-    run = start(Ramp())
+    run = started(Ramp())
     device = torch.device("meta")
     monkeypatch.setattr(run, "_device", device)
     monkeypatch.setattr(run, "_on_device", lambda numbers: torch.from_numpy(numbers).to(device))
@@ -224,7 +199,7 @@ class FailsLater:
 
 
 def test_what_goes_wrong_on_a_device_is_one_line_wherever_it_comes_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    run = start(Ramp())
+    run = started(Ramp())
     monkeypatch.setattr(run, "_device_output", lambda output, layer: FailsLater())
     for encode in (run, run.begin):
         with pytest.raises(EncoderError, match=r"handmade\.forward.*float32 \(2, 50\).*AcceleratorError"):
@@ -276,7 +251,7 @@ def test_a_row_that_is_no_number_is_named_by_its_place_in_the_batch_and_not_in_i
     audio, n_samples = batch(*[100] * 8)
     audio[6] = 1.0
     with pytest.raises(NonFiniteRow, match="NaN") as caught:
-        start(SmallAndSpoils(300))(audio, n_samples)
+        started(SmallAndSpoils(300))(audio, n_samples)
     assert caught.value.row == 6
 
 
@@ -288,7 +263,7 @@ def test_what_float16_cannot_hold_on_its_way_is_reported_with_the_remedy() -> No
 
     loud = np.ones((1, 300), np.float32)
     with pytest.raises(NonFiniteRow, match=r"float16.*65,504.*--precision bfloat16"):
-        start(Overflows(), precision="float16")(loud, np.array([300]))
+        started(Overflows(), precision="float16")(loud, np.array([300]))
 
 
 @pytest.mark.parametrize("asked", ["gpu", "mps", "cuda:99", "meta", ""])

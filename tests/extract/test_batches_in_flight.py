@@ -155,7 +155,7 @@ def test_every_shard_is_committed_once_with_its_windows_in_order_whatever_shares
         patched.setattr(pipeline, "ClipStream", Stream)
         patched.setattr(pipeline, "ShardExtraction", Watched)
         run = pipeline.Pipeline(
-            targets=lambda _: [pipeline.PartTarget(output=0, writer=store, frames_stored=False)],  # type: ignore[arg-type]
+            targets=lambda _: [pipeline.PartTarget(output=0, writer=store, frames_stored=False, generation=0)],  # type: ignore[arg-type]
             encoder=encoder,
             encoder_name="late",
             plan=lambda n: (Window(start=0, stop=n, padded=-(-n // 3) * 3),),

@@ -21,6 +21,7 @@ from featstore.errors import DamagedPart, EncoderChanged
 from featstore.extract import EncoderRequest, ExtractOptions, extract_task, open_engine, plan_tasks
 from featstore.extract.job import DeviceEncoder, plan_recipe
 from featstore.extract.results import Silent
+from featstore.extract.windows import plan_of
 from featstore.store import note_in_encoder_group, recipe_groups
 from featstore.store.verify import verify_store
 from handmade import XARES_ENCODER, build, clip, extract, noise, write_split
@@ -47,7 +48,7 @@ def encoder_file(tmp_path: Path) -> Path:
 
 
 def reading(encoder: Encoder, **options: Any) -> Any:
-    return DeviceEncoder(encoder, device="cpu", cores=2).canary(ExtractOptions(device="cpu", **options))
+    return DeviceEncoder(encoder, device="cpu").canary(ExtractOptions(device="cpu", **options))
 
 
 def canaries(store: Path) -> dict[str, Any]:
@@ -91,7 +92,7 @@ def test_numbers_make_the_round_trip_to_the_last_bit(encoder_file: Path) -> None
     recipe = plan_recipe(encoder, Output(), device="cpu", options=ExtractOptions(padding="exact"))
     wave = reference_signals(16_000)["noise-0.3s"]
     vector = encoder.module(torch.tensor(wave)[None])[0].mean(0).detach().numpy()
-    plan = DeviceEncoder(encoder, device="cpu", cores=1).plan(ExtractOptions(padding="exact"), crop_seconds=None)
+    plan = plan_of(encoder, recipe, crop_seconds=None)
     found = read_canary(encoder, recipe, device="cpu", plan=plan, versions={}).outputs[0]["noise-0.3s"]["utterance"]
     again = np.array(json.loads(json.dumps(found)), np.float32)
     np.testing.assert_allclose(again, vector, rtol=1e-5)
@@ -335,7 +336,12 @@ def test_of_several_tasks_the_first_that_encodes_reads_the_canary_and_has_the_no
     manifests = [task(), *(task(data={"dataset": name}) for name in ("b", "c"))]
     options = ExtractOptions(device="cpu", workers=1, allow_drift=True)
     plans = plan_tasks(
-        manifests, load_encoder("logmel"), data_dir=data, store_url=str(store), options=options, splits=("train",)
+        manifests,
+        DeviceEncoder(load_encoder("logmel"), device="cpu"),
+        data_dir=data,
+        store_url=str(store),
+        options=options,
+        splits=("train",),
     )
     records = [record for plan in plans for of_split in plan.extract(Silent()) for record in of_split]
     assert [(record.shards_done, len(record.notes)) for record in records] == [(0, 0), (1, 1), (1, 0)]

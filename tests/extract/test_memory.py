@@ -77,7 +77,7 @@ def test_parts_that_were_committed_are_let_go(tmp_path: Path) -> None:
     write_split(tmp_path, "train", [clip(f"c{n}", noise(0.05, seed=n)) for n in range(24)], shards=24)
     writer = Writer()
     pipeline = Pipeline(
-        targets=lambda _: [PartTarget(output=0, writer=writer, frames_stored=False)],  # type: ignore[arg-type]
+        targets=lambda _: [PartTarget(output=0, writer=writer, frames_stored=False, generation=0)],  # type: ignore[arg-type]
         encoder=FirstFour(),
         encoder_name="first four",
         plan=lambda n: plan_windows(n, crop_seconds=None, padding=Padding.parse("exact"), sample_rate_hz=16_000),

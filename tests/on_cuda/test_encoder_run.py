@@ -14,7 +14,7 @@ from featstore.encoders.encoder import Encoder
 from featstore.encoders.memory import free_bytes, peak_bytes
 from featstore.encoders.pooling import Output
 from featstore.encoders.runner import EncoderRun, NonFiniteRow
-from handmade import build
+from handmade import started
 from layered import Layered
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device is shown")
@@ -80,10 +80,7 @@ def run_of(
     outputs: tuple[Output, ...] = (Output(),),
 ) -> EncoderRun:
     encoder = Encoder(module=module.eval(), name="tiny", spec="tiny", identity={}, outputs=outputs)
-    recipe = encoder.recipe(
-        padding=padding, precision=precision, frame_dtype="float16", resampler="none", format_version=1
-    )
-    return EncoderRun(encoder, recipe, device=device, keep_frames=True)
+    return started(encoder, device=device, padding=padding, precision=precision)
 
 
 def batch(run: EncoderRun, *, rows: int = 5, samples: int = 2 * RATE, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -204,11 +201,7 @@ def test_what_a_forward_pass_kept_of_the_cpu_is_found_on_the_gpu() -> None:
                 layers=layers,
             )
 
-    encoder = build(Keeps())  # runs a second of noise on the CPU
-    recipe = encoder.recipe(
-        padding="0.25", precision="float32", frame_dtype="float16", resampler="none", format_version=1
-    )
-    run = EncoderRun(encoder, recipe, device="cuda", keep_frames=True)
+    run = started(Keeps(), device="cuda")  # ran a second of noise on the CPU before
     with run.at_work():
         [found] = run.begin(*batch(run, samples=RATE))()
     assert np.isfinite(found.utterance).all()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,20 +12,14 @@ import torch
 from tiny_models import FAMILIES, save, save_with_text
 
 from featstore.encoders import load_encoder
-from featstore.encoders.encoder import Encoder
-from featstore.encoders.runner import EncoderRun
-from handmade import noise
+from handmade import noise, started
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device is shown")
 
 ALLOWED = {"float32": 2e-3, "bfloat16": 0.3}
 
 
-def run_of(encoder: Encoder, *, precision: str, device: str) -> EncoderRun:
-    recipe = encoder.recipe(
-        padding="0.25", precision=precision, frame_dtype="float32", resampler="none", format_version=1
-    )
-    return EncoderRun(encoder, recipe, device=device, keep_frames=True)
+run_of = partial(started, frame_dtype="float32")
 
 
 @pytest.mark.parametrize("precision", sorted(ALLOWED))

@@ -92,7 +92,9 @@ class Counting(Silent):
 
 
 def encode(workers: Mortal, progress: Counting) -> EncodeResult:
-    shards = [StaleShard(shard=Shard(name=f"{n}.tar", path=Path(f"{n}.tar")), outputs=(0,)) for n in range(N_SHARDS)]
+    shards = [
+        StaleShard(shard=Shard(name=f"{n}.tar", path=Path(f"{n}.tar")), generations={0: 0}) for n in range(N_SHARDS)
+    ]
     job: Any = None  # it is passed on unseen
     return WorkersEngine(workers, attempts=2).encode(job, shards, progress=progress)
 
@@ -151,7 +153,7 @@ class Pair:
 
 def test_a_worker_that_dies_while_another_answers_is_started_again_for_the_next_job() -> None:
     workers = Pair()
-    shards = [StaleShard(shard=Shard(name=f"{n}.tar", path=Path(f"{n}.tar")), outputs=(0,)) for n in range(4)]
+    shards = [StaleShard(shard=Shard(name=f"{n}.tar", path=Path(f"{n}.tar")), generations={0: 0}) for n in range(4)]
     job: Any = None
     options: Any = None
     engine = WorkersEngine(workers, attempts=2)

@@ -14,7 +14,7 @@ from featstore.extract.workers import ShardQueue
 
 def shards(n: int) -> list[StaleShard]:
     names = [f"{number:02d}" for number in range(n)]
-    return [StaleShard(shard=Shard(name=name, path=Path(name)), outputs=(0,)) for name in names]
+    return [StaleShard(shard=Shard(name=name, path=Path(name)), generations={0: 0}) for name in names]
 
 
 def assigned(queue: ShardQueue, *asking: int) -> list[tuple[int, str]]:

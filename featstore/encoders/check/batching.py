@@ -17,7 +17,6 @@ __all__ = [
     "check_padding",
     "check_padding_beside_a_longer_clip",
     "check_text",
-    "numeric_limit",
 ]
 
 
@@ -27,11 +26,6 @@ _LIMITS: Mapping[str, float] = {"float32": 1e-3, "tf32": 1e-2, "float16": 1e-2, 
 _FAILS_AT = 10.0
 _SECONDS = (1.0, 4.0)
 _GAINS = (1.0, 0.1, 0.001, 1.8, 0.5, 0.02)
-
-
-def numeric_limit(precision: str) -> float:
-    """Return the relative difference that is attributed to arithmetic in this precision."""
-    return _LIMITS[precision]
 
 
 def check_determinism(bench: Bench) -> Check:
@@ -75,13 +69,8 @@ def check_batch_invariance(bench: Bench, *, noise_floor: float) -> Check:
         Relative difference between two identical runs.
     """
     name = "batch invariance"
-    if noise_floor > numeric_limit(bench.recipe.precision):
-        return Check(
-            name=name,
-            verdict="warning",
-            measured=f"not measurable: two identical runs differ by {noise_floor:.2g} of their size",
-            advice="fix determinism first",
-        )
+    if noise_floor > _LIMITS[bench.recipe.precision]:
+        return _too_noisy(name, noise_floor)
     found: Difference = furthest(_alone_and_batched(bench, seconds) for seconds in _SECONDS)
     verdict = _verdict(found.largest, bench)
     return Check(
@@ -96,6 +85,15 @@ def check_batch_invariance(bench: Bench, *, noise_floor: float) -> Check:
         else "rows of a batch affect each other (BatchNorm on batch statistics, audio scaled by the batch's peak): "
         "compute it for each row by itself",
         figures={"max_relative_difference": found.largest, "min_cosine": found.cosine},
+    )
+
+
+def _too_noisy(name: str, noise_floor: float) -> Check:
+    return Check(
+        name=name,
+        verdict="warning",
+        measured=f"not measurable: two identical runs differ by {noise_floor:.2g} of their size",
+        advice="fix determinism first",
     )
 
 
@@ -122,7 +120,7 @@ def _apart(found: Difference) -> str:
 
 
 def _verdict(relative: float, bench: Bench) -> Verdict:
-    limit = numeric_limit(bench.recipe.precision)
+    limit = _LIMITS[bench.recipe.precision]
     return "ok" if relative <= limit else "warning" if relative <= _FAILS_AT * limit else "failed"
 
 
@@ -155,14 +153,9 @@ def check_padding(bench: Bench, *, noise_floor: float) -> Check:
     if bench.recipe.padding in ("exact", "xares"):
         rule = "windows are not padded" if bench.recipe.padding == "exact" else "as in X-ARES: see the next check"
         return Check(name=name, verdict="ok", measured=f"{rule} (--padding {bench.recipe.padding})")
-    limit = numeric_limit(bench.recipe.precision)
+    limit = _LIMITS[bench.recipe.precision]
     if noise_floor > limit:
-        return Check(
-            name=name,
-            verdict="warning",
-            measured=f"not measurable: two identical runs differ by {noise_floor:.2g} of their size",
-            advice="fix determinism first",
-        )
+        return _too_noisy(name, noise_floor)
     found, unread = _by_length(bench)
     if not found:
         return Check(

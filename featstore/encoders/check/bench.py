@@ -10,10 +10,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from featstore.encoders.canary import Planned, cosine
+from featstore.encoders.canary import cosine
 from featstore.encoders.encoder import Encoder
 from featstore.encoders.runner import EncoderRun
-from featstore.records import Recipe
+from featstore.records import Recipe, Window
 
 __all__ = [
     "Bench",
@@ -145,12 +145,12 @@ class Bench:
     encoder: Encoder
     recipe: Recipe
     device: str
-    plan: Callable[[int], Sequence[Planned]]
+    plan: Callable[[int], Sequence[Window]]
     trimmed: EncoderRun
     untrimmed: EncoderRun
 
     @classmethod
-    def start(cls, encoder: Encoder, *, recipe: Recipe, device: str, plan: Callable[[int], Sequence[Planned]]) -> Bench:
+    def start(cls, encoder: Encoder, *, recipe: Recipe, device: str, plan: Callable[[int], Sequence[Window]]) -> Bench:
         """Move an encoder to its device."""
         wide = replace(recipe, frame_dtype="float32")
         return cls(

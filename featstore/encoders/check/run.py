@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from featstore.encoders.canary import Planned
 from featstore.encoders.check.batching import (
     check_batch_invariance,
     check_determinism,
@@ -27,7 +26,7 @@ from featstore.encoders.check.length import check_long
 from featstore.encoders.check.speed import check_speed
 from featstore.encoders.encoder import Encoder
 from featstore.errors import EncoderError
-from featstore.records import Recipe
+from featstore.records import Recipe, Window
 
 __all__ = ["Budget", "EncoderReport", "check_encoder"]
 
@@ -58,7 +57,7 @@ def check_encoder(
     *,
     recipe: Recipe,
     device: str,
-    plan: Callable[[int], Sequence[Planned]],
+    plan: Callable[[int], Sequence[Window]],
     budget: Budget,
     on_step: Callable[[str], None],
 ) -> tuple[Check, ...]:

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featstore.errors import DataError, UsageError, missing_extra
-from featstore.extract.embedding_files.rows import VECTORS, Columns, EmbeddingFile, Rows, pick, readable
+from featstore.extract.embedding_files.rows import VECTORS, Columns, EmbeddingFile, Rows, pick
+from featstore.extract.table_rows import readable
 
 __all__ = ["SPLIT_COLUMN", "open_dataset", "open_parquet"]
 

@@ -25,8 +25,8 @@ from featstore.extract.embedding_files.rows import (
     frame_counts,
     pick,
     ragged_blocks,
-    readable,
 )
+from featstore.extract.table_rows import readable
 
 __all__ = ["ArrayEmbeddings", "NpyFile", "NpzFile"]
 

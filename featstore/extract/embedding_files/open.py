@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -13,8 +11,9 @@ from typing import Any
 from featstore.errors import DataError, UsageError
 from featstore.extract.embedding_files.arrow_files import open_dataset, open_parquet
 from featstore.extract.embedding_files.numpy_files import NpyFile, NpzFile
-from featstore.extract.embedding_files.rows import Columns, EmbeddingFile, Rows, readable
+from featstore.extract.embedding_files.rows import Columns, EmbeddingFile, Rows
 from featstore.extract.embedding_files.safetensors_file import open_safetensors
+from featstore.extract.table_rows import readable, table_rows
 
 __all__ = ["open_embeddings"]
 
@@ -44,8 +43,7 @@ def open_embeddings(path: str | Path, columns: Columns, *, table: Path | None = 
     with readable(name):
         found = reader(path, columns)
     if table is not None:
-        with readable(table.name):
-            found = _Joined.of(found, table, columns)
+        found = _Joined.of(found, table, columns)
     named = {"key": columns.key, "split": columns.split}
     missing = [(what, each) for what, each in named.items() if each is not None and each not in found.columns]
     missing += [("column", each) for each in columns.kept or () if each not in found.columns]
@@ -88,7 +86,7 @@ class _Joined(EmbeddingFile):
 
     @classmethod
     def of(cls, inner: EmbeddingFile, table: Path, columns: Columns) -> _Joined:
-        first = next(_table_rows(table), None)
+        first = next(table_rows(table, allow_nan=True), None)
         if first is None:
             raise DataError(f"{table.name} has no rows")
         here = tuple(columns.other(first[1]))
@@ -114,7 +112,7 @@ class _Joined(EmbeddingFile):
         )
 
     def rows(self) -> Iterator[Rows]:
-        lines = _table_rows(self.table)
+        lines = table_rows(self.table, allow_nan=True)
         by_key = None if self.key is None else self._by_key(lines)
         first = 0
         for rows in self.inner.rows():
@@ -149,23 +147,3 @@ class _Joined(EmbeddingFile):
                 raise DataError(f"{self.table.name}, line {number}: the key {key!r} occurs twice")
             found[key] = row
         return found
-
-
-def _table_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """Rows of a CSV or JSON lines file, with their line numbers."""
-    with readable(path.name), path.open(encoding="utf-8-sig", newline="") as file:
-        if path.suffix.lower() in (".jsonl", ".ndjson", ".json"):
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    row = json.loads(line)
-                    if not isinstance(row, dict):
-                        raise DataError(f"{path.name}, line {number}: it must be a JSON object")
-                    yield number, row
-            return
-        reader = csv.DictReader(file, strict=True)
-        for row in reader:
-            if None in row or None in row.values():
-                raise DataError(
-                    f"{path.name}, line {reader.line_num}: it has more or fewer columns than the first line"
-                )
-            yield reader.line_num, row

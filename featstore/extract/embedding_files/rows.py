@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import csv
-import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +23,6 @@ __all__ = [
     "frame_counts",
     "pick",
     "ragged_blocks",
-    "readable",
 ]
 
 VECTORS = ("embedding", "embeddings", "vector", "vectors", "utterance", "X")
@@ -126,24 +122,6 @@ class EmbeddingFile(ABC):
         """Yield all rows in blocks, from the start. Raises DataError for a row that has another shape."""
 
 
-_UNREADABLE = (OSError, ValueError, EOFError, zipfile.BadZipFile, csv.Error)
-_LIBRARIES = ("pyarrow", "datasets", "safetensors", "safetensors_rust", "huggingface_hub", "zlib")
-
-
-@contextlib.contextmanager
-def readable(name: str) -> Iterator[None]:
-    """Replace the error of a library that cannot read a file by a DataError of one line."""
-    try:
-        yield
-    except (DataError, UsageError):
-        raise
-    except Exception as error:
-        if not isinstance(error, _UNREADABLE) and type(error).__module__.partition(".")[0] not in _LIBRARIES:
-            raise
-        reason = error.strerror.lower() if isinstance(error, OSError) and error.strerror else str(error)
-        raise DataError(f"{name} cannot be read: {' '.join(reason.split())[:200] or type(error).__name__}") from error
-
-
 def block_rows(row_bytes: int) -> int:
     """Number of rows of a block."""
     return max(1, min(MAX_BLOCK_ROWS, BLOCK_BYTES // max(1, row_bytes)))
@@ -169,7 +147,7 @@ def pick(
     return usually[0] if usually else next(iter(candidates), None)
 
 
-def check_matrix(name: str, array: Any, *, what: str = "embeddings", n_dims: int = 2) -> None:
+def check_matrix(name: str, array: Any, *, what: str = "embeddings") -> None:
     """Raise DataError unless an array or tensor is (n, dim) of floating-point numbers."""
     dtype, shape = array.dtype, tuple(array.shape)
     if getattr(dtype, "hasobject", False):
@@ -179,7 +157,7 @@ def check_matrix(name: str, array: Any, *, what: str = "embeddings", n_dims: int
         )
     if np.dtype(dtype).kind != "f":
         raise DataError(f"{name} is {dtype}: {what} are float16, float32 or float64")
-    if len(shape) != n_dims or shape[-1] < 1:
+    if len(shape) != 2 or shape[-1] < 1:
         raise DataError(f"{name} has shape {shape}: {what} are (n, dim)")
 
 

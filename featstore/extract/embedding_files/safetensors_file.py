@@ -22,8 +22,8 @@ from featstore.extract.embedding_files.rows import (
     frame_counts,
     pick,
     ragged_blocks,
-    readable,
 )
+from featstore.extract.table_rows import readable
 
 __all__ = ["open_safetensors"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import stat
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -15,6 +15,7 @@ from featstore.extract.tar_reader import AUDIO_EXTENSIONS, MAX_MEMBER_BYTES
 
 __all__ = [
     "Clip",
+    "ClipColumns",
     "Content",
     "checked_clips",
     "file_clip",
@@ -109,6 +110,46 @@ def scalar_text(row: Mapping[str, Any], field: str, *, where: str) -> str:
     if value is None or isinstance(value, dict | list) or not str(value).strip():
         raise UsageError(f"{where}: no value in column {field!r}; the columns are {', '.join(map(str, row))}")
     return str(value).strip()
+
+
+SPLIT_COLUMNS = ("split", "fold")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClipColumns:
+    """The columns of keys and of splits, if the user named any.
+
+    Attributes
+    ----------
+    key, splits : str or None
+    split : str or None
+        Split of all clips.
+    """
+
+    key: str | None = None
+    splits: str | None = None
+    split: str | None = None
+
+    def completed(self, rows: Iterable[Mapping[str, Any]], note: str) -> tuple[ClipColumns, tuple[str, ...]]:
+        """Find the column of splits where the user names none: ``split``, else ``fold``, if all rows have it.
+
+        Returns the columns, and `note` with the name of the found column in it.
+        """
+        columns = set(SPLIT_COLUMNS) if self.splits is None and self.split is None else set()
+        for row in rows:
+            if not columns:
+                break
+            columns &= {name for name in columns if row.get(name) not in (None, "")}
+        found = next((name for name in SPLIT_COLUMNS if name in columns), None)
+        return (self, ()) if found is None else (replace(self, splits=found), (note.format(found),))
+
+    def of(self, row: Mapping[str, Any], *, where: str, key: str, split: str | None = None) -> dict[str, Any]:
+        """Return ``key``, ``split`` and ``meta`` of a clip; `key` and `split` are the defaults."""
+        return {
+            "key": key_of(scalar_text(row, self.key, where=where), keep_suffix=True) if self.key else key,
+            "split": scalar_text(row, self.splits, where=where) if self.splits else self.split or split or "all",
+            "meta": {name: value for name, value in row.items() if name != self.splits},
+        }
 
 
 def checked_clips(clips: Iterable[Clip]) -> tuple[Clip, ...]:

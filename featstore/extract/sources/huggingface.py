@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from featstore.errors import DataError, UnusableClip, UsageError, missing_extra
-from featstore.extract.sources.clips import Clip, Content, key_of, read_file, scalar_text
-from featstore.extract.sources.tables import split_column_of
+from featstore.extract.sources.clips import Clip, ClipColumns, Content, key_of, read_file
 from featstore.extract.tar_reader import AUDIO_EXTENSIONS, MAX_MEMBER_BYTES
 from featstore.files import expanded
+from featstore.formatting import one_line
 from featstore.tasks.draft import split_name_in
 
 __all__ = ["plan_hugging_face"]
@@ -41,7 +41,7 @@ class _Rows(Protocol):
 
 
 def plan_hugging_face(
-    named: str, *, audio_field: str | None, key_field: str | None, split_field: str | None, split: str | None
+    named: str, columns: ClipColumns, *, audio_field: str | None
 ) -> tuple[tuple[Clip, ...], tuple[str, ...]]:
     """List the clips of a data set; all columns but the audio become the clip's JSON, a ClassLabel as its name.
 
@@ -49,13 +49,10 @@ def plan_hugging_face(
     ----------
     named : str
         A parquet file, a folder of parquet files, a folder that `save_to_disk` wrote, or a name on the hub.
+    columns : ClipColumns
+        By default keys are split and row, and splits are those of the data set, or of a column ``split`` or ``fold``.
     audio_field : str, optional
         Column of the audio. Default: the column of type Audio, or of ``{bytes, path}``.
-    key_field, split_field : str, optional
-        Columns of keys (default: split and row) and of splits (default: those of the data set, or a column ``split``
-        or ``fold``).
-    split : str, optional
-        Split of all clips.
 
     Returns
     -------
@@ -71,7 +68,7 @@ def plan_hugging_face(
     parts = _opened(named)
     notes: list[str] = []
     names = list(dict.fromkeys(name for name, _ in parts if name))
-    if len(names) > 1 and split is None and split_field is None:
+    if len(names) > 1 and columns.split is None and columns.splits is None:
         notes.append(f"splits: those of the data set, {', '.join(names)}")
     planned: list[tuple[str | None, _Rows, int, str, dict[str, Any]]] = []
     for own_split, rows in parts:
@@ -85,27 +82,24 @@ def plan_hugging_face(
                 meta = {name: _plain(row[name], rows.features[name]) for name in others}
                 planned.append((own_split, rows, number, column, meta))
         except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors
-            raise DataError(f"{rows.name} cannot be read: {_one_line(error)}") from error
+            raise DataError(f"{rows.name} cannot be read: {one_line(error, most=200)}") from error
     if not planned:
         raise UsageError(f"{named} has no rows")
-    if split is None and split_field is None and len(names) < 2:
-        split_field = split_column_of(meta for *_, meta in planned)
-        notes += [] if split_field is None else [f"splits: from the column {split_field!r}"]
+    if len(names) < 2:
+        columns, of_splits = columns.completed((meta for *_, meta in planned), "splits: from the column {!r}")
+        notes += of_splits
     counts: dict[str, int] = {}
     clips = []
     for own_split, rows, number, column, meta in planned:
         where = f"{rows.name}, row {number}"
-        of_clip = scalar_text(meta, split_field, where=where) if split_field else split or own_split or "all"
-        prefix = own_split or of_clip
+        fields = columns.of(meta, where=where, key="", split=own_split)
+        prefix = own_split or fields["split"]
         counts[prefix] = counts.get(prefix, -1) + 1
+        fields["key"] = fields["key"] or f"{key_of(prefix, keep_suffix=True)}_{counts[prefix]:07d}"
         clips.append(
             Clip(
-                key=key_of(scalar_text(meta, key_field, where=where), keep_suffix=True)
-                if key_field
-                else f"{key_of(prefix, keep_suffix=True)}_{counts[prefix]:07d}",
+                **fields,
                 name=where,
-                split=of_clip,
-                meta={name: value for name, value in meta.items() if name != split_field},
                 read=partial(_audio, rows, number, column),
                 files=rows.files,
                 place=(number, column),
@@ -139,7 +133,7 @@ def _opened(named: str) -> list[tuple[str | None, _Rows]]:
     except (UsageError, DataError):
         raise
     except Exception as error:
-        raise DataError(f"{named} cannot be read as a data set: {type(error).__name__}: {_one_line(error)}") from error
+        raise DataError(f"{named} cannot be read as a data set: {one_line(error, most=200, typed=True)}") from error
 
 
 def _splits_of(found: Any, named: str) -> list[tuple[str | None, _Rows]]:
@@ -252,7 +246,7 @@ def _audio(rows: _Rows, row: int, column: str) -> Content:
     try:
         value = rows.value(row, column)
     except ValueError as error:
-        raise UnusableClip(f"its row cannot be read: {_one_line(error)}") from error
+        raise UnusableClip(f"its row cannot be read: {one_line(error, most=200)}") from error
     data, path = (value.get("bytes"), value.get("path")) if isinstance(value, Mapping) else (value, None)
     if isinstance(data, str):
         data, path = None, data
@@ -324,7 +318,3 @@ def _plain(value: Any, feature: Any) -> Any:  # noqa: PLR0911 - a case for each 
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return value if isinstance(value, str | int | bool) else str(value)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from featstore.errors import DataError, UsageError
 from featstore.extract.segments import read_segment, span_from_end
-from featstore.extract.sources.clips import Clip, file_clip, is_audio, key_of, scalar_text, unusable
-from featstore.extract.sources.tables import split_column_of
+from featstore.extract.sources.clips import Clip, ClipColumns, file_clip, is_audio, key_of, unusable
+from featstore.extract.table_rows import readable
 
 __all__ = ["plan_kaldi"]
 
@@ -18,7 +18,7 @@ SPEAKER = "speaker"
 
 
 def plan_kaldi(
-    folder: Path, *, audio_dir: Path | None, key_field: str | None, split_field: str | None, split: str | None
+    folder: Path, columns: ClipColumns, *, audio_dir: Path | None
 ) -> tuple[tuple[Clip, ...], tuple[str, ...]]:
     """List the utterances of a data folder in the order of ``segments``, or of ``wav.scp``.
 
@@ -62,28 +62,20 @@ def plan_kaldi(
         found.append((utterance, recordings.get(recording), times, meta))
     if not found:
         raise UsageError(f"{folder}/{'wav.scp' if segments is None else 'segments'} has no utterances")
-    notes: tuple[str, ...] = ()
-    if split_field is None and split is None:
-        split_field = split_column_of(meta for *_, meta in found)
-        notes = () if split_field is None else (f"splits: from utt2{split_field}",)
+    columns, notes = columns.completed((meta for *_, meta in found), "splits: from utt2{}")
     clips = []
     for utterance, named, times, meta in found:
         where = f"utterance {utterance}"
-        of_clip = scalar_text(meta, split_field, where=where) if split_field else split or "all"
-        key = key_of(scalar_text(meta, key_field, where=where) if key_field else utterance, keep_suffix=True)
-        kept = {name: value for name, value in meta.items() if name != split_field}
-        problem = _problem(named)
+        clip = {"name": where, **columns.of(meta, where=where, key=key_of(utterance, keep_suffix=True))}
         path = start / (named or "")
-        if problem:
-            clips.append(Clip(key=key, name=where, split=of_clip, meta=kept, read=unusable(problem), place=(named,)))
+        if problem := _problem(named):
+            clips.append(Clip(**clip, read=unusable(problem), place=(named,)))
         elif times is None:
-            clips.append(file_clip(path, key=key, split=of_clip, meta=kept, name=where))
+            clips.append(file_clip(path, **clip))
         else:
             first, end = times
             read = partial(read_segment, path, span_from_end(first, None if end < 0 else end))
-            clips.append(
-                Clip(key=key, name=where, split=of_clip, meta=kept, read=read, files=(path,), place=(first, end))
-            )
+            clips.append(Clip(**clip, read=read, files=(path,), place=(first, end)))
     return tuple(clips), notes
 
 
@@ -130,9 +122,6 @@ def _segments(path: Path) -> Iterator[tuple[str, str, tuple[float, float] | None
 
 def _lines(path: Path) -> list[tuple[int, str]]:
     """The lines that are not empty, with their numbers."""
-    try:
+    with readable(str(path)):
         lines = path.read_text(encoding="utf-8").split("\n")
-        return [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror.lower() if isinstance(error, OSError) and error.strerror else error
-        raise DataError(f"{path} cannot be read: {reason}") from error
+    return [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]

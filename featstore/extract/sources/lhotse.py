@@ -8,7 +8,6 @@ that are no files) are listed as skipped when packed.
 from __future__ import annotations
 
 import gzip
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,8 +16,8 @@ from typing import Any
 
 from featstore.errors import DataError, UnusableClip, UsageError
 from featstore.extract.segments import read_segment, span_from_duration
-from featstore.extract.sources.clips import Clip, file_clip, is_audio, key_of, scalar_text, unusable
-from featstore.extract.sources.tables import json_rows, split_column_of
+from featstore.extract.sources.clips import Clip, ClipColumns, file_clip, is_audio, key_of, unusable
+from featstore.extract.table_rows import json_rows, readable
 
 __all__ = ["plan_lhotse"]
 
@@ -39,7 +38,7 @@ class _Cut:
 
 
 def plan_lhotse(
-    paths: Sequence[Path], *, audio_dir: Path | None, key_field: str | None, split_field: str | None, split: str | None
+    paths: Sequence[Path], columns: ClipColumns, *, audio_dir: Path | None
 ) -> tuple[tuple[Clip, ...], tuple[str, ...]]:
     """List the cuts of a CutSet, or the supervisions of recordings, or else the recordings.
 
@@ -59,19 +58,11 @@ def plan_lhotse(
     cuts = list(_cuts(paths))
     if not cuts:
         raise UsageError(f"{', '.join(map(str, paths))} has no cuts: --lhotse takes a CutSet, or recordings")
-    notes: tuple[str, ...] = ()
-    if split_field is None and split is None:
-        split_field = split_column_of(cut.meta for cut in cuts)
-        notes = () if split_field is None else (f"splits: from the field {split_field!r}",)
+    columns, notes = columns.completed((cut.meta for cut in cuts), "splits: from the field {!r}")
     clips = []
     for cut in cuts:
         where = f"cut {cut.name}"
-        clip: dict[str, Any] = {
-            "name": where,
-            "key": key_of(scalar_text(cut.meta, key_field, where=where) if key_field else cut.name, keep_suffix=True),
-            "split": scalar_text(cut.meta, split_field, where=where) if split_field else split or "all",
-            "meta": {name: value for name, value in cut.meta.items() if name != split_field},
-        }
+        clip = {"name": where, **columns.of(cut.meta, where=where, key=key_of(cut.name, keep_suffix=True))}
         try:
             if cut.problem:
                 raise UnusableClip(cut.problem)
@@ -231,9 +222,8 @@ def _is_complete(cut: _Cut) -> bool:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    try:
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
-            yield from json_rows(file, path)
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        reason = error.strerror.lower() if isinstance(error, OSError) and error.strerror else error
-        raise DataError(f"{path} cannot be read: {reason}") from error
+    with (
+        readable(str(path)),
+        gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file,
+    ):
+        yield from json_rows(file, path)

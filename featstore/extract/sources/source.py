@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from featstore.errors import UsageError
-from featstore.extract.sources.clips import Clip, checked_clips
+from featstore.extract.sources.clips import Clip, ClipColumns, checked_clips
 from featstore.extract.sources.tables import plan_folder, plan_table
 from featstore.files import expanded
 from featstore.formatting import counted
@@ -96,9 +96,7 @@ class Source:
     group: str | None = None
 
     def __post_init__(self) -> None:
-        doors = [
-            name for name in ("csv", "jsonl", "hf", "lhotse", "kaldi") if getattr(self, name) not in (None, (), [])
-        ]
+        doors = self.table_options
         if len(doors) > 1:
             raise UsageError(f"{' and '.join(f'--{name}' for name in doors)} exclude each other")
         if not doors and self.audio is None:
@@ -112,6 +110,11 @@ class Source:
             raise UsageError("--split-by and --folds draw splits: omit --split-column and --split")
         if self.folds is not None and self.folds < 2:
             raise UsageError(f"folds must be 2 or more: got {self.folds}")
+
+    @property
+    def table_options(self) -> list[str]:
+        """Names of the options that list clips; at most one. Without them, `audio` is a folder with labels."""
+        return [name for name in ("csv", "jsonl", "hf", "lhotse", "kaldi") if getattr(self, name) not in (None, (), [])]
 
     @property
     def name(self) -> str:
@@ -151,7 +154,7 @@ def plan_source(source: Source) -> Plan:
         A table or manifest cannot be read.
     """
     clips, notes = _listed(source)
-    label_field = "label" if _is_folder(source) else source.label
+    label_field = source.label if source.table_options else "label"
     label = find_label(
         [clip.meta for clip in clips],
         label_field,
@@ -171,30 +174,26 @@ def plan_source(source: Source) -> Plan:
     return Plan(clips=clips, label=label, group=group, notes=notes)
 
 
-def _is_folder(source: Source) -> bool:
-    return source.csv is None and source.jsonl is None and source.hf is None and not source.lhotse and not source.kaldi
-
-
 def _listed(source: Source) -> tuple[tuple[Clip, ...], tuple[str, ...]]:
     audio_dir = None if source.audio is None else Path(source.audio)
     if audio_dir is not None and not audio_dir.is_dir():
         raise UsageError(f"there is no folder {audio_dir}")
-    columns = {"key_field": source.key, "split_field": source.split_column, "split": source.split}
+    columns = ClipColumns(key=source.key, splits=source.split_column, split=source.split)
     if source.hf is not None:
         from featstore.extract.sources.huggingface import plan_hugging_face
 
-        return plan_hugging_face(os.fspath(source.hf), audio_field=source.path, **columns)
+        return plan_hugging_face(os.fspath(source.hf), columns, audio_field=source.path)
     if source.kaldi is not None:
         from featstore.extract.sources.kaldi import plan_kaldi
 
-        return plan_kaldi(Path(source.kaldi), audio_dir=audio_dir, **columns)
+        return plan_kaldi(Path(source.kaldi), columns, audio_dir=audio_dir)
     if source.lhotse:
         from featstore.extract.sources.lhotse import plan_lhotse
 
-        return plan_lhotse(source.lhotse_files, audio_dir=audio_dir, **columns)
+        return plan_lhotse(source.lhotse_files, columns, audio_dir=audio_dir)
     table = source.csv or source.jsonl
     if table is not None:
-        return plan_table(Path(table), audio_dir=audio_dir, path_field=source.path or "path", **columns)
+        return plan_table(Path(table), columns, audio_dir=audio_dir, path_field=source.path or "path")
     return plan_folder(audio_dir or Path(), split=source.split)
 
 

@@ -2,31 +2,16 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
-from featstore.errors import DataError, UsageError
-from featstore.extract.sources.clips import Clip, file_clip, is_audio, key_of, scalar_text
+from featstore.errors import UsageError
+from featstore.extract.sources.clips import Clip, ClipColumns, file_clip, is_audio, key_of, scalar_text
+from featstore.extract.table_rows import table_rows
 from featstore.extract.tar_reader import AUDIO_EXTENSIONS
 from featstore.tasks.draft import is_split_name
 
-__all__ = ["json_rows", "plan_folder", "plan_table", "split_column_of"]
-
-SPLIT_COLUMNS = ("split", "fold")
-
-
-def split_column_of(rows: Iterable[Mapping[str, Any]]) -> str | None:
-    """The column that names the splits, where the user names none: ``split``, else ``fold``, if all rows have it."""
-    columns: set[str] = set(SPLIT_COLUMNS)
-    for row in rows:
-        columns &= {name for name in columns if row.get(name) not in (None, "")}
-        if not columns:
-            return None
-    return next((name for name in SPLIT_COLUMNS if name in columns), None)
+__all__ = ["plan_folder", "plan_table"]
 
 
 def plan_folder(audio_dir: Path, *, split: str | None) -> tuple[tuple[Clip, ...], tuple[str, ...]]:
@@ -70,13 +55,7 @@ def plan_folder(audio_dir: Path, *, split: str | None) -> tuple[tuple[Clip, ...]
 
 
 def plan_table(
-    path: Path,
-    *,
-    audio_dir: Path | None,
-    path_field: str,
-    key_field: str | None,
-    split_field: str | None,
-    split: str | None,
+    path: Path, columns: ClipColumns, *, audio_dir: Path | None, path_field: str
 ) -> tuple[tuple[Clip, ...], tuple[str, ...]]:
     """List the clips of a table in order; all columns but those of the path and the split become the clip's JSON.
 
@@ -93,13 +72,10 @@ def plan_table(
     DataError
         The table cannot be read.
     """
-    rows = list(_rows(path))
+    rows = list(table_rows(path))
     if not rows:
         raise UsageError(f"{path} has no rows")
-    notes: tuple[str, ...] = ()
-    if split_field is None and split is None:
-        split_field = split_column_of(row for _, row in rows)
-        notes = () if split_field is None else (f"splits: from the column {split_field!r}",)
+    columns, notes = columns.completed((row for _, row in rows), "splits: from the column {!r}")
     clips = []
     for number, row in rows:
         where = f"{path}, line {number}"
@@ -111,15 +87,9 @@ def plan_table(
             raise UsageError(
                 f"{where}: {named} is not an audio file: it must end in one of {', '.join(AUDIO_EXTENSIONS)}"
             )
-        reason = scalar_text(row, key_field, where=where) if key_field else relative
-        clips.append(
-            file_clip(
-                file,
-                key=key_of(reason, keep_suffix=bool(key_field)),
-                split=scalar_text(row, split_field, where=where) if split_field else split or "all",
-                meta={name: value for name, value in row.items() if name not in (path_field, split_field)},
-            )
-        )
+        fields = columns.of(row, where=where, key=key_of(relative))
+        fields["meta"].pop(path_field, None)
+        clips.append(file_clip(file, **fields))
     return tuple(clips), notes
 
 
@@ -133,39 +103,3 @@ def _located(text: str, *, audio_dir: Path | None, table: Path, where: str) -> t
     if audio_dir is not None and ".." in path.parts:
         raise UsageError(f"{where}: {text!r} must be a path inside the audio folder, or an absolute path")
     return folder / path, path.as_posix()
-
-
-def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """Rows of a table, with their line numbers."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            if path.suffix.lower() in (".jsonl", ".ndjson", ".json"):
-                yield from json_rows(file, path)
-                return
-            reader = csv.DictReader(file, strict=True)
-            for row in reader:
-                if None in row or None in row.values():
-                    raise DataError(f"{path}, line {reader.line_num}: it has more or fewer columns than the first line")
-                yield reader.line_num, row
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        reason = error.strerror.lower() if isinstance(error, OSError) and error.strerror else error
-        raise DataError(f"{path} cannot be read: {reason}") from error
-
-
-def json_rows(lines: Iterable[str], path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """The objects of JSON lines, with their line numbers. Raises DataError, which names the line."""
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line, parse_constant=_no_constant)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{path}, line {number}: it is not valid JSON ({error})") from error
-        if not isinstance(row, dict):
-            raise DataError(f"{path}, line {number}: it must be a JSON object")
-        yield number, row
-
-
-def _no_constant(text: str) -> None:
-    """Reject NaN and Infinity, which Python parses but JSON does not allow."""
-    raise ValueError(f"{text} is not a JSON number")

@@ -17,14 +17,13 @@ from featstore.extract.audio import prepare
 from featstore.extract.job import DeviceEncoder, EncodeJob, EncoderCard, OutputCard, new_batcher
 from featstore.extract.options import ExtractOptions, ExtractSettings
 from featstore.extract.single_file import encode_clips
-from featstore.extract.windows import Padding
+from featstore.extract.windows import Padding, plan_of
 from featstore.formatting import one_line
 from featstore.integrations.mteb.calls import Call, Clip, group_name
 from featstore.integrations.mteb.identity import identity_of, precision_of
 from featstore.integrations.mteb.recipe_cache import Encoded, Encoding, versions
 from featstore.records import Recipe, canonical_json
 from featstore.store import FORMAT_VERSION, read_encoder_groups, recipe_groups
-from featstore.system import cores
 
 if TYPE_CHECKING:
     from mteb.models import ModelMeta
@@ -105,8 +104,8 @@ class FeatstoreModel:
         self.similarity: Callable[[Any, Any], Any] = cos_sim
         self.similarity_pairwise: Callable[[Any, Any], Any] = pairwise_cos_sim
         self._encoder = encoder
-        self._device_encoder = DeviceEncoder(encoder, device=pick_device(options.device), cores=cores())
-        self.card = self._device_encoder.card(options)
+        self._device_encoder = DeviceEncoder(encoder, device=pick_device(options.device))
+        self.card = self._device_encoder.describe(options)
         recipe = self.card.outputs[0].recipe
         about = {
             "name": f"featstore/{recipe.encoder}",
@@ -161,7 +160,7 @@ class FeatstoreModel:
             encode_clips(
                 [samples for samples in prepared if not isinstance(samples, UnusableClip)],
                 run=run,
-                plan=self._device_encoder.plan(self.options, crop_seconds=None),
+                plan=plan_of(self._encoder, job.outputs[0].recipe, crop_seconds=None),
                 batcher=new_batcher(
                     Padding.parse(self.options.padding),
                     budget_samples=round(self._device_encoder.batch_seconds(run, job) * rate_hz),
