@@ -159,7 +159,7 @@ class CaptionQueries:
 
 def queries_of(pool: Pool, captions: ClipCaptions, clips: NDArray[np.int64], *, protocol: Protocol) -> CaptionQueries:
     """Queries and documents of some clips, in both directions."""
-    windows = np.flatnonzero(np.isin(pool.clip, clips))
+    windows = pool.windows_of(clips)
     clip = pool.clip[windows]
     by_window = protocol == "xares"
     starts = np.arange(len(windows)) if by_window else np.flatnonzero(np.diff(clip, prepend=-1))

@@ -6,36 +6,29 @@ import importlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
-from typing import Protocol as Interface
 
 import numpy as np
 from numpy.typing import NDArray
 
 from featstore.errors import DataError
 from featstore.evaluation.duplicates import shared_embeddings
-from featstore.evaluation.leakage import Sides, shared_names
+from featstore.evaluation.leakage import shared_names
 from featstore.evaluation.pool import Windows
 from featstore.evaluation.warnings import ScoreWarning, warnings_of_details
 from featstore.metrics import Interval, Metric, Spread, TestSet, Units, find_metric, interval_of, jackknife, plan_units
 from featstore.metrics.ranking import chance_corrected
-from featstore.records import PROTOCOL_VERSION, Protocol, ScoreRecord, SkippedClip, Track, sha256_of
+from featstore.records import PROTOCOL_VERSION, ScoreRecord, Track, sha256_of
 
 if TYPE_CHECKING:
-    from featstore.evaluation.data import Samples, Targets
-    from featstore.tasks import Manifest
-    from featstore.tasks.splits import Round
+    from featstore.evaluation.data import PlannedTask, Samples, TaskWindows
 
 __all__ = [
-    "Origin",
     "Outcome",
-    "RecordedTask",
-    "ScoredTask",
     "Stopwatch",
     "TaskScore",
-    "WindowsTask",
     "details_by_round",
     "score_outcomes",
     "score_record",
@@ -61,42 +54,6 @@ MAX_CONFUSION_CLASSES = 60
 MAX_CONFUSED_PAIRS = 100
 MAX_SKIPPED_NAMED = 100
 DISTRIBUTIONS = {"sklearn": "scikit-learn"}
-
-
-class Origin(Sides, Interface):
-    """Source of scored embeddings: `featstore.evaluation.pool.Windows`, or a task."""
-
-    @property
-    def skipped(self) -> tuple[SkippedClip, ...]:
-        """Clips that are not in the store."""
-
-    @property
-    def groups(self) -> tuple[str, ...] | None:
-        """Group of each clip, if the manifest names a field for it."""
-
-
-class RecordedTask(Origin, Interface):
-    """Task of a score record, such as `featstore.evaluation.TaskData`."""
-
-    @property
-    def manifest(self) -> Manifest:
-        """Manifest of the task."""
-
-    @property
-    def protocol(self) -> Protocol:
-        """Protocol of the score."""
-
-    @property
-    def rounds(self) -> tuple[Round, ...]:
-        """Rounds, in the order of their outcomes."""
-
-
-class ScoredTask(RecordedTask, Interface):
-    """Task with targets by clip, against which predictions are scored."""
-
-    @property
-    def targets(self) -> Targets:
-        """Targets by clip."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,21 +103,6 @@ class TaskScore:
     libraries: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WindowsTask(Windows):
-    """Windows, and the task, protocol and rounds that a record names."""
-
-    manifest: Manifest
-    protocol: Protocol
-    rounds: tuple[Round, ...]
-
-    @classmethod
-    def of(cls, windows: Windows, manifest: Manifest, rounds: tuple[Round, ...], *, protocol: Protocol) -> WindowsTask:
-        """The task of some windows."""
-        known = {field.name: getattr(windows, field.name) for field in fields(Windows)}
-        return cls(**known, manifest=manifest, protocol=protocol, rounds=rounds)
-
-
 def details_by_round(details: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Details of the rounds, by name of the round: unchanged for a single one, else each entry by round."""
     if len(details) == 1:
@@ -169,7 +111,7 @@ def details_by_round(details: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]
     return {name: {number: each[name] for number, each in details.items()} for name in names}
 
 
-def score_outcomes(task: ScoredTask, outcomes: Sequence[Outcome], *, metric: Metric | None = None) -> TaskScore:
+def score_outcomes(task: TaskWindows, outcomes: Sequence[Outcome], *, metric: Metric | None = None) -> TaskScore:
     """Score the predictions of ``task.rounds``, in their order, by `metric` or else by the task's metric.
 
     Raises
@@ -267,14 +209,14 @@ def _right_seeds(test_set: TestSet, clips: Sequence[int]) -> str:
     return "".join(str(by_clip[clip]) for clip in clips)
 
 
-def _origin_details(origin: Origin) -> dict[str, Any]:
+def _origin_details(windows: Windows) -> dict[str, Any]:
     """Return the recipe of the embeddings, and up to 100 of the clips that are not in the store."""
-    named = [[clip.shard, clip.key, clip.reason] for clip in origin.skipped[:MAX_SKIPPED_NAMED]]
-    return {"recipe": origin.recipe.as_json(), "left_out": named}
+    named = [[clip.shard, clip.key, clip.reason] for clip in windows.skipped[:MAX_SKIPPED_NAMED]]
+    return {"recipe": windows.recipe.as_json(), "left_out": named}
 
 
 def score_record(
-    task: RecordedTask,
+    task: PlannedTask,
     scores: TaskScore,
     *,
     track: Track,
@@ -368,7 +310,7 @@ def _version(module: str) -> str:
     return metadata.version(module) if own is None else str(own)
 
 
-def _by_class(task: ScoredTask, metric: Metric, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+def _by_class(task: TaskWindows, metric: Metric, outcomes: Sequence[Outcome]) -> dict[str, Any]:
     """Compute scores per class; null for a class that has no test clip.
 
     With several rounds it is the mean, weighted by the test clips of the class. For accuracy that is the share of all
@@ -402,7 +344,7 @@ def _by_class(task: ScoredTask, metric: Metric, outcomes: Sequence[Outcome]) -> 
     return found
 
 
-def _support_of(task: ScoredTask, outcome: Outcome) -> NDArray[np.int64]:
+def _support_of(task: TaskWindows, outcome: Outcome) -> NDArray[np.int64]:
     """Count a round's test clips of each class."""
     n_classes = len(task.targets.classes)
     values = task.targets.values[np.unique(outcome.samples.clip)]

@@ -18,9 +18,10 @@ from torch.nn import functional
 
 from featstore.errors import DataError, UsageError
 from featstore.evaluation import Stopwatch
+from featstore.evaluation.data import plan_task
 from featstore.metrics.word_error_rate import InverseErrorRate, count_edits, require_jiwer
 from featstore.probe.layer_mix import learned_weights
-from featstore.probe.scoring import RoundResult, plan, verdict
+from featstore.probe.scoring import RoundResult, verdict
 from featstore.probe.speech import Sequences, compare_texts, length_batches, open_sequences
 from featstore.probe.text import load_language_model, normalised
 from featstore.probe.training import Fitted, Score, initialised, over_seeds, train
@@ -202,7 +203,7 @@ def score_asr(
     watch = Stopwatch()
     with watch("read"):
         sequences = open_sequences(store, manifest, encoder=encoder, protocol=protocol, every_layer=head == "layer-mix")
-        rounds = plan(manifest, sequences.windows, protocol=protocol)
+        rounds = plan_task(manifest, sequences.windows, protocol=protocol)
         language_model = load_language_model(manifest.probe.language_model, device=default_device())
         transcripts = _transcripts(manifest, sequences, language_model, protocol=protocol)
     tested = []
@@ -274,9 +275,9 @@ def _transcripts(
     ]
     if long:
         raise DataError(
-            f"task {manifest.name}: clip {sequences.windows.ids[long[0]]} and {len(long) - 1} more are too long for "
-            f"{language_model.name}, which has {most} positions: the first has {sequences.n_frames[long[0]]} frames "
-            f"and {len(tokens[long[0]])} tokens"
+            f"task {manifest.name}: clip {sequences.windows.clip_id[long[0]]} and {len(long) - 1} more are too long "
+            f"for {language_model.name}, which has {most} positions: the first has {sequences.n_frames[long[0]]} "
+            f"frames and {len(tokens[long[0]])} tokens"
         )
     return _Transcripts(
         sequences=sequences, language_model=language_model, texts=texts, tokens=tokens, protocol=protocol

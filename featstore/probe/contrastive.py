@@ -24,9 +24,10 @@ from numpy.typing import NDArray
 from featstore.errors import UsageError
 from featstore.evaluation import Stopwatch
 from featstore.evaluation.captions import CaptionQueries, ClipCaptions, Ranks, queries_of, read_captions
+from featstore.evaluation.data import plan_task
 from featstore.evaluation.pool import Pool, read_pool
 from featstore.metrics.retrieval import RecallAt
-from featstore.probe.scoring import RoundResult, plan, verdict
+from featstore.probe.scoring import RoundResult, verdict
 from featstore.probe.text import words
 from featstore.records import Protocol, ScoreRecord
 from featstore.tasks.splits import Round
@@ -70,7 +71,7 @@ def score_contrastive(
     with watch("read"):
         pool = read_pool(store, manifest, encoder=encoder)
         texts = _read_texts(manifest, pool)
-        rounds = plan(manifest, pool, protocol=protocol)
+        rounds = plan_task(manifest, pool, protocol=protocol)
     from featstore.probe.training import over_seeds
 
     tested = []
@@ -127,15 +128,11 @@ class _RoundData:
     captions: Captions
     protocol: Protocol
 
-    def windows_of(self, clips: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Rows of the pool that belong to some clips."""
-        return np.flatnonzero(np.isin(self.pool.clip, clips))
-
     def pairs(self, clips: NDArray[np.int64]) -> Pairs:
         """All pairs of a window of some clips and a caption of its clip."""
         from featstore.probe.contrastive_model import Pairs
 
-        windows = self.windows_of(clips)
+        windows = self.pool.windows_of(clips)
         captions = [self.texts.of(clip) for clip in self.pool.clip[windows].tolist()]
         window = np.repeat(windows, [len(each) for each in captions])
         return Pairs(window=window, caption=np.concatenate(captions), clip=self.pool.clip[window])

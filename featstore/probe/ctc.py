@@ -16,9 +16,10 @@ from torch.nn import functional
 
 from featstore.errors import DataError
 from featstore.evaluation import Stopwatch
+from featstore.evaluation.data import plan_task
 from featstore.metrics.word_error_rate import InverseErrorRate, count_edits, require_jiwer
 from featstore.probe.layer_mix import learned_weights
-from featstore.probe.scoring import RoundResult, plan, verdict
+from featstore.probe.scoring import RoundResult, verdict
 from featstore.probe.speech import Sequences, compare_texts, length_batches, open_sequences
 from featstore.probe.text import BLANK, Alphabet, normalised
 from featstore.probe.training import Fitted, Score, initialised, over_seeds, train
@@ -105,7 +106,7 @@ def score_ctc(
     with watch("read"):
         sequences = open_sequences(store, manifest, encoder=encoder, protocol=protocol, every_layer=head == "layer-mix")
         texts = tuple(map(normalised, sequences.transcripts))
-        rounds = plan(manifest, sequences.windows, protocol=protocol)
+        rounds = plan_task(manifest, sequences.windows, protocol=protocol)
     tested = []
     for number, each in enumerate(rounds):
         with watch("train"):

@@ -65,8 +65,8 @@ class Sequences:
         frames = np.concatenate([self.reader[window] for window in windows], dtype=np.float32)
         if not np.isfinite(frames).all():
             raise DataError(
-                f"clip {self.windows.ids[clip]} has frames with non-finite values: run `featstore verify --repair` to "
-                "drop damaged parts, then extract again"
+                f"clip {self.windows.clip_id[clip]} has frames with non-finite values: run `featstore verify "
+                "--repair` to drop damaged parts, then extract again"
             )
         return frames
 
@@ -112,7 +112,7 @@ def open_sequences(
     return Sequences(
         windows=windows,
         reader=reader,
-        n_frames=np.bincount(windows.clip, weights=reader.lengths, minlength=len(windows.ids)).astype(np.int64),
+        n_frames=np.bincount(windows.clip, weights=reader.lengths, minlength=len(windows.clip_id)).astype(np.int64),
         transcripts=tuple(labels.transcripts(manifest, windows.keys, windows.metas)),
         family=family,
     )

@@ -13,8 +13,9 @@ import numpy as np
 
 from featstore.evaluation import Stopwatch, score_record
 from featstore.evaluation.captions import for_test_clips, queries_of, read_captions
+from featstore.evaluation.data import PlannedTask
 from featstore.evaluation.pool import read_pool
-from featstore.evaluation.scores import WindowsTask, details_by_round, score_test_sets
+from featstore.evaluation.scores import details_by_round, score_test_sets
 from featstore.evaluation.texts import text_vectors
 from featstore.metrics.retrieval import RecallAt
 from featstore.records import Protocol, ScoreRecord
@@ -80,9 +81,9 @@ def score_captions(
         tested.append(queries.test_set(ranks))
         by_round[each.name] = queries.details(ranks, captions)
     with watch("score"):
-        scores = score_test_sets(RecallAt(k=1), tested, clip_ids=pool.ids, groups=pool.groups)
+        scores = score_test_sets(RecallAt(k=1), tested, clip_ids=pool.clip_id, groups=pool.groups)
     return score_record(
-        WindowsTask.of(pool, manifest, rounds, protocol=protocol),
+        PlannedTask.of(pool, manifest=manifest, rounds=rounds, protocol=protocol),
         scores,
         track="B",
         with_leakage=False,  # nothing is trained
