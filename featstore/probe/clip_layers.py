@@ -15,7 +15,7 @@ from featstore.probe import layer_mix
 from featstore.probe.clip_bench import Bench, RoundModels, TrainedRounds, TrainingClasses
 from featstore.probe.clip_sweep import sweep_head
 from featstore.probe.layer_mix import LayerMix, MixHead, MixSet, layer_products, standardised
-from featstore.probe.selection import fit_details, path_details, selection_details, weight_details
+from featstore.probe.selection import fit_details, selection_details, weight_details
 from featstore.probe.training import Fitted, over_seeds
 from featstore.tasks.splits import Round
 
@@ -40,10 +40,10 @@ def learn_layer_mix(bench: Bench, task: LayeredTask) -> TrainedRounds:
 def _full_batch(bench: Bench, task: LayeredTask) -> TrainedRounds:
     paths = [layer_mix.fit_layer_mix(_mix_set(bench, task, each)) for each in task.rounds]
     return TrainedRounds(
-        rounds=[RoundModels(logits=(partial(_logits, task, path.chosen.model),)) for path in paths],
+        rounds=[RoundModels(logits=(partial(_logits, task, path.model),)) for path in paths],
         details={
-            **fit_details(task.rounds, [[path_details(path)] for path in paths]),
-            "layer_weights": weight_details(task.family.layers, [path.chosen.model.layer_weights for path in paths]),
+            **fit_details(task.rounds, [[path.as_json()] for path in paths]),
+            "layer_weights": weight_details(task.family.layers, [path.model.layer_weights for path in paths]),
         },
         seeds=(),
         settings=task.manifest.probe.model_dump(exclude_none=True, include={"pos_weight"}),

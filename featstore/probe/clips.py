@@ -32,7 +32,7 @@ from featstore.probe.clip_bench import (
     is_at_or_below_majority,
     outcome_of,
 )
-from featstore.probe.selection import fit_details, path_details, selection_details
+from featstore.probe.selection import fit_details, selection_details
 from featstore.records import Protocol, ScoreRecord
 from featstore.tasks.splits import Round, SplitBy
 
@@ -137,7 +137,7 @@ def _learn_logistic(bench: Bench) -> TrainedRounds:
     )
     return TrainedRounds(
         rounds=[RoundModels(logits=(partial(_logits_of, task, path.model),)) for path in paths],
-        details=fit_details(task.rounds, [[path_details(path)] for path in paths]),
+        details=fit_details(task.rounds, [[path.as_json()] for path in paths]),
         seeds=(),
         settings={
             "solver": "lbfgs",

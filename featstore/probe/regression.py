@@ -16,7 +16,7 @@ from featstore.errors import LabelError
 from featstore.evaluation import Outcome, Samples, Stopwatch, TaskData, load_task, score_outcomes, score_record
 from featstore.evaluation.layers import LayeredTask, load_layered_task, record_of_family
 from featstore.metrics import Metric, find_metric
-from featstore.probe.selection import GridSearch, fit_details, path_details, selection_details, weight_details
+from featstore.probe.selection import GridSearch, Path, Tried, fit_details, selection_details, weight_details
 from featstore.probe.standardisation import Standardisation
 from featstore.records import Protocol, ScoreRecord
 from featstore.tasks.splits import Round, SplitBy
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from featstore.store import Store
     from featstore.tasks import Manifest
 
-__all__ = ["GRID", "RidgePath", "SquaredError", "fit_ridge", "score_regression"]
+__all__ = ["GRID", "Ridge", "SquaredError", "fit_ridge", "score_regression"]
 
 
 GRID = tuple(10.0 ** (exponent / 2) for exponent in range(-2, 11))
@@ -40,24 +40,12 @@ ALPHA_UNSELECTED = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RidgePath:
-    """The selected model, and the validation scores of all penalties in ascending order.
-
-    Attributes
-    ----------
-    gradient_norm : float
-        Norm of the gradient as a fraction of the penalty's; nonzero by rounding only.
-    """
+class Ridge:
+    """A ridge regression: weight float64 (dim,) of standardised features, and bias."""
 
     standardisation: Standardisation
     weight: Tensor
     bias: float
-    alpha: float
-    alphas: tuple[float, ...]
-    scores: tuple[float | None, ...]
-    extended: bool
-    at_edge: bool
-    gradient_norm: float
 
     def __call__(self, X: NDArray[np.float32]) -> NDArray[np.float64]:
         """Predictions (n, 1) for raw embeddings."""
@@ -70,8 +58,7 @@ def fit_ridge(
     *,
     X_valid: NDArray[np.float32] | None,
     score: Callable[[NDArray[np.float64]], tuple[float, float]] | None,
-    grid: Sequence[float] = GRID,
-) -> RidgePath:
+) -> Path[Ridge]:
     """Fit every penalty and select one by validation.
 
     Parameters
@@ -95,7 +82,7 @@ def fit_ridge(
     valid = None if X_valid is None else standardisation(X_valid).double() @ Vt.T
 
     found: dict[float, tuple[float, float] | None] = {}
-    pending = list(grid) if score is not None else [ALPHA_UNSELECTED]
+    pending = list(GRID) if score is not None else [ALPHA_UNSELECTED]
     search = GridSearch(bounds=(LOWEST_ALPHA, HIGHEST_ALPHA))
     while pending:
         for alpha in pending:
@@ -110,17 +97,14 @@ def fit_ridge(
     solution = along / (s.square() + best)
     weight = Vt.T @ solution
     gradient = rows.T @ (rows @ weight) - products + best * weight
-    scores = [found[alpha] for alpha in alphas]
-    return RidgePath(
-        standardisation=standardisation,
-        weight=weight,
-        bias=bias,
-        alpha=best,
-        alphas=tuple(alphas),
-        scores=tuple(None if each is None else each[0] for each in scores),
+    gradient_norm = float(gradient.norm() / (best * weight).norm().clamp(min=1e-300))  # nonzero by rounding only
+    return Path(
+        model=Ridge(standardisation=standardisation, weight=weight, bias=bias),
+        chosen=Tried(strength=best, score=found[best], gradient_norm=gradient_norm),
+        tried=tuple(Tried(strength=alpha, score=found[alpha]) for alpha in alphas),
         extended=search.extended,
         at_edge=search.at_edge,
-        gradient_norm=float(gradient.norm() / (best * weight).norm().clamp(min=1e-300)),
+        converged=True,
     )
 
 
@@ -231,24 +215,9 @@ def _learn_ridge(task: TaskData, metric: Metric) -> _TrainedRounds:
             X_valid = task.X[samples.windows]
             score = partial(_ridge_score, metric, samples)
         paths.append(fit_ridge(task.X[windows], task.targets.values[task.clip[windows]], X_valid=X_valid, score=score))
-    fits = [
-        [
-            {
-                "strength": path.alpha,
-                "grid": list(path.alphas),
-                "scores": list(path.scores),
-                "extended": path.extended,
-                "at_edge": path.at_edge,
-                "iterations": 0,
-                "gradient_norm": path.gradient_norm,
-                "converged": True,
-            }
-        ]
-        for path in paths
-    ]
     return _TrainedRounds(
-        numbers=[(partial(_ridge_numbers, task, path),) for path in paths],
-        details=fit_details(task.rounds, fits),
+        numbers=[(partial(_ridge_numbers, task, path.model),) for path in paths],
+        details=fit_details(task.rounds, [[path.as_json()] for path in paths]),
         seeds=(),
         settings={},
     )
@@ -261,8 +230,8 @@ def _ridge_score(metric: Metric, samples: Samples, numbers: NDArray[np.float64])
     return sign * metric.score(samples.y_true, voted), -float(np.square(voted[:, 0] - samples.y_true).mean())
 
 
-def _ridge_numbers(task: TaskData, path: RidgePath, windows: NDArray[np.int64]) -> NDArray[np.float64]:
-    return path(task.X[windows])
+def _ridge_numbers(task: TaskData, model: Ridge, windows: NDArray[np.int64]) -> NDArray[np.float64]:
+    return model(task.X[windows])
 
 
 def _learn_layer_mix(task: LayeredTask, metric: Metric) -> _TrainedRounds:
@@ -281,10 +250,10 @@ def _learn_layer_mix(task: LayeredTask, metric: Metric) -> _TrainedRounds:
         )
         paths.append(layer_mix.fit_layer_mix(of, grid=[1.0 / alpha for alpha in GRID]))
     return _TrainedRounds(
-        numbers=[(partial(_mix_numbers, task, path.chosen.model),) for path in paths],
+        numbers=[(partial(_mix_numbers, task, path.model),) for path in paths],
         details={
-            **fit_details(task.rounds, [[path_details(path)] for path in paths]),
-            "layer_weights": weight_details(task.family.layers, [path.chosen.model.layer_weights for path in paths]),
+            **fit_details(task.rounds, [[path.as_json()] for path in paths]),
+            "layer_weights": weight_details(task.family.layers, [path.model.layer_weights for path in paths]),
         },
         seeds=(),
         settings={"solver": "lbfgs", "layers": list(task.family.layers)},
