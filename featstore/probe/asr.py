@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,7 @@ from featstore.probe.layer_mix import learned_weights
 from featstore.probe.scoring import RoundResult, verdict
 from featstore.probe.speech import Sequences, compare_texts, length_batches, open_sequences
 from featstore.probe.text import load_language_model, normalised
-from featstore.probe.training import Fitted, Score, initialised, over_seeds, train
+from featstore.probe.training import FittedModel, Score, initialised, over_seeds, train
 from featstore.records import Protocol, ScoreRecord
 from featstore.tasks.splits import Round
 
@@ -212,7 +212,6 @@ def score_asr(
             trained = over_seeds(
                 seeds,
                 partial(_train, manifest, transcripts, each, number=number, head=head, protocol=protocol),
-                fit_of=lambda found: found[1],
             )
         with watch("score"):
             tested.append(_test(manifest, transcripts, each, trained, protocol=protocol))
@@ -294,7 +293,7 @@ def _train(
     protocol: Protocol,
     seed: int,
     rates: Sequence[float],
-) -> tuple[AudioLanguageModel, Fitted]:
+) -> FittedModel[AudioLanguageModel]:
     probe, sequences, model = manifest.probe, transcripts.sequences, transcripts.language_model
     norm = None if head == "linear" else sequences.normalisation(each.train)
 
@@ -315,7 +314,7 @@ def _train(
         sums = [recogniser.teacher_forced_loss(transcripts.utterances(batch)) for batch in planned]
         return -sum(total for total, _ in sums) / sum(count for _, count in sums), 0.0
 
-    adapter, fitted = train(
+    found = train(
         build,
         seed=(seed, number),
         batches=batches,
@@ -325,7 +324,7 @@ def _train(
         learning_rate=probe.learning_rate,
         rates=None if head == "linear" else rates,
     )
-    return AudioLanguageModel(model, adapter), replace(fitted, layer_weights=learned_weights(adapter))
+    return found.using(AudioLanguageModel(model, found.model), layer_weights=learned_weights(found.model))
 
 
 def _teacher_forced_accuracy(
@@ -344,7 +343,7 @@ def _test(
     manifest: Manifest,
     transcripts: _Transcripts,
     each: Round,
-    trained: Sequence[tuple[AudioLanguageModel, Fitted]],
+    trained: Sequence[FittedModel[AudioLanguageModel]],
     *,
     protocol: Protocol,
 ) -> RoundResult:
@@ -356,19 +355,19 @@ def _test(
         [
             transcripts.scored(text)
             for batch in batches
-            for text in recogniser.generate(
+            for text in found.model.generate(
                 transcripts.utterances(batch).frames,
                 max_new_tokens=min(most, transcripts.max_new_tokens(batch)),
                 repetition_penalty=XARES_REPETITION_PENALTY if protocol == "xares" else 1.0,
             )
         ]
-        for recogniser, _ in trained
+        for found in trained
     ]
     return compare_texts(
         each,
         clips=clips,
         references=transcripts.references(clips),
         recognised=recognised,
-        fits=[fitted for _, fitted in trained],
+        fits=trained,
         details={},
     )

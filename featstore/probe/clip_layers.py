@@ -16,7 +16,7 @@ from featstore.probe.clip_bench import Bench, RoundModels, TrainedRounds, Traini
 from featstore.probe.clip_sweep import sweep_head
 from featstore.probe.layer_mix import LayerMix, MixHead, MixSet, layer_products, standardised
 from featstore.probe.selection import fit_details, selection_details, weight_details
-from featstore.probe.training import Fitted, over_seeds
+from featstore.probe.training import FittedModel, over_seeds
 from featstore.tasks.splits import Round
 
 __all__ = ["learn_layer_mix"]
@@ -73,15 +73,14 @@ def _logits(task: LayeredTask, model: LayerMix, windows: NDArray[np.int64]) -> N
 
 def _minibatches(bench: Bench, task: LayeredTask) -> TrainedRounds:
     found = [
-        over_seeds(bench.seeds, partial(_sweep_round, bench, task, number, each), fit_of=lambda trained: trained[1])
+        over_seeds(bench.seeds, partial(_sweep_round, bench, task, number, each))
         for number, each in enumerate(task.rounds)
     ]
-    models = [[model for model, _ in of] for of in found]
     return TrainedRounds(
-        rounds=[RoundModels(logits=tuple(partial(_logits, task, model) for model in of)) for of in models],
+        rounds=[RoundModels(logits=tuple(partial(_logits, task, each.model) for each in of)) for of in found],
         details={
-            **selection_details(task.rounds, [[fitted for _, fitted in of] for of in found]),
-            "layer_weights": weight_details(task.family.layers, [model.layer_weights for of in models for model in of]),
+            **selection_details(task.rounds, found),
+            "layer_weights": weight_details(task.family.layers, [each.layer_weights for of in found for each in of]),
         },
         seeds=bench.seeds,
         settings=task.manifest.probe.model_dump(exclude_none=True, include={"batch_size", "pos_weight"}),
@@ -90,7 +89,7 @@ def _minibatches(bench: Bench, task: LayeredTask) -> TrainedRounds:
 
 def _sweep_round(
     bench: Bench, task: LayeredTask, number: int, each: Round, *, seed: int, rates: Sequence[float]
-) -> tuple[LayerMix, Fitted]:
+) -> FittedModel[LayerMix]:
     classes = TrainingClasses.of(task, each)
     windows = task.windows_of(each.train)
     Z, statistics = standardised(task.X_of_layer, windows)
@@ -101,7 +100,7 @@ def _sweep_round(
             return Z
         return torch.stack([by(X[some]) for by, X in zip(statistics, task.X_of_layer, strict=True)])
 
-    model, fitted = sweep_head(
+    found = sweep_head(
         bench,
         number,
         each,
@@ -115,4 +114,5 @@ def _sweep_round(
     def expand(logits: torch.Tensor) -> torch.Tensor:
         return torch.from_numpy(classes.expand(logits.numpy()))
 
-    return model.mix(statistics, expand), fitted
+    mix = found.model.mix(statistics, expand)
+    return found.using(mix, layer_weights=mix.layer_weights)

@@ -15,7 +15,7 @@ from featstore.probe.clip_bench import Bench, RoundModels, TrainedRounds, Traini
 from featstore.probe.linear import binary_cross_entropy, cross_entropy
 from featstore.probe.selection import selection_details
 from featstore.probe.standardisation import Standardisation
-from featstore.probe.training import Fitted, over_seeds, train, zero_layer
+from featstore.probe.training import FittedModel, over_seeds, train, zero_layer
 from featstore.tasks.splits import Round
 
 if TYPE_CHECKING:
@@ -36,12 +36,11 @@ def learn_sweep(bench: Bench) -> TrainedRounds:
     """Train minibatches on standardised features, once per round and seed."""
     task = bench.task
     found = [
-        over_seeds(bench.seeds, partial(_sweep_round, bench, number, each), fit_of=lambda trained: trained[1])
-        for number, each in enumerate(task.rounds)
+        over_seeds(bench.seeds, partial(_sweep_round, bench, number, each)) for number, each in enumerate(task.rounds)
     ]
     return TrainedRounds(
-        rounds=[RoundModels(logits=tuple(model for model, _ in of)) for of in found],
-        details=selection_details(task.rounds, [[fitted for _, fitted in of] for of in found]),
+        rounds=[RoundModels(logits=tuple(each.model for each in of)) for of in found],
+        details=selection_details(task.rounds, found),
         seeds=bench.seeds,
         settings=task.manifest.probe.model_dump(exclude_none=True, include={"batch_size", "pos_weight"}),
     )
@@ -49,13 +48,13 @@ def learn_sweep(bench: Bench) -> TrainedRounds:
 
 def _sweep_round(
     bench: Bench, number: int, each: Round, *, seed: int, rates: Sequence[float]
-) -> tuple[Callable[[NDArray[np.int64]], NDArray[np.float32]], Fitted]:
-    """Return a function from windows to logits, and the record of its training."""
+) -> FittedModel[Callable[[NDArray[np.int64]], NDArray[np.float32]]]:
+    """Train a head; its model is a function from windows to logits."""
     task = bench.task
     classes = TrainingClasses.of(task, each)
     windows = task.windows_of(each.train)
     standardisation = Standardisation.of(task.X[windows])
-    model, fitted = sweep_head(
+    found = sweep_head(
         bench,
         number,
         each,
@@ -68,9 +67,9 @@ def _sweep_round(
 
     @torch.no_grad()
     def logits(some: NDArray[np.int64]) -> NDArray[np.float32]:
-        return classes.expand(model(standardisation(task.X[some])).numpy())
+        return classes.expand(found.model(standardisation(task.X[some])).numpy())
 
-    return logits, fitted
+    return found.using(logits)
 
 
 def sweep_head(
@@ -83,7 +82,7 @@ def sweep_head(
     rows_of: Callable[[NDArray[np.int64]], Tensor],
     seed: int,
     rates: Sequence[float],
-) -> tuple[Module, Fitted]:
+) -> FittedModel[Module]:
     """Train a module of one round.
 
     Parameters

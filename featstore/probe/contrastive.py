@@ -35,7 +35,7 @@ from featstore.tasks.splits import Round
 if TYPE_CHECKING:
     from featstore.probe.contrastive_model import Captions, Embedder, Pairs
     from featstore.probe.selection import Head
-    from featstore.probe.training import Fitted
+    from featstore.probe.training import FittedModel
     from featstore.store import Store
     from featstore.tasks import Manifest
 
@@ -79,11 +79,7 @@ def score_contrastive(
         captions = texts.known_to(each) if protocol == "strict" else texts.captions
         data = _RoundData(pool=pool, texts=texts, captions=captions, protocol=protocol)
         with watch("train"):
-            trained = over_seeds(
-                seeds,
-                partial(_train, manifest, data, each, number=number, head=head),
-                fit_of=lambda found: found[1],
-            )
+            trained = over_seeds(seeds, partial(_train, manifest, data, each, number=number, head=head))
         with watch("score"):
             tested.append(_test(data, each, trained))
     return verdict(
@@ -190,7 +186,7 @@ def _train(
     head: Head,
     seed: int,
     rates: Sequence[float],
-) -> tuple[Embedder, Fitted]:
+) -> FittedModel[Embedder]:
     """Train a model; the mean recall@1 over both directions selects its epoch."""
     from featstore.probe import contrastive_model
 
@@ -216,12 +212,12 @@ def _train(
     )
 
 
-def _test(data: _RoundData, each: Round, trained: Sequence[tuple[Embedder, Fitted]]) -> RoundResult:
+def _test(data: _RoundData, each: Round, trained: Sequence[FittedModel[Embedder]]) -> RoundResult:
     queries = data.queries(each.test)
-    ranks = [data.ranks(model, queries) for model, _ in trained]
+    ranks = [data.ranks(found.model, queries) for found in trained]
     return RoundResult(
         round=each,
         test_set=queries.test_set(ranks),
-        fits=tuple(fitted for _, fitted in trained),
+        fits=tuple(trained),
         details=queries.details(ranks, data.texts),
     )

@@ -197,7 +197,7 @@ def _train(
             products=frames.products,
         )
 
-    return tuple(over_seeds(seeds, train, fit_of=lambda layer: layer))
+    return tuple(over_seeds(seeds, train))
 
 
 def _validation(

@@ -5,35 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from featstore.tasks.splits import Round
 
-__all__ = ["GridSearch", "Head", "Path", "Selected", "Tried", "fit_details", "selection_details", "weight_details"]
+if TYPE_CHECKING:
+    from featstore.probe.training import Fitted
+
+__all__ = ["GridSearch", "Head", "Path", "Tried", "fit_details", "selection_details", "weight_details"]
 
 Head = Literal["logistic", "ridge", "linear", "sweep", "layer-mix"]
 
 NOT_CONVERGED = "the fit did not converge: the score may be below what the embeddings allow"
 AT_EDGE = "the best strength or learning rate is at the bound of the search"
-
-
-class Selected(Protocol):
-    """Training history of a head."""
-
-    @property
-    def epoch(self) -> int:
-        """The best epoch, counted from 1."""
-
-    @property
-    def history(self) -> Sequence[float]:
-        """Validation score after each epoch; empty without validation."""
-
-    @property
-    def fit(self) -> Mapping[str, Any] | None:
-        """How the learning rate was found; None for a fixed schedule."""
 
 
 Model = TypeVar("Model")
@@ -142,7 +129,7 @@ class GridSearch:
         return found
 
 
-def selection_details(rounds: Sequence[Round], trained: Sequence[Sequence[Selected]]) -> dict[str, Any]:
+def selection_details(rounds: Sequence[Round], trained: Sequence[Sequence[Fitted]]) -> dict[str, Any]:
     """Best epochs and validation scores of each round, by seed."""
     by_name = {each.name: of for each, of in zip(rounds, trained, strict=True)}
     every = [each for of in trained for each in of]
@@ -161,7 +148,7 @@ def _finite(score: float) -> float | None:
     return score if math.isfinite(score) else None
 
 
-def _at_edge(each: Selected) -> bool:
+def _at_edge(each: Fitted) -> bool:
     """Whether the best epoch is the first or the last epoch of the schedule."""
     stopped_early = each.fit is not None and each.fit["converged"]
     return each.epoch == 1 or (each.epoch == len(each.history) and not stopped_early)
