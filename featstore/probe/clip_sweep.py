@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from featstore.probe.clip_bench import Bench, RoundModels, TrainedRounds, TrainingClasses
+from featstore.probe.clip_bench import Bench, Predict, TrainedRounds, TrainingClasses
 from featstore.probe.linear import binary_cross_entropy, cross_entropy
 from featstore.probe.selection import selection_details
 from featstore.probe.standardisation import Standardisation
@@ -39,16 +39,14 @@ def learn_sweep(bench: Bench) -> TrainedRounds:
         over_seeds(bench.seeds, partial(_sweep_round, bench, number, each)) for number, each in enumerate(task.rounds)
     ]
     return TrainedRounds(
-        rounds=[RoundModels(logits=tuple(each.model for each in of)) for of in found],
+        rounds=[[each.model for each in of] for of in found],
         details=selection_details(task.rounds, found),
         seeds=bench.seeds,
         settings=task.manifest.probe.model_dump(exclude_none=True, include={"batch_size", "pos_weight"}),
     )
 
 
-def _sweep_round(
-    bench: Bench, number: int, each: Round, *, seed: int, rates: Sequence[float]
-) -> FittedModel[Callable[[NDArray[np.int64]], NDArray[np.float32]]]:
+def _sweep_round(bench: Bench, number: int, each: Round, *, seed: int, rates: Sequence[float]) -> FittedModel[Predict]:
     """Train a head; its model is a function from windows to logits."""
     task = bench.task
     classes = TrainingClasses.of(task, each)
@@ -105,8 +103,8 @@ def sweep_head(
         min(MAX_BATCH, len(windows) // STEPS_PER_EPOCH),
         min(MAX_LONG_BATCH, len(windows) // STEPS_PER_LONG_EPOCH),
     )
-    samples = task.samples(each.valid) if len(each.valid) else None
-    X_valid = rows_of(windows[:0] if samples is None else samples.windows)
+    validated = bench.validated(each)
+    X_valid = rows_of(windows[:0] if validated is None else validated.windows)
     loss = loss_of(task.manifest)
 
     def batches(rng: np.random.Generator) -> Iterable[Tensor]:
@@ -114,17 +112,14 @@ def sweep_head(
 
     @torch.no_grad()
     def score(model: Module) -> tuple[float, float]:
-        if samples is None:
-            return 0.0, 0.0
-        logits = classes.expand(model(X_valid).numpy())
-        return bench.selecting_score(each, samples, logits), -bench.log_loss(samples, logits)
+        return (0.0, 0.0) if validated is None else validated.score(classes.expand(model(X_valid).numpy()))
 
     return train(
         lambda _: build(),
         seed=(seed, number),
         batches=batches,
         loss=lambda model, rows: loss(model(X.index_select(-2, rows)), y[rows]).mean(),
-        score=None if samples is None else score,
+        score=None if validated is None else score,
         epochs=probe.epochs,
         learning_rate=probe.learning_rate,
         rates=rates,
