@@ -27,15 +27,16 @@ from featstore.evaluation.captions import CaptionQueries, ClipCaptions, Ranks, q
 from featstore.evaluation.data import plan_task
 from featstore.evaluation.pool import Pool, read_pool
 from featstore.metrics.retrieval import RecallAt
+from featstore.probe import contrastive_model
+from featstore.probe.contrastive_model import Captions, Embedder, Pairs
 from featstore.probe.scoring import RoundResult, verdict
-from featstore.probe.text import words
+from featstore.probe.text import load_tokenizer, words
+from featstore.probe.training import FittedModel, over_seeds
 from featstore.records import Protocol, ScoreRecord
 from featstore.tasks.splits import Round
 
 if TYPE_CHECKING:
-    from featstore.probe.contrastive_model import Captions, Embedder, Pairs
     from featstore.probe.selection import Head
-    from featstore.probe.training import FittedModel
     from featstore.store import Store
     from featstore.tasks import Manifest
 
@@ -72,8 +73,6 @@ def score_contrastive(
         pool = read_pool(store, manifest, encoder=encoder)
         texts = _read_texts(manifest, pool)
         rounds = plan_task(manifest, pool, protocol=protocol)
-    from featstore.probe.training import over_seeds
-
     tested = []
     for number, each in enumerate(rounds):
         captions = texts.known_to(each) if protocol == "strict" else texts.captions
@@ -126,8 +125,6 @@ class _RoundData:
 
     def pairs(self, clips: NDArray[np.int64]) -> Pairs:
         """All pairs of a window of some clips and a caption of its clip."""
-        from featstore.probe.contrastive_model import Pairs
-
         windows = self.pool.windows_of(clips)
         captions = [self.texts.of(clip) for clip in self.pool.clip[windows].tolist()]
         window = np.repeat(windows, [len(each) for each in captions])
@@ -151,8 +148,6 @@ def _read_texts(manifest: Manifest, pool: Pool) -> _Texts:
         settings: dict[str, Any] = {"tokenizer": WORDS}
         libraries: tuple[str, ...] = ()
     else:
-        from featstore.probe.text import load_tokenizer
-
         tokenizer = load_tokenizer(manifest.probe.tokenizer)
         tokenized = tokenizer.tokens(read.texts)
         settings = {"tokenizer": tokenizer.name, "tokenizer_sha256": tokenizer.sha256}
@@ -171,8 +166,6 @@ def _read_texts(manifest: Manifest, pool: Pool) -> _Texts:
 
 def _as_captions(by_caption: Sequence[NDArray[np.int64]], *, n_tokens: int) -> Captions:
     """Concatenate the tokens of all captions; a caption without tokens becomes ``[NO_TOKEN]``."""
-    from featstore.probe.contrastive_model import Captions
-
     filled = [tokens if len(tokens) else np.array([NO_TOKEN]) for tokens in by_caption]
     return Captions(tokens=np.concatenate(filled), bounds=np.cumsum([0, *map(len, filled)]), n_tokens=n_tokens)
 
@@ -188,8 +181,6 @@ def _train(
     rates: Sequence[float],
 ) -> FittedModel[Embedder]:
     """Train a model; the mean recall@1 over both directions selects its epoch."""
-    from featstore.probe import contrastive_model
-
     queries = data.queries(each.valid) if len(each.valid) else None
 
     def score(model: Embedder) -> tuple[float, float]:
