@@ -20,8 +20,7 @@ from featstore.records import ScoreRecord
 from featstore.report import read_scores
 from featstore.report.page import render_page
 from featstore.retrieve import score_measures
-from featstore.retrieve.zero_shot import score_text_retrieval
-from featstore.store import open_store, write_texts
+from featstore.store import Store, open_store, write_texts
 from featstore.tasks import Manifest
 from mapped import Stored, write_set
 
@@ -87,6 +86,12 @@ def unit(x: np.ndarray) -> np.ndarray:
     return x / np.linalg.norm(x)
 
 
+def scored(store: Store, manifest: Manifest, **options: Any) -> ScoreRecord:
+    [record] = score_measures(store, manifest, measures=["text"], **options)
+    assert isinstance(record, ScoreRecord)
+    return record
+
+
 def plainly(items: Sequence[tuple[np.ndarray, Sequence[str]]], texts: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Recalls and mAP@10 by sorting every list; among equal scores, what is not relevant comes first."""
     captions = [(at, unit(texts[text])) for at, (_, of) in enumerate(items) for text in of]
@@ -122,7 +127,7 @@ def assert_scores(record: ScoreRecord, expected: Mapping[str, Any]) -> None:
 
 
 def test_captions_and_clips_find_each_other(store: str) -> None:
-    record = score_text_retrieval(open_store(store), task())
+    record = scored(open_store(store), task())
     assert_scores(record, plainly(of_clips(SETS["test"]), vectors_of(SETS["test"])))
     assert (record.track, record.measure, record.metric) == ("B", "text", "recall_at_1")
     assert (record.n_train, record.n_valid, record.n_test) == (0, 0, N)
@@ -140,7 +145,7 @@ def test_the_interval_is_of_groups_where_the_manifest_names_them(tmp_path: Path)
     # the captions are fields, of which every clip has the first
     manifest = task(label={"captions": ["c0"]}, splits=splits)
     url = write(tmp_path / "s.zarr", {"test": grouped}, texts=vectors_of(SETS["test"]))
-    record = score_text_retrieval(open_store(url), manifest)
+    record = scored(open_store(url), manifest)
     first = [(vector, texts[:1]) for vector, texts in of_clips(SETS["test"])]
     assert_scores(record, plainly(first, vectors_of(SETS["test"])))
     assert (record.details["spread"]["units"], record.details["spread"]["n"]) == ("groups", 20)
@@ -159,7 +164,7 @@ def test_windows_count_by_their_seconds() -> None:
 
 
 def test_windows_are_items_under_xares(store: str) -> None:
-    record = score_text_retrieval(open_store(store), task(), protocol="xares")
+    record = scored(open_store(store), task(), protocol="xares")
     windows = [(row, [*each.meta.values()]) for each in SETS["test"] for row in each.rows]
     assert_scores(record, plainly(windows, vectors_of(SETS["test"])))
 
@@ -169,7 +174,7 @@ def test_each_fold_is_retrieved_from_itself(tmp_path: Path) -> None:
     url = write(tmp_path / "s.zarr", sets)
     texts = vectors_of([*sets["fold-1"], *sets["fold-2"]])
     folds = {name: f"{name}-*.tar" for name in sets}
-    record = score_text_retrieval(open_store(url), task(splits=None, folds=folds))
+    record = scored(open_store(url), task(splits=None, folds=folds))
     expected = {name: plainly(of_clips(of), texts) for name, of in sets.items()}
     for name, of in expected.items():
         assert record.details["audio_to_text"][name] == pytest.approx(of["audio_to_text"])
@@ -205,7 +210,7 @@ def test_intervals_cover_the_score_of_other_clips() -> None:
 def test_equal_vectors_find_nothing(tmp_path: Path) -> None:
     same = {"test": [replace(each, vectors=np.ones((1, DIM))) for each in SETS["test"]]}
     url = write(tmp_path / "s.zarr", same, texts={text: np.ones(DIM) for text in vectors_of(SETS["test"])})
-    record = score_text_retrieval(open_store(url), task())
+    record = scored(open_store(url), task())
     assert (record.value, record.details["text_to_audio"]["recall_at_10"]) == (0.0, 0.0)
 
 
@@ -255,5 +260,5 @@ def test_what_is_missing_is_one_line(
 ) -> None:
     made(tmp_path / "s.zarr")
     with pytest.raises(error, match=match) as caught:
-        score_text_retrieval(open_store(str(tmp_path / "s.zarr")), task())
+        scored(open_store(str(tmp_path / "s.zarr")), task())
     assert "\n" not in str(caught.value)
