@@ -136,7 +136,7 @@ class _RoundData:
 
     def ranks(self, model: Embedder, queries: CaptionQueries) -> Ranks:
         """Ranks of the relevant results by direction."""
-        audio = queries.items(model.embed_audio(self.pool.X[queries.windows]))
+        audio = queries.items(model.embed_audio(self.pool.X[queries.samples.windows]))
         return queries.ranks(audio, model.embed_captions(*self.captions.take(queries.caption)))
 
 

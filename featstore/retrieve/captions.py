@@ -61,7 +61,7 @@ def score_captions(of: MeasuredTask) -> ScoreRecord:
     for each in rounds:
         with watch("compare"):
             queries = queries_of(pool, captions, each.test, protocol=protocol)
-            audio = unit_rows(queries.items(pool.X[queries.windows]))
+            audio = unit_rows(queries.items(pool.X[queries.samples.windows]))
             ranks = [queries.ranks(audio, text[queries.caption])]
         tested.append(queries.test_set(ranks))
         by_round[each.name] = queries.details(ranks, captions)

@@ -14,6 +14,7 @@ import featstore as fs
 import tiny
 from featstore.errors import LabelError, UnknownFeatureSet, UsageError
 from featstore.evaluation.captions import CaptionQueries
+from featstore.evaluation.data import Samples, group_windows
 from featstore.evaluation.scores import score_test_sets
 from featstore.metrics.retrieval import RecallAt
 from featstore.records import ScoreRecord
@@ -151,15 +152,14 @@ def test_the_interval_is_of_groups_where_the_manifest_names_them(tmp_path: Path)
     assert (record.details["spread"]["units"], record.details["spread"]["n"]) == ("groups", 20)
 
 
+def items(clip: np.ndarray, seconds: np.ndarray) -> Samples:
+    every = np.arange(clip.max() + 1)
+    return group_windows(every, clip=clip, seconds=seconds, values=every, protocol="strict")
+
+
 def test_windows_count_by_their_seconds() -> None:
-    queries = CaptionQueries(
-        windows=np.arange(3),
-        starts=np.array([0, 2]),
-        weights=np.array([1, 3, 2], np.float32),
-        clip=np.arange(2),
-        caption=np.arange(2),
-        caption_item=np.arange(2),
-    )
+    samples = items(np.array([0, 0, 1]), np.array([1.0, 3.0, 2.0]))
+    queries = CaptionQueries(samples=samples, caption=np.arange(2), caption_item=np.arange(2))
     np.testing.assert_allclose(queries.items(np.array([[4.0], [8.0], [5.0]], np.float32)), [[7.0], [5.0]])
 
 
@@ -192,12 +192,7 @@ def test_intervals_cover_the_score_of_other_clips() -> None:
         shift = np.repeat(rng.standard_normal((n, DIM)), 2, axis=0)
         text = np.repeat(audio, 2, axis=0) + 0.5 * shift + 0.5 * rng.standard_normal((2 * n, DIM))
         queries = CaptionQueries(
-            windows=np.arange(n),
-            starts=np.arange(n),
-            weights=np.ones(n, np.float32),
-            clip=np.arange(n),
-            caption=np.arange(2 * n),
-            caption_item=np.repeat(np.arange(n), 2),
+            samples=items(np.arange(n), np.ones(n)), caption=np.arange(2 * n), caption_item=np.repeat(np.arange(n), 2)
         )
         audio, text = (each / np.linalg.norm(each, axis=1, keepdims=True) for each in (audio, text))
         tested = queries.test_set([queries.ranks(audio.astype(np.float32), text.astype(np.float32))])
