@@ -33,6 +33,7 @@ __all__ = [
     "score_outcomes",
     "score_record",
     "score_test_sets",
+    "spread_details",
 ]
 
 
@@ -188,18 +189,23 @@ def _spread_details(
     """
     ordered = [sorted(dict.fromkeys(each.clip.tolist()), key=lambda clip: clip_ids[clip]) for each in tested]
     names = [[[clip_ids[clip], *([groups[clip]] if groups else [])] for clip in each] for each in ordered]
+    found = spread_details(spread, units, compared=names)
+    one_sample_per_clip = all(len(each.clip) == len(clips) for each, clips in zip(tested, ordered, strict=True))
+    if metric.name == "accuracy" and not units.grouped and one_sample_per_clip and len(tested[0].y_scores) < 10:
+        found["right"] = "".join(_right_seeds(each, clips) for each, clips in zip(tested, ordered, strict=True))
+    return found
+
+
+def spread_details(spread: Spread, units: Units, *, compared: Sequence[Any]) -> dict[str, Any]:
+    """Return ``details["spread"]``; two encoders can be compared if ``compared``, such as the clips, is equal."""
     defined = bool(np.isfinite(spread.variance))
-    found: dict[str, Any] = {
-        "clips": sha256_of(names)[:32],
+    return {
+        "clips": sha256_of(compared)[:32],
         "units": "groups" if units.grouped else "clips",
         "n": units.n_independent,
         "variance": spread.variance if defined else None,
         "deviations": [float(f"{value:.9g}") for value in spread.deviations.tolist()] if defined else None,
     }
-    one_sample_per_clip = all(len(each.clip) == len(clips) for each, clips in zip(tested, ordered, strict=True))
-    if metric.name == "accuracy" and not units.grouped and one_sample_per_clip and len(tested[0].y_scores) < 10:
-        found["right"] = "".join(_right_seeds(each, clips) for each, clips in zip(tested, ordered, strict=True))
-    return found
 
 
 def _right_seeds(test_set: TestSet, clips: Sequence[int]) -> str:
