@@ -166,7 +166,6 @@ class _Fold:
         self._search = GridSearch(bounds=(LOWEST_C, HIGHEST_C))
         self._solved: dict[float, tuple[Tensor, Tried]] = {}
         self._Z_of: dict[torch.dtype, Tensor] = {}
-        self._variances: Tensor | None = None
         self.n_bytes = of.X.nbytes
 
     def reduce(self) -> None:
@@ -200,12 +199,6 @@ class _Fold:
         if dtype not in self._Z_of:
             self._Z_of[dtype] = self.Z.to(dtype)
         return self._Z_of[dtype]
-
-    def variances(self) -> Tensor:
-        """Return the mean squares of the columns of `Z`, float32 (width,)."""
-        if self._variances is None:
-            self._variances = self.Z.square().mean(0)
-        return self._variances
 
     def release(self) -> None:
         """Release the memory of the features."""
@@ -348,7 +341,7 @@ class _Problems(ABC):
 
         Uses the variances of the eigenvectors plus `VARIANCE_FLOOR`.
         """
-        variances = {fold: fold.variances().to(Z.dtype) + VARIANCE_FLOOR for fold, Z in self._Z.items()}
+        variances = {fold: fold.Z.square().mean(0).to(Z.dtype) + VARIANCE_FLOOR for fold, Z in self._Z.items()}
         h = {fold: torch.outer(self._spread(fold).to(of.dtype), of) for fold, of in variances.items()}
         return torch.cat([h[fold] for fold in self._fold_of_strength]).view(len(self.penalty), -1) + self.penalty
 

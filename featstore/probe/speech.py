@@ -70,13 +70,9 @@ class Sequences:
             )
         return frames
 
-    def standardisation(self, clips: NDArray[np.int64]) -> Standardisation:
-        """Mean and variance of all frames of some clips, computed clip by clip."""
-        return Standardisation.of_chunks(self.frames(clip) for clip in clips.tolist())
-
     def normalisation(self, clips: NDArray[np.int64]) -> nn.Module:
         """Build the first layer of a strict head: standardise by the frames of some clips; then mix the layers."""
-        statistics = self.standardisation(clips)
+        statistics = Standardisation.of_chunks(map(self.frames, clips.tolist()))
         if self.family is None:
             return Standardise(statistics)
         frames = map(self.frames, clips.tolist())

@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from featstore.evaluation import Stopwatch, TaskData, TaskScore, load_task, score_record
 from featstore.evaluation.scores import spread_details
-from featstore.metrics import Interval, Spread
+from featstore.metrics import Interval, Spread, Units, interval_of_units, unit_spread
 from featstore.records import Protocol, ScoreRecord
 from featstore.retrieve.clip_set import ClipSet, clip_set
 from featstore.retrieve.maeb import MtebData, read_data
@@ -64,6 +67,12 @@ class Estimate:
     value: float
     interval: Interval
     spread: Spread
+
+    @classmethod
+    def of(cls, value: float, deviations: NDArray[np.float64], units: Units) -> Estimate:
+        """Estimate a score from 0 to 1 by its deviations (units,): score - score without the unit."""
+        spread = unit_spread(value, deviations, units)
+        return cls(value=value, interval=interval_of_units(spread, units), spread=spread)
 
     def as_json(self) -> dict[str, Any]:
         """Plain JSON."""
