@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from featstore.errors import DataError, LabelError, UsageError
 from featstore.evaluation.leakage import check_sides
 from featstore.evaluation.pool import Windows, read_pool, without_overwritten
+from featstore.metrics import TestSet
 from featstore.records import Protocol
 from featstore.tasks.splits import N_HASH_FOLDS, Round, SplitBy, plan_rounds
 
@@ -70,6 +71,10 @@ class Samples:
         weights = self.weights[:, None]
         voted = np.add.reduceat(window_scores * weights, self.starts, axis=0)
         return np.asarray(voted / np.add.reduceat(weights, self.starts, axis=0))
+
+    def tested(self, y_scores: Iterable[NDArray[np.floating[Any]]]) -> TestSet:
+        """Return the samples with the predictions of each seed."""
+        return TestSet(y_true=self.y_true, y_scores=tuple(y_scores), clip=self.clip)
 
 
 def group_windows(

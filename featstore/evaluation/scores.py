@@ -23,10 +23,9 @@ from featstore.metrics.ranking import chance_corrected
 from featstore.records import PROTOCOL_VERSION, ScoreRecord, Track, sha256_of
 
 if TYPE_CHECKING:
-    from featstore.evaluation.data import PlannedTask, Samples, TaskWindows
+    from featstore.evaluation.data import PlannedTask, TaskWindows
 
 __all__ = [
-    "Outcome",
     "Stopwatch",
     "TaskScore",
     "details_by_round",
@@ -55,22 +54,6 @@ MAX_CONFUSION_CLASSES = 60
 MAX_CONFUSED_PAIRS = 100
 MAX_SKIPPED_NAMED = 100
 DISTRIBUTIONS = {"sklearn": "scikit-learn"}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """Predictions of a track in one round.
-
-    Attributes
-    ----------
-    samples : Samples
-        Samples of the round's test clips.
-    y_scores : tuple of float (samples, n_classes)
-        One array per seed; (samples, n_classes, 2) for metrics of counts.
-    """
-
-    samples: Samples
-    y_scores: tuple[NDArray[np.floating[Any]], ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,7 +95,7 @@ def details_by_round(details: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]
     return {name: {number: each[name] for number, each in details.items()} for name in names}
 
 
-def score_outcomes(task: TaskWindows, outcomes: Sequence[Outcome], *, metric: Metric | None = None) -> TaskScore:
+def score_outcomes(task: TaskWindows, tested: Sequence[TestSet], *, metric: Metric | None = None) -> TaskScore:
     """Score the predictions of ``task.rounds``, in their order, by `metric` or else by the task's metric.
 
     Raises
@@ -121,12 +104,11 @@ def score_outcomes(task: TaskWindows, outcomes: Sequence[Outcome], *, metric: Me
         The test clips cannot be scored by the metric.
     """
     metric = find_metric(task.manifest.metric, task.protocol) if metric is None else metric
-    tested = [TestSet(y_true=each.samples.y_true, y_scores=each.y_scores, clip=each.samples.clip) for each in outcomes]
     try:
         found = score_test_sets(metric, tested, clip_ids=task.clip_id, groups=task.groups)
     except DataError as error:
         raise DataError(f"task {task.manifest.name}: its test clips cannot be scored: {error}") from error
-    return replace(found, details={**_by_class(task, metric, outcomes), **found.details})
+    return replace(found, details={**_by_class(task, metric, tested), **found.details})
 
 
 def score_test_sets(
@@ -316,7 +298,7 @@ def _version(module: str) -> str:
     return metadata.version(module) if own is None else str(own)
 
 
-def _by_class(task: TaskWindows, metric: Metric, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+def _by_class(task: TaskWindows, metric: Metric, tested: Sequence[TestSet]) -> dict[str, Any]:
     """Compute scores per class; null for a class that has no test clip.
 
     With several rounds it is the mean, weighted by the test clips of the class. For accuracy that is the share of all
@@ -324,9 +306,9 @@ def _by_class(task: TaskWindows, metric: Metric, outcomes: Sequence[Outcome]) ->
     """
     if not task.targets.classes:
         return {}
-    support = np.array([_support_of(task, each) for each in outcomes])
+    support = np.array([_support_of(task, each) for each in tested])
     per_class = np.array(
-        [[metric.per_class(each.samples.y_true, y_score) for y_score in each.y_scores] for each in outcomes]
+        [[metric.per_class(each.y_true, y_score) for y_score in each.y_scores] for each in tested]
     ).mean(axis=1)
     known = ~np.isnan(per_class)
     weights = np.where(known, support, 0)
@@ -345,22 +327,22 @@ def _by_class(task: TaskWindows, metric: Metric, outcomes: Sequence[Outcome]) ->
         "classes_not_in_training": sorted({task.targets.classes[label] for label in unseen}),
     }
     if task.targets.values.ndim == 1:
-        cells, counts = _confusion(len(task.targets.classes), outcomes)
+        cells, counts = _confusion(len(task.targets.classes), tested)
         found |= _confusion_details(len(task.targets.classes), cells, counts)
     return found
 
 
-def _support_of(task: TaskWindows, outcome: Outcome) -> NDArray[np.int64]:
+def _support_of(task: TaskWindows, test_set: TestSet) -> NDArray[np.int64]:
     """Count a round's test clips of each class."""
     n_classes = len(task.targets.classes)
-    values = task.targets.values[np.unique(outcome.samples.clip)]
+    values = task.targets.values[np.unique(test_set.clip)]
     counts = np.bincount(values, minlength=n_classes) if values.ndim == 1 else (values > 0).sum(axis=0)
     return np.asarray(counts, np.int64)
 
 
-def _confusion(n_classes: int, outcomes: Sequence[Outcome]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _confusion(n_classes: int, tested: Sequence[TestSet]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Count samples by ``true class * n_classes + predicted class`` over all rounds, first seed; cells above 0 only."""
-    cells = [each.samples.y_true * n_classes + each.y_scores[0].argmax(axis=1) for each in outcomes]
+    cells = [each.y_true * n_classes + each.y_scores[0].argmax(axis=1) for each in tested]
     return np.unique(np.concatenate(cells), return_counts=True)
 
 

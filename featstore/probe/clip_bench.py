@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from featstore.errors import DataError
-from featstore.evaluation import Outcome, Samples, TaskData
-from featstore.metrics import Metric
+from featstore.evaluation import Samples, TaskData
+from featstore.metrics import Metric, TestSet
 from featstore.probe.class_models import CERTAIN
 from featstore.probe.linear import Job, Trained, Validation, predict
 from featstore.probe.log_odds import log_odds, log_shares_of_one, log_shares_of_sets, mean_log_loss, vote
@@ -170,13 +170,13 @@ class TrainingClasses:
         return of_all
 
 
-def outcome_of(bench: Bench, each: Round, heads: Sequence[Predict]) -> Outcome:
+def outcome_of(bench: Bench, each: Round, heads: Sequence[Predict]) -> TestSet:
     """Predict the test clips of a round."""
     samples = bench.task.samples(each.test)
-    return Outcome(samples=samples, y_scores=tuple(bench.y_scores(samples, head(samples.windows)) for head in heads))
+    return samples.tested(bench.y_scores(samples, head(samples.windows)) for head in heads)
 
 
-def is_at_or_below_constant(bench: Bench, outcomes: Sequence[Outcome], *, value: float) -> bool:
+def is_at_or_below_constant(bench: Bench, outcomes: Sequence[TestSet], *, value: float) -> bool:
     """Whether a score does not exceed that of constant predictions: class frequencies or the mean of training clips."""
     task = bench.task
     constant = []
@@ -188,7 +188,6 @@ def is_at_or_below_constant(bench: Bench, outcomes: Sequence[Outcome], *, value:
             counts = np.bincount(values, minlength=len(task.classes)) if values.ndim == 1 else values.sum(axis=0)
             share = np.clip(counts / len(values), 1e-6, 1.0 - 1e-6)
             guess = np.log(share) - np.log1p(-share)
-        samples = outcome.samples
-        constant.append(bench.metric.score(samples.y_true, np.tile(guess, (len(samples.clip), 1))))
+        constant.append(bench.metric.score(outcome.y_true, np.tile(guess, (len(outcome.clip), 1))))
     baseline = float(np.mean(constant))
     return value <= baseline if bench.metric.higher_is_better else value >= baseline

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +15,6 @@ from torch import Tensor
 
 from featstore.evaluation import (
     FrameTask,
-    Outcome,
     Samples,
     Stopwatch,
     load_frame_task,
@@ -23,7 +22,7 @@ from featstore.evaluation import (
     score_record,
 )
 from featstore.evaluation.layers import LayeredFrameTask, load_layered_frame_task, record_of_family
-from featstore.metrics import Metric, find_metric
+from featstore.metrics import Metric, TestSet, find_metric
 from featstore.metrics.classification import Average, CountF1
 from featstore.probe import frame_heads
 from featstore.probe.frame_heads import FrameFeatures, WorkerThreads
@@ -111,8 +110,7 @@ def score_frames(
                     *(_predicted_counts(task, frames, part, layer) for layer in trained[-1]), strict=True
                 )
                 events.append([counts for counts in events_of_round if counts is not None])
-                samples = replace(part.samples, y_true=part.true)
-                outcomes.append(Outcome(samples=samples, y_scores=found))
+                outcomes.append(TestSet(y_true=part.true, y_scores=found, clip=part.samples.clip))
     with watch("score"):
         scores = score_outcomes(task, outcomes)
     details = selection_details(task.rounds, trained)

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from featstore.errors import LabelError
-from featstore.evaluation import Outcome, Stopwatch, TaskData, load_task, score_outcomes, score_record
+from featstore.evaluation import Stopwatch, TaskData, load_task, score_outcomes, score_record
 from featstore.evaluation.layers import LayeredTask, load_layered_task, record_of_family
-from featstore.metrics import Metric, find_metric
+from featstore.metrics import Metric, TestSet, find_metric
 from featstore.probe import linear
 from featstore.probe.clip_bench import (
     Bench,
@@ -266,8 +266,6 @@ def _loss_of(task: TaskData, each: Round) -> SquaredError:
     return SquaredError(mean=float(numbers.mean()), std=float(numbers.std()))
 
 
-def _mean_score(metric: Metric, outcomes: Sequence[Outcome]) -> float:
+def _mean_score(metric: Metric, outcomes: Sequence[TestSet]) -> float:
     """Mean score over rounds and seeds."""
-    return float(
-        np.mean([metric.score(each.samples.y_true, y_score) for each in outcomes for y_score in each.y_scores])
-    )
+    return float(np.mean([metric.score(each.y_true, y_score) for each in outcomes for y_score in each.y_scores]))

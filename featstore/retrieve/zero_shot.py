@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featstore.evaluation import Outcome, Samples, Stopwatch, TaskData, score_outcomes, score_record
+from featstore.evaluation import Samples, Stopwatch, TaskData, score_outcomes, score_record
 from featstore.evaluation.texts import KINDS, check_has_words, text_vectors
 from featstore.metrics import Metric, find_metric
 from featstore.metrics.classification import as_label_sets
@@ -157,8 +157,7 @@ def _record(compared: _Compared, metric: Metric, *, measure: str) -> ScoreRecord
     task, watch, manifest = compared.task, compared.watch, compared.task.manifest
     with watch("score"):
         outcomes = [
-            Outcome(samples=samples, y_scores=(scores,))
-            for samples, scores in zip(compared.samples, compared.ensemble, strict=True)
+            samples.tested([scores]) for samples, scores in zip(compared.samples, compared.ensemble, strict=True)
         ]
         scores = score_outcomes(task, outcomes, metric=metric)
         alone = [
