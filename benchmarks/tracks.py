@@ -159,7 +159,7 @@ def measure_path(*, n_sets: int, repeats: int) -> dict[str, float]:
 
     def theirs(tol: float) -> None:
         for part, path in zip(parts, paths, strict=True):
-            _sklearn_path(*part, grid=[tried.C for tried in path.tried], tol=tol)
+            _sklearn_path(*part, grid=[tried.strength for tried in path.tried], tol=tol)
 
     return {
         "featstore": measured.median,
@@ -182,7 +182,7 @@ def _tolerance_of(path: Any, X: np.ndarray, y: np.ndarray) -> float:
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import StandardScaler
 
-    Z, C = StandardScaler().fit_transform(X.astype(np.float64)), path.chosen.C
+    Z, C = StandardScaler().fit_transform(X.astype(np.float64)), path.chosen.strength
 
     def share_of_penalty(weight: np.ndarray, bias: np.ndarray) -> float:
         logits = Z @ weight.T + bias

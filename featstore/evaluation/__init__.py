@@ -6,7 +6,6 @@ from featstore.evaluation.data import Samples, TaskData, load_task
 from featstore.evaluation.few_shot import check_shots, shots_details, support_sets
 from featstore.evaluation.frames import FrameTask, load_frame_task
 from featstore.evaluation.scores import (
-    Outcome,
     Stopwatch,
     TaskScore,
     score_outcomes,
@@ -15,7 +14,6 @@ from featstore.evaluation.scores import (
 
 __all__ = [
     "FrameTask",
-    "Outcome",
     "Samples",
     "Stopwatch",
     "TaskData",

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featstore.evaluation.data import SHORTEST_SECONDS
+from featstore.evaluation.data import Samples, group_windows
 from featstore.evaluation.pool import Pool
 from featstore.evaluation.runner import encoders_with
 from featstore.metrics import TestSet
@@ -93,32 +93,26 @@ class CaptionQueries:
 
     Attributes
     ----------
-    windows : int64 (windows,)
-        Rows of the pool; the rows of an item are consecutive and start at ``starts`` (items,).
-    weights : float32 (windows,)
-        Duration of each window without padding.
-    clip : int64 (items,)
+    samples : Samples
+        The items; targets are their clips.
     caption : int64 (captions,)
     caption_item : int64 (captions,)
         Item of each caption, ascending.
     """
 
-    windows: NDArray[np.int64]
-    starts: NDArray[np.int64]
-    weights: NDArray[np.float32]
-    clip: NDArray[np.int64]
+    samples: Samples
     caption: NDArray[np.int64]
     caption_item: NDArray[np.int64]
 
     def items(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
         """Mean of the vectors of each item's windows (windows, dim), weighted by duration: float32 (items, dim)."""
-        weights = self.weights[:, None]
-        summed = np.add.reduceat(vectors * weights, self.starts, axis=0)
-        return np.asarray(summed / np.add.reduceat(weights, self.starts, axis=0), np.float32)
+        weights, starts = self.samples.weights[:, None], self.samples.starts
+        summed = np.add.reduceat(vectors * weights, starts, axis=0)
+        return np.asarray(summed / np.add.reduceat(weights, starts, axis=0), np.float32)
 
     def ranks(self, audio: NDArray[np.float32], text: NDArray[np.float32]) -> Ranks:
         """Rank by the dot products of vectors of the items (items, dim) and of the captions (captions, dim)."""
-        items = np.arange(len(self.clip))
+        items = np.arange(len(self.samples.clip))
         return (
             relevant_ranks(audio, text, query_clip=items, document_clip=self.caption_item),
             relevant_ranks(text, audio, query_clip=self.caption_item, document_clip=items),
@@ -126,11 +120,11 @@ class CaptionQueries:
 
     def test_set(self, ranks: Sequence[Ranks]) -> TestSet:
         """Queries of both directions, and the rank of the first relevant result for each seed."""
-        direction = np.repeat([AUDIO_TO_TEXT, TEXT_TO_AUDIO], [len(self.clip), len(self.caption)])
+        direction = np.repeat([AUDIO_TO_TEXT, TEXT_TO_AUDIO], [len(self.samples.clip), len(self.caption)])
         return TestSet(
             y_true=direction,
             y_scores=tuple(np.concatenate([of[:, 0] for of in both]).astype(np.float64) for both in ranks),
-            clip=np.concatenate([self.clip, self.clip[self.caption_item]]),
+            clip=np.concatenate([self.samples.clip, self.samples.clip[self.caption_item]]),
         )
 
     def details(self, ranks: Sequence[Ranks], captions: ClipCaptions) -> dict[str, Any]:
@@ -159,16 +153,11 @@ class CaptionQueries:
 
 def queries_of(pool: Pool, captions: ClipCaptions, clips: NDArray[np.int64], *, protocol: Protocol) -> CaptionQueries:
     """Queries and documents of some clips, in both directions."""
-    windows = np.flatnonzero(np.isin(pool.clip, clips))
-    clip = pool.clip[windows]
-    by_window = protocol == "xares"
-    starts = np.arange(len(windows)) if by_window else np.flatnonzero(np.diff(clip, prepend=-1))
-    found = [captions.of(each) for each in clip[starts].tolist()]
+    of_clips = np.arange(len(pool.clip_id))
+    samples = group_windows(clips, clip=pool.clip, seconds=pool.seconds, values=of_clips, protocol=protocol)
+    found = [captions.of(each) for each in samples.clip.tolist()]
     return CaptionQueries(
-        windows=windows,
-        starts=starts,
-        weights=np.maximum(pool.seconds[windows], SHORTEST_SECONDS).astype(np.float32),
-        clip=clip[starts],
+        samples=samples,
         caption=np.concatenate(found),
-        caption_item=np.repeat(np.arange(len(starts)), [len(each) for each in found]),
+        caption_item=np.repeat(np.arange(len(found)), [len(each) for each in found]),
     )

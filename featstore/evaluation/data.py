@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,17 +11,18 @@ from numpy.typing import NDArray
 
 from featstore.errors import DataError, LabelError, UsageError
 from featstore.evaluation.leakage import check_sides
-from featstore.evaluation.pool import read_pool, without_overwritten
-from featstore.records import Protocol, Recipe, SkippedClip
+from featstore.evaluation.pool import Windows, read_pool, without_overwritten
+from featstore.metrics import TestSet
+from featstore.records import Protocol
 from featstore.tasks.splits import N_HASH_FOLDS, Round, SplitBy, plan_rounds
 
 if TYPE_CHECKING:
-    from featstore.evaluation.pool import Windows
-    from featstore.store import FeatureSet, Store
+    from featstore.store import Store
     from featstore.tasks import Manifest
 
 __all__ = [
     "SHORTEST_SECONDS",
+    "PlannedTask",
     "Samples",
     "Targets",
     "TaskData",
@@ -29,9 +30,9 @@ __all__ = [
     "check_parts",
     "group_windows",
     "load_task",
+    "plan_task",
     "rarest_label",
     "read_targets",
-    "task_fields",
 ]
 
 
@@ -71,6 +72,10 @@ class Samples:
         voted = np.add.reduceat(window_scores * weights, self.starts, axis=0)
         return np.asarray(voted / np.add.reduceat(weights, self.starts, axis=0))
 
+    def tested(self, y_scores: Iterable[NDArray[np.floating[Any]]]) -> TestSet:
+        """Return the samples with the predictions of each seed."""
+        return TestSet(y_true=self.y_true, y_scores=tuple(y_scores), clip=self.clip)
+
 
 def group_windows(
     clips: NDArray[np.int64],
@@ -105,6 +110,9 @@ def group_windows(
     )
 
 
+Stratify = Callable[[NDArray[np.int64]], NDArray[np.int64]]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Targets:
     """Targets of all clips.
@@ -123,7 +131,7 @@ class Targets:
 
     values: NDArray[Any]
     classes: tuple[str, ...]
-    stratify: Callable[[NDArray[np.int64]], NDArray[np.int64]]
+    stratify: Stratify
 
     def present(self, clips: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the sorted classes that occur in some clips; for numbers, the distinct values."""
@@ -198,45 +206,19 @@ READERS: Mapping[str, Callable[[Manifest, Windows], Targets]] = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TaskWindows:
-    """A task's windows, the targets of its clips, and its rounds.
-
-    Attributes
-    ----------
-    seconds : float64 (windows,)
-        Duration of each window without padding.
-    clip : int64 (windows,)
-        Clip of each window; ascending.
-    clip_id : tuple of str (n_clips,)
-        ``set/key``.
-    targets : Targets
-        Targets by clip.
-    rounds : tuple of Round
-    features : mapping
-        Name of a feature set to the content hash of its stored embeddings.
-    sets : tuple of FeatureSet
-        Feature sets, in the order of their windows.
-    members : mapping
-        Name of a feature set to its clips, int64 (n,); in the order of ``sets``.
-    skipped : tuple of SkippedClip
-        Clips that are not in the store, each with its reason.
-    groups : tuple of str (n_clips,), optional
-        Group of each clip, if the manifest names a field for it.
-    """
+class PlannedTask(Windows):
+    """Windows of a task, with its manifest, the protocol and the rounds that it is scored in."""
 
     manifest: Manifest
     protocol: Protocol
-    recipe: Recipe
-    seconds: NDArray[np.float64]
-    clip: NDArray[np.int64]
-    clip_id: tuple[str, ...]
-    targets: Targets
     rounds: tuple[Round, ...]
-    features: Mapping[str, str]
-    sets: tuple[FeatureSet, ...]
-    members: Mapping[str, NDArray[np.int64]]
-    skipped: tuple[SkippedClip, ...]
-    groups: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskWindows(PlannedTask):
+    """A planned task whose clips have targets."""
+
+    targets: Targets
 
     def samples(self, clips: NDArray[np.int64]) -> Samples:
         """Group the windows of some clips: one sample per clip under ``strict``, one per window under ``xares``."""
@@ -262,24 +244,18 @@ class TaskData(TaskWindows):
         """Names of the classes, by index."""
         return self.targets.classes
 
-    def windows_of(self, clips: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the rows of ``X`` that belong to some clips, ascending."""
-        wanted = np.zeros(len(self.clip_id), bool)
-        wanted[clips] = True
-        return np.flatnonzero(wanted[self.clip])
 
-
-def task_fields(
+def plan_task(
     manifest: Manifest,
     windows: Windows,
-    targets: Targets,
     *,
     protocol: Protocol,
-    least_classes: int,
+    targets: Targets | None = None,
+    least_classes: int = 1,
     leave_one_out: bool = False,
     split_by: SplitBy | None = None,
-) -> dict[str, Any]:
-    """Plan and check the rounds of a task, and return the fields of its `TaskWindows`.
+) -> tuple[Round, ...]:
+    """Plan and check the rounds of a task, stratified by its targets if it has any.
 
     Raises
     ------
@@ -289,29 +265,29 @@ def task_fields(
     LabelError
         The training clips of a round have fewer than ``least_classes`` classes (or distinct values, for numbers).
     """
+    stratify = (lambda _: np.zeros(len(windows.clip_id), np.int64)) if targets is None else targets.stratify
     if split_by is None:
         rounds = plan_rounds(
             protocol=protocol,
             members=windows.members,
             roles=None if manifest.folds is not None else manifest.feature_sets,
-            ids=windows.ids,
-            stratify=targets.stratify,
+            ids=windows.clip_id,
+            stratify=stratify,
             groups=windows.groups,
             leave_one_out=leave_one_out,
         )
     else:
-        rounds = _folds_of_all(windows, targets, split_by, protocol=protocol, task=manifest.name)
+        rounds = _folds_of_all(windows, stratify, split_by, protocol=protocol, task=manifest.name)
     check_sides(windows, rounds, protocol=protocol, task=manifest.name)
     for each in rounds:
         check_parts(each, task=manifest.name)
-        _check_classes(each, targets, task=manifest.name, least=least_classes)
-    names = ("recipe", "seconds", "clip", "clip_id", "features", "sets", "members", "skipped", "groups")
-    shared = {name: getattr(windows, name) for name in names}
-    return {"manifest": manifest, "protocol": protocol, "targets": targets, "rounds": rounds, **shared}
+        if targets is not None:
+            _check_classes(each, targets, task=manifest.name, least=least_classes)
+    return rounds
 
 
 def _folds_of_all(
-    windows: Windows, targets: Targets, split_by: SplitBy, *, protocol: Protocol, task: str
+    windows: Windows, stratify: Stratify, split_by: SplitBy, *, protocol: Protocol, task: str
 ) -> tuple[Round, ...]:
     """Plan rounds of all clips, by group or at random, whatever the declared splits are."""
     n_groups = len(set(windows.groups or ()))
@@ -322,10 +298,10 @@ def _folds_of_all(
         )
     return plan_rounds(
         protocol=protocol,
-        members={"all": np.arange(len(windows.ids))},
+        members={"all": np.arange(len(windows.clip_id))},
         roles=dict.fromkeys(("train", "valid", "test"), "all"),
-        ids=windows.ids,
-        stratify=targets.stratify,
+        ids=windows.clip_id,
+        stratify=stratify,
         groups=windows.groups if split_by.is_grouped else None,
         n_folds=min(N_HASH_FOLDS, n_groups),
     )
@@ -369,18 +345,16 @@ def load_task(
     if protocol == "xares" and pool.recipe.padding == "xares":
         pool = without_overwritten(pool)
     targets = read_targets(manifest, pool)
-    return TaskData(
-        **task_fields(
-            manifest,
-            pool,
-            targets,
-            protocol=protocol,
-            least_classes=2,
-            leave_one_out=leave_one_out,
-            split_by=split_by,
-        ),
-        X=pool.X,
+    rounds = plan_task(
+        manifest,
+        pool,
+        protocol=protocol,
+        targets=targets,
+        least_classes=2,
+        leave_one_out=leave_one_out,
+        split_by=split_by,
     )
+    return TaskData.of(pool, manifest=manifest, protocol=protocol, targets=targets, rounds=rounds)
 
 
 def check_parts(each: Round, *, task: str) -> None:

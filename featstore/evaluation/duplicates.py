@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featstore.evaluation.leakage import NEAR_COSINE, Sides, nearest_rows, row_hashes, training_side, whitened
+from featstore.evaluation.leakage import NEAR_COSINE, nearest_rows, row_hashes, training_side, whitened
+from featstore.evaluation.pool import Windows
 from featstore.evaluation.warnings import ScoreWarning
 from featstore.files import write_whole
 
@@ -110,23 +111,23 @@ class SharedEmbeddings:
 _found: OrderedDict[str, SharedEmbeddings] = OrderedDict()
 
 
-def shared_embeddings(sides: Sides, rounds: Sequence[Round]) -> SharedEmbeddings:
+def shared_embeddings(windows: Windows, rounds: Sequence[Round]) -> SharedEmbeddings:
     """Count test clips whose embedding equals, or nearly equals, that of a training or validation clip.
 
     Equality is bit for bit, over all windows. Near-duplicates have a cosine of at least `NEAR_COSINE` between whitened
     vectors; the search is limited to 50,000 windows and a fixed amount of work, beyond which it is subsampled. Results
     are cached in the process: another head or another k does not repeat the search.
     """
-    key = _cache_key(sides, rounds)
+    key = _cache_key(windows, rounds)
     if key not in _found:
-        _found[key] = _shared_embeddings(sides, rounds)
+        _found[key] = _shared_embeddings(windows, rounds)
         while len(_found) > CACHED_TASKS:
             _found.popitem(last=False)
     return _found[key]
 
 
-def _cache_key(sides: Sides, rounds: Sequence[Round]) -> str:
-    digest = hashlib.sha256(repr((sides.recipe.fingerprint, sorted(sides.features.items()))).encode())
+def _cache_key(windows: Windows, rounds: Sequence[Round]) -> str:
+    digest = hashlib.sha256(repr((windows.recipe.fingerprint, sorted(windows.features.items()))).encode())
     _add_rounds(digest, rounds)
     return digest.hexdigest()
 
@@ -138,16 +139,16 @@ def _add_rounds(digest: hashlib._Hash, rounds: Sequence[Round]) -> None:
         digest.update(bytes([each.leave_one_out]))
 
 
-def _shared_embeddings(sides: Sides, rounds: Sequence[Round]) -> SharedEmbeddings:
+def _shared_embeddings(windows: Windows, rounds: Sequence[Round]) -> SharedEmbeddings:
     clip = np.concatenate(
-        [clips[0] + each.clip for clips, each in zip(sides.members.values(), sides.sets, strict=True)]
+        [clips[0] + each.clip for clips, each in zip(windows.members.values(), windows.sets, strict=True)]
     ).astype(np.int64)
-    hashes = np.concatenate([row_hashes(block) for block in _blocks(sides)])
+    hashes = np.concatenate([row_hashes(block) for block in _blocks(windows)])
     equal = set(_equal_clips(hashes, rounds, clip).tolist())
     rows = np.arange(len(clip))
     if len(rows) > MAX_NEAR_WINDOWS:
         rows = np.sort(np.random.default_rng(0).choice(len(rows), MAX_NEAR_WINDOWS, replace=False))
-    near, searched = _cached_near_clips(sides, rows, clip, hashes, rounds)
+    near, searched = _cached_near_clips(windows, rows, clip, hashes, rounds)
     near = {one: other for one, other in near.items() if one not in equal}
     n_windows = sum(int(np.isin(clip, each.test).sum()) for each in rounds)
     example = min(near, default=None)
@@ -158,13 +159,13 @@ def _shared_embeddings(sides: Sides, rounds: Sequence[Round]) -> SharedEmbedding
         searched_windows=searched,
         test_windows=n_windows,
         is_complete=searched == n_windows and len(rows) == len(clip),
-        exact_example=sides.clip_id[min(equal)] if equal else None,
-        near_example=None if example is None else (sides.clip_id[example], sides.clip_id[near[example]]),
+        exact_example=windows.clip_id[min(equal)] if equal else None,
+        near_example=None if example is None else (windows.clip_id[example], windows.clip_id[near[example]]),
     )
 
 
 def _cached_near_clips(
-    sides: Sides,
+    windows: Windows,
     rows: NDArray[np.int64],
     clip: NDArray[np.int64],
     hashes: NDArray[np.uint64],
@@ -174,8 +175,8 @@ def _cached_near_clips(
     is_tested = [np.isin(clip[rows], each.test) for each in rounds]
     is_trained = [np.isin(clip[rows], each.test if each.leave_one_out else training_side(each)) for each in rounds]
     pairs = sum(int(one.sum()) * int(other.sum()) for one, other in zip(is_tested, is_trained, strict=True))
-    if pairs * sides.recipe.dim < MIN_CACHED_WORK:
-        return _near_clips(_read(sides, rows), clip[rows], rounds)
+    if pairs * windows.recipe.dim < MIN_CACHED_WORK:
+        return _near_clips(_read(windows, rows), clip[rows], rounds)
     rules = (SEARCH_VERSION, NEAR_COSINE, MAX_NEAR_WORK, MAX_NEAR_WINDOWS)
     digest = hashlib.sha256(repr(rules).encode() + hashes.tobytes() + clip.tobytes())
     _add_rounds(digest, rounds)
@@ -184,7 +185,7 @@ def _cached_near_clips(
         kept = json.loads(path.read_text())
         return {int(one): int(other) for one, other in kept["near"]}, int(kept["searched"])
     except (OSError, ValueError, TypeError, KeyError):  # not searched yet, or damaged
-        near, searched = _near_clips(_read(sides, rows), clip[rows], rounds)
+        near, searched = _near_clips(_read(windows, rows), clip[rows], rounds)
     with contextlib.suppress(OSError):  # without a cache the next run searches again
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, json.dumps({"near": list(near.items()), "searched": searched}))
@@ -197,18 +198,18 @@ def _cache_file(key: str) -> Path:
     return cache_folder() / "near-duplicates" / f"{key[:32]}.json"
 
 
-def _blocks(sides: Sides) -> Iterator[NDArray[np.float32]]:
+def _blocks(windows: Windows) -> Iterator[NDArray[np.float32]]:
     """Yield the vectors of all windows in blocks."""
-    for each in sides.sets:
+    for each in windows.sets:
         for start in range(0, len(each), BLOCK_WINDOWS):
             yield each.utterance_rows.slice(start, min(start + BLOCK_WINDOWS, len(each)))
 
 
-def _read(sides: Sides, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+def _read(windows: Windows, rows: NDArray[np.int64]) -> NDArray[np.float32]:
     """Read the vectors of some windows, float32 (rows, dim)."""
-    X = np.empty((len(rows), sides.recipe.dim), np.float32)
+    X = np.empty((len(rows), windows.recipe.dim), np.float32)
     first = done = 0
-    for block in _blocks(sides):
+    for block in _blocks(windows):
         until = int(np.searchsorted(rows, first + len(block)))
         X[done:until] = block[rows[done:until] - first]
         first, done = first + len(block), until

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featstore.errors import DataError, UnknownFeatureSet
-from featstore.evaluation.data import Targets, TaskWindows, rarest_label, task_fields
+from featstore.evaluation.data import Targets, TaskWindows, plan_task, rarest_label
 from featstore.evaluation.pool import Windows, extract_command, read_windows
 from featstore.records import Protocol
 
@@ -126,8 +126,12 @@ def load_frame_task(
     windows = read_windows(store, manifest, encoder=encoder, group=group)
     frames = read_frames(store, manifest, windows, protocol=protocol)
     events, targets = _read_events(manifest, windows.keys, windows.metas)
-    return FrameTask(
-        **task_fields(manifest, windows, targets, protocol=protocol, least_classes=1, split_by=split_by),
+    return FrameTask.of(
+        windows,
+        manifest=manifest,
+        protocol=protocol,
+        targets=targets,
+        rounds=plan_task(manifest, windows, protocol=protocol, targets=targets, split_by=split_by),
         frames=frames,
         start_seconds=np.concatenate([each.start_seconds for each in windows.sets]),
         events=events,
@@ -154,7 +158,7 @@ def read_frames(store: Store, manifest: Manifest, windows: Windows, *, protocol:
     frames = tuple(each.frames for each in windows.sets)
     stored = np.concatenate([each.lengths for each in frames])
     if not stored.all():
-        key = windows.ids[windows.clip[int(np.argmin(stored))]]
+        key = windows.clip_id[windows.clip[int(np.argmin(stored))]]
         raise DataError(f"task {manifest.name}: clip {key} has a window without frames: extract it again")
     real = np.maximum(1, np.rint(windows.seconds / windows.recipe.hop_seconds)).astype(np.int64)
     return FrameReader(

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from featstore.errors import AmbiguousSelection, DataError, UnknownFeatureSet, UsageError
-from featstore.evaluation.data import TaskData, TaskWindows, load_task
+from featstore.evaluation.data import TaskData, load_task
 from featstore.evaluation.frames import FrameReader, FrameTask, load_frame_task, read_frames
 from featstore.evaluation.pool import Windows, read_pool, read_windows, task_argument
 from featstore.evaluation.runner import encoders_with
@@ -32,8 +32,6 @@ __all__ = [
     "load_layered_task",
     "record_of_family",
 ]
-
-Clips = Windows | TaskWindows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,9 +171,8 @@ def load_layered_task(
         _check_same_clips(pool, task, manifest)
         layers.append(pool.X)
         features.append(pool.features)
-    known = {field.name: getattr(task, field.name) for field in fields(TaskData)}
-    known["features"] = _features_of(family, [*features, task.features])
-    return LayeredTask(**known, family=family, X_of_layer=(*layers, task.X))
+    features_of_layers = _features_of(family, [*features, task.features])
+    return LayeredTask.of(task, features=features_of_layers, family=family, X_of_layer=(*layers, task.X))
 
 
 def load_layered_frame_task(
@@ -190,13 +187,12 @@ def load_layered_frame_task(
     """
     family = find_family(store, manifest, encoder)
     task = load_frame_task(store, manifest, encoder=family.recipes[-1].group_name, protocol=protocol, split_by=split_by)
-    known = {field.name: getattr(task, field.name) for field in fields(FrameTask)}
-    known["frames"], known["features"] = frames_of_layers(store, manifest, family, task, task.frames, protocol=protocol)
-    return LayeredFrameTask(**known, family=family)
+    frames, features = frames_of_layers(store, manifest, family, task, task.frames, protocol=protocol)
+    return LayeredFrameTask.of(task, frames=frames, features=features, family=family)
 
 
 def frames_of_layers(
-    store: Store, manifest: Manifest, family: LayerFamily, last: Clips, frames: FrameReader, *, protocol: Protocol
+    store: Store, manifest: Manifest, family: LayerFamily, last: Windows, frames: FrameReader, *, protocol: Protocol
 ) -> tuple[FrameReader, dict[str, str]]:
     """Return a reader of the frames of all layers, concatenated, and the content hashes of their feature sets.
 
@@ -225,14 +221,14 @@ def frames_of_layers(
     return replace(frames, frames=(*layers, *frames.frames)), _features_of(family, [*features, last.features])
 
 
-def _check_same_clips(layer: Windows, last: Clips, manifest: Manifest) -> None:
+def _check_same_clips(layer: Windows, last: Windows, manifest: Manifest) -> None:
     """Raise DataError unless a layer has the windows and the width of the last one."""
     same = layer.clip_id == last.clip_id and np.array_equal(layer.clip, last.clip)
     if not same or layer.recipe.dim != last.recipe.dim:
         raise _different(layer, last, manifest)
 
 
-def _different(layer: Windows, last: Clips, manifest: Manifest) -> DataError:
+def _different(layer: Windows, last: Windows, manifest: Manifest) -> DataError:
     return DataError(
         f"task {manifest.name}: {layer.recipe.group_name} and {last.recipe.group_name} have different clips, frames or "
         "widths: extract all layers of the task again in one run"

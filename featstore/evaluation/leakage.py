@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
-from typing import Protocol as Interface
 
 import numpy as np
 from numpy.typing import NDArray
 
 from featstore.errors import DataError
-from featstore.evaluation.pool import shard_names
+from featstore.evaluation.pool import Windows, shard_names
 from featstore.evaluation.warnings import ScoreWarning
 from featstore.formatting import counted
-from featstore.records import Protocol, Recipe
+from featstore.records import Protocol
 
 if TYPE_CHECKING:
-    from featstore.store import FeatureSet
     from featstore.tasks.splits import Round
 
 __all__ = [
     "NEAR_COSINE",
     "NearDuplicate",
     "Overlap",
-    "Sides",
     "check_sides",
     "find_overlap",
     "nearest_rows",
@@ -197,51 +194,27 @@ def row_hashes(X: NDArray[np.float32]) -> NDArray[np.uint64]:
     return hashes
 
 
-class Sides(Interface):
-    """Clips and windows of a task, such as `featstore.evaluation.pool.Windows` or `featstore.evaluation.TaskData`."""
-
-    @property
-    def recipe(self) -> Recipe:
-        """Recipe of the embeddings."""
-
-    @property
-    def sets(self) -> tuple[FeatureSet, ...]:
-        """Feature sets, in the order of their windows."""
-
-    @property
-    def clip_id(self) -> tuple[str, ...]:
-        """``set/key`` of every clip."""
-
-    @property
-    def members(self) -> Mapping[str, NDArray[np.int64]]:
-        """Name of a feature set to its clips, in the order of ``sets``."""
-
-    @property
-    def features(self) -> Mapping[str, str]:
-        """Name of a feature set to the content hash of its stored embeddings."""
-
-
-def check_sides(sides: Sides, rounds: Sequence[Round], *, protocol: Protocol, task: str) -> None:
+def check_sides(windows: Windows, rounds: Sequence[Round], *, protocol: Protocol, task: str) -> None:
     """Raise DataError if a ``strict`` round has a shard or a clip on both the training and the test side."""
     if protocol == "strict":
-        for each in shared_names(sides, rounds):
+        for each in shared_names(windows, rounds):
             raise DataError(
                 f"task {task}: {each.message}: name each shard in one split, give different clips different keys, and "
                 "run `featstore extract --prune` where shards were renamed or moved"
             )
 
 
-def shared_names(sides: Sides, rounds: Sequence[Round]) -> Iterator[ScoreWarning]:
+def shared_names(windows: Windows, rounds: Sequence[Round]) -> Iterator[ScoreWarning]:
     """Find shards, and keys of clips, that are on both sides of a round.
 
     Clips of one feature set have different keys. Its shards can be on both sides, since the round separates clips.
     """
-    of_set = np.zeros(len(sides.clip_id), np.int64)
-    for number, clips in enumerate(sides.members.values()):
+    of_set = np.zeros(len(windows.clip_id), np.int64)
+    for number, clips in enumerate(windows.members.values()):
         of_set[clips] = number
-    shards_of = [frozenset(shard_names(each)) for each in sides.sets]
+    shards_of = [frozenset(shard_names(each)) for each in windows.sets]
     code_of: dict[str, int] = {}
-    codes = np.array([code_of.setdefault(name.partition("/")[2], len(code_of)) for name in sides.clip_id], np.int64)
+    codes = np.array([code_of.setdefault(name.partition("/")[2], len(code_of)) for name in windows.clip_id], np.int64)
     shards: set[str] = set()
     shared: list[NDArray[np.int64]] = []
     for each in rounds:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from shlex import quote
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,7 +49,7 @@ class Windows:
         Clip of each window, ascending from 0 to ``n_clips - 1``.
     keys, metas : tuple of str (n_clips,)
         Key and JSON of each clip.
-    ids : tuple of str (n_clips,)
+    clip_id : tuple of str (n_clips,)
         ``set/key``: unique in the pool, while a key is unique in its set only.
     members : mapping
         Name of a feature set to its clips, int64 (n,).
@@ -67,16 +67,23 @@ class Windows:
     clip: NDArray[np.int64]
     keys: tuple[str, ...]
     metas: tuple[str, ...]
-    ids: tuple[str, ...]
+    clip_id: tuple[str, ...]
     members: Mapping[str, NDArray[np.int64]]
     features: Mapping[str, str]
     skipped: tuple[SkippedClip, ...]
     groups: tuple[str, ...] | None
 
-    @property
-    def clip_id(self) -> tuple[str, ...]:
-        """The same as ``ids``; tasks use this name."""
-        return self.ids
+    @classmethod
+    def of(cls, windows: Windows, **more: Any) -> Self:
+        """Build a record of this class from the fields of another one and further fields."""
+        known = {each.name: getattr(windows, each.name) for each in fields(cls) if hasattr(windows, each.name)}
+        return cls(**{**known, **more})
+
+    def windows_of(self, clips: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the windows of some clips, ascending."""
+        wanted = np.zeros(len(self.clip_id), bool)
+        wanted[clips] = True
+        return np.flatnonzero(wanted[self.clip])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,8 +109,8 @@ def read_pool(store: Store, manifest: Manifest, *, encoder: str | None, group: s
     for feature_set in windows.sets:
         X[first : first + len(feature_set)] = feature_set.utterance
         first += len(feature_set)
-    _check_finite(X, windows.clip, ids=windows.ids, task=manifest.name)
-    return Pool(**{field.name: getattr(windows, field.name) for field in fields(windows)}, X=X)
+    _check_finite(X, windows.clip, ids=windows.clip_id, task=manifest.name)
+    return Pool.of(windows, X=X)
 
 
 def without_overwritten(pool: Pool) -> Pool:
@@ -168,7 +175,7 @@ def read_windows(store: Store, manifest: Manifest, *, encoder: str | None, group
         clip=np.concatenate(clips),
         keys=tuple(keys),
         metas=tuple(metas),
-        ids=tuple(ids),
+        clip_id=tuple(ids),
         members=members,
         features={name: feature_set.content_hash for name, feature_set in sets.items()},
         skipped=tuple(clip for feature_set in sets.values() for clip in feature_set.skipped),

@@ -6,40 +6,33 @@ import importlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
-from typing import Protocol as Interface
 
 import numpy as np
 from numpy.typing import NDArray
 
 from featstore.errors import DataError
 from featstore.evaluation.duplicates import shared_embeddings
-from featstore.evaluation.leakage import Sides, shared_names
+from featstore.evaluation.leakage import shared_names
 from featstore.evaluation.pool import Windows
 from featstore.evaluation.warnings import ScoreWarning, warnings_of_details
 from featstore.metrics import Interval, Metric, Spread, TestSet, Units, find_metric, interval_of, jackknife, plan_units
 from featstore.metrics.ranking import chance_corrected
-from featstore.records import PROTOCOL_VERSION, Protocol, ScoreRecord, SkippedClip, Track, sha256_of
+from featstore.records import PROTOCOL_VERSION, ScoreRecord, Track, sha256_of
 
 if TYPE_CHECKING:
-    from featstore.evaluation.data import Samples, Targets
-    from featstore.tasks import Manifest
-    from featstore.tasks.splits import Round
+    from featstore.evaluation.data import PlannedTask, TaskWindows
 
 __all__ = [
-    "Origin",
-    "Outcome",
-    "RecordedTask",
-    "ScoredTask",
     "Stopwatch",
     "TaskScore",
-    "WindowsTask",
     "details_by_round",
     "score_outcomes",
     "score_record",
     "score_test_sets",
+    "spread_details",
 ]
 
 
@@ -61,58 +54,6 @@ MAX_CONFUSION_CLASSES = 60
 MAX_CONFUSED_PAIRS = 100
 MAX_SKIPPED_NAMED = 100
 DISTRIBUTIONS = {"sklearn": "scikit-learn"}
-
-
-class Origin(Sides, Interface):
-    """Source of scored embeddings: `featstore.evaluation.pool.Windows`, or a task."""
-
-    @property
-    def skipped(self) -> tuple[SkippedClip, ...]:
-        """Clips that are not in the store."""
-
-    @property
-    def groups(self) -> tuple[str, ...] | None:
-        """Group of each clip, if the manifest names a field for it."""
-
-
-class RecordedTask(Origin, Interface):
-    """Task of a score record, such as `featstore.evaluation.TaskData`."""
-
-    @property
-    def manifest(self) -> Manifest:
-        """Manifest of the task."""
-
-    @property
-    def protocol(self) -> Protocol:
-        """Protocol of the score."""
-
-    @property
-    def rounds(self) -> tuple[Round, ...]:
-        """Rounds, in the order of their outcomes."""
-
-
-class ScoredTask(RecordedTask, Interface):
-    """Task with targets by clip, against which predictions are scored."""
-
-    @property
-    def targets(self) -> Targets:
-        """Targets by clip."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """Predictions of a track in one round.
-
-    Attributes
-    ----------
-    samples : Samples
-        Samples of the round's test clips.
-    y_scores : tuple of float (samples, n_classes)
-        One array per seed; (samples, n_classes, 2) for metrics of counts.
-    """
-
-    samples: Samples
-    y_scores: tuple[NDArray[np.floating[Any]], ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,21 +87,6 @@ class TaskScore:
     libraries: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WindowsTask(Windows):
-    """Windows, and the task, protocol and rounds that a record names."""
-
-    manifest: Manifest
-    protocol: Protocol
-    rounds: tuple[Round, ...]
-
-    @classmethod
-    def of(cls, windows: Windows, manifest: Manifest, rounds: tuple[Round, ...], *, protocol: Protocol) -> WindowsTask:
-        """The task of some windows."""
-        known = {field.name: getattr(windows, field.name) for field in fields(Windows)}
-        return cls(**known, manifest=manifest, protocol=protocol, rounds=rounds)
-
-
 def details_by_round(details: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Details of the rounds, by name of the round: unchanged for a single one, else each entry by round."""
     if len(details) == 1:
@@ -169,7 +95,7 @@ def details_by_round(details: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]
     return {name: {number: each[name] for number, each in details.items()} for name in names}
 
 
-def score_outcomes(task: ScoredTask, outcomes: Sequence[Outcome], *, metric: Metric | None = None) -> TaskScore:
+def score_outcomes(task: TaskWindows, tested: Sequence[TestSet], *, metric: Metric | None = None) -> TaskScore:
     """Score the predictions of ``task.rounds``, in their order, by `metric` or else by the task's metric.
 
     Raises
@@ -178,12 +104,11 @@ def score_outcomes(task: ScoredTask, outcomes: Sequence[Outcome], *, metric: Met
         The test clips cannot be scored by the metric.
     """
     metric = find_metric(task.manifest.metric, task.protocol) if metric is None else metric
-    tested = [TestSet(y_true=each.samples.y_true, y_scores=each.y_scores, clip=each.samples.clip) for each in outcomes]
     try:
         found = score_test_sets(metric, tested, clip_ids=task.clip_id, groups=task.groups)
     except DataError as error:
         raise DataError(f"task {task.manifest.name}: its test clips cannot be scored: {error}") from error
-    return replace(found, details={**_by_class(task, metric, outcomes), **found.details})
+    return replace(found, details={**_by_class(task, metric, tested), **found.details})
 
 
 def score_test_sets(
@@ -246,18 +171,23 @@ def _spread_details(
     """
     ordered = [sorted(dict.fromkeys(each.clip.tolist()), key=lambda clip: clip_ids[clip]) for each in tested]
     names = [[[clip_ids[clip], *([groups[clip]] if groups else [])] for clip in each] for each in ordered]
+    found = spread_details(spread, units, compared=names)
+    one_sample_per_clip = all(len(each.clip) == len(clips) for each, clips in zip(tested, ordered, strict=True))
+    if metric.name == "accuracy" and not units.grouped and one_sample_per_clip and len(tested[0].y_scores) < 10:
+        found["right"] = "".join(_right_seeds(each, clips) for each, clips in zip(tested, ordered, strict=True))
+    return found
+
+
+def spread_details(spread: Spread, units: Units, *, compared: Sequence[Any]) -> dict[str, Any]:
+    """Return ``details["spread"]``; two encoders can be compared if ``compared``, such as the clips, is equal."""
     defined = bool(np.isfinite(spread.variance))
-    found: dict[str, Any] = {
-        "clips": sha256_of(names)[:32],
+    return {
+        "clips": sha256_of(compared)[:32],
         "units": "groups" if units.grouped else "clips",
         "n": units.n_independent,
         "variance": spread.variance if defined else None,
         "deviations": [float(f"{value:.9g}") for value in spread.deviations.tolist()] if defined else None,
     }
-    one_sample_per_clip = all(len(each.clip) == len(clips) for each, clips in zip(tested, ordered, strict=True))
-    if metric.name == "accuracy" and not units.grouped and one_sample_per_clip and len(tested[0].y_scores) < 10:
-        found["right"] = "".join(_right_seeds(each, clips) for each, clips in zip(tested, ordered, strict=True))
-    return found
 
 
 def _right_seeds(test_set: TestSet, clips: Sequence[int]) -> str:
@@ -267,14 +197,14 @@ def _right_seeds(test_set: TestSet, clips: Sequence[int]) -> str:
     return "".join(str(by_clip[clip]) for clip in clips)
 
 
-def _origin_details(origin: Origin) -> dict[str, Any]:
+def _origin_details(windows: Windows) -> dict[str, Any]:
     """Return the recipe of the embeddings, and up to 100 of the clips that are not in the store."""
-    named = [[clip.shard, clip.key, clip.reason] for clip in origin.skipped[:MAX_SKIPPED_NAMED]]
-    return {"recipe": origin.recipe.as_json(), "left_out": named}
+    named = [[clip.shard, clip.key, clip.reason] for clip in windows.skipped[:MAX_SKIPPED_NAMED]]
+    return {"recipe": windows.recipe.as_json(), "left_out": named}
 
 
 def score_record(
-    task: RecordedTask,
+    task: PlannedTask,
     scores: TaskScore,
     *,
     track: Track,
@@ -368,7 +298,7 @@ def _version(module: str) -> str:
     return metadata.version(module) if own is None else str(own)
 
 
-def _by_class(task: ScoredTask, metric: Metric, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+def _by_class(task: TaskWindows, metric: Metric, tested: Sequence[TestSet]) -> dict[str, Any]:
     """Compute scores per class; null for a class that has no test clip.
 
     With several rounds it is the mean, weighted by the test clips of the class. For accuracy that is the share of all
@@ -376,9 +306,9 @@ def _by_class(task: ScoredTask, metric: Metric, outcomes: Sequence[Outcome]) -> 
     """
     if not task.targets.classes:
         return {}
-    support = np.array([_support_of(task, each) for each in outcomes])
+    support = np.array([_support_of(task, each) for each in tested])
     per_class = np.array(
-        [[metric.per_class(each.samples.y_true, y_score) for y_score in each.y_scores] for each in outcomes]
+        [[metric.per_class(each.y_true, y_score) for y_score in each.y_scores] for each in tested]
     ).mean(axis=1)
     known = ~np.isnan(per_class)
     weights = np.where(known, support, 0)
@@ -397,22 +327,22 @@ def _by_class(task: ScoredTask, metric: Metric, outcomes: Sequence[Outcome]) -> 
         "classes_not_in_training": sorted({task.targets.classes[label] for label in unseen}),
     }
     if task.targets.values.ndim == 1:
-        cells, counts = _confusion(len(task.targets.classes), outcomes)
+        cells, counts = _confusion(len(task.targets.classes), tested)
         found |= _confusion_details(len(task.targets.classes), cells, counts)
     return found
 
 
-def _support_of(task: ScoredTask, outcome: Outcome) -> NDArray[np.int64]:
+def _support_of(task: TaskWindows, test_set: TestSet) -> NDArray[np.int64]:
     """Count a round's test clips of each class."""
     n_classes = len(task.targets.classes)
-    values = task.targets.values[np.unique(outcome.samples.clip)]
+    values = task.targets.values[np.unique(test_set.clip)]
     counts = np.bincount(values, minlength=n_classes) if values.ndim == 1 else (values > 0).sum(axis=0)
     return np.asarray(counts, np.int64)
 
 
-def _confusion(n_classes: int, outcomes: Sequence[Outcome]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _confusion(n_classes: int, tested: Sequence[TestSet]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Count samples by ``true class * n_classes + predicted class`` over all rounds, first seed; cells above 0 only."""
-    cells = [each.samples.y_true * n_classes + each.y_scores[0].argmax(axis=1) for each in outcomes]
+    cells = [each.y_true * n_classes + each.y_scores[0].argmax(axis=1) for each in tested]
     return np.unique(np.concatenate(cells), return_counts=True)
 
 

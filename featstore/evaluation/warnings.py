@@ -46,7 +46,7 @@ def warnings_of_details(
 ) -> Iterator[ScoreWarning]:
     """Yield the warnings that a record's details imply.
 
-    ``fit``, ``at_or_below_majority`` and ``best_epoch_at_edge`` have flags by round, or one for all rounds;
+    ``fit`` has flags by round and fit, ``at_or_below_majority`` and ``best_epoch_at_edge`` are flags, and
     ``neighbours_vote`` has a score and a flag. Details without them give no warning.
 
     Parameters
@@ -88,7 +88,7 @@ def warnings_of_details(
             figures={"fits": len(fits)},
         )
     majority = _majority(details) if metric == "accuracy" else None
-    if any(_flags(details.get("at_or_below_majority"))) or (majority is not None and value <= majority):
+    if details.get("at_or_below_majority") or (majority is not None and value <= majority):
         against = "" if majority is None else f": {value:.3f} against {majority:.3f}"
         yield ScoreWarning(
             kind="at_or_below_majority",
@@ -104,13 +104,12 @@ def warnings_of_details(
             count=1,
             figures={"neighbours": vote["score"]},
         )
-    edges = list(_flags(details.get("best_epoch_at_edge")))
-    if any(edges):
+    if details.get("best_epoch_at_edge"):
         yield ScoreWarning(
             kind="best_epoch_at_edge",
-            message=f"the best epoch is the first or the last allowed ({sum(edges):,} of {len(edges):,})",
-            count=sum(edges),
-            figures={"fits": len(edges)},
+            message="the best epoch is the first or the last allowed (1 of 1)",
+            count=1,
+            figures={"fits": 1},
         )
 
 
@@ -125,18 +124,6 @@ def _named(name: str, value: object) -> Iterator[object]:
     elif isinstance(value, list | tuple):
         for inner in value:
             yield from _named(name, inner)
-
-
-def _flags(value: object) -> Iterator[bool]:
-    """Yield a flag, or the flags in mappings and lists, as truth values."""
-    if isinstance(value, Mapping):
-        for inner in value.values():
-            yield from _flags(inner)
-    elif isinstance(value, list | tuple):
-        for inner in value:
-            yield from _flags(inner)
-    elif value is not None:
-        yield bool(value)
 
 
 def _majority(details: Mapping[str, Any]) -> float | None:

@@ -25,7 +25,6 @@ class Accuracy:
 
     name: str = "accuracy"
     higher_is_better: bool = True
-    bounds: tuple[float, float] = (0.0, 1.0)
     libraries: tuple[str, ...] = ()
 
     def score(self, y_true: NDArray[Any], y_score: NDArray[np.floating[Any]]) -> float:
@@ -70,7 +69,6 @@ class CountF1:
     average: Average
     absent_class: Literal["skip", "zero"]
     higher_is_better: bool = True
-    bounds: tuple[float, float] = (0.0, 1.0)
     libraries: tuple[str, ...] = ()
 
     def score(self, y_true: NDArray[Any], y_score: NDArray[Any]) -> float:
@@ -104,7 +102,6 @@ class MacroF1:
     threshold: float
     name: str = "macro_f1"
     higher_is_better: bool = True
-    bounds: tuple[float, float] = (0.0, 1.0)
     libraries: tuple[str, ...] = ()
 
     def score(self, y_true: NDArray[Any], y_score: NDArray[np.floating[Any]]) -> float:

@@ -33,7 +33,6 @@ __all__ = [
 MIN_GROUPS = 12
 MIN_CLIPS = 20
 MANY_ERRORS = 0.5  # below it, 1 - WER is treated as an error rate, above it as a share of words
-LEVEL = 0.95
 
 Scale = Literal["share", "area", "error", "correlation"]
 
@@ -237,11 +236,11 @@ def wilson(share: float, n: float, quantile: float) -> tuple[float, float]:
     return max(0.0, float(centre - half)), min(1.0, float(centre + half))
 
 
-def student(df: float, *, level: float = LEVEL) -> float:
-    """Return the quantile of Student's t distribution with probability ``(1 - level) / 2`` above it."""
+def student(df: float) -> float:
+    """Return the quantile of Student's t distribution for a 95 % interval: with probability 0.025 above it."""
     from scipy.special import stdtrit
 
-    return float(stdtrit(df, 0.5 + level / 2.0))
+    return float(stdtrit(df, 0.975))
 
 
 def degrees_of_freedom(parts: Sequence[tuple[float, float]], *, total: float | None = None) -> float:

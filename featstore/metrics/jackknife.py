@@ -107,9 +107,8 @@ def plan_units(
     *,
     names: Sequence[str],
     groups: Sequence[str] | None = None,
-    max_units: int = MAX_UNITS,
 ) -> Units:
-    """Plan the units of several test sets.
+    """Plan the units of several test sets; more than `MAX_UNITS` clips or groups are merged.
 
     Parameters
     ----------
@@ -119,16 +118,14 @@ def plan_units(
         Names of all clips.
     groups : sequence of str (n_clips,), optional
         Group of each clip.
-    max_units : int
-        Clips or groups are merged if there are more.
     """
     if groups is not None:
         found = [[groups[clip] for clip in each.tolist()] for each in clips]
         known = sorted({group for each in found for group in each})
-        unit = {known[at]: place % max_units for place, at in enumerate(name_order(known).tolist())}
+        unit = {known[at]: place % MAX_UNITS for place, at in enumerate(name_order(known).tolist())}
         return Units(
             of_sample=tuple(np.array([unit[group] for group in each], np.int64) for each in found),
-            n=min(len(known), max_units),
+            n=min(len(known), MAX_UNITS),
             grouped=True,
             n_independent=len(known),
         )
@@ -138,7 +135,7 @@ def plan_units(
     first = 0
     for distinct, place in per_set:
         n_units = (
-            len(distinct) if total <= max_units else min(len(distinct), max(2, max_units * len(distinct) // total))
+            len(distinct) if total <= MAX_UNITS else min(len(distinct), max(2, MAX_UNITS * len(distinct) // total))
         )
         unit_of_clip = np.empty(len(distinct), np.int64)
         unit_of_clip[name_order([names[clip] for clip in distinct.tolist()])] = np.arange(len(distinct)) % n_units

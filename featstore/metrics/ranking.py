@@ -37,7 +37,6 @@ class MeanAveragePrecision:
     absent_class: Literal["skip", "zero"]
     name: str = "mAP"
     higher_is_better: bool = True
-    bounds: tuple[float, float] = (0.0, 1.0)
     libraries: tuple[str, ...] = ()
 
     def score(self, y_true: NDArray[Any], y_score: NDArray[np.floating[Any]]) -> float:
@@ -155,7 +154,6 @@ class EqualErrorRate:
 
     name: str = "eer"
     higher_is_better: bool = False
-    bounds: tuple[float, float] = (0.0, 1.0)
     libraries: tuple[str, ...] = ("sklearn",)
 
     def score(self, y_true: NDArray[Any], y_score: NDArray[np.floating[Any]]) -> float:
@@ -212,7 +210,6 @@ class DPrime:
 
     name: str = "d_prime"
     higher_is_better: bool = True
-    bounds: tuple[float, float] = (-np.inf, np.inf)
     libraries: tuple[str, ...] = ("sklearn", "scipy")
 
     def score(self, y_true: NDArray[Any], y_score: NDArray[np.floating[Any]]) -> float:

@@ -30,10 +30,6 @@ class Metric(Protocol):
         """Direction of model selection."""
 
     @property
-    def bounds(self) -> tuple[float, float]:
-        """Lowest and highest possible score."""
-
-    @property
     def libraries(self) -> tuple[str, ...]:
         """Modules that it uses besides NumPy; records store their versions."""
 

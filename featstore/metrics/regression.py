@@ -17,7 +17,6 @@ class MeanError:
 
     name: Literal["mae", "mse"]
     higher_is_better: bool = False
-    bounds: tuple[float, float] = (0.0, np.inf)
     libraries: tuple[str, ...] = ()
 
     def score(self, y_true: NDArray[Any], y_score: NDArray[np.floating[Any]]) -> float:
@@ -48,7 +47,6 @@ class Correlation:
 
     name: Literal["pearson", "spearman"]
     higher_is_better: bool = True
-    bounds: tuple[float, float] = (-1.0, 1.0)
     libraries: tuple[str, ...] = ("scipy",)
 
     def score(self, y_true: NDArray[Any], y_score: NDArray[np.floating[Any]]) -> float:

@@ -83,7 +83,6 @@ class RecallAt:
 
     k: int
     higher_is_better: bool = True
-    bounds: tuple[float, float] = (0.0, 1.0)
     libraries: tuple[str, ...] = ()
 
     @property

@@ -79,7 +79,6 @@ class InverseErrorRate:
 
     name: str = "wer_inv"
     higher_is_better: bool = True
-    bounds: tuple[float, float] = (0.0, 1.0)
     libraries: tuple[str, ...] = ("jiwer",)
 
     def score(self, y_true: NDArray[Any], y_score: NDArray[np.floating[Any]]) -> float:

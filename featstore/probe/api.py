@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, get_args
-from typing import Protocol as Interface
 
 from featstore.errors import UsageError
 from featstore.evaluation import check_shots
@@ -19,18 +18,11 @@ if TYPE_CHECKING:
     from featstore.store import Store
     from featstore.tasks import Manifest
 
-__all__ = ["KindScorer", "probe_task"]
+__all__ = ["probe_task"]
 
 ALIASES: Mapping[str, Head] = {"logreg": "logistic"}
 
 SEEDS: Mapping[Protocol, tuple[int, ...]] = {"strict": (0, 1, 2), "xares": (42,)}
-
-
-class KindScorer(Interface):
-    """Scores a task: trains, selects and tests a head by the protocol, and returns the record."""
-
-    def __call__(self, *, split_by: SplitBy = ...) -> ScoreRecord:
-        """Score the task, whose kind is in `SPLIT_KINDS` if ``split_by`` is given."""
 
 
 HEADS: Mapping[str, tuple[Head, ...]] = {
@@ -44,7 +36,7 @@ HEADS: Mapping[str, tuple[Head, ...]] = {
 }
 """Heads by kind. The first is the default under ``strict``; ``xares`` uses ``linear``."""
 
-# Kinds with one target per clip: see featstore.probe.clips.
+# Kinds with one class or one set of labels per clip: see featstore.probe.clips.
 CLIP_KINDS = ("clip", "multilabel")
 
 # Kinds whose clips can be split again, stratified by their labels.
@@ -135,7 +127,9 @@ def probe_task(
     options: dict[str, Any] = {"encoder": encoder, "protocol": protocol, "seeds": seeds, "head": chosen}
     if manifest.kind in CLIP_KINDS:
         options["shots"] = shots
-    scorer: KindScorer = partial(getattr(importlib.import_module(module), name), store, manifest, **options)
+    scorer: Callable[..., ScoreRecord] = partial(
+        getattr(importlib.import_module(module), name), store, manifest, **options
+    )
     if field is None:
         return scorer()
     grouped = scorer(split_by=SplitBy(field=field))

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -18,12 +18,13 @@ from torch.nn import functional
 
 from featstore.errors import DataError, UsageError
 from featstore.evaluation import Stopwatch
+from featstore.evaluation.data import plan_task
 from featstore.metrics.word_error_rate import InverseErrorRate, count_edits, require_jiwer
 from featstore.probe.layer_mix import learned_weights
-from featstore.probe.scoring import RoundResult, plan, verdict
+from featstore.probe.scoring import RoundResult, verdict
 from featstore.probe.speech import Sequences, compare_texts, length_batches, open_sequences
 from featstore.probe.text import load_language_model, normalised
-from featstore.probe.training import Fitted, Score, initialised, over_seeds, train
+from featstore.probe.training import FittedModel, Score, initialised, over_seeds, train
 from featstore.records import Protocol, ScoreRecord
 from featstore.tasks.splits import Round
 
@@ -202,7 +203,7 @@ def score_asr(
     watch = Stopwatch()
     with watch("read"):
         sequences = open_sequences(store, manifest, encoder=encoder, protocol=protocol, every_layer=head == "layer-mix")
-        rounds = plan(manifest, sequences.windows, protocol=protocol)
+        rounds = plan_task(manifest, sequences.windows, protocol=protocol)
         language_model = load_language_model(manifest.probe.language_model, device=default_device())
         transcripts = _transcripts(manifest, sequences, language_model, protocol=protocol)
     tested = []
@@ -211,7 +212,6 @@ def score_asr(
             trained = over_seeds(
                 seeds,
                 partial(_train, manifest, transcripts, each, number=number, head=head, protocol=protocol),
-                fit_of=lambda found: found[1],
             )
         with watch("score"):
             tested.append(_test(manifest, transcripts, each, trained, protocol=protocol))
@@ -274,9 +274,9 @@ def _transcripts(
     ]
     if long:
         raise DataError(
-            f"task {manifest.name}: clip {sequences.windows.ids[long[0]]} and {len(long) - 1} more are too long for "
-            f"{language_model.name}, which has {most} positions: the first has {sequences.n_frames[long[0]]} frames "
-            f"and {len(tokens[long[0]])} tokens"
+            f"task {manifest.name}: clip {sequences.windows.clip_id[long[0]]} and {len(long) - 1} more are too long "
+            f"for {language_model.name}, which has {most} positions: the first has {sequences.n_frames[long[0]]} "
+            f"frames and {len(tokens[long[0]])} tokens"
         )
     return _Transcripts(
         sequences=sequences, language_model=language_model, texts=texts, tokens=tokens, protocol=protocol
@@ -293,7 +293,7 @@ def _train(
     protocol: Protocol,
     seed: int,
     rates: Sequence[float],
-) -> tuple[AudioLanguageModel, Fitted]:
+) -> FittedModel[AudioLanguageModel]:
     probe, sequences, model = manifest.probe, transcripts.sequences, transcripts.language_model
     norm = None if head == "linear" else sequences.normalisation(each.train)
 
@@ -314,7 +314,7 @@ def _train(
         sums = [recogniser.teacher_forced_loss(transcripts.utterances(batch)) for batch in planned]
         return -sum(total for total, _ in sums) / sum(count for _, count in sums), 0.0
 
-    adapter, fitted = train(
+    found = train(
         build,
         seed=(seed, number),
         batches=batches,
@@ -324,7 +324,7 @@ def _train(
         learning_rate=probe.learning_rate,
         rates=None if head == "linear" else rates,
     )
-    return AudioLanguageModel(model, adapter), replace(fitted, layer_weights=learned_weights(adapter))
+    return found.using(AudioLanguageModel(model, found.model), layer_weights=learned_weights(found.model))
 
 
 def _teacher_forced_accuracy(
@@ -343,7 +343,7 @@ def _test(
     manifest: Manifest,
     transcripts: _Transcripts,
     each: Round,
-    trained: Sequence[tuple[AudioLanguageModel, Fitted]],
+    trained: Sequence[FittedModel[AudioLanguageModel]],
     *,
     protocol: Protocol,
 ) -> RoundResult:
@@ -355,19 +355,19 @@ def _test(
         [
             transcripts.scored(text)
             for batch in batches
-            for text in recogniser.generate(
+            for text in found.model.generate(
                 transcripts.utterances(batch).frames,
                 max_new_tokens=min(most, transcripts.max_new_tokens(batch)),
                 repetition_penalty=XARES_REPETITION_PENALTY if protocol == "xares" else 1.0,
             )
         ]
-        for recogniser, _ in trained
+        for found in trained
     ]
     return compare_texts(
         each,
         clips=clips,
         references=transcripts.references(clips),
         recognised=recognised,
-        fits=[fitted for _, fitted in trained],
+        fits=trained,
         details={},
     )

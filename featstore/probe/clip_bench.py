@@ -1,4 +1,7 @@
-"""What the heads of kinds ``clip`` and ``multilabel`` share: scoring of logits, trained rounds, classes in training."""
+"""What the heads of clips share: the score of their outputs, jobs of linear heads, trained rounds, known classes.
+
+Outputs are logits (n, classes) for kinds ``clip`` and ``multilabel``, and numbers (n, 1) for ``regression``.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +11,41 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from featstore.errors import DataError
-from featstore.evaluation import Outcome, Samples, TaskData
-from featstore.metrics import Metric
+from featstore.evaluation import Samples, TaskData
+from featstore.metrics import Metric, TestSet
+from featstore.probe.class_models import CERTAIN
+from featstore.probe.linear import Job, Trained, Validation, predict
 from featstore.probe.log_odds import log_odds, log_shares_of_one, log_shares_of_sets, mean_log_loss, vote
+from featstore.probe.training import Score
 from featstore.tasks.splits import Round
 
-__all__ = ["Bench", "RoundModels", "TrainedRounds", "TrainingClasses", "is_at_or_below_majority", "outcome_of"]
+__all__ = [
+    "Bench",
+    "Predict",
+    "TrainedRounds",
+    "TrainingClasses",
+    "Validated",
+    "head_outputs",
+    "is_at_or_below_constant",
+    "linear_jobs",
+    "outcome_of",
+]
 
-CERTAIN = 100.0
-"""Logits of classes without a training clip are minus this value."""
+Outputs = NDArray[np.floating[Any]]
+
+Predict = Callable[[NDArray[np.int64]], Outputs]
+"""Maps windows of the pool to outputs."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Validated:
+    """Windows of a round's validation clips, and the score of their outputs with a tie-breaker, higher is better."""
+
+    windows: NDArray[np.int64]
+    score: Callable[[Outputs], Score]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,49 +56,78 @@ class Bench:
     metric: Metric
     seeds: tuple[int, ...]
 
-    @property
-    def one_class(self) -> bool:
-        """Whether a clip has exactly one class, as opposed to a set of labels."""
-        return self.task.targets.values.ndim == 1
+    def y_scores(self, samples: Samples, outputs: Outputs) -> Outputs:
+        """Outputs averaged over the windows of each clip, logits as log-odds; logits as they are under ``xares``."""
+        if self.task.manifest.kind == "regression":
+            return samples.vote(outputs)
+        return outputs if self.task.protocol == "xares" else log_odds(vote(samples, self._log_shares(outputs)))
 
-    def y_scores(self, samples: Samples, logits: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
-        """Logits under ``xares``, as in X-ARES; log-odds under ``strict``, averaged over the windows of each clip."""
-        return logits if self.task.protocol == "xares" else log_odds(vote(samples, self._log_shares(logits)))
-
-    def selecting_score(self, each: Round, samples: Samples, logits: NDArray[np.floating[Any]]) -> float:
+    def selecting_score(self, each: Round, samples: Samples, outputs: Outputs) -> float:
         """Validation score of a round, higher is better. Raises DataError if the metric is undefined on its clips."""
         sign = 1.0 if self.metric.higher_is_better else -1.0
         try:
-            return sign * self.metric.score(samples.y_true, self.y_scores(samples, logits))
+            return sign * self.metric.score(samples.y_true, self.y_scores(samples, outputs))
         except DataError as error:
             raise DataError(
                 f"task {self.task.manifest.name}, round {each.name!r}: the metric is undefined on its "
                 f"{len(each.valid)} validation clips: {error}; add clips, or give the task a validation split"
             ) from error
 
-    def log_loss(self, samples: Samples, logits: NDArray[np.floating[Any]]) -> float:
-        """Mean log loss of samples, which breaks ties of `selecting_score`."""
-        return mean_log_loss(samples.y_true, vote(samples, self._log_shares(logits)))
+    def validated(self, each: Round) -> Validated | None:
+        """Return the validation of a round, or None if it has no validation clip. The loss breaks ties."""
+        if not len(each.valid):
+            return None
+        samples = self.task.samples(each.valid)
+        return Validated(
+            windows=samples.windows,
+            score=lambda outputs: (self.selecting_score(each, samples, outputs), -self._loss(samples, outputs)),
+        )
 
-    def _log_shares(self, logits: NDArray[np.floating[Any]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        return log_shares_of_one(logits) if self.one_class else log_shares_of_sets(logits)
+    def _loss(self, samples: Samples, outputs: Outputs) -> float:
+        """Mean squared error of numbers, or mean log loss."""
+        if self.task.manifest.kind == "regression":
+            return float(np.square(samples.vote(outputs)[:, 0] - samples.y_true).mean())
+        return mean_log_loss(samples.y_true, vote(samples, self._log_shares(outputs)))
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RoundModels:
-    """Trained heads of one round: for each seed, a function from windows of the pool to float32 (n, classes)."""
-
-    logits: tuple[Callable[[NDArray[np.int64]], NDArray[np.float32]], ...]
+    def _log_shares(self, logits: Outputs) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        has_one_class = self.task.targets.values.ndim == 1
+        return log_shares_of_one(logits) if has_one_class else log_shares_of_sets(logits)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainedRounds:
-    """Trained heads of all rounds, in order, and the details and settings of the record."""
+    """Trained heads of all rounds, in order and by seed, and the details and settings of the record."""
 
-    rounds: Sequence[RoundModels]
+    rounds: Sequence[Sequence[Predict]]
     details: Mapping[str, Any]
     seeds: tuple[int, ...]
     settings: Mapping[str, Any]
+
+
+def linear_jobs(bench: Bench, number: int, outputs_of: Callable[[NDArray[np.float32]], Outputs]) -> list[Job]:
+    """Jobs of the linear heads of a round, one per seed; ``outputs_of`` maps what a head returns to outputs."""
+    task, each = bench.task, bench.task.rounds[number]
+    validation = None
+    if len(each.valid):
+        samples = task.samples(each.valid)
+        validation = Validation(
+            windows=samples.windows, score=lambda found: bench.selecting_score(each, samples, outputs_of(found))
+        )
+    return [
+        Job(windows=task.windows_of(each.train), validation=validation, rng=np.random.default_rng((seed, number)))
+        for seed in bench.seeds
+    ]
+
+
+def head_outputs(
+    features: Tensor,
+    head: Trained,
+    outputs_of: Callable[[NDArray[np.float32]], Outputs],
+    windows: NDArray[np.int64],
+) -> Outputs:
+    """Outputs of a linear head for some windows."""
+    (found,) = predict(features, windows, [head])
+    return outputs_of(found)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,24 +170,24 @@ class TrainingClasses:
         return of_all
 
 
-def outcome_of(bench: Bench, each: Round, learned: RoundModels) -> Outcome:
+def outcome_of(bench: Bench, each: Round, heads: Sequence[Predict]) -> TestSet:
     """Predict the test clips of a round."""
     samples = bench.task.samples(each.test)
-    return Outcome(
-        samples=samples,
-        y_scores=tuple(bench.y_scores(samples, logits(samples.windows)) for logits in learned.logits),
-    )
+    return samples.tested(bench.y_scores(samples, head(samples.windows)) for head in heads)
 
 
-def is_at_or_below_majority(bench: Bench, outcomes: Sequence[Outcome], *, value: float) -> bool:
-    """Whether the score does not exceed that of constant predictions by training class frequencies."""
+def is_at_or_below_constant(bench: Bench, outcomes: Sequence[TestSet], *, value: float) -> bool:
+    """Whether a score does not exceed that of constant predictions: class frequencies or the mean of training clips."""
     task = bench.task
     constant = []
     for each, outcome in zip(task.rounds, outcomes, strict=True):
         values = task.targets.values[each.train]
-        counts = np.bincount(values, minlength=len(task.classes)) if values.ndim == 1 else values.sum(axis=0)
-        share = np.clip(counts / len(values), 1e-6, 1.0 - 1e-6)
-        guess = np.tile(np.log(share) - np.log1p(-share), (len(outcome.samples.clip), 1))
-        constant.append(bench.metric.score(outcome.samples.y_true, guess))
+        if task.manifest.kind == "regression":
+            guess = np.array([values.mean()])
+        else:
+            counts = np.bincount(values, minlength=len(task.classes)) if values.ndim == 1 else values.sum(axis=0)
+            share = np.clip(counts / len(values), 1e-6, 1.0 - 1e-6)
+            guess = np.log(share) - np.log1p(-share)
+        constant.append(bench.metric.score(outcome.y_true, np.tile(guess, (len(outcome.clip), 1))))
     baseline = float(np.mean(constant))
     return value <= baseline if bench.metric.higher_is_better else value >= baseline

@@ -1,8 +1,9 @@
-"""``--head layer-mix`` of kinds ``clip`` and ``multilabel``: see `featstore.probe.layer_mix`."""
+"""``--head layer-mix`` of kinds ``clip``, ``multilabel`` and ``regression``: see `featstore.probe.layer_mix`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -12,38 +13,35 @@ from numpy.typing import NDArray
 
 from featstore.evaluation.layers import LayeredTask
 from featstore.probe import layer_mix
-from featstore.probe.clip_bench import Bench, RoundModels, TrainedRounds, TrainingClasses
+from featstore.probe.clip_bench import Bench, TrainedRounds, TrainingClasses
 from featstore.probe.clip_sweep import sweep_head
 from featstore.probe.layer_mix import LayerMix, MixHead, MixSet, layer_products, standardised
-from featstore.probe.selection import fit_details, path_details, selection_details, weight_details
-from featstore.probe.training import Fitted, over_seeds
+from featstore.probe.logistic import GRID
+from featstore.probe.selection import fit_details, selection_details, weight_details
+from featstore.probe.training import FittedModel, over_seeds
 from featstore.tasks.splits import Round
 
 __all__ = ["learn_layer_mix"]
 
 
-def learn_layer_mix(bench: Bench, task: LayeredTask) -> TrainedRounds:
-    """Fit a mix for each round by L-BFGS; fall back to minibatches where a round is too large."""
+def learn_layer_mix(bench: Bench, task: LayeredTask, *, grid: Sequence[float] = GRID) -> TrainedRounds:
+    """Fit a mix for each round by L-BFGS; fall back to minibatches where a round of classes is too large."""
     n_windows = max(len(task.windows_of(each.train)) for each in task.rounds)
-    fits = layer_mix.fits_full_batch(
+    fits = task.manifest.kind == "regression" or layer_mix.fits_full_batch(
         n_windows, task.X.shape[1], n_layers=len(task.X_of_layer), n_classes=len(task.classes)
     )
-    found = _full_batch(bench, task) if fits else _minibatches(bench, task)
-    return TrainedRounds(
-        rounds=found.rounds,
-        details=found.details,
-        seeds=found.seeds,
-        settings={"solver": "lbfgs" if fits else "minibatch", **found.settings, "layers": list(task.family.layers)},
-    )
+    found = _full_batch(bench, task, grid) if fits else _minibatches(bench, task)
+    solver = {"solver": "lbfgs" if fits else "minibatch"}
+    return replace(found, settings={**solver, **found.settings, "layers": list(task.family.layers)})
 
 
-def _full_batch(bench: Bench, task: LayeredTask) -> TrainedRounds:
-    paths = [layer_mix.fit_layer_mix(_mix_set(bench, task, each)) for each in task.rounds]
+def _full_batch(bench: Bench, task: LayeredTask, grid: Sequence[float]) -> TrainedRounds:
+    paths = [layer_mix.fit_layer_mix(_mix_set(bench, task, each), grid=grid) for each in task.rounds]
     return TrainedRounds(
-        rounds=[RoundModels(logits=(partial(_logits, task, path.chosen.model),)) for path in paths],
+        rounds=[[partial(_outputs, task, path.model)] for path in paths],
         details={
-            **fit_details(task.rounds, [[path_details(path)] for path in paths]),
-            "layer_weights": weight_details(task.family.layers, [path.chosen.model.layer_weights for path in paths]),
+            **fit_details(task.rounds, [[path.as_json()] for path in paths]),
+            "layer_weights": weight_details(task.family.layers, [path.model.layer_weights for path in paths]),
         },
         seeds=(),
         settings=task.manifest.probe.model_dump(exclude_none=True, include={"pos_weight"}),
@@ -52,36 +50,36 @@ def _full_batch(bench: Bench, task: LayeredTask) -> TrainedRounds:
 
 def _mix_set(bench: Bench, task: LayeredTask, each: Round) -> MixSet:
     windows = task.windows_of(each.train)
-    objective = layer_mix.objective_of_classes(
-        task.targets.values[task.clip[windows]],
-        n_classes=len(task.classes),
-        pos_weight=task.manifest.probe.pos_weight or 1.0,
+    y = task.targets.values[task.clip[windows]]
+    if task.manifest.kind == "regression":
+        objective = layer_mix.objective_of_numbers(y)
+    else:
+        pos_weight = task.manifest.probe.pos_weight or 1.0
+        objective = layer_mix.objective_of_classes(y, n_classes=len(task.classes), pos_weight=pos_weight)
+    validated = bench.validated(each)
+    return MixSet(
+        layers=task.X_of_layer,
+        windows=windows,
+        objective=objective,
+        valid=None if validated is None else validated.windows,
+        score=None if validated is None else validated.score,
     )
-    if not len(each.valid):
-        return MixSet(layers=task.X_of_layer, windows=windows, objective=objective)
-    samples = task.samples(each.valid)
-
-    def score(logits: NDArray[np.floating[Any]]) -> tuple[float, float]:
-        return bench.selecting_score(each, samples, logits), -bench.log_loss(samples, logits)
-
-    return MixSet(layers=task.X_of_layer, windows=windows, objective=objective, valid=samples.windows, score=score)
 
 
-def _logits(task: LayeredTask, model: LayerMix, windows: NDArray[np.int64]) -> NDArray[np.float32]:
-    return np.asarray(model([X[windows] for X in task.X_of_layer]), np.float32)
+def _outputs(task: LayeredTask, model: LayerMix, windows: NDArray[np.int64]) -> NDArray[np.floating[Any]]:
+    return model([X[windows] for X in task.X_of_layer])
 
 
 def _minibatches(bench: Bench, task: LayeredTask) -> TrainedRounds:
     found = [
-        over_seeds(bench.seeds, partial(_sweep_round, bench, task, number, each), fit_of=lambda trained: trained[1])
+        over_seeds(bench.seeds, partial(_sweep_round, bench, task, number, each))
         for number, each in enumerate(task.rounds)
     ]
-    models = [[model for model, _ in of] for of in found]
     return TrainedRounds(
-        rounds=[RoundModels(logits=tuple(partial(_logits, task, model) for model in of)) for of in models],
+        rounds=[[partial(_outputs, task, each.model) for each in of] for of in found],
         details={
-            **selection_details(task.rounds, [[fitted for _, fitted in of] for of in found]),
-            "layer_weights": weight_details(task.family.layers, [model.layer_weights for of in models for model in of]),
+            **selection_details(task.rounds, found),
+            "layer_weights": weight_details(task.family.layers, [each.layer_weights for of in found for each in of]),
         },
         seeds=bench.seeds,
         settings=task.manifest.probe.model_dump(exclude_none=True, include={"batch_size", "pos_weight"}),
@@ -90,7 +88,7 @@ def _minibatches(bench: Bench, task: LayeredTask) -> TrainedRounds:
 
 def _sweep_round(
     bench: Bench, task: LayeredTask, number: int, each: Round, *, seed: int, rates: Sequence[float]
-) -> tuple[LayerMix, Fitted]:
+) -> FittedModel[LayerMix]:
     classes = TrainingClasses.of(task, each)
     windows = task.windows_of(each.train)
     Z, statistics = standardised(task.X_of_layer, windows)
@@ -101,7 +99,7 @@ def _sweep_round(
             return Z
         return torch.stack([by(X[some]) for by, X in zip(statistics, task.X_of_layer, strict=True)])
 
-    model, fitted = sweep_head(
+    found = sweep_head(
         bench,
         number,
         each,
@@ -115,4 +113,5 @@ def _sweep_round(
     def expand(logits: torch.Tensor) -> torch.Tensor:
         return torch.from_numpy(classes.expand(logits.numpy()))
 
-    return model.mix(statistics, expand), fitted
+    mix = found.model.mix(statistics, expand)
+    return found.using(mix, layer_weights=mix.layer_weights)

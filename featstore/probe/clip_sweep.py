@@ -11,11 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from featstore.probe.clip_bench import Bench, RoundModels, TrainedRounds, TrainingClasses
+from featstore.probe.clip_bench import Bench, Predict, TrainedRounds, TrainingClasses
 from featstore.probe.linear import binary_cross_entropy, cross_entropy
 from featstore.probe.selection import selection_details
 from featstore.probe.standardisation import Standardisation
-from featstore.probe.training import Fitted, over_seeds, train, zero_layer
+from featstore.probe.training import FittedModel, over_seeds, train, zero_layer
 from featstore.tasks.splits import Round
 
 if TYPE_CHECKING:
@@ -36,26 +36,23 @@ def learn_sweep(bench: Bench) -> TrainedRounds:
     """Train minibatches on standardised features, once per round and seed."""
     task = bench.task
     found = [
-        over_seeds(bench.seeds, partial(_sweep_round, bench, number, each), fit_of=lambda trained: trained[1])
-        for number, each in enumerate(task.rounds)
+        over_seeds(bench.seeds, partial(_sweep_round, bench, number, each)) for number, each in enumerate(task.rounds)
     ]
     return TrainedRounds(
-        rounds=[RoundModels(logits=tuple(model for model, _ in of)) for of in found],
-        details=selection_details(task.rounds, [[fitted for _, fitted in of] for of in found]),
+        rounds=[[each.model for each in of] for of in found],
+        details=selection_details(task.rounds, found),
         seeds=bench.seeds,
         settings=task.manifest.probe.model_dump(exclude_none=True, include={"batch_size", "pos_weight"}),
     )
 
 
-def _sweep_round(
-    bench: Bench, number: int, each: Round, *, seed: int, rates: Sequence[float]
-) -> tuple[Callable[[NDArray[np.int64]], NDArray[np.float32]], Fitted]:
-    """Return a function from windows to logits, and the record of its training."""
+def _sweep_round(bench: Bench, number: int, each: Round, *, seed: int, rates: Sequence[float]) -> FittedModel[Predict]:
+    """Train a head; its model is a function from windows to logits."""
     task = bench.task
     classes = TrainingClasses.of(task, each)
     windows = task.windows_of(each.train)
     standardisation = Standardisation.of(task.X[windows])
-    model, fitted = sweep_head(
+    found = sweep_head(
         bench,
         number,
         each,
@@ -68,9 +65,9 @@ def _sweep_round(
 
     @torch.no_grad()
     def logits(some: NDArray[np.int64]) -> NDArray[np.float32]:
-        return classes.expand(model(standardisation(task.X[some])).numpy())
+        return classes.expand(found.model(standardisation(task.X[some])).numpy())
 
-    return logits, fitted
+    return found.using(logits)
 
 
 def sweep_head(
@@ -83,7 +80,7 @@ def sweep_head(
     rows_of: Callable[[NDArray[np.int64]], Tensor],
     seed: int,
     rates: Sequence[float],
-) -> tuple[Module, Fitted]:
+) -> FittedModel[Module]:
     """Train a module of one round.
 
     Parameters
@@ -106,8 +103,8 @@ def sweep_head(
         min(MAX_BATCH, len(windows) // STEPS_PER_EPOCH),
         min(MAX_LONG_BATCH, len(windows) // STEPS_PER_LONG_EPOCH),
     )
-    samples = task.samples(each.valid) if len(each.valid) else None
-    X_valid = rows_of(windows[:0] if samples is None else samples.windows)
+    validated = bench.validated(each)
+    X_valid = rows_of(windows[:0] if validated is None else validated.windows)
     loss = loss_of(task.manifest)
 
     def batches(rng: np.random.Generator) -> Iterable[Tensor]:
@@ -115,17 +112,14 @@ def sweep_head(
 
     @torch.no_grad()
     def score(model: Module) -> tuple[float, float]:
-        if samples is None:
-            return 0.0, 0.0
-        logits = classes.expand(model(X_valid).numpy())
-        return bench.selecting_score(each, samples, logits), -bench.log_loss(samples, logits)
+        return (0.0, 0.0) if validated is None else validated.score(classes.expand(model(X_valid).numpy()))
 
     return train(
         lambda _: build(),
         seed=(seed, number),
         batches=batches,
         loss=lambda model, rows: loss(model(X.index_select(-2, rows)), y[rows]).mean(),
-        score=None if samples is None else score,
+        score=None if validated is None else score,
         epochs=probe.epochs,
         learning_rate=probe.learning_rate,
         rates=rates,

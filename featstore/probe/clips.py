@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from featstore.evaluation import (
@@ -24,23 +26,23 @@ from featstore.evaluation import (
 from featstore.evaluation.layers import LayeredTask, load_layered_task, record_of_family
 from featstore.evaluation.neighbours import score_neighbours
 from featstore.metrics import Metric, find_metric
+from featstore.probe import linear, logistic
 from featstore.probe.clip_bench import (
     Bench,
-    RoundModels,
     TrainedRounds,
     TrainingClasses,
-    is_at_or_below_majority,
+    head_outputs,
+    is_at_or_below_constant,
+    linear_jobs,
     outcome_of,
 )
-from featstore.probe.selection import fit_details, path_details, selection_details
+from featstore.probe.clip_layers import learn_layer_mix
+from featstore.probe.clip_sweep import learn_sweep, loss_of
+from featstore.probe.selection import fit_details, selection_details
 from featstore.records import Protocol, ScoreRecord
 from featstore.tasks.splits import Round, SplitBy
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from featstore.probe.linear import Job, Trained
-    from featstore.probe.logistic import TrainingSet
     from featstore.probe.selection import Head
     from featstore.store import Store
     from featstore.tasks import Manifest
@@ -64,11 +66,6 @@ def score_clips(
 ) -> ScoreRecord:
     """Score a task of kind ``clip`` or ``multilabel``: see `featstore.probe.probe_task`."""
     metric = find_metric(manifest.metric, protocol, log_odds=True)
-    import torch  # noqa: F401  # imported here so that no timed stage includes it
-
-    from featstore.probe.clip_layers import learn_layer_mix
-    from featstore.probe.clip_sweep import learn_sweep
-
     watch = Stopwatch()
     load = load_layered_task if head == "layer-mix" else load_task
     with watch("read"):
@@ -87,7 +84,7 @@ def score_clips(
         scores = score_outcomes(task, outcomes, metric=metric)
     details = {
         **trained_rounds.details,
-        "at_or_below_majority": is_at_or_below_majority(bench, outcomes, value=scores.value),
+        "at_or_below_majority": is_at_or_below_constant(bench, outcomes, value=scores.value),
     }
     if protocol == "strict" and not isinstance(task, LayeredTask):
         with watch("neighbours"):
@@ -117,27 +114,19 @@ def score_clips(
 
 def _learn_logistic(bench: Bench) -> TrainedRounds:
     """Fit logistic regression for all rounds in one batch; fall back to minibatches where a round is too large."""
-    from featstore.probe import logistic
-    from featstore.probe.clip_sweep import learn_sweep
-
     task = bench.task
     n_windows = max(len(task.windows_of(each.train)) for each in task.rounds)
     if not logistic.fits_full_batch(n_windows, task.X.shape[1], len(task.classes)):
         trained_rounds = learn_sweep(bench)
-        return TrainedRounds(
-            rounds=trained_rounds.rounds,
-            details=trained_rounds.details,
-            seeds=trained_rounds.seeds,
-            settings={**trained_rounds.settings, "solver": "minibatch"},
-        )
+        return replace(trained_rounds, settings={**trained_rounds.settings, "solver": "minibatch"})
     paths = logistic.fit_paths(
         [_training_set(bench, each) for each in task.rounds],
         n_classes=len(task.classes),
         pos_weight=task.manifest.probe.pos_weight or 1.0,
     )
     return TrainedRounds(
-        rounds=[RoundModels(logits=(partial(_logits_of, task, path.model),)) for path in paths],
-        details=fit_details(task.rounds, [[path_details(path)] for path in paths]),
+        rounds=[[partial(_logits_of, task, path.model)] for path in paths],
+        details=fit_details(task.rounds, [[path.as_json()] for path in paths]),
         seeds=(),
         settings={
             "solver": "lbfgs",
@@ -146,20 +135,14 @@ def _learn_logistic(bench: Bench) -> TrainedRounds:
     )
 
 
-def _training_set(bench: Bench, each: Round) -> TrainingSet:
-    from featstore.probe import logistic
-
+def _training_set(bench: Bench, each: Round) -> logistic.TrainingSet:
     task = bench.task
     windows = task.windows_of(each.train)
     X, y = task.X[windows], task.targets.values[task.clip[windows]]
-    if not len(each.valid):
+    validated = bench.validated(each)
+    if validated is None:
         return logistic.TrainingSet(X=X, y=y)
-    samples = task.samples(each.valid)
-
-    def score(logits: NDArray[np.float32]) -> tuple[float, float]:
-        return bench.selecting_score(each, samples, logits), -bench.log_loss(samples, logits)
-
-    return logistic.TrainingSet(X=X, y=y, X_valid=task.X[samples.windows], score=score)
+    return logistic.TrainingSet(X=X, y=y, X_valid=task.X[validated.windows], score=validated.score)
 
 
 def _logits_of(
@@ -170,25 +153,20 @@ def _logits_of(
 
 def _learn_linear(bench: Bench) -> TrainedRounds:
     """Train by the schedule of X-ARES: one head per round and seed; rounds with the same classes share a batch."""
-    import torch
-
-    from featstore.probe import linear as heads
-    from featstore.probe.clip_sweep import loss_of
-
     task, probe = bench.task, bench.task.manifest.probe
-    features = heads.layer_normalised(torch.from_numpy(task.X))
+    features = linear.layer_normalised(torch.from_numpy(task.X))
     classes_of_rounds = [TrainingClasses.of(task, each) for each in task.rounds]
-    trained: list[Sequence[Trained]] = [()] * len(task.rounds)
+    trained: list[Sequence[linear.Trained]] = [()] * len(task.rounds)
     for _, alike in groupby(
         sorted(range(len(classes_of_rounds)), key=lambda at: classes_of_rounds[at].key),
         key=lambda at: classes_of_rounds[at].key,
     ):
         numbers = list(alike)
         classes = classes_of_rounds[numbers[0]]
-        found = heads.train_heads(
+        found = linear.train_heads(
             features,
             classes.targets(task)[task.clip],
-            [job for number in numbers for job in _jobs(bench, number, classes)],
+            [job for number in numbers for job in linear_jobs(bench, number, classes.expand)],
             n_classes=len(classes.labels),
             loss=loss_of(task.manifest),
             epochs=probe.epochs,
@@ -200,47 +178,13 @@ def _learn_linear(bench: Bench) -> TrainedRounds:
             trained[number] = found[place * n_seeds : (place + 1) * n_seeds]
     return TrainedRounds(
         rounds=[
-            RoundModels(logits=tuple(partial(_head_logits, features, head, classes) for head in of_round))
+            [partial(head_outputs, features, head, classes.expand) for head in of_round]
             for of_round, classes in zip(trained, classes_of_rounds, strict=True)
         ],
         details=selection_details(task.rounds, trained),
         seeds=bench.seeds,
         settings=probe.model_dump(exclude_none=True, exclude={"head"}),
     )
-
-
-# --- shared by the heads ----------------------------------------------------------------------------------------------
-
-
-def _jobs(bench: Bench, number: int, classes: TrainingClasses) -> list[Job]:
-    """Jobs of a round, one per seed."""
-    from featstore.probe import linear as heads
-
-    each = bench.task.rounds[number]
-    validation = None
-    if len(each.valid):
-        samples = bench.task.samples(each.valid)
-        validation = heads.Validation(
-            windows=samples.windows,
-            score=lambda logits: bench.selecting_score(each, samples, classes.expand(logits)),
-        )
-    return [
-        heads.Job(
-            windows=bench.task.windows_of(each.train),
-            validation=validation,
-            rng=np.random.default_rng((seed, number)),
-        )
-        for seed in bench.seeds
-    ]
-
-
-def _head_logits(
-    features: Tensor, head: Trained, classes: TrainingClasses, windows: NDArray[np.int64]
-) -> NDArray[np.float32]:
-    from featstore.probe import linear as heads
-
-    (logits,) = heads.predict(features, windows, [head])
-    return classes.expand(logits)
 
 
 def _is_above(vote: float, scores: TaskScore, *, metric: Metric) -> bool:
@@ -256,8 +200,6 @@ def _is_above(vote: float, scores: TaskScore, *, metric: Metric) -> bool:
 
 def _few_shot_logistic(bench: Bench, *, shots: int) -> NDArray[np.float64]:
     """Scores (rounds, support sets) of logistic regressions that are trained on one support set each, at C = 1."""
-    from featstore.probe import logistic
-
     task = bench.task
     scores = []
     for each in task.rounds:
@@ -277,23 +219,18 @@ def _few_shot_logistic(bench: Bench, *, shots: int) -> NDArray[np.float64]:
 
 def _few_shot_linear(bench: Bench, *, shots: int) -> NDArray[np.float64]:
     """Scores (rounds, support sets) of linear heads that are trained on one support set each, after the last epoch."""
-    import torch
-
-    from featstore.probe import linear as heads
-    from featstore.probe.clip_sweep import loss_of
-
     task, probe = bench.task, bench.task.manifest.probe
-    features = heads.layer_normalised(torch.from_numpy(task.X))
+    features = linear.layer_normalised(torch.from_numpy(task.X))
     scores = []
     for number, each in enumerate(task.rounds):
         classes = TrainingClasses.of(task, each)
         drawn = [task.windows_of(clips) for clips in support_sets(task, each, shots=shots)]
         smallest = min(map(len, drawn))
-        trained = heads.train_heads(
+        trained = linear.train_heads(
             features,
             classes.targets(task)[task.clip],
             [
-                heads.Job(
+                linear.Job(
                     windows=windows,
                     validation=None,
                     rng=np.random.default_rng((bench.seeds[0], number, at)),
@@ -310,7 +247,7 @@ def _few_shot_linear(bench: Bench, *, shots: int) -> NDArray[np.float64]:
         scores.append(
             [
                 bench.metric.score(samples.y_true, bench.y_scores(samples, classes.expand(logits)))
-                for logits in heads.predict(features, samples.windows, trained)
+                for logits in linear.predict(features, samples.windows, trained)
             ]
         )
     return np.array(scores)

@@ -24,17 +24,19 @@ from numpy.typing import NDArray
 from featstore.errors import UsageError
 from featstore.evaluation import Stopwatch
 from featstore.evaluation.captions import CaptionQueries, ClipCaptions, Ranks, queries_of, read_captions
+from featstore.evaluation.data import plan_task
 from featstore.evaluation.pool import Pool, read_pool
 from featstore.metrics.retrieval import RecallAt
-from featstore.probe.scoring import RoundResult, plan, verdict
-from featstore.probe.text import words
+from featstore.probe import contrastive_model
+from featstore.probe.contrastive_model import Captions, Embedder, Pairs
+from featstore.probe.scoring import RoundResult, verdict
+from featstore.probe.text import load_tokenizer, words
+from featstore.probe.training import FittedModel, over_seeds
 from featstore.records import Protocol, ScoreRecord
 from featstore.tasks.splits import Round
 
 if TYPE_CHECKING:
-    from featstore.probe.contrastive_model import Captions, Embedder, Pairs
     from featstore.probe.selection import Head
-    from featstore.probe.training import Fitted
     from featstore.store import Store
     from featstore.tasks import Manifest
 
@@ -70,19 +72,13 @@ def score_contrastive(
     with watch("read"):
         pool = read_pool(store, manifest, encoder=encoder)
         texts = _read_texts(manifest, pool)
-        rounds = plan(manifest, pool, protocol=protocol)
-    from featstore.probe.training import over_seeds
-
+        rounds = plan_task(manifest, pool, protocol=protocol)
     tested = []
     for number, each in enumerate(rounds):
         captions = texts.known_to(each) if protocol == "strict" else texts.captions
         data = _RoundData(pool=pool, texts=texts, captions=captions, protocol=protocol)
         with watch("train"):
-            trained = over_seeds(
-                seeds,
-                partial(_train, manifest, data, each, number=number, head=head),
-                fit_of=lambda found: found[1],
-            )
+            trained = over_seeds(seeds, partial(_train, manifest, data, each, number=number, head=head))
         with watch("score"):
             tested.append(_test(data, each, trained))
     return verdict(
@@ -127,15 +123,9 @@ class _RoundData:
     captions: Captions
     protocol: Protocol
 
-    def windows_of(self, clips: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Rows of the pool that belong to some clips."""
-        return np.flatnonzero(np.isin(self.pool.clip, clips))
-
     def pairs(self, clips: NDArray[np.int64]) -> Pairs:
         """All pairs of a window of some clips and a caption of its clip."""
-        from featstore.probe.contrastive_model import Pairs
-
-        windows = self.windows_of(clips)
+        windows = self.pool.windows_of(clips)
         captions = [self.texts.of(clip) for clip in self.pool.clip[windows].tolist()]
         window = np.repeat(windows, [len(each) for each in captions])
         return Pairs(window=window, caption=np.concatenate(captions), clip=self.pool.clip[window])
@@ -146,7 +136,7 @@ class _RoundData:
 
     def ranks(self, model: Embedder, queries: CaptionQueries) -> Ranks:
         """Ranks of the relevant results by direction."""
-        audio = queries.items(model.embed_audio(self.pool.X[queries.windows]))
+        audio = queries.items(model.embed_audio(self.pool.X[queries.samples.windows]))
         return queries.ranks(audio, model.embed_captions(*self.captions.take(queries.caption)))
 
 
@@ -158,8 +148,6 @@ def _read_texts(manifest: Manifest, pool: Pool) -> _Texts:
         settings: dict[str, Any] = {"tokenizer": WORDS}
         libraries: tuple[str, ...] = ()
     else:
-        from featstore.probe.text import load_tokenizer
-
         tokenizer = load_tokenizer(manifest.probe.tokenizer)
         tokenized = tokenizer.tokens(read.texts)
         settings = {"tokenizer": tokenizer.name, "tokenizer_sha256": tokenizer.sha256}
@@ -178,8 +166,6 @@ def _read_texts(manifest: Manifest, pool: Pool) -> _Texts:
 
 def _as_captions(by_caption: Sequence[NDArray[np.int64]], *, n_tokens: int) -> Captions:
     """Concatenate the tokens of all captions; a caption without tokens becomes ``[NO_TOKEN]``."""
-    from featstore.probe.contrastive_model import Captions
-
     filled = [tokens if len(tokens) else np.array([NO_TOKEN]) for tokens in by_caption]
     return Captions(tokens=np.concatenate(filled), bounds=np.cumsum([0, *map(len, filled)]), n_tokens=n_tokens)
 
@@ -193,10 +179,8 @@ def _train(
     head: Head,
     seed: int,
     rates: Sequence[float],
-) -> tuple[Embedder, Fitted]:
+) -> FittedModel[Embedder]:
     """Train a model; the mean recall@1 over both directions selects its epoch."""
-    from featstore.probe import contrastive_model
-
     queries = data.queries(each.valid) if len(each.valid) else None
 
     def score(model: Embedder) -> tuple[float, float]:
@@ -219,12 +203,12 @@ def _train(
     )
 
 
-def _test(data: _RoundData, each: Round, trained: Sequence[tuple[Embedder, Fitted]]) -> RoundResult:
+def _test(data: _RoundData, each: Round, trained: Sequence[FittedModel[Embedder]]) -> RoundResult:
     queries = data.queries(each.test)
-    ranks = [data.ranks(model, queries) for model, _ in trained]
+    ranks = [data.ranks(found.model, queries) for found in trained]
     return RoundResult(
         round=each,
         test_set=queries.test_set(ranks),
-        fits=tuple(fitted for _, fitted in trained),
+        fits=tuple(trained),
         details=queries.details(ranks, data.texts),
     )

@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from featstore.probe import training
 from featstore.probe.standardisation import Standardisation, Standardise
-from featstore.probe.training import Fitted, initialised
+from featstore.probe.training import FittedModel, initialised
 from featstore.records import Protocol as EvaluationProtocol
 
 __all__ = ["Captions", "Embedder", "Objective", "Pairs", "objective_of", "train"]
@@ -141,7 +141,7 @@ def train(
     batch_size: int,
     learning_rate: float,
     rates: Sequence[float] | None,
-) -> tuple[Embedder, Fitted]:
+) -> FittedModel[Embedder]:
     """Train a model. Every epoch shuffles the pairs; its last batch may be smaller.
 
     Parameters

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -16,12 +16,13 @@ from torch.nn import functional
 
 from featstore.errors import DataError
 from featstore.evaluation import Stopwatch
+from featstore.evaluation.data import plan_task
 from featstore.metrics.word_error_rate import InverseErrorRate, count_edits, require_jiwer
 from featstore.probe.layer_mix import learned_weights
-from featstore.probe.scoring import RoundResult, plan, verdict
+from featstore.probe.scoring import RoundResult, verdict
 from featstore.probe.speech import Sequences, compare_texts, length_batches, open_sequences
 from featstore.probe.text import BLANK, Alphabet, normalised
-from featstore.probe.training import Fitted, Score, initialised, over_seeds, train
+from featstore.probe.training import FittedModel, Score, initialised, over_seeds, train
 from featstore.records import Protocol, ScoreRecord
 from featstore.tasks.splits import Round
 
@@ -105,14 +106,12 @@ def score_ctc(
     with watch("read"):
         sequences = open_sequences(store, manifest, encoder=encoder, protocol=protocol, every_layer=head == "layer-mix")
         texts = tuple(map(normalised, sequences.transcripts))
-        rounds = plan(manifest, sequences.windows, protocol=protocol)
+        rounds = plan_task(manifest, sequences.windows, protocol=protocol)
     tested = []
     for number, each in enumerate(rounds):
         with watch("train"):
             speller = _speller(manifest, sequences, texts, each)
-            trained = over_seeds(
-                seeds, partial(_train, manifest, speller, each, number=number, head=head), fit_of=lambda found: found[1]
-            )
+            trained = over_seeds(seeds, partial(_train, manifest, speller, each, number=number, head=head))
         with watch("score"):
             tested.append(_test(speller, each, trained))
     return verdict(
@@ -198,7 +197,7 @@ def _train(
     head: Head,
     seed: int,
     rates: Sequence[float],
-) -> tuple[CtcHead, Fitted]:
+) -> FittedModel[CtcHead]:
     """Train a head, selected by word error rate. The rate is not clipped at 1, which would make early epochs equal."""
     sequences, probe = speller.sequences, manifest.probe
     dim = sequences.windows.recipe.dim
@@ -226,7 +225,7 @@ def _train(
         planned = length_batches(each.valid, sequences.n_frames, batch_size=probe.batch_size, rng=None)
         return sum(float(model.loss(speller.utterances(batch))) * len(batch) for batch in planned)
 
-    model, fitted = train(
+    found = train(
         build,
         seed=(seed, number),
         batches=batches,
@@ -236,18 +235,18 @@ def _train(
         learning_rate=probe.learning_rate,
         rates=None if head == "linear" else rates,
     )
-    return model, replace(fitted, layer_weights=learned_weights(model))
+    return found.using(found.model, layer_weights=learned_weights(found.model))
 
 
-def _test(speller: _Speller, each: Round, trained: list[tuple[CtcHead, Fitted]]) -> RoundResult:
+def _test(speller: _Speller, each: Round, trained: Sequence[FittedModel[CtcHead]]) -> RoundResult:
     needed = np.array([rows_needed(speller.symbols[clip]) for clip in each.train])
     too_short = needed > speller.sequences.n_frames[each.train] * speller.upsampling
     return compare_texts(
         each,
         clips=each.test,
         references=[speller.texts[clip] for clip in each.test],
-        recognised=[speller.transcribe(head, each.test) for head, _ in trained],
-        fits=[fitted for _, fitted in trained],
+        recognised=[speller.transcribe(found.model, each.test) for found in trained],
+        fits=trained,
         details={
             "alphabet": "".join(speller.alphabet.characters),
             "upsampling": speller.upsampling,

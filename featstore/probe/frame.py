@@ -6,15 +6,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from featstore.evaluation import (
     FrameTask,
-    Outcome,
     Samples,
     Stopwatch,
     load_frame_task,
@@ -22,8 +22,10 @@ from featstore.evaluation import (
     score_record,
 )
 from featstore.evaluation.layers import LayeredFrameTask, load_layered_frame_task, record_of_family
-from featstore.metrics import Metric, find_metric
+from featstore.metrics import Metric, TestSet, find_metric
 from featstore.metrics.classification import Average, CountF1
+from featstore.probe import frame_heads
+from featstore.probe.frame_heads import FrameFeatures, WorkerThreads
 from featstore.probe.frame_scoring import (
     Excerpts,
     Group,
@@ -34,15 +36,15 @@ from featstore.probe.frame_scoring import (
     excerpts_of,
     segment_groups,
 )
+from featstore.probe.layer_mix import frame_products
+from featstore.probe.linear import Trained, layer_normalised
 from featstore.probe.selection import selection_details, weight_details
+from featstore.probe.standardisation import Standardisation
+from featstore.probe.training import over_seeds
 from featstore.records import Protocol, ScoreRecord
 from featstore.tasks.splits import Round, SplitBy
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from featstore.probe.frame_heads import FrameFeatures, WorkerThreads
-    from featstore.probe.linear import Trained
     from featstore.probe.selection import Head
     from featstore.store import Store
     from featstore.tasks import Manifest
@@ -61,8 +63,6 @@ class _Frames:
     threads: WorkerThreads
 
     def rows(self, part: _Part, group: range, head: Trained) -> Rows:
-        from featstore.probe import frame_heads
-
         return frame_heads.frame_logits(self.features, part.excerpts, group, head)
 
 
@@ -92,8 +92,6 @@ def score_frames(
     reads those of all layers.
     """
     metric = find_metric(manifest.metric, protocol)
-    from featstore.probe import frame_heads
-
     watch = Stopwatch()
     load = load_layered_frame_task if head == "layer-mix" else load_frame_task
     with watch("read"):
@@ -112,8 +110,7 @@ def score_frames(
                     *(_predicted_counts(task, frames, part, layer) for layer in trained[-1]), strict=True
                 )
                 events.append([counts for counts in events_of_round if counts is not None])
-                samples = replace(part.samples, y_true=part.true)
-                outcomes.append(Outcome(samples=samples, y_scores=found))
+                outcomes.append(TestSet(y_true=part.true, y_scores=found, clip=part.samples.clip))
     with watch("score"):
         scores = score_outcomes(task, outcomes)
     details = selection_details(task.rounds, trained)
@@ -151,11 +148,6 @@ def _part(task: FrameTask, clips: NDArray[np.int64]) -> _Part:
 
 def _frames_of(task: FrameTask, each: Round, threads: WorkerThreads, *, head: Head) -> _Frames:
     """Frames normalised for a head: standardised by the round's training clips, or by LayerNorm."""
-    from featstore.probe import frame_heads
-    from featstore.probe.layer_mix import frame_products
-    from featstore.probe.linear import layer_normalised
-    from featstore.probe.standardisation import Standardisation
-
     normalise: frame_heads.Normalise = layer_normalised
     n_layers, products = 1, None
     if head != "linear":
@@ -174,9 +166,6 @@ def _train(
     task: FrameTask, frames: _Frames, number: int, *, metric: Metric, seeds: tuple[int, ...], head: Head
 ) -> tuple[Trained, ...]:
     """Heads of a round, one per seed."""
-    from featstore.probe import frame_heads
-    from featstore.probe.training import over_seeds
-
     each, probe = task.rounds[number], task.manifest.probe
     excerpts = excerpts_of(task, task.samples(each.train))
     score = _validation(task, frames, each, metric=metric, head=head)
@@ -197,7 +186,7 @@ def _train(
             products=frames.products,
         )
 
-    return tuple(over_seeds(seeds, train, fit_of=lambda layer: layer))
+    return tuple(over_seeds(seeds, train))
 
 
 def _validation(

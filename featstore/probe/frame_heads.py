@@ -131,7 +131,7 @@ def train_frame_head(
         )
 
     unfitted = Fitted(epoch=0, history=())
-    model, fitted = train(
+    found = train(
         build,
         seed=seed,
         batches=batches,
@@ -141,7 +141,7 @@ def train_frame_head(
         learning_rate=learning_rate,
         rates=rates,
     )
-    return trained(model, fitted)
+    return trained(found.model, found)
 
 
 _Head = LinearHeads | nn.Linear | MixHead

@@ -39,7 +39,7 @@ from featstore.probe.logistic import (
     TOLERANCE,
     VARIANCE_FLOOR,
 )
-from featstore.probe.selection import GridSearch
+from featstore.probe.selection import GridSearch, Path, Tried
 from featstore.probe.standardisation import Standardisation
 from featstore.probe.training import zero_layer
 
@@ -47,7 +47,6 @@ __all__ = [
     "LayerMix",
     "LayerSum",
     "MixHead",
-    "MixPath",
     "MixSet",
     "Objective",
     "fit_layer_mix",
@@ -193,30 +192,11 @@ class MixSet:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TriedMix:
-    """Result for one strength; ``gradient_norm`` is relative, see `featstore.probe.lbfgs`."""
+class _TriedMix(Tried):
+    """Result for one strength, with the mix and the variables that it was found at."""
 
-    C: float
     model: LayerMix
     x: Tensor
-    score: tuple[float, float] | None
-    iterations: int
-    gradient_norm: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MixPath:
-    """The selected mix, and the results for all strengths in ascending order."""
-
-    chosen: TriedMix
-    tried: tuple[TriedMix, ...]
-    extended: bool
-    at_edge: bool
-
-    @property
-    def converged(self) -> bool:
-        """Whether the gradient of the selected mix is within the tolerance."""
-        return self.chosen.gradient_norm <= TOLERANCE
 
 
 def fits_full_batch(n: int, dim: int, *, n_layers: int, n_classes: int) -> bool:
@@ -263,7 +243,7 @@ def _mean_products(chunks: Iterable[Tensor]) -> Tensor:
     return torch.as_tensor(total) / n_values
 
 
-def fit_layer_mix(of: MixSet, *, grid: Sequence[float] = GRID) -> MixPath:
+def fit_layer_mix(of: MixSet, *, grid: Sequence[float] = GRID) -> Path[LayerMix]:
     """Fit every strength and select one by validation; without validation, `C_UNSELECTED` is used.
 
     Parameters
@@ -274,23 +254,30 @@ def fit_layer_mix(of: MixSet, *, grid: Sequence[float] = GRID) -> MixPath:
     """
     valid = None if of.valid is None else [X[of.valid] for X in of.layers]
     search = GridSearch(bounds=(LOWEST_C, HIGHEST_C))
-    tried: dict[float, TriedMix] = {}
+    tried: dict[float, _TriedMix] = {}
     with torch_threads(1), ThreadPoolExecutor(torch.get_num_threads()) as pool:
         problem = _Problem(of, pool)
         pending = sorted(grid) if of.score is not None else [C_UNSELECTED]
         while pending:
             for C in sorted(pending, reverse=not tried):
-                nearest = min(tried.values(), key=lambda each: abs(math.log(each.C / C)), default=None)
+                nearest = min(tried.values(), key=lambda each: abs(math.log(each.strength / C)), default=None)
                 found = problem.solve(C, problem.start(nearest), tolerance=PATH_TOLERANCE)
                 score = None if of.score is None or valid is None else of.score(found.model(valid))
                 tried[C] = replace(found, score=score)
             ordered = [tried[C] for C in sorted(tried)]
             chosen = max(ordered, key=lambda each: each.score or (0.0, 0.0))  # ties: the strongest penalty
-            scores = {each.C: each.score for each in ordered if each.score is not None}
+            scores = {each.strength: each.score for each in ordered if each.score is not None}
             pending = search.beyond(scores) if scores else []
-        refined = problem.solve(chosen.C, chosen.x, tolerance=TOLERANCE)
+        refined = problem.solve(chosen.strength, chosen.x, tolerance=TOLERANCE)
     chosen = replace(refined, score=chosen.score, iterations=chosen.iterations + refined.iterations)
-    return MixPath(chosen=chosen, tried=tuple(ordered), extended=search.extended, at_edge=search.at_edge)
+    return Path(
+        model=chosen.model,
+        chosen=chosen,
+        tried=tuple(ordered),
+        extended=search.extended,
+        at_edge=search.at_edge,
+        converged=chosen.gradient_norm <= TOLERANCE,
+    )
 
 
 class _Problem:
@@ -308,7 +295,7 @@ class _Problem:
         equal /= equal.square().mean().sqrt().clamp(min=torch.finfo(torch.float32).tiny)
         self._variances, self._basis = torch.linalg.eigh(equal.T @ equal / self._n)
 
-    def start(self, nearest: TriedMix | None) -> Tensor:
+    def start(self, nearest: _TriedMix | None) -> Tensor:
         """Start of a strength: the nearest solution, with its weights of layers moved halfway to equal weights.
 
         A layer without weight has no gradient, and would never get weight again.
@@ -318,7 +305,7 @@ class _Problem:
         weights = torch.from_numpy(nearest.model.layer_weights)
         return torch.cat([((weights + 1.0 / len(weights)) / 2.0).log().float(), nearest.x[self._n_layers :]])
 
-    def solve(self, C: float, start: Tensor, *, tolerance: float) -> TriedMix:
+    def solve(self, C: float, start: Tensor, *, tolerance: float) -> _TriedMix:
         """Minimise the objective of a strength, in float64 where float32 does not resolve its gradients."""
         dtype = torch.float64 if C > LARGEST_FLOAT32_C else torch.float32
         penalty = self._penalty(C).to(dtype)
@@ -330,8 +317,8 @@ class _Problem:
             tolerance=tolerance,
             max_iterations=MAX_ITERATIONS,
         )
-        return TriedMix(
-            C=C,
+        return _TriedMix(
+            strength=C,
             model=self._model(found.x[0]),
             x=found.x[0].float(),
             score=None,

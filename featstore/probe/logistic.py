@@ -30,10 +30,10 @@ from torch import Tensor
 from featstore.probe.class_models import ClassModels
 from featstore.probe.lbfgs import minimise
 from featstore.probe.linear import torch_threads
-from featstore.probe.selection import GridSearch
+from featstore.probe.selection import GridSearch, Path, Tried
 from featstore.probe.standardisation import Standardisation
 
-__all__ = ["GRID", "HIGHEST_C", "LOWEST_C", "Affine", "Path", "TrainingSet", "Tried", "fit_paths", "fits_full_batch"]
+__all__ = ["GRID", "HIGHEST_C", "LOWEST_C", "Affine", "TrainingSet", "fit_paths", "fits_full_batch"]
 
 GRID = tuple(10.0**exponent for exponent in (-4.0, -3.5, -3.0, -2.5, -2.0, -1.5, -1.0))
 LOWEST_C, HIGHEST_C = 1e-6, 1e6
@@ -102,40 +102,6 @@ class TrainingSet:
     score: Callable[[NDArray[np.float32]], tuple[float, float]] | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tried:
-    """Result for one strength: validation score, and convergence; ``gradient_norm`` is relative, see `TOLERANCE`."""
-
-    C: float
-    score: tuple[float, float] | None
-    iterations: int
-    gradient_norm: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Path:
-    """The selected model, and the results for all strengths in ascending order.
-
-    Attributes
-    ----------
-    extended : bool
-        Whether the grid was extended because the best strength was at its edge.
-    at_edge : bool
-        Whether the best strength is at a bound of the search.
-    """
-
-    model: Affine
-    chosen: Tried
-    tried: tuple[Tried, ...]
-    extended: bool
-    at_edge: bool
-
-    @property
-    def converged(self) -> bool:
-        """Whether the gradient of the selected model is within the tolerance."""
-        return self.chosen.gradient_norm <= TOLERANCE
-
-
 def fits_full_batch(n: int, dim: int, n_classes: int) -> bool:
     """Whether full-batch training is feasible for a training set of this size.
 
@@ -145,9 +111,7 @@ def fits_full_batch(n: int, dim: int, n_classes: int) -> bool:
     return n * dim * n_classes <= MAX_PASS and n * dim <= MAX_VALUES and min(n, dim) <= MAX_RANK
 
 
-def fit_paths(
-    sets: Sequence[TrainingSet], *, n_classes: int, pos_weight: float = 1.0, grid: Sequence[float] = GRID
-) -> tuple[Path, ...]:
+def fit_paths(sets: Sequence[TrainingSet], *, n_classes: int, pos_weight: float = 1.0) -> tuple[Path[Affine], ...]:
     """Fit every training set at each strength, and select a strength by validation.
 
     Parameters
@@ -157,8 +121,8 @@ def fit_paths(
     pos_weight : float
         Weight of positives in multi-label losses.
     """
-    paths: dict[int, Path] = {}
-    folds = [_Fold(each, at, grid=grid, n_classes=n_classes, pos_weight=pos_weight) for at, each in enumerate(sets)]
+    paths: dict[int, Path[Affine]] = {}
+    folds = [_Fold(each, at, n_classes=n_classes, pos_weight=pos_weight) for at, each in enumerate(sets)]
     n_threads = torch.get_num_threads()
     with torch.no_grad(), torch_threads(1), ThreadPoolExecutor(n_threads) as pool:
         for batch in _batches(folds):
@@ -194,16 +158,14 @@ def _batches(folds: Iterable[_Fold]) -> Iterable[list[_Fold]]:
 class _Fold:
     """One training set: its features in the eigenbasis plus a column of ones, and the solved part of its path."""
 
-    def __init__(self, of: TrainingSet, at: int, *, grid: Sequence[float], n_classes: int, pos_weight: float) -> None:
+    def __init__(self, of: TrainingSet, at: int, *, n_classes: int, pos_weight: float) -> None:
         self.at, self._of, self.pos_weight = at, of, pos_weight
         self.models = ClassModels.of(of.y, n_classes=n_classes)
         self.n_models, self.per_class, self.y = self.models.n_models, self.models.per_class, self.models.y
-        self._grid = tuple(sorted(grid)) if of.score is not None else (C_UNSELECTED,)
-        self._pending = list(self._grid)
+        self._pending = list(GRID) if of.score is not None else [C_UNSELECTED]
         self._search = GridSearch(bounds=(LOWEST_C, HIGHEST_C))
         self._solved: dict[float, tuple[Tensor, Tried]] = {}
         self._Z_of: dict[torch.dtype, Tensor] = {}
-        self._variances: Tensor | None = None
         self.n_bytes = of.X.nbytes
 
     def reduce(self) -> None:
@@ -238,12 +200,6 @@ class _Fold:
             self._Z_of[dtype] = self.Z.to(dtype)
         return self._Z_of[dtype]
 
-    def variances(self) -> Tensor:
-        """Return the mean squares of the columns of `Z`, float32 (width,)."""
-        if self._variances is None:
-            self._variances = self.Z.square().mean(0)
-        return self._variances
-
     def release(self) -> None:
         """Release the memory of the features."""
         self._Z_of.clear()
@@ -252,7 +208,7 @@ class _Fold:
     def next_strength(self) -> float | None:
         """Return the strength to solve next, or None where the path is complete."""
         if not self._pending and self._of.score is not None:
-            self._pending = self._search.beyond({tried.C: tried.score or (0.0, 0.0) for tried in self._tried()})
+            self._pending = self._search.beyond({tried.strength: tried.score or (0.0, 0.0) for tried in self._tried()})
         return self._pending.pop(0) if self._pending else None
 
     def start(self, C: float) -> Tensor:
@@ -274,17 +230,17 @@ class _Fold:
         if C in self._solved:  # the selected strength, refined: the scores of the comparison stay
             before = self._solved[C][1]
             iterations, score = iterations + before.iterations, before.score
-        self._solved[C] = weights, Tried(C=C, score=score, iterations=iterations, gradient_norm=gradient_norm)
+        self._solved[C] = weights, Tried(strength=C, score=score, iterations=iterations, gradient_norm=gradient_norm)
 
     def best_strength(self) -> float:
         """The selected strength."""
-        return self._best(self._tried()).C
+        return self._best(self._tried()).strength
 
-    def path(self) -> Path:
+    def path(self) -> Path[Affine]:
         """Choose."""
         tried = self._tried()
         chosen = self._best(tried)
-        weights = self._solved[chosen.C][0]
+        weights = self._solved[chosen.strength][0]
         return Path(
             model=Affine(
                 standardisation=self._standardisation,
@@ -295,6 +251,7 @@ class _Fold:
             tried=tuple(tried),
             extended=self._search.extended,
             at_edge=self._search.at_edge,
+            converged=chosen.gradient_norm <= TOLERANCE,
         )
 
     def _tried(self) -> list[Tried]:
@@ -384,7 +341,7 @@ class _Problems(ABC):
 
         Uses the variances of the eigenvectors plus `VARIANCE_FLOOR`.
         """
-        variances = {fold: fold.variances().to(Z.dtype) + VARIANCE_FLOOR for fold, Z in self._Z.items()}
+        variances = {fold: fold.Z.square().mean(0).to(Z.dtype) + VARIANCE_FLOOR for fold, Z in self._Z.items()}
         h = {fold: torch.outer(self._spread(fold).to(of.dtype), of) for fold, of in variances.items()}
         return torch.cat([h[fold] for fold in self._fold_of_strength]).view(len(self.penalty), -1) + self.penalty
 

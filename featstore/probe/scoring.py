@@ -6,24 +6,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from featstore.evaluation.data import check_parts
+from featstore.evaluation.data import PlannedTask
 from featstore.evaluation.layers import LayerFamily, record_of_family
-from featstore.evaluation.leakage import check_sides
 from featstore.evaluation.pool import Windows
-from featstore.evaluation.scores import WindowsTask, details_by_round, score_record, score_test_sets
+from featstore.evaluation.scores import details_by_round, score_record, score_test_sets
 from featstore.metrics import Metric, TestSet
 from featstore.probe.selection import selection_details, weight_details
 from featstore.records import Protocol, ScoreRecord
-from featstore.tasks.splits import Round, plan_rounds
+from featstore.tasks.splits import Round
 
 if TYPE_CHECKING:
     from featstore.probe.selection import Head
     from featstore.probe.training import Fitted
     from featstore.tasks import Manifest
 
-__all__ = ["RoundResult", "plan", "verdict"]
+__all__ = ["RoundResult", "verdict"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,28 +43,6 @@ class RoundResult:
     details: Mapping[str, Any]
 
 
-def plan(manifest: Manifest, windows: Windows, *, protocol: Protocol) -> tuple[Round, ...]:
-    """Plan the rounds of a task without stratification.
-
-    Raises
-    ------
-    DataError
-        A round has no training clip or no test clip.
-    """
-    rounds = plan_rounds(
-        protocol=protocol,
-        members=windows.members,
-        roles=None if manifest.folds is not None else manifest.feature_sets,
-        ids=windows.ids,
-        stratify=lambda _: np.zeros(len(windows.ids), np.int64),
-        groups=windows.groups,
-    )
-    check_sides(windows, rounds, protocol=protocol, task=manifest.name)
-    for each in rounds:
-        check_parts(each, task=manifest.name)
-    return rounds
-
-
 def verdict(
     manifest: Manifest,
     windows: Windows,
@@ -87,7 +62,7 @@ def verdict(
     ``settings`` are those that are not in the manifest's ``[probe]``; ``family`` are the layers of a layer mix.
     """
     rounds = tuple(each.round for each in tested)
-    task = WindowsTask.of(windows, manifest, rounds, protocol=protocol)
+    task = PlannedTask.of(windows, manifest=manifest, rounds=rounds, protocol=protocol)
     details = {
         **selection_details(rounds, [each.fits for each in tested]),
         **details_by_round({each.round.name: each.details for each in tested}),
@@ -99,7 +74,7 @@ def verdict(
         settings = {**settings, "layers": list(family.layers)}
     record = score_record(
         task,
-        score_test_sets(metric, [each.test_set for each in tested], clip_ids=windows.ids, groups=windows.groups),
+        score_test_sets(metric, [each.test_set for each in tested], clip_ids=windows.clip_id, groups=windows.groups),
         track="A",
         seeds=seeds,
         settings={

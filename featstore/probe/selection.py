@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from featstore.tasks.splits import Round
 
-__all__ = ["GridSearch", "Head", "Selected", "fit_details", "path_details", "selection_details", "weight_details"]
+if TYPE_CHECKING:
+    from featstore.probe.training import Fitted
+
+__all__ = ["GridSearch", "Head", "Path", "Tried", "fit_details", "selection_details", "weight_details"]
 
 Head = Literal["logistic", "ridge", "linear", "sweep", "layer-mix"]
 
@@ -19,44 +23,60 @@ NOT_CONVERGED = "the fit did not converge: the score may be below what the embed
 AT_EDGE = "the best strength or learning rate is at the bound of the search"
 
 
-class Selected(Protocol):
-    """Training history of a head."""
-
-    @property
-    def epoch(self) -> int:
-        """The best epoch, counted from 1."""
-
-    @property
-    def history(self) -> Sequence[float]:
-        """Validation score after each epoch; empty without validation."""
-
-    @property
-    def fit(self) -> Mapping[str, Any] | None:
-        """How the learning rate was found; None for a fixed schedule."""
+Model = TypeVar("Model")
 
 
-class Searched(Protocol):
-    """The results for all strengths of a search, in ascending order, and the selected one."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tried:
+    """Result for one regularisation strength.
 
-    @property
-    def chosen(self) -> Any:
-        """Has ``C``, ``iterations`` and ``gradient_norm``."""
+    Attributes
+    ----------
+    score : (float, float) or None
+        Validation score and a tie-breaker, higher is better; None without validation.
+    iterations, gradient_norm : int, float
+        Number of evaluations, and norm of the gradient as a fraction of the penalty's; 0 for a closed form.
+    """
 
-    @property
-    def tried(self) -> Sequence[Any]:
-        """Each has ``C``, and ``score``, which is None without validation."""
+    strength: float
+    score: tuple[float, float] | None
+    iterations: int = 0
+    gradient_norm: float = 0.0
 
-    @property
-    def extended(self) -> bool:
-        """Whether the grid was extended."""
 
-    @property
-    def at_edge(self) -> bool:
-        """Whether the selected strength is at a bound of the search."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Path(Generic[Model]):
+    """The selected model, and the results for all strengths in ascending order.
 
-    @property
-    def converged(self) -> bool:
-        """Whether the gradient of the selected model is within the tolerance."""
+    Attributes
+    ----------
+    extended : bool
+        Whether the grid was extended because the best strength was at its edge.
+    at_edge : bool
+        Whether the best strength is at a bound of the search.
+    converged : bool
+        Whether the gradient of the selected model is within the tolerance.
+    """
+
+    model: Model
+    chosen: Tried
+    tried: tuple[Tried, ...]
+    extended: bool
+    at_edge: bool
+    converged: bool
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the entry of a round in ``details["fit"]``."""
+        return {
+            "strength": self.chosen.strength,
+            "grid": [tried.strength for tried in self.tried],
+            "scores": [None if tried.score is None else tried.score[0] for tried in self.tried],
+            "extended": self.extended,
+            "at_edge": self.at_edge,
+            "iterations": self.chosen.iterations,
+            "gradient_norm": self.chosen.gradient_norm,
+            "converged": self.converged,
+        }
 
 
 class GridSearch:
@@ -109,7 +129,7 @@ class GridSearch:
         return found
 
 
-def selection_details(rounds: Sequence[Round], trained: Sequence[Sequence[Selected]]) -> dict[str, Any]:
+def selection_details(rounds: Sequence[Round], trained: Sequence[Sequence[Fitted]]) -> dict[str, Any]:
     """Best epochs and validation scores of each round, by seed."""
     by_name = {each.name: of for each, of in zip(rounds, trained, strict=True)}
     every = [each for of in trained for each in of]
@@ -128,24 +148,10 @@ def _finite(score: float) -> float | None:
     return score if math.isfinite(score) else None
 
 
-def _at_edge(each: Selected) -> bool:
+def _at_edge(each: Fitted) -> bool:
     """Whether the best epoch is the first or the last epoch of the schedule."""
     stopped_early = each.fit is not None and each.fit["converged"]
     return each.epoch == 1 or (each.epoch == len(each.history) and not stopped_early)
-
-
-def path_details(path: Searched) -> dict[str, Any]:
-    """Build the entry of ``details["fit"]`` of a search for a regularisation strength."""
-    return {
-        "strength": path.chosen.C,
-        "grid": [tried.C for tried in path.tried],
-        "scores": [None if tried.score is None else tried.score[0] for tried in path.tried],
-        "extended": path.extended,
-        "at_edge": path.at_edge,
-        "iterations": path.chosen.iterations,
-        "gradient_norm": path.chosen.gradient_norm,
-        "converged": path.converged,
-    }
 
 
 def fit_details(rounds: Sequence[Round], fits: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, Any]:

@@ -65,18 +65,14 @@ class Sequences:
         frames = np.concatenate([self.reader[window] for window in windows], dtype=np.float32)
         if not np.isfinite(frames).all():
             raise DataError(
-                f"clip {self.windows.ids[clip]} has frames with non-finite values: run `featstore verify --repair` to "
-                "drop damaged parts, then extract again"
+                f"clip {self.windows.clip_id[clip]} has frames with non-finite values: run `featstore verify "
+                "--repair` to drop damaged parts, then extract again"
             )
         return frames
 
-    def standardisation(self, clips: NDArray[np.int64]) -> Standardisation:
-        """Mean and variance of all frames of some clips, computed clip by clip."""
-        return Standardisation.of_chunks(self.frames(clip) for clip in clips.tolist())
-
     def normalisation(self, clips: NDArray[np.int64]) -> nn.Module:
         """Build the first layer of a strict head: standardise by the frames of some clips; then mix the layers."""
-        statistics = self.standardisation(clips)
+        statistics = Standardisation.of_chunks(map(self.frames, clips.tolist()))
         if self.family is None:
             return Standardise(statistics)
         frames = map(self.frames, clips.tolist())
@@ -112,7 +108,7 @@ def open_sequences(
     return Sequences(
         windows=windows,
         reader=reader,
-        n_frames=np.bincount(windows.clip, weights=reader.lengths, minlength=len(windows.ids)).astype(np.int64),
+        n_frames=np.bincount(windows.clip, weights=reader.lengths, minlength=len(windows.clip_id)).astype(np.int64),
         transcripts=tuple(labels.transcripts(manifest, windows.keys, windows.metas)),
         family=family,
     )

@@ -27,7 +27,6 @@ __all__ = [
     "load_language_model",
     "load_tokenizer",
     "normalised",
-    "require_transformers",
     "words",
 ]
 
@@ -175,11 +174,6 @@ class LanguageModel:
         )
         rows = [list(map(int, row)) for row in generated]
         return [row[: row.index(self.end)] if self.end in row else row for row in rows]
-
-
-def require_transformers(what: str) -> None:
-    """Raise UsageError with the install command if transformers is missing; ``what`` is the feature that needs it."""
-    _transformers(what)
 
 
 def load_tokenizer(name: str) -> Tokenizer:

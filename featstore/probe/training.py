@@ -22,7 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -35,6 +35,7 @@ from featstore.errors import DataError
 __all__ = [
     "RATES",
     "Fitted",
+    "FittedModel",
     "Score",
     "cosine_rate",
     "fixed_schedule",
@@ -59,6 +60,8 @@ WEIGHT_DECAY = 0.01
 
 Batch = TypeVar("Batch")
 Module = TypeVar("Module", bound=nn.Module)
+Model = TypeVar("Model")
+OtherModel = TypeVar("OtherModel")
 
 Score = tuple[float, float]
 """Metric and tie-breaker; higher is better for both."""
@@ -88,6 +91,19 @@ class Fitted:
     layer_weights: NDArray[np.float64] | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FittedModel(Fitted, Generic[Model]):
+    """A head as it was after its best epoch, and its training record."""
+
+    model: Model
+
+    def using(self, model: OtherModel, *, layer_weights: NDArray[np.float64] | None = None) -> FittedModel[OtherModel]:
+        """Return the record with the model that the head is part of."""
+        return FittedModel(
+            model=model, epoch=self.epoch, history=self.history, fit=self.fit, layer_weights=layer_weights
+        )
+
+
 def train(
     build: Callable[[np.random.Generator], Module],
     *,
@@ -98,7 +114,7 @@ def train(
     epochs: int,
     learning_rate: float,
     rates: Sequence[float] | None,
-) -> tuple[Module, Fitted]:
+) -> FittedModel[Module]:
     """Train a head and return it as it was after its best epoch.
 
     Parameters
@@ -141,7 +157,7 @@ def train(
     if best is not None:
         model.load_state_dict(best)
     fit = None if rates is None else unselected(epochs, learning_rate)
-    return model, Fitted(epoch=best_epoch, history=tuple(history), fit=fit)
+    return FittedModel(model=model, epoch=best_epoch, history=tuple(history), fit=fit)
 
 
 def fixed_schedule(
@@ -193,7 +209,7 @@ def sweep_rates(
     loss: Callable[[Module, Batch], Tensor],
     score: Callable[[Module], Score],
     rates: Sequence[float],
-) -> tuple[Module, Fitted]:
+) -> FittedModel[Module]:
     """Train at the best of some rates until validation stops improving: see `train`.
 
     ``rates`` is an ascending grid, which is extended while its best value is at an edge; a single rate is used as it
@@ -229,7 +245,7 @@ def sweep_rates(
         "gradient_norm": run.gradient_norm if math.isfinite(run.gradient_norm) else None,
         "converged": run.stalled,
     }
-    return run.model, Fitted(epoch=run.best_epoch, history=tuple(run.history), fit=fit)
+    return FittedModel(model=run.model, epoch=run.best_epoch, history=tuple(run.history), fit=fit)
 
 
 class _Run(Generic[Module, Batch]):
@@ -361,18 +377,11 @@ def unselected(epochs: int, learning_rate: float) -> dict[str, Any]:
     }
 
 
-class _HasFit(Protocol):
-    @property
-    def fit(self) -> Mapping[str, Any] | None:
-        """How the learning rate was found."""
+Found = TypeVar("Found", bound=Fitted)
 
 
-Found = TypeVar("Found")
-
-
-def over_seeds(seeds: Sequence[int], train: Callable[..., Found], *, fit_of: Callable[[Found], _HasFit]) -> list[Found]:
+def over_seeds(seeds: Sequence[int], train: Callable[..., Found]) -> list[Found]:
     """Train once per seed with ``seed`` and ``rates``; the first seed selects the rate for the others."""
     first = train(seed=seeds[0], rates=RATES)
-    fit = fit_of(first).fit
-    rates = RATES if fit is None else (fit["learning_rate"],)
+    rates = RATES if first.fit is None else (first.fit["learning_rate"],)
     return [first, *(train(seed=seed, rates=rates) for seed in seeds[1:])]

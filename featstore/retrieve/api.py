@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from featstore.errors import DataError, UsageError
 from featstore.evaluation import (
-    Outcome,
     Samples,
     Stopwatch,
     TaskData,
@@ -167,7 +166,7 @@ def score_knn(of: MeasuredTask) -> ScoreRecord:
         for each in task.rounds
     ]
     with watch("score"):
-        outcomes = [Outcome(samples=one.samples, y_scores=(one.y_scores[search.chosen_k],)) for one in found]
+        outcomes = [one.samples.tested([one.y_scores[search.chosen_k]]) for one in found]
         scores = score_outcomes(task, outcomes)
         details = _details(task, found, search, metric)
     if shots:

@@ -7,44 +7,29 @@ over all test clips and all of their captions. Of several captions of a clip, an
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from featstore.evaluation import Stopwatch, score_record
 from featstore.evaluation.captions import for_test_clips, queries_of, read_captions
+from featstore.evaluation.data import PlannedTask
 from featstore.evaluation.pool import read_pool
-from featstore.evaluation.scores import WindowsTask, details_by_round, score_test_sets
+from featstore.evaluation.scores import details_by_round, score_test_sets
 from featstore.evaluation.texts import text_vectors
 from featstore.metrics.retrieval import RecallAt
-from featstore.records import Protocol, ScoreRecord
+from featstore.records import ScoreRecord
+from featstore.retrieve.measured import MeasuredTask
 from featstore.retrieve.scan import unit_rows
 from featstore.tasks.splits import Round
-
-if TYPE_CHECKING:
-    from featstore.store import Store
-    from featstore.tasks import Manifest
 
 __all__ = ["score_captions"]
 
 
-def score_captions(
-    store: Store, manifest: Manifest, *, encoder: str | None = None, protocol: Protocol = "strict"
-) -> ScoreRecord:
+def score_captions(of: MeasuredTask) -> ScoreRecord:
     """Retrieve test clips by their captions, and captions by their clips; the score is recall@1, the mean of both.
 
     Only the test clips are read: a store without the other splits will do. With folds, each fold is retrieved from
-    itself, and the score is the mean over folds.
-
-    Parameters
-    ----------
-    store : Store
-    manifest : Manifest
-        Of kind ``contrastive``.
-    encoder : str, optional
-        ``"clap"`` or ``"clap@3f9c2a71"``; optional where the store has one encoder.
-    protocol : "strict" or "xares"
-        ``strict`` compares the mean of the vectors of a clip's windows, weighted by duration; ``xares`` each window.
+    itself, and the score is the mean over folds. ``strict`` compares the mean of the vectors of a clip's windows,
+    weighted by duration; ``xares`` each window.
 
     Returns
     -------
@@ -61,11 +46,12 @@ def score_captions(
     UsageError
         The embeddings are not in the space of the text tower.
     """
+    manifest, protocol = of.manifest, of.protocol
     watch = Stopwatch()
     with watch("read"):
-        pool = read_pool(store, for_test_clips(manifest), encoder=encoder)
+        pool = read_pool(of.store, for_test_clips(manifest), encoder=of.encoder)
         captions = read_captions(manifest, pool.keys, pool.metas)
-        text = unit_rows(text_vectors(store, manifest, pool.recipe, captions.texts))
+        text = unit_rows(text_vectors(of.store, manifest, pool.recipe, captions.texts))
     nothing = np.zeros(0, np.int64)
     rounds = tuple(
         Round(name=name, protocol=protocol, train=nothing, valid=nothing, test=clips)
@@ -75,14 +61,14 @@ def score_captions(
     for each in rounds:
         with watch("compare"):
             queries = queries_of(pool, captions, each.test, protocol=protocol)
-            audio = unit_rows(queries.items(pool.X[queries.windows]))
+            audio = unit_rows(queries.items(pool.X[queries.samples.windows]))
             ranks = [queries.ranks(audio, text[queries.caption])]
         tested.append(queries.test_set(ranks))
         by_round[each.name] = queries.details(ranks, captions)
     with watch("score"):
-        scores = score_test_sets(RecallAt(k=1), tested, clip_ids=pool.ids, groups=pool.groups)
+        scores = score_test_sets(RecallAt(k=1), tested, clip_ids=pool.clip_id, groups=pool.groups)
     return score_record(
-        WindowsTask.of(pool, manifest, rounds, protocol=protocol),
+        PlannedTask.of(pool, manifest=manifest, rounds=rounds, protocol=protocol),
         scores,
         track="B",
         with_leakage=False,  # nothing is trained

@@ -177,10 +177,7 @@ def _single_threaded_pool(workers: int) -> ThreadPoolExecutor:
 
 def _lowest_first(similarities: NDArray[np.float32], rows: NDArray[np.int64]) -> Neighbours:
     """Sort by similarity, and tied rows by row number, which FAISS lists in descending order."""
-    order = np.lexsort((rows, -similarities), axis=1)
-    return Neighbours(
-        similarities=np.take_along_axis(similarities, order, axis=1), rows=np.take_along_axis(rows, order, axis=1)
-    )
+    return Neighbours(similarities=similarities, rows=rows).at(np.lexsort((rows, -similarities), axis=1))
 
 
 # --- inverted-file indexes --------------------------------------------------------------------------------------------

@@ -30,6 +30,13 @@ class Neighbours:
     similarities: NDArray[np.float32]
     rows: NDArray[np.int64]
 
+    def at(self, places: NDArray[np.int64]) -> Neighbours:
+        """Return the neighbours at some places of each query, (queries, k)."""
+        return Neighbours(
+            similarities=np.take_along_axis(self.similarities, places, axis=1),
+            rows=np.take_along_axis(self.rows, places, axis=1),
+        )
+
 
 def without_own(found: Neighbours, *, own: NDArray[np.int64], clip_of_row: NDArray[np.int64], k: int) -> Neighbours:
     """Exclude the windows of each query's own clip, and keep the ``k`` nearest of the rest.
@@ -44,11 +51,7 @@ def without_own(found: Neighbours, *, own: NDArray[np.int64], clip_of_row: NDArr
         Clip of each row of the index.
     """
     is_own = clip_of_row[found.rows] == own[:, None]
-    kept = np.argsort(is_own, axis=1, kind="stable")[:, :k]
-    return Neighbours(
-        similarities=np.take_along_axis(found.similarities, kept, axis=1),
-        rows=np.take_along_axis(found.rows, kept, axis=1),
-    )
+    return found.at(np.argsort(is_own, axis=1, kind="stable")[:, :k])
 
 
 def ranking_scores(
@@ -109,10 +112,7 @@ def reranked(
         for at, places in enumerate(place.reshape(rows[some].shape), start=start):
             similarities[at] = vectors[places] @ queries[at]
     similarities[rows < 0] = -np.inf
-    order = np.lexsort((rows, -similarities), axis=1)[:, :k]
-    return Neighbours(
-        similarities=np.take_along_axis(similarities, order, axis=1), rows=np.take_along_axis(rows, order, axis=1)
-    )
+    return Neighbours(similarities=similarities, rows=rows).at(np.lexsort((rows, -similarities), axis=1)[:, :k])
 
 
 def evenly(n: int, *, wanted: int) -> NDArray[np.int64]:

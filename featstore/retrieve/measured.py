@@ -7,9 +7,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from featstore.evaluation import Stopwatch, TaskData, TaskScore, load_task, score_record
-from featstore.metrics import Interval, Spread
-from featstore.records import Protocol, ScoreRecord, sha256_of
+from featstore.evaluation.scores import spread_details
+from featstore.metrics import Interval, Spread, Units, interval_of_units, unit_spread
+from featstore.records import Protocol, ScoreRecord
 from featstore.retrieve.clip_set import ClipSet, clip_set
 from featstore.retrieve.maeb import MtebData, read_data
 from featstore.retrieve.saved_index import Notify
@@ -64,6 +68,12 @@ class Estimate:
     interval: Interval
     spread: Spread
 
+    @classmethod
+    def of(cls, value: float, deviations: NDArray[np.float64], units: Units) -> Estimate:
+        """Estimate a score from 0 to 1 by its deviations (units,): score - score without the unit."""
+        spread = unit_spread(value, deviations, units)
+        return cls(value=value, interval=interval_of_units(spread, units), spread=spread)
+
     def as_json(self) -> dict[str, Any]:
         """Plain JSON."""
         return {"value": self.value, "low": self.interval.low, "high": self.interval.high, **self.interval.as_json()}
@@ -81,7 +91,6 @@ def measure_record(
     by_seed: Mapping[int, float] | None = None,
     std: float | None = None,
     identity: Sequence[str] = (),
-    libraries: Sequence[str] = (),
 ) -> ScoreRecord:
     """Build the record of a measure.
 
@@ -97,7 +106,6 @@ def measure_record(
     task = of.task
     metric, headline = next(iter(estimates.items()))
     seeds = tuple(by_seed or {})
-    spread, units = headline.spread, clips.units
     found = [[name, *([clips.group_names[at]] if clips.group_names else [])] for at, name in enumerate(clips.names)]
     score = TaskScore(
         value=headline.value,
@@ -107,13 +115,7 @@ def measure_record(
         by_seed=tuple((by_seed or {}).values()),
         details={
             "interval": headline.interval.as_json(),
-            "spread": {
-                "clips": sha256_of([*found, *identity])[:32],
-                "units": "groups" if units.grouped else "clips",
-                "n": units.n_independent,
-                "variance": spread.variance if _is_defined(spread) else None,
-                "deviations": [float(f"{each:.9g}") for each in spread.deviations] if _is_defined(spread) else None,
-            },
+            "spread": spread_details(headline.spread, clips.units, compared=[*found, *identity]),
         },
         libraries=("sklearn",),
     )
@@ -129,14 +131,10 @@ def measure_record(
         seeds=seeds,
         settings={"measure": measure, **(settings or {})},
         seconds=watch.seconds,
-        libraries=libraries,
+        libraries=(),
         details={
             "scores": {name: each.as_json() for name, each in estimates.items()},
             "clips": len(clips),
             **details,
         },
     )
-
-
-def _is_defined(spread: Spread) -> bool:
-    return bool(abs(spread.variance) < float("inf"))

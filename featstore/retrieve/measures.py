@@ -54,21 +54,13 @@ def _why_no_classes(manifest: Manifest) -> str:
     return "" if manifest.kind in KINDS else f"is of kind {manifest.kind!r}, which has no classes to compare clips by"
 
 
-def _by_texts(score: Callable[..., ScoreRecord]) -> Callable[[MeasuredTask], ScoreRecord]:
-    def scored(of: MeasuredTask) -> ScoreRecord:
-        task = None if of.manifest.kind == "contrastive" else of.task  # captions have no labels
-        return score(of.store, of.manifest, encoder=of.encoder, protocol=of.protocol, task=task)
-
-    return scored
-
-
 MEASURES: Mapping[str, Measure] = {
     "knn": Measure(score=score_knn, why_not=why_no_vote, protocols=("strict", "xares"), by_default=True),
     "retrieval": Measure(score=score_retrieval, why_not=_why_no_classes),
     "clustering": Measure(score=score_clustering, why_not=_why_no_classes),
     "pairs": Measure(score=score_same_pairs, why_not=_why_no_classes),
-    "zero-shot": Measure(score=_by_texts(score_zero_shot), why_not=why_no_zero_shot, protocols=("strict", "xares")),
-    "text": Measure(score=_by_texts(score_text_retrieval), why_not=why_no_text, protocols=("strict", "xares")),
+    "zero-shot": Measure(score=score_zero_shot, why_not=why_no_zero_shot, protocols=("strict", "xares")),
+    "text": Measure(score=score_text_retrieval, why_not=why_no_text, protocols=("strict", "xares")),
 }
 """Name, as in ``--measure``, to measure, in the order of tables."""
 

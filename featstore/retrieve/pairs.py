@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from featstore.errors import DataError
 from featstore.evaluation import Stopwatch
-from featstore.metrics import interval_of_units, unit_spread
 from featstore.metrics.verification import PAIR_METRICS, PairScores, score_pairs
 from featstore.records import ScoreRecord
 from featstore.retrieve.clip_set import ClipSet, clip_set
@@ -146,12 +145,7 @@ def _listed_pairs(clips: ClipSet, listed: Trials) -> tuple[ClipSet, _Pairs]:
 
 def _estimates(scores: PairScores, clips: ClipSet) -> dict[str, Estimate]:
     """EER, minDCF and average precision; d' from the area under the ROC curve, whose interval is transformed."""
-    found = {}
-    for name in PAIR_METRICS:
-        spread = unit_spread(scores.values[name], scores.deviations[name], clips.units)
-        found[name] = Estimate(
-            value=scores.values[name], interval=interval_of_units(spread, clips.units), spread=spread
-        )
+    found = {name: Estimate.of(scores.values[name], scores.deviations[name], clips.units) for name in PAIR_METRICS}
     area = found["roc_area"].interval
     if area.low is not None and area.high is not None:
         area = replace(area, low=scores.distance(area.low), high=scores.distance(area.high))

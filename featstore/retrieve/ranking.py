@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from featstore.errors import DataError
 from featstore.evaluation import Stopwatch
-from featstore.metrics import interval_of_units, of_units, unit_spread
+from featstore.metrics import of_units
 from featstore.metrics.ranked_clips import RETRIEVAL_METRICS, score_ranked_clips
 from featstore.records import ScoreRecord
 from featstore.retrieve.measured import Estimate, MeasuredTask, measure_record
@@ -32,11 +32,10 @@ def score_retrieval(of: MeasuredTask) -> ScoreRecord:
         except DataError as error:
             raise DataError(f"task {clips.task}: {error}") from error
     with watch("score"):
-        estimates = {}
-        for name in RETRIEVAL_METRICS:
-            spread = unit_spread(scores.values[name], of_units(scores.deviations[name], clips.units), clips.units)
-            interval = interval_of_units(spread, clips.units)
-            estimates[name] = Estimate(value=scores.values[name], interval=interval, spread=spread)
+        estimates = {
+            name: Estimate.of(scores.values[name], of_units(scores.deviations[name], clips.units), clips.units)
+            for name in RETRIEVAL_METRICS
+        }
     return measure_record(
         of, clips, measure="retrieval", estimates=estimates, watch=watch, details={"queries": scores.n_queries}
     )

@@ -258,12 +258,8 @@ class JoinedIndexes:
             similarities.append(found.similarities)
             rows.append(found.rows + first)
             first += len(index)
-        all_similarities, all_rows = np.concatenate(similarities, axis=1), np.concatenate(rows, axis=1)
-        best = np.argsort(-all_similarities, axis=1, kind="stable")[:, :k]
-        return Neighbours(
-            similarities=np.take_along_axis(all_similarities, best, axis=1),
-            rows=np.take_along_axis(all_rows, best, axis=1),
-        )
+        found = Neighbours(similarities=np.concatenate(similarities, axis=1), rows=np.concatenate(rows, axis=1))
+        return found.at(np.argsort(-found.similarities, axis=1, kind="stable")[:, :k])
 
 
 def open_index(feature_set: FeatureSet, kind: IvfKind = "ivf", *, notify: Notify = lambda _: None) -> SavedIndex:

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featstore.errors import UsageError
-from featstore.evaluation import Outcome, Samples, Stopwatch, TaskData, load_task, score_outcomes, score_record
+from featstore.evaluation import Samples, Stopwatch, TaskData, score_outcomes, score_record
 from featstore.evaluation.texts import KINDS, check_has_words, text_vectors
 from featstore.metrics import Metric, find_metric
 from featstore.metrics.classification import as_label_sets
-from featstore.records import Protocol, Recipe, ScoreRecord
+from featstore.records import Recipe, ScoreRecord
 from featstore.retrieve.captions import score_captions
+from featstore.retrieve.measured import MeasuredTask
 from featstore.retrieve.scan import unit_rows
 
 if TYPE_CHECKING:
@@ -47,27 +47,10 @@ def why_no_zero_shot(manifest: Manifest) -> str:
     return "" if manifest.kind in KINDS else f"is of kind {manifest.kind!r}, which has no classes to describe by texts"
 
 
-def score_zero_shot(
-    store: Store,
-    manifest: Manifest,
-    *,
-    encoder: str | None = None,
-    protocol: Protocol = "strict",
-    task: TaskData | None = None,
-) -> ScoreRecord:
+def score_zero_shot(of: MeasuredTask) -> ScoreRecord:
     """Classify test clips by the cosine with the texts of the classes; nothing is trained.
 
-    Parameters
-    ----------
-    store : Store
-    manifest : Manifest
-        Of kind ``clip`` or ``multilabel``; its metric is reported.
-    encoder : str, optional
-        ``"clap"`` or ``"clap@3f9c2a71"``; optional where the store has one encoder.
-    protocol : "strict" or "xares"
-        ``strict`` compares the mean of the vectors of a clip's windows, weighted by duration; ``xares`` each window.
-    task : TaskData, optional
-        The embeddings of this task, encoder and protocol, if they are in memory: `load_task` with ``leave_one_out``.
+    ``strict`` compares the mean of the vectors of a clip's windows, weighted by duration; ``xares`` each window.
 
     Returns
     -------
@@ -78,29 +61,20 @@ def score_zero_shot(
     Raises
     ------
     UsageError
-        The task has no classes, or its metric needs probabilities; or the classes are numbers without words.
+        The classes are numbers without words, or the embeddings are not in the space of the text tower.
     UnknownFeatureSet, AmbiguousSelection
         The store lacks embeddings or texts that the task needs; the message gives the command to run.
     LabelError, DataError
         The labels or the embeddings are invalid.
     """
-    _check(manifest, why_no_zero_shot(manifest))
-    compared = _compare(store, manifest, task, encoder=encoder, protocol=protocol)
-    metric = find_metric(manifest.metric, protocol)
-    return _record(compared, metric, measure="zero-shot")
+    compared = _compare(of)
+    return _record(compared, find_metric(of.manifest.metric, of.protocol), measure="zero-shot")
 
 
-def score_text_retrieval(
-    store: Store,
-    manifest: Manifest,
-    *,
-    encoder: str | None = None,
-    protocol: Protocol = "strict",
-    task: TaskData | None = None,
-) -> ScoreRecord:
+def score_text_retrieval(of: MeasuredTask) -> ScoreRecord:
     """Retrieve the test clips of each class by the text of the class; the score is mAP, the mean over classes.
 
-    The parameters and errors are those of `score_zero_shot`. Of a data set with captions, these are the texts: see
+    The errors are those of `score_zero_shot`. Of a data set with captions, these are the texts: see
     `featstore.retrieve.captions.score_captions`.
 
     Returns
@@ -110,11 +84,10 @@ def score_text_retrieval(
         ``details["text_to_audio"]`` has ``queries``, the number of classes with a test clip, ``recall``, the share of
         queries with a clip of the class among the first 1, 5 and 10, and ``ndcg_at_10``; means over rounds.
     """
-    _check(manifest, why_no_text(manifest))
-    if manifest.kind == "contrastive":
-        return score_captions(store, manifest, encoder=encoder, protocol=protocol)
-    compared = _compare(store, manifest, task, encoder=encoder, protocol=protocol)
-    record = _record(compared, find_metric("mAP", protocol), measure="text")
+    if of.manifest.kind == "contrastive":
+        return score_captions(of)
+    compared = _compare(of)
+    record = _record(compared, find_metric("mAP", of.protocol), measure="text")
     relevant = [
         _relevant_by_rank(samples.y_true, scores)
         for samples, scores in zip(compared.samples, compared.ensemble, strict=True)
@@ -159,23 +132,14 @@ class _Compared:
     alone: tuple[tuple[NDArray[np.float32], ...], ...]
 
 
-def _check(manifest: Manifest, reason: str) -> None:
-    if reason:
-        raise UsageError(f"task {manifest.name} {reason}")
-
-
-def _compare(
-    store: Store, manifest: Manifest, task: TaskData | None, *, encoder: str | None, protocol: Protocol
-) -> _Compared:
+def _compare(of: MeasuredTask) -> _Compared:
     watch = Stopwatch()
     with watch("read"):
-        if task is None:
-            task = load_task(store, manifest, encoder=encoder, protocol=protocol, leave_one_out=True)
         nothing = np.zeros(0, np.int64)
         # nothing is trained, so that clips of the training set cannot leak
-        untrained = [replace(each, train=nothing, valid=nothing, reference=nothing) for each in task.rounds]
-        task = replace(task, rounds=tuple(untrained))
-        texts = prompt_vectors(store, manifest, task.recipe, task.classes)
+        untrained = [replace(each, train=nothing, valid=nothing, reference=nothing) for each in of.task.rounds]
+        task = replace(of.task, rounds=tuple(untrained))
+        texts = prompt_vectors(of.store, of.manifest, task.recipe, task.classes)
     with watch("compare"):
         samples = tuple(task.samples(each.test) for each in task.rounds)
         clips = [unit_rows(each.vote(task.X[each.windows]).astype(np.float32)) for each in samples]
@@ -193,8 +157,7 @@ def _record(compared: _Compared, metric: Metric, *, measure: str) -> ScoreRecord
     task, watch, manifest = compared.task, compared.watch, compared.task.manifest
     with watch("score"):
         outcomes = [
-            Outcome(samples=samples, y_scores=(scores,))
-            for samples, scores in zip(compared.samples, compared.ensemble, strict=True)
+            samples.tested([scores]) for samples, scores in zip(compared.samples, compared.ensemble, strict=True)
         ]
         scores = score_outcomes(task, outcomes, metric=metric)
         alone = [

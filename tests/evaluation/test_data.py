@@ -9,7 +9,7 @@ from sklearn.metrics import confusion_matrix
 
 import tiny
 from featstore.errors import DataError, LabelError, UnknownFeatureSet, UsageError
-from featstore.evaluation import Outcome, load_task, score_outcomes, score_record
+from featstore.evaluation import load_task, score_outcomes, score_record
 from featstore.evaluation.scores import score_test_sets
 from featstore.metrics import TestSet, find_metric
 from featstore.records import ScoreRecord, SkippedClip
@@ -120,7 +120,7 @@ def test_a_class_that_only_the_test_shows_is_a_class_and_is_reported():
     task = load(sets)
     assert task.classes[-1] == "unheard"
     samples = task.samples(task.rounds[0].test)
-    outcome = Outcome(samples=samples, y_scores=(np.eye(4)[samples.y_true],))
+    outcome = samples.tested([np.eye(4)[samples.y_true]])
     assert score_outcomes(task, [outcome]).details["classes_not_in_training"] == ["unheard"]
 
 
@@ -164,14 +164,14 @@ def test_a_record_says_everything_and_survives_json(protocol):
     for each in task.rounds:
         samples = task.samples(each.test)
         y_scores = tuple(np.eye(3)[samples.y_true] + rng.standard_normal((len(samples.y_true), 3)) for _ in range(2))
-        outcomes.append(Outcome(samples=samples, y_scores=y_scores))
+        outcomes.append(samples.tested(y_scores))
     scores = score_outcomes(task, outcomes)
     record = score_record(
         task, scores, track="A", seeds=(0, 1), settings={"head": "linear"}, seconds={"read": 1.0},
         libraries=("torch",), details={},
     )  # fmt: skip
     metric = find_metric("accuracy", protocol)
-    table = np.array([[metric.score(each.samples.y_true, y) for y in each.y_scores] for each in outcomes])
+    table = np.array([[metric.score(each.y_true, y) for y in each.y_scores] for each in outcomes])
     assert record.value == pytest.approx(table.mean())
     assert record.std == pytest.approx(table.mean(axis=0).std(ddof=1))
     assert record.ci_low <= record.value <= record.ci_high
@@ -179,7 +179,7 @@ def test_a_record_says_everything_and_survives_json(protocol):
     assert record.details["by_seed"]["1"] == pytest.approx(table[:, 1].mean())
     expected = (11, 1, 24) if protocol == "strict" else (12, 12, 24)
     assert (record.n_train, record.n_valid, record.n_test) == expected
-    assert np.sum(record.details["confusion"]) == sum(len(each.samples.y_true) for each in outcomes)
+    assert np.sum(record.details["confusion"]) == sum(len(each.y_true) for each in outcomes)
     assert set(record.versions) == {"featstore", "numpy", "torch"}
     assert score_outcomes(task, outcomes) == scores
     assert ScoreRecord.from_json(json.loads(json.dumps(record.as_json(), allow_nan=False))).key == record.key
@@ -191,7 +191,7 @@ def scored(sets, *, n_classes, **changes):
     [each] = task.rounds
     samples = task.samples(each.test)
     predicted = (samples.y_true + (np.arange(len(samples.y_true)) % 3 == 0)) % n_classes
-    outcomes = [Outcome(samples=samples, y_scores=(np.eye(n_classes)[predicted],))]
+    outcomes = [samples.tested([np.eye(n_classes)[predicted]])]
     scores = score_outcomes(task, outcomes)
     record = score_record(
         task, scores, track="A", seeds=(), settings={}, seconds={}, libraries=(), details={}
@@ -246,7 +246,7 @@ def test_the_score_of_a_class_is_weighted_by_its_test_clips():
     for each in task.rounds:
         samples = task.samples(each.test)
         y_score = np.eye(3)[samples.y_true] + rng.standard_normal((len(samples.y_true), 3))
-        outcomes.append(Outcome(samples=samples, y_scores=(y_score,)))
+        outcomes.append(samples.tested([y_score]))
         true.append(samples.y_true)
         predicted.append(y_score.argmax(axis=1))
     details = score_outcomes(task, outcomes).details

@@ -174,7 +174,7 @@ def kinds(details, *, metric="accuracy", value=0.5, skipped=()) -> dict[str, int
         ({"fit": {"1": {"converged": True}, "2": {"converged": False}, "3": [{"converged": 0}]}}, {"not_converged": 2}),
         ({"fit": "nothing that is known"}, {}),
         ({"best_epoch_at_edge": False}, {}),
-        ({"best_epoch_at_edge": {"test": [True, False, True]}}, {"best_epoch_at_edge": 2}),
+        ({"best_epoch_at_edge": True}, {"best_epoch_at_edge": 1}),
         ({"at_or_below_majority": True}, {"at_or_below_majority": 1}),
         ({"neighbours_vote": {"score": 0.9, "above_interval": True}}, {"below_neighbours": 1}),
         ({"neighbours_vote": {"score": 0.9, "above_interval": False}}, {}),

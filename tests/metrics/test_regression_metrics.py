@@ -36,19 +36,6 @@ def test_metrics_of_numbers_are_those_of_others_with_ties_and_draws(seed, n, lev
     np.testing.assert_allclose(metric.weighted(y_true, predicted[:, None], weights), expected, atol=1e-6)
 
 
-def test_numbers_by_hand():
-    y_true, y_score = np.array([1.0, 2.0, 3.0]), np.array([[2.0], [2.0], [6.0]])
-    scores = {name: find_metric(name, "strict").score(y_true, y_score) for name in EXPECTED}
-    assert scores["mae"] == pytest.approx(4 / 3)
-    assert scores["mse"] == pytest.approx(10 / 3)
-    assert scores["pearson"] == pytest.approx(np.sqrt(3) / 2)
-    assert scores["spearman"] == pytest.approx(np.sqrt(3) / 2)
-
-
-def test_errors_are_better_when_lower_and_correlations_when_higher():
-    assert [find_metric(name, "strict").higher_is_better for name in EXPECTED] == [False, False, True, True]
-
-
 @pytest.mark.parametrize("name", ["pearson", "spearman"])
 def test_one_number_for_all_correlates_with_nothing(name):
     metric = find_metric(name, "strict")

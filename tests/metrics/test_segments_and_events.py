@@ -37,13 +37,6 @@ def test_matching_is_maximal(true, found, tolerance):
     assert count_matches(true, found, tolerance_seconds=tolerance) == naive_matches(true, found, tolerance)
 
 
-def test_a_match_takes_one_partner_and_meets_the_tolerance():
-    assert count_matches([1.0], [0.8, 1.2], tolerance_seconds=0.2) == 1
-    assert count_matches([1.0], [0.79, 1.21], tolerance_seconds=0.2) == 0
-    # Taking the nearest first would leave 0.0 alone.
-    assert count_matches([0.0, 0.2], [0.15, 0.35], tolerance_seconds=0.2) == 2
-
-
 def test_a_run_begins_at_its_first_frame_and_ends_with_its_clip():
     active = np.array([[0, 1], [1, 1], [1, 0], [1, 1], [0, 1]], bool)
     frame, label = onsets_of(active, first_of_clip=np.array([1, 0, 0, 1, 0], bool))

@@ -110,13 +110,13 @@ def test_a_plateau_goes_back_lowers_the_rate_and_stops():
         seen.append((model.before, model.rate))
         return next(result), 0.0
 
-    model, fitted = sweep(score, rates=(0.1,))
+    fitted = sweep(score, rates=(0.1,))
     np.testing.assert_allclose([rate for _, rate in seen], [0.1] * 5 + [0.01] * 4 + [0.001] * 3, atol=1e-6)
     # From the best epoch on: the second, after the fifth; the sixth, after the ninth.
     starts = [0, -0.1, -0.2, -0.3, -0.4, -0.2, -0.21, -0.22, -0.23, -0.21, -0.211, -0.212]
     np.testing.assert_allclose([before for before, _ in seen], starts, atol=1e-6)
     assert (fitted.epoch, fitted.fit["converged"]) == (6, True)
-    assert model.weight.item() == pytest.approx(-0.21, abs=1e-6)
+    assert fitted.model.weight.item() == pytest.approx(-0.21, abs=1e-6)
     assert fitted.fit["epochs"] == len(fitted.history) == 12
     assert fitted.fit["gradient_norm"] == 1.0
 
@@ -136,10 +136,10 @@ def test_the_best_rate_is_found_beyond_the_grid_and_rates_that_diverge_lose():
     def score(model):
         return (math.nan, 0.0) if model.rate > 0.9 else (0.5, -abs(np.log10(model.rate / 0.3)))
 
-    _, fitted = sweep(score, rates=(1e-3, 1e-2))
+    fitted = sweep(score, rates=(1e-3, 1e-2))
     assert fitted.fit["learning_rate"] == pytest.approx(0.316, abs=0.01)
     assert (fitted.fit["extended"], fitted.fit["at_edge"]) == (True, False)
-    assert sweep(score, rates=(1.0,))[1].epoch == 4  # three epochs in vain, then a tenth of the rate
+    assert sweep(score, rates=(1.0,)).epoch == 4  # three epochs in vain, then a tenth of the rate
     with pytest.raises(DataError):
         sweep(lambda _: (math.nan, 0.0), rates=(1.0,))
 
@@ -155,7 +155,7 @@ def test_a_rate_that_diverged_goes_on_at_a_tenth_from_moments_that_are_finite():
     def score(model):
         return (0.5 - abs(model.weight.item() + 0.1) if abs(model.weight.item()) < 0.5 else math.nan), 0.0
 
-    model, fitted = training.sweep_rates(
+    fitted = training.sweep_rates(
         lambda _: SteepOutside(),
         seed=(0, 0),
         batches=lambda _: [0],
@@ -164,7 +164,7 @@ def test_a_rate_that_diverged_goes_on_at_a_tenth_from_moments_that_are_finite():
         rates=(1.0,),
     )
     assert fitted.history[:3] == (-math.inf,) * 3
-    assert model.weight.item() == pytest.approx(-0.1, abs=1e-3)
+    assert fitted.model.weight.item() == pytest.approx(-0.1, abs=1e-3)
     assert fitted.epoch == 4
 
 

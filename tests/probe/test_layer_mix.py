@@ -70,7 +70,7 @@ def test_weights_and_head_are_those_of_a_plain_joint_minimisation(C, monkeypatch
     layers = layers_of(y)
     path = fitted(layers, objective_of_classes(y, n_classes=3), C=C, monkeypatch=monkeypatch)
     lowest, weights = plainly(layers, y, C=C)
-    model = path.chosen.model
+    model = path.model
     np.testing.assert_allclose(model.layer_weights, weights, atol=0.01)
     logits = torch.from_numpy(model(layers)).double()
     W = model.weight.double()
@@ -84,9 +84,9 @@ def test_at_its_weights_the_head_is_scikit_learn_s(n_classes, monkeypatch):
     y = np.arange(N) % n_classes
     layers = layers_of(y)
     path = fitted(layers, objective_of_classes(y, n_classes=n_classes), C=0.1, monkeypatch=monkeypatch)
-    H = mixed(layers, path.chosen.model.layer_weights)
+    H = mixed(layers, path.model.layer_weights)
     expected = LogisticRegression(C=0.1, tol=1e-8, max_iter=5000).fit(H, y).predict_proba(H)
-    found = torch.softmax(torch.from_numpy(path.chosen.model(layers)), 1).numpy()
+    found = torch.softmax(torch.from_numpy(path.model(layers)), 1).numpy()
     np.testing.assert_allclose(found, expected, atol=2e-3)
 
 
@@ -95,7 +95,7 @@ def test_label_sets_have_one_binary_model_each_and_shared_weights(monkeypatch):
     sets = np.stack([y == 0, y != 1, np.ones(N, bool)], axis=1).astype(np.float32)
     layers = layers_of(y)
     path = fitted(layers, objective_of_classes(sets, n_classes=3), C=0.1, monkeypatch=monkeypatch)
-    H, logits = mixed(layers, path.chosen.model.layer_weights), path.chosen.model(layers)
+    H, logits = mixed(layers, path.model.layer_weights), path.model(layers)
     for label in (0, 1):
         reference = LogisticRegression(C=0.1, tol=1e-8, max_iter=5000).fit(H, sets[:, label])
         np.testing.assert_allclose(logits[:, label], reference.decision_function(H), atol=0.02)
@@ -125,9 +125,9 @@ def test_with_one_layer_that_varies_the_mix_is_the_probe_of_that_layer():
     (alone,) = logistic.fit_paths(
         [logistic.TrainingSet(X=X[train], y=y[train], X_valid=X[valid], score=score)], n_classes=3
     )
-    assert (path.chosen.C, path.extended) == (alone.chosen.C, alone.extended)
+    assert (path.chosen.strength, path.extended) == (alone.chosen.strength, alone.extended)
     np.testing.assert_allclose(
-        path.chosen.model([constant, X, constant]), alone.model(X), atol=0.01 * np.abs(alone.model(X)).max()
+        path.model([constant, X, constant]), alone.model(X), atol=0.01 * np.abs(alone.model(X)).max()
     )
 
 
@@ -137,10 +137,10 @@ def test_numbers_are_those_of_ridge(monkeypatch):
     y = 50.0 + 7.0 * X @ rng.standard_normal(DIM) + rng.standard_normal(N)
     layers = [rng.standard_normal(X.shape).astype(np.float32), X]
     path = fitted(layers, objective_of_numbers(y), C=0.1, monkeypatch=monkeypatch)
-    H = mixed(layers, path.chosen.model.layer_weights)
+    H = mixed(layers, path.model.layer_weights)
     expected = Ridge(alpha=10.0).fit(H, y).predict(H)
-    np.testing.assert_allclose(path.chosen.model(layers)[:, 0], expected, atol=0.05)
-    assert path.chosen.model.layer_weights[1] > 0.9
+    np.testing.assert_allclose(path.model(layers)[:, 0], expected, atol=0.05)
+    assert path.model.layer_weights[1] > 0.9
 
 
 # --- from a store -----------------------------------------------------------------------------------------------------

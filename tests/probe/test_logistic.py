@@ -67,17 +67,19 @@ def test_one_class_a_clip_is_scikit_learns_path_with_its_choice(name):
     scaler = StandardScaler().fit(X.astype(np.float64))
     models = {}
     for tried in path.tried:
-        model = LogisticRegression(C=tried.C, tol=1e-8, max_iter=5000).fit(scaler.transform(X.astype(np.float64)), y)
+        model = LogisticRegression(C=tried.strength, tol=1e-8, max_iter=5000).fit(
+            scaler.transform(X.astype(np.float64)), y
+        )
         logits = model.decision_function(scaler.transform(X_valid.astype(np.float64)))
         logits = np.stack([0 * logits, logits], axis=1) if logits.ndim == 1 else logits
-        models[tried.C] = score(logits), model
+        models[tried.strength] = score(logits), model
     expected_C = max(models, key=lambda C: models[C][0])
-    assert abs(np.log10(path.chosen.C / expected_C)) < 0.51
+    assert abs(np.log10(path.chosen.strength / expected_C)) < 0.51
     assert path.converged
     # The model at the chosen strength, and the score of scikit-learn's own choice.
     Z = scaler.transform(X_test.astype(np.float64))
     predicted = path.model(X_test).argmax(axis=1)
-    assert (predicted == models[path.chosen.C][1].predict(Z)).mean() >= 0.99
+    assert (predicted == models[path.chosen.strength][1].predict(Z)).mean() >= 0.99
     assert np.mean(predicted == y_test) == pytest.approx(models[expected_C][1].score(Z, y_test), abs=0.005)
 
 
@@ -115,14 +117,14 @@ def test_label_sets_are_one_versus_rest_and_what_never_varies_is_certain(pos_wei
     scaler = StandardScaler().fit(X[train])
     scores, models = {}, {}
     for tried in path.tried:
-        models[tried.C] = OneVsRestClassifier(
-            LogisticRegression(C=tried.C, tol=1e-8, max_iter=5000, class_weight={0: 1.0, 1: pos_weight})
+        models[tried.strength] = OneVsRestClassifier(
+            LogisticRegression(C=tried.strength, tol=1e-8, max_iter=5000, class_weight={0: 1.0, 1: pos_weight})
         ).fit(scaler.transform(X[train]), y[train, :6])
-        scores[tried.C] = score(models[tried.C].decision_function(scaler.transform(X[valid])))[0]
+        scores[tried.strength] = score(models[tried.strength].decision_function(scaler.transform(X[valid])))[0]
     expected_C = max(scores, key=scores.get)
-    assert abs(np.log10(path.chosen.C / expected_C)) < 0.51
+    assert abs(np.log10(path.chosen.strength / expected_C)) < 0.51
     found = path.model(X[test])
-    decisions = models[path.chosen.C].decision_function(scaler.transform(X[test]))
+    decisions = models[path.chosen.strength].decision_function(scaler.transform(X[test]))
     assert ((found[:, :6] > 0) == (decisions > 0)).mean() >= 0.99
     best = models[expected_C].decision_function(scaler.transform(X[test]))
     assert average_precision_score(y[test, :6], found[:, :6]) == pytest.approx(
@@ -142,17 +144,17 @@ def test_separable_data_extend_the_grid_and_a_bound_is_reported(monkeypatch):
     one = logistic.TrainingSet(X=X, y=y, X_valid=X_valid, score=confident)
     (path,) = logistic.fit_paths([one], n_classes=3)
     assert path.extended
-    assert max(logistic.GRID) < path.chosen.C
+    assert max(logistic.GRID) < path.chosen.strength
     assert path.converged
     monkeypatch.setattr(logistic, "HIGHEST_C", 1.0)
     (bounded,) = logistic.fit_paths([one], n_classes=3)
-    assert (bounded.at_edge, bounded.chosen.C) == (True, pytest.approx(1.0))
+    assert (bounded.at_edge, bounded.chosen.strength) == (True, pytest.approx(1.0))
 
     def cautious(logits):
         return -float(np.abs(logits).max()), 0.0
 
     (path,) = logistic.fit_paths([logistic.TrainingSet(X=X, y=y, X_valid=X_valid, score=cautious)], n_classes=3)
-    assert (path.extended, path.at_edge, path.chosen.C) == (True, True, pytest.approx(logistic.LOWEST_C))
+    assert (path.extended, path.at_edge, path.chosen.strength) == (True, True, pytest.approx(logistic.LOWEST_C))
 
 
 def test_a_grid_is_extended_while_the_metric_improves_and_no_further():
@@ -163,7 +165,7 @@ def test_a_grid_is_extended_while_the_metric_improves_and_no_further():
         return 1.0, -log_loss(y_valid, logits)
 
     (path,) = logistic.fit_paths([logistic.TrainingSet(X=X, y=y, X_valid=X_valid, score=perfect)], n_classes=3)
-    assert [tried.C for tried in path.tried] == pytest.approx([*logistic.GRID, 10**-0.5, 1.0])
+    assert [tried.strength for tried in path.tried] == pytest.approx([*logistic.GRID, 10**-0.5, 1.0])
     assert (path.extended, path.at_edge) == (True, False)
 
 
@@ -187,7 +189,7 @@ def test_folds_in_one_batch_are_folds_alone_whatever_the_threads():
         torch.set_num_threads(before)
     for each, path, other in zip(sets, together, threaded, strict=True):
         (alone,) = logistic.fit_paths([each], n_classes=4)
-        assert path.chosen.C == alone.chosen.C
+        assert path.chosen.strength == alone.chosen.strength
         assert np.array_equal(path.model(each.X), other.model(each.X))
         logits = path.model(each.X)
         np.testing.assert_allclose(logits, alone.model(each.X), atol=0.01 * np.abs(logits[:, :3]).max())
@@ -219,18 +221,23 @@ def test_ridge_is_scikit_learns_path_with_its_choice(n, dim):
 
     path = fit_ridge(X[train], y[train], X_valid=X[valid], score=score)
     scaler = StandardScaler().fit(X[train].astype(np.float64))
-    models = {alpha: Ridge(alpha=alpha).fit(scaler.transform(X[train]), y[train]) for alpha in path.alphas}
+    models = {
+        alpha: Ridge(alpha=alpha).fit(scaler.transform(X[train]), y[train])
+        for alpha in (each.strength for each in path.tried)
+    }
     expected = max(models, key=lambda alpha: score(models[alpha].predict(scaler.transform(X[valid]))[:, None]))
-    assert abs(np.log10(path.alpha / expected)) < 0.51
-    np.testing.assert_allclose(path(X[test])[:, 0], models[path.alpha].predict(scaler.transform(X[test])), atol=2e-3)
-    assert path.gradient_norm < 1e-6
+    assert abs(np.log10(path.chosen.strength / expected)) < 0.51
+    np.testing.assert_allclose(
+        path.model(X[test])[:, 0], models[path.chosen.strength].predict(scaler.transform(X[test])), atol=2e-3
+    )
+    assert path.chosen.gradient_norm < 1e-6
 
 
 def test_ridge_extends_its_grid_and_tells_a_bound():
     X, _ = mixed(100, 20, n_classes=2, spread=0.0)
     y = rng_of(3).standard_normal(100)  # nothing to learn: the stronger the better
     path = fit_ridge(X[:50], y[:50], X_valid=X[50:], score=lambda numbers: (-float(np.ptp(numbers)), 0.0))
-    assert (path.extended, path.at_edge, path.alpha) == (True, True, pytest.approx(1e10))
+    assert (path.extended, path.at_edge, path.chosen.strength) == (True, True, pytest.approx(1e10))
 
 
 @pytest.mark.parametrize("chunks", [1, 7])

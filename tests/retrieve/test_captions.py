@@ -14,14 +14,14 @@ import featstore as fs
 import tiny
 from featstore.errors import LabelError, UnknownFeatureSet, UsageError
 from featstore.evaluation.captions import CaptionQueries
+from featstore.evaluation.data import Samples, group_windows
 from featstore.evaluation.scores import score_test_sets
 from featstore.metrics.retrieval import RecallAt
 from featstore.records import ScoreRecord
 from featstore.report import read_scores
 from featstore.report.page import render_page
 from featstore.retrieve import score_measures
-from featstore.retrieve.zero_shot import score_text_retrieval
-from featstore.store import open_store, write_texts
+from featstore.store import Store, open_store, write_texts
 from featstore.tasks import Manifest
 from mapped import Stored, write_set
 
@@ -87,6 +87,12 @@ def unit(x: np.ndarray) -> np.ndarray:
     return x / np.linalg.norm(x)
 
 
+def scored(store: Store, manifest: Manifest, **options: Any) -> ScoreRecord:
+    [record] = score_measures(store, manifest, measures=["text"], **options)
+    assert isinstance(record, ScoreRecord)
+    return record
+
+
 def plainly(items: Sequence[tuple[np.ndarray, Sequence[str]]], texts: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Recalls and mAP@10 by sorting every list; among equal scores, what is not relevant comes first."""
     captions = [(at, unit(texts[text])) for at, (_, of) in enumerate(items) for text in of]
@@ -122,7 +128,7 @@ def assert_scores(record: ScoreRecord, expected: Mapping[str, Any]) -> None:
 
 
 def test_captions_and_clips_find_each_other(store: str) -> None:
-    record = score_text_retrieval(open_store(store), task())
+    record = scored(open_store(store), task())
     assert_scores(record, plainly(of_clips(SETS["test"]), vectors_of(SETS["test"])))
     assert (record.track, record.measure, record.metric) == ("B", "text", "recall_at_1")
     assert (record.n_train, record.n_valid, record.n_test) == (0, 0, N)
@@ -140,26 +146,25 @@ def test_the_interval_is_of_groups_where_the_manifest_names_them(tmp_path: Path)
     # the captions are fields, of which every clip has the first
     manifest = task(label={"captions": ["c0"]}, splits=splits)
     url = write(tmp_path / "s.zarr", {"test": grouped}, texts=vectors_of(SETS["test"]))
-    record = score_text_retrieval(open_store(url), manifest)
+    record = scored(open_store(url), manifest)
     first = [(vector, texts[:1]) for vector, texts in of_clips(SETS["test"])]
     assert_scores(record, plainly(first, vectors_of(SETS["test"])))
     assert (record.details["spread"]["units"], record.details["spread"]["n"]) == ("groups", 20)
 
 
+def items(clip: np.ndarray, seconds: np.ndarray) -> Samples:
+    every = np.arange(clip.max() + 1)
+    return group_windows(every, clip=clip, seconds=seconds, values=every, protocol="strict")
+
+
 def test_windows_count_by_their_seconds() -> None:
-    queries = CaptionQueries(
-        windows=np.arange(3),
-        starts=np.array([0, 2]),
-        weights=np.array([1, 3, 2], np.float32),
-        clip=np.arange(2),
-        caption=np.arange(2),
-        caption_item=np.arange(2),
-    )
+    samples = items(np.array([0, 0, 1]), np.array([1.0, 3.0, 2.0]))
+    queries = CaptionQueries(samples=samples, caption=np.arange(2), caption_item=np.arange(2))
     np.testing.assert_allclose(queries.items(np.array([[4.0], [8.0], [5.0]], np.float32)), [[7.0], [5.0]])
 
 
 def test_windows_are_items_under_xares(store: str) -> None:
-    record = score_text_retrieval(open_store(store), task(), protocol="xares")
+    record = scored(open_store(store), task(), protocol="xares")
     windows = [(row, [*each.meta.values()]) for each in SETS["test"] for row in each.rows]
     assert_scores(record, plainly(windows, vectors_of(SETS["test"])))
 
@@ -169,7 +174,7 @@ def test_each_fold_is_retrieved_from_itself(tmp_path: Path) -> None:
     url = write(tmp_path / "s.zarr", sets)
     texts = vectors_of([*sets["fold-1"], *sets["fold-2"]])
     folds = {name: f"{name}-*.tar" for name in sets}
-    record = score_text_retrieval(open_store(url), task(splits=None, folds=folds))
+    record = scored(open_store(url), task(splits=None, folds=folds))
     expected = {name: plainly(of_clips(of), texts) for name, of in sets.items()}
     for name, of in expected.items():
         assert record.details["audio_to_text"][name] == pytest.approx(of["audio_to_text"])
@@ -187,12 +192,7 @@ def test_intervals_cover_the_score_of_other_clips() -> None:
         shift = np.repeat(rng.standard_normal((n, DIM)), 2, axis=0)
         text = np.repeat(audio, 2, axis=0) + 0.5 * shift + 0.5 * rng.standard_normal((2 * n, DIM))
         queries = CaptionQueries(
-            windows=np.arange(n),
-            starts=np.arange(n),
-            weights=np.ones(n, np.float32),
-            clip=np.arange(n),
-            caption=np.arange(2 * n),
-            caption_item=np.repeat(np.arange(n), 2),
+            samples=items(np.arange(n), np.ones(n)), caption=np.arange(2 * n), caption_item=np.repeat(np.arange(n), 2)
         )
         audio, text = (each / np.linalg.norm(each, axis=1, keepdims=True) for each in (audio, text))
         tested = queries.test_set([queries.ranks(audio.astype(np.float32), text.astype(np.float32))])
@@ -205,7 +205,7 @@ def test_intervals_cover_the_score_of_other_clips() -> None:
 def test_equal_vectors_find_nothing(tmp_path: Path) -> None:
     same = {"test": [replace(each, vectors=np.ones((1, DIM))) for each in SETS["test"]]}
     url = write(tmp_path / "s.zarr", same, texts={text: np.ones(DIM) for text in vectors_of(SETS["test"])})
-    record = score_text_retrieval(open_store(url), task())
+    record = scored(open_store(url), task())
     assert (record.value, record.details["text_to_audio"]["recall_at_10"]) == (0.0, 0.0)
 
 
@@ -255,5 +255,5 @@ def test_what_is_missing_is_one_line(
 ) -> None:
     made(tmp_path / "s.zarr")
     with pytest.raises(error, match=match) as caught:
-        score_text_retrieval(open_store(str(tmp_path / "s.zarr")), task())
+        scored(open_store(str(tmp_path / "s.zarr")), task())
     assert "\n" not in str(caught.value)

@@ -14,7 +14,6 @@ from featstore.errors import UnknownFeatureSet, UsageError
 from featstore.evaluation.runner import ScoreFailure
 from featstore.records import Recipe, ScoreRecord
 from featstore.retrieve import score_measures
-from featstore.retrieve.zero_shot import score_text_retrieval, score_zero_shot
 from featstore.tasks import Manifest
 
 PROMPTS = ["a sound of {label}", "{label}!", "hear {label}"]
@@ -62,7 +61,10 @@ def labels(clips: list[tiny.Clip]) -> np.ndarray:
 
 
 def scored(manifest: Manifest, texts: Mapping[str, np.ndarray], **options: Any) -> ScoreRecord:
-    return score_zero_shot(tiny.TinyStore(options.pop("sets", SETS), vectors=texts), manifest, **options)
+    options = {"sets": SETS, "measures": ["zero-shot"], **options}
+    [record] = score_measures(tiny.TinyStore(options.pop("sets"), vectors=texts), manifest, **options)
+    assert isinstance(record, ScoreRecord)
+    return record
 
 
 def test_a_clip_has_the_class_whose_mean_unit_prompt_is_nearest() -> None:
@@ -156,7 +158,7 @@ def test_several_labels_are_ranked_by_cosine() -> None:
 def test_texts_retrieve_the_clips_of_their_class() -> None:
     manifest = task()
     texts = vectors_of(manifest, CLASSES)
-    record = score_text_retrieval(tiny.TinyStore(SETS, vectors=texts), manifest)
+    record = scored(manifest, texts, measures=["text"])
     similar = cosines(manifest, texts, SETS["test"]).T
     truth = labels(SETS["test"])[None] == np.arange(N_CLASSES)[:, None]
     order = np.argsort(-similar, axis=1)
@@ -178,7 +180,7 @@ def test_texts_retrieve_the_clips_of_their_class() -> None:
 def test_equal_texts_retrieve_nothing_by_luck() -> None:
     manifest = task()
     texts = dict.fromkeys(vectors_of(manifest, CLASSES), np.zeros(DIM, np.float32))
-    found = score_text_retrieval(tiny.TinyStore(SETS, vectors=texts), manifest).details["text_to_audio"]
+    found = scored(manifest, texts, measures=["text"]).details["text_to_audio"]
     assert (found["recall"]["10"], found["ndcg_at_10"]) == (0.0, 0.0)
 
 

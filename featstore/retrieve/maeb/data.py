@@ -82,14 +82,7 @@ def read_data(store: Store, manifest: Manifest, *, encoder: str | None) -> MtebD
         rounds = (Round(name="test", protocol="maeb", train=pool.members[roles["train"]], valid=NO_CLIPS, test=clips),)
     for each in rounds:
         check_parts(each, task=manifest.name)
-    shared = ("recipe", "seconds", "clip", "clip_id", "features", "sets", "members", "skipped", "groups")
-    task = TaskWindows(
-        manifest=manifest,
-        protocol="maeb",
-        targets=targets,
-        rounds=rounds,
-        **{name: getattr(pool, name) for name in shared},
-    )
+    task = TaskWindows.of(pool, manifest=manifest, protocol="maeb", targets=targets, rounds=rounds)
     units = plan_units([clips], names=pool.clip_id, groups=pool.groups)
     unit = np.full(len(pool.clip_id), -1, np.int64)
     unit[clips] = units.of_sample[0]

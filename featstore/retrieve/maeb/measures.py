@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featstore.errors import LabelError
-from featstore.evaluation import Outcome, Samples, TaskScore, score_outcomes
+from featstore.evaluation import TaskScore, score_outcomes
 from featstore.evaluation.data import TaskWindows
-from featstore.metrics import Units, plan_units
+from featstore.metrics import TestSet, Units, plan_units
 from featstore.metrics.classification import Accuracy
 from featstore.retrieve.knn import without_own
 from featstore.retrieve.maeb import definitions, lists
@@ -51,17 +51,6 @@ class Found:
     seeds: tuple[int, ...] = ()
 
 
-def _samples(data: MtebData, test: NDArray[np.int64]) -> Samples:
-    """Each clip as a sample of one window."""
-    return Samples(
-        windows=test,
-        weights=np.ones(len(test), np.float32),
-        starts=np.arange(len(test)),
-        clip=test,
-        y_true=data.values[test],
-    )
-
-
 def _classification(data: MtebData) -> Found:
     rounds, y = data.task.rounds, data.values
     for each in rounds:
@@ -79,7 +68,7 @@ def _classification(data: MtebData) -> Found:
     votes = [np.eye(len(data.task.targets.classes), dtype=np.float32)[output] for output in fits.outputs]
     by_round = [(vote,) for vote in votes] if cross_validated else [tuple(votes)]
     outcomes = [
-        Outcome(samples=_samples(data, each.test), y_scores=y_scores)
+        TestSet(y_true=y[each.test], y_scores=y_scores, clip=each.test)
         for each, y_scores in zip(rounds, by_round, strict=True)
     ]
     return Found(
