@@ -78,7 +78,10 @@ def warnings_of_details(
             count=total,
             figures={"by_split": by_split},
         )
-    fits = [bool(flag) for flag in _named("converged", details.get("fit"))]
+    fit = details.get("fit")
+    if isinstance(fit, Mapping):
+        fit = fit.get("rounds", fit)  # beside rounds, its own flag is their summary
+    fits = [bool(flag) for flag in _named("converged", fit)]
     if not all(fits):
         failed = fits.count(False)
         yield ScoreWarning(

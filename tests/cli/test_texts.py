@@ -15,7 +15,6 @@ from tiny_models import save_with_text
 
 import featstore
 from featstore.errors import EncoderError, UsageError
-from featstore.retrieve.zero_shot import score_zero_shot
 from featstore.tasks import Manifest, load_manifest
 from handmade import Run, clip, environment, noise, task_toml, write_split
 
@@ -68,7 +67,7 @@ def test_zero_shot_of_a_stored_clap_is_that_of_transformers(
     folder: Path, manifest: Manifest, by_transformers: dict[str, np.ndarray]
 ) -> None:
     store = featstore.open(folder / "store")
-    record = score_zero_shot(store, manifest)
+    [record] = featstore.retrieve(manifest, store=store, measure="zero-shot")
     test = store.select(split="test")
     classes = unit(
         np.array([np.mean([by_transformers[t] for t in manifest.zero_shot.texts(c)], axis=0) for c in LABELS])

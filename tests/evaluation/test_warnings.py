@@ -172,6 +172,10 @@ def kinds(details, *, metric="accuracy", value=0.5, skipped=()) -> dict[str, int
         ({"fit": {"converged": True}}, {}),
         ({"fit": {"converged": False, "iterations": 3}}, {"not_converged": 1}),
         ({"fit": {"1": {"converged": True}, "2": {"converged": False}, "3": [{"converged": 0}]}}, {"not_converged": 2}),
+        (
+            {"fit": {"converged": False, "rounds": {"1": [{"converged": True}], "2": [{"converged": False}]}}},
+            {"not_converged": 1},
+        ),
         ({"fit": "nothing that is known"}, {}),
         ({"best_epoch_at_edge": False}, {}),
         ({"best_epoch_at_edge": True}, {"best_epoch_at_edge": 1}),
