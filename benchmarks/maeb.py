@@ -143,7 +143,7 @@ def mteb_tasks(y: np.ndarray) -> dict[str, Any]:
 
     from featstore.evaluation.arrays import array_task
     from featstore.evaluation.pool import read_pool
-    from featstore.retrieve.maeb.lists import draw_candidates, draw_pairs
+    from featstore.retrieve.maeb.lists import candidates_of, draw_others, pairs_of
 
     store, manifest = array_task(
         np.ones((len(y), 1), np.float32), [f"class-{each:02d}" for each in y], groups=None, test=None, metric=None
@@ -151,7 +151,8 @@ def mteb_tasks(y: np.ndarray) -> dict[str, Any]:
     names = np.array(read_pool(store, manifest, encoder="arrays").clip_id)
     rows = np.arange(len(y))
     labelled = DatasetDict({"train": Dataset.from_dict({"audio": audio(rows), "label": y.tolist()})})
-    pairs = draw_pairs(y, names.tolist())
+    drawn = draw_others(y, names.tolist())
+    pairs = pairs_of(drawn)
     of_pairs = {
         "audio1": audio(pairs.first),
         "audio2": audio(pairs.second),
@@ -165,7 +166,7 @@ def mteb_tasks(y: np.ndarray) -> dict[str, Any]:
             for query, some in candidates.items()
         }
 
-    queries, lists = draw_candidates(y, names.tolist())
+    queries, lists = candidates_of(drawn)
     listed = {int(query): some[some >= 0] for query, some in zip(queries, lists, strict=True)}
     same = {int(query): np.flatnonzero(y == y[query]) for query in rows}
     ranked = {str(names[query]): names[some].tolist() for query, some in listed.items()}

@@ -25,7 +25,7 @@ from sklearn.multioutput import MultiOutputClassifier
 import tiny
 from featstore.records import ScoreRecord
 from featstore.retrieve import score_measures
-from featstore.retrieve.maeb.lists import draw_candidates, draw_pairs
+from featstore.retrieve.maeb.lists import candidates_of, draw_others, pairs_of
 from speech_tasks import _task
 
 pytestmark = [
@@ -160,7 +160,7 @@ def test_clustering_is_that_of_mteb(scored: Any) -> None:
 
 def test_pairs_are_those_of_mteb(scored: Any) -> None:
     clips, tested, records = scored
-    pairs = draw_pairs(values_of(clips, tested), clips.names[tested].tolist())
+    pairs = pairs_of(draw_others(values_of(clips, tested), clips.names[tested].tolist()))
     data = {
         "audio1": audio(tested[pairs.first]),
         "audio2": audio(tested[pairs.second]),
@@ -218,7 +218,7 @@ def test_retrieval_is_that_of_mteb(scored: Any) -> None:
 
 def listed(clips: Clips, tested: np.ndarray) -> dict[str, list[str]]:
     names = clips.names[tested]
-    queries, candidates = draw_candidates(values_of(clips, tested), names.tolist())
+    queries, candidates = candidates_of(draw_others(values_of(clips, tested), names.tolist()))
     return {str(names[query]): names[some[some >= 0]].tolist() for query, some in zip(queries, candidates, strict=True)}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from featstore.evaluation.data import SHORTEST_SECONDS, TaskWindows, check_parts
 from featstore.evaluation.pool import Pool, read_pool
 from featstore.metrics import Units, plan_units
 from featstore.retrieve.maeb import definitions
+from featstore.retrieve.maeb.lists import draw_others
 from featstore.tasks.splits import Round
 
 if TYPE_CHECKING:
@@ -24,7 +26,7 @@ __all__ = ["NO_CLIPS", "MtebData", "read_data"]
 NO_CLIPS = np.zeros(0, np.int64)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class MtebData:
     """A task as mteb sees it.
 
@@ -57,6 +59,11 @@ class MtebData:
     def names(self) -> list[str]:
         """Names of the clips that are compared."""
         return [self.task.clip_id[clip] for clip in self.clips.tolist()]
+
+    @cached_property
+    def drawn(self) -> NDArray[np.int64]:
+        """Clips that are drawn for pairs and candidate lists: see `draw_others`."""
+        return draw_others(self.values[self.clips], self.names)
 
 
 def read_data(store: Store, manifest: Manifest, *, encoder: str | None) -> MtebData:

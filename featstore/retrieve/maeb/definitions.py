@@ -229,8 +229,8 @@ def cluster_rounds(X: NDArray[np.float32], y: NDArray[np.int64]) -> list[tuple[N
     _, (*words, at), _ = random.Random(SEED).getstate()
     rng = np.random.RandomState()
     rng.set_state(("MT19937", np.array(words, np.uint32), at, 0, 0.0))
-    samples = [(rng.random_sample(ROUND_CLIPS) * len(X)).astype(np.int64) for _ in range(N_DRAWS)]
-    found = _side_by_side(clustering.labels, samples)
+    samples = (rng.random_sample((N_DRAWS, ROUND_CLIPS)) * len(X)).astype(np.int64)
+    found = np.concatenate(_side_by_side(clustering.labels, np.array_split(samples, min(cores(), N_DRAWS))))
     return [(labels, np.bincount(sample, minlength=len(X))) for labels, sample in zip(found, samples, strict=True)]
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from featstore.metrics.jackknife import name_order
 from featstore.retrieve.maeb.definitions import SEED
 
-__all__ = ["N_DIFFERENT", "N_SAME", "Pairs", "draw_candidates", "draw_pairs", "sameness"]
+__all__ = ["N_DIFFERENT", "N_SAME", "Pairs", "candidates_of", "draw_others", "pairs_of", "sameness"]
 
 N_SAME, N_DIFFERENT = 5, 16
 """Candidates of a query, as in ESC50AudioReranking."""
@@ -50,40 +50,43 @@ def sameness(values: NDArray[Any]) -> Iterator[tuple[slice, NDArray[np.bool_]]]:
         yield slice(start, start + len(some)), np.asarray(same)
 
 
-def draw_pairs(values: NDArray[Any], names: Sequence[str]) -> Pairs:
-    """Draw for each clip one that is the same and one that is different.
+def pairs_of(drawn: NDArray[np.int64]) -> Pairs:
+    """Pair each clip with one that is the same and one that is different: the first of each kind in `draw_others`.
 
     mteb's audio tasks have as many pairs of one kind as of the other (CREMADPairClassification: 3,714 each).
     """
-    drawn = _draw(values, names, n_same=1, n_different=1)
-    first, kind = np.nonzero(drawn >= 0)
-    return Pairs(first=first, second=drawn[first, kind], same=kind == 0)
+    others = drawn[:, [0, N_SAME]]
+    first, kind = np.nonzero(others >= 0)
+    return Pairs(first=first, second=others[first, kind], same=kind == 0)
 
 
-def draw_candidates(values: NDArray[Any], names: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Draw for each clip, as a query, 5 candidates that are the same and 16 that are different, or all there are.
+def candidates_of(drawn: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Take the clips of `draw_others` with another that is the same as queries.
 
     Returns
     -------
-    int64 (queries,)
-        Clips with a candidate that is the same.
-    int64 (queries, 21)
-        Candidates, first those that are the same; -1 where there are fewer of a kind.
+    int64 (queries,), int64 (queries, 21)
+        The queries, and their candidates.
     """
-    drawn = _draw(values, names, n_same=N_SAME, n_different=N_DIFFERENT)
     queries = np.flatnonzero((drawn[:, :N_SAME] >= 0).any(axis=1))
     return queries, drawn[queries]
 
 
-def _draw(values: NDArray[Any], names: Sequence[str], *, n_same: int, n_different: int) -> NDArray[np.int64]:
-    """Draw for each clip some that are the same, and behind them some that are different; -1 where there are fewer."""
+def draw_others(values: NDArray[Any], names: Sequence[str]) -> NDArray[np.int64]:
+    """Draw for each clip five that are the same, and behind them 16 that are different, or all there are.
+
+    Returns
+    -------
+    int64 (clips, 21)
+        -1 where there are fewer of a kind.
+    """
     order, rng = name_order(names), np.random.default_rng(SEED)
-    drawn = np.full((len(order), n_same + n_different), -1)
+    drawn = np.full((len(order), N_SAME + N_DIFFERENT), -1)
     for rows, same in sameness(values[order]):
         keys = rng.random(same.shape)  # of several clips, those with the lowest keys are drawn
         other = ~same
         other[np.arange(len(same)), np.arange(rows.start, rows.stop)] = False
-        for kind, n, first in ((same, n_same, 0), (other, n_different, n_same)):
+        for kind, n, first in ((same, N_SAME, 0), (other, N_DIFFERENT, N_SAME)):
             key = np.where(kind, keys, np.inf)
             n_drawn = min(n, len(order))
             place = np.argpartition(key, n_drawn - 1, axis=1)[:, :n_drawn]

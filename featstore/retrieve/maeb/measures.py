@@ -125,7 +125,7 @@ def _clustering(data: MtebData) -> Found:
 def _pairs(data: MtebData) -> Found:
     manifest, settings = data.task.manifest, {}
     if manifest.trials_path is None:
-        drawn = lists.draw_pairs(data.values[data.clips], data.names)
+        drawn = lists.pairs_of(data.drawn)
     else:
         trials = read_trials(manifest.trials_path, data.names, task=manifest.name)
         drawn = lists.Pairs(first=trials.first, second=trials.second, same=trials.same)
@@ -149,7 +149,7 @@ def _pairs(data: MtebData) -> Found:
 
 
 def _reranking(data: MtebData) -> Found:
-    queries, candidates = lists.draw_candidates(data.values[data.clips], data.names)
+    queries, candidates = lists.candidates_of(data.drawn)
     if not len(queries):
         raise LabelError(f"task {data.task.manifest.name}: no test clip has another clip that is the same")
     unit = unit_rows(data.X[data.clips])
@@ -219,6 +219,12 @@ def _retrieval(data: MtebData) -> Found:
 
 def _relevant_by_unit(values: NDArray[Any], unit: NDArray[np.int64], n_units: int) -> NDArray[np.float32]:
     """Number of clips of each unit that are the same as a clip, itself excluded: float32 (clips, units)."""
+    if values.ndim == 1:
+        of_class = np.zeros((values.max() + 1, n_units), np.float32)
+        np.add.at(of_class, (values, unit), 1.0)
+        lost: NDArray[np.float32] = of_class[values]
+        lost[np.arange(len(unit)), unit] -= 1.0
+        return lost
     member = np.zeros((len(unit), n_units), np.float32)
     member[np.arange(len(unit)), unit] = 1.0
     return np.concatenate([same.astype(np.float32) @ member for _, same in lists.sameness(values)])

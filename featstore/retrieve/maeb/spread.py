@@ -131,12 +131,15 @@ def ranked_replicates(lists: Lists, score: ListScore, unit: NDArray[np.int64]) -
     n_relevant, n_units = lists.n_relevant, lists.lost.shape[1]
     values = score(lists.relevant, n_relevant)
     ranked_unit = np.where(lists.ranked >= 0, unit[lists.ranked], -1)
+    has_unit = np.zeros((n_units + 1, len(values)), bool)  # of each list; the last row is of the ranks behind its end
+    has_unit[ranked_unit, np.arange(len(values))[:, None]] = True
     without = np.full(n_units, np.nan)
     for each in range(n_units):
-        removed, left = ranked_unit == each, n_relevant - lists.lost[:, each]
-        changed = np.flatnonzero(removed.any(axis=1) | (left < n_relevant))
-        moved = np.argsort(removed[changed], axis=1, kind="stable")  # the others move up
-        kept = np.take_along_axis((lists.relevant & ~removed)[changed], moved, axis=1)
+        left = n_relevant - lists.lost[:, each]
+        changed = np.flatnonzero(has_unit[each] | (left < n_relevant))
+        removed = ranked_unit[changed] == each
+        moved = np.argsort(removed, axis=1, kind="stable")  # the others move up
+        kept = np.take_along_axis(lists.relevant[changed] & ~removed, moved, axis=1)
         new = values.copy()
         new[changed] = score(kept, left[changed])
         asked = (unit[lists.query] != each) & (left > 0)
