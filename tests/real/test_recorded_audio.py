@@ -27,7 +27,8 @@ from reference import (
 
 import featstore.probe.clips
 import featstore.retrieve.api
-from featstore.evaluation import Outcome, TaskData
+from featstore.evaluation import TaskData
+from featstore.metrics import TestSet
 from featstore.metrics.comparison import ALPHA
 from featstore.probe import probe_task
 from featstore.records import ScoreRecord
@@ -45,7 +46,7 @@ class Scored:
 
     record: ScoreRecord
     task: TaskData
-    outcomes: tuple[Outcome, ...]
+    outcomes: tuple[TestSet, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,10 +63,10 @@ class Case:
 
 def scored(module: ModuleType, score: Callable[..., ScoreRecord], *arguments: Any, **options: Any) -> Scored:
     """What `probe_task` or `retrieve_task`, whose module is given, makes its record of."""
-    seen: list[tuple[TaskData, tuple[Outcome, ...]]] = []
+    seen: list[tuple[TaskData, tuple[TestSet, ...]]] = []
     scores_of = module.score_outcomes
 
-    def score_outcomes(task: TaskData, outcomes: list[Outcome], **more: object) -> object:
+    def score_outcomes(task: TaskData, outcomes: list[TestSet], **more: object) -> object:
         seen.append((task, tuple(outcomes)))
         return scores_of(task, outcomes, **more)
 
@@ -108,8 +109,8 @@ def test_the_probe_is_scikit_learn_at_convergence(case: Case) -> None:
         found = logistic_regression(vectors, train=ids[each.train], valid=ids[each.valid], test=ids[each.test])
         assert abs(np.log10(fitted["strength"] / found.C)) < 0.51, (fitted["strength"], found.C)
         scores.append(found.tested.score())
-        order = np.argsort(ids[outcome.samples.clip])
-        assert ids[outcome.samples.clip][order].tolist() == found.tested.clip.tolist()
+        order = np.argsort(ids[outcome.clip])
+        assert ids[outcome.clip][order].tolist() == found.tested.clip.tolist()
         predicted = outcome.y_scores[0][order]
         if vectors.y.ndim == 1:
             agree.append(predicted.argmax(axis=1) == found.tested.shares.argmax(axis=1))
@@ -125,7 +126,7 @@ def test_the_neighbours_vote_is_numpys(case: Case) -> None:
     of = case.retrieved
     expected = nearest_neighbours(case.vectors)
     ids = np.array(of.task.clip_id)
-    clip, shares = zip(*((ids[each.samples.clip], each.y_scores[0]) for each in of.outcomes), strict=True)
+    clip, shares = zip(*((ids[each.clip], each.y_scores[0]) for each in of.outcomes), strict=True)
     order = np.argsort(np.concatenate(clip))
     assert np.concatenate(clip)[order].tolist() == expected.voted.clip.tolist()
     found = np.concatenate(shares)[order].astype(np.float64)
