@@ -429,3 +429,16 @@ def test_a_damaged_document_is_named_with_the_remedy(url, tmp_path):
     split_writer(url)
     with pytest.raises(DamagedPart, match=r"verify --store .* --repair"):
         featstore.open(url).select()
+
+
+def test_every_file_and_folder_of_a_committed_part_is_fsynced(tmp_path, monkeypatch):
+    fsynced = set()
+    monkeypatch.setattr(os, "fsync", lambda descriptor: fsynced.add(os.fstat(descriptor).st_ino))
+    monkeypatch.chdir(tmp_path)
+    writer = split_writer(Path("s.zarr"))
+    fsynced.clear()
+    write_part(writer, "a.tar", shard_windows("a.tar"))
+    [part] = Path("s.zarr").glob("*/*/*/a.*")
+    assert len([path for path in part.rglob("*") if path.is_file()]) > 5
+    written = [part, *part.rglob("*"), *(above for above in part.parents if above != Path())]
+    assert {str(path) for path in written if path.stat().st_ino not in fsynced} == set()
