@@ -257,9 +257,11 @@ def _of_a_library(spec: EncoderSpec, arguments: Mapping[str, Any], *, trust_remo
         from featstore.encoders.adapters.sentence_transformers import load_sentence_transformer
 
         return load_sentence_transformer(spec.name, trust_remote_code=trust_remote_code)
-    from featstore.encoders.adapters.dasheng import load_dasheng
+    if spec.scheme == "dasheng":
+        from featstore.encoders.adapters.dasheng import load_dasheng
 
-    return load_dasheng(spec.name)
+        return load_dasheng(spec.name)
+    raise AssertionError(f"scheme {spec.scheme} has no loader")
 
 
 def _of_a_hear_module(spec: EncoderSpec, arguments: Mapping[str, Any], outputs: _Outputs) -> Encoder:
